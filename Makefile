@@ -1,0 +1,34 @@
+# make demo · make test · make lint · make laptop: each builds .venv from requirements.lock first, if it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORES ?= all
+
+.PHONY: demo laptop test lint format
+demo: $(VENV)/.installed
+	$(BIN)/snakemake --cores $(CORES) --config scale=demo
+	@cat results/demo/tables/table2.md
+	@echo "Tables: results/demo/tables, Figure 4: results/demo/figures/figure4.png"
+
+laptop: $(VENV)/.installed
+	$(BIN)/snakemake --cores $(CORES) --config scale=laptop
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakemake --lint
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile rules
+
+$(VENV)/.installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "relu-symmetries needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@

@@ -1,0 +1,29 @@
+# relu-symmetries: train seven kinds of VGG11, merge each with its flipped self and with others, tabulate.
+#
+#   images → data/<dataset> → train → flip_merge, pair_merge → tables and figures
+#
+# Targets: all (default), table1, table2, table4, figure4, costs. Settings: config.yaml.
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/train.smk"
+include: "rules/merge.smk"
+include: "rules/tables.smk"
+include: "rules/figures.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        rules.table1.output,
+        rules.table2.output,
+        rules.table4.output,
+        rules.figure4.output,
+        rules.costs.output,

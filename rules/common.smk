@@ -1,0 +1,116 @@
+# Wildcards, paths, and which jobs a run still needs.
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
+
+from relusym.errors import UserError
+from relusym.records import read_record
+from relusym.settings import Settings
+from snakemake.exceptions import WorkflowError
+
+try:
+    SETTINGS = Settings.of(config)
+except UserError as error:
+    raise WorkflowError(f"config: {error}")
+
+RESULTS = f"results/{SETTINGS.scale}"
+RECORDS = f"{RESULTS}/records"
+DATA = f"data/{SETTINGS.dataset}.safetensors"
+
+
+wildcard_constraints:
+    model="|".join(SETTINGS.models),
+    model_1="|".join(SETTINGS.models),
+    model_2="|".join(SETTINGS.models),
+    seed=r"\d+",
+    seed_1=r"\d+",
+    seed_2=r"\d+",
+
+
+LOGS = f"{RESULTS}/logs"
+BENCHMARKS = f"{RESULTS}/benchmarks"
+CHECKPOINT = f"{RESULTS}/checkpoints/{{model}}-{{seed}}.safetensors"
+TRAIN_RECORD = f"{RECORDS}/train/{{model}}-{{seed}}.json"
+FLIP_RECORD = f"{RECORDS}/flip_merge/{{model}}-{{seed}}.json"
+PAIR_RECORD = f"{RECORDS}/pair_merge/{{model_1}}-{{seed_1}}--{{model_2}}-{{seed_2}}.json"
+
+
+def of_net(pattern, net):
+    return pattern.format(model=net[0], seed=net[1])
+
+
+def of_pair(pattern, pair):
+    (model_1, seed_1), (model_2, seed_2) = pair
+    return pattern.format(model_1=model_1, seed_1=seed_1, model_2=model_2, seed_2=seed_2)
+
+
+TRAIN_RECORDS = [of_net(TRAIN_RECORD, net) for net in SETTINGS.nets]
+FLIP_RECORDS = [of_net(FLIP_RECORD, net) for net in SETTINGS.nets]
+PAIR_RECORDS = [of_pair(PAIR_RECORD, pair) for pair in SETTINGS.pairs]
+
+# What has to be done is told by the records themselves: a job is needed if its record is missing or was made with other
+# settings. Checkpoints and images are asked for only by jobs that are needed, so a fresh clone with committed records
+# builds its tables without them. (Hence `rerun-triggers: mtime` in profiles/default: Snakemake's own notes on params
+# are not there in a fresh clone.)
+CHANGED = Path(".snakemake/settings_changed")
+
+
+def is_outdated(record, settings):
+    """Whether a record is there but was made with other settings."""
+    try:
+        return Path(record).exists() and read_record(record)["settings"] != settings
+    except UserError as error:
+        raise WorkflowError(str(error))
+
+
+OUTDATED = {
+    record
+    for records, settings in (
+        (TRAIN_RECORDS, [SETTINGS.train(model) for model, _ in SETTINGS.nets]),
+        (FLIP_RECORDS, [SETTINGS.merge([model]) for model, _ in SETTINGS.nets]),
+        (PAIR_RECORDS, [SETTINGS.merge([a[0], b[0]]) for a, b in SETTINGS.pairs]),
+    )
+    for record, wanted in zip(records, settings)
+    if is_outdated(record, wanted)
+}
+if OUTDATED:  # newer than any record, so that the jobs that have it as input run again
+    CHANGED.parent.mkdir(exist_ok=True)
+    CHANGED.touch()
+
+
+def is_needed(record):
+    return record in OUTDATED or not Path(record).exists()
+
+
+def changed(record):
+    """An input that makes the job of an outdated record run again."""
+    return str(CHANGED) if record in OUTDATED else []
+
+
+MERGED = {net for net in SETTINGS.nets if is_needed(of_net(FLIP_RECORD, net))} | {
+    net for pair in SETTINGS.pairs if is_needed(of_pair(PAIR_RECORD, pair)) for net in pair
+}
+
+
+def is_trained_now(net):
+    """Whether a net's training may have to run: for its record, or for a checkpoint that a needed merge reads."""
+    missing = net in MERGED and not Path(of_net(CHECKPOINT, net)).exists()
+    return missing or is_needed(of_net(TRAIN_RECORD, net))
+
+
+def data_for(job_is_needed):
+    return ancient(DATA) if job_is_needed else []
+
+
+def checkpoints_to_merge(record, nets):
+    return [ancient(of_net(CHECKPOINT, net)) for net in nets] if is_needed(record) else []
+
+
+def table(stem):
+    """A table's three files."""
+    return multiext(f"{RESULTS}/tables/{stem}", ".csv", ".md", ".tex")
+
+
+NOTES = SETTINGS.notes()
+GPU = 0 if SETTINGS.config["device"] == "cpu" else 1

@@ -1,0 +1,11 @@
+"""Rule costs: what each kind of job cost, from Snakemake's benchmark files."""
+
+from pathlib import Path
+
+from job import job
+from relusym.tables import costs, write_table
+
+with job(snakemake):
+    folders = [Path(snakemake.params.benchmarks) / kind for kind in ("train", "flip_merge", "pair_merge")]
+    frame = costs([file for folder in folders for file in sorted(folder.glob("*.tsv"))])
+    write_table(frame, snakemake.output[0].removesuffix(".csv"), "Costs: what each kind of job took", [])

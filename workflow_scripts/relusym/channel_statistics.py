@@ -1,0 +1,84 @@
+"""Statistics of channels over images and positions, added up batch by batch in float64."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def samples(activations: Tensor) -> Tensor:
+    """(B, C, H, W) or (B, C) → float32 (B·H·W, C): every image and position is a sample of the C channels.
+
+    A view if the activations are float32 and channels are last in memory.
+    """
+    x = activations.float()
+    return x if x.ndim == 2 else x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of each channel, float64 (C,)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def halfway(self, other: "Statistics") -> "Statistics":
+        """The averages of two nets' statistics: what REPAIR gives their merged net."""
+        return Statistics((self.mean + other.mean) / 2, (self.std + other.std) / 2)
+
+    def permuted(self, permutation: Tensor) -> "Statistics":
+        """Those of the net whose channel i is this net's channel `permutation[i]`."""
+        index = permutation.to(self.mean.device)
+        return Statistics(self.mean[index], self.std[index])
+
+
+class Tally:
+    """Running count, sum and sum of squares of channels.
+
+    Values are taken relative to the first batch's means, so that float32 sums within a batch lose nothing to
+    cancellation.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, x: Tensor) -> Tensor:
+        """Take in samples (S, C); returns them relative to the origin."""
+        if not self.count:
+            self.origin = x.mean(0)
+            self.total = torch.zeros_like(self.origin, dtype=torch.float64)
+            self.square = torch.zeros_like(self.total)
+        x = x - self.origin
+        self.count += len(x)
+        self.total += x.sum(0)
+        self.square += x.square().sum(0)
+        return x
+
+    @property
+    def offset(self) -> Tensor:
+        """Mean relative to the origin."""
+        return self.total / self.count
+
+    def statistics(self) -> Statistics:
+        """Of all samples so far; the standard deviation is the population's."""
+        variance = (self.square / self.count - self.offset**2).clamp_(min=0)
+        return Statistics(self.offset + self.origin, variance.sqrt())
+
+
+class PairTally:
+    """Two nets' tallies over the same samples, with the sum of their cross products."""
+
+    def __init__(self) -> None:
+        self.first, self.second = Tally(), Tally()
+        self.product: Tensor | None = None
+
+    def add(self, first: Tensor, second: Tensor) -> None:
+        """Take in the same samples of either net, (S, C₁) and (S, C₂)."""
+        product = self.first.add(first).T @ self.second.add(second)
+        self.product = product.double() if self.product is None else self.product.add_(product)
+
+    def correlation(self, epsilon: float) -> Tensor:
+        """Pearson correlation, denominator σσ′ + `epsilon`, float64 (C₁, C₂); not-a-number counts as 0."""
+        covariance = self.product / self.first.count - torch.outer(self.first.offset, self.second.offset)
+        deviations = torch.outer(self.first.statistics().std, self.second.statistics().std)
+        return torch.nan_to_num(covariance / (deviations + epsilon), nan=0.0)

@@ -1,0 +1,107 @@
+"""Group convolutions: layers that satisfy the kernel constraint τ(ψ) = P₁ψP₀ᵀ of equation (3) by construction.
+
+Channels of a regular feature map come in `order` blocks, one an orientation: channel i of block k is channel i of
+block 0 as seen by τᵏ. Under τ the blocks move on by one, cyclically.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
+
+
+class RegularConv2d(nn.Module):
+    """3×3-like "same" convolution between regular feature maps; orientations share weights and bias.
+
+    Args:
+        in_channels, out_channels: channels of the feature maps, all orientations together.
+        kernel_size: side of the square kernel, odd.
+        symmetry: the group, by its generator.
+
+    Shapes: weight (out_channels / order, in_channels, k, k), bias (out_channels / order,).
+
+    Raises:
+        ValueError: channels that don't split into orientations.
+    """
+
+    lifting = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        symmetry: Symmetry = HORIZONTAL_FLIP,
+    ):
+        super().__init__()
+        order = symmetry.order
+        if out_channels % order or (not self.lifting and in_channels % order):
+            raise ValueError(f"{in_channels} → {out_channels} channels don't split into {order} orientations")
+        self.symmetry = symmetry
+        free = nn.Conv2d(in_channels, out_channels // order, kernel_size)  # the usual initial values
+        self.weight, self.bias = free.weight, free.bias
+        self.padding = kernel_size // 2
+
+    def kernel(self) -> Tensor:
+        """The whole kernel ψ, shape (out_channels, in_channels, k, k): block k is τᵏ of the stored filters."""
+        blocks, psi = [self.weight], self.weight
+        for _ in range(self.symmetry.order - 1):
+            psi = self.symmetry.act(psi if self.lifting else self._shift(psi, dim=1))
+            blocks.append(psi)
+        return torch.cat(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H, W)."""
+        return torch.conv2d(x, self.kernel(), self.bias.repeat(self.symmetry.order), padding=self.padding)
+
+    def _shift(self, channels: Tensor, dim: int) -> Tensor:
+        """P on a regular channel dimension: the orientation blocks move on by one."""
+        return channels.roll(channels.shape[dim] // self.symmetry.order, dim)
+
+    def act_on_input(self, x: Tensor) -> Tensor:
+        """τ on this layer's input, (B, in_channels, H, W): in space, and on the channels if they are regular."""
+        moved = self.symmetry.act(x)
+        return moved if self.lifting else self._shift(moved, 1)
+
+    def act_on_output(self, y: Tensor) -> Tensor:
+        """τ on this layer's output, (B, out_channels, H, W): in space and on the channels."""
+        return self._shift(self.symmetry.act(y), 1)
+
+    @torch.no_grad()
+    def check_equivariance(self, x: Tensor) -> float:
+        """Largest difference between Ψ(τx) and τΨ(x), relative to the largest output; x is (B, in_channels, H, H)."""
+        y = self(x)
+        return float((self(self.act_on_input(x)) - self.act_on_output(y)).abs().max() / y.abs().max())
+
+    @torch.no_grad()
+    def check_kernel_constraint(self) -> float:
+        """Largest entry of ψ − τ(P₁ψP₀ᵀ), equation (3), for this layer's whole kernel ψ; 0 if all is well."""
+        psi = self.kernel()
+        moved = self._shift(psi if self.lifting else self._shift(psi, 1), 0)
+        return float((self.symmetry.act(moved) - psi).abs().max())
+
+    @torch.no_grad()
+    def to_plain(self) -> nn.Conv2d:
+        """An ordinary `nn.Conv2d` with the same function."""
+        psi = self.kernel()
+        plain = nn.Conv2d(psi.shape[1], psi.shape[0], psi.shape[2], padding=self.padding)
+        plain.weight.copy_(psi)
+        plain.bias.copy_(self.bias.repeat(self.symmetry.order))
+        return plain
+
+
+class LiftingConv2d(RegularConv2d):
+    """From an ordinary image (P₀ = I) to a regular feature map: a lifting convolution."""
+
+    lifting = True
+
+
+class OrientationPool(nn.Module):
+    """Mean over the orientations: regular features (B, C, …) → invariant features (B, C / order, …)."""
+
+    def __init__(self, order: int = 2):
+        super().__init__()
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (self.order, -1)).mean(1)

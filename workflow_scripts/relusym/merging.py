@@ -1,0 +1,139 @@
+"""Merging two nets: match, permute, average, REPAIR, and measure the barrier (sections 3 and 4)."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from relusym.activation_matching import match, survey
+from relusym.augmentation import normalise
+from relusym.barrier import absolute_barrier, accuracy, barrier
+from relusym.channel_groups import channel_groups, permute
+from relusym.repair import repair, unfused
+from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
+
+CHECK_IMAGES = 100  # one small batch is enough for the identities that are checked on every merge
+
+
+@dataclass
+class Merge:
+    """What merging two nets measured.
+
+    Attributes:
+        accuracy: of both endpoints ("first", "second"), and of the net halfway between them as it is ("halfway") and
+            with REPAIR ("repaired"), as fractions of the test images.
+        barrier, absolute_barrier: of the halfway net and of the repaired one; equation (4), and without denominator.
+        permutations: group name → list: channel i of the first net goes with channel `permutation[i]` of the second.
+        similarity: group name → mean correlation of the matched channels.
+        checks: largest relative differences that should be zero up to rounding.
+    """
+
+    accuracy: dict[str, float]
+    barrier: dict[str, float | None]
+    absolute_barrier: dict[str, float]
+    permutations: dict[str, list[int]]
+    similarity: dict[str, float]
+    checks: dict[str, float]
+
+    def body(self) -> dict:
+        """As the fields of a record."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def halfway(first: nn.Module, second: nn.Module) -> nn.Module:
+    """The net whose every weight is the mean of the two nets' weights, ½(θ₁ + θ₂)."""
+    net = deepcopy(first)
+    other = second.state_dict()
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.add_(other[name]).div_(2)
+    return net
+
+
+def largest_difference(one: Tensor, other: Tensor) -> float:
+    """Largest difference of two tensors relative to the largest entry."""
+    return float((one - other).abs().max() / one.abs().max().clamp(min=1e-30))
+
+
+@torch.no_grad()
+def merge(
+    first: nn.Module,
+    second: nn.Module,
+    images: Tensor,
+    test_images: Tensor,
+    test_labels: Tensor,
+    batch_size: int = 500,
+) -> Merge:
+    """Merge `second`, permuted to match `first`, with `first`.
+
+    Args:
+        first, second: nets of one ordinary architecture (group convs written out by `to_plain`), on one device.
+        images: uint8 (N, H, W, 3), those that channels are matched and REPAIR's statistics taken on.
+        test_images, test_labels: what accuracies are measured on.
+    """
+    groups = channel_groups(first, tuple(normalise(images[:1]).shape[1:]))
+    found = survey(first, second, images, groups, batch_size)
+    matching = match(found.correlation)
+    permuted = deepcopy(second)
+    permuted.load_state_dict(permute(second.state_dict(), groups, matching.permutations))
+    of_conv = {f"{conv}.weight": conv for conv in found.statistics[0]}
+    permutation_of = {
+        of_conv[place.tensor]: matching.permutations[group.name]
+        for group in groups
+        for place in group.places
+        if place.dim == 0 and place.tensor in of_conv
+    }
+    goals = {
+        conv: first_has.halfway(found.statistics[1][conv].permuted(permutation_of[conv]))
+        for conv, first_has in found.statistics[0].items()
+    }
+    between = halfway(first, permuted)
+    repaired, rescalings = repair(between, goals, images, batch_size)
+    score: Callable[[nn.Module], float] = lambda net: accuracy(net, test_images, test_labels, batch_size)  # noqa: E731
+    scores = {
+        "first": score(first),
+        "second": score(second),
+        "halfway": score(between),
+        "repaired": score(repaired),
+    }
+    ends = scores["first"], scores["second"]
+    x = normalise(test_images[:CHECK_IMAGES])
+    return Merge(
+        accuracy=scores,
+        barrier={k: barrier(*ends, scores[k]) if any(ends) else None for k in ("halfway", "repaired")},
+        absolute_barrier={k: absolute_barrier(*ends, scores[k]) for k in ("halfway", "repaired")},
+        permutations={name: permutation.tolist() for name, permutation in matching.permutations.items()},
+        similarity=matching.similarity,
+        checks={
+            "permuted_logits": largest_difference(second(x), permuted(x)),
+            "fused_repair": largest_difference(unfused(between, rescalings, x), repaired(x)),
+        },
+    )
+
+
+@torch.no_grad()
+def flip_merge(
+    net: nn.Module,
+    images: Tensor,
+    test_images: Tensor,
+    test_labels: Tensor,
+    batch_size: int = 500,
+    symmetry: Symmetry = HORIZONTAL_FLIP,
+) -> Merge:
+    """Merge a net with its flipped self: the barrier is the GCNN barrier (section 3).
+
+    Two more checks: the flipped net on flipped images against the net, and flipping twice against the identity.
+    """
+    flipped = symmetry.transform(net)
+    merged = merge(net, flipped, images, test_images, test_labels, batch_size)
+    x = normalise(test_images[:CHECK_IMAGES])
+    merged.checks["flipped_net_on_flipped_images"] = largest_difference(net(x), flipped(symmetry.act(x)))
+    back = flipped
+    for _ in range(symmetry.order - 1):
+        back = symmetry.transform(back)
+    pairs = zip(net.state_dict().values(), back.state_dict().values(), strict=True)
+    merged.checks["flipped_to_identity"] = float(not all(torch.equal(a, b) for a, b in pairs))
+    return merged

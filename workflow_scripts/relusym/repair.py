@@ -1,0 +1,120 @@
+"""REPAIR (Jordan et al. 2023; section 4): give a merged net's channels the average statistics of its endpoints."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from relusym.activation_matching import is_conv
+from relusym.augmentation import normalise
+from relusym.channel_groups import trace
+from relusym.channel_statistics import Statistics, Tally, samples
+
+EPSILON = 1e-5  # added to a variance before a division, as batch norm does
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """A scale and a shift of a conv's output channels, float64 (C,)."""
+
+    scale: Tensor
+    shift: Tensor
+
+    @classmethod
+    def between(cls, has: Statistics, goal: Statistics) -> "Rescaling":
+        """What takes outputs with statistics `has` to the statistics `goal`."""
+        scale = goal.std / (has.std**2 + EPSILON).sqrt()
+        return cls(scale, goal.mean - scale * has.mean)
+
+    def fuse(self, conv: nn.Conv2d) -> None:
+        """Change the conv's weight and bias so that its output comes out rescaled.
+
+        Raises:
+            ValueError: the conv has no bias to take the shift.
+        """
+        if conv.bias is None:
+            raise ValueError("REPAIR can't be fused into a conv without bias")
+        conv.weight.copy_(conv.weight * self.scale[:, None, None, None])
+        conv.bias.copy_(conv.bias * self.scale + self.shift)
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """A conv's output (B, C, H, W), rescaled."""
+        return (output * self.scale[:, None, None] + self.shift[:, None, None]).to(output.dtype)
+
+
+class LayerByLayer:
+    """A net run layer by layer over a whole set of images, so that a layer can be changed before the next is run.
+
+    Between two layers it holds what later layers need of each image: in VGG11, one feature map.
+    """
+
+    def __init__(self, net: nn.Module, images: Tensor, batch_size: int):
+        self.graph = trace(net.eval())  # shares its layers with `net`
+        self.nodes = list(self.graph.graph.nodes)
+        self.interpreter = fx.Interpreter(self.graph)
+        self.batches = images.split(batch_size)
+        self.environments: list[dict] = [{} for _ in self.batches]
+        self.done = 0
+
+    def convs(self) -> list[tuple[int, fx.Node]]:
+        """Every convolution with its place in the order of nodes."""
+        return [(i, node) for i, node in enumerate(self.nodes) if is_conv(self.graph, node)]
+
+    def advance(self, last: int) -> None:
+        """Run all nodes that come before the `last`-th and haven't run yet, on every batch."""
+        interpreter = self.interpreter
+        for batch, environment in zip(self.batches, self.environments, strict=True):
+            interpreter.env = environment
+            interpreter.args_iter = iter([normalise(batch)] if self.done == 0 else [])
+            for node in self.nodes[self.done : last]:
+                environment[node] = interpreter.run_node(node)
+                for unused in interpreter.user_to_last_uses.get(node, ()):
+                    del environment[unused]
+        self.done = last
+
+    def measure(self, node: fx.Node) -> Statistics:
+        """Statistics of the output of the node that is next, over all images; the output itself is not kept."""
+        tally = Tally()
+        for environment in self.environments:
+            self.interpreter.env = environment
+            tally.add(samples(self.interpreter.run_node(node)))
+        return tally.statistics()
+
+
+@torch.no_grad()
+def repair(
+    net: nn.Module, goals: dict[str, Statistics], images: Tensor, batch_size: int = 500
+) -> tuple[nn.Module, dict[str, Rescaling]]:
+    """A copy of `net` whose conv outputs have the statistics `goals`, and the rescalings that are fused into it.
+
+    Each conv is measured with all earlier ones already corrected, over all of `images` and not batch by batch, so
+    that the goals are met exactly. Every conv runs twice on every image: once to be measured, once corrected.
+
+    Args:
+        net: the merged net; every conv has a bias.
+        goals: conv name → statistics, as `Statistics.halfway` of the endpoints gives them.
+        images: uint8 (N, H, W, 3).
+    """
+    repaired = deepcopy(net)
+    run, rescalings = LayerByLayer(repaired, images, batch_size), {}
+    for i, node in run.convs():
+        run.advance(i)
+        rescaling = Rescaling.between(run.measure(node), goals[node.target])
+        rescaling.fuse(repaired.get_submodule(node.target))
+        rescalings[node.target] = rescaling
+    return repaired, rescalings
+
+
+@torch.no_grad()
+def unfused(net: nn.Module, rescalings: dict[str, Rescaling], x: Tensor) -> Tensor:
+    """Logits of `net` on normalised images `x` with the rescalings applied after its convs instead of fused."""
+    hooks = [
+        net.get_submodule(name).register_forward_hook(lambda module, args, output, r=rescaling: r(output))
+        for name, rescaling in rescalings.items()
+    ]
+    try:
+        return net(x)
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,196 @@
+"""Training of one net: SGD on images that live on the device, resumable, the same bytes from the same seed."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from relusym import checkpoint
+from relusym.augmentation import RandomCropFlip
+from relusym.invariance import invariance_loss
+from relusym.randomness import generator
+from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
+
+FINITE_CHECK_STEPS = 50  # reading the loss makes a GPU wait, so there only so often
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a net is trained; the config's `training` section and its model type.
+
+    Attributes:
+        epochs, batch_size: passes over the images; images a step.
+        learning_rate: the peak of a linear warm-up over `warmup_epochs` and a linear decay to zero.
+        momentum, weight_decay: of SGD.
+        crop_padding: pixels of zero padding before the random crop.
+        flip_augmentation: whether each image is flipped with probability 1/2.
+        invariance_weight: factor on the invariance loss.
+        invariance_from: share of the epochs after which the invariance loss is on; None leaves it out.
+        save_every: epochs between saved training states.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    warmup_epochs: float
+    crop_padding: int
+    flip_augmentation: bool
+    invariance_weight: float = 1.0
+    invariance_from: float | None = None
+    save_every: int = 1
+
+    def learning_rate_at(self, epoch: float) -> float:
+        """The learning rate at a point in training, in epochs from 0 to `epochs`."""
+        if epoch < self.warmup_epochs:
+            return self.learning_rate * epoch / self.warmup_epochs
+        return self.learning_rate * (self.epochs - epoch) / (self.epochs - self.warmup_epochs)
+
+    def invariance_at(self, epoch: int) -> bool:
+        """Whether the invariance loss is on in this epoch (counted from 0)."""
+        return self.invariance_from is not None and epoch >= self.invariance_from * self.epochs
+
+
+@dataclass
+class Progress:
+    """Where a training is: `epoch` of `epochs`, mean loss and accuracy of the epoch so far, speed, time left."""
+
+    epoch: float
+    epochs: int
+    loss: float
+    accuracy: float
+    images_per_second: float
+    seconds_left: float
+    epoch_done: bool
+
+
+@dataclass
+class Training:
+    """What came of a training: `history` has one row an epoch; `diverged` is set if the loss became non-finite."""
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    diverged: bool = False
+
+
+def train(
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    settings: TrainingSettings,
+    seed: int,
+    stream: str,
+    *,
+    state: Path | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+    symmetry: Symmetry = HORIZONTAL_FLIP,
+) -> Training:
+    """Train `net` in place with cross-entropy, and the invariance loss where the settings have it (section 4).
+
+    Args:
+        net: on the device to train on, channels last for speed.
+        images, labels: uint8 (N, H, W, 3) and int64 (N,), on the same device.
+        seed, stream: every epoch draws its order, crops and flips from a stream of its own, named by both.
+        state: where the training state is kept between epochs. If the file is there, training goes on from it; at the
+            end it is removed. The caller names the file so that other settings never meet it.
+        report: is told of the progress, at least once an epoch.
+    """
+    augmented = RandomCropFlip(images, settings.crop_padding, settings.flip_augmentation)
+    device = images.device
+    optimizer = torch.optim.SGD(
+        net.parameters(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
+    result, first = Training(), 0
+    if state and state.exists():
+        first = _restore(state, net, optimizer, result)
+    steps = len(images) // settings.batch_size
+    check_every = FINITE_CHECK_STEPS if device.type == "cuda" else 1
+    net.train()
+    for epoch in range(first, settings.epochs):
+        started = reported = time.perf_counter()
+        invariance = settings.invariance_at(epoch)
+        total, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+        batches = augmented.epoch(settings.batch_size, generator(seed, stream, "epoch", epoch))
+        for step, (index, x) in enumerate(batches, start=1):
+            y = labels[index]
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate_at(epoch + (step - 1) / steps)
+            with autocast:
+                if invariance:
+                    logits, moved = net(torch.cat([x, symmetry.act(x)])).float().chunk(2)
+                    loss = nn.functional.cross_entropy(logits, y)
+                    loss = loss + settings.invariance_weight * invariance_loss(logits, moved)
+                else:
+                    logits = net(x).float()
+                    loss = nn.functional.cross_entropy(logits, y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            total += loss.detach()
+            correct += (logits.detach().argmax(1) == y).sum()
+            if (step % check_every == 0 or step == steps) and not math.isfinite(total):
+                result.diverged = True
+                if state:
+                    state.unlink(missing_ok=True)
+                return result
+            now = time.perf_counter()
+            if step == steps or now - reported > 2:
+                reported = now
+                done = step * settings.batch_size
+                rate = done / (now - started)
+                left = (len(images) * (settings.epochs - epoch) - done) / rate
+                progress = Progress(
+                    epoch + step / steps,
+                    settings.epochs,
+                    float(total) / step,
+                    float(correct) / done,
+                    rate,
+                    left,
+                    step == steps,
+                )
+                report(progress)
+        result.history.append(
+            {
+                "epoch": epoch + 1,
+                "loss": progress.loss,
+                "accuracy": progress.accuracy,
+                "images_per_second": round(progress.images_per_second, 1),
+            }
+        )
+        if state and (epoch + 1) % settings.save_every == 0 and epoch + 1 < settings.epochs:
+            _save(state, net, optimizer, result)
+    return result
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether autocast to bfloat16 pays on this device: CUDA from Ampere on."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _save(state: Path, net: nn.Module, optimizer: torch.optim.Optimizer, result: Training) -> None:
+    tensors = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
+    for name, parameter in net.named_parameters():
+        tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
+    checkpoint.save(state, tensors, {"history": result.history})
+
+
+def _restore(state: Path, net: nn.Module, optimizer: torch.optim.Optimizer, result: Training) -> int:
+    """Load what `_save` wrote; the number of epochs done."""
+    tensors, about = checkpoint.load(state, next(net.parameters()).device)
+    net.load_state_dict(
+        {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
+    )
+    for name, parameter in net.named_parameters():
+        buffer = tensors[f"momentum.{name}"]
+        optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+    result.history = about["history"]
+    return len(result.history)

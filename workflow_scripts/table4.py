@@ -1,0 +1,16 @@
+"""Rule table4: the barrier between nets that were trained in different manners."""
+
+from job import job
+from relusym.records import data_notes, read_record
+from relusym.tables import table4, write_table
+
+with job(snakemake):
+    merged = [read_record(path) for path in snakemake.input.pair_merge]
+    frame = table4(merged, snakemake.params.pairs)
+    stem = snakemake.output[0].removesuffix(".csv")
+    write_table(
+        frame,
+        stem,
+        "Merging VGG11 nets trained in different manners",
+        snakemake.params.notes + data_notes(merged),
+    )

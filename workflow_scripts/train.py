@@ -1,0 +1,37 @@
+"""Rule train: train one net, and write its checkpoint and its record."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from job import job
+from relusym.measuring import device_of, train_net
+from relusym.progress import Reporter
+from relusym.records import write_record
+
+terminal = sys.stderr
+with job(snakemake):
+    wildcards, settings = snakemake.wildcards, snakemake.params.settings
+    name = f"{wildcards.model}-{wildcards.seed}"
+    # another config never goes on from this state
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    reporters = [
+        Reporter(name, stream)
+        for stream in (sys.stdout, terminal)
+        if stream is not terminal or stream.isatty()
+    ]
+    record = train_net(
+        wildcards.model,
+        int(wildcards.seed),
+        settings,
+        Path(snakemake.input.data),
+        Path(snakemake.output.checkpoint),
+        device=device_of(snakemake.params.device),
+        state=Path(f"{snakemake.params.state}-{key}.safetensors"),
+        report=lambda progress: [reporter(progress) for reporter in reporters],
+    )
+    write_record(snakemake.output.record, record)
+    print(
+        f"{name}: {record['status']}, accuracy {record['accuracy']}, invariance error {record['invariance_error']}"
+    )
