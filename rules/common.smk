@@ -7,12 +7,11 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
 from relusym.errors import UserError
 from relusym.records import read_record
 from relusym.settings import Settings
-from snakemake.exceptions import WorkflowError
 
 try:
     SETTINGS = Settings.of(config)
-except UserError as error:
-    raise WorkflowError(f"config: {error}")
+except UserError as error:  # not raised: Snakemake would add its own lines behind the one that tells
+    sys.exit(f"config error: {error}")
 
 RESULTS = f"results/{SETTINGS.scale}"
 RECORDS = f"{RESULTS}/records"
@@ -45,38 +44,46 @@ def of_pair(pattern, pair):
     return pattern.format(model_1=model_1, seed_1=seed_1, model_2=model_2, seed_2=seed_2)
 
 
-TRAIN_RECORDS = [of_net(TRAIN_RECORD, net) for net in SETTINGS.nets]
-FLIP_RECORDS = [of_net(FLIP_RECORD, net) for net in SETTINGS.nets]
-PAIR_RECORDS = [of_pair(PAIR_RECORD, pair) for pair in SETTINGS.pairs]
-
 # What has to be done is told by the records themselves: a job is needed if its record is missing or was made with other
 # settings. Checkpoints and images are asked for only by jobs that are needed, so a fresh clone with committed records
 # builds its tables without them. (Hence `rerun-triggers: mtime` in profiles/default: Snakemake's own notes on params
 # are not there in a fresh clone.)
 CHANGED = Path(".snakemake/settings_changed")
+WHOLE = Settings.of({**config, "seeds": None})  # the scale, of which this run may be a piece
 
-
-def is_outdated(record, settings):
-    """Whether a record is there but was made with other settings."""
-    try:
-        return Path(record).exists() and read_record(record)["settings"] != settings
-    except UserError as error:
-        raise WorkflowError(str(error))
-
-
-OUTDATED = {
-    record
-    for records, settings in (
-        (TRAIN_RECORDS, [SETTINGS.train(model) for model, _ in SETTINGS.nets]),
-        (FLIP_RECORDS, [SETTINGS.merge([model]) for model, _ in SETTINGS.nets]),
-        (PAIR_RECORDS, [SETTINGS.merge([a[0], b[0]]) for a, b in SETTINGS.pairs]),
-    )
-    for record, wanted in zip(records, settings)
-    if is_outdated(record, wanted)
+# Every record of the scale, and the settings that it has to be made with.
+TRAIN = {of_net(TRAIN_RECORD, net): SETTINGS.train(net[0]) for net in WHOLE.nets}
+FLIP = {of_net(FLIP_RECORD, net): SETTINGS.merge([net[0]]) for net in WHOLE.nets}
+PAIR = {of_pair(PAIR_RECORD, (a, b)): SETTINGS.merge([a[0], b[0]]) for a, b in WHOLE.pairs}
+WANTED = TRAIN | FLIP | PAIR
+CHOSEN = {of_net(pattern, net) for pattern in (TRAIN_RECORD, FLIP_RECORD) for net in SETTINGS.nets} | {
+    of_pair(PAIR_RECORD, pair) for pair in SETTINGS.pairs
 }
+
+
+def made_with(record):
+    """The settings that a record was made with; None if there is no record."""
+    try:
+        return read_record(record)["settings"] if Path(record).exists() else None
+    except UserError as error:
+        if Path(record).exists():
+            sys.exit(f"error: {error}")
+        return None  # the run whose job this is has just removed it, to make it again
+
+
+MADE_WITH = {record: made_with(record) for record in WANTED}
+OUTDATED = {record for record in CHOSEN if MADE_WITH[record] not in (None, WANTED[record])}
 if OUTDATED:  # newer than any record, so that the jobs that have it as input run again
     CHANGED.parent.mkdir(exist_ok=True)
     CHANGED.touch()
+
+
+def tabulated(records):
+    """Those of this run, and those that other pieces of the scale left: pieces in any order end in one whole table."""
+    return [record for record in records if record in CHOSEN or MADE_WITH[record] == WANTED[record]]
+
+
+TRAIN_RECORDS, FLIP_RECORDS, PAIR_RECORDS = tabulated(TRAIN), tabulated(FLIP), tabulated(PAIR)
 
 
 def is_needed(record):
@@ -100,11 +107,12 @@ def is_trained_now(net):
 
 
 def data_for(job_is_needed):
-    return ancient(DATA) if job_is_needed else []
+    return DATA if job_is_needed else []
 
 
 def checkpoints_to_merge(record, nets):
-    return [ancient(of_net(CHECKPOINT, net)) for net in nets] if is_needed(record) else []
+    # not ancient(): Snakemake would leave out a merge whose only news in this run is the net trained again
+    return [of_net(CHECKPOINT, net) for net in nets] if is_needed(record) else []
 
 
 def table(stem):

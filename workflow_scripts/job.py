@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parent))
 
 from relusym.errors import UserError
@@ -15,8 +13,9 @@ from relusym.errors import UserError
 @contextmanager
 def job(snakemake) -> Iterator[None]:
     """Send output to the rule's log, keep to its threads, and end on a user's error with its one line."""
-    torch.set_num_threads(snakemake.threads)
-    torch.set_flush_denormal(True)
+    if torch := sys.modules.get("torch"):  # tables do without, and start in half the time
+        torch.set_num_threads(snakemake.threads)
+        torch.set_flush_denormal(True)
     terminal = sys.stderr
     with Path(snakemake.log[0]).open("w", encoding="utf-8", buffering=1) as log:
         sys.stdout = sys.stderr = log

@@ -1,7 +1,6 @@
 """Data sets of labelled images, prepared once: one file of uint8 arrays, never decoded again."""
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -133,8 +132,8 @@ def _read(split: Path, classes: Iterable[str], source: str) -> ImageSet:
             raise UserError(f"data folder {split / name} holds no images")
         paths += found
         labels += [label] * len(found)
-    with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
-        arrays = list(pool.map(_decode, paths))
+    # in one thread: with images this small, several only wait for the interpreter's lock
+    arrays = [_decode(path) for path in paths]
     for path, array in zip(paths, arrays, strict=True):
         if array.shape != arrays[0].shape:
             sizes = ["×".join(map(str, a.shape[1::-1])) for a in (array, arrays[0])]

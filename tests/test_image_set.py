@@ -1,0 +1,132 @@
+"""Prepared data sets, and the folders that they come from."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from relusym import image_set
+from relusym.errors import UserError
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A folder tree of images: two classes, three training and two test images each."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 3), ("test", 2)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return tmp_path
+
+
+def test_a_folder_is_read_in_the_order_of_names(tree):
+    train, test = image_set.from_folder(tree)
+    assert train.classes == ("cat", "dog")
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1] and test.labels.tolist() == [0, 0, 1, 1]
+    with Image.open(tree / "train" / "dog" / "1.png") as image:
+        assert np.array_equal(train.images[4].numpy(), np.asarray(image))
+
+
+def test_splits_may_have_any_names(tree):
+    (tree / "test").rename(tree / "held out")
+    assert len(image_set.from_folder(tree, "train", "held out")[1].labels) == 4
+
+
+def test_what_is_saved_is_loaded(tree, tmp_path):
+    train, test = image_set.from_folder(tree)
+    image_set.save(tmp_path / "set.safetensors", train, test)
+    for split, wanted in (("train", train), ("test", test)):
+        got = image_set.load(tmp_path / "set.safetensors", split)
+        assert torch.equal(got.images, wanted.images) and torch.equal(got.labels, wanted.labels)
+        assert (got.classes, got.source) == (wanted.classes, wanted.source)
+
+
+def break_root(tree):
+    return tree / "nowhere"
+
+
+def break_split(tree):
+    (tree / "test").rename(tree / "tset")
+
+
+def break_empty(tree):
+    for folder in (tree / "train").iterdir():
+        folder.rename(tree / folder.name)
+
+
+def break_class(tree):
+    (tree / "test" / "dog").rename(tree / "test" / "wolf")
+
+
+def break_no_images(tree):
+    for path in (tree / "train" / "cat").iterdir():
+        path.unlink()
+
+
+def break_image(tree):
+    (tree / "train" / "dog" / "2.png").write_bytes(b"no picture")
+
+
+def break_truncated(tree):
+    path = tree / "train" / "dog" / "2.png"
+    path.write_bytes(path.read_bytes()[:90])
+
+
+def break_size(tree):
+    Image.new("RGB", (9, 8)).save(tree / "test" / "cat" / "1.png")
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (break_root, "nowhere is missing"),
+        (break_split, "test is missing"),
+        (break_empty, "train is empty"),
+        (break_class, "differ in the classes dog, wolf"),
+        (break_no_images, "cat holds no images"),
+        (break_image, "2.png can't be read"),
+        (break_truncated, "2.png can't be read"),
+        (break_size, "1.png is 9×8 pixels, not 8×8"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_named_in_one_line(tree, damage, named):
+    root = damage(tree) or tree
+    with pytest.raises(UserError, match=named) as error:
+        image_set.from_folder(root)
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_or_foreign_data_file_is_named(tree, tmp_path):
+    path = tmp_path / "set.safetensors"
+    image_set.save(path, *image_set.from_folder(tree))
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"\x80\x04pickle"):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"set\.safetensors is truncated or no safetensors file"):
+            image_set.load(path, "train")
+
+
+def test_a_data_file_that_cannot_be_written_is_named_and_leaves_nothing(tree):
+    splits = image_set.from_folder(tree)
+    (tree / "a file").write_text("in the way")
+    with pytest.raises(UserError, match=r"set\.safetensors can't be written"):
+        image_set.save(tree / "a file" / "set.safetensors", *splits)
+    assert {path.name for path in tree.iterdir()} == {"train", "test", "a file"}
+
+
+def test_a_missing_cifar10_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"CIFAR10 can't be had from .*nowhere"):
+        image_set.from_torchvision_cifar10(tmp_path / "nowhere", download=False)
+
+
+def test_a_subset_is_a_seeded_choice_without_repetition(tree):
+    train, _ = image_set.from_folder(tree)
+    chosen = image_set.subset(train, 4, seed=1)
+    assert torch.equal(chosen.images, image_set.subset(train, 4, seed=1).images)
+    assert len(chosen.images.flatten(1).unique(dim=0)) == 4
+    assert image_set.subset(train, None, seed=1) is train
+    with pytest.raises(UserError, match="7 images are asked for"):
+        image_set.subset(train, 7, seed=1)

@@ -1,0 +1,272 @@
+"""Training: augmentation, determinism, resuming, and the argument of the paper's Figure 3."""
+
+import io
+import json
+import math
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from relusym import checkpoint, image_set
+from relusym.augmentation import MEAN, STD, RandomCropFlip, normalise
+from relusym.chiral_shapes import generate
+from relusym.invariance import invariance_error, invariance_loss, relative_invariance_error
+from relusym.measuring import load_net, measure_merge, train_net
+from relusym.progress import Reporter
+from relusym.randomness import generator, stream
+from relusym.symmetry import HORIZONTAL_FLIP
+from relusym.training import TrainingSettings, train
+from relusym.vgg import VGG11
+
+SETTINGS = TrainingSettings(
+    epochs=3,
+    batch_size=20,
+    learning_rate=0.02,
+    momentum=0.9,
+    weight_decay=5e-4,
+    warmup_epochs=1,
+    crop_padding=2,
+    flip_augmentation=True,
+    invariance_weight=0.3,
+    invariance_from=0.4,
+)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return generate(200, 100, 0)[0]
+
+
+def a_net(seed=0, group_convs=0):
+    torch.manual_seed(seed)
+    return VGG11(1 / 32, group_convs, initialization="he")
+
+
+def test_crops_and_flips_are_those_of_a_plain_loop():
+    images = torch.randint(0, 256, (12, 8, 8, 3), dtype=torch.uint8)
+    augmented, index = RandomCropFlip(images, 2, True), torch.tensor([3, 0, 11, 3])
+    got = augmented.batch(index, torch.Generator().manual_seed(0))
+    random = torch.Generator().manual_seed(0)
+    top, left = torch.randint(5, (2, 4, 1), generator=random)
+    mirrored = torch.rand((4, 1), generator=random) < 0.5
+    assert mirrored.any() and not mirrored.all()
+    for i, k in enumerate(index.tolist()):
+        padded = nn.functional.pad(images[k], (0, 0, 2, 2, 2, 2))
+        crop = padded[top[i] : top[i] + 8, left[i] : left[i] + 8]
+        crop = crop.flip(1) if mirrored[i] else crop
+        assert torch.equal(got[i], normalise(crop[None])[0])
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_normalisation_is_by_cifar10s_mean_and_std():
+    images = torch.full((1, 2, 2, 3), 255, dtype=torch.uint8)
+    expected = (255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    torch.testing.assert_close(normalise(images)[0, :, 0, 0], expected)
+
+
+def test_the_learning_rate_rises_linearly_and_falls_to_zero():
+    settings = replace(SETTINGS, epochs=10, warmup_epochs=2, learning_rate=0.08)
+    rates = [settings.learning_rate_at(epoch) for epoch in (0, 1, 2, 6, 10)]
+    assert rates == pytest.approx([0, 0.04, 0.08, 0.04, 0])
+
+
+def test_late_invariance_is_on_after_its_share_of_the_epochs():
+    late = replace(SETTINGS, epochs=10, invariance_from=0.2)
+    assert [late.invariance_at(epoch) for epoch in (0, 1, 2, 9)] == [False, False, True, True]
+    assert not replace(late, invariance_from=None).invariance_at(9)
+    assert replace(late, invariance_from=0.0).invariance_at(0)
+
+
+def test_invariance_measures_on_hand_worked_logits():
+    logits, moved = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    assert invariance_loss(logits, moved) == pytest.approx(2.5)
+    assert relative_invariance_error(logits, moved).tolist() == pytest.approx([2.0, 0.0])
+
+
+def test_the_invariance_error_of_a_gcnn_is_zero_and_of_a_cnn_is_not(images):
+    assert invariance_error(a_net(group_convs=8), images.images) < 1e-5
+    assert invariance_error(a_net(), images.images) > 1e-2
+
+
+def test_streams_of_types_seeds_and_purposes_differ():
+    keys = [(0, "cnn"), (1, "cnn"), (0, "cnn_inv"), (0, "cnn", "epoch", 0), (0, "cnn", "epoch", 1)]
+    assert len({stream(*key) for key in keys}) == len(keys)
+    assert torch.equal(torch.rand(3, generator=generator(0, "a")), torch.rand(3, generator=generator(0, "a")))
+
+
+def test_the_same_seed_gives_the_same_bytes(images):
+    states = []
+    for _ in range(2):
+        net = a_net()
+        train(net, images.images, images.labels, SETTINGS, 0, "cnn")
+        states.append(net.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_training_cut_off_between_epochs_ends_with_the_same_bytes(images, tmp_path):
+    whole, cut = a_net(), a_net()
+    train(whole, images.images, images.labels, SETTINGS, 0, "cnn")
+    state = tmp_path / "state.safetensors"
+
+    class CutOff(Exception):
+        pass
+
+    def cut_off(progress):
+        if progress.epoch > 2:
+            raise CutOff
+
+    with pytest.raises(CutOff):
+        train(cut, images.images, images.labels, SETTINGS, 0, "cnn", state=state, report=cut_off)
+    resumed = a_net(seed=99)  # nothing of a fresh start may matter
+    seen = []
+    train(resumed, images.images, images.labels, SETTINGS, 0, "cnn", state=state, report=seen.append)
+    assert seen[0].epoch > 2
+    assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
+
+
+RECORD_SETTINGS = {
+    "data": {"dataset": "generated", "train_images": 200, "test_images": 100, "seed": 0},
+    "network": {"width": 1 / 32, "initialization": "he", "group_convs": 0},
+    "training": {
+        "epochs": 60,
+        "batch_size": 20,
+        "learning_rate": 0.02,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "warmup_epochs": 1,
+        "crop_padding": 2,
+        "invariance_weight": 0.3,
+        "save_every": 1,
+        "flip_augmentation": True,
+        "invariance_from": None,
+    },
+    "invariance_images": 100,
+}
+JOB = """
+import json, sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+from relusym.measuring import train_net
+from relusym.progress import Reporter
+train_net("cnn", 0, json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), device=torch.device("cpu"),
+          state=Path(sys.argv[4]), report=Reporter("cnn-0", sys.stdout))
+"""
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data.safetensors"
+    image_set.save(path, *generate(200, 100, 0))
+    return path
+
+
+def test_a_training_killed_by_force_and_started_again_ends_with_the_same_bytes(tmp_path, data, pytestconfig):
+    def start(name):
+        arguments = [
+            json.dumps(RECORD_SETTINGS),
+            data,
+            tmp_path / name,
+            tmp_path / f"{name}.state.safetensors",
+        ]
+        command = [sys.executable, "-c", JOB, *map(str, arguments)]
+        environment = {"PYTHONPATH": str(pytestconfig.rootpath / "workflow_scripts")}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+    whole = start("whole")
+    killed = start("killed")
+    state = tmp_path / "killed.state.safetensors"
+    deadline = time.monotonic() + 60
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert state.exists() and not (tmp_path / "killed").exists()
+    again = start("killed")
+    lines = again.communicate(timeout=120)[0].splitlines()
+    whole.communicate(timeout=120)
+    assert 0 < len(lines) < RECORD_SETTINGS["training"]["epochs"]  # it went on, it didn't start over
+    assert (tmp_path / "killed").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert not state.exists() and not list(tmp_path.glob("*.part*"))
+
+
+def test_flipped_initial_filters_and_flipped_batches_train_the_flipped_net(images):
+    """The argument of Figure 3: Φ̂, trained on the mirrored path, stays Φ with flipped filters."""
+    net = a_net().double()
+    twin = HORIZONTAL_FLIP.transform(net)
+    optimizers = [torch.optim.SGD(n.parameters(), 0.05, momentum=0.9, weight_decay=5e-4) for n in (net, twin)]
+    augmented = RandomCropFlip(images.images, 2, True)
+    start = net.features.conv4.weight.detach().clone()
+    for index, x in augmented.epoch(20, generator(0, "figure 3")):
+        for n, optimizer, batch in zip((net, twin), optimizers, (x, x.flip(-1)), strict=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(n(batch.double()), images.labels[index]).backward()
+            optimizer.step()
+    assert (net.features.conv4.weight - start).abs().max() > 1e-3
+    flipped = HORIZONTAL_FLIP.transform(net).state_dict()
+    for name, tensor in twin.state_dict().items():
+        torch.testing.assert_close(tensor, flipped[name], rtol=1e-8, atol=1e-10)
+
+
+def test_a_diverged_net_is_recorded_at_once_and_nothing_is_merged_from_it(tmp_path, data):
+    settings = {**RECORD_SETTINGS, "training": {**RECORD_SETTINGS["training"], "learning_rate": 1e6}}
+    seen = []
+    record = train_net(
+        "cnn", 0, settings, data, tmp_path / "net", device=torch.device("cpu"), report=seen.append
+    )
+    assert record["status"] == "diverged" and record["accuracy"] is None
+    assert all(progress.epoch <= 3 for progress in seen)
+    json.dumps(record, allow_nan=False)
+    merge_settings = {"merging": {"images": 50, "batch_size": 50}, "trained": [settings]}
+    merged = measure_merge([tmp_path / "net"], merge_settings, data, device=torch.device("cpu"))
+    assert (merged["status"], merged["reason"]) == ("left_out", "cnn-0 is diverged")
+
+
+def test_a_net_at_chance_is_recorded_as_degenerate_and_a_trained_one_is_not(tmp_path, data):
+    chance = {**RECORD_SETTINGS["training"], "epochs": 2, "learning_rate": 1e-9}
+    settings = {
+        **RECORD_SETTINGS,
+        "network": {"width": 1 / 32, "initialization": "pytorch", "group_convs": 0},
+    }
+    record = train_net(
+        "cnn", 0, {**settings, "training": chance}, data, tmp_path / "net", device=torch.device("cpu")
+    )
+    assert record["status"] == "degenerate" and record["accuracy"] == pytest.approx(0.1)
+
+
+def test_checkpoints_that_are_truncated_foreign_or_of_another_net_are_named(tmp_path):
+    device = torch.device("cpu")
+    path = tmp_path / "net.safetensors"
+    for tensors, about in (
+        ({"a": torch.zeros(1)}, {}),
+        (
+            a_net().state_dict(),
+            {"settings": {"network": {"width": 1 / 16, "group_convs": 0}}, "status": "ok"},
+        ),
+    ):
+        checkpoint.save(path, tensors, about)
+        with pytest.raises(Exception, match=r"net\.safetensors doesn't hold a VGG11"):
+            load_net(path, device)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(Exception, match=r"net\.safetensors is truncated"):
+        load_net(path, device)
+
+
+def test_progress_is_one_changing_line_on_a_terminal_and_a_line_an_epoch_in_a_log(images):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    log, terminal = io.StringIO(), Terminal()
+    for stream_ in (log, terminal):
+        train(a_net(), images.images, images.labels, SETTINGS, 0, "cnn", report=Reporter("cnn-0", stream_))
+    lines = log.getvalue().splitlines()
+    assert len(lines) == SETTINGS.epochs and "\r" not in log.getvalue()
+    for word in ("cnn-0", "epoch", "loss", "accuracy", "images/s", "left"):
+        assert word in lines[0]
+    assert terminal.getvalue().count("\r") >= SETTINGS.epochs and terminal.getvalue().count("\n") == 1
+    assert math.isfinite(float(lines[-1].split("loss")[1].split()[0]))

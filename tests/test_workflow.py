@@ -1,0 +1,210 @@
+"""The whole workflow at a tiny scale, and what a later run of it does again."""
+
+import os
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+MODELS = ("cnn_inv", "gcnn")
+PAIRS = [["cnn_inv", "gcnn"], ["gcnn", "gcnn"]]
+PAPER = Path(__file__).parents[1] / "workflow_scripts" / "relusym" / "paper"
+TABLES = {"table1", "table2", "table4", "costs"}
+TINY = {
+    "seeds": "0-1",
+    "data": {"dataset": "generated", "train_images": 200, "test_images": 100, "seed": 0},
+    "network": {"width": 0.03125, "initialization": "he"},
+    "training": {
+        "epochs": 2,
+        "batch_size": 20,
+        "learning_rate": 0.03,
+        "momentum": 0.9,
+        "weight_decay": 0.0005,
+        "warmup_epochs": 1,
+        "crop_padding": 2,
+        "invariance_weight": 0.3,
+        "save_every": 1,
+    },
+    "merging": {"images": 100, "invariance_images": 50, "batch_size": 50},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(clone):
+    """A function that makes a fresh clone set to two model types at the scale `tiny`."""
+
+    def make():
+        made = clone()
+        given = yaml.safe_load((made.folder / "config.yaml").read_text(encoding="utf-8"))
+        models = {model: given["models"][model] for model in MODELS}
+        made.configure(scale="tiny", device="cpu", models=models, pairs=PAIRS, scales={"tiny": TINY})
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(tiny):
+    """A clone after one whole run. Tests that change it work on a copy."""
+    made = tiny()
+    run = made.snakemake()
+    assert run.returncode == 0, run.stdout
+    return made
+
+
+@pytest.fixture
+def committed(finished, tiny):
+    """A fresh clone with the finished run's committed results: no checkpoints, no data, and times as git leaves them."""
+    made = tiny()
+    kept = shutil.ignore_patterns("checkpoints", "states", "logs")
+    shutil.copytree(finished.folder / "results", made.folder / "results", ignore=kept)
+    paths = sorted(path for path in made.folder.rglob("*") if path.is_file())
+    order = random.Random(0)
+    for path in paths:  # a clone writes files in any order, within seconds
+        time = 1.7e9 + order.uniform(0, 10)
+        os.utime(path, (time, time))
+    return made
+
+
+def of_seed(seed):
+    return [*(f"flip_merge {m} {seed}" for m in MODELS), *(f"train {m} {seed}" for m in MODELS)]
+
+
+PAIR_JOBS = [
+    "pair_merge cnn_inv 0 gcnn 0",
+    "pair_merge cnn_inv 1 gcnn 1",
+    "pair_merge gcnn 0 gcnn 1",
+    "pair_merge gcnn 1 gcnn 0",
+]
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_tables_have_the_papers_columns_then_the_counts_then_the_papers_values(finished, number):
+    folder = finished.folder / "results" / "tiny" / "tables"
+    paper = pd.read_csv(PAPER / f"table{number}.csv")
+    keys = [column for column in paper if column in ("model", "model_1", "model_2")]
+    columns = list(pd.read_csv(folder / f"table{number}.csv").columns)
+    values = [f"paper_{column}" for column in paper if column not in keys]
+    counts = ["n", "left_out"]
+    assert columns == [*paper, *counts, *(value for value in values if value in columns)]
+    measured = [value for value in values if value.endswith(("_mean", "_std", "parameters"))]
+    assert measured and set(measured) <= set(columns)
+    for ending in (".md", ".tex"):
+        assert (folder / f"table{number}{ending}").stat().st_size > 100
+
+
+def test_every_net_is_in_the_tables_or_counted_as_left_out(finished):
+    folder = finished.folder / "results" / "tiny" / "tables"
+    table2 = pd.read_csv(folder / "table2.csv").set_index("model")
+    table4 = pd.read_csv(folder / "table4.csv")
+    assert list(table2.index) == list(MODELS)
+    assert table4[["model_1", "model_2"]].to_numpy().tolist() == PAIRS
+    for table in (table2, table4):
+        assert (table["n"] + table["left_out"] == 2).all()
+
+
+def test_figure_4_counts_every_channel_of_the_merged_nets(finished):
+    folder = finished.folder / "results" / "tiny" / "figures"
+    assert {path.suffix for path in folder.iterdir()} == {".png", ".pdf", ".csv"}
+    assert (folder / "figure4.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "figure4.pdf").read_bytes().startswith(b"%PDF")
+    assert set(pd.read_csv(folder / "figure4.csv")["model"]) <= set(MODELS)
+
+
+def test_every_job_left_its_log_and_its_benchmark(finished):
+    results = finished.folder / "results" / "tiny"
+    records = {
+        path.relative_to(results / "records").with_suffix("") for path in results.glob("records/*/*.json")
+    }
+    assert len(records) == 4 + 4 + len(PAIR_JOBS)
+    for record in records:
+        assert (results / "logs" / f"{record}.log").read_text(encoding="utf-8")
+        assert (results / "benchmarks" / f"{record}.tsv").exists()
+
+
+def test_the_training_state_is_gone_after_the_run(finished):
+    assert not list(finished.folder.glob("results/tiny/states/*"))
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    assert finished.planned() == []
+
+
+@pytest.mark.parametrize("target", ["table2", "all"])
+def test_a_fresh_clone_aggregates_the_committed_records_alone(committed, target):
+    allowed = {"table2"} if target == "table2" else {*TABLES, "figure4", "all"}
+    assert set(committed.planned(target)) <= allowed
+    for path in committed.folder.glob("results/tiny/tables/*"):
+        path.unlink()
+    assert "table2" in committed.planned(target)
+    assert set(committed.planned(target)) <= allowed
+
+
+def test_another_batch_size_reruns_trainings_and_merges(finished):
+    jobs = finished.planned("--config", "scales={tiny: {training: {batch_size: 40}}}")
+    assert set(of_seed(0) + of_seed(1) + PAIR_JOBS) <= set(jobs)
+    assert not any(job.startswith("prepare_data") for job in jobs)
+
+
+def test_other_images_to_merge_on_rerun_the_merges_but_no_training(finished):
+    jobs = finished.planned("--config", "scales={tiny: {merging: {images: 90}}}")
+    assert set(PAIR_JOBS) <= set(jobs)
+    assert not any(job.startswith(("train", "prepare_data")) for job in jobs)
+
+
+def test_a_change_to_the_tables_code_reruns_the_tables_alone(committed):
+    newest = max(path.stat().st_mtime for path in committed.folder.rglob("*")) + 10
+    for kind in ("tables", "figures", "benchmarks"):  # newer than the records that they are from
+        for path in (committed.folder / "results" / "tiny" / kind).rglob("*.*"):
+            os.utime(path, (newest, newest))
+    assert committed.planned() == []
+    code = committed.folder / "workflow_scripts" / "relusym" / "tables.py"
+    os.utime(code, (newest + 10, newest + 10))
+    assert set(committed.planned()) == {*TABLES, "all"}
+
+
+def test_a_missing_record_reruns_what_it_needs_and_no_other_net(committed):
+    records = committed.folder / "results" / "tiny" / "records"
+    aggregation = {*TABLES, "figure4", "all"}
+    flip = records / "flip_merge" / "gcnn-1.json"
+    text = flip.read_text(encoding="utf-8")
+    flip.unlink()
+    jobs = [job for job in committed.planned() if job not in aggregation]
+    assert jobs == ["flip_merge gcnn 1", "prepare_data generated-200-100-0", "train gcnn 1"]
+    flip.write_text(text, encoding="utf-8")
+    (records / "train" / "cnn_inv-0.json").unlink()
+    jobs = [job for job in committed.planned() if job not in aggregation]
+    assert jobs == ["prepare_data generated-200-100-0", "train cnn_inv 0"]
+
+
+def test_a_missing_pair_record_reruns_the_trainings_of_its_two_nets(committed):
+    (committed.folder / "results" / "tiny" / "records" / "pair_merge" / "gcnn-1--gcnn-0.json").unlink()
+    jobs = [job for job in committed.planned("table4") if job != "table4"]
+    wanted = ["pair_merge gcnn 1 gcnn 0", "prepare_data generated-200-100-0", "train gcnn 0", "train gcnn 1"]
+    assert jobs == wanted
+
+
+def test_a_piece_of_the_seeds_is_about_these_seeds_alone(tiny):
+    jobs = tiny().planned("--config", "seeds=0")
+    aggregation = [*TABLES, "figure4", "all", "prepare_data generated-200-100-0"]
+    assert jobs == sorted([*of_seed(0), "pair_merge cnn_inv 0 gcnn 0", *aggregation])
+
+
+def test_pieces_in_any_order_end_in_the_whole_table(committed):
+    tables = committed.folder / "results" / "tiny" / "tables"
+    shutil.rmtree(tables)
+    run = committed.snakemake("table2", "--config", "seeds=0")
+    assert run.returncode == 0, run.stdout
+    table = pd.read_csv(tables / "table2.csv")
+    assert committed.planned("table2") == []
+    assert (table["n"] + table["left_out"] == 2).all()
+
+
+def test_the_paper_scale_is_168_nets_168_flip_merges_and_144_pair_merges(clone):
+    rules = Counter(job.split()[0] for job in clone().planned("--config", "scale=paper"))
+    assert (rules["train"], rules["flip_merge"], rules["pair_merge"]) == (168, 168, 144)
+    assert rules["prepare_data"] == 1

@@ -1,0 +1,42 @@
+"""Random matrices that the statements are tested on: permutations, scaled permutations, well-conditioned ones."""
+
+import numpy as np
+
+
+def permutations(rng: np.random.Generator, draws: int, size: int) -> np.ndarray:
+    """Uniformly drawn permutation matrices, float64 (draws, size, size)."""
+    order = rng.permuted(np.tile(np.arange(size), (draws, 1)), axis=1)
+    return np.eye(size)[order]
+
+
+def positive_scales(rng: np.random.Generator, draws: int, size: int) -> np.ndarray:
+    """Positive numbers between e^-1 and e, uniform in the logarithm, float64 (draws, size)."""
+    return np.exp(rng.uniform(-1, 1, (draws, size)))
+
+
+def scaled_permutations(rng: np.random.Generator, draws: int, size: int) -> np.ndarray:
+    """PD of Lemma 2.2: P a permutation, D diagonal with positive entries, float64 (draws, size, size)."""
+    return permutations(rng, draws, size) * positive_scales(rng, draws, size)[:, None]
+
+
+def invertible(rng: np.random.Generator, draws: int, size: int) -> np.ndarray:
+    """Dense matrices with singular values in [e^-1, e], so that rounding stays small, float64 (draws, size, size)."""
+    left, right = np.linalg.qr(rng.standard_normal((2, draws, size, size)))[0]
+    return left * positive_scales(rng, draws, size)[:, None] @ right
+
+
+def distance_to_scaled_permutation(matrices: np.ndarray) -> np.ndarray:
+    """How far invertible matrices (..., n, n) are from a scaled permutation; 0 for exactly those, (...).
+
+    The largest of all negative parts and of the second largest magnitude of every row.
+    """
+    negative = np.maximum(-matrices, 0).max((-2, -1))
+    second = np.sort(np.abs(matrices), -1)[..., -2].max(-1)
+    return np.maximum(negative, second)
+
+
+def all_matrices(size: int, entries: range) -> np.ndarray:
+    """Every matrix with the given integer entries, float64 (len(entries) ** size², size, size)."""
+    return np.stack(np.meshgrid(*[np.array(entries, float)] * size**2, indexing="ij"), -1).reshape(
+        -1, size, size
+    )

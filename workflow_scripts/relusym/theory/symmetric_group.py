@@ -1,0 +1,39 @@
+"""The symmetric group S₃, its multiplication table and its transitive actions: a small group that isn't abelian."""
+
+from itertools import permutations
+
+import numpy as np
+
+ELEMENTS = np.array(
+    list(permutations(range(3)))
+)  # element g sends i to ELEMENTS[g, i]; the first is the identity
+ORDER = len(ELEMENTS)
+
+
+def _index(elements: np.ndarray) -> np.ndarray:
+    """Position in ELEMENTS of permutations (..., 3)."""
+    return (elements[..., None, :] == ELEMENTS).all(-1).argmax(-1)
+
+
+# PRODUCT[h, g] is hg: first g, then h
+PRODUCT = _index(ELEMENTS[:, ELEMENTS])
+_EVEN = np.linalg.det(np.eye(3)[ELEMENTS]) > 0
+
+# Up to isomorphism all transitive actions of S₃, by the number of points: ACTIONS[n][g, x] is where g takes point x
+ACTIONS = {
+    6: PRODUCT,
+    3: ELEMENTS,
+    2: np.where(_EVEN[:, None], [0, 1], [1, 0]),
+    1: np.zeros((ORDER, 1), int),
+}
+
+
+def action(orbits: tuple[int, ...]) -> np.ndarray:
+    """The action on a disjoint union of orbits of the given sizes (each 1, 2, 3 or 6), int (6, sum of sizes)."""
+    starts = np.cumsum((0, *orbits[:-1]))
+    return np.concatenate([ACTIONS[size] + start for size, start in zip(orbits, starts, strict=True)], axis=1)
+
+
+def representation(act: np.ndarray) -> np.ndarray:
+    """Permutation matrices of an action (6, n): P(g) takes basis vector x to act[g, x], float64 (6, n, n)."""
+    return np.eye(act.shape[1])[act].swapaxes(1, 2)
