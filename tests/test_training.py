@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -254,6 +255,26 @@ def test_checkpoints_that_are_truncated_foreign_or_of_another_net_are_named(tmp_
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(Exception, match=r"net\.safetensors is truncated"):
         load_net(path, device)
+
+
+def test_a_full_disk_is_told_in_one_line_and_leaves_no_half_checkpoint(tmp_path):
+    job = """
+import resource, signal, sys, torch
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as on a full disk: the write fails, the process lives
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+from relusym import checkpoint
+from relusym.errors import UserError
+try:
+    checkpoint.save(sys.argv[1], {"weights": torch.zeros(1000)}, {})
+except UserError as error:
+    print(error)
+"""
+    path = tmp_path / "net.safetensors"
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1] / "workflow_scripts")}
+    command = [sys.executable, "-c", job, str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "can't be written" in run.stdout and run.stdout.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_progress_is_one_changing_line_on_a_terminal_and_a_line_an_epoch_in_a_log(images):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from relusym.errors import UserError
@@ -19,7 +19,8 @@ def save(path: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) ->
     """Write `tensors` with `about` (JSON) in the header."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with write_whole(path) as part:
-        save_file(tensors, part, {"relusym": json.dumps(about)})
+        # not by save_file, whose error on a full disk is no OSError
+        part.write_bytes(serialize(tensors, {"relusym": json.dumps(about)}))
 
 
 def load(

@@ -75,7 +75,7 @@ def _templates() -> tuple[Tensor, Tensor, Tensor]:
 TEMPLATES, FIRST, VARIANTS = _templates()
 
 
-def draw(labels: Tensor, random: torch.Generator, noise: float = 0.15, clutter: int = 3) -> Scenes:
+def draw(labels: Tensor, random: torch.Generator, noise: float = 0.3, clutter: int = 6) -> Scenes:
     """Draw the random factors of one image for each label, (N,) int64 in 0..9."""
     count, pair = len(labels), labels // 2
 

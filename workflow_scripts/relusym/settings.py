@@ -1,6 +1,8 @@
 """The config, checked and resolved to one scale: which nets, how each is trained, what is merged with what."""
 
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ import yaml
 from relusym.errors import UserError
 
 Net = tuple[str, int]  # model type and seed
+
+EXPONENTIAL = re.compile(r"[-+]?[0-9]+\.?[0-9]*[eE][-+]?[0-9]+")  # 1e-2, which YAML 1.1 takes for text
 
 
 def seed_list(given: int | str | list[int]) -> list[int]:
@@ -43,9 +47,15 @@ def plain(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return [plain(value) for value in config]
     if isinstance(config, str):
-        value = yaml.safe_load(config) if config else config
-        return value if value is None or isinstance(value, bool | int | float) else config
-    return config
+        if EXPONENTIAL.fullmatch(config):
+            return float(config)
+        try:
+            value = yaml.safe_load(config) if config else config
+        except yaml.YAMLError:  # text that only looks like YAML, such as a folder named {new}
+            return config
+        config = value if value is None or isinstance(value, bool | int | float) else config
+    # JSON has no infinity or not-a-number: left as text, they are refused as no number
+    return str(config) if isinstance(config, float) and not math.isfinite(config) else config
 
 
 def validate(config: dict[str, Any]) -> None:
@@ -78,6 +88,12 @@ def validate(config: dict[str, Any]) -> None:
             raise UserError(f"scales.{name}.data: generated images need numbers train_images and test_images")
         if not generated and "test_images" in scale["data"]:
             raise UserError(f"scales.{name}.data.test_images: only for generated images; remove the key")
+        width = scale["network"]["width"]
+        if width * 32 % 1:
+            raise UserError(
+                f"scales.{name}.network.width: {width} given; allowed are multiples of 1/32, so that a group conv "
+                "has a whole number of pairs of channels"
+            )
         training = scale["training"]
         if training["warmup_epochs"] >= training["epochs"]:
             raise UserError(
@@ -104,9 +120,13 @@ def _one_line(error: jsonschema.ValidationError) -> str:
         "exclusiveMinimum": "more than {}",
         "exclusiveMaximum": "less than {}",
         "pattern": "text that matches {}",
+        "minLength": "text of at least {} character",
+        "minItems": "a list of at least {}",
+        "maxItems": "a list of at most {}",
+        "minProperties": "at least {} entry",
     }
     allowed = error.validator_value
-    if error.validator == "oneOf":  # only seeds are written in several ways
+    if "seeds" in error.absolute_path:  # written in several ways
         return f"{key}: {error.instance!r} given; allowed are seeds such as 3, 0-3, or [0, 5]"
     allowed = ", ".join(map(str, allowed)) if isinstance(allowed, list) else str(allowed)
     rule = rules.get(error.validator)
