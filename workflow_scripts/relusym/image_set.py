@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from relusym import checkpoint
 from relusym.errors import UserError
@@ -76,6 +74,8 @@ def from_torchvision_cifar10(root: str | Path, download: bool = True) -> tuple[I
     Raises:
         UserError: it isn't there and can't be downloaded, or the download is damaged.
     """
+    from torchvision.datasets import CIFAR10  # here, since it doubles the start-up of every job
+
     try:
         splits = [CIFAR10(str(root), train=train, download=download) for train in (True, False)]
     except (RuntimeError, OSError) as error:
@@ -125,6 +125,8 @@ def _classes(split: Path) -> list[str]:
 
 
 def _read(split: Path, classes: Iterable[str], source: str) -> ImageSet:
+    from torchvision.datasets.folder import IMG_EXTENSIONS  # here, since it doubles the start-up of every job
+
     paths, labels = [], []
     for label, name in enumerate(classes):
         found = sorted(path for path in (split / name).iterdir() if path.suffix.lower() in IMG_EXTENSIONS)

@@ -187,9 +187,17 @@ def measure_merge(
 
     Returns:
         the record without its `kind` and the nets' names: those are the caller's.
+
+    Raises:
+        UserError: a checkpoint is damaged, or was trained with other settings than the record would say.
     """
     costs = Costs(device)
     loaded = [load_net(path, device) for path in nets]
+    for path, (_, about), trained in zip(nets, loaded, settings["trained"], strict=True):
+        if about["settings"] != trained:
+            raise UserError(
+                f"checkpoint {path} was trained with other settings: delete it, and it is made again"
+            )
     record: Record = {
         "status": "ok",
         "reason": left_out_reason([about for _, about in loaded]),
