@@ -45,7 +45,8 @@ def fresh(clone):
         (
             "scales={demo: {training: {batchsize: 40}}}",
             "config error: scales.demo.training: unknown key 'batchsize'; allowed are epochs, batch_size, "
-            "learning_rate, momentum, weight_decay, warmup_epochs, crop_padding, invariance_weight, save_every",
+            "learning_rate, momentum, weight_decay, warmup_epochs, crop_padding, invariance_weight, save_every, "
+            "precision",
         ),
         ("threads=many", "config error: threads: 'many' given; allowed is a value of type integer"),
         ("seeds=0,1,1", "config error: seeds: 1 is listed twice in 0,1,1; list each seed once"),

@@ -21,7 +21,7 @@ from relusym.measuring import load_net, measure_merge, train_net
 from relusym.progress import Reporter
 from relusym.randomness import generator, stream
 from relusym.symmetry import HORIZONTAL_FLIP
-from relusym.training import TrainingSettings, train
+from relusym.training import TrainingSettings, autocast_to, train
 from relusym.vgg import VGG11
 
 SETTINGS = TrainingSettings(
@@ -109,6 +109,27 @@ def test_the_same_seed_gives_the_same_bytes(images):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_auto_precision_is_bfloat16_only_where_the_cpu_is_fast_in_it(monkeypatch):
+    cpu = torch.device("cpu")
+    for able, dtype in (({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert autocast_to("auto", cpu) == dtype
+        assert autocast_to("float32", cpu) == torch.float32
+
+
+def test_training_in_bfloat16_keeps_float32_weights_and_learns_like_float32(images):
+    last = {}
+    for precision in ("float32", "bfloat16"):
+        net = a_net()
+        settings = replace(SETTINGS, epochs=10, precision=precision)
+        last[precision] = train(net, images.images, images.labels, settings, 0, "cnn").history
+        assert all(tensor.dtype == torch.float32 for tensor in net.state_dict().values())
+    first = [history[0]["loss"] for history in last.values()]
+    final = [history[-1]["loss"] for history in last.values()]
+    assert first[0] != first[1]  # it was another arithmetic
+    assert final == pytest.approx([final[0]] * 2, rel=0.1) and max(final) < first[0]
+
+
 def test_a_training_cut_off_between_epochs_ends_with_the_same_bytes(images, tmp_path):
     whole, cut = a_net(), a_net()
     train(whole, images.images, images.labels, SETTINGS, 0, "cnn")
@@ -143,6 +164,7 @@ RECORD_SETTINGS = {
         "crop_padding": 2,
         "invariance_weight": 0.3,
         "save_every": 1,
+        "precision": "float32",
         "flip_augmentation": True,
         "invariance_from": None,
     },

@@ -30,6 +30,7 @@ TINY = {
         "crop_padding": 2,
         "invariance_weight": 0.3,
         "save_every": 1,
+        "precision": "float32",
     },
     "merging": {"images": 100, "invariance_images": 50, "batch_size": 50},
 }

@@ -19,7 +19,7 @@ from relusym.invariance import invariance_error
 from relusym.merging import Merge, flip_merge, merge
 from relusym.randomness import stream
 from relusym.records import sha256
-from relusym.training import Progress, TrainingSettings, train
+from relusym.training import Progress, TrainingSettings, autocast_to, train
 from relusym.vgg import VGG11
 
 Record = dict[str, Any]
@@ -135,6 +135,7 @@ def train_net(
         "settings": settings,
         "inputs": {"data": sha256(data), "source": images.source},
         "outputs": {"checkpoint": sha256(to)},
+        "precision": str(autocast_to(how.precision, device)).removeprefix("torch."),
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         **scores,
         "history": training.history,

@@ -31,6 +31,7 @@ class TrainingSettings:
         invariance_weight: factor on the invariance loss.
         invariance_from: share of the epochs after which the invariance loss is on; None leaves it out.
         save_every: epochs between saved training states.
+        precision: of the forward and backward pass: "float32", "bfloat16" (autocast), or "auto", see `autocast_to`.
     """
 
     epochs: int
@@ -44,6 +45,7 @@ class TrainingSettings:
     invariance_weight: float = 1.0
     invariance_from: float | None = None
     save_every: int = 1
+    precision: str = "auto"
 
     def learning_rate_at(self, epoch: float) -> float:
         """The learning rate at a point in training, in epochs from 0 to `epochs`."""
@@ -108,7 +110,8 @@ def train(
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
+    dtype = autocast_to(settings.precision, device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
     result, first = Training(), 0
     if state and state.exists():
         first = _restore(state, net, optimizer, result)
@@ -171,9 +174,20 @@ def train(
     return result
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Whether autocast to bfloat16 pays on this device: CUDA from Ampere on."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+def autocast_to(precision: str, device: torch.device) -> torch.dtype:
+    """The type that convolutions and linear layers are computed in.
+
+    "auto" is bfloat16 where the device computes in it faster than in float32: CUDA from Ampere on, CPUs with
+    AVX512-BF16 or AMX. Weights, their updates and all measurements stay in float32.
+    """
+    if precision != "auto":
+        return getattr(torch, precision)
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able = torch.cpu.get_capabilities()
+        fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return torch.bfloat16 if fast else torch.float32
 
 
 def _save(state: Path, net: nn.Module, optimizer: torch.optim.Optimizer, result: Training) -> None:
