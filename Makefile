@@ -8,10 +8,14 @@ CORES ?= all
 demo: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --config scale=demo
 	@cat results/demo/tables/table2.md
-	@echo "Tables: results/demo/tables, Figure 4: results/demo/figures/figure4.png"
+	@$(BIN)/snakemake --config scale=demo --report report.html --quiet all
+	@echo "Tables: results/demo/tables, figures: results/demo/figures"
+	@echo "Report: $(CURDIR)/report.html"
 
 laptop: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --config scale=laptop
+	@$(BIN)/snakemake --config scale=laptop --report report.html --quiet all
+	@echo "Report: $(CURDIR)/report.html"
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

@@ -2,7 +2,7 @@
 #
 #   images → data/<dataset> → train → flip_merge, pair_merge → tables and figures
 #
-# Targets: all (default), table1, table2, table4, figure4, costs. Settings: config.yaml.
+# Targets: all (default), table1, table2, table4, figure4, costs, compare, provenance. Settings: config.yaml.
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -11,12 +11,16 @@ min_version("9.27")
 configfile: "config.yaml"
 
 
+report: "report/workflow.rst"
+
+
 include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"
 include: "rules/merge.smk"
 include: "rules/tables.smk"
 include: "rules/figures.smk"
+include: "rules/compare.smk"
 
 
 rule all:
@@ -27,3 +31,6 @@ rule all:
         rules.table4.output,
         rules.figure4.output,
         rules.costs.output,
+        rules.comparison.output,
+        rules.claims.output,
+        rules.provenance.output,

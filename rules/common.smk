@@ -1,4 +1,5 @@
 # Wildcards, paths, and which jobs a run still needs.
+import re
 import sys
 from pathlib import Path
 
@@ -115,9 +116,15 @@ def checkpoints_to_merge(record, nets):
     return [of_net(CHECKPOINT, net) for net in nets] if is_needed(record) else []
 
 
-def table(stem):
-    """A table's three files."""
-    return multiext(f"{RESULTS}/tables/{stem}", ".csv", ".md", ".tex")
+def table(stem, category="Tables"):
+    """A table's four files. The report shows the HTML, by the caption `report/<stem>.rst`."""
+    page = report(
+        f"{RESULTS}/tables/{stem}.html",
+        caption=f"../report/{stem}.rst",
+        category=category,
+        labels={"table": re.sub(r"\B(?=\d)", " ", stem.capitalize())},  # table2: Table 2
+    )
+    return [*multiext(f"{RESULTS}/tables/{stem}", ".csv", ".md", ".tex"), page]
 
 
 NOTES = SETTINGS.notes()

@@ -10,7 +10,13 @@ rule figure4:
         flip_merge=FLIP_RECORDS,
         code=f"{workflow.basedir}/workflow_scripts/relusym/permutation_order.py",
     output:
-        multiext(f"{RESULTS}/figures/figure4", ".png", ".pdf", ".csv"),
+        report(
+            f"{RESULTS}/figures/figure4.png",
+            caption="../report/figure4.rst",
+            category="Figures",
+            labels={"figure": "Figure 4"},
+        ),
+        multiext(f"{RESULTS}/figures/figure4", ".pdf", ".csv"),
     log:
         f"{LOGS}/figure4.log",
     benchmark:

@@ -85,7 +85,7 @@ rule costs:
         PAIR_RECORDS,
         code=TABLE_CODE,
     output:
-        table("costs"),
+        table("costs", "Costs and provenance"),
     log:
         f"{LOGS}/costs.log",
     benchmark:

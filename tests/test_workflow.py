@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import report_tour
 import yaml
 
 from relusym.records import read_record
@@ -15,7 +16,7 @@ from relusym.records import read_record
 MODELS = ("cnn", "gcnn")
 PAIRS = [["cnn", "gcnn"], ["gcnn", "gcnn"]]
 PAPER = Path(__file__).parents[1] / "workflow_scripts" / "relusym" / "paper"
-TABLES = {"table1", "table2", "table4", "costs"}
+TABLES = {"table1", "table2", "table4", "costs", "comparison", "claims", "provenance"}
 TINY = {
     "seeds": "0-1",
     "data": {"dataset": "generated", "train_images": 400, "test_images": 200, "seed": 0},
@@ -96,7 +97,7 @@ def test_tables_have_the_papers_columns_then_the_counts_then_the_papers_values(f
     assert columns == [*paper, *counts, *(value for value in values if value in columns)]
     measured = [value for value in values if value.endswith(("_mean", "_std", "parameters"))]
     assert measured and set(measured) <= set(columns)
-    for ending in (".md", ".tex"):
+    for ending in (".md", ".tex", ".html"):
         assert (folder / f"table{number}{ending}").stat().st_size > 100
 
 
@@ -221,3 +222,24 @@ def test_the_paper_scale_is_168_nets_168_flip_merges_and_144_pair_merges(clone):
     rules = Counter(job.split()[0] for job in clone().planned("--config", "scale=paper"))
     assert (rules["train"], rules["flip_merge"], rules["pair_merge"]) == (168, 168, 144)
     assert rules["prepare_data"] == 1
+
+
+@pytest.mark.skipif(not report_tour.BROWSER, reason="no Chromium here: the report is not looked at")
+@pytest.mark.parametrize("state", ["finished", "committed"])
+def test_the_report_shows_every_table_and_figure_without_an_error(state, request, tmp_path):
+    """After a run, and in a fresh clone, where nothing of Snakemake's own is left."""
+    folder = request.getfixturevalue(state).folder
+    report = tmp_path / "report.html"
+    run = request.getfixturevalue(state).snakemake("--report", str(report))
+    assert run.returncode == 0, run.stdout
+    tour = report_tour.tour(report, tmp_path)
+    assert tour["errors"] == []
+    assert "GCNN barrier" in tour["description"] and tour["rules"] > 0
+    results = folder / "results" / "tiny"
+    wanted = [*results.glob("tables/*.html"), *results.glob("figures/*.png")]
+    assert {path.relative_to(folder).as_posix() for path in wanted} == set(tour["seen"])
+    assert {Path(path).stem for path in tour["seen"]} >= TABLES
+    for path, seen in tour["seen"].items():
+        assert seen["rows"] > 0 if path.endswith(".html") else seen["width"] > 200, path
+        assert "What to see" in seen["caption"], path
+    assert report.stat().st_size < 10e6

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -90,6 +91,17 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 
 def data_notes(records: list[dict[str, Any]]) -> list[str]:
-    """What the records say about the data they were measured on, for the notes of a table."""
+    """Where the numbers of a table come from, for its notes: the images, how many records, of which code and device."""
     sources = {record["inputs"].get("source") for record in records} - {None}
-    return [f"Data: {source}" for source in sorted(sources)]
+    kinds = Counter(record["kind"] for record in records)
+    made = {
+        ", ".join(f"{what} {version}" for what, version in record["code"].items())
+        for record in records
+        if "code" in record
+    }
+    counted = " and ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return [
+        *(f"Data: {source}" for source in sorted(sources)),
+        *([f"From {counted} records"] if records else []),
+        *(f"Made with {what}" for what in sorted(made)),
+    ]

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,60 @@ HEADINGS = {
     "median_s": "Median (s)",
     "max_s": "Longest (s)",
     "max_memory_mb": "Most memory (MB)",
+    "table": "Table",
+    "row": "Row",
+    "quantity": "Quantity",
+    "value": "Value",
+    "difference": "Difference",
+    "in_paper_stds": "In the paper's std",
+    "in_standard_errors": "In standard errors (Welch)",
+    "p_value": "p",
+    "verdict": "Verdict",
+    "reason": "Reason",
+    "claim": "Claim",
+    "source": "Where in the paper",
+    "effect": "Effect",
+    "effect_size": "Effect size",
+    "measure": "Measure",
+    "test": "Test",
+    "p_corrected": "p, corrected",
+    "p_rank": "p of a rank test",
+    "p_rank_min": "Least p of a rank test",
+    "remark": "Remark",
+    "made": "Made",
+    "records": "Records",
+    "images": "Images",
+    "settings": "Settings",
+    "relusym": "relusym",
+    "torch": "torch",
+    "python": "Python",
+    "device": "Device",
+    "precision": "Precision",
 }
-FORMATS = {"hours": "{:.3f}", "median_s": "{:.1f}", "max_s": "{:.1f}", "max_memory_mb": "{:.0f}"}
+FORMATS = {
+    "hours": "{:.3f}",
+    "median_s": "{:.1f}",
+    "max_s": "{:.1f}",
+    "max_memory_mb": "{:.0f}",
+    "difference": "{:+.2g}",
+    "in_paper_stds": "{:+.1f}",
+    "in_standard_errors": "{:+.1f}",
+    "effect": "{:+.3g}",
+    "effect_size": "{:+.2f}",
+    **dict.fromkeys(("p_value", "p_corrected", "p_rank", "p_rank_min"), "{:.2g}"),
+}
+STYLE = """body { font: 14px/1.4 system-ui, sans-serif; margin: 1.5em; color: #222 }
+h1 { font-size: 1.2em }
+table { border-collapse: collapse; border-top: 2px solid #222; border-bottom: 2px solid #222 }
+thead { border-bottom: 1px solid #222 }
+th, td { padding: 0.25em 0.6em; vertical-align: top; font-variant-numeric: tabular-nums }
+tbody tr:nth-child(even) { background: #f3f5f7 }
+ul { color: #555; padding-left: 1.2em }
+"""
 LATEX_SPECIAL = str.maketrans(
     {character: f"\\{character}" for character in "_%&#${}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"σ": r"$\sigma$", "ρ": r"$\rho$", "−": "$-$", "½": r"$\frac{1}{2}$"}
 )
 
 
@@ -95,6 +145,17 @@ def table2(
     Raises:
         UserError: an ok record lacks a measurement (named), or a record is given twice.
     """
+    nets = nets_measured(train_records, flip_records)
+    summary = _summary(nets, ["model"], list(models), ["accuracy", "invariance_error", "gcnn_barrier"])
+    return _beside_paper(summary, paper_values.table(2), ["model"])
+
+
+def nets_measured(train_records: Sequence[Record], flip_records: Sequence[Record]) -> pd.DataFrame:
+    """One row a net: model, seed, accuracy, invariance_error, gcnn_barrier, ok (both its records are).
+
+    Raises:
+        UserError: an ok record lacks a measurement (named), or a record is given twice.
+    """
     key = ["model", "seed"]
     nets = pd.merge(
         _nets(train_records, key, ["accuracy", "invariance_error"]),
@@ -104,8 +165,7 @@ def table2(
         suffixes=("", "_flip"),
     )
     nets["ok"] = nets["ok"].eq(True) & nets.pop("ok_flip").eq(True)
-    summary = _summary(nets, ["model"], list(models), ["accuracy", "invariance_error", "gcnn_barrier"])
-    return _beside_paper(summary, paper_values.table(2), ["model"])
+    return nets
 
 
 def table4(pair_records: Sequence[Record], pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
@@ -117,11 +177,20 @@ def table4(pair_records: Sequence[Record], pairs: Sequence[tuple[str, str]]) -> 
         UserError: an ok record lacks its barrier (named), or a record is given twice.
     """
     key = ["model_1", "model_2"]
-    nets = _nets(pair_records, [*key, "seed_1", "seed_2"], ["barrier.repaired"])
-    nets = nets.rename(columns={"barrier.repaired": "barrier"})
+    merged = pairs_measured(pair_records)
     return _beside_paper(
-        _summary(nets, key, [tuple(pair) for pair in pairs], ["barrier"]), paper_values.table(4), key
+        _summary(merged, key, [tuple(pair) for pair in pairs], ["barrier"]), paper_values.table(4), key
     )
+
+
+def pairs_measured(pair_records: Sequence[Record]) -> pd.DataFrame:
+    """One row a pair of nets: model_1, model_2, seed_1, seed_2, barrier, ok.
+
+    Raises:
+        UserError: an ok record lacks its barrier (named), or a record is given twice.
+    """
+    merged = _nets(pair_records, ["model_1", "model_2", "seed_1", "seed_2"], ["barrier.repaired"])
+    return merged.rename(columns={"barrier.repaired": "barrier"})
 
 
 def costs(benchmark_files: Iterable[str | Path]) -> pd.DataFrame:
@@ -184,10 +253,10 @@ def human_table(frame: pd.DataFrame, latex: bool = False) -> pd.DataFrame:
 
 
 def write_table(frame: pd.DataFrame, stem_path: str | Path, title: str, notes: Sequence[str]) -> None:
-    """Write `frame` to `stem_path`.csv (full precision), .md and .tex (booktabs), each whole or not at all.
+    """Write `frame` to `stem_path`.csv (full precision), .md, .tex (booktabs) and .html, each whole or not at all.
 
     Args:
-        title: one line, the heading in Markdown and the caption in LaTeX.
+        title: one line, the heading in Markdown and HTML, and the caption in LaTeX.
         notes: one line each, below the table: where the data come from, width, epochs, seeds.
 
     Raises:
@@ -198,6 +267,7 @@ def write_table(frame: pd.DataFrame, stem_path: str | Path, title: str, notes: S
         "csv": frame.to_csv(index=False, lineterminator="\n"),
         "md": _markdown(frame, title, notes),
         "tex": _latex(frame, stem_path.name, title, notes),
+        "html": _html(frame, title, notes),
     }
     for ending, text in texts.items():
         with write_whole(stem_path.with_name(f"{stem_path.name}.{ending}")) as part:
@@ -295,6 +365,24 @@ def _latex(frame: pd.DataFrame, label: str, title: str, notes: Sequence[str]) ->
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _html(frame: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
+    """A page of its own, for the report: it needs no file beside it and no script."""
+    cells = human_table(frame)
+    widths = [cells[name].str.len().max() if len(cells) else 0 for name in cells]
+    rules = [
+        f"th:nth-child({i}), td:nth-child({i}) {{ text-align: {side} }}\n"
+        f"td:nth-child({i}) {{ {'white-space: nowrap' if width < 32 else 'min-width: 24em'} }}\n"
+        for i, (width, side) in enumerate(zip(widths, _alignment(frame), strict=True), start=1)
+    ]
+    body = cells.to_html(index=False, border=0).replace(r"\|", "|")
+    about = "".join(f"<li>{escape(note)}</li>\n" for note in notes)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f"<style>\n{STYLE}{''.join(rules)}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n{body}\n"
+        f"<ul>\n{about}</ul>\n</body>\n</html>\n"
+    )
 
 
 def _alignment(frame: pd.DataFrame) -> list[str]:

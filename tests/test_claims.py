@@ -1,0 +1,210 @@
+"""The paper's claims, on records in which they hold by construction, or fail, or can't be told."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from relusym.claims import (
+    HELD,
+    NOT_HELD,
+    OPEN,
+    UNTESTED,
+    claims,
+    flipped_against_other,
+    hedges_g,
+    is_higher,
+    is_highest,
+    shared_nets,
+)
+from relusym.paper_values import table
+
+MODELS = list(table(2)["model"])
+PAPER = table(2).set_index("model")
+PAIRS = table(4).set_index(["model_1", "model_2"])["barrier_mean"]
+SWAP, THREE_CYCLE = [1, 0, 3, 2], [1, 2, 0, 3]
+
+
+def run(n=4, *, reverse=False, spread=1.0, models=MODELS, permutation=SWAP):
+    """Train, flip-merge and pair-merge records of `n` nets a type about the paper's means, or with those mirrored.
+
+    spread: in the paper's standard deviations; the nets of a type lie evenly within one of them to either side.
+    """
+    sign = -1 if reverse else 1
+    about = {"status": "ok", "settings": {}, "inputs": {}}
+    offsets = spread * (np.linspace(-1, 1, n) if n > 1 else np.zeros(1))
+    trains, flips, pairs = [], [], []
+    for model, seed in itertools.product(models, range(n)):
+        row, net = PAPER.loc[model], {"model": model, "seed": seed}
+        values = {
+            quantity: sign * (row[f"{quantity}_mean"] + offsets[seed] * row[f"{quantity}_std"])
+            for quantity in ("accuracy", "invariance_error", "gcnn_barrier")
+        }
+        trains.append(about | {"kind": "train", **net, **values})
+        merged = {"barrier": {"repaired": values["gcnn_barrier"]}, "permutations": {"conv1": permutation}}
+        flips.append(about | {"kind": "flip_merge", **net, **merged})
+    for model, seed in itertools.product([model for model in models if (model, model) in PAIRS], range(n)):
+        barrier = sign * (PAIRS[model, model] + 1e-3 * offsets[(seed * 3 + 1) % n])
+        names = {"model_1": model, "seed_1": seed, "model_2": model, "seed_2": (seed + 1) % n}
+        pairs.append(about | {"kind": "pair_merge", **names, "barrier": {"repaired": barrier}})
+    return trains, flips, pairs
+
+
+def zero_filters(gcnn, cnn):
+    rows = [
+        (model, seed, "conv1", n)
+        for model, counts in (("gcnn", gcnn), ("cnn", cnn))
+        for seed, n in enumerate(counts)
+    ]
+    return pd.DataFrame(rows, columns=["model", "seed", "layer", "zero_filters"])
+
+
+def verdicts(frame):
+    return frame.set_index("claim")["verdict"].to_dict()
+
+
+def test_all_claims_hold_on_the_papers_own_numbers():
+    found = claims(*run(24, permutation=SWAP), zero_filters([30, 31, 35, 33], [1, 2, 3, 4]))
+    assert len(found) == 3 + 1 + 3 + 2 + 1 + 1 + 2
+    assert set(found["verdict"]) == {HELD}, verdicts(found)
+    assert found["effect"].notna().all()
+    tested = found[found["test"] != "count"]
+    assert (tested["p_corrected"] >= tested["p_value"]).all()
+
+
+def test_no_directed_claim_holds_on_the_mirrored_numbers():
+    found = claims(
+        *run(24, reverse=True, permutation=THREE_CYCLE), zero_filters([1, 2, 3, 4], [30, 31, 35, 33])
+    )
+    said = verdicts(found)
+    symmetric = "Types with a lower invariance error have a lower GCNN barrier"  # mirrored twice
+    kept = [claim for claim in said if claim.startswith("Late invariance loss keeps accuracy: CNN")]
+    assert said.pop(symmetric) == HELD
+    assert said.pop(kept[0]) == HELD  # a difference of 0.001 to either side is no loss of 0.009
+    assert set(said.values()) == {NOT_HELD}, said
+
+
+def test_nets_that_differ_more_than_types_are_inconclusive():
+    found = claims(*run(4, spread=60.0))
+    said = verdicts(found)
+    assert [said[claim] for claim in said if claim.startswith("Invariance loss")] == [OPEN] * 3
+    assert said["PGCNN + late inv-loss is the most accurate type"] == OPEN
+
+
+@pytest.mark.parametrize(("n", "models"), [(1, MODELS), (4, ["pgcnn"]), (0, MODELS)])
+def test_too_few_nets_are_told(n, models):
+    found = claims(*run(n, models=models))
+    direct = found[~found["claim"].str.contains("matching|Types")]
+    assert set(direct["verdict"]) == {UNTESTED}
+    assert direct["p_value"].isna().all()
+    assert direct["remark"].str.len().min() > 0
+
+
+def test_zero_filters_that_nobody_counted_are_told():
+    assert verdicts(claims(*run()))["A GCNN has more zero-filters than a CNN"] == UNTESTED
+
+
+def test_one_channel_of_order_three_settles_that_not_all_have_two():
+    found = claims(*run(4, permutation=[1, 2, 0, 3, 4, 5, 7, 6])).set_index("claim")
+    every = found.loc["All GCNN channels found by matching have order at most 2"]
+    assert (every["verdict"], every["effect"]) == (NOT_HELD, 3 / 8)
+    assert every["remark"] == "12 of 32 channels have a higher order"
+    most = found.loc["Most GCNN channels found by matching have order at most 2"]
+    assert most["effect"] == 5 / 8
+    assert (
+        most["p_value"] == most["p_rank"] == 0.125
+    )  # no spread between the nets: only the rank test is left
+
+
+def test_spearmans_p_is_that_of_all_permutations():
+    found = (
+        claims(*run()).set_index("claim").loc["Types with a lower invariance error have a lower GCNN barrier"]
+    )
+    assert found["effect"] == pytest.approx(1)
+    assert found["p_value"] == found["p_rank_min"] == pytest.approx(2 / math.factorial(7))
+
+
+def test_a_rank_test_of_four_and_four_nets_comes_to_no_less_than_its_least():
+    found = is_higher({"a": np.array([5.0, 6, 7, 8]), "b": np.array([1.0, 2, 3, 4])}, "a", "b")
+    assert found.p_rank == found.p_rank_min == pytest.approx(2 / 70)
+    assert found.p_value == stats.ttest_ind([5, 6, 7, 8], [1, 2, 3, 4], equal_var=False).pvalue
+
+
+def test_a_margin_tells_no_worse_from_worse():
+    nets = {
+        "late": np.array([0.899, 0.901, 0.9]),
+        "plain": np.array([0.902, 0.903, 0.904]),
+        "bad": np.full(3, 0.7),
+    }
+    nets["bad"] = nets["bad"] + [0, 0.001, 0.002]
+    assert is_higher(nets, "late", "plain").direction < 0
+    assert is_higher(nets, "late", "plain", 0.009).direction > 0
+    assert is_higher(nets, "bad", "plain", 0.009).direction < 0
+
+
+def test_the_most_accurate_type_has_to_beat_the_second_best():
+    nets = {
+        "best": np.array([0.95, 0.94, 0.96]),
+        "second": np.array([0.93, 0.92, 0.91]),
+        "last": np.array([0.1, 0.2, 0.3]),
+    }
+    found = is_highest(nets, "best")
+    assert found.effect == pytest.approx(0.03)
+    assert found.p_value == is_higher(nets, "best", "second").p_value
+    beaten = is_highest(nets, "second")
+    assert beaten.direction < 0
+    assert beaten.p_value == 2 * is_higher(nets, "second", "best").p_value
+
+
+def cycle(n):
+    return [(i, (i + 1) % n) for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "factor", "degrees"),
+    [
+        ([(0, 1), (2, 3), (4, 5)], 1, 2),
+        (cycle(3), 4, 2),
+        (cycle(4), 3, 2),
+        (cycle(24), 2 * 23 / 22, 44**2 / (6 * 24 - 16)),
+        (cycle(2), math.inf, 0),
+        ([(0, 1)], math.inf, 0),
+        ([], math.inf, 0),
+    ],
+)
+def test_what_shared_nets_take_from_a_t_test(pairs, factor, degrees):
+    assert shared_nets(np.array(pairs, int).reshape(-1, 2)) == pytest.approx((factor, degrees))
+
+
+@pytest.mark.parametrize("n", [3, 4, 8])
+def test_pairs_that_share_nets_are_no_more_often_significant_than_they_should_be(n):
+    """Values of a cycle of nets in the worst case: all of a value comes from its nets, and there is no effect."""
+    draws = 20000
+    own = np.random.default_rng(0).normal(size=(draws, n))
+    values = own + np.roll(own, -1, axis=1)
+    factor, degrees = shared_nets(np.array(cycle(n)))
+    t = values.mean(1) / np.sqrt(factor * values.var(1, ddof=1) / n)
+    significant = (2 * stats.t.sf(abs(t), degrees) < 0.05).mean()
+    assert abs(significant - 0.05) < 0.01
+    as_if_apart = (stats.ttest_1samp(values, 0, axis=1).pvalue < 0.05).mean()
+    assert as_if_apart > 0.1  # what it is for
+
+
+def test_a_lower_barrier_of_the_flipped_self_is_found_from_pairs_and_their_own_nets():
+    nets = pd.DataFrame({"model": "cnn", "seed": range(3), "gcnn_barrier": [0.01, 0.02, 0.03]})
+    pairs = pd.DataFrame({"seed_1": [0, 1, 2], "seed_2": [1, 2, 0], "barrier": [0.115, 0.126, 0.119]})
+    found = flipped_against_other(nets, pairs.assign(model_1="cnn", model_2="cnn"), "cnn")
+    differences = np.array([0.115 - 0.015, 0.126 - 0.025, 0.119 - 0.02])
+    assert found.effect == pytest.approx(differences.mean())
+    t = stats.ttest_1samp(differences, 0)
+    assert found.p_value == pytest.approx(2 * stats.t.sf(t.statistic / 2, 2))
+    assert found.n == "3 pairs of 3 nets"
+
+
+def test_hedges_g_by_hand():
+    assert hedges_g(np.array([3.0, 5.0]), np.array([1.0, 3.0])) == pytest.approx(
+        2 / math.sqrt(2) * (1 - 3 / 7)
+    )

@@ -1,0 +1,25 @@
+"""Rule claims: what the paper says in words, tested on the records."""
+
+from itertools import chain
+
+from job import job
+from relusym.claims import LEVEL, claims
+from relusym.records import data_notes, read_record
+from relusym.tables import write_table
+
+with job(snakemake):
+    kinds = ("train", "flip_merge", "pair_merge")
+    records = {kind: [read_record(path) for path in snakemake.input.get(kind)] for kind in kinds}
+    write_table(
+        claims(*records.values()),
+        snakemake.output[0].removesuffix(".csv"),
+        "The paper's claims, tested",
+        [
+            "p is two-sided; corrected for all claims together after Benjamini and Yekutieli. Held or did not hold: "
+            f"corrected p below {LEVEL}; inconclusive: above",
+            "t-tests take the nets of a type to be normally distributed. A rank test doesn't, but with few nets it "
+            "can't come to a small p: the least that it can come to stands beside it. It decides nothing here",
+            *snakemake.params.notes,
+            *data_notes(list(chain(*records.values()))),
+        ],
+    )
