@@ -2,6 +2,16 @@
 # Another table joins by its number and the kinds of records that its settings are told by.
 COMPARED = {1: ["train"], 2: ["train", "flip_merge"], 4: ["train", "pair_merge"]}
 
+# What each table and figure is made of, by kinds of records.
+MADE_OF = {
+    "Table 1": ["train"],
+    "Table 2": ["train", "flip_merge"],
+    "Table 4": ["pair_merge"],
+    "Figure 4": ["flip_merge"],
+    "Comparison": ["train", "flip_merge", "pair_merge"],
+    "Claims": ["train", "flip_merge", "pair_merge"],
+}
+
 
 localrules:
     compare,
@@ -72,14 +82,7 @@ rule provenance:
         mem_mb=1000,
         runtime=10,
     params:
-        made_of={
-            "Table 1": ["train"],
-            "Table 2": ["train", "flip_merge"],
-            "Table 4": ["pair_merge"],
-            "Figure 4": ["flip_merge"],
-            "Comparison": ["train", "flip_merge", "pair_merge"],
-            "Claims": ["train", "flip_merge", "pair_merge"],
-        },
+        made_of=MADE_OF,
         notes=NOTES,
     script:
         "../workflow_scripts/provenance.py"

@@ -2,6 +2,8 @@
 
 from itertools import chain
 
+import pandas as pd
+
 from job import job
 from relusym.claims import LEVEL, claims
 from relusym.records import data_notes, read_record
@@ -10,8 +12,10 @@ from relusym.tables import write_table
 with job(snakemake):
     kinds = ("train", "flip_merge", "pair_merge")
     records = {kind: [read_record(path) for path in snakemake.input.get(kind)] for kind in kinds}
+    counted = snakemake.input.get("zero_filters")
+    zero_filters = pd.read_csv(counted) if counted else None
     write_table(
-        claims(*records.values()),
+        claims(*records.values(), zero_filters),
         snakemake.output[0].removesuffix(".csv"),
         "The paper's claims, tested",
         [

@@ -29,10 +29,19 @@ TRAINING = {
     "settings.training.invariance_weight": (1.0, "training settings"),
 }
 MERGING = {"settings.merging.images": (None, "images to match on")}
+RESNETS = {  # 90 epochs: of the supervised recipe, and of SimSiam's linear layer
+    "inputs.source": ("ImageNet", "data"),
+    "settings.weights.network.block": ("bottleneck", "network"),
+    "settings.weights.network.width": (1.0, "network"),
+    "settings.weights.recipe.epochs": (90, "epochs"),
+    "settings.evaluation.images": (5000, "images to match on"),
+}
 PAPER_SETTINGS: dict[int, dict[str, tuple[Any, str]]] = {  # Table 1 counts parameters
     1: WIDTH,
     2: TRAINING | MERGING,
+    3: RESNETS,
     4: TRAINING | MERGING,
+    5: RESNETS,
 }
 
 
@@ -102,6 +111,7 @@ def _cells(frame: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
     """The cells of one column of a table, ours and the paper's."""
     names = paper_values.names()
     rows = frame[keys].map(lambda key: names.get(key, key)).agg(" with ".join, axis=1)
+    rows = frame.get("name", rows)
     nothing = pd.Series(np.nan, frame.index)
     quantity = column.removesuffix("_mean")
     std = f"{quantity}_std"
