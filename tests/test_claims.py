@@ -119,6 +119,13 @@ def test_one_channel_of_order_three_settles_that_not_all_have_two():
     )  # no spread between the nets: only the rank test is left
 
 
+def test_channels_that_all_have_order_two_settle_both_claims():
+    found = claims(*run(2)).set_index("claim")
+    both = found[found.index.str.contains("matching")]
+    assert list(both["verdict"]) == [HELD, HELD]
+    assert both["p_value"].isna().all()
+
+
 def test_spearmans_p_is_that_of_all_permutations():
     found = (
         claims(*run()).set_index("claim").loc["Types with a lower invariance error have a lower GCNN barrier"]

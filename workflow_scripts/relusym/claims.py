@@ -13,6 +13,7 @@ from relusym.permutation_order import channel_orders
 from relusym.tables import Record, nets_measured, pairs_measured
 
 LEVEL = 0.05  # of the corrected p-values
+SHARE = "share of the channels"
 NO_SPREAD = "all nets of a type are equal, so that the rank test counts"
 
 HELD, NOT_HELD, OPEN, UNTESTED = "held", "did not hold", "inconclusive", "cannot be tested here"
@@ -298,12 +299,16 @@ def most_have_order_two(flip_records: Sequence[Record]) -> Evidence:
         return Evidence(n, "t against ½", remark="two nets or more are needed")
     spread = shares.std() > 0
     p_rank = float(stats.wilcoxon(shares - 0.5).pvalue)
+    if (shares == 1).all():
+        return Evidence(
+            n, "count", effect=1.0, measure=SHARE, settled=HELD, remark="all channels of all nets"
+        )
     return Evidence(
         n,
         "t against ½",
         effect=shares.mean(),
         effect_size=(shares.mean() - 0.5) / shares.std(ddof=1) if spread else math.nan,
-        measure="share of the channels; d from ½",
+        measure=f"{SHARE}; d from ½",
         direction=shares.mean() - 0.5,
         p_value=float(stats.ttest_1samp(shares, 0.5).pvalue) if spread else p_rank,
         p_rank=p_rank,
@@ -322,7 +327,7 @@ def all_have_order_two(flip_records: Sequence[Record]) -> Evidence:
         _counted(len(flip_records), "net"),
         "count",
         effect=higher / orders.size,
-        measure="share of the channels with a higher order",
+        measure=f"{SHARE} with a higher order",
         settled=NOT_HELD if higher else HELD,
         remark=f"{higher:,} of {orders.size:,} channels have a higher order",
     )
