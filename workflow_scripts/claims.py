@@ -22,7 +22,8 @@ with job(snakemake):
             "p is two-sided; corrected for all claims together after Benjamini and Yekutieli. Held or did not hold: "
             f"corrected p below {LEVEL}; inconclusive: above",
             "t-tests take the nets of a type to be normally distributed. A rank test doesn't, but with few nets it "
-            "can't come to a small p: the least that it can come to stands beside it. It decides only where all nets of a type are equal",
+            "can't come to a small p: the least that it can come to stands beside it. It decides only where all nets "
+            "of a type are equal",
             *snakemake.params.notes,
             *data_notes(list(chain(*records.values()))),
         ],
