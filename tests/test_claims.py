@@ -103,6 +103,21 @@ def test_too_few_nets_are_told(n, models):
     assert direct["remark"].str.len().min() > 0
 
 
+def test_nets_without_any_spread_are_told_from_proof():
+    found = claims(*run(4, spread=0.0)).set_index("claim")
+    assert set(found["verdict"]) <= {HELD, OPEN, UNTESTED}
+    assert found.loc[
+        "Merging a CNN with its flipped self has a lower barrier than merging two of them", "remark"
+    ]
+    late = found.filter(like="Late", axis=0)
+    assert (late["p_value"] == late["p_rank"]).all()
+    trains, flips, pairs = run(4)
+    for flip in flips:
+        flip["barrier"]["repaired"] = 0.0
+    types = claims(trains, flips, pairs).set_index("claim").filter(like="Types", axis=0)
+    assert list(types["verdict"]) == [UNTESTED] and list(types["remark"]) == ["all types are equal"]
+
+
 def test_zero_filters_that_nobody_counted_are_told():
     assert verdicts(claims(*run()))["A GCNN has more zero-filters than a CNN"] == UNTESTED
 

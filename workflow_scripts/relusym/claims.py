@@ -171,6 +171,10 @@ def flipped_against_other(nets: pd.DataFrame, merged: pd.DataFrame, model: str) 
     factor, degrees = shared_nets(seeds)
     if not degrees:
         return Evidence(n, "paired t, for shared nets", remark="pairs of three nets or more are needed")
+    if differences.std() == 0:
+        return Evidence(
+            n, "paired t, for shared nets", effect=differences.mean(), remark="all pairs are equal"
+        )
     t = stats.ttest_1samp(differences, 0).statistic / math.sqrt(factor)
     return Evidence(
         n,
@@ -216,6 +220,8 @@ def rank_correlation_of_types(nets: pd.DataFrame, first: str, second: str) -> Ev
     if len(means) < 3:
         return Evidence(n, "Spearman, exact", remark="three types or more are needed")
     ranks = stats.rankdata(means.to_numpy(), axis=0)
+    if not ranks.std(axis=0).all():
+        return Evidence(n, "Spearman, exact", remark="all types are equal")
     every = stats.PermutationMethod(n_resamples=math.factorial(len(means)))
     rho = stats.pearsonr(*ranks.T, method=every)  # Pearson's correlation of ranks is Spearman's
     return Evidence(
