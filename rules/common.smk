@@ -116,13 +116,13 @@ def checkpoints_to_merge(record, nets):
     return [of_net(CHECKPOINT, net) for net in nets] if is_needed(record) else []
 
 
-def table(stem, category="Tables"):
+def table(stem, category="Tables", labels=None):
     """A table's four files. The report shows the HTML, by the caption `report/<stem>.rst`."""
     page = report(
         f"{RESULTS}/tables/{stem}.html",
         caption=f"../report/{stem}.rst",
         category=category,
-        labels={"table": re.sub(r"\B(?=\d)", " ", stem.capitalize())},  # table2: Table 2
+        labels=labels or {"table": re.sub(r"\B(?=\d)", " ", stem.capitalize())},  # table2: Table 2
     )
     return [*multiext(f"{RESULTS}/tables/{stem}", ".csv", ".md", ".tex"), page]
 

@@ -34,17 +34,23 @@ async function tour() {
     for (const category of Object.keys(categories)) {
         await open(category);
         for (let i = 0; i < document.querySelectorAll("tbody tr").length; i++) {
-            document.querySelectorAll("tbody tr")[i].querySelector("a").click();
-            await pause();
-            const path = app.state.resultPath;
-            const view = [...document.querySelectorAll("img, iframe")].find(it => it.src === results[path].data_uri);
-            const bytes = view.tagName === "IFRAME" ? atob(view.src.split(",")[1]) : "";
-            const table = new DOMParser().parseFromString(bytes, "text/html").querySelector("table");
+            const eye = document.querySelectorAll("tbody tr")[i].querySelector("a");
+            const download = Object.keys(results).find(path => results[path].data_uri === eye.href);
+            if (!download) {
+                eye.click();
+                await pause();
+            }
+            const path = download || app.state.resultPath;
+            const { data_uri: uri, caption } = results[path];
+            const view = [...document.querySelectorAll("img, iframe")].find(it => it.src === uri);
+            const page = uri.startsWith("data:text/html") ? atob(uri.split(",")[1]) : "";
+            const table = new DOMParser().parseFromString(page, "text/html").querySelector("table");
             seen[path] = {
                 category,
-                width: view.naturalWidth || 0, // of a picture that could be drawn
+                caption,
+                shown: Boolean(view),
+                width: view?.naturalWidth || 0, // of a picture that could be drawn
                 rows: table ? table.tBodies[0].rows.length : 0,
-                caption: results[path].caption,
             };
         }
         app.setView({ navbarMode: "menu" });
