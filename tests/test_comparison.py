@@ -92,8 +92,11 @@ def test_a_table_of_single_nets_without_stds_is_compared_as_well():
         columns=["trained_by_authors", "self_supervised", "image_size", "in_table3"]
     )
     frame = paper.merge(paper.rename(columns=lambda c: c if c == "method" else f"paper_{c}"), on="method")
-    found = compare(frame, 3)
+    found = compare(frame.assign(name="a name"), 3)
     assert len(found) == 7 * 7
+    assert set(found["row"]) == {"a name"}
+    assert set(compare(frame, 3)["row"]) == set(paper["method"])
+    assert len(compare(frame[:0], 3)) == 0  # no net of which is at hand
     assert set(found["verdict"]) == {"equal"}
 
 

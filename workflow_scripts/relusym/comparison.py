@@ -110,15 +110,17 @@ def compare(frame: pd.DataFrame, table: int, other: Iterable[str] = ()) -> pd.Da
 def _cells(frame: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
     """The cells of one column of a table, ours and the paper's."""
     names = paper_values.names()
-    rows = frame[keys].map(lambda key: names.get(key, key)).agg(" with ".join, axis=1)
-    rows = frame.get("name", rows)
+    rows = [
+        " with ".join(names.get(key, key) for key in keys_of_row)
+        for keys_of_row in frame[keys].itertuples(index=False)
+    ]
     nothing = pd.Series(np.nan, frame.index)
     quantity = column.removesuffix("_mean")
     std = f"{quantity}_std"
     paper_std = frame.get(f"paper_{std}", nothing).astype(float)
     return pd.DataFrame(
         {
-            "row": rows,
+            "row": frame.get("name", rows),
             "quantity": HEADINGS.get(quantity, quantity),
             "value_mean": frame[column].astype(float),
             "value_std": frame.get(std, nothing).astype(float),
