@@ -15,7 +15,7 @@ import yaml
 torch.set_num_threads(1)  # nets this small only lose by more, and a busy machine makes them crawl
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("Snakefile", "config.yaml", "rules", "profiles", "envs", "workflow_scripts")
+PARTS = ("Snakefile", "config.yaml", "rules", "profiles", "envs", "report", "workflow_scripts")
 
 
 class Clone:

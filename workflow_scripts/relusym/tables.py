@@ -32,8 +32,16 @@ HEADINGS = {
     "median_s": "Median (s)",
     "max_s": "Longest (s)",
     "max_memory_mb": "Most memory (MB)",
+    "statement": "Statement",
+    "tested": "What was tested",
+    "draws": "Draws",
+    "largest_violation": "Largest violation",
+    "counterfactual": "Where its assumptions fail",
+    "holds": "Holds",
 }
+WIDE = {"description": 0.45, "tested": 0.5, "counterfactual": 0.5}  # share of a line in LaTeX
 FORMATS = {"hours": "{:.3f}", "median_s": "{:.1f}", "max_s": "{:.1f}", "max_memory_mb": "{:.0f}"}
+FORMATS |= {"largest_violation": "{:.2g}"}
 LATEX_SPECIAL = str.maketrans(
     {character: f"\\{character}" for character in "_%&#${}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -154,6 +162,13 @@ def costs(benchmark_files: Iterable[str | Path]) -> pd.DataFrame:
     )
     table["hours"] /= 3600
     return table.reset_index()
+
+
+def theory(theory_records: Sequence[Record]) -> pd.DataFrame:
+    """One row a statement: statement, tested, draws, largest_violation, counterfactual, holds ("yes" or "no")."""
+    columns = ["statement", "tested", "draws", "largest_violation", "counterfactual", "holds"]
+    frame = tidy(theory_records)[columns]
+    return frame.assign(holds=frame["holds"].map({True: "yes", False: "no"}))
 
 
 def number(value: float, digits: int, latex: bool = False) -> str:
@@ -279,7 +294,7 @@ def _markdown(frame: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
 def _latex(frame: pd.DataFrame, label: str, title: str, notes: Sequence[str]) -> str:
     align = {"left": "l", "right": "r"}
     form = "".join(
-        r"p{0.45\linewidth}" if column == "description" else align[side]
+        rf"p{{{WIDE[column]}\linewidth}}" if column in WIDE else align[side]
         for (_, column), side in zip(_shown(frame), _alignment(frame), strict=True)
     )
     lines = [
