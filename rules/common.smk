@@ -153,6 +153,28 @@ def checkpoints_to_merge(record, nets):
     return [of_net(CHECKPOINT, net) for net in nets] if is_needed(record) else []
 
 
+def filters_or_merge_needed(w):
+    """Whether a net's filters have to be made, for their own sake or since the net is merged again."""
+    return is_needed(FILTERS_FILE.format(**w)) or is_needed(FLIP_RECORD.format(**w))
+
+
+def filters_of(model):
+    """The filters of all nets of a type, by seed."""
+    paths = [of_net(FILTERS_FILE, (model, seed)) for seed in WHOLE.seeds]
+    return [path for path in paths if path in FILTERS_FILES]
+
+
+def figure(stem, title, *endings):
+    """A figure's files; the PNG is shown in the report."""
+    png = report(
+        f"{RESULTS}/figures/{stem}.png",
+        caption=f"../report/{stem}.rst",
+        category="Figures",
+        labels={"figure": title},
+    )
+    return [png, *(f"{RESULTS}/figures/{stem}{ending}" for ending in (".pdf", *endings))]
+
+
 def table(stem):
     """A table's three files."""
     return multiext(f"{RESULTS}/tables/{stem}", ".csv", ".md", ".tex")

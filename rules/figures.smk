@@ -19,21 +19,6 @@ FIGURE_2_MODEL = "cnn_inv" if "cnn_inv" in SETTINGS.models else SETTINGS.models[
 NAMES = paper_values.names()
 
 
-def filters_of(model):
-    return [path for path in FILTERS_FILES if path in {of_net(FILTERS_FILE, (model, s)) for s in WHOLE.seeds}]
-
-
-def figure(stem, title, *endings):
-    """A figure's files; the PNG is shown in the report."""
-    png = report(
-        f"{RESULTS}/figures/{stem}.png",
-        caption=f"../report/{stem}.rst",
-        category="Figures",
-        labels={"figure": title},
-    )
-    return [png, *(f"{RESULTS}/figures/{stem}{ending}" for ending in (".pdf", *endings))]
-
-
 localrules:
     figure2,
     figure3,

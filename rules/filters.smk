@@ -5,11 +5,6 @@ localrules:
     filters,
 
 
-def filters_or_merge_needed(w):
-    """Whether a net's filters have to be made, for their own sake or since the net is merged again."""
-    return is_needed(FILTERS_FILE.format(**w)) or is_needed(FLIP_RECORD.format(**w))
-
-
 rule filters:
     input:
         net=lambda w: CHECKPOINT.format(**w) if filters_or_merge_needed(w) else [],

@@ -237,7 +237,7 @@ def test_figure_1_shows_matches_as_they_are_in_the_net_and_figure_5_as_they_are_
     order = net.permutations["conv1"]
     assert np.array_equal(back.images[0].get_array(), pair_grid(np.stack([original, original[order]]), 8))
     assert np.array_equal(permuted.images[0].get_array(), pair_grid(np.stack([original, matched]), 8))
-    assert permuted.get_title().startswith("CNN, seed 0\ndifference 1.")
+    assert permuted.get_title().startswith("CNN, seed 0\nrelative difference 1.")
 
 
 @pytest.mark.parametrize(

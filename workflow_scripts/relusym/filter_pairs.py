@@ -13,7 +13,7 @@ from relusym.zero_filters import are_zero
 
 SHOWN = 0.995  # of all weights; the largest few are clipped, so that the others keep their contrast
 WEIGHT = 8  # dots: each weight is drawn as so many squared
-BETWEEN, APART = 4, 16  # blank dots between the two filters of a pair, and between pairs
+BETWEEN, APART = 4, 12  # blank dots between the two filters of a pair, and between pairs
 IN_A_ROW = (2, 4, 8, 16)  # pairs
 
 
@@ -88,9 +88,8 @@ def _in_numbers(net: Filters, layer: str, zero: float) -> str:
     if net.status != "ok":
         return f"left out: {net.reason}"
     norms = net.norms[layer]
-    return (
-        f"difference {net.constraint[layer]:.2f}, {are_zero(norms, zero).sum()} of {len(norms)} zero-filters"
-    )
+    zeros = are_zero(norms, zero).sum()
+    return f"relative difference {net.constraint[layer]:.2f}, {zeros} of {len(norms)} zero-filters"
 
 
 def _number_rows(panel: Axes, net: Filters, layer: str, size: tuple[int, ...]) -> None:
