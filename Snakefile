@@ -18,8 +18,10 @@ include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"
 include: "rules/merge.smk"
+include: "rules/filters.smk"
 include: "rules/tables.smk"
 include: "rules/figures.smk"
+include: "rules/theory.smk"
 include: "rules/compare.smk"
 
 
@@ -29,7 +31,13 @@ rule all:
         rules.table1.output,
         rules.table2.output,
         rules.table4.output,
+        [getattr(rules, figure).output for figure in FILTER_PAIRS],
+        rules.figure2.output,
+        rules.figure3.output,
         rules.figure4.output,
+        rules.figure10.output,
+        rules.zero_filters.output,
+        rules.theory.output,
         rules.costs.output,
         rules.comparison.output,
         rules.claims.output,

@@ -5,9 +5,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
 
+from relusym import paper_values
 from relusym.errors import UserError
+from relusym.filters import inputs_of, read_about
 from relusym.records import read_record
 from relusym.settings import Settings
+from relusym.theory import STATEMENTS
 
 try:
     SETTINGS = Settings.of(config)
@@ -34,6 +37,9 @@ CHECKPOINT = f"{RESULTS}/checkpoints/{{model}}-{{seed}}.safetensors"
 TRAIN_RECORD = f"{RECORDS}/train/{{model}}-{{seed}}.json"
 FLIP_RECORD = f"{RECORDS}/flip_merge/{{model}}-{{seed}}.json"
 PAIR_RECORD = f"{RECORDS}/pair_merge/{{model_1}}-{{seed_1}}--{{model_2}}-{{seed_2}}.json"
+FILTERS_FILE = f"{RESULTS}/filters/{{model}}-{{seed}}.safetensors"
+FLIPPED_TRAINING_RECORD = f"{RECORDS}/flipped_training/flipped_training.json"
+THEORY_RECORD = f"{RECORDS}/theory/{{statement}}.json"
 
 
 def of_net(pattern, net):
@@ -56,24 +62,44 @@ WHOLE = Settings.of({**config, "seeds": None})  # the scale, of which this run m
 TRAIN = {of_net(TRAIN_RECORD, net): SETTINGS.train(net[0]) for net in WHOLE.nets}
 FLIP = {of_net(FLIP_RECORD, net): SETTINGS.merge([net[0]]) for net in WHOLE.nets}
 PAIR = {of_pair(PAIR_RECORD, (a, b)): SETTINGS.merge([a[0], b[0]]) for a, b in WHOLE.pairs}
-WANTED = TRAIN | FLIP | PAIR
-CHOSEN = {of_net(pattern, net) for pattern in (TRAIN_RECORD, FLIP_RECORD) for net in SETTINGS.nets} | {
-    of_pair(PAIR_RECORD, pair) for pair in SETTINGS.pairs
+FILTERS = {
+    of_net(FILTERS_FILE, net): SETTINGS.filters(net[0]) for net in WHOLE.nets
+}  # arrays, as good as records
+ALONE = {FLIPPED_TRAINING_RECORD: SETTINGS.flipped_training()} | {  # of no net
+    THEORY_RECORD.format(statement=name): SETTINGS.theory(name) for name in STATEMENTS
 }
+WANTED = TRAIN | FLIP | PAIR | FILTERS | ALONE
+CHOSEN = (
+    set(ALONE)
+    | {of_net(pattern, net) for pattern in (TRAIN_RECORD, FLIP_RECORD, FILTERS_FILE) for net in SETTINGS.nets}
+    | {of_pair(PAIR_RECORD, pair) for pair in SETTINGS.pairs}
+)
 
 
-def made_with(record):
-    """The settings that a record was made with; None if there is no record."""
+def read(record):
+    """A record, or what the header of a net's filters says; None if there is none."""
     try:
-        return read_record(record)["settings"] if Path(record).exists() else None
+        if not Path(record).exists():
+            return None
+        return read_about(record) if record in FILTERS else read_record(record)
     except UserError as error:
         if Path(record).exists():
             sys.exit(f"error: {error}")
         return None  # the run whose job this is has just removed it, to make it again
 
 
-MADE_WITH = {record: made_with(record) for record in WANTED}
+READ = {record: read(record) for record in WANTED}
+MADE_WITH = {record: found["settings"] if found else None for record, found in READ.items()}
 OUTDATED = {record for record in CHOSEN if MADE_WITH[record] not in (None, WANTED[record])}
+
+
+def is_of_another_merge(net):
+    """Whether a net's filters are there, but from another merge than its record."""
+    filters, record = READ[of_net(FILTERS_FILE, net)], READ[of_net(FLIP_RECORD, net)]
+    return filters and record and filters["inputs"] != inputs_of(record)
+
+
+OUTDATED |= {of_net(FILTERS_FILE, net) for net in SETTINGS.nets if is_of_another_merge(net)}
 if OUTDATED:  # newer than any record, so that the jobs that have it as input run again
     CHANGED.parent.mkdir(exist_ok=True)
     CHANGED.touch()
@@ -85,10 +111,22 @@ def tabulated(records):
 
 
 TRAIN_RECORDS, FLIP_RECORDS, PAIR_RECORDS = tabulated(TRAIN), tabulated(FLIP), tabulated(PAIR)
+FILTERS_FILES = tabulated(FILTERS)
+
+# Filters to be made without their checkpoint: the net that is trained again for them is merged again as well, since
+# another machine rounds otherwise.
+REMERGED = set()
 
 
 def is_needed(record):
-    return record in OUTDATED or not Path(record).exists()
+    return record in OUTDATED or record in REMERGED or not Path(record).exists()
+
+
+REMERGED |= {
+    of_net(FLIP_RECORD, net)
+    for net in SETTINGS.nets
+    if is_needed(of_net(FILTERS_FILE, net)) and not Path(of_net(CHECKPOINT, net)).exists()
+}
 
 
 def changed(record):
@@ -114,6 +152,28 @@ def data_for(job_is_needed):
 def checkpoints_to_merge(record, nets):
     # not ancient(): Snakemake would leave out a merge whose only news in this run is the net trained again
     return [of_net(CHECKPOINT, net) for net in nets] if is_needed(record) else []
+
+
+def filters_or_merge_needed(w):
+    """Whether a net's filters have to be made, for their own sake or since the net is merged again."""
+    return is_needed(FILTERS_FILE.format(**w)) or is_needed(FLIP_RECORD.format(**w))
+
+
+def filters_of(model):
+    """The filters of all nets of a type, by seed."""
+    paths = [of_net(FILTERS_FILE, (model, seed)) for seed in WHOLE.seeds]
+    return [path for path in paths if path in FILTERS_FILES]
+
+
+def figure(stem, title, *endings):
+    """A figure's files; the PNG is shown in the report."""
+    png = report(
+        f"{RESULTS}/figures/{stem}.png",
+        caption=f"../report/{stem}.rst",
+        category="Figures",
+        labels={"figure": title},
+    )
+    return [png, *(f"{RESULTS}/figures/{stem}{ending}" for ending in (".pdf", *endings))]
 
 
 def table(stem, category="Tables", labels=None):

@@ -7,7 +7,9 @@ MADE_OF = {
     "Table 1": ["train"],
     "Table 2": ["train", "flip_merge"],
     "Table 4": ["pair_merge"],
+    "Figures 1, 2, 5 to 8": ["flip_merge"],
     "Figure 4": ["flip_merge"],
+    "Zero-filters": ["flip_merge"],
     "Comparison": ["train", "flip_merge", "pair_merge"],
     "Claims": ["train", "flip_merge", "pair_merge"],
 }
@@ -48,6 +50,7 @@ rule claims:
         train=TRAIN_RECORDS,
         flip_merge=FLIP_RECORDS,
         pair_merge=PAIR_RECORDS,
+        zero_filters=f"{RESULTS}/figures/zero_filters_by_net.csv",
         code=[f"{LIBRARY}/{name}.py" for name in ("claims", "permutation_order", "tables")],
     output:
         table("claims", "Comparison with the paper"),

@@ -88,7 +88,7 @@ def test_no_directed_claim_holds_on_the_mirrored_numbers():
 
 
 def test_nets_that_differ_more_than_types_are_inconclusive():
-    found = claims(*run(4, spread=60.0))
+    found = claims(*run(4, spread=60.0), zero_filters([], []))
     said = verdicts(found)
     assert [said[claim] for claim in said if claim.startswith("Invariance loss")] == [OPEN] * 3
     assert said["PGCNN + late inv-loss is the most accurate type"] == OPEN
@@ -96,7 +96,7 @@ def test_nets_that_differ_more_than_types_are_inconclusive():
 
 @pytest.mark.parametrize(("n", "models"), [(1, MODELS), (4, ["pgcnn"]), (0, MODELS)])
 def test_too_few_nets_are_told(n, models):
-    found = claims(*run(n, models=models))
+    found = claims(*run(n, models=models), zero_filters([], []))
     direct = found[~found["claim"].str.contains("matching|Types")]
     assert set(direct["verdict"]) == {UNTESTED}
     assert direct["p_value"].isna().all()
@@ -104,7 +104,7 @@ def test_too_few_nets_are_told(n, models):
 
 
 def test_nets_without_any_spread_are_told_from_proof():
-    found = claims(*run(4, spread=0.0)).set_index("claim")
+    found = claims(*run(4, spread=0.0), zero_filters([], [])).set_index("claim")
     assert set(found["verdict"]) <= {HELD, OPEN, UNTESTED}
     assert found.loc[
         "Merging a CNN with its flipped self has a lower barrier than merging two of them", "remark"
@@ -114,16 +114,18 @@ def test_nets_without_any_spread_are_told_from_proof():
     trains, flips, pairs = run(4)
     for flip in flips:
         flip["barrier"]["repaired"] = 0.0
-    types = claims(trains, flips, pairs).set_index("claim").filter(like="Types", axis=0)
+    types = claims(trains, flips, pairs, zero_filters([], [])).set_index("claim").filter(like="Types", axis=0)
     assert list(types["verdict"]) == [UNTESTED] and list(types["remark"]) == ["all types are equal"]
 
 
-def test_zero_filters_that_nobody_counted_are_told():
-    assert verdicts(claims(*run()))["A GCNN has more zero-filters than a CNN"] == UNTESTED
+def test_zero_filters_of_no_net_are_told():
+    assert (
+        verdicts(claims(*run(), zero_filters([], [])))["A GCNN has more zero-filters than a CNN"] == UNTESTED
+    )
 
 
 def test_one_channel_of_order_three_settles_that_not_all_have_two():
-    found = claims(*run(4, permutation=[1, 2, 0, 3, 4, 5, 7, 6])).set_index("claim")
+    found = claims(*run(4, permutation=[1, 2, 0, 3, 4, 5, 7, 6]), zero_filters([], [])).set_index("claim")
     every = found.loc["All GCNN channels found by matching have order at most 2"]
     assert (every["verdict"], every["effect"]) == (NOT_HELD, 3 / 8)
     assert every["remark"] == "12 of 32 channels have a higher order"
@@ -135,7 +137,7 @@ def test_one_channel_of_order_three_settles_that_not_all_have_two():
 
 
 def test_channels_that_all_have_order_two_settle_both_claims():
-    found = claims(*run(2)).set_index("claim")
+    found = claims(*run(2), zero_filters([], [])).set_index("claim")
     both = found[found.index.str.contains("matching")]
     assert list(both["verdict"]) == [HELD, HELD]
     assert both["p_value"].isna().all()
@@ -143,7 +145,9 @@ def test_channels_that_all_have_order_two_settle_both_claims():
 
 def test_spearmans_p_is_that_of_all_permutations():
     found = (
-        claims(*run()).set_index("claim").loc["Types with a lower invariance error have a lower GCNN barrier"]
+        claims(*run(), zero_filters([], []))
+        .set_index("claim")
+        .loc["Types with a lower invariance error have a lower GCNN barrier"]
     )
     assert found["effect"] == pytest.approx(1)
     assert found["p_value"] == found["p_rank_min"] == pytest.approx(2 / math.factorial(7))

@@ -8,6 +8,8 @@ import pytest
 from relusym.figure10 import figure10
 from relusym.theory import (
     STATEMENTS,
+    cooccurrence,
+    demonstrate,
     example_2_1,
     example_c_1,
     example_c_2,
@@ -21,7 +23,10 @@ from relusym.theory import (
     symmetric_group,
 )
 
-KEYS = {"statement", "claim", "holds", "draws", "measured"}
+KEYS = {
+    *("statement", "claim", "holds", "draws", "tested"),
+    *("largest_violation", "counterfactual", "measured"),
+}
 
 
 @pytest.fixture
@@ -32,7 +37,7 @@ def few_integer_matrices(monkeypatch):
 
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_statement_holds(name):
-    record = STATEMENTS[name]()
+    record = demonstrate(name)
     assert record.keys() == KEYS
     assert record["holds"] is True
     assert record["draws"] > 0
@@ -43,7 +48,7 @@ def test_statement_holds(name):
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_same_seed_gives_the_same_record(name, monkeypatch, few_integer_matrices):
     monkeypatch.setattr(example_c_2, "STEPS", 20)
-    assert STATEMENTS[name](seed=3, draws=20) == STATEMENTS[name](seed=3, draws=20)
+    assert demonstrate(name, seed=3, draws=20) == demonstrate(name, seed=3, draws=20)
 
 
 def test_s3_is_a_group_and_acts():
@@ -181,7 +186,7 @@ def test_example_c_2_needs_training(monkeypatch):
 def test_example_c_2_needs_cooccurrence(monkeypatch):
     draw = example_c_2.image_classes
 
-    def three_to_one(seed, images, shapes=example_c_2.SHAPES, orientations=(0, 0, 0, 1)):
+    def three_to_one(seed, images, shapes=cooccurrence.SHAPES, orientations=(0, 0, 0, 1)):
         return draw(seed, images, shapes, orientations)
 
     monkeypatch.setattr(example_c_2, "image_classes", three_to_one)
@@ -194,7 +199,7 @@ def test_example_c_2_needs_cooccurrence(monkeypatch):
 
 
 def test_example_c_2_bound_against_a_wide_k():
-    wide_k = example_c_2.shape("#..#.", "#.#..", "##...", "#.#..", "#..#.")
+    wide_k = cooccurrence.shape("#..#.", "#.#..", "##...", "#.#..", "#..#.")
     images = example_c_2.image_classes(0, 1, (example_c_2.ANGLE, wide_k))
     kinds, shares = example_c_2.windows(images)
     assert example_c_2.error_bound(kinds, shares[:, 0]) == 0
@@ -288,7 +293,7 @@ def test_figure_10_shows_every_shape_in_both_orientations():
     images = example_c_2.image_classes(0, 50)
     assert images.shape == (2, 50, 20, 20)
     assert set(np.unique(images)) == {0, 1}
-    one, two = (4 * shape.sum() for shape in example_c_2.SHAPES)
+    one, two = (4 * shape.sum() for shape in cooccurrence.SHAPES)
     assert (images[0].sum((1, 2)) == one).all() and (images[1].sum((1, 2)) == two).all()
     _, shares = example_c_2.windows(np.concatenate([images, images[..., ::-1]]))
     assert (shares[:2] == shares[2:]).all()  # a flipped image shows a filter the same windows
@@ -305,3 +310,14 @@ def test_figure_10_draws_both_classes(tmp_path):
     assert (drawn == example_c_2.image_classes(0, 3)).all()
     figure.savefig(tmp_path / "figure10.pdf")
     assert (tmp_path / "figure10.pdf").stat().st_size > 0
+
+
+def test_proposition_b_1_terms_of_one_pair_can_cancel_without_equal_rows():
+    """A step of the paper's proof: terms that cancel for one pair (k, k′) are said to need two identical rows."""
+    A = np.array([[-1.0, -1, 0], [-1, -1, 1], [1, 0, 0]])
+    y = np.stack([[1, -scale, 0] for scale in (0.5, 2, 100)], 1)  # e_k − λe_k′
+    terms = np.maximum(A @ y, 0)
+    assert (terms[0] == terms[1]).all() and terms[0].any()
+    assert abs(np.linalg.det(A)) > 0.5
+    W2 = proposition_b_1.output_layer(1, 2)
+    assert (W2 @ np.maximum(A @ proposition_b_1.GRID, 0) != W2 @ np.maximum(proposition_b_1.GRID, 0)).any()

@@ -11,12 +11,20 @@ import pytest
 import report_tour
 import yaml
 
+from relusym.checkpoint import load_arrays, save_arrays
+from relusym.filters import read_filters
 from relusym.records import read_record
+from relusym.theory import STATEMENTS
 
 MODELS = ("cnn", "gcnn")
 PAIRS = [["cnn", "gcnn"], ["gcnn", "gcnn"]]
 PAPER = Path(__file__).parents[1] / "workflow_scripts" / "relusym" / "paper"
-TABLES = {"table1", "table2", "table4", "costs", "comparison", "claims", "provenance"}
+TABLES = {"table1", "table2", "table4", "theory", "costs", "comparison", "claims", "provenance"}
+FIGURES = {f"figure{number}" for number in (1, 2, 3, 4, 6, 7, 8, 10)} | {
+    "zero_filters"
+}  # 5 shows a type not in MODELS
+AGGREGATION = {*TABLES, *FIGURES, "all"}
+ALONE = {*STATEMENTS, "flipped_training"}  # jobs on no net
 TINY = {
     "seeds": "0-1",
     "data": {"dataset": "generated", "train_images": 400, "test_images": 200, "seed": 0},
@@ -45,7 +53,15 @@ def tiny(clone):
         made = clone()
         given = yaml.safe_load((made.folder / "config.yaml").read_text(encoding="utf-8"))
         models = {model: given["models"][model] for model in MODELS}
-        made.configure(scale="tiny", device="cpu", models=models, pairs=PAIRS, scales={"tiny": TINY})
+        made.configure(
+            scale="tiny",
+            device="cpu",
+            models=models,
+            pairs=PAIRS,
+            flipped_training={**given["flipped_training"], "steps": 2, "batch_size": 4},
+            theory={"seed": 0, "draws": dict.fromkeys(given["theory"]["draws"], 200)},
+            scales={"tiny": TINY},
+        )
         return made
 
     return make
@@ -75,7 +91,7 @@ def committed(finished, tiny):
 
 
 def of_seed(seed):
-    return [*(f"flip_merge {m} {seed}" for m in MODELS), *(f"train {m} {seed}" for m in MODELS)]
+    return [f"{rule} {model} {seed}" for rule in ("filters", "flip_merge", "train") for model in MODELS]
 
 
 PAIR_JOBS = [
@@ -114,7 +130,7 @@ def test_every_net_is_in_the_tables_or_counted_as_left_out(finished):
 
 def test_figure_4_counts_every_channel_of_the_merged_nets(finished):
     folder = finished.folder / "results" / "tiny" / "figures"
-    assert {path.suffix for path in folder.iterdir()} == {".png", ".pdf", ".csv"}
+    assert {path.suffix for path in folder.glob("figure4.*")} == {".png", ".pdf", ".csv"}
     assert (folder / "figure4.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "figure4.pdf").read_bytes().startswith(b"%PDF")
     assert set(pd.read_csv(folder / "figure4.csv")["model"]) <= set(MODELS)
@@ -125,7 +141,11 @@ def test_every_job_left_its_log_and_its_benchmark(finished):
     records = {
         path.relative_to(results / "records").with_suffix("") for path in results.glob("records/*/*.json")
     }
-    assert len(records) == 4 + 4 + len(PAIR_JOBS)
+    assert len(records) == 4 + 4 + len(PAIR_JOBS) + len(ALONE)
+    records.remove(
+        Path("flipped_training/flipped_training")
+    )  # one of its kind: its log lies beside the figures'
+    assert (results / "logs" / "flipped_training.log").read_text(encoding="utf-8")
     for record in records:
         assert (results / "logs" / f"{record}.log").read_text(encoding="utf-8")
         assert (results / "benchmarks" / f"{record}.tsv").exists()
@@ -140,12 +160,11 @@ def test_a_second_run_has_nothing_to_do(finished):
 
 
 def test_a_fresh_clone_aggregates_the_committed_records_alone(committed):
-    aggregation = {*TABLES, "figure4", "all"}
     assert set(committed.planned("table2")) <= {"table2"}
     for path in committed.folder.glob("results/tiny/tables/*"):
         path.unlink()
     assert committed.planned("table2") == ["table2"]
-    assert {*TABLES, "all"} <= set(committed.planned()) <= aggregation
+    assert {*TABLES, "all"} <= set(committed.planned()) <= AGGREGATION
 
 
 def test_another_batch_size_reruns_trainings_and_merges(finished):
@@ -183,15 +202,14 @@ def test_a_change_to_the_tables_code_reruns_the_tables_alone(committed):
 
 def test_a_missing_record_reruns_what_it_needs_and_no_other_net(committed):
     records = committed.folder / "results" / "tiny" / "records"
-    aggregation = {*TABLES, "figure4", "all"}
     flip = records / "flip_merge" / "gcnn-1.json"
     text = flip.read_text(encoding="utf-8")
     flip.unlink()
-    jobs = [job for job in committed.planned() if job not in aggregation]
-    assert jobs == ["flip_merge gcnn 1", "prepare_data generated-400-200-0", "train gcnn 1"]
+    jobs = [job for job in committed.planned() if job not in AGGREGATION]
+    assert jobs == ["filters gcnn 1", "flip_merge gcnn 1", "prepare_data generated-400-200-0", "train gcnn 1"]
     flip.write_text(text, encoding="utf-8")
     (records / "train" / "cnn-0.json").unlink()
-    jobs = [job for job in committed.planned() if job not in aggregation]
+    jobs = [job for job in committed.planned() if job not in AGGREGATION]
     assert jobs == ["prepare_data generated-400-200-0", "train cnn 0"]
 
 
@@ -204,8 +222,8 @@ def test_a_missing_pair_record_reruns_the_trainings_of_its_two_nets(committed):
 
 def test_a_piece_of_the_seeds_is_about_these_seeds_alone(tiny):
     jobs = tiny().planned("--config", "seeds=0")
-    aggregation = [*TABLES, "figure4", "all", "prepare_data generated-400-200-0"]
-    assert jobs == sorted([*of_seed(0), "pair_merge cnn 0 gcnn 0", *aggregation])
+    others = [*AGGREGATION, *ALONE, "prepare_data generated-400-200-0"]
+    assert jobs == sorted([*of_seed(0), "pair_merge cnn 0 gcnn 0", *others])
 
 
 def test_pieces_in_any_order_end_in_the_whole_table(committed):
@@ -221,6 +239,7 @@ def test_pieces_in_any_order_end_in_the_whole_table(committed):
 def test_the_paper_scale_is_168_nets_168_flip_merges_and_144_pair_merges(clone):
     rules = Counter(job.split()[0] for job in clone().planned("--config", "scale=paper"))
     assert (rules["train"], rules["flip_merge"], rules["pair_merge"]) == (168, 168, 144)
+    assert rules["filters"] == 168
     assert rules["prepare_data"] == 1
 
 
@@ -245,3 +264,56 @@ def test_the_report_shows_every_table_and_figure_without_an_error(state, request
         assert seen["rows"] > 0 if path.endswith(".html") else seen["width"] > 200, path
     assert all(seen["caption"] for seen in tour["seen"].values())
     assert report.stat().st_size < 10e6
+
+
+def test_figures_and_theory_are_there_in_every_form(finished):
+    results = finished.folder / "results" / "tiny"
+    for figure in FIGURES:
+        assert (results / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+        assert (results / "figures" / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+    nets = [read_filters(path) for path in sorted(results.glob("filters/*"))]
+    assert [f"{net.model}-{net.seed}" for net in nets] == ["cnn-0", "cnn-1", "gcnn-0", "gcnn-1"]
+    zero = pd.read_csv(results / "figures" / "zero_filters_by_net.csv")
+    assert len(zero) == 8 * sum(net.status == "ok" for net in nets)
+    theory = pd.read_csv(results / "tables" / "theory.csv")
+    assert len(theory) == len(STATEMENTS)
+    for ending in (".md", ".tex"):
+        assert (results / "tables" / f"theory{ending}").stat().st_size > 100
+
+
+def test_any_nets_filters_can_be_drawn_from_committed_arrays(committed):
+    drawn = "results/tiny/figures/filters/conv2-gcnn-1.pdf"
+    assert committed.planned(drawn) == ["filter_pairs conv2 gcnn 1"]
+    run = committed.snakemake(drawn)
+    assert run.returncode == 0, run.stdout
+    assert (committed.folder / drawn).read_bytes().startswith(b"%PDF")
+
+
+def test_another_projection_makes_the_arrays_again_and_nothing_heavy(finished):
+    jobs = finished.planned("--config", "filters={projection_seed: 1, zero_filter: 0.1}")
+    assert {job for job in jobs if job.split()[0] not in AGGREGATION} == {
+        f"filters {model} {seed}" for model in MODELS for seed in (0, 1)
+    }
+
+
+def test_missing_arrays_without_a_checkpoint_are_made_from_the_net_trained_and_merged_again(committed):
+    (committed.folder / "results/tiny/filters/cnn-1.safetensors").unlink()
+    jobs = [job for job in committed.planned() if job not in AGGREGATION]
+    assert jobs == ["filters cnn 1", "flip_merge cnn 1", "prepare_data generated-400-200-0", "train cnn 1"]
+
+
+def test_arrays_of_another_merge_are_made_again(finished, tiny):
+    changed = tiny()
+    shutil.copytree(finished.folder, changed.folder, dirs_exist_ok=True)
+    path = changed.folder / "results/tiny/filters/gcnn-0.safetensors"
+    arrays, about = load_arrays(path)
+    about["inputs"]["permutations"] = "of another merge"
+    save_arrays(path, arrays, about)
+    jobs = [job for job in changed.planned() if job.split()[0] not in AGGREGATION]
+    assert jobs == ["filters gcnn 0"]
+
+
+def test_other_draws_make_one_statements_record_again(committed):
+    given = yaml.safe_load((committed.folder / "config.yaml").read_text(encoding="utf-8"))["theory"]
+    committed.configure(theory={**given, "draws": {**given["draws"], "lemma_e_1": 201}})
+    assert committed.planned("theory") == ["lemma_e_1", "theory"]

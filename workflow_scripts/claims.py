@@ -12,10 +12,8 @@ from relusym.tables import write_table
 with job(snakemake):
     kinds = ("train", "flip_merge", "pair_merge")
     records = {kind: [read_record(path) for path in snakemake.input.get(kind)] for kind in kinds}
-    counted = snakemake.input.get("zero_filters")
-    zero_filters = pd.read_csv(counted) if counted else None
     write_table(
-        claims(*records.values(), zero_filters),
+        claims(*records.values(), pd.read_csv(snakemake.input.zero_filters)),
         snakemake.output[0].removesuffix(".csv"),
         "The paper's claims, tested",
         [

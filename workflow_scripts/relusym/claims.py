@@ -46,12 +46,12 @@ def claims(
     train_records: Sequence[Record],
     flip_records: Sequence[Record],
     pair_records: Sequence[Record],
-    zero_filters: pd.DataFrame | None = None,
+    zero_filters: pd.DataFrame,
 ) -> pd.DataFrame:
     """The paper's claims about VGG11 nets, tested.
 
     Args:
-        zero_filters: one row a net and layer: model, seed, layer, zero_filters (how many); None if not counted.
+        zero_filters: one row a net and layer: model, seed, layer, zero_filters (how many).
 
     Returns:
         One row a claim: claim, verdict, effect, effect_size with its measure, n, test, p_value (two-sided), p_corrected
@@ -289,10 +289,8 @@ def is_highest(of_type: dict[str, np.ndarray], highest: str) -> Evidence:
     )
 
 
-def more_zero_filters(zero_filters: pd.DataFrame | None, high: str, low: str) -> Evidence:
+def more_zero_filters(zero_filters: pd.DataFrame, high: str, low: str) -> Evidence:
     """Welch's test on the number of zero-filters in all conv layers of a net."""
-    if zero_filters is None:
-        return Evidence("", "Welch's t", remark="zero-filters aren't counted yet")
     counts = zero_filters.groupby(["model", "seed"])["zero_filters"].sum()
     return is_higher({model: group.to_numpy(float) for model, group in counts.groupby("model")}, high, low)
 

@@ -2,9 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from relusym.theory.example_c_2 import image_classes
-
-COLUMN_WIDTH = 5.5  # inches: the paper's
+from relusym.print_style import COLUMN_WIDTH
+from relusym.theory.cooccurrence import image_classes
 
 
 def figure10(seed: int = 0, images: int = 4) -> Figure:

@@ -13,11 +13,11 @@ from scipy.sparse.csgraph import connected_components
 
 from relusym import paper_values
 from relusym.errors import UserError
+from relusym.print_style import COLUMN_WIDTH
 
 # after ColorBrewer's RdYlBu: safe for colour-blind readers; neighbours differ in lightness too (grey print)
 COLOURS = {"1": "#2c7bb6", "2": "#abd9e9", "3": "#fee090", "4": "#f98e52", "5+": "#b2182b"}
 LABELS = {"1": "1 (fixed)", "2": "2 (swapped)", "3": "3", "4": "4", "5+": "5 or more"}
-COLUMN_WIDTH = 5.5  # inches: the paper's
 
 
 def channel_orders(permutation: ArrayLike) -> np.ndarray:

@@ -15,7 +15,13 @@ FIELDS = {
     "train": ("status", "model", "seed", "settings", "accuracy", "invariance_error", "outputs", "cost"),
     "flip_merge": ("status", "model", "seed", "settings", "inputs", "cost"),
     "pair_merge": ("status", "model_1", "seed_1", "model_2", "seed_2", "settings", "inputs", "cost"),
+    "flipped_training": ("settings", "inputs", "largest_difference", "runs", "paths", "cost"),
+    "theory": (
+        *("statement", "claim", "holds", "draws", "tested", "largest_violation", "counterfactual"),
+        *("measured", "settings", "cost"),
+    ),
 }
+# of a merge, if it is ok
 MEASURED = ("accuracy", "barrier", "absolute_barrier", "permutations", "checks")
 
 
@@ -83,7 +89,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     kind = record.get("kind") if isinstance(record, dict) else None
     if kind not in FIELDS:
         raise UserError(f"record {path} lacks the field 'kind' (one of {', '.join(FIELDS)}): delete it")
-    needed = FIELDS[kind] + (MEASURED if kind != "train" and record.get("status") == "ok" else ())
+    needed = FIELDS[kind] + (MEASURED if kind.endswith("_merge") and record.get("status") == "ok" else ())
     for field in needed:
         if field not in record:
             raise UserError(f"record {path} lacks the field '{field}': delete it, and it is made again")

@@ -233,6 +233,24 @@ class Settings:
         merging = {key: self._scale["merging"][key] for key in ("images", "batch_size")}
         return {"merging": merging, "trained": [self.train(model) for model in models]}
 
+    def filters(self, model: str) -> dict[str, Any]:
+        """All that the arrays of a net's filters depend on; kept in their file."""
+        return {"projection_seed": self.config["filters"]["projection_seed"], **self.merge([model])}
+
+    def theory(self, statement: str) -> dict[str, Any]:
+        """All that the demonstration of a statement depends on; kept in its record."""
+        given = self.config["theory"]
+        return {"seed": given["seed"], "draws": given["draws"][statement]}
+
+    def flipped_training(self) -> dict[str, Any]:
+        """All that the two trainings of Figure 3 depend on; kept in their record."""
+        training = {key: self._scale["training"][key] for key in ("momentum", "weight_decay", "crop_padding")}
+        return {
+            "data": self._scale["data"],
+            "network": self._scale["network"],
+            "training": {**training, **self.config["flipped_training"]},
+        }
+
     def notes(self) -> list[str]:
         """What a reader of a table has to know of this scale: data, nets, training, merging."""
         data, training, merging = (self._scale[key] for key in ("data", "training", "merging"))

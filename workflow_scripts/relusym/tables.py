@@ -62,6 +62,12 @@ HEADINGS = {
     "python": "Python",
     "device": "Device",
     "precision": "Precision",
+    "statement": "Statement",
+    "tested": "What was tested",
+    "draws": "Draws",
+    "largest_violation": "Largest violation",
+    "counterfactual": "Where its assumptions fail",
+    "holds": "Holds",
 }
 FORMATS = {
     "hours": "{:.3f}",
@@ -73,6 +79,7 @@ FORMATS = {
     "in_standard_errors": "{:+.1f}",
     "effect": "{:+.3g}",
     "effect_size": "{:+.2f}",
+    "largest_violation": "{:.2g}",
     **dict.fromkeys(("p_value", "p_corrected", "p_rank", "p_rank_min"), "{:.2g}"),
 }
 STYLE = """body { font: 14px/1.4 system-ui, sans-serif; margin: 1.5em; color: #222 }
@@ -83,6 +90,7 @@ th, td { padding: 0.25em 0.6em; vertical-align: top; font-variant-numeric: tabul
 tbody tr:nth-child(even) { background: #f3f5f7 }
 ul { color: #555; padding-left: 1.2em }
 """
+WIDE = {"description": 0.45, "tested": 0.5, "counterfactual": 0.5}  # share of a line in LaTeX
 LATEX_SPECIAL = str.maketrans(
     {character: f"\\{character}" for character in "_%&#${}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -225,6 +233,13 @@ def costs(benchmark_files: Iterable[str | Path]) -> pd.DataFrame:
     return table.reset_index()
 
 
+def theory(theory_records: Sequence[Record]) -> pd.DataFrame:
+    """One row a statement: statement, tested, draws, largest_violation, counterfactual, holds ("yes" or "no")."""
+    columns = ["statement", "tested", "draws", "largest_violation", "counterfactual", "holds"]
+    frame = tidy(theory_records)[columns]
+    return frame.assign(holds=frame["holds"].map({True: "yes", False: "no"}))
+
+
 def number(value: float, digits: int, latex: bool = False) -> str:
     """`value` to `digits` significant digits, as in the paper: 0.901 but 4.00e-2 (in LaTeX with a \\cdot)."""
     if value == 0:
@@ -349,7 +364,7 @@ def _markdown(frame: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
 def _latex(frame: pd.DataFrame, label: str, title: str, notes: Sequence[str]) -> str:
     align = {"left": "l", "right": "r"}
     form = "".join(
-        r"p{0.45\linewidth}" if column == "description" else align[side]
+        rf"p{{{WIDE[column]}\linewidth}}" if column in WIDE else align[side]
         for (_, column), side in zip(_shown(frame), _alignment(frame), strict=True)
     )
     lines = [

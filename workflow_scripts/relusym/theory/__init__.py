@@ -1,31 +1,61 @@
 """The paper's statements, one module each: a small exact or numerical demonstration that can fail.
 
-Every `demonstrate(seed, draws)` returns a record body with the keys statement, claim, holds, draws and measured;
-`holds` follows from the numbers in `measured` and the tolerances at the head of the module.
+Every module's `demonstrate(seed, draws)` returns a record body with the keys
+
+- statement, claim: which statement of the paper, and what it says;
+- holds: whether all that was tested came out so; it follows from `measured` and the tolerances in the module;
+- draws: how many random cases were tested;
+- tested, largest_violation: on what the statement was tested, and how far it failed at worst (rounding; or a count);
+- counterfactual: what happens where its assumptions don't hold;
+- measured: all numbers behind these.
 """
 
-from collections.abc import Callable
+import platform
+import resource
+import time
+from importlib import import_module
+from typing import Any
 
-from relusym.theory import (
-    example_2_1,
-    example_c_1,
-    example_c_2,
-    lemma_2_2,
-    lemma_e_1,
-    proposition_2_3,
-    proposition_b_1,
-    proposition_d_1,
-    proposition_d_4,
+import numpy as np
+
+import relusym
+
+STATEMENTS = (
+    "example_2_1",
+    "lemma_2_2",
+    "proposition_2_3",
+    "proposition_b_1",
+    "example_c_1",
+    "example_c_2",
+    "proposition_d_1",
+    "proposition_d_4",
+    "lemma_e_1",
 )
 
-STATEMENTS: dict[str, Callable[..., dict]] = {
-    "example_2_1": example_2_1.demonstrate,
-    "lemma_2_2": lemma_2_2.demonstrate,
-    "proposition_2_3": proposition_2_3.demonstrate,
-    "proposition_b_1": proposition_b_1.demonstrate,
-    "example_c_1": example_c_1.demonstrate,
-    "example_c_2": example_c_2.demonstrate,
-    "proposition_d_1": proposition_d_1.demonstrate,
-    "proposition_d_4": proposition_d_4.demonstrate,
-    "lemma_e_1": lemma_e_1.demonstrate,
-}
+
+def demonstrate(name: str, **settings: int) -> dict[str, Any]:
+    """The record body of one of `STATEMENTS`; `settings` (seed, draws) go to its module.
+
+    Only this module is imported, since one of them needs PyTorch and the others start faster without.
+    """
+    return import_module(f"relusym.theory.{name}").demonstrate(**settings)
+
+
+def record(name: str, settings: dict[str, int]) -> dict[str, Any]:
+    """The record of one statement, with what it was made with and what it cost."""
+    started = time.perf_counter()
+    body = demonstrate(name, **settings)
+    return {
+        "kind": "theory",
+        **body,
+        "settings": settings,
+        "code": {
+            "relusym": relusym.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "cost": {
+            "seconds": round(time.perf_counter() - started, 2),
+            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1),
+        },
+    }

@@ -15,6 +15,13 @@ DENSITIES: dict[str, Callable[[float], float]] = {
     "two_normals": lambda x: (np.exp(-((x - 2) ** 2) / 2) + np.exp(-((x + 2) ** 2) / 2)) / np.sqrt(8 * np.pi),
     "logistic": lambda x: 1 / (4 * np.cosh(x / 2) ** 2) if abs(x) < 700 else 0.0,
 }
+
+
+def shifted_normal(x: float) -> float:
+    """The counterfactual: not symmetric about the origin."""
+    return np.exp(-((x - 0.5) ** 2) / 2) / np.sqrt(2 * np.pi)
+
+
 QUADRATURE_TOLERANCE = 1e-6
 TRAINING_TOLERANCE = 0.02
 STEPS = 400
@@ -82,6 +89,9 @@ def demonstrate(seed: int = 0, draws: int = 1000) -> dict:
         holds &= two_units <= QUADRATURE_TOLERANCE
     errors, equivariant = train(rng, draws)
     ratios = errors / equivariant
+    shifted = expected_error(np.array([1.0, 0.0]), np.ones(2), shifted_normal)
+    shifted_ratio = float(shifted[0] / shifted[1])
+    off_half = [abs(measured[f"ratio_{name}"] - 0.5) for name in DENSITIES]
     holds &= abs(ratios.min() - 0.5) <= TRAINING_TOLERANCE
     return {
         "statement": "Example C.1",
@@ -89,8 +99,15 @@ def demonstrate(seed: int = 0, draws: int = 1000) -> dict:
         "half that of the only equivariant one, f = 0.",
         "holds": bool(holds),
         "draws": draws,
+        "tested": "Ratio of the errors of the best scalar net and of the equivariant one: by quadrature on "
+        f"{len(DENSITIES)} densities with random nets beside, and by training as many nets",
+        "largest_violation": max(*off_half, abs(float(ratios.min()) - 0.5)),
+        "counterfactual": f"A normal density about 0.5: the ratio is {shifted_ratio:.2g}. Two hidden units: the "
+        "equivariant net errs by "
+        f"{max(measured[f'error_of_two_equivariant_units_{name}'] for name in DENSITIES):.2g}",
         "measured": {
             **measured,
+            "ratio_shifted_normal": shifted_ratio,
             "smallest_ratio_of_trained_nets": float(ratios.min()),
             "share_of_trained_nets_at_half": float((np.abs(ratios - 0.5) <= TRAINING_TOLERANCE).mean()),
             "share_of_trained_nets_stuck_at_zero": float((np.abs(ratios - 1) <= TRAINING_TOLERANCE).mean()),

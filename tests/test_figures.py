@@ -1,0 +1,356 @@
+"""The arrays of filters, what is counted in them, and the figures drawn from them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from docutils.core import publish_parts
+from jinja2 import StrictUndefined, Template
+
+from relusym import checkpoint, image_set
+from relusym.channel_groups import channel_groups, permute
+from relusym.chiral_shapes import generate
+from relusym.errors import UserError
+from relusym.figure2 import figure2, telling_filters
+from relusym.figure3 import figure3
+from relusym.filter_pairs import APART, BETWEEN, WEIGHT, colours, filter_pairs, pair_grid
+from relusym.filters import (
+    Filters,
+    first_kept,
+    inputs_of,
+    kernels,
+    measure_filters,
+    projection_to_rgb,
+    read_filters,
+)
+from relusym.flipped_training import in_a_plane, measure_flipped_training
+from relusym.print_style import write_figure
+from relusym.records import sha256
+from relusym.symmetry import HORIZONTAL_FLIP
+from relusym.theory import STATEMENTS
+from relusym.vgg import VGG11
+from relusym.zero_filters import are_zero, count_by_net, count_by_type, zero_filter_figure
+
+ROOT = Path(__file__).parents[1]
+WIDTH = 1 / 16
+CHANNELS = [4, 8, 16, 16, 32, 32, 32, 32]
+SETTINGS = {"projection_seed": 0}
+
+
+def saved(folder, group_convs, permutations, model="cnn", status="ok"):
+    """A random net's checkpoint, and a flip-merge record of it with these permutations."""
+    torch.manual_seed(0)
+    net = VGG11(WIDTH, group_convs, initialization="he")
+    path = folder / f"{model}.safetensors"
+    checkpoint.save(path, net.state_dict(), {"settings": {"network": {"group_convs": group_convs}}})
+    record = {
+        "status": status,
+        "reason": None if status == "ok" else f"{model}-0 is diverged",
+        "model": model,
+        "seed": 0,
+        "inputs": {"checkpoints": [sha256(path)]},
+        "permutations": {f"conv{i}": order.tolist() for i, order in enumerate(permutations, start=1)},
+    }
+    return net, path, record
+
+
+def kept(folder, *given, **named):
+    """The arrays of a random net, written and read back."""
+    _, path, record = saved(folder, *given, **named)
+    checkpoint.save_arrays(folder / "filters", *measure_filters(path, record, SETTINGS))
+    return read_filters(folder / "filters")
+
+
+def random_permutations(seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.permutation(channels) for channels in CHANNELS]
+
+
+def mirror_permutations():
+    """What matches a GCNN to its flipped self: the orientations change places."""
+    return [np.roll(np.arange(channels), channels // 2) for channels in CHANNELS]
+
+
+@pytest.mark.parametrize("group_convs", [0, 2, 8])
+def test_kernels_are_those_that_the_net_convolves_with(group_convs):
+    net = VGG11(WIDTH, group_convs)
+    state = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    plain = net.to_plain().state_dict()
+    found = kernels(state, group_convs)
+    assert list(found) == [f"conv{i}" for i in range(1, 9)]
+    for name, psi in found.items():
+        assert np.array_equal(psi, plain[f"features.{name}.weight"].numpy())
+
+
+def test_the_arrays_are_the_net_beside_its_permuted_flipped_self(tmp_path):
+    permutations = random_permutations()
+    net, path, record = saved(tmp_path, 0, permutations)
+    arrays, about = measure_filters(path, record, SETTINGS)
+    groups = channel_groups(net)
+    orders = {f"conv{i}": torch.from_numpy(order) for i, order in enumerate(permutations, start=1)}
+    matched = permute(HORIZONTAL_FLIP.transform(net).state_dict(), groups, orders)
+    weights = [
+        np.stack([s[f"features.conv{i}.weight"].numpy() for s in (net.state_dict(), matched)])
+        for i in range(1, 9)
+    ]
+    assert np.array_equal(arrays["conv1"], weights[0].astype(np.float16))
+    projected = np.tensordot(weights[1], projection_to_rgb(CHANNELS[0], 0), (2, 1))  # RGB comes out last
+    assert np.allclose(arrays["conv2"], np.moveaxis(projected, -1, 2), atol=2e-3)
+    for i, (both, order) in enumerate(zip(weights, permutations, strict=True), start=1):
+        norms = np.sqrt((both[0].astype(float) ** 2).sum((1, 2, 3)))
+        assert np.allclose(arrays[f"norm.conv{i}"], norms, rtol=1e-6)
+        difference = np.linalg.norm(both[1] - both[0]) / np.linalg.norm(both[0])
+        assert about["kernel_constraint"][f"conv{i}"] == pytest.approx(difference, rel=1e-5)
+        assert i > 2 or np.array_equal(arrays[f"permutation.conv{i}"], order)
+
+
+def test_a_gcnn_satisfies_the_kernel_constraint_and_another_net_does_not(tmp_path):
+    gcnn = kept(tmp_path, 8, mirror_permutations(), "gcnn")
+    assert set(gcnn.constraint.values()) == {0.0}
+    assert all((both[0] == both[1]).all() and both.any() for both in gcnn.drawn.values())
+    cnn = kept(tmp_path, 0, mirror_permutations())
+    assert min(cnn.constraint.values()) > 1
+
+
+def test_filters_of_another_checkpoint_than_the_merged_one_are_refused(tmp_path):
+    _, path, record = saved(tmp_path, 0, random_permutations())
+    record["inputs"]["checkpoints"] = ["0" * 64]
+    with pytest.raises(UserError, match="isn't the one that the flip_merge record of cnn-0 was made from"):
+        measure_filters(path, record, SETTINGS)
+
+
+def test_the_arrays_know_which_merge_they_are_of(tmp_path):
+    _, path, record = saved(tmp_path, 0, random_permutations())
+    _, about = measure_filters(path, record, SETTINGS)
+    assert about["inputs"] == inputs_of(record)
+    record["permutations"]["conv3"][:2] = record["permutations"]["conv3"][1::-1]
+    assert about["inputs"] != inputs_of(record)
+
+
+def test_a_net_left_out_has_no_arrays_and_its_figures_say_why(tmp_path):
+    net = kept(tmp_path, 0, random_permutations(), status="left_out")
+    assert (net.status, net.drawn, net.norms) == ("left_out", {}, {})
+    assert count_by_net([net], 0.1).empty
+    drawn = filter_pairs([net, net], "conv1", True, 0.1)
+    assert "cnn-0 is diverged" in drawn.axes[0].get_title()
+    assert "cnn-0 is diverged" in figure2(net).texts[0].get_text()
+    write_figure(
+        zero_filter_figure(count_by_type(count_by_net([net], 0.1), ["cnn"]), ["cnn"], 0.1),
+        [tmp_path / "z.png"],
+    )
+
+
+def test_the_first_net_that_trained_well_is_shown(tmp_path):
+    paths = []
+    for name, status in (("a", "left_out"), ("b", "ok"), ("c", "ok")):
+        (tmp_path / name).mkdir()
+        kept(tmp_path / name, 0, random_permutations(), model=name, status=status)
+        paths.append(tmp_path / name / "filters")
+    assert first_kept(paths).model == "b"
+    assert first_kept(paths[:1]).model == "a"
+
+
+@pytest.mark.parametrize("content", [b"", b"not a safetensors file"])
+def test_damaged_arrays_are_told_in_one_line(tmp_path, content):
+    (tmp_path / "filters").write_bytes(content)
+    with pytest.raises(UserError, match="truncated or no safetensors file"):
+        read_filters(tmp_path / "filters")
+
+
+def test_a_checkpoint_is_no_file_of_filters(tmp_path):
+    _, path, _ = saved(tmp_path, 0, random_permutations())
+    with pytest.raises(UserError, match="holds no filters"):
+        read_filters(path)
+
+
+def test_a_filter_below_a_share_of_the_largest_norm_is_zero_however_many_others_are():
+    assert are_zero(np.array([2, 0.21, 0.19, 0]), 0.1).tolist() == [False, False, True, True]
+    assert are_zero(np.array([2, 0.21, *[0.0] * 100]), 0.1).sum() == 100
+    assert not are_zero(np.ones(4), 0.1).any()
+
+
+def net_with_norms(model, seed, *norms):
+    given = {f"conv{i}": np.array(n, np.float32) for i, n in enumerate(norms, start=1)}
+    return Filters(model, seed, "ok", None, {}, {}, given, {})
+
+
+def test_zero_filters_are_counted_by_layer_and_type():
+    nets = [
+        net_with_norms("gcnn", 0, [1, 0.05, 0.01, 0.5], [1, 1]),
+        net_with_norms("gcnn", 1, [1, 0.9, 0.9, 0.5], [1, 0]),
+        net_with_norms("cnn", 0, [1, 1, 1, 0.2], [1, 1]),
+    ]
+    by_net = count_by_net(nets, 0.1)
+    assert by_net["zero_filters"].tolist() == [2, 0, 0, 1, 0, 0]
+    by_type = count_by_type(by_net, ["cnn", "gcnn"]).set_index(["model", "layer"])
+    assert by_type.index.tolist() == [
+        ("cnn", "conv1"),
+        ("cnn", "conv2"),
+        ("gcnn", "conv1"),
+        ("gcnn", "conv2"),
+    ]
+    first = by_type.loc[("gcnn", "conv1")]
+    assert (first["zero_filters_mean"], first["share_mean"], first["n"]) == (1, 0.25, 2)
+    assert first["zero_filters_std"] == pytest.approx(2**0.5)
+    assert pd.isna(by_type.loc[("cnn", "conv1"), "share_std"])
+    figure = zero_filter_figure(by_type.reset_index(), ["cnn", "gcnn"], 0.1)
+    assert [text.get_text() for text in figure.legends[0].texts] == [
+        "CNN (1)",
+        "GCNN (2)",
+        "below: zero-filter",
+    ]
+
+
+def test_each_filter_is_drawn_left_of_its_match():
+    pairs = np.random.default_rng(0).standard_normal((2, 5, 3, 3, 3))
+    shown, grid = colours(pairs), pair_grid(pairs, 2)
+    side = 3 * WEIGHT
+    height, width = side + APART, 2 * side + BETWEEN + APART
+    assert grid.shape == (3 * height, 2 * width, 3)
+    for number in range(5):
+        top, left = number // 2 * height + APART // 2, number % 2 * width + APART // 2
+        for which, start in enumerate((left, left + side + BETWEEN)):
+            drawn = grid[top : top + side, start : start + side][WEIGHT // 2 :: WEIGHT, WEIGHT // 2 :: WEIGHT]
+            assert np.array_equal(drawn, shown[which, number])
+    assert (grid[2 * height :, width:] == 1).all()  # the sixth place is blank
+
+
+def test_a_weight_of_zero_is_grey_and_a_layer_of_zeros_too():
+    weights = np.zeros((2, 3, 3, 3))
+    assert (colours(weights) == 0.5).all()
+    weights[0, 0] = 1
+    assert (colours(weights)[1] == 0.5).all() and colours(weights)[0, 0, 0].tolist() == [1, 0.5, 0.5]
+
+
+def test_figure_1_shows_matches_as_they_are_in_the_net_and_figure_5_as_they_are_permuted(tmp_path):
+    net = kept(tmp_path, 0, random_permutations())
+    back, permuted = (
+        filter_pairs([net], "conv1", flipped_back, 0.1).axes[0] for flipped_back in (True, False)
+    )
+    original, matched = net.drawn["conv1"]
+    order = net.permutations["conv1"]
+    assert np.array_equal(back.images[0].get_array(), pair_grid(np.stack([original, original[order]]), 8))
+    assert np.array_equal(permuted.images[0].get_array(), pair_grid(np.stack([original, matched]), 8))
+    assert permuted.get_title().startswith("CNN, seed 0\nrelative difference 1.")
+
+
+@pytest.mark.parametrize(
+    ("permutation", "expected"),
+    [
+        ([1, 0, 2, 3, 4], {0, 1, 2}),  # a swapped pair and the most symmetric of the fixed ones
+        ([1, 0, 3, 2, 4], {0, 1, 4}),  # the pair whose filters are alike once flipped
+        ([0, 1, 2, 3, 4], {0, 1, 2, 3, 4}),  # fixed ones only
+        ([1, 2, 0, 4, 3], {3, 4}),  # a pair alone
+        ([1, 2, 3, 4, 0], set()),
+        ([1, 2, 0], {0, 1, 2}),
+    ],
+)
+def test_figure_2_takes_filters_that_the_permutation_keeps_among_themselves(permutation, expected):
+    filters = np.random.default_rng(0).standard_normal((5, 3, 3, 3))
+    filters[1] = filters[0, ..., ::-1]
+    filters[2] += filters[2, ..., ::-1]
+    chosen = telling_filters(filters[: len(permutation)], permutation)
+    assert set(chosen) <= expected and len(chosen) == min(3, len(expected))
+    assert {permutation[c] for c in chosen} == set(chosen)
+
+
+def test_figure_2_goes_in_four_steps(tmp_path):
+    orders = random_permutations()
+    orders[0] = np.array([1, 0, 2, 3])
+    net = kept(tmp_path, 0, orders)
+    figure = figure2(net)
+    images = np.stack([axes.images[0].get_array() for axes in figure.axes]).reshape(3, 4, 3, 3, 3)
+    shown = colours(net.drawn["conv1"][0])
+    chosen = [int(axes.get_xlabel().split()[-1]) for axes in figure.axes[::4]]
+    assert {chosen[0], chosen[2]} == {0, 1} and chosen[1] in (2, 3)
+    assert np.array_equal(images[:, 0], shown[chosen])
+    assert np.array_equal(images[:, 1], shown[chosen][:, :, ::-1])
+    assert np.array_equal(images[:, 3], shown[orders[0][chosen]])
+    assert np.array_equal(images[:, 2], images[:, 3][:, :, ::-1])
+    write_figure(figure, [tmp_path / "figure2.png", tmp_path / "figure2.pdf"])
+
+
+@pytest.fixture(scope="module")
+def flipped(tmp_path_factory):
+    data = tmp_path_factory.mktemp("data") / "data"
+    image_set.save(data, *generate(60, 20, 0))
+    settings = {
+        "data": {"train_images": None, "seed": 0},
+        "network": {"width": 1 / 32, "initialization": "he"},
+        "training": {
+            **{"seed": 0, "steps": 12, "batch_size": 10, "learning_rate": 0.02},
+            **{"momentum": 0.9, "weight_decay": 5e-4, "crop_padding": 2},
+        },
+    }
+    return settings, data, measure_flipped_training(settings, data, device=torch.device("cpu"))
+
+
+def test_figure_3_the_flipped_twin_stays_the_flipped_net_on_flipped_batches_alone(flipped):
+    _, _, record = flipped
+    json.dumps(record, allow_nan=False)
+    assert record["largest_difference"]["float64"] < 1e-12
+    assert record["largest_difference_on_same_batches"]["float64"] > 1e-3
+    for run in record["runs"].values():
+        assert len(run["loss"]) == 12
+        assert len(run["flipped_batches"]) == len(run["same_batches"]) == 13
+        assert run["flipped_batches"][0] == run["same_batches"][0] == 0
+        assert run["flipped_batches"][1] < 1e-6 < run["same_batches"][1]
+
+
+def test_figure_3_the_two_paths_are_mirror_images(flipped, tmp_path):
+    net, twin = (np.array(flipped[2]["paths"][name]) for name in ("net", "flipped"))
+    assert net.shape == (13, 2) and np.ptp(net[:, 1]) > 1e-3
+    assert net * [-1, 1] == pytest.approx(twin, abs=1e-12)
+    rng = np.random.default_rng(0)
+    path = list(rng.standard_normal((4, 2, 3, 3, 3)))
+    for point, mirrored in zip(*in_a_plane([path, [p[..., ::-1] for p in path]]), strict=True):
+        assert point * [-1, 1] == pytest.approx(mirrored)
+    write_figure(figure3(flipped[2]), [tmp_path / "figure3.png", tmp_path / "figure3.pdf"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"), [({"learning_rate": 1e9}, "diverged"), ({"batch_size": 61}, "more than the 60")]
+)
+def test_figure_3_tells_settings_that_cannot_be(flipped, changed, message):
+    settings, data, _ = flipped
+    settings = {**settings, "training": {**settings["training"], **changed}}
+    with pytest.raises(UserError, match=message):
+        measure_flipped_training(settings, data, device=torch.device("cpu"))
+
+
+def test_the_same_figure_is_written_as_the_same_bytes(tmp_path):
+    for folder in ("a", "b"):
+        write_figure(
+            figure2(kept(tmp_path, 8, mirror_permutations())),
+            [tmp_path / folder / f"f.{end}" for end in ("png", "pdf")],
+        )
+    for ending in ("png", "pdf"):
+        assert (tmp_path / "a" / f"f.{ending}").read_bytes() == (tmp_path / "b" / f"f.{ending}").read_bytes()
+
+
+def test_drawing_and_theory_start_without_torch():
+    """With it, each of these jobs would take several times as long."""
+    drawn = "figure2, figure3, figure10, filter_pairs, zero_filters, permutation_order"
+    code = f"import sys; from relusym import {drawn}, theory; theory.demonstrate('example_2_1'); "
+    code += "sys.exit('torch' in sys.modules)"
+    scripts = ROOT / "workflow_scripts"
+    assert subprocess.run([sys.executable, "-c", code], cwd=scripts, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "name", [*(f"figure{n}" for n in (1, 2, 3, 4, 5, 6, 7, 8, 10)), "zero_filters", "theory", *STATEMENTS]
+)
+def test_captions_are_valid(name):
+    """Snakemake would only tell when the report is made."""
+    params = SimpleNamespace(names="CNN + inv-loss, CNN", zero_filter=0.1)
+    text = Template(
+        (ROOT / "report" / f"{name}.rst").read_text(encoding="utf-8"), undefined=StrictUndefined
+    ).render(snakemake=SimpleNamespace(params=params, config={}, wildcards=SimpleNamespace()))
+    told = publish_parts(text, writer="html", settings_overrides={"halt_level": 2, "report_level": 2})["body"]
+    assert len(told) > 100 and "{{" not in told

@@ -1,0 +1,15 @@
+"""Rule flipped_training: train a net, and its flipped twin on flipped batches, and record how far they come apart."""
+
+from pathlib import Path
+
+from job import job
+from relusym.flipped_training import measure_flipped_training
+from relusym.measuring import device_of
+from relusym.records import write_record
+
+with job(snakemake):
+    measured = measure_flipped_training(
+        snakemake.params.settings, Path(snakemake.input.data), device=device_of(snakemake.params.device)
+    )
+    write_record(snakemake.output.record, {"kind": snakemake.rule, **measured})
+    print(f"largest difference to the flipped net: {measured['largest_difference']}")

@@ -1,0 +1,41 @@
+"""What all figures share: the paper's column width, colours safe for colour-blind readers, and how they are written."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from relusym.records import write_whole
+
+COLUMN_WIDTH = 5.5  # inches: the paper's
+DOTS_PER_INCH = 200
+
+# Okabe and Ito's palette with a marker each, so that a print in grey tells lines apart as well
+LINES = (
+    ("#0072B2", "o"),
+    ("#56B4E9", "s"),
+    ("#D55E00", "^"),
+    ("#E69F00", "v"),
+    ("#009E73", "D"),
+    ("#CC79A7", "P"),
+    ("#000000", "X"),
+)
+
+
+def write_figure(figure: Figure, paths: Iterable[str | Path]) -> None:
+    """Write a figure to PNG or PDF, as each path ends; the same bytes from the same figure.
+
+    Raises:
+        UserError: the disk is full or the folder can't be written.
+    """
+    for path in map(Path, paths):
+        undated = {"CreationDate": None} if path.suffix == ".pdf" else None
+        with write_whole(path) as part:
+            figure.savefig(part, dpi=DOTS_PER_INCH, metadata=undated)
+
+
+def empty_figure(text: str) -> Figure:
+    """A figure that says why there is nothing to see."""
+    figure = Figure(figsize=(COLUMN_WIDTH, 1), layout="constrained")
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=8)
+    return figure

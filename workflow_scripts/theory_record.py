@@ -1,0 +1,10 @@
+"""Rules of the statements: demonstrate one statement of the paper, and write its record."""
+
+from job import job
+from relusym.records import write_record
+from relusym.theory import record
+
+with job(snakemake):
+    found = record(snakemake.rule, snakemake.params.settings)
+    write_record(snakemake.output.record, found)
+    print(f"{found['statement']}: {'holds' if found['holds'] else 'FAILS'} in {found['draws']} draws")
