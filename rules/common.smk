@@ -1,5 +1,6 @@
 # Wildcards, paths, and which jobs a run still needs.
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -128,4 +129,21 @@ def table(stem, category="Tables", labels=None):
 
 
 NOTES = SETTINGS.notes()
+
+# ---- what a job asks for
+
 GPU = 0 if SETTINGS.config["device"] == "cpu" else 1
+# On a machine of its own (no scheduler behind the executor), a job takes its GPU from relusym/gpu_slots.py.
+JOBS_PER_GPU = None if workflow.remote_exec else SETTINGS.config["jobs_per_gpu"]
+
+
+def growing(amount):
+    """A resource that grows with the attempt: what failed for want of memory or time gets more of it."""
+    return lambda wildcards, attempt: amount * attempt
+
+
+if not workflow.is_main_process:
+    # A scheduler's warning (relusym/interruption.py) goes to every process of a job. The shell and the Snakemake around
+    # the script leave it to the script, which would be killed half-way through saving if they ended first.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    shell.prefix("trap '' TERM USR1; set -euo pipefail; ")
