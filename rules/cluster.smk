@@ -1,0 +1,69 @@
+# Around a run: one Snakemake a scale, a checklist before jobs are submitted, a summary at the end; and the target status.
+import atexit
+import shlex
+
+from relusym.cluster_checklist import Request, data_problems, slurm_problems
+from relusym.job_lock import JobLock
+from relusym.run_summary import Failure, summary
+
+TYPED = shlex.join(["snakemake", *sys.argv[1:]])
+RUNNING = JobLock(f".snakemake/relusym-{SETTINGS.scale}.lock")  # in place of Snakemake's, which a kill -9 leaves locked
+
+
+def jobs_to_run():
+    return [job for job in workflow.dag.needrun_jobs() if job.rule.name not in ("all", "status")]
+
+
+def problems():
+    """One line a reason why the run can't go well, told before any job starts."""
+    found = []
+    if not Path(DATA).exists() and any(job.rule.name == "prepare_data" for job in jobs_to_run()):
+        dataset = SETTINGS.config["scales"][SETTINGS.scale]["data"]["dataset"]
+        found += data_problems(Path(DATA), dataset, SETTINGS.config["cifar10"])
+    if workflow.executor_plugin is None or workflow.local_exec:
+        return found
+    if workflow.executor_settings is not None and hasattr(workflow.executor_settings, "status_command"):
+        requests = {request_of(job) for job in jobs_to_run() if not job.is_local}
+        found += slurm_problems(
+            sorted(requests, key=lambda request: request.rule), workflow.executor_settings.status_command
+        )
+    print(
+        f"Assumed: the compute nodes see {Path.cwd()} and {sys.executable} under the same names (a shared file system).",
+        file=sys.stderr,
+    )
+    return found
+
+
+def request_of(job):
+    asked = job.resources
+    gpu = bool(asked.get("gpu") or asked.get("gpu_model") or asked.get("gres"))
+    return Request(job.rule.name, asked.get("slurm_partition"), int(asked.get("runtime") or 0), gpu)
+
+
+onstart:
+    if jobs_to_run():
+        try:
+            RUNNING.acquire(wait=False)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        atexit.register(RUNNING.release)
+        found = problems()
+        if found:
+            sys.exit("\n".join(["Nothing was submitted:", *(f"  {problem}" for problem in found)]))
+
+
+onerror:
+    failures = []
+    for failed in workflow.scheduler.failed:
+        for job in failed.jobs if failed.is_group() else [failed]:
+            if not all(Path(output).exists() for output in job.output):
+                name = " ".join([job.rule.name, *job.wildcards_dict.values()])
+                failures.append(Failure(name, Path(job.log[0]) if job.log else None, str(failed.jobid)))
+    undone = [
+        job
+        for job in jobs_to_run()
+        if not all(Path(output).exists() for output in job.output)
+    ]
+    text = Path(log).read_text(encoding="utf-8", errors="replace")
+    failures.sort(key=lambda failure: failure.job)
+    print("\n" + summary(failures, max(0, len(undone) - len(failures)), TYPED, text), file=sys.stderr)
