@@ -7,11 +7,13 @@ from relusym.job_lock import JobLock
 from relusym.run_summary import Failure, summary
 
 TYPED = shlex.join(["snakemake", *sys.argv[1:]])
-RUNNING = JobLock(f".snakemake/relusym-{SETTINGS.scale}.lock")  # in place of Snakemake's, which a kill -9 leaves locked
+RUNNING = JobLock(
+    f".snakemake/relusym-{SETTINGS.scale}.lock"
+)  # in place of Snakemake's, which a kill -9 leaves locked
 
 
 def jobs_to_run():
-    return [job for job in workflow.dag.needrun_jobs() if job.rule.name not in ("all", "status")]
+    return [job for job in workflow.dag.needrun_jobs() if job.rule.name not in ("all", "status", "estimate")]
 
 
 def problems():
@@ -59,11 +61,53 @@ onerror:
             if not all(Path(output).exists() for output in job.output):
                 name = " ".join([job.rule.name, *job.wildcards_dict.values()])
                 failures.append(Failure(name, Path(job.log[0]) if job.log else None, str(failed.jobid)))
-    undone = [
-        job
-        for job in jobs_to_run()
-        if not all(Path(output).exists() for output in job.output)
-    ]
+    undone = [job for job in jobs_to_run() if not all(Path(output).exists() for output in job.output)]
     text = Path(log).read_text(encoding="utf-8", errors="replace")
     failures.sort(key=lambda failure: failure.job)
     print("\n" + summary(failures, max(0, len(undone) - len(failures)), TYPED, text), file=sys.stderr)
+
+
+# ---- what a person asks, with no output but on the screen
+
+# Every kind of job: its records, and the settings that each has to be made with (None: any).
+OF_KIND = {
+    kind: {record: settings for record, settings in records.items() if record in CHOSEN}
+    for kind, records in (("train", TRAIN), ("flip_merge", FLIP), ("pair_merge", PAIR))
+}
+MEASURED_SCALE = "laptop"  # whose benchmarks are in the repository
+TFLOPS = 4.0  # 10¹² operations a second that a GPU sustains: half of a T4's peak in float32
+
+
+localrules:
+    status,
+    estimate,
+
+
+rule status:
+    log:
+        f"{LOGS}/status.log",
+    conda:
+        "../envs/relusym.yaml"
+    params:
+        title=f"Scale {SETTINGS.scale}",
+        wanted=lambda w: OF_KIND,
+        records=RECORDS,
+        logs=LOGS,
+        benchmarks=BENCHMARKS,
+    script:
+        "../workflow_scripts/status.py"
+
+
+rule estimate:
+    log:
+        f"{LOGS}/estimate.log",
+    conda:
+        "../envs/relusym.yaml"
+    params:
+        config=SETTINGS.config,
+        scale=SETTINGS.scale,
+        measured=MEASURED_SCALE,
+        benchmarks=f"results/{MEASURED_SCALE}/benchmarks",
+        tflops=TFLOPS,
+    script:
+        "../workflow_scripts/estimate.py"

@@ -16,7 +16,7 @@ DOWNLOADED_FROM = ("www.cs.toronto.edu", 443)  # torchvision's CIFAR10
 
 @dataclass(frozen=True)
 class Request:
-    """What the jobs of one rule ask Slurm for: `minutes` of time, `gpu` whether any kind of GPU, a partition or None."""
+    """What the jobs of one rule ask Slurm for: `minutes` of time, whether any `gpu`, a partition or None."""
 
     rule: str
     partition: str | None
@@ -33,7 +33,8 @@ def slurm_problems(requests: Iterable[Request], status_command: str | None) -> l
     absent = [name for name in ("sbatch", "srun", "squeue", "sinfo") if shutil.which(name) is None]
     if absent:
         return [
-            f"{', '.join(absent)}: not found; run snakemake on a node that may submit jobs, or load the site's Slurm module"
+            f"{', '.join(absent)}: not found; run snakemake on a node that may submit jobs, or load the site's module "
+            "for Slurm"
         ]
     answer = _asked("scontrol", "show", "config")
     if answer is None:
@@ -84,13 +85,13 @@ def _partition_problems(requests: Iterable[Request]) -> list[str]:
             limit, has = partitions[name]
             if request.gpu and not has:
                 problems.append(
-                    f"{PROFILE}: {request.rule} asks for a GPU and partition {name} has none; set slurm_partition to one "
-                    f"that has ({with_gpus}), or --config device=cpu"
+                    f"{PROFILE}: {request.rule} asks for a GPU and partition {name} has none; set slurm_partition "
+                    f"to one that has ({with_gpus}), or --config device=cpu"
                 )
             if limit is not None and request.minutes > limit:
                 problems.append(
-                    f"{PROFILE}: {request.rule} asks for {request.minutes} minutes and partition {name} allows {limit}; "
-                    f"set `set-resources: {{{request.rule}: {{runtime: {limit}}}}}`, or another slurm_partition"
+                    f"{PROFILE}: {request.rule} asks for {request.minutes} minutes and partition {name} allows "
+                    f"{limit}; set `set-resources: {{{request.rule}: {{runtime: {limit}}}}}` or slurm_partition"
                 )
     return list(dict.fromkeys(problems))
 
@@ -106,9 +107,12 @@ def data_problems(data: Path, dataset: str, cifar10: dict[str, Any]) -> list[str
         return []
     root = Path(cifar10["root"])
     if cifar10["source"] == "folder":
-        absent = [root / split for split in (cifar10["train"], cifar10["test"]) if not (root / split).is_dir()]
+        absent = [
+            root / split for split in (cifar10["train"], cifar10["test"]) if not (root / split).is_dir()
+        ]
         return [
-            f"cifar10.root: the folder {folder} is missing; set cifar10.root to the tree of images" for folder in absent
+            f"cifar10.root: the folder {folder} is missing; set cifar10.root to the tree of images"
+            for folder in absent
         ]
     if (root / "cifar-10-batches-py").is_dir():
         return []
@@ -136,7 +140,12 @@ def _asked(*command: str) -> str | None:
     """What a command printed; None if it failed or took too long."""
     try:
         answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=ANSWER_WITHIN, check=True, stdin=subprocess.DEVNULL
+            command,
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_WITHIN,
+            check=True,
+            stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.SubprocessError):
         return None

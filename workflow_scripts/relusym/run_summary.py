@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-
 # A scheduler's states, in words
 EXPLAINED = {
     "TIMEOUT": "out of time, in its last attempt as well; set a longer runtime",
@@ -35,7 +34,9 @@ def summary(failures: Sequence[Failure], undone: int, command: str, snakemake_lo
     failed = f"{len(failures)} job{'s' * (len(failures) != 1)} failed"
     held_up = f", {undone} more left undone" if undone else ""
     lines = [f"  {failure.job}: {reason(failure, snakemake_log)}" for failure in failures]
-    return "\n".join([f"{failed}{held_up}:", *lines, "Run these, and nothing that is done, with:", f"  {command}"])
+    return "\n".join(
+        [f"{failed}{held_up}:", *lines, "Run these, and nothing that is done, with:", f"  {command}"]
+    )
 
 
 def reason(failure: Failure, snakemake_log: str = "") -> str:
@@ -46,7 +47,9 @@ def reason(failure: Failure, snakemake_log: str = "") -> str:
         errors = [line for line in lines if re.match(r"error: |[\w.]*(Error|Exception|Interrupt)\b", line)]
     where = f"see {failure.log or 'the log of Snakemake'}"
     submitted = re.findall(
-        rf"^Job {re.escape(failure.number)} has been submitted with SLURM jobid (\d+)", snakemake_log, re.MULTILINE
+        rf"^Job {re.escape(failure.number)} has been submitted with SLURM jobid (\d+)",
+        snakemake_log,
+        re.MULTILINE,
     )
     states = dict(re.findall(r"SLURM-job '(\d+)' failed, SLURM status is: '(\w+)'", snakemake_log))
     state = states.get(submitted[-1]) if submitted else None
