@@ -2,7 +2,7 @@
 import atexit
 import shlex
 
-from relusym.cluster_checklist import Request, data_problems, slurm_problems
+from relusym.cluster_checklist import Request, data_problems, folder_problems, slurm_problems
 from relusym.job_lock import JobLock
 from relusym.run_summary import Failure, summary
 
@@ -18,7 +18,7 @@ def jobs_to_run():
 
 def problems():
     """One line a reason why the run can't go well, told before any job starts."""
-    found = []
+    found = folder_problems(Path(RESULTS))
     if not Path(DATA).exists() and any(job.rule.name == "prepare_data" for job in jobs_to_run()):
         dataset = SETTINGS.config["scales"][SETTINGS.scale]["data"]["dataset"]
         found += data_problems(Path(DATA), dataset, SETTINGS.config["cifar10"])

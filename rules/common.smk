@@ -75,7 +75,8 @@ def made_with(record):
 
 MADE_WITH = {record: made_with(record) for record in WANTED}
 OUTDATED = {record for record in CHOSEN if MADE_WITH[record] not in (None, WANTED[record])}
-if OUTDATED:  # newer than any record, so that the jobs that have it as input run again
+MISSING = {record for record in CHOSEN if MADE_WITH[record] is None}
+if OUTDATED or MISSING:  # newer than any output, so that the jobs that have it as input run again
     CHANGED.parent.mkdir(exist_ok=True)
     CHANGED.touch()
 
@@ -95,6 +96,11 @@ def is_needed(record):
 def changed(record):
     """An input that makes the job of an outdated record run again."""
     return str(CHANGED) if record in OUTDATED else []
+
+
+def remade(*records):
+    """An input that makes a table or figure again if some of its records have to be made: a missing input alone doesn't."""
+    return str(CHANGED) if any(is_needed(record) for some in records for record in some) else []
 
 
 MERGED = {net for net in SETTINGS.nets if is_needed(of_net(FLIP_RECORD, net))} | {

@@ -8,6 +8,7 @@ localrules:
 rule figure4:
     input:
         flip_merge=FLIP_RECORDS,
+        changed=remade(FLIP_RECORDS),
         code=f"{workflow.basedir}/workflow_scripts/relusym/permutation_order.py",
     output:
         report(

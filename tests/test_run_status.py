@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from relusym import cluster_checklist
-from relusym.cluster_checklist import Request, data_problems, minutes_of, slurm_problems
+from relusym.cluster_checklist import Request, data_problems, folder_problems, minutes_of, slurm_problems
 from relusym.grid_estimate import estimate, operations_per_image
 from relusym.job_lock import JobLock
 from relusym.run_status import kind_status, screen, type_of
@@ -194,6 +194,13 @@ def test_data_that_can_not_be_prepared_here_is_told(tmp_path, monkeypatch):
     ]
     data.touch()
     assert data_problems(data, "cifar10", {**torchvision, "source": "folder"}) == []
+
+
+def test_a_results_folder_that_can_not_be_written_is_told(tmp_path):
+    assert folder_problems(tmp_path / "results" / "paper") == []
+    (tmp_path / "file").touch()
+    (told,) = folder_problems(tmp_path / "file" / "paper")
+    assert told.startswith(f"{tmp_path / 'file' / 'paper'} can't be written (") and "free space" in told
 
 
 def test_slurms_time_limits_in_minutes():

@@ -5,11 +5,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from relusym.errors import UserError
+from relusym.errors import Interrupted, UserError
 from relusym.gpu_slots import gpu_slots
+from relusym.interruption import WARNINGS
 from relusym.job_lock import JobLock
 from relusym.records import read_record
 
@@ -20,11 +23,8 @@ def job(snakemake) -> Iterator[JobLock]:
 
     Yields the lock under which no other copy of this job is at work, such as one of a scheduler that was killed.
     """
-    for number in (
-        signal.SIGTERM,
-        signal.SIGUSR1,
-    ):  # ignored by the processes around this one, see rules/common.smk
-        signal.signal(number, signal.SIG_DFL)
+    for number in WARNINGS:  # ignored by the processes around this one, see rules/common.smk
+        signal.signal(number, _end)
     if torch := sys.modules.get("torch"):  # tables do without, and start in half the time
         torch.set_num_threads(snakemake.threads)
         torch.set_flush_denormal(True)
@@ -50,6 +50,13 @@ def job(snakemake) -> Iterator[JobLock]:
         sys.exit(1)
     finally:
         sys.stdout, sys.stderr = sys.__stdout__, terminal
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """What a warning does to a job that can't save its state: it ends at once, and gives its lock and its GPU back."""
+    raise Interrupted(
+        f"ended by {signal.Signals(number).name} before it was done; it starts over when it runs again"
+    )
 
 
 def _is_done(snakemake) -> bool:

@@ -4,6 +4,7 @@ import re
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,16 @@ def _partition_problems(requests: Iterable[Request]) -> list[str]:
                     f"{limit}; set `set-resources: {{{request.rule}: {{runtime: {limit}}}}}` or slurm_partition"
                 )
     return list(dict.fromkeys(problems))
+
+
+def folder_problems(folder: Path) -> list[str]:
+    """Why `folder` can't be written; empty if it can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return [f"{folder} can't be written ({error.strerror}): free space, or run in a folder that can"]
+    return []
 
 
 def data_problems(data: Path, dataset: str, cifar10: dict[str, Any]) -> list[str]:
