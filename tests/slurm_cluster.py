@@ -162,6 +162,12 @@ class SlurmCluster:
     def start_controller(self, *options: str) -> None:
         self.run("slurmctld", "-i", "-f", str(self.conf), *options)
 
+    def controller_answers(self) -> bool:
+        try:
+            return "is UP" in self.run("scontrol", "ping")
+        except subprocess.CalledProcessError:
+            return False
+
     def start_node(self, node: str) -> None:
         self.run("slurmd", "-N", node, "-f", str(self.conf))
 
@@ -177,10 +183,13 @@ class SlurmCluster:
 
     def crash_node(self, node: str) -> None:
         """End the node's slurmd and all processes of its jobs at once, as a power cut does."""
-        _kill(self.pid(f"slurmd-{node}"))
-        for pid, environment, command in _processes():
-            if f"SLURMD_NODENAME={node}" in environment or f"[{node}]" in command or f"-N {node}" in command:
-                _kill(pid)
+        found = _processes()
+        jobs = {pid for pid, environment, _ in found if f"SLURMD_NODENAME={node}" in environment}
+        parents = {_parent(pid) for pid in jobs}
+        # slurmstepd first, or it would tell the controller
+        steps = [pid for pid, _, command in found if pid in parents and command.startswith("slurmstepd")]
+        for pid in [self.pid(f"slurmd-{node}"), *steps, *jobs]:
+            _kill(pid)
 
     def jobs(self) -> list[tuple[str, str, str, str]]:
         """Jobs known to the controller: id, state, node, comment (snakemake's rule and wildcards)."""
@@ -217,6 +226,12 @@ def _kill(pid: int | None, number: int = signal.SIGKILL) -> None:
     if pid:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+def _parent(pid: int) -> int | None:
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return None
 
 
 def _processes() -> list[tuple[int, list[str], str]]:

@@ -201,7 +201,7 @@ def disturb(cluster: SlurmCluster, disturbed: Run, restarted: Run) -> None:
     cluster.stop_controller()
     time.sleep(3)
     cluster.start_controller()
-    wait_until(lambda: "is UP" in cluster.run("scontrol", "ping"), 60, "the controller is back")
+    wait_until(cluster.controller_answers, 60, "the controller is back")
     TRIED[RESTARTED[0]] += 1
 
     os.kill(first.pid, signal.SIGKILL)
