@@ -62,7 +62,7 @@ onerror:
                 name = " ".join([job.rule.name, *job.wildcards_dict.values()])
                 failures.append(Failure(name, Path(job.log[0]) if job.log else None, str(failed.jobid)))
     undone = [job for job in jobs_to_run() if not all(Path(output).exists() for output in job.output)]
-    text = Path(log).read_text(encoding="utf-8", errors="replace")
+    text = "\n".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in log)
     failures.sort(key=lambda failure: failure.job)
     print("\n" + summary(failures, max(0, len(undone) - len(failures)), TYPED, text), file=sys.stderr)
 
