@@ -17,22 +17,21 @@ def jobs_to_run():
 
 
 def problems():
-    """One line a reason why the run can't go well, told before any job starts."""
-    found = folder_problems(Path(RESULTS))
-    if not Path(DATA).exists() and any(job.rule.name == "prepare_data" for job in jobs_to_run()):
-        dataset = SETTINGS.config["scales"][SETTINGS.scale]["data"]["dataset"]
-        found += data_problems(Path(DATA), dataset, SETTINGS.config["cifar10"])
-    if workflow.executor_plugin is None or workflow.local_exec:
-        return found
-    if workflow.executor_settings is not None and hasattr(workflow.executor_settings, "status_command"):
-        requests = {request_of(job) for job in jobs_to_run() if not job.is_local}
-        found += slurm_problems(
-            sorted(requests, key=lambda request: request.rule), workflow.executor_settings.status_command
-        )
+    """One line a reason why jobs that are submitted elsewhere can't go well, told before the first of them is."""
+    if workflow.local_exec:
+        return []
     print(
         f"Assumed: the compute nodes see {Path.cwd()} and {sys.executable} under the same names (a shared file system).",
         file=sys.stderr,
     )
+    found = folder_problems(Path(RESULTS))
+    if any(job.rule.name == "prepare_data" for job in jobs_to_run()):
+        dataset = SETTINGS.config["scales"][SETTINGS.scale]["data"]["dataset"]
+        found += data_problems(Path(DATA), dataset, SETTINGS.config["cifar10"])
+    if hasattr(workflow.executor_settings, "status_command"):  # those of Slurm
+        requests = {request_of(job) for job in jobs_to_run() if not job.is_local}
+        in_order = sorted(requests, key=lambda request: (request.rule, request.minutes))
+        found += slurm_problems(in_order, workflow.executor_settings.status_command)
     return found
 
 
