@@ -7,9 +7,8 @@ from relusym.job_lock import JobLock
 from relusym.run_summary import Failure, summary
 
 TYPED = shlex.join(["snakemake", *sys.argv[1:]])
-RUNNING = JobLock(
-    f".snakemake/relusym-{SETTINGS.scale}.lock"
-)  # in place of Snakemake's, which a kill -9 leaves locked
+# in place of Snakemake's own lock, which a kill -9 leaves locked
+RUNNING = JobLock(f".snakemake/relusym-{SETTINGS.scale}.lock")
 
 
 def jobs_to_run():
