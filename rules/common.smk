@@ -1,5 +1,6 @@
 # Wildcards, paths, and which jobs a run still needs.
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -100,7 +101,8 @@ def is_of_another_merge(net):
 
 
 OUTDATED |= {of_net(FILTERS_FILE, net) for net in SETTINGS.nets if is_of_another_merge(net)}
-if OUTDATED:  # newer than any record, so that the jobs that have it as input run again
+MISSING = {record for record in CHOSEN if MADE_WITH[record] is None}
+if OUTDATED or MISSING:  # newer than any output, so that the jobs that have it as input run again
     CHANGED.parent.mkdir(exist_ok=True)
     CHANGED.touch()
 
@@ -132,6 +134,11 @@ REMERGED |= {
 def changed(record):
     """An input that makes the job of an outdated record run again."""
     return str(CHANGED) if record in OUTDATED else []
+
+
+def remade(*records):
+    """An input that makes a table or figure again if some of its records have to be made: a missing input alone doesn't."""
+    return str(CHANGED) if any(is_needed(record) for some in records for record in some) else []
 
 
 MERGED = {net for net in SETTINGS.nets if is_needed(of_net(FLIP_RECORD, net))} | {
@@ -188,4 +195,21 @@ def table(stem, category="Tables", labels=None):
 
 
 NOTES = SETTINGS.notes()
+
+# ---- what a job asks for
+
 GPU = 0 if SETTINGS.config["device"] == "cpu" else 1
+# On a machine of its own (no scheduler behind the executor), a job takes its GPU from relusym/gpu_slots.py.
+JOBS_PER_GPU = None if workflow.remote_exec else SETTINGS.config["jobs_per_gpu"]
+
+
+def growing(amount):
+    """A resource that grows with the attempt: what failed for want of memory or time gets more of it."""
+    return lambda wildcards, attempt: amount * attempt
+
+
+if not workflow.is_main_process:
+    # A scheduler's warning (relusym/interruption.py) goes to every process of a job. The shell and the Snakemake around
+    # the script leave it to the script, which would be killed half-way through saving if they ended first.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    shell.prefix("trap '' TERM USR1; set -euo pipefail; ")

@@ -26,6 +26,7 @@ rule comparison:
     input:
         tables=[f"{RESULTS}/tables/table{number}.csv" for number in COMPARED],
         records=TRAIN_RECORDS + FLIP_RECORDS + PAIR_RECORDS,
+        changed=remade(TRAIN_RECORDS, FLIP_RECORDS, PAIR_RECORDS),
         code=[f"{LIBRARY}/{name}.py" for name in ("comparison", "tables")],
     output:
         table("comparison", "Comparison with the paper"),
@@ -51,6 +52,7 @@ rule claims:
         flip_merge=FLIP_RECORDS,
         pair_merge=PAIR_RECORDS,
         zero_filters=f"{RESULTS}/figures/zero_filters_by_net.csv",
+        changed=remade(TRAIN_RECORDS, FLIP_RECORDS, PAIR_RECORDS),
         code=[f"{LIBRARY}/{name}.py" for name in ("claims", "permutation_order", "tables")],
     output:
         table("claims", "Comparison with the paper"),
@@ -72,6 +74,7 @@ rule claims:
 rule provenance:
     input:
         records=TRAIN_RECORDS + FLIP_RECORDS + PAIR_RECORDS,
+        changed=remade(TRAIN_RECORDS, FLIP_RECORDS, PAIR_RECORDS),
         code=[f"{LIBRARY}/{name}.py" for name in ("provenance", "tables")],
     output:
         table("provenance", "Costs and provenance"),

@@ -20,6 +20,7 @@ NAMES = paper_values.names()
 
 
 localrules:
+    flipped_training,
     figure2,
     figure3,
     figure4,
@@ -35,6 +36,7 @@ for name, (layer, models, flipped_back) in FILTER_PAIRS.items():
             name
         input:
             filters=[path for model in models for path in filters_of(model)],
+            changed=remade(*map(filters_of, models)),
             code=f"{workflow.basedir}/workflow_scripts/relusym/filter_pairs.py",
         output:
             figure(name, name.replace("figure", "Figure ")),
@@ -87,6 +89,7 @@ rule filter_pairs:
 rule figure2:
     input:
         filters=filters_of(FIGURE_2_MODEL),
+        changed=remade(filters_of(FIGURE_2_MODEL)),
         code=f"{workflow.basedir}/workflow_scripts/relusym/figure2.py",
     output:
         figure("figure2", "Figure 2"),
@@ -117,12 +120,10 @@ rule flipped_training:
         "../envs/relusym.yaml"
     threads: SETTINGS.config["threads"]
     resources:
-        mem_mb=lambda wildcards, attempt: 3000 * attempt,
-        runtime=lambda wildcards, attempt: 30 * attempt,
-        gpu=GPU,
+        mem_mb=growing(4000),
+        runtime=growing(30),
     params:
         settings=SETTINGS.flipped_training(),
-        device=SETTINGS.config["device"],
     script:
         "../workflow_scripts/flipped_training.py"
 
@@ -130,6 +131,7 @@ rule flipped_training:
 rule figure3:
     input:
         record=FLIPPED_TRAINING_RECORD,
+        changed=remade([FLIPPED_TRAINING_RECORD]),
         code=f"{workflow.basedir}/workflow_scripts/relusym/figure3.py",
     output:
         figure("figure3", "Figure 3"),
@@ -149,6 +151,7 @@ rule figure3:
 rule figure4:
     input:
         flip_merge=FLIP_RECORDS,
+        changed=remade(FLIP_RECORDS),
         code=f"{workflow.basedir}/workflow_scripts/relusym/permutation_order.py",
     output:
         figure("figure4", "Figure 4", ".csv"),
@@ -190,6 +193,7 @@ rule figure10:
 rule zero_filters:
     input:
         filters=FILTERS_FILES,
+        changed=remade(FILTERS_FILES),
         code=f"{workflow.basedir}/workflow_scripts/relusym/zero_filters.py",
     output:
         figure("zero_filters", "Zero-filters", ".csv", "_by_net.csv"),

@@ -16,14 +16,15 @@ rule flip_merge:
         "../envs/relusym.yaml"
     threads: SETTINGS.config["threads"]
     resources:
-        mem_mb=lambda wildcards, attempt: 6000 * attempt,
-        runtime=lambda wildcards, attempt: 60 * attempt,
+        mem_mb=growing(6000),
+        runtime=growing(30),
         gpu=GPU,
     params:
         nets=[CHECKPOINT],
         data=DATA,
         settings=lambda w: SETTINGS.merge([w.model]),
         device=SETTINGS.config["device"],
+        jobs_per_gpu=JOBS_PER_GPU,
     script:
         "../workflow_scripts/merge.py"
 
@@ -45,8 +46,8 @@ rule pair_merge:
         "../envs/relusym.yaml"
     threads: SETTINGS.config["threads"]
     resources:
-        mem_mb=lambda wildcards, attempt: 6000 * attempt,
-        runtime=lambda wildcards, attempt: 60 * attempt,
+        mem_mb=growing(6000),
+        runtime=growing(30),
         gpu=GPU,
     params:
         nets=[
@@ -56,5 +57,6 @@ rule pair_merge:
         data=DATA,
         settings=lambda w: SETTINGS.merge([w.model_1, w.model_2]),
         device=SETTINGS.config["device"],
+        jobs_per_gpu=JOBS_PER_GPU,
     script:
         "../workflow_scripts/merge.py"

@@ -14,6 +14,7 @@ localrules:
 rule table1:
     input:
         train=TRAIN_RECORDS,
+        changed=remade(TRAIN_RECORDS),
         code=TABLE_CODE,
     output:
         table("table1"),
@@ -37,6 +38,7 @@ rule table2:
     input:
         train=TRAIN_RECORDS,
         flip_merge=FLIP_RECORDS,
+        changed=remade(TRAIN_RECORDS, FLIP_RECORDS),
         code=TABLE_CODE,
     output:
         table("table2"),
@@ -59,6 +61,7 @@ rule table2:
 rule table4:
     input:
         pair_merge=PAIR_RECORDS,
+        changed=remade(PAIR_RECORDS),
         code=TABLE_CODE,
     output:
         table("table4"),
@@ -83,6 +86,7 @@ rule costs:
         TRAIN_RECORDS,
         FLIP_RECORDS,
         PAIR_RECORDS,
+        changed=remade(TRAIN_RECORDS, FLIP_RECORDS, PAIR_RECORDS),
         code=TABLE_CODE,
     output:
         table("costs", "Costs and provenance"),

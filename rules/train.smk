@@ -16,12 +16,13 @@ rule train:
         "../envs/relusym.yaml"
     threads: SETTINGS.config["threads"]
     resources:
-        mem_mb=lambda wildcards, attempt: 3000 * attempt,
-        runtime=lambda wildcards, attempt: 240 * attempt,
+        mem_mb=growing(4000),
+        runtime=growing(120),
         gpu=GPU,
     params:
         settings=lambda wildcards: SETTINGS.train(wildcards.model),
         state=f"{RESULTS}/states/{{model}}-{{seed}}",
         device=SETTINGS.config["device"],
+        jobs_per_gpu=JOBS_PER_GPU,
     script:
         "../workflow_scripts/train.py"

@@ -15,7 +15,7 @@ import yaml
 torch.set_num_threads(1)  # nets this small only lose by more, and a busy machine makes them crawl
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("Snakefile", "config.yaml", "rules", "profiles", "envs", "report", "workflow_scripts")
+PARTS = ("Snakefile", "config.yaml", "rules", "profiles", "slurm", "envs", "report", "workflow_scripts")
 
 
 class Clone:
@@ -25,7 +25,9 @@ class Clone:
         self.folder = folder
         for part in PARTS:
             source, to = ROOT / part, folder / part
-            if source.is_dir():
+            if source.is_symlink():
+                to.symlink_to(source.readlink())
+            elif source.is_dir():
                 shutil.copytree(source, to, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 to.parent.mkdir(parents=True, exist_ok=True)

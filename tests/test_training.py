@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from torch import nn
 from relusym import checkpoint, image_set
 from relusym.augmentation import MEAN, STD, RandomCropFlip, normalise
 from relusym.chiral_shapes import generate
-from relusym.errors import UserError
+from relusym.errors import Interrupted, UserError
 from relusym.invariance import invariance_error, invariance_loss, relative_invariance_error
 from relusym.measuring import load_net, measure_merge, train_net
 from relusym.progress import Reporter
@@ -151,11 +152,40 @@ def test_a_training_cut_off_between_epochs_ends_with_the_same_bytes(images, tmp_
     assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
 
+@pytest.mark.parametrize("steps", [1, 13, 20], ids=["first step", "mid-epoch", "end of an epoch"])
+def test_an_interrupted_training_saves_its_state_at_that_step_and_ends_with_the_same_bytes(
+    images, tmp_path, steps
+):
+    whole, net = a_net(), a_net()
+    wanted = train(whole, images.images, images.labels, SETTINGS, 0, "cnn").history
+    state = tmp_path / "state.safetensors"
+    asked = []
+    for _ in range(2):  # the second time, it goes on from a state within an epoch
+        net, asked = a_net(seed=99 if asked else 0), []
+        with pytest.raises(Interrupted, match="the next run goes on from it"):
+            train(
+                *(net, images.images, images.labels, SETTINGS, 0, "cnn"),
+                state=state,
+                interrupted=lambda: asked.append(1) or len(asked) >= steps,  # noqa: B023
+            )
+        if steps == 20:
+            break
+    net = a_net(seed=99)
+    history = train(net, images.images, images.labels, SETTINGS, 0, "cnn", state=state).history
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in whole.state_dict().items())
+    for row, expected in zip(history, wanted, strict=True):
+        assert (row["epoch"], row["loss"], row["accuracy"]) == (
+            expected["epoch"],
+            expected["loss"],
+            expected["accuracy"],
+        )
+
+
 RECORD_SETTINGS = {
     "data": {"dataset": "generated", "train_images": 200, "test_images": 100, "seed": 0},
     "network": {"width": 1 / 32, "initialization": "he", "group_convs": 0},
     "training": {
-        "epochs": 60,
+        "epochs": 20,
         "batch_size": 20,
         "learning_rate": 0.02,
         "momentum": 0.9,
@@ -174,10 +204,12 @@ JOB = """
 import json, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
+from relusym.interruption import Interruption
 from relusym.measuring import train_net
 from relusym.progress import Reporter
-train_net("cnn", 0, json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), device=torch.device("cpu"),
-          state=Path(sys.argv[4]), report=Reporter("cnn-0", sys.stdout))
+with Interruption() as interrupted:
+    train_net("cnn", 0, json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), device=torch.device("cpu"),
+              state=Path(sys.argv[4]), interrupted=interrupted, report=Reporter("cnn-0", sys.stdout))
 """
 
 
@@ -188,7 +220,10 @@ def data(tmp_path):
     return path
 
 
-def test_a_training_killed_by_force_and_started_again_ends_with_the_same_bytes(tmp_path, data, pytestconfig):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1], ids=lambda s: s.name)
+def test_a_training_ended_by_a_signal_and_started_again_ends_with_the_same_bytes(
+    tmp_path, data, pytestconfig, number
+):
     def start(name):
         arguments = [
             json.dumps(RECORD_SETTINGS),
@@ -198,22 +233,25 @@ def test_a_training_killed_by_force_and_started_again_ends_with_the_same_bytes(t
         ]
         command = [sys.executable, "-c", JOB, *map(str, arguments)]
         environment = {"PYTHONPATH": str(pytestconfig.rootpath / "workflow_scripts")}
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
 
     whole = start("whole")
-    killed = start("killed")
-    state = tmp_path / "killed.state.safetensors"
+    ended = start("ended")
+    state = tmp_path / "ended.state.safetensors"
     deadline = time.monotonic() + 60
     while not state.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    killed.kill()
-    killed.wait()
-    assert state.exists() and not (tmp_path / "killed").exists()
-    again = start("killed")
+    ended.send_signal(number)
+    told = ended.communicate(timeout=60)[1]
+    assert ended.returncode != 0 and ("the training state is saved" in told) == (number != signal.SIGKILL)
+    assert state.exists() and not (tmp_path / "ended").exists()
+    again = start("ended")
     lines = again.communicate(timeout=120)[0].splitlines()
     whole.communicate(timeout=120)
     assert 0 < len(lines) < RECORD_SETTINGS["training"]["epochs"]  # it went on, it didn't start over
-    assert (tmp_path / "killed").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert (tmp_path / "ended").read_bytes() == (tmp_path / "whole").read_bytes()
     assert not state.exists() and not list(tmp_path.glob("*.part*"))
 
 

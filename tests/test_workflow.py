@@ -220,6 +220,17 @@ def test_a_missing_pair_record_reruns_the_trainings_of_its_two_nets(committed):
     assert jobs == wanted
 
 
+def test_a_deleted_record_is_made_again_and_the_tables_with_it_however_new_they_are(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished.folder, folder, symlinks=True)  # times as they were
+    record = folder / "results" / "tiny" / "records" / "flip_merge" / "cnn-0.json"
+    record.unlink()
+    made = type(finished).__new__(type(finished))
+    made.folder = folder
+    jobs = set(made.planned())
+    assert {"flip_merge cnn 0", "table2", "figure4", "costs"} <= jobs and "table4" not in jobs
+
+
 def test_a_piece_of_the_seeds_is_about_these_seeds_alone(tiny):
     jobs = tiny().planned("--config", "seeds=0")
     others = [*AGGREGATION, *ALONE, "prepare_data generated-400-200-0"]

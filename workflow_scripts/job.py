@@ -1,29 +1,86 @@
-"""What every script behind a rule does around its work: log, threads, and errors in one line."""
+"""What every script behind a rule does around its work: one copy at a time, GPU, log, threads, errors in one line."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from relusym.errors import UserError
+from relusym.errors import Interrupted, UserError
+from relusym.gpu_slots import gpu_slots
+from relusym.interruption import WARNINGS
+from relusym.job_lock import JobLock
+from relusym.records import read_record
 
 
 @contextmanager
-def job(snakemake) -> Iterator[None]:
-    """Send output to the rule's log, keep to its threads, and end on a user's error with its one line."""
+def job(snakemake) -> Iterator[JobLock]:
+    """Send output to the rule's log, keep to its threads, and end on a user's error with its one line.
+
+    Yields the lock under which no other copy of this job is at work, such as one of a scheduler that was killed.
+    """
+    for number in WARNINGS:  # ignored by the processes around this one, see rules/common.smk
+        signal.signal(number, _end)
     if torch := sys.modules.get("torch"):  # tables do without, and start in half the time
         torch.set_num_threads(snakemake.threads)
         torch.set_flush_denormal(True)
-    terminal = sys.stderr
-    with Path(snakemake.log[0]).open("w", encoding="utf-8", buffering=1) as log:
-        sys.stdout = sys.stderr = log
-        try:
-            yield
-        except UserError as error:
-            print(f"error: {error}", file=log)
-            print(f"error in rule {snakemake.rule}: {error}", file=terminal)
-            sys.exit(1)
-        finally:
-            sys.stdout, sys.stderr = sys.__stdout__, terminal
+    terminal, path = sys.stderr, Path(snakemake.log[0])
+
+    def tell(line: str) -> None:
+        print(f"rule {snakemake.rule}: {line}", file=terminal, flush=True)
+
+    try:
+        with JobLock(path.with_suffix(".lock"), tell) as lock:
+            if lock.waited and _is_done(snakemake):
+                tell(f"{path.stem} was done by the other copy")
+                sys.exit(0)
+            with path.open("w", encoding="utf-8", buffering=1) as log, _gpus(snakemake, tell):
+                sys.stdout = sys.stderr = log
+                try:
+                    yield lock
+                except UserError as error:
+                    print(f"error: {error}", file=log)
+                    raise
+    except UserError as error:
+        print(f"error in rule {snakemake.rule}: {error}", file=terminal)
+        sys.exit(1)
+    finally:
+        sys.stdout, sys.stderr = sys.__stdout__, terminal
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """What a warning does to a job that can't save its state: it ends at once, and gives its lock and its GPU back."""
+    raise Interrupted(
+        f"ended by {signal.Signals(number).name} before it was done; it starts over when it runs again"
+    )
+
+
+def _is_done(snakemake) -> bool:
+    """Whether the job that another copy was seen at has all its outputs, made with this job's settings."""
+    record = snakemake.output.get("record")
+    return (
+        record is not None
+        and all(Path(output).exists() for output in snakemake.output)
+        and read_record(record)["settings"] == snakemake.params.settings
+    )
+
+
+@contextmanager
+def _gpus(snakemake, tell) -> Iterator[None]:
+    """GPUs of this machine for a job that asks for some, unless a scheduler (or the config) has chosen them."""
+    jobs_per_gpu = snakemake.params.get("jobs_per_gpu")
+    if (
+        jobs_per_gpu is None
+        or not snakemake.resources.get("gpu")
+        or snakemake.params.device not in ("auto", "cuda")
+    ):
+        yield
+        return
+    with gpu_slots(snakemake.resources.gpu, jobs_per_gpu, tell=tell) as gpus:
+        if gpus:
+            tell(f"on GPU {', '.join(gpus)}")
+        yield

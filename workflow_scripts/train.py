@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 from job import job
+from relusym.interruption import Interruption
 from relusym.measuring import device_of, train_net
 from relusym.progress import Reporter
 from relusym.records import write_record
 
 terminal = sys.stderr
-with job(snakemake):
+with job(snakemake) as lock, Interruption() as interrupted:
     wildcards, settings = snakemake.wildcards, snakemake.params.settings
     name = f"{wildcards.model}-{wildcards.seed}"
     # another config never goes on from this state
@@ -21,6 +22,12 @@ with job(snakemake):
         for stream in (sys.stdout, terminal)
         if stream is not terminal or stream.isatty()
     ]
+
+    def report(progress):
+        lock.check()
+        for reporter in reporters:
+            reporter(progress)
+
     record = train_net(
         wildcards.model,
         int(wildcards.seed),
@@ -29,7 +36,8 @@ with job(snakemake):
         Path(snakemake.output.checkpoint),
         device=device_of(snakemake.params.device),
         state=Path(f"{snakemake.params.state}-{key}.safetensors"),
-        report=lambda progress: [reporter(progress) for reporter in reporters],
+        interrupted=interrupted,
+        report=report,
     )
     write_record(snakemake.output.record, record)
     print(

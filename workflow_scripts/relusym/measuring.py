@@ -86,6 +86,7 @@ def train_net(
     *,
     device: torch.device,
     state: Path | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Record:
     """Train one net of Table 1, write its checkpoint to `to`, and measure it (Table 2, first two columns).
@@ -94,6 +95,7 @@ def train_net(
         settings: as `Settings.train` gives them.
         data: the prepared images.
         state: where the training state is kept, see `training.train`; removed once the checkpoint is written.
+        interrupted: see `training.train`.
 
     Returns:
         the train record. Its status is "diverged" if the loss became non-finite, "degenerate" if the test accuracy is
@@ -115,7 +117,17 @@ def train_net(
         raise UserError(
             f"batch_size: {how.batch_size} is more than the {len(images.labels)} training images; make it smaller"
         )
-    training = train(net, images.images, images.labels, how, seed, model, state=state, report=report)
+    training = train(
+        net,
+        images.images,
+        images.labels,
+        how,
+        seed,
+        model,
+        state=state,
+        interrupted=interrupted,
+        report=report,
+    )
     scores: Record = {"accuracy": None, "invariance_error": None}
     status = "diverged"
     if not training.diverged:

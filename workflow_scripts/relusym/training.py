@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from relusym import checkpoint
 from relusym.augmentation import RandomCropFlip
+from relusym.errors import Interrupted
 from relusym.invariance import invariance_loss
 from relusym.randomness import generator
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
@@ -88,6 +90,7 @@ def train(
     stream: str,
     *,
     state: Path | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
     report: Callable[[Progress], None] = lambda progress: None,
     symmetry: Symmetry = HORIZONTAL_FLIP,
 ) -> Training:
@@ -99,7 +102,12 @@ def train(
         seed, stream: every epoch draws its order, crops and flips from a stream of its own, named by both.
         state: where the training state is kept between epochs. If the file is there, training goes on from it; at the
             end it is removed. The caller names the file so that other settings never meet it.
+        interrupted: asked after every step; at the first yes the state is saved and the training ends.
         report: is told of the progress, at least once an epoch.
+
+    Raises:
+        Interrupted: `interrupted` said yes. The next training with the same `state` goes on from that very step, and
+            ends with the same weights as one that was never interrupted.
     """
     augmented = RandomCropFlip(images, settings.crop_padding, settings.flip_augmentation)
     device = images.device
@@ -112,18 +120,24 @@ def train(
     )
     dtype = autocast_to(settings.precision, device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
-    result, first = Training(), 0
+    result, resumed = Training(), None
     if state and state.exists():
-        first = _restore(state, net, optimizer, result)
+        resumed = _restore(state, net, optimizer, result)
     steps = len(images) // settings.batch_size
     check_every = FINITE_CHECK_STEPS if device.type == "cuda" else 1
     net.train()
-    for epoch in range(first, settings.epochs):
+    for epoch in range(len(result.history), settings.epochs):
         started = reported = time.perf_counter()
         invariance = settings.invariance_at(epoch)
         total, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+        skipped = 0
+        if resumed:
+            skipped, total, correct = resumed
+            resumed = None
         batches = augmented.epoch(settings.batch_size, generator(seed, stream, "epoch", epoch))
         for step, (index, x) in enumerate(batches, start=1):
+            if step <= skipped:  # done before the interruption; drawn again for the random numbers after it
+                continue
             y = labels[index]
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate_at(epoch + (step - 1) / steps)
@@ -149,7 +163,7 @@ def train(
             if step == steps or now - reported > 2:
                 reported = now
                 done = step * settings.batch_size
-                rate = done / (now - started)
+                rate = (done - skipped * settings.batch_size) / (now - started)
                 left = (len(images) * (settings.epochs - epoch) - done) / rate
                 progress = Progress(
                     epoch + step / steps,
@@ -161,6 +175,8 @@ def train(
                     step == steps,
                 )
                 report(progress)
+            if step < steps and interrupted():
+                _stop(state, net, optimizer, result, (step, total, correct), settings, step / steps)
         result.history.append(
             {
                 "epoch": epoch + 1,
@@ -169,8 +185,11 @@ def train(
                 "images_per_second": round(progress.images_per_second, 1),
             }
         )
-        if state and (epoch + 1) % settings.save_every == 0 and epoch + 1 < settings.epochs:
-            _save(state, net, optimizer, result)
+        if epoch + 1 < settings.epochs:
+            if interrupted():
+                _stop(state, net, optimizer, result, None, settings)
+            if state and (epoch + 1) % settings.save_every == 0:
+                _save(state, net, optimizer, result)
     return result
 
 
@@ -190,15 +209,48 @@ def autocast_to(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _save(state: Path, net: nn.Module, optimizer: torch.optim.Optimizer, result: Training) -> None:
+WithinEpoch = tuple[
+    int, Tensor, Tensor
+]  # steps done in an unfinished epoch, its sums of losses and of right answers
+
+
+def _stop(
+    state: Path | None,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    result: Training,
+    within: WithinEpoch | None,
+    settings: TrainingSettings,
+    part: float = 0.0,
+) -> NoReturn:
+    if state:
+        _save(state, net, optimizer, result, within)
+    raise Interrupted(
+        f"told to end in epoch {len(result.history) + part:.2f} of {settings.epochs}; "
+        + ("the training state is saved, and the next run goes on from it" if state else "no state is kept")
+    )
+
+
+def _save(
+    state: Path,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    result: Training,
+    within: WithinEpoch | None = None,
+) -> None:
     tensors = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
     for name, parameter in net.named_parameters():
         tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
-    checkpoint.save(state, tensors, {"history": result.history})
+    about = {"history": result.history}
+    if within:
+        about["step"], tensors["sum.loss"], tensors["sum.correct"] = within
+    checkpoint.save(state, tensors, about)
 
 
-def _restore(state: Path, net: nn.Module, optimizer: torch.optim.Optimizer, result: Training) -> int:
-    """Load what `_save` wrote; the number of epochs done."""
+def _restore(
+    state: Path, net: nn.Module, optimizer: torch.optim.Optimizer, result: Training
+) -> WithinEpoch | None:
+    """Load what `_save` wrote."""
     tensors, about = checkpoint.load(state, next(net.parameters()).device)
     net.load_state_dict(
         {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
@@ -207,4 +259,4 @@ def _restore(state: Path, net: nn.Module, optimizer: torch.optim.Optimizer, resu
         buffer = tensors[f"momentum.{name}"]
         optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
     result.history = about["history"]
-    return len(result.history)
+    return (about["step"], tensors["sum.loss"], tensors["sum.correct"]) if "step" in about else None

@@ -1,0 +1,111 @@
+# Around a run: one Snakemake a scale, a checklist before jobs are submitted, a summary at the end; and the target status.
+import atexit
+import shlex
+
+from relusym.cluster_checklist import Request, data_problems, folder_problems, slurm_problems
+from relusym.job_lock import JobLock
+from relusym.run_summary import Failure, summary
+
+TYPED = shlex.join(["snakemake", *sys.argv[1:]])
+# in place of Snakemake's own lock, which a kill -9 leaves locked
+RUNNING = JobLock(f".snakemake/relusym-{SETTINGS.scale}.lock")
+
+
+def jobs_to_run():
+    return [job for job in workflow.dag.needrun_jobs() if job.rule.name not in ("all", "status", "estimate")]
+
+
+def problems():
+    """One line a reason why jobs that are submitted elsewhere can't go well, told before the first of them is."""
+    if workflow.local_exec:
+        return []
+    print(
+        f"Assumed: the compute nodes see {Path.cwd()} and {sys.executable} under the same names (a shared file system).",
+        file=sys.stderr,
+    )
+    found = folder_problems(Path(RESULTS))
+    if any(job.rule.name == "prepare_data" for job in jobs_to_run()):
+        dataset = SETTINGS.config["scales"][SETTINGS.scale]["data"]["dataset"]
+        found += data_problems(Path(DATA), dataset, SETTINGS.config["cifar10"])
+    if hasattr(workflow.executor_settings, "status_command"):  # those of Slurm
+        requests = {request_of(job) for job in jobs_to_run() if not job.is_local}
+        in_order = sorted(requests, key=lambda request: (request.rule, request.minutes))
+        found += slurm_problems(in_order, workflow.executor_settings.status_command)
+    return found
+
+
+def request_of(job):
+    asked = job.resources
+    gpu = bool(asked.get("gpu") or asked.get("gpu_model") or asked.get("gres"))
+    return Request(job.rule.name, asked.get("slurm_partition"), int(asked.get("runtime") or 0), gpu)
+
+
+onstart:
+    if jobs_to_run():
+        try:
+            RUNNING.acquire(wait=False)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        atexit.register(RUNNING.release)
+        found = problems()
+        if found:
+            sys.exit("\n".join(["Nothing was submitted:", *(f"  {problem}" for problem in found)]))
+
+
+onerror:
+    failures = []
+    for failed in workflow.scheduler.failed:
+        for job in failed.jobs if failed.is_group() else [failed]:
+            if not all(Path(output).exists() for output in job.output):
+                name = " ".join([job.rule.name, *job.wildcards_dict.values()])
+                failures.append(Failure(name, Path(job.log[0]) if job.log else None, str(failed.jobid)))
+    undone = [job for job in jobs_to_run() if not all(Path(output).exists() for output in job.output)]
+    text = "\n".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in log)
+    failures.sort(key=lambda failure: failure.job)
+    print("\n" + summary(failures, max(0, len(undone) - len(failures)), TYPED, text), file=sys.stderr)
+
+
+# ---- what a person asks, with no output but on the screen
+
+# Every kind of job: its records, and the settings that each has to be made with (None: any).
+OF_KIND = {
+    kind: {record: settings for record, settings in records.items() if record in CHOSEN}
+    for kind, records in (("train", TRAIN), ("flip_merge", FLIP), ("pair_merge", PAIR))
+}
+MEASURED_SCALE = "laptop"  # whose benchmarks are in the repository
+TFLOPS = 4.0  # 10¹² operations a second that a GPU sustains: half of a T4's peak in float32
+
+
+localrules:
+    status,
+    estimate,
+
+
+rule status:
+    log:
+        f"{LOGS}/status.log",
+    conda:
+        "../envs/relusym.yaml"
+    params:
+        title=f"Scale {SETTINGS.scale}",
+        wanted=lambda w: OF_KIND,
+        records=RECORDS,
+        logs=LOGS,
+        benchmarks=BENCHMARKS,
+    script:
+        "../workflow_scripts/status.py"
+
+
+rule estimate:
+    log:
+        f"{LOGS}/estimate.log",
+    conda:
+        "../envs/relusym.yaml"
+    params:
+        config=SETTINGS.config,
+        scale=SETTINGS.scale,
+        measured=MEASURED_SCALE,
+        benchmarks=f"results/{MEASURED_SCALE}/benchmarks",
+        tflops=TFLOPS,
+    script:
+        "../workflow_scripts/estimate.py"

@@ -1,0 +1,325 @@
+"""`snakemake --profile slurm` on a real Slurm of two nodes, undisturbed and through faults, against a local run.
+
+The faults are met side by side by the trainings of one run, at a known step. FAULT_ROUNDS=3 tries each three times.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, Clone
+from slurm_cluster import SlurmCluster, missing, wait_until
+from test_workflow import TINY
+
+pytestmark = pytest.mark.slow
+ROUNDS = int(os.environ.get("FAULT_ROUNDS", "1"))
+STEPS = 3 * 39 + 2  # at which a training of three epochs of 40 steps asks whether it is interrupted
+EPOCH = 40
+
+CANCELLED, WARNED = "cancelled by hand (scancel)", "warned before its time limit (SIGUSR1)"
+REQUEUED, CRASHED = "requeued, as after a preemption", "its node crashed"
+MEMORY, TIME = "over its memory once", "over its runtime once"
+RESTARTED = ("controller restarted", "snakemake killed -9 and restarted")
+HOLD = {"what": "hold", "at": 60}  # in the middle of the second epoch
+AGAIN = {"what": "hold", "at": 20}  # the same number of steps into the run after
+FAULTS = {  # of the disturbed run: what each training meets, and from which step it is to go on the last time
+    "cnn-0": ({CANCELLED: HOLD, WARNED: AGAIN}, 60 + 20),
+    "gcnn-0": ({REQUEUED: HOLD}, 60),
+    "cnn-1": ({CRASHED: HOLD}, EPOCH),
+    "gcnn-1": ({MEMORY: {**HOLD, "what": "memory"}, TIME: AGAIN}, EPOCH + 20),
+}
+TRIED: dict[str, int] = Counter()
+
+
+class Run:
+    """A copy of the workflow, and Snakemake in it."""
+
+    def __init__(self, clone: Clone, environment: dict[str, str], faults: dict[str, list[dict]]):
+        self.folder, self.environment = clone.folder, environment
+        config = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+        models = {model: config["models"][model] for model in ("cnn", "gcnn")}
+        scales = {"tiny": TINY}
+        clone.configure(scale="tiny", models=models, pairs=[["cnn", "gcnn"]], scales=scales)
+        scripts = self.folder / "workflow_scripts"
+        shutil.copy(ROOT / "tests" / "job_faults.py", scripts)
+        with (scripts / "job.py").open("a") as file:
+            file.write("\nimport job_faults\n")
+        (self.folder / "faults.json").write_text(json.dumps(faults))
+        self.output = self.folder / "output.txt"
+        self.pieces: dict[str, dict[str, str]] = {}
+        self.submitted: list[str] = []
+
+    def edit_profile(self, **changes: str) -> None:
+        """Set keys of profiles/slurm/config.yaml, those commented out with them, as a site's user does."""
+        path = self.folder / "profiles" / "slurm" / "config.yaml"
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for key, value in changes.items():
+            key = key.replace("_", "-") if key.startswith("slurm_") and "partition" not in key else key
+            (place,) = [i for i, line in enumerate(lines) if line.strip().lstrip("# ").startswith(f"{key}:")]
+            indent = " " * (len(lines[place]) - len(lines[place].lstrip()))
+            lines[place] = f"{indent}{key}: {value}"
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        with self.output.open("a") as output:
+            return subprocess.Popen(
+                [Path(sys.executable).with_name("snakemake"), *arguments],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def finish(self, process: subprocess.Popen, seconds: float = 900) -> None:
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGTERM)
+            code = "none in time"
+        assert code == 0, f"exit {code}; {self.text()}"
+
+    def text(self) -> str:
+        return self.output.read_text(encoding="utf-8", errors="replace")[-20_000:]
+
+    def events(self, event: str | None = None, job: str | None = None) -> list[dict]:
+        file = self.folder / "faults" / "events.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        found = [json.loads(line) for line in lines]
+        return [e for e in found if event in (None, e["event"]) and job in (None, e["job"])]
+
+    def go(self, net: str) -> None:
+        (self.folder / "faults" / f"{net}.go").touch()
+
+    def checkpoints(self) -> dict[str, bytes]:
+        return {path.stem: path.read_bytes() for path in self.folder.glob("results/tiny/checkpoints/*")}
+
+    def tables(self) -> dict[str, str]:
+        found = [
+            *self.folder.glob("results/tiny/tables/table*.csv"),
+            *self.folder.glob("results/tiny/figures/*.csv"),
+        ]
+        return {path.name: path.read_text(encoding="utf-8") for path in found}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    lacking = missing()
+    if lacking:
+        reason = f"NO SLURM TESTED: this machine lacks {', '.join(lacking)} (apt-get install slurm-wlm munge)"
+        if os.environ.get("CI_NEEDS_SLURM"):
+            pytest.fail(reason)
+        print(f"\n{reason}", file=sys.__stderr__)
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: sockets have short paths
+    made = SlurmCluster(folder)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def runs(cluster, tmp_path_factory):
+    """All runs: local and undisturbed first, side by side; then the disturbed ones, side by side."""
+
+    def make(name: str, faults: dict[str, list[dict]]) -> Run:
+        run = Run(Clone(tmp_path_factory.mktemp(name)), cluster.environment, faults)
+        run.edit_profile(slurm_status_command="squeue", slurm_init_seconds_before_status_checks="3")
+        return run
+
+    local, whole = make("local", {}), make("whole", {})
+    process = whole.start(*SLURM)
+    for seeds in ("0", "0-1"):
+        local.finish(local.start("--cores", "2", "--config", f"seeds={seeds}"))
+        local.pieces[seeds] = local.tables()
+    whole.finish(process)
+    whole.submitted = cluster.sbatch_calls.read_text().splitlines()
+    made = {"local": [local], "whole": [whole], "disturbed": [], "restarted": []}
+    for _ in range(ROUNDS):
+        disturbed = make("disturbed", {net: list(met.values()) for net, (met, _) in FAULTS.items()})
+        restarted = make("restarted", {"cnn-0": [HOLD], "gcnn-0": [HOLD]})
+        disturb(cluster, disturbed, restarted)
+        made["disturbed"].append(disturbed)
+        made["restarted"].append(restarted)
+    return made
+
+
+SLURM = ("--profile", "slurm")
+ONE_SEED = (
+    *SLURM,
+    "--slurm-keep-successful-logs",
+    "--config",
+    "seeds=0",
+    "device=cpu",
+)  # leaves the GPUs to the other
+DISTURBED = (
+    *SLURM,
+    "--set-resources",
+    # on shares of a GPU; one training on node2, for its crash
+    *(f"{rule}:gpu=0" for rule in ("train", "flip_merge", "pair_merge")),
+    *(f"{rule}:gres='shard:1'" for rule in ("train", "flip_merge", "pair_merge")),
+    "train:mem_mb=1500 * attempt",
+    "train:slurm_extra='--nodelist=node2' if wildcards.model + wildcards.seed == 'cnn1' else '--nodelist=node1'",
+)
+
+
+def disturb(cluster: SlurmCluster, disturbed: Run, restarted: Run) -> None:
+    """Every fault once: those of single jobs in one run, those of the controller and of Snakemake in the other."""
+    restarted.edit_profile(slurm_partition="node1")
+    first = restarted.start(*ONE_SEED)
+    process = disturbed.start(*DISTURBED)
+
+    def at(net: str, fault: str) -> str:
+        """Slurm's number of the training that has come to its fault."""
+        faults, _ = FAULTS[net]
+        what, before = faults[fault]["what"], list(faults).index(fault)
+        before = [f["what"] for f in list(faults.values())[:before]].count(what)
+        events = wait_until(
+            lambda: disturbed.events(what, "train " + net.replace("-", " "))[before:],
+            600,
+            f"{net} at the step where it is {fault}; {disturbed.text()}",
+        )
+        TRIED[fault] += 1
+        return events[0]["slurm_job"]
+
+    cancelled, requeued, crashed = at("cnn-0", CANCELLED), at("gcnn-0", REQUEUED), at("cnn-1", CRASHED)
+    wait_until(lambda: len(restarted.events("hold")) == 2, 600, "two trainings at their step")
+
+    cluster.stop_controller()
+    time.sleep(3)
+    cluster.start_controller()
+    wait_until(cluster.controller_answers, 60, "the controller is back")
+    TRIED[RESTARTED[0]] += 1
+
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    second = restarted.start(*ONE_SEED)
+    TRIED[RESTARTED[1]] += 1
+
+    cluster.run("scancel", cancelled)
+    cluster.run("scontrol", "requeue", requeued)
+    cluster.crash_node("node2")
+    at("gcnn-1", MEMORY)
+    start_soon(cluster, requeued)
+    start_soon(cluster, crashed)
+    cluster.start_node("node2")
+    cluster.run("scancel", "--signal=USR1", at("cnn-0", WARNED))
+    cluster.run("scontrol", "update", f"JobId={at('gcnn-1', TIME)}", "TimeLimit=1")
+    # the second copies of the restarted Snakemake wait for the first, which run on without theirs
+    logs = restarted.folder / ".snakemake" / "slurm_logs"
+    wait_until(
+        lambda: sum("is being done by" in log.read_text() for log in logs.rglob("rule_train/*/*.log")) == 2,
+        600,
+        "second copies wait",
+        poll=0.5,
+    )
+    restarted.go("cnn-0")
+    restarted.go("gcnn-0")
+    restarted.finish(second)
+    disturbed.finish(process)
+
+
+def start_soon(cluster: SlurmCluster, job: str, seconds: float = 120) -> None:
+    """Spare the two minutes that Slurm lets a requeued job wait."""
+
+    def back_in_the_queue() -> bool:
+        return "JobState=PENDING" in cluster.run("scontrol", "show", "job", job)
+
+    wait_until(back_in_the_queue, seconds, f"job {job} is back in the queue", poll=0.5)
+    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def options(call: str) -> dict[str, str]:
+    """The options of an sbatch call that a site sees: `--mem 4000` and `--mem=4000` alike."""
+    words = call.partition("--wrap")[0].split()
+    found = {}
+    for word, following in zip(words, [*words[1:], "-"], strict=True):
+        if word.startswith("-"):
+            key, _, value = word.partition("=")
+            found[key] = value or ("" if following.startswith("-") else following)
+    return found
+
+
+def test_the_cluster_gives_the_local_runs_weights_and_tables(runs):
+    (local,), (whole,) = runs["local"], runs["whole"]
+    assert len(whole.checkpoints()) == 4 and whole.checkpoints() == local.checkpoints()
+    assert len(whole.tables()) == 4 and whole.tables() == local.tables()
+
+
+def test_each_training_and_merge_is_one_submission_that_asks_for_one_gpu_and_no_table_is_submitted(runs):
+    (whole,) = runs["whole"]
+    calls = [options(call) for call in whole.submitted]
+    rules = Counter(call["--comment"].split("_wildcards_")[0] for call in calls)
+    assert rules == {"rule_train": 4, "rule_flip_merge": 4, "rule_pair_merge": 2}
+    for call in calls:
+        training = "train" in call["--comment"]
+        assert (call["--gpus"], call["--cpus-per-task"], call["-p"]) == ("1", "1", "gpu")
+        assert (call["--mem"], call["-t"]) == (("4000", "120") if training else ("6000", "30"))
+        assert call["--signal"] == "USR1@120" and "--requeue" in call
+    local_jobs = {event["job"].split()[0] for event in whole.events("start") if event["slurm_job"] is None}
+    assert local_jobs == {"prepare_data", "table1", "table2", "table4", "figure4", "costs"}
+
+
+def test_jobs_see_the_one_gpu_that_slurm_gave_them_and_run_on_both_nodes(runs):
+    (whole,) = runs["whole"]
+    places = defaultdict(list)
+    for event in whole.events("start"):
+        if event["slurm_job"]:
+            (end,) = [e["time"] for e in whole.events("end", event["job"])]
+            places[event["node"], event["gpu"]].append((event["time"], end))
+    assert {gpu for _, gpu in places} <= {"0", "1"} and {node for node, _ in places} == {"node1", "node2"}
+    for spans in places.values():  # no two jobs on one GPU at a time
+        ordered = sorted(spans)
+        assert all(end <= start for (_, end), (start, _) in pairwise(ordered))
+
+
+@pytest.mark.parametrize("net", FAULTS, ids=[", then ".join(faults) for faults, _ in FAULTS.values()])
+def test_a_training_goes_on_from_its_saved_state_through(runs, net):
+    (local,) = runs["local"]
+    faults, saved = FAULTS[net]
+    for run in runs["disturbed"]:
+        name = "train " + net.replace("-", " ")
+        assert len(run.events("start", name)) == len(faults) + 1
+        assert run.events("end", name)[-1]["steps"] == STEPS - saved
+        assert run.checkpoints()[net] == local.checkpoints()[net]
+
+
+def test_after_all_faults_the_tables_are_complete_and_equal(runs):
+    (local,) = runs["local"]
+    for run in runs["disturbed"]:
+        assert run.checkpoints() == local.checkpoints()
+        assert len(run.tables()) == 4 and run.tables() == local.tables()
+
+
+def test_a_snakemake_killed_and_started_again_waits_for_the_jobs_that_still_run(runs):
+    (local,) = runs["local"]
+    for run in runs["restarted"]:
+        logs = [
+            log.read_text() for log in (run.folder / ".snakemake" / "slurm_logs").rglob("rule_train/*/*.log")
+        ]
+        assert sum("was done by the other copy" in log for log in logs) == 2
+        assert len(run.tables()) == 4 and run.tables() == local.pieces["0"]
+        assert run.checkpoints() == {net: local.checkpoints()[net] for net in ("cnn-0", "gcnn-0")}
+        assert not list(run.folder.rglob("*.lock")) and not list(run.folder.rglob(".*.part*"))
+
+
+def test_how_often_each_fault_was_tried(runs, capsys):
+    faults = [fault for met, _ in FAULTS.values() for fault in met]
+    assert dict.fromkeys([*faults, *RESTARTED], ROUNDS) == TRIED
+    with capsys.disabled():
+        print("\nfaults tried on a Slurm of two nodes, each followed by equal weights and tables:")
+        for fault, times in TRIED.items():
+            print(f"  {times} × {fault}")

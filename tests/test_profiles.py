@@ -1,0 +1,187 @@
+"""The profiles that need no Slurm: submissions counted by a dry run, PBS by stand-ins, GPUs by name alone."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from test_workflow import TINY
+
+from relusym.settings import Settings
+
+
+def command(*arguments):
+    return [str(Path(sys.executable).with_name("snakemake")), *arguments]
+
+
+def environment(**variables):
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("SNAKEMAKE", "SLURM", "CUDA"))
+    }
+    return kept | variables
+
+
+def run(folder, *arguments, **variables):
+    return subprocess.run(
+        command(*arguments),
+        cwd=folder,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def two_nets(clone):
+    """A clone set to one cnn and one gcnn at the scale `tiny`."""
+    made = clone()
+    given = yaml.safe_load((made.folder / "config.yaml").read_text(encoding="utf-8"))
+    models = {model: given["models"][model] for model in ("cnn", "gcnn")}
+    scales = {"tiny": {**TINY, "seeds": 0}}
+    made.configure(scale="tiny", models=models, pairs=[["cnn", "gcnn"]], scales=scales)
+    return made.folder
+
+
+# ---- Slurm
+
+
+def submissions(folder, *profiles):
+    """How often each rule or group would be submitted for the paper's grid."""
+    given = [argument for profile in profiles for argument in ("--profile", profile)]
+    dry = run(folder, *given, "--config", "scale=paper", "--dry-run")
+    assert dry.returncode == 0, dry.stdout
+    groups = re.findall(r"^\[.*\] Group job (\w+)", dry.stdout, re.MULTILINE)
+    single = re.findall(r"^rule (\w+):", dry.stdout, re.MULTILINE)
+    return Counter(groups or [rule for rule in single if rule in ("train", "flip_merge", "pair_merge")])
+
+
+def test_the_papers_grid_is_one_job_each_by_default_and_45_submissions_packed(clone):
+    folder = clone().folder
+    assert (folder / "slurm").is_symlink()  # `--profile slurm`, typed as it is
+    assert submissions(folder, "slurm") == {"train": 168, "flip_merge": 168, "pair_merge": 144}
+    packed = submissions(folder, "slurm", "profiles/packed")
+    assert packed == {"train": 21, "flip_merge": 12, "pair_merge": 12} and packed.total() <= 50
+
+
+# ---- PBS
+
+QSUB = """#!/bin/bash
+echo "$@" >> "$PBS/calls"
+number=$(wc -l < "$PBS/calls").server
+( bash "${@: -1}" > "$PBS/$number.log" 2>&1; echo $? > "$PBS/$number.code" ) > /dev/null 2>&1 &
+echo $number
+"""
+QSTAT = """#!/bin/bash
+[ "$1 $2" = "-x -f" ] || exit 2
+if [ -e "$PBS/$3.code" ]; then
+    printf 'Job Id: %s\\n    job_state = F\\n    Exit_status = %s\\n' "$3" "$(cat "$PBS/$3.code")"
+else
+    printf 'Job Id: %s\\n    job_state = R\\n' "$3"
+fi
+"""
+
+
+def test_the_pbs_profile_submits_asks_for_states_and_retries_what_failed(two_nets, tmp_path):
+    for name, text in (("qsub", QSUB), ("qstat", QSTAT)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    record = "results/tiny/records/train/gcnn-0.json"
+    state = broken_state(two_nets, "gcnn")
+    done = run(
+        two_nets,
+        *("--profile", "profiles/pbs", "--retries", "1", record),
+        PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        PBS=str(tmp_path),
+    )
+    assert done.returncode == 1
+    assert f"train gcnn 0: {state.relative_to(two_nets)} is truncated" in done.stdout
+    calls = (tmp_path / "calls").read_text().splitlines()
+    asked = [re.findall(r"-l (\S+)", call) for call in calls]
+    assert asked == [
+        ["select=1:ncpus=1:ngpus=1:mem=4000mb", "walltime=7200"],
+        ["select=1:ncpus=1:ngpus=1:mem=8000mb", "walltime=14400"],
+    ]
+    state.unlink()
+    done = run(
+        two_nets,
+        *("--profile", "profiles/pbs", record),
+        PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        PBS=str(tmp_path),
+    )
+    assert done.returncode == 0, done.stdout
+    assert (two_nets / record).exists() and len((tmp_path / "calls").read_text().splitlines()) == 3
+
+
+def broken_state(folder, model):
+    """A training state that can't be read, which fails the net's training."""
+    settings = Settings.of(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))).train(model)
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    state = folder / f"results/tiny/states/{model}-0-{key}.safetensors"
+    state.parent.mkdir(parents=True, exist_ok=True)
+    state.write_bytes(b"torn")
+    return state
+
+
+# ---- one machine with GPUs, and what a run says
+
+
+def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(two_nets):
+    state = broken_state(two_nets, "cnn")
+    (two_nets / "results/tiny/records/train/gcnn-0.json").unlink(missing_ok=True)
+    typed = ("--profile", "profiles/gpu", "--config", "jobs_per_gpu=1")
+    first = subprocess.Popen(
+        command(*typed),
+        cwd=two_nets,
+        env=environment(CUDA_VISIBLE_DEVICES="7,8"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lock = two_nets / ".snakemake" / "relusym-tiny.lock"
+    while not lock.exists() and first.poll() is None:
+        time.sleep(0.05)
+    second = run(two_nets, *typed)
+    assert second.returncode == 1
+    assert re.search(
+        rf"^error: .* is being done by process {first.pid} on .*: wait for it, or end it", second.stdout, re.M
+    )
+    said = first.communicate(timeout=900)[0]
+    assert first.returncode == 1
+    assert {"rule train: on GPU 7", "rule train: on GPU 8"} <= set(said.splitlines())
+    summary = said[said.index("1 job failed") :].splitlines()
+    assert summary[0] == "1 job failed, 7 more left undone:"
+    assert summary[1].startswith(
+        f"  train cnn 0: {state.relative_to(two_nets)} is truncated or no safetensors file"
+    )
+    assert summary[2:4] == [
+        "Run these, and nothing that is done, with:",
+        "  snakemake --profile profiles/gpu --config jobs_per_gpu=1",
+    ]
+    assert (two_nets / "results/tiny/records/flip_merge/gcnn-0.json").exists()  # the others went on
+
+    status = run(two_nets, "status", "--cores", "1")
+    assert status.returncode == 0, status.stdout
+    rows = {
+        line.split()[0]: line.split()[1:6]
+        for line in status.stdout.splitlines()
+        if "_merge " in line or "train " in line
+    }
+    assert rows["train"] == ["2", "1", "0", "1", "0"]  # jobs, done, running, failed, to do
+    assert rows["flip_merge"] == ["2", "1", "0", "0", "1"]
+    assert rows["pair_merge"] == ["1", "0", "0", "0", "1"]
+
+    state.unlink()
+    again = run(two_nets, *typed, CUDA_VISIBLE_DEVICES="7,8")
+    assert again.returncode == 0, again.stdout
+    jobs = re.findall(r"^rule (\w+):", again.stdout, re.MULTILINE)
+    assert Counter(jobs) == {"train": 1, "flip_merge": 1, "pair_merge": 1}

@@ -1,0 +1,31 @@
+"""A scheduler's warning that a job has to end, taken as a question that the job asks when it suits."""
+
+import signal
+from types import FrameType
+
+# SIGTERM: scancel, preemption, time limit; SIGUSR1: `sbatch --signal=USR1@120`, two minutes before the time limit
+WARNINGS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Interruption:
+    """Within the context, a warning no longer ends the process: calling the object tells whether one came.
+
+    Main thread only. Before and after, signals do what they did.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+
+    def __enter__(self) -> "Interruption":
+        self._before = {number: signal.signal(number, self._note) for number in WARNINGS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        return self._came
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._came = True
