@@ -1,4 +1,4 @@
-"""What every script behind a rule does around its work: log, threads, and errors in one line."""
+"""What every script behind a rule does around its work: log, threads, memory, and errors in one line."""
 
 import sys
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from relusym.errors import UserError
+from relusym.memory import keep_freed_memory
 
 
 @contextmanager
@@ -16,6 +17,7 @@ def job(snakemake) -> Iterator[None]:
     if torch := sys.modules.get("torch"):  # tables do without, and start in half the time
         torch.set_num_threads(snakemake.threads)
         torch.set_flush_denormal(True)
+        keep_freed_memory()
     terminal = sys.stderr
     with Path(snakemake.log[0]).open("w", encoding="utf-8", buffering=1) as log:
         sys.stdout = sys.stderr = log
