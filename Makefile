@@ -18,7 +18,7 @@ laptop: $(VENV)/.installed
 	@echo "Report: $(CURDIR)/report.html"
 
 bench: $(VENV)/.installed
-	$(BIN)/snakemake --cores $(CORES) bench
+	$(BIN)/snakemake --cores $(CORES) --force bench
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

@@ -1,5 +1,5 @@
-# This project against the plain procedure. It has no declared output: it is run whenever it is asked for, and writes
-# results/bench/<machine>.csv, named by what it ran on.
+# This project against the plain procedure (`snakemake --force bench` measures again). What it writes is no declared
+# output, since only the job knows the name: results/bench/<machine>.csv.
 
 
 localrules:

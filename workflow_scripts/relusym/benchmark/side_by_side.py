@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from relusym import chiral_shapes, image_set
 from relusym.augmentation import normalise
 from relusym.benchmark import sides
-from relusym.benchmark.sides import Side, Task
+from relusym.benchmark.sides import Side, Task, Weights
 from relusym.benchmark.workflow_timing import WorkflowCopy
 from relusym.training import TrainingSettings
 from relusym.vgg import VGG11
@@ -130,7 +130,7 @@ def flop_an_image(width: float) -> int:
 
 def training_rows(
     here: Side, plain: Side, task: Task, images: int, test_images: int, cores: int, repeats: int
-) -> tuple[list[Row], list[dict]]:
+) -> tuple[list[Row], list[Weights]]:
     """Training on both sides; also the weights of this project's nets, for the merges."""
     contending = contenders(here, plain, sides.train_here, sides.train_plainly, task, cores)
     seconds, results = by_turns(
@@ -172,7 +172,7 @@ def training_rows(
             at_least=floor["here"],
             how=f"matrix products reach {peak / 1e12:.2f} TFLOP/s",
         ),
-    ], [state for _, state in results["here"]]
+    ], [weights for _, weights in results["here"]]
 
 
 def merge_row(
@@ -180,14 +180,14 @@ def merge_row(
     here: Side,
     plain: Side,
     task: Task,
-    states: Sequence[dict],
+    nets: Sequence[Weights],
     test_images: int,
     cores: int,
     repeats: int,
 ) -> Row:
     """A flip merge (one net's weights) or a pair merge (two nets') on both sides."""
     contending = contenders(here, plain, sides.merge_here, sides.merge_plainly, task, cores)
-    seconds, results = by_turns(contending, lambda one, repeat: [tuple(states)] * one.nets, repeats)
+    seconds, results = by_turns(contending, lambda one, repeat: [tuple(nets)] * one.nets, repeats)
     best = fastest_plain(contending, seconds)
     ratio = seconds[best.name] / seconds["here"]
     (ours, accuracy), (theirs, plain_accuracy) = results["here"][0], results[best.name][0]
@@ -262,7 +262,7 @@ def benchmark(
         cores: CPU cores that both sides may use.
     """
     how = settings[device.type]
-    nets = how["nets"] or cores
+    at_once = how["nets"] or cores
     with TemporaryDirectory() as folder:
         data = Path(folder) / "images.safetensors"
         image_set.save(data, *chiral_shapes.generate(how["train_images"], how["test_images"], 0))
@@ -279,17 +279,15 @@ def benchmark(
         task = Task(
             data, str(device), 1, 0, how["width"], training, how["matched_images"], how["merge_batch_size"]
         )
-        here, plain = Side(nets), Side(nets)
+        here, plain = Side(at_once), Side(at_once)
         try:
-            rows, states = training_rows(
+            rows, weights = training_rows(
                 here, plain, task, how["train_images"], how["test_images"], cores, settings["repeats"]
             )
             for what, count in (("flip merge", 1), ("pair merge", 2)):
-                operands = states[:count] if len(states) >= count else states * count
+                nets = weights[:count] if len(weights) >= count else weights * count
                 rows.append(
-                    merge_row(
-                        what, here, plain, task, operands, how["test_images"], cores, settings["repeats"]
-                    )
+                    merge_row(what, here, plain, task, nets, how["test_images"], cores, settings["repeats"])
                 )
             rows += grid_row(paper, task, rows)
         finally:

@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from relusym import image_set, merging
 from relusym.barrier import accuracy
@@ -24,6 +24,9 @@ from relusym.randomness import stream
 from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.training import TrainingSettings, autocast_to, train
 from relusym.vgg import VGG11
+
+Weights = dict[str, np.ndarray]  # a net's state, as it goes from process to process
+Nets = tuple[Weights, ...]  # one for a flip merge, two for a pair merge
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,10 @@ class Task:
         torch.manual_seed(stream(seed, "benchmark"))
         return VGG11(self.width, initialization="he").to(self.device)
 
-    def load(self, state: dict[str, Tensor]) -> VGG11:
+    def load(self, weights: Weights) -> VGG11:
         """A net with these weights."""
         net = VGG11(self.width).to(self.device).eval()
-        net.load_state_dict(state)
+        net.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
         return net
 
 
@@ -84,8 +87,8 @@ def _train(task: Task, seed: int, training: Callable[[VGG11], object]) -> Outcom
     training(net)
     ended = clock(device)
     test = images(task.data, "test", task.device)
-    state = {name: tensor.cpu() for name, tensor in net.state_dict().items()}
-    return Outcome(started, ended, (accuracy(net, test.images, test.labels), state))
+    weights = {name: tensor.cpu().numpy() for name, tensor in net.state_dict().items()}
+    return Outcome(started, ended, (accuracy(net, test.images, test.labels), weights))
 
 
 def train_here(task: Task, seed: int) -> Outcome:
@@ -114,23 +117,20 @@ def train_plainly(task: Task, seed: int) -> Outcome:
     )
 
 
-States = tuple[dict[str, Tensor], ...]  # of one net for a flip merge, of two for a pair merge
-
-
-def merge_here(task: Task, states: States) -> Outcome:
+def merge_here(task: Task, weights: Nets) -> Outcome:
     """This project's merge; permutations and accuracies."""
     prepare()
     torch.set_num_threads(task.threads)
     device = torch.device(task.device)
     train_set, test = (images(task.data, split, task.device) for split in ("train", "test"))
-    nets = [task.load(state).to(memory_format=torch.channels_last) for state in states]
+    nets = [task.load(one).to(memory_format=torch.channels_last) for one in weights]
     operands = train_set.images[: task.matched], test.images, test.labels, task.batch_size
     started = clock(device)
     merged = (merging.flip_merge if len(nets) == 1 else merging.merge)(*nets, *operands)
     return Outcome(started, clock(device), (merged.permutations, merged.accuracy))
 
 
-def merge_plainly(task: Task, states: States) -> Outcome:
+def merge_plainly(task: Task, weights: Nets) -> Outcome:
     """The plain merge; permutations and accuracies."""
     from relusym.benchmark import plain_merging
 
@@ -143,7 +143,7 @@ def merge_plainly(task: Task, states: States) -> Outcome:
         train_set.classes,
         train_set.source,
     )
-    nets = [task.load(state) for state in states]
+    nets = [task.load(one) for one in weights]
     started = clock(device)
     first, second = nets if len(nets) == 2 else (nets[0], HORIZONTAL_FLIP.transform(nets[0]))
     result = plain_merging.merge(first, second, matched, test, task.batch_size, device, task.workers)
