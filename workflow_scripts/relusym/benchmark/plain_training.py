@@ -3,6 +3,8 @@
 As the public VGG11 notebooks do it (Jordan et al. 2023), with the libraries' usual settings.
 """
 
+from multiprocessing import get_all_start_methods
+
 import numpy as np
 import torch
 from torch import nn
@@ -43,6 +45,8 @@ def loader(
         drop_last=shuffle,
         num_workers=workers,
         persistent_workers=workers > 0,
+        # the platform's usual one: in a process that was spawned, as the benchmark's are, workers would be, too
+        multiprocessing_context=get_all_start_methods()[0] if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
 

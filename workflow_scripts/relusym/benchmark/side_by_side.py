@@ -248,6 +248,39 @@ def grid_row(paper: dict[str, Any], task: Task, rows: Sequence[Row]) -> list[Row
     return [row("the paper's grid, extrapolated", "h", hours, task.device)]
 
 
+def compared_rows(
+    how: dict[str, Any], paper: dict[str, Any], device: torch.device, cores: int, repeats: int
+) -> list[Row]:
+    """Training and merges, on both sides; arguments as of `benchmark`, `how` is the settings' part for the device."""
+    at_once = how["nets"] or cores
+    training = TrainingSettings(
+        how["epochs"],
+        how["batch_size"],
+        how["learning_rate"],
+        momentum=0.9,
+        weight_decay=5e-4,
+        warmup_epochs=how["epochs"] / 4,
+        crop_padding=4,
+        flip_augmentation=True,
+    )
+    images, tests = how["train_images"], how["test_images"]
+    with TemporaryDirectory() as folder:
+        data = Path(folder) / "images.safetensors"
+        image_set.save(data, *chiral_shapes.generate(images, tests, 0))
+        task = Task(
+            data, str(device), 1, 0, how["width"], training, how["matched_images"], how["merge_batch_size"]
+        )
+        here, plain = Side(at_once), Side(at_once)
+        try:
+            rows, weights = training_rows(here, plain, task, images, tests, cores, repeats)
+            for what, count in (("flip merge", 1), ("pair merge", 2)):
+                nets = weights[:count] if len(weights) >= count else weights * count
+                rows.append(merge_row(what, here, plain, task, nets, tests, cores, repeats))
+        finally:
+            here.close(), plain.close()
+        return rows + grid_row(paper, task, rows)
+
+
 def benchmark(
     settings: dict[str, Any], paper: dict[str, Any], root: Path, device: torch.device, cores: int
 ) -> pd.DataFrame:
@@ -261,36 +294,7 @@ def benchmark(
         device: both sides compute on it.
         cores: CPU cores that both sides may use.
     """
-    how = settings[device.type]
-    at_once = how["nets"] or cores
-    with TemporaryDirectory() as folder:
-        data = Path(folder) / "images.safetensors"
-        image_set.save(data, *chiral_shapes.generate(how["train_images"], how["test_images"], 0))
-        training = TrainingSettings(
-            how["epochs"],
-            how["batch_size"],
-            how["learning_rate"],
-            momentum=0.9,
-            weight_decay=5e-4,
-            warmup_epochs=how["epochs"] / 4,
-            crop_padding=4,
-            flip_augmentation=True,
-        )
-        task = Task(
-            data, str(device), 1, 0, how["width"], training, how["matched_images"], how["merge_batch_size"]
-        )
-        here, plain = Side(at_once), Side(at_once)
-        try:
-            rows, weights = training_rows(
-                here, plain, task, how["train_images"], how["test_images"], cores, settings["repeats"]
-            )
-            for what, count in (("flip merge", 1), ("pair merge", 2)):
-                nets = weights[:count] if len(weights) >= count else weights * count
-                rows.append(
-                    merge_row(what, here, plain, task, nets, how["test_images"], cores, settings["repeats"])
-                )
-            rows += grid_row(paper, task, rows)
-        finally:
-            here.close(), plain.close()
-    rows += workflow_rows(root, str(device), cores, settings["repeats"], settings["demo"], paper["seeds"])
+    repeats = settings["repeats"]
+    rows = compared_rows(settings[device.type], paper, device, cores, repeats)
+    rows += workflow_rows(root, str(device), cores, repeats, settings["demo"], paper["seeds"])
     return pd.DataFrame(rows)
