@@ -1,10 +1,10 @@
-# make demo · make test · make lint · make laptop: each builds .venv from requirements.lock first, if it is missing.
+# make demo · make test · make lint · make laptop · make bench: each builds .venv from requirements.lock first, if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
 
-.PHONY: demo laptop test lint format
+.PHONY: demo laptop bench test lint format
 demo: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --config scale=demo
 	@cat results/demo/tables/table2.md
@@ -16,6 +16,9 @@ laptop: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --config scale=laptop
 	@$(BIN)/snakemake --config scale=laptop --report report.html --quiet all
 	@echo "Report: $(CURDIR)/report.html"
+
+bench: $(VENV)/.installed
+	$(BIN)/snakemake --cores $(CORES) --force bench
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

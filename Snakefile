@@ -2,7 +2,7 @@
 #
 #   images → data/<dataset> → train → flip_merge, pair_merge → tables and figures
 #
-# Targets: all (default), table1, table2, table4, figure4, costs, compare, provenance. Settings: config.yaml.
+# Targets: all (default), table1, table2, table4, figure4, costs, compare, provenance, bench. Settings: config.yaml.
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -24,6 +24,7 @@ include: "rules/tables.smk"
 include: "rules/figures.smk"
 include: "rules/theory.smk"
 include: "rules/compare.smk"
+include: "rules/bench.smk"
 
 
 rule all:

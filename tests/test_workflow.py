@@ -328,3 +328,36 @@ def test_other_draws_make_one_statements_record_again(committed):
     given = yaml.safe_load((committed.folder / "config.yaml").read_text(encoding="utf-8"))["theory"]
     committed.configure(theory={**given, "draws": {**given["draws"], "lemma_e_1": 201}})
     assert committed.planned("theory") == ["lemma_e_1", "theory"]
+
+
+def test_a_piece_of_the_paper_scale_is_its_seeds_trainings_and_merges(clone):
+    jobs = clone().planned("--config", "scale=paper", "seeds=0-3")
+    rules = Counter(job.split()[0] for job in jobs)
+    between_types, within_a_type = 3 * 4, 3 * 3  # the last seed's partner within a type is in the next piece
+    assert (rules["train"], rules["flip_merge"]) == (7 * 4, 7 * 4)
+    assert rules["pair_merge"] == between_types + within_a_type
+
+
+def test_after_the_last_piece_only_merges_between_pieces_are_left(finished, tiny):
+    made = tiny()
+    for part in ("results", "data"):
+        shutil.copytree(finished.folder / part, made.folder / part)
+    between = ["pair_merge gcnn 0 gcnn 1", "pair_merge gcnn 1 gcnn 0"]
+    assert not set(between) & set(
+        tiny().planned("--config", "seeds=0") + tiny().planned("--config", "seeds=1")
+    )
+    for job in between:
+        _, *nets = job.split()
+        record = (
+            made.folder / f"results/tiny/records/pair_merge/{nets[0]}-{nets[1]}--{nets[2]}-{nets[3]}.json"
+        )
+        record.unlink()
+    jobs = made.planned()
+    assert [job for job in jobs if job.startswith("pair_merge")] == between
+    assert not any(job.startswith(("train", "flip_merge", "prepare_data")) for job in jobs)
+
+
+def test_the_benchmark_is_run_when_it_is_asked_for_and_by_no_other_target(clone):
+    made = clone()
+    assert made.planned("--force", "bench") == ["bench"]
+    assert "bench" not in made.planned()

@@ -1,4 +1,4 @@
-"""What every script behind a rule does around its work: one copy at a time, GPU, log, threads, errors in one line."""
+"""What every script behind a rule does around its work: one copy at a time, GPU, log, memory, errors in one line."""
 
 import signal
 import sys
@@ -14,6 +14,7 @@ from relusym.errors import Interrupted, UserError
 from relusym.gpu_slots import gpu_slots
 from relusym.interruption import WARNINGS
 from relusym.job_lock import JobLock
+from relusym.memory import keep_freed_memory
 from relusym.records import read_record
 
 
@@ -28,6 +29,7 @@ def job(snakemake) -> Iterator[JobLock]:
     if torch := sys.modules.get("torch"):  # tables do without, and start in half the time
         torch.set_num_threads(snakemake.threads)
         torch.set_flush_denormal(True)
+        keep_freed_memory()
     terminal, path = sys.stderr, Path(snakemake.log[0])
 
     def tell(line: str) -> None:

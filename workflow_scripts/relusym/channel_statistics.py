@@ -1,11 +1,13 @@
 """Statistics of channels over images and positions, added up batch by batch in float64."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 CHUNK = 2048  # samples whose products are added up in float32
+CACHED = 2**18  # values taken in at once on a CPU: they stay in its cache, and all of a wide map's don't
 
 
 def samples(activations: Tensor) -> Tensor:
@@ -15,6 +17,14 @@ def samples(activations: Tensor) -> Tensor:
     """
     x = activations.float()
     return x if x.ndim == 2 else x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def portions(*nets: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same samples of one or more nets, (S, C) each, in portions that fit a CPU's cache; whole on a GPU."""
+    if nets[0].device.type != "cpu":
+        return iter([nets])
+    rows = max(1, CACHED // nets[0].shape[1] // CHUNK) * CHUNK
+    return zip(*(x.split(rows) for x in nets), strict=True)
 
 
 @dataclass(frozen=True)
@@ -37,15 +47,20 @@ class Statistics:
 class Tally:
     """Running count, sum and sum of squares of channels.
 
-    Values are taken relative to the first batch's means, so that float32 sums within a batch lose nothing to
+    Values are taken relative to the first samples' means, so that float32 sums within a batch lose nothing to
     cancellation.
     """
 
     def __init__(self) -> None:
         self.count = 0
 
-    def add(self, x: Tensor) -> Tensor:
-        """Take in samples (S, C); returns them relative to the origin."""
+    def add(self, x: Tensor) -> None:
+        """Take in samples (S, C)."""
+        for (portion,) in portions(x):
+            self.centred(portion)
+
+    def centred(self, x: Tensor) -> Tensor:
+        """Take in samples (S, C) that fit the cache; returns them relative to the origin."""
         if not self.count:
             self.origin = x.mean(0)
             self.total = torch.zeros_like(self.origin, dtype=torch.float64)
@@ -87,8 +102,9 @@ class PairTally:
 
     def add(self, first: Tensor, second: Tensor) -> None:
         """Take in the same samples of either net, (S, C₁) and (S, C₂)."""
-        product = cross_product(self.first.add(first), self.second.add(second))
-        self.product = product if self.product is None else self.product.add_(product)
+        for a, b in portions(first, second):
+            product = cross_product(self.first.centred(a), self.second.centred(b))
+            self.product = product if self.product is None else self.product.add_(product)
 
     def correlation(self, epsilon: float) -> Tensor:
         """Pearson correlation, denominator σσ′ + `epsilon`, float64 (C₁, C₂); not-a-number counts as 0."""

@@ -12,6 +12,10 @@ from relusym.channel_groups import trace
 from relusym.channel_statistics import Statistics, Tally, samples
 
 EPSILON = 1e-5  # added to a variance before a division, as batch norm does
+# A conv runs again once it is corrected, instead of its outputs being kept, if they take more than so many bytes on
+# all images, or if it has fewer multiply-adds an output than so many (the first conv: memory is slower than that).
+KEPT_BYTES = 2**31
+CHEAP = 64
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,9 @@ class Rescaling:
         conv.bias.copy_(conv.bias * self.scale + self.shift)
 
     def __call__(self, output: Tensor) -> Tensor:
-        """A conv's output (B, C, H, W), rescaled."""
-        return (output * self.scale[:, None, None] + self.shift[:, None, None]).to(output.dtype)
+        """A conv's output (B, C, H, W), rescaled in place."""
+        scale, shift = (x[:, None, None].to(output.dtype) for x in (self.scale, self.shift))
+        return torch.addcmul(shift, output, scale, out=output)
 
 
 class LayerByLayer:
@@ -55,6 +60,7 @@ class LayerByLayer:
         self.interpreter = fx.Interpreter(self.graph)
         self.batches = images.split(batch_size)
         self.environments: list[dict] = [{} for _ in self.batches]
+        self.outputs: list[Tensor] = []
         self.done = 0
 
     def convs(self) -> list[tuple[int, fx.Node]]:
@@ -74,12 +80,29 @@ class LayerByLayer:
         self.done = last
 
     def measure(self, node: fx.Node) -> Statistics:
-        """Statistics of the output of the node that is next, over all images; the output itself is not kept."""
+        """Statistics of the output of the node that is next, over all images; kept for `correct` if there is room."""
         tally = Tally()
+        weight = self.graph.get_submodule(node.target).weight
+        worth_keeping = weight[0].numel() >= CHEAP
+        self.outputs.clear()
         for environment in self.environments:
             self.interpreter.env = environment
-            tally.add(samples(self.interpreter.run_node(node)))
+            output = self.interpreter.run_node(node)
+            tally.add(samples(output))
+            if worth_keeping and output.nbytes * len(self.batches) <= KEPT_BYTES:
+                self.outputs.append(output)
         return tally.statistics()
+
+    def correct(self, node: fx.Node, rescaling: "Rescaling") -> None:
+        """Go on from the outputs that `measure` kept, rescaled; without them, the node is left to `advance`."""
+        if len(self.outputs) < len(self.batches):
+            return
+        for environment, output in zip(self.environments, self.outputs, strict=True):
+            environment[node] = rescaling(output)
+            for unused in self.interpreter.user_to_last_uses.get(node, ()):
+                del environment[unused]
+        self.outputs.clear()
+        self.done += 1
 
 
 @torch.no_grad()
@@ -89,7 +112,7 @@ def repair(
     """A copy of `net` whose conv outputs have the statistics `goals`, and the rescalings that are fused into it.
 
     Each conv is measured with all earlier ones already corrected, over all of `images` and not batch by batch, so
-    that the goals are met exactly. Every conv runs twice on every image: once to be measured, once corrected.
+    that the goals are met exactly.
 
     Args:
         net: the merged net; every conv has a bias.
@@ -102,6 +125,7 @@ def repair(
         run.advance(i)
         rescaling = Rescaling.between(run.measure(node), goals[node.target])
         rescaling.fuse(repaired.get_submodule(node.target))
+        run.correct(node, rescaling)
         rescalings[node.target] = rescaling
     return repaired, rescalings
 

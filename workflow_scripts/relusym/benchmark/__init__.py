@@ -1,0 +1,1 @@
+"""A benchmark of this project against the plain procedure: training, merging, and the workflow's own cost."""

@@ -1,0 +1,95 @@
+"""What the workflow itself costs: planning its jobs, starting one, and running the demo."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from relusym.errors import UserError
+
+PARTS = ("Snakefile", "config.yaml", "rules", "profiles", "envs", "report", "workflow_scripts")
+START_UP = "start_up"  # a scale with one small training
+ONE_TRAINING = f"results/{START_UP}/records/train/cnn-0.json"
+
+
+class WorkflowCopy:
+    """A copy of the workflow in another folder, as in a fresh clone.
+
+    Args:
+        root: the workflow's folder.
+        folder: where the copy goes.
+    """
+
+    def __init__(self, root: Path, folder: Path):
+        self.folder = folder
+        for part in PARTS:
+            if (root / part).is_dir():
+                shutil.copytree(root / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(root / part, folder / part)
+        path = folder / "config.yaml"
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config["scales"][START_UP] = start_up_scale(config["scales"]["demo"])
+        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+    def seconds(self, *arguments: str) -> float:
+        """How long Snakemake takes.
+
+        Raises:
+            UserError: it fails.
+        """
+        surroundings = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
+        command = [sys.executable, "-m", "snakemake", *arguments]
+        started = time.monotonic()
+        run = subprocess.run(
+            command, cwd=self.folder, env=surroundings, capture_output=True, text=True, check=False
+        )
+        if run.returncode:
+            raise UserError(f"bench: {' '.join(arguments)} failed: {(run.stdout + run.stderr)[-2000:]}")
+        return time.monotonic() - started
+
+    def dry_run(self, scale: str, seeds: str | None = None) -> float:
+        """Seconds to plan a scale's jobs from scratch; `seeds` instead of the scale's own, such as 0-239."""
+        more = [f"scales={{{scale}: {{seeds: {seeds}}}}}"] if seeds else []
+        return self.seconds("--dry-run", "--quiet", "--cores", "1", "--config", f"scale={scale}", *more)
+
+    def start_up(self, device: str) -> float:
+        """Seconds from a training job's start to its first useful work: its whole time without its record's."""
+        self.seconds(
+            *("--cores", "1", "--force", ONE_TRAINING, "--config", f"scale={START_UP}", f"device={device}")
+        )
+        whole = benchmark_seconds(self.folder / f"results/{START_UP}/benchmarks/train/cnn-0.tsv")
+        return whole - useful_seconds(self.folder / ONE_TRAINING)
+
+    def run(self, scale: str, cores: int, device: str) -> tuple[float, float]:
+        """Run a scale: seconds from start to end, and the sum of its jobs' useful seconds."""
+        wall = self.seconds("--cores", str(cores), "--config", f"scale={scale}", f"device={device}")
+        records = sorted(self.folder.glob(f"results/{scale}/records/*/*.json"))
+        return wall, sum(map(useful_seconds, records))
+
+
+def start_up_scale(demo: dict[str, Any]) -> dict[str, Any]:
+    """The demo with one short training."""
+    training = {**demo["training"], "epochs": 1, "warmup_epochs": 0}
+    data = {**demo["data"], "train_images": 200, "test_images": 100}
+    merging = {**demo["merging"], "images": 100, "invariance_images": 100}
+    return {**demo, "seeds": "0", "data": data, "training": training, "merging": merging}
+
+
+def benchmark_seconds(path: Path) -> float:
+    """A job's wall seconds as Snakemake measured them."""
+    with path.open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file, delimiter="\t")
+    return float(row["s"])
+
+
+def useful_seconds(record: Path) -> float:
+    """The seconds that a record says its work took, once everything was imported."""
+    return json.loads(record.read_text(encoding="utf-8"))["cost"]["seconds"]

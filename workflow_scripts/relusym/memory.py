@@ -1,0 +1,19 @@
+"""How the C library hands out memory: what was freed is used again at once, not fetched anew from the kernel."""
+
+import ctypes
+from contextlib import suppress
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's <malloc.h>
+LARGEST = (2**30, 2**25)  # older versions refuse more than 32 MiB
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed tensors for the next ones; elsewhere do nothing.
+
+    By default it gives blocks as large as a batch's feature maps back to the kernel, which clears them page by page
+    for the next batch: a tenth of a training's time on a CPU.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        if any(mallopt(MMAP_THRESHOLD, size) for size in LARGEST):
+            mallopt(TRIM_THRESHOLD, LARGEST[0])
