@@ -17,8 +17,8 @@ SHOWN = 3  # filters
 def telling_filters(filters: np.ndarray, permutation: np.ndarray) -> list[int]:
     """Channels that the permutation keeps among themselves, up to three: a swapped pair around a fixed one.
 
-    Of all swapped pairs the one whose filters are the least symmetric and yet the most alike once flipped; of all
-    fixed channels the strongest and most symmetric. Without one of the two kinds more of the other, or fewer filters;
+    Of all swapped pairs the one whose filters are the most alike once flipped, next to how unlike they are as they are;
+    of all fixed channels the most symmetric. Without one of the two kinds more of the other, or fewer filters;
     without both a cycle of three, or none.
 
     Args:
@@ -32,8 +32,9 @@ def telling_filters(filters: np.ndarray, permutation: np.ndarray) -> list[int]:
         np.sqrt(np.square(filters - other).sum((1, 2, 3))) for other in (flipped, flipped[permutation])
     )
     strength = np.sqrt(np.square(filters).sum((1, 2, 3)))
-    swapped = [c for c in np.argsort(mismatch - asymmetry) if orders[c] == 2]
-    fixed = [int(c) for c in np.argsort(mismatch - strength) if orders[c] == 1]
+    least = 0.1 * strength.max()  # so that the weakest filters aren't chosen
+    swapped = [c for c in np.argsort(mismatch / (asymmetry + least)) if orders[c] == 2]
+    fixed = [int(c) for c in np.argsort(mismatch / (strength + least)) if orders[c] == 1]
     if swapped:
         first = int(swapped[0])
         return [first, *fixed[: SHOWN - 2], int(permutation[first])]
