@@ -39,6 +39,12 @@ def test_what_was_left_out_is_counted_with_the_images_of_its_data():
     assert (found.records, found.left_out, found.images) == (2, 1, "CIFAR10")
 
 
+def test_a_record_without_images_and_status_has_a_row_all_the_same():
+    theory = {"kind": "theory", "settings": {}, "code": CODE, "cost": {"seconds": 3600}}
+    (found,) = provenance([theory, record()], {"Theory": ["theory"]}).itertuples()
+    assert (found.records, found.left_out, found.images, found.hours) == (1, 0, "", 1.0)
+
+
 def test_no_records_are_no_rows():
     assert len(provenance([], {"Table 1": ["train"]})) == 0
 

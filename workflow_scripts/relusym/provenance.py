@@ -54,7 +54,7 @@ def _described(record: Record) -> Record:
     inputs, code = record.get("inputs", {}), record.get("code", {})
     return {
         "kind": record["kind"],
-        "status": record["status"],
+        "status": record.get("status", "ok"),
         "data": inputs.get("data", ""),
         "images": inputs.get("source", ""),
         "settings": json.dumps(record["settings"], sort_keys=True),
