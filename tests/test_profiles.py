@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -136,9 +137,9 @@ def broken_state(folder, model):
 
 
 def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(two_nets):
+    shutil.rmtree(two_nets / "results", ignore_errors=True)
     state = broken_state(two_nets, "cnn")
-    (two_nets / "results/tiny/records/train/gcnn-0.json").unlink(missing_ok=True)
-    typed = ("--profile", "profiles/gpu", "--config", "jobs_per_gpu=1")
+    typed = ("table2", "table4", "--profile", "profiles/gpu", "--config", "jobs_per_gpu=1")
     first = subprocess.Popen(
         command(*typed),
         cwd=two_nets,
@@ -159,13 +160,13 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     assert first.returncode == 1
     assert {"rule train: on GPU 7", "rule train: on GPU 8"} <= set(said.splitlines())
     summary = said[said.index("1 job failed") :].splitlines()
-    assert summary[0] == "1 job failed, 7 more left undone:"
+    assert re.fullmatch(r"1 job failed, \d+ more left undone:", summary[0])
     assert summary[1].startswith(
         f"  train cnn 0: {state.relative_to(two_nets)} is truncated or no safetensors file"
     )
     assert summary[2:4] == [
         "Run these, and nothing that is done, with:",
-        "  snakemake --profile profiles/gpu --config jobs_per_gpu=1",
+        "  snakemake table2 table4 --profile profiles/gpu --config jobs_per_gpu=1",
     ]
     assert (two_nets / "results/tiny/records/flip_merge/gcnn-0.json").exists()  # the others went on
 
@@ -183,5 +184,5 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     state.unlink()
     again = run(two_nets, *typed, CUDA_VISIBLE_DEVICES="7,8")
     assert again.returncode == 0, again.stdout
-    jobs = re.findall(r"^rule (\w+):", again.stdout, re.MULTILINE)
-    assert Counter(jobs) == {"train": 1, "flip_merge": 1, "pair_merge": 1}
+    jobs = Counter(re.findall(r"^(?:local)?rule (\w+):", again.stdout, re.MULTILINE))
+    assert jobs == {"train": 1, "flip_merge": 1, "pair_merge": 1, "table2": 1, "table4": 1}
