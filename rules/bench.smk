@@ -1,5 +1,5 @@
 # This project against the plain procedure (`snakemake --force bench` measures again). What it writes is no declared
-# output, since only the job knows the name: results/bench/<machine>.csv.
+# output, since only the job knows the name: results/bench/<machine>.csv and .md.
 
 
 localrules:

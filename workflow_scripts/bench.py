@@ -22,10 +22,12 @@ if __name__ == "__main__":  # the processes of the benchmark import this file to
             snakemake.threads,
         )
         rows.insert(0, "machine", name)
+        shown = rows[["what", "unit", "here", "plain", "ratio", "goal", "reached", "agrees"]]
+        table = f"{name}\n\n{shown.to_markdown(index=False, floatfmt='.3g', missingval='')}\n"
         path = Path("results/bench") / f"{slug(name)}.csv"
         with write_whole(path) as part:
             rows.to_csv(part, index=False, float_format="%.5g", lineterminator="\n")
-        shown = rows[["what", "unit", "here", "plain", "ratio", "goal", "reached", "agrees"]]
-        table = shown.to_markdown(index=False, floatfmt=".3g", missingval="")
+        with write_whole(path.with_suffix(".md")) as part:
+            part.write_text(table, encoding="utf-8")
         for stream in (sys.stdout, terminal):
-            print(f"{name}\n{table}\n{path}", file=stream)
+            print(f"{table}\n{path}", file=stream)

@@ -14,7 +14,7 @@ import yaml
 
 from relusym.errors import UserError
 
-PARTS = ("Snakefile", "config.yaml", "rules", "profiles", "envs", "report", "workflow_scripts")
+LEFT_OUT = ("data", "results", "tests", "docs", ".*", "__pycache__")  # of no use in a copy, or made by runs
 START_UP = "start_up"  # a scale with one small training
 ONE_TRAINING = f"results/{START_UP}/records/train/cnn-0.json"
 
@@ -29,11 +29,7 @@ class WorkflowCopy:
 
     def __init__(self, root: Path, folder: Path):
         self.folder = folder
-        for part in PARTS:
-            if (root / part).is_dir():
-                shutil.copytree(root / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(root / part, folder / part)
+        shutil.copytree(root, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), dirs_exist_ok=True)
         path = folder / "config.yaml"
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         config["scales"][START_UP] = start_up_scale(config["scales"]["demo"])
