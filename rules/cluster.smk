@@ -1,4 +1,4 @@
-# Around a run: one Snakemake a scale, a checklist before jobs are submitted, a summary at the end; and the target status.
+# Around a run: one Snakemake a scale, a checklist before jobs are submitted, a summary at the end.
 import atexit
 import shlex
 
@@ -23,15 +23,15 @@ def problems():
         f"Assumed: the compute nodes see {Path.cwd()} and {sys.executable} under the same names (a shared file system).",
         file=sys.stderr,
     )
-    found = folder_problems(Path(RESULTS))
+    found = [folder_problems(Path(RESULTS))]
     if any(job.rule.name == "prepare_data" for job in jobs_to_run()):
         dataset = SETTINGS.config["scales"][SETTINGS.scale]["data"]["dataset"]
-        found += data_problems(Path(DATA), dataset, SETTINGS.config["cifar10"])
+        found.append(data_problems(Path(DATA), dataset, SETTINGS.config["cifar10"]))
     if hasattr(workflow.executor_settings, "status_command"):  # those of Slurm
         requests = {request_of(job) for job in jobs_to_run() if not job.is_local}
         in_order = sorted(requests, key=lambda request: (request.rule, request.minutes))
-        found += slurm_problems(in_order, workflow.executor_settings.status_command)
-    return found
+        found.append(slurm_problems(in_order, workflow.executor_settings.status_command))
+    return [problem for some in found for problem in some]
 
 
 def request_of(job):
@@ -62,50 +62,5 @@ onerror:
     undone = [job for job in jobs_to_run() if not all(Path(output).exists() for output in job.output)]
     text = "\n".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in log)
     failures.sort(key=lambda failure: failure.job)
-    print("\n" + summary(failures, max(0, len(undone) - len(failures)), TYPED, text), file=sys.stderr)
-
-
-# ---- what a person asks, with no output but on the screen
-
-# Every kind of job: its records, and the settings that each has to be made with (None: any).
-OF_KIND = {
-    kind: {record: settings for record, settings in records.items() if record in CHOSEN}
-    for kind, records in (("train", TRAIN), ("flip_merge", FLIP), ("pair_merge", PAIR))
-}
-MEASURED_SCALE = "laptop"  # whose benchmarks are in the repository
-TFLOPS = 4.0  # 10¹² operations a second that a GPU sustains: half of a T4's peak in float32
-
-
-localrules:
-    status,
-    estimate,
-
-
-rule status:
-    log:
-        f"{LOGS}/status.log",
-    conda:
-        "../envs/relusym.yaml"
-    params:
-        title=f"Scale {SETTINGS.scale}",
-        wanted=lambda w: OF_KIND,
-        records=RECORDS,
-        logs=LOGS,
-        benchmarks=BENCHMARKS,
-    script:
-        "../workflow_scripts/status.py"
-
-
-rule estimate:
-    log:
-        f"{LOGS}/estimate.log",
-    conda:
-        "../envs/relusym.yaml"
-    params:
-        config=SETTINGS.config,
-        scale=SETTINGS.scale,
-        measured=MEASURED_SCALE,
-        benchmarks=f"results/{MEASURED_SCALE}/benchmarks",
-        tflops=TFLOPS,
-    script:
-        "../workflow_scripts/estimate.py"
+    told = summary(failures, max(0, len(undone) - len(failures)), TYPED, text)
+    print(f"\n{told}", file=sys.stderr)
