@@ -6,19 +6,6 @@ localrules:
     bench,
 
 
-def paper_grid(wildcards):
-    paper = Settings.of({**config, "scale": "paper", "seeds": None})
-    training = paper.train(paper.models[0])
-    return {
-        "width": training["network"]["width"],
-        "epochs": training["training"]["epochs"],
-        "images": 50_000,
-        "seeds": len(paper.seeds),
-        "pairs": len(paper.types_paired),
-        "invariance_from": [how["invariance_from"] for how in paper.config["models"].values()],
-    }
-
-
 rule bench:
     log:
         "results/bench/logs/bench.log",

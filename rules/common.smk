@@ -200,6 +200,20 @@ def table(stem, category="Tables", labels=None):
     return [*multiext(f"{RESULTS}/tables/{stem}", ".csv", ".md", ".tex"), page]
 
 
+def paper_grid(wildcards):
+    """What the benchmark has to know of the paper's grid, to say how long it would take."""
+    paper = Settings.of({**config, "scale": "paper", "seeds": None})
+    training = paper.train(paper.models[0])
+    return {
+        "width": training["network"]["width"],
+        "epochs": training["training"]["epochs"],
+        "images": 50_000,
+        "seeds": len(paper.seeds),
+        "pairs": len(paper.types_paired),
+        "invariance_from": [how["invariance_from"] for how in paper.config["models"].values()],
+    }
+
+
 NOTES = SETTINGS.notes()
 
 # ---- what a job asks for

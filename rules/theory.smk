@@ -18,7 +18,7 @@ for name in STATEMENTS:
                 THEORY_RECORD.format(statement=name),
                 caption=f"../report/{name}.rst",
                 category="Theory",
-                labels={"statement": name.replace("_", " ", 1).replace("_", ".").capitalize()},
+                labels={"statement": name.replace("_", " ", 1).replace("_", ".").title()},
             ),
         log:
             f"{LOGS}/theory/{name}.log",
