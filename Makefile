@@ -1,10 +1,10 @@
-# make demo · make test · make lint · make laptop · make bench: each builds .venv from requirements.lock first, if it is missing.
+# make demo · make test · make lint · make laptop · make bench · make test-cluster: each builds .venv from requirements.lock first, if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
 
-.PHONY: demo laptop bench test lint format
+.PHONY: demo laptop bench test test-cluster lint format
 demo: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --config scale=demo
 	@cat results/demo/tables/table2.md
@@ -22,6 +22,10 @@ bench: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# The tests on a real Slurm, started for them: needs slurm-wlm and munge.
+test-cluster: $(VENV)/.installed
+	SLURM_TESTS=1 $(BIN)/python -m pytest tests/test_cluster.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
