@@ -184,5 +184,5 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     state.unlink()
     again = run(two_nets, *typed, CUDA_VISIBLE_DEVICES="7,8")
     assert again.returncode == 0, again.stdout
-    jobs = Counter(re.findall(r"^(?:local)?rule (\w+):", again.stdout, re.MULTILINE))
+    jobs = Counter(re.findall(r"^(?:local)?rule (\w+):$", again.stdout, re.MULTILINE))
     assert jobs == {"train": 1, "flip_merge": 1, "pair_merge": 1, "table2": 1, "table4": 1}
