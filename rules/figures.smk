@@ -123,6 +123,7 @@ rule flipped_training:
         mem_mb=growing(4000),
         runtime=growing(30),
     params:
+        data=DATA,
         settings=SETTINGS.flipped_training(),
     script:
         "../workflow_scripts/flipped_training.py"

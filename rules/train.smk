@@ -20,6 +20,7 @@ rule train:
         runtime=growing(120),
         gpu=GPU,
     params:
+        data=DATA,
         settings=lambda wildcards: SETTINGS.train(wildcards.model),
         state=f"{RESULTS}/states/{{model}}-{{seed}}",
         device=SETTINGS.config["device"],

@@ -10,7 +10,7 @@ from relusym.records import write_record
 with job(snakemake):
     # a few steps of a narrow net, in float64 too: a CPU does as well
     measured = measure_flipped_training(
-        snakemake.params.settings, Path(snakemake.input.data), device=device_of("cpu")
+        snakemake.params.settings, Path(snakemake.params.data), device=device_of("cpu")
     )
     write_record(snakemake.output.record, {"kind": snakemake.rule, **measured})
     print(f"largest difference to the flipped net: {measured['largest_difference']}")

@@ -32,7 +32,7 @@ with job(snakemake) as lock, Interruption() as interrupted:
         wildcards.model,
         int(wildcards.seed),
         settings,
-        Path(snakemake.input.data),
+        Path(snakemake.params.data),
         Path(snakemake.output.checkpoint),
         device=device_of(snakemake.params.device),
         state=Path(f"{snakemake.params.state}-{key}.safetensors"),
