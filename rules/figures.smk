@@ -108,7 +108,7 @@ rule figure2:
 
 rule flipped_training:
     input:
-        data=data_for(is_needed(FLIPPED_TRAINING_RECORD)),
+        data=lambda w: data_for(is_needed(FLIPPED_TRAINING_RECORD)),
         changed=changed(FLIPPED_TRAINING_RECORD),
     output:
         record=FLIPPED_TRAINING_RECORD,
