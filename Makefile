@@ -23,9 +23,9 @@ bench: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
 
-# The tests on a real Slurm, started for them: needs slurm-wlm and munge.
+# Of the tests, those on a real Slurm, started for them: needs slurm-wlm and munge.
 test-cluster: $(VENV)/.installed
-	SLURM_TESTS=1 $(BIN)/python -m pytest tests/test_cluster.py
+	$(BIN)/python -m pytest tests/test_cluster.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

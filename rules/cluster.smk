@@ -35,9 +35,11 @@ def problems():
 
 
 def request_of(job):
-    asked = job.resources
+    asked, attempts = job.resources, 1 + job.restart_times
+    # what grows past a partition's limit in a later attempt would wait in the queue for ever
+    last = job.rule.expand_resources(job.wildcards_dict, job.input, attempts, skip_evaluation={"tmpdir"})
     gpu = bool(asked.get("gpu") or asked.get("gpu_model") or asked.get("gres"))
-    return Request(job.rule.name, asked.get("slurm_partition"), int(asked.get("runtime") or 0), gpu)
+    return Request(job.rule.name, asked.get("slurm_partition"), int(last.get("runtime") or 0), gpu)
 
 
 onstart:

@@ -55,8 +55,8 @@ MessageTimeout=30
 PropagateResourceLimits=NONE
 NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=8 RealMemory=32000 Gres=gpu:2,shard:8
 NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=8 RealMemory=32000 Gres=gpu:2,shard:8
-PartitionName=gpu Nodes=node1,node2 Default=YES MaxTime=04:00:00 State=UP
-PartitionName=node1 Nodes=node1 MaxTime=04:00:00 State=UP
+PartitionName=gpu Nodes=node1,node2 Default=YES MaxTime=1-00:00:00 State=UP
+PartitionName=node1 Nodes=node1 MaxTime=1-00:00:00 State=UP
 """
 GRES_CONF = """\
 NodeName=node[1-2] Name=gpu File={folder}/dev/nvidia[0-1]
@@ -104,7 +104,7 @@ class SlurmCluster:
         self.sbatch_calls = folder / "log" / "sbatch.txt"
         self._shim(
             "sbatch",
-            f"printf '%s ' \"$@\" | tr '\\n' ' ' >> {self.sbatch_calls}; echo >> {self.sbatch_calls}",
+            f"line=$(printf '%s ' \"$@\" | tr '\\n' ' '); echo \"$line\" >> {self.sbatch_calls}",  # in one write
         )
         strange = ("SLURM_", "SBATCH_", "SNAKEMAKE_")
         self.environment = {key: value for key, value in os.environ.items() if not key.startswith(strange)}
@@ -170,6 +170,10 @@ class SlurmCluster:
 
     def start_node(self, node: str) -> None:
         self.run("slurmd", "-N", node, "-f", str(self.conf))
+
+    def state(self, node: str) -> str:
+        """A node's state as the controller sees it, such as "idle"."""
+        return self.run("sinfo", "--noheader", f"--nodes={node}", "--partition=gpu", "--format=%T").strip()
 
     def pid(self, daemon: str) -> int | None:
         file = self.folder / "run" / f"{daemon}.pid"

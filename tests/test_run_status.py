@@ -142,7 +142,7 @@ def test_a_site_in_order_has_no_problems(slurm):
             {},
             ("train", "gpu", 300, True),
             "sacct",
-            "300 minutes and partition gpu allows 240; set `set-resources: ",
+            "up to 300 minutes and partition gpu allows 240; set `set-resources: ",
         ),
         (
             {"partitions": "gpu|infinite|gpu:4\n"},

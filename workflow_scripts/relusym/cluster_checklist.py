@@ -17,7 +17,7 @@ DOWNLOADED_FROM = ("www.cs.toronto.edu", 443)  # torchvision's CIFAR10
 
 @dataclass(frozen=True)
 class Request:
-    """What the jobs of one rule ask Slurm for: `minutes` of time, whether any `gpu`, a partition or None."""
+    """What the jobs of one rule ask Slurm for: a partition or None, `minutes` at most of all attempts, any `gpu`."""
 
     rule: str
     partition: str | None
@@ -91,7 +91,7 @@ def _partition_problems(requests: Iterable[Request]) -> list[str]:
                 )
             if limit is not None and request.minutes > limit:
                 problems.append(
-                    f"{PROFILE}: {request.rule} asks for {request.minutes} minutes and partition {name} allows "
+                    f"{PROFILE}: {request.rule} asks for up to {request.minutes} minutes and partition {name} allows "
                     f"{limit}; set `set-resources: {{{request.rule}: {{runtime: {limit}}}}}` or slurm_partition"
                 )
     return list(dict.fromkeys(problems))
