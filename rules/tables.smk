@@ -86,7 +86,8 @@ rule costs:
         TRAIN_RECORDS,
         FLIP_RECORDS,
         PAIR_RECORDS,
-        changed=remade(TRAIN_RECORDS, FLIP_RECORDS, PAIR_RECORDS),
+        list(RESNET_MERGE),
+        changed=remade(TRAIN_RECORDS, FLIP_RECORDS, PAIR_RECORDS, RESNET_MERGE),
         code=TABLE_CODE,
     output:
         table("costs", "Costs and provenance"),

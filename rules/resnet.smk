@@ -1,0 +1,230 @@
+# Tables 3 and 5: ResNets, their weights read from files or trained here, each merged with its flipped self.
+RESNET_CHECKPOINT = f"{RESULTS}/checkpoints/resnet/{{row}}-{{stage}}.safetensors"
+RESNET_FILTERS = f"{RESULTS}/filters/resnet_{{row}}.safetensors"
+NO_ROW = "^$"  # a constraint that nothing meets, at a scale without ResNets
+
+
+wildcard_constraints:
+    row="|".join(RESNETS.rows) or NO_ROW,
+    stage="supervised|pretraining|linear|weights",
+
+
+if RESNETS.on_imagenet and workflow.is_main_process and (told := RESNETS.imagenet_absent()):
+    print(f"notice: {told}; until then the rows of Tables 3 and 5 are left out", file=sys.stderr)
+
+
+def net_of(row):
+    """A row's checkpoint: of its last training, or of the files that it comes from."""
+    return RESNET_CHECKPOINT.format(row=row, stage=[*("weights",), *RESNETS.stages(row)][-1])
+
+
+def is_measured_now(row):
+    """Whether a row has to be measured, and can be."""
+    record, filters = RESNET_RECORD.format(row=row), RESNET_FILTERS.format(row=row)
+    return (is_needed(record) or not Path(filters).exists()) and ABSENT[row] is None
+
+
+def is_stage_needed(row, stage):
+    """Whether a training may have to run: for its record, or for a checkpoint that what comes after it reads."""
+    stages = RESNETS.stages(row)
+    following = stages[stages.index(stage) + 1 :]
+    read = is_stage_needed(row, following[0]) if following else is_measured_now(row)
+    missing = read and not Path(RESNET_CHECKPOINT.format(row=row, stage=stage)).exists()
+    return missing or is_needed(RESNET_TRAIN_RECORD.format(row=row, stage=stage))
+
+
+def trained_records(rows):
+    """The records of all trainings of rows that are at hand."""
+    return [
+        RESNET_TRAIN_RECORD.format(row=row, stage=stage)
+        for row in rows
+        if ABSENT[row] is None
+        for stage in RESNETS.stages(row)
+    ]
+
+
+def small_images(row_is_needed):
+    """The scale's prepared images; ImageNet's files are no input, since there are a million of them."""
+    return data_for(row_is_needed and not RESNETS.on_imagenet)
+
+
+localrules:
+    figure9,
+    prepare_imagenet,
+    table3,
+    table5,
+
+
+rule prepare_imagenet:
+    output:
+        "data/imagenet-{resize}-{size}-{images}-{seed}.safetensors",
+    log:
+        "data/imagenet-{resize}-{size}-{images}-{seed}.log",
+    benchmark:
+        "data/imagenet-{resize}-{size}-{images}-{seed}.tsv"
+    wildcard_constraints:
+        resize=r"\d+|None",
+        size=r"\d+",
+        images=r"\d+",
+    conda:
+        "../envs/relusym.yaml"
+    threads: 16
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        imagenet={split: str(folder) for split, folder in RESNETS.imagenet.items()},
+        label=SETTINGS.config["imagenet"]["label"],
+    script:
+        "../workflow_scripts/prepare_imagenet.py"
+
+
+rule resnet_weights:
+    input:
+        files=lambda w: [file for file in RESNETS.files(w.row) if Path(file).is_file()],
+        changed=lambda w: changed(RESNET_RECORD.format(row=w.row)),
+    output:
+        checkpoint=RESNET_CHECKPOINT.replace("{stage}", "weights"),
+    log:
+        f"{LOGS}/resnet_weights/{{row}}.log",
+    benchmark:
+        f"{BENCHMARKS}/resnet_weights/{{row}}.tsv"
+    conda:
+        "../envs/relusym.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        weights=lambda w: RESNETS.weights(w.row),
+        cache="data/weights",
+    script:
+        "../workflow_scripts/resnet_weights.py"
+
+
+rule resnet_train:
+    input:
+        data=lambda w: small_images(is_stage_needed(w.row, w.stage)),
+        pretrained=lambda w: (
+            RESNET_CHECKPOINT.format(row=w.row, stage="pretraining")
+            if w.stage == "linear" and is_stage_needed(w.row, w.stage)
+            else []
+        ),
+        changed=lambda w: changed(RESNET_TRAIN_RECORD.format(**w)),
+    output:
+        checkpoint=RESNET_CHECKPOINT,
+        record=RESNET_TRAIN_RECORD,
+    log:
+        f"{LOGS}/resnet_train/{{row}}-{{stage}}.log",
+    benchmark:
+        f"{BENCHMARKS}/resnet_train/{{row}}-{{stage}}.tsv"
+    wildcard_constraints:
+        stage="supervised|pretraining|linear",
+    conda:
+        "../envs/relusym.yaml"
+    threads: SETTINGS.config["threads"] * RESNETS.processes
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * RESNETS.processes * attempt,
+        runtime=lambda wildcards, attempt: 2880 * attempt if RESNETS.on_imagenet else 240 * attempt,
+        gpu=GPU * RESNETS.processes,
+    params:
+        settings=lambda w: RESNETS.train(w.row, w.stage),
+        images=str(RESNETS.imagenet["train"]) if RESNETS.on_imagenet else DATA,
+        workers=RESNETS.workers,
+        restarts=RESNETS.restarts,
+        state=f"{RESULTS}/states/resnet/{{row}}-{{stage}}",
+        device=SETTINGS.config["device"],
+        jobs_per_gpu=JOBS_PER_GPU,
+    script:
+        "../workflow_scripts/resnet_train.py"
+
+
+rule resnet_merge:
+    input:
+        net=lambda w: net_of(w.row) if is_measured_now(w.row) else [],
+        data=lambda w: f"data/{RESNETS.prepared(w.row)}.safetensors" if is_measured_now(w.row) else [],
+        changed=lambda w: changed(RESNET_RECORD.format(**w)),
+    output:
+        record=RESNET_RECORD,
+        filters=RESNET_FILTERS,
+    log:
+        f"{LOGS}/resnet_merge/{{row}}.log",
+    benchmark:
+        f"{BENCHMARKS}/resnet_merge/{{row}}.tsv"
+    conda:
+        "../envs/relusym.yaml"
+    threads: SETTINGS.config["threads"]
+    resources:
+        mem_mb=lambda wildcards, attempt: 16000 * attempt if RESNETS.on_imagenet else 4000 * attempt,
+        runtime=lambda wildcards, attempt: 240 * attempt,
+        gpu=GPU,
+    params:
+        settings=lambda w: RESNETS.merge(w.row),
+        absent=lambda w: ABSENT[w.row],
+        device=SETTINGS.config["device"],
+        jobs_per_gpu=JOBS_PER_GPU,
+    script:
+        "../workflow_scripts/resnet_merge.py"
+
+
+rule table5:
+    input:
+        records=list(RESNET_MERGE),
+        trained=trained_records(RESNETS.rows),
+        changed=remade(RESNET_MERGE),
+        code=[*TABLE_CODE, f"{LIBRARY}/paper/table5.csv"],
+    output:
+        table("table5"),
+    log:
+        f"{LOGS}/table5.log",
+    benchmark:
+        f"{BENCHMARKS}/tables/table5.tsv"
+    conda:
+        "../envs/relusym.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        rows={row: RESNETS.shown(row) for row in RESNETS.rows},
+        notes=RESNETS.notes(),
+    script:
+        "../workflow_scripts/table5.py"
+
+
+use rule table5 as table3 with:
+    input:
+        records=[RESNET_RECORD.format(row=row) for row in RESNETS.in_table3],
+        trained=trained_records(RESNETS.in_table3),
+        changed=remade([RESNET_RECORD.format(row=row) for row in RESNETS.in_table3]),
+        code=[*TABLE_CODE, f"{LIBRARY}/paper/table5.csv"],
+    output:
+        table("table3"),
+    log:
+        f"{LOGS}/table3.log",
+    benchmark:
+        f"{BENCHMARKS}/tables/table3.tsv"
+    params:
+        rows={row: RESNETS.shown(row) for row in RESNETS.in_table3},
+        notes=RESNETS.notes(),
+
+
+if RESNETS.figure9:
+
+    rule figure9:
+        input:
+            filters=RESNET_FILTERS.format(row=RESNETS.figure9),
+            code=f"{LIBRARY}/figure9.py",
+        output:
+            figure("figure9", "Figure 9"),
+        log:
+            f"{LOGS}/figure9.log",
+        benchmark:
+            f"{BENCHMARKS}/figures/figure9.tsv"
+        conda:
+            "../envs/relusym.yaml"
+        resources:
+            mem_mb=1000,
+            runtime=10,
+        params:
+            name=RESNETS.shown(RESNETS.figure9)["name"],
+        script:
+            "../workflow_scripts/figure9.py"
