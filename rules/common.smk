@@ -84,6 +84,13 @@ FILTERS = {
 ALONE = {FLIPPED_TRAINING_RECORD: SETTINGS.flipped_training()} | {  # of no net
     THEORY_RECORD.format(statement=name): SETTINGS.theory(name) for name in STATEMENTS
 }
+JOBS = {  # the records of those that may be submitted, by kind
+    "train": TRAIN,
+    "flip_merge": FLIP,
+    "pair_merge": PAIR,
+    "resnet_train": RESNET_TRAIN,
+    "resnet_merge": RESNET_MERGE,
+}
 WANTED = TRAIN | FLIP | PAIR | FILTERS | ALONE | RESNET_TRAIN | RESNET_MERGE
 CHOSEN = (
     {*ALONE, *RESNET_TRAIN, *RESNET_MERGE}

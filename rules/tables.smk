@@ -102,5 +102,6 @@ rule costs:
         runtime=10,
     params:
         benchmarks=BENCHMARKS,
+        kinds=list(JOBS),
     script:
         "../workflow_scripts/costs.py"

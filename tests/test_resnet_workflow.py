@@ -148,13 +148,10 @@ def test_figure_9_shows_each_filter_beside_its_match_or_says_why_not(tmp_path):
 
 
 def test_at_the_even_size_the_flipped_net_is_another_and_at_the_odd_one_it_is_not(finished):
-    found = {
-        row: read_record(records(finished) / "resnet_merge" / f"{row}.json")["checks"].get(
-            "flipped_net_on_flipped_images"
-        )
-        for row in ("old",)
-    }
-    assert found["old"] > 1e-2
+    for record in (read_record(path) for path in (records(finished) / "resnet_merge").glob("*.json")):
+        if record["status"] == "ok":
+            difference = record["checks"]["flipped_net_on_flipped_images"]
+            assert difference > 1e-2 if record["row"] == "old" else difference < 1e-4
 
 
 def test_a_second_run_and_a_fresh_clone_have_nothing_to_train(finished, committed):
@@ -166,7 +163,7 @@ def test_a_second_run_and_a_fresh_clone_have_nothing_to_train(finished, committe
 def test_a_missing_record_reruns_its_row_and_no_other(committed):
     (records(committed) / "resnet_merge" / "simsiam_odd.json").unlink()
     jobs = committed.planned("table3", "table5")
-    assert jobs == sorted([DATA, MERGES[1], *TRAININGS[1:], "table5"])
+    assert jobs == sorted([DATA, MERGES[1], *TRAININGS[1:], "table3", "table5"])
 
 
 def test_another_recipe_of_the_linear_layer_leaves_the_pretraining(finished):
