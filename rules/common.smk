@@ -78,9 +78,6 @@ RESNET_TRAIN = {
     for stage in RESNETS.stages(row)
 }
 RESNET_MERGE = {RESNET_RECORD.format(row=row): RESNETS.merge(row) for row in RESNETS.rows}
-FILTERS = {
-    of_net(FILTERS_FILE, net): SETTINGS.filters(net[0]) for net in WHOLE.nets
-}  # arrays, as good as records
 ALONE = {FLIPPED_TRAINING_RECORD: SETTINGS.flipped_training()} | {  # of no net
     THEORY_RECORD.format(statement=name): SETTINGS.theory(name) for name in STATEMENTS
 }
@@ -91,20 +88,18 @@ JOBS = {  # the records of those that may be submitted, by kind
     "resnet_train": RESNET_TRAIN,
     "resnet_merge": RESNET_MERGE,
 }
-WANTED = TRAIN | FLIP | PAIR | FILTERS | ALONE | RESNET_TRAIN | RESNET_MERGE
+WANTED = TRAIN | FLIP | PAIR | ALONE | RESNET_TRAIN | RESNET_MERGE
 CHOSEN = (
     {*ALONE, *RESNET_TRAIN, *RESNET_MERGE}
-    | {of_net(pattern, net) for pattern in (TRAIN_RECORD, FLIP_RECORD, FILTERS_FILE) for net in SETTINGS.nets}
+    | {of_net(pattern, net) for pattern in (TRAIN_RECORD, FLIP_RECORD) for net in SETTINGS.nets}
     | {of_pair(PAIR_RECORD, pair) for pair in SETTINGS.pairs}
 )
 
 
-def read(record):
-    """A record, or what the header of a net's filters says; None if there is none."""
+def read(record, reader=read_record):
+    """What `reader` finds in a record (or beside it); None if there is none."""
     try:
-        if not Path(record).exists():
-            return None
-        return read_about(record) if record in FILTERS else read_record(record)
+        return reader(record) if Path(record).exists() else None
     except UserError as error:
         if Path(record).exists():
             sys.exit(f"error: {error}")
@@ -124,13 +119,18 @@ OUTDATED |= {
 }
 
 
-def is_of_another_merge(net):
-    """Whether a net's filters are there, but from another merge than its record."""
-    filters, record = READ[of_net(FILTERS_FILE, net)], READ[of_net(FLIP_RECORD, net)]
-    return filters and record and filters["inputs"] != inputs_of(record)
+def has_its_filters(net):
+    """Whether a flip merge's record has its other output, the filters' arrays, beside it, and none of another merge's."""
+    filters = read(of_net(FILTERS_FILE, net), read_about)
+    return filters is not None and (
+        (filters["settings"], filters["inputs"])
+        == (SETTINGS.filters(net[0]), inputs_of(READ[of_net(FLIP_RECORD, net)]))
+    )
 
 
-OUTDATED |= {of_net(FILTERS_FILE, net) for net in SETTINGS.nets if is_of_another_merge(net)}
+OUTDATED |= {
+    record for net in SETTINGS.nets if READ[record := of_net(FLIP_RECORD, net)] and not has_its_filters(net)
+}
 MISSING = {record for record in CHOSEN if MADE_WITH[record] is None}
 if OUTDATED or MISSING:  # newer than any output, so that the jobs that have it as input run again
     CHANGED.parent.mkdir(exist_ok=True)
@@ -145,32 +145,15 @@ def tabulated(records):
 
 
 TRAIN_RECORDS, FLIP_RECORDS, PAIR_RECORDS = tabulated(TRAIN), tabulated(FLIP), tabulated(PAIR)
-FILTERS_FILES = tabulated(FILTERS)
-
-# Filters to be made without their checkpoint: the net that is trained again for them is merged again as well, since
-# another machine rounds otherwise.
-REMERGED = set()
 
 
 def is_needed(record):
-    return record in OUTDATED or record in REMERGED or MADE_WITH.get(record) is None
+    return record in OUTDATED or MADE_WITH.get(record) is None
 
 
-REMERGED |= {
-    of_net(FLIP_RECORD, net)
-    for net in SETTINGS.nets
-    if is_needed(of_net(FILTERS_FILE, net)) and not Path(of_net(CHECKPOINT, net)).exists()
-}
-
-
-def changed(record):
-    """An input that makes the job of an outdated record run again."""
-    return str(CHANGED) if record in OUTDATED else []
-
-
-def remade(*records):
-    """An input that makes a table or figure again if some of its records have to be made: a missing input alone doesn't."""
-    return str(CHANGED) if any(is_needed(record) for some in records for record in some) else []
+def changed(*records):
+    """An input that makes a job run again if some of these records have to be made: a missing input alone doesn't."""
+    return str(CHANGED) if any(map(is_needed, records)) else []
 
 
 MERGED = {net for net in SETTINGS.nets if is_needed(of_net(FLIP_RECORD, net))} | {
@@ -194,15 +177,15 @@ def checkpoints_to_merge(record, nets):
     return [of_net(CHECKPOINT, net) for net in nets] if is_needed(record) else []
 
 
-def filters_or_merge_needed(w):
-    """Whether a net's filters have to be made, for their own sake or since the net is merged again."""
-    return is_needed(FILTERS_FILE.format(**w)) or is_needed(FLIP_RECORD.format(**w))
+def flip_records_of(*models):
+    """The records of all flip merges of nets of these types, by type and seed."""
+    records = [of_net(FLIP_RECORD, (model, seed)) for model in models for seed in WHOLE.seeds]
+    return [record for record in records if record in FLIP_RECORDS]
 
 
-def filters_of(model):
-    """The filters of all nets of a type, by seed."""
-    paths = [of_net(FILTERS_FILE, (model, seed)) for seed in WHOLE.seeds]
-    return [path for path in paths if path in FILTERS_FILES]
+def filters_beside(records):
+    """The filters' arrays that are the other output of flip merges, by their records."""
+    return [f"{RESULTS}/filters/{Path(record).stem}.safetensors" for record in records]
 
 
 def figure(stem, title, *endings):

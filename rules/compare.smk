@@ -34,7 +34,7 @@ rule comparison:
     input:
         tables=[f"{RESULTS}/tables/table{number}.csv" for number in COMPARED],
         records=COMPARED_RECORDS,
-        changed=remade(COMPARED_RECORDS),
+        changed=changed(*COMPARED_RECORDS),
         code=[f"{LIBRARY}/{name}.py" for name in ("comparison", "tables")],
     output:
         table("comparison", "Comparison with the paper"),
@@ -60,7 +60,7 @@ rule claims:
         flip_merge=FLIP_RECORDS,
         pair_merge=PAIR_RECORDS,
         zero_filters=f"{RESULTS}/figures/zero_filters_by_net.csv",
-        changed=remade(TRAIN_RECORDS, FLIP_RECORDS, PAIR_RECORDS),
+        changed=changed(*TRAIN_RECORDS, *FLIP_RECORDS, *PAIR_RECORDS),
         code=[f"{LIBRARY}/{name}.py" for name in ("claims", "permutation_order", "tables")],
     output:
         table("claims", "Comparison with the paper"),
@@ -82,7 +82,7 @@ rule claims:
 rule provenance:
     input:
         records=[*COMPARED_RECORDS, *ALONE],
-        changed=remade(COMPARED_RECORDS, ALONE),
+        changed=changed(*COMPARED_RECORDS, *ALONE),
         code=[f"{LIBRARY}/{name}.py" for name in ("provenance", "tables")],
     output:
         table("provenance", "Costs and provenance"),

@@ -1,6 +1,7 @@
 # Tables 3 and 5: ResNets, their weights read from files or trained here, each merged with its flipped self.
 RESNET_CHECKPOINT = f"{RESULTS}/checkpoints/resnet/{{row}}-{{stage}}.safetensors"
 RESNET_FILTERS = f"{RESULTS}/filters/resnet_{{row}}.safetensors"
+TABLE3_RECORDS = [RESNET_RECORD.format(row=row) for row in RESNETS.in_table3]
 NO_ROW = "^$"  # a constraint that nothing meets, at a scale without ResNets
 
 
@@ -170,7 +171,7 @@ rule table5:
     input:
         records=list(RESNET_MERGE),
         trained=trained_records(RESNETS.rows),
-        changed=remade(RESNET_MERGE),
+        changed=changed(*RESNET_MERGE),
         code=[*TABLE_CODE, f"{LIBRARY}/paper/table5.csv"],
     output:
         table("table5"),
@@ -192,9 +193,9 @@ rule table5:
 
 use rule table5 as table3 with:
     input:
-        records=[RESNET_RECORD.format(row=row) for row in RESNETS.in_table3],
+        records=TABLE3_RECORDS,
         trained=trained_records(RESNETS.in_table3),
-        changed=remade([RESNET_RECORD.format(row=row) for row in RESNETS.in_table3]),
+        changed=changed(*TABLE3_RECORDS),
         code=[*TABLE_CODE, f"{LIBRARY}/paper/table5.csv"],
     output:
         table("table3"),
