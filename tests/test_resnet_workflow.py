@@ -131,6 +131,9 @@ def test_figure_9_is_drawn_from_small_arrays_without_a_checkpoint(finished, comm
     assert (figures / "figure9.pdf").read_bytes().startswith(b"%PDF")
     arrays, about = load_arrays(finished.folder / "results" / "tiny" / "filters" / "resnet_old.safetensors")
     assert arrays["conv1"].shape == (2, 8, 3, 7, 7) and about["status"] == "ok"
+    stream = read_record(records(finished) / "resnet_merge" / "old.json")["permutations"]["layer1.0.conv2"]
+    filters, matches = arrays["conv1"]  # the stem writes to the first blocks' residual stream
+    assert np.array_equal(matches, filters[stream][..., ::-1])
     (committed.folder / "results" / "tiny" / "figures" / "figure9.png").unlink()
     assert committed.planned("figure9") == ["figure9"]
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from relusym import checkpoint, image_set
 from relusym.augmentation import normalise, normalise_imagenet
 from relusym.barrier import accuracy
+from relusym.channel_groups import Place, channel_groups
 from relusym.distributed import local_device, rank
 from relusym.errors import UserError
 from relusym.invariance import invariance_error
@@ -210,7 +211,9 @@ def measure_row(
     names = {"first": "net", "second": "flipped"}
     merged.accuracy = {names.get(key, key): score for key, score in merged.accuracy.items()}
     filters = net.conv1.weight.detach()
-    order = torch.tensor(next(iter(merged.permutations.values())), device=device)
+    groups = channel_groups(net, (3, *images.images.shape[1:3]))
+    stem = next(group.name for group in groups if Place("conv1.weight", 0) in group.places)
+    order = torch.tensor(merged.permutations[stem], device=device)
     arrays = {"conv1": torch.stack([filters, HORIZONTAL_FLIP.act(filters)[order]]).half()}  # to be looked at
     return {**record, "invariance_error": error, **merged.body(), **costs.fields()}, arrays
 
