@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+
 from job import job
 from relusym.benchmark.machine import device_name, slug
 from relusym.benchmark.side_by_side import benchmark
