@@ -132,11 +132,11 @@ OUTDATED |= {
     record for net in SETTINGS.nets if READ[record := of_net(FLIP_RECORD, net)] and not has_its_filters(net)
 }
 MISSING = {record for record in CHOSEN if MADE_WITH[record] is None}
-if OUTDATED or MISSING:  # newer than any output, so that the jobs that have it as input run again
+if (OUTDATED or MISSING) and workflow.is_main_process:
+    # Newer than any output, so that the jobs that have it as input run again; not touched by these, whose outputs are newer
+    # then. Of other content each time: Snakemake takes an input of the same checksum for unchanged.
     CHANGED.parent.mkdir(exist_ok=True)
-    CHANGED.write_text(
-        str(time.time_ns())
-    )  # other content: Snakemake takes an input of the same checksum for unchanged
+    CHANGED.write_text(str(time.time_ns()))
 
 
 def tabulated(records):

@@ -79,10 +79,10 @@ rule resnet_train:
         stage="supervised|pretraining|linear",
     conda:
         "../envs/relusym.yaml"
-    threads: SETTINGS.config["threads"] * RESNETS.processes
+    threads: max(SETTINGS.config["threads"], RESNETS.workers) * RESNETS.processes
     resources:
-        mem_mb=lambda wildcards, attempt: 8000 * RESNETS.processes * attempt,
-        runtime=lambda wildcards, attempt: 2880 * attempt if RESNETS.on_imagenet else 240 * attempt,
+        mem_mb=growing(8000 * RESNETS.processes),
+        runtime=1440 if RESNETS.on_imagenet else 240,  # out of it, a training goes on from its saved state
         gpu=GPU * RESNETS.processes,
     params:
         settings=lambda w: RESNETS.train(w.row, w.stage),
@@ -108,12 +108,13 @@ rule resnet_merge:
         f"{LOGS}/resnet_merge/{{row}}.log",
     benchmark:
         f"{BENCHMARKS}/resnet_merge/{{row}}.tsv"
+    localrule: all(ABSENT.values())  # then it only says so
     conda:
         "../envs/relusym.yaml"
     threads: SETTINGS.config["threads"]
     resources:
-        mem_mb=lambda wildcards, attempt: 16000 * attempt if RESNETS.on_imagenet else 4000 * attempt,
-        runtime=lambda wildcards, attempt: 240 * attempt,
+        mem_mb=growing(16000 if RESNETS.on_imagenet else 4000),
+        runtime=growing(240),
         gpu=GPU,
     params:
         settings=lambda w: RESNETS.merge(w.row),
