@@ -1,7 +1,5 @@
 """Tables 3 and 5 as a workflow: what a run makes, what a later one does again, and what is left out with its reason."""
 
-import os
-import random
 import shutil
 from collections import Counter
 
@@ -98,14 +96,7 @@ def finished(tiny):
 @pytest.fixture
 def committed(finished, tiny):
     """A fresh clone with the finished run's committed results: no checkpoints, no data, times as git leaves them."""
-    made = tiny()
-    kept = shutil.ignore_patterns("checkpoints", "states", "logs")
-    shutil.copytree(finished.folder / "results", made.folder / "results", ignore=kept)
-    order = random.Random(0)
-    for path in sorted(path for path in made.folder.rglob("*") if path.is_file()):
-        time = 1.7e9 + order.uniform(0, 10)
-        os.utime(path, (time, time))
-    return made
+    return finished.as_committed(tiny())
 
 
 def records(clone):

@@ -1,7 +1,6 @@
 """The whole workflow at a tiny scale, and what a later run of it does again."""
 
 import os
-import random
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -79,15 +78,7 @@ def finished(tiny):
 @pytest.fixture
 def committed(finished, tiny):
     """A fresh clone with the finished run's committed results: no checkpoints, no data, times as git leaves them."""
-    made = tiny()
-    kept = shutil.ignore_patterns("checkpoints", "states", "logs")
-    shutil.copytree(finished.folder / "results", made.folder / "results", ignore=kept)
-    paths = sorted(path for path in made.folder.rglob("*") if path.is_file())
-    order = random.Random(0)
-    for path in paths:  # a clone writes files in any order, within seconds
-        time = 1.7e9 + order.uniform(0, 10)
-        os.utime(path, (time, time))
-    return made
+    return finished.as_committed(tiny())
 
 
 def of_seed(seed):
