@@ -2,7 +2,7 @@
 #
 #   images → data/<dataset> → train → flip_merge, pair_merge → tables and figures
 #
-# Targets: all (default), table1, table2, table4, figure4, costs, compare, provenance, bench. Settings: config.yaml.
+# Targets: all (default), table1 to table5, figure4, costs, compare, provenance, bench. Settings: config.yaml.
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -20,9 +20,10 @@ include: "rules/data.smk"
 include: "rules/train.smk"
 include: "rules/status.smk"
 include: "rules/merge.smk"
-include: "rules/filters.smk"
 include: "rules/tables.smk"
 include: "rules/figures.smk"
+include: "rules/resnet_rows.smk"
+include: "rules/resnet.smk"
 include: "rules/theory.smk"
 include: "rules/compare.smk"
 include: "rules/bench.smk"
@@ -38,6 +39,8 @@ rule all:
         rules.figure2.output,
         rules.figure3.output,
         rules.figure4.output,
+        [rules.table3.output, rules.table5.output] if RESNETS.rows else [],
+        rules.figure9.output if RESNETS.figure9 else [],
         rules.figure10.output,
         rules.zero_filters.output,
         rules.theory.output,

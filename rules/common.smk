@@ -12,7 +12,7 @@ gc.set_threshold(100_000)
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
 
-from relusym import paper_values
+from relusym import paper_values, resnet_settings
 from relusym.errors import UserError
 from relusym.filters import inputs_of, read_about
 from relusym.records import read_record
@@ -21,6 +21,7 @@ from relusym.theory import STATEMENTS
 
 try:
     SETTINGS = Settings.of(config)
+    RESNETS = resnet_settings.ResNetSettings.of(SETTINGS)
 except UserError as error:  # not raised: Snakemake would add its own lines behind the one that tells
     sys.exit(f"config error: {error}")
 
@@ -43,6 +44,8 @@ BENCHMARKS = f"{RESULTS}/benchmarks"
 CHECKPOINT = f"{RESULTS}/checkpoints/{{model}}-{{seed}}.safetensors"
 TRAIN_RECORD = f"{RECORDS}/train/{{model}}-{{seed}}.json"
 FLIP_RECORD = f"{RECORDS}/flip_merge/{{model}}-{{seed}}.json"
+RESNET_TRAIN_RECORD = f"{RECORDS}/resnet_train/{{row}}-{{stage}}.json"
+RESNET_RECORD = f"{RECORDS}/resnet_merge/{{row}}.json"
 PAIR_RECORD = f"{RECORDS}/pair_merge/{{model_1}}-{{seed_1}}--{{model_2}}-{{seed_2}}.json"
 FILTERS_FILE = f"{RESULTS}/filters/{{model}}-{{seed}}.safetensors"
 FLIPPED_TRAINING_RECORD = f"{RECORDS}/flipped_training/flipped_training.json"
@@ -69,26 +72,34 @@ WHOLE = Settings.of({**config, "seeds": None})  # the scale, of which this run m
 TRAIN = {of_net(TRAIN_RECORD, net): SETTINGS.train(net[0]) for net in WHOLE.nets}
 FLIP = {of_net(FLIP_RECORD, net): SETTINGS.merge([net[0]]) for net in WHOLE.nets}
 PAIR = {of_pair(PAIR_RECORD, (a, b)): SETTINGS.merge([a[0], b[0]]) for a, b in WHOLE.pairs}
-FILTERS = {
-    of_net(FILTERS_FILE, net): SETTINGS.filters(net[0]) for net in WHOLE.nets
-}  # arrays, as good as records
+RESNET_TRAIN = {
+    RESNET_TRAIN_RECORD.format(row=row, stage=stage): RESNETS.train(row, stage)
+    for row in RESNETS.rows
+    for stage in RESNETS.stages(row)
+}
+RESNET_MERGE = {RESNET_RECORD.format(row=row): RESNETS.merge(row) for row in RESNETS.rows}
 ALONE = {FLIPPED_TRAINING_RECORD: SETTINGS.flipped_training()} | {  # of no net
     THEORY_RECORD.format(statement=name): SETTINGS.theory(name) for name in STATEMENTS
 }
-WANTED = TRAIN | FLIP | PAIR | FILTERS | ALONE
+JOBS = {  # the records of those that may be submitted, by kind
+    "train": TRAIN,
+    "flip_merge": FLIP,
+    "pair_merge": PAIR,
+    "resnet_train": RESNET_TRAIN,
+    "resnet_merge": RESNET_MERGE,
+}
+WANTED = TRAIN | FLIP | PAIR | ALONE | RESNET_TRAIN | RESNET_MERGE
 CHOSEN = (
-    set(ALONE)
-    | {of_net(pattern, net) for pattern in (TRAIN_RECORD, FLIP_RECORD, FILTERS_FILE) for net in SETTINGS.nets}
+    {*ALONE, *RESNET_TRAIN, *RESNET_MERGE}
+    | {of_net(pattern, net) for pattern in (TRAIN_RECORD, FLIP_RECORD) for net in SETTINGS.nets}
     | {of_pair(PAIR_RECORD, pair) for pair in SETTINGS.pairs}
 )
 
 
-def read(record):
-    """A record, or what the header of a net's filters says; None if there is none."""
+def read(record, reader=read_record):
+    """What `reader` finds in a record (or beside it); None if there is none."""
     try:
-        if not Path(record).exists():
-            return None
-        return read_about(record) if record in FILTERS else read_record(record)
+        return reader(record) if Path(record).exists() else None
     except UserError as error:
         if Path(record).exists():
             sys.exit(f"error: {error}")
@@ -98,21 +109,34 @@ def read(record):
 READ = {record: read(record) for record in WANTED}
 MADE_WITH = {record: found["settings"] if found else None for record, found in READ.items()}
 OUTDATED = {record for record in CHOSEN if MADE_WITH[record] not in (None, WANTED[record])}
+# Why rows of Table 5 can't be measured now. A dry run lists their jobs all the same. What was absent in an earlier run is
+# tried again, unless it still is for the same reason.
+ABSENT = {row: None if workflow.output_settings.dryrun else RESNETS.absent(row) for row in RESNETS.rows}
+OUTDATED |= {
+    record
+    for row, record in zip(RESNETS.rows, RESNET_MERGE, strict=True)
+    if READ[record] and resnet_settings.absence(READ[record]) not in (None, ABSENT[row])
+}
 
 
-def is_of_another_merge(net):
-    """Whether a net's filters are there, but from another merge than its record."""
-    filters, record = READ[of_net(FILTERS_FILE, net)], READ[of_net(FLIP_RECORD, net)]
-    return filters and record and filters["inputs"] != inputs_of(record)
+def has_its_filters(net):
+    """Whether a flip merge's record has its other output, the filters' arrays, beside it, and none of another merge's."""
+    filters = read(of_net(FILTERS_FILE, net), read_about)
+    return filters is not None and (
+        (filters["settings"], filters["inputs"])
+        == (SETTINGS.filters(net[0]), inputs_of(READ[of_net(FLIP_RECORD, net)]))
+    )
 
 
-OUTDATED |= {of_net(FILTERS_FILE, net) for net in SETTINGS.nets if is_of_another_merge(net)}
+OUTDATED |= {
+    record for net in SETTINGS.nets if READ[record := of_net(FLIP_RECORD, net)] and not has_its_filters(net)
+}
 MISSING = {record for record in CHOSEN if MADE_WITH[record] is None}
-if OUTDATED or MISSING:  # newer than any output, so that the jobs that have it as input run again
+if (OUTDATED or MISSING) and workflow.is_main_process:
+    # Newer than any output, so that the jobs that have it as input run again; not touched by these, whose outputs are newer
+    # then. Of other content each time: Snakemake takes an input of the same checksum for unchanged.
     CHANGED.parent.mkdir(exist_ok=True)
-    CHANGED.write_text(
-        str(time.time_ns())
-    )  # other content: Snakemake takes an input of the same checksum for unchanged
+    CHANGED.write_text(str(time.time_ns()))
 
 
 def tabulated(records):
@@ -121,32 +145,15 @@ def tabulated(records):
 
 
 TRAIN_RECORDS, FLIP_RECORDS, PAIR_RECORDS = tabulated(TRAIN), tabulated(FLIP), tabulated(PAIR)
-FILTERS_FILES = tabulated(FILTERS)
-
-# Filters to be made without their checkpoint: the net that is trained again for them is merged again as well, since
-# another machine rounds otherwise.
-REMERGED = set()
 
 
 def is_needed(record):
-    return record in OUTDATED or record in REMERGED or MADE_WITH.get(record) is None
+    return record in OUTDATED or MADE_WITH.get(record) is None
 
 
-REMERGED |= {
-    of_net(FLIP_RECORD, net)
-    for net in SETTINGS.nets
-    if is_needed(of_net(FILTERS_FILE, net)) and not Path(of_net(CHECKPOINT, net)).exists()
-}
-
-
-def changed(record):
-    """An input that makes the job of an outdated record run again."""
-    return str(CHANGED) if record in OUTDATED else []
-
-
-def remade(*records):
-    """An input that makes a table or figure again if some of its records have to be made: a missing input alone doesn't."""
-    return str(CHANGED) if any(is_needed(record) for some in records for record in some) else []
+def changed(*records):
+    """An input that makes a job run again if some of these records have to be made: a missing input alone doesn't."""
+    return str(CHANGED) if any(map(is_needed, records)) else []
 
 
 MERGED = {net for net in SETTINGS.nets if is_needed(of_net(FLIP_RECORD, net))} | {
@@ -170,15 +177,15 @@ def checkpoints_to_merge(record, nets):
     return [of_net(CHECKPOINT, net) for net in nets] if is_needed(record) else []
 
 
-def filters_or_merge_needed(w):
-    """Whether a net's filters have to be made, for their own sake or since the net is merged again."""
-    return is_needed(FILTERS_FILE.format(**w)) or is_needed(FLIP_RECORD.format(**w))
+def flip_records_of(*models):
+    """The records of all flip merges of nets of these types, by type and seed."""
+    records = [of_net(FLIP_RECORD, (model, seed)) for model in models for seed in WHOLE.seeds]
+    return [record for record in records if record in FLIP_RECORDS]
 
 
-def filters_of(model):
-    """The filters of all nets of a type, by seed."""
-    paths = [of_net(FILTERS_FILE, (model, seed)) for seed in WHOLE.seeds]
-    return [path for path in paths if path in FILTERS_FILES]
+def filters_beside(records):
+    """The filters' arrays that are the other output of flip merges, by their records."""
+    return [f"{RESULTS}/filters/{Path(record).stem}.safetensors" for record in records]
 
 
 def figure(stem, title, *endings):

@@ -35,8 +35,8 @@ for name, (layer, models, flipped_back) in FILTER_PAIRS.items():
         name:
             name
         input:
-            filters=[path for model in models for path in filters_of(model)],
-            changed=remade(*map(filters_of, models)),
+            filters=filters_beside(flip_records_of(*models)),
+            changed=changed(*flip_records_of(*models)),
             code=f"{workflow.basedir}/workflow_scripts/relusym/filter_pairs.py",
         output:
             figure(name, name.replace("figure", "Figure ")),
@@ -51,7 +51,7 @@ for name, (layer, models, flipped_back) in FILTER_PAIRS.items():
             mem_mb=1000,
             runtime=10,
         params:
-            files=[filters_of(model) for model in models],
+            files=[filters_beside(flip_records_of(model)) for model in models],
             layer=layer,
             flipped_back=flipped_back,
             zero_filter=SETTINGS.config["filters"]["zero_filter"],
@@ -88,8 +88,8 @@ rule filter_pairs:
 
 rule figure2:
     input:
-        filters=filters_of(FIGURE_2_MODEL),
-        changed=remade(filters_of(FIGURE_2_MODEL)),
+        filters=filters_beside(flip_records_of(FIGURE_2_MODEL)),
+        changed=changed(*flip_records_of(FIGURE_2_MODEL)),
         code=f"{workflow.basedir}/workflow_scripts/relusym/figure2.py",
     output:
         figure("figure2", "Figure 2"),
@@ -132,7 +132,7 @@ rule flipped_training:
 rule figure3:
     input:
         record=FLIPPED_TRAINING_RECORD,
-        changed=remade([FLIPPED_TRAINING_RECORD]),
+        changed=changed(FLIPPED_TRAINING_RECORD),
         code=f"{workflow.basedir}/workflow_scripts/relusym/figure3.py",
     output:
         figure("figure3", "Figure 3"),
@@ -152,7 +152,7 @@ rule figure3:
 rule figure4:
     input:
         flip_merge=FLIP_RECORDS,
-        changed=remade(FLIP_RECORDS),
+        changed=changed(*FLIP_RECORDS),
         code=f"{workflow.basedir}/workflow_scripts/relusym/permutation_order.py",
     output:
         figure("figure4", "Figure 4", ".csv"),
@@ -193,8 +193,8 @@ rule figure10:
 
 rule zero_filters:
     input:
-        filters=FILTERS_FILES,
-        changed=remade(FILTERS_FILES),
+        filters=filters_beside(FLIP_RECORDS),
+        changed=changed(*FLIP_RECORDS),
         code=f"{workflow.basedir}/workflow_scripts/relusym/zero_filters.py",
     output:
         figure("zero_filters", "Zero-filters", ".csv", "_by_net.csv"),

@@ -8,6 +8,7 @@ rule flip_merge:
         changed=lambda w: changed(FLIP_RECORD.format(**w)),
     output:
         record=FLIP_RECORD,
+        filters=FILTERS_FILE,  # small arrays, what the figures of filters are drawn from
     log:
         f"{LOGS}/flip_merge/{{model}}-{{seed}}.log",
     benchmark:
@@ -23,6 +24,7 @@ rule flip_merge:
         nets=[CHECKPOINT],
         data=DATA,
         settings=lambda w: SETTINGS.merge([w.model]),
+        filters=lambda w: SETTINGS.filters(w.model),
         device=SETTINGS.config["device"],
         jobs_per_gpu=JOBS_PER_GPU,
     script:

@@ -3,7 +3,7 @@
 # Every kind of job: its records, and the settings that each has to be made with (None: any).
 OF_KIND = {
     kind: {record: settings for record, settings in records.items() if record in CHOSEN}
-    for kind, records in (("train", TRAIN), ("flip_merge", FLIP), ("pair_merge", PAIR))
+    for kind, records in JOBS.items()
 }
 MEASURED_SCALE = "laptop"  # whose benchmarks are in the repository
 TFLOPS = 4.0  # 10¹² operations a second that a GPU sustains: half of a T4's peak in float32

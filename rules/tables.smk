@@ -14,7 +14,7 @@ localrules:
 rule table1:
     input:
         train=TRAIN_RECORDS,
-        changed=remade(TRAIN_RECORDS),
+        changed=changed(*TRAIN_RECORDS),
         code=TABLE_CODE,
     output:
         table("table1"),
@@ -38,7 +38,7 @@ rule table2:
     input:
         train=TRAIN_RECORDS,
         flip_merge=FLIP_RECORDS,
-        changed=remade(TRAIN_RECORDS, FLIP_RECORDS),
+        changed=changed(*TRAIN_RECORDS, *FLIP_RECORDS),
         code=TABLE_CODE,
     output:
         table("table2"),
@@ -61,7 +61,7 @@ rule table2:
 rule table4:
     input:
         pair_merge=PAIR_RECORDS,
-        changed=remade(PAIR_RECORDS),
+        changed=changed(*PAIR_RECORDS),
         code=TABLE_CODE,
     output:
         table("table4"),
@@ -86,7 +86,8 @@ rule costs:
         TRAIN_RECORDS,
         FLIP_RECORDS,
         PAIR_RECORDS,
-        changed=remade(TRAIN_RECORDS, FLIP_RECORDS, PAIR_RECORDS),
+        list(RESNET_MERGE),
+        changed=changed(*TRAIN_RECORDS, *FLIP_RECORDS, *PAIR_RECORDS, *RESNET_MERGE),
         code=TABLE_CODE,
     output:
         table("costs", "Costs and provenance"),
@@ -101,5 +102,6 @@ rule costs:
         runtime=10,
     params:
         benchmarks=BENCHMARKS,
+        kinds=list(JOBS),
     script:
         "../workflow_scripts/costs.py"

@@ -39,7 +39,7 @@ for name in STATEMENTS:
 rule theory:
     input:
         records=[THEORY_RECORD.format(statement=name) for name in STATEMENTS],
-        changed=remade([THEORY_RECORD.format(statement=name) for name in STATEMENTS]),
+        changed=changed(*[THEORY_RECORD.format(statement=name) for name in STATEMENTS]),
         code=TABLE_CODE,
     output:
         table("theory", "Theory", {"statement": "All statements"}),

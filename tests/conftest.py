@@ -1,6 +1,7 @@
 """Copies of the workflow in folders of their own, and Snakemake run in them."""
 
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -38,6 +39,16 @@ class Clone:
         path = self.folder / "config.yaml"
         config = yaml.safe_load(path.read_text(encoding="utf-8")) | changes
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+    def as_committed(self, made: "Clone") -> "Clone":
+        """`made`, with the committed results of this one: no checkpoints, no data, times as git leaves them."""
+        kept = shutil.ignore_patterns("checkpoints", "states", "logs")
+        shutil.copytree(self.folder / "results", made.folder / "results", ignore=kept)
+        order = random.Random(0)
+        for path in sorted(path for path in made.folder.rglob("*") if path.is_file()):
+            time = 1.7e9 + order.uniform(0, 10)  # a clone writes files in any order, within seconds
+            os.utime(path, (time, time))
+        return made
 
     def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run Snakemake on two cores; the result's `stdout` holds both streams in their order."""

@@ -8,7 +8,7 @@ import yaml
 
 from relusym import cluster_checklist
 from relusym.cluster_checklist import Request, data_problems, folder_problems, minutes_of, slurm_problems
-from relusym.grid_estimate import estimate, operations_per_image
+from relusym.grid_estimate import estimate, resnet_operations, vgg_operations
 from relusym.job_lock import JobLock
 from relusym.run_status import kind_status, screen, type_of
 from relusym.run_summary import Failure, reason, summary
@@ -219,16 +219,39 @@ def test_a_paper_training_costs_what_its_arithmetic_says_against_the_measured_on
     laptop, paper = (Settings.of({**CONFIG, "scale": scale}) for scale in ("laptop", "paper"))
     frame = estimate(laptop, paper, tmp_path, tflops=4).set_index("kind")
     assert list(frame.index) == ["train", "flip_merge"] and list(frame["jobs"]) == [168, 168]
-    arithmetic = operations_per_image(1.0) / operations_per_image(0.25)
+    arithmetic = vgg_operations(1.0) / vgg_operations(0.25)
     assert arithmetic == pytest.approx(16, rel=0.05)
-    core_hours = 168 * 300 * 10 * arithmetic / 3600  # ten times the epochs, at the paper's width
+    late = [how["invariance_from"] for how in CONFIG["models"].values()]
+    passes = 24 * sum(1 if start is None else 2 - start for start in late)  # over the images in an epoch
+    core_hours = passes * 300 * 10 * arithmetic / 3600  # ten times the epochs, at the paper's width
     assert frame.loc["train", "core_hours"] == pytest.approx(core_hours, rel=1e-6)
-    core = 3 * 10 * 50_000 * operations_per_image(0.25) / 300
+    core = 3 * 10 * 50_000 * vgg_operations(0.25) / 300
     assert frame.loc["train", "gpu_hours"] == pytest.approx(core_hours * core / 4e12, rel=1e-6)
-    assert frame.loc["flip_merge", "core_hours"] == pytest.approx(168 * 60 * 5 * arithmetic / 3600, rel=1e-6)
+    images = (50_000 + 10_000) / (10_000 + 10_000)  # matched and tested on
+    assert frame.loc["flip_merge", "core_hours"] == pytest.approx(
+        168 * 60 * images * arithmetic / 3600, rel=1e-6
+    )
+
+
+def test_resnets_are_estimated_from_resnets(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "resnet_train").mkdir()
+    (tmp_path / "train" / "cnn-0.tsv").write_text("s\tcpu_time\n9\t300\n")
+    (tmp_path / "resnet_train" / "old-supervised.tsv").write_text("s\tcpu_time\n9\t60\n")
+    laptop, paper = (Settings.of({**CONFIG, "scale": scale}) for scale in ("laptop", "paper"))
+    frame = estimate(laptop, paper, tmp_path, tflops=4).set_index("kind")
+    assert frame.loc["resnet_train", "jobs"] == 5
+    even, odd = (resnet_operations("bottleneck", (3, 4, 6, 3), 1.0, size) for size in (224, 225))
+    # 90 epochs with the invariance loss at 224, without and with it at 225; SimSiam's two views, and its linear layer
+    passes = 3 * 90 * 2 * even + (3 * 90 * (1 + 2) + 3 * 100 * 2 + 90) * odd
+    assert frame.loc["resnet_train", "gpu_hours"] == pytest.approx(1_281_167 * passes / 4e12 / 3600, rel=1e-6)
+
+
+def test_a_resnet50_takes_four_billion_multiplications_at_224():
+    assert resnet_operations("bottleneck", (3, 4, 6, 3), 1.0, 224) == pytest.approx(2 * 4.09e9, rel=0.01)
 
 
 def test_a_vgg11_takes_the_operations_that_its_layers_add_up_to():
     by_hand = 9 * (3 * 64 * 1024 + 64 * 128 * 256 + (128 * 256 + 256 * 256) * 64)
     by_hand += 9 * ((256 * 512 + 512 * 512) * 16 + (512 * 512 * 2) * 4)
-    assert operations_per_image(1.0) == 2 * by_hand
+    assert vgg_operations(1.0) == 2 * (by_hand + 512 * 10)

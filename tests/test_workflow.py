@@ -1,7 +1,6 @@
 """The whole workflow at a tiny scale, and what a later run of it does again."""
 
 import os
-import random
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -79,19 +78,11 @@ def finished(tiny):
 @pytest.fixture
 def committed(finished, tiny):
     """A fresh clone with the finished run's committed results: no checkpoints, no data, times as git leaves them."""
-    made = tiny()
-    kept = shutil.ignore_patterns("checkpoints", "states", "logs")
-    shutil.copytree(finished.folder / "results", made.folder / "results", ignore=kept)
-    paths = sorted(path for path in made.folder.rglob("*") if path.is_file())
-    order = random.Random(0)
-    for path in paths:  # a clone writes files in any order, within seconds
-        time = 1.7e9 + order.uniform(0, 10)
-        os.utime(path, (time, time))
-    return made
+    return finished.as_committed(tiny())
 
 
 def of_seed(seed):
-    return [f"{rule} {model} {seed}" for rule in ("filters", "flip_merge", "train") for model in MODELS]
+    return [f"{rule} {model} {seed}" for rule in ("flip_merge", "train") for model in MODELS]
 
 
 PAIR_JOBS = [
@@ -206,7 +197,7 @@ def test_a_missing_record_reruns_what_it_needs_and_no_other_net(committed):
     text = flip.read_text(encoding="utf-8")
     flip.unlink()
     jobs = [job for job in committed.planned() if job not in AGGREGATION]
-    assert jobs == ["filters gcnn 1", "flip_merge gcnn 1", "prepare_data generated-400-200-0", "train gcnn 1"]
+    assert jobs == ["flip_merge gcnn 1", "prepare_data generated-400-200-0", "train gcnn 1"]
     flip.write_text(text, encoding="utf-8")
     (records / "train" / "cnn-0.json").unlink()
     jobs = [job for job in committed.planned() if job not in AGGREGATION]
@@ -250,7 +241,6 @@ def test_pieces_in_any_order_end_in_the_whole_table(committed):
 def test_the_paper_scale_is_168_nets_168_flip_merges_and_144_pair_merges(clone):
     rules = Counter(job.split()[0] for job in clone().planned("--config", "scale=paper"))
     assert (rules["train"], rules["flip_merge"], rules["pair_merge"]) == (168, 168, 144)
-    assert rules["filters"] == 168
     assert rules["prepare_data"] == 1
 
 
@@ -300,17 +290,17 @@ def test_any_nets_filters_can_be_drawn_from_committed_arrays(committed):
     assert (committed.folder / drawn).read_bytes().startswith(b"%PDF")
 
 
-def test_another_projection_makes_the_arrays_again_and_nothing_heavy(finished):
+def test_another_projection_makes_the_arrays_again_with_their_merges_and_trains_nothing(finished):
     jobs = finished.planned("--config", "filters={projection_seed: 1, zero_filter: 0.1}")
     assert {job for job in jobs if job.split()[0] not in AGGREGATION} == {
-        f"filters {model} {seed}" for model in MODELS for seed in (0, 1)
+        f"flip_merge {model} {seed}" for model in MODELS for seed in (0, 1)
     }
 
 
 def test_missing_arrays_without_a_checkpoint_are_made_from_the_net_trained_and_merged_again(committed):
     (committed.folder / "results/tiny/filters/cnn-1.safetensors").unlink()
     jobs = [job for job in committed.planned() if job not in AGGREGATION]
-    assert jobs == ["filters cnn 1", "flip_merge cnn 1", "prepare_data generated-400-200-0", "train cnn 1"]
+    assert jobs == ["flip_merge cnn 1", "prepare_data generated-400-200-0", "train cnn 1"]
 
 
 def test_arrays_of_another_merge_are_made_again(finished, tiny):
@@ -321,7 +311,7 @@ def test_arrays_of_another_merge_are_made_again(finished, tiny):
     about["inputs"]["permutations"] = "of another merge"
     save_arrays(path, arrays, about)
     jobs = [job for job in changed.planned() if job.split()[0] not in AGGREGATION]
-    assert jobs == ["filters gcnn 0"]
+    assert jobs == ["flip_merge gcnn 0"]
 
 
 def test_other_draws_make_one_statements_record_again(committed):

@@ -3,11 +3,21 @@
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from job import job
 from relusym.benchmark.machine import device_name, slug
 from relusym.benchmark.side_by_side import benchmark
 from relusym.measuring import device_of
 from relusym.records import write_whole
+
+
+def in_words(value):
+    """A cell of the table to read."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if pd.isna(value) else f"{value:.3g}" if isinstance(value, float) else str(value)
+
 
 if __name__ == "__main__":  # the processes of the benchmark import this file too
     terminal = sys.stderr
@@ -22,8 +32,8 @@ if __name__ == "__main__":  # the processes of the benchmark import this file to
             snakemake.threads,
         )
         rows.insert(0, "machine", name)
-        shown = rows[["what", "unit", "here", "plain", "ratio", "goal", "reached", "agrees"]]
-        table = f"{name}\n\n{shown.to_markdown(index=False, floatfmt='.3g', missingval='')}\n"
+        shown = rows[["what", "unit", "here", "plain", "ratio", "goal", "reached", "agrees"]].map(in_words)
+        table = f"{name}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n"
         path = Path("results/bench") / f"{slug(name)}.csv"
         with write_whole(path) as part:
             rows.to_csv(part, index=False, float_format="%.5g", lineterminator="\n")

@@ -6,6 +6,6 @@ from job import job
 from relusym.tables import costs, write_table
 
 with job(snakemake):
-    folders = [Path(snakemake.params.benchmarks) / kind for kind in ("train", "flip_merge", "pair_merge")]
+    folders = [Path(snakemake.params.benchmarks) / kind for kind in snakemake.params.kinds]
     frame = costs([file for folder in folders for file in sorted(folder.glob("*.tsv"))])
     write_table(frame, snakemake.output[0].removesuffix(".csv"), "Costs: what each kind of job took", [])

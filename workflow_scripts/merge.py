@@ -1,8 +1,10 @@
-"""Rules flip_merge and pair_merge: merge one net with its flipped self, or two nets, and write the record."""
+"""Rules flip_merge and pair_merge: merge a net with its flipped self, or two nets; record, and filters of the first."""
 
 from pathlib import Path
 
 from job import job
+from relusym.checkpoint import save_arrays
+from relusym.filters import measure_filters
 from relusym.measuring import device_of, measure_merge
 from relusym.records import write_record
 
@@ -15,5 +17,8 @@ with job(snakemake):
         Path(snakemake.params.data),
         device=device_of(snakemake.params.device),
     )
-    write_record(snakemake.output.record, {"kind": snakemake.rule, **names, **measured})
+    record = {"kind": snakemake.rule, **names, **measured}
+    if filters := snakemake.output.get("filters"):
+        save_arrays(filters, *measure_filters(nets[0], record, snakemake.params.filters))
+    write_record(snakemake.output.record, record)
     print(f"{snakemake.output.record}: {measured['status']}, barrier {measured.get('barrier')}")

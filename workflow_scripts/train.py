@@ -8,7 +8,7 @@ from pathlib import Path
 from job import job
 from relusym.interruption import Interruption
 from relusym.measuring import device_of, train_net
-from relusym.progress import Reporter
+from relusym.progress import report_to
 from relusym.records import write_record
 
 terminal = sys.stderr
@@ -17,16 +17,11 @@ with job(snakemake) as lock, Interruption() as interrupted:
     name = f"{wildcards.model}-{wildcards.seed}"
     # another config never goes on from this state
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    reporters = [
-        Reporter(name, stream)
-        for stream in (sys.stdout, terminal)
-        if stream is not terminal or stream.isatty()
-    ]
+    tell = report_to(name, terminal)
 
     def report(progress):
         lock.check()
-        for reporter in reporters:
-            reporter(progress)
+        tell(progress)
 
     record = train_net(
         wildcards.model,

@@ -7,12 +7,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from relusym.augmentation import normalise
+from relusym.augmentation import Normalise, normalise
 from relusym.channel_groups import ChannelGroup, trace
 from relusym.channel_statistics import PairTally, Statistics, Tally, samples
 from relusym.lockstep import Lockstep
+from relusym.repair import repair_points
 
 EPSILON = 1e-4  # added to σσ′, so that dead channels correlate with nothing
+PIECE = 2**23  # entries of a feature map that are added up at once: more would cost memory and gain no time
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Survey:
     Attributes:
         correlation: group name → Pearson correlations of the first net's channels with the second's, float64 (C, C),
             after ReLU.
-        statistics: of either net, conv name → statistics of its outputs before ReLU.
+        statistics: of either net, statistics of what REPAIR corrects, by the names of `repair.repair_points`.
     """
 
     correlation: dict[str, Tensor]
@@ -31,7 +33,12 @@ class Survey:
 
 @torch.no_grad()
 def survey(
-    first: nn.Module, second: nn.Module, images: Tensor, groups: list[ChannelGroup], batch_size: int = 500
+    first: nn.Module,
+    second: nn.Module,
+    images: Tensor,
+    groups: list[ChannelGroup],
+    batch_size: int = 500,
+    normalise: Normalise = normalise,
 ) -> Survey:
     """One pass of both nets over `images`, uint8 (N, H, W, 3), for the matching of all groups and for REPAIR.
 
@@ -41,28 +48,27 @@ def survey(
     first.eval(), second.eval()
     graphs = [trace(first), trace(second)]
     matched = {group.node: group.name for group in groups}
-    convs = {node.name: str(node.target) for node in graphs[0].graph.nodes if is_conv(graphs[0], node)}
+    points = repair_points(graphs[0])
     pairs: dict[str, PairTally] = defaultdict(PairTally)
     single: tuple[dict[str, Tally], dict[str, Tally]] = (defaultdict(Tally), defaultdict(Tally))
 
     def visit(node: str, outputs: list[Tensor]) -> None:
-        if node in matched:
-            pairs[matched[node]].add(*map(samples, outputs))
-        if node in convs:
-            for tally, output in zip(single, outputs, strict=True):
-                tally[convs[node]].add(samples(output))
+        if node not in matched and node not in points:
+            return
+        at_once = max(1, len(outputs[0]) * PIECE // outputs[0].numel())
+        for piece in zip(*(output.split(at_once) for output in outputs), strict=True):
+            if node in matched:
+                pairs[matched[node]].add(*map(samples, piece))
+            if node in points:
+                for tally, output in zip(single, piece, strict=True):
+                    tally[points[node]].add(samples(output))
 
-    lockstep = Lockstep(graphs)
+    lockstep, device = Lockstep(graphs), next(first.parameters()).device
     for batch in images.split(batch_size):
-        x = normalise(batch)
+        x = normalise(batch.to(device))
         lockstep.run([x, x], visit)
     a, b = ({name: tally.statistics() for name, tally in tallies.items()} for tallies in single)
     return Survey({name: pair.correlation(EPSILON) for name, pair in pairs.items()}, (a, b))
-
-
-def is_conv(graph: torch.fx.GraphModule, node: torch.fx.Node) -> bool:
-    """Whether a graph's node is a convolution layer."""
-    return node.op == "call_module" and isinstance(graph.get_submodule(node.target), nn.Conv2d)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Images on the device: normalisation, random crop and flip of whole batches of uint8 images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -8,12 +8,24 @@ from torch import Tensor
 # CIFAR10's channel statistics as REPAIR's notebook has them, in grey levels 0..255
 MEAN = (125.307, 122.961, 113.8575)
 STD = (51.5865, 50.847, 51.255)
+# ImageNet's as torchvision's presets have them
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+Normalise = Callable[[Tensor], Tensor]
 
 
-def normalise(images: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) → float32 (B, 3, H, W), channels last in memory, by CIFAR10's mean and std."""
-    mean, std = images.new_tensor([MEAN, STD], dtype=torch.float32)
-    return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
+def normalise(
+    images: Tensor, mean: tuple[float, float, float] = MEAN, std: tuple[float, float, float] = STD
+) -> Tensor:
+    """uint8 (B, H, W, 3) → float32 (B, 3, H, W), channels last in memory, by mean and std: CIFAR10's, if not given."""
+    means, stds = images.new_tensor([mean, std], dtype=torch.float32)
+    return images.float().sub_(means).div_(stds).permute(0, 3, 1, 2)
+
+
+def normalise_imagenet(images: Tensor) -> Tensor:
+    """`normalise` by ImageNet's mean and std."""
+    return normalise(images, IMAGENET_MEAN, IMAGENET_STD)
 
 
 class RandomCropFlip:

@@ -3,16 +3,19 @@
 import torch
 from torch import Tensor, nn
 
-from relusym.augmentation import normalise
+from relusym.augmentation import Normalise, normalise
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> float:
+def accuracy(
+    net: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500, normalise: Normalise = normalise
+) -> float:
     """Share of `images`, uint8 (N, H, W, 3), whose largest logit is at `labels`, int64 (N,)."""
     net.eval()
-    correct = labels.new_zeros(())
+    device = next(net.parameters()).device
+    correct = torch.zeros((), dtype=torch.int64, device=device)
     for batch, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        correct += (net(normalise(batch)).argmax(1) == truth).sum()
+        correct += (net(normalise(batch.to(device))).argmax(1) == truth.to(device)).sum()
     return int(correct) / len(labels)
 
 

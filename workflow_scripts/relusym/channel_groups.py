@@ -44,12 +44,14 @@ class ChannelGroup:
         size: number of channels.
         places: every place in the state dict that is indexed by these channels.
         node: the graph node whose output is compared when channels are matched: the group's last ReLU.
+        nodes: every graph node whose output has these channels, one entry of dimension 1 each.
     """
 
     name: str
     size: int
     places: tuple[Place, ...]
     node: str
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -170,8 +172,37 @@ def channel_groups(net: nn.Module, image_shape: tuple[int, ...] = (3, 32, 32)) -
         if space.parent is None and space.free:
             node = max(space.rectified or space.writers, key=order.get)
             name = str(max(space.writers, key=order.get).target).removeprefix("features.")
-            groups.append((order[node], ChannelGroup(name, space.size, tuple(space.places), node.name)))
+            nodes = tuple(n.name for n, (of, block) in spaces.items() if of.root() is space and block == 1)
+            group = ChannelGroup(name, space.size, tuple(space.places), node.name, nodes)
+            groups.append((order[node], group))
     return [group for _, group in sorted(groups, key=lambda pair: pair[0])]
+
+
+def is_conv(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a graph's node is a convolution layer."""
+    return node.op == "call_module" and isinstance(graph.get_submodule(node.target), nn.Conv2d)
+
+
+def has_batch_norm(net: nn.Module) -> bool:
+    """Whether any layer keeps running statistics of its channels."""
+    return any(isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) for module in net.modules())
+
+
+def block_outputs(graph: fx.GraphModule) -> list[fx.Node]:
+    """The outputs of a net's residual blocks: the ReLU that reads an addition, or the addition if no ReLU does."""
+    modules = dict(graph.named_modules())
+
+    def rectifies(node: fx.Node) -> bool:
+        return isinstance(modules.get(node.target), RECTIFIERS) or _function(node) in ("relu", "relu_")
+
+    additions = [node for node in graph.graph.nodes if _function(node) in ADDITIONS]
+    return [next(filter(rectifies, node.users), node) for node in additions]
+
+
+def _function(node: fx.Node) -> str | None:
+    """The name of the function or method that a node calls."""
+    called = node.op in ("call_function", "call_method")
+    return getattr(node.target, "__name__", node.target) if called else None
 
 
 def _shape(node: fx.Node) -> torch.Size:

@@ -1,6 +1,6 @@
 """Filters of a net and of its permuted flipped net: small arrays, so that figures need no checkpoint.
 
-Arrays alone, without PyTorch: with many nets, starting it would cost more than the work.
+Arrays alone, without PyTorch: what reads them back starts in an instant.
 """
 
 import hashlib

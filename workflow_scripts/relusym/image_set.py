@@ -68,6 +68,18 @@ def subset(images: ImageSet, count: int | None, seed: int) -> ImageSet:
     return replace(images, images=images.images[chosen], labels=images.labels[chosen])
 
 
+def resized(images: ImageSet, size: int) -> ImageSet:
+    """Its images scaled to (N, size, size, 3), bilinearly; the scaled mirror image is the mirrored scaled one."""
+    if images.images.shape[1:3] == (size, size):
+        return images
+    scaled = [
+        torch.nn.functional.interpolate(some.permute(0, 3, 1, 2).float(), (size, size), mode="bilinear")
+        for some in images.images.split(1000)
+    ]
+    pixels = torch.cat([some.round().to(torch.uint8) for some in scaled])
+    return replace(images, images=pixels.permute(0, 2, 3, 1).contiguous())
+
+
 def from_torchvision_cifar10(root: str | Path, download: bool = True) -> tuple[ImageSet, ImageSet]:
     """CIFAR10 as torchvision has it; downloaded to `root` on first use.
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from relusym.augmentation import normalise
+from relusym.augmentation import Normalise, normalise
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
 
@@ -20,13 +20,18 @@ def relative_invariance_error(logits: Tensor, logits_moved: Tensor) -> Tensor:
 
 @torch.no_grad()
 def invariance_error(
-    net: nn.Module, images: Tensor, symmetry: Symmetry = HORIZONTAL_FLIP, batch_size: int = 500
+    net: nn.Module,
+    images: Tensor,
+    symmetry: Symmetry = HORIZONTAL_FLIP,
+    batch_size: int = 500,
+    normalise: Normalise = normalise,
 ) -> float:
-    """Mean relative invariance error of `net` over `images`, uint8 (N, H, W, 3) on the net's device."""
+    """Mean relative invariance error of `net` over `images`, uint8 (N, H, W, 3)."""
     net.eval()
-    total = images.new_zeros((), dtype=torch.float64)
+    device = next(net.parameters()).device
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for batch in images.split(batch_size):
-        x = normalise(batch)
+        x = normalise(batch.to(device))
         both = net(torch.cat([x, symmetry.act(x)])).double()
         total += relative_invariance_error(*both.chunk(2)).sum()
     return float(total / len(images))

@@ -1,6 +1,5 @@
 """Merging two nets: match, permute, average, REPAIR, and measure the barrier (sections 3 and 4)."""
 
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 
@@ -8,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from relusym.activation_matching import match, survey
-from relusym.augmentation import normalise
+from relusym.augmentation import Normalise, normalise
 from relusym.barrier import absolute_barrier, accuracy, barrier
-from relusym.channel_groups import channel_groups, permute
-from relusym.repair import repair, unfused
+from relusym.channel_groups import channel_groups, has_batch_norm, permute, trace
+from relusym.repair import repair, repair_blocks, repair_points, reset_batch_norm, unfused
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
+ENDPOINTS = "first", "second"
 CHECK_IMAGES = 100  # one small batch is enough for the identities that are checked on every merge
 
 
@@ -22,9 +22,10 @@ class Merge:
     """What merging two nets measured.
 
     Attributes:
-        accuracy: of both endpoints ("first", "second"), and of the net halfway between them as it is ("halfway") and
-            with REPAIR ("repaired"), as fractions of the test images.
-        barrier, absolute_barrier: of the halfway net and of the repaired one; equation (4), and without denominator.
+        accuracy: of both endpoints ("first", "second"), and of the net halfway between them as it is ("halfway"), of
+            nets with batch norm also with its statistics reset ("reset"), and with REPAIR ("repaired"), as fractions
+            of the test images.
+        barrier, absolute_barrier: of the nets in between; equation (4), and without denominator.
         permutations: group name → list: channel i of the first net goes with channel `permutation[i]` of the second.
         similarity: group name → mean correlation of the matched channels.
         checks: largest relative differences that should be zero up to rounding.
@@ -66,8 +67,12 @@ def merge(
     test_images: Tensor,
     test_labels: Tensor,
     batch_size: int = 500,
+    normalise: Normalise = normalise,
 ) -> Merge:
     """Merge `second`, permuted to match `first`, with `first`.
+
+    REPAIR is that of the architecture: at the outputs of convolutions, or of the residual blocks of nets with batch
+    norm.
 
     Args:
         first, second: nets of one ordinary architecture (group convs written out by `to_plain`), on one device.
@@ -75,42 +80,42 @@ def merge(
         test_images, test_labels: what accuracies are measured on.
     """
     groups = channel_groups(first, tuple(normalise(images[:1]).shape[1:]))
-    found = survey(first, second, images, groups, batch_size)
+    found = survey(first, second, images, groups, batch_size, normalise)
     matching = match(found.correlation)
     permuted = deepcopy(second)
     permuted.load_state_dict(permute(second.state_dict(), groups, matching.permutations))
-    of_conv = {f"{conv}.weight": conv for conv in found.statistics[0]}
+    points = repair_points(trace(first))
     permutation_of = {
-        of_conv[place.tensor]: matching.permutations[group.name]
+        points[node]: matching.permutations[group.name]
         for group in groups
-        for place in group.places
-        if place.dim == 0 and place.tensor in of_conv
+        for node in group.nodes
+        if node in points
     }
     goals = {
-        conv: first_has.halfway(found.statistics[1][conv].permuted(permutation_of[conv]))
-        for conv, first_has in found.statistics[0].items()
+        point: first_has.halfway(found.statistics[1][point].permuted(permutation_of[point]))
+        for point, first_has in found.statistics[0].items()
     }
+    x = normalise(test_images[:CHECK_IMAGES].to(next(first.parameters()).device))
+    checks = {"permuted_logits": largest_difference(second(x), permuted(x))}
     between = halfway(first, permuted)
-    repaired, rescalings = repair(between, goals, images, batch_size)
-    score: Callable[[nn.Module], float] = lambda net: accuracy(net, test_images, test_labels, batch_size)  # noqa: E731
+    nets = {"first": first, "second": second, "halfway": between}
+    if has_batch_norm(first):
+        nets["reset"] = reset_batch_norm(between, images, batch_size, normalise)
+        nets["repaired"] = repair_blocks(between, goals, images, batch_size, normalise)
+    else:
+        nets["repaired"], rescalings = repair(between, goals, images, batch_size, normalise)
+        checks["fused_repair"] = largest_difference(unfused(between, rescalings, x), nets["repaired"](x))
     scores = {
-        "first": score(first),
-        "second": score(second),
-        "halfway": score(between),
-        "repaired": score(repaired),
+        name: accuracy(net, test_images, test_labels, batch_size, normalise) for name, net in nets.items()
     }
-    ends = scores["first"], scores["second"]
-    x = normalise(test_images[:CHECK_IMAGES])
+    ends, inner = (scores["first"], scores["second"]), [name for name in scores if name not in ENDPOINTS]
     return Merge(
         accuracy=scores,
-        barrier={k: barrier(*ends, scores[k]) if any(ends) else None for k in ("halfway", "repaired")},
-        absolute_barrier={k: absolute_barrier(*ends, scores[k]) for k in ("halfway", "repaired")},
+        barrier={name: barrier(*ends, scores[name]) if any(ends) else None for name in inner},
+        absolute_barrier={name: absolute_barrier(*ends, scores[name]) for name in inner},
         permutations={name: permutation.tolist() for name, permutation in matching.permutations.items()},
         similarity=matching.similarity,
-        checks={
-            "permuted_logits": largest_difference(second(x), permuted(x)),
-            "fused_repair": largest_difference(unfused(between, rescalings, x), repaired(x)),
-        },
+        checks=checks,
     )
 
 
@@ -122,14 +127,15 @@ def flip_merge(
     test_labels: Tensor,
     batch_size: int = 500,
     symmetry: Symmetry = HORIZONTAL_FLIP,
+    normalise: Normalise = normalise,
 ) -> Merge:
     """Merge a net with its flipped self: the barrier is the GCNN barrier (section 3).
 
     Two more checks: the flipped net on flipped images against the net, and flipping twice against the identity.
     """
     flipped = symmetry.transform(net)
-    merged = merge(net, flipped, images, test_images, test_labels, batch_size)
-    x = normalise(test_images[:CHECK_IMAGES])
+    merged = merge(net, flipped, images, test_images, test_labels, batch_size, normalise)
+    x = normalise(test_images[:CHECK_IMAGES].to(next(net.parameters()).device))
     merged.checks["flipped_net_on_flipped_images"] = largest_difference(net(x), flipped(symmetry.act(x)))
     back = flipped
     for _ in range(symmetry.order - 1):

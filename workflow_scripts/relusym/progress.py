@@ -1,5 +1,7 @@
 """Telling a person how far a training is."""
 
+import sys
+from collections.abc import Callable
 from typing import TextIO
 
 from relusym.training import Progress
@@ -29,3 +31,15 @@ class Reporter:
                 print(file=self.stream)
         elif progress.epoch_done:
             print(line, file=self.stream, flush=True)
+
+
+def report_to(name: str, terminal: TextIO) -> Callable[[Progress], None]:
+    """What tells of a training's progress in the log that stdout is, and on the terminal if it is one."""
+    streams = [sys.stdout, *([terminal] if terminal.isatty() else [])]
+    reporters = [Reporter(name, stream) for stream in streams]
+
+    def report(progress: Progress) -> None:
+        for reporter in reporters:
+            reporter(progress)
+
+    return report

@@ -15,6 +15,8 @@ FIELDS = {
     "train": ("status", "model", "seed", "settings", "accuracy", "invariance_error", "outputs", "cost"),
     "flip_merge": ("status", "model", "seed", "settings", "inputs", "cost"),
     "pair_merge": ("status", "model_1", "seed_1", "model_2", "seed_2", "settings", "inputs", "cost"),
+    "resnet_train": ("status", "row", "stage", "settings", "outputs", "history", "data_wait_share", "cost"),
+    "resnet_merge": ("status", "row", "settings", "inputs", "cost"),
     "flipped_training": ("settings", "inputs", "largest_difference", "runs", "paths", "cost"),
     "theory": (
         *("statement", "claim", "holds", "draws", "tested", "largest_violation", "counterfactual"),

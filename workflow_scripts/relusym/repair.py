@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
+from torch.optim.swa_utils import update_bn
 
-from relusym.activation_matching import is_conv
-from relusym.augmentation import normalise
-from relusym.channel_groups import trace
+from relusym.augmentation import Normalise, normalise
+from relusym.channel_groups import block_outputs, has_batch_norm, is_conv, trace
 from relusym.channel_statistics import Statistics, Tally, samples
 
 EPSILON = 1e-5  # added to a variance before a division, as batch norm does
@@ -16,6 +16,67 @@ EPSILON = 1e-5  # added to a variance before a division, as batch norm does
 # all images, or if it has fewer multiply-adds an output than so many (the first conv: memory is slower than that).
 KEPT_BYTES = 2**31
 CHEAP = 64
+
+
+def repair_points(graph: fx.GraphModule) -> dict[str, str]:
+    """What REPAIR corrects: graph node → its name in statistics and goals.
+
+    Of a net without batch norm, the output of every convolution, by the layer's name; of one with batch norm, the
+    output of every residual block, by the node's name.
+    """
+    if has_batch_norm(graph):
+        return {node.name: node.name for node in block_outputs(graph)}
+    return {node.name: str(node.target) for node in graph.graph.nodes if is_conv(graph, node)}
+
+
+@torch.no_grad()
+def reset_batch_norm(
+    net: nn.Module, images: Tensor, batch_size: int = 500, normalise: Normalise = normalise
+) -> nn.Module:
+    """A copy of `net` whose batch norms hold the statistics of `images`, uint8 (N, H, W, 3).
+
+    One pass in training mode: every layer sees the earlier ones already reset. Batches are of equal size up to one
+    image, since batch norm counts each batch alike.
+    """
+    reset = deepcopy(net)
+    device = next(net.parameters()).device
+    batches = images.tensor_split(-(-len(images) // batch_size))
+    update_bn((normalise(batch.to(device)) for batch in batches), reset)
+    return reset.eval()
+
+
+@torch.no_grad()
+def repair_blocks(
+    net: nn.Module,
+    goals: dict[str, Statistics],
+    images: Tensor,
+    batch_size: int = 500,
+    normalise: Normalise = normalise,
+) -> fx.GraphModule:
+    """A copy of a net with batch norm, reset, whose residual blocks' outputs have the statistics `goals`.
+
+    A batch norm after each block, with the goal's standard deviation as its weight and the goal's mean as its bias, is
+    reset with the others in one pass. It stays in the net: a block's output is read by the next block's layers and by
+    the addition after them, so a rescaling of it has no one layer to be fused into.
+
+    Args:
+        net: the merged net.
+        goals: node name, as `repair_points` gives it → statistics.
+        images: uint8 (N, H, W, 3).
+    """
+    graph = trace(deepcopy(net))
+    for node in block_outputs(graph):
+        goal = goals[node.name]
+        correction = nn.BatchNorm2d(len(goal.mean)).to(next(net.parameters()).device)
+        correction.weight.copy_(goal.std)
+        correction.bias.copy_(goal.mean)
+        name = f"{node.name}_repair"
+        graph.add_submodule(name, correction)
+        with graph.graph.inserting_after(node):
+            corrected = graph.graph.call_module(name, (node,))
+        node.replace_all_uses_with(corrected, delete_user_cb=lambda user, own=corrected: user is not own)
+    graph.recompile()
+    return reset_batch_norm(graph, images, batch_size, normalise)
 
 
 @dataclass(frozen=True)
@@ -54,11 +115,11 @@ class LayerByLayer:
     Between two layers it holds what later layers need of each image: in VGG11, one feature map.
     """
 
-    def __init__(self, net: nn.Module, images: Tensor, batch_size: int):
+    def __init__(self, net: nn.Module, images: Tensor, batch_size: int, normalise: Normalise):
         self.graph = trace(net.eval())  # shares its layers with `net`
         self.nodes = list(self.graph.graph.nodes)
         self.interpreter = fx.Interpreter(self.graph)
-        self.batches = images.split(batch_size)
+        self.batches, self.normalise = images.split(batch_size), normalise
         self.environments: list[dict] = [{} for _ in self.batches]
         self.outputs: list[Tensor] = []
         self.done = 0
@@ -72,7 +133,7 @@ class LayerByLayer:
         interpreter = self.interpreter
         for batch, environment in zip(self.batches, self.environments, strict=True):
             interpreter.env = environment
-            interpreter.args_iter = iter([normalise(batch)] if self.done == 0 else [])
+            interpreter.args_iter = iter([self.normalise(batch)] if self.done == 0 else [])
             for node in self.nodes[self.done : last]:
                 environment[node] = interpreter.run_node(node)
                 for unused in interpreter.user_to_last_uses.get(node, ()):
@@ -107,7 +168,11 @@ class LayerByLayer:
 
 @torch.no_grad()
 def repair(
-    net: nn.Module, goals: dict[str, Statistics], images: Tensor, batch_size: int = 500
+    net: nn.Module,
+    goals: dict[str, Statistics],
+    images: Tensor,
+    batch_size: int = 500,
+    normalise: Normalise = normalise,
 ) -> tuple[nn.Module, dict[str, Rescaling]]:
     """A copy of `net` whose conv outputs have the statistics `goals`, and the rescalings that are fused into it.
 
@@ -120,7 +185,7 @@ def repair(
         images: uint8 (N, H, W, 3).
     """
     repaired = deepcopy(net)
-    run, rescalings = LayerByLayer(repaired, images, batch_size), {}
+    run, rescalings = LayerByLayer(repaired, images, batch_size, normalise), {}
     for i, node in run.convs():
         run.advance(i)
         rescaling = Rescaling.between(run.measure(node), goals[node.target])

@@ -1,6 +1,7 @@
 """Tables 1, 2 and 4 from records, beside the paper's values, and the table of costs."""
 
 import csv
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -14,7 +15,16 @@ from relusym.records import write_whole
 
 Record = dict[str, Any]
 
+RESNET_FACTS = ("trained_by_authors", "self_supervised", "image_size")
 HEADINGS = {
+    "method": "Training method",
+    "trained_by_authors": "Trained by the authors",
+    "self_supervised": "Self-supervised",
+    "image_size": "Image size",
+    "flip_accuracy": "Flip-Accuracy",
+    "halfway_accuracy_no_repair": "Halfway Accuracy, no REPAIR",
+    "halfway_accuracy": "Halfway Accuracy",
+    "gcnn_barrier_no_repair": "GCNN Barrier, no REPAIR",
     "model": "Model",
     "model_1": "Model 1",
     "model_2": "Model 2",
@@ -201,6 +211,42 @@ def pairs_measured(pair_records: Sequence[Record]) -> pd.DataFrame:
     return merged.rename(columns={"barrier.repaired": "barrier"})
 
 
+MEASURED_OF_RESNETS = {
+    "invariance_error": "invariance_error",
+    "accuracy": "accuracy.net",
+    "flip_accuracy": "accuracy.flipped",
+    "halfway_accuracy_no_repair": "accuracy.reset",
+    "halfway_accuracy": "accuracy.repaired",
+    "gcnn_barrier_no_repair": "barrier.reset",
+    "gcnn_barrier": "barrier.repaired",
+}
+
+
+def table5(records: Sequence[Record], rows: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """Tables 3 and 5: one row for each ResNet whose record is ok, in the order of `rows`, and the paper's beside it.
+
+    Columns are those of the paper's CSV, `in_table3` aside, with the net's name, then the paper's as `paper_…`.
+
+    Args:
+        rows: row → what `ResNetSettings.shown` says of it.
+
+    Raises:
+        UserError: an ok record lacks a measurement (named), or a record is given twice.
+    """
+    nets = _nets(records, ["row"], list(MEASURED_OF_RESNETS.values())).set_index("row")
+    shown = [row for row in rows if row in nets.index and nets.loc[row, "ok"]]
+    about = pd.DataFrame(
+        [{"method": row, **rows[row]} for row in shown], columns=["method", "name", *RESNET_FACTS, "paper"]
+    )
+    measured = nets.loc[shown, list(MEASURED_OF_RESNETS.values())].reset_index(drop=True)
+    measured.columns = list(MEASURED_OF_RESNETS)
+    paper = paper_values.table(5).set_index("method")[list(MEASURED_OF_RESNETS)]
+    paper = paper.reindex(about["paper"]).reset_index(drop=True).add_prefix("paper_")
+    for flag in ("trained_by_authors", "self_supervised"):
+        about[flag] = about[flag].map({True: "yes", False: "no"})
+    return pd.concat([about.drop(columns="paper"), measured, paper], axis=1)
+
+
 def costs(benchmark_files: Iterable[str | Path]) -> pd.DataFrame:
     """What each kind of job cost: kind, jobs, hours (wall clock, in all), median_s, max_s, max_memory_mb.
 
@@ -348,6 +394,8 @@ def _cells(frame: pd.DataFrame, column: str, latex: bool) -> list[str]:
         return [_text(names.get(value, value), latex) for value in values]
     if column == "paper_parameters":  # known to three digits only
         return ["" if pd.isna(value) else f"{value / 1e6:#.3g}M" for value in values]
+    if column.removeprefix("paper_") in MEASURED_OF_RESNETS:  # of one net
+        return [mean_and_std(value, math.nan, latex) for value in values]
     form = FORMATS.get(column, "{:,}" if pd.api.types.is_numeric_dtype(values) else "{}")
     return ["" if pd.isna(value) else _text(form.format(value), latex) for value in values]
 

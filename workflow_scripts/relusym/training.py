@@ -122,7 +122,7 @@ def train(
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
     result, resumed = Training(), None
     if state and state.exists():
-        resumed = _restore(state, net, optimizer, result)
+        resumed = restore_state(state, net, optimizer, result)
     steps = len(images) // settings.batch_size
     check_every = FINITE_CHECK_STEPS if device.type == "cuda" else 1
     net.train()
@@ -189,7 +189,7 @@ def train(
             if interrupted():
                 _stop(state, net, optimizer, result, None, settings)
             if state and (epoch + 1) % settings.save_every == 0:
-                _save(state, net, optimizer, result)
+                save_state(state, net, optimizer, result)
     return result
 
 
@@ -224,39 +224,42 @@ def _stop(
     part: float = 0.0,
 ) -> NoReturn:
     if state:
-        _save(state, net, optimizer, result, within)
+        save_state(state, net, optimizer, result, within)
     raise Interrupted(
         f"told to end in epoch {len(result.history) + part:.2f} of {settings.epochs}; "
         + ("the training state is saved, and the next run goes on from it" if state else "no state is kept")
     )
 
 
-def _save(
+def save_state(
     state: Path,
     net: nn.Module,
     optimizer: torch.optim.Optimizer,
     result: Training,
     within: WithinEpoch | None = None,
 ) -> None:
+    """Write weights, momentum and history, from which a training goes on, and how far an unfinished epoch is."""
     tensors = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
     for name, parameter in net.named_parameters():
-        tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
+        if parameter in optimizer.state:  # a frozen one has no momentum
+            tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
     about = {"history": result.history}
     if within:
         about["step"], tensors["sum.loss"], tensors["sum.correct"] = within
     checkpoint.save(state, tensors, about)
 
 
-def _restore(
+def restore_state(
     state: Path, net: nn.Module, optimizer: torch.optim.Optimizer, result: Training
 ) -> WithinEpoch | None:
-    """Load what `_save` wrote."""
+    """Load what `save_state` wrote."""
     tensors, about = checkpoint.load(state, next(net.parameters()).device)
     net.load_state_dict(
         {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
     )
     for name, parameter in net.named_parameters():
-        buffer = tensors[f"momentum.{name}"]
-        optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+        if f"momentum.{name}" in tensors:
+            buffer = tensors[f"momentum.{name}"]
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
     result.history = about["history"]
     return (about["step"], tensors["sum.loss"], tensors["sum.correct"]) if "step" in about else None

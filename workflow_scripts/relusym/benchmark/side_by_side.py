@@ -40,8 +40,7 @@ class Row:
 
     Attributes:
         what, unit: the quantity.
-        here, plain: medians of this project's and of the plain way's values; for the demo, its wall seconds and the
-            sum of its jobs' useful seconds.
+        here, plain: medians of this project's and of the plain way's values.
         ratio: how many times as fast this project is.
         goal, reached: see `GOALS`.
         agreement: how far the two sides' results agree, and `agrees`: whether that is enough.
@@ -228,8 +227,8 @@ def workflow_rows(root: Path, device: str, cores: int, repeats: int, demo: bool,
         rows = [row(what, "s", statistics.median(values), device) for what, values in seconds.items()]
         if demo:
             wall, useful = copy.run("demo", cores, device)
-            how = f"useful: {useful:.1f} s in all jobs together, on {cores} cores"
-            rows.append(Row("the demo, from start to end", "s", wall, useful, how=how))
+            rows.append(Row("the demo, from start to end", "s", wall, how=f"on {cores} cores"))
+            rows.append(Row("useful seconds of the demo's jobs, together", "s", useful))
         return rows
 
 

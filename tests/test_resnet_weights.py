@@ -1,0 +1,259 @@
+"""ResNet checkpoints from elsewhere: key layouts, what doesn't fit, code in files, downloads."""
+
+import http.server
+import pickle
+import threading
+from functools import partial
+
+import pytest
+import torch
+import torchvision
+
+from relusym.errors import UserError
+from relusym.records import sha256
+from relusym.resnet_weights import (
+    NotAtHandError,
+    fetch,
+    from_torchvision,
+    gather,
+    read_tensors,
+    to_torchvision,
+)
+
+RESNET50 = {"block": "bottleneck", "layers": [3, 4, 6, 3], "width": 1.0}
+
+
+@pytest.fixture(scope="module")
+def state():
+    """torchvision's ResNet50's own state dict."""
+    torch.manual_seed(0)
+    return torchvision.models.resnet50().state_dict()
+
+
+def prefixed(state, prefix):
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def without_head(state):
+    return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+
+
+def head(state, prefix):
+    return {f"{prefix}.{part}": state[f"fc.{part}"] for part in ("weight", "bias")}
+
+
+PROJECTION = {"fc.0.weight": torch.ones(3, 3), "fc.1.running_mean": torch.ones(3), "fc.6.bias": torch.ones(3)}
+LAYOUTS = {
+    "torchvision's": lambda s: [s],
+    "wrapped": lambda s: [{"epoch": 3, "arch": "resnet50", "state_dict": s, "optimizer": {"lr": 0.1}}],
+    "DistributedDataParallel": lambda s: [{"state_dict": prefixed(s, "module.")}],
+    "backbone and separate head": lambda s: [
+        without_head(s),
+        {"state_dict": head(s, "module.linear"), "best_acc": 0.7},
+    ],
+    "SimSiam": lambda s: [
+        {
+            "state_dict": prefixed(without_head(s) | PROJECTION, "module.encoder.")
+            | {"module.predictor.0.weight": torch.ones(2, 2)}
+        },
+        {"state_dict": head(s, "module.fc")},
+    ],
+    "MoCo-v3": lambda s: [
+        {
+            "state_dict": prefixed(without_head(s) | PROJECTION, "module.base_encoder.")
+            | prefixed(without_head(s) | PROJECTION, "module.momentum_encoder.")
+            | {"module.predictor.0.weight": torch.ones(2, 2)}
+        },
+        head(s, "fc"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_is_read_from_files(state, tmp_path, name):
+    paths = []
+    for i, contents in enumerate(LAYOUTS[name](state)):
+        paths.append(tmp_path / f"{i}.pth")
+        torch.save(contents, paths[-1])
+    given = {"file": [str(path) for path in paths], "layout": "auto", "network": RESNET50}
+    found, about = gather(given, tmp_path)
+    assert list(found) == list(state)
+    assert all(torch.equal(found[key], tensor) for key, tensor in state.items())
+    assert about["classes"] == 1000 and about["files"] == {path.name: sha256(path) for path in paths}
+    heads = {"SimSiam": 3 + 1, "MoCo-v3": 3 + 1 + len(without_head(state)) + 3}
+    assert len(about["dropped"]) == heads.get(name, 0)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "layout"),
+    [("", "plain"), ("module.", "module"), ("module.encoder.", "module.encoder")],
+)
+def test_a_layout_that_the_config_names_is_the_only_one_taken(state, prefix, layout):
+    contents = prefixed(state, prefix)
+    assert to_torchvision([("a.pth", contents)], RESNET50, layout)[0].keys() == state.keys()
+    with pytest.raises(UserError, match=rf"a\.pth is in the layout {layout}, not module\.base_encoder"):
+        to_torchvision([("a.pth", contents)], RESNET50, "module.base_encoder")
+
+
+def test_every_missing_surplus_and_misshapen_tensor_is_named(state):
+    broken = dict(state)
+    del broken["layer3.2.conv1.weight"], broken["bn1.running_var"]
+    broken["mystery.weight"] = torch.ones(1)
+    broken["layer1.0.bn1.bias"] = torch.ones(3)
+    with pytest.raises(UserError) as told:
+        to_torchvision([("a.pth", broken)], RESNET50)
+    assert str(told.value) == (
+        "checkpoint a.pth doesn't fit the net: missing: bn1.running_var, layer3.2.conv1.weight; "
+        "surplus: mystery.weight; of another shape: layer1.0.bn1.bias (3,)"
+    )
+
+
+def test_a_backbone_without_a_head_says_what_is_missing(state):
+    with pytest.raises(UserError, match=r"missing: fc\.weight, fc\.bias$"):
+        to_torchvision([("a.pth", without_head(state))], RESNET50)
+
+
+def test_counters_that_old_files_lack_are_no_fault(state):
+    old = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    assert to_torchvision([("a.pth", old)], RESNET50)[0].keys() == state.keys()
+
+
+def test_a_file_of_something_else_is_told():
+    with pytest.raises(UserError, match=r"neither a ResNet nor a linear head: it holds encoder\.conv"):
+        to_torchvision([("a.pth", {"encoder.conv": torch.ones(1)})], RESNET50)
+
+
+class Payload:
+    """Pickled, it makes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_with_a_pickle_payload_is_refused(tmp_path, zipped):
+    contents = {"conv1.weight": torch.ones(1), "surprise": Payload(tmp_path / "ran")}
+    torch.save(contents, tmp_path / "bad.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=r"bad\.pth holds more than tensors.*refused"):
+        read_tensors(tmp_path / "bad.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_bare_pickle_is_refused(tmp_path):
+    (tmp_path / "bad.pth").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
+    with pytest.raises(UserError):
+        read_tensors(tmp_path / "bad.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_a_truncated_checkpoint_is_told(tmp_path, share):
+    torch.save({"conv1.weight": torch.ones(1000)}, tmp_path / "whole.pth")
+    whole = (tmp_path / "whole.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match=r"cut\.pth is truncated or no checkpoint"):
+        read_tensors(tmp_path / "cut.pth")
+
+
+# ---- downloads
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder; promises more bytes than come while the file `cut` is there."""
+
+    def log_message(self, *args):
+        pass
+
+    def send_header(self, name, value):
+        if name == "Content-Length" and (self.server.folder / "cut").exists():
+            value = str(int(value) + 1000)
+        super().send_header(name, value)
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A folder, and the address that its files have on this machine's loopback."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(Handler, directory=str(folder))
+    ) as running:
+        running.folder = folder
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_a_checksum_is_recorded_on_first_use_and_checked_ever_after(server, tmp_path):
+    folder, url = server
+    torch.save({"conv1.weight": torch.ones(5)}, folder / "a.pth")
+    said = []
+    path = fetch(f"{url}/a.pth", tmp_path / "kept", said.append)
+    note = path.with_name("a.pth.sha256")
+    assert note.read_text(encoding="utf-8").strip() == sha256(folder / "a.pth") == sha256(path)
+    first = path.stat().st_mtime_ns
+    assert fetch(f"{url}/a.pth", tmp_path / "kept", said.append).stat().st_mtime_ns == first and not said
+    path.write_bytes(path.read_bytes()[:-100])  # truncated
+    fetch(f"{url}/a.pth", tmp_path / "kept", said.append)
+    assert sha256(path) == note.read_text(encoding="utf-8").strip()
+    assert len(said) == 1 and "is fetched again" in said[0]
+    torch.save({"conv1.weight": torch.zeros(5)}, folder / "a.pth")  # another file under the same address
+    path.unlink()
+    with pytest.raises(UserError, match=r"no longer the file that was first used .*a\.pth\.sha256"):
+        fetch(f"{url}/a.pth", tmp_path / "kept", said.append)
+    assert not path.exists()
+
+
+def test_a_download_that_ends_early_is_refused_and_fetched_again(server, tmp_path):
+    folder, url = server
+    torch.save({"conv1.weight": torch.ones(5)}, folder / "a.pth")
+    (folder / "cut").touch()
+    with pytest.raises(UserError, match=r"a\.pth.* bytes came: run again"):
+        fetch(f"{url}/a.pth", tmp_path / "kept")
+    assert not [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+    (folder / "cut").unlink()
+    assert sha256(fetch(f"{url}/a.pth", tmp_path / "kept")) == sha256(folder / "a.pth")
+
+
+def test_a_first_download_that_is_no_checkpoint_is_not_kept(server, tmp_path):
+    folder, url = server
+    (folder / "a.pth").write_text("<html>moved</html>", encoding="utf-8")
+    with pytest.raises(UserError, match="truncated or no checkpoint"):
+        fetch(f"{url}/a.pth", tmp_path / "kept")
+    assert not [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+
+
+def test_what_cannot_be_reached_is_not_at_hand(server, tmp_path):
+    _, url = server
+    with pytest.raises(NotAtHandError, match=r"none\.pth can't be downloaded"):
+        fetch(f"{url}/none.pth", tmp_path)
+    with pytest.raises(NotAtHandError, match="no checkpoint is at hand"):
+        gather({"source": "file", "file": None, "layout": "auto", "network": RESNET50}, tmp_path)
+
+
+def test_torchvision_names_are_checked(tmp_path):
+    with pytest.raises(UserError, match="torchvision has no ResNet50 weights 'IMAGENET1K_V9'"):
+        from_torchvision("IMAGENET1K_V9", tmp_path)
+
+
+def test_torchvisions_loader_is_used_and_what_it_keeps_is_checked_ever_after(tmp_path, monkeypatch):
+    loads = []
+
+    def load(url, *, model_dir, check_hash, weights_only, **rest):
+        path = tmp_path / url.rsplit("/", 1)[1]
+        if not path.exists():
+            torch.save({"conv1.weight": torch.ones(2)}, path)
+        loads.append((check_hash, weights_only, model_dir))
+        return torch.load(path, weights_only=True)
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", load)
+    said = []
+    _, path = from_torchvision("IMAGENET1K_V1", tmp_path, said.append)
+    assert path.name == "resnet50-0676ba61.pth" and loads == [(True, True, str(tmp_path))]
+    path.write_bytes(b"cut")
+    from_torchvision("IMAGENET1K_V1", tmp_path, said.append)
+    assert "is fetched again" in said[0] and read_tensors(path)
