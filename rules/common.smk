@@ -151,8 +151,13 @@ def is_needed(record):
     return record in OUTDATED or MADE_WITH.get(record) is None
 
 
+def outdated(record):
+    """An input that makes the job of an outdated record run again; that of a missing one does so by itself."""
+    return str(CHANGED) if record in OUTDATED else []
+
+
 def changed(*records):
-    """An input that makes a job run again if some of these records have to be made: a missing input alone doesn't."""
+    """An input that makes what is drawn from records again if some have to be made: a missing input alone doesn't."""
     return str(CHANGED) if any(map(is_needed, records)) else []
 
 

@@ -109,7 +109,7 @@ rule figure2:
 rule flipped_training:
     input:
         data=lambda w: data_for(is_needed(FLIPPED_TRAINING_RECORD)),
-        changed=changed(FLIPPED_TRAINING_RECORD),
+        changed=outdated(FLIPPED_TRAINING_RECORD),
     output:
         record=FLIPPED_TRAINING_RECORD,
     log:

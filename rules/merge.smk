@@ -5,7 +5,7 @@ rule flip_merge:
     input:
         nets=lambda w: checkpoints_to_merge(FLIP_RECORD.format(**w), [(w.model, w.seed)]),
         data=lambda w: data_for(is_needed(FLIP_RECORD.format(**w))),
-        changed=lambda w: changed(FLIP_RECORD.format(**w)),
+        changed=lambda w: outdated(FLIP_RECORD.format(**w)),
     output:
         record=FLIP_RECORD,
         filters=FILTERS_FILE,  # small arrays, what the figures of filters are drawn from
@@ -37,7 +37,7 @@ rule pair_merge:
             PAIR_RECORD.format(**w), [(w.model_1, w.seed_1), (w.model_2, w.seed_2)]
         ),
         data=lambda w: data_for(is_needed(PAIR_RECORD.format(**w))),
-        changed=lambda w: changed(PAIR_RECORD.format(**w)),
+        changed=lambda w: outdated(PAIR_RECORD.format(**w)),
     output:
         record=PAIR_RECORD,
     log:

@@ -40,7 +40,7 @@ rule prepare_imagenet:
 rule resnet_weights:
     input:
         files=lambda w: [file for file in RESNETS.files(w.row) if Path(file).is_file()],
-        changed=lambda w: changed(RESNET_RECORD.format(row=w.row)),
+        changed=lambda w: outdated(RESNET_RECORD.format(row=w.row)),
     output:
         checkpoint=RESNET_CHECKPOINT.replace("{stage}", "weights"),
     log:
@@ -67,7 +67,7 @@ rule resnet_train:
             if w.stage == "linear" and is_stage_needed(w.row, w.stage)
             else []
         ),
-        changed=lambda w: changed(RESNET_TRAIN_RECORD.format(**w)),
+        changed=lambda w: outdated(RESNET_TRAIN_RECORD.format(**w)),
     output:
         checkpoint=RESNET_CHECKPOINT,
         record=RESNET_TRAIN_RECORD,
@@ -100,7 +100,7 @@ rule resnet_merge:
     input:
         net=lambda w: net_of(w.row) if is_measured_now(w.row) else [],
         data=lambda w: f"data/{RESNETS.prepared(w.row)}.safetensors" if is_measured_now(w.row) else [],
-        changed=lambda w: changed(RESNET_RECORD.format(**w)),
+        changed=lambda w: outdated(RESNET_RECORD.format(**w)),
     output:
         record=RESNET_RECORD,
         filters=RESNET_FILTERS,

@@ -12,7 +12,7 @@ for name in STATEMENTS:
         name:
             name
         input:
-            changed=changed(THEORY_RECORD.format(statement=name)),
+            changed=outdated(THEORY_RECORD.format(statement=name)),
         output:
             record=report(
                 THEORY_RECORD.format(statement=name),

@@ -4,7 +4,7 @@
 rule train:
     input:
         data=lambda w: data_for(is_trained_now((w.model, int(w.seed)))),
-        changed=lambda w: changed(TRAIN_RECORD.format(**w)),
+        changed=lambda w: outdated(TRAIN_RECORD.format(**w)),
     output:
         checkpoint=CHECKPOINT,
         record=TRAIN_RECORD,
