@@ -9,6 +9,7 @@ wildcard_constraints:
 localrules:
     figure9,
     prepare_imagenet,
+    resnet_weights,
     table3,
     table5,
 
