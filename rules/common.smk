@@ -121,11 +121,9 @@ OUTDATED |= {
 
 def has_its_filters(net):
     """Whether a flip merge's record has its other output, the filters' arrays, beside it, and none of another merge's."""
-    filters = read(of_net(FILTERS_FILE, net), read_about)
-    return filters is not None and (
-        (filters["settings"], filters["inputs"])
-        == (SETTINGS.filters(net[0]), inputs_of(READ[of_net(FLIP_RECORD, net)]))
-    )
+    filters, record = read(of_net(FILTERS_FILE, net), read_about), READ[of_net(FLIP_RECORD, net)]
+    made_from = (filters["settings"], filters["inputs"]) if filters else None
+    return made_from == (SETTINGS.filters(net[0]), inputs_of(record))
 
 
 OUTDATED |= {

@@ -3,7 +3,7 @@
 
 wildcard_constraints:
     row="|".join(RESNETS.rows) or NO_ROW,
-    stage="supervised|pretraining|linear|weights",
+    stage="supervised|pretraining|linear",
 
 
 localrules:
@@ -76,8 +76,6 @@ rule resnet_train:
         f"{LOGS}/resnet_train/{{row}}-{{stage}}.log",
     benchmark:
         f"{BENCHMARKS}/resnet_train/{{row}}-{{stage}}.tsv"
-    wildcard_constraints:
-        stage="supervised|pretraining|linear",
     conda:
         "../envs/relusym.yaml"
     threads: max(SETTINGS.config["threads"], RESNETS.workers) * RESNETS.processes

@@ -1,5 +1,6 @@
 """The paper's own tables, as transcribed in `paper/table*.csv`."""
 
+from functools import cache
 from importlib.resources import files
 
 import pandas as pd
@@ -17,10 +18,16 @@ def table(number: int) -> pd.DataFrame:
     """
     if number not in range(1, 6):
         raise ValueError(f"the paper has no Table {number}, only 1 to 5")
-    source = files("relusym") / "paper" / f"table{5 if number == 3 else number}.csv"
-    with source.open(encoding="utf-8") as file:
-        frame = pd.read_csv(file)
-    return frame[frame["in_table3"] == "yes"].reset_index(drop=True) if number == 3 else frame
+    if number == 3:
+        five = _read(5)
+        return five[five["in_table3"] == "yes"].reset_index(drop=True)
+    return _read(number).copy()  # the caller's own
+
+
+@cache  # the workflow asks for every row of Table 5, at each start
+def _read(number: int) -> pd.DataFrame:
+    with (files("relusym") / "paper" / f"table{number}.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file)
 
 
 def names() -> dict[str, str]:

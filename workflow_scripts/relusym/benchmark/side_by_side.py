@@ -113,9 +113,13 @@ def by_turns(
     return {name: statistics.median(values) for name, values in seconds.items()}, results
 
 
-def fastest_plain(contending: Sequence[Contender], seconds: dict[str, float]) -> Contender:
-    """The plain contender to beat."""
-    return min(contending[1:], key=lambda one: seconds[one.name])
+def against_plain(
+    contending: Sequence[Contender], seconds: dict[str, float]
+) -> tuple[Contender, dict[str, Any]]:
+    """The fastest plain contender, and what a row says of this project against it."""
+    best = min(contending[1:], key=lambda one: seconds[one.name])
+    ratio = seconds[best.name] / seconds["here"]
+    return best, {"ratio": ratio, "at_least": ratio, "how": f"{contending[0].how}; plain: {best.how}"}
 
 
 def flop_an_image(width: float) -> int:
@@ -137,8 +141,7 @@ def training_rows(
     )
     seen = images // task.training.batch_size * task.training.batch_size * task.training.epochs
     speed = {name: seen / value for name, value in seconds.items()}
-    best = fastest_plain(contending, seconds)
-    ratio = speed["here"] / speed[best.name]
+    best, compared = against_plain(contending, seconds)
     ours = [score for score, _ in results["here"]]
     theirs = [score for one in contending[1:] for score, _ in results[one.name]]
     difference = statistics.mean(ours) - statistics.mean(theirs)
@@ -147,7 +150,6 @@ def training_rows(
     error = (sum(errors) + 2 * chance * (1 - chance) / test_images) ** 0.5
     peak = here.rate(replace(task, threads=cores))
     floor = {name: value * flop_an_image(task.width) / peak for name, value in speed.items()}
-    how = f"{contending[0].how}; plain: {best.how}"
     return [
         row(
             "training",
@@ -155,12 +157,10 @@ def training_rows(
             speed["here"],
             task.device,
             plain=speed[best.name],
-            ratio=ratio,
-            at_least=ratio,
             agreement=f"accuracy {statistics.mean(ours):.3f} and {statistics.mean(theirs):.3f} "
             f"(standard error of the difference {error:.3f})",
             agrees=abs(difference) <= NOISE * error,
-            how=how,
+            **compared,
         ),
         row(
             "share of the arithmetic floor",
@@ -187,8 +187,7 @@ def merge_row(
     """A flip merge (one net's weights) or a pair merge (two nets') on both sides."""
     contending = contenders(here, plain, sides.merge_here, sides.merge_plainly, task, cores)
     seconds, results = by_turns(contending, lambda one, repeat: [tuple(nets)] * one.nets, repeats)
-    best = fastest_plain(contending, seconds)
-    ratio = seconds[best.name] / seconds["here"]
+    best, compared = against_plain(contending, seconds)
     (ours, accuracy), (theirs, plain_accuracy) = results["here"][0], results[best.name][0]
     alike = [
         a == b for name, permutation in ours.items() for a, b in zip(permutation, theirs[name], strict=True)
@@ -202,11 +201,9 @@ def merge_row(
         seconds["here"],
         task.device,
         plain=seconds[best.name],
-        ratio=ratio,
-        at_least=ratio,
         agreement=f"{share:.2%} of {len(alike)} channels, accuracies within {max(apart.values()):.4f}",
         agrees=share >= AGREE and all(apart[name] <= allowed[name] for name in apart),
-        how=f"{contending[0].how}; plain: {best.how}",
+        **compared,
     )
 
 
