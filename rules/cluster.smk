@@ -2,9 +2,9 @@
 import atexit
 import shlex
 
-from relusym.cluster_checklist import Request, data_problems, folder_problems, slurm_problems
-from relusym.job_lock import JobLock
-from relusym.run_summary import Failure, summary
+from relusym.jobs.checklist import Request, data_problems, folder_problems, slurm_problems
+from relusym.jobs.job_lock import JobLock
+from relusym.jobs.run_summary import Failure, summary
 
 TYPED = shlex.join(["snakemake", *sys.argv[1:]])
 # in place of Snakemake's own lock, which a kill -9 leaves locked

@@ -10,13 +10,12 @@ from pathlib import Path
 gc.freeze()
 gc.set_threshold(100_000)
 
-sys.path.insert(0, str(Path(workflow.basedir) / "workflow_scripts"))
-
-from relusym import paper_values, resnet_settings
+from relusym.findings import paper_values
+from relusym.experiments import resnet_settings
 from relusym.errors import UserError
-from relusym.filters import inputs_of, read_about
+from relusym.experiments.filters import inputs_of, read_about
 from relusym.records import read_record
-from relusym.settings import Settings
+from relusym.experiments.settings import Settings
 from relusym.theory import STATEMENTS
 
 try:

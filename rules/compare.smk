@@ -35,7 +35,7 @@ rule comparison:
         tables=[f"{RESULTS}/tables/table{number}.csv" for number in COMPARED],
         records=COMPARED_RECORDS,
         changed=changed(*COMPARED_RECORDS),
-        code=[f"{LIBRARY}/{name}.py" for name in ("comparison", "tables")],
+        code=[f"{LIBRARY}/findings/{name}.py" for name in ("comparison", "tables")],
     output:
         table("comparison", "Comparison with the paper"),
     log:
@@ -61,7 +61,7 @@ rule claims:
         pair_merge=PAIR_RECORDS,
         zero_filters=f"{RESULTS}/figures/zero_filters_by_net.csv",
         changed=changed(*TRAIN_RECORDS, *FLIP_RECORDS, *PAIR_RECORDS),
-        code=[f"{LIBRARY}/{name}.py" for name in ("claims", "permutation_order", "tables")],
+        code=[f"{LIBRARY}/findings/{name}.py" for name in ("claims", "permutation_order", "tables")],
     output:
         table("claims", "Comparison with the paper"),
     log:
@@ -83,7 +83,7 @@ rule provenance:
     input:
         records=[*COMPARED_RECORDS, *trained_records(RESNETS.rows), *ALONE],
         changed=changed(*COMPARED_RECORDS, *trained_records(RESNETS.rows), *ALONE),
-        code=[f"{LIBRARY}/{name}.py" for name in ("provenance", "tables")],
+        code=[f"{LIBRARY}/findings/{name}.py" for name in ("provenance", "tables")],
     output:
         table("provenance", "Costs and provenance"),
     log:

@@ -37,7 +37,7 @@ for name, (layer, models, flipped_back) in FILTER_PAIRS.items():
         input:
             filters=filters_beside(flip_records_of(*models)),
             changed=changed(*flip_records_of(*models)),
-            code=f"{workflow.basedir}/workflow_scripts/relusym/filter_pairs.py",
+            code=f"{workflow.basedir}/workflow_scripts/relusym/findings/filter_pairs.py",
         output:
             figure(name, name.replace("figure", "Figure ")),
         log:
@@ -63,7 +63,7 @@ for name, (layer, models, flipped_back) in FILTER_PAIRS.items():
 rule filter_pairs:
     input:
         filters=FILTERS_FILE,
-        code=f"{workflow.basedir}/workflow_scripts/relusym/filter_pairs.py",
+        code=f"{workflow.basedir}/workflow_scripts/relusym/findings/filter_pairs.py",
     output:
         multiext(f"{RESULTS}/figures/filters/{{layer}}-{{model}}-{{seed}}", ".png", ".pdf"),
     log:
@@ -90,7 +90,7 @@ rule figure2:
     input:
         filters=filters_beside(flip_records_of(FIGURE_2_MODEL)),
         changed=changed(*flip_records_of(FIGURE_2_MODEL)),
-        code=f"{workflow.basedir}/workflow_scripts/relusym/figure2.py",
+        code=f"{workflow.basedir}/workflow_scripts/relusym/findings/figure2.py",
     output:
         figure("figure2", "Figure 2"),
     log:
@@ -133,7 +133,7 @@ rule figure3:
     input:
         record=FLIPPED_TRAINING_RECORD,
         changed=changed(FLIPPED_TRAINING_RECORD),
-        code=f"{workflow.basedir}/workflow_scripts/relusym/figure3.py",
+        code=f"{workflow.basedir}/workflow_scripts/relusym/findings/figure3.py",
     output:
         figure("figure3", "Figure 3"),
     log:
@@ -153,7 +153,7 @@ rule figure4:
     input:
         flip_merge=FLIP_RECORDS,
         changed=changed(*FLIP_RECORDS),
-        code=f"{workflow.basedir}/workflow_scripts/relusym/permutation_order.py",
+        code=f"{workflow.basedir}/workflow_scripts/relusym/findings/permutation_order.py",
     output:
         figure("figure4", "Figure 4", ".csv"),
     log:
@@ -173,7 +173,7 @@ rule figure4:
 
 rule figure10:
     input:
-        code=f"{workflow.basedir}/workflow_scripts/relusym/figure10.py",
+        code=f"{workflow.basedir}/workflow_scripts/relusym/findings/figure10.py",
     output:
         figure("figure10", "Figure 10"),
     log:
@@ -195,7 +195,7 @@ rule zero_filters:
     input:
         filters=filters_beside(FLIP_RECORDS),
         changed=changed(*FLIP_RECORDS),
-        code=f"{workflow.basedir}/workflow_scripts/relusym/zero_filters.py",
+        code=f"{workflow.basedir}/workflow_scripts/relusym/findings/zero_filters.py",
     output:
         figure("zero_filters", "Zero-filters", ".csv", "_by_net.csv"),
     log:

@@ -129,7 +129,7 @@ rule table5:
         records=list(RESNET_MERGE),
         trained=trained_records(RESNETS.rows),
         changed=changed(*RESNET_MERGE),
-        code=[*TABLE_CODE, f"{LIBRARY}/paper/table5.csv"],
+        code=[*TABLE_CODE, f"{LIBRARY}/findings/paper/table5.csv"],
     output:
         table("table5"),
     log:
@@ -153,7 +153,7 @@ use rule table5 as table3 with:
         records=TABLE3_RECORDS,
         trained=trained_records(RESNETS.in_table3),
         changed=changed(*TABLE3_RECORDS),
-        code=[*TABLE_CODE, f"{LIBRARY}/paper/table5.csv"],
+        code=[*TABLE_CODE, f"{LIBRARY}/findings/paper/table5.csv"],
     output:
         table("table3"),
     log:
@@ -170,7 +170,7 @@ if RESNETS.figure9:
     rule figure9:
         input:
             filters=RESNET_FILTERS.format(row=RESNETS.figure9),
-            code=f"{LIBRARY}/figure9.py",
+            code=f"{LIBRARY}/findings/figure9.py",
         output:
             figure("figure9", "Figure 9"),
         log:

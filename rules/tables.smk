@@ -1,7 +1,7 @@
 # Tables 1, 2 and 4 from records alone, and the table of what each kind of job cost.
 # A table is made again if the code that lays it out is newer.
 LIBRARY = f"{workflow.basedir}/workflow_scripts/relusym"
-TABLE_CODE = [f"{LIBRARY}/tables.py", *(f"{LIBRARY}/paper/table{number}.csv" for number in (1, 2, 4))]
+TABLE_CODE = [f"{LIBRARY}/findings/tables.py", *(f"{LIBRARY}/findings/paper/table{number}.csv" for number in (1, 2, 4))]
 
 
 localrules:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import __main__
-from relusym.interruption import Interruption
+from relusym.jobs.interruption import Interruption
 
 HERE = Path("faults")
 HERE.mkdir(exist_ok=True)

@@ -12,8 +12,9 @@ from unittest import mock
 
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from relusym import resnet_measuring, training_batches
-from relusym.distributed import rank
+from relusym.data import batches as training_batches
+from relusym.experiments import resnet_measuring
+from relusym.training.distributed import rank
 
 RECIPE = {
     "epochs": 2,
@@ -90,7 +91,7 @@ def second_process_dies_once(folder):
 if __name__ == "__main__":
     import json
 
-    from relusym.resnet_worker import main
+    from relusym.training.worker import main
 
     given = Path(sys.argv[1])
     with (

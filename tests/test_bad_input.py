@@ -15,12 +15,13 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-from relusym import checkpoint, image_set
+from relusym import checkpoint
+from relusym.data import image_set
 from relusym.errors import UserError
-from relusym.measuring import load_net
+from relusym.experiments.measuring import load_net
+from relusym.experiments.settings import Settings, seed_list
+from relusym.findings.tables import write_table
 from relusym.records import FIELDS, MEASURED, read_record, write_record, write_whole
-from relusym.settings import Settings, seed_list
-from relusym.tables import write_table
 
 CONFIG = yaml.safe_load((Path(__file__).parents[1] / "config.yaml").read_text(encoding="utf-8"))
 TYPES = "cnn, cnn_noaug, cnn_inv, cnn_late_inv, gcnn, pgcnn, pgcnn_late_inv"

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from relusym import chiral_shapes, merging
-from relusym.augmentation import normalise
-from relusym.benchmark import machine, plain_merging, plain_training, side_by_side
+from benchmark import machine, plain_merging, plain_training, side_by_side
+from relusym.data import chiral_shapes
+from relusym.data.augmentation import normalise
+from relusym.merging.merge import merge as merging
+from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP
-from relusym.training import TrainingSettings, train
-from relusym.vgg import VGG11
+from relusym.training.loop import TrainingSettings, train
 
 CPU = torch.device("cpu")
 

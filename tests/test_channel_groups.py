@@ -5,9 +5,9 @@ import torch
 import torchvision
 from torch import nn
 
-from relusym.channel_groups import Place, channel_groups, permute
 from relusym.errors import UserError
-from relusym.vgg import VGG11
+from relusym.merging.channel_groups import Place, channel_groups, permute
+from relusym.nets.vgg import VGG11
 
 
 def shuffled(groups, seed=0):

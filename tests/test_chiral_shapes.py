@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from relusym.chiral_shapes import CLASSES, SHAPES, draw, generate, render
+from relusym.data.chiral_shapes import CLASSES, SHAPES, draw, generate, render
 from relusym.randomness import generator
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from relusym.claims import (
+from relusym.findings.claims import (
     HELD,
     NOT_HELD,
     OPEN,
@@ -20,7 +20,7 @@ from relusym.claims import (
     is_highest,
     shared_nets,
 )
-from relusym.paper_values import table
+from relusym.findings.paper_values import table
 
 MODELS = list(table(2)["model"])
 PAPER = table(2).set_index("model")

@@ -9,10 +9,10 @@ import yaml
 from conftest import ROOT
 from scipy import stats
 
-from relusym import paper_values
-from relusym.comparison import PAPER_NETS, compare, other_than_the_papers
-from relusym.settings import Settings
-from relusym.tables import table2, write_table
+from relusym.experiments.settings import Settings
+from relusym.findings import paper_values
+from relusym.findings.comparison import PAPER_NETS, compare, other_than_the_papers
+from relusym.findings.tables import table2, write_table
 
 
 def as_the_paper(number):

@@ -13,14 +13,11 @@ import torch
 from docutils.core import publish_parts
 from jinja2 import StrictUndefined, Template
 
-from relusym import checkpoint, image_set
-from relusym.channel_groups import channel_groups, permute
-from relusym.chiral_shapes import generate
+from relusym import checkpoint
+from relusym.data import image_set
+from relusym.data.chiral_shapes import generate
 from relusym.errors import UserError
-from relusym.figure2 import figure2, telling_filters
-from relusym.figure3 import figure3
-from relusym.filter_pairs import APART, BETWEEN, WEIGHT, colours, filter_pairs, pair_grid
-from relusym.filters import (
+from relusym.experiments.filters import (
     Filters,
     first_kept,
     inputs_of,
@@ -29,13 +26,17 @@ from relusym.filters import (
     projection_to_rgb,
     read_filters,
 )
-from relusym.flipped_training import in_a_plane, measure_flipped_training
-from relusym.print_style import write_figure
+from relusym.experiments.flipped_training import in_a_plane, measure_flipped_training
+from relusym.findings.figure2 import figure2, telling_filters
+from relusym.findings.figure3 import figure3
+from relusym.findings.filter_pairs import APART, BETWEEN, WEIGHT, colours, filter_pairs, pair_grid
+from relusym.findings.print_style import write_figure
+from relusym.findings.zero_filters import are_zero, count_by_net, count_by_type, zero_filter_figure
+from relusym.merging.channel_groups import channel_groups, permute
+from relusym.nets.vgg import VGG11
 from relusym.records import sha256
 from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.theory import STATEMENTS
-from relusym.vgg import VGG11
-from relusym.zero_filters import are_zero, count_by_net, count_by_type, zero_filter_figure
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 1 / 16

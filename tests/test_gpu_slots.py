@@ -9,12 +9,12 @@ import time
 import pytest
 
 from relusym.errors import UserError
-from relusym.gpu_slots import gpu_slots, visible_gpus
+from relusym.jobs.gpu_slots import gpu_slots, visible_gpus
 
 TAKE = """
 import os, sys
 from pathlib import Path
-from relusym.gpu_slots import gpu_slots
+from relusym.jobs.gpu_slots import gpu_slots
 with gpu_slots(int(sys.argv[2]), 2, gpus=["0", "1"], folder=Path(sys.argv[1]), poll=0.02):
     print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
     sys.stdin.readline()

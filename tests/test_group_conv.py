@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relusym.group_conv import LiftingConv2d, RegularConv2d
+from relusym.nets.group_conv import LiftingConv2d, RegularConv2d
+from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
-from relusym.vgg import VGG11
 
 SYMMETRIES = [HORIZONTAL_FLIP, VERTICAL_FLIP, QUARTER_TURN]
 

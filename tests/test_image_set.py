@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from relusym import image_set
+from relusym.data import image_set
 from relusym.errors import UserError
 
 

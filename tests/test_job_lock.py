@@ -10,12 +10,12 @@ import time
 import pytest
 
 from relusym.errors import UserError
-from relusym.job_lock import JobLock, is_held, owner
+from relusym.jobs.job_lock import JobLock, is_held, owner
 
 QUICK = {"beat": 0.05, "patience": 0.5}
 HOLD = """
 import sys, time
-from relusym.job_lock import JobLock
+from relusym.jobs.job_lock import JobLock
 with JobLock(sys.argv[1], lambda line: print(line, flush=True), beat=0.05, patience=0.5) as lock:
     print("held", flush=True)
     sys.stdin.readline()

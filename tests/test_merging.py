@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from relusym.activation_matching import EPSILON, match, survey
-from relusym.augmentation import normalise
-from relusym.barrier import absolute_barrier, accuracy, barrier
-from relusym.channel_groups import channel_groups, permute
-from relusym.channel_statistics import Statistics
-from relusym.merging import flip_merge, halfway, largest_difference, merge
-from relusym.repair import repair, unfused
+from relusym.data.augmentation import normalise
+from relusym.merging.activation_matching import EPSILON, match, survey
+from relusym.merging.barrier import absolute_barrier, accuracy, barrier
+from relusym.merging.channel_groups import channel_groups, permute
+from relusym.merging.channel_statistics import Statistics
+from relusym.merging.merge import flip_merge, halfway, largest_difference, merge
+from relusym.merging.repair import repair, unfused
+from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP
-from relusym.vgg import VGG11
 
 
 def a_net(seed=0, group_convs=0, width=1 / 8):

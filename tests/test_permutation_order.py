@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgba
 
 from relusym.errors import UserError
-from relusym.permutation_order import COLOURS, channel_orders, figure4, order_counts
+from relusym.findings.permutation_order import COLOURS, channel_orders, figure4, order_counts
 
 
 def flip(model, seed, permutations, status="ok"):

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from test_workflow import TINY
 
-from relusym.settings import Settings
+from relusym.experiments.settings import Settings
 
 
 def command(*arguments):

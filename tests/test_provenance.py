@@ -1,6 +1,6 @@
 """Where tables come from, by their records."""
 
-from relusym.provenance import provenance
+from relusym.findings.provenance import provenance
 from relusym.records import data_notes
 
 CODE = {"relusym": "0.1.0", "torch": "2.14.1", "python": "3.11", "device": "cpu x86_64"}

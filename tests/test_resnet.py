@@ -10,12 +10,12 @@ import torch
 import torchvision
 from torch import nn
 
-from relusym.activation_matching import match, survey
-from relusym.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise, normalise_imagenet
-from relusym.channel_groups import Place, block_outputs, channel_groups, permute, trace
-from relusym.merging import flip_merge, halfway, largest_difference, merge
-from relusym.repair import repair_blocks, repair_points, reset_batch_norm
-from relusym.resnet import ScaledResNet, build
+from relusym.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise, normalise_imagenet
+from relusym.merging.activation_matching import match, survey
+from relusym.merging.channel_groups import Place, block_outputs, channel_groups, permute, trace
+from relusym.merging.merge import flip_merge, halfway, largest_difference, merge
+from relusym.merging.repair import repair_blocks, repair_points, reset_batch_norm
+from relusym.nets.resnet import ScaledResNet, build
 from relusym.symmetry import HORIZONTAL_FLIP
 
 SMALL = {"block": "basic", "layers": [1, 1, 1, 1], "width": 0.25}
@@ -234,11 +234,11 @@ def test_a_flip_merge_at_an_odd_size_reports_checks_that_hold():
 
 PEAK = """
 import resource, sys, torch
-from relusym.activation_matching import survey
-from relusym.augmentation import normalise
-from relusym.channel_groups import channel_groups, trace
-from relusym.lockstep import Lockstep
-from relusym.resnet import build
+from relusym.merging.activation_matching import survey
+from relusym.data.augmentation import normalise
+from relusym.merging.channel_groups import channel_groups, trace
+from relusym.merging.lockstep import Lockstep
+from relusym.nets.resnet import build
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)

@@ -8,17 +8,18 @@ import torch
 from PIL import Image
 from plain_resnet_worker import RECIPE, small_job
 
-from relusym import checkpoint, image_set
-from relusym.chiral_shapes import generate
-from relusym.distributed import how_it_ended, launch
+from relusym import checkpoint
+from relusym.data import image_set
+from relusym.data.batches import ImageFiles, ImagesOnDevice
+from relusym.data.chiral_shapes import generate
+from relusym.data.imagenet import prepare
+from relusym.data.views import random_crops, random_views
 from relusym.errors import UserError
-from relusym.imagenet import prepare
+from relusym.nets.resnet import SimSiam, build, linear_probe, simsiam_loss, spread
 from relusym.randomness import generator
-from relusym.resnet import SimSiam, build, linear_probe, simsiam_loss, spread
-from relusym.resnet_training import Lars, Recipe
-from relusym.resnet_worker import run
-from relusym.training_batches import ImageFiles, ImagesOnDevice
-from relusym.views import random_crops, random_views
+from relusym.training.distributed import how_it_ended, launch
+from relusym.training.resnet_training import Lars, Recipe
+from relusym.training.worker import run
 
 SMALL = {"block": "basic", "layers": [1, 1, 1, 1], "width": 0.125}
 
@@ -121,8 +122,8 @@ def test_processes_share_every_batch_of_the_whole(monkeypatch, two_views):
     some = generate(60, 10, 0)[0]
 
     def epoch(rank, world):
-        monkeypatch.setattr("relusym.training_batches.rank", lambda: rank)
-        monkeypatch.setattr("relusym.training_batches.world_size", lambda: world)
+        monkeypatch.setattr("relusym.data.batches.rank", lambda: rank)
+        monkeypatch.setattr("relusym.data.batches.world_size", lambda: world)
         batches = ImagesOnDevice(some.images, some.labels, two_views, 20, 2, 0, "a")
         return list(batches.epoch(3))
 
@@ -324,8 +325,8 @@ def test_a_net_trains_on_image_files(tree, tmp_path, stage, workers):
 
 def test_processes_read_different_files_and_each_epoch_another_order(tree, monkeypatch):
     def labels(rank, number):
-        monkeypatch.setattr("relusym.training_batches.rank", lambda: rank)
-        monkeypatch.setattr("relusym.training_batches.world_size", lambda: 2)
+        monkeypatch.setattr("relusym.data.batches.rank", lambda: rank)
+        monkeypatch.setattr("relusym.data.batches.world_size", lambda: 2)
         batches = ImageFiles(tree / "train", 33, False, 8, 0, 0, "a", torch.device("cpu"))
         assert batches.steps == 3
         return torch.cat([batch[1] for batch in batches.epoch(number)])

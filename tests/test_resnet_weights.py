@@ -10,8 +10,7 @@ import torch
 import torchvision
 
 from relusym.errors import UserError
-from relusym.records import sha256
-from relusym.resnet_weights import (
+from relusym.nets.weights import (
     NotAtHandError,
     fetch,
     from_torchvision,
@@ -19,6 +18,7 @@ from relusym.resnet_weights import (
     read_tensors,
     to_torchvision,
 )
+from relusym.records import sha256
 
 RESNET50 = {"block": "bottleneck", "layers": [3, 4, 6, 3], "width": 1.0}
 

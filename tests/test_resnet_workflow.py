@@ -8,15 +8,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from relusym import paper_values
 from relusym.checkpoint import load_arrays
 from relusym.errors import UserError
-from relusym.figure9 import figure9
-from relusym.filter_pairs import APART, BETWEEN, WEIGHT, colours
+from relusym.experiments.resnet_settings import ResNetSettings
+from relusym.experiments.settings import Settings
+from relusym.findings import paper_values
+from relusym.findings.figure9 import figure9
+from relusym.findings.filter_pairs import APART, BETWEEN, WEIGHT, colours
+from relusym.findings.tables import table5, write_table
 from relusym.records import read_record, write_record
-from relusym.resnet_settings import ResNetSettings
-from relusym.settings import Settings
-from relusym.tables import table5, write_table
 
 RECIPE = {
     "epochs": 1,

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from relusym import cluster_checklist
-from relusym.cluster_checklist import Request, data_problems, folder_problems, minutes_of, slurm_problems
-from relusym.grid_estimate import estimate, resnet_operations, vgg_operations
-from relusym.job_lock import JobLock
-from relusym.run_status import kind_status, screen, type_of
-from relusym.run_summary import Failure, reason, summary
-from relusym.settings import Settings
+from relusym.experiments.settings import Settings
+from relusym.jobs import checklist as cluster_checklist
+from relusym.jobs.checklist import Request, data_problems, folder_problems, minutes_of, slurm_problems
+from relusym.jobs.grid_estimate import estimate, resnet_operations, vgg_operations
+from relusym.jobs.job_lock import JobLock
+from relusym.jobs.run_summary import Failure, reason, summary
+from relusym.jobs.status import kind_status, screen, type_of
 
 CONFIG = yaml.safe_load((Path(__file__).parents[1] / "config.yaml").read_text(encoding="utf-8"))
 SETTINGS = {"epochs": 3}

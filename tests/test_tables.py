@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 from matplotlib.mathtext import MathTextParser
 
-from relusym import paper_values
 from relusym.errors import UserError
-from relusym.records import read_record
-from relusym.tables import (
+from relusym.findings import paper_values
+from relusym.findings.tables import (
     costs,
     human_table,
     mean_and_std,
@@ -22,6 +21,7 @@ from relusym.tables import (
     tidy,
     write_table,
 )
+from relusym.records import read_record
 
 MODELS = ("cnn", "cnn_noaug", "cnn_inv", "cnn_late_inv", "gcnn", "pgcnn", "pgcnn_late_inv")
 PAIRS = [("cnn", "cnn"), ("cnn", "cnn_inv"), ("cnn", "gcnn")]

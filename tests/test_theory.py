@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from relusym.figure10 import figure10
+from relusym.findings.figure10 import figure10
 from relusym.theory import (
     STATEMENTS,
     cooccurrence,

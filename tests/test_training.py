@@ -13,17 +13,18 @@ import pytest
 import torch
 from torch import nn
 
-from relusym import checkpoint, image_set
-from relusym.augmentation import MEAN, STD, RandomCropFlip, normalise
-from relusym.chiral_shapes import generate
+from relusym import checkpoint
+from relusym.data import image_set
+from relusym.data.augmentation import MEAN, STD, RandomCropFlip, normalise
+from relusym.data.chiral_shapes import generate
 from relusym.errors import Interrupted, UserError
-from relusym.invariance import invariance_error, invariance_loss, relative_invariance_error
-from relusym.measuring import load_net, measure_merge, train_net
-from relusym.progress import Reporter
+from relusym.experiments.measuring import load_net, measure_merge, train_net
+from relusym.merging.invariance import invariance_error, invariance_loss, relative_invariance_error
+from relusym.nets.vgg import VGG11
 from relusym.randomness import generator, stream
 from relusym.symmetry import HORIZONTAL_FLIP
-from relusym.training import TrainingSettings, autocast_to, train
-from relusym.vgg import VGG11
+from relusym.training.loop import TrainingSettings, autocast_to, train
+from relusym.training.progress import Reporter
 
 SETTINGS = TrainingSettings(
     epochs=3,
@@ -204,9 +205,9 @@ JOB = """
 import json, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
-from relusym.interruption import Interruption
-from relusym.measuring import train_net
-from relusym.progress import Reporter
+from relusym.jobs.interruption import Interruption
+from relusym.experiments.measuring import train_net
+from relusym.training.progress import Reporter
 with Interruption() as interrupted:
     train_net("cnn", 0, json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), device=torch.device("cpu"),
               state=Path(sys.argv[4]), interrupted=interrupted, report=Reporter("cnn-0", sys.stdout))

@@ -11,13 +11,13 @@ import report_tour
 import yaml
 
 from relusym.checkpoint import load_arrays, save_arrays
-from relusym.filters import read_filters
+from relusym.experiments.filters import read_filters
 from relusym.records import read_record
 from relusym.theory import STATEMENTS
 
 MODELS = ("cnn", "gcnn")
 PAIRS = [["cnn", "gcnn"], ["gcnn", "gcnn"]]
-PAPER = Path(__file__).parents[1] / "workflow_scripts" / "relusym" / "paper"
+PAPER = Path(__file__).parents[1] / "workflow_scripts" / "relusym" / "findings" / "paper"
 TABLES = {"table1", "table2", "table4", "theory", "costs", "comparison", "claims", "provenance"}
 FIGURES = {f"figure{number}" for number in (1, 2, 3, 4, 6, 7, 8, 10)} | {
     "zero_filters"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmark.machine import device_name, slug
+from benchmark.side_by_side import benchmark
 from job import job
-from relusym.benchmark.machine import device_name, slug
-from relusym.benchmark.side_by_side import benchmark
-from relusym.measuring import device_of
+from relusym.experiments.measuring import device_of
 from relusym.records import write_whole
 
 

@@ -5,9 +5,9 @@ from itertools import chain
 import pandas as pd
 
 from job import job
-from relusym.claims import LEVEL, claims
+from relusym.findings.claims import LEVEL, claims
+from relusym.findings.tables import write_table
 from relusym.records import data_notes, read_record
-from relusym.tables import write_table
 
 with job(snakemake):
     kinds = ("train", "flip_merge", "pair_merge")

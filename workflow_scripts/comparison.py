@@ -3,9 +3,9 @@
 import pandas as pd
 
 from job import job
-from relusym.comparison import PAPER_NETS, WITHIN, compare, other_than_the_papers
+from relusym.findings.comparison import PAPER_NETS, WITHIN, compare, other_than_the_papers
+from relusym.findings.tables import write_table
 from relusym.records import data_notes, read_record
-from relusym.tables import write_table
 
 with job(snakemake):
     records = [read_record(path) for path in snakemake.input.records]

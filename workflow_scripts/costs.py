@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from job import job
-from relusym.tables import costs, write_table
+from relusym.findings.tables import costs, write_table
 
 with job(snakemake):
     folders = [Path(snakemake.params.benchmarks) / kind for kind in snakemake.params.kinds]

@@ -4,8 +4,8 @@ import sys
 
 from job import job
 from relusym.errors import UserError
-from relusym.grid_estimate import as_text, estimate
-from relusym.settings import Settings
+from relusym.experiments.settings import Settings
+from relusym.jobs.grid_estimate import as_text, estimate
 
 terminal = sys.stdout
 with job(snakemake):

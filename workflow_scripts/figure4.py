@@ -1,8 +1,8 @@
 """Rule figure4: how many channels have which permutation order, by layer and model type."""
 
 from job import job
-from relusym.permutation_order import figure4, order_counts
-from relusym.print_style import write_figure
+from relusym.findings.permutation_order import figure4, order_counts
+from relusym.findings.print_style import write_figure
 from relusym.records import read_record, write_whole
 
 with job(snakemake):

@@ -2,8 +2,8 @@
 
 from job import job
 from relusym.checkpoint import load_arrays
-from relusym.figure9 import figure9
-from relusym.print_style import write_figure
+from relusym.findings.figure9 import figure9
+from relusym.findings.print_style import write_figure
 
 with job(snakemake):
     arrays, about = load_arrays(snakemake.input.filters)

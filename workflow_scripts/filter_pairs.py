@@ -1,9 +1,9 @@
 """Rules figure1, figure5 to figure8 and filter_pairs: filters of a layer beside their matches."""
 
 from job import job
-from relusym.filter_pairs import filter_pairs
-from relusym.filters import first_kept
-from relusym.print_style import write_figure
+from relusym.experiments.filters import first_kept
+from relusym.findings.filter_pairs import filter_pairs
+from relusym.findings.print_style import write_figure
 
 with job(snakemake):
     about = snakemake.params

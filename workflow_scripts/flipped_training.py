@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from job import job
-from relusym.flipped_training import measure_flipped_training
-from relusym.measuring import device_of
+from relusym.experiments.flipped_training import measure_flipped_training
+from relusym.experiments.measuring import device_of
 from relusym.records import write_record
 
 with job(snakemake):

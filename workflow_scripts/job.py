@@ -8,13 +8,11 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from relusym.errors import Interrupted, UserError
-from relusym.gpu_slots import gpu_slots
-from relusym.interruption import WARNINGS
-from relusym.job_lock import JobLock
-from relusym.memory import keep_freed_memory
+from relusym.jobs.gpu_slots import gpu_slots
+from relusym.jobs.interruption import WARNINGS
+from relusym.jobs.job_lock import JobLock
+from relusym.jobs.memory import keep_freed_memory
 from relusym.records import read_record
 
 

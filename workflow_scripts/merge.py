@@ -4,8 +4,8 @@ from pathlib import Path
 
 from job import job
 from relusym.checkpoint import save_arrays
-from relusym.filters import measure_filters
-from relusym.measuring import device_of, measure_merge
+from relusym.experiments.filters import measure_filters
+from relusym.experiments.measuring import device_of, measure_merge
 from relusym.records import write_record
 
 with job(snakemake):

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from job import job
-from relusym import chiral_shapes, image_set
+from relusym.data import chiral_shapes, image_set
 
 with job(snakemake):
     data, cifar10 = snakemake.params.data, snakemake.params.cifar10

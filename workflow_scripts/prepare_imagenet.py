@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from job import job
-from relusym.imagenet import prepare
+from relusym.data.imagenet import prepare
 
 with job(snakemake):
     wildcards, folders = snakemake.wildcards, snakemake.params.imagenet

@@ -1,9 +1,9 @@
 """Rule provenance: which records, of which code and device, each table and figure was made of."""
 
 from job import job
-from relusym.provenance import provenance
+from relusym.findings.provenance import provenance
+from relusym.findings.tables import write_table
 from relusym.records import read_record
-from relusym.tables import write_table
 
 with job(snakemake):
     records = [read_record(path) for path in snakemake.input.records]

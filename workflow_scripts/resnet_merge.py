@@ -4,9 +4,9 @@ from pathlib import Path
 
 from job import job
 from relusym import checkpoint
-from relusym.measuring import device_of
+from relusym.experiments.measuring import device_of
+from relusym.experiments.resnet_measuring import absent_record, measure_row
 from relusym.records import write_record
-from relusym.resnet_measuring import absent_record, measure_row
 
 with job(snakemake):
     row, params = snakemake.wildcards.row, snakemake.params

@@ -5,10 +5,10 @@ import json
 import sys
 
 from job import job
-from relusym.distributed import launch
-from relusym.progress import report_to
 from relusym.records import write_record
-from relusym.resnet_worker import run
+from relusym.training.distributed import launch
+from relusym.training.progress import report_to
+from relusym.training.worker import run
 
 terminal = sys.stderr
 with job(snakemake) as lock:
@@ -41,6 +41,6 @@ with job(snakemake) as lock:
         record = run(training, report)
     else:
         processes = params.settings["processes"]
-        record = launch("relusym.resnet_worker", training, processes, params.restarts, say)
+        record = launch("relusym.training.worker", training, processes, params.restarts, say)
     write_record(snakemake.output.record, record)
     print(f"{row} {stage}: {record['status']}, waited for data {record['data_wait_share']} of the time")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from job import job
 from relusym import checkpoint
-from relusym.resnet_weights import NotAtHandError, gather
+from relusym.nets.weights import NotAtHandError, gather
 
 with job(snakemake):
     weights = snakemake.params.weights

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from job import job
-from relusym.run_status import kind_status, screen
+from relusym.jobs.status import kind_status, screen
 
 terminal = sys.stdout
 with job(snakemake):

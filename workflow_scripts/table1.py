@@ -1,8 +1,8 @@
 """Rule table1: what each model type is, and how many parameters its nets have."""
 
 from job import job
+from relusym.findings.tables import table1, write_table
 from relusym.records import data_notes, read_record
-from relusym.tables import table1, write_table
 
 with job(snakemake):
     records = [read_record(path) for path in snakemake.input.train]

@@ -1,8 +1,8 @@
 """Rule table2: accuracy, invariance error and GCNN barrier of each model type."""
 
 from job import job
+from relusym.findings.tables import table2, write_table
 from relusym.records import data_notes, read_record
-from relusym.tables import table2, write_table
 
 with job(snakemake):
     trained = [read_record(path) for path in snakemake.input.train]

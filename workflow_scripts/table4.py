@@ -1,8 +1,8 @@
 """Rule table4: the barrier between nets that were trained in different manners."""
 
 from job import job
+from relusym.findings.tables import table4, write_table
 from relusym.records import data_notes, read_record
-from relusym.tables import table4, write_table
 
 with job(snakemake):
     merged = [read_record(path) for path in snakemake.input.pair_merge]

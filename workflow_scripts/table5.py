@@ -1,8 +1,8 @@
 """Rules table3 and table5: all that was measured of each ResNet, beside the paper's values."""
 
 from job import job
+from relusym.findings.tables import table5, write_table
 from relusym.records import data_notes, read_record
-from relusym.tables import table5, write_table
 
 with job(snakemake):
     records = [read_record(path) for path in snakemake.input.records]

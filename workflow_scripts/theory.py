@@ -1,8 +1,8 @@
 """Rule theory: the table of all statements."""
 
 from job import job
+from relusym.findings.tables import theory, write_table
 from relusym.records import read_record
-from relusym.tables import theory, write_table
 
 with job(snakemake):
     frame = theory([read_record(path) for path in snakemake.input.records])

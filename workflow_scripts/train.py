@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from job import job
-from relusym.interruption import Interruption
-from relusym.measuring import device_of, train_net
-from relusym.progress import report_to
+from relusym.experiments.measuring import device_of, train_net
+from relusym.jobs.interruption import Interruption
 from relusym.records import write_record
+from relusym.training.progress import report_to
 
 terminal = sys.stderr
 with job(snakemake) as lock, Interruption() as interrupted:

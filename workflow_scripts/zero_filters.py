@@ -1,10 +1,10 @@
 """Rule zero_filters: how many filters are zero, by layer and model type, as a figure and as numbers."""
 
 from job import job
-from relusym.filters import read_filters
-from relusym.print_style import write_figure
+from relusym.experiments.filters import read_filters
+from relusym.findings.print_style import write_figure
+from relusym.findings.zero_filters import count_by_net, count_by_type, zero_filter_figure
 from relusym.records import write_whole
-from relusym.zero_filters import count_by_net, count_by_type, zero_filter_figure
 
 with job(snakemake):
     models, zero = snakemake.params.models, snakemake.params.zero_filter

@@ -1,0 +1,156 @@
+"""The plain way to merge two VGG11s: one pass a layer and net to match, REPAIR by tracked nets, DataLoaders throughout.
+
+As the public REPAIR notebooks do it (Jordan et al. 2023), with the libraries' usual settings.
+"""
+
+from collections import OrderedDict
+from copy import deepcopy
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from benchmark.plain_training import autocast, loader
+from relusym.data.image_set import ImageSet
+from relusym.nets.vgg import VGG11
+
+LAYERS = 8
+
+
+def front(net: VGG11, layer: int) -> nn.Sequential:
+    """The net up to the ReLU of its `layer`-th conv."""
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, module in net.features.named_children():
+        modules[name] = module
+        if name == f"relu{layer}":
+            break
+    return nn.Sequential(modules)
+
+
+@torch.no_grad()
+def correlation(first: nn.Module, second: nn.Module, batches: DataLoader, device: torch.device) -> Tensor:
+    """Pearson correlations of two nets' output channels over all images and positions, in float64."""
+    count, sums, squares, outer = 0, [0, 0], [0, 0], 0
+    for x, _ in batches:
+        x = x.to(device)
+        outputs = []
+        for i, net in enumerate((first, second)):
+            y = net(x).double()
+            y = y.permute(0, 2, 3, 1).reshape(-1, y.shape[1])
+            sums[i] += y.sum(0)
+            squares[i] += y.square().sum(0)
+            outputs.append(y)
+        outer += outputs[0].T @ outputs[1]
+        count += len(outputs[0])
+    means = [total / count for total in sums]
+    stds = [(square / count - mean**2).sqrt() for square, mean in zip(squares, means, strict=True)]
+    table = (outer / count - torch.outer(*means)) / (torch.outer(*stds) + 1e-4)
+    return table.nan_to_num(0)
+
+
+def permute(net: VGG11, layer: int, permutation: Tensor) -> None:
+    """Reorder the outputs of a conv together with the inputs of the layer behind it."""
+    conv = getattr(net.features, f"conv{layer}")
+    after = net.classifier if layer == LAYERS else getattr(net.features, f"conv{layer + 1}")
+    conv.weight.data, conv.bias.data = conv.weight[permutation].data, conv.bias[permutation].data
+    after.weight.data = after.weight[:, permutation].data
+
+
+class Tracked(nn.Module):
+    """A conv and a batch norm behind it, whose running statistics are those of the conv's output."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.conv, self.norm = conv, nn.BatchNorm2d(conv.out_channels, momentum=None)
+        self.rescale = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        normed = self.norm(y)
+        return normed if self.rescale else y
+
+    def fused(self) -> nn.Conv2d:
+        """The conv with its batch norm in its weights."""
+        return torch.nn.utils.fuse_conv_bn_eval(self.conv.eval(), self.norm.eval())
+
+
+def tracked(net: VGG11) -> VGG11:
+    """A copy of `net` that tracks the statistics of its convs' outputs."""
+    net = deepcopy(net)
+    for layer in range(1, LAYERS + 1):
+        setattr(net.features, f"conv{layer}", Tracked(getattr(net.features, f"conv{layer}")))
+    return net.to(net.classifier.weight.device)
+
+
+@torch.no_grad()
+def reset_statistics(net: nn.Module, batches: DataLoader, device: torch.device) -> None:
+    """One pass in training mode, which leaves every batch norm with the averages over the batches."""
+    net.train()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+    with autocast(device):
+        for x, _ in batches:
+            net(x.to(device))
+    net.eval()
+
+
+@torch.no_grad()
+def repaired(between: VGG11, first: VGG11, second: VGG11, batches: DataLoader, device: torch.device) -> VGG11:
+    """`between` with the average statistics of its endpoints in every conv's output."""
+    ends = [tracked(net) for net in (first, second)]
+    for end in ends:
+        reset_statistics(end, batches, device)
+    net = tracked(between)
+    for layer in range(1, LAYERS + 1):
+        has, *goals = (getattr(n.features, f"conv{layer}") for n in (net, *ends))
+        has.rescale = True
+        has.norm.weight.copy_(sum(goal.norm.running_var.sqrt() for goal in goals) / 2)
+        has.norm.bias.copy_(sum(goal.norm.running_mean for goal in goals) / 2)
+    reset_statistics(net, batches, device)
+    for layer in range(1, LAYERS + 1):
+        setattr(net.features, f"conv{layer}", getattr(net.features, f"conv{layer}").fused())
+    return net
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, batches: DataLoader, device: torch.device) -> float:
+    """Share of the images whose largest logit is at their label."""
+    net.eval()
+    correct = count = 0
+    with autocast(device):
+        for x, y in batches:
+            correct += (net(x.to(device)).argmax(1).cpu() == y).sum().item()
+            count += len(y)
+    return correct / count
+
+
+@torch.no_grad()
+def merge(
+    first: VGG11,
+    second: VGG11,
+    images: ImageSet,
+    test: ImageSet,
+    batch_size: int,
+    device: torch.device,
+    workers: int,
+) -> tuple[dict[str, list[int]], dict[str, float]]:
+    """Match `second` to `first`, average, REPAIR; permutations and accuracies as `merging.merge` names them."""
+    batches, tests = (loader(split, batch_size, workers) for split in (images, test))
+    permuted, permutations = deepcopy(second), {}
+    for layer in range(1, LAYERS + 1):
+        table = correlation(front(first, layer), front(permuted, layer), batches, device)
+        _, columns = linear_sum_assignment(table.cpu().numpy(), maximize=True)
+        permutations[f"conv{layer}"] = columns.tolist()
+        permute(permuted, layer, torch.from_numpy(columns).to(device))
+    between = deepcopy(first)
+    for mean, end in zip(between.parameters(), permuted.parameters(), strict=True):
+        mean.lerp_(end, 0.5)
+    nets = {
+        "first": first,
+        "second": second,
+        "halfway": between,
+        "repaired": repaired(between, first, permuted, batches, device),
+    }
+    return permutations, {name: accuracy(net, tests, device) for name, net in nets.items()}

@@ -1,0 +1,128 @@
+"""The demo's images: ten kinds of shape, some chiral, whose distribution is exactly invariant to horizontal flips.
+
+The paper's data, CIFAR10 and ImageNet, show objects whose mirror images are as likely as themselves. Here this holds
+by construction: mirroring each image with probability ½ is the last step. Chiral shapes so occur in both
+orientations, and a net must learn each of them twice or an equivalent of both at once.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample, interpolate
+
+from relusym.data.image_set import ImageSet
+from relusym.randomness import generator
+
+SIZE = 32
+CHUNK = 1000  # images drawn and rendered at once, for memory
+
+# Kinds next to each other (0 and 1, 2 and 3, …) share their colours, so that only the shape tells them apart. The last
+# two differ only in whether two chiral parts have the same handedness: no part alone tells which it is.
+SHAPES = {
+    "disc": ("..####.. .######. ######## ######## ######## ######## .######. ..####..",),
+    "ring": ("..####.. .######. ###..### ##....## ##....## ###..### .######. ..####..",),
+    "stripes": ("######## ######## ........ ######## ######## ........ ######## ########",),
+    "checker": ("##..##.. ##..##.. ..##..## ..##..## ##..##.. ##..##.. ..##..## ..##..##",),
+    "hook": ("....##.. ....##.. ....##.. ....##.. ....##.. ....##.. ######.. ######..",),
+    "flag": ("#######. #######. #######. #######. ##...... ##...... ##...... ##......",),
+    "zigzag": (".##..... .##..... .##..... .#####.. .#####.. ....##.. ....##.. ....##..",),
+    "spiral": ("#######. ......#. #####.#. #...#.#. #.###.#. #.....#. #######. ........",),
+    "hooks alike": ("..#...#. ..#...#. ..#...#. ..#...#. ..#...#. ..#...#. ###.###. ###.###.",),
+    "hooks opposed": (
+        "..#.#... ..#.#... ..#.#... ..#.#... ..#.#... ..#.#... ###.###. ###.###.",
+        "#.....#. #.....#. #.....#. #.....#. #.....#. #.....#. ###.###. ###.###.",
+    ),
+}
+CLASSES = tuple(SHAPES)
+# Mean colour of the ground and of the shape for each pair of kinds: coarse cues that a net finds in its first epoch.
+GROUND = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.1, 0.1], [0.1, 1.0, 0.1], [0.1, 0.1, 1.0]])
+INK = torch.tensor([[0.4, 0.4, 0.4], [0.65, 0.65, 0.65], [0.3, 0.0, 0.0], [0.0, 0.3, 0.0], [0.0, 0.0, 0.3]])
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Everything that is random about N images.
+
+    Attributes:
+        template: (N,) int64, which of `TEMPLATES` is shown.
+        place: (N, 1 + clutter, 4) of the shape and each piece of clutter: centre x and y in -1..1, size as a share of
+            the image, angle in radians.
+        colour: (N, 1 + clutter, 3) of the shape and each piece of clutter, about 0..1.
+        ground: (N, 3, 4, 4) colours of a coarse background, about 0..1.
+        noise: (N, 3, 32, 32), added to the image.
+        mirrored: (N,) bool, whether the finished image is flipped; true with probability ½, independent of all else.
+    """
+
+    template: Tensor
+    place: Tensor
+    colour: Tensor
+    ground: Tensor
+    noise: Tensor
+    mirrored: Tensor
+
+
+def _templates() -> tuple[Tensor, Tensor, Tensor]:
+    """Every drawing as (drawings, 1, 32, 32), each kind's first drawing, and how many it has."""
+    drawings = [drawing for variants in SHAPES.values() for drawing in variants]
+    cells = torch.tensor([[[cell == "#" for cell in row] for row in drawing.split()] for drawing in drawings])
+    fine = cells.float().repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
+    counts = torch.tensor([len(variants) for variants in SHAPES.values()])
+    return fine, counts.cumsum(0) - counts, counts
+
+
+TEMPLATES, FIRST, VARIANTS = _templates()
+
+
+def draw(labels: Tensor, random: torch.Generator, noise: float = 0.3, clutter: int = 6) -> Scenes:
+    """Draw the random factors of one image for each label, (N,) int64 in 0..9."""
+    count, pair = len(labels), labels // 2
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand((count, *shape), generator=random) * (high - low) + low
+
+    def normal(std: float, *shape: int) -> Tensor:
+        return torch.randn((count, *shape), generator=random) * std
+
+    size = torch.cat([uniform(0.65, 0.9, 1), uniform(0.1, 0.25, clutter)], 1)
+    centre = torch.cat([uniform(-0.2, 0.2, 1, 2), uniform(-1, 1, clutter, 2)], 1)
+    angle = torch.cat([normal(0.12, 1), uniform(-math.pi, math.pi, clutter)], 1)
+    return Scenes(
+        template=FIRST[labels] + (uniform(0, 1) * VARIANTS[labels]).long(),
+        place=torch.cat([centre, size[..., None], angle[..., None]], 2),
+        colour=torch.cat([INK[pair][:, None] + normal(0.1, 1, 3), uniform(0, 1, clutter, 3)], 1),
+        ground=GROUND[pair][..., None, None] + normal(0.1, 3, 1, 1) + normal(0.08, 3, 4, 4),
+        noise=normal(noise, 3, SIZE, SIZE),
+        mirrored=uniform(0, 1) < 0.5,
+    )
+
+
+def render(scenes: Scenes) -> Tensor:
+    """The images of `scenes`, uint8 (N, 32, 32, 3)."""
+    image = interpolate(scenes.ground, SIZE, mode="bilinear", align_corners=True)
+    for piece in reversed(range(scenes.place.shape[1])):  # the shape itself lies on top of the clutter
+        x, y, size, angle = scenes.place[:, piece].unbind(1)
+        cos, sin = angle.cos() / size, angle.sin() / size
+        inverse = torch.stack([cos, sin, -cos * x - sin * y, -sin, cos, sin * x - cos * y], 1).view(-1, 2, 3)
+        grid = affine_grid(inverse, (len(x), 1, SIZE, SIZE), align_corners=False)
+        drawing = scenes.template if piece == 0 else torch.zeros_like(scenes.template)  # clutter is discs
+        mask = grid_sample(TEMPLATES[drawing], grid, align_corners=False)
+        image = torch.lerp(
+            image, scenes.colour[:, piece, :, None, None].expand_as(image), mask.expand_as(image)
+        )
+    image = image + scenes.noise
+    image = torch.where(scenes.mirrored[:, None, None, None], image.flip(3), image)
+    return image.mul(255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def generate(train: int, test: int, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Two sets of images with as many of each class as can be; the same seed gives the same bytes."""
+    return _split("train", train, seed), _split("test", test, seed)
+
+
+def _split(name: str, count: int, seed: int) -> ImageSet:
+    random = generator(seed, "chiral shapes", name)
+    labels = (torch.arange(count) % len(CLASSES))[torch.randperm(count, generator=random)]
+    images = torch.cat([render(draw(some, random)) for some in labels.split(CHUNK)])
+    return ImageSet(images, labels, CLASSES, f"generated chiral shapes, seed {seed}")

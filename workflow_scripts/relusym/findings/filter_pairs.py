@@ -1,0 +1,105 @@
+"""Figures 1, 5, 6, 7 and 8: each filter of a layer beside the matching filter of the permuted flipped net."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from relusym.experiments.filters import Filters
+from relusym.findings import paper_values
+from relusym.findings.print_style import COLUMN_WIDTH
+from relusym.findings.zero_filters import are_zero
+
+SHOWN = 0.995  # of all weights; the largest few are clipped, so that the others keep their contrast
+WEIGHT = 8  # dots: each weight is drawn as so many squared
+BETWEEN, APART = 4, 12  # blank dots between the two filters of a pair, and between pairs
+IN_A_ROW = (2, 4, 8, 16)  # pairs
+
+
+def colours(filters: np.ndarray) -> np.ndarray:
+    """RGB filters (…, 3, h, w) as colours in 0..1 (…, h, w, 3): a weight of 0 is mid-grey, one scale for all."""
+    filters = filters.astype(np.float64)
+    scale = np.quantile(np.abs(filters), SHOWN) or 1.0
+    return np.moveaxis(np.clip(0.5 + filters / (2 * scale), 0, 1), -3, -1)
+
+
+def pair_grid(pairs: np.ndarray, columns: int) -> np.ndarray:
+    """All pairs on one white picture, row by row.
+
+    Args:
+        pairs: RGB filters (2, c, 3, k, k).
+        columns: pairs in a row.
+
+    Returns:
+        colours (height, width, 3); a pair takes k · WEIGHT + APART by 2 · k · WEIGHT + BETWEEN + APART dots.
+    """
+    left, right = colours(pairs).repeat(WEIGHT, 2).repeat(WEIGHT, 3)
+    count, side = left.shape[:2]
+    rows = -(-count // columns)
+    cells = np.ones((rows * columns, side + APART, 2 * side + BETWEEN + APART, 3))
+    cells[:count, APART // 2 : -APART // 2, APART // 2 :][:, :, :side] = left
+    cells[:count, APART // 2 : -APART // 2, : -APART // 2][:, :, -side:] = right
+    height, width = cells.shape[1:3]
+    return cells.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, -1, 3)
+
+
+def filter_pairs(nets: Sequence[Filters], layer: str, flipped_back: bool, zero: float) -> Figure:
+    """A panel a net, side by side: all its filters of one layer in pairs.
+
+    Args:
+        nets: those to be drawn; of a net that is left out the panel says why.
+        layer: "conv1" or "conv2".
+        flipped_back: whether the right filter of a pair is flipped back to how it is in the net (Figure 1: columns 1
+            and 4 of Figure 2) or shown as it is in the permuted flipped net (Figures 5 to 8).
+        zero: as in `zero_filters.are_zero`, whose count stands above the panel.
+    """
+    names = paper_values.names()
+    width = COLUMN_WIDTH / len(nets)
+    grids = [_grid(net, layer, flipped_back, len(nets)) for net in nets]
+    height = max(grid.shape[0] / grid.shape[1] for grid in grids) * (width - 0.4)
+    figure = Figure(figsize=(COLUMN_WIDTH, height + 0.75), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.04, w_pad=0.03)
+    panels = figure.subplots(1, len(nets), squeeze=False)[0]
+    for number, (net, grid, panel) in enumerate(zip(nets, grids, panels, strict=True)):
+        name = names.get(net.model, net.model)
+        title = f"Net {chr(ord('A') + number)}: {name}" if len(nets) > 1 else name
+        panel.set_title(f"{title}, seed {net.seed}\n{_in_numbers(net, layer, zero)}", fontsize=7.5)
+        panel.spines[:].set_visible(False)
+        panel.set_xticks([])
+        panel.imshow(grid, interpolation="nearest", vmin=0, vmax=1)
+        _number_rows(panel, net, layer, grid.shape)
+    match = "its match in the same net" if flipped_back else "its match in the permuted flipped net"
+    figure.supxlabel(f"Conv {layer[-1]}: pairs of a filter (left) and {match} (right)", fontsize=8)
+    return figure
+
+
+def _grid(net: Filters, layer: str, flipped_back: bool, panels: int) -> np.ndarray:
+    if net.status != "ok":
+        return np.ones((WEIGHT, 8 * WEIGHT, 3))
+    original, matched = net.drawn[layer]
+    matched = matched[..., ::-1] if flipped_back else matched
+    # the fewest in a row that leave a panel wider than high, and its filters small
+    columns = next((c for c in IN_A_ROW if c * panels >= 8 and c * c >= len(original)), IN_A_ROW[-1])
+    return pair_grid(np.stack([original, matched]), columns)
+
+
+def _in_numbers(net: Filters, layer: str, zero: float) -> str:
+    if net.status != "ok":
+        return f"left out: {net.reason}"
+    norms = net.norms[layer]
+    zeros = are_zero(norms, zero).sum()
+    return f"relative difference {net.constraint[layer]:.2f}, {zeros} of {len(norms)} zero-filters"
+
+
+def _number_rows(panel: Axes, net: Filters, layer: str, size: tuple[int, ...]) -> None:
+    """Each row labelled with the number of its first filter."""
+    if net.status != "ok":
+        panel.set_yticks([])
+        return
+    count, side = net.drawn[layer].shape[1], WEIGHT * net.drawn[layer].shape[-1]
+    columns = size[1] // (2 * side + BETWEEN + APART)
+    rows = np.arange(-(-count // columns))
+    panel.set_yticks((rows + 0.5) * (side + APART), rows * columns)
+    panel.set_ylabel("filter", fontsize=7, labelpad=1)
+    panel.tick_params(labelsize=6, length=0, pad=1)

@@ -1,0 +1,35 @@
+"""The paper's own tables, as transcribed in `paper/table*.csv`."""
+
+from functools import cache
+from importlib.resources import files
+
+import pandas as pd
+
+
+def table(number: int) -> pd.DataFrame:
+    """The paper's Table `number` (1 to 5), numbers as floats.
+
+    Table 1 has the columns model, name, description, parameters. The paper states the parameters
+    once for each architecture, in the description; here they are a column, filled for all its types.
+    Table 3 is the part of Table 5 with `in_table3`.
+
+    Raises:
+        ValueError: the paper has no such table.
+    """
+    if number not in range(1, 6):
+        raise ValueError(f"the paper has no Table {number}, only 1 to 5")
+    if number == 3:
+        five = _read(5)
+        return five[five["in_table3"] == "yes"].reset_index(drop=True)
+    return _read(number).copy()  # the caller's own
+
+
+@cache  # the workflow asks for every row of Table 5, at each start
+def _read(number: int) -> pd.DataFrame:
+    with (files("relusym.findings") / "paper" / f"table{number}.csv").open(encoding="utf-8") as file:
+        return pd.read_csv(file)
+
+
+def names() -> dict[str, str]:
+    """The name in Table 1 of every model type, by its id: {"cnn_noaug": "CNN w/o aug", …}."""
+    return dict(table(1).set_index("model")["name"])

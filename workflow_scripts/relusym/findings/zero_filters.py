@@ -1,0 +1,100 @@
+"""Zero-filters: filters that training left without weights (appendix A.1), counted by layer and model type."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from relusym.experiments.filters import Filters
+from relusym.findings import paper_values
+from relusym.findings.print_style import COLUMN_WIDTH, LINES
+
+
+def are_zero(norms: np.ndarray, zero: float) -> np.ndarray:
+    """Which filters of a layer are zero: their norm is less than `zero` of the largest norm in the layer.
+
+    The paper has no definition; it counts by eye what is blank in Figures 5 to 8. The layer's largest filter sets the
+    scale, since it doesn't depend on how many others are zero, as a mean would, and sets the colours there, too.
+
+    Args:
+        norms: Frobenius norms (c,).
+        zero: a share, 0..1.
+    """
+    return norms < zero * norms.max(initial=0)
+
+
+def count_by_net(nets: Iterable[Filters], zero: float) -> pd.DataFrame:
+    """One row a net and layer: model, seed, layer, filters, zero_filters, smallest.
+
+    `smallest` is the smallest norm as a share of the layer's largest. Nets that are left out have no row.
+    """
+    rows = [
+        (
+            net.model,
+            net.seed,
+            layer,
+            len(norms),
+            int(are_zero(norms, zero).sum()),
+            float(norms.min() / max(norms.max(), np.finfo(np.float32).tiny)),
+        )
+        for net in nets
+        if net.status == "ok"
+        for layer, norms in net.norms.items()
+    ]
+    return pd.DataFrame(rows, columns=["model", "seed", "layer", "filters", "zero_filters", "smallest"])
+
+
+def count_by_type(by_net: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
+    """One row a model type and layer, over its nets: model, layer, filters, zero_filters_mean and _std (sample's,
+    NaN for one net), share_mean and _std (of the layer's filters), smallest (median), n.
+    """
+    by_net = by_net.assign(share=by_net["zero_filters"] / by_net["filters"])
+    by_net["model"] = pd.Categorical(by_net["model"], list(models), ordered=True)
+    return (
+        by_net.groupby(["model", "layer"], observed=True, sort=True)
+        .agg(
+            filters=("filters", "first"),
+            zero_filters_mean=("zero_filters", "mean"),
+            zero_filters_std=("zero_filters", "std"),
+            share_mean=("share", "mean"),
+            share_std=("share", "std"),
+            smallest=("smallest", "median"),
+            n=("seed", "size"),
+        )
+        .reset_index()
+    )
+
+
+def zero_filter_figure(by_type: pd.DataFrame, models: Sequence[str], zero: float) -> Figure:
+    """Two panels over the conv layers, a line a model type: the share of zero-filters, and the smallest filter.
+
+    The second shows how near to zero the filters came where none got there.
+    """
+    names = paper_values.names()
+    figure = Figure(figsize=(COLUMN_WIDTH, 2.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    layers = sorted(by_type["layer"].unique())
+    spread = np.linspace(-0.24, 0.24, len(models)) if len(models) > 1 else [0.0]
+    for model, (colour, marker), shift in zip(models, LINES * len(models), spread, strict=False):
+        rows = by_type[by_type["model"] == model].set_index("layer").reindex(layers)
+        n = rows["n"].max()
+        n = 0 if np.isnan(n) else int(n)
+        x = np.arange(1, len(layers) + 1) + shift  # beside each other, so that none hides another
+        style = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 0.8}
+        left.errorbar(x, rows["share_mean"], rows["share_std"].fillna(0), zorder=2, elinewidth=0.6, **style)
+        right.plot(x, rows["smallest"], label=f"{names.get(model, model)} ({n})", **style)
+    right.axhline(zero, color="0.4", linewidth=0.8, linestyle="--", label="below: zero-filter")
+    left.set_ylabel("Zero-filters, share of the layer", fontsize=8)
+    right.set_ylabel("Smallest norm / largest norm", fontsize=8)
+    left.set_ylim(0, max(0.1, 1.1 * by_type["share_mean"].max()) if len(by_type) else 0.1)
+    right.set_ylim(0, 1)
+    for panel in (left, right):
+        panel.set_xlabel("Conv layer", fontsize=8)
+        panel.set_xticks(range(1, len(layers) + 1), [layer.removeprefix("conv") for layer in layers])
+        panel.tick_params(labelsize=7)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        *right.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=6.5, frameon=False
+    )
+    return figure

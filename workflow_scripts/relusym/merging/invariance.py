@@ -1,0 +1,37 @@
+"""Invariance of a net's logits: the loss that trains it and the error that measures it (section 4)."""
+
+import torch
+from torch import Tensor, nn
+
+from relusym.data.augmentation import Normalise, normalise
+from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
+
+
+def invariance_loss(logits: Tensor, logits_moved: Tensor) -> Tensor:
+    """Mean over the batch of ‖Φ(x) − Φ(τx)‖₂; both arguments (B, classes). Shape ()."""
+    return torch.linalg.vector_norm(logits - logits_moved, dim=1).mean()
+
+
+def relative_invariance_error(logits: Tensor, logits_moved: Tensor) -> Tensor:
+    """‖Φ(x) − Φ(τx)‖ / (½‖Φ(x)‖ + ½‖Φ(τx)‖) for each image; (B, classes) twice → (B,)."""
+    norm = torch.linalg.vector_norm
+    return norm(logits - logits_moved, dim=1) / (0.5 * norm(logits, dim=1) + 0.5 * norm(logits_moved, dim=1))
+
+
+@torch.no_grad()
+def invariance_error(
+    net: nn.Module,
+    images: Tensor,
+    symmetry: Symmetry = HORIZONTAL_FLIP,
+    batch_size: int = 500,
+    normalise: Normalise = normalise,
+) -> float:
+    """Mean relative invariance error of `net` over `images`, uint8 (N, H, W, 3)."""
+    net.eval()
+    device = next(net.parameters()).device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for batch in images.split(batch_size):
+        x = normalise(batch.to(device))
+        both = net(torch.cat([x, symmetry.act(x)])).double()
+        total += relative_invariance_error(*both.chunk(2)).sum()
+    return float(total / len(images))

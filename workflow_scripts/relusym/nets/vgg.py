@@ -1,0 +1,92 @@
+"""The paper's VGG11s: plain, GCNN and partial GCNN (section 4.1, Table 1)."""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from relusym.nets.group_conv import LiftingConv2d, OrientationPool, RegularConv2d
+from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
+
+CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)
+POOL_AFTER = (1, 2, 4, 6, 8)
+INITIALIZATIONS = ("pytorch", "he")
+
+
+class VGG11(nn.Module):
+    """VGG11 without batch norm for 32×32 images: eight 3×3 convs, five 2×2 max pools, one linear layer.
+
+    Args:
+        width: factor on all channel counts (1 is the paper's); each must come out whole and even.
+        group_convs: how many of the eight convs, from the first on, are group convs with regular channels:
+            0 is the paper's CNN, 8 its GCNN, 2 its PGCNN.
+        classes: number of logits.
+        symmetry: the group of the group convs.
+        initialization: "pytorch" leaves PyTorch's own initial values, as the public VGG11 notebook does; "he" draws
+            conv weights from N(0, 2 / fan_in) with zero biases, which keeps the signal's size through the ReLUs.
+
+    Layers: `features.conv1` … `features.conv8` (with `relu…`, `pool…`), `pool` (over orientations; only after eight
+    group convs) and `classifier`.
+
+    Raises:
+        ValueError: a width or number of group convs that doesn't fit.
+    """
+
+    def __init__(
+        self,
+        width: float = 1.0,
+        group_convs: int = 0,
+        classes: int = 10,
+        symmetry: Symmetry = HORIZONTAL_FLIP,
+        initialization: str = "pytorch",
+    ):
+        super().__init__()
+        if initialization not in INITIALIZATIONS:
+            raise ValueError(f"initialization is {initialization!r}, not one of {', '.join(INITIALIZATIONS)}")
+        if not 0 <= group_convs <= len(CHANNELS):
+            raise ValueError(f"group_convs is {group_convs}, not in 0..{len(CHANNELS)}")
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        channels = 3
+        for i, full in enumerate(CHANNELS, start=1):
+            out = round(full * width)
+            if out != full * width or out % 2:
+                raise ValueError(f"width {width} makes {full * width} channels of {full}: not whole and even")
+            if i > group_convs:
+                layers[f"conv{i}"] = nn.Conv2d(channels, out, 3, padding=1)
+            else:
+                group_conv = LiftingConv2d if i == 1 else RegularConv2d
+                layers[f"conv{i}"] = group_conv(channels, out, symmetry=symmetry)
+            layers[f"relu{i}"] = nn.ReLU(inplace=True)
+            if i in POOL_AFTER:
+                layers[f"pool{i}"] = nn.MaxPool2d(2)
+            channels = out
+        self.width, self.group_convs, self.classes, self.symmetry = width, group_convs, classes, symmetry
+        self.features = nn.Sequential(layers)
+        invariant = group_convs == len(CHANNELS)
+        self.pool = OrientationPool(symmetry.order) if invariant else nn.Identity()
+        self.classifier = nn.Linear(channels // symmetry.order if invariant else channels, classes)
+        if initialization == "he":
+            for conv in self.features:
+                if isinstance(conv, nn.Conv2d | RegularConv2d):
+                    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+                    nn.init.zeros_(conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, classes) of normalised images (B, 3, 32, 32)."""
+        return self.classifier(self.pool(self.features(x).flatten(1)))
+
+    @torch.no_grad()
+    def to_plain(self) -> "VGG11":
+        """An ordinary VGG11 with the same function: group convs written out, orientation pool in the linear layer."""
+        plain = VGG11(self.width, 0, self.classes, self.symmetry)
+        for name, module in self.features.named_children():
+            if isinstance(module, RegularConv2d):
+                module = module.to_plain()
+            if isinstance(module, nn.Conv2d):
+                getattr(plain.features, name).load_state_dict(module.state_dict())
+        weight = self.classifier.weight
+        if isinstance(self.pool, OrientationPool):
+            weight = weight.repeat(1, self.pool.order) / self.pool.order
+        plain.classifier.weight.copy_(weight)
+        plain.classifier.bias.copy_(self.classifier.bias)
+        return plain.to(weight.device).train(self.training)

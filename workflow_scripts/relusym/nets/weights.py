@@ -1,0 +1,269 @@
+"""ResNet checkpoints from elsewhere: fetched once, read without running code, brought to torchvision's names."""
+
+import pickle
+import re
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from relusym.errors import UserError
+from relusym.nets.resnet import build
+from relusym.records import sha256, write_whole
+
+State = dict[str, Tensor]
+
+# What stands before torchvision's names, by the layout's name; longer ones first, since "module." is part of them.
+PREFIXES = {
+    "module.base_encoder": "module.base_encoder.",  # MoCo-v3's pretraining
+    "module.encoder": "module.encoder.",  # SimSiam's pretraining
+    "module": "module.",  # DistributedDataParallel
+    "plain": "",
+}
+WRAPPERS = ("state_dict", "model")  # keys that training scripts put the tensors under
+PROJECTION = re.compile(r"fc\.\d+\.")  # a self-supervised head in place of the linear layer
+LINEAR_HEAD = re.compile(r"(?:module\.)?(?:linear|fc)\.(weight|bias)")
+TIMEOUT_S = 60
+
+
+class NotAtHandError(UserError):
+    """A checkpoint that can't be had now; another time it may be."""
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """What a checkpoint file holds: `torch.save`'s or safetensors'. No code in it is ever run.
+
+    Raises:
+        UserError: the file is truncated, no checkpoint, or holds more than tensors and plain values.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error):  # and not an operation, which any text may seem to ask for
+            raise UserError(
+                f"checkpoint {path} holds more than tensors, and loading it could run code: refused; save its "
+                "state dict alone"
+            ) from error
+        raise UserError(f"{path} is truncated or no checkpoint: replace it") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(
+            f"{path} is truncated or no checkpoint ({type(error).__name__}): replace it"
+        ) from error
+
+
+def fetch(url: str, folder: Path, say: Callable[[str], None] = print) -> Path:
+    """The file at `url`, downloaded into `folder` on first use.
+
+    Its checksum is recorded beside it (`.sha256`) when it has once been read as a checkpoint; ever after it has to
+    be the same. A file that is not (truncated, changed) is fetched again.
+
+    Raises:
+        NotAtHandError: it can't be downloaded.
+        UserError: what comes down is truncated, no checkpoint, or not what was first used.
+    """
+    path = folder / url.partition("://")[2].lstrip("/")
+    if _is_as_recorded(path, say):
+        return path
+    download(url, path)
+    known = _recorded(path)
+    if known is not None and sha256(path) != known:
+        path.unlink()
+        raise UserError(
+            f"{url} is no longer the file that was first used (SHA-256 {known}): delete {_note(path)} to take it all "
+            "the same"
+        )
+    try:
+        read_tensors(path)
+    except UserError:
+        path.unlink()
+        raise
+    _record(path)
+    return path
+
+
+def download(url: str, path: Path) -> None:
+    """Write what is at `url` to `path`, whole or not at all.
+
+    Raises:
+        NotAtHandError: the server can't be reached, or doesn't have it.
+        UserError: it ends before its length.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, write_whole(path) as part:
+            with part.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+                came = file.tell()
+            promised = answer.headers.get("Content-Length")
+            if promised is not None and came != int(promised):
+                raise UserError(
+                    f"{url}: {came:,} of {int(promised):,} bytes came: run again to fetch it again"
+                )
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        raise NotAtHandError(
+            f"{url} can't be downloaded ({reason}): try again, or set the row's `file`"
+        ) from error
+
+
+def from_torchvision(name: str, folder: Path, say: Callable[[str], None] = print) -> tuple[State, Path]:
+    """torchvision's ResNet50 weights by their name in its enum, through its own loader, and the file they are in.
+
+    Raises:
+        NotAtHandError: they can't be downloaded.
+        UserError: torchvision has no such weights, or what came down has another hash than its name says.
+    """
+    from torchvision.models import get_weight
+
+    try:
+        weights = get_weight(f"ResNet50_Weights.{name}")
+    except (KeyError, ValueError) as error:
+        raise UserError(f"torchvision has no ResNet50 weights {name!r}") from error
+    path = folder / Path(weights.url).name
+    if not _is_as_recorded(path, say):
+        path.unlink(missing_ok=True)
+    try:
+        state = weights.get_state_dict(
+            progress=False, check_hash=True, weights_only=True, map_location="cpu", model_dir=str(folder)
+        )
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise NotAtHandError(
+            f"{weights.url} can't be downloaded ({getattr(error, 'reason', error)}): try again, or set the row's `file`"
+        ) from error
+    except RuntimeError as error:
+        path.unlink(missing_ok=True)
+        raise UserError(f"{weights.url}: {error}: run again to fetch it again") from error
+    _record(path)
+    return state, path
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _recorded(path: Path) -> str | None:
+    return _note(path).read_text(encoding="utf-8").strip() if _note(path).exists() else None
+
+
+def _record(path: Path) -> None:
+    with write_whole(_note(path)) as part:
+        part.write_text(f"{sha256(path)}\n", encoding="utf-8")
+
+
+def _is_as_recorded(path: Path, say: Callable[[str], None]) -> bool:
+    if not path.exists() or _recorded(path) is None:
+        return False
+    if sha256(path) == _recorded(path):
+        return True
+    say(f"{path} is not what it was when first used (truncated or changed): it is fetched again")
+    return False
+
+
+def to_torchvision(
+    files: Iterable[tuple[str, dict[str, Any]]], network: dict[str, Any], layout: str = "auto"
+) -> tuple[State, list[str]]:
+    """A ResNet's state dict with torchvision's names, from the contents of one or several checkpoint files.
+
+    Args:
+        files: name and contents of each: a whole net, or a backbone and a linear head.
+        network: the config's `network` section, which tells what tensors the net has.
+        layout: one of `PREFIXES`, or "auto" for any of them.
+
+    Returns:
+        the state dict, and what was left out of it: projection heads, predictors, momentum encoders.
+
+    Raises:
+        UserError: another layout, or tensors that are missing, surplus or of another shape; all named.
+    """
+    state: State = {}
+    dropped: list[str] = []
+    names = []
+    for name, contents in files:
+        names.append(name)
+        for wrapper in WRAPPERS:
+            contents = contents[wrapper] if isinstance(contents.get(wrapper), dict) else contents
+        tensors = {key: value for key, value in contents.items() if isinstance(value, Tensor)}
+        found = next(
+            (known for known, prefix in PREFIXES.items() if f"{prefix}conv1.weight" in tensors), None
+        )
+        if found is None:
+            head = {match[1]: key for key in tensors if (match := LINEAR_HEAD.fullmatch(key))}
+            state |= {f"fc.{part}": tensors.pop(key) for part, key in head.items()}
+            if not head or tensors:
+                surplus = ", ".join(tensors) or "no tensors"
+                raise UserError(
+                    f"checkpoint {name} is neither a ResNet nor a linear head: it holds {surplus}"
+                )
+            continue
+        if layout not in ("auto", found):
+            raise UserError(
+                f"checkpoint {name} is in the layout {found}, not {layout}: set the row's `layout`"
+            )
+        prefix = PREFIXES[found]
+        for key, tensor in tensors.items():
+            own = key.removeprefix(prefix)
+            beside = bool(prefix) and not key.startswith(prefix)  # predictor, momentum encoder
+            if beside or PROJECTION.match(own):
+                dropped.append(key)
+            else:
+                state[own] = tensor
+    return _fitting(state, network, ", ".join(names)), dropped
+
+
+def _fitting(state: State, network: dict[str, Any], names: str) -> State:
+    """The state dict, if it has just the tensors of the net; counters that old files lack are set to zero."""
+    classes = len(state["fc.weight"]) if "fc.weight" in state else 1000
+    with torch.device("meta"):
+        expected = build(network, classes).state_dict()
+    counters = {key: torch.tensor(0) for key in expected if key.endswith(".num_batches_tracked")}
+    state = counters | state
+    wrong = {
+        "missing": [key for key in expected if key not in state],
+        "surplus": [key for key in state if key not in expected],
+        "of another shape": [
+            f"{key} {tuple(tensor.shape)}"
+            for key, tensor in state.items()
+            if key in expected and tensor.shape != expected[key].shape
+        ],
+    }
+    if any(wrong.values()):
+        told = "; ".join(f"{how}: {', '.join(keys)}" for how, keys in wrong.items() if keys)
+        raise UserError(f"checkpoint {names} doesn't fit the net: {told}")
+    return {key: state[key] for key in expected}
+
+
+def gather(
+    weights: dict[str, Any], folder: Path, say: Callable[[str], None] = print
+) -> tuple[State, dict[str, Any]]:
+    """A row's net from where its config says, and what to keep about it: its files' hashes, what was dropped.
+
+    Args:
+        weights: as `ResNetSettings.weights` gives them.
+        folder: where downloads are kept.
+    """
+    if weights.get("file"):
+        given = weights["file"]
+        paths = [Path(path) for path in ([given] if isinstance(given, str) else given)]
+    elif weights["source"] == "download":
+        paths = [fetch(url, folder, say) for url in weights["urls"]]
+    elif weights["source"] == "torchvision":
+        state, path = from_torchvision(weights["weights"], folder, say)
+        files, paths = [(path.name, state)], [path]
+    else:
+        raise NotAtHandError("no checkpoint is at hand: set the row's `file`")
+    if weights.get("source") != "torchvision":
+        files = [(str(path), read_tensors(path)) for path in paths]
+    state, dropped = to_torchvision(files, weights["network"], weights["layout"])
+    return state, {
+        "classes": len(state["fc.weight"]),
+        "files": {path.name: sha256(path) for path in paths},
+        "dropped": dropped,
+    }
