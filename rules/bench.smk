@@ -6,6 +6,21 @@ localrules:
     bench,
 
 
+def paper_grid(wildcards):
+    """What the benchmark has to know of the paper's grid, to say how long it would take."""
+    paper = Settings.of({**config, "scale": "paper", "seeds": None})
+    models = [paper.models[model] for model in paper.table("table2")]
+    how = [model.stage("training") for model in models]
+    return {
+        "width": models[0].given["network"]["width"],
+        "epochs": how[0]["epochs"],
+        "images": 50_000,
+        "seeds": len(paper.all_seeds),
+        "pairs": len(paper.types_paired),
+        "invariance_from": [stage["invariance_from"] for stage in how],
+    }
+
+
 rule bench:
     log:
         "results/bench/logs/bench.log",
@@ -15,8 +30,6 @@ rule bench:
         "../envs/relusym.yaml"
     threads: lambda wildcards: workflow.cores
     resources:
-        mem_mb=12000,
-        runtime=60,
         gpu=GPU,
     params:
         settings=SETTINGS.config["bench"],

@@ -1,4 +1,4 @@
-# The images of the scale, prepared once: one file of uint8 arrays.
+# Images, prepared once for each source: one file of uint8 arrays.
 
 
 localrules:
@@ -7,21 +7,17 @@ localrules:
 
 rule prepare_data:
     output:
-        "data/{dataset}.safetensors",
+        update("data/{dataset}.safetensors"),
     log:
         "data/{dataset}.log",
-    benchmark:
-        "data/{dataset}.tsv"
-    wildcard_constraints:
-        dataset=SETTINGS.dataset,
     conda:
         "../envs/relusym.yaml"
     threads: 2
     resources:
         mem_mb=4000,
-        runtime=30,
+        runtime=120,
     params:
-        data=SETTINGS.config["scales"][SETTINGS.scale]["data"],
-        cifar10=SETTINGS.config["cifar10"],
+        spec=lambda w: SETTINGS.preparation(w.dataset)[0],
+        key=lambda w: SETTINGS.preparation(w.dataset)[1],
     script:
         "../workflow_scripts/prepare_data.py"

@@ -1,30 +1,28 @@
-# Merging every net with its flipped self (the GCNN barrier, Table 2) and with other nets (Table 4).
+# Merging every net with its flipped self (the GCNN barrier, Tables 2, 3 and 5) and with other nets (Table 4).
 
 
 rule flip_merge:
     input:
-        nets=lambda w: checkpoints_to_merge(FLIP_RECORD.format(**w), [(w.model, w.seed)]),
-        data=lambda w: data_for(is_needed(FLIP_RECORD.format(**w))),
-        changed=lambda w: outdated(FLIP_RECORD.format(**w)),
+        unpack(lambda w: inputs_if_needed(FLIP.format(**w))),
     output:
-        record=FLIP_RECORD,
-        filters=FILTERS_FILE,  # small arrays, what the figures of filters are drawn from
+        record=update(FLIP),
+        filters=update(FILTERS),  # small arrays, what the figures of filters are drawn from
     log:
-        f"{LOGS}/flip_merge/{{model}}-{{seed}}.log",
+        f"{LOGS}/flip_merge/{{matching}}{{model}}-{{seed}}.log",
     benchmark:
-        f"{BENCHMARKS}/flip_merge/{{model}}-{{seed}}.tsv"
+        f"{BENCHMARKS}/flip_merge/{{matching}}{{model}}-{{seed}}.tsv"
     conda:
         "../envs/relusym.yaml"
     threads: SETTINGS.config["threads"]
     resources:
-        mem_mb=growing(6000),
-        runtime=growing(30),
+        mem_mb=lambda w, attempt: (16000 if on_imagenet(w.model) else 6000) * attempt,
+        runtime=lambda w, attempt: (240 if on_imagenet(w.model) else 30) * attempt,
         gpu=GPU,
     params:
-        nets=[CHECKPOINT],
-        data=DATA,
-        settings=lambda w: SETTINGS.merge([w.model]),
-        filters=lambda w: SETTINGS.filters(w.model),
+        settings=lambda w: RESULTS.jobs[FLIP.format(**w)].settings,
+        label=lambda w: SETTINGS.label(w.model),
+        batch_size=lambda w: SETTINGS.models[w.model].given["merging"]["batch_size"],
+        images_in_use=lambda w: RESULTS.images_in_use(RESULTS.prepared(w.model)),
         device=SETTINGS.config["device"],
         jobs_per_gpu=JOBS_PER_GPU,
     script:
@@ -33,31 +31,25 @@ rule flip_merge:
 
 rule pair_merge:
     input:
-        nets=lambda w: checkpoints_to_merge(
-            PAIR_RECORD.format(**w), [(w.model_1, w.seed_1), (w.model_2, w.seed_2)]
-        ),
-        data=lambda w: data_for(is_needed(PAIR_RECORD.format(**w))),
-        changed=lambda w: outdated(PAIR_RECORD.format(**w)),
+        unpack(lambda w: inputs_if_needed(PAIR.format(**w))),
     output:
-        record=PAIR_RECORD,
+        record=update(PAIR),
     log:
-        f"{LOGS}/pair_merge/{{model_1}}-{{seed_1}}--{{model_2}}-{{seed_2}}.log",
+        f"{LOGS}/pair_merge/{{matching}}{{model_1}}-{{seed_1}}--{{model_2}}-{{seed_2}}.log",
     benchmark:
-        f"{BENCHMARKS}/pair_merge/{{model_1}}-{{seed_1}}--{{model_2}}-{{seed_2}}.tsv"
+        f"{BENCHMARKS}/pair_merge/{{matching}}{{model_1}}-{{seed_1}}--{{model_2}}-{{seed_2}}.tsv"
     conda:
         "../envs/relusym.yaml"
     threads: SETTINGS.config["threads"]
     resources:
-        mem_mb=growing(6000),
-        runtime=growing(30),
+        mem_mb=lambda w, attempt: (16000 if on_imagenet(w.model_1) else 6000) * attempt,
+        runtime=lambda w, attempt: (240 if on_imagenet(w.model_1) else 30) * attempt,
         gpu=GPU,
     params:
-        nets=[
-            CHECKPOINT.replace("{model}-{seed}", "{model_1}-{seed_1}"),
-            CHECKPOINT.replace("{model}-{seed}", "{model_2}-{seed_2}"),
-        ],
-        data=DATA,
-        settings=lambda w: SETTINGS.merge([w.model_1, w.model_2]),
+        settings=lambda w: RESULTS.jobs[PAIR.format(**w)].settings,
+        label=lambda w: SETTINGS.label(w.model_1),
+        batch_size=lambda w: SETTINGS.models[w.model_1].given["merging"]["batch_size"],
+        images_in_use=lambda w: RESULTS.images_in_use(RESULTS.prepared(w.model_1)),
         device=SETTINGS.config["device"],
         jobs_per_gpu=JOBS_PER_GPU,
     script:

@@ -1,107 +1,80 @@
-# Tables 1, 2 and 4 from records alone, and the table of what each kind of job cost.
-# A table is made again if the code that lays it out is newer.
-LIBRARY = f"{workflow.basedir}/workflow_scripts/relusym"
-TABLE_CODE = [f"{LIBRARY}/findings/tables.py", *(f"{LIBRARY}/findings/paper/table{number}.csv" for number in (1, 2, 4))]
+# The tables and the figures, from records and the arrays beside them alone. What each of them shows is said in
+# relusym/experiments/shown.py, how it is made in relusym/findings. They show the present config, records and code: each has a
+# note of what it was made from (relusym/findings/made.py), and is made again if that is another now.
+TITLES = {"costs": "Costs and provenance", "provenance": "Costs and provenance", "theory": "Theory"}
+TITLES |= dict.fromkeys(("comparison", "claims"), "Comparison with the paper")
+CSVS = {"figure4": [".csv"], "zero_filters": [".csv", "_by_net.csv"]}
 
 
-localrules:
-    table1,
-    table2,
-    table4,
-    costs,
+def files(name):
+    """A table's or figure's files; the first is what the report shows, by the caption `report/<name>.rst`."""
+    shown = re.sub(r"\B(?=\d)", " ", name.capitalize().replace("_", "-"))  # table2: Table 2
+    if name in TABLES:
+        stem, first, others = f"{FOLDER}/tables/{name}", ".html", [".csv", ".md", ".tex"]
+        category, label = TITLES.get(name, "Tables"), {"table": shown}
+    else:
+        stem, first, others = f"{FOLDER}/figures/{name}", ".png", [".pdf", *CSVS.get(name, [])]
+        category, label = "Figures", {"figure": shown}
+    caption = f"../report/{name}.rst"
+    page = report(update(f"{stem}{first}"), caption=caption, category=category, labels=label)
+    return [page, *(update(f"{stem}{ending}") for ending in others)]
 
 
-rule table1:
+def note(name):
+    return f"{FOLDER}/made_from/{name}.sha256"
+
+
+def made_of(name):
+    """What a table or figure is made of; it is made again if that has changed, or will in this run."""
+    inputs = shown.inputs(RESULTS, name)
+    everything = [file for several in inputs.values() for file in several]
+    if workflow.is_main_process:
+        records = [file for file in everything if file in RESULTS.jobs]
+        changes = any(is_made_now(record) for record in records) or any(not Path(f).exists() for f in everything)
+        if changes or not made.is_current(note(name), made.fingerprint(shown.about(SETTINGS, name), everything)):
+            force(note(name))
+    return {kind: [ancient(file) for file in several] for kind, several in inputs.items()}
+
+
+for name in [*shown.tables(SETTINGS), *shown.figures(SETTINGS)]:
+
+    rule:
+        name:
+            name
+        input:
+            unpack(lambda w, name=name: made_of(name)),
+        output:
+            files(name),
+            note=update(note(name)),
+        log:
+            f"{LOGS}/{name}.log",
+        localrule: True
+        conda:
+            "../envs/relusym.yaml"
+        params:
+            about=shown.about(SETTINGS, name),
+        script:
+            "../workflow_scripts/table.py" if name in TABLES else "../workflow_scripts/figure.py"
+
+
+rule filter_pairs:  # for any net: snakemake results/<scale>/figures/filters/conv2-gcnn-3.png
     input:
-        train=TRAIN_RECORDS,
-        changed=changed(*TRAIN_RECORDS),
-        code=TABLE_CODE,
+        filters=ancient(FILTERS.replace("{matching}", "")),
     output:
-        table("table1"),
+        multiext(f"{FOLDER}/figures/filters/{{layer}}-{{model}}-{{seed}}", ".png", ".pdf"),
     log:
-        f"{LOGS}/table1.log",
-    benchmark:
-        f"{BENCHMARKS}/tables/table1.tsv"
+        f"{LOGS}/filter_pairs/{{layer}}-{{model}}-{{seed}}.log",
+    localrule: True
+    wildcard_constraints:
+        layer="conv1|conv2",
     conda:
         "../envs/relusym.yaml"
-    resources:
-        mem_mb=1000,
-        runtime=10,
     params:
-        models=SETTINGS.models,
-        notes=NOTES,
+        about=lambda w: {
+            **shown.about(SETTINGS, "figure5" if "figure5" in shown.figures(SETTINGS) else "zero_filters"),
+            "models": [w.model],
+            "layer": w.layer,
+            "flipped_back": False,
+        },
     script:
-        "../workflow_scripts/table1.py"
-
-
-rule table2:
-    input:
-        train=TRAIN_RECORDS,
-        flip_merge=FLIP_RECORDS,
-        changed=changed(*TRAIN_RECORDS, *FLIP_RECORDS),
-        code=TABLE_CODE,
-    output:
-        table("table2"),
-    log:
-        f"{LOGS}/table2.log",
-    benchmark:
-        f"{BENCHMARKS}/tables/table2.tsv"
-    conda:
-        "../envs/relusym.yaml"
-    resources:
-        mem_mb=1000,
-        runtime=10,
-    params:
-        models=SETTINGS.models,
-        notes=NOTES,
-    script:
-        "../workflow_scripts/table2.py"
-
-
-rule table4:
-    input:
-        pair_merge=PAIR_RECORDS,
-        changed=changed(*PAIR_RECORDS),
-        code=TABLE_CODE,
-    output:
-        table("table4"),
-    log:
-        f"{LOGS}/table4.log",
-    benchmark:
-        f"{BENCHMARKS}/tables/table4.tsv"
-    conda:
-        "../envs/relusym.yaml"
-    resources:
-        mem_mb=1000,
-        runtime=10,
-    params:
-        pairs=SETTINGS.types_paired,
-        notes=NOTES,
-    script:
-        "../workflow_scripts/table4.py"
-
-
-rule costs:
-    input:
-        TRAIN_RECORDS,
-        FLIP_RECORDS,
-        PAIR_RECORDS,
-        list(RESNET_MERGE),
-        changed=changed(*TRAIN_RECORDS, *FLIP_RECORDS, *PAIR_RECORDS, *RESNET_MERGE),
-        code=TABLE_CODE,
-    output:
-        table("costs", "Costs and provenance"),
-    log:
-        f"{LOGS}/costs.log",
-    benchmark:
-        f"{BENCHMARKS}/tables/costs.tsv"
-    conda:
-        "../envs/relusym.yaml"
-    resources:
-        mem_mb=1000,
-        runtime=10,
-    params:
-        benchmarks=BENCHMARKS,
-        kinds=list(JOBS),
-    script:
-        "../workflow_scripts/costs.py"
+        "../workflow_scripts/figure.py"

@@ -1,9 +1,5 @@
-# The paper's statements, each demonstrated by a module of relusym.theory; `snakemake theory` does all, `snakemake
-# lemma_2_2` one.
-
-
-localrules:
-    theory,
+# The records that are of no net: the paper's statements, each demonstrated by a module of relusym.theory (`snakemake theory`
+# does all, `snakemake lemma_2_2` one), and the training of Figure 3.
 
 
 for name in STATEMENTS:
@@ -12,47 +8,38 @@ for name in STATEMENTS:
         name:
             name
         input:
-            changed=outdated(THEORY_RECORD.format(statement=name)),
+            unpack(lambda w, record=RESULTS.other_record("theory", name): inputs_if_needed(record)),
         output:
             record=report(
-                THEORY_RECORD.format(statement=name),
+                update(RESULTS.other_record("theory", name)),
                 caption=f"../report/{name}.rst",
                 category="Theory",
                 labels={"statement": name.replace("_", " ", 1).replace("_", ".").title()},
             ),
         log:
             f"{LOGS}/theory/{name}.log",
-        benchmark:
-            f"{BENCHMARKS}/theory/{name}.tsv"
         localrule: True
         conda:
             "../envs/relusym.yaml"
-        resources:
-            mem_mb=2000,
-            runtime=10,
         params:
             settings=SETTINGS.theory(name),
         script:
-            "../workflow_scripts/theory_record.py"
+            "../workflow_scripts/statement.py"
 
 
-rule theory:
+rule flipped_training:
     input:
-        records=[THEORY_RECORD.format(statement=name) for name in STATEMENTS],
-        changed=changed(*[THEORY_RECORD.format(statement=name) for name in STATEMENTS]),
-        code=TABLE_CODE,
+        unpack(lambda w: inputs_if_needed(FIGURE_3)),
     output:
-        table("theory", "Theory", {"statement": "All statements"}),
+        record=update(FIGURE_3),
     log:
-        f"{LOGS}/theory.log",
-    benchmark:
-        f"{BENCHMARKS}/tables/theory.tsv"
+        f"{LOGS}/flipped_training.log",
+    localrule: True
     conda:
         "../envs/relusym.yaml"
-    resources:
-        mem_mb=1000,
-        runtime=10,
+    threads: SETTINGS.config["threads"]
     params:
-        notes=[f"Random draws from seed {SETTINGS.config['theory']['seed']}"],
+        settings=SETTINGS.flipped_training(),
+        label=SETTINGS.label(),
     script:
-        "../workflow_scripts/theory.py"
+        "../workflow_scripts/flipped_training.py"

@@ -1,28 +1,64 @@
-# One training a model type and seed: its checkpoint and its record.
+# One net a model and seed: trained, or read from weights that others trained; its checkpoint and its record.
+
+
+localrules:
+    weights,
+
+
+def on_imagenet(unit):
+    return SETTINGS.model_of(unit).given["data"]["dataset"] == "imagenet"
+
+
+def processes(unit):
+    """How many processes make a net together, each on a GPU of its own."""
+    return SETTINGS.running(unit).get("processes", 1)
+
+
+def cores(unit):
+    """A core for each process that computes or reads image files."""
+    workers = SETTINGS.running(unit).get("workers", 0)
+    return max(SETTINGS.config["threads"], workers) * processes(unit)
+
+
+rule weights:  # needs the internet
+    output:
+        update(f"{FOLDER}/weights/{{model}}.safetensors"),
+    log:
+        f"{LOGS}/weights/{{model}}.log",
+    conda:
+        "../envs/relusym.yaml"
+    params:
+        settings=lambda w: SETTINGS.train(w.model),
+        cache="data/weights",
+    script:
+        "../workflow_scripts/weights.py"
 
 
 rule train:
     input:
-        data=lambda w: data_for(is_trained_now((w.model, int(w.seed)))),
-        changed=lambda w: outdated(TRAIN_RECORD.format(**w)),
+        unpack(lambda w: inputs_if_needed(TRAIN.format(**w))),
     output:
-        checkpoint=CHECKPOINT,
-        record=TRAIN_RECORD,
+        checkpoint=update(CHECKPOINT),
+        record=update(TRAIN),
     log:
-        f"{LOGS}/train/{{model}}-{{seed}}.log",
+        f"{LOGS}/train/{{unit}}-{{seed}}.log",
     benchmark:
-        f"{BENCHMARKS}/train/{{model}}-{{seed}}.tsv"
+        f"{BENCHMARKS}/train/{{unit}}-{{seed}}.tsv"
     conda:
         "../envs/relusym.yaml"
-    threads: SETTINGS.config["threads"]
+    threads: lambda w: cores(w.unit)
     resources:
-        mem_mb=growing(4000),
-        runtime=growing(120),
-        gpu=GPU,
+        mem_mb=lambda w, attempt: (8000 * processes(w.unit) if on_imagenet(w.unit) else 4000) * attempt,
+        # out of time, a training goes on from its saved state
+        runtime=lambda w, attempt: 1440 if on_imagenet(w.unit) else 120 * attempt,
+        gpu=lambda w: GPU * processes(w.unit),
     params:
-        data=DATA,
-        settings=lambda wildcards: SETTINGS.train(wildcards.model),
-        state=f"{RESULTS}/states/{{model}}-{{seed}}",
+        settings=lambda w: SETTINGS.train(w.unit),
+        running=lambda w: SETTINGS.running(w.unit),
+        folder=lambda w: SETTINGS.imagenet["train"] if on_imagenet(w.unit) else None,
+        label=lambda w: SETTINGS.label(SETTINGS.model_of(w.unit).id),
+        images_in_use=lambda w: RESULTS.images_in_use(RESULTS.jobs[TRAIN.format(**w)].prepared),
+        state=f"{FOLDER}/states/{{unit}}-{{seed}}",
         device=SETTINGS.config["device"],
         jobs_per_gpu=JOBS_PER_GPU,
     script:

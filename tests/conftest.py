@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 torch.set_num_threads(1)  # nets this small only lose by more, and a busy machine makes them crawl
 
@@ -42,7 +43,7 @@ class Clone:
 
     def as_committed(self, made: "Clone") -> "Clone":
         """`made`, with the committed results of this one: no checkpoints, no data, times as git leaves them."""
-        kept = shutil.ignore_patterns("checkpoints", "states", "logs")
+        kept = shutil.ignore_patterns("checkpoints", "states", "logs", "weights")
         shutil.copytree(self.folder / "results", made.folder / "results", ignore=kept)
         order = random.Random(0)
         for path in sorted(path for path in made.folder.rglob("*") if path.is_file()):
@@ -77,7 +78,103 @@ class Clone:
         )
 
 
+MODELS = ("cnn", "gcnn")
+PAIRS = [["cnn", "gcnn"], ["gcnn", "gcnn"]]
+TINY = {
+    "seeds": "0-1",
+    "data": {"dataset": "generated", "train_images": 400, "test_images": 200, "seed": 0},
+    "network": {"width": 0.03125, "initialization": "he"},
+    "training": {
+        "epochs": 3,
+        "batch_size": 10,
+        "learning_rate": 0.01,
+        "crop_padding": 2,
+        "invariance_weight": 0.3,
+        "precision": "float32",
+    },
+    "merging": {"images": 100, "invariance_images": 50, "batch_size": 50},
+    "families": {
+        "resnet": {
+            "network": {"width": 0.125},
+            "training": {
+                "epochs": 5,
+                "batch_size": 40,
+                "learning_rate": 0.02,
+                "schedule": "cosine",
+                "warmup_epochs": 0,
+            },
+            "pretraining": {"epochs": 1, "dimensions": 32, "bottleneck": 8},
+            "linear": {"epochs": 3, "learning_rate": 0.15},
+            "merging": {"images": 200, "batch_size": 100},
+        }
+    },
+    "figure9": "old",
+    "models": {
+        "old": {"family": "resnet", "image_size": 32, "paper": "torchvision_old"},
+        "simsiam_odd": {
+            "family": "resnet",
+            "image_size": 33,
+            "paper": "simsiam_225",
+            "recipe": ["pretraining", "linear"],
+        },
+    },
+}
+
+
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory) -> Callable[[], Clone]:
     """A function that makes a fresh clone of the workflow."""
     return lambda: Clone(tmp_path_factory.mktemp("clone"))
+
+
+def set_to_tiny(made: Clone) -> Clone:
+    """The clone, set to two types of VGG11 and two of ResNets at the scale `tiny`."""
+    given = yaml.safe_load((made.folder / "config.yaml").read_text(encoding="utf-8"))
+    made.configure(
+        scale="tiny",
+        device="cpu",
+        models={model: given["models"][model] for model in MODELS},
+        pairs=PAIRS,
+        flipped_training={**given["flipped_training"], "steps": 2, "batch_size": 4},
+        theory={"seed": 0, "draws": dict.fromkeys(given["theory"]["draws"], 200)},
+        scales={"tiny": TINY},
+    )
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny(clone) -> Callable[[], Clone]:
+    """A function that makes a fresh clone at the scale `tiny`."""
+    return lambda: set_to_tiny(clone())
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, worker_id) -> Clone:
+    """A clone at the scale `tiny` after one whole run, made once for all processes. Tests change a copy of it alone."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared if worker_id == "master" else shared.parent
+    folder, output = shared / "finished", shared / "finished.log"
+    with FileLock(f"{folder}.lock"):
+        if not output.exists():
+            run = set_to_tiny(Clone(folder)).snakemake()
+            output.write_text(f"{run.stdout}\n{run.returncode}")
+    text, _, code = output.read_text().rpartition("\n")
+    assert code == "0", text
+    made = Clone.__new__(Clone)
+    made.folder = folder
+    return made
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Clone:
+    """A copy of the finished clone, checkpoints, images and times included."""
+    made = Clone.__new__(Clone)
+    made.folder = tmp_path / "copy"
+    shutil.copytree(finished.folder, made.folder, symlinks=True)
+    return made
+
+
+@pytest.fixture
+def committed(finished, tiny) -> Clone:
+    """A fresh clone with the finished run's committed results: no checkpoints, no data, times as git leaves them."""
+    return finished.as_committed(tiny())

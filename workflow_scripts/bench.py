@@ -8,7 +8,7 @@ import pandas as pd
 from benchmark.machine import device_name, slug
 from benchmark.side_by_side import benchmark
 from job import job
-from relusym.experiments.measuring import device_of
+from relusym.experiments.costs import device_of
 from relusym.records import write_whole
 
 

@@ -1,24 +1,27 @@
-"""Rules flip_merge and pair_merge: merge a net with its flipped self, or two nets; record, and filters of the first."""
+"""Rules flip_merge and pair_merge: merge a net with its flipped self, or two nets with each other."""
 
 from pathlib import Path
 
 from job import job
-from relusym.checkpoint import save_arrays
-from relusym.experiments.filters import measure_filters
-from relusym.experiments.measuring import device_of, measure_merge
+from relusym.experiments.costs import device_of
+from relusym.experiments.merge import merge_record
 from relusym.records import write_record
 
 with job(snakemake):
-    nets = [Path(pattern.format(**snakemake.wildcards)) for pattern in snakemake.params.nets]
-    names = {key: int(name) if key.startswith("seed") else name for key, name in snakemake.wildcards.items()}
-    measured = measure_merge(
-        nets,
-        snakemake.params.settings,
-        Path(snakemake.params.data),
-        device=device_of(snakemake.params.device),
+    w, params = snakemake.wildcards, snakemake.params
+    flip = snakemake.rule == "flip_merge"
+    names = [(w.model, int(w.seed))] if flip else [(w.model_1, int(w.seed_1)), (w.model_2, int(w.seed_2))]
+    record = merge_record(
+        names,
+        params.settings,
+        [Path(path) for path in snakemake.input.nets],
+        [Path(path) for path in snakemake.input.trained],
+        Path(snakemake.input.data),
+        params.label,
+        batch_size=params.batch_size,
+        device=device_of(params.device),
+        in_use=params.images_in_use,
+        filters=Path(snakemake.output.filters) if flip else None,
     )
-    record = {"kind": snakemake.rule, **names, **measured}
-    if filters := snakemake.output.get("filters"):
-        save_arrays(filters, *measure_filters(nets[0], record, snakemake.params.filters))
     write_record(snakemake.output.record, record)
-    print(f"{snakemake.output.record}: {measured['status']}, barrier {measured.get('barrier')}")
+    print(f"{snakemake.output.record}: {record['status']}, barrier {record.get('barrier')}")

@@ -1,4 +1,4 @@
-"""Rule train: train one net, and write its checkpoint and its record."""
+"""Rule train: make one net, and write its checkpoint and its record."""
 
 import hashlib
 import json
@@ -6,35 +6,53 @@ import sys
 from pathlib import Path
 
 from job import job
-from relusym.experiments.measuring import device_of, train_net
-from relusym.jobs.interruption import Interruption
+from relusym.experiments.costs import device_of
+from relusym.experiments.train import train_record, weights_record
+from relusym.experiments.train_process import as_job
+from relusym.interruption import Interruption
 from relusym.records import write_record
+from relusym.training.distributed import launch
 from relusym.training.progress import report_to
 
 terminal = sys.stderr
-with job(snakemake) as lock, Interruption() as interrupted:
-    wildcards, settings = snakemake.wildcards, snakemake.params.settings
-    name = f"{wildcards.model}-{wildcards.seed}"
-    # another config never goes on from this state
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    tell = report_to(name, terminal)
+with job(snakemake) as lock, Interruption() as warned:
+    w, params, inputs = snakemake.wildcards, snakemake.params, snakemake.input
+    settings, device = params.settings, device_of(params.device)
+    given = {
+        "unit": w.unit,
+        "seed": int(w.seed),
+        "settings": settings,
+        "data": Path(inputs.data),
+        "label": params.label,
+        "to": Path(snakemake.output.checkpoint),
+        "device": device,
+        "in_use": params.images_in_use,
+    }
 
-    def report(progress):
+    def interrupted():
         lock.check()
-        tell(progress)
+        return warned()
 
-    record = train_net(
-        wildcards.model,
-        int(wildcards.seed),
-        settings,
-        Path(snakemake.params.data),
-        Path(snakemake.output.checkpoint),
-        device=device_of(snakemake.params.device),
-        state=Path(f"{snakemake.params.state}-{key}.safetensors"),
-        interrupted=interrupted,
-        report=report,
-    )
+    if weights := inputs.get("weights"):
+        given["model"] = given.pop("unit")
+        record = weights_record(**given, weights=Path(weights))
+    else:
+        # other settings never go on from this state
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        given |= {
+            "save_every": params.running["save_every"],
+            "workers": params.running["workers"],
+            "folder": Path(params.folder) if params.folder else None,
+            "start": Path(inputs.nets[0]) if inputs.get("nets") else None,
+            "started": Path(inputs.trained[0]) if inputs.get("trained") else None,
+            "state": Path(f"{params.state}-{key}.safetensors"),
+        }
+        processes = settings["training"]["processes"]
+        if processes == 1:
+            report = report_to(f"{w.unit}-{w.seed}", terminal)
+            record = train_record(**given, interrupted=interrupted, report=report)
+        else:
+            module, restarts = "relusym.experiments.train_process", params.running["restarts"]
+            record = launch(module, as_job(given), processes, restarts, device=device, interrupted=interrupted)
     write_record(snakemake.output.record, record)
-    print(
-        f"{name}: {record['status']}, accuracy {record['accuracy']}, invariance error {record['invariance_error']}"
-    )
+    print(f"{w.unit}-{w.seed}: {record['status']}, accuracy {record['accuracy']}")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,11 +13,9 @@ from typing import Any
 from relusym.errors import UserError
 
 FIELDS = {
-    "train": ("status", "model", "seed", "settings", "accuracy", "invariance_error", "outputs", "cost"),
-    "flip_merge": ("status", "model", "seed", "settings", "inputs", "cost"),
-    "pair_merge": ("status", "model_1", "seed_1", "model_2", "seed_2", "settings", "inputs", "cost"),
-    "resnet_train": ("status", "row", "stage", "settings", "outputs", "history", "data_wait_share", "cost"),
-    "resnet_merge": ("status", "row", "settings", "inputs", "cost"),
+    "train": ("status", "model", "seed", "settings", "inputs", "outputs", "accuracy", "history", "cost"),
+    "flip_merge": ("status", "model", "seed", "settings", "inputs", "outputs", "cost"),
+    "pair_merge": ("status", "model_1", "seed_1", "model_2", "seed_2", "settings", "inputs", "outputs", "cost"),
     "flipped_training": ("settings", "inputs", "largest_difference", "runs", "paths", "cost"),
     "theory": (
         *("statement", "claim", "holds", "draws", "tested", "largest_violation", "counterfactual"),
@@ -24,6 +23,7 @@ FIELDS = {
     ),
 }
 # of a merge, if it is ok
+NUMBERS = re.compile(r"\[\n[-+.,\deE\s]*\]")  # a raw line break is in no string
 MEASURED = ("accuracy", "barrier", "absolute_barrier", "permutations", "checks")
 
 
@@ -70,6 +70,7 @@ def sha256(path: str | Path) -> str:
 def write_record(path: str | Path, record: dict[str, Any]) -> None:
     """Write `record` as JSON; not-a-number and infinity are refused, since JSON has neither."""
     text = json.dumps(record, indent=1, allow_nan=False)
+    text = NUMBERS.sub(lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text)  # a permutation is one line
     with write_whole(path) as part:
         part.write_text(text + "\n", encoding="utf-8")
 

@@ -1,73 +1,16 @@
-"""Filters of a net and of its permuted flipped net: small arrays, so that figures need no checkpoint.
-
-Arrays alone, without PyTorch: what reads them back starts in an instant.
-"""
-
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+"""Filters of a net and of its permuted flipped net: small arrays beside the record, so that figures need no checkpoint."""
 
 import numpy as np
+import torch
+from torch import nn
 
-from relusym import checkpoint
-from relusym.errors import UserError
+from relusym.merging.channel_groups import channel_groups
+from relusym.merging.kernel_constraint import filters_and_matches
 from relusym.randomness import stream
-from relusym.records import sha256
+from relusym.symmetry import Symmetry
 
-Record = dict[str, Any]
-
-DRAWN = ("conv1", "conv2")
+DRAWN = 2  # convs, from the first on, whose filters are kept and not only their norms
 RGB = 3
-
-
-@dataclass(frozen=True)
-class Filters:
-    """What is kept of one net's filters.
-
-    Attributes:
-        model, seed: the net.
-        status, reason: "ok", or "left_out" with the reason; then there are no arrays.
-        drawn: "conv1" and "conv2" → float16 (2, c, 3, 3, 3), RGB filters of the net and, at the same places, of its
-            permuted flipped net; conv 2's input channels are projected to RGB.
-        permutations: "conv1" and "conv2" → int16 (c,): channel i goes with channel `permutation[i]` of the flipped net.
-        norms: conv name → float32 (c,), Frobenius norm of each whole filter.
-        constraint: conv name → by how much τ(ψ) = P₁ψP₀ᵀ (equation (3)) fails, ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖.
-    """
-
-    model: str
-    seed: int
-    status: str
-    reason: str | None
-    drawn: dict[str, np.ndarray]
-    permutations: dict[str, np.ndarray]
-    norms: dict[str, np.ndarray]
-    constraint: dict[str, float]
-
-
-def kernels(state: dict[str, np.ndarray], group_convs: int) -> dict[str, np.ndarray]:
-    """Every conv's whole kernel (c_out, c_in, 3, 3), group convs written out as by `RegularConv2d.kernel`.
-
-    Args:
-        state: a VGG11's state dict.
-        group_convs: how many convs, from the first on, are horizontal-flip group convs.
-    """
-    written = {}
-    for number in range(1, 1 + sum(name.endswith(".weight") and "conv" in name for name in state)):
-        psi = state[f"features.conv{number}.weight"]
-        if number <= group_convs:
-            shifted = psi if number == 1 else np.roll(psi, psi.shape[1] // 2, axis=1)
-            psi = np.concatenate([psi, shifted[..., ::-1]])
-        written[f"conv{number}"] = psi
-    return written
-
-
-def permuted_flipped(psi: np.ndarray, after: np.ndarray, before: np.ndarray | None) -> np.ndarray:
-    """A flipped kernel with its output and input channels permuted to match those of `psi` (c_out, c_in, 3, 3)."""
-    psi = psi[after, ..., ::-1]
-    return psi if before is None else psi[:, before]
 
 
 def projection_to_rgb(channels: int, seed: int) -> np.ndarray:
@@ -76,105 +19,37 @@ def projection_to_rgb(channels: int, seed: int) -> np.ndarray:
     return rng.standard_normal((RGB, channels)) / np.sqrt(channels)
 
 
-def measure_filters(
-    path: Path, flip_record: Record, settings: Record
-) -> tuple[dict[str, np.ndarray], Record]:
-    """The arrays kept of a net, and what they are of; both for `checkpoint.save_arrays`.
+def filter_arrays(
+    net: nn.Module,
+    symmetry: Symmetry,
+    permutations: dict[str, list[int]],
+    image_shape: tuple[int, ...],
+    projection_seed: int,
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """What is kept of a net's filters, as `findings.filters.Filters` describes it, and by how much equation (3) fails.
 
     Args:
-        path: the net's checkpoint.
-        flip_record: the flip-merge record that was made from this checkpoint.
-        settings: as `Settings.filters` gives them.
+        net: an ordinary net.
+        permutations: group name → list: channel i goes with channel `permutation[i]` of the flipped net.
+        image_shape: of one image, (channels, height, width).
+        projection_seed: of the projection of input channels to RGB.
 
-    Raises:
-        UserError: the record was made from another checkpoint.
+    Returns:
+        arrays, and conv name → ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖.
     """
-    made_from, given = sha256(path), flip_record["inputs"]["checkpoints"][0]
-    if made_from != given:
-        raise UserError(
-            f"checkpoint {path} isn't the one that the flip_merge record of {flip_record['model']}-"
-            f"{flip_record['seed']} was made from: delete the record, and it is made again"
-        )
-    about = {
-        "kind": "filters",
-        "status": flip_record["status"],
-        "reason": flip_record.get("reason"),
-        "model": flip_record["model"],
-        "seed": flip_record["seed"],
-        "settings": settings,
-        "inputs": inputs_of(flip_record),
-    }
-    if flip_record["status"] != "ok":
-        return {}, about
-    state, trained = checkpoint.load_arrays(path)
-    permutations = {name: np.array(order, np.int16) for name, order in flip_record["permutations"].items()}
-    arrays, constraint, before = {}, {}, None
-    for name, psi in kernels(state, trained["settings"]["network"]["group_convs"]).items():
-        both = np.stack([psi, permuted_flipped(psi, permutations[name], before)])
-        constraint[name] = float(np.linalg.norm(both[1] - both[0]) / np.linalg.norm(psi))
+    groups = channel_groups(net, image_shape)
+    given = {name: torch.tensor(permutation) for name, permutation in permutations.items()}
+    group_of = {place.tensor.removesuffix(".weight"): group.name for group in groups for place in group.places if place.dim == 0}
+    arrays, constraint = {}, {}
+    for number, (conv, pair) in enumerate(filters_and_matches(net, symmetry, groups, given).items()):
+        name = conv.removeprefix("features.")
+        psi, matched = (kernel.cpu().numpy() for kernel in pair)
+        constraint[name] = float(np.linalg.norm(matched - psi) / np.linalg.norm(psi))
         arrays[f"norm.{name}"] = np.sqrt(np.square(psi, dtype=np.float64).sum((1, 2, 3))).astype(np.float32)
-        if name in DRAWN:
+        if number < DRAWN and "." not in name:  # of a ResNet, the stem
+            both = np.stack([psi, matched])
             if psi.shape[1] != RGB:
-                projection = projection_to_rgb(psi.shape[1], settings["projection_seed"])
-                both = np.einsum("rc,nochw->norhw", projection, both)
+                both = np.einsum("rc,nochw->norhw", projection_to_rgb(psi.shape[1], projection_seed), both)
             arrays[name] = both.astype(np.float16)  # to be looked at
-            arrays[f"permutation.{name}"] = permutations[name]
-        before = permutations[name]
-    return arrays, {**about, "kernel_constraint": constraint}
-
-
-def inputs_of(flip_record: Record) -> dict[str, str]:
-    """What of a flip-merge record the arrays depend on: its checkpoint and its permutations, by their hashes."""
-    permutations = json.dumps(flip_record.get("permutations"), sort_keys=True).encode()
-    return {
-        "checkpoint": flip_record["inputs"]["checkpoints"][0],
-        "permutations": hashlib.sha256(permutations).hexdigest(),
-    }
-
-
-def read_about(path: str | Path) -> Record:
-    """What the file's header says: kind, status, settings, inputs.
-
-    Raises:
-        UserError: it isn't a file of filters.
-    """
-    about = checkpoint.load_arrays(path, names=())[1]
-    if about.get("kind") != "filters":
-        raise UserError(f"{path} holds no filters: delete it, and it is made again")
-    return about
-
-
-def read_filters(path: str | Path) -> Filters:
-    """What `measure_filters` found, read back.
-
-    Raises:
-        UserError: the file is missing, truncated or no file of filters.
-    """
-    about = read_about(path)
-    arrays, _ = checkpoint.load_arrays(path)
-
-    def under(prefix: str) -> dict[str, np.ndarray]:
-        names = sorted(name for name in arrays if name.startswith(prefix))
-        return {name.removeprefix(prefix): arrays[name] for name in names}
-
-    return Filters(
-        about["model"],
-        about["seed"],
-        about["status"],
-        about["reason"],
-        {name: arrays[name] for name in DRAWN if name in arrays},
-        under("permutation."),
-        under("norm."),
-        about.get("kernel_constraint", {}),
-    )
-
-
-def first_kept(paths: Sequence[str | Path]) -> Filters:
-    """The first of several nets that isn't left out; the first one if all are.
-
-    Raises:
-        UserError: as `read_filters`.
-    """
-    nets = map(read_filters, paths)
-    first = next(nets)
-    return first if first.status == "ok" else next((net for net in nets if net.status == "ok"), first)
+            arrays[f"permutation.{name}"] = np.array(permutations[group_of[conv]], np.int16)
+    return arrays, constraint

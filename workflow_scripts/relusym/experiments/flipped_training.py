@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from relusym.data import image_set
-from relusym.data.augmentation import RandomCropFlip
+from relusym.data.augmentation import Augmented, shuffled
 from relusym.errors import UserError
-from relusym.experiments.measuring import Costs, training_images
+from relusym.experiments.costs import Costs
+from relusym.experiments.nets_and_images import check_images, training_images
 from relusym.merging.merge import largest_difference
 from relusym.nets.vgg import VGG11
 from relusym.randomness import generator, stream
-from relusym.records import sha256
 from relusym.symmetry import HORIZONTAL_FLIP
 
 Record = dict[str, Any]
@@ -36,11 +36,12 @@ def weights(net: nn.Module) -> Tensor:
 
 def batches(images: image_set.ImageSet, how: Record) -> Iterator[tuple[Tensor, Tensor]]:
     """Labels and normalised float32 batches (B, 3, H, W), cropped and flipped at random, without end."""
-    augmented = RandomCropFlip(images.images, how["crop_padding"], flip=True)
-    epoch = 0
+    augmented = Augmented(images.images, how["crop_padding"], HORIZONTAL_FLIP)
+    epoch, count, device = 0, len(images.labels), images.labels.device
     while True:
-        for index, x in augmented.epoch(how["batch_size"], generator(how["seed"], "Figure 3", epoch)):
-            yield images.labels[index], x
+        random = generator(how["seed"], "Figure 3", epoch)
+        for index in shuffled(count, how["batch_size"], random, device):
+            yield images.labels[index], augmented.batch(index, random)
         epoch += 1
 
 
@@ -107,18 +108,18 @@ def in_a_plane(paths: list[list[np.ndarray]]) -> list[np.ndarray]:
     ]
 
 
-def measure_flipped_training(settings: Record, data: Path, *, device: torch.device) -> Record:
-    """The record of Figure 3, without its `kind`.
+def flipped_training_record(settings: Record, data: Path, label: str, *, device: torch.device) -> Record:
+    """The record of Figure 3.
 
     Args:
         settings: as `Settings.flipped_training` gives them.
-        data: the prepared images.
+        data, label: the prepared images, and what the record calls them.
 
     In float64 the two nets agree up to rounding; in float32 rounding differs between a convolution and the flipped
     one, and training amplifies that, so both are measured.
     """
     costs = Costs(device)
-    images = training_images(data, settings, device)
+    images = training_images(data, settings["data"] | {"size": None}, label, device)
     if settings["training"]["batch_size"] > len(images.labels):
         raise UserError(
             f"flipped_training.batch_size: {settings['training']['batch_size']} is more than the "
@@ -128,8 +129,9 @@ def measure_flipped_training(settings: Record, data: Path, *, device: torch.devi
     paths = in_a_plane(runs["float64"].pop("paths"))
     runs["float32"].pop("paths")
     return {
+        "kind": "flipped_training",
         "settings": settings,
-        "inputs": {"data": sha256(data), "source": images.source},
+        "inputs": {"data": check_images(data, None), "source": label},
         "largest_difference": {name: max(run["flipped_batches"]) for name, run in runs.items()},
         "largest_difference_on_same_batches": {name: max(run["same_batches"]) for name, run in runs.items()},
         "runs": runs,

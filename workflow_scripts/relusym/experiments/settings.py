@@ -1,142 +1,23 @@
-"""The config, checked and resolved to one scale: which nets, how each is trained, what is merged with what."""
+"""The config, resolved to one scale: which nets, how each is made, what is merged with what.
 
+Nothing here imports PyTorch: Snakemake reads it at every start.
+"""
+
+import hashlib
 import json
-import math
-import re
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
-from typing import Any
+from pathlib import Path
 
-import jsonschema
-import yaml
+from relusym import paper
+from relusym.experiments import checks
+from relusym.experiments.config import laid_over, plain, seed_list, validate
+from relusym.experiments.models import Model, Section, resolved
 
-from relusym.errors import UserError
+Net = tuple[str, int]  # model and seed
 
-Net = tuple[str, int]  # model type and seed
-
-EXPONENTIAL = re.compile(r"[-+]?[0-9]+\.?[0-9]*[eE][-+]?[0-9]+")  # 1e-2, which YAML 1.1 takes for text
-
-
-def seed_list(given: int | str | list[int]) -> list[int]:
-    """The seeds meant by 3, "0-3", "0,2,5-7" or [0, 2].
-
-    Raises:
-        UserError: a seed listed twice, or a range that runs backwards.
-    """
-    if isinstance(given, int):
-        return [given]
-    seeds: list[int] = []
-    for part in given.split(",") if isinstance(given, str) else given:
-        first, _, last = str(part).partition("-")
-        if last and int(last) < int(first):
-            raise UserError(f"seeds: the range {part} runs backwards; write {last}-{first}")
-        seeds += range(int(first), int(last or first) + 1)
-    twice = [seed for seed, count in Counter(seeds).items() if count > 1]
-    if twice:
-        raise UserError(f"seeds: {twice[0]} is listed twice in {given}; list each seed once")
-    return seeds
-
-
-def plain(config: Any) -> Any:
-    """The config as plain JSON values; numbers that Snakemake's command line left as text are numbers again."""
-    if isinstance(config, dict):
-        return {key: plain(value) for key, value in config.items()}
-    if isinstance(config, list | tuple):
-        return [plain(value) for value in config]
-    if isinstance(config, str):
-        if EXPONENTIAL.fullmatch(config):
-            return float(config)
-        try:
-            value = yaml.safe_load(config) if config else config
-        except yaml.YAMLError:  # text that only looks like YAML, such as a folder named {new}
-            return config
-        config = value if value is None or isinstance(value, bool | int | float) else config
-    # JSON has no infinity or not-a-number: left as text, they are refused as no number
-    return str(config) if isinstance(config, float) and not math.isfinite(config) else config
-
-
-def validate(config: dict[str, Any]) -> None:
-    """Check a config of plain values against `config.schema.json` and for what a schema can't say.
-
-    Raises:
-        UserError: names the key, what was given and what is allowed.
-    """
-    schema = json.loads(
-        files("relusym.experiments").joinpath("config.schema.json").read_text(encoding="utf-8")
-    )
-    checker = jsonschema.Draft202012Validator(schema)
-    error = jsonschema.exceptions.best_match(checker.iter_errors(config))
-    if error is not None:
-        raise UserError(_one_line(error))
-    if config["scale"] not in config["scales"]:
-        raise UserError(f"scale: {config['scale']!r} is none of {', '.join(config['scales'])}")
-    for pair in config["pairs"]:
-        for model in pair:
-            if model not in config["models"]:
-                raise UserError(
-                    f"pairs: [{', '.join(pair)}] names {model!r}, which isn't trained; "
-                    f"the types under `models` are {', '.join(config['models'])}"
-                )
-    twice = [pair for pair, count in Counter(map(tuple, config["pairs"])).items() if count > 1]
-    if twice:
-        raise UserError(f"pairs: [{', '.join(twice[0])}] is listed twice; list each pair once")
-    for name, scale in config["scales"].items():
-        seed_list(scale["seeds"])
-        generated = scale["data"]["dataset"] == "generated"
-        if generated and (scale["data"]["train_images"] is None or "test_images" not in scale["data"]):
-            raise UserError(f"scales.{name}.data: generated images need numbers train_images and test_images")
-        if not generated and "test_images" in scale["data"]:
-            raise UserError(f"scales.{name}.data.test_images: only for generated images; remove the key")
-        width = scale["network"]["width"]
-        if width * 32 % 1:
-            raise UserError(
-                f"scales.{name}.network.width: {width} given; allowed are multiples of 1/32, so that a group conv "
-                "has a whole number of pairs of channels"
-            )
-        training = scale["training"]
-        if training["warmup_epochs"] >= training["epochs"]:
-            raise UserError(
-                f"scales.{name}.training.warmup_epochs: {training['warmup_epochs']} isn't less than the "
-                f"{training['epochs']} epochs"
-            )
-
-
-def _one_line(error: jsonschema.ValidationError) -> str:
-    """A schema error as key, given, allowed."""
-    key = ".".join(str(part) for part in error.absolute_path) or "config"
-    if error.validator == "additionalProperties":
-        allowed = list(error.schema.get("properties", {}))
-        unknown = next(name for name in error.instance if name not in allowed)
-        return f"{key}: unknown key {unknown!r}; allowed are {', '.join(allowed)}"
-    if error.validator == "required":
-        missing = next(name for name in error.validator_value if name not in error.instance)
-        return f"{key}: the key {missing!r} is missing"
-    rules = {
-        "type": "a value of type {}",
-        "enum": "one of {}",
-        "minimum": "at least {}",
-        "maximum": "at most {}",
-        "exclusiveMinimum": "more than {}",
-        "exclusiveMaximum": "less than {}",
-        "pattern": "text that matches {}",
-        "minLength": "text of at least {} character",
-        "minItems": "a list of at least {}",
-        "maxItems": "a list of at most {}",
-        "minProperties": "at least {} entry",
-    }
-    allowed = error.validator_value
-    if "seeds" in error.absolute_path:  # written in several ways
-        return f"{key}: {error.instance!r} given; allowed are seeds such as 3, 0-3, or [0, 5]"
-    allowed = ", ".join(map(str, allowed)) if isinstance(allowed, list) else str(allowed)
-    rule = rules.get(error.validator)
-    return (
-        f"{key}: {error.instance!r} given; allowed is {rule.format(allowed)}"
-        if rule
-        else f"{key}: {error.message}"
-    )
+NOT_IN_RESULTS = {"save_every", "restarts", "workers"}  # of a stage: how it runs, not what comes of it
+GENERATED, IMAGENET = "generated", "imagenet"
 
 
 @dataclass(frozen=True)
@@ -147,31 +28,39 @@ class Settings:
         UserError: the config is not valid.
     """
 
-    config: dict[str, Any]
+    config: Section
 
     @classmethod
-    def of(cls, config: dict[str, Any]) -> "Settings":
+    def of(cls, config: Section) -> "Settings":
         settings = cls(plain(config))
         validate(settings.config)
-        unknown = [seed for seed in settings.seeds if seed not in settings.all_seeds]
-        if unknown:
-            raise UserError(
-                f"seeds: {unknown[0]} is none of the scale {settings.scale}'s seeds {settings._scale['seeds']}"
-            )
+        checks.check(settings)
         return settings
+
+    # ---- the scale
 
     @property
     def scale(self) -> str:
         return self.config["scale"]
 
-    @property
-    def _scale(self) -> dict[str, Any]:
-        return self.config["scales"][self.scale]
+    @cached_property
+    def _scale(self) -> Section:
+        """The scale's own sections over the defaults."""
+        return laid_over(self.config["defaults"], self.config["scales"][self.scale])
+
+    @cached_property
+    def models(self) -> dict[str, Model]:
+        """Every type of net by its id, in the order of the config."""
+        return resolved(self.config)
+
+    def table(self, name: str) -> list[str]:
+        """The models that a table shows, "table2" or "table5"."""
+        return [model.id for model in self.models.values() if model.given["table"] == name]
 
     @cached_property
     def all_seeds(self) -> list[int]:
         """The scale's seeds."""
-        return seed_list(self._scale["seeds"])
+        return seed_list(self.config["scales"][self.scale]["seeds"])
 
     @cached_property
     def seeds(self) -> list[int]:
@@ -179,94 +68,224 @@ class Settings:
         given = self.config["seeds"]
         return self.all_seeds if given is None else seed_list(given)
 
-    @property
-    def models(self) -> list[str]:
-        """The model types in the order of the config."""
-        return list(self.config["models"])
+    # ---- what is made
 
     @property
     def nets(self) -> list[Net]:
-        """Every net to train."""
-        return [(model, seed) for model in self.models for seed in self.seeds]
+        """Every net of this run: of each model those of its seeds that the run is about."""
+        return [(model.id, seed) for model in self.models.values() for seed in self._chosen(model)]
+
+    def _chosen(self, model: Model) -> list[int]:
+        """A model with seeds of its own is part of the run on any piece of the scale's."""
+        own = self.config["seeds"] is None or model.given["seeds"] is not None
+        return model.seeds if own else [seed for seed in model.seeds if seed in self.seeds]
+
+    @property
+    def trainings(self) -> list[Net]:
+        """Every unit and seed: the nets, and the earlier stages of those that have several."""
+        return [(unit, seed) for model, seed in self.nets for unit in self.models[model].units]
 
     @property
     def types_paired(self) -> list[tuple[str, str]]:
-        """The rows of Table 4."""
+        """Which types are merged with each other."""
         return [(first, second) for first, second in self.config["pairs"]]
 
     @property
     def pairs(self) -> list[tuple[Net, Net]]:
-        """Every pair of nets to merge: two types by seed; one type seed by next seed of the scale, cyclically.
+        """Every pair of nets to merge: two types by seed; one type seed by next seed of the type, cyclically.
 
         Of a run on some of the seeds, only the pairs whose two nets are both in it.
         """
-        following = dict(zip(self.all_seeds, self.all_seeds[1:] + self.all_seeds[:1], strict=True))
-        chosen = (
-            ((first, seed), (second, following[seed] if first == second else seed))
-            for first, second in self.types_paired
-            for seed in self.seeds
-        )
-        return [(a, b) for a, b in chosen if b[1] in self.seeds and a != b]
+        nets, chosen = set(self.nets), []
+        for first, second in self.types_paired:
+            seeds = self.models[first].seeds
+            partners = seeds[1:] + seeds[:1] if first == second else seeds
+            chosen += [((first, a), (second, b)) for a, b in zip(seeds, partners, strict=True)]
+        return [(a, b) for a, b in chosen if a in nets and b in nets and a != b]
 
     @property
-    def dataset(self) -> str:
-        """The name of the prepared data file."""
-        data = self._scale["data"]
-        if data["dataset"] == "generated":
-            return f"generated-{data['train_images']}-{data['test_images']}-{data['seed']}"
-        return f"cifar10-{self.config['cifar10']['source']}"
+    def matchings(self) -> list[str]:
+        """The matchings that the target `matchings` compares, without the one of all other tables."""
+        default = self._scale["merging"]["matching"]
+        return [name for name in self.config.get("matchings", []) if name != default]
 
-    def train(self, model: str) -> dict[str, Any]:
-        """All that a training of this type depends on, its seed aside; kept in its record."""
-        how = self.config["models"][model]
-        return {
-            "data": self._scale["data"],
-            "network": {**self._scale["network"], "group_convs": how["group_convs"]},
-            "training": {
-                **self._scale["training"],
-                "flip_augmentation": how["flip_augmentation"],
-                "invariance_from": how["invariance_from"],
-            },
-            "invariance_images": self._scale["merging"]["invariance_images"],
+    def model_of(self, unit: str) -> Model:
+        """The model of a unit: of itself, or of one of its earlier stages."""
+        return self.models[unit.partition(".")[0]]
+
+    def stage_of(self, unit: str) -> str | None:
+        """The stage that a unit trains; None if its weights come from elsewhere."""
+        model, _, stage = unit.partition(".")
+        return stage or next(reversed(self.models[model].recipe), None)
+
+    def start_of(self, unit: str) -> str | None:
+        """The unit whose net a training starts from: the stage before its own."""
+        units = self.model_of(unit).units
+        place = units.index(unit)
+        return units[place - 1] if place else None
+
+    # ---- what a result depends on: kept in its record, compared by `currency.stale`
+
+    def train(self, unit: str) -> Section:
+        """All that the making of a net depends on, its seed aside."""
+        model, stage = self.model_of(unit), self.stage_of(unit)
+        given = model.given
+        data = {key: value for key, value in given["data"].items() if key != "resize"}  # of measurements alone
+        settings = {
+            "data": {**data, "size": given["image_size"]},
+            "network": given["network"],
+            "symmetry": given["symmetry"],
+        }
+        if stage is None:
+            return settings | {"weights": model.weights}
+        how = {key: value for key, value in model.stage(stage).items() if key not in NOT_IN_RESULTS}
+        if how["invariance_from"] is None:
+            how.pop("invariance_weight")
+        start = self.start_of(unit)
+        return settings | {"training": how} | ({"start": self.train(start)} if start else {})
+
+    def _merging(self, matching: str | None, *models: str) -> Section:
+        given = self.models[models[0]].given
+        matched = {"matching": matching or given["merging"]["matching"], "images": given["merging"]["images"]}
+        if "resize" in given["data"]:
+            matched["resize"] = given["data"]["resize"]
+        return {"merging": matched, "trained": [self.train(model) for model in models]}
+
+    def flip_merge(self, model: str, matching: str | None = None) -> Section:
+        """All that merging a net with its flipped self depends on, and what else is measured of the two."""
+        given = self.models[model].given
+        return self._merging(matching, model) | {
+            "symmetry": given["symmetry"],
+            "invariance_images": given["merging"]["invariance_images"],
+            "projection_seed": self.config["filters"]["projection_seed"],
         }
 
-    def merge(self, models: Iterable[str]) -> dict[str, Any]:
-        """All that a merge of nets of these types depends on; kept in its record."""
-        merging = {key: self._scale["merging"][key] for key in ("images", "batch_size")}
-        return {"merging": merging, "trained": [self.train(model) for model in models]}
+    def pair_merge(self, first: str, second: str, matching: str | None = None) -> Section:
+        """All that merging two nets depends on."""
+        return self._merging(matching, first, second)
 
-    def filters(self, model: str) -> dict[str, Any]:
-        """All that the arrays of a net's filters depend on; kept in their file."""
-        return {"projection_seed": self.config["filters"]["projection_seed"], **self.merge([model])}
-
-    def theory(self, statement: str) -> dict[str, Any]:
-        """All that the demonstration of a statement depends on; kept in its record."""
+    def theory(self, statement: str) -> Section:
+        """All that the demonstration of a statement depends on."""
         given = self.config["theory"]
         return {"seed": given["seed"], "draws": given["draws"][statement]}
 
-    def flipped_training(self) -> dict[str, Any]:
-        """All that the two trainings of Figure 3 depend on; kept in their record."""
+    def flipped_training(self) -> Section:
+        """All that the two trainings of Figure 3 depend on."""
         training = {key: self._scale["training"][key] for key in ("momentum", "weight_decay", "crop_padding")}
-        return {
-            "data": self._scale["data"],
-            "network": self._scale["network"],
-            "training": {**training, **self.config["flipped_training"]},
-        }
+        network = {key: value for key, value in self._scale["network"].items() if key != "group_convs"}
+        return {"data": self._scale["data"], "network": network, "training": {**training, **self.config["flipped_training"]}}
 
-    def notes(self) -> list[str]:
-        """What a reader of a table has to know of this scale: data, nets, training, merging."""
-        data, training, merging = (self._scale[key] for key in ("data", "training", "merging"))
-        network = self._scale["network"]
-        images = "all" if data["train_images"] is None else f"{data['train_images']:,}"
-        matched = (
-            "all training images" if merging["images"] is None else f"{merging['images']:,} training images"
-        )
-        return [
-            f"Scale {self.scale}: {data['dataset']} data, {images} training images; width {network['width']:g}, "
-            f"{network['initialization']} initialization",
-            f"{training['epochs']} epochs, batch {training['batch_size']}, learning rate "
-            f"{training['learning_rate']:g}, invariance weight {training['invariance_weight']:g}; "
-            f"seeds {self._scale['seeds']}",
-            f"Channels matched and REPAIR's statistics taken on {matched}; invariance error over "
-            f"{merging['invariance_images']:,} training images",
-        ]
+    # ---- the images
+
+    def source(self, dataset: str) -> Section:
+        """Where a data set comes from, and its label."""
+        if dataset == GENERATED:
+            return {"source": GENERATED, "label": "generated chiral shapes"}
+        if dataset == IMAGENET:
+            given = self.config["imagenet"]
+            return {"source": IMAGENET, "root": given["root"], "train": given["train"], "test": given["val"], "label": given["label"]}
+        return self.config["cifar10"] if dataset == "cifar10" else self.config["datasets"][dataset]
+
+    def label(self, model: str | None = None) -> str:
+        """What records and tables call a model's images (or the scale's)."""
+        data = self._data(model)
+        label = self.source(data["dataset"])["label"]
+        return f"{label}, seed {data['seed']}" if data["dataset"] == GENERATED else label
+
+    def _data(self, model: str | None) -> Section:
+        return self.models[model].given["data"] if model else self._scale["data"]
+
+    def prepared(self, model: str | None = None) -> str:
+        """The name of the file of prepared images that a model (or the scale) reads: another source has another file."""
+        data = self._data(model)
+        if data["dataset"] == GENERATED:
+            return f"generated-{data['train_images']}-{data['test_images']}-{data['seed']}"
+        source = self.source(data["dataset"])
+        place = json.dumps([source[key] for key in ("source", "root", "train", "test")])
+        name = f"{data['dataset']}-{source['source']}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+        if data["dataset"] != IMAGENET:
+            return name
+        given = self.models[model].given
+        return f"{name}-{data['resize']}-{given['image_size']}-{given['merging']['images']}-{data['seed']}"
+
+    def preparation(self, prepared: str) -> tuple[Section, str]:
+        """How the file of that name is prepared, as `data.prepare` takes it, and where the config has it."""
+        model = next(model for model in (None, *self.models) if self._reads(model) and self.prepared(model) == prepared)
+        given, source = self._data(model), self.source(self._data(model)["dataset"])
+        if source["source"] == GENERATED:
+            sizes = {key: given[key] for key in ("train_images", "test_images", "seed")}
+            return {"kind": GENERATED, **sizes}, f"scales.{self.scale}.data"
+        spec = {"root": source["root"]}
+        if source["source"] == "torchvision":
+            return {"kind": "torchvision_cifar10", **spec}, "cifar10"
+        if source["source"] == IMAGENET:
+            one = self.models[model].given
+            spec |= {"train": source["train"], "val": source["test"], "resize": given["resize"], "seed": given["seed"]}
+            return {"kind": IMAGENET, **spec, "size": one["image_size"], "train_images": one["merging"]["images"]}, IMAGENET
+        key = given["dataset"] if given["dataset"] == "cifar10" else f"datasets.{given['dataset']}"
+        return {"kind": "folder", **spec, "train": source["train"], "test": source["test"]}, key
+
+    def _reads(self, model: str | None) -> bool:
+        """ImageNet is prepared for a model's image size alone."""
+        return model is not None or self._scale["data"]["dataset"] != IMAGENET
+
+    def running(self, unit: str) -> Section:
+        """How the training of a unit runs, as far as its result doesn't depend on it; empty if it isn't trained."""
+        stage = self.stage_of(unit)
+        how = self.model_of(unit).stage(stage) if stage else {}
+        return {key: how[key] for key in (*NOT_IN_RESULTS, "processes") if key in how}
+
+    @cached_property
+    def absent(self) -> dict[str, str]:
+        """Models that can't be made with what is at hand, and why; what can be downloaded counts as at hand."""
+        found = {name: self._absence(model) for name, model in self.models.items()}
+        return {name: reason for name, reason in found.items() if reason}
+
+    @cached_property
+    def imagenet(self) -> dict[str, str]:
+        """ImageNet's folders, "train" and "test"."""
+        source = self.source(IMAGENET)
+        return {split: str(Path(source["root"]) / source[split]) for split in ("train", "test")}
+
+    def _absence(self, model: Model) -> str | None:
+        if model.given["data"]["dataset"] == IMAGENET:
+            for folder in self.imagenet.values():
+                if not Path(folder).is_dir():
+                    return f"ImageNet is not at {folder}: set imagenet.root to the folder with train/ and val/"
+        for file in model.files:
+            if not Path(file).is_file():
+                return f"the checkpoint {file} is missing: set {model.key}.weights.file"
+        if not model.weights and not model.recipe:
+            return f"no checkpoint is at hand: set {model.key}.weights.file to a local file"
+        return None
+
+    # ---- what the tables show
+
+    @property
+    def figure9(self) -> str | None:
+        """The model whose filters Figure 9 shows; None if the scale has no such model."""
+        model = self._scale.get("figure9")
+        return model if model in self.models else None
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What tables call each model."""
+        return {name: model.name for name, model in self.models.items()}
+
+    def paper_row(self, model: str) -> str | None:
+        """The row of the paper's Table 5 that a model stands beside."""
+        given = self.models[model].given.get("paper")
+        return given if given or model not in set(paper.table(5)["method"]) else model
+
+    @property
+    def in_table3(self) -> list[str]:
+        """The models of Table 3: those whose counterparts the paper has there."""
+        there = set(paper.table(3)["method"])
+        return [model for model in self.table("table5") if self.paper_row(model) in there]
+
+    def shown(self, model: str) -> Section:
+        """What Tables 3 and 5 say of a model besides its measurements; its config goes before its paper's row."""
+        given, row = self.models[model].given, self.paper_row(model)
+        says = paper.table(5).set_index("method").loc[row] if row else {}
+        flags = {key: given.get(key, says.get(key) == "yes") for key in ("trained_by_authors", "self_supervised")}
+        return {"name": self.models[model].name, **flags, "image_size": given["image_size"], "paper": row}

@@ -1,0 +1,116 @@
+"""What can't be, in a config that its schema allows: each is one line that names the key, before any job starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from relusym import merging, nets, paper, symmetry
+from relusym.errors import UserError
+from relusym.experiments.config import seed_list
+from relusym.training.recipe import OBJECTIVES
+
+if TYPE_CHECKING:
+    from relusym.experiments.models import Model
+    from relusym.experiments.settings import Settings
+
+NEEDED = {
+    "training": ("epochs", "batch_size", "learning_rate", "crop_padding"),
+    "merging": ("matching", "images", "invariance_images", "batch_size"),
+}
+
+
+def check(settings: Settings) -> None:
+    """Raises UserError for the first thing that can't be."""
+    config = settings.config
+    if config["scale"] not in config["scales"]:
+        raise UserError(f"scale: {config['scale']!r} is none of {', '.join(config['scales'])}")
+    for name, scale in config["scales"].items():
+        seed_list(scale["seeds"])
+        _check_data(f"scales.{name}.data", {**config["defaults"].get("data", {}), **scale["data"]}, config)
+    _check_pairs(settings)
+    for name in [*settings.matchings, *config.get("matchings", [])]:
+        _one_of("matchings", name, merging.MATCHINGS)
+    for model in settings.models.values():
+        _check_model(settings, model)
+    unknown = [seed for seed in settings.seeds if seed not in settings.all_seeds]
+    if unknown:
+        given = config["scales"][settings.scale]["seeds"]
+        raise UserError(f"seeds: {unknown[0]} is none of the scale {settings.scale}'s seeds {given}")
+
+
+def _one_of(key: str, given: str, allowed) -> None:
+    if given not in allowed:
+        raise UserError(f"{key}: {given!r} given; allowed is one of {', '.join(allowed)}")
+
+
+def _check_data(key: str, data: dict, config: dict) -> None:
+    _one_of(f"{key}.dataset", data["dataset"], ("generated", "cifar10", "imagenet", *config.get("datasets", {})))
+    generated = data["dataset"] == "generated"
+    if generated and (data["train_images"] is None or "test_images" not in data):
+        raise UserError(f"{key}: generated images need numbers train_images and test_images")
+    if not generated and "test_images" in data:
+        raise UserError(f"{key}.test_images: only for generated images; remove the key")
+
+
+def _check_pairs(settings: Settings) -> None:
+    pairs = settings.config["pairs"]
+    for pair in pairs:
+        for model in pair:
+            if model not in settings.models:
+                raise UserError(
+                    f"pairs: [{', '.join(pair)}] names {model!r}, which isn't trained; the types under `models` are "
+                    + ", ".join(settings.models)
+                )
+        first, second = (settings.models[model] for model in pair)
+        if first.seeds != second.seeds:
+            raise UserError(f"pairs: [{', '.join(pair)}] have other seeds, {first.seeds} and {second.seeds}")
+    twice = [pair for pair, count in Counter(map(tuple, pairs)).items() if count > 1]
+    if twice:
+        raise UserError(f"pairs: [{', '.join(twice[0])}] is listed twice; list each pair once")
+
+
+def _check_model(settings: Settings, model: Model) -> None:
+    given = model.given
+    # a section that the model doesn't say itself is its family's or its scale's
+    own = settings.config["models" if model.key.startswith("models.") else "scales"]
+    own = own[model.id] if model.key.startswith("models.") else own[settings.scale]["models"][model.id]
+    family = own.get("family")
+
+    def key(section: str) -> str:
+        scale = settings.config["scales"][settings.scale]
+        if section in own:
+            return f"{model.key}.{section}"
+        if family and section in scale.get("families", {}).get(family, {}):
+            return f"scales.{settings.scale}.families.{family}.{section}"
+        return f"scales.{settings.scale}.{section}"
+
+    _check_data(key("data"), given["data"], settings.config)
+    _one_of(key("symmetry"), given["symmetry"], symmetry.NAMES)
+    nets.check(given["network"], key("network"))
+    for name in NEEDED["merging"]:
+        if name not in given["merging"]:
+            raise UserError(f"{key('merging')}: the key {name!r} is missing")
+    _one_of(f"{key('merging')}.matching", given["merging"]["matching"], merging.MATCHINGS)
+    for stage in model.recipe:
+        how = model.stage(stage)
+        for name in (*NEEDED["training"], *(("dimensions", "bottleneck") if how["objective"] == "simsiam" else ())):
+            if name not in how:
+                raise UserError(f"{key(stage)}: the key {name!r} is missing")
+        _one_of(f"{key(stage)}.objective", how["objective"], OBJECTIVES)
+        if how["warmup_epochs"] >= how["epochs"]:
+            raise UserError(
+                f"{key(stage)}.warmup_epochs: {how['warmup_epochs']} isn't less than the {how['epochs']} epochs"
+            )
+        if how["batch_size"] % how["processes"]:
+            raise UserError(
+                f"{key(stage)}.batch_size: {how['batch_size']} can't be shared evenly by {how['processes']} processes"
+            )
+    if given["data"]["dataset"] == "imagenet":
+        resize, size = given["data"].get("resize") or 0, given["image_size"]
+        if size is None or resize < size:
+            raise UserError(
+                f"{key('data')}.resize: {resize or None} given; a crop of {size} pixels ({model.id}) needs at least as many"
+            )
+    if given.get("paper") is not None and given["paper"] not in set(paper.table(5)["method"]):
+        raise UserError(f"{model.key}.paper: the paper's Table 5 has no row {given['paper']!r}")

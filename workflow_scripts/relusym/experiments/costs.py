@@ -1,0 +1,57 @@
+"""What a job ran on, and what it took."""
+
+import platform
+import resource
+import time
+from typing import Any
+
+import torch
+
+import relusym
+from relusym.errors import UserError
+
+
+def device_of(name: str) -> torch.device:
+    """The device a config's `device` means; auto is a GPU where there is one.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"device: {name} is asked for, but torch {torch.__version__} sees no GPU; set device: cpu"
+        )
+    return torch.device(name)
+
+
+class Costs:
+    """What a job takes from here on, and what it ran with."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.started = device, time.perf_counter()
+
+    def fields(self) -> dict[str, Any]:
+        """The `code` and `cost` of a record: versions and device; seconds and peak memory in MB."""
+        if self.device.type == "cuda":
+            name, peak = (
+                torch.cuda.get_device_name(self.device),
+                torch.cuda.max_memory_allocated(self.device) / 2**20,
+            )
+        else:
+            name, peak = platform.machine(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        return {
+            "code": {
+                "relusym": relusym.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "device": f"{self.device.type} {name}",
+            },
+            "cost": {
+                "seconds": round(time.perf_counter() - self.started, 2),
+                "peak_memory_mb": round(peak, 1),
+            },
+        }
+
+

@@ -1,0 +1,113 @@
+"""From nets to the record of their merge."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from relusym import checkpoint, nets
+from relusym.data import image_set
+from relusym.experiments.costs import Costs
+from relusym.experiments.filters import filter_arrays
+from relusym.experiments.nets_and_images import check_images, normalise_of, test_images, trained_net, training_images
+from relusym.merging.images import Images
+from relusym.merging.invariance import invariance_error
+from relusym.merging.merge import Merge, flip_merge, merge
+from relusym.nets.group_conv import RegularConv2d
+from relusym.randomness import stream
+from relusym.records import sha256
+from relusym.symmetry import SYMMETRIES
+
+Record = dict[str, Any]
+
+
+def merge_record(
+    names: list[tuple[str, int]],
+    settings: Record,
+    checkpoints: list[Path],
+    trained: list[Path],
+    data: Path,
+    label: str,
+    *,
+    batch_size: int,
+    device: torch.device,
+    in_use: tuple[str, str] | None = None,
+    filters: Path | None = None,
+) -> Record:
+    """Merge one net with its flipped self, or two nets with each other, and measure the barrier.
+
+    Args:
+        names: model and seed: of one net for a flip merge (Tables 2, 3 and 5), of two for a pair merge (Table 4).
+        settings: as `Settings.flip_merge` or `Settings.pair_merge` gives them.
+        checkpoints, trained: the nets, and their train records.
+        data, label: the prepared images, and what the record calls them.
+        batch_size: images that a net reads at once.
+        in_use: see `check_images`.
+        filters: of a flip merge, where the arrays of the net's filters are written.
+
+    Returns:
+        the record. Of a flip merge it also has the net's relative invariance error.
+
+    Raises:
+        UserError: a checkpoint is damaged, isn't the one that its train record names, or was made with other settings;
+            the images are damaged or others.
+    """
+    costs, flip = Costs(device), len(names) == 1
+    loaded = [
+        trained_net(*paths, wanted, device)
+        for *paths, wanted in zip(checkpoints, trained, settings["trained"], strict=True)
+    ]
+    left_out = [f"{model}-{seed} is {train['status']}" for (model, seed), (_, train) in zip(names, loaded, strict=True) if train["status"] != "ok"]
+    record: Record = {
+        "kind": "flip_merge" if flip else "pair_merge",
+        "status": "left_out" if left_out else "ok",
+        "reason": left_out[0] if left_out else None,
+        **_named(names),
+        "settings": settings,
+        "inputs": {"data": check_images(data, in_use), "source": label, "checkpoints": [sha256(path) for path in checkpoints]},
+        "outputs": {},
+    }
+    arrays: dict[str, np.ndarray] = {}
+    about = {"kind": "filters", **{key: record[key] for key in ("status", "reason")}, **_named(names)}
+    if not left_out:
+        of_images = settings["trained"][0]["data"]
+        images = training_images(data, of_images, label, device)
+        test = test_images(data, of_images, label, device)
+
+        def read(some: image_set.ImageSet) -> Images:
+            return Images(some.images, batch_size, normalise_of(of_images))
+
+        matched = read(image_set.subset(images, settings["merging"]["images"], of_images["seed"]))
+        operands = matched, read(test), test.labels
+        plain = [nets.plain(net).to(memory_format=torch.channels_last) for net, _ in loaded]
+        how = {"matching": settings["merging"]["matching"]}
+        if flip:
+            (model, seed), symmetry = names[0], SYMMETRIES[settings["symmetry"]]
+            some = image_set.subset(images, settings["invariance_images"], stream(seed, model, "invariance"))
+            record["invariance_error"] = invariance_error(loaded[0][0], read(some), symmetry)
+            merged: Merge = flip_merge(*plain, *operands, symmetry=symmetry, **how)
+            arrays, constraint = filter_arrays(plain[0], symmetry, merged.permutations, matched.shape, settings["projection_seed"])
+            about["kernel_constraint"] = constraint
+        else:
+            merged = merge(*plain, *operands, **how)
+        merged.checks["kernel_constraint"] = max(kernel_constraint(net) for net, _ in loaded)
+        record |= merged.body()
+    if filters:
+        checkpoint.save_arrays(filters, arrays, about)
+        record["outputs"]["filters"] = sha256(filters)
+    return record | costs.fields()
+
+
+def _named(names: list[tuple[str, int]]) -> Record:
+    if len(names) == 1:
+        return dict(zip(("model", "seed"), names[0], strict=True))
+    keys = ("model_1", "seed_1"), ("model_2", "seed_2")
+    return {key: part for pair, name in zip(keys, names, strict=True) for key, part in zip(pair, name, strict=True)}
+
+
+def kernel_constraint(net: nn.Module) -> float:
+    """Largest violation of equation (3) by any group conv of `net`; 0 if it has none."""
+    convs = [module for module in net.modules() if isinstance(module, RegularConv2d)]
+    return max((conv.check_kernel_constraint() for conv in convs), default=0.0)

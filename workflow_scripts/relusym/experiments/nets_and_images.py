@@ -1,0 +1,88 @@
+"""What a job reads: prepared images and trained nets, each held against what is said of it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from relusym import checkpoint, nets
+from relusym.data import augmentation, digest, image_set
+from relusym.data.image_set import ImageSet
+from relusym.errors import UserError
+from relusym.records import read_record, sha256
+from relusym.symmetry import SYMMETRIES
+
+Record = dict[str, Any]
+
+
+def check_images(data: Path, in_use: tuple[str, str] | None) -> str:
+    """The content digest of a file of prepared images.
+
+    Args:
+        in_use: the digest that the scale's other records were made from, and one of these.
+
+    Raises:
+        UserError: the images are others than those.
+    """
+    found = digest(data)
+    if in_use is not None and found != in_use[0]:
+        raise UserError(
+            f"{data} holds other images than record {in_use[1]} was made from: name those images in the config, or move the "
+            "records away to begin anew"
+        )
+    return found
+
+
+def training_images(data: Path, settings: Record, label: str, device: torch.device) -> ImageSet:
+    """The images that a net trains on and is matched on: all, or a seeded choice, at the net's size."""
+    images = image_set.load(data, "train", device, source=label)
+    if settings["dataset"] != "imagenet":  # whose file holds the choice alone
+        images = image_set.subset(images, settings["train_images"], settings["seed"])
+        images = image_set.resized(images, settings["size"])
+    return images
+
+
+def test_images(data: Path, settings: Record, label: str, device: torch.device) -> ImageSet:
+    """The images that accuracy is measured on, at the net's size."""
+    images = image_set.load(data, "test", device, source=label)
+    return images if settings["dataset"] == "imagenet" else image_set.resized(images, settings["size"])
+
+
+def normalise_of(settings: Record) -> augmentation.Normalise:
+    """How pixels of a data set become a net's input."""
+    return augmentation.normalise_imagenet if settings["dataset"] == "imagenet" else augmentation.normalise
+
+
+def load_net(path: Path, device: torch.device) -> tuple[nn.Module, Record]:
+    """A net in evaluation mode, and what its checkpoint says about it.
+
+    Raises:
+        UserError: the checkpoint is truncated, foreign, or doesn't fit the net it says it is.
+    """
+    tensors, about = checkpoint.load(path, device)
+    try:
+        settings = about["settings"]
+        net = nets.build(settings["network"], about["classes"], SYMMETRIES[settings["symmetry"]])
+        net.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"checkpoint {path} doesn't hold a net of this project: delete it, and it is made again"
+        ) from error
+    return net.eval().to(device, memory_format=torch.channels_last), about
+
+
+def trained_net(path: Path, record: Path, settings: Record, device: torch.device) -> tuple[nn.Module, Record]:
+    """A net as `load_net`, if it is the one that its train record names; and that record.
+
+    Raises:
+        UserError: it is another net, or one made with other settings; or as `load_net`.
+    """
+    trained = read_record(record)
+    if sha256(path) != trained["outputs"]["checkpoint"]:
+        load_net(path, device)  # says so if it is damaged
+        raise UserError(f"checkpoint {path} isn't the one that {record} names: delete it, and it is made again")
+    net, about = load_net(path, device)
+    if about["settings"] != settings:
+        raise UserError(f"checkpoint {path} was made with other settings: delete it, and it is made again")
+    return net, trained

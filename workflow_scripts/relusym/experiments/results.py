@@ -1,0 +1,207 @@
+"""The records of a scale: where each lies, which of them are current, and what a run still has to make."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from relusym.data import image_set
+from relusym.experiments.currency import stale
+from relusym.experiments.settings import Net, Settings
+from relusym.records import read_record, sha256
+from relusym.theory import STATEMENTS
+
+Record = dict[str, Any]
+Pair = tuple[Net, Net]
+
+SUBMITTED = "train", "flip_merge", "pair_merge"  # the kinds of jobs that a cluster gets
+
+
+def variant(matching: str | None) -> str:
+    """The folder of what was merged by another matching than the config's."""
+    return f"{matching}/" if matching else ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One record to be made.
+
+    Attributes:
+        kind: of the record.
+        settings: that it has to be made with.
+        nets: whose checkpoints it is made from; of a training, the net itself.
+        matching: of a merge; None for the config's.
+        prepared: the file of prepared images that it reads, if any.
+    """
+
+    kind: str
+    settings: Record
+    nets: tuple[Net, ...] = ()
+    matching: str | None = None
+    prepared: str | None = None
+
+
+class Results:
+    """What is there of a scale, against what its config asks for.
+
+    Args:
+        settings: of this run, which may be about a piece of the scale's seeds.
+        root: the folder of all scales.
+        data: the folder of prepared images.
+
+    Raises:
+        UserError: a record is damaged (named).
+    """
+
+    def __init__(self, settings: Settings, root: str = "results", data: str = "data"):
+        self.settings, self.data, self.folder = settings, data, f"{root}/{settings.scale}"
+        self._read: dict[str, Record | None] = {}
+        self._reasons: dict[str, str | None] = {}
+
+    # ---- where things lie
+
+    def checkpoint(self, net: Net) -> str:
+        return f"{self.folder}/checkpoints/{net[0]}-{net[1]}.safetensors"
+
+    def filters(self, net: Net, matching: str | None = None) -> str:
+        return f"{self.folder}/filters/{variant(matching)}{net[0]}-{net[1]}.safetensors"
+
+    def record(self, kind: str, *nets: Net, matching: str | None = None) -> str:
+        """The record of a training, of a flip merge (one net) or of a pair merge (two)."""
+        name = "--".join(f"{model}-{seed}" for model, seed in nets)
+        return f"{self.folder}/records/{kind}/{variant(matching)}{name}.json"
+
+    def other_record(self, kind: str, name: str) -> str:
+        """The record of a job that is about no net: a statement of the theory, the training of Figure 3."""
+        return f"{self.folder}/records/{kind}/{name}.json"
+
+    def prepared(self, model: str | None = None) -> str:
+        return f"{self.data}/{self.settings.prepared(model)}.safetensors"
+
+    # ---- what a run is about
+
+    @cached_property
+    def jobs(self) -> dict[str, Job]:
+        """Every record of the whole scale."""
+        return self._jobs(replace(self.settings, config={**self.settings.config, "seeds": None}))
+
+    @cached_property
+    def chosen(self) -> set[str]:
+        """The records that this run is about; those of models that aren't at hand are left out."""
+        absent = self.settings.absent
+        jobs = self._jobs(self.settings).items()
+        return {record for record, job in jobs if not {net[0].partition(".")[0] for net in job.nets} & {*absent}}
+
+    def _jobs(self, settings: Settings) -> dict[str, Job]:
+        train, flip, pair = cache(settings.train), cache(settings.flip_merge), cache(settings.pair_merge)
+        prepared = cache(self.prepared)
+        found = {}
+        for net in settings.trainings:
+            model = settings.model_of(net[0]).id
+            found[self.record("train", net)] = Job("train", train(net[0]), (net,), prepared=prepared(model))
+        for matching in (None, *settings.matchings):
+            for net in settings.nets:
+                record = self.record("flip_merge", net, matching=matching)
+                found[record] = Job("flip_merge", flip(net[0], matching), (net,), matching, prepared(net[0]))
+            for nets in settings.pairs:
+                record, how = self.record("pair_merge", *nets, matching=matching), pair(nets[0][0], nets[1][0], matching)
+                found[record] = Job("pair_merge", how, nets, matching, prepared(nets[0][0]))
+        for statement in STATEMENTS:
+            found[self.other_record("theory", statement)] = Job("theory", settings.theory(statement))
+        figure3 = Job("flipped_training", settings.flipped_training(), prepared=self.prepared())
+        return found | {self.other_record("flipped_training", "flipped_training"): figure3}
+
+    def inputs(self, path: str) -> dict[str, Any]:
+        """The files that the job of a record reads: images, and the nets that it merges or starts from with their records."""
+        job = self.jobs[path]
+        inputs: dict[str, Any] = {"data": job.prepared} if job.prepared else {}
+        nets = job.nets
+        if job.kind == "train":
+            (unit, seed), start = nets[0], self.settings.start_of(nets[0][0])
+            nets = ((start, seed),) if start else ()
+            if self.settings.stage_of(unit) is None:
+                inputs["weights"] = f"{self.folder}/weights/{unit}.safetensors"
+        if nets:
+            inputs["nets"] = [self.checkpoint(net) for net in nets]
+            inputs["trained"] = [self.record("train", net) for net in nets]
+        return inputs
+
+    # ---- what is there
+
+    def read(self, path: str) -> Record | None:
+        """A record; None if there is none."""
+        if path not in self._read:
+            self._read[path] = read_record(path) if Path(path).exists() else None
+        return self._read[path]
+
+    def reason(self, path: str) -> str | None:
+        """Why a record isn't current; None if it is."""
+        if path not in self._reasons:
+            job, record = self.jobs[path], self.read(path)
+            checkpoints, filters = [], None
+            if job.kind in ("flip_merge", "pair_merge"):
+                trained = (self.read(self.record("train", net)) or {} for net in job.nets)
+                checkpoints = [train.get("outputs", {}).get("checkpoint") for train in trained]
+            if record and job.kind == "flip_merge":
+                beside = Path(self.filters(job.nets[0], job.matching))
+                filters = sha256(beside) if beside.is_file() else None
+            self._reasons[path] = stale(record, job.settings, checkpoints=checkpoints, filters=filters)
+        return self._reasons[path]
+
+    @cached_property
+    def retrained(self) -> set[str]:
+        """Train records that a run may write anew although they are current, for a merge that needs the checkpoint.
+
+        Merges by another matching than the config's don't count, which few runs are about.
+        """
+        chosen = ((path, self.jobs[path]) for path in self.chosen)
+        merges = (job for path, job in chosen if "_merge" in job.kind and not job.matching and self.reason(path))
+        units = {(unit, seed) for job in merges for model, seed in job.nets for unit in self.settings.models[model].units}
+        return {self.record("train", net) for net in units if not Path(self.checkpoint(net)).exists()}
+
+    def shown(self, kind: str, models: Iterable[str] | None = None, matching: str | None = None) -> list[str]:
+        """The records of a kind that tables show: those of this run, and the current ones that other pieces left.
+
+        Args:
+            models: only records all of whose nets are of these.
+            matching: only merges by it; None for the config's.
+        """
+        allowed = None if models is None else {*models}
+        return [
+            path
+            for path, job in self.jobs.items()
+            if job.kind == kind
+            and job.matching == matching
+            and (allowed is None or {net[0] for net in job.nets} <= allowed)
+            and (path in self.chosen or self.reason(path) is None)
+        ]
+
+    # ---- which images
+
+    def images_in_use(self, prepared: str) -> tuple[str, str] | None:
+        """The content digest of the images that current records were made from, and one of these; None if there are none.
+
+        Args:
+            prepared: the file of prepared images that the records' jobs read.
+        """
+        for path, job in self.jobs.items():
+            if job.prepared == prepared and self.reason(path) is None and (digest := self.read(path)["inputs"].get("data")):
+                return digest, path
+        return None
+
+    def other_images(self, prepared: str) -> str | None:
+        """One line on current records that were made from other images than `prepared` holds, or, as long as it isn't there,
+        than the config names; None if there are none."""
+        used = self.images_in_use(prepared)
+        if used is None:
+            return None
+        digest, path = used
+        job, source = self.jobs[path], self.read(path)["inputs"]["source"]
+        label = self.settings.label(job.nets[0][0].partition(".")[0] if job.nets else None)
+        if digest == image_set.digest(prepared) if Path(prepared).exists() else source == label:
+            return None
+        return (
+            f"records of {self.folder} such as {path} were made from other images ({source}) than this config names ({label}): "
+            f"name those images in the config, root and label, or move {self.folder} away to begin anew"
+        )

@@ -1,0 +1,163 @@
+"""What each table and figure shows: which records, and what of the config (`about`, see `relusym.findings`)."""
+
+from collections.abc import Callable
+from typing import Any
+
+from relusym.experiments.results import SUBMITTED, Results
+from relusym.experiments.settings import Settings
+from relusym.findings import FIGURES, TABLES, module_of
+from relusym.theory import STATEMENTS
+
+About = dict[str, Any]
+
+# figure: conv layer, the paper's types, whether the matches are flipped back
+FILTER_PAIRS = {
+    "figure1": ("conv1", ["cnn_inv", "cnn"], True),
+    "figure5": ("conv2", ["cnn_inv"], False),
+    "figure6": ("conv2", ["cnn"], False),
+    "figure7": ("conv1", ["gcnn"], False),
+    "figure8": ("conv2", ["gcnn"], False),
+}
+COMPARED = ("table1", "table2", "table3", "table4", "table5")
+
+
+def tables(settings: Settings) -> list[str]:
+    """The tables of a scale; Tables 3 and 5 only where it has such models."""
+    return [name for name in TABLES if name not in ("table3", "table5") or settings.table("table5")]
+
+
+def figures(settings: Settings) -> list[str]:
+    """The figures of a scale: those whose types the config has."""
+
+    def has(name: str) -> bool:
+        if name in FILTER_PAIRS:
+            return any(model in settings.models for model in FILTER_PAIRS[name][1])
+        return settings.figure9 is not None if name == "figure9" else name != "filter_pairs"
+
+    return [name for name in FIGURES if has(name)]
+
+
+def about(settings: Settings, name: str) -> About:
+    """What of the config a table or figure shows."""
+    of_table2, of_table5 = settings.table("table2"), settings.table("table5")
+    zero = settings.config["filters"]["zero_filter"]
+    common: About = {"names": settings.names}
+    pairs = [list(pair) for pair in settings.types_paired]
+    if name in FILTER_PAIRS:
+        layer, models, flipped_back = FILTER_PAIRS[name]
+        models = [model for model in models if model in settings.models]
+        return common | {"models": models, "layer": layer, "flipped_back": flipped_back, "zero_filter": zero}
+    given: dict[str, Callable[[], About]] = {
+        "table1": lambda: {
+            "models": of_table2,
+            "descriptions": {model: settings.models[model].given.get("description", "") for model in of_table2},
+            "notes": notes(settings, of_table2),
+        },
+        "table2": lambda: {"models": of_table2, "notes": notes(settings, of_table2)},
+        "table3": lambda: _rows(settings, settings.in_table3),
+        "table4": lambda: {"pairs": pairs, "notes": notes(settings, _paired(settings))},
+        "table5": lambda: _rows(settings, of_table5),
+        "matchings": lambda: {
+            "models": [*settings.models],
+            "pairs": pairs,
+            "matchings": settings.config.get("matchings", []),
+            "notes": notes(settings, of_table2),
+        },
+        "theory": lambda: {"notes": [f"Random draws from seed {settings.config['theory']['seed']}"]},
+        "comparison": lambda: {
+            "tables": {table: about(settings, table) for table in COMPARED if table in tables(settings)},
+            "notes": notes(settings, of_table2),
+        },
+        "claims": lambda: {"models": of_table2, "zero_filter": zero, "notes": notes(settings, of_table2)},
+        "costs": lambda: {"benchmarks": f"results/{settings.scale}/benchmarks", "kinds": list(SUBMITTED)},
+        "provenance": lambda: {
+            "made": {
+                made: list(about(settings, made).get("models", [])) or None
+                for made in [*tables(settings), *figures(settings)]
+                if made not in ("costs", "provenance", "matchings", "figure10")
+            },
+            "notes": notes(settings, of_table2),
+        },
+        "figure2": lambda: {"model": "cnn_inv" if "cnn_inv" in settings.models else of_table2[0]},
+        "figure3": dict,
+        "figure4": lambda: {"models": of_table2},
+        "figure9": lambda: {"model": settings.figure9},
+        "figure10": lambda: {"seed": settings.config["theory"]["seed"]},
+        "zero_filters": lambda: {"models": of_table2, "zero_filter": zero},
+    }
+    return common | given[name]()
+
+
+def _paired(settings: Settings) -> list[str]:
+    return list(dict.fromkeys(model for pair in settings.types_paired for model in pair))
+
+
+def _rows(settings: Settings, models: list[str]) -> About:
+    return {
+        "models": {model: settings.shown(model) for model in models},
+        "absent": {model: reason for model, reason in settings.absent.items() if model in models},
+        "notes": notes(settings, models),
+    }
+
+
+def inputs(results: Results, name: str) -> dict[str, list[str]]:
+    """The files that a table or figure is made of, by kind: all that are current, and those that this run makes."""
+    settings, shown = results.settings, about(results.settings, name)
+    models = shown.get("models") or ([shown["model"]] if "model" in shown else None)
+    if name in ("comparison", "provenance"):
+        models = None
+    matchings = (None, *settings.matchings) if name == "matchings" else (None,)
+    found: dict[str, list[str]] = {}
+    for kind in module_of(name).KINDS:
+        if kind == "theory":
+            found[kind] = [results.other_record(kind, statement) for statement in STATEMENTS]
+        elif kind == "flipped_training":
+            found[kind] = [results.other_record(kind, kind)]
+        elif kind == "filters":
+            merged = results.shown("flip_merge", models)
+            found[kind] = [results.filters(results.jobs[path].nets[0]) for path in merged]
+        elif kind == "pair_merge":
+            of = _paired(settings) if name == "matchings" else models
+            found[kind] = [path for by in matchings for path in results.shown(kind, of, by)]
+        else:
+            of = models or [*settings.models]
+            found[kind] = [path for by in matchings for path in results.shown(kind, of, by)]
+    return found
+
+
+def notes(settings: Settings, models: list[str]) -> list[str]:
+    """What a reader of a table has to know of its nets: data, architecture, training, merging."""
+    if not models:
+        return []
+    first = settings.models[models[0]]
+    given, data, merging = first.given, first.given["data"], first.given["merging"]
+    network = dict(given["network"])
+    architecture, width = network.pop("architecture"), network.pop("width", None)
+    options = [f"width {width:g}"] if width is not None else []
+    options += [f"{key} {value}" for key, value in network.items() if key != "group_convs"]
+    images = "all" if data["train_images"] is None else f"{data['train_images']:,}"
+    lines = [
+        f"Scale {settings.scale}: {data['dataset']} data, {images} training images; {', '.join([architecture, *options])}; "
+        f"seeds {', '.join(map(str, first.seeds)) if len(first.seeds) < 3 else f'{first.seeds[0]}-{first.seeds[-1]}'}"
+    ]
+    trained = [settings.models[model] for model in models]
+    stages = {stage: model for model in trained for stage in model.recipe}
+    for stage, model in stages.items():
+        how = model.stage(stage)
+        weight = f", invariance weight {how['invariance_weight']:g}" if stage == "training" else ""
+        lines.append(
+            f"{stage.capitalize()}: {how['epochs']} epochs, batch {how['batch_size']}, learning rate "
+            f"{how['learning_rate']:g}, {how['schedule']} schedule{weight}"
+        )
+    matched = "all training images" if merging["images"] is None else f"{merging['images']:,} training images"
+    lines.append(
+        f"Channels matched and REPAIR's statistics taken on {matched}; invariance error over "
+        f"{merging['invariance_images']:,} training images"
+    )
+    sizes = [model.given["image_size"] for model in trained if model.given["network"]["architecture"] == "resnet"]
+    if data["dataset"] != "imagenet" and any(size and size % 2 == 0 for size in sizes):
+        lines.append(
+            "At an even size the five strides of a flipped net are off by up to 31 pixels in all: that is the whole image "
+            "here and a seventh of it at 224, so accuracies fall further and barriers can be negative"
+        )
+    return lines

@@ -1,0 +1,17 @@
+"""Rule weights: fetch or read a net that others trained, and write it with torchvision's names."""
+
+from pathlib import Path
+
+from job import job
+from relusym import checkpoint
+from relusym.nets.weights import NotAtHandError, gather
+
+with job(snakemake):
+    settings = snakemake.params.settings
+    try:
+        state, kept = gather(settings["weights"] | {"network": settings["network"]}, Path(snakemake.params.cache))
+        kept["status"] = "ok"
+    except NotAtHandError as error:
+        state, kept = {}, {"status": "absent", "reason": str(error)}
+    checkpoint.save(snakemake.output[0], state, kept)
+    print(f"{snakemake.wildcards.model}: {kept}")
