@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
+from relusym.findings.tables import table2, write_table
 from scipy import stats
 
 from relusym.experiments.settings import Settings
 from relusym.findings import paper_values
 from relusym.findings.comparison import PAPER_NETS, compare, other_than_the_papers
-from relusym.findings.tables import table2, write_table
 
 
 def as_the_paper(number):

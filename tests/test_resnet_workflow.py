@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from relusym.findings.tables import table5, write_table
 
 from relusym.checkpoint import load_arrays
 from relusym.errors import UserError
@@ -15,7 +16,6 @@ from relusym.experiments.settings import Settings
 from relusym.findings import paper_values
 from relusym.findings.figure9 import figure9
 from relusym.findings.filter_pairs import APART, BETWEEN, WEIGHT, colours
-from relusym.findings.tables import table5, write_table
 from relusym.records import read_record, write_record
 
 RECIPE = {

@@ -7,9 +7,6 @@ import re
 import pandas as pd
 import pytest
 from matplotlib.mathtext import MathTextParser
-
-from relusym.errors import UserError
-from relusym.findings import paper_values
 from relusym.findings.tables import (
     costs,
     human_table,
@@ -21,6 +18,9 @@ from relusym.findings.tables import (
     tidy,
     write_table,
 )
+
+from relusym.errors import UserError
+from relusym.findings import paper_values
 from relusym.records import read_record
 
 MODELS = ("cnn", "cnn_noaug", "cnn_inv", "cnn_late_inv", "gcnn", "pgcnn", "pgcnn_late_inv")

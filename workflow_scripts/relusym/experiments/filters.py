@@ -5,8 +5,6 @@ Arrays alone, without PyTorch: what reads them back starts in an instant.
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +19,6 @@ Record = dict[str, Any]
 
 DRAWN = ("conv1", "conv2")
 RGB = 3
-
-
-@dataclass(frozen=True)
-class Filters:
-    """What is kept of one net's filters.
-
-    Attributes:
-        model, seed: the net.
-        status, reason: "ok", or "left_out" with the reason; then there are no arrays.
-        drawn: "conv1" and "conv2" → float16 (2, c, 3, 3, 3), RGB filters of the net and, at the same places, of its
-            permuted flipped net; conv 2's input channels are projected to RGB.
-        permutations: "conv1" and "conv2" → int16 (c,): channel i goes with channel `permutation[i]` of the flipped net.
-        norms: conv name → float32 (c,), Frobenius norm of each whole filter.
-        constraint: conv name → by how much τ(ψ) = P₁ψP₀ᵀ (equation (3)) fails, ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖.
-    """
-
-    model: str
-    seed: int
-    status: str
-    reason: str | None
-    drawn: dict[str, np.ndarray]
-    permutations: dict[str, np.ndarray]
-    norms: dict[str, np.ndarray]
-    constraint: dict[str, float]
 
 
 def kernels(state: dict[str, np.ndarray], group_convs: int) -> dict[str, np.ndarray]:
@@ -142,39 +116,3 @@ def read_about(path: str | Path) -> Record:
     if about.get("kind") != "filters":
         raise UserError(f"{path} holds no filters: delete it, and it is made again")
     return about
-
-
-def read_filters(path: str | Path) -> Filters:
-    """What `measure_filters` found, read back.
-
-    Raises:
-        UserError: the file is missing, truncated or no file of filters.
-    """
-    about = read_about(path)
-    arrays, _ = checkpoint.load_arrays(path)
-
-    def under(prefix: str) -> dict[str, np.ndarray]:
-        names = sorted(name for name in arrays if name.startswith(prefix))
-        return {name.removeprefix(prefix): arrays[name] for name in names}
-
-    return Filters(
-        about["model"],
-        about["seed"],
-        about["status"],
-        about["reason"],
-        {name: arrays[name] for name in DRAWN if name in arrays},
-        under("permutation."),
-        under("norm."),
-        about.get("kernel_constraint", {}),
-    )
-
-
-def first_kept(paths: Sequence[str | Path]) -> Filters:
-    """The first of several nets that isn't left out; the first one if all are.
-
-    Raises:
-        UserError: as `read_filters`.
-    """
-    nets = map(read_filters, paths)
-    first = next(nets)
-    return first if first.status == "ok" else next((net for net in nets if net.status == "ok"), first)
