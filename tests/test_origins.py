@@ -50,11 +50,12 @@ COMPLAINTS = {
 @pytest.mark.parametrize("what", COMPLAINTS)
 def test_records_that_do_not_go_together_are_refused_in_one_line(what):
     records, complaint = COMPLAINTS[what]
-    for table in (table1, table2, table4, matchings):
-        if set(records) <= set(table.KINDS):
-            with pytest.raises(UserError, match=complaint) as told:
-                made(table, ABOUT | {"matchings": ["activation"]}, **records)
-            assert "\n" not in str(told.value)
+    tables = [table for table in (table1, table2, table4, matchings) if set(records) <= set(table.KINDS)]
+    assert matchings in tables
+    for table in tables:
+        with pytest.raises(UserError, match=complaint) as told:
+            made(table, ABOUT | {"matchings": ["activation"]}, **records)
+        assert "\n" not in str(told.value)
 
 
 def test_records_that_go_together_are_not_refused():
