@@ -20,7 +20,7 @@ from relusym.data import image_set
 from relusym.errors import UserError
 from relusym.experiments.measuring import load_net
 from relusym.experiments.settings import Settings, seed_list
-from relusym.findings.tables import write_table
+from relusym.findings.layout import Layout, write_table
 from relusym.records import FIELDS, MEASURED, read_record, write_record, write_whole
 
 CONFIG = yaml.safe_load((Path(__file__).parents[1] / "config.yaml").read_text(encoding="utf-8"))
@@ -275,7 +275,7 @@ def prepared_images(path):
 
 
 def a_table(path):
-    write_table(pd.DataFrame({"n": range(5000)}), path.with_suffix(""), "Title", [])
+    write_table(pd.DataFrame({"n": range(5000)}), path.with_suffix(""), Layout("Title"))
 
 
 def a_figure(path):

@@ -6,23 +6,24 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from records import MODELS, NAMES, flip, pair, train
 from scipy import stats
 
-from relusym.findings.claims import (
+from relusym.findings import claims as tested
+from relusym.findings.evidence import (
     HELD,
     NOT_HELD,
     OPEN,
     UNTESTED,
-    claims,
     flipped_against_other,
     hedges_g,
     is_higher,
     is_highest,
     shared_nets,
 )
-from relusym.findings.paper_values import table
+from relusym.findings.filters import Filters
+from relusym.paper_values import table
 
-MODELS = list(table(2)["model"])
 PAPER = table(2).set_index("model")
 PAIRS = table(4).set_index(["model_1", "model_2"])["barrier_mean"]
 SWAP, THREE_CYCLE = [1, 0, 3, 2], [1, 2, 0, 3]
@@ -34,23 +35,21 @@ def run(n=4, *, reverse=False, spread=1.0, models=MODELS, permutation=SWAP):
     spread: in the paper's standard deviations; the nets of a type lie evenly within one of them to either side.
     """
     sign = -1 if reverse else 1
-    about = {"status": "ok", "settings": {}, "inputs": {}}
     offsets = spread * (np.linspace(-1, 1, n) if n > 1 else np.zeros(1))
-    trains, flips, pairs = [], [], []
+    found = {"train": [], "flip_merge": [], "pair_merge": []}
     for model, seed in itertools.product(models, range(n)):
-        row, net = PAPER.loc[model], {"model": model, "seed": seed}
-        values = {
-            quantity: sign * (row[f"{quantity}_mean"] + offsets[seed] * row[f"{quantity}_std"])
+        accuracy, error, barrier = (
+            sign
+            * (PAPER.loc[model, f"{quantity}_mean"] + offsets[seed] * PAPER.loc[model, f"{quantity}_std"])
             for quantity in ("accuracy", "invariance_error", "gcnn_barrier")
-        }
-        trains.append(about | {"kind": "train", **net, **values})
-        merged = {"barrier": {"repaired": values["gcnn_barrier"]}, "permutations": {"conv1": permutation}}
-        flips.append(about | {"kind": "flip_merge", **net, **merged})
+        )
+        found["train"].append(train(model, seed, accuracy))
+        permutations = {"conv1": permutation}
+        found["flip_merge"].append(flip(model, seed, barrier, error=error, permutations=permutations))
     for model, seed in itertools.product([model for model in models if (model, model) in PAIRS], range(n)):
         barrier = sign * (PAIRS[model, model] + 1e-3 * offsets[(seed * 3 + 1) % n])
-        names = {"model_1": model, "seed_1": seed, "model_2": model, "seed_2": (seed + 1) % n}
-        pairs.append(about | {"kind": "pair_merge", **names, "barrier": {"repaired": barrier}})
-    return trains, flips, pairs
+        found["pair_merge"].append(pair(model, seed, model, (seed + 1) % n, barrier))
+    return found
 
 
 def zero_filters(gcnn, cnn):
@@ -62,12 +61,16 @@ def zero_filters(gcnn, cnn):
     return pd.DataFrame(rows, columns=["model", "seed", "layer", "zero_filters"])
 
 
+def claims(records, zero_filters):
+    return tested.claims(records, zero_filters, NAMES)
+
+
 def verdicts(frame):
     return frame.set_index("claim")["verdict"].to_dict()
 
 
 def test_all_claims_hold_on_the_papers_own_numbers():
-    found = claims(*run(24, permutation=SWAP), zero_filters([30, 31, 35, 33], [1, 2, 3, 4]))
+    found = claims(run(24, permutation=SWAP), zero_filters([30, 31, 35, 33], [1, 2, 3, 4]))
     assert len(found) == 3 + 1 + 3 + 2 + 1 + 1 + 2
     assert set(found["verdict"]) == {HELD}, verdicts(found)
     assert found["effect"].notna().all()
@@ -77,7 +80,7 @@ def test_all_claims_hold_on_the_papers_own_numbers():
 
 def test_no_directed_claim_holds_on_the_mirrored_numbers():
     found = claims(
-        *run(24, reverse=True, permutation=THREE_CYCLE), zero_filters([1, 2, 3, 4], [30, 31, 35, 33])
+        run(24, reverse=True, permutation=THREE_CYCLE), zero_filters([1, 2, 3, 4], [30, 31, 35, 33])
     )
     said = verdicts(found)
     symmetric = "Types with a lower invariance error have a lower GCNN barrier"  # mirrored twice
@@ -88,7 +91,7 @@ def test_no_directed_claim_holds_on_the_mirrored_numbers():
 
 
 def test_nets_that_differ_more_than_types_are_inconclusive():
-    found = claims(*run(4, spread=60.0), zero_filters([], []))
+    found = claims(run(4, spread=60.0), zero_filters([], []))
     said = verdicts(found)
     assert [said[claim] for claim in said if claim.startswith("Invariance loss")] == [OPEN] * 3
     assert said["PGCNN + late inv-loss is the most accurate type"] == OPEN
@@ -96,7 +99,7 @@ def test_nets_that_differ_more_than_types_are_inconclusive():
 
 @pytest.mark.parametrize(("n", "models"), [(1, MODELS), (4, ["pgcnn"]), (0, MODELS)])
 def test_too_few_nets_are_told(n, models):
-    found = claims(*run(n, models=models), zero_filters([], []))
+    found = claims(run(n, models=models), zero_filters([], []))
     direct = found[~found["claim"].str.contains("matching|Types")]
     assert set(direct["verdict"]) == {UNTESTED}
     assert direct["p_value"].isna().all()
@@ -104,28 +107,28 @@ def test_too_few_nets_are_told(n, models):
 
 
 def test_nets_without_any_spread_are_told_from_proof():
-    found = claims(*run(4, spread=0.0), zero_filters([], [])).set_index("claim")
+    found = claims(run(4, spread=0.0), zero_filters([], [])).set_index("claim")
     assert set(found["verdict"]) <= {HELD, OPEN, UNTESTED}
     assert found.loc[
         "Merging a CNN with its flipped self has a lower barrier than merging two of them", "remark"
     ]
     late = found.filter(like="Late", axis=0)
     assert (late["p_value"] == late["p_rank"]).all()
-    trains, flips, pairs = run(4)
-    for flip in flips:
-        flip["barrier"]["repaired"] = 0.0
-    types = claims(trains, flips, pairs, zero_filters([], [])).set_index("claim").filter(like="Types", axis=0)
+    records = run(4)
+    for record in records["flip_merge"]:
+        record["barrier"]["repaired"] = 0.0
+    types = claims(records, zero_filters([], [])).set_index("claim").filter(like="Types", axis=0)
     assert list(types["verdict"]) == [UNTESTED] and list(types["remark"]) == ["all types are equal"]
 
 
 def test_zero_filters_of_no_net_are_told():
     assert (
-        verdicts(claims(*run(), zero_filters([], [])))["A GCNN has more zero-filters than a CNN"] == UNTESTED
+        verdicts(claims(run(), zero_filters([], [])))["A GCNN has more zero-filters than a CNN"] == UNTESTED
     )
 
 
 def test_one_channel_of_order_three_settles_that_not_all_have_two():
-    found = claims(*run(4, permutation=[1, 2, 0, 3, 4, 5, 7, 6]), zero_filters([], [])).set_index("claim")
+    found = claims(run(4, permutation=[1, 2, 0, 3, 4, 5, 7, 6]), zero_filters([], [])).set_index("claim")
     every = found.loc["All GCNN channels found by matching have order at most 2"]
     assert (every["verdict"], every["effect"]) == (NOT_HELD, 3 / 8)
     assert every["remark"] == "12 of 32 channels have a higher order"
@@ -137,7 +140,7 @@ def test_one_channel_of_order_three_settles_that_not_all_have_two():
 
 
 def test_channels_that_all_have_order_two_settle_both_claims():
-    found = claims(*run(2), zero_filters([], [])).set_index("claim")
+    found = claims(run(2), zero_filters([], [])).set_index("claim")
     both = found[found.index.str.contains("matching")]
     assert list(both["verdict"]) == [HELD, HELD]
     assert both["p_value"].isna().all()
@@ -145,7 +148,7 @@ def test_channels_that_all_have_order_two_settle_both_claims():
 
 def test_spearmans_p_is_that_of_all_permutations():
     found = (
-        claims(*run(), zero_filters([], []))
+        claims(run(), zero_filters([], []))
         .set_index("claim")
         .loc["Types with a lower invariance error have a lower GCNN barrier"]
     )
@@ -177,11 +180,13 @@ def test_the_most_accurate_type_has_to_beat_the_second_best():
         "second": np.array([0.93, 0.92, 0.91]),
         "last": np.array([0.1, 0.2, 0.3]),
     }
-    found = is_highest(nets, "best")
+    found = is_highest(nets, "best", {"best": "the best"})
     assert found.effect == pytest.approx(0.03)
+    assert found.measure == "Hedges' g to second"
     assert found.p_value == is_higher(nets, "best", "second").p_value
-    beaten = is_highest(nets, "second")
+    beaten = is_highest(nets, "second", {"best": "the best"})
     assert beaten.direction < 0
+    assert beaten.measure == "Hedges' g to the best"
     assert beaten.p_value == 2 * is_higher(nets, "second", "best").p_value
 
 
@@ -234,3 +239,25 @@ def test_hedges_g_by_hand():
     assert hedges_g(np.array([3.0, 5.0]), np.array([1.0, 3.0])) == pytest.approx(
         2 / math.sqrt(2) * (1 - 3 / 7)
     )
+
+
+def test_zero_filters_are_counted_in_the_filters_themselves():
+    def net(model, seed, zeros):
+        norms = np.ones(10)
+        norms[:zeros] = 0.05
+        return Filters(model, seed, "ok", None, {}, {}, {"conv1": norms, "conv2": np.ones(3)}, {})
+
+    counts = {"gcnn": [5, 6, 7, 6], "cnn": [1, 2, 1, 0]}
+    filters = [net(model, seed, n) for model, several in counts.items() for seed, n in enumerate(several)]
+    about = {"models": MODELS, "names": NAMES, "notes": []}
+    claim = "A GCNN has more zero-filters than a CNN"
+    found = (
+        tested.frame(run() | {"filters": filters}, about | {"zero_filter": 0.1}).set_index("claim").loc[claim]
+    )
+    assert found["effect"] == 5 and found["n"] == "4 and 4 nets"
+    none = (
+        tested.frame(run() | {"filters": filters}, about | {"zero_filter": 0.01})
+        .set_index("claim")
+        .loc[claim]
+    )
+    assert none["effect"] == 0

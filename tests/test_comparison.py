@@ -7,12 +7,14 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
+from records import MODELS, NAMES, PAIRS, flip, pair, train
 from scipy import stats
 
 from relusym.experiments.settings import Settings
-from relusym.findings import paper_values
+from relusym.findings import comparison, table2
+from relusym import paper_values
 from relusym.findings.comparison import PAPER_NETS, compare, other_than_the_papers
-from relusym.findings.tables import table2, write_table
+from relusym.findings.layout import write_table
 
 
 def as_the_paper(number):
@@ -158,9 +160,67 @@ def test_every_setting_of_the_scale_paper_is_the_papers():
         assert other_than_the_papers(made, table) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "path", "value", "word"),
+    [
+        ("train", "settings.network.width", 0.25, "network"),
+        ("train", "settings.training.epochs", 10, "epochs"),
+        ("train", "settings.data.train_images", 1000, "number of training images"),
+        ("train", "inputs.source", "generated shapes", "data"),
+        ("flip_merge", "settings.merging.images", None, "images to match on"),
+        ("flip_merge", "inputs.source", None, None),  # of a net that is left out
+    ],
+)
+def test_what_is_other_than_the_papers_resnets_is_named(kind, path, value, word):
+    made = {
+        "train": {
+            "inputs": {"source": "ImageNet"},
+            "settings": {
+                "data": {"dataset": "imagenet", "train_images": None},
+                "network": {"width": 1.0},
+                "training": {"epochs": 90},
+            },
+        },
+        "flip_merge": {"inputs": {"source": "ImageNet"}, "settings": {"merging": {"images": 5000}}},
+    }
+    assert other_than_the_papers(list(made.values()), 5) == []
+    *parents, last = path.split(".")
+    at = made[kind]
+    for name in parents:
+        at = at[name]
+    at[last] = value
+    assert other_than_the_papers(list(made.values()), 3) == ([word] if word else [])
+
+
+SHOWN = {"name": "Old", "image_size": 33, "trained_by_authors": False, "self_supervised": False}
+
+
+def test_the_comparison_is_made_from_the_records_of_each_table():
+    vgg11s, resnets = {"models": MODELS}, {"models": {"old": SHOWN | {"paper": "torchvision_old"}}}
+    about = {"table1": vgg11s | {"names": NAMES, "descriptions": {}}, "table2": vgg11s}
+    about |= {"table4": {"pairs": PAIRS}, "table5": resnets}
+    scores = {"net": 0.8, "flipped": 0.7, "halfway": 0.5, "repaired": 0.6}
+    inputs = {
+        "train": [train("cnn", 0, 0.91), train("old", 0, 0.8, inputs={"source": "other"})],
+        "flip_merge": [flip("cnn", 0, 0.1), flip("old", 0, 0.3, scores=scores)],
+        "pair_merge": [pair("cnn", 0, "gcnn", 0, 0.2)],
+    }
+    found = comparison.frame(inputs, {"tables": about, "names": NAMES})
+    assert found.groupby("table").size().to_dict() == {1: 7, 2: 21, 4: 6, 5: 7}
+    cells = found.set_index(["table", "row", "quantity"])["value_mean"]
+    assert cells[2, "CNN", "Accuracy"] == 0.91 and cells[2, "CNN", "GCNN Barrier"] == 0.1
+    assert cells[4, "CNN with GCNN", "Barrier"] == 0.2
+    assert cells[5, "Old", "Accuracy"] == 0.8 and cells[1, "CNN", "Parameters"] == 577000
+    reasons = found.set_index(["table", "row", "quantity"])["reason"]
+    assert (
+        reasons[5, "Old", "Accuracy"].startswith("other data") and "no net" in reasons[2, "GCNN", "Accuracy"]
+    )
+
+
 def test_the_comparison_is_written_with_the_papers_values_beside_ours(tmp_path):
-    frame = table2([], [], ["cnn", "gcnn"])
-    write_table(compare(frame, 2), tmp_path / "comparison", "Comparison", ["a < b"])
+    frame = table2.frame({"train": [], "flip_merge": []}, {"models": ["cnn", "gcnn"]})
+    cells = compare(frame, 2, (), table2.LAYOUT, NAMES)
+    write_table(cells, tmp_path / "comparison", comparison.LAYOUT, ["a < b"])
     markdown = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert "0.901 ± 2.1e-3" in markdown and "no net of ours" in markdown
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")

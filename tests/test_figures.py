@@ -1,44 +1,42 @@
 """The arrays of filters, what is counted in them, and the figures drawn from them."""
 
 import json
+import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
+from conftest import ROOT
 from docutils.core import publish_parts
 from jinja2 import StrictUndefined, Template
+from records import NAMES, flip, train
 
 from relusym import checkpoint
 from relusym.data import image_set
 from relusym.data.chiral_shapes import generate
 from relusym.errors import UserError
-from relusym.experiments.filters import (
-    Filters,
-    first_kept,
-    inputs_of,
-    kernels,
-    measure_filters,
-    projection_to_rgb,
-    read_filters,
-)
+from relusym.experiments.filters import inputs_of, kernels, measure_filters, projection_to_rgb
 from relusym.experiments.flipped_training import in_a_plane, measure_flipped_training
+from relusym.findings import FIGURES, TABLES, module_of
 from relusym.findings.figure2 import figure2, telling_filters
 from relusym.findings.figure3 import figure3
+from relusym.findings.figure9 import figure9
+from relusym.findings.figure10 import figure10
 from relusym.findings.filter_pairs import APART, BETWEEN, WEIGHT, colours, filter_pairs, pair_grid
+from relusym.findings.filters import Filters, are_zero, count_zero_filters, first_kept, read_filters
 from relusym.findings.print_style import write_figure
-from relusym.findings.zero_filters import are_zero, count_by_net, count_by_type, zero_filter_figure
+from relusym.findings.zero_filters import count_by_type, zero_filter_figure
 from relusym.merging.channel_groups import channel_groups, permute
 from relusym.nets.vgg import VGG11
-from relusym.records import sha256
+from relusym.records import sha256, write_record
 from relusym.symmetry import HORIZONTAL_FLIP
-from relusym.theory import STATEMENTS
+from relusym.theory import STATEMENTS, example_c_2
 
-ROOT = Path(__file__).parents[1]
 WIDTH = 1 / 16
 CHANNELS = [4, 8, 16, 16, 32, 32, 32, 32]
 SETTINGS = {"projection_seed": 0}
@@ -137,24 +135,24 @@ def test_the_arrays_know_which_merge_they_are_of(tmp_path):
 def test_a_net_left_out_has_no_arrays_and_its_figures_say_why(tmp_path):
     net = kept(tmp_path, 0, random_permutations(), status="left_out")
     assert (net.status, net.drawn, net.norms) == ("left_out", {}, {})
-    assert count_by_net([net], 0.1).empty
-    drawn = filter_pairs([net, net], "conv1", True, 0.1)
+    assert count_zero_filters([net], 0.1).empty
+    drawn = filter_pairs([net, net], "conv1", True, 0.1, NAMES)
     assert "cnn-0 is diverged" in drawn.axes[0].get_title()
-    assert "cnn-0 is diverged" in figure2(net).texts[0].get_text()
+    assert "cnn-0 is diverged" in figure2(net, NAMES).texts[0].get_text()
     write_figure(
-        zero_filter_figure(count_by_type(count_by_net([net], 0.1), ["cnn"]), ["cnn"], 0.1),
+        zero_filter_figure(count_by_type(count_zero_filters([net], 0.1), ["cnn"]), ["cnn"], 0.1, NAMES),
         [tmp_path / "z.png"],
     )
 
 
-def test_the_first_net_that_trained_well_is_shown(tmp_path):
-    paths = []
-    for name, status in (("a", "left_out"), ("b", "ok"), ("c", "ok")):
-        (tmp_path / name).mkdir()
-        kept(tmp_path / name, 0, random_permutations(), model=name, status=status)
-        paths.append(tmp_path / name / "filters")
-    assert first_kept(paths).model == "b"
-    assert first_kept(paths[:1]).model == "a"
+def test_the_first_net_that_trained_well_is_shown():
+    nets = [Filters("gcnn", 0, "ok", None, {}, {}, {}, {})]
+    for seed, status in enumerate(("left_out", "ok", "ok")):
+        nets.append(Filters("cnn", seed, status, "diverged", {}, {}, {}, {}))
+    assert first_kept(nets, "cnn").seed == 1
+    assert first_kept(nets[:2], "cnn").seed == 0
+    with pytest.raises(UserError, match="no filters of a net of type pgcnn"):
+        first_kept(nets, "pgcnn")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a safetensors file"])
@@ -187,7 +185,7 @@ def test_zero_filters_are_counted_by_layer_and_type():
         net_with_norms("gcnn", 1, [1, 0.9, 0.9, 0.5], [1, 0]),
         net_with_norms("cnn", 0, [1, 1, 1, 0.2], [1, 1]),
     ]
-    by_net = count_by_net(nets, 0.1)
+    by_net = count_zero_filters(nets, 0.1)
     assert by_net["zero_filters"].tolist() == [2, 0, 0, 1, 0, 0]
     by_type = count_by_type(by_net, ["cnn", "gcnn"]).set_index(["model", "layer"])
     assert by_type.index.tolist() == [
@@ -200,7 +198,7 @@ def test_zero_filters_are_counted_by_layer_and_type():
     assert (first["zero_filters_mean"], first["share_mean"], first["n"]) == (1, 0.25, 2)
     assert first["zero_filters_std"] == pytest.approx(2**0.5)
     assert pd.isna(by_type.loc[("cnn", "conv1"), "share_std"])
-    figure = zero_filter_figure(by_type.reset_index(), ["cnn", "gcnn"], 0.1)
+    figure = zero_filter_figure(by_type.reset_index(), ["cnn", "gcnn"], 0.1, NAMES)
     assert [text.get_text() for text in figure.legends[0].texts] == [
         "CNN (1)",
         "GCNN (2)",
@@ -232,7 +230,7 @@ def test_a_weight_of_zero_is_grey_and_a_layer_of_zeros_too():
 def test_figure_1_shows_matches_as_they_are_in_the_net_and_figure_5_as_they_are_permuted(tmp_path):
     net = kept(tmp_path, 0, random_permutations())
     back, permuted = (
-        filter_pairs([net], "conv1", flipped_back, 0.1).axes[0] for flipped_back in (True, False)
+        filter_pairs([net], "conv1", flipped_back, 0.1, NAMES).axes[0] for flipped_back in (True, False)
     )
     original, matched = net.drawn["conv1"]
     order = net.permutations["conv1"]
@@ -265,7 +263,7 @@ def test_figure_2_goes_in_four_steps(tmp_path):
     orders = random_permutations()
     orders[0] = np.array([1, 0, 2, 3])
     net = kept(tmp_path, 0, orders)
-    figure = figure2(net)
+    figure = figure2(net, NAMES)
     images = np.stack([axes.images[0].get_array() for axes in figure.axes]).reshape(3, 4, 3, 3, 3)
     shown = colours(net.drawn["conv1"][0])
     chosen = [int(axes.get_xlabel().split()[-1]) for axes in figure.axes[::4]]
@@ -325,33 +323,156 @@ def test_figure_3_tells_settings_that_cannot_be(flipped, changed, message):
         measure_flipped_training(settings, data, device=torch.device("cpu"))
 
 
-def test_the_same_figure_is_written_as_the_same_bytes(tmp_path):
-    for folder in ("a", "b"):
-        write_figure(
-            figure2(kept(tmp_path, 8, mirror_permutations())),
-            [tmp_path / folder / f"f.{end}" for end in ("png", "pdf")],
-        )
-    for ending in ("png", "pdf"):
-        assert (tmp_path / "a" / f"f.{ending}").read_bytes() == (tmp_path / "b" / f"f.{ending}").read_bytes()
+def resnet(status="ok"):
+    pairs = np.random.default_rng(0).standard_normal((2, 16, 3, 7, 7))
+    drawn = {"conv1": pairs} if status == "ok" else {}
+    return Filters("old", 0, status, "it is no better than chance", drawn, {}, {}, {})
 
 
-def test_drawing_and_theory_start_without_torch():
+def test_figure_9_shows_each_filter_beside_its_match_or_says_why_not():
+    net = resnet()
+    figure = figure9(net, "A net")
+    (image,) = figure.axes[0].get_images()
+    drawn = np.asarray(image.get_array())
+    left, right = colours(net.drawn["conv1"])
+    assert np.allclose(drawn[APART // 2 + WEIGHT // 2, APART // 2 + WEIGHT // 2], left[0, 0, 0])
+    assert np.allclose(drawn[APART // 2 + WEIGHT // 2, APART // 2 + 7 * WEIGHT + BETWEEN + 1], right[0, 0, 0])
+    told = figure9(resnet("left_out"), "A net")
+    assert "A net is left out: it is no better than chance" in [text.get_text() for text in told.texts]
+
+
+def test_a_layer_that_is_not_kept_is_named():
+    with pytest.raises(UserError, match="no filters of conv2 are kept of old-0, only conv1"):
+        filter_pairs([resnet()], "conv2", False, 0.1, {})
+
+
+def test_figure_10_draws_both_classes(tmp_path):
+    classes = example_c_2.image_classes(0, 3)
+    figure = figure10(classes)
+    assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["class 1", "class 2"]
+    drawn = np.stack([axes.images[0].get_array() for axes in figure.axes]).reshape(2, 3, 20, 20)
+    assert (drawn == classes).all()
+    figure.savefig(tmp_path / "figure10.pdf")
+    assert (tmp_path / "figure10.pdf").stat().st_size > 0
+
+
+# ---- the scripts behind the rules
+
+SCRIPT = """
+import json, runpy, sys
+from types import SimpleNamespace
+
+class Files(list):
+    def __init__(self, all, **named):
+        super().__init__(all)
+        self.named = named
+    def get(self, name, default=None):
+        return self.named.get(name, default)
+
+given = json.loads(sys.argv[1])
+params = Files([])
+params.about = given["about"]
+rule = SimpleNamespace(
+    rule=given["rule"], params=params, input=Files([], **given["input"]), output=Files(given["output"]),
+    log=[given["log"]], threads=1, resources={},
+)
+runpy.run_path(given["script"], {"snakemake": rule})
+sys.exit("torch" in sys.modules)
+"""
+
+
+def run_script(script, rule, about, outputs, environment, **inputs):
+    """Run table.py or figure.py as Snakemake does; it must do without PyTorch."""
+    given = {"script": f"{script}.py", "rule": rule, "about": about, "input": inputs}
+    given |= {"output": list(map(str, outputs)), "log": str(outputs[0].with_name(f"{rule}.log"))}
+    command = [sys.executable, "-c", SCRIPT, json.dumps(given)]
+    scripts = ROOT / "workflow_scripts"
+    run = subprocess.run(
+        command,
+        cwd=scripts,
+        env=os.environ | {"PYTHONPATH": str(scripts)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_same_records_give_the_same_bytes_on_another_day_in_another_process(tmp_path):
+    kept(tmp_path, 8, mirror_permutations(), "gcnn")
+    inputs = {"filters": [str(tmp_path / "filters")], "train": [], "flip_merge": []}
+    for kind, make in (("train", train), ("flip_merge", flip)):
+        for seed in range(3):
+            path = tmp_path / f"{kind}-{seed}.json"
+            record = make("gcnn", seed, 0.1 + 0.7 / (seed + 3))
+            write_record(path, {"invariance_error": 0.1} | record)
+            inputs[kind].append(str(path))
+    about = {"models": ["gcnn"], "names": NAMES, "notes": ["a note"], "zero_filter": 0.1}
+    about |= {"layer": "conv1", "flipped_back": False}
+    made = {
+        ("table", "table2"): (".csv", ".md", ".tex", ".html"),
+        ("figure", "figure4"): (".png", ".pdf", ".csv"),
+        ("figure", "figure7"): (".png", ".pdf"),
+        ("figure", "zero_filters"): (".png", ".pdf", ".csv", "_by_net.csv"),
+    }
+    for folder, environment in (
+        ("a", {"PYTHONHASHSEED": "1", "SOURCE_DATE_EPOCH": "1000000000", "TZ": "UTC"}),
+        ("b", {"PYTHONHASHSEED": "2", "SOURCE_DATE_EPOCH": "1700000000", "TZ": "Asia/Tokyo"}),
+    ):
+        (tmp_path / folder).mkdir()
+        for (script, rule), endings in made.items():
+            outputs = [tmp_path / folder / f"{rule}{ending}" for ending in endings]
+            run_script(script, rule, about, outputs, environment, **inputs)
+    for (_, rule), endings in made.items():
+        for ending in endings:
+            first, second = (tmp_path / folder / f"{rule}{ending}" for folder in "ab")
+            assert first.stat().st_size > 0 and first.read_bytes() == second.read_bytes()
+            assert b"atplotlib" not in first.read_bytes()
+
+
+def test_figure_10_gets_its_images_from_the_theory(tmp_path):
+    outputs = [tmp_path / "figure10.png", tmp_path / "figure10.pdf"]
+    run_script("figure", "figure10", {"seed": 0, "images": 4}, outputs, {})
+    write_figure(figure10(example_c_2.image_classes(0, 4)), [tmp_path / "here.png"])
+    assert outputs[0].read_bytes() == (tmp_path / "here.png").read_bytes()
+
+
+def test_tables_figures_and_theory_start_without_torch():
     """With it, each of these jobs would take several times as long."""
-    drawn = "figure2, figure3, figure10, filter_pairs, zero_filters, permutation_order"
-    code = f"import sys; from relusym import {drawn}, theory; theory.demonstrate('example_2_1'); "
-    code += "sys.exit('torch' in sys.modules)"
+    code = "import sys; from relusym import findings, theory; theory.demonstrate('example_2_1'); "
+    code += "[findings.module_of(name) for name in findings.TABLES | findings.FIGURES]; "
+    code += "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('relusym.')}; "
+    code += "sys.exit('torch' in sys.modules or bool(rooms & {'data', 'nets', 'merging', 'experiments'}))"
     scripts = ROOT / "workflow_scripts"
     assert subprocess.run([sys.executable, "-c", code], cwd=scripts, check=False).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "name", [*(f"figure{n}" for n in (1, 2, 3, 4, 5, 6, 7, 8, 10)), "zero_filters", "theory", *STATEMENTS]
-)
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_a_module_that_draws(name):
+    assert callable(module_of(name).draw) and isinstance(module_of(name).KINDS, tuple)
+
+
+CAPTIONS = sorted(path.stem for path in (ROOT / "report").glob("*.rst"))
+FILLED = {"figure1": "CNN + inv-loss (Net A) and CNN (Net B), each", "figure7": "GCNN", "figure9": "(GCNN)"}
+FILLED |= dict.fromkeys(("figure5", "figure6", "figure8", "zero_filters"), "0.125")
+
+
+def test_every_table_figure_and_statement_has_a_caption_and_every_caption_its_place():
+    shown = {*TABLES, *FIGURES, *STATEMENTS, "workflow"} - {"filter_pairs"}  # of any net, not in the report
+    assert set(CAPTIONS) == shown
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
 def test_captions_are_valid(name):
     """Snakemake would only tell when the report is made."""
-    params = SimpleNamespace(names="CNN + inv-loss, CNN", zero_filter=0.1)
-    text = Template(
-        (ROOT / "report" / f"{name}.rst").read_text(encoding="utf-8"), undefined=StrictUndefined
-    ).render(snakemake=SimpleNamespace(params=params, config={}, wildcards=SimpleNamespace()))
-    told = publish_parts(text, writer="html", settings_overrides={"halt_level": 2, "report_level": 2})["body"]
-    assert len(told) > 100 and "{{" not in told
+    models = ["cnn_inv", "cnn"] if name == "figure1" else ["gcnn"]
+    about = {"models": models, "model": "gcnn", "names": NAMES, "zero_filter": 0.125}
+    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    given = SimpleNamespace(params=SimpleNamespace(about=about), config=config, wildcards=SimpleNamespace())
+    text = Template((ROOT / "report" / f"{name}.rst").read_text(encoding="utf-8"), undefined=StrictUndefined)
+    filled = text.render(snakemake=given)
+    told = publish_parts(filled, writer="html", settings_overrides={"halt_level": 2, "report_level": 2})[
+        "body"
+    ]
+    assert len(told) > 100 and "{{" not in told and "{%" not in told
+    assert FILLED.get(name, "") in " ".join(told.split())

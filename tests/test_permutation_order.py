@@ -8,23 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgba
+from records import NAMES, flip
 
 from relusym.errors import UserError
-from relusym.findings.permutation_order import COLOURS, channel_orders, figure4, order_counts
+from relusym.findings import figure4 as drawing
+from relusym.findings.figure4 import COLOURS, figure4
+from relusym.findings.permutation_order import channel_orders, order_counts
 
 
-def flip(model, seed, permutations, status="ok"):
-    record = {"kind": "flip_merge", "status": status, "model": model, "seed": seed}
-    return record | ({"permutations": permutations} if status == "ok" else {"reason": "diverged"})
+def record(model, seed, permutations):
+    status = "ok" if permutations else "left_out"
+    return flip(model, seed, status=status, permutations=permutations)
 
 
 RECORDS = [
     # conv10 before conv2: the order of the layers is the net's, not the alphabet's
-    flip("gcnn", 0, {"conv10": [1, 0, 3, 2], "conv2": [0, 1, 2, 3, 4, 5]}),
-    flip("gcnn", 1, {"conv10": [1, 2, 3, 0], "conv2": [1, 2, 3, 4, 5, 0]}),
-    flip("gcnn", 2, None, status="left_out"),
-    flip("cnn", 0, {"conv10": [0, 2, 3, 1], "conv2": [1, 0, 3, 4, 2, 5]}),
-    flip("pgcnn", 0, None, status="left_out"),
+    record("gcnn", 0, {"conv10": [1, 0, 3, 2], "conv2": [0, 1, 2, 3, 4, 5]}),
+    record("gcnn", 1, {"conv10": [1, 2, 3, 0], "conv2": [1, 2, 3, 4, 5, 0]}),
+    record("gcnn", 2, None),
+    record("cnn", 0, {"conv10": [0, 2, 3, 1], "conv2": [1, 0, 3, 4, 2, 5]}),
+    record("pgcnn", 0, None),
 ]
 
 
@@ -75,9 +78,9 @@ def test_counts_are_means_over_the_nets_that_are_ok():
 
 def test_a_broken_record_is_named():
     with pytest.raises(UserError, match=r"cnn-3, conv2: not a permutation of 3 channels"):
-        order_counts([flip("cnn", 3, {"conv1": [0], "conv2": [0, 1, 1]})])
+        order_counts([record("cnn", 3, {"conv1": [0], "conv2": [0, 1, 1]})])
     with pytest.raises(UserError, match=r"cnn-4 lacks 'permutations'"):
-        order_counts([flip("cnn", 4, None)])
+        order_counts([flip("cnn", 4) | {"permutations": None}])
 
 
 def bars(panel):
@@ -95,7 +98,7 @@ def test_figure4_draws_the_shares_of_the_csv(read_back):
     if read_back:  # without "5+", whose absence makes the CSV's column one of integers
         frame = frame[(frame["order"] < 5)]
         frame = pd.read_csv(io.StringIO(frame.to_csv(index=False)))
-    panels = figure4(frame, ["cnn", "gcnn", "pgcnn"]).axes
+    panels = figure4(frame, ["cnn", "gcnn", "pgcnn"], NAMES).axes
     colour = {order_class: to_rgba(value) for order_class, value in COLOURS.items()}
     assert bars(panels[0]) == pytest.approx(
         {
@@ -115,7 +118,7 @@ def test_figure4_draws_the_shares_of_the_csv(read_back):
 
 
 def test_figure4_has_labelled_axes_and_a_key():
-    figure = figure4(order_counts(RECORDS), ["cnn", "gcnn"])
+    figure = figure4(order_counts(RECORDS), ["cnn", "gcnn"], NAMES)
     assert figure.get_supxlabel() == "Conv layer (4, 6 channels)"
     assert figure.get_supylabel() == "Share of the layer's channels"
     labels = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
@@ -126,5 +129,14 @@ def test_figure4_has_labelled_axes_and_a_key():
 @pytest.mark.parametrize("records", [RECORDS, []])
 def test_figure4_can_be_saved(ending, records):
     buffer = io.BytesIO()
-    figure4(order_counts(records), ["cnn", "gcnn", "pgcnn"]).savefig(buffer, format=ending)
+    figure4(order_counts(records), ["cnn", "gcnn", "pgcnn"], NAMES).savefig(buffer, format=ending)
     assert buffer.getvalue().startswith({"png": b"\x89PNG", "pdf": b"%PDF"}[ending])
+
+
+def test_figure4_and_its_numbers_come_from_the_records():
+    figure, counts = drawing.draw({"flip_merge": RECORDS}, {"models": ["mine", "gcnn"], "names": NAMES})
+    assert [panel.get_title() for panel in figure.axes[:2]] == ["mine\n(0 nets)", "GCNN\n(2 nets)"]
+    pd.testing.assert_frame_equal(counts, order_counts(RECORDS))
+    other = flip("gcnn", 3) | {"inputs": {"data": "0b" * 32, "source": "my copy"}}
+    with pytest.raises(UserError, match="gcnn-3 from my copy"):
+        drawing.draw({"flip_merge": [*RECORDS, other]}, {"models": ["gcnn"], "names": NAMES})

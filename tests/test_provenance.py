@@ -1,9 +1,8 @@
 """Where tables come from, by their records."""
 
-from relusym.findings.provenance import provenance
-from relusym.records import data_notes
+from records import CODE, flip, pair, train
 
-CODE = {"relusym": "0.1.0", "torch": "2.14.1", "python": "3.11", "device": "cpu x86_64"}
+from relusym.findings import FIGURES, TABLES, module_of, origins, provenance
 
 
 def record(kind="train", status="ok", source="CIFAR10", device="cpu x86_64", epochs=1, seconds=1800):
@@ -12,9 +11,20 @@ def record(kind="train", status="ok", source="CIFAR10", device="cpu x86_64", epo
     return made | {"code": CODE | {"device": device}, "cost": {"seconds": seconds}, "precision": "float32"}
 
 
+def by_kind(records):
+    kinds = {kind: [] for kind in provenance.KINDS}
+    for one in records:
+        kinds[one["kind"]].append(one)
+    return kinds
+
+
+def made_of(records, *names, models=None):
+    return provenance.frame(by_kind(records), {"made": dict.fromkeys(names, models)})
+
+
 def test_a_table_has_a_row_for_each_kind_and_origin_of_its_records():
     records = [record(), record(), record(device="cuda T4"), record("flip_merge")]
-    found = provenance(records, {"Table 1": ["train"], "Table 2": ["train", "flip_merge"]})
+    found = made_of(records, "table1", "table2")
     counted = found[["made", "kind", "device", "records", "hours"]].to_numpy().tolist()
     assert counted == [
         ["Table 1", "train", "cpu x86_64", 2, 1.0],
@@ -27,7 +37,7 @@ def test_a_table_has_a_row_for_each_kind_and_origin_of_its_records():
 
 def test_other_settings_have_another_fingerprint_whatever_their_order():
     def fingerprint(*epochs):
-        (found,) = provenance([record(epochs=n) for n in epochs], {"Table 1": ["train"]}).itertuples()
+        (found,) = made_of([record(epochs=n) for n in epochs], "table1").itertuples()
         return found.settings
 
     assert fingerprint(1, 2) == fingerprint(2, 1, 1) != fingerprint(1)
@@ -35,25 +45,43 @@ def test_other_settings_have_another_fingerprint_whatever_their_order():
 
 def test_what_was_left_out_is_counted_with_the_images_of_its_data():
     left_out = record("flip_merge", status="left_out", source=None)
-    (found,) = provenance([record("flip_merge"), left_out], {"Table 2": ["flip_merge"]}).itertuples()
+    (found,) = made_of([record("flip_merge"), left_out], "table2").itertuples()
     assert (found.records, found.left_out, found.images) == (2, 1, "CIFAR10")
 
 
 def test_a_record_without_images_and_status_has_a_row_all_the_same():
     theory = {"kind": "theory", "settings": {}, "code": CODE, "cost": {"seconds": 3600}}
-    (found,) = provenance([theory, record()], {"Theory": ["theory"]}).itertuples()
+    (found,) = made_of([theory, record()], "theory").itertuples()
     assert (found.records, found.left_out, found.images, found.hours) == (1, 0, "", 1.0)
 
 
 def test_no_records_are_no_rows():
-    assert len(provenance([], {"Table 1": ["train"]})) == 0
+    assert len(made_of([], "table1")) == 0
 
 
 def test_the_notes_of_a_table_name_data_records_and_code():
-    notes = data_notes([record(), record(), record("flip_merge", device="cuda T4")])
+    records = by_kind([record(), record(), record("flip_merge", device="cuda T4")])
+    first, *notes = origins.notes(records, {"notes": ["of the config"]})
+    assert first == "of the config"
     assert notes[:2] == ["Data: CIFAR10", "From 2 train and 1 flip_merge records"]
     assert notes[2:] == [
         "Made with relusym 0.1.0, torch 2.14.1, python 3.11, device cpu x86_64",
         "Made with relusym 0.1.0, torch 2.14.1, python 3.11, device cuda T4",
     ]
-    assert data_notes([]) == []
+    assert origins.notes({}, {}) == []
+
+
+def test_what_is_made_of_filters_comes_from_flip_merges_of_its_types():
+    records = [flip("cnn", 0), flip("gcnn", 0), flip("gcnn", 1), train("gcnn", 0), pair("cnn", 0, "gcnn", 0)]
+    found = made_of(records, "figure8", "zero_filters", models=["gcnn"])
+    assert found[["made", "kind", "records"]].to_numpy().tolist() == [
+        ["Figure 8", "flip_merge", 2],
+        ["Zero-filters", "flip_merge", 2],
+    ]
+    (claims,) = made_of(records, "claims", models=["cnn"]).itertuples()
+    assert (claims.made, claims.kind, claims.records) == ("Claims", "flip_merge", 1)
+
+
+def test_every_kind_that_a_table_or_figure_reads_is_accounted_for():
+    read = {kind for name in TABLES | FIGURES for kind in module_of(name).KINDS}
+    assert read - {"filters"} == set(provenance.KINDS)

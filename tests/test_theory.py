@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from relusym.findings.figure10 import figure10
 from relusym.theory import (
     STATEMENTS,
     cooccurrence,
@@ -301,15 +300,6 @@ def test_figure_10_shows_every_shape_in_both_orientations():
         np.concatenate([alone := example_c_2.image_classes(0, 50, orientations=(0,) * 4), alone[..., ::-1]])
     )
     assert (apart[:2] != apart[2:]).any()
-
-
-def test_figure_10_draws_both_classes(tmp_path):
-    figure = figure10(images=3)
-    assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["class 1", "class 2"]
-    drawn = np.stack([axes.images[0].get_array() for axes in figure.axes]).reshape(2, 3, 20, 20)
-    assert (drawn == example_c_2.image_classes(0, 3)).all()
-    figure.savefig(tmp_path / "figure10.pdf")
-    assert (tmp_path / "figure10.pdf").stat().st_size > 0
 
 
 def test_proposition_b_1_terms_of_one_pair_can_cancel_without_equal_rows():

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,8 +21,8 @@ FIELDS = {
         *("measured", "settings", "cost"),
     ),
 }
-# of a merge, if it is ok
 NUMBERS = re.compile(r"\[\n[-+.,\deE\s]*\]")  # a raw line break is in no string
+# of a merge, if it is ok
 MEASURED = ("accuracy", "barrier", "absolute_barrier", "permutations", "checks")
 
 
@@ -97,20 +96,3 @@ def read_record(path: str | Path) -> dict[str, Any]:
         if field not in record:
             raise UserError(f"record {path} lacks the field '{field}': delete it, and it is made again")
     return record
-
-
-def data_notes(records: list[dict[str, Any]]) -> list[str]:
-    """Where the numbers of a table come from, for its notes: the images, how many records, of which code and device."""
-    sources = {record["inputs"].get("source") for record in records} - {None}
-    kinds = Counter(record["kind"] for record in records)
-    made = {
-        ", ".join(f"{what} {version}" for what, version in record["code"].items())
-        for record in records
-        if "code" in record
-    }
-    counted = " and ".join(f"{count} {kind}" for kind, count in kinds.items())
-    return [
-        *(f"Data: {source}" for source in sorted(sources)),
-        *([f"From {counted} records"] if records else []),
-        *(f"Made with {what}" for what in sorted(made)),
-    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from relusym import merging, nets, paper, symmetry
+from relusym import merging, nets, paper_values, symmetry
 from relusym.errors import UserError
 from relusym.experiments.config import seed_list
 from relusym.training.recipe import OBJECTIVES
@@ -112,5 +112,5 @@ def _check_model(settings: Settings, model: Model) -> None:
             raise UserError(
                 f"{key('data')}.resize: {resize or None} given; a crop of {size} pixels ({model.id}) needs at least as many"
             )
-    if given.get("paper") is not None and given["paper"] not in set(paper.table(5)["method"]):
+    if given.get("paper") is not None and given["paper"] not in set(paper_values.table(5)["method"]):
         raise UserError(f"{model.key}.paper: the paper's Table 5 has no row {given['paper']!r}")

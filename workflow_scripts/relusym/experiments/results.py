@@ -72,6 +72,10 @@ class Results:
         name = "--".join(f"{model}-{seed}" for model, seed in nets)
         return f"{self.folder}/records/{kind}/{variant(matching)}{name}.json"
 
+    def benchmark(self, record: str) -> str:
+        """Snakemake's measurement of the job of a record."""
+        return record.replace("/records/", "/benchmarks/").removesuffix("json") + "tsv"
+
     def other_record(self, kind: str, name: str) -> str:
         """The record of a job that is about no net: a statement of the theory, the training of Figure 3."""
         return f"{self.folder}/records/{kind}/{name}.json"

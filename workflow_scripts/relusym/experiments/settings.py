@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from relusym import paper
+from relusym import paper_values
 from relusym.experiments import checks
 from relusym.experiments.config import laid_over, plain, seed_list, validate
 from relusym.experiments.models import Model, Section, resolved
@@ -275,17 +275,17 @@ class Settings:
     def paper_row(self, model: str) -> str | None:
         """The row of the paper's Table 5 that a model stands beside."""
         given = self.models[model].given.get("paper")
-        return given if given or model not in set(paper.table(5)["method"]) else model
+        return given if given or model not in set(paper_values.table(5)["method"]) else model
 
     @property
     def in_table3(self) -> list[str]:
         """The models of Table 3: those whose counterparts the paper has there."""
-        there = set(paper.table(3)["method"])
+        there = set(paper_values.table(3)["method"])
         return [model for model in self.table("table5") if self.paper_row(model) in there]
 
     def shown(self, model: str) -> Section:
         """What Tables 3 and 5 say of a model besides its measurements; its config goes before its paper's row."""
         given, row = self.models[model].given, self.paper_row(model)
-        says = paper.table(5).set_index("method").loc[row] if row else {}
+        says = paper_values.table(5).set_index("method").loc[row] if row else {}
         flags = {key: given.get(key, says.get(key) == "yes") for key in ("trained_by_authors", "self_supervised")}
         return {"name": self.models[model].name, **flags, "image_size": given["image_size"], "paper": row}

@@ -1,5 +1,6 @@
 """What each table and figure shows: which records, and what of the config (`about`, see `relusym.findings`)."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +70,7 @@ def about(settings: Settings, name: str) -> About:
             "notes": notes(settings, of_table2),
         },
         "claims": lambda: {"models": of_table2, "zero_filter": zero, "notes": notes(settings, of_table2)},
-        "costs": lambda: {"benchmarks": f"results/{settings.scale}/benchmarks", "kinds": list(SUBMITTED)},
+        "costs": dict,
         "provenance": lambda: {
             "made": {
                 made: list(about(settings, made).get("models", [])) or None
@@ -82,7 +83,7 @@ def about(settings: Settings, name: str) -> About:
         "figure3": dict,
         "figure4": lambda: {"models": of_table2},
         "figure9": lambda: {"model": settings.figure9},
-        "figure10": lambda: {"seed": settings.config["theory"]["seed"]},
+        "figure10": lambda: {"seed": settings.config["theory"]["seed"], "images": 4},
         "zero_filters": lambda: {"models": of_table2, "zero_filter": zero},
     }
     return common | given[name]()
@@ -109,7 +110,10 @@ def inputs(results: Results, name: str) -> dict[str, list[str]]:
     matchings = (None, *settings.matchings) if name == "matchings" else (None,)
     found: dict[str, list[str]] = {}
     for kind in module_of(name).KINDS:
-        if kind == "theory":
+        if kind == "benchmarks":
+            records = [path for of in SUBMITTED for path in results.shown(of)]
+            found |= {kind: [*filter(os.path.exists, map(results.benchmark, records))], "records": records}
+        elif kind == "theory":
             found[kind] = [results.other_record(kind, statement) for statement in STATEMENTS]
         elif kind == "flipped_training":
             found[kind] = [results.other_record(kind, kind)]

@@ -1,73 +1,97 @@
-"""What the paper says in words, each as a test on the records."""
+"""What the paper says in words of VGG11 nets, each as a test on the records.
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+about: models (ids of the VGG11 types), names, zero_filter (a share, see `filters.are_zero`), notes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from relusym.findings import paper_values
-from relusym.findings.permutation_order import channel_orders
-from relusym.findings.tables import Record, nets_measured, pairs_measured
+from relusym.findings import About, Inputs, frames, origins
+from relusym import paper_values
+from relusym.findings.evidence import (
+    HELD,
+    NOT_HELD,
+    OPEN,
+    UNTESTED,
+    Evidence,
+    all_have_order_two,
+    flipped_against_other,
+    is_higher,
+    is_highest,
+    more_zero_filters,
+    most_have_order_two,
+    rank_correlation_of_types,
+)
+from relusym.findings.filters import count_zero_filters
+from relusym.findings.layout import Layout
 
+KINDS = ("train", "flip_merge", "pair_merge", "filters")
+LAYOUT = Layout(
+    "The paper's claims, tested",
+    {
+        "claim": "Claim",
+        "verdict": "Verdict",
+        "effect": "Effect",
+        "effect_size": "Effect size",
+        "measure": "Measure",
+        "test": "Test",
+        "p_value": "p",
+        "p_corrected": "p, corrected",
+        "p_rank": "p of a rank test",
+        "p_rank_min": "Least p of a rank test",
+        "source": "Where in the paper",
+        "remark": "Remark",
+    },
+    {
+        "effect": "{:+.3g}",
+        "effect_size": "{:+.2f}",
+        **dict.fromkeys(("p_value", "p_corrected", "p_rank", "p_rank_min"), "{:.2g}"),
+    },
+)
 LEVEL = 0.05  # of the corrected p-values
-SHARE = "share of the channels"
-NO_SPREAD = "all nets of a type are equal, so that the rank test counts"
-
-HELD, NOT_HELD, OPEN, UNTESTED = "held", "did not hold", "inconclusive", "cannot be tested here"
+COLUMNS = ["claim", "verdict", "effect", "effect_size", "measure", "n", "test"]
+COLUMNS += ["p_value", "p_corrected", "p_rank", "p_rank_min", "source", "remark"]
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What a test found. `effect` is in the measure's own unit; `p_value` is two-sided.
-
-    direction: positive if what was found is what the paper says, negative if it is the opposite.
-    p_rank, p_rank_min: of a rank test of the same, and the least that it can come to with so few nets.
-    settled: a verdict that needs no p-value.
-    remark: why there is nothing, or what to bear in mind.
-    """
-
-    n: str
-    test: str
-    effect: float = math.nan
-    effect_size: float = math.nan
-    measure: str = ""
-    direction: float = math.nan
-    p_value: float = math.nan
-    p_rank: float = math.nan
-    p_rank_min: float = math.nan
-    settled: str = ""
-    remark: str = ""
+def frame(inputs: Inputs, about: About) -> pd.DataFrame:
+    """As `claims`, with the zero-filters counted in the arrays of filters."""
+    return claims(inputs, count_zero_filters(inputs["filters"], about["zero_filter"]), about["names"])
 
 
-def claims(
-    train_records: Sequence[Record],
-    flip_records: Sequence[Record],
-    pair_records: Sequence[Record],
-    zero_filters: pd.DataFrame,
-) -> pd.DataFrame:
+def notes(inputs: Inputs, about: About) -> list[str]:
+    return [
+        "p is two-sided; corrected for all claims together after Benjamini and Yekutieli. Held or did not hold: "
+        f"corrected p below {LEVEL}; inconclusive: above",
+        "t-tests take the nets of a type to be normally distributed. A rank test doesn't, but with few nets it "
+        "can't come to a small p: the least that it can come to stands beside it. It decides only where all nets "
+        "of a type are equal",
+        *origins.notes(inputs, about),
+    ]
+
+
+def claims(inputs: Inputs, zero_filters: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     """The paper's claims about VGG11 nets, tested.
 
     Args:
+        inputs: train, flip_merge and pair_merge records.
         zero_filters: one row a net and layer: model, seed, layer, zero_filters (how many).
 
     Returns:
         One row a claim: claim, verdict, effect, effect_size with its measure, n, test, p_value (two-sided), p_corrected
-        (Benjamini–Yekutieli over all claims: valid however the tests hang together, as these do that share nets),
+        (Benjamini–Yekutieli over all claims: valid under any dependence between the tests, some of which share nets),
         p_rank and p_rank_min (see `Evidence`), source (where the paper says it) and remark. The verdict is "held"
         or "did not hold" if p_corrected is below 0.05, by the effect's direction, else "inconclusive"; "cannot be
         tested here" if nets or measurements are missing.
 
     Raises:
-        UserError: an ok record lacks a measurement (named), or a record is given twice.
+        UserError: an ok record lacks a measurement (named), is given twice, or doesn't go with the others.
     """
-    nets = nets_measured(train_records, flip_records)
-    nets = nets[nets["ok"]]
-    merged = pairs_measured(pair_records)
-    merged = merged[merged["ok"]]
-    names = paper_values.names()
+    nets, merged = (found[found["ok"]] for found in (frames.nets(inputs), frames.pairs(inputs)))
+    named = {model: names.get(model, model) for model in paper_values.table(2)["model"]}
     rows = []
 
     def say(claim: str, source: str, evidence: Evidence) -> None:
@@ -75,7 +99,7 @@ def claims(
 
     for model in ("cnn", "cnn_inv", "gcnn"):
         say(
-            f"Merging a {names[model]} with its flipped self has a lower barrier than merging two of them",
+            f"Merging a {named[model]} with its flipped self has a lower barrier than merging two of them",
             "Section 4.1, Tables 2 and 4",
             flipped_against_other(nets, merged, model),
         )
@@ -90,55 +114,45 @@ def claims(
     )
     for with_loss, without in (("cnn_inv", "cnn"), ("cnn_late_inv", "cnn"), ("pgcnn_late_inv", "pgcnn")):
         say(
-            f"Invariance loss lowers the GCNN barrier: {names[with_loss]} below {names[without]}",
+            f"Invariance loss lowers the GCNN barrier: {named[with_loss]} below {named[without]}",
             "Sections 4.1 and 5, Table 2",
             is_higher(barrier, without, with_loss),
         )
     margin = lost_by_early_invariance_loss()
     for with_loss, without in (("cnn_late_inv", "cnn"), ("pgcnn_late_inv", "pgcnn")):
         say(
-            f"Late invariance loss keeps accuracy: {names[with_loss]} at most {margin:.3f} below {names[without]}",
+            f"Late invariance loss keeps accuracy: {named[with_loss]} at most {margin:.3f} below {named[without]}",
             "Table 2",
             is_higher(accuracy, with_loss, without, margin),
         )
     best = "pgcnn_late_inv"
-    say(f"{names[best]} is the most accurate type", "Table 2", is_highest(accuracy, best))
+    say(f"{named[best]} is the most accurate type", "Table 2", is_highest(accuracy, best, names))
     say(
-        f"A {names['gcnn']} has more zero-filters than a {names['cnn']}",
+        f"A {named['gcnn']} has more zero-filters than a {named['cnn']}",
         "Appendix A.1, Figures 6 and 8",
         more_zero_filters(zero_filters, "gcnn", "cnn"),
     )
-    ordered = [record for record in flip_records if record["model"] == "gcnn" and record["status"] == "ok"]
+    gcnns = [record for record in inputs["flip_merge"] if record["model"] == "gcnn"]
+    ordered = [record for record in gcnns if record["status"] == "ok"]
     say(
-        f"Most {names['gcnn']} channels found by matching have order at most 2",
+        f"Most {named['gcnn']} channels found by matching have order at most 2",
         "Section 4.1, Figure 4",
         most_have_order_two(ordered),
     )
     say(
-        f"All {names['gcnn']} channels found by matching have order at most 2",
+        f"All {named['gcnn']} channels found by matching have order at most 2",
         "Section 4.1, Figure 4: ideally so",
         all_have_order_two(ordered),
     )
 
-    frame = pd.DataFrame(rows)
-    tested = frame["p_value"].notna()
-    frame["p_corrected"] = np.nan
+    found = pd.DataFrame(rows)
+    tested = found["p_value"].notna()
+    found["p_corrected"] = np.nan
     if tested.any():
-        corrected = stats.false_discovery_control(frame.loc[tested, "p_value"], method="by")
-        frame.loc[tested, "p_corrected"] = corrected
-    frame["verdict"] = [_verdict(row) for _, row in frame.iterrows()]
-    found_here = [
-        "effect",
-        "effect_size",
-        "measure",
-        "n",
-        "test",
-        "p_value",
-        "p_corrected",
-        "p_rank",
-        "p_rank_min",
-    ]
-    return frame[["claim", "verdict", *found_here, "source", "remark"]]
+        corrected = stats.false_discovery_control(found.loc[tested, "p_value"], method="by")
+        found.loc[tested, "p_corrected"] = corrected
+    found["verdict"] = [_verdict(row) for _, row in found.iterrows()]
+    return found[COLUMNS]
 
 
 def _verdict(row: pd.Series) -> str:
@@ -155,199 +169,3 @@ def lost_by_early_invariance_loss() -> float:
     """What invariance loss from the start costs in accuracy in the paper's Table 2: the most that late loss may."""
     accuracy = paper_values.table(2).set_index("model")["accuracy_mean"]
     return float(accuracy["cnn"] - accuracy["cnn_inv"])
-
-
-def flipped_against_other(nets: pd.DataFrame, merged: pd.DataFrame, model: str) -> Evidence:
-    """For each pair of nets of one type: its barrier, less the mean of its two nets' GCNN barriers.
-
-    A net is in several pairs, so that the differences hang together: see `shared_nets`.
-    """
-    same = merged[(merged["model_1"] == model) & (merged["model_2"] == model)]
-    own = nets[nets["model"] == model].set_index("seed")["gcnn_barrier"]
-    differences = same["barrier"] - (same["seed_1"].map(own) + same["seed_2"].map(own)) / 2
-    seeds = same.loc[differences.notna(), ["seed_1", "seed_2"]].to_numpy()
-    differences = differences.dropna().to_numpy()
-    n = f"{_counted(len(differences), 'pair')} of {_counted(np.unique(seeds).size, 'net')}"
-    factor, degrees = shared_nets(seeds)
-    if not degrees:
-        return Evidence(n, "paired t, for shared nets", remark="pairs of three nets or more are needed")
-    if differences.std() == 0:
-        return Evidence(
-            n, "paired t, for shared nets", effect=differences.mean(), remark="all pairs are equal"
-        )
-    t = stats.ttest_1samp(differences, 0).statistic / math.sqrt(factor)
-    return Evidence(
-        n,
-        "paired t, for shared nets",
-        effect=differences.mean(),
-        effect_size=differences.mean() / differences.std(ddof=1),
-        measure="d of the differences",
-        direction=differences.mean(),
-        p_value=2 * float(stats.t.sf(abs(t), degrees)),
-        p_rank=float(stats.wilcoxon(differences).pvalue),
-        p_rank_min=0.5 ** (len(differences) - 1),
-    )
-
-
-def shared_nets(seeds: np.ndarray) -> tuple[float, float]:
-    """What a t-test over pairs of nets has to allow for if a net is in several pairs.
-
-    If the value of a pair is the sum of something of either net and something of its own, two pairs have at most half
-    their variance V in common for each net that they share: C = V (I + S/2), S the number of nets shared. With the
-    centring matrix H, the variance of the mean is then 1ᵀC1 / m², and the sample variance is tr(HC) / (m − 1) in
-    expectation, with tr(HC)² / tr(HCHC) degrees of freedom (Satterthwaite).
-
-    Args:
-        seeds: (m, 2), the two nets of each pair.
-
-    Returns:
-        the factor on the squared standard error s²/m, and the degrees of freedom; 1 and m − 1 for pairs that share
-        nothing. Infinite and 0 if the pairs can't tell: fewer than two, or the same two nets again.
-    """
-    m = len(seeds)
-    common = (seeds[:, None, :, None] == seeds[None, :, None, :]).sum((2, 3)) / 2  # 1 on the diagonal
-    centred = common - common.mean(0, keepdims=True) if m else common
-    left = np.trace(centred)
-    if m < 2 or left < 1e-9:
-        return math.inf, 0.0
-    return float(common.sum() / m * (m - 1) / left), float(left**2 / np.trace(centred @ centred))
-
-
-def rank_correlation_of_types(nets: pd.DataFrame, first: str, second: str) -> Evidence:
-    """Spearman's ρ of the types' means, with its exact permutation p-value."""
-    means = nets.groupby("model")[[first, second]].mean()
-    n = _counted(len(means), "type")
-    if len(means) < 3:
-        return Evidence(n, "Spearman, exact", remark="three types or more are needed")
-    ranks = stats.rankdata(means.to_numpy(), axis=0)
-    if not ranks.std(axis=0).all():
-        return Evidence(n, "Spearman, exact", remark="all types are equal")
-    every = stats.PermutationMethod(n_resamples=math.factorial(len(means)))
-    rho = stats.pearsonr(*ranks.T, method=every)  # Pearson's correlation of ranks is Spearman's
-    return Evidence(
-        n,
-        "Spearman, exact",
-        effect=float(rho.statistic),
-        effect_size=float(rho.statistic),
-        measure="Spearman's ρ",
-        direction=float(rho.statistic),
-        p_value=float(rho.pvalue),
-        p_rank=float(rho.pvalue),
-        p_rank_min=2 / math.factorial(len(means)),
-    )
-
-
-def is_higher(of_type: dict[str, np.ndarray], high: str, low: str, margin: float = 0.0) -> Evidence:
-    """Welch's test that the mean of type `high` is above that of `low`, or less than `margin` below it.
-
-    Two types share no randomness even for the same seed, so that nets aren't paired.
-    """
-    high_values, low_values = (np.asarray(of_type.get(model, [])) for model in (high, low))
-    n = f"{len(high_values)} and {len(low_values)} nets"
-    if min(len(high_values), len(low_values)) < 2:
-        return Evidence(n, "Welch's t", remark="two nets or more of either type are needed")
-    shifted = high_values + margin
-    effect = high_values.mean() - low_values.mean()
-    spread = shifted.std() + low_values.std() > 0
-    p_rank = float(stats.mannwhitneyu(shifted, low_values).pvalue)
-    return Evidence(
-        n,
-        f"Welch's t against −{margin:.3f}" if margin else "Welch's t",
-        effect=effect,
-        effect_size=hedges_g(high_values, low_values) if spread else math.nan,
-        measure="Hedges' g",
-        direction=effect + margin,
-        p_value=float(stats.ttest_ind(shifted, low_values, equal_var=False).pvalue) if spread else p_rank,
-        p_rank=p_rank,
-        p_rank_min=2 / math.comb(len(shifted) + len(low_values), len(shifted)),
-        remark="" if spread else NO_SPREAD,
-    )
-
-
-def is_highest(of_type: dict[str, np.ndarray], highest: str) -> Evidence:
-    """Welch's test against each other type, the least certain of which counts (an intersection–union test).
-
-    If some other type has the higher mean, it counts instead, corrected for having been picked out of all.
-    """
-    others = {other: is_higher(of_type, highest, other) for other in of_type if other != highest}
-    n = f"{len(of_type.get(highest, []))} nets, {_counted(len(others), 'other type')}"
-    if not others or any(math.isnan(evidence.p_value) for evidence in others.values()):
-        return Evidence(n, "Welch's t, all others", remark="two nets or more of every type are needed")
-    best = min(others, key=lambda other: others[other].effect)
-    p_values = [evidence.p_value for evidence in others.values()]
-    ahead = others[best].effect > 0
-    return Evidence(
-        n,
-        "Welch's t, all others",
-        effect=others[best].effect,
-        effect_size=others[best].effect_size,
-        measure=f"Hedges' g to {paper_values.names().get(best, best)}",
-        direction=others[best].effect,
-        p_value=max(p_values) if ahead else min(1.0, len(others) * others[best].p_value),
-        p_rank=max(evidence.p_rank for evidence in others.values()) if ahead else math.nan,
-        p_rank_min=max(evidence.p_rank_min for evidence in others.values()),
-    )
-
-
-def more_zero_filters(zero_filters: pd.DataFrame, high: str, low: str) -> Evidence:
-    """Welch's test on the number of zero-filters in all conv layers of a net."""
-    counts = zero_filters.groupby(["model", "seed"])["zero_filters"].sum()
-    return is_higher({model: group.to_numpy(float) for model, group in counts.groupby("model")}, high, low)
-
-
-def most_have_order_two(flip_records: Sequence[Record]) -> Evidence:
-    """A t-test over nets that more than half of a net's channels have order 1 or 2."""
-    shares = np.array([(orders <= 2).mean() for orders in map(_orders, flip_records)])
-    n = _counted(len(shares), "net")
-    if len(shares) < 2:
-        return Evidence(n, "t against ½", remark="two nets or more are needed")
-    spread = shares.std() > 0
-    p_rank = float(stats.wilcoxon(shares - 0.5).pvalue)
-    if (shares == 1).all():
-        return Evidence(
-            n, "count", effect=1.0, measure=SHARE, settled=HELD, remark="all channels of all nets"
-        )
-    return Evidence(
-        n,
-        "t against ½",
-        effect=shares.mean(),
-        effect_size=(shares.mean() - 0.5) / shares.std(ddof=1) if spread else math.nan,
-        measure=f"{SHARE}; d from ½",
-        direction=shares.mean() - 0.5,
-        p_value=float(stats.ttest_1samp(shares, 0.5).pvalue) if spread else p_rank,
-        p_rank=p_rank,
-        p_rank_min=0.5 ** (len(shares) - 1),
-        remark="" if spread else NO_SPREAD,
-    )
-
-
-def all_have_order_two(flip_records: Sequence[Record]) -> Evidence:
-    """The count of channels of a higher order; a single one settles it."""
-    if not flip_records:
-        return Evidence("0 nets", "count", remark="a net is needed")
-    orders = np.concatenate([_orders(record) for record in flip_records])
-    higher = int((orders > 2).sum())
-    return Evidence(
-        _counted(len(flip_records), "net"),
-        "count",
-        effect=higher / orders.size,
-        measure=f"{SHARE} with a higher order",
-        settled=NOT_HELD if higher else HELD,
-        remark=f"{higher:,} of {orders.size:,} channels have a higher order",
-    )
-
-
-def _orders(record: Record) -> np.ndarray:
-    """Orders of all channels of all layers of one net."""
-    return np.concatenate([channel_orders(permutation) for permutation in record["permutations"].values()])
-
-
-def hedges_g(first: np.ndarray, second: np.ndarray) -> float:
-    """Difference of the means in pooled standard deviations, corrected for its bias in small samples."""
-    degrees = len(first) + len(second) - 2
-    pooled = ((len(first) - 1) * first.var(ddof=1) + (len(second) - 1) * second.var(ddof=1)) / degrees
-    return float((first.mean() - second.mean()) / math.sqrt(pooled) * (1 - 3 / (4 * degrees - 1)))
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

@@ -1,14 +1,43 @@
-"""Our tables beside the paper's: how far apart each cell is, and what to make of it."""
+"""Our tables beside the paper's: how far apart each cell is, and what to make of it.
 
-from collections.abc import Iterable, Sequence
+about: tables (name, such as "table2" → the `about` of that table), names, notes.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from relusym.findings import paper_values
-from relusym.findings.tables import HEADINGS, Record, number, tidy
+from relusym.findings import About, Inputs, Record, module_of, origins
+from relusym.findings.frames import chosen
+from relusym.findings.layout import Layout, number, std_of
+
+KINDS = ("train", "flip_merge", "pair_merge")
+LAYOUT = Layout(
+    "Our tables beside the paper's",
+    {
+        "table": "Table",
+        "row": "Row",
+        "quantity": "Quantity",
+        "value": "Value",
+        "difference": "Difference",
+        "in_paper_stds": "In the paper's std",
+        "in_standard_errors": "In standard errors (Welch)",
+        "p_value": "p",
+        "verdict": "Verdict",
+        "reason": "Reason",
+    },
+    {
+        "difference": "{:+.2g}",
+        "in_paper_stds": "{:+.1f}",
+        "in_standard_errors": "{:+.1f}",
+        "p_value": "{:.2g}",
+    },
+)
 
 # The paper keeps "18-24 good quality nets of each model type" (Section 4.1) and doesn't say how many of which. We
 # reckon with the fewest: the standard errors are then at most 15% too large, never too small.
@@ -16,66 +45,93 @@ PAPER_NETS = 18
 WITHIN = 2  # of the paper's standard deviations
 DIGITS = 3  # of the values that the paper gives without a standard deviation
 
-# What the paper's tables were measured with (docs/differences.md), by path in a record, and what to call it.
-WIDTH = {"settings.network.width": (1.0, "width")}
-TRAINING = {
-    "inputs.source": ("CIFAR10", "data"),
-    "settings.data.train_images": (None, "number of training images"),
+# What the paper's tables were measured with (docs/differences.md), by path in a record: the values that agree with it,
+# and what to call it. None is "all" for images, and otherwise what a record has that didn't need any.
+WIDTH = {"settings.network.width": ([1.0], "width")}
+VGG11S = {
+    "inputs.source": (["CIFAR10", None], "data"),
+    "settings.data.train_images": ([None], "number of training images"),
     **WIDTH,
-    "settings.training.epochs": (100, "epochs"),
-    "settings.network.initialization": ("pytorch", "training settings"),
-    "settings.training.batch_size": (500, "training settings"),
-    "settings.training.learning_rate": (0.08, "training settings"),
-    "settings.training.invariance_weight": (1.0, "training settings"),
+    "settings.training.epochs": ([100], "epochs"),
+    "settings.network.initialization": (["pytorch"], "training settings"),
+    "settings.training.batch_size": ([500], "training settings"),
+    "settings.training.learning_rate": ([0.08], "training settings"),
+    "settings.training.invariance_weight": ([1.0, None], "training settings"),
+    "settings.merging.images": ([None], "images to match on"),
 }
-MERGING = {"settings.merging.images": (None, "images to match on")}
 RESNETS = {  # 90 epochs: of the supervised recipe, and of SimSiam's linear layer
-    "inputs.source": ("ImageNet", "data"),
-    "settings.weights.network.block": ("bottleneck", "network"),
-    "settings.weights.network.width": (1.0, "network"),
-    "settings.weights.recipe.epochs": (90, "epochs"),
-    "settings.evaluation.images": (5000, "images to match on"),
+    "inputs.source": (["ImageNet", None], "data"),
+    "settings.network.block": (["bottleneck"], "network"),
+    "settings.network.width": ([1.0], "network"),
+    "settings.data.train_images": ([None], "number of training images"),
+    "settings.training.epochs": ([90], "epochs"),
+    "settings.merging.images": ([5000], "images to match on"),
 }
-PAPER_SETTINGS: dict[int, dict[str, tuple[Any, str]]] = {  # Table 1 counts parameters
+PAPER_SETTINGS: dict[int, dict[str, tuple[list[Any], str]]] = {  # Table 1 counts parameters
     1: WIDTH,
-    2: TRAINING | MERGING,
+    2: VGG11S,
     3: RESNETS,
-    4: TRAINING | MERGING,
+    4: VGG11S,
     5: RESNETS,
 }
 
 
+def frame(inputs: Inputs, about: About) -> pd.DataFrame:
+    """All cells of `about`'s tables, as `compare` gives them."""
+    found = []
+    for name, shown in about["tables"].items():
+        table, paper_number = module_of(name), int(re.sub(r"\D", "", name))
+        of_table = chosen({kind: inputs[kind] for kind in table.KINDS}, shown)
+        other = other_than_the_papers(list(chain(*of_table.values())), paper_number)
+        cells = table.frame(of_table, shown)
+        found.append(compare(cells, paper_number, other, table.LAYOUT, about["names"]))
+    return pd.concat(found, ignore_index=True)
+
+
+def notes(inputs: Inputs, about: About) -> list[str]:
+    return [
+        "Difference: ours less the paper's. Standard errors are Welch's, with the "
+        f"{PAPER_NETS} nets a type that the paper has at least",
+        f"Verdict: within {WITHIN}σ, higher or lower, in the paper's standard deviations; equal, to three digits, "
+        "where the paper gives none. Nothing is called comparable that was made with other data or settings",
+        *origins.notes(inputs, about),
+    ]
+
+
 def other_than_the_papers(records: Sequence[Record], table: int) -> list[str]:
     """What any of `records` was made with that isn't the paper's for this table: ["data", "width", …]."""
-    found = tidy(records)
     words = [
         word
-        for path, (value, word) in PAPER_SETTINGS[table].items()
-        if path in found and not _all_equal(found.loc[_holding(found, path), path], value)
+        for path, (papers, word) in PAPER_SETTINGS[table].items()
+        if any(value not in papers for record in records for value in _at(record, path.split(".")))
     ]
     return list(dict.fromkeys(words))
 
 
-def _holding(found: pd.DataFrame, path: str) -> pd.Series:
-    """Which records have `path` at all: a train record has no settings.merging, a left-out merge no source."""
-    if not path.startswith("settings."):
-        return found[path].notna()
-    siblings = [column for column in found if column.startswith(path.rpartition(".")[0] + ".")]
-    return found[siblings].notna().any(axis=1)
+def _at(found: Any, path: list[str]) -> Iterator[Any]:
+    """What stands at a path of a record; nothing if there is no such path."""
+    if not path:
+        yield found
+    elif isinstance(found, dict) and path[0] in found:
+        yield from _at(found[path[0]], path[1:])
 
 
-def _all_equal(values: pd.Series, wanted: Any) -> bool:
-    return bool((values.isna() if wanted is None else values.eq(wanted)).all())
-
-
-def compare(frame: pd.DataFrame, table: int, other: Iterable[str] = ()) -> pd.DataFrame:
+def compare(
+    table: pd.DataFrame,
+    paper_number: int,
+    other: Iterable[str] = (),
+    layout: Layout | None = None,
+    names: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
     """Every cell of one of our tables for which the paper has a number, beside the paper's.
 
     Args:
-        frame: a table as `tables.table2` gives it: `…_mean` with `…_std`, or plain numbers, each with its `paper_…`;
+        table: as `table2.frame` gives it: means with their `…_std`, or plain numbers, each with its `paper_…`;
             `n` counts our nets.
-        table: its number in the paper.
+        paper_number: its number in the paper.
         other: what ours was made with that isn't the paper's; if there is anything, no cell is comparable.
+        layout: of the table, for what its quantities are called.
+        names: of its models.
 
     Returns:
         One row a cell: table, row, quantity, value_mean, value_std, n, paper_value_mean, paper_value_std, paper_n;
@@ -84,14 +140,18 @@ def compare(frame: pd.DataFrame, table: int, other: Iterable[str] = ()) -> pd.Da
         σ, "equal" to three digits, "higher" or "lower"; "not comparable" with its reason. What can't be computed,
         such as Welch's test on one net, is NaN.
     """
-    keys = [column for column in ("model", "model_1", "model_2", "method") if column in frame]
+    keys = [column for column in ("model", "model_1", "model_2", "method") if column in table]
     columns = [
         column
-        for column in frame
-        if f"paper_{column}" in frame and column not in keys and not column.endswith("_std")
+        for column in table
+        if f"paper_{column}" in table and column not in keys and not column.endswith("_std")
     ]
-    found = pd.concat([_cells(frame, keys, column) for column in columns], ignore_index=True)
-    found.insert(0, "table", table)
+    ids = table[keys].itertuples(index=False)
+    named = [" with ".join((names or {}).get(model, model) for model in row) for row in ids]
+    rows = table.get("name", pd.Series(named, table.index, dtype=object))
+    layout = layout or Layout("")
+    found = pd.concat([_cells(table, rows, column, layout) for column in columns], ignore_index=True)
+    found.insert(0, "table", paper_number)
     found = found[found["paper_value_mean"].notna()].reset_index(drop=True)
     found["difference"] = found["value_mean"] - found["paper_value_mean"]
     found["in_paper_stds"] = found["difference"] / found["paper_value_std"]
@@ -107,27 +167,21 @@ def compare(frame: pd.DataFrame, table: int, other: Iterable[str] = ()) -> pd.Da
     return found
 
 
-def _cells(frame: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
+def _cells(table: pd.DataFrame, rows: pd.Series, column: str, layout: Layout) -> pd.DataFrame:
     """The cells of one column of a table, ours and the paper's."""
-    names = paper_values.names()
-    rows = [
-        " with ".join(names.get(key, key) for key in keys_of_row)
-        for keys_of_row in frame[keys].itertuples(index=False)
-    ]
-    nothing = pd.Series(np.nan, frame.index)
-    quantity = column.removesuffix("_mean")
-    std = f"{quantity}_std"
-    paper_std = frame.get(f"paper_{std}", nothing).astype(float)
+    nothing = pd.Series(np.nan, table.index)
+    std, paper_std = (std_of(table, name) for name in (column, f"paper_{column}"))
+    std, paper_std = (nothing if found is None else found.astype(float) for found in (std, paper_std))
     return pd.DataFrame(
         {
-            "row": frame.get("name", rows),
-            "quantity": HEADINGS.get(quantity, quantity),
-            "value_mean": frame[column].astype(float),
-            "value_std": frame.get(std, nothing).astype(float),
-            "n": frame.get("n", pd.Series(1, frame.index)),
-            "paper_value_mean": frame[f"paper_{column}"].astype(float),
+            "row": rows,
+            "quantity": layout.heading(column.removesuffix("_mean")),
+            "value_mean": table[column].astype(float),
+            "value_std": std,
+            "n": table.get("n", pd.Series(1, table.index)),
+            "paper_value_mean": table[f"paper_{column}"].astype(float),
             "paper_value_std": paper_std,
-            "paper_n": pd.Series(PAPER_NETS, frame.index, "Int64").where(paper_std.notna()),
+            "paper_n": pd.Series(PAPER_NETS, table.index, "Int64").where(paper_std.notna()),
         }
     )
 

@@ -1,17 +1,32 @@
-"""Figure 2: how flipped filters are permuted to align with the originals, in four steps, for filters of one net."""
+"""Figure 2: how flipped filters are permuted to align with the originals, in four steps, for filters of one net.
+
+about: model (id, of whose first net that isn't left out), names.
+"""
+
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 
-from relusym.experiments.filters import Filters
-from relusym.findings import paper_values
+from relusym.findings import About, Inputs
 from relusym.findings.filter_pairs import colours
+from relusym.findings.filters import Filters, first_kept
 from relusym.findings.permutation_order import channel_orders
 from relusym.findings.print_style import COLUMN_WIDTH, empty_figure
 
+KINDS = ("filters",)
 STEPS = ("1. original", "2. flipped", "3. permuted", "4. flipped back")
 SHOWN = 3  # filters
+
+
+def draw(inputs: Inputs, about: About) -> tuple[Figure]:
+    """Figure 2 of one net.
+
+    Raises:
+        UserError: there is no net of the type.
+    """
+    return (figure2(first_kept(inputs["filters"], about["model"]), about["names"]),)
 
 
 def telling_filters(filters: np.ndarray, permutation: np.ndarray) -> list[int]:
@@ -44,9 +59,9 @@ def telling_filters(filters: np.ndarray, permutation: np.ndarray) -> list[int]:
     return cycle and [cycle[0], int(permutation[cycle[0]]), int(permutation[permutation[cycle[0]]])]
 
 
-def figure2(net: Filters) -> Figure:
+def figure2(net: Filters, names: Mapping[str, str]) -> Figure:
     """Figure 2 from three filters of the net's conv 1: original, flipped, permuted to align, flipped back."""
-    name = f"{paper_values.names().get(net.model, net.model)}, seed {net.seed}"
+    name = f"{names.get(net.model, net.model)}, seed {net.seed}"
     if net.status != "ok":
         return empty_figure(f"{name} is left out: {net.reason}")
     filters, permutation = net.drawn["conv1"][0].astype(np.float64), net.permutations["conv1"].astype(int)

@@ -1,12 +1,12 @@
 """Figure 3: the flipped net's training mirrors the net's, step by step."""
 
-from typing import Any
-
 import numpy as np
 from matplotlib.figure import Figure
 
+from relusym.findings import About, Inputs, Record
 from relusym.findings.print_style import COLUMN_WIDTH, LINES
 
+KINDS = ("flipped_training",)
 CURVES = {  # precision and twin: label, line of `LINES`, dashes
     ("float64", "flipped_batches"): ("flipped batches, float64", 0, "-"),
     ("float32", "flipped_batches"): ("flipped batches, float32", 1, "--"),
@@ -14,7 +14,12 @@ CURVES = {  # precision and twin: label, line of `LINES`, dashes
 }
 
 
-def figure3(record: dict[str, Any]) -> Figure:
+def draw(inputs: Inputs, about: About) -> tuple[Figure]:
+    """Figure 3 of the one record."""
+    return (figure3(*inputs["flipped_training"]),)
+
+
+def figure3(record: Record) -> Figure:
     """Figure 3 from its record: left, how far the twin is from the flipped net over training, right, both paths."""
     figure = Figure(figsize=(COLUMN_WIDTH, 2.6), layout="constrained")
     left, right = figure.subplots(1, 2)

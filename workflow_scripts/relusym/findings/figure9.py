@@ -1,26 +1,34 @@
-"""Figure 9: a ResNet's first-layer filters, each beside its match among the flipped and permuted ones."""
+"""Figure 9: a ResNet's first-layer filters, each beside its match among the flipped and permuted ones.
 
-import numpy as np
+about: model (id, of whose first net that isn't left out), names.
+"""
+
 from matplotlib.figure import Figure
 
+from relusym.findings import About, Inputs
 from relusym.findings.filter_pairs import pair_grid
+from relusym.findings.filters import Filters, first_kept
 from relusym.findings.print_style import COLUMN_WIDTH, empty_figure
 
+KINDS = ("filters",)
 IN_A_ROW = 8  # pairs
 
 
-def figure9(pairs: np.ndarray | None, name: str, reason: str | None = None) -> Figure:
-    """All filters of the first layer, in the order of the net's channels, row by row.
+def draw(inputs: Inputs, about: About) -> tuple[Figure]:
+    """Figure 9 of one net.
 
-    Args:
-        pairs: RGB filters (2, c, 3, k, k) of the net and, at the same places, of its permuted flipped net; None if the
-            net was left out.
-        name: of the net.
-        reason: why it was left out.
+    Raises:
+        UserError: there is no net of the type.
     """
-    if pairs is None:
-        return empty_figure(f"{name} is left out: {reason}")
-    grid = pair_grid(pairs, IN_A_ROW)
+    model = about["model"]
+    return (figure9(first_kept(inputs["filters"], model), about["names"].get(model, model)),)
+
+
+def figure9(net: Filters, name: str) -> Figure:
+    """All filters of the first layer, in the order of the net's channels, row by row."""
+    if net.status != "ok":
+        return empty_figure(f"{name} is left out: {net.reason}")
+    grid = pair_grid(net.drawn["conv1"], IN_A_ROW)
     height, width = grid.shape[:2]
     figure = Figure(figsize=(COLUMN_WIDTH, COLUMN_WIDTH * height / width + 0.5), layout="constrained")
     panel = figure.subplots()

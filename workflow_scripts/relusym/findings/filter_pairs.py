@@ -1,20 +1,37 @@
-"""Figures 1, 5, 6, 7 and 8: each filter of a layer beside the matching filter of the permuted flipped net."""
+"""Figures 1, 5, 6, 7 and 8: each filter of a layer beside the matching filter of the permuted flipped net.
 
-from collections.abc import Sequence
+about: models (ids: a panel each, of its first net that isn't left out), names, layer ("conv1" or "conv2"), flipped_back
+and zero_filter as in `filter_pairs`.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from relusym.experiments.filters import Filters
-from relusym.findings import paper_values
+from relusym.errors import UserError
+from relusym.findings import About, Inputs
+from relusym.findings.filters import Filters, are_zero, first_kept
 from relusym.findings.print_style import COLUMN_WIDTH
-from relusym.findings.zero_filters import are_zero
+
+KINDS = ("filters",)
 
 SHOWN = 0.995  # of all weights; the largest few are clipped, so that the others keep their contrast
 WEIGHT = 8  # dots: each weight is drawn as so many squared
 BETWEEN, APART = 4, 12  # blank dots between the two filters of a pair, and between pairs
 IN_A_ROW = (2, 4, 8, 16)  # pairs
+
+
+def draw(inputs: Inputs, about: About) -> tuple[Figure]:
+    """The figure of one net of each of `models`.
+
+    Raises:
+        UserError: there is no net of a type, or nothing was kept of the layer.
+    """
+    nets = [first_kept(inputs["filters"], model) for model in about["models"]]
+    given = (about["layer"], about["flipped_back"], about["zero_filter"])
+    return (filter_pairs(nets, *given, about["names"]),)
 
 
 def colours(filters: np.ndarray) -> np.ndarray:
@@ -44,7 +61,9 @@ def pair_grid(pairs: np.ndarray, columns: int) -> np.ndarray:
     return cells.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, -1, 3)
 
 
-def filter_pairs(nets: Sequence[Filters], layer: str, flipped_back: bool, zero: float) -> Figure:
+def filter_pairs(
+    nets: Sequence[Filters], layer: str, flipped_back: bool, zero: float, names: Mapping[str, str]
+) -> Figure:
     """A panel a net, side by side: all its filters of one layer in pairs.
 
     Args:
@@ -52,9 +71,8 @@ def filter_pairs(nets: Sequence[Filters], layer: str, flipped_back: bool, zero: 
         layer: "conv1" or "conv2".
         flipped_back: whether the right filter of a pair is flipped back to how it is in the net (Figure 1: columns 1
             and 4 of Figure 2) or shown as it is in the permuted flipped net (Figures 5 to 8).
-        zero: as in `zero_filters.are_zero`, whose count stands above the panel.
+        zero: as in `filters.are_zero`, whose count stands above the panel.
     """
-    names = paper_values.names()
     width = COLUMN_WIDTH / len(nets)
     grids = [_grid(net, layer, flipped_back, len(nets)) for net in nets]
     height = max(grid.shape[0] / grid.shape[1] for grid in grids) * (width - 0.4)
@@ -77,6 +95,10 @@ def filter_pairs(nets: Sequence[Filters], layer: str, flipped_back: bool, zero: 
 def _grid(net: Filters, layer: str, flipped_back: bool, panels: int) -> np.ndarray:
     if net.status != "ok":
         return np.ones((WEIGHT, 8 * WEIGHT, 3))
+    if layer not in net.drawn:
+        raise UserError(
+            f"no filters of {layer} are kept of {net.model}-{net.seed}, only {', '.join(net.drawn)}"
+        )
     original, matched = net.drawn[layer]
     matched = matched[..., ::-1] if flipped_back else matched
     # the fewest in a row that leave a panel wider than high, and its filters small

@@ -1,23 +1,15 @@
-"""Figure 4: the order of each channel under the permutation that matches a net to its flipped self."""
+"""The order of each channel under the permutation that matches a net to its flipped self, counted."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from relusym.errors import UserError
-from relusym.findings import paper_values
-from relusym.findings.print_style import COLUMN_WIDTH
-
-# after ColorBrewer's RdYlBu: safe for colour-blind readers; neighbours differ in lightness too (grey print)
-COLOURS = {"1": "#2c7bb6", "2": "#abd9e9", "3": "#fee090", "4": "#f98e52", "5+": "#b2182b"}
-LABELS = {"1": "1 (fixed)", "2": "2 (swapped)", "3": "3", "4": "4", "5+": "5 or more"}
+from relusym.findings import Record
 
 
 def channel_orders(permutation: ArrayLike) -> np.ndarray:
@@ -42,7 +34,7 @@ def channel_orders(permutation: ArrayLike) -> np.ndarray:
     return np.bincount(cycle)[cycle]
 
 
-def order_counts(flip_records: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def order_counts(flip_records: Sequence[Record]) -> pd.DataFrame:
     """How many channels have which order, mean over the nets of a type whose flip-merge record is ok.
 
     Returns:
@@ -77,53 +69,3 @@ def order_counts(flip_records: Sequence[dict[str, Any]]) -> pd.DataFrame:
     frame["order_class"] = frame["order"].astype(str).where(frame["order"] < 5, "5+")
     frame[["model", "layer"]] = frame[["model", "layer"]].astype(str)
     return frame[["model", "layer", "order", "order_class", "channels", "share", "n"]]
-
-
-def figure4(frame: pd.DataFrame, models: Sequence[str]) -> Figure:
-    """Figure 4: a panel a type, a bar a layer, parted by the order of its channels.
-
-    Bars show shares, since layers differ eightfold in width; the widths stand below, the numbers in `frame`.
-
-    Args:
-        frame: from `order_counts`.
-        models: ids, one panel each, in this order; a type without nets gets an empty panel that says so.
-    """
-    names = paper_values.names()
-    frame = frame.astype({"order_class": str})  # a CSV read back without a "5+" has integers
-    layers = list(frame["layer"].unique())
-    columns = min(4, len(models) + 1)
-    rows = -(-(len(models) + 1) // columns)  # one place more, for the key
-    figure = Figure(figsize=(COLUMN_WIDTH, 0.3 + 1.4 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    lowest = panels[max(len(models) - columns, 0) : len(models)]  # the lowest panel of each column
-    for panel, model in zip(panels, models, strict=False):
-        nets = frame[frame["model"] == model]
-        shares = nets.pivot_table("share", "layer", "order_class", "sum", fill_value=0)
-        shares = shares.reindex(index=layers, columns=list(COLOURS), fill_value=0)
-        bottom = np.zeros(len(layers))
-        for order_class, colour in COLOURS.items():
-            share = shares[order_class].to_numpy()
-            panel.bar(range(len(layers)), share, 0.86, bottom, color=colour, edgecolor="white", linewidth=0.4)
-            bottom += share
-        if nets.empty:
-            panel.text(0.5, 0.5, "no nets", transform=panel.transAxes, ha="center", va="center", fontsize=7)
-        n = int(nets["n"].max()) if len(nets) else 0
-        panel.set_title(f"{names.get(model, model)}\n({n} net{'s' * (n != 1)})", fontsize=7, linespacing=1.1)
-        panel.set_xticks(range(len(layers)), [layer.removeprefix("conv") for layer in layers])
-        panel.set_ylim(0, 1)
-        panel.tick_params(labelsize=7, length=2, pad=2, labelbottom=panel in lowest)
-        panel.spines[["top", "right"]].set_visible(False)
-    for panel in panels[len(models) :]:
-        panel.set_axis_off()
-    key = [Patch(facecolor=colour, label=LABELS[order_class]) for order_class, colour in COLOURS.items()][
-        ::-1
-    ]
-    legend = panels[len(models)].legend(
-        handles=key, title="Order of a channel", title_fontsize=7, fontsize=7, loc="center", frameon=False
-    )
-    legend.set_in_layout(False)  # it may overhang its place without pushing the panels apart
-    widths = frame[frame["model"] == frame["model"].min()].groupby("layer", sort=False)["channels"].sum()
-    text = f" ({', '.join(f'{width:.0f}' for width in widths)} channels)" if len(widths) else ""
-    figure.supxlabel(f"Conv layer{text}", fontsize=8)
-    figure.supylabel("Share of the layer's channels", fontsize=8)
-    return figure

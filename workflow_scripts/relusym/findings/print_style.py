@@ -23,15 +23,15 @@ LINES = (
 
 
 def write_figure(figure: Figure, paths: Iterable[str | Path]) -> None:
-    """Write a figure to PNG or PDF, as each path ends; the same bytes from the same figure.
+    """Write a figure to PNG or PDF, as each path ends; the same bytes from the same figure, on any day.
 
     Raises:
         UserError: the disk is full or the folder can't be written.
     """
     for path in map(Path, paths):
-        undated = {"CreationDate": None} if path.suffix == ".pdf" else None
+        fields = ("Creator", "Producer", "CreationDate") if path.suffix == ".pdf" else ("Software",)
         with write_whole(path) as part:
-            figure.savefig(part, dpi=DOTS_PER_INCH, metadata=undated)
+            figure.savefig(part, dpi=DOTS_PER_INCH, metadata=dict.fromkeys(fields))  # no dates, no versions
 
 
 def empty_figure(text: str) -> Figure:

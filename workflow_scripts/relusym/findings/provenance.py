@@ -1,43 +1,69 @@
-"""Where a table's numbers come from: which records, made from what, with which settings, code and device."""
+"""Where the numbers of each table and figure come from: records, made from what, with which settings, code and device.
+
+about: made (the name of each table and figure → ids of the types whose records are in it, None: all records), notes.
+"""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from itertools import chain
 
 import pandas as pd
 
-Record = dict[str, Any]
+from relusym.findings import About, Inputs, Record, module_of
+from relusym.findings.frames import chosen
+from relusym.findings.layout import Layout
 
+KINDS = ("train", "flip_merge", "pair_merge", "flipped_training", "theory")
 CODE = ("relusym", "torch", "python", "device")
-DESCRIBED = ["kind", "status", "data", "images", "settings", *CODE, "precision", "seconds"]
+LAYOUT = Layout(
+    "Provenance: what the tables and figures were made of",
+    {
+        "made": "Made",
+        "kind": "Kind of job",
+        "records": "Records",
+        "images": "Images",
+        "settings": "Settings",
+        "relusym": "relusym",
+        "torch": "torch",
+        "python": "Python",
+        "device": "Device",
+        "precision": "Precision",
+        "hours": "Hours in all",
+    },
+    {"hours": "{:.3f}"},
+)
+COLUMNS = ["made", "kind", "records", "left_out", "images", "settings", *CODE, "precision", "hours"]
 
 
-def provenance(records: Sequence[Record], made_of: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def frame(inputs: Inputs, about: About) -> pd.DataFrame:
     """What each table and figure was made of.
-
-    Args:
-        made_of: kinds of records by the name of what is made of them, {"Table 2": ["train", "flip_merge"]}.
 
     Returns:
         One row for each name, kind and origin (there are several where pieces come from different machines): made,
         kind, records, left_out (records that aren't ok), images (where the data come from), settings (the beginning of
         the SHA-256 of all their settings), relusym, torch, python, device, precision, hours (their jobs' in all).
     """
-    described = pd.DataFrame([_described(record) for record in records], columns=DESCRIBED)
-    known = described[described["images"] != ""].set_index("data")["images"]
-    missing = described["images"] == ""  # merges of nets that are left out have looked at no image
-    described.loc[missing, "images"] = described.loc[missing, "data"].map(known[~known.index.duplicated()])
-    described["images"] = described["images"].fillna("")
+    sources = {
+        record["inputs"]["data"]: record["inputs"]["source"]
+        for record in chain(*inputs.values())
+        if record.get("inputs", {}).get("data") and record["inputs"].get("source")
+    }
     rows = []
-    for made, kinds in made_of.items():
+    for name, models in about["made"].items():
+        # arrays of filters are the other output of a flip merge
+        kinds = dict.fromkeys("flip_merge" if kind == "filters" else kind for kind in module_of(name).KINDS)
+        of_models = chosen(inputs, {"models": models or []})
         for kind in kinds:
+            described = pd.DataFrame([_described(record, sources) for record in of_models.get(kind, [])])
+            if described.empty:
+                continue
             origin = ["images", *CODE, "precision"]
-            for values, group in described[described["kind"] == kind].groupby(origin, sort=False):
+            for values, group in described.groupby(origin, sort=False):
                 settings = "\n".join(sorted(set(group["settings"])))
                 rows.append(
                     {
-                        "made": made,
+                        "made": re.sub(r"\B(?=\d)", " ", name.capitalize()).replace("_", "-", 1),
                         "kind": kind,
                         "records": len(group),
                         "left_out": int((group["status"] != "ok").sum()),
@@ -46,19 +72,21 @@ def provenance(records: Sequence[Record], made_of: Mapping[str, Sequence[str]]) 
                         "hours": group["seconds"].sum() / 3600,
                     }
                 )
-    columns = ["made", "kind", "records", "left_out", "images", "settings", *CODE, "precision", "hours"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _described(record: Record) -> Record:
-    inputs, code = record.get("inputs", {}), record.get("code", {})
+def notes(inputs: Inputs, about: About) -> list[str]:
+    return ["Settings: the beginning of the SHA-256 of all settings in the records", *about["notes"]]
+
+
+def _described(record: Record, sources: dict[str, str]) -> Record:
+    """What tells a record's origin; a merge of a net that is left out has looked at no image, but names its data."""
+    given, code = record.get("inputs", {}), record.get("code", {})
     return {
-        "kind": record["kind"],
         "status": record.get("status", "ok"),
-        "data": inputs.get("data", ""),
-        "images": inputs.get("source", ""),
+        "images": given.get("source") or sources.get(given.get("data"), ""),
         "settings": json.dumps(record["settings"], sort_keys=True),
         **{field: code.get(field, "") for field in CODE},
-        "precision": record.get("precision", ""),
+        "precision": record.get("precision") or "",
         "seconds": record.get("cost", {}).get("seconds", 0.0),
     }

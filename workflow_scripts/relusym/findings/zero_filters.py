@@ -1,48 +1,27 @@
-"""Zero-filters: filters that training left without weights (appendix A.1), counted by layer and model type."""
+"""Zero-filters: filters that training left without weights (appendix A.1), counted by layer and model type.
 
-from collections.abc import Iterable, Sequence
+about: models (ids, in order), names, zero_filter (a share, see `filters.are_zero`).
+"""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from relusym.experiments.filters import Filters
-from relusym.findings import paper_values
+from relusym.findings import About, Inputs
+from relusym.findings.filters import count_zero_filters
 from relusym.findings.print_style import COLUMN_WIDTH, LINES
 
-
-def are_zero(norms: np.ndarray, zero: float) -> np.ndarray:
-    """Which filters of a layer are zero: their norm is less than `zero` of the largest norm in the layer.
-
-    The paper has no definition; it counts by eye what is blank in Figures 5 to 8. The layer's largest filter sets the
-    scale, since it doesn't depend on how many others are zero, as a mean would, and sets the colours there, too.
-
-    Args:
-        norms: Frobenius norms (c,).
-        zero: a share, 0..1.
-    """
-    return norms < zero * norms.max(initial=0)
+KINDS = ("filters",)
 
 
-def count_by_net(nets: Iterable[Filters], zero: float) -> pd.DataFrame:
-    """One row a net and layer: model, seed, layer, filters, zero_filters, smallest.
-
-    `smallest` is the smallest norm as a share of the layer's largest. Nets that are left out have no row.
-    """
-    rows = [
-        (
-            net.model,
-            net.seed,
-            layer,
-            len(norms),
-            int(are_zero(norms, zero).sum()),
-            float(norms.min() / max(norms.max(), np.finfo(np.float32).tiny)),
-        )
-        for net in nets
-        if net.status == "ok"
-        for layer, norms in net.norms.items()
-    ]
-    return pd.DataFrame(rows, columns=["model", "seed", "layer", "filters", "zero_filters", "smallest"])
+def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame, pd.DataFrame]:
+    """The figure, its numbers by type, and by net."""
+    models, zero = about["models"], about["zero_filter"]
+    by_net = count_zero_filters(inputs["filters"], zero)
+    by_type = count_by_type(by_net, models)
+    return zero_filter_figure(by_type, models, zero, about["names"]), by_type, by_net
 
 
 def count_by_type(by_net: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
@@ -66,12 +45,13 @@ def count_by_type(by_net: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
     )
 
 
-def zero_filter_figure(by_type: pd.DataFrame, models: Sequence[str], zero: float) -> Figure:
+def zero_filter_figure(
+    by_type: pd.DataFrame, models: Sequence[str], zero: float, names: Mapping[str, str]
+) -> Figure:
     """Two panels over the conv layers, a line a model type: the share of zero-filters, and the smallest filter.
 
     The second shows how near to zero the filters came where none got there.
     """
-    names = paper_values.names()
     figure = Figure(figsize=(COLUMN_WIDTH, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     layers = sorted(by_type["layer"].unique())

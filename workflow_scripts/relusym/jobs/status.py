@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from relusym.errors import UserError
-from relusym.findings.tables import costs
+from relusym.findings.costs import costs
 from relusym.jobs.job_lock import is_held
 from relusym.records import read_record
 

@@ -1,4 +1,4 @@
-"""The paper's own tables, as transcribed in `paper/table*.csv`."""
+"""The paper's own tables, as transcribed in `table*.csv`."""
 
 from functools import cache
 from importlib.resources import files
@@ -24,12 +24,7 @@ def table(number: int) -> pd.DataFrame:
     return _read(number).copy()  # the caller's own
 
 
-@cache  # the workflow asks for every row of Table 5, at each start
+@cache
 def _read(number: int) -> pd.DataFrame:
-    with (files("relusym.findings") / "paper" / f"table{number}.csv").open(encoding="utf-8") as file:
+    with (files(__name__) / f"table{number}.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
-
-
-def names() -> dict[str, str]:
-    """The name in Table 1 of every model type, by its id: {"cnn_noaug": "CNN w/o aug", …}."""
-    return dict(table(1).set_index("model")["name"])

@@ -1,0 +1,99 @@
+"""Records as jobs write them, made up: for tests of what is read from them."""
+
+MODELS = ("cnn", "cnn_noaug", "cnn_inv", "cnn_late_inv", "gcnn", "pgcnn", "pgcnn_late_inv")
+PAIRS = [("cnn", "cnn"), ("cnn", "cnn_inv"), ("cnn", "gcnn")]
+PAIRS += [("cnn_inv", "cnn_inv"), ("cnn_inv", "gcnn"), ("gcnn", "gcnn")]
+NAMES = {
+    "cnn": "CNN",
+    "cnn_noaug": "CNN w/o aug",
+    "cnn_inv": "CNN + inv-loss",
+    "cnn_late_inv": "CNN + late inv-loss",
+    "gcnn": "GCNN",
+    "pgcnn": "PGCNN",
+    "pgcnn_late_inv": "PGCNN + late inv-loss",
+}
+CODE = {"relusym": "0.1.0", "torch": "2.14.1", "python": "3.11", "device": "cpu x86_64"}
+DATA = "da7a" * 16
+SCORES = {"net": 0.9, "flipped": 0.9, "halfway": 0.5, "repaired": 0.8}
+
+
+def checkpoint(model, seed):
+    """The hash of a net's checkpoint."""
+    return f"{model}-{seed}".encode().hex().ljust(64, "0")
+
+
+def settings(width=0.25, epochs=3, size=None):
+    """Of a net's training."""
+    return {
+        "data": {"dataset": "generated", "train_images": None, "seed": 0, "size": size},
+        "network": {"width": width},
+        "training": {"epochs": epochs},
+    }
+
+
+def train(model, seed, accuracy=0.9, status="ok", parameters=577000, **changes):
+    return {
+        "kind": "train",
+        "status": status,
+        "reason": None if status == "ok" else f"training is {status}",
+        "model": model,
+        "seed": seed,
+        "settings": settings(),
+        "inputs": {"data": DATA, "source": "generated shapes"},
+        "outputs": {"checkpoint": checkpoint(model, seed)},
+        "cost": {"seconds": 12.5, "peak_memory_mb": 500.0},
+        "parameters": parameters,
+        "accuracy": accuracy,
+        "history": {"loss": [2.0, 1.0]},
+        "data_wait_share": None,
+        "code": CODE,
+    } | changes
+
+
+def _merge(kind, nets, barrier, status, matching, permutations, **measured):
+    merging = {"images": 500} | ({"matching": matching} if matching else {})
+    record = {
+        "kind": kind,
+        "status": status,
+        "reason": None if status == "ok" else "a net is left out",
+        "settings": {"merging": merging, "trained": [settings() for _ in nets]},
+        "inputs": {
+            "data": DATA,
+            "source": "generated shapes",
+            "checkpoints": [checkpoint(*net) for net in nets],
+        },
+        "cost": {"seconds": 1.0},
+        "code": CODE,
+    }
+    if status == "ok":
+        record |= {
+            "barrier": {"halfway": 0.4, "repaired": barrier},
+            "absolute_barrier": {"halfway": 0.4, "repaired": 0.1},
+            "permutations": permutations or {"conv1": [1, 0], "conv2": [0, 1, 2]},
+            "checks": {},
+        } | measured
+    return record
+
+
+def flip(
+    model, seed, barrier=0.04, status="ok", *, error=0.2, matching=None, permutations=None, scores=SCORES
+):
+    net = {"model": model, "seed": seed}
+    measured = {"accuracy": scores, "invariance_error": error}
+    merged = _merge("flip_merge", [(model, seed)], barrier, status, matching, permutations, **measured)
+    return merged | net
+
+
+def pair(model_1, seed_1, model_2, seed_2, barrier=0.05, status="ok", *, matching=None, permutations=None):
+    nets = {"model_1": model_1, "seed_1": seed_1, "model_2": model_2, "seed_2": seed_2}
+    measured = {"accuracy": {"net_1": 0.9, "net_2": 0.9, "halfway": 0.5, "repaired": 0.8}}
+    both = [(model_1, seed_1), (model_2, seed_2)]
+    return _merge("pair_merge", both, barrier, status, matching, permutations, **measured) | nets
+
+
+ABOUT = {"models": MODELS, "pairs": PAIRS, "names": NAMES, "descriptions": {}, "notes": []}
+
+
+def made(table, about=ABOUT, **inputs):
+    """A table's frame from records by kind; there are none of the kinds that aren't given."""
+    return table.frame({kind: inputs.get(kind, []) for kind in table.KINDS}, about)

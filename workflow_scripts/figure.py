@@ -1,0 +1,24 @@
+"""The rules of all figures: `relusym.findings.FIGURES` says which module draws which."""
+
+from job import job
+from relusym.findings import module_of
+from relusym.findings.frames import read
+from relusym.findings.layout import csv, write_text
+from relusym.findings.made import fingerprint, write_note
+from relusym.findings.print_style import write_figure
+
+with job(snakemake):
+    module, about = module_of(snakemake.rule), snakemake.params.about
+    inputs = read(module.KINDS, snakemake.input, about)
+    if snakemake.rule == "figure10":  # drawn from the theory's own images, which findings don't know
+        from relusym.theory.cooccurrence import image_classes
+
+        inputs["image_classes"] = image_classes(about["seed"], about["images"])
+    figure, *frames = module.draw(inputs, about)
+    *written, note = snakemake.output if "note" in snakemake.output.keys() else (*snakemake.output, None)
+    tables = [path for path in written if path.endswith(".csv")]
+    write_figure(figure, [path for path in written if path not in tables])
+    for path, frame in zip(tables, frames, strict=True):
+        write_text(path, csv(frame))
+    if note:
+        write_note(note, fingerprint(about, snakemake.input), written)

@@ -1,0 +1,69 @@
+"""The table of costs: what each kind of job took, from Snakemake's benchmark files.
+
+about: benchmarks (the folder `…/benchmarks`), kinds (of jobs, in order).
+"""
+
+from collections.abc import Iterable
+from csv import DictReader
+from pathlib import Path
+
+import pandas as pd
+
+from relusym.findings import About, Inputs
+from relusym.findings.layout import Layout
+
+KINDS = ()
+LAYOUT = Layout(
+    "Costs: what each kind of job took",
+    {
+        "kind": "Kind of job",
+        "jobs": "Jobs",
+        "hours": "Hours in all",
+        "median_s": "Median (s)",
+        "max_s": "Longest (s)",
+        "max_memory_mb": "Most memory (MB)",
+    },
+    {"hours": "{:.3f}", "median_s": "{:.1f}", "max_s": "{:.1f}", "max_memory_mb": "{:.0f}"},
+)
+
+
+def costs(benchmark_files: Iterable[str | Path]) -> pd.DataFrame:
+    """What each kind of job cost: kind, jobs, hours (wall clock, in all), median_s, max_s, max_memory_mb.
+
+    Args:
+        benchmark_files: snakemake's `…/benchmarks/{kind}/*.tsv`; the folder's name is the kind. Missing and
+            empty files are passed over, as are values that snakemake couldn't measure ("NA", "-").
+
+    The memory is the largest resident set of one job, in MB as snakemake counts them (2²⁰ bytes).
+    """
+    rows = [
+        (path.parent.name, row.get("s"), row.get("max_rss"))
+        for path in map(Path, benchmark_files)
+        if path.is_file()
+        for row in DictReader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t")
+    ]
+    runs = pd.DataFrame(rows, columns=["kind", "s", "max_rss"])
+    runs[["s", "max_rss"]] = runs[["s", "max_rss"]].apply(pd.to_numeric, errors="coerce")
+    table = (
+        runs.dropna(subset=["s"])
+        .groupby("kind", sort=False)
+        .agg(
+            jobs=("s", "size"),
+            hours=("s", "sum"),
+            median_s=("s", "median"),
+            max_s=("s", "max"),
+            max_memory_mb=("max_rss", "max"),
+        )
+    )
+    table["hours"] /= 3600
+    return table.reset_index()
+
+
+def frame(inputs: Inputs, about: About) -> pd.DataFrame:
+    """As `costs`, of the benchmark files that are there."""
+    folders = [Path(about["benchmarks"]) / kind for kind in about["kinds"]]
+    return costs(file for folder in folders for file in sorted(folder.glob("*.tsv")))
+
+
+def notes(inputs: Inputs, about: About) -> list[str]:
+    return []

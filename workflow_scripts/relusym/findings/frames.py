@@ -1,0 +1,149 @@
+"""From records to frames: what was measured of each net or pair, and its mean and standard deviation by type."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from relusym.errors import UserError
+from relusym.findings import About, Inputs, Record, measurements
+from relusym import paper_values
+from relusym.findings.filters import Filters, read_filters
+from relusym.findings.origins import check_agreement, nets_of
+from relusym.records import read_record
+
+
+READERS = {"filters": read_filters, "benchmarks": str}
+
+
+def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], about: About) -> Inputs:
+    """What a table or figure is made of, by kind, as far as it is of types that `about` names.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    found = {}
+    for kind in kinds:
+        given, reader = files.get(kind, []), READERS.get(kind, read_record)
+        found[kind] = [reader(file) for file in ([given] if isinstance(given, str) else given)]
+    return chosen(found, about)
+
+
+def chosen(inputs: Inputs, about: About) -> Inputs:
+    """The part of `inputs` whose nets are all of `about`'s `models` or `pairs`; all of it if there is neither."""
+    models = [*about.get("models", []), *(model for pair in about.get("pairs", []) for model in pair)]
+    if not models:
+        return inputs
+
+    def is_wanted(found: Record | Filters) -> bool:
+        of = [found.model] if isinstance(found, Filters) else [model for model, _ in nets_of(found)]
+        return set(of) <= set(models)
+
+    return {kind: list(filter(is_wanted, several)) for kind, several in inputs.items()}
+
+
+def tidy(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a record, one column a scalar, named by its path: `accuracy.net`, `settings.epochs`.
+
+    Lists (permutations, histories) are left out; what a record hasn't got is NaN.
+    """
+    frame = pd.json_normalize(list(records))
+    return frame.loc[
+        :, [not frame[column].map(lambda value: isinstance(value, list)).any() for column in frame]
+    ]
+
+
+def measured(records: Sequence[Record], key: list[str], paths: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Columns `key`, the quantities of `paths` (floats) and `ok`, one row a record.
+
+    Args:
+        paths: by quantity, as in `measurements`.
+
+    Raises:
+        UserError: an ok record lacks a measurement (named), or a record is given twice.
+    """
+    found = tidy(records)
+    frame = found.reindex(columns=["kind", *key])
+    frame["ok"] = found.reindex(columns=["status"])["status"].eq("ok")
+    for quantity, several in paths.items():
+        values = found.reindex(columns=several).apply(pd.to_numeric, errors="coerce")
+        frame[quantity] = values.bfill(axis=1).iloc[:, 0].astype(float)
+        for _, record in frame[frame["ok"] & frame[quantity].isna()].iterrows():
+            raise UserError(
+                f"{_named(record, key)} lacks a number in '{several[0]}': delete it, and it is made again"
+            )
+    for _, record in frame[frame.duplicated(key)].iterrows():
+        raise UserError(f"{_named(record, key)} is given twice: keep one")
+    return frame[[*key, *paths, "ok"]]
+
+
+def _named(record: pd.Series, key: list[str]) -> str:
+    return f"the {record['kind']} record of " + ", ".join(f"{field} {record[field]}" for field in key)
+
+
+def nets(
+    inputs: Inputs,
+    trained: Sequence[str] = ("accuracy",),
+    merged: Sequence[str] = ("invariance_error", "gcnn_barrier"),
+) -> pd.DataFrame:
+    """One row a net: model, seed, the quantities, ok (both its records are).
+
+    Args:
+        inputs: train and flip_merge records.
+        trained, merged: quantities of `measurements.TRAIN` and `FLIP_MERGE`.
+
+    Raises:
+        UserError: as `measured` and `check_agreement`.
+    """
+    check_agreement(inputs)
+    key = ["model", "seed"]
+    both = pd.merge(
+        measured(inputs["train"], key, {name: measurements.TRAIN[name] for name in trained}),
+        measured(inputs["flip_merge"], key, {name: measurements.FLIP_MERGE[name] for name in merged}),
+        on=key,
+        how="outer",
+        suffixes=("", "_flip"),
+    )
+    both["ok"] = both["ok"].eq(True) & both.pop("ok_flip").eq(True)
+    return both
+
+
+def pairs(inputs: Inputs) -> pd.DataFrame:
+    """One row a pair of nets, from pair_merge records: model_1, model_2, seed_1, seed_2, barrier, ok.
+
+    Raises:
+        UserError: as `measured` and `check_agreement`.
+    """
+    check_agreement(inputs)
+    quantities = {"barrier": measurements.PAIR_MERGE["barrier"]}
+    return measured(inputs["pair_merge"], ["model_1", "model_2", "seed_1", "seed_2"], quantities)
+
+
+def summary(found: pd.DataFrame, key: list[str], wanted: Sequence, quantities: Sequence[str]) -> pd.DataFrame:
+    """Columns `key`, `…_mean` and `…_std` (sample's, NaN for n < 2) of each quantity, n (ok) and left_out (not ok).
+
+    One row for each of `wanted`, in their order: values of `key`, tuples if it has several.
+    """
+    wanted = [tuple(row) for row in wanted] if len(key) > 1 else list(wanted)
+    index = pd.MultiIndex.from_tuples(wanted, names=key) if len(key) > 1 else pd.Index(wanted, name=key[0])
+    ok = found[found["ok"]].groupby(key)
+    columns = {}
+    for quantity in quantities:
+        columns[f"{quantity}_mean"] = ok[quantity].mean().reindex(index)
+        columns[f"{quantity}_std"] = ok[quantity].std(ddof=1).reindex(index)
+    n = ok.size().reindex(index, fill_value=0)
+    columns["n"] = n
+    columns["left_out"] = found.groupby(key).size().reindex(index, fill_value=0) - n
+    return pd.DataFrame(columns, index=index).reset_index()
+
+
+def beside_paper(ours: pd.DataFrame, number: int, key: list[str], about: About) -> pd.DataFrame:
+    """`ours`, then the columns of the paper's Table `number` as `paper_…`, NaN in rows that the paper hasn't got.
+
+    Args:
+        about: with `paper`, the id in the paper's table by model, where it is another (None: it has no such type).
+    """
+    other = about.get("paper", {})
+    paper = paper_values.table(number).set_index(key).add_prefix("paper_")
+    ids = ours[key].map(lambda model: other.get(model, model))
+    rows = pd.MultiIndex.from_frame(ids) if len(key) > 1 else ids[key[0]]
+    return pd.concat([ours, paper.reindex(rows).reset_index(drop=True)], axis=1)

@@ -1,0 +1,207 @@
+"""How a table is laid out to be read, and written as CSV, Markdown, LaTeX and HTML."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+
+from relusym.records import write_whole
+
+COMMON = {"model": "Model", "model_1": "Model 1", "model_2": "Model 2", "n": "n", "left_out": "Left out"}
+STYLE = """body { font: 14px/1.4 system-ui, sans-serif; margin: 1.5em; color: #222 }
+h1 { font-size: 1.2em }
+table { border-collapse: collapse; border-top: 2px solid #222; border-bottom: 2px solid #222 }
+thead { border-bottom: 1px solid #222 }
+th, td { padding: 0.25em 0.6em; vertical-align: top; font-variant-numeric: tabular-nums }
+tbody tr:nth-child(even) { background: #f3f5f7 }
+ul { color: #555; padding-left: 1.2em }
+"""
+LATEX_SPECIAL = str.maketrans(
+    {character: f"\\{character}" for character in "_%&#${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"σ": r"$\sigma$", "ρ": r"$\rho$", "−": "$-$", "½": r"$\frac{1}{2}$"}
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a table looks like.
+
+    Attributes:
+        title: one line, the heading in Markdown and HTML, and the caption in LaTeX.
+        headings: by column, without `_mean`; the columns of `COMMON` have theirs.
+        formats: by column, as for `str.format`, or a function from value to text.
+        wide: share of a line in LaTeX, by column of running text.
+    """
+
+    title: str
+    headings: Mapping[str, str] = field(default_factory=dict)
+    formats: Mapping[str, str | Callable[[float], str]] = field(default_factory=dict)
+    wide: Mapping[str, float] = field(default_factory=dict)
+
+    def heading(self, column: str) -> str:
+        return {**COMMON, **self.headings}.get(column, column)
+
+
+def number(value: float, digits: int, latex: bool = False) -> str:
+    """`value` to `digits` significant digits, as in the paper: 0.901 but 4.00e-2 (in LaTeX with a \\cdot)."""
+    if value == 0:
+        return "0"
+    mantissa, power = f"{value:.{digits - 1}e}".split("e")
+    exponent = int(power)
+    if -1 <= exponent < digits:
+        return f"{value:.{digits - 1 - exponent}f}"
+    return rf"{mantissa} \cdot 10^{{{exponent}}}" if latex else f"{mantissa}e{exponent}"
+
+
+def mean_and_std(mean: float, std: float, latex: bool = False) -> str:
+    """`0.901 ± 2.1e-3`; the mean alone where there is no std (one net), nothing where there is no mean."""
+    if pd.isna(mean):
+        return ""
+    text = number(mean, 3, latex)
+    if not pd.isna(std):
+        text += (r" \pm " if latex else " ± ") + number(std, 2, latex)
+    return f"${text}$" if latex else text
+
+
+def std_of(frame: pd.DataFrame, column: str) -> pd.Series | None:
+    """The standard deviations beside a column of means, NaN if there are none; None if it holds no means.
+
+    The paper's column is one of means where ours is.
+    """
+    std = f"{column.removesuffix('_mean')}_std"
+    if std in frame:
+        return frame[std]
+    return pd.Series(math.nan, frame.index) if std.removeprefix("paper_") in frame else None
+
+
+def human_table(
+    frame: pd.DataFrame, layout: Layout, names: Mapping[str, str], latex: bool = False
+) -> pd.DataFrame:
+    """`frame` as strings to read: mean ± std in one cell, the paper's beside it, types by their `names`."""
+    cells = {
+        _text(heading, latex): _cells(frame, column, layout, names, latex)
+        for heading, column in _shown(frame, layout)
+    }
+    return pd.DataFrame(cells, dtype=object)
+
+
+def write_table(
+    frame: pd.DataFrame,
+    stem_path: str | Path,
+    layout: Layout,
+    notes: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
+) -> None:
+    """Write `frame` to `stem_path`.csv, .md, .tex (booktabs) and .html, each whole or not at all.
+
+    Args:
+        notes: one line each, below the table: where the data come from, width, epochs, seeds.
+        names: display names of the ids in `model`, `model_1` and `model_2`.
+
+    Raises:
+        UserError: the disk is full or the folder can't be written.
+    """
+    stem_path, names = Path(stem_path), names or {}
+    cells = human_table(frame, layout, names)
+    texts = {
+        "csv": csv(frame),
+        "md": _markdown(frame, cells, layout, notes),
+        "tex": _latex(frame, human_table(frame, layout, names, latex=True), stem_path.name, layout, notes),
+        "html": _html(frame, cells, layout, notes),
+    }
+    for ending, text in texts.items():
+        write_text(stem_path.with_name(f"{stem_path.name}.{ending}"), text)
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """To ten digits: those after them may be others on another machine."""
+    return frame.to_csv(index=False, lineterminator="\n", float_format="%.10g")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises:
+        UserError: the disk is full or the folder can't be written.
+    """
+    with write_whole(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _shown(frame: pd.DataFrame, layout: Layout) -> Iterator[tuple[str, str]]:
+    """(heading, column) of each column to read: `…_std` goes into its mean's cell, `paper_…` beside ours."""
+    for column in frame.columns:
+        if not column.startswith("paper_") and not column.endswith("_std"):
+            heading = layout.heading(column.removesuffix("_mean"))
+            yield heading, column
+            if f"paper_{column}" in frame:
+                yield f"{heading} (paper)", f"paper_{column}"
+
+
+def _cells(
+    frame: pd.DataFrame, column: str, layout: Layout, names: Mapping[str, str], latex: bool
+) -> list[str]:
+    values = frame[column]
+    if (stds := std_of(frame, column)) is not None:
+        return [mean_and_std(mean, std, latex) for mean, std in zip(values, stds, strict=True)]
+    if column in ("model", "model_1", "model_2") and "name" not in frame:
+        return [_text(names.get(value, value), latex) for value in values]
+    form = layout.formats.get(column, "{:,}" if pd.api.types.is_numeric_dtype(values) else "{}")
+    write = form if callable(form) else form.format
+    return ["" if pd.isna(value) else _text(write(value), latex) for value in values]
+
+
+def _text(text: str, latex: bool) -> str:
+    return text.translate(LATEX_SPECIAL) if latex else text.replace("|", r"\|")
+
+
+def _markdown(frame: pd.DataFrame, cells: pd.DataFrame, layout: Layout, notes: Sequence[str]) -> str:
+    body = cells.to_markdown(index=False, disable_numparse=True, colalign=_alignment(frame, layout))
+    return "\n".join([f"# {layout.title}", "", body, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
+
+
+def _latex(frame: pd.DataFrame, cells: pd.DataFrame, label: str, layout: Layout, notes: Sequence[str]) -> str:
+    form = "".join(
+        rf"p{{{layout.wide[column]}\linewidth}}" if column in layout.wide else side[0]
+        for (_, column), side in zip(_shown(frame, layout), _alignment(frame, layout), strict=True)
+    )
+    lines = [
+        r"% needs \usepackage{booktabs,adjustbox}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_text(layout.title, latex=True)}}}",
+        rf"\label{{tab:{label}}}",
+        r"\begin{adjustbox}{max width=\linewidth}",
+        cells.to_latex(index=False, escape=False, column_format=form).rstrip(),
+        r"\end{adjustbox}",
+        *(rf"\par{{\footnotesize {_text(note, latex=True)}\par}}" for note in notes),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _html(frame: pd.DataFrame, cells: pd.DataFrame, layout: Layout, notes: Sequence[str]) -> str:
+    """A page of its own, for the report: it needs no file beside it and no script."""
+    widths = [cells[name].str.len().max() if len(cells) else 0 for name in cells]
+    rules = [
+        f"th:nth-child({i}), td:nth-child({i}) {{ text-align: {side} }}\n"
+        f"td:nth-child({i}) {{ {'white-space: nowrap' if width < 32 else 'min-width: 24em'} }}\n"
+        for i, (width, side) in enumerate(zip(widths, _alignment(frame, layout), strict=True), start=1)
+    ]
+    body = cells.to_html(index=False, border=0).replace(r"\|", "|")
+    about = "".join(f"<li>{escape(note)}</li>\n" for note in notes)
+    title = escape(layout.title)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f"<style>\n{STYLE}{''.join(rules)}</style>\n</head>\n<body>\n<h1>{title}</h1>\n{body}\n"
+        f"<ul>\n{about}</ul>\n</body>\n</html>\n"
+    )
+
+
+def _alignment(frame: pd.DataFrame, layout: Layout) -> list[str]:
+    numeric = pd.api.types.is_numeric_dtype
+    return ["right" if numeric(frame[column]) else "left" for _, column in _shown(frame, layout)]

@@ -1,0 +1,104 @@
+"""Where records come from: told below a table, and refused if it isn't the same for all of one table."""
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+from relusym.errors import UserError
+from relusym.findings import About, Inputs, Record
+
+NETS = (("model", "seed"), ("model_1", "seed_1"), ("model_2", "seed_2"))
+
+
+def nets_of(record: Record) -> list[tuple[str, int]]:
+    """The nets that a record is of: one, two of a pair merge, or none."""
+    return [(record[model], record[seed]) for model, seed in NETS if model in record]
+
+
+def matching_of(record: Record) -> str:
+    """By which matching a merge was made."""
+    return record["settings"].get("merging", {}).get("matching", "activation")
+
+
+def notes(inputs: Inputs, about: About) -> list[str]:
+    """The lines below a table: `about["notes"]`, then the images, how many records, of which code and device."""
+    records = list(chain(*(found for kind, found in inputs.items() if kind != "filters")))
+    sources = {record.get("inputs", {}).get("source") for record in records} - {None}
+    kinds = Counter(record["kind"] for record in records)
+    made = {
+        ", ".join(f"{what} {version}" for what, version in record["code"].items())
+        for record in records
+        if "code" in record
+    }
+    counted = " and ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return [
+        *about.get("notes", []),
+        *(f"Data: {source}" for source in sorted(sources)),
+        *([f"From {counted} records"] if records else []),
+        *(f"Made with {what}" for what in sorted(made)),
+    ]
+
+
+def check_agreement(inputs: Inputs) -> None:
+    """Refuse records that can't be averaged: of other data, of nets trained otherwise, of other checkpoints.
+
+    Raises:
+        UserError: two records for the same data set and image size were made from images of other content; two records
+            disagree on how a type is trained or merged; a merge was made from another checkpoint than the one that the
+            net's train record names.
+    """
+    records = [record for kind in ("train", "flip_merge", "pair_merge") for record in inputs.get(kind, ())]
+    images, settings = {}, {}
+    for record in records:
+        if record["inputs"].get("data") is not None:
+            data = next(_settings(record))[1].get("data", {})
+            first = images.setdefault((data.get("dataset"), data.get("size")), record)
+            if first["inputs"]["data"] != record["inputs"]["data"]:
+                raise UserError(
+                    f"the {_named(first)} was made from {_images(first)}, the {_named(record)} from "
+                    f"{_images(record)}: delete the records of one of the two, and run again"
+                )
+        for key, given in _settings(record):
+            first, wanted = settings.setdefault(key, (record, given))
+            if difference := _difference(wanted, given):
+                raise UserError(
+                    f"the {_named(first)} and the {_named(record)} were made with other settings ({difference}): "
+                    "run again, and the outdated one is made again"
+                )
+    trained = {net: record for record in inputs.get("train", ()) for net in nets_of(record)}
+    for record in records:
+        for net, given in zip(nets_of(record), record["inputs"].get("checkpoints", ()), strict=False):
+            named = trained[net].get("outputs", {}).get("checkpoint") if net in trained else None
+            if given and named and given != named:
+                raise UserError(
+                    f"the {_named(record)} was made from another checkpoint ({given[:8]}) than the one in the "
+                    f"{_named(trained[net])} ({named[:8]}): run again, and it is made again"
+                )
+
+
+def _settings(record: Record) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """What has to be equal in records of one table, by what it has to be equal for: first each type's training."""
+    settings = record["settings"]
+    yield from zip([model for model, _ in nets_of(record)], settings.get("trained", [settings]), strict=False)
+    if record["kind"] != "train":
+        key = (record["kind"], *(model for model, _ in nets_of(record)), matching_of(record))
+        yield key, {name: value for name, value in settings.items() if name != "trained"}
+
+
+def _difference(one: Any, other: Any, path: str = "") -> str | None:
+    """In which setting the two differ: `training.epochs 3 and 4`. A net's seed may; an absent one is the default."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        ignored = set() if path.startswith("data.") else {"seed"}
+        common = [key for key in one if key in other and key not in ignored]
+        found = (_difference(one[key], other[key], f"{path}{key}.") for key in common)
+        return next(filter(None, found), None)
+    return f"{path.removesuffix('.')} {one} and {other}" if one != other else None
+
+
+def _named(record: Record) -> str:
+    return f"{record['kind']} record {'--'.join(f'{model}-{seed}' for model, seed in nets_of(record))}"
+
+
+def _images(record: Record) -> str:
+    return f"{record['inputs'].get('source') or 'images'} ({record['inputs']['data'][:8]})"
