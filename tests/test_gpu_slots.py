@@ -15,7 +15,7 @@ TAKE = """
 import os, sys
 from pathlib import Path
 from relusym.jobs.gpu_slots import gpu_slots
-with gpu_slots(int(sys.argv[2]), 2, gpus=["0", "1"], folder=Path(sys.argv[1]), poll=0.02):
+with gpu_slots(int(sys.argv[2]), 2, folder=Path(sys.argv[1]), poll=0.02):
     print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
     sys.stdin.readline()
 """
@@ -27,7 +27,8 @@ def take(tmp_path, pytestconfig):
     started = []
 
     def start(count=1):
-        environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath / "workflow_scripts")}
+        scripts = str(pytestconfig.rootpath / "workflow_scripts")
+        environment = os.environ | {"PYTHONPATH": scripts, "CUDA_VISIBLE_DEVICES": "0,1"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         command = [sys.executable, "-c", TAKE, str(tmp_path), str(count)]
         started.append(subprocess.Popen(command, **pipes, text=True, env=environment))
@@ -63,11 +64,12 @@ def test_a_job_on_two_gpus_takes_both_whole(take):
     assert both.stdout.readline().strip() == "0,1"
 
 
-def test_threads_of_one_process_do_not_share_a_slot(tmp_path):
+def test_threads_of_one_process_do_not_share_a_slot(tmp_path, monkeypatch):
+    monkeypatch.setattr("relusym.jobs.gpu_slots.visible_gpus", lambda: ["0"])
     inside, most = [], []
 
     def work():
-        with gpu_slots(1, 1, gpus=["0"], folder=tmp_path, poll=0.01):
+        with gpu_slots(1, 1, folder=tmp_path, poll=0.01):
             inside.append(1)
             most.append(len(inside))
             time.sleep(0.02)
@@ -89,11 +91,13 @@ def test_the_environment_is_as_before_afterwards(tmp_path, monkeypatch):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
 
 
-def test_more_gpus_than_there_are_is_told_and_none_at_all_is_a_cpu(tmp_path):
+def test_more_gpus_than_there_are_is_one_line_and_none_at_all_is_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with (
         pytest.raises(UserError, match="asks for 3 GPUs, and 2 are visible"),
-        gpu_slots(3, 1, gpus=["0", "1"], folder=tmp_path),
+        gpu_slots(3, 1, folder=tmp_path),
     ):
         pass
-    with gpu_slots(1, 4, gpus=[], folder=tmp_path) as taken:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with gpu_slots(1, 4, folder=tmp_path) as taken:
         assert taken == []

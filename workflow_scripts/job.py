@@ -2,8 +2,9 @@
 
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -18,8 +19,9 @@ from relusym.records import read_record
 
 @contextmanager
 def job(snakemake) -> Iterator[JobLock]:
-    """Send output to the rule's log, keep to its threads, and end on a user's error with its one line.
+    """Send output to the rule's log, keep to its threads, and end on an error with one line on the terminal.
 
+    The log has a user's error as that line, any other as its traceback; the terminal has it if the log can't take it.
     Yields the lock under which no other copy of this job is at work, such as one of a scheduler that was killed.
     """
     for number in WARNINGS:  # ignored by the processes around this one, see rules/common.smk
@@ -38,18 +40,36 @@ def job(snakemake) -> Iterator[JobLock]:
             if lock.waited and _is_done(snakemake):
                 tell(f"{path.stem} was done by the other copy")
                 sys.exit(0)
-            with path.open("w", encoding="utf-8", buffering=1) as log, _gpus(snakemake, tell):
-                sys.stdout = sys.stderr = log
-                try:
-                    yield lock
-                except UserError as error:
-                    print(f"error: {error}", file=log)
-                    raise
-    except UserError as error:
-        print(f"error in rule {snakemake.rule}: {error}", file=terminal)
+            with _written_to(path), _gpus(snakemake, tell):
+                yield lock
+    except Exception as error:
+        print(f"error in rule {snakemake.rule}: {_logged(error, path)}", file=terminal, flush=True)
         sys.exit(1)
+
+
+@contextmanager
+def _written_to(path: Path) -> Iterator[None]:
+    """What is printed goes to the log at `path`."""
+    log, streams = path.open("w", encoding="utf-8", buffering=1), (sys.stdout, sys.stderr)
+    sys.stdout = sys.stderr = log
+    try:
+        yield
     finally:
-        sys.stdout, sys.stderr = sys.__stdout__, terminal
+        sys.stdout, sys.stderr = streams
+        with suppress(OSError):  # on a full disk, where it would hide what came before
+            log.close()
+
+
+def _logged(error: Exception, path: Path) -> str:
+    """Write an error to the log at `path`, and return what to print beside: the traceback if the log can't take it."""
+    expected = isinstance(error, UserError)
+    whole = f"error: {error}\n" if expected else traceback.format_exc()
+    try:
+        with path.open("a", encoding="utf-8") as log:
+            log.write(whole)
+    except OSError:
+        return str(error) if expected else whole.rstrip()
+    return str(error) if expected else f"{type(error).__name__}: {error}; see {path}"
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

@@ -9,8 +9,8 @@ from relusym.jobs.status import kind_status, screen
 terminal = sys.stdout
 with job(snakemake):
     params = snakemake.params
-    records, logs, benchmarks = Path(params.records), Path(params.logs), Path(params.benchmarks)
-    kinds = [kind_status(kind, wanted, logs, benchmarks, records) for kind, wanted in params.wanted.items()]
+    folders = Path(params.logs), Path(params.benchmarks), Path(params.records)
+    kinds = [kind_status(kind, reasons, *folders) for kind, reasons in params.reasons.items()]
     text = screen(params.title, kinds)
     print(text)
     print(text, file=terminal, flush=True)

@@ -1,6 +1,6 @@
 """The table of costs: what each kind of job took, from Snakemake's benchmark files.
 
-about: benchmarks (the folder `…/benchmarks`), kinds (of jobs, in order).
+about: nothing but what all tables show.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ import pandas as pd
 from relusym.findings import About, Inputs
 from relusym.findings.layout import Layout
 
-KINDS = ()
+KINDS = ("benchmarks",)
 LAYOUT = Layout(
     "Costs: what each kind of job took",
     {
@@ -61,8 +61,7 @@ def costs(benchmark_files: Iterable[str | Path]) -> pd.DataFrame:
 
 def frame(inputs: Inputs, about: About) -> pd.DataFrame:
     """As `costs`, of the benchmark files that are there."""
-    folders = [Path(about["benchmarks"]) / kind for kind in about["kinds"]]
-    return costs(file for folder in folders for file in sorted(folder.glob("*.tsv")))
+    return costs(inputs["benchmarks"])
 
 
 def notes(inputs: Inputs, about: About) -> list[str]:

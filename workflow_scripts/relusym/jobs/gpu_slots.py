@@ -31,7 +31,6 @@ def gpu_slots(
     count: int,
     jobs_per_gpu: int,
     *,
-    gpus: list[str] | None = None,
     folder: Path = FOLDER,
     tell: Callable[[str], None] = lambda line: None,
     poll: float = 1.0,
@@ -43,8 +42,7 @@ def gpu_slots(
     Args:
         count: one GPU is shared with other jobs, the least busy first; of more, each is taken as a whole.
         jobs_per_gpu: how many jobs share one GPU.
-        gpus: names for CUDA_VISIBLE_DEVICES (default: `visible_gpus()`).
-        tell: is told, in one line, that all GPUs are busy.
+        tell: gets one line if all GPUs are busy.
 
     Yields:
         the names of the GPUs taken.
@@ -52,7 +50,7 @@ def gpu_slots(
     Raises:
         UserError: more GPUs are asked for than there are.
     """
-    gpus = visible_gpus() if gpus is None else gpus
+    gpus = visible_gpus()
     if not gpus:
         yield []
         return
@@ -61,7 +59,7 @@ def gpu_slots(
     folder.mkdir(parents=True, exist_ok=True)
     if folder.stat().st_uid == os.getuid():
         folder.chmod(0o1777)
-    before, told = os.environ.get("CUDA_VISIBLE_DEVICES"), False
+    before, reported = os.environ.copy(), False
     while True:
         with ExitStack() as held:
             taken = _take(count, jobs_per_gpu, gpus, folder, held)
@@ -70,13 +68,12 @@ def gpu_slots(
                 try:
                     yield taken
                 finally:
-                    os.environ.pop("CUDA_VISIBLE_DEVICES")
-                    if before is not None:
-                        os.environ["CUDA_VISIBLE_DEVICES"] = before
+                    del os.environ["CUDA_VISIBLE_DEVICES"]
+                    os.environ |= before
                 return
-        if not told:
+        if not reported:
             tell(f"waiting for a GPU: all {len(gpus)} are taken, with {jobs_per_gpu} jobs on each")
-            told = True
+            reported = True
         time.sleep(poll)
 
 

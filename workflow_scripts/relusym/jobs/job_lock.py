@@ -2,7 +2,8 @@
 
 After a scheduler was killed and started again, or a job was requeued, two copies of one job may be at work. File locks
 of the operating system don't reach across nodes on every file system, so the lock is a file: created by one process
-alone, rewritten every few seconds by its owner (the heartbeat), and taken over once the heartbeat has stopped.
+alone, rewritten every few seconds by its owner (the heartbeat), and taken over once the heartbeat has stopped. Clocks
+of files and of other machines decide nothing: whoever waits looks for a change, by a clock of its own.
 """
 
 import json
@@ -14,12 +15,13 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from relusym.errors import UserError
 
 BEAT = 10.0  # seconds between heartbeats
-PATIENCE = 90.0  # seconds without a heartbeat after which an owner on another machine counts as dead
+PATIENCE = 90.0  # seconds without a heartbeat after which an owner that may be alive counts as dead
+AT_THE_START = 2.5  # the same for one that doesn't wait, in heartbeats: one may be late
 
 
 class JobLock:
@@ -27,7 +29,7 @@ class JobLock:
 
     Args:
         path: of the lock's file, in a folder that all nodes share.
-        tell: is told, in one line, for whom this process waits.
+        tell: gets one line about whom this process waits for.
 
     Attributes:
         waited: whether another process held the lock when this one came.
@@ -43,7 +45,7 @@ class JobLock:
         self.path, self.tell, self.beat, self.patience = Path(path), tell, beat, patience
         self.waited = False
         self._file: int | None = None
-        self._done = threading.Event()
+        self._done, self._heart = threading.Event(), threading.Thread(target=self._keep_alive, daemon=True)
 
     def __enter__(self) -> "JobLock":
         self.acquire()
@@ -66,7 +68,6 @@ class JobLock:
             raise UserError(
                 f"{self.path} can't be written ({error.strerror}): free space or change the folder"
             ) from error
-        self._heart = threading.Thread(target=self._keep_alive, daemon=True)
         self._heart.start()
 
     def release(self) -> None:
@@ -74,7 +75,8 @@ class JobLock:
         if self._file is None:
             return
         self._done.set()
-        self._heart.join()
+        if self._heart.is_alive():
+            self._heart.join()
         with suppress(OSError):
             if self._is_mine():
                 self.path.unlink()
@@ -94,7 +96,11 @@ class JobLock:
         except FileExistsError:
             return False
         self._me = json.dumps(_this_process() | {"token": uuid.uuid4().hex}).encode()
-        self._write_beat(0)
+        try:
+            self._write_beat(0)
+        except OSError:
+            self.release()
+            raise
         return True
 
     def _write_beat(self, count: int) -> None:
@@ -117,35 +123,38 @@ class JobLock:
 
     def _await(self, wait: bool) -> None:
         """Return once the lock's file is gone: given back by its owner, or removed since its owner is dead."""
-        beats, since, told = None, time.monotonic(), False
+        patience = self.patience if wait else AT_THE_START * self.beat
+        seen, since, reported = None, time.monotonic(), False
         while True:
             try:
-                now = self.path.read_bytes()
+                file = self.path.open("rb")
             except FileNotFoundError:
                 return
-            holder = _parsed(now)
-            if now != beats:
-                beats, since = now, time.monotonic()
-            dead = holder is not None and is_known_dead(holder)
-            if dead or time.monotonic() - since > self.patience:
-                self._remove(holder)
-                return
-            if not wait:
-                raise UserError(
-                    f"{self.path.stem} is being done by {described(holder)}: wait for it, or end it first"
-                )
+            with file:
+                text = file.read()
+                holder = _parsed(text)
+                runs = _runs(holder)
+                changed, seen = seen not in (None, text), text
+                if changed:
+                    since = time.monotonic()
+                if runs is False or time.monotonic() - since > patience:
+                    self._remove(file)
+                    return
+            busy = f"{self.path.stem} is being done by {described(holder)} ({self.path})"
+            if not wait and (runs or changed):
+                raise UserError(f"{busy}: wait for it, or end it first")
             self.waited = True
-            if not told and holder is not None:
-                self.tell(f"{self.path.stem} is being done by {described(holder)}: waiting for it")
-                told = True
+            if not reported:
+                self.tell(f"{busy}: {'waiting for it' if wait else 'looking whether it is alive'}")
+                reported = True
             time.sleep(min(self.beat / 4, 1.0))
 
-    def _remove(self, dead: dict[str, Any] | None) -> None:
+    def _remove(self, dead: BinaryIO) -> None:
         """Remove a dead owner's file, and not that of a process that was quicker to do so."""
         aside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
         with suppress(FileNotFoundError):
             self.path.rename(aside)
-            if _parsed(aside.read_bytes()) != dead:
+            if not os.path.samestat(aside.stat(), os.fstat(dead.fileno())):
                 with suppress(OSError):  # give the quicker one its lock back
                     os.link(aside, self.path)
             aside.unlink()
@@ -153,47 +162,40 @@ class JobLock:
 
 def owner(path: str | Path) -> dict[str, Any] | None:
     """Who holds the lock at `path`, as written by its owner; None if nobody does."""
-    try:
+    with suppress(OSError):
         return _parsed(Path(path).read_bytes())
-    except OSError:
-        return None
 
 
-def is_held(path: str | Path, patience: float = PATIENCE) -> bool:
-    """Whether a process is at work under the lock at `path`, at a glance: by its process, or its last heartbeat."""
+def is_held(path: str | Path) -> bool:
+    """Whether a process holds the lock at `path`, at a glance: one on another machine counts until it is overtaken."""
     holder = owner(path)
-    if holder is None or is_known_dead(holder):
-        return False
-    try:
-        return (
-            time.time() - Path(path).stat().st_mtime < 2 * patience
-        )  # clocks of two machines differ a little
-    except OSError:
-        return False
-
-
-def is_known_dead(holder: dict[str, Any]) -> bool:
-    """Whether the owner is dead for sure: a process of this machine that is gone, or this job before its requeue."""
-    me = _this_process()
-    if holder.get("machine") == me["machine"]:
-        return _start_of(holder.get("pid")) != holder.get("started")
-    same_job = holder.get("job") is not None and holder.get("job") == me["job"]
-    return same_job and holder.get("restarts", 0) < me["restarts"]
+    return holder is not None and _runs(holder) is not False
 
 
 def described(holder: dict[str, Any] | None) -> str:
     """The owner in words."""
     if holder is None:
-        return "another process"
+        return "an unknown process"
     job = f"job {holder['job']}, " if holder.get("job") else ""
-    return f"{job}process {holder['pid']} on {holder['host']} since {holder['since']}"
+    return f"{job}process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"
+
+
+def _runs(holder: dict[str, Any] | None) -> bool | None:
+    """Whether the owner is alive; None if that can't be seen: it is on another machine, or unnamed."""
+    if holder is None:
+        return None
+    me = _this_process()
+    if holder.get("machine") == me["machine"] is not None:
+        return _start_of(holder.get("pid")) == holder.get("started")
+    same_job = me["job"] is not None and holder.get("job") == me["job"]
+    return False if same_job and holder.get("restarts", 0) < me["restarts"] else None  # it was requeued
 
 
 def _this_process() -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "started": _start_of(os.getpid()),
-        "machine": [platform.node(), _text("/proc/sys/kernel/random/boot_id"), _link("/proc/self/ns/pid")],
+        "machine": _machine(),
         "host": os.environ.get("SLURMD_NODENAME") or platform.node(),
         "job": os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID"),
         "restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
@@ -201,36 +203,27 @@ def _this_process() -> dict[str, Any]:
     }
 
 
-def _parsed(text: bytes) -> dict[str, Any] | None:
+def _machine() -> list[str] | None:
+    """Where the number of a process means something: this machine since its boot, this container. Linux alone tells."""
     try:
-        return json.loads(text.splitlines()[0])
-    except (ValueError, IndexError):  # created, and not yet written
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        return [platform.node(), boot.strip(), str(Path("/proc/self/ns/pid").readlink())]
+    except OSError:
         return None
 
 
 def _start_of(pid: int | None) -> str | None:
     """When a process started, so that a later one of the same number isn't taken for it; None if it is gone."""
-    if not Path("/proc/self").exists():
-        with suppress(OSError, TypeError):
-            os.kill(pid, 0)
-            return "running"
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
         return None
-    fields = _text(f"/proc/{pid}/stat")
-    if fields is None:
-        return None
-    state, *rest = fields.rpartition(")")[2].split()
     return None if state == "Z" else rest[18]
 
 
-def _text(path: str) -> str | None:
+def _parsed(text: bytes) -> dict[str, Any] | None:
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except OSError:
+        found = json.loads(text.splitlines()[0])
+    except (ValueError, IndexError):  # created, and not yet written
         return None
-
-
-def _link(path: str) -> str | None:
-    try:
-        return str(Path(path).readlink())
-    except OSError:
-        return None
+    return found if isinstance(found, dict) else None

@@ -1,18 +1,18 @@
 """How far a scale is: of each kind of job done, running, failed and to do, what came of it, and what it costs."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
-from typing import Any
 
-from relusym.errors import UserError
+from tabulate import tabulate
+
 from relusym.findings.costs import costs
 from relusym.jobs.job_lock import is_held
 from relusym.records import read_record
 
 STATES = ("done", "running", "failed", "to do")
+NAMED = 8  # failed jobs whose last line is shown
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class KindStatus:
         counts: jobs by state, of `STATES`.
         outcomes: jobs that are done by the `status` in their records.
         devices: jobs that are done by what they ran on ("cpu", "cuda").
+        failed: logs of the jobs that failed.
         hours_spent: in the jobs benchmarked, of which an interrupted one has only its last run.
         hours_to_go: None if no job of the kind has been benchmarked.
     """
@@ -31,61 +32,48 @@ class KindStatus:
     counts: Counter[str]
     outcomes: Counter[str]
     devices: Counter[str]
+    failed: list[Path]
     hours_spent: float
     hours_to_go: float | None
 
 
-def state_of(record: Path, settings: dict[str, Any] | None, log: Path) -> tuple[str, dict[str, Any] | None]:
-    """A job's state, of `STATES`, and its record if it is done. "failed" is whatever left a log and no record.
-
-    Args:
-        record: the job's record.
-        settings: that the record has to be made with; None takes any.
-        log: of the job; its lock lies beside it (job.py).
-    """
-    if is_held(log.with_suffix(".lock")):
-        return "running", None
-    try:
-        found = read_record(record)
-    except UserError:
-        return ("failed" if log.exists() else "to do"), None
-    if settings is not None and found["settings"] != settings:
-        return "to do", None
-    return "done", found
-
-
 def kind_status(
-    kind: str, wanted: dict[str, dict[str, Any] | None], logs: Path, benchmarks: Path, records: Path
+    kind: str, reasons: dict[str, str | None], logs: Path, benchmarks: Path, records: Path
 ) -> KindStatus:
     """The status of all jobs of one kind.
 
     Args:
         kind: name of its folder in `logs`, `benchmarks` and `records`.
-        wanted: record → settings that it has to be made with.
+        reasons: record → why it isn't current, such as that it is missing; None if it is current.
 
-    The hours to go are the jobs not done times the mean of those benchmarked, each type of net (or pair of types) with
-    its own mean if it has one.
+    "failed" is a job that left a log and no record; its lock lies beside the log (job.py). The hours to go are the jobs
+    not done times the mean of those benchmarked, each type of net (or pair of types) with its own mean if it has one.
     """
-    counts, outcomes, devices, open_types = (Counter() for _ in range(4))
-    for record in map(Path, wanted):
-        name = record.relative_to(records / kind).with_suffix("")
-        state, found = state_of(record, wanted[str(record)], logs / kind / f"{name}.log")
-        counts[state] += 1
-        if found:
-            outcomes[found["status"]] += 1
-            devices[found.get("code", {}).get("device", "cpu").split()[0]] += 1
+    counts, outcomes, devices, open_types, failed = Counter(), Counter(), Counter(), Counter(), []
+    for path in map(Path, reasons):
+        name = str(path.relative_to(records / kind).with_suffix(""))
+        log = logs / kind / f"{name}.log"
+        if is_held(log.with_suffix(".lock")):
+            state = "running"
+        elif reasons[str(path)] is None:
+            state, record = "done", read_record(path)
+            outcomes[record["status"]] += 1
+            devices[record.get("code", {}).get("device", "cpu").split()[0]] += 1
+        elif log.exists() and not path.exists():
+            state = "failed"
+            failed.append(log)
         else:
-            open_types[type_of(str(name))] += 1
-    files = sorted((benchmarks / kind).glob("*.tsv"))
-    hours = {
-        type_: _hours(f for f in files if type_of(f.stem) == type_)
-        for type_ in {type_of(f.stem) for f in files}
-    }
-    measured = [hour for of_type in hours.values() for hour in of_type]
+            state = "to do"
+        counts[state] += 1
+        if state != "done":
+            open_types[type_of(name)] += 1
+    hours = _hours(benchmarks / kind)
+    spent, jobs = (sum(column) for column in zip(*hours.values(), strict=True)) if hours else (0.0, 0)
     to_go = None
-    if measured or not open_types:
-        to_go = sum(count * mean(hours.get(type_) or measured) for type_, count in open_types.items())
-    return KindStatus(kind, counts, outcomes, devices, sum(measured), to_go)
+    if hours or not open_types:
+        means = {type_: of_type / number for type_, (of_type, number) in hours.items()}
+        to_go = sum(count * means.get(type_, spent / jobs) for type_, count in open_types.items())
+    return KindStatus(kind, counts, outcomes, devices, failed, spent, to_go)
 
 
 def type_of(name: str) -> str:
@@ -93,45 +81,45 @@ def type_of(name: str) -> str:
     return "--".join(part.rpartition("-")[0] or part for part in name.split("--"))
 
 
-def _hours(files: Iterable[Path]) -> list[float]:
-    tables = (costs([file]) for file in files)
-    return [float(table["hours"].iloc[0]) for table in tables if len(table)]
+def _hours(folder: Path) -> dict[str, tuple[float, int]]:
+    """By type, the hours of all its benchmarked jobs and their number."""
+    files = defaultdict(list)
+    for file in sorted(folder.rglob("*.tsv")):
+        files[type_of(str(file.relative_to(folder).with_suffix("")))].append(file)
+    sums = {type_: costs(of_type)[["hours", "jobs"]].sum() for type_, of_type in files.items()}
+    return {type_: (float(both["hours"]), int(both["jobs"])) for type_, both in sums.items() if both["jobs"]}
 
 
 def screen(title: str, kinds: Sequence[KindStatus]) -> str:
     """The whole as text of some 90 columns; hours are those of GPUs unless all jobs so far ran without."""
-    devices = sum((kind.devices for kind in kinds), Counter())
-    device = "CPU" if set(devices) == {"cpu"} else "GPU"
+    device = "CPU" if set().union(*(kind.devices for kind in kinds)) == {"cpu"} else "GPU"
     heads = ["kind", "jobs", *STATES, "left out", f"{device}-h spent", f"{device}-h to go"]
-    rows, notes = [], []
-    for kind in kinds:
-        left_out = {outcome: n for outcome, n in sorted(kind.outcomes.items()) if outcome != "ok"}
-        notes += [f"{kind.kind}: {n} {outcome.replace('_', ' ')}" for outcome, n in left_out.items()]
-        rows.append(
-            [
-                kind.kind,
-                str(kind.counts.total()),
-                *(str(kind.counts[state]) for state in STATES),
-                str(sum(left_out.values())),
-                f"{kind.hours_spent:.2f}",
-                "?" if kind.hours_to_go is None else f"{kind.hours_to_go:.2f}",
-            ]
-        )
-    to_go = [kind.hours_to_go for kind in kinds]
-    rows.append(
+    rows = [
         [
-            "all",
-            *(str(sum(int(row[column]) for row in rows)) for column in range(1, 7)),
-            f"{sum(kind.hours_spent for kind in kinds):.2f}",
-            "?" if None in to_go else f"{sum(to_go):.2f}",
+            kind.kind,
+            kind.counts.total(),
+            *(kind.counts[state] for state in STATES),
+            kind.outcomes.total() - kind.outcomes["ok"],
+            kind.hours_spent,
+            kind.hours_to_go,
         ]
-    )
-    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if not i else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in [heads, *rows]
+        for kind in kinds
     ]
-    return "\n".join([title, *lines, *notes])
+    sums = [None if None in column else sum(column) for column in list(zip(*rows, strict=True))[1:]]
+    table = tabulate([*rows, ["all", *sums]], heads, tablefmt="plain", floatfmt=".2f", missingval="?")
+    notes = [
+        f"{kind.kind}: {number} {outcome.replace('_', ' ')}"
+        for kind in kinds
+        for outcome, number in sorted(kind.outcomes.items())
+        if outcome != "ok"
+    ]
+    failed = [log for kind in kinds for log in kind.failed]
+    notes += [f"failed: {log}: {_last_line(log)}" for log in failed[:NAMED]]
+    notes += [f"failed: {len(failed) - NAMED} more"] * (len(failed) > NAMED)
+    return "\n".join([title, table, *notes])
+
+
+def _last_line(log: Path) -> str:
+    """The error at the end of a log, see job.py; of a job that was killed, what it printed last."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.removeprefix("error: ") for line in reversed(lines) if line), "it was killed")
