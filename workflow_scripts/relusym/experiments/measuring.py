@@ -15,6 +15,7 @@ from relusym import checkpoint
 from relusym.data import image_set
 from relusym.errors import UserError
 from relusym.merging.barrier import accuracy
+from relusym.merging.images import Images
 from relusym.merging.invariance import invariance_error
 from relusym.merging.merge import Merge, flip_merge, merge
 from relusym.nets.group_conv import RegularConv2d
@@ -132,9 +133,9 @@ def train_net(
     scores: Record = {"accuracy": None, "invariance_error": None}
     status = "diverged"
     if not training.diverged:
-        scores["accuracy"] = accuracy(net, test.images, test.labels)
+        scores["accuracy"] = accuracy(net, Images(test.images), test.labels)
         some = image_set.subset(images, settings["invariance_images"], stream(seed, model, "invariance"))
-        scores["invariance_error"] = invariance_error(net, some.images)
+        scores["invariance_error"] = invariance_error(net, Images(some.images))
         status = "degenerate" if is_at_chance(scores["accuracy"], test) else "ok"
     about = {"kind": "vgg11", "model": model, "seed": seed, "settings": settings, "status": status}
     checkpoint.save(to, net.state_dict(), about)
@@ -225,13 +226,10 @@ def measure_merge(
     some = image_set.subset(images, settings["merging"]["images"], settings["trained"][0]["data"]["seed"])
     test = image_set.load(data, "test", device)
     plain = [net.to_plain().to(memory_format=torch.channels_last) for net, _ in loaded]
-    operands = some.images, test.images, test.labels, settings["merging"]["batch_size"]
+    size = settings["merging"]["batch_size"]
+    operands = Images(some.images, size), Images(test.images, size), test.labels
     merged: Merge = flip_merge(plain[0], *operands) if len(plain) == 1 else merge(*plain, *operands)
     merged.checks["kernel_constraint"] = max((kernel_constraint(net) for net, _ in loaded), default=0.0)
-    names = (
-        {"first": "net", "second": "flipped"} if len(plain) == 1 else {"first": "net_1", "second": "net_2"}
-    )
-    merged.accuracy = {names.get(key, key): score for key, score in merged.accuracy.items()}
     return {**record, **merged.body(), **costs.fields()}
 
 

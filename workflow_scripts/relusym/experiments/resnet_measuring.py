@@ -15,6 +15,7 @@ from relusym.errors import UserError
 from relusym.experiments.measuring import Costs, is_at_chance
 from relusym.merging.barrier import accuracy
 from relusym.merging.channel_groups import Place, channel_groups
+from relusym.merging.images import Images
 from relusym.merging.invariance import invariance_error
 from relusym.merging.merge import flip_merge
 from relusym.nets.resnet import SimSiam, build, linear_probe
@@ -193,24 +194,19 @@ def measure_row(
         "settings": settings,
         "inputs": {"data": sha256(data), "checkpoints": [sha256(net_file)], "source": images.source},
     }
+    tests = Images(test.images, how["batch_size"], preprocess)
     if "files" in about:
         record["inputs"] |= {"files": about["files"], "dropped": about["dropped"]}
     if about["status"] != "ok":
         record["reason"] = f"its training {about['status']}"
-    elif is_at_chance(accuracy(net, test.images, test.labels, how["batch_size"], preprocess), test):
+    elif is_at_chance(accuracy(net, tests, test.labels), test):
         record["reason"] = "it is no better than chance"
     if record["reason"] is not None:
         return {**record, "status": "left_out", **costs.fields()}, {}
     some = image_set.subset(images, how["images"], settings["seed"])
-    error = invariance_error(
-        net,
-        image_set.subset(images, how["invariance_images"], settings["seed"]).images,
-        batch_size=how["batch_size"],
-        normalise=preprocess,
-    )
-    merged = flip_merge(net, some.images, test.images, test.labels, how["batch_size"], normalise=preprocess)
-    names = {"first": "net", "second": "flipped"}
-    merged.accuracy = {names.get(key, key): score for key, score in merged.accuracy.items()}
+    few = image_set.subset(images, how["invariance_images"], settings["seed"])
+    error = invariance_error(net, Images(few.images, how["batch_size"], preprocess))
+    merged = flip_merge(net, Images(some.images, how["batch_size"], preprocess), tests, test.labels)
     filters = net.conv1.weight.detach()
     groups = channel_groups(net, (3, *images.images.shape[1:3]))
     stem = next(group.name for group in groups if Place("conv1.weight", 0) in group.places)
