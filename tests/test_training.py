@@ -19,6 +19,7 @@ from relusym.data.augmentation import MEAN, STD, RandomCropFlip, normalise
 from relusym.data.chiral_shapes import generate
 from relusym.errors import Interrupted, UserError
 from relusym.experiments.measuring import load_net, measure_merge, train_net
+from relusym.merging.images import Images
 from relusym.merging.invariance import invariance_error, invariance_loss, relative_invariance_error
 from relusym.nets.vgg import VGG11
 from relusym.randomness import generator, stream
@@ -92,8 +93,8 @@ def test_invariance_measures_on_hand_worked_logits():
 
 
 def test_the_invariance_error_of_a_gcnn_is_zero_and_of_a_cnn_is_not(images):
-    assert invariance_error(a_net(group_convs=8), images.images) < 1e-5
-    assert invariance_error(a_net(), images.images) > 1e-2
+    assert invariance_error(a_net(group_convs=8), Images(images.images)) < 1e-5
+    assert invariance_error(a_net(), Images(images.images)) > 1e-2
 
 
 def test_streams_of_types_seeds_and_purposes_differ():

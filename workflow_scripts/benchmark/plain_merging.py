@@ -104,10 +104,10 @@ def repaired(between: VGG11, first: VGG11, second: VGG11, batches: DataLoader, d
         reset_statistics(end, batches, device)
     net = tracked(between)
     for layer in range(1, LAYERS + 1):
-        has, *goals = (getattr(n.features, f"conv{layer}") for n in (net, *ends))
-        has.rescale = True
-        has.norm.weight.copy_(sum(goal.norm.running_var.sqrt() for goal in goals) / 2)
-        has.norm.bias.copy_(sum(goal.norm.running_mean for goal in goals) / 2)
+        own, *of_ends = (getattr(n.features, f"conv{layer}") for n in (net, *ends))
+        own.rescale = True
+        own.norm.weight.copy_(sum(of.norm.running_var.sqrt() for of in of_ends) / 2)
+        own.norm.bias.copy_(sum(of.norm.running_mean for of in of_ends) / 2)
     reset_statistics(net, batches, device)
     for layer in range(1, LAYERS + 1):
         setattr(net.features, f"conv{layer}", getattr(net.features, f"conv{layer}").fused())
@@ -130,13 +130,17 @@ def accuracy(net: nn.Module, batches: DataLoader, device: torch.device) -> float
 def merge(
     first: VGG11,
     second: VGG11,
+    names: tuple[str, str],
     images: ImageSet,
     test: ImageSet,
     batch_size: int,
     device: torch.device,
     workers: int,
 ) -> tuple[dict[str, list[int]], dict[str, float]]:
-    """Match `second` to `first`, average, REPAIR; permutations and accuracies as `merging.merge` names them."""
+    """Match `second` to `first`, average, REPAIR; permutations and accuracies as `merging.merge` names them.
+
+    `names` are the endpoints'.
+    """
     batches, tests = (loader(split, batch_size, workers) for split in (images, test))
     permuted, permutations = deepcopy(second), {}
     for layer in range(1, LAYERS + 1):
@@ -148,8 +152,7 @@ def merge(
     for mean, end in zip(between.parameters(), permuted.parameters(), strict=True):
         mean.lerp_(end, 0.5)
     nets = {
-        "first": first,
-        "second": second,
+        **dict(zip(names, (first, second), strict=True)),
         "halfway": between,
         "repaired": repaired(between, first, permuted, batches, device),
     }

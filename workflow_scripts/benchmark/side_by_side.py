@@ -68,7 +68,7 @@ def row(what: str, unit: str, here: float, device: str, *, at_least: float | Non
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to use the machine: a function of `sides`, what its processes are told, and how many nets at once."""
+    """One way to use the machine: a function of `sides`, what its processes get, and how many nets at once."""
 
     name: str
     side: Side

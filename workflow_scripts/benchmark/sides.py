@@ -20,7 +20,8 @@ from relusym.data import image_set
 from relusym.data.image_set import ImageSet
 from relusym.jobs.memory import keep_freed_memory
 from relusym.merging.barrier import accuracy
-from relusym.merging.merge import merge as merging
+from relusym.merging.images import Images
+from relusym.merging.merge import FLIP, PAIR, flip_merge, merge
 from relusym.nets.vgg import VGG11
 from relusym.randomness import stream
 from relusym.symmetry import HORIZONTAL_FLIP
@@ -89,7 +90,7 @@ def _train(task: Task, seed: int, training: Callable[[VGG11], object]) -> Outcom
     ended = clock(device)
     test = images(task.data, "test", task.device)
     weights = {name: tensor.cpu().numpy() for name, tensor in net.state_dict().items()}
-    return Outcome(started, ended, (accuracy(net, test.images, test.labels), weights))
+    return Outcome(started, ended, (accuracy(net, Images(test.images), test.labels), weights))
 
 
 def train_here(task: Task, seed: int) -> Outcome:
@@ -125,9 +126,9 @@ def merge_here(task: Task, weights: Nets) -> Outcome:
     device = torch.device(task.device)
     train_set, test = (images(task.data, split, task.device) for split in ("train", "test"))
     nets = [task.load(one).to(memory_format=torch.channels_last) for one in weights]
-    operands = train_set.images[: task.matched], test.images, test.labels, task.batch_size
+    some, tests = (Images(x, task.batch_size) for x in (train_set.images[: task.matched], test.images))
     started = clock(device)
-    merged = (merging.flip_merge if len(nets) == 1 else merging.merge)(*nets, *operands)
+    merged = (flip_merge if len(nets) == 1 else merge)(*nets, some, tests, test.labels)
     return Outcome(started, clock(device), (merged.permutations, merged.accuracy))
 
 
@@ -146,8 +147,10 @@ def merge_plainly(task: Task, weights: Nets) -> Outcome:
     )
     nets = [task.load(one) for one in weights]
     started = clock(device)
-    first, second = nets if len(nets) == 2 else (nets[0], HORIZONTAL_FLIP.transform(nets[0]))
-    result = plain_merging.merge(first, second, matched, test, task.batch_size, device, task.workers)
+    flip = len(nets) == 1
+    ends = (nets[0], HORIZONTAL_FLIP.transform(nets[0])) if flip else nets
+    names = FLIP if flip else PAIR
+    result = plain_merging.merge(*ends, names, matched, test, task.batch_size, device, task.workers)
     return Outcome(started, clock(device), result)
 
 

@@ -3,19 +3,17 @@
 import torch
 from torch import Tensor, nn
 
-from relusym.data.augmentation import Normalise, normalise
+from relusym.merging.images import Images, device_of
 
 
 @torch.no_grad()
-def accuracy(
-    net: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500, normalise: Normalise = normalise
-) -> float:
-    """Share of `images`, uint8 (N, H, W, 3), whose largest logit is at `labels`, int64 (N,)."""
+def accuracy(net: nn.Module, images: Images, labels: Tensor) -> float:
+    """Share of the images whose largest logit is at `labels`, int64 (N,)."""
     net.eval()
-    device = next(net.parameters()).device
+    device = device_of(net)
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    for batch, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        correct += (net(normalise(batch.to(device))).argmax(1) == truth.to(device)).sum()
+    for x, truth in zip(images.batches(device), labels.split(images.batch_size), strict=True):
+        correct += (net(x).argmax(1) == truth.to(device)).sum()
     return int(correct) / len(labels)
 
 

@@ -14,16 +14,12 @@ CHANNELWISE = (
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
 )
 CHANNELWISE_FUNCTIONS = {
-    "relu",
-    "relu_",
-    "max_pool2d",
-    "avg_pool2d",
-    "adaptive_avg_pool2d",
-    "dropout",
-    "gelu",
+    *("relu", "relu_", "gelu", "dropout"),
+    *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
 }
+RECTIFIERS, RECTIFYING_FUNCTIONS = (nn.ReLU, nn.ReLU6), {"relu", "relu_"}
+BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
 ADDITIONS = {"add", "iadd", "add_"}
-RECTIFIERS = (nn.ReLU, nn.ReLU6)
 
 
 @dataclass(frozen=True)
@@ -54,9 +50,9 @@ class ChannelGroup:
     nodes: tuple[str, ...] = ()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Space:
-    """A channel space while the graph is read: merged with others as additions join them."""
+    """A channel space while the graph is read: joined with others by additions."""
 
     size: int
     free: bool = True
@@ -79,6 +75,11 @@ class _Space:
             b.parent = a
         return a
 
+    def index(self, name: str, layer: nn.Module) -> None:
+        """All parameters and buffers of a layer that have one entry a channel in dimension 0 are indexed by these."""
+        state = layer.state_dict().items()
+        self.root().places += [Place(f"{name}.{key}", 0) for key, tensor in state if tensor.ndim]
+
 
 def trace(net: nn.Module) -> fx.GraphModule:
     """The net's graph.
@@ -95,7 +96,7 @@ def trace(net: nn.Module) -> fx.GraphModule:
 def channel_groups(net: nn.Module, image_shape: tuple[int, ...] = (3, 32, 32)) -> list[ChannelGroup]:
     """The net's channel groups in the order of their matching nodes; its input and output channels stay fixed.
 
-    VGG11 has 8, ResNet50 has 37. `image_shape` is one image's (channels, height, width): it tells how many pixels a
+    VGG11 has 8, ResNet50 has 37. `image_shape` is one image's (channels, height, width), for how many pixels a
     flattened feature map has.
 
     Raises:
@@ -107,96 +108,78 @@ def channel_groups(net: nn.Module, image_shape: tuple[int, ...] = (3, 32, 32)) -
         net.eval()
         ShapeProp(graph).propagate(next(net.parameters()).new_zeros(1, *image_shape))
         net.train(training)
-    modules = dict(graph.named_modules())
-    order = {node: i for i, node in enumerate(graph.graph.nodes)}
     spaces: dict[
         fx.Node, tuple[_Space, int]
-    ] = {}  # of each tensor: its channels, entries a channel spans in dim 1
-    roots: list[_Space] = []
-
-    def new(size: int, **given) -> _Space:
-        roots.append(_Space(size, **given))
-        return roots[-1]
-
-    def parameters(node: fx.Node, space: _Space) -> None:
-        """All parameters and buffers of a layer that has one entry a channel, dim 0."""
-        for name, tensor in modules[node.target].state_dict().items():
-            if tensor.ndim:
-                space.root().places.append(Place(f"{node.target}.{name}", 0))
-
+    ] = {}  # of each output; how many entries of dim 1 a channel spans
     for node in graph.graph.nodes:
+        sources = [spaces[source] for source in node.all_input_nodes if source in spaces]
+        space, block = sources[0] if sources else (None, 1)
+        layer, function = _layer(graph, node), _function(node)
         if node.op == "output":
-            for source in node.all_input_nodes:
-                spaces[source][0].root().free = False
-            continue
-        sources = [source for source in node.all_input_nodes if source in spaces]
+            for space, _ in sources:
+                space.root().free = False
+            break
         if node.op == "placeholder":
-            spaces[node] = new(_shape(node)[1], free=False), 1
-            continue
-        space, block = spaces[sources[0]] if sources else (None, 1)
-        module = modules.get(node.target) if node.op == "call_module" else None
-        function = getattr(node.target, "__name__", node.target)
-        called = node.op in ("call_function", "call_method")
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            grouped = isinstance(module, nn.Conv2d) and module.groups > 1
-            if grouped and not module.groups == module.in_channels == module.out_channels:
-                raise UserError(
-                    f"layer {node.target}: grouped convolutions that aren't depthwise aren't supported"
-                )
-            if grouped:
-                written = space.root()
-            else:
-                written = new(module.weight.shape[0])
-                space.root().places.append(Place(f"{node.target}.weight", 1, block))
-            parameters(node, written)
-            written.writers.append(node)
-            spaces[node] = written, 1
-        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-            parameters(node, space)
-            spaces[node] = space, block
-        elif isinstance(module, CHANNELWISE) or (called and function in CHANNELWISE_FUNCTIONS):
-            spaces[node] = space, block
-            if isinstance(module, RECTIFIERS) or function in ("relu", "relu_"):
+            space = _Space(_channels(node), free=False)
+        elif isinstance(layer, nn.Conv2d | nn.Linear):
+            space, block = _written(node, layer, space, block), 1
+        elif isinstance(layer, BATCH_NORMS):
+            space.index(node.target, layer)
+        elif isinstance(layer, CHANNELWISE) or function in CHANNELWISE_FUNCTIONS:
+            if _rectifies(graph, node):
                 space.root().rectified.append(node)
-        elif isinstance(module, nn.Flatten) or (called and function == "flatten"):
-            spaces[node] = space, block * _shape(node)[1] // _shape(sources[0])[1]
-        elif called and function in ADDITIONS and len(sources) == 2:
-            spaces[node] = space.join(spaces[sources[1]][0]), block
+        elif isinstance(layer, nn.Flatten) or function == "flatten":
+            block *= _channels(node) // _channels(node.all_input_nodes[0])
+        elif function in ADDITIONS and len(sources) == 2:
+            space = space.join(sources[1][0])
         else:
             raise UserError(
                 f"layer {node.target}: its effect on channels is unknown, so it can't be permuted"
             )
+        spaces[node] = space, block
 
-    groups = []
-    for space in roots:
-        if space.parent is None and space.free:
+    order, groups = {node: i for i, node in enumerate(graph.graph.nodes)}, {}
+    for space in {space.root() for space, _ in spaces.values()}:
+        if space.free:
             node = max(space.rectified or space.writers, key=order.get)
             name = str(max(space.writers, key=order.get).target).removeprefix("features.")
             nodes = tuple(n.name for n, (of, block) in spaces.items() if of.root() is space and block == 1)
-            group = ChannelGroup(name, space.size, tuple(space.places), node.name, nodes)
-            groups.append((order[node], group))
-    return [group for _, group in sorted(groups, key=lambda pair: pair[0])]
+            groups[order[node]] = ChannelGroup(name, space.size, tuple(space.places), node.name, nodes)
+    return [groups[i] for i in sorted(groups)]
+
+
+def _written(node: fx.Node, layer: nn.Conv2d | nn.Linear, read: _Space, block: int) -> _Space:
+    """The channels that a layer writes: new ones, or, if it is depthwise, those that it reads."""
+    written, groups = read.root(), getattr(layer, "groups", 1)
+    if groups == 1:
+        written = _Space(layer.weight.shape[0])
+        read.root().places.append(Place(f"{node.target}.weight", 1, block))
+    elif not groups == layer.in_channels == layer.out_channels:
+        raise UserError(f"layer {node.target}: grouped convolutions that aren't depthwise aren't supported")
+    written.index(node.target, layer)
+    written.writers.append(node)
+    return written
 
 
 def is_conv(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a graph's node is a convolution layer."""
-    return node.op == "call_module" and isinstance(graph.get_submodule(node.target), nn.Conv2d)
+    return isinstance(_layer(graph, node), nn.Conv2d)
 
 
 def has_batch_norm(net: nn.Module) -> bool:
     """Whether any layer keeps running statistics of its channels."""
-    return any(isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) for module in net.modules())
+    return any(isinstance(layer, BATCH_NORMS) for layer in net.modules())
 
 
 def block_outputs(graph: fx.GraphModule) -> list[fx.Node]:
     """The outputs of a net's residual blocks: the ReLU that reads an addition, or the addition if no ReLU does."""
-    modules = dict(graph.named_modules())
-
-    def rectifies(node: fx.Node) -> bool:
-        return isinstance(modules.get(node.target), RECTIFIERS) or _function(node) in ("relu", "relu_")
-
     additions = [node for node in graph.graph.nodes if _function(node) in ADDITIONS]
-    return [next(filter(rectifies, node.users), node) for node in additions]
+    return [next((user for user in node.users if _rectifies(graph, user)), node) for node in additions]
+
+
+def _layer(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The layer that a node calls."""
+    return graph.get_submodule(node.target) if node.op == "call_module" else None
 
 
 def _function(node: fx.Node) -> str | None:
@@ -205,8 +188,13 @@ def _function(node: fx.Node) -> str | None:
     return getattr(node.target, "__name__", node.target) if called else None
 
 
-def _shape(node: fx.Node) -> torch.Size:
-    return node.meta["tensor_meta"].shape
+def _rectifies(graph: fx.GraphModule, node: fx.Node) -> bool:
+    return isinstance(_layer(graph, node), RECTIFIERS) or _function(node) in RECTIFYING_FUNCTIONS
+
+
+def _channels(node: fx.Node) -> int:
+    """Entries of dimension 1 of a node's output."""
+    return node.meta["tensor_meta"].shape[1]
 
 
 def permute(
@@ -219,14 +207,12 @@ def permute(
     Raises:
         ValueError: a permutation that is no bijection on its group.
     """
-    permuted = dict(state)
+    permuted, device = dict(state), next(iter(state.values())).device
     for group in groups:
-        permutation = permutations[group.name].to(next(iter(state.values())).device)
-        if not torch.equal(permutation.sort().values, torch.arange(group.size, device=permutation.device)):
+        permutation = permutations[group.name].to(device)
+        if not torch.equal(permutation.sort().values, torch.arange(group.size, device=device)):
             raise ValueError(f"group {group.name}: not a bijection on {group.size} channels")
         for place in group.places:
-            index = permutation
-            if place.block > 1:
-                index = (permutation[:, None] * place.block + torch.arange(place.block)).flatten()
-            permuted[place.tensor] = permuted[place.tensor].index_select(place.dim, index)
+            entries = permutation[:, None] * place.block + torch.arange(place.block, device=device)
+            permuted[place.tensor] = permuted[place.tensor].index_select(place.dim, entries.flatten())
     return permuted

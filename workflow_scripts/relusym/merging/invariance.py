@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from relusym.data.augmentation import Normalise, normalise
+from relusym.merging.images import Images, device_of
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
 
@@ -19,19 +19,12 @@ def relative_invariance_error(logits: Tensor, logits_moved: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def invariance_error(
-    net: nn.Module,
-    images: Tensor,
-    symmetry: Symmetry = HORIZONTAL_FLIP,
-    batch_size: int = 500,
-    normalise: Normalise = normalise,
-) -> float:
-    """Mean relative invariance error of `net` over `images`, uint8 (N, H, W, 3)."""
+def invariance_error(net: nn.Module, images: Images, symmetry: Symmetry = HORIZONTAL_FLIP) -> float:
+    """Mean relative invariance error of `net` over `images`."""
     net.eval()
-    device = next(net.parameters()).device
+    device = device_of(net)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for batch in images.split(batch_size):
-        x = normalise(batch.to(device))
+    for x in images.batches(device):
         both = net(torch.cat([x, symmetry.act(x)])).double()
         total += relative_invariance_error(*both.chunk(2)).sum()
     return float(total / len(images))

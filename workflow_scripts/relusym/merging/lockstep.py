@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor, fx
 
+from relusym.errors import UserError
+
 # Called with a node's name and the outputs of all nets there.
 Visit = Callable[[str, list[Tensor]], None]
 
@@ -15,15 +17,14 @@ class Lockstep:
         nets: traced nets (`channel_groups.trace`) of one architecture.
 
     Raises:
-        ValueError: the graphs differ.
+        UserError: the graphs or the shapes of their tensors differ.
     """
 
     def __init__(self, nets: list[fx.GraphModule]):
         self.interpreters = [fx.Interpreter(net) for net in nets]
         self.nodes = [list(net.graph.nodes) for net in nets]
-        names = [[(node.name, node.op, str(node.target)) for node in nodes] for nodes in self.nodes]
-        if any(other != names[0] for other in names[1:]):
-            raise ValueError("the nets are not of one architecture")
+        if any(_architecture(net) != _architecture(nets[0]) for net in nets[1:]):
+            raise UserError("the nets are of different architecture: only nets of one can be merged")
 
     def run(self, inputs: list[Tensor], visit: Visit) -> list[Tensor]:
         """The nets' outputs on `inputs`, one each; `visit` sees every node's outputs before any later node runs.
@@ -42,3 +43,9 @@ class Lockstep:
                     del interpreter.env[unused]
             visit(nodes[0].name, outputs)
         return outputs
+
+
+def _architecture(net: fx.GraphModule) -> tuple:
+    """What two nets share if each can be permuted to match the other: operations, and shapes of all tensors."""
+    nodes = [(node.name, node.op, str(node.target)) for node in net.graph.nodes]
+    return nodes, {name: tensor.shape for name, tensor in net.state_dict().items()}

@@ -6,14 +6,17 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from relusym.data.augmentation import Normalise, normalise
-from relusym.merging.activation_matching import match, survey
 from relusym.merging.barrier import absolute_barrier, accuracy, barrier
-from relusym.merging.channel_groups import channel_groups, has_batch_norm, permute, trace
+from relusym.merging.channel_groups import ChannelGroup, channel_groups, has_batch_norm, permute, trace
+from relusym.merging.images import Images, device_of
+from relusym.merging.matching import Pair, match
+from relusym.merging.moments import Statistics
 from relusym.merging.repair import repair, repair_blocks, repair_points, reset_batch_norm, unfused
+from relusym.merging.survey import Survey, survey
+from relusym.randomness import generator
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
-ENDPOINTS = "first", "second"
+PAIR, FLIP = ("net_1", "net_2"), ("net", "flipped")  # the endpoints' names in records
 CHECK_IMAGES = 100  # one small batch is enough for the identities that are checked on every merge
 
 
@@ -22,10 +25,11 @@ class Merge:
     """What merging two nets measured.
 
     Attributes:
-        accuracy: of both endpoints ("first", "second"), and of the net halfway between them as it is ("halfway"), of
-            nets with batch norm also with its statistics reset ("reset"), and with REPAIR ("repaired"), as fractions
-            of the test images.
-        barrier, absolute_barrier: of the nets in between; equation (4), and without denominator.
+        accuracy: of both endpoints ("net_1" and "net_2", or "net" and "flipped"), and of the net halfway between them
+            as it is ("halfway"), of nets with batch norm also with its statistics reset ("reset"), and with REPAIR
+            ("repaired"), as fractions of the test images.
+        barrier, absolute_barrier: of the nets in between; equation (4) (None if both endpoints are at zero), and
+            without its denominator.
         permutations: group name → list: channel i of the first net goes with channel `permutation[i]` of the second.
         similarity: group name → mean correlation of the matched channels.
         checks: largest relative differences that should be zero up to rounding.
@@ -54,6 +58,23 @@ def halfway(first: nn.Module, second: nn.Module) -> nn.Module:
     return net
 
 
+def target_statistics(
+    found: Survey, groups: list[ChannelGroup], permutations: dict[str, Tensor], points: dict[str, str]
+) -> dict[str, Statistics]:
+    """What REPAIR gives the halfway net: the endpoints' average statistics, by the names of `points`.
+
+    Args:
+        found: of the nets as they were, before the second was permuted.
+        points: graph node → name, as `repair_points` gives it.
+    """
+    permutation_of = {node: permutations[group.name] for group in groups for node in group.nodes}
+    first, second = found.statistics
+    return {
+        name: first[name].halfway(second[name].permuted(permutation_of[node]))
+        for node, name in points.items()
+    }
+
+
 def largest_difference(one: Tensor, other: Tensor) -> float:
     """Largest difference of two tensors relative to the largest entry."""
     return float((one - other).abs().max() / one.abs().max().clamp(min=1e-30))
@@ -63,11 +84,13 @@ def largest_difference(one: Tensor, other: Tensor) -> float:
 def merge(
     first: nn.Module,
     second: nn.Module,
-    images: Tensor,
-    test_images: Tensor,
+    images: Images,
+    test_images: Images,
     test_labels: Tensor,
-    batch_size: int = 500,
-    normalise: Normalise = normalise,
+    *,
+    matching: str = "activation",
+    seed: int = 0,
+    names: tuple[str, str] = PAIR,
 ) -> Merge:
     """Merge `second`, permuted to match `first`, with `first`.
 
@@ -76,45 +99,43 @@ def merge(
 
     Args:
         first, second: nets of one ordinary architecture (group convs written out by `to_plain`), on one device.
-        images: uint8 (N, H, W, 3), those that channels are matched and REPAIR's statistics taken on.
-        test_images, test_labels: what accuracies are measured on.
+        images: those that channels are matched and REPAIR's statistics taken on.
+        test_images, test_labels: what accuracies are measured on; labels int64 (N,).
+        matching: its name in `matching.MATCHINGS`.
+        seed: of a matching that draws.
+        names: the endpoints' names in `Merge.accuracy`.
+
+    Raises:
+        UserError: the nets are of different architecture, or one that can't be permuted; the matching is unknown.
     """
-    groups = channel_groups(first, tuple(normalise(images[:1]).shape[1:]))
-    found = survey(first, second, images, groups, batch_size, normalise)
-    matching = match(found.correlation)
+    groups = channel_groups(first, images.shape)
+    found = survey(first, second, images, groups)
+    pair = Pair(
+        (first.state_dict(), second.state_dict()), groups, found.correlations, generator(seed, matching)
+    )
+    matched = match(matching, pair)
     permuted = deepcopy(second)
-    permuted.load_state_dict(permute(second.state_dict(), groups, matching.permutations))
-    points = repair_points(trace(first))
-    permutation_of = {
-        points[node]: matching.permutations[group.name]
-        for group in groups
-        for node in group.nodes
-        if node in points
-    }
-    goals = {
-        point: first_has.halfway(found.statistics[1][point].permuted(permutation_of[point]))
-        for point, first_has in found.statistics[0].items()
-    }
-    x = normalise(test_images[:CHECK_IMAGES].to(next(first.parameters()).device))
+    permuted.load_state_dict(permute(second.state_dict(), groups, matched.permutations))
+    targets = target_statistics(found, groups, matched.permutations, repair_points(trace(first)))
+    x = test_images.first(CHECK_IMAGES, device_of(first))
     checks = {"permuted_logits": largest_difference(second(x), permuted(x))}
     between = halfway(first, permuted)
-    nets = {"first": first, "second": second, "halfway": between}
+    inner = {"halfway": between}
     if has_batch_norm(first):
-        nets["reset"] = reset_batch_norm(between, images, batch_size, normalise)
-        nets["repaired"] = repair_blocks(between, goals, images, batch_size, normalise)
+        inner["reset"] = reset_batch_norm(between, images)
+        inner["repaired"] = repair_blocks(between, targets, images)
     else:
-        nets["repaired"], rescalings = repair(between, goals, images, batch_size, normalise)
-        checks["fused_repair"] = largest_difference(unfused(between, rescalings, x), nets["repaired"](x))
-    scores = {
-        name: accuracy(net, test_images, test_labels, batch_size, normalise) for name, net in nets.items()
-    }
-    ends, inner = (scores["first"], scores["second"]), [name for name in scores if name not in ENDPOINTS]
+        inner["repaired"], rescalings = repair(between, targets, images)
+        checks["fused_repair"] = largest_difference(unfused(between, rescalings, x), inner["repaired"](x))
+    nets = {**dict(zip(names, (first, second), strict=True)), **inner}
+    scores = {name: accuracy(net, test_images, test_labels) for name, net in nets.items()}
+    ends = [scores[name] for name in names]
     return Merge(
         accuracy=scores,
         barrier={name: barrier(*ends, scores[name]) if any(ends) else None for name in inner},
         absolute_barrier={name: absolute_barrier(*ends, scores[name]) for name in inner},
-        permutations={name: permutation.tolist() for name, permutation in matching.permutations.items()},
-        similarity=matching.similarity,
+        permutations={name: permutation.tolist() for name, permutation in matched.permutations.items()},
+        similarity=matched.similarity,
         checks=checks,
     )
 
@@ -122,20 +143,24 @@ def merge(
 @torch.no_grad()
 def flip_merge(
     net: nn.Module,
-    images: Tensor,
-    test_images: Tensor,
+    images: Images,
+    test_images: Images,
     test_labels: Tensor,
-    batch_size: int = 500,
+    *,
     symmetry: Symmetry = HORIZONTAL_FLIP,
-    normalise: Normalise = normalise,
+    matching: str = "activation",
+    seed: int = 0,
 ) -> Merge:
-    """Merge a net with its flipped self: the barrier is the GCNN barrier (section 3).
+    """Merge a net with its flipped self (transformed by `symmetry`): the barrier is the GCNN barrier (section 3).
 
-    Two more checks: the flipped net on flipped images against the net, and flipping twice against the identity.
+    Two more checks: the flipped net on flipped images against the net, and flipping `symmetry.order` times against the
+    identity. The rest as of `merge`.
     """
     flipped = symmetry.transform(net)
-    merged = merge(net, flipped, images, test_images, test_labels, batch_size, normalise)
-    x = normalise(test_images[:CHECK_IMAGES].to(next(net.parameters()).device))
+    merged = merge(
+        *(net, flipped, images, test_images, test_labels), matching=matching, seed=seed, names=FLIP
+    )
+    x = test_images.first(CHECK_IMAGES, device_of(net))
     merged.checks["flipped_net_on_flipped_images"] = largest_difference(net(x), flipped(symmetry.act(x)))
     back = flipped
     for _ in range(symmetry.order - 1):

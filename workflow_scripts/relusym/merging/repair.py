@@ -2,14 +2,15 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.optim.swa_utils import update_bn
 
-from relusym.data.augmentation import Normalise, normalise
 from relusym.merging.channel_groups import block_outputs, has_batch_norm, is_conv, trace
-from relusym.merging.channel_statistics import Statistics, Tally, samples
+from relusym.merging.images import Images, device_of
+from relusym.merging.moments import Moments, Statistics, samples
 
 EPSILON = 1e-5  # added to a variance before a division, as batch norm does
 # A conv runs again once it is corrected, instead of its outputs being kept, if they take more than so many bytes on
@@ -19,7 +20,7 @@ CHEAP = 64
 
 
 def repair_points(graph: fx.GraphModule) -> dict[str, str]:
-    """What REPAIR corrects: graph node → its name in statistics and goals.
+    """What REPAIR corrects: graph node → its name in statistics.
 
     Of a net without batch norm, the output of every convolution, by the layer's name; of one with batch norm, the
     output of every residual block, by the node's name.
@@ -30,53 +31,42 @@ def repair_points(graph: fx.GraphModule) -> dict[str, str]:
 
 
 @torch.no_grad()
-def reset_batch_norm(
-    net: nn.Module, images: Tensor, batch_size: int = 500, normalise: Normalise = normalise
-) -> nn.Module:
-    """A copy of `net` whose batch norms hold the statistics of `images`, uint8 (N, H, W, 3).
+def reset_batch_norm(net: nn.Module, images: Images) -> nn.Module:
+    """A copy of `net` whose batch norms hold the statistics of `images`.
 
     One pass in training mode: every layer sees the earlier ones already reset. Batches are of equal size up to one
     image, since batch norm counts each batch alike.
     """
     reset = deepcopy(net)
-    device = next(net.parameters()).device
-    batches = images.tensor_split(-(-len(images) // batch_size))
-    update_bn((normalise(batch.to(device)) for batch in batches), reset)
+    update_bn(images.batches(device_of(net), even=True), reset)
     return reset.eval()
 
 
 @torch.no_grad()
-def repair_blocks(
-    net: nn.Module,
-    goals: dict[str, Statistics],
-    images: Tensor,
-    batch_size: int = 500,
-    normalise: Normalise = normalise,
-) -> fx.GraphModule:
-    """A copy of a net with batch norm, reset, whose residual blocks' outputs have the statistics `goals`.
+def repair_blocks(net: nn.Module, targets: dict[str, Statistics], images: Images) -> fx.GraphModule:
+    """A copy of a net with batch norm, reset, whose residual blocks' outputs have the target statistics.
 
-    A batch norm after each block, with the goal's standard deviation as its weight and the goal's mean as its bias, is
-    reset with the others in one pass. It stays in the net: a block's output is read by the next block's layers and by
+    A batch norm after each block, with the target's standard deviation as its weight and its mean as its bias, is reset
+    with the others in one pass. It stays in the net: a block's output is read by the next block's layers and by
     the addition after them, so a rescaling of it has no one layer to be fused into.
 
     Args:
         net: the merged net.
-        goals: node name, as `repair_points` gives it → statistics.
-        images: uint8 (N, H, W, 3).
+        targets: node name, as `repair_points` gives it → statistics.
     """
     graph = trace(deepcopy(net))
     for node in block_outputs(graph):
-        goal = goals[node.name]
-        correction = nn.BatchNorm2d(len(goal.mean)).to(next(net.parameters()).device)
-        correction.weight.copy_(goal.std)
-        correction.bias.copy_(goal.mean)
+        target = targets[node.name]
+        correction = nn.BatchNorm2d(len(target.mean)).to(device_of(net))
+        correction.weight.copy_(target.std)
+        correction.bias.copy_(target.mean)
         name = f"{node.name}_repair"
         graph.add_submodule(name, correction)
         with graph.graph.inserting_after(node):
             corrected = graph.graph.call_module(name, (node,))
         node.replace_all_uses_with(corrected, delete_user_cb=lambda user, own=corrected: user is not own)
     graph.recompile()
-    return reset_batch_norm(graph, images, batch_size, normalise)
+    return reset_batch_norm(graph, images)
 
 
 @dataclass(frozen=True)
@@ -87,10 +77,10 @@ class Rescaling:
     shift: Tensor
 
     @classmethod
-    def between(cls, has: Statistics, goal: Statistics) -> "Rescaling":
-        """What takes outputs with statistics `has` to the statistics `goal`."""
-        scale = goal.std / (has.std**2 + EPSILON).sqrt()
-        return cls(scale, goal.mean - scale * has.mean)
+    def between(cls, has: Statistics, target: Statistics) -> "Rescaling":
+        """What takes outputs with statistics `has` to the target statistics."""
+        scale = target.std / (has.std**2 + EPSILON).sqrt()
+        return cls(scale, target.mean - scale * has.mean)
 
     def fuse(self, conv: nn.Conv2d) -> None:
         """Change the conv's weight and bias so that its output comes out rescaled.
@@ -115,12 +105,12 @@ class LayerByLayer:
     Between two layers it holds what later layers need of each image: in VGG11, one feature map.
     """
 
-    def __init__(self, net: nn.Module, images: Tensor, batch_size: int, normalise: Normalise):
+    def __init__(self, net: nn.Module, images: Images):
         self.graph = trace(net.eval())  # shares its layers with `net`
         self.nodes = list(self.graph.graph.nodes)
         self.interpreter = fx.Interpreter(self.graph)
-        self.batches, self.normalise = images.split(batch_size), normalise
-        self.environments: list[dict] = [{} for _ in self.batches]
+        self.interpreter.args_iter = images.batches(device_of(net))  # the first node reads one a run
+        self.environments: list[dict] = [{} for _ in range(images.count)]
         self.outputs: list[Tensor] = []
         self.done = 0
 
@@ -130,65 +120,60 @@ class LayerByLayer:
 
     def advance(self, last: int) -> None:
         """Run all nodes that come before the `last`-th and haven't run yet, on every batch."""
-        interpreter = self.interpreter
-        for batch, environment in zip(self.batches, self.environments, strict=True):
-            interpreter.env = environment
-            interpreter.args_iter = iter([self.normalise(batch)] if self.done == 0 else [])
+        for environment in self.environments:
+            self.interpreter.env = environment
             for node in self.nodes[self.done : last]:
-                environment[node] = interpreter.run_node(node)
-                for unused in interpreter.user_to_last_uses.get(node, ()):
-                    del environment[unused]
+                self._hold(environment, node, self.interpreter.run_node(node))
         self.done = last
 
     def measure(self, node: fx.Node) -> Statistics:
         """Statistics of the output of the node that is next, over all images; kept for `correct` if there is room."""
-        tally = Tally()
+        moments = Moments()
         weight = self.graph.get_submodule(node.target).weight
         worth_keeping = weight[0].numel() >= CHEAP
         self.outputs.clear()
         for environment in self.environments:
             self.interpreter.env = environment
             output = self.interpreter.run_node(node)
-            tally.add(samples(output))
-            if worth_keeping and output.nbytes * len(self.batches) <= KEPT_BYTES:
+            moments.add(samples(output))
+            if worth_keeping and output.nbytes * len(self.environments) <= KEPT_BYTES:
                 self.outputs.append(output)
-        return tally.statistics()
+        return moments.statistics()
 
     def correct(self, node: fx.Node, rescaling: "Rescaling") -> None:
         """Go on from the outputs that `measure` kept, rescaled; without them, the node is left to `advance`."""
-        if len(self.outputs) < len(self.batches):
+        if len(self.outputs) < len(self.environments):
             return
         for environment, output in zip(self.environments, self.outputs, strict=True):
-            environment[node] = rescaling(output)
-            for unused in self.interpreter.user_to_last_uses.get(node, ()):
-                del environment[unused]
+            self._hold(environment, node, rescaling(output))
         self.outputs.clear()
         self.done += 1
+
+    def _hold(self, environment: dict, node: fx.Node, output: Any) -> None:
+        """Keep a node's output, and drop what no later node reads."""
+        environment[node] = output
+        for unused in self.interpreter.user_to_last_uses.get(node, ()):
+            del environment[unused]
 
 
 @torch.no_grad()
 def repair(
-    net: nn.Module,
-    goals: dict[str, Statistics],
-    images: Tensor,
-    batch_size: int = 500,
-    normalise: Normalise = normalise,
+    net: nn.Module, targets: dict[str, Statistics], images: Images
 ) -> tuple[nn.Module, dict[str, Rescaling]]:
-    """A copy of `net` whose conv outputs have the statistics `goals`, and the rescalings that are fused into it.
+    """A copy of `net` whose conv outputs have the target statistics, and the rescalings that are fused into it.
 
     Each conv is measured with all earlier ones already corrected, over all of `images` and not batch by batch, so
-    that the goals are met exactly.
+    that the targets are met exactly.
 
     Args:
         net: the merged net; every conv has a bias.
-        goals: conv name → statistics, as `Statistics.halfway` of the endpoints gives them.
-        images: uint8 (N, H, W, 3).
+        targets: conv name → statistics, as `Statistics.halfway` of the endpoints gives them.
     """
     repaired = deepcopy(net)
-    run, rescalings = LayerByLayer(repaired, images, batch_size, normalise), {}
+    run, rescalings = LayerByLayer(repaired, images), {}
     for i, node in run.convs():
         run.advance(i)
-        rescaling = Rescaling.between(run.measure(node), goals[node.target])
+        rescaling = Rescaling.between(run.measure(node), targets[node.target])
         rescaling.fuse(repaired.get_submodule(node.target))
         run.correct(node, rescaling)
         rescalings[node.target] = rescaling

@@ -1,4 +1,4 @@
-"""Statistics of channels over images and positions, added up batch by batch in float64."""
+"""Moments of channels over images and positions, added up batch by batch in float64."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Statistics:
     std: Tensor
 
     def halfway(self, other: "Statistics") -> "Statistics":
-        """The averages of two nets' statistics: what REPAIR gives their merged net."""
+        """The averages of two nets' statistics: the target statistics of their merged net."""
         return Statistics((self.mean + other.mean) / 2, (self.std + other.std) / 2)
 
     def permuted(self, permutation: Tensor) -> "Statistics":
@@ -44,8 +44,8 @@ class Statistics:
         return Statistics(self.mean[index], self.std[index])
 
 
-class Tally:
-    """Running count, sum and sum of squares of channels.
+class Moments:
+    """First and second moments of channels: count, sum and sum of squares of the samples so far.
 
     Values are taken relative to the first samples' means, so that float32 sums within a batch lose nothing to
     cancellation.
@@ -93,11 +93,11 @@ def cross_product(first: Tensor, second: Tensor) -> Tensor:
     return torch.bmm(a.mT, b).sum(0, dtype=torch.float64) + first[whole:].T @ second[whole:]
 
 
-class PairTally:
-    """Two nets' tallies over the same samples, with the sum of their cross products."""
+class JointMoments:
+    """Two nets' moments over the same samples, with the sum of their cross products."""
 
     def __init__(self) -> None:
-        self.first, self.second = Tally(), Tally()
+        self.first, self.second = Moments(), Moments()
         self.product: Tensor | None = None
 
     def add(self, first: Tensor, second: Tensor) -> None:

@@ -1,0 +1,72 @@
+"""Small nets without dead channels, and images for them: what the tests of nets and of merging run on."""
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+from relusym.data.augmentation import normalise
+from relusym.merging.channel_groups import channel_groups, permute
+from relusym.merging.images import Images
+from relusym.merging.repair import reset_batch_norm
+from relusym.merging.survey import survey
+from relusym.nets.group_conv import RegularConv2d
+from relusym.nets.resnet import build
+from relusym.nets.vgg import VGG11
+from relusym.symmetry import HORIZONTAL_FLIP
+
+SMALL = {"block": "basic", "layers": [1, 1, 1, 1], "width": 0.25}
+NARROW = {"block": "bottleneck", "layers": [2, 1, 1, 1], "width": 0.125}
+
+
+def smooth_images(count, size=32, seed=1):
+    """Smooth random images, uint8 (count, size, size, 3)."""
+    coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    fine = nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1)
+    return (fine * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+@torch.no_grad()
+def vgg11(seed=0, group_convs=0, symmetry=HORIZONTAL_FLIP):
+    """An eighth of the width; group convs written out.
+
+    Biases are such that no channel is dead, and that images get different answers.
+    """
+    torch.manual_seed(seed)
+    net = VGG11(1 / 8, group_convs, symmetry=symmetry, initialization="he")
+    x = normalise(smooth_images(100))
+    for layer in net.features:
+        if isinstance(layer, nn.Conv2d | RegularConv2d):
+            mean = layer(x).mean((0, 2, 3)).unflatten(0, (-1, len(layer.bias))).mean(0)  # over orientations
+            layer.bias -= mean - layer(x).std() / 2
+        x = layer(x)
+    net = net.to_plain().eval()
+    net.classifier.bias -= net(normalise(smooth_images(100))).mean(0)
+    return net
+
+
+def resnet(network=SMALL, seed=0, size=33):
+    """With batch norms that are those of a trained net: of its data, with weights and biases that vary."""
+    torch.manual_seed(seed)
+    net = build(network, 10)
+    torch.manual_seed(7)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.3, 0.7)
+    return reset_batch_norm(net.to(memory_format=torch.channels_last), Images(smooth_images(64, size), 64))
+
+
+def shuffled(net, groups, seed=5):
+    """A copy of the net with its channels in random order, and the permutations that made it."""
+    generator = torch.Generator().manual_seed(seed)
+    planted = {group.name: torch.randperm(group.size, generator=generator) for group in groups}
+    copy = deepcopy(net)
+    copy.load_state_dict(permute(net.state_dict(), groups, planted))
+    return copy, planted
+
+
+def targets(first, second, images):
+    """Two nets' average statistics, channel by channel without any matching."""
+    found = survey(first, second, images, channel_groups(first, images.shape))
+    return {point: has.halfway(found.statistics[1][point]) for point, has in found.statistics[0].items()}

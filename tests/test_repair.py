@@ -1,0 +1,88 @@
+"""REPAIR in convolutions and at the outputs of residual blocks, and the reset of batch norm."""
+
+import pytest
+import torch
+from small_nets import NARROW, SMALL, resnet, smooth_images, targets, vgg11
+
+from relusym.data.augmentation import normalise
+from relusym.merging.channel_groups import channel_groups, trace
+from relusym.merging.images import Images
+from relusym.merging.merge import halfway, largest_difference
+from relusym.merging.repair import repair, repair_blocks, repair_points, reset_batch_norm, unfused
+from relusym.merging.survey import survey
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return smooth_images(300)
+
+
+@torch.no_grad()
+def test_repair_meets_its_targets_in_every_layer(pixels):
+    first, second = vgg11(0), vgg11(1)
+    wanted = targets(first, second, Images(pixels))
+    between = halfway(first, second)
+    repaired, _ = repair(between, wanted, Images(pixels, 64))
+    before = survey(between, repaired, Images(pixels), channel_groups(first)).statistics
+    assert any((before[0][conv].std / target.std - 1).abs().max() > 0.2 for conv, target in wanted.items())
+    for conv, target in wanted.items():
+        torch.testing.assert_close(before[1][conv].std, target.std, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(before[1][conv].mean, target.mean, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_fused_equals_unfused_repair(pixels):
+    first, second = vgg11(0), vgg11(1)
+    between = halfway(first, second)
+    repaired, rescalings = repair(between, targets(first, second, Images(pixels)), Images(pixels))
+    x = normalise(pixels[:50])
+    assert largest_difference(unfused(between, rescalings, x), repaired(x)) < 1e-5
+    assert largest_difference(between(x), repaired(x)) > 1e-2
+    assert [name for name, _ in repaired.named_modules()] == [name for name, _ in between.named_modules()]
+
+
+@torch.no_grad()
+def test_repair_of_a_net_to_its_own_statistics_leaves_it(pixels):
+    net = vgg11()
+    repaired, _ = repair(net, targets(net, net, Images(pixels)), Images(pixels))
+    assert largest_difference(net(normalise(pixels)), repaired(normalise(pixels))) < 1e-2
+
+
+@torch.no_grad()
+def test_reset_batch_norms_hold_the_statistics_of_the_images():
+    net, some = resnet(), smooth_images(90, 33, seed=3)
+    reset = reset_batch_norm(net, Images(some, 30))
+    first = net.conv1(normalise(some)).permute(1, 0, 2, 3).flatten(1)
+    torch.testing.assert_close(reset.bn1.running_mean, first.mean(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(reset.bn1.running_var, first.var(1), rtol=0.05, atol=1e-4)
+    assert not torch.allclose(net.bn1.running_mean, reset.bn1.running_mean, atol=1e-3)
+    assert not reset.training
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("network", [SMALL, NARROW], ids=["basic", "bottleneck"])
+def test_repair_meets_its_targets_at_every_block_output(network):
+    first, second, some = resnet(network, 0), resnet(network, 1), smooth_images(300, 33)
+    wanted = targets(first, second, Images(some, 100))
+    assert list(wanted) == list(repair_points(trace(first)).values())
+    between = halfway(first, second)
+    repaired = repair_blocks(between, wanted, Images(some, 300))
+    modules, outputs = dict(repaired.named_modules()), {}
+    for point in wanted:
+        modules[f"{point}_repair"].register_forward_hook(
+            lambda module, args, output, point=point: outputs.__setitem__(point, output.double())
+        )
+    repaired(normalise(some))
+    for point, target in wanted.items():
+        std, mean = torch.std_mean(outputs[point], (0, 2, 3))
+        torch.testing.assert_close(mean, target.mean, rtol=0.01, atol=0.01)
+        torch.testing.assert_close(std, target.std, rtol=0.02, atol=0.01)
+
+
+@torch.no_grad()
+def test_resetting_alone_misses_repairs_targets():
+    first, second, some = resnet(SMALL, 0), resnet(SMALL, 1), Images(smooth_images(200, 33), 200)
+    wanted = targets(first, second, some)
+    reset = reset_batch_norm(halfway(first, second), some)
+    has = survey(reset, reset, some, channel_groups(reset, some.shape)).statistics[0]
+    assert max(float((has[point].std / target.std - 1).abs().max()) for point, target in wanted.items()) > 0.2

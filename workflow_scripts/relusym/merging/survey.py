@@ -1,0 +1,65 @@
+"""One pass of two nets over the images, for what matching and REPAIR need of them."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from relusym.merging.channel_groups import ChannelGroup, trace
+from relusym.merging.images import Images, device_of
+from relusym.merging.lockstep import Lockstep
+from relusym.merging.moments import JointMoments, Moments, Statistics, samples
+from relusym.merging.repair import repair_points
+
+EPSILON = 1e-4  # added to σσ′, so that dead channels correlate with nothing
+PIECE = 2**23  # entries of a feature map that are added up at once: more would cost memory and gain no time
+
+
+@dataclass
+class Survey:
+    """What one pass over the images says about two nets.
+
+    Attributes:
+        correlations: group name → Pearson correlations of the first net's channels with the second's, float64 (C, C),
+            after ReLU.
+        statistics: of either net, statistics of what REPAIR corrects, by the names of `repair.repair_points`.
+    """
+
+    correlations: dict[str, Tensor]
+    statistics: tuple[dict[str, Statistics], dict[str, Statistics]]
+
+
+@torch.no_grad()
+def survey(first: nn.Module, second: nn.Module, images: Images, groups: list[ChannelGroup]) -> Survey:
+    """One pass of both nets over `images`; no more than one batch of one layer's activations is held.
+
+    One pass serves all groups: a layer permuted together with the next layer's inputs leaves all later activations as
+    they were.
+
+    Raises:
+        UserError: the nets are of different architecture.
+    """
+    first.eval(), second.eval()
+    graphs = [trace(first), trace(second)]
+    lockstep, device = Lockstep(graphs), device_of(first)
+    matched = {group.node: group.name for group in groups}
+    points = repair_points(graphs[0])
+    joint: dict[str, JointMoments] = defaultdict(JointMoments)
+    single: tuple[dict[str, Moments], dict[str, Moments]] = (defaultdict(Moments), defaultdict(Moments))
+
+    def visit(node: str, outputs: list[Tensor]) -> None:
+        if node not in matched and node not in points:
+            return
+        at_once = max(1, len(outputs[0]) * PIECE // outputs[0].numel())
+        for piece in zip(*(output.split(at_once) for output in outputs), strict=True):
+            if node in matched:
+                joint[matched[node]].add(*map(samples, piece))
+            if node in points:
+                for moments, output in zip(single, piece, strict=True):
+                    moments[points[node]].add(samples(output))
+
+    for x in images.batches(device):
+        lockstep.run([x, x], visit)
+    a, b = ({name: moments.statistics() for name, moments in of.items()} for of in single)
+    return Survey({name: moments.correlation(EPSILON) for name, moments in joint.items()}, (a, b))
