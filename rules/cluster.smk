@@ -8,6 +8,15 @@ from relusym.jobs.job_lock import JobLock
 RUNNING = JobLock(f".snakemake/relusym-{SETTINGS.scale}.lock", lambda line: print(line, file=sys.stderr))
 
 
+# The images that a run would make records from, if those there are of others: a line before any job, a run only without mixing.
+OTHER_IMAGES = {}
+if workflow.is_main_process:
+    for prepared in sorted({job.prepared for job in RESULTS.jobs.values() if job.prepared}):
+        if line := RESULTS.other_images(prepared):
+            OTHER_IMAGES[prepared] = line
+            print(f"notice: {line}", file=sys.stderr)
+
+
 def jobs_to_run():
     return [job for job in workflow.dag.needrun_jobs() if job.rule.name not in ("all", "status")]
 
@@ -20,7 +29,7 @@ def problems():
         f"Assumed: the compute nodes see {Path.cwd()} and {sys.executable} under the same names (a shared file system).",
         file=sys.stderr,
     )
-    found = folder_problems(Path(RESULTS))
+    found = folder_problems(Path(FOLDER))
     if hasattr(workflow.executor_settings, "status_command"):  # those of Slurm
         submissions = {submission_of(job) for job in jobs_to_run() if not job.is_local}
         found += slurm_problems(sorted(submissions), workflow.executor_settings.status_command)
@@ -51,8 +60,16 @@ def submission_of(job):
     return Submission(job.rule.name, partition or "", minutes, options)
 
 
+def mixing():
+    """Why a run would put records of other images beside those that are there; None if it wouldn't."""
+    read = {file for job in jobs_to_run() for file in job.input if file in OTHER_IMAGES}
+    return OTHER_IMAGES[min(read)] if read else None
+
+
 onstart:
     if jobs_to_run():
+        if line := mixing():
+            sys.exit(f"error: {line}")
         try:
             RUNNING.acquire(wait=False)
         except UserError as error:

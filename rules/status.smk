@@ -12,16 +12,15 @@ rule status:
         "../envs/relusym.yaml"
     params:
         title=f"Scale {SETTINGS.scale}",
-        # why the record of each job isn't current, None if it is
         reasons=lambda w: {
             kind: {
-                record: "missing or outdated" if is_needed(record) else None
-                for record in records
-                if record in CHOSEN
+                record: RESULTS.reason(record)
+                for record, job in RESULTS.jobs.items()
+                if job.kind == kind and record in RESULTS.chosen and not job.matching
             }
-            for kind, records in JOBS.items()
+            for kind in SUBMITTED
         },
-        records=RECORDS,
+        records=f"{FOLDER}/records",
         logs=LOGS,
         benchmarks=BENCHMARKS,
     script:
