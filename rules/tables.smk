@@ -25,18 +25,21 @@ def note(name):
 
 
 def made_of(name):
-    """What a table or figure is made of; it is made again if that has changed, or will in this run."""
+    """What a table or figure is made of; it is made again if that is another than its note says, or will be by this run."""
     inputs = shown.inputs(RESULTS, name)
     everything = [file for several in inputs.values() for file in several]
+    changing = set()
     if workflow.is_main_process:
-        records = [file for file in everything if file in RESULTS.jobs]
-        changes = any(is_made_now(record) for record in records) or any(not Path(f).exists() for f in everything)
-        if changes or not made.is_current(note(name), made.fingerprint(shown.about(SETTINGS, name), everything)):
+        records = {file: file for file in everything if file in RESULTS.jobs}
+        records |= {RESULTS.filters(RESULTS.jobs[record].nets[0]): record for record in RESULTS.shown("flip_merge")}
+        changing = {file for file in everything if file in records and is_made_now(records[file])}
+        if not made.is_current(note(name), made.fingerprint(shown.about(SETTINGS, name), everything)):
             force(note(name))
-    return {kind: [ancient(file) for file in several] for kind, several in inputs.items()}
+    # what doesn't change is `ancient`, so that clocks don't matter; what does makes the table again
+    return {kind: [file if file in changing else ancient(file) for file in several] for kind, several in inputs.items()}
 
 
-for name in [*shown.tables(SETTINGS), *shown.figures(SETTINGS)]:
+for name in shown.tables(SETTINGS):
 
     rule:
         name:
@@ -54,7 +57,28 @@ for name in [*shown.tables(SETTINGS), *shown.figures(SETTINGS)]:
         params:
             about=shown.about(SETTINGS, name),
         script:
-            "../workflow_scripts/table.py" if name in TABLES else "../workflow_scripts/figure.py"
+            "../workflow_scripts/table.py"
+
+
+for name in shown.figures(SETTINGS):
+
+    rule:
+        name:
+            name
+        input:
+            unpack(lambda w, name=name: made_of(name)),
+        output:
+            files(name),
+            note=update(note(name)),
+        log:
+            f"{LOGS}/{name}.log",
+        localrule: True
+        conda:
+            "../envs/relusym.yaml"
+        params:
+            about=shown.about(SETTINGS, name),
+        script:
+            "../workflow_scripts/figure.py"
 
 
 rule filter_pairs:  # for any net: snakemake results/<scale>/figures/filters/conv2-gcnn-3.png

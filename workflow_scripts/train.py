@@ -9,7 +9,7 @@ from job import job
 from relusym.experiments.costs import device_of
 from relusym.experiments.train import train_record, weights_record
 from relusym.experiments.train_process import as_job
-from relusym.interruption import Interruption
+from relusym.jobs.interruption import Interruption
 from relusym.records import write_record
 from relusym.training.distributed import launch
 from relusym.training.progress import report_to

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from relusym import merging, nets, paper_values, symmetry
+from relusym import merging, nets, paper_values
 from relusym.errors import UserError
 from relusym.experiments.config import seed_list
+from relusym.symmetry import SYMMETRIES
 from relusym.training.recipe import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _check_model(settings: Settings, model: Model) -> None:
         return f"scales.{settings.scale}.{section}"
 
     _check_data(key("data"), given["data"], settings.config)
-    _one_of(key("symmetry"), given["symmetry"], symmetry.NAMES)
+    _one_of(key("symmetry"), given["symmetry"], SYMMETRIES)
     nets.check(given["network"], key("network"))
     for name in NEEDED["merging"]:
         if name not in given["merging"]:

@@ -83,7 +83,7 @@ def resolved(config: Section) -> dict[str, Model]:
             if family not in (None, *families):
                 raise UserError(f"{key}.{id_}.family: {family!r} is none of {', '.join(families)}")
             given = laid_over(shared, families.get(family, {}), entry)
-            known = nets.options(given["network"]["architecture"])
+            known = nets.options(given["network"].get("architecture"))
             own = entry.get("network", {})  # of other sections' options, those of another architecture don't count
             given["network"] = {
                 key: value for key, value in given["network"].items() if key in known or key in {"architecture", *own}

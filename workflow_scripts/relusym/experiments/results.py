@@ -6,7 +6,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from relusym.data import image_set
+from relusym.data import digest as digest_of
 from relusym.experiments.currency import stale
 from relusym.experiments.settings import Net, Settings
 from relusym.records import read_record, sha256
@@ -203,7 +203,7 @@ class Results:
         digest, path = used
         job, source = self.jobs[path], self.read(path)["inputs"]["source"]
         label = self.settings.label(job.nets[0][0].partition(".")[0] if job.nets else None)
-        if digest == image_set.digest(prepared) if Path(prepared).exists() else source == label:
+        if digest == digest_of(prepared) if Path(prepared).exists() else source == label:
             return None
         return (
             f"records of {self.folder} such as {path} were made from other images ({source}) than this config names ({label}): "

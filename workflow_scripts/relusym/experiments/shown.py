@@ -105,6 +105,8 @@ def inputs(results: Results, name: str) -> dict[str, list[str]]:
     """The files that a table or figure is made of, by kind: all that are current, and those that this run makes."""
     settings, shown = results.settings, about(results.settings, name)
     models = shown.get("models") or ([shown["model"]] if "model" in shown else None)
+    if name == "table4":
+        models = _paired(settings)
     if name in ("comparison", "provenance"):
         models = None
     matchings = (None, *settings.matchings) if name == "matchings" else (None,)

@@ -1,9 +1,8 @@
 """Matchings by name: which channel of one net goes with which channel of another (section 3).
 
-Another matching is a function from `Pair` to `Matching`, and its line in `MATCHINGS`.
+Another matching is a function from `Pair` to `Matching`, and its line in `relusym.merging.MATCHINGS`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from relusym.errors import UserError
+from relusym.merging import MATCHINGS
 from relusym.merging.channel_groups import ChannelGroup
 
 
@@ -65,9 +65,6 @@ def identity(pair: Pair) -> Matching:
     return pair.matched_by({group.name: torch.arange(group.size) for group in pair.groups})
 
 
-MATCHINGS: dict[str, Callable[[Pair], Matching]] = {"activation": activation, "identity": identity}
-
-
 def match(name: str, pair: Pair) -> Matching:
     """The pair's matching of this name.
 
@@ -76,4 +73,4 @@ def match(name: str, pair: Pair) -> Matching:
     """
     if name not in MATCHINGS:
         raise UserError(f"matching: {name} is unknown; choose one of {', '.join(MATCHINGS)}")
-    return MATCHINGS[name](pair)
+    return MATCHINGS[name].load()(pair)
