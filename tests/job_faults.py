@@ -19,7 +19,7 @@ JOB = __main__.snakemake
 NAME = " ".join([JOB.rule, *JOB.wildcards])
 NET = "-".join(JOB.wildcards)
 EVENTS = HERE / "events.jsonl"
-told, steps = Interruption.__call__, 0
+interrupted, steps = Interruption.__call__, 0
 
 
 def note(event):
@@ -55,9 +55,9 @@ def with_faults(self):
         if FAULT["what"] == "memory":
             held = bytearray(2_500_000_000)
             held[::4096] = b"x" * len(held[::4096])
-        while not (HERE / f"{NET}.go").exists() and not told(self):
+        while not (HERE / f"{NET}.go").exists() and not interrupted(self):
             time.sleep(0.05)
-    return told(self)
+    return interrupted(self)
 
 
 Interruption.__call__ = with_faults

@@ -22,6 +22,8 @@ from conftest import ROOT, Clone
 from slurm_cluster import SlurmCluster, missing, wait_until
 from test_workflow import TINY
 
+from relusym.jobs.checklist import Submission, slurm_problems
+
 pytestmark = pytest.mark.slow
 STEPS = 3 * 39 + 2  # at which a training of three epochs of 40 steps asks whether it is interrupted
 EPOCH = 40
@@ -142,7 +144,8 @@ def runs(cluster, tmp_path_factory):
         local.finish(local.start("--cores", "2", "--config", f"seeds={seeds}"))
         local.pieces[seeds] = local.tables()
     whole.finish(process)
-    whole.submitted = cluster.sbatch_calls.read_text().splitlines()
+    calls = cluster.sbatch_calls.read_text().splitlines()
+    whole.submitted = [call for call in calls if "--test-only" not in call]
     disturbed = make("disturbed", {net: list(met.values()) for net, (met, _) in FAULTS.items()})
     restarted = make("restarted", {"cnn-0": [HOLD], "gcnn-0": [HOLD]})
     disturb(cluster, disturbed, restarted)
@@ -244,6 +247,30 @@ def options(call: str) -> dict[str, str]:
             key, _, value = word.partition("=")
             found[key] = value or ("" if following.startswith("-") else following)
     return found
+
+
+@pytest.mark.parametrize(
+    ("partition", "minutes", "options", "problem"),
+    [
+        ("gpu", 1440, "--mem 6000 --gpus=1", None),
+        ("gpu", 120, "--gres=shard:1", None),
+        ("", 1440, "--requeue --signal=USR1@120 --gpus=1", None),
+        ("gqu", 120, "--gpus=1", "Invalid partition name specified"),
+        ("gpu", 120, "--gpus=a100:1", "Requested node configuration is not available"),
+        ("gpu", 120, "--nodes=1 --gpus=3", "Requested node configuration is not available"),
+        ("gpu", 120, "--mem 64000", "Requested node configuration is not available"),
+        ("gpu", 1441, "--gpus=1", "asks for up to 1441 minutes and partition gpu allows 1440"),
+        ("", 1441, "--gpus=1", "asks for up to 1441 minutes and partition gpu allows 1440"),
+    ],
+)
+def test_the_checklist_tells_what_slurm_can_not_run(
+    cluster, monkeypatch, partition, minutes, options, problem
+):
+    for name in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(name, cluster.environment[name])
+    options = f"{f'-p {partition}' if partition else ''} -t 120 {options}"
+    found = slurm_problems([Submission("train", partition, minutes, options)], "squeue")
+    assert len(found) == (problem is not None) and all(problem in line for line in found)
 
 
 def test_the_cluster_gives_the_local_runs_weights_and_tables(runs):

@@ -121,7 +121,7 @@ def test_one_that_does_not_wait_takes_over_a_lock_without_a_heartbeat_whatever_i
     lock.acquire(wait=False)
     lock.check()
     lock.release()
-    assert [line.partition("(")[2] for line in lines] == [f"{path}): looking whether it is alive"]
+    assert [line.partition("(")[2] for line in lines] == [f"{path}): checking whether it is alive"]
     assert 10 < clock.now < 30  # longer than a heartbeat
 
 

@@ -92,35 +92,39 @@ fi
 """
 
 
-def test_the_pbs_profile_submits_asks_for_states_and_retries_what_failed(two_nets, tmp_path):
+@pytest.fixture
+def pbs(tmp_path):
+    """A function that runs Snakemake with the PBS profile, and the file of the submissions, one a line."""
     for name, text in (("qsub", QSUB), ("qstat", QSTAT)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
+    site = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PBS": str(tmp_path)}
+    return lambda folder, *given: run(folder, "--profile", "profiles/pbs", *given, **site), tmp_path / "calls"
+
+
+def test_the_pbs_profile_submits_asks_for_states_and_retries_what_failed(two_nets, pbs):
+    submit, calls = pbs
     record = "results/tiny/records/train/gcnn-0.json"
     state = broken_state(two_nets, "gcnn")
-    done = run(
-        two_nets,
-        *("--profile", "profiles/pbs", "--retries", "1", record),
-        PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
-        PBS=str(tmp_path),
-    )
+    done = submit(two_nets, "--retries", "1", record)
     assert done.returncode == 1
-    assert f"train gcnn 0: {state.relative_to(two_nets)} is truncated" in done.stdout
-    calls = (tmp_path / "calls").read_text().splitlines()
-    asked = [re.findall(r"-l (\S+)", call) for call in calls]
-    assert asked == [
+    assert f"\nerror: {state.relative_to(two_nets)} is truncated" in done.stdout
+    assert [re.findall(r"-l (\S+)", call) for call in calls.read_text().splitlines()] == [
         ["select=1:ncpus=1:ngpus=1:mem=4000mb", "walltime=7200"],
         ["select=1:ncpus=1:ngpus=1:mem=8000mb", "walltime=14400"],
     ]
     state.unlink()
-    done = run(
-        two_nets,
-        *("--profile", "profiles/pbs", record),
-        PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
-        PBS=str(tmp_path),
-    )
+    done = submit(two_nets, record)
     assert done.returncode == 0, done.stdout
-    assert (two_nets / record).exists() and len((tmp_path / "calls").read_text().splitlines()) == 3
+    assert (two_nets / record).exists() and len(calls.read_text().splitlines()) == 3
+
+
+def test_nothing_is_submitted_if_the_data_can_not_be_prepared_here(clone, pbs):
+    submit, calls = pbs
+    config = ("--config", "scale=paper", "cifar10={source: folder, root: nowhere}")
+    done = submit(clone().folder, "results/paper/records/train/cnn-0.json", "--retries", "0", *config)
+    assert done.returncode == 1 and not calls.exists()
+    assert "error in rule prepare_data: data folder nowhere is missing: set cifar10.root" in done.stdout
 
 
 def broken_state(folder, model):
@@ -154,20 +158,15 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     second = run(two_nets, *typed)
     assert second.returncode == 1
     assert re.search(
-        rf"^error: .* is being done by process {first.pid} on .*: wait for it, or end it", second.stdout, re.M
+        rf"^error: .* is being done by process {first.pid} on .* \({lock.relative_to(two_nets)}\): wait for it",
+        second.stdout,
+        re.MULTILINE,
     )
     said = first.communicate(timeout=900)[0]
     assert first.returncode == 1
     assert {"rule train: on GPU 7", "rule train: on GPU 8"} <= set(said.splitlines())
-    summary = said[said.index("1 job failed") :].splitlines()
-    assert re.fullmatch(r"1 job failed, \d+ more left undone:", summary[0])
-    assert summary[1].startswith(
-        f"  train cnn 0: {state.relative_to(two_nets)} is truncated or no safetensors file"
-    )
-    assert summary[2:4] == [
-        "Run these, and nothing that is done, with:",
-        "  snakemake table2 table4 --profile profiles/gpu --config jobs_per_gpu=1",
-    ]
+    log, unreadable = "results/tiny/logs/train/cnn-0.log", f"{state.relative_to(two_nets)} is truncated"
+    assert f"Logfile {log}:" in said and f"\nerror: {unreadable}" in said  # Snakemake's show-failed-logs
     assert (two_nets / "results/tiny/records/flip_merge/gcnn-0.json").exists()  # the others went on
 
     status = run(two_nets, "status", "--cores", "1")
@@ -180,6 +179,7 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     assert rows["train"] == ["2", "1", "0", "1", "0"]  # jobs, done, running, failed, to do
     assert rows["flip_merge"] == ["2", "1", "0", "0", "1"]
     assert rows["pair_merge"] == ["1", "0", "0", "0", "1"]
+    assert f"\nfailed: {log}: {unreadable}" in status.stdout
 
     state.unlink()
     again = run(two_nets, *typed, CUDA_VISIBLE_DEVICES="7,8")

@@ -82,7 +82,8 @@ def _submission_problems(submissions: Iterable[Submission]) -> list[str]:
         elif limit is not None and minutes > limit:  # most sites let such a job wait in the queue for ever
             problems.append(
                 f"{PROFILE}: {rule} asks for up to {minutes} minutes and partition {partition or default} allows "
-                f"{limit}; set `set-resources: {{{rule}: {{runtime: {limit}}}}}` or slurm_partition"
+                f"{limit}; set `set-resources: {{{rule}: {{runtime: {limit}}}}}` (less if jobs are packed) "
+                "or slurm_partition"
             )
     return problems
 

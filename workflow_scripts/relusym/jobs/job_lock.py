@@ -145,7 +145,7 @@ class JobLock:
                 raise UserError(f"{busy}: wait for it, or end it first")
             self.waited = True
             if not reported:
-                self.tell(f"{busy}: {'waiting for it' if wait else 'looking whether it is alive'}")
+                self.tell(f"{busy}: {'waiting for it' if wait else 'checking whether it is alive'}")
                 reported = True
             time.sleep(min(self.beat / 4, 1.0))
 

@@ -72,7 +72,7 @@ def kind_status(
     to_go = None
     if hours or not open_types:
         means = {type_: of_type / number for type_, (of_type, number) in hours.items()}
-        to_go = sum(count * means.get(type_, spent / jobs) for type_, count in open_types.items())
+        to_go = sum((count * means.get(type_, spent / jobs) for type_, count in open_types.items()), 0.0)
     return KindStatus(kind, counts, outcomes, devices, failed, spent, to_go)
 
 
