@@ -70,3 +70,9 @@ def targets(first, second, images):
     """Two nets' average statistics, channel by channel without any matching."""
     found = survey(first, second, images, channel_groups(first, images.shape))
     return {point: has.halfway(found.statistics[1][point]) for point, has in found.statistics[0].items()}
+
+
+def answers(net, images):
+    """The net's own answers: labels by which it is always right."""
+    with torch.no_grad():
+        return net(images.first(len(images), torch.device("cpu"))).argmax(1)

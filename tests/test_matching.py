@@ -1,0 +1,187 @@
+"""One pass over the images, and the matchings that are made of it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from small_nets import answers, shuffled, smooth_images, vgg11
+from torch import nn
+
+from relusym.data.augmentation import normalise, normalise_imagenet
+from relusym.errors import UserError
+from relusym.merging import matching
+from relusym.merging.channel_groups import channel_groups
+from relusym.merging.images import Images
+from relusym.merging.matching import Pair, match
+from relusym.merging.merge import flip_merge, merge
+from relusym.merging.repair import reset_batch_norm
+from relusym.merging.survey import EPSILON, survey
+
+
+@pytest.fixture(scope="module")
+def images():
+    return Images(smooth_images(300), 150)
+
+
+def pair_of(first, second, images):
+    groups = channel_groups(first, images.shape)
+    found = survey(first, second, images, groups)
+    return Pair((first.state_dict(), second.state_dict()), groups, found.correlations, torch.Generator())
+
+
+# ---- images
+
+
+def test_images_are_read_in_batches_normalised_as_asked():
+    pixels, device = smooth_images(10, 33), torch.device("cpu")
+    images = Images(pixels, 4, normalise_imagenet)
+    assert (len(images), images.count, images.shape) == (10, 3, (3, 33, 33))
+    for even, sizes in ((False, [4, 4, 2]), (True, [4, 3, 3])):
+        batches = list(images.batches(device, even=even))
+        assert [len(batch) for batch in batches] == sizes
+        assert torch.equal(torch.cat(batches), normalise_imagenet(pixels))
+    assert torch.equal(images.first(3, device), normalise_imagenet(pixels[:3]))
+
+
+# ---- matching
+
+
+def plain_correlation(first, second, layer, pixels):
+    """One pass a layer, in float64 throughout, as the notebooks do it."""
+    outputs = []
+    for net in (first, second):
+        cut = list(net.features.named_children())
+        until = [name for name, _ in cut].index(f"relu{layer[-1]}") + 1
+        front = nn.Sequential(*(module for _, module in cut[:until]))
+        y = front(normalise(pixels)).double()
+        outputs.append(y.permute(0, 2, 3, 1).reshape(-1, y.shape[1]))
+    a, b = (y - y.mean(0) for y in outputs)
+    covariance = a.T @ b / len(a)
+    deviations = torch.outer(a.square().mean(0).sqrt(), b.square().mean(0).sqrt())
+    return torch.nan_to_num(covariance / (deviations + EPSILON), nan=0.0)
+
+
+@torch.no_grad()
+def test_single_pass_correlations_equal_one_pass_a_layer(images):
+    first, second = vgg11(0), vgg11(1)
+    found = survey(first, second, Images(images.pixels, 70), channel_groups(first))
+    assert list(found.correlations) == [f"conv{i}" for i in range(1, 9)]
+    for layer, table in found.correlations.items():
+        plain = plain_correlation(first, second, layer, images.pixels)
+        torch.testing.assert_close(table, plain, rtol=0, atol=5e-6)
+
+
+@torch.no_grad()
+def test_a_planted_permutation_is_recovered_exactly(images):
+    net = vgg11()
+    other, planted = shuffled(net, channel_groups(net))
+    found = match("activation", pair_of(net, other, images)).permutations
+    for name, permutation in planted.items():
+        assert torch.equal(found[name], permutation.argsort()), name
+    merged = merge(net, other, images, images, torch.arange(300) % 10)
+    assert merged.accuracy["halfway"] == merged.accuracy["net_1"]
+
+
+@torch.no_grad()
+def test_a_planted_permutation_in_a_resnet50_is_recovered_exactly():
+    torch.manual_seed(0)
+    some = Images(smooth_images(48, 65), 48)
+    net = torchvision.models.resnet50(num_classes=10).to(memory_format=torch.channels_last)
+    net = reset_batch_norm(net, some)
+    other, planted = shuffled(net, channel_groups(net, some.shape))
+    found = match("activation", pair_of(net, other, some)).permutations
+    assert len(found) == 37
+    for name, permutation in planted.items():
+        assert torch.equal(found[name], permutation.argsort()), name
+
+
+def test_activation_matching_has_the_largest_sum_of_correlations_on_a_hand_worked_table():
+    table = torch.tensor([[0.9, 0.8, 0.0], [0.0, 0.1, 0.7], [0.6, 0.0, 0.2]], dtype=torch.float64)
+    found = match("activation", Pair(({}, {}), [], {"conv1": table}, torch.Generator()))
+    assert found.permutations["conv1"].tolist() == [1, 2, 0]  # and not the greedy 0.9 first
+    assert found.similarity["conv1"] == pytest.approx(0.7)
+
+
+@torch.no_grad()
+def test_a_dead_channel_matches_without_harm(images):
+    first, second = vgg11(0), vgg11(1)
+    first.features.conv2.bias[3] = -1e3
+    second.features.conv2.bias[:2] = -1e3
+    merged = merge(first, second, images, images, torch.arange(300) % 10)
+    assert sorted(merged.permutations["conv2"]) == list(range(16))
+    assert all(np.isfinite(value) for value in merged.similarity.values())
+
+
+@torch.no_grad()
+def test_the_identity_merges_every_channel_with_the_one_at_its_place(images):
+    net = vgg11()
+    other, _ = shuffled(net, channel_groups(net))
+    labels = answers(net, images)
+    merged = merge(net, other, images, images, labels, matching="identity")
+    pair = pair_of(net, other, images)
+    for name, permutation in merged.permutations.items():
+        assert permutation == list(range(len(permutation)))
+        assert merged.similarity[name] == pytest.approx(float(pair.correlations[name].diag().mean()))
+    assert merged.checks["permuted_logits"] == 0
+    assert merged.barrier["halfway"] > merge(net, other, images, images, labels).barrier["halfway"] + 0.1
+
+
+def test_another_matching_is_one_function_and_one_line(images, monkeypatch):
+    def randomly(pair):
+        assert set(pair.states[0]) == set(vgg11().state_dict())
+        return pair.matched_by(
+            {g.name: torch.randperm(g.size, generator=pair.generator) for g in pair.groups}
+        )
+
+    monkeypatch.setitem(matching.MATCHINGS, "random", randomly)
+    drawn = [
+        flip_merge(vgg11(), images, images, torch.arange(300) % 10, matching="random", seed=seed).permutations
+        for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert sorted(drawn[2]["conv8"]) == list(range(64))
+
+
+def test_an_unknown_matching_is_refused_with_those_there_are(images):
+    with pytest.raises(UserError, match=r"matching: weights is unknown; choose one of activation, identity"):
+        merge(vgg11(), vgg11(1), images, images, torch.arange(300) % 10, matching="weights")
+
+
+# ---- memory
+
+PEAK = """
+import resource, sys, torch
+from relusym.merging.channel_groups import channel_groups, trace
+from relusym.merging.images import Images
+from relusym.merging.lockstep import Lockstep
+from relusym.merging.survey import survey
+from relusym.nets.resnet import build
+
+torch.set_num_threads(1)
+torch.set_grad_enabled(False)
+net = {"block": "bottleneck", "layers": [1, 1, 1, 1], "width": 0.25}
+first, second = (build(net, 10).eval().to(memory_format=torch.channels_last) for _ in range(2))
+images = Images(torch.randint(0, 256, (128, 224, 224, 3), dtype=torch.uint8), 128)
+groups = channel_groups(first, images.shape)
+if sys.argv[1] == "matching":
+    survey(first, second, images, groups)
+else:
+    for x in images.batches(torch.device("cpu")):
+        Lockstep([trace(first), trace(second)]).run([x, x], lambda node, outputs: None)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, sum(8 * g.size**2 for g in groups))
+"""
+
+
+def test_matching_takes_at_most_a_fifth_more_memory_than_plain_inference():
+    scripts = Path(__file__).parents[1] / "workflow_scripts"
+    peaks = {}
+    for what in ("plain", "matching"):
+        command, surroundings = [sys.executable, "-c", PEAK, what], {"PYTHONPATH": str(scripts)}
+        run = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True)
+        peaks[what], tables = map(int, run.stdout.split())
+    assert peaks["plain"] > 7e8  # activations, and not the libraries, are what is measured
+    assert peaks["matching"] <= 1.2 * peaks["plain"] + tables
