@@ -29,10 +29,10 @@ include: "rules/bench.smk"
 rule all:
     default_target: True
     input:
-        [files(name) for name in [*shown.tables(SETTINGS), *shown.figures(SETTINGS)] if name != "matchings"],
+        [note(name) for name in [*shown.tables(SETTINGS), *shown.figures(SETTINGS)] if name != "matchings"],
 
 
 rule compare:
     input:
-        files("comparison"),
-        files("claims"),
+        note("comparison"),
+        note("claims"),

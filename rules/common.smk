@@ -4,6 +4,7 @@ import gc
 import re
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 
 try:
@@ -52,13 +53,18 @@ wildcard_constraints:
     matching="|".join(f"({matching}/)" for matching in SETTINGS.matchings) + "|",
 
 
+FORCED = set()  # by this file; what else Snakemake has to force, the command line asked for
+
+
 def is_forced(output, rule_name):
     """Whether the command line wants a job done again, by its rule (-R, -F, --forceall) or by its file."""
-    return output in workflow.dag.forcefiles or any(rule.name == rule_name for rule in workflow.dag.forcerules)
+    by_file = output in workflow.dag.forcefiles and output not in FORCED
+    return by_file or any(rule.name == rule_name for rule in workflow.dag.forcerules)
 
 
 def force(output):
     """Have a job run as by -R. Its old outputs stay until it has ended well, since they are `update` outputs."""
+    FORCED.add(output)
     workflow.dag.forcefiles.add(output)
     return True
 
@@ -70,21 +76,28 @@ def is_needed(record):
     return force(record) if RESULTS.reason(record) else is_forced(record, RESULTS.jobs[record].kind)
 
 
+@cache
+def retrained():
+    """Train records that this run may write anew for the checkpoint that comes with them."""
+    asked = [*(rule.name for rule in workflow.dag.targetrules), *workflow.dag.targetfiles]
+    by_others = any(name in file for name in ["matchings", *SETTINGS.matchings] for file in asked)
+    merges = {r: j for r, j in RESULTS.jobs.items() if r in RESULTS.chosen and "_merge" in j.kind}
+    return RESULTS.retrained(r for r, j in merges.items() if (by_others or not j.matching) and is_needed(r))
+
+
 def inputs_if_needed(record):
     """What the job of a record reads, if it has to run.
 
     A job that needn't run has no inputs: a fresh clone has neither checkpoints nor images, and asks for none.
     """
-    job, inputs = RESULTS.jobs[record], RESULTS.inputs(record)
-    needed = is_needed(record) or any(is_forced(train, "train") for train in inputs.get("trained", []))
-    if job.kind == "train":  # its checkpoint may be wanted although the record is current
-        needed = needed or not Path(RESULTS.checkpoint(job.nets[0])).exists()
+    inputs = RESULTS.inputs(record)
+    needed = is_made_now(record) or any(is_forced(train, "train") for train in inputs.get("trained", []))
     return inputs if needed else {}
 
 
 def is_made_now(record):
     """Whether this run writes a record: for itself, or since a merge needs the checkpoint that comes with it."""
-    return is_needed(record) or record in RESULTS.retrained
+    return is_needed(record) or record in retrained()
 
 
 # ---- what a job asks for

@@ -33,7 +33,7 @@ def made_of(name):
         records = {file: file for file in everything if file in RESULTS.jobs}
         records |= {RESULTS.filters(RESULTS.jobs[record].nets[0]): record for record in RESULTS.shown("flip_merge")}
         changing = {file for file in everything if file in records and is_made_now(records[file])}
-        if not made.is_current(note(name), made.fingerprint(shown.about(SETTINGS, name), everything)):
+        if not made.is_current(note(name), made.fingerprint(name, shown.about(SETTINGS, name), everything)):
             force(note(name))
     # what doesn't change is `ancient`, so that clocks don't matter; what does makes the table again
     return {kind: [file if file in changing else ancient(file) for file in several] for kind, several in inputs.items()}

@@ -21,4 +21,4 @@ with job(snakemake):
     for path, frame in zip(tables, frames, strict=True):
         write_text(path, csv(frame))
     if note:
-        write_note(note, fingerprint(about, snakemake.input), written)
+        write_note(note, fingerprint(snakemake.rule, about, snakemake.input), written)

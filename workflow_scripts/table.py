@@ -13,4 +13,4 @@ with job(snakemake):
     *written, note = snakemake.output
     stem = written[0].rpartition(".")[0]
     write_table(table.frame(inputs, about), stem, table.LAYOUT, notes, about["names"])
-    write_note(note, fingerprint(about, snakemake.input), written)
+    write_note(note, fingerprint(snakemake.rule, about, snakemake.input), written)

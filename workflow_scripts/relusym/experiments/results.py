@@ -72,10 +72,6 @@ class Results:
         name = "--".join(f"{model}-{seed}" for model, seed in nets)
         return f"{self.folder}/records/{kind}/{variant(matching)}{name}.json"
 
-    def benchmark(self, record: str) -> str:
-        """Snakemake's measurement of the job of a record."""
-        return record.replace("/records/", "/benchmarks/").removesuffix("json") + "tsv"
-
     def other_record(self, kind: str, name: str) -> str:
         """The record of a job that is about no net: a statement of the theory, the training of Figure 3."""
         return f"{self.folder}/records/{kind}/{name}.json"
@@ -153,15 +149,10 @@ class Results:
             self._reasons[path] = stale(record, job.settings, checkpoints=checkpoints, filters=filters)
         return self._reasons[path]
 
-    @cached_property
-    def retrained(self) -> set[str]:
-        """Train records that a run may write anew although they are current, for a merge that needs the checkpoint.
-
-        Merges by another matching than the config's don't count, which few runs are about.
-        """
-        chosen = ((path, self.jobs[path]) for path in self.chosen)
-        merges = (job for path, job in chosen if "_merge" in job.kind and not job.matching and self.reason(path))
-        units = {(unit, seed) for job in merges for model, seed in job.nets for unit in self.settings.models[model].units}
+    def retrained(self, merges: Iterable[str]) -> set[str]:
+        """Train records that a run writes anew, current or not, since its merges need checkpoints that aren't there."""
+        nets = {net for path in merges for net in self.jobs[path].nets}
+        units = {(unit, seed) for model, seed in nets for unit in self.settings.models[model].units}
         return {self.record("train", net) for net in units if not Path(self.checkpoint(net)).exists()}
 
     def shown(self, kind: str, models: Iterable[str] | None = None, matching: str | None = None) -> list[str]:

@@ -1,10 +1,9 @@
 """What each table and figure shows: which records, and what of the config (`about`, see `relusym.findings`)."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
-from relusym.experiments.results import SUBMITTED, Results
+from relusym.experiments.results import Results
 from relusym.experiments.settings import Settings
 from relusym.findings import FIGURES, TABLES, module_of
 from relusym.theory import STATEMENTS
@@ -70,7 +69,7 @@ def about(settings: Settings, name: str) -> About:
             "notes": notes(settings, of_table2),
         },
         "claims": lambda: {"models": of_table2, "zero_filter": zero, "notes": notes(settings, of_table2)},
-        "costs": dict,
+        "costs": lambda: {"benchmarks": f"results/{settings.scale}/benchmarks"},
         "provenance": lambda: {
             "made": {
                 made: list(about(settings, made).get("models", [])) or None
@@ -107,15 +106,12 @@ def inputs(results: Results, name: str) -> dict[str, list[str]]:
     models = shown.get("models") or ([shown["model"]] if "model" in shown else None)
     if name == "table4":
         models = _paired(settings)
-    if name in ("comparison", "provenance"):
+    if name in ("comparison", "costs", "provenance"):
         models = None
     matchings = (None, *settings.matchings) if name == "matchings" else (None,)
     found: dict[str, list[str]] = {}
     for kind in module_of(name).KINDS:
-        if kind == "benchmarks":
-            records = [path for of in SUBMITTED for path in results.shown(of)]
-            found |= {kind: [*filter(os.path.exists, map(results.benchmark, records))], "records": records}
-        elif kind == "theory":
+        if kind == "theory":
             found[kind] = [results.other_record(kind, statement) for statement in STATEMENTS]
         elif kind == "flipped_training":
             found[kind] = [results.other_record(kind, kind)]
@@ -126,7 +122,7 @@ def inputs(results: Results, name: str) -> dict[str, list[str]]:
             of = _paired(settings) if name == "matchings" else models
             found[kind] = [path for by in matchings for path in results.shown(kind, of, by)]
         else:
-            of = models or [*settings.models]
+            of = models if models or name in ("costs", "provenance") else [*settings.models]
             found[kind] = [path for by in matchings for path in results.shown(kind, of, by)]
     return found
 

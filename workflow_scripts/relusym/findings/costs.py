@@ -1,18 +1,20 @@
 """The table of costs: what each kind of job took, from Snakemake's benchmark files.
 
-about: nothing but what all tables show.
+about: benchmarks (the folder `…/benchmarks`).
 """
 
 from collections.abc import Iterable
 from csv import DictReader
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 
 from relusym.findings import About, Inputs
 from relusym.findings.layout import Layout
+from relusym.findings.origins import nets_of
 
-KINDS = ("benchmarks",)
+KINDS = ("train", "flip_merge", "pair_merge")
 LAYOUT = Layout(
     "Costs: what each kind of job took",
     {
@@ -61,7 +63,17 @@ def costs(benchmark_files: Iterable[str | Path]) -> pd.DataFrame:
 
 def frame(inputs: Inputs, about: About) -> pd.DataFrame:
     """As `costs`, of the benchmark files that are there."""
-    return costs(inputs["benchmarks"])
+    found = []
+    for record in chain(*(inputs[kind] for kind in KINDS)):
+        name = "--".join(f"{model}-{seed}" for model, seed in nets_of(record))
+        found.append(f"{about['benchmarks']}/{record['kind']}/{name}.tsv")
+    return costs(found)
+
+
+def beside(records: Iterable[str]) -> list[str]:
+    """The benchmark files that are there, by the paths of the records."""
+    files = (path.replace("/records/", "/benchmarks/").removesuffix("json") + "tsv" for path in records)
+    return [file for file in files if Path(file).is_file()]
 
 
 def notes(inputs: Inputs, about: About) -> list[str]:

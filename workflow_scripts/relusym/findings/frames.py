@@ -12,9 +12,6 @@ from relusym.findings.origins import check_agreement, nets_of
 from relusym.records import read_record
 
 
-READERS = {"filters": read_filters, "benchmarks": str}
-
-
 def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], about: About) -> Inputs:
     """What a table or figure is made of, by kind, as far as it is of types that `about` names.
 
@@ -23,7 +20,7 @@ def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], about: About)
     """
     found = {}
     for kind in kinds:
-        given, reader = files.get(kind, []), READERS.get(kind, read_record)
+        given, reader = files.get(kind, []), read_filters if kind == "filters" else read_record
         found[kind] = [reader(file) for file in ([given] if isinstance(given, str) else given)]
     return chosen(found, about)
 

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from relusym.findings import module_of
 from relusym.records import sha256, write_whole
 
 
@@ -27,9 +28,11 @@ def _code() -> str:
     return "".join(sha256(file) for file in sorted(files) if file.is_file())
 
 
-def fingerprint(about: dict[str, Any], inputs: Iterable[str]) -> str | None:
+def fingerprint(name: str, about: dict[str, Any], inputs: Iterable[str]) -> str | None:
     """Of what a table or figure would be made from now; None if a file is missing."""
     inputs = list(inputs)
+    if hasattr(module := module_of(name), "beside"):  # files that the job finds by itself
+        inputs += module.beside(inputs)
     if not all(Path(path).is_file() for path in inputs):
         return None
     parts = [json.dumps(about), _code(), *(f"{path} {_hash_of(path)}" for path in inputs)]
