@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from small_training import train_on
 from torch import nn
 
 from benchmark import machine, plain_merging, plain_training, side_by_side
@@ -14,7 +15,7 @@ from relusym.data.augmentation import normalise
 from relusym.merging.merge import merge as merging
 from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP
-from relusym.training.loop import TrainingSettings, train
+from relusym.training.recipe import Recipe
 
 CPU = torch.device("cpu")
 
@@ -49,10 +50,10 @@ def test_the_plain_images_are_torchvisions_and_normalised_alike(splits):
 
 def test_full_batch_steps_of_the_plain_training_are_those_of_the_library(splits, float32):
     images, _ = splits
-    settings = TrainingSettings(3, 80, 0.05, 0.9, 5e-4, 1, 0, False, precision="float32")
+    recipe = Recipe(3, 80, 0.05, weight_decay=5e-4, warmup_epochs=1, augmentation=False, precision="float32")
     here, plain = a_net(0), a_net(0)
-    train(here, images.images, images.labels, settings, 0, "cnn")
-    plain_training.train(plain, images, settings, CPU, workers=0)
+    train_on(images, here, recipe)
+    plain_training.train(plain, images, recipe, CPU, workers=0)
     assert not torch.equal(here.classifier.weight, a_net(0).classifier.weight)
     for name, tensor in here.state_dict().items():
         torch.testing.assert_close(plain.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)

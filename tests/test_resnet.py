@@ -15,11 +15,12 @@ from relusym.merging.activation_matching import match, survey
 from relusym.merging.channel_groups import Place, block_outputs, channel_groups, permute, trace
 from relusym.merging.merge import flip_merge, halfway, largest_difference, merge
 from relusym.merging.repair import repair_blocks, repair_points, reset_batch_norm
-from relusym.nets.resnet import ScaledResNet, build
+from relusym.nets import build
+from relusym.nets.resnet import ScaledResNet
 from relusym.symmetry import HORIZONTAL_FLIP
 
-SMALL = {"block": "basic", "layers": [1, 1, 1, 1], "width": 0.25}
-NARROW = {"block": "bottleneck", "layers": [2, 1, 1, 1], "width": 0.125}
+SMALL = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1], "width": 0.25}
+NARROW = {"architecture": "resnet", "block": "bottleneck", "layers": [2, 1, 1, 1], "width": 0.125}
 
 
 def images(count, size, seed=1):
@@ -51,6 +52,16 @@ def test_at_width_one_the_net_is_torchvisions():
     ours = ScaledResNet("bottleneck", [3, 4, 6, 3]).state_dict()
     theirs = torchvision.models.resnet50().state_dict()
     assert {name: tensor.shape for name, tensor in ours.items()} == {n: t.shape for n, t in theirs.items()}
+
+
+def test_three_blocks_a_stage_make_resnet20():
+    net = build({"architecture": "cifar_resnet", "blocks": 3}, 10)
+    weights = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert len(weights) + 1 == 20 and [weights[i].shape[0] for i in (0, 7, 13)] == [16, 32, 64]
+    assert sum(p.numel() for p in net.parameters()) == 272_474  # 0.27 million, and the shortcuts' 2,752
+    seen = []
+    net.layer3.register_forward_hook(lambda module, args, output: seen.append(output.shape[1:]))
+    assert net.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10) and seen == [(64, 8, 8)]
 
 
 @pytest.mark.parametrize(("size", "widths"), [(32, [32, 16, 8, 4, 2]), (33, [33, 17, 9, 5, 3])])
@@ -238,11 +249,11 @@ from relusym.merging.activation_matching import survey
 from relusym.data.augmentation import normalise
 from relusym.merging.channel_groups import channel_groups, trace
 from relusym.merging.lockstep import Lockstep
-from relusym.nets.resnet import build
+from relusym.nets import build
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
-net = {"block": "bottleneck", "layers": [1, 1, 1, 1], "width": 0.25}
+net = {"architecture": "resnet", "block": "bottleneck", "layers": [1, 1, 1, 1], "width": 0.25}
 first, second = (build(net, 10).eval().to(memory_format=torch.channels_last) for _ in range(2))
 images = torch.randint(0, 256, (128, 224, 224, 3), dtype=torch.uint8)
 groups = channel_groups(first, (3, 224, 224))

@@ -1,19 +1,17 @@
 """Rule prepare_data: generate, download or read the images, and write them as one file."""
 
-from dataclasses import replace
+from pathlib import Path
 
 from job import job
-from relusym.data import chiral_shapes, image_set
+from relusym import data
 
 with job(snakemake):
-    data, cifar10 = snakemake.params.data, snakemake.params.cifar10
-    if data["dataset"] == "generated":
-        train, test = chiral_shapes.generate(data["train_images"], data["test_images"], data["seed"])
+    spec, cifar10 = snakemake.params.data, snakemake.params.cifar10
+    if spec["dataset"] == "generated":
+        spec = {"kind": "generated", **{key: spec[key] for key in ("train_images", "test_images", "seed")}}
     elif cifar10["source"] == "folder":
-        train, test = image_set.from_folder(cifar10["root"], cifar10["train"], cifar10["test"])
+        spec = {"kind": "folder", **{key: cifar10[key] for key in ("root", "train", "test")}}
     else:
-        train, test = image_set.from_torchvision_cifar10(cifar10["root"])
-    if data["dataset"] == "cifar10":
-        train, test = replace(train, source=cifar10["label"]), replace(test, source=cifar10["label"])
-    image_set.save(snakemake.output[0], train, test)
-    print(f"{train.source}: {len(train.labels)} training and {len(test.labels)} test images")
+        spec = {"kind": "torchvision_cifar10", "root": cifar10["root"]}
+    data.prepare(spec, Path(snakemake.output[0]), key="cifar10")
+    print(f"{snakemake.output[0]}: {data.digest(snakemake.output[0])}")

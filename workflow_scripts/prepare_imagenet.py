@@ -3,18 +3,18 @@
 from pathlib import Path
 
 from job import job
-from relusym.data.imagenet import prepare
+from relusym import data
 
 with job(snakemake):
     wildcards, folders = snakemake.wildcards, snakemake.params.imagenet
-    prepare(
-        Path(folders["train"]),
-        Path(folders["val"]),
-        Path(snakemake.output[0]),
-        resize=int(wildcards.resize),
-        size=int(wildcards.size),
-        train_images=int(wildcards.images),
-        seed=int(wildcards.seed),
-        source=snakemake.params.label,
-        workers=snakemake.threads,
-    )
+    spec = {
+        "kind": "imagenet",
+        "root": ".",
+        "train": str(folders["train"]),
+        "val": str(folders["val"]),
+        "resize": int(wildcards.resize),
+        "size": int(wildcards.size),
+        "train_images": int(wildcards.images),
+        "seed": int(wildcards.seed),
+    }
+    data.prepare(spec, Path(snakemake.output[0]), snakemake.threads, "imagenet")

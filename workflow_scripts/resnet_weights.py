@@ -4,14 +4,16 @@ from pathlib import Path
 
 from job import job
 from relusym import checkpoint
-from relusym.nets.weights import NotAtHandError, gather
+from relusym.nets.weights import UnavailableError, gather
 
 with job(snakemake):
     weights = snakemake.params.weights
     about = {"row": snakemake.wildcards.row, "settings": weights, "status": "ok"}
     try:
-        state, kept = gather(weights, Path(snakemake.params.cache))
-    except NotAtHandError as error:
+        state, kept = gather(
+            weights, {"architecture": "resnet", **weights["network"]}, Path(snakemake.params.cache)
+        )
+    except UnavailableError as error:
         state, kept = {}, {"status": "absent", "reason": str(error)}
     checkpoint.save(snakemake.output.checkpoint, state, about | kept)
     print(f"{snakemake.wildcards.row}: {kept}")

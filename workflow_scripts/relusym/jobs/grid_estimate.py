@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from relusym.experiments.resnet_settings import ResNetSettings
 from relusym.experiments.settings import Settings
 from relusym.jobs.status import type_of
-from relusym.nets.resnet import build
+from relusym.nets import build
 from relusym.nets.vgg import VGG11
 
 TRAINED = 3  # a training step costs a forward pass and a backward pass of twice that
@@ -52,7 +52,7 @@ def resnet_operations(block: str, layers: tuple[int, ...], width: float, size: i
     """The same of a ResNet on an image of `size` × `size` pixels."""
     network = {"block": block, "layers": list(layers), "width": width}
     with torch.device("meta"):
-        return _operations(build(network, 1000), size)
+        return _operations(build({"architecture": "resnet", **network}, 1000), size)
 
 
 def _operations(net: nn.Module, size: int) -> int:
