@@ -12,7 +12,7 @@ from torch import nn
 from benchmark import machine, plain_merging, plain_training, side_by_side
 from relusym.data import chiral_shapes
 from relusym.data.augmentation import normalise
-from relusym.merging.merge import merge as merging
+from relusym.merging import merge as merging
 from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.training.recipe import Recipe

@@ -4,11 +4,12 @@ import hashlib
 import json
 import sys
 
+from relusym.training.worker import run
+
 from job import job
 from relusym.records import write_record
 from relusym.training.distributed import launch
 from relusym.training.progress import report_to
-from relusym.training.worker import run
 
 terminal = sys.stderr
 with job(snakemake) as lock:

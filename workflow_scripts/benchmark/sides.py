@@ -20,8 +20,8 @@ from relusym.data import image_set
 from relusym.data.batches import ImagesOnDevice
 from relusym.data.image_set import ImageSet
 from relusym.jobs.memory import keep_freed_memory
+from relusym.merging import merge as merging
 from relusym.merging.barrier import accuracy
-from relusym.merging.merge import merge as merging
 from relusym.nets.vgg import VGG11
 from relusym.randomness import stream
 from relusym.symmetry import HORIZONTAL_FLIP
