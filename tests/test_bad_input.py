@@ -14,11 +14,11 @@ import pytest
 import torch
 import yaml
 from matplotlib.figure import Figure
+from relusym.experiments.measuring import load_net
 
 from relusym import checkpoint
 from relusym.data import image_set
 from relusym.errors import UserError
-from relusym.experiments.measuring import load_net
 from relusym.experiments.settings import Settings, seed_list
 from relusym.findings.layout import Layout, write_table
 from relusym.records import FIELDS, MEASURED, read_record, write_record, write_whole

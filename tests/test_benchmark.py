@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from small_nets import vgg11
+from small_training import train_on
 
 from benchmark import machine, plain_merging, plain_training, side_by_side
 from relusym.data import chiral_shapes
@@ -14,7 +15,7 @@ from relusym.data.augmentation import normalise
 from relusym.merging.images import Images
 from relusym.merging.merge import FLIP, PAIR, merge
 from relusym.symmetry import HORIZONTAL_FLIP
-from relusym.training.loop import TrainingSettings, train
+from relusym.training.recipe import Recipe
 
 CPU = torch.device("cpu")
 
@@ -40,10 +41,10 @@ def test_the_plain_images_are_torchvisions_and_normalised_alike(splits):
 
 def test_full_batch_steps_of_the_plain_training_are_those_of_the_library(splits, float32):
     images, _ = splits
-    settings = TrainingSettings(3, 80, 0.05, 0.9, 5e-4, 1, 0, False, precision="float32")
+    recipe = Recipe(3, 80, 0.05, weight_decay=5e-4, warmup_epochs=1, augmentation=False, precision="float32")
     here, plain = vgg11(0), vgg11(0)
-    train(here, images.images, images.labels, settings, 0, "cnn")
-    plain_training.train(plain, images, settings, CPU, workers=0)
+    train_on(images, here, recipe)
+    plain_training.train(plain, images, recipe, CPU, workers=0)
     assert not torch.equal(here.classifier.weight, vgg11(0).classifier.weight)
     for name, tensor in here.state_dict().items():
         torch.testing.assert_close(plain.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)
@@ -81,9 +82,7 @@ class Canned:
         return 1e12
 
 
-TASK = side_by_side.Task(
-    Path(), "cpu", 1, 0, 1 / 8, TrainingSettings(1, 50, 0.1, 0.9, 0, 0, 0, False), 50, 50
-)
+TASK = side_by_side.Task(Path(), "cpu", 1, 0, 1 / 8, Recipe(1, 50, 0.1, augmentation=False), 50, 50)
 
 
 @pytest.mark.parametrize(

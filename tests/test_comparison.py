@@ -10,9 +10,9 @@ from conftest import ROOT
 from records import MODELS, NAMES, PAIRS, flip, pair, train
 from scipy import stats
 
+from relusym import paper_values
 from relusym.experiments.settings import Settings
 from relusym.findings import comparison, table2
-from relusym import paper_values
 from relusym.findings.comparison import PAPER_NETS, compare, other_than_the_papers
 from relusym.findings.layout import write_table
 

@@ -315,7 +315,9 @@ def test_a_start_writes_nothing(tiny):
     made.planned()
     after = files_of(made.folder, ".")
     assert {path for path in after if path not in before and path.parts[0] != ".snakemake"} == set()
-    ours = [path for path in after if path.parts[0] == ".snakemake" and path.parts[1] not in ("log", "iocache")]
+    ours = [
+        path for path in after if path.parts[0] == ".snakemake" and path.parts[1] not in ("log", "iocache")
+    ]
     assert [path for path in ours if path.parts[1] not in ("locks", "metadata", "scripts")] == []
 
 

@@ -1,11 +1,17 @@
 """Prepared data sets, and the folders that they come from."""
 
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from relusym.data import image_set
+from relusym import checkpoint, data
+from relusym.data import folder, image_set
 from relusym.errors import UserError
 
 
@@ -23,7 +29,7 @@ def tree(tmp_path):
 
 
 def test_a_folder_is_read_in_the_order_of_names(tree):
-    train, test = image_set.from_folder(tree)
+    train, test = folder.read(tree)
     assert train.classes == ("cat", "dog")
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1] and test.labels.tolist() == [0, 0, 1, 1]
     with Image.open(tree / "train" / "dog" / "1.png") as image:
@@ -32,16 +38,16 @@ def test_a_folder_is_read_in_the_order_of_names(tree):
 
 def test_splits_may_have_any_names(tree):
     (tree / "test").rename(tree / "held out")
-    assert len(image_set.from_folder(tree, "train", "held out")[1].labels) == 4
+    assert len(folder.read(tree, "train", "held out")[1].labels) == 4
 
 
 def test_what_is_saved_is_loaded(tree, tmp_path):
-    train, test = image_set.from_folder(tree)
+    train, test = folder.read(tree)
     image_set.save(tmp_path / "set.safetensors", train, test)
     for split, wanted in (("train", train), ("test", test)):
-        got = image_set.load(tmp_path / "set.safetensors", split)
+        got = image_set.load(tmp_path / "set.safetensors", split, source="my images")
         assert torch.equal(got.images, wanted.images) and torch.equal(got.labels, wanted.labels)
-        assert (got.classes, got.source) == (wanted.classes, wanted.source)
+        assert (got.classes, got.source) == (wanted.classes, "my images")
 
 
 def break_root(tree):
@@ -53,8 +59,8 @@ def break_split(tree):
 
 
 def break_empty(tree):
-    for folder in (tree / "train").iterdir():
-        folder.rename(tree / folder.name)
+    for of_class in (tree / "train").iterdir():
+        of_class.rename(tree / of_class.name)
 
 
 def break_class(tree):
@@ -95,13 +101,13 @@ def break_size(tree):
 def test_what_is_wrong_with_a_folder_is_named_in_one_line(tree, damage, named):
     root = damage(tree) or tree
     with pytest.raises(UserError, match=named) as error:
-        image_set.from_folder(root)
+        folder.read(root)
     assert "\n" not in str(error.value)
 
 
 def test_a_truncated_or_foreign_data_file_is_named(tree, tmp_path):
     path = tmp_path / "set.safetensors"
-    image_set.save(path, *image_set.from_folder(tree))
+    image_set.save(path, *folder.read(tree))
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"\x80\x04pickle"):
         path.write_bytes(damaged)
@@ -110,7 +116,7 @@ def test_a_truncated_or_foreign_data_file_is_named(tree, tmp_path):
 
 
 def test_a_data_file_that_cannot_be_written_is_named_and_leaves_nothing(tree):
-    splits = image_set.from_folder(tree)
+    splits = folder.read(tree)
     (tree / "a file").write_text("in the way")
     with pytest.raises(UserError, match=r"set\.safetensors can't be written"):
         image_set.save(tree / "a file" / "set.safetensors", *splits)
@@ -118,12 +124,88 @@ def test_a_data_file_that_cannot_be_written_is_named_and_leaves_nothing(tree):
 
 
 def test_a_missing_cifar10_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"CIFAR10 can't be had from .*nowhere"):
-        image_set.from_torchvision_cifar10(tmp_path / "nowhere", download=False)
+    spec = {"kind": "torchvision_cifar10", "root": str(tmp_path / "nowhere"), "download": False}
+    with pytest.raises(UserError, match=r"CIFAR10 can't be had from .*nowhere.* set my\.data\.root"):
+        data.prepare(spec, tmp_path / "set.safetensors", key="my.data")
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"kind": "mnist"}, r"^data\.kind: 'mnist' is none of generated, .*folder"),
+        ({"kind": "folder"}, r"^data: 'root' is a required property"),
+        ({"kind": "folder", "root": 3}, r"^data\.root: 3 is not of type 'string'"),
+        ({"kind": "folder", "root": "a", "tset": "b"}, r"'tset' was unexpected"),
+    ],
+)
+def test_data_that_cannot_be_is_refused(spec, said):
+    with pytest.raises(UserError, match=said):
+        data.check(spec)
+
+
+@pytest.fixture
+def prepared(tree, tmp_path):
+    path = tmp_path / "set.safetensors"
+    data.prepare({"kind": "folder", "root": str(tree)}, path)
+    return path
+
+
+def test_any_number_of_classes_comes_from_a_folder(tree, tmp_path):
+    for split in ("train", "test"):
+        for i in range(15):
+            (tree / split / f"class {i}").mkdir()
+            Image.new("RGB", (8, 8)).save(tree / split / f"class {i}" / "0.png")
+    data.prepare({"kind": "folder", "root": str(tree)}, tmp_path / "set.safetensors")
+    assert len(image_set.load(tmp_path / "set.safetensors", "test").classes) == 17
+
+
+def test_the_digest_is_that_of_the_images_wherever_they_lie(tree, prepared, tmp_path):
+    digest = data.digest(prepared)
+    train, test = folder.read(tree)
+    image_set.save(tmp_path / "other.safetensors", test=test, train=train)
+    assert data.digest(tmp_path / "other.safetensors") == digest
+    tensors, about = checkpoint.load(prepared)
+    checkpoint.save(tmp_path / "reversed.safetensors", dict(reversed(tensors.items())), about)
+    assert image_set.load(tmp_path / "reversed.safetensors", "train").classes == train.classes
+    others = [replace(train, labels=train.labels.flip(0)), replace(train, images=train.images.flip(0))]
+    others += [replace(train, classes=("cat", "wolf"))]
+    for other in others:
+        image_set.save(tmp_path / "other.safetensors", other, test)
+        assert data.digest(tmp_path / "other.safetensors") != digest
+
+
+@pytest.mark.parametrize("place", [b"cat", "splits", "train_images", "train_labels"])
+def test_one_changed_byte_in_prepared_images_is_noticed(prepared, place):
+    whole = bytearray(prepared.read_bytes())
+    if place == b"cat":
+        where = whole.index(place)
+    elif place == "splits":
+        where = whole.index(b"train", whole.index(b"splits")) + 12
+    else:
+        length = int.from_bytes(whole[:8], "little")
+        header = json.loads(whole[8 : 8 + length])
+        where = 8 + length + header[place]["data_offsets"][1] - 8
+    whole[where] = ord("0") if whole[where] != ord("0") else ord("1")
+    prepared.write_bytes(whole)
+    with pytest.raises(UserError, match=r"set\.safetensors isn't what was prepared .*delete it") as error:
+        image_set.load(prepared, "train")
+    assert "\n" not in str(error.value)
+
+
+def test_the_digest_is_read_without_torch(prepared, pytestconfig):
+    code = "import sys\nfrom relusym import data\nprint(data.digest(sys.argv[1]))\nassert 'torch' not in sys.modules"
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(prepared)],
+        env={"PYTHONPATH": str(pytestconfig.rootpath / "workflow_scripts")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == data.digest(prepared)
 
 
 def test_a_subset_is_a_seeded_choice_without_repetition(tree):
-    train, _ = image_set.from_folder(tree)
+    train, _ = folder.read(tree)
     chosen = image_set.subset(train, 4, seed=1)
     assert torch.equal(chosen.images, image_set.subset(train, 4, seed=1).images)
     assert len(chosen.images.flatten(1).unique(dim=0)) == 4

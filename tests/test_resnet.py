@@ -8,7 +8,8 @@ from torch import nn
 
 from relusym.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise_imagenet
 from relusym.merging.merge import largest_difference
-from relusym.nets.resnet import ScaledResNet, build
+from relusym.nets import build
+from relusym.nets.resnet import ScaledResNet
 from relusym.symmetry import HORIZONTAL_FLIP
 
 
@@ -16,6 +17,16 @@ def test_at_width_one_the_net_is_torchvisions():
     ours = ScaledResNet("bottleneck", [3, 4, 6, 3]).state_dict()
     theirs = torchvision.models.resnet50().state_dict()
     assert {name: tensor.shape for name, tensor in ours.items()} == {n: t.shape for n, t in theirs.items()}
+
+
+def test_three_blocks_a_stage_make_resnet20():
+    net = build({"architecture": "cifar_resnet", "blocks": 3}, 10)
+    weights = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert len(weights) + 1 == 20 and [weights[i].shape[0] for i in (0, 7, 13)] == [16, 32, 64]
+    assert sum(p.numel() for p in net.parameters()) == 272_474  # 0.27 million, and the shortcuts' 2,752
+    seen = []
+    net.layer3.register_forward_hook(lambda module, args, output: seen.append(output.shape[1:]))
+    assert net.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10) and seen == [(64, 8, 8)]
 
 
 @pytest.mark.parametrize(("size", "widths"), [(32, [32, 16, 8, 4, 2]), (33, [33, 17, 9, 5, 3])])

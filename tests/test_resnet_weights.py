@@ -11,7 +11,7 @@ import torchvision
 
 from relusym.errors import UserError
 from relusym.nets.weights import (
-    NotAtHandError,
+    UnavailableError,
     fetch,
     from_torchvision,
     gather,
@@ -20,7 +20,7 @@ from relusym.nets.weights import (
 )
 from relusym.records import sha256
 
-RESNET50 = {"block": "bottleneck", "layers": [3, 4, 6, 3], "width": 1.0}
+RESNET50 = {"architecture": "resnet", "block": "bottleneck", "layers": [3, 4, 6, 3], "width": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def test_every_layout_is_read_from_files(state, tmp_path, name):
     for i, contents in enumerate(LAYOUTS[name](state)):
         paths.append(tmp_path / f"{i}.pth")
         torch.save(contents, paths[-1])
-    given = {"file": [str(path) for path in paths], "layout": "auto", "network": RESNET50}
-    found, about = gather(given, tmp_path)
+    given = {"file": [str(path) for path in paths], "layout": "auto"}
+    found, about = gather(given, RESNET50, tmp_path)
     assert list(found) == list(state)
     assert all(torch.equal(found[key], tensor) for key, tensor in state.items())
     assert about["classes"] == 1000 and about["files"] == {path.name: sha256(path) for path in paths}
@@ -229,10 +229,10 @@ def test_a_first_download_that_is_no_checkpoint_is_not_kept(server, tmp_path):
 
 def test_what_cannot_be_reached_is_not_at_hand(server, tmp_path):
     _, url = server
-    with pytest.raises(NotAtHandError, match=r"none\.pth can't be downloaded"):
+    with pytest.raises(UnavailableError, match=r"none\.pth can't be downloaded"):
         fetch(f"{url}/none.pth", tmp_path)
-    with pytest.raises(NotAtHandError, match="no checkpoint is at hand"):
-        gather({"source": "file", "file": None, "layout": "auto", "network": RESNET50}, tmp_path)
+    with pytest.raises(UnavailableError, match="no checkpoint is at hand"):
+        gather({"source": "file", "file": None, "layout": "auto"}, RESNET50, tmp_path)
 
 
 def test_torchvision_names_are_checked(tmp_path):

@@ -7,13 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-
-from relusym.checkpoint import load_arrays
-from relusym.errors import UserError
 from relusym.experiments.resnet_settings import ResNetSettings
-from relusym.experiments.settings import Settings
 
 from relusym import paper_values
+from relusym.checkpoint import load_arrays
+from relusym.errors import UserError
+from relusym.experiments.settings import Settings
 from relusym.records import read_record, write_record
 
 RECIPE = {

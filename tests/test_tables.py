@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from records import ABOUT, MODELS, NAMES, PAIRS, flip, made, pair, train
 
+from relusym import paper_values
 from relusym.errors import UserError
 from relusym.findings import TABLES, matchings, module_of, table1, table2, table4, table5
-from relusym import paper_values
 from relusym.findings.costs import LAYOUT as COSTS
 from relusym.findings.costs import costs
 from relusym.findings.frames import chosen, tidy

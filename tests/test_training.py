@@ -1,7 +1,6 @@
-"""Training: augmentation, determinism, resuming, and the argument of the paper's Figure 3."""
+"""Training: recipes, objectives, determinism, resuming, and the argument of the paper's Figure 3."""
 
 import io
-import json
 import math
 import signal
 import subprocess
@@ -11,79 +10,100 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_training import (
+    CPU,
+    RESNET,
+    RESNET_RECIPE,
+    VGG,
+    VGG_RECIPE,
+    assert_same,
+    batches_of,
+    saved,
+    small_images,
+    small_net,
+    train_on,
+)
 from torch import nn
 
-from relusym import checkpoint
-from relusym.data import image_set
-from relusym.data.augmentation import MEAN, STD, RandomCropFlip, normalise
-from relusym.data.chiral_shapes import generate
+from relusym import checkpoint, nets
 from relusym.errors import Interrupted, UserError
-from relusym.experiments.measuring import load_net, measure_merge, train_net
 from relusym.merging.images import Images
-from relusym.merging.invariance import invariance_error, invariance_loss, relative_invariance_error
-from relusym.nets.vgg import VGG11
+from relusym.merging.invariance import invariance_error, relative_invariance_error
+from relusym.nets.simsiam import SimSiam, simsiam_loss
 from relusym.randomness import generator, stream
-from relusym.symmetry import HORIZONTAL_FLIP
-from relusym.training.loop import TrainingSettings, autocast_to, train
+from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
+from relusym.training.loop import autocast_to, train
+from relusym.training.objectives import invariance_loss
+from relusym.training.optimizers import Lars
 from relusym.training.progress import Reporter
-
-SETTINGS = TrainingSettings(
-    epochs=3,
-    batch_size=20,
-    learning_rate=0.02,
-    momentum=0.9,
-    weight_decay=5e-4,
-    warmup_epochs=1,
-    crop_padding=2,
-    flip_augmentation=True,
-    invariance_weight=0.3,
-    invariance_from=0.4,
-)
+from relusym.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
 def images():
-    return generate(200, 100, 0)[0]
+    return small_images()
 
 
-def a_net(seed=0, group_convs=0):
-    torch.manual_seed(seed)
-    return VGG11(1 / 32, group_convs, initialization="he")
+# ---- recipes
 
 
-def test_crops_and_flips_are_those_of_a_plain_loop():
-    images = torch.randint(0, 256, (12, 8, 8, 3), dtype=torch.uint8)
-    augmented, index = RandomCropFlip(images, 2, True), torch.tensor([3, 0, 11, 3])
-    got = augmented.batch(index, torch.Generator().manual_seed(0))
-    random = torch.Generator().manual_seed(0)
-    top, left = torch.randint(5, (2, 4, 1), generator=random)
-    mirrored = torch.rand((4, 1), generator=random) < 0.5
-    assert mirrored.any() and not mirrored.all()
-    for i, k in enumerate(index.tolist()):
-        padded = nn.functional.pad(images[k], (0, 0, 2, 2, 2, 2))
-        crop = padded[top[i] : top[i] + 8, left[i] : left[i] + 8]
-        crop = crop.flip(1) if mirrored[i] else crop
-        assert torch.equal(got[i], normalise(crop[None])[0])
-    assert got.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_normalisation_is_by_cifar10s_mean_and_std():
-    images = torch.full((1, 2, 2, 3), 255, dtype=torch.uint8)
-    expected = (255 - torch.tensor(MEAN)) / torch.tensor(STD)
-    torch.testing.assert_close(normalise(images)[0, :, 0, 0], expected)
-
-
-def test_the_learning_rate_rises_linearly_and_falls_to_zero():
-    settings = replace(SETTINGS, epochs=10, warmup_epochs=2, learning_rate=0.08)
-    rates = [settings.learning_rate_at(epoch) for epoch in (0, 1, 2, 6, 10)]
+def test_the_linear_schedule_rises_over_its_warm_up_and_falls_to_zero():
+    recipe = replace(VGG_RECIPE, epochs=10, warmup_epochs=2, learning_rate=0.08)
+    rates = [recipe.learning_rate_at(epoch) for epoch in (0, 1, 2, 6, 10)]
     assert rates == pytest.approx([0, 0.04, 0.08, 0.04, 0])
 
 
+def test_the_step_schedule_divides_the_rate_by_ten_after_each_third():
+    recipe = Recipe(90, 1024, 0.4, schedule="step")
+    rates = [recipe.learning_rate_at(epoch) for epoch in (0, 29.9, 30, 59.9, 60, 89.9)]
+    assert rates == pytest.approx([0.4, 0.4, 0.04, 0.04, 0.004, 0.004])
+
+
+def test_cosine_and_linear_schedules_end_at_zero_after_their_warm_up():
+    for schedule, three_quarters in (("cosine", (1 - 0.5**0.5) / 2), ("linear", 0.25)):
+        recipe = Recipe(12, 256, 1.0, schedule=schedule, warmup_epochs=4)
+        rates = [recipe.learning_rate_at(epoch) for epoch in (0, 2, 4, 8, 10, 12)]
+        assert rates == pytest.approx([0, 0.5, 1, 0.5, three_quarters, 0])
+
+
 def test_late_invariance_is_on_after_its_share_of_the_epochs():
-    late = replace(SETTINGS, epochs=10, invariance_from=0.2)
+    late = replace(VGG_RECIPE, epochs=10, invariance_from=0.2)
     assert [late.invariance_at(epoch) for epoch in (0, 1, 2, 9)] == [False, False, True, True]
     assert not replace(late, invariance_from=None).invariance_at(9)
     assert replace(late, invariance_from=0.0).invariance_at(0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"objective": "byol"}, "objective: 'byol' is none of supervised, simsiam, linear"),
+        ({"schedule": "none"}, "schedule: 'none' is none of linear, cosine, step"),
+        ({"processes": 3}, "batch_size: 20 can't be shared evenly by 3 processes"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(wrong, said):
+    with pytest.raises(UserError, match=f"^{said}$"):
+        replace(VGG_RECIPE, **wrong)
+
+
+def test_lars_scales_the_rate_by_the_weights_and_gradients_sizes():
+    weight = torch.nn.Parameter(torch.full((1, 4), 3.0))
+    bias = torch.nn.Parameter(torch.zeros(4))
+    optimizer = Lars([weight, bias], lr=2.0, momentum=0.0, weight_decay=0.0, trust=0.01)
+    weight.grad, bias.grad = torch.full((1, 4), 5.0), torch.ones(4)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((1, 4), 3 - 2 * 0.01 * 3 / 5 * 5))
+    torch.testing.assert_close(bias.detach(), torch.full((4,), -2.0))
+
+
+def test_auto_precision_is_bfloat16_only_where_the_cpu_is_fast_in_it(monkeypatch):
+    for able, dtype in (({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert autocast_to("auto", CPU) == dtype
+        assert autocast_to("float32", CPU) == torch.float32
+
+
+# ---- objectives
 
 
 def test_invariance_measures_on_hand_worked_logits():
@@ -93,8 +113,79 @@ def test_invariance_measures_on_hand_worked_logits():
 
 
 def test_the_invariance_error_of_a_gcnn_is_zero_and_of_a_cnn_is_not(images):
-    assert invariance_error(a_net(group_convs=8), Images(images.images)) < 1e-5
-    assert invariance_error(a_net(), Images(images.images)) > 1e-2
+    assert invariance_error(small_net(group_convs=8), Images(images.images)) < 1e-5
+    assert invariance_error(small_net(), Images(images.images)) > 1e-2
+
+
+@pytest.mark.parametrize("symmetry", [HORIZONTAL_FLIP, QUARTER_TURN], ids=lambda s: s.name)
+def test_the_invariance_loss_brings_the_logits_of_an_image_and_of_its_moved_one_together(images, symmetry):
+    errors = {}
+    for weight in (0.0, 3.0):
+        recipe = replace(
+            VGG_RECIPE, epochs=6, invariance_from=0.0, invariance_weight=weight, augmentation=False
+        )
+        net = small_net()
+        train(net, batches_of(images, recipe), recipe, device=CPU, symmetry=symmetry)
+        errors[weight] = invariance_error(net, Images(images.images), symmetry)
+    assert errors[3.0] < 0.7 * errors[0.0]
+
+
+def test_batch_norm_sees_the_flipped_images_of_the_invariance_loss():
+    some, losses = small_images(240, 33), []
+    for start in (None, 0.0):
+        recipe = replace(RESNET_RECIPE, epochs=1, invariance_from=start, invariance_weight=0.0)
+        losses.append(train_on(some, small_net(RESNET), recipe).history[0]["loss"])
+    assert losses[0] != losses[1]
+
+
+def test_simsiams_loss_on_hand_worked_vectors():
+    right, up = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    assert simsiam_loss(right, right, right, right) == pytest.approx(-1)
+    assert simsiam_loss(right, right, up, up) == pytest.approx(0)
+    assert simsiam_loss(right, up, up, up) == pytest.approx(-0.5)
+
+
+def test_no_gradient_flows_through_the_projection():
+    net = SimSiam(small_net(RESNET), 16, 8)
+    _, _, z_1, z_2 = net(torch.randn(4, 3, 33, 33), torch.randn(4, 3, 33, 33))
+    assert not z_1.requires_grad and not z_2.requires_grad
+
+
+@pytest.mark.parametrize("objective", ["supervised", "simsiam"])
+@pytest.mark.parametrize(
+    "network", [{"architecture": "vgg11_bn", "width": 1 / 32}, RESNET], ids=["vgg", "resnet"]
+)
+def test_a_training_learns_and_says_how_long_it_waited_for_images(network, objective):
+    recipe = replace(RESNET_RECIPE, objective=objective, epochs=6)
+    training = train_on(small_images(240, 33), small_net(network), recipe)
+    losses = [epoch["loss"] for epoch in training.history]
+    assert not training.diverged and losses[-1] < losses[0]
+    assert 0 < training.data_wait_share < 1
+
+
+@pytest.mark.parametrize(
+    "network", [{"architecture": "vgg11_bn", "width": 1 / 32}, RESNET], ids=["vgg", "resnet"]
+)
+def test_a_linear_layer_is_trained_alone_on_what_simsiam_gave(network):
+    some = small_images(240, 33)
+    simsiam = train_on(some, small_net(network), replace(RESNET_RECIPE, objective="simsiam")).net.state_dict()
+    net = small_net(network, seed=1)
+    nets.load_backbone(net, simsiam)
+    training = train_on(some, net, replace(RESNET_RECIPE, objective="linear", epochs=1))
+    assert [name for name, p in net.named_parameters() if p.requires_grad] == [
+        f"{net.head}.weight",
+        f"{net.head}.bias",
+    ]
+    for name, tensor in training.net.state_dict().items():
+        assert name.startswith(net.head) or torch.equal(tensor, simsiam[f"encoder.{name}"]), name
+
+
+def test_weights_of_another_architecture_are_refused():
+    with pytest.raises(UserError, match="of another architecture"):
+        nets.load_backbone(small_net(RESNET), small_net().state_dict())
+
+
+# ---- the loop
 
 
 def test_streams_of_types_seeds_and_purposes_differ():
@@ -106,26 +197,17 @@ def test_streams_of_types_seeds_and_purposes_differ():
 def test_the_same_seed_gives_the_same_bytes(images):
     states = []
     for _ in range(2):
-        net = a_net()
-        train(net, images.images, images.labels, SETTINGS, 0, "cnn")
+        net = small_net()
+        train_on(images, net, VGG_RECIPE)
         states.append(net.state_dict())
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
-def test_auto_precision_is_bfloat16_only_where_the_cpu_is_fast_in_it(monkeypatch):
-    cpu = torch.device("cpu")
-    for able, dtype in (({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
-        assert autocast_to("auto", cpu) == dtype
-        assert autocast_to("float32", cpu) == torch.float32
+    assert_same(*states)
 
 
 def test_training_in_bfloat16_keeps_float32_weights_and_learns_like_float32(images):
     last = {}
     for precision in ("float32", "bfloat16"):
-        net = a_net()
-        settings = replace(SETTINGS, epochs=10, precision=precision)
-        last[precision] = train(net, images.images, images.labels, settings, 0, "cnn").history
+        net = small_net()
+        last[precision] = train_on(images, net, replace(VGG_RECIPE, epochs=10, precision=precision)).history
         assert all(tensor.dtype == torch.float32 for tensor in net.state_dict().values())
     first = [history[0]["loss"] for history in last.values()]
     final = [history[-1]["loss"] for history in last.values()]
@@ -133,9 +215,18 @@ def test_training_in_bfloat16_keeps_float32_weights_and_learns_like_float32(imag
     assert final == pytest.approx([final[0]] * 2, rel=0.1) and max(final) < first[0]
 
 
-def test_a_training_cut_off_between_epochs_ends_with_the_same_bytes(images, tmp_path):
-    whole, cut = a_net(), a_net()
-    train(whole, images.images, images.labels, SETTINGS, 0, "cnn")
+KINDS = {
+    "vgg": (VGG_RECIPE, VGG),
+    "resnet": (replace(RESNET_RECIPE, batch_size=20, epochs=3), RESNET),
+    "simsiam": (replace(RESNET_RECIPE, batch_size=20, epochs=3, objective="simsiam"), RESNET),
+    "float16 and lars": (replace(VGG_RECIPE, precision="float16", optimizer="lars", learning_rate=10.0), VGG),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_cut_off_between_epochs_ends_with_the_same_bytes(images, tmp_path, kind):
+    recipe, network = KINDS[kind]
+    whole = train_on(images, small_net(network), recipe)
     state = tmp_path / "state.safetensors"
 
     class CutOff(Exception):
@@ -146,180 +237,115 @@ def test_a_training_cut_off_between_epochs_ends_with_the_same_bytes(images, tmp_
             raise CutOff
 
     with pytest.raises(CutOff):
-        train(cut, images.images, images.labels, SETTINGS, 0, "cnn", state=state, report=cut_off)
-    resumed = a_net(seed=99)  # nothing of a fresh start may matter
+        train_on(images, small_net(network), recipe, state=state, report=cut_off)
     seen = []
-    train(resumed, images.images, images.labels, SETTINGS, 0, "cnn", state=state, report=seen.append)
+    resumed = small_net(network, seed=99)  # nothing of a fresh start may matter
+    training = train_on(images, resumed, recipe, state=state, report=seen.append)
     assert seen[0].epoch > 2
-    assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
+    assert_same(whole.net.state_dict(), training.net.state_dict())
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [1, 13, 20], ids=["first step", "mid-epoch", "end of an epoch"])
 def test_an_interrupted_training_saves_its_state_at_that_step_and_ends_with_the_same_bytes(
-    images, tmp_path, steps
+    images, tmp_path, kind, steps
 ):
-    whole, net = a_net(), a_net()
-    wanted = train(whole, images.images, images.labels, SETTINGS, 0, "cnn").history
+    recipe, network = KINDS[kind]
+    whole = train_on(images, small_net(network), recipe)
     state = tmp_path / "state.safetensors"
-    asked = []
-    for _ in range(2):  # the second time, it goes on from a state within an epoch
-        net, asked = a_net(seed=99 if asked else 0), []
+    for seed in range(1 if steps == 20 else 2):  # the second time, it goes on from a state within an epoch
+        asked = []
         with pytest.raises(Interrupted, match="the next run goes on from it"):
-            train(
-                *(net, images.images, images.labels, SETTINGS, 0, "cnn"),
+            train_on(
+                *(images, small_net(network, seed), recipe),
                 state=state,
                 interrupted=lambda: asked.append(1) or len(asked) >= steps,  # noqa: B023
             )
-        if steps == 20:
-            break
-    net = a_net(seed=99)
-    history = train(net, images.images, images.labels, SETTINGS, 0, "cnn", state=state).history
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in whole.state_dict().items())
-    for row, expected in zip(history, wanted, strict=True):
-        assert (row["epoch"], row["loss"], row["accuracy"]) == (
-            expected["epoch"],
-            expected["loss"],
-            expected["accuracy"],
-        )
+    scale = checkpoint.load(state)[1]["scaler"].get("scale")
+    assert (scale is not None) == (recipe.precision == "float16")
+    training = train_on(images, small_net(network, 99), recipe, state=state)
+    assert_same(whole.net.state_dict(), training.net.state_dict())
+    for row, expected in zip(training.history, whole.history, strict=True):
+        for key in ("epoch", "loss", "accuracy"):
+            assert row[key] == expected[key]
 
 
-RECORD_SETTINGS = {
-    "data": {"dataset": "generated", "train_images": 200, "test_images": 100, "seed": 0},
-    "network": {"width": 1 / 32, "initialization": "he", "group_convs": 0},
-    "training": {
-        "epochs": 20,
-        "batch_size": 20,
-        "learning_rate": 0.02,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "warmup_epochs": 1,
-        "crop_padding": 2,
-        "invariance_weight": 0.3,
-        "save_every": 1,
-        "precision": "float32",
-        "flip_augmentation": True,
-        "invariance_from": None,
-    },
-    "invariance_images": 100,
-}
+def test_a_diverged_training_ends_at_once(images):
+    for network, recipe in ((VGG, VGG_RECIPE), (RESNET, RESNET_RECIPE)):
+        seen = []
+        recipe = replace(recipe, epochs=20, learning_rate=1e30)
+        training = train_on(images, small_net(network), recipe, report=seen.append)
+        assert training.diverged and len(training.history) <= 2
+        assert all(progress.epoch <= 3 and math.isfinite(progress.loss) for progress in seen)
+
+
 JOB = """
-import json, sys, torch
+import sys
+from dataclasses import replace
 from pathlib import Path
-torch.set_num_threads(1)
+from small_training import VGG_RECIPE, small_images, small_net, train_on
+from relusym import checkpoint
 from relusym.jobs.interruption import Interruption
-from relusym.experiments.measuring import train_net
 from relusym.training.progress import Reporter
+import torch
+torch.set_num_threads(1)
+to, state = map(Path, sys.argv[1:])
 with Interruption() as interrupted:
-    train_net("cnn", 0, json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), device=torch.device("cpu"),
-              state=Path(sys.argv[4]), interrupted=interrupted, report=Reporter("cnn-0", sys.stdout))
+    training = train_on(small_images(), small_net(), replace(VGG_RECIPE, epochs=20, precision="float32"), state=state,
+                        interrupted=interrupted, report=Reporter("cnn-0"))
+checkpoint.save(to, training.net.state_dict(), {})
 """
-
-
-@pytest.fixture
-def data(tmp_path):
-    path = tmp_path / "data.safetensors"
-    image_set.save(path, *generate(200, 100, 0))
-    return path
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1], ids=lambda s: s.name)
 def test_a_training_ended_by_a_signal_and_started_again_ends_with_the_same_bytes(
-    tmp_path, data, pytestconfig, number
+    tmp_path, pytestconfig, number
 ):
+    paths = [pytestconfig.rootpath / "workflow_scripts", pytestconfig.rootpath / "tests"]
+
     def start(name):
-        arguments = [
-            json.dumps(RECORD_SETTINGS),
-            data,
-            tmp_path / name,
-            tmp_path / f"{name}.state.safetensors",
-        ]
-        command = [sys.executable, "-c", JOB, *map(str, arguments)]
-        environment = {"PYTHONPATH": str(pytestconfig.rootpath / "workflow_scripts")}
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-c", JOB, str(tmp_path / name), str(tmp_path / f"{name}.state")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={"PYTHONPATH": ":".join(map(str, paths))},
         )
 
     whole = start("whole")
     ended = start("ended")
-    state = tmp_path / "ended.state.safetensors"
-    deadline = time.monotonic() + 60
-    while not state.exists() and time.monotonic() < deadline:
+    state = tmp_path / "ended.state"
+    while not state.exists():
+        assert ended.poll() is None
         time.sleep(0.01)
     ended.send_signal(number)
-    told = ended.communicate(timeout=60)[1]
-    assert ended.returncode != 0 and ("the training state is saved" in told) == (number != signal.SIGKILL)
+    said = ended.communicate(timeout=60)[1]
+    assert ended.returncode != 0 and ("the training state is saved" in said) == (number != signal.SIGKILL)
     assert state.exists() and not (tmp_path / "ended").exists()
-    again = start("ended")
-    lines = again.communicate(timeout=120)[0].splitlines()
+    lines = start("ended").communicate(timeout=120)[0].splitlines()
     whole.communicate(timeout=120)
-    assert 0 < len(lines) < RECORD_SETTINGS["training"]["epochs"]  # it went on, it didn't start over
-    assert (tmp_path / "ended").read_bytes() == (tmp_path / "whole").read_bytes()
-    assert not state.exists() and not list(tmp_path.glob("*.part*"))
+    assert 0 < len(lines) < 20  # it went on, it didn't start over
+    assert_same(saved(tmp_path / "ended"), saved(tmp_path / "whole"))
+    assert not list(tmp_path.glob("*.part*"))
 
 
 def test_flipped_initial_filters_and_flipped_batches_train_the_flipped_net(images):
     """The argument of Figure 3: Φ̂, trained on the mirrored path, stays Φ with flipped filters."""
-    net = a_net().double()
-    twin = HORIZONTAL_FLIP.transform(net)
-    optimizers = [torch.optim.SGD(n.parameters(), 0.05, momentum=0.9, weight_decay=5e-4) for n in (net, twin)]
-    augmented = RandomCropFlip(images.images, 2, True)
+    net = small_net().double()
+    other = HORIZONTAL_FLIP.transform(net)
+    optimizers = [
+        torch.optim.SGD(n.parameters(), 0.05, momentum=0.9, weight_decay=5e-4) for n in (net, other)
+    ]
     start = net.features.conv4.weight.detach().clone()
-    for index, x in augmented.epoch(20, generator(0, "figure 3")):
-        for n, optimizer, batch in zip((net, twin), optimizers, (x, x.flip(-1)), strict=True):
+    for (x,), labels in batches_of(images, VGG_RECIPE).epoch(0):
+        for n, optimizer, batch in zip((net, other), optimizers, (x, x.flip(-1)), strict=True):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(n(batch.double()), images.labels[index]).backward()
+            nn.functional.cross_entropy(n(batch.double()), labels).backward()
             optimizer.step()
     assert (net.features.conv4.weight - start).abs().max() > 1e-3
     flipped = HORIZONTAL_FLIP.transform(net).state_dict()
-    for name, tensor in twin.state_dict().items():
+    for name, tensor in other.state_dict().items():
         torch.testing.assert_close(tensor, flipped[name], rtol=1e-8, atol=1e-10)
-
-
-def test_a_diverged_net_is_recorded_at_once_and_nothing_is_merged_from_it(tmp_path, data):
-    settings = {**RECORD_SETTINGS, "training": {**RECORD_SETTINGS["training"], "learning_rate": 1e6}}
-    seen = []
-    record = train_net(
-        "cnn", 0, settings, data, tmp_path / "net", device=torch.device("cpu"), report=seen.append
-    )
-    assert record["status"] == "diverged" and record["accuracy"] is None
-    assert all(progress.epoch <= 3 for progress in seen)
-    json.dumps(record, allow_nan=False)
-    merge_settings = {"merging": {"images": 50, "batch_size": 50}, "trained": [settings]}
-    merged = measure_merge([tmp_path / "net"], merge_settings, data, device=torch.device("cpu"))
-    assert (merged["status"], merged["reason"]) == ("left_out", "cnn-0 is diverged")
-    merge_settings["trained"] = [RECORD_SETTINGS]
-    with pytest.raises(UserError, match="net was trained with other settings"):
-        measure_merge([tmp_path / "net"], merge_settings, data, device=torch.device("cpu"))
-
-
-def test_a_net_at_chance_is_recorded_as_degenerate_and_a_trained_one_is_not(tmp_path, data):
-    chance = {**RECORD_SETTINGS["training"], "epochs": 2, "learning_rate": 1e-9}
-    settings = {
-        **RECORD_SETTINGS,
-        "network": {"width": 1 / 32, "initialization": "pytorch", "group_convs": 0},
-    }
-    record = train_net(
-        "cnn", 0, {**settings, "training": chance}, data, tmp_path / "net", device=torch.device("cpu")
-    )
-    assert record["status"] == "degenerate" and record["accuracy"] == pytest.approx(0.1)
-
-
-def test_checkpoints_that_are_truncated_foreign_or_of_another_net_are_named(tmp_path):
-    device = torch.device("cpu")
-    path = tmp_path / "net.safetensors"
-    for tensors, about in (
-        ({"a": torch.zeros(1)}, {}),
-        (
-            a_net().state_dict(),
-            {"settings": {"network": {"width": 1 / 16, "group_convs": 0}}, "status": "ok"},
-        ),
-    ):
-        checkpoint.save(path, tensors, about)
-        with pytest.raises(Exception, match=r"net\.safetensors doesn't hold a VGG11"):
-            load_net(path, device)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(Exception, match=r"net\.safetensors is truncated"):
-        load_net(path, device)
 
 
 def test_progress_is_one_changing_line_on_a_terminal_and_a_line_an_epoch_in_a_log(images):
@@ -329,10 +355,10 @@ def test_progress_is_one_changing_line_on_a_terminal_and_a_line_an_epoch_in_a_lo
 
     log, terminal = io.StringIO(), Terminal()
     for stream_ in (log, terminal):
-        train(a_net(), images.images, images.labels, SETTINGS, 0, "cnn", report=Reporter("cnn-0", stream_))
+        train_on(images, small_net(), VGG_RECIPE, report=Reporter("cnn-0", stream_))
     lines = log.getvalue().splitlines()
-    assert len(lines) == SETTINGS.epochs and "\r" not in log.getvalue()
+    assert len(lines) == VGG_RECIPE.epochs and "\r" not in log.getvalue()
     for word in ("cnn-0", "epoch", "loss", "accuracy", "images/s", "left"):
         assert word in lines[0]
-    assert terminal.getvalue().count("\r") >= SETTINGS.epochs and terminal.getvalue().count("\n") == 1
+    assert terminal.getvalue().count("\r") >= VGG_RECIPE.epochs and terminal.getvalue().count("\n") == 1
     assert math.isfinite(float(lines[-1].split("loss")[1].split()[0]))

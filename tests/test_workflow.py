@@ -17,7 +17,13 @@ from relusym.records import read_record
 from relusym.theory import STATEMENTS
 
 PAPER = Path(paper_values.__file__).parent
-TABLES = {f"table{number}" for number in range(1, 6)} | {"theory", "costs", "comparison", "claims", "provenance"}
+TABLES = {f"table{number}" for number in range(1, 6)} | {
+    "theory",
+    "costs",
+    "comparison",
+    "claims",
+    "provenance",
+}
 # 5 shows a type not in MODELS
 FIGURES = {f"figure{number}" for number in (1, 2, 3, 4, 6, 7, 8, 9, 10)} | {"zero_filters"}
 AGGREGATION = {*TABLES, *FIGURES, "all"}
@@ -80,7 +86,9 @@ def test_every_job_left_its_log_and_its_benchmark(finished):
     }
     trained, merged = 4 + len(RESNET_TRAININGS), 4 + len(RESNET_MERGES)
     assert len(records) == trained + merged + len(PAIR_JOBS) + len(ALONE)
-    records.remove(Path("flipped_training/flipped_training"))  # one of its kind: its log lies beside the figures'
+    records.remove(
+        Path("flipped_training/flipped_training")
+    )  # one of its kind: its log lies beside the figures'
     assert (results / "logs" / "flipped_training.log").read_text(encoding="utf-8")
     for record in records:
         assert (results / "logs" / f"{record}.log").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ with job(snakemake):
 
         inputs["image_classes"] = image_classes(about["seed"], about["images"])
     figure, *frames = module.draw(inputs, about)
-    *written, note = snakemake.output if "note" in snakemake.output.keys() else (*snakemake.output, None)
+    *written, note = (*snakemake.output,) if snakemake.output.get("note") else (*snakemake.output, None)
     tables = [path for path in written if path.endswith(".csv")]
     write_figure(figure, [path for path in written if path not in tables])
     for path, frame in zip(tables, frames, strict=True):

@@ -1,4 +1,4 @@
-"""Rule flipped_training: train a net, and one from flipped filters on flipped batches, and record how far they come apart."""
+"""Rule flipped_training: train a net, and one from flipped filters on flipped batches; record how far they differ."""
 
 from pathlib import Path
 

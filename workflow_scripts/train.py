@@ -53,6 +53,7 @@ with job(snakemake) as lock, Interruption() as warned:
             record = train_record(**given, interrupted=interrupted, report=report)
         else:
             module, restarts = "relusym.experiments.train_process", params.running["restarts"]
-            record = launch(module, as_job(given), processes, restarts, device=device, interrupted=interrupted)
+            gpus = device.type == "cuda"
+            record = launch(module, as_job(given), processes, restarts, gpus=gpus, interrupted=interrupted)
     write_record(snakemake.output.record, record)
     print(f"{w.unit}-{w.seed}: {record['status']}, accuracy {record['accuracy']}")

@@ -1,6 +1,6 @@
 """The plain way to train: torchvision's data set with a transform an image, a DataLoader with workers, autocast, SGD.
 
-As the public VGG11 notebooks do it (Jordan et al. 2023), with the libraries' usual settings.
+As the public VGG11 notebooks do it (Jordan et al. 2023), with the libraries' usual recipe.
 """
 
 from multiprocessing import get_all_start_methods
@@ -14,7 +14,8 @@ from torchvision.datasets import CIFAR10, VisionDataset
 
 from relusym.data.augmentation import MEAN, STD
 from relusym.data.image_set import ImageSet
-from relusym.training.loop import TrainingSettings, autocast_to
+from relusym.training.loop import autocast_to
+from relusym.training.recipe import Recipe
 
 
 class CIFAR10Like(CIFAR10):
@@ -58,31 +59,29 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=autocast_to("auto", device) == torch.bfloat16)
 
 
-def train(
-    net: nn.Module, images: ImageSet, settings: TrainingSettings, device: torch.device, workers: int
-) -> None:
+def train(net: nn.Module, images: ImageSet, recipe: Recipe, device: torch.device, workers: int) -> None:
     """Train `net`, on `device`, in place with cross-entropy."""
     batches = loader(
         images,
-        settings.batch_size,
+        recipe.batch_size,
         workers,
-        padding=settings.crop_padding,
-        flip=settings.flip_augmentation,
+        padding=recipe.crop_padding,
+        flip=recipe.augmentation,
         shuffle=True,
     )
     optimizer = torch.optim.SGD(
         net.parameters(),
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: settings.learning_rate_at(step / len(batches)) / settings.learning_rate
+        optimizer, lambda step: recipe.learning_rate_at(step / len(batches)) / recipe.learning_rate
     )
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
     loss_of = nn.CrossEntropyLoss()
     net.train()
-    for _ in range(settings.epochs):
+    for _ in range(recipe.epochs):
         for x, y in batches:
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
             optimizer.zero_grad()

@@ -18,7 +18,7 @@ from benchmark.workflow_timing import WorkflowCopy
 from relusym.data import chiral_shapes, image_set
 from relusym.data.augmentation import normalise
 from relusym.nets.vgg import VGG11
-from relusym.training.loop import TrainingSettings
+from relusym.training.recipe import Recipe
 
 AGREE = 0.99  # share of channels that both sides must match alike
 NOISE = 3  # standard errors that accuracies may differ by
@@ -249,7 +249,7 @@ def compared_rows(
 ) -> list[Row]:
     """Training and merges, on both sides; arguments as of `benchmark`, `how` is the settings' part for the device."""
     at_once = how["nets"] or cores
-    training = TrainingSettings(
+    training = Recipe(
         how["epochs"],
         how["batch_size"],
         how["learning_rate"],
@@ -257,7 +257,6 @@ def compared_rows(
         weight_decay=5e-4,
         warmup_epochs=how["epochs"] / 4,
         crop_padding=4,
-        flip_augmentation=True,
     )
     images, tests = how["train_images"], how["test_images"]
     with TemporaryDirectory() as folder:

@@ -17,6 +17,7 @@ import torch
 
 from benchmark.machine import clock, matrix_rate
 from relusym.data import image_set
+from relusym.data.batches import ImagesOnDevice
 from relusym.data.image_set import ImageSet
 from relusym.jobs.memory import keep_freed_memory
 from relusym.merging.barrier import accuracy
@@ -25,7 +26,8 @@ from relusym.merging.merge import FLIP, PAIR, flip_merge, merge
 from relusym.nets.vgg import VGG11
 from relusym.randomness import stream
 from relusym.symmetry import HORIZONTAL_FLIP
-from relusym.training.loop import TrainingSettings, autocast_to, train
+from relusym.training.loop import autocast_to, train
+from relusym.training.recipe import Recipe
 
 Weights = dict[str, np.ndarray]  # a net's state, as it goes from process to process
 Nets = tuple[Weights, ...]  # one for a flip merge, two for a pair merge
@@ -50,7 +52,7 @@ class Task:
     threads: int
     workers: int
     width: float
-    training: TrainingSettings
+    training: Recipe
     matched: int
     batch_size: int
 
@@ -99,8 +101,17 @@ def train_here(task: Task, seed: int) -> Outcome:
     split = images(task.data, "train", task.device)
 
     def training(net: VGG11) -> None:
-        net.to(memory_format=torch.channels_last)
-        train(net, split.images, split.labels, task.training, seed, "benchmark")
+        how = task.training
+        batches = ImagesOnDevice(
+            split.images,
+            split.labels,
+            len(split.classes),
+            batch_size=how.batch_size,
+            seed=seed,
+            name="benchmark",
+            crop_padding=how.crop_padding,
+        )
+        train(net, batches, how, device=torch.device(task.device))
 
     return _train(task, seed, training)
 

@@ -14,7 +14,17 @@ from relusym.errors import UserError
 FIELDS = {
     "train": ("status", "model", "seed", "settings", "inputs", "outputs", "accuracy", "history", "cost"),
     "flip_merge": ("status", "model", "seed", "settings", "inputs", "outputs", "cost"),
-    "pair_merge": ("status", "model_1", "seed_1", "model_2", "seed_2", "settings", "inputs", "outputs", "cost"),
+    "pair_merge": (
+        "status",
+        "model_1",
+        "seed_1",
+        "model_2",
+        "seed_2",
+        "settings",
+        "inputs",
+        "outputs",
+        "cost",
+    ),
     "flipped_training": ("settings", "inputs", "largest_difference", "runs", "paths", "cost"),
     "theory": (
         *("statement", "claim", "holds", "draws", "tested", "largest_violation", "counterfactual"),
@@ -69,7 +79,9 @@ def sha256(path: str | Path) -> str:
 def write_record(path: str | Path, record: dict[str, Any]) -> None:
     """Write `record` as JSON; not-a-number and infinity are refused, since JSON has neither."""
     text = json.dumps(record, indent=1, allow_nan=False)
-    text = NUMBERS.sub(lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text)  # a permutation is one line
+    text = NUMBERS.sub(
+        lambda found: f"[{' '.join(found[0][1:-1].split())}]", text
+    )  # a permutation is one line
     with write_whole(path) as part:
         part.write_text(text + "\n", encoding="utf-8")
 

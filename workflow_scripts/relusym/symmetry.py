@@ -1,11 +1,17 @@
 """Symmetries of images and what they do to convolution kernels (section 2.2 of the paper)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from operator import methodcaller
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from relusym.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -22,26 +28,39 @@ class Symmetry:
     order: int
     act: Callable[[Tensor], Tensor]
 
-    def power(self, spatial: Tensor, k: int) -> Tensor:
-        """τᵏ applied to the last two dimensions of `spatial`; the shape stays for square ones."""
-        for _ in range(k % self.order):
-            spatial = self.act(spatial)
-        return spatial
+    def powers(self, spatial: Tensor) -> Tensor:
+        """τ⁰ to τⁿ⁻¹ of the last two dimensions of `spatial`, n the order: (n, *shape).
 
-    @torch.no_grad()
+        Raises:
+            UserError: τ doesn't keep the shape, as a quarter turn of a non-square image.
+        """
+        import torch  # here, so that jobs without it start in a tenth of the time
+
+        powers = [spatial]
+        for _ in range(self.order - 1):
+            powers.append(self.act(powers[-1]))
+            if powers[-1].shape != spatial.shape:
+                height, width = spatial.shape[-2:]
+                raise UserError(f"symmetry {self.name}: images of {width}×{height} pixels have to be square")
+        return torch.stack(powers)
+
     def transform(self, net: nn.Module) -> nn.Module:
         """The net Φ̂ whose every conv kernel is transformed: Φ̂(τx) = Φ(x), where the architecture allows it.
 
         It allows it if all spatial layers commute with τ (no stride-2 layer on an even width, see A.2.1) and no
         linear layer reads a feature map of more than one pixel; `net` itself is left as it is.
         """
-        twin = deepcopy(net)
-        for module in twin.modules():
-            if isinstance(module, nn.Conv2d):
-                module.weight.copy_(self.act(module.weight))
-        return twin
+        import torch
+
+        transformed = deepcopy(net)
+        with torch.no_grad():
+            for module in transformed.modules():
+                if isinstance(module, torch.nn.Conv2d):
+                    module.weight.copy_(self.act(module.weight))
+        return transformed
 
 
-HORIZONTAL_FLIP = Symmetry("horizontal_flip", 2, lambda spatial: spatial.flip(-1))
-VERTICAL_FLIP = Symmetry("vertical_flip", 2, lambda spatial: spatial.flip(-2))
-QUARTER_TURN = Symmetry("quarter_turn", 4, lambda spatial: spatial.rot90(1, (-2, -1)))
+HORIZONTAL_FLIP = Symmetry("horizontal_flip", 2, methodcaller("flip", -1))
+VERTICAL_FLIP = Symmetry("vertical_flip", 2, methodcaller("flip", -2))
+QUARTER_TURN = Symmetry("quarter_turn", 4, methodcaller("rot90", 1, (-2, -1)))
+SYMMETRIES = {symmetry.name: symmetry for symmetry in (HORIZONTAL_FLIP, VERTICAL_FLIP, QUARTER_TURN)}

@@ -1,9 +1,11 @@
-"""Images on the device: normalisation, random crop and flip of whole batches of uint8 images."""
+"""Images on the device: normalisation, random crop and random symmetry of whole batches of uint8 images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from relusym.symmetry import Symmetry
 
 # CIFAR10's channel statistics as REPAIR's notebook has them, in grey levels 0..255
 MEAN = (125.307, 122.961, 113.8575)
@@ -28,44 +30,53 @@ def normalise_imagenet(images: Tensor) -> Tensor:
     return normalise(images, IMAGENET_MEAN, IMAGENET_STD)
 
 
-class RandomCropFlip:
-    """Random crop after zero padding, and random horizontal flip, for every image on its own.
+def shuffled(
+    count: int, batch_size: int, random: torch.Generator, device: str | torch.device = "cpu"
+) -> tuple[Tensor, ...]:
+    """Indices of `count` images once in random order, int64 (batch_size,) a step; what is left over is dropped."""
+    order = torch.randperm(count, generator=random, device=random.device).to(device)
+    return order[: count // batch_size * batch_size].split(batch_size)
+
+
+def random_powers(uniform: Tensor, order: int) -> Tensor:
+    """Powers of a symmetry's generator τ, int64 in 0..order-1, from uniform random numbers in 0..1."""
+    return order - 1 - (uniform * order).long()
+
+
+class Augmented:
+    """Images with a random crop after zero padding and a random power of τ, drawn for every image on its own.
 
     Args:
         images: uint8 (N, H, W, 3), on the device that will train; kept padded, (N, H + 2p, W + 2p, 3).
         padding: p, pixels on each side; 0 leaves the crop out.
-        flip: whether each image is flipped with probability 1/2.
+        symmetry: whose powers are as likely as one another; None leaves them out.
+
+    Raises:
+        UserError: τ doesn't keep the images' shape.
     """
 
-    def __init__(self, images: Tensor, padding: int, flip: bool):
-        self.count, self.height, self.width = images.shape[:3]
-        self.padding, self.flip = padding, flip
+    def __init__(self, images: Tensor, padding: int, symmetry: Symmetry | None):
+        self.height, self.width = images.shape[1:3]
+        self.padding, self.symmetry = padding, symmetry
         padded = torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
         self.stride = padded.shape[2]
         self.image_stride = padded.shape[1] * self.stride
         self.pixels = padded.reshape(-1, 3)
+        rows, columns = (torch.arange(size, device=images.device) for size in (self.height, self.width))
+        grid = rows[:, None] * self.stride + columns
+        # (order, H·W): where the pixels of τᵏ of a crop lie, from its first pixel on
+        self.places = (symmetry.powers(grid) if symmetry else grid[None]).flatten(1)
 
-    def batch(self, index: Tensor, generator: torch.Generator) -> Tensor:
+    def batch(self, index: Tensor, random: torch.Generator) -> Tensor:
         """Normalised float32 images (B, 3, H, W), channels last, for the int64 `index` (B,) of images."""
         device, count = index.device, len(index)
         top, left = torch.randint(
-            2 * self.padding + 1, (2, count, 1), generator=generator, device=generator.device
+            2 * self.padding + 1, (2, count, 1), generator=random, device=random.device
         ).to(device, non_blocking=True)
-        rows = (top + torch.arange(self.height, device=device)) * self.stride
-        columns = torch.arange(self.width, device=device).expand(count, -1)
-        if self.flip:
-            mirrored = torch.rand((count, 1), generator=generator, device=generator.device) < 0.5
-            columns = torch.where(mirrored.to(device, non_blocking=True), self.width - 1 - columns, columns)
-        columns = columns + left
-        where = (index * self.image_stride)[:, None, None] + rows[:, :, None] + columns[:, None, :]
-        picked = self.pixels.index_select(0, where.flatten())
+        places = self.places
+        if self.symmetry:
+            drawn = torch.rand(count, generator=random, device=random.device)
+            places = places[random_powers(drawn, self.symmetry.order).to(device, non_blocking=True)]
+        first = (index * self.image_stride)[:, None] + top * self.stride + left
+        picked = self.pixels.index_select(0, (first + places).flatten())
         return normalise(picked.view(count, self.height, self.width, 3))
-
-    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images once in random order, as (index, images); a last incomplete batch is dropped."""
-        order = torch.randperm(self.count, generator=generator, device=generator.device).to(
-            self.pixels.device
-        )
-        for start in range(0, self.count - batch_size + 1, batch_size):
-            index = order[start : start + batch_size]
-            yield index, self.batch(index, generator)

@@ -1,126 +1,188 @@
-"""Where a ResNet's training gets its batches: small images kept on the device, or ImageNet's files."""
+"""Where a training gets its batches: small images kept on the device, or ImageNet's files."""
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from relusym.data.augmentation import Normalise, RandomCropFlip, normalise, normalise_imagenet
-from relusym.data.views import random_views, simsiam_transform, supervised_transform
+from relusym.data.augmentation import Augmented, Normalise, normalise, normalise_imagenet, shuffled
+from relusym.data.folder import image_folder
+from relusym.data.views import crop_transform, random_views, view_transform
 from relusym.errors import UserError
 from relusym.randomness import generator, stream
-from relusym.training.distributed import rank, world_size
+from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
+
+# one or two views of the images, float32 (B, 3, H, W), and labels (B,)
+Batch = tuple[tuple[Tensor, ...], Tensor]
 
 
 class Batches(Protocol):
-    """Where a training gets its batches: `steps` of them an epoch."""
+    """Where a training gets its batches.
 
+    Every process draws whole batches and takes its own share of each, so that any number of processes train on the same
+    images in the same order. What is drawn depends on the seed, the name and the epoch alone.
+
+    Attributes:
+        batch_size: images of all processes together; a last incomplete batch is dropped.
+        steps: batches an epoch.
+        classes: how many there are.
+    """
+
+    batch_size: int
     steps: int
+    classes: int
 
-    def epoch(self, number: int) -> Iterator["Batch"]:
-        """This process's share of every batch of an epoch, counted from 0."""
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """This process's share of the batches of an epoch, counted from 0, after the first `start` ones."""
         ...
 
 
-Batch = tuple[
-    tuple[Tensor, ...], Tensor
-]  # one or two views of the images, float32 (B, 3, H, W), and labels (B,)
+def _steps(count: int, batch_size: int) -> int:
+    if batch_size > count:
+        raise UserError(f"batch_size: {batch_size} is more than the {count} training images; make it smaller")
+    return count // batch_size
 
 
 class ImagesOnDevice:
-    """Batches of uint8 images that live on the device.
-
-    Every process draws the whole global batch and takes its own share, so that any number of processes train on the
-    same batches.
+    """Batches of uint8 images that live on the device; see `Batches`.
 
     Args:
         images, labels: uint8 (N, H, W, 3) and int64 (N,).
-        two_views: whether to give two random views of each image (SimSiam) or one crop and flip.
-        batch_size: images of all processes together; a last incomplete batch is dropped.
-        seed, name: every epoch draws from a stream of its own, named by both.
+        classes: how many there are.
+        views: 1, a crop after zero padding, or 2 random views as SimSiam's.
+        crop_padding: pixels on each side, for one view.
+        symmetry: of which each image gets a random power; None for none.
+        rank, processes: this process, from 0, and how many share each batch.
+
+    Raises:
+        UserError: a batch is larger than the set, or the symmetry doesn't keep the images' shape.
     """
 
     def __init__(
         self,
         images: Tensor,
         labels: Tensor,
-        two_views: bool,
+        classes: int,
+        *,
         batch_size: int,
-        crop_padding: int,
         seed: int,
         name: str,
+        views: int = 1,
+        crop_padding: int = 0,
+        symmetry: Symmetry | None = HORIZONTAL_FLIP,
+        rank: int = 0,
+        processes: int = 1,
     ):
-        self.images, self.labels, self.two_views = images, labels, two_views
-        self.augmented = RandomCropFlip(images, crop_padding, flip=True)
-        self.batch_size, self.seed, self.name = batch_size, seed, name
-        self.steps = len(images) // batch_size
+        self.images, self.labels, self.classes, self.views = images, labels, classes, views
+        self.batch_size, self.steps = batch_size, _steps(len(images), batch_size)
+        self.seed, self.name, self.symmetry = seed, name, symmetry
+        self.augmented = Augmented(images, crop_padding, symmetry)
+        self.share = slice(rank, None, processes)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """This process's share of every batch of an epoch."""
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """As in `Batches`; the first batches are drawn, too, for the random numbers after them."""
         random = generator(self.seed, self.name, "epoch", number)
-        order = torch.randperm(len(self.images), generator=random).to(self.images.device)
-        for index in order[: self.steps * self.batch_size].split(self.batch_size):
-            if self.two_views:
-                views = tuple(normalise(random_views(self.images[index], random)) for _ in range(2))
-            else:
-                views = (self.augmented.batch(index, random),)
-            mine = slice(rank(), None, world_size())
-            yield tuple(view[mine] for view in views), self.labels[index[mine]]
+        order = shuffled(len(self.images), self.batch_size, random, self.images.device)
+        return islice((self._batch(index, random) for index in order), start, None)
+
+    def _batch(self, index: Tensor, random: torch.Generator) -> Batch:
+        if self.views == 1:
+            views = (self.augmented.batch(index, random),)
+        else:
+            some = self.images[index]
+            views = tuple(normalise(random_views(some, random, self.symmetry)) for _ in range(self.views))
+        return tuple(view[self.share] for view in views), self.labels[index[self.share]]
 
 
 class ImageFiles:
-    """Batches of ImageNet's files, decoded and augmented by worker processes.
+    """Batches of ImageNet's files, decoded and augmented by worker processes; see `Batches`.
 
     Args:
         root: the folder with one folder a class.
-        two_views: whether to give two random views of each image (SimSiam) or one crop and flip.
-        batch_size: images of all processes together; a last incomplete batch is dropped.
+        size: of the images, in pixels.
+        views: 1, torchvision's random resized crop, or 2 random views as SimSiam's.
+        symmetry, rank, processes: as in `ImagesOnDevice`.
         workers: worker processes of each training process.
 
     Raises:
-        UserError: the folder is missing or has no images.
+        UserError: the folder is missing or has no images, or fewer than a batch.
     """
 
     def __init__(
         self,
         root: Path,
         size: int,
-        two_views: bool,
+        device: torch.device,
+        *,
         batch_size: int,
-        workers: int,
         seed: int,
         name: str,
-        device: torch.device,
+        views: int = 1,
+        symmetry: Symmetry | None = HORIZONTAL_FLIP,
+        workers: int = 0,
+        rank: int = 0,
+        processes: int = 1,
     ):
-        one = simsiam_transform(size) if two_views else supervised_transform(size)
-        dataset = image_folder(root, Views(one, 2 if two_views else 1))
-        self.sampler = torch.utils.data.DistributedSampler(
-            dataset, world_size(), rank(), seed=stream(seed, name) % 2**31, drop_last=True
-        )
-        self.loader = torch.utils.data.DataLoader(
-            dataset,
-            batch_size // world_size(),
-            sampler=self.sampler,
+        transform = (crop_transform if views == 1 else view_transform)(size, symmetry)
+        folder = image_folder(root, Views(transform, views))
+        self.batch_size, self.steps = batch_size, _steps(len(folder), batch_size)
+        self.classes, self.device = len(folder.classes), device
+        self.order = _Order(len(folder), batch_size, seed, name, slice(rank, None, processes))
+        self.loader = DataLoader(
+            _Drawn(folder, seed, name),
+            batch_sampler=self.order,
             num_workers=workers,
             pin_memory=device.type == "cuda",
-            drop_last=True,
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
-            generator=generator(seed, name, "workers", rank()),
+            generator=torch.Generator(),  # or it would draw from the global one
         )
-        self.classes, self.device, self.steps = dataset.classes, device, len(self.loader)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """This process's share of every batch of an epoch."""
-        self.sampler.set_epoch(number)
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """As in `Batches`; the first batches aren't read."""
+        self.order.epoch, self.order.start = number, start
         for views, labels in self.loader:
             yield (
                 tuple(on_device(view, self.device, normalise_imagenet) for view in views),
                 labels.to(self.device, non_blocking=True),
             )
+
+
+class _Order(Sampler):
+    """Which images, of which epoch, one process reads at each step."""
+
+    def __init__(self, count: int, batch_size: int, seed: int, name: str, share: slice):
+        self.count, self.batch_size, self.seed, self.name, self.share = count, batch_size, seed, name, share
+        self.epoch = self.start = 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        random = generator(self.seed, self.name, "epoch", self.epoch)
+        for index in shuffled(self.count, self.batch_size, random)[self.start :]:
+            yield [(self.epoch, image) for image in index[self.share].tolist()]
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size
+
+
+class _Drawn(Dataset):
+    """Images whose random views depend on seed, epoch and image alone, whichever process or worker reads them."""
+
+    def __init__(self, folder: Dataset, seed: int, name: str):
+        self.folder, self.seed, self.name = folder, seed, name
+
+    def __getitem__(self, which: tuple[int, int]) -> tuple[tuple[Tensor, ...], int]:
+        epoch, image = which
+        before = torch.get_rng_state()
+        torch.default_generator.manual_seed(stream(self.seed, self.name, "image", epoch, image))
+        try:
+            return self.folder[image]
+        finally:
+            torch.set_rng_state(before)
 
 
 def on_device(view: Tensor, device: torch.device, normalise: Normalise) -> Tensor:
@@ -132,38 +194,8 @@ def on_device(view: Tensor, device: torch.device, normalise: Normalise) -> Tenso
 class Views:
     """A transform that gives so many random views of an image."""
 
-    def __init__(self, transform: nn.Module, count: int):
+    def __init__(self, transform: nn.Module | Callable, count: int):
         self.transform, self.count = transform, count
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, ...]:
         return tuple(self.transform(image) for _ in range(self.count))
-
-
-def image_folder(root: Path, transform: Callable):
-    """torchvision's ImageFolder; unreadable images are named.
-
-    Raises:
-        UserError: the folder is missing or has no images.
-    """
-    from torchvision.datasets import ImageFolder  # here, since it doubles the start-up of every job
-
-    try:
-        return ImageFolder(str(root), transform, loader=open_image)
-    except (FileNotFoundError, OSError) as error:
-        raise UserError(
-            f"ImageNet's folder {root} can't be used ({error}): set imagenet.root to the folder that holds "
-            "train/<class>/ and val/<class>/"
-        ) from error
-
-
-def open_image(path: str) -> Image.Image:
-    """An image file as RGB.
-
-    Raises:
-        UserError: it can't be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"image {path} can't be read ({error}): replace or remove it") from error

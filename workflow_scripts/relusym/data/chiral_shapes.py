@@ -7,12 +7,13 @@ orientations, and a net must learn each of them twice or an equivalent of both a
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
-from relusym.data.image_set import ImageSet
+from relusym.data.image_set import ImageSet, save
 from relusym.randomness import generator
 
 SIZE = 32
@@ -126,3 +127,8 @@ def _split(name: str, count: int, seed: int) -> ImageSet:
     labels = (torch.arange(count) % len(CLASSES))[torch.randperm(count, generator=random)]
     images = torch.cat([render(draw(some, random)) for some in labels.split(CHUNK)])
     return ImageSet(images, labels, CLASSES, f"generated chiral shapes, seed {seed}")
+
+
+def prepare(to: Path, *, train_images: int, test_images: int, seed: int, workers: int, key: str) -> None:
+    """Write generated images; see `generate`."""
+    save(to, *generate(train_images, test_images, seed))

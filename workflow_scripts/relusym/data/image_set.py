@@ -1,16 +1,23 @@
 """Data sets of labelled images, prepared once: one file of uint8 arrays, never decoded again."""
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from relusym import checkpoint
+from relusym.data import digest
 from relusym.errors import UserError
+
+__all__ = ["ImageSet", "SplitHash", "digest", "header", "load", "resized", "save", "subset"]
+
+SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -27,26 +34,76 @@ class ImageSet:
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
-    source: str
+    source: str = ""
+
+
+class SplitHash:
+    """SHA-256 of a split's classes, labels and images, which may come in pieces."""
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = ()
+        self.count, self.labels, self.images = 0, hashlib.sha256(), hashlib.sha256()
+
+    def update(self, images: np.ndarray, labels: np.ndarray) -> "SplitHash":
+        """Add uint8 (B, H, W, 3) and int64 (B,)."""
+        self.count, self.shape = self.count + len(labels), images.shape[1:]
+        self.images.update(np.ascontiguousarray(images).reshape(-1))
+        self.labels.update(np.ascontiguousarray(labels, "<i8"))
+        return self
+
+    def hexdigest(self, classes: Iterable[str]) -> str:
+        """Of all that was added."""
+        about = [*classes], [self.count, *self.shape], self.labels.hexdigest(), self.images.hexdigest()
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+
+def header(classes: Iterable[str], splits: dict[str, str]) -> dict[str, Any]:
+    """What a prepared file's header says: the classes, the splits' digests, and the digest of the whole."""
+    whole = hashlib.sha256("".join(splits[split] for split in SPLITS).encode()).hexdigest()
+    return {"classes": [*classes], "splits": splits, "digest": whole}
 
 
 def save(path: str | Path, train: ImageSet, test: ImageSet) -> None:
     """Write both splits to one file, whole or not at all."""
-    splits = {"train": train, "test": test}
+    splits = dict(zip(SPLITS, (train, test), strict=True))
     tensors = {f"{name}_images": split.images for name, split in splits.items()}
     tensors |= {f"{name}_labels": split.labels for name, split in splits.items()}
-    checkpoint.save(path, tensors, {"classes": train.classes, "source": train.source})
+    digests = {name: _digest(split) for name, split in splits.items()}
+    checkpoint.save(path, tensors, header(train.classes, digests))
 
 
-def load(path: str | Path, split: str, device: str | torch.device = "cpu") -> ImageSet:
-    """Read one split, "train" or "test", of what `save` wrote.
+def load(
+    path: str | Path, split: str, device: str | torch.device = "cpu", source: str | None = None
+) -> ImageSet:
+    """Read one split, "train" or "test", of what `save` wrote, and check that nothing of it has changed.
+
+    Args:
+        source: what records and tables call the data; None: the file's name.
 
     Raises:
-        UserError: the file is missing, truncated or foreign.
+        UserError: the file is missing, truncated, foreign or changed.
     """
     names = f"{split}_images", f"{split}_labels"
-    tensors, about = checkpoint.load(path, device, names)
-    return ImageSet(*(tensors[name] for name in names), tuple(about["classes"]), about["source"])
+    tensors, about = checkpoint.load(path, "cpu", names)
+    changed = UserError(
+        f"{path} isn't what was prepared (changed or damaged): delete it, and it is prepared again"
+    )
+    try:
+        images = ImageSet(*(tensors[name] for name in names), tuple(about["classes"]))
+        if about != header(images.classes, about["splits"]) or about["splits"][split] != _digest(images):
+            raise changed
+    except (KeyError, TypeError) as error:
+        raise changed from error
+    return replace(
+        images,
+        images=images.images.to(device),
+        labels=images.labels.to(device),
+        source=Path(path).stem if source is None else source,
+    )
+
+
+def _digest(split: ImageSet) -> str:
+    return SplitHash().update(split.images.cpu().numpy(), split.labels.cpu().numpy()).hexdigest(split.classes)
 
 
 def subset(images: ImageSet, count: int | None, seed: int) -> ImageSet:
@@ -78,86 +135,3 @@ def resized(images: ImageSet, size: int) -> ImageSet:
     ]
     pixels = torch.cat([some.round().to(torch.uint8) for some in scaled])
     return replace(images, images=pixels.permute(0, 2, 3, 1).contiguous())
-
-
-def from_torchvision_cifar10(root: str | Path, download: bool = True) -> tuple[ImageSet, ImageSet]:
-    """CIFAR10 as torchvision has it; downloaded to `root` on first use.
-
-    Raises:
-        UserError: it isn't there and can't be downloaded, or the download is damaged.
-    """
-    from torchvision.datasets import CIFAR10  # here, since it doubles the start-up of every job
-
-    try:
-        splits = [CIFAR10(str(root), train=train, download=download) for train in (True, False)]
-    except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"CIFAR10 can't be had from {root} ({error}): download it there, or set cifar10.source: folder"
-        ) from error
-    train, test = (
-        ImageSet(torch.from_numpy(s.data), torch.tensor(s.targets), tuple(s.classes), "CIFAR10")
-        for s in splits
-    )
-    return train, test
-
-
-def from_folder(root: str | Path, train: str = "train", test: str = "test") -> tuple[ImageSet, ImageSet]:
-    """Images in ImageFolder layout, <root>/<split>/<class>/<image>; classes and images in the order of their names.
-
-    Raises:
-        UserError: a folder is missing or empty, the splits have other classes, an image is unreadable or of another
-            size than the first; each named.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise UserError(
-            f"data folder {root} is missing: set cifar10.root to the folder that holds {train}/ and {test}/"
-        )
-    classes = {split: _classes(root / split) for split in (train, test)}
-    if classes[train] != classes[test]:
-        differing = sorted(set(classes[train]) ^ set(classes[test]))
-        raise UserError(
-            f"data folder {root}: {train} and {test} differ in the classes {', '.join(differing)}"
-        )
-    splits = [_read(root / split, classes[split], str(root)) for split in (train, test)]
-    if splits[0].images.shape[1:] != splits[1].images.shape[1:]:
-        raise UserError(f"data folder {root}: images of {train} and {test} differ in size")
-    return splits[0], splits[1]
-
-
-def _classes(split: Path) -> list[str]:
-    if not split.is_dir():
-        raise UserError(
-            f"data folder {split} is missing: set cifar10.train and cifar10.test to the splits' folders"
-        )
-    names = sorted(folder.name for folder in split.iterdir() if folder.is_dir())
-    if not names:
-        raise UserError(f"data folder {split} is empty: it should hold one folder a class")
-    return names
-
-
-def _read(split: Path, classes: Iterable[str], source: str) -> ImageSet:
-    from torchvision.datasets.folder import IMG_EXTENSIONS  # here, since it doubles the start-up of every job
-
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        found = sorted(path for path in (split / name).iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
-        if not found:
-            raise UserError(f"data folder {split / name} holds no images")
-        paths += found
-        labels += [label] * len(found)
-    # in one thread: with images this small, several only wait for the interpreter's lock
-    arrays = [_decode(path) for path in paths]
-    for path, array in zip(paths, arrays, strict=True):
-        if array.shape != arrays[0].shape:
-            sizes = ["×".join(map(str, a.shape[1::-1])) for a in (array, arrays[0])]
-            raise UserError(f"image {path} is {sizes[0]} pixels, not {sizes[1]} as {paths[0]}")
-    return ImageSet(torch.from_numpy(np.stack(arrays)), torch.tensor(labels), tuple(classes), source)
-
-
-def _decode(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"image {path} can't be read ({error}): replace or remove it") from error

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from relusym.data.batches import image_folder
+from relusym.data.folder import image_folder
+from relusym.data.image_set import SPLITS, SplitHash, header
 from relusym.errors import UserError
 from relusym.randomness import generator
 from relusym.records import write_whole
@@ -23,21 +24,25 @@ BATCH = 64  # images that a worker decodes before it hands them over
 
 
 def prepare(
-    train: Path,
-    val: Path,
     to: Path,
     *,
+    root: str,
+    train: str,
+    val: str,
     resize: int,
     size: int,
     train_images: int,
     seed: int,
-    source: str,
     workers: int,
+    key: str,
 ) -> None:
     """Write a file as `image_set.save` does: a seeded choice of the training images, and all validation images.
 
     Each is resized to `resize` on its shorter side and cropped to `size` × `size` at its centre, as torchvision's
     presets for evaluation do. The file is written as it grows, and later mapped into memory, not read into it.
+
+    Args:
+        root, train, val: the folder of both splits, and theirs in it.
 
     Raises:
         UserError: a folder is missing, the splits differ in their classes, or there are fewer training images.
@@ -45,29 +50,34 @@ def prepare(
     from torchvision.transforms import v2  # here, since it doubles the start-up of every job
 
     transform = v2.Compose([v2.Resize(resize), v2.CenterCrop(size), v2.PILToTensor()])
-    splits = {"train": image_folder(train, transform), "test": image_folder(val, transform)}
+    folders = {split: Path(root) / folder for split, folder in zip(SPLITS, (train, val), strict=True)}
+    splits = {split: image_folder(folder, transform, key) for split, folder in folders.items()}
     classes = splits["train"].classes
     if differing := sorted(set(classes) ^ set(splits["test"].classes)):
         raise UserError(
-            f"ImageNet: {train} and {val} differ in {len(differing)} classes, such as {differing[0]}"
+            f"ImageNet: {folders['train']} and {folders['test']} differ in {len(differing)} classes, such as "
+            f"{differing[0]}"
         )
     have = len(splits["train"])
     if train_images > have:
         raise UserError(
-            f"{train_images:,} images are asked for, but {train} has only {have:,}: ask for fewer"
+            f"{train_images:,} images are asked for, but {folders['train']} has only {have:,}: ask for fewer"
         )
     order = torch.randperm(have, generator=generator(seed, "ImageNet", "chosen images"))[:train_images]
     chosen = {"train": Subset(splits["train"], order.tolist()), "test": splits["test"]}
     layout = {f"{split}_labels": ("int64", (len(some),)) for split, some in chosen.items()}
     layout |= {f"{split}_images": ("uint8", (len(some), size, size, 3)) for split, some in chosen.items()}
-    about = {"classes": classes, "source": f"{source}, resized to {resize}, cropped to {size}"}
+    about = header(classes, dict.fromkeys(SPLITS, "0" * 64))  # the digests are known at the end
     with _in_pieces(to, layout, about) as arrays:
         for split, some in chosen.items():
-            done = 0
+            done, digest = 0, SplitHash()
             for images, labels in DataLoader(some, BATCH, num_workers=workers, collate_fn=_collate):
                 part = slice(done, done + len(labels))
                 arrays[f"{split}_images"][part], arrays[f"{split}_labels"][part] = images, labels
+                digest.update(images.numpy(), labels.numpy())
                 done += len(labels)
+            about["splits"][split] = digest.hexdigest(classes)
+        about |= header(classes, about["splits"])
 
 
 def _collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
@@ -83,31 +93,36 @@ def _in_pieces(
 
     Args:
         layout: name → type ("uint8" or "int64") and shape; int64 ones first, so that all are aligned.
-        about: as in `checkpoint.save`.
+        about: as in `checkpoint.save`; may change until the end, but not in length.
 
     Raises:
         UserError: the disk is full or the folder can't be written.
     """
-    names = {"uint8": "U8", "int64": "I64"}  # in safetensors' headers
-    header: dict[str, Any] = {"__metadata__": {"relusym": json.dumps(about)}}
+    types = {"uint8": "U8", "int64": "I64"}  # in safetensors' headers
+    entries: dict[str, Any] = {}
     offset = 0
     for name, (dtype, shape) in layout.items():
         end = offset + math.prod(shape) * np.dtype(dtype).itemsize
-        header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": [offset, end]}
+        entries[name] = {"dtype": types[dtype], "shape": shape, "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    start = 8 + len(text)
+
+    def head() -> bytes:
+        text = json.dumps({"__metadata__": {"relusym": json.dumps(about)}, **entries}).encode()
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+    start = len(head())
     with write_whole(path) as part:
         with part.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
             if hasattr(os, "posix_fallocate"):  # a full disk shows here, not as a crash later
-                os.posix_fallocate(file.fileno(), start, offset)
+                os.posix_fallocate(file.fileno(), 0, start + offset)
             file.truncate(start + offset)
         arrays = {
-            name: np.memmap(part, dtype, "r+", start + header[name]["data_offsets"][0], shape)
+            name: np.memmap(part, dtype, "r+", start + entries[name]["data_offsets"][0], shape)
             for name, (dtype, shape) in layout.items()
         }
         yield arrays
         for array in arrays.values():
             array.flush()
+        with part.open("r+b") as file:
+            file.write(head())

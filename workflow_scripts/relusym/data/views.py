@@ -4,6 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 
+from relusym.data.augmentation import random_powers
+from relusym.symmetry import Symmetry
+
 CROP_AREA = (0.2, 1.0)  # share of the image, as in SimSiam
 CROP_RATIO = (3 / 4, 4 / 3)
 JITTER = 0.4  # of brightness, contrast and saturation
@@ -13,14 +16,28 @@ BLUR_SHARE, BLUR = 0.5, (0.1, 2.0)  # and the range of its standard deviation, i
 LUMA = (0.299, 0.587, 0.114)
 
 
-def supervised_transform(size: int) -> nn.Module:
-    """torchvision's reference for training: random resized crop and flip; PIL image → uint8 (3, size, size)."""
+class RandomPower(nn.Module):
+    """A random power of a symmetry's generator, of an image (3, H, H) of torchvision's transforms."""
+
+    def __init__(self, symmetry: Symmetry):
+        super().__init__()
+        self.symmetry = symmetry
+
+    def forward(self, image: Tensor) -> Tensor:
+        for _ in range(int(random_powers(torch.rand(()), self.symmetry.order))):
+            image = self.symmetry.act(image)
+        return image
+
+
+def crop_transform(size: int, symmetry: Symmetry | None) -> nn.Module:
+    """torchvision's reference for training: random resized crop and symmetry; PIL image → uint8 (3, size, size)."""
     from torchvision.transforms import v2  # here, since it doubles the start-up of every job
 
-    return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    power = [RandomPower(symmetry)] if symmetry else []
+    return v2.Compose([v2.RandomResizedCrop(size), v2.PILToTensor(), *power])
 
 
-def simsiam_transform(size: int) -> nn.Module:
+def view_transform(size: int, symmetry: Symmetry | None) -> nn.Module:
     """SimSiam's augmentation, drawn anew at each call; PIL image → uint8 (3, size, size)."""
     from torchvision.transforms import v2
 
@@ -32,8 +49,8 @@ def simsiam_transform(size: int) -> nn.Module:
             v2.RandomApply([jitter], JITTER_SHARE),
             v2.RandomGrayscale(GREY_SHARE),
             v2.RandomApply([blur], BLUR_SHARE),
-            v2.RandomHorizontalFlip(),
             v2.PILToTensor(),
+            *([RandomPower(symmetry)] if symmetry else []),
         ]
     )
 
@@ -50,8 +67,10 @@ class Draws:
         return (drawn * (high - low) + low).to(self.device, non_blocking=True)
 
 
-def random_crops(images: Tensor, generator: torch.Generator, area: tuple[float, float]) -> Tensor:
-    """A random resized crop and flip of each image, as torchvision's for one image.
+def random_crops(
+    images: Tensor, generator: torch.Generator, area: tuple[float, float], symmetry: Symmetry | None
+) -> Tensor:
+    """A random resized crop and random power of τ of each image, as torchvision's for one image.
 
     torchvision's transforms draw once for a whole batch, and one by one they are slower than small nets train; these
     draw for every image on its own.
@@ -59,6 +78,7 @@ def random_crops(images: Tensor, generator: torch.Generator, area: tuple[float, 
     Args:
         images: uint8 (B, H, W, 3).
         area: range of the crop's share of the image.
+        symmetry: its generator is τ; None leaves it out.
 
     Returns:
         float32 (B, H, W, 3) in 0..255.
@@ -67,9 +87,10 @@ def random_crops(images: Tensor, generator: torch.Generator, area: tuple[float, 
     share, ratio = uniform(*area), torch.exp(uniform(*torch.tensor(CROP_RATIO).log().tolist()))
     across, along = (share * ratio).sqrt().clamp(max=1), (share / ratio).sqrt().clamp(max=1)
     x, y = (1 - across) * uniform(-1, 1), (1 - along) * uniform(-1, 1)
-    mirrored = torch.where(uniform(0, 1) < 0.5, -across, across)
-    zero = torch.zeros_like(x)
-    crop = torch.stack([mirrored, zero, x, zero, along, y], 1).view(count, 2, 3)
+    crop = torch.diag_embed(torch.stack([across, along], 1))
+    if symmetry:
+        crop = crop @ _powers(uniform(0, 1), symmetry)
+    crop = torch.cat([crop, torch.stack([x, y], 1)[:, :, None]], 2)
     return grid_sample(
         images.float().permute(0, 3, 1, 2),
         affine_grid(crop, [count, 3, height, width], align_corners=False),
@@ -78,12 +99,20 @@ def random_crops(images: Tensor, generator: torch.Generator, area: tuple[float, 
     ).permute(0, 2, 3, 1)
 
 
-def random_views(images: Tensor, generator: torch.Generator) -> Tensor:
-    """One random view of each image: resized crop, flip, colour jitter, grey (SimSiam's, without hue and blur).
+def _powers(drawn: Tensor, symmetry: Symmetry) -> Tensor:
+    """A random power of τ for each image, as the matrix (B, 2, 2) that takes coordinates (x, y) in -1..1."""
+    y, x = torch.meshgrid(*[torch.arange(-1.0, 2, device=drawn.device)] * 2, indexing="ij")
+    x, y = symmetry.powers(x), symmetry.powers(y)  # (order, 3, 3): where each of nine pixels comes from
+    powers = torch.stack([x[:, 1, 2], x[:, 2, 1], y[:, 1, 2], y[:, 2, 1]], 1).view(-1, 2, 2)
+    return powers[random_powers(drawn, symmetry.order)]
+
+
+def random_views(images: Tensor, generator: torch.Generator, symmetry: Symmetry | None) -> Tensor:
+    """One random view of each image: resized crop, symmetry, colour jitter, grey (SimSiam's, without hue and blur).
 
     Arguments and result as in `random_crops`.
     """
-    view, uniform = random_crops(images, generator, CROP_AREA), Draws(images, generator).uniform
+    view, uniform = random_crops(images, generator, CROP_AREA, symmetry), Draws(images, generator).uniform
     luma = view.new_tensor(LUMA)
     brightness, contrast, saturation = uniform(1 - JITTER, 1 + JITTER, 3).unbind(1)
     jittered = view * brightness[:, None, None, None]

@@ -46,7 +46,9 @@ def _one_of(key: str, given: str, allowed) -> None:
 
 
 def _check_data(key: str, data: dict, config: dict) -> None:
-    _one_of(f"{key}.dataset", data["dataset"], ("generated", "cifar10", "imagenet", *config.get("datasets", {})))
+    _one_of(
+        f"{key}.dataset", data["dataset"], ("generated", "cifar10", "imagenet", *config.get("datasets", {}))
+    )
     generated = data["dataset"] == "generated"
     if generated and (data["train_images"] is None or "test_images" not in data):
         raise UserError(f"{key}: generated images need numbers train_images and test_images")
@@ -95,7 +97,10 @@ def _check_model(settings: Settings, model: Model) -> None:
     _one_of(f"{key('merging')}.matching", given["merging"]["matching"], merging.MATCHINGS)
     for stage in model.recipe:
         how = model.stage(stage)
-        for name in (*NEEDED["training"], *(("dimensions", "bottleneck") if how["objective"] == "simsiam" else ())):
+        for name in (
+            *NEEDED["training"],
+            *(("dimensions", "bottleneck") if how["objective"] == "simsiam" else ()),
+        ):
             if name not in how:
                 raise UserError(f"{key(stage)}: the key {name!r} is missing")
         _one_of(f"{key(stage)}.objective", how["objective"], OBJECTIVES)
@@ -111,7 +116,8 @@ def _check_model(settings: Settings, model: Model) -> None:
         resize, size = given["data"].get("resize") or 0, given["image_size"]
         if size is None or resize < size:
             raise UserError(
-                f"{key('data')}.resize: {resize or None} given; a crop of {size} pixels ({model.id}) needs at least as many"
+                f"{key('data')}.resize: {resize or None} given; a crop of {size} pixels ({model.id}) needs at least "
+                "as many"
             )
     if given.get("paper") is not None and given["paper"] not in set(paper_values.table(5)["method"]):
         raise UserError(f"{model.key}.paper: the paper's Table 5 has no row {given['paper']!r}")

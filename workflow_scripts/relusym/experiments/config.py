@@ -58,7 +58,9 @@ def validate(config: dict[str, Any]) -> None:
     Raises:
         UserError: names the key, what was given and what is allowed.
     """
-    schema = yaml.safe_load(files("relusym.experiments").joinpath("config.schema.yaml").read_text(encoding="utf-8"))
+    schema = yaml.safe_load(
+        files("relusym.experiments").joinpath("config.schema.yaml").read_text(encoding="utf-8")
+    )
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(config))
     if error is not None:
         raise UserError(_one_line(error))

@@ -53,5 +53,3 @@ class Costs:
                 "peak_memory_mb": round(peak, 1),
             },
         }
-
-

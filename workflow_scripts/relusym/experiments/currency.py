@@ -26,7 +26,9 @@ def difference(made: Any, wanted: Any, default: Any = DEFAULTS, path: str = "") 
     if not (isinstance(made, dict) and isinstance(wanted, dict)):
         if isinstance(made, list) and isinstance(wanted, list) and len(made) == len(wanted):
             pairs = enumerate(zip(made, wanted, strict=True))
-            return next((found for i, (a, b) in pairs if (found := difference(a, b, DEFAULTS, f"{path}{i}."))), None)
+            return next(
+                (found for i, (a, b) in pairs if (found := difference(a, b, DEFAULTS, f"{path}{i}."))), None
+            )
         return None if made == wanted else path.rstrip(".")
     for key in dict.fromkeys([*wanted, *made]):
         below = default.get(key) if isinstance(default, dict) else None
@@ -59,7 +61,9 @@ def stale(
         return f"made with another {where}"
     if record.get("status") == "absent":
         return "what it needs couldn't be had"
-    for made, now in zip(record["inputs"].get("checkpoints", []) if checkpoints else [], checkpoints, strict=False):
+    for made, now in zip(
+        record["inputs"].get("checkpoints", []) if checkpoints else [], checkpoints, strict=False
+    ):
         if now is not None and made != now:
             return "made from another checkpoint than its net's record names"
     if record["kind"] == "flip_merge" and record["outputs"]["filters"] != filters:

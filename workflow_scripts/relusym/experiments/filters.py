@@ -1,4 +1,4 @@
-"""Filters of a net and of its permuted flipped net: small arrays beside the record, so that figures need no checkpoint."""
+"""Filters of a net and of its permuted flipped net: small arrays beside the record, so that figures need no net."""
 
 import numpy as np
 import torch
@@ -39,7 +39,12 @@ def filter_arrays(
     """
     groups = channel_groups(net, image_shape)
     given = {name: torch.tensor(permutation) for name, permutation in permutations.items()}
-    group_of = {place.tensor.removesuffix(".weight"): group.name for group in groups for place in group.places if place.dim == 0}
+    group_of = {
+        place.tensor.removesuffix(".weight"): group.name
+        for group in groups
+        for place in group.places
+        if place.dim == 0
+    }
     arrays, constraint = {}, {}
     for number, (conv, pair) in enumerate(filters_and_matches(net, symmetry, groups, given).items()):
         name = conv.removeprefix("features.")

@@ -11,7 +11,13 @@ from relusym import checkpoint, nets
 from relusym.data import image_set
 from relusym.experiments.costs import Costs
 from relusym.experiments.filters import filter_arrays
-from relusym.experiments.nets_and_images import check_images, normalise_of, test_images, trained_net, training_images
+from relusym.experiments.nets_and_images import (
+    check_images,
+    normalise_of,
+    test_images,
+    trained_net,
+    training_images,
+)
 from relusym.merging.images import Images
 from relusym.merging.invariance import invariance_error
 from relusym.merging.merge import Merge, flip_merge, merge
@@ -59,14 +65,22 @@ def merge_record(
         trained_net(*paths, wanted, device)
         for *paths, wanted in zip(checkpoints, trained, settings["trained"], strict=True)
     ]
-    left_out = [f"{model}-{seed} is {train['status']}" for (model, seed), (_, train) in zip(names, loaded, strict=True) if train["status"] != "ok"]
+    left_out = [
+        f"{model}-{seed} is {train['status']}"
+        for (model, seed), (_, train) in zip(names, loaded, strict=True)
+        if train["status"] != "ok"
+    ]
     record: Record = {
         "kind": "flip_merge" if flip else "pair_merge",
         "status": "left_out" if left_out else "ok",
         "reason": left_out[0] if left_out else None,
         **_named(names),
         "settings": settings,
-        "inputs": {"data": check_images(data, in_use), "source": label, "checkpoints": [sha256(path) for path in checkpoints]},
+        "inputs": {
+            "data": check_images(data, in_use),
+            "source": label,
+            "checkpoints": [sha256(path) for path in checkpoints],
+        },
         "outputs": {},
     }
     arrays: dict[str, np.ndarray] = {}
@@ -88,7 +102,9 @@ def merge_record(
             some = image_set.subset(images, settings["invariance_images"], stream(seed, model, "invariance"))
             record["invariance_error"] = invariance_error(loaded[0][0], read(some), symmetry)
             merged: Merge = flip_merge(*plain, *operands, symmetry=symmetry, **how)
-            arrays, constraint = filter_arrays(plain[0], symmetry, merged.permutations, matched.shape, settings["projection_seed"])
+            arrays, constraint = filter_arrays(
+                plain[0], symmetry, merged.permutations, matched.shape, settings["projection_seed"]
+            )
             about["kernel_constraint"] = constraint
         else:
             merged = merge(*plain, *operands, **how)
@@ -104,7 +120,11 @@ def _named(names: list[tuple[str, int]]) -> Record:
     if len(names) == 1:
         return dict(zip(("model", "seed"), names[0], strict=True))
     keys = ("model_1", "seed_1"), ("model_2", "seed_2")
-    return {key: part for pair, name in zip(keys, names, strict=True) for key, part in zip(pair, name, strict=True)}
+    return {
+        key: part
+        for pair, name in zip(keys, names, strict=True)
+        for key, part in zip(pair, name, strict=True)
+    }
 
 
 def kernel_constraint(net: nn.Module) -> float:

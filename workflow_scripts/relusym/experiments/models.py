@@ -84,9 +84,13 @@ def resolved(config: Section) -> dict[str, Model]:
                 raise UserError(f"{key}.{id_}.family: {family!r} is none of {', '.join(families)}")
             given = laid_over(shared, families.get(family, {}), entry)
             known = nets.options(given["network"].get("architecture"))
-            own = entry.get("network", {})  # of other sections' options, those of another architecture don't count
+            own = entry.get(
+                "network", {}
+            )  # of other sections' options, those of another architecture don't count
             given["network"] = {
-                key: value for key, value in given["network"].items() if key in known or key in {"architecture", *own}
+                key: value
+                for key, value in given["network"].items()
+                if key in known or key in {"architecture", *own}
             }
             seeds = given["seeds"] if given["seeds"] is not None else scale["seeds"]
             found[id_] = Model(id_, f"{key}.{id_}", given, seed_list(seeds))

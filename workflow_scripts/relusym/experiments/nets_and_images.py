@@ -28,8 +28,8 @@ def check_images(data: Path, in_use: tuple[str, str] | None) -> str:
     found = digest(data)
     if in_use is not None and found != in_use[0]:
         raise UserError(
-            f"{data} holds other images than record {in_use[1]} was made from: name those images in the config, or move the "
-            "records away to begin anew"
+            f"{data} holds other images than record {in_use[1]} was made from: name those images in the config, or move "
+            "the records away to begin anew"
         )
     return found
 
@@ -38,7 +38,9 @@ def training_images(data: Path, settings: Record, label: str, device: torch.devi
     """The images that a net trains on and is matched on: all, or a seeded choice, at the net's size."""
     images = image_set.load(data, "train", device, source=label)
     if settings["dataset"] != "imagenet":  # whose file holds the choice alone
-        images = _sized(image_set.subset(images, settings["train_images"], settings["seed"]), settings["size"])
+        images = _sized(
+            image_set.subset(images, settings["train_images"], settings["seed"]), settings["size"]
+        )
     return images
 
 
@@ -84,7 +86,9 @@ def trained_net(path: Path, record: Path, settings: Record, device: torch.device
     trained = read_record(record)
     if sha256(path) != trained["outputs"]["checkpoint"]:
         load_net(path, device)  # says so if it is damaged
-        raise UserError(f"checkpoint {path} isn't the one that {record} names: delete it, and it is made again")
+        raise UserError(
+            f"checkpoint {path} isn't the one that {record} names: delete it, and it is made again"
+        )
     net, about = load_net(path, device)
     if about["settings"] != settings:
         raise UserError(f"checkpoint {path} was made with other settings: delete it, and it is made again")

@@ -91,7 +91,9 @@ class Results:
         """The records that this run is about; those of models that aren't at hand are left out."""
         absent = self.settings.absent
         jobs = self._jobs(self.settings).items()
-        return {record for record, job in jobs if not {net[0].partition(".")[0] for net in job.nets} & {*absent}}
+        return {
+            record for record, job in jobs if not {net[0].partition(".")[0] for net in job.nets} & {*absent}
+        }
 
     def _jobs(self, settings: Settings) -> dict[str, Job]:
         train, flip, pair = cache(settings.train), cache(settings.flip_merge), cache(settings.pair_merge)
@@ -105,7 +107,10 @@ class Results:
                 record = self.record("flip_merge", net, matching=matching)
                 found[record] = Job("flip_merge", flip(net[0], matching), (net,), matching, prepared(net[0]))
             for nets in settings.pairs:
-                record, how = self.record("pair_merge", *nets, matching=matching), pair(nets[0][0], nets[1][0], matching)
+                record, how = (
+                    self.record("pair_merge", *nets, matching=matching),
+                    pair(nets[0][0], nets[1][0], matching),
+                )
                 found[record] = Job("pair_merge", how, nets, matching, prepared(nets[0][0]))
         for statement in STATEMENTS:
             found[self.other_record("theory", statement)] = Job("theory", settings.theory(statement))
@@ -113,7 +118,7 @@ class Results:
         return found | {self.other_record("flipped_training", "flipped_training"): figure3}
 
     def inputs(self, path: str) -> dict[str, Any]:
-        """The files that the job of a record reads: images, and the nets that it merges or starts from with their records."""
+        """The files that the job of a record reads: images, nets that it merges or starts from, and their records."""
         job = self.jobs[path]
         inputs: dict[str, Any] = {"data": job.prepared} if job.prepared else {}
         nets = job.nets
@@ -175,19 +180,25 @@ class Results:
     # ---- which images
 
     def images_in_use(self, prepared: str) -> tuple[str, str] | None:
-        """The content digest of the images that current records were made from, and one of these; None if there are none.
+        """The content digest of the images that current records were made from, and one of these; None without any.
 
         Args:
             prepared: the file of prepared images that the records' jobs read.
         """
         for path, job in self.jobs.items():
-            if job.prepared == prepared and self.reason(path) is None and (digest := self.read(path)["inputs"].get("data")):
+            if (
+                job.prepared == prepared
+                and self.reason(path) is None
+                and (digest := self.read(path)["inputs"].get("data"))
+            ):
                 return digest, path
         return None
 
     def other_images(self, prepared: str) -> str | None:
-        """One line on current records that were made from other images than `prepared` holds, or, as long as it isn't there,
-        than the config names; None if there are none."""
+        """One line on current records that were made from other images than `prepared` holds; None if there are none.
+
+        As long as the images aren't prepared, they are told apart by their labels.
+        """
         used = self.images_in_use(prepared)
         if used is None:
             return None
@@ -197,6 +208,6 @@ class Results:
         if digest == digest_of(prepared) if Path(prepared).exists() else source == label:
             return None
         return (
-            f"records of {self.folder} such as {path} were made from other images ({source}) than this config names ({label}): "
-            f"name those images in the config, root and label, or move {self.folder} away to begin anew"
+            f"records of {self.folder} such as {path} were made from other images ({source}) than this config names "
+            f"({label}): name those images in the config, root and label, or move {self.folder} away to begin anew"
         )

@@ -130,7 +130,9 @@ class Settings:
         """All that the making of a net depends on, its seed aside."""
         model, stage = self.model_of(unit), self.stage_of(unit)
         given = model.given
-        data = {key: value for key, value in given["data"].items() if key != "resize"}  # of measurements alone
+        data = {
+            key: value for key, value in given["data"].items() if key != "resize"
+        }  # of measurements alone
         settings = {
             "data": {**data, "size": given["image_size"]},
             "network": given["network"],
@@ -173,7 +175,11 @@ class Settings:
         """All that the two trainings of Figure 3 depend on."""
         training = {key: self._scale["training"][key] for key in ("momentum", "weight_decay", "crop_padding")}
         network = {key: value for key, value in self._scale["network"].items() if key != "group_convs"}
-        return {"data": self._scale["data"], "network": network, "training": {**training, **self.config["flipped_training"]}}
+        return {
+            "data": self._scale["data"],
+            "network": network,
+            "training": {**training, **self.config["flipped_training"]},
+        }
 
     # ---- the images
 
@@ -183,7 +189,13 @@ class Settings:
             return {"source": GENERATED, "label": "generated chiral shapes"}
         if dataset == IMAGENET:
             given = self.config["imagenet"]
-            return {"source": IMAGENET, "root": given["root"], "train": given["train"], "test": given["val"], "label": given["label"]}
+            return {
+                "source": IMAGENET,
+                "root": given["root"],
+                "train": given["train"],
+                "test": given["val"],
+                "label": given["label"],
+            }
         return self.config["cifar10"] if dataset == "cifar10" else self.config["datasets"][dataset]
 
     def label(self, model: str | None = None) -> str:
@@ -196,7 +208,7 @@ class Settings:
         return self.models[model].given["data"] if model else self._scale["data"]
 
     def prepared(self, model: str | None = None) -> str:
-        """The name of the file of prepared images that a model (or the scale) reads: another source has another file."""
+        """The name of the file of prepared images that a model (or the scale) reads; each source has its own."""
         data = self._data(model)
         if data["dataset"] == GENERATED:
             return f"generated-{data['train_images']}-{data['test_images']}-{data['seed']}"
@@ -210,7 +222,9 @@ class Settings:
 
     def preparation(self, prepared: str) -> tuple[Section, str]:
         """How the file of that name is prepared, as `data.prepare` takes it, and where the config has it."""
-        model = next(model for model in (None, *self.models) if self._reads(model) and self.prepared(model) == prepared)
+        model = next(
+            model for model in (None, *self.models) if self._reads(model) and self.prepared(model) == prepared
+        )
         given, source = self._data(model), self.source(self._data(model)["dataset"])
         if source["source"] == GENERATED:
             sizes = {key: given[key] for key in ("train_images", "test_images", "seed")}
@@ -220,8 +234,18 @@ class Settings:
             return {"kind": "torchvision_cifar10", **spec}, "cifar10"
         if source["source"] == IMAGENET:
             one = self.models[model].given
-            spec |= {"train": source["train"], "val": source["test"], "resize": given["resize"], "seed": given["seed"]}
-            return {"kind": IMAGENET, **spec, "size": one["image_size"], "train_images": one["merging"]["images"]}, IMAGENET
+            spec |= {
+                "train": source["train"],
+                "val": source["test"],
+                "resize": given["resize"],
+                "seed": given["seed"],
+            }
+            return {
+                "kind": IMAGENET,
+                **spec,
+                "size": one["image_size"],
+                "train_images": one["merging"]["images"],
+            }, IMAGENET
         key = given["dataset"] if given["dataset"] == "cifar10" else f"datasets.{given['dataset']}"
         return {"kind": "folder", **spec, "train": source["train"], "test": source["test"]}, key
 
@@ -251,7 +275,9 @@ class Settings:
         if model.given["data"]["dataset"] == IMAGENET:
             for folder in self.imagenet.values():
                 if not Path(folder).is_dir():
-                    return f"ImageNet is not at {folder}: set imagenet.root to the folder with train/ and val/"
+                    return (
+                        f"ImageNet is not at {folder}: set imagenet.root to the folder with train/ and val/"
+                    )
         for file in model.files:
             if not Path(file).is_file():
                 return f"the checkpoint {file} is missing: set {model.key}.weights.file"
@@ -287,5 +313,7 @@ class Settings:
         """What Tables 3 and 5 say of a model besides its measurements; its config goes before its paper's row."""
         given, row = self.models[model].given, self.paper_row(model)
         says = paper_values.table(5).set_index("method").loc[row] if row else {}
-        flags = {key: given.get(key, says.get(key) == "yes") for key in ("trained_by_authors", "self_supervised")}
+        flags = {
+            key: given.get(key, says.get(key) == "yes") for key in ("trained_by_authors", "self_supervised")
+        }
         return {"name": self.models[model].name, **flags, "image_size": given["image_size"], "paper": row}

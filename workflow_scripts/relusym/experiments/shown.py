@@ -50,7 +50,9 @@ def about(settings: Settings, name: str) -> About:
     given: dict[str, Callable[[], About]] = {
         "table1": lambda: {
             "models": of_table2,
-            "descriptions": {model: settings.models[model].given.get("description", "") for model in of_table2},
+            "descriptions": {
+                model: settings.models[model].given.get("description", "") for model in of_table2
+            },
             "notes": notes(settings, of_table2),
         },
         "table2": lambda: {"models": of_table2, "notes": notes(settings, of_table2)},
@@ -139,8 +141,8 @@ def notes(settings: Settings, models: list[str]) -> list[str]:
     options += [f"{key} {value}" for key, value in network.items() if key != "group_convs"]
     images = "all" if data["train_images"] is None else f"{data['train_images']:,}"
     lines = [
-        f"Scale {settings.scale}: {data['dataset']} data, {images} training images; {', '.join([architecture, *options])}; "
-        f"seeds {', '.join(map(str, first.seeds)) if len(first.seeds) < 3 else f'{first.seeds[0]}-{first.seeds[-1]}'}"
+        f"Scale {settings.scale}: {data['dataset']} data, {images} training images; "
+        f"{', '.join([architecture, *options])}; seeds {', '.join(map(str, first.seeds)) if len(first.seeds) < 3 else f'{first.seeds[0]}-{first.seeds[-1]}'}"
     ]
     trained = [settings.models[model] for model in models]
     stages = {stage: model for model in trained for stage in model.recipe}
@@ -156,10 +158,12 @@ def notes(settings: Settings, models: list[str]) -> list[str]:
         f"Channels matched and REPAIR's statistics taken on {matched}; invariance error over "
         f"{merging['invariance_images']:,} training images"
     )
-    sizes = [model.given["image_size"] for model in trained if model.given["network"]["architecture"] == "resnet"]
+    sizes = [
+        model.given["image_size"] for model in trained if model.given["network"]["architecture"] == "resnet"
+    ]
     if data["dataset"] != "imagenet" and any(size and size % 2 == 0 for size in sizes):
         lines.append(
-            "At an even size the five strides of a flipped net are off by up to 31 pixels in all: that is the whole image "
-            "here and a seventh of it at 224, so accuracies fall further and barriers can be negative"
+            "At an even size the five strides of a flipped net are off by up to 31 pixels in all: that is the whole "
+            "image here and a seventh of it at 224, so accuracies fall further and barriers can be negative"
         )
     return lines

@@ -19,7 +19,7 @@ from relusym.randomness import stream
 from relusym.records import read_record, sha256
 from relusym.symmetry import SYMMETRIES
 from relusym.training.distributed import local_device, rank, world_size
-from relusym.training.loop import Training, autocast_to, train
+from relusym.training.loop import autocast_to, train
 from relusym.training.progress import Progress
 from relusym.training.recipe import Recipe
 
@@ -62,8 +62,8 @@ def train_record(
         state, interrupted, report: see `loop.train`; the state is removed once the checkpoint is written.
 
     Returns:
-        the record. Its status is "diverged" if the loss became non-finite, "degenerate" if the test accuracy is no better
-        than chance (the paper's footnote 3), else "ok".
+        the record. Its status is "diverged" if the loss became non-finite, "degenerate" if the test accuracy is no
+        better than chance (the paper's footnote 3), else "ok".
 
     Raises:
         UserError: the images are damaged or others, or fewer than a batch; `start` isn't the net that `started` names.
@@ -87,16 +87,27 @@ def train_record(
     else:
         images = training_images(data, settings["data"], label, device)
         classes = len(images.classes)
-        batches = ImagesOnDevice(images.images, images.labels, classes, crop_padding=recipe.crop_padding, **how)
+        batches = ImagesOnDevice(
+            images.images, images.labels, classes, crop_padding=recipe.crop_padding, **how
+        )
     torch.manual_seed(stream(seed, unit, "weights"))
     net = nets.build(settings["network"], batches.classes, symmetry)
     if start:
         inputs["start"] = sha256(start)
         if inputs["start"] != read_record(started)["outputs"]["checkpoint"]:
-            raise UserError(f"checkpoint {start} isn't the one that {started} names: delete it, and it is made again")
+            raise UserError(
+                f"checkpoint {start} isn't the one that {started} names: delete it, and it is made again"
+            )
         nets.load_backbone(net, checkpoint.load(start)[0])
     training = train(
-        net, batches, recipe, device=device, symmetry=symmetry, state=state, interrupted=interrupted, report=report
+        net,
+        batches,
+        recipe,
+        device=device,
+        symmetry=symmetry,
+        state=state,
+        interrupted=interrupted,
+        report=report,
     )
     precision = str(autocast_to(recipe.precision, device)).removeprefix("torch.")
     made = {"precision": precision, "history": training.history, "data_wait_share": training.data_wait_share}

@@ -24,7 +24,9 @@ def run(job: dict[str, Any], interrupted: Callable[[], bool]) -> dict[str, Any]:
     """`train_record` of such arguments."""
     given = {key: Path(value) if key in PATHS and value else value for key, value in job.items()}
     report = Reporter(f"{job['unit']}-{job['seed']}", sys.stdout)
-    return train_record(**{**given, "device": device_of(job["device"])}, interrupted=interrupted, report=report)
+    return train_record(
+        **{**given, "device": device_of(job["device"])}, interrupted=interrupted, report=report
+    )
 
 
 if __name__ == "__main__":

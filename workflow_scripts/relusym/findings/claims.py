@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from relusym.findings import About, Inputs, frames, origins
 from relusym import paper_values
+from relusym.findings import About, Inputs, frames, origins
 from relusym.findings.evidence import (
     HELD,
     NOT_HELD,

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from relusym import paper_values
 from relusym.errors import UserError
 from relusym.findings import About, Inputs, Record, measurements
-from relusym import paper_values
 from relusym.findings.filters import Filters, read_filters
 from relusym.findings.origins import check_agreement, nets_of
 from relusym.records import read_record

@@ -1,7 +1,7 @@
 """What a table or figure was made from: a note beside it, by which a later run sees whether it still shows the same.
 
-The note holds a fingerprint of the config's part, the code of this room and the bytes of every file that was read, and the
-hash of every file that was written, in the format of `sha256sum -c`.
+The note holds a fingerprint of the config's part, the code of this room and the bytes of every file that was read,
+and the hash of every file that was written, in the format of `sha256sum -c`.
 """
 
 import hashlib
@@ -51,6 +51,8 @@ def is_current(path: str | Path, made_from: str | None) -> bool:
     try:
         first, *rest = Path(path).read_text(encoding="utf-8").splitlines()
         written = dict(reversed(line.split("  ", 1)) for line in rest)
-        return first == f"# made from {made_from}" and all(sha256(file) == known for file, known in written.items())
+        return first == f"# made from {made_from}" and all(
+            sha256(file) == known for file, known in written.items()
+        )
     except (OSError, ValueError):
         return False

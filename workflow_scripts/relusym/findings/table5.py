@@ -12,8 +12,8 @@ from itertools import chain
 
 import pandas as pd
 
-from relusym.findings import About, Inputs, Record, measurements, origins
 from relusym import paper_values
+from relusym.findings import About, Inputs, Record, measurements, origins
 from relusym.findings.frames import nets, summary
 from relusym.findings.layout import Layout
 

@@ -7,11 +7,6 @@ from relusym.merging.images import Images, device_of
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
 
-def invariance_loss(logits: Tensor, logits_moved: Tensor) -> Tensor:
-    """Mean over the batch of ‖Φ(x) − Φ(τx)‖₂; both arguments (B, classes). Shape ()."""
-    return torch.linalg.vector_norm(logits - logits_moved, dim=1).mean()
-
-
 def relative_invariance_error(logits: Tensor, logits_moved: Tensor) -> Tensor:
     """‖Φ(x) − Φ(τx)‖ / (½‖Φ(x)‖ + ½‖Φ(τx)‖) for each image; (B, classes) twice → (B,)."""
     norm = torch.linalg.vector_norm

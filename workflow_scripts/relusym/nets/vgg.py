@@ -14,37 +14,44 @@ INITIALIZATIONS = ("pytorch", "he")
 
 
 class VGG11(nn.Module):
-    """VGG11 without batch norm for 32×32 images: eight 3×3 convs, five 2×2 max pools, one linear layer.
+    """VGG11 for 32×32 images: eight 3×3 convs, five 2×2 max pools, one linear layer.
 
     Args:
         width: factor on all channel counts (1 is the paper's); each must come out whole and even.
         group_convs: how many of the eight convs, from the first on, are group convs with regular channels:
             0 is the paper's CNN, 8 its GCNN, 2 its PGCNN.
         classes: number of logits.
-        symmetry: the group of the group convs.
+        symmetry: the group of the group convs; None: the horizontal flip.
         initialization: "pytorch" leaves PyTorch's own initial values, as the public VGG11 notebook does; "he" draws
             conv weights from N(0, 2 / fan_in) with zero biases, which keeps the signal's size through the ReLUs.
+        batch_norm: whether a batch norm follows each conv; not with group convs.
 
-    Layers: `features.conv1` … `features.conv8` (with `relu…`, `pool…`), `pool` (over orientations; only after eight
-    group convs) and `classifier`.
+    Layers: `features.conv1` … `features.conv8` (with `norm…`, `relu…`, `pool…`), `pool` (over orientations; only after
+    eight group convs) and `classifier`.
 
     Raises:
         ValueError: a width or number of group convs that doesn't fit.
     """
+
+    head = "classifier"
 
     def __init__(
         self,
         width: float = 1.0,
         group_convs: int = 0,
         classes: int = 10,
-        symmetry: Symmetry = HORIZONTAL_FLIP,
+        symmetry: Symmetry | None = None,
         initialization: str = "pytorch",
+        batch_norm: bool = False,
     ):
         super().__init__()
+        symmetry = symmetry or HORIZONTAL_FLIP
         if initialization not in INITIALIZATIONS:
             raise ValueError(f"initialization is {initialization!r}, not one of {', '.join(INITIALIZATIONS)}")
         if not 0 <= group_convs <= len(CHANNELS):
             raise ValueError(f"group_convs is {group_convs}, not in 0..{len(CHANNELS)}")
+        if batch_norm and group_convs:
+            raise ValueError(f"group_convs is {group_convs}, but batch norm needs plain convs: make it 0")
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels = 3
         for i, full in enumerate(CHANNELS, start=1):
@@ -56,6 +63,8 @@ class VGG11(nn.Module):
             else:
                 group_conv = LiftingConv2d if i == 1 else RegularConv2d
                 layers[f"conv{i}"] = group_conv(channels, out, symmetry=symmetry)
+            if batch_norm:
+                layers[f"norm{i}"] = nn.BatchNorm2d(out)
             layers[f"relu{i}"] = nn.ReLU(inplace=True)
             if i in POOL_AFTER:
                 layers[f"pool{i}"] = nn.MaxPool2d(2)
@@ -78,6 +87,8 @@ class VGG11(nn.Module):
     @torch.no_grad()
     def to_plain(self) -> "VGG11":
         """An ordinary VGG11 with the same function: group convs written out, orientation pool in the linear layer."""
+        if self.group_convs == 0:
+            return self
         plain = VGG11(self.width, 0, self.classes, self.symmetry)
         for name, module in self.features.named_children():
             if isinstance(module, RegularConv2d):
@@ -90,3 +101,13 @@ class VGG11(nn.Module):
         plain.classifier.weight.copy_(weight)
         plain.classifier.bias.copy_(self.classifier.bias)
         return plain.to(weight.device).train(self.training)
+
+
+def vgg11_bn(
+    width: float = 1.0,
+    classes: int = 10,
+    symmetry: Symmetry | None = None,
+    initialization: str = "pytorch",
+) -> VGG11:
+    """VGG11 with a batch norm after each conv; arguments as of `VGG11`."""
+    return VGG11(width, 0, classes, symmetry, initialization, batch_norm=True)

@@ -1,4 +1,4 @@
-"""ResNet checkpoints from elsewhere: fetched once, read without running code, brought to torchvision's names."""
+"""ResNet weights from elsewhere: fetched once, read without running code, brought to torchvision's names."""
 
 import pickle
 import re
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from relusym.errors import UserError
-from relusym.nets.resnet import build
+from relusym.nets import build
 from relusym.records import sha256, write_whole
 
 State = dict[str, Tensor]
@@ -33,7 +33,7 @@ LINEAR_HEAD = re.compile(r"(?:module\.)?(?:linear|fc)\.(weight|bias)")
 TIMEOUT_S = 60
 
 
-class NotAtHandError(UserError):
+class UnavailableError(UserError):
     """A checkpoint that can't be had now; another time it may be."""
 
 
@@ -67,7 +67,7 @@ def fetch(url: str, folder: Path, say: Callable[[str], None] = print) -> Path:
     be the same. A file that is not (truncated, changed) is fetched again.
 
     Raises:
-        NotAtHandError: it can't be downloaded.
+        UnavailableError: it can't be downloaded.
         UserError: what comes down is truncated, no checkpoint, or not what was first used.
     """
     path = folder / url.partition("://")[2].lstrip("/")
@@ -94,7 +94,7 @@ def download(url: str, path: Path) -> None:
     """Write what is at `url` to `path`, whole or not at all.
 
     Raises:
-        NotAtHandError: the server can't be reached, or doesn't have it.
+        UnavailableError: the server can't be reached, or doesn't have it.
         UserError: it ends before its length.
     """
     try:
@@ -109,8 +109,8 @@ def download(url: str, path: Path) -> None:
                 )
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
-        raise NotAtHandError(
-            f"{url} can't be downloaded ({reason}): try again, or set the row's `file`"
+        raise UnavailableError(
+            f"{url} can't be downloaded ({reason}): try again, or set its `weights.file`"
         ) from error
 
 
@@ -118,7 +118,7 @@ def from_torchvision(name: str, folder: Path, say: Callable[[str], None] = print
     """torchvision's ResNet50 weights by their name in its enum, through its own loader, and the file they are in.
 
     Raises:
-        NotAtHandError: they can't be downloaded.
+        UnavailableError: they can't be downloaded.
         UserError: torchvision has no such weights, or what came down has another hash than its name says.
     """
     from torchvision.models import get_weight
@@ -135,8 +135,9 @@ def from_torchvision(name: str, folder: Path, say: Callable[[str], None] = print
             progress=False, check_hash=True, weights_only=True, map_location="cpu", model_dir=str(folder)
         )
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise NotAtHandError(
-            f"{weights.url} can't be downloaded ({getattr(error, 'reason', error)}): try again, or set the row's `file`"
+        raise UnavailableError(
+            f"{weights.url} can't be downloaded ({getattr(error, 'reason', error)}): try again, or set its "
+            "`weights.file`"
         ) from error
     except RuntimeError as error:
         path.unlink(missing_ok=True)
@@ -174,7 +175,7 @@ def to_torchvision(
 
     Args:
         files: name and contents of each: a whole net, or a backbone and a linear head.
-        network: the config's `network` section, which tells what tensors the net has.
+        network: the config's `network` section.
         layout: one of `PREFIXES`, or "auto" for any of them.
 
     Returns:
@@ -205,7 +206,7 @@ def to_torchvision(
             continue
         if layout not in ("auto", found):
             raise UserError(
-                f"checkpoint {name} is in the layout {found}, not {layout}: set the row's `layout`"
+                f"checkpoint {name} is in the layout {found}, not {layout}: set its `weights.layout`"
             )
         prefix = PREFIXES[found]
         for key, tensor in tensors.items():
@@ -235,33 +236,36 @@ def _fitting(state: State, network: dict[str, Any], names: str) -> State:
         ],
     }
     if any(wrong.values()):
-        told = "; ".join(f"{how}: {', '.join(keys)}" for how, keys in wrong.items() if keys)
-        raise UserError(f"checkpoint {names} doesn't fit the net: {told}")
+        named = "; ".join(f"{how}: {', '.join(keys)}" for how, keys in wrong.items() if keys)
+        raise UserError(f"checkpoint {names} doesn't fit the net: {named}")
     return {key: state[key] for key in expected}
 
 
 def gather(
-    weights: dict[str, Any], folder: Path, say: Callable[[str], None] = print
+    weights: dict[str, Any], network: dict[str, Any], folder: Path, say: Callable[[str], None] = print
 ) -> tuple[State, dict[str, Any]]:
-    """A row's net from where its config says, and what to keep about it: its files' hashes, what was dropped.
+    """A net's weights from where its config says, and what to keep about them: `classes`, `files`, `dropped`.
 
     Args:
-        weights: as `ResNetSettings.weights` gives them.
+        weights: the config's `weights` section: `file` (a path or several), `urls`, or `torchvision` (a name in its
+            enum); `layout` as in `to_torchvision`.
+        network: the config's `network` section.
         folder: where downloads are kept.
+
+    Raises:
+        UnavailableError: they can't be downloaded.
+        UserError: what is there isn't such a net.
     """
-    if weights.get("file"):
-        given = weights["file"]
-        paths = [Path(path) for path in ([given] if isinstance(given, str) else given)]
-    elif weights["source"] == "download":
-        paths = [fetch(url, folder, say) for url in weights["urls"]]
-    elif weights["source"] == "torchvision":
-        state, path = from_torchvision(weights["weights"], folder, say)
-        files, paths = [(path.name, state)], [path]
+    if file := weights.get("file"):
+        paths = [Path(path) for path in ([file] if isinstance(file, str) else file)]
+    elif urls := weights.get("urls"):
+        paths = [fetch(url, folder, say) for url in urls]
     else:
-        raise NotAtHandError("no checkpoint is at hand: set the row's `file`")
-    if weights.get("source") != "torchvision":
+        state, path = from_torchvision(weights["torchvision"], folder, say)
+        files, paths = [(path.name, state)], [path]
+    if "torchvision" not in weights:
         files = [(str(path), read_tensors(path)) for path in paths]
-    state, dropped = to_torchvision(files, weights["network"], weights["layout"])
+    state, dropped = to_torchvision(files, network, weights.get("layout", "auto"))
     return state, {
         "classes": len(state["fc.weight"]),
         "files": {path.name: sha256(path) for path in paths},

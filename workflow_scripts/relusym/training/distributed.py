@@ -1,24 +1,25 @@
-"""Several processes on one node that train one net: starting them, and telling how they ended."""
+"""Several processes on one node that train one net: starting them, ending them, and what became of them."""
 
 import json
 import os
-import re
-import subprocess
+import signal
 import sys
 import tempfile
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 
-from relusym.errors import UserError
+from relusym.errors import Interrupted, UserError
+from relusym.records import write_record
 
-SCRIPTS = Path(__file__).parents[1]
-ENDED = re.compile(r"exitcode\s*:\s*(-?\d+)")
-USER_ERROR = re.compile(r"UserError: (.*)")
+ASK_S = 0.2  # between two questions whether to end
 
 
 def rank() -> int:
@@ -36,68 +37,136 @@ def local_device(device: torch.device) -> torch.device:
     return torch.device("cuda", rank()) if device.type == "cuda" and world_size() > 1 else device
 
 
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean over all processes, of the same shape; no copy if there is one."""
+    if world_size() == 1:
+        return values
+    values = values.clone()
+    distributed.all_reduce(values)
+    return values / world_size()
+
+
+def any_process(answer: bool) -> bool:
+    """Whether the answer of any process is yes; the same in all."""
+    if world_size() == 1:
+        return answer
+    answers = torch.tensor(int(answer))  # on the CPU, so that no GPU waits
+    distributed.all_reduce(answers, distributed.ReduceOp.MAX)
+    return bool(answers)
+
+
+def launch(
+    module: str,
+    job: dict[str, Any],
+    processes: int,
+    restarts: int = 0,
+    *,
+    gpus: bool = False,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Run `python -m module` in several processes, which call `work`; what the first one's function returns.
+
+    If one process dies, the others are ended, and all of them start again together up to `restarts` times. What they
+    print goes to stdout and stderr.
+
+    Args:
+        job: JSON; the argument of that function.
+        gpus: whether each process has a GPU of its own, see `local_device`.
+        interrupted: asked all the time; after a yes (or any exception here) the processes are asked to end.
+
+    Raises:
+        Interrupted: `interrupted` said yes, and the processes saved their state.
+        UserError: a process raised one, or the processes failed more often than they may be restarted.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    with tempfile.TemporaryDirectory() as folder:
+        given, result, end = (Path(folder) / name for name in ("given.json", "result.json", "end"))
+        paths = {"result": str(result), "end": str(end)}
+        about = {"job": job, "gpus": gpus, "launcher": os.getpid(), **paths}
+        given.write_text(json.dumps(about), encoding="utf-8")
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            max_restarts=restarts,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            logs_specs=DefaultLogsSpecs(log_dir=folder, tee=Std.ALL),
+            log_line_prefix_template="[${rank}] ",
+        )
+        # in a thread, where torch leaves this process's signal handlers as they are
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(elastic_launch(config, sys.executable), "-m", module, str(given))
+            try:
+                while not wait([running], ASK_S).done:
+                    if interrupted():
+                        end.touch()
+            finally:
+                end.touch()
+        try:
+            running.result()
+        except ChildFailedError as error:
+            raise UserError(_why(error, processes)) from error
+        returned = json.loads(result.read_text(encoding="utf-8"))
+    if "interrupted" in returned:
+        raise Interrupted(returned["interrupted"])
+    return returned["returned"]
+
+
+def _why(error: ChildFailedError, processes: int) -> str:
+    """One line on why processes failed: a user's error, or how the first one died."""
+    for failure in error.failures.values():
+        message = failure.error_file_data["message"]
+        kind, _, text = (message["message"] if isinstance(message, dict) else message).partition(": ")
+        if kind.endswith("UserError") and text:
+            return text
+    # one that was killed goes before those that lost their connection to it
+    first = min(error.failures.values(), key=lambda failure: (failure.exitcode >= 0, failure.timestamp))
+    how = f"was killed (signal {-first.exitcode})" if first.exitcode < 0 else f"failed ({first.exitcode})"
+    return (
+        f"one of the {processes} training processes {how}, and the others were ended: the log has its last words; "
+        "run again, and the training goes on from the last saved epoch"
+    )
+
+
+@record
+def work(run: Callable[[dict[str, Any], Callable[[], bool]], dict[str, Any]]) -> None:
+    """What a module that `launch` starts calls: `run` with the job and the question whether to end.
+
+    What the first process's `run` returns is what `launch` returns; in it, `rank` and `world_size` are set.
+    """
+    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # a scheduler may warn all processes: the launcher asks
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)  # each process has its GPU, or shares the cores
+
+    def interrupted() -> bool:
+        return os.getppid() != given["launcher"] or Path(given["end"]).exists()
+
+    with _process_group(given["gpus"]):
+        try:
+            outcome = {"returned": run(given["job"], interrupted)}
+        except Interrupted as error:
+            outcome = {"interrupted": str(error)}
+        if rank() == 0:
+            write_record(given["result"], outcome)
+
+
 @contextmanager
-def process_group(device: torch.device):
-    """Join the processes that torchrun started together."""
-    # torchrun keeps its store when it starts the processes again; without a prefix they would wait for the dead ones
+def _process_group(gpus: bool) -> Iterator[None]:
+    """Join the processes that were started together."""
+    # torch keeps the store when it starts the processes again; without a prefix they would wait for the dead ones
     store, number, world = next(distributed.rendezvous("env://"))
-    store = distributed.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    store = distributed.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     distributed.init_process_group(backend, store=store, rank=number, world_size=world)
-    if device.type == "cuda":
+    if gpus:
         torch.cuda.set_device(rank())
     try:
         yield
     finally:
         distributed.destroy_process_group()
-
-
-def launch(
-    module: str, job: dict[str, Any], processes: int, restarts: int, say: Callable[[str], None] = print
-) -> dict[str, Any]:
-    """Run `python -m module <job's file>` in several processes under torchrun; what rank 0 wrote to job["result"].
-
-    If one process dies, torchrun ends the others, and starts all of them together up to `restarts` times.
-
-    Args:
-        job: JSON; "result" is added.
-        say: is given every line that the processes print.
-
-    Raises:
-        UserError: the processes failed more often than they may be restarted.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        result, given = Path(folder) / "result.json", Path(folder) / "job.json"
-        given.write_text(json.dumps({**job, "result": str(result)}), encoding="utf-8")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "-m", module, str(given)]
-        paths = [str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-        surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-        lines = []
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=surroundings
-        ) as running:
-            try:
-                for line in running.stdout:
-                    say(line.rstrip("\n"))
-                    lines.append(line)
-            except BaseException:  # told to end: so are the processes
-                running.terminate()
-                raise
-        if running.returncode == 0:
-            return json.loads(result.read_text(encoding="utf-8"))
-    raise UserError(how_it_ended("".join(lines), processes))
-
-
-def how_it_ended(output: str, processes: int) -> str:
-    """One line on why processes under torchrun failed, from what they printed: a user's error, or how one died."""
-    if told := USER_ERROR.search(output):
-        return told[1]
-    code = next(iter(ENDED.findall(output)), None)
-    how = (
-        f"was killed (signal {code[1:]})" if code and code[0] == "-" else f"failed ({code or 'no exit code'})"
-    )
-    return (
-        f"one of the {processes} training processes {how}, and the others were ended: the log has its last words; "
-        "run again, and the training goes on from the last saved epoch"
-    )

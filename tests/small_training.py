@@ -1,0 +1,81 @@
+"""A small training of each family of nets: images, nets, recipes; what several tests share."""
+
+from pathlib import Path
+
+import torch
+
+from relusym import checkpoint, nets
+from relusym.data.batches import ImagesOnDevice
+from relusym.data.chiral_shapes import generate
+from relusym.data.image_set import ImageSet, resized
+from relusym.symmetry import HORIZONTAL_FLIP
+from relusym.training.distributed import rank, world_size
+from relusym.training.loop import Training, train
+from relusym.training.recipe import Recipe
+
+CPU = torch.device("cpu")
+VGG = {"architecture": "vgg11", "width": 1 / 32, "initialization": "he"}
+RESNET = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1], "width": 0.125}
+
+VGG_RECIPE = Recipe(
+    epochs=3,
+    batch_size=20,
+    learning_rate=0.02,
+    weight_decay=5e-4,
+    warmup_epochs=1,
+    crop_padding=2,
+    invariance_weight=0.3,
+    invariance_from=0.4,
+)
+RESNET_RECIPE = Recipe(
+    epochs=2,
+    batch_size=40,
+    learning_rate=0.1 * 40 / 256,
+    schedule="cosine",
+    weight_decay=5e-4,
+    crop_padding=2,
+    precision="float32",
+    dimensions=32,
+    bottleneck=8,
+)
+
+
+def small_images(count: int = 200, size: int = 32) -> ImageSet:
+    return resized(generate(count, 10, 0)[0], size)
+
+
+def small_net(network=VGG, seed: int = 0, **options):
+    torch.manual_seed(seed)
+    return nets.build(network | options, 10)
+
+
+def batches_of(images: ImageSet, recipe: Recipe, symmetry=HORIZONTAL_FLIP) -> ImagesOnDevice:
+    return ImagesOnDevice(
+        images.images,
+        images.labels,
+        len(images.classes),
+        batch_size=recipe.batch_size,
+        seed=0,
+        name="net",
+        views=recipe.views,
+        crop_padding=recipe.crop_padding,
+        symmetry=symmetry if recipe.augmentation else None,
+        rank=rank(),
+        processes=world_size(),
+    )
+
+
+def train_on(images: ImageSet, net, recipe: Recipe, **how) -> Training:
+    return train(net, batches_of(images, recipe), recipe, device=CPU, **how)
+
+
+def assert_same(one, other, tolerance: float = 0) -> None:
+    """State dicts with the same tensors."""
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=0, atol=tolerance, msg=name)
+
+
+def saved(path: str | Path):
+    """A checkpoint's tensors."""
+    return checkpoint.load(path)[0]

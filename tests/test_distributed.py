@@ -1,0 +1,110 @@
+"""Several processes that train one net."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_training import assert_same, saved
+from training_worker import run
+
+from relusym import checkpoint
+from relusym.errors import UserError
+from relusym.training.distributed import launch
+
+
+@pytest.fixture(autouse=True)
+def worker_is_found(monkeypatch, pytestconfig):
+    paths = [Path(__file__).parent, pytestconfig.rootpath / "workflow_scripts"]
+    monkeypatch.setenv("PYTHONPATH", ":".join(map(str, paths)))
+
+
+@pytest.fixture
+def job(tmp_path):
+    state = str(tmp_path / "state.safetensors")
+    return {"folder": str(tmp_path), "to": str(tmp_path / "net.safetensors"), "state": state}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process gets from the batches of which two processes each take a half."""
+    folder = tmp_path_factory.mktemp("alone")
+    run({"folder": str(folder), "to": str(folder / "net.safetensors"), "state": None})
+    return saved(folder / "net.safetensors")
+
+
+def test_two_processes_equal_one_on_the_same_global_batch(job, alone):
+    assert launch("training_worker", job, 2) == {"epochs": 3}
+    assert_same(alone, saved(job["to"]), 1e-5)
+
+
+def test_a_killed_process_ends_the_job_with_one_line_and_the_next_run_goes_on(job, alone):
+    (Path(job["folder"]) / "kill").touch()
+    with pytest.raises(
+        UserError, match=r"one of the 2 training processes was killed \(signal 9\).*goes on"
+    ) as said:
+        launch("training_worker", job, 2)
+    assert "\n" not in str(said.value)
+    assert len(checkpoint.load(job["state"])[1]["history"]) == 2
+    launch("training_worker", job, 2)
+    assert_same(alone, saved(job["to"]), 1e-5)
+
+
+def test_all_processes_start_again_together_after_a_kill(job, alone):
+    (Path(job["folder"]) / "kill").touch()
+    launch("training_worker", job, 2, 1)
+    assert not (Path(job["folder"]) / "kill").exists()
+    assert_same(alone, saved(job["to"]), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("user error", r"^image a\.jpg can't be read: replace it$"),
+        ("exit", r"^one of the 2 training processes failed \(3\), "),
+    ],
+)
+def test_what_a_process_fails_of_is_said_in_one_line(job, file, said):
+    (Path(job["folder"]) / file).touch()
+    with pytest.raises(UserError, match=said):
+        launch("training_worker", job, 2)
+
+
+LAUNCHER = """
+import json, sys
+from relusym.jobs.interruption import Interruption
+from relusym.training.distributed import launch
+with Interruption() as interrupted:
+    launch("training_worker", json.loads(sys.argv[1]), 2, 3, interrupted=interrupted)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+def test_when_the_launcher_is_warned_or_dies_all_processes_stop_at_one_step_and_the_next_run_goes_on_from_it(
+    job, alone, number
+):
+    folder, state = Path(job["folder"]), Path(job["state"])
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, json.dumps(job)], stderr=subprocess.PIPE, text=True
+    )
+    (folder / "wait").touch()  # in the second epoch, for the end
+    while not (folder / "is waiting").exists():
+        assert launcher.poll() is None
+        time.sleep(0.01)
+    launcher.send_signal(number)
+    launcher.wait(timeout=60)
+    assert launcher.returncode != 0
+    if number == signal.SIGTERM:
+        said = launcher.stderr.read().splitlines()[-1]
+        assert said.startswith("relusym.errors.Interrupted: interrupted in epoch 1.33 of 3")
+    (folder / "wait").unlink()
+    deadline = time.monotonic() + 60
+    while checkpoint.load(state)[1]["step"] == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    about = checkpoint.load(state)[1]
+    assert (len(about["history"]), about["step"]) == (1, 2)
+    launch("training_worker", job, 2)
+    assert_same(alone, saved(job["to"]), 1e-5)

@@ -1,0 +1,55 @@
+"""ResNets for CIFAR10: ResNet20 and its kin (He et al. 2016, section 4.2), with 1×1 convs on the shortcuts."""
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+from relusym.symmetry import Symmetry
+
+CHANNELS = (16, 32, 64)
+
+
+class CIFARResNet(nn.Module):
+    """A 3×3 stem and three stages of basic blocks; the second and third begin with stride 2.
+
+    Args:
+        blocks: in each stage; 3 make ResNet20, 9 make ResNet56.
+        width: factor on all channel counts.
+        classes: number of logits.
+        symmetry: unused, since it has no group convs.
+
+    Layers: named as in torchvision's ResNets.
+    """
+
+    head = "fc"
+
+    def __init__(
+        self, blocks: int = 3, width: float = 1.0, classes: int = 10, symmetry: Symmetry | None = None
+    ):
+        super().__init__()
+        channels = [max(1, round(full * width)) for full in CHANNELS]
+        self.conv1 = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels[0])
+        self.relu = nn.ReLU(inplace=True)
+        before = channels[0]
+        for stage, after in enumerate(channels, start=1):
+            layer = nn.Sequential()
+            for block in range(blocks):
+                stride = 2 if stage > 1 and block == 0 else 1
+                shortcut = None
+                if before != after or stride != 1:
+                    conv = nn.Conv2d(before, after, 1, stride, bias=False)
+                    shortcut = nn.Sequential(conv, nn.BatchNorm2d(after))
+                layer.append(BasicBlock(before, after, stride, shortcut))
+                before = after
+            setattr(self, f"layer{stage}", layer)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(before, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, classes) of normalised images (B, 3, H, W)."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(self.avgpool(x).flatten(1))

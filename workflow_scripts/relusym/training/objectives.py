@@ -1,0 +1,97 @@
+"""What a training minimises. Another objective is one class here and one line in `recipe.OBJECTIVES`."""
+
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from relusym.nets.simsiam import SimSiam, simsiam_loss
+from relusym.symmetry import Symmetry
+from relusym.training.recipe import Recipe
+
+
+class Objective(Protocol):
+    """What is trained and on what loss; made from a net, a recipe and a symmetry.
+
+    Attributes:
+        views: how many views of each image it takes.
+        frozen: whether the net's layers stay in evaluation mode.
+        net: the module with all that is trained; its state dict is what the training gives.
+        fixed_rate: parts of it whose learning rate stays at its peak.
+    """
+
+    views: ClassVar[int]
+    frozen: ClassVar[bool]
+    net: nn.Module
+    fixed_rate: tuple[nn.Module, ...]
+
+    def loss(
+        self, forward: nn.Module, views: tuple[Tensor, ...], labels: Tensor, epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and how many images were right, both of shape ().
+
+        Args:
+            forward: the net, wrapped for several processes.
+            views: float32 (B, 3, H, W) each.
+            labels: int64 (B,).
+            epoch: counted from 0.
+        """
+        ...
+
+
+class Supervised:
+    """Cross-entropy, and the invariance loss where the recipe has it (section 4)."""
+
+    views, frozen = 1, False
+    fixed_rate: tuple[nn.Module, ...] = ()
+
+    def __init__(self, net: nn.Module, recipe: Recipe, symmetry: Symmetry):
+        self.net, self.recipe, self.symmetry = net, recipe, symmetry
+
+    def loss(
+        self, forward: nn.Module, views: tuple[Tensor, ...], labels: Tensor, epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        (x,) = views
+        if self.recipe.invariance_at(epoch):
+            logits, moved = forward(torch.cat([x, self.symmetry.act(x)])).float().chunk(2)
+            loss = nn.functional.cross_entropy(logits, labels)
+            loss = loss + self.recipe.invariance_weight * invariance_loss(logits, moved)
+        else:
+            logits = forward(x).float()
+            loss = nn.functional.cross_entropy(logits, labels)
+        return loss, (logits.detach().argmax(1) == labels).sum()
+
+
+def invariance_loss(logits: Tensor, logits_moved: Tensor) -> Tensor:
+    """Mean over the batch of ‖Φ(x) − Φ(τx)‖₂; both arguments (B, classes). Shape ()."""
+    return torch.linalg.vector_norm(logits - logits_moved, dim=1).mean()
+
+
+class Linear(Supervised):
+    """A new linear layer on the net, all else frozen, as in SimSiam's linear evaluation."""
+
+    frozen = True
+
+    def __init__(self, net: nn.Module, recipe: Recipe, symmetry: Symmetry):
+        super().__init__(net, recipe, symmetry)
+        head = getattr(net, net.head)
+        net.requires_grad_(False)
+        nn.init.normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)
+        head.requires_grad_(True)
+
+
+class SelfSupervised:
+    """SimSiam's loss; its predictor's learning rate stays as it is."""
+
+    views, frozen = 2, False
+
+    def __init__(self, net: nn.Module, recipe: Recipe, symmetry: Symmetry):
+        self.net = SimSiam(net, recipe.dimensions, recipe.bottleneck)
+        self.fixed_rate = (self.net.predictor,)
+
+    def loss(
+        self, forward: nn.Module, views: tuple[Tensor, ...], labels: Tensor, epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        outputs = forward(*views)
+        return simsiam_loss(*(output.float() for output in outputs)), labels.new_zeros(())
