@@ -28,8 +28,8 @@ def check_images(data: Path, in_use: tuple[str, str] | None) -> str:
     found = digest(data)
     if in_use is not None and found != in_use[0]:
         raise UserError(
-            f"{data} holds other images than record {in_use[1]} was made from: name those images in the config, or move "
-            "the records away to begin anew"
+            f"{data} holds other images than record {in_use[1]} was made from: name those images in the config, "
+            "or move the records away to begin anew"
         )
     return found
 

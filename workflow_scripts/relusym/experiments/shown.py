@@ -140,9 +140,10 @@ def notes(settings: Settings, models: list[str]) -> list[str]:
     options = [f"width {width:g}"] if width is not None else []
     options += [f"{key} {value}" for key, value in network.items() if key != "group_convs"]
     images = "all" if data["train_images"] is None else f"{data['train_images']:,}"
+    seeds = f"{first.seeds[0]}-{first.seeds[-1]}" if len(first.seeds) > 1 else f"{first.seeds[0]}"
     lines = [
         f"Scale {settings.scale}: {data['dataset']} data, {images} training images; "
-        f"{', '.join([architecture, *options])}; seeds {', '.join(map(str, first.seeds)) if len(first.seeds) < 3 else f'{first.seeds[0]}-{first.seeds[-1]}'}"
+        f"{', '.join([architecture, *options])}; seeds {seeds}"
     ]
     trained = [settings.models[model] for model in models]
     stages = {stage: model for model in trained for stage in model.recipe}
