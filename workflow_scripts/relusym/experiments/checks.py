@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from relusym import merging, nets, paper_values
 from relusym.errors import UserError
 from relusym.experiments.config import seed_list
+from relusym.registry import choose
 from relusym.symmetry import SYMMETRIES
 from relusym.training.recipe import OBJECTIVES
 
@@ -20,6 +21,8 @@ NEEDED = {
     "merging": ("matching", "images", "invariance_images", "batch_size"),
 }
 
+NOT_IN_PLAIN_NETS = "group_convs", "initialization"  # of two nets that are merged
+
 
 def check(settings: Settings) -> None:
     """Raises UserError for the first thing that can't be."""
@@ -29,11 +32,11 @@ def check(settings: Settings) -> None:
     for name, scale in config["scales"].items():
         seed_list(scale["seeds"])
         _check_data(f"scales.{name}.data", {**config["defaults"].get("data", {}), **scale["data"]}, config)
-    _check_pairs(settings)
     for name in [*settings.matchings, *config.get("matchings", [])]:
         _one_of("matchings", name, merging.MATCHINGS)
     for model in settings.models.values():
         _check_model(settings, model)
+    _check_pairs(settings)
     unknown = [seed for seed in settings.seeds if seed not in settings.all_seeds]
     if unknown:
         given = config["scales"][settings.scale]["seeds"]
@@ -68,9 +71,23 @@ def _check_pairs(settings: Settings) -> None:
         first, second = (settings.models[model] for model in pair)
         if first.seeds != second.seeds:
             raise UserError(f"pairs: [{', '.join(pair)}] have other seeds, {first.seeds} and {second.seeds}")
+        one, other = _of_a_merge(first), _of_a_merge(second)
+        if differing := [key for key in one | other if one.get(key) != other.get(key)]:
+            raise UserError(
+                f"pairs: [{', '.join(pair)}] can't be merged, since they differ in {', '.join(differing)}"
+            )
     twice = [pair for pair, count in Counter(map(tuple, pairs)).items() if count > 1]
     if twice:
         raise UserError(f"pairs: [{', '.join(twice[0])}] is listed twice; list each pair once")
+
+
+def _of_a_merge(model: Model) -> dict[str, Any]:
+    """What two types have to agree in to be merged, by its key."""
+    name = {"architecture": model.given["network"]["architecture"]}
+    options = choose(nets.ARCHITECTURES, "architecture", model.given["network"], "network")[1]
+    network = {key: value for key, value in options.items() if key not in NOT_IN_PLAIN_NETS}
+    shared = {"data.dataset": model.given["data"]["dataset"], "image_size": model.given["image_size"]}
+    return {f"network.{key}": value for key, value in (name | network).items()} | shared
 
 
 def _check_model(settings: Settings, model: Model) -> None:

@@ -92,6 +92,8 @@ def resolved(config: Section) -> dict[str, Model]:
                 for key, value in given["network"].items()
                 if key in known or key in {"architecture", *own}
             }
+            if given["data"].get("dataset") != "generated" and "test_images" not in entry.get("data", {}):
+                given["data"].pop("test_images", None)  # likewise: of generated images alone
             seeds = given["seeds"] if given["seeds"] is not None else scale["seeds"]
             found[id_] = Model(id_, f"{key}.{id_}", given, seed_list(seeds))
     return found

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from relusym import paper_values
+from relusym.experiments.models import Model
 from relusym.experiments.results import Results
 from relusym.experiments.settings import Settings
 from relusym.findings import FIGURES, TABLES, module_of
@@ -18,6 +20,9 @@ FILTER_PAIRS = {
     "figure7": ("conv1", ["gcnn"], False),
     "figure8": ("conv2", ["gcnn"], False),
 }
+THE_PAPERS = [*paper_values.table(2)["model"]]  # which its claims are about
+AS_THEY_ARE = "images as they are"
+USUAL = AS_THEY_ARE, "horizontal flip", "supervised"  # goes without saying, if it is so of all nets
 COMPARED = ("table1", "table2", "table3", "table4", "table5")
 
 
@@ -40,6 +45,7 @@ def figures(settings: Settings) -> list[str]:
 def about(settings: Settings, name: str) -> About:
     """What of the config a table or figure shows."""
     of_table2, of_table5 = settings.table("table2"), settings.table("table5")
+    of_claims = [model for model in of_table2 if model in THE_PAPERS] or of_table2
     zero = settings.config["filters"]["zero_filter"]
     common: About = {"names": settings.names}
     pairs = [list(pair) for pair in settings.types_paired]
@@ -63,14 +69,18 @@ def about(settings: Settings, name: str) -> About:
             "models": [*settings.models],
             "pairs": pairs,
             "matchings": settings.config.get("matchings", []),
-            "notes": notes(settings, of_table2),
+            "notes": notes(settings, [*settings.models]),
         },
         "theory": lambda: {"notes": [f"Random draws from seed {settings.config['theory']['seed']}"]},
         "comparison": lambda: {
             "tables": {table: about(settings, table) for table in COMPARED if table in tables(settings)},
             "notes": notes(settings, of_table2),
         },
-        "claims": lambda: {"models": of_table2, "zero_filter": zero, "notes": notes(settings, of_table2)},
+        "claims": lambda: {
+            "models": of_claims,
+            "zero_filter": zero,
+            "notes": notes(settings, of_claims),
+        },
         "costs": lambda: {"benchmarks": f"results/{settings.scale}/benchmarks"},
         "provenance": lambda: {
             "made": {
@@ -130,41 +140,76 @@ def inputs(results: Results, name: str) -> dict[str, list[str]]:
 
 
 def notes(settings: Settings, models: list[str]) -> list[str]:
-    """What a reader of a table has to know of its nets: data, architecture, training, merging."""
+    """What a reader of a table has to know of its nets: data, architecture, training and merging, and what differs."""
     if not models:
         return []
-    first = settings.models[models[0]]
-    given, data, merging = first.given, first.given["data"], first.given["merging"]
-    network = dict(given["network"])
-    architecture, width = network.pop("architecture"), network.pop("width", None)
-    options = [f"width {width:g}"] if width is not None else []
-    options += [f"{key} {value}" for key, value in network.items() if key != "group_convs"]
-    images = "all" if data["train_images"] is None else f"{data['train_images']:,}"
-    seeds = f"{first.seeds[0]}-{first.seeds[-1]}" if len(first.seeds) > 1 else f"{first.seeds[0]}"
-    lines = [
-        f"Scale {settings.scale}: {data['dataset']} data, {images} training images; "
-        f"{', '.join([architecture, *options])}; seeds {seeds}"
-    ]
-    trained = [settings.models[model] for model in models]
-    stages = {stage: model for model in trained for stage in model.recipe}
-    for stage, model in stages.items():
-        how = model.stage(stage)
-        weight = f", invariance weight {how['invariance_weight']:g}" if stage == "training" else ""
-        lines.append(
-            f"{stage.capitalize()}: {how['epochs']} epochs, batch {how['batch_size']}, learning rate "
-            f"{how['learning_rate']:g}, {how['schedule']} schedule{weight}"
-        )
-    matched = "all training images" if merging["images"] is None else f"{merging['images']:,} training images"
-    lines.append(
-        f"Channels matched and REPAIR's statistics taken on {matched}; invariance error over "
-        f"{merging['invariance_images']:,} training images"
-    )
-    sizes = [
-        model.given["image_size"] for model in trained if model.given["network"]["architecture"] == "resnet"
-    ]
-    if data["dataset"] != "imagenet" and any(size and size % 2 == 0 for size in sizes):
+    nets = [settings.models[model] for model in models]
+    lines = _lines(nets, [_net(net) for net in nets], "; ", f"Scale {settings.scale}")
+    for stage in dict.fromkeys(stage for net in nets for stage in net.recipe):
+        trained = [net for net in nets if stage in net.recipe]
+        lines += _lines(trained, [_stage(net, stage) for net in trained], ", ", stage.capitalize())
+    lines += _lines(nets, [_merging(net) for net in nets], "; ", "Merging")
+    sizes = [net.given["image_size"] for net in nets if net.given["network"]["architecture"] == "resnet"]
+    if nets[0].given["data"]["dataset"] != "imagenet" and any(size and size % 2 == 0 for size in sizes):
         lines.append(
             "At an even size the five strides of a flipped net are off by up to 31 pixels in all: that is the whole "
             "image here and a seventh of it at 224, so accuracies fall further and barriers can be negative"
         )
     return lines
+
+
+def _net(net: Model) -> list[str]:
+    data, network, seeds = net.given["data"], dict(net.given["network"]), net.seeds
+    architecture, width = network.pop("architecture"), network.pop("width", None)
+    options = [f"width {width:g}"] if width is not None else []
+    options += [f"{key} {value}" for key, value in network.items() if key != "group_convs"]
+    size = net.given["image_size"] if net.given["table"] == "table2" else None  # Table 5 has a column of it
+    return [
+        f"{data['dataset']} data, {_count(data['train_images'])}",
+        AS_THEY_ARE if size is None else f"images scaled to {size} pixels",
+        ", ".join([architecture, *options]),
+        net.given["symmetry"].replace("_", " "),
+        f"seeds {seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}",
+    ]
+
+
+def _stage(net: Model, stage: str) -> list[str]:
+    how = net.stage(stage)
+    weight = (
+        [how["objective"], f"invariance weight {how['invariance_weight']:g}"] if stage == "training" else []
+    )
+    return [
+        f"{how['epochs']} epochs",
+        f"batch {how['batch_size']}",
+        f"learning rate {how['learning_rate']:g}",
+        f"{how['schedule']} schedule",
+        *weight,
+    ]
+
+
+def _merging(net: Model) -> list[str]:
+    given = net.given["merging"]
+    return [
+        f"channels matched and REPAIR's statistics taken on {_count(given['images'])}",
+        f"invariance error over {_count(given['invariance_images'])}",
+    ]
+
+
+def _count(images: int | None) -> str:
+    return "all training images" if images is None else f"{images:,} training images"
+
+
+def _lines(nets: list[Model], said: list[list[str]], comma: str, what: str) -> list[str]:
+    """A line on the first net, then one on each other kind of nets: their names, and what is other than of the first.
+
+    Args:
+        said: of each net, part by part.
+    """
+    first = said[0]
+    usual = [len({*parts}) == 1 and parts[0] in USUAL for parts in zip(*said, strict=True)]
+    others: dict[str, list[str]] = {}
+    for net, parts in zip(nets, said, strict=True):
+        if differing := [part for part, of_first in zip(parts, first, strict=True) if part != of_first]:
+            others.setdefault(comma.join(differing), []).append(net.name)
+    whole = comma.join(part for part, is_usual in zip(first, usual, strict=True) if not is_usual)
+    return [f"{what}: {whole}", *(f"{what}, {'; '.join(names)}: {text}" for text, names in others.items())]

@@ -92,6 +92,7 @@ def claims(inputs: Inputs, zero_filters: pd.DataFrame, names: Mapping[str, str])
     """
     nets, merged = (found[found["ok"]] for found in (frames.nets(inputs), frames.pairs(inputs)))
     named = {model: names.get(model, model) for model in paper_values.table(2)["model"]}
+    nets = nets[nets["model"].isin(named)]  # the claims are about no other types
     rows = []
 
     def say(claim: str, source: str, evidence: Evidence) -> None:

@@ -44,16 +44,15 @@ def check_agreement(inputs: Inputs) -> None:
     """Refuse records that can't be averaged: of other data, of nets trained otherwise, of other checkpoints.
 
     Raises:
-        UserError: two records for the same data set and image size were made from images of other content; two records
-            disagree on how a type is trained or merged; a merge was made from another checkpoint than the one that the
-            net's train record names.
+        UserError: two records for the same data set and image size (of generated images: number and seed, too) were
+            made from images of other content; two records disagree on how a type is trained or merged; a merge was made
+            from another checkpoint than the one that the net's train record names.
     """
     records = [record for kind in ("train", "flip_merge", "pair_merge") for record in inputs.get(kind, ())]
     images, settings = {}, {}
     for record in records:
         if record["inputs"].get("data") is not None:
-            data = next(_settings(record))[1].get("data", {})
-            first = images.setdefault((data.get("dataset"), data.get("size")), record)
+            first = images.setdefault(_prepared_from(next(_settings(record))[1].get("data", {})), record)
             if first["inputs"]["data"] != record["inputs"]["data"]:
                 raise UserError(
                     f"the {_named(first)} was made from {_images(first)}, the {_named(record)} from "
@@ -75,6 +74,12 @@ def check_agreement(inputs: Inputs) -> None:
                     f"the {_named(record)} was made from another checkpoint ({given[:8]}) than the one in the "
                     f"{_named(trained[net])} ({named[:8]}): run again, and it is made again"
                 )
+
+
+def _prepared_from(data: dict[str, Any]) -> tuple[Any, ...]:
+    """Of the settings of data those that go with one content of the images."""
+    numbers = ("train_images", "test_images", "seed") if data.get("dataset") == "generated" else ()
+    return tuple(data.get(key) for key in ("dataset", "size", *numbers))
 
 
 def _settings(record: Record) -> Iterator[tuple[Any, dict[str, Any]]]:

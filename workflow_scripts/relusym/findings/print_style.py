@@ -39,3 +39,8 @@ def empty_figure(text: str) -> Figure:
     figure = Figure(figsize=(COLUMN_WIDTH, 1), layout="constrained")
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=8)
     return figure
+
+
+def layer_ticks(layers: int) -> range:
+    """Numbers of layers, from 1, that an axis labels: all of a VGG11's, some of a deeper net's."""
+    return range(1, layers + 1, -(-layers // 12) or 1)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from relusym.findings import About, Inputs
 from relusym.findings.filters import count_zero_filters
-from relusym.findings.print_style import COLUMN_WIDTH, LINES
+from relusym.findings.print_style import COLUMN_WIDTH, LINES, layer_ticks
 
 KINDS = ("filters",)
 
@@ -50,17 +50,15 @@ def zero_filter_figure(
 ) -> Figure:
     """Two panels over the conv layers, a line a model type: the share of zero-filters, and the smallest filter.
 
-    The second shows how near to zero the filters came where none got there.
+    The second shows how near to zero the filters came where none got there. Layers are numbered as in Figure 4.
     """
     figure = Figure(figsize=(COLUMN_WIDTH, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
-    layers = sorted(by_type["layer"].unique())
     spread = np.linspace(-0.24, 0.24, len(models)) if len(models) > 1 else [0.0]
     for model, (colour, marker), shift in zip(models, LINES * len(models), spread, strict=False):
-        rows = by_type[by_type["model"] == model].set_index("layer").reindex(layers)
-        n = rows["n"].max()
-        n = 0 if np.isnan(n) else int(n)
-        x = np.arange(1, len(layers) + 1) + shift  # beside each other, so that none hides another
+        rows = by_type[by_type["model"] == model]
+        n = int(rows["n"].max()) if len(rows) else 0
+        x = np.arange(1, len(rows) + 1) + shift  # beside each other, so that none hides another
         style = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 0.8}
         left.errorbar(x, rows["share_mean"], rows["share_std"].fillna(0), zorder=2, elinewidth=0.6, **style)
         right.plot(x, rows["smallest"], label=f"{names.get(model, model)} ({n})", **style)
@@ -71,7 +69,7 @@ def zero_filter_figure(
     right.set_ylim(0, 1)
     for panel in (left, right):
         panel.set_xlabel("Conv layer", fontsize=8)
-        panel.set_xticks(range(1, len(layers) + 1), [layer.removeprefix("conv") for layer in layers])
+        panel.set_xticks(layer_ticks(by_type["model"].value_counts().max() if len(by_type) else 0))
         panel.tick_params(labelsize=7)
         panel.spines[["top", "right"]].set_visible(False)
     figure.legend(

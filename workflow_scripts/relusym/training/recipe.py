@@ -13,7 +13,7 @@ OBJECTIVES = {
     "linear": Entry("relusym.training.objectives:Linear"),
 }
 CHOICES = {
-    "objective": tuple(OBJECTIVES),
+    "objective": OBJECTIVES,
     "schedule": ("linear", "cosine", "step"),
     "optimizer": ("sgd", "lars"),
     "precision": ("auto", "float32", "bfloat16", "float16"),

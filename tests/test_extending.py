@@ -1,0 +1,363 @@
+"""Another architecture, data set, symmetry, matching or objective: by config alone, or one module and one line."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import TINY, Clone
+from PIL import Image
+from torch import nn
+
+from relusym.data import image_set
+from relusym.data.chiral_shapes import generate
+from relusym.errors import UserError
+from relusym.experiments.merge import merge_record
+from relusym.experiments.settings import Settings
+from relusym.experiments.train import train_record
+from relusym.findings import figure4, zero_filters
+from relusym.findings.filters import read_filters
+from relusym.merging import MATCHINGS
+from relusym.merging.matching import Matching, Pair
+from relusym.nets import ARCHITECTURES
+from relusym.records import read_record, write_record
+from relusym.registry import Entry
+from relusym.training.objectives import Supervised
+from relusym.training.recipe import OBJECTIVES
+
+IMAGES = {"dataset": "generated", "train_images": 200, "test_images": 200, "seed": 0}
+RESULTS = Path("results/tiny")
+
+
+def run_with(clone: Clone, *targets: str, models, pairs=(), scale=None, **config) -> Clone:
+    """The clone after a run with these models alone, at the scale `tiny` with what `scale` says."""
+    sections = {**TINY, "data": IMAGES, "families": {}, "models": {}, **(scale or {})}
+    clone.configure(models=models, pairs=[list(pair) for pair in pairs], scales={"tiny": sections}, **config)
+    run = clone.snakemake(*targets)
+    assert run.returncode == 0, run.stdout
+    return clone
+
+
+def records(clone: Clone, kind: str) -> dict:
+    found = {
+        path.stem: read_record(path) for path in (clone.folder / RESULTS / "records" / kind).glob("*.json")
+    }
+    return dict(sorted(found.items()))
+
+
+def table(clone: Clone, name: str) -> pd.DataFrame:
+    return pd.read_csv(clone.folder / RESULTS / f"tables/{name}.csv")
+
+
+def notes(clone: Clone, name: str) -> list[str]:
+    text = (clone.folder / RESULTS / f"tables/{name}.md").read_text(encoding="utf-8")
+    return [line.removeprefix("- ") for line in text.splitlines() if line.startswith("- ")]
+
+
+def copy_of(made: Clone, to: Path) -> Clone:
+    copy = Clone.__new__(Clone)
+    copy.folder = to / "copy"
+    shutil.copytree(made.folder, copy.folder, symlinks=True)
+    return copy
+
+
+@pytest.fixture
+def config(tiny) -> dict:
+    """The config of the scale `tiny`, without ResNets."""
+    given = yaml.safe_load((tiny().folder / "config.yaml").read_text(encoding="utf-8"))
+    return given | {"scales": {"tiny": TINY | {"data": IMAGES, "models": {}}}}
+
+
+# ---- architectures, by config alone
+
+BN = {"name": "VGG11 with batch norm", "network": {"architecture": "vgg11_bn", "width": 0.0625}}
+RESNET8 = {
+    "name": "ResNet8",
+    "network": {"architecture": "cifar_resnet", "blocks": 1, "width": 0.25},
+    "training": {"learning_rate": 0.05},
+}
+FAMILIES = {
+    "models": {"bn": BN, "resnet8": RESNET8},
+    "pairs": [("bn", "bn"), ("resnet8", "resnet8")],
+}
+
+
+@pytest.fixture(scope="module")
+def families(tiny):
+    return run_with(tiny(), "table1", "table2", "table4", "figure4", "zero_filters", **FAMILIES)
+
+
+def test_nets_with_batch_norm_and_resnets_stand_in_the_tables_as_means_over_their_seeds(families):
+    table2, table4 = table(families, "table2").set_index("model"), table(families, "table4")
+    flips, merges = records(families, "flip_merge"), records(families, "pair_merge")
+    assert list(flips) == ["bn-0", "bn-1", "resnet8-0", "resnet8-1"]
+    assert list(merges) == ["bn-0--bn-1", "bn-1--bn-0", "resnet8-0--resnet8-1", "resnet8-1--resnet8-0"]
+    for model in FAMILIES["models"]:
+        row, pair = table2.loc[model], table4[table4["model_1"] == model].iloc[0]
+        barriers = [flips[f"{model}-{seed}"]["barrier"]["repaired"] for seed in (0, 1)]
+        between = [merges[f"{model}-{a}--{model}-{1 - a}"]["barrier"]["repaired"] for a in (0, 1)]
+        assert row["n"] == pair["n"] == 2
+        assert row["gcnn_barrier_mean"] == pytest.approx(np.mean(barriers))
+        assert row["gcnn_barrier_std"] == pytest.approx(np.std(barriers, ddof=1))
+        assert pair["barrier_mean"] == pytest.approx(np.mean(between))
+        assert row["accuracy_mean"] > 0.15
+
+
+def test_notes_say_what_differs_between_the_nets_of_a_table(families):
+    first, other, training, rate, *_ = notes(families, "table2")
+    assert first == (
+        "Scale tiny: generated data, 200 training images; vgg11_bn, width 0.0625, initialization he; seeds 0-1"
+    )
+    assert other == "Scale tiny, ResNet8: cifar_resnet, width 0.25, blocks 1"
+    assert training.startswith("Training: 3 epochs, batch 10, learning rate 0.01, linear schedule")
+    assert rate == "Training, ResNet8: learning rate 0.05"
+
+
+def test_a_type_moves_to_table_5_by_one_key_and_nothing_is_trained_again(families, tmp_path):
+    made = copy_of(families, tmp_path)
+    models = {"bn": BN, "resnet8": RESNET8 | {"table": "table5"}}
+    before = records(made, "train")
+    run_with(made, "table2", "table5", models=models)
+    assert records(made, "train") == before
+    assert table(made, "table2")["model"].tolist() == ["bn"]
+    (row,) = table(made, "table5").itertuples()
+    assert (row.method, row.name, row.n) == ("resnet8", "ResNet8", 2)
+    flips = records(made, "flip_merge")
+    resets = [flips[f"resnet8-{seed}"]["accuracy"]["reset"] for seed in (0, 1)]
+    assert row.halfway_accuracy_no_repair == pytest.approx(np.mean(resets))
+    assert row.halfway_accuracy_no_repair_std == pytest.approx(np.std(resets, ddof=1))
+
+
+def test_figures_number_the_layers_of_each_architecture_from_one(families):
+    about = {"models": ["bn", "resnet8"], "names": {}, "zero_filter": 0.1}
+    figure, counts = figure4.draw({"flip_merge": [*records(families, "flip_merge").values()]}, about)
+    layers = {
+        "bn": 8,
+        "resnet8": 6,
+    }  # convs; the two inside each block but the last, and three residual streams
+    for panel, model in zip(figure.axes, about["models"], strict=False):
+        assert counts[counts["model"] == model]["layer"].nunique() == layers[model]
+        bars = sorted({round(bar.get_x() + bar.get_width() / 2) for bar in panel.patches})
+        assert bars == list(range(1, layers[model] + 1))
+        assert [label.get_text() for label in panel.get_xticklabels()] == [str(i) for i in range(1, 9)]
+    assert figure.get_supxlabel() == "Conv layer"  # the two differ in their widths
+    filters = [
+        read_filters(path) for path in sorted((families.folder / RESULTS / "filters").glob("*.safetensors"))
+    ]
+    figure, by_type, _ = zero_filters.draw({"filters": filters}, about)
+    assert by_type["model"].value_counts().to_dict() == {"bn": 8, "resnet8": 9}  # all convs
+    for panel in figure.axes:
+        assert panel.get_xlim()[1] < 10 and len(panel.get_xticks()) == 9
+
+
+def test_nets_that_have_no_halfway_net_are_no_pair(config):
+    def refused(pair, **models):
+        with pytest.raises(UserError) as error:
+            Settings.of(config | {"models": config["models"] | models, "pairs": [pair]})
+        return str(error.value)
+
+    said = refused(["cnn", "bn"], bn=BN)
+    assert said.startswith("pairs: [cnn, bn] can't be merged, since they differ in network.architecture")
+    assert refused(["cnn", "wide"], wide={"network": {"width": 0.125}}).endswith("differ in network.width")
+    assert refused(["cnn", "big"], big={"image_size": 64}).endswith("differ in image_size")
+    same = {"same": {"network": {"group_convs": 8, "initialization": "pytorch"}}}
+    assert Settings.of(config | {"models": config["models"] | same, "pairs": [["cnn", "same"]]}).pairs
+
+
+# ---- a data set from a folder, by config alone
+
+CLASSES = 20
+
+
+def write_tree(root: Path) -> Path:
+    """Small PNGs of 20 classes, each of its own colour, in ImageFolder layout."""
+    draw = np.random.default_rng(0)
+    colours = draw.integers(40, 216, (CLASSES, 1, 1, 3))
+    for split, count in (("train", 10), ("test", 5)):
+        for label in range(CLASSES):
+            folder = root / split / f"class_{label:02}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(colours[label] + draw.integers(-40, 40, (32, 32, 3)), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+def coarse(root: Path) -> dict:
+    """What the config says of such a tree: the data set, and a model on it beside one on the scale's images."""
+    source = {"source": "folder", "root": str(root), "train": "train", "test": "test", "label": "20 colours"}
+    on_it = BN | {"name": "On colours", "data": {"dataset": "colours", "train_images": None}}
+    return {
+        "datasets": {"colours": source},
+        "models": {"bn": BN, "bn_colours": on_it},
+        "scale": {"seeds": "0"},
+    }
+
+
+def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_from_it(tiny, tmp_path):
+    first, second = write_tree(tmp_path / "a"), tmp_path / "b"
+    made = run_with(tiny(), "table2", **coarse(first))
+    trained, flips = records(made, "train"), records(made, "flip_merge")
+    digests = {model: trained[f"{model}-0"]["inputs"]["data"] for model in ("bn", "bn_colours")}
+    assert digests["bn"] != digests["bn_colours"] == flips["bn_colours-0"]["inputs"]["data"]
+    assert trained["bn_colours-0"]["inputs"]["source"] == "20 colours"
+    heads = CLASSES - 10  # logits more than of generated images, each with a weight a channel and a bias
+    assert trained["bn_colours-0"]["parameters"] == trained["bn-0"]["parameters"] + heads * (32 + 1)
+    found = table(made, "table2").set_index("model")
+    assert found["n"].to_dict() == {"bn": 1, "bn_colours": 1}
+    for model in found.index:
+        assert found.loc[model, "accuracy_mean"] == trained[f"{model}-0"]["accuracy"] > 2 / CLASSES
+    assert "Scale tiny, On colours: colours data, all training images" in notes(made, "table2")
+    assert {"Data: 20 colours", "Data: generated chiral shapes, seed 0"} <= {*notes(made, "table2")}
+
+    shutil.copytree(first, second)
+    Image.new("RGB", (32, 32)).save(second / "train" / "class_00" / "0.png")
+    made.configure(datasets=coarse(second)["datasets"])
+    assert made.planned("table2") == []  # nothing has to be made from them
+    (made.folder / RESULTS / "records/flip_merge/bn_colours-0.json").unlink()
+    jobs = made.planned("table2")
+    assert [job.split()[0] for job in jobs] == ["flip_merge", "prepare_data", "table2"]
+    prepared = f"data/{jobs[1].split()[1]}.safetensors"
+    assert not (made.folder / prepared).exists()
+    assert made.snakemake(prepared).returncode == 0
+    run = made.snakemake("table2")
+    assert run.returncode != 0 and "were made from other images (20 colours)" in run.stdout
+
+
+# ---- a symmetry, by config alone
+
+
+def test_vertical_flips_and_quarter_turns_are_symmetries_of_a_training_and_of_its_merge(tiny):
+    group = {"group_convs": 8}
+    models = {
+        "flipped": {"symmetry": "vertical_flip", "network": group},
+        "turned": {"symmetry": "quarter_turn", "network": group},
+        "invariant": {
+            "symmetry": "vertical_flip",
+            "network": {"architecture": "vgg11_bn"},
+            "training": {"augmentation": True, "invariance_from": 0.0},
+        },
+    }
+    scale = {
+        "seeds": "0",
+        "data": IMAGES | {"train_images": 400},
+        "network": {"width": 0.125, "initialization": "he"},
+        "training": TINY["training"] | {"epochs": 8},
+    }
+    made = run_with(tiny(), "table2", models=models, scale=scale)
+    trained, flips = records(made, "train"), records(made, "flip_merge")
+    for model, given in models.items():
+        merged = flips[f"{model}-0"]
+        assert merged["status"] == "ok" and trained[f"{model}-0"]["accuracy"] > 0.15
+        assert (
+            trained[f"{model}-0"]["settings"]["symmetry"]
+            == given["symmetry"]
+            == merged["settings"]["symmetry"]
+        )
+        assert merged["checks"]["flipped_net_on_flipped_images"] < 1e-4
+        assert merged["checks"]["flipped_to_identity"] == 0
+    for model in ("flipped", "turned"):
+        assert flips[f"{model}-0"]["invariance_error"] < 1e-5
+        assert flips[f"{model}-0"]["barrier"]["repaired"] == 0
+        assert flips[f"{model}-0"]["checks"]["kernel_constraint"] == 0
+    assert 1e-3 < flips["invariant-0"]["invariance_error"] < 1
+    assert trained["invariant-0"]["settings"]["training"]["invariance_from"] == 0
+    assert notes(made, "table2")[0].endswith("vertical flip; seed 0")
+    assert notes(made, "table2")[1] == "Scale tiny, turned: quarter turn"
+
+
+# ---- a matching by its name
+
+
+def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is_made_again(
+    families, tmp_path
+):
+    made = copy_of(families, tmp_path)
+    made.configure(models={"bn": BN}, pairs=[["bn", "bn"]])
+    folder = made.folder / RESULTS / "records"
+    before = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    jobs = ["flip_merge identity/ bn 0", "flip_merge identity/ bn 1"]
+    jobs += ["pair_merge identity/ bn 0 bn 1", "pair_merge identity/ bn 1 bn 0"]
+    assert made.planned("matchings") == ["matchings", *jobs] or made.planned("matchings") == sorted(
+        [*jobs, "matchings"]
+    )
+    run = made.snakemake("matchings")
+    assert run.returncode == 0, run.stdout
+    assert {path: path.read_bytes() for path in before} == before
+    for kind, names in (("flip_merge", ["bn-0", "bn-1"]), ("pair_merge", ["bn-0--bn-1", "bn-1--bn-0"])):
+        merges = records(made, f"{kind}/identity")
+        assert list(merges) == names
+        for merged in merges.values():
+            assert merged["settings"]["merging"]["matching"] == "identity"
+            assert all(p == sorted(p) for p in merged["permutations"].values())
+    shown = table(made, "matchings").fillna({"model_2": ""}).set_index(["model_2", "matching"])
+    assert shown.index.tolist() == [(w, m) for w in ("", "bn") for m in ("activation", "identity")]
+    assert (shown["n"] == 2).all()
+    own = [merged["barrier"]["repaired"] for merged in records(made, "flip_merge/identity").values()]
+    assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
+
+
+# ---- an architecture, an objective and a matching of one's own: a class or function, and a line in its registry
+
+
+class Shallow(nn.Module):
+    """One conv and a linear layer."""
+
+    head = "classifier"
+
+    def __init__(self, channels, classes, symmetry=None):
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, channels, 5, 2), nn.ReLU()
+        self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, x):
+        return self.classifier(self.flatten(self.pool(self.relu(self.conv(x)))))
+
+
+class Smoothed(Supervised):
+    """Cross-entropy with smoothed labels."""
+
+    def loss(self, forward, views, labels, epoch):
+        logits = forward(*views).float()
+        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=1.0)
+        return loss, (logits.detach().argmax(1) == labels).sum()
+
+
+def backwards(pair: Pair) -> Matching:
+    """The first channel goes with the last."""
+    return pair.matched_by({group.name: torch.arange(group.size).flip(0) for group in pair.groups})
+
+
+def test_what_a_registry_gets_in_one_line_is_used_by_its_name_in_the_config(config, tmp_path, monkeypatch):
+    channels = {"channels": {"type": "integer", "minimum": 1}}
+    monkeypatch.setitem(ARCHITECTURES, "shallow", Entry(f"{__name__}:Shallow", channels))
+    monkeypatch.setitem(OBJECTIVES, "smoothed", Entry(f"{__name__}:Smoothed"))
+    monkeypatch.setitem(MATCHINGS, "backwards", Entry(f"{__name__}:backwards"))
+    mine = {
+        "network": {"architecture": "shallow", "channels": 12},
+        "training": {"objective": "smoothed", "weight_decay": 0.0},
+        "merging": {"matching": "backwards"},
+    }
+    settings = Settings.of(config | {"models": {"mine": mine}, "pairs": [["mine", "mine"]]})
+    data, cpu = tmp_path / "data.safetensors", torch.device("cpu")
+    image_set.save(data, *generate(IMAGES["train_images"], IMAGES["test_images"], 0))
+    nets, trained = (
+        [tmp_path / f"{seed}{ending}" for seed in (0, 1)] for ending in (".safetensors", ".json")
+    )
+    for seed in (0, 1):
+        record = train_record("mine", seed, settings.train("mine"), data, "", nets[seed], device=cpu)
+        assert record["parameters"] == 12 * (3 * 25 + 1) + 10 * (12 + 1)
+        losses = [epoch["loss"] for epoch in record["history"]]
+        # labels that are all smoothed away: nothing is to be learnt but equal answers, whose loss is log 10
+        assert losses[-1] == pytest.approx(np.log(10), abs=0.02) and len(losses) == TINY["training"]["epochs"]
+        write_record(trained[seed], record | {"status": "ok"})
+    how = {"data": data, "label": "", "batch_size": 50, "device": cpu}
+    flip = merge_record([("mine", 0)], settings.flip_merge("mine"), nets[:1], trained[:1], **how)
+    pair = merge_record([("mine", 0), ("mine", 1)], settings.pair_merge("mine", "mine"), nets, trained, **how)
+    for merged in (flip, pair):
+        assert merged["permutations"] == {"conv": [*reversed(range(12))]}
+        assert merged["settings"]["merging"]["matching"] == "backwards"
