@@ -281,9 +281,7 @@ def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
     jobs = ["flip_merge identity/ bn 0", "flip_merge identity/ bn 1"]
     jobs += ["pair_merge identity/ bn 0 bn 1", "pair_merge identity/ bn 1 bn 0"]
-    assert made.planned("matchings") == ["matchings", *jobs] or made.planned("matchings") == sorted(
-        [*jobs, "matchings"]
-    )
+    assert made.planned("matchings") == sorted([*jobs, "matchings"])
     run = made.snakemake("matchings")
     assert run.returncode == 0, run.stdout
     assert {path: path.read_bytes() for path in before} == before
