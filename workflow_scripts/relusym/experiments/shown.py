@@ -55,7 +55,6 @@ def about(settings: Settings, name: str) -> About:
             },
             "notes": notes(settings, of_table2),
         },
-        "table2": lambda: {"models": of_table2, "notes": notes(settings, of_table2)},
         "table3": lambda: _rows(settings, settings.in_table3),
         "table4": lambda: {"pairs": pairs, "notes": notes(settings, _paired(settings))},
         "table5": lambda: _rows(settings, of_table5),
@@ -87,7 +86,7 @@ def about(settings: Settings, name: str) -> About:
         "figure10": lambda: {"seed": settings.config["theory"]["seed"], "images": 4},
         "zero_filters": lambda: {"models": of_table2, "zero_filter": zero},
     }
-    return common | given[name]()
+    return common | given.get(name, lambda: {"models": of_table2, "notes": notes(settings, of_table2)})()
 
 
 def _paired(settings: Settings) -> list[str]:

@@ -8,8 +8,7 @@ To add a table:
      is followed by its `…_std`; the paper's value of a column is in `paper_…`;
    - `notes(inputs, about)`, if other lines than those of `origins.notes` stand below it.
 2. A line in `TABLES`: the name of its rule, and the module.
-3. A rule of that name with `script: "../workflow_scripts/table.py"`, a list of files for each of `KINDS`, everything
-   from the config that the table shows in `params.about`, and a caption `report/<name>.rst`.
+3. A caption, `report/<name>.rst`. `experiments/shown.py` says what of the config it shows, if not the models of Table 2.
 
 A figure likewise, in `FIGURES`, by `figure.py`: its module has `KINDS` and `draw(inputs, about)`, which returns the
 figure and the frames of the CSV files among the rule's outputs, in their order.
