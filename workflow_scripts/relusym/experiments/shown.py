@@ -82,7 +82,7 @@ def about(settings: Settings, name: str) -> About:
         "figure2": lambda: {"model": "cnn_inv" if "cnn_inv" in settings.models else of_table2[0]},
         "figure3": dict,
         "figure4": lambda: {"models": of_table2},
-        "figure9": lambda: {"model": settings.figure9},
+        "figure9": lambda: {"model": settings.figure9, "absent": settings.absent},
         "figure10": lambda: {"seed": settings.config["theory"]["seed"], "images": 4},
         "zero_filters": lambda: {"models": of_table2, "zero_filter": zero},
     }
