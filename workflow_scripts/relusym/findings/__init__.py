@@ -8,7 +8,7 @@ To add a table:
      is followed by its `…_std`; the paper's value of a column is in `paper_…`;
    - `notes(inputs, about)`, if other lines than those of `origins.notes` stand below it.
 2. A line in `TABLES`: the name of its rule, and the module.
-3. A caption, `report/<name>.rst`. `experiments/shown.py` says what of the config it shows, if not the models of Table 2.
+3. A caption, `report/<name>.rst`; and in `experiments/shown.py`, which models it shows, if not those of Table 2.
 
 A figure likewise, in `FIGURES`, by `figure.py`: its module has `KINDS` and `draw(inputs, about)`, which returns the
 figure and the frames of the CSV files among the rule's outputs, in their order.
