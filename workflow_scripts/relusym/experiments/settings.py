@@ -221,18 +221,18 @@ class Settings(Sources):
     def paper_row(self, model: str) -> str | None:
         """The row of the paper's Table 5 that a model stands beside."""
         given = self.models[model].given.get("paper")
-        return given if given or model not in set(paper_values.table(5)["method"]) else model
+        return given if given or model not in paper_values.resnets() else model
 
     @property
     def in_table3(self) -> list[str]:
         """The models of Table 3: those whose counterparts the paper has there."""
-        there = set(paper_values.table(3)["method"])
+        there = {row for row, says in paper_values.resnets().items() if says["in_table3"] == "yes"}
         return [model for model in self.table("table5") if self.paper_row(model) in there]
 
     def shown(self, model: str) -> Section:
         """What Tables 3 and 5 say of a model besides its measurements; its config goes before its paper's row."""
         given, row = self.models[model].given, self.paper_row(model)
-        says = paper_values.table(5).set_index("method").loc[row] if row else {}
+        says = paper_values.resnets()[row] if row else {}
         flags = {
             key: given.get(key, says.get(key) == "yes") for key in ("trained_by_authors", "self_supervised")
         }

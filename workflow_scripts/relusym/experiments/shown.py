@@ -5,7 +5,7 @@ from typing import Any
 
 from relusym.experiments.results import Results
 from relusym.experiments.settings import Settings
-from relusym.findings import FIGURES, TABLES, module_of
+from relusym.findings import FIGURES, TABLES, kinds_of
 from relusym.theory import STATEMENTS
 
 About = dict[str, Any]
@@ -111,7 +111,7 @@ def inputs(results: Results, name: str) -> dict[str, list[str]]:
         models = None
     matchings = (None, *settings.matchings) if name == "matchings" else (None,)
     found: dict[str, list[str]] = {}
-    for kind in module_of(name).KINDS:
+    for kind in kinds_of(name):
         if kind == "theory":
             found[kind] = [results.other_record(kind, statement) for statement in STATEMENTS]
         elif kind == "flipped_training":

@@ -10,7 +10,6 @@ from relusym.findings.filter_pairs import pair_grid
 from relusym.findings.filters import Filters, first_kept
 from relusym.findings.print_style import COLUMN_WIDTH, empty_figure
 
-KINDS = ("filters",)
 IN_A_ROW = 8  # pairs
 
 
