@@ -20,16 +20,18 @@ laptop: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --force bench
 
+# All but those on a real Slurm, on all cores.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/test_cluster.py
 
-# Of the tests, those on a real Slurm, started for them: needs slurm-wlm and munge.
+# Those on a real Slurm, which they start: need slurm-wlm and munge, and are skipped without them.
 test-cluster: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/test_cluster.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint
 
@@ -37,6 +39,9 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile rules
+
+docs/rules.svg: docs/rules.dot # needs graphviz
+	dot -Tsvg $< -o $@
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "relu-symmetries needs Python 3.11 or newer: make PYTHON=python3.11")'

@@ -16,11 +16,13 @@ report: "report/workflow.rst"
 
 
 include: "rules/common.smk"
+include: "rules/resources.smk"
 include: "rules/cluster.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"
 include: "rules/merge.smk"
 include: "rules/theory.smk"
+include: "rules/shown.smk"
 include: "rules/tables.smk"
 include: "rules/status.smk"
 include: "rules/bench.smk"

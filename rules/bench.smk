@@ -6,21 +6,6 @@ localrules:
     bench,
 
 
-def paper_grid(wildcards):
-    """What the benchmark has to know of the paper's grid, to say how long it would take."""
-    paper = Settings.of({**config, "scale": "paper", "seeds": None})
-    models = [paper.models[model] for model in paper.table("table2")]
-    how = [model.stage("training") for model in models]
-    return {
-        "width": models[0].given["network"]["width"],
-        "epochs": how[0]["epochs"],
-        "images": 50_000,
-        "seeds": len(paper.all_seeds),
-        "pairs": len(paper.types_paired),
-        "invariance_from": [stage["invariance_from"] for stage in how],
-    }
-
-
 rule bench:
     log:
         "results/bench/logs/bench.log",
@@ -32,8 +17,7 @@ rule bench:
     resources:
         gpu=GPU,
     params:
-        settings=SETTINGS.config["bench"],
-        paper=paper_grid,
+        config=SETTINGS.config,
         root=workflow.basedir,
         device=SETTINGS.config["device"],
     script:

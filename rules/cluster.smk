@@ -1,5 +1,6 @@
 # Around a run: one Snakemake a scale, and a checklist before jobs are submitted.
 import atexit
+import os
 
 from relusym.jobs.checklist import Submission, folder_problems, slurm_problems
 from relusym.jobs.job_lock import JobLock
@@ -45,7 +46,7 @@ def submission_of(job):
     partition, account = (whole.resources.get(f"slurm_{name}") for name in ("partition", "account"))
     given = {
         "run_uuid": "test",
-        "slurm_logfile": "/dev/null",
+        "slurm_logfile": os.devnull,
         "comment_str": "test",
         "account": f"-A {account}" if account else "",
         "partition": f"-p {partition}" if partition else "",

@@ -98,22 +98,3 @@ def inputs_if_needed(record):
 def is_made_now(record):
     """Whether this run writes a record: for itself, or since a merge needs the checkpoint that comes with it."""
     return is_needed(record) or record in retrained()
-
-
-# ---- what a job asks for
-
-GPU = 0 if SETTINGS.config["device"] == "cpu" else 1
-# On a machine of its own (no scheduler behind the executor), a job takes its GPU from relusym/jobs/gpu_slots.py.
-JOBS_PER_GPU = None if workflow.remote_exec else SETTINGS.config["jobs_per_gpu"]
-
-
-def growing(amount):
-    """A resource that grows with the attempt: what failed for want of memory or time gets more of it."""
-    return lambda wildcards, attempt: amount * attempt
-
-
-if not workflow.is_main_process:
-    # A scheduler's warning (relusym/jobs/interruption.py) goes to every process of a job. The shell and the Snakemake around
-    # the script leave it to the script, which would be killed half-way through saving if they ended first.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    shell.prefix("trap '' TERM USR1; set -euo pipefail; ")

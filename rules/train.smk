@@ -5,21 +5,6 @@ localrules:
     weights,
 
 
-def on_imagenet(unit):
-    return SETTINGS.model_of(unit).given["data"]["dataset"] == "imagenet"
-
-
-def processes(unit):
-    """How many processes make a net together, each on a GPU of its own."""
-    return SETTINGS.running(unit).get("processes", 1)
-
-
-def cores(unit):
-    """A core for each process that computes or reads image files."""
-    workers = SETTINGS.running(unit).get("workers", 0)
-    return max(SETTINGS.config["threads"], workers) * processes(unit)
-
-
 rule weights:  # needs the internet
     output:
         update(f"{FOLDER}/weights/{{model}}.safetensors"),

@@ -1,5 +1,7 @@
 """Records as jobs write them, made up: for tests of what is read from them."""
 
+from relusym.findings import kinds_of
+
 MODELS = ("cnn", "cnn_noaug", "cnn_inv", "cnn_late_inv", "gcnn", "pgcnn", "pgcnn_late_inv")
 PAIRS = [("cnn", "cnn"), ("cnn", "cnn_inv"), ("cnn", "gcnn")]
 PAIRS += [("cnn_inv", "cnn_inv"), ("cnn_inv", "gcnn"), ("gcnn", "gcnn")]
@@ -96,4 +98,5 @@ ABOUT = {"models": MODELS, "pairs": PAIRS, "names": NAMES, "descriptions": {}, "
 
 def made(table, about=ABOUT, **inputs):
     """A table's frame from records by kind; there are none of the kinds that aren't given."""
-    return table.frame({kind: inputs.get(kind, []) for kind in table.KINDS}, about)
+    kinds = kinds_of(table.__name__.rpartition(".")[2])
+    return table.frame({kind: inputs.get(kind, []) for kind in kinds}, about)

@@ -22,7 +22,7 @@ from relusym.data.chiral_shapes import generate
 from relusym.errors import UserError
 from relusym.experiments.filters import inputs_of, kernels, measure_filters, projection_to_rgb
 from relusym.experiments.flipped_training import in_a_plane, measure_flipped_training
-from relusym.findings import FIGURES, TABLES, module_of
+from relusym.findings import FIGURES, TABLES, kinds_of, module_of
 from relusym.findings.figure2 import figure2, telling_filters
 from relusym.findings.figure3 import figure3
 from relusym.findings.figure9 import figure9
@@ -449,7 +449,7 @@ def test_tables_figures_and_theory_start_without_torch():
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_a_module_that_draws(name):
-    assert callable(module_of(name).draw) and isinstance(module_of(name).KINDS, tuple)
+    assert callable(module_of(name).draw) and isinstance(kinds_of(name), tuple)
 
 
 CAPTIONS = sorted(path.stem for path in (ROOT / "report").glob("*.rst"))

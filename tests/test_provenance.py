@@ -2,7 +2,7 @@
 
 from records import CODE, flip, pair, train
 
-from relusym.findings import FIGURES, TABLES, module_of, origins, provenance
+from relusym.findings import FIGURES, TABLES, kinds_of, origins, provenance
 
 
 def record(kind="train", status="ok", source="CIFAR10", device="cpu x86_64", epochs=1, seconds=1800):
@@ -12,7 +12,7 @@ def record(kind="train", status="ok", source="CIFAR10", device="cpu x86_64", epo
 
 
 def by_kind(records):
-    kinds = {kind: [] for kind in provenance.KINDS}
+    kinds = {kind: [] for kind in kinds_of("provenance")}
     for one in records:
         kinds[one["kind"]].append(one)
     return kinds
@@ -83,5 +83,5 @@ def test_what_is_made_of_filters_comes_from_flip_merges_of_its_types():
 
 
 def test_every_kind_that_a_table_or_figure_reads_is_accounted_for():
-    read = {kind for name in TABLES | FIGURES for kind in module_of(name).KINDS}
-    assert read - {"filters"} == set(provenance.KINDS)
+    read = {kind for name in TABLES | FIGURES for kind in kinds_of(name)}
+    assert read - {"filters"} == set(kinds_of("provenance"))

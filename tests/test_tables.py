@@ -9,7 +9,7 @@ from records import ABOUT, MODELS, NAMES, PAIRS, flip, made, pair, train
 
 from relusym import paper_values
 from relusym.errors import UserError
-from relusym.findings import TABLES, matchings, module_of, table1, table2, table4, table5
+from relusym.findings import TABLES, kinds_of, matchings, module_of, table1, table2, table4, table5
 from relusym.findings.costs import LAYOUT as COSTS
 from relusym.findings.costs import costs
 from relusym.findings.frames import chosen, tidy
@@ -377,4 +377,11 @@ def test_without_repair_counts_the_net_whose_batch_norm_is_reset():
 def test_every_table_is_a_module_with_a_layout(name):
     table = module_of(name)
     assert isinstance(table.LAYOUT, Layout) and table.LAYOUT.title and callable(table.frame)
-    assert set(table.KINDS) <= {"train", "flip_merge", "pair_merge", "flipped_training", "theory", "filters"}
+    assert set(kinds_of(name)) <= {
+        "train",
+        "flip_merge",
+        "pair_merge",
+        "flipped_training",
+        "theory",
+        "filters",
+    }

@@ -9,6 +9,7 @@ from benchmark.machine import device_name, slug
 from benchmark.side_by_side import benchmark
 from job import job
 from relusym.experiments.costs import device_of
+from relusym.experiments.settings import Settings
 from relusym.records import write_whole
 
 
@@ -19,14 +20,30 @@ def in_words(value):
     return "" if pd.isna(value) else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def paper_grid(config):
+    """What the benchmark has to know of the paper's grid, to say how long it would take."""
+    paper = Settings.of({**config, "scale": "paper", "seeds": None})
+    models = [paper.models[model] for model in paper.table("table2")]
+    how = [model.stage("training") for model in models]
+    return {
+        "width": models[0].given["network"]["width"],
+        "epochs": how[0]["epochs"],
+        "images": 50_000,
+        "seeds": len(paper.all_seeds),
+        "pairs": len(paper.types_paired),
+        "invariance_from": [stage["invariance_from"] for stage in how],
+    }
+
+
 if __name__ == "__main__":  # the processes of the benchmark import this file too
     terminal = sys.stderr
     with job(snakemake):
+        config = snakemake.params.config
         device = device_of(snakemake.params.device)
         name = device_name(device, snakemake.threads)
         rows = benchmark(
-            snakemake.params.settings,
-            snakemake.params.paper,
+            config["bench"],
+            paper_grid(config),
             Path(snakemake.params.root),
             device,
             snakemake.threads,

@@ -1,7 +1,7 @@
 """The rules of all figures: `relusym.findings.FIGURES` says which module draws which."""
 
 from job import job
-from relusym.findings import module_of
+from relusym.findings import kinds_of, module_of
 from relusym.findings.frames import read
 from relusym.findings.layout import csv, write_text
 from relusym.findings.made import fingerprint, write_note
@@ -9,7 +9,7 @@ from relusym.findings.print_style import write_figure
 
 with job(snakemake):
     module, about = module_of(snakemake.rule), snakemake.params.about
-    inputs = read(module.KINDS, snakemake.input, about)
+    inputs = read(kinds_of(snakemake.rule), snakemake.input, about)
     if snakemake.rule == "figure10":  # drawn from the theory's own images, which findings don't know
         from relusym.theory.cooccurrence import image_classes
 

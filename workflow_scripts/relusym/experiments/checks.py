@@ -136,5 +136,5 @@ def _check_model(settings: Settings, model: Model) -> None:
                 f"{key('data')}.resize: {resize or None} given; a crop of {size} pixels ({model.id}) needs at least "
                 "as many"
             )
-    if given.get("paper") is not None and given["paper"] not in set(paper_values.table(5)["method"]):
+    if given.get("paper") is not None and given["paper"] not in paper_values.resnets():
         raise UserError(f"{model.key}.paper: the paper's Table 5 has no row {given['paper']!r}")

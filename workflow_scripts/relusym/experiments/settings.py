@@ -3,8 +3,6 @@
 Nothing here imports PyTorch: Snakemake reads it at every start.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +11,15 @@ from relusym import paper_values
 from relusym.experiments import checks
 from relusym.experiments.config import laid_over, plain, seed_list, validate
 from relusym.experiments.models import Model, Section, resolved
+from relusym.experiments.sources import IMAGENET, Sources
 
 Net = tuple[str, int]  # model and seed
 
 NOT_IN_RESULTS = {"save_every", "restarts", "workers"}  # of a stage: how it runs, not what comes of it
-GENERATED, IMAGENET = "generated", "imagenet"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Sources):
     """A valid config, resolved to its scale.
 
     Raises (on creation by `of`):
@@ -181,78 +179,6 @@ class Settings:
             "training": {**training, **self.config["flipped_training"]},
         }
 
-    # ---- the images
-
-    def source(self, dataset: str) -> Section:
-        """Where a data set comes from, and its label."""
-        if dataset == GENERATED:
-            return {"source": GENERATED, "label": "generated chiral shapes"}
-        if dataset == IMAGENET:
-            given = self.config["imagenet"]
-            return {
-                "source": IMAGENET,
-                "root": given["root"],
-                "train": given["train"],
-                "test": given["val"],
-                "label": given["label"],
-            }
-        return self.config["cifar10"] if dataset == "cifar10" else self.config["datasets"][dataset]
-
-    def label(self, model: str | None = None) -> str:
-        """What records and tables call a model's images (or the scale's)."""
-        data = self._data(model)
-        label = self.source(data["dataset"])["label"]
-        return f"{label}, seed {data['seed']}" if data["dataset"] == GENERATED else label
-
-    def _data(self, model: str | None) -> Section:
-        return self.models[model].given["data"] if model else self._scale["data"]
-
-    def prepared(self, model: str | None = None) -> str:
-        """The name of the file of prepared images that a model (or the scale) reads; each source has its own."""
-        data = self._data(model)
-        if data["dataset"] == GENERATED:
-            return f"generated-{data['train_images']}-{data['test_images']}-{data['seed']}"
-        source = self.source(data["dataset"])
-        place = json.dumps([source[key] for key in ("source", "root", "train", "test")])
-        name = f"{data['dataset']}-{source['source']}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
-        if data["dataset"] != IMAGENET:
-            return name
-        given = self.models[model].given
-        return f"{name}-{data['resize']}-{given['image_size']}-{given['merging']['images']}-{data['seed']}"
-
-    def preparation(self, prepared: str) -> tuple[Section, str]:
-        """How the file of that name is prepared, as `data.prepare` takes it, and where the config has it."""
-        model = next(
-            model for model in (None, *self.models) if self._reads(model) and self.prepared(model) == prepared
-        )
-        given, source = self._data(model), self.source(self._data(model)["dataset"])
-        if source["source"] == GENERATED:
-            sizes = {key: given[key] for key in ("train_images", "test_images", "seed")}
-            return {"kind": GENERATED, **sizes}, f"scales.{self.scale}.data"
-        spec = {"root": source["root"]}
-        if source["source"] == "torchvision":
-            return {"kind": "torchvision_cifar10", **spec}, "cifar10"
-        if source["source"] == IMAGENET:
-            one = self.models[model].given
-            spec |= {
-                "train": source["train"],
-                "val": source["test"],
-                "resize": given["resize"],
-                "seed": given["seed"],
-            }
-            return {
-                "kind": IMAGENET,
-                **spec,
-                "size": one["image_size"],
-                "train_images": one["merging"]["images"],
-            }, IMAGENET
-        key = given["dataset"] if given["dataset"] == "cifar10" else f"datasets.{given['dataset']}"
-        return {"kind": "folder", **spec, "train": source["train"], "test": source["test"]}, key
-
-    def _reads(self, model: str | None) -> bool:
-        """ImageNet is prepared for a model's image size alone."""
-        return model is not None or self._scale["data"]["dataset"] != IMAGENET
-
     def running(self, unit: str) -> Section:
         """How the training of a unit runs, as far as its result doesn't depend on it; empty if it isn't trained."""
         stage = self.stage_of(unit)
@@ -264,12 +190,6 @@ class Settings:
         """Models that can't be made with what is at hand, and why; what can be downloaded counts as at hand."""
         found = {name: self._absence(model) for name, model in self.models.items()}
         return {name: reason for name, reason in found.items() if reason}
-
-    @cached_property
-    def imagenet(self) -> dict[str, str]:
-        """ImageNet's folders, "train" and "test"."""
-        source = self.source(IMAGENET)
-        return {split: str(Path(source["root"]) / source[split]) for split in ("train", "test")}
 
     def _absence(self, model: Model) -> str | None:
         if model.given["data"]["dataset"] == IMAGENET:
@@ -301,18 +221,18 @@ class Settings:
     def paper_row(self, model: str) -> str | None:
         """The row of the paper's Table 5 that a model stands beside."""
         given = self.models[model].given.get("paper")
-        return given if given or model not in set(paper_values.table(5)["method"]) else model
+        return given if given or model not in paper_values.resnets() else model
 
     @property
     def in_table3(self) -> list[str]:
         """The models of Table 3: those whose counterparts the paper has there."""
-        there = set(paper_values.table(3)["method"])
+        there = {row for row, says in paper_values.resnets().items() if says["in_table3"] == "yes"}
         return [model for model in self.table("table5") if self.paper_row(model) in there]
 
     def shown(self, model: str) -> Section:
         """What Tables 3 and 5 say of a model besides its measurements; its config goes before its paper's row."""
         given, row = self.models[model].given, self.paper_row(model)
-        says = paper_values.table(5).set_index("method").loc[row] if row else {}
+        says = paper_values.resnets()[row] if row else {}
         flags = {
             key: given.get(key, says.get(key) == "yes") for key in ("trained_by_authors", "self_supervised")
         }

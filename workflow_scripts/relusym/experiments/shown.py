@@ -7,7 +7,7 @@ from relusym import paper_values
 from relusym.experiments.models import Model
 from relusym.experiments.results import Results
 from relusym.experiments.settings import Settings
-from relusym.findings import FIGURES, TABLES, module_of
+from relusym.findings import FIGURES, TABLES, kinds_of
 from relusym.theory import STATEMENTS
 
 About = dict[str, Any]
@@ -61,7 +61,6 @@ def about(settings: Settings, name: str) -> About:
             },
             "notes": notes(settings, of_table2),
         },
-        "table2": lambda: {"models": of_table2, "notes": notes(settings, of_table2)},
         "table3": lambda: _rows(settings, settings.in_table3),
         "table4": lambda: {"pairs": pairs, "notes": notes(settings, _paired(settings))},
         "table5": lambda: _rows(settings, of_table5),
@@ -93,11 +92,11 @@ def about(settings: Settings, name: str) -> About:
         "figure2": lambda: {"model": "cnn_inv" if "cnn_inv" in settings.models else of_table2[0]},
         "figure3": dict,
         "figure4": lambda: {"models": of_table2},
-        "figure9": lambda: {"model": settings.figure9},
+        "figure9": lambda: {"model": settings.figure9, "absent": settings.absent},
         "figure10": lambda: {"seed": settings.config["theory"]["seed"], "images": 4},
         "zero_filters": lambda: {"models": of_table2, "zero_filter": zero},
     }
-    return common | given[name]()
+    return common | given.get(name, lambda: {"models": of_table2, "notes": notes(settings, of_table2)})()
 
 
 def _paired(settings: Settings) -> list[str]:
@@ -122,7 +121,7 @@ def inputs(results: Results, name: str) -> dict[str, list[str]]:
         models = None
     matchings = (None, *settings.matchings) if name == "matchings" else (None,)
     found: dict[str, list[str]] = {}
-    for kind in module_of(name).KINDS:
+    for kind in kinds_of(name):
         if kind == "theory":
             found[kind] = [results.other_record(kind, statement) for statement in STATEMENTS]
         elif kind == "flipped_training":

@@ -2,17 +2,16 @@
 
 To add a table:
 1. A module here with
-   - `KINDS`: the kinds of records it reads, which are the names of its rule's inputs; "filters" for arrays of filters;
    - `LAYOUT`: its title, headings and formats (`layout.Layout`);
    - `frame(inputs, about)`: one row of the table a row. Ids of models stand in `model`, `model_1`, `model_2`; a mean
      is followed by its `…_std`; the paper's value of a column is in `paper_…`;
    - `notes(inputs, about)`, if other lines than those of `origins.notes` stand below it.
-2. A line in `TABLES`: the name of its rule, and the module.
-3. A rule of that name with `script: "../workflow_scripts/table.py"`, a list of files for each of `KINDS`, everything
-   from the config that the table shows in `params.about`, and a caption `report/<name>.rst`.
+2. A line in `TABLES`: the name of its rule, the module, and the kinds of records it reads, which are the names of the
+   rule's inputs ("filters" for the arrays beside flip-merge records).
+3. A caption, `report/<name>.rst`; and in `experiments/shown.py`, which models it shows, if not those of Table 2.
 
-A figure likewise, in `FIGURES`, by `figure.py`: its module has `KINDS` and `draw(inputs, about)`, which returns the
-figure and the frames of the CSV files among the rule's outputs, in their order.
+A figure likewise, in `FIGURES`, by `figure.py`: its module has `draw(inputs, about)`, which returns the figure
+and the frames of the CSV files among the rule's outputs, in their order.
 
 Of `about`, which is plain JSON, each module says which keys it reads. Two are for all: `models` (a list of ids, or a
 dict by id) or `pairs` limit the inputs to nets of these types; `names` are the types' display names by id.
@@ -27,35 +26,41 @@ Record = dict[str, Any]
 Inputs = Mapping[str, Sequence[Any]]  # what was read, by kind: records, or `filters.Filters`
 About = Mapping[str, Any]
 
+# Each with its module and the kinds of records that it reads, told without importing it.
 TABLES = {
-    "table1": "table1",
-    "table2": "table2",
-    "table3": "table5",
-    "table4": "table4",
-    "table5": "table5",
-    "matchings": "matchings",
-    "theory": "theory",
-    "comparison": "comparison",
-    "claims": "claims",
-    "costs": "costs",
-    "provenance": "provenance",
+    "table1": ("table1", ("train",)),
+    "table2": ("table2", ("train", "flip_merge")),
+    "table3": ("table5", ("train", "flip_merge")),
+    "table4": ("table4", ("train", "pair_merge")),
+    "table5": ("table5", ("train", "flip_merge")),
+    "matchings": ("matchings", ("train", "flip_merge", "pair_merge")),
+    "theory": ("theory", ("theory",)),
+    "comparison": ("comparison", ("train", "flip_merge", "pair_merge")),
+    "claims": ("claims", ("train", "flip_merge", "pair_merge", "filters")),
+    "costs": ("costs", ("train", "flip_merge", "pair_merge")),
+    "provenance": ("provenance", ("train", "flip_merge", "pair_merge", "flipped_training", "theory")),
 }
 FIGURES = {
-    "figure1": "filter_pairs",
-    "figure2": "figure2",
-    "figure3": "figure3",
-    "figure4": "figure4",
-    "figure5": "filter_pairs",
-    "figure6": "filter_pairs",
-    "figure7": "filter_pairs",
-    "figure8": "filter_pairs",
-    "figure9": "figure9",
-    "figure10": "figure10",
-    "zero_filters": "zero_filters",
-    "filter_pairs": "filter_pairs",
+    "figure1": ("filter_pairs", ("filters",)),
+    "figure2": ("figure2", ("filters",)),
+    "figure3": ("figure3", ("flipped_training",)),
+    "figure4": ("figure4", ("flip_merge",)),
+    "figure5": ("filter_pairs", ("filters",)),
+    "figure6": ("filter_pairs", ("filters",)),
+    "figure7": ("filter_pairs", ("filters",)),
+    "figure8": ("filter_pairs", ("filters",)),
+    "figure9": ("figure9", ("filters",)),
+    "figure10": ("figure10", ()),
+    "zero_filters": ("zero_filters", ("filters",)),
+    "filter_pairs": ("filter_pairs", ("filters",)),
 }
 
 
 def module_of(name: str) -> ModuleType:
     """The module behind a table or figure, by the name of its rule."""
-    return import_module(f"{__name__}.{(TABLES | FIGURES)[name]}")
+    return import_module(f"{__name__}.{(TABLES | FIGURES)[name][0]}")
+
+
+def kinds_of(name: str) -> tuple[str, ...]:
+    """The kinds of records that a table or figure reads; "filters" for the arrays beside flip-merge records."""
+    return (TABLES | FIGURES)[name][1]

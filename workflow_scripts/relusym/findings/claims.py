@@ -29,7 +29,6 @@ from relusym.findings.evidence import (
 from relusym.findings.filters import count_zero_filters
 from relusym.findings.layout import Layout
 
-KINDS = ("train", "flip_merge", "pair_merge", "filters")
 LAYOUT = Layout(
     "The paper's claims, tested",
     {

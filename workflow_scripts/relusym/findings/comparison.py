@@ -12,11 +12,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from relusym.findings import About, Inputs, Record, module_of, origins
+from relusym.findings import About, Inputs, Record, kinds_of, module_of, origins
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout, number, std_of
 
-KINDS = ("train", "flip_merge", "pair_merge")
 LAYOUT = Layout(
     "Our tables beside the paper's",
     {
@@ -81,7 +80,7 @@ def frame(inputs: Inputs, about: About) -> pd.DataFrame:
     found = []
     for name, shown in about["tables"].items():
         table, paper_number = module_of(name), int(re.sub(r"\D", "", name))
-        of_table = chosen({kind: inputs[kind] for kind in table.KINDS}, shown)
+        of_table = chosen({kind: inputs[kind] for kind in kinds_of(name)}, shown)
         other = other_than_the_papers(list(chain(*of_table.values())), paper_number)
         cells = table.frame(of_table, shown)
         found.append(compare(cells, paper_number, other, table.LAYOUT, about["names"]))

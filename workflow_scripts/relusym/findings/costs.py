@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from relusym.findings import About, Inputs
+from relusym.findings import About, Inputs, kinds_of
 from relusym.findings.layout import Layout
 from relusym.findings.origins import nets_of
 
-KINDS = ("train", "flip_merge", "pair_merge")
 LAYOUT = Layout(
     "Costs: what each kind of job took",
     {
@@ -64,7 +63,7 @@ def costs(benchmark_files: Iterable[str | Path]) -> pd.DataFrame:
 def frame(inputs: Inputs, about: About) -> pd.DataFrame:
     """As `costs`, of the benchmark files that are there."""
     found = []
-    for record in chain(*(inputs[kind] for kind in KINDS)):
+    for record in chain(*(inputs[kind] for kind in kinds_of("costs"))):
         name = "--".join(f"{model}-{seed}" for model, seed in nets_of(record))
         found.append(f"{about['benchmarks']}/{record['kind']}/{name}.tsv")
     return costs(found)

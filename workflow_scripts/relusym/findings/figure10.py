@@ -9,8 +9,6 @@ from matplotlib.figure import Figure
 from relusym.findings import About, Inputs
 from relusym.findings.print_style import COLUMN_WIDTH
 
-KINDS = ()
-
 
 def draw(inputs: Inputs, about: About) -> tuple[Figure]:
     """Figure 10 of `inputs["image_classes"]`."""

@@ -15,7 +15,6 @@ from relusym.findings.filters import Filters, first_kept
 from relusym.findings.permutation_order import channel_orders
 from relusym.findings.print_style import COLUMN_WIDTH, empty_figure
 
-KINDS = ("filters",)
 STEPS = ("1. original", "2. flipped", "3. permuted", "4. flipped back")
 SHOWN = 3  # filters
 

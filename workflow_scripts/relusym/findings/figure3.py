@@ -6,7 +6,6 @@ from matplotlib.figure import Figure
 from relusym.findings import About, Inputs, Record
 from relusym.findings.print_style import COLUMN_WIDTH, LINES
 
-KINDS = ("flipped_training",)
 CURVES = {  # precision and twin: label, line of `LINES`, dashes
     ("float64", "flipped_batches"): ("flipped batches, float64", 0, "-"),
     ("float32", "flipped_batches"): ("flipped batches, float32", 1, "--"),

@@ -15,8 +15,6 @@ from relusym.findings.origins import check_agreement
 from relusym.findings.permutation_order import order_counts
 from relusym.findings.print_style import COLUMN_WIDTH, layer_ticks
 
-KINDS = ("flip_merge",)
-
 # after ColorBrewer's RdYlBu: safe for colour-blind readers; neighbours differ in lightness too (grey print)
 COLOURS = {"1": "#2c7bb6", "2": "#abd9e9", "3": "#fee090", "4": "#f98e52", "5+": "#b2182b"}
 LABELS = {"1": "1 (fixed)", "2": "2 (swapped)", "3": "3", "4": "4", "5+": "5 or more"}

@@ -1,6 +1,6 @@
 """Figure 9: a ResNet's first-layer filters, each beside its match among the flipped and permuted ones.
 
-about: model (id, of whose first net that isn't left out), names.
+about: model (id, of whose first net that isn't left out), absent (id → why there is no net of a type), names.
 """
 
 from matplotlib.figure import Figure
@@ -10,18 +10,20 @@ from relusym.findings.filter_pairs import pair_grid
 from relusym.findings.filters import Filters, first_kept
 from relusym.findings.print_style import COLUMN_WIDTH, empty_figure
 
-KINDS = ("filters",)
 IN_A_ROW = 8  # pairs
 
 
 def draw(inputs: Inputs, about: About) -> tuple[Figure]:
-    """Figure 9 of one net.
+    """Figure 9 of one net, or why there is none.
 
     Raises:
-        UserError: there is no net of the type.
+        UserError: there is no net of the type, and no reason.
     """
-    model = about["model"]
-    return (figure9(first_kept(inputs["filters"], model), about["names"].get(model, model)),)
+    model, nets = about["model"], inputs["filters"]
+    name = about["names"].get(model, model)
+    if not nets and (reason := about.get("absent", {}).get(model)):
+        return (empty_figure(f"{name} is left out: {reason}"),)
+    return (figure9(first_kept(nets, model), name),)
 
 
 def figure9(net: Filters, name: str) -> Figure:

@@ -15,8 +15,6 @@ from relusym.findings import About, Inputs
 from relusym.findings.filters import Filters, are_zero, first_kept
 from relusym.findings.print_style import COLUMN_WIDTH
 
-KINDS = ("filters",)
-
 SHOWN = 0.995  # of all weights; the largest few are clipped, so that the others keep their contrast
 WEIGHT = 8  # dots: each weight is drawn as so many squared
 BETWEEN, APART = 4, 12  # blank dots between the two filters of a pair, and between pairs

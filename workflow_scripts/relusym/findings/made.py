@@ -31,8 +31,8 @@ def _code() -> str:
 def fingerprint(name: str, about: dict[str, Any], inputs: Iterable[str]) -> str | None:
     """Of what a table or figure would be made from now; None if a file is missing."""
     inputs = list(inputs)
-    if hasattr(module := module_of(name), "beside"):  # files that the job finds by itself
-        inputs += module.beside(inputs)
+    if name == "costs":  # which finds the benchmark files by itself
+        inputs += module_of(name).beside(inputs)
     if not all(Path(path).is_file() for path in inputs):
         return None
     parts = [json.dumps(about), _code(), *(f"{path} {_hash_of(path)}" for path in inputs)]

@@ -10,7 +10,6 @@ from relusym.findings.frames import measured, summary
 from relusym.findings.layout import Layout
 from relusym.findings.origins import check_agreement, matching_of
 
-KINDS = ("train", "flip_merge", "pair_merge")
 LAYOUT = Layout(
     "Merging by other matchings",
     {"matching": "Matching", "barrier_no_repair": "Barrier, no REPAIR", "barrier": "Barrier"},

@@ -10,11 +10,10 @@ from itertools import chain
 
 import pandas as pd
 
-from relusym.findings import About, Inputs, Record, module_of
+from relusym.findings import About, Inputs, Record, kinds_of
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout
 
-KINDS = ("train", "flip_merge", "pair_merge", "flipped_training", "theory")
 CODE = ("relusym", "torch", "python", "device")
 LAYOUT = Layout(
     "Provenance: what the tables and figures were made of",
@@ -52,7 +51,7 @@ def frame(inputs: Inputs, about: About) -> pd.DataFrame:
     rows = []
     for name, models in about["made"].items():
         # arrays of filters are the other output of a flip merge
-        kinds = dict.fromkeys("flip_merge" if kind == "filters" else kind for kind in module_of(name).KINDS)
+        kinds = dict.fromkeys("flip_merge" if kind == "filters" else kind for kind in kinds_of(name))
         of_models = chosen(inputs, {"models": models or []})
         for kind in kinds:
             described = pd.DataFrame([_described(record, sources) for record in of_models.get(kind, [])])

@@ -11,7 +11,6 @@ from relusym.findings.frames import beside_paper, measured, summary
 from relusym.findings.layout import Layout
 from relusym.findings.origins import check_agreement
 
-KINDS = ("train",)
 LAYOUT = Layout(
     "Types of VGG11 nets",
     {"name": "Name", "description": "Description", "parameters": "Parameters"},

@@ -9,7 +9,6 @@ from relusym.findings import About, Inputs
 from relusym.findings.frames import beside_paper, nets, summary
 from relusym.findings.layout import Layout
 
-KINDS = ("train", "flip_merge")
 LAYOUT = Layout(
     "Statistics of VGG11 nets",
     {"accuracy": "Accuracy", "invariance_error": "Invariance Error", "gcnn_barrier": "GCNN Barrier"},

@@ -17,7 +17,6 @@ from relusym.findings import About, Inputs, Record, measurements, origins
 from relusym.findings.frames import nets, summary
 from relusym.findings.layout import Layout
 
-KINDS = ("train", "flip_merge")
 LAYOUT = Layout(
     "ResNets merged with their flipped selves",
     {

@@ -8,7 +8,6 @@ import pandas as pd
 from relusym.findings import About, Inputs
 from relusym.findings.layout import Layout
 
-KINDS = ("theory",)
 LAYOUT = Layout(
     "The paper's statements, tested",
     {

@@ -13,8 +13,6 @@ from relusym.findings import About, Inputs
 from relusym.findings.filters import count_zero_filters
 from relusym.findings.print_style import COLUMN_WIDTH, LINES, layer_ticks
 
-KINDS = ("filters",)
-
 
 def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame, pd.DataFrame]:
     """The figure, its numbers by type, and by net."""

@@ -1,0 +1,26 @@
+# What jobs ask for.
+GPU = 0 if SETTINGS.config["device"] == "cpu" else 1
+# On a machine of its own (no scheduler behind the executor), a job takes its GPU from relusym/jobs/gpu_slots.py.
+JOBS_PER_GPU = None if workflow.remote_exec else SETTINGS.config["jobs_per_gpu"]
+
+
+def on_imagenet(unit):
+    return SETTINGS.model_of(unit).given["data"]["dataset"] == "imagenet"
+
+
+def processes(unit):
+    """How many processes make a net together, each on a GPU of its own."""
+    return SETTINGS.running(unit).get("processes", 1)
+
+
+def cores(unit):
+    """A core for each process that computes or reads image files."""
+    workers = SETTINGS.running(unit).get("workers", 0)
+    return max(SETTINGS.config["threads"], workers) * processes(unit)
+
+
+if not workflow.is_main_process:
+    # A scheduler's warning (relusym/jobs/interruption.py) goes to every process of a job. The shell and the Snakemake around
+    # the script leave it to the script, which would be killed half-way through saving if they ended first.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    shell.prefix("trap '' TERM USR1; set -euo pipefail; ")

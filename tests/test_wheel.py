@@ -1,0 +1,91 @@
+"""The library as others install it: a wheel that works without Snakemake and without this folder."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "workflow_scripts" / "relusym"
+
+WITHOUT_SNAKEMAKE = """
+import importlib, pkgutil, sys
+sys.modules["snakemake"] = None  # importing it fails
+import relusym
+for module in pkgutil.walk_packages(relusym.__path__, "relusym."):
+    importlib.import_module(module.name)
+names = {name.partition(".")[0] for name in sys.modules}
+assert not names & {"benchmark", "job"}
+print(len([name for name in sys.modules if name.startswith("relusym")]))
+print(*{getattr(m, "__file__", None) for n, m in sys.modules.items() if n.startswith("relusym")}, sep="\\n")
+"""
+
+MERGE = """
+import sys
+sys.modules["snakemake"] = None
+import torch
+from relusym import nets, paper_values
+from relusym.data.chiral_shapes import generate
+from relusym.merging.images import Images
+from relusym.merging.merge import flip_merge
+torch.manual_seed(0)
+net = nets.build({"architecture": "vgg11", "width": 1 / 32, "group_convs": 8, "initialization": "he"}, classes=10)
+train, test = generate(100, 50, seed=0)
+merged = flip_merge(nets.plain(net.eval()), Images(train.images), Images(test.images), test.labels)
+assert merged.checks["flipped_net_on_flipped_images"] < 1e-4, merged.checks
+print(merged.accuracy["net"] == merged.accuracy["flipped"], len(paper_values.table(2)))
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The wheel, unpacked into an empty folder."""
+    source, to = (tmp_path_factory.mktemp(name) for name in ("source", "installed"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(ROOT / "workflow_scripts", source / "workflow_scripts", ignore=ignored)
+    how = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "wheel", *how, "--wheel-dir", "dist", "."]
+    subprocess.run(pip, cwd=source, check=True)
+    (wheel,) = (source / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(to)
+    return to
+
+
+def run(code, installed, tmp_path):
+    """What a Python prints that sees the wheel before any other relusym."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines()
+
+
+def test_the_wheel_holds_the_library_with_its_data_and_nothing_else(installed):
+    packed = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
+    library = {path for path in packed if ".dist-info/" not in path}
+    files = (path for path in LIBRARY.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert library == {str(path.relative_to(LIBRARY.parent)) for path in files}
+    assert {"relusym/paper_values/table2.csv", "relusym/experiments/config.schema.yaml"} <= library
+
+
+def test_every_module_of_the_wheel_is_imported_without_snakemake(installed, tmp_path):
+    count, *files = run(WITHOUT_SNAKEMAKE, installed, tmp_path)
+    assert int(count) == len([*(installed / "relusym").rglob("*.py")])
+    assert all(Path(file).is_relative_to(installed) for file in files)
+
+
+def test_the_wheel_merges_a_net_with_its_flipped_self(installed, tmp_path):
+    assert run(MERGE, installed, tmp_path) == ["True 7"]

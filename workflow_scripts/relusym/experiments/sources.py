@@ -1,0 +1,95 @@
+"""Where the images of a scale and of its models come from, and how they are prepared."""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+
+from relusym.experiments.models import Model, Section
+
+GENERATED, IMAGENET = "generated", "imagenet"
+
+
+class Sources:
+    """The part of `settings.Settings` that is about images."""
+
+    config: Section
+    scale: str
+    models: dict[str, Model]
+    _scale: Section
+
+    def source(self, dataset: str) -> Section:
+        """Where a data set comes from, and its label."""
+        if dataset == GENERATED:
+            return {"source": GENERATED, "label": "generated chiral shapes"}
+        if dataset == IMAGENET:
+            given = self.config["imagenet"]
+            return {
+                "source": IMAGENET,
+                "root": given["root"],
+                "train": given["train"],
+                "test": given["val"],
+                "label": given["label"],
+            }
+        return self.config["cifar10"] if dataset == "cifar10" else self.config["datasets"][dataset]
+
+    def label(self, model: str | None = None) -> str:
+        """What records and tables call a model's images (or the scale's)."""
+        data = self._data(model)
+        label = self.source(data["dataset"])["label"]
+        return f"{label}, seed {data['seed']}" if data["dataset"] == GENERATED else label
+
+    def _data(self, model: str | None) -> Section:
+        return self.models[model].given["data"] if model else self._scale["data"]
+
+    def prepared(self, model: str | None = None) -> str:
+        """The name of the file of prepared images that a model (or the scale) reads; each source has its own."""
+        data = self._data(model)
+        if data["dataset"] == GENERATED:
+            return f"generated-{data['train_images']}-{data['test_images']}-{data['seed']}"
+        source = self.source(data["dataset"])
+        place = json.dumps([source[key] for key in ("source", "root", "train", "test")])
+        name = f"{data['dataset']}-{source['source']}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+        if data["dataset"] != IMAGENET:
+            return name
+        given = self.models[model].given
+        return f"{name}-{data['resize']}-{given['image_size']}-{given['merging']['images']}-{data['seed']}"
+
+    def preparation(self, prepared: str) -> tuple[Section, str]:
+        """How the file of that name is prepared, as `data.prepare` takes it, and where the config has it."""
+        model = next(
+            model for model in (None, *self.models) if self._reads(model) and self.prepared(model) == prepared
+        )
+        given, source = self._data(model), self.source(self._data(model)["dataset"])
+        if source["source"] == GENERATED:
+            sizes = {key: given[key] for key in ("train_images", "test_images", "seed")}
+            return {"kind": GENERATED, **sizes}, f"scales.{self.scale}.data"
+        spec = {"root": source["root"]}
+        if source["source"] == "torchvision":
+            return {"kind": "torchvision_cifar10", **spec}, "cifar10"
+        if source["source"] == IMAGENET:
+            one = self.models[model].given
+            spec |= {
+                "train": source["train"],
+                "val": source["test"],
+                "resize": given["resize"],
+                "seed": given["seed"],
+            }
+            return {
+                "kind": IMAGENET,
+                **spec,
+                "size": one["image_size"],
+                "train_images": one["merging"]["images"],
+            }, IMAGENET
+        key = given["dataset"] if given["dataset"] == "cifar10" else f"datasets.{given['dataset']}"
+        return {"kind": "folder", **spec, "train": source["train"], "test": source["test"]}, key
+
+    def _reads(self, model: str | None) -> bool:
+        """ImageNet is prepared for a model's image size alone."""
+        return model is not None or self._scale["data"]["dataset"] != IMAGENET
+
+    @cached_property
+    def imagenet(self) -> dict[str, str]:
+        """ImageNet's folders, "train" and "test"."""
+        source = self.source(IMAGENET)
+        return {split: str(Path(source["root"]) / source[split]) for split in ("train", "test")}
