@@ -19,7 +19,9 @@ from relusym.findings.evidence import (
     hedges_g,
     is_higher,
     is_highest,
+    rank_sum_p,
     shared_nets,
+    signed_rank_p,
 )
 from relusym.findings.filters import Filters
 from relusym.paper_values import table
@@ -160,6 +162,22 @@ def test_a_rank_test_of_four_and_four_nets_comes_to_no_less_than_its_least():
     found = is_higher({"a": np.array([5.0, 6, 7, 8]), "b": np.array([1.0, 2, 3, 4])}, "a", "b")
     assert found.p_rank == found.p_rank_min == pytest.approx(2 / 70)
     assert found.p_value == stats.ttest_ind([5, 6, 7, 8], [1, 2, 3, 4], equal_var=False).pvalue
+
+
+def test_rank_tests_with_ties_count_permutations():
+    assert rank_sum_p(np.array([3.0, 3, 3]), np.array([1.0, 1, 2])) == pytest.approx(2 / 20)
+    assert rank_sum_p(np.array([3.0, 3, 1]), np.array([1.0, 1, 1])) == pytest.approx(8 / 20)
+    assert signed_rank_p(np.array([0.2, 0.2, 0.3])) == pytest.approx(2 / 8)
+    assert signed_rank_p(np.array([0.2, 0.4, 0.0])) == pytest.approx(2 / 4)  # a zero tells nothing
+
+
+@pytest.mark.parametrize(("n", "tied"), [(3, True), (4, True), (10, True), (10, False)])
+def test_no_rank_test_comes_below_the_least_that_it_can_come_to(n, tied):
+    high = np.full(n, 2.0) if tied else 100.0 + np.arange(n)
+    found = is_higher({"a": high, "b": np.arange(n) // (2 if tied else 1) * 1.0 - n}, "a", "b")
+    assert found.p_rank >= found.p_rank_min * (1 - 1e-9)
+    assert found.p_rank <= max(found.p_rank_min, 2e-4) * (1 + 1e-9)
+    assert signed_rank_p(high) >= 0.5 ** (n - 1) * (1 - 1e-9)
 
 
 def test_a_margin_tells_no_worse_from_worse():

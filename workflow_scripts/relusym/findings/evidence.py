@@ -14,6 +14,8 @@ from relusym.findings.permutation_order import channel_orders
 SHARE = "share of the channels"
 NO_SPREAD = "all nets of a type are equal, so that the rank test counts"
 
+RESAMPLES = 9999  # of a rank test with ties; all permutations if there are no more
+
 HELD, NOT_HELD, OPEN, UNTESTED = "held", "did not hold", "inconclusive", "cannot be tested here"
 
 
@@ -67,7 +69,7 @@ def flipped_against_other(nets: pd.DataFrame, merged: pd.DataFrame, model: str) 
         measure="d of the differences",
         direction=differences.mean(),
         p_value=2 * float(stats.t.sf(abs(t), degrees)),
-        p_rank=float(stats.wilcoxon(differences).pvalue),
+        p_rank=signed_rank_p(differences),
         p_rank_min=0.5 ** (len(differences) - 1),
     )
 
@@ -132,7 +134,7 @@ def is_higher(of_type: dict[str, np.ndarray], high: str, low: str, margin: float
     shifted = high_values + margin
     effect = high_values.mean() - low_values.mean()
     spread = shifted.std() + low_values.std() > 0
-    p_rank = float(stats.mannwhitneyu(shifted, low_values).pvalue)
+    p_rank = rank_sum_p(shifted, low_values)
     return Evidence(
         n,
         f"Welch's t against −{margin:.3f}" if margin else "Welch's t",
@@ -185,7 +187,7 @@ def most_have_order_two(flip_records: Sequence[Record]) -> Evidence:
     if len(shares) < 2:
         return Evidence(n, "t against ½", remark="two nets or more are needed")
     spread = shares.std() > 0
-    p_rank = float(stats.wilcoxon(shares - 0.5).pvalue)
+    p_rank = signed_rank_p(shares - 0.5)
     if (shares == 1).all():
         return Evidence(
             n, "count", effect=1.0, measure=SHARE, settled=HELD, remark="all channels of all nets"
@@ -223,6 +225,23 @@ def all_have_order_two(flip_records: Sequence[Record]) -> Evidence:
 def _orders(record: Record) -> np.ndarray:
     """Orders of all channels of all layers of one net."""
     return np.concatenate([channel_orders(permutation) for permutation in record["permutations"].values()])
+
+
+def rank_sum_p(first: np.ndarray, second: np.ndarray) -> float:
+    """p of the Mann–Whitney test: exact, or by permutation where values are tied."""
+    return float(stats.mannwhitneyu(first, second, method=_method(np.concatenate([first, second]))).pvalue)
+
+
+def signed_rank_p(values: np.ndarray) -> float:
+    """p of the Wilcoxon test against 0: exact, or by permutation where absolute values are tied, or zero."""
+    return float(stats.wilcoxon(values, method=_method(np.append(0, abs(values)))).pvalue)
+
+
+def _method(values: np.ndarray) -> "str | stats.PermutationMethod":
+    """How a rank test comes to its p: with ties, scipy's own choice would be asymptotic, however few the values."""
+    if np.unique(values).size == values.size:
+        return "exact"
+    return stats.PermutationMethod(RESAMPLES, random_state=np.random.default_rng(0))
 
 
 def hedges_g(first: np.ndarray, second: np.ndarray) -> float:
