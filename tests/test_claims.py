@@ -29,6 +29,7 @@ from relusym.paper_values import table
 PAPER = table(2).set_index("model")
 PAIRS = table(4).set_index(["model_1", "model_2"])["barrier_mean"]
 SWAP, THREE_CYCLE = [1, 0, 3, 2], [1, 2, 0, 3]
+MOSTLY_SWAPS = [1, 2, 0, 3, 4, 5, 7, 6]  # one three-cycle
 
 
 def run(n=4, *, reverse=False, spread=1.0, models=MODELS, permutation=SWAP):
@@ -72,7 +73,7 @@ def verdicts(frame):
 
 
 def test_all_claims_hold_on_the_papers_own_numbers():
-    found = claims(run(24, permutation=SWAP), zero_filters([30, 31, 35, 33], [1, 2, 3, 4]))
+    found = claims(run(24, permutation=MOSTLY_SWAPS), zero_filters([30, 31, 35, 33], [1, 2, 3, 4]))
     assert len(found) == 3 + 1 + 3 + 2 + 1 + 1 + 2
     assert set(found["verdict"]) == {HELD}, verdicts(found)
     assert found["effect"].notna().all()
@@ -88,6 +89,9 @@ def test_no_directed_claim_holds_on_the_mirrored_numbers():
     symmetric = "Types with a lower invariance error have a lower GCNN barrier"  # mirrored twice
     kept = [claim for claim in said if claim.startswith("Late invariance loss keeps accuracy: CNN")]
     assert said.pop(symmetric) == HELD
+    assert (
+        said.pop("Not all GCNN channels found by matching have order at most 2") == HELD
+    )  # as three-cycles are
     assert said.pop(kept[0]) == HELD  # a difference of 0.001 to either side is no loss of 0.009
     assert set(said.values()) == {NOT_HELD}, said
 
@@ -109,7 +113,7 @@ def test_too_few_nets_are_told(n, models):
 
 
 def test_nets_without_any_spread_are_told_from_proof():
-    found = claims(run(4, spread=0.0), zero_filters([], [])).set_index("claim")
+    found = claims(run(4, spread=0.0, permutation=MOSTLY_SWAPS), zero_filters([], [])).set_index("claim")
     assert set(found["verdict"]) <= {HELD, OPEN, UNTESTED}
     assert found.loc[
         "Merging a CNN with its flipped self has a lower barrier than merging two of them", "remark"
@@ -129,11 +133,11 @@ def test_zero_filters_of_no_net_are_told():
     )
 
 
-def test_one_channel_of_order_three_settles_that_not_all_have_two():
-    found = claims(run(4, permutation=[1, 2, 0, 3, 4, 5, 7, 6]), zero_filters([], [])).set_index("claim")
-    every = found.loc["All GCNN channels found by matching have order at most 2"]
-    assert (every["verdict"], every["effect"]) == (NOT_HELD, 3 / 8)
-    assert every["remark"] == "12 of 32 channels have a higher order"
+def test_one_channel_of_order_three_settles_that_not_all_have_two_as_the_paper_found():
+    found = claims(run(4, permutation=MOSTLY_SWAPS), zero_filters([], [])).set_index("claim")
+    some = found.loc["Not all GCNN channels found by matching have order at most 2"]
+    assert (some["verdict"], some["effect"]) == (HELD, 3 / 8)
+    assert some["remark"] == "12 of 32 channels have a higher order"
     most = found.loc["Most GCNN channels found by matching have order at most 2"]
     assert most["effect"] == 5 / 8
     assert (
@@ -144,7 +148,7 @@ def test_one_channel_of_order_three_settles_that_not_all_have_two():
 def test_channels_that_all_have_order_two_settle_both_claims():
     found = claims(run(2), zero_filters([], [])).set_index("claim")
     both = found[found.index.str.contains("matching")]
-    assert list(both["verdict"]) == [HELD, HELD]
+    assert list(both["verdict"]) == [HELD, NOT_HELD]  # most have, and none hasn't
     assert both["p_value"].isna().all()
 
 

@@ -18,13 +18,13 @@ from relusym.findings.evidence import (
     OPEN,
     UNTESTED,
     Evidence,
-    all_have_order_two,
     flipped_against_other,
     is_higher,
     is_highest,
     more_zero_filters,
     most_have_order_two,
     rank_correlation_of_types,
+    some_have_a_higher_order,
 )
 from relusym.findings.filters import count_zero_filters
 from relusym.findings.layout import Layout
@@ -140,9 +140,9 @@ def claims(inputs: Inputs, zero_filters: pd.DataFrame, names: Mapping[str, str])
         most_have_order_two(ordered),
     )
     say(
-        f"All {named['gcnn']} channels found by matching have order at most 2",
-        "Section 4.1, Figure 4: ideally so",
-        all_have_order_two(ordered),
+        f"Not all {named['gcnn']} channels found by matching have order at most 2",
+        "Section 4.1, Figure 4",
+        some_have_a_higher_order(ordered),
     )
 
     found = pd.DataFrame(rows)

@@ -206,8 +206,8 @@ def most_have_order_two(flip_records: Sequence[Record]) -> Evidence:
     )
 
 
-def all_have_order_two(flip_records: Sequence[Record]) -> Evidence:
-    """The count of channels of a higher order; a single one settles it."""
+def some_have_a_higher_order(flip_records: Sequence[Record]) -> Evidence:
+    """The count of channels of a higher order than 2; a single one settles that there are some."""
     if not flip_records:
         return Evidence("0 nets", "count", remark="a net is needed")
     orders = np.concatenate([_orders(record) for record in flip_records])
@@ -217,7 +217,7 @@ def all_have_order_two(flip_records: Sequence[Record]) -> Evidence:
         "count",
         effect=higher / orders.size,
         measure=f"{SHARE} with a higher order",
-        settled=NOT_HELD if higher else HELD,
+        settled=HELD if higher else NOT_HELD,
         remark=f"{higher:,} of {orders.size:,} channels have a higher order",
     )
 
