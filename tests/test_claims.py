@@ -19,6 +19,7 @@ from relusym.findings.evidence import (
     hedges_g,
     is_higher,
     is_highest,
+    rank_correlation_of_types,
     rank_sum_p,
     shared_nets,
     signed_rank_p,
@@ -160,6 +161,46 @@ def test_spearmans_p_is_that_of_all_permutations():
     )
     assert found["effect"] == pytest.approx(1)
     assert found["p_value"] == found["p_rank_min"] == pytest.approx(2 / math.factorial(7))
+
+
+def nets_of_types(random, n, correlation, errors, barriers):
+    """Nets of as many types as there are means, with standard deviations of 1 about them."""
+    own, other = random.normal(size=(2, len(errors), n))
+    other = correlation * own + math.sqrt(1 - correlation**2) * other
+    rows = [
+        (model, seed, errors[model] + own[model, seed], barriers[model] + other[model, seed])
+        for model, seed in itertools.product(range(len(errors)), range(n))
+    ]
+    return pd.DataFrame(rows, columns=["model", "seed", "error", "barrier"])
+
+
+@pytest.mark.parametrize("differ", [0, 0.3])
+def test_types_that_are_unrelated_are_no_more_often_found_correlated_than_they_should_be(differ):
+    """Two quantities that are correlated within a type, while all types are equal, or differ in either at random."""
+    random, draws, means = np.random.default_rng(0), 200, differ * np.arange(7)
+    found = naive = 0
+    for _ in range(draws):
+        nets = nets_of_types(random, 4, 0.7, means, random.permutation(means))
+        found += rank_correlation_of_types(nets, "error", "barrier").p_value < 0.05
+        of_means = stats.spearmanr(nets.groupby("model")[["error", "barrier"]].mean())
+        naive += of_means.pvalue < 0.05
+    assert found / draws < 0.1  # 0.05, and three standard errors
+    assert differ or naive / draws > 0.25  # what the halves are for
+
+
+def test_types_that_are_related_are_found_so():
+    random, means = np.random.default_rng(0), 3.0 * np.arange(7)
+    for correlation in (-0.7, 0, 0.7):
+        evidence = rank_correlation_of_types(
+            nets_of_types(random, 4, correlation, means, means), "error", "barrier"
+        )
+        assert evidence.direction > 0 and evidence.p_value < 0.01
+
+
+def test_types_of_one_net_each_tell_nothing_of_types():
+    nets = nets_of_types(np.random.default_rng(0), 1, 0, np.arange(7), np.arange(7))
+    evidence = rank_correlation_of_types(nets, "error", "barrier")
+    assert math.isnan(evidence.p_value) and "two nets" in evidence.remark
 
 
 def test_a_rank_test_of_four_and_four_nets_comes_to_no_less_than_its_least():

@@ -99,19 +99,27 @@ def shared_nets(seeds: np.ndarray) -> tuple[float, float]:
 
 
 def rank_correlation_of_types(nets: pd.DataFrame, first: str, second: str) -> Evidence:
-    """Spearman's ρ of the types' means, with its exact permutation p-value."""
-    means = nets.groupby("model")[[first, second]].mean()
+    """Spearman's ρ of the types' means, with its exact permutation p-value.
+
+    Either mean is over other nets, every second one of a type by seed: where the two quantities of a net are
+    correlated, those of a mean over the same nets are, and a ρ between types would be found where all types are equal.
+    """
+    test = "Spearman, exact, over halves of the nets"
+    nets = nets.sort_values("seed")
+    place = nets.groupby("model").cumcount()
+    halves = [nets[place % 2 == half].groupby("model")[of].mean() for half, of in enumerate((first, second))]
+    means = pd.concat(halves, axis=1, join="inner")
     n = _counted(len(means), "type")
     if len(means) < 3:
-        return Evidence(n, "Spearman, exact", remark="three types or more are needed")
+        return Evidence(n, test, remark="three types of two nets or more are needed")
     ranks = stats.rankdata(means.to_numpy(), axis=0)
     if not ranks.std(axis=0).all():
-        return Evidence(n, "Spearman, exact", remark="all types are equal")
+        return Evidence(n, test, remark="all types are equal")
     every = stats.PermutationMethod(n_resamples=math.factorial(len(means)))
     rho = stats.pearsonr(*ranks.T, method=every)  # Pearson's correlation of ranks is Spearman's
     return Evidence(
         n,
-        "Spearman, exact",
+        test,
         effect=float(rho.statistic),
         effect_size=float(rho.statistic),
         measure="Spearman's ρ",
