@@ -64,7 +64,7 @@ def frame(inputs: Inputs, about: About) -> pd.DataFrame:
 
 def notes(inputs: Inputs, about: About) -> list[str]:
     return [
-        "p is two-sided; corrected for all claims together after Benjamini and Yekutieli. Held or did not hold: "
+        "p is two-sided; corrected for all claims together after Benjamini and Hochberg. Held or did not hold: "
         f"corrected p below {LEVEL}; inconclusive: above",
         "t-tests take the nets of a type to be normally distributed. A rank test doesn't, but with few nets it "
         "can't come to a small p: the least that it can come to stands beside it. It decides only where all nets "
@@ -82,7 +82,7 @@ def claims(inputs: Inputs, zero_filters: pd.DataFrame, names: Mapping[str, str])
 
     Returns:
         One row a claim: claim, verdict, effect, effect_size with its measure, n, test, p_value (two-sided), p_corrected
-        (Benjamini–Yekutieli over all claims: valid under any dependence between the tests, some of which share nets),
+        (Benjamini–Hochberg over all claims; some share nets, see docs/comparison.md for what that does to its level),
         p_rank and p_rank_min (see `Evidence`), source (where the paper says it) and remark. The verdict is "held"
         or "did not hold" if p_corrected is below 0.05, by the effect's direction, else "inconclusive"; "cannot be
         tested here" if nets or measurements are missing.
@@ -149,7 +149,7 @@ def claims(inputs: Inputs, zero_filters: pd.DataFrame, names: Mapping[str, str])
     tested = found["p_value"].notna()
     found["p_corrected"] = np.nan
     if tested.any():
-        corrected = stats.false_discovery_control(found.loc[tested, "p_value"], method="by")
+        corrected = stats.false_discovery_control(found.loc[tested, "p_value"], method="bh")
         found.loc[tested, "p_corrected"] = corrected
     found["verdict"] = [_verdict(row) for _, row in found.iterrows()]
     return found[COLUMNS]
