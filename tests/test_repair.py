@@ -1,8 +1,11 @@
 """REPAIR in convolutions and at the outputs of residual blocks, and the reset of batch norm."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from small_nets import NARROW, SMALL, resnet, smooth_images, targets, vgg11
+from torch import nn
 
 from relusym.data.augmentation import normalise
 from relusym.merging.channel_groups import channel_groups, trace
@@ -86,3 +89,44 @@ def test_resetting_alone_misses_repairs_targets():
     reset = reset_batch_norm(halfway(first, second), some)
     has = survey(reset, reset, some, channel_groups(reset, some.shape)).statistics[0]
     assert max(float((has[point].std / target.std - 1).abs().max()) for point, target in wanted.items()) > 0.2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("network", [SMALL, NARROW], ids=["basic", "bottleneck"])
+def test_targets_of_nets_with_batch_norm_are_the_averages_of_batches_normalised_by_themselves(network):
+    """As REPAIR's trackers take them, reckoned here with hooks on a plain net in training mode."""
+    net, some = resnet(network), Images(smooth_images(90, 33, seed=3), 30)
+    trained = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    found = survey(net, net, some, channel_groups(net, some.shape)).statistics[0]
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in net.state_dict().items())
+    seen = []
+    for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+        for block in stage:
+            seen.append([])
+            block.register_forward_hook(
+                lambda module, args, output, to=seen[-1]: to.append(
+                    torch.var_mean(output.double(), (0, 2, 3))
+                )
+            )
+    net.train()
+    for x in some.batches(torch.device("cpu"), even=True):
+        net(x)
+    assert len(found) == len(seen) == sum(network["layers"])
+    for statistics, batches in zip(found.values(), seen, strict=True):
+        variances, means = (torch.stack(values).mean(0) for values in zip(*batches, strict=True))
+        torch.testing.assert_close(statistics.mean, means, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(statistics.std, variances.sqrt(), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_targets_of_nets_with_batch_norm_dont_depend_on_their_trained_statistics():
+    net, some = resnet(), Images(smooth_images(90, 33, seed=3), 30)
+    other, groups = deepcopy(net), channel_groups(net, some.shape)
+    for module in other.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean += 0.5
+            module.running_var *= 2
+    for statistics, same in zip(
+        *(of.values() for of in survey(net, other, some, groups).statistics), strict=True
+    ):
+        assert torch.equal(statistics.mean, same.mean) and torch.equal(statistics.std, same.std)

@@ -20,6 +20,7 @@ from relusym.experiments.costs import Costs
 from relusym.experiments.nets_and_images import check_images, training_images
 from relusym.merging.merge import largest_difference
 from relusym.nets.vgg import VGG11
+from relusym.precision import full_float32
 from relusym.randomness import generator, stream
 from relusym.symmetry import HORIZONTAL_FLIP
 
@@ -45,6 +46,7 @@ def batches(images: image_set.ImageSet, how: Record) -> Iterator[tuple[Tensor, T
         epoch += 1
 
 
+@full_float32()
 def train_side_by_side(images: image_set.ImageSet, settings: Record, dtype: torch.dtype) -> Record:
     """Φ, Φ̂ and the counterfactual twin, trained by SGD with cross-entropy.
 

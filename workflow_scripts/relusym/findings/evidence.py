@@ -14,6 +14,8 @@ from relusym.findings.permutation_order import channel_orders
 SHARE = "share of the channels"
 NO_SPREAD = "all nets of a type are equal, so that the rank test counts"
 
+RESAMPLES = 9999  # of a rank test with ties; all permutations if there are no more
+
 HELD, NOT_HELD, OPEN, UNTESTED = "held", "did not hold", "inconclusive", "cannot be tested here"
 
 
@@ -67,7 +69,7 @@ def flipped_against_other(nets: pd.DataFrame, merged: pd.DataFrame, model: str) 
         measure="d of the differences",
         direction=differences.mean(),
         p_value=2 * float(stats.t.sf(abs(t), degrees)),
-        p_rank=float(stats.wilcoxon(differences).pvalue),
+        p_rank=signed_rank_p(differences),
         p_rank_min=0.5 ** (len(differences) - 1),
     )
 
@@ -97,19 +99,27 @@ def shared_nets(seeds: np.ndarray) -> tuple[float, float]:
 
 
 def rank_correlation_of_types(nets: pd.DataFrame, first: str, second: str) -> Evidence:
-    """Spearman's ρ of the types' means, with its exact permutation p-value."""
-    means = nets.groupby("model")[[first, second]].mean()
+    """Spearman's ρ of the types' means, with its exact permutation p-value.
+
+    Either mean is over other nets, every second one of a type by seed: where the two quantities of a net are
+    correlated, those of a mean over the same nets are, and a ρ between types would be found where all types are equal.
+    """
+    test = "Spearman, exact, over halves of the nets"
+    nets = nets.sort_values("seed")
+    place = nets.groupby("model").cumcount()
+    halves = [nets[place % 2 == half].groupby("model")[of].mean() for half, of in enumerate((first, second))]
+    means = pd.concat(halves, axis=1, join="inner")
     n = _counted(len(means), "type")
     if len(means) < 3:
-        return Evidence(n, "Spearman, exact", remark="three types or more are needed")
+        return Evidence(n, test, remark="three types of two nets or more are needed")
     ranks = stats.rankdata(means.to_numpy(), axis=0)
     if not ranks.std(axis=0).all():
-        return Evidence(n, "Spearman, exact", remark="all types are equal")
+        return Evidence(n, test, remark="all types are equal")
     every = stats.PermutationMethod(n_resamples=math.factorial(len(means)))
     rho = stats.pearsonr(*ranks.T, method=every)  # Pearson's correlation of ranks is Spearman's
     return Evidence(
         n,
-        "Spearman, exact",
+        test,
         effect=float(rho.statistic),
         effect_size=float(rho.statistic),
         measure="Spearman's ρ",
@@ -132,7 +142,7 @@ def is_higher(of_type: dict[str, np.ndarray], high: str, low: str, margin: float
     shifted = high_values + margin
     effect = high_values.mean() - low_values.mean()
     spread = shifted.std() + low_values.std() > 0
-    p_rank = float(stats.mannwhitneyu(shifted, low_values).pvalue)
+    p_rank = rank_sum_p(shifted, low_values)
     return Evidence(
         n,
         f"Welch's t against −{margin:.3f}" if margin else "Welch's t",
@@ -185,7 +195,7 @@ def most_have_order_two(flip_records: Sequence[Record]) -> Evidence:
     if len(shares) < 2:
         return Evidence(n, "t against ½", remark="two nets or more are needed")
     spread = shares.std() > 0
-    p_rank = float(stats.wilcoxon(shares - 0.5).pvalue)
+    p_rank = signed_rank_p(shares - 0.5)
     if (shares == 1).all():
         return Evidence(
             n, "count", effect=1.0, measure=SHARE, settled=HELD, remark="all channels of all nets"
@@ -204,8 +214,8 @@ def most_have_order_two(flip_records: Sequence[Record]) -> Evidence:
     )
 
 
-def all_have_order_two(flip_records: Sequence[Record]) -> Evidence:
-    """The count of channels of a higher order; a single one settles it."""
+def some_have_a_higher_order(flip_records: Sequence[Record]) -> Evidence:
+    """The count of channels of a higher order than 2; a single one settles that there are some."""
     if not flip_records:
         return Evidence("0 nets", "count", remark="a net is needed")
     orders = np.concatenate([_orders(record) for record in flip_records])
@@ -215,7 +225,7 @@ def all_have_order_two(flip_records: Sequence[Record]) -> Evidence:
         "count",
         effect=higher / orders.size,
         measure=f"{SHARE} with a higher order",
-        settled=NOT_HELD if higher else HELD,
+        settled=HELD if higher else NOT_HELD,
         remark=f"{higher:,} of {orders.size:,} channels have a higher order",
     )
 
@@ -223,6 +233,23 @@ def all_have_order_two(flip_records: Sequence[Record]) -> Evidence:
 def _orders(record: Record) -> np.ndarray:
     """Orders of all channels of all layers of one net."""
     return np.concatenate([channel_orders(permutation) for permutation in record["permutations"].values()])
+
+
+def rank_sum_p(first: np.ndarray, second: np.ndarray) -> float:
+    """p of the Mann–Whitney test: exact, or by permutation where values are tied."""
+    return float(stats.mannwhitneyu(first, second, method=_method(np.concatenate([first, second]))).pvalue)
+
+
+def signed_rank_p(values: np.ndarray) -> float:
+    """p of the Wilcoxon test against 0: exact, or by permutation where absolute values are tied, or zero."""
+    return float(stats.wilcoxon(values, method=_method(np.append(0, abs(values)))).pvalue)
+
+
+def _method(values: np.ndarray) -> "str | stats.PermutationMethod":
+    """How a rank test comes to its p: with ties, scipy's own choice would be asymptotic, however few the values."""
+    if np.unique(values).size == values.size:
+        return "exact"
+    return stats.PermutationMethod(RESAMPLES, random_state=np.random.default_rng(0))
 
 
 def hedges_g(first: np.ndarray, second: np.ndarray) -> float:

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from relusym.merging.images import Images, device_of
+from relusym.precision import full_float32
 
 
 @torch.no_grad()
+@full_float32()
 def accuracy(net: nn.Module, images: Images, labels: Tensor) -> float:
     """Share of the images whose largest logit is at `labels`, int64 (N,)."""
     net.eval()

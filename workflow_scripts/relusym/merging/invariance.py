@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym.merging.images import Images, device_of
+from relusym.precision import full_float32
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
 
@@ -14,6 +15,7 @@ def relative_invariance_error(logits: Tensor, logits_moved: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@full_float32()
 def invariance_error(net: nn.Module, images: Images, symmetry: Symmetry = HORIZONTAL_FLIP) -> float:
     """Mean relative invariance error of `net` over `images`."""
     net.eval()

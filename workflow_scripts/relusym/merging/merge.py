@@ -13,6 +13,7 @@ from relusym.merging.matching import Pair, match
 from relusym.merging.moments import Statistics
 from relusym.merging.repair import repair, repair_blocks, repair_points, reset_batch_norm, unfused
 from relusym.merging.survey import Survey, survey
+from relusym.precision import full_float32
 from relusym.randomness import generator
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
@@ -81,6 +82,7 @@ def largest_difference(one: Tensor, other: Tensor) -> float:
 
 
 @torch.no_grad()
+@full_float32()
 def merge(
     first: nn.Module,
     second: nn.Module,
@@ -141,6 +143,7 @@ def merge(
 
 
 @torch.no_grad()
+@full_float32()
 def flip_merge(
     net: nn.Module,
     images: Images,

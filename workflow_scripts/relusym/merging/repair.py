@@ -1,5 +1,6 @@
 """REPAIR (Jordan et al. 2023; section 4): give a merged net's channels the average statistics of its endpoints."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,40 @@ def reset_batch_norm(net: nn.Module, images: Images) -> nn.Module:
     return reset.eval()
 
 
+def _batch_norm_after(graph: fx.GraphModule, node: fx.Node, channels: int) -> tuple[nn.BatchNorm2d, fx.Node]:
+    """A batch norm that reads a node's output, and its node; no other node reads what it writes."""
+    layer = nn.BatchNorm2d(channels).to(device_of(graph))
+    graph.add_submodule(f"{node.name}_repair", layer)
+    with graph.graph.inserting_after(node):
+        return layer, graph.graph.call_module(f"{node.name}_repair", (node,))
+
+
+@torch.no_grad()
+def block_statistics(net: nn.Module, images: Images, channels: Mapping[str, int]) -> dict[str, Statistics]:
+    """Statistics of an endpoint's residual blocks' outputs, as REPAIR takes them of a net with batch norm.
+
+    Its batch norms are reset in the same pass, in training mode: every layer reads activations that are normalised by
+    their own batch's statistics, not by the trained ones, and means and variances are averaged over the batches.
+
+    Args:
+        net: stays as it is.
+        channels: of each node's output, by the node's name.
+    """
+    graph = trace(deepcopy(net))
+    nodes = block_outputs(graph)
+    if not nodes:
+        return {}
+    for node in nodes:
+        _batch_norm_after(graph, node, channels[node.name])
+    graph.recompile()
+    reset = reset_batch_norm(graph, images)
+    found = {node.name: reset.get_submodule(f"{node.name}_repair") for node in nodes}
+    return {
+        name: Statistics(layer.running_mean.double(), layer.running_var.double().sqrt())
+        for name, layer in found.items()
+    }
+
+
 @torch.no_grad()
 def repair_blocks(net: nn.Module, targets: dict[str, Statistics], images: Images) -> fx.GraphModule:
     """A copy of a net with batch norm, reset, whose residual blocks' outputs have the target statistics.
@@ -57,13 +92,9 @@ def repair_blocks(net: nn.Module, targets: dict[str, Statistics], images: Images
     graph = trace(deepcopy(net))
     for node in block_outputs(graph):
         target = targets[node.name]
-        correction = nn.BatchNorm2d(len(target.mean)).to(device_of(net))
+        correction, corrected = _batch_norm_after(graph, node, len(target.mean))
         correction.weight.copy_(target.std)
         correction.bias.copy_(target.mean)
-        name = f"{node.name}_repair"
-        graph.add_submodule(name, correction)
-        with graph.graph.inserting_after(node):
-            corrected = graph.graph.call_module(name, (node,))
         node.replace_all_uses_with(corrected, delete_user_cb=lambda user, own=corrected: user is not own)
     graph.recompile()
     return reset_batch_norm(graph, images)

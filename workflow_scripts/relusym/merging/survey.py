@@ -1,4 +1,4 @@
-"""One pass of two nets over the images, for what matching and REPAIR need of them."""
+"""What matching and REPAIR need of two nets, from one pass over the images, or two of nets with batch norm."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from relusym.merging.channel_groups import ChannelGroup, trace
+from relusym.merging.channel_groups import ChannelGroup, has_batch_norm, trace
 from relusym.merging.images import Images, device_of
 from relusym.merging.lockstep import Lockstep
 from relusym.merging.moments import JointMoments, Moments, Statistics, samples
-from relusym.merging.repair import repair_points
+from relusym.merging.repair import block_statistics, repair_points
 
 EPSILON = 1e-4  # added to σσ′, so that dead channels correlate with nothing
 PIECE = 2**23  # entries of a feature map that are added up at once: more would cost memory and gain no time
@@ -18,7 +18,7 @@ PIECE = 2**23  # entries of a feature map that are added up at once: more would 
 
 @dataclass
 class Survey:
-    """What one pass over the images says about two nets.
+    """What passes over the images say about two nets.
 
     Attributes:
         correlations: group name → Pearson correlations of the first net's channels with the second's, float64 (C, C),
@@ -35,7 +35,8 @@ def survey(first: nn.Module, second: nn.Module, images: Images, groups: list[Cha
     """One pass of both nets over `images`; no more than one batch of one layer's activations is held.
 
     One pass serves all groups: a layer permuted together with the next layer's inputs leaves all later activations as
-    they were.
+    they were. It also serves REPAIR, but for nets with batch norm: those are matched as trained, in evaluation mode,
+    and their statistics taken in training mode, in a pass of its own (`block_statistics`).
 
     Raises:
         UserError: the nets are of different architecture.
@@ -44,7 +45,7 @@ def survey(first: nn.Module, second: nn.Module, images: Images, groups: list[Cha
     graphs = [trace(first), trace(second)]
     lockstep, device = Lockstep(graphs), device_of(first)
     matched = {group.node: group.name for group in groups}
-    points = repair_points(graphs[0])
+    points = {} if has_batch_norm(first) else repair_points(graphs[0])
     joint: dict[str, JointMoments] = defaultdict(JointMoments)
     single: tuple[dict[str, Moments], dict[str, Moments]] = (defaultdict(Moments), defaultdict(Moments))
 
@@ -61,5 +62,9 @@ def survey(first: nn.Module, second: nn.Module, images: Images, groups: list[Cha
 
     for x in images.batches(device):
         lockstep.run([x, x], visit)
-    a, b = ({name: moments.statistics() for name, moments in of.items()} for of in single)
+    if has_batch_norm(first):
+        channels = {node: group.size for group in groups for node in group.nodes}
+        a, b = (block_statistics(net, images, channels) for net in (first, second))
+    else:
+        a, b = ({name: moments.statistics() for name, moments in of.items()} for of in single)
     return Survey({name: moments.correlation(EPSILON) for name, moments in joint.items()}, (a, b))

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from relusym.data.batches import Batches
 from relusym.errors import Interrupted
+from relusym.precision import full_float32
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 from relusym.training.distributed import any_process, mean_over_processes, rank, world_size
 from relusym.training.optimizers import make_optimizer, set_rate
@@ -45,6 +46,7 @@ class Training:
         return round(sum(waits) / len(waits), 4) if waits else None
 
 
+@full_float32()
 def train(
     net: nn.Module,
     batches: Batches,
@@ -160,7 +162,7 @@ def autocast_to(precision: str, device: torch.device) -> torch.dtype:
     """The type that convolutions and linear layers are computed in.
 
     "auto" is bfloat16 where the device computes in it faster than in float32: CUDA from Ampere on, CPUs with
-    AVX512-BF16 or AMX. Weights, their updates and all measurements stay in float32.
+    AVX512-BF16 or AMX. Weights, their updates and all measurements stay in float32, which is never TF32.
     """
     if precision != "auto":
         return getattr(torch, precision)
