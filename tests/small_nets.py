@@ -11,12 +11,12 @@ from relusym.merging.images import Images
 from relusym.merging.repair import reset_batch_norm
 from relusym.merging.survey import survey
 from relusym.nets.group_conv import RegularConv2d
-from relusym.nets.resnet import build
+from relusym.nets import build
 from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP
 
-SMALL = {"block": "basic", "layers": [1, 1, 1, 1], "width": 0.25}
-NARROW = {"block": "bottleneck", "layers": [2, 1, 1, 1], "width": 0.125}
+SMALL = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1], "width": 0.25}
+NARROW = {"architecture": "resnet", "block": "bottleneck", "layers": [2, 1, 1, 1], "width": 0.125}
 
 
 def smooth_images(count, size=32, seed=1):
