@@ -10,8 +10,8 @@ from relusym.merging.channel_groups import channel_groups, permute
 from relusym.merging.images import Images
 from relusym.merging.repair import reset_batch_norm
 from relusym.merging.survey import survey
-from relusym.nets.group_conv import RegularConv2d
 from relusym.nets import build
+from relusym.nets.group_conv import RegularConv2d
 from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP
 
