@@ -64,6 +64,7 @@ def _merge(kind, nets, barrier, status, matching, permutations, **measured):
             "source": "generated shapes",
             "checkpoints": [checkpoint(*net) for net in nets],
         },
+        "outputs": {},
         "cost": {"seconds": 1.0},
         "code": CODE,
     }

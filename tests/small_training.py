@@ -1,8 +1,10 @@
 """A small training of each family of nets: images, nets, recipes; what several tests share."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from relusym import checkpoint, nets
 from relusym.data.batches import ImagesOnDevice
@@ -47,6 +49,29 @@ def small_images(count: int = 200, size: int = 32) -> ImageSet:
 def small_net(network=VGG, seed: int = 0, **options):
     torch.manual_seed(seed)
     return nets.build(network | options, 10)
+
+
+def image_tree(root: Path) -> Path:
+    """ImageNet's layout with three classes of colour, 8 images each, of several sizes."""
+    random = torch.Generator().manual_seed(0)
+    for split in ("train", "val"):
+        for label, name in enumerate(("n01", "n02", "n03")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(8):
+                noise = torch.randint(0, 60, (40 + 5 * i, 50, 3), generator=random, dtype=torch.uint8)
+                noise[..., label] += 150
+                Image.fromarray(noise.numpy()).save(root / split / name / f"{i}.png")
+    return root
+
+
+def settings_of(network, recipe: Recipe, size: int | None = None, dataset: str = "generated", **more):
+    """What `Settings.train` gives for such a training."""
+    return {
+        "data": {"dataset": dataset, "train_images": None, "seed": 0, "size": size},
+        "network": network,
+        "symmetry": "horizontal_flip",
+        "training": {key: value for key, value in asdict(recipe).items() if key != "save_every"},
+    } | more
 
 
 def batches_of(images: ImageSet, recipe: Recipe, symmetry=HORIZONTAL_FLIP) -> ImagesOnDevice:

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from PIL import Image
+from small_training import image_tree
 from torch import nn
 
 from relusym import data
@@ -159,17 +160,7 @@ def test_processes_share_every_batch_of_the_whole(views):
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """ImageNet's layout with three classes of colour, 8 images each, of several sizes."""
-    root = tmp_path_factory.mktemp("imagenet")
-    random = torch.Generator().manual_seed(0)
-    for split in ("train", "val"):
-        for label, name in enumerate(("n01", "n02", "n03")):
-            (root / split / name).mkdir(parents=True)
-            for i in range(8):
-                noise = torch.randint(0, 60, (40 + 5 * i, 50, 3), generator=random, dtype=torch.uint8)
-                noise[..., label] += 150
-                Image.fromarray(noise.numpy()).save(root / split / name / f"{i}.png")
-    return root
+    return image_tree(tmp_path_factory.mktemp("imagenet"))
 
 
 def test_prepared_images_are_torchvisions_evaluation_images(tree, tmp_path):

@@ -10,7 +10,7 @@ from relusym.data.augmentation import normalise_imagenet
 from relusym.errors import UserError
 from relusym.merging.channel_groups import Place, block_outputs, channel_groups, permute, trace
 from relusym.merging.merge import largest_difference
-from relusym.nets.resnet import build
+from relusym.nets import build
 from relusym.nets.vgg import VGG11
 
 

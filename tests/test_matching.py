@@ -13,13 +13,14 @@ from torch import nn
 
 from relusym.data.augmentation import normalise, normalise_imagenet
 from relusym.errors import UserError
-from relusym.merging import matching
+from relusym.merging import MATCHINGS
 from relusym.merging.channel_groups import channel_groups
 from relusym.merging.images import Images
 from relusym.merging.matching import Pair, match
 from relusym.merging.merge import flip_merge, merge
 from relusym.merging.repair import reset_batch_norm
 from relusym.merging.survey import EPSILON, survey
+from relusym.registry import Entry
 
 
 @pytest.fixture(scope="module")
@@ -130,14 +131,13 @@ def test_the_identity_merges_every_channel_with_the_one_at_its_place(images):
     assert merged.barrier["halfway"] > merge(net, other, images, images, labels).barrier["halfway"] + 0.1
 
 
-def test_another_matching_is_one_function_and_one_line(images, monkeypatch):
-    def randomly(pair):
-        assert set(pair.states[0]) == set(vgg11().state_dict())
-        return pair.matched_by(
-            {g.name: torch.randperm(g.size, generator=pair.generator) for g in pair.groups}
-        )
+def at_random(pair):
+    assert set(pair.states[0]) == set(vgg11().state_dict())
+    return pair.matched_by({g.name: torch.randperm(g.size, generator=pair.generator) for g in pair.groups})
 
-    monkeypatch.setitem(matching.MATCHINGS, "random", randomly)
+
+def test_another_matching_is_one_function_and_one_line(images, monkeypatch):
+    monkeypatch.setitem(MATCHINGS, "random", Entry(f"{__name__}:at_random"))
     drawn = [
         flip_merge(vgg11(), images, images, torch.arange(300) % 10, matching="random", seed=seed).permutations
         for seed in (0, 0, 1)
@@ -159,11 +159,11 @@ from relusym.merging.channel_groups import channel_groups, trace
 from relusym.merging.images import Images
 from relusym.merging.lockstep import Lockstep
 from relusym.merging.survey import survey
-from relusym.nets.resnet import build
+from relusym.nets import build
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
-net = {"block": "bottleneck", "layers": [1, 1, 1, 1], "width": 0.25}
+net = {"architecture": "resnet", "block": "bottleneck", "layers": [1, 1, 1, 1], "width": 0.25}
 first, second = (build(net, 10).eval().to(memory_format=torch.channels_last) for _ in range(2))
 images = Images(torch.randint(0, 256, (128, 224, 224, 3), dtype=torch.uint8), 128)
 groups = channel_groups(first, images.shape)

@@ -231,8 +231,6 @@ def test_what_cannot_be_reached_is_not_at_hand(server, tmp_path):
     _, url = server
     with pytest.raises(UnavailableError, match=r"none\.pth can't be downloaded"):
         fetch(f"{url}/none.pth", tmp_path)
-    with pytest.raises(UnavailableError, match="no checkpoint is at hand"):
-        gather({"source": "file", "file": None, "layout": "auto"}, RESNET50, tmp_path)
 
 
 def test_torchvision_names_are_checked(tmp_path):

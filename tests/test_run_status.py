@@ -18,9 +18,10 @@ RECORD = {
     "model": "cnn",
     "seed": 0,
     "settings": {},
-    "accuracy": 0.5,
-    "invariance_error": 0.1,
+    "inputs": {},
     "outputs": {},
+    "accuracy": 0.5,
+    "history": [],
     "code": {"device": "cuda Tesla T4"},
     "cost": {},
 }

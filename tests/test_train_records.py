@@ -1,180 +1,213 @@
-"""From a training to its record: diverged and degenerate nets, checkpoints that don't fit, stages, image files."""
+"""From a training to its record and the records of its merges, alike for VGG11s and ResNets."""
 
 import json
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
-from relusym.experiments.measuring import device_of, load_net, measure_merge, train_net
-from relusym.experiments.resnet_measuring import train_row
-from small_training import small_net as a_net
+from small_training import (
+    CPU,
+    RESNET,
+    RESNET_RECIPE,
+    VGG,
+    VGG_RECIPE,
+    assert_same,
+    image_tree,
+    saved,
+    settings_of,
+    small_net,
+)
 
 from relusym import checkpoint
-from relusym.data import image_set
+from relusym.data import image_set, prepare
 from relusym.data.chiral_shapes import generate
-from relusym.errors import UserError
+from relusym.errors import Interrupted, UserError
+from relusym.experiments.merge import merge_record
+from relusym.experiments.nets_and_images import load_net
+from relusym.experiments.train import train_record
+from relusym.findings.filters import read_filters
+from relusym.records import read_record, sha256, write_record
 
-RECORD_SETTINGS = {
-    "data": {"dataset": "generated", "train_images": 200, "test_images": 100, "seed": 0},
-    "network": {"width": 1 / 32, "initialization": "he", "group_convs": 0},
-    "training": {
-        "epochs": 20,
-        "batch_size": 20,
-        "learning_rate": 0.02,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "warmup_epochs": 1,
-        "crop_padding": 2,
-        "invariance_weight": 0.3,
-        "save_every": 1,
-        "precision": "float32",
-        "flip_augmentation": True,
-        "invariance_from": None,
-    },
-    "invariance_images": 100,
+LABEL = "generated shapes"
+SETTINGS = {
+    "cnn": settings_of(VGG, replace(VGG_RECIPE, epochs=10, invariance_from=None, precision="float32")),
+    "old": settings_of(RESNET, replace(RESNET_RECIPE, epochs=10), size=33),
 }
+FAMILIES = pytest.mark.parametrize("model", SETTINGS)
 
 
-@pytest.fixture
-def data(tmp_path):
-    path = tmp_path / "data.safetensors"
+def changed(settings, **training):
+    """Settings with other values in their `training`."""
+    return settings | {"training": settings["training"] | training}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "data.safetensors"
     image_set.save(path, *generate(200, 100, 0))
     return path
 
 
-def test_a_diverged_net_is_recorded_at_once_and_nothing_is_merged_from_it(tmp_path, data):
-    settings = {**RECORD_SETTINGS, "training": {**RECORD_SETTINGS["training"], "learning_rate": 1e6}}
-    seen = []
-    record = train_net(
-        "cnn", 0, settings, data, tmp_path / "net", device=torch.device("cpu"), report=seen.append
-    )
-    assert record["status"] == "diverged" and record["accuracy"] is None
-    assert all(progress.epoch <= 3 for progress in seen)
-    json.dumps(record, allow_nan=False)
-    merge_settings = {"merging": {"images": 50, "batch_size": 50}, "trained": [settings]}
-    merged = measure_merge([tmp_path / "net"], merge_settings, data, device=torch.device("cpu"))
-    assert (merged["status"], merged["reason"]) == ("left_out", "cnn-0 is diverged")
-    merge_settings["trained"] = [RECORD_SETTINGS]
-    with pytest.raises(UserError, match="net was trained with other settings"):
-        measure_merge([tmp_path / "net"], merge_settings, data, device=torch.device("cpu"))
+def made(results, data, unit, settings, seed=0, **how):
+    """A training's record, written beside its checkpoint; the two files."""
+    to, record = (results / f"{unit}-{seed}.{ending}" for ending in ("safetensors", "json"))
+    trained = train_record(unit, seed, settings, data, LABEL, to, device=CPU, **how)
+    write_record(record, trained)
+    return trained, to, record
 
 
-def test_a_net_at_chance_is_recorded_as_degenerate_and_a_trained_one_is_not(tmp_path, data):
-    chance = {**RECORD_SETTINGS["training"], "epochs": 2, "learning_rate": 1e-9}
-    settings = {
-        **RECORD_SETTINGS,
-        "network": {"width": 1 / 32, "initialization": "pytorch", "group_convs": 0},
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory, data):
+    """Two nets of each family: model and seed → record, checkpoint, record's file."""
+    folder = tmp_path_factory.mktemp("nets")
+    return {
+        (model, seed): made(folder, data, model, settings, seed)
+        for model, settings in SETTINGS.items()
+        for seed in (0, 1)
     }
-    record = train_net(
-        "cnn", 0, {**settings, "training": chance}, data, tmp_path / "net", device=torch.device("cpu")
-    )
+
+
+def merged(names, settings, files, data, **how):
+    """The record of a merge of one net with its flipped self, or of two."""
+    wanted = {"merging": {"images": 100, "matching": "activation"}, "trained": settings}
+    if len(names) == 1:
+        wanted |= {"symmetry": "horizontal_flip", "invariance_images": 50, "projection_seed": 0}
+    checkpoints, records = zip(*files, strict=True)
+    return merge_record(names, wanted, checkpoints, records, data, LABEL, batch_size=50, device=CPU, **how)
+
+
+@FAMILIES
+def test_a_diverged_net_is_recorded_at_once_and_nothing_is_merged_from_it(tmp_path, data, nets, model):
+    settings, seen = changed(SETTINGS[model], learning_rate=1e30), []
+    record, *files = made(tmp_path, data, model, settings, report=seen.append)
+    assert record["status"] == "diverged" and record["accuracy"] is None and len(record["history"]) <= 2
+    assert all(progress.epoch <= 3 for progress in seen)
+    assert checkpoint.load(files[0])[1]["status"] == "diverged"
+    json.dumps(record, allow_nan=False)
+    filters = tmp_path / "filters.safetensors"
+    flip = merged([(model, 0)], [settings], [files], data, filters=filters)
+    assert (flip["status"], flip["reason"]) == ("left_out", f"{model}-0 is diverged")
+    assert flip["outputs"]["filters"] == sha256(filters) and "barrier" not in flip
+    kept = read_filters(filters)
+    assert (kept.status, kept.reason, kept.drawn) == ("left_out", f"{model}-0 is diverged", {})
+    _, *other = nets[model, 1]
+    pair = merged([(model, 1), (model, 0)], [SETTINGS[model], settings], [other, files], data)
+    assert (pair["status"], pair["reason"]) == ("left_out", f"{model}-0 is diverged")
+    with pytest.raises(UserError, match=r"0\.safetensors was made with other settings"):
+        merged([(model, 0)], [SETTINGS[model]], [files], data, filters=filters)
+
+
+@FAMILIES
+def test_a_net_at_chance_is_recorded_as_degenerate_and_a_trained_one_is_not(tmp_path, data, nets, model):
+    forgetting = {"learning_rate": 0.1, "weight_decay": 5.0, "momentum": 0.0}  # each step halves the weights
+    settings = changed(SETTINGS[model], **forgetting)
+    record, *files = made(tmp_path, data, model, settings)
     assert record["status"] == "degenerate" and record["accuracy"] == pytest.approx(0.1)
+    flip = merged([(model, 0)], [settings], [files], data, filters=tmp_path / "filters.safetensors")
+    assert (flip["status"], flip["reason"]) == ("left_out", f"{model}-0 is degenerate")
+    for seed in (0, 1):
+        record, *_ = nets[model, seed]
+        assert record["status"] == "ok" and record["accuracy"] > 0.11
+
+
+@FAMILIES
+def test_each_seed_is_a_net_of_its_own_that_merges_with_itself_and_with_the_other(
+    tmp_path, data, nets, model
+):
+    settings, names, filters = SETTINGS[model], [(model, 0), (model, 1)], tmp_path / "filters.safetensors"
+    (first, *files), (second, *others) = (nets[name] for name in names)
+    hashes = [record["outputs"]["checkpoint"] for record in (first, second)]
+    assert hashes[0] != hashes[1] and first["parameters"] == second["parameters"] > 0
+    flip = merged(names[:1], [settings], [files], data, filters=filters)
+    pair = merged(names, [settings, settings], [files, others], data)
+    inner = ["halfway", "repaired"] if model == "cnn" else ["halfway", "reset", "repaired"]
+    for merge, ends in ((flip, ["net", "flipped"]), (pair, ["net_1", "net_2"])):
+        write_record(tmp_path / "record.json", merge)
+        assert read_record(tmp_path / "record.json")["status"] == "ok"
+        assert list(merge["accuracy"]) == ends + inner and list(merge["barrier"]) == inner
+    assert (flip["model"], flip["seed"]) == names[0]
+    assert flip["inputs"]["checkpoints"] == hashes[:1] and pair["inputs"]["checkpoints"] == hashes
+    assert [pair[key] for key in ("model_1", "seed_1", "model_2", "seed_2")] == [model, 0, model, 1]
+    assert flip["accuracy"]["net"] == pair["accuracy"]["net_1"] == first["accuracy"]
+    assert pair["accuracy"]["net_2"] == second["accuracy"] and flip["invariance_error"] > 0
+    kept = read_filters(filters)
+    assert (kept.model, kept.seed, kept.status) == (model, 0, "ok") and "conv1" in kept.drawn
+
+
+@FAMILIES
+@pytest.mark.parametrize("at", [7, 20], ids=["within an epoch", "at its end"])
+def test_an_interrupted_training_goes_on_from_that_very_step_to_the_same_net(tmp_path, data, nets, model, at):
+    whole, net, _ = nets[model, 0]
+    settings, state, steps = SETTINGS[model], tmp_path / "state.safetensors", []
+
+    def asked():
+        steps.append(None)
+        return len(steps) == at
+
+    with pytest.raises(Interrupted, match="the training state is saved"):
+        made(tmp_path, data, model, settings, state=state, interrupted=asked)
+    assert [path.name for path in tmp_path.iterdir()] == [state.name]
+    record, to, _ = made(tmp_path, data, model, settings, state=state, interrupted=asked)
+    assert len(steps) == settings["training"]["epochs"] * (200 // settings["training"]["batch_size"])
+    assert_same(saved(to), saved(net))
+    assert record["accuracy"] == whole["accuracy"] and not state.exists()
+    losses = [[epoch["loss"] for epoch in one["history"]] for one in (record, whole)]
+    assert losses[0] == pytest.approx(losses[1])
 
 
 def test_checkpoints_that_are_truncated_foreign_or_of_another_net_are_named(tmp_path):
-    device = torch.device("cpu")
     path = tmp_path / "net.safetensors"
-    for tensors, about in (
-        ({"a": torch.zeros(1)}, {}),
-        (
-            a_net().state_dict(),
-            {"settings": {"network": {"width": 1 / 16, "group_convs": 0}}, "status": "ok"},
-        ),
-    ):
+    other = {"settings": settings_of(VGG | {"width": 1 / 16}, VGG_RECIPE), "classes": 10, "status": "ok"}
+    for tensors, about in (({"a": torch.zeros(1)}, {}), (small_net().state_dict(), other)):
         checkpoint.save(path, tensors, about)
-        with pytest.raises(Exception, match=r"net\.safetensors doesn't hold a VGG11"):
-            load_net(path, device)
+        with pytest.raises(UserError, match=r"net\.safetensors doesn't hold a net of this project"):
+            load_net(path, CPU)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(Exception, match=r"net\.safetensors is truncated"):
-        load_net(path, device)
+    with pytest.raises(UserError, match=r"net\.safetensors is truncated"):
+        load_net(path, CPU)
 
 
-RECIPE = {
-    "epochs": 2,
-    "batch_size": 40,
-    "learning_rate": 0.1,
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "schedule": "cosine",
-    "warmup_epochs": 0,
-    "optimizer": "sgd",
-    "sync_batch_norm": False,
-    "save_every": 1,
-    "precision": "float32",
-}
+PRETRAINING = changed(SETTINGS["old"], objective="simsiam", epochs=6, learning_rate=0.1)
 
 
-def small_job(images, folder, *, to="net", stage="supervised", epochs=2):
-    """What the rule resnet_train gives a worker."""
-    return {
-        "row": "old",
-        "stage": stage,
-        "settings": {
-            "seed": 0,
-            "images": {"dataset": "generated", "train_images": None, "seed": 0, "size": 33},
-            "network": {"block": "basic", "layers": [1, 1, 1, 1], "width": 0.125},
-            "processes": 1,
-            "crop_padding": 2,
-            "recipe": RECIPE | {"epochs": epochs},
-            "heads": {"dimensions": 32, "bottleneck": 8} if stage == "pretraining" else {},
-            "invariance_weight": None,
-            "pretrained": None,
-        },
-        "images": str(images),
-        "to": str(Path(folder) / f"{to}.safetensors"),
-        "pretrained": None,
-        "workers": 0,
-        "state": None,
-        "device": "cpu",
-    }
-
-
-PATHS = ("images", "to", "pretrained", "state")
-
-
-def run(job, report=lambda progress: None):
-    """The training that a job, as plain JSON, tells of; `train_row`'s record."""
-    given = {key: Path(value) if key in PATHS and value else value for key, value in job.items()}
-    return train_row(**{**given, "device": device_of(job["device"])}, report=report)
-
-
-@pytest.mark.parametrize("stage", ["supervised", "pretraining"])
-def test_a_training_learns_and_its_record_says_how_long_it_waited_for_images(data, tmp_path, stage):
-    job = small_job(data, tmp_path, stage=stage, epochs=6)
-    record = run(job)
+@pytest.mark.parametrize("settings", [*SETTINGS.values(), PRETRAINING], ids=[*SETTINGS, "pretraining"])
+def test_a_training_learns_and_its_record_says_how_long_it_waited_for_images(data, tmp_path, settings):
+    record, to, _ = made(tmp_path, data, "net", settings)
     losses = [epoch["loss"] for epoch in record["history"]]
     assert record["status"] == "ok" and losses[-1] < losses[0]
     assert 0 < record["data_wait_share"] < 1
-    assert checkpoint.load(job["to"])[1]["settings"] == job["settings"]
-
-
-def test_a_diverged_training_is_a_result(data, tmp_path):
-    job = small_job(data, tmp_path, epochs=3)
-    job["settings"]["recipe"] |= {"learning_rate": 1e30}
-    record = run(job)
-    assert record["status"] == "diverged"
-    assert checkpoint.load(job["to"])[1]["status"] == "diverged"
+    assert checkpoint.load(to)[1]["settings"] == settings
 
 
 def test_a_linear_layer_of_other_pretraining_is_refused(data, tmp_path):
-    before = small_job(data, tmp_path, to="before", stage="pretraining", epochs=1)
-    run(before)
-    job = small_job(data, tmp_path, stage="linear", epochs=1) | {"pretrained": before["to"]}
-    job["settings"]["pretrained"] = before["settings"] | {"seed": 5}
-    with pytest.raises(UserError, match="was trained with other settings"):
-        run(job)
-    job["settings"]["pretrained"] = before["settings"]
-    assert run(job)["status"] == "ok"
-    encoder, net = checkpoint.load(before["to"])[0], checkpoint.load(job["to"])[0]
+    before = changed(PRETRAINING, epochs=1)
+    _, start, started = made(tmp_path, data, "old.pretraining", before)
+    files = {"start": start, "started": started}
+    linear = changed(SETTINGS["old"], objective="linear", epochs=1)
+    other = linear | {"start": changed(before, epochs=2)}
+    with pytest.raises(UserError, match=r"0\.safetensors was made with other settings"):
+        made(tmp_path, data, "old", other, **files)
+    settings = linear | {"start": before}
+    record, to, _ = made(tmp_path, data, "old", settings, **files)
+    assert record["inputs"]["start"] == sha256(start)
+    encoder, net = saved(start), saved(to)
     for name, tensor in net.items():
         assert name.startswith("fc.") or torch.equal(tensor, encoder[f"encoder.{name}"]), name
+    made(tmp_path, data, "old.pretraining", before, seed=1)
+    with pytest.raises(UserError, match=r"1\.safetensors isn't the one that .*0\.json names"):
+        made(
+            tmp_path, data, "old", settings, start=tmp_path / "old.pretraining-1.safetensors", started=started
+        )
 
 
-@pytest.mark.parametrize(("stage", "workers"), [("supervised", 0), ("pretraining", 1)])
-def test_a_net_trains_on_image_files(tree, tmp_path, stage, workers):
-    job = small_job(tree / "train", tmp_path, stage=stage, epochs=2) | {"workers": workers}
-    job["settings"]["images"] = {"dataset": "ImageNet", "size": 33}
-    job["settings"]["recipe"]["batch_size"] = 8
-    record = run(job)
-    assert record["status"] == "ok" and record["inputs"]["source"] == "ImageNet"
-    assert checkpoint.load(job["to"])[1]["classes"] == 3
+@pytest.mark.parametrize(("objective", "workers"), [("supervised", 0), ("simsiam", 1)])
+def test_a_net_trains_on_image_files(tmp_path, objective, workers):
+    tree, images = image_tree(tmp_path / "imagenet"), tmp_path / "images.safetensors"
+    how = {"root": str(tree), "resize": 36, "size": 33, "train_images": 10, "seed": 0}
+    prepare({"kind": "imagenet", **how}, images)
+    recipe = replace(RESNET_RECIPE, objective=objective, batch_size=8)
+    settings = settings_of(RESNET, recipe, size=33, dataset="imagenet")
+    record, to, _ = made(tmp_path, images, "old", settings, folder=tree / "train", workers=workers)
+    assert len(record["history"]) == 2 and record["inputs"]["source"] == LABEL
+    assert (record["accuracy"] is None) == (objective == "simsiam")
+    assert checkpoint.load(to)[1]["classes"] == 3

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from relusym import checkpoint, nets
 from relusym.data import augmentation, digest, image_set
@@ -14,6 +14,7 @@ from relusym.records import read_record, sha256
 from relusym.symmetry import SYMMETRIES
 
 Record = dict[str, Any]
+Tensors = dict[str, Tensor]
 
 
 def check_images(data: Path, in_use: tuple[str, str] | None) -> str:
@@ -65,7 +66,10 @@ def load_net(path: Path, device: torch.device) -> tuple[nn.Module, Record]:
     Raises:
         UserError: the checkpoint is truncated, foreign, or doesn't fit the net it says it is.
     """
-    tensors, about = checkpoint.load(path, device)
+    return _net(path, *checkpoint.load(path, device), device)
+
+
+def _net(path: Path, tensors: Tensors, about: Record, device: torch.device) -> tuple[nn.Module, Record]:
     try:
         settings = about["settings"]
         net = nets.build(settings["network"], about["classes"], SYMMETRIES[settings["symmetry"]])
@@ -81,15 +85,26 @@ def trained_net(path: Path, record: Path, settings: Record, device: torch.device
     """A net as `load_net`, if it is the one that its train record names; and that record.
 
     Raises:
-        UserError: it is another net, or one made with other settings; or as `load_net`.
+        UserError: as `named_checkpoint` and `load_net`.
     """
+    tensors, about, trained = named_checkpoint(path, record, settings, device)
+    return _net(path, tensors, about, device)[0], trained
+
+
+def named_checkpoint(
+    path: Path, record: Path, settings: Record, device: torch.device
+) -> tuple[Tensors, Record, Record]:
+    """A checkpoint's tensors and what it says of them, if it is the one that its train record names; and that record.
+
+    Raises:
+        UserError: it is damaged, another one, or made with other settings.
+    """
+    tensors, about = checkpoint.load(path, device)
     trained = read_record(record)
     if sha256(path) != trained["outputs"]["checkpoint"]:
-        load_net(path, device)  # says so if it is damaged
         raise UserError(
             f"checkpoint {path} isn't the one that {record} names: delete it, and it is made again"
         )
-    net, about = load_net(path, device)
-    if about["settings"] != settings:
+    if about.get("settings") != settings:
         raise UserError(f"checkpoint {path} was made with other settings: delete it, and it is made again")
-    return net, trained
+    return tensors, about, trained

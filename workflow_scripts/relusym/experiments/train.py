@@ -10,13 +10,18 @@ from torch import nn
 from relusym import checkpoint, nets
 from relusym.data.batches import Batches, ImageFiles, ImagesOnDevice
 from relusym.data.image_set import ImageSet
-from relusym.errors import UserError
 from relusym.experiments.costs import Costs
-from relusym.experiments.nets_and_images import check_images, normalise_of, test_images, training_images
+from relusym.experiments.nets_and_images import (
+    check_images,
+    named_checkpoint,
+    normalise_of,
+    test_images,
+    training_images,
+)
 from relusym.merging.barrier import accuracy
 from relusym.merging.images import Images
 from relusym.randomness import stream
-from relusym.records import read_record, sha256
+from relusym.records import sha256
 from relusym.symmetry import SYMMETRIES
 from relusym.training.distributed import local_device, rank, world_size
 from relusym.training.loop import autocast_to, train
@@ -66,7 +71,8 @@ def train_record(
         better than chance (the paper's footnote 3), else "ok".
 
     Raises:
-        UserError: the images are damaged or others, or fewer than a batch; `start` isn't the net that `started` names.
+        UserError: the images are damaged or others, or fewer than a batch; `start` isn't the net that `started` names,
+            or was made with other settings.
         Interrupted: `interrupted` said yes, and the state is saved.
     """
     costs, device = Costs(device), local_device(device)
@@ -93,12 +99,9 @@ def train_record(
     torch.manual_seed(stream(seed, unit, "weights"))
     net = nets.build(settings["network"], batches.classes, symmetry)
     if start:
-        inputs["start"] = sha256(start)
-        if inputs["start"] != read_record(started)["outputs"]["checkpoint"]:
-            raise UserError(
-                f"checkpoint {start} isn't the one that {started} names: delete it, and it is made again"
-            )
-        nets.load_backbone(net, checkpoint.load(start)[0])
+        tensors, _, before = named_checkpoint(start, started, settings["start"], torch.device("cpu"))
+        inputs["start"] = before["outputs"]["checkpoint"]
+        nets.load_backbone(net, tensors)
     training = train(
         net,
         batches,
