@@ -92,6 +92,8 @@ def inputs_if_needed(record):
     """
     inputs = RESULTS.inputs(record)
     needed = is_made_now(record) or any(is_forced(train, "train") for train in inputs.get("trained", []))
+    if needed and "weights" in inputs and workflow.is_main_process:
+        force(inputs["weights"])  # read anew from the files, which may be others now; downloads are kept
     return inputs if needed else {}
 
 

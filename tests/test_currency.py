@@ -94,6 +94,12 @@ def test_a_record_that_is_missing_or_of_other_settings_checkpoint_or_filters_say
     assert "filters" in reason(a_record(), filters="xyz")
 
 
+def test_a_net_whose_local_file_of_weights_has_changed_is_read_again():
+    record = {"kind": "train", "status": "ok", "settings": {}, "inputs": {"files": {"net.pth": "abc"}}}
+    assert stale(record, {}, weights={"net.pth": "abc"}) is None
+    assert stale(record, {}, weights={"net.pth": "def"}) == "its file of weights net.pth has changed"
+
+
 def test_a_net_that_could_not_be_had_is_tried_again():
     record = {"kind": "train", "status": "absent", "settings": {"a": 1}, "inputs": {}, "outputs": {}}
     assert stale(record, {"a": 1}) == "what it needs couldn't be had"

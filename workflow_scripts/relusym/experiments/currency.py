@@ -1,6 +1,6 @@
 """Whether a record is current, and if not, why: one decision for all kinds of jobs, from what the record says alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -46,6 +46,7 @@ def stale(
     *,
     checkpoints: Sequence[str | None] = (),
     filters: str | None = None,
+    weights: Mapping[str, str] | None = None,
 ) -> str | None:
     """Why a record isn't current; None if it is.
 
@@ -54,6 +55,7 @@ def stale(
         wanted: the settings that it has to be made with.
         checkpoints: of a merge, for each of its nets the hash that the net's train record gives (None: it has none).
         filters: the hash of the file of filters beside a flip merge's record; None if the file is missing.
+        weights: the hashes of the local files, by name, that a net's weights are read from.
     """
     if record is None:
         return "missing"
@@ -66,6 +68,9 @@ def stale(
     ):
         if now is not None and made != now:
             return "made from another checkpoint than its net's record names"
+    for name, now in (weights or {}).items():
+        if record["inputs"].get("files", {}).get(name) != now:
+            return f"its file of weights {name} has changed"
     if record["kind"] == "flip_merge" and record["outputs"]["filters"] != filters:
         return "its file of filters is missing or another merge's"
     return None

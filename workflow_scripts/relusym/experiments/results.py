@@ -144,14 +144,19 @@ class Results:
         """Why a record isn't current; None if it is."""
         if path not in self._reasons:
             job, record = self.jobs[path], self.read(path)
-            checkpoints, filters = [], None
+            checkpoints, filters, weights = [], None, {}
             if job.kind in ("flip_merge", "pair_merge"):
                 trained = (self.read(self.record("train", net)) or {} for net in job.nets)
                 checkpoints = [train.get("outputs", {}).get("checkpoint") for train in trained]
             if record and job.kind == "flip_merge":
                 beside = Path(self.filters(job.nets[0], job.matching))
                 filters = sha256(beside) if beside.is_file() else None
-            self._reasons[path] = stale(record, job.settings, checkpoints=checkpoints, filters=filters)
+            if record and job.kind == "train" and self.settings.stage_of(job.nets[0][0]) is None:
+                files = map(Path, self.settings.model_of(job.nets[0][0]).files)
+                weights = {file.name: sha256(file) for file in files if file.is_file()}
+            self._reasons[path] = stale(
+                record, job.settings, checkpoints=checkpoints, filters=filters, weights=weights
+            )
         return self._reasons[path]
 
     def retrained(self, merges: Iterable[str]) -> set[str]:
