@@ -16,7 +16,9 @@ from relusym import data
 from relusym.data import DATA_SETS, image_set
 from relusym.data.chiral_shapes import generate
 from relusym.errors import UserError
+from relusym.experiments import shown
 from relusym.experiments.merge import merge_record
+from relusym.experiments.results import Results
 from relusym.experiments.settings import Settings
 from relusym.experiments.train import train_record
 from relusym.findings import figure4, zero_filters
@@ -168,6 +170,15 @@ def test_nets_that_have_no_halfway_net_are_no_pair(config):
     assert Settings.of(config | {"models": config["models"] | same, "pairs": [["cnn", "same"]]}).pairs
 
 
+def test_resnets_alone_have_the_tables_and_figures_that_need_no_others(config):
+    settings = Settings.of(config | {"models": {"resnet8": RESNET8 | {"table": "table5"}}, "pairs": []})
+    assert [*shown.about(settings, "table5")["models"]] == ["resnet8"]
+    assert shown.about(settings, "table2")["models"] == []
+    assert shown.figures(settings) == ["figure3", "figure10"]
+    for name in shown.tables(settings):
+        shown.inputs(Results(settings), name)
+
+
 # ---- a data set from a folder, by config alone
 
 CLASSES = 20
@@ -317,7 +328,7 @@ def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is
     assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
 
 
-# ---- an architecture, a data set, an objective and a matching of one's own: a class or function, a line in its registry
+# ---- an architecture, a data set, an objective, a matching of one's own: a class or function, a line in its registry
 
 
 class Shallow(nn.Module):
