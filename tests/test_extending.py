@@ -12,10 +12,13 @@ from conftest import TINY, Clone
 from PIL import Image
 from torch import nn
 
-from relusym.data import image_set
+from relusym import data
+from relusym.data import DATA_SETS, image_set
 from relusym.data.chiral_shapes import generate
 from relusym.errors import UserError
+from relusym.experiments import shown
 from relusym.experiments.merge import merge_record
+from relusym.experiments.results import Results
 from relusym.experiments.settings import Settings
 from relusym.experiments.train import train_record
 from relusym.findings import figure4, zero_filters
@@ -167,6 +170,15 @@ def test_nets_that_have_no_halfway_net_are_no_pair(config):
     assert Settings.of(config | {"models": config["models"] | same, "pairs": [["cnn", "same"]]}).pairs
 
 
+def test_resnets_alone_have_the_tables_and_figures_that_need_no_others(config):
+    settings = Settings.of(config | {"models": {"resnet8": RESNET8 | {"table": "table5"}}, "pairs": []})
+    assert [*shown.about(settings, "table5")["models"]] == ["resnet8"]
+    assert shown.about(settings, "table2")["models"] == []
+    assert shown.figures(settings) == ["figure3", "figure10"]
+    for name in shown.tables(settings):
+        shown.inputs(Results(settings), name)
+
+
 # ---- a data set from a folder, by config alone
 
 CLASSES = 20
@@ -225,6 +237,24 @@ def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_
     assert made.snakemake(prepared).returncode == 0
     run = made.snakemake("table2")
     assert run.returncode != 0 and "were made from other images (20 colours)" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"source": "web"}, "datasets.colours.source: 'web' given; allowed is one of torchvision, folder"),
+        ({"source": "torchvision"}, "datasets.colours.source: torchvision gives CIFAR10"),
+        (
+            {"trian": "train"},
+            "datasets.colours: Additional properties are not allowed ('trian' was unexpected)",
+        ),
+        ({"root": 3}, "datasets.colours.root: 3 given; allowed is a value of type string"),
+    ],
+)
+def test_a_bad_data_set_is_named_before_any_job(config, given, said):
+    with pytest.raises(UserError) as error:
+        Settings.of(config | {"datasets": {"colours": coarse(Path("a"))["datasets"]["colours"] | given}})
+    assert str(error.value).startswith(said)
 
 
 # ---- a symmetry, by config alone
@@ -298,7 +328,7 @@ def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is
     assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
 
 
-# ---- an architecture, an objective and a matching of one's own: a class or function, and a line in its registry
+# ---- an architecture, a data set, an objective, a matching of one's own: a class or function, a line in its registry
 
 
 class Shallow(nn.Module):
@@ -314,6 +344,11 @@ class Shallow(nn.Module):
 
     def forward(self, x):
         return self.classifier(self.flatten(self.pool(self.relu(self.conv(x)))))
+
+
+def prepare_shapes(to, *, count, workers, key):
+    """So many generated images to train on, and as many to test on."""
+    image_set.save(to, *generate(count, count, 0))
 
 
 class Smoothed(Supervised):
@@ -333,27 +368,35 @@ def backwards(pair: Pair) -> Matching:
 def test_what_a_registry_gets_in_one_line_is_used_by_its_name_in_the_config(config, tmp_path, monkeypatch):
     channels = {"channels": {"type": "integer", "minimum": 1}}
     monkeypatch.setitem(ARCHITECTURES, "shallow", Entry(f"{__name__}:Shallow", channels))
+    count = {"count": {"type": "integer", "minimum": 1}}
+    monkeypatch.setitem(DATA_SETS, "shapes", Entry(f"{__name__}:prepare_shapes", count))
     monkeypatch.setitem(OBJECTIVES, "smoothed", Entry(f"{__name__}:Smoothed"))
     monkeypatch.setitem(MATCHINGS, "backwards", Entry(f"{__name__}:backwards"))
+    source = {"source": "shapes", "count": 200, "label": "My shapes"}
     mine = {
+        "data": {"dataset": "my_shapes", "train_images": None},
         "network": {"architecture": "shallow", "channels": 12},
         "training": {"objective": "smoothed", "weight_decay": 0.0},
         "merging": {"matching": "backwards"},
     }
-    settings = Settings.of(config | {"models": {"mine": mine}, "pairs": [["mine", "mine"]]})
-    data, cpu = tmp_path / "data.safetensors", torch.device("cpu")
-    image_set.save(data, *generate(IMAGES["train_images"], IMAGES["test_images"], 0))
+    given = {"datasets": {"my_shapes": source}, "models": {"mine": mine}, "pairs": [["mine", "mine"]]}
+    settings = Settings.of(config | given)
+    images, cpu = tmp_path / "images.safetensors", torch.device("cpu")
+    spec, key = settings.preparation(settings.prepared("mine"))
+    data.prepare(spec, images, key=key)
+    label = settings.label("mine")
     nets, trained = (
         [tmp_path / f"{seed}{ending}" for seed in (0, 1)] for ending in (".safetensors", ".json")
     )
     for seed in (0, 1):
-        record = train_record("mine", seed, settings.train("mine"), data, "", nets[seed], device=cpu)
+        record = train_record("mine", seed, settings.train("mine"), images, label, nets[seed], device=cpu)
+        assert record["inputs"]["source"] == "My shapes"
         assert record["parameters"] == 12 * (3 * 25 + 1) + 10 * (12 + 1)
         losses = [epoch["loss"] for epoch in record["history"]]
         # labels that are all smoothed away: nothing is to be learnt but equal answers, whose loss is log 10
         assert losses[-1] == pytest.approx(np.log(10), abs=0.02) and len(losses) == TINY["training"]["epochs"]
         write_record(trained[seed], record | {"status": "ok"})
-    how = {"data": data, "label": "", "batch_size": 50, "device": cpu}
+    how = {"data": images, "label": label, "batch_size": 50, "device": cpu}
     flip = merge_record([("mine", 0)], settings.flip_merge("mine"), nets[:1], trained[:1], **how)
     pair = merge_record([("mine", 0), ("mine", 1)], settings.pair_merge("mine", "mine"), nets, trained, **how)
     for merged in (flip, pair):

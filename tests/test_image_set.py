@@ -124,7 +124,7 @@ def test_a_data_file_that_cannot_be_written_is_named_and_leaves_nothing(tree):
 
 
 def test_a_missing_cifar10_is_named(tmp_path):
-    spec = {"kind": "torchvision_cifar10", "root": str(tmp_path / "nowhere"), "download": False}
+    spec = {"kind": "torchvision", "root": str(tmp_path / "nowhere"), "download": False}
     with pytest.raises(UserError, match=r"CIFAR10 can't be had from .*nowhere.* set my\.data\.root"):
         data.prepare(spec, tmp_path / "set.safetensors", key="my.data")
 

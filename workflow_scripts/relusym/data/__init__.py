@@ -11,12 +11,13 @@ COUNT = {"type": "integer", "minimum": 1}
 SEED = {"type": "integer", "minimum": 0}
 FOLDER = {"type": "string", "minLength": 1}
 
+# The `source` of a data set in the config is one of these, its other keys the options.
 # Each is called with the file to write, its options, and `workers` and `key` as in `prepare`.
 DATA_SETS = {
     "generated": Entry(
         "relusym.data.chiral_shapes:prepare", {"train_images": COUNT, "test_images": COUNT, "seed": SEED}
     ),
-    "torchvision_cifar10": Entry(
+    "torchvision": Entry(
         "relusym.data.folder:prepare_cifar10",
         {"root": FOLDER, "download": {"type": "boolean", "default": True}},
     ),

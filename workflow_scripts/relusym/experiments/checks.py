@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from relusym import merging, nets, paper_values
+from relusym import data, merging, nets, paper_values
 from relusym.errors import UserError
 from relusym.experiments.config import seed_list
+from relusym.experiments.sources import GENERATED, IMAGENET, specification
 from relusym.registry import choose
 from relusym.symmetry import SYMMETRIES
 from relusym.training.recipe import OBJECTIVES
@@ -32,6 +33,13 @@ def check(settings: Settings) -> None:
     for name, scale in config["scales"].items():
         seed_list(scale["seeds"])
         _check_data(f"scales.{name}.data", {**config["defaults"].get("data", {}), **scale["data"]}, config)
+    _check_source("cifar10", config["cifar10"])
+    for name, source in config.get("datasets", {}).items():
+        _check_source(f"datasets.{name}", source)
+        if source["source"] == "torchvision":
+            raise UserError(
+                f"datasets.{name}.source: torchvision gives CIFAR10, which is the data set cifar10"
+            )
     for name in [*settings.matchings, *config.get("matchings", [])]:
         _one_of("matchings", name, merging.MATCHINGS)
     for model in settings.models.values():
@@ -57,6 +65,12 @@ def _check_data(key: str, data: dict, config: dict) -> None:
         raise UserError(f"{key}: generated images need numbers train_images and test_images")
     if not generated and "test_images" in data:
         raise UserError(f"{key}.test_images: only for generated images; remove the key")
+
+
+def _check_source(key: str, source: dict) -> None:
+    kinds = [kind for kind in data.DATA_SETS if kind not in (GENERATED, IMAGENET)]
+    _one_of(f"{key}.source", source["source"], kinds)
+    data.check(specification(source), key)
 
 
 def _check_pairs(settings: Settings) -> None:

@@ -37,6 +37,8 @@ def figures(settings: Settings) -> list[str]:
     def has(name: str) -> bool:
         if name in FILTER_PAIRS:
             return any(model in settings.models for model in FILTER_PAIRS[name][1])
+        if name in ("figure2", "figure4", "zero_filters"):
+            return bool(settings.table("table2"))
         return settings.figure9 is not None if name == "figure9" else name != "filter_pairs"
 
     return [name for name in FIGURES if has(name)]

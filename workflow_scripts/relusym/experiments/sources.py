@@ -5,9 +5,19 @@ import json
 from functools import cached_property
 from pathlib import Path
 
+from relusym.data import DATA_SETS
 from relusym.experiments.models import Model, Section
 
 GENERATED, IMAGENET = "generated", "imagenet"
+
+PLACE = "source", "root", "train", "test"
+
+
+def specification(source: Section) -> Section:
+    """A data set's entry of the config as `data.prepare` takes it; `train` and `test` count where the kind has them."""
+    options = DATA_SETS[source["source"]].options
+    unused = {"source", "label", *({"root", "train", "test"} - {*options})}
+    return {"kind": source["source"], **{key: value for key, value in source.items() if key not in unused}}
 
 
 class Sources:
@@ -48,7 +58,8 @@ class Sources:
         if data["dataset"] == GENERATED:
             return f"generated-{data['train_images']}-{data['test_images']}-{data['seed']}"
         source = self.source(data["dataset"])
-        place = json.dumps([source[key] for key in ("source", "root", "train", "test")])
+        others = [value for key, value in source.items() if key not in (*PLACE, "label")]
+        place = json.dumps([*(source.get(key) for key in PLACE), *others])
         name = f"{data['dataset']}-{source['source']}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
         if data["dataset"] != IMAGENET:
             return name
@@ -64,25 +75,20 @@ class Sources:
         if source["source"] == GENERATED:
             sizes = {key: given[key] for key in ("train_images", "test_images", "seed")}
             return {"kind": GENERATED, **sizes}, f"scales.{self.scale}.data"
-        spec = {"root": source["root"]}
-        if source["source"] == "torchvision":
-            return {"kind": "torchvision_cifar10", **spec}, "cifar10"
         if source["source"] == IMAGENET:
             one = self.models[model].given
-            spec |= {
+            return {
+                "kind": IMAGENET,
+                "root": source["root"],
                 "train": source["train"],
                 "val": source["test"],
                 "resize": given["resize"],
                 "seed": given["seed"],
-            }
-            return {
-                "kind": IMAGENET,
-                **spec,
                 "size": one["image_size"],
                 "train_images": one["merging"]["images"],
             }, IMAGENET
         key = given["dataset"] if given["dataset"] == "cifar10" else f"datasets.{given['dataset']}"
-        return {"kind": "folder", **spec, "train": source["train"], "test": source["test"]}, key
+        return specification(source), key
 
     def _reads(self, model: str | None) -> bool:
         """ImageNet is prepared for a model's image size alone."""

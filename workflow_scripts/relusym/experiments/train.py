@@ -116,7 +116,7 @@ def train_record(
     made = {"precision": precision, "history": training.history, "data_wait_share": training.data_wait_share}
     if rank():
         return {}
-    if training.diverged or recipe.objective == "simsiam":
+    if training.diverged or not recipe.classifies:
         score, status = None, "diverged" if training.diverged else "ok"
     else:
         score, status = _score(training.net, test_images(data, settings["data"], label, device), settings)

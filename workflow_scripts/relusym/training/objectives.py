@@ -15,12 +15,14 @@ class Objective(Protocol):
 
     Attributes:
         views: how many views of each image it takes.
+        classifies: whether its net is a classifier, whose accuracy is measured.
         frozen: whether the net's layers stay in evaluation mode.
         net: the module with all that is trained; its state dict is what the training gives.
         fixed_rate: parts of it whose learning rate stays at its peak.
     """
 
     views: ClassVar[int]
+    classifies: ClassVar[bool]
     frozen: ClassVar[bool]
     net: nn.Module
     fixed_rate: tuple[nn.Module, ...]
@@ -42,7 +44,7 @@ class Objective(Protocol):
 class Supervised:
     """Cross-entropy, and the invariance loss where the recipe has it (section 4)."""
 
-    views, frozen = 1, False
+    views, classifies, frozen = 1, True, False
     fixed_rate: tuple[nn.Module, ...] = ()
 
     def __init__(self, net: nn.Module, recipe: Recipe, symmetry: Symmetry):
@@ -84,7 +86,7 @@ class Linear(Supervised):
 class SelfSupervised:
     """SimSiam's loss; its predictor's learning rate stays as it is."""
 
-    views, frozen = 2, False
+    views, classifies, frozen = 2, False, False
 
     def __init__(self, net: nn.Module, recipe: Recipe, symmetry: Symmetry):
         self.net = SimSiam(net, recipe.dimensions, recipe.bottleneck)

@@ -81,6 +81,11 @@ class Recipe:
         """How many views of each image its objective takes."""
         return OBJECTIVES[self.objective].load().views
 
+    @property
+    def classifies(self) -> bool:
+        """Whether its objective makes a classifier."""
+        return OBJECTIVES[self.objective].load().classifies
+
     def learning_rate_at(self, epoch: float) -> float:
         """The learning rate at a point in training, in epochs from 0 to `epochs`."""
         if epoch < self.warmup_epochs:
