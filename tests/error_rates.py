@@ -14,11 +14,11 @@ from scipy import stats
 from relusym import paper_values
 from relusym.findings.claims import lost_by_early_invariance_loss
 from relusym.findings.evidence import shared_nets
+from relusym.findings.ratios import LOSS
 
 PAPER = paper_values.table(2).set_index("model").loc[list(MODELS)]
 PAIRS = paper_values.table(4).query("model_1 == model_2").set_index("model_1")
 PAIRED = ["cnn", "cnn_inv", "gcnn"]
-LOSS = [("cnn_inv", "cnn"), ("cnn_late_inv", "cnn"), ("pgcnn_late_inv", "pgcnn")]
 BEST = "pgcnn_late_inv"
 CLAIMS = 3 + 1 + 3 + 2 + 1 + 1  # flip against pair, types, loss, late loss, most accurate, zero-filters
 # Of a net: what its error, barrier and inaccuracy, and its part in barriers of pairs, have in common.

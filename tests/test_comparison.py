@@ -1,6 +1,7 @@
 """Our tables beside the paper's, on cells whose differences are worked by hand."""
 
 import math
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,15 @@ from records import MODELS, NAMES, PAIRS, flip, pair, train
 from scipy import stats
 
 from relusym import paper_values
+from relusym.experiments import shown
 from relusym.experiments.settings import Settings
 from relusym.findings import comparison, table2
 from relusym.findings.comparison import PAPER_NETS, compare, other_than_the_papers
 from relusym.findings.layout import write_table
+from relusym.findings.ratios import ratio
+
+PAPER_2 = paper_values.table(2).set_index("model")
+PAPER_4 = paper_values.table(4).set_index(["model_1", "model_2"])
 
 
 def as_the_paper(number):
@@ -83,9 +89,10 @@ def test_one_net_has_no_standard_error_and_no_net_no_verdict():
 
 
 def test_nothing_made_otherwise_is_called_comparable():
-    found = compare(as_the_paper(2), 2, ["data", "width"])
+    rows = [(model,) for model in paper_values.table(2)["model"]]
+    found = compare(as_the_paper(2), 2, {row: ["data", "network.width"] for row in rows})
     assert set(found["verdict"]) == {"not comparable"}
-    assert set(found["reason"]) == {"other data, width"}
+    assert set(found["reason"]) == {"other data, network.width"}
     assert found["in_paper_stds"].notna().all()
 
 
@@ -102,110 +109,157 @@ def test_a_table_of_single_nets_without_stds_is_compared_as_well():
     assert set(found["verdict"]) == {"equal"}
 
 
-def records(**changes):
-    """A train and a flip-merge record, made as the paper's nets were but for `changes`, by their path."""
-    train = {
-        "kind": "train",
-        "inputs": {"source": "CIFAR10"},
-        "settings": {
-            "data": {"dataset": "cifar10", "train_images": None},
-            "network": {"width": 1.0, "initialization": "pytorch"},
-            "training": {"epochs": 100, "batch_size": 500, "learning_rate": 0.08, "invariance_weight": 1.0},
-        },
-    }
-    flip = {
-        "kind": "flip_merge",
-        "inputs": {},
-        "settings": {"merging": {"images": None, "batch_size": 10}, "trained": [{}]},
-    }
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+OF_SCALE = {
+    scale: shown.about(Settings.of(CONFIG | {"scale": scale}), "comparison") for scale in CONFIG["scales"]
+}
+
+
+def made(kind, *models, source="CIFAR10", scale="paper", **changes):
+    """A record of nets made by the scale's settings but for `changes`, by their path in a training or in a merge."""
+    settings = Settings.of(CONFIG | {"scale": scale})
+    given = deepcopy(settings.train(models[0]) if kind == "train" else getattr(settings, kind)(*models))
     for path, value in changes.items():
         *parents, last = path.split("__")
-        at = flip if "merging" in parents else train
+        at = given["trained"][0] if "trained" in given and parents[:1] != ["merging"] and parents else given
         for name in parents:
             at = at[name]
         at[last] = value
-    return [train, flip]
+    names = ("model",) if kind != "pair_merge" else ("model_1", "model_2")
+    nets = dict(zip(names, models, strict=True))
+    seeds = {name.replace("model", "seed"): seed for seed, name in enumerate(names)}
+    return {"kind": kind, **nets, **seeds, "inputs": {"source": source}, "settings": given}
 
 
 @pytest.mark.parametrize(
     ("change", "word"),
     [
         ({}, None),
-        ({"inputs__source": "CIFAR10 as JPEG"}, "data"),
-        ({"settings__data__train_images": 1000}, "number of training images"),
-        ({"settings__network__width": 0.25}, "width"),
-        ({"settings__network__initialization": "he"}, "training settings"),
-        ({"settings__training__epochs": 10}, "epochs"),
-        (
-            {"settings__training__batch_size": 100, "settings__training__learning_rate": 0.1},
-            "training settings",
+        ({"source": "CIFAR10 as JPEG"}, "data"),
+        ({"data__train_images": 1000}, "data.train_images"),
+        ({"data__seed": 7}, None),
+        ({"network__width": 0.25}, "network.width"),
+        ({"network__initialization": "he"}, "network.initialization"),
+        ({"network__group_convs": 3}, "network.group_convs"),
+        *(
+            ({f"training__{key}": value}, f"training.{key}")
+            for key, value in {
+                "epochs": 10,
+                "batch_size": 100,
+                "learning_rate": 0.1,
+                "weight_decay": 2e-3,
+                "momentum": 0.8,
+                "warmup_epochs": 1,
+                "crop_padding": 2,
+                "augmentation": False,
+                "schedule": "cosine",
+                "invariance_from": 0.1,
+                "invariance_weight": 0.2,
+                "precision": "float32",
+            }.items()
         ),
-        ({"settings__merging__images": 500}, "images to match on"),
     ],
 )
-def test_what_is_other_than_the_papers_is_named(change, word):
-    for table in (2, 4):
-        assert other_than_the_papers(records(**change), table) == ([word] if word else [])
-    assert other_than_the_papers(records(**change), 1) == (["width"] if word == "width" else [])
-
-
-def test_every_setting_of_the_scale_paper_is_the_papers():
-    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")) | {"scale": "paper"}
-    settings = Settings.of(config)
-    made = [
-        {"inputs": {"source": "CIFAR10"}, "settings": settings.train("cnn")},
-        {"inputs": {"source": "CIFAR10"}, "settings": settings.flip_merge("cnn")},
-    ]
-    for table in (1, 2, 4):
-        assert other_than_the_papers(made, table) == []
+def test_every_setting_of_a_training_that_is_other_than_the_papers_is_named(change, word):
+    for record in (made("train", "cnn_inv", **change), made("flip_merge", "cnn_inv", **change)):
+        assert other_than_the_papers(record, OF_SCALE["laptop"]) == ([word] if word else [])
+    both = made("pair_merge", "cnn_inv", "gcnn", **change)
+    assert other_than_the_papers(both, OF_SCALE["laptop"]) == ([word] if word else [])
 
 
 @pytest.mark.parametrize(
-    ("kind", "path", "value", "word"),
+    ("change", "word"),
     [
-        ("train", "settings.network.width", 0.25, "network"),
-        ("train", "settings.training.epochs", 10, "epochs"),
-        ("train", "settings.data.train_images", 1000, "number of training images"),
-        ("train", "inputs.source", "generated shapes", "data"),
-        ("flip_merge", "settings.merging.images", None, "images to match on"),
-        ("flip_merge", "inputs.source", None, None),  # of a net that is left out
+        ({"merging__images": 500}, "merging.images"),
+        ({"merging__matching": "identity"}, "merging.matching"),
+        ({"invariance_images": 500}, "invariance_images"),
+        ({"symmetry": "vertical_flip"}, "symmetry"),
+        ({"projection_seed": 3}, None),
     ],
 )
-def test_what_is_other_than_the_papers_resnets_is_named(kind, path, value, word):
-    made = {
-        "train": {
-            "inputs": {"source": "ImageNet"},
-            "settings": {
-                "data": {"dataset": "imagenet", "train_images": None},
-                "network": {"width": 1.0},
-                "training": {"epochs": 90},
-            },
-        },
-        "flip_merge": {"inputs": {"source": "ImageNet"}, "settings": {"merging": {"images": 5000}}},
+def test_every_setting_of_a_merge_that_is_other_than_the_papers_is_named(change, word):
+    record = made("flip_merge", "cnn", **change)
+    assert other_than_the_papers(record, OF_SCALE["demo"]) == ([word] if word else [])
+
+
+def test_an_absent_setting_is_its_default():
+    record = made("train", "cnn")
+    for key in ("momentum", "augmentation", "invariance_from", "processes"):
+        del record["settings"]["training"][key]
+    assert other_than_the_papers(record, OF_SCALE["paper"]) == []
+    del record["settings"]["training"]["weight_decay"]  # whose default isn't the paper's
+    assert other_than_the_papers(record, OF_SCALE["paper"]) == ["training.weight_decay"]
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({}, None),
+        ({"source": "generated shapes"}, "data"),
+        ({"source": None}, None),  # of a net that is left out
+        ({"network__width": 0.25}, "network.width"),
+        ({"training__epochs": 10}, "training.epochs"),
+        ({"data__train_images": 1000}, "data.train_images"),
+    ],
+)
+def test_what_is_other_than_the_papers_resnets_is_named(change, word):
+    record = made("train", "torchvision_old_225", **{"source": "ImageNet"} | change)
+    assert other_than_the_papers(record, OF_SCALE["paper"]) == ([word] if word else [])
+
+
+def test_no_net_of_another_scale_is_called_the_papers():
+    for scale in ("demo", "laptop"):
+        for model in OF_SCALE[scale]["paper"]:
+            words = other_than_the_papers(made("flip_merge", model, scale=scale), OF_SCALE[scale])
+            assert {"network.width", "merging.images"} & set(words), model
+    assert "old_odd" in OF_SCALE["laptop"]["paper"]  # beside torchvision_old_225
+
+
+def test_the_settings_of_the_scale_paper_are_the_papers():
+    """What docs/differences.md says of them; all that is compared follows from the config."""
+    merge = OF_SCALE["paper"]["paper"]["cnn_late_inv"]
+    train = merge["trained"][0]
+    assert train["data"] == {"dataset": "cifar10", "train_images": None, "seed": 0, "size": None}
+    assert train["network"]["width"] == 1 and train["network"]["initialization"] == "pytorch"
+    how = {"epochs": 100, "batch_size": 500, "learning_rate": 0.08, "momentum": 0.9, "weight_decay": 5e-4}
+    how |= {
+        "warmup_epochs": 5,
+        "schedule": "linear",
+        "crop_padding": 4,
+        "augmentation": True,
+        "optimizer": "sgd",
     }
-    assert other_than_the_papers(list(made.values()), 5) == []
-    *parents, last = path.split(".")
-    at = made[kind]
-    for name in parents:
-        at = at[name]
-    at[last] = value
-    assert other_than_the_papers(list(made.values()), 3) == ([word] if word else [])
+    how |= {"invariance_weight": 1, "invariance_from": 0.2}
+    assert {key: train["training"][key] for key in how} == how
+    assert merge["merging"] == {"matching": "activation", "images": None}
+
+
+def test_a_config_without_a_valid_scale_paper_calls_nothing_the_papers():
+    scales = {name: scale for name, scale in CONFIG["scales"].items() if name != "paper"}
+    about = shown.about(Settings.of(CONFIG | {"scale": "demo", "scales": scales}), "comparison")
+    assert about["paper"] == {}
+    assert other_than_the_papers(made("train", "cnn"), about) == ["type of net"]
 
 
 SHOWN = {"name": "Old", "image_size": 33, "trained_by_authors": False, "self_supervised": False}
 
 
-def test_the_comparison_is_made_from_the_records_of_each_table():
+def compared(scale, inputs):
     vgg11s, resnets = {"models": MODELS}, {"models": {"old": SHOWN | {"paper": "torchvision_old"}}}
-    about = {"table1": vgg11s | {"names": NAMES, "descriptions": {}}, "table2": vgg11s}
-    about |= {"table4": {"pairs": PAIRS}, "table5": resnets}
+    tables = {"table1": vgg11s | {"names": NAMES, "descriptions": {}}, "table2": vgg11s}
+    tables |= {"table4": {"pairs": PAIRS}, "table5": resnets}
+    about = OF_SCALE["laptop"] | {"tables": tables, "names": NAMES, "scale": scale}
+    return comparison.frame(inputs, about), comparison.notes(inputs, about)
+
+
+def test_the_comparison_is_made_from_the_records_of_each_table():
     scores = {"net": 0.8, "flipped": 0.7, "halfway": 0.5, "repaired": 0.6}
     inputs = {
         "train": [train("cnn", 0, 0.91), train("old", 0, 0.8, inputs={"source": "other"})],
         "flip_merge": [flip("cnn", 0, 0.1), flip("old", 0, 0.3, scores=scores)],
         "pair_merge": [pair("cnn", 0, "gcnn", 0, 0.2)],
     }
-    found = comparison.frame(inputs, {"tables": about, "names": NAMES})
+    found, _ = compared("paper", inputs)
     assert found.groupby("table").size().to_dict() == {1: 7, 2: 21, 4: 6, 5: 7}
     cells = found.set_index(["table", "row", "quantity"])["value_mean"]
     assert cells[2, "CNN", "Accuracy"] == 0.91 and cells[2, "CNN", "GCNN Barrier"] == 0.1
@@ -215,11 +269,92 @@ def test_the_comparison_is_made_from_the_records_of_each_table():
     assert (
         reasons[5, "Old", "Accuracy"].startswith("other data") and "no net" in reasons[2, "GCNN", "Accuracy"]
     )
+    assert reasons[1, "CNN", "Parameters"] == "other network.width"
+
+
+def test_a_row_is_comparable_if_its_own_nets_are_whatever_others_are():
+    found = compare(as_the_paper(2), 2, {("cnn",): ["network.width"]})
+    verdicts = found.groupby("row")["verdict"].unique().map(list).to_dict()
+    assert verdicts.pop("cnn") == ["not comparable"]
+    assert set(map(tuple, verdicts.values())) == {("within 2σ",)}
+
+
+def run_of(barriers, pairs):
+    """Records of nets by their barriers, and of the pairs of neighbours."""
+    found = {"train": [], "flip_merge": [], "pair_merge": []}
+    for model, values in barriers.items():
+        found["train"] += [train(model, seed) for seed in range(len(values))]
+        found["flip_merge"] += [flip(model, seed, value, error=value) for seed, value in enumerate(values)]
+    for model, values in pairs.items():
+        neighbours = [(seed, (seed + 1) % len(values)) for seed in range(len(values))]
+        found["pair_merge"] += [
+            pair(model, a, model, b, v) for (a, b), v in zip(neighbours, values, strict=True)
+        ]
+    return found
+
+
+def test_at_another_scale_directions_and_ratios_are_compared_and_one_line_says_so():
+    barriers = {"cnn": [0.1, 0.11, 0.12], "cnn_inv": [0.05, 0.06, 0.04], "cnn_late_inv": [0.2, 0.21, 0.19]}
+    barriers["gcnn"] = [-0.001, 0.0, 0.0]
+    found, notes = compared("laptop", run_of(barriers, {"cnn": [0.2, 0.22, 0.24], "gcnn": [0.1, 0.11, 0.12]}))
+    rows = found.set_index(["row", "quantity"])
+    flip_to_pair = rows.xs("GCNN Barrier / Barrier of two", level=1)
+    assert flip_to_pair.loc["CNN", "value_mean"] == pytest.approx(0.5)
+    paper = PAPER_2.loc["cnn", "gcnn_barrier_mean"] / PAPER_4.loc[("cnn", "cnn"), "barrier_mean"]
+    assert flip_to_pair.loc["CNN", "paper_value_mean"] == pytest.approx(paper)
+    assert flip_to_pair["verdict"].to_dict() == {"CNN": "same direction", "GCNN": "same direction"}
+    loss = rows.xs("GCNN Barrier", level=1)
+    assert loss.loc["CNN + inv-loss / CNN", "value_mean"] == pytest.approx(5 / 11)
+    assert loss.loc["CNN + inv-loss / CNN", "verdict"] == "same direction"
+    assert loss.loc["CNN + late inv-loss / CNN", "verdict"] == "opposite direction"
+    assert len(found) == 2 + 2 * 2 and "not comparable" not in set(found["verdict"])
+    said = [note for note in notes if "otherwise than the paper's" in note]
+    assert len(said) == 1 and "network.width" in said[0] and "training.epochs" in said[0]
+
+
+def test_what_has_the_papers_settings_stays_comparable_at_another_scale():
+    inputs = run_of({"cnn": [0.1, 0.11]}, {})
+    for record in inputs["train"] + inputs["flip_merge"]:
+        like = made(record["kind"], "cnn")
+        record |= {"settings": like["settings"], "inputs": record["inputs"] | {"source": "CIFAR10"}}
+    found, notes = compared("mine", inputs)
+    assert set(found["table"]) == {1, 2} and len(found) == 1 + 3
+    assert not [note for note in notes if "otherwise than the paper's" in note]
+
+
+@pytest.mark.parametrize(
+    ("values", "pair", "reason"),
+    [
+        ([0.1, 0.3, 0.2], [0.2, 0.19, 0.21], "interval includes 1"),
+        ([0.1, 0.2], [0.2, 0.3], "three nets"),
+        ([0.1, 0.2, 0.3], [-0.2, -0.3, 0.1], "isn't above zero"),
+    ],
+)
+def test_a_direction_that_the_nets_dont_settle_is_open(values, pair, reason):
+    found, _ = compared("demo", run_of({"cnn": values}, {"cnn": pair}))
+    (row,) = found.itertuples()
+    assert row.verdict == "open" and reason in row.reason
+
+
+def test_the_error_of_a_ratio_is_that_of_leaving_out_one_net_after_the_other():
+    flips = [(0.1, {("cnn", 0)}), (0.2, {("cnn", 1)}), (0.3, {("cnn", 2)})]
+    pairs = [
+        (0.4, {("cnn", 0), ("cnn", 1)}),
+        (0.5, {("cnn", 1), ("cnn", 2)}),
+        (0.6, {("cnn", 2), ("cnn", 0)}),
+    ]
+    left_out = np.array([0.25 / 0.5, 0.2 / 0.6, 0.15 / 0.4])
+    expected = 0.2 / 0.5, math.sqrt(2 / 3 * ((left_out - left_out.mean()) ** 2).sum()), 3
+    assert ratio(flips, pairs) == pytest.approx(expected)
+    lower = [(1.0, {("gcnn", 0)}), (1.2, {("gcnn", 1)}), (1.4, {("gcnn", 2)})]  # of other nets: errors add up
+    _, error, _ = ratio(flips, lower)
+    apart = (0.1 / math.sqrt(3) / 1.2) ** 2 + (0.2 * 0.2 / math.sqrt(3) / 1.2**2) ** 2  # to first order
+    assert error == pytest.approx(math.sqrt(apart), rel=0.02)
 
 
 def test_the_comparison_is_written_with_the_papers_values_beside_ours(tmp_path):
     frame = table2.frame({"train": [], "flip_merge": []}, {"models": ["cnn", "gcnn"]})
-    cells = compare(frame, 2, (), table2.LAYOUT, NAMES)
+    cells = compare(frame, 2, {}, table2.LAYOUT, NAMES)
     write_table(cells, tmp_path / "comparison", comparison.LAYOUT, ["a < b"])
     markdown = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert "0.901 ± 2.1e-3" in markdown and "no net of ours" in markdown

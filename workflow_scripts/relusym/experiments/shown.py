@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from relusym import paper_values
+from relusym.errors import UserError
+from relusym.experiments.currency import DEFAULTS
 from relusym.experiments.models import Model
 from relusym.experiments.results import Results
 from relusym.experiments.settings import Settings
@@ -75,6 +77,9 @@ def about(settings: Settings, name: str) -> About:
         "theory": lambda: {"notes": [f"Random draws from seed {settings.config['theory']['seed']}"]},
         "comparison": lambda: {
             "tables": {table: about(settings, table) for table in COMPARED if table in tables(settings)},
+            "scale": settings.scale,
+            "paper": _papers(settings),
+            "defaults": DEFAULTS,
             "notes": notes(settings, of_table2),
         },
         "claims": lambda: {
@@ -103,6 +108,18 @@ def about(settings: Settings, name: str) -> About:
 
 def _paired(settings: Settings) -> list[str]:
     return list(dict.fromkeys(model for pair in settings.types_paired for model in pair))
+
+
+def _papers(settings: Settings) -> About:
+    """By model, what the flip merge of its counterpart in the paper depends on; empty without a valid scale `paper`."""
+    try:
+        paper = Settings.of({**settings.config, "scale": "paper", "seeds": None})
+    except UserError:
+        return {}
+    rows = {paper.paper_row(model): model for model in paper.table("table5")}
+    its = {model: model for model in settings.table("table2") if model in paper.models}
+    its |= {model: rows.get(settings.paper_row(model)) for model in settings.table("table5")}
+    return {model: paper.flip_merge(other) for model, other in its.items() if other}
 
 
 def _rows(settings: Settings, models: list[str]) -> About:

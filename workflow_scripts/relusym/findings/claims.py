@@ -28,6 +28,7 @@ from relusym.findings.evidence import (
 )
 from relusym.findings.filters import count_zero_filters
 from relusym.findings.layout import Layout
+from relusym.findings.ratios import LOSS
 
 LAYOUT = Layout(
     "The paper's claims, tested",
@@ -112,14 +113,14 @@ def claims(inputs: Inputs, zero_filters: pd.DataFrame, names: Mapping[str, str])
         {model: group.to_numpy() for model, group in nets.groupby("model")[quantity]}
         for quantity in ("gcnn_barrier", "accuracy")
     )
-    for with_loss, without in (("cnn_inv", "cnn"), ("cnn_late_inv", "cnn"), ("pgcnn_late_inv", "pgcnn")):
+    for with_loss, without in LOSS:
         say(
             f"Invariance loss lowers the GCNN barrier: {named[with_loss]} below {named[without]}",
             "Sections 4.1 and 5, Table 2",
             is_higher(barrier, without, with_loss),
         )
     margin = lost_by_early_invariance_loss()
-    for with_loss, without in (("cnn_late_inv", "cnn"), ("pgcnn_late_inv", "pgcnn")):
+    for with_loss, without in LOSS[1:]:
         say(
             f"Late invariance loss keeps accuracy: {named[with_loss]} at most {margin:.3f} below {named[without]}",
             "Table 2",

@@ -1,10 +1,12 @@
 """Our tables beside the paper's: how far apart each cell is, and what to make of it.
 
-about: tables (name, such as "table2" → the `about` of that table), names, notes.
+about: tables (name, such as "table2" → the `about` of that table), names, notes, scale;
+    paper: model → the settings of the flip merge of its counterpart at scale `paper`;
+    defaults: what a key means that settings haven't got.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -15,6 +17,7 @@ from scipy import stats
 from relusym.findings import About, Inputs, Record, kinds_of, module_of, origins
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout, number, std_of
+from relusym.findings.ratios import ratios
 
 LAYOUT = Layout(
     "Our tables beside the paper's",
@@ -42,83 +45,101 @@ LAYOUT = Layout(
 # reckon with the fewest: the standard errors are then at most 15% too large, never too small.
 PAPER_NETS = 18
 WITHIN = 2  # of the paper's standard deviations
+NOT_COMPARABLE = "not comparable"
 DIGITS = 3  # of the values that the paper gives without a standard deviation
 
-# What the paper's tables were measured with (docs/differences.md), by path in a record: the values that agree with it,
-# and what to call it. None is "all" for images, and otherwise what a record has that didn't need any.
-WIDTH = {"settings.network.width": ([1.0], "width")}
-VGG11S = {
-    "inputs.source": (["CIFAR10", None], "data"),
-    "settings.data.train_images": ([None], "number of training images"),
-    **WIDTH,
-    "settings.training.epochs": ([100], "epochs"),
-    "settings.network.initialization": (["pytorch"], "training settings"),
-    "settings.training.batch_size": ([500], "training settings"),
-    "settings.training.learning_rate": ([0.08], "training settings"),
-    "settings.training.invariance_weight": ([1.0, None], "training settings"),
-    "settings.merging.images": ([None], "images to match on"),
-}
-RESNETS = {  # 90 epochs: of the supervised recipe, and of SimSiam's linear layer
-    "inputs.source": (["ImageNet", None], "data"),
-    "settings.network.block": (["bottleneck"], "network"),
-    "settings.network.width": ([1.0], "network"),
-    "settings.data.train_images": ([None], "number of training images"),
-    "settings.training.epochs": ([90], "epochs"),
-    "settings.merging.images": ([5000], "images to match on"),
-}
-PAPER_SETTINGS: dict[int, dict[str, tuple[list[Any], str]]] = {  # Table 1 counts parameters
-    1: WIDTH,
-    2: VGG11S,
-    3: RESNETS,
-    4: VGG11S,
-    5: RESNETS,
-}
+PAPER_DATA = {"cifar10": "CIFAR10", "imagenet": "ImageNet"}  # what records call the paper's images
+COUNTED = {"network.architecture", "network.width", "network.group_convs"}  # by the parameters of Table 1
+CHANCE = {"seed", "projection_seed"}  # settings that make nothing other than the paper's
 
 
 def frame(inputs: Inputs, about: About) -> pd.DataFrame:
-    """All cells of `about`'s tables, as `compare` gives them."""
+    """All cells of `about`'s tables, as `compare` gives them; at another scale than the paper's, ratios in their place.
+
+    There, cells stand beside the ratios if all that they are made from has the paper's settings nevertheless.
+    """
     found = []
     for name, shown in about["tables"].items():
         table, paper_number = module_of(name), int(re.sub(r"\D", "", name))
         of_table = chosen({kind: inputs[kind] for kind in kinds_of(name)}, shown)
-        other = other_than_the_papers(list(chain(*of_table.values())), paper_number)
-        cells = table.frame(of_table, shown)
-        found.append(compare(cells, paper_number, other, table.LAYOUT, about["names"]))
-    return pd.concat(found, ignore_index=True)
+        other: dict[tuple[str, ...], list[str]] = {}
+        for record in chain(*of_table.values()):
+            words = other_than_the_papers(record, about)
+            if paper_number == 1:
+                words = [word for word in words if word in COUNTED]
+            other.setdefault(tuple(model for model, _ in origins.nets_of(record)), []).extend(words)
+        cells = compare(table.frame(of_table, shown), paper_number, other, table.LAYOUT, about["names"])
+        found.append(cells if about["scale"] == "paper" else cells[cells["verdict"] != NOT_COMPARABLE])
+    if about["scale"] != "paper":
+        found.append(ratios(inputs, about))
+    return pd.concat([cells for cells in found if len(cells)] or found[-1:], ignore_index=True)
 
 
 def notes(inputs: Inputs, about: About) -> list[str]:
-    return [
-        "Difference: ours less the paper's. Standard errors are Welch's, with the "
-        f"{PAPER_NETS} nets a type that the paper has at least",
-        f"Verdict: within {WITHIN}σ, higher or lower, in the paper's standard deviations; equal, to three digits, "
-        "where the paper gives none. Nothing is called comparable that was made with other data or settings",
-        *origins.notes(inputs, about),
-    ]
+    records = chain(*(inputs[kind] for kind in kinds_of("comparison")))
+    words = (word for record in records for word in other_than_the_papers(record, about))
+    other = [word for word in dict.fromkeys(words) if not word.startswith("start.")]  # of an earlier stage
+    if about["scale"] == "paper" or not other:
+        how = [
+            "Difference: ours less the paper's. Standard errors are Welch's, with the "
+            f"{PAPER_NETS} nets a type that the paper has at least",
+            f"Verdict: within {WITHIN}σ, higher or lower, in the paper's standard deviations; equal, to three digits, "
+            "where the paper gives none. Nothing is called comparable that was made with other data or settings",
+        ]
+    else:
+        how = [
+            f"Made otherwise than the paper's nets (other {', '.join(other)}), so that directions and ratios are "
+            "compared, not values",
+            "Value: a ratio of means ± its standard error, by jackknife over nets. Same direction or opposite: its 95% "
+            "interval is on the paper's side of 1, or on the other; open: it includes 1",
+        ]
+    return [*how, *origins.notes(inputs, about)]
 
 
-def other_than_the_papers(records: Sequence[Record], table: int) -> list[str]:
-    """What any of `records` was made with that isn't the paper's for this table: ["data", "width", …]."""
-    words = [
+def other_than_the_papers(record: Record, about: About) -> list[str]:
+    """In which settings a record isn't as the paper's: ["data", "network.width", …], as the config calls them.
+
+    Args:
+        about: with `paper` and `defaults`.
+    """
+    papers = [about["paper"].get(model) for model, _ in origins.nets_of(record)]
+    if None in papers:
+        return ["type of net"]
+    made = record["settings"]
+    compared = list(zip(made.get("trained", [made]), (paper["trained"][0] for paper in papers), strict=True))
+    if "trained" in made:
+        own = [key for key in papers[0] if key != "trained" and (key == "merging" or len(papers) == 1)]
+        compared.append(
+            ({key: made[key] for key in own if key in made}, {key: papers[0][key] for key in own})
+        )
+    found = [
         word
-        for path, (papers, word) in PAPER_SETTINGS[table].items()
-        if any(value not in papers for record in records for value in _at(record, path.split(".")))
+        for one, other in compared
+        for word in _differences(one, other, about["defaults"], about["defaults"])
     ]
-    return list(dict.fromkeys(words))
+    data = PAPER_DATA.get(papers[0]["trained"][0]["data"]["dataset"])
+    if record["inputs"].get("source") not in (None, data):
+        found.insert(0, "data")
+    return list(dict.fromkeys("data" if word == "data.dataset" else word for word in found))
 
 
-def _at(found: Any, path: list[str]) -> Iterator[Any]:
-    """What stands at a path of a record; nothing if there is no such path."""
-    if not path:
-        yield found
-    elif isinstance(found, dict) and path[0] in found:
-        yield from _at(found[path[0]], path[1:])
+def _differences(made: Any, paper: Any, default: Any, defaults: About, path: str = "") -> Iterator[str]:
+    """The paths at which two settings differ; a key that is absent from either counts as its default."""
+    if not (isinstance(made, dict) and isinstance(paper, dict)):
+        if made != paper:
+            yield path
+        return
+    for key in dict.fromkeys([*paper, *made]):
+        if key not in CHANCE:
+            below = defaults if key == "start" else default.get(key) if isinstance(default, dict) else None
+            values = (settings.get(key, below) for settings in (made, paper))
+            yield from _differences(*values, below, defaults, f"{path}.{key}".lstrip("."))
 
 
 def compare(
     table: pd.DataFrame,
     paper_number: int,
-    other: Iterable[str] = (),
+    other: Mapping[tuple[str, ...], Iterable[str]] | None = None,
     layout: Layout | None = None,
     names: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
@@ -128,7 +149,7 @@ def compare(
         table: as `table2.frame` gives it: means with their `…_std`, or plain numbers, each with its `paper_…`;
             `n` counts our nets.
         paper_number: its number in the paper.
-        other: what ours was made with that isn't the paper's; if there is anything, no cell is comparable.
+        other: by row (its ids), what ours was made with that isn't the paper's; then it isn't comparable.
         layout: of the table, for what its quantities are called.
         names: of its models.
 
@@ -145,11 +166,13 @@ def compare(
         for column in table
         if f"paper_{column}" in table and column not in keys and not column.endswith("_std")
     ]
-    ids = table[keys].itertuples(index=False)
+    ids = [tuple(row) for row in table[keys].itertuples(index=False)]
     named = [" with ".join((names or {}).get(model, model) for model in row) for row in ids]
     rows = table.get("name", pd.Series(named, table.index, dtype=object))
     layout = layout or Layout("")
-    found = pd.concat([_cells(table, rows, column, layout) for column in columns], ignore_index=True)
+    found = pd.concat(
+        [_cells(table, rows, column, layout).assign(ids=ids) for column in columns], ignore_index=True
+    )
     found.insert(0, "table", paper_number)
     found = found[found["paper_value_mean"].notna()].reset_index(drop=True)
     found["difference"] = found["value_mean"] - found["paper_value_mean"]
@@ -161,7 +184,8 @@ def compare(
     with np.errstate(divide="ignore", invalid="ignore"):
         welch = stats.ttest_ind_from_stats(*ours, *papers, equal_var=False)
     found["in_standard_errors"], found["p_value"] = welch.statistic, welch.pvalue
-    verdicts = [_verdict(cell, list(other)) for _, cell in found.iterrows()]
+    words = [list(dict.fromkeys((other or {}).get(row, ()))) for row in found.pop("ids")]
+    verdicts = [_verdict(cell, its) for (_, cell), its in zip(found.iterrows(), words, strict=True)]
     found[["verdict", "reason"]] = pd.DataFrame(verdicts, columns=["verdict", "reason"], dtype=object)
     return found
 
@@ -187,9 +211,9 @@ def _cells(table: pd.DataFrame, rows: pd.Series, column: str, layout: Layout) ->
 
 def _verdict(cell: pd.Series, other: list[str]) -> tuple[str, str]:
     if pd.isna(cell["difference"]):
-        return "not comparable", "no net of ours"
+        return NOT_COMPARABLE, "no net of ours"
     if other:
-        return "not comparable", "other " + ", ".join(other)
+        return NOT_COMPARABLE, "other " + ", ".join(other)
     if pd.isna(cell["paper_value_std"]):
         equal = number(cell["value_mean"], DIGITS) == number(cell["paper_value_mean"], DIGITS)
         verdict = "equal" if equal else None
