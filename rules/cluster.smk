@@ -2,7 +2,7 @@
 import atexit
 import os
 
-from relusym.jobs.checklist import Submission, folder_problems, slurm_problems
+from relusym.jobs.checklist import Submission, data_problems, folder_problems, slurm_problems
 from relusym.jobs.job_lock import JobLock
 
 # in place of Snakemake's own lock, which a kill -9 leaves locked
@@ -12,6 +12,11 @@ RUNNING = JobLock(f".snakemake/relusym-{SETTINGS.scale}.lock", lambda line: prin
 # The images that a run would make records from, if those there are of others: a line before any job, a run only without mixing.
 OTHER_IMAGES = {}
 if workflow.is_main_process:
+    try:
+        for record in RESULTS.jobs:  # a damaged one is named here: inside of a rule, Snakemake would add lines of its own
+            RESULTS.read(record)
+    except UserError as error:
+        sys.exit(f"error: {error}")
     for prepared in sorted({job.prepared for job in RESULTS.jobs.values() if job.prepared}):
         if line := RESULTS.other_images(prepared):
             OTHER_IMAGES[prepared] = line
@@ -31,6 +36,9 @@ def problems():
         file=sys.stderr,
     )
     found = folder_problems(Path(FOLDER))
+    for job in jobs_to_run():
+        if job.rule.name == "prepare_data":
+            found += data_problems(Path(job.output[0]), *SETTINGS.preparation(job.wildcards.dataset))
     if hasattr(workflow.executor_settings, "status_command"):  # those of Slurm
         submissions = {submission_of(job) for job in jobs_to_run() if not job.is_local}
         found += slurm_problems(sorted(submissions), workflow.executor_settings.status_command)

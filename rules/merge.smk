@@ -15,6 +15,7 @@ rule flip_merge:
         "../envs/relusym.yaml"
     threads: SETTINGS.config["threads"]
     resources:
+        nets=1,
         mem_mb=lambda w, attempt: (16000 if on_imagenet(w.model) else 6000) * attempt,
         runtime=lambda w, attempt: (240 if on_imagenet(w.model) else 30) * attempt,
         gpu=GPU,
@@ -42,6 +43,7 @@ rule pair_merge:
         "../envs/relusym.yaml"
     threads: SETTINGS.config["threads"]
     resources:
+        nets=1,
         mem_mb=lambda w, attempt: (16000 if on_imagenet(w.model_1) else 6000) * attempt,
         runtime=lambda w, attempt: (240 if on_imagenet(w.model_1) else 30) * attempt,
         gpu=GPU,

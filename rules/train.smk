@@ -5,6 +5,11 @@ localrules:
     weights,
 
 
+if workflow.is_main_process:
+    for reason in sorted({reason for reason in SETTINGS.absent.values() if "imagenet.root" in reason}):
+        print(f"notice: {reason}; until then the rows of Tables 3 and 5 are left out", file=sys.stderr)
+
+
 rule weights:  # needs the internet
     output:
         update(f"{FOLDER}/weights/{{model}}.safetensors"),
@@ -32,7 +37,10 @@ rule train:
     conda:
         "../envs/relusym.yaml"
     threads: lambda w: cores(w.unit)
+    group: # of profiles/packed; a training on several GPUs is a submission of its own
+        lambda w: "train" if processes(w.unit) == 1 and "train" in workflow.group_settings.group_components else None
     resources:
+        nets=1,
         mem_mb=lambda w, attempt: (8000 * processes(w.unit) if on_imagenet(w.unit) else 4000) * attempt,
         # out of time, a training goes on from its saved state
         runtime=lambda w, attempt: 1440 if on_imagenet(w.unit) else 120 * attempt,

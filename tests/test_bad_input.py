@@ -14,17 +14,19 @@ import pytest
 import torch
 import yaml
 from matplotlib.figure import Figure
-from relusym.experiments.measuring import load_net
 
 from relusym import checkpoint
 from relusym.data import image_set
 from relusym.errors import UserError
-from relusym.experiments.settings import Settings, seed_list
+from relusym.experiments.config import seed_list
+from relusym.experiments.nets_and_images import load_net
+from relusym.experiments.settings import Settings
 from relusym.findings.layout import Layout, write_table
 from relusym.records import FIELDS, MEASURED, read_record, write_record, write_whole
 
 CONFIG = yaml.safe_load((Path(__file__).parents[1] / "config.yaml").read_text(encoding="utf-8"))
-TYPES = "cnn, cnn_noaug, cnn_inv, cnn_late_inv, gcnn, pgcnn, pgcnn_late_inv"
+TYPES = "cnn, cnn_noaug, cnn_inv, cnn_late_inv, gcnn, pgcnn, pgcnn_late_inv, "
+TYPES += "old, old_inv, old_odd, old_inv_odd, simsiam_odd"
 
 
 def last_line(run):
@@ -42,12 +44,13 @@ def fresh(clone):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ("scale=papr", "config error: scale: 'papr' is none of demo, laptop, paper"),
+        ("scale=papr", "config error: scale: 'papr' given; allowed is one of demo, laptop, paper"),
         (
             "scales={demo: {training: {batchsize: 40}}}",
-            "config error: scales.demo.training: unknown key 'batchsize'; allowed are epochs, batch_size, "
-            "learning_rate, momentum, weight_decay, warmup_epochs, crop_padding, invariance_weight, save_every, "
-            "precision",
+            "config error: scales.demo.training: unknown key 'batchsize'; allowed are objective, epochs, batch_size, "
+            "learning_rate, schedule, momentum, weight_decay, warmup_epochs, optimizer, crop_padding, augmentation, "
+            "invariance_weight, invariance_from, precision, save_every, processes, restarts, workers, "
+            "sync_batch_norm, dimensions, bottleneck",
         ),
         ("threads=many", "config error: threads: 'many' given; allowed is a value of type integer"),
         ("seeds=0,1,1", "config error: seeds: 1 is listed twice in 0,1,1; list each seed once"),
@@ -55,6 +58,11 @@ def fresh(clone):
             "pairs=[[cnn, resnet]]",
             "config error: pairs: [cnn, resnet] names 'resnet', which isn't trained; the types under `models` are "
             + TYPES,
+        ),
+        (
+            "scales={demo: {families: {resnet: {network: {widht: 1}}}}}",
+            "config error: scales.demo.families.resnet.network: unknown key 'widht'; allowed are width, group_convs, "
+            "initialization, block, layers, blocks",
         ),
     ],
 )
@@ -65,14 +73,27 @@ def test_the_last_line_of_snakemake_names_key_given_and_allowed(fresh, given, li
     assert "Traceback" not in run.stdout and "File " not in run.stdout
 
 
+def assert_one_line(config, key, given, told):
+    """The config with `given` at `key` is refused by one line that holds `told`."""
+    config = copy.deepcopy(config)
+    *path, name = key.split(".")
+    section = config
+    for part in path:
+        section = section[part]
+    section[name] = given
+    with pytest.raises(UserError) as error:
+        Settings.of(config)
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("key", "given", "told"),
     [
         ("scael", "demo", "unknown key 'scael'; allowed are scale, seeds, device, threads"),
         (
-            "models.cnn.group_conv",
-            8,
-            "models.cnn: unknown key 'group_conv'; allowed are group_convs, flip_augm",
+            "models.cnn.network",
+            {"group_conv": 8},
+            "models.cnn.network: unknown key 'group_conv'; allowed are width, group_convs, init",
         ),
         (
             "scales.demo.training.epochs",
@@ -92,9 +113,38 @@ def test_the_last_line_of_snakemake_names_key_given_and_allowed(fresh, given, li
             "learning_rate: 'inf' given; allowed is a value of type",
         ),
         ("scales.demo.training.warmup_epochs", 100, "warmup_epochs: 100 isn't less than the"),
-        ("scales.demo.network.width", 0.001, "width: 0.001 given; allowed are multiples of 1/32"),
+        (
+            "scales.demo.network.width",
+            0.001,
+            "scales.demo.network.width: 0.001 given; allowed is a multiple of 1/32",
+        ),
         ("scales.demo.network.initialization", "zeros", "'zeros' given; allowed is one of pytorch, he"),
-        ("scales.demo.data.dataset", "imagenet", "'imagenet' given; allowed is one of generated, cifar10"),
+        (
+            "scales.demo.network.initialisation",
+            "he",
+            "scales.demo.network: unknown key 'initialisation'; allowed",
+        ),
+        (
+            "defaults.network.groups",
+            1,
+            "defaults.network: unknown key 'groups'; allowed are width, group_convs",
+        ),
+        (
+            "scales.demo.network.architecture",
+            "vgg",
+            "network.architecture: 'vgg' given; allowed is one of vgg11, ",
+        ),
+        (
+            "scales.demo.models.old.network",
+            {"layer": 1},
+            "models.old.network: unknown key 'layer'; allowed are bl",
+        ),
+        ("scales.demo.models.old.family", "vgg", "models.old.family: 'vgg' given; allowed is one of resnet"),
+        (
+            "scales.demo.data.dataset",
+            "images",
+            "'images' given; allowed is one of generated, cifar10, imagenet",
+        ),
         ("scales.demo.data.train_images", None, "scales.demo.data: generated images need numbers"),
         ("scales.laptop.data.test_images", 5, "scales.laptop.data.test_images: only for generated images"),
         ("scales.paper.seeds", "0-2,1", "seeds: 1 is listed twice in 0-2,1"),
@@ -104,11 +154,15 @@ def test_the_last_line_of_snakemake_names_key_given_and_allowed(fresh, given, li
         ("seeds", -1, "seeds: -1 given; allowed are seeds such as"),
         ("seeds", 99, "seeds: 99 is none of the scale demo's seeds"),
         ("device", "gpu", "device: 'gpu' given; allowed is text that matches ^(auto|cpu|cuda"),
-        ("models.cnn.group_convs", 9, "models.cnn.group_convs: 9 given; allowed is at most 8"),
         (
-            "models.cnn.flip_augmentation",
-            "maybe",
-            "flip_augmentation: 'maybe' given; allowed is a value of type bool",
+            "models.cnn.network",
+            {"group_convs": 9},
+            "models.cnn.network.group_convs: 9 given; allowed is at most 8",
+        ),
+        (
+            "models.cnn.training",
+            {"augmentation": "maybe"},
+            "models.cnn.training.augmentation: 'maybe' given; allowed is a value of type bool",
         ),
         ("pairs", [["cnn"]], "pairs.0: ['cnn'] given; allowed is a list of at least 2"),
         ("pairs", [["cnn", "gcnn"], ["cnn", "gcnn"]], "pairs: [cnn, gcnn] is listed twice"),
@@ -118,21 +172,51 @@ def test_the_last_line_of_snakemake_names_key_given_and_allowed(fresh, given, li
     ],
 )
 def test_a_bad_setting_is_told_in_one_line(key, given, told):
-    config = copy.deepcopy(CONFIG)
-    *path, name = key.split(".")
-    section = config
-    for part in path:
-        section = section[part]
-    section[name] = given
-    with pytest.raises(UserError) as error:
-        Settings.of(config)
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert_one_line(CONFIG, key, given, told)
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "told"),
+    [
+        (
+            "models.dino.weights.urls",
+            None,
+            "models.dino.weights.urls: None given; allowed is a value of type arr",
+        ),
+        (
+            "models.dino.recipe",
+            ["supervised"],
+            "recipe.0: 'supervised' given; allowed is one of training, pretr",
+        ),
+        ("models.byol.weights.layout", "mine", "'mine' given; allowed is one of auto, plain, module"),
+        ("models.byol.paper", "boyl", "models.byol.paper: the paper's Table 5 has no row 'boyl'"),
+        ("models.byol.sorce", "file", "models.byol: unknown key 'sorce'"),
+        (
+            "families.resnet.training.processes",
+            3,
+            "training.batch_size: 256 can't be shared evenly by 3 processes",
+        ),
+        ("families.resnet.data.resize", 200, "families.resnet.data.resize: 200 given; a crop of 224 pixels"),
+        (
+            "families.resnet.training.schedule",
+            "steps",
+            "'steps' given; allowed is one of linear, cosine, step",
+        ),
+        (
+            "families.resnet.linear.objective",
+            "layer",
+            "'layer' given; allowed is one of supervised, simsiam, lin",
+        ),
+    ],
+)
+def test_a_bad_setting_of_the_papers_resnets_is_told_in_one_line(key, given, told):
+    assert_one_line({**CONFIG, "scale": "paper"}, f"scales.paper.{key}", given, told)
 
 
 def test_a_missing_setting_is_named():
     config = copy.deepcopy(CONFIG)
-    del config["scales"]["demo"]["training"]["momentum"]
-    with pytest.raises(UserError, match=r"^scales\.demo\.training: the key 'momentum' is missing$"):
+    del config["scales"]["demo"]["training"]["epochs"]
+    with pytest.raises(UserError, match=r"^scales\.demo\.training: the key 'epochs' is missing$"):
         Settings.of(config)
 
 
@@ -153,14 +237,20 @@ def test_values_that_the_command_line_leaves_as_text_are_taken_for_what_they_are
 
 def test_a_job_that_fails_on_its_input_tells_the_line_and_leaves_no_output(fresh):
     source = "cifar10={source: folder, root: nowhere}"
-    prepared = "data/cifar10-folder.safetensors"
+    config = {
+        **CONFIG,
+        "scale": "laptop",
+        "cifar10": {**CONFIG["cifar10"], "source": "folder", "root": "nowhere"},
+    }
+    prepared = f"data/{Settings.of(config).prepared()}.safetensors"
     run = fresh.snakemake(prepared, "--config", "scale=laptop", source)
     assert run.returncode != 0
     told = "data folder nowhere is missing: set cifar10.root to the folder that holds train/ and test/"
     assert f"\nerror in rule prepare_data: {told}\n" in run.stdout
     assert "Traceback" not in run.stdout
     assert not (fresh.folder / prepared).exists()
-    assert (fresh.folder / "data" / "cifar10-folder.log").read_text(encoding="utf-8") == f"error: {told}\n"
+    log = (fresh.folder / prepared).with_suffix(".log")
+    assert log.read_text(encoding="utf-8") == f"error: {told}\n"
 
 
 # ---- checkpoints (truncated ones and those of another net: test_training)

@@ -18,9 +18,8 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import ROOT, Clone
+from conftest import ROOT, TINY, Clone
 from slurm_cluster import SlurmCluster, missing, wait_until
-from test_workflow import TINY
 
 from relusym.jobs.checklist import Submission, slurm_problems
 
@@ -51,7 +50,7 @@ class Run:
         self.folder, self.environment = clone.folder, environment
         config = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
         models = {model: config["models"][model] for model in ("cnn", "gcnn")}
-        scales = {"tiny": TINY}
+        scales = {"tiny": {key: value for key, value in TINY.items() if key != "models"}}
         clone.configure(scale="tiny", models=models, pairs=[["cnn", "gcnn"]], scales=scales)
         scripts = self.folder / "workflow_scripts"
         shutil.copy(ROOT / "tests" / "job_faults.py", scripts)
@@ -167,7 +166,7 @@ DISTURBED = (
     *(f"{rule}:gpu=0" for rule in ("train", "flip_merge", "pair_merge")),
     *(f"{rule}:gres='shard:1'" for rule in ("train", "flip_merge", "pair_merge")),
     "train:mem_mb=1500 * attempt",
-    "train:slurm_extra='--nodelist=node2' if wildcards.model + wildcards.seed == 'cnn1' else '--nodelist=node1'",
+    "train:slurm_extra='--nodelist=node2' if wildcards.unit + wildcards.seed == 'cnn1' else '--nodelist=node1'",
 )
 
 

@@ -15,13 +15,15 @@ from conftest import ROOT
 from docutils.core import publish_parts
 from jinja2 import StrictUndefined, Template
 from records import NAMES, flip, train
+from small_training import CPU, VGG
+from torch.overrides import TorchFunctionMode
 
 from relusym import checkpoint
 from relusym.data import image_set
 from relusym.data.chiral_shapes import generate
 from relusym.errors import UserError
-from relusym.experiments.filters import inputs_of, kernels, measure_filters, projection_to_rgb
-from relusym.experiments.flipped_training import in_a_plane, measure_flipped_training
+from relusym.experiments.filters import filter_arrays, projection_to_rgb
+from relusym.experiments.flipped_training import flipped_training_record, in_a_plane
 from relusym.findings import FIGURES, TABLES, kinds_of, module_of
 from relusym.findings.figure2 import figure2, telling_filters
 from relusym.findings.figure3 import figure3
@@ -33,36 +35,33 @@ from relusym.findings.print_style import write_figure
 from relusym.findings.zero_filters import count_by_type, zero_filter_figure
 from relusym.merging.channel_groups import channel_groups, permute
 from relusym.nets.vgg import VGG11
-from relusym.records import sha256, write_record
+from relusym.records import write_record
 from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.theory import STATEMENTS, example_c_2
 
 WIDTH = 1 / 16
 CHANNELS = [4, 8, 16, 16, 32, 32, 32, 32]
-SETTINGS = {"projection_seed": 0}
 
 
-def saved(folder, group_convs, permutations, model="cnn", status="ok"):
-    """A random net's checkpoint, and a flip-merge record of it with these permutations."""
+def a_net(group_convs=0):
     torch.manual_seed(0)
-    net = VGG11(WIDTH, group_convs, initialization="he")
-    path = folder / f"{model}.safetensors"
-    checkpoint.save(path, net.state_dict(), {"settings": {"network": {"group_convs": group_convs}}})
-    record = {
-        "status": status,
-        "reason": None if status == "ok" else f"{model}-0 is diverged",
-        "model": model,
-        "seed": 0,
-        "inputs": {"checkpoints": [sha256(path)]},
-        "permutations": {f"conv{i}": order.tolist() for i, order in enumerate(permutations, start=1)},
-    }
-    return net, path, record
+    return VGG11(WIDTH, group_convs, initialization="he")
 
 
-def kept(folder, *given, **named):
-    """The arrays of a random net, written and read back."""
-    _, path, record = saved(folder, *given, **named)
-    checkpoint.save_arrays(folder / "filters", *measure_filters(path, record, SETTINGS))
+def arrays_of(net, permutations):
+    """What is kept of its filters, as a merge with these permutations of its channels keeps it."""
+    named = {f"conv{i}": order.tolist() for i, order in enumerate(permutations, start=1)}
+    return filter_arrays(net.to_plain(), HORIZONTAL_FLIP, named, (3, 32, 32), 0)
+
+
+def kept(folder, group_convs=0, permutations=None, model="cnn"):
+    """The arrays of a random net, written and read back; of one without permutations, which was left out, none."""
+    arrays, about = {}, {"status": "left_out", "reason": f"{model}-0 is diverged"}
+    if permutations:
+        arrays, constraint = arrays_of(a_net(group_convs), permutations)
+        about = {"status": "ok", "reason": None, "kernel_constraint": constraint}
+    about |= {"kind": "filters", "model": model, "seed": 0}
+    checkpoint.save_arrays(folder / "filters", arrays, about)
     return read_filters(folder / "filters")
 
 
@@ -76,24 +75,39 @@ def mirror_permutations():
     return [np.roll(np.arange(channels), channels // 2) for channels in CHANNELS]
 
 
+class Convolved(TorchFunctionMode):
+    """Collects the kernels of all convolutions computed under it."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernels = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.conv2d:
+            self.kernels.append(args[1].detach().numpy())
+        return function(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("group_convs", [0, 2, 8])
 def test_kernels_are_those_that_the_net_convolves_with(group_convs):
-    net = VGG11(WIDTH, group_convs)
-    state = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
-    plain = net.to_plain().state_dict()
-    found = kernels(state, group_convs)
-    assert list(found) == [f"conv{i}" for i in range(1, 9)]
-    for name, psi in found.items():
-        assert np.array_equal(psi, plain[f"features.{name}.weight"].numpy())
+    net = a_net(group_convs)
+    arrays, _ = arrays_of(net, random_permutations())
+    with Convolved() as seen:
+        net(torch.zeros(1, 3, 32, 32))
+    assert len(seen.kernels) == 8
+    for i, psi in enumerate(seen.kernels, start=1):
+        norms = np.sqrt((psi.astype(float) ** 2).sum((1, 2, 3)))
+        assert np.array_equal(arrays[f"norm.conv{i}"], norms.astype(np.float32))
+    assert np.array_equal(arrays["conv1"][0], seen.kernels[0].astype(np.float16))
+    projected = np.tensordot(seen.kernels[1], projection_to_rgb(CHANNELS[0], 0), (1, 1))  # RGB comes out last
+    assert np.allclose(arrays["conv2"][0], np.moveaxis(projected, -1, 1), atol=2e-3)
 
 
-def test_the_arrays_are_the_net_beside_its_permuted_flipped_self(tmp_path):
-    permutations = random_permutations()
-    net, path, record = saved(tmp_path, 0, permutations)
-    arrays, about = measure_filters(path, record, SETTINGS)
-    groups = channel_groups(net)
+def test_the_arrays_are_the_net_beside_its_permuted_flipped_self():
+    permutations, net = random_permutations(), a_net()
+    arrays, constraint = arrays_of(net, permutations)
     orders = {f"conv{i}": torch.from_numpy(order) for i, order in enumerate(permutations, start=1)}
-    matched = permute(HORIZONTAL_FLIP.transform(net).state_dict(), groups, orders)
+    matched = permute(HORIZONTAL_FLIP.transform(net).state_dict(), channel_groups(net), orders)
     weights = [
         np.stack([s[f"features.conv{i}.weight"].numpy() for s in (net.state_dict(), matched)])
         for i in range(1, 9)
@@ -105,7 +119,7 @@ def test_the_arrays_are_the_net_beside_its_permuted_flipped_self(tmp_path):
         norms = np.sqrt((both[0].astype(float) ** 2).sum((1, 2, 3)))
         assert np.allclose(arrays[f"norm.conv{i}"], norms, rtol=1e-6)
         difference = np.linalg.norm(both[1] - both[0]) / np.linalg.norm(both[0])
-        assert about["kernel_constraint"][f"conv{i}"] == pytest.approx(difference, rel=1e-5)
+        assert constraint[f"conv{i}"] == pytest.approx(difference, rel=1e-5)
         assert i > 2 or np.array_equal(arrays[f"permutation.conv{i}"], order)
 
 
@@ -117,23 +131,8 @@ def test_a_gcnn_satisfies_the_kernel_constraint_and_another_net_does_not(tmp_pat
     assert min(cnn.constraint.values()) > 1
 
 
-def test_filters_of_another_checkpoint_than_the_merged_one_are_refused(tmp_path):
-    _, path, record = saved(tmp_path, 0, random_permutations())
-    record["inputs"]["checkpoints"] = ["0" * 64]
-    with pytest.raises(UserError, match="isn't the one that the flip_merge record of cnn-0 was made from"):
-        measure_filters(path, record, SETTINGS)
-
-
-def test_the_arrays_know_which_merge_they_are_of(tmp_path):
-    _, path, record = saved(tmp_path, 0, random_permutations())
-    _, about = measure_filters(path, record, SETTINGS)
-    assert about["inputs"] == inputs_of(record)
-    record["permutations"]["conv3"][:2] = record["permutations"]["conv3"][1::-1]
-    assert about["inputs"] != inputs_of(record)
-
-
 def test_a_net_left_out_has_no_arrays_and_its_figures_say_why(tmp_path):
-    net = kept(tmp_path, 0, random_permutations(), status="left_out")
+    net = kept(tmp_path)
     assert (net.status, net.drawn, net.norms) == ("left_out", {}, {})
     assert count_zero_filters([net], 0.1).empty
     drawn = filter_pairs([net, net], "conv1", True, 0.1, NAMES)
@@ -163,9 +162,9 @@ def test_damaged_arrays_are_told_in_one_line(tmp_path, content):
 
 
 def test_a_checkpoint_is_no_file_of_filters(tmp_path):
-    _, path, _ = saved(tmp_path, 0, random_permutations())
+    checkpoint.save(tmp_path / "net", a_net().state_dict(), {"settings": {}})
     with pytest.raises(UserError, match="holds no filters"):
-        read_filters(path)
+        read_filters(tmp_path / "net")
 
 
 def test_a_filter_below_a_share_of_the_largest_norm_is_zero_however_many_others_are():
@@ -280,14 +279,14 @@ def flipped(tmp_path_factory):
     data = tmp_path_factory.mktemp("data") / "data"
     image_set.save(data, *generate(60, 20, 0))
     settings = {
-        "data": {"train_images": None, "seed": 0},
-        "network": {"width": 1 / 32, "initialization": "he"},
+        "data": {"dataset": "generated", "train_images": None, "seed": 0},
+        "network": VGG,
         "training": {
             **{"seed": 0, "steps": 12, "batch_size": 10, "learning_rate": 0.02},
             **{"momentum": 0.9, "weight_decay": 5e-4, "crop_padding": 2},
         },
     }
-    return settings, data, measure_flipped_training(settings, data, device=torch.device("cpu"))
+    return settings, data, flipped_training_record(settings, data, "generated shapes", device=CPU)
 
 
 def test_figure_3_the_flipped_twin_stays_the_flipped_net_on_flipped_batches_alone(flipped):
@@ -320,7 +319,7 @@ def test_figure_3_tells_settings_that_cannot_be(flipped, changed, message):
     settings, data, _ = flipped
     settings = {**settings, "training": {**settings["training"], **changed}}
     with pytest.raises(UserError, match=message):
-        measure_flipped_training(settings, data, device=torch.device("cpu"))
+        flipped_training_record(settings, data, "generated shapes", device=CPU)
 
 
 def resnet(status="ok"):
@@ -382,14 +381,14 @@ sys.exit("torch" in sys.modules)
 
 
 def run_script(script, rule, about, outputs, environment, **inputs):
-    """Run table.py or figure.py as Snakemake does; it must do without PyTorch."""
-    given = {"script": f"{script}.py", "rule": rule, "about": about, "input": inputs}
-    given |= {"output": list(map(str, outputs)), "log": str(outputs[0].with_name(f"{rule}.log"))}
-    command = [sys.executable, "-c", SCRIPT, json.dumps(given)]
+    """Run table.py or figure.py as Snakemake does, in the outputs' folder; it must do without PyTorch."""
     scripts = ROOT / "workflow_scripts"
+    given = {"script": str(scripts / f"{script}.py"), "rule": rule, "about": about, "input": inputs}
+    given |= {"output": [path.name for path in outputs], "log": f"{rule}.log"}
+    command = [sys.executable, "-c", SCRIPT, json.dumps(given)]
     run = subprocess.run(
         command,
-        cwd=scripts,
+        cwd=outputs[0].parent,
         env=os.environ | {"PYTHONPATH": str(scripts)} | environment,
         capture_output=True,
         text=True,
@@ -405,7 +404,7 @@ def test_the_same_records_give_the_same_bytes_on_another_day_in_another_process(
         for seed in range(3):
             path = tmp_path / f"{kind}-{seed}.json"
             record = make("gcnn", seed, 0.1 + 0.7 / (seed + 3))
-            write_record(path, {"invariance_error": 0.1} | record)
+            write_record(path, record)
             inputs[kind].append(str(path))
     about = {"models": ["gcnn"], "names": NAMES, "notes": ["a note"], "zero_filter": 0.1}
     about |= {"layer": "conv1", "flipped_back": False}

@@ -76,8 +76,8 @@ def test_late_invariance_is_on_after_its_share_of_the_epochs():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"objective": "byol"}, "objective: 'byol' is none of supervised, simsiam, linear"),
-        ({"schedule": "none"}, "schedule: 'none' is none of linear, cosine, step"),
+        ({"objective": "byol"}, "objective: 'byol' given; allowed is one of supervised, simsiam, linear"),
+        ({"schedule": "none"}, "schedule: 'none' given; allowed is one of linear, cosine, step"),
         ({"processes": 3}, "batch_size: 20 can't be shared evenly by 3 processes"),
     ],
 )

@@ -1,7 +1,7 @@
 """What a name in the config stands for: a class or function that is imported when it is used, and its options."""
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,53 @@ class Entry:
         return pkgutil.resolve_name(self.path)
 
 
+def one_of(key: str, given: Any, allowed: Iterable[str]) -> str:
+    """What is wrong, if `given` is none of `allowed`."""
+    return f"{key}: {given!r} given; allowed is one of {', '.join(allowed)}"
+
+
+RULES = {
+    "type": "a value of type {}",
+    "enum": "one of {}",
+    "minimum": "at least {}",
+    "maximum": "at most {}",
+    "exclusiveMinimum": "more than {}",
+    "exclusiveMaximum": "less than {}",
+    "multipleOf": "a multiple of {}",
+    "pattern": "text that matches {}",
+    "minLength": "text of at least {} character",
+    "minItems": "a list of at least {}",
+    "maxItems": "a list of at most {}",
+    "minProperties": "at least {} entry",
+}
+
+
+def one_line(error: jsonschema.ValidationError, section: str = "") -> str:
+    """A schema error as key, given, allowed.
+
+    Args:
+        section: where what was checked stands in the config; empty if it is the whole config.
+    """
+    key = ".".join([*filter(None, [section]), *map(str, error.absolute_path)]) or "config"
+    if error.validator == "additionalProperties":
+        known = list(error.schema.get("properties", {}))
+        unknown = next(name for name in error.instance if name not in known)
+        return f"{key}: unknown key {unknown!r}; allowed are {', '.join(known)}"
+    if error.validator == "required":
+        missing = next(name for name in error.validator_value if name not in error.instance)
+        return f"{key}: the key {missing!r} is missing"
+    if "seeds" in error.absolute_path:  # written in several ways
+        return f"{key}: {error.instance!r} given; allowed are seeds such as 3, 0-3, or [0, 5]"
+    if error.validator not in RULES:
+        return f"{key}: {error.message}"
+    value = error.validator_value
+    if isinstance(value, list):
+        value = ", ".join(map(str, value))
+    elif error.validator == "multipleOf" and value < 1:
+        value = f"1/{1 / value:g}"
+    return f"{key}: {error.instance!r} given; allowed is {RULES[error.validator].format(value)}"
+
+
 def choose(
     registry: dict[str, Entry], selector: str, given: dict[str, Any], key: str
 ) -> tuple[Entry, dict[str, Any]]:
@@ -40,7 +87,7 @@ def choose(
     """
     name = given.get(selector)
     if name not in registry:
-        raise UserError(f"{key}.{selector}: {name!r} is none of {', '.join(registry)}")
+        raise UserError(one_of(f"{key}.{selector}", name, registry))
     entry = registry[name]
     options = {option: value for option, value in given.items() if option != selector}
     schema = {
@@ -51,8 +98,7 @@ def choose(
     }
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(options))
     if error is not None:
-        where = ".".join([key, *map(str, error.absolute_path)])
-        raise UserError(f"{where}: {error.message} ({selector} {name})")
+        raise UserError(f"{one_line(error, key)} ({selector} {name})")
     return entry, {
         option: about["default"] for option, about in entry.options.items() if "default" in about
     } | (options)

@@ -9,12 +9,12 @@ from relusym import data, merging, nets, paper_values
 from relusym.errors import UserError
 from relusym.experiments.config import seed_list
 from relusym.experiments.sources import GENERATED, IMAGENET, specification
-from relusym.registry import choose
+from relusym.registry import choose, one_of
 from relusym.symmetry import SYMMETRIES
 from relusym.training.recipe import OBJECTIVES
 
 if TYPE_CHECKING:
-    from relusym.experiments.models import Model
+    from relusym.experiments.models import Model, Section
     from relusym.experiments.settings import Settings
 
 NEEDED = {
@@ -28,9 +28,10 @@ NOT_IN_PLAIN_NETS = "group_convs", "initialization"  # of two nets that are merg
 def check(settings: Settings) -> None:
     """Raises UserError for the first thing that can't be."""
     config = settings.config
-    if config["scale"] not in config["scales"]:
-        raise UserError(f"scale: {config['scale']!r} is none of {', '.join(config['scales'])}")
+    _one_of("scale", config["scale"], config["scales"])
+    _check_networks("defaults", config["defaults"])
     for name, scale in config["scales"].items():
+        _check_networks(f"scales.{name}", scale)
         seed_list(scale["seeds"])
         _check_data(f"scales.{name}.data", {**config["defaults"].get("data", {}), **scale["data"]}, config)
     _check_source("cifar10", config["cifar10"])
@@ -53,7 +54,21 @@ def check(settings: Settings) -> None:
 
 def _one_of(key: str, given: str, allowed) -> None:
     if given not in allowed:
-        raise UserError(f"{key}: {given!r} given; allowed is one of {', '.join(allowed)}")
+        raise UserError(one_of(key, given, allowed))
+
+
+def _check_networks(key: str, sections: Section) -> None:
+    """The networks of a scale and of its families, which models of any architecture share."""
+    for family, given in sections.get("families", {}).items():
+        _check_networks(f"{key}.families.{family}", given)
+    network = dict(sections.get("network", {}))
+    architecture = network.pop("architecture", None)
+    if architecture is not None:
+        _one_of(f"{key}.network.architecture", architecture, nets.ARCHITECTURES)
+    allowed = nets.options(architecture)
+    for option in network:
+        if option not in allowed:
+            raise UserError(f"{key}.network: unknown key {option!r}; allowed are {', '.join(allowed)}")
 
 
 def _check_data(key: str, data: dict, config: dict) -> None:
@@ -106,18 +121,25 @@ def _of_a_merge(model: Model) -> dict[str, Any]:
 
 def _check_model(settings: Settings, model: Model) -> None:
     given = model.given
-    # a section that the model doesn't say itself is its family's or its scale's
-    own = settings.config["models" if model.key.startswith("models.") else "scales"]
-    own = own[model.id] if model.key.startswith("models.") else own[settings.scale]["models"][model.id]
-    family = own.get("family")
+    scale = f"scales.{settings.scale}"
+    family = f"families.{given.get('family')}"
+    places = model.key, f"{scale}.{family}", scale, f"defaults.{family}", "defaults"
 
-    def key(section: str) -> str:
-        scale = settings.config["scales"][settings.scale]
-        if section in own:
-            return f"{model.key}.{section}"
-        if family and section in scale.get("families", {}).get(family, {}):
-            return f"scales.{settings.scale}.families.{family}.{section}"
-        return f"scales.{settings.scale}.{section}"
+    def key(section: str, option: str = "") -> str:
+        """Where the config has a model's section, or that option in it."""
+        for place in places:
+            found: Any = settings.config
+            for part in [*place.split("."), section, *filter(None, [option])]:
+                found = found.get(part) if isinstance(found, dict) else None
+            if found is not None:
+                return ".".join([place, section, *filter(None, [option])])
+        return f"{scale}.{section}"
+
+    def key_of(stage: str, option: str) -> str:
+        """As `key`; what a stage doesn't say, `training` does."""
+        return next(
+            (k for k in (key(stage, option), key("training", option)) if k.endswith(option)), key(stage)
+        )
 
     _check_data(key("data"), given["data"], settings.config)
     _one_of(key("symmetry"), given["symmetry"], SYMMETRIES)
@@ -125,7 +147,7 @@ def _check_model(settings: Settings, model: Model) -> None:
     for name in NEEDED["merging"]:
         if name not in given["merging"]:
             raise UserError(f"{key('merging')}: the key {name!r} is missing")
-    _one_of(f"{key('merging')}.matching", given["merging"]["matching"], merging.MATCHINGS)
+    _one_of(key("merging", "matching"), given["merging"]["matching"], merging.MATCHINGS)
     for stage in model.recipe:
         how = model.stage(stage)
         for name in (
@@ -134,20 +156,21 @@ def _check_model(settings: Settings, model: Model) -> None:
         ):
             if name not in how:
                 raise UserError(f"{key(stage)}: the key {name!r} is missing")
-        _one_of(f"{key(stage)}.objective", how["objective"], OBJECTIVES)
+        _one_of(key(stage, "objective"), how["objective"], OBJECTIVES)
         if how["warmup_epochs"] >= how["epochs"]:
             raise UserError(
-                f"{key(stage)}.warmup_epochs: {how['warmup_epochs']} isn't less than the {how['epochs']} epochs"
+                f"{key_of(stage, 'warmup_epochs')}: {how['warmup_epochs']} isn't less than the {how['epochs']} epochs"
             )
         if how["batch_size"] % how["processes"]:
             raise UserError(
-                f"{key(stage)}.batch_size: {how['batch_size']} can't be shared evenly by {how['processes']} processes"
+                f"{key_of(stage, 'batch_size')}: {how['batch_size']} can't be shared evenly by {how['processes']} "
+                "processes"
             )
     if given["data"]["dataset"] == "imagenet":
         resize, size = given["data"].get("resize") or 0, given["image_size"]
         if size is None or resize < size:
             raise UserError(
-                f"{key('data')}.resize: {resize or None} given; a crop of {size} pixels ({model.id}) needs at least "
+                f"{key('data', 'resize')}: {resize or None} given; a crop of {size} pixels ({model.id}) needs at least "
                 "as many"
             )
     if given.get("paper") is not None and given["paper"] not in paper_values.resnets():

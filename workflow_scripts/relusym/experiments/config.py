@@ -10,6 +10,7 @@ import jsonschema
 import yaml
 
 from relusym.errors import UserError
+from relusym.registry import one_line
 
 EXPONENTIAL = re.compile(r"[-+]?[0-9]+\.?[0-9]*[eE][-+]?[0-9]+")  # 1e-2, which YAML 1.1 takes for text
 
@@ -63,7 +64,7 @@ def validate(config: dict[str, Any]) -> None:
     )
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(config))
     if error is not None:
-        raise UserError(_one_line(error))
+        raise UserError(one_line(error))
 
 
 def laid_over(*sections: dict[str, Any]) -> dict[str, Any]:
@@ -74,38 +75,3 @@ def laid_over(*sections: dict[str, Any]) -> dict[str, Any]:
             both = isinstance(value, dict) and isinstance(result.get(key), dict)
             result[key] = laid_over(result[key], value) if both else value
     return result
-
-
-def _one_line(error: jsonschema.ValidationError) -> str:
-    """A schema error as key, given, allowed."""
-    key = ".".join(str(part) for part in error.absolute_path) or "config"
-    if error.validator == "additionalProperties":
-        allowed = list(error.schema.get("properties", {}))
-        unknown = next(name for name in error.instance if name not in allowed)
-        return f"{key}: unknown key {unknown!r}; allowed are {', '.join(allowed)}"
-    if error.validator == "required":
-        missing = next(name for name in error.validator_value if name not in error.instance)
-        return f"{key}: the key {missing!r} is missing"
-    rules = {
-        "type": "a value of type {}",
-        "enum": "one of {}",
-        "minimum": "at least {}",
-        "maximum": "at most {}",
-        "exclusiveMinimum": "more than {}",
-        "exclusiveMaximum": "less than {}",
-        "pattern": "text that matches {}",
-        "minLength": "text of at least {} character",
-        "minItems": "a list of at least {}",
-        "maxItems": "a list of at most {}",
-        "minProperties": "at least {} entry",
-    }
-    allowed = error.validator_value
-    if "seeds" in error.absolute_path:  # written in several ways
-        return f"{key}: {error.instance!r} given; allowed are seeds such as 3, 0-3, or [0, 5]"
-    allowed = ", ".join(map(str, allowed)) if isinstance(allowed, list) else str(allowed)
-    rule = rules.get(error.validator)
-    return (
-        f"{key}: {error.instance!r} given; allowed is {rule.format(allowed)}"
-        if rule
-        else f"{key}: {error.message}"
-    )

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from relusym.merging.channel_groups import channel_groups
-from relusym.merging.kernel_constraint import filters_and_matches
+from relusym.merging.kernel_constraint import filters_and_matches, kernel_constraint
 from relusym.randomness import stream
 from relusym.symmetry import Symmetry
 
@@ -48,8 +48,8 @@ def filter_arrays(
     arrays, constraint = {}, {}
     for number, (conv, pair) in enumerate(filters_and_matches(net, symmetry, groups, given).items()):
         name = conv.removeprefix("features.")
+        constraint[name] = kernel_constraint(*pair)
         psi, matched = (kernel.cpu().numpy() for kernel in pair)
-        constraint[name] = float(np.linalg.norm(matched - psi) / np.linalg.norm(psi))
         arrays[f"norm.{name}"] = np.sqrt(np.square(psi, dtype=np.float64).sum((1, 2, 3))).astype(np.float32)
         if number < DRAWN and "." not in name:  # of a ResNet, the stem
             both = np.stack([psi, matched])

@@ -7,6 +7,7 @@ from typing import Any
 from relusym import nets
 from relusym.errors import UserError
 from relusym.experiments.config import laid_over, seed_list
+from relusym.registry import one_of
 
 Section = dict[str, Any]
 
@@ -81,7 +82,7 @@ def resolved(config: Section) -> dict[str, Model]:
                 continue
             family = entry.get("family")
             if family not in (None, *families):
-                raise UserError(f"{key}.{id_}.family: {family!r} is none of {', '.join(families)}")
+                raise UserError(one_of(f"{key}.{id_}.family", family, families))
             given = laid_over(shared, families.get(family, {}), entry)
             known = nets.options(given["network"].get("architecture"))
             own = entry.get(

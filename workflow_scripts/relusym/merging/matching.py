@@ -12,6 +12,7 @@ from torch import Tensor
 from relusym.errors import UserError
 from relusym.merging import MATCHINGS
 from relusym.merging.channel_groups import ChannelGroup
+from relusym.registry import one_of
 
 
 @dataclass(frozen=True)
@@ -72,5 +73,5 @@ def match(name: str, pair: Pair) -> Matching:
         UserError: there is none of this name.
     """
     if name not in MATCHINGS:
-        raise UserError(f"matching: {name} is unknown; choose one of {', '.join(MATCHINGS)}")
+        raise UserError(one_of("matching", name, MATCHINGS))
     return MATCHINGS[name].load()(pair)

@@ -43,9 +43,12 @@ ARCHITECTURES = {
 }
 
 
-def options(architecture: str) -> set[str]:
-    """The keys that a `network` section of this architecture may have; none if there is no such."""
-    return {*ARCHITECTURES[architecture].options} if architecture in ARCHITECTURES else set()
+def options(architecture: str | None = None) -> list[str]:
+    """The keys that a `network` section may have, of this architecture (none if there is no such) or of any."""
+    named = (
+        ARCHITECTURES if architecture is None else [name for name in ARCHITECTURES if name == architecture]
+    )
+    return list(dict.fromkeys(option for name in named for option in ARCHITECTURES[name].options))
 
 
 def check(network: dict[str, Any], key: str = "network") -> None:

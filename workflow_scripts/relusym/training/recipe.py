@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from relusym.errors import UserError
-from relusym.registry import Entry
+from relusym.registry import Entry, one_of
 
 # Each is made from the net, the recipe and the symmetry; see `objectives.Objective`.
 OBJECTIVES = {
@@ -70,7 +70,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in allowed:
-                raise UserError(f"{key}: {getattr(self, key)!r} is none of {', '.join(allowed)}")
+                raise UserError(one_of(key, getattr(self, key), allowed))
         if self.batch_size % self.processes:
             raise UserError(
                 f"batch_size: {self.batch_size} can't be shared evenly by {self.processes} processes"
