@@ -56,13 +56,19 @@ def two_nets(clone):
 # ---- Slurm
 
 
+def planned(folder, *profiles, config=()):
+    """What a dry run of the paper's grid prints."""
+    given = [argument for profile in profiles for argument in ("--profile", profile)]
+    dry = run(folder, *given, "--config", "scale=paper", *config, "--dry-run")
+    assert dry.returncode == 0, dry.stdout
+    return dry.stdout
+
+
 def submissions(folder, *profiles):
     """How often each rule or group would be submitted for the paper's grid."""
-    given = [argument for profile in profiles for argument in ("--profile", profile)]
-    dry = run(folder, *given, "--config", "scale=paper", "--dry-run")
-    assert dry.returncode == 0, dry.stdout
-    groups = re.findall(r"^\[.*\] Group job (\w+)", dry.stdout, re.MULTILINE)
-    single = re.findall(r"^rule (\w+):", dry.stdout, re.MULTILINE)
+    said = planned(folder, *profiles)
+    groups = re.findall(r"^\[.*\] Group job (\w+)", said, re.MULTILINE)
+    single = re.findall(r"^rule (\w+):", said, re.MULTILINE)
     return Counter(groups or [rule for rule in single if rule in ("train", "flip_merge", "pair_merge")])
 
 
@@ -72,6 +78,19 @@ def test_the_papers_grid_is_one_job_each_by_default_and_45_submissions_packed(cl
     assert submissions(folder, "slurm") == {"train": 168, "flip_merge": 168, "pair_merge": 144}
     packed = submissions(folder, "slurm", "profiles/packed")
     assert packed == {"train": 21, "flip_merge": 12, "pair_merge": 12} and packed.total() <= 50
+
+
+def test_a_training_on_several_gpus_is_packed_with_no_other(clone, tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+    said = planned(
+        clone().folder, "slurm", "profiles/packed", config=["seeds=0", f"imagenet={{root: {tmp_path}}}"]
+    )
+    alone = re.findall(r"^rule train:\n((?:    .*\n)+)", said, re.MULTILINE)
+    assert len(alone) == 5 and all(re.search(r"resources: .*\bgpu=8\b", about) for about in alone)
+    assert (
+        len(re.findall(r"^    rule train:", said, re.MULTILINE)) == 7 + 5
+    )  # VGG11s, and nets from elsewhere
 
 
 # ---- PBS
@@ -119,12 +138,26 @@ def test_the_pbs_profile_submits_asks_for_states_and_retries_what_failed(two_net
     assert (two_nets / record).exists() and len(calls.read_text().splitlines()) == 3
 
 
+def test_packed_nets_ask_for_one_gpu_and_for_the_time_of_all(two_nets, pbs):
+    submit, calls = pbs
+    shutil.rmtree(two_nets / "results", ignore_errors=True)
+    records = [f"results/tiny/records/train/{model}-0.json" for model in ("cnn", "gcnn")]
+    done = submit(two_nets, "--profile", "profiles/packed", *records)
+    assert done.returncode == 0, done.stdout
+    (call,) = calls.read_text().splitlines()
+    assert re.findall(r"-l (\S+)", call) == ["select=1:ncpus=1:ngpus=1:mem=4000mb", "walltime=14400"]
+    assert all((two_nets / record).exists() for record in records)
+
+
 def test_nothing_is_submitted_if_the_data_can_not_be_prepared_here(clone, pbs):
     submit, calls = pbs
     config = ("--config", "scale=paper", "cifar10={source: folder, root: nowhere}")
     done = submit(clone().folder, "results/paper/records/train/cnn-0.json", "--retries", "0", *config)
     assert done.returncode == 1 and not calls.exists()
-    assert "error in rule prepare_data: data folder nowhere is missing: set cifar10.root" in done.stdout
+    assert (
+        "Nothing was submitted:\n  cifar10.root: the folder nowhere/train is missing; set cifar10.root"
+        in done.stdout
+    )
 
 
 def broken_state(folder, model):
