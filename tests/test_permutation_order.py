@@ -83,11 +83,11 @@ def test_a_broken_record_is_named():
         order_counts([flip("cnn", 4) | {"permutations": None}])
 
 
-def bars(panel):
-    """Heights of the bars of a panel by layer and colour: {(layer, colour): height}."""
-    layers = [label.get_text() for label in panel.get_xticklabels()]
+def bars(panel, layers):
+    """Heights of the bars of a panel by layer and colour: {(layer, colour): height}; layers are numbered from 1."""
     at = {
-        (layers[round(bar.get_x() + bar.get_width() / 2)], bar.get_facecolor()): bar for bar in panel.patches
+        (layers[round(bar.get_x() + bar.get_width() / 2) - 1], bar.get_facecolor()): bar
+        for bar in panel.patches
     }
     return {key: bar.get_height() for key, bar in at.items() if bar.get_height()}
 
@@ -100,7 +100,8 @@ def test_figure4_draws_the_shares_of_the_csv(read_back):
         frame = pd.read_csv(io.StringIO(frame.to_csv(index=False)))
     panels = figure4(frame, ["cnn", "gcnn", "pgcnn"], NAMES).axes
     colour = {order_class: to_rgba(value) for order_class, value in COLOURS.items()}
-    assert bars(panels[0]) == pytest.approx(
+    layers = [layer.removeprefix("conv") for layer in frame.query("model == 'cnn'")["layer"].unique()]
+    assert bars(panels[0], layers) == pytest.approx(
         {
             ("10", colour["1"]): 1 / 4,
             ("10", colour["3"]): 3 / 4,
@@ -109,7 +110,7 @@ def test_figure4_draws_the_shares_of_the_csv(read_back):
             ("2", colour["3"]): 1 / 2,
         }
     )
-    assert bars(panels[2]) == {}
+    assert bars(panels[2], []) == {}
     assert [panel.get_title() for panel in panels[:3]] == [
         "CNN\n(1 net)",
         "GCNN\n(2 nets)",
