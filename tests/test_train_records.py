@@ -155,6 +155,17 @@ def test_an_interrupted_training_goes_on_from_that_very_step_to_the_same_net(tmp
     assert losses[0] == pytest.approx(losses[1])
 
 
+@FAMILIES
+def test_a_merge_of_another_checkpoint_than_its_train_record_names_is_refused(tmp_path, data, nets, model):
+    (_, to, _), (_, _, record) = nets[model, 1], nets[model, 0]
+    filters = tmp_path / "filters.safetensors"
+    with pytest.raises(
+        UserError, match=rf"{model}-1\.safetensors isn't the one that .*{model}-0\.json names"
+    ):
+        merged([(model, 0)], [SETTINGS[model]], [(to, record)], data, filters=filters)
+    assert not filters.exists()
+
+
 def test_checkpoints_that_are_truncated_foreign_or_of_another_net_are_named(tmp_path):
     path = tmp_path / "net.safetensors"
     other = {"settings": settings_of(VGG | {"width": 1 / 16}, VGG_RECIPE), "classes": 10, "status": "ok"}
