@@ -16,8 +16,8 @@ from relusym.jobs.interruption import Interruption
 HERE = Path("faults")
 HERE.mkdir(exist_ok=True)
 JOB = __main__.snakemake
-NAME = " ".join([JOB.rule, *JOB.wildcards])
-NET = "-".join(JOB.wildcards)
+NAME = " ".join(filter(None, [JOB.rule, *JOB.wildcards]))
+NET = "-".join(filter(None, JOB.wildcards))
 EVENTS = HERE / "events.jsonl"
 interrupted, steps = Interruption.__call__, 0
 
