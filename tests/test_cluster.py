@@ -54,8 +54,9 @@ class Run:
         clone.configure(scale="tiny", models=models, pairs=[["cnn", "gcnn"]], scales=scales)
         scripts = self.folder / "workflow_scripts"
         shutil.copy(ROOT / "tests" / "job_faults.py", scripts)
-        with (scripts / "job.py").open("a") as file:
-            file.write("\nimport job_faults\n")
+        for script in scripts.glob("*.py"):
+            text = script.read_text(encoding="utf-8")
+            script.write_text(text.replace("from job import job\n", "from job import job\nimport job_faults\n"))
         (self.folder / "faults.json").write_text(json.dumps(faults))
         self.output = self.folder / "output.txt"
         self.pieces: dict[str, dict[str, str]] = {}
