@@ -24,7 +24,7 @@ from slurm_cluster import SlurmCluster, missing, wait_until
 from relusym.jobs.checklist import Submission, slurm_problems
 
 pytestmark = pytest.mark.slow
-STEPS = 3 * 39 + 2  # at which a training of three epochs of 40 steps asks whether it is interrupted
+STEPS = 3 * 40  # a training of three epochs of 40 steps asks after each whether it is interrupted
 EPOCH = 40
 
 CANCELLED, WARNED = "cancelled by hand (scancel)", "warned before its time limit (SIGUSR1)"
