@@ -56,7 +56,9 @@ class Run:
         shutil.copy(ROOT / "tests" / "job_faults.py", scripts)
         for script in scripts.glob("*.py"):
             text = script.read_text(encoding="utf-8")
-            script.write_text(text.replace("from job import job\n", "from job import job\nimport job_faults\n"))
+            script.write_text(
+                text.replace("from job import job\n", "from job import job\nimport job_faults\n")
+            )
         (self.folder / "faults.json").write_text(json.dumps(faults))
         self.output = self.folder / "output.txt"
         self.pieces: dict[str, dict[str, str]] = {}
