@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import report_tour
 import yaml
-from conftest import MODELS, PAIRS
+from conftest import MODELS, PAIRS, ROOT
 
 from relusym import paper_values
 from relusym.checkpoint import load_arrays, save_arrays
@@ -290,3 +290,20 @@ def test_the_benchmark_is_run_when_it_is_asked_for_and_by_no_other_target(clone)
     made = clone()
     assert made.planned("--force", "bench") == ["bench"]
     assert "bench" not in made.planned()
+
+
+def test_the_laptops_committed_tables_follow_from_its_committed_records_byte_by_byte(clone):
+    made, committed = clone(), ROOT / "results" / "laptop"
+    for part in ("records", "filters", "benchmarks"):
+        shutil.copytree(committed / part, made.folder / "results" / "laptop" / part)
+    tables = sorted({path.stem for path in (committed / "tables").iterdir()})
+    run = made.snakemake(*tables, "--config", "scale=laptop")
+    assert run.returncode == 0 and len(tables) == 10, run.stdout
+    for path in (committed / "tables").iterdir():
+        assert (
+            made.folder / "results" / "laptop" / "tables" / path.name
+        ).read_bytes() == path.read_bytes(), path
+    notes = committed / "made_from"
+    for name in tables:
+        note = made.folder / "results" / "laptop" / "made_from" / f"{name}.sha256"
+        assert note.read_bytes() == (notes / note.name).read_bytes()
