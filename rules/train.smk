@@ -34,11 +34,15 @@ rule train:
         f"{LOGS}/train/{{unit}}-{{seed}}.log",
     benchmark:
         f"{BENCHMARKS}/train/{{unit}}-{{seed}}.tsv"
+    group:  # of profiles/packed; a training on several GPUs is a submission of its own
+        lambda w: (
+            "train"
+            if processes(w.unit) == 1 and "train" in workflow.group_settings.group_components
+            else None
+        )
     conda:
         "../envs/relusym.yaml"
     threads: lambda w: cores(w.unit)
-    group: # of profiles/packed; a training on several GPUs is a submission of its own
-        lambda w: "train" if processes(w.unit) == 1 and "train" in workflow.group_settings.group_components else None
     resources:
         nets=1,
         mem_mb=lambda w, attempt: (8000 * processes(w.unit) if on_imagenet(w.unit) else 4000) * attempt,
