@@ -246,7 +246,7 @@ def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_
         ({"source": "torchvision"}, "datasets.colours.source: torchvision gives CIFAR10"),
         (
             {"trian": "train"},
-            "datasets.colours: Additional properties are not allowed ('trian' was unexpected)",
+            "datasets.colours: unknown key 'trian'; allowed are root, train, test",
         ),
         ({"root": 3}, "datasets.colours.root: 3 given; allowed is a value of type string"),
     ],
