@@ -13,11 +13,8 @@ RUNNING = JobLock(f".snakemake/relusym-{SETTINGS.scale}.lock", lambda line: prin
 OTHER_IMAGES = {}
 if workflow.is_main_process:
     try:
-        for (
-            record
-        ) in (
-            RESULTS.jobs
-        ):  # a damaged one is named here: inside of a rule, Snakemake would add lines of its own
+        # a damaged record is named here: inside of a rule, Snakemake would add lines of its own
+        for record in RESULTS.jobs:
             RESULTS.read(record)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -23,6 +23,12 @@ def note(name):
     return f"{FOLDER}/made_from/{name}.sha256"
 
 
+@cache
+def about(name):
+    """What of the config a table or figure shows: asked for by the jobs that are planned alone."""
+    return shown.about(SETTINGS, name)
+
+
 def made_of(name):
     """What a table or figure is made of; it is made again if that is another than its note says, or will be by this run."""
     inputs = shown.inputs(RESULTS, name)
@@ -34,7 +40,7 @@ def made_of(name):
             RESULTS.filters(RESULTS.jobs[record].nets[0]): record for record in RESULTS.shown("flip_merge")
         }
         changing = {file for file in everything if file in records and is_made_now(records[file])}
-        if not made.is_current(note(name), made.fingerprint(name, shown.about(SETTINGS, name), everything)):
+        if not made.is_current(note(name), made.fingerprint(name, about(name), everything)):
             force(note(name))
     # what doesn't change is `ancient`, so that clocks don't matter; what does makes the table again
     return {

@@ -18,7 +18,7 @@ for name in shown.tables(SETTINGS):
         conda:
             "../envs/relusym.yaml"
         params:
-            about=shown.about(SETTINGS, name),
+            about=lambda w, name=name: about(name),
         script:
             "../workflow_scripts/table.py"
 
@@ -39,7 +39,7 @@ for name in shown.figures(SETTINGS):
         conda:
             "../envs/relusym.yaml"
         params:
-            about=shown.about(SETTINGS, name),
+            about=lambda w, name=name: about(name),
         script:
             "../workflow_scripts/figure.py"
 

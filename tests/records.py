@@ -2,6 +2,16 @@
 
 from relusym.findings import kinds_of
 
+# of a ResNet, in the paper's order
+MEASURED = [
+    "invariance_error",
+    "accuracy",
+    "flip_accuracy",
+    "halfway_accuracy_no_repair",
+    "halfway_accuracy",
+    "gcnn_barrier_no_repair",
+    "gcnn_barrier",
+]
 MODELS = ("cnn", "cnn_noaug", "cnn_inv", "cnn_late_inv", "gcnn", "pgcnn", "pgcnn_late_inv")
 PAIRS = [("cnn", "cnn"), ("cnn", "cnn_inv"), ("cnn", "gcnn")]
 PAIRS += [("cnn_inv", "cnn_inv"), ("cnn_inv", "gcnn"), ("gcnn", "gcnn")]

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from records import MEASURED
 
 from relusym import paper_values
 from relusym.checkpoint import load_arrays
@@ -16,15 +17,6 @@ from relusym.records import read_record
 TRAININGS = ["train old 0", "train simsiam_odd 0", "train simsiam_odd.pretraining 0"]
 MERGES = ["flip_merge old 0", "flip_merge simsiam_odd 0"]
 DATA = "prepare_data generated-400-200-0"
-MEASURED = [
-    "invariance_error",
-    "accuracy",
-    "flip_accuracy",
-    "halfway_accuracy_no_repair",
-    "halfway_accuracy",
-    "gcnn_barrier_no_repair",
-    "gcnn_barrier",
-]
 
 
 ROWS = ("old", "simsiam_odd")

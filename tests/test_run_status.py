@@ -165,7 +165,7 @@ def test_a_missing_or_silent_scheduler_is_one_line(monkeypatch, slurm):
 
 def test_data_that_can_not_be_prepared_here_is_one_line_each(tmp_path, monkeypatch):
     prepared, root = tmp_path / "images.safetensors", tmp_path / "cifar10"
-    torchvision = {"kind": "torchvision_cifar10", "root": str(root)}
+    torchvision = {"kind": "torchvision", "root": str(root)}
     folder = {"kind": "folder", "root": str(root), "train": "train", "test": "held_out"}
     imagenet = {"kind": "imagenet", "root": str(root), "train": "train", "val": "val", "resize": 256}
 

@@ -5,7 +5,7 @@ import math
 
 import pandas as pd
 import pytest
-from records import ABOUT, MODELS, NAMES, PAIRS, flip, made, pair, train
+from records import ABOUT, MEASURED, MODELS, NAMES, PAIRS, flip, made, pair, train
 
 from relusym import paper_values
 from relusym.errors import UserError
@@ -252,15 +252,6 @@ def test_the_papers_tables_are_whole():
 
 SCORES = {"net": 0.8, "flipped": 0.6, "halfway": 0.1, "reset": 0.5, "repaired": 0.56}
 BARRIERS = {"halfway": 0.9, "reset": 2 / 7, "repaired": 0.2}
-MEASURED = [
-    "invariance_error",
-    "accuracy",
-    "flip_accuracy",
-    "halfway_accuracy_no_repair",
-    "halfway_accuracy",
-    "gcnn_barrier_no_repair",
-    "gcnn_barrier",
-]
 SHOWN = {
     "name": "A",
     "trained_by_authors": False,

@@ -79,7 +79,7 @@ def merge_record(
         "inputs": {
             "data": check_images(data, in_use),
             "source": label,
-            "checkpoints": [sha256(path) for path in checkpoints],
+            "checkpoints": [train["outputs"]["checkpoint"] for _, train in loaded],
         },
         "outputs": {},
     }

@@ -110,7 +110,7 @@ def data_problems(prepared: Path, spec: dict[str, Any], key: str) -> list[str]:
     if prepared.exists() or spec["kind"] == "generated":
         return []
     root = Path(spec["root"])
-    if spec["kind"] != "torchvision_cifar10":
+    if spec["kind"] != "torchvision":
         splits = [root / spec[split] for split in ("train", "test", "val") if split in spec]
         return [
             f"{key}.root: the folder {folder} is missing; set {key}.root to the tree of images"
