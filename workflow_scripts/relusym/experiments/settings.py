@@ -86,7 +86,7 @@ class Settings(Sources):
     @property
     def types_paired(self) -> list[tuple[str, str]]:
         """Which types are merged with each other."""
-        return [(first, second) for first, second in self.config["pairs"]]
+        return [(first, second) for first, second in [*self.config["pairs"], *self._scale.get("pairs", [])]]
 
     @property
     def pairs(self) -> list[tuple[Net, Net]]:
