@@ -43,7 +43,7 @@ def figures(settings: Settings) -> list[str]:
     def has(name: str) -> bool:
         if name in FILTER_PAIRS:
             return any(model in settings.models for model in FILTER_PAIRS[name][1])
-        if name in ("figure2", "figure4", "zero_filters"):
+        if name in ("barriers", "figure2", "figure4", "zero_filters"):
             return bool(settings.table("table2"))
         return settings.figure9 is not None if name == "figure9" else name != "filter_pairs"
 
@@ -102,6 +102,7 @@ def about(settings: Settings, name: str) -> About:
             },
             "notes": notes(settings, of_table2),
         },
+        "barriers": lambda: {"models": of_table2},
         "figure2": lambda: {"model": "cnn_inv" if "cnn_inv" in settings.models else of_table2[0]},
         "figure3": dict,
         "figure4": lambda: {"models": of_table2},
