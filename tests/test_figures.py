@@ -501,7 +501,7 @@ def test_the_figure_at_a_glance_has_a_point_for_every_net_and_pair_and_lines_at_
         for line in axes.lines
         if len(set(line.get_xdata())) == 1 and line.get_linewidth() > 1
     )
-    assert means == pytest.approx([0.01, 0.045, 0.06, 0.15])
+    assert means == pytest.approx([0.01, 0.05, 0.06, 0.15])
     diamonds = {float(x) for marks in axes.collections for x, _ in marks.get_offsets()} - set(
         points["barrier"]
     )
