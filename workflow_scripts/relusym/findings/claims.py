@@ -5,7 +5,7 @@ they stand beside), names, zero_filter (a share, see `filters.are_zero`), notes.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -91,7 +91,8 @@ def notes(inputs: Inputs, about: About) -> list[str]:
         f"corrected p below {LEVEL}; inconclusive: above",
         "Power: the probability that so many nets as here, were they as the paper's, settle the claim at the level "
         "that the correction asks of it. Nets that would settle it: with a power of 0.8, for the effect and spread "
-        "found here. Empty where the paper gives no spread, or where a count settles it",
+        "found here. Empty where the paper gives no number or a count settles it; of ResNets it has one net each, so "
+        "that the power is with the spread found here",
         "t-tests take the nets of a type to be normally distributed. A rank test doesn't, but with few nets it "
         "can't come to a small p: the least that it can come to stands beside it. It decides only where all nets "
         "of a type are equal",
@@ -198,12 +199,19 @@ def claims(
     for row in chain(*zip(*RESNET_LOSS, strict=True)):
         if row in rows:
             say(easier(row), "Section 4.2, Table 5", flipped_against_other(resnets, merged, rows[row]))
-    for with_loss, without in RESNET_LOSS:
-        if with_loss in rows and without in rows:
+    barrier = _by_model(resnets, "gcnn_barrier")
+    papers_barrier = paper_values.table(5).set_index("method")["gcnn_barrier"]
+    for pair in RESNET_LOSS:
+        if {*pair} <= {*rows}:
+            # the paper has one net of each: its effect, with the spread found here
+            papers = {
+                rows[row]: (float(papers_barrier[row]), _std(barrier.get(rows[row], []))) for row in pair
+            }
+            with_loss, without = pair
             say(
                 f"Invariance loss lowers the GCNN barrier: {named[with_loss]} below {named[without]}",
                 "Section 4.2, Table 5",
-                is_higher(_by_model(resnets, "gcnn_barrier"), rows[without], rows[with_loss]),
+                is_higher(barrier, rows[without], rows[with_loss], paper=papers),
             )
     return judged(pd.DataFrame(found))[COLUMNS]
 
@@ -233,6 +241,10 @@ def _spreads(number: int, key: list[str], quantity: str) -> dict[Any, Spread]:
     table = paper_values.table(number).set_index(key)
     ids = table.index if len(key) > 1 else table.index.get_level_values(0)
     return dict(zip(ids, zip(table[f"{quantity}_mean"], table[f"{quantity}_std"], strict=True), strict=True))
+
+
+def _std(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 def _by_model(nets: pd.DataFrame, quantity: str) -> dict[str, np.ndarray]:
