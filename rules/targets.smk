@@ -6,7 +6,11 @@ from snakemake.cli import get_argument_parser
 TARGETS = [rule.name for rule in workflow.rules if not rule.has_wildcards()]
 
 # Snakemake asks for its targets only later, and would then say which rule is missing and nothing else
-if workflow.is_main_process and Path(sys.argv[0]).name in ("snakemake", "__main__.py"):
+if (
+    workflow.is_main_process
+    and workflow.modifier.is_main_snakefile()
+    and Path(sys.argv[0]).stem in ("snakemake", "__main__")
+):
     words = get_argument_parser().parse_args(sys.argv[1:])
     rules_too = {rule.name for rule in workflow.rules}
     for given, allowed in ((words.targets, TARGETS), (words.forcerun, rules_too)):

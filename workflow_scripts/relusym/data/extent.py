@@ -48,7 +48,7 @@ def extent_of(spec: dict[str, Any], prepared: Path) -> Extent | None:
     if prepared.exists():
         shape = checkpoint.shapes(prepared).get("train_images", (0, 0, 0))
         return Extent(shape[0], shape[1:3])
-    return _of_folder(Path(spec.get("root", "")) / spec.get("train", "train"))
+    return _of_folder(Path(spec["root"]) / spec.get("train", "train")) if spec["kind"] == "folder" else None
 
 
 def _of_folder(split: Path) -> Extent | None:

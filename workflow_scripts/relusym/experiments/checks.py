@@ -58,10 +58,10 @@ def check(settings: Settings) -> None:
         if extent := settings.known_extent(model):
             check_images(settings, model, extent)
     _check_pairs(settings)
-    unknown = [seed for seed in settings.seeds if seed not in settings.all_seeds]
+    unknown = {*settings.seeds} - {*settings.all_seeds}
     if unknown:
         given = config["scales"][settings.scale]["seeds"]
-        raise UserError(f"seeds: {unknown[0]} is none of the scale {settings.scale}'s seeds {given}")
+        raise UserError(f"seeds: {min(unknown)} is none of the scale {settings.scale}'s seeds {given}")
 
 
 def _one_of(key: str, given: str, allowed) -> None:
@@ -106,7 +106,7 @@ def _check_splits(key: str, source: dict, test: str) -> None:
     splits = [os.path.normpath(source.get(split, split)) for split in ("train", test)]
     if source.get("source") != "torchvision" and splits[0] == splits[1]:
         raise UserError(
-            f"{key}.{test}: {source[test]!r} given, the folder of {key}.train; name the test images' folder"
+            f"{key}.{test}: {source.get(test, test)!r} given, the folder of {key}.train; name the test images' folder"
         )
 
 
@@ -165,7 +165,8 @@ def _check_model(settings: Settings, model: Model) -> None:
                 f"{how['epochs']} epochs"
             )
         start = how["invariance_from"]
-        if start is not None and start * how["epochs"] > how["epochs"] - 1:
+        # a single epoch is a rehearsal
+        if start is not None and start * how["epochs"] > how["epochs"] - 1 > 0:
             raise UserError(
                 f"{key.of_stage(stage, 'invariance_from')}: {start} given; the invariance loss would never be on in "
                 f"{how['epochs']} epochs; allowed is at most {(how['epochs'] - 1) / how['epochs']:.3g}, or null"
