@@ -9,6 +9,9 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
+include: "rules/config_files.smk"
+
+
 configfile: "config.yaml"
 
 
@@ -38,3 +41,6 @@ rule compare:
     input:
         note("comparison"),
         note("claims"),
+
+
+include: "rules/targets.smk"

@@ -2,7 +2,16 @@
 import atexit
 import os
 
-from relusym.jobs.checklist import Submission, data_problems, folder_problems, slurm_problems
+from relusym.jobs.checklist import (
+    Submission,
+    command_problems,
+    data_problems,
+    folder_problems,
+    in_the_way,
+    slurm_problems,
+)
+from relusym.data.extent import extent_of
+from relusym.experiments.image_checks import check_images
 from relusym.jobs.job_lock import JobLock
 
 # in place of Snakemake's own lock, which a kill -9 leaves locked
@@ -12,20 +21,41 @@ RUNNING = JobLock(f".snakemake/relusym-{SETTINGS.scale}.lock", lambda line: prin
 # The images that a run would make records from, if those there are of others: a line before any job, a run only without mixing.
 OTHER_IMAGES = {}
 if workflow.is_main_process:
+    if line := in_the_way([".snakemake", *RESULTS.folders]):
+        sys.exit(f"error: {line}")
+    for line in folder_problems(Path(".snakemake")):  # where Snakemake writes even if nothing is to do
+        sys.exit(f"error: {line}")
     try:
-        # a damaged record is named here: inside of a rule, Snakemake would add lines of its own
+        # a damaged file is named here: inside of a rule, Snakemake would add lines of its own
         for record in RESULTS.jobs:
-            RESULTS.read(record)
+            RESULTS.reason(record)
+        for prepared in sorted({job.prepared for job in RESULTS.jobs.values() if job.prepared}):
+            if line := RESULTS.other_images(prepared):
+                OTHER_IMAGES[prepared] = line
+                print(f"notice: {line}", file=sys.stderr)
     except UserError as error:
         sys.exit(f"error: {error}")
-    for prepared in sorted({job.prepared for job in RESULTS.jobs.values() if job.prepared}):
-        if line := RESULTS.other_images(prepared):
-            OTHER_IMAGES[prepared] = line
-            print(f"notice: {line}", file=sys.stderr)
 
 
 def jobs_to_run():
     return [job for job in workflow.dag.needrun_jobs() if job.rule.name not in ("all", "status")]
+
+
+def unfit():
+    """Why a run can't go well with the images or the device that the config names; None if it can."""
+    device, run = SETTINGS.config["device"], jobs_to_run()
+    files = {str(file) for job in run for file in [*job.input, *job.output]}
+    try:
+        for prepared in sorted({job.prepared for job in RESULTS.jobs.values() if job.prepared} & files):
+            for model in SETTINGS.readers(Path(prepared).stem):
+                if extent := extent_of(SETTINGS.preparation_for(model)[0], Path(prepared)):
+                    check_images(SETTINGS, model, extent)
+        if device.startswith("cuda") and workflow.local_exec and any(job.resources.get("gpu") for job in run):
+            from relusym.experiments.costs import device_of  # imports PyTorch
+
+            device_of(device)
+    except UserError as error:
+        return str(error)
 
 
 def problems():
@@ -40,6 +70,8 @@ def problems():
     for job in jobs_to_run():
         if job.rule.name == "prepare_data":
             found += data_problems(Path(job.output[0]), *SETTINGS.preparation(job.wildcards.dataset))
+    for option in ("submit_cmd", "cancel_cmd"):  # those of other schedulers
+        found += command_problems(getattr(workflow.executor_settings, option, None) or "")
     if hasattr(workflow.executor_settings, "status_command"):  # those of Slurm
         submissions = {submission_of(job) for job in jobs_to_run() if not job.is_local}
         found += slurm_problems(sorted(submissions), workflow.executor_settings.status_command)
@@ -78,7 +110,7 @@ def mixing():
 
 onstart:
     if jobs_to_run():
-        if line := mixing():
+        if line := mixing() or unfit():
             sys.exit(f"error: {line}")
         try:
             RUNNING.acquire(wait=False)

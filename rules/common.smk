@@ -3,21 +3,18 @@
 import gc
 import re
 import signal
-import sys
 from functools import cache
 from pathlib import Path
 
+from relusym.experiments.results import SUBMITTED, Results
+from relusym.experiments.settings import Settings
+from relusym.findings import TABLES, made
+from relusym.theory import STATEMENTS
+
 try:
-    from relusym.errors import UserError
     from relusym.experiments import shown
-    from relusym.experiments.results import SUBMITTED, Results
-    from relusym.experiments.settings import Settings
-    from relusym.findings import TABLES, made
-    from relusym.theory import STATEMENTS
-except ModuleNotFoundError as error:
-    if error.name != "relusym":
-        raise
-    sys.exit("error: relusym isn't installed in this Python: pip install --editable . in this folder")
+except UserError as error:  # the paper's tables, which it reads
+    sys.exit(f"error: {error}")
 
 # Thousands of jobs stay till the end: searching them for garbage takes a fifth of a dry run.
 gc.freeze()
@@ -25,7 +22,7 @@ gc.set_threshold(100_000)
 
 try:
     SETTINGS = Settings.of(config)
-except UserError as error:  # not raised: Snakemake would add lines of its own
+except UserError as error:
     sys.exit(f"config error: {error}")
 RESULTS = Results(SETTINGS)
 FOLDER = RESULTS.folder
@@ -100,3 +97,19 @@ def inputs_if_needed(record):
 def is_made_now(record):
     """Whether this run writes a record: for itself, or since a merge needs the checkpoint that comes with it."""
     return is_needed(record) or record in retrained()
+
+
+NETS = {net for job in RESULTS.jobs.values() for net in job.nets}
+WILDCARDS = {"unit": "seed", "model": "seed", "model_1": "seed_1", "model_2": "seed_2"}
+
+
+def is_made(file):
+    """Whether a file is there, or it can be made of nets that the scale has."""
+    if Path(file).exists() or file in RESULTS.jobs:
+        return True
+    matches = (output.match(file) for each in workflow.rules for output in each.output)
+    if found := next(filter(None, matches), None):
+        w = found.groupdict()
+        nets = {(w[model], int(w[seed])) for model, seed in WILDCARDS.items() if model in w}
+        return nets <= NETS and "/records/" not in file
+    return False

@@ -10,6 +10,8 @@ rule prepare_data:
         update("data/{dataset}.safetensors"),
     log:
         "data/{dataset}.log",
+    wildcard_constraints:
+        dataset="|".join(sorted({Path(job.prepared).stem for job in RESULTS.jobs.values() if job.prepared})),
     conda:
         "../envs/relusym.yaml"
     threads: 2

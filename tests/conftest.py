@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -51,9 +51,9 @@ class Clone:
             os.utime(path, (time, time))
         return made
 
-    def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run Snakemake on two cores; the result's `stdout` holds both streams in their order."""
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+    def snakemake(self, *arguments: str, by: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        """Run Snakemake on two cores, by another command; the result's `stdout` holds both streams in their order."""
+        command = [*by, sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
         surroundings = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
         return subprocess.run(
             command,

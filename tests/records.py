@@ -56,7 +56,7 @@ def train(model, seed, accuracy=0.9, status="ok", parameters=577000, **changes):
         "cost": {"seconds": 12.5, "peak_memory_mb": 500.0},
         "parameters": parameters,
         "accuracy": accuracy,
-        "history": {"loss": [2.0, 1.0]},
+        "history": [{"epoch": 1, "loss": 2.0, "accuracy": 0.3}, {"epoch": 2, "loss": 1.0, "accuracy": 0.6}],
         "data_wait_share": None,
         "code": CODE,
     } | changes

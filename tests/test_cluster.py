@@ -50,7 +50,7 @@ class Run:
         self.folder, self.environment = clone.folder, environment
         config = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
         models = {model: config["models"][model] for model in ("cnn", "gcnn")}
-        scales = {"tiny": {key: value for key, value in TINY.items() if key != "models"}}
+        scales = {"tiny": {key: value for key, value in TINY.items() if key not in ("models", "figure9")}}
         clone.configure(scale="tiny", models=models, pairs=[["cnn", "gcnn"]], scales=scales)
         scripts = self.folder / "workflow_scripts"
         shutil.copy(ROOT / "tests" / "job_faults.py", scripts)

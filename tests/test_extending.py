@@ -37,7 +37,7 @@ RESULTS = Path("results/tiny")
 
 def run_with(clone: Clone, *targets: str, models, pairs=(), scale=None, **config) -> Clone:
     """The clone after a run with these models alone, at the scale `tiny` with what `scale` says."""
-    sections = {**TINY, "data": IMAGES, "families": {}, "models": {}, **(scale or {})}
+    sections = {**TINY, "data": IMAGES, "families": {}, "models": {}, "figure9": None, **(scale or {})}
     clone.configure(models=models, pairs=[list(pair) for pair in pairs], scales={"tiny": sections}, **config)
     run = clone.snakemake(*targets)
     assert run.returncode == 0, run.stdout
@@ -71,7 +71,7 @@ def copy_of(made: Clone, to: Path) -> Clone:
 def config(tiny) -> dict:
     """The config of the scale `tiny`, without ResNets."""
     given = yaml.safe_load((tiny().folder / "config.yaml").read_text(encoding="utf-8"))
-    return given | {"scales": {"tiny": TINY | {"data": IMAGES, "models": {}}}}
+    return given | {"scales": {"tiny": TINY | {"data": IMAGES, "models": {}, "figure9": None}}}
 
 
 # ---- architectures, by config alone

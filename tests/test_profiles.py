@@ -48,7 +48,7 @@ def two_nets(clone):
     made = clone()
     given = yaml.safe_load((made.folder / "config.yaml").read_text(encoding="utf-8"))
     models = {model: given["models"][model] for model in ("cnn", "gcnn")}
-    scales = {"tiny": {**TINY, "seeds": 0, "models": {}}}
+    scales = {"tiny": {**TINY, "seeds": 0, "models": {}, "figure9": None}}
     made.configure(scale="tiny", models=models, pairs=[["cnn", "gcnn"]], scales=scales)
     return made.folder
 

@@ -248,10 +248,12 @@ def test_of_a_users_error_both_have_the_one_line(ended):
     assert ended(EXPECTED) == (LINE, "epoch 1\nerror: images are missing: unpack them\n")
 
 
-def test_what_a_log_on_a_full_disk_can_not_take_the_terminal_has(ended):
-    terminal, _ = ended(UNEXPECTED, log="/dev/full")
-    assert terminal.startswith("error in rule train: Traceback (most recent call last):\n")
-    assert terminal.endswith("OSError: [Errno 28] No space left on device\n")  # at the job's first line
+def test_a_log_on_a_full_disk_is_one_line(ended, tmp_path):
+    terminal, _ = ended(UNEXPECTED, log="/dev/full")  # which the job meets at its first line
+    log = tmp_path / "logs" / "cnn-0.log"
+    assert (
+        terminal == f"error in rule train: {log}: No space left on device; free space, or change its rights\n"
+    )
 
 
 @pytest.mark.parametrize("what", [EXPECTED, UNEXPECTED])

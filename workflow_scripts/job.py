@@ -1,5 +1,6 @@
 """What every script behind a rule does around its work: one copy at a time, GPU, log, memory, errors in one line."""
 
+import errno
 import signal
 import sys
 import traceback
@@ -15,6 +16,9 @@ from relusym.jobs.interruption import WARNINGS
 from relusym.jobs.job_lock import JobLock
 from relusym.jobs.memory import keep_freed_memory
 from relusym.records import read_record
+
+# a full disk, folders without rights: what the user has to mend
+NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
@@ -62,6 +66,8 @@ def _written_to(path: Path) -> Iterator[None]:
 
 def _logged(error: Exception, path: Path) -> str:
     """Write an error to the log at `path`, and return what to print beside: the traceback if the log can't take it."""
+    if isinstance(error, OSError) and error.errno in NOT_OURS:
+        error = UserError(f"{error.filename or path}: {error.strerror}; free space, or change its rights")
     expected = isinstance(error, UserError)
     whole = f"error: {error}\n" if expected else traceback.format_exc()
     try:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,18 +60,42 @@ def load_arrays(
     return _load(path, "np", "cpu", names)
 
 
+def shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's tensors by their names, of which it reads none.
+
+    Raises:
+        UserError: as `load`.
+    """
+    with _opened(path, "np", "cpu") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
 def _load(path: str | Path, framework: str, device: str, names: Iterable[str] | None) -> tuple[dict, dict]:
+    with _opened(path, framework, device) as file:
+        said = (file.metadata() or {}).get("relusym")
+        tensors = {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
     try:
-        with safe_open(str(path), framework=framework, device=device) as file:
-            about = (file.metadata() or {}).get("relusym")
-            wanted = file.keys() if names is None else names
-            tensors = {name: file.get_tensor(name) for name in wanted}
+        about = json.loads(said or "null")
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict):
+        raise UserError(f"{path} was not written by this project: delete it, and it is made again")
+    return tensors, about
+
+
+@contextmanager
+def _opened(path: str | Path, framework: str, device: str) -> Iterator[Any]:
+    try:
+        Path(path).open("rb").close()  # safetensors calls whatever it can't open missing
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: let snakemake make it") from error
-    except (SafetensorError, struct.error, OSError) as error:
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}): make it readable, or delete it") from error
+    try:
+        with safe_open(str(path), framework=framework, device=device) as file:
+            yield file
+    except (SafetensorError, struct.error, OSError, ValueError) as error:
         raise UserError(
-            f"{path} is truncated or no safetensors file ({error}): delete it, and it is made again"
+            f"{path} is truncated or no safetensors file ({' '.join(str(error).split())}): delete it, and it is "
+            "made again"
         ) from error
-    if about is None:
-        raise UserError(f"{path} was not written by this project: delete it, and it is made again")
-    return tensors, json.loads(about)

@@ -11,29 +11,7 @@ from typing import Any
 
 from relusym.errors import UserError
 
-FIELDS = {
-    "train": ("status", "model", "seed", "settings", "inputs", "outputs", "accuracy", "history", "cost"),
-    "flip_merge": ("status", "model", "seed", "settings", "inputs", "outputs", "cost"),
-    "pair_merge": (
-        "status",
-        "model_1",
-        "seed_1",
-        "model_2",
-        "seed_2",
-        "settings",
-        "inputs",
-        "outputs",
-        "cost",
-    ),
-    "flipped_training": ("settings", "inputs", "largest_difference", "runs", "paths", "cost"),
-    "theory": (
-        *("statement", "claim", "holds", "draws", "tested", "largest_violation", "counterfactual"),
-        *("measured", "settings", "cost"),
-    ),
-}
 NUMBERS = re.compile(r"\[\n[-+.,\deE\s]*\]")  # a raw line break is in no string
-# of a merge, if it is ok
-MEASURED = ("accuracy", "barrier", "absolute_barrier", "permutations", "checks")
 
 
 @contextmanager
@@ -71,14 +49,28 @@ def _umask() -> int:
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file's bytes, as hexadecimal.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}): make it readable, or delete it") from error
 
 
 def write_record(path: str | Path, record: dict[str, Any]) -> None:
-    """Write `record` as JSON; not-a-number and infinity are refused, since JSON has neither."""
+    """Write `record` as JSON.
+
+    Raises:
+        ValueError: a field is missing or can't be right, see `record_fields`; JSON has no not-a-number and no infinity.
+        UserError: the disk is full or the folder can't be written.
+    """
     text = json.dumps(record, indent=1, allow_nan=False)
+    if wrong := _problem(record):
+        raise ValueError(f"record {path} {wrong}")
     text = NUMBERS.sub(
         lambda found: f"[{' '.join(found[0][1:-1].split())}]", text
     )  # a permutation is one line
@@ -86,25 +78,41 @@ def write_record(path: str | Path, record: dict[str, Any]) -> None:
         part.write_text(text + "\n", encoding="utf-8")
 
 
-def read_record(path: str | Path) -> dict[str, Any]:
-    """Read a record and check that it has the fields of its kind.
+def find_record(path: str | Path) -> dict[str, Any] | None:
+    """A record, every field of it checked; None if there is none.
 
     Raises:
-        UserError: the file is missing, isn't JSON, or lacks a field (named).
+        UserError: it can't be read, isn't JSON, lacks a field, or has one that can't be right (named).
     """
+    again = "delete it, and it is made again"
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"record {path} is missing: let snakemake make it") from error
-    except ValueError as error:
+    except FileNotFoundError:
+        return None
+    except OSError as error:
         raise UserError(
-            f"record {path} is not valid JSON ({error}): delete it, and it is made again"
+            f"record {path} can't be read ({error.strerror}): make it readable, or delete it"
         ) from error
-    kind = record.get("kind") if isinstance(record, dict) else None
-    if kind not in FIELDS:
-        raise UserError(f"record {path} lacks the field 'kind' (one of {', '.join(FIELDS)}): delete it")
-    needed = FIELDS[kind] + (MEASURED if kind.endswith("_merge") and record.get("status") == "ok" else ())
-    for field in needed:
-        if field not in record:
-            raise UserError(f"record {path} lacks the field '{field}': delete it, and it is made again")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"record {path} is not valid JSON ({error}): {again}") from error
+    if wrong := _problem(record):
+        raise UserError(f"record {path} {wrong}: {again}")
     return record
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """As `find_record`.
+
+    Raises:
+        UserError: as there, or it is missing.
+    """
+    record = find_record(path)
+    if record is None:
+        raise UserError(f"record {path} is missing: let snakemake make it")
+    return record
+
+
+def _problem(record: Any) -> str | None:
+    from relusym.record_fields import problem  # here, since merging in a library needs no records
+
+    return problem(record)

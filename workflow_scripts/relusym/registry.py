@@ -9,6 +9,12 @@ import jsonschema
 
 from relusym.errors import UserError
 
+_DRAFT = jsonschema.Draft202012Validator
+# JSON Schema takes 2.0 for an integer; as a number of things it would fail later
+_SCHEMA = jsonschema.validators.extend(
+    _DRAFT, type_checker=_DRAFT.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+)
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -32,6 +38,7 @@ def one_of(key: str, given: Any, allowed: Iterable[str]) -> str:
     return f"{key}: {given!r} given; allowed is one of {', '.join(allowed)}"
 
 
+SEEDS_ALLOWED = "allowed are seeds such as 3, 0-3, or [0, 5]"
 RULES = {
     "type": "a value of type {}",
     "enum": "one of {}",
@@ -48,12 +55,22 @@ RULES = {
 }
 
 
-def one_line(error: jsonschema.ValidationError, section: str = "") -> str:
-    """A schema error as key, given, allowed.
+def check_schema(schema: dict[str, Any], given: Any, section: str = "", remark: str = "") -> None:
+    """Check plain values against a JSON schema.
 
     Args:
-        section: where what was checked stands in the config; empty if it is the whole config.
+        section: where `given` stands in the config; empty if it is the whole config.
+        remark: what to say beside an error.
+
+    Raises:
+        UserError: names the key, what was given and what is allowed.
     """
+    error = jsonschema.exceptions.best_match(_SCHEMA(schema).iter_errors(given))
+    if error is not None:
+        raise UserError(_one_line(error, section) + remark)
+
+
+def _one_line(error: jsonschema.ValidationError, section: str) -> str:
     key = ".".join([*filter(None, [section]), *map(str, error.absolute_path)]) or "config"
     if error.validator == "additionalProperties":
         known = list(error.schema.get("properties", {}))
@@ -62,8 +79,10 @@ def one_line(error: jsonschema.ValidationError, section: str = "") -> str:
     if error.validator == "required":
         missing = next(name for name in error.validator_value if name not in error.instance)
         return f"{key}: the key {missing!r} is missing"
+    if "propertyNames" in error.absolute_schema_path:
+        return f"{key}: {error.instance!r} given; allowed are small letters and digits, with single _ between them"
     if "seeds" in error.absolute_path:  # written in several ways
-        return f"{key}: {error.instance!r} given; allowed are seeds such as 3, 0-3, or [0, 5]"
+        return f"{key}: {error.instance!r} given; {SEEDS_ALLOWED}"
     if error.validator not in RULES:
         return f"{key}: {error.message}"
     value = error.validator_value
@@ -96,9 +115,7 @@ def choose(
         "properties": entry.options,
         "required": [option for option, about in entry.options.items() if "default" not in about],
     }
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(options))
-    if error is not None:
-        raise UserError(f"{one_line(error, key)} ({selector} {name})")
+    check_schema(schema, options, key, f" ({selector} {name})")
     return entry, {
         option: about["default"] for option, about in entry.options.items() if "default" in about
     } | (options)

@@ -7,8 +7,8 @@ from relusym import checkpoint
 from relusym.errors import UserError
 from relusym.registry import Entry, choose
 
-COUNT = {"type": "integer", "minimum": 1}
-SEED = {"type": "integer", "minimum": 0}
+COUNT = {"type": "integer", "minimum": 1, "maximum": 10_000_000}
+SEED = {"type": "integer", "minimum": 0, "maximum": 2**32 - 1}
 FOLDER = {"type": "string", "minLength": 1}
 
 # The `source` of a data set in the config is one of these, its other keys the options.
@@ -52,7 +52,7 @@ def check(spec: dict[str, Any], key: str = "data") -> None:
     choose(DATA_SETS, "kind", spec, key)
 
 
-def prepare(spec: dict[str, Any], to: Path, workers: int = 0, key: str = "data") -> None:
+def prepare(spec: dict[str, Any], to: Path, workers: int = 0, key: str = "data") -> list[str]:
     """Write a data set's prepared file, which `image_set.load` reads.
 
     Args:
@@ -60,11 +60,14 @@ def prepare(spec: dict[str, Any], to: Path, workers: int = 0, key: str = "data")
         workers: processes that decode images, where there are many.
         key: as in `check`.
 
+    Returns:
+        a line on each thing that was passed over or converted.
+
     Raises:
         UserError: the images aren't there, or something is wrong with them.
     """
     data_set, options = choose(DATA_SETS, "kind", spec, key)
-    data_set.load()(to, workers=workers, key=key, **options)
+    return data_set.load()(to, workers=workers, key=key, **options) or []
 
 
 def digest(path: str | Path) -> str:

@@ -1,5 +1,6 @@
 """Images from elsewhere: torchvision's CIFAR10, and folders with one folder a class."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -7,13 +8,16 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from relusym.data.extent import CIFAR10, ENDINGS
 from relusym.data.image_set import ImageSet, save
 from relusym.errors import UserError
 
 
-def prepare(to: Path, *, root: str, train: str, test: str, workers: int, key: str) -> None:
-    """Write the images of a folder; see `read`."""
-    save(to, *read(root, train, test, key))
+def prepare(to: Path, *, root: str, train: str, test: str, workers: int, key: str) -> list[str]:
+    """Write the images of a folder; see `read`. Returns a line on each thing that was passed over or converted."""
+    notes: list[str] = []
+    save(to, *read(root, train, test, key, notes))
+    return notes
 
 
 def prepare_cifar10(to: Path, *, root: str, download: bool, workers: int, key: str) -> None:
@@ -22,10 +26,10 @@ def prepare_cifar10(to: Path, *, root: str, download: bool, workers: int, key: s
     Raises:
         UserError: it isn't there and can't be downloaded, or the download is damaged.
     """
-    from torchvision.datasets import CIFAR10  # here, since it doubles the start-up of every job
+    from torchvision import datasets  # here, since it doubles the start-up of every job
 
     try:
-        splits = [CIFAR10(root, train=train, download=download) for train in (True, False)]
+        splits = [datasets.CIFAR10(root, train=train, download=download) for train in (True, False)]
     except (RuntimeError, OSError) as error:
         raise UserError(
             f"CIFAR10 can't be had from {root} ({error}): download it there and set {key}.root, or set {key} to a "
@@ -35,17 +39,23 @@ def prepare_cifar10(to: Path, *, root: str, download: bool, workers: int, key: s
 
 
 def read(
-    root: str | Path, train: str = "train", test: str = "test", key: str = "data"
+    root: str | Path,
+    train: str = "train",
+    test: str = "test",
+    key: str = "data",
+    notes: list[str] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     """Images in ImageFolder layout, <root>/<split>/<class>/<image>; classes and images in the order of their names.
 
     Args:
         key: where root, train and test stand in the config.
+        notes: gets a line on files that are no images, on images that weren't RGB, and on sizes other than CIFAR10's.
 
     Raises:
-        UserError: a folder is missing or empty, the splits have other classes, an image is unreadable or of another
-            size than the first; each named.
+        UserError: a folder is missing or empty, the splits have other classes, an image is unreadable, of more than 8
+            bits a channel or of another size than the first; each named.
     """
+    notes = [] if notes is None else notes
     root = Path(root)
     if not root.is_dir():
         raise UserError(
@@ -57,9 +67,14 @@ def read(
         raise UserError(
             f"data folder {root}: {train} and {test} differ in the classes {', '.join(differing)}"
         )
-    splits = [_read(root / split, classes[split]) for split in (train, test)]
-    if splits[0].images.shape[1:] != splits[1].images.shape[1:]:
+    splits = [_read(root / split, classes[split], notes) for split in (train, test)]
+    height, width = splits[0].images.shape[1:3]
+    if splits[1].images.shape[1:3] != (height, width):
         raise UserError(f"data folder {root}: images of {train} and {test} differ in size")
+    if (height, width) != CIFAR10.sides:
+        notes.append(
+            f"{root}: images of {width}×{height} pixels are kept as they are; image_size scales them"
+        )
     return splits[0], splits[1]
 
 
@@ -74,35 +89,51 @@ def _classes(split: Path, key: str) -> list[str]:
     return names
 
 
-def _read(split: Path, classes: Iterable[str]) -> ImageSet:
-    from torchvision.datasets.folder import IMG_EXTENSIONS  # here, since it doubles the start-up of every job
-
-    paths, labels = [], []
+def _read(split: Path, classes: Iterable[str], notes: list[str]) -> ImageSet:
+    files, labels = [], []
+    others = [path for path in split.iterdir() if not path.is_dir()]
     for label, name in enumerate(classes):
-        found = sorted(path for path in (split / name).iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
+        within = sorted((split / name).iterdir())
+        found = [path for path in within if path.suffix.lower() in ENDINGS]
         if not found:
             raise UserError(f"data folder {split / name} holds no images")
-        paths += found
+        others += [path for path in within if path.suffix.lower() not in ENDINGS]
+        files += found
         labels += [label] * len(found)
+    if others:
+        notes.append(f"passed over, since they are no images: {', '.join(map(str, sorted(others)))}")
     # in one thread: with images this small, several only wait for the interpreter's lock
-    arrays = [np.asarray(open_image(path)) for path in paths]
-    for path, array in zip(paths, arrays, strict=True):
+    modes: Counter[str] = Counter()
+    arrays = [np.asarray(open_image(path, modes)) for path in files]
+    for path, array in zip(files, arrays, strict=True):
         if array.shape != arrays[0].shape:
             sizes = ["×".join(map(str, a.shape[1::-1])) for a in (array, arrays[0])]
-            raise UserError(f"image {path} is {sizes[0]} pixels, not {sizes[1]} as {paths[0]}")
-    return ImageSet(torch.from_numpy(np.stack(arrays)), torch.tensor(labels), tuple(classes))
+            raise UserError(f"image {path} is {sizes[0]} pixels, not {sizes[1]} as {files[0]}")
+    notes += [
+        f"{split}: {count} images of mode {mode} were converted to RGB" for mode, count in modes.items()
+    ]
+    return ImageSet(torch.from_numpy(np.stack(arrays)), torch.tensor(labels), tuple(classes), str(split))
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, modes: Counter[str] | None = None) -> Image.Image:
     """An image file as RGB.
 
+    Args:
+        modes: counts what was converted, by its mode in Pillow.
+
     Raises:
-        UserError: it can't be read.
+        UserError: it can't be read, or has more than 8 bits a channel.
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would clip them, to white
+                raise UserError(
+                    f"image {path} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits"
+                )
+            if modes is not None and image.mode != "RGB":
+                modes[image.mode] += 1
             return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise UserError(f"image {path} can't be read ({error}): replace or remove it") from error
 
 

@@ -64,8 +64,15 @@ def header(classes: Iterable[str], splits: dict[str, str]) -> dict[str, Any]:
 
 
 def save(path: str | Path, train: ImageSet, test: ImageSet) -> None:
-    """Write both splits to one file, whole or not at all."""
+    """Write both splits to one file, whole or not at all.
+
+    Raises:
+        UserError: a label is of no class; the disk is full or the folder can't be written.
+    """
     splits = dict(zip(SPLITS, (train, test), strict=True))
+    for name, split in splits.items():
+        if wrong := _of_no_class(split):
+            raise UserError(f"the {name} images of {split.source or path} have {wrong}: correct them")
     tensors = {f"{name}_images": split.images for name, split in splits.items()}
     tensors |= {f"{name}_labels": split.labels for name, split in splits.items()}
     digests = {name: _digest(split) for name, split in splits.items()}
@@ -81,7 +88,7 @@ def load(
         source: what records and tables call the data; None: the file's name.
 
     Raises:
-        UserError: the file is missing, truncated, foreign or changed.
+        UserError: the file is missing, truncated, foreign or changed, or has a label of no class.
     """
     names = f"{split}_images", f"{split}_labels"
     tensors, about = checkpoint.load(path, "cpu", names)
@@ -94,6 +101,8 @@ def load(
             raise changed
     except (KeyError, TypeError) as error:
         raise changed from error
+    if wrong := _of_no_class(images):
+        raise UserError(f"{path} has {wrong}: correct the images that it was prepared from, then delete it")
     return replace(
         images,
         images=images.images.to(device),
@@ -104,6 +113,12 @@ def load(
 
 def _digest(split: ImageSet) -> str:
     return SplitHash().update(split.images.cpu().numpy(), split.labels.cpu().numpy()).hexdigest(split.classes)
+
+
+def _of_no_class(split: ImageSet) -> str | None:
+    """What labels there are beyond the classes, if there are any."""
+    wrong = split.labels[(split.labels < 0) | (split.labels >= len(split.classes))]
+    return f"the label {wrong[0].item()} and {len(split.classes)} classes, from 0 on" if len(wrong) else None
 
 
 def subset(images: ImageSet, count: int | None, seed: int) -> ImageSet:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from relusym import data, merging, nets, paper_values
 from relusym.errors import UserError
 from relusym.experiments.config import seed_list
+from relusym.experiments.image_checks import check_images
+from relusym.experiments.keys import Keys
 from relusym.experiments.sources import GENERATED, IMAGENET, specification
 from relusym.registry import choose, one_of
 from relusym.symmetry import SYMMETRIES
@@ -31,11 +34,17 @@ def check(settings: Settings) -> None:
     _one_of("scale", config["scale"], config["scales"])
     _check_networks("defaults", config["defaults"])
     for name, scale in config["scales"].items():
+        models = {*config["models"], *scale.get("models", {})}
+        if (figure9 := scale.get("figure9")) is not None:
+            _one_of(f"scales.{name}.figure9", figure9, sorted(models))
         _check_networks(f"scales.{name}", scale)
         seed_list(scale["seeds"])
         _check_data(f"scales.{name}.data", {**config["defaults"].get("data", {}), **scale["data"]}, config)
     _check_source("cifar10", config["cifar10"])
+    _check_splits(IMAGENET, config[IMAGENET], "val")
     for name, source in config.get("datasets", {}).items():
+        if name in ("cifar10", GENERATED, IMAGENET):
+            raise UserError(f"datasets.{name}: this data set is there already; choose another name")
         _check_source(f"datasets.{name}", source)
         if source["source"] == "torchvision":
             raise UserError(
@@ -45,11 +54,14 @@ def check(settings: Settings) -> None:
         _one_of("matchings", name, merging.MATCHINGS)
     for model in settings.models.values():
         _check_model(settings, model)
+    for model in (None, *settings.models):
+        if extent := settings.known_extent(model):
+            check_images(settings, model, extent)
     _check_pairs(settings)
-    unknown = [seed for seed in settings.seeds if seed not in settings.all_seeds]
+    unknown = {*settings.seeds} - {*settings.all_seeds}
     if unknown:
         given = config["scales"][settings.scale]["seeds"]
-        raise UserError(f"seeds: {unknown[0]} is none of the scale {settings.scale}'s seeds {given}")
+        raise UserError(f"seeds: {min(unknown)} is none of the scale {settings.scale}'s seeds {given}")
 
 
 def _one_of(key: str, given: str, allowed) -> None:
@@ -86,6 +98,16 @@ def _check_source(key: str, source: dict) -> None:
     kinds = [kind for kind in data.DATA_SETS if kind not in (GENERATED, IMAGENET)]
     _one_of(f"{key}.source", source["source"], kinds)
     data.check(specification(source), key)
+    _check_splits(key, source, "test")
+
+
+def _check_splits(key: str, source: dict, test: str) -> None:
+    """The images to test on are others than those to train on."""
+    splits = [os.path.normpath(source.get(split, split)) for split in ("train", test)]
+    if source.get("source") != "torchvision" and splits[0] == splits[1]:
+        raise UserError(
+            f"{key}.{test}: {source.get(test, test)!r} given, the folder of {key}.train; name the test images' folder"
+        )
 
 
 def _check_pairs(settings: Settings) -> None:
@@ -120,27 +142,7 @@ def _of_a_merge(model: Model) -> dict[str, Any]:
 
 
 def _check_model(settings: Settings, model: Model) -> None:
-    given = model.given
-    scale = f"scales.{settings.scale}"
-    family = f"families.{given.get('family')}"
-    places = model.key, f"{scale}.{family}", scale, f"defaults.{family}", "defaults"
-
-    def key(section: str, option: str = "") -> str:
-        """Where the config has a model's section, or that option in it."""
-        for place in places:
-            found: Any = settings.config
-            for part in [*place.split("."), section, *filter(None, [option])]:
-                found = found.get(part) if isinstance(found, dict) else None
-            if found is not None:
-                return ".".join([place, section, *filter(None, [option])])
-        return f"{scale}.{section}"
-
-    def key_of(stage: str, option: str) -> str:
-        """As `key`; what a stage doesn't say, `training` does."""
-        return next(
-            (k for k in (key(stage, option), key("training", option)) if k.endswith(option)), key(stage)
-        )
-
+    given, key = model.given, Keys(settings.config, model)
     _check_data(key("data"), given["data"], settings.config)
     _one_of(key("symmetry"), given["symmetry"], SYMMETRIES)
     nets.check(given["network"], key("network"))
@@ -159,12 +161,20 @@ def _check_model(settings: Settings, model: Model) -> None:
         _one_of(key(stage, "objective"), how["objective"], OBJECTIVES)
         if how["warmup_epochs"] >= how["epochs"]:
             raise UserError(
-                f"{key_of(stage, 'warmup_epochs')}: {how['warmup_epochs']} isn't less than the {how['epochs']} epochs"
+                f"{key.of_stage(stage, 'warmup_epochs')}: {how['warmup_epochs']} isn't less than the "
+                f"{how['epochs']} epochs"
+            )
+        start = how["invariance_from"]
+        # a single epoch is a rehearsal
+        if start is not None and start * how["epochs"] > how["epochs"] - 1 > 0:
+            raise UserError(
+                f"{key.of_stage(stage, 'invariance_from')}: {start} given; the invariance loss would never be on in "
+                f"{how['epochs']} epochs; allowed is at most {(how['epochs'] - 1) / how['epochs']:.3g}, or null"
             )
         if how["batch_size"] % how["processes"]:
             raise UserError(
-                f"{key_of(stage, 'batch_size')}: {how['batch_size']} can't be shared evenly by {how['processes']} "
-                "processes"
+                f"{key.of_stage(stage, 'batch_size')}: {how['batch_size']} can't be shared evenly by "
+                f"{how['processes']} processes"
             )
     if given["data"]["dataset"] == "imagenet":
         resize, size = given["data"].get("resize") or 0, given["image_size"]
@@ -172,6 +182,12 @@ def _check_model(settings: Settings, model: Model) -> None:
             raise UserError(
                 f"{key('data', 'resize')}: {resize or None} given; a crop of {size} pixels ({model.id}) needs at least "
                 "as many"
+            )
+        images, measured = given["merging"]["images"], given["merging"]["invariance_images"]
+        if images is None or measured > images:
+            raise UserError(
+                f"{key('merging')}.images: {images} given; allowed is a number, at least the {measured} "
+                "invariance_images"
             )
     if given.get("paper") is not None and given["paper"] not in paper_values.resnets():
         raise UserError(f"{model.key}.paper: the paper's Table 5 has no row {given['paper']!r}")

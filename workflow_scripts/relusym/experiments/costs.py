@@ -23,6 +23,8 @@ def device_of(name: str) -> torch.device:
         raise UserError(
             f"device: {name} is asked for, but torch {torch.__version__} sees no GPU; set device: cpu"
         )
+    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
+        raise UserError(f"device: {name} given; allowed is at most cuda:{torch.cuda.device_count() - 1}")
     return torch.device(name)
 
 

@@ -121,7 +121,7 @@ def flipped_training_record(settings: Record, data: Path, label: str, *, device:
     one, and training amplifies that, so both are measured.
     """
     costs = Costs(device)
-    images = training_images(data, settings["data"] | {"size": None}, label, device)
+    images = training_images(data, {"size": None, **settings["data"]}, label, device)
     if settings["training"]["batch_size"] > len(images.labels):
         raise UserError(
             f"flipped_training.batch_size: {settings['training']['batch_size']} is more than the "

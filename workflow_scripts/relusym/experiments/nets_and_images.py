@@ -85,9 +85,15 @@ def trained_net(path: Path, record: Path, settings: Record, device: torch.device
     """A net as `load_net`, if it is the one that its train record names; and that record.
 
     Raises:
-        UserError: as `named_checkpoint` and `load_net`.
+        UserError: as `named_checkpoint` and `load_net`; a net that trained well has infinite weights, or no numbers.
     """
     tensors, about, trained = named_checkpoint(path, record, settings, device)
+    if trained["status"] == "ok" and (
+        wrong := [name for name, of in tensors.items() if not of.isfinite().all()]
+    ):
+        raise UserError(
+            f"checkpoint {path} has weights that are no numbers, in {wrong[0]}: delete it and {record}"
+        )
     return _net(path, tensors, about, device)[0], trained
 
 

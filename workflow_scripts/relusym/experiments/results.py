@@ -1,5 +1,6 @@
 """The records of a scale: where each lies, which of them are current, and what a run still has to make."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -7,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from relusym.data import digest as digest_of
+from relusym.errors import UserError
 from relusym.experiments.currency import stale
 from relusym.experiments.settings import Net, Settings
-from relusym.records import read_record, sha256
+from relusym.findings.origins import nets_of
+from relusym.records import find_record, sha256
 from relusym.theory import STATEMENTS
 
 Record = dict[str, Any]
@@ -21,6 +24,14 @@ SUBMITTED = "train", "flip_merge", "pair_merge"  # the kinds of jobs that a clus
 def variant(matching: str | None) -> str:
     """The folder of what was merged by another matching than the config's."""
     return f"{matching}/" if matching else ""
+
+
+def _name_of(record: Record) -> str:
+    """The folder and the name of the file in which a record belongs, by what it says."""
+    kind = record["kind"]
+    if kind == "theory":
+        return f"theory/{re.sub('[ .]', '_', record['statement'].lower())}"
+    return f"{kind}/{'--'.join(f'{model}-{seed}' for model, seed in nets_of(record)) or kind}"
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,14 @@ class Results:
     def prepared(self, model: str | None = None) -> str:
         return f"{self.data}/{self.settings.prepared(model)}.safetensors"
 
+    @property
+    def folders(self) -> list[str]:
+        """Every folder that a run writes to."""
+        kinds = dict.fromkeys(job.kind for job in self.jobs.values())
+        rooms = [f"{room}/{kind}" for room in ("records", "logs", "benchmarks") for kind in kinds]
+        rooms += ["checkpoints", "filters", "states", "weights", "tables", "figures", "made_from"]
+        return [self.data, *(f"{self.folder}/{room}" for room in rooms)]
+
     # ---- what a run is about
 
     @cached_property
@@ -135,9 +154,14 @@ class Results:
     # ---- what is there
 
     def read(self, path: str) -> Record | None:
-        """A record; None if there is none."""
+        """A record, which is of what its file's name says; None if there is none."""
         if path not in self._read:
-            self._read[path] = read_record(path) if Path(path).exists() else None
+            record = self._read[path] = find_record(path)
+            if record and (of := _name_of(record)) != (name := f"{self.jobs[path].kind}/{Path(path).stem}"):
+                raise UserError(
+                    f"record {path} is of {of}, not of {name}: give each record its name back, or delete it, and it is "
+                    "made again"
+                )
         return self._read[path]
 
     def reason(self, path: str) -> str | None:

@@ -178,8 +178,9 @@ class Settings(Sources):
         """All that the two trainings of Figure 3 depend on."""
         training = {key: self._scale["training"][key] for key in ("momentum", "weight_decay", "crop_padding")}
         network = {key: value for key, value in self._scale["network"].items() if key != "group_convs"}
+        size = self._scale["image_size"]
         return {
-            "data": self._scale["data"],
+            "data": self._scale["data"] | ({"size": size} if size else {}),
             "network": network,
             "training": {**training, **self.config["flipped_training"]},
         }

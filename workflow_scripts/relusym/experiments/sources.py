@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from relusym.data import DATA_SETS
+from relusym.data.extent import Extent, known_extent
 from relusym.experiments.models import Model, Section
 
 GENERATED, IMAGENET = "generated", "imagenet"
@@ -68,9 +69,16 @@ class Sources:
 
     def preparation(self, prepared: str) -> tuple[Section, str]:
         """How the file of that name is prepared, as `data.prepare` takes it, and where the config has it."""
-        model = next(
+        return self.preparation_for(self.readers(prepared)[0])
+
+    def readers(self, prepared: str) -> list[str | None]:
+        """The models that read the file of that name; None for the scale itself, whose Figure 3 does."""
+        return [
             model for model in (None, *self.models) if self._reads(model) and self.prepared(model) == prepared
-        )
+        ]
+
+    def preparation_for(self, model: str | None) -> tuple[Section, str]:
+        """As `preparation`, of the images of a model or of the scale."""
         given, source = self._data(model), self.source(self._data(model)["dataset"])
         if source["source"] == GENERATED:
             sizes = {key: given[key] for key in ("train_images", "test_images", "seed")}
@@ -89,6 +97,10 @@ class Sources:
             }, IMAGENET
         key = given["dataset"] if given["dataset"] == "cifar10" else f"datasets.{given['dataset']}"
         return specification(source), key
+
+    def known_extent(self, model: str | None) -> Extent | None:
+        """The extent of the images of a model or of the scale, if it is known wherever they come from."""
+        return known_extent(self.preparation_for(model)[0]) if self._reads(model) else None
 
     def _reads(self, model: str | None) -> bool:
         """ImageNet is prepared for a model's image size alone."""

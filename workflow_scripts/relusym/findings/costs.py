@@ -3,6 +3,8 @@
 about: benchmarks (the folder `…/benchmarks`).
 """
 
+import csv
+import math
 from collections.abc import Iterable
 from csv import DictReader
 from itertools import chain
@@ -10,10 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from relusym.errors import UserError
 from relusym.findings import About, Inputs, kinds_of
 from relusym.findings.layout import Layout
 from relusym.findings.origins import nets_of
 
+NOT_MEASURED = "NA", "-", ""
 LAYOUT = Layout(
     "Costs: what each kind of job took",
     {
@@ -35,13 +39,16 @@ def costs(benchmark_files: Iterable[str | Path]) -> pd.DataFrame:
         benchmark_files: snakemake's `…/benchmarks/{kind}/*.tsv`; the folder's name is the kind. Missing and
             empty files are passed over, as are values that snakemake couldn't measure ("NA", "-").
 
+    Raises:
+        UserError: a file isn't as Snakemake writes them (named).
+
     The memory is the largest resident set of one job, in MB as snakemake counts them (2²⁰ bytes).
     """
     rows = [
         (path.parent.name, row.get("s"), row.get("max_rss"))
         for path in map(Path, benchmark_files)
         if path.is_file()
-        for row in DictReader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t")
+        for row in _rows(path)
     ]
     runs = pd.DataFrame(rows, columns=["kind", "s", "max_rss"])
     runs[["s", "max_rss"]] = runs[["s", "max_rss"]].apply(pd.to_numeric, errors="coerce")
@@ -58,6 +65,17 @@ def costs(benchmark_files: Iterable[str | Path]) -> pd.DataFrame:
     )
     table["hours"] /= 3600
     return table.reset_index()
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        rows = list(DictReader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t"))
+        measured = [row[column] for row in rows for column in ("s", "max_rss")]
+        if any(value not in NOT_MEASURED and not 0 <= float(value) < math.inf for value in measured):
+            raise ValueError("numbers below 0")
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"benchmark file {path} is none of Snakemake's ({error}): delete it") from error
+    return rows
 
 
 def frame(inputs: Inputs, about: About) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from relusym.errors import UserError
 from relusym.findings import module_of
 from relusym.records import sha256, write_whole
 
@@ -54,5 +55,5 @@ def is_current(path: str | Path, made_from: str | None) -> bool:
         return first == f"# made from {made_from}" and all(
             sha256(file) == known for file, known in written.items()
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError, UserError):
         return False

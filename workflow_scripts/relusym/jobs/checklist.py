@@ -90,6 +90,25 @@ def _submission_problems(submissions: Iterable[Submission]) -> list[str]:
     return problems
 
 
+def command_problems(command: str) -> list[str]:
+    """Which commands a line of shell needs that this machine lacks."""
+    wanted = [part.split()[0] for part in re.split(r"&&|\|\||;|\|", command) if part.strip()]
+    return [
+        f"{name}: not found; run snakemake on a node that may submit jobs, or load the site's module for the scheduler"
+        for name in wanted
+        if shutil.which(name) is None
+    ]
+
+
+def in_the_way(folders: Iterable[str | Path]) -> str | None:
+    """One line on the first file that stands where a folder belongs; None if there is none."""
+    for folder in folders:
+        for path in [*reversed(Path(folder).parents), Path(folder)]:
+            if (path.exists() or path.is_symlink()) and not path.is_dir():
+                return f"{path} isn't a folder, and one belongs there: move it away"
+    return None
+
+
 def folder_problems(folder: Path) -> list[str]:
     """Why `folder` can't be written; empty if it can."""
     try:

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
     from relusym.symmetry import Symmetry
 
-COUNT = {"type": "integer", "minimum": 1}
-WIDTH = {"type": "number", "exclusiveMinimum": 0, "default": 1.0}  # factor on all channel counts
-VGG_WIDTH = {**WIDTH, "multipleOf": 1 / 32}  # 64 channels and more come out whole and even
+COUNT = {"type": "integer", "minimum": 1, "maximum": 1000}
+WIDTH = {"type": "number", "minimum": 1 / 64, "maximum": 16, "default": 1.0}  # factor on all channel counts
+# 64 channels and more come out whole and even
+VGG_WIDTH = {"type": "number", "exclusiveMinimum": 0, "multipleOf": 1 / 32, "maximum": 16, "default": 1.0}
 INITIALIZATION = {"enum": ["pytorch", "he"], "default": "pytorch"}
 
 # Each takes its options, `classes` and `symmetry`, has the name of its linear layer as `head`, and, if it has layers of
@@ -41,6 +42,9 @@ ARCHITECTURES = {
         "relusym.nets.cifar_resnet:CIFARResNet", {"blocks": {**COUNT, "default": 3}, "width": WIDTH}
     ),
 }
+
+# sides of images in pixels that an architecture takes, if not any
+SIDES = {"vgg11": range(32, 64), "vgg11_bn": range(32, 64)}
 
 
 def options(architecture: str | None = None) -> list[str]:

@@ -234,6 +234,7 @@ def _fitting(state: State, network: dict[str, Any], names: str) -> State:
             for key, tensor in state.items()
             if key in expected and tensor.shape != expected[key].shape
         ],
+        "not all numbers": [key for key, tensor in state.items() if not tensor.isfinite().all()],
     }
     if any(wrong.values()):
         named = "; ".join(f"{how}: {', '.join(keys)}" for how, keys in wrong.items() if keys)

@@ -7,8 +7,14 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from relusym.errors import UserError
+
 if TYPE_CHECKING:
     import pandas as pd
+
+_KEYS = {1: ("model",), 2: ("model",), 4: ("model_1", "model_2"), 5: ("method", "in_table3")}
+TEXTS = ("model", "name", "description", "model_1", "model_2", "method")
+TEXTS += ("trained_by_authors", "self_supervised", "in_table3")
 
 
 def table(number: int) -> pd.DataFrame:
@@ -20,6 +26,7 @@ def table(number: int) -> pd.DataFrame:
 
     Raises:
         ValueError: the paper has no such table.
+        UserError: the file of the table has been changed to what is none.
     """
     import pandas as pd  # here, since every start of Snakemake asks only for what follows
 
@@ -28,14 +35,32 @@ def table(number: int) -> pd.DataFrame:
     if number == 3:
         five = table(5)
         return five[five["in_table3"] == "yes"].reset_index(drop=True)
-    with (files(__name__) / f"table{number}.csv").open(encoding="utf-8") as file:
-        return pd.read_csv(file)
+    file = files(__name__) / f"table{number}.csv"
+    try:
+        frame = pd.read_csv(file.open(encoding="utf-8"))
+    except ValueError as error:  # pandas's own errors, and what isn't UTF-8
+        raise UserError(f"{file}: no table ({' '.join(str(error).split())}); restore it") from error
+    for column in frame.columns.difference(TEXTS):
+        numbers = pd.to_numeric(frame[column], errors="coerce")
+        if len(wrong := frame[column][numbers.isna() & frame[column].notna()]):
+            raise UserError(f"{file}: {wrong.iloc[0]!r} in {column} is no number; restore it")
+    if missing := {*_KEYS[number]} - {*frame.columns}:
+        raise UserError(f"{file}: the column {min(missing)} is missing; restore it")
+    return frame
 
 
 @cache
 def _rows(number: int) -> list[dict[str, str]]:
-    with (files(__name__) / f"table{number}.csv").open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    path = files(__name__) / f"table{number}.csv"
+    try:
+        with path.open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except ValueError as error:
+        raise UserError(f"{path}: no table ({error}); restore it") from error
+    for column in _KEYS[number]:
+        if not rows or not all(row.get(column) for row in rows):
+            raise UserError(f"{path}: the column {column} is missing, or empty in a row; restore it")
+    return rows
 
 
 def vgg11s() -> list[str]:

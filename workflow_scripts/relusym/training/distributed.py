@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 
 from relusym.errors import Interrupted, UserError
-from relusym.records import write_record
+from relusym.records import write_whole
 
 ASK_S = 0.2  # between two questions whether to end
 
@@ -153,7 +153,8 @@ def work(run: Callable[[dict[str, Any], Callable[[], bool]], dict[str, Any]]) ->
         except Interrupted as error:
             outcome = {"interrupted": str(error)}
         if rank() == 0:
-            write_record(given["result"], outcome)
+            with write_whole(given["result"]) as part:
+                part.write_text(json.dumps(outcome, allow_nan=False), encoding="utf-8")
 
 
 @contextmanager

@@ -1,0 +1,105 @@
+"""Files are written whole or not at all, also on a full disk."""
+
+import errno
+import json
+import os
+import resource
+from contextlib import contextmanager
+
+import pandas as pd
+import pytest
+import records
+import torch
+from matplotlib.figure import Figure
+
+from relusym import checkpoint
+from relusym.data import image_set
+from relusym.errors import UserError
+from relusym.findings.layout import Layout, write_table
+from relusym.records import write_record, write_whole
+
+RECORD = records.train("cnn", 0)
+
+
+@contextmanager
+def little_space(size):
+    """Files can grow to `size` bytes; what is written beyond fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def a_record(path):
+    write_record(path, records.flip("cnn", 0, permutations={"conv1": list(range(5000))}))
+
+
+def a_checkpoint(path):
+    checkpoint.save(path, {"weight": torch.zeros(5000)}, {})
+
+
+def prepared_images(path):
+    train, test = (
+        image_set.ImageSet(
+            torch.zeros(9, 32, 32, 3, dtype=torch.uint8), torch.zeros(9).long(), ("a",), "nothing"
+        )
+        for _ in range(2)
+    )
+    image_set.save(path, train, test)
+
+
+def a_table(path):
+    write_table(pd.DataFrame({"n": range(5000)}), path.with_suffix(""), Layout("Title"))
+
+
+def a_figure(path):
+    figure = Figure()
+    figure.subplots().plot(range(100))
+    with write_whole(path) as part:
+        figure.savefig(part)
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["new", "over an older one"])
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (a_record, "cnn-0.json"),
+        (a_checkpoint, "cnn-0.safetensors"),
+        (prepared_images, "images.safetensors"),
+        (a_table, "table2.csv"),
+        (a_figure, "figure4.png"),
+    ],
+)
+def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(tmp_path, write, name, older):
+    path = tmp_path / name
+    if older:
+        path.write_bytes(b"older")
+    with little_space(2048), pytest.raises(UserError) as error:
+        write(path)
+    told = str(error.value)
+    assert told.startswith(f"{path} can't be written (") and "\n" not in told and "File too large" in told
+    assert [p.name for p in tmp_path.iterdir()] == ([name] if older else [])
+    assert not older or path.read_bytes() == b"older"
+
+
+def test_a_disk_that_is_full_only_when_the_bytes_are_flushed_is_told_too(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    path = tmp_path / "cnn-0.json"
+    with pytest.raises(UserError, match=r"cnn-0\.json can't be written \(No space left on device\)"):
+        write_record(path, RECORD)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_is_interrupted_leaves_the_older_file(tmp_path):
+    path = tmp_path / "cnn-0.json"
+    write_record(path, RECORD)
+    with pytest.raises(KeyboardInterrupt), write_whole(path) as part:
+        part.write_text("{", encoding="utf-8")
+        raise KeyboardInterrupt
+    assert json.loads(path.read_text(encoding="utf-8")) == RECORD
+    assert [p.name for p in tmp_path.iterdir()] == ["cnn-0.json"]
