@@ -68,7 +68,7 @@ class Clone:
 
     def planned(self, *arguments: str) -> list[str]:
         """The jobs that a dry run lists, each as its rule and wildcards, such as `train cnn 0`; sorted."""
-        run = self.snakemake("--dry-run", *arguments)
+        run = self.snakemake("--dry-run", "--verbose", *arguments)
         assert run.returncode == 0, run.stdout
         jobs = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", run.stdout, re.MULTILINE)
         values = [re.search(r"^    wildcards: (.*)$", about, re.MULTILINE) for _, about in jobs]
