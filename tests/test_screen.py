@@ -11,9 +11,9 @@ from logging import INFO, LogRecord
 import pandas as pd
 import pytest
 from conftest import ROOT
-from snakemake_logger_plugin_line import Run
 
 from relusym.findings.screen import at_end, in_words
+from snakemake_logger_plugin_line import Run
 
 SNAKEFILE = """
 rule all:

@@ -71,9 +71,11 @@ class LogHandler(LogHandlerBase):
             # a job's error is printed by the job itself, see job.py
             if record.levelno >= WARNING or (not self.run.total and not str(record.msg).startswith(CHATTER)):
                 self._print(str(record.msg))
-        elif event == LogEvent.JOB_FINISHED and not self.moves:
-            if time.monotonic() - self.printed > EVERY_S_IN_A_FILE:
-                self._print(self.run.line())
+        elif event == LogEvent.JOB_FINISHED and self._is_due():
+            self._print(self.run.line())
+
+    def _is_due(self) -> bool:
+        return not self.moves and time.monotonic() - self.printed > EVERY_S_IN_A_FILE
 
     def _print(self, text: str) -> None:
         """A line of its own, above the moving one."""
