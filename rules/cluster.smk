@@ -25,7 +25,9 @@ if workflow.is_main_process:
 
 
 def jobs_to_run():
-    return [job for job in workflow.dag.needrun_jobs() if job.rule.name not in ("all", "status")]
+    return [
+        job for job in workflow.dag.needrun_jobs() if job.rule.name not in (renamed("all"), renamed("status"))
+    ]
 
 
 def problems():
@@ -38,7 +40,7 @@ def problems():
     )
     found = folder_problems(Path(FOLDER))
     for job in jobs_to_run():
-        if job.rule.name == "prepare_data":
+        if job.rule.name == renamed("prepare_data"):
             found += data_problems(Path(job.output[0]), *SETTINGS.preparation(job.wildcards.dataset))
     if hasattr(workflow.executor_settings, "status_command"):  # those of Slurm
         submissions = {submission_of(job) for job in jobs_to_run() if not job.is_local}

@@ -1,15 +1,12 @@
 # Images, prepared once for each source: one file of uint8 arrays.
 
 
-localrules:
-    prepare_data,
-
-
 rule prepare_data:
     output:
         update("data/{dataset}.safetensors"),
     log:
         "data/{dataset}.log",
+    localrule: True
     conda:
         "../envs/relusym.yaml"
     threads: 2

@@ -2,16 +2,13 @@
 import atexit
 import shutil
 
-from relusym.findings import screen
-
-
-localrules:
-    status,
+from relusym.findings import FIGURES, screen
 
 
 rule status:
     log:
         f"{LOGS}/status.log",
+    localrule: True
     conda:
         "../envs/relusym.yaml"
     params:
@@ -33,14 +30,16 @@ rule status:
 
 def print_results():
     """The tables and figures that were asked for; and that no net was trained, where records were there already."""
+    asked = {rule.name for rule in workflow.dag.targetrules}
     if text := screen.at_end(
-        [rule.name for rule in workflow.dag.targetrules],
+        [name for name in ("all", *TABLES, *FIGURES) if renamed(name) in asked],
         Path(FOLDER),
         SETTINGS.names,
         columns=shutil.get_terminal_size((120, 24)).columns,
     ):
         print(text)
-        if not any(job.rule.name in SUBMITTED for job in workflow.dag.jobs if workflow.dag.needrun(job)):
+        nets = {renamed(kind) for kind in SUBMITTED}
+        if not any(job.rule.name in nets for job in workflow.dag.jobs if workflow.dag.needrun(job)):
             print(
                 f"No net was trained: {FOLDER}/records has them all. To train them yourself, move {FOLDER} away first."
             )
