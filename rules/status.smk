@@ -2,7 +2,7 @@
 import atexit
 import shutil
 
-from relusym.findings import FIGURES, screen
+from relusym.findings import FIGURES
 
 
 rule status:
@@ -30,6 +30,8 @@ rule status:
 
 def print_results():
     """The tables and figures that were asked for; and that no net was trained, where records were there already."""
+    from relusym.findings import screen  # imports pandas, which a start does without
+
     asked = {rule.name for rule in workflow.dag.targetrules}
     if text := screen.at_end(
         [name for name in ("all", *TABLES, *FIGURES) if renamed(name) in asked],
