@@ -78,6 +78,15 @@ class Clone:
         )
 
 
+CLONES = {"clone", "tiny", "finished", "copied", "committed"}  # fixtures of whole workflows
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if CLONES & {*item.fixturenames}:
+            item.add_marker("workflow")
+
+
 MODELS = ("cnn", "gcnn")
 PAIRS = [["cnn", "gcnn"], ["gcnn", "gcnn"]]
 TINY = {

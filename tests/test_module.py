@@ -24,7 +24,7 @@ rule accuracies:
 """
 
 
-@pytest.mark.slow  # 40 s
+@pytest.mark.slow(seconds=20)
 def test_a_workflow_uses_ours_under_a_prefix_with_its_own_config_and_in_its_own_folder(tiny, tmp_path):
     made = tiny()
     config = yaml.safe_load((made.folder / "config.yaml").read_text(encoding="utf-8"))
