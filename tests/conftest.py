@@ -20,6 +20,12 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("Snakefile", "config.yaml", "rules", "profiles", "slurm", "envs", "report", "workflow_scripts")
 
 
+def latest_log(folder: Path) -> str:
+    """All that the last run of Snakemake in a folder had to say; its output shows little of it."""
+    logs = (folder / ".snakemake" / "log").glob("*.log")
+    return max(logs, key=lambda path: path.stat().st_mtime_ns).read_text(encoding="utf-8")
+
+
 class Clone:
     """A copy of the workflow as a fresh clone has it: no data, no results, nothing of Snakemake's own."""
 

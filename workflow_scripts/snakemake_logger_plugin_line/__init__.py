@@ -62,7 +62,10 @@ class LogHandler(LogHandlerBase):
         if self.common_settings.verbose or self.common_settings.debug_dag:
             self._print(self.format(record))
         elif event == LogEvent.JOB_ERROR:
-            self._print(f"failed: {_name(record)}; see {', '.join(record.log) or 'above'}")
+            self._print(f"failed: {_name(record)}{_error(record.log)}")
+        elif event == LogEvent.GROUP_ERROR:
+            jobs = len(record.job_error_info)
+            self._print(f"failed: {jobs} jobs that were submitted together{_error(record.aux_logs)}")
         elif str(record.msg).startswith(
             "Missing metadata"
         ):  # of every file that was made elsewhere: `--report`
@@ -117,7 +120,7 @@ class Run:
         self.started = time.monotonic()
         self.to_do: Counter[str] = Counter()  # by rule, the jobs that are not done
         self.total = self.done = self.at_once = 0
-        self.failed: list[str] = []
+        self.failed: set[int] = set()
         self.running: dict[int, tuple[LogRecord, float]] = {}
         self.seconds: dict[str, list[float]] = defaultdict(list)  # by rule, of the jobs that are done
         self.planned: dict[str, list[str]] = defaultdict(list)
@@ -136,8 +139,9 @@ class Run:
             self.seconds[job.rule_name].append(time.monotonic() - began)
             self.to_do[job.rule_name] -= 1
             self.done += 1
+            self.failed.discard(record.job_id)  # before, in an attempt that was repeated
         elif event == LogEvent.JOB_ERROR:
-            self.failed.append(_name(record))
+            self.failed.add(record.jobid)
             self.running.pop(record.jobid, None)
 
     def line(self) -> str:
@@ -184,6 +188,14 @@ class Run:
             for job, began in self.running.values()
         )
         return (work - begun) / max(1, self.at_once)
+
+
+def _error(logs: list[str]) -> str:
+    """The last line of the first log that has one, and where it is."""
+    for path in map(Path, logs):
+        if path.is_file() and (text := path.read_text(encoding="utf-8", errors="replace").strip()):
+            return f": {text.splitlines()[-1].removeprefix('error: ')} ({path})"
+    return f"; see {', '.join(logs) or 'above'}"
 
 
 def _epoch(job: LogRecord) -> str:
