@@ -15,7 +15,12 @@ from relusym.experiments.sources import IMAGENET, Sources
 
 Net = tuple[str, int]  # model and seed
 
-NOT_IN_RESULTS = {"save_every", "restarts", "workers"}  # of a stage: how it runs, not what comes of it
+NOT_IN_RESULTS = {
+    "save_every",
+    "restarts",
+    "workers",
+    "snapshots",
+}  # of a stage: how it runs, not what comes of it
 
 
 @dataclass(frozen=True)
