@@ -101,8 +101,10 @@ class LogHandler(LogHandlerBase):
                     f"Times of {self.without_metadata} files that were made elsewhere are unknown to the report"
                 )
                 self.without_metadata = 0
-            if self.run.total > 1 and self.run.at_once and not self.common_settings.quiet:
-                self._print(self.run.plan() if self.common_settings.dryrun else self.run.summary())
+            if self.common_settings.dryrun and self.run.total:
+                self._print(self.run.plan())
+            elif self.run.total > 1 and self.run.at_once and not self.common_settings.quiet:
+                self._print(self.run.summary())
             self.run.total = 0  # Snakemake closes twice
         super().close()
 
