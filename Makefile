@@ -1,24 +1,27 @@
-# make demo · make test · make lint · make laptop · make bench · make test-cluster: each builds .venv from requirements.lock first, if it is missing.
+# make demo · make check · make test · make test-cluster · make lint · make format · make laptop · make bench: each builds .venv
+# from requirements.lock first, if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
 
-.PHONY: demo laptop bench test test-cluster lint format
+.PHONY: demo laptop bench check test test-cluster lint format
 demo: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --config scale=demo
-	@cat results/demo/tables/table2.md
 	@$(BIN)/snakemake --config scale=demo --report report.html --quiet all
-	@echo "Tables: results/demo/tables, figures: results/demo/figures"
-	@echo "Report: $(CURDIR)/report.html"
+	@echo "Report, to read in a browser: $(CURDIR)/report.html"
 
 laptop: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --config scale=laptop
 	@$(BIN)/snakemake --config scale=laptop --report report.html --quiet all
-	@echo "Report: $(CURDIR)/report.html"
+	@echo "Report, to read in a browser: $(CURDIR)/report.html"
 
 bench: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --force bench
+
+# For every commit, in less than 90 seconds: lint, and the tests that are fast and run no Snakemake.
+check: lint
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not workflow" --ignore tests/test_cluster.py
 
 # All but those on a real Slurm, on all cores.
 test: $(VENV)/.installed

@@ -18,6 +18,10 @@ configfile: "config.yaml"
 report: "report/workflow.rst"
 
 
+# used with --sdm apptainer alone; built by the recipe beside it, envs/relusym.def
+container: f"{workflow.current_basedir}/envs/relusym.sif"
+
+
 include: "rules/common.smk"
 include: "rules/resources.smk"
 include: "rules/cluster.smk"
@@ -28,6 +32,7 @@ include: "rules/theory.smk"
 include: "rules/shown.smk"
 include: "rules/tables.smk"
 include: "rules/status.smk"
+include: "rules/ending.smk"
 include: "rules/bench.smk"
 
 

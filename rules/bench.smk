@@ -2,15 +2,12 @@
 # output, since only the job knows the name: results/bench/<machine>.csv and .md.
 
 
-localrules:
-    bench,
-
-
 rule bench:
     log:
         "results/bench/logs/bench.log",
     benchmark:
         "results/bench/logs/bench.tsv"
+    localrule: True
     conda:
         "../envs/relusym.yaml"
     threads: lambda wildcards: workflow.cores
@@ -18,7 +15,7 @@ rule bench:
         gpu=GPU,
     params:
         config=SETTINGS.config,
-        root=workflow.basedir,
+        root=str(Path(str(workflow.current_basedir)).parent),
         device=SETTINGS.config["device"],
     script:
         "../workflow_scripts/bench.py"

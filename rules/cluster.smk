@@ -38,7 +38,9 @@ if workflow.is_main_process:
 
 
 def jobs_to_run():
-    return [job for job in workflow.dag.needrun_jobs() if job.rule.name not in ("all", "status")]
+    return [
+        job for job in workflow.dag.needrun_jobs() if job.rule.name not in (renamed("all"), renamed("status"))
+    ]
 
 
 def unfit():
@@ -68,7 +70,7 @@ def problems():
     )
     found = folder_problems(Path(FOLDER))
     for job in jobs_to_run():
-        if job.rule.name == "prepare_data":
+        if job.rule.name == renamed("prepare_data"):
             found += data_problems(Path(job.output[0]), *SETTINGS.preparation(job.wildcards.dataset))
     for option in ("submit_cmd", "cancel_cmd"):  # those of other schedulers
         found += command_problems(getattr(workflow.executor_settings, option, None) or "")

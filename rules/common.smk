@@ -37,6 +37,7 @@ PAIR = RESULTS.record("pair_merge", NET_1, NET_2).replace("pair_merge/", "pair_m
 FIGURE_3 = RESULTS.other_record("flipped_training", "flipped_training")
 LOGS, BENCHMARKS = f"{FOLDER}/logs", f"{FOLDER}/benchmarks"
 ANY_MODEL = "|".join(SETTINGS.models)
+renamed = workflow.modifier.modify_rulename  # of a rule, in a workflow that takes this one as a module
 
 
 wildcard_constraints:
@@ -56,7 +57,7 @@ FORCED = set()  # by this file; what else Snakemake has to force, the command li
 def is_forced(output, rule_name):
     """Whether the command line wants a job done again, by its rule (-R, -F, --forceall) or by its file."""
     by_file = output in workflow.dag.forcefiles and output not in FORCED
-    return by_file or any(rule.name == rule_name for rule in workflow.dag.forcerules)
+    return by_file or any(rule.name == renamed(rule_name) for rule in workflow.dag.forcerules)
 
 
 def force(output):

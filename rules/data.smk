@@ -1,10 +1,6 @@
 # Images, prepared once for each source: one file of uint8 arrays.
 
 
-localrules:
-    prepare_data,
-
-
 rule prepare_data:
     output:
         update("data/{dataset}.safetensors"),
@@ -12,6 +8,7 @@ rule prepare_data:
         "data/{dataset}.log",
     wildcard_constraints:
         dataset="|".join(sorted({Path(job.prepared).stem for job in RESULTS.jobs.values() if job.prepared})),
+    localrule: True
     conda:
         "../envs/relusym.yaml"
     threads: 2

@@ -1,13 +1,10 @@
 # How far the scale is, on the screen.
 
 
-localrules:
-    status,
-
-
 rule status:
     log:
         f"{LOGS}/status.log",
+    localrule: True
     conda:
         "../envs/relusym.yaml"
     params:

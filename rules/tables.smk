@@ -18,6 +18,7 @@ for name in shown.tables(SETTINGS):
         conda:
             "../envs/relusym.yaml"
         params:
+            name=name,
             about=lambda w, name=name: about(name),
         script:
             "../workflow_scripts/table.py"
@@ -39,6 +40,7 @@ for name in shown.figures(SETTINGS):
         conda:
             "../envs/relusym.yaml"
         params:
+            name=name,
             about=lambda w, name=name: about(name),
         script:
             "../workflow_scripts/figure.py"
@@ -57,6 +59,7 @@ rule filter_pairs:  # for any net: snakemake results/<scale>/figures/filters/con
     conda:
         "../envs/relusym.yaml"
     params:
+        name="filter_pairs",
         about=lambda w: {
             **shown.about(SETTINGS, "figure5" if "figure5" in shown.figures(SETTINGS) else "zero_filters"),
             "models": [w.model],

@@ -22,6 +22,7 @@ for name in STATEMENTS:
         conda:
             "../envs/relusym.yaml"
         params:
+            name=name,
             settings=SETTINGS.theory(name),
         script:
             "../workflow_scripts/statement.py"

@@ -1,10 +1,5 @@
 # One net a model and seed: trained, or read from weights that others trained; its checkpoint and its record.
 
-
-localrules:
-    weights,
-
-
 if workflow.is_main_process:
     for reason in sorted({reason for reason in SETTINGS.absent.values() if "imagenet.root" in reason}):
         print(f"notice: {reason}; until then the rows of Tables 3 and 5 are left out", file=sys.stderr)
@@ -15,6 +10,7 @@ rule weights:  # needs the internet
         update(f"{FOLDER}/weights/{{model}}.safetensors"),
     log:
         f"{LOGS}/weights/{{model}}.log",
+    localrule: True
     conda:
         "../envs/relusym.yaml"
     params:

@@ -20,6 +20,12 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("Snakefile", "config.yaml", "rules", "profiles", "slurm", "envs", "report", "workflow_scripts")
 
 
+def latest_log(folder: Path) -> str:
+    """All that the last run of Snakemake in a folder had to say; its output shows little of it."""
+    logs = (folder / ".snakemake" / "log").glob("*.log")
+    return max(logs, key=lambda path: path.stat().st_mtime_ns).read_text(encoding="utf-8")
+
+
 class Clone:
     """A copy of the workflow as a fresh clone has it: no data, no results, nothing of Snakemake's own."""
 
@@ -68,7 +74,7 @@ class Clone:
 
     def planned(self, *arguments: str) -> list[str]:
         """The jobs that a dry run lists, each as its rule and wildcards, such as `train cnn 0`; sorted."""
-        run = self.snakemake("--dry-run", *arguments)
+        run = self.snakemake("--dry-run", "--verbose", *arguments)
         assert run.returncode == 0, run.stdout
         jobs = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", run.stdout, re.MULTILINE)
         values = [re.search(r"^    wildcards: (.*)$", about, re.MULTILINE) for _, about in jobs]
@@ -76,6 +82,15 @@ class Clone:
             " ".join([rule, *re.findall(r"=([^,]+)", found[1] if found else "")])
             for (rule, _), found in zip(jobs, values, strict=True)
         )
+
+
+CLONES = {"clone", "tiny", "finished", "copied", "committed"}  # fixtures of whole workflows
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if CLONES & {*item.fixturenames}:
+            item.add_marker("workflow")
 
 
 MODELS = ("cnn", "gcnn")

@@ -26,6 +26,8 @@ async function tour() {
     const seen = {};
     const description = document.querySelector(".prose").innerText;
     const rules = document.querySelectorAll("svg, canvas").length;
+    const first = document.querySelector(".prose img");
+    const glance = { width: first.naturalWidth, top: first.getBoundingClientRect().top };
     const open = async (entry) => {
         [...document.querySelectorAll("li a")].find(link => link.innerText === entry).click();
         await pause();
@@ -56,7 +58,7 @@ async function tour() {
         app.setView({ navbarMode: "menu" });
         await pause();
     }
-    return { seen, errors, description, rules };
+    return { seen, errors, description, rules, glance };
 }
 tour().catch(error => ({ failed: error.stack, errors })).then(found => {
     const end = document.createElement("pre");

@@ -137,7 +137,7 @@ def test_the_grid_is_extrapolated_from_measured_rates():
     assert side_by_side.grid_row({**paper, "width": 0.5}, task, rows) == []
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 def test_training_and_merges_have_a_row_each_with_ratio_goal_and_agreement():
     how = {
         "nets": 1,
@@ -163,7 +163,7 @@ def test_training_and_merges_have_a_row_each_with_ratio_goal_and_agreement():
         assert isinstance(row["agrees"], bool)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 def test_the_workflows_own_cost_has_a_row_each(pytestconfig):
     rows = side_by_side.workflow_rows(pytestconfig.rootpath, "cpu", 1, repeats=1, demo=False, seeds=1)
     assert [row.what for row in rows] == [

@@ -324,3 +324,10 @@ def test_zero_filters_are_counted_in_the_filters_themselves():
         .loc[claim]
     )
     assert none["effect"] == 0
+
+
+@pytest.mark.parametrize(("nets", "said"), [(3, 1), (24, 0)])
+def test_with_few_nets_a_note_says_that_inconclusive_claims_are_expected(nets, said):
+    notes = tested.notes(run(nets), {"notes": []})
+    assert sum("bound to be inconclusive" in note for note in notes) == said
+    assert said == 0 or any(f"({nets} of a type" in note for note in notes)

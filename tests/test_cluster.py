@@ -23,7 +23,7 @@ from slurm_cluster import SlurmCluster, missing, wait_until
 
 from relusym.jobs.checklist import Submission, slurm_problems
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=60)
 STEPS = 3 * 40  # a training of three epochs of 40 steps asks after each whether it is interrupted
 EPOCH = 40
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY
+from conftest import TINY, latest_log
 
 from relusym.experiments.settings import Settings
 
@@ -59,7 +59,7 @@ def two_nets(clone):
 def planned(folder, *profiles, config=()):
     """What a dry run of the paper's grid prints."""
     given = [argument for profile in profiles for argument in ("--profile", profile)]
-    dry = run(folder, *given, "--config", "scale=paper", *config, "--dry-run")
+    dry = run(folder, *given, "--config", "scale=paper", *config, "--dry-run", "--verbose")
     assert dry.returncode == 0, dry.stdout
     return dry.stdout
 
@@ -127,7 +127,7 @@ def test_the_pbs_profile_submits_asks_for_states_and_retries_what_failed(two_net
     state = broken_state(two_nets, "gcnn")
     done = submit(two_nets, "--retries", "1", record)
     assert done.returncode == 1
-    assert f"\nerror: {state.relative_to(two_nets)} is truncated" in done.stdout
+    assert f"\nfailed: train gcnn-0: {state.relative_to(two_nets)} is truncated" in done.stdout
     assert [re.findall(r"-l (\S+)", call) for call in calls.read_text().splitlines()] == [
         ["select=1:ncpus=1:ngpus=1:mem=4000mb", "walltime=7200"],
         ["select=1:ncpus=1:ngpus=1:mem=8000mb", "walltime=14400"],
@@ -199,7 +199,7 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     assert first.returncode == 1
     assert {"rule train: on GPU 7", "rule train: on GPU 8"} <= set(said.splitlines())
     log, unreadable = "results/tiny/logs/train/cnn-0.log", f"{state.relative_to(two_nets)} is truncated"
-    assert f"Logfile {log}:" in said and f"\nerror: {unreadable}" in said  # Snakemake's show-failed-logs
+    assert re.search(rf"^failed: train cnn-0: {unreadable}.* \({log}\)$", said, re.MULTILINE)
     assert (two_nets / "results/tiny/records/flip_merge/gcnn-0.json").exists()  # the others went on
 
     status = run(two_nets, "status", "--cores", "1")
@@ -217,5 +217,5 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     state.unlink()
     again = run(two_nets, *typed, CUDA_VISIBLE_DEVICES="7,8")
     assert again.returncode == 0, again.stdout
-    jobs = Counter(re.findall(r"^(?:local)?rule (\w+):$", again.stdout, re.MULTILINE))
+    jobs = Counter(re.findall(r"^(?:local)?rule (\w+):$", latest_log(two_nets), re.MULTILINE))
     assert jobs == {"train": 1, "flip_merge": 1, "pair_merge": 1, "table2": 1, "table4": 1}

@@ -348,17 +348,23 @@ def test_flipped_initial_filters_and_flipped_batches_train_the_flipped_net(image
         torch.testing.assert_close(tensor, flipped[name], rtol=1e-8, atol=1e-10)
 
 
-def test_progress_is_one_changing_line_on_a_terminal_and_a_line_an_epoch_in_a_log(images):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    log, terminal = io.StringIO(), Terminal()
-    for stream_ in (log, terminal):
-        train_on(images, small_net(), VGG_RECIPE, report=Reporter("cnn-0", stream_))
-    lines = log.getvalue().splitlines()
-    assert len(lines) == VGG_RECIPE.epochs and "\r" not in log.getvalue()
+def test_a_log_has_a_line_of_progress_an_epoch_and_more_of_them_if_epochs_are_long(images):
+    by_epoch, often = io.StringIO(), io.StringIO()
+    train_on(images, small_net(), VGG_RECIPE, report=Reporter("cnn-0", by_epoch))
+    train_on(images, small_net(), VGG_RECIPE, report=every_step(Reporter("cnn-0", often, every_s=0)))
+    lines = by_epoch.getvalue().splitlines()
+    assert len(lines) == VGG_RECIPE.epochs and "\r" not in by_epoch.getvalue()
     for word in ("cnn-0", "epoch", "loss", "accuracy", "images/s", "left"):
         assert word in lines[0]
-    assert terminal.getvalue().count("\r") >= VGG_RECIPE.epochs and terminal.getvalue().count("\n") == 1
     assert math.isfinite(float(lines[-1].split("loss")[1].split()[0]))
+    assert len(often.getvalue().splitlines()) == 2 * VGG_RECIPE.epochs
+
+
+def every_step(reporter):
+    """As if each epoch were reported in its middle as well."""
+
+    def report(progress):
+        reporter(replace(progress, epoch_done=False))
+        reporter(progress)
+
+    return report

@@ -193,6 +193,9 @@ def test_the_report_shows_every_table_and_figure_without_an_error(state, request
     tour = report_tour.tour(report, tmp_path)
     assert tour["errors"] == []
     assert "GCNN barrier" in tour["description"] and tour["rules"] > 0
+    # it opens with the figure of all barriers and with Table 2
+    assert tour["glance"]["width"] > 200 and 0 < tour["glance"]["top"] < 600
+    assert "Statistics of VGG11 nets" in tour["description"] and "(paper)" in tour["description"]
     results = folder / "results" / "tiny"
     shown = {path for path, seen in tour["seen"].items() if seen["shown"]}
     wanted = [*results.glob("tables/*.html"), *results.glob("figures/*.png")]

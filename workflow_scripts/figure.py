@@ -8,9 +8,9 @@ from relusym.findings.made import fingerprint, write_note
 from relusym.findings.print_style import write_figure
 
 with job(snakemake):
-    module, about = module_of(snakemake.rule), snakemake.params.about
-    inputs = read(kinds_of(snakemake.rule), snakemake.input, about)
-    if snakemake.rule == "figure10":  # drawn from the theory's own images, which findings don't know
+    name, about = snakemake.params.name, snakemake.params.about
+    module, inputs = module_of(name), read(kinds_of(name), snakemake.input, about)
+    if name == "figure10":  # drawn from the theory's own images, which findings don't know
         from relusym.theory.cooccurrence import image_classes
 
         inputs["image_classes"] = image_classes(about["seed"], about["images"])
@@ -21,4 +21,4 @@ with job(snakemake):
     for path, frame in zip(tables, frames, strict=True):
         write_text(path, csv(frame))
     if note:
-        write_note(note, fingerprint(snakemake.rule, about, snakemake.input), written)
+        write_note(note, fingerprint(name, about, snakemake.input), written)

@@ -9,7 +9,7 @@ from relusym.records import write_record
 
 with job(snakemake):
     w, params = snakemake.wildcards, snakemake.params
-    flip = snakemake.rule == "flip_merge"
+    flip = snakemake.output.get("filters") is not None  # of flip_merge, whose name may have a prefix
     names = [(w.model, int(w.seed))] if flip else [(w.model_1, int(w.seed_1)), (w.model_2, int(w.seed_2))]
     record = merge_record(
         names,

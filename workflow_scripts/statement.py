@@ -5,6 +5,6 @@ from relusym.records import write_record
 from relusym.theory import record
 
 with job(snakemake):
-    found = record(snakemake.rule, snakemake.params.settings)
+    found = record(snakemake.params.name, snakemake.params.settings)
     write_record(snakemake.output.record, found)
     print(f"{found['statement']}: {'holds' if found['holds'] else 'FAILS'} in {found['draws']} draws")

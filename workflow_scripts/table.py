@@ -7,10 +7,10 @@ from relusym.findings.layout import write_table
 from relusym.findings.made import fingerprint, write_note
 
 with job(snakemake):
-    table, about = module_of(snakemake.rule), snakemake.params.about
-    inputs = read(kinds_of(snakemake.rule), snakemake.input, about)
+    name, about = snakemake.params.name, snakemake.params.about
+    table, inputs = module_of(name), read(kinds_of(name), snakemake.input, about)
     notes = getattr(table, "notes", origins.notes)(inputs, about)
     *written, note = snakemake.output
     stem = written[0].rpartition(".")[0]
     write_table(table.frame(inputs, about), stem, table.LAYOUT, notes, about["names"])
-    write_note(note, fingerprint(snakemake.rule, about, snakemake.input), written)
+    write_note(note, fingerprint(name, about, snakemake.input), written)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 from job import job
@@ -12,9 +11,8 @@ from relusym.experiments.train_process import as_job
 from relusym.jobs.interruption import Interruption
 from relusym.records import write_record
 from relusym.training.distributed import launch
-from relusym.training.progress import report_to
+from relusym.training.progress import Reporter
 
-terminal = sys.stderr
 with job(snakemake) as lock, Interruption() as warned:
     w, params, inputs = snakemake.wildcards, snakemake.params, snakemake.input
     settings, device = params.settings, device_of(params.device)
@@ -48,7 +46,7 @@ with job(snakemake) as lock, Interruption() as warned:
         }
         processes = settings["training"]["processes"]
         if processes == 1:
-            report = report_to(f"{w.unit}-{w.seed}", terminal)
+            report = Reporter(f"{w.unit}-{w.seed}")
             record = train_record(**given, interrupted=interrupted, report=report)
         else:
             module, restarts = "relusym.experiments.train_process", params.running["restarts"]

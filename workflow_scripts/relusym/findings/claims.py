@@ -63,6 +63,7 @@ LAYOUT = Layout(
     },
 )
 LEVEL = 0.05  # of the corrected p-values
+FEW = 10  # nets of a type, with less of which few claims can be settled
 COLUMNS = [
     "claim",
     "verdict",
@@ -96,7 +97,19 @@ def notes(inputs: Inputs, about: About) -> list[str]:
         "t-tests take the nets of a type to be normally distributed. A rank test doesn't, but with few nets it "
         "can't come to a small p: the least that it can come to stands beside it. It decides only where all nets "
         "of a type are equal",
+        *_few(inputs),
         *origins.notes(inputs, about),
+    ]
+
+
+def _few(inputs: Inputs) -> list[str]:
+    nets = frames.nets(inputs)
+    most = nets.loc[nets["ok"], "model"].value_counts().max()
+    if not most < FEW:
+        return []
+    return [
+        f"With so few nets ({most} of a type; the paper has 24) most claims are bound to be inconclusive, which says "
+        "nothing against them"
     ]
 
 

@@ -1,7 +1,7 @@
 """How far a training is, for a person to read."""
 
 import sys
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -28,21 +28,14 @@ class Progress:
 
 
 class Reporter:
-    """A line that keeps changing in place on a terminal; a plain line an epoch anywhere else, such as in a log."""
+    """A line in the log every half minute and after each epoch; Snakemake's line shows the last of them."""
 
-    def __init__(self, name: str, *streams: TextIO):
-        self.name, self.streams = name, streams or (sys.stdout,)
+    def __init__(self, name: str, stream: TextIO | None = None, every_s: float = 30):
+        self.name, self.stream, self.every_s = name, stream, every_s
+        self.last = time.monotonic()
 
     def __call__(self, progress: Progress) -> None:
-        for stream in self.streams:
-            line = progress.line(self.name)
-            if stream.isatty():
-                end = "\n" if progress.epoch >= progress.epochs else ""
-                print(f"\r{line}\x1b[K", end=end, file=stream, flush=True)
-            elif progress.epoch_done:
-                print(line, file=stream, flush=True)
-
-
-def report_to(name: str, terminal: TextIO) -> Callable[[Progress], None]:
-    """A reporter in the log that stdout is, and on the terminal if it is one."""
-    return Reporter(name, sys.stdout, *([terminal] if terminal.isatty() else []))
+        now = time.monotonic()
+        if progress.epoch_done or now - self.last >= self.every_s:
+            self.last = now
+            print(progress.line(self.name), file=self.stream or sys.stdout, flush=True)

@@ -1,0 +1,113 @@
+"""What others need to carry the project on: checks, CI, the catalog's entry, the container, what each test is for."""
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+TESTS = sorted(Path(__file__).parent.glob("test_*.py"))
+MAKE = {
+    line.partition(":")[0]
+    for line in (ROOT / "Makefile").read_text().splitlines()
+    if re.match(r"[\w-]+:", line)
+}
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_each_test_file_says_in_its_first_line_what_it_proves(path):
+    said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert said and len(said.splitlines()[0]) > 20
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_a_slow_test_says_how_slow(path):
+    marks = re.findall(r"pytest\.mark\.slow.*", path.read_text(encoding="utf-8"))
+    assert all(re.match(r"pytest\.mark\.slow\(seconds=\d+\)$", mark) for mark in marks)
+
+
+def steps(workflow):
+    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+def test_the_workflow_on_github_runs_what_is_there():
+    for path in ROOT.glob(".github/workflows/*.yml"):
+        workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert {"push", "pull_request"} <= {*workflow[True]}  # YAML reads `on` as true
+        run = [step["run"] for step in steps(workflow) if "run" in step]
+        assert ".ci/run" in run and "make demo" in run
+        assert all(step["uses"].count("@") == 1 for step in steps(workflow) if "uses" in step)
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_ci_and_the_contributors_page_name_targets_of_the_makefile():
+    said = (ROOT / ".ci" / "run").read_text() + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = {target for line in re.findall(r"\bmake ([\w -]+)", said) for target in line.split()}
+    assert {"lint", "check", "test", "test-cluster"} <= named <= MAKE
+
+
+@pytest.mark.parametrize(
+    "target", ["demo", "check", "test", "test-cluster", "lint", "format", "laptop", "bench"]
+)
+def test_make_would_run_programs_and_files_that_are_there(target):
+    run = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    programs = {Path(word).name for word in run.stdout.split() if word.startswith(".venv/bin/")}
+    assert programs and all(Path(sys.executable).with_name(program).exists() for program in programs)
+    files = re.findall(r"(?:tests/|requirements|Snakefile|rules)[\w./]*", run.stdout)
+    assert all((ROOT / file).exists() for file in files)
+
+
+def test_the_catalogs_entry_says_how_to_call_the_workflow():
+    usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text(encoding="utf-8"))["usage"]
+    assert usage["report"] and usage["software-stack-deployment"]["conda"]
+    flag, setting = shlex.split(usage["mandatory-flags"]["flags"])
+    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    assert flag == "--config" and setting.partition("=")[2] in config["scales"]
+
+
+def test_the_containers_recipe_takes_files_that_are_there_and_is_built_where_the_snakefile_looks():
+    recipe = (ROOT / "envs" / "relusym.def").read_text()
+    (files,) = re.findall(r"%files\n((?:    .*\n)+)", recipe)
+    assert all((ROOT / line.split()[0]).exists() for line in files.splitlines())
+    (built,) = re.findall(r"apptainer build (\S+) (\S+)", recipe)
+    assert built[1] == "envs/relusym.def"
+    assert f'container: f"{{workflow.current_basedir}}/{built[0]}"' in (ROOT / "Snakefile").read_text()
+
+
+APPTAINER = """#!/bin/bash
+# Notes the image, and runs the command outside of it, by the Python whose packages are those that the image has.
+if [ "$1" = --version ]; then echo "apptainer version 1.3.0"; exit; fi
+while [[ "$1" != *.sif ]]; do shift; done
+echo "$1" >> "$IMAGES"
+PATH="$PYTHON_FOLDER:$PATH" exec "${@:2}"
+"""
+
+
+def test_with_apptainer_every_job_runs_in_the_image_of_the_recipe(tiny, tmp_path):
+    """With a stand-in for apptainer: the command that Snakemake gives it."""
+    made, stand_in = tiny(), tmp_path / "bin" / "apptainer"
+    stand_in.parent.mkdir()
+    stand_in.write_text(APPTAINER)
+    stand_in.chmod(0o755)
+    stand_in.with_name("singularity").symlink_to(stand_in)
+    image = made.folder / "envs" / "relusym.sif"
+    image.touch()
+    surroundings = os.environ | {
+        "PATH": f"{stand_in.parent}:{os.environ['PATH']}",
+        "IMAGES": str(tmp_path / "images"),
+        "PYTHON_FOLDER": str(Path(sys.executable).parent),
+    }
+    command = [sys.executable, "-m", "snakemake", "lemma_e_1", "--cores", "2", "--sdm", "apptainer"]
+    run = subprocess.run(
+        command, cwd=made.folder, env=surroundings, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert set((tmp_path / "images").read_text().split()) == {str(image)}
+    assert (made.folder / "results/tiny/records/theory/lemma_e_1.json").exists()

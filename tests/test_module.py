@@ -1,0 +1,51 @@
+"""The workflow inside of another one: `module … use rule * from … as`, from a folder of its own and with a prefix."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+
+SNAKEFILE = """
+configfile: "mine.yaml"
+
+module relu:
+    snakefile: "{clone}/Snakefile"
+    config: config
+
+use rule * from relu as relu_*
+
+rule accuracies:
+    default_target: True
+    input: rules.relu_table2.output[1], "results/tiny/records/theory/lemma_2_2.json", rules.relu_figure4.output
+    output: "accuracies.txt"
+    shell: "cut -d, -f1,2 {{input[0]}} > {{output}}"
+"""
+
+
+@pytest.mark.slow(seconds=20)
+def test_a_workflow_uses_ours_under_a_prefix_with_its_own_config_and_in_its_own_folder(tiny, tmp_path):
+    made = tiny()
+    config = yaml.safe_load((made.folder / "config.yaml").read_text(encoding="utf-8"))
+    config |= {"models": {"cnn": config["models"]["cnn"]}, "pairs": [], "seeds": 0}
+    config["scales"]["tiny"]["models"] = {}
+    config["scales"]["tiny"].pop("figure9")
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    (outer / "mine.yaml").write_text(yaml.safe_dump(config))
+    (outer / "Snakefile").write_text(SNAKEFILE.format(clone=made.folder))
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+        return subprocess.run(command, cwd=outer, capture_output=True, text=True, check=False)
+
+    ended = run()
+    assert ended.returncode == 0, ended.stderr
+    table = pd.read_csv(outer / "results/tiny/tables/table2.csv")
+    assert table["model"].tolist() == ["cnn"] and (table["n"] + table["left_out"]).tolist() == [1]
+    assert (outer / "accuracies.txt").read_text().startswith("model,accuracy_mean\ncnn,")
+    assert (outer / "results/tiny/figures/figure4.png").exists()
+    assert not (made.folder / "results").exists() and not (made.folder / "data").exists()
+    assert "Nothing to be done" in run("--rerun-triggers", "mtime").stderr
+    assert "relu_train" in run("--rerun-triggers", "mtime", "--forcerun", "relu_train", "--dry-run").stdout

@@ -1,0 +1,218 @@
+"""What Snakemake prints in this folder (profiles/default): one line that moves, and the errors.
+
+A logger plugin, found by its name. The whole log is in .snakemake/log; with `--verbose` it is on the terminal as well.
+"""
+
+import re
+import shutil
+import sys
+import textwrap
+import threading
+import time
+from collections import Counter, defaultdict
+from logging import WARNING, LogRecord
+from pathlib import Path
+
+from snakemake_interface_logger_plugins.base import LogHandlerBase
+from snakemake_interface_logger_plugins.common import LogEvent
+
+EVERY_S = 1  # between two looks of the moving line
+EVERY_S_IN_A_FILE = 30  # between two lines where nothing can move, such as in a pipe
+CHATTER = (
+    "Using workflow",
+    "Config file",
+    "Assuming",
+    "Building DAG",
+    "Using shell",
+    "Adding",
+    "Conda env",
+    "Singularity",
+)
+NAMED = 4  # jobs of a rule that a dry run names
+
+
+class LogHandler(LogHandlerBase):
+    """On a terminal, a line that says what is done, running and to come; elsewhere, one every half minute."""
+
+    writes_to_stream, writes_to_file = True, False
+    has_filter = has_formatter = needs_rulegraph = False  # Snakemake's own, for `--verbose`
+
+    def __post_init__(self) -> None:
+        settings = self.common_settings
+        self.stream = sys.stdout if settings.stdout else sys.stderr
+        self.moves = self.stream.isatty() and not settings.dryrun and not settings.quiet
+        self.run = Run()
+        self.printed = time.monotonic()
+        self.without_metadata = 0
+        self.closed = threading.Event()
+        if self.moves:
+            threading.Thread(target=self._keep_moving, daemon=True).start()
+
+    def emit(self, record: LogRecord) -> None:
+        """Take in what Snakemake reports; see `logging.Handler`."""
+        try:
+            with self.lock:
+                self._take(record)
+        except Exception:
+            self.handleError(record)
+
+    def _take(self, record: LogRecord) -> None:
+        event = getattr(record, "event", None)
+        self.run.take(event, record)
+        if self.common_settings.verbose or self.common_settings.debug_dag:
+            self._print(self.format(record))
+        elif event == LogEvent.JOB_ERROR:
+            self._print(f"failed: {_name(record)}{_error(record.log)}")
+        elif event == LogEvent.GROUP_ERROR:
+            jobs = len(record.job_error_info)
+            self._print(f"failed: {jobs} jobs that were submitted together{_error(record.aux_logs)}")
+        elif str(record.msg).startswith(
+            "Missing metadata"
+        ):  # of every file that was made elsewhere: `--report`
+            self.without_metadata += 1
+        elif event in (None, LogEvent.ERROR):
+            # a job's error is printed by the job itself, see job.py
+            if record.levelno >= WARNING or (not self.run.total and not str(record.msg).startswith(CHATTER)):
+                self._print(str(record.msg))
+        elif event == LogEvent.JOB_FINISHED and self._is_due():
+            self._print(self.run.line())
+
+    def _is_due(self) -> bool:
+        return not self.moves and time.monotonic() - self.printed > EVERY_S_IN_A_FILE
+
+    def _print(self, text: str) -> None:
+        """A line of its own, above the moving one."""
+        self.printed = time.monotonic()
+        print(f"\r\x1b[K{text}" if self.moves else text, file=self.stream, flush=True)
+
+    def _keep_moving(self) -> None:
+        while not self.closed.wait(EVERY_S):
+            with self.lock:
+                if self.run.total and not self.closed.is_set():
+                    line = self.run.line()[: shutil.get_terminal_size().columns - 1]
+                    print(f"\r{line}\x1b[K", end="", file=self.stream, flush=True)
+
+    def close(self) -> None:
+        """The last line: how much was done, or would be."""
+        self.closed.set()
+        with self.lock:
+            if self.without_metadata:
+                self._print(
+                    f"Times of {self.without_metadata} files that were made elsewhere are unknown to the report"
+                )
+                self.without_metadata = 0
+            if self.common_settings.dryrun and self.run.total:
+                self._print(self.run.plan())
+            elif self.run.total > 1 and self.run.at_once and not self.common_settings.quiet:
+                self._print(self.run.summary())
+            self.run.total = 0  # Snakemake closes twice
+        super().close()
+
+
+def _name(record: LogRecord) -> str:
+    """A job as one reads it: its rule, and of which nets."""
+    net = Path(record.log[0]).stem if record.log else ""
+    return " ".join(dict.fromkeys([record.rule_name, net or record.rule_name]))
+
+
+class Run:
+    """What is known of a run from its events."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.to_do: Counter[str] = Counter()  # by rule, the jobs that are not done
+        self.total = self.done = self.at_once = 0
+        self.failed: set[int] = set()
+        self.running: dict[int, tuple[LogRecord, float]] = {}
+        self.seconds: dict[str, list[float]] = defaultdict(list)  # by rule, of the jobs that are done
+        self.planned: dict[str, list[str]] = defaultdict(list)
+
+    def take(self, event: str | None, record: LogRecord) -> None:
+        """An event and what Snakemake says of it."""
+        if event == LogEvent.RUN_INFO and not self.total:
+            self.to_do = Counter({rule: number for rule, number in record.stats.items() if rule != "total"})
+            self.total = self.to_do.total()
+        elif event == LogEvent.JOB_INFO:
+            self.running[record.jobid] = record, time.monotonic()
+            self.at_once = max(self.at_once, len(self.running))
+            self.planned[record.rule_name].append(_name(record).rpartition(" ")[2])
+        elif event == LogEvent.JOB_FINISHED and record.job_id in self.running:
+            job, began = self.running.pop(record.job_id)
+            self.seconds[job.rule_name].append(time.monotonic() - began)
+            self.to_do[job.rule_name] -= 1
+            self.done += 1
+            self.failed.discard(record.job_id)  # before, in an attempt that was repeated
+        elif event == LogEvent.JOB_ERROR:
+            self.failed.add(record.jobid)
+            self.running.pop(record.jobid, None)
+
+    def line(self) -> str:
+        """What is done, how long the rest takes, and what is running."""
+        left = self._seconds_left()
+        running = ", ".join(_name(job) + _epoch(job) for job, _ in self.running.values())
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        parts = [
+            f"{self.done} of {self.total} jobs done{failed}",
+            left and f"about {_time(left)} left",
+            running,
+        ]
+        return " | ".join(filter(None, parts))
+
+    def summary(self) -> str:
+        """How it ended."""
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        return f"{self.done} of {self.total} jobs done{failed}, in {_time(time.monotonic() - self.started)}"
+
+    def plan(self) -> str:
+        """What a dry run would do: of each rule how many jobs, and the first of them by name."""
+        single = [rule for rule, number in self.to_do.items() if number == 1]
+        lines = [f"Would run {self.total:,} jobs (the full list: --verbose):"]
+        for rule in self.to_do.keys() - single:
+            names = sorted(self.planned[rule])
+            lines.append(
+                f"{self.to_do[rule]:8,} {rule}: {', '.join(names[:NAMED] + ['…'] * (len(names) > NAMED))}"
+            )
+        others = textwrap.wrap(
+            ", ".join(single), 90, initial_indent="       1 of each: ", subsequent_indent=" " * 18
+        )
+        return "\n".join([lines[0], *sorted(lines[1:], reverse=True), *others])
+
+    def _seconds_left(self) -> float | None:
+        """Of each rule the jobs to do times their mean so far; None before any is done."""
+        every = [seconds for some in self.seconds.values() for seconds in some]
+        if not every:
+            return None
+        means = {rule: sum(some) / len(some) for rule, some in self.seconds.items()}
+        mean = sum(every) / len(every)
+        work = sum(number * means.get(rule, mean) for rule, number in self.to_do.items())
+        begun = sum(
+            min(time.monotonic() - began, means.get(job.rule_name, mean))
+            for job, began in self.running.values()
+        )
+        return (work - begun) / max(1, self.at_once)
+
+
+def _error(logs: list[str]) -> str:
+    """The last line of the first log that has one, and where it is."""
+    for path in map(Path, logs):
+        if path.is_file() and (text := path.read_text(encoding="utf-8", errors="replace").strip()):
+            return f": {text.splitlines()[-1].removeprefix('error: ')} ({path})"
+    return f"; see {', '.join(logs) or 'above'}"
+
+
+def _epoch(job: LogRecord) -> str:
+    """How far a training is, by its log (training/progress.py)."""
+    try:
+        with Path(job.log[0]).open("rb") as log:
+            log.seek(max(0, log.seek(0, 2) - 400))
+            found = re.findall(r"epoch +([\d.]+)/(\d+)", log.read().decode(errors="replace"))
+    except (IndexError, OSError):
+        return ""
+    return f" (epoch {found[-1][0]} of {found[-1][1]})" if found else ""
+
+
+def _time(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return (
+        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+    )
