@@ -9,7 +9,7 @@ from torch import nn
 from relusym.data.augmentation import normalise_imagenet
 from relusym.errors import UserError
 from relusym.merging.channel_groups import Place, block_outputs, channel_groups, permute, trace
-from relusym.merging.merge import largest_difference
+from relusym.merging.identities import largest_difference
 from relusym.nets import build
 from relusym.nets.vgg import VGG11
 

@@ -7,7 +7,7 @@ from small_nets import SMALL, smooth_images
 from torch import nn
 
 from relusym.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise_imagenet
-from relusym.merging.merge import largest_difference
+from relusym.merging.identities import largest_difference
 from relusym.nets import build
 from relusym.nets.resnet import ScaledResNet
 from relusym.symmetry import HORIZONTAL_FLIP

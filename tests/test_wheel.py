@@ -29,13 +29,15 @@ import sys
 sys.modules["snakemake"] = None
 import torch
 from relusym import nets, paper_values
+from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import generate
 from relusym.merging.images import Images
 from relusym.merging.merge import flip_merge
 torch.manual_seed(0)
 net = nets.build({"architecture": "vgg11", "width": 1 / 32, "group_convs": 8, "initialization": "he"}, classes=10)
 train, test = generate(100, 50, seed=0)
-merged = flip_merge(nets.plain(net.eval()), Images(train.images), Images(test.images), test.labels)
+train, labels, test = Images(train.images, 100, normalise), test.labels, Images(test.images, 50, normalise)
+merged = flip_merge(nets.plain(net.eval()), train, test, labels)
 assert merged.checks["flipped_net_on_flipped_images"] < 1e-4, merged.checks
 print(merged.accuracy["net"] == merged.accuracy["flipped"], len(paper_values.table(2)))
 """

@@ -18,7 +18,7 @@ from relusym.data.augmentation import Augmented, shuffled
 from relusym.errors import UserError
 from relusym.experiments.costs import Costs
 from relusym.experiments.nets_and_images import check_images, training_images
-from relusym.merging.merge import largest_difference
+from relusym.merging.identities import largest_difference
 from relusym.nets.vgg import VGG11
 from relusym.precision import full_float32
 from relusym.randomness import generator, stream
