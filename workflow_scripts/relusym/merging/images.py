@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from relusym.data.augmentation import Normalise, normalise
 from relusym.errors import UserError
+from relusym.randomness import generator
 
 COLOURS = (1, 3)  # channels of an image, grey or RGB
 LAYOUT = "uint8 (N, H, W, 3), or (N, H, W, 1) of a net that reads grey images"
@@ -60,6 +61,20 @@ class ImageSource(ABC):
     def first(self, count: int, device: torch.device) -> Tensor:
         """The first images, normalised: at most `count`, and at most a batch."""
         return next(iter(self.pairs(device)))[0][:count]
+
+    def sample(self, count: int, seed: int) -> tuple["ImageSource", Tensor]:
+        """A seeded choice of `count` images, or all if there are fewer, and which they are, int64 (count,), in order.
+
+        Those of batches from elsewhere are read once and held.
+        """
+        if count >= len(self):
+            return self, torch.arange(len(self))
+        chosen = torch.randperm(len(self), generator=generator(seed, "sample"))[:count].sort().values
+        return self._chosen(chosen), chosen
+
+    @abstractmethod
+    def _chosen(self, chosen: Tensor) -> "ImageSource":
+        """Those images alone."""
 
 
 def _regrouped(pieces: Iterator[Tensor], sizes: Iterable[int]) -> Iterator[Tensor]:
@@ -115,6 +130,9 @@ class Images(ImageSource):
 
     def first(self, count: int, device: torch.device) -> Tensor:
         return self.normalise(self.pixels[:count].to(device))
+
+    def _chosen(self, chosen: Tensor) -> "Images":
+        return replace(self, pixels=self.pixels[chosen.to(self.pixels.device)])
 
 
 def _checked(pixels: Any) -> Tensor:
@@ -204,6 +222,15 @@ class Batches(ImageSource):
             batches, images = batches + 1, images + len(x)
             yield x.contiguous(memory_format=torch.channels_last), labels
         self.counted = batches, images
+
+    def _chosen(self, chosen: Tensor) -> "Batches":
+        held, start = [], 0
+        for x, labels in self.pairs(torch.device("cpu")):
+            here = chosen[(chosen >= start) & (chosen < start + len(x))] - start
+            start += len(x)
+            if len(here):
+                held.append(x[here] if labels is None else (x[here], labels[here]))
+        return Batches(held)
 
     def _batch(self, x: Any) -> Tensor:
         x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x

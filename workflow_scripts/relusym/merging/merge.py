@@ -98,26 +98,22 @@ def target_statistics(
     }
 
 
-def corrected(
+def repaired(
     between: nn.Module, targets: dict[str, Statistics], images: ImageSource
-) -> tuple[dict[str, nn.Module], dict[str, float]]:
-    """The halfway net corrected: "reset" (of nets with batch norm) and "repaired"; and a check of the latter.
+) -> tuple[nn.Module, dict[str, float]]:
+    """The net with REPAIR, as its architecture has it, and a check that it is fused rightly, where it is fused.
 
     Raises:
         UserError: a fused REPAIR isn't the REPAIR that was measured.
     """
     if has_batch_norm(between):
-        nets = {
-            "reset": reset_batch_norm(between, images),
-            "repaired": repair_blocks(between, targets, images),
-        }
-        return nets, {}
-    repaired, rescalings = repair(between, targets, images)
+        return repair_blocks(between, targets, images), {}
+    net, rescalings = repair(between, targets, images)
     x = images.first(CHECK_IMAGES, device_of(between))
     logits = logits_of(unfused(between, rescalings, x))
-    checks = {"fused_repair": largest_difference(logits, logits_of(repaired(x)))}
+    checks = {"fused_repair": largest_difference(logits, logits_of(net(x)))}
     hold(checks)
-    return {"repaired": repaired}, checks
+    return net, checks
 
 
 @torch.no_grad()
@@ -188,8 +184,10 @@ def _merge(
     hold(checks)
     targets = target_statistics(found, groups, matched.permutations, repair_points(trace(first)))
     between = halfway(first, permuted)
-    nets, of_repair = corrected(between, targets, images)
-    inner = {"halfway": between, **nets}
+    inner = {"halfway": between}
+    if has_batch_norm(first):
+        inner["reset"] = reset_batch_norm(between, images)
+    inner["repaired"], of_repair = repaired(between, targets, images)
     nets = {**dict(zip(names, (first, second), strict=True)), **inner}
     metrics = {"accuracy": TOP_1, **metrics}
     by_net = {}
