@@ -63,6 +63,26 @@ def pictures(report: Report) -> dict[str, str]:
 def _layer_axis(axes: Axes, names: Sequence[str]) -> None:
     step = -(-len(names) // LABELLED) or 1
     axes.set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=7)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.grid(axis="y", color=GRID)
+    axes.tick_params(axis="x", length=0)
+
+
+def _nets(report: Report) -> Figure:
+    scores = report.merged.accuracy
+    figure = Figure(figsize=(WIDTH, 0.38 * len(scores) + 0.75), layout="constrained")
+    axes = figure.subplots()
+    ends = list(scores)[:2]
+    mean = sum(scores[name] for name in ends) / 2
+    for place, (name, score) in enumerate(scores.items()):
+        colour = BLUE if name in ends else GREEN if name == "repaired" else "#8fd1bd"
+        axes.barh(place, score, height=0.62, color=colour)
+        axes.text(score, place, f" {score:.4f}", va="center", fontsize=8.5)
+    axes.axvline(mean, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    side = "right" if mean > 0.6 else "left"
+    axes.text(mean, -0.62, " mean of both endpoints ", fontsize=8, va="bottom", ha=side)
+    axes.set_yticks(range(len(scores)), [NETS.get(name, name) for name in scores])
+    axes.set_ylim(len(scores) - 0.5, -1.0)
     best = max(scores.values())
     axes.set_xlim(0, 1.08 if best > 0.5 else 1.25 * best + 0.01)
     axes.set_xlabel(report.measure)
