@@ -1,13 +1,16 @@
 """What a name in the config stands for: a class or function that is imported when it is used, and its options."""
 
+from __future__ import annotations
+
 import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
-
-import jsonschema
+from typing import TYPE_CHECKING, Any
 
 from relusym.errors import UserError
+
+if TYPE_CHECKING:
+    import jsonschema
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ def choose(
     Raises:
         UserError: names the key, what was given and what is allowed.
     """
+    import jsonschema  # here, since the library needs it for configs alone
+
     name = given.get(selector)
     if name not in registry:
         raise UserError(one_of(f"{key}.{selector}", name, registry))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from relusym.reporting.report import Report
-from relusym.reporting.words import MOVED
+from relusym.reporting.words import MOVED, NETS
 
 WIDTH = 8.4  # inches: the page's column
 INK, PALE, GRID = "#222222", "#9a9a9a", "#e4e4e4"
