@@ -92,7 +92,7 @@ def test_a_report_is_one_screen_and_a_folder(capsys, folder, tmp_path):
     assert (code, told) == (0, [])
     printed = " ".join(printed.split())
     assert "build merged halfway with itself flipped left to right" in printed
-    assert "0 (stride 2) meets 16 pixels" in printed and str(out / "report.html") in printed
+    assert "0 of stride 2 meets 16 pixels" in printed and str(out / "report.html") in printed
     assert {path.name for path in out.iterdir()} == {
         *(
             "report.html",

@@ -197,7 +197,7 @@ def _report(given: argparse.Namespace) -> None:
             metrics=metrics,
             partial_images=given.partial_images,
             seed=given.seed,
-            name=given.net.rpartition(":")[2],
+            name=net_files.name_of(given.net, net),
             told=told,
         )
         told("writing", 0)

@@ -49,6 +49,12 @@ def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, tuple[A
     return net.eval().to(memory_format=torch.channels_last), preset
 
 
+def name_of(spec: str, net: nn.Module) -> str:
+    """What a report calls a net: torchvision's name, its class, or, of PyTorch's own classes, the callable's name."""
+    own = not spec.startswith("torchvision:") and not type(net).__module__.startswith("torch.")
+    return type(net).__name__ if own else spec.rpartition(":")[2]
+
+
 def called(made: Any, spec: str) -> nn.Module:
     """A net, or what a callable without arguments makes.
 

@@ -12,6 +12,7 @@ from string import Template
 from typing import Any
 
 from relusym import __version__, checkpoint
+from relusym.merging.identities import LIMITS
 from relusym.records import write_whole
 from relusym.reporting.pictures import pictures
 from relusym.reporting.report import Report
@@ -97,7 +98,9 @@ def tables(report: Report) -> dict[str, list[list[Any]]]:
     for part in report.partial:
         found["where_it_fails"].append([part.part, *part.up_to.values(), *part.all_but.values()])
     for misfit in report.grid.misfits:
-        found["grid"].append([misfit.layer, misfit.stride, misfit.size, misfit.left_over, misfit.pixels])
+        found["grid"].append(
+            [misfit.layer, misfit.stride, misfit.size, misfit.left_over, _whole(misfit.pixels)]
+        )
     return found
 
 
@@ -110,6 +113,7 @@ def page(report: Report) -> str:
     agreement = (
         " There are no labels: accuracies are the shares of images on which a net agrees with the net itself."
     )
+    held = {name: value for name, value in merged.checks.items() if value <= LIMITS[name][0]}
     nets = [f"<code>{name}.safetensors</code>" for name in SAVED if name in merged.nets]
     details = [
         f"<details><summary>{title}</summary><div class='wide'>{_table(rows[name])}</div></details>"
@@ -127,7 +131,7 @@ def page(report: Report) -> str:
         "size": f"{report.image_shape[2]}×{report.image_shape[1]}",
         "matched": f"{report.matched_images:,}",
         "symmetry": report.symmetry,
-        "checks": ", ".join(f"{name.replace('_', ' ')} {value:.1e}" for name, value in merged.checks.items()),
+        "checks": ", ".join(f"{name.replace('_', ' ')} {value:.1e}" for name, value in held.items()),
         "version": __version__,
     }
     return Template(files("relusym.reporting").joinpath("page.html").read_text(encoding="utf-8")).substitute(
@@ -177,6 +181,10 @@ def _table(rows: list[list[Any]], *, names: bool = False) -> str:
         cells = [NETS.get(first, first) if names else first, *map(_cell, rest)]
         lines.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _whole(value: float) -> float | int:
+    return int(value) if value == int(value) else value
 
 
 def _cell(value: Any) -> str:

@@ -34,6 +34,11 @@ STYLE = {
     "legend.fontsize": 8.5,
     "svg.hashsalt": "relusym",  # the same bytes from the same report
 }
+WAYS = {  # of choosing partners: colour, marker, and what it is called
+    "random": (PALE, "x", "random partners"),
+    "identity": (ORANGE, "s", "every channel its own partner"),
+    "matched": (GREEN, "o", "matched partners"),
+}
 LABELLED = 45  # layers whose names fit below an axis
 
 
@@ -75,9 +80,11 @@ def _nets(report: Report) -> Figure:
     ends = list(scores)[:2]
     mean = sum(scores[name] for name in ends) / 2
     for place, (name, score) in enumerate(scores.items()):
-        colour = BLUE if name in ends else GREEN if name == "repaired" else "#8fd1bd"
+        colour = BLUE if name in ends else GREEN if name == "repaired" else "#5db89c"
         axes.barh(place, score, height=0.62, color=colour)
-        axes.text(score, place, f" {score:.4f}", va="center", fontsize=8.5)
+        inside = score > 0.15
+        how = {"color": "white" if inside else INK, "ha": "right" if inside else "left"}
+        axes.text(score, place, f" {score:.4f} ", va="center", fontsize=8.5, **how)
     axes.axvline(mean, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
     side = "right" if mean > 0.6 else "left"
     axes.text(mean, -0.62, " mean of both endpoints ", fontsize=8, va="bottom", ha=side)
@@ -95,38 +102,25 @@ def _equivariance(report: Report) -> Figure | None:
     layers = [layer for layer in report.layers if layer.equivariance["matched"] is not None]
     if not layers:
         return None
-    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     x = np.arange(len(layers))
-    of = {
-        way: np.array([layer.equivariance[way] for layer in layers])
-        for way in ("matched", "identity", "random")
-    }
+    of = {way: np.array([layer.equivariance[way] for layer in layers]) for way in WAYS}
     axes.fill_between(x, of["matched"], of["random"], color=GREEN, alpha=0.10, linewidth=0)
-    for way, colour, marker, says in (
-        ("random", PALE, "x", "random partners"),
-        ("identity", ORANGE, "s", "every channel its own partner"),
-        ("matched", GREEN, "o", "matched partners"),
-    ):
+    for way, (colour, marker, says) in WAYS.items():
         axes.plot(x, of[way], color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=says)
-    top = max(1.45, 1.05 * max(values.max() for values in of.values()))
     axes.axhline(np.sqrt(2), color=PALE, linewidth=0.8, linestyle=":")
-    axes.text(
-        len(layers) - 0.45, np.sqrt(2), "√2: unrelated ", fontsize=8, color="#666666", ha="right", va="bottom"
-    )
-    axes.text(
-        len(layers) - 0.45,
-        0.01,
-        "0: exactly equivariant ",
-        fontsize=8,
-        color="#666666",
-        ha="right",
-        va="bottom",
-    )
-    axes.set_ylim(0, top + 0.08)
+    for height, says in ((np.sqrt(2), "√2: unrelated "), (0.01, "0: exactly equivariant ")):
+        axes.text(len(layers) - 0.45, height, says, fontsize=8, color="#666666", ha="right", va="bottom")
+    axes.set_ylim(0, max(1.53, 1.1 * max(values.max() for values in of.values())))
     axes.set_ylabel("relative equivariance error")
-    axes.legend(loc="upper left", ncols=3, bbox_to_anchor=(0, 1.13), borderaxespad=0, handlelength=1.6)
-    _layer_axis(axes, [layer.name for layer in layers])
+    axes.legend(loc="lower left", ncols=3, bbox_to_anchor=(0, 1), borderaxespad=0, handlelength=1.6)
+    axes.grid(axis="y", color=GRID)
+    axes.tick_params(axis="x", length=0)
+    below.bar(x, [layer.correlation for layer in layers], 0.5, color=GREEN)
+    below.set_ylim(0, 1)
+    below.set_ylabel("correlation\nof partners")
+    _layer_axis(below, [layer.name for layer in layers])
     return figure
 
 
@@ -155,31 +149,16 @@ def _orbits(report: Report) -> Figure:
 def _kernels(report: Report) -> Figure | None:
     if not report.convs:
         return None
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes, x = figure.subplots(), np.arange(len(report.convs))
-    axes.plot(
-        x,
-        [conv.kernel_constraint for conv in report.convs],
-        color=BLUE,
-        marker="o",
-        markersize=4,
-        linewidth=1.4,
-    )
+    zero = [conv.zero_filters / conv.filters for conv in report.convs]
+    axes.bar(x, zero, 0.5, color="#d3d3d3", label="share of zero-filters")
+    fails = [conv.kernel_constraint for conv in report.convs]
+    axes.plot(x, fails, color=BLUE, marker="o", markersize=4, linewidth=1.4, label="‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖")
     axes.axhline(np.sqrt(2), color=PALE, linewidth=0.8, linestyle=":")
-    axes.text(0, np.sqrt(2), "√2: unrelated filters", fontsize=8, color="#666666", va="bottom")
-    for place, conv in enumerate(report.convs):
-        if conv.zero_filters:
-            says = f"{conv.zero_filters} of {conv.filters} zero"
-            axes.annotate(
-                says,
-                (place, conv.kernel_constraint),
-                (0, 7),
-                textcoords="offset points",
-                fontsize=7,
-                ha="center",
-            )
+    axes.text(-0.5, np.sqrt(2), "√2: unrelated filters", fontsize=8, color="#666666", va="bottom")
     axes.set_ylim(0, 1.6)
-    axes.set_ylabel("‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖")
+    axes.legend(loc="lower left", ncols=2, bbox_to_anchor=(0, 1), borderaxespad=0, handlelength=1.4)
     _layer_axis(axes, [conv.name for conv in report.convs])
     return figure
 

@@ -20,7 +20,7 @@ MOVED = {
 DEGREES = (  # the largest GCNN barrier of each, and what it says
     (0.01, "it encodes the symmetry layer by layer, as a group-equivariant CNN does"),
     (0.1, "it is close to a group-equivariant CNN"),
-    (0.5, "it is in part like a group-equivariant CNN"),
+    (0.3, "it is in part like a group-equivariant CNN"),
     (float("inf"), "its layers are far from those of a group-equivariant CNN"),
 )
 
@@ -64,7 +64,13 @@ def grid_warning(grid: Grid, name: str) -> list[str]:
     """Which strides meet a size that they can't treat symmetrically, and what would do."""
     if grid.symmetric:
         return []
-    met = "; ".join(f"{one.layer} (stride {one.stride}) meets {one.size} pixels" for one in grid.misfits)
+    meet: dict[tuple[int, int], list[str]] = {}
+    for one in grid.misfits:
+        meet.setdefault((one.stride, one.size), []).append(one.layer)
+    met = "; ".join(
+        f"{' and '.join(layers)} of stride {stride} meet{'s' * (len(layers) == 1)} {size} pixels"
+        for (stride, size), layers in meet.items()
+    )
     return [
         f"At {grid.size} pixels {name} can't be equivariant, whatever its weights: {met}. Its flipped self is off by "
         f"{grid.offset:g} pixels in all. {_next_size(grid)}"
