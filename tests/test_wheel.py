@@ -30,15 +30,16 @@ DECLARED = """
 import sys
 from importlib.metadata import distribution, packages_distributions
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 allowed, todo = set(), [Requirement(text) for text in distribution("relusym").requires]
 while todo:
     requirement = todo.pop()
-    if requirement.name.lower() in allowed or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
-        continue
-    allowed.add(requirement.name.lower())
-    todo += map(Requirement, distribution(requirement.name).requires or [])
-homes = {name: {one.lower() for one in of} for name, of in packages_distributions().items()}
-forbidden = {name for name, of in homes.items() if not of & allowed and name != "relusym"}
+    name = canonicalize_name(requirement.name)
+    if name not in allowed and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+        allowed.add(name)
+        todo += map(Requirement, distribution(name).requires or [])
+homes = packages_distributions()
+forbidden = {name for name, of in homes.items() if not {canonicalize_name(one) for one in of} & allowed} - {"relusym"}
 for name in forbidden - set(sys.modules):
     sys.modules[name] = None
 assert {"snakemake", "torchvision", "pandas", "jsonschema", "yaml"} <= forbidden, forbidden  # torch itself needs jinja2
