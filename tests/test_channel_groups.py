@@ -156,8 +156,8 @@ def test_a_permutation_that_is_no_bijection_is_refused():
 
 
 def test_a_layer_with_unknown_effect_is_named():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Fold(30, 30))
-    with pytest.raises(UserError, match="layer 1: the effect of Fold on channels is unknown"):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LocalResponseNorm(3))
+    with pytest.raises(UserError, match="layer 1: the effect of LocalResponseNorm on channels is unknown"):
         channel_groups(net)
 
 

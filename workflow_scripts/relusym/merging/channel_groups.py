@@ -239,6 +239,28 @@ def has_batch_norm(net: nn.Module) -> bool:
 
 
 def block_outputs(graph: fx.GraphModule) -> list[fx.Node]:
-    """The outputs of a net's residual blocks: the ReLU that reads an addition, or the addition if no ReLU does."""
-    additions = [node for node in graph.graph.nodes if function_name(node) in ADDITIONS]
-    return [next((user for user in node.users if is_activation(graph, user)), node) for node in additions]
+    """The outputs of the blocks of a net with batch norm.
+
+    Of residual ones, the ReLU that reads an addition, or the addition if no ReLU does. A net without residual blocks
+    is made of convolution, batch norm and ReLU: the ReLUs. (What batch norms write themselves has, once they are reset,
+    the mean of the endpoints' statistics as it is.)
+    """
+
+    def activated(node: fx.Node) -> fx.Node | None:
+        return next((user for user in node.users if is_activation(graph, user)), None)
+
+    nodes = list(graph.graph.nodes)
+    additions = [node for node in nodes if function_name(node) in ADDITIONS and _of_feature_maps(node)]
+    if additions:
+        return [activated(node) or node for node in additions]
+    norms = [node for node in nodes if isinstance(layer_of(graph, node), handlers.BATCH_NORMS)]
+    return [user for node in norms if (user := activated(node))]
+
+
+def _of_feature_maps(addition: fx.Node) -> bool:
+    """Whether two tensors are added, and not sizes or a constant."""
+    others = {"size", "getattr", "getitem", "dim", "len"}
+    return len(addition.args) == 2 and all(
+        isinstance(of, fx.Node) and function_name(of) not in others and of.op != "get_attr"
+        for of in addition.args
+    )

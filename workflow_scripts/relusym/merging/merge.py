@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from relusym.merging.barrier import absolute_barrier, accuracy, barrier
-from relusym.merging.channel_groups import ChannelGroup, channel_groups, has_batch_norm, permute, trace
+from relusym.merging.channel_groups import ChannelGroup, channel_groups, order_of, permute, trace
 from relusym.merging.images import Images, device_of
 from relusym.merging.matching import Pair, match
 from relusym.merging.moments import Statistics
-from relusym.merging.repair import repair, repair_blocks, repair_points, reset_batch_norm, unfused
+from relusym.merging.repair import repair_points, repaired_nets
 from relusym.merging.survey import Survey, survey
 from relusym.precision import full_float32
 from relusym.randomness import generator
@@ -68,12 +68,10 @@ def target_statistics(
         found: of the nets as they were, before the second was permuted.
         points: graph node → name, as `repair_points` gives it.
     """
-    permutation_of = {node: permutations[group.name] for group in groups for node in group.nodes}
     first, second = found.statistics
-    return {
-        name: first[name].halfway(second[name].permuted(permutation_of[node]))
-        for node, name in points.items()
-    }
+    orders = {name: order_of(node, len(first[name].mean), groups, permutations)
+              for node, name in points.items() if name in first}  # fmt: skip
+    return {name: first[name].halfway(second[name].permuted(order)) for name, order in orders.items()}
 
 
 def largest_difference(one: Tensor, other: Tensor) -> float:
@@ -122,13 +120,9 @@ def merge(
     x = test_images.first(CHECK_IMAGES, device_of(first))
     checks = {"permuted_logits": largest_difference(second(x), permuted(x))}
     between = halfway(first, permuted)
-    inner = {"halfway": between}
-    if has_batch_norm(first):
-        inner["reset"] = reset_batch_norm(between, images)
-        inner["repaired"] = repair_blocks(between, targets, images)
-    else:
-        inner["repaired"], rescalings = repair(between, targets, images)
-        checks["fused_repair"] = largest_difference(unfused(between, rescalings, x), inner["repaired"](x))
+    corrected, repair_checks = repaired_nets(between, targets, images, x)
+    inner = {"halfway": between, **corrected}
+    checks |= repair_checks
     nets = {**dict(zip(names, (first, second), strict=True)), **inner}
     scores = {name: accuracy(net, test_images, test_labels) for name, net in nets.items()}
     ends = [scores[name] for name in names]
