@@ -89,6 +89,9 @@ class Flow(fx.Interpreter):
         UserError: an operation whose effect on channels is unknown, or layers that can't be permuted; named.
     """
 
+    handlers: dict[type[nn.Module] | str, Handler] = HANDLERS
+    what = "channels"
+
     def __init__(self, net: nn.Module, image_shape: tuple[int, ...], graph: fx.GraphModule | None = None):
         _refuse(net)
         super().__init__(graph or trace(net))
@@ -112,6 +115,15 @@ class Flow(fx.Interpreter):
                     f"{type(net).__name__} can't be run on an image of {shape}: {reason}"
                 ) from error
 
+    def of_image(self, shape: torch.Size) -> Labels:
+        """The labels of the net's input."""
+        return Labels.alike(FIXED, shape)
+
+    def of_outputs(self, outputs: list[Labels]) -> None:
+        """What is said of the net's outputs: their channels are fixed."""
+        for of in outputs:
+            self.ties.join(of.ids, torch.tensor(FIXED), "output")
+
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         self.labels[n] = self._labelled(n, result)
@@ -119,7 +131,7 @@ class Flow(fx.Interpreter):
 
     def _labelled(self, node: fx.Node, result: Any) -> Any:
         if node.op == "placeholder":
-            return Labels.alike(FIXED, result.shape)
+            return self.of_image(result.shape)
         if node.op == "get_attr":
             names = self.names.get(id(result))
             if not names or not result.is_floating_point():
@@ -127,20 +139,18 @@ class Flow(fx.Interpreter):
             return Weights(result.shape, {names[0]: torch.arange(result.numel()).reshape(result.shape)})
         known = fx.map_arg((node.args, node.kwargs), self.labels.__getitem__)
         if node.op == "output":
-            for of in tree_leaves(known):
-                if isinstance(of, Labels):
-                    self.ties.join(of.ids, torch.tensor(FIXED), node.name)
+            self.of_outputs([of for of in tree_leaves(known) if isinstance(of, Labels)])
             return None
         followed = any(isinstance(of, Labels | Weights) for of in tree_leaves(known))
         if not followed or not any(isinstance(of, Tensor) for of in tree_leaves(result)):
             return result
         layer = layer_of(self.module, node)
         keys = type(layer).__mro__ if layer is not None else [function_name(node)]
-        found = next((HANDLERS[key] for key in keys if key in HANDLERS), None)
+        found = next((self.handlers[key] for key in keys if key in self.handlers), None)
         call = Call(self, node, result, layer)
         if found is None:
             what = type(layer).__name__ if layer is not None else function_name(node)
-            raise call.refusal(f"the effect of {what} on channels is unknown; register a handler for it")
+            raise call.refusal(f"the effect of {what} on {self.what} is unknown; register a handler for it")
         return found(call, *known[0], **known[1])
 
 

@@ -174,7 +174,8 @@ def _moved(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
     if call.layer is not None:
         return call.layer(x)
     if call.node.op == "call_method":
-        return getattr(x, call.node.target)(*rest, **options)
+        target = {"view": "reshape", "view_as": "reshape_as"}.get(call.node.target, call.node.target)
+        return getattr(x, target)(*rest, **options)
     return call.node.target(x, *rest, **options)
 
 

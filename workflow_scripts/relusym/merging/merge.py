@@ -11,6 +11,7 @@ from relusym.merging.channel_groups import ChannelGroup, channel_groups, order_o
 from relusym.merging.images import Images, device_of
 from relusym.merging.matching import Pair, match
 from relusym.merging.moments import Statistics
+from relusym.merging.pixels import transformed
 from relusym.merging.repair import repair_points, repaired_nets
 from relusym.merging.survey import Survey, survey
 from relusym.precision import full_float32
@@ -153,7 +154,7 @@ def flip_merge(
     Two more checks: the flipped net on flipped images against the net, and flipping `symmetry.order` times against the
     identity. The rest as of `merge`.
     """
-    flipped = symmetry.transform(net)
+    flipped = transformed(net, symmetry, images.shape)
     merged = merge(
         *(net, flipped, images, test_images, test_labels), matching=matching, seed=seed, names=FLIP
     )
@@ -161,7 +162,7 @@ def flip_merge(
     merged.checks["flipped_net_on_flipped_images"] = largest_difference(net(x), flipped(symmetry.act(x)))
     back = flipped
     for _ in range(symmetry.order - 1):
-        back = symmetry.transform(back)
+        back = transformed(back, symmetry, images.shape)
     pairs = zip(net.state_dict().values(), back.state_dict().values(), strict=True)
     merged.checks["flipped_to_identity"] = float(not all(torch.equal(a, b) for a, b in pairs))
     return merged
