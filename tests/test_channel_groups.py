@@ -156,14 +156,8 @@ def test_a_permutation_that_is_no_bijection_is_refused():
 
 
 def test_a_layer_with_unknown_effect_is_named():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.PixelShuffle(2))
-    with pytest.raises(UserError, match="layer 1"):
-        channel_groups(net)
-
-
-def test_a_grouped_conv_that_is_not_depthwise_is_named():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2))
-    with pytest.raises(UserError, match="layer 1: grouped"):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LocalResponseNorm(3))
+    with pytest.raises(UserError, match="layer 1: the effect of LocalResponseNorm on channels is unknown"):
         channel_groups(net)
 
 

@@ -33,8 +33,8 @@ def needs(width):
 def no_net():
     return 7
 
-def mlp():
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 2))
+def pointwise():
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
 
 def margin(logits, labels):
     return logits.amax(1) - logits.mean(1)
@@ -262,7 +262,7 @@ REFUSED = {
     "no net": (("my_nets.py:no_net",), {}, "returns int"),
     "a number": (("my_nets.py:number",), {}, "is int"),
     "broken": (("broken.py:build",), {}, "ZeroDivisionError"),
-    "mlp": (("my_nets.py:mlp",), {}, "no spatial layer: nothing to transform"),
+    "pointwise": (("my_nets.py:pointwise",), {}, "no spatial layer: nothing to transform"),
     "no weights": (("my_nets.py:build", "--weights", "{}/none.pth"), {}, "there is no file"),
     "code": (("my_nets.py:build", "--weights", "{}/code.pth"), {}, "could run code"),
     "damaged": (("my_nets.py:build", "--weights", "{}/damaged.pth"), {}, "truncated or no checkpoint"),

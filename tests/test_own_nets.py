@@ -2,6 +2,7 @@
 
 import weakref
 from collections import OrderedDict
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -279,7 +280,7 @@ def poisoned():
         (lambda: conv_net().double(), "net.float()"),
         (poisoned, "0.weight holds values that aren't finite"),
         (
-            lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 16), nn.ReLU(), nn.Linear(16, 10)),
+            lambda: nn.Sequential(nn.Conv2d(3, 8, 1), *list(conv_net())[1:]),
             "nothing to transform",
         ),
         (lambda: conv_net()[1:], "can't read images of shape (3, 32, 32)"),
@@ -292,7 +293,7 @@ def poisoned():
         ),
         (lambda: "resnet18", "str; allowed is a torch.nn.Module"),
     ],
-    ids=["half", "double", "nan", "mlp", "shapes", "empty", "scalar", "text", "infinite", "name"],
+    ids=["half", "double", "nan", "pointwise", "shapes", "empty", "scalar", "text", "infinite", "name"],
 )
 def test_nets_that_cant_be_merged_are_refused(net, told):
     refused(lambda: flip_merge(net(), Images(PIXELS, 16)), told)
@@ -306,11 +307,23 @@ def test_grey_images_are_refused_by_a_net_that_reads_colours():
 # ---- identities
 
 
-def test_a_linear_layer_that_sees_where_things_are_stops_a_flip_merge():
+def test_a_transformed_net_that_isnt_the_net_on_transformed_images_stops_a_flip_merge(monkeypatch):
+    def wrong(net, symmetry, image_shape):
+        flipped = deepcopy(net)
+        flipped[0].weight.data[0] *= 1.1
+        return flipped
+
+    monkeypatch.setattr("relusym.merging.merge.transformed", wrong)
+    refused(
+        lambda: flip_merge(conv_net(), Images(PIXELS, 16)),
+        "flipped_net_on_flipped_images",
+        "no result is given",
+    )
+
+
+def test_a_net_that_sees_where_things_are_is_flipped_with_all_its_weights():
     net = conv_net(nn.MaxPool2d(15), nn.Flatten(), nn.Linear(32, 10))
-    images = Images(PIXELS, 16)
-    refused(lambda: flip_merge(net, images), "flipped")
-    assert merge(net, net, images).accuracy["halfway"] == 1  # nothing is flipped here
+    assert flip_merge(net, Images(PIXELS, 16)).checks["flipped_net_on_flipped_images"] < 1e-5
 
 
 @pytest.mark.parametrize("name", LIMITS)

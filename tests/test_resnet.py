@@ -29,6 +29,16 @@ def test_three_blocks_a_stage_make_resnet20():
     assert net.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10) and seen == [(64, 8, 8)]
 
 
+def test_padded_shortcuts_take_every_second_pixel_and_add_zero_channels_before_and_after():
+    net = build({"architecture": "cifar_resnet", "shortcut": "pad"}, 10)
+    assert sum(p.numel() for p in net.parameters()) == 269_722
+    x = torch.randn(2, 16, 7, 7)
+    y = net.layer2[0].downsample(x)
+    assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2]) and y.shape == (2, 32, 4, 4)
+    assert not y[:, :8].any() and not y[:, 24:].any()
+    assert net.layer3[0].downsample(torch.randn(1, 32, 8, 8)).shape == (1, 64, 4, 4)
+
+
 @pytest.mark.parametrize(("size", "widths"), [(32, [32, 16, 8, 4, 2]), (33, [33, 17, 9, 5, 3])])
 def test_small_images_keep_the_parity_of_every_width_that_a_stride_sees(size, widths):
     net, seen = build(SMALL, 10).eval(), []

@@ -8,8 +8,10 @@ from relusym.merging.grid import grid
 from relusym.merging.images import ImageSource, device_of
 from relusym.merging.invariance import moved
 from relusym.merging.nets import logits_of
+from relusym.merging.pixels import transformed
 from relusym.symmetry import Symmetry
 
+SPATIAL = (nn.Conv2d, nn.ConvTranspose2d)
 CHECK_IMAGES = 100  # one small batch is enough
 # Largest relative difference that rounding can make (1e-6 is usual), and what is wrong where it is larger.
 LIMITS = {
@@ -46,26 +48,31 @@ def largest_difference(one: Tensor, other: Tensor) -> float:
 
 @torch.no_grad()
 def check_transformed(
-    net: nn.Module, transformed: nn.Module, symmetry: Symmetry, images: ImageSource
+    net: nn.Module, flipped: nn.Module, symmetry: Symmetry, images: ImageSource
 ) -> dict[str, float]:
-    """Checks of Φ̂ = `symmetry.transform(net)`: Φ̂(τx) = τΦ(x), and that `symmetry.order` transforms are the identity.
+    """Checks of Φ̂ = `pixels.transformed(net, …)`: Φ̂(τx) = τΦ(x), and that `symmetry.order` of them are the identity.
 
     Raises:
         UserError: one doesn't hold, though by `grid` all strides allow it; or there is nothing to transform.
     """
-    if not any(conv.weight[0, 0].numel() > 1 for conv in net.modules() if isinstance(conv, nn.Conv2d)):
+    spatial = any(layer.weight[0, 0].numel() > 1 for layer in net.modules() if isinstance(layer, SPATIAL))
+    if not spatial and _alike(net, flipped):
         raise UserError(f"{type(net).__name__} has no spatial layer: nothing to transform by {symmetry.name}")
     x = images.first(CHECK_IMAGES, device_of(net))
     if symmetry.act(x).shape != x.shape:
         height, width = x.shape[-2:]
         raise UserError(f"symmetry {symmetry.name}: images of {width}×{height} pixels have to be square")
-    logits, others = logits_of(net(x)), logits_of(transformed(symmetry.act(x)))
+    logits, others = logits_of(net(x)), logits_of(flipped(symmetry.act(x)))
     checks = {"flipped_net_on_flipped_images": largest_difference(moved(logits, symmetry), others)}
-    back = transformed
+    back = flipped
     for _ in range(symmetry.order - 1):
-        back = symmetry.transform(back)
-    pairs = zip(net.state_dict().values(), back.state_dict().values(), strict=True)
-    checks["flipped_to_identity"] = float(not all(torch.equal(a, b) for a, b in pairs))
+        back = transformed(back, symmetry, images.shape)
+    checks["flipped_to_identity"] = float(not _alike(net, back))
     allowed = grid(net, images.shape, symmetry).symmetric
     hold(checks, () if allowed else ("flipped_net_on_flipped_images",))
     return checks
+
+
+def _alike(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)

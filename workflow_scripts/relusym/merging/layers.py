@@ -121,6 +121,22 @@ def layers(
     return found
 
 
+def by_node(groups: list[ChannelGroup]) -> dict[str, list[ChannelGroup]]:
+    """The groups by the graph node whose output is compared when their channels are matched."""
+    found: dict[str, list[ChannelGroup]] = defaultdict(list)
+    for group in groups:
+        found[group.node].append(group)
+    return found
+
+
+def group_output(group: ChannelGroup, output: Tensor) -> Tensor | None:
+    """A group's channels of its node's output: (B, C, H, W) or (B, C); None if they lie otherwise, as in tokens."""
+    place = group.matched
+    if output.ndim not in (2, 4) or (place.dim, place.block) != (1, 1):
+        return None
+    return output if place.entries is None else output[:, place.index(group.size, output.device).flatten()]
+
+
 @torch.no_grad()
 @full_float32()
 def equivariance_errors(
@@ -148,36 +164,32 @@ def equivariance_errors(
         (B, C) is left out. And the mean relative invariance error of the logits, over all images.
     """
     device = device_of(net)
-    ways = {
-        group.node: (
-            group,
-            {
-                "matched": torch.as_tensor(permutations[group.name]).to(device),
-                "identity": None,
-                "random": torch.randperm(group.size, generator=generator(seed, "random", group.name)).to(
-                    device
-                ),
-            },
-        )
+    partners = {
+        group.name: {
+            "matched": torch.as_tensor(permutations[group.name]).to(device),
+            "identity": None,
+            "random": torch.randperm(group.size, generator=generator(seed, "random", group.name)).to(device),
+        }
         for group in groups
     }
     squares: dict[str, dict[str, Tensor]] = defaultdict(
         lambda: defaultdict(lambda: torch.zeros((), device=device))
     )
+    of_node = by_node(groups)
     invariance, count = torch.zeros((), dtype=torch.float64, device=device), 0
 
     def visit(node: str, outputs: list[Tensor]) -> None:
-        group, permuted_by = ways.get(node, (None, {}))
-        output = outputs[0]
-        if group is None or count >= most or output.ndim not in (2, 4) or output.shape[1] != group.size:
-            return
-        here, there = output.chunk(2)
-        there = moved(there, symmetry)
-        sums = squares[group.name]
-        sums["whole"] += here.square().sum()
-        for way, permutation in permuted_by.items():
-            other = there if permutation is None else there.index_select(1, permutation)
-            sums[way] += (here - other).square_().sum()
+        for group in of_node.get(node, ()) if count < most else ():
+            output = group_output(group, outputs[0])
+            if output is None:
+                continue
+            here, there = output.chunk(2)
+            there = moved(there, symmetry)
+            sums = squares[group.name]
+            sums["whole"] += here.square().sum()
+            for way, permutation in partners[group.name].items():
+                other = there if permutation is None else there.index_select(1, permutation)
+                sums[way] += (here - other).square_().sum()
 
     with evaluating(net):
         run, most = Lockstep([trace(net)]), len(images) if most is None else most

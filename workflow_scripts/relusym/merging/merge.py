@@ -8,13 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from relusym.merging.barrier import absolute_barrier, barrier
-from relusym.merging.channel_groups import ChannelGroup, channel_groups, has_batch_norm, permute, trace
+from relusym.merging.channel_groups import (
+    ChannelGroup,
+    channel_groups,
+    has_batch_norm,
+    order_of,
+    permute,
+    trace,
+)
 from relusym.merging.identities import CHECK_IMAGES, check_transformed, hold, largest_difference
 from relusym.merging.images import GivenImages, ImageSource, as_images, device_of
 from relusym.merging.matching import Pair, match
 from relusym.merging.metrics import LOSS, TOP_1, Metric, check_labels, evaluate
 from relusym.merging.moments import Statistics
 from relusym.merging.nets import check_net, evaluating, logits_of
+from relusym.merging.pixels import transformed
 from relusym.merging.repair import repair, repair_blocks, repair_points, reset_batch_norm, unfused
 from relusym.merging.survey import Survey, survey
 from relusym.precision import full_float32
@@ -90,12 +98,10 @@ def target_statistics(
         found: of the nets as they were, before the second was permuted.
         points: graph node → name, as `repair_points` gives it.
     """
-    permutation_of = {node: permutations[group.name] for group in groups for node in group.nodes}
     first, second = found.statistics
-    return {
-        name: first[name].halfway(second[name].permuted(permutation_of[node]))
-        for node, name in points.items()
-    }
+    orders = {name: order_of(node, len(first[name].mean), groups, permutations)
+              for node, name in points.items() if name in first}  # fmt: skip
+    return {name: first[name].halfway(second[name].permuted(order)) for name, order in orders.items()}
 
 
 def repaired(
@@ -243,7 +249,7 @@ def flip_merge(
     check_labels(test_labels, test)
     check_net(FLIP[0], net, images)
     with evaluating(net):
-        flipped = symmetry.transform(net)
+        flipped = transformed(net, symmetry, images.shape)
         checks = check_transformed(net, flipped, symmetry, test)
         merged = _merge(net, flipped, images, test, test_labels, matching, seed, FLIP, metrics)
     merged.checks |= checks

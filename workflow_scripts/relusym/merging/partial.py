@@ -116,6 +116,7 @@ def partial_merges(
         targets = {
             name: here[name].halfway(there[name]) if owner[node] in chosen else here[name]
             for node, name in points.items()
+            if name in here
         }
         scores = evaluate(repaired(net, targets, images)[0], test, labels, metrics)[0]
         return {

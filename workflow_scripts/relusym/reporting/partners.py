@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from relusym.merging.channel_groups import ChannelGroup, trace
 from relusym.merging.images import ImageSource, device_of
+from relusym.merging.layers import by_node, group_output
 from relusym.merging.lockstep import Lockstep
 from relusym.merging.nets import evaluating
 from relusym.symmetry import Symmetry
@@ -56,23 +57,22 @@ def partners(
     for _ in range(symmetry.order - 1):
         back = symmetry.act(back)
     maps: dict[str, Tensor] = {}
-    of_node = {group.node: group for group in groups}
+    of_node = by_node(groups)
 
     def visit(node: str, outputs: list[Tensor]) -> None:
-        output = outputs[0]
-        large = output.ndim == 4 and min(output.shape[2:]) >= SMALLEST
-        if node in of_node and large and output.shape[1] == of_node[node].size:
-            maps[node] = output.float().cpu().clone()
+        for group in of_node.get(node, ()):
+            output = group_output(group, outputs[0])
+            if output is not None and output.ndim == 4 and min(output.shape[2:]) >= SMALLEST:
+                maps[group.name] = output.float().cpu().clone()
 
     with evaluating(net):
         Lockstep([trace(net)]).run([torch.cat([x, back])], visit)
-    nodes = [group.node for group in groups if group.node in maps]
-    places = np.linspace(0, len(nodes) - 1, min(SHOWN, len(nodes))).round().astype(int)
+    mapped = [group for group in groups if group.name in maps]
+    places = np.linspace(0, len(mapped) - 1, min(SHOWN, len(mapped))).round().astype(int)
     found = []
-    for node in (nodes[place] for place in places):
-        group = of_node[node]
+    for group in (mapped[place] for place in places):
         permutation = torch.as_tensor(permutations[group.name]).cpu()
-        here, there = maps[node]
+        here, there = maps[group.name]
         mirrored = symmetry.act(there)[permutation]
         a, b = (m.flatten(1) - m.flatten(1).mean(1, keepdim=True) for m in (here, mirrored))
         correlation = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-12)
