@@ -82,7 +82,7 @@ def grid(net: nn.Module, image_shape: tuple[int, int, int], symmetry: Symmetry) 
         graph = trace(deepcopy(net).to("meta").eval())
         found = _misfits(graph, image_shape, symmetry)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error.__cause__ or error).partition("\n")[0]  # torch.fx puts a page around the cause
         raise UserError(f"{type(net).__name__}: shapes at {image_shape} aren't known ({reason})") from error
     height, width = image_shape[1:]
     larger = None
