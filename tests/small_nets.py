@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from relusym.data.augmentation import normalise
+from relusym.merging import images
 from relusym.merging.channel_groups import channel_groups, permute
-from relusym.merging.images import Images
 from relusym.merging.repair import reset_batch_norm
 from relusym.merging.survey import survey
 from relusym.nets import build
@@ -17,6 +17,11 @@ from relusym.symmetry import HORIZONTAL_FLIP
 
 SMALL = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1], "width": 0.25}
 NARROW = {"architecture": "resnet", "block": "bottleneck", "layers": [2, 1, 1, 1], "width": 0.125}
+
+
+def Images(pixels, batch_size=500, normalise=normalise):
+    """Images normalised as CIFAR10's, unless told otherwise."""
+    return images.Images(pixels, batch_size, normalise)
 
 
 def smooth_images(count, size=32, seed=1):

@@ -15,6 +15,7 @@ from relusym.data.batches import ImageFiles, ImagesOnDevice
 from relusym.data.chiral_shapes import generate
 from relusym.data.views import crop_transform, random_crops, random_views, view_transform
 from relusym.errors import UserError
+from relusym.experiments.nets_and_images import normalise_of
 from relusym.randomness import generator
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
 
@@ -54,6 +55,19 @@ def test_normalisation_is_by_cifar10s_mean_and_std():
     images = torch.full((1, 2, 2, 3), 255, dtype=torch.uint8)
     expected = (255 - torch.tensor(MEAN)) / torch.tensor(STD)
     torch.testing.assert_close(normalise(images)[0, :, 0, 0], expected)
+
+
+def test_a_normalisation_of_the_configs_own_is_that_of_training_and_of_measuring():
+    own = normalise_of({"dataset": "cifar10", "normalisation": {"mean": [0.5] * 3, "std": [0.25, 0.5, 1]}})
+    images = torch.randint(0, 256, (8, 6, 6, 3), dtype=torch.uint8)
+    scaled = images.permute(0, 3, 1, 2) / 255
+    expected = (scaled - 0.5) / torch.tensor([0.25, 0.5, 1])[:, None, None]
+    torch.testing.assert_close(own(images), expected)
+    labels = torch.arange(8)
+    batches = ImagesOnDevice(images, labels, 8, batch_size=8, seed=0, name="a", symmetry=None, normalise=own)
+    (((view,), drawn),) = batches.epoch(0)
+    torch.testing.assert_close(view, expected[drawn])
+    assert normalise_of({"dataset": "cifar10"}) is normalise
 
 
 @SYMMETRIES

@@ -6,13 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from small_nets import vgg11
+from small_nets import Images, vgg11
 from small_training import train_on
 
 from benchmark import machine, plain_merging, plain_training, side_by_side
 from relusym.data import chiral_shapes
 from relusym.data.augmentation import normalise
-from relusym.merging.images import Images
 from relusym.merging.merge import FLIP, PAIR, merge
 from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.training.recipe import Recipe

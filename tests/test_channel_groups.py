@@ -9,7 +9,7 @@ from torch import nn
 from relusym.data.augmentation import normalise_imagenet
 from relusym.errors import UserError
 from relusym.merging.channel_groups import Place, block_outputs, channel_groups, permute, trace
-from relusym.merging.merge import largest_difference
+from relusym.merging.identities import largest_difference
 from relusym.nets import build
 from relusym.nets.vgg import VGG11
 
@@ -156,14 +156,8 @@ def test_a_permutation_that_is_no_bijection_is_refused():
 
 
 def test_a_layer_with_unknown_effect_is_named():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.PixelShuffle(2))
-    with pytest.raises(UserError, match="layer 1"):
-        channel_groups(net)
-
-
-def test_a_grouped_conv_that_is_not_depthwise_is_named():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2))
-    with pytest.raises(UserError, match="layer 1: grouped"):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LocalResponseNorm(3))
+    with pytest.raises(UserError, match="layer 1: the effect of LocalResponseNorm on channels is unknown"):
         channel_groups(net)
 
 

@@ -5,12 +5,16 @@ import shlex
 from itertools import chain
 
 import pytest
+import torch
 from conftest import ROOT
 from snakemake.cli import parse_args
+from torch.utils.data import DataLoader, TensorDataset
 
 from relusym import nets
+from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import generate
 from relusym.findings import FIGURES, TABLES
+from relusym.reporting import net_files
 from relusym.theory import STATEMENTS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -82,13 +86,50 @@ def test_a_command_plans_what_its_page_says(part, clone):
     assert PLANNED[part] <= {*planned} and ("imagenet" not in command or PLANNED[part] == {*planned})
 
 
-def test_the_snippet_of_readme_runs():
-    (snippet,) = re.findall(r"^```python\n(.*?)^```", TEXT[ROOT / "README.md"], re.MULTILINE | re.DOTALL)
-    train, test = generate(60, 40, seed=0)
-    net = nets.build({"architecture": "vgg11", "width": 1 / 32, "initialization": "he"}, classes=10)
-    names = {"net": net, "images": train.images, "test_images": test.images, "test_labels": test.labels}
+def snippets(page):
+    return re.findall(r"^```python\n(.*?)^```", TEXT[page], re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def names():
+    """What the pages' snippets take as given."""
+    _, test = generate(60, 40, seed=0)
+    network = {"architecture": "vgg11", "width": 1 / 32, "initialization": "he"}
+    net, other = (nets.build(network, classes=10) for _ in range(2))
+    x = normalise(test.images)
+    loader = DataLoader(TensorDataset(x, test.labels), 16)
+    scale = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+    return {
+        "net": net,
+        "other": other,
+        "pixels": test.images,
+        "labels": test.labels,
+        "loader": loader,
+        **scale,
+    }
+
+
+def test_the_snippet_of_readme_runs(names):
+    (snippet,) = snippets(ROOT / "README.md")
     exec(snippet, names)
     assert set(names["merged"].barrier) == {"halfway", "repaired"}
+
+
+def test_the_snippets_of_the_librarys_page_run_one_after_another(names, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    for snippet in snippets(ROOT / "docs/library.md"):
+        exec(snippet, names)
+    assert (tmp_path / "report" / "report.html").exists()
+    assert "Images: pixels of shape" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_net_of_the_worked_example_is_the_public_one():
+    assert len((ROOT / "docs/resnet20.py").read_text(encoding="utf-8").splitlines()) <= 40
+    net, _ = net_files.build(f"{ROOT / 'docs/resnet20.py'}:ResNet20", None, 0)
+    assert sum(parameter.numel() for parameter in net.parameters()) == 269722
+    names = {"conv1.weight", "layer2.0.bn2.running_var", "layer3.2.conv2.weight", "linear.bias"}
+    assert names <= set(net.state_dict())
+    assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
 def rows(text):

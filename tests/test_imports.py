@@ -17,6 +17,8 @@ PLANTED = {  # module of the library: an import that it must not have, and the c
     "findings/table4": ("relusym.data", "Findings and theory import the ground alone"),
     "theory/lemma_2_2": ("relusym.nets", "Findings and theory import the ground alone"),
     "findings/table2": ("torch", "Findings need no PyTorch"),
+    "reporting/page": ("pandas", "Reports need nothing of the workflow"),
+    "merging/layers": ("relusym.reporting", "Rooms import only what lies below them"),
     "jobs/memory": ("relusym.merging", "Jobs know no science"),
     "experiments/merge": ("snakemake.io", "The library knows neither Snakemake"),
     "training/loop": ("benchmark.machine", "The library knows neither Snakemake"),

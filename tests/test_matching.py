@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from small_nets import answers, shuffled, smooth_images, vgg11
+from small_nets import Images, answers, shuffled, smooth_images, vgg11
 from torch import nn
 
 from relusym.data.augmentation import normalise, normalise_imagenet
 from relusym.errors import UserError
 from relusym.merging import MATCHINGS
 from relusym.merging.channel_groups import channel_groups
-from relusym.merging.images import Images
 from relusym.merging.matching import Pair, match
 from relusym.merging.merge import flip_merge, merge
 from relusym.merging.repair import reset_batch_norm
@@ -155,6 +154,7 @@ def test_an_unknown_matching_is_refused_with_those_there_are(images):
 
 PEAK = """
 import resource, sys, torch
+from relusym.data.augmentation import normalise
 from relusym.merging.channel_groups import channel_groups, trace
 from relusym.merging.images import Images
 from relusym.merging.lockstep import Lockstep
@@ -165,7 +165,7 @@ torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 net = {"architecture": "resnet", "block": "bottleneck", "layers": [1, 1, 1, 1], "width": 0.25}
 first, second = (build(net, 10).eval().to(memory_format=torch.channels_last) for _ in range(2))
-images = Images(torch.randint(0, 256, (128, 224, 224, 3), dtype=torch.uint8), 128)
+images = Images(torch.randint(0, 256, (128, 224, 224, 3), dtype=torch.uint8), 128, normalise)
 groups = channel_groups(first, images.shape)
 if sys.argv[1] == "matching":
     survey(first, second, images, groups)

@@ -5,15 +5,15 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from small_nets import answers, resnet, shuffled, smooth_images, vgg11
+from small_nets import Images, answers, resnet, shuffled, smooth_images, vgg11
 from torch import nn
 
 from relusym.data.augmentation import normalise
 from relusym.errors import UserError
 from relusym.merging.barrier import absolute_barrier, accuracy, barrier
 from relusym.merging.channel_groups import channel_groups, permute
-from relusym.merging.images import Images
-from relusym.merging.merge import flip_merge, halfway, largest_difference, merge
+from relusym.merging.identities import largest_difference
+from relusym.merging.merge import flip_merge, halfway, merge
 from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
 

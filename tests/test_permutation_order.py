@@ -13,7 +13,8 @@ from records import NAMES, flip
 from relusym.errors import UserError
 from relusym.findings import figure4 as drawing
 from relusym.findings.figure4 import COLOURS, figure4
-from relusym.findings.permutation_order import channel_orders, order_counts
+from relusym.findings.permutation_order import order_counts
+from relusym.permutations import channel_orders
 
 
 def record(model, seed, permutations):

@@ -4,13 +4,13 @@ from copy import deepcopy
 
 import pytest
 import torch
-from small_nets import NARROW, SMALL, resnet, smooth_images, targets, vgg11
+from small_nets import NARROW, SMALL, Images, resnet, smooth_images, targets, vgg11
 from torch import nn
 
 from relusym.data.augmentation import normalise
 from relusym.merging.channel_groups import channel_groups, trace
-from relusym.merging.images import Images
-from relusym.merging.merge import halfway, largest_difference
+from relusym.merging.identities import largest_difference
+from relusym.merging.merge import halfway
 from relusym.merging.repair import repair, repair_blocks, repair_points, reset_batch_norm, unfused
 from relusym.merging.survey import survey
 

@@ -7,7 +7,7 @@ from small_nets import SMALL, smooth_images
 from torch import nn
 
 from relusym.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise_imagenet
-from relusym.merging.merge import largest_difference
+from relusym.merging.identities import largest_difference
 from relusym.nets import build
 from relusym.nets.resnet import ScaledResNet
 from relusym.symmetry import HORIZONTAL_FLIP
@@ -27,6 +27,16 @@ def test_three_blocks_a_stage_make_resnet20():
     seen = []
     net.layer3.register_forward_hook(lambda module, args, output: seen.append(output.shape[1:]))
     assert net.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10) and seen == [(64, 8, 8)]
+
+
+def test_padded_shortcuts_take_every_second_pixel_and_add_zero_channels_before_and_after():
+    net = build({"architecture": "cifar_resnet", "shortcut": "pad"}, 10)
+    assert sum(p.numel() for p in net.parameters()) == 269_722
+    x = torch.randn(2, 16, 7, 7)
+    y = net.layer2[0].downsample(x)
+    assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2]) and y.shape == (2, 32, 4, 4)
+    assert not y[:, :8].any() and not y[:, 24:].any()
+    assert net.layer3[0].downsample(torch.randn(1, 32, 8, 8)).shape == (1, 64, 4, 4)
 
 
 @pytest.mark.parametrize(("size", "widths"), [(32, [32, 16, 8, 4, 2]), (33, [33, 17, 9, 5, 3])])

@@ -10,6 +10,7 @@ import torch
 import torchvision
 
 from relusym.errors import UserError
+from relusym.nets import build
 from relusym.nets.weights import (
     UnavailableError,
     fetch,
@@ -82,6 +83,17 @@ def test_every_layout_is_read_from_files(state, tmp_path, name):
     assert about["classes"] == 1000 and about["files"] == {path.name: sha256(path) for path in paths}
     heads = {"SimSiam": 3 + 1, "MoCo-v3": 3 + 1 + len(without_head(state)) + 3}
     assert len(about["dropped"]) == heads.get(name, 0)
+
+
+def test_the_public_cifar_resnets_layout_is_read(tmp_path):
+    """Behind `module.`, with a head called `linear`, and option A shortcuts."""
+    network = {"architecture": "cifar_resnet", "blocks": 1, "shortcut": "pad"}
+    state = build(network, 10).state_dict()
+    names = {name: f"module.{name.replace('fc.', 'linear.')}" for name in state}
+    torch.save({"state_dict": {names[key]: tensor for key, tensor in state.items()}}, tmp_path / "a.th")
+    found, about = gather({"file": str(tmp_path / "a.th")}, network, tmp_path)
+    assert list(found) == list(state) and all(torch.equal(found[key], state[key]) for key in state)
+    assert about["classes"] == 10 and not about["dropped"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_nets import Images
 from small_training import (
     CPU,
     RESNET,
@@ -27,7 +28,6 @@ from torch import nn
 
 from relusym import checkpoint, nets
 from relusym.errors import Interrupted, UserError
-from relusym.merging.images import Images
 from relusym.merging.invariance import invariance_error, relative_invariance_error
 from relusym.nets.simsiam import SimSiam, simsiam_loss
 from relusym.randomness import generator, stream

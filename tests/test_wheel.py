@@ -1,5 +1,6 @@
 """The library as others install it: a wheel that works without Snakemake and without this folder."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -24,18 +25,40 @@ print(len([name for name in sys.modules if name.startswith("relusym")]))
 print(*{getattr(m, "__file__", None) for n, m in sys.modules.items() if n.startswith("relusym")}, sep="\\n")
 """
 
+# Only what the wheel says that it needs, and what that needs in turn, can be imported.
+DECLARED = """
+import sys
+from importlib.metadata import distribution, packages_distributions
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+allowed, todo = set(), [Requirement(text) for text in distribution("relusym").requires]
+while todo:
+    requirement = todo.pop()
+    name = canonicalize_name(requirement.name)
+    if name not in allowed and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+        allowed.add(name)
+        todo += map(Requirement, distribution(name).requires or [])
+homes = packages_distributions()
+forbidden = {name for name, of in homes.items() if not {canonicalize_name(one) for one in of} & allowed} - {"relusym"}
+for name in forbidden - set(sys.modules):
+    sys.modules[name] = None
+assert {"snakemake", "torchvision", "pandas", "jsonschema", "yaml"} <= forbidden, forbidden  # torch itself needs jinja2
+"""
+
 MERGE = """
 import sys
 sys.modules["snakemake"] = None
 import torch
 from relusym import nets, paper_values
+from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import generate
 from relusym.merging.images import Images
 from relusym.merging.merge import flip_merge
 torch.manual_seed(0)
 net = nets.build({"architecture": "vgg11", "width": 1 / 32, "group_convs": 8, "initialization": "he"}, classes=10)
 train, test = generate(100, 50, seed=0)
-merged = flip_merge(nets.plain(net.eval()), Images(train.images), Images(test.images), test.labels)
+train, labels, test = Images(train.images, 100, normalise), test.labels, Images(test.images, 50, normalise)
+merged = flip_merge(nets.plain(net.eval()), train, test, labels)
 assert merged.checks["flipped_net_on_flipped_images"] < 1e-4, merged.checks
 print(merged.accuracy["net"] == merged.accuracy["flipped"], len(paper_values.table(2)))
 """
@@ -89,3 +112,45 @@ def test_every_module_of_the_wheel_is_imported_without_snakemake(installed, tmp_
 
 def test_the_wheel_merges_a_net_with_its_flipped_self(installed, tmp_path):
     assert run(MERGE, installed, tmp_path) == ["True 7"]
+
+
+NET = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+"""
+
+COMMAND = """
+import sys
+import numpy as np
+from relusym.reporting.command import main
+pixels = np.random.default_rng(0).integers(0, 256, (20, 9, 9, 3), np.uint8)
+np.savez("images.npz", images=pixels, labels=np.arange(20) % 2)
+given = ["--images", "images.npz", "--mean", "0", "--std", "1", "--partial-images", "4"]
+code = main(["report", "net.py:build", *given, "--json"])
+assert code == 0 and sorted(sys.modules["relusym"].__all__)
+"""
+
+
+def test_the_command_runs_with_the_declared_dependencies_alone(installed, tmp_path):
+    (tmp_path / "net.py").write_text(NET)
+    (printed,) = run(DECLARED + COMMAND, installed, tmp_path)
+    numbers = json.loads(printed)
+    assert numbers["labelled"] and numbers["grid"]["symmetric"] and len(numbers["layers"]) == 1
+    assert (tmp_path / "report" / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_the_wheel_has_the_command_and_says_that_it_is_typed(installed):
+    (entries,) = installed.glob("*.dist-info/entry_points.txt")
+    assert "relusym = relusym.reporting.command:main" in entries.read_text()
+    assert (installed / "relusym" / "py.typed").exists()
+
+
+def test_what_is_public_is_imported_when_it_is_asked_for(installed, tmp_path):
+    code = "import sys, relusym; assert 'torch' not in sys.modules; from relusym import *; print(flip_merge.__name__)"
+    assert run(code, installed, tmp_path) == ["flip_merge"]
+    names = "import relusym; print(*(getattr(relusym, name).__class__.__name__ for name in relusym.__all__))"
+    assert len(run(names, installed, tmp_path)[0].split()) > 8
+    wrong = "import relusym\ntry:\n    relusym.merg\nexcept AttributeError as error:\n    print(error)"
+    assert run(wrong, installed, tmp_path) == ["module 'relusym' has no attribute 'merg'"]

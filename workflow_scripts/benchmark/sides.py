@@ -17,6 +17,7 @@ import torch
 
 from benchmark.machine import clock, matrix_rate
 from relusym.data import image_set
+from relusym.data.augmentation import normalise
 from relusym.data.batches import ImagesOnDevice
 from relusym.data.image_set import ImageSet
 from relusym.jobs.memory import keep_freed_memory
@@ -92,7 +93,9 @@ def _train(task: Task, seed: int, training: Callable[[VGG11], object]) -> Outcom
     ended = clock(device)
     test = images(task.data, "test", task.device)
     weights = {name: tensor.cpu().numpy() for name, tensor in net.state_dict().items()}
-    return Outcome(started, ended, (accuracy(net, Images(test.images), test.labels), weights))
+    return Outcome(
+        started, ended, (accuracy(net, Images(test.images, normalise=normalise), test.labels), weights)
+    )
 
 
 def train_here(task: Task, seed: int) -> Outcome:
@@ -137,7 +140,9 @@ def merge_here(task: Task, weights: Nets) -> Outcome:
     device = torch.device(task.device)
     train_set, test = (images(task.data, split, task.device) for split in ("train", "test"))
     nets = [task.load(one).to(memory_format=torch.channels_last) for one in weights]
-    some, tests = (Images(x, task.batch_size) for x in (train_set.images[: task.matched], test.images))
+    some, tests = (
+        Images(x, task.batch_size, normalise) for x in (train_set.images[: task.matched], test.images)
+    )
     started = clock(device)
     merged = (flip_merge if len(nets) == 1 else merge)(*nets, some, tests, test.labels)
     return Outcome(started, clock(device), (merged.permutations, merged.accuracy))

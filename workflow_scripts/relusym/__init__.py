@@ -3,4 +3,35 @@
 The words are those of Bökman & Kahl, "Investigating how ReLU-networks encode symmetries", NeurIPS 2023.
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
+
+# What is public, by where it is; imported when it is first asked for, since PyTorch takes seconds.
+_PUBLIC = {
+    "Images": "relusym.merging.images:Images",
+    "Merge": "relusym.merging.merge:Merge",
+    "Metric": "relusym.merging.metrics:Metric",
+    "Report": "relusym.reporting.report:Report",
+    "SYMMETRIES": "relusym.symmetry:SYMMETRIES",
+    "UserError": "relusym.errors:UserError",
+    "flip_merge": "relusym.merging.merge:flip_merge",
+    "grid": "relusym.merging.grid:grid",
+    "merge": "relusym.merging.merge:merge",
+    "normalisation": "relusym.merging.images:normalisation",
+    "report": "relusym.reporting.report:report",
+    "write_report": "relusym.reporting.page:write_report",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'relusym' has no attribute {name!r}")
+    import pkgutil
+
+    return pkgutil.resolve_name(_PUBLIC[name])
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

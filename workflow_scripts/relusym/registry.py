@@ -1,19 +1,16 @@
 """What a name in the config stands for: a class or function that is imported when it is used, and its options."""
 
+from __future__ import annotations
+
 import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
-
-import jsonschema
+from typing import TYPE_CHECKING, Any
 
 from relusym.errors import UserError
 
-_DRAFT = jsonschema.Draft202012Validator
-# JSON Schema takes 2.0 for an integer; as a number of things it would fail later
-_SCHEMA = jsonschema.validators.extend(
-    _DRAFT, type_checker=_DRAFT.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
-)
+if TYPE_CHECKING:
+    import jsonschema
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,13 @@ def check_schema(schema: dict[str, Any], given: Any, section: str = "", remark: 
     Raises:
         UserError: names the key, what was given and what is allowed.
     """
-    error = jsonschema.exceptions.best_match(_SCHEMA(schema).iter_errors(given))
+    import jsonschema  # here, since the library needs it for configs alone
+
+    draft = jsonschema.Draft202012Validator
+    # JSON Schema takes 2.0 for an integer; as a number of things it would fail later
+    whole = draft.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+    validator = jsonschema.validators.extend(draft, type_checker=whole)(schema)
+    error = jsonschema.exceptions.best_match(validator.iter_errors(given))
     if error is not None:
         raise UserError(_one_line(error, section) + remark)
 

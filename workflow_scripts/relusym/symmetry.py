@@ -47,16 +47,26 @@ class Symmetry:
     def transform(self, net: nn.Module) -> nn.Module:
         """The net Φ̂ whose every conv kernel is transformed: Φ̂(τx) = Φ(x), where the architecture allows it.
 
-        It allows it if all spatial layers commute with τ (no stride-2 layer on an even width, see A.2.1) and no
-        linear layer reads a feature map of more than one pixel; `net` itself is left as it is.
+        It allows it if all spatial layers commute with τ (no stride-2 layer on an even width, see A.2.1) and no weights
+        belong to single pixels (`merging.pixels.transformed` moves those, too); `net` itself is left as it is.
+
+        Raises:
+            UserError: τ doesn't keep the shape of a kernel, as a quarter turn of one that isn't square.
         """
         import torch
 
-        transformed = deepcopy(net)
+        transformed, done = deepcopy(net), set()
         with torch.no_grad():
-            for module in transformed.modules():
-                if isinstance(module, torch.nn.Conv2d):
-                    module.weight.copy_(self.act(module.weight))
+            for name, module in transformed.named_modules():
+                if not isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                    continue
+                if id(module.weight) in done:  # layers may share it
+                    continue
+                done.add(id(module.weight))
+                kernel = self.act(module.weight)
+                if kernel.shape != module.weight.shape:
+                    raise UserError(f"layer {name}: symmetry {self.name} needs square kernels")
+                module.weight.copy_(kernel)
         return transformed
 
 

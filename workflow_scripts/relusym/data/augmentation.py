@@ -50,14 +50,17 @@ class Augmented:
         images: uint8 (N, H, W, 3), on the device that will train; kept padded, (N, H + 2p, W + 2p, 3).
         padding: p, pixels on each side; 0 leaves the crop out.
         symmetry: whose powers are as likely as one another; None leaves them out.
+        normalise: how pixels become a net's input.
 
     Raises:
         UserError: τ doesn't keep the images' shape.
     """
 
-    def __init__(self, images: Tensor, padding: int, symmetry: Symmetry | None):
+    def __init__(
+        self, images: Tensor, padding: int, symmetry: Symmetry | None, normalise: Normalise = normalise
+    ):
         self.height, self.width = images.shape[1:3]
-        self.padding, self.symmetry = padding, symmetry
+        self.padding, self.symmetry, self.normalise = padding, symmetry, normalise
         padded = torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
         self.stride = padded.shape[2]
         self.image_stride = padded.shape[1] * self.stride
@@ -79,4 +82,4 @@ class Augmented:
             places = places[random_powers(drawn, self.symmetry.order).to(device, non_blocking=True)]
         first = (index * self.image_stride)[:, None] + top * self.stride + left
         picked = self.pixels.index_select(0, (first + places).flatten())
-        return normalise(picked.view(count, self.height, self.width, 3))
+        return self.normalise(picked.view(count, self.height, self.width, 3))

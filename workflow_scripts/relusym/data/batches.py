@@ -57,6 +57,7 @@ class ImagesOnDevice:
         views: 1, a crop after zero padding, or 2 random views as SimSiam's.
         crop_padding: pixels on each side, for one view.
         symmetry: of which each image gets a random power; None for none.
+        normalise: how pixels become a net's input.
         rank, processes: this process, from 0, and how many share each batch.
 
     Raises:
@@ -75,13 +76,15 @@ class ImagesOnDevice:
         views: int = 1,
         crop_padding: int = 0,
         symmetry: Symmetry | None = HORIZONTAL_FLIP,
+        normalise: Normalise = normalise,
         rank: int = 0,
         processes: int = 1,
     ):
         self.images, self.labels, self.classes, self.views = images, labels, classes, views
         self.batch_size, self.steps = batch_size, _steps(len(images), batch_size)
         self.seed, self.name, self.symmetry = seed, name, symmetry
-        self.augmented = Augmented(images, crop_padding, symmetry)
+        self.normalise = normalise
+        self.augmented = Augmented(images, crop_padding, symmetry, normalise)
         self.share = slice(rank, None, processes)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
@@ -95,7 +98,9 @@ class ImagesOnDevice:
             views = (self.augmented.batch(index, random),)
         else:
             some = self.images[index]
-            views = tuple(normalise(random_views(some, random, self.symmetry)) for _ in range(self.views))
+            views = tuple(
+                self.normalise(random_views(some, random, self.symmetry)) for _ in range(self.views)
+            )
         return tuple(view[self.share] for view in views), self.labels[index[self.share]]
 
 
@@ -106,7 +111,7 @@ class ImageFiles:
         root: the folder with one folder a class.
         size: of the images, in pixels.
         views: 1, torchvision's random resized crop, or 2 random views as SimSiam's.
-        symmetry, rank, processes: as in `ImagesOnDevice`.
+        symmetry, normalise, rank, processes: as in `ImagesOnDevice`.
         workers: worker processes of each training process.
 
     Raises:
@@ -124,6 +129,7 @@ class ImageFiles:
         name: str,
         views: int = 1,
         symmetry: Symmetry | None = HORIZONTAL_FLIP,
+        normalise: Normalise = normalise_imagenet,
         workers: int = 0,
         rank: int = 0,
         processes: int = 1,
@@ -131,7 +137,7 @@ class ImageFiles:
         transform = (crop_transform if views == 1 else view_transform)(size, symmetry)
         folder = image_folder(root, Views(transform, views))
         self.batch_size, self.steps = batch_size, _steps(len(folder), batch_size)
-        self.classes, self.device = len(folder.classes), device
+        self.classes, self.device, self.normalise = len(folder.classes), device, normalise
         self.order = _Order(len(folder), batch_size, seed, name, slice(rank, None, processes))
         self.loader = DataLoader(
             _Drawn(folder, seed, name),
@@ -148,7 +154,7 @@ class ImageFiles:
         self.order.epoch, self.order.start = number, start
         for views, labels in self.loader:
             yield (
-                tuple(on_device(view, self.device, normalise_imagenet) for view in views),
+                tuple(on_device(view, self.device, self.normalise) for view in views),
                 labels.to(self.device, non_blocking=True),
             )
 

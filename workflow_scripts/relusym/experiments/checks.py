@@ -137,7 +137,9 @@ def _of_a_merge(model: Model) -> dict[str, Any]:
     name = {"architecture": model.given["network"]["architecture"]}
     options = choose(nets.ARCHITECTURES, "architecture", model.given["network"], "network")[1]
     network = {key: value for key, value in options.items() if key not in NOT_IN_PLAIN_NETS}
-    shared = {"data.dataset": model.given["data"]["dataset"], "image_size": model.given["image_size"]}
+    data_keys = ("dataset", "normalisation")
+    shared = {f"data.{key}": model.given["data"].get(key) for key in data_keys}
+    shared["image_size"] = model.given["image_size"]
     return {f"network.{key}": value for key, value in (name | network).items()} | shared
 
 

@@ -12,7 +12,7 @@ Record = dict[str, Any]
 DEFAULTS: Record = {
     "symmetry": "horizontal_flip",
     "merging": {"matching": "activation"},
-    "network": {"architecture": "vgg11", "group_convs": 0},
+    "network": {"architecture": "vgg11", "group_convs": 0, "shortcut": "conv"},
     "training": {field.name: field.default for field in fields(Recipe) if field.default is not MISSING},
     "data": {"size": None},
 }

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from relusym.data import image_set
-from relusym.data.augmentation import Augmented, shuffled
+from relusym.data.augmentation import Augmented, Normalise, normalise, shuffled
 from relusym.errors import UserError
 from relusym.experiments.costs import Costs
-from relusym.experiments.nets_and_images import check_images, training_images
-from relusym.merging.merge import largest_difference
+from relusym.experiments.nets_and_images import check_images, normalise_of, training_images
+from relusym.merging.identities import largest_difference
 from relusym.nets.vgg import VGG11
 from relusym.precision import full_float32
 from relusym.randomness import generator, stream
@@ -35,9 +35,11 @@ def weights(net: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
 
 
-def batches(images: image_set.ImageSet, how: Record) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    images: image_set.ImageSet, how: Record, normalised: Normalise = normalise
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Labels and normalised float32 batches (B, 3, H, W), cropped and flipped at random, without end."""
-    augmented = Augmented(images.images, how["crop_padding"], HORIZONTAL_FLIP)
+    augmented = Augmented(images.images, how["crop_padding"], HORIZONTAL_FLIP, normalised)
     epoch, count, device = 0, len(images.labels), images.labels.device
     while True:
         random = generator(how["seed"], "Figure 3", epoch)
@@ -76,7 +78,7 @@ def train_side_by_side(images: image_set.ImageSet, settings: Record, dtype: torc
             path.append(one.get_parameter(PATH).detach().double().cpu().numpy().copy())
 
     compare()
-    for labels, x in islice(batches(images, how), how["steps"]):
+    for labels, x in islice(batches(images, how, normalise_of(settings["data"])), how["steps"]):
         x = x.to(dtype)
         losses = []
         for one, optimizer, batch in zip(nets, optimizers, (x, HORIZONTAL_FLIP.act(x), x), strict=True):

@@ -18,6 +18,7 @@ from relusym.experiments.nets_and_images import (
     trained_net,
     training_images,
 )
+from relusym.merging.identities import hold
 from relusym.merging.images import Images
 from relusym.merging.invariance import invariance_error
 from relusym.merging.merge import Merge, flip_merge, merge
@@ -58,7 +59,7 @@ def merge_record(
 
     Raises:
         UserError: a checkpoint is damaged, isn't the one that its train record names, or was made with other settings;
-            the images are damaged or others.
+            the images are damaged or others; an identity that holds whatever the weights are doesn't.
     """
     costs, flip = Costs(device), len(names) == 1
     loaded = [
@@ -102,13 +103,14 @@ def merge_record(
             some = image_set.subset(images, settings["invariance_images"], stream(seed, model, "invariance"))
             record["invariance_error"] = invariance_error(loaded[0][0], read(some), symmetry)
             merged: Merge = flip_merge(*plain, *operands, symmetry=symmetry, **how)
-            arrays, constraint = filter_arrays(
+            arrays, about["kernel_constraint"] = filter_arrays(
                 plain[0], symmetry, merged.permutations, matched.shape, settings["projection_seed"]
             )
-            about["kernel_constraint"] = constraint
         else:
             merged = merge(*plain, *operands, **how)
-        merged.checks["kernel_constraint"] = max(kernel_constraint(net) for net, _ in loaded)
+        constraint = {"kernel_constraint": max(kernel_constraint(net) for net, _ in loaded)}
+        hold(constraint)
+        merged.checks |= constraint
         record |= merged.body()
     if filters:
         checkpoint.save_arrays(filters, arrays, about)

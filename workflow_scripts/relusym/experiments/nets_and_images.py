@@ -1,5 +1,6 @@
 """What a job reads: prepared images and trained nets, each held against what is said of it."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,10 @@ def _sized(images: ImageSet, size: int | None) -> ImageSet:
 
 
 def normalise_of(settings: Record) -> augmentation.Normalise:
-    """How pixels of a data set become a net's input."""
+    """How pixels become a net's input: by the mean and std of `normalisation`, if given, else by their data set's."""
+    if own := settings.get("normalisation"):
+        mean, std = (tuple(255 * value for value in own[key]) for key in ("mean", "std"))
+        return partial(augmentation.normalise, mean=mean, std=std)
     return augmentation.normalise_imagenet if settings["dataset"] == "imagenet" else augmentation.normalise
 
 

@@ -87,6 +87,7 @@ def train_record(
         "name": unit,
         "views": recipe.views,
         "symmetry": symmetry if recipe.augmentation else None,
+        "normalise": normalise_of(settings["data"]),
         "rank": rank(),
         "processes": world_size(),
     }

@@ -9,8 +9,8 @@ import pandas as pd
 from scipy import stats
 
 from relusym.findings import Record, power
-from relusym.findings.permutation_order import channel_orders
 from relusym.findings.power import Power, Spread
+from relusym.permutations import channel_orders
 
 SHARE = "share of the channels"
 NO_SPREAD = "all nets of a type are equal, so that the rank test counts"

@@ -12,8 +12,8 @@ from matplotlib.patches import ConnectionPatch
 from relusym.findings import About, Inputs
 from relusym.findings.filter_pairs import colours
 from relusym.findings.filters import Filters, first_kept
-from relusym.findings.permutation_order import channel_orders
 from relusym.findings.print_style import COLUMN_WIDTH, empty_figure
+from relusym.permutations import channel_orders
 
 STEPS = ("1. original", "2. flipped", "3. permuted", "4. flipped back")
 SHOWN = 3  # filters

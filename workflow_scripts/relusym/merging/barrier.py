@@ -1,27 +1,19 @@
 """Accuracy, and the barrier on the line between two nets (equation (4))."""
 
-import torch
 from torch import Tensor, nn
 
-from relusym.merging.images import Images, device_of
-from relusym.precision import full_float32
+from relusym.merging.images import GivenImages
+from relusym.merging.metrics import TOP_1, evaluate
 
 
-@torch.no_grad()
-@full_float32()
-def accuracy(net: nn.Module, images: Images, labels: Tensor) -> float:
-    """Share of the images whose largest logit is at `labels`, int64 (N,)."""
-    net.eval()
-    device = device_of(net)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    for x, truth in zip(images.batches(device), labels.split(images.batch_size), strict=True):
-        correct += (net(x).argmax(1) == truth.to(device)).sum()
-    return int(correct) / len(labels)
+def accuracy(net: nn.Module, images: GivenImages, labels: Tensor | None = None) -> float:
+    """Share of the images whose largest logit is at `labels`, int64 (N,), or at those that the batches bring."""
+    return evaluate(net, images, labels, {"accuracy": TOP_1})[0]["accuracy"]
 
 
 def absolute_barrier(first: float, second: float, halfway: float) -> float:
     """Equation (4) without its denominator: ½(ζ(θ₁) + ζ(θ₂)) − ζ(½(θ₁ + θ₂))."""
-    return (first + second) / 2 - halfway
+    return TOP_1.absolute_barrier(first, second, halfway)
 
 
 def barrier(first: float, second: float, halfway: float) -> float:

@@ -1,34 +1,44 @@
-"""Channel groups: which tensor dimensions of a net must be permuted together, read from its traced graph."""
+"""Channel groups: which dimensions of a net's tensors must be permuted together, read from its traced graph."""
 
-from dataclasses import dataclass, field
+from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
-from relusym.errors import UserError
+from relusym.merging import handlers, handlers_mixing  # noqa: F401  they register themselves
+from relusym.merging.flow import Flow, function_name, layer_of, trace
+from relusym.merging.handlers import ACTIVATING, ACTIVATIONS, ADDITIONS
+from relusym.merging.labels import FIXED, Labels
 
-# What leaves channels where they are and as they are: the output has the channels of the input.
-CHANNELWISE = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Dropout, nn.Dropout2d, nn.Identity),
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-)
-CHANNELWISE_FUNCTIONS = {
-    *("relu", "relu_", "gelu", "dropout"),
-    *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
-}
-RECTIFIERS, RECTIFYING_FUNCTIONS = (nn.ReLU, nn.ReLU6), {"relu", "relu_"}
-BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
-ADDITIONS = {"add", "iadd", "add_"}
+__all__ = ["ChannelGroup", "Place", "channel_groups", "order_of", "permute", "trace"]
 
 
 @dataclass(frozen=True)
 class Place:
-    """One dimension of one parameter or buffer; each channel spans `block` neighbouring entries of it."""
+    """Where channels lie in one dimension of a tensor.
+
+    Attributes:
+        tensor: a parameter's or buffer's name in the state dict; of `ChannelGroup.outputs`, a graph node's.
+        dim: the dimension.
+        block: how many entries of it each channel spans.
+        entries: those of the first channel, of the second and so on; None: all, in their order.
+    """
 
     tensor: str
     dim: int
     block: int = 1
+    entries: Sequence[int] | None = None
+
+    def index(self, size: int, device: torch.device | str = "cpu") -> Tensor:
+        """The entries of each of `size` channels, int64 (size, block)."""
+        every = range(size * self.block) if self.entries is None else self.entries
+        return torch.tensor(every, device=device).reshape(size, self.block)
 
 
 @dataclass(frozen=True)
@@ -36,11 +46,13 @@ class ChannelGroup:
     """Channels that one permutation acts on.
 
     Attributes:
-        name: the last layer that writes to the group, such as `conv3`; on a residual stream, the last block's.
+        name: the last layer that writes to the group, such as `conv3`, on a residual stream the last block's; with the
+            range of its channels, such as `conv3[:16]`, if those aren't all of the layer's.
         size: number of channels.
         places: every place in the state dict that is indexed by these channels.
-        node: the graph node whose output is compared when channels are matched: the group's last ReLU.
-        nodes: every graph node whose output has these channels, one entry of dimension 1 each.
+        node: the graph node whose output is compared when channels are matched: the group's last activation.
+        nodes: every graph node whose output has these channels and no others, one entry of dimension 1 each.
+        outputs: all places in the outputs of graph nodes where these channels are.
     """
 
     name: str
@@ -48,153 +60,129 @@ class ChannelGroup:
     places: tuple[Place, ...]
     node: str
     nodes: tuple[str, ...] = ()
+    outputs: tuple[Place, ...] = ()
 
-
-@dataclass(eq=False)
-class _Space:
-    """A channel space while the graph is read: joined with others by additions."""
-
-    size: int
-    free: bool = True
-    places: list[Place] = field(default_factory=list)
-    writers: list[fx.Node] = field(default_factory=list)
-    rectified: list[fx.Node] = field(default_factory=list)
-    parent: "_Space | None" = None
-
-    def root(self) -> "_Space":
-        return self if self.parent is None else self.parent.root()
-
-    def join(self, other: "_Space") -> "_Space":
-        """One residual stream of two."""
-        a, b = self.root(), other.root()
-        if a is not b:
-            a.free &= b.free
-            a.places += b.places
-            a.writers += b.writers
-            a.rectified += b.rectified
-            b.parent = a
-        return a
-
-    def index(self, name: str, layer: nn.Module) -> None:
-        """All parameters and buffers of a layer that have one entry a channel in dimension 0 are indexed by these."""
-        state = layer.state_dict().items()
-        self.root().places += [Place(f"{name}.{key}", 0) for key, tensor in state if tensor.ndim]
-
-
-def trace(net: nn.Module) -> fx.GraphModule:
-    """The net's graph.
-
-    Raises:
-        UserError: torch.fx can't trace it (control flow that depends on values).
-    """
-    try:
-        return fx.symbolic_trace(net)
-    except Exception as error:  # torch.fx raises many kinds
-        raise UserError(f"{type(net).__name__} can't be traced by torch.fx: {error}") from error
+    @property
+    def matched(self) -> Place:
+        """Where in the output of `node` the channels are."""
+        return next(place for place in self.outputs if place.tensor == self.node)
 
 
 def channel_groups(net: nn.Module, image_shape: tuple[int, ...] = (3, 32, 32)) -> list[ChannelGroup]:
     """The net's channel groups in the order of their matching nodes; its input and output channels stay fixed.
 
-    VGG11 has 8, ResNet50 has 37. `image_shape` is one image's (channels, height, width), for how many pixels a
-    flattened feature map has.
+    VGG11 has 8, ResNet50 has 37. Channels are in one group if every tensor that one of them indexes the other indexes
+    as well, and if nothing else tells them apart. `image_shape` is one image's (channels, height, width), for how many
+    pixels a flattened feature map has.
 
     Raises:
-        UserError: a layer whose effect on channels is unknown (named).
+        UserError: an operation whose effect on channels is unknown, or a layer that can't be permuted (named).
     """
-    graph = trace(net)
-    with torch.no_grad():
-        training = net.training
-        net.eval()
-        ShapeProp(graph).propagate(next(net.parameters()).new_zeros(1, *image_shape))
-        net.train(training)
-    spaces: dict[
-        fx.Node, tuple[_Space, int]
-    ] = {}  # of each output; how many entries of dim 1 a channel spans
-    for node in graph.graph.nodes:
-        sources = [spaces[source] for source in node.all_input_nodes if source in spaces]
-        space, block = sources[0] if sources else (None, 1)
-        layer, function = _layer(graph, node), _function(node)
-        if node.op == "output":
-            for space, _ in sources:
-                space.root().free = False
-            break
-        if node.op == "placeholder":
-            space = _Space(_channels(node), free=False)
-        elif isinstance(layer, nn.Conv2d | nn.Linear):
-            space, block = _written(node, layer, space, block), 1
-        elif isinstance(layer, BATCH_NORMS):
-            space.index(node.target, layer)
-        elif isinstance(layer, CHANNELWISE) or function in CHANNELWISE_FUNCTIONS:
-            if _rectifies(graph, node):
-                space.root().rectified.append(node)
-        elif isinstance(layer, nn.Flatten) or function == "flatten":
-            block *= _channels(node) // _channels(node.all_input_nodes[0])
-        elif function in ADDITIONS and len(sources) == 2:
-            space = space.join(sources[1][0])
-        else:
-            raise UserError(
-                f"layer {node.target}: its effect on channels is unknown, so it can't be permuted"
-            )
-        spaces[node] = space, block
-
-    order, groups = {node: i for i, node in enumerate(graph.graph.nodes)}, {}
-    for space in {space.root() for space, _ in spaces.values()}:
-        if space.free:
-            node = max(space.rectified or space.writers, key=order.get)
-            name = str(max(space.writers, key=order.get).target).removeprefix("features.")
-            nodes = tuple(n.name for n, (of, block) in spaces.items() if of.root() is space and block == 1)
-            groups[order[node]] = ChannelGroup(name, space.size, tuple(space.places), node.name, nodes)
+    flow = Flow(net, image_shape)
+    joined = _Joined(flow)
+    order = {node: i for i, node in enumerate(flow.module.graph.nodes)}
+    places, outputs = defaultdict(list), defaultdict(dict)
+    for (tensor, dim), labels in flow.places.items():
+        for group, place in joined.places(tensor, dim, labels):
+            places[group].append(place)
+    for node, of in flow.labels.items():
+        if isinstance(of, Labels) and len(of.varies) == 1:
+            for group, place in joined.places(node.name, of.varies[0], of.ids):
+                outputs[group][node] = place
+    written = defaultdict(list)
+    for node, labels in flow.writers.items():
+        for group, place in joined.places(node.name, 0, labels):
+            written[group].append((order[node], node, place))
+    groups, names = {}, Counter()
+    for number, size in enumerate(joined.sizes):
+        where = outputs[number]
+        if not where:
+            continue  # inside a layer, where nothing says how alike two channels are: they stay
+        smallest = min(place.block for place in where.values())
+        nodes = [node for node, place in where.items() if place.block == smallest]
+        activated = [node for node in nodes if is_activation(flow.module, node)]
+        summed = [node for node in nodes if node in flow.writers or function_name(node) in ADDITIONS]
+        node = max(activated or summed or nodes, key=order.get)
+        _, writer, place = max(written[number], default=(0, node, where[node]))
+        name = str(writer.target if writer.op == "call_module" else writer.name).removeprefix("features.")
+        name += _span(place, flow.writers[writer].numel()) if written[number] else ""
+        names[name] += 1
+        name += f"#{names[name]}" if names[name] > 1 else ""
+        whole = tuple(of.name for of, p in where.items() if (p.dim, p.block, p.entries) == (1, 1, None))
+        found = ChannelGroup(name, size, tuple(places[number]), node.name, whole, tuple(where.values()))
+        groups[order[node], min(where[node].entries or [0])] = found
     return [groups[i] for i in sorted(groups)]
 
 
-def _written(node: fx.Node, layer: nn.Conv2d | nn.Linear, read: _Space, block: int) -> _Space:
-    """The channels that a layer writes: new ones, or, if it is depthwise, those that it reads."""
-    written, groups = read.root(), getattr(layer, "groups", 1)
-    if groups == 1:
-        written = _Space(layer.weight.shape[0])
-        read.root().places.append(Place(f"{node.target}.weight", 1, block))
-    elif not groups == layer.in_channels == layer.out_channels:
-        raise UserError(f"layer {node.target}: grouped convolutions that aren't depthwise aren't supported")
-    written.index(node.target, layer)
-    written.writers.append(node)
-    return written
+class _Joined:
+    """What a net's flow says once it has been followed: which channels are one, and which of these are alike.
+
+    Attributes:
+        sizes: of the groups, those of a single channel left out.
+    """
+
+    def __init__(self, flow: Flow):
+        self.roots = flow.ties.roots()
+        self._found: dict[int, tuple[Tensor, list]] = {}
+        alike, self.fresh = np.zeros(len(self.roots), dtype=np.int64), 1
+        for labels in flow.places.values():
+            self._refine(alike, labels)
+        for marked in flow.ties.marks.values():
+            self._refine(alike, torch.cat(marked))
+        indexing = {
+            root for labels in flow.places.values() for root in np.unique(self._roots(labels)).tolist()
+        }
+        members: dict[int, list[int]] = defaultdict(list)
+        for root in sorted(indexing - {FIXED}):
+            members[alike[root]].append(root)
+        groups = [channels for channels in members.values() if len(channels) > 1]
+        self.sizes = [len(channels) for channels in groups]
+        self.group, self.rank = (np.full(len(self.roots), -1) for _ in range(2))
+        for number, channels in enumerate(groups):
+            self.group[channels], self.rank[channels] = number, range(len(channels))
+
+    def _roots(self, labels: Tensor) -> np.ndarray:
+        return self.roots[labels.flatten().clamp(min=FIXED).numpy()]
+
+    def _refine(self, alike: np.ndarray, labels: Tensor) -> None:
+        """Tell channels apart by how often each is among these labels."""
+        roots, counts = np.unique(self._roots(labels), return_counts=True)
+        _, kinds = np.unique(np.stack([alike[roots], counts]), axis=1, return_inverse=True)
+        alike[roots] = self.fresh + kinds.reshape(-1)
+        self.fresh += len(roots)
+
+    def places(self, tensor: str, dim: int, labels: Tensor) -> list[tuple[int, Place]]:
+        """Each group that has all its channels along this dimension, with as many entries of each, and where."""
+        if id(labels) not in self._found:
+            roots, every = self._roots(labels), labels.flatten().numpy()
+            groups = self.group[roots]
+            # joined channels lie in the order in which they were written
+            entries = np.lexsort((every, self.rank[roots], groups))
+            found = []
+            for run in np.split(entries, np.flatnonzero(np.diff(groups[entries])) + 1):
+                group = int(groups[run[0]])
+                counts = np.bincount(self.rank[roots[run]]) if group >= 0 else np.zeros(0)
+                if group < 0 or len(counts) < self.sizes[group] or (counts != counts[0]).any():
+                    continue
+                first, where = int(run[0]), tuple(run.tolist())
+                if where == tuple(range(first, first + len(run))):
+                    where = range(first, first + len(run)) if len(run) < len(roots) else None
+                found.append((group, int(counts[0]), where))
+            self._found[id(labels)] = labels, found
+        return [
+            (group, Place(tensor, dim, block, where)) for group, block, where in self._found[id(labels)][1]
+        ]
 
 
-def is_conv(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a graph's node is a convolution layer."""
-    return isinstance(_layer(graph, node), nn.Conv2d)
-
-
-def has_batch_norm(net: nn.Module) -> bool:
-    """Whether any layer keeps running statistics of its channels."""
-    return any(isinstance(layer, BATCH_NORMS) for layer in net.modules())
-
-
-def block_outputs(graph: fx.GraphModule) -> list[fx.Node]:
-    """The outputs of a net's residual blocks: the ReLU that reads an addition, or the addition if no ReLU does."""
-    additions = [node for node in graph.graph.nodes if _function(node) in ADDITIONS]
-    return [next((user for user in node.users if _rectifies(graph, user)), node) for node in additions]
-
-
-def _layer(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """The layer that a node calls."""
-    return graph.get_submodule(node.target) if node.op == "call_module" else None
-
-
-def _function(node: fx.Node) -> str | None:
-    """The name of the function or method that a node calls."""
-    called = node.op in ("call_function", "call_method")
-    return getattr(node.target, "__name__", node.target) if called else None
-
-
-def _rectifies(graph: fx.GraphModule, node: fx.Node) -> bool:
-    return isinstance(_layer(graph, node), RECTIFIERS) or _function(node) in RECTIFYING_FUNCTIONS
-
-
-def _channels(node: fx.Node) -> int:
-    """Entries of dimension 1 of a node's output."""
-    return node.meta["tensor_meta"].shape[1]
+def _span(place: Place, size: int) -> str:
+    """Which of a layer's channels these are, such as "[:16,32:]"; empty if all."""
+    if place.entries is None:
+        return ""
+    entries = set(place.entries)
+    starts = sorted(i for i in entries if i - 1 not in entries)
+    stops = sorted(i + 1 for i in entries if i + 1 not in entries)
+    runs = [f"{start or ''}:{stop if stop < size else ''}" for start, stop in zip(starts, stops, strict=True)]
+    return f"[{','.join(runs)}]" if len(runs) <= 3 else f"[{len(entries)} of {size}]"
 
 
 def permute(
@@ -207,12 +195,72 @@ def permute(
     Raises:
         ValueError: a permutation that is no bijection on its group.
     """
-    permuted, device = dict(state), next(iter(state.values())).device
+    permuted = copy(state)  # with the versions of layers that a state dict keeps beside
     for group in groups:
-        permutation = permutations[group.name].to(device)
-        if not torch.equal(permutation.sort().values, torch.arange(group.size, device=device)):
+        permutation = permutations[group.name]
+        if not torch.equal(permutation.sort().values.cpu(), torch.arange(group.size)):
             raise ValueError(f"group {group.name}: not a bijection on {group.size} channels")
         for place in group.places:
-            entries = permutation[:, None] * place.block + torch.arange(place.block, device=device)
-            permuted[place.tensor] = permuted[place.tensor].index_select(place.dim, entries.flatten())
+            tensor = permuted[place.tensor]
+            order = _reordered(place, group.size, permutation, tensor.shape[place.dim])
+            permuted[place.tensor] = tensor.index_select(place.dim, order.to(tensor.device))
     return permuted
+
+
+def order_of(node: str, size: int, groups: list[ChannelGroup], permutations: dict[str, Tensor]) -> Tensor:
+    """How `permute` reorders the output of a graph node: channel i is the former channel `order[i]`, int64 (size,)."""
+    order = torch.arange(size)
+    for group in groups:
+        for place in group.outputs:
+            if place.tensor == node:
+                order = order[_reordered(place, group.size, permutations[group.name], size)]
+    return order
+
+
+def _reordered(place: Place, channels: int, permutation: Tensor, size: int) -> Tensor:
+    index, order = place.index(channels), torch.arange(size)
+    order[index.flatten()] = index[permutation.cpu()].flatten()
+    return order
+
+
+def is_conv(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a graph's node is a convolution layer."""
+    return isinstance(layer_of(graph, node), nn.Conv2d)
+
+
+def is_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a graph's node is a nonlinearity that acts on every entry alone."""
+    return isinstance(layer_of(graph, node), ACTIVATIONS) or function_name(node) in ACTIVATING
+
+
+def has_batch_norm(net: nn.Module) -> bool:
+    """Whether any layer keeps running statistics of its channels."""
+    return any(isinstance(layer, handlers.BATCH_NORMS) for layer in net.modules())
+
+
+def block_outputs(graph: fx.GraphModule) -> list[fx.Node]:
+    """The outputs of the blocks of a net with batch norm.
+
+    Of residual ones, the ReLU that reads an addition, or the addition if no ReLU does. A net without residual blocks
+    is made of convolution, batch norm and ReLU: the ReLUs. (What batch norms write themselves has, once they are reset,
+    the mean of the endpoints' statistics as it is.)
+    """
+
+    def activated(node: fx.Node) -> fx.Node | None:
+        return next((user for user in node.users if is_activation(graph, user)), None)
+
+    nodes = list(graph.graph.nodes)
+    additions = [node for node in nodes if function_name(node) in ADDITIONS and _of_feature_maps(node)]
+    if additions:
+        return [activated(node) or node for node in additions]
+    norms = [node for node in nodes if isinstance(layer_of(graph, node), handlers.BATCH_NORMS)]
+    return [user for node in norms if (user := activated(node))]
+
+
+def _of_feature_maps(addition: fx.Node) -> bool:
+    """Whether two tensors are added, and not sizes or a constant."""
+    others = {"size", "getattr", "getitem", "dim", "len"}
+    return len(addition.args) == 2 and all(
+        isinstance(of, fx.Node) and function_name(of) not in others and of.op != "get_attr"
+        for of in addition.args
+    )

@@ -1,49 +1,266 @@
-"""Images as nets read them: the one place of this room where pixels become a net's input."""
+"""Images as nets read them: the one place of this room where pixels, or others' batches, become a net's input."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from relusym.data.augmentation import Normalise, normalise
+from relusym.errors import UserError
+from relusym.randomness import generator
+
+COLOURS = (1, 3)  # channels of an image, grey or RGB
+LAYOUT = "uint8 (N, H, W, 3), or (N, H, W, 1) of a net that reads grey images"
+
+
+def normalisation(mean: Sequence[float], std: Sequence[float]) -> Normalise:
+    """How pixels become a net's input: scaled to 0…1, then by each channel's mean and std on that scale.
+
+    Raises:
+        UserError: a standard deviation that isn't positive, or another number of means than of standard deviations.
+    """
+    if len(mean) != len(std) or min(std) <= 0:
+        raise UserError(f"mean {mean} and std {std}: one mean and one positive std a channel are needed")
+    return partial(normalise, mean=[255 * value for value in mean], std=[255 * value for value in std])
+
+
+class ImageSource(ABC):
+    """Images that nets are run on, batch by batch; they can be read any number of times."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many batches there are."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image."""
+
+    @abstractmethod
+    def pairs(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Normalised batches, float32 (B, C, H, W), and their labels, if they bring some."""
+
+    def batches(self, device: torch.device, *, even: bool = False) -> Iterator[Tensor]:
+        """Normalised batches on `device`, the last one what is left; `even` ones are of equal size up to one image."""
+        pieces = (x for x, _ in self.pairs(device))
+        if not even:
+            return pieces
+        whole, rest = divmod(len(self), self.count)
+        return _regrouped(pieces, [whole + 1] * rest + [whole] * (self.count - rest))
+
+    def first(self, count: int, device: torch.device) -> Tensor:
+        """The first images, normalised: at most `count`, and at most a batch."""
+        return next(iter(self.pairs(device)))[0][:count]
+
+    def sample(self, count: int, seed: int) -> tuple["ImageSource", Tensor]:
+        """A seeded choice of `count` images, or all if there are fewer, and which they are, int64 (count,), in order.
+
+        Those of batches from elsewhere are read once and held.
+        """
+        if count >= len(self):
+            return self, torch.arange(len(self))
+        chosen = torch.randperm(len(self), generator=generator(seed, "sample"))[:count].sort().values
+        return self._chosen(chosen), chosen
+
+    @abstractmethod
+    def _chosen(self, chosen: Tensor) -> "ImageSource":
+        """Those images alone."""
+
+
+def _regrouped(pieces: Iterator[Tensor], sizes: Iterable[int]) -> Iterator[Tensor]:
+    held = next(pieces)
+    for size in sizes:
+        while len(held) < size:
+            held = torch.cat([held, next(pieces)])
+        yield held[:size]
+        held = held[size:]
 
 
 @dataclass(frozen=True)
-class Images:
-    """Images that nets are run on, batch by batch.
+class Images(ImageSource):
+    """Images held as pixels.
 
     Attributes:
-        pixels: uint8 (N, H, W, 3), on any device.
+        pixels: uint8 (N, H, W, 3) or (N, H, W, 1), a tensor on any device or a NumPy array.
         batch_size: how many a net reads at once; results depend on it by rounding alone.
-        normalise: uint8 (B, H, W, 3) → float32 (B, 3, H, W); CIFAR10's, if not given.
+        normalise: uint8 (B, H, W, C) → float32 (B, C, H, W), as `normalisation` makes it. It is the net's own:
+            never assumed.
+
+    Raises:
+        UserError: other pixels, none, or no `normalise`.
     """
 
     pixels: Tensor
     batch_size: int = 500
-    normalise: Normalise = normalise
+    normalise: Normalise | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pixels", _checked(self.pixels))
+        if self.batch_size < 1:
+            raise UserError(f"batch_size: {self.batch_size} given; allowed is at least 1")
+        if self.normalise is None:
+            raise UserError(
+                "Images: it isn't said how pixels become the net's input: give normalise=normalisation(mean, std) of "
+                "the net"
+            )
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     @property
     def count(self) -> int:
-        """How many batches there are."""
         return -(-len(self) // self.batch_size)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image."""
         return (self.pixels.shape[3], *self.pixels.shape[1:3])
 
-    def batches(self, device: torch.device, *, even: bool = False) -> Iterator[Tensor]:
-        """Normalised batches on `device`, the last one what is left; `even` ones are of equal size up to one image."""
-        pieces = self.pixels.tensor_split(self.count) if even else self.pixels.split(self.batch_size)
-        return (self.normalise(piece.to(device)) for piece in pieces)
+    def pairs(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+        return ((self.normalise(piece.to(device)), None) for piece in self.pixels.split(self.batch_size))
 
     def first(self, count: int, device: torch.device) -> Tensor:
-        """The first `count` images, normalised."""
         return self.normalise(self.pixels[:count].to(device))
+
+    def _chosen(self, chosen: Tensor) -> "Images":
+        return replace(self, pixels=self.pixels[chosen.to(self.pixels.device)])
+
+
+def _checked(pixels: Any) -> Tensor:
+    if isinstance(pixels, np.ndarray):
+        pixels = torch.from_numpy(pixels)
+    if not isinstance(pixels, Tensor):
+        raise UserError(f"Images: {type(pixels).__name__} given; allowed is a tensor or array {LAYOUT}")
+    shape = tuple(pixels.shape)
+    wrong = None
+    if pixels.ndim == 3:
+        wrong = "has no dimension of colours: pixels[..., None]"
+        if shape[2] in (*COLOURS, 4):
+            wrong += ", or of one image pixels[None]"
+    elif pixels.ndim != 4:
+        wrong = f"has {pixels.ndim} dimensions"
+    elif shape[3] not in COLOURS and shape[1] in (*COLOURS, 4):
+        wrong = "has channels before height and width: pixels.permute(0, 2, 3, 1)"
+    elif shape[3] == 4:
+        wrong = "has a fourth channel (transparency): pixels[..., :3]"
+    elif shape[3] not in COLOURS:
+        wrong = f"has {shape[3]} channels"
+    elif pixels.dtype != torch.uint8:
+        wrong = f"is {pixels.dtype}".replace("torch.", "")
+        wrong += ": give grey levels 0…255 as uint8, or a list of normalised batches (B, C, H, W) in place of Images"
+    elif not len(pixels):
+        wrong = "holds no images"
+    if wrong:
+        raise UserError(f"Images: pixels of shape {shape} given, which {wrong}; allowed is {LAYOUT}")
+    return pixels
+
+
+class Batches(ImageSource):
+    """Images that come in batches from elsewhere, such as a DataLoader or a list, already normalised.
+
+    Args:
+        given: can be iterated any number of times; each item float32 (B, C, H, W), or that and labels (B,).
+
+    Raises:
+        UserError: it can be read only once, is empty, or its batches are something else.
+    """
+
+    def __init__(self, given: Iterable[Any]):
+        if isinstance(given, Tensor | np.ndarray):
+            raise UserError(
+                f"{type(given).__name__} given as images: give a list of batches, or Images(pixels, …)"
+            )
+        if not isinstance(given, Iterable) or isinstance(given, str | bytes | dict):
+            raise UserError(
+                f"{type(given).__name__} given as images: give Images, a DataLoader or a list of batches"
+            )
+        if iter(given) is given:
+            raise UserError(
+                "images come from an iterator, which can be read only once: give a DataLoader or a list"
+            )
+        self.given = given
+        self.counted: tuple[int, int] | None = None  # batches and images, known after the first time through
+        self._shape: tuple[int, int, int] | None = None
+        first = next(self.pairs(torch.device("cpu")), None)
+        if first is None:
+            raise UserError("no images: the DataLoader or list of batches is empty")
+        if not first[0].isfinite().all():
+            raise UserError("images: the first batch holds values that aren't finite")
+
+    def _counts(self) -> tuple[int, int]:
+        if self.counted is None:
+            for _ in self.pairs(torch.device("cpu")):
+                pass
+        return self.counted
+
+    def __len__(self) -> int:
+        return self._counts()[1]
+
+    @property
+    def count(self) -> int:
+        return self._counts()[0]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self._shape
+
+    def pairs(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+        batches = images = 0
+        for item in self.given:
+            x, labels = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+            x = self._batch(x).to(device, non_blocking=True)
+            labels = None if labels is None else torch.as_tensor(labels).to(device)
+            batches, images = batches + 1, images + len(x)
+            yield x.contiguous(memory_format=torch.channels_last), labels
+        self.counted = batches, images
+
+    def _chosen(self, chosen: Tensor) -> "Batches":
+        held, start = [], 0
+        for x, labels in self.pairs(torch.device("cpu")):
+            here = chosen[(chosen >= start) & (chosen < start + len(x))] - start
+            start += len(x)
+            if len(here):
+                held.append(x[here] if labels is None else (x[here], labels[here]))
+        return Batches(held)
+
+    def _batch(self, x: Any) -> Tensor:
+        x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+        if not isinstance(x, Tensor):
+            raise UserError(
+                f"a batch is {type(x).__name__}; allowed is x or (x, labels), x a tensor (B, C, H, W)"
+            )
+        if x.ndim != 4 or not x.is_floating_point():
+            raise UserError(
+                f"a batch of shape {tuple(x.shape)} and type {x.dtype} given; allowed is normalised float32 "
+                "(B, C, H, W); pixels are given as Images(pixels, normalise=…)"
+            )
+        shape = tuple(x.shape[1:])
+        if self._shape is None:
+            if shape[2] in COLOURS and shape[0] not in COLOURS:
+                raise UserError(f"a batch of shape {tuple(x.shape)} has channels last: x.permute(0, 3, 1, 2)")
+            self._shape = shape
+        if shape != self._shape:
+            raise UserError(
+                f"images of shape {shape} and {self._shape} given: all need one size; resize or crop them"
+            )
+        return x.float()
+
+
+GivenImages = ImageSource | Iterable[Any]
+
+
+def as_images(given: GivenImages) -> ImageSource:
+    """`Images` as they are; a DataLoader or any other iterable of batches as `Batches`."""
+    return given if isinstance(given, ImageSource) else Batches(given)
 
 
 def device_of(net: torch.nn.Module) -> torch.device:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from relusym.merging.images import Images, device_of
+from relusym.merging.images import GivenImages, as_images, device_of
+from relusym.merging.nets import evaluating, logits_of
 from relusym.precision import full_float32
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
@@ -14,14 +15,21 @@ def relative_invariance_error(logits: Tensor, logits_moved: Tensor) -> Tensor:
     return norm(logits - logits_moved, dim=1) / (0.5 * norm(logits, dim=1) + 0.5 * norm(logits_moved, dim=1))
 
 
+def moved(logits: Tensor, symmetry: Symmetry) -> Tensor:
+    """τ of logits: of those at every pixel (B, classes, H, W) the pixels move, of (B, classes) nothing does."""
+    return symmetry.act(logits) if logits.ndim == 4 else logits
+
+
 @torch.no_grad()
 @full_float32()
-def invariance_error(net: nn.Module, images: Images, symmetry: Symmetry = HORIZONTAL_FLIP) -> float:
-    """Mean relative invariance error of `net` over `images`."""
-    net.eval()
-    device = device_of(net)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for x in images.batches(device):
-        both = net(torch.cat([x, symmetry.act(x)])).double()
-        total += relative_invariance_error(*both.chunk(2)).sum()
-    return float(total / len(images))
+def invariance_error(net: nn.Module, images: GivenImages, symmetry: Symmetry = HORIZONTAL_FLIP) -> float:
+    """Mean relative invariance error of `net` over `images`; of logits at every pixel, against τΦ(x)."""
+    device, images = device_of(net), as_images(images)
+    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
+    with evaluating(net):
+        for x in images.batches(device):
+            both = logits_of(net(torch.cat([x, symmetry.act(x)]))).double()
+            here, there = both.chunk(2)
+            total += relative_invariance_error(moved(here, symmetry).flatten(1), there.flatten(1)).sum()
+            count += len(x)
+    return float(total / count)

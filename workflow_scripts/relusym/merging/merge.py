@@ -1,16 +1,28 @@
 """Merging two nets: match, permute, average, REPAIR, and measure the barrier (sections 3 and 4)."""
 
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from relusym.merging.barrier import absolute_barrier, accuracy, barrier
-from relusym.merging.channel_groups import ChannelGroup, channel_groups, has_batch_norm, permute, trace
-from relusym.merging.images import Images, device_of
+from relusym.merging.barrier import absolute_barrier, barrier
+from relusym.merging.channel_groups import (
+    ChannelGroup,
+    channel_groups,
+    has_batch_norm,
+    order_of,
+    permute,
+    trace,
+)
+from relusym.merging.identities import CHECK_IMAGES, check_transformed, hold, largest_difference
+from relusym.merging.images import GivenImages, ImageSource, as_images, device_of
 from relusym.merging.matching import Pair, match
+from relusym.merging.metrics import LOSS, TOP_1, Metric, check_labels, evaluate
 from relusym.merging.moments import Statistics
+from relusym.merging.nets import check_net, evaluating, logits_of
+from relusym.merging.pixels import transformed
 from relusym.merging.repair import repair, repair_blocks, repair_points, reset_batch_norm, unfused
 from relusym.merging.survey import Survey, survey
 from relusym.precision import full_float32
@@ -18,12 +30,13 @@ from relusym.randomness import generator
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
 PAIR, FLIP = ("net_1", "net_2"), ("net", "flipped")  # the endpoints' names in records
-CHECK_IMAGES = 100  # one small batch is enough for the identities that are checked on every merge
+METRICS = {"loss": LOSS}  # measured beside the accuracy
+RECORDED = ("accuracy", "barrier", "absolute_barrier", "permutations", "similarity", "checks")
 
 
 @dataclass
 class Merge:
-    """What merging two nets measured.
+    """What merging two nets measured, and the nets.
 
     Attributes:
         accuracy: of both endpoints ("net_1" and "net_2", or "net" and "flipped"), and of the net halfway between them
@@ -34,6 +47,11 @@ class Merge:
         permutations: group name → list: channel i of the first net goes with channel `permutation[i]` of the second.
         similarity: group name → mean correlation of the matched channels.
         checks: largest relative differences that should be zero up to rounding.
+        scores: metric → net → mean over the test images, for "accuracy" and all other metrics.
+        barriers: metric → net in between → by how much it is worse than its endpoints' mean, in the metric's units.
+        labels: what accuracies were measured against, on the CPU.
+        nets: the endpoints and the nets in between by the same names, and "permuted", the second endpoint with its
+            channels in the first one's order.
     """
 
     accuracy: dict[str, float]
@@ -42,10 +60,22 @@ class Merge:
     permutations: dict[str, list[int]]
     similarity: dict[str, float]
     checks: dict[str, float]
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    barriers: dict[str, dict[str, float]] = field(default_factory=dict)
+    labels: Tensor | None = field(default=None, repr=False, compare=False)
+    nets: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
 
     def body(self) -> dict:
         """As the fields of a record."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in RECORDED}
+
+    @property
+    def note(self) -> str | None:
+        """Why there are no barriers, if there are none."""
+        if any(value is not None for value in self.barrier.values()):
+            return None
+        first, second = list(self.accuracy)[:2]
+        return f"no barrier: {first} and {second} are right on none of the {len(self.labels)} test images"
 
 
 @torch.no_grad()
@@ -68,17 +98,28 @@ def target_statistics(
         found: of the nets as they were, before the second was permuted.
         points: graph node → name, as `repair_points` gives it.
     """
-    permutation_of = {node: permutations[group.name] for group in groups for node in group.nodes}
     first, second = found.statistics
-    return {
-        name: first[name].halfway(second[name].permuted(permutation_of[node]))
-        for node, name in points.items()
-    }
+    orders = {name: order_of(node, len(first[name].mean), groups, permutations)
+              for node, name in points.items() if name in first}  # fmt: skip
+    return {name: first[name].halfway(second[name].permuted(order)) for name, order in orders.items()}
 
 
-def largest_difference(one: Tensor, other: Tensor) -> float:
-    """Largest difference of two tensors relative to the largest entry."""
-    return float((one - other).abs().max() / one.abs().max().clamp(min=1e-30))
+def repaired(
+    between: nn.Module, targets: dict[str, Statistics], images: ImageSource
+) -> tuple[nn.Module, dict[str, float]]:
+    """The net with REPAIR, as its architecture has it, and a check that it is fused rightly, where it is fused.
+
+    Raises:
+        UserError: a fused REPAIR isn't the REPAIR that was measured.
+    """
+    if has_batch_norm(between):
+        return repair_blocks(between, targets, images), {}
+    net, rescalings = repair(between, targets, images)
+    x = images.first(CHECK_IMAGES, device_of(between))
+    logits = logits_of(unfused(between, rescalings, x))
+    checks = {"fused_repair": largest_difference(logits, logits_of(net(x)))}
+    hold(checks)
+    return net, checks
 
 
 @torch.no_grad()
@@ -86,30 +127,56 @@ def largest_difference(one: Tensor, other: Tensor) -> float:
 def merge(
     first: nn.Module,
     second: nn.Module,
-    images: Images,
-    test_images: Images,
-    test_labels: Tensor,
+    images: GivenImages,
+    test_images: GivenImages | None = None,
+    test_labels: Tensor | None = None,
     *,
     matching: str = "activation",
     seed: int = 0,
     names: tuple[str, str] = PAIR,
+    metrics: Mapping[str, Metric] = METRICS,
 ) -> Merge:
     """Merge `second`, permuted to match `first`, with `first`.
 
     REPAIR is that of the architecture: at the outputs of convolutions, or of the residual blocks of nets with batch
-    norm.
+    norm. Both nets are left as they are, in the mode that they were in.
 
     Args:
         first, second: nets of one ordinary architecture (group convs written out by `to_plain`), on one device.
-        images: those that channels are matched and REPAIR's statistics taken on.
-        test_images, test_labels: what accuracies are measured on; labels int64 (N,).
+        images: those that channels are matched and REPAIR's statistics taken on: `Images`, or any iterable of
+            normalised batches x or (x, y) that can be read several times, such as a DataLoader.
+        test_images: what accuracies are measured on; None: `images`.
+        test_labels: int64 (N,); None: those that the batches of `test_images` bring, or, if they bring none, the first
+            net's own answers, so that accuracies are the shares of images on which nets agree with it.
         matching: its name in `matching.MATCHINGS`.
         seed: of a matching that draws.
         names: the endpoints' names in `Merge.accuracy`.
+        metrics: measured beside the accuracy, by name.
 
     Raises:
-        UserError: the nets are of different architecture, or one that can't be permuted; the matching is unknown.
+        UserError: the nets are of different architecture, or one that can't be permuted; the matching is unknown;
+            weights aren't finite float32; images or labels are something else; an identity of `identities` is broken.
     """
+    images = as_images(images)
+    test = images if test_images is None else as_images(test_images)
+    check_labels(test_labels, test)
+    for name, net in zip(names, (first, second), strict=True):
+        check_net(name, net, images)
+    with evaluating(first, second):
+        return _merge(first, second, images, test, test_labels, matching, seed, names, metrics)
+
+
+def _merge(
+    first: nn.Module,
+    second: nn.Module,
+    images: ImageSource,
+    test: ImageSource,
+    labels: Tensor | None,
+    matching: str,
+    seed: int,
+    names: tuple[str, str],
+    metrics: Mapping[str, Metric],
+) -> Merge:
     groups = channel_groups(first, images.shape)
     found = survey(first, second, images, groups)
     pair = Pair(
@@ -118,27 +185,40 @@ def merge(
     matched = match(matching, pair)
     permuted = deepcopy(second)
     permuted.load_state_dict(permute(second.state_dict(), groups, matched.permutations))
+    x = test.first(CHECK_IMAGES, device_of(first))
+    checks = {"permuted_logits": largest_difference(logits_of(second(x)), logits_of(permuted(x)))}
+    hold(checks)
     targets = target_statistics(found, groups, matched.permutations, repair_points(trace(first)))
-    x = test_images.first(CHECK_IMAGES, device_of(first))
-    checks = {"permuted_logits": largest_difference(second(x), permuted(x))}
     between = halfway(first, permuted)
     inner = {"halfway": between}
     if has_batch_norm(first):
         inner["reset"] = reset_batch_norm(between, images)
-        inner["repaired"] = repair_blocks(between, targets, images)
-    else:
-        inner["repaired"], rescalings = repair(between, targets, images)
-        checks["fused_repair"] = largest_difference(unfused(between, rescalings, x), inner["repaired"](x))
+    inner["repaired"], of_repair = repaired(between, targets, images)
     nets = {**dict(zip(names, (first, second), strict=True)), **inner}
-    scores = {name: accuracy(net, test_images, test_labels) for name, net in nets.items()}
-    ends = [scores[name] for name in names]
+    metrics = {"accuracy": TOP_1, **metrics}
+    by_net = {}
+    for name, net in nets.items():
+        by_net[name], labels = evaluate(net, test, labels, metrics)
+    scores = {metric: {name: values[metric] for name, values in by_net.items()} for metric in metrics}
+    accuracies = scores["accuracy"]
+    ends = [accuracies[name] for name in names]
     return Merge(
-        accuracy=scores,
-        barrier={name: barrier(*ends, scores[name]) if any(ends) else None for name in inner},
-        absolute_barrier={name: absolute_barrier(*ends, scores[name]) for name in inner},
+        accuracy=accuracies,
+        barrier={name: barrier(*ends, accuracies[name]) if any(ends) else None for name in inner},
+        absolute_barrier={name: absolute_barrier(*ends, accuracies[name]) for name in inner},
         permutations={name: permutation.tolist() for name, permutation in matched.permutations.items()},
         similarity=matched.similarity,
-        checks=checks,
+        checks=checks | of_repair,
+        scores=scores,
+        barriers={
+            metric: {
+                name: metrics[metric].absolute_barrier(*(of[end] for end in names), of[name])
+                for name in inner
+            }
+            for metric, of in scores.items()
+        },
+        labels=labels,
+        nets=nets | {"permuted": permuted},
     )
 
 
@@ -146,28 +226,31 @@ def merge(
 @full_float32()
 def flip_merge(
     net: nn.Module,
-    images: Images,
-    test_images: Images,
-    test_labels: Tensor,
+    images: GivenImages,
+    test_images: GivenImages | None = None,
+    test_labels: Tensor | None = None,
     *,
     symmetry: Symmetry = HORIZONTAL_FLIP,
     matching: str = "activation",
     seed: int = 0,
+    metrics: Mapping[str, Metric] = METRICS,
 ) -> Merge:
     """Merge a net with its flipped self (transformed by `symmetry`): the barrier is the GCNN barrier (section 3).
 
     Two more checks: the flipped net on flipped images against the net, and flipping `symmetry.order` times against the
     identity. The rest as of `merge`.
+
+    Raises:
+        UserError: as of `merge`; or the net has nothing to transform, or, where all strides allow it by `grid`, the
+            flipped net on flipped images isn't the net.
     """
-    flipped = symmetry.transform(net)
-    merged = merge(
-        *(net, flipped, images, test_images, test_labels), matching=matching, seed=seed, names=FLIP
-    )
-    x = test_images.first(CHECK_IMAGES, device_of(net))
-    merged.checks["flipped_net_on_flipped_images"] = largest_difference(net(x), flipped(symmetry.act(x)))
-    back = flipped
-    for _ in range(symmetry.order - 1):
-        back = symmetry.transform(back)
-    pairs = zip(net.state_dict().values(), back.state_dict().values(), strict=True)
-    merged.checks["flipped_to_identity"] = float(not all(torch.equal(a, b) for a, b in pairs))
+    images = as_images(images)
+    test = images if test_images is None else as_images(test_images)
+    check_labels(test_labels, test)
+    check_net(FLIP[0], net, images)
+    with evaluating(net):
+        flipped = transformed(net, symmetry, images.shape)
+        checks = check_transformed(net, flipped, symmetry, test)
+        merged = _merge(net, flipped, images, test, test_labels, matching, seed, FLIP, metrics)
+    merged.checks |= checks
     return merged

@@ -6,17 +6,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from relusym.merging.channel_groups import Place
+
 CHUNK = 2048  # samples whose products are added up in float32
 CACHED = 2**18  # values taken in at once on a CPU: they stay in its cache, and all of a wide map's don't
 
 
-def samples(activations: Tensor) -> Tensor:
-    """(B, C, H, W) or (B, C) → float32 (B·H·W, C): every image and position is a sample of the C channels.
+def samples(activations: Tensor, dim: int = 1) -> Tensor:
+    """(B, C, H, W), or any tensor with channels along `dim` → float32 (B·H·W, C): all else are samples of the channels.
 
     A view if the activations are float32 and channels are last in memory.
     """
     x = activations.float()
-    return x if x.ndim == 2 else x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    return x if x.ndim == 2 else x.movedim(dim, -1).reshape(-1, x.shape[dim])
+
+
+def samples_of(activations: Tensor, place: Place, size: int) -> Tensor:
+    """Samples (S, size) of the channels at a place of a node's output; each entry that a channel spans is one."""
+    x = samples(activations, place.dim)
+    if place.entries is None and place.block == 1:
+        return x
+    x = x[:, place.index(size, x.device).flatten()].unflatten(1, (size, place.block))
+    return x.mT.flatten(0, 1)
 
 
 def portions(*nets: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -1,15 +1,18 @@
 """REPAIR (Jordan et al. 2023; section 4): give a merged net's channels the average statistics of its endpoints."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.optim.swa_utils import update_bn
+from torch.fx.passes.shape_prop import ShapeProp
 
-from relusym.merging.channel_groups import block_outputs, has_batch_norm, is_conv, trace
+from relusym.merging.channel_groups import block_outputs, has_batch_norm, trace
+from relusym.merging.flow import layer_of
+from relusym.merging.handlers import BATCH_NORMS, CONVS, TRANSPOSED
 from relusym.merging.images import Images, device_of
 from relusym.merging.moments import Moments, Statistics, samples
 
@@ -18,17 +21,38 @@ EPSILON = 1e-5  # added to a variance before a division, as batch norm does
 # all images, or if it has fewer multiply-adds an output than so many (the first conv: memory is slower than that).
 KEPT_BYTES = 2**31
 CHEAP = 64
+CORRECTED = (*CONVS, *TRANSPOSED, nn.Linear)
+NORMS = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}  # by the number of dimensions
 
 
 def repair_points(graph: fx.GraphModule) -> dict[str, str]:
     """What REPAIR corrects: graph node → its name in statistics.
 
-    Of a net without batch norm, the output of every convolution, by the layer's name; of one with batch norm, the
-    output of every residual block, by the node's name.
+    Of a net without batch norm, the output of every convolution and linear layer, by the layer's name, but for those
+    that write the logits and for layers that are called twice; of one with batch norm, the output of every block
+    (`block_outputs`), by the node's name.
     """
     if has_batch_norm(graph):
         return {node.name: node.name for node in block_outputs(graph)}
-    return {node.name: str(node.target) for node in graph.graph.nodes if is_conv(graph, node)}
+    called = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
+    heads, behind = set(), [node for node in graph.graph.nodes if node.op == "output"]
+    while behind:
+        node = behind.pop()
+        if node in heads:
+            continue
+        heads.add(node)
+        if not isinstance(layer_of(graph, node), CORRECTED):
+            behind += node.all_input_nodes
+    return {
+        node.name: str(node.target)
+        for node in graph.graph.nodes
+        if isinstance(layer_of(graph, node), CORRECTED) and node not in heads and called[node.target] == 1
+    }
+
+
+def channel_dim(layer: nn.Module) -> int:
+    """Along which dimension a convolution or linear layer writes its channels, counted from the last, which is -1."""
+    return 1 - layer.weight.ndim
 
 
 @torch.no_grad()
@@ -38,48 +62,69 @@ def reset_batch_norm(net: nn.Module, images: Images) -> nn.Module:
     One pass in training mode: every layer sees the earlier ones already reset. Batches are of equal size up to one
     image, since batch norm counts each batch alike.
     """
-    reset = deepcopy(net)
-    update_bn(images.batches(device_of(net), even=True), reset)
+    reset = deepcopy(net).eval()  # all but its batch norms: no dropout, no auxiliary outputs
+    norms = [
+        layer
+        for layer in reset.modules()
+        if isinstance(layer, BATCH_NORMS) and layer.running_mean is not None
+    ]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    for x in images.batches(device_of(net), even=True):
+        reset(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     return reset.eval()
 
 
-def _batch_norm_after(graph: fx.GraphModule, node: fx.Node, channels: int) -> tuple[nn.BatchNorm2d, fx.Node]:
-    """A batch norm that reads a node's output, and its node; no other node reads what it writes."""
-    layer = nn.BatchNorm2d(channels).to(device_of(graph))
+def _batch_norm_after(
+    graph: fx.GraphModule, node: fx.Node, shape: Sequence[int]
+) -> tuple[nn.Module, fx.Node]:
+    """A batch norm that reads a node's output of this shape, and its node; no other node reads what it writes."""
+    layer = NORMS[len(shape)](shape[1]).to(next(graph.parameters()))
     graph.add_submodule(f"{node.name}_repair", layer)
     with graph.graph.inserting_after(node):
         return layer, graph.graph.call_module(f"{node.name}_repair", (node,))
 
 
 @torch.no_grad()
-def block_statistics(net: nn.Module, images: Images, channels: Mapping[str, int]) -> dict[str, Statistics]:
-    """Statistics of an endpoint's residual blocks' outputs, as REPAIR takes them of a net with batch norm.
+def block_statistics(net: nn.Module, images: Images) -> dict[str, Statistics]:
+    """Statistics of an endpoint's blocks' outputs, as REPAIR takes them of a net with batch norm.
 
     Its batch norms are reset in the same pass, in training mode: every layer reads activations that are normalised by
     their own batch's statistics, not by the trained ones, and means and variances are averaged over the batches.
 
     Args:
         net: stays as it is.
-        channels: of each node's output, by the node's name.
     """
     graph = trace(deepcopy(net))
-    nodes = block_outputs(graph)
-    if not nodes:
+    shapes = _block_shapes(graph, images)
+    if not shapes:
         return {}
-    for node in nodes:
-        _batch_norm_after(graph, node, channels[node.name])
+    for node, shape in shapes.items():
+        _batch_norm_after(graph, node, shape)
     graph.recompile()
     reset = reset_batch_norm(graph, images)
-    found = {node.name: reset.get_submodule(f"{node.name}_repair") for node in nodes}
+    found = {node.name: reset.get_submodule(f"{node.name}_repair") for node in shapes}
     return {
         name: Statistics(layer.running_mean.double(), layer.running_var.double().sqrt())
         for name, layer in found.items()
     }
 
 
+def _block_shapes(graph: fx.GraphModule, images: Images) -> dict[fx.Node, Sequence[int]]:
+    """The shapes of blocks' outputs; sequences of tokens, whose channels aren't in dimension 1, are left out."""
+    ShapeProp(graph).propagate(images.first(1, device_of(graph)))
+    shapes = {node: node.meta["tensor_meta"].shape for node in block_outputs(graph)}
+    return {node: shape for node, shape in shapes.items() if len(shape) in NORMS}
+
+
 @torch.no_grad()
 def repair_blocks(net: nn.Module, targets: dict[str, Statistics], images: Images) -> fx.GraphModule:
-    """A copy of a net with batch norm, reset, whose residual blocks' outputs have the target statistics.
+    """A copy of a net with batch norm, reset, whose blocks' outputs have the target statistics.
 
     A batch norm after each block, with the target's standard deviation as its weight and its mean as its bias, is reset
     with the others in one pass. It stays in the net: a block's output is read by the next block's layers and by
@@ -90,9 +135,9 @@ def repair_blocks(net: nn.Module, targets: dict[str, Statistics], images: Images
         targets: node name, as `repair_points` gives it → statistics.
     """
     graph = trace(deepcopy(net))
-    for node in block_outputs(graph):
+    for node, shape in _block_shapes(graph, images).items():
         target = targets[node.name]
-        correction, corrected = _batch_norm_after(graph, node, len(target.mean))
+        correction, corrected = _batch_norm_after(graph, node, shape)
         correction.weight.copy_(target.std)
         correction.bias.copy_(target.mean)
         node.replace_all_uses_with(corrected, delete_user_cb=lambda user, own=corrected: user is not own)
@@ -102,31 +147,37 @@ def repair_blocks(net: nn.Module, targets: dict[str, Statistics], images: Images
 
 @dataclass(frozen=True)
 class Rescaling:
-    """A scale and a shift of a conv's output channels, float64 (C,)."""
+    """A scale and a shift of a layer's output channels, float64 (C,), which lie along `dim`, counted from the last."""
 
     scale: Tensor
     shift: Tensor
+    dim: int = -3
 
     @classmethod
-    def between(cls, has: Statistics, target: Statistics) -> "Rescaling":
+    def between(cls, has: Statistics, target: Statistics, dim: int = -3) -> "Rescaling":
         """What takes outputs with statistics `has` to the target statistics."""
         scale = target.std / (has.std**2 + EPSILON).sqrt()
-        return cls(scale, target.mean - scale * has.mean)
+        return cls(scale, target.mean - scale * has.mean, dim)
 
-    def fuse(self, conv: nn.Conv2d) -> None:
-        """Change the conv's weight and bias so that its output comes out rescaled.
-
-        Raises:
-            ValueError: the conv has no bias to take the shift.
-        """
-        if conv.bias is None:
-            raise ValueError("REPAIR can't be fused into a conv without bias")
-        conv.weight.copy_(conv.weight * self.scale[:, None, None, None])
-        conv.bias.copy_(conv.bias * self.scale + self.shift)
+    def fuse(self, layer: nn.Module) -> None:
+        """Change a layer's weight and bias so that its output comes out rescaled; without a bias, it gets one."""
+        weight, groups = layer.weight, getattr(layer, "groups", 1)
+        if isinstance(layer, TRANSPOSED):  # (in, out / groups, …)
+            weight = weight.unflatten(0, (groups, -1)).transpose(1, 2)
+            weight = weight * self.scale.reshape(groups, -1, *[1] * (weight.ndim - 2))
+            weight = weight.transpose(1, 2).flatten(0, 1)
+        else:
+            weight = weight * self.scale.reshape(-1, *[1] * (weight.ndim - 1))
+        layer.weight.copy_(weight)
+        if layer.bias is None:
+            layer.bias = nn.Parameter(self.shift.to(layer.weight))
+        else:
+            layer.bias.copy_(layer.bias * self.scale + self.shift)
 
     def __call__(self, output: Tensor) -> Tensor:
-        """A conv's output (B, C, H, W), rescaled in place."""
-        scale, shift = (x[:, None, None].to(output.dtype) for x in (self.scale, self.shift))
+        """A layer's output, (B, C, H, W) or with its channels along `dim`, rescaled in place."""
+        sizes = [-1] + [1] * (-1 - self.dim)
+        scale, shift = (x.reshape(sizes).to(output.dtype) for x in (self.scale, self.shift))
         return torch.addcmul(shift, output, scale, out=output)
 
 
@@ -145,9 +196,10 @@ class LayerByLayer:
         self.outputs: list[Tensor] = []
         self.done = 0
 
-    def convs(self) -> list[tuple[int, fx.Node]]:
-        """Every convolution with its place in the order of nodes."""
-        return [(i, node) for i, node in enumerate(self.nodes) if is_conv(self.graph, node)]
+    def layers(self) -> list[tuple[int, fx.Node]]:
+        """Every layer that REPAIR corrects, with its place in the order of nodes."""
+        points = repair_points(self.graph)
+        return [(i, node) for i, node in enumerate(self.nodes) if node.name in points]
 
     def advance(self, last: int) -> None:
         """Run all nodes that come before the `last`-th and haven't run yet, on every batch."""
@@ -160,13 +212,13 @@ class LayerByLayer:
     def measure(self, node: fx.Node) -> Statistics:
         """Statistics of the output of the node that is next, over all images; kept for `correct` if there is room."""
         moments = Moments()
-        weight = self.graph.get_submodule(node.target).weight
-        worth_keeping = weight[0].numel() >= CHEAP
+        layer = self.graph.get_submodule(node.target)
+        worth_keeping = layer.weight[0].numel() >= CHEAP
         self.outputs.clear()
         for environment in self.environments:
             self.interpreter.env = environment
             output = self.interpreter.run_node(node)
-            moments.add(samples(output))
+            moments.add(samples(output, channel_dim(layer)))
             if worth_keeping and output.nbytes * len(self.environments) <= KEPT_BYTES:
                 self.outputs.append(output)
         return moments.statistics()
@@ -191,21 +243,22 @@ class LayerByLayer:
 def repair(
     net: nn.Module, targets: dict[str, Statistics], images: Images
 ) -> tuple[nn.Module, dict[str, Rescaling]]:
-    """A copy of `net` whose conv outputs have the target statistics, and the rescalings that are fused into it.
+    """A copy of `net` whose layers' outputs have the target statistics, and the rescalings that are fused into it.
 
-    Each conv is measured with all earlier ones already corrected, over all of `images` and not batch by batch, so
+    Each layer is measured with all earlier ones already corrected, over all of `images` and not batch by batch, so
     that the targets are met exactly.
 
     Args:
-        net: the merged net; every conv has a bias.
-        targets: conv name → statistics, as `Statistics.halfway` of the endpoints gives them.
+        net: the merged net.
+        targets: layer name → statistics, as `Statistics.halfway` of the endpoints gives them.
     """
     repaired = deepcopy(net)
     run, rescalings = LayerByLayer(repaired, images), {}
-    for i, node in run.convs():
+    for i, node in run.layers():
         run.advance(i)
-        rescaling = Rescaling.between(run.measure(node), targets[node.target])
-        rescaling.fuse(repaired.get_submodule(node.target))
+        layer = repaired.get_submodule(node.target)
+        rescaling = Rescaling.between(run.measure(node), targets[node.target], channel_dim(layer))
+        rescaling.fuse(layer)
         run.correct(node, rescaling)
         rescalings[node.target] = rescaling
     return repaired, rescalings
@@ -213,7 +266,7 @@ def repair(
 
 @torch.no_grad()
 def unfused(net: nn.Module, rescalings: dict[str, Rescaling], x: Tensor) -> Tensor:
-    """Logits of `net` on normalised images `x` with the rescalings applied after its convs instead of fused."""
+    """Logits of `net` on normalised images `x` with the rescalings applied after its layers instead of fused."""
     hooks = [
         net.get_submodule(name).register_forward_hook(lambda module, args, output, r=rescaling: r(output))
         for name, rescaling in rescalings.items()

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from relusym.merging.channel_groups import ChannelGroup, has_batch_norm, trace
 from relusym.merging.images import Images, device_of
 from relusym.merging.lockstep import Lockstep
-from relusym.merging.moments import JointMoments, Moments, Statistics, samples
-from relusym.merging.repair import block_statistics, repair_points
+from relusym.merging.moments import JointMoments, Moments, Statistics, samples, samples_of
+from relusym.merging.repair import block_statistics, channel_dim, repair_points
 
 EPSILON = 1e-4  # added to σσ′, so that dead channels correlate with nothing
 PIECE = 2**23  # entries of a feature map that are added up at once: more would cost memory and gain no time
@@ -44,8 +44,11 @@ def survey(first: nn.Module, second: nn.Module, images: Images, groups: list[Cha
     first.eval(), second.eval()
     graphs = [trace(first), trace(second)]
     lockstep, device = Lockstep(graphs), device_of(first)
-    matched = {group.node: group.name for group in groups}
+    matched: dict[str, list[ChannelGroup]] = defaultdict(list)
+    for group in groups:
+        matched[group.node].append(group)
     points = {} if has_batch_norm(first) else repair_points(graphs[0])
+    dims = {node: channel_dim(graphs[0].get_submodule(layer)) for node, layer in points.items()}
     joint: dict[str, JointMoments] = defaultdict(JointMoments)
     single: tuple[dict[str, Moments], dict[str, Moments]] = (defaultdict(Moments), defaultdict(Moments))
 
@@ -54,17 +57,16 @@ def survey(first: nn.Module, second: nn.Module, images: Images, groups: list[Cha
             return
         at_once = max(1, len(outputs[0]) * PIECE // outputs[0].numel())
         for piece in zip(*(output.split(at_once) for output in outputs), strict=True):
-            if node in matched:
-                joint[matched[node]].add(*map(samples, piece))
+            for group in matched.get(node, ()):
+                joint[group.name].add(*(samples_of(output, group.matched, group.size) for output in piece))
             if node in points:
                 for moments, output in zip(single, piece, strict=True):
-                    moments[points[node]].add(samples(output))
+                    moments[points[node]].add(samples(output, dims[node]))
 
     for x in images.batches(device):
         lockstep.run([x, x], visit)
     if has_batch_norm(first):
-        channels = {node: group.size for group in groups for node in group.nodes}
-        a, b = (block_statistics(net, images, channels) for net in (first, second))
+        a, b = (block_statistics(net, images) for net in (first, second))
     else:
         a, b = ({name: moments.statistics() for name, moments in of.items()} for of in single)
     return Survey({name: moments.correlation(EPSILON) for name, moments in joint.items()}, (a, b))

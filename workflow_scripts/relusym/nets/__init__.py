@@ -39,7 +39,12 @@ ARCHITECTURES = {
         },
     ),
     "cifar_resnet": Entry(
-        "relusym.nets.cifar_resnet:CIFARResNet", {"blocks": {**COUNT, "default": 3}, "width": WIDTH}
+        "relusym.nets.cifar_resnet:CIFARResNet",
+        {
+            "blocks": {**COUNT, "default": 3},
+            "width": WIDTH,
+            "shortcut": {"enum": ["conv", "pad"], "default": "conv"},
+        },
     ),
 }
 

@@ -1,11 +1,25 @@
-"""ResNets for CIFAR10: ResNet20 and its kin (He et al. 2016, section 4.2), with 1×1 convs on the shortcuts."""
+"""ResNets for CIFAR10: ResNet20 and its kin (He et al. 2016, section 4.2)."""
 
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torchvision.models.resnet import BasicBlock
 
 from relusym.symmetry import Symmetry
 
 CHANNELS = (16, 32, 64)
+
+
+class PaddedShortcut(nn.Module):
+    """Option A of He et al.: every second pixel in both directions, and zero channels, half of them on either side."""
+
+    def __init__(self, before: int, after: int, stride: int):
+        super().__init__()
+        first = (after - before) // 2
+        self.stride, self.padding = stride, (0, 0, 0, 0, first, after - before - first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, before, H, W) → (B, after, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        return pad(x[:, :, :: self.stride, :: self.stride], self.padding)
 
 
 class CIFARResNet(nn.Module):
@@ -16,6 +30,8 @@ class CIFARResNet(nn.Module):
         width: factor on all channel counts.
         classes: number of logits.
         symmetry: unused, since it has no group convs.
+        shortcut: of a block that changes size: "conv", a 1×1 conv with batch norm (option B), or "pad", which has no
+            weights (option A).
 
     Layers: named as in torchvision's ResNets.
     """
@@ -23,7 +39,12 @@ class CIFARResNet(nn.Module):
     head = "fc"
 
     def __init__(
-        self, blocks: int = 3, width: float = 1.0, classes: int = 10, symmetry: Symmetry | None = None
+        self,
+        blocks: int = 3,
+        width: float = 1.0,
+        classes: int = 10,
+        symmetry: Symmetry | None = None,
+        shortcut: str = "conv",
     ):
         super().__init__()
         channels = [max(1, round(full * width)) for full in CHANNELS]
@@ -35,11 +56,13 @@ class CIFARResNet(nn.Module):
             layer = nn.Sequential()
             for block in range(blocks):
                 stride = 2 if stage > 1 and block == 0 else 1
-                shortcut = None
-                if before != after or stride != 1:
+                beside = None
+                if (before != after or stride != 1) and shortcut == "pad":
+                    beside = PaddedShortcut(before, after, stride)
+                elif before != after or stride != 1:
                     conv = nn.Conv2d(before, after, 1, stride, bias=False)
-                    shortcut = nn.Sequential(conv, nn.BatchNorm2d(after))
-                layer.append(BasicBlock(before, after, stride, shortcut))
+                    beside = nn.Sequential(conv, nn.BatchNorm2d(after))
+                layer.append(BasicBlock(before, after, stride, beside))
                 before = after
             setattr(self, f"layer{stage}", layer)
         self.avgpool = nn.AdaptiveAvgPool2d(1)

@@ -211,6 +211,8 @@ def to_torchvision(
         prefix = PREFIXES[found]
         for key, tensor in tensors.items():
             own = key.removeprefix(prefix)
+            if head := LINEAR_HEAD.fullmatch(own):  # some call it `linear`
+                own = f"fc.{head[1]}"
             beside = bool(prefix) and not key.startswith(prefix)  # predictor, momentum encoder
             if beside or PROJECTION.match(own):
                 dropped.append(key)

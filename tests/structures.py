@@ -1,0 +1,263 @@
+"""Small nets, one for each thing that nets do with channels."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Dense(nn.Module):
+    """Every layer reads all earlier ones, concatenated."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.BatchNorm2d(8 + 4 * i), nn.ReLU(), nn.Conv2d(8 + 4 * i, 4, 3, padding=1))
+            for i in range(3)
+        )
+        self.head = nn.Linear(20, 10)
+
+    def forward(self, x):
+        found = [self.stem(x)]
+        for layer in self.layers:
+            found.append(layer(torch.cat(found, 1)))
+        return self.head(torch.cat(found, 1).relu().mean((2, 3)))
+
+
+class Shuffled(nn.Module):
+    """Halves, one of which goes on, and a shuffle, as in ShuffleNet V2."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 3, padding=1)
+        self.one = nn.Sequential(nn.Conv2d(12, 12, 1), nn.BatchNorm2d(12), nn.ReLU())
+        self.other = nn.Sequential(
+            nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.Conv2d(12, 12, 1), nn.ReLU()
+        )
+        self.head = nn.Conv2d(24, 16, 1)
+        self.classifier = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        for branch in (self.one, self.other):
+            passed, read = x.chunk(2, dim=1)
+            x = torch.cat([passed, branch(read)], 1)
+            count, channels, height, width = x.shape
+            x = x.view(count, 2, channels // 2, height, width).transpose(1, 2).contiguous().flatten(1, 2)
+        return self.classifier(self.head(x).relu().mean([2, 3]))
+
+
+class Excited(nn.Module):
+    """Squeeze-and-excitation, grouped and depthwise convolutions, and a residual stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.grouped = nn.Conv2d(16, 24, 3, padding=1, groups=8)
+        self.depthwise = nn.Conv2d(24, 48, 3, padding=1, groups=24)
+        self.squeeze, self.excite = nn.Conv2d(48, 4, 1), nn.Conv2d(4, 48, 1)
+        self.project = nn.Conv2d(48, 16, 1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = F.silu(self.stem(x))
+        y = F.silu(self.depthwise(F.silu(self.grouped(x))))
+        y = y * torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1)))))
+        x = x + self.project(y)
+        return self.head(torch.flatten(F.avg_pool2d(x.relu(), 32), 1))
+
+
+class Normed(nn.Module):
+    """Group norms of many and of few groups, instance norm, PReLU, and a slice of channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(8, 16), nn.PReLU(16)),
+            *(nn.Conv2d(16, 16, 3, padding=1), nn.GroupNorm(2, 16), nn.ReLU()),
+            *(nn.Conv2d(16, 12, 3, padding=1), nn.InstanceNorm2d(12, affine=True), nn.PReLU()),
+            *(nn.Conv2d(12, 12, 3, padding=1), nn.GroupNorm(1, 12), nn.Softplus()),
+        )
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.layers(x)
+        return self.head((x[:, :8] + x[:, 4:]).mean(3).mean(2))
+
+
+class ChannelsLast(nn.Module):
+    """As ConvNeXt: layer norm, linear layers and a learned scale, with channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 4, 4)
+        self.depthwise, self.norm = nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.LayerNorm(12)
+        self.up, self.down = nn.Linear(12, 32), nn.Linear(32, 12)
+        self.scale = nn.Parameter(torch.rand(12, 1, 1) + 0.5)
+        self.last, self.head = nn.LayerNorm(12), nn.Linear(12, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        x = x + self.scale * self.down(F.gelu(self.up(y))).permute(0, 3, 1, 2)
+        return self.head(self.last(x.flatten(2).transpose(1, 2)).mean(1))
+
+
+class UNet(nn.Module):
+    """Two steps down and up, with skips and a transposed convolution; it ends in a conv, for each pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.ModuleList([self.block(3, 8), self.block(8, 16), self.block(16, 24)])
+        self.up1 = nn.ConvTranspose2d(24, 16, 2, 2)
+        self.fuse1, self.fuse2 = self.block(32, 12), self.block(20, 8)
+        self.head = nn.Conv2d(8, 5, 1)
+
+    @staticmethod
+    def block(before, after):
+        return nn.Sequential(
+            nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+        )
+
+    def forward(self, x):
+        a = self.down[0](x)
+        b = self.down[1](F.max_pool2d(a, 2))
+        c = self.down[2](F.max_pool2d(b, 2))
+        b = self.fuse1(torch.cat([self.up1(c), b], 1))
+        a = self.fuse2(torch.cat([a, F.interpolate(b, scale_factor=2, mode="bilinear")], 1))
+        return self.head(a)
+
+
+class Tokens(nn.Module):
+    """Attention written out, with a class token and position embeddings; heads are permuted whole."""
+
+    written_out = True
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 24, 8, 8)
+        self.token, self.positions = nn.Parameter(torch.randn(1, 1, 24)), nn.Parameter(torch.randn(1, 17, 24))
+        self.norm, self.qkv, self.out = nn.LayerNorm(24), nn.Linear(24, 72), nn.Linear(24, 24)
+        self.attention = nn.MultiheadAttention(24, 4, batch_first=True)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        q, k, v = self.qkv(self.norm(x)).reshape(x.shape[0], 17, 3, 4, 6).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.written_out:
+            y = torch.softmax(q @ k.transpose(-2, -1) * 6**-0.5, -1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(y.transpose(1, 2).reshape(x.shape[0], 17, 24))
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.head(self.norm(x)[:, 0])
+
+
+class Attended(Tokens):
+    """The same by PyTorch's function."""
+
+    written_out = False
+
+
+class Flattened(nn.Module):
+    """A linear layer that reads a map of 8×8 pixels, and batch norms after the flatten and after the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm1d(6 * 64)
+        self.hidden, self.after, self.head = nn.Linear(6 * 64, 20), nn.BatchNorm1d(20), nn.Linear(20, 10)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.conv(x).relu(), 4)
+        x = self.norm(x.view(x.size(0), -1))
+        return self.head(self.after(self.hidden(x)).relu())
+
+
+class Twice(nn.Module):
+    """A layer that is called twice, and another under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.again = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.one = nn.Conv2d(12, 12, 1)
+        self.same = self.one
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x):
+        x = self.again(self.again(self.stem(x).relu()).relu()).relu()
+        return self.head(self.same(self.one(x).relu()).relu().mean((2, 3)))
+
+
+class Tied(nn.Module):
+    """Two layers that share a parameter, and one whose weight is used transposed by a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 1), nn.Conv2d(12, 12, 1)
+        self.two.weight = self.one.weight
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x):
+        return self.head(self.two(self.one(self.stem(x).relu()).relu()).relu().mean((2, 3)))
+
+
+class Additions(nn.Module):
+    """A skip to the input, one channel added to all, a learned constant a channel, and zero channels beside."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 16, 3, padding=1)
+        self.grey, self.constant = nn.Conv2d(16, 1, 1), nn.Parameter(torch.randn(16, 1, 1))
+        self.three = nn.Conv2d(16, 32, 3, 2, padding=1)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = self.two(x + self.one(x).relu()).relu()
+        x = x * torch.sigmoid(self.grey(x)) + self.constant
+        x = self.three(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 8, 8))
+        return self.head(x.relu().amax((2, 3)))
+
+
+class Several(nn.Module):
+    """Several outputs, in a dict and a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.map, self.head = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 4, 1), nn.Linear(12, 10)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return {"logits": self.head(x.mean((2, 3))), "maps": (self.map(x), x.amax(1))}
+
+
+class Upscaled(nn.Module):
+    """Channels that become pixels, and pixels that become channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mid = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = F.pixel_shuffle(self.stem(x).relu(), 2)
+        return self.head(F.pixel_unshuffle(self.mid(x).relu(), 2).mean((2, 3)))
+
+
+STRUCTURES = (
+    *(
+        Dense,
+        Shuffled,
+        Excited,
+        Normed,
+        ChannelsLast,
+        UNet,
+        Tokens,
+        Flattened,
+        Twice,
+        Tied,
+        Additions,
+        Several,
+    ),
+    *(Upscaled, Attended),
+)

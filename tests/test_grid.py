@@ -1,0 +1,141 @@
+"""Which strides meet a size that they can't treat symmetrically: held against nets run on flipped images."""
+
+from itertools import product
+
+import pytest
+import torch
+import torchvision
+from small_nets import resnet
+from torch import nn
+
+from relusym.errors import UserError
+from relusym.merging.grid import grid
+from relusym.merging.identities import largest_difference
+from relusym.nets.vgg import VGG11
+from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
+
+
+class Sliced(nn.Module):
+    """A conv, and beside it every second pixel of the image, as ResNets' shortcuts of option A."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, 2, 1)
+
+    def forward(self, x):
+        return self.conv(x) + x[:, :, ::2, ::2]
+
+
+class Padded(nn.Module):
+    def forward(self, x):
+        return nn.functional.pad(x, (0, 1, 0, 1))
+
+
+LAYERS = {
+    **{
+        f"conv {k} {s} {p} {d}": lambda k=k, s=s, p=p, d=d: nn.Conv2d(3, 4, k, s, p, d)
+        for k, s, p, d in product((1, 2, 3), (1, 2, 3), (0, 1), (1, 2))
+    },
+    "conv same 2": lambda: nn.Conv2d(3, 4, 2, padding="same"),
+    "conv same 3": lambda: nn.Conv2d(3, 4, 3, padding="same"),
+    "max pool 2": lambda: nn.MaxPool2d(2),
+    "max pool 3 2 1": lambda: nn.MaxPool2d(3, 2, 1),
+    "max pool ceil": lambda: nn.MaxPool2d(3, 2, ceil_mode=True),
+    "average pool": lambda: nn.AvgPool2d(2),
+    "adaptive": lambda: nn.AdaptiveAvgPool2d(4),
+    "upsample": lambda: nn.Upsample(scale_factor=2),
+    "bilinear": lambda: nn.Upsample(scale_factor=2, mode="bilinear"),
+    "transposed": lambda: nn.ConvTranspose2d(3, 4, 3, 2, 1, output_padding=1),
+    "transposed symmetric": lambda: nn.ConvTranspose2d(3, 4, 2, 2),
+    "pad": Padded,
+    "zero pad": lambda: nn.ZeroPad2d((1, 2, 0, 0)),
+    "slices": Sliced,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("size", [9, 10, 11, 12])
+def test_a_layer_is_symmetric_just_where_the_flipped_one_on_flipped_images_is_it(layer, size):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        LAYERS[layer](), nn.Conv2d(4 if "conv" in layer or "transposed" in layer else 3, 1, 1)
+    )
+    x = torch.rand(2, 3, size, size)
+    flipped = HORIZONTAL_FLIP.transform(net)
+    for module in flipped.modules():
+        if isinstance(module, nn.ConvTranspose2d):
+            module.weight.copy_(module.weight.flip(-1))
+    holds = largest_difference(net(x).flip(-1), flipped(x.flip(-1))) < 1e-5
+    assert grid(net, (3, size, size), HORIZONTAL_FLIP).symmetric == holds
+
+
+def test_resnet50_at_224_is_off_by_31_pixels_and_fits_225():
+    net = torchvision.models.resnet50()
+    found = grid(net, (3, 224, 224), HORIZONTAL_FLIP)
+    assert [(misfit.layer, misfit.stride, misfit.size, misfit.pixels) for misfit in found.misfits] == [
+        ("conv1", 2, 224, 1),
+        ("maxpool", 2, 112, 2),
+        ("layer2.0.conv2", 2, 56, 4),
+        ("layer2.0.downsample.0", 2, 56, 4),
+        ("layer3.0.conv2", 2, 28, 8),
+        ("layer3.0.downsample.0", 2, 28, 8),
+        ("layer4.0.conv2", 2, 14, 16),
+        ("layer4.0.downsample.0", 2, 14, 16),
+    ]
+    assert (found.size, found.offset, found.next_size) == (224, 31, 225)
+    odd = grid(net, (3, 225, 225), HORIZONTAL_FLIP)
+    assert odd.symmetric and odd.offset == 0 and odd.next_size is None
+
+
+@torch.no_grad()
+def test_the_flipped_net_sees_the_image_shifted_by_the_offset():
+    net = resnet(size=32)
+    features = nn.Sequential(*list(net.children())[:-2]).eval()  # up to the last map
+    flipped, x = HORIZONTAL_FLIP.transform(features), torch.rand(2, 3, 64, 160)
+    offset = int(grid(features, (3, 64, 160), HORIZONTAL_FLIP).offset)
+    shifted = torch.zeros_like(x)
+    shifted[..., :-offset] = x.flip(-1)[..., offset:]
+    here, there = features(x).flip(-1), flipped(shifted)
+    plain = flipped(x.flip(-1))
+    middle = slice(2, 3)  # what lies further out sees the border
+    assert offset == 31
+    assert largest_difference(here[..., middle], there[..., middle]) < largest_difference(here, plain)
+
+
+def test_what_counts_is_the_axis_that_is_mirrored():
+    net, shape = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), (3, 9, 10)
+    assert not grid(net, shape, HORIZONTAL_FLIP).symmetric
+    assert grid(net, shape, VERTICAL_FLIP).symmetric
+    assert grid(net, (3, 9, 9), QUARTER_TURN).symmetric and not grid(net, (3, 10, 10), QUARTER_TURN).symmetric
+    assert grid(net, shape, HORIZONTAL_FLIP).next_size == 11
+
+
+def test_functions_are_read_as_layers_are():
+    class Net(nn.Module):
+        def __init__(self, pool):
+            super().__init__()
+            self.pool = pool
+
+        def forward(self, x):
+            return self.pool(x)
+
+    for size, symmetric in ((10, False), (11, True)):
+        for pool in (
+            nn.MaxPool2d(3, 2, 1),
+            lambda x: nn.functional.max_pool2d(x, 3, 2, 1),
+            lambda x: nn.functional.max_pool2d(x, kernel_size=3, stride=2, padding=1),
+            lambda x: nn.functional.avg_pool2d(x, 3, padding=1, stride=2),
+        ):
+            assert grid(Net(pool), (3, size, size), HORIZONTAL_FLIP).symmetric == symmetric
+
+
+def test_a_net_for_one_size_alone_has_no_next_size():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Flatten(), nn.Linear(4 * 25, 2))
+    assert grid(net, (3, 10, 10), HORIZONTAL_FLIP).next_size is None
+    with pytest.raises(UserError, match="shapes at"):
+        grid(net, (3, 12, 12), HORIZONTAL_FLIP)
+
+
+def test_vgg11_is_symmetric_at_32():
+    assert grid(VGG11(1 / 8), (3, 32, 32), QUARTER_TURN).symmetric

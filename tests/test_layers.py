@@ -1,0 +1,136 @@
+"""What is measured layer by layer, and where a merge fails: on nets of which the answer is known."""
+
+import math
+
+import pytest
+import torch
+from small_nets import Images, resnet, shuffled, smooth_images, vgg11
+from torch import nn
+
+from relusym.data.augmentation import normalise
+from relusym.merging.channel_groups import channel_groups
+from relusym.merging.invariance import invariance_error
+from relusym.merging.layers import convs, equivariance_errors, layers
+from relusym.merging.merge import flip_merge
+from relusym.merging.partial import MEASURED, partial_merges, parts
+from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
+
+IMAGES = Images(smooth_images(60), 25)
+
+
+def measured(net, images=IMAGES, symmetry=HORIZONTAL_FLIP, **options):
+    merged = flip_merge(net, images, symmetry=symmetry)
+    groups = channel_groups(net, images.shape)
+    errors, invariance = equivariance_errors(net, images, symmetry, groups, merged.permutations, **options)
+    return merged, layers(groups, merged.permutations, merged.similarity, errors), invariance
+
+
+@pytest.mark.parametrize("symmetry", [HORIZONTAL_FLIP, QUARTER_TURN], ids=lambda symmetry: symmetry.name)
+def test_a_gcnns_layers_are_equivariant_with_the_matched_permutation_alone(symmetry):
+    net = vgg11(group_convs=8, symmetry=symmetry)
+    merged, found, invariance = measured(net, symmetry=symmetry)
+    for layer in found:
+        assert layer.equivariance["matched"] < 1e-5 and layer.correlation > 0.99
+        assert min(layer.equivariance["identity"], layer.equivariance["random"]) > 0.3
+        orders = (layer.fixed, layer.swapped, layer.longer)
+        assert orders == ((0, layer.channels, 0) if symmetry.order == 2 else (0, 0, layer.channels))
+    groups = channel_groups(net)
+    permutations = {name: torch.tensor(permutation) for name, permutation in merged.permutations.items()}
+    of_convs = convs(net, symmetry, groups, permutations)
+    assert [conv.kernel_constraint for conv in of_convs] == [0] * 8
+    assert [conv.group for conv in of_convs] == [layer.name for layer in found]
+    assert invariance < 1e-5
+
+
+@torch.no_grad()
+def test_errors_are_the_quotient_of_the_norms_of_a_layers_activations():
+    net = vgg11()
+    merged, found, invariance = measured(net)
+    x = normalise(IMAGES.pixels)
+    first = nn.Sequential(*list(net.features)[:2])  # the first conv and its ReLU
+    here, there = first(x), first(x.flip(-1)).flip(-1)
+    known = {"matched": merged.permutations["conv1"], "identity": range(8)}
+    for way, permutation in known.items():
+        expected = (here - there[:, list(permutation)]).norm() / here.norm()
+        assert found[0].equivariance[way] == pytest.approx(float(expected), rel=1e-4)
+    assert invariance == pytest.approx(invariance_error(net, IMAGES), rel=1e-5)
+
+
+def test_layers_are_measured_on_the_first_images_and_invariance_on_all():
+    net = vgg11()
+    few = Images(IMAGES.pixels[:25], 25)
+    errors, invariance = [], []
+    groups = channel_groups(net)
+    permutations = flip_merge(net, IMAGES).permutations
+    for images, most in ((IMAGES, 25), (few, None), (IMAGES, None)):
+        found = equivariance_errors(net, images, HORIZONTAL_FLIP, groups, permutations, most=most)
+        errors.append(found[0]["conv3"]["matched"])
+        invariance.append(found[1])
+    assert errors[0] == errors[1] != errors[2]
+    assert invariance[0] == invariance[2] != invariance[1]
+
+
+def test_zero_filters_are_counted():
+    net = vgg11()
+    with torch.no_grad():
+        net.features.conv2.weight[[3, 5]] *= 1e-3
+    groups = channel_groups(net)
+    identity = {group.name: torch.arange(group.size) for group in groups}
+    found = convs(net, HORIZONTAL_FLIP, groups, identity)
+    assert [conv.zero_filters for conv in found] == [0, 2, 0, 0, 0, 0, 0, 0]
+    assert found[1].filters == 16 and found[0].kernel_constraint == pytest.approx(math.sqrt(2), rel=0.3)
+
+
+# ---- where it fails
+
+
+def test_parts_hold_every_tensor_once_and_norms_go_with_their_layers():
+    net = resnet()
+    found = parts(net)
+    assert sorted(key for part in found for key in part.tensors) == sorted(net.state_dict())
+    assert [part.name for part in found][:3] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]
+    assert {key.split(".")[0] for key in found[0].tensors} == {"conv1", "bn1"}
+    blocks = [f"layer{stage}.0" for stage in range(1, 5)]
+    assert [part.name for part in parts(net, most=6)] == ["conv1", *blocks, "fc"]
+    assert [part.name for part in parts(net, most=3)][1] == "layer1"  # there is nothing coarser
+
+
+@pytest.mark.parametrize("net", [vgg11, lambda: resnet(size=32)], ids=["vgg11", "resnet"])
+def test_a_net_and_its_permuted_copy_fail_nowhere(net):
+    net = net()
+    found = partial_merges(net, net, IMAGES, IMAGES, None)
+    for partial in found:
+        assert abs(partial.up_to["loss"]) < 0.2 and abs(partial.up_to["accuracy"]) < 0.1
+
+
+@pytest.mark.parametrize("net", [vgg11, lambda: resnet(size=32)], ids=["vgg11", "resnet"])
+def test_all_parts_merged_are_the_whole_merge(net):
+    net = net()
+    merged = flip_merge(net, IMAGES)
+    told = []
+    found = partial_merges(
+        *(merged.nets["net"], merged.nets["permuted"], IMAGES, IMAGES, merged.labels),
+        told=lambda *done: told.append(done),
+    )
+    assert [partial.part for partial in found] == [part.name for part in parts(net)]
+    for metric in MEASURED:
+        assert found[-1].up_to[metric] == pytest.approx(merged.barriers[metric]["repaired"], abs=0.02)
+        assert (
+            found[-1].all_but[metric] == found[-2].up_to[metric]
+        )  # all but the last are all up to the one before
+    assert told == [(i + 1, len(found)) for i in range(len(found))]
+
+
+@torch.no_grad()
+def test_a_layer_that_alone_differs_is_where_it_fails():
+    net = vgg11()
+    other, _ = shuffled(net, [])
+    torch.manual_seed(1)
+    other.features.conv5.weight.copy_(
+        torch.randn_like(other.features.conv5.weight) * net.features.conv5.weight.std()
+    )
+    found = {partial.part: partial for partial in partial_merges(net, other, IMAGES, IMAGES, None)}
+    before, after = found["features.conv4"].up_to["loss"], found["features.conv5"].up_to["loss"]
+    assert after > before + 0.05
+    others = [partial.all_but["loss"] for name, partial in found.items() if name != "features.conv5"]
+    assert found["features.conv5"].all_but["loss"] < min(others) - 0.05

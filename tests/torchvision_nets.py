@@ -1,0 +1,85 @@
+"""Every classification net of torchvision, permuted at random: `python tests/torchvision_nets.py` writes docs/nets.md.
+
+About an hour on one core and 12 GB of memory; what it has measured is kept in `.nets.json`, so that it goes on from there.
+"""
+
+import gc
+import json
+from pathlib import Path
+from time import perf_counter
+
+import torch
+import torchvision
+
+from relusym.errors import UserError
+from relusym.merging.channel_groups import channel_groups, permute
+from relusym.merging.identities import largest_difference
+
+PAGE = Path(__file__).parents[1] / "docs" / "nets.md"
+MEASURED = PAGE.with_name(".nets.json")
+SIZES = 64, 75, 224
+FLOAT64_UP_TO = 250e6  # parameters: larger nets would take more than 12 GB
+LIMIT = {"float64": 1e-10, "float32": 1e-3}
+
+
+def constructors():
+    """The names of torchvision's classification nets."""
+    return torchvision.models.list_models(torchvision.models)
+
+
+@torch.no_grad()
+def drawn(name):
+    """A net with random weights, of which none is constant and so blind to permutations."""
+    torch.manual_seed(0)
+    net = torchvision.models.get_model(name, weights=None).eval()
+    for key, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel() > 1 and tensor.std() < 1e-5:
+            tensor.uniform_(0.5, 1.5) if key.endswith(("weight", "running_var", "scale")) else tensor.normal_(
+                std=0.3
+            )
+    return net
+
+
+@torch.no_grad()
+def measure(name):
+    """What the page says of a net."""
+    net = drawn(name)
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    precision = "float64" if parameters <= FLOAT64_UP_TO else "float32"
+    net = net.to(getattr(torch, precision))
+    for size in SIZES:
+        try:
+            start = perf_counter()
+            groups = channel_groups(net, (3, size, size))
+            seconds = perf_counter() - start
+            break
+        except UserError as error:
+            reason = str(error)
+            if "can't be run" not in reason:
+                break
+    about = {"size": size, "parameters": parameters, "precision": precision}
+    if "groups" not in locals():
+        return about | {"refused": reason}
+    x = torch.randn(2, 3, size, size, dtype=getattr(torch, precision))
+    before = net(x)
+    generator = torch.Generator().manual_seed(5)
+    permutations = {group.name: torch.randperm(group.size, generator=generator) for group in groups}
+    net.load_state_dict(permute(net.state_dict(), groups, permutations))
+    return about | {
+        "groups": len(groups),
+        "channels": sum(group.size for group in groups),
+        "seconds": seconds,
+        "difference": largest_difference(before, net(x)),
+    }
+
+
+if __name__ == "__main__":
+    import sys
+
+    measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
+    for name in sys.argv[1:] or constructors():
+        if name not in measured or sys.argv[1:]:
+            measured[name] = measure(name)
+            MEASURED.write_text(json.dumps(measured, indent=1))
+            print(name, measured[name], flush=True)
+            gc.collect()

@@ -1,0 +1,78 @@
+"""Identities that hold whatever the weights are: how far they may be off, and what it means if they are further."""
+
+import torch
+from torch import Tensor, nn
+
+from relusym.errors import UserError
+from relusym.merging.grid import grid
+from relusym.merging.images import ImageSource, device_of
+from relusym.merging.invariance import moved
+from relusym.merging.nets import logits_of
+from relusym.merging.pixels import transformed
+from relusym.symmetry import Symmetry
+
+SPATIAL = (nn.Conv2d, nn.ConvTranspose2d)
+CHECK_IMAGES = 100  # one small batch is enough
+# Largest relative difference that rounding can make (1e-6 is usual), and what is wrong where it is larger.
+LIMITS = {
+    "permuted_logits": (1e-3, "permuting channels changed the net's logits, so its channel groups are wrong"),
+    "fused_repair": (1e-3, "REPAIR fused into the layers isn't REPAIR applied after them"),
+    "flipped_net_on_flipped_images": (
+        1e-3,
+        "the transformed net on transformed images isn't the net, so some layer that isn't a convolution sees where "
+        "things are",
+    ),
+    "flipped_to_identity": (0.0, "transforming the net until it should be itself gave another net"),
+    "kernel_constraint": (1e-5, "a group convolution's kernel isn't equivariant"),
+}
+
+
+def hold(checks: dict[str, float], exempt: tuple[str, ...] = ()) -> None:
+    """Raises UserError for the first check that is above its limit, or not a number; `exempt` ones may be.
+
+    Args:
+        checks: name in `LIMITS` → relative difference.
+    """
+    for name, value in checks.items():
+        limit, meaning = LIMITS[name]
+        if name not in exempt and not value <= limit:
+            raise UserError(
+                f"{name} is {value:.2g} and at most {limit:g} by rounding: {meaning}; so no result is given"
+            )
+
+
+def largest_difference(one: Tensor, other: Tensor) -> float:
+    """Largest difference of two tensors relative to the largest entry."""
+    return float((one - other).abs().max() / one.abs().max().clamp(min=1e-30))
+
+
+@torch.no_grad()
+def check_transformed(
+    net: nn.Module, flipped: nn.Module, symmetry: Symmetry, images: ImageSource
+) -> dict[str, float]:
+    """Checks of Φ̂ = `pixels.transformed(net, …)`: Φ̂(τx) = τΦ(x), and that `symmetry.order` of them are the identity.
+
+    Raises:
+        UserError: one doesn't hold, though by `grid` all strides allow it; or there is nothing to transform.
+    """
+    spatial = any(layer.weight[0, 0].numel() > 1 for layer in net.modules() if isinstance(layer, SPATIAL))
+    if not spatial and _alike(net, flipped):
+        raise UserError(f"{type(net).__name__} has no spatial layer: nothing to transform by {symmetry.name}")
+    x = images.first(CHECK_IMAGES, device_of(net))
+    if symmetry.act(x).shape != x.shape:
+        height, width = x.shape[-2:]
+        raise UserError(f"symmetry {symmetry.name}: images of {width}×{height} pixels have to be square")
+    logits, others = logits_of(net(x)), logits_of(flipped(symmetry.act(x)))
+    checks = {"flipped_net_on_flipped_images": largest_difference(moved(logits, symmetry), others)}
+    back = flipped
+    for _ in range(symmetry.order - 1):
+        back = transformed(back, symmetry, images.shape)
+    checks["flipped_to_identity"] = float(not _alike(net, back))
+    allowed = grid(net, images.shape, symmetry).symmetric
+    hold(checks, () if allowed else ("flipped_net_on_flipped_images",))
+    return checks
+
+
+def _alike(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)

@@ -1,0 +1,142 @@
+"""Which channel every entry of a tensor belongs to, as labels; and which channels have to be permuted alike."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FIXED = 0  # the label of what stays at its place: the image's channels, the logits
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The channels of a tensor's entries.
+
+    A label is a channel's number from 1 on, `FIXED`, or a negative number, one for each constant that is alike in all
+    channels, as zero padding is. A label stands for a whole: entries that share one, as the pixels of a flattened map
+    or the channels of one of a convolution's groups, move together.
+
+    Attributes:
+        shape: the tensor's.
+        ids: int64, as many dimensions, of size 1 where the labels don't vary.
+    """
+
+    shape: torch.Size
+    ids: Tensor
+
+    @classmethod
+    def of(cls, entries: Tensor) -> Labels:
+        """Those of a tensor whose every entry's label is given."""
+        ids = entries
+        for dim, size in enumerate(entries.shape):
+            first = ids.narrow(dim, 0, 1) if size else ids
+            if ids.stride(dim) == 0 or bool((ids == first).all()):
+                ids = first
+        return cls(entries.shape, ids)
+
+    @classmethod
+    def along(cls, vector: Tensor, dim: int, shape: torch.Size) -> Labels:
+        """Those of a tensor whose labels vary along one dimension."""
+        sizes = [1] * len(shape)
+        sizes[dim] = -1
+        return cls(shape, vector.reshape(sizes))
+
+    @classmethod
+    def alike(cls, label: int, shape: torch.Size) -> Labels:
+        """Those of a tensor with one label."""
+        return cls(shape, torch.full([1] * len(shape), label))
+
+    @property
+    def entries(self) -> Tensor:
+        """Every entry's label."""
+        return self.ids.expand(self.shape)
+
+    @property
+    def varies(self) -> list[int]:
+        """The dimensions along which labels vary."""
+        return [dim for dim, size in enumerate(self.ids.shape) if size > 1]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A tensor that is made of parameters or buffers alone.
+
+    Attributes:
+        shape: the tensor's.
+        sources: name in the state dict → which of that tensor's entries, counted from 0 in memory's order, each entry
+            is made of, int64, broadcastable to `shape`; -1: of none.
+    """
+
+    shape: torch.Size
+    sources: dict[str, Tensor]
+
+    @property
+    def name(self) -> str:
+        """Of the first of them."""
+        return next(iter(self.sources))
+
+
+class Ties:
+    """Channels that are joined when a net's operations need them to be permuted alike: a union-find forest.
+
+    Attributes:
+        marks: what sets channels apart from others of their layer, besides the tensors that they index → those channels.
+    """
+
+    def __init__(self) -> None:
+        self._parents = [FIXED]
+        self._constants: dict[float, int] = {}
+        self.marks: dict[Hashable, list[Tensor]] = defaultdict(list)
+
+    def fresh(self, count: int) -> Tensor:
+        """Labels of so many new channels."""
+        first = len(self._parents)
+        self._parents += range(first, first + count)
+        return torch.arange(first, first + count)
+
+    def constant(self, value: float) -> int:
+        """The label of a constant."""
+        return self._constants.setdefault(value, -1 - len(self._constants))
+
+    def root(self, label: int) -> int:
+        """The channel that stands for all that a channel is joined to: the first of them; `FIXED` if one is fixed."""
+        parents = self._parents
+        while parents[label] != label:
+            parents[label] = parents[parents[label]]
+            label = parents[label]
+        return label
+
+    def roots(self) -> np.ndarray:
+        """Of every label from `FIXED` on, the channel that stands for all that it is joined to."""
+        return np.array([self.root(label) for label in range(len(self._parents))])
+
+    def join(self, one: Tensor, other: Tensor, where: Hashable) -> Tensor:
+        """Join channels with channels, entry by entry; the labels of both, broadcast.
+
+        A channel that meets a constant is marked with `where`: the constant is the same to all that meet it there.
+        """
+        one, other = torch.broadcast_tensors(one, other)
+        if not torch.equal(one, other):
+            for a, b in torch.stack([one.flatten(), other.flatten()]).unique(dim=1).T.tolist():
+                if a < 0 or b < 0:
+                    self.mark(torch.tensor([max(a, b)]), (where, min(a, b)))
+                elif (a := self.root(a)) != (b := self.root(b)):
+                    self._parents[max(a, b)] = min(a, b)
+        return torch.where(one < 0, other, one)
+
+    def mark(self, ids: Tensor, how: Hashable) -> None:
+        """Set channels apart from those that aren't marked so."""
+        self.marks[how].append(ids.flatten())
+
+    def join_along(self, ids: Tensor, dims: list[int], where: Hashable) -> Tensor:
+        """Join all channels that lie along these dimensions, which have size 1 in what is returned."""
+        for dim in dims:
+            if ids.shape[dim] > 1:
+                joined = self.join(ids.narrow(dim, 0, 1), ids, where)
+                ids = joined.max(dim, keepdim=True).values  # any of them, but a constant only if all are
+        return ids

@@ -1,0 +1,207 @@
+"""What each layer of a net knows of a symmetry: its filters, its channels' partners, its activations."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from relusym.merging.channel_groups import ChannelGroup, trace
+from relusym.merging.images import ImageSource, device_of
+from relusym.merging.invariance import moved, relative_invariance_error
+from relusym.merging.kernel_constraint import filters_and_matches
+from relusym.merging.lockstep import Lockstep
+from relusym.merging.nets import evaluating, logits_of
+from relusym.permutations import channel_orders
+from relusym.precision import full_float32
+from relusym.randomness import generator
+from relusym.symmetry import Symmetry
+
+ZERO_FILTER = 0.1  # a filter whose norm is below this share of the largest in its layer counts as zero
+WAYS = ("matched", "identity", "random")  # to permute channels
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One convolution.
+
+    Attributes:
+        name: the layer's.
+        group: the channel group that it writes to; None: it writes the net's output.
+        filters, zero_filters: how many it has, and how many of these are zero.
+        kernel_constraint: by how much equation (3) fails, ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖: 0 is a GCNN, √2 unrelated filters.
+    """
+
+    name: str
+    group: str | None
+    filters: int
+    zero_filters: int
+    kernel_constraint: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One channel group, by the layer that writes it last.
+
+    Attributes:
+        name: the group's.
+        channels: how many.
+        correlation: mean correlation of the matched channels.
+        equivariance: ‖Pφ(x) − τφ(τ⁻¹x)‖ / ‖φ(x)‖ over images together, by the way P permutes: "matched", "identity",
+            "random"; None where it wasn't measured. 0 is equivariant, √2 is unrelated.
+        fixed, swapped, longer: channels that are their own partner, that swap with one other, and that lie on longer
+            cycles of the permutation.
+    """
+
+    name: str
+    channels: int
+    correlation: float
+    equivariance: dict[str, float | None]
+    fixed: int
+    swapped: int
+    longer: int
+
+
+def convs(
+    net: nn.Module, symmetry: Symmetry, groups: list[ChannelGroup], permutations: Mapping[str, Tensor]
+) -> list[Conv]:
+    """Every convolution of a net and how far it is from satisfying the kernel constraint, in the net's order.
+
+    Args:
+        permutations: group name → int64 (C,), those of a flip merge.
+    """
+    writes = {place.tensor: group.name for group in groups for place in group.places if place.dim == 0}
+    found = []
+    for name, (kernel, match) in filters_and_matches(net, symmetry, groups, dict(permutations)).items():
+        psi, other = (x.double().cpu() for x in (kernel, match))
+        norms = psi.flatten(1).norm(dim=1)
+        whole = float(norms.norm())
+        found.append(
+            Conv(
+                name,
+                writes.get(f"{name}.weight"),
+                len(norms),
+                int((norms < ZERO_FILTER * norms.max()).sum()),
+                float((other - psi).norm()) / whole if whole else 0.0,
+            )
+        )
+    return found
+
+
+def layers(
+    groups: list[ChannelGroup],
+    permutations: Mapping[str, Tensor],
+    correlation: Mapping[str, float],
+    equivariance: Mapping[str, Mapping[str, float]],
+) -> list[Layer]:
+    """The channel groups with all that was measured of them, in the net's order.
+
+    Args:
+        permutations, correlation: of a flip merge, by the groups' names.
+        equivariance: as `equivariance_errors` gives it.
+    """
+    found = []
+    for group in groups:
+        orders = channel_orders(np.asarray(permutations[group.name]))
+        fixed, swapped = (int((orders == order).sum()) for order in (1, 2))
+        errors = equivariance.get(group.name, {})
+        found.append(
+            Layer(
+                group.name,
+                group.size,
+                correlation[group.name],
+                {way: errors.get(way) for way in WAYS},
+                fixed,
+                swapped,
+                group.size - fixed - swapped,
+            )
+        )
+    return found
+
+
+def by_node(groups: list[ChannelGroup]) -> dict[str, list[ChannelGroup]]:
+    """The groups by the graph node whose output is compared when their channels are matched."""
+    found: dict[str, list[ChannelGroup]] = defaultdict(list)
+    for group in groups:
+        found[group.node].append(group)
+    return found
+
+
+def group_output(group: ChannelGroup, output: Tensor) -> Tensor | None:
+    """A group's channels of its node's output: (B, C, H, W) or (B, C); None if they lie otherwise, as in tokens."""
+    place = group.matched
+    if output.ndim not in (2, 4) or (place.dim, place.block) != (1, 1):
+        return None
+    return output if place.entries is None else output[:, place.index(group.size, output.device).flatten()]
+
+
+@torch.no_grad()
+@full_float32()
+def equivariance_errors(
+    net: nn.Module,
+    images: ImageSource,
+    symmetry: Symmetry,
+    groups: list[ChannelGroup],
+    permutations: Mapping[str, Tensor],
+    *,
+    seed: int = 0,
+    most: int | None = None,
+) -> tuple[dict[str, dict[str, float]], float]:
+    """How far each channel group is from equivariant with matched, no and random permutations, in one pass.
+
+    It is the net itself that is run, on images and on transformed ones, so that strides that can't be equivariant at
+    this size count as well.
+
+    Args:
+        permutations: group name → int64 (C,): channel i goes with channel `permutation[i]` of the transformed net.
+        seed: of the random permutations.
+        most: images that layers are measured on; None: all.
+
+    Returns:
+        group → way → ‖Pφ(x) − τφ(τ⁻¹x)‖ / ‖φ(x)‖; a group whose activations have another layout than (B, C, H, W) or
+        (B, C) is left out. And the mean relative invariance error of the logits, over all images.
+    """
+    device = device_of(net)
+    partners = {
+        group.name: {
+            "matched": torch.as_tensor(permutations[group.name]).to(device),
+            "identity": None,
+            "random": torch.randperm(group.size, generator=generator(seed, "random", group.name)).to(device),
+        }
+        for group in groups
+    }
+    squares: dict[str, dict[str, Tensor]] = defaultdict(
+        lambda: defaultdict(lambda: torch.zeros((), device=device))
+    )
+    of_node = by_node(groups)
+    invariance, count = torch.zeros((), dtype=torch.float64, device=device), 0
+
+    def visit(node: str, outputs: list[Tensor]) -> None:
+        for group in of_node.get(node, ()) if count < most else ():
+            output = group_output(group, outputs[0])
+            if output is None:
+                continue
+            here, there = output.chunk(2)
+            there = moved(there, symmetry)
+            sums = squares[group.name]
+            sums["whole"] += here.square().sum()
+            for way, permutation in partners[group.name].items():
+                other = there if permutation is None else there.index_select(1, permutation)
+                sums[way] += (here - other).square_().sum()
+
+    with evaluating(net):
+        run, most = Lockstep([trace(net)]), len(images) if most is None else most
+        for x in images.batches(device):
+            back = x
+            for _ in range(symmetry.order - 1):
+                back = symmetry.act(back)
+            here, there = logits_of(run.run([torch.cat([x, back])], visit)[0]).double().chunk(2)
+            invariance += relative_invariance_error(here.flatten(1), moved(there, symmetry).flatten(1)).sum()
+            count += len(x)
+    errors = {
+        name: {way: float((sums[way] / sums["whole"].clamp(min=1e-30)).sqrt()) for way in WAYS}
+        for name, sums in squares.items()
+    }
+    return errors, float(invariance / count)

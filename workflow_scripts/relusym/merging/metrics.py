@@ -1,0 +1,125 @@
+"""What a net's answers are worth: metrics of logits and labels, one number an image, averaged in one pass."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relusym.errors import UserError
+from relusym.merging.images import GivenImages, Images, as_images, device_of
+from relusym.merging.nets import evaluating, logits_of
+from relusym.precision import full_float32
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure of performance.
+
+    Attributes:
+        of: logits (B, classes, …) and labels (B, …) → one number an image, (B,).
+        lower_is_better: as of a loss; else the larger the better.
+    """
+
+    of: Callable[[Tensor, Tensor], Tensor]
+    lower_is_better: bool = False
+
+    def absolute_barrier(self, first: float, second: float, halfway: float) -> float:
+        """By how much the halfway net is worse than its endpoints' mean, in the metric's units."""
+        worse = (first + second) / 2 - halfway
+        return -worse if self.lower_is_better else worse
+
+
+def top_1(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the largest logit is at the label; of logits at every pixel, the share of pixels where it is."""
+    return (
+        (logits.argmax(1) == labels).double().flatten(1).mean(1)
+        if logits.ndim > 2
+        else logits.argmax(1) == labels
+    )
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy in nats; of logits at every pixel, the mean over pixels."""
+    loss = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    return loss.flatten(1).mean(1) if loss.ndim > 1 else loss
+
+
+TOP_1, LOSS = Metric(top_1), Metric(cross_entropy, lower_is_better=True)
+
+
+@torch.no_grad()
+@full_float32()
+def evaluate(
+    net: nn.Module, images: GivenImages, labels: Tensor | None, metrics: Mapping[str, Metric]
+) -> tuple[dict[str, float], Tensor]:
+    """Means of all metrics over the images, in one pass.
+
+    Args:
+        labels: int64 (N,); None: those that the batches bring, or, if they bring none, the net's own answers.
+
+    Returns:
+        metric → mean over the images, and the labels, on the CPU.
+
+    Raises:
+        UserError: labels of another length or kind; a metric that isn't one number an image.
+    """
+    images = as_images(images)
+    device, given, total, count = device_of(net), check_labels(labels, images), {}, 0
+    used: list[Tensor] = []
+    with evaluating(net):
+        for x, own in images.pairs(device):
+            logits = logits_of(net(x))
+            if given is not None:
+                truth = given[count : count + len(x)].to(device)
+            else:
+                truth = logits.argmax(1) if own is None else own
+            if len(truth) != len(x):
+                raise UserError(f"labels: {len(truth)} for a batch of {len(x)} images")
+            count += len(x)
+            used.append(truth.cpu())
+            for name, metric in metrics.items():
+                total[name] = total.get(name, 0) + _per_image(name, metric, logits, truth).sum(
+                    dtype=torch.float64
+                )
+    if given is not None and count != len(given):
+        raise UserError(f"labels: {len(given)} given for {count} images")
+    return {name: float(value) / count for name, value in total.items()}, torch.cat(used)
+
+
+def _per_image(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
+    try:
+        values: Any = metric.of(logits, labels)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        highest = (
+            f", labels up to {int(labels.max())}" if labels.numel() and not labels.is_floating_point() else ""
+        )
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"metric {name}: fails on logits {tuple(logits.shape)}{highest} ({reason})"
+        ) from error
+    if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
+        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise UserError(
+            f"metric {name}: gives {found} for {len(logits)} images; one number an image is needed"
+        )
+    return values
+
+
+def check_labels(labels: Any, images: GivenImages) -> Tensor | None:
+    """Labels as a tensor.
+
+    Raises:
+        UserError: they aren't whole numbers, or not one an image.
+    """
+    if labels is None:
+        return None
+    labels = torch.as_tensor(labels)
+    if labels.is_floating_point() or labels.ndim < 1:
+        raise UserError(
+            f"labels of type {labels.dtype} and shape {tuple(labels.shape)} given; allowed is int64 (N,)"
+        )
+    if isinstance(images, Images) and len(labels) != len(images):
+        raise UserError(f"labels: {len(labels)} given for {len(images)} images")
+    return labels.long()

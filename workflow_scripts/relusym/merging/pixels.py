@@ -1,0 +1,187 @@
+"""A net transformed by a symmetry, also where it isn't convolutional: what reads or weights pixels one by one."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from relusym.errors import UserError
+from relusym.merging import handlers as of_channels
+from relusym.merging import handlers_mixing as mixing
+from relusym.merging.flow import HANDLERS, Call, Flow, Handler
+from relusym.merging.labels import FIXED, Labels, Weights
+from relusym.symmetry import Symmetry
+
+Grid = tuple[int, int]
+
+
+class PixelFlow(Flow):
+    """As `Flow`, but labels say at which pixel of its feature map an entry is.
+
+    Attributes:
+        grids: the first label of each map's pixels → its height and width; labels are counted row by row.
+    """
+
+    what = "pixels"
+    handlers: dict[type[nn.Module] | str, Handler] = {}
+
+    def __init__(self, net: nn.Module, image_shape: tuple[int, ...]):
+        self.grids: dict[int, Grid] = {}
+        super().__init__(net, image_shape)
+
+    def of_image(self, shape: torch.Size) -> Labels:
+        return self.grid(shape)
+
+    def of_outputs(self, outputs: list[Labels]) -> None:
+        pass
+
+    def grid(self, shape: torch.Size) -> Labels:
+        """The labels of a new map (B, C, H, W)."""
+        if len(shape) != 4 or shape[-2:] == (1, 1):
+            return Labels.alike(FIXED, shape)
+        ids = self.ties.fresh(shape[-2] * shape[-1])
+        self.grids[int(ids[0])] = tuple(shape[-2:])
+        return Labels(shape, ids.reshape(1, 1, *shape[-2:]))
+
+    def images(self, symmetry: Symmetry) -> np.ndarray:
+        """Of the pixels that an operation combines, by the first of them, where τ brings them; the same to `FIXED`.
+
+        Raises:
+            UserError: a map's shape changes, or pixels that are combined are brought to some that aren't.
+        """
+        roots = self.ties.roots()
+        brought = np.arange(len(roots))
+        for first, (height, width) in self.grids.items():
+            act = symmetry.act(torch.arange(height * width).reshape(1, height, width))
+            if act.shape[1:] != (height, width):
+                raise UserError(
+                    f"symmetry {symmetry.name}: a map of {width}×{height} pixels has to be square"
+                )
+            brought[first : first + height * width] = first + act.flatten().numpy()
+        images = roots[brought]
+        if (images != images[roots]).any():
+            raise UserError(
+                f"the net combines pixels in a way that doesn't commute with {symmetry.name}, so it can't be transformed"
+            )
+        return images
+
+    def order(self, images: np.ndarray, labels: Tensor, name: str) -> Tensor:
+        """How a tensor's dimension with these labels is reordered: entry i is the former entry `order[i]`, int64 (n,).
+
+        Raises:
+            UserError: it belongs to a part of a map.
+        """
+        roots = self.ties.roots()[labels.numpy()]
+        where = {root: np.flatnonzero(roots == root) for root in np.unique(roots)}
+        order = torch.arange(len(labels))
+        for root, entries in where.items():
+            source = where.get(images[root], ())
+            if len(source) != len(entries):
+                raise UserError(f"{name} belongs to a part of a map, so the net can't be transformed")
+            order[torch.from_numpy(entries)] = torch.from_numpy(source)
+        return order
+
+
+@torch.no_grad()
+def transformed(net: nn.Module, symmetry: Symmetry, image_shape: tuple[int, ...]) -> nn.Module:
+    """The net Φ̂ with Φ̂(τx) = Φ(x), as `Symmetry.transform`, for nets of every kind.
+
+    Besides kernels, it moves what belongs to single pixels: the inputs of a linear layer that reads a map of several
+    pixels, norms after a flatten, position embeddings.
+
+    Args:
+        image_shape: one image's channels, height and width.
+
+    Raises:
+        UserError: an operation whose effect on pixels is unknown, or that doesn't commute with τ, named.
+    """
+    flow = PixelFlow(net, image_shape)
+    images = flow.images(symmetry)
+    moved, state = deepcopy(symmetry.transform(net)), net.state_dict()
+    found = moved.state_dict()
+    for (name, dim), labels in flow.places.items():
+        order = flow.order(images, labels, name).to(state[name].device)
+        found[name].copy_(state[name].index_select(dim, order))
+    return moved
+
+
+def of_pixels(*operations: type[nn.Module] | str) -> Any:
+    """Register what operations do to pixels, as `flow.handler` does for channels."""
+
+    def register(function: Handler) -> Handler:
+        PixelFlow.handlers.update(dict.fromkeys(operations, function))
+        return function
+
+    return register
+
+
+ALIKE = (of_channels.pointwise, of_channels.entrywise, of_channels.moves, of_channels.cat, mixing.reduction)
+ALIKE += (
+    mixing.along_a_dimension,
+    mixing.softmax,
+    mixing.glu,
+    mixing.einsum,
+    mixing.matmul,
+    mixing.attention,
+)
+ALIKE += (of_channels.layer_norm, of_channels.layer_norm_function)
+PixelFlow.handlers |= {key: found for key, found in HANDLERS.items() if found in ALIKE}
+
+
+@of_pixels(
+    *(key for key, found in HANDLERS.items() if found in (of_channels.conv, of_channels.spatial)), "pad"
+)
+def resized(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
+    """A map of another size, whose pixels come from neighbourhoods of the former one's."""
+    if len(call.shape) != 4 or not set(x.varies) <= {2, 3}:
+        raise call.refusal("its effect on pixels is unknown")
+    return call.flow.grid(call.shape)
+
+
+@of_pixels(nn.Linear, "linear")
+def linear(call: Call, x: Labels, weight: Weights | str = "weight", *rest: Any, **options: Any) -> Labels:
+    last = len(x.shape) - 1
+    if last not in x.varies:
+        return Labels(call.shape, x.ids)
+    call.index(weight, 1, call.along(x, last))
+    return Labels.alike(FIXED, call.shape)
+
+
+@of_pixels(*of_channels.BATCH_NORMS)
+def batch_norm(call: Call, x: Labels) -> Labels:
+    if 1 in x.varies:
+        for key, tensor in call.layer.state_dict().items():
+            if tensor.ndim:
+                call.index(key, 0, call.along(x, 1))
+    return x
+
+
+@of_pixels(*of_channels.INSTANCE_NORMS, nn.GroupNorm, nn.PReLU, "group_norm", "batch_norm", "prelu")
+def weights_of_channels(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
+    if 1 in x.varies:
+        raise call.refusal("it has weights of single pixels in a way that isn't known")
+    return x
+
+
+@of_pixels(nn.MultiheadAttention)
+def multihead_attention(call: Call, query: Labels, key: Labels, value: Labels, **options: Any) -> tuple:
+    """Attention asks for no order of its tokens."""
+    if len(query.shape) - 1 in query.varies:
+        raise call.refusal("its effect on pixels is unknown")
+    weights = None if call.result[1] is None else Labels.alike(FIXED, call.result[1].shape)
+    return Labels(call.result[0].shape, query.ids), weights
+
+
+@of_pixels("scaled_dot_product_attention")
+def attention(
+    call: Call, query: Labels, key: Labels, value: Labels, attn_mask: Any = None, *rest: Any, **o: Any
+) -> Labels:
+    """As `multihead_attention`; keys and values lie at the same pixels."""
+    if attn_mask is not None or any(len(of.shape) - 1 in of.varies for of in (query, key, value)):
+        raise call.refusal("its effect on pixels is unknown")
+    call.flow.ties.join(key.ids, value.ids, call.node.name)
+    return Labels(call.shape, query.ids)

@@ -1,0 +1,225 @@
+"""The pictures of a report, as SVG texts that explain themselves."""
+
+import io
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from relusym.reporting.report import Report
+from relusym.reporting.words import MOVED, NETS
+
+WIDTH = 8.4  # inches: the page's column
+INK, PALE, GRID = "#222222", "#9a9a9a", "#e4e4e4"
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # Okabe and Ito's
+STYLE = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "text.color": INK,
+    "axes.edgecolor": PALE,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.hashsalt": "relusym",  # the same bytes from the same report
+}
+WAYS = {  # of choosing partners: colour, marker, and what it is called
+    "random": (PALE, "x", "random partners"),
+    "identity": (ORANGE, "s", "every channel its own partner"),
+    "matched": (GREEN, "o", "matched partners"),
+}
+LABELLED = 45  # layers whose names fit below an axis
+
+
+def svg(figure: Figure) -> str:
+    """A figure as SVG text, without dates."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    return file.getvalue()
+
+
+def pictures(report: Report) -> dict[str, str]:
+    """SVG texts by name: nets, equivariance, orbits, kernels, and, where there is something to see, partners, fails."""
+    with mpl.rc_context(STYLE):
+        drawn = {
+            "nets": _nets(report),
+            "equivariance": _equivariance(report),
+            "orbits": _orbits(report),
+            "kernels": _kernels(report),
+        }
+        if report.partners:
+            drawn["partners"] = _partners(report)
+        if report.partial:
+            drawn["fails"] = _fails(report)
+        return {name: svg(figure) for name, figure in drawn.items() if figure is not None}
+
+
+def _layer_axis(axes: Axes, names: Sequence[str]) -> None:
+    step = -(-len(names) // LABELLED) or 1
+    axes.set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=7)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.grid(axis="y", color=GRID)
+    axes.tick_params(axis="x", length=0)
+
+
+def _nets(report: Report) -> Figure:
+    scores = report.merged.accuracy
+    figure = Figure(figsize=(WIDTH, 0.38 * len(scores) + 0.75), layout="constrained")
+    axes = figure.subplots()
+    ends = list(scores)[:2]
+    mean = sum(scores[name] for name in ends) / 2
+    for place, (name, score) in enumerate(scores.items()):
+        colour = BLUE if name in ends else GREEN if name == "repaired" else "#5db89c"
+        axes.barh(place, score, height=0.62, color=colour)
+        inside = score > 0.15
+        how = {"color": "white" if inside else INK, "ha": "right" if inside else "left"}
+        axes.text(score, place, f" {score:.4f} ", va="center", fontsize=8.5, **how)
+    axes.axvline(mean, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    side = "right" if mean > 0.6 else "left"
+    axes.text(mean, -0.62, " mean of both endpoints ", fontsize=8, va="bottom", ha=side)
+    axes.set_yticks(range(len(scores)), [NETS.get(name, name) for name in scores])
+    axes.set_ylim(len(scores) - 0.5, -1.0)
+    best = max(scores.values())
+    axes.set_xlim(0, 1.08 if best > 0.5 else 1.25 * best + 0.01)
+    axes.set_xlabel(report.measure)
+    axes.grid(axis="x", color=GRID)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def _equivariance(report: Report) -> Figure | None:
+    layers = [layer for layer in report.layers if layer.equivariance["matched"] is not None]
+    if not layers:
+        return None
+    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    x = np.arange(len(layers))
+    of = {way: np.array([layer.equivariance[way] for layer in layers]) for way in WAYS}
+    axes.fill_between(x, of["matched"], of["random"], color=GREEN, alpha=0.10, linewidth=0)
+    for way, (colour, marker, says) in WAYS.items():
+        axes.plot(x, of[way], color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=says)
+    axes.axhline(np.sqrt(2), color=PALE, linewidth=0.8, linestyle=":")
+    for height, says in ((np.sqrt(2), "√2: unrelated "), (0.01, "0: exactly equivariant ")):
+        axes.text(len(layers) - 0.45, height, says, fontsize=8, color="#666666", ha="right", va="bottom")
+    axes.set_ylim(0, max(1.53, 1.1 * max(values.max() for values in of.values())))
+    axes.set_ylabel("relative equivariance error")
+    axes.legend(loc="lower left", ncols=3, bbox_to_anchor=(0, 1), borderaxespad=0, handlelength=1.6)
+    axes.grid(axis="y", color=GRID)
+    axes.tick_params(axis="x", length=0)
+    below.bar(x, [layer.correlation for layer in layers], 0.5, color=GREEN)
+    below.set_ylim(0, 1)
+    below.set_ylabel("correlation\nof partners")
+    _layer_axis(below, [layer.name for layer in layers])
+    return figure
+
+
+def _orbits(report: Report) -> Figure:
+    layers = report.layers
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    axes, x = figure.subplots(), np.arange(len(layers))
+    bottom = np.zeros(len(layers))
+    for field, colour, says in (
+        ("fixed", "#56B4E9", "its own partner"),
+        ("swapped", BLUE, "swaps with its partner"),
+        ("longer", "#d3d3d3", "on a longer cycle"),
+    ):
+        share = np.array([getattr(layer, field) / layer.channels for layer in layers])
+        axes.bar(x, share, 0.8, bottom, color=colour, label=says)
+        bottom += share
+    axes.set_ylim(0, 1)
+    axes.set_yticks([0, 0.5, 1], ["0", "½", "all"])
+    axes.set_ylabel("share of channels")
+    axes.legend(loc="upper left", ncols=3, bbox_to_anchor=(0, 1.16), borderaxespad=0, handlelength=1)
+    _layer_axis(axes, [f"{layer.name}  ({layer.channels})" for layer in layers])
+    axes.grid(visible=False)
+    return figure
+
+
+def _kernels(report: Report) -> Figure | None:
+    if not report.convs:
+        return None
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    axes, x = figure.subplots(), np.arange(len(report.convs))
+    zero = [conv.zero_filters / conv.filters for conv in report.convs]
+    axes.bar(x, zero, 0.5, color="#d3d3d3", label="share of zero-filters")
+    fails = [conv.kernel_constraint for conv in report.convs]
+    axes.plot(x, fails, color=BLUE, marker="o", markersize=4, linewidth=1.4, label="‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖")
+    axes.axhline(np.sqrt(2), color=PALE, linewidth=0.8, linestyle=":")
+    axes.text(-0.5, np.sqrt(2), "√2: unrelated filters", fontsize=8, color="#666666", va="bottom")
+    axes.set_ylim(0, 1.6)
+    axes.legend(loc="lower left", ncols=2, bbox_to_anchor=(0, 1), borderaxespad=0, handlelength=1.4)
+    _layer_axis(axes, [conv.name for conv in report.convs])
+    return figure
+
+
+def _fails(report: Report) -> Figure:
+    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True)
+    x = np.arange(len(report.partial))
+    for axes, metric, title in zip(
+        panels, ("accuracy", "loss"), (f"{report.measure} lost", "loss gained"), strict=True
+    ):
+        if metric not in report.partial[0].up_to:
+            axes.set_axis_off()
+            continue
+        axes.plot(
+            *(x, [part.up_to[metric] for part in report.partial]),
+            color=RED,
+            marker="o",
+            markersize=4,
+            linewidth=1.6,
+            label="merged up to here",
+        )
+        axes.plot(
+            *(x, [part.all_but[metric] for part in report.partial]),
+            color=BLUE,
+            marker="s",
+            markersize=4,
+            linewidth=1.2,
+            label="all merged but this",
+        )
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.set_title(title)
+        _layer_axis(axes, [part.part for part in report.partial])
+    panels[0].legend(loc="best")
+    return figure
+
+
+def _partners(report: Report) -> Figure:
+    rows = len(report.partners)
+    figure = Figure(figsize=(WIDTH, 1.85 * rows + 0.3), layout="constrained")
+    grid = figure.subplots(rows, 4, squeeze=False)
+    moved = MOVED.get(report.symmetry, report.symmetry)
+    for panels, one in zip(grid, report.partners, strict=True):
+        colour = {"cmap": "gray", "vmin": 0, "vmax": 1} if one.image.shape[2] == 1 else {}
+        scale = {
+            "cmap": "magma",
+            "vmin": min(one.here.min(), one.there.min()),
+            "vmax": max(one.here.max(), one.there.max()),
+        }
+        titles = ("the image", f"channel {one.channel} on it", moved, f"channel {one.partner} on that")
+        for axes, picture, how, title in zip(
+            panels,
+            (one.image, one.here, one.moved, one.there),
+            (colour, scale, colour, scale),
+            titles,
+            strict=True,
+        ):
+            axes.imshow(np.squeeze(picture), interpolation="nearest", **how)
+            axes.set_title(title, fontweight="normal", fontsize=8.5)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+        panels[0].set_ylabel(f"{one.layer}\ncorrelation {one.correlation:.2f}", fontsize=8.5)
+    return figure

@@ -1,0 +1,94 @@
+"""What a report says in words: its verdict, its warnings, its numbers."""
+
+from relusym.merging.grid import Grid
+from relusym.reporting.report import Report
+
+NETS = {
+    "net": "the net",
+    "flipped": "its flipped self",
+    "net_1": "the first net",
+    "net_2": "the second net",
+    "halfway": "halfway, as it is",
+    "reset": "halfway, batch norms reset",
+    "repaired": "halfway, with REPAIR",
+}
+MOVED = {
+    "horizontal_flip": "flipped left to right",
+    "vertical_flip": "flipped upside down",
+    "quarter_turn": "turned by 90°",
+}
+DEGREES = (  # the largest GCNN barrier of each, and what it says
+    (0.01, "it encodes the symmetry layer by layer, as a group-equivariant CNN does"),
+    (0.1, "it is close to a group-equivariant CNN"),
+    (0.3, "it is in part like a group-equivariant CNN"),
+    (float("inf"), "its layers are far from those of a group-equivariant CNN"),
+)
+
+
+def number(value: float | None) -> str:
+    """Four digits after the point, fewer of large numbers, an exponent for very small ones; a dash for none."""
+    if value is None:
+        return "–"
+    if value and abs(value) < 5e-4:
+        return f"{value:.1e}"
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.4g}"
+
+
+def barrier_text(value: float | None) -> str:
+    """A barrier as a percentage; a dash for none."""
+    return "–" if value is None else f"{100 * value:.1f}%"
+
+
+def verdict(report: Report) -> str:
+    """One sentence: what the net's merge with its transformed self keeps, and what that means."""
+    of, barrier = report.merged.accuracy, report.merged.barrier["repaired"]
+    moved = MOVED.get(report.symmetry, report.symmetry)
+    kept = (
+        f"{report.name} merged halfway with itself {moved}, channels permuted to match: {report.measure} "
+        f"{of['repaired']:.4f} with REPAIR, of the net's {of['net']:.4f}"
+    )
+    if barrier is None:
+        return f"{kept}; {report.merged.note}."
+    if barrier < 0:
+        return f"{kept}; its flipped self alone has {of['flipped']:.4f}, so the net halfway beats the mean of the two."
+    degree = next(says for most, says in DEGREES if barrier < most)
+    return f"{kept}, a GCNN barrier of {barrier_text(barrier)}: {degree}."
+
+
+def warnings(report: Report) -> list[str]:
+    """What stands in the way of equivariance, and of this report."""
+    return [*grid_warning(report.grid, report.name), *report.notes]
+
+
+def grid_warning(grid: Grid, name: str) -> list[str]:
+    """Which strides meet a size that they can't treat symmetrically, and what would do."""
+    if grid.symmetric:
+        return []
+    meet: dict[tuple[int, int], list[str]] = {}
+    for one in grid.misfits:
+        meet.setdefault((one.stride, one.size), []).append(one.layer)
+    met = "; ".join(
+        f"{' and '.join(layers)} of stride {stride} meet{'s' * (len(layers) == 1)} {size} pixels"
+        for (stride, size), layers in meet.items()
+    )
+    return [
+        f"At {grid.size} pixels {name} can't be equivariant, whatever its weights: {met}. Its flipped self is off by "
+        f"{grid.offset:g} pixels in all. {_next_size(grid)}"
+    ]
+
+
+def grid_text(grid: Grid) -> str:
+    """The grid in words."""
+    if grid.symmetric:
+        return f"At {grid.size} pixels every stride meets a size that it can treat symmetrically."
+    return (
+        "A layer that can't fit its windows symmetrically leaves pixels over on one side. Its mirror image leaves them "
+        "over on the other, and so reads other pixels. Added up, the flipped net sees the image shifted by "
+        f"{grid.offset:g} pixels. {_next_size(grid)}"
+    )
+
+
+def _next_size(grid: Grid) -> str:
+    if grid.next_size is None:
+        return "No larger size was found at which it could be."
+    return f"The next size at which it can be is {grid.next_size}."
