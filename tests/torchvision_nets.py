@@ -1,6 +1,6 @@
 """Every classification net of torchvision, permuted at random: `python tests/torchvision_nets.py` writes docs/nets.md.
 
-About an hour on one core and 12 GB of memory; what it has measured is kept in `.nets.json`, so that it goes on from there.
+About an hour on one core and 12 GB of memory; what is measured is kept in `docs/.nets.json`, from where it goes on.
 """
 
 import gc
@@ -10,7 +10,6 @@ from time import perf_counter
 
 import torch
 import torchvision
-from torch import nn
 
 from relusym.errors import UserError
 from relusym.merging.channel_groups import channel_groups, permute

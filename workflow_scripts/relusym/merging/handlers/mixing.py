@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from relusym.merging.flow import Call, handler
-from relusym.merging.handlers import no_constants
+from relusym.merging.flow import Call, function_name, handler
+from relusym.merging.handlers.layers import no_constants
 from relusym.merging.labels import FIXED, Labels
 
 
@@ -42,9 +42,8 @@ def group_norm_function(
 
 @handler("mean", "sum", "amax", "amin", "prod", "var", "std", "norm", "vector_norm", "logsumexp")
 def reduction(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
-    dims = options.get("dim", rest[-1 if call.node.target in ("norm",) else 0] if rest else None)
-    if call.node.target is torch.linalg.vector_norm or "norm" in str(call.node.target):
-        dims = options.get("dim", rest[1] if len(rest) > 1 else None)
+    rest = rest[1:] if "norm" in function_name(call.node) else rest  # whose first option is its order
+    dims = options.get("dim", rest[0] if rest else None)
     every = list(range(len(x.shape)))
     dims = every if dims is None else [dims] if isinstance(dims, int) else list(dims)
     dims = [dim % len(x.shape) for dim in dims] or every
@@ -56,7 +55,8 @@ def reduction(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
 
 @handler("softmax", "log_softmax", "normalize")
 def along_a_dimension(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
-    return _mixed(call, x, options.get("dim", rest[-1 if len(rest) == 1 else -1] if rest else 1))
+    rest = rest[1:] if function_name(call.node) == "normalize" else rest  # whose first option is its order
+    return _mixed(call, x, options.get("dim", rest[0] if rest else 1))
 
 
 @handler(nn.Softmax, nn.LogSoftmax)
@@ -145,7 +145,7 @@ def attention(
 ) -> Labels:
     if isinstance(attn_mask, Labels):
         raise call.refusal("attention with a mask that depends on the image isn't supported")
-    flipped = Labels(key.shape[:-2] + (key.shape[-1], key.shape[-2]), key.ids.transpose(-1, -2))
+    flipped = Labels(torch.Size([*key.shape[:-2], key.shape[-1], key.shape[-2]]), key.ids.transpose(-1, -2))
     return _product(call, _product(call, query, flipped, "scores"), value, "values")
 
 
