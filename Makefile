@@ -1,10 +1,10 @@
-# make demo · make test · make lint · make laptop · make bench · make test-cluster: each builds .venv from requirements.lock first, if it is missing.
+# make demo · make test · make lint · make laptop · make bench · make nets · make test-cluster: each builds .venv from requirements.lock first, if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
 
-.PHONY: demo laptop bench test test-cluster lint format
+.PHONY: demo laptop bench nets test test-cluster lint format
 demo: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --config scale=demo
 	@cat results/demo/tables/table2.md
@@ -19,6 +19,10 @@ laptop: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --force bench
+
+# docs/nets.md: which of torchvision's nets can be merged; about an hour.
+nets: $(VENV)/.installed
+	$(BIN)/python tests/torchvision_nets.py
 
 # All but those on a real Slurm, on all cores.
 test: $(VENV)/.installed

@@ -4,12 +4,14 @@ from copy import deepcopy
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_nets import answers, shuffled, smooth_images
 from structures import STRUCTURES, Excited, Twice, UNet
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
+from torchvision_nets import PAGE, constructors, measure
 
 from relusym.errors import UserError
 from relusym.merging.channel_groups import Place, channel_groups
@@ -324,3 +326,46 @@ def test_a_planted_permutation_with_noise_is_recovered(structure):
     assert merged.checks.pop("permuted_logits") < 1e-4
     assert max(merged.checks.values(), default=0) < 1e-4
     assert merged.accuracy["halfway"] > 0.9 and merged.accuracy["repaired"] > 0.8
+
+
+# ---- torchvision's
+
+QUICK = (
+    *(
+        "alexnet",
+        "convnext_tiny",
+        "densenet121",
+        "efficientnet_b0",
+        "googlenet",
+        "mnasnet0_5",
+        "mobilenet_v3_small",
+    ),
+    *("regnet_y_400mf", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "vgg11_bn"),
+)
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+def test_a_permuted_net_of_torchvisions_computes_the_same(name):
+    found = measure(name)
+    assert found["difference"] < 1e-10 and found["groups"] > 6
+
+
+@pytest.mark.parametrize("name", ["deeplabv3_resnet50", "fcn_resnet50"])
+def test_a_permuted_segmentation_net_computes_the_same_at_both_its_heads(name):
+    torch.manual_seed(0)
+    net = torchvision.models.get_model(name, weights=None, weights_backbone=None, aux_loss=True)
+    found, moved = difference(with_statistics(net), 33)
+    assert found < 1e-10 and moved > 10_000
+
+
+def test_the_page_of_nets_lists_torchvisions_and_none_is_wrong():
+    text = PAGE.read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    ][1:]
+    assert [row[0] for row in rows] == constructors()
+    assert "**wrong**" not in text
+    assert sum(bool(row[4]) for row in rows) >= 0.85 * len(rows)

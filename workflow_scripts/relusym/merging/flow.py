@@ -108,7 +108,9 @@ class Flow(fx.Interpreter):
         with torch.no_grad(), evaluating(self.module):
             try:
                 self.run(parameter.new_zeros(1, *image_shape))
-            except (RuntimeError, ValueError) as error:
+            except UserError:
+                raise
+            except Exception as error:  # whatever a net raises
                 shape = "×".join(map(str, image_shape))
                 reason = str(error).strip().splitlines()[0]
                 raise UserError(

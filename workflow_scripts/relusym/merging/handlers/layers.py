@@ -21,6 +21,8 @@ def convolved(
     """A convolution's channels, or, along the last dimension, a linear layer's; each of its groups is one channel."""
     shape = call.layer.weight.shape if isinstance(weight, str) else weight.shape
     reads, writes = (0, 1) if transposed else (1, 0)
+    if isinstance(x, Weights):  # a table that an inner net reads
+        x = Labels.alike(FIXED, x.shape)
     read = call.along(x, dim)
     if groups == 1:
         call.index(weight, reads, read)

@@ -169,7 +169,16 @@ def window_attention(
     call: Call, input: Labels, qkv_weight: Any, proj_weight: Any, *rest: Any, **options: Any
 ) -> Labels:
     """Swin Transformer's, as torchvision calls it: heads stay at their places; what is read and written is permuted."""
+    for of in rest:
+        if isinstance(of, Labels):  # position biases that a net computes, one for each head
+            call.flow.ties.join(of.ids, torch.tensor(FIXED), call.node.name)
     call.index(qkv_weight, 1, call.along(input, -1))
     written = call.write(proj_weight, 0, proj_weight.shape[0])
     call.index(options.get("proj_bias"), 0, written)
     return Labels.along(written, len(call.shape) - 1, call.shape)
+
+
+@handler("_patch_merging_pad")
+def patch_merging(call: Call, x: Labels) -> Labels:
+    """Swin Transformer's: the channels of four neighbouring patches, one after another."""
+    return Labels.along(call.along(x, -1).repeat(4), len(call.shape) - 1, call.shape)

@@ -126,7 +126,7 @@ MOVES = (
         "repeat",
     ),
     *("repeat_interleave", "tile", "stack", "hstack", "vstack", "pixel_shuffle", "pixel_unshuffle"),
-    *("channel_shuffle", "broadcast_to", "diagonal"),
+    *("channel_shuffle", "broadcast_to", "diagonal", "_get_relative_position_bias"),
 )
 
 
