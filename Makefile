@@ -1,11 +1,11 @@
-# make demo · make check · make test · make test-cluster · make lint · make format · make laptop · make bench: each builds .venv
-# from requirements.lock first, if it is missing.
+# make demo · make check · make test · make test-cluster · make lint · make format · make laptop · make bench · make nets: each
+# builds .venv from requirements.lock first, if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
 
-.PHONY: demo laptop bench check test test-cluster lint format
+.PHONY: demo laptop bench nets check test test-cluster lint format
 demo: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --config scale=demo
 	@$(BIN)/snakemake --config scale=demo --report report.html --quiet all
@@ -22,6 +22,10 @@ bench: $(VENV)/.installed
 # For every commit, in less than 90 seconds: lint, and the tests that are fast and run no Snakemake.
 check: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not workflow" --ignore tests/test_cluster.py
+
+# docs/nets.md: which of torchvision's nets can be merged; about an hour.
+nets: $(VENV)/.installed
+	$(BIN)/python tests/torchvision_nets.py
 
 # All but those on a real Slurm, on all cores.
 test: $(VENV)/.installed

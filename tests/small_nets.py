@@ -7,8 +7,8 @@ from torch import nn
 
 from relusym.data.augmentation import normalise
 from relusym.merging import images
+from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.channel_groups import channel_groups, permute
-from relusym.merging.repair import reset_batch_norm
 from relusym.merging.survey import survey
 from relusym.nets import build
 from relusym.nets.group_conv import RegularConv2d

@@ -170,7 +170,7 @@ class Flattened(nn.Module):
 
     def forward(self, x):
         x = F.max_pool2d(self.conv(x).relu(), 4)
-        x = self.norm(x.view(x.size(0), -1))
+        x = self.norm(x.reshape(x.size(0), -1))
         return self.head(self.after(self.hidden(x)).relu())
 
 

@@ -14,10 +14,10 @@ from torch import nn
 from relusym.data.augmentation import normalise, normalise_imagenet
 from relusym.errors import UserError
 from relusym.merging import MATCHINGS
+from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.channel_groups import channel_groups
 from relusym.merging.matching import Pair, match
 from relusym.merging.merge import flip_merge, merge
-from relusym.merging.repair import reset_batch_norm
 from relusym.merging.survey import EPSILON, survey
 from relusym.registry import Entry
 

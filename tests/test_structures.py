@@ -1,15 +1,26 @@
 """Nets of every structure keep what they compute when their channels are permuted."""
 
+from copy import deepcopy
+
 import pytest
 import torch
-from small_nets import shuffled
-from structures import STRUCTURES
-from torch import nn
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_nets import Images, answers, shuffled, smooth_images
+from structures import STRUCTURES, Excited, Twice, UNet
+from torch import fx, nn
 from torch.utils._pytree import tree_leaves
+from torchvision_nets import PAGE, constructors, measure
 
 from relusym.errors import UserError
-from relusym.merging.channel_groups import channel_groups
+from relusym.merging.batch_norm import reset_batch_norm
+from relusym.merging.channel_groups import Place, channel_groups
+from relusym.merging.flow import HANDLERS
+from relusym.merging.merge import merge
 from relusym.merging.pixels import transformed
+from relusym.merging.survey import survey
+from relusym.nets import build
 from relusym.symmetry import SYMMETRIES
 
 UNFLIPPED = {
@@ -24,6 +35,8 @@ FLIPPED = [structure for structure in STRUCTURES if structure.__name__ not in UN
 def with_statistics(net):
     """In float64, with batch norms that a wrong permutation would show in."""
     for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
         if isinstance(
             module, nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d | nn.GroupNorm | nn.LayerNorm
         ):
@@ -78,3 +91,280 @@ def inverse(symmetry, x):
     for _ in range(symmetry.order - 1):
         x = symmetry.act(x)
     return x
+
+
+# ---- random nets
+
+LAYERS = {
+    "conv": lambda c: (nn.Conv2d(c, 8, 3, padding=1, bias=False), 8),
+    "wider": lambda c: (nn.Conv2d(c, 12, 1), 12),
+    "depthwise": lambda c: (nn.Conv2d(c, c, 3, padding=1, groups=c), c),
+    "grouped": lambda c: (nn.Conv2d(c, c, 3, padding=1, groups=c // 2), c),
+    "transposed": lambda c: (nn.ConvTranspose2d(c, 8, 3, padding=1), 8),
+    "batch norm": lambda c: (nn.BatchNorm2d(c), c),
+    "group norm": lambda c: (nn.GroupNorm(c // 2, c), c),
+    "groups of many": lambda c: (nn.GroupNorm(2, c), c),
+    "instance norm": lambda c: (nn.InstanceNorm2d(c, affine=True), c),
+    "prelu": lambda c: (nn.PReLU(c), c),
+    "relu": lambda c: (nn.ReLU(), c),
+    "gelu": lambda c: (nn.GELU(), c),
+    "pool": lambda c: (nn.AvgPool2d(3, 1, 1), c),
+}
+OPERATIONS = ("residual", "dense", "halves", "product", "pad", "slice", "last", "shuffle", "stack")
+
+
+class Drawn(nn.Module):
+    """A net of the layers and operations of these names, one after another."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.names, self.layers, self.widths, channels, before = names, nn.ModuleDict(), [], 4, 4
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        for i, name in enumerate(names):
+            now = channels
+            if name in LAYERS:
+                self.layers[str(i)], now = LAYERS[name](channels)
+            elif name in ("residual", "product"):
+                self.layers[str(i)] = nn.Conv2d(before, channels, 1)
+            elif name == "dense":
+                now = channels + before
+            elif name == "pad":
+                now = channels + 4
+            elif name == "slice":
+                now = max(4, channels - 2)
+            elif name == "last":
+                self.layers[str(i)] = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 8))
+                now = 8
+            elif name == "stack":
+                now = 2 * channels
+            before, channels = channels, now
+            self.widths.append(now)
+        self.head = nn.Linear(channels, 10)
+
+    def forward(self, x):
+        before = x = self.stem(x)
+        for i, name in enumerate(self.names):
+            layer, read = self.layers[str(i)] if str(i) in self.layers else None, x  # noqa: SIM401  no dict
+            if name in LAYERS:
+                x = layer(x)
+            elif name == "residual":
+                x = x + layer(before)
+            elif name == "product":
+                x = x * torch.sigmoid(layer(before).mean((2, 3), keepdim=True))
+            elif name == "dense":
+                x = torch.cat([before, x], 1)
+            elif name == "halves":
+                one, other = x.chunk(2, 1)
+                x = torch.cat([other.relu(), one], 1)
+            elif name == "pad":
+                x = nn.functional.pad(x, (0, 0, 0, 0, 1, 3))
+            elif name == "slice":
+                x = x[:, : self.widths[i]]
+            elif name == "last":
+                x = layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            elif name == "shuffle":
+                x = x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+            elif name == "stack":
+                x = torch.stack([x, x.relu()], 2).flatten(1, 2)
+            before = read
+        return self.head(x.mean((2, 3)))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from([*LAYERS, *OPERATIONS]), min_size=2, max_size=8), st.integers(0, 99))
+def test_nets_drawn_at_random_keep_their_logits_under_random_permutations(names, seed):
+    torch.manual_seed(seed)
+    found, _ = difference(with_statistics(Drawn(names)), 6, seed)
+    assert found < 1e-10, names
+
+
+# ---- what is met twice, computed or traced
+
+
+def test_a_permutation_of_a_layer_that_is_called_twice_is_the_same_at_both_ends():
+    (group,) = channel_groups(Twice(), (3, 32, 32))
+    indexed = {(place.tensor, place.dim) for place in group.places}
+    assert {("again.weight", 0), ("again.weight", 1), ("stem.weight", 0), ("one.weight", 0)} <= indexed
+    assert {("same.weight", 1), ("same.bias", 0), ("head.weight", 1)} <= indexed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda n: nn.utils.parametrizations.weight_norm(n[1]),
+            "layer 1: its weight is parametrized; call .*remove",
+        ),
+        (lambda n: nn.utils.spectral_norm(n[1]), "layer 1: its weight is computed"),
+        (
+            lambda n: n[2].register_parameter("weight", nn.Parameter(n[1].weight[:10, :, 0, 0].detach())),
+            "shares memory",
+        ),
+        (
+            lambda n: n.append(nn.LSTM(10, 10)),
+            "layer 3: the effect of LSTM on channels is unknown; register a handler",
+        ),
+        (lambda n: n.insert(1, nn.LazyConv2d(12, 1)), r"1\.weight has no shape yet; run the net once"),
+        (lambda n: n.insert(1, nn.Conv2d(7, 12, 1)), "can't be run on an image of 3×8×8: .*7"),
+        (
+            lambda n: n.insert(2, Op(torch.cumsum, 1)),
+            "operation cumsum: the effect of cumsum on channels is unknown",
+        ),
+        (
+            lambda n: n.insert(2, Op(torch.sort, 1)),
+            "operation sort: the effect of sort on channels is unknown",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_permuted_is_refused_in_one_line_that_names_it(change, message):
+    net = nn.Sequential(nn.Conv2d(3, 12, 8), nn.Conv2d(12, 12, 1), Rows(12, 10))
+    change(net)
+    with pytest.raises(UserError, match=message) as told:
+        channel_groups(net, (3, 8, 8))
+    assert "\n" not in str(told.value)
+
+
+class Rows(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(x.flatten(1), self.weight, self.bias)
+
+
+class Op(nn.Module):
+    def __init__(self, function, *options):
+        super().__init__()
+        self.function, self.options = function, options
+
+    def forward(self, x):
+        return self.function(x, *self.options)
+
+
+def test_a_net_that_is_traced_already_and_one_in_training_mode_have_the_same_groups():
+    net = Excited()
+    net.squeeze.eval()
+    modes = [module.training for module in net.modules()]
+    groups = channel_groups(net, (3, 32, 32))
+    assert [module.training for module in net.modules()] == modes
+    assert channel_groups(fx.symbolic_trace(net), (3, 32, 32)) == groups
+
+
+def test_nets_in_half_and_double_precision_have_the_same_groups():
+    assert channel_groups(deepcopy(net := UNet()).double(), (3, 32, 32)) == channel_groups(net, (3, 32, 32))
+    assert channel_groups(net.bfloat16(), (3, 32, 32)) == channel_groups(UNet(), (3, 32, 32))
+
+
+def test_groups_of_one_name_get_names_of_their_own():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.ModuleDict({"conv": nn.Conv2d(3, 8, 3)})
+            self.conv, self.head = nn.Conv2d(8, 8, 3), nn.Linear(8, 10)
+
+        def forward(self, x):
+            return self.head(self.conv(self.features["conv"](x).relu()).relu().mean((2, 3)))
+
+    assert [group.name for group in channel_groups(Two())] == ["conv", "conv#2"]
+
+
+def test_groups_that_are_a_part_of_a_layers_channels_say_which():
+    net = build({"architecture": "cifar_resnet", "blocks": 1, "shortcut": "pad"}, 10)
+    sizes = {group.name: group.size for group in channel_groups(net)}
+    streams = {"layer3.0.conv2[24:40]": 16, "layer3.0.conv2[16:24,40:48]": 16, "layer3.0.conv2[:16,48:]": 32}
+    assert sizes == streams | {f"layer{stage}.0.conv1": 8 * 2**stage for stage in (1, 2, 3)}
+    assert difference(with_statistics(net))[0] < 1e-10
+
+
+class Gain(nn.Module):
+    """A layer of a user's own: y = (1 + gain) · x, by a loop that can't be traced."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.gain = nn.Parameter(torch.randn(channels))
+
+    def forward(self, x):
+        return torch.stack([(1 + self.gain[i]) * x[:, i] for i in range(len(x[0]))], 1)
+
+
+def test_a_layer_of_ones_own_is_one_handler(monkeypatch):
+    def gain(call, x):
+        call.index("gain", 0, call.along(x, 1))
+        return x
+
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), Gain(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    )
+    with pytest.raises(UserError, match="can't be traced"):
+        channel_groups(net)
+    monkeypatch.setitem(HANDLERS, Gain, gain)
+    assert Place("1.gain", 0) in channel_groups(net)[0].places
+    assert difference(with_statistics(net))[0] < 1e-10
+
+
+# ---- merging
+
+MERGED = [of for of in STRUCTURES if of.__name__ not in ("Several", "UNet")]  # whose outputs are logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("structure", MERGED, ids=lambda structure: structure.__name__)
+def test_a_planted_permutation_with_noise_is_recovered(structure):
+    torch.manual_seed(0)
+    some = Images(smooth_images(200), 100)
+    net = reset_batch_norm(with_statistics(structure()).float(), some)
+    groups = channel_groups(net, some.shape)
+    other, planted = shuffled(net, groups)
+    for parameter in other.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=1e-3 * float(parameter.abs().mean()))
+    merged = merge(net, other, some, some, answers(net, some))
+    found = survey(net, net, some, groups).correlations
+    alive = {name: table.diag() > 0.99 for name, table in found.items()}  # others correlate with nothing
+    assert torch.cat(list(alive.values())).float().mean() > 0.4
+    for name, permutation in planted.items():
+        right = torch.tensor(merged.permutations[name]) == permutation.argsort()
+        assert right[alive[name]].all(), name
+    assert merged.checks.pop("permuted_logits") < 1e-4
+    assert max(merged.checks.values(), default=0) < 1e-4
+    assert merged.accuracy["halfway"] > 0.9 and merged.accuracy["repaired"] > 0.8
+
+
+# ---- torchvision's
+
+QUICK = (
+    *(
+        "alexnet",
+        "convnext_tiny",
+        "densenet121",
+        "efficientnet_b0",
+        "googlenet",
+        "mnasnet0_5",
+        "mobilenet_v3_small",
+    ),
+    *("regnet_y_400mf", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "vgg11_bn"),
+)
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+def test_a_permuted_net_of_torchvisions_computes_the_same(name):
+    found = measure(name)
+    assert found["difference"] < 1e-10 and found["groups"] > 6
+
+
+@pytest.mark.parametrize("name", ["deeplabv3_resnet50", "fcn_resnet50"])
+def test_a_permuted_segmentation_net_computes_the_same_at_both_its_heads(name):
+    torch.manual_seed(0)
+    net = torchvision.models.get_model(name, weights=None, weights_backbone=None, aux_loss=True)
+    found, moved = difference(with_statistics(net), 33)
+    assert found < 1e-10 and moved > 10_000
+
+
+def test_the_page_of_nets_lists_torchvisions_and_none_is_wrong():
+    text = PAGE.read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    ][1:]
+    assert [row[0] for row in rows] == constructors()
+    assert "**wrong**" not in text
+    assert sum(bool(row[4]) for row in rows) >= 0.85 * len(rows)

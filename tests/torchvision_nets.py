@@ -1,6 +1,6 @@
 """Every classification net of torchvision, permuted at random: `python tests/torchvision_nets.py` writes docs/nets.md.
 
-About an hour on one core and 12 GB of memory; what it has measured is kept in `.nets.json`, so that it goes on from there.
+About an hour on one core and 12 GB of memory; what is measured is kept in `docs/.nets.json`, from where it goes on.
 """
 
 import gc
@@ -73,6 +73,38 @@ def measure(name):
     }
 
 
+def page(measured):
+    """docs/nets.md."""
+    works = {
+        name: row for name, row in measured.items() if row.get("difference", 1) < LIMIT[row["precision"]]
+    }
+    worst = {
+        p: max((row["difference"] for row in works.values() if row["precision"] == p), default=0)
+        for p in LIMIT
+    }
+    lines = [
+        "# torchvision's nets",
+        "",
+        "Which of torchvision's classification nets can be permuted, and so merged: written by `make nets`, which",
+        "builds each with random weights, permutes its channel groups at random and compares the logits of images.",
+        "",
+        f"{len(works)} of {len(measured)} work; the largest difference, relative to the largest logit, is",
+        f"{worst['float64']:.0e} in float64, and {worst['float32']:.0e} of nets too large for it, in float32.",
+        "",
+        "| net | size | groups | channels | difference | |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for name, row in sorted(measured.items()):
+        if "refused" in row:
+            lines.append(f"| {name} | {row['size']} | | | | refused: {row['refused']} |")
+        else:
+            note = "" if name in works else "**wrong**"
+            note = "float32" if row["precision"] == "float32" and not note else note
+            numbers = f"{row['groups']} | {row['channels']} | {row['difference']:.1e}"
+            lines.append(f"| {name} | {row['size']} | {numbers} | {note} |")
+    return "\n".join([*lines, ""])
+
+
 if __name__ == "__main__":
     import sys
 
@@ -83,3 +115,5 @@ if __name__ == "__main__":
             MEASURED.write_text(json.dumps(measured, indent=1))
             print(name, measured[name], flush=True)
             gc.collect()
+    if not sys.argv[1:]:
+        PAGE.write_text(page(measured), encoding="utf-8")

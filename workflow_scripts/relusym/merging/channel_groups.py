@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
-from relusym.merging import handlers, handlers_mixing  # noqa: F401  they register themselves
 from relusym.merging.flow import Flow, function_name, layer_of, trace
-from relusym.merging.handlers import ACTIVATING, ACTIVATIONS, ADDITIONS
+from relusym.merging.handlers import ACTIVATING, ACTIVATIONS, ADDITIONS, BATCH_NORMS
 from relusym.merging.labels import FIXED, Labels
 
 __all__ = ["ChannelGroup", "Place", "channel_groups", "order_of", "permute", "trace"]
@@ -129,6 +129,9 @@ class _Joined:
             self._refine(alike, labels)
         for marked in flow.ties.marks.values():
             self._refine(alike, torch.cat(marked))
+        for of in tree_leaves(list(flow.labels.values())):
+            if isinstance(of, Labels):  # what only some pass through tells them apart
+                self._refine(alike, of.ids)
         indexing = {
             root for labels in flow.places.values() for root in np.unique(self._roots(labels)).tolist()
         }
@@ -235,7 +238,7 @@ def is_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 def has_batch_norm(net: nn.Module) -> bool:
     """Whether any layer keeps running statistics of its channels."""
-    return any(isinstance(layer, handlers.BATCH_NORMS) for layer in net.modules())
+    return any(isinstance(layer, BATCH_NORMS) for layer in net.modules())
 
 
 def block_outputs(graph: fx.GraphModule) -> list[fx.Node]:
@@ -253,7 +256,7 @@ def block_outputs(graph: fx.GraphModule) -> list[fx.Node]:
     additions = [node for node in nodes if function_name(node) in ADDITIONS and _of_feature_maps(node)]
     if additions:
         return [activated(node) or node for node in additions]
-    norms = [node for node in nodes if isinstance(layer_of(graph, node), handlers.BATCH_NORMS)]
+    norms = [node for node in nodes if isinstance(layer_of(graph, node), BATCH_NORMS)]
     return [user for node in norms if (user := activated(node))]
 
 

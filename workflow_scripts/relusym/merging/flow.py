@@ -1,4 +1,4 @@
-"""Following channels through a net: its graph is run once on one image, and every operation says what it does to them."""
+"""Following channels through a net: it is run on one image, and every operation says what it does to them."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ class Flow(fx.Interpreter):
         with torch.no_grad(), evaluating(self.module):
             try:
                 self.run(parameter.new_zeros(1, *image_shape))
-            except (RuntimeError, ValueError) as error:
+            except UserError:
+                raise
+            except Exception as error:  # whatever a net raises
                 shape = "×".join(map(str, image_shape))
                 reason = str(error).strip().splitlines()[0]
                 raise UserError(
@@ -159,14 +161,11 @@ def _refuse(net: nn.Module) -> None:
     for name, layer in net.named_modules():
         if parametrize.is_parametrized(layer):
             keys = ", ".join(layer.parametrizations)
-            raise UserError(
-                f"layer {name}: its {keys} is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first"
-            )
-        if isinstance(getattr(layer, "weight", None), Tensor) and "weight" not in layer._parameters:
-            if "weight" not in layer._buffers:
-                raise UserError(
-                    f"layer {name}: its weight is computed (weight_norm or alike); remove that first"
-                )
+            remedy = "call torch.nn.utils.parametrize.remove_parametrizations first"
+            raise UserError(f"layer {name}: its {keys} is parametrized; {remedy}")
+        stored = "weight" in layer._parameters or "weight" in layer._buffers
+        if isinstance(getattr(layer, "weight", None), Tensor) and not stored:
+            raise UserError(f"layer {name}: its weight is computed (weight_norm or alike); remove that first")
     memory: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in net.state_dict(keep_vars=True).items():
         if nn.parameter.is_lazy(tensor):

@@ -85,7 +85,7 @@ class Ties:
     """Channels that are joined when a net's operations need them to be permuted alike: a union-find forest.
 
     Attributes:
-        marks: what sets channels apart from others of their layer, besides the tensors that they index → those channels.
+        marks: what sets channels apart, besides the tensors that they index → those channels.
     """
 
     def __init__(self) -> None:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from relusym.errors import UserError
-from relusym.merging import handlers as of_channels
-from relusym.merging import handlers_mixing as mixing
 from relusym.merging.flow import HANDLERS, Call, Flow, Handler
+from relusym.merging.handlers import BATCH_NORMS, INSTANCE_NORMS, layers, mixing, moves
 from relusym.merging.labels import FIXED, Labels, Weights
 from relusym.symmetry import Symmetry
 
@@ -64,9 +63,7 @@ class PixelFlow(Flow):
             brought[first : first + height * width] = first + act.flatten().numpy()
         images = roots[brought]
         if (images != images[roots]).any():
-            raise UserError(
-                f"the net combines pixels in a way that doesn't commute with {symmetry.name}, so it can't be transformed"
-            )
+            raise UserError(f"the net combines pixels in a way that doesn't commute with {symmetry.name}")
         return images
 
     def order(self, images: np.ndarray, labels: Tensor, name: str) -> Tensor:
@@ -119,7 +116,7 @@ def of_pixels(*operations: type[nn.Module] | str) -> Any:
     return register
 
 
-ALIKE = (of_channels.pointwise, of_channels.entrywise, of_channels.moves, of_channels.cat, mixing.reduction)
+ALIKE = (moves.pointwise, moves.entrywise, moves.moves, moves.cat, mixing.reduction)
 ALIKE += (
     mixing.along_a_dimension,
     mixing.softmax,
@@ -128,13 +125,11 @@ ALIKE += (
     mixing.matmul,
     mixing.attention,
 )
-ALIKE += (of_channels.layer_norm, of_channels.layer_norm_function)
+ALIKE += (layers.layer_norm, layers.layer_norm_function)
 PixelFlow.handlers |= {key: found for key, found in HANDLERS.items() if found in ALIKE}
 
 
-@of_pixels(
-    *(key for key, found in HANDLERS.items() if found in (of_channels.conv, of_channels.spatial)), "pad"
-)
+@of_pixels(*(key for key, found in HANDLERS.items() if found in (layers.conv, moves.spatial)), "pad")
 def resized(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
     """A map of another size, whose pixels come from neighbourhoods of the former one's."""
     if len(call.shape) != 4 or not set(x.varies) <= {2, 3}:
@@ -151,7 +146,7 @@ def linear(call: Call, x: Labels, weight: Weights | str = "weight", *rest: Any, 
     return Labels.alike(FIXED, call.shape)
 
 
-@of_pixels(*of_channels.BATCH_NORMS)
+@of_pixels(*BATCH_NORMS)
 def batch_norm(call: Call, x: Labels) -> Labels:
     if 1 in x.varies:
         for key, tensor in call.layer.state_dict().items():
@@ -160,7 +155,7 @@ def batch_norm(call: Call, x: Labels) -> Labels:
     return x
 
 
-@of_pixels(*of_channels.INSTANCE_NORMS, nn.GroupNorm, nn.PReLU, "group_norm", "batch_norm", "prelu")
+@of_pixels(*INSTANCE_NORMS, nn.GroupNorm, nn.PReLU, "group_norm", "batch_norm", "prelu")
 def weights_of_channels(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
     if 1 in x.varies:
         raise call.refusal("it has weights of single pixels in a way that isn't known")

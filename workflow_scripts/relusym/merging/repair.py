@@ -1,19 +1,17 @@
 """REPAIR (Jordan et al. 2023; section 4): give a merged net's channels the average statistics of its endpoints."""
 
 from collections import Counter
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from relusym.merging.channel_groups import block_outputs, has_batch_norm, trace
 from relusym.merging.flow import layer_of
-from relusym.merging.handlers import BATCH_NORMS, CONVS, TRANSPOSED
-from relusym.merging.images import Images, device_of
+from relusym.merging.handlers import CONVS, TRANSPOSED
+from relusym.merging.images import ImageSource, device_of
 from relusym.merging.moments import Moments, Statistics, samples
 
 EPSILON = 1e-5  # added to a variance before a division, as batch norm does
@@ -22,7 +20,6 @@ EPSILON = 1e-5  # added to a variance before a division, as batch norm does
 KEPT_BYTES = 2**31
 CHEAP = 64
 CORRECTED = (*CONVS, *TRANSPOSED, nn.Linear)
-NORMS = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}  # by the number of dimensions
 
 
 def repair_points(graph: fx.GraphModule) -> dict[str, str]:
@@ -34,7 +31,12 @@ def repair_points(graph: fx.GraphModule) -> dict[str, str]:
     """
     if has_batch_norm(graph):
         return {node.name: node.name for node in block_outputs(graph)}
-    called = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
+    used = Counter(
+        id(tensor)
+        for node in graph.graph.nodes
+        if node.op in ("call_module", "get_attr")
+        for tensor in _state_of(graph, node)
+    )
     heads, behind = set(), [node for node in graph.graph.nodes if node.op == "output"]
     while behind:
         node = behind.pop()
@@ -46,103 +48,23 @@ def repair_points(graph: fx.GraphModule) -> dict[str, str]:
     return {
         node.name: str(node.target)
         for node in graph.graph.nodes
-        if isinstance(layer_of(graph, node), CORRECTED) and node not in heads and called[node.target] == 1
+        if isinstance(layer_of(graph, node), CORRECTED)
+        and node not in heads
+        and all(used[id(tensor)] == 1 for tensor in _state_of(graph, node))
     }
+
+
+def _state_of(graph: fx.GraphModule, node: fx.Node) -> list[Tensor]:
+    """The parameters of the layer that a node calls, or the one that it reads."""
+    if node.op == "call_module":
+        return list(graph.get_submodule(node.target).parameters())
+    owner, _, name = str(node.target).rpartition(".")
+    return [getattr(graph.get_submodule(owner), name)]
 
 
 def channel_dim(layer: nn.Module) -> int:
     """Along which dimension a convolution or linear layer writes its channels, counted from the last, which is -1."""
     return 1 - layer.weight.ndim
-
-
-@torch.no_grad()
-def reset_batch_norm(net: nn.Module, images: Images) -> nn.Module:
-    """A copy of `net` whose batch norms hold the statistics of `images`.
-
-    One pass in training mode: every layer sees the earlier ones already reset. Batches are of equal size up to one
-    image, since batch norm counts each batch alike.
-    """
-    reset = deepcopy(net).eval()  # all but its batch norms: no dropout, no auxiliary outputs
-    norms = [
-        layer
-        for layer in reset.modules()
-        if isinstance(layer, BATCH_NORMS) and layer.running_mean is not None
-    ]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-        norm.train()
-    for x in images.batches(device_of(net), even=True):
-        reset(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return reset.eval()
-
-
-def _batch_norm_after(
-    graph: fx.GraphModule, node: fx.Node, shape: Sequence[int]
-) -> tuple[nn.Module, fx.Node]:
-    """A batch norm that reads a node's output of this shape, and its node; no other node reads what it writes."""
-    layer = NORMS[len(shape)](shape[1]).to(next(graph.parameters()))
-    graph.add_submodule(f"{node.name}_repair", layer)
-    with graph.graph.inserting_after(node):
-        return layer, graph.graph.call_module(f"{node.name}_repair", (node,))
-
-
-@torch.no_grad()
-def block_statistics(net: nn.Module, images: Images) -> dict[str, Statistics]:
-    """Statistics of an endpoint's blocks' outputs, as REPAIR takes them of a net with batch norm.
-
-    Its batch norms are reset in the same pass, in training mode: every layer reads activations that are normalised by
-    their own batch's statistics, not by the trained ones, and means and variances are averaged over the batches.
-
-    Args:
-        net: stays as it is.
-    """
-    graph = trace(deepcopy(net))
-    shapes = _block_shapes(graph, images)
-    if not shapes:
-        return {}
-    for node, shape in shapes.items():
-        _batch_norm_after(graph, node, shape)
-    graph.recompile()
-    reset = reset_batch_norm(graph, images)
-    found = {node.name: reset.get_submodule(f"{node.name}_repair") for node in shapes}
-    return {
-        name: Statistics(layer.running_mean.double(), layer.running_var.double().sqrt())
-        for name, layer in found.items()
-    }
-
-
-def _block_shapes(graph: fx.GraphModule, images: Images) -> dict[fx.Node, Sequence[int]]:
-    """The shapes of blocks' outputs; sequences of tokens, whose channels aren't in dimension 1, are left out."""
-    ShapeProp(graph).propagate(images.first(1, device_of(graph)))
-    shapes = {node: node.meta["tensor_meta"].shape for node in block_outputs(graph)}
-    return {node: shape for node, shape in shapes.items() if len(shape) in NORMS}
-
-
-@torch.no_grad()
-def repair_blocks(net: nn.Module, targets: dict[str, Statistics], images: Images) -> fx.GraphModule:
-    """A copy of a net with batch norm, reset, whose blocks' outputs have the target statistics.
-
-    A batch norm after each block, with the target's standard deviation as its weight and its mean as its bias, is reset
-    with the others in one pass. It stays in the net: a block's output is read by the next block's layers and by
-    the addition after them, so a rescaling of it has no one layer to be fused into.
-
-    Args:
-        net: the merged net.
-        targets: node name, as `repair_points` gives it → statistics.
-    """
-    graph = trace(deepcopy(net))
-    for node, shape in _block_shapes(graph, images).items():
-        target = targets[node.name]
-        correction, corrected = _batch_norm_after(graph, node, shape)
-        correction.weight.copy_(target.std)
-        correction.bias.copy_(target.mean)
-        node.replace_all_uses_with(corrected, delete_user_cb=lambda user, own=corrected: user is not own)
-    graph.recompile()
-    return reset_batch_norm(graph, images)
 
 
 @dataclass(frozen=True)
@@ -187,7 +109,7 @@ class LayerByLayer:
     Between two layers it holds what later layers need of each image: in VGG11, one feature map.
     """
 
-    def __init__(self, net: nn.Module, images: Images):
+    def __init__(self, net: nn.Module, images: ImageSource):
         self.graph = trace(net.eval())  # shares its layers with `net`
         self.nodes = list(self.graph.graph.nodes)
         self.interpreter = fx.Interpreter(self.graph)
@@ -241,7 +163,7 @@ class LayerByLayer:
 
 @torch.no_grad()
 def repair(
-    net: nn.Module, targets: dict[str, Statistics], images: Images
+    net: nn.Module, targets: dict[str, Statistics], images: ImageSource
 ) -> tuple[nn.Module, dict[str, Rescaling]]:
     """A copy of `net` whose layers' outputs have the target statistics, and the rescalings that are fused into it.
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from relusym.merging.batch_norm import block_statistics
 from relusym.merging.channel_groups import ChannelGroup, has_batch_norm, trace
-from relusym.merging.images import Images, device_of
+from relusym.merging.images import ImageSource, device_of
 from relusym.merging.lockstep import Lockstep
 from relusym.merging.moments import JointMoments, Moments, Statistics, samples, samples_of
-from relusym.merging.repair import block_statistics, channel_dim, repair_points
+from relusym.merging.repair import channel_dim, repair_points
 
 EPSILON = 1e-4  # added to σσ′, so that dead channels correlate with nothing
 PIECE = 2**23  # entries of a feature map that are added up at once: more would cost memory and gain no time
@@ -31,7 +32,7 @@ class Survey:
 
 
 @torch.no_grad()
-def survey(first: nn.Module, second: nn.Module, images: Images, groups: list[ChannelGroup]) -> Survey:
+def survey(first: nn.Module, second: nn.Module, images: ImageSource, groups: list[ChannelGroup]) -> Survey:
     """One pass of both nets over `images`; no more than one batch of one layer's activations is held.
 
     One pass serves all groups: a layer permuted together with the next layer's inputs leaves all later activations as

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from relusym.merging.flow import Call, handler
-from relusym.merging.handlers import no_constants
+from relusym.merging.flow import Call, function_name, handler
+from relusym.merging.handlers.layers import no_constants
 from relusym.merging.labels import FIXED, Labels
 
 
@@ -42,9 +42,8 @@ def group_norm_function(
 
 @handler("mean", "sum", "amax", "amin", "prod", "var", "std", "norm", "vector_norm", "logsumexp")
 def reduction(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
-    dims = options.get("dim", rest[-1 if call.node.target in ("norm",) else 0] if rest else None)
-    if call.node.target is torch.linalg.vector_norm or "norm" in str(call.node.target):
-        dims = options.get("dim", rest[1] if len(rest) > 1 else None)
+    rest = rest[1:] if "norm" in function_name(call.node) else rest  # whose first option is its order
+    dims = options.get("dim", rest[0] if rest else None)
     every = list(range(len(x.shape)))
     dims = every if dims is None else [dims] if isinstance(dims, int) else list(dims)
     dims = [dim % len(x.shape) for dim in dims] or every
@@ -56,7 +55,8 @@ def reduction(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
 
 @handler("softmax", "log_softmax", "normalize")
 def along_a_dimension(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
-    return _mixed(call, x, options.get("dim", rest[-1 if len(rest) == 1 else -1] if rest else 1))
+    rest = rest[1:] if function_name(call.node) == "normalize" else rest  # whose first option is its order
+    return _mixed(call, x, options.get("dim", rest[0] if rest else 1))
 
 
 @handler(nn.Softmax, nn.LogSoftmax)
@@ -145,7 +145,7 @@ def attention(
 ) -> Labels:
     if isinstance(attn_mask, Labels):
         raise call.refusal("attention with a mask that depends on the image isn't supported")
-    flipped = Labels(key.shape[:-2] + (key.shape[-1], key.shape[-2]), key.ids.transpose(-1, -2))
+    flipped = Labels(torch.Size([*key.shape[:-2], key.shape[-1], key.shape[-2]]), key.ids.transpose(-1, -2))
     return _product(call, _product(call, query, flipped, "scores"), value, "values")
 
 
@@ -169,7 +169,16 @@ def window_attention(
     call: Call, input: Labels, qkv_weight: Any, proj_weight: Any, *rest: Any, **options: Any
 ) -> Labels:
     """Swin Transformer's, as torchvision calls it: heads stay at their places; what is read and written is permuted."""
+    for of in rest:
+        if isinstance(of, Labels):  # position biases that a net computes, one for each head
+            call.flow.ties.join(of.ids, torch.tensor(FIXED), call.node.name)
     call.index(qkv_weight, 1, call.along(input, -1))
     written = call.write(proj_weight, 0, proj_weight.shape[0])
     call.index(options.get("proj_bias"), 0, written)
     return Labels.along(written, len(call.shape) - 1, call.shape)
+
+
+@handler("_patch_merging_pad")
+def patch_merging(call: Call, x: Labels) -> Labels:
+    """Swin Transformer's: the channels of four neighbouring patches, one after another."""
+    return Labels.along(call.along(x, -1).repeat(4), len(call.shape) - 1, call.shape)

@@ -1,0 +1,105 @@
+"""REPAIR of nets with batch norm: its reset, and batch norms behind the outputs of blocks."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from relusym.merging.channel_groups import block_outputs, trace
+from relusym.merging.handlers import BATCH_NORMS
+from relusym.merging.images import ImageSource, device_of
+from relusym.merging.moments import Statistics
+
+NORMS = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}  # by the number of dimensions
+
+
+@torch.no_grad()
+def reset_batch_norm(net: nn.Module, images: ImageSource) -> nn.Module:
+    """A copy of `net` whose batch norms hold the statistics of `images`.
+
+    One pass in training mode: every layer sees the earlier ones already reset. Batches are of equal size up to one
+    image, since batch norm counts each batch alike.
+    """
+    reset = deepcopy(net).eval()  # all but its batch norms: no dropout, no auxiliary outputs
+    norms = [
+        layer
+        for layer in reset.modules()
+        if isinstance(layer, BATCH_NORMS) and layer.running_mean is not None
+    ]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    for x in images.batches(device_of(net), even=True):
+        reset(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return reset.eval()
+
+
+def _batch_norm_after(
+    graph: fx.GraphModule, node: fx.Node, shape: Sequence[int]
+) -> tuple[nn.Module, fx.Node]:
+    """A batch norm that reads a node's output of this shape, and its node; no other node reads what it writes."""
+    layer = NORMS[len(shape)](shape[1]).to(next(graph.parameters()))
+    graph.add_submodule(f"{node.name}_repair", layer)
+    with graph.graph.inserting_after(node):
+        return layer, graph.graph.call_module(f"{node.name}_repair", (node,))
+
+
+@torch.no_grad()
+def block_statistics(net: nn.Module, images: ImageSource) -> dict[str, Statistics]:
+    """Statistics of an endpoint's blocks' outputs, as REPAIR takes them of a net with batch norm.
+
+    Its batch norms are reset in the same pass, in training mode: every layer reads activations that are normalised by
+    their own batch's statistics, not by the trained ones, and means and variances are averaged over the batches.
+
+    Args:
+        net: stays as it is.
+    """
+    graph = trace(deepcopy(net))
+    shapes = _block_shapes(graph, images)
+    if not shapes:
+        return {}
+    for node, shape in shapes.items():
+        _batch_norm_after(graph, node, shape)
+    graph.recompile()
+    reset = reset_batch_norm(graph, images)
+    found = {node.name: reset.get_submodule(f"{node.name}_repair") for node in shapes}
+    return {
+        name: Statistics(layer.running_mean.double(), layer.running_var.double().sqrt())
+        for name, layer in found.items()
+    }
+
+
+def _block_shapes(graph: fx.GraphModule, images: ImageSource) -> dict[fx.Node, Sequence[int]]:
+    """The shapes of blocks' outputs; sequences of tokens, whose channels aren't in dimension 1, are left out."""
+    ShapeProp(graph).propagate(images.first(1, device_of(graph)))
+    shapes = {node: node.meta["tensor_meta"].shape for node in block_outputs(graph)}
+    return {node: shape for node, shape in shapes.items() if len(shape) in NORMS}
+
+
+@torch.no_grad()
+def repair_blocks(net: nn.Module, targets: dict[str, Statistics], images: ImageSource) -> fx.GraphModule:
+    """A copy of a net with batch norm, reset, whose blocks' outputs have the target statistics.
+
+    A batch norm after each block, with the target's standard deviation as its weight and its mean as its bias, is reset
+    with the others in one pass. It stays in the net: a block's output is read by the next block's layers and by
+    the addition after them, so a rescaling of it has no one layer to be fused into.
+
+    Args:
+        net: the merged net.
+        targets: node name, as `repair_points` gives it → statistics.
+    """
+    graph = trace(deepcopy(net))
+    for node, shape in _block_shapes(graph, images).items():
+        target = targets[node.name]
+        correction, corrected = _batch_norm_after(graph, node, shape)
+        correction.weight.copy_(target.std)
+        correction.bias.copy_(target.mean)
+        node.replace_all_uses_with(corrected, delete_user_cb=lambda user, own=corrected: user is not own)
+    graph.recompile()
+    return reset_batch_norm(graph, images)
