@@ -181,5 +181,5 @@ def _name(node: fx.Node) -> str:
     if node.op == "call_module":
         return str(node.target)
     owners = [path for path, _ in node.meta.get("nn_module_stack", {}).values()] if node.meta else []
-    called = getattr(node.target, "__name__", node.target)
-    return f"{called} in {owners[-1]}" if owners and owners[-1] else str(called)
+    called = getattr(node.target, "__name__", str(node.target)).replace("getitem", "slice")
+    return f"{called} in {owners[-1]}" if owners and owners[-1] else called
