@@ -8,10 +8,11 @@ from small_nets import NARROW, SMALL, Images, resnet, smooth_images, targets, vg
 from torch import nn
 
 from relusym.data.augmentation import normalise
+from relusym.merging.batch_norm import repair_blocks, reset_batch_norm
 from relusym.merging.channel_groups import channel_groups, trace
 from relusym.merging.identities import largest_difference
 from relusym.merging.merge import halfway
-from relusym.merging.repair import repair, repair_blocks, repair_points, reset_batch_norm, unfused
+from relusym.merging.repair import repair, repair_points, unfused
 from relusym.merging.survey import survey
 
 

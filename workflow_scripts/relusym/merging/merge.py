@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym.merging.barrier import absolute_barrier, barrier
+from relusym.merging.batch_norm import repair_blocks, reset_batch_norm
 from relusym.merging.channel_groups import (
     ChannelGroup,
     channel_groups,
@@ -23,7 +24,7 @@ from relusym.merging.metrics import LOSS, TOP_1, Metric, check_labels, evaluate
 from relusym.merging.moments import Statistics
 from relusym.merging.nets import check_net, evaluating, logits_of
 from relusym.merging.pixels import transformed
-from relusym.merging.repair import repair, repair_blocks, repair_points, reset_batch_norm, unfused
+from relusym.merging.repair import repair, repair_points, unfused
 from relusym.merging.survey import Survey, survey
 from relusym.precision import full_float32
 from relusym.randomness import generator
