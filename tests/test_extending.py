@@ -165,7 +165,7 @@ def test_nets_that_have_no_halfway_net_are_no_pair(config):
     said = refused(["cnn", "bn"], bn=BN)
     assert said.startswith("pairs: [cnn, bn] can't be merged, since they differ in network.architecture")
     assert refused(["cnn", "wide"], wide={"network": {"width": 0.125}}).endswith("differ in network.width")
-    assert refused(["cnn", "big"], big={"image_size": 64}).endswith("differ in image_size")
+    assert refused(["cnn", "big"], big={"image_size": 48}).endswith("differ in image_size")
     same = {"same": {"network": {"group_convs": 8, "initialization": "pytorch"}}}
     assert Settings.of(config | {"models": config["models"] | same, "pairs": [["cnn", "same"]]}).pairs
 
