@@ -175,6 +175,7 @@ def nets_of_types(random, n, correlation, errors, barriers):
 
 
 @pytest.mark.parametrize("differ", [0, 0.3])
+@pytest.mark.slow(seconds=8)
 def test_types_that_are_unrelated_are_no_more_often_found_correlated_than_they_should_be(differ):
     """Two quantities that are correlated within a type, while all types are equal, or differ in either at random."""
     random, draws, means = np.random.default_rng(0), 200, differ * np.arange(7)
