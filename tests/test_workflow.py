@@ -304,7 +304,7 @@ def pieces(results):
         for family in ("cnn", "old")
     }
     resnets = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["scales"]["laptop"]["models"]
-    none = {"models": dict.fromkeys(resnets), "pairs": []}
+    none = {"models": dict.fromkeys(resnets), "pairs": [], "figure9": None}
     laptop = {"families": {"resnet": {"seeds": sorted(seeds["old"])}}} if seeds["old"] else none
     return [f"seeds={sorted(seeds['cnn'])}", f"scales={json.dumps({'laptop': laptop})}"]
 
