@@ -15,6 +15,8 @@ from relusym.merging.merge import halfway
 from relusym.merging.repair import repair, repair_points, unfused
 from relusym.merging.survey import survey
 
+PLAIN = {"architecture": "vgg11_bn", "width": 1 / 8}
+
 
 @pytest.fixture(scope="module")
 def pixels():
@@ -64,7 +66,7 @@ def test_reset_batch_norms_hold_the_statistics_of_the_images():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("network", [SMALL, NARROW], ids=["basic", "bottleneck"])
+@pytest.mark.parametrize("network", [SMALL, NARROW, PLAIN], ids=["basic", "bottleneck", "no residual blocks"])
 def test_repair_meets_its_targets_at_every_block_output(network):
     first, second, some = resnet(network, 0), resnet(network, 1), smooth_images(300, 33)
     wanted = targets(first, second, Images(some, 100))
@@ -84,8 +86,9 @@ def test_repair_meets_its_targets_at_every_block_output(network):
 
 
 @torch.no_grad()
-def test_resetting_alone_misses_repairs_targets():
-    first, second, some = resnet(SMALL, 0), resnet(SMALL, 1), Images(smooth_images(200, 33), 200)
+@pytest.mark.parametrize("network", [SMALL, PLAIN], ids=["basic", "no residual blocks"])
+def test_resetting_alone_misses_repairs_targets(network):
+    first, second, some = resnet(network, 0), resnet(network, 1), Images(smooth_images(200, 33), 200)
     wanted = targets(first, second, some)
     reset = reset_batch_norm(halfway(first, second), some)
     has = survey(reset, reset, some, channel_groups(reset, some.shape)).statistics[0]
