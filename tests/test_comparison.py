@@ -211,7 +211,7 @@ def test_no_net_of_another_scale_is_called_the_papers():
     for scale in ("demo", "laptop"):
         for model in OF_SCALE[scale]["paper"]:
             words = other_than_the_papers(made("flip_merge", model, scale=scale), OF_SCALE[scale])
-            assert {"network.width", "merging.images"} & set(words), model
+            assert {"network.width", "network.architecture"} & set(words), model
     assert "old_odd" in OF_SCALE["laptop"]["paper"]  # beside torchvision_old_225
 
 

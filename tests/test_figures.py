@@ -370,7 +370,7 @@ class Files(list):
 
 given = json.loads(sys.argv[1])
 params = Files([])
-params.about = given["about"]
+params.about, params.name = given["about"], given["rule"]
 rule = SimpleNamespace(
     rule=given["rule"], params=params, input=Files([], **given["input"]), output=Files(given["output"]),
     log=[given["log"]], threads=1, resources={},
@@ -470,7 +470,7 @@ def test_captions_are_valid(name):
     config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     given = SimpleNamespace(params=SimpleNamespace(about=about), config=config, wildcards=SimpleNamespace())
     text = Template((ROOT / "report" / f"{name}.rst").read_text(encoding="utf-8"), undefined=StrictUndefined)
-    filled = text.render(snakemake=given)
+    filled = text.render(snakemake=given, files=[])  # without results: Snakemake fills these in
     told = publish_parts(filled, writer="html", settings_overrides={"halt_level": 2, "report_level": 2})[
         "body"
     ]

@@ -114,7 +114,7 @@ fi
 @pytest.fixture
 def pbs(tmp_path):
     """A function that runs Snakemake with the PBS profile, and the file of the submissions, one a line."""
-    for name, text in (("qsub", QSUB), ("qstat", QSTAT)):
+    for name, text in (("qsub", QSUB), ("qstat", QSTAT), ("qdel", "#!/bin/bash\n")):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     site = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PBS": str(tmp_path)}

@@ -141,6 +141,7 @@ def test_what_is_not_at_hand_is_left_out_with_its_reason_and_tried_again(clone, 
     fresh = clone()
     given = yaml.safe_load((fresh.folder / "config.yaml").read_text(encoding="utf-8"))["scales"]["paper"]
     given["models"] = {row: given["models"][row] for row in ("torchvision_old_inv", "byol")}
+    given["figure9"] = None
     fresh.configure(scale="paper", device="cpu", scales={"paper": given})
     run = fresh.snakemake("table3", "table5")
     assert run.returncode == 0, run.stdout

@@ -26,7 +26,7 @@ TABLES = {f"table{number}" for number in range(1, 6)} | {
     "provenance",
 }
 # 5 shows a type not in MODELS
-FIGURES = {f"figure{number}" for number in (1, 2, 3, 4, 6, 7, 8, 9, 10)} | {"zero_filters"}
+FIGURES = {f"figure{number}" for number in (1, 2, 3, 4, 6, 7, 8, 9, 10)} | {"barriers", "zero_filters"}
 AGGREGATION = {*TABLES, *FIGURES, "all"}
 ALONE = {*STATEMENTS, "flipped_training"}  # jobs on no net
 DATA = "prepare_data generated-400-200-0"
