@@ -2,7 +2,7 @@
 # (relusym/findings/made.py).
 TITLES = {"costs": "Costs and provenance", "provenance": "Costs and provenance", "theory": "Theory"}
 TITLES |= dict.fromkeys(("comparison", "claims"), "Comparison with the paper")
-CSVS = {"figure4": [".csv"], "zero_filters": [".csv", "_by_net.csv"]}
+CSVS = {"barriers": [".csv"], "figure4": [".csv"], "zero_filters": [".csv", "_by_net.csv"]}
 
 
 def files(name):

@@ -95,7 +95,12 @@ TINY = {
     "merging": {"images": 100, "invariance_images": 50, "batch_size": 50},
     "families": {
         "resnet": {
-            "network": {"width": 0.125},
+            "network": {
+                "architecture": "resnet",
+                "block": "basic",
+                "layers": [1, 1, 1, 1],
+                "width": 0.125,
+            },
             "training": {
                 "epochs": 5,
                 "batch_size": 40,

@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT
 from docutils.core import publish_parts
 from jinja2 import StrictUndefined, Template
-from records import NAMES, flip, train
+from records import NAMES, flip, pair, train
 from small_training import CPU, VGG
 from torch.overrides import TorchFunctionMode
 
@@ -24,7 +24,7 @@ from relusym.data.chiral_shapes import generate
 from relusym.errors import UserError
 from relusym.experiments.filters import filter_arrays, projection_to_rgb
 from relusym.experiments.flipped_training import flipped_training_record, in_a_plane
-from relusym.findings import FIGURES, TABLES, kinds_of, module_of
+from relusym.findings import FIGURES, TABLES, barriers, kinds_of, module_of
 from relusym.findings.figure2 import figure2, telling_filters
 from relusym.findings.figure3 import figure3
 from relusym.findings.figure9 import figure9
@@ -410,6 +410,7 @@ def test_the_same_records_give_the_same_bytes_on_another_day_in_another_process(
     about |= {"layer": "conv1", "flipped_back": False}
     made = {
         ("table", "table2"): (".csv", ".md", ".tex", ".html"),
+        ("figure", "barriers"): (".png", ".pdf", ".csv"),
         ("figure", "figure4"): (".png", ".pdf", ".csv"),
         ("figure", "figure7"): (".png", ".pdf"),
         ("figure", "zero_filters"): (".png", ".pdf", ".csv", "_by_net.csv"),
@@ -475,3 +476,34 @@ def test_captions_are_valid(name):
     ]
     assert len(told) > 100 and "{{" not in told and "{%" not in told
     assert FILLED.get(name, "") in " ".join(told.split())
+
+
+def test_the_figure_at_a_glance_has_a_point_for_every_net_and_pair_and_lines_at_their_means():
+    inputs = {"train": [], "flip_merge": [], "pair_merge": []}
+    for model, barrier in {"cnn": 0.05, "gcnn": 0.0, "pgcnn": 0.035}.items():
+        for seed in range(3):
+            inputs["train"].append(train(model, seed))
+            status = "ok" if (model, seed) != ("pgcnn", 0) else "left_out"
+            inputs["flip_merge"].append(flip(model, seed, barrier + 0.01 * seed, status))
+    inputs["pair_merge"] += [
+        pair("cnn", 0, "cnn", 1, 0.1),
+        pair("cnn", 1, "cnn", 2, 0.2),
+        pair("cnn", 0, "gcnn", 0),
+    ]
+    figure, points = barriers.draw(inputs, {"models": ["gcnn", "cnn", "pgcnn"], "names": NAMES})
+    counted = points.groupby(["model", "merged"]).size().to_dict()
+    flips = {("gcnn", barriers.FLIP): 3, ("cnn", barriers.FLIP): 3, ("pgcnn", barriers.FLIP): 2}
+    assert counted == flips | {("cnn", barriers.PAIR): 2}
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["GCNN", "CNN", "PGCNN"]
+    means = sorted(
+        line.get_xdata()[0]
+        for line in axes.lines
+        if len(set(line.get_xdata())) == 1 and line.get_linewidth() > 1
+    )
+    assert means == pytest.approx([0.01, 0.05, 0.06, 0.15])
+    diamonds = {float(x) for marks in axes.collections for x, _ in marks.get_offsets()} - set(
+        points["barrier"]
+    )
+    assert {0.04, 0.0508, 8.92e-4, 0.0659, 0.0309} <= diamonds  # the paper's means
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first type on top

@@ -26,6 +26,8 @@ from relusym.experiments.merge import merge_record
 from relusym.experiments.nets_and_images import load_net
 from relusym.experiments.train import train_record
 from relusym.findings.filters import read_filters
+from relusym.nets import build
+from relusym.randomness import stream
 from relusym.records import read_record, sha256, write_record
 
 LABEL = "generated shapes"
@@ -222,3 +224,22 @@ def test_a_net_trains_on_image_files(tmp_path, objective, workers):
     assert len(record["history"]) == 2 and record["inputs"]["source"] == LABEL
     assert (record["accuracy"] is None) == (objective == "simsiam")
     assert checkpoint.load(to)[1]["classes"] == 3
+
+
+def test_nets_are_kept_at_the_epochs_that_are_asked_for_also_if_the_training_was_interrupted(tmp_path, data):
+    settings, epochs = changed(SETTINGS["cnn"], epochs=3), [0, 1, 3]
+    plain, to, _ = made(tmp_path / "plain", data, "cnn", settings)
+    steps = 200 // settings["training"]["batch_size"]
+    asked, how = iter([False] * (2 * steps) + [True]), {"snapshots": epochs, "state": tmp_path / "state"}
+    with pytest.raises(Interrupted):  # in the third epoch
+        made(tmp_path, data, "cnn", settings, interrupted=lambda: next(asked), **how)
+    trained, kept_to, _ = made(tmp_path, data, "cnn", settings, **how)
+    assert_same(saved(to), saved(kept_to))
+    paths = {epoch: tmp_path / f"during_training/cnn-0-{epoch}.safetensors" for epoch in epochs}
+    assert sorted((tmp_path / "during_training").iterdir()) == sorted(paths.values())
+    assert trained["outputs"].pop("snapshots") == {str(epoch): sha256(path) for epoch, path in paths.items()}
+    assert trained["outputs"] == plain["outputs"] | {"checkpoint": sha256(kept_to)}
+    assert_same(saved(paths[3]), saved(kept_to))
+    assert checkpoint.load(paths[1])[1]["epoch"] == 1
+    torch.manual_seed(stream(0, "cnn", "weights"))
+    assert_same(saved(paths[0]), build(settings["network"], 10).state_dict())

@@ -40,8 +40,7 @@ with job(snakemake) as lock, Interruption() as warned:
         # other settings never go on from this state
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         given |= {
-            "save_every": params.running["save_every"],
-            "workers": params.running["workers"],
+            **{key: params.running[key] for key in ("save_every", "workers", "snapshots")},
             "folder": Path(params.folder) if params.folder else None,
             "start": Path(inputs.nets[0]) if inputs.get("nets") else None,
             "started": Path(inputs.trained[0]) if inputs.get("trained") else None,

@@ -89,7 +89,7 @@ def _check_source(key: str, source: dict) -> None:
 
 
 def _check_pairs(settings: Settings) -> None:
-    pairs = settings.config["pairs"]
+    pairs = settings.types_paired
     for pair in pairs:
         for model in pair:
             if model not in settings.models:

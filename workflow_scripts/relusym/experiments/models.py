@@ -11,7 +11,7 @@ from relusym.registry import one_of
 
 Section = dict[str, Any]
 
-NOT_A_MODELS = "families", "models", "figure9"  # of what a scale says
+NOT_A_MODELS = "families", "models", "pairs", "figure9"  # of what a scale says
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,12 @@ from relusym.experiments.sources import IMAGENET, Sources
 
 Net = tuple[str, int]  # model and seed
 
-NOT_IN_RESULTS = {"save_every", "restarts", "workers"}  # of a stage: how it runs, not what comes of it
+NOT_IN_RESULTS = {
+    "save_every",
+    "restarts",
+    "workers",
+    "snapshots",
+}  # of a stage: how it runs, not what comes of it
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Settings(Sources):
     @property
     def types_paired(self) -> list[tuple[str, str]]:
         """Which types are merged with each other."""
-        return [(first, second) for first, second in self.config["pairs"]]
+        return [(first, second) for first, second in [*self.config["pairs"], *self._scale.get("pairs", [])]]
 
     @property
     def pairs(self) -> list[tuple[Net, Net]]:

@@ -1,6 +1,6 @@
 """From images to a net and its record: trained, or read from weights that others trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def train_record(
     state: Path | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     report: Callable[[Progress], None] = lambda progress: None,
+    snapshots: Sequence[int] = (),
 ) -> Record:
     """Train one net, in this process or in all that were started together, write its checkpoint and measure it.
 
@@ -65,6 +66,7 @@ def train_record(
         start, started: the net of the stage before, and its train record.
         in_use: see `check_images`.
         state, interrupted, report: see `loop.train`; the state is removed once the checkpoint is written.
+        snapshots: epochs after which the net is kept as well, see `snapshot_path`; 0 is before the first.
 
     Returns:
         the record. Its status is "diverged" if the loss became non-finite, "degenerate" if the test accuracy is no
@@ -103,6 +105,18 @@ def train_record(
         tensors, _, before = named_checkpoint(start, started, settings["start"], torch.device("cpu"))
         inputs["start"] = before["outputs"]["checkpoint"]
         nets.load_backbone(net, tensors)
+
+    def keep(epoch: int, trained: nn.Module) -> None:
+        if epoch in snapshots:
+            about = {
+                "model": unit,
+                "seed": seed,
+                "settings": settings,
+                "classes": batches.classes,
+                "epoch": epoch,
+            }
+            checkpoint.save(snapshot_path(to, epoch), trained.state_dict(), about)
+
     training = train(
         net,
         batches,
@@ -112,6 +126,7 @@ def train_record(
         state=state,
         interrupted=interrupted,
         report=report,
+        snapshot=keep,
     )
     precision = str(autocast_to(recipe.precision, device)).removeprefix("torch.")
     made = {"precision": precision, "history": training.history, "data_wait_share": training.data_wait_share}
@@ -122,9 +137,17 @@ def train_record(
     else:
         score, status = _score(training.net, test_images(data, settings["data"], label, device), settings)
     record = _saved(training.net, unit, seed, settings, batches.classes, status, to)
+    kept = {str(epoch): snapshot_path(to, epoch) for epoch in snapshots}
+    if hashes := {epoch: sha256(path) for epoch, path in kept.items() if path.exists()}:
+        record["outputs"]["snapshots"] = hashes
     if state:
         state.unlink(missing_ok=True)
     return record | {"reason": None, "inputs": inputs, "accuracy": score, **made, **costs.fields()}
+
+
+def snapshot_path(to: Path, epoch: int) -> Path:
+    """Where the net whose checkpoint is `to` is kept as it was after so many epochs."""
+    return to.parent / "during_training" / f"{to.stem}-{epoch}{to.suffix}"
 
 
 def weights_record(

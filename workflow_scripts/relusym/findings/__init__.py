@@ -41,6 +41,7 @@ TABLES = {
     "provenance": ("provenance", ("train", "flip_merge", "pair_merge", "flipped_training", "theory")),
 }
 FIGURES = {
+    "barriers": ("barriers", ("train", "flip_merge", "pair_merge")),
     "figure1": ("filter_pairs", ("filters",)),
     "figure2": ("figure2", ("filters",)),
     "figure3": ("figure3", ("flipped_training",)),

@@ -1,10 +1,13 @@
-"""What the paper says in words of VGG11 nets, each as a test on the records.
+"""What the paper says in words, each as a test on the records.
 
-about: models (ids of the VGG11 types), names, zero_filter (a share, see `filters.are_zero`), notes.
+about: models (ids of the types that the claims are about), rows (ids of ResNets by the row of the paper's Table 5 that
+they stand beside), names, zero_filter (a share, see `filters.are_zero`), notes.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +31,8 @@ from relusym.findings.evidence import (
 )
 from relusym.findings.filters import count_zero_filters
 from relusym.findings.layout import Layout
-from relusym.findings.ratios import LOSS
+from relusym.findings.power import Spread, nets_needed, rank_correlation
+from relusym.findings.ratios import LOSS, RESNET_LOSS
 
 LAYOUT = Layout(
     "The paper's claims, tested",
@@ -36,6 +40,10 @@ LAYOUT = Layout(
         "claim": "Claim",
         "verdict": "Verdict",
         "effect": "Effect",
+        "low": "95% interval, from",
+        "high": "to",
+        "power": "Power for the paper's effect",
+        "nets_needed": "Nets of a type that would settle it",
         "effect_size": "Effect size",
         "measure": "Measure",
         "test": "Test",
@@ -47,25 +55,43 @@ LAYOUT = Layout(
         "remark": "Remark",
     },
     {
-        "effect": "{:+.3g}",
+        **dict.fromkeys(("effect", "low", "high"), "{:+.3g}"),
+        "power": "{:.2f}",
+        "nets_needed": lambda n: f"{n:.0f}" if math.isfinite(n) else "over 1,000",
         "effect_size": "{:+.2f}",
         **dict.fromkeys(("p_value", "p_corrected", "p_rank", "p_rank_min"), "{:.2g}"),
     },
 )
 LEVEL = 0.05  # of the corrected p-values
-COLUMNS = ["claim", "verdict", "effect", "effect_size", "measure", "n", "test"]
-COLUMNS += ["p_value", "p_corrected", "p_rank", "p_rank_min", "source", "remark"]
+COLUMNS = [
+    "claim",
+    "verdict",
+    "effect",
+    "low",
+    "high",
+    "n",
+    "power",
+    "nets_needed",
+    "test",
+    "p_value",
+    "p_corrected",
+]
+COLUMNS += ["effect_size", "measure", "p_rank", "p_rank_min", "source", "remark"]
 
 
 def frame(inputs: Inputs, about: About) -> pd.DataFrame:
     """As `claims`, with the zero-filters counted in the arrays of filters."""
-    return claims(inputs, count_zero_filters(inputs["filters"], about["zero_filter"]), about["names"])
+    zero_filters = count_zero_filters(inputs["filters"], about["zero_filter"])
+    return claims(inputs, zero_filters, about["names"], about.get("rows"))
 
 
 def notes(inputs: Inputs, about: About) -> list[str]:
     return [
         "p is two-sided; corrected for all claims together after Benjamini and Hochberg. Held or did not hold: "
         f"corrected p below {LEVEL}; inconclusive: above",
+        "Power: the probability that so many nets as here, were they as the paper's, settle the claim at the level "
+        "that the correction asks of it. Nets that would settle it: with a power of 0.8, for the effect and spread "
+        "found here. Empty where the paper gives no spread, or where a count settles it",
         "t-tests take the nets of a type to be normally distributed. A rank test doesn't, but with few nets it "
         "can't come to a small p: the least that it can come to stands beside it. It decides only where all nets "
         "of a type are equal",
@@ -73,61 +99,85 @@ def notes(inputs: Inputs, about: About) -> list[str]:
     ]
 
 
-def claims(inputs: Inputs, zero_filters: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
-    """The paper's claims about VGG11 nets, tested.
+def claims(
+    inputs: Inputs,
+    zero_filters: pd.DataFrame,
+    names: Mapping[str, str],
+    rows: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """The paper's claims, tested; those about ResNets if there are any.
 
     Args:
         inputs: train, flip_merge and pair_merge records.
         zero_filters: one row a net and layer: model, seed, layer, zero_filters (how many).
+        names: of types by their ids.
+        rows: the ids of ResNets by the row of the paper's Table 5 that they stand beside.
 
     Returns:
-        One row a claim: claim, verdict, effect, effect_size with its measure, n, test, p_value (two-sided), p_corrected
-        (Benjamini–Hochberg over all claims; some share nets, see docs/comparison.md for what that does to its level),
-        p_rank and p_rank_min (see `Evidence`), source (where the paper says it) and remark. The verdict is "held"
-        or "did not hold" if p_corrected is below 0.05, by the effect's direction, else "inconclusive"; "cannot be
-        tested here" if nets or measurements are missing.
+        One row a claim: claim, verdict, effect with its 95% interval (low, high), n, power (for the paper's effect and
+        spread, at the level that the correction asks), nets_needed (of a type, for the effect and spread found here, of
+        what is inconclusive), test, p_value (two-sided), p_corrected (Benjamini–Hochberg over all claims; some share
+        nets, see docs/comparison.md for what that does to its level), effect_size with its measure, p_rank and
+        p_rank_min (see `Evidence`), source (where the paper says it) and remark. The verdict is "held" or "did not
+        hold" if p_corrected is below 0.05, by the effect's direction, else "inconclusive"; "cannot be tested here" if
+        nets or measurements are missing.
 
     Raises:
         UserError: an ok record lacks a measurement (named), is given twice, or doesn't go with the others.
     """
     nets, merged = (found[found["ok"]] for found in (frames.nets(inputs), frames.pairs(inputs)))
-    named = {model: names.get(model, model) for model in paper_values.table(2)["model"]}
-    nets = nets[nets["model"].isin(named)]  # the claims are about no other types
-    rows = []
+    of_vgg = list(paper_values.table(2)["model"])
+    rows = {model: model for model in of_vgg} | dict(rows or {})
+    named = {row: names.get(model, model) for row, model in rows.items()}
+    resnets = nets[nets["model"].isin([model for row, model in rows.items() if row not in of_vgg])]
+    nets = nets[nets["model"].isin(of_vgg)]  # the claims are about no other types
+    found = []
 
     def say(claim: str, source: str, evidence: Evidence) -> None:
-        rows.append({"claim": claim, "source": source, **asdict(evidence)})
+        found.append({"claim": claim, "source": source, **vars(evidence)})
 
+    def easier(row: str) -> str:
+        return f"Merging a {named[row]} with its flipped self has a lower barrier than merging two of them"
+
+    paper = {
+        quantity: _spreads(2, ["model"], quantity)
+        for quantity in ("gcnn_barrier", "accuracy", "invariance_error")
+    }
+    papers_pairs = _spreads(4, ["model_1", "model_2"], "barrier")
     for model in ("cnn", "cnn_inv", "gcnn"):
-        say(
-            f"Merging a {named[model]} with its flipped self has a lower barrier than merging two of them",
-            "Section 4.1, Tables 2 and 4",
-            flipped_against_other(nets, merged, model),
-        )
+        papers = papers_pairs[model, model], paper["gcnn_barrier"][model]
+        evidence = flipped_against_other(nets, merged, model, papers)
+        say(easier(model), "Section 4.1, Tables 2 and 4", evidence)
     say(
         "Types with a lower invariance error have a lower GCNN barrier",
         "Section 4.1, Table 2",
-        rank_correlation_of_types(nets, "invariance_error", "gcnn_barrier"),
+        rank_correlation_of_types(
+            nets,
+            "invariance_error",
+            "gcnn_barrier",
+            rank_correlation(paper["invariance_error"], paper["gcnn_barrier"]),
+        ),
     )
-    barrier, accuracy = (
-        {model: group.to_numpy() for model, group in nets.groupby("model")[quantity]}
-        for quantity in ("gcnn_barrier", "accuracy")
-    )
+    barrier, accuracy = (_by_model(nets, quantity) for quantity in ("gcnn_barrier", "accuracy"))
     for with_loss, without in LOSS:
         say(
             f"Invariance loss lowers the GCNN barrier: {named[with_loss]} below {named[without]}",
             "Sections 4.1 and 5, Table 2",
-            is_higher(barrier, without, with_loss),
+            is_higher(barrier, without, with_loss, paper=paper["gcnn_barrier"]),
         )
     margin = lost_by_early_invariance_loss()
     for with_loss, without in LOSS[1:]:
         say(
             f"Late invariance loss keeps accuracy: {named[with_loss]} at most {margin:.3f} below {named[without]}",
             "Table 2",
-            is_higher(accuracy, with_loss, without, margin),
+            is_higher(accuracy, with_loss, without, margin, paper["accuracy"]),
         )
     best = "pgcnn_late_inv"
-    say(f"{named[best]} is the most accurate type", "Table 2", is_highest(accuracy, best, names))
+    say(
+        f"{named[best]} is the most accurate type",
+        "Table 2",
+        is_highest(accuracy, best, names, paper["accuracy"]),
+    )
     say(
         f"A {named['gcnn']} has more zero-filters than a {named['cnn']}",
         "Appendix A.1, Figures 6 and 8",
@@ -145,15 +195,48 @@ def claims(inputs: Inputs, zero_filters: pd.DataFrame, names: Mapping[str, str])
         "Section 4.1, Figure 4",
         some_have_a_higher_order(ordered),
     )
+    for row in chain(*zip(*RESNET_LOSS, strict=True)):
+        if row in rows:
+            say(easier(row), "Section 4.2, Table 5", flipped_against_other(resnets, merged, rows[row]))
+    for with_loss, without in RESNET_LOSS:
+        if with_loss in rows and without in rows:
+            say(
+                f"Invariance loss lowers the GCNN barrier: {named[with_loss]} below {named[without]}",
+                "Section 4.2, Table 5",
+                is_higher(_by_model(resnets, "gcnn_barrier"), rows[without], rows[with_loss]),
+            )
+    return judged(pd.DataFrame(found))[COLUMNS]
 
-    found = pd.DataFrame(rows)
+
+def judged(found: pd.DataFrame) -> pd.DataFrame:
+    """`found` with p_corrected, verdict, power and nets_needed."""
     tested = found["p_value"].notna()
     found["p_corrected"] = np.nan
     if tested.any():
         corrected = stats.false_discovery_control(found.loc[tested, "p_value"], method="bh")
         found.loc[tested, "p_corrected"] = corrected
     found["verdict"] = [_verdict(row) for _, row in found.iterrows()]
-    return found[COLUMNS]
+    settled = int((found["p_corrected"] < LEVEL).sum())
+    found["power"], found["nets_needed"] = math.nan, math.nan
+    for i, row in found[tested].iterrows():
+        is_open = row["verdict"] == OPEN
+        level = LEVEL * (settled + is_open) / tested.sum()  # what p has to be below, one more being settled
+        if row["papers"]:
+            found.loc[i, "power"] = row["papers"](row["nets"], level)
+        if is_open and row["ours"]:
+            found.loc[i, "nets_needed"] = nets_needed(row["ours"], level)
+    return found
+
+
+def _spreads(number: int, key: list[str], quantity: str) -> dict[Any, Spread]:
+    """The paper's means and standard deviations in one of its tables."""
+    table = paper_values.table(number).set_index(key)
+    ids = table.index if len(key) > 1 else table.index.get_level_values(0)
+    return dict(zip(ids, zip(table[f"{quantity}_mean"], table[f"{quantity}_std"], strict=True), strict=True))
+
+
+def _by_model(nets: pd.DataFrame, quantity: str) -> dict[str, np.ndarray]:
+    return {model: group.to_numpy() for model, group in nets.groupby("model")[quantity]}
 
 
 def _verdict(row: pd.Series) -> str:

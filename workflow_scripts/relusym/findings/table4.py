@@ -9,7 +9,7 @@ from relusym.findings import About, Inputs
 from relusym.findings.frames import beside_paper, pairs, summary
 from relusym.findings.layout import Layout
 
-LAYOUT = Layout("Merging VGG11 nets trained in different manners", {"barrier": "Barrier"})
+LAYOUT = Layout("Merging nets trained in different manners", {"barrier": "Barrier"})
 KEY = ["model_1", "model_2"]
 
 

@@ -57,6 +57,7 @@ def train(
     state: Path | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     report: Callable[[Progress], None] = lambda progress: None,
+    snapshot: Callable[[int, nn.Module], None] = lambda epoch, net: None,
 ) -> Training:
     """Train `net` in place; in each of several processes, if they were started together.
 
@@ -68,6 +69,7 @@ def train(
             training is written.
         interrupted: asked after every step; at the first yes of any process the state is saved and the training ends.
         report: is given the progress by the first process, at least once an epoch.
+        snapshot: is given the net by the first process before the first epoch (0) and after each one (1, 2, …).
 
     Raises:
         Interrupted: `interrupted` said yes. The next training with the same `state` goes on from that very step, and
@@ -87,6 +89,8 @@ def train(
     forward = DistributedDataParallel(net, gpus) if world_size() > 1 else net
     steps, check_every = batches.steps, CHECK_STEPS if device.type == "cuda" else 1
     net.train(not objective.frozen)
+    if rank() == 0 and not result.history and not done:
+        snapshot(0, net)
     for epoch in range(len(result.history), recipe.epochs):
         started = reported = asked = time.perf_counter()
         waited, skipped = 0.0, done
@@ -137,6 +141,8 @@ def train(
             }
         )
         done, sums = 0, None
+        if rank() == 0:
+            snapshot(epoch + 1, net)
         if epoch + 1 < recipe.epochs:
             if ending:
                 _interrupt(kept, progress)

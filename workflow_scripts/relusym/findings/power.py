@@ -1,0 +1,105 @@
+"""How likely a test is to settle a claim, were the nets normally distributed with given means and deviations."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cache
+from itertools import permutations
+
+import numpy as np
+from scipy import stats
+
+# From the number of nets of a type and the level of the test to the probability that it finds the effect.
+Power = Callable[[int, float], float]
+Spread = tuple[float, float]  # mean and standard deviation over the nets of a type
+
+SETTLES = 0.8  # the usual power that studies are planned for
+MOST = 1000  # nets of a type: more are out of reach
+DRAWS = 2000  # of simulated nets, where there is no formula
+
+
+def t_power(effect: float, error: float, degrees: float, level: float) -> float:
+    """Of a two-sided t-test at `level`, to find an effect with this standard error, and with the right sign."""
+    if not degrees or not math.isfinite(error):
+        return 0.0
+    shift = abs(effect) / error if error else math.inf
+    if shift > 50:  # beyond what the noncentral distribution is computed for, and certain
+        return 1.0
+    return float(stats.nct.sf(stats.t.isf(level / 2, degrees), degrees, shift))
+
+
+def welch(high: Spread, low: Spread, margin: float = 0.0) -> Power:
+    """Of Welch's test that one type's mean is above another's, or less than `margin` below it."""
+
+    def power(n: int, level: float) -> float:
+        if n < 2:
+            return 0.0
+        variances = high[1] ** 2 / n, low[1] ** 2 / n
+        total = sum(variances)
+        degrees = (n - 1) * total**2 / sum(v**2 for v in variances) if total else n - 1
+        return t_power(high[0] + margin - low[0], math.sqrt(total), degrees, level)
+
+    return power
+
+
+def one_sample(effect: float, std: float) -> Power:
+    """Of a t-test on one value a net."""
+    return lambda n, level: t_power(effect, std / math.sqrt(n), n - 1, level)
+
+
+def cycle_of_pairs(effect: float, std: float) -> Power:
+    """Of `evidence.flipped_against_other`, each net merged with the next; `std` is that of the pairs' differences."""
+
+    def power(n: int, level: float) -> float:
+        if n < 3:
+            return 0.0
+        # `evidence.shared_nets` of a cycle, in closed form
+        factor, degrees = 2 * (n - 1) / (n - 2), (n - 2) ** 2 / (1.5 * n - 4)
+        return t_power(effect, std * math.sqrt(factor / n), degrees, level)
+
+    return power
+
+
+def all_of(powers: list[Power]) -> Power:
+    """That all of several tests find their effects: at least so much, however they depend on each other."""
+    return lambda n, level: max(0.0, 1 - sum(1 - power(n, level) for power in powers))
+
+
+def rank_correlation(first: Mapping[str, Spread], second: Mapping[str, Spread]) -> Power:
+    """Of `evidence.rank_correlation_of_types`, by simulation (seeded)."""
+    spreads = [np.array([of[model] for model in first]) for of in (first, second)]
+
+    def power(n: int, level: float) -> float:
+        random = np.random.default_rng(0)
+        sizes = (n + 1) // 2, n // 2  # the halves that the two means are over
+        if not min(sizes):
+            return 0.0
+        ranks = [
+            random.normal(means, stds / math.sqrt(size), (DRAWS, len(means))).argsort(1).argsort(1)
+            for (means, stds), size in zip((spread.T for spread in spreads), sizes, strict=True)
+        ]
+        centre = (len(first) - 1) / 2
+        products = ((ranks[0] - centre) * (ranks[1] - centre)).sum(1)
+        null = _null(len(first))
+        # two-sided: as many of all permutations are at least as far from zero
+        p = 2 * (1 - np.searchsorted(null, products - 0.25) / len(null))
+        return float((p < level).mean())
+
+    return power
+
+
+@cache
+def _null(types: int) -> np.ndarray:
+    """Σ of the products of centred ranks for all permutations, sorted."""
+    centred = np.arange(types) - (types - 1) / 2
+    return np.sort(np.array(list(permutations(centred))) @ centred)
+
+
+def nets_needed(power: Power, level: float) -> float:
+    """The least number of nets of a type that gives the power `SETTLES`; infinite if `MOST` don't."""
+    if power(MOST, level) < SETTLES:
+        return math.inf
+    too_few, enough = 1, MOST
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if power(middle, level) >= SETTLES else (middle, enough)
+    return float(enough)
