@@ -10,7 +10,6 @@ from time import perf_counter
 
 import torch
 import torchvision
-from torch import nn
 
 from relusym.errors import UserError
 from relusym.merging.channel_groups import channel_groups, permute

@@ -9,6 +9,7 @@ from typing import Any
 from relusym.data import digest as digest_of
 from relusym.experiments.currency import stale
 from relusym.experiments.settings import Net, Settings
+from relusym.merging import OF_FLIPS
 from relusym.records import read_record, sha256
 from relusym.theory import STATEMENTS
 
@@ -106,7 +107,7 @@ class Results:
             for net in settings.nets:
                 record = self.record("flip_merge", net, matching=matching)
                 found[record] = Job("flip_merge", flip(net[0], matching), (net,), matching, prepared(net[0]))
-            for nets in settings.pairs:
+            for nets in settings.pairs if matching not in OF_FLIPS else ():
                 record, how = (
                     self.record("pair_merge", *nets, matching=matching),
                     pair(nets[0][0], nets[1][0], matching),

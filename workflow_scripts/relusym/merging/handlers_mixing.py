@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from relusym.merging.flow import Call, handler
 from relusym.merging.handlers import no_constants

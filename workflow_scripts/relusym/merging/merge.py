@@ -91,6 +91,7 @@ def merge(
     matching: str = "activation",
     seed: int = 0,
     names: tuple[str, str] = PAIR,
+    order: int | None = None,
 ) -> Merge:
     """Merge `second`, permuted to match `first`, with `first`.
 
@@ -104,6 +105,7 @@ def merge(
         matching: its name in `matching.MATCHINGS`.
         seed: of a matching that draws.
         names: the endpoints' names in `Merge.accuracy`.
+        order: of the symmetry, if `second` is `first` transformed by it.
 
     Raises:
         UserError: the nets are of different architecture, or one that can't be permuted; the matching is unknown.
@@ -111,7 +113,11 @@ def merge(
     groups = channel_groups(first, images.shape)
     found = survey(first, second, images, groups)
     pair = Pair(
-        (first.state_dict(), second.state_dict()), groups, found.correlations, generator(seed, matching)
+        (first.state_dict(), second.state_dict()),
+        groups,
+        found.correlations,
+        generator(seed, matching),
+        order,
     )
     matched = match(matching, pair)
     permuted = deepcopy(second)
@@ -155,7 +161,11 @@ def flip_merge(
     """
     flipped = symmetry.transform(net)
     merged = merge(
-        *(net, flipped, images, test_images, test_labels), matching=matching, seed=seed, names=FLIP
+        *(net, flipped, images, test_images, test_labels),
+        matching=matching,
+        seed=seed,
+        names=FLIP,
+        order=symmetry.order,
     )
     x = test_images.first(CHECK_IMAGES, device_of(net))
     merged.checks["flipped_net_on_flipped_images"] = largest_difference(net(x), flipped(symmetry.act(x)))
