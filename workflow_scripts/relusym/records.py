@@ -11,6 +11,7 @@ from typing import Any
 
 from relusym.errors import UserError
 
+OF_NETS = "status", "settings", "inputs", "outputs", "cost"
 FIELDS = {
     "train": ("status", "model", "seed", "settings", "inputs", "outputs", "accuracy", "history", "cost"),
     "flip_merge": ("status", "model", "seed", "settings", "inputs", "outputs", "cost"),
@@ -25,6 +26,7 @@ FIELDS = {
         "outputs",
         "cost",
     ),
+    **dict.fromkeys(("exact_gcnn", "symmetries", "curves", "during_training", "by_layer"), OF_NETS),
     "flipped_training": ("settings", "inputs", "largest_difference", "runs", "paths", "cost"),
     "theory": (
         *("statement", "claim", "holds", "draws", "tested", "largest_violation", "counterfactual"),
@@ -108,3 +110,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
         if field not in record:
             raise UserError(f"record {path} lacks the field '{field}': delete it, and it is made again")
     return record
+
+
+def snapshot_path(to: Path, epoch: int) -> Path:
+    """Where the net whose checkpoint is `to` is kept as it was after so many epochs."""
+    return to.parent / "during_training" / f"{to.stem}-{epoch}{to.suffix}"

@@ -6,15 +6,11 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from relusym.merging.aligned import align
 from relusym.merging.barrier import absolute_barrier, accuracy, barrier
-from relusym.merging.channel_groups import ChannelGroup, channel_groups, order_of, permute, trace
 from relusym.merging.images import Images, device_of
-from relusym.merging.matching import Pair, match
-from relusym.merging.moments import Statistics
-from relusym.merging.repair import repair_points, repaired_nets
-from relusym.merging.survey import Survey, survey
+from relusym.merging.repair import repaired_nets
 from relusym.precision import full_float32
-from relusym.randomness import generator
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
 PAIR, FLIP = ("net_1", "net_2"), ("net", "flipped")  # the endpoints' names in records
@@ -59,21 +55,6 @@ def halfway(first: nn.Module, second: nn.Module) -> nn.Module:
     return net
 
 
-def target_statistics(
-    found: Survey, groups: list[ChannelGroup], permutations: dict[str, Tensor], points: dict[str, str]
-) -> dict[str, Statistics]:
-    """What REPAIR gives the halfway net: the endpoints' average statistics, by the names of `points`.
-
-    Args:
-        found: of the nets as they were, before the second was permuted.
-        points: graph node → name, as `repair_points` gives it.
-    """
-    first, second = found.statistics
-    orders = {name: order_of(node, len(first[name].mean), groups, permutations)
-              for node, name in points.items() if name in first}  # fmt: skip
-    return {name: first[name].halfway(second[name].permuted(order)) for name, order in orders.items()}
-
-
 def largest_difference(one: Tensor, other: Tensor) -> float:
     """Largest difference of two tensors relative to the largest entry."""
     return float((one - other).abs().max() / one.abs().max().clamp(min=1e-30))
@@ -110,23 +91,12 @@ def merge(
     Raises:
         UserError: the nets are of different architecture, or one that can't be permuted; the matching is unknown.
     """
-    groups = channel_groups(first, images.shape)
-    found = survey(first, second, images, groups)
-    pair = Pair(
-        (first.state_dict(), second.state_dict()),
-        groups,
-        found.correlations,
-        generator(seed, matching),
-        order,
-    )
-    matched = match(matching, pair)
-    permuted = deepcopy(second)
-    permuted.load_state_dict(permute(second.state_dict(), groups, matched.permutations))
-    targets = target_statistics(found, groups, matched.permutations, repair_points(trace(first)))
+    aligned = align(first, second, images, matching=matching, seed=seed, order=order)
+    permuted = aligned.second
     x = test_images.first(CHECK_IMAGES, device_of(first))
     checks = {"permuted_logits": largest_difference(second(x), permuted(x))}
     between = halfway(first, permuted)
-    corrected, repair_checks = repaired_nets(between, targets, images, x)
+    corrected, repair_checks = repaired_nets(between, aligned.targets(), images, x)
     inner = {"halfway": between, **corrected}
     checks |= repair_checks
     nets = {**dict(zip(names, (first, second), strict=True)), **inner}
@@ -136,8 +106,8 @@ def merge(
         accuracy=scores,
         barrier={name: barrier(*ends, scores[name]) if any(ends) else None for name in inner},
         absolute_barrier={name: absolute_barrier(*ends, scores[name]) for name in inner},
-        permutations={name: permutation.tolist() for name, permutation in matched.permutations.items()},
-        similarity=matched.similarity,
+        permutations={name: permutation.tolist() for name, permutation in aligned.permutations.items()},
+        similarity=aligned.similarity,
         checks=checks,
     )
 

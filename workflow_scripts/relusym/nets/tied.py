@@ -5,6 +5,7 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.func import functional_call
 
 
@@ -16,7 +17,8 @@ class TiedNet(nn.Module):
     with another (two of a regular representation).
 
     Args:
-        plain: the ordinary net; its values must be the same along orbits (see `merging.exact_gcnn.project`).
+        plain: the ordinary net. Its values should be the same along orbits (see `merging.exact_gcnn.project`); of those
+            that aren't, such as initial ones, an orbit's first counts.
         orbits: of each tensor of its state dict, int64 of the tensor's shape: entries with the same number, from 0, are
             one orbit.
 
@@ -31,9 +33,10 @@ class TiedNet(nn.Module):
         self.free = nn.ParameterDict()
         for name, parameter in named.items():
             numbers = orbits[name].to(parameter.device)
-            values = parameter.new_empty(int(numbers.max()) + 1)
-            values[numbers.flatten()] = parameter.detach().flatten()
-            self.free[_key(name)] = nn.Parameter(values)
+            count, places = int(numbers.max()) + 1, torch.arange(numbers.numel(), device=numbers.device)
+            first = places.new_full((count,), numbers.numel())
+            first.scatter_reduce_(0, numbers.flatten(), places, "amin")
+            self.free[_key(name)] = nn.Parameter(parameter.detach().flatten()[first])
             self.register_buffer(f"orbits/{_key(name)}", numbers)
             parameter.requires_grad_(False)
         for name, buffer in plain.named_buffers():
@@ -43,7 +46,7 @@ class TiedNet(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """The ordinary net's tensors, by its names; those that batch norms measured are averaged along orbits."""
-        found = {name: self.free[_key(name)][self._orbits(name)] for name in self.names}
+        found = {name: _Tied.apply(self.free[_key(name)], self._orbits(name)) for name in self.names}
         if not self.training:
             for name, buffer in self.plain.named_buffers():
                 if buffer.ndim:
@@ -73,6 +76,28 @@ class TiedNet(nn.Module):
     def free_parameters(self) -> int:
         """How many numbers the net is free in."""
         return sum(values.numel() for values in self.free.values())
+
+
+class _Tied(torch.autograd.Function):
+    """Values at the entries of a tensor by its orbits; the gradient of a value is the mean over its orbit.
+
+    With the mean, and not the sum, a step of training is one of the ordinary net, projected: learning rate and weight
+    decay mean the same for both.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, values: Tensor, orbits: Tensor) -> Tensor:
+        ctx.save_for_backward(orbits)
+        ctx.size = len(values)
+        return values[orbits]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        (orbits,) = ctx.saved_tensors
+        flat = orbits.flatten()
+        sums = gradient.new_zeros(ctx.size).index_add_(0, flat, gradient.flatten())
+        return sums / torch.bincount(flat, minlength=ctx.size), None
 
 
 def _key(name: str) -> str:
