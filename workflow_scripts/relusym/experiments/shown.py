@@ -12,6 +12,7 @@ from relusym.experiments.models import Model
 from relusym.experiments.results import Results
 from relusym.experiments.settings import Settings
 from relusym.findings import BEYOND, FIGURES, TABLES, kinds_of
+from relusym.merging import OF_FLIPS
 from relusym.theory import STATEMENTS
 
 About = dict[str, Any]
@@ -62,14 +63,18 @@ def measurement_of(name: str) -> str:
     return name.removesuffix("_figure")
 
 
+def _papers_types(settings: Settings) -> list[str]:
+    return [model.id for model in settings.models.values() if model.is_papers]
+
+
 def _beyond(settings: Settings, name: str) -> About:
     """Of a measurement beyond the paper: types and pairs of types, as far as the config has them."""
     section = settings.beyond.get(name, {})
-    papers = [model.id for model in settings.models.values() if model.is_papers]
     if name == "matchings":
-        models = section.get("models", papers)
+        models = section.get("models", _papers_types(settings))
         pairs = [list(pair) for pair in settings.types_paired if {*pair} <= {*models}]
-        return {"models": models, "pairs": pairs, "matchings": settings.config.get("matchings", [])}
+        matchings = settings.config.get("matchings", [])
+        return {"models": models, "pairs": pairs, "matchings": matchings, "of_flips": sorted(OF_FLIPS)}
     return {"models": section.get("models", []), "pairs": [*section.get("pairs", [])]}
 
 
@@ -194,7 +199,7 @@ def inputs(results: Results, name: str) -> dict[str, list[str]]:
         elif kind in MEASUREMENTS:
             found[kind] = results.shown(kind, [*settings.models])
         else:
-            of = models if models or name in ("costs", "provenance") else [*settings.models]
+            of = models if models or name in ("costs", "provenance") else _papers_types(settings)
             found[kind] = [path for by in matchings for path in results.shown(kind, of, by)]
     return found
 

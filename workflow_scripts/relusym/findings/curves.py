@@ -42,10 +42,9 @@ def by_curve(records: Sequence[Record]) -> pd.DataFrame:
     """
     rows = []
     for record in records:
-        models = (record["model"], "") if "model" in record else (record["model_1"], record["model_2"])
         for way in WAYS:
-            row = dict(zip(KEY, (*models, way), strict=True)) | {
-                "seed": record.get("seed", record.get("seed_1")),
+            row = dict(zip(KEY, (*_models(record), way), strict=True)) | {
+                "seed": _seed(record),
                 "ok": record["status"] == "ok",
             }
             if row["ok"]:
@@ -77,38 +76,53 @@ def frame(inputs: Inputs, about: About) -> pd.DataFrame:
     return found.assign(way=found["way"].map({way: label for way, (label, _) in WAYS.items()}))
 
 
-def draw(inputs: Inputs, about: About) -> Figure:
-    """Accuracy above loss, a column a type or pair: a thin line a net or pair, a thick one their mean."""
+def points(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a curve, way of merging and point: model_1, model_2, seed, way, share of the way, accuracy, loss."""
+    found = [
+        pd.DataFrame(record["curve"][way]).assign(
+            **dict(zip(KEY, (*_models(record), way), strict=True)),
+            seed=_seed(record),
+            share=np.linspace(0, 1, len(record["curve"][way]["accuracy"])),
+        )
+        for record in records
+        if record["status"] == "ok"
+        for way in WAYS
+    ]
+    columns = [*KEY, "seed", "share", "accuracy", "loss"]
+    return pd.concat(found)[columns] if found else pd.DataFrame(columns=columns)
+
+
+def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:
+    """Accuracy above loss, a column a type or pair: thin lines are single curves, thick ones means; and the numbers."""
     check_agreement(inputs)
-    columns, names = types(about), about["names"]
-    if not columns:
-        return empty_figure("no curves")
+    found, columns, names = points(inputs["curves"]), types(about), about["names"]
+    if found.empty:
+        return empty_figure("no curves"), found
     drawn = Figure(figsize=(max(COLUMN_WIDTH, 1.3 * len(columns)), 2.9), layout="constrained")
     panels = drawn.subplots(2, len(columns), sharex=True, sharey="row", squeeze=False)
     for (first, second), column in zip(columns, panels.T, strict=True):
-        own = [
-            record["curve"]
-            for record in inputs["curves"]
-            if record["status"] == "ok"
-            and (record.get("model", record.get("model_1")), record.get("model_2", "")) == (first, second)
-        ]
+        own = found[(found["model_1"] == first) & (found["model_2"] == second)]
         for panel, metric in zip(column, ("accuracy", "loss"), strict=True):
             for way, (label, colour) in WAYS.items():
-                several = [curve[way][metric] for curve in own]
-                for values in several:
-                    panel.plot(np.linspace(0, 1, len(values)), values, color=colour, linewidth=0.5, alpha=0.5)
-                if len({len(values) for values in several}) == 1:
-                    mean = np.mean(several, axis=0)
-                    panel.plot(np.linspace(0, 1, len(mean)), mean, color=colour, linewidth=1.5, label=label)
+                lines = own[own["way"] == way].pivot_table(metric, "share", "seed")
+                panel.plot(lines.index, lines, color=colour, linewidth=0.5, alpha=0.5)
+                panel.plot(lines.index, lines.mean(axis=1), color=colour, linewidth=1.5, label=label)
             panel.axvline(0.5, color="0.85", linewidth=0.8, zorder=0)
             panel.tick_params(labelsize=7, length=2)
             panel.spines[["top", "right"]].set_visible(False)
         other = names.get(second, second) if second else "its flipped self"
         column[0].set_title(f"{names.get(first, first)},\n{other}", fontsize=7)
-    panels[1, 0].set_yscale("log")
     for panel, label in zip(panels[:, 0], ("Accuracy", "Loss"), strict=True):
         panel.set_ylabel(label, fontsize=8)
     drawn.supxlabel("Share of the way from one net to the other", fontsize=8)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=7, frameon=False)
-    return drawn
+    return drawn, found
+
+
+def _models(record: Record) -> tuple[str, str]:
+    return (record["model"], "") if "model" in record else (record["model_1"], record["model_2"])
+
+
+def _seed(record: Record) -> int:
+    return record.get("seed", record.get("seed_1"))

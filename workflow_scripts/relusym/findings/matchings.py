@@ -1,6 +1,7 @@
 """Matchings compared: the barrier of nets with their flipped selves and with each other, by how channels are matched.
 
-about: models (ids, in order), pairs (of ids, in order), matchings (names, in order), names, notes.
+about: models (ids, in order), pairs (of ids, in order), matchings (names, in order), of_flips (those of them that no
+pair is merged by), names, notes.
 """
 
 import numpy as np
@@ -27,7 +28,10 @@ def frame(inputs: Inputs, about: About) -> pd.DataFrame:
         UserError: an ok record lacks its barrier (named), is given twice, or doesn't go with the others.
     """
     types = [*((model, "") for model in about["models"]), *about["pairs"]]
-    rows = [(*pair, matching) for pair in types for matching in about["matchings"]]
+    own = about.get("of_flips", [])
+    rows = [
+        (*of, matching) for of in types for matching in about["matchings"] if not of[1] or matching not in own
+    ]
     return summary(by_merge(inputs), KEY, rows, list(measurements.PAIR_MERGE))
 
 
