@@ -103,6 +103,8 @@ def inputs_if_needed(record):
     needed = is_made_now(record) or any(is_forced(train, "train") for train in inputs.get("trained", []))
     if needed and "weights" in inputs and workflow.is_main_process:
         force(inputs["weights"])  # read anew from the files, which may be others now; downloads are kept
+    if workflow.is_main_process and RESULTS.jobs[record].kind == "train" and record in retrained():
+        force(record)  # its checkpoint may be there, and a net of an earlier epoch be missing
     return inputs if needed else {}
 
 

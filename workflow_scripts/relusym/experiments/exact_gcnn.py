@@ -74,7 +74,10 @@ def measure(subject: Subject, settings: Record) -> Record:
         torch.manual_seed(stream(seed, model, "mixture", "weights"))
         fresh = initial(plain, settings, symmetry)
         start = TiedNet(fresh, orbits(plain, symmetry, aligned.groups, aligned.permutations))
-        tested["from_scratch"] = trained(start, own, subject, settings, "mixture")
+        # its invariance loss is zero whatever its weights are
+        tested["from_scratch"] = trained(
+            start, replace(own, invariance_from=None), subject, settings, "mixture"
+        )
     accuracy = {name: scores(one, subject.test, subject.labels).accuracy for name, one in tested.items()}
     for name, averaged in {"net": "test_time", "fine_tuned": "fine_tuned_test_time"}.items():
         accuracy[averaged] = scores(tested[name], subject.test, subject.labels, symmetry).accuracy

@@ -72,7 +72,8 @@ def _beyond(settings: Settings, name: str) -> About:
     section = settings.beyond.get(name, {})
     if name == "matchings":
         models = section.get("models", _papers_types(settings))
-        pairs = [list(pair) for pair in settings.types_paired if {*pair} <= {*models}]
+        pairs = section.get("pairs", settings.types_paired)
+        pairs = [list(pair) for pair in pairs if {*pair} <= {*models}]
         matchings = settings.config.get("matchings", [])
         return {"models": models, "pairs": pairs, "matchings": matchings, "of_flips": sorted(OF_FLIPS)}
     return {"models": section.get("models", []), "pairs": [*section.get("pairs", [])]}
@@ -178,7 +179,6 @@ def inputs(results: Results, name: str) -> dict[str, list[str]]:
         models = None
     matched = name in ("matchings", "matchings_figure", "beyond_claims")
     matchings = (None, *settings.matchings) if matched else (None,)
-    section = settings.beyond.get("matchings", {})
     found: dict[str, list[str]] = {}
     for kind in kinds_of(name):
         if kind == "theory":
@@ -189,12 +189,11 @@ def inputs(results: Results, name: str) -> dict[str, list[str]]:
             merged = results.shown("flip_merge", models)
             found[kind] = [results.filters(results.jobs[path].nets[0]) for path in merged]
         elif matched and kind in ("train", "flip_merge", "pair_merge"):  # the same nets by every matching
-            of, seeds = _beyond(settings, "matchings")["models"], section.get("seeds")
             found[kind] = [
                 path
                 for by in (matchings if kind != "train" else (None,))
-                for path in results.shown(kind, of, by)
-                if seeds is None or {seed for _, seed in results.jobs[path].nets} <= {*seeds}
+                for path in results.shown(kind, _beyond(settings, "matchings")["models"], by)
+                if settings.is_in_matchings(results.jobs[path].nets)
             ]
         elif kind in MEASUREMENTS:
             found[kind] = results.shown(kind, [*settings.models])

@@ -18,6 +18,8 @@ QUANTITIES = {
     "pairwise": "Barrier, pairwise",
     "whole": "Barrier, whole orbit",
     "whole_no_repair": "Whole orbit, no REPAIR",
+    "accuracy_orbit": "Accuracy, mean over the orbit",
+    "accuracy_whole": "Accuracy, whole orbit merged",
 }
 LAYOUT = Layout(
     "Other symmetries: barriers of nets with their transformed selves",
@@ -39,7 +41,7 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
                 found = record["symmetries"][symmetry]
                 barriers = {name: found["barrier"][name] for name in ("pairwise", "whole", "whole_no_repair")}
                 row |= {"accuracy": found["accuracy"]["net"], "invariance_error": found["invariance_error"]}
-                row |= barriers
+                row |= barriers | {f"accuracy_{of}": found["accuracy"][of] for of in ("orbit", "whole")}
             rows.append(row)
     return pd.DataFrame(rows, columns=[*KEY, "seed", "data", "ok", *QUANTITIES])
 
