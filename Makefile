@@ -8,7 +8,7 @@ CORES ?= all
 demo: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) all beyond --config scale=demo
 	@cat results/demo/tables/table2.md
-	@$(BIN)/snakemake --config scale=demo --report report.html --quiet all
+	@$(BIN)/snakemake all beyond --config scale=demo --report report.html --quiet all
 	@echo "Tables: results/demo/tables, figures: results/demo/figures"
 	@echo "Report: $(CURDIR)/report.html"
 

@@ -148,7 +148,7 @@ def test_records_say_what_was_measured(measured):
     curve = record(measured, "curves", "cnn-0")["curve"]
     assert curve["plain"]["accuracy"][2] == pytest.approx(flip["accuracy"]["halfway"], abs=0.011)
     turned = record(measured, "symmetries", "noaug-0")
-    assert turned["inputs"]["source"] == "generated chiral shapes invariant to quarter_turn, seed 0"
+    assert turned["inputs"]["source"] == "generated chiral shapes invariant to the quarter turn, seed 0"
     assert [*turned["symmetries"]] == ["horizontal_flip", "vertical_flip", "quarter_turn"]
     assert turned["symmetries"]["quarter_turn"]["order"] == 4
     pair = record(measured, "curves", "cnn-0--cnn-1")["curve"]["plain"]["accuracy"]

@@ -52,7 +52,8 @@ class Sources:
         if data["dataset"] != GENERATED:
             return label
         if (symmetry := data.get("invariant_to", INVARIANT_TO)) != INVARIANT_TO:
-            label += f" invariant to {symmetry}" if symmetry else " invariant to no symmetry"
+            moved = f"the {symmetry.replace('_', ' ')}" if symmetry else "no symmetry"
+            label += f" invariant to {moved}"
         return f"{label}, seed {data['seed']}"
 
     def _data(self, model: str | None) -> Section:
