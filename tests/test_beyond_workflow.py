@@ -12,14 +12,15 @@ from conftest import TINY, Clone
 from relusym import checkpoint
 from relusym.errors import UserError
 from relusym.experiments.exact_gcnn import load
+from relusym.experiments.measure import measure_record
 from relusym.experiments.nets_and_images import test_images as images_to_test_on
-from relusym.findings import BEYOND, TABLES
+from relusym.findings import BEYOND, TABLES, during_training
 from relusym.merging.channel_groups import channel_groups
 from relusym.merging.images import Images
 from relusym.merging.invariance import invariance_error
 from relusym.merging.kernel_constraint import filters_and_matches
 from relusym.merging.scores import scores
-from relusym.records import read_record
+from relusym.records import read_record, write_record
 from relusym.symmetry import HORIZONTAL_FLIP
 
 CPU = torch.device("cpu")
@@ -182,3 +183,38 @@ def test_a_file_that_holds_no_exact_gcnn_is_refused(measured, tmp_path):
     (tmp_path / "net").write_bytes(b"nothing")
     with pytest.raises(UserError, match="truncated or no safetensors"):
         load(Path(tmp_path / "net"), CPU)
+
+
+@pytest.fixture
+def copied_net(measured, tmp_path):
+    """A copy of a net's checkpoints and train record, and what `measure_record` takes besides."""
+    folder = measured.folder / "results/tiny"
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
+    shutil.copy(folder / "records/train/cnn-0.json", tmp_path / "cnn-0.json")
+    given = {
+        "checkpoints": [tmp_path / "checkpoints/cnn-0.safetensors"],
+        "trained": [tmp_path / "cnn-0.json"],
+    }
+    data = measured.folder / "data/generated-400-200-0.safetensors"
+    settings = record(measured, "during_training", "cnn-0")["settings"]
+    names = {"kind": "during_training", "names": [("cnn", 0)], "settings": settings}
+    return tmp_path, names | given | {"data": data, "label": "images", "batch_size": 50, "device": CPU}
+
+
+def test_a_net_of_an_earlier_epoch_that_its_record_does_not_name_is_refused(copied_net):
+    folder, given = copied_net
+    kept = folder / "checkpoints/during_training"
+    shutil.copy(kept / "cnn-0-0.safetensors", kept / "cnn-0-1.safetensors")
+    with pytest.raises(
+        UserError, match=r"cnn-0-1.*isn't the net that the train record of cnn-0 names"
+    ) as error:
+        measure_record(**given)
+    assert "\n" not in str(error.value)
+
+
+def test_a_net_that_is_left_out_is_not_measured(copied_net):
+    folder, given = copied_net
+    write_record(folder / "cnn-0.json", read_record(folder / "cnn-0.json") | {"status": "diverged"})
+    left_out = measure_record(**given)
+    assert (left_out["status"], left_out["reason"]) == ("left_out", "cnn-0 is diverged")
+    assert "epochs" not in left_out and during_training.by_epoch([left_out]).empty
