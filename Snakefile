@@ -2,8 +2,8 @@
 #
 #   images → data/<dataset> → train → flip_merge, pair_merge → tables and figures
 #
-# Targets: all (default), each table and figure (table1 … table5, matchings, theory, costs, provenance, figure1 … figure10,
-# zero_filters), compare, status, bench. Settings: config.yaml.
+# Targets: all (default), each table and figure (table1 … table5, theory, costs, provenance, figure1 … figure10, zero_filters),
+# compare, beyond (and each of its tables and figures, such as matchings), status, bench. Settings: config.yaml.
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -39,7 +39,12 @@ include: "rules/bench.smk"
 rule all:
     default_target: True
     input:
-        [note(name) for name in [*shown.tables(SETTINGS), *shown.figures(SETTINGS)] if name != "matchings"],
+        [note(name) for name in SHOWN if name not in BEYOND],
+
+
+rule beyond:
+    input:
+        [note(name) for name in SHOWN if name in BEYOND],
 
 
 rule compare:

@@ -6,9 +6,10 @@ import signal
 from functools import cache
 from pathlib import Path
 
+from relusym.experiments.measurements import MEASUREMENTS
 from relusym.experiments.results import SUBMITTED, Results
 from relusym.experiments.settings import Settings
-from relusym.findings import TABLES, made
+from relusym.findings import BEYOND, TABLES, made
 from relusym.theory import STATEMENTS
 
 try:
@@ -35,6 +36,8 @@ FLIP = RESULTS.record("flip_merge", ("{model}", "{seed}")).replace("flip_merge/"
 FILTERS = RESULTS.filters(("{model}", "{seed}")).replace("filters/", "filters/{matching}")
 PAIR = RESULTS.record("pair_merge", NET_1, NET_2).replace("pair_merge/", "pair_merge/{matching}")
 FIGURE_3 = RESULTS.other_record("flipped_training", "flipped_training")
+MEASURED = RESULTS.record("{measurement}", ("{nets}", "")).replace("-.json", ".json")
+MERGING = "flip_merge", "pair_merge", "measure"
 LOGS, BENCHMARKS = f"{FOLDER}/logs", f"{FOLDER}/benchmarks"
 ANY_MODEL = "|".join(SETTINGS.models)
 renamed = workflow.modifier.modify_rulename  # of a rule, in a workflow that takes this one as a module
@@ -48,6 +51,8 @@ wildcard_constraints:
     seed=r"\d+",
     seed_1=r"\d+",
     seed_2=r"\d+",
+    measurement="|".join(MEASUREMENTS),
+    nets=r"[\w-]+",
     matching="|".join(f"({matching}/)" for matching in SETTINGS.matchings) + "|",
 
 
@@ -71,16 +76,20 @@ def is_needed(record):
     """Whether the job of a record has to run. (A process that was started for one job runs that one.)"""
     if not workflow.is_main_process:
         return True
-    return force(record) if RESULTS.reason(record) else is_forced(record, RESULTS.jobs[record].kind)
+    return force(record) if RESULTS.reason(record) else is_forced(record, RESULTS.jobs[record].rule)
 
 
 @cache
 def retrained():
     """Train records that this run may write anew for the checkpoint that comes with them."""
     asked = [*(rule.name for rule in workflow.dag.targetrules), *workflow.dag.targetfiles]
-    by_others = any(name in file for name in ["matchings", *SETTINGS.matchings] for file in asked)
-    merges = {r: j for r, j in RESULTS.jobs.items() if r in RESULTS.chosen and "_merge" in j.kind}
-    return RESULTS.retrained(r for r, j in merges.items() if (by_others or not j.matching) and is_needed(r))
+
+    def is_asked(job):
+        names = ("beyond", *job.targets)
+        return not job.targets or any(name in file for name in names for file in asked)
+
+    merges = {r: j for r, j in RESULTS.jobs.items() if r in RESULTS.chosen and j.rule in MERGING}
+    return RESULTS.retrained(r for r, j in merges.items() if is_asked(j) and is_needed(r))
 
 
 def inputs_if_needed(record):
@@ -92,6 +101,8 @@ def inputs_if_needed(record):
     needed = is_made_now(record) or any(is_forced(train, "train") for train in inputs.get("trained", []))
     if needed and "weights" in inputs and workflow.is_main_process:
         force(inputs["weights"])  # read anew from the files, which may be others now; downloads are kept
+    if workflow.is_main_process and RESULTS.jobs[record].kind == "train" and record in retrained():
+        force(record)  # its checkpoint may be there, and a net of an earlier epoch be missing
     return inputs if needed else {}
 
 

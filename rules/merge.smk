@@ -56,3 +56,34 @@ rule pair_merge:
         jobs_per_gpu=JOBS_PER_GPU,
     script:
         "../workflow_scripts/merge.py"
+
+
+rule measure:  # beyond the paper: see relusym/experiments/measurements.py
+    input:
+        unpack(lambda w: inputs_if_needed(MEASURED.format(**w))),
+    output:
+        record=update(MEASURED),
+    log:
+        f"{LOGS}/{{measurement}}/{{nets}}.log",
+    benchmark:
+        f"{BENCHMARKS}/{{measurement}}/{{nets}}.tsv"
+    conda:
+        "../envs/relusym.yaml"
+    threads: SETTINGS.config["threads"]
+    resources:
+        nets=1,
+        mem_mb=lambda w, attempt: 6000 * attempt,
+        runtime=lambda w, attempt: 120 * attempt,
+        gpu=GPU,
+    params:
+        settings=lambda w: RESULTS.jobs[MEASURED.format(**w)].settings,
+        names=lambda w: [list(net) for net in RESULTS.jobs[MEASURED.format(**w)].nets],
+        label=lambda w: SETTINGS.label(RESULTS.jobs[MEASURED.format(**w)].nets[0][0]),
+        batch_size=lambda w: SETTINGS.models[RESULTS.jobs[MEASURED.format(**w)].nets[0][0]].given["merging"][
+            "batch_size"
+        ],
+        images_in_use=lambda w: RESULTS.images_in_use(RESULTS.jobs[MEASURED.format(**w)].prepared),
+        device=SETTINGS.config["device"],
+        jobs_per_gpu=JOBS_PER_GPU,
+    script:
+        "../workflow_scripts/measure.py"

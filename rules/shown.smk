@@ -2,18 +2,25 @@
 # (relusym/findings/made.py).
 TITLES = {"costs": "Costs and provenance", "provenance": "Costs and provenance", "theory": "Theory"}
 TITLES |= dict.fromkeys(("comparison", "claims"), "Comparison with the paper")
+TITLES |= dict.fromkeys(BEYOND, "Beyond the paper")
 CSVS = {"barriers": [".csv"], "figure4": [".csv"], "zero_filters": [".csv", "_by_net.csv"]}
+CSVS |= dict.fromkeys(
+    ("matchings_figure", "exact_gcnn_figure", "curves_figure", "during_training", "by_layer"), [".csv"]
+)
+SHOWN = [*shown.tables(SETTINGS), *shown.figures(SETTINGS)]
 
 
 def files(name):
     """A table's or figure's files; the first is what the report shows, by the caption `report/<name>.rst`."""
-    shown = re.sub(r"\B(?=\d)", " ", name.capitalize().replace("_", "-"))  # table2: Table 2
+    shown = re.sub(
+        r"\B(?=\d)", " ", name.removesuffix("_figure").capitalize().replace("_", "-")
+    )  # table2: Table 2
     if name in TABLES:
         stem, first, others = f"{FOLDER}/tables/{name}", ".html", [".csv", ".md", ".tex"]
         category, label = TITLES.get(name, "Tables"), {"table": shown}
     else:
         stem, first, others = f"{FOLDER}/figures/{name}", ".png", [".pdf", *CSVS.get(name, [])]
-        category, label = "Figures", {"figure": shown}
+        category, label = TITLES.get(name, "Figures"), {"figure": shown}
     caption = f"../report/{name}.rst"
     page = report(update(f"{stem}{first}"), caption=caption, category=category, labels=label)
     return [page, *(update(f"{stem}{ending}") for ending in others)]

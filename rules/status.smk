@@ -13,7 +13,10 @@ rule status:
             kind: {
                 record: RESULTS.reason(record)
                 for record, job in RESULTS.jobs.items()
-                if job.kind == kind and record in RESULTS.chosen and not job.matching
+                if job.kind == kind
+                and record in RESULTS.chosen
+                and not job.targets
+                and all(SETTINGS.model_of(unit).is_papers for unit, _ in job.nets)
             }
             for kind in SUBMITTED
         },

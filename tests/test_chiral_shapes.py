@@ -26,9 +26,9 @@ def test_classes_are_balanced_and_train_and_test_have_no_image_in_common():
 def test_mirroring_is_a_fair_coin_and_flips_the_image_exactly():
     labels = torch.arange(10).repeat(200)
     scenes = draw(labels, generator(0, "a test"))
-    assert abs(scenes.mirrored.double().mean() - 0.5) < 4 * 0.5 / 2000**0.5
+    assert abs(scenes.power.double().mean() - 0.5) < 4 * 0.5 / 2000**0.5
     images = render(scenes)
-    assert torch.equal(render(replace(scenes, mirrored=~scenes.mirrored)), images.flip(2))
+    assert torch.equal(render(replace(scenes, power=1 - scenes.power)), images.flip(2))
 
 
 def test_no_pixel_tells_an_image_from_a_mirrored_one():

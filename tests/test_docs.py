@@ -173,13 +173,14 @@ def test_the_drawing_has_the_rules_and_the_arrows_of_snakemakes_own(clone, tmp_p
     filters = "results/paper/figures/filters/conv1-cnn-0.png"
     given = ["scale=paper", "seeds=0", f"imagenet={{root: {tmp_path}}}"]
     made = clone()
-    run = made.snakemake("all", "matchings", filters, "--config", *given, "--rulegraph")
+    given.append("scales={paper: {beyond: {during_training: {models: [cnn]}}}}")
+    run = made.snakemake("all", "beyond", filters, "--config", *given, "--rulegraph")
     labels = dict(re.findall(r'(\d+)\[label = "(\w+)"', run.stdout))
     arrows = {(labels[a], labels[b]) for a, b in re.findall(r"(\d+) -> (\d+)", run.stdout)}
     boxes, drawn_arrows = drawn()
-    assert {*chain(*boxes.values())} == {*labels.values()} - {"all"}, run.stdout
-    assert drawn_arrows == {arrow for arrow in arrows if "all" not in arrow}
-    listed = {*re.findall(r"^\w+$", made.snakemake("--list-rules").stdout, re.MULTILINE)}
+    assert {*chain(*boxes.values())} == {*labels.values()} - {"all", "beyond"}, run.stdout
+    assert drawn_arrows == {arrow for arrow in arrows if not {"all", "beyond"} & {*arrow}}
+    listed = {*re.findall(r"^\w+$", made.snakemake("--list-rules", "--config", *given).stdout, re.MULTILINE)}
     assert {*labels.values()} == listed - {"compare", "status", "bench"}
 
 

@@ -9,6 +9,7 @@ from records import ABOUT, MEASURED, MODELS, NAMES, PAIRS, flip, made, pair, tra
 
 from relusym import paper_values
 from relusym.errors import UserError
+from relusym.experiments.measurements import MEASUREMENTS
 from relusym.findings import TABLES, kinds_of, matchings, module_of, table1, table2, table4, table5
 from relusym.findings.costs import LAYOUT as COSTS
 from relusym.findings.costs import costs
@@ -375,4 +376,5 @@ def test_every_table_is_a_module_with_a_layout(name):
         "flipped_training",
         "theory",
         "filters",
+        *MEASUREMENTS,
     }

@@ -106,6 +106,12 @@ class MergedPair(_Measured, PairMerge):
     """Of a pair merge that wasn't left out."""
 
 
+class Measurement(OfNets):
+    """Beyond the paper; what is measured is the kind's own."""
+
+    status: Literal["ok", "left_out"]
+
+
 class FlippedTraining(Made):
     inputs: Inputs
     largest_difference: dict[str, float]
@@ -130,6 +136,7 @@ KINDS: dict[str, type[Made]] = {
     "pair_merge": PairMerge,
     "flipped_training": FlippedTraining,
     "theory": Theory,
+    **dict.fromkeys(("exact_gcnn", "symmetries", "curves", "during_training", "by_layer"), Measurement),
 }
 OK_MERGES: dict[str, type[Made]] = {"flip_merge": MergedFlip, "pair_merge": MergedPair}
 

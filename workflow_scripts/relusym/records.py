@@ -116,3 +116,8 @@ def _problem(record: Any) -> str | None:
     from relusym.record_fields import problem  # here, since merging in a library needs no records
 
     return problem(record)
+
+
+def snapshot_path(to: Path, epoch: int) -> Path:
+    """Where the net whose checkpoint is `to` is kept as it was after so many epochs."""
+    return to.parent / "during_training" / f"{to.stem}-{epoch}{to.suffix}"

@@ -6,6 +6,7 @@ from typing import Any
 from relusym import checkpoint
 from relusym.errors import UserError
 from relusym.registry import Entry, choose
+from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
 
 COUNT = {"type": "integer", "minimum": 1, "maximum": 10_000_000}
 SEED = {"type": "integer", "minimum": 0, "maximum": 2**32 - 1}
@@ -15,7 +16,13 @@ FOLDER = {"type": "string", "minLength": 1}
 # Each is called with the file to write, its options, and `workers` and `key` as in `prepare`.
 DATA_SETS = {
     "generated": Entry(
-        "relusym.data.chiral_shapes:prepare", {"train_images": COUNT, "test_images": COUNT, "seed": SEED}
+        "relusym.data.chiral_shapes:prepare",
+        {
+            "train_images": COUNT,
+            "test_images": COUNT,
+            "seed": SEED,
+            "invariant_to": {"enum": [None, *SYMMETRIES], "default": HORIZONTAL_FLIP.name},
+        },
     ),
     "torchvision": Entry(
         "relusym.data.folder:prepare_cifar10",

@@ -1,8 +1,9 @@
-"""The demo's images: ten kinds of shape, some chiral, whose distribution is exactly invariant to horizontal flips.
+"""The demo's images: ten kinds of shape, some chiral, whose distribution is exactly invariant to a symmetry.
 
 The paper's data, CIFAR10 and ImageNet, show objects whose mirror images are as likely as themselves. Here this holds
 by construction: mirroring each image with probability ½ is the last step. Chiral shapes so occur in both
-orientations, and a net must learn each of them twice or an equivalent of both at once.
+orientations, and a net must learn each of them twice or an equivalent of both at once. Another symmetry than the
+horizontal flip can take its place, or none: then the shapes stand upright, and no flip or turn leaves the distribution.
 """
 
 import math
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
+from relusym.data.augmentation import random_powers
 from relusym.data.image_set import ImageSet, save
 from relusym.randomness import generator
+from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES, Symmetry
 
 SIZE = 32
 CHUNK = 1000  # images drawn and rendered at once, for memory
@@ -53,7 +56,8 @@ class Scenes:
         colour: (N, 1 + clutter, 3) of the shape and each piece of clutter, about 0..1.
         ground: (N, 3, 4, 4) colours of a coarse background, about 0..1.
         noise: (N, 3, 32, 32), added to the image.
-        mirrored: (N,) bool, whether the finished image is flipped; true with probability ½, independent of all else.
+        power: (N,) int64, by which power of the symmetry's generator the finished image is moved; of a flip 0 or 1,
+            each with probability ½, independent of all else.
     """
 
     template: Tensor
@@ -61,7 +65,7 @@ class Scenes:
     colour: Tensor
     ground: Tensor
     noise: Tensor
-    mirrored: Tensor
+    power: Tensor
 
 
 def _templates() -> tuple[Tensor, Tensor, Tensor]:
@@ -76,8 +80,14 @@ def _templates() -> tuple[Tensor, Tensor, Tensor]:
 TEMPLATES, FIRST, VARIANTS = _templates()
 
 
-def draw(labels: Tensor, random: torch.Generator, noise: float = 0.3, clutter: int = 6) -> Scenes:
-    """Draw the random factors of one image for each label, (N,) int64 in 0..9."""
+def draw(
+    labels: Tensor,
+    random: torch.Generator,
+    symmetry: Symmetry | None = HORIZONTAL_FLIP,
+    noise: float = 0.3,
+    clutter: int = 6,
+) -> Scenes:
+    """Draw the random factors of one image for each label, (N,) int64 in 0..9; without a symmetry no image is moved."""
     count, pair = len(labels), labels // 2
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -95,12 +105,12 @@ def draw(labels: Tensor, random: torch.Generator, noise: float = 0.3, clutter: i
         colour=torch.cat([INK[pair][:, None] + normal(0.1, 1, 3), uniform(0, 1, clutter, 3)], 1),
         ground=GROUND[pair][..., None, None] + normal(0.1, 3, 1, 1) + normal(0.08, 3, 4, 4),
         noise=normal(noise, 3, SIZE, SIZE),
-        mirrored=uniform(0, 1) < 0.5,
+        power=random_powers(uniform(0, 1), symmetry.order if symmetry else 1),
     )
 
 
-def render(scenes: Scenes) -> Tensor:
-    """The images of `scenes`, uint8 (N, 32, 32, 3)."""
+def render(scenes: Scenes, symmetry: Symmetry | None = HORIZONTAL_FLIP) -> Tensor:
+    """The images of `scenes`, which were drawn for this symmetry, uint8 (N, 32, 32, 3)."""
     image = interpolate(scenes.ground, SIZE, mode="bilinear", align_corners=True)
     for piece in reversed(range(scenes.place.shape[1])):  # the shape itself lies on top of the clutter
         x, y, size, angle = scenes.place[:, piece].unbind(1)
@@ -113,22 +123,39 @@ def render(scenes: Scenes) -> Tensor:
             image, scenes.colour[:, piece, :, None, None].expand_as(image), mask.expand_as(image)
         )
     image = image + scenes.noise
-    image = torch.where(scenes.mirrored[:, None, None, None], image.flip(3), image)
+    if symmetry:
+        image = symmetry.powers(image)[scenes.power, torch.arange(len(image))]
     return image.mul(255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def generate(train: int, test: int, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Two sets of images with as many of each class as can be; the same seed gives the same bytes."""
-    return _split("train", train, seed), _split("test", test, seed)
+def generate(
+    train: int, test: int, seed: int, symmetry: Symmetry | None = HORIZONTAL_FLIP
+) -> tuple[ImageSet, ImageSet]:
+    """Two sets of images with as many of each class as can be; the same seed gives the same bytes.
+
+    Args:
+        symmetry: that the distribution is invariant to; None: to none.
+    """
+    return _split("train", train, seed, symmetry), _split("test", test, seed, symmetry)
 
 
-def _split(name: str, count: int, seed: int) -> ImageSet:
+def _split(name: str, count: int, seed: int, symmetry: Symmetry | None) -> ImageSet:
     random = generator(seed, "chiral shapes", name)
     labels = (torch.arange(count) % len(CLASSES))[torch.randperm(count, generator=random)]
-    images = torch.cat([render(draw(some, random)) for some in labels.split(CHUNK)])
+    images = torch.cat([render(draw(some, random, symmetry), symmetry) for some in labels.split(CHUNK)])
     return ImageSet(images, labels, CLASSES, f"generated chiral shapes, seed {seed}")
 
 
-def prepare(to: Path, *, train_images: int, test_images: int, seed: int, workers: int, key: str) -> None:
+def prepare(
+    to: Path,
+    *,
+    train_images: int,
+    test_images: int,
+    seed: int,
+    workers: int,
+    key: str,
+    invariant_to: str | None = HORIZONTAL_FLIP.name,
+) -> None:
     """Write generated images; see `generate`."""
-    save(to, *generate(train_images, test_images, seed))
+    symmetry = SYMMETRIES[invariant_to] if invariant_to else None
+    save(to, *generate(train_images, test_images, seed, symmetry))

@@ -58,6 +58,7 @@ def check(settings: Settings) -> None:
         if extent := settings.known_extent(model):
             check_images(settings, model, extent)
     _check_pairs(settings)
+    _check_beyond(settings)
     unknown = {*settings.seeds} - {*settings.all_seeds}
     if unknown:
         given = config["scales"][settings.scale]["seeds"]
@@ -90,8 +91,11 @@ def _check_data(key: str, data: dict, config: dict) -> None:
     generated = data["dataset"] == "generated"
     if generated and (data["train_images"] is None or "test_images" not in data):
         raise UserError(f"{key}: generated images need numbers train_images and test_images")
-    if not generated and "test_images" in data:
-        raise UserError(f"{key}.test_images: only for generated images; remove the key")
+    for name in ("test_images", "invariant_to"):
+        if not generated and name in data:
+            raise UserError(f"{key}.{name}: only for generated images; remove the key")
+    if generated and data.get("invariant_to") is not None:
+        _one_of(f"{key}.invariant_to", data["invariant_to"], SYMMETRIES)
 
 
 def _check_source(key: str, source: dict) -> None:
@@ -130,6 +134,20 @@ def _check_pairs(settings: Settings) -> None:
     twice = [pair for pair, count in Counter(map(tuple, pairs)).items() if count > 1]
     if twice:
         raise UserError(f"pairs: [{', '.join(twice[0])}] is listed twice; list each pair once")
+
+
+def _check_beyond(settings: Settings) -> None:
+    for name, section in settings.beyond.items():
+        key = f"scales.{settings.scale}.beyond.{name}"
+        for model in [*section.get("models", []), *section.get("from_scratch", [])]:
+            _one_of(f"{key}.models", model, settings.models)
+            if name != "matchings" and settings.models[model].recipe[-1:] != ["training"]:
+                raise UserError(f"{key}.models: {model} isn't trained by a recipe that ends in `training`")
+        for pair in section.get("pairs", []):
+            if pair not in map(list, settings.types_paired):
+                raise UserError(f"{key}.pairs: [{', '.join(pair)}] is none of the pairs that are merged")
+        if "matching" in section:
+            _one_of(f"{key}.matching", section["matching"], merging.MATCHINGS)
 
 
 def _of_a_merge(model: Model) -> dict[str, Any]:

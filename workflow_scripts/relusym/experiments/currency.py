@@ -14,7 +14,7 @@ DEFAULTS: Record = {
     "merging": {"matching": "activation"},
     "network": {"architecture": "vgg11", "group_convs": 0, "shortcut": "conv"},
     "training": {field.name: field.default for field in fields(Recipe) if field.default is not MISSING},
-    "data": {"size": None},
+    "data": {"size": None, "invariant_to": "horizontal_flip"},
 }
 
 

@@ -62,31 +62,11 @@ def merge_record(
             the images are damaged or others; an identity that holds whatever the weights are doesn't.
     """
     costs, flip = Costs(device), len(names) == 1
-    loaded = [
-        trained_net(*paths, wanted, device)
-        for *paths, wanted in zip(checkpoints, trained, settings["trained"], strict=True)
-    ]
-    left_out = [
-        f"{model}-{seed} is {train['status']}"
-        for (model, seed), (_, train) in zip(names, loaded, strict=True)
-        if train["status"] != "ok"
-    ]
-    record: Record = {
-        "kind": "flip_merge" if flip else "pair_merge",
-        "status": "left_out" if left_out else "ok",
-        "reason": left_out[0] if left_out else None,
-        **_named(names),
-        "settings": settings,
-        "inputs": {
-            "data": check_images(data, in_use),
-            "source": label,
-            "checkpoints": [train["outputs"]["checkpoint"] for _, train in loaded],
-        },
-        "outputs": {},
-    }
+    loaded = load_merged(checkpoints, trained, settings, device)
+    record = header("flip_merge" if flip else "pair_merge", names, settings, loaded, data, label, in_use)
     arrays: dict[str, np.ndarray] = {}
     about = {"kind": "filters", **{key: record[key] for key in ("status", "reason")}, **_named(names)}
-    if not left_out:
+    if record["status"] == "ok":
         of_images = settings["trained"][0]["data"]
         images = training_images(data, of_images, label, device)
         test = test_images(data, of_images, label, device)
@@ -116,6 +96,46 @@ def merge_record(
         checkpoint.save_arrays(filters, arrays, about)
         record["outputs"]["filters"] = sha256(filters)
     return record | costs.fields()
+
+
+def load_merged(
+    checkpoints: list[Path], trained: list[Path], settings: Record, device: torch.device
+) -> list[tuple[nn.Module, Record]]:
+    """The nets of a merge or a measurement, each with its train record; errors as of `merge_record`."""
+    return [
+        trained_net(*paths, wanted, device)
+        for *paths, wanted in zip(checkpoints, trained, settings["trained"], strict=True)
+    ]
+
+
+def header(
+    kind: str,
+    names: list[tuple[str, int]],
+    settings: Record,
+    loaded: list[tuple[nn.Module, Record]],
+    data: Path,
+    label: str,
+    in_use: tuple[str, str] | None,
+) -> Record:
+    """What a record of one net or two begins with; its status is "left_out" if one of them is."""
+    left_out = [
+        f"{model}-{seed} is {train['status']}"
+        for (model, seed), (_, train) in zip(names, loaded, strict=True)
+        if train["status"] != "ok"
+    ]
+    return {
+        "kind": kind,
+        "status": "left_out" if left_out else "ok",
+        "reason": left_out[0] if left_out else None,
+        **_named(names),
+        "settings": settings,
+        "inputs": {
+            "data": check_images(data, in_use),
+            "source": label,
+            "checkpoints": [train["outputs"]["checkpoint"] for _, train in loaded],
+        },
+        "outputs": {},
+    }
 
 
 def _named(names: list[tuple[str, int]]) -> Record:

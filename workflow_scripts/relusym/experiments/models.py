@@ -11,7 +11,7 @@ from relusym.registry import one_of
 
 Section = dict[str, Any]
 
-NOT_A_MODELS = "families", "models", "pairs", "figure9"  # of what a scale says
+NOT_A_MODELS = "families", "models", "pairs", "figure9", "beyond"  # of what a scale says
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Model:
     def name(self) -> str:
         """What tables call it."""
         return self.given.get("name", self.id)
+
+    @property
+    def is_papers(self) -> bool:
+        """Whether it is part of the reproduction, and not of measurements beyond the paper alone."""
+        return self.given["table"] != "beyond"
 
     @property
     def recipe(self) -> list[str]:
@@ -93,8 +98,9 @@ def resolved(config: Section) -> dict[str, Model]:
                 for key, value in given["network"].items()
                 if key in known or key in {"architecture", *own}
             }
-            if given["data"].get("dataset") != "generated" and "test_images" not in entry.get("data", {}):
-                given["data"].pop("test_images", None)  # likewise: of generated images alone
+            for option in ("test_images", "invariant_to"):  # likewise: of generated images alone
+                if given["data"].get("dataset") != "generated" and option not in entry.get("data", {}):
+                    given["data"].pop(option, None)
             seeds = given["seeds"] if given["seeds"] is not None else scale["seeds"]
             found[id_] = Model(id_, f"{key}.{id_}", given, seed_list(seeds))
     return found

@@ -10,9 +10,10 @@ from typing import Any
 from relusym.data import digest as digest_of
 from relusym.errors import UserError
 from relusym.experiments.currency import stale
+from relusym.experiments.measurements import MEASUREMENTS
 from relusym.experiments.settings import Net, Settings
 from relusym.findings.origins import nets_of
-from relusym.records import find_record, sha256
+from relusym.records import find_record, sha256, snapshot_path
 from relusym.theory import STATEMENTS
 
 Record = dict[str, Any]
@@ -51,6 +52,22 @@ class Job:
     nets: tuple[Net, ...] = ()
     matching: str | None = None
     prepared: str | None = None
+
+    @property
+    def rule(self) -> str:
+        """The rule that makes it."""
+        return "measure" if self.kind in MEASUREMENTS else self.kind
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What has to be asked for to have it made: of the paper's own merges nothing."""
+        return (
+            ("matchings", self.matching)
+            if self.matching
+            else (self.kind,)
+            if self.kind in MEASUREMENTS
+            else ()
+        )
 
 
 class Results:
@@ -123,14 +140,19 @@ class Results:
             found[self.record("train", net)] = Job("train", train(net[0]), (net,), prepared=prepared(model))
         for matching in (None, *settings.matchings):
             for net in settings.nets:
-                record = self.record("flip_merge", net, matching=matching)
-                found[record] = Job("flip_merge", flip(net[0], matching), (net,), matching, prepared(net[0]))
+                if settings.is_matched((net,), matching):
+                    record, how = self.record("flip_merge", net, matching=matching), flip(net[0], matching)
+                    found[record] = Job("flip_merge", how, (net,), matching, prepared(net[0]))
             for nets in settings.pairs:
-                record, how = (
-                    self.record("pair_merge", *nets, matching=matching),
-                    pair(nets[0][0], nets[1][0], matching),
-                )
-                found[record] = Job("pair_merge", how, nets, matching, prepared(nets[0][0]))
+                if settings.is_matched(nets, matching):
+                    record = self.record("pair_merge", *nets, matching=matching)
+                    how = pair(nets[0][0], nets[1][0], matching)
+                    found[record] = Job("pair_merge", how, nets, matching, prepared(nets[0][0]))
+        for kind in settings.measured:
+            measurement = cache(settings.measurement)
+            for nets in settings.subjects(kind):
+                how = measurement(kind, *(model for model, _ in nets))
+                found[self.record(kind, *nets)] = Job(kind, how, nets, prepared=prepared(nets[0][0]))
         for statement in STATEMENTS:
             found[self.other_record("theory", statement)] = Job("theory", settings.theory(statement))
         figure3 = Job("flipped_training", settings.flipped_training(), prepared=self.prepared())
@@ -169,7 +191,7 @@ class Results:
         if path not in self._reasons:
             job, record = self.jobs[path], self.read(path)
             checkpoints, filters, weights = [], None, {}
-            if job.kind in ("flip_merge", "pair_merge"):
+            if job.kind in ("flip_merge", "pair_merge", *MEASUREMENTS):
                 trained = (self.read(self.record("train", net)) or {} for net in job.nets)
                 checkpoints = [train.get("outputs", {}).get("checkpoint") for train in trained]
             if record and job.kind == "flip_merge":
@@ -185,15 +207,25 @@ class Results:
 
     def retrained(self, merges: Iterable[str]) -> set[str]:
         """Train records that a run writes anew, current or not, since its merges need checkpoints that aren't there."""
-        nets = {net for path in merges for net in self.jobs[path].nets}
+        jobs = [self.jobs[path] for path in merges]
+        nets = {net for job in jobs for net in job.nets}
         units = {(unit, seed) for model, seed in nets for unit in self.settings.models[model].units}
-        return {self.record("train", net) for net in units if not Path(self.checkpoint(net)).exists()}
+        missing = {net for net in units if not Path(self.checkpoint(net)).exists()}
+        for job in jobs:
+            if job.kind == "during_training" and not all(map(Path.exists, self.snapshots(job))):
+                missing |= {*job.nets}
+        return {self.record("train", net) for net in missing}
+
+    def snapshots(self, job: Job) -> list[Path]:
+        """The nets that a measurement during training reads besides the trained one."""
+        checkpoint = Path(self.checkpoint(job.nets[0]))
+        return [snapshot_path(checkpoint, epoch) for epoch in job.settings["epochs"][:-1]]
 
     def shown(self, kind: str, models: Iterable[str] | None = None, matching: str | None = None) -> list[str]:
         """The records of a kind that tables show: those of this run, and the current ones that other pieces left.
 
         Args:
-            models: only records all of whose nets are of these.
+            models: only records all of whose nets are of these; None: of the paper's types.
             matching: only merges by it; None for the config's.
         """
         allowed = None if models is None else {*models}
@@ -202,7 +234,10 @@ class Results:
             for path, job in self.jobs.items()
             if job.kind == kind
             and job.matching == matching
-            and (allowed is None or {net[0] for net in job.nets} <= allowed)
+            and all(
+                self.settings.model_of(unit).is_papers if allowed is None else unit in allowed
+                for unit, _ in job.nets
+            )
             and (path in self.chosen or self.reason(path) is None)
         ]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from relusym import paper_values
 from relusym.experiments import checks
+from relusym.experiments.beyond import Beyond
 from relusym.experiments.config import laid_over, plain, seed_list, validate
 from relusym.experiments.models import Model, Section, resolved
 from relusym.experiments.sources import IMAGENET, Sources
@@ -24,7 +25,7 @@ NOT_IN_RESULTS = {
 
 
 @dataclass(frozen=True)
-class Settings(Sources):
+class Settings(Sources, Beyond):
     """A valid config, resolved to its scale.
 
     Raises (on creation by `of`):

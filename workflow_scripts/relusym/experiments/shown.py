@@ -1,15 +1,18 @@
 """What each table and figure shows: which records, and what of the config (`about`, see `relusym.findings`)."""
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 from relusym import paper_values
 from relusym.errors import UserError
 from relusym.experiments.currency import DEFAULTS
+from relusym.experiments.measurements import MEASUREMENTS
 from relusym.experiments.models import Model
 from relusym.experiments.results import Results
 from relusym.experiments.settings import Settings
-from relusym.findings import FIGURES, TABLES, kinds_of
+from relusym.findings import BEYOND, FIGURES, TABLES, kinds_of
+from relusym.merging import OF_FLIPS
 from relusym.theory import STATEMENTS
 
 About = dict[str, Any]
@@ -33,8 +36,11 @@ COMPARED = ("table1", "table2", "table3", "table4", "table5")
 
 
 def tables(settings: Settings) -> list[str]:
-    """The tables of a scale; Tables 3 and 5 only where it has such models."""
-    return [name for name in TABLES if name not in ("table3", "table5") or settings.table("table5")]
+    """The tables of a scale; Tables 3 and 5 only where it has such models, others only where it measures their like."""
+    has = {"table3": settings.table("table5"), "table5": settings.table("table5")}
+    has |= {name: measurement_of(name) in settings.measured for name in BEYOND - {"matchings"}}
+    has["beyond_claims"] = settings.measured
+    return [name for name in TABLES if has.get(name, True)]
 
 
 def figures(settings: Settings) -> list[str]:
@@ -45,9 +51,32 @@ def figures(settings: Settings) -> list[str]:
             return any(model in settings.models for model in FILTER_PAIRS[name][1])
         if name in ("barriers", "figure2", "figure4", "zero_filters"):
             return bool(settings.table("table2"))
+        if name in BEYOND:
+            return measurement_of(name) in ("matchings", *settings.measured)
         return settings.figure9 is not None if name == "figure9" else name != "filter_pairs"
 
     return [name for name in FIGURES if has(name)]
+
+
+def measurement_of(name: str) -> str:
+    """The measurement beyond the paper that a table or figure shows."""
+    return name.removesuffix("_figure")
+
+
+def _papers_types(settings: Settings) -> list[str]:
+    return [model.id for model in settings.models.values() if model.is_papers]
+
+
+def _beyond(settings: Settings, name: str) -> About:
+    """Of a measurement beyond the paper: types and pairs of types, as far as the config has them."""
+    section = settings.beyond.get(name, {})
+    if name == "matchings":
+        models = section.get("models", _papers_types(settings))
+        pairs = section.get("pairs", settings.types_paired)
+        pairs = [list(pair) for pair in pairs if {*pair} <= {*models}]
+        matchings = settings.config.get("matchings", [])
+        return {"models": models, "pairs": pairs, "matchings": matchings, "of_flips": sorted(OF_FLIPS)}
+    return {"models": section.get("models", []), "pairs": [*section.get("pairs", [])]}
 
 
 def about(settings: Settings, name: str) -> About:
@@ -62,6 +91,15 @@ def about(settings: Settings, name: str) -> About:
         layer, models, flipped_back = FILTER_PAIRS[name]
         models = [model for model in models if model in settings.models]
         return common | {"models": models, "layer": layer, "flipped_back": flipped_back, "zero_filter": zero}
+    if name == "beyond_claims":
+        models = [
+            _beyond(settings, measurement)["models"] for measurement in ("matchings", *settings.measured)
+        ]
+        models = list(dict.fromkeys(chain(*models)))
+        return common | {"models": models, "notes": notes(settings, models)}
+    if name in BEYOND:
+        shown = _beyond(settings, measurement_of(name))
+        return common | shown | {"notes": notes(settings, shown["models"])}
     given: dict[str, Callable[[], About]] = {
         "table1": lambda: {
             "models": of_table2,
@@ -73,12 +111,6 @@ def about(settings: Settings, name: str) -> About:
         "table3": lambda: _rows(settings, settings.in_table3),
         "table4": lambda: {"pairs": pairs, "notes": notes(settings, _paired(settings))},
         "table5": lambda: _rows(settings, of_table5),
-        "matchings": lambda: {
-            "models": [*settings.models],
-            "pairs": pairs,
-            "matchings": settings.config.get("matchings", []),
-            "notes": notes(settings, [*settings.models]),
-        },
         "theory": lambda: {"notes": [f"Random draws from seed {settings.config['theory']['seed']}"]},
         "comparison": lambda: {
             "tables": {table: about(settings, table) for table in COMPARED if table in tables(settings)},
@@ -98,7 +130,7 @@ def about(settings: Settings, name: str) -> About:
             "made": {
                 made: list(about(settings, made).get("models", [])) or None
                 for made in [*tables(settings), *figures(settings)]
-                if made not in ("costs", "provenance", "matchings", "figure10")
+                if made not in ("costs", "provenance", "figure10", *BEYOND)
             },
             "notes": notes(settings, of_table2),
         },
@@ -145,7 +177,8 @@ def inputs(results: Results, name: str) -> dict[str, list[str]]:
         models = _paired(settings)
     if name in ("comparison", "costs", "provenance"):
         models = None
-    matchings = (None, *settings.matchings) if name == "matchings" else (None,)
+    matched = name in ("matchings", "matchings_figure", "beyond_claims")
+    matchings = (None, *settings.matchings) if matched else (None,)
     found: dict[str, list[str]] = {}
     for kind in kinds_of(name):
         if kind == "theory":
@@ -155,11 +188,17 @@ def inputs(results: Results, name: str) -> dict[str, list[str]]:
         elif kind == "filters":
             merged = results.shown("flip_merge", models)
             found[kind] = [results.filters(results.jobs[path].nets[0]) for path in merged]
-        elif kind == "pair_merge":
-            of = _paired(settings) if name == "matchings" else models
-            found[kind] = [path for by in matchings for path in results.shown(kind, of, by)]
+        elif matched and kind in ("train", "flip_merge", "pair_merge"):  # the same nets by every matching
+            found[kind] = [
+                path
+                for by in (matchings if kind != "train" else (None,))
+                for path in results.shown(kind, _beyond(settings, "matchings")["models"], by)
+                if settings.is_in_matchings(results.jobs[path].nets)
+            ]
+        elif kind in MEASUREMENTS:
+            found[kind] = results.shown(kind, [*settings.models])
         else:
-            of = models if models or name in ("costs", "provenance") else [*settings.models]
+            of = models if models or name in ("costs", "provenance") else _papers_types(settings)
             found[kind] = [path for by in matchings for path in results.shown(kind, of, by)]
     return found
 

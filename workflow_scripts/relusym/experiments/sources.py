@@ -8,10 +8,12 @@ from pathlib import Path
 from relusym.data import DATA_SETS
 from relusym.data.extent import Extent, known_extent
 from relusym.experiments.models import Model, Section
+from relusym.symmetry import HORIZONTAL_FLIP
 
 GENERATED, IMAGENET = "generated", "imagenet"
 
 PLACE = "source", "root", "train", "test"
+INVARIANT_TO = HORIZONTAL_FLIP.name  # generated images, if nothing else is said
 
 
 def specification(source: Section) -> Section:
@@ -48,7 +50,12 @@ class Sources:
         """What records and tables call a model's images (or the scale's)."""
         data = self._data(model)
         label = self.source(data["dataset"])["label"]
-        return f"{label}, seed {data['seed']}" if data["dataset"] == GENERATED else label
+        if data["dataset"] != GENERATED:
+            return label
+        if (symmetry := data.get("invariant_to", INVARIANT_TO)) != INVARIANT_TO:
+            moved = f"the {symmetry.replace('_', ' ')}" if symmetry else "no symmetry"
+            label += f" invariant to {moved}"
+        return f"{label}, seed {data['seed']}"
 
     def _data(self, model: str | None) -> Section:
         return self.models[model].given["data"] if model else self._scale["data"]
@@ -57,7 +64,9 @@ class Sources:
         """The name of the file of prepared images that a model (or the scale) reads; each source has its own."""
         data = self._data(model)
         if data["dataset"] == GENERATED:
-            return f"generated-{data['train_images']}-{data['test_images']}-{data['seed']}"
+            symmetry = data.get("invariant_to", INVARIANT_TO)
+            ending = "" if symmetry == INVARIANT_TO else f"-{symmetry}"
+            return f"generated-{data['train_images']}-{data['test_images']}-{data['seed']}{ending}"
         source = self.source(data["dataset"])
         others = [value for key, value in source.items() if key not in (*PLACE, "label")]
         place = json.dumps([*(source.get(key) for key in PLACE), *others])
@@ -81,8 +90,8 @@ class Sources:
         """As `preparation`, of the images of a model or of the scale."""
         given, source = self._data(model), self.source(self._data(model)["dataset"])
         if source["source"] == GENERATED:
-            sizes = {key: given[key] for key in ("train_images", "test_images", "seed")}
-            return {"kind": GENERATED, **sizes}, f"scales.{self.scale}.data"
+            options = {key: given[key] for key in DATA_SETS[GENERATED].options if key in given}
+            return {"kind": GENERATED, **options}, f"scales.{self.scale}.data"
         if source["source"] == IMAGENET:
             one = self.models[model].given
             return {

@@ -21,7 +21,7 @@ from relusym.experiments.nets_and_images import (
 from relusym.merging.barrier import accuracy
 from relusym.merging.images import Images
 from relusym.randomness import stream
-from relusym.records import sha256
+from relusym.records import sha256, snapshot_path
 from relusym.symmetry import SYMMETRIES
 from relusym.training.distributed import local_device, rank, world_size
 from relusym.training.loop import autocast_to, train
@@ -143,11 +143,6 @@ def train_record(
     if state:
         state.unlink(missing_ok=True)
     return record | {"reason": None, "inputs": inputs, "accuracy": score, **made, **costs.fields()}
-
-
-def snapshot_path(to: Path, epoch: int) -> Path:
-    """Where the net whose checkpoint is `to` is kept as it was after so many epochs."""
-    return to.parent / "during_training" / f"{to.stem}-{epoch}{to.suffix}"
 
 
 def weights_record(

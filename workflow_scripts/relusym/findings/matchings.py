@@ -1,14 +1,18 @@
 """Matchings compared: the barrier of nets with their flipped selves and with each other, by how channels are matched.
 
-about: models (ids, in order), pairs (of ids, in order), matchings (names, in order), names, notes.
+about: models (ids, in order), pairs (of ids, in order), matchings (names, in order), of_flips (those of them that no
+pair is merged by), names, notes.
 """
 
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from relusym.findings import About, Inputs, measurements
 from relusym.findings.frames import measured, summary
 from relusym.findings.layout import Layout
 from relusym.findings.origins import check_agreement, matching_of
+from relusym.findings.print_style import COLUMN_WIDTH, LINES
 
 LAYOUT = Layout(
     "Merging by other matchings",
@@ -23,6 +27,16 @@ def frame(inputs: Inputs, about: About) -> pd.DataFrame:
     Raises:
         UserError: an ok record lacks its barrier (named), is given twice, or doesn't go with the others.
     """
+    types = [*((model, "") for model in about["models"]), *about["pairs"]]
+    own = about.get("of_flips", [])
+    rows = [
+        (*of, matching) for of in types for matching in about["matchings"] if not of[1] or matching not in own
+    ]
+    return summary(by_merge(inputs), KEY, rows, list(measurements.PAIR_MERGE))
+
+
+def by_merge(inputs: Inputs) -> pd.DataFrame:
+    """One row a merge: model_1, model_2 (empty: its flipped self), matching, seed or both seeds, barriers, ok."""
     check_agreement(inputs)
     flips, pairs = (
         [record | {"matching": matching_of(record)} for record in inputs[kind]]
@@ -30,7 +44,37 @@ def frame(inputs: Inputs, about: About) -> pd.DataFrame:
     )
     own = measured(flips, ["model", "seed", "matching"], measurements.PAIR_MERGE)
     other = measured(pairs, [*KEY, "seed_1", "seed_2"], measurements.PAIR_MERGE)
-    merged = pd.concat([own.rename(columns={"model": "model_1"}).assign(model_2=""), other])
-    types = [*((model, "") for model in about["models"]), *about["pairs"]]
-    rows = [(*pair, matching) for pair in types for matching in about["matchings"]]
-    return summary(merged, KEY, rows, list(measurements.PAIR_MERGE))
+    return pd.concat([own.rename(columns={"model": "model_1"}).assign(model_2=""), other])
+
+
+def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:
+    """Each merge's barrier with REPAIR, a row a type or pair of types, by its matching; and the numbers."""
+    found, names = by_merge(inputs), about["names"]
+    types = [(model, "") for model in about["models"]] + [tuple(pair) for pair in about["pairs"]]
+    present = {*found[["model_1", "model_2"]].itertuples(index=False, name=None)}
+    types = [of for of in types if of in present]
+    drawn = Figure(figsize=(COLUMN_WIDTH, 1.1 + 0.42 * max(len(types), 1)), layout="constrained")
+    axes = drawn.subplots()
+    matchings = about["matchings"]
+    for place, (matching, (colour, marker)) in enumerate(zip(matchings, LINES, strict=False)):
+        offset = 0.7 * ((place + 0.5) / len(matchings) - 0.5)
+        axes.scatter([], [], s=14, marker=marker, color=colour, label=matching)
+        for row, (first, second) in enumerate(types):
+            own = (found["model_1"] == first) & (found["model_2"] == second) & (found["matching"] == matching)
+            values = found.loc[own & found["ok"], "barrier"].to_numpy(float)
+            y = np.full(len(values), row + offset)
+            axes.scatter(values, y, s=14, marker=marker, color=colour, alpha=0.6, linewidth=0)
+    labels = [
+        f"{names.get(first, first)} · {names.get(second, second) if second else 'flipped'}"
+        for first, second in types
+    ]
+    axes.set_yticks(range(len(types)), labels, fontsize=7)
+    axes.set_ylim(max(len(types), 1) - 0.5, -0.5)
+    axes.set_xscale("symlog", linthresh=0.01)
+    axes.axvline(0, color="0.75", linewidth=0.8, zorder=0)
+    axes.set_xlabel("Barrier with REPAIR (linear below 0.01, logarithmic above)", fontsize=8)
+    axes.tick_params(labelsize=7, length=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.93", linewidth=0.6)
+    drawn.legend(loc="outside upper center", ncols=5, fontsize=7, frameon=False)
+    return drawn, found

@@ -9,6 +9,7 @@ from relusym.errors import UserError
 from relusym.findings import About, Inputs, Record
 
 NETS = (("model", "seed"), ("model_1", "seed_1"), ("model_2", "seed_2"))
+OF_NO_NETS = "filters", "flipped_training", "theory"
 
 
 def nets_of(record: Record) -> list[tuple[str, int]]:
@@ -48,7 +49,7 @@ def check_agreement(inputs: Inputs) -> None:
             made from images of other content; two records disagree on how a type is trained or merged; a merge was made
             from another checkpoint than the one that the net's train record names.
     """
-    records = [record for kind in ("train", "flip_merge", "pair_merge") for record in inputs.get(kind, ())]
+    records = [record for kind in inputs if kind not in OF_NO_NETS for record in inputs[kind]]
     images, settings = {}, {}
     for record in records:
         if record["inputs"].get("data") is not None:
@@ -78,7 +79,9 @@ def check_agreement(inputs: Inputs) -> None:
 
 def _prepared_from(data: dict[str, Any]) -> tuple[Any, ...]:
     """Of the settings of data those that go with one content of the images."""
-    numbers = ("train_images", "test_images", "seed") if data.get("dataset") == "generated" else ()
+    numbers = (
+        ("train_images", "test_images", "seed", "invariant_to") if data.get("dataset") == "generated" else ()
+    )
     return tuple(data.get(key) for key in ("dataset", "size", *numbers))
 
 

@@ -16,7 +16,7 @@ from relusym.merging.flow import Flow, function_name, layer_of, trace
 from relusym.merging.handlers import ACTIVATING, ACTIVATIONS, ADDITIONS, BATCH_NORMS
 from relusym.merging.labels import FIXED, Labels
 
-__all__ = ["ChannelGroup", "Place", "channel_groups", "order_of", "permute", "trace"]
+__all__ = ["ChannelGroup", "Place", "channel_groups", "order_of", "permute", "reordered", "trace"]
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def permute(
             raise ValueError(f"group {group.name}: not a bijection on {group.size} channels")
         for place in group.places:
             tensor = permuted[place.tensor]
-            order = _reordered(place, group.size, permutation, tensor.shape[place.dim])
+            order = reordered(place, group.size, permutation, tensor.shape[place.dim])
             permuted[place.tensor] = tensor.index_select(place.dim, order.to(tensor.device))
     return permuted
 
@@ -216,11 +216,12 @@ def order_of(node: str, size: int, groups: list[ChannelGroup], permutations: dic
     for group in groups:
         for place in group.outputs:
             if place.tensor == node:
-                order = order[_reordered(place, group.size, permutations[group.name], size)]
+                order = order[reordered(place, group.size, permutations[group.name], size)]
     return order
 
 
-def _reordered(place: Place, channels: int, permutation: Tensor, size: int) -> Tensor:
+def reordered(place: Place, channels: int, permutation: Tensor, size: int) -> Tensor:
+    """How a dimension of `size` entries is reordered if its `channels` at `place` are, int64 (size,)."""
     index, order = place.index(channels), torch.arange(size)
     order[index.flatten()] = index[permutation.cpu()].flatten()
     return order

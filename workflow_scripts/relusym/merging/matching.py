@@ -38,12 +38,14 @@ class Pair:
         groups: their channel groups, which `channel_groups.permute` takes as well.
         correlations: group name → correlations of the first net's channels with the second's, float64 (C, C).
         generator: for matchings that draw, on the CPU.
+        order: of the symmetry, if the second net is the first one transformed by it.
     """
 
     states: tuple[dict[str, Tensor], dict[str, Tensor]]
     groups: list[ChannelGroup]
     correlations: dict[str, Tensor]
     generator: torch.Generator
+    order: int | None = None
 
     def matched_by(self, permutations: dict[str, Tensor]) -> Matching:
         """The matching of these permutations, one of each group, int64 (C,)."""
@@ -59,6 +61,13 @@ def activation(pair: Pair) -> Matching:
         for name, table in pair.correlations.items()
     }
     return pair.matched_by({name: torch.from_numpy(columns) for name, columns in assigned.items()})
+
+
+def random(pair: Pair) -> Matching:
+    """Permutations drawn uniformly: what a barrier is without any matching at all."""
+    return pair.matched_by(
+        {group.name: torch.randperm(group.size, generator=pair.generator) for group in pair.groups}
+    )
 
 
 def identity(pair: Pair) -> Matching:

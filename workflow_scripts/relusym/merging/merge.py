@@ -7,27 +7,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from relusym.merging.aligned import align
 from relusym.merging.barrier import absolute_barrier, barrier
-from relusym.merging.batch_norm import repair_blocks, reset_batch_norm
-from relusym.merging.channel_groups import (
-    ChannelGroup,
-    channel_groups,
-    has_batch_norm,
-    order_of,
-    permute,
-    trace,
-)
+from relusym.merging.batch_norm import reset_batch_norm
+from relusym.merging.channel_groups import has_batch_norm
 from relusym.merging.identities import CHECK_IMAGES, check_transformed, hold, largest_difference
 from relusym.merging.images import GivenImages, ImageSource, as_images, device_of
-from relusym.merging.matching import Pair, match
 from relusym.merging.metrics import LOSS, TOP_1, Metric, check_labels, evaluate
-from relusym.merging.moments import Statistics
 from relusym.merging.nets import check_net, evaluating, logits_of
 from relusym.merging.pixels import transformed
-from relusym.merging.repair import repair, repair_points, unfused
-from relusym.merging.survey import Survey, survey
+from relusym.merging.repair import repaired
 from relusym.precision import full_float32
-from relusym.randomness import generator
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
 PAIR, FLIP = ("net_1", "net_2"), ("net", "flipped")  # the endpoints' names in records
@@ -90,39 +80,6 @@ def halfway(first: nn.Module, second: nn.Module) -> nn.Module:
     return net
 
 
-def target_statistics(
-    found: Survey, groups: list[ChannelGroup], permutations: dict[str, Tensor], points: dict[str, str]
-) -> dict[str, Statistics]:
-    """What REPAIR gives the halfway net: the endpoints' average statistics, by the names of `points`.
-
-    Args:
-        found: of the nets as they were, before the second was permuted.
-        points: graph node → name, as `repair_points` gives it.
-    """
-    first, second = found.statistics
-    orders = {name: order_of(node, len(first[name].mean), groups, permutations)
-              for node, name in points.items() if name in first}  # fmt: skip
-    return {name: first[name].halfway(second[name].permuted(order)) for name, order in orders.items()}
-
-
-def repaired(
-    between: nn.Module, targets: dict[str, Statistics], images: ImageSource
-) -> tuple[nn.Module, dict[str, float]]:
-    """The net with REPAIR, as its architecture has it, and a check that it is fused rightly, where it is fused.
-
-    Raises:
-        UserError: a fused REPAIR isn't the REPAIR that was measured.
-    """
-    if has_batch_norm(between):
-        return repair_blocks(between, targets, images), {}
-    net, rescalings = repair(between, targets, images)
-    x = images.first(CHECK_IMAGES, device_of(between))
-    logits = logits_of(unfused(between, rescalings, x))
-    checks = {"fused_repair": largest_difference(logits, logits_of(net(x)))}
-    hold(checks)
-    return net, checks
-
-
 @torch.no_grad()
 @full_float32()
 def merge(
@@ -136,6 +93,7 @@ def merge(
     seed: int = 0,
     names: tuple[str, str] = PAIR,
     metrics: Mapping[str, Metric] = METRICS,
+    order: int | None = None,
 ) -> Merge:
     """Merge `second`, permuted to match `first`, with `first`.
 
@@ -153,6 +111,7 @@ def merge(
         seed: of a matching that draws.
         names: the endpoints' names in `Merge.accuracy`.
         metrics: measured beside the accuracy, by name.
+        order: of the symmetry, if `second` is `first` transformed by it.
 
     Raises:
         UserError: the nets are of different architecture, or one that can't be permuted; the matching is unknown;
@@ -164,7 +123,7 @@ def merge(
     for name, net in zip(names, (first, second), strict=True):
         check_net(name, net, images)
     with evaluating(first, second):
-        return _merge(first, second, images, test, test_labels, matching, seed, names, metrics)
+        return _merge(first, second, images, test, test_labels, matching, seed, names, metrics, order)
 
 
 def _merge(
@@ -177,24 +136,18 @@ def _merge(
     seed: int,
     names: tuple[str, str],
     metrics: Mapping[str, Metric],
+    order: int | None,
 ) -> Merge:
-    groups = channel_groups(first, images.shape)
-    found = survey(first, second, images, groups)
-    pair = Pair(
-        (first.state_dict(), second.state_dict()), groups, found.correlations, generator(seed, matching)
-    )
-    matched = match(matching, pair)
-    permuted = deepcopy(second)
-    permuted.load_state_dict(permute(second.state_dict(), groups, matched.permutations))
+    aligned = align(first, second, images, matching=matching, seed=seed, order=order)
+    permuted = aligned.second
     x = test.first(CHECK_IMAGES, device_of(first))
     checks = {"permuted_logits": largest_difference(logits_of(second(x)), logits_of(permuted(x)))}
     hold(checks)
-    targets = target_statistics(found, groups, matched.permutations, repair_points(trace(first)))
     between = halfway(first, permuted)
     inner = {"halfway": between}
     if has_batch_norm(first):
         inner["reset"] = reset_batch_norm(between, images)
-    inner["repaired"], of_repair = repaired(between, targets, images)
+    inner["repaired"], of_repair = repaired(between, aligned.targets(), images)
     nets = {**dict(zip(names, (first, second), strict=True)), **inner}
     metrics = {"accuracy": TOP_1, **metrics}
     by_net = {}
@@ -207,8 +160,8 @@ def _merge(
         accuracy=accuracies,
         barrier={name: barrier(*ends, accuracies[name]) if any(ends) else None for name in inner},
         absolute_barrier={name: absolute_barrier(*ends, accuracies[name]) for name in inner},
-        permutations={name: permutation.tolist() for name, permutation in matched.permutations.items()},
-        similarity=matched.similarity,
+        permutations={name: permutation.tolist() for name, permutation in aligned.permutations.items()},
+        similarity=aligned.similarity,
         checks=checks | of_repair,
         scores=scores,
         barriers={
@@ -252,6 +205,8 @@ def flip_merge(
     with evaluating(net):
         flipped = transformed(net, symmetry, images.shape)
         checks = check_transformed(net, flipped, symmetry, test)
-        merged = _merge(net, flipped, images, test, test_labels, matching, seed, FLIP, metrics)
+        merged = _merge(
+            net, flipped, images, test, test_labels, matching, seed, FLIP, metrics, symmetry.order
+        )
     merged.checks |= checks
     return merged

@@ -49,6 +49,11 @@ class Statistics:
         """The averages of two nets' statistics: the target statistics of their merged net."""
         return Statistics((self.mean + other.mean) / 2, (self.std + other.std) / 2)
 
+    def towards(self, other: "Statistics", share: float) -> "Statistics":
+        """Those between two nets' statistics, at `share` of the way to the other one's."""
+        pairs = (self.mean, other.mean), (self.std, other.std)
+        return Statistics(*(a * (1 - share) + b * share for a, b in pairs))
+
     def permuted(self, permutation: Tensor) -> "Statistics":
         """Those of the net whose channel i is this net's channel `permutation[i]`."""
         index = permutation.to(self.mean.device)

@@ -9,9 +9,8 @@ from torch import Tensor, fx, nn
 
 from relusym.merging.channel_groups import channel_groups, trace
 from relusym.merging.images import ImageSource
-from relusym.merging.merge import repaired
 from relusym.merging.metrics import LOSS, TOP_1, Metric, evaluate
-from relusym.merging.repair import repair_points
+from relusym.merging.repair import repair_points, repaired
 from relusym.merging.survey import survey
 from relusym.precision import full_float32
 

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from relusym.merging.batch_norm import repair_blocks
 from relusym.merging.channel_groups import block_outputs, has_batch_norm, trace
 from relusym.merging.flow import layer_of
 from relusym.merging.handlers import CONVS, TRANSPOSED
+from relusym.merging.identities import CHECK_IMAGES, hold, largest_difference
 from relusym.merging.images import ImageSource, device_of
 from relusym.merging.moments import Moments, Statistics, samples
+from relusym.merging.nets import logits_of
 
 EPSILON = 1e-5  # added to a variance before a division, as batch norm does
 # A conv runs again once it is corrected, instead of its outputs being kept, if they take more than so many bytes on
@@ -198,3 +201,26 @@ def unfused(net: nn.Module, rescalings: dict[str, Rescaling], x: Tensor) -> Tens
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@torch.no_grad()
+def repaired(
+    net: nn.Module, targets: dict[str, Statistics], images: ImageSource
+) -> tuple[nn.Module, dict[str, float]]:
+    """A merged net with REPAIR, as its architecture has it, and a check that it is fused rightly, where it is fused.
+
+    Args:
+        net: the merged net.
+        targets: as `repair` and `repair_blocks` take them.
+
+    Raises:
+        UserError: a fused REPAIR isn't the REPAIR that was measured.
+    """
+    if has_batch_norm(net):
+        return repair_blocks(net, targets, images), {}
+    fused, rescalings = repair(net, targets, images)
+    x = images.first(CHECK_IMAGES, device_of(net))
+    logits = logits_of(unfused(net, rescalings, x))
+    checks = {"fused_repair": largest_difference(logits, logits_of(fused(x)))}
+    hold(checks)
+    return fused, checks

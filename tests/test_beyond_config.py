@@ -1,0 +1,138 @@
+"""What the config says of measurements beyond the paper: which jobs, which settings, and what can't be."""
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from relusym.errors import UserError
+from relusym.experiments import shown
+from relusym.experiments.currency import stale
+from relusym.experiments.measurements import MEASUREMENTS
+from relusym.experiments.results import Results
+from relusym.experiments.settings import Settings
+from relusym.findings import BEYOND
+
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+
+
+def settings(scale="laptop", **beyond) -> Settings:
+    scales = {**CONFIG["scales"], scale: {**CONFIG["scales"][scale]}}
+    if beyond:
+        scales[scale]["beyond"] = beyond
+    return Settings.of(CONFIG | {"scale": scale, "scales": scales})
+
+
+@pytest.fixture(scope="module")
+def laptop() -> Results:
+    return Results(settings())
+
+
+def jobs(results, kind):
+    return {path: job for path, job in results.jobs.items() if job.kind == kind}
+
+
+def test_the_laptop_measures_everything_on_four_seeds_of_each_type(laptop):
+    assert laptop.settings.measured == [*MEASUREMENTS]
+    for kind in MEASUREMENTS:
+        found = jobs(laptop, kind).values()
+        assert {seed for job in found for _, seed in job.nets} == {0, 1, 2, 3}
+        for model in {job.nets[0][0] for job in found if len(job.nets) == 1}:
+            assert sum(job.nets[0][0] == model and len(job.nets) == 1 for job in found) == 4
+    assert {*shown.tables(laptop.settings), *shown.figures(laptop.settings)} >= BEYOND
+
+
+def test_pairs_of_a_type_are_those_that_are_merged_as_far_as_their_seeds_go(laptop):
+    pairs = [job.nets for job in jobs(laptop, "curves").values() if len(job.nets) == 2]
+    assert pairs == [((m, i), (m, i + 1)) for m in ("cnn", "cnn_inv") for i in range(3)]
+
+
+def test_nets_of_no_paper_table_are_trained_and_measured_and_stand_in_none(laptop):
+    own = {model.id for model in laptop.settings.models.values() if not model.is_papers}
+    assert len(own) == 18
+    for kind in ("flip_merge", "pair_merge"):
+        assert not {net[0] for job in jobs(laptop, kind).values() for net in job.nets} & own
+    for name in set(shown.tables(laptop.settings)) - BEYOND:
+        files = shown.inputs(laptop, name)
+        records = [path for several in files.values() for path in several if path in laptop.jobs]
+        units = {unit for path in records for unit, _ in laptop.jobs[path].nets}
+        assert not units & own, name
+
+
+def test_a_net_trained_for_no_symmetry_is_measured_under_all_and_others_under_their_own(laptop):
+    found = {job.nets[0][0]: job.settings["symmetries"] for job in jobs(laptop, "symmetries").values()}
+    every = ["horizontal_flip", "vertical_flip", "quarter_turn"]
+    noaug = {model for model in found if model.endswith("noaug")}
+    assert len(noaug) == 4 and all(found[model] == every for model in noaug)
+    assert (
+        found["turned_inv"] == found["shapes_turned_gcnn"] == ["quarter_turn"] and found["cnn"] == every[:1]
+    )
+
+
+def test_generated_images_of_each_symmetry_are_files_of_their_own(laptop):
+    files = {job.prepared for job in jobs(laptop, "symmetries").values()}
+    assert len(files) == 4
+    generated = {path for path in files if "generated" in path}
+    endings = {path.rpartition("-0")[2].removesuffix(".safetensors") for path in generated}
+    assert endings == {"", "-vertical_flip", "-quarter_turn"}
+    for path in generated:
+        spec, _ = laptop.settings.preparation(path.removeprefix("data/").removesuffix(".safetensors"))
+        ending = "-0" if spec["invariant_to"] == "horizontal_flip" else spec["invariant_to"]
+        assert path.removesuffix(".safetensors").endswith(ending)
+
+
+def test_matchings_are_compared_on_the_nets_of_their_section_and_involutions_on_flips_alone(laptop):
+    others = [job for job in laptop.jobs.values() if job.matching]
+    assert {seed for job in others for _, seed in job.nets} == {0, 1, 2, 3}
+    assert all(len(job.nets) == 1 for job in others if job.matching == "involution")
+    files = shown.inputs(laptop, "matchings")
+    assert len(files["flip_merge"]) == 7 * 4 * 5 and len(files["pair_merge"]) == 3 * 3 * 4
+
+
+def test_during_training_is_at_the_epochs_that_are_kept_and_the_last(laptop):
+    (job, *_) = jobs(laptop, "during_training").values()
+    assert job.settings["epochs"] == [0, 1, 2, 5, 10]
+    assert [path.name for path in laptop.snapshots(job)] == [f"cnn-0-{e}.safetensors" for e in (0, 1, 2, 5)]
+
+
+def test_what_a_measurement_depends_on_outdates_it_and_nothing_of_the_papers():
+    before = Results(settings())
+    changed = {**CONFIG["scales"]["laptop"]["beyond"]}
+    changed["curves"] = changed["curves"] | {"points": 11}
+    changed["exact_gcnn"] = changed["exact_gcnn"] | {"from_scratch": []}
+    after = Results(settings(**changed))
+    other = {path for path, job in before.jobs.items() if job.settings != after.jobs[path].settings}
+    kinds = {before.jobs[path].kind for path in other}
+    assert kinds == {"curves", "exact_gcnn"}
+    assert {before.jobs[path].nets[0][0] for path in other if "exact_gcnn" in path} == {"cnn_inv"}
+    path = next(path for path in other if "curves" in path)
+    made = {"settings": before.jobs[path].settings, "kind": "curves", "inputs": {}}
+    assert stale(made, after.jobs[path].settings) == "made with another points"
+
+
+@pytest.mark.parametrize(
+    ("beyond", "said"),
+    [
+        ({"curve": {}}, "scales.laptop.beyond.name: 'curve' given; allowed is one of matchings, exact_gcnn"),
+        ({"curves": {"models": ["cn"]}}, "beyond.curves.models: 'cn' given; allowed is one of cnn, "),
+        (
+            {"curves": {"pairs": [["gcnn", "pgcnn"]]}},
+            r"beyond.curves.pairs: \[gcnn, pgcnn\] is none of the pairs",
+        ),
+        ({"curves": {"point": 5}}, "unknown key 'point'"),
+        ({"curves": {"points": 2}}, "points: 2 given; allowed is at least 3"),
+        ({"exact_gcnn": {"matching": "best"}}, "matching: 'best' given"),
+        ({"exact_gcnn": {"fine_tuning": {"epochs": 2}}}, "the key 'learning_rate' is missing"),
+        ({"by_layer": {"seeds": "3-0"}}, "runs backwards"),
+        ({"symmetries": {"models": ["simsiam_odd"]}}, "simsiam_odd isn't trained by a recipe"),
+    ],
+)
+def test_what_cannot_be_is_one_line(beyond, said):
+    with pytest.raises(UserError, match=said) as error:
+        settings(**beyond)
+    assert "\n" not in str(error.value)
+
+
+def test_another_invariance_of_images_that_are_not_generated_is_refused():
+    models = CONFIG["models"] | {"cnn": {"data": {"invariant_to": "vertical_flip"}}}
+    with pytest.raises(UserError, match="invariant_to: only for generated images"):
+        Settings.of(CONFIG | {"scale": "laptop", "models": models})

@@ -1,0 +1,330 @@
+"""Tables, figures and claims beyond the paper, from records in which the answer is put in."""
+
+import itertools
+
+import numpy as np
+import pytest
+from records import CODE, DATA, NAMES, checkpoint, flip, pair, settings, train
+from scipy import stats
+
+from relusym.errors import UserError
+from relusym.findings import (
+    beyond_claims,
+    by_layer,
+    curves,
+    during_training,
+    exact_gcnn,
+    matchings,
+    symmetries,
+)
+from relusym.findings.claims import HELD, NOT_HELD, OPEN, UNTESTED
+from relusym.findings.paired import paired
+
+MODELS = ("cnn", "cnn_inv", "cnn_late_inv")
+SEEDS = range(4)
+NOISE = np.array([-1.0, 1.0, -0.5, 0.5]) * 1e-3  # a number a net, with mean 0
+SHAPES = {"horizontal_flip": "horizontal", "vertical_flip": "vertical", "quarter_turn": "turned"}
+
+
+def record(kind, nets, status="ok", chosen=(), **measured):
+    named = dict(zip(("model", "seed"), nets[0], strict=True))
+    if len(nets) == 2:
+        (a, i), (b, j) = nets
+        named = {"model_1": a, "seed_1": i, "model_2": b, "seed_2": j}
+    return {
+        **{"kind": kind, "status": status, "reason": None, **named},
+        "settings": {"merging": {"images": 500}, "trained": [settings() for _ in nets], **dict(chosen)},
+        "inputs": {
+            **{"data": DATA, "source": "generated shapes"},
+            "checkpoints": [checkpoint(*net) for net in nets],
+        },
+        **{"outputs": {}, "cost": {"seconds": 1.0}, "code": CODE, **(measured if status == "ok" else {})},
+    }
+
+
+def exact(model, seed, gain=0.01, status="ok", **changes):
+    """An exact GCNN is better by `gain` at once, and by twice that after fine-tuning."""
+    noise = NOISE[seed]
+    accuracy = {"net": 0.8, "test_time": 0.82, "halfway": 0.79, "exact": 0.8 + gain + noise}
+    accuracy |= {"fine_tuned": 0.81, "fine_tuned_test_time": 0.83 - noise}
+    accuracy |= {"exact_fine_tuned": 0.81 + 2 * gain + noise}
+    return record(
+        *("exact_gcnn", [(model, seed)], status),
+        accuracy=accuracy | changes,
+        invariance_error={"net": 0.2, "halfway": 1e-3, "exact": 1e-7, "exact_fine_tuned": 1e-7},
+        parameters={"net": 1000, "exact": 600},
+        representations={"conv1": {"fixed": 2, "swapped": 6}, "conv2": {"fixed": 0, "swapped": 8}},
+        kernel_constraint=0.0,
+    )
+
+
+def line(nets, excess=0.0, points=5, seed=0):
+    """A barrier of 0.1 halfway, and `excess` more a point after it."""
+    accuracy = 0.8 - 0.08 * np.array([0, 0.5, 1, 1 + excess / 0.1, 0])
+    loss = 0.5 + np.array([0, 0.1, 0.3, 0.2, 0]) + 1e-3 * NOISE[seed]
+    plain = {"accuracy": (accuracy - 0.1 * (accuracy < 0.8)).tolist(), "loss": loss.tolist()}
+    return record(
+        "curves",
+        nets,
+        curve={"plain": plain, "repaired": {"accuracy": accuracy.tolist(), "loss": loss.tolist()}},
+    )
+
+
+def turned(model, seed, of, symmetry=None):
+    """Measured under each symmetry of `of`, which gives its barrier."""
+    found = {
+        name: {
+            **{
+                "order": 2,
+                "invariance_error": 0.3,
+                "accuracy": {"net": 0.8, "orbit": 0.75, "whole": 0.7},
+                "similarity": {},
+            },
+            "barrier": {"pairwise": barrier / 2, "whole": barrier + NOISE[seed], "whole_no_repair": 0.5},
+        }
+        for name, barrier in of.items()
+    }
+    return record("symmetries", [(model, seed)], chosen={"symmetries": [*of]}, symmetries=found)
+
+
+def trained(model, seed, barriers):
+    layers = {f"conv{i}": 0.1 * i for i in range(1, 9)}
+    epochs = [
+        {
+            **{"epoch": epoch, "accuracy": 0.5, "barrier": barrier + NOISE[seed], "invariance_error": 0.1},
+            "equivariance_error": {name: error + NOISE[seed] * error for name, error in layers.items()},
+        }
+        for epoch, barrier in zip((0, 1, 10), barriers, strict=True)
+    ]
+    return record("during_training", [(model, seed)], epochs=epochs)
+
+
+def layered(model, seed):
+    errors = {f"conv{i}": 0.1 * i * (1 + NOISE[seed]) for i in range(1, 9)}
+    barriers = {f"features.conv{i}": 0.001 * i for i in range(1, 9)} | {"classifier": 0.1 + NOISE[seed]}
+    return record("by_layer", [(model, seed)], equivariance_error=errors, barrier_up_to=barriers)
+
+
+def everything(good=True):
+    """All records, such that every claim holds, or that none does."""
+    sign = 1 if good else -1
+    merged = {
+        "activation": 0.04,
+        "weight": 0.04 + sign * 0.02,
+        "involution": 0.043 if good else 0.06,
+        "identity": 0.8,
+    }
+    inv = {"cnn": 0.0, "cnn_inv": -sign * 0.02}
+    flips, pairs = [], []
+    for (model, less), seed, (matching, barrier) in itertools.product(inv.items(), SEEDS, merged.items()):
+        at = barrier + less + NOISE[seed] * (1 + (matching in ("weight", "involution")))
+        flips.append(flip(model, seed, at, matching=matching))
+        if matching == "weight":
+            pairs.append(
+                pair(
+                    model,
+                    seed,
+                    model,
+                    (seed + 1) % 4,
+                    barrier + less + sign * 0.03 + NOISE[seed] / 9,
+                    matching="weight",
+                )
+            )
+    gains = [exact(model, seed, sign * 0.015) for model in MODELS for seed in SEEDS]
+    for of in gains[4:8]:
+        of["accuracy"]["from_scratch"] = 0.8 + sign * 0.02 + NOISE[of["seed"]]
+    low, high = (0.02, 0.3) if good else (0.3, 0.02)
+    of_symmetry = [
+        turned(f"shapes_{place}_noaug", seed, {s: low if s == symmetry else high for s in SHAPES})
+        for symmetry, place in SHAPES.items()
+        for seed in SEEDS
+    ]
+    for seed in SEEDS:
+        other = high + 2 * NOISE[seed]
+        of_symmetry.append(
+            turned("cnn_noaug", seed, {"horizontal_flip": low, "vertical_flip": other, "quarter_turn": other})
+        )
+        for prefix, symmetry in (("vertical", "vertical_flip"), ("turned", "quarter_turn")):
+            of_symmetry += [
+                turned(f"{prefix}_{kind}", seed, {symmetry: b}) for kind, b in (("cnn", high), ("inv", low))
+            ]
+    lines = [
+        line(nets, (0.0 if good else 0.03) + 1e-3 * NOISE[seed], seed=seed)
+        for model in MODELS[:2]
+        for seed in SEEDS
+        for nets in ([(model, seed)], [(model, seed), (model, (seed + 1) % 4)])
+    ]
+    early = {"cnn": 0.2, "cnn_inv": 0.2 - sign * 0.05}
+    during = [
+        trained(model, seed, (0.5, at, at - sign * 0.04 + NOISE[seed]))
+        for model, at in early.items()
+        for seed in SEEDS
+    ]
+    layers = [layered(model, seed) for model in MODELS[:2] for seed in SEEDS]
+    if not good:
+        for of in during:
+            for epoch in of["epochs"]:
+                epoch["equivariance_error"] = dict(
+                    zip(
+                        epoch["equivariance_error"],
+                        [*epoch["equivariance_error"].values()][::-1],
+                        strict=True,
+                    )
+                )
+        for of in layers:
+            for measure in ("equivariance_error", "barrier_up_to"):
+                values = np.array([*of[measure].values()])
+                turned_round = (
+                    values[::-1]
+                    if measure == "equivariance_error"
+                    else np.append(0.1 + 0 * values[1:], 0.1 + NOISE[of["seed"]])
+                )
+                of[measure] = dict(zip(of[measure], turned_round.tolist(), strict=True))
+    return {
+        **{"flip_merge": flips, "pair_merge": pairs, "exact_gcnn": gains, "symmetries": of_symmetry},
+        **{"curves": lines, "during_training": during, "by_layer": layers},
+    }
+
+
+ABOUT = {
+    "models": [*MODELS],
+    "pairs": [["cnn", "cnn"]],
+    "names": NAMES,
+    "notes": [],
+    "matchings": ["activation", "weight"],
+}
+
+
+def test_every_claim_holds_where_it_is_put_in_and_none_where_its_opposite_is():
+    for good, verdict in ((True, HELD), (False, NOT_HELD)):
+        found = beyond_claims.frame(everything(good), ABOUT)
+        said = found.set_index("claim")["verdict"]
+        assert set(said) == {verdict}, said[said != verdict]
+        assert (found["p_corrected"] >= found["p_value"]).all()
+    assert found["question"].nunique() == 6 and found["claim"].is_unique
+
+
+def test_docs_say_how_many_claims_there_are():
+    from conftest import ROOT
+
+    text = (ROOT / "docs/beyond.md").read_text(encoding="utf-8")
+    assert f"among all {len(beyond_claims.frame(everything(), ABOUT))} of this page" in " ".join(text.split())
+
+
+def test_without_records_or_with_one_net_no_claim_is_tested():
+    nothing = {kind: [] for kind in everything()}
+    one = {
+        kind: [r for r in several if r.get("seed", r.get("seed_1")) == 0]
+        for kind, several in everything().items()
+    }
+    for inputs in (nothing, one):
+        found = beyond_claims.frame(inputs, ABOUT)
+        of_more = found["claim"].str.contains("where the images are invariant")  # two types are the others
+        assert set(found.loc[~of_more, "verdict"]) == {UNTESTED}
+        assert found["remark"].ne("").all()
+
+
+def test_a_paired_test_is_students_and_its_margin_shifts_what_is_tested_and_not_the_effect():
+    differences = np.array([0.01, -0.002, 0.005, 0.004])
+    plain, shifted = paired(differences), paired(differences, 0.02)
+    assert plain.p_value == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+    assert shifted.p_value == pytest.approx(stats.ttest_1samp(differences, -0.02).pvalue)
+    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    for found in (plain, shifted):
+        assert (found.effect, found.low, found.high) == pytest.approx((differences.mean(), *interval))
+    assert shifted.direction == pytest.approx(differences.mean() + 0.02)
+    equal = np.array([0.83, 0.82, 0.81, 0.8]) - np.array([0.82, 0.81, 0.8, 0.79])  # but for rounding
+    assert paired(equal).p_value == paired(equal).p_rank == 0.125 and not paired(equal).settled
+    assert [paired(effect * equal, 0.02).settled for effect in (1, -1, -3)] == [HELD, HELD, NOT_HELD]
+    assert np.isnan(paired(differences[:1]).p_value)
+
+
+def test_noise_alone_is_inconclusive():
+    random = np.random.default_rng(0)
+    inputs = everything()
+    for of in inputs["exact_gcnn"]:
+        for name in of["accuracy"]:
+            of["accuracy"][name] = 0.8 + 0.02 * random.standard_normal()
+    found = beyond_claims.frame(inputs, ABOUT)
+    # within a margin is another question
+    of_gains = found[(found["question"] == "exact_gcnn") & ~found["claim"].str.contains("within")]
+    assert set(of_gains["verdict"]) == {OPEN}
+
+
+def test_exact_gcnns_are_means_over_nets_and_gains_are_paired_by_net():
+    records = [exact("cnn", seed, 0.01 * seed, net=0.7 + 0.01 * seed) for seed in SEEDS]
+    records.append(exact("cnn_inv", 0, status="left_out"))
+    frame = exact_gcnn.frame({"exact_gcnn": records}, ABOUT).set_index("model")
+    assert frame.loc["cnn", "net_mean"] == pytest.approx(0.715)
+    assert frame.loc["cnn", "free_mean"] == 0.6 and frame.loc["cnn", "fixed_mean"] == 2 / 16
+    assert (frame.loc["cnn", "n"], frame.loc["cnn_inv", "n"], frame.loc["cnn_inv", "left_out"]) == (4, 0, 1)
+    figure, gains = exact_gcnn.draw({"exact_gcnn": records}, ABOUT)
+    at_once = gains.set_index(["model", "comparison"]).loc[("cnn", "exact GCNN − net")]
+    differences = np.array([0.8 + NOISE[seed] - 0.7 for seed in SEEDS])
+    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert (at_once["gain"], at_once["low"], at_once["high"]) == pytest.approx(
+        (differences.mean(), *interval)
+    )
+    assert "mixture from scratch − net" not in set(gains["comparison"])  # there is none
+    assert len(figure.axes[0].containers) == 4
+
+
+def test_a_curves_largest_barrier_is_found_with_its_place_and_what_is_above_halfway():
+    records = [line([("cnn", seed)], 0.02, seed=seed) for seed in SEEDS] + [line([("cnn", 0), ("cnn", 1)])]
+    frame = curves.frame({"curves": records}, ABOUT | {"models": ["cnn"]}).set_index(["model_2", "way"])
+    own, other = frame.loc[("", "REPAIR")], frame.loc[("cnn", "REPAIR")]
+    assert (own["halfway_mean"], own["largest_mean"], own["place_mean"]) == pytest.approx((0.1, 0.12, 0.75))
+    assert (other["halfway_mean"], other["excess_mean"], other["place_mean"]) == pytest.approx((0.1, 0, 0.5))
+    assert (own["n"], other["n"]) == (4, 1) and own["loss_largest_mean"] == pytest.approx(0.3)
+    assert frame.loc[("", "no REPAIR"), "halfway_mean"] == pytest.approx(0.225)
+    figure, points = curves.draw({"curves": records}, ABOUT | {"models": ["cnn"]})
+    assert (
+        len(points) == 5 * 2 * 5
+        and len(figure.axes) == 4
+        and "its flipped self" in figure.axes[0].get_title()
+    )
+
+
+def test_unequal_ends_have_no_barrier_if_the_line_between_is_straight():
+    straight = line([("cnn", 0)])
+    straight["curve"]["repaired"]["accuracy"] = [0.9, 0.85, 0.8, 0.75, 0.7]
+    found = curves.by_curve([straight]).set_index("way").loc["repaired"]
+    assert found["largest"] == pytest.approx(0, abs=1e-12)
+
+
+def test_symmetries_have_a_row_a_type_and_symmetry_in_the_configs_order():
+    of = dict.fromkeys(SHAPES, 0.2)
+    records = [turned("cnn", seed, {"quarter_turn": 0.1}) for seed in SEEDS] + [turned("cnn_inv", 0, of)]
+    frame = symmetries.frame({"symmetries": records}, ABOUT | {"models": ["cnn_inv", "cnn"]})
+    assert frame[["model", "symmetry", "n"]].to_numpy().tolist() == [
+        *(["cnn_inv", name.replace("_", " "), 1] for name in SHAPES),
+        ["cnn", "quarter turn", 4],
+    ]
+    assert frame["whole_mean"].iloc[-1] == pytest.approx(0.1) and frame["pairwise_mean"].iloc[-1] == 0.05
+
+
+def test_figures_show_every_type_and_say_where_there_is_none():
+    inputs = everything()
+    figure, points = during_training.draw(inputs, ABOUT)
+    assert len(figure.axes) == 6 and len(points) == 8 * 3 * 8
+    assert "no nets" in during_training.draw({"during_training": []}, ABOUT)[0].texts[0].get_text()
+    figure, points = by_layer.draw(inputs, ABOUT)
+    assert set(points["measure"]) == {*by_layer.MEASURED} and points["layer"].max() == 9
+    figure, points = matchings.draw({"train": [], **inputs}, ABOUT)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        *("CNN · flipped", "CNN + inv-loss · flipped"),
+        "CNN · CNN",
+    ]
+    assert len(points) == 2 * 4 * 4 + 2 * 4
+
+
+def test_records_of_other_checkpoints_or_settings_are_refused():
+    one, other = exact("cnn", 0), exact("cnn", 1)
+    other["settings"]["fine_tuning"] = {"epochs": 3}
+    one["settings"]["fine_tuning"] = {"epochs": 2}
+    with pytest.raises(UserError, match=r"fine_tuning\.epochs"):
+        exact_gcnn.frame({"exact_gcnn": [one, other]}, ABOUT)
+    stranger = exact("cnn", 0)
+    stranger["inputs"]["checkpoints"] = ["0" * 64]
+    with pytest.raises(UserError, match="another checkpoint"):
+        matchings.frame({"train": [train("cnn", 0)], "flip_merge": [stranger], "pair_merge": []}, ABOUT)

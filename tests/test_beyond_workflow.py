@@ -1,0 +1,220 @@
+"""The targets beyond the paper at a tiny scale: run, made again, loaded."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import TINY, Clone
+
+from relusym import checkpoint
+from relusym.errors import UserError
+from relusym.experiments.exact_gcnn import load
+from relusym.experiments.measure import measure_record
+from relusym.experiments.nets_and_images import test_images as images_to_test_on
+from relusym.findings import BEYOND, TABLES, during_training
+from relusym.merging.channel_groups import channel_groups
+from relusym.merging.images import Images
+from relusym.merging.invariance import invariance_error
+from relusym.merging.kernel_constraint import filters_and_matches
+from relusym.merging.scores import scores
+from relusym.records import read_record, write_record
+from relusym.symmetry import HORIZONTAL_FLIP
+
+CPU = torch.device("cpu")
+TURNED = {"invariant_to": "quarter_turn"}
+TABLES_AND_FIGURES = {*BEYOND, "beyond"}
+SECTIONS = {
+    "exact_gcnn": {
+        "from_scratch": ["cnn"],
+        "fine_tuning": {"epochs": 1, "learning_rate": 0.002},
+        "models": ["cnn"],
+    },
+    "symmetries": {"models": ["cnn", "noaug"], "images": 60, "seeds": 0},
+    "curves": {
+        "models": ["cnn"],
+        "pairs": [["cnn", "cnn"]],
+        "points": 5,
+        "repair_images": 50,
+        "seeds": "0-1",
+    },
+    "during_training": {"models": ["cnn"], "seeds": 0},
+    "by_layer": {"models": ["cnn"]},
+}
+MEASURED = [
+    *("measure by_layer cnn-0", "measure by_layer cnn-1"),
+    *(
+        "measure curves cnn-0",
+        "measure curves cnn-0--cnn-1",
+        "measure curves cnn-1",
+        "measure curves cnn-1--cnn-0",
+    ),
+    "measure during_training cnn-0",
+    *("measure exact_gcnn cnn-0", "measure exact_gcnn cnn-1"),
+    *("measure symmetries cnn-0", "measure symmetries noaug-0"),
+]
+
+
+@pytest.fixture(scope="module")
+def measured(tiny) -> Clone:
+    """A clone after `all` and `beyond`."""
+    made = tiny()
+    given = yaml.safe_load((made.folder / "config.yaml").read_text(encoding="utf-8"))
+    noaug = {"table": "beyond", "training": {"augmentation": False}, "data": TURNED}
+    sections = {**TINY, "families": {}, "models": {}, "beyond": SECTIONS}
+    sections["training"] = TINY["training"] | {"snapshots": [0, 1]}
+    made.configure(
+        models={"cnn": given["models"]["cnn"], "noaug": noaug},
+        pairs=[["cnn", "cnn"]],
+        matchings=["activation", "involution"],
+        scales={"tiny": {key: value for key, value in sections.items() if key != "figure9"}},
+    )
+    run = made.snakemake("beyond")
+    assert run.returncode == 0, run.stdout
+    return made
+
+
+def record(made: Clone, kind: str, nets: str):
+    return read_record(made.folder / f"results/tiny/records/{kind}/{nets}.json")
+
+
+def planned(made: Clone, *arguments: str) -> list[str]:
+    return [job for job in made.planned(*arguments) if job not in TABLES_AND_FIGURES]
+
+
+def test_every_table_and_figure_is_there_and_a_second_run_has_nothing_to_do(measured):
+    for name in BEYOND:
+        stem = measured.folder / "results/tiny" / ("tables" if name in TABLES else "figures") / name
+        for ending in (".csv", ".md", ".tex", ".html") if name in TABLES else (".png", ".pdf"):
+            assert stem.with_suffix(ending).stat().st_size > 200, name
+    assert measured.planned("beyond") == []
+    claims = pd.read_csv(measured.folder / "results/tiny/tables/beyond_claims.csv")
+    assert claims["question"].nunique() == 6
+
+
+def test_nothing_beyond_the_paper_is_part_of_all(measured):
+    jobs = planned(measured)
+    assert not [job for job in jobs if job.startswith(("measure", "train"))]
+    assert not TABLES_AND_FIGURES & {*measured.planned()}
+
+
+def test_tables_are_made_again_from_records_alone(measured, tiny):
+    made = measured.as_committed(tiny())
+    shutil.copy(measured.folder / "config.yaml", made.folder / "config.yaml")
+    folder = made.folder / "results/tiny"
+    before = {path: path.read_bytes() for path in (folder / "tables").iterdir() if path.suffix != ".html"}
+    shutil.rmtree(folder / "tables"), shutil.rmtree(folder / "figures")
+    run = made.snakemake("beyond")
+    assert run.returncode == 0, run.stdout
+    assert not (made.folder / "data").exists()
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_other_settings_make_one_measurement_again_and_train_nothing(measured):
+    beyond = "scales={tiny: {beyond: {curves: {points: 7}}}}"
+    jobs = planned(measured, "beyond", "--config", beyond)
+    assert jobs == [job for job in MEASURED if "curves" in job]
+
+
+def test_a_missing_net_of_an_earlier_epoch_has_its_training_done_again_for_that_measurement_alone(
+    measured, tmp_path
+):
+    made = Clone.__new__(Clone)
+    made.folder = tmp_path / "copy"
+    shutil.copytree(measured.folder, made.folder, symlinks=True)
+    (made.folder / "results/tiny/checkpoints/during_training/cnn-0-1.safetensors").unlink()
+    (made.folder / "results/tiny/records/during_training/cnn-0.json").unlink()
+    (made.folder / "results/tiny/records/by_layer/cnn-1.json").unlink()
+    assert planned(made, "by_layer") == ["measure by_layer cnn-1"]
+    jobs = ["measure during_training cnn-0", "train cnn 0"]
+    assert planned(made, "during_training") == jobs
+    run = made.snakemake("during_training")
+    assert run.returncode == 0, run.stdout
+    assert (
+        record(made, "during_training", "cnn-0")["epochs"]
+        == record(measured, "during_training", "cnn-0")["epochs"]
+    )
+
+
+def test_records_say_what_was_measured(measured):
+    during = record(measured, "during_training", "cnn-0")
+    assert [of["epoch"] for of in during["epochs"]] == [0, 1, 3]
+    last, flip = during["epochs"][-1], record(measured, "flip_merge", "cnn-0")
+    assert (last["accuracy"], last["barrier"]) == (flip["accuracy"]["net"], flip["barrier"]["repaired"])
+    assert [*last["equivariance_error"]] == [f"conv{i}" for i in range(1, 9)]
+    layers = record(measured, "by_layer", "cnn-0")
+    assert layers["barrier_up_to"]["classifier"] == pytest.approx(flip["barrier"]["repaired"], abs=0.03)
+    curve = record(measured, "curves", "cnn-0")["curve"]
+    assert curve["plain"]["accuracy"][2] == pytest.approx(flip["accuracy"]["halfway"], abs=0.011)
+    turned = record(measured, "symmetries", "noaug-0")
+    assert turned["inputs"]["source"] == "generated chiral shapes invariant to the quarter turn, seed 0"
+    assert [*turned["symmetries"]] == ["horizontal_flip", "vertical_flip", "quarter_turn"]
+    assert turned["symmetries"]["quarter_turn"]["order"] == 4
+    pair = record(measured, "curves", "cnn-0--cnn-1")["curve"]["plain"]["accuracy"]
+    assert (pair[0], pair[-1]) == tuple(
+        record(measured, "flip_merge", f"cnn-{i}")["accuracy"]["net"] for i in (0, 1)
+    )
+
+
+def test_an_exact_gcnn_is_loaded_from_its_file_alone_and_is_one(measured):
+    made = record(measured, "exact_gcnn", "cnn-0")
+    data = {**made["settings"]["trained"][0]["data"]}
+    test = images_to_test_on(measured.folder / "data/generated-400-200-0.safetensors", data, "images", CPU)
+    net = load(measured.folder / "results/tiny/checkpoints/exact_gcnn/cnn-0.safetensors", CPU)
+    images = Images(test.images, 50)
+    assert scores(net, images, test.labels).accuracy == made["accuracy"]["exact_fine_tuned"]
+    assert net.free_parameters == made["parameters"]["exact"] < made["parameters"]["net"]
+    assert invariance_error(net, images) < 1e-5 > made["invariance_error"]["exact"]
+    assert made["invariance_error"]["net"] > 1e-3
+    about = checkpoint.load(measured.folder / "results/tiny/checkpoints/exact_gcnn/cnn-0.safetensors")[1]
+    permutations = {name: torch.tensor(of) for name, of in about["permutations"].items()}
+    plain = net.to_plain()
+    kernels = filters_and_matches(plain, HORIZONTAL_FLIP, channel_groups(plain), permutations)
+    assert len(kernels) == 8 and all(torch.equal(*pair) for pair in kernels.values())
+    assert made["kernel_constraint"] == 0
+    assert {*made["accuracy"]} >= {"test_time", "fine_tuned_test_time", "from_scratch"}
+
+
+def test_a_file_that_holds_no_exact_gcnn_is_refused(measured, tmp_path):
+    with pytest.raises(UserError, match="doesn't hold an exact GCNN"):
+        load(measured.folder / "results/tiny/checkpoints/cnn-0.safetensors", CPU)
+    (tmp_path / "net").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="truncated or no safetensors"):
+        load(Path(tmp_path / "net"), CPU)
+
+
+@pytest.fixture
+def copied_net(measured, tmp_path):
+    """A copy of a net's checkpoints and train record, and what `measure_record` takes besides."""
+    folder = measured.folder / "results/tiny"
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
+    shutil.copy(folder / "records/train/cnn-0.json", tmp_path / "cnn-0.json")
+    given = {
+        "checkpoints": [tmp_path / "checkpoints/cnn-0.safetensors"],
+        "trained": [tmp_path / "cnn-0.json"],
+    }
+    data = measured.folder / "data/generated-400-200-0.safetensors"
+    settings = record(measured, "during_training", "cnn-0")["settings"]
+    names = {"kind": "during_training", "names": [("cnn", 0)], "settings": settings}
+    return tmp_path, names | given | {"data": data, "label": "images", "batch_size": 50, "device": CPU}
+
+
+def test_a_net_of_an_earlier_epoch_that_its_record_does_not_name_is_refused(copied_net):
+    folder, given = copied_net
+    kept = folder / "checkpoints/during_training"
+    shutil.copy(kept / "cnn-0-0.safetensors", kept / "cnn-0-1.safetensors")
+    with pytest.raises(
+        UserError, match=r"cnn-0-1.*isn't the net that the train record of cnn-0 names"
+    ) as error:
+        measure_record(**given)
+    assert "\n" not in str(error.value)
+
+
+def test_a_net_that_is_left_out_is_not_measured(copied_net):
+    folder, given = copied_net
+    write_record(folder / "cnn-0.json", read_record(folder / "cnn-0.json") | {"status": "diverged"})
+    left_out = measure_record(**given)
+    assert (left_out["status"], left_out["reason"]) == ("left_out", "cnn-0 is diverged")
+    assert "epochs" not in left_out and during_training.by_epoch([left_out]).empty

@@ -1,0 +1,195 @@
+"""From trained nets to the record of a measurement beyond the paper."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relusym import nets
+from relusym.data import image_set
+from relusym.data.image_set import ImageSet
+from relusym.errors import UserError
+from relusym.experiments.costs import Costs
+from relusym.experiments.measurements import MEASUREMENTS
+from relusym.experiments.merge import header, load_merged
+from relusym.experiments.nets_and_images import load_net, normalise_of, test_images, training_images
+from relusym.merging.aligned import align
+from relusym.merging.by_layer import barriers_up_to, equivariance_errors
+from relusym.merging.channel_groups import channel_groups
+from relusym.merging.curve import curve
+from relusym.merging.images import Images
+from relusym.merging.invariance import invariance_error
+from relusym.merging.merge import flip_merge
+from relusym.merging.orbit import orbit_merge
+from relusym.records import sha256, snapshot_path
+from relusym.symmetry import SYMMETRIES, Symmetry
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a measurement is made on.
+
+    Attributes:
+        names: model and seed of each net, one or two.
+        nets: as they were trained; `plain` the same as ordinary nets.
+        trained: their train records.
+        checkpoints: their files.
+        train: the images that they were trained on.
+        images: those of them to merge on.
+        test, labels: what accuracies are measured on, int64 (N,).
+        to: where a net that the measurement makes is kept, in the folder of checkpoints.
+    """
+
+    names: list[tuple[str, int]]
+    nets: list[nn.Module]
+    trained: list[Record]
+    checkpoints: list[Path]
+    train: ImageSet
+    images: Images
+    test: Images
+    labels: Tensor
+    to: Path
+
+    @property
+    def plain(self) -> list[nn.Module]:
+        return [nets.plain(net).to(memory_format=torch.channels_last) for net in self.nets]
+
+    def some(self, count: int | None) -> Images:
+        """The first so many of the images to merge on, which are in random order; None: all."""
+        images = self.images
+        return images if count is None else Images(images.pixels[:count], images.batch_size, images.normalise)
+
+
+def measure_record(
+    kind: str,
+    names: list[tuple[str, int]],
+    settings: Record,
+    checkpoints: list[Path],
+    trained: list[Path],
+    data: Path,
+    label: str,
+    *,
+    batch_size: int,
+    device: torch.device,
+    in_use: tuple[str, str] | None = None,
+) -> Record:
+    """Make one measurement of `MEASUREMENTS` on one net or two; arguments and errors as of `merge.merge_record`.
+
+    Args:
+        settings: as `Settings.measurement` gives them.
+    """
+    costs, loaded = Costs(device), load_merged(checkpoints, trained, settings, device)
+    record = header(kind, names, settings, loaded, data, label, in_use)
+    if record["status"] == "ok":
+        of_images = settings["trained"][0]["data"]
+        images = training_images(data, of_images, label, device)
+        test = test_images(data, of_images, label, device)
+        some = image_set.subset(images, settings["merging"]["images"], of_images["seed"])
+        normalise = normalise_of(of_images)
+        subject = Subject(
+            names=names,
+            nets=[net for net, _ in loaded],
+            trained=[train for _, train in loaded],
+            checkpoints=checkpoints,
+            train=images,
+            images=Images(some.images, batch_size, normalise),
+            test=Images(test.images, batch_size, normalise),
+            labels=test.labels,
+            to=checkpoints[0].parent / kind / checkpoints[0].name,
+        )
+        body = MEASUREMENTS[kind].load()(subject, settings)
+        record["outputs"] |= body.pop("outputs", {})
+        record |= body
+    return record | costs.fields()
+
+
+def _symmetry(settings: Record) -> Symmetry:
+    return SYMMETRIES[settings["symmetry"]]
+
+
+def symmetries(subject: Subject, settings: Record) -> Record:
+    """Of each symmetry: `OrbitMerge`, and the invariance error over the test images."""
+    (net,), found = subject.plain, {}
+    for name in settings["symmetries"]:
+        symmetry = SYMMETRIES[name]
+        merged = orbit_merge(
+            *(net, symmetry, subject.images, subject.test, subject.labels),
+            matching=settings["merging"]["matching"],
+        )
+        error = invariance_error(subject.nets[0], subject.test, symmetry)
+        found[name] = {"order": symmetry.order, "invariance_error": error, **asdict(merged)}
+    return {"symmetries": found}
+
+
+def curves(subject: Subject, settings: Record) -> Record:
+    """Accuracy and loss from a net to its aligned flipped self, or to another net."""
+    first, order = subject.plain[0], None
+    if len(subject.nets) == 1:
+        symmetry = _symmetry(settings)
+        second, order = symmetry.transform(first), symmetry.order
+    else:
+        second = subject.plain[1]
+    aligned = align(first, second, subject.images, matching=settings["merging"]["matching"], order=order)
+    some = subject.some(settings["repair_images"])
+    return {"curve": curve(aligned, some, subject.test, subject.labels, settings["points"])}
+
+
+def during_training(subject: Subject, settings: Record) -> Record:
+    """Barrier, invariance error and equivariance errors at the epochs that the net was kept at, and the end."""
+    symmetry, device = _symmetry(settings), subject.images.pixels.device
+    kept = subject.trained[0]["outputs"].get("snapshots", {})
+    found = []
+    for epoch in settings["epochs"]:
+        net = subject.nets[0]
+        if epoch < settings["trained"][0]["training"]["epochs"]:
+            path = snapshot_path(subject.checkpoints[0], epoch)
+            if not path.exists() or kept.get(str(epoch)) != sha256(path):
+                raise UserError(
+                    f"{path} isn't the net that the train record of {subject.names[0][0]}-{subject.names[0][1]} names: "
+                    "delete that record, and it is trained again"
+                )
+            net = load_net(path, device)[0]
+        plain = nets.plain(net).to(memory_format=torch.channels_last)
+        merged = flip_merge(
+            *(plain, subject.images, subject.test, subject.labels),
+            symmetry=symmetry,
+            matching=settings["merging"]["matching"],
+        )
+        found.append(
+            {
+                "epoch": epoch,
+                "accuracy": merged.accuracy["net"],
+                "barrier": merged.barrier["repaired"],
+                "absolute_barrier": merged.absolute_barrier["repaired"],
+                "invariance_error": invariance_error(net, subject.test, symmetry),
+                "equivariance_error": _layer_errors(plain, subject.test, symmetry, merged.permutations),
+                "similarity": merged.similarity,
+            }
+        )
+    return {"epochs": found}
+
+
+def _layer_errors(net: nn.Module, test: Images, symmetry: Symmetry, permutations: dict) -> dict[str, float]:
+    given = {name: torch.as_tensor(permutation) for name, permutation in permutations.items()}
+    return equivariance_errors(net, test, symmetry, channel_groups(net, test.shape), given)
+
+
+def by_layer(subject: Subject, settings: Record) -> Record:
+    """Each layer's equivariance error, and the barrier if it and all before it are merged."""
+    (net,), symmetry = subject.plain, _symmetry(settings)
+    aligned = align(
+        *(net, symmetry.transform(net), subject.images),
+        matching=settings["merging"]["matching"],
+        order=symmetry.order,
+    )
+    return {
+        "equivariance_error": equivariance_errors(
+            net, subject.test, symmetry, aligned.groups, aligned.permutations
+        ),
+        "similarity": aligned.similarity,
+        "barrier_up_to": barriers_up_to(aligned, subject.images, subject.test, subject.labels),
+    }

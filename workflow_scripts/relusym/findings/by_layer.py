@@ -1,0 +1,60 @@
+"""Which layers carry the barrier: equivariance errors by layer, and barriers if only the first layers are merged.
+
+about: models (ids, in order), names.
+"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from relusym.findings import About, Inputs, Record
+from relusym.findings.origins import check_agreement
+from relusym.findings.print_style import COLUMN_WIDTH, LINES, layer_ticks
+
+MEASURED = {
+    "equivariance_error": "Equivariance error of the layer",
+    "barrier_up_to": "Barrier if merged up to the layer",
+}
+
+
+def by_net(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a net, measure (of `MEASURED`) and layer (numbered from 1, and its name): its value."""
+    rows = [
+        (record["model"], record["seed"], measure, number, name, value)
+        for record in records
+        if record["status"] == "ok"
+        for measure in MEASURED
+        for number, (name, value) in enumerate(record[measure].items(), start=1)
+    ]
+    frame = pd.DataFrame(rows, columns=["model", "seed", "measure", "layer", "name", "value"])
+    return frame.astype({"value": float})
+
+
+def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:
+    """A panel a measure, a line a type (mean over nets, bars of one standard deviation); and the numbers."""
+    check_agreement(inputs)
+    found = by_net(inputs["by_layer"])
+    drawn = Figure(figsize=(COLUMN_WIDTH, 2.7), layout="constrained")
+    panels = drawn.subplots(1, 2)
+    for panel, (measure, label) in zip(panels, MEASURED.items(), strict=True):
+        shown = found[found["measure"] == measure]
+        for model, (colour, marker) in zip(about["models"], LINES, strict=False):
+            own = shown[shown["model"] == model].groupby("layer")["value"].agg(["mean", "std"])
+            panel.errorbar(
+                *(own.index, own["mean"], own["std"].fillna(0)),
+                color=colour,
+                marker=marker,
+                markersize=3,
+                linewidth=1,
+                elinewidth=0.6,
+                label=about["names"].get(model, model),
+            )
+        panel.set_xticks(layer_ticks(int(shown["layer"].max()) if len(shown) else 0))
+        panel.set_xlabel("Layer", fontsize=8)
+        panel.set_title(label, fontsize=8)
+        panel.tick_params(labelsize=7, length=2)
+        panel.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=7, frameon=False)
+    return drawn, found

@@ -1,0 +1,88 @@
+"""Two nets whose channels match: what any merge of them starts from, halfway or elsewhere, of all layers or of some."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from relusym.merging.channel_groups import ChannelGroup, channel_groups, order_of, permute, trace
+from relusym.merging.images import ImageSource
+from relusym.merging.matching import Pair, match
+from relusym.merging.moments import Statistics
+from relusym.merging.repair import repair_points
+from relusym.merging.survey import Survey, survey
+from relusym.randomness import generator
+
+Targets = dict[str, Statistics]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Two nets and how their channels match.
+
+    Attributes:
+        first, second: the nets; the second one's channels are in the first one's order.
+        groups: their channel groups.
+        permutations: group name → int64 (C,): channel i went with channel `permutation[i]` of the second net as it was.
+        similarity: group name → mean correlation of the matched channels.
+        statistics: either net's, by the names of `repair.repair_points`, in the first one's order.
+    """
+
+    first: nn.Module
+    second: nn.Module
+    groups: list[ChannelGroup]
+    permutations: dict[str, Tensor]
+    similarity: dict[str, float]
+    statistics: tuple[Targets, Targets]
+
+    @torch.no_grad()
+    def between(self, share: float) -> nn.Module:
+        """The net at (1 − `share`)θ₁ + `share`·θ₂."""
+        net, other = deepcopy(self.first), self.second.state_dict()
+        for name, tensor in net.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.mul_(1 - share).add_(other[name], alpha=share)
+        return net
+
+    def targets(self, share: float = 0.5) -> Targets:
+        """REPAIR's target statistics of the net at that place."""
+        first, second = self.statistics
+        return {name: first[name].towards(second[name], share) for name in first}
+
+
+@torch.no_grad()
+def align(
+    first: nn.Module,
+    second: nn.Module,
+    images: ImageSource,
+    *,
+    matching: str = "activation",
+    seed: int = 0,
+    order: int | None = None,
+) -> Aligned:
+    """Match the channels of `second` to those of `first`; arguments and errors as of `merge.merge`."""
+    groups = channel_groups(first, images.shape)
+    found = survey(first, second, images, groups)
+    states = first.state_dict(), second.state_dict()
+    pair = Pair(states, groups, found.correlations, generator(seed, matching), order)
+    matched = match(matching, pair)
+    permuted = deepcopy(second)
+    permuted.load_state_dict(permute(states[1], groups, matched.permutations))
+    points = repair_points(trace(first))
+    statistics = found.statistics[0], in_order(found, groups, matched.permutations, points)
+    return Aligned(first, permuted, groups, matched.permutations, matched.similarity, statistics)
+
+
+def in_order(
+    found: Survey, groups: list[ChannelGroup], permutations: dict[str, Tensor], points: dict[str, str]
+) -> Targets:
+    """The second net's statistics as they are once its channels are permuted.
+
+    Args:
+        points: graph node → name, as `repair_points` gives it.
+    """
+    second = found.statistics[1]
+    orders = {name: order_of(node, len(second[name].mean), groups, permutations)
+              for node, name in points.items() if name in second}  # fmt: skip
+    return {name: second[name].permuted(order) for name, order in orders.items()}

@@ -1,0 +1,83 @@
+"""From a net and the involutions that match it to its flipped self: a GCNN, exactly (section 3, equation (3))."""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from relusym.merging.channel_groups import ChannelGroup, permute
+from relusym.nets.tied import TiedNet
+from relusym.symmetry import Symmetry
+
+Permutations = dict[str, Tensor]
+
+
+@torch.no_grad()
+def matched_self(
+    net: nn.Module, symmetry: Symmetry, groups: list[ChannelGroup], permutations: Permutations
+) -> nn.Module:
+    """The transformed net, its channels permuted to match: W ↦ P₁τ(W)P₀ᵀ."""
+    moved = symmetry.transform(net)
+    moved.load_state_dict(permute(moved.state_dict(), groups, permutations))
+    return moved
+
+
+@torch.no_grad()
+def project(
+    net: nn.Module, symmetry: Symmetry, groups: list[ChannelGroup], permutations: Permutations
+) -> nn.Module:
+    """The nearest net that satisfies the kernel constraint: the mean over the group, of a flip ½(W + P₁τ(W)P₀ᵀ).
+
+    Args:
+        permutations: with Pⁿ = 1, n the symmetry's order, as of `involution.involution`.
+
+    Raises:
+        ValueError: they haven't.
+    """
+    total, moved = deepcopy(net), net
+    sums = {name: t for name, t in total.state_dict().items() if t.is_floating_point()}
+    for _ in range(symmetry.order - 1):
+        moved = matched_self(moved, symmetry, groups, permutations)
+        state = moved.state_dict()
+        for name, tensor in sums.items():
+            tensor.add_(state[name])
+    back = matched_self(moved, symmetry, groups, permutations).state_dict()
+    if any(not torch.equal(tensor, back[name]) for name, tensor in net.state_dict().items()):
+        raise ValueError(f"the permutations aren't of order {symmetry.order}, so that the mean is no GCNN")
+    for tensor in sums.values():
+        tensor.div_(symmetry.order)
+    return total
+
+
+@torch.no_grad()
+def orbits(
+    net: nn.Module, symmetry: Symmetry, groups: list[ChannelGroup], permutations: Permutations
+) -> dict[str, Tensor]:
+    """Which entries of each tensor the constraint makes equal: int64 of its shape, orbits numbered from 0."""
+    numbered = deepcopy(net).double()  # whole numbers up to 2⁵³ are exact
+    places = {
+        name: torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).reshape(tensor.shape)
+        for name, tensor in numbered.state_dict().items()
+    }
+    numbered.load_state_dict(places)
+    least, moved = places, numbered
+    for _ in range(symmetry.order - 1):
+        moved = matched_self(moved, symmetry, groups, permutations)
+        state = moved.state_dict()
+        least = {name: torch.minimum(first, state[name].double()) for name, first in least.items()}
+    return {
+        name: torch.unique(first, return_inverse=True)[1].reshape(first.shape)
+        for name, first in least.items()
+    }
+
+
+def exact_gcnn(
+    net: nn.Module, symmetry: Symmetry, groups: list[ChannelGroup], permutations: Permutations
+) -> TiedNet:
+    """`net`, made to satisfy the kernel constraint exactly, as a net that can't but satisfy it.
+
+    Args:
+        net: an ordinary net, such as the halfway net with REPAIR.
+        permutations: as of `project`.
+    """
+    return TiedNet(project(net, symmetry, groups, permutations), orbits(net, symmetry, groups, permutations))

@@ -1,0 +1,88 @@
+"""Merging a net with all its transformed selves at once: the mean over a cyclic group of any order."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from relusym.merging.aligned import align
+from relusym.merging.barrier import accuracy, barrier
+from relusym.merging.batch_norm import reset_batch_norm
+from relusym.merging.channel_groups import has_batch_norm
+from relusym.merging.images import ImageSource
+from relusym.merging.moments import Statistics
+from relusym.merging.repair import repaired
+from relusym.precision import full_float32
+from relusym.symmetry import Symmetry
+
+
+@dataclass(frozen=True)
+class OrbitMerge:
+    """What merging over an orbit measured, as fractions of the test images.
+
+    Attributes:
+        accuracy: of the net ("net"), on average of all transformed nets and it ("orbit"), and of the merged nets:
+            "pairwise", of the net and its once transformed self, and "whole", of all, each also with "_no_repair".
+        barrier: of the merged nets, equation (4) with as many endpoints as there are; None if all are at zero.
+        similarity: group name → mean correlation of channels with their matches in the once transformed net.
+    """
+
+    accuracy: dict[str, float]
+    barrier: dict[str, float | None]
+    similarity: dict[str, float]
+
+
+@torch.no_grad()
+@full_float32()
+def orbit_merge(
+    net: nn.Module,
+    symmetry: Symmetry,
+    images: ImageSource,
+    test_images: ImageSource,
+    labels: Tensor,
+    *,
+    matching: str = "activation",
+) -> OrbitMerge:
+    """Merge a net with its selves transformed by every power of τ, each aligned with the net.
+
+    Of a symmetry of order 2, "whole" is "pairwise", the merge with the flipped self.
+    """
+    turned, aligned = net, []
+    for power in range(1, symmetry.order):
+        turned = symmetry.transform(turned)
+        order = symmetry.order if power == 1 else None
+        aligned.append(align(net, turned, images, matching=matching, order=order))
+    first = aligned[0]
+    ends = [accuracy(one, test_images, labels) for one in (net, *(pair.second for pair in aligned))]
+    found, barriers = {"net": ends[0], "orbit": sum(ends) / len(ends)}, {}
+    for name, count in {"pairwise": 1, "whole": len(aligned)}.items():
+        if name == "whole" and count == 1:
+            copies = {key: value for key, value in found.items() if key.startswith("pairwise")}
+            found |= {key.replace("pairwise", name): value for key, value in copies.items()}
+            barriers |= {key.replace("pairwise", name): value for key, value in barriers.items()}
+            continue
+        merged = _mean([net, *(pair.second for pair in aligned[:count])])
+        statistics = [first.statistics[0], *(pair.statistics[1] for pair in aligned[:count])]
+        fixed = repaired(merged, _mean_statistics(statistics), images)[0]
+        plain = reset_batch_norm(merged, images) if has_batch_norm(net) else merged
+        mean = sum(ends[: count + 1]) / (count + 1)
+        for key, one in {name: fixed, f"{name}_no_repair": plain}.items():
+            found[key] = accuracy(one, test_images, labels)
+            barriers[key] = barrier(mean, mean, found[key]) if mean else None
+    return OrbitMerge(found, barriers, first.similarity)
+
+
+def _mean(nets: list[nn.Module]) -> nn.Module:
+    mean, states = deepcopy(nets[0]), [net.state_dict() for net in nets]
+    for name, tensor in mean.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.stack([state[name] for state in states]).mean(0))
+    return mean
+
+
+def _mean_statistics(of_nets: list[dict[str, Statistics]]) -> dict[str, Statistics]:
+    def mean(name: str, what: str) -> Tensor:
+        return torch.stack([getattr(of[name], what) for of in of_nets]).mean(0)
+
+    return {name: Statistics(mean(name, "mean"), mean(name, "std")) for name in of_nets[0]}

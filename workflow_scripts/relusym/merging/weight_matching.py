@@ -1,0 +1,69 @@
+"""Weight matching (Ainsworth et al. 2023, algorithm 1): channels are matched by the nets' weights, without images."""
+
+from collections import defaultdict
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from relusym.merging.channel_groups import ChannelGroup, Place, reordered
+from relusym.merging.matching import Matching, Pair
+
+MEASURED = "running_mean", "running_var", "num_batches_tracked"  # by batch norm, not learned
+GAIN = 1e-9  # a smaller share of the objective is rounding
+
+
+def weight(pair: Pair) -> Matching:
+    """The permutations that maximise Σ⟨W₁, PW₂P′ᵀ⟩ over all weights, as far as coordinate ascent finds them.
+
+    One group is matched at a time, exactly, with all others as they are, in an order drawn anew for each sweep, until
+    a sweep changes nothing.
+    """
+    weights = [
+        {name: tensor.double() for name, tensor in state.items() if tensor.is_floating_point()}
+        for state in pair.states
+    ]
+    of_tensor: dict[str, list[tuple[ChannelGroup, Place]]] = defaultdict(list)
+    for group in pair.groups:
+        for place in group.places:
+            if not place.tensor.endswith(MEASURED) and place.tensor in weights[0]:
+                of_tensor[place.tensor].append((group, place))
+    permutations = {group.name: torch.arange(group.size) for group in pair.groups}
+
+    def products(group: ChannelGroup) -> Tensor:
+        """⟨row i of the first net's weights, row j of the second's⟩ over all places of a group, (C, C)."""
+        total = torch.zeros(group.size, group.size, dtype=torch.float64)
+        for tensor, indexed in of_tensor.items():
+            for own, place in indexed:
+                if own is not group:
+                    continue
+                other = weights[1][tensor]
+                for another, elsewhere in indexed:
+                    if elsewhere is not place:
+                        order = reordered(
+                            elsewhere, another.size, permutations[another.name], other.shape[elsewhere.dim]
+                        )
+                        other = other.index_select(elsewhere.dim, order.to(other.device))
+                total += (
+                    _rows(weights[0][tensor], place, group.size) @ _rows(other, place, group.size).T
+                ).cpu()
+        return total
+
+    changed = True
+    while changed:
+        changed = False
+        for i in torch.randperm(len(pair.groups), generator=pair.generator).tolist():
+            group = pair.groups[i]
+            table, before = products(group), permutations[group.name]
+            rows = torch.arange(group.size)
+            after = torch.from_numpy(linear_sum_assignment(table.numpy(), maximize=True)[1])
+            gained = table[rows, after].sum() - table[rows, before].sum()
+            if gained > GAIN * table.abs().sum():
+                permutations[group.name], changed = after, True
+    return pair.matched_by(permutations)
+
+
+def _rows(tensor: Tensor, place: Place, size: int) -> Tensor:
+    """What each channel has in a tensor, a row a channel, (size, entries)."""
+    index = place.index(size, tensor.device).flatten()
+    return tensor.index_select(place.dim, index).movedim(place.dim, 0).reshape(size, -1)

@@ -1,0 +1,104 @@
+"""Nets whose weights are tied along orbits: GCNNs with any representations, and no more parameters than are free."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.func import functional_call
+
+
+class TiedNet(nn.Module):
+    """An ordinary net whose parameters are the same along each orbit of a group that permutes their entries.
+
+    With the orbits that `merging.exact_gcnn.orbits` gives, every kernel satisfies equation (3), τ(ψ) = P₁ψP₀ᵀ, whatever
+    values the free parameters take: a net of group convs in which a channel is fixed (an invariant one) or swapped
+    with another (two of a regular representation).
+
+    Args:
+        plain: the ordinary net. Its values should be the same along orbits (see `merging.exact_gcnn.project`); of those
+            that aren't, such as initial ones, an orbit's first counts.
+        orbits: of each tensor of its state dict, int64 of the tensor's shape: entries with the same number, from 0, are
+            one orbit.
+
+    Attributes:
+        free: the free parameters of each tensor, one an orbit, (orbits,).
+    """
+
+    def __init__(self, plain: nn.Module, orbits: Mapping[str, Tensor]):
+        super().__init__()
+        self.plain = plain
+        named = dict(plain.named_parameters())
+        self.free = nn.ParameterDict()
+        for name, parameter in named.items():
+            numbers = orbits[name].to(parameter.device)
+            count, places = int(numbers.max()) + 1, torch.arange(numbers.numel(), device=numbers.device)
+            first = places.new_full((count,), numbers.numel())
+            first.scatter_reduce_(0, numbers.flatten(), places, "amin")
+            self.free[_key(name)] = nn.Parameter(parameter.detach().flatten()[first])
+            self.register_buffer(f"orbits/{_key(name)}", numbers)
+            parameter.requires_grad_(False)
+        for name, buffer in plain.named_buffers():
+            if buffer.ndim:
+                self.register_buffer(f"orbits/{_key(name)}", orbits[name].to(buffer.device))
+        self.names = list(named)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The ordinary net's tensors, by its names; those that batch norms measured are averaged along orbits."""
+        found = {name: _Tied.apply(self.free[_key(name)], self._orbits(name)) for name in self.names}
+        if not self.training:
+            for name, buffer in self.plain.named_buffers():
+                if buffer.ndim:
+                    numbers = self._orbits(name)
+                    sums, counts = (buffer.new_zeros(int(numbers.max()) + 1) for _ in range(2))
+                    sums.index_add_(0, numbers, buffer)
+                    counts.index_add_(0, numbers, torch.ones_like(buffer))
+                    found[name] = (sums / counts)[numbers]
+        return found
+
+    def _orbits(self, name: str) -> Tensor:
+        return self.get_buffer(f"orbits/{_key(name)}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As of the ordinary net."""
+        return functional_call(self.plain, self.tensors(), (x,))
+
+    def to_plain(self) -> nn.Module:
+        """The ordinary net with the present values; shares none of them."""
+        net = deepcopy(self.plain)
+        training, self.training = self.training, False
+        net.load_state_dict({**net.state_dict(), **self.tensors()})
+        self.training = training
+        return net.requires_grad_(True)
+
+    @property
+    def free_parameters(self) -> int:
+        """How many numbers the net is free in."""
+        return sum(values.numel() for values in self.free.values())
+
+
+class _Tied(torch.autograd.Function):
+    """Values at the entries of a tensor by its orbits; the gradient of a value is the mean over its orbit.
+
+    With the mean, and not the sum, a step of training is one of the ordinary net, projected: learning rate and weight
+    decay mean the same for both.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, values: Tensor, orbits: Tensor) -> Tensor:
+        ctx.save_for_backward(orbits)
+        ctx.size = len(values)
+        return values[orbits]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        (orbits,) = ctx.saved_tensors
+        flat = orbits.flatten()
+        sums = gradient.new_zeros(ctx.size).index_add_(0, flat, gradient.flatten())
+        return sums / torch.bincount(flat, minlength=ctx.size), None
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")
