@@ -306,7 +306,7 @@ def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is
     families, tmp_path
 ):
     made = copy_of(families, tmp_path)
-    made.configure(models={"bn": BN}, pairs=[["bn", "bn"]])
+    made.configure(models={"bn": BN}, pairs=[["bn", "bn"]], matchings=["activation", "identity"])
     folder = made.folder / RESULTS / "records"
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
     jobs = ["flip_merge identity/ bn 0", "flip_merge identity/ bn 1"]

@@ -1,6 +1,6 @@
 """What each table and figure shows: which records, and what of the config (`about`, see `relusym.findings`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
 
@@ -32,6 +32,7 @@ STRIDES = {
     "cifar_resnet": 2,
 }  # of two, in all, that meet an even width if the image's is a power of two
 USUAL = AS_THEY_ARE, "horizontal flip", "supervised"  # goes without saying, if it is so of all nets
+OF_ALL_MEASUREMENTS = "beyond_claims", "beyond_provenance"
 COMPARED = ("table1", "table2", "table3", "table4", "table5")
 
 
@@ -39,7 +40,7 @@ def tables(settings: Settings) -> list[str]:
     """The tables of a scale; Tables 3 and 5 only where it has such models, others only where it measures their like."""
     has = {"table3": settings.table("table5"), "table5": settings.table("table5")}
     has |= {name: measurement_of(name) in settings.measured for name in BEYOND - {"matchings"}}
-    has["beyond_claims"] = settings.measured
+    has |= dict.fromkeys(OF_ALL_MEASUREMENTS, settings.measured)
     return [name for name in TABLES if has.get(name, True)]
 
 
@@ -79,6 +80,11 @@ def _beyond(settings: Settings, name: str) -> About:
     return {"models": section.get("models", []), "pairs": [*section.get("pairs", [])]}
 
 
+def _types_of(several: Iterable[About]) -> list[str]:
+    """All types that are named, in pairs as well."""
+    return list(dict.fromkeys(chain(*(chain(of["models"], *of.get("pairs", [])) for of in several))))
+
+
 def about(settings: Settings, name: str) -> About:
     """What of the config a table or figure shows."""
     of_table2, of_table5 = settings.table("table2"), settings.table("table5")
@@ -91,12 +97,11 @@ def about(settings: Settings, name: str) -> About:
         layer, models, flipped_back = FILTER_PAIRS[name]
         models = [model for model in models if model in settings.models]
         return common | {"models": models, "layer": layer, "flipped_back": flipped_back, "zero_filter": zero}
-    if name == "beyond_claims":
-        models = [
-            _beyond(settings, measurement)["models"] for measurement in ("matchings", *settings.measured)
-        ]
-        models = list(dict.fromkeys(chain(*models)))
-        return common | {"models": models, "notes": notes(settings, models)}
+    if name in OF_ALL_MEASUREMENTS:
+        models = _types_of(_beyond(settings, of) for of in ("matchings", *settings.measured))
+        made = [of for of in [*tables(settings), *figures(settings)] if of in BEYOND - {"beyond_provenance"}]
+        of_each = {of: _types_of([about(settings, of)]) for of in made} if name == "beyond_provenance" else {}
+        return common | {"models": models, "made": of_each, "notes": notes(settings, models)}
     if name in BEYOND:
         shown = _beyond(settings, measurement_of(name))
         return common | shown | {"notes": notes(settings, shown["models"])}
@@ -177,7 +182,7 @@ def inputs(results: Results, name: str) -> dict[str, list[str]]:
         models = _paired(settings)
     if name in ("comparison", "costs", "provenance"):
         models = None
-    matched = name in ("matchings", "matchings_figure", "beyond_claims")
+    matched = name in ("matchings", "matchings_figure", *OF_ALL_MEASUREMENTS)
     matchings = (None, *settings.matchings) if matched else (None,)
     found: dict[str, list[str]] = {}
     for kind in kinds_of(name):

@@ -41,6 +41,19 @@ TABLES = {
         "beyond_claims",
         ("flip_merge", "pair_merge", "exact_gcnn", "symmetries", "curves", "during_training", "by_layer"),
     ),
+    "beyond_provenance": (
+        "provenance",
+        (
+            "train",
+            "flip_merge",
+            "pair_merge",
+            "exact_gcnn",
+            "symmetries",
+            "curves",
+            "during_training",
+            "by_layer",
+        ),
+    ),
     "theory": ("theory", ("theory",)),
     "comparison": ("comparison", ("train", "flip_merge", "pair_merge")),
     "claims": ("claims", ("train", "flip_merge", "pair_merge", "filters")),
@@ -78,7 +91,7 @@ BEYOND = {
         "curves",
         "curves_figure",
     ),
-    *("during_training", "by_layer", "beyond_claims"),
+    *("during_training", "by_layer", "beyond_claims", "beyond_provenance"),
 }
 
 

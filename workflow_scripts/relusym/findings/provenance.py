@@ -62,7 +62,7 @@ def frame(inputs: Inputs, about: About) -> pd.DataFrame:
                 settings = "\n".join(sorted(set(group["settings"])))
                 rows.append(
                     {
-                        "made": re.sub(r"\B(?=\d)", " ", name.capitalize()).replace("_", "-", 1),
+                        "made": re.sub(r"\B(?=\d)", " ", name.capitalize()).replace("_", "-"),
                         "kind": kind,
                         "records": len(group),
                         "left_out": int((group["status"] != "ok").sum()),
