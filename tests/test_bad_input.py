@@ -905,7 +905,15 @@ CASES = {
     "64 pixels": Case(with_images, (3, 64, {}), "mine has images of 64×64 pixels"),
     "64 pixels of one model": Case(
         with_images,
-        (3, 64, {"pairs": [], "scales.laptop.image_size": 32, "models.cnn.image_size": 64}),
+        (
+            *(3, 64),
+            {
+                "pairs": [],
+                "scales.laptop.beyond": {},
+                "scales.laptop.image_size": 32,
+                "models.cnn.image_size": 64,
+            },
+        ),
         r"^models\.cnn\.image_size: 64 given; vgg11 takes",
     ),
     "batch of a folder": Case(

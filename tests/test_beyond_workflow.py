@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, Clone
+from small_nets import Images
 
 from relusym import checkpoint
 from relusym.errors import UserError
@@ -16,7 +17,6 @@ from relusym.experiments.measure import measure_record
 from relusym.experiments.nets_and_images import test_images as images_to_test_on
 from relusym.findings import BEYOND, TABLES, during_training
 from relusym.merging.channel_groups import channel_groups
-from relusym.merging.images import Images
 from relusym.merging.invariance import invariance_error
 from relusym.merging.kernel_constraint import filters_and_matches
 from relusym.merging.scores import scores

@@ -5,13 +5,12 @@ import itertools
 import pytest
 import torch
 from records import NAMES  # noqa: F401  the folder is on the path
-from small_nets import smooth_images, vgg11
+from small_nets import Images, smooth_images, vgg11
 from torch import nn
 
 from relusym import nets
 from relusym.errors import UserError
 from relusym.merging.channel_groups import channel_groups, permute
-from relusym.merging.images import Images
 from relusym.merging.involution import best_involution
 from relusym.merging.matching import Pair, match
 from relusym.merging.merge import flip_merge, merge
