@@ -174,7 +174,7 @@ def test_resnets_alone_have_the_tables_and_figures_that_need_no_others(config):
     settings = Settings.of(config | {"models": {"resnet8": RESNET8 | {"table": "table5"}}, "pairs": []})
     assert [*shown.about(settings, "table5")["models"]] == ["resnet8"]
     assert shown.about(settings, "table2")["models"] == []
-    assert shown.figures(settings) == ["figure3", "figure10"]
+    assert shown.figures(settings) == ["matchings_figure", "figure3", "figure10"]
     for name in shown.tables(settings):
         shown.inputs(Results(settings), name)
 

