@@ -303,14 +303,14 @@ def pieces(results):
         family: {int(seed) for model, _, seed in merged if model.startswith(family)}
         for family in ("cnn", "old")
     }
-    given = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["scales"]["laptop"]
-    none = {"models": dict.fromkeys(given["models"]), "beyond": dict.fromkeys(given["beyond"])}
-    laptop = (
-        {"families": {"resnet": {"seeds": sorted(seeds["old"])}}}
-        if seeds["old"]
-        else {**none, "pairs": [], "figure9": None}
-    )
-    return [f"seeds={sorted(seeds['cnn'])}", f"scales={json.dumps({'laptop': laptop})}"]
+    given = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    laptop = given["scales"]["laptop"]
+    none = {"models": dict.fromkeys(laptop["models"]), "beyond": dict.fromkeys(laptop["beyond"]), "pairs": []}
+    resnets = {"families": {"resnet": {"seeds": sorted(seeds["old"])}}}
+    scale = resnets if seeds["old"] else none | {"figure9": None}
+    absent = dict.fromkeys({*given["models"]} - {model for model, _, _ in merged})
+    pieces = {"seeds": sorted(seeds["cnn"]), "scales": {"laptop": scale}, "models": absent}
+    return [f"{key}={json.dumps(value)}" for key, value in pieces.items()]
 
 
 def test_the_laptops_committed_tables_follow_from_its_committed_records_byte_by_byte(clone):
