@@ -10,13 +10,15 @@ from torch import nn
 from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import SHAPES, draw, generate, render
 from relusym.merging.aligned import align
-from relusym.merging.by_layer import barriers_up_to, equivariance_errors, layers
 from relusym.merging.channel_groups import channel_groups
 from relusym.merging.curve import curve
 from relusym.merging.exact_gcnn import exact_gcnn, orbits, project
+from relusym.merging.invariance import Averaged
+from relusym.merging.layers import equivariance_errors
 from relusym.merging.merge import flip_merge
+from relusym.merging.metrics import MEASURED, evaluate
 from relusym.merging.orbit import orbit_merge
-from relusym.merging.scores import scores
+from relusym.merging.partial import barriers_up_to, parts
 from relusym.nets.tied import TiedNet
 from relusym.nets.vgg import VGG11
 from relusym.randomness import generator
@@ -55,9 +57,12 @@ def test_scores_are_accuracy_and_loss_and_over_orientations_those_of_the_mean_of
         for symmetry in (None, HORIZONTAL_FLIP, QUARTER_TURN):
             views = symmetry.powers(x) if symmetry else x[None]
             logits = torch.stack([net(view) for view in views]).mean(0)
-            found = scores(net, IMAGES, labels, symmetry)
-            assert found.accuracy == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
-            assert found.loss == pytest.approx(float(nn.functional.cross_entropy(logits, labels)), rel=1e-4)
+            one = Averaged(net, symmetry) if symmetry else net
+            found = evaluate(one, IMAGES, labels, MEASURED)[0]
+            assert found["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
+            assert found["loss"] == pytest.approx(
+                float(nn.functional.cross_entropy(logits, labels)), rel=1e-4
+            )
 
 
 # ---- curves
@@ -99,7 +104,8 @@ def test_a_gcnn_of_quarter_turns_has_no_barrier_over_its_orbit_of_four_and_anoth
 
 @torch.no_grad()
 def test_equivariance_errors_are_the_quotient_of_the_norms_of_a_layers_activations(net, aligned):
-    found = equivariance_errors(net, IMAGES, HORIZONTAL_FLIP, aligned.groups, aligned.permutations)
+    errors, _ = equivariance_errors(net, IMAGES, HORIZONTAL_FLIP, aligned.groups, aligned.permutations)
+    found = {name: ways["matched"] for name, ways in errors.items()}
     assert [*found] == [group.name for group in aligned.groups]
     x, first = normalise(IMAGES.pixels), nn.Sequential(*list(net.features)[:2])
     here, there = first(x), first(x.flip(-1)).flip(-1)[:, aligned.permutations["conv1"]]
@@ -110,8 +116,8 @@ def test_equivariance_errors_are_the_quotient_of_the_norms_of_a_layers_activatio
 def test_a_gcnns_layers_are_equivariant(symmetry):
     net = vgg11(group_convs=8, symmetry=symmetry)
     aligned = align(net, symmetry.transform(net), IMAGES, order=symmetry.order)
-    errors = equivariance_errors(net, IMAGES, symmetry, aligned.groups, aligned.permutations)
-    assert len(errors) == 8 and max(errors.values()) < 1e-5
+    errors, _ = equivariance_errors(net, IMAGES, symmetry, aligned.groups, aligned.permutations)
+    assert len(errors) == 8 and max(ways["matched"] for ways in errors.values()) < 1e-5
 
 
 def test_all_layers_merged_are_the_whole_merge_and_none_that_differs_costs_nothing(aligned, labels, merged):
@@ -123,8 +129,9 @@ def test_all_layers_merged_are_the_whole_merge_and_none_that_differs_costs_nothi
 
 
 def test_a_norm_goes_with_the_layer_before_it():
-    found = layers(VGG11(1 / 8, batch_norm=True))
-    assert found[0] == ("features.conv1", "features.norm1") and len(found) == 9
+    found = parts(VGG11(1 / 8, batch_norm=True))
+    modules = list(dict.fromkeys(key.rpartition(".")[0] for key in found[0].tensors))
+    assert modules == ["features.conv1", "features.norm1"] and len(found) == 9
 
 
 # ---- tied nets

@@ -16,10 +16,10 @@ from relusym.experiments.exact_gcnn import load
 from relusym.experiments.measure import measure_record
 from relusym.experiments.nets_and_images import test_images as images_to_test_on
 from relusym.findings import BEYOND, TABLES, during_training
+from relusym.merging.barrier import accuracy
 from relusym.merging.channel_groups import channel_groups
 from relusym.merging.invariance import invariance_error
 from relusym.merging.kernel_constraint import filters_and_matches
-from relusym.merging.scores import scores
 from relusym.records import read_record, write_record
 from relusym.symmetry import HORIZONTAL_FLIP
 
@@ -164,7 +164,7 @@ def test_an_exact_gcnn_is_loaded_from_its_file_alone_and_is_one(measured):
     test = images_to_test_on(measured.folder / "data/generated-400-200-0.safetensors", data, "images", CPU)
     net = load(measured.folder / "results/tiny/checkpoints/exact_gcnn/cnn-0.safetensors", CPU)
     images = Images(test.images, 50)
-    assert scores(net, images, test.labels).accuracy == made["accuracy"]["exact_fine_tuned"]
+    assert accuracy(net, images, test.labels) == made["accuracy"]["exact_fine_tuned"]
     assert net.free_parameters == made["parameters"]["exact"] < made["parameters"]["net"]
     assert invariance_error(net, images) < 1e-5 > made["invariance_error"]["exact"]
     assert made["invariance_error"]["net"] > 1e-3

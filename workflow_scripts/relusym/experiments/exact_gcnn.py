@@ -15,14 +15,14 @@ from relusym.data.batches import ImagesOnDevice
 from relusym.errors import UserError
 from relusym.experiments.nets_and_images import normalise_of
 from relusym.merging.aligned import align
+from relusym.merging.barrier import accuracy as accuracy_of
 from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.channel_groups import channel_groups, has_batch_norm
 from relusym.merging.exact_gcnn import exact_gcnn, orbits
 from relusym.merging.images import Images
-from relusym.merging.invariance import invariance_error
+from relusym.merging.invariance import Averaged, invariance_error
 from relusym.merging.kernel_constraint import filters_and_matches
 from relusym.merging.repair import repaired
-from relusym.merging.scores import scores
 from relusym.nets.tied import TiedNet
 from relusym.randomness import stream
 from relusym.records import sha256
@@ -78,9 +78,9 @@ def measure(subject: Subject, settings: Record) -> Record:
         tested["from_scratch"] = trained(
             start, replace(own, invariance_from=None), subject, settings, "mixture"
         )
-    accuracy = {name: scores(one, subject.test, subject.labels).accuracy for name, one in tested.items()}
+    accuracy = {name: accuracy_of(one, subject.test, subject.labels) for name, one in tested.items()}
     for name, averaged in {"net": "test_time", "fine_tuned": "fine_tuned_test_time"}.items():
-        accuracy[averaged] = scores(tested[name], subject.test, subject.labels, symmetry).accuracy
+        accuracy[averaged] = accuracy_of(Averaged(tested[name], symmetry), subject.test, subject.labels)
     measured = [name for name in tested if name != "fine_tuned"]
     permutations = {name: of.tolist() for name, of in aligned.permutations.items()}
     save(subject.to, tuned, settings["trained"][0], permutations, subject.images.shape)

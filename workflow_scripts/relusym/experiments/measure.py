@@ -1,6 +1,6 @@
 """From trained nets to the record of a measurement beyond the paper."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from relusym import nets
-from relusym.data import image_set
 from relusym.data.image_set import ImageSet
 from relusym.errors import UserError
 from relusym.experiments.costs import Costs
 from relusym.experiments.measurements import MEASUREMENTS
-from relusym.experiments.merge import header, load_merged
-from relusym.experiments.nets_and_images import load_net, normalise_of, test_images, training_images
+from relusym.experiments.merge import header, load_merged, operands
+from relusym.experiments.nets_and_images import load_net
 from relusym.merging.aligned import align
-from relusym.merging.by_layer import barriers_up_to, equivariance_errors
-from relusym.merging.channel_groups import channel_groups
+from relusym.merging.channel_groups import ChannelGroup, channel_groups
 from relusym.merging.curve import curve
 from relusym.merging.images import Images
 from relusym.merging.invariance import invariance_error
+from relusym.merging.layers import equivariance_errors
 from relusym.merging.merge import flip_merge
 from relusym.merging.orbit import orbit_merge
+from relusym.merging.partial import barriers_up_to
 from relusym.records import sha256, snapshot_path
 from relusym.symmetry import SYMMETRIES, Symmetry
 
@@ -61,7 +61,7 @@ class Subject:
     def some(self, count: int | None) -> Images:
         """The first so many of the images to merge on, which are in random order; None: all."""
         images = self.images
-        return images if count is None else Images(images.pixels[:count], images.batch_size, images.normalise)
+        return images if count is None else replace(images, pixels=images.pixels[:count])
 
 
 def measure_record(
@@ -85,20 +85,16 @@ def measure_record(
     costs, loaded = Costs(device), load_merged(checkpoints, trained, settings, device)
     record = header(kind, names, settings, loaded, data, label, in_use)
     if record["status"] == "ok":
-        of_images = settings["trained"][0]["data"]
-        images = training_images(data, of_images, label, device)
-        test = test_images(data, of_images, label, device)
-        some = image_set.subset(images, settings["merging"]["images"], of_images["seed"])
-        normalise = normalise_of(of_images)
+        train, images, test, labels = operands(settings, data, label, batch_size, device)
         subject = Subject(
             names=names,
             nets=[net for net, _ in loaded],
             trained=[train for _, train in loaded],
             checkpoints=checkpoints,
-            train=images,
-            images=Images(some.images, batch_size, normalise),
-            test=Images(test.images, batch_size, normalise),
-            labels=test.labels,
+            train=train,
+            images=images,
+            test=test,
+            labels=labels,
             to=checkpoints[0].parent / kind / checkpoints[0].name,
         )
         body = MEASUREMENTS[kind].load()(subject, settings)
@@ -166,16 +162,21 @@ def during_training(subject: Subject, settings: Record) -> Record:
                 "barrier": merged.barrier["repaired"],
                 "absolute_barrier": merged.absolute_barrier["repaired"],
                 "invariance_error": invariance_error(net, subject.test, symmetry),
-                "equivariance_error": _layer_errors(plain, subject.test, symmetry, merged.permutations),
+                "equivariance_error": _layer_errors(
+                    *(plain, subject.test, symmetry),
+                    *(channel_groups(plain, subject.test.shape), merged.permutations),
+                ),
                 "similarity": merged.similarity,
             }
         )
     return {"epochs": found}
 
 
-def _layer_errors(net: nn.Module, test: Images, symmetry: Symmetry, permutations: dict) -> dict[str, float]:
-    given = {name: torch.as_tensor(permutation) for name, permutation in permutations.items()}
-    return equivariance_errors(net, test, symmetry, channel_groups(net, test.shape), given)
+def _layer_errors(
+    net: nn.Module, test: Images, symmetry: Symmetry, groups: list[ChannelGroup], permutations: dict
+) -> dict[str, float]:
+    errors, _ = equivariance_errors(net, test, symmetry, groups, permutations)
+    return {name: ways["matched"] for name, ways in errors.items()}
 
 
 def by_layer(subject: Subject, settings: Record) -> Record:
@@ -187,7 +188,7 @@ def by_layer(subject: Subject, settings: Record) -> Record:
         order=symmetry.order,
     )
     return {
-        "equivariance_error": equivariance_errors(
+        "equivariance_error": _layer_errors(
             net, subject.test, symmetry, aligned.groups, aligned.permutations
         ),
         "similarity": aligned.similarity,

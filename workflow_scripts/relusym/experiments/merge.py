@@ -1,11 +1,12 @@
 """From nets to the record of their merge."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from relusym import checkpoint, nets
 from relusym.data import image_set
@@ -67,27 +68,21 @@ def merge_record(
     arrays: dict[str, np.ndarray] = {}
     about = {"kind": "filters", **{key: record[key] for key in ("status", "reason")}, **_named(names)}
     if record["status"] == "ok":
-        of_images = settings["trained"][0]["data"]
-        images = training_images(data, of_images, label, device)
-        test = test_images(data, of_images, label, device)
-
-        def read(some: image_set.ImageSet) -> Images:
-            return Images(some.images, batch_size, normalise_of(of_images))
-
-        matched = read(image_set.subset(images, settings["merging"]["images"], of_images["seed"]))
-        operands = matched, read(test), test.labels
+        images, matched, test, labels = operands(settings, data, label, batch_size, device)
         plain = [nets.plain(net).to(memory_format=torch.channels_last) for net, _ in loaded]
         how = {"matching": settings["merging"]["matching"]}
         if flip:
             (model, seed), symmetry = names[0], SYMMETRIES[settings["symmetry"]]
             some = image_set.subset(images, settings["invariance_images"], stream(seed, model, "invariance"))
-            record["invariance_error"] = invariance_error(loaded[0][0], read(some), symmetry)
-            merged: Merge = flip_merge(*plain, *operands, symmetry=symmetry, **how)
+            record["invariance_error"] = invariance_error(
+                loaded[0][0], replace(matched, pixels=some.images), symmetry
+            )
+            merged: Merge = flip_merge(*plain, matched, test, labels, symmetry=symmetry, **how)
             arrays, about["kernel_constraint"] = filter_arrays(
                 plain[0], symmetry, merged.permutations, matched.shape, settings["projection_seed"]
             )
         else:
-            merged = merge(*plain, *operands, **how)
+            merged = merge(*plain, matched, test, labels, **how)
         constraint = {"kernel_constraint": max(kernel_constraint(net) for net, _ in loaded)}
         hold(constraint)
         merged.checks |= constraint
@@ -96,6 +91,18 @@ def merge_record(
         checkpoint.save_arrays(filters, arrays, about)
         record["outputs"]["filters"] = sha256(filters)
     return record | costs.fields()
+
+
+def operands(
+    settings: Record, data: Path, label: str, batch_size: int, device: torch.device
+) -> tuple[image_set.ImageSet, Images, Images, Tensor]:
+    """The training images, those of them to merge on, the test images and their labels; errors as of `merge_record`."""
+    of_images = settings["trained"][0]["data"]
+    images, normalise = training_images(data, of_images, label, device), normalise_of(of_images)
+    test = test_images(data, of_images, label, device)
+    some = image_set.subset(images, settings["merging"]["images"], of_images["seed"])
+    matched, tested = (Images(of.images, batch_size, normalise) for of in (some, test))
+    return images, matched, tested, test.labels
 
 
 def load_merged(

@@ -17,6 +17,16 @@ from relusym.randomness import generator
 Targets = dict[str, Statistics]
 
 
+@torch.no_grad()
+def between(first: nn.Module, second: nn.Module, share: float) -> nn.Module:
+    """The net at (1 − `share`)θ₁ + `share`·θ₂."""
+    net, other = deepcopy(first), second.state_dict()
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.mul_(1 - share).add_(other[name], alpha=share)
+    return net
+
+
 @dataclass(frozen=True)
 class Aligned:
     """Two nets and how their channels match.
@@ -36,14 +46,9 @@ class Aligned:
     similarity: dict[str, float]
     statistics: tuple[Targets, Targets]
 
-    @torch.no_grad()
     def between(self, share: float) -> nn.Module:
         """The net at (1 − `share`)θ₁ + `share`·θ₂."""
-        net, other = deepcopy(self.first), self.second.state_dict()
-        for name, tensor in net.state_dict().items():
-            if tensor.is_floating_point():
-                tensor.mul_(1 - share).add_(other[name], alpha=share)
-        return net
+        return between(self.first, self.second, share)
 
     def targets(self, share: float = 0.5) -> Targets:
         """REPAIR's target statistics of the net at that place."""

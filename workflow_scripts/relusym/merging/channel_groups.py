@@ -16,7 +16,7 @@ from relusym.merging.flow import Flow, function_name, layer_of, trace
 from relusym.merging.handlers import ACTIVATING, ACTIVATIONS, ADDITIONS, BATCH_NORMS
 from relusym.merging.labels import FIXED, Labels
 
-__all__ = ["ChannelGroup", "Place", "channel_groups", "order_of", "permute", "reordered", "trace"]
+__all__ = ["ChannelGroup", "Place", "by_node", "channel_groups", "order_of", "permute", "reordered", "trace"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,14 @@ def channel_groups(net: nn.Module, image_shape: tuple[int, ...] = (3, 32, 32)) -
         found = ChannelGroup(name, size, tuple(places[number]), node.name, whole, tuple(where.values()))
         groups[order[node], min(where[node].entries or [0])] = found
     return [groups[i] for i in sorted(groups)]
+
+
+def by_node(groups: list[ChannelGroup]) -> dict[str, list[ChannelGroup]]:
+    """The groups by the graph node whose output is compared when their channels are matched."""
+    found: dict[str, list[ChannelGroup]] = defaultdict(list)
+    for group in groups:
+        found[group.node].append(group)
+    return found
 
 
 class _Joined:

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from relusym.merging.aligned import Aligned
 from relusym.merging.images import ImageSource
+from relusym.merging.metrics import MEASURED, evaluate
 from relusym.merging.repair import repaired
-from relusym.merging.scores import scores
 from relusym.precision import full_float32
 
 
@@ -36,8 +36,8 @@ def curve(
         nets = {"plain": net}
         if inner:
             nets["repaired"] = repaired(net, aligned.targets(share), images)[0]
-        measured = {way: scores(one, test_images, labels) for way, one in nets.items()}
+        measured = {way: evaluate(one, test_images, labels, MEASURED)[0] for way, one in nets.items()}
         for way, of in found.items():
             for metric, values in of.items():
-                values.append(getattr(measured.get(way, measured["plain"]), metric))
+                values.append(measured.get(way, measured["plain"])[metric])
     return found

@@ -9,6 +9,18 @@ from relusym.precision import full_float32
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
 
+class Averaged(nn.Module):
+    """A net's logits, averaged over all orientations of an image: test-time augmentation."""
+
+    def __init__(self, net: nn.Module, symmetry: Symmetry):
+        super().__init__()
+        self.net, self.symmetry = net, symmetry
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, classes) of normalised images (B, C, H, W)."""
+        return torch.stack([self.net(view) for view in self.symmetry.powers(x)]).mean(0)
+
+
 def relative_invariance_error(logits: Tensor, logits_moved: Tensor) -> Tensor:
     """‖Φ(x) − Φ(τx)‖ / (½‖Φ(x)‖ + ½‖Φ(τx)‖) for each image; (B, classes) twice → (B,)."""
     norm = torch.linalg.vector_norm

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relusym.merging.channel_groups import ChannelGroup, trace
+from relusym.merging.channel_groups import ChannelGroup, by_node, trace
 from relusym.merging.images import ImageSource, device_of
 from relusym.merging.invariance import moved, relative_invariance_error
-from relusym.merging.kernel_constraint import filters_and_matches
+from relusym.merging.kernel_constraint import filters_and_matches, kernel_constraint
 from relusym.merging.lockstep import Lockstep
 from relusym.merging.nets import evaluating, logits_of
 from relusym.permutations import channel_orders
@@ -75,16 +75,14 @@ def convs(
     writes = {place.tensor: group.name for group in groups for place in group.places if place.dim == 0}
     found = []
     for name, (kernel, match) in filters_and_matches(net, symmetry, groups, dict(permutations)).items():
-        psi, other = (x.double().cpu() for x in (kernel, match))
-        norms = psi.flatten(1).norm(dim=1)
-        whole = float(norms.norm())
+        norms = kernel.double().flatten(1).norm(dim=1)
         found.append(
             Conv(
                 name,
                 writes.get(f"{name}.weight"),
                 len(norms),
                 int((norms < ZERO_FILTER * norms.max()).sum()),
-                float((other - psi).norm()) / whole if whole else 0.0,
+                kernel_constraint(kernel, match) if norms.any() else 0.0,
             )
         )
     return found
@@ -118,14 +116,6 @@ def layers(
                 group.size - fixed - swapped,
             )
         )
-    return found
-
-
-def by_node(groups: list[ChannelGroup]) -> dict[str, list[ChannelGroup]]:
-    """The groups by the graph node whose output is compared when their channels are matched."""
-    found: dict[str, list[ChannelGroup]] = defaultdict(list)
-    for group in groups:
-        found[group.node].append(group)
     return found
 
 

@@ -1,13 +1,12 @@
 """Merging two nets: match, permute, average, REPAIR, and measure the barrier (sections 3 and 4)."""
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from relusym.merging.aligned import align
+from relusym.merging.aligned import align, between
 from relusym.merging.barrier import absolute_barrier, barrier
 from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.channel_groups import has_batch_norm
@@ -69,15 +68,9 @@ class Merge:
         return f"no barrier: {first} and {second} are right on none of the {len(self.labels)} test images"
 
 
-@torch.no_grad()
 def halfway(first: nn.Module, second: nn.Module) -> nn.Module:
     """The net whose every weight is the mean of the two nets' weights, ½(θ₁ + θ₂)."""
-    net = deepcopy(first)
-    other = second.state_dict()
-    for name, tensor in net.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.add_(other[name]).div_(2)
-    return net
+    return between(first, second, 0.5)
 
 
 @torch.no_grad()
@@ -143,11 +136,11 @@ def _merge(
     x = test.first(CHECK_IMAGES, device_of(first))
     checks = {"permuted_logits": largest_difference(logits_of(second(x)), logits_of(permuted(x)))}
     hold(checks)
-    between = halfway(first, permuted)
-    inner = {"halfway": between}
+    middle = halfway(first, permuted)
+    inner = {"halfway": middle}
     if has_batch_norm(first):
-        inner["reset"] = reset_batch_norm(between, images)
-    inner["repaired"], of_repair = repaired(between, aligned.targets(), images)
+        inner["reset"] = reset_batch_norm(middle, images)
+    inner["repaired"], of_repair = repaired(middle, aligned.targets(), images)
     nets = {**dict(zip(names, (first, second), strict=True)), **inner}
     metrics = {"accuracy": TOP_1, **metrics}
     by_net = {}

@@ -47,6 +47,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 TOP_1, LOSS = Metric(top_1), Metric(cross_entropy, lower_is_better=True)
+MEASURED = {"accuracy": TOP_1, "loss": LOSS}
 
 
 @torch.no_grad()

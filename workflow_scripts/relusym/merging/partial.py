@@ -1,5 +1,6 @@
 """Where a merge fails: nets of which only some layers are merged, and the rest are the first net's own."""
 
+import sys
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -7,15 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from relusym.merging.aligned import Aligned, Targets
+from relusym.merging.barrier import accuracy, barrier
 from relusym.merging.channel_groups import channel_groups, trace
 from relusym.merging.images import ImageSource
-from relusym.merging.metrics import LOSS, TOP_1, Metric, evaluate
+from relusym.merging.metrics import MEASURED, Metric, evaluate
 from relusym.merging.repair import repair_points, repaired
 from relusym.merging.survey import survey
 from relusym.precision import full_float32
 
 MOST_PARTS = 24
-MEASURED = {"accuracy": TOP_1, "loss": LOSS}
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)
 
 
@@ -77,6 +79,53 @@ def _by_depth(layers: list[list[str]], depth: int) -> dict[str, set[str]]:
     return named
 
 
+class _Partly:
+    """A net of which any parts can be merged with another's.
+
+    Args:
+        statistics: either net's, by the names of `repair.repair_points`.
+        most: parts at most, see `parts`.
+    """
+
+    def __init__(self, first: nn.Module, second: nn.Module, statistics: tuple[Targets, Targets], most: int):
+        self.first, self.second, self.statistics = first, second, statistics
+        self.parts, graph = parts(first, most), trace(first)
+        self.points, self.owner = repair_points(graph), _owners(graph, self.parts)
+
+    def merged(self, chosen: set[str], images: ImageSource) -> nn.Module:
+        """The first net with the chosen parts merged, and REPAIR on `images`."""
+        net, other = deepcopy(self.first).eval(), self.second.state_dict()
+        state, (here, there) = net.state_dict(), self.statistics
+        for part in self.parts:
+            for key in part.tensors if part.name in chosen else ():
+                if state[key].is_floating_point():
+                    state[key].add_(other[key]).div_(2)
+        targets = {
+            name: here[name].halfway(there[name]) if self.owner[node] in chosen else here[name]
+            for node, name in self.points.items()
+            if name in here
+        }
+        return repaired(net, targets, images)[0]
+
+
+@torch.no_grad()
+@full_float32()
+def barriers_up_to(
+    aligned: Aligned, images: ImageSource, test_images: ImageSource, labels: Tensor
+) -> dict[str, float | None]:
+    """By layer, the barrier (with REPAIR) if it and all layers before it are merged, and the rest is the first net's.
+
+    The last layer's is the barrier of the whole merge. Of a net without batch norm.
+    """
+    ends = [accuracy(net, test_images, labels) for net in (aligned.first, aligned.second)]
+    partly, chosen, found = _Partly(aligned.first, aligned.second, aligned.statistics, sys.maxsize), set(), {}
+    for part in partly.parts:
+        chosen |= {part.name}
+        halfway = accuracy(partly.merged(chosen, images), test_images, labels)
+        found[part.name] = barrier(*ends, halfway) if any(ends) else None
+    return found
+
+
 @torch.no_grad()
 @full_float32()
 def partial_merges(
@@ -99,31 +148,19 @@ def partial_merges(
         test, labels: what the nets are measured on, int64 (N,); None as in `merge`.
         told: how many partial merges are done, and of how many.
     """
-    here, there = survey(first, second, images, channel_groups(first, images.shape)).statistics
+    statistics = survey(first, second, images, channel_groups(first, images.shape)).statistics
+    partly = _Partly(first, second, statistics, MOST_PARTS)
     end, labels = evaluate(first, test, labels, metrics)
     ends = end, evaluate(second, test, labels, metrics)[0]
-    whole, graph = parts(first), trace(first)
-    owner, points = _owners(graph, whole), repair_points(graph)
 
     def barriers(chosen: set[str]) -> dict[str, float]:
-        net, other = deepcopy(first).eval(), second.state_dict()
-        state = net.state_dict()
-        for part in whole:
-            for key in part.tensors if part.name in chosen else ():
-                if state[key].is_floating_point():
-                    state[key].add_(other[key]).div_(2)
-        targets = {
-            name: here[name].halfway(there[name]) if owner[node] in chosen else here[name]
-            for node, name in points.items()
-            if name in here
-        }
-        scores = evaluate(repaired(net, targets, images)[0], test, labels, metrics)[0]
+        scores = evaluate(partly.merged(chosen, images), test, labels, metrics)[0]
         return {
             name: of.absolute_barrier(*(end[name] for end in ends), scores[name])
             for name, of in metrics.items()
         }
 
-    found, order = [], [part.name for part in whole]
+    found, order = [], [part.name for part in partly.parts]
     for i, name in enumerate(order):
         up_to = barriers(set(order[: i + 1]))
         found.append(Partial(name, up_to, barriers(set(order) - {name})))

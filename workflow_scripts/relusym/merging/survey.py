@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym.merging.batch_norm import block_statistics
-from relusym.merging.channel_groups import ChannelGroup, has_batch_norm, trace
+from relusym.merging.channel_groups import ChannelGroup, by_node, has_batch_norm, trace
 from relusym.merging.images import ImageSource, device_of
 from relusym.merging.lockstep import Lockstep
 from relusym.merging.moments import JointMoments, Moments, Statistics, samples, samples_of
@@ -45,9 +45,7 @@ def survey(first: nn.Module, second: nn.Module, images: ImageSource, groups: lis
     first.eval(), second.eval()
     graphs = [trace(first), trace(second)]
     lockstep, device = Lockstep(graphs), device_of(first)
-    matched: dict[str, list[ChannelGroup]] = defaultdict(list)
-    for group in groups:
-        matched[group.node].append(group)
+    matched = by_node(groups)
     points = {} if has_batch_norm(first) else repair_points(graphs[0])
     dims = {node: channel_dim(graphs[0].get_submodule(layer)) for node, layer in points.items()}
     joint: dict[str, JointMoments] = defaultdict(JointMoments)

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relusym.merging.channel_groups import ChannelGroup, trace
+from relusym.merging.channel_groups import ChannelGroup, by_node, trace
 from relusym.merging.images import ImageSource, device_of
-from relusym.merging.layers import by_node, group_output
+from relusym.merging.layers import group_output
 from relusym.merging.lockstep import Lockstep
 from relusym.merging.nets import evaluating
 from relusym.symmetry import Symmetry
