@@ -981,6 +981,17 @@ def config(change):
     return spoil
 
 
+def mine(content):
+    """A config file of the user's own."""
+
+    def spoil(clone):
+        path = clone.folder / "mine.yaml"
+        path.write_bytes(content)
+        return path.unlink
+
+    return spoil
+
+
 def no_notes(clone):
     """A file where Snakemake keeps its notes."""
     path, aside = clone.folder / ".snakemake", clone.folder / "aside"
@@ -1079,6 +1090,21 @@ RUNS = {
     ),
     "no YAML": Run(
         config(lambda text: b"a: [\n" + text), DRY, r"^config error: config\.yaml, line \d+: no YAML \("
+    ),
+    "config file that isn't there": Run(
+        nothing,
+        [*DRY, "--configfile", "mine.yaml"],
+        r"^config error: mine\.yaml can't be read \(No such file or directory\)$",
+    ),
+    "config file in Latin-1": Run(
+        mine("scale: tiny # Bökman".encode("latin-1")),
+        [*DRY, "--configfile", "mine.yaml"],
+        r"^config error: mine\.yaml, line 1: the byte 0xf6 isn't UTF-8; save the file as UTF-8$",
+    ),
+    "config file that is no YAML": Run(
+        mine(b"scale: tiny\nseeds: [0\n"),
+        [*DRY, "--configfile", "mine.yaml"],
+        r"^config error: mine\.yaml, line \d: no YAML \(",
     ),
     "notes of Snakemake": Run(
         no_notes, DRY, r"^error: \.snakemake isn't a folder, and one belongs there: move it away$"

@@ -9,12 +9,16 @@ import sys
 import textwrap
 import threading
 import time
+from argparse import ArgumentParser
 from collections import Counter, defaultdict
 from logging import WARNING, LogRecord
 from pathlib import Path
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
+
+from relusym.errors import UserError
+from relusym.experiments.config import check_file
 
 EVERY_S = 1  # between two looks of the moving line
 EVERY_S_IN_A_FILE = 30  # between two lines where nothing can move, such as in a pipe
@@ -73,7 +77,7 @@ class LogHandler(LogHandlerBase):
         elif event in (None, LogEvent.ERROR):
             # a job's error is printed by the job itself, see job.py
             if record.levelno >= WARNING or (not self.run.total and not str(record.msg).startswith(CHATTER)):
-                self._print(str(record.msg))
+                self._print(_of_a_config_file(str(record.msg)) or str(record.msg))
         elif event == LogEvent.JOB_FINISHED and self._is_due():
             self._print(self.run.line())
 
@@ -107,6 +111,20 @@ class LogHandler(LogHandlerBase):
                 self._print(self.run.summary())
             self.run.total = 0  # Snakemake closes twice
         super().close()
+
+
+def _of_a_config_file(message: str) -> str | None:
+    """What is wrong with a file of `--configfile` that Snakemake couldn't read, before any check of ours."""
+    if not ("load_configfile" in message or "Config file is not valid" in message):
+        return None
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument("--configfile", "--configfiles", nargs="+", default=[])
+    for path in parser.parse_known_args()[0].configfile:
+        try:
+            check_file(path)
+        except UserError as error:
+            return f"config error: {error}"
+    return None
 
 
 def _name(record: LogRecord) -> str:
