@@ -125,3 +125,20 @@ def is_made(file):
         nets = {(w[model], int(w[seed])) for model, seed in WILDCARDS.items() if model in w}
         return nets <= NETS and "/records/" not in file
     return False
+
+
+def merge_params(record):
+    """What workflow_scripts/merge.py has to know of the job of a record, whose path has wildcards."""
+
+    def of_job(take):
+        return lambda w: take(RESULTS.jobs[record.format(**w)])
+
+    return {
+        "names": of_job(lambda job: [list(net) for net in job.nets]),
+        "settings": of_job(lambda job: job.settings),
+        "label": of_job(lambda job: SETTINGS.label(job.nets[0][0])),
+        "batch_size": of_job(lambda job: SETTINGS.models[job.nets[0][0]].given["merging"]["batch_size"]),
+        "images_in_use": of_job(lambda job: RESULTS.images_in_use(job.prepared)),
+        "device": SETTINGS.config["device"],
+        "jobs_per_gpu": JOBS_PER_GPU,
+    }

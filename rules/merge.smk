@@ -20,12 +20,7 @@ rule flip_merge:
         runtime=lambda w, attempt: (240 if on_imagenet(w.model) else 30) * attempt,
         gpu=GPU,
     params:
-        settings=lambda w: RESULTS.jobs[FLIP.format(**w)].settings,
-        label=lambda w: SETTINGS.label(w.model),
-        batch_size=lambda w: SETTINGS.models[w.model].given["merging"]["batch_size"],
-        images_in_use=lambda w: RESULTS.images_in_use(RESULTS.prepared(w.model)),
-        device=SETTINGS.config["device"],
-        jobs_per_gpu=JOBS_PER_GPU,
+        **merge_params(FLIP),
     script:
         "../workflow_scripts/merge.py"
 
@@ -48,12 +43,7 @@ rule pair_merge:
         runtime=lambda w, attempt: (240 if on_imagenet(w.model_1) else 30) * attempt,
         gpu=GPU,
     params:
-        settings=lambda w: RESULTS.jobs[PAIR.format(**w)].settings,
-        label=lambda w: SETTINGS.label(w.model_1),
-        batch_size=lambda w: SETTINGS.models[w.model_1].given["merging"]["batch_size"],
-        images_in_use=lambda w: RESULTS.images_in_use(RESULTS.prepared(w.model_1)),
-        device=SETTINGS.config["device"],
-        jobs_per_gpu=JOBS_PER_GPU,
+        **merge_params(PAIR),
     script:
         "../workflow_scripts/merge.py"
 
@@ -76,14 +66,6 @@ rule measure:  # beyond the paper: see relusym/experiments/measurements.py
         runtime=lambda w, attempt: 120 * attempt,
         gpu=GPU,
     params:
-        settings=lambda w: RESULTS.jobs[MEASURED.format(**w)].settings,
-        names=lambda w: [list(net) for net in RESULTS.jobs[MEASURED.format(**w)].nets],
-        label=lambda w: SETTINGS.label(RESULTS.jobs[MEASURED.format(**w)].nets[0][0]),
-        batch_size=lambda w: SETTINGS.models[RESULTS.jobs[MEASURED.format(**w)].nets[0][0]].given["merging"][
-            "batch_size"
-        ],
-        images_in_use=lambda w: RESULTS.images_in_use(RESULTS.jobs[MEASURED.format(**w)].prepared),
-        device=SETTINGS.config["device"],
-        jobs_per_gpu=JOBS_PER_GPU,
+        **merge_params(MEASURED),
     script:
-        "../workflow_scripts/measure.py"
+        "../workflow_scripts/merge.py"

@@ -116,7 +116,7 @@ def test_every_missing_surplus_and_misshapen_tensor_is_named(state):
         to_torchvision([("a.pth", broken)], RESNET50)
     assert str(told.value) == (
         "checkpoint a.pth doesn't fit the net: missing: bn1.running_var, layer3.2.conv1.weight; "
-        "surplus: mystery.weight; of another shape: layer1.0.bn1.bias (3,)"
+        "surplus: mystery.weight; of another shape: layer1.0.bn1.bias (3,) and not (64,)"
     )
 
 

@@ -1,27 +1,31 @@
-"""Rules flip_merge and pair_merge: merge a net with its flipped self, or two nets with each other."""
+"""Rules flip_merge, pair_merge and measure: from trained nets to the record of a merge or of another measurement."""
 
+from functools import partial
 from pathlib import Path
 
 from job import job
 from relusym.experiments.costs import device_of
+from relusym.experiments.measure import measure_record
 from relusym.experiments.merge import merge_record
 from relusym.records import write_record
 
 with job(snakemake):
-    w, params = snakemake.wildcards, snakemake.params
-    flip = snakemake.output.get("filters") is not None  # of flip_merge, whose name may have a prefix
-    names = [(w.model, int(w.seed))] if flip else [(w.model_1, int(w.seed_1)), (w.model_2, int(w.seed_2))]
-    record = merge_record(
-        names,
+    params, inputs, filters = snakemake.params, snakemake.input, snakemake.output.get("filters")
+    if measurement := snakemake.wildcards.get("measurement"):
+        make = partial(measure_record, measurement)
+    else:
+        make = partial(merge_record, filters=Path(filters) if filters else None)
+    record = make(
+        [(model, seed) for model, seed in params.names],
         params.settings,
-        [Path(path) for path in snakemake.input.nets],
-        [Path(path) for path in snakemake.input.trained],
-        Path(snakemake.input.data),
+        [Path(path) for path in inputs.nets],
+        [Path(path) for path in inputs.trained],
+        Path(inputs.data),
         params.label,
         batch_size=params.batch_size,
         device=device_of(params.device),
         in_use=params.images_in_use,
-        filters=Path(snakemake.output.filters) if flip else None,
     )
     write_record(snakemake.output.record, record)
-    print(f"{snakemake.output.record}: {record['status']}, barrier {record.get('barrier')}")
+    barrier = f", barrier {record['barrier']}" if "barrier" in record else ""
+    print(f"{snakemake.output.record}: {record['status']}{barrier}")

@@ -228,20 +228,33 @@ def _fitting(state: State, network: dict[str, Any], names: str) -> State:
         expected = build(network, classes).state_dict()
     counters = {key: torch.tensor(0) for key in expected if key.endswith(".num_batches_tracked")}
     state = counters | state
+    if wrong := misfits(state, expected):
+        raise UserError(f"checkpoint {names} doesn't fit the net: {wrong}")
+    return {key: state[key] for key in expected}
+
+
+def misfits(state: State, expected: State, most: int | None = None) -> str:
+    """By what a state dict differs from a net's, and which tensors have NaN or infinity; "" if it fits.
+
+    Args:
+        most: names listed of a kind; None: all.
+    """
     wrong = {
         "missing": [key for key in expected if key not in state],
         "surplus": [key for key in state if key not in expected],
         "of another shape": [
-            f"{key} {tuple(tensor.shape)}"
+            f"{key} {tuple(tensor.shape)} and not {tuple(expected[key].shape)}"
             for key, tensor in state.items()
             if key in expected and tensor.shape != expected[key].shape
         ],
         "not all numbers": [key for key, tensor in state.items() if not tensor.isfinite().all()],
     }
-    if any(wrong.values()):
-        named = "; ".join(f"{how}: {', '.join(keys)}" for how, keys in wrong.items() if keys)
-        raise UserError(f"checkpoint {names} doesn't fit the net: {named}")
-    return {key: state[key] for key in expected}
+
+    def some(keys: list[str]) -> str:
+        left = len(keys) - len(keys[:most])
+        return ", ".join(keys[:most]) + (f" and {left} more" if left else "")
+
+    return "; ".join(f"{how}: {some(keys)}" for how, keys in wrong.items() if keys)
 
 
 def gather(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from relusym.errors import UserError
 from relusym.merging.metrics import Metric
-from relusym.nets.weights import read_tensors
+from relusym.nets.weights import misfits, read_tensors
 
 NAMED = "file.py:callable, module:callable or torchvision:name"
 RANDOM = "random"
@@ -188,24 +188,9 @@ def load_weights(net: nn.Module, path: str) -> None:
     expected = net.state_dict()
     state = _without_prefix(_unwrapped(read_tensors(Path(path))), expected)
     state = {k: v for k, v in expected.items() if k.endswith(".num_batches_tracked")} | state
-    wrong = {
-        "missing": [key for key in expected if key not in state],
-        "surplus": [key for key in state if key not in expected],
-        "of another shape": [
-            f"{key} {tuple(tensor.shape)} and not {tuple(expected[key].shape)}"
-            for key, tensor in state.items()
-            if key in expected and tensor.shape != expected[key].shape
-        ],
-    }
-    if any(wrong.values()):
-        named = "; ".join(f"{how}: {_some(keys)}" for how, keys in wrong.items() if keys)
-        raise UserError(f"weights {path} don't fit {type(net).__name__}: {named}")
+    if wrong := misfits(state, expected, most=SHOWN):
+        raise UserError(f"weights {path} don't fit {type(net).__name__}: {wrong}")
     net.load_state_dict(state)
-
-
-def _some(keys: list[str]) -> str:
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return ", ".join(keys[:SHOWN]) + more
 
 
 def _unwrapped(contents: Any) -> dict[str, Tensor]:
