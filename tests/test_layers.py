@@ -8,6 +8,7 @@ from small_nets import Images, resnet, shuffled, smooth_images, vgg11
 from torch import nn
 
 from relusym.data.augmentation import normalise
+from relusym.merging import partial
 from relusym.merging.channel_groups import channel_groups
 from relusym.merging.invariance import invariance_error
 from relusym.merging.layers import convs, equivariance_errors, layers
@@ -99,26 +100,38 @@ def test_parts_hold_every_tensor_once_and_norms_go_with_their_layers():
 def test_a_net_and_its_permuted_copy_fail_nowhere(net):
     net = net()
     found = partial_merges(net, net, IMAGES, IMAGES, None)
-    for partial in found:
-        assert abs(partial.up_to["loss"]) < 0.2 and abs(partial.up_to["accuracy"]) < 0.1
+    for part in found:
+        assert abs(part.up_to["loss"]) < 0.2 and abs(part.up_to["accuracy"]) < 0.1
 
 
 @pytest.mark.parametrize("net", [vgg11, lambda: resnet(size=32)], ids=["vgg11", "resnet"])
 def test_all_parts_merged_are_the_whole_merge(net):
     net = net()
     merged = flip_merge(net, IMAGES)
-    told = []
+    shares = []
     found = partial_merges(
         *(merged.nets["net"], merged.nets["permuted"], IMAGES, IMAGES, merged.labels),
-        told=lambda *done: told.append(done),
+        told=shares.append,
     )
-    assert [partial.part for partial in found] == [part.name for part in parts(net)]
+    assert [one.part for one in found] == [part.name for part in parts(net)]
     for metric in MEASURED:
         assert found[-1].up_to[metric] == pytest.approx(merged.barriers[metric]["repaired"], abs=0.02)
         assert (
             found[-1].all_but[metric] == found[-2].up_to[metric]
         )  # all but the last are all up to the one before
-    assert told == [(i + 1, len(found)) for i in range(len(found))]
+    assert shares == sorted(shares) and len(shares) > 2 and shares[-1] == 1
+
+
+def test_partial_merges_run_side_by_side_are_those_run_one_by_one(monkeypatch):
+    first, second = resnet(size=32), resnet(seed=1, size=32)
+    some, others = Images(smooth_images(30), 12), Images(smooth_images(20, seed=2), 8)
+    together = partial_merges(first, second, some, others, None)
+    monkeypatch.setattr(partial, "has_batch_norm", lambda net: False)
+    for one, other in zip(together, partial_merges(first, second, some, others, None), strict=True):
+        assert one.part == other.part
+        for kind in ("up_to", "all_but"):
+            assert getattr(one, kind) == pytest.approx(getattr(other, kind), rel=1e-4, abs=1e-6)
+    assert len({round(one.up_to["loss"], 4) for one in together}) == len(together)
 
 
 @torch.no_grad()
@@ -129,8 +142,8 @@ def test_a_layer_that_alone_differs_is_where_it_fails():
     other.features.conv5.weight.copy_(
         torch.randn_like(other.features.conv5.weight) * net.features.conv5.weight.std()
     )
-    found = {partial.part: partial for partial in partial_merges(net, other, IMAGES, IMAGES, None)}
+    found = {one.part: one for one in partial_merges(net, other, IMAGES, IMAGES, None)}
     before, after = found["features.conv4"].up_to["loss"], found["features.conv5"].up_to["loss"]
     assert after > before + 0.05
-    others = [partial.all_but["loss"] for name, partial in found.items() if name != "features.conv5"]
+    others = [one.all_but["loss"] for name, one in found.items() if name != "features.conv5"]
     assert found["features.conv5"].all_but["loss"] < min(others) - 0.05

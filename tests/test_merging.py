@@ -137,3 +137,21 @@ def test_accuracy_counts_the_last_incomplete_batch(images):
     truth = answers(net, images)
     truth[:30] = (truth[:30] + 1) % 10
     assert accuracy(net, Images(images.pixels, 77), truth) == pytest.approx(0.9)
+
+
+def test_a_weight_that_two_layers_share_is_averaged_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.one, self.two = (nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8))
+            self.two.weight = self.one.weight
+            self.head = nn.Linear(8, 10)
+
+        def forward(self, x):
+            x = self.one(self.stem(x).relu()).relu()
+            return self.head(self.two(x).relu().mean((2, 3)))
+
+    first, second = Tied(), Tied()
+    middle = halfway(first, second)
+    assert torch.allclose(middle.one.weight, (first.one.weight + second.one.weight) / 2)
+    assert middle.two.weight is middle.one.weight

@@ -139,7 +139,7 @@ def report(
                 merged.labels[chosen],
             ),
             metrics={"accuracy": TOP_1, **metrics},
-            told=lambda done, of: told("where it fails", done / of),
+            told=lambda done: told("where it fails", done),
         )
     return Report(
         name=name or type(net).__name__,
