@@ -12,7 +12,7 @@ import torch
 import torchvision
 
 from relusym.errors import UserError
-from relusym.merging.channel_groups import channel_groups, permute
+from relusym.merging.channel_groups import channel_groups, permute, random_permutations
 from relusym.merging.identities import largest_difference
 
 PAGE = Path(__file__).parents[1] / "docs" / "nets.md"
@@ -63,7 +63,7 @@ def measure(name):
     x = torch.randn(2, 3, size, size, dtype=getattr(torch, precision))
     before = net(x)
     generator = torch.Generator().manual_seed(5)
-    permutations = {group.name: torch.randperm(group.size, generator=generator) for group in groups}
+    permutations = random_permutations(groups, generator)
     net.load_state_dict(permute(net.state_dict(), groups, permutations))
     return about | {
         "groups": len(groups),

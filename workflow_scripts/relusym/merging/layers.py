@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relusym.merging.channel_groups import ChannelGroup, by_node, trace
+from relusym.merging.channel_groups import ChannelGroup, by_node, random_permutations, trace
 from relusym.merging.images import ImageSource, device_of
 from relusym.merging.invariance import moved, relative_invariance_error
 from relusym.merging.kernel_constraint import filters_and_matches, kernel_constraint
@@ -158,7 +158,9 @@ def equivariance_errors(
         group.name: {
             "matched": torch.as_tensor(permutations[group.name]).to(device),
             "identity": None,
-            "random": torch.randperm(group.size, generator=generator(seed, "random", group.name)).to(device),
+            "random": random_permutations([group], generator(seed, "random", group.name))[group.name].to(
+                device
+            ),
         }
         for group in groups
     }
@@ -182,7 +184,7 @@ def equivariance_errors(
                 sums[way] += (here - other).square_().sum()
 
     with evaluating(net):
-        run, most = Lockstep([trace(net)]), len(images) if most is None else most
+        run, most = Lockstep([trace(net, inside=True)]), len(images) if most is None else most
         for x in images.batches(device):
             back = x
             for _ in range(symmetry.order - 1):

@@ -14,13 +14,13 @@ from relusym.merging.barrier import accuracy, barrier
 from relusym.merging.batch_norm import correct_blocks, resetting
 from relusym.merging.branches import Branches, Which
 from relusym.merging.channel_groups import has_batch_norm, trace
-from relusym.merging.flow import layer_of
 from relusym.merging.handlers import BATCH_NORMS
 from relusym.merging.images import ImageSource, device_of
 from relusym.merging.metrics import MEASURED, Metric, Scores, evaluate
 from relusym.merging.nets import logits_of
 from relusym.merging.repair import repair_points, repaired
 from relusym.merging.survey import survey
+from relusym.merging.tracing import layer_of
 from relusym.precision import full_float32
 
 MOST_PARTS = 24

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from copy import deepcopy
 from typing import Any
 
@@ -10,12 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from relusym.errors import UserError
-from relusym.merging.flow import HANDLERS, Call, Flow, Handler
+from relusym.merging.flow import Call, Flow
 from relusym.merging.handlers import BATCH_NORMS, INSTANCE_NORMS, layers, mixing, moves
-from relusym.merging.labels import FIXED, Labels, Weights
+from relusym.merging.labels import FIXED, Labels, Ties, Weights
+from relusym.merging.tracing import HANDLERS, Handler
 from relusym.symmetry import Symmetry
 
 Grid = tuple[int, int]
+
+
+class PixelTies(Ties):
+    """Of pixels, what stays together is joined: a part of a map is moved, and not reordered within."""
+
+    def meet(self, one: Tensor, sizes: Any, other: Tensor, others: Any, where: Hashable) -> Tensor:
+        return self.join(one, other, where)
+
+    def nest(self, ids: Tensor, dims: list[int], where: Hashable, heads: Tensor | None = None) -> Tensor:
+        return self.join_along(ids, dims, where)
 
 
 class PixelFlow(Flow):
@@ -26,6 +38,7 @@ class PixelFlow(Flow):
     """
 
     what = "pixels"
+    kind_of_ties = PixelTies
     handlers: dict[type[nn.Module] | str, Handler] = {}
 
     def __init__(self, net: nn.Module, image_shape: tuple[int, ...]):

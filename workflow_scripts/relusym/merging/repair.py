@@ -12,12 +12,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from relusym.merging.batch_norm import repair_blocks
 from relusym.merging.channel_groups import block_outputs, has_batch_norm, trace
-from relusym.merging.flow import layer_of
 from relusym.merging.handlers import CONVS, TRANSPOSED
 from relusym.merging.identities import CHECK_IMAGES, hold, largest_difference
 from relusym.merging.images import ImageSource, device_of
 from relusym.merging.moments import Moments, Statistics, samples
 from relusym.merging.nets import logits_of
+from relusym.merging.tracing import layer_of
 
 EPSILON = 1e-5  # added to a variance before a division, as batch norm does
 # What a layer reads is held of all images, if it takes no more than so many bytes; else it is computed anew from what

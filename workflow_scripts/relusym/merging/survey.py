@@ -57,7 +57,7 @@ def survey(
         UserError: the nets are of different architecture.
     """
     first.eval(), second.eval()
-    graphs = [trace(first), trace(second)]
+    graphs = [trace(net, inside=True) for net in (first, second)]
     lockstep, device = Lockstep(graphs), device_of(first)
     matched = by_node(groups)
     points = {} if has_batch_norm(first) else repair_points(graphs[0])

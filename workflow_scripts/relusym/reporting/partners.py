@@ -66,7 +66,7 @@ def partners(
                 maps[group.name] = output.float().cpu().clone()
 
     with evaluating(net):
-        Lockstep([trace(net)]).run([torch.cat([x, back])], visit)
+        Lockstep([trace(net, inside=True)]).run([torch.cat([x, back])], visit)
     mapped = [group for group in groups if group.name in maps]
     places = np.linspace(0, len(mapped) - 1, min(SHOWN, len(mapped))).round().astype(int)
     found = []
