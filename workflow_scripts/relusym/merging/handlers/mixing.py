@@ -82,24 +82,27 @@ def glu(call: Call, x: Labels) -> Labels:
 def contracted(call: Call, operands: list[Labels], letters: list[str], output: str, step: str = "") -> Labels:
     """A sum of products, in the notation of `torch.einsum`, without repeated letters in one operand."""
     order = output + "".join(dict.fromkeys(letter for of in letters for letter in of if letter not in output))
-    sizes = {letter: size for of, names in zip(operands, letters, strict=True)
-             for letter, size in zip(names, of.shape, strict=True)}  # fmt: skip
+    sizes: dict[str, int] = {}
+    for of, names in zip(operands, letters, strict=True):
+        for letter, size in zip(names, of.shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))  # batches are broadcast
     ids, known = None, ()
     aligned = []
     for of, names in zip(operands, letters, strict=True):
         where = [names.index(letter) for letter in order if letter in names]
         index = [slice(None) if letter in names else None for letter in order]
-        aligned.append((of.ids.permute(where)[tuple(index)], names))
+        aligned.append((of.ids.permute(where)[tuple(index)], of, names))
     varies = {
         letter
-        for entries, _ in aligned
+        for entries, *_ in aligned
         for letter, size in zip(order, entries.shape, strict=True)
         if size > 1
     }
-    for entries, names in aligned:
+    for entries, of, names in aligned:
         if entries.numel() == 1 and not varies & set(names):
             continue
-        present = tuple(sizes[letter] if letter in names else 1 for letter in order)
+        has = dict(zip(names, of.shape, strict=True))
+        present = tuple(has.get(letter, 1) for letter in order)
         ids = entries if ids is None else call.flow.ties.meet(ids, known, entries, present, call.node.name)
         known = tuple(map(max, known, present)) or present
     shape = torch.Size([sizes[letter] for letter in order])
