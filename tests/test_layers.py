@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torchvision
 from small_nets import Images, resnet, shuffled, smooth_images, vgg11
 from torch import nn
 
@@ -11,7 +12,7 @@ from relusym.data.augmentation import normalise
 from relusym.merging import partial
 from relusym.merging.channel_groups import channel_groups
 from relusym.merging.invariance import invariance_error
-from relusym.merging.layers import convs, equivariance_errors, layers
+from relusym.merging.layers import convs, equivariance_errors, group_actions, layers
 from relusym.merging.merge import flip_merge
 from relusym.merging.partial import MEASURED, partial_merges, parts
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
@@ -147,3 +148,62 @@ def test_a_layer_that_alone_differs_is_where_it_fails():
     assert after > before + 0.05
     others = [one.all_but["loss"] for name, one in found.items() if name != "features.conv5"]
     assert found["features.conv5"].all_but["loss"] < min(others) - 0.05
+
+
+# ---- tokens
+
+
+class Sorted(nn.Module):
+    """Tokens of an equivariant convolution with a class token, in a net of several layouts."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.conv, self.token = nn.Conv2d(3, 8, 8, 8), nn.Parameter(torch.randn(1, 1, 8))
+        self.mix, self.last, self.head = nn.Linear(8, 8), last, nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.last:  # (B, H, W, C)
+            return self.head(self.mix(x.permute(0, 2, 3, 1)).relu().mean((1, 2)))
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
+        return self.head(self.mix(x).relu().mean(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("last", [False, True], ids=["tokens", "channels_last"])
+@pytest.mark.parametrize("symmetry", [HORIZONTAL_FLIP, QUARTER_TURN], ids=lambda symmetry: symmetry.name)
+def test_tokens_are_moved_as_the_pixels_that_they_stand_for(last, symmetry):
+    torch.manual_seed(0)
+    net = Sorted(last)
+    twin = net.conv.weight[:4]  # channels and their transformed ones
+    net.conv.weight.copy_(torch.cat([twin, symmetry.act(twin)]) if symmetry.order == 2 else net.conv.weight)
+    merged, found, _ = measured(net, symmetry=symmetry)
+    x = normalise(IMAGES.pixels)
+    back = x
+    for _ in range(symmetry.order - 1):
+        back = symmetry.act(back)
+
+    def tokens(of):
+        return net.mix(net.conv(of).permute(0, 2, 3, 1)).relu().permute(0, 3, 1, 2)
+
+    whole, there = tokens(x), symmetry.act(tokens(back))
+    class_token = net.mix(net.token[0, 0]).relu()
+    [layer] = [of for of in found if of.name == "mix"]
+    for way, permutation in {"matched": merged.permutations["mix"], "identity": list(range(8))}.items():
+        squares, norm = (whole - there[:, permutation]).square().sum(), whole.square().sum()
+        if not last:
+            squares += len(x) * (class_token - class_token[permutation]).square().sum()
+            norm += len(x) * class_token.square().sum()
+        assert layer.equivariance[way] == pytest.approx(float((squares / norm).sqrt()), rel=1e-4)
+
+
+def test_every_layer_of_a_transformer_has_an_equivariance_error():
+    torch.manual_seed(0)
+    net = torchvision.models.VisionTransformer(32, 8, 2, 4, 24, 48, num_classes=10)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    _, found, _ = measured(net)
+    assert len(found) > 6
+    assert all(layer.equivariance["matched"] is not None for layer in found)
+    assert any(layer.equivariance["matched"] > 0.1 for layer in found)
+    assert group_actions(net, HORIZONTAL_FLIP, (3, 32, 32), channel_groups(net))[1] == {}

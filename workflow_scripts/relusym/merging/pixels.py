@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,52 @@ def transformed(net: nn.Module, symmetry: Symmetry, image_shape: tuple[int, ...]
         order = flow.order(images, labels, name).to(state[name].device)
         found[name].copy_(state[name].index_select(dim, order))
     return moved
+
+
+Action = Callable[[Tensor], Tensor]
+
+
+def actions(
+    net: nn.Module, symmetry: Symmetry, image_shape: tuple[int, ...], nodes: Iterable[str]
+) -> dict[str, Action | str]:
+    """What τ does to the outputs of graph nodes: it moves pixels, wherever they lie, as among tokens.
+
+    Returns:
+        node's name → τ on a batch of its outputs; of one whose pixels can't be moved, or that knows no image,
+        why, in a line.
+    """
+    flow, nodes = PixelFlow(net, image_shape), set(nodes)
+    images, seen, found = flow.images(symmetry), set(), {}
+    for node, of in flow.labels.items():
+        if node.op == "placeholder" or seen.intersection(node.all_input_nodes):
+            seen.add(node)
+        if node.name not in nodes:
+            continue
+        if node not in seen or not isinstance(of, Labels):
+            found[node.name] = "doesn't depend on the image"
+        elif of.varies == [2, 3] and len(of.shape) == 4:
+            found[node.name] = symmetry.act
+        elif not of.varies:
+            found[node.name] = _stay
+        else:
+            try:
+                order = flow.order(images, of.ids.flatten(), node.name)
+            except UserError as error:
+                found[node.name] = str(error)
+            else:
+                found[node.name] = partial(_reorder, of.varies, order)
+    return found
+
+
+def _stay(x: Tensor) -> Tensor:
+    return x
+
+
+def _reorder(dims: list[int], order: Tensor, x: Tensor) -> Tensor:
+    """Entries along some dimensions together, in another order."""
+    last = x.movedim(dims, [*range(-len(dims), 0)])
+    moved = last.flatten(-len(dims)).index_select(-1, order.to(x.device)).reshape(last.shape)
+    return moved.movedim([*range(-len(dims), 0)], dims)
 
 
 def of_pixels(*operations: type[nn.Module] | str) -> Any:
