@@ -4,18 +4,31 @@ from functools import partial
 
 import pytest
 import torch
+import torchvision
 from small_nets import Images, shuffled, smooth_images
 from structures import Attended, Tokens
 from test_structures import difference, with_statistics
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
+from torchvision.models.swin_transformer import (
+    PatchMerging,
+    PatchMergingV2,
+    ShiftedWindowAttention,
+    ShiftedWindowAttentionV2,
+    SwinTransformerBlock,
+    SwinTransformerBlockV2,
+)
 from torchvision_nets import measure
 
 from relusym.errors import UserError
 from relusym.merging.channel_groups import channel_groups, head_order, permute, random_permutations
+from relusym.merging.grid import grid
+from relusym.merging.identities import largest_difference
+from relusym.merging.layers import equivariance_errors, group_actions
 from relusym.merging.matching import Pair, match
 from relusym.merging.merge import flip_merge, merge
+from relusym.merging.pixels import transformed
+from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
 
 HEADS, CHANNELS = 4, 24
 
@@ -208,3 +221,76 @@ def test_involutions_of_heads_are_refused_in_one_line():
     net = with_statistics(Attended()).float()
     with pytest.raises(UserError, match="not for nets with attention heads"):
         flip_merge(net, Images(smooth_images(20), 20), matching="involution")
+
+
+# ---- shifted windows
+
+
+def swin(block, window=4):
+    torch.manual_seed(0)
+    merging = {SwinTransformerBlock: PatchMerging, SwinTransformerBlockV2: PatchMergingV2}[block]
+    net = torchvision.models.SwinTransformer(
+        [4, 4], 24, [2, 2], [2, 4], [window, window], num_classes=10, block=block, downsample_layer=merging
+    )
+    for name, parameter in net.named_parameters():
+        nn.init.normal_(parameter, 1.0 * ("norm" in name and "weight" in name), 0.3)
+    return net.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("symmetry", SYMMETRIES.values(), ids=SYMMETRIES)
+@pytest.mark.parametrize("block", [SwinTransformerBlock, SwinTransformerBlockV2])
+def test_a_transformed_swin_transformer_on_transformed_images_computes_the_same(block, symmetry):
+    net, x = swin(block).double(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    assert grid(net.float(), (3, 64, 64), symmetry).symmetric
+    net = net.double()
+    if block is SwinTransformerBlockV2 and symmetry.order == 4:  # its table of positions has an axis an entry
+        with pytest.raises(UserError, match="symmetry quarter_turn"):
+            transformed(net, symmetry, (3, 64, 64))
+        return
+    moved = transformed(net, symmetry, (3, 64, 64))
+    assert largest_difference(net(x), moved(symmetry.act(x))) < 1e-10
+    assert largest_difference(net(x), net(symmetry.act(x))) > 1e-3
+
+
+def test_windows_that_are_shifted_by_less_than_half_stand_in_the_way():
+    found = grid(swin(SwinTransformerBlock, 7), (3, 112, 112), HORIZONTAL_FLIP)
+    assert {(misfit.layer, misfit.stride, misfit.size) for misfit in found.misfits} == {
+        ("shifted_window_attention in features.1.1.attn", 7, 28),
+        ("shifted_window_attention in features.3.1.attn", 7, 14),
+    }
+    assert found.next_size is None
+    odd = grid(swin(SwinTransformerBlock), (3, 36, 36), HORIZONTAL_FLIP)  # 9 patches a side
+    assert ("_patch_merging_pad in features.2", 2, 9, -1) in {
+        (misfit.layer, misfit.stride, misfit.size, misfit.left_over) for misfit in odd.misfits
+    }
+
+
+@pytest.mark.parametrize("block", [SwinTransformerBlock, SwinTransformerBlockV2])
+def test_every_layer_of_a_swin_transformer_has_an_equivariance_error_or_a_reason(block):
+    net, images = swin(block), Images(smooth_images(12, 64), 6)
+    merged = flip_merge(net, images)
+    groups = channel_groups(net, images.shape)
+    errors, _ = equivariance_errors(net, images, HORIZONTAL_FLIP, groups, merged.permutations)
+    unknown = group_actions(net, HORIZONTAL_FLIP, images.shape, groups)[1]
+    assert errors.keys() | unknown.keys() == {group.name for group in groups}
+    kinds = set(unknown.values())
+    assert kinds <= {"doesn't depend on the image", "is a number of each head, and no activation"} and kinds
+    assert (
+        len(errors) == 14
+    )  # of four blocks queries with keys, values and both of the MLP; of two stages the stream
+
+
+@torch.no_grad()
+def test_a_layers_error_is_that_of_its_map_of_tokens():
+    net, images = swin(SwinTransformerBlock), Images(smooth_images(12, 64), 6)
+    groups = {group.name: group for group in channel_groups(net, images.shape)}
+    [name] = [name for name, group in groups.items() if name.endswith("3.1.mlp.0")]
+    permutations = {name: torch.arange(group.size) for name, group in groups.items()}
+    errors, _ = equivariance_errors(net, images, HORIZONTAL_FLIP, list(groups.values()), permutations)
+    seen = []
+    net.features[3][1].mlp[1].register_forward_hook(lambda module, args, output: seen.append(output))
+    x = images.first(12, torch.device("cpu"))
+    net(x), net(x.flip(-1))
+    here, there = seen[0], seen[1].flip(2)  # (B, H, W, C)
+    assert errors[name]["identity"] == pytest.approx(float((here - there).norm() / here.norm()), rel=1e-4)
