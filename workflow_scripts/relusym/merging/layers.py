@@ -21,6 +21,9 @@ from relusym.randomness import generator
 from relusym.symmetry import Symmetry
 
 ZERO_FILTER = 0.1  # a filter whose norm is below this share of the largest in its layer counts as zero
+AT_ONCE = (
+    2**23
+)  # entries of images and transformed images that are run together: of large ones, not a whole batch
 WAYS = ("matched", "identity", "random")  # to permute channels
 
 
@@ -200,11 +203,13 @@ def equivariance_errors(
     with evaluating(net):
         run, most = Lockstep([trace(net, inside=True)]), len(images) if most is None else most
         for x in images.batches(device):
-            back = x
-            for _ in range(symmetry.order - 1):
-                back = symmetry.act(back)
-            here, there = logits_of(run.run([torch.cat([x, back])], visit)[0]).double().chunk(2)
-            invariance += relative_invariance_error(here.flatten(1), moved(there, symmetry).flatten(1)).sum()
+            for piece in x.split(max(1, AT_ONCE // (2 * x[0].numel()))):
+                back = piece
+                for _ in range(symmetry.order - 1):
+                    back = symmetry.act(back)
+                here, there = logits_of(run.run([torch.cat([piece, back])], visit)[0]).double().chunk(2)
+                there = moved(there, symmetry)
+                invariance += relative_invariance_error(here.flatten(1), there.flatten(1)).sum()
             count += len(x)
     errors = {
         name: {way: float((sums[way] / sums["whole"].clamp(min=1e-30)).sqrt()) for way in WAYS}
