@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym.merging.channel_groups import ChannelGroup, by_node, random_permutations, trace
-from relusym.merging.images import ImageSource, device_of
+from relusym.merging.images import ImageSource, device_of, pieces
 from relusym.merging.invariance import moved, relative_invariance_error
 from relusym.merging.kernel_constraint import filters_and_matches, kernel_constraint
 from relusym.merging.lockstep import Lockstep
@@ -21,9 +21,6 @@ from relusym.randomness import generator
 from relusym.symmetry import Symmetry
 
 ZERO_FILTER = 0.1  # a filter whose norm is below this share of the largest in its layer counts as zero
-AT_ONCE = (
-    2**23
-)  # entries of images and transformed images that are run together: of large ones, not a whole batch
 WAYS = ("matched", "identity", "random")  # to permute channels
 
 
@@ -203,7 +200,7 @@ def equivariance_errors(
     with evaluating(net):
         run, most = Lockstep([trace(net, inside=True)]), len(images) if most is None else most
         for x in images.batches(device):
-            for piece in x.split(max(1, AT_ONCE // (2 * x[0].numel()))):
+            for piece in pieces(x, views=2):
                 back = piece
                 for _ in range(symmetry.order - 1):
                     back = symmetry.act(back)

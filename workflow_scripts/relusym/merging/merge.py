@@ -11,7 +11,7 @@ from relusym.merging.aligned import align, between
 from relusym.merging.barrier import absolute_barrier, barrier
 from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.channel_groups import has_batch_norm
-from relusym.merging.identities import CHECK_IMAGES, check_transformed, hold, largest_difference
+from relusym.merging.identities import CHECK_IMAGES, answers, check_transformed, hold, largest_difference
 from relusym.merging.images import GivenImages, ImageSource, as_images, device_of
 from relusym.merging.metrics import LOSS, TOP_1, Metric, Scores, check_labels, evaluate
 from relusym.merging.nets import check_net, evaluating, logits_of
@@ -148,7 +148,7 @@ def _merge(
     )
     permuted = aligned.second
     x = test.first(CHECK_IMAGES, device_of(first))
-    checks = {"permuted_logits": largest_difference(logits_of(second(x)), logits_of(permuted(x)))}
+    checks = {"permuted_logits": largest_difference(answers(second, x), answers(permuted, x))}
     hold(checks)
     middle = halfway(first, permuted)
     inner = {"halfway": middle}

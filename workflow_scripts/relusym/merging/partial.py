@@ -11,14 +11,14 @@ from torch import Tensor, fx, nn
 
 from relusym.merging.aligned import Aligned, Targets, distinct
 from relusym.merging.barrier import accuracy, barrier
-from relusym.merging.batch_norm import correct_blocks, resetting
+from relusym.merging.batch_norm import correct_blocks, repair_blocks, resetting
 from relusym.merging.branches import Branches, Which
 from relusym.merging.channel_groups import has_batch_norm, trace
 from relusym.merging.handlers import BATCH_NORMS
 from relusym.merging.images import ImageSource, device_of
 from relusym.merging.metrics import MEASURED, Metric, Scores, evaluate
 from relusym.merging.nets import logits_of
-from relusym.merging.repair import repair_points, repaired
+from relusym.merging.repair import correct, repair_points
 from relusym.merging.survey import survey
 from relusym.merging.tracing import layer_of
 from relusym.precision import full_float32
@@ -113,7 +113,11 @@ class _Partly:
 
     def merged(self, chosen: set[str], images: ImageSource) -> nn.Module:
         """The first net with the chosen parts merged, and REPAIR on `images`."""
-        return repaired(*self._plain(chosen), images)[0]
+        net, targets = self._plain(chosen)
+        if has_batch_norm(net):
+            return repair_blocks(net, targets, images)
+        correct(net, targets, images)
+        return net
 
     def _plain(self, chosen: set[str]) -> tuple[nn.Module, Targets]:
         """The first net with the chosen parts merged, and its target statistics."""

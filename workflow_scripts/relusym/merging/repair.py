@@ -13,10 +13,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from relusym.merging.batch_norm import repair_blocks
 from relusym.merging.channel_groups import block_outputs, has_batch_norm, trace
 from relusym.merging.handlers import CONVS, TRANSPOSED
-from relusym.merging.identities import CHECK_IMAGES, hold, largest_difference
+from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_difference
 from relusym.merging.images import ImageSource, device_of
 from relusym.merging.moments import Moments, Statistics, samples
-from relusym.merging.nets import logits_of
 from relusym.merging.tracing import layer_of
 
 EPSILON = 1e-5  # added to a variance before a division, as batch norm does
@@ -207,14 +206,20 @@ def repair(
         targets: layer name → statistics, as `Statistics.halfway` of the endpoints gives them.
     """
     repaired = deepcopy(net)
-    run, rescalings = LayerByLayer(repaired, images), {}
+    return repaired, correct(repaired, targets, images)
+
+
+@torch.no_grad()
+def correct(net: nn.Module, targets: dict[str, Statistics], images: ImageSource) -> dict[str, Rescaling]:
+    """As `repair`, of the net itself."""
+    run, rescalings = LayerByLayer(net, images), {}
     for i, node in run.layers():
-        layer = repaired.get_submodule(node.target)
+        layer = net.get_submodule(node.target)
         rescaling = Rescaling.between(run.measure(i), targets[node.target], channel_dim(layer))
         rescaling.fuse(layer)
         run.correct(node, rescaling)
         rescalings[node.target] = rescaling
-    return repaired, rescalings
+    return rescalings
 
 
 @torch.no_grad()
@@ -225,7 +230,7 @@ def unfused(net: nn.Module, rescalings: dict[str, Rescaling], x: Tensor) -> Tens
         for name, rescaling in rescalings.items()
     ]
     try:
-        return net(x)
+        return answers(net, x)
     finally:
         for hook in hooks:
             hook.remove()
@@ -248,7 +253,6 @@ def repaired(
         return repair_blocks(net, targets, images), {}
     fused, rescalings = repair(net, targets, images)
     x = images.first(CHECK_IMAGES, device_of(net))
-    logits = logits_of(unfused(net, rescalings, x))
-    checks = {"fused_repair": largest_difference(logits, logits_of(fused(x)))}
+    checks = {"fused_repair": largest_difference(unfused(net, rescalings, x), answers(fused, x))}
     hold(checks)
     return fused, checks

@@ -123,6 +123,7 @@ def report(
     merged = flip_merge(net, match, test, labels, symmetry=symmetry, seed=seed, metrics=metrics)
     told("layer by layer", 0)
     own = merged.nets["net"]
+    del merged.nets["flipped"]  # it is the permuted one, in another order
     groups = channel_groups(own, test.shape)
     permutations = {name: torch.tensor(permutation) for name, permutation in merged.permutations.items()}
     errors, invariance = equivariance_errors(
