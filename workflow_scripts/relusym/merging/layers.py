@@ -136,7 +136,7 @@ def group_actions(
     """What τ does to the activations of channel groups, by name; and of those where it isn't known, why."""
     of_nodes = actions(net, symmetry, image_shape, {group.node for group in groups})
     found = {
-        group.name: of_nodes[group.node] if group.node else "is a number of each head, and no activation"
+        group.name: of_nodes[group.node] if group.node else "they are numbers of heads, and no activations"
         for group in groups
     }
     unknown = {name: what for name, what in found.items() if isinstance(what, str)}

@@ -150,7 +150,7 @@ def actions(
         if node.name not in nodes:
             continue
         if node not in seen or not isinstance(of, Labels):
-            found[node.name] = "doesn't depend on the image"
+            found[node.name] = "what they compute doesn't depend on the image"
         elif of.varies == [2, 3] and len(of.shape) == 4:
             found[node.name] = symmetry.act
         elif not of.varies:
