@@ -15,7 +15,7 @@ from relusym.errors import UserError
 from relusym.randomness import generator
 
 COLOURS = (1, 3)  # channels of an image, grey or RGB
-AT_ONCE = 2**23  # entries of images that are run at once where it isn't a batch that is run
+AT_ONCE = 2**22  # entries of images that are run at once where it isn't a batch that is run
 LAYOUT = "uint8 (N, H, W, 3), or (N, H, W, 1) of a net that reads grey images"
 
 
