@@ -43,11 +43,16 @@ def reset_batch_norm(net: nn.Module, images: ImageSource) -> nn.Module:
     One pass in training mode: every layer sees the earlier ones already reset. Batches are of equal size up to one
     image, since batch norm counts each batch alike.
     """
-    reset = deepcopy(net).eval()  # all but its batch norms: no dropout, no auxiliary outputs
-    with resetting(norms_of(reset)):
+    return _reset(deepcopy(net), images)
+
+
+def _reset(net: nn.Module, images: ImageSource) -> nn.Module:
+    """As `reset_batch_norm`, of the net itself."""
+    net.eval()  # all but its batch norms: no dropout, no auxiliary outputs
+    with resetting(norms_of(net)):
         for x in images.batches(device_of(net), even=True):
-            reset(x)
-    return reset
+            net(x)
+    return net
 
 
 def _batch_norm_after(
@@ -77,7 +82,7 @@ def block_statistics(net: nn.Module, images: ImageSource) -> dict[str, Statistic
     for node, shape in shapes.items():
         _batch_norm_after(graph, node, shape)
     graph.recompile()
-    reset = reset_batch_norm(graph, images)
+    reset = _reset(graph, images)
     found = {node.name: reset.get_submodule(f"{node.name}_repair") for node in shapes}
     return {
         name: Statistics(layer.running_mean.double(), layer.running_var.double().sqrt())
@@ -129,4 +134,4 @@ def repair_blocks(net: nn.Module, targets: dict[str, Statistics], images: ImageS
         net: the merged net.
         targets: as of `correct_blocks`.
     """
-    return reset_batch_norm(correct_blocks(net, targets, images)[0], images)
+    return _reset(correct_blocks(net, targets, images)[0], images)

@@ -85,7 +85,7 @@ def grid(net: nn.Module, image_shape: tuple[int, int, int], symmetry: Symmetry) 
         UserError: the net can't be traced, or doesn't take images of this shape.
     """
     try:
-        graph = trace(deepcopy(net).to("meta").eval())
+        graph = trace(_without_weights(net))
         found = _misfits(graph, image_shape, symmetry)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         reason = str(error.__cause__ or error).partition("\n")[0]  # torch.fx puts a page around the cause
@@ -102,6 +102,12 @@ def grid(net: nn.Module, image_shape: tuple[int, int, int], symmetry: Symmetry) 
                 break
     size = image_shape[axes(symmetry)[-1] - 1]
     return Grid(size, *found, None if larger is None else size + larger)
+
+
+def _without_weights(net: nn.Module) -> nn.Module:
+    """A copy that computes shapes alone, in evaluation mode."""
+    shapes = {id(of): nn.Parameter(of.to("meta"), of.requires_grad) for of in net.parameters()}
+    return deepcopy(net, shapes | {id(of): of.to("meta") for of in net.buffers()}).eval()
 
 
 def _misfits(

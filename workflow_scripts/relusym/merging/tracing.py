@@ -33,10 +33,14 @@ def trace(net: nn.Module, inside: bool = False) -> fx.GraphModule:
     """
     try:
         with evaluating(net):
-            graph = fx.GraphModule(net, _Tracer().trace(net), type(net).__name__)
+            tracer = _Tracer()
+            graph = fx.GraphModule(net, tracer.trace(net), type(net).__name__)
     except Exception as error:  # torch.fx raises many kinds
         reason = " ".join(str(error).split())
         raise UserError(f"{type(net).__name__} can't be traced by torch.fx: {reason}") from error
+    # both lie in cycles, which would keep the net's weights until the garbage collector comes by
+    graph.graph.owning_module = None
+    tracer.__dict__.clear()
     if inside:
         for node in list(graph.graph.nodes):
             _show_projection(graph, node)
