@@ -8,7 +8,7 @@ from torch import nn
 from relusym.data.augmentation import normalise
 from relusym.merging import images
 from relusym.merging.batch_norm import reset_batch_norm
-from relusym.merging.channel_groups import channel_groups, permute
+from relusym.merging.channel_groups import channel_groups, permute, random_permutations
 from relusym.merging.survey import survey
 from relusym.nets import build
 from relusym.nets.group_conv import RegularConv2d
@@ -65,7 +65,7 @@ def resnet(network=SMALL, seed=0, size=33):
 def shuffled(net, groups, seed=5):
     """A copy of the net with its channels in random order, and the permutations that made it."""
     generator = torch.Generator().manual_seed(seed)
-    planted = {group.name: torch.randperm(group.size, generator=generator) for group in groups}
+    planted = random_permutations(groups, generator)
     copy = deepcopy(net)
     copy.load_state_dict(permute(net.state_dict(), groups, planted))
     return copy, planted

@@ -129,7 +129,7 @@ class UNet(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Attention written out, with a class token and position embeddings; heads are permuted whole."""
+    """Attention written out, with a class token and position embeddings."""
 
     written_out = True
 

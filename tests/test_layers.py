@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
+import torchvision
 from small_nets import Images, resnet, shuffled, smooth_images, vgg11
 from torch import nn
 
 from relusym.data.augmentation import normalise
+from relusym.merging import partial
 from relusym.merging.channel_groups import channel_groups
 from relusym.merging.invariance import invariance_error
-from relusym.merging.layers import convs, equivariance_errors, layers
+from relusym.merging.layers import convs, equivariance_errors, group_actions, layers
 from relusym.merging.merge import flip_merge
 from relusym.merging.partial import MEASURED, partial_merges, parts
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
@@ -99,26 +101,38 @@ def test_parts_hold_every_tensor_once_and_norms_go_with_their_layers():
 def test_a_net_and_its_permuted_copy_fail_nowhere(net):
     net = net()
     found = partial_merges(net, net, IMAGES, IMAGES, None)
-    for partial in found:
-        assert abs(partial.up_to["loss"]) < 0.2 and abs(partial.up_to["accuracy"]) < 0.1
+    for part in found:
+        assert abs(part.up_to["loss"]) < 0.2 and abs(part.up_to["accuracy"]) < 0.1
 
 
 @pytest.mark.parametrize("net", [vgg11, lambda: resnet(size=32)], ids=["vgg11", "resnet"])
 def test_all_parts_merged_are_the_whole_merge(net):
     net = net()
     merged = flip_merge(net, IMAGES)
-    told = []
+    shares = []
     found = partial_merges(
         *(merged.nets["net"], merged.nets["permuted"], IMAGES, IMAGES, merged.labels),
-        told=lambda *done: told.append(done),
+        told=shares.append,
     )
-    assert [partial.part for partial in found] == [part.name for part in parts(net)]
+    assert [one.part for one in found] == [part.name for part in parts(net)]
     for metric in MEASURED:
         assert found[-1].up_to[metric] == pytest.approx(merged.barriers[metric]["repaired"], abs=0.02)
         assert (
             found[-1].all_but[metric] == found[-2].up_to[metric]
         )  # all but the last are all up to the one before
-    assert told == [(i + 1, len(found)) for i in range(len(found))]
+    assert shares == sorted(shares) and len(shares) > 2 and shares[-1] == 1
+
+
+def test_partial_merges_run_side_by_side_are_those_run_one_by_one(monkeypatch):
+    first, second = resnet(size=32), resnet(seed=1, size=32)
+    some, others = Images(smooth_images(30), 12), Images(smooth_images(20, seed=2), 8)
+    together = partial_merges(first, second, some, others, None)
+    monkeypatch.setattr(partial, "_side_by_side", partial._one_by_one)
+    for one, other in zip(together, partial_merges(first, second, some, others, None), strict=True):
+        assert one.part == other.part
+        for kind in ("up_to", "all_but"):
+            assert getattr(one, kind) == pytest.approx(getattr(other, kind), rel=1e-4, abs=1e-6)
+    assert len({round(one.up_to["loss"], 4) for one in together}) == len(together)
 
 
 @torch.no_grad()
@@ -129,8 +143,67 @@ def test_a_layer_that_alone_differs_is_where_it_fails():
     other.features.conv5.weight.copy_(
         torch.randn_like(other.features.conv5.weight) * net.features.conv5.weight.std()
     )
-    found = {partial.part: partial for partial in partial_merges(net, other, IMAGES, IMAGES, None)}
+    found = {one.part: one for one in partial_merges(net, other, IMAGES, IMAGES, None)}
     before, after = found["features.conv4"].up_to["loss"], found["features.conv5"].up_to["loss"]
     assert after > before + 0.05
-    others = [partial.all_but["loss"] for name, partial in found.items() if name != "features.conv5"]
+    others = [one.all_but["loss"] for name, one in found.items() if name != "features.conv5"]
     assert found["features.conv5"].all_but["loss"] < min(others) - 0.05
+
+
+# ---- tokens
+
+
+class Sorted(nn.Module):
+    """Tokens of an equivariant convolution with a class token, in a net of several layouts."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.conv, self.token = nn.Conv2d(3, 8, 8, 8), nn.Parameter(torch.randn(1, 1, 8))
+        self.mix, self.last, self.head = nn.Linear(8, 8), last, nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.last:  # (B, H, W, C)
+            return self.head(self.mix(x.permute(0, 2, 3, 1)).relu().mean((1, 2)))
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
+        return self.head(self.mix(x).relu().mean(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("last", [False, True], ids=["tokens", "channels_last"])
+@pytest.mark.parametrize("symmetry", [HORIZONTAL_FLIP, QUARTER_TURN], ids=lambda symmetry: symmetry.name)
+def test_tokens_are_moved_as_the_pixels_that_they_stand_for(last, symmetry):
+    torch.manual_seed(0)
+    net = Sorted(last)
+    twin = net.conv.weight[:4]  # channels and their transformed ones
+    net.conv.weight.copy_(torch.cat([twin, symmetry.act(twin)]) if symmetry.order == 2 else net.conv.weight)
+    merged, found, _ = measured(net, symmetry=symmetry)
+    x = normalise(IMAGES.pixels)
+    back = x
+    for _ in range(symmetry.order - 1):
+        back = symmetry.act(back)
+
+    def tokens(of):
+        return net.mix(net.conv(of).permute(0, 2, 3, 1)).relu().permute(0, 3, 1, 2)
+
+    whole, there = tokens(x), symmetry.act(tokens(back))
+    class_token = net.mix(net.token[0, 0]).relu()
+    [layer] = [of for of in found if of.name == "mix"]
+    for way, permutation in {"matched": merged.permutations["mix"], "identity": list(range(8))}.items():
+        squares, norm = (whole - there[:, permutation]).square().sum(), whole.square().sum()
+        if not last:
+            squares += len(x) * (class_token - class_token[permutation]).square().sum()
+            norm += len(x) * class_token.square().sum()
+        assert layer.equivariance[way] == pytest.approx(float((squares / norm).sqrt()), rel=1e-4)
+
+
+def test_every_layer_of_a_transformer_has_an_equivariance_error():
+    torch.manual_seed(0)
+    net = torchvision.models.VisionTransformer(32, 8, 2, 4, 24, 48, num_classes=10)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    _, found, _ = measured(net)
+    assert len(found) > 6
+    assert all(layer.equivariance["matched"] is not None for layer in found)
+    assert any(layer.equivariance["matched"] > 0.1 for layer in found)
+    assert group_actions(net, HORIZONTAL_FLIP, (3, 32, 32), channel_groups(net))[1] == {}

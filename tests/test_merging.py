@@ -1,5 +1,7 @@
 """Merging nets with each other and with their flipped selves, and barriers."""
 
+import gc
+import weakref
 from itertools import combinations
 
 import numpy as np
@@ -14,6 +16,8 @@ from relusym.merging.barrier import absolute_barrier, accuracy, barrier
 from relusym.merging.channel_groups import channel_groups, permute
 from relusym.merging.identities import largest_difference
 from relusym.merging.merge import flip_merge, halfway, merge
+from relusym.merging.pixels import transformed
+from relusym.merging.repair import LayerByLayer
 from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
 
@@ -137,3 +141,38 @@ def test_accuracy_counts_the_last_incomplete_batch(images):
     truth = answers(net, images)
     truth[:30] = (truth[:30] + 1) % 10
     assert accuracy(net, Images(images.pixels, 77), truth) == pytest.approx(0.9)
+
+
+def test_a_weight_that_two_layers_share_is_averaged_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.one, self.two = (nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8))
+            self.two.weight = self.one.weight
+            self.head = nn.Linear(8, 10)
+
+        def forward(self, x):
+            x = self.one(self.stem(x).relu()).relu()
+            return self.head(self.two(x).relu().mean((2, 3)))
+
+    first, second = Tied(), Tied()
+    middle = halfway(first, second)
+    assert torch.allclose(middle.one.weight, (first.one.weight + second.one.weight) / 2)
+    assert middle.two.weight is middle.one.weight
+
+
+def test_a_net_that_is_no_longer_needed_is_gone_at_once(images):
+    net = vgg11()
+    gone = weakref.ref(net.features.conv3.weight)
+    gc.disable()  # cycles would keep it
+    try:
+        (
+            channel_groups(net),
+            transformed(net, HORIZONTAL_FLIP, (3, 32, 32)),
+            LayerByLayer(net, images).measure(1),
+        )
+        assert gone() is not None
+        del net
+        assert gone() is None
+    finally:
+        gc.enable()

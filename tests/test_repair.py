@@ -12,7 +12,7 @@ from relusym.merging.batch_norm import repair_blocks, reset_batch_norm
 from relusym.merging.channel_groups import channel_groups, trace
 from relusym.merging.identities import largest_difference
 from relusym.merging.merge import halfway
-from relusym.merging.repair import repair, repair_points, unfused
+from relusym.merging.repair import LayerByLayer, repair, repair_points, unfused
 from relusym.merging.survey import survey
 
 PLAIN = {"architecture": "vgg11_bn", "width": 1 / 8}
@@ -45,6 +45,41 @@ def test_fused_equals_unfused_repair(pixels):
     assert largest_difference(unfused(between, rescalings, x), repaired(x)) < 1e-5
     assert largest_difference(between(x), repaired(x)) > 1e-2
     assert [name for name, _ in repaired.named_modules()] == [name for name, _ in between.named_modules()]
+
+
+class InPlace(nn.Module):
+    """Residual blocks without batch norm, of layers that overwrite what they read."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8, 8))
+        self.relu, self.head = nn.ReLU(inplace=True), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.relu(self.convs[0](x))
+        for conv in self.convs[1:]:
+            x += conv(x)
+            x = self.relu(x)
+        return self.head(x.mean((2, 3)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build_net", [vgg11, lambda seed: InPlace()], ids=["vgg11", "in_place"])
+def test_maps_that_there_is_no_room_for_are_held_a_batch_at_a_time(pixels, monkeypatch, build_net):
+    first, second = build_net(0), build_net(1)
+    between, some = halfway(first, second), Images(pixels[:60], 25)
+    wanted = targets(first, second, some)
+    held = repair(between, wanted, some)[0]
+    for room in (0, 60 * 8 * 16 * 16 * 4):  # none, or from the second conv on
+        monkeypatch.setattr("relusym.merging.repair.HELD_BYTES", room)
+        again = repair(between, wanted, some)[0]
+        x = normalise(pixels[:20])
+        assert largest_difference(held(x), again(x)) < 1e-5
+        run = LayerByLayer(deepcopy(between), some)
+        for place, _ in run.layers():
+            run.measure(place)
+            taken = sum(of.nbytes for env in run.environments for of in env.values())
+            assert taken <= room
 
 
 @torch.no_grad()

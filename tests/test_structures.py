@@ -16,10 +16,10 @@ from torchvision_nets import PAGE, constructors, measure
 from relusym.errors import UserError
 from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.channel_groups import Place, channel_groups
-from relusym.merging.flow import HANDLERS
 from relusym.merging.merge import merge
 from relusym.merging.pixels import transformed
 from relusym.merging.survey import survey
+from relusym.merging.tracing import HANDLERS
 from relusym.nets import build
 from relusym.symmetry import SYMMETRIES
 

@@ -1,6 +1,7 @@
 """Every classification net of torchvision, permuted at random: `python tests/torchvision_nets.py` writes docs/nets.md.
 
-About an hour on one core and 12 GB of memory; what is measured is kept in `docs/.nets.json`, from where it goes on.
+About an hour on one core and 12 GB of memory. Until all are measured, what is measured is kept in `docs/.nets.json`,
+from where it goes on. With names of nets, only their rows are written anew.
 """
 
 import gc
@@ -12,7 +13,7 @@ import torch
 import torchvision
 
 from relusym.errors import UserError
-from relusym.merging.channel_groups import channel_groups, permute
+from relusym.merging.channel_groups import channel_groups, permute, random_permutations
 from relusym.merging.identities import largest_difference
 
 PAGE = Path(__file__).parents[1] / "docs" / "nets.md"
@@ -63,7 +64,7 @@ def measure(name):
     x = torch.randn(2, 3, size, size, dtype=getattr(torch, precision))
     before = net(x)
     generator = torch.Generator().manual_seed(5)
-    permutations = {group.name: torch.randperm(group.size, generator=generator) for group in groups}
+    permutations = random_permutations(groups, generator)
     net.load_state_dict(permute(net.state_dict(), groups, permutations))
     return about | {
         "groups": len(groups),
@@ -106,15 +107,35 @@ def page(measured):
     return "\n".join([*lines, ""])
 
 
+def listed():
+    """What the page says of each net."""
+    found = {}
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) < 6 or not cells[1].isdigit():
+            continue
+        name, size, groups, channels, difference, note = cells
+        found[name] = {"size": int(size), "precision": "float32" if note == "float32" else "float64"}
+        found[name] |= (
+            {"groups": int(groups), "channels": int(channels), "difference": float(difference)}
+            if difference
+            else {"refused": note.removeprefix("refused: ")}
+        )
+    return found
+
+
 if __name__ == "__main__":
     import sys
 
-    measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
-    for name in sys.argv[1:] or constructors():
-        if name not in measured or sys.argv[1:]:
+    names = sys.argv[1:]
+    measured = listed() if names else json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
+    for name in names or constructors():
+        if name not in measured or names:
             measured[name] = measure(name)
-            MEASURED.write_text(json.dumps(measured, indent=1))
+            if not names:
+                MEASURED.write_text(json.dumps(measured, indent=1))
             print(name, measured[name], flush=True)
             gc.collect()
-    if not sys.argv[1:]:
-        PAGE.write_text(page(measured), encoding="utf-8")
+    PAGE.write_text(page(measured), encoding="utf-8")
+    if not names:
+        MEASURED.unlink()

@@ -11,7 +11,7 @@ from relusym.merging.images import ImageSource
 from relusym.merging.matching import Pair, match
 from relusym.merging.moments import Statistics
 from relusym.merging.repair import repair_points
-from relusym.merging.survey import Survey, survey
+from relusym.merging.survey import Answered, Survey, survey
 from relusym.randomness import generator
 
 Targets = dict[str, Statistics]
@@ -21,10 +21,16 @@ Targets = dict[str, Statistics]
 def between(first: nn.Module, second: nn.Module, share: float) -> nn.Module:
     """The net at (1 − `share`)θ₁ + `share`·θ₂."""
     net, other = deepcopy(first), second.state_dict()
-    for name, tensor in net.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.mul_(1 - share).add_(other[name], alpha=share)
+    for name, tensor in distinct(net.state_dict()).items():
+        tensor.mul_(1 - share).add_(other[name], alpha=share)
     return net
+
+
+def distinct(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of numbers that can be averaged, each under one name, though layers share it."""
+    memory = {tensor.data_ptr(): name for name, tensor in reversed(state.items())}
+    return {name: tensor for name, tensor in state.items()
+            if tensor.is_floating_point() and memory[tensor.data_ptr()] == name}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,11 @@ def align(
     matching: str = "activation",
     seed: int = 0,
     order: int | None = None,
+    answered: Answered | None = None,
 ) -> Aligned:
-    """Match the channels of `second` to those of `first`; arguments and errors as of `merge.merge`."""
+    """Match the channels of `second` to those of `first`; arguments and errors as of `merge.merge` and `survey`."""
     groups = channel_groups(first, images.shape)
-    found = survey(first, second, images, groups)
+    found = survey(first, second, images, groups, answered)
     states = first.state_dict(), second.state_dict()
     pair = Pair(states, groups, found.correlations, generator(seed, matching), order)
     matched = match(matching, pair)

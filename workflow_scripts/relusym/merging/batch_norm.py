@@ -1,6 +1,7 @@
 """REPAIR of nets with batch norm: its reset, and batch norms behind the outputs of blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
@@ -15,6 +16,26 @@ from relusym.merging.moments import Statistics
 NORMS = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}  # by the number of dimensions
 
 
+def norms_of(net: nn.Module) -> list[nn.Module]:
+    """The layers that keep running statistics."""
+    return [layer for layer in net.modules()
+            if isinstance(layer, BATCH_NORMS) and layer.running_mean is not None]  # fmt: skip
+
+
+@contextmanager
+def resetting(norms: Sequence[nn.Module]) -> Iterator[None]:
+    """Within, batch norms are in training mode; afterwards they hold the means of the batches that they read there."""
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    yield
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
 @torch.no_grad()
 def reset_batch_norm(net: nn.Module, images: ImageSource) -> nn.Module:
     """A copy of `net` whose batch norms hold the statistics of `images`.
@@ -22,22 +43,16 @@ def reset_batch_norm(net: nn.Module, images: ImageSource) -> nn.Module:
     One pass in training mode: every layer sees the earlier ones already reset. Batches are of equal size up to one
     image, since batch norm counts each batch alike.
     """
-    reset = deepcopy(net).eval()  # all but its batch norms: no dropout, no auxiliary outputs
-    norms = [
-        layer
-        for layer in reset.modules()
-        if isinstance(layer, BATCH_NORMS) and layer.running_mean is not None
-    ]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-        norm.train()
-    for x in images.batches(device_of(net), even=True):
-        reset(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return reset.eval()
+    return _reset(deepcopy(net), images)
+
+
+def _reset(net: nn.Module, images: ImageSource) -> nn.Module:
+    """As `reset_batch_norm`, of the net itself."""
+    net.eval()  # all but its batch norms: no dropout, no auxiliary outputs
+    with resetting(norms_of(net)):
+        for x in images.batches(device_of(net), even=True):
+            net(x)
+    return net
 
 
 def _batch_norm_after(
@@ -67,7 +82,7 @@ def block_statistics(net: nn.Module, images: ImageSource) -> dict[str, Statistic
     for node, shape in shapes.items():
         _batch_norm_after(graph, node, shape)
     graph.recompile()
-    reset = reset_batch_norm(graph, images)
+    reset = _reset(graph, images)
     found = {node.name: reset.get_submodule(f"{node.name}_repair") for node in shapes}
     return {
         name: Statistics(layer.running_mean.double(), layer.running_var.double().sqrt())
@@ -83,6 +98,31 @@ def _block_shapes(graph: fx.GraphModule, images: ImageSource) -> dict[fx.Node, S
 
 
 @torch.no_grad()
+def correct_blocks(
+    net: nn.Module, targets: dict[str, Statistics], images: ImageSource
+) -> tuple[fx.GraphModule, dict[str, str]]:
+    """A copy of a net with a batch norm after each block, of which the target's are weight and bias.
+
+    Args:
+        net: with batch norm.
+        targets: node name, as `repair_points` gives it → statistics.
+
+    Returns:
+        The copy, its batch norms not yet reset, and the name of each new one's node → its block's.
+    """
+    graph, blocks = trace(deepcopy(net)), {}
+    for node, shape in _block_shapes(graph, images).items():
+        target = targets[node.name]
+        correction, corrected = _batch_norm_after(graph, node, shape)
+        correction.weight.copy_(target.std)
+        correction.bias.copy_(target.mean)
+        node.replace_all_uses_with(corrected, delete_user_cb=lambda user, own=corrected: user is not own)
+        blocks[corrected.name] = node.name
+    graph.recompile()
+    return graph.eval(), blocks
+
+
+@torch.no_grad()
 def repair_blocks(net: nn.Module, targets: dict[str, Statistics], images: ImageSource) -> fx.GraphModule:
     """A copy of a net with batch norm, reset, whose blocks' outputs have the target statistics.
 
@@ -92,14 +132,6 @@ def repair_blocks(net: nn.Module, targets: dict[str, Statistics], images: ImageS
 
     Args:
         net: the merged net.
-        targets: node name, as `repair_points` gives it → statistics.
+        targets: as of `correct_blocks`.
     """
-    graph = trace(deepcopy(net))
-    for node, shape in _block_shapes(graph, images).items():
-        target = targets[node.name]
-        correction, corrected = _batch_norm_after(graph, node, shape)
-        correction.weight.copy_(target.std)
-        correction.bias.copy_(target.mean)
-        node.replace_all_uses_with(corrected, delete_user_cb=lambda user, own=corrected: user is not own)
-    graph.recompile()
-    return reset_batch_norm(graph, images)
+    return _reset(correct_blocks(net, targets, images)[0], images)

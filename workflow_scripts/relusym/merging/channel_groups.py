@@ -3,56 +3,39 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
-from relusym.merging.flow import Flow, function_name, layer_of, trace
+from relusym.merging.flow import Flow
 from relusym.merging.handlers import ACTIVATING, ACTIVATIONS, ADDITIONS, BATCH_NORMS
-from relusym.merging.labels import FIXED, Labels
+from relusym.merging.joined import Joined, Place
+from relusym.merging.labels import Labels
+from relusym.merging.tracing import function_name, layer_of, trace
 
 __all__ = ["ChannelGroup", "Place", "by_node", "channel_groups", "order_of", "permute", "reordered", "trace"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where channels lie in one dimension of a tensor.
-
-    Attributes:
-        tensor: a parameter's or buffer's name in the state dict; of `ChannelGroup.outputs`, a graph node's.
-        dim: the dimension.
-        block: how many entries of it each channel spans.
-        entries: those of the first channel, of the second and so on; None: all, in their order.
-    """
-
-    tensor: str
-    dim: int
-    block: int = 1
-    entries: Sequence[int] | None = None
-
-    def index(self, size: int, device: torch.device | str = "cpu") -> Tensor:
-        """The entries of each of `size` channels, int64 (size, block)."""
-        every = range(size * self.block) if self.entries is None else self.entries
-        return torch.tensor(every, device=device).reshape(size, self.block)
 
 
 @dataclass(frozen=True)
 class ChannelGroup:
     """Channels that one permutation acts on.
 
+    Those of attention lie in heads of equally many: its permutation brings each head to the place of a whole head, and
+    within it each channel to any.
+
     Attributes:
         name: the last layer that writes to the group, such as `conv3`, on a residual stream the last block's; with the
             range of its channels, such as `conv3[:16]`, if those aren't all of the layer's.
         size: number of channels.
         places: every place in the state dict that is indexed by these channels.
-        node: the graph node whose output is compared when channels are matched: the group's last activation.
+        node: the graph node whose output is compared when channels are matched: the group's last activation; empty if
+            they show in none, as what belongs to a head.
         nodes: every graph node whose output has these channels and no others, one entry of dimension 1 each.
         outputs: all places in the outputs of graph nodes where these channels are.
+        heads: how many heads there are; 1: any permutation will do.
+        tied: a number that groups share whose heads are permuted alike, as queries with keys and values.
     """
 
     name: str
@@ -61,6 +44,8 @@ class ChannelGroup:
     node: str
     nodes: tuple[str, ...] = ()
     outputs: tuple[Place, ...] = ()
+    heads: int = 1
+    tied: int | None = None
 
     @property
     def matched(self) -> Place:
@@ -79,7 +64,7 @@ def channel_groups(net: nn.Module, image_shape: tuple[int, ...] = (3, 32, 32)) -
         UserError: an operation whose effect on channels is unknown, or a layer that can't be permuted (named).
     """
     flow = Flow(net, image_shape)
-    joined = _Joined(flow)
+    joined = Joined(flow)
     order = {node: i for i, node in enumerate(flow.module.graph.nodes)}
     places, outputs = defaultdict(list), defaultdict(dict)
     for (tensor, dim), labels in flow.places.items():
@@ -93,96 +78,54 @@ def channel_groups(net: nn.Module, image_shape: tuple[int, ...] = (3, 32, 32)) -
     for node, labels in flow.writers.items():
         for group, place in joined.places(node.name, 0, labels):
             written[group].append((order[node], node, place))
+    # inside a layer, where nothing says how alike two channels are, they stay; but what belongs to a head goes with it
+    hidden = [number for number, size in enumerate(joined.sizes)
+              if not outputs[number] and size > joined.heads[number]]  # fmt: skip
+    staying = {joined.tied[number] for number in hidden} - {None}
     groups, names = {}, Counter()
     for number, size in enumerate(joined.sizes):
-        where = outputs[number]
-        if not where:
-            continue  # inside a layer, where nothing says how alike two channels are: they stay
-        smallest = min(place.block for place in where.values())
-        nodes = [node for node, place in where.items() if place.block == smallest]
-        activated = [node for node in nodes if is_activation(flow.module, node)]
-        summed = [node for node in nodes if node in flow.writers or function_name(node) in ADDITIONS]
-        node = max(activated or summed or nodes, key=order.get)
-        _, writer, place = max(written[number], default=(0, node, where[node]))
-        name = str(writer.target if writer.op == "call_module" else writer.name).removeprefix("features.")
-        name += _span(place, flow.writers[writer].numel()) if written[number] else ""
+        where, heads, tied = outputs[number], joined.heads[number], joined.tied[number]
+        if number in hidden or tied in staying:
+            continue
+        if where:
+            node = _compared(flow, where, heads, order)
+            _, writer, place = max(written[number], default=(0, node, where[node]))
+            layer = writer.target if writer.op == "call_module" else writer.name
+            name = str(writer.meta.get("layer", layer)).removeprefix("features.")
+            name += _span(place, flow.writers[writer].numel()) if written[number] else ""
+            key = order[node], min(where[node].entries or [0])
+        else:
+            node, name = None, places[number][0].tensor.removeprefix("features.")
+            behind = [of for other, known in outputs.items() if joined.tied[other] == tied for of in known]
+            key = max(map(order.get, behind)), len(order) + number
         names[name] += 1
         name += f"#{names[name]}" if names[name] > 1 else ""
         whole = tuple(of.name for of, p in where.items() if (p.dim, p.block, p.entries) == (1, 1, None))
-        found = ChannelGroup(name, size, tuple(places[number]), node.name, whole, tuple(where.values()))
-        groups[order[node], min(where[node].entries or [0])] = found
-    return [groups[i] for i in sorted(groups)]
+        shown = node.name if node else ""
+        groups[key] = ChannelGroup(
+            name, size, tuple(places[number]), shown, whole, tuple(where.values()), heads, tied
+        )
+    return [groups[key] for key in sorted(groups)]
+
+
+def _compared(flow: Flow, where: dict[fx.Node, Place], heads: int, order: dict[fx.Node, int]) -> fx.Node:
+    """The node whose output says how alike a group's channels are: the last activation, or else sum, or else any."""
+    if heads > 1:  # queries go with keys: their layer shows both
+        where = {node: place for node, place in where.items() if node in flow.writers} or where
+    smallest = min(place.block for place in where.values())
+    nodes = [node for node, place in where.items() if place.block == smallest]
+    activated = [node for node in nodes if is_activation(flow.module, node)]
+    summed = [node for node in nodes if node in flow.writers or function_name(node) in ADDITIONS]
+    return max(activated or summed or nodes, key=order.get)
 
 
 def by_node(groups: list[ChannelGroup]) -> dict[str, list[ChannelGroup]]:
     """The groups by the graph node whose output is compared when their channels are matched."""
     found: dict[str, list[ChannelGroup]] = defaultdict(list)
     for group in groups:
-        found[group.node].append(group)
+        if group.node:
+            found[group.node].append(group)
     return found
-
-
-class _Joined:
-    """What a net's flow says once it has been followed: which channels are one, and which of these are alike.
-
-    Attributes:
-        sizes: of the groups, those of a single channel left out.
-    """
-
-    def __init__(self, flow: Flow):
-        self.roots = flow.ties.roots()
-        self._found: dict[int, tuple[Tensor, list]] = {}
-        alike, self.fresh = np.zeros(len(self.roots), dtype=np.int64), 1
-        for labels in flow.places.values():
-            self._refine(alike, labels)
-        for marked in flow.ties.marks.values():
-            self._refine(alike, torch.cat(marked))
-        for of in tree_leaves(list(flow.labels.values())):
-            if isinstance(of, Labels):  # what only some pass through tells them apart
-                self._refine(alike, of.ids)
-        indexing = {
-            root for labels in flow.places.values() for root in np.unique(self._roots(labels)).tolist()
-        }
-        members: dict[int, list[int]] = defaultdict(list)
-        for root in sorted(indexing - {FIXED}):
-            members[alike[root]].append(root)
-        groups = [channels for channels in members.values() if len(channels) > 1]
-        self.sizes = [len(channels) for channels in groups]
-        self.group, self.rank = (np.full(len(self.roots), -1) for _ in range(2))
-        for number, channels in enumerate(groups):
-            self.group[channels], self.rank[channels] = number, range(len(channels))
-
-    def _roots(self, labels: Tensor) -> np.ndarray:
-        return self.roots[labels.flatten().clamp(min=FIXED).numpy()]
-
-    def _refine(self, alike: np.ndarray, labels: Tensor) -> None:
-        """Tell channels apart by how often each is among these labels."""
-        roots, counts = np.unique(self._roots(labels), return_counts=True)
-        _, kinds = np.unique(np.stack([alike[roots], counts]), axis=1, return_inverse=True)
-        alike[roots] = self.fresh + kinds.reshape(-1)
-        self.fresh += len(roots)
-
-    def places(self, tensor: str, dim: int, labels: Tensor) -> list[tuple[int, Place]]:
-        """Each group that has all its channels along this dimension, with as many entries of each, and where."""
-        if id(labels) not in self._found:
-            roots, every = self._roots(labels), labels.flatten().numpy()
-            groups = self.group[roots]
-            # joined channels lie in the order in which they were written
-            entries = np.lexsort((every, self.rank[roots], groups))
-            found = []
-            for run in np.split(entries, np.flatnonzero(np.diff(groups[entries])) + 1):
-                group = int(groups[run[0]])
-                counts = np.bincount(self.rank[roots[run]]) if group >= 0 else np.zeros(0)
-                if group < 0 or len(counts) < self.sizes[group] or (counts != counts[0]).any():
-                    continue
-                first, where = int(run[0]), tuple(run.tolist())
-                if where == tuple(range(first, first + len(run))):
-                    where = range(first, first + len(run)) if len(run) < len(roots) else None
-                found.append((group, int(counts[0]), where))
-            self._found[id(labels)] = labels, found
-        return [
-            (group, Place(tensor, dim, block, where)) for group, block, where in self._found[id(labels)][1]
-        ]
 
 
 def _span(place: Place, size: int) -> str:
@@ -207,15 +150,44 @@ def permute(
         ValueError: a permutation that is no bijection on its group.
     """
     permuted = copy(state)  # with the versions of layers that a state dict keeps beside
+    orders: dict[int | None, Tensor] = {}
     for group in groups:
         permutation = permutations[group.name]
         if not torch.equal(permutation.sort().values.cpu(), torch.arange(group.size)):
             raise ValueError(f"group {group.name}: not a bijection on {group.size} channels")
+        heads = head_order(permutation.cpu(), group.heads)
+        if group.heads > 1 and not torch.equal(
+            heads, orders.setdefault(group.tied, heads)[:, :1].expand_as(heads)
+        ):
+            raise ValueError(
+                f"group {group.name}: tears heads apart, or orders them as no other of their attention"
+            )
         for place in group.places:
             tensor = permuted[place.tensor]
             order = reordered(place, group.size, permutation, tensor.shape[place.dim])
             permuted[place.tensor] = tensor.index_select(place.dim, order.to(tensor.device))
     return permuted
+
+
+def head_order(permutation: Tensor, heads: int) -> Tensor:
+    """From which head each channel comes, int64 (heads, C / heads)."""
+    rows = permutation.reshape(heads, -1)
+    return rows // rows.shape[1]
+
+
+def random_permutations(groups: list[ChannelGroup], generator: torch.Generator) -> dict[str, Tensor]:
+    """Random permutations of all groups, uniformly among those that leave the net's function as it is."""
+    found, orders = {}, {}
+    for group in groups:
+        if group.heads == 1:
+            found[group.name] = torch.randperm(group.size, generator=generator)
+            continue
+        if group.tied not in orders:
+            orders[group.tied] = torch.randperm(group.heads, generator=generator)
+        count = group.size // group.heads
+        within = torch.stack([torch.randperm(count, generator=generator) for _ in range(group.heads)])
+        found[group.name] = (orders[group.tied][:, None] * count + within).flatten()
+    return found
 
 
 def order_of(node: str, size: int, groups: list[ChannelGroup], permutations: dict[str, Tensor]) -> Tensor:

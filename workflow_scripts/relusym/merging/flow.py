@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from relusym.errors import UserError
 from relusym.merging.labels import FIXED, Labels, Ties, Weights
-
-Handler = Callable[..., Any]
-HANDLERS: dict[type[nn.Module] | str, Handler] = {}
+from relusym.merging.nets import evaluating
+from relusym.merging.tracing import HANDLERS, Handler, function_name, layer_of, trace
 
 
 def handler(*operations: type[nn.Module] | str) -> Callable[[Handler], Handler]:
@@ -31,48 +29,6 @@ def handler(*operations: type[nn.Module] | str) -> Callable[[Handler], Handler]:
         return function
 
     return register
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in HANDLERS or super().is_leaf_module(m, module_qualified_name)
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Within, the net is in evaluation mode; after it, every layer is in the mode in which it was."""
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def trace(net: nn.Module) -> fx.GraphModule:
-    """The net's graph, in evaluation mode.
-
-    Raises:
-        UserError: torch.fx can't trace it (control flow that depends on values).
-    """
-    try:
-        with evaluating(net):
-            return fx.GraphModule(net, _Tracer().trace(net), type(net).__name__)
-    except Exception as error:  # torch.fx raises many kinds
-        reason = " ".join(str(error).split())
-        raise UserError(f"{type(net).__name__} can't be traced by torch.fx: {reason}") from error
-
-
-def function_name(node: fx.Node) -> str | None:
-    """The name of the function or method that a node calls."""
-    called = node.op in ("call_function", "call_method")
-    return getattr(node.target, "__name__", str(node.target)) if called else None
-
-
-def layer_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """The layer that a node calls."""
-    return graph.get_submodule(node.target) if node.op == "call_module" else None
 
 
 class Flow(fx.Interpreter):
@@ -91,11 +47,12 @@ class Flow(fx.Interpreter):
 
     handlers: dict[type[nn.Module] | str, Handler] = HANDLERS
     what = "channels"
+    kind_of_ties = Ties
 
     def __init__(self, net: nn.Module, image_shape: tuple[int, ...], graph: fx.GraphModule | None = None):
         _refuse(net)
-        super().__init__(graph or trace(net))
-        self.net, self.ties = net, Ties()
+        super().__init__(graph or trace(net, inside=True))
+        self.net, self.ties = net, self.kind_of_ties()
         self.places: dict[tuple[str, int], Tensor] = {}
         self.labels: dict[fx.Node, Any] = {}
         self.writers: dict[fx.Node, Tensor] = {}
@@ -235,13 +192,13 @@ class Call:
     def mix(self, x: Labels, dims: list[int], how: Hashable = None) -> Tensor:
         """What is computed from all entries along these dimensions alike: the labels, with size 1 there.
 
-        If no others vary, the channels are only told from those that aren't there; else they are joined.
+        If no others vary, the channels are only told from those that aren't there; else they stay together (`nest`).
         """
         mixed = [dim for dim in x.varies if dim in dims]
         if mixed and mixed == x.varies:
             self.flow.ties.mark(x.ids.unique(), (self.node.name, how))
             return x.ids.new_full([1] * x.ids.ndim, FIXED)
-        return self.flow.ties.join_along(x.ids, mixed, self.node.name)
+        return self.flow.ties.nest(x.ids, mixed, self.node.name) if mixed else x.ids
 
     def combine(self, *operands: Any) -> Any:
         """What is computed entry by entry of tensors, broadcast: channels that meet are joined."""
@@ -262,12 +219,15 @@ class Call:
                 raise self.refusal(f"{weights[0].name} is used in several ways")
             return Weights(shape, sources)
         varies = sorted({dim for of in labelled for dim in of.varies})
-        ids = None
+        ids, known = None, ()
         for of in labelled:
             sizes = (1,) * (ndim - len(of.shape)) + tuple(of.shape)
             alike = of.ids.numel() == 1 and all(sizes[dim] == 1 for dim in varies)
             if not (alike and varies):
-                ids = of.ids if ids is None else self.flow.ties.join(ids, of.ids, self.node.name)
+                ids = (
+                    of.ids if ids is None else self.flow.ties.meet(ids, known, of.ids, sizes, self.node.name)
+                )
+                known = tuple(map(max, known, sizes)) or sizes
         for of in weights:
             self.meet(of, ids)
         return Labels(shape, ids)

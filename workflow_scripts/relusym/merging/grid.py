@@ -13,6 +13,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from relusym.errors import UserError
 from relusym.merging.channel_groups import trace
+from relusym.merging.tracing import function_name
 from relusym.symmetry import Symmetry
 
 WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
@@ -20,6 +21,11 @@ WINDOW_FUNCTIONS = {  # with where kernel, stride, padding and dilation stand am
     "max_pool2d": {"kernel_size": 1, "stride": 2, "padding": 3, "dilation": 4},
     "avg_pool2d": {"kernel_size": 1, "stride": 2, "padding": 3},
 }
+SHIFTED = (
+    "shifted_window_attention",
+    "shifted_window_attention_v2",
+)  # Swin Transformer's, of maps with channels last
+PATCHES = "_patch_merging_pad"
 SEARCHED = 64  # sizes above the images' that are tried: strides of 32 in all repeat after as many
 
 
@@ -79,7 +85,7 @@ def grid(net: nn.Module, image_shape: tuple[int, int, int], symmetry: Symmetry) 
         UserError: the net can't be traced, or doesn't take images of this shape.
     """
     try:
-        graph = trace(deepcopy(net).to("meta").eval())
+        graph = trace(_without_weights(net))
         found = _misfits(graph, image_shape, symmetry)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         reason = str(error.__cause__ or error).partition("\n")[0]  # torch.fx puts a page around the cause
@@ -98,6 +104,12 @@ def grid(net: nn.Module, image_shape: tuple[int, int, int], symmetry: Symmetry) 
     return Grid(size, *found, None if larger is None else size + larger)
 
 
+def _without_weights(net: nn.Module) -> nn.Module:
+    """A copy that computes shapes alone, in evaluation mode."""
+    shapes = {id(of): nn.Parameter(of.to("meta"), of.requires_grad) for of in net.parameters()}
+    return deepcopy(net, shapes | {id(of): of.to("meta") for of in net.buffers()}).eval()
+
+
 def _misfits(
     graph: fx.GraphModule, image_shape: tuple[int, ...], symmetry: Symmetry
 ) -> tuple[tuple[Misfit, ...], float]:
@@ -113,6 +125,17 @@ def _misfits(
                 [places[source] for source in node.all_input_nodes if source in places],
             )
             pixels, off = max(before, key=lambda place: abs(place[1])) if before else (1.0, 0.0)
+            if function_name(node) in (*SHIFTED, PATCHES):
+                size = _shape(node.args[0])[axis - 1]
+                stride, left_over = _of_tokens(node, axis, size)
+                pixels = image_shape[axis - 1] / size
+                if left_over:
+                    misfits.append(Misfit(_name(node), stride, size, left_over, left_over * pixels))
+                places[node] = (
+                    pixels * stride if function_name(node) == PATCHES else pixels,
+                    off + left_over * pixels,
+                )
+                continue
             sources = [source for source in node.all_input_nodes if len(_shape(source)) == 4]
             if sources and len(shape) == 4:
                 size = _shape(sources[0])[axis]
@@ -125,6 +148,15 @@ def _misfits(
             places[node] = pixels, off
         offset = max([offset, *(abs(off) for _, off in places.values())])
     return tuple(dict.fromkeys(misfits)), offset
+
+
+def _of_tokens(node: fx.Node, axis: int, size: int) -> tuple[int, int]:
+    """As `_left_over`, of windows, whose shift is the mirrored one only if it is half a window, and of patches."""
+    if function_name(node) == PATCHES:
+        return 2, -(size % 2)
+    window, shift = node.args[4][axis - 2], node.kwargs["shift_size"][axis - 2]
+    left_over = (size - 2 * (shift if size > window else 0)) % window
+    return window, left_over if 2 * left_over <= window else left_over - window
 
 
 def _left_over(graph: fx.GraphModule, node: fx.Node, axis: int, size: int, out: int) -> tuple[float, int]:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from relusym.errors import UserError
 from relusym.merging.grid import grid
-from relusym.merging.images import ImageSource, device_of
+from relusym.merging.images import ImageSource, device_of, pieces
 from relusym.merging.invariance import moved
 from relusym.merging.nets import logits_of
 from relusym.merging.pixels import transformed
@@ -46,6 +46,11 @@ def largest_difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max() / one.abs().max().clamp(min=1e-30))
 
 
+def answers(net: nn.Module, x: Tensor) -> Tensor:
+    """Logits of normalised images, (B, classes, …)."""
+    return torch.cat([logits_of(net(piece)) for piece in pieces(x)])
+
+
 @torch.no_grad()
 def check_transformed(
     net: nn.Module, flipped: nn.Module, symmetry: Symmetry, images: ImageSource
@@ -62,7 +67,7 @@ def check_transformed(
     if symmetry.act(x).shape != x.shape:
         height, width = x.shape[-2:]
         raise UserError(f"symmetry {symmetry.name}: images of {width}×{height} pixels have to be square")
-    logits, others = logits_of(net(x)), logits_of(flipped(symmetry.act(x)))
+    logits, others = answers(net, x), answers(flipped, symmetry.act(x))
     checks = {"flipped_net_on_flipped_images": largest_difference(moved(logits, symmetry), others)}
     back = flipped
     for _ in range(symmetry.order - 1):

@@ -15,6 +15,7 @@ from relusym.errors import UserError
 from relusym.randomness import generator
 
 COLOURS = (1, 3)  # channels of an image, grey or RGB
+AT_ONCE = 2**22  # entries of images that are run at once where it isn't a batch that is run
 LAYOUT = "uint8 (N, H, W, 3), or (N, H, W, 1) of a net that reads grey images"
 
 
@@ -253,6 +254,11 @@ class Batches(ImageSource):
                 f"images of shape {shape} and {self._shape} given: all need one size; resize or crop them"
             )
         return x.float()
+
+
+def pieces(x: Tensor, views: int = 1) -> tuple[Tensor, ...]:
+    """Images in parts that a net can read at once, each image in so many views."""
+    return x.split(max(1, AT_ONCE // (views * x[0].numel())))
 
 
 GivenImages = ImageSource | Iterable[Any]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,10 +87,12 @@ class Ties:
 
     Attributes:
         marks: what sets channels apart, besides the tensors that they index → those channels.
+        nests: channels that stay together, those of a head in a row, int64 (heads, n), and the label of each head.
     """
 
     def __init__(self) -> None:
         self._parents = [FIXED]
+        self.nests: list[tuple[Tensor, Tensor]] = []
         self._constants: dict[float, int] = {}
         self.marks: dict[Hashable, list[Tensor]] = defaultdict(list)
 
@@ -125,9 +128,83 @@ class Ties:
             for a, b in torch.stack([one.flatten(), other.flatten()]).unique(dim=1).T.tolist():
                 if a < 0 or b < 0:
                     self.mark(torch.tensor([max(a, b)]), (where, min(a, b)))
-                elif (a := self.root(a)) != (b := self.root(b)):
-                    self._parents[max(a, b)] = min(a, b)
+                else:
+                    self._unite([a, b])
         return torch.where(one < 0, other, one)
+
+    def _unite(self, labels: Iterable[int]) -> bool:
+        """Join channels; whether they weren't yet."""
+        roots = {self.root(label) for label in labels}
+        for root in roots:
+            self._parents[root] = min(roots)
+        return len(roots) > 1
+
+    def meet(
+        self, one: Tensor, sizes: Sequence[int], other: Tensor, others: Sequence[int], where: Hashable
+    ) -> Tensor:
+        """As `join`, of tensors of these sizes; but where one is broadcast, what it meets of another stays together."""
+        finer, coarser = (
+            [dim for dim, size in enumerate(ids.shape) if size > 1 and known[dim] == 1]
+            for ids, known in ((other, sizes), (one, others))
+        )
+        if finer and not coarser and one.numel() > 1:
+            self.nest(other, finer, where, one)
+            return other
+        if coarser and not finer and other.numel() > 1:
+            self.nest(one, coarser, where, other)
+            return one
+        return self.join(one, other, where)
+
+    def nest(self, ids: Tensor, dims: list[int], where: Hashable, heads: Tensor | None = None) -> Tensor:
+        """Keep channels together that lie along these dimensions: heads are permuted whole, and channels within each.
+
+        Args:
+            heads: their labels, with size 1 along `dims`; None: new ones, the same for the same channels.
+        """
+        if heads is not None:
+            ids = torch.broadcast_tensors(ids, heads)[0]
+        sizes = [1 if dim in dims else size for dim, size in enumerate(ids.shape)]
+        kept = [dim for dim in range(ids.ndim) if dim not in dims]
+        rows = ids.permute(*kept, *dims).reshape(math.prod(sizes), -1)
+        if heads is None:
+            rows, which = rows.unique(dim=0, return_inverse=True)
+            labels = self.fresh(len(rows))
+            heads = labels[which].reshape(sizes)
+        else:
+            labels = heads.expand(sizes).flatten()
+        self.nests.append((rows, labels))
+        return heads
+
+    def settle(self) -> dict[int, list[frozenset[int]]]:
+        """The heads: the label of each → the channels that it holds, in sets; under `FIXED` those of all fixed ones.
+
+        Channels that would lie in two heads, or in heads within heads, are joined: such heads are permuted whole alone.
+        """
+        changed = True
+        while changed:
+            changed, head_of, of = False, {}, {}
+            for rows, heads in self.nests:
+                for row, head in zip(rows.tolist(), heads.tolist(), strict=True):
+                    channels = frozenset(self.root(max(label, FIXED)) for label in row)
+                    if FIXED in channels:
+                        changed |= self._unite([head, FIXED])
+                        channels -= {FIXED}
+                    elif len(channels) == 1:
+                        changed |= self._unite([head, *channels])
+                    if self.root(head) in channels or not channels:
+                        continue
+                    others = {of[channel] for channel in channels if channel in of} - {channels}
+                    if others:
+                        changed |= self._unite(channels.union(*others))
+                    of |= dict.fromkeys(channels, channels)
+                    changed |= self._unite([head, head_of.setdefault(channels, head)])
+            for channels, head in head_of.items():
+                if (root := self.root(head)) != FIXED and root in of:
+                    changed |= self._unite([root, *channels, *of[root]])
+        found = defaultdict(list)
+        for channels, head in head_of.items():
+            found[self.root(head)].append(channels)
+        return found
 
     def mark(self, ids: Tensor, how: Hashable) -> None:
         """Set channels apart from those that aren't marked so."""

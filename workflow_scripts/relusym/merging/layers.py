@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relusym.merging.channel_groups import ChannelGroup, by_node, trace
-from relusym.merging.images import ImageSource, device_of
+from relusym.merging.channel_groups import ChannelGroup, by_node, random_permutations, trace
+from relusym.merging.images import ImageSource, device_of, pieces
 from relusym.merging.invariance import moved, relative_invariance_error
 from relusym.merging.kernel_constraint import filters_and_matches, kernel_constraint
 from relusym.merging.lockstep import Lockstep
 from relusym.merging.nets import evaluating, logits_of
+from relusym.merging.pixels import Action, actions
 from relusym.permutations import channel_orders
 from relusym.precision import full_float32
 from relusym.randomness import generator
@@ -119,12 +120,27 @@ def layers(
     return found
 
 
-def group_output(group: ChannelGroup, output: Tensor) -> Tensor | None:
-    """A group's channels of its node's output: (B, C, H, W) or (B, C); None if they lie otherwise, as in tokens."""
+def group_output(group: ChannelGroup, output: Tensor) -> Tensor:
+    """A group's channels of its node's output, wherever they lie: (B, C, …), of tokens (B, C, T)."""
     place = group.matched
-    if output.ndim not in (2, 4) or (place.dim, place.block) != (1, 1):
-        return None
-    return output if place.entries is None else output[:, place.index(group.size, output.device).flatten()]
+    output = output.movedim(place.dim, 1)
+    if place.entries is None and place.block == 1:
+        return output
+    chosen = output[:, place.index(group.size, output.device).flatten()]
+    return chosen if place.block == 1 else chosen.unflatten(1, (group.size, place.block))
+
+
+def group_actions(
+    net: nn.Module, symmetry: Symmetry, image_shape: tuple[int, ...], groups: list[ChannelGroup]
+) -> tuple[dict[str, Action], dict[str, str]]:
+    """What τ does to the activations of channel groups, by name; and of those where it isn't known, why."""
+    of_nodes = actions(net, symmetry, image_shape, {group.node for group in groups})
+    found = {
+        group.name: of_nodes[group.node] if group.node else "they are numbers of heads, and no activations"
+        for group in groups
+    }
+    unknown = {name: what for name, what in found.items() if isinstance(what, str)}
+    return {name: what for name, what in found.items() if name not in unknown}, unknown
 
 
 @torch.no_grad()
@@ -150,31 +166,31 @@ def equivariance_errors(
         most: images that layers are measured on; None: all.
 
     Returns:
-        group → way → ‖Pφ(x) − τφ(τ⁻¹x)‖ / ‖φ(x)‖; a group whose activations have another layout than (B, C, H, W) or
-        (B, C) is left out. And the mean relative invariance error of the logits, over all images.
+        group → way → ‖Pφ(x) − τφ(τ⁻¹x)‖ / ‖φ(x)‖, of the groups of which `group_actions` knows what τ does. And the
+        mean relative invariance error of the logits, over all images.
     """
     device = device_of(net)
     partners = {
         group.name: {
             "matched": torch.as_tensor(permutations[group.name]).to(device),
             "identity": None,
-            "random": torch.randperm(group.size, generator=generator(seed, "random", group.name)).to(device),
+            "random": random_permutations([group], generator(seed, "random", group.name))[group.name].to(
+                device
+            ),
         }
         for group in groups
     }
     squares: dict[str, dict[str, Tensor]] = defaultdict(
         lambda: defaultdict(lambda: torch.zeros((), device=device))
     )
-    of_node = by_node(groups)
+    acting, _ = group_actions(net, symmetry, images.shape, groups)
+    of_node = by_node([group for group in groups if group.name in acting])
     invariance, count = torch.zeros((), dtype=torch.float64, device=device), 0
 
     def visit(node: str, outputs: list[Tensor]) -> None:
         for group in of_node.get(node, ()) if count < most else ():
-            output = group_output(group, outputs[0])
-            if output is None:
-                continue
-            here, there = output.chunk(2)
-            there = moved(there, symmetry)
+            here, there = outputs[0].chunk(2)
+            here, there = (group_output(group, of) for of in (here, acting[group.name](there)))
             sums = squares[group.name]
             sums["whole"] += here.square().sum()
             for way, permutation in partners[group.name].items():
@@ -182,13 +198,15 @@ def equivariance_errors(
                 sums[way] += (here - other).square_().sum()
 
     with evaluating(net):
-        run, most = Lockstep([trace(net)]), len(images) if most is None else most
+        run, most = Lockstep([trace(net, inside=True)]), len(images) if most is None else most
         for x in images.batches(device):
-            back = x
-            for _ in range(symmetry.order - 1):
-                back = symmetry.act(back)
-            here, there = logits_of(run.run([torch.cat([x, back])], visit)[0]).double().chunk(2)
-            invariance += relative_invariance_error(here.flatten(1), moved(there, symmetry).flatten(1)).sum()
+            for piece in pieces(x, views=2):
+                back = piece
+                for _ in range(symmetry.order - 1):
+                    back = symmetry.act(back)
+                here, there = logits_of(run.run([torch.cat([piece, back])], visit)[0]).double().chunk(2)
+                there = moved(there, symmetry)
+                invariance += relative_invariance_error(here.flatten(1), there.flatten(1)).sum()
             count += len(x)
     errors = {
         name: {way: float((sums[way] / sums["whole"].clamp(min=1e-30)).sqrt()) for way in WAYS}

@@ -41,6 +41,8 @@ class Lockstep:
                 interpreter.env[node] = outputs[-1]
                 for unused in interpreter.user_to_last_uses.get(node, ()):
                     del interpreter.env[unused]
+                if not node.users:
+                    del interpreter.env[node]
             visit(nodes[0].name, outputs)
         return outputs
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,9 @@ from relusym.merging.aligned import align, between
 from relusym.merging.barrier import absolute_barrier, barrier
 from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.channel_groups import has_batch_norm
-from relusym.merging.identities import CHECK_IMAGES, check_transformed, hold, largest_difference
+from relusym.merging.identities import CHECK_IMAGES, answers, check_transformed, hold, largest_difference
 from relusym.merging.images import GivenImages, ImageSource, as_images, device_of
-from relusym.merging.metrics import LOSS, TOP_1, Metric, check_labels, evaluate
+from relusym.merging.metrics import LOSS, TOP_1, Metric, Scores, check_labels, evaluate
 from relusym.merging.nets import check_net, evaluating, logits_of
 from relusym.merging.pixels import transformed
 from relusym.merging.repair import repaired
@@ -131,10 +132,23 @@ def _merge(
     metrics: Mapping[str, Metric],
     order: int | None,
 ) -> Merge:
-    aligned = align(first, second, images, matching=matching, seed=seed, order=order)
+    metrics = {"accuracy": TOP_1, **metrics}
+    ends = {name: Scores(metrics, check_labels(labels, test)) for name in names}
+
+    def answered(outputs: list[Any], own: Tensor | None) -> None:
+        for scores, output in zip(ends.values(), outputs, strict=True):
+            own = scores.add(logits_of(output), own)  # the second one's labels are those of the first
+
+    aligned = align(
+        *(first, second, images),
+        matching=matching,
+        seed=seed,
+        order=order,
+        answered=answered if test is images else None,
+    )
     permuted = aligned.second
     x = test.first(CHECK_IMAGES, device_of(first))
-    checks = {"permuted_logits": largest_difference(logits_of(second(x)), logits_of(permuted(x)))}
+    checks = {"permuted_logits": largest_difference(answers(second, x), answers(permuted, x))}
     hold(checks)
     middle = halfway(first, permuted)
     inner = {"halfway": middle}
@@ -142,17 +156,19 @@ def _merge(
         inner["reset"] = reset_batch_norm(middle, images)
     inner["repaired"], of_repair = repaired(middle, aligned.targets(), images)
     nets = {**dict(zip(names, (first, second), strict=True)), **inner}
-    metrics = {"accuracy": TOP_1, **metrics}
     by_net = {}
     for name, net in nets.items():
-        by_net[name], labels = evaluate(net, test, labels, metrics)
+        if name in ends and test is images:  # measured as channels were
+            by_net[name], labels = ends[name].means(), ends[name].labels
+        else:
+            by_net[name], labels = evaluate(net, test, labels, metrics)
     scores = {metric: {name: values[metric] for name, values in by_net.items()} for metric in metrics}
     accuracies = scores["accuracy"]
-    ends = [accuracies[name] for name in names]
+    of_ends = [accuracies[name] for name in names]
     return Merge(
         accuracy=accuracies,
-        barrier={name: barrier(*ends, accuracies[name]) if any(ends) else None for name in inner},
-        absolute_barrier={name: absolute_barrier(*ends, accuracies[name]) for name in inner},
+        barrier={name: barrier(*of_ends, accuracies[name]) if any(of_ends) else None for name in inner},
+        absolute_barrier={name: absolute_barrier(*of_ends, accuracies[name]) for name in inner},
         permutations={name: permutation.tolist() for name, permutation in aligned.permutations.items()},
         similarity=aligned.similarity,
         checks=checks | of_repair,

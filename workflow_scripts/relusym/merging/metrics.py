@@ -50,6 +50,52 @@ TOP_1, LOSS = Metric(top_1), Metric(cross_entropy, lower_is_better=True)
 MEASURED = {"accuracy": TOP_1, "loss": LOSS}
 
 
+class Scores:
+    """Sums of metrics over batches of logits.
+
+    Attributes:
+        count: images so far.
+
+    Args:
+        labels: int64 (N,), of all images in their order; None: those that come with the batches, or, of batches without
+            labels, the logits' own answers.
+    """
+
+    def __init__(self, metrics: Mapping[str, Metric], labels: Tensor | None = None):
+        self.metrics, self.count = metrics, 0
+        self._given, self._used = labels, []
+        self._total: dict[str, Tensor | int] = dict.fromkeys(metrics, 0)
+
+    def add(self, logits: Tensor, own: Tensor | None = None) -> Tensor:
+        """Take in a batch's logits, and the labels that it brings; returns the labels that count.
+
+        Raises:
+            UserError: another number of labels; a metric that isn't one number an image.
+        """
+        if self._given is not None:
+            labels = self._given[self.count : self.count + len(logits)].to(logits.device)
+        else:
+            labels = logits.argmax(1) if own is None else own
+        if len(labels) != len(logits):
+            raise UserError(f"labels: {len(labels)} for a batch of {len(logits)} images")
+        self.count += len(logits)
+        self._used.append(labels.cpu())
+        for name, metric in self.metrics.items():
+            self._total[name] += _per_image(name, metric, logits, labels).sum(dtype=torch.float64)
+        return labels
+
+    def means(self) -> dict[str, float]:
+        """Metric → mean over the images."""
+        if self._given is not None and self.count != len(self._given):
+            raise UserError(f"labels: {len(self._given)} given for {self.count} images")
+        return {name: float(total) / self.count for name, total in self._total.items()}
+
+    @property
+    def labels(self) -> Tensor:
+        """Those that counted, on the CPU."""
+        return torch.cat(self._used)
+
+
 @torch.no_grad()
 @full_float32()
 def evaluate(
@@ -58,7 +104,7 @@ def evaluate(
     """Means of all metrics over the images, in one pass.
 
     Args:
-        labels: int64 (N,); None: those that the batches bring, or, if they bring none, the net's own answers.
+        labels: as of `Scores`.
 
     Returns:
         metric → mean over the images, and the labels, on the CPU.
@@ -67,26 +113,11 @@ def evaluate(
         UserError: labels of another length or kind; a metric that isn't one number an image.
     """
     images = as_images(images)
-    device, given, total, count = device_of(net), check_labels(labels, images), {}, 0
-    used: list[Tensor] = []
+    scores = Scores(metrics, check_labels(labels, images))
     with evaluating(net):
-        for x, own in images.pairs(device):
-            logits = logits_of(net(x))
-            if given is not None:
-                truth = given[count : count + len(x)].to(device)
-            else:
-                truth = logits.argmax(1) if own is None else own
-            if len(truth) != len(x):
-                raise UserError(f"labels: {len(truth)} for a batch of {len(x)} images")
-            count += len(x)
-            used.append(truth.cpu())
-            for name, metric in metrics.items():
-                total[name] = total.get(name, 0) + _per_image(name, metric, logits, truth).sum(
-                    dtype=torch.float64
-                )
-    if given is not None and count != len(given):
-        raise UserError(f"labels: {len(given)} given for {count} images")
-    return {name: float(value) / count for name, value in total.items()}, torch.cat(used)
+        for x, own in images.pairs(device_of(net)):
+            scores.add(logits_of(net(x)), own)
+    return scores.means(), scores.labels
 
 
 def _per_image(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:

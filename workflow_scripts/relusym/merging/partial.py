@@ -1,6 +1,7 @@
 """Where a merge fails: nets of which only some layers are merged, and the rest are the first net's own."""
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -8,16 +9,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from relusym.merging.aligned import Aligned, Targets
+from relusym.merging.aligned import Aligned, Targets, distinct
 from relusym.merging.barrier import accuracy, barrier
-from relusym.merging.channel_groups import channel_groups, trace
-from relusym.merging.images import ImageSource
-from relusym.merging.metrics import MEASURED, Metric, evaluate
-from relusym.merging.repair import repair_points, repaired
+from relusym.merging.batch_norm import correct_blocks, repair_blocks, resetting
+from relusym.merging.branches import Branches, Which
+from relusym.merging.channel_groups import has_batch_norm, trace
+from relusym.merging.handlers import BATCH_NORMS
+from relusym.merging.images import ImageSource, device_of
+from relusym.merging.metrics import MEASURED, Metric, Scores, evaluate
+from relusym.merging.nets import logits_of
+from relusym.merging.repair import correct, repair_points
 from relusym.merging.survey import survey
+from relusym.merging.tracing import layer_of
 from relusym.precision import full_float32
 
 MOST_PARTS = 24
+Told = Callable[[float], None]
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)
 
 
@@ -54,28 +61,36 @@ def parts(net: nn.Module, most: int = MOST_PARTS) -> list[Part]:
 
     Of a net with more than `most` layers, whole blocks, by as many parts of their names as give at most `most`.
     """
-    layers: list[list[str]] = []  # modules of each
-    for node in trace(net).graph.nodes:
-        if node.op != "call_module" or not any(True for _ in net.get_submodule(node.target).state_dict()):
+    layers: list[tuple[str, list[str]]] = []  # each one's name and tensors
+    graph, seen = trace(net), set()
+    for node in graph.graph.nodes:
+        keys = [key for key in _tensors(graph, node) if key not in seen]
+        if not keys:
             continue
-        if layers and isinstance(net.get_submodule(node.target), NORMS):
-            layers[-1].append(str(node.target))
+        seen |= set(keys)
+        if layers and isinstance(layer_of(graph, node), NORMS):
+            layers[-1][1].extend(keys)
         else:
-            layers.append([str(node.target)])
-    depth = max((layer[0].count(".") + 1 for layer in layers), default=1)
+            name = str(node.target)
+            layers.append((name if node.op == "call_module" else name.rpartition(".")[0] or name, keys))
+    depth = max((name.count(".") + 1 for name, _ in layers), default=1)
     while len(named := _by_depth(layers, depth)) > most and depth > 1:
         depth -= 1
-    state = net.state_dict()
-    return [
-        Part(name, tuple(key for key in state if key.rpartition(".")[0] in modules))
-        for name, modules in named.items()
-    ]
+    return [Part(name, tuple(keys)) for name, keys in named.items()]
 
 
-def _by_depth(layers: list[list[str]], depth: int) -> dict[str, set[str]]:
-    named: dict[str, set[str]] = {}
-    for layer in layers:
-        named.setdefault(".".join(layer[0].split(".")[:depth]), set()).update(layer)
+def _tensors(graph: fx.GraphModule, node: fx.Node) -> list[str]:
+    """What a node reads of the state dict."""
+    if node.op == "get_attr":
+        return [str(node.target)]
+    layer = layer_of(graph, node)
+    return [] if layer is None else [f"{node.target}.{key}" for key in layer.state_dict()]
+
+
+def _by_depth(layers: list[tuple[str, list[str]]], depth: int) -> dict[str, list[str]]:
+    named: dict[str, list[str]] = {}
+    for name, keys in layers:
+        named.setdefault(".".join(name.split(".")[:depth]), []).extend(keys)
     return named
 
 
@@ -91,21 +106,42 @@ class _Partly:
         self.first, self.second, self.statistics = first, second, statistics
         self.parts, graph = parts(first, most), trace(first)
         self.points, self.owner = repair_points(graph), _owners(graph, self.parts)
+        norms = [node.target for node in graph.graph.nodes if isinstance(layer_of(graph, node), BATCH_NORMS)]
+        self.norms_twice = len(set(norms)) < len(
+            norms
+        )  # one is called twice: its statistics are of both calls
 
     def merged(self, chosen: set[str], images: ImageSource) -> nn.Module:
         """The first net with the chosen parts merged, and REPAIR on `images`."""
+        net, targets = self._plain(chosen)
+        if has_batch_norm(net):
+            return repair_blocks(net, targets, images)
+        correct(net, targets, images)
+        return net
+
+    def _plain(self, chosen: set[str]) -> tuple[nn.Module, Targets]:
+        """The first net with the chosen parts merged, and its target statistics."""
         net, other = deepcopy(self.first).eval(), self.second.state_dict()
-        state, (here, there) = net.state_dict(), self.statistics
+        state, (here, there) = distinct(net.state_dict()), self.statistics
         for part in self.parts:
             for key in part.tensors if part.name in chosen else ():
-                if state[key].is_floating_point():
+                if key in state:
                     state[key].add_(other[key]).div_(2)
         targets = {
             name: here[name].halfway(there[name]) if self.owner[node] in chosen else here[name]
             for node, name in self.points.items()
             if name in here
         }
-        return repaired(net, targets, images)[0]
+        return net, targets
+
+    def branches(self, images: ImageSource) -> Branches:
+        """All partial merges of a net with batch norm, not yet reset."""
+        order = [part.name for part in self.parts]
+        (own, blocks), (merged, _) = (
+            correct_blocks(*self._plain(chosen), images) for chosen in (set(), set(order))
+        )
+        owner = {name: order.index(part) for name, part in self.owner.items()}
+        return Branches(own, merged, owner | {name: owner[block] for name, block in blocks.items()})
 
 
 @torch.no_grad()
@@ -136,7 +172,7 @@ def partial_merges(
     labels: Tensor | None,
     *,
     metrics: Mapping[str, Metric] = MEASURED,
-    told: Callable[[int, int], None] = lambda done, of: None,
+    told: Told = lambda done: None,
 ) -> list[Partial]:
     """Barriers of partial merges, each with REPAIR, in the order of the net's layers.
 
@@ -146,33 +182,76 @@ def partial_merges(
         first, second: two nets whose channels match, such as `nets["net"]` and `nets["permuted"]` of a flip merge.
         images: those that statistics are taken on.
         test, labels: what the nets are measured on, int64 (N,); None as in `merge`.
-        told: how many partial merges are done, and of how many.
+        told: called with the share that is done.
     """
-    statistics = survey(first, second, images, channel_groups(first, images.shape)).statistics
+    statistics = survey(first, second, images, []).statistics
     partly = _Partly(first, second, statistics, MOST_PARTS)
     end, labels = evaluate(first, test, labels, metrics)
     ends = end, evaluate(second, test, labels, metrics)[0]
-
-    def barriers(chosen: set[str]) -> dict[str, float]:
-        scores = evaluate(partly.merged(chosen, images), test, labels, metrics)[0]
-        return {
-            name: of.absolute_barrier(*(end[name] for end in ends), scores[name])
+    order = [part.name for part in partly.parts]
+    together = has_batch_norm(first) and not partly.norms_twice
+    scores = (_side_by_side if together else _one_by_one)(partly, images, test, labels, metrics, told)
+    barriers = {
+        which: {
+            name: of.absolute_barrier(*(end[name] for end in ends), found[name])
             for name, of in metrics.items()
         }
+        for which, found in scores.items()
+    }
+    return [Partial(name, barriers["up_to", i], barriers["all_but", i]) for i, name in enumerate(order)]
 
-    found, order = [], [part.name for part in partly.parts]
+
+Scored = dict[Which, dict[str, float]]
+
+
+def _side_by_side(
+    partly: _Partly,
+    images: ImageSource,
+    test: ImageSource,
+    labels: Tensor,
+    metrics: Mapping[str, Metric],
+    told: Told,
+) -> Scored:
+    """The scores of all partial merges of a net with batch norm."""
+    device, branches = device_of(partly.first), partly.branches(images)
+    whole, done = len(images) + len(test), 0
+    with resetting(branches.norms):
+        for x in images.batches(device, even=True):
+            for _ in branches.run(x):
+                pass
+            done += len(x)
+            told(done / whole)
+    scores: dict[Which, Scores] = defaultdict(lambda: Scores(metrics, labels))
+    for x, _ in test.pairs(device):
+        for which, output in branches.run(x):
+            scores[which].add(logits_of(output))
+        done += len(x)
+        told(done / whole)
+    return {which: of.means() for which, of in scores.items()}
+
+
+def _one_by_one(
+    partly: _Partly,
+    images: ImageSource,
+    test: ImageSource,
+    labels: Tensor,
+    metrics: Mapping[str, Metric],
+    told: Told,
+) -> Scored:
+    """The scores of all partial merges of any net."""
+    found, order = {}, [part.name for part in partly.parts]
     for i, name in enumerate(order):
-        up_to = barriers(set(order[: i + 1]))
-        found.append(Partial(name, up_to, barriers(set(order) - {name})))
-        told(i + 1, len(order))
+        for kind, chosen in (("up_to", set(order[: i + 1])), ("all_but", set(order) - {name})):
+            found[kind, i] = evaluate(partly.merged(chosen, images), test, labels, metrics)[0]
+        told((i + 1) / len(order))
     return found
 
 
 def _owners(graph: fx.GraphModule, whole: list[Part]) -> dict[str, str]:
     """Graph node → the part whose layer ran last before it, or is it."""
-    part_of = {key.rpartition(".")[0]: part.name for part in whole for key in part.tensors}
+    part_of = {key: part.name for part in whole for key in part.tensors}
     owners, last = {}, whole[0].name if whole else ""
     for node in graph.graph.nodes:
-        last = part_of.get(str(node.target), last) if node.op == "call_module" else last
+        last = next((part_of[key] for key in _tensors(graph, node) if key in part_of), last)
         owners[node.name] = last
     return owners

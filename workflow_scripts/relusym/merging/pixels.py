@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from collections.abc import Callable, Hashable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from relusym.errors import UserError
-from relusym.merging.flow import HANDLERS, Call, Flow, Handler
-from relusym.merging.handlers import BATCH_NORMS, INSTANCE_NORMS, layers, mixing, moves
-from relusym.merging.labels import FIXED, Labels, Weights
+from relusym.merging.flow import Flow
+from relusym.merging.labels import FIXED, Labels, Ties
+from relusym.merging.tracing import Handler
 from relusym.symmetry import Symmetry
 
 Grid = tuple[int, int]
+
+
+class PixelTies(Ties):
+    """Of pixels, what stays together is joined: a part of a map is moved, and not reordered within."""
+
+    def meet(self, one: Tensor, sizes: Any, other: Tensor, others: Any, where: Hashable) -> Tensor:
+        return self.join(one, other, where)
+
+    def nest(self, ids: Tensor, dims: list[int], where: Hashable, heads: Tensor | None = None) -> Tensor:
+        return self.join_along(ids, dims, where)
 
 
 class PixelFlow(Flow):
@@ -23,13 +34,16 @@ class PixelFlow(Flow):
 
     Attributes:
         grids: the first label of each map's pixels → its height and width; labels are counted row by row.
+        patches: the first label of what lies in merged patches → the shape of the map that is made of them.
     """
 
     what = "pixels"
+    kind_of_ties = PixelTies
     handlers: dict[type[nn.Module] | str, Handler] = {}
 
     def __init__(self, net: nn.Module, image_shape: tuple[int, ...]):
         self.grids: dict[int, Grid] = {}
+        self.patches: dict[int, torch.Size] = {}
         super().__init__(net, image_shape)
 
     def of_image(self, shape: torch.Size) -> Labels:
@@ -42,9 +56,13 @@ class PixelFlow(Flow):
         """The labels of a new map (B, C, H, W)."""
         if len(shape) != 4 or shape[-2:] == (1, 1):
             return Labels.alike(FIXED, shape)
-        ids = self.ties.fresh(shape[-2] * shape[-1])
-        self.grids[int(ids[0])] = tuple(shape[-2:])
-        return Labels(shape, ids.reshape(1, 1, *shape[-2:]))
+        return Labels(shape, self.pixels(*shape[-2:]).reshape(1, 1, *shape[-2:]))
+
+    def pixels(self, height: int, width: int) -> Tensor:
+        """The labels of new pixels, int64 (height · width,), row by row."""
+        ids = self.ties.fresh(height * width)
+        self.grids[int(ids[0])] = height, width
+        return ids
 
     def images(self, symmetry: Symmetry) -> np.ndarray:
         """Of the pixels that an operation combines, by the first of them, where τ brings them; the same to `FIXED`.
@@ -70,9 +88,13 @@ class PixelFlow(Flow):
         """How a tensor's dimension with these labels is reordered: entry i is the former entry `order[i]`, int64 (n,).
 
         Raises:
-            UserError: it belongs to a part of a map.
+            UserError: it belongs to a part of a map, or to pixels that the net has combined.
         """
         roots = self.ties.roots()[labels.numpy()]
+        if len(np.unique(roots)) < len(labels.unique()):
+            raise UserError(
+                f"{name} belongs to pixels that are combined elsewhere, so the net can't be transformed"
+            )
         where = {root: np.flatnonzero(roots == root) for root in np.unique(roots)}
         order = torch.arange(len(labels))
         for root, entries in where.items():
@@ -98,85 +120,60 @@ def transformed(net: nn.Module, symmetry: Symmetry, image_shape: tuple[int, ...]
     """
     flow = PixelFlow(net, image_shape)
     images = flow.images(symmetry)
-    moved, state = deepcopy(symmetry.transform(net)), net.state_dict()
-    found = moved.state_dict()
-    for (name, dim), labels in flow.places.items():
+    moved, state = symmetry.transform(net), dict(net.state_dict())
+    for (name, dim), labels in flow.places.items():  # some tensors have pixels along several dimensions
         order = flow.order(images, labels, name).to(state[name].device)
-        found[name].copy_(state[name].index_select(dim, order))
+        state[name] = state[name].index_select(dim, order)
+    found = moved.state_dict()
+    for name in {name for name, _ in flow.places}:
+        found[name].copy_(state[name])
     return moved
 
 
-def of_pixels(*operations: type[nn.Module] | str) -> Any:
-    """Register what operations do to pixels, as `flow.handler` does for channels."""
-
-    def register(function: Handler) -> Handler:
-        PixelFlow.handlers.update(dict.fromkeys(operations, function))
-        return function
-
-    return register
+Action = Callable[[Tensor], Tensor]
 
 
-ALIKE = (moves.pointwise, moves.entrywise, moves.moves, moves.cat, mixing.reduction)
-ALIKE += (
-    mixing.along_a_dimension,
-    mixing.softmax,
-    mixing.glu,
-    mixing.einsum,
-    mixing.matmul,
-    mixing.attention,
-)
-ALIKE += (layers.layer_norm, layers.layer_norm_function)
-PixelFlow.handlers |= {key: found for key, found in HANDLERS.items() if found in ALIKE}
+def actions(
+    net: nn.Module, symmetry: Symmetry, image_shape: tuple[int, ...], nodes: Iterable[str]
+) -> dict[str, Action | str]:
+    """What τ does to the outputs of graph nodes: it moves pixels, wherever they lie, as among tokens.
+
+    Returns:
+        node's name → τ on a batch of its outputs; of one whose pixels can't be moved, or that knows no image,
+        why, in a line.
+    """
+    flow, nodes = PixelFlow(net, image_shape), set(nodes)
+    images, seen, found = flow.images(symmetry), set(), {}
+    for node, of in flow.labels.items():
+        if node.op == "placeholder" or seen.intersection(node.all_input_nodes):
+            seen.add(node)
+        if node.name not in nodes:
+            continue
+        if node not in seen or not isinstance(of, Labels):
+            found[node.name] = "what they compute doesn't depend on the image"
+        elif of.varies == [2, 3] and len(of.shape) == 4:
+            found[node.name] = symmetry.act
+        elif not of.varies:
+            found[node.name] = _stay
+        else:
+            try:
+                order = flow.order(images, of.ids.flatten(), node.name)
+            except UserError as error:
+                found[node.name] = str(error)
+            else:
+                found[node.name] = partial(_reorder, of.varies, order)
+    return found
 
 
-@of_pixels(*(key for key, found in HANDLERS.items() if found in (layers.conv, moves.spatial)), "pad")
-def resized(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
-    """A map of another size, whose pixels come from neighbourhoods of the former one's."""
-    if len(call.shape) != 4 or not set(x.varies) <= {2, 3}:
-        raise call.refusal("its effect on pixels is unknown")
-    return call.flow.grid(call.shape)
-
-
-@of_pixels(nn.Linear, "linear")
-def linear(call: Call, x: Labels, weight: Weights | str = "weight", *rest: Any, **options: Any) -> Labels:
-    last = len(x.shape) - 1
-    if last not in x.varies:
-        return Labels(call.shape, x.ids)
-    call.index(weight, 1, call.along(x, last))
-    return Labels.alike(FIXED, call.shape)
-
-
-@of_pixels(*BATCH_NORMS)
-def batch_norm(call: Call, x: Labels) -> Labels:
-    if 1 in x.varies:
-        for key, tensor in call.layer.state_dict().items():
-            if tensor.ndim:
-                call.index(key, 0, call.along(x, 1))
+def _stay(x: Tensor) -> Tensor:
     return x
 
 
-@of_pixels(*INSTANCE_NORMS, nn.GroupNorm, nn.PReLU, "group_norm", "batch_norm", "prelu")
-def weights_of_channels(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
-    if 1 in x.varies:
-        raise call.refusal("it has weights of single pixels in a way that isn't known")
-    return x
+def _reorder(dims: list[int], order: Tensor, x: Tensor) -> Tensor:
+    """Entries along some dimensions together, in another order."""
+    last = x.movedim(dims, [*range(-len(dims), 0)])
+    moved = last.flatten(-len(dims)).index_select(-1, order.to(x.device)).reshape(last.shape)
+    return moved.movedim([*range(-len(dims), 0)], dims)
 
 
-@of_pixels(nn.MultiheadAttention)
-def multihead_attention(call: Call, query: Labels, key: Labels, value: Labels, **options: Any) -> tuple:
-    """Attention asks for no order of its tokens."""
-    if len(query.shape) - 1 in query.varies:
-        raise call.refusal("its effect on pixels is unknown")
-    weights = None if call.result[1] is None else Labels.alike(FIXED, call.result[1].shape)
-    return Labels(call.result[0].shape, query.ids), weights
-
-
-@of_pixels("scaled_dot_product_attention")
-def attention(
-    call: Call, query: Labels, key: Labels, value: Labels, attn_mask: Any = None, *rest: Any, **o: Any
-) -> Labels:
-    """As `multihead_attention`; keys and values lie at the same pixels."""
-    if attn_mask is not None or any(len(of.shape) - 1 in of.varies for of in (query, key, value)):
-        raise call.refusal("its effect on pixels is unknown")
-    call.flow.ties.join(key.ids, value.ids, call.node.name)
-    return Labels(call.shape, query.ids)
+from relusym.merging import pixel_handlers  # noqa: E402, F401  they register themselves

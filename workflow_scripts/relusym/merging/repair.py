@@ -1,26 +1,28 @@
 """REPAIR (Jordan et al. 2023; section 4): give a merged net's channels the average statistics of its endpoints."""
 
 from collections import Counter
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from relusym.merging.batch_norm import repair_blocks
 from relusym.merging.channel_groups import block_outputs, has_batch_norm, trace
-from relusym.merging.flow import layer_of
 from relusym.merging.handlers import CONVS, TRANSPOSED
-from relusym.merging.identities import CHECK_IMAGES, hold, largest_difference
+from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_difference
 from relusym.merging.images import ImageSource, device_of
 from relusym.merging.moments import Moments, Statistics, samples
-from relusym.merging.nets import logits_of
+from relusym.merging.tracing import layer_of
 
 EPSILON = 1e-5  # added to a variance before a division, as batch norm does
-# A conv runs again once it is corrected, instead of its outputs being kept, if they take more than so many bytes on
-# all images, or if it has fewer multiply-adds an output than so many (the first conv: memory is slower than that).
-KEPT_BYTES = 2**31
+# What a layer reads is held of all images, if it takes no more than so many bytes; else it is computed anew from what
+# an earlier layer read. What it writes is kept as well, until it is corrected, if both take no more than so many in
+# all; else it runs again, as it does if it has fewer multiply-adds an output than `CHEAP`: memory is slower than that.
+HELD_BYTES, KEPT_BYTES = 2**30, 2**31
 CHEAP = 64
 CORRECTED = (*CONVS, *TRANSPOSED, nn.Linear)
 
@@ -106,50 +108,76 @@ class Rescaling:
         return torch.addcmul(shift, output, scale, out=output)
 
 
+def _cloned(of: Any) -> Any:
+    return of.clone() if isinstance(of, Tensor) else of
+
+
 class LayerByLayer:
     """A net run layer by layer over a whole set of images, so that a layer can be changed before the next is run.
 
-    Between two layers it holds what later layers need of each image: in VGG11, one feature map.
+    Between two layers it holds what later layers need of each image (in VGG11, one feature map), where that is no more
+    than `HELD_BYTES`; maps that are larger are held a batch at a time.
     """
 
     def __init__(self, net: nn.Module, images: ImageSource):
         self.graph = trace(net.eval())  # shares its layers with `net`
-        self.nodes = list(self.graph.graph.nodes)
+        self.nodes, self.images, self.device = list(self.graph.graph.nodes), images, device_of(net)
         self.interpreter = fx.Interpreter(self.graph)
-        self.interpreter.args_iter = images.batches(device_of(net))  # the first node reads one a run
         self.environments: list[dict] = [{} for _ in range(images.count)]
         self.outputs: list[Tensor] = []
         self.done = 0
+        self.bytes = self._bytes()
+
+    def _bytes(self) -> list[int]:
+        """What holding all that is needed from a node on would take, for each node."""
+        environment: dict[fx.Node, Any] = {}
+        self.interpreter.env, self.interpreter.args_iter = (
+            environment,
+            iter([self.images.first(1, self.device)]),
+        )
+        taken = []
+        for node in self.nodes:
+            taken.append(
+                sum(of.nbytes for of in tree_leaves(list(environment.values())) if isinstance(of, Tensor))
+            )
+            self._hold(environment, node, self.interpreter.run_node(node))
+        return [one * len(self.images) for one in taken]
 
     def layers(self) -> list[tuple[int, fx.Node]]:
         """Every layer that REPAIR corrects, with its place in the order of nodes."""
         points = repair_points(self.graph)
         return [(i, node) for i, node in enumerate(self.nodes) if node.name in points]
 
-    def advance(self, last: int) -> None:
-        """Run all nodes that come before the `last`-th and haven't run yet, on every batch."""
-        for environment in self.environments:
+    def before(self, place: int) -> Iterator[dict]:
+        """What the `place`-th node and later ones read, batch by batch; held, if there is room."""
+        room = self.bytes[place] <= HELD_BYTES
+        if not self.done:
+            self.interpreter.args_iter = self.images.batches(self.device)  # the first node reads one a run
+        for held in self.environments:
+            environment = held if room else tree_map(_cloned, held)  # later layers may work in place
             self.interpreter.env = environment
-            for node in self.nodes[self.done : last]:
+            for node in self.nodes[self.done : place]:
                 self._hold(environment, node, self.interpreter.run_node(node))
-        self.done = last
+            yield environment
+        if room:
+            self.done = place
 
-    def measure(self, node: fx.Node) -> Statistics:
-        """Statistics of the output of the node that is next, over all images; kept for `correct` if there is room."""
-        moments = Moments()
+    def measure(self, place: int) -> Statistics:
+        """Statistics of the `place`-th node's output over all images; kept for `correct` if there is room."""
+        moments, node = Moments(), self.nodes[place]
         layer = self.graph.get_submodule(node.target)
-        worth_keeping = layer.weight[0].numel() >= CHEAP
+        worth_keeping = layer.weight[0].numel() >= CHEAP and self.bytes[place] <= HELD_BYTES
         self.outputs.clear()
-        for environment in self.environments:
-            self.interpreter.env = environment
+        for _ in self.before(place):
             output = self.interpreter.run_node(node)
             moments.add(samples(output, channel_dim(layer)))
-            if worth_keeping and output.nbytes * len(self.environments) <= KEPT_BYTES:
+            kept = self.bytes[place] + output.nbytes * len(self.environments)
+            if worth_keeping and kept <= KEPT_BYTES:
                 self.outputs.append(output)
         return moments.statistics()
 
     def correct(self, node: fx.Node, rescaling: "Rescaling") -> None:
-        """Go on from the outputs that `measure` kept, rescaled; without them, the node is left to `advance`."""
+        """Go on from the outputs that `measure` kept, rescaled; without them, the node is left to run again."""
         if len(self.outputs) < len(self.environments):
             return
         for environment, output in zip(self.environments, self.outputs, strict=True):
@@ -178,15 +206,20 @@ def repair(
         targets: layer name → statistics, as `Statistics.halfway` of the endpoints gives them.
     """
     repaired = deepcopy(net)
-    run, rescalings = LayerByLayer(repaired, images), {}
+    return repaired, correct(repaired, targets, images)
+
+
+@torch.no_grad()
+def correct(net: nn.Module, targets: dict[str, Statistics], images: ImageSource) -> dict[str, Rescaling]:
+    """As `repair`, of the net itself."""
+    run, rescalings = LayerByLayer(net, images), {}
     for i, node in run.layers():
-        run.advance(i)
-        layer = repaired.get_submodule(node.target)
-        rescaling = Rescaling.between(run.measure(node), targets[node.target], channel_dim(layer))
+        layer = net.get_submodule(node.target)
+        rescaling = Rescaling.between(run.measure(i), targets[node.target], channel_dim(layer))
         rescaling.fuse(layer)
         run.correct(node, rescaling)
         rescalings[node.target] = rescaling
-    return repaired, rescalings
+    return rescalings
 
 
 @torch.no_grad()
@@ -197,7 +230,7 @@ def unfused(net: nn.Module, rescalings: dict[str, Rescaling], x: Tensor) -> Tens
         for name, rescaling in rescalings.items()
     ]
     try:
-        return net(x)
+        return answers(net, x)
     finally:
         for hook in hooks:
             hook.remove()
@@ -220,7 +253,6 @@ def repaired(
         return repair_blocks(net, targets, images), {}
     fused, rescalings = repair(net, targets, images)
     x = images.first(CHECK_IMAGES, device_of(net))
-    logits = logits_of(unfused(net, rescalings, x))
-    checks = {"fused_repair": largest_difference(logits, logits_of(fused(x)))}
+    checks = {"fused_repair": largest_difference(unfused(net, rescalings, x), answers(fused, x))}
     hold(checks)
     return fused, checks

@@ -1,7 +1,9 @@
 """What matching and REPAIR need of two nets, from one pass over the images, or two of nets with batch norm."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ from relusym.merging.moments import JointMoments, Moments, Statistics, samples, 
 from relusym.merging.repair import channel_dim, repair_points
 
 EPSILON = 1e-4  # added to σσ′, so that dead channels correlate with nothing
+# Called with a batch's outputs, of either net, and the labels that the batch brings, if it does.
+Answered = Callable[[list[Any], Tensor | None], None]
 PIECE = 2**23  # entries of a feature map that are added up at once: more would cost memory and gain no time
 
 
@@ -32,18 +36,28 @@ class Survey:
 
 
 @torch.no_grad()
-def survey(first: nn.Module, second: nn.Module, images: ImageSource, groups: list[ChannelGroup]) -> Survey:
+def survey(
+    first: nn.Module,
+    second: nn.Module,
+    images: ImageSource,
+    groups: list[ChannelGroup],
+    answered: Answered | None = None,
+) -> Survey:
     """One pass of both nets over `images`; no more than one batch of one layer's activations is held.
 
     One pass serves all groups: a layer permuted together with the next layer's inputs leaves all later activations as
     they were. It also serves REPAIR, but for nets with batch norm: those are matched as trained, in evaluation mode,
     and their statistics taken in training mode, in a pass of its own (`block_statistics`).
 
+    Args:
+        groups: those to match; none leaves correlations out.
+        answered: sees the nets' outputs, in evaluation mode, without a pass of their own.
+
     Raises:
         UserError: the nets are of different architecture.
     """
     first.eval(), second.eval()
-    graphs = [trace(first), trace(second)]
+    graphs = [trace(net, inside=True) for net in (first, second)]
     lockstep, device = Lockstep(graphs), device_of(first)
     matched = by_node(groups)
     points = {} if has_batch_norm(first) else repair_points(graphs[0])
@@ -62,8 +76,11 @@ def survey(first: nn.Module, second: nn.Module, images: ImageSource, groups: lis
                 for moments, output in zip(single, piece, strict=True):
                     moments[points[node]].add(samples(output, dims[node]))
 
-    for x in images.batches(device):
-        lockstep.run([x, x], visit)
+    if matched or points or answered:
+        for x, labels in images.pairs(device):
+            outputs = lockstep.run([x, x], visit)
+            if answered:
+                answered(outputs, labels)
     if has_batch_norm(first):
         a, b = (block_statistics(net, images) for net in (first, second))
     else:

@@ -3,11 +3,10 @@
 from collections import defaultdict
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from relusym.merging.channel_groups import ChannelGroup, Place, reordered
-from relusym.merging.matching import Matching, Pair
+from relusym.merging.matching import Matching, Pair, assigned
 
 MEASURED = "running_mean", "running_var", "num_batches_tracked"  # by batch norm, not learned
 GAIN = 1e-9  # a smaller share of the objective is rounding
@@ -16,8 +15,8 @@ GAIN = 1e-9  # a smaller share of the objective is rounding
 def weight(pair: Pair) -> Matching:
     """The permutations that maximise Σ⟨W₁, PW₂P′ᵀ⟩ over all weights, as far as coordinate ascent finds them.
 
-    One group is matched at a time, exactly, with all others as they are, in an order drawn anew for each sweep, until
-    a sweep changes nothing.
+    One group, or all whose heads are tied, is matched at a time, exactly, with all others as they are, in an order
+    drawn anew for each sweep, until a sweep changes nothing.
     """
     weights = [
         {name: tensor.double() for name, tensor in state.items() if tensor.is_floating_point()}
@@ -49,18 +48,28 @@ def weight(pair: Pair) -> Matching:
                 ).cpu()
         return total
 
-    changed = True
+    together: dict[str | int, list[ChannelGroup]] = defaultdict(
+        list
+    )  # groups whose heads are tied to each other
+    for group in pair.groups:
+        together[group.name if group.tied is None else group.tied].append(group)
+    units, changed = list(together.values()), True
     while changed:
         changed = False
-        for i in torch.randperm(len(pair.groups), generator=pair.generator).tolist():
-            group = pair.groups[i]
-            table, before = products(group), permutations[group.name]
-            rows = torch.arange(group.size)
-            after = torch.from_numpy(linear_sum_assignment(table.numpy(), maximize=True)[1])
-            gained = table[rows, after].sum() - table[rows, before].sum()
-            if gained > GAIN * table.abs().sum():
-                permutations[group.name], changed = after, True
+        for i in torch.randperm(len(units), generator=pair.generator).tolist():
+            tables = {group.name: products(group) for group in units[i]}
+            after = assigned(units[i], tables)
+            gained = sum(
+                _worth(of, after[name]) - _worth(of, permutations[name]) for name, of in tables.items()
+            )
+            if gained > GAIN * sum(of.abs().sum() for of in tables.values()):
+                permutations |= after
+                changed = True
     return pair.matched_by(permutations)
+
+
+def _worth(table: Tensor, permutation: Tensor) -> Tensor:
+    return table[torch.arange(len(permutation)), permutation].sum()
 
 
 def _rows(tensor: Tensor, place: Place, size: int) -> Tensor:

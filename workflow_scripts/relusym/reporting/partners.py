@@ -61,12 +61,14 @@ def partners(
 
     def visit(node: str, outputs: list[Tensor]) -> None:
         for group in of_node.get(node, ()):
+            if (group.matched.dim, group.matched.block, group.heads) != (1, 1, 1):
+                continue  # tokens, and what attention computes, make no picture
             output = group_output(group, outputs[0])
-            if output is not None and output.ndim == 4 and min(output.shape[2:]) >= SMALLEST:
+            if output.ndim == 4 and min(output.shape[2:]) >= SMALLEST:
                 maps[group.name] = output.float().cpu().clone()
 
     with evaluating(net):
-        Lockstep([trace(net)]).run([torch.cat([x, back])], visit)
+        Lockstep([trace(net, inside=True)]).run([torch.cat([x, back])], visit)
     mapped = [group for group in groups if group.name in maps]
     places = np.linspace(0, len(mapped) - 1, min(SHOWN, len(mapped))).round().astype(int)
     found = []

@@ -40,6 +40,7 @@ WAYS = {  # of choosing partners: colour, marker, and what it is called
     "matched": (GREEN, "o", "matched partners"),
 }
 LABELLED = 45  # layers whose names fit below an axis
+LONGEST = 30  # characters of a layer's name on an axis
 
 
 def svg(figure: Figure) -> str:
@@ -67,6 +68,7 @@ def pictures(report: Report) -> dict[str, str]:
 
 def _layer_axis(axes: Axes, names: Sequence[str]) -> None:
     step = -(-len(names) // LABELLED) or 1
+    names = [name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}" for name in names]
     axes.set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=7)
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.grid(axis="y", color=GRID)

@@ -1,5 +1,6 @@
 """A report on one net: how, and where, it encodes a symmetry."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from relusym import __version__
-from relusym.merging.channel_groups import channel_groups
+from relusym.merging.channel_groups import ChannelGroup, channel_groups
 from relusym.merging.grid import Grid, grid
 from relusym.merging.images import GivenImages, ImageSource, as_images
-from relusym.merging.layers import Conv, Layer, convs, equivariance_errors, layers
+from relusym.merging.layers import Conv, Layer, convs, equivariance_errors, group_actions, layers
 from relusym.merging.merge import METRICS, Merge, flip_merge
 from relusym.merging.metrics import TOP_1, Metric
 from relusym.merging.partial import Partial, partial_merges
@@ -122,6 +123,7 @@ def report(
     merged = flip_merge(net, match, test, labels, symmetry=symmetry, seed=seed, metrics=metrics)
     told("layer by layer", 0)
     own = merged.nets["net"]
+    del merged.nets["flipped"]  # it is the permuted one, in another order
     groups = channel_groups(own, test.shape)
     permutations = {name: torch.tensor(permutation) for name, permutation in merged.permutations.items()}
     errors, invariance = equivariance_errors(
@@ -139,7 +141,7 @@ def report(
                 merged.labels[chosen],
             ),
             metrics={"accuracy": TOP_1, **metrics},
-            told=lambda done, of: told("where it fails", done / of),
+            told=lambda done: told("where it fails", done),
         )
     return Report(
         name=name or type(net).__name__,
@@ -156,8 +158,21 @@ def report(
         convs=convs(own, symmetry, groups, permutations),
         partial=partial,
         partners=partners(own, test, symmetry, groups, permutations),
-        notes=[merged.note] if merged.note else [],
+        notes=[*([merged.note] if merged.note else []), *_unmeasured(own, symmetry, test.shape, groups)],
     )
+
+
+def _unmeasured(
+    net: nn.Module, symmetry: Symmetry, image_shape: tuple[int, ...], groups: list[ChannelGroup]
+) -> list[str]:
+    """Why some layers have no equivariance error, in one line a reason."""
+    named = defaultdict(list)
+    for name, reason in group_actions(net, symmetry, image_shape, groups)[1].items():
+        named[reason].append(name)
+    return [
+        f"no equivariance error of {', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}: {reason}"
+        for reason, names in named.items()
+    ]
 
 
 def _has_labels(labels: Any, test: ImageSource) -> bool:

@@ -116,11 +116,10 @@ def prelu(call: Call, x: Labels) -> Labels:
 def normalised(call: Call, x: Labels, shape: Any, weight: Any, bias: Any) -> Labels:
     """Layer norm over the last dimensions, whose weights meet them entry by entry."""
     dims = list(range(x.ids.ndim - len(shape), x.ids.ndim))
-    joined = call.mix(x, dims)
-    ids = x.ids if joined.numel() == 1 else call.flow.ties.join(x.ids, joined, call.node.name)
+    call.mix(x, dims)
     if weight is None and bias is None:
-        return Labels(call.shape, ids)
-    ids = no_constants(ids)
+        return Labels(call.shape, x.ids)
+    ids = no_constants(x.ids)
     for weights in (weight, bias):
         if isinstance(weights, str):
             name = f"{call.node.target}.{weights}"

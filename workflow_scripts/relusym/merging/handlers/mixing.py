@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
-from relusym.merging.flow import Call, function_name, handler
+from relusym.merging.flow import Call, handler
 from relusym.merging.handlers.layers import no_constants
-from relusym.merging.labels import FIXED, Labels
+from relusym.merging.labels import FIXED, Labels, Weights
+from relusym.merging.tracing import PROJECTIONS, function_name, layer_of
 
 
 def grouped(call: Call, x: Labels, groups: int, weights: list[Any]) -> Labels:
@@ -65,9 +66,8 @@ def softmax(call: Call, x: Labels) -> Labels:
 
 
 def _mixed(call: Call, x: Labels, dim: int) -> Labels:
-    joined = call.mix(x, [dim % len(x.shape)])
-    ids = x.ids if joined.numel() == 1 else call.flow.ties.join(x.ids, joined, call.node.name)
-    return Labels(call.shape, ids)
+    call.mix(x, [dim % len(x.shape)])
+    return Labels(call.shape, x.ids)
 
 
 @handler(nn.GLU)
@@ -82,24 +82,29 @@ def glu(call: Call, x: Labels) -> Labels:
 def contracted(call: Call, operands: list[Labels], letters: list[str], output: str, step: str = "") -> Labels:
     """A sum of products, in the notation of `torch.einsum`, without repeated letters in one operand."""
     order = output + "".join(dict.fromkeys(letter for of in letters for letter in of if letter not in output))
-    sizes = {letter: size for of, names in zip(operands, letters, strict=True)
-             for letter, size in zip(names, of.shape, strict=True)}  # fmt: skip
-    ids = None
+    sizes: dict[str, int] = {}
+    for of, names in zip(operands, letters, strict=True):
+        for letter, size in zip(names, of.shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))  # batches are broadcast
+    ids, known = None, ()
     aligned = []
     for of, names in zip(operands, letters, strict=True):
         where = [names.index(letter) for letter in order if letter in names]
         index = [slice(None) if letter in names else None for letter in order]
-        aligned.append((of.ids.permute(where)[tuple(index)], names))
+        aligned.append((of.ids.permute(where)[tuple(index)], of, names))
     varies = {
         letter
-        for entries, _ in aligned
+        for entries, *_ in aligned
         for letter, size in zip(order, entries.shape, strict=True)
         if size > 1
     }
-    for entries, names in aligned:
+    for entries, of, names in aligned:
         if entries.numel() == 1 and not varies & set(names):
             continue
-        ids = entries if ids is None else call.flow.ties.join(ids, entries, call.node.name)
+        has = dict(zip(names, of.shape, strict=True))
+        present = tuple(has.get(letter, 1) for letter in order)
+        ids = entries if ids is None else call.flow.ties.meet(ids, known, entries, present, call.node.name)
+        known = tuple(map(max, known, present)) or present
     shape = torch.Size([sizes[letter] for letter in order])
     if ids is None:
         return Labels.alike(FIXED, shape[: len(output)])
@@ -149,33 +154,77 @@ def attention(
     return _product(call, _product(call, query, flipped, "scores"), value, "values")
 
 
+def heads_of(call: Call, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The labels of heads, (count, 1), and of the channels that they write, from those of queries, keys and values.
+
+    Heads are permuted whole; within each, queries with keys, and values.
+    """
+    query, key, value = rows.chunk(3)
+    both = call.flow.ties.join(query, key, call.node.name)
+    heads = call.flow.ties.nest(both.reshape(count, -1), [1], call.node.name)
+    call.flow.ties.nest(value.reshape(count, -1), [1], call.node.name, heads)
+    return heads, value
+
+
 @handler(nn.MultiheadAttention)
 def multihead_attention(call: Call, query: Labels, key: Labels, value: Labels, **options: Any) -> tuple:
-    """Heads stay at their places; what is read and written is permuted."""
-    layer = call.layer
+    layer, ties, name = call.layer, call.flow.ties, call.node.name
     if not layer._qkv_same_embed_dim or layer.bias_k is not None or options.get("attn_mask") is not None:
         raise call.refusal("attention of this kind isn't supported")
     read = call.along(query, -1)
+    for of in (key, value):
+        read = ties.join(read, call.along(of, -1), name)
     call.index("in_proj_weight", 1, read)
+    rows = call.write("in_proj_weight", 0, 3 * layer.embed_dim)
+    call.index(None if layer.in_proj_bias is None else "in_proj_bias", 0, rows)
+    heads, values = heads_of(call, rows, layer.num_heads)
+    call.index("out_proj.weight", 1, values)
     written = call.write("out_proj.weight", 0, layer.embed_dim)
-    call.index("out_proj.bias" if layer.out_proj.bias is not None else None, 0, written)
-    shape = call.result[0].shape
-    weights = None if call.result[1] is None else Labels.alike(FIXED, call.result[1].shape)
+    call.index(None if layer.out_proj.bias is None else "out_proj.bias", 0, written)
+    shape, weights = call.result[0].shape, call.result[1]
+    if weights is not None:
+        each = weights.ndim == len(shape) + 1  # of each head, and not their mean
+        weights = (
+            Labels.along(heads.flatten(), -3, weights.shape) if each else Labels.alike(FIXED, weights.shape)
+        )
     return Labels.along(written, len(shape) - 1, shape), weights
 
 
 @handler("shifted_window_attention", "shifted_window_attention_v2")
 def window_attention(
-    call: Call, input: Labels, qkv_weight: Any, proj_weight: Any, *rest: Any, **options: Any
-) -> Labels:
-    """Swin Transformer's, as torchvision calls it: heads stay at their places; what is read and written is permuted."""
-    for of in rest:
-        if isinstance(of, Labels):  # position biases that a net computes, one for each head
-            call.flow.ties.join(of.ids, torch.tensor(FIXED), call.node.name)
+    call: Call, input: Labels, qkv_weight: Any, proj_weight: Any, relative_position_bias: Any, window_size: Any,
+    num_heads: int, *rest: Any, **options: Any,
+) -> Labels:  # fmt: skip
+    """Swin Transformer's, as torchvision calls it."""
     call.index(qkv_weight, 1, call.along(input, -1))
+    rows = call.write(qkv_weight, 0, qkv_weight.shape[0])
+    call.index(options.get("qkv_bias"), 0, rows)
+    heads, values = heads_of(call, rows, num_heads)
+    for of, ids in (
+        (relative_position_bias, heads[None, :, :, None]),
+        (options.get("logit_scale"), heads[..., None]),
+    ):
+        if isinstance(of, Labels):  # a net computes them
+            call.flow.ties.join(of.ids, ids, call.node.name)
+        elif isinstance(of, Weights):
+            call.meet(of, ids)
+    call.index(proj_weight, 1, values)
     written = call.write(proj_weight, 0, proj_weight.shape[0])
     call.index(options.get("proj_bias"), 0, written)
     return Labels.along(written, len(call.shape) - 1, call.shape)
+
+
+def projected(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Any, Any] | None:
+    """Of a self-attention layer."""
+    layer, of = layer_of(graph, node), [*node.args, *node.kwargs.values()][:3]
+    if not layer._qkv_same_embed_dim or any(one is not of[0] for one in of):
+        return None
+    bias = None if layer.in_proj_bias is None else f"{node.target}.in_proj_bias"
+    return of[0], f"{node.target}.in_proj_weight", bias
+
+
+PROJECTIONS[nn.MultiheadAttention] = projected
+PROJECTIONS["shifted_window_attention"] = lambda graph, node: (*node.args[:2], node.kwargs.get("qkv_bias"))
 
 
 @handler("_patch_merging_pad")

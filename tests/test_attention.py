@@ -1,0 +1,296 @@
+"""Attention: heads are permuted whole, and within each queries with keys, and values."""
+
+from functools import partial
+
+import pytest
+import torch
+import torchvision
+from small_nets import Images, shuffled, smooth_images
+from structures import Attended, Tokens
+from test_structures import difference, with_statistics
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.swin_transformer import (
+    PatchMerging,
+    PatchMergingV2,
+    ShiftedWindowAttention,
+    ShiftedWindowAttentionV2,
+    SwinTransformerBlock,
+    SwinTransformerBlockV2,
+)
+from torchvision_nets import measure
+
+from relusym.errors import UserError
+from relusym.merging.channel_groups import channel_groups, head_order, permute, random_permutations
+from relusym.merging.grid import grid
+from relusym.merging.identities import largest_difference
+from relusym.merging.layers import equivariance_errors, group_actions
+from relusym.merging.matching import Pair, match
+from relusym.merging.merge import flip_merge, merge
+from relusym.merging.pixels import transformed
+from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
+
+HEADS, CHANNELS = 4, 24
+
+
+def by_heads(net, size=32):
+    return {group.name: group for group in channel_groups(net, (3, size, size)) if group.heads > 1}
+
+
+@pytest.mark.parametrize("structure", [Tokens, Attended], ids=lambda structure: structure.__name__)
+def test_queries_go_with_keys_and_both_of_a_head_with_its_values(structure):
+    found = by_heads(structure())
+    matched = {name: group for name, group in found.items() if group.size == CHANNELS}
+    assert {
+        name: (group.heads, len({p.tensor for p in group.places})) for name, group in matched.items()
+    } == {
+        "qkv[:48]": (HEADS, 2),  # weight and bias
+        "qkv[48:]": (HEADS, 3),  # and the layer that reads the values
+        "attention[:48]": (HEADS, 2),
+        "attention[48:]": (HEADS, 3),
+    }
+    for layer in ("qkv", "attention"):
+        keys, values = matched[f"{layer}[:48]"], matched[f"{layer}[48:]"]
+        assert keys.tied == values.tied
+        assert [place.block for place in keys.places] == [2, 2]
+    assert matched["qkv[:48]"].tied != matched["attention[:48]"].tied
+
+
+def test_a_permutation_that_tears_heads_apart_is_refused():
+    net = Attended()
+    groups = channel_groups(net, (3, 32, 32))
+    planted = random_permutations(groups, torch.Generator().manual_seed(0))
+    permute(net.state_dict(), groups, planted)
+    torn = planted | {"qkv[:48]": planted["qkv[:48]"].roll(1)}
+    apart = planted | {"qkv[:48]": planted["qkv[:48]"].reshape(HEADS, -1).roll(1, 0).flatten()}
+    for wrong in (torn, apart):
+        with pytest.raises(ValueError, match="tears heads apart, or orders them"):
+            permute(net.state_dict(), groups, wrong)
+
+
+def test_random_permutations_move_heads_and_the_channels_within():
+    groups = list(by_heads(Attended()).values())
+    found = random_permutations(groups, torch.Generator().manual_seed(0))
+    for group in groups:
+        heads = head_order(found[group.name], HEADS)
+        assert (heads == heads[:, :1]).all() and heads[:, 0].tolist() != list(range(HEADS))
+        within = found[group.name].reshape(HEADS, -1) % (group.size // HEADS)
+        assert (within.sort(1).values == torch.arange(group.size // HEADS)).all()
+        assert len({tuple(row) for row in within.tolist()}) == HEADS
+
+
+# ---- kinds of attention
+
+
+class Kind(nn.Module):
+    """Self-attention of 16 tokens of 24 channels, of a kind."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.patches, self.kind = nn.Conv2d(3, CHANNELS, 8, 8), kind
+        keys = {"grouped": 2, "one_key": 1}.get(kind, HEADS)
+        self.q, self.k, self.v = (nn.Linear(CHANNELS, 6 * heads) for heads in (HEADS, keys, keys))
+        self.out, self.head, self.norm = (
+            nn.Linear(CHANNELS, CHANNELS),
+            nn.Linear(CHANNELS, 10),
+            nn.LayerNorm(6),
+        )
+        self.scale, self.talk = nn.Parameter(torch.randn(HEADS, 1, 1)), nn.Linear(HEADS, HEADS)
+
+    def heads(self, x):
+        if self.kind == "strided":  # a head's channels lie apart
+            return x.unflatten(-1, (6, -1)).permute(0, 3, 1, 2)
+        return x.unflatten(-1, (-1, 6)).transpose(1, 2)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        q, k, v = (self.heads(layer(x)) for layer in (self.q, self.k, self.v))
+        if self.kind == "grouped":
+            k, v = (of.repeat_interleave(2, 1) for of in (k, v))
+        if self.kind == "normed":
+            q, k = self.norm(q), F.normalize(k, dim=-1)
+        if self.kind == "shared":
+            v = k + v
+        scores = q @ k.transpose(-2, -1)
+        if self.kind == "scaled":
+            scores = scores * self.scale.exp()
+        if self.kind == "talking":
+            scores = self.talk(scores.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        y = torch.softmax(scores, -1) @ v
+        y = y.permute(0, 2, 3, 1) if self.kind == "strided" else y.transpose(1, 2)
+        return self.head(x + self.out(y.flatten(2))).mean(1)
+
+
+@pytest.mark.parametrize(
+    "kind", ["plain", "grouped", "one_key", "normed", "shared", "scaled", "talking", "strided"]
+)
+def test_attention_of_every_kind_keeps_what_it_computes(kind):
+    torch.manual_seed(0)
+    found, moved = difference(with_statistics(Kind(kind)))
+    assert found < 1e-10 and moved > 10
+
+
+@pytest.mark.parametrize("kind", ["plain", "scaled", "strided"])
+def test_heads_are_free_where_nothing_binds_them(kind):
+    found = by_heads(Kind(kind))
+    sizes = sorted(group.size for group in found.values() if group.size > HEADS)
+    assert sizes == [CHANNELS, CHANNELS]
+    assert (
+        all(group.heads == HEADS for group in found.values()) and len({of.tied for of in found.values()}) == 1
+    )
+    scaled = [group for group in found.values() if "scale" in {place.tensor for place in group.places}]
+    assert len(scaled) == (kind == "scaled")
+
+
+class Window(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.patches, self.attention = nn.Conv2d(3, CHANNELS, 4, 4), layer(CHANNELS, [4, 4], [2, 2], HEADS)
+        self.head = nn.Linear(CHANNELS, 10)
+
+    def forward(self, x):
+        x = self.patches(x).permute(0, 2, 3, 1)
+        return self.head((x + self.attention(x)).mean((1, 2)))
+
+
+@pytest.mark.parametrize("layer", [ShiftedWindowAttention, ShiftedWindowAttentionV2])
+def test_what_belongs_to_a_head_of_a_shifted_window_goes_with_it(layer):
+    torch.manual_seed(0)
+    net = Window(layer)
+    found = by_heads(net)
+    whole = [place.tensor for group in found.values() if group.size == HEADS for place in group.places]
+    known = {
+        ShiftedWindowAttention: ["attention.relative_position_bias_table"],
+        ShiftedWindowAttentionV2: ["attention.logit_scale", "attention.cpb_mlp.2.weight"],
+    }
+    assert sorted(whole) == sorted(known[layer])
+    assert difference(with_statistics(net))[0] < 1e-10
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "swin_v2_t"])
+def test_a_transformer_of_torchvisions_computes_the_same(name):
+    found = measure(name)
+    assert found["difference"] < 1e-10 and found["groups"] > 30
+
+
+# ---- matching
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("matching", ["activation", "weight"])
+@pytest.mark.parametrize(
+    "build", [Attended, partial(Window, ShiftedWindowAttention), partial(Window, ShiftedWindowAttentionV2)],
+    ids=["attended", "window", "window_v2"],
+)  # fmt: skip
+def test_planted_heads_are_found(build, matching):
+    torch.manual_seed(0)
+    net = with_statistics(build()).float()
+    groups = channel_groups(net, (3, 32, 32))
+    other, planted = shuffled(net, groups)
+    for parameter in other.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=1e-3 * float(parameter.abs().mean()))
+    merged = merge(net, other, Images(smooth_images(60), 30), matching=matching)
+    for group in groups:
+        if group.heads > 1:
+            assert merged.permutations[group.name] == planted[group.name].argsort().tolist(), group.name
+    assert merged.accuracy["halfway"] > 0.9
+
+
+def test_heads_are_matched_by_what_their_channels_are_worth_at_best():
+    groups = [group for group in by_heads(Attended()).values() if group.name.startswith("qkv")]
+    planted = random_permutations(groups, torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(4)
+    tables = {}
+    for name, permutation in planted.items():
+        noise = torch.rand(CHANNELS, CHANNELS, generator=generator, dtype=torch.float64)
+        tables[name] = 0.4 * noise
+        tables[name][torch.arange(CHANNELS), permutation] += 0.5
+    # one pair of channels that is worth more than any, but of heads that don't belong together
+    first = planted["qkv[:48]"]
+    tables["qkv[:48]"][0, first[CHANNELS // HEADS]] = 1.5
+    pair = Pair(({}, {}), groups, tables, generator)
+    found = match("activation", pair)
+    assert {name: p.tolist() for name, p in found.permutations.items()} == {
+        name: p.tolist() for name, p in planted.items()
+    }
+    greedy = match("activation", Pair(({}, {}), [], tables, generator)).permutations["qkv[:48]"]
+    assert greedy.tolist() != first.tolist()
+
+
+def test_involutions_of_heads_are_refused_in_one_line():
+    net = with_statistics(Attended()).float()
+    with pytest.raises(UserError, match="not for nets with attention heads"):
+        flip_merge(net, Images(smooth_images(20), 20), matching="involution")
+
+
+# ---- shifted windows
+
+
+def swin(block, window=4):
+    torch.manual_seed(0)
+    merging = {SwinTransformerBlock: PatchMerging, SwinTransformerBlockV2: PatchMergingV2}[block]
+    net = torchvision.models.SwinTransformer(
+        [4, 4], 24, [2, 2], [2, 4], [window, window], num_classes=10, block=block, downsample_layer=merging
+    )
+    for name, parameter in net.named_parameters():
+        nn.init.normal_(parameter, 1.0 * ("norm" in name and "weight" in name), 0.3)
+    return net.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("symmetry", SYMMETRIES.values(), ids=SYMMETRIES)
+@pytest.mark.parametrize("block", [SwinTransformerBlock, SwinTransformerBlockV2])
+def test_a_transformed_swin_transformer_on_transformed_images_computes_the_same(block, symmetry):
+    net, x = swin(block).double(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    assert grid(net.float(), (3, 64, 64), symmetry).symmetric
+    net = net.double()
+    if block is SwinTransformerBlockV2 and symmetry.order == 4:  # its table of positions has an axis an entry
+        with pytest.raises(UserError, match="symmetry quarter_turn"):
+            transformed(net, symmetry, (3, 64, 64))
+        return
+    moved = transformed(net, symmetry, (3, 64, 64))
+    assert largest_difference(net(x), moved(symmetry.act(x))) < 1e-10
+    assert largest_difference(net(x), net(symmetry.act(x))) > 1e-3
+
+
+def test_windows_that_are_shifted_by_less_than_half_stand_in_the_way():
+    found = grid(swin(SwinTransformerBlock, 7), (3, 112, 112), HORIZONTAL_FLIP)
+    assert {(misfit.layer, misfit.stride, misfit.size) for misfit in found.misfits} == {
+        ("shifted_window_attention in features.1.1.attn", 7, 28),
+        ("shifted_window_attention in features.3.1.attn", 7, 14),
+    }
+    assert found.next_size is None
+    odd = grid(swin(SwinTransformerBlock), (3, 36, 36), HORIZONTAL_FLIP)  # 9 patches a side
+    assert ("_patch_merging_pad in features.2", 2, 9, -1) in {
+        (misfit.layer, misfit.stride, misfit.size, misfit.left_over) for misfit in odd.misfits
+    }
+
+
+@pytest.mark.parametrize("block", [SwinTransformerBlock, SwinTransformerBlockV2])
+def test_every_layer_of_a_swin_transformer_has_an_equivariance_error_or_a_reason(block):
+    net, images = swin(block), Images(smooth_images(12, 64), 6)
+    merged = flip_merge(net, images)
+    groups = channel_groups(net, images.shape)
+    errors, _ = equivariance_errors(net, images, HORIZONTAL_FLIP, groups, merged.permutations)
+    unknown = group_actions(net, HORIZONTAL_FLIP, images.shape, groups)[1]
+    assert errors.keys() | unknown.keys() == {group.name for group in groups}
+    known = "what they compute doesn't depend on the image", "they are numbers of heads, and no activations"
+    assert unknown and set(unknown.values()) <= set(known)
+    assert (
+        len(errors) == 14
+    )  # of four blocks queries with keys, values and both of the MLP; of two stages the stream
+
+
+@torch.no_grad()
+def test_a_layers_error_is_that_of_its_map_of_tokens():
+    net, images = swin(SwinTransformerBlock), Images(smooth_images(12, 64), 6)
+    groups = {group.name: group for group in channel_groups(net, images.shape)}
+    [name] = [name for name, group in groups.items() if name.endswith("3.1.mlp.0")]
+    permutations = {name: torch.arange(group.size) for name, group in groups.items()}
+    errors, _ = equivariance_errors(net, images, HORIZONTAL_FLIP, list(groups.values()), permutations)
+    seen = []
+    net.features[3][1].mlp[1].register_forward_hook(lambda module, args, output: seen.append(output))
+    x = images.first(12, torch.device("cpu"))
+    net(x), net(x.flip(-1))
+    here, there = seen[0], seen[1].flip(2)  # (B, H, W, C)
+    assert errors[name]["identity"] == pytest.approx(float((here - there).norm() / here.norm()), rel=1e-4)
