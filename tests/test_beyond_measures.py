@@ -199,9 +199,7 @@ def test_images_that_are_invariant_to_nothing_stand_upright():
 
 
 def test_no_class_turned_is_another():
-    drawn = {
-        name: torch.tensor([[c == "#" for c in row] for row in d.split()]) for name, (d, *_) in SHAPES.items()
-    }
+    drawn = {name: torch.tensor([[c == "#" for c in row] for row in d.split()]) for name, d in SHAPES.items()}
     for name, one in drawn.items():
         for other, shape in drawn.items():
             for symmetry in SYMMETRIES.values():

@@ -36,12 +36,12 @@ def test_no_pixel_tells_an_image_from_a_mirrored_one():
     images = generate(4000, 10, 1)[0].images.double()
     difference = (images - images.flip(2))[:, :, :16]  # the right half is the left half's negative
     errors = difference.mean(0) / (difference.std(0) / len(images) ** 0.5)
-    assert 0.5 < errors.square().mean() < 2  # 39 if no image is mirrored
+    assert 0.5 < errors.square().mean() < 2  # 29 if no image is mirrored
 
 
 def test_some_classes_are_chiral_and_no_class_is_the_mirror_image_of_another():
-    mirror = {name: {" ".join(row[::-1] for row in d.split()) for d in SHAPES[name]} for name in CLASSES}
-    assert mirror["zigzag"].isdisjoint(SHAPES["zigzag"]) and mirror["hook"].isdisjoint(SHAPES["hook"])
+    mirror = {name: " ".join(row[::-1] for row in drawing.split()) for name, drawing in SHAPES.items()}
+    assert mirror["zigzag"] != SHAPES["zigzag"] and mirror["hook"] != SHAPES["hook"]
     for name in CLASSES:
         for other in CLASSES:
-            assert name == other or mirror[name].isdisjoint(SHAPES[other])
+            assert name == other or mirror[name] != SHAPES[other]
