@@ -75,7 +75,7 @@ def show_report(report: Report, page: Path) -> None:
         table.add_row(layer.name, str(layer.channels), number(layer.correlation), *errors, *orbits)
     console.print(table)
     if step > 1:
-        console.print(f"every {step}. of {len(report.layers)} layers; all are in layers.csv")
+        console.print(f"one layer in {step} of {len(report.layers)} is shown; all are in layers.csv")
     for line in warnings(report):
         console.print(f"\n[yellow]{line}[/yellow]")
     console.print(f"\n{page}", soft_wrap=True)
