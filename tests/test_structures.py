@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from small_nets import Images, answers, shuffled, smooth_images
 from structures import STRUCTURES, Excited, Twice, UNet
 from torch import fx, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 from torchvision_nets import PAGE, constructors, measure
 
 from relusym.errors import UserError
 from relusym.merging.batch_norm import reset_batch_norm
-from relusym.merging.channel_groups import Place, channel_groups
+from relusym.merging.channel_groups import Place, channel_groups, permute
 from relusym.merging.merge import merge
 from relusym.merging.pixels import transformed
 from relusym.merging.survey import survey
@@ -283,6 +284,19 @@ class Gain(nn.Module):
 
     def forward(self, x):
         return torch.stack([(1 + self.gain[i]) * x[:, i] for i in range(len(x[0]))], 1)
+
+
+def test_the_groups_of_a_group_norm_are_permuted_whole_and_the_channels_within_each():
+    net = nn.Sequential(nn.Conv2d(3, 12, 3), nn.GroupNorm(3, 12), nn.ReLU(), nn.Flatten(), nn.Linear(432, 5))
+    (group,) = channel_groups(net, (3, 8, 8))
+    assert (group.size, group.heads, group.node) == (12, 3, "_2")
+    moved = torch.tensor([[9, 8, 11, 10], [0, 3, 1, 2], [7, 6, 5, 4]]).flatten()
+    images = torch.randn(4, 3, 8, 8)
+    permuted = functional_call(net, permute(net.state_dict(), [group], {group.name: moved}), images)
+    assert torch.allclose(permuted, net(images), atol=1e-5)
+    moved[[0, 4]] = moved[[4, 0]]
+    with pytest.raises(ValueError, match="tears heads apart"):
+        permute(net.state_dict(), [group], {group.name: moved})
 
 
 def test_a_layer_of_ones_own_is_one_handler(monkeypatch):

@@ -22,8 +22,8 @@ __all__ = ["ChannelGroup", "Place", "by_node", "channel_groups", "order_of", "pe
 class ChannelGroup:
     """Channels that one permutation acts on.
 
-    Those of attention lie in heads of equally many: its permutation brings each head to the place of a whole head, and
-    within it each channel to any.
+    Those of attention lie in heads of equally many, and those of a group norm in its groups, which are called heads
+    here, too: the permutation brings each head to the place of a whole head, and within it each channel to any.
 
     Attributes:
         name: the last layer that writes to the group, such as `conv3`, on a residual stream the last block's; with the
@@ -88,7 +88,7 @@ def channel_groups(net: nn.Module, image_shape: tuple[int, ...] = (3, 32, 32)) -
         if number in hidden or tied in staying:
             continue
         if where:
-            node = _compared(flow, where, heads, order)
+            node = _compared(flow, where, tied is not None and joined.tied.count(tied) > 1, order)
             _, writer, place = max(written[number], default=(0, node, where[node]))
             layer = writer.target if writer.op == "call_module" else writer.name
             name = str(writer.meta.get("layer", layer)).removeprefix("features.")
@@ -108,9 +108,9 @@ def channel_groups(net: nn.Module, image_shape: tuple[int, ...] = (3, 32, 32)) -
     return [groups[key] for key in sorted(groups)]
 
 
-def _compared(flow: Flow, where: dict[fx.Node, Place], heads: int, order: dict[fx.Node, int]) -> fx.Node:
+def _compared(flow: Flow, where: dict[fx.Node, Place], attention: bool, order: dict[fx.Node, int]) -> fx.Node:
     """The node whose output says how alike a group's channels are: the last activation, or else sum, or else any."""
-    if heads > 1:  # queries go with keys: their layer shows both
+    if attention:  # queries go with keys: their layer shows both
         where = {node: place for node, place in where.items() if node in flow.writers} or where
     smallest = min(place.block for place in where.values())
     nodes = [node for node, place in where.items() if place.block == smallest]

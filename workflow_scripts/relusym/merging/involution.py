@@ -18,7 +18,9 @@ def involution(pair: Pair) -> Matching:
         UserError: the second net isn't the first, transformed by a symmetry of order 2; or it has attention heads.
     """
     if any(group.heads > 1 for group in pair.groups):
-        raise UserError("matching involution: not for nets with attention heads; use activation or weight")
+        raise UserError(
+            "matching involution: not for nets with attention heads or group norms; use activation or weight"
+        )
     if pair.order != 2:
         raise UserError(
             "matching involution: only for a net and its own transformed self, by a symmetry of order 2 such as a flip"

@@ -14,14 +14,10 @@ from relusym.merging.tracing import PROJECTIONS, function_name, layer_of
 
 
 def grouped(call: Call, x: Labels, groups: int, weights: list[Any]) -> Labels:
-    """Group norm: the groups are permuted whole, or each one's channels, whichever leaves more permutations."""
+    """Group norm: its groups are permuted whole, and the channels within each."""
     labels = call.along(x, 1)
-    of_groups = labels.reshape(groups, -1)
-    if groups > 1 and groups < of_groups.shape[1]:
-        for i, channels in enumerate(of_groups):
-            call.flow.ties.mark(channels, (call.node.name, i))
-    elif groups > 1:
-        labels = call.flow.ties.join_along(of_groups, [1], call.node.name).expand_as(of_groups).flatten()
+    if groups > 1:
+        call.flow.ties.nest(labels.reshape(groups, -1), [1], call.node.name)
     else:
         call.flow.ties.mark(labels, call.node.name)
     for of in weights:
