@@ -21,10 +21,8 @@ WINDOW_FUNCTIONS = {  # with where kernel, stride, padding and dilation stand am
     "max_pool2d": {"kernel_size": 1, "stride": 2, "padding": 3, "dilation": 4},
     "avg_pool2d": {"kernel_size": 1, "stride": 2, "padding": 3},
 }
-SHIFTED = (
-    "shifted_window_attention",
-    "shifted_window_attention_v2",
-)  # Swin Transformer's, of maps with channels last
+# Swin Transformer's, of maps with channels last.
+SHIFTED = ("shifted_window_attention", "shifted_window_attention_v2")
 PATCHES = "_patch_merging_pad"
 SEARCHED = 64  # sizes above the images' that are tried: strides of 32 in all repeat after as many
 

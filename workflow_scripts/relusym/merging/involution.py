@@ -15,7 +15,8 @@ def involution(pair: Pair) -> Matching:
     """The involutions that maximise the matched channels' correlations, exactly.
 
     Raises:
-        UserError: the second net isn't the first, transformed by a symmetry of order 2; or it has attention heads.
+        UserError: the second net isn't the first, transformed by a symmetry of order 2; or it has attention heads or
+            group norms.
     """
     if any(group.heads > 1 for group in pair.groups):
         raise UserError(

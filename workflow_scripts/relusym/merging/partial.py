@@ -99,24 +99,30 @@ class _Partly:
 
     Args:
         statistics: either net's, by the names of `repair.repair_points`.
+        images: those that REPAIR's statistics are taken on.
         most: parts at most, see `parts`.
     """
 
-    def __init__(self, first: nn.Module, second: nn.Module, statistics: tuple[Targets, Targets], most: int):
-        self.first, self.second, self.statistics = first, second, statistics
+    def __init__(
+        self,
+        first: nn.Module,
+        second: nn.Module,
+        statistics: tuple[Targets, Targets],
+        images: ImageSource,
+        most: int = MOST_PARTS,
+    ):
+        self.first, self.second, self.statistics, self.images = first, second, statistics, images
         self.parts, graph = parts(first, most), trace(first)
         self.points, self.owner = repair_points(graph), _owners(graph, self.parts)
         norms = [node.target for node in graph.graph.nodes if isinstance(layer_of(graph, node), BATCH_NORMS)]
-        self.norms_twice = len(set(norms)) < len(
-            norms
-        )  # one is called twice: its statistics are of both calls
+        self.norms_twice = len(set(norms)) < len(norms)  # then its statistics are of both calls
 
-    def merged(self, chosen: set[str], images: ImageSource) -> nn.Module:
-        """The first net with the chosen parts merged, and REPAIR on `images`."""
+    def merged(self, chosen: set[str]) -> nn.Module:
+        """The first net with the chosen parts merged, and REPAIR."""
         net, targets = self._plain(chosen)
         if has_batch_norm(net):
-            return repair_blocks(net, targets, images)
-        correct(net, targets, images)
+            return repair_blocks(net, targets, self.images)
+        correct(net, targets, self.images)
         return net
 
     def _plain(self, chosen: set[str]) -> tuple[nn.Module, Targets]:
@@ -134,11 +140,11 @@ class _Partly:
         }
         return net, targets
 
-    def branches(self, images: ImageSource) -> Branches:
+    def branches(self) -> Branches:
         """All partial merges of a net with batch norm, not yet reset."""
         order = [part.name for part in self.parts]
         (own, blocks), (merged, _) = (
-            correct_blocks(*self._plain(chosen), images) for chosen in (set(), set(order))
+            correct_blocks(*self._plain(chosen), self.images) for chosen in (set(), set(order))
         )
         owner = {name: order.index(part) for name, part in self.owner.items()}
         return Branches(own, merged, owner | {name: owner[block] for name, block in blocks.items()})
@@ -154,10 +160,11 @@ def barriers_up_to(
     The last layer's is the barrier of the whole merge. Of a net without batch norm.
     """
     ends = [accuracy(net, test_images, labels) for net in (aligned.first, aligned.second)]
-    partly, chosen, found = _Partly(aligned.first, aligned.second, aligned.statistics, sys.maxsize), set(), {}
+    partly = _Partly(aligned.first, aligned.second, aligned.statistics, images, sys.maxsize)
+    chosen, found = set(), {}
     for part in partly.parts:
         chosen |= {part.name}
-        halfway = accuracy(partly.merged(chosen, images), test_images, labels)
+        halfway = accuracy(partly.merged(chosen), test_images, labels)
         found[part.name] = barrier(*ends, halfway) if any(ends) else None
     return found
 
@@ -185,12 +192,12 @@ def partial_merges(
         told: called with the share that is done.
     """
     statistics = survey(first, second, images, []).statistics
-    partly = _Partly(first, second, statistics, MOST_PARTS)
+    partly = _Partly(first, second, statistics, images)
     end, labels = evaluate(first, test, labels, metrics)
     ends = end, evaluate(second, test, labels, metrics)[0]
     order = [part.name for part in partly.parts]
     together = has_batch_norm(first) and not partly.norms_twice
-    scores = (_side_by_side if together else _one_by_one)(partly, images, test, labels, metrics, told)
+    scores = (_side_by_side if together else _one_by_one)(partly, test, labels, metrics, told)
     barriers = {
         which: {
             name: of.absolute_barrier(*(end[name] for end in ends), found[name])
@@ -205,15 +212,10 @@ Scored = dict[Which, dict[str, float]]
 
 
 def _side_by_side(
-    partly: _Partly,
-    images: ImageSource,
-    test: ImageSource,
-    labels: Tensor,
-    metrics: Mapping[str, Metric],
-    told: Told,
+    partly: _Partly, test: ImageSource, labels: Tensor, metrics: Mapping[str, Metric], told: Told
 ) -> Scored:
     """The scores of all partial merges of a net with batch norm."""
-    device, branches = device_of(partly.first), partly.branches(images)
+    device, branches, images = device_of(partly.first), partly.branches(), partly.images
     whole, done = len(images) + len(test), 0
     with resetting(branches.norms):
         for x in images.batches(device, even=True):
@@ -231,18 +233,13 @@ def _side_by_side(
 
 
 def _one_by_one(
-    partly: _Partly,
-    images: ImageSource,
-    test: ImageSource,
-    labels: Tensor,
-    metrics: Mapping[str, Metric],
-    told: Told,
+    partly: _Partly, test: ImageSource, labels: Tensor, metrics: Mapping[str, Metric], told: Told
 ) -> Scored:
     """The scores of all partial merges of any net."""
     found, order = {}, [part.name for part in partly.parts]
     for i, name in enumerate(order):
         for kind, chosen in (("up_to", set(order[: i + 1])), ("all_but", set(order) - {name})):
-            found[kind, i] = evaluate(partly.merged(chosen, images), test, labels, metrics)[0]
+            found[kind, i] = evaluate(partly.merged(chosen), test, labels, metrics)[0]
         told((i + 1) / len(order))
     return found
 

@@ -48,9 +48,8 @@ def weight(pair: Pair) -> Matching:
                 ).cpu()
         return total
 
-    together: dict[str | int, list[ChannelGroup]] = defaultdict(
-        list
-    )  # groups whose heads are tied to each other
+    # groups whose heads are tied to each other
+    together: dict[str | int, list[ChannelGroup]] = defaultdict(list)
     for group in pair.groups:
         together[group.name if group.tied is None else group.tied].append(group)
     units, changed = list(together.values()), True

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from relusym.errors import UserError
+from relusym.errors import UserError, listed
 from relusym.nets import build
 from relusym.records import sha256, write_whole
 
@@ -249,12 +249,7 @@ def misfits(state: State, expected: State, most: int | None = None) -> str:
         ],
         "not all numbers": [key for key, tensor in state.items() if not tensor.isfinite().all()],
     }
-
-    def some(keys: list[str]) -> str:
-        left = len(keys) - len(keys[:most])
-        return ", ".join(keys[:most]) + (f" and {left} more" if left else "")
-
-    return "; ".join(f"{how}: {some(keys)}" for how, keys in wrong.items() if keys)
+    return "; ".join(f"{how}: {listed(keys, most)}" for how, keys in wrong.items() if keys)
 
 
 def gather(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym import __version__
+from relusym.errors import listed
 from relusym.merging.channel_groups import ChannelGroup, channel_groups
 from relusym.merging.grid import Grid, grid
 from relusym.merging.images import GivenImages, ImageSource, as_images
@@ -129,6 +130,7 @@ def report(
     errors, invariance = equivariance_errors(
         own, test, symmetry, groups, permutations, seed=seed, most=LAYER_IMAGES
     )
+    without = [group for group in groups if group.name not in errors]
     partial = []
     some, chosen = test.sample(partial_images, seed) if partial_images else (None, torch.tensor([]))
     if some is not None:
@@ -158,21 +160,18 @@ def report(
         convs=convs(own, symmetry, groups, permutations),
         partial=partial,
         partners=partners(own, test, symmetry, groups, permutations),
-        notes=[*([merged.note] if merged.note else []), *_unmeasured(own, symmetry, test.shape, groups)],
+        notes=[*([merged.note] if merged.note else []), *_unmeasured(own, symmetry, test.shape, without)],
     )
 
 
 def _unmeasured(
     net: nn.Module, symmetry: Symmetry, image_shape: tuple[int, ...], groups: list[ChannelGroup]
 ) -> list[str]:
-    """Why some layers have no equivariance error, in one line a reason."""
+    """Why groups have no equivariance error, in one line a reason."""
     named = defaultdict(list)
-    for name, reason in group_actions(net, symmetry, image_shape, groups)[1].items():
+    for name, reason in group_actions(net, symmetry, image_shape, groups)[1].items() if groups else ():
         named[reason].append(name)
-    return [
-        f"no equivariance error of {', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}: {reason}"
-        for reason, names in named.items()
-    ]
+    return [f"no equivariance error of {listed(names, 3)}: {reason}" for reason, names in named.items()]
 
 
 def _has_labels(labels: Any, test: ImageSource) -> bool:
