@@ -157,6 +157,21 @@ def test_what_is_not_at_hand_is_left_out_with_its_reason_and_tried_again(clone, 
     assert "Nothing to be done" in again.stdout, again.stdout  # for the same reason
 
 
+def test_a_net_whose_download_fails_is_left_out_with_its_reason_and_so_is_its_merge(clone):
+    fresh = clone()
+    given = yaml.safe_load((fresh.folder / "config.yaml").read_text(encoding="utf-8"))["scales"]["demo"]
+    gone = {"family": "resnet", "weights": {"urls": ["http://127.0.0.1:9/gone.pth"]}}
+    given |= {"models": {"gone": gone}, "figure9": None}
+    fresh.configure(scale="demo", scales={"demo": given})
+    run = fresh.snakemake("table5")
+    assert run.returncode == 0, run.stdout
+    results = fresh.folder / "results" / "demo"
+    merge = read_record(results / "records" / "flip_merge" / "gone-0.json")
+    assert (merge["status"], merge["reason"]) == ("left_out", "gone-0 is absent")
+    notes = (results / "tables" / "table5.md").read_text(encoding="utf-8")
+    assert "http://127.0.0.1:9/gone.pth can't be downloaded" in notes
+
+
 # ---- without Snakemake
 
 

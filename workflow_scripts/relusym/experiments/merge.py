@@ -107,7 +107,7 @@ def operands(
 
 def load_merged(
     checkpoints: list[Path], trained: list[Path], settings: Record, device: torch.device
-) -> list[tuple[nn.Module, Record]]:
+) -> list[tuple[nn.Module | None, Record]]:
     """The nets of a merge or a measurement, each with its train record; errors as of `merge_record`."""
     return [
         trained_net(*paths, wanted, device)
@@ -119,7 +119,7 @@ def header(
     kind: str,
     names: list[tuple[str, int]],
     settings: Record,
-    loaded: list[tuple[nn.Module, Record]],
+    loaded: list[tuple[nn.Module | None, Record]],
     data: Path,
     label: str,
     in_use: tuple[str, str] | None,

@@ -85,8 +85,10 @@ def _net(path: Path, tensors: Tensors, about: Record, device: torch.device) -> t
     return net.eval().to(device, memory_format=torch.channels_last), about
 
 
-def trained_net(path: Path, record: Path, settings: Record, device: torch.device) -> tuple[nn.Module, Record]:
-    """A net as `load_net`, if it is the one that its train record names; and that record.
+def trained_net(
+    path: Path, record: Path, settings: Record, device: torch.device
+) -> tuple[nn.Module | None, Record]:
+    """A net as `load_net`, if it is the one that its train record names; and that record. No net if it is absent.
 
     Raises:
         UserError: as `named_checkpoint` and `load_net`; a net that trained well has infinite weights, or no numbers.
@@ -98,7 +100,7 @@ def trained_net(path: Path, record: Path, settings: Record, device: torch.device
         raise UserError(
             f"checkpoint {path} has weights that are no numbers, in {wrong[0]}: delete it and {record}"
         )
-    return _net(path, tensors, about, device)[0], trained
+    return _net(path, tensors, about, device)[0] if trained["status"] != "absent" else None, trained
 
 
 def named_checkpoint(
