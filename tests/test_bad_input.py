@@ -580,12 +580,12 @@ CASES = {
     "warm-up": Case(
         in_config,
         {"scales.demo.training.warmup_epochs": 100},
-        "warmup_epochs: 100 isn't less than the 16 epochs",
+        "warmup_epochs: 100 isn't less than the 14 epochs",
     ),
     "warm-up of a ResNet": Case(
         in_config,
         {"scales.demo.families.resnet.training.warmup_epochs": 9},
-        r"^scales\.demo\.families\.resnet\.training\.warmup_epochs: 9 isn't less than the 6 epochs",
+        r"^scales\.demo\.families\.resnet\.training\.warmup_epochs: 9 isn't less than the 4 epochs",
     ),
     "invariance never on": Case(
         in_config,

@@ -118,7 +118,8 @@ def pbs(tmp_path):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     site = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PBS": str(tmp_path)}
-    return lambda folder, *given: run(folder, "--profile", "profiles/pbs", *given, **site), tmp_path / "calls"
+    typed = ("--profile", "profiles/pbs", "--seconds-between-status-checks", "1")
+    return lambda folder, *given: run(folder, *typed, *given, **site), tmp_path / "calls"
 
 
 def test_the_pbs_profile_submits_asks_for_states_and_retries_what_failed(two_nets, pbs):
