@@ -84,7 +84,7 @@ class Clone:
         )
 
 
-CLONES = {"clone", "tiny", "finished", "copied", "committed"}  # fixtures of whole workflows
+CLONES = {"clone", "tiny", "finished", "copied", "committed", "workflow"}  # fixtures of whole workflows
 
 
 def pytest_collection_modifyitems(items):

@@ -167,6 +167,7 @@ def test_what_belongs_to_a_head_of_a_shifted_window_goes_with_it(layer):
     assert difference(with_statistics(net))[0] < 1e-10
 
 
+@pytest.mark.slow(seconds=6)
 @pytest.mark.parametrize("name", ["vit_b_16", "swin_v2_t"])
 def test_a_transformer_of_torchvisions_computes_the_same(name):
     found = measure(name)

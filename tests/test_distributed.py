@@ -77,6 +77,8 @@ LAUNCHER = """
 import json, sys
 from relusym.jobs.interruption import Interruption
 from relusym.training.distributed import launch
+
+pytestmark = pytest.mark.slow(seconds=10)
 with Interruption() as interrupted:
     launch("training_worker", json.loads(sys.argv[1]), 2, 3, interrupted=interrupted)
 """

@@ -397,6 +397,7 @@ def run_script(script, rule, about, outputs, environment, **inputs):
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.slow(seconds=10)
 def test_the_same_records_give_the_same_bytes_on_another_day_in_another_process(tmp_path):
     kept(tmp_path, 8, mirror_permutations(), "gcnn")
     inputs = {"filters": [str(tmp_path / "filters")], "train": [], "flip_merge": []}

@@ -179,6 +179,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, sum(8 * g.size*
 """
 
 
+@pytest.mark.slow(seconds=13)
 def test_matching_takes_at_most_a_fifth_more_memory_than_plain_inference():
     scripts = Path(__file__).parents[1] / "workflow_scripts"
     peaks = {}

@@ -356,6 +356,7 @@ QUICK = (
 )
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
 def test_a_permuted_net_of_torchvisions_computes_the_same(name):
@@ -363,6 +364,7 @@ def test_a_permuted_net_of_torchvisions_computes_the_same(name):
     assert found["difference"] < 1e-10 and found["groups"] > 6
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("name", ["deeplabv3_resnet50", "fcn_resnet50"])
 def test_a_permuted_segmentation_net_computes_the_same_at_both_its_heads(name):
     torch.manual_seed(0)

@@ -297,6 +297,7 @@ checkpoint.save(to, training.net.state_dict(), {})
 """
 
 
+@pytest.mark.slow(seconds=13)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1], ids=lambda s: s.name)
 def test_a_training_ended_by_a_signal_and_started_again_ends_with_the_same_bytes(
     tmp_path, pytestconfig, number

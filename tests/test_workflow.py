@@ -182,6 +182,7 @@ def test_the_paper_scale_is_168_nets_168_flip_merges_and_144_pair_merges(clone):
     assert rules["prepare_data"] == 1  # ImageNet isn't here: its ten nets are left out
 
 
+@pytest.mark.workflow  # whose clone it asks for by name
 @pytest.mark.skipif(not report_tour.BROWSER, reason="no Chromium here: the report is not looked at")
 @pytest.mark.parametrize("state", ["finished", "committed"])
 def test_the_report_shows_every_table_and_figure_without_an_error(state, request, tmp_path):
