@@ -15,6 +15,8 @@ from relusym import checkpoint
 from relusym.errors import UserError
 from relusym.training.distributed import launch
 
+pytestmark = pytest.mark.slow(seconds=10)
+
 
 @pytest.fixture(autouse=True)
 def worker_is_found(monkeypatch, pytestconfig):
@@ -77,8 +79,6 @@ LAUNCHER = """
 import json, sys
 from relusym.jobs.interruption import Interruption
 from relusym.training.distributed import launch
-
-pytestmark = pytest.mark.slow(seconds=10)
 with Interruption() as interrupted:
     launch("training_worker", json.loads(sys.argv[1]), 2, 3, interrupted=interrupted)
 """

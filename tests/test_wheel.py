@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow(seconds=5)
+
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "workflow_scripts" / "relusym"
 
@@ -125,8 +127,6 @@ COMMAND = """
 import sys
 import numpy as np
 from relusym.reporting.command import main
-
-pytestmark = pytest.mark.slow(seconds=5)
 pixels = np.random.default_rng(0).integers(0, 256, (20, 9, 9, 3), np.uint8)
 np.savez("images.npz", images=pixels, labels=np.arange(20) % 2)
 given = ["--images", "images.npz", "--mean", "0", "--std", "1", "--partial-images", "4"]
