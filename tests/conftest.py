@@ -84,7 +84,15 @@ class Clone:
         )
 
 
-CLONES = {"clone", "tiny", "finished", "copied", "committed", "workflow"}  # fixtures of whole workflows
+CLONES = {
+    "clone",
+    "tiny",
+    "finished",
+    "copied",
+    "committed",
+    "checkout",
+    "workflow",
+}  # fixtures of whole workflows
 
 
 def pytest_collection_modifyitems(items):

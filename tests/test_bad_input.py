@@ -1141,7 +1141,6 @@ RUNS = {
 }
 
 
-@pytest.mark.workflow
 @pytest.mark.parametrize("case", RUNS.values(), ids=RUNS)
 def test_snakemake_ends_with_one_line_before_any_job(checkout, case):
     by = []
@@ -1168,7 +1167,6 @@ def last_line(run):
     return run.stdout.strip().splitlines()[-1]
 
 
-@pytest.mark.workflow
 def test_a_job_that_fails_on_its_input_tells_the_line_and_leaves_no_output(checkout):
     source = {**MINE, "root": "nowhere"}
     given = [

@@ -175,17 +175,17 @@ def nets_of_types(random, n, correlation, errors, barriers):
 
 
 @pytest.mark.parametrize("differ", [0, 0.3])
-@pytest.mark.slow(seconds=5)
+@pytest.mark.slow(seconds=8)
 def test_types_that_are_unrelated_are_no_more_often_found_correlated_than_they_should_be(differ):
     """Two quantities that are correlated within a type, while all types are equal, or differ in either at random."""
-    random, draws, means = np.random.default_rng(0), 120, differ * np.arange(7)
+    random, draws, means = np.random.default_rng(0), 200, differ * np.arange(7)
     found = naive = 0
     for _ in range(draws):
         nets = nets_of_types(random, 4, 0.7, means, random.permutation(means))
         found += rank_correlation_of_types(nets, "error", "barrier").p_value < 0.05
         of_means = stats.spearmanr(nets.groupby("model")[["error", "barrier"]].mean())
         naive += of_means.pvalue < 0.05
-    assert found / draws < 0.11  # 0.05, and three standard errors
+    assert found / draws < 0.1  # 0.05, and three standard errors
     assert differ or naive / draws > 0.25  # what the halves are for
 
 
