@@ -89,7 +89,7 @@ def test_a_recipe_that_cannot_be_is_refused(wrong, said):
 def test_lars_scales_the_rate_by_the_weights_and_gradients_sizes():
     weight = torch.nn.Parameter(torch.full((1, 4), 3.0))
     bias = torch.nn.Parameter(torch.zeros(4))
-    optimizer = Lars([weight, bias], lr=2.0, momentum=0.0, weight_decay=0.0, trust=0.01)
+    optimizer = Lars([{"params": [weight, bias]}], lr=2.0, momentum=0.0, weight_decay=0.0, trust=0.01)
     weight.grad, bias.grad = torch.full((1, 4), 5.0), torch.ones(4)
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.full((1, 4), 3 - 2 * 0.01 * 3 / 5 * 5))

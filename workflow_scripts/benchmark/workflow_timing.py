@@ -14,7 +14,7 @@ import yaml
 
 from relusym.errors import UserError
 
-LEFT_OUT = ("data", "results", "tests", "docs", ".*", "__pycache__")  # of no use in a copy, or made by runs
+LEFT_OUT = {"data", "results", "tests", "docs"}  # of no use in a copy, or made by runs
 START_UP = "start_up"  # a scale with one small training
 ONE_TRAINING = f"results/{START_UP}/records/train/cnn-0.json"
 
@@ -29,7 +29,12 @@ class WorkflowCopy:
 
     def __init__(self, root: Path, folder: Path):
         self.folder = folder
-        shutil.copytree(root, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), dirs_exist_ok=True)
+        made = shutil.ignore_patterns(".*", "__pycache__")
+
+        def left_out(at: str, names: list[str]) -> set[str]:
+            return made(at, names) | (LEFT_OUT if Path(at) == root else set())  # relusym has a room `data`
+
+        shutil.copytree(root, folder, ignore=left_out, dirs_exist_ok=True)
         path = folder / "config.yaml"
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         config["scales"][START_UP] = start_up_scale(config["scales"]["demo"])

@@ -103,7 +103,7 @@ def train(
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             sums[0] += loss.detach()
             sums[1] += right
             ending = any_process(interrupted())

@@ -1,24 +1,77 @@
 """SGD and LARS, with parts of a net whose learning rate stays at its peak."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
+from torch.optim.sgd import sgd
 
 from relusym.training.objectives import Objective
 from relusym.training.recipe import Recipe
 
 
-class Lars(torch.optim.Optimizer):
+class Sgd:
+    """SGD with momentum and weight decay, by torch's fused kernel.
+
+    torch.optim.SGD takes the same steps, but loads torch's compiler first, which takes longer than a small training.
+
+    Attributes:
+        param_groups: as torch's optimizers have them, and its GradScaler asks for.
+        momentum_buffers: (of each parameter's shape) by parameter, from the first step on.
+    """
+
+    _step_supports_amp_scaling = True  # GradScaler's word: the kernel itself divides by these
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+
+    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, momentum: float, weight_decay: float):
+        self.param_groups = [
+            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, **group} for group in groups
+        ]
+        self.momentum_buffers: dict[Tensor, Tensor] = {}
+
+    def zero_grad(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            buffers = [self.momentum_buffers.get(parameter) for parameter in trained]
+            how = {key: group[key] for key in ("lr", "momentum", "weight_decay")}
+            sgd(
+                trained,
+                [parameter.grad for parameter in trained],
+                buffers,
+                fused=True,
+                grad_scale=self.grad_scale,
+                found_inf=self.found_inf,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                **how,
+            )
+            if group["momentum"]:
+                self.momentum_buffers.update(zip(trained, buffers, strict=True))
+
+
+class Lars(Sgd):
     """SGD with momentum whose rate for each weight is scaled by ‖weight‖ / ‖gradient‖ (You et al. 2017).
 
     torch has none; as in SimSiam's linear evaluation, biases are not scaled.
     """
 
+    _step_supports_amp_scaling = False
+
     def __init__(self, groups, lr: float, momentum: float, weight_decay: float, trust: float = 1e-3):
-        super().__init__(
-            groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
-        )
+        super().__init__(groups, lr, momentum, weight_decay)
+        self.trust = trust
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -27,16 +80,15 @@ class Lars(torch.optim.Optimizer):
                 if parameter.ndim > 1:
                     update = update.add(parameter, alpha=group["weight_decay"])
                     size, change = parameter.norm(), update.norm()
-                    scale = torch.where((size > 0) & (change > 0), group["trust"] * size / change, 1.0)
+                    scale = torch.where((size > 0) & (change > 0), self.trust * size / change, 1.0)
                     update = update * scale
-                buffers = self.state[parameter]
-                if "momentum_buffer" not in buffers:
-                    buffers["momentum_buffer"] = torch.zeros_like(parameter)
-                momentum = buffers["momentum_buffer"].mul_(group["momentum"]).add_(update)
+                if parameter not in self.momentum_buffers:
+                    self.momentum_buffers[parameter] = torch.zeros_like(parameter)
+                momentum = self.momentum_buffers[parameter].mul_(group["momentum"]).add_(update)
                 parameter.sub_(momentum, alpha=group["lr"])
 
 
-def make_optimizer(objective: Objective, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(objective: Objective, recipe: Recipe) -> Sgd:
     """The recipe's optimizer of all that an objective trains."""
     fixed = {parameter for part in objective.fixed_rate for parameter in part.parameters()}
     trained = [parameter for parameter in objective.net.parameters() if parameter.requires_grad]
@@ -46,10 +98,10 @@ def make_optimizer(objective: Objective, recipe: Recipe) -> torch.optim.Optimize
     ]
     groups = [group for group in groups if group["params"]]
     how = {"lr": recipe.learning_rate, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
-    return Lars(groups, **how) if recipe.optimizer == "lars" else torch.optim.SGD(groups, **how, fused=True)
+    return (Lars if recipe.optimizer == "lars" else Sgd)(groups, **how)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: float) -> None:
+def set_rate(optimizer: Sgd, recipe: Recipe, epoch: float) -> None:
     """Set the learning rate of a point in training, in epochs."""
     rate = recipe.learning_rate_at(epoch)
     for group in optimizer.param_groups:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym import checkpoint
+from relusym.training.optimizers import Sgd
 
 
 @dataclass
@@ -22,7 +23,7 @@ class State:
 
     path: Path | None
     net: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Sgd
     scaler: torch.amp.GradScaler
     history: list[dict[str, Any]]
 
@@ -37,8 +38,8 @@ class State:
             return
         tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
         for name, parameter in self.net.named_parameters():
-            if parameter in self.optimizer.state:  # a frozen one has no momentum
-                tensors[f"momentum.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
+            if parameter in self.optimizer.momentum_buffers:  # a frozen one has none
+                tensors[f"momentum.{name}"] = self.optimizer.momentum_buffers[parameter]
         if sums is not None:
             tensors["sums"] = sums
         about = {"history": self.history, "step": step, "scaler": self.scaler.state_dict()}
@@ -58,7 +59,7 @@ class State:
         for name, parameter in self.net.named_parameters():
             if f"momentum.{name}" in tensors:
                 buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+                self.optimizer.momentum_buffers[parameter] = buffer
         if about["scaler"]:
             self.scaler.load_state_dict(about["scaler"])
         self.history += about["history"]
