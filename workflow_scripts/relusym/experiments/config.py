@@ -138,10 +138,8 @@ def validate(config: dict[str, Any]) -> None:
     Raises:
         UserError: names the key, what was given and what is allowed.
     """
-    schema = yaml.safe_load(
-        files("relusym.experiments").joinpath("config.schema.yaml").read_text(encoding="utf-8")
-    )
-    check_schema(schema, config)
+    schema = files("relusym.experiments").joinpath("config.schema.yaml").read_text(encoding="utf-8")
+    check_schema(yaml.load(schema, LOADER), config)
 
 
 def laid_over(*sections: dict[str, Any]) -> dict[str, Any]:
