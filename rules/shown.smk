@@ -4,9 +4,7 @@ TITLES = {"costs": "Costs and provenance", "provenance": "Costs and provenance",
 TITLES |= dict.fromkeys(("comparison", "claims"), "Comparison with the paper")
 TITLES |= dict.fromkeys(BEYOND, "Beyond the paper")
 CSVS = {"barriers": [".csv"], "figure4": [".csv"], "zero_filters": [".csv", "_by_net.csv"]}
-CSVS |= dict.fromkeys(
-    ("matchings_figure", "exact_gcnn_figure", "curves_figure", "during_training", "by_layer"), [".csv"]
-)
+CSVS |= {name: [".csv"] for name in BEYOND if name.endswith("_figure")}
 SHOWN = [*shown.tables(SETTINGS), *shown.figures(SETTINGS)]
 
 

@@ -303,6 +303,53 @@ def test_symmetries_have_a_row_a_type_and_symmetry_in_the_configs_order():
     assert frame["whole_mean"].iloc[-1] == pytest.approx(0.1) and frame["pairwise_mean"].iloc[-1] == 0.05
 
 
+def test_during_training_a_row_is_a_type_and_epoch_with_its_first_and_last_layers_errors():
+    records = [trained("cnn", seed, (0.5, 0.2, 0.1)) for seed in SEEDS]
+    records.append(record("during_training", [("cnn", 4)], status="left_out"))
+    frame = during_training.frame({"during_training": records}, ABOUT).set_index(["model", "epoch"])
+    assert frame.index.to_list() == [("cnn", epoch) for epoch in (0, 1, 10)]
+    assert frame["barrier_mean"].to_list() == pytest.approx([0.5, 0.2, 0.1])
+    assert frame.loc[("cnn", 1), "first_mean"] == pytest.approx(0.1)
+    assert frame.loc[("cnn", 1), "last_std"] == pytest.approx(0.8 * NOISE.std(ddof=1))
+    assert set(frame["n"]) == {4} and set(frame["left_out"]) == {1}
+
+
+def test_by_layer_a_row_is_a_type_and_layer_and_the_last_has_a_barrier_alone():
+    records = [layered(model, seed) for model in MODELS[:2] for seed in SEEDS]
+    frame = by_layer.frame({"by_layer": records}, ABOUT).set_index(["model", "layer"])
+    assert frame.index.to_list() == [(model, layer) for model in MODELS[:2] for layer in range(1, 10)]
+    assert frame.loc[("cnn", 3), "barrier_up_to_mean"] == pytest.approx(0.003)
+    assert frame.loc[("cnn", 9), "barrier_up_to_mean"] == pytest.approx(0.1)
+    assert frame["equivariance_error_mean"].isna().sum() == 2 and set(frame["left_out"]) == {0}
+
+
+def test_of_symmetries_the_panels_are_tinted_where_the_images_are_invariant():
+    inputs = everything()
+    for of in inputs["symmetries"]:
+        for symmetry, place in SHAPES.items():
+            if of["model"] == f"shapes_{place}_noaug":
+                of["settings"]["trained"][0]["data"]["invariant_to"] = symmetry
+                of["inputs"]["source"] = f"shapes, {symmetry}"
+    figure, points = symmetries.draw(
+        inputs, ABOUT | {"models": sorted({of["model"] for of in inputs["symmetries"]})}
+    )
+    assert len(points) == len(symmetries.by_net(inputs["symmetries"]))
+    assert set(points.loc[points["invariant"], ["model", "symmetry"]].itertuples(index=False, name=None)) == {
+        (f"shapes_{place}_noaug", symmetry) for symmetry, place in SHAPES.items()
+    }
+    columns = [panel.get_title() for panel in figure.axes[: len(SHAPES)]]
+    tinted = {
+        (
+            columns[place % len(SHAPES)],
+            figure.axes[place - place % len(SHAPES) + len(SHAPES) - 1].texts[0].get_text().replace("\n", " "),
+        )
+        for place, panel in enumerate(figure.axes)
+        if panel.get_facecolor()[:3] != (1, 1, 1)
+    }
+    assert tinted == {(symmetry.replace("_", " "), f"shapes, {symmetry}") for symmetry in SHAPES}
+    assert "no nets" in symmetries.draw({"symmetries": []}, ABOUT)[0].texts[0].get_text()
+
+
 def test_figures_show_every_type_and_say_where_there_is_none():
     inputs = everything()
     figure, points = during_training.draw(inputs, ABOUT)

@@ -1,6 +1,6 @@
 """Which layers carry the barrier: equivariance errors by layer, and barriers if only the first layers are merged.
 
-about: models (ids, in order), names.
+about: models (ids, in order), names, notes.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from relusym.findings import About, Inputs, Record
+from relusym.findings.frames import summary, with_left_out
+from relusym.findings.layout import Layout
 from relusym.findings.origins import check_agreement
 from relusym.findings.print_style import COLUMN_WIDTH, LINES, layer_ticks
 
@@ -16,6 +18,7 @@ MEASURED = {
     "equivariance_error": "Equivariance error of the layer",
     "barrier_up_to": "Barrier if merged up to the layer",
 }
+LAYOUT = Layout("By layer: where the barrier comes from", {"layer": "Layer", **MEASURED})
 
 
 def by_net(records: Sequence[Record]) -> pd.DataFrame:
@@ -29,6 +32,18 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(rows, columns=["model", "seed", "measure", "layer", "name", "value"])
     return frame.astype({"value": float})
+
+
+def frame(inputs: Inputs, about: About) -> pd.DataFrame:
+    """One row a type and layer (the last has no error), mean and standard deviation over nets, n, left_out."""
+    check_agreement(inputs)
+    records = inputs["by_layer"]
+    nets = by_net(records).pivot(index=["model", "seed", "layer"], columns="measure", values="value")
+    nets = nets.reindex(columns=[*MEASURED]).reset_index()
+    rows = [
+        (of, layer) for of in about["models"] for layer in sorted(set(nets.loc[nets["model"] == of, "layer"]))
+    ]
+    return summary(with_left_out(nets, records, "layer"), ["model", "layer"], rows, [*MEASURED])
 
 
 def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:

@@ -1,6 +1,6 @@
 """When a net becomes a GCNN: barrier, invariance error and the layers' equivariance errors during training.
 
-about: models (ids, in order), names.
+about: models (ids, in order), names, notes.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,14 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from relusym.findings import About, Inputs, Record
+from relusym.findings.frames import summary, with_left_out
+from relusym.findings.layout import Layout
 from relusym.findings.origins import check_agreement
 from relusym.findings.print_style import COLUMN_WIDTH, LINES, empty_figure, layer_ticks
 
 SHOWN = {"barrier": "GCNN barrier", "invariance_error": "Invariance error", "accuracy": "Accuracy"}
+OF_LAYERS = {"first": "Equivariance error, first layer", "last": "… last layer"}
+LAYOUT = Layout("During training: when a net becomes a GCNN", {"epoch": "Epoch", **SHOWN, **OF_LAYERS})
 
 
 def by_epoch(records: Sequence[Record]) -> pd.DataFrame:
@@ -31,6 +35,21 @@ def by_epoch(records: Sequence[Record]) -> pd.DataFrame:
         for layer, error in found["equivariance_error"].items()
     ]
     return pd.DataFrame(rows, columns=["model", "seed", "epoch", *SHOWN, "layer", "equivariance_error"])
+
+
+def frame(inputs: Inputs, about: About) -> pd.DataFrame:
+    """One row a type and epoch, mean and standard deviation over nets, n, left_out."""
+    check_agreement(inputs)
+    records = inputs["during_training"]
+    by_net = by_epoch(records).groupby(["model", "seed", "epoch"], sort=False)
+    nets = by_net.agg(
+        **{of: (of, "first") for of in SHOWN},
+        **{of: ("equivariance_error", of) for of in OF_LAYERS},
+    ).reset_index()
+    rows = [
+        (of, epoch) for of in about["models"] for epoch in sorted(set(nets.loc[nets["model"] == of, "epoch"]))
+    ]
+    return summary(with_left_out(nets, records, "epoch"), ["model", "epoch"], rows, [*SHOWN, *OF_LAYERS])
 
 
 def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:

@@ -133,6 +133,20 @@ def summary(found: pd.DataFrame, key: list[str], wanted: Sequence, quantities: S
     return pd.DataFrame(columns, index=index).reset_index()
 
 
+def with_left_out(nets: pd.DataFrame, records: Sequence[Record], key: str) -> pd.DataFrame:
+    """`nets` that are ok (model, `key`, …), then a row for each other and value of `key`; `ok` tells them apart."""
+    values = nets.groupby("model")[key].unique()
+    rows = [
+        {"model": record["model"], key: value}
+        for record in records
+        if record["status"] != "ok"
+        for value in values.get(record["model"], [])
+    ]
+    return pd.concat([nets, pd.DataFrame(rows, columns=["model", key])]).assign(
+        ok=[True] * len(nets) + [False] * len(rows)
+    )
+
+
 def beside_paper(ours: pd.DataFrame, number: int, key: list[str], about: About) -> pd.DataFrame:
     """`ours`, then the columns of the paper's Table `number` as `paper_…`, NaN in rows that the paper hasn't got.
 

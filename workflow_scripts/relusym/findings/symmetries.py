@@ -4,13 +4,17 @@ about: models (ids, in order), names, notes.
 """
 
 from collections.abc import Sequence
+from itertools import product
+from textwrap import fill
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from relusym.findings import About, Inputs, Record
 from relusym.findings.frames import summary
 from relusym.findings.layout import Layout
 from relusym.findings.origins import check_agreement
+from relusym.findings.print_style import COLUMN_WIDTH, LINES, empty_figure
 
 QUANTITIES = {
     "accuracy": "Accuracy",
@@ -29,13 +33,15 @@ KEY = ["model", "symmetry"]
 
 
 def by_net(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a net and symmetry: model, seed, symmetry, data, ok, `QUANTITIES`."""
+    """One row a net and symmetry: model, seed, symmetry, data, invariant (by construction), ok, `QUANTITIES`."""
     rows = []
     for record in records:
+        (trained,) = record["settings"]["trained"]
         for symmetry in record["settings"]["symmetries"]:
             row = {
                 **{key: record[key] for key in ("model", "seed")},
                 **{"symmetry": symmetry, "data": record["inputs"]["source"], "ok": record["status"] == "ok"},
+                "invariant": trained["data"].get("invariant_to") == symmetry,
             }
             if row["ok"]:
                 found = record["symmetries"][symmetry]
@@ -43,7 +49,7 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
                 row |= {"accuracy": found["accuracy"]["net"], "invariance_error": found["invariance_error"]}
                 row |= barriers | {f"accuracy_{of}": found["accuracy"][of] for of in ("orbit", "whole")}
             rows.append(row)
-    return pd.DataFrame(rows, columns=[*KEY, "seed", "data", "ok", *QUANTITIES])
+    return pd.DataFrame(rows, columns=[*KEY, "seed", "data", "invariant", "ok", *QUANTITIES])
 
 
 def frame(inputs: Inputs, about: About) -> pd.DataFrame:
@@ -56,3 +62,38 @@ def frame(inputs: Inputs, about: About) -> pd.DataFrame:
     found = summary(nets, KEY, wanted, list(QUANTITIES))
     found.insert(2, "data", rows["data"].to_list())
     return found.assign(symmetry=found["symmetry"].str.replace("_", " "))
+
+
+def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:
+    """Each net's barrier, a panel a data set and symmetry (tinted: the images are invariant to it); and the numbers."""
+    check_agreement(inputs)
+    order = {model: place for place, model in enumerate(about["models"])}
+    nets = by_net(inputs["symmetries"]).sort_values("model", key=lambda of: of.map(order), kind="stable")
+    found = nets[nets["ok"].astype(bool)].drop(columns="ok")
+    if found.empty:
+        return empty_figure("no nets"), found
+    named = found.assign(type=found["model"].map(lambda model: about["names"].get(model, model)))
+    sources, of, types = (list(dict.fromkeys(named[column])) for column in ("data", "symmetry", "type"))
+    drawn = Figure(figsize=(COLUMN_WIDTH, 0.9 + 0.85 * len(sources)), layout="constrained")
+    panels = drawn.subplots(len(sources), len(of), squeeze=False, sharex=True, sharey=True)
+    for panel, (source, symmetry) in zip(panels.flat, product(sources, of), strict=True):
+        own = named[(named["data"] == source) & (named["symmetry"] == symmetry)]
+        if own["invariant"].any():
+            panel.set_facecolor("#E3EEF8")
+        for row, (name, (colour, marker)) in enumerate(zip(types, LINES[::2], strict=False)):
+            barriers = own.loc[own["type"] == name, "whole"]
+            panel.scatter(
+                barriers, [row] * len(barriers), s=14, color=colour, marker=marker, alpha=0.7, linewidth=0
+            )
+        panel.axvline(0, color="0.75", linewidth=0.8, zorder=0)
+        panel.set_yticks(range(len(types)), types, fontsize=7)
+        panel.set_ylim(len(types) - 0.5, -0.5)
+        panel.tick_params(labelsize=7, length=2)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel, symmetry in zip(panels[0], of, strict=True):
+        panel.set_title(symmetry.replace("_", " "), fontsize=8)
+    for row, source in zip(panels, sources, strict=True):
+        label = fill(source, 24)
+        row[-1].annotate(label, (1.03, 0.5), xycoords="axes fraction", fontsize=7, va="center")
+    drawn.supxlabel("Barrier over the whole orbit", fontsize=8)
+    return drawn, found
