@@ -153,8 +153,13 @@ def rank_correlation_of_types(
     ranks = stats.rankdata(means.to_numpy(), axis=0)
     if not ranks.std(axis=0).all():
         return Evidence(n, test, remark="all types are equal")
-    every = stats.PermutationMethod(n_resamples=math.factorial(len(means)))
-    rho = stats.pearsonr(*ranks.T, method=every)  # Pearson's correlation of ranks is Spearman's
+    one, other = ranks.T
+    rho = stats.permutation_test(
+        (one,),
+        lambda order, axis: rowwise_correlation(order, other),  # Pearson's, of ranks, is Spearman's
+        permutation_type="pairings",
+        n_resamples=math.factorial(len(means)),
+    )
     random = np.random.default_rng(0)
     drawn = [
         np.stack(
@@ -189,10 +194,10 @@ def rank_correlation_of_types(
 
 
 def rowwise_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of each row of one array with that of the other, (draws, m) twice → (draws,)."""
-    a, b = (rows - rows.mean(1, keepdims=True) for rows in (first, second))
+    """Pearson's correlation of each row of one array with that of the other, (…, m) twice → (…)."""
+    a, b = (rows - rows.mean(-1, keepdims=True) for rows in (first, second))
     with np.errstate(invalid="ignore"):  # all equal in a row: not a number
-        return (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
+        return (a * b).sum(-1) / np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
 
 
 def is_higher(
