@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ from relusym.randomness import generator, stream
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
 from relusym.training.loop import autocast_to, train
 from relusym.training.objectives import invariance_loss
-from relusym.training.optimizers import Lars
+from relusym.training.optimizers import Lars, Sgd
 from relusym.training.progress import Reporter
 from relusym.training.recipe import Recipe
 
@@ -94,6 +95,30 @@ def test_lars_scales_the_rate_by_the_weights_and_gradients_sizes():
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.full((1, 4), 3 - 2 * 0.01 * 3 / 5 * 5))
     torch.testing.assert_close(bias.detach(), torch.full((4,), -2.0))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_sgd_takes_the_very_steps_of_torchs_own(scaled):
+    ends = []
+    for make in (Sgd, partial(torch.optim.SGD, fused=True)):
+        torch.manual_seed(0)
+        weight, bias, unused = (torch.nn.Parameter(torch.randn(n)) for n in (40, 4, 4))
+        optimizer = make(
+            [{"params": [weight, unused]}, {"params": [bias], "weight_decay": 0.0}],
+            **{"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01},
+        )
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**8)
+        for step in range(4):
+            overflow = math.inf if scaled and step == 2 else 1.0  # a step that is left out
+            scaler.scale((weight**2).sum() * (bias**2).sum() * overflow).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 2)
+            assert weight.grad is None
+        ends.append((weight.detach(), bias.detach(), unused.detach(), scaler.state_dict()))
+    assert all(torch.equal(ours, torchs) for ours, torchs in zip(ends[0][:3], ends[1][:3], strict=True))
+    assert ends[0][3] == ends[1][3]
 
 
 def test_auto_precision_is_bfloat16_only_where_the_cpu_is_fast_in_it(monkeypatch):
@@ -282,6 +307,7 @@ def test_a_diverged_training_ends_at_once(images):
 JOB = """
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from small_training import VGG_RECIPE, small_images, small_net, train_on
 from relusym import checkpoint

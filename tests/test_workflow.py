@@ -310,6 +310,10 @@ def pieces(results):
     }
     given = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     laptop = given["scales"]["laptop"]
+    beyond = {
+        kind: measured_so_far(results / "records" / kind, section)
+        for kind, section in laptop["beyond"].items()
+    }
     none = {"models": dict.fromkeys(laptop["models"]), "beyond": dict.fromkeys(laptop["beyond"]), "pairs": []}
     every = seed_list(laptop["seeds"])
     following = dict(zip(every, every[1:] + every[:1], strict=True))
@@ -319,11 +323,18 @@ def pieces(results):
         if following[seed] in seeds["cnn"]
         and not (results / f"records/pair_merge/cnn-{seed}--cnn-{following[seed]}.json").exists()
     }
-    resnets = {"families": {"resnet": {"seeds": sorted(seeds["old"])}}}
+    resnets = {"families": {"resnet": {"seeds": sorted(seeds["old"])}}, "beyond": beyond}
     scale = resnets if seeds["old"] else none | {"figure9": None}
     absent = dict.fromkeys({*given["models"]} - {model for model, _, _ in merged})
     pieces = {"seeds": sorted(seeds["cnn"] - to_pair), "scales": {"laptop": scale}, "models": absent}
     return [f"{key}={json.dumps(value)}" for key, value in pieces.items()]
+
+
+def measured_so_far(records, section):
+    """The part of a section of `beyond` whose records are there; None: there are none."""
+    found = {path.stem.rpartition("-")[0] for path in records.glob("*.json")}
+    models = [model for model in section["models"] if model in found]
+    return {"models": models} if models else None
 
 
 def test_the_laptops_committed_tables_follow_from_its_committed_records_byte_by_byte(clone):

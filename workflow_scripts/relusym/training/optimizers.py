@@ -21,9 +21,9 @@ class Sgd:
         momentum_buffers: (of each parameter's shape) by parameter, from the first step on.
     """
 
-    _step_supports_amp_scaling = True  # GradScaler's word: the kernel itself divides by these
-    grad_scale: Tensor | None = None
-    found_inf: Tensor | None = None
+    _step_supports_amp_scaling = (
+        True  # GradScaler's word: it sets `grad_scale` and `found_inf`, for the kernel itself
+    )
 
     def __init__(self, groups: Sequence[dict[str, Any]], lr: float, momentum: float, weight_decay: float):
         self.param_groups = [
@@ -47,8 +47,8 @@ class Sgd:
                 [parameter.grad for parameter in trained],
                 buffers,
                 fused=True,
-                grad_scale=self.grad_scale,
-                found_inf=self.found_inf,
+                grad_scale=getattr(self, "grad_scale", None),
+                found_inf=getattr(self, "found_inf", None),
                 dampening=0.0,
                 nesterov=False,
                 maximize=False,
