@@ -41,6 +41,14 @@ def test_the_laptop_measures_everything_on_four_seeds_of_each_type(laptop):
     assert {*shown.tables(laptop.settings), *shown.figures(laptop.settings)} >= BEYOND
 
 
+def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):
+    models = laptop.settings.beyond["symmetries"]["models"][-8:]  # on shapes, of two symmetries, named alike
+    first, *others = shown.notes(laptop.settings, models)
+    assert first.endswith("; vertical flip; seeds 0, 9-11")
+    assert others[0] == "Scale laptop, CNN w/o aug; CNN; CNN + inv-loss; GCNN: quarter turn"
+    assert "Training, GCNN: learning rate 0.0125" in others
+
+
 def test_pairs_of_a_type_are_those_that_are_merged_as_far_as_their_seeds_go(laptop):
     pairs = [job.nets for job in jobs(laptop, "curves").values() if len(job.nets) == 2]
     assert pairs == [((m, i), (m, j)) for m in ("cnn", "cnn_inv") for i, j in ((9, 10), (10, 11), (11, 0))]

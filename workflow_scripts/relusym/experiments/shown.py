@@ -1,7 +1,7 @@
 """What each table and figure shows: which records, and what of the config (`about`, see `relusym.findings`)."""
 
 from collections.abc import Callable, Iterable
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
 from relusym import paper_values
@@ -244,8 +244,14 @@ def _net(net: Model) -> list[str]:
         AS_THEY_ARE if size is None else f"images scaled to {size} pixels",
         ", ".join([architecture, *options]),
         net.given["symmetry"].replace("_", " "),
-        f"seeds {seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}",
+        f"{'seeds' if len(seeds) > 1 else 'seed'} {_ranges(seeds)}",
     ]
+
+
+def _ranges(seeds: list[int]) -> str:
+    """Seeds as a reader lists them: 0, 9-11."""
+    runs = [[seed for _, seed in run] for _, run in groupby(enumerate(seeds), key=lambda at: at[1] - at[0])]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _stage(net: Model, stage: str) -> list[str]:
@@ -287,4 +293,7 @@ def _lines(nets: list[Model], said: list[list[str]], comma: str, what: str) -> l
         if differing := [part for part, of_first in zip(parts, first, strict=True) if part != of_first]:
             others.setdefault(comma.join(differing), []).append(net.name)
     whole = comma.join(part for part, is_usual in zip(first, usual, strict=True) if not is_usual)
-    return [f"{what}: {whole}", *(f"{what}, {'; '.join(names)}: {text}" for text, names in others.items())]
+    return [
+        f"{what}: {whole}",
+        *(f"{what}, {'; '.join(dict.fromkeys(names))}: {text}" for text, names in others.items()),
+    ]
