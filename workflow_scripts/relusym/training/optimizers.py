@@ -21,9 +21,8 @@ class Sgd:
         momentum_buffers: (of each parameter's shape) by parameter, from the first step on.
     """
 
-    _step_supports_amp_scaling = (
-        True  # GradScaler's word: it sets `grad_scale` and `found_inf`, for the kernel itself
-    )
+    # GradScaler's word for: it sets `grad_scale` and `found_inf`, and the kernel does the rest
+    _step_supports_amp_scaling = True
 
     def __init__(self, groups: Sequence[dict[str, Any]], lr: float, momentum: float, weight_decay: float):
         self.param_groups = [
