@@ -41,6 +41,21 @@ def test_the_laptop_measures_everything_on_four_seeds_of_each_type(laptop):
     assert {*shown.tables(laptop.settings), *shown.figures(laptop.settings)} >= BEYOND
 
 
+def test_a_type_set_to_null_is_left_out_wherever_it_is_named():
+    gone = {"cnn_noaug", "cnn_inv"}
+    left = Settings.of(CONFIG | {"scale": "laptop", "models": {**CONFIG["models"], **dict.fromkeys(gone)}})
+    everything = settings()
+    assert gone & {*everything.models} == gone and not gone & {*left.models}
+    assert left.types_paired == [pair for pair in everything.types_paired if not gone & {*pair}]
+    assert left.measured == everything.measured and left.beyond["exact_gcnn"]["from_scratch"] == []
+    for kind in MEASUREMENTS:
+        assert left.subjects(kind) == [
+            nets for nets in everything.subjects(kind) if not gone & {model for model, _ in nets}
+        ]
+    none = Settings.of(CONFIG | {"models": {**CONFIG["models"], "cnn_inv": None}, "scale": "demo"})
+    assert none.measured == ["curves"]  # the others are of that type alone
+
+
 def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):
     models = laptop.settings.beyond["symmetries"]["models"][-8:]  # on shapes, of two symmetries, named alike
     first, *others = shown.notes(laptop.settings, models)

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from itertools import chain
 
 import pytest
@@ -140,17 +141,32 @@ def rows(text):
     ]
 
 
+def shows(page, table, made):
+    """Whether the table that follows its name on a page has the numbers of the one that was made."""
+    after = re.split(rf"^Table {table[-1]}\b", TEXT[ROOT / page], flags=re.MULTILINE)[1]
+    shown, made = rows(re.search(r"(?:^\|.*\n)+", after, re.MULTILINE)[0]), rows(made)
+    places = [made[0].index(heading) for heading in shown[0]]
+    return len(made) > 3 and shown == [[row[place] for place in places] for row in made]
+
+
 SHOWN = [path.stem for path in sorted((ROOT / "results/laptop/tables").glob("table[245].md"))]
 
 
 @pytest.mark.parametrize("table", SHOWN)
 def test_the_page_of_the_laptop_has_the_numbers_of_the_committed_table(table):
-    committed = rows((ROOT / f"results/laptop/tables/{table}.md").read_text(encoding="utf-8"))
-    after = TEXT[ROOT / "docs/laptop.md"].split(f"(`snakemake {table}", 1)[1]
-    shown = rows(re.search(r"(?:^\|.*\n)+", after, re.MULTILINE)[0])
-    assert len(shown) == len(committed) > 4
-    places = [committed[0].index(heading) for heading in shown[0]]
-    assert shown == [[row[place] for place in places] for row in committed]
+    committed = (ROOT / f"results/laptop/tables/{table}.md").read_text(encoding="utf-8")
+    assert shows("docs/laptop.md", table, committed)
+
+
+def test_the_command_on_the_page_of_the_papers_scale_makes_its_tables_from_committed_records(clone):
+    made = clone()
+    shutil.copytree(ROOT / "results/paper", made.folder / "results/paper")
+    (command,) = (each for each in commands(ROOT / "docs/paper.md") if "table2" in each)
+    run = made.snakemake(*command)
+    assert run.returncode == 0 and "No net was trained" in run.stdout, run.stdout
+    for table in ("table2", "table4"):
+        written = (made.folder / f"results/paper/tables/{table}.md").read_text(encoding="utf-8")
+        assert shows("docs/paper.md", table, written)
 
 
 # ---- the drawing of the rules

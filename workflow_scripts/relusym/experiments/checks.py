@@ -31,7 +31,6 @@ NOT_IN_PLAIN_NETS = "group_convs", "initialization"  # of two nets that are merg
 def check(settings: Settings) -> None:
     """Raises UserError for the first thing that can't be."""
     config = settings.config
-    _one_of("scale", config["scale"], config["scales"])
     _check_networks("defaults", config["defaults"])
     for name, scale in config["scales"].items():
         models = {*config["models"], *scale.get("models", {})}

@@ -73,9 +73,11 @@ def resolved(config: Section) -> dict[str, Model]:
     """Every model of the config's scale by its id, in the order of the config; those set to null are left out.
 
     Raises:
-        UserError: a family that the scale doesn't have.
+        UserError: a scale that the config doesn't have, or a family that the scale doesn't.
     """
     name = config["scale"]
+    if name not in config["scales"]:
+        raise UserError(one_of("scale", name, config["scales"]))
     scale = laid_over(config["defaults"], config["scales"][name])
     shared = {key: value for key, value in scale.items() if key not in NOT_A_MODELS} | {"seeds": None}
     families = scale.get("families", {})
@@ -104,3 +106,27 @@ def resolved(config: Section) -> dict[str, Model]:
             seeds = given["seeds"] if given["seeds"] is not None else scale["seeds"]
             found[id_] = Model(id_, f"{key}.{id_}", given, seed_list(seeds))
     return found
+
+
+def without_left_out(config: Section) -> Section:
+    """The config without the types that are set to null where its pairs and measurements beyond the paper name them.
+
+    A measurement that is left with none of the types it was of is left out as well. Raises what `resolved` does.
+    """
+    left, name = resolved(config), config["scale"]
+    scale = config["scales"][name]
+    gone = {*config["models"], *scale.get("models", {})} - {*left}
+
+    def kept(entries: list) -> list:
+        return [each for each in entries if gone.isdisjoint(each if isinstance(each, list) else [each])]
+
+    def measured(section: Section | None) -> Section | None:
+        lists = {key: kept(value) for key, value in (section or {}).items() if isinstance(value, list)}
+        of = [lists[key] for key in ("models", "pairs") if key in lists]
+        return None if section is None or (of and not any(of)) else {**section, **lists}
+
+    own = {"pairs": kept(scale["pairs"])} if "pairs" in scale else {}
+    if "beyond" in scale:
+        own["beyond"] = {key: measured(section) for key, section in scale["beyond"].items()}
+    scales = {**config["scales"], name: {**scale, **own}}
+    return {**config, "pairs": kept(config["pairs"]), "scales": scales}

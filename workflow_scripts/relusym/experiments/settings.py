@@ -11,7 +11,7 @@ from relusym import paper_values
 from relusym.experiments import checks
 from relusym.experiments.beyond import Beyond
 from relusym.experiments.config import laid_over, plain, seed_list, validate
-from relusym.experiments.models import Model, Section, resolved
+from relusym.experiments.models import Model, Section, resolved, without_left_out
 from relusym.experiments.sources import IMAGENET, Sources
 
 Net = tuple[str, int]  # model and seed
@@ -36,8 +36,9 @@ class Settings(Sources, Beyond):
 
     @classmethod
     def of(cls, config: Section) -> "Settings":
-        settings = cls(plain(config))
-        validate(settings.config)
+        config = plain(config)
+        validate(config)
+        settings = cls(without_left_out(config))
         checks.check(settings)
         return settings
 
