@@ -5,6 +5,7 @@ import re
 import signal
 from functools import cache
 from pathlib import Path
+from threading import Thread
 
 from relusym.experiments.measurements import MEASUREMENTS
 from relusym.experiments.results import SUBMITTED, Results

@@ -24,3 +24,13 @@ if not workflow.is_main_process:
     # the script leave it to the script, which would be killed half-way through saving if they ended first.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     shell.prefix("trap '' TERM USR1; set -euo pipefail; ")
+elif workflow.local_exec:
+    # Ctrl-C goes to the jobs as well, which end in a line each, trainings with their state saved. Snakemake waits for them as
+    # it does at SIGTERM, and doesn't break off with a traceback; before it has jobs, it stops at once.
+    def stop(number, frame):
+        waiting = signal.getsignal(signal.SIGTERM)
+        if not callable(waiting):
+            raise KeyboardInterrupt
+        Thread(target=waiting, args=(number, frame)).start()  # it takes a lock that this thread may hold
+
+    signal.signal(signal.SIGINT, stop)

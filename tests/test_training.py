@@ -29,6 +29,7 @@ from torch import nn
 
 from relusym import checkpoint, nets
 from relusym.errors import Interrupted, UserError
+from relusym.jobs.interruption import WARNINGS
 from relusym.merging.invariance import invariance_error, relative_invariance_error
 from relusym.nets.simsiam import SimSiam, simsiam_loss
 from relusym.randomness import generator, stream
@@ -324,7 +325,7 @@ checkpoint.save(to, training.net.state_dict(), {})
 
 
 @pytest.mark.slow(seconds=13)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1], ids=lambda s: s.name)
+@pytest.mark.parametrize("number", [signal.SIGKILL, *WARNINGS], ids=lambda s: s.name)
 def test_a_training_ended_by_a_signal_and_started_again_ends_with_the_same_bytes(
     tmp_path, pytestconfig, number
 ):

@@ -1,7 +1,13 @@
 """The whole workflow at a tiny scale, and what a later run of it does again."""
 
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -165,6 +171,33 @@ def test_a_piece_of_the_seeds_is_about_these_seeds_alone(tiny):
     jobs = tiny().planned("--config", "seeds=0")
     others = [*AGGREGATION, *ALONE, DATA, *RESNET_TRAININGS, *RESNET_MERGES]  # these have seeds of their own
     assert jobs == sorted([*of_seed(0), "pair_merge cnn 0 gcnn 0", *others])
+
+
+def test_ctrl_c_saves_every_training_ends_in_a_line_each_and_leaves_no_lock(tiny):
+    made = tiny()
+    target = "results/tiny/records/train/cnn-0.json"
+    endless = ("--config", "scales={tiny: {training: {epochs: 1000, save_every: 1000}}}")
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", target, *endless]
+    run = subprocess.Popen(
+        command,
+        cwd=made.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a process group of its own, as a terminal gives it
+    )
+    log = made.folder / "results/tiny/logs/train/cnn-0.log"
+    while not (log.exists() and "epoch" in log.read_text(encoding="utf-8")):
+        assert run.poll() is None, run.stdout.read()
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)
+    said = run.communicate(timeout=60)[0]
+    assert run.returncode == 1 and "Traceback" not in said and "Exception" not in said, said
+    assert re.search(
+        r"^failed: train cnn-0: interrupted in .*the training state is saved", said, re.MULTILINE
+    )
+    assert len(list((made.folder / "results/tiny/states").iterdir())) == 1
+    assert made.planned(target, *endless) == ["train cnn 0"]
 
 
 def test_pieces_in_any_order_end_in_the_whole_table(committed):

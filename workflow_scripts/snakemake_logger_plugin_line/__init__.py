@@ -32,6 +32,8 @@ CHATTER = (
     "Conda env",
     "Singularity",
 )
+# of failed jobs, each of which has its line already
+SAID = ("RuleException:\nCalledProcessError in", "Cannot restore", "WorkflowError:\nAt least one job did not")
 NAMED = 4  # jobs of a rule that a dry run names
 
 
@@ -74,8 +76,7 @@ class LogHandler(LogHandlerBase):
             "Missing metadata"
         ):  # of every file that was made elsewhere: `--report`
             self.without_metadata += 1
-        elif event in (None, LogEvent.ERROR):
-            # a job's error is printed by the job itself, see job.py
+        elif event in (None, LogEvent.ERROR) and not str(record.msg).startswith(SAID):
             if record.levelno >= WARNING or (not self.run.total and not str(record.msg).startswith(CHATTER)):
                 self._print(_of_a_config_file(str(record.msg)) or str(record.msg))
         elif event == LogEvent.JOB_FINISHED and self._is_due():

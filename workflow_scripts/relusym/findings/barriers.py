@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from relusym import paper_values
 from relusym.findings import About, Inputs, frames
-from relusym.findings.print_style import COLUMN_WIDTH
+from relusym.findings.print_style import COLUMN_WIDTH, label_rows, plain_axes
 
 FLIP, PAIR = "with its flipped self", "with another net of its type"
 STYLES = {FLIP: ("#0072B2", "o", 0.17), PAIR: ("#D55E00", "s", -0.17)}  # colour, marker, offset from the row
@@ -94,13 +94,12 @@ def figure(
         axes.scatter([], [], s=13, marker=marker, facecolor=colour, alpha=0.6, linewidth=0, label=merged)
     axes.plot([], [], color="0.3", linewidth=1.8, label="mean")
     axes.scatter([], [], s=22, marker="D", facecolor="white", edgecolor="0.3", label="mean in the paper")
-    axes.axvline(0, color="0.75", linewidth=0.8, zorder=0)
-    axes.set_yticks(range(len(models)), [names.get(model, model) for model in models], fontsize=8)
-    axes.set_ylim(len(models) - 0.5, -0.5)
+    label_rows(axes, [names.get(model, model) for model in models])
     axes.set_xlabel("Barrier: share of the accuracy that the halfway net lacks", fontsize=8)
-    axes.tick_params(labelsize=8, length=2)
+    plain_axes(axes)
+    axes.tick_params(labelsize=8)
     axes.tick_params(axis="y", length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color="0.92", linewidth=0.6, zorder=0)
     axes.set_axisbelow(True)
     drawn.legend(

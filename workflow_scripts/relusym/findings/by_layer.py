@@ -12,7 +12,7 @@ from relusym.findings import About, Inputs, Record
 from relusym.findings.frames import summary, with_left_out
 from relusym.findings.layout import Layout
 from relusym.findings.origins import check_agreement
-from relusym.findings.print_style import COLUMN_WIDTH, LINES, layer_ticks
+from relusym.findings.print_style import COLUMN_WIDTH, LINES, layer_ticks, legend_above, plain_axes
 
 MEASURED = {
     "equivariance_error": "Equivariance error of the layer",
@@ -68,8 +68,6 @@ def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:
         panel.set_xticks(layer_ticks(int(shown["layer"].max()) if len(shown) else 0))
         panel.set_xlabel("Layer", fontsize=8)
         panel.set_title(label, fontsize=8)
-        panel.tick_params(labelsize=7, length=2)
-        panel.spines[["top", "right"]].set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=7, frameon=False)
+    plain_axes(*panels)
+    legend_above(drawn, panels[0], 4)
     return drawn, found

@@ -13,7 +13,7 @@ from relusym.findings import About, Inputs, Record
 from relusym.findings.frames import summary
 from relusym.findings.layout import Layout
 from relusym.findings.origins import check_agreement
-from relusym.findings.print_style import COLUMN_WIDTH, empty_figure
+from relusym.findings.print_style import COLUMN_WIDTH, empty_figure, legend_above, plain_axes
 
 WAYS = {"plain": ("no REPAIR", "#D55E00"), "repaired": ("REPAIR", "#0072B2")}
 QUANTITIES = {
@@ -108,15 +108,13 @@ def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:
                 panel.plot(lines.index, lines, color=colour, linewidth=0.5, alpha=0.5)
                 panel.plot(lines.index, lines.mean(axis=1), color=colour, linewidth=1.5, label=label)
             panel.axvline(0.5, color="0.85", linewidth=0.8, zorder=0)
-            panel.tick_params(labelsize=7, length=2)
-            panel.spines[["top", "right"]].set_visible(False)
         other = names.get(second, second) if second else "its flipped self"
         column[0].set_title(f"{names.get(first, first)},\n{other}", fontsize=7)
     for panel, label in zip(panels[:, 0], ("Accuracy", "Loss"), strict=True):
         panel.set_ylabel(label, fontsize=8)
     drawn.supxlabel("Share of the way from one net to the other", fontsize=8)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=7, frameon=False)
+    plain_axes(*panels.flat)
+    legend_above(drawn, panels[0, 0], 2)
     return drawn, found
 
 

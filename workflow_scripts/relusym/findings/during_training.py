@@ -14,7 +14,14 @@ from relusym.findings import About, Inputs, Record
 from relusym.findings.frames import summary, with_left_out
 from relusym.findings.layout import Layout
 from relusym.findings.origins import check_agreement
-from relusym.findings.print_style import COLUMN_WIDTH, LINES, empty_figure, layer_ticks
+from relusym.findings.print_style import (
+    COLUMN_WIDTH,
+    LINES,
+    empty_figure,
+    layer_ticks,
+    legend_above,
+    plain_axes,
+)
 
 SHOWN = {"barrier": "GCNN barrier", "invariance_error": "Invariance error", "accuracy": "Accuracy"}
 OF_LAYERS = {"first": "Equivariance error, first layer", "last": "… last layer"}
@@ -94,10 +101,7 @@ def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:
         panel.set_xticks(layer_ticks(len(layers)))
         panel.set_xlabel(f"Layer, {names.get(models[place], models[place])}", fontsize=8)
     panels[1, 0].set_ylabel("Equivariance error", fontsize=8)
-    for panel in panels.flat:
-        panel.tick_params(labelsize=7, length=2)
-        panel.spines[["top", "right"]].set_visible(False)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=7, frameon=False)
+    plain_axes(*panels.flat)
+    legend_above(drawn, panels[0, 0], 4)
     panels[1, 0].legend(fontsize=6, frameon=False)
     return drawn, found

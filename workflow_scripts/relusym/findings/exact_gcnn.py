@@ -14,7 +14,7 @@ from relusym.findings.frames import summary, tidy
 from relusym.findings.layout import Layout
 from relusym.findings.origins import check_agreement
 from relusym.findings.paired import paired
-from relusym.findings.print_style import COLUMN_WIDTH, LINES
+from relusym.findings.print_style import COLUMN_WIDTH, LINES, label_rows, legend_above, plain_axes
 
 ACCURACIES = {
     "net": "Net",
@@ -93,11 +93,8 @@ def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:
         axes.errorbar(
             *(own["gain"], y), xerr=off, fmt=marker, color=colour, markersize=4, linewidth=1, label=comparison
         )
-    axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
-    axes.set_yticks(range(len(models)), [about["names"].get(model, model) for model in models], fontsize=8)
-    axes.set_ylim(len(models) - 0.5, -0.5)
+    label_rows(axes, [about["names"].get(model, model) for model in models])
     axes.set_xlabel("Difference in accuracy, mean and 95% interval over nets", fontsize=8)
-    axes.tick_params(labelsize=8, length=2)
-    axes.spines[["top", "right"]].set_visible(False)
-    drawn.legend(loc="outside upper center", ncols=2, fontsize=7, frameon=False)
+    plain_axes(axes)
+    legend_above(drawn, axes, 2)
     return drawn, found

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from relusym.findings import About, Inputs, Record
-from relusym.findings.print_style import COLUMN_WIDTH, LINES
+from relusym.findings.print_style import COLUMN_WIDTH, LINES, plain_axes
 
 CURVES = {  # precision and twin: label, line of `LINES`, dashes
     ("float64", "flipped_batches"): ("flipped batches, float64", 0, "-"),
@@ -41,7 +41,5 @@ def figure3(record: Record) -> Figure:
     right.set_xlabel("Antisymmetric part of the filters", fontsize=8)
     right.set_ylabel("Change of the symmetric part", fontsize=8)
     right.legend(fontsize=6.5, frameon=False, loc="upper center")
-    for panel in (left, right):
-        panel.tick_params(labelsize=7)
-        panel.spines[["top", "right"]].set_visible(False)
+    plain_axes(left, right)
     return figure

@@ -12,7 +12,7 @@ from relusym.findings import About, Inputs, measurements
 from relusym.findings.frames import measured, summary
 from relusym.findings.layout import Layout
 from relusym.findings.origins import check_agreement, matching_of
-from relusym.findings.print_style import COLUMN_WIDTH, LINES
+from relusym.findings.print_style import COLUMN_WIDTH, LINES, label_rows, legend_above, plain_axes
 
 LAYOUT = Layout(
     "Merging by other matchings",
@@ -68,13 +68,10 @@ def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:
         f"{names.get(first, first)} · {names.get(second, second) if second else 'flipped'}"
         for first, second in types
     ]
-    axes.set_yticks(range(len(types)), labels, fontsize=7)
-    axes.set_ylim(max(len(types), 1) - 0.5, -0.5)
+    label_rows(axes, labels)
     axes.set_xscale("symlog", linthresh=0.01)
-    axes.axvline(0, color="0.75", linewidth=0.8, zorder=0)
     axes.set_xlabel("Barrier with REPAIR (linear below 0.01, logarithmic above)", fontsize=8)
-    axes.tick_params(labelsize=7, length=2)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_axes(axes)
     axes.grid(axis="y", color="0.93", linewidth=0.6)
-    drawn.legend(loc="outside upper center", ncols=5, fontsize=7, frameon=False)
+    legend_above(drawn, axes, 5)
     return drawn, found

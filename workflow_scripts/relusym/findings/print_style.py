@@ -1,8 +1,9 @@
 """What all figures share: the paper's column width, colours safe for colour-blind readers, and how they are written."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from relusym.records import write_whole
@@ -44,3 +45,23 @@ def empty_figure(text: str) -> Figure:
 def layer_ticks(layers: int) -> range:
     """Numbers of layers, from 1, that an axis labels: all of a VGG11's, some of a deeper net's."""
     return range(1, layers + 1, -(-layers // 12) or 1)
+
+
+def plain_axes(*panels: Axes) -> None:
+    """Small numbers on the left and below, and no frame."""
+    for panel in panels:
+        panel.tick_params(labelsize=7, length=2)
+        panel.spines[["top", "right"]].set_visible(False)
+
+
+def label_rows(panel: Axes, labels: Sequence[str]) -> None:
+    """Name the rows of a panel, at 0, 1, … from above, and draw the line at which what they show is zero."""
+    panel.set_yticks(range(len(labels)), labels, fontsize=7)
+    panel.set_ylim(max(len(labels), 1) - 0.5, -0.5)
+    panel.axvline(0, color="0.75", linewidth=0.8, zorder=0)
+
+
+def legend_above(figure: Figure, panel: Axes, columns: int) -> None:
+    """The key of one panel, above all of them."""
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, fontsize=7, frameon=False)

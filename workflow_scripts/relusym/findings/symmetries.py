@@ -14,7 +14,7 @@ from relusym.findings import About, Inputs, Record
 from relusym.findings.frames import summary
 from relusym.findings.layout import Layout
 from relusym.findings.origins import check_agreement
-from relusym.findings.print_style import COLUMN_WIDTH, LINES, empty_figure
+from relusym.findings.print_style import COLUMN_WIDTH, LINES, empty_figure, label_rows, plain_axes
 
 QUANTITIES = {
     "accuracy": "Accuracy",
@@ -52,12 +52,17 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*KEY, "seed", "data", "invariant", "ok", *QUANTITIES])
 
 
+def in_order(nets: pd.DataFrame, about: About) -> pd.DataFrame:
+    """The rows in the order in which the config has their types."""
+    order = {model: place for place, model in enumerate(about["models"])}
+    return nets.sort_values("model", key=lambda of: of.map(order), kind="stable")
+
+
 def frame(inputs: Inputs, about: About) -> pd.DataFrame:
     """One row a type and symmetry: data, mean and standard deviation over nets, n, left_out."""
     check_agreement(inputs)
-    nets = by_net(inputs["symmetries"])
-    order = {model: place for place, model in enumerate(about["models"])}
-    rows = nets.drop_duplicates(KEY).sort_values("model", key=lambda of: of.map(order), kind="stable")
+    nets = in_order(by_net(inputs["symmetries"]), about)
+    rows = nets.drop_duplicates(KEY)
     wanted = list(rows[KEY].itertuples(index=False, name=None))
     found = summary(nets, KEY, wanted, list(QUANTITIES))
     found.insert(2, "data", rows["data"].to_list())
@@ -67,8 +72,7 @@ def frame(inputs: Inputs, about: About) -> pd.DataFrame:
 def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:
     """Each net's barrier, a panel a data set and symmetry (tinted: the images are invariant to it); and the numbers."""
     check_agreement(inputs)
-    order = {model: place for place, model in enumerate(about["models"])}
-    nets = by_net(inputs["symmetries"]).sort_values("model", key=lambda of: of.map(order), kind="stable")
+    nets = in_order(by_net(inputs["symmetries"]), about)
     found = nets[nets["ok"].astype(bool)].drop(columns="ok")
     if found.empty:
         return empty_figure("no nets"), found
@@ -85,11 +89,8 @@ def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:
             panel.scatter(
                 barriers, [row] * len(barriers), s=14, color=colour, marker=marker, alpha=0.7, linewidth=0
             )
-        panel.axvline(0, color="0.75", linewidth=0.8, zorder=0)
-        panel.set_yticks(range(len(types)), types, fontsize=7)
-        panel.set_ylim(len(types) - 0.5, -0.5)
-        panel.tick_params(labelsize=7, length=2)
-        panel.spines[["top", "right"]].set_visible(False)
+        label_rows(panel, types)
+    plain_axes(*panels.flat)
     for panel, symmetry in zip(panels[0], of, strict=True):
         panel.set_title(symmetry.replace("_", " "), fontsize=8)
     for row, source in zip(panels, sources, strict=True):

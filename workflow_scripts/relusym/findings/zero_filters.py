@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from relusym.findings import About, Inputs
 from relusym.findings.filters import count_zero_filters
-from relusym.findings.print_style import COLUMN_WIDTH, LINES, layer_ticks
+from relusym.findings.print_style import COLUMN_WIDTH, LINES, layer_ticks, plain_axes
 
 
 def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame, pd.DataFrame]:
@@ -68,8 +68,7 @@ def zero_filter_figure(
     for panel in (left, right):
         panel.set_xlabel("Conv layer", fontsize=8)
         panel.set_xticks(layer_ticks(by_type["model"].value_counts().max() if len(by_type) else 0))
-        panel.tick_params(labelsize=7)
-        panel.spines[["top", "right"]].set_visible(False)
+    plain_axes(left, right)
     figure.legend(
         *right.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=6.5, frameon=False
     )

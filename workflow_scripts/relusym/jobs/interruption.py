@@ -1,10 +1,11 @@
-"""A scheduler's warning that a job has to end, taken as a question that the job asks when it suits."""
+"""A scheduler's or a user's warning that a job has to end, taken as a question that the job asks when it suits."""
 
 import signal
 from types import FrameType
 
-# SIGTERM: scancel, preemption, time limit; SIGUSR1: `sbatch --signal=USR1@120`, two minutes before the time limit
-WARNINGS = (signal.SIGTERM, signal.SIGUSR1)
+# SIGTERM: scancel, preemption, time limit; SIGUSR1: `sbatch --signal=USR1@120`, two minutes before the time limit;
+# SIGINT: Ctrl-C, which every process of a terminal gets
+WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Interruption:

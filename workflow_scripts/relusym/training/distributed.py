@@ -140,7 +140,8 @@ def work(run: Callable[[dict[str, Any], Callable[[], bool]], dict[str, Any]]) ->
     What the first process's `run` returns is what `launch` returns; in it, `rank` and `world_size` are set.
     """
     given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # a scheduler may warn all processes: the launcher asks
+    # a scheduler and a terminal warn all processes: the launcher asks
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)  # each process has its GPU, or shares the cores
 
