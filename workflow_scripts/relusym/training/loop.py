@@ -20,6 +20,7 @@ from relusym.training.optimizers import make_optimizer, set_rate
 from relusym.training.progress import Progress
 from relusym.training.recipe import OBJECTIVES, Recipe
 from relusym.training.state import State
+from relusym.training.weight_gradients import quick_weight_gradients
 
 CHECK_STEPS = 50  # reading the loss makes a GPU wait, so there only so often
 REPORT_S = 2
@@ -87,6 +88,7 @@ def train(
     done, sums = kept.restore()
     gpus = [device.index] if device.type == "cuda" else None
     forward = DistributedDataParallel(net, gpus) if world_size() > 1 else net
+    quick = quick_weight_gradients(device, dtype)
     steps, check_every = batches.steps, CHECK_STEPS if device.type == "cuda" else 1
     net.train(not objective.frozen)
     if rank() == 0 and not result.history and not done:
@@ -98,7 +100,7 @@ def train(
         for step, (views, labels) in enumerate(batches.epoch(epoch, skipped), start=skipped + 1):
             waited += time.perf_counter() - asked
             set_rate(optimizer, recipe, epoch + (step - 1) / steps)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), quick:
                 loss, right = objective.loss(forward, views, labels, epoch)
             scaler.scale(loss).backward()
             scaler.step(optimizer)
