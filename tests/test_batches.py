@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from small_training import image_tree
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from relusym import data
 from relusym.data import image_set
@@ -68,6 +69,32 @@ def test_a_normalisation_of_the_configs_own_is_that_of_training_and_of_measuring
     (((view,), drawn),) = batches.epoch(0)
     torch.testing.assert_close(view, expected[drawn])
     assert normalise_of({"dataset": "cifar10"}) is normalise
+
+
+class Made(TorchDispatchMode):
+    """Counts tensors made from Python's numbers, whose copy to a GPU makes the CPU wait until it is idle."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.lift_fresh.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_batch_makes_no_tensor_for_which_a_gpu_is_waited_for():
+    images = torch.randint(0, 256, (24, 8, 8, 3), dtype=torch.uint8)
+    batches = ImagesOnDevice(images, torch.arange(24), 24, batch_size=8, seed=0, name="a", crop_padding=2)
+    steps = batches.epoch(0)
+    with torch.inference_mode():
+        first = normalise(images)  # makes what the others use, too, where gradients are taken
+    with Made() as made:
+        next(steps), next(steps), normalise(images)
+        assert made.count == 0
+        torch.tensor([1.0])
+        assert made.count == 1
+    assert first.is_inference() and not next(steps)[0][0].is_inference()
 
 
 @SYMMETRIES
