@@ -16,6 +16,7 @@ import yaml
 from conftest import TINY, latest_log
 
 from relusym.experiments.settings import Settings
+from relusym.jobs.gpu_slots import gpu_slots
 
 
 def command(*arguments):
@@ -174,31 +175,39 @@ def broken_state(folder, model):
 # ---- one machine with GPUs, and what a run says
 
 
-def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(two_nets):
+def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(two_nets, monkeypatch):
     shutil.rmtree(two_nets / "results", ignore_errors=True)
     state = broken_state(two_nets, "cnn")
     typed = ("table2", "table4", "--profile", "profiles/gpu", "--config", "jobs_per_gpu=1")
-    first = subprocess.Popen(
-        command(*typed),
-        cwd=two_nets,
-        env=environment(CUDA_VISIBLE_DEVICES="7,8"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lock = two_nets / ".snakemake" / "relusym-tiny.lock"
-    while not lock.exists() and first.poll() is None:
-        time.sleep(0.05)
-    second = run(two_nets, *typed)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with gpu_slots(
+        1, 1
+    ):  # another's, until a job has taken GPU 8: the net that fails may free its own at once
+        first = subprocess.Popen(
+            command(*typed),
+            cwd=two_nets,
+            env=environment(CUDA_VISIBLE_DEVICES="7,8"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        lock = two_nets / ".snakemake" / "relusym-tiny.lock"
+        while not lock.exists() and first.poll() is None:
+            time.sleep(0.05)
+        second = run(two_nets, *typed)
+        heard = []
+        while (line := first.stdout.readline()) and line != "rule train: on GPU 8\n":
+            heard.append(line)
+        assert line, heard
     assert second.returncode == 1
     assert re.search(
         rf"^error: .* is being done by process {first.pid} on .* \({lock.relative_to(two_nets)}\): wait for it",
         second.stdout,
         re.MULTILINE,
     )
-    said = first.communicate(timeout=900)[0]
+    said = "".join(heard) + first.communicate(timeout=900)[0]
     assert first.returncode == 1
-    assert {"rule train: on GPU 7", "rule train: on GPU 8"} <= set(said.splitlines())
+    assert re.search(r"^rule \w+: on GPU 7$", said, re.MULTILINE)
     log, unreadable = "results/tiny/logs/train/cnn-0.log", f"{state.relative_to(two_nets)} is truncated"
     assert re.search(rf"^failed: train cnn-0: {unreadable}.* \({log}\)$", said, re.MULTILINE)
     assert (two_nets / "results/tiny/records/flip_merge/gcnn-0.json").exists()  # the others went on
