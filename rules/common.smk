@@ -10,7 +10,7 @@ from threading import Thread
 from relusym.experiments.measurements import MEASUREMENTS
 from relusym.experiments.results import SUBMITTED, Results
 from relusym.experiments.settings import Settings
-from relusym.findings import BEYOND, TABLES, made
+from relusym.findings import BEYOND, FIGURES, TABLES, made
 from relusym.theory import STATEMENTS
 
 try:
@@ -86,8 +86,11 @@ def retrained():
     asked = [*(rule.name for rule in workflow.dag.targetrules), *workflow.dag.targetfiles]
 
     def is_asked(job):
-        names = ("beyond", *job.targets)
-        return not job.targets or any(name in file for name in names for file in asked)
+        if job.targets:
+            return any(name in file for name in ("beyond", *job.targets) for file in asked)
+        read = {"flip_merge", "filters"} if job.kind == "flip_merge" else {job.kind}
+        others = {renamed(name) for name, (_, kinds) in (TABLES | FIGURES).items() if read.isdisjoint(kinds)}
+        return not others.issuperset(asked)
 
     merges = {r: j for r, j in RESULTS.jobs.items() if r in RESULTS.chosen and j.rule in MERGING}
     return RESULTS.retrained(r for r, j in merges.items() if is_asked(j) and is_needed(r))

@@ -2,8 +2,6 @@
 import atexit
 import shutil
 
-from relusym.findings import FIGURES
-
 
 def print_results():
     """The tables and figures that were asked for; and that no net was trained, where records were there already."""

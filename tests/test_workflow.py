@@ -159,6 +159,7 @@ def test_a_missing_pair_record_reruns_the_trainings_of_its_two_nets(committed):
     jobs = [job for job in committed.planned("table4") if job != "table4"]
     wanted = ["pair_merge gcnn 1 gcnn 0", DATA, "train gcnn 0", "train gcnn 1"]
     assert jobs == wanted
+    assert committed.planned("table2", "figure4") == []  # they read no pairs
 
 
 def test_a_deleted_record_is_made_again_and_the_tables_with_it_however_new_they_are(copied):
