@@ -85,12 +85,16 @@ def retrained():
     """Train records that this run may write anew for the checkpoint that comes with them."""
     asked = [*(rule.name for rule in workflow.dag.targetrules), *workflow.dag.targetfiles]
 
+    @cache
+    def is_read(kind):
+        read = {"flip_merge", "filters"} if kind == "flip_merge" else {kind}
+        others = {renamed(name) for name, (_, kinds) in (TABLES | FIGURES).items() if read.isdisjoint(kinds)}
+        return not others.issuperset(asked)
+
     def is_asked(job):
         if job.targets:
             return any(name in file for name in ("beyond", *job.targets) for file in asked)
-        read = {"flip_merge", "filters"} if job.kind == "flip_merge" else {job.kind}
-        others = {renamed(name) for name, (_, kinds) in (TABLES | FIGURES).items() if read.isdisjoint(kinds)}
-        return not others.issuperset(asked)
+        return is_read(job.kind)
 
     merges = {r: j for r, j in RESULTS.jobs.items() if r in RESULTS.chosen and j.rule in MERGING}
     return RESULTS.retrained(r for r, j in merges.items() if is_asked(j) and is_needed(r))

@@ -73,11 +73,9 @@ def resolved(config: Section) -> dict[str, Model]:
     """Every model of the config's scale by its id, in the order of the config; those set to null are left out.
 
     Raises:
-        UserError: a scale that the config doesn't have, or a family that the scale doesn't.
+        UserError: a family that the scale doesn't have.
     """
     name = config["scale"]
-    if name not in config["scales"]:
-        raise UserError(one_of("scale", name, config["scales"]))
     scale = laid_over(config["defaults"], config["scales"][name])
     shared = {key: value for key, value in scale.items() if key not in NOT_A_MODELS} | {"seeds": None}
     families = scale.get("families", {})
@@ -111,11 +109,17 @@ def resolved(config: Section) -> dict[str, Model]:
 def without_left_out(config: Section) -> Section:
     """The config without the types that are set to null where its pairs and measurements beyond the paper name them.
 
-    A measurement that is left with none of the types it was of is left out as well. Raises what `resolved` does.
+    A measurement that is left with none of the types it was of is left out as well.
+
+    Raises:
+        UserError: a scale that the config doesn't have.
     """
-    left, name = resolved(config), config["scale"]
+    name = config["scale"]
+    if name not in config["scales"]:
+        raise UserError(one_of("scale", name, config["scales"]))
     scale = config["scales"][name]
-    gone = {*config["models"], *scale.get("models", {})} - {*left}
+    models = {**config["models"], **scale.get("models", {})}
+    gone = {id_ for id_, entry in models.items() if entry is None}
 
     def kept(entries: list) -> list:
         return [each for each in entries if gone.isdisjoint(each if isinstance(each, list) else [each])]
