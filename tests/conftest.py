@@ -7,17 +7,22 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from filelock import FileLock
+from forks import Forks
 
 torch.set_num_threads(1)  # nets this small only lose by more, and a busy machine makes them crawl
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("Snakefile", "config.yaml", "rules", "profiles", "slurm", "envs", "report", "workflow_scripts")
+
+
+forks = cache(Forks)  # made by the first test that runs Snakemake
 
 
 def latest_log(folder: Path) -> str:
@@ -59,7 +64,8 @@ class Clone:
 
     def snakemake(self, *arguments: str, by: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """Run Snakemake on two cores, by another command; the result's `stdout` holds both streams in their order."""
-        command = [*by, sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+        snakemake = [*by, sys.executable, "-m", "snakemake"] if by else forks().snakemake
+        command = [*snakemake, "--cores", "2", *arguments]
         surroundings = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
         return subprocess.run(
             command,

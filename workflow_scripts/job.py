@@ -1,6 +1,7 @@
 """What every script behind a rule does around its work: one copy at a time, GPU, log, memory, errors in one line."""
 
 import errno
+import gc
 import signal
 import sys
 import traceback
@@ -10,12 +11,13 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from relusym.errors import Interrupted, UserError
+from relusym.errors import WARNINGS, Interrupted, UserError
 from relusym.jobs.gpu_slots import gpu_slots
-from relusym.jobs.interruption import WARNINGS
 from relusym.jobs.job_lock import JobLock
 from relusym.jobs.memory import keep_freed_memory
 from relusym.records import read_record
+
+gc.disable()  # until all is imported, none of which is garbage: looking for it takes a fifth of a small job's time
 
 # a full disk, folders without rights: what the user has to mend
 NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -28,6 +30,8 @@ def job(snakemake) -> Iterator[JobLock]:
     The log has a user's error as that line, any other as its traceback; the terminal has it if the log can't take it.
     Yields the lock under which no other copy of this job is at work, such as one of a scheduler that was killed.
     """
+    gc.freeze()  # nor is it looked through at the end
+    gc.enable()
     for number in WARNINGS:  # ignored by the processes around this one, see rules/common.smk
         signal.signal(number, _end)
     if torch := sys.modules.get("torch"):  # tables do without, and start in half the time

@@ -1,6 +1,11 @@
-"""Errors that a user can cause, told in one line."""
+"""Errors that a user can cause, told in one line, and signals that end a job."""
 
+import signal
 from collections.abc import Sequence
+
+# SIGTERM: scancel, preemption, time limit; SIGUSR1: `sbatch --signal=USR1@120`, two minutes before the time limit;
+# SIGINT: Ctrl-C, which every process of a terminal gets
+WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class UserError(Exception):

@@ -22,15 +22,15 @@ def normalise(
     images: Tensor, mean: tuple[float, float, float] = MEAN, std: tuple[float, float, float] = STD
 ) -> Tensor:
     """uint8 (B, H, W, 3) → float32 (B, 3, H, W), channels last in memory, by mean and std: CIFAR10's, if not given."""
-    means, stds = _on_device(tuple(mean), tuple(std), images.device)
+    means, stds = on_device((tuple(mean), tuple(std)), images.device)
     return images.float().sub_(means).div_(stds).permute(0, 3, 1, 2)
 
 
 @lru_cache
 @torch.inference_mode(False)  # whoever asks first, all may use them
-def _on_device(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
-    """Both as float32 (2, 3), copied once: a copy for each batch would make the CPU wait until a GPU is idle."""
-    return torch.tensor([mean, std], dtype=torch.float32, device=device)
+def on_device(numbers: tuple[float, ...] | tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    """Constants in float32, copied once: a copy for each batch would make the CPU wait until a GPU is idle."""
+    return torch.tensor(numbers, dtype=torch.float32, device=device)
 
 
 def normalise_imagenet(images: Tensor) -> Tensor:

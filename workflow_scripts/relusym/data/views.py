@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 
-from relusym.data.augmentation import random_powers
+from relusym.data.augmentation import on_device, random_powers
 from relusym.symmetry import Symmetry
 
 CROP_AREA = (0.2, 1.0)  # share of the image, as in SimSiam
@@ -113,7 +113,7 @@ def random_views(images: Tensor, generator: torch.Generator, symmetry: Symmetry 
     Arguments and result as in `random_crops`.
     """
     view, uniform = random_crops(images, generator, CROP_AREA, symmetry), Draws(images, generator).uniform
-    luma = view.new_tensor(LUMA)
+    luma = on_device(LUMA, view.device)
     brightness, contrast, saturation = uniform(1 - JITTER, 1 + JITTER, 3).unbind(1)
     jittered = view * brightness[:, None, None, None]
     mean = (jittered @ luma).mean((1, 2))[:, None, None, None]

@@ -23,6 +23,7 @@ from relusym.nets.vgg import VGG11
 from relusym.precision import full_float32
 from relusym.randomness import generator, stream
 from relusym.symmetry import HORIZONTAL_FLIP
+from relusym.training.optimizers import Sgd
 
 Record = dict[str, Any]
 
@@ -66,8 +67,8 @@ def train_side_by_side(images: image_set.ImageSet, settings: Record, dtype: torc
     net = VGG11(network["width"], 0, len(images.classes), initialization=network["initialization"])
     net = net.to(images.images.device, dtype)
     nets = [net, HORIZONTAL_FLIP.transform(net), HORIZONTAL_FLIP.transform(net)]
-    sgd = {key: how[key] for key in ("momentum", "weight_decay")}
-    optimizers = [torch.optim.SGD(one.parameters(), how["learning_rate"], **sgd) for one in nets]
+    sgd = [how[key] for key in ("learning_rate", "momentum", "weight_decay")]
+    optimizers = [Sgd([{"params": [*one.parameters()]}], *sgd) for one in nets]
     found: Record = {"loss": [], "flipped_batches": [], "same_batches": [], "paths": [[], []]}
 
     def compare() -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from relusym import paper_values
 from relusym.findings import About, Inputs, frames
+from relusym.findings.frames import in_order
 from relusym.findings.print_style import COLUMN_WIDTH, label_rows, plain_axes
 
 FLIP, PAIR = "with its flipped self", "with another net of its type"
@@ -39,10 +40,8 @@ def points(inputs: Inputs, models: Sequence[str]) -> pd.DataFrame:
     columns = ["model", "merged", "seed_1", "seed_2", "barrier"]
     both = pd.concat([of.loc[of["ok"].astype(bool), columns].astype(object) for of in (nets, pairs)])
     both = both[both["model"].isin(models)]
-    order = both["model"].map({model: i for i, model in enumerate(models)})
-    return both.assign(barrier=both["barrier"].astype(float), order=order).sort_values(
-        ["order", "merged", "seed_1"], kind="stable"
-    )[columns]
+    both = both.assign(barrier=both["barrier"].astype(float)).sort_values(["merged", "seed_1"], kind="stable")
+    return in_order(both, models)
 
 
 def papers() -> dict[tuple[str, str], float]:
@@ -97,7 +96,6 @@ def figure(
     label_rows(axes, [names.get(model, model) for model in models])
     axes.set_xlabel("Barrier: share of the accuracy that the halfway net lacks", fontsize=8)
     plain_axes(axes)
-    axes.tick_params(labelsize=8)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color="0.92", linewidth=0.6, zorder=0)

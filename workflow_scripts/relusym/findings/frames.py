@@ -115,6 +115,12 @@ def pairs(inputs: Inputs) -> pd.DataFrame:
     return measured(inputs["pair_merge"], ["model_1", "model_2", "seed_1", "seed_2"], quantities)
 
 
+def in_order(found: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
+    """The rows in the order in which the config has their types; those of one type stay in theirs."""
+    places = {model: place for place, model in enumerate(models)}
+    return found.sort_values("model", key=lambda of: of.map(places), kind="stable")
+
+
 def summary(found: pd.DataFrame, key: list[str], wanted: Sequence, quantities: Sequence[str]) -> pd.DataFrame:
     """Columns `key`, `…_mean` and `…_std` (sample's, NaN for n < 2) of each quantity, n (ok) and left_out (not ok).
 

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from relusym.findings import About, Inputs, Record
-from relusym.findings.frames import summary
+from relusym.findings.frames import in_order, summary
 from relusym.findings.layout import Layout
 from relusym.findings.origins import check_agreement
 from relusym.findings.print_style import COLUMN_WIDTH, LINES, empty_figure, label_rows, plain_axes
@@ -52,16 +52,10 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*KEY, "seed", "data", "invariant", "ok", *QUANTITIES])
 
 
-def in_order(nets: pd.DataFrame, about: About) -> pd.DataFrame:
-    """The rows in the order in which the config has their types."""
-    order = {model: place for place, model in enumerate(about["models"])}
-    return nets.sort_values("model", key=lambda of: of.map(order), kind="stable")
-
-
 def frame(inputs: Inputs, about: About) -> pd.DataFrame:
     """One row a type and symmetry: data, mean and standard deviation over nets, n, left_out."""
     check_agreement(inputs)
-    nets = in_order(by_net(inputs["symmetries"]), about)
+    nets = in_order(by_net(inputs["symmetries"]), about["models"])
     rows = nets.drop_duplicates(KEY)
     wanted = list(rows[KEY].itertuples(index=False, name=None))
     found = summary(nets, KEY, wanted, list(QUANTITIES))
@@ -72,7 +66,7 @@ def frame(inputs: Inputs, about: About) -> pd.DataFrame:
 def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:
     """Each net's barrier, a panel a data set and symmetry (tinted: the images are invariant to it); and the numbers."""
     check_agreement(inputs)
-    nets = in_order(by_net(inputs["symmetries"]), about)
+    nets = in_order(by_net(inputs["symmetries"]), about["models"])
     found = nets[nets["ok"].astype(bool)].drop(columns="ok")
     if found.empty:
         return empty_figure("no nets"), found

@@ -3,9 +3,7 @@
 import signal
 from types import FrameType
 
-# SIGTERM: scancel, preemption, time limit; SIGUSR1: `sbatch --signal=USR1@120`, two minutes before the time limit;
-# SIGINT: Ctrl-C, which every process of a terminal gets
-WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from relusym.errors import WARNINGS
 
 
 class Interruption:

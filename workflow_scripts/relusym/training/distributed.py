@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 
-from relusym.errors import Interrupted, UserError
+from relusym.errors import WARNINGS, Interrupted, UserError
 from relusym.records import write_whole
 
 ASK_S = 0.2  # between two questions whether to end
@@ -141,7 +141,7 @@ def work(run: Callable[[dict[str, Any], Callable[[], bool]], dict[str, Any]]) ->
     """
     given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     # a scheduler and a terminal warn all processes: the launcher asks
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in WARNINGS:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)  # each process has its GPU, or shares the cores
 

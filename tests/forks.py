@@ -1,0 +1,142 @@
+"""Snakemake and its jobs as forks of one process that has imported them, torch and the like.
+
+Imports take most of the time of a dry run and of a tiny job, and the tests have hundreds of both. A fork has the
+folder, environment, streams and exit status of the command it stands for, and is killed with it. Tests of signals,
+profiles, clusters and costs run Snakemake as users do.
+
+`python forks.py serve FOLDER` is the process that forks; `python forks.py ask FOLDER SCRIPT` and `python forks.py ask
+FOLDER snakemake …` stand for commands.
+"""
+
+import gc
+import json
+import os
+import runpy
+import select
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+IMPORTED = (
+    "torch",
+    "torchvision",
+    "scipy.optimize",
+    "scipy.stats",
+    "pandas",
+    "matplotlib.figure",
+    "snakemake.cli",
+    "snakemake.script",
+)
+LARGEST = 1 << 17  # bytes of a question
+
+
+class Forks:
+    """The process that forks, for as long as the one that made it lives."""
+
+    def __init__(self):
+        self._folder = tempfile.TemporaryDirectory()
+        ask = shlex.join([sys.executable, "-IS", __file__, "ask", self._folder.name])
+        python = Path(self._folder.name, "python")  # what Snakemake runs its jobs with
+        python.write_text(
+            f'#!/bin/sh\ncase "$1" in *.py) exec {ask} "$1";; *) exec {shlex.quote(sys.executable)} "$@";; esac\n',
+            encoding="utf-8",
+        )
+        python.chmod(0o755)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "serve", self._folder.name],
+            stdin=subprocess.PIPE,  # closed when this process ends
+            stdout=subprocess.PIPE,
+        )
+        assert self._process.stdout and self._process.stdout.readline(), "no process to fork"
+        self.snakemake = [*shlex.split(ask), "snakemake"]
+
+
+def ask(folder: str, *command: str) -> int:
+    """Have a command run in a fork; its exit status."""
+    question = {"command": command, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
+        asking.connect(f"{folder}/socket")
+        socket.send_fds(asking, [json.dumps(question).encode()], [0, 1, 2])
+        status = int(asking.recv(16))
+    return status if status >= 0 else 128 - status
+
+
+def serve(folder: str) -> None:
+    """Fork for each command until standard input is closed."""
+    for name in IMPORTED:
+        import_module(name)
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
+    sys.executable = f"{folder}/python"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(f"{folder}/socket")
+        listening.listen(64)
+        print("ready", flush=True)
+        while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
+            asking, _ = listening.accept()
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                listening.close()
+                answer(asking)
+                return
+            asking.close()
+
+
+def answer(asking: socket.socket) -> None:
+    """Run a command in a fork and tell its exit status, or kill it if nobody waits for it any more."""
+    question, streams, _, _ = socket.recv_fds(asking, LARGEST, 3)
+    command = os.fork()
+    if command == 0:
+        asking.close()
+        run(**json.loads(question), streams=streams)
+    for stream in streams:
+        os.close(stream)
+    if asking in select.select([os.pidfd_open(command), asking], [], [])[0]:
+        os.kill(command, signal.SIGKILL)
+    else:
+        asking.send(str(os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])).encode())
+
+
+def run(command: list[str], folder: str, environment: dict[str, str], streams: list[int]) -> NoReturn:
+    """What Python does with a script or with `-m snakemake …`, but for taking all modules apart at the end."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = command
+    if command[0] == "snakemake":
+        start, sys.path[0] = sys.modules["snakemake.cli"].main, folder
+    else:
+        start, sys.path[0] = (
+            partial(runpy.run_path, command[0], run_name="__main__"),
+            str(Path(command[0]).parent),
+        )
+    sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    status: object = 1
+    try:
+        start()
+        status = 0
+    except SystemExit as end:
+        status = end.code or 0
+        if not isinstance(status, int):
+            print(status, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else 1)
+
+
+if __name__ == "__main__":
+    sys.exit({"ask": ask, "serve": serve}[sys.argv[1]](*sys.argv[2:]))
