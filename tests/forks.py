@@ -8,6 +8,7 @@ profiles, clusters and costs run Snakemake as users do.
 FOLDER snakemake …` stand for commands.
 """
 
+import atexit
 import gc
 import json
 import os
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -74,35 +76,35 @@ def serve(folder: str) -> None:
     for name in IMPORTED:
         import_module(name)
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
     sys.executable = f"{folder}/python"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(f"{folder}/socket")
         listening.listen(64)
         print("ready", flush=True)
-        while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
-            asking, _ = listening.accept()
-            if os.fork() == 0:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                listening.close()
-                answer(asking)
+        forks: dict[int, tuple[int, socket.socket]] = {}  # by a descriptor: process, and who asked for it
+        while True:
+            asking = [asked for _, asked in forks.values()]
+            ready = select.select([sys.stdin, listening, *forks, *asking], [], [])[0]
+            if sys.stdin in ready:
                 return
-            asking.close()
-
-
-def answer(asking: socket.socket) -> None:
-    """Run a command in a fork and tell its exit status, or kill it if nobody waits for it any more."""
-    question, streams, _, _ = socket.recv_fds(asking, LARGEST, 3)
-    command = os.fork()
-    if command == 0:
-        asking.close()
-        run(**json.loads(question), streams=streams)
-    for stream in streams:
-        os.close(stream)
-    if asking in select.select([os.pidfd_open(command), asking], [], [])[0]:
-        os.kill(command, signal.SIGKILL)
-    else:
-        asking.send(str(os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])).encode())
+            if listening in ready:
+                asked, _ = listening.accept()
+                question, streams, _, _ = socket.recv_fds(asked, LARGEST, 3)
+                process = os.fork()
+                if process == 0:
+                    run(**json.loads(question), streams=streams)
+                forks[os.pidfd_open(process)] = process, asked
+                for stream in streams:
+                    os.close(stream)
+            for ended in [fork for fork in forks if fork in ready]:
+                process, asked = forks.pop(ended)
+                status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+                with suppress(BrokenPipeError), asked:
+                    asked.send(str(status).encode())
+                os.close(ended)
+            for process, asked in forks.values():
+                if asked in ready:  # nobody waits any more
+                    os.kill(process, signal.SIGKILL)
 
 
 def run(command: list[str], folder: str, environment: dict[str, str], streams: list[int]) -> NoReturn:
@@ -133,6 +135,7 @@ def run(command: list[str], folder: str, environment: dict[str, str], streams: l
     except BaseException:
         traceback.print_exc()
     finally:
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status if isinstance(status, int) else 1)
