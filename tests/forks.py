@@ -124,21 +124,22 @@ def run(command: list[str], folder: str, environment: dict[str, str], streams: l
             str(Path(command[0]).parent),
         )
     sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
-    status: object = 1
+    status = 1
     try:
         start()
         status = 0
     except SystemExit as end:
-        status = end.code or 0
-        if not isinstance(status, int):
-            print(status, file=sys.stderr)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        else:
+            status = int(end.code or 0)
     except BaseException:
         traceback.print_exc()
     finally:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status if isinstance(status, int) else 1)
+        os._exit(status)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from relusym import paper_values
 from relusym.findings import About, Inputs, frames
-from relusym.findings.frames import in_order
 from relusym.findings.print_style import COLUMN_WIDTH, label_rows, plain_axes
 
 FLIP, PAIR = "with its flipped self", "with another net of its type"
@@ -41,7 +40,7 @@ def points(inputs: Inputs, models: Sequence[str]) -> pd.DataFrame:
     both = pd.concat([of.loc[of["ok"].astype(bool), columns].astype(object) for of in (nets, pairs)])
     both = both[both["model"].isin(models)]
     both = both.assign(barrier=both["barrier"].astype(float)).sort_values(["merged", "seed_1"], kind="stable")
-    return in_order(both, models)
+    return frames.in_order(both, models)
 
 
 def papers() -> dict[tuple[str, str], float]:
