@@ -182,18 +182,27 @@ def test_a_copy_that_was_taken_over_while_paused_stops(path):
     assert path.exists()  # the other's lock
 
 
-def test_of_many_that_take_over_a_dead_ones_lock_one_at_a_time_holds_it(path):
-    path.parent.mkdir()
-    path.write_text(json.dumps(ELSEWHERE) + "\n0\n")
+@pytest.fixture
+def dead(path, hold):
+    """A lock left by a process of this machine that was killed, open for reading."""
+    killed = hold()
+    killed.stdout.readline()
+    killed.kill()
+    killed.wait()
+    with path.open("rb") as left:
+        yield left
+
+
+def test_of_many_that_take_over_a_dead_ones_lock_one_at_a_time_holds_it(path, dead):
     inside, most, turns = [], [], []
 
     def take():
-        with JobLock(path, **QUICK):
+        with JobLock(path, beat=0.05, patience=1e6) as lock:
             inside.append(1)
             most.append(len(inside))
             time.sleep(0.05)
             inside.pop()
-            turns.append(1)
+            turns.append(lock.check())
 
     threads = [threading.Thread(target=take) for _ in range(8)]
     for thread in threads:
@@ -201,6 +210,15 @@ def test_of_many_that_take_over_a_dead_ones_lock_one_at_a_time_holds_it(path):
     for thread in threads:
         thread.join(60)
     assert len(turns) == 8 and max(most) == 1
+    assert not list(path.parent.iterdir())
+
+
+def test_who_is_late_to_take_over_never_touches_the_lock_of_who_was_quicker(path, dead):
+    with JobLock(path, patience=1e6) as quicker:
+        late = threading.Thread(target=lambda: [JobLock(path)._remove(dead) for _ in range(50)])
+        late.start()
+        while late.is_alive():
+            quicker.check()
 
 
 def test_a_folder_that_can_not_be_written_is_one_line(tmp_path):

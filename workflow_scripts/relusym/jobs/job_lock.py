@@ -150,14 +150,11 @@ class JobLock:
             time.sleep(min(self.beat / 4, 1.0))
 
     def _remove(self, dead: BinaryIO) -> None:
-        """Remove a dead owner's file, and not that of a process that was quicker to do so."""
-        aside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
-        with suppress(FileNotFoundError):
-            self.path.rename(aside)
-            if not os.path.samestat(aside.stat(), os.fstat(dead.fileno())):
-                with suppress(OSError):  # give the quicker one its lock back
-                    os.link(aside, self.path)
-            aside.unlink()
+        """Remove a dead owner's file, and not that of a process that was quicker: one at a time does so."""
+        turn = self.path.with_name(f".{self.path.name}.takeover")
+        with JobLock(turn, beat=self.beat, patience=self.patience), suppress(FileNotFoundError):
+            if os.path.samestat(self.path.stat(), os.fstat(dead.fileno())):
+                self.path.unlink()
 
 
 def owner(path: str | Path) -> dict[str, Any] | None:
