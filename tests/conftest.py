@@ -22,7 +22,12 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("Snakefile", "config.yaml", "rules", "profiles", "slurm", "envs", "report", "workflow_scripts")
 
 
-forks = cache(Forks)  # made by the first test that runs Snakemake; on Linux alone
+forks = cache(Forks)  # made by the first test that runs Snakemake
+
+
+def snakemake_command() -> list[str]:
+    """What runs Snakemake: a fork on Linux, which tells when a process ends."""
+    return forks().snakemake if hasattr(os, "pidfd_open") else [sys.executable, "-m", "snakemake"]
 
 
 def latest_log(folder: Path) -> str:
@@ -64,8 +69,7 @@ class Clone:
 
     def snakemake(self, *arguments: str, by: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """Run Snakemake on two cores, by another command; the result's `stdout` holds both streams in their order."""
-        forked = hasattr(os, "pidfd_open") and not by
-        snakemake = forks().snakemake if forked else [*by, sys.executable, "-m", "snakemake"]
+        snakemake = [*by, sys.executable, "-m", "snakemake"] if by else snakemake_command()
         command = [*snakemake, "--cores", "2", *arguments]
         surroundings = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
         return subprocess.run(

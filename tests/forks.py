@@ -2,7 +2,7 @@
 
 Imports take most of the time of a dry run and of a tiny job, and the tests have hundreds of both. A fork has the
 folder, environment, streams and exit status of the command it stands for, and is killed with it. Tests of signals,
-profiles, clusters and costs run Snakemake as users do.
+clusters and costs run Snakemake as users do.
 
 `python forks.py serve FOLDER` is the process that forks; `python forks.py ask FOLDER SCRIPT` and `python forks.py ask
 FOLDER snakemake …` stand for commands.
@@ -48,7 +48,8 @@ class Forks:
         ask = shlex.join([sys.executable, "-IS", __file__, "ask", self._folder.name])
         python = Path(self._folder.name, "python")  # what Snakemake runs its jobs with
         python.write_text(
-            f'#!/bin/sh\ncase "$1" in *.py) exec {ask} "$1";; *) exec {shlex.quote(sys.executable)} "$@";; esac\n',
+            f'#!/bin/sh\ncase "$1 $2" in *.py*) exec {ask} "$1";; "-m snakemake") shift; exec {ask} "$@";; esac\n'
+            f'exec {shlex.quote(sys.executable)} "$@"\n',
             encoding="utf-8",
         )
         python.chmod(0o755)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from small_training import assert_same, saved
@@ -13,7 +14,7 @@ from training_worker import run
 
 from relusym import checkpoint
 from relusym.errors import UserError
-from relusym.training.distributed import launch
+from relusym.training.distributed import _why, launch
 
 pytestmark = pytest.mark.slow(seconds=10)
 
@@ -38,11 +39,6 @@ def alone(tmp_path_factory):
     return saved(folder / "net.safetensors")
 
 
-def test_two_processes_equal_one_on_the_same_global_batch(job, alone):
-    assert launch("training_worker", job, 2) == {"epochs": 3}
-    assert_same(alone, saved(job["to"]), 1e-5)
-
-
 def test_a_killed_process_ends_the_job_with_one_line_and_the_next_run_goes_on(job, alone):
     (Path(job["folder"]) / "kill").touch()
     with pytest.raises(
@@ -51,28 +47,36 @@ def test_a_killed_process_ends_the_job_with_one_line_and_the_next_run_goes_on(jo
         launch("training_worker", job, 2)
     assert "\n" not in str(said.value)
     assert len(checkpoint.load(job["state"])[1]["history"]) == 2
-    launch("training_worker", job, 2)
+    run(job)  # by one process
     assert_same(alone, saved(job["to"]), 1e-5)
 
 
-def test_all_processes_start_again_together_after_a_kill(job, alone):
+def test_all_processes_start_again_together_after_a_kill_and_equal_one_on_the_same_global_batch(job, alone):
     (Path(job["folder"]) / "kill").touch()
-    launch("training_worker", job, 2, 1)
+    assert launch("training_worker", job, 2, 1) == {"epochs": 3}
     assert not (Path(job["folder"]) / "kill").exists()
     assert_same(alone, saved(job["to"]), 1e-5)
 
 
-@pytest.mark.parametrize(
-    ("file", "said"),
-    [
-        ("user error", r"^image a\.jpg can't be read: replace it$"),
-        ("exit", r"^one of the 2 training processes failed \(3\), "),
-    ],
-)
-def test_what_a_process_fails_of_is_said_in_one_line(job, file, said):
-    (Path(job["folder"]) / file).touch()
-    with pytest.raises(UserError, match=said):
+def test_a_users_error_in_a_process_is_the_users_error_of_the_job(job):
+    (Path(job["folder"]) / "user error").touch()
+    with pytest.raises(UserError, match=r"^image a\.jpg can't be read: replace it$"):
         launch("training_worker", job, 2)
+
+
+def test_of_several_processes_that_failed_a_killed_one_is_named_and_then_the_first():
+    def said(*failed):
+        failures = {
+            number: SimpleNamespace(
+                exitcode=code, timestamp=time, error_file_data={"message": "RuntimeError: x"}
+            )
+            for number, (code, time) in enumerate(failed)
+        }
+        return _why(SimpleNamespace(failures=failures), len(failed))
+
+    assert said((3, 1), (1, 2)).startswith("one of the 2 training processes failed (3), ")
+    assert said((1, 2), (3, 1)).startswith("one of the 2 training processes failed (3), ")
+    assert said((1, 1), (-9, 2)).startswith("one of the 2 training processes was killed (signal 9), ")
 
 
 LAUNCHER = """
@@ -108,5 +112,5 @@ def test_when_the_launcher_is_warned_or_dies_all_processes_stop_at_one_step_and_
         time.sleep(0.01)
     about = checkpoint.load(state)[1]
     assert (len(about["history"]), about["step"]) == (1, 2)
-    launch("training_worker", job, 2)
+    run(job)
     assert_same(alone, saved(job["to"]), 1e-5)

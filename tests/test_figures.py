@@ -368,27 +368,34 @@ class Files(list):
     def get(self, name, default=None):
         return self.named.get(name, default)
 
-given = json.loads(sys.argv[1])
-params = Files([])
-params.about, params.name = given["about"], given["rule"]
-rule = SimpleNamespace(
-    rule=given["rule"], params=params, input=Files([], **given["input"]), output=Files(given["output"]),
-    log=[given["log"]], threads=1, resources={},
-)
-runpy.run_path(given["script"], {"snakemake": rule})
+for given in json.loads(sys.argv[1]):
+    params = Files([])
+    params.about, params.name = given["about"], given["rule"]
+    rule = SimpleNamespace(
+        rule=given["rule"], params=params, input=Files([], **given["input"]), output=Files(given["output"]),
+        log=[given["rule"] + ".log"], threads=1, resources={},
+    )
+    runpy.run_path(given["script"], {"snakemake": rule})
 sys.exit("torch" in sys.modules)
 """
 
 
-def run_script(script, rule, about, outputs, environment, **inputs):
-    """Run table.py or figure.py as Snakemake does, in the outputs' folder; it must do without PyTorch."""
+def run_scripts(made, about, folder, environment, **inputs):
+    """Run table.py and figure.py as Snakemake does, each in turn, in a folder; they must do without PyTorch."""
     scripts = ROOT / "workflow_scripts"
-    given = {"script": str(scripts / f"{script}.py"), "rule": rule, "about": about, "input": inputs}
-    given |= {"output": [path.name for path in outputs], "log": f"{rule}.log"}
-    command = [sys.executable, "-c", SCRIPT, json.dumps(given)]
+    given = [
+        {
+            "script": str(scripts / f"{script}.py"),
+            "rule": rule,
+            "about": about,
+            "input": inputs,
+            "output": [f"{rule}{ending}" for ending in endings],
+        }
+        for (script, rule), endings in made.items()
+    ]
     run = subprocess.run(
-        command,
-        cwd=outputs[0].parent,
+        [sys.executable, "-c", SCRIPT, json.dumps(given)],
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(scripts)} | environment,
         capture_output=True,
         text=True,
@@ -421,9 +428,7 @@ def test_the_same_records_give_the_same_bytes_on_another_day_in_another_process(
         ("b", {"PYTHONHASHSEED": "2", "SOURCE_DATE_EPOCH": "1700000000", "TZ": "Asia/Tokyo"}),
     ):
         (tmp_path / folder).mkdir()
-        for (script, rule), endings in made.items():
-            outputs = [tmp_path / folder / f"{rule}{ending}" for ending in endings]
-            run_script(script, rule, about, outputs, environment, **inputs)
+        run_scripts(made, about, tmp_path / folder, environment, **inputs)
     for (_, rule), endings in made.items():
         for ending in endings:
             first, second = (tmp_path / folder / f"{rule}{ending}" for folder in "ab")
@@ -432,10 +437,9 @@ def test_the_same_records_give_the_same_bytes_on_another_day_in_another_process(
 
 
 def test_figure_10_gets_its_images_from_the_theory(tmp_path):
-    outputs = [tmp_path / "figure10.png", tmp_path / "figure10.pdf"]
-    run_script("figure", "figure10", {"seed": 0, "images": 4}, outputs, {})
+    run_scripts({("figure", "figure10"): (".png", ".pdf")}, {"seed": 0, "images": 4}, tmp_path, {})
     write_figure(figure10(example_c_2.image_classes(0, 4)), [tmp_path / "here.png"])
-    assert outputs[0].read_bytes() == (tmp_path / "here.png").read_bytes()
+    assert (tmp_path / "figure10.png").read_bytes() == (tmp_path / "here.png").read_bytes()
 
 
 def test_tables_figures_and_theory_start_without_torch():

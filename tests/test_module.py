@@ -1,11 +1,9 @@
 """The workflow inside of another one: `module … use rule * from … as`, from a folder of its own and with a prefix."""
 
-import subprocess
-import sys
-
 import pandas as pd
 import pytest
 import yaml
+from conftest import Clone
 
 SNAKEFILE = """
 configfile: "mine.yaml"
@@ -31,21 +29,17 @@ def test_a_workflow_uses_ours_under_a_prefix_with_its_own_config_and_in_its_own_
     config |= {"models": {"cnn": config["models"]["cnn"]}, "pairs": [], "seeds": 0}
     config["scales"]["tiny"]["models"] = {}
     config["scales"]["tiny"].pop("figure9")
-    outer = tmp_path / "outer"
-    outer.mkdir()
+    mine = Clone.__new__(Clone)
+    mine.folder = outer = tmp_path
     (outer / "mine.yaml").write_text(yaml.safe_dump(config))
     (outer / "Snakefile").write_text(SNAKEFILE.format(clone=made.folder))
-
-    def run(*arguments):
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-        return subprocess.run(command, cwd=outer, capture_output=True, text=True, check=False)
-
+    run = mine.snakemake
     ended = run()
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == 0, ended.stdout
     table = pd.read_csv(outer / "results/tiny/tables/table2.csv")
     assert table["model"].tolist() == ["cnn"] and (table["n"] + table["left_out"]).tolist() == [1]
     assert (outer / "accuracies.txt").read_text().startswith("model,accuracy_mean\ncnn,")
     assert (outer / "results/tiny/figures/figure4.png").exists()
     assert not (made.folder / "results").exists() and not (made.folder / "data").exists()
-    assert "Nothing to be done" in run("--rerun-triggers", "mtime").stderr
+    assert "Nothing to be done" in run("--rerun-triggers", "mtime").stdout
     assert "relu_train" in run("--rerun-triggers", "mtime", "--forcerun", "relu_train", "--dry-run").stdout

@@ -6,22 +6,17 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY, latest_log
+from conftest import TINY, latest_log, snakemake_command
 
 from relusym.experiments.settings import Settings
 from relusym.jobs.gpu_slots import gpu_slots
-
-
-def command(*arguments):
-    return [str(Path(sys.executable).with_name("snakemake")), *arguments]
+from relusym.jobs.job_lock import owner
 
 
 def environment(**variables):
@@ -33,7 +28,7 @@ def environment(**variables):
 
 def run(folder, *arguments, **variables):
     return subprocess.run(
-        command(*arguments),
+        [*snakemake_command(), *arguments],
         cwd=folder,
         env=environment(**variables),
         stdout=subprocess.PIPE,
@@ -184,7 +179,7 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     # GPU 7 is another's until a job has taken GPU 8, which the net that fails may free at once
     with ThreadPoolExecutor() as pool, gpu_slots(1, 1):
         first = subprocess.Popen(
-            command(*typed),
+            [*snakemake_command(), *typed],
             cwd=two_nets,
             env=environment(CUDA_VISIBLE_DEVICES="7,8"),
             stdout=subprocess.PIPE,
@@ -194,6 +189,7 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
         lock = two_nets / ".snakemake" / "relusym-tiny.lock"
         while not lock.exists() and first.poll() is None:
             time.sleep(0.05)
+        pid = owner(lock)["pid"]
         refused = pool.submit(run, two_nets, *typed)
         heard = [first.stdout.readline()]
         while heard[-1] not in ("rule train: on GPU 8\n", ""):
@@ -201,7 +197,7 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     second = refused.result()
     assert second.returncode == 1
     assert re.search(
-        rf"^error: .* is being done by process {first.pid} on .* \({lock.relative_to(two_nets)}\): wait for it",
+        rf"^error: .* is being done by process {pid} on .* \({lock.relative_to(two_nets)}\): wait for it",
         second.stdout,
         re.MULTILINE,
     )

@@ -149,10 +149,21 @@ def test_the_wheel_has_the_command_and_says_that_it_is_typed(installed):
     assert (installed / "relusym" / "py.typed").exists()
 
 
+PUBLIC = """
+import sys, relusym
+try:
+    relusym.merg
+except AttributeError as error:
+    print(error)
+assert "torch" not in sys.modules
+public = {*relusym.__all__}
+from relusym import *
+assert public <= {*globals()}
+print(*public, sep="\\n")
+"""
+
+
 def test_what_is_public_is_imported_when_it_is_asked_for(installed, tmp_path):
-    code = "import sys, relusym; assert 'torch' not in sys.modules; from relusym import *; print(flip_merge.__name__)"
-    assert run(code, installed, tmp_path) == ["flip_merge"]
-    names = "import relusym; print(*(getattr(relusym, name).__class__.__name__ for name in relusym.__all__))"
-    assert len(run(names, installed, tmp_path)[0].split()) > 8
-    wrong = "import relusym\ntry:\n    relusym.merg\nexcept AttributeError as error:\n    print(error)"
-    assert run(wrong, installed, tmp_path) == ["module 'relusym' has no attribute 'merg'"]
+    wrong, *names = run(PUBLIC, installed, tmp_path)
+    assert wrong == "module 'relusym' has no attribute 'merg'"
+    assert "flip_merge" in names and len(names) > 8
