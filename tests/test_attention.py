@@ -18,7 +18,6 @@ from torchvision.models.swin_transformer import (
     SwinTransformerBlock,
     SwinTransformerBlockV2,
 )
-from torchvision_nets import measure
 
 from relusym.errors import UserError
 from relusym.merging.channel_groups import channel_groups, head_order, permute, random_permutations
@@ -167,11 +166,10 @@ def test_what_belongs_to_a_head_of_a_shifted_window_goes_with_it(layer):
     assert difference(with_statistics(net))[0] < 1e-10
 
 
-@pytest.mark.slow(seconds=6)
-@pytest.mark.parametrize("name", ["vit_b_16", "swin_v2_t"])
-def test_a_transformer_of_torchvisions_computes_the_same(name):
-    found = measure(name)
-    assert found["difference"] < 1e-10 and found["groups"] > 30
+def test_a_permuted_vision_transformer_of_torchvisions_computes_the_same():
+    torch.manual_seed(0)
+    found, moved = difference(with_statistics(torchvision.models.VisionTransformer(32, 8, 3, 4, 24, 48)))
+    assert found < 1e-10 and moved > 200
 
 
 # ---- matching

@@ -353,7 +353,7 @@ QUICK = (
         "mnasnet0_5",
         "mobilenet_v3_small",
     ),
-    *("regnet_y_400mf", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "vgg11_bn"),
+    *("regnet_y_400mf", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t"),
 )
 
 
