@@ -19,7 +19,6 @@ from conftest import MODELS, PAIRS, ROOT
 
 from relusym import paper_values
 from relusym.checkpoint import load_arrays, save_arrays
-from relusym.experiments.config import seed_list
 from relusym.findings.filters import read_filters
 from relusym.records import read_record
 from relusym.theory import STATEMENTS
@@ -333,35 +332,13 @@ def test_the_benchmark_is_run_when_it_is_asked_for_and_by_no_other_target(clone)
 
 
 def pieces(results):
-    """The config of the part of a scale whose records are there: seeds of all types, and of the ResNets, if any.
-
-    A seed that isn't merged with the next yet is no part of it, but its records are in the tables all the same.
-    """
-    merged = [path.stem.rpartition("-") for path in (results / "records" / "flip_merge").glob("*.json")]
-    seeds = {
-        family: {int(seed) for model, _, seed in merged if model.startswith(family)}
-        for family in ("cnn", "old")
-    }
-    given = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
-    laptop = given["scales"]["laptop"]
+    """The config of the part of `beyond` that is measured."""
+    laptop = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["scales"]["laptop"]
     beyond = {
         kind: measured_so_far(results / "records" / kind, section)
         for kind, section in laptop["beyond"].items()
     }
-    none = {"models": dict.fromkeys(laptop["models"]), "beyond": dict.fromkeys(laptop["beyond"]), "pairs": []}
-    every = seed_list(laptop["seeds"])
-    following = dict(zip(every, every[1:] + every[:1], strict=True))
-    to_pair = {
-        seed
-        for seed in seeds["cnn"]
-        if following[seed] in seeds["cnn"]
-        and not (results / f"records/pair_merge/cnn-{seed}--cnn-{following[seed]}.json").exists()
-    }
-    resnets = {"families": {"resnet": {"seeds": sorted(seeds["old"])}}, "beyond": beyond}
-    scale = resnets if seeds["old"] else none | {"figure9": None}
-    absent = dict.fromkeys({*given["models"]} - {model for model, _, _ in merged})
-    pieces = {"seeds": sorted(seeds["cnn"] - to_pair), "scales": {"laptop": scale}, "models": absent}
-    return [f"{key}={json.dumps(value)}" for key, value in pieces.items()]
+    return [f"scales={json.dumps({'laptop': {'beyond': beyond}})}"]
 
 
 def measured_so_far(records, section):
