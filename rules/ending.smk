@@ -7,9 +7,14 @@ def print_results():
     """The tables and figures that were asked for; and that no net was trained, where records were there already."""
     from relusym.findings import screen  # imports pandas, which a start does without
 
-    asked = {rule.name for rule in workflow.dag.targetrules}
+    asked = {rule.name: rule for rule in workflow.dag.targetrules}
+    several = [asked[renamed(name)].input for name in ("compare", "beyond") if renamed(name) in asked]
     if text := screen.at_end(
-        [name for name in ("all", *TABLES, *FIGURES) if renamed(name) in asked],
+        [
+            name
+            for name in ("all", *TABLES, *FIGURES)
+            if renamed(name) in asked or any(note(name) in files for files in several)
+        ],
         Path(FOLDER),
         SETTINGS.names,
         columns=shutil.get_terminal_size((120, 24)).columns,

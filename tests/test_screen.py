@@ -182,3 +182,10 @@ def test_a_run_of_committed_results_prints_them_and_says_that_nothing_was_traine
         assert run.returncode == 0, run.stdout
         assert "GCNN Barrier" in run.stdout and "results/tiny/tables/table2.md" in run.stdout
         assert run.stdout.rstrip().endswith("To train them yourself, move results/tiny away first.")
+
+
+def test_a_target_of_several_tables_ends_with_each_of_them(committed):
+    said = committed.snakemake("compare").stdout
+    assert {f"results/tiny/tables/{name}.md" for name in ("claims", "comparison")} <= {
+        *re.findall(r"results\S+md", said)
+    }
