@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from relusym.merging.flow import Call
 from relusym.merging.handlers import BATCH_NORMS, INSTANCE_NORMS, layers, mixing, moves
 from relusym.merging.labels import FIXED, Labels, Weights
-from relusym.merging.pixels import PixelFlow
+from relusym.merging.pixel_flow import PixelFlow
 from relusym.merging.tracing import HANDLERS, Handler
 
 
