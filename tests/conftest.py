@@ -46,7 +46,7 @@ class Clone:
             if source.is_symlink():
                 to.symlink_to(source.readlink())
             elif source.is_dir():
-                shutil.copytree(source, to, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, to)
             else:
                 to.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, to)

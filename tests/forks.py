@@ -34,6 +34,9 @@ IMPORTED = (
     "scipy.stats",
     "pandas",
     "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_pdf",
+    "jsonschema",
     "snakemake.cli",
     "snakemake.script",
 )
