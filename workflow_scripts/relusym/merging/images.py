@@ -1,4 +1,4 @@
-"""Images as nets read them: the one place of this room where pixels, or others' batches, become a net's input."""
+"""Images as nets read them: the one place of this package where pixels, or others' batches, become a net's input."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence

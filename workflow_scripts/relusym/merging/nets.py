@@ -1,4 +1,4 @@
-"""Nets of others as this room reads them: what they have to be, their mode, and where their logits are."""
+"""Nets of others as this package reads them: what they have to be, their mode, and where their logits are."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

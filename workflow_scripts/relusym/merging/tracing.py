@@ -1,4 +1,4 @@
-"""Nets as graphs: what torch.fx traces, and what this room asks of a graph's nodes."""
+"""Nets as graphs: what torch.fx traces, and what this package asks of a graph's nodes."""
 
 from collections.abc import Callable
 from typing import Any
