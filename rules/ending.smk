@@ -20,7 +20,7 @@ def print_results():
         columns=shutil.get_terminal_size((120, 24)).columns,
     ):
         print(text)
-        nets = {renamed(kind) for kind in SUBMITTED}
+        nets = {renamed(rule) for rule in (*SUBMITTED, "measure")}
         if not any(job.rule.name in nets for job in workflow.dag.jobs if workflow.dag.needrun(job)):
             print(
                 f"No net was trained: {FOLDER}/records has them all. To train them yourself, move {FOLDER} away first."

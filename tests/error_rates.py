@@ -13,7 +13,7 @@ from scipy import stats
 
 from relusym import paper_values
 from relusym.findings.claims import lost_by_early_invariance_loss
-from relusym.findings.evidence import shared_nets
+from relusym.findings.paired import shared_nets
 from relusym.findings.ratios import LOSS
 
 PAPER = paper_values.table(2).set_index("model").loc[list(MODELS)]

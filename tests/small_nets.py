@@ -74,7 +74,7 @@ def shuffled(net, groups, seed=5):
 def targets(first, second, images):
     """Two nets' average statistics, channel by channel without any matching."""
     found = survey(first, second, images, channel_groups(first, images.shape))
-    return {point: has.halfway(found.statistics[1][point]) for point, has in found.statistics[0].items()}
+    return {point: has.towards(found.statistics[1][point]) for point, has in found.statistics[0].items()}
 
 
 def answers(net, images):

@@ -1,8 +1,10 @@
 """Tables, figures and claims beyond the paper, from records in which the answer is put in."""
 
 import itertools
+import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from records import CODE, DATA, NAMES, checkpoint, flip, pair, settings, train
 from scipy import stats
@@ -17,8 +19,9 @@ from relusym.findings import (
     matchings,
     symmetries,
 )
-from relusym.findings.claims import HELD, NOT_HELD, OPEN, UNTESTED
-from relusym.findings.paired import paired
+from relusym.findings.claims import HELD, NOT_HELD, OPEN, UNTESTED, judged
+from relusym.findings.evidence import Evidence
+from relusym.findings.paired import paired, shared_nets
 
 MODELS = ("cnn", "cnn_inv", "cnn_late_inv")
 SEEDS = range(4)
@@ -239,6 +242,27 @@ def test_a_paired_test_is_students_and_its_margin_shifts_what_is_tested_and_not_
     assert np.isnan(paired(differences[:1]).p_value)
 
 
+def test_lines_between_pairs_are_tested_as_pairs_that_share_nets():
+    found = beyond_claims.frame(everything(), ABOUT)
+    of_pairs = found[found["claim"].str.contains("to another, the largest barrier")]
+    assert len(of_pairs) == 2 and of_pairs["test"].str.startswith("paired t, for shared nets, against").all()
+    assert of_pairs["n"].str.fullmatch(r"\d+ pairs of \d+ nets").all()
+    differences, seeds = np.array([0.01, -0.002, 0.005]), np.array([[9, 10], [10, 11], [11, 0]])
+    alone, shared = paired(differences), paired(differences, seeds=seeds)
+    factor, degrees = shared_nets(seeds)
+    assert factor > 1 and degrees < 2 and (shared.n, shared.nets) == ("3 pairs of 4 nets", 4)
+    t = differences.mean() / (differences.std(ddof=1) * np.sqrt(factor / 3))
+    assert shared.p_value == pytest.approx(2 * stats.t.sf(t, degrees)) and shared.p_value > alone.p_value
+
+
+def test_claims_that_are_not_tested_yet_count_in_the_correction():
+    claims = pd.DataFrame(
+        [vars(Evidence("", "", p_value=p, direction=1.0)) for p in (0.01, math.nan, math.nan)]
+    )
+    assert judged(claims.copy())["p_corrected"].tolist()[0] == pytest.approx(0.01)
+    assert judged(claims.copy(), of_all=True)["p_corrected"].tolist()[0] == pytest.approx(0.03)
+
+
 def test_noise_alone_is_inconclusive():
     random = np.random.default_rng(0)
     inputs = everything()
@@ -326,9 +350,12 @@ def test_by_layer_a_row_is_a_type_and_layer_and_the_last_has_a_barrier_alone():
 def test_of_symmetries_the_panels_are_tinted_where_the_images_are_invariant():
     inputs = everything()
     for of in inputs["symmetries"]:
+        data = of["settings"]["trained"][0]["data"]
+        if not of["model"].startswith("shapes"):
+            data["dataset"] = "cifar10"
         for symmetry, place in SHAPES.items():
             if of["model"] == f"shapes_{place}_noaug":
-                of["settings"]["trained"][0]["data"]["invariant_to"] = symmetry
+                data |= {"invariant_to": symmetry} if place != "horizontal" else {}  # which is the default
                 of["inputs"]["source"] = f"shapes, {symmetry}"
     figure, points = symmetries.draw(
         inputs, ABOUT | {"models": sorted({of["model"] for of in inputs["symmetries"]})}

@@ -1,6 +1,7 @@
 """Measurements beyond the paper, on nets of which the answer is known."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from torch import nn
 
 from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import SHAPES, draw, generate, render
+from relusym.data.image_set import subset
+from relusym.errors import UserError
+from relusym.experiments.measure import Subject
 from relusym.merging.aligned import align
 from relusym.merging.channel_groups import channel_groups
 from relusym.merging.curve import curve
@@ -30,6 +34,17 @@ IMAGES = Images(smooth_images(60), 25)
 @pytest.fixture(scope="module")
 def net():
     return vgg11()
+
+
+def test_images_to_repair_on_are_a_seeded_choice_that_begins_that_of_the_images_to_merge_on():
+    train, none = generate(60, 10, 0)[0], torch.zeros(0)
+    merged_on = Images(subset(train, 50, 3).images, 25)
+    trained = [{"settings": {"data": {"seed": 3}}}]
+    subject = Subject([("cnn", 0)], [], trained, [], train, merged_on, merged_on, none, Path())
+    assert torch.equal(subject.some(30).pixels, merged_on.pixels[:30])
+    assert subject.some(None) is merged_on
+    with pytest.raises(UserError, match="61 images are asked for"):
+        subject.some(61)
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,12 @@ from small_nets import Images
 
 from relusym import checkpoint
 from relusym.errors import UserError
+from relusym.experiments import exact_gcnn
 from relusym.experiments.exact_gcnn import load
 from relusym.experiments.measure import measure_record
 from relusym.experiments.nets_and_images import test_images as images_to_test_on
 from relusym.findings import BEYOND, TABLES, during_training
+from relusym.findings.exact_gcnn import by_net
 from relusym.merging.barrier import accuracy
 from relusym.merging.channel_groups import channel_groups
 from relusym.merging.invariance import invariance_error
@@ -210,6 +212,25 @@ def test_a_net_of_an_earlier_epoch_that_its_record_does_not_name_is_refused(copi
     ) as error:
         measure_record(**given)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("learnt", ["diverged", "nothing"])
+def test_a_mixture_that_learns_nothing_is_left_out_and_the_rest_is_measured(
+    copied_net, measured, monkeypatch, learnt
+):
+    def trained(net, recipe, subject, settings, name):
+        if name == "mixture" and learnt == "diverged":
+            return None
+        if name == "mixture":
+            for parameter in net.parameters():
+                torch.nn.init.zeros_(parameter)
+        return net.eval()
+
+    monkeypatch.setattr(exact_gcnn, "trained", trained)
+    settings = record(measured, "exact_gcnn", "cnn-0")["settings"]
+    made = measure_record(**copied_net[1] | {"kind": "exact_gcnn", "settings": settings})
+    assert made["accuracy"]["from_scratch"] is None and made["accuracy"]["exact_fine_tuned"] > 0
+    assert by_net([made])["from_scratch"].isna().all()
 
 
 def test_a_net_that_is_left_out_is_not_measured(copied_net):

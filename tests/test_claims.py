@@ -16,16 +16,15 @@ from relusym.findings.evidence import (
     NOT_HELD,
     OPEN,
     UNTESTED,
-    flipped_against_other,
     hedges_g,
     is_higher,
     is_highest,
     rank_correlation_of_types,
     rank_sum_p,
-    shared_nets,
     signed_rank_p,
 )
 from relusym.findings.filters import Filters
+from relusym.findings.paired import flipped_against_other, shared_nets
 from relusym.paper_values import table
 
 PAPER = table(2).set_index("model")

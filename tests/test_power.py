@@ -16,11 +16,10 @@ from relusym.findings.evidence import (
     HELD,
     OPEN,
     UNTESTED,
-    flipped_against_other,
     is_higher,
     rank_correlation_of_types,
-    shared_nets,
 )
+from relusym.findings.paired import flipped_against_other, shared_nets
 
 DRAWS = 20000
 LEVEL = 0.05

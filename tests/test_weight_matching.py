@@ -59,6 +59,49 @@ def test_weight_matching_never_asks_for_images_and_gives_the_same_from_the_same_
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+class Residual(nn.Module):
+    """Blocks of a single conv: each reads and writes the channels of one stream, so that its weight has them twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.convs = (
+            nn.Conv2d(3, 8, 3),
+            nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)),
+        )
+        self.classifier = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for conv in self.convs:
+            x = x + conv(x).relu()
+        return self.classifier(x.mean((2, 3)))
+
+
+def test_weight_matching_ends_where_a_weight_has_the_same_channels_twice(monkeypatch):
+    sweeps, randperm = iter(range(100)), torch.randperm
+
+    def counted(*given, **how):
+        next(sweeps)
+        return randperm(*given, **how)
+
+    monkeypatch.setattr(torch, "randperm", counted)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        first, second = Residual(), Residual()
+        groups = channel_groups(first)
+        tables = {group.name: torch.zeros(group.size, group.size) for group in groups}
+        pair = Pair(
+            (first.state_dict(), second.state_dict()), groups, tables, torch.Generator().manual_seed(0)
+        )
+        found = match("weight", pair).permutations
+        moved = permute(second.state_dict(), groups, found)
+        alike = [
+            sum(float((tensor * state[name]).sum()) for name, tensor in first.state_dict().items())
+            for state in (moved, second.state_dict())
+        ]
+        assert alike[0] > alike[1]
+
+
 def objective(table, permutation):
     return float(table[torch.arange(len(table)), permutation].sum())
 

@@ -9,7 +9,7 @@ from relusym.experiments.measure import measure_record
 from relusym.experiments.merge import merge_record
 from relusym.records import write_record
 
-with job(snakemake):
+with job(snakemake) as lock:
     params, inputs, filters = snakemake.params, snakemake.input, snakemake.output.get("filters")
     if measurement := snakemake.wildcards.get("measurement"):
         make = partial(measure_record, measurement)
@@ -26,6 +26,7 @@ with job(snakemake):
         device=device_of(params.device),
         in_use=params.images_in_use,
     )
+    lock.check()
     write_record(snakemake.output.record, record)
     barrier = f", barrier {record['barrier']}" if "barrier" in record else ""
     print(f"{snakemake.output.record}: {record['status']}{barrier}")

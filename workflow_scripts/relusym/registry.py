@@ -79,6 +79,8 @@ def _one_line(error: jsonschema.ValidationError, section: str) -> str:
         known = list(error.schema.get("properties", {}))
         unknown = next(name for name in error.instance if name not in known)
         return f"{key}: unknown key {unknown!r}; allowed are {', '.join(known)}"
+    if error.validator == "not" and error.validator_value == {"multipleOf": 2}:
+        return f"{key}: {error.instance!r} given; allowed is an odd number"
     if error.validator == "required":
         missing = next(name for name in error.validator_value if name not in error.instance)
         return f"{key}: the key {missing!r} is missing"

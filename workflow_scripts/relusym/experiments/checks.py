@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -145,8 +146,20 @@ def _check_beyond(settings: Settings) -> None:
         for pair in section.get("pairs", []):
             if pair not in map(list, settings.types_paired):
                 raise UserError(f"{key}.pairs: [{', '.join(pair)}] is none of the pairs that are merged")
-        if "matching" in section:
-            _one_of(f"{key}.matching", section["matching"], merging.MATCHINGS)
+        chosen = [*section.get("models", []), *itertools.chain(*section.get("pairs", []))]
+        known = {seed for model in chosen for seed in settings.models[model].seeds}
+        if chosen and section.get("seeds") is not None and not known & {*section["seeds"]}:
+            raise UserError(f"{key}.seeds: {section['seeds'][0]} is none of the seeds of {', '.join(chosen)}")
+        if "pairs" in section and name not in ("matchings", "curves"):
+            raise UserError(f"{key}.pairs: {name} is of single nets; remove the key")
+        if name == "exact_gcnn":
+            for model in section["from_scratch"]:
+                _one_of(f"{key}.from_scratch", model, section.get("models", []))
+            for model in section.get("models", []):
+                if SYMMETRIES[settings.models[model].given["symmetry"]].order > 2:
+                    raise UserError(
+                        f"{key}.models: {model}'s symmetry isn't of order 2, so no involution matches it"
+                    )
 
 
 def _of_a_merge(model: Model) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from torch import nn
 from relusym import checkpoint, nets
 from relusym.data.batches import ImagesOnDevice
 from relusym.errors import UserError
-from relusym.experiments.nets_and_images import normalise_of
+from relusym.experiments.nets_and_images import least_accuracy, normalise_of
 from relusym.merging.aligned import align
 from relusym.merging.barrier import accuracy as accuracy_of
 from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.channel_groups import channel_groups, has_batch_norm
 from relusym.merging.exact_gcnn import exact_gcnn, orbits
+from relusym.merging.identities import hold
 from relusym.merging.images import Images
 from relusym.merging.invariance import Averaged, invariance_error
 from relusym.merging.kernel_constraint import filters_and_matches
@@ -27,7 +28,7 @@ from relusym.nets.tied import TiedNet
 from relusym.randomness import stream
 from relusym.records import sha256
 from relusym.symmetry import SYMMETRIES, Symmetry
-from relusym.training.loop import train
+from relusym.training.loop import autocast_to, train
 from relusym.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -42,11 +43,16 @@ def measure(subject: Subject, settings: Record) -> Record:
     Returns:
         accuracy: "net", "test_time" (the net's logits averaged over all orientations), "halfway" (with REPAIR), "exact"
             (the GCNN), "fine_tuned", "fine_tuned_test_time" (the net trained on), "exact_fine_tuned"; "from_scratch"
-            (the GCNN's mixture of representations trained by the net's recipe), if the settings say so.
-        invariance_error: "net", "halfway", "exact", "exact_fine_tuned", over the test images.
+            (the GCNN's mixture of representations trained by the net's recipe), if the settings say so: None if that
+            diverged, or came out no better than chance.
+        invariance_error: "net", "halfway", "exact", "exact_fine_tuned", "from_scratch", over the test images.
         parameters: "net", and "exact", the free ones.
         representations: channel group → "fixed" and "swapped", numbers of channels.
         kernel_constraint: the largest entry of any kernel's ψ − P₁ᵀτ(ψ)P₀, equation (3), after fine-tuning.
+        precision: of the trainings.
+
+    Raises:
+        UserError: a fine-tuning diverged; the exact GCNN isn't one.
     """
     (net,), (plain,) = subject.nets, subject.plain
     symmetry, how = SYMMETRIES[settings["symmetry"]], settings["fine_tuning"]
@@ -69,16 +75,23 @@ def measure(subject: Subject, settings: Record) -> Record:
     tested = {"net": net, "halfway": halfway, "exact": deepcopy(exact)}
     tested["fine_tuned"] = trained(deepcopy(net), tuning, subject, settings, "fine-tuning")
     tested["exact_fine_tuned"] = tuned = trained(exact, tuning, subject, settings, "fine-tuning")
+    if not (tested["fine_tuned"] and tuned):
+        raise UserError(
+            f"exact_gcnn: fine-tuning {subject.names[0][0]} diverged: make its learning rate smaller, "
+            "scales.<scale>.beyond.exact_gcnn.fine_tuning.learning_rate"
+        )
     if settings["from_scratch"]:
         seed, model = subject.names[0][1], subject.names[0][0]
         torch.manual_seed(stream(seed, model, "mixture", "weights"))
         fresh = initial(plain, settings, symmetry)
         start = TiedNet(fresh, orbits(plain, symmetry, aligned.groups, aligned.permutations))
         # its invariance loss is zero whatever its weights are
-        tested["from_scratch"] = trained(
-            start, replace(own, invariance_from=None), subject, settings, "mixture"
-        )
+        mixture = trained(start, replace(own, invariance_from=None), subject, settings, "mixture")
+        if mixture is not None:
+            tested["from_scratch"] = mixture
     accuracy = {name: accuracy_of(one, subject.test, subject.labels) for name, one in tested.items()}
+    if settings["from_scratch"] and accuracy.get("from_scratch", 0.0) <= least_accuracy(subject.labels):
+        accuracy["from_scratch"] = None
     for name, averaged in {"net": "test_time", "fine_tuned": "fine_tuned_test_time"}.items():
         accuracy[averaged] = accuracy_of(Averaged(tested[name], symmetry), subject.test, subject.labels)
     measured = [name for name in tested if name != "fine_tuned"]
@@ -86,7 +99,9 @@ def measure(subject: Subject, settings: Record) -> Record:
     save(subject.to, tuned, settings["trained"][0], permutations, subject.images.shape)
     fixed = {name: int((of == torch.arange(len(of))).sum()) for name, of in aligned.permutations.items()}
     kernels = filters_and_matches(tuned.to_plain(), symmetry, aligned.groups, aligned.permutations)
-    return {
+    constraint = {"kernel_constraint": max(float((a - b).abs().max()) for a, b in kernels.values())}
+    hold(constraint)
+    return constraint | {
         "accuracy": accuracy,
         "invariance_error": {
             name: invariance_error(tested[name], subject.test, symmetry) for name in measured
@@ -99,7 +114,7 @@ def measure(subject: Subject, settings: Record) -> Record:
             name: {"fixed": count, "swapped": len(permutations[name]) - count}
             for name, count in fixed.items()
         },
-        "kernel_constraint": max(float((a - b).abs().max()) for a, b in kernels.values()),
+        "precision": str(autocast_to(own.precision, subject.images.pixels.device)).removeprefix("torch."),
         "outputs": {"exact_gcnn": sha256(subject.to)},
     }
 
@@ -120,12 +135,10 @@ def initial(plain: nn.Module, settings: Record, symmetry: Symmetry) -> nn.Module
     return nets.build(network, classes, symmetry).to(next(plain.parameters()).device)
 
 
-def trained(net: nn.Module, recipe: Recipe, subject: Subject, settings: Record, name: str) -> nn.Module:
-    """The net, trained in place on batches that depend on the seed and `name` alone.
-
-    Raises:
-        UserError: the training diverged.
-    """
+def trained(
+    net: nn.Module, recipe: Recipe, subject: Subject, settings: Record, name: str
+) -> nn.Module | None:
+    """The net, trained in place on batches that depend on the seed and `name` alone; None if the training diverged."""
     images, symmetry = subject.train, SYMMETRIES[settings["symmetry"]]
     batches = ImagesOnDevice(
         *(images.images, images.labels, len(images.classes)),
@@ -138,11 +151,7 @@ def trained(net: nn.Module, recipe: Recipe, subject: Subject, settings: Record, 
         normalise=normalise_of(settings["trained"][0]["data"]),
     )
     result = train(net, batches, recipe, device=images.images.device, symmetry=symmetry)
-    if result.diverged:
-        raise UserError(
-            f"exact_gcnn: {name} of {subject.names[0][0]} diverged: make its learning rate smaller"
-        )
-    return result.net.eval()
+    return None if result.diverged else result.net.eval()
 
 
 def save(
@@ -174,6 +183,7 @@ def load(path: Path, device: torch.device) -> TiedNet:
             raise KeyError("free parameters")
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"checkpoint {path} doesn't hold an exact GCNN: delete it, and it is made again"
+            f"checkpoint {path} doesn't hold an exact GCNN: delete its record, in records/exact_gcnn, and it is made "
+            "again"
         ) from error
     return net.eval().to(device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym import nets
-from relusym.data.image_set import ImageSet
+from relusym.data.image_set import ImageSet, subset
 from relusym.errors import UserError
 from relusym.experiments.costs import Costs
 from relusym.experiments.measurements import MEASUREMENTS
@@ -59,9 +59,15 @@ class Subject:
         return [nets.plain(net).to(memory_format=torch.channels_last) for net in self.nets]
 
     def some(self, count: int | None) -> Images:
-        """The first so many of the images to merge on, which are in random order; None: all."""
-        images = self.images
-        return images if count is None else replace(images, pixels=images.pixels[:count])
+        """A seeded choice of so many of the images that it was trained on; None: those to merge on.
+
+        Raises:
+            UserError: there are fewer.
+        """
+        if count is None:
+            return self.images
+        seed = self.trained[0]["settings"]["data"]["seed"]
+        return replace(self.images, pixels=subset(self.train, count, seed).images)
 
 
 def measure_record(

@@ -15,7 +15,7 @@ MEASUREMENTS = {
         "relusym.experiments.exact_gcnn:measure",
         {
             **IMAGES,
-            "matching": {"type": "string", "default": "involution"},
+            "matching": {"enum": ["involution"], "default": "involution"},
             "fine_tuning": {
                 "type": "object",
                 "additionalProperties": False,
@@ -31,7 +31,8 @@ MEASUREMENTS = {
         "relusym.experiments.measure:curves",
         {
             **IMAGES,
-            "points": {"type": "integer", "minimum": 3, "default": 21},
+            # odd, so that one is halfway
+            "points": {"type": "integer", "minimum": 3, "not": {"multipleOf": 2}, "default": 21},
             "repair_images": {"type": ["integer", "null"], "minimum": 1, "default": None},
         },
     ),

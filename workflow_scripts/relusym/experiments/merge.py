@@ -70,7 +70,9 @@ def merge_record(
     if record["status"] == "ok":
         images, matched, test, labels = operands(settings, data, label, batch_size, device)
         plain = [nets.plain(net).to(memory_format=torch.channels_last) for net, _ in loaded]
-        how = {"matching": settings["merging"]["matching"]}
+        # of a matching that draws
+        drawn = stream(names[0][1], "--".join(f"{model}-{seed}" for model, seed in names), "matching")
+        how = {"matching": settings["merging"]["matching"], "seed": drawn}
         if flip:
             (model, seed), symmetry = names[0], SYMMETRIES[settings["symmetry"]]
             some = image_set.subset(images, settings["invariance_images"], stream(seed, model, "invariance"))

@@ -17,6 +17,8 @@ from relusym.symmetry import SYMMETRIES
 Record = dict[str, Any]
 Tensors = dict[str, Tensor]
 
+CHANCE_MARGIN = 1.1  # a net within a tenth of chance accuracy has learnt nothing
+
 
 def check_images(data: Path, in_use: tuple[str, str] | None) -> str:
     """The content digest of a file of prepared images.
@@ -62,6 +64,11 @@ def normalise_of(settings: Record) -> augmentation.Normalise:
         mean, std = (tuple(255 * value for value in own[key]) for key in ("mean", "std"))
         return partial(augmentation.normalise, mean=mean, std=std)
     return augmentation.normalise_imagenet if settings["dataset"] == "imagenet" else augmentation.normalise
+
+
+def least_accuracy(labels: Tensor) -> float:
+    """The accuracy up to which a net has learnt nothing: little more than that of the most frequent class."""
+    return CHANCE_MARGIN * float(labels.bincount().max()) / len(labels)
 
 
 def load_net(path: Path, device: torch.device) -> tuple[nn.Module, Record]:

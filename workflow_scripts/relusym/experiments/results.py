@@ -19,7 +19,7 @@ from relusym.theory import STATEMENTS
 Record = dict[str, Any]
 Pair = tuple[Net, Net]
 
-SUBMITTED = "train", "flip_merge", "pair_merge"  # the kinds of jobs that a cluster gets
+SUBMITTED = "train", "flip_merge", "pair_merge"  # the paper's jobs that a cluster gets
 
 
 def variant(matching: str | None) -> str:

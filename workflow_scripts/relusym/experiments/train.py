@@ -13,6 +13,7 @@ from relusym.data.image_set import ImageSet
 from relusym.experiments.costs import Costs
 from relusym.experiments.nets_and_images import (
     check_images,
+    least_accuracy,
     named_checkpoint,
     normalise_of,
     test_images,
@@ -30,7 +31,6 @@ from relusym.training.recipe import Recipe
 
 Record = dict[str, Any]
 
-CHANCE_MARGIN = 1.1  # a net within a tenth of chance accuracy has learnt nothing
 TEST_BATCH = 500
 
 
@@ -183,8 +183,7 @@ def _score(net: nn.Module, test: ImageSet, settings: Record) -> tuple[float, str
     """A net's accuracy, and whether it has learnt anything: more than to answer the most frequent class."""
     net.eval()
     score = accuracy(net, Images(test.images, TEST_BATCH, normalise_of(settings["data"])), test.labels)
-    chance = float(test.labels.bincount().max()) / len(test.labels)
-    return score, "degenerate" if score <= CHANCE_MARGIN * chance else "ok"
+    return score, "degenerate" if score <= least_accuracy(test.labels) else "ok"
 
 
 def _saved(

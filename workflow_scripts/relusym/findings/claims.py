@@ -21,7 +21,6 @@ from relusym.findings.evidence import (
     OPEN,
     UNTESTED,
     Evidence,
-    flipped_against_other,
     is_higher,
     is_highest,
     more_zero_filters,
@@ -31,6 +30,7 @@ from relusym.findings.evidence import (
 )
 from relusym.findings.filters import count_zero_filters
 from relusym.findings.layout import Layout
+from relusym.findings.paired import flipped_against_other
 from relusym.findings.power import Spread, nets_needed, rank_correlation
 from relusym.findings.ratios import LOSS, RESNET_LOSS
 
@@ -229,19 +229,24 @@ def claims(
     return judged(pd.DataFrame(found))[COLUMNS]
 
 
-def judged(found: pd.DataFrame) -> pd.DataFrame:
-    """`found` with p_corrected, verdict, power and nets_needed."""
+def judged(found: pd.DataFrame, of_all: bool = False) -> pd.DataFrame:
+    """`found` with p_corrected, verdict, power and nets_needed.
+
+    Args:
+        of_all: whether the correction counts claims that can't be tested yet.
+    """
     tested = found["p_value"].notna()
+    number = len(found) if of_all else int(tested.sum())
     found["p_corrected"] = np.nan
     if tested.any():
-        corrected = stats.false_discovery_control(found.loc[tested, "p_value"], method="bh")
-        found.loc[tested, "p_corrected"] = corrected
+        p = np.append(found.loc[tested, "p_value"], np.ones(number - tested.sum()))
+        found.loc[tested, "p_corrected"] = stats.false_discovery_control(p, method="bh")[: tested.sum()]
     found["verdict"] = [_verdict(row) for _, row in found.iterrows()]
     settled = int((found["p_corrected"] < LEVEL).sum())
     found["power"], found["nets_needed"] = math.nan, math.nan
     for i, row in found[tested].iterrows():
         is_open = row["verdict"] == OPEN
-        level = LEVEL * (settled + is_open) / tested.sum()  # what p has to be below, one more being settled
+        level = LEVEL * (settled + is_open) / number  # what p has to be below, one more being settled
         if row["papers"]:
             found.loc[i, "power"] = row["papers"](row["nets"], level)
         if is_open and row["ours"]:

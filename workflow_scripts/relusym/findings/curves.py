@@ -35,7 +35,9 @@ def above_the_line(values: Sequence[float]) -> np.ndarray:
 
 
 def by_curve(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a curve and way of merging: model_1, model_2 (empty: its flipped self), way, seed, ok, `QUANTITIES`.
+    """One row a curve and way of merging.
+
+    Columns: model_1, model_2 (empty: its flipped self), way, seed, seed_2, ok, `QUANTITIES`.
 
     The barrier at a point is what the accuracy lacks of the straight line between the endpoints' as a share of their
     mean, which is equation (4) in the middle; of losses, what is above the line.
@@ -45,6 +47,7 @@ def by_curve(records: Sequence[Record]) -> pd.DataFrame:
         for way in WAYS:
             row = dict(zip(KEY, (*_models(record), way), strict=True)) | {
                 "seed": _seed(record),
+                "seed_2": record.get("seed_2"),
                 "ok": record["status"] == "ok",
             }
             if row["ok"]:
@@ -60,7 +63,7 @@ def by_curve(records: Sequence[Record]) -> pd.DataFrame:
                     "loss_largest": of_loss.max(),
                 }
             rows.append(row)
-    return pd.DataFrame(rows, columns=[*KEY, "seed", "ok", *QUANTITIES])
+    return pd.DataFrame(rows, columns=[*KEY, "seed", "seed_2", "ok", *QUANTITIES])
 
 
 def types(about: About) -> list[tuple[str, str]]:

@@ -63,77 +63,6 @@ def spread(values: np.ndarray) -> Spread:
     return float(values.mean()), float(values.std(ddof=1))
 
 
-def flipped_against_other(
-    nets: pd.DataFrame, merged: pd.DataFrame, model: str, paper: tuple[Spread, Spread] | None = None
-) -> Evidence:
-    """For each pair of nets of one type: its barrier, less the mean of its two nets' GCNN barriers.
-
-    A net is in several pairs, so that the differences are correlated: see `shared_nets`.
-
-    Args:
-        paper: its barriers of pairs, and of nets with their flipped selves.
-    """
-    same = merged[(merged["model_1"] == model) & (merged["model_2"] == model)]
-    own = nets[nets["model"] == model].set_index("seed")["gcnn_barrier"]
-    differences = same["barrier"] - (same["seed_1"].map(own) + same["seed_2"].map(own)) / 2
-    seeds = same.loc[differences.notna(), ["seed_1", "seed_2"]].to_numpy()
-    differences = differences.dropna().to_numpy()
-    n = f"{_counted(len(differences), 'pair')} of {_counted(np.unique(seeds).size, 'net')}"
-    factor, degrees = shared_nets(seeds)
-    if not degrees:
-        return Evidence(n, "paired t, for shared nets", remark="pairs of three nets or more are needed")
-    if differences.std() == 0:
-        return Evidence(
-            n, "paired t, for shared nets", effect=differences.mean(), remark="all pairs are equal"
-        )
-    effect, std = spread(differences)
-    error = std * math.sqrt(factor / len(differences))
-    t = effect / error
-    papers = None
-    if paper:  # as if a pair's barrier said nothing of its nets' own
-        (pairs, pairs_std), (own, own_std) = paper
-        papers = power.cycle_of_pairs(pairs - own, math.hypot(pairs_std, own_std / math.sqrt(2)))
-    return Evidence(
-        n,
-        "paired t, for shared nets",
-        effect=effect,
-        **interval(effect, error, degrees),
-        effect_size=effect / std,
-        measure="d of the differences",
-        direction=effect,
-        p_value=2 * float(stats.t.sf(abs(t), degrees)),
-        p_rank=signed_rank_p(differences),
-        p_rank_min=0.5 ** (len(differences) - 1),
-        nets=np.unique(seeds).size,
-        papers=papers,
-        ours=power.cycle_of_pairs(effect, std),
-    )
-
-
-def shared_nets(seeds: np.ndarray) -> tuple[float, float]:
-    """What a t-test over pairs of nets has to allow for if a net is in several pairs.
-
-    If the value of a pair is the sum of something of either net and something of its own, two pairs have at most half
-    their variance V in common for each net that they share: C = V (I + S/2), S the number of nets shared. With the
-    centring matrix H, the variance of the mean is then 1ᵀC1 / m², and the sample variance is tr(HC) / (m − 1) in
-    expectation, with tr(HC)² / tr(HCHC) degrees of freedom (Satterthwaite).
-
-    Args:
-        seeds: (m, 2), the two nets of each pair.
-
-    Returns:
-        the factor on the squared standard error s²/m, and the degrees of freedom; 1 and m − 1 for pairs that share
-        nothing. Infinite and 0 if the pairs can't tell: fewer than two, or the same two nets again.
-    """
-    m = len(seeds)
-    common = (seeds[:, None, :, None] == seeds[None, :, None, :]).sum((2, 3)) / 2  # 1 on the diagonal
-    centred = common - common.mean(0, keepdims=True) if m else common
-    left = np.trace(centred)
-    if m < 2 or left < 1e-9:
-        return math.inf, 0.0
-    return float(common.sum() / m * (m - 1) / left), float(left**2 / np.trace(centred @ centred))
-
-
 def rank_correlation_of_types(
     nets: pd.DataFrame, first: str, second: str, papers: Power | None = None
 ) -> Evidence:
@@ -147,7 +76,7 @@ def rank_correlation_of_types(
     place = nets.groupby("model").cumcount()
     halves = [nets[place % 2 == half].groupby("model")[of] for half, of in enumerate((first, second))]
     means = pd.concat([half.mean() for half in halves], axis=1, join="inner")
-    n = _counted(len(means), "type")
+    n = counted(len(means), "type")
     if len(means) < 3:
         return Evidence(n, test, remark="three types of two nets or more are needed")
     ranks = stats.rankdata(means.to_numpy(), axis=0)
@@ -254,7 +183,7 @@ def is_highest(
     If some other type has the higher mean, it counts instead, corrected for having been picked out of all.
     """
     others = {other: is_higher(of_type, highest, other, 0.0, paper) for other in of_type if other != highest}
-    n = f"{len(of_type.get(highest, []))} nets, {_counted(len(others), 'other type')}"
+    n = f"{len(of_type.get(highest, []))} nets, {counted(len(others), 'other type')}"
     if not others or any(math.isnan(evidence.p_value) for evidence in others.values()):
         return Evidence(n, "Welch's t, all others", remark="two nets or more of every type are needed")
     best = min(others, key=lambda other: others[other].effect)
@@ -289,7 +218,7 @@ def more_zero_filters(zero_filters: pd.DataFrame, high: str, low: str) -> Eviden
 def most_have_order_two(flip_records: Sequence[Record]) -> Evidence:
     """A t-test over nets that more than half of a net's channels have order 1 or 2."""
     shares = np.array([(orders <= 2).mean() for orders in map(_orders, flip_records)])
-    n = _counted(len(shares), "net")
+    n = counted(len(shares), "net")
     if len(shares) < 2:
         return Evidence(n, "t against ½", remark="two nets or more are needed")
     varies = shares.std() > 0
@@ -329,7 +258,7 @@ def some_have_a_higher_order(flip_records: Sequence[Record]) -> Evidence:
     higher, n = int((orders > 2).sum()), len(shares)
     error = spread(shares)[1] / math.sqrt(n) if n > 1 else math.nan
     return Evidence(
-        _counted(n, "net"),
+        counted(n, "net"),
         "count",
         effect=higher / orders.size,
         **interval(float(shares.mean()), error, n - 1),
@@ -368,5 +297,5 @@ def hedges_g(first: np.ndarray, second: np.ndarray) -> float:
     return float((first.mean() - second.mean()) / math.sqrt(pooled) * (1 - 3 / (4 * degrees - 1)))
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"

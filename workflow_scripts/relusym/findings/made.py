@@ -1,6 +1,6 @@
 """What a table or figure was made from: a note beside it, by which a later run sees whether it still shows the same.
 
-The note holds a fingerprint of the config's part, the code of this room and the bytes of every file that was read,
+The note holds a fingerprint of the config's part, the code of this package and the bytes of every file that was read,
 and the hash of every file that was written, in the format of `sha256sum -c`.
 """
 

@@ -47,12 +47,12 @@ def one_sample(effect: float, std: float) -> Power:
 
 
 def cycle_of_pairs(effect: float, std: float) -> Power:
-    """Of `evidence.flipped_against_other`, each net merged with the next; `std` is that of the pairs' differences."""
+    """Of `paired.flipped_against_other`, each net merged with the next; `std` is that of the pairs' differences."""
 
     def power(n: int, level: float) -> float:
         if n < 3:
             return 0.0
-        # `evidence.shared_nets` of a cycle, in closed form
+        # `paired.shared_nets` of a cycle, in closed form
         factor, degrees = 2 * (n - 1) / (n - 2), (n - 2) ** 2 / (1.5 * n - 4)
         return t_power(effect, std * math.sqrt(factor / n), degrees, level)
 

@@ -41,7 +41,7 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
             row = {
                 **{key: record[key] for key in ("model", "seed")},
                 **{"symmetry": symmetry, "data": record["inputs"]["source"], "ok": record["status"] == "ok"},
-                "invariant": trained["data"].get("invariant_to") == symmetry,
+                "invariant": _invariant_to(trained["data"]) == symmetry,
             }
             if row["ok"]:
                 found = record["symmetries"][symmetry]
@@ -50,6 +50,11 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
                 row |= barriers | {f"accuracy_{of}": found["accuracy"][of] for of in ("orbit", "whole")}
             rows.append(row)
     return pd.DataFrame(rows, columns=[*KEY, "seed", "data", "invariant", "ok", *QUANTITIES])
+
+
+def _invariant_to(data: Record) -> str | None:
+    """The symmetry that images are invariant to by construction; of generated ones, the horizontal flip by default."""
+    return data.get("invariant_to", "horizontal_flip") if data["dataset"] == "generated" else None
 
 
 def frame(inputs: Inputs, about: About) -> pd.DataFrame:

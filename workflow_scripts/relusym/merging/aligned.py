@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from relusym.merging.channel_groups import ChannelGroup, channel_groups, order_of, permute, trace
-from relusym.merging.images import ImageSource
+from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_difference
+from relusym.merging.images import ImageSource, device_of
 from relusym.merging.matching import Pair, match
 from relusym.merging.moments import Statistics
 from relusym.merging.repair import repair_points
@@ -43,6 +44,7 @@ class Aligned:
         permutations: group name → int64 (C,): channel i went with channel `permutation[i]` of the second net as it was.
         similarity: group name → mean correlation of the matched channels.
         statistics: either net's, by the names of `repair.repair_points`, in the first one's order.
+        checks: of `identities`, that the second net's logits are what they were.
     """
 
     first: nn.Module
@@ -51,6 +53,7 @@ class Aligned:
     permutations: dict[str, Tensor]
     similarity: dict[str, float]
     statistics: tuple[Targets, Targets]
+    checks: dict[str, float]
 
     def between(self, share: float) -> nn.Module:
         """The net at (1 − `share`)θ₁ + `share`·θ₂."""
@@ -81,9 +84,12 @@ def align(
     matched = match(matching, pair)
     permuted = deepcopy(second)
     permuted.load_state_dict(permute(states[1], groups, matched.permutations))
+    x = images.first(CHECK_IMAGES, device_of(first))
+    checks = {"permuted_logits": largest_difference(answers(second, x), answers(permuted, x))}
+    hold(checks)
     points = repair_points(trace(first))
     statistics = found.statistics[0], in_order(found, groups, matched.permutations, points)
-    return Aligned(first, permuted, groups, matched.permutations, matched.similarity, statistics)
+    return Aligned(first, permuted, groups, matched.permutations, matched.similarity, statistics, checks)
 
 
 def in_order(

@@ -5,6 +5,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from relusym.merging.aligned import distinct
 from relusym.merging.channel_groups import ChannelGroup, permute
 from relusym.nets.tied import TiedNet
 from relusym.symmetry import Symmetry
@@ -35,7 +36,7 @@ def project(
         ValueError: they haven't.
     """
     total, moved = deepcopy(net), net
-    sums = {name: t for name, t in total.state_dict().items() if t.is_floating_point()}
+    sums = distinct(total.state_dict())
     for _ in range(symmetry.order - 1):
         moved = matched_self(moved, symmetry, groups, permutations)
         state = moved.state_dict()

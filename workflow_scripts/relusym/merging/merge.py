@@ -11,8 +11,8 @@ from relusym.merging.aligned import align, between
 from relusym.merging.barrier import absolute_barrier, barrier
 from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.channel_groups import has_batch_norm
-from relusym.merging.identities import CHECK_IMAGES, answers, check_transformed, hold, largest_difference
-from relusym.merging.images import GivenImages, ImageSource, as_images, device_of
+from relusym.merging.identities import check_transformed
+from relusym.merging.images import GivenImages, ImageSource, as_images
 from relusym.merging.metrics import LOSS, TOP_1, Metric, Scores, check_labels, evaluate
 from relusym.merging.nets import check_net, evaluating, logits_of
 from relusym.merging.pixels import transformed
@@ -147,9 +147,6 @@ def _merge(
         answered=answered if test is images else None,
     )
     permuted = aligned.second
-    x = test.first(CHECK_IMAGES, device_of(first))
-    checks = {"permuted_logits": largest_difference(answers(second, x), answers(permuted, x))}
-    hold(checks)
     middle = halfway(first, permuted)
     inner = {"halfway": middle}
     if has_batch_norm(first):
@@ -171,7 +168,7 @@ def _merge(
         absolute_barrier={name: absolute_barrier(*of_ends, accuracies[name]) for name in inner},
         permutations={name: permutation.tolist() for name, permutation in aligned.permutations.items()},
         similarity=aligned.similarity,
-        checks=checks | of_repair,
+        checks=aligned.checks | of_repair,
         scores=scores,
         barriers={
             metric: {

@@ -45,12 +45,8 @@ class Statistics:
     mean: Tensor
     std: Tensor
 
-    def halfway(self, other: "Statistics") -> "Statistics":
-        """The averages of two nets' statistics: the target statistics of their merged net."""
-        return Statistics((self.mean + other.mean) / 2, (self.std + other.std) / 2)
-
-    def towards(self, other: "Statistics", share: float) -> "Statistics":
-        """Those between two nets' statistics, at `share` of the way to the other one's."""
+    def towards(self, other: "Statistics", share: float = 0.5) -> "Statistics":
+        """Those between two nets' statistics, at `share` of the way to the other one's: a merged net's targets."""
         pairs = (self.mean, other.mean), (self.std, other.std)
         return Statistics(*(a * (1 - share) + b * share for a, b in pairs))
 

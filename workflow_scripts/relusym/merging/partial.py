@@ -134,7 +134,7 @@ class _Partly:
                 if key in state:
                     state[key].add_(other[key]).div_(2)
         targets = {
-            name: here[name].halfway(there[name]) if self.owner[node] in chosen else here[name]
+            name: here[name].towards(there[name]) if self.owner[node] in chosen else here[name]
             for node, name in self.points.items()
             if name in here
         }

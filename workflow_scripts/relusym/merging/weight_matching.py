@@ -29,24 +29,35 @@ def weight(pair: Pair) -> Matching:
                 of_tensor[place.tensor].append((group, place))
     permutations = {group.name: torch.arange(group.size) for group in pair.groups}
 
+    def permuted(tensor: str, by: dict[str, Tensor], but: Place | None = None) -> Tensor:
+        """The second net's tensor, its channels in the order of these permutations along all places but one."""
+        other = weights[1][tensor]
+        for group, place in of_tensor[tensor]:
+            if place is not but:
+                order = reordered(place, group.size, by[group.name], other.shape[place.dim])
+                other = other.index_select(place.dim, order.to(other.device))
+        return other
+
     def products(group: ChannelGroup) -> Tensor:
         """⟨row i of the first net's weights, row j of the second's⟩ over all places of a group, (C, C)."""
         total = torch.zeros(group.size, group.size, dtype=torch.float64)
         for tensor, indexed in of_tensor.items():
             for own, place in indexed:
-                if own is not group:
-                    continue
-                other = weights[1][tensor]
-                for another, elsewhere in indexed:
-                    if elsewhere is not place:
-                        order = reordered(
-                            elsewhere, another.size, permutations[another.name], other.shape[elsewhere.dim]
-                        )
-                        other = other.index_select(elsewhere.dim, order.to(other.device))
-                total += (
-                    _rows(weights[0][tensor], place, group.size) @ _rows(other, place, group.size).T
-                ).cpu()
+                if own is group:
+                    rows = _rows(weights[0][tensor], place, group.size)
+                    total += (rows @ _rows(permuted(tensor, permutations, place), place, group.size).T).cpu()
         return total
+
+    def gained(unit: list[ChannelGroup], after: dict[str, Tensor]) -> tuple[float, float]:
+        """What the objective gains, and its size: where a tensor has a group's channels twice, `products` is linear."""
+        gain = size = 0.0
+        for tensor in dict.fromkeys(place.tensor for group in unit for place in group.places):
+            if tensor not in of_tensor:
+                continue
+            first, before = weights[0][tensor], permuted(tensor, permutations)
+            gain += float((first * (permuted(tensor, permutations | after) - before)).sum())
+            size += float(first.norm() * before.norm())
+        return gain, size
 
     # groups whose heads are tied to each other
     together: dict[str | int, list[ChannelGroup]] = defaultdict(list)
@@ -58,17 +69,11 @@ def weight(pair: Pair) -> Matching:
         for i in torch.randperm(len(units), generator=pair.generator).tolist():
             tables = {group.name: products(group) for group in units[i]}
             after = assigned(units[i], tables)
-            gained = sum(
-                _worth(of, after[name]) - _worth(of, permutations[name]) for name, of in tables.items()
-            )
-            if gained > GAIN * sum(of.abs().sum() for of in tables.values()):
+            gain, size = gained(units[i], after)
+            if gain > GAIN * size:
                 permutations |= after
                 changed = True
     return pair.matched_by(permutations)
-
-
-def _worth(table: Tensor, permutation: Tensor) -> Tensor:
-    return table[torch.arange(len(permutation)), permutation].sum()
 
 
 def _rows(tensor: Tensor, place: Place, size: int) -> Tensor:
