@@ -187,9 +187,8 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
             text=True,
         )
         lock = two_nets / ".snakemake" / "relusym-tiny.lock"
-        while not lock.exists() and first.poll() is None:
+        while not (holder := owner(lock)) and first.poll() is None:
             time.sleep(0.05)
-        pid = owner(lock)["pid"]
         refused = pool.submit(run, two_nets, *typed)
         heard = [first.stdout.readline()]
         while heard[-1] not in ("rule train: on GPU 8\n", ""):
@@ -197,7 +196,7 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     second = refused.result()
     assert second.returncode == 1
     assert re.search(
-        rf"^error: .* is being done by process {pid} on .* \({lock.relative_to(two_nets)}\): wait for it",
+        rf"^error: .* is being done by process {holder['pid']} on .* \({lock.relative_to(two_nets)}\): wait for it",
         second.stdout,
         re.MULTILINE,
     )
