@@ -1,4 +1,4 @@
-"""Snakemake and its jobs as forks of one process that has imported them, torch and the like.
+"""Snakemake and its jobs as forks of one process that has imported them, torch and the library.
 
 Imports take most of the time of a dry run and of a tiny job, and the tests have hundreds of both. A fork has the
 folder, environment, streams and exit status of the command it stands for, and is killed with it. Tests of signals,
@@ -12,6 +12,7 @@ import atexit
 import gc
 import json
 import os
+import pkgutil
 import runpy
 import select
 import shlex
@@ -77,8 +78,10 @@ def ask(folder: str, *command: str) -> int:
 
 def serve(folder: str) -> None:
     """Fork for each command until standard input is closed."""
-    for name in IMPORTED:
+    library = (module.name for module in pkgutil.walk_packages(import_module("relusym").__path__, "relusym."))
+    for name in (*IMPORTED, *library):
         import_module(name)
+    sys.modules["snakemake.cli"].get_argument_parser()  # looks for Snakemake's plugins
     gc.freeze()
     sys.executable = f"{folder}/python"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:

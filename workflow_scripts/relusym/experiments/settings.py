@@ -3,11 +3,14 @@
 Nothing here imports PyTorch: Snakemake reads it at every start.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from relusym import paper_values
+from relusym.errors import UserError
 from relusym.experiments import checks
 from relusym.experiments.beyond import Beyond
 from relusym.experiments.config import laid_over, plain, seed_list, validate
@@ -35,7 +38,7 @@ class Settings(Sources, Beyond):
     config: Section
 
     @classmethod
-    def of(cls, config: Section) -> "Settings":
+    def of(cls, config: Section) -> Settings:
         config = plain(config)
         validate(config)
         settings = cls(without_left_out(config))
@@ -52,6 +55,14 @@ class Settings(Sources, Beyond):
     def _scale(self) -> Section:
         """The scale's own sections over the defaults."""
         return laid_over(self.config["defaults"], self.config["scales"][self.scale])
+
+    @cached_property
+    def paper(self) -> Settings | None:
+        """The same config at the scale `paper`; None without a valid one."""
+        try:
+            return self.of({**self.config, "scale": "paper", "seeds": None})
+        except UserError:
+            return None
 
     @cached_property
     def models(self) -> dict[str, Model]:

@@ -5,7 +5,6 @@ from itertools import chain, groupby
 from typing import Any
 
 from relusym import paper_values
-from relusym.errors import UserError
 from relusym.experiments.currency import DEFAULTS
 from relusym.experiments.measurements import MEASUREMENTS
 from relusym.experiments.models import Model
@@ -156,9 +155,8 @@ def _paired(settings: Settings) -> list[str]:
 
 def _papers(settings: Settings) -> About:
     """By model, what the flip merge of its counterpart in the paper depends on; empty without a valid scale `paper`."""
-    try:
-        paper = Settings.of({**settings.config, "scale": "paper", "seeds": None})
-    except UserError:
+    paper = settings.paper
+    if paper is None:
         return {}
     rows = {paper.paper_row(model): model for model in paper.table("table5")}
     its = {model: model for model in settings.table("table2") if model in paper.models}
