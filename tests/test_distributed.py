@@ -61,7 +61,7 @@ def test_all_processes_start_again_together_after_a_kill_and_equal_one_on_the_sa
 def test_a_users_error_in_a_process_is_the_users_error_of_the_job(job):
     (Path(job["folder"]) / "user error").touch()
     with pytest.raises(UserError, match=r"^image a\.jpg can't be read: replace it$"):
-        launch("training_worker", job, 2)
+        launch("training_worker", job, 1)
 
 
 def test_of_several_processes_that_failed_a_killed_one_is_named_and_then_the_first():

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -28,6 +28,7 @@ from small_training import (
 from torch import nn
 
 from relusym import checkpoint, nets
+from relusym.data.image_set import subset
 from relusym.errors import Interrupted, UserError
 from relusym.jobs.interruption import WARNINGS
 from relusym.merging.invariance import invariance_error, relative_invariance_error
@@ -241,18 +242,32 @@ def test_training_in_bfloat16_keeps_float32_weights_and_learns_like_float32(imag
     assert final == pytest.approx([final[0]] * 2, rel=0.1) and max(final) < first[0]
 
 
+SHORT = {"epochs": 3, "batch_size": 4}  # ten steps an epoch on the few images
 KINDS = {
-    "vgg": (VGG_RECIPE, VGG),
-    "resnet": (replace(RESNET_RECIPE, batch_size=20, epochs=3), RESNET),
-    "simsiam": (replace(RESNET_RECIPE, batch_size=20, epochs=3, objective="simsiam"), RESNET),
-    "float16 and lars": (replace(VGG_RECIPE, precision="float16", optimizer="lars", learning_rate=10.0), VGG),
+    "vgg": (replace(VGG_RECIPE, **SHORT), VGG),
+    "resnet": (replace(RESNET_RECIPE, **SHORT), RESNET),
+    "simsiam": (replace(RESNET_RECIPE, **SHORT, objective="simsiam"), RESNET),
+    "float16 and lars": (
+        replace(VGG_RECIPE, **SHORT, precision="float16", optimizer="lars", learning_rate=10.0),
+        VGG,
+    ),
 }
 
 
+@pytest.fixture(scope="module")
+def few(images):
+    return subset(images, 40, 0)
+
+
+@pytest.fixture(scope="module")
+def whole(few):
+    """What a kind's training ends with if nothing comes between."""
+    return cache(lambda kind: train_on(few, small_net(KINDS[kind][1]), KINDS[kind][0]))
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_training_cut_off_between_epochs_ends_with_the_same_bytes(images, tmp_path, kind):
+def test_a_training_cut_off_between_epochs_ends_with_the_same_bytes(few, whole, tmp_path, kind):
     recipe, network = KINDS[kind]
-    whole = train_on(images, small_net(network), recipe)
     state = tmp_path / "state.safetensors"
 
     class CutOff(Exception):
@@ -263,35 +278,34 @@ def test_a_training_cut_off_between_epochs_ends_with_the_same_bytes(images, tmp_
             raise CutOff
 
     with pytest.raises(CutOff):
-        train_on(images, small_net(network), recipe, state=state, report=cut_off)
+        train_on(few, small_net(network), recipe, state=state, report=cut_off)
     seen = []
     resumed = small_net(network, seed=99)  # nothing of a fresh start may matter
-    training = train_on(images, resumed, recipe, state=state, report=seen.append)
+    training = train_on(few, resumed, recipe, state=state, report=seen.append)
     assert seen[0].epoch > 2
-    assert_same(whole.net.state_dict(), training.net.state_dict())
+    assert_same(whole(kind).net.state_dict(), training.net.state_dict())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [1, 13, 20], ids=["first step", "mid-epoch", "end of an epoch"])
 def test_an_interrupted_training_saves_its_state_at_that_step_and_ends_with_the_same_bytes(
-    images, tmp_path, kind, steps
+    few, whole, tmp_path, kind, steps
 ):
     recipe, network = KINDS[kind]
-    whole = train_on(images, small_net(network), recipe)
     state = tmp_path / "state.safetensors"
     for seed in range(1 if steps == 20 else 2):  # the second time, it goes on from a state within an epoch
         asked = []
         with pytest.raises(Interrupted, match="the next run goes on from it"):
             train_on(
-                *(images, small_net(network, seed), recipe),
+                *(few, small_net(network, seed), recipe),
                 state=state,
                 interrupted=lambda: asked.append(1) or len(asked) >= steps,  # noqa: B023
             )
     scale = checkpoint.load(state)[1]["scaler"].get("scale")
     assert (scale is not None) == (recipe.precision == "float16")
-    training = train_on(images, small_net(network, 99), recipe, state=state)
-    assert_same(whole.net.state_dict(), training.net.state_dict())
-    for row, expected in zip(training.history, whole.history, strict=True):
+    training = train_on(few, small_net(network, 99), recipe, state=state)
+    assert_same(whole(kind).net.state_dict(), training.net.state_dict())
+    for row, expected in zip(training.history, whole(kind).history, strict=True):
         for key in ("epoch", "loss", "accuracy"):
             assert row[key] == expected[key]
 
