@@ -4,12 +4,11 @@ import os
 import pty
 import re
 import subprocess
-import sys
 from logging import INFO, LogRecord
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, snakemake_command
 
 from relusym.findings.screen import at_end, in_words
 from snakemake_logger_plugin_line import Run
@@ -35,7 +34,7 @@ def workflow(tmp_path):
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+    return [*snakemake_command(), "--cores", "2", *arguments]
 
 
 def piped(folder, *arguments, bad="none"):

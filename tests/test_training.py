@@ -29,8 +29,8 @@ from torch import nn
 
 from relusym import checkpoint, nets
 from relusym.data.image_set import subset
-from relusym.errors import Interrupted, UserError
-from relusym.jobs.interruption import WARNINGS
+from relusym.errors import WARNINGS, Interrupted, UserError
+from relusym.jobs.interruption import Interruption
 from relusym.merging.invariance import invariance_error, relative_invariance_error
 from relusym.nets.simsiam import SimSiam, simsiam_loss
 from relusym.randomness import generator, stream
@@ -345,8 +345,16 @@ def uninterrupted(images):
     return train_on(images, small_net(), recipe).net.state_dict()
 
 
+@pytest.mark.parametrize("number", WARNINGS, ids=lambda s: s.name)
+def test_any_warning_is_noted_and_ends_nothing(number):
+    with Interruption() as interrupted:
+        assert not interrupted()
+        signal.raise_signal(number)
+        assert interrupted()
+
+
 @pytest.mark.slow(seconds=8)
-@pytest.mark.parametrize("number", [signal.SIGKILL, *WARNINGS], ids=lambda s: s.name)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
 def test_a_training_ended_by_a_signal_and_started_again_ends_with_the_same_bytes(
     tmp_path, pytestconfig, uninterrupted, number
 ):
