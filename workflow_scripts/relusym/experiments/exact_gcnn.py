@@ -28,7 +28,7 @@ from relusym.nets.tied import TiedNet
 from relusym.randomness import stream
 from relusym.records import sha256
 from relusym.symmetry import SYMMETRIES, Symmetry
-from relusym.training.loop import autocast_to, train
+from relusym.training.loop import precision_name, train
 from relusym.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def measure(subject: Subject, settings: Record) -> Record:
     tested = {"net": net, "halfway": halfway, "exact": deepcopy(exact)}
     tested["fine_tuned"] = trained(deepcopy(net), tuning, subject, settings, "fine-tuning")
     tested["exact_fine_tuned"] = tuned = trained(exact, tuning, subject, settings, "fine-tuning")
-    if not (tested["fine_tuned"] and tuned):
+    if tested["fine_tuned"] is None or tuned is None:
         raise UserError(
             f"exact_gcnn: fine-tuning {subject.names[0][0]} diverged: make its learning rate smaller, "
             "scales.<scale>.beyond.exact_gcnn.fine_tuning.learning_rate"
@@ -114,7 +114,7 @@ def measure(subject: Subject, settings: Record) -> Record:
             name: {"fixed": count, "swapped": len(permutations[name]) - count}
             for name, count in fixed.items()
         },
-        "precision": str(autocast_to(own.precision, subject.images.pixels.device)).removeprefix("torch."),
+        "precision": precision_name(own.precision, subject.images.pixels.device),
         "outputs": {"exact_gcnn": sha256(subject.to)},
     }
 

@@ -25,7 +25,7 @@ from relusym.randomness import stream
 from relusym.records import sha256, snapshot_path
 from relusym.symmetry import SYMMETRIES
 from relusym.training.distributed import local_device, rank, world_size
-from relusym.training.loop import autocast_to, train
+from relusym.training.loop import precision_name, train
 from relusym.training.progress import Progress
 from relusym.training.recipe import Recipe
 
@@ -128,7 +128,7 @@ def train_record(
         report=report,
         snapshot=keep,
     )
-    precision = str(autocast_to(recipe.precision, device)).removeprefix("torch.")
+    precision = precision_name(recipe.precision, device)
     made = {"precision": precision, "history": training.history, "data_wait_share": training.data_wait_share}
     if rank():
         return {}

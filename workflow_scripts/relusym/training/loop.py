@@ -166,6 +166,11 @@ def _interrupt(kept: State, progress: Progress, step: int = 0, sums: torch.Tenso
     )
 
 
+def precision_name(precision: str, device: torch.device) -> str:
+    """What a record calls the type that `autocast_to` gives."""
+    return str(autocast_to(precision, device)).removeprefix("torch.")
+
+
 def autocast_to(precision: str, device: torch.device) -> torch.dtype:
     """The type that convolutions and linear layers are computed in.
 
