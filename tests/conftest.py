@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,20 @@ import yaml
 from filelock import FileLock
 from forks import Forks
 
+from relusym.experiments.config import LOADER
+
 torch.set_num_threads(1)  # nets this small only lose by more, and a busy machine makes them crawl
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("Snakefile", "config.yaml", "rules", "profiles", "slurm", "envs", "report", "workflow_scripts")
+
+
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """What config.yaml of a workflow says."""
+    return yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), LOADER)
 
 
 forks = cache(Forks)  # made by the first test that runs Snakemake
@@ -53,9 +64,8 @@ class Clone:
 
     def configure(self, **changes) -> None:
         """Replace whole top-level entries of config.yaml."""
-        path = self.folder / "config.yaml"
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) | changes
-        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        text = yaml.dump(config_of(self.folder) | changes, Dumper=DUMPER, sort_keys=False)
+        (self.folder / "config.yaml").write_text(text, encoding="utf-8")
 
     def as_committed(self, made: "Clone") -> "Clone":
         """`made`, with the committed results of this one: no checkpoints, no data, times as git leaves them."""
@@ -168,7 +178,7 @@ def clone(tmp_path_factory) -> Callable[[], Clone]:
 
 def set_to_tiny(made: Clone) -> Clone:
     """The clone, set to two types of VGG11 and two of ResNets at the scale `tiny`."""
-    given = yaml.safe_load((made.folder / "config.yaml").read_text(encoding="utf-8"))
+    given = config_of(made.folder)
     made.configure(
         scale="tiny",
         device="cpu",

@@ -252,6 +252,7 @@ def test_a_transformed_swin_transformer_on_transformed_images_computes_the_same(
     assert largest_difference(net(x), net(symmetry.act(x))) > 1e-3
 
 
+@pytest.mark.slow(seconds=5)
 def test_windows_that_are_shifted_by_less_than_half_stand_in_the_way():
     found = grid(swin(SwinTransformerBlock, 7), (3, 112, 112), HORIZONTAL_FLIP)
     assert {(misfit.layer, misfit.stride, misfit.size) for misfit in found.misfits} == {
@@ -265,6 +266,7 @@ def test_windows_that_are_shifted_by_less_than_half_stand_in_the_way():
     }
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("block", [SwinTransformerBlock, SwinTransformerBlockV2])
 def test_every_layer_of_a_swin_transformer_has_an_equivariance_error_or_a_reason(block):
     net, images = swin(block), Images(smooth_images(12, 64), 6)

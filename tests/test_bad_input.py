@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 import records
 import torch
-import yaml
-from conftest import Clone, set_to_tiny
+from conftest import ROOT, Clone, config_of, set_to_tiny
 from PIL import Image
 
 from relusym import checkpoint, data, nets, paper_values
@@ -37,7 +36,7 @@ from relusym.nets.weights import to_torchvision
 from relusym.record_fields import KINDS, OK_MERGES
 from relusym.records import read_record, sha256, write_record
 
-CONFIG = yaml.safe_load((Path(__file__).parents[1] / "config.yaml").read_text(encoding="utf-8"))
+CONFIG = config_of(ROOT)
 TYPES = "cnn, cnn_noaug, cnn_inv, cnn_late_inv, gcnn, pgcnn, pgcnn_late_inv, "
 TYPES += "old, old_inv, old_odd, old_inv_odd, simsiam_odd"
 
@@ -1175,7 +1174,7 @@ def test_a_job_that_fails_on_its_input_tells_the_line_and_leaves_no_output(check
         "models={cnn: {data: {dataset: cifar10, train_images: 300}}}",
         "pairs=[]",
     ]
-    config = yaml.safe_load((checkout.folder / "config.yaml").read_text(encoding="utf-8"))
+    config = config_of(checkout.folder)
     config["cifar10"] |= source
     config["pairs"], config["models"]["cnn"]["data"] = [], {"dataset": "cifar10", "train_images": 300}
     prepared = f"data/{Settings.of(config).prepared('cnn')}.safetensors"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-import yaml
+from conftest import config_of
 from small_nets import Images, vgg11
 from small_training import train_on
 
@@ -50,6 +50,7 @@ def test_full_batch_steps_of_the_plain_training_are_those_of_the_library(splits,
         torch.testing.assert_close(plain.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("names", [FLIP, PAIR], ids=["flip", "pair"])
 @torch.no_grad()
 def test_the_plain_merge_finds_the_librarys_permutations_and_accuracies(splits, float32, names):
@@ -166,7 +167,7 @@ def test_training_and_merges_have_a_row_each_with_ratio_goal_and_agreement():
 @pytest.mark.slow(seconds=30)
 def test_the_workflows_own_cost_has_a_row_each(clone):
     made = clone()
-    scales = yaml.safe_load((made.folder / "config.yaml").read_text(encoding="utf-8"))["scales"]
+    scales = config_of(made.folder)["scales"]
     made.configure(scales=scales | {"paper": scales["paper"] | {"seeds": 0}})
     rows = side_by_side.workflow_rows(made.folder, "cpu", 1, repeats=1, demo=False, seeds=1)
     assert [row.what for row in rows] == [

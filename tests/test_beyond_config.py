@@ -1,8 +1,7 @@
 """What the config says of measurements beyond the paper: which jobs, which settings, and what can't be."""
 
 import pytest
-import yaml
-from conftest import ROOT
+from conftest import ROOT, config_of
 
 from relusym.errors import UserError
 from relusym.experiments import shown
@@ -12,7 +11,7 @@ from relusym.experiments.results import Results
 from relusym.experiments.settings import Settings
 from relusym.findings import BEYOND
 
-CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+CONFIG = config_of(ROOT)
 
 
 def settings(scale="laptop", **beyond) -> Settings:

@@ -105,6 +105,7 @@ def test_over_the_orbit_of_a_flip_the_merge_is_that_with_the_flipped_self(net, l
     assert found.accuracy["orbit"] == pytest.approx(ends)
 
 
+@pytest.mark.slow(seconds=1)
 def test_a_gcnn_of_quarter_turns_has_no_barrier_over_its_orbit_of_four_and_another_net_has():
     gcnn = vgg11(group_convs=8, symmetry=QUARTER_TURN)
     found = orbit_merge(gcnn, QUARTER_TURN, IMAGES, IMAGES, answers(gcnn, IMAGES))
@@ -135,6 +136,7 @@ def test_a_gcnns_layers_are_equivariant(symmetry):
     assert len(errors) == 8 and max(ways["matched"] for ways in errors.values()) < 1e-5
 
 
+@pytest.mark.slow(seconds=1)
 def test_all_layers_merged_are_the_whole_merge_and_none_that_differs_costs_nothing(aligned, labels, merged):
     found = barriers_up_to(aligned, IMAGES, IMAGES, labels)
     assert [*found] == [*(f"features.conv{i}" for i in range(1, 9)), "classifier"]

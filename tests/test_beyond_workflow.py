@@ -6,8 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-import yaml
-from conftest import TINY, Clone
+from conftest import TINY, Clone, config_of
 from small_nets import Images
 
 from relusym import checkpoint
@@ -63,7 +62,7 @@ MEASURED = [
 def measured(tiny) -> Clone:
     """A clone after `all` and `beyond`."""
     made = tiny()
-    given = yaml.safe_load((made.folder / "config.yaml").read_text(encoding="utf-8"))
+    given = config_of(made.folder)
     noaug = {"table": "beyond", "training": {"augmentation": False}, "data": TURNED}
     sections = {**TINY, "families": {}, "models": {}, "beyond": SECTIONS}
     sections["training"] = TINY["training"] | {"snapshots": [0, 1]}

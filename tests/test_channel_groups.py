@@ -42,6 +42,7 @@ def test_groups_of_vgg11_are_the_known_ones():
         }
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize(
     ("name", "blocks", "inside", "streams"),
     [
@@ -81,6 +82,7 @@ def known_streams(net, last_conv):
     return [*streams, open_stream | {Place("fc.weight", 1)}]
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize(
     ("name", "last_conv"), [("resnet18", 2), ("resnet34", 2), ("resnet50", 3), ("wide_resnet50_2", 3)]
 )
@@ -106,6 +108,7 @@ def test_block_outputs_are_the_relus_behind_the_additions():
     ]
 
 
+@pytest.mark.slow(seconds=3)
 @pytest.mark.parametrize(
     ("build_net", "size"),
     [
@@ -125,6 +128,7 @@ def test_permuted_nets_keep_their_logits(build_net, size):
     assert difference_after_permuting(build_net(), size) < 1e-4
 
 
+@pytest.mark.slow(seconds=1)
 @torch.no_grad()
 @pytest.mark.parametrize("size", [224, 225])
 def test_a_permuted_resnet50_keeps_its_logits(size):

@@ -73,6 +73,7 @@ def verdicts(frame):
     return frame.set_index("claim")["verdict"].to_dict()
 
 
+@pytest.mark.slow(seconds=3)
 def test_all_claims_hold_on_the_papers_own_numbers():
     found = claims(run(24, permutation=MOSTLY_SWAPS), zero_filters([30, 31, 35, 33], [1, 2, 3, 4]))
     assert len(found) == 3 + 1 + 3 + 2 + 1 + 1 + 2
@@ -82,6 +83,7 @@ def test_all_claims_hold_on_the_papers_own_numbers():
     assert (tested["p_corrected"] >= tested["p_value"]).all()
 
 
+@pytest.mark.slow(seconds=3)
 def test_no_directed_claim_holds_on_the_mirrored_numbers():
     found = claims(
         run(24, reverse=True, permutation=THREE_CYCLE), zero_filters([1, 2, 3, 4], [30, 31, 35, 33])

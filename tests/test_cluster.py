@@ -17,8 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
-from conftest import ROOT, TINY, Clone
+from conftest import ROOT, TINY, Clone, config_of
 from slurm_cluster import SlurmCluster, missing, wait_until
 
 from relusym.jobs.checklist import Submission, slurm_problems
@@ -48,7 +47,7 @@ class Run:
 
     def __init__(self, clone: Clone, environment: dict[str, str], faults: dict[str, list[dict]]):
         self.folder, self.environment = clone.folder, environment
-        config = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+        config = config_of(self.folder)
         models = {model: config["models"][model] for model in ("cnn", "gcnn")}
         scales = {"tiny": {key: value for key, value in TINY.items() if key not in ("models", "figure9")}}
         clone.configure(scale="tiny", models=models, pairs=[["cnn", "gcnn"]], scales=scales)

@@ -84,6 +84,7 @@ def report(capsys, folder, *arguments, net="my_nets.py:build", images="photos", 
 # ---- report
 
 
+@pytest.mark.slow(seconds=2)
 def test_a_report_is_one_screen_and_a_folder(capsys, folder, tmp_path):
     out = tmp_path / "report"
     code, printed, told = report(
@@ -123,6 +124,7 @@ def test_a_report_is_one_screen_and_a_folder(capsys, folder, tmp_path):
     assert numbers["grid"]["next_size"] == 17
 
 
+@pytest.mark.slow(seconds=2)
 def test_the_page_stands_alone_and_needs_no_script(capsys, folder, tmp_path):
     report(capsys, folder, "--out", tmp_path)
     page = (tmp_path / "report.html").read_text()
@@ -132,6 +134,7 @@ def test_the_page_stands_alone_and_needs_no_script(capsys, folder, tmp_path):
     assert "agreement" in page and "can&#x27;t be equivariant" in page
 
 
+@pytest.mark.slow(seconds=2)
 def test_json_is_one_object_with_every_number_and_no_screen(capsys, folder, tmp_path):
     code, printed, told = report(capsys, folder, "--json", "--out", tmp_path, "--labels", "folder")
     assert (code, told) == (0, []) and json.loads(printed) == json.loads(
@@ -139,6 +142,7 @@ def test_json_is_one_object_with_every_number_and_no_screen(capsys, folder, tmp_
     )
 
 
+@pytest.mark.slow(seconds=1)
 def test_saved_nets_are_those_that_were_measured(capsys, folder, tmp_path):
     report(capsys, folder, "--weights", folder / "0.safetensors", "--out", tmp_path)
     net, _ = build(f"{folder / 'my_nets.py'}:build", str(folder / "0.safetensors"), 0)
@@ -153,6 +157,7 @@ def test_saved_nets_are_those_that_were_measured(capsys, folder, tmp_path):
     assert checkpoint.load(tmp_path / "halfway.safetensors")[1]["which"] == "halfway"
 
 
+@pytest.mark.slow(seconds=3)
 @pytest.mark.parametrize("given", ["images.npz", "images.pt", "flat"])
 def test_images_may_be_files_as_well(capsys, folder, tmp_path, given):
     options = ("--out", tmp_path, "--json", "--weights", folder / "0.safetensors")
@@ -165,6 +170,7 @@ def test_images_may_be_files_as_well(capsys, folder, tmp_path, given):
     assert other["permutations"] == first["permutations"]
 
 
+@pytest.mark.slow(seconds=3)
 def test_a_metric_of_ones_own_is_in_every_table(capsys, folder, tmp_path):
     metric = "--metric", f"{folder / 'my_nets.py'}:margin"
     code, printed, _ = report(capsys, folder, "--out", tmp_path, *metric)
@@ -174,6 +180,7 @@ def test_a_metric_of_ones_own_is_in_every_table(capsys, folder, tmp_path):
     assert "up_to_margin" in (tmp_path / "where_it_fails.csv").read_text()
 
 
+@pytest.mark.slow(seconds=6)
 def test_the_same_seed_gives_the_same_report(capsys, folder, tmp_path):
     options = "--json", "--out", tmp_path, "--limit", 13
     runs = [report(capsys, folder, *options, "--seed", seed)[1] for seed in (1, 1, 2)]
@@ -181,6 +188,7 @@ def test_the_same_seed_gives_the_same_report(capsys, folder, tmp_path):
     assert json.loads(runs[0])["images"] == 13
 
 
+@pytest.mark.slow(seconds=2)
 def test_photos_are_resized_and_cropped(capsys, folder, tmp_path):
     for i, size in enumerate(((40, 30), (30, 50))):
         Image.new("L", size, 90 * i).save(tmp_path / f"{i}.jpg")  # grey files are read as RGB

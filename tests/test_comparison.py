@@ -6,8 +6,7 @@ from copy import deepcopy
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
-from conftest import ROOT
+from conftest import ROOT, config_of
 from records import MODELS, NAMES, PAIRS, flip, pair, train
 from scipy import stats
 
@@ -109,7 +108,7 @@ def test_a_table_of_single_nets_without_stds_is_compared_as_well():
     assert set(found["verdict"]) == {"equal"}
 
 
-CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+CONFIG = config_of(ROOT)
 OF_SCALE = {
     scale: shown.about(Settings.of(CONFIG | {"scale": scale}), "comparison") for scale in CONFIG["scales"]
 }
@@ -207,6 +206,7 @@ def test_what_is_other_than_the_papers_resnets_is_named(change, word):
     assert other_than_the_papers(record, OF_SCALE["paper"]) == ([word] if word else [])
 
 
+@pytest.mark.slow(seconds=1)
 def test_no_net_of_another_scale_is_called_the_papers():
     for scale in ("demo", "laptop"):
         for model in OF_SCALE[scale]["paper"]:

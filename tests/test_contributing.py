@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, config_of
 
 TESTS = sorted(Path(__file__).parent.glob("test_*.py"))
 MAKE = {
@@ -68,7 +68,7 @@ def test_the_catalogs_entry_says_how_to_call_the_workflow():
     usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text(encoding="utf-8"))["usage"]
     assert usage["report"] and usage["software-stack-deployment"]["conda"]
     flag, setting = shlex.split(usage["mandatory-flags"]["flags"])
-    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    config = config_of(ROOT)
     assert flag == "--config" and setting.partition("=")[2] in config["scales"]
 
 

@@ -6,13 +6,11 @@ import json
 import os
 import re
 import shutil
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-import yaml
-from conftest import MODELS, latest_log
+from conftest import MODELS, ROOT, config_of, latest_log
 
 from relusym.data import image_set
 from relusym.experiments.currency import difference, stale
@@ -20,7 +18,7 @@ from relusym.experiments.results import Results
 from relusym.experiments.settings import Settings
 from relusym.records import read_record, write_record
 
-CONFIG = yaml.safe_load((Path(__file__).parents[1] / "config.yaml").read_text(encoding="utf-8"))
+CONFIG = config_of(ROOT)
 FLIPS = [f"flip_merge {model} {seed}" for model in MODELS for seed in (0, 1)]
 FLIPS += ["flip_merge old 0", "flip_merge simsiam_odd 0"]
 RESULT = "results/tiny"
@@ -239,7 +237,7 @@ def test_a_job_refuses_other_images_than_the_records_beside_it_are_of(committed)
     """As when they have been prepared in this very run, under the label of the others."""
     path = committed.folder / "data/generated-400-200-0.safetensors"
     (committed.folder / RESULT / "records/train/cnn-0.json").unlink()
-    results = Results(Settings.of(yaml.safe_load((committed.folder / "config.yaml").read_text())))
+    results = Results(Settings.of(config_of(committed.folder)))
     record = next(path for path in (committed.folder / RESULT / "records/train").glob("gcnn-0.json"))
     other_images(path)
     from relusym.errors import UserError

@@ -116,6 +116,7 @@ def test_the_snippet_of_readme_runs(names):
     assert set(names["merged"].barrier) == {"halfway", "repaired"}
 
 
+@pytest.mark.slow(seconds=4)
 def test_the_snippets_of_the_librarys_page_run_one_after_another(names, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     for snippet in snippets(ROOT / "docs/library.md"):

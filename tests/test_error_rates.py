@@ -9,6 +9,7 @@ from scipy import stats
 from relusym.findings import claims
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("n", [4, 12])
 def test_the_simulation_tests_what_the_claims_test(n):
     *simulated, _ = simulate(np.random.default_rng(0), 2, n, "flip loss", 0.5)
@@ -24,6 +25,7 @@ def test_the_simulation_tests_what_the_claims_test(n):
     assert found["p_corrected"].to_numpy() == pytest.approx(corrected)
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("untrue", UNTRUE)
 @pytest.mark.parametrize("n", [4, 12])
 def test_of_the_claims_called_settled_no_more_than_one_in_twenty_is_wrong(n, untrue):

@@ -71,6 +71,7 @@ def test_it_is_the_nearest_and_a_net_that_is_one_stays_as_it_is(constrained):
             assert abs(float((off * tensor).sum())) < 1e-3 * max(float(tensor.norm() * off.norm()), 1e-6)
 
 
+@pytest.mark.slow(seconds=1)
 def test_it_is_saved_and_loaded_and_stays_a_gcnn_whatever_a_training_does(constrained, tmp_path):
     net, groups, permutations = constrained
     tied = exact_gcnn(net, HORIZONTAL_FLIP, groups, permutations)

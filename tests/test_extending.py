@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
-from conftest import TINY, Clone
+from conftest import TINY, Clone, config_of
 from PIL import Image
 from torch import nn
 
@@ -70,7 +69,7 @@ def copy_of(made: Clone, to: Path) -> Clone:
 @pytest.fixture
 def config(tiny) -> dict:
     """The config of the scale `tiny`, without ResNets."""
-    given = yaml.safe_load((tiny().folder / "config.yaml").read_text(encoding="utf-8"))
+    given = config_of(tiny().folder)
     return given | {"scales": {"tiny": TINY | {"data": IMAGES, "models": {}, "figure9": None}}}
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
-from conftest import ROOT
+from conftest import ROOT, config_of
 from docutils.core import publish_parts
 from jinja2 import StrictUndefined, Template
 from records import NAMES, flip, pair, train
@@ -258,6 +257,7 @@ def test_figure_2_takes_filters_that_the_permutation_keeps_among_themselves(perm
     assert {permutation[c] for c in chosen} == set(chosen)
 
 
+@pytest.mark.slow(seconds=1)
 def test_figure_2_goes_in_four_steps(tmp_path):
     orders = random_permutations()
     orders[0] = np.array([1, 0, 2, 3])
@@ -301,6 +301,7 @@ def test_figure_3_the_flipped_twin_stays_the_flipped_net_on_flipped_batches_alon
         assert run["flipped_batches"][1] < 1e-6 < run["same_batches"][1]
 
 
+@pytest.mark.slow(seconds=1)
 def test_figure_3_the_two_paths_are_mirror_images(flipped, tmp_path):
     net, twin = (np.array(flipped[2]["paths"][name]) for name in ("net", "flipped"))
     assert net.shape == (13, 2) and np.ptp(net[:, 1]) > 1e-3
@@ -436,12 +437,14 @@ def test_the_same_records_give_the_same_bytes_on_another_day_in_another_process(
             assert b"atplotlib" not in first.read_bytes()
 
 
+@pytest.mark.slow(seconds=2)
 def test_figure_10_gets_its_images_from_the_theory(tmp_path):
     run_scripts({("figure", "figure10"): (".png", ".pdf")}, {"seed": 0, "images": 4}, tmp_path, {})
     write_figure(figure10(example_c_2.image_classes(0, 4)), [tmp_path / "here.png"])
     assert (tmp_path / "figure10.png").read_bytes() == (tmp_path / "here.png").read_bytes()
 
 
+@pytest.mark.slow(seconds=2)
 def test_tables_figures_and_theory_start_without_torch():
     """With it, each of these jobs would take several times as long."""
     code = "import sys; from relusym import findings, theory; theory.demonstrate('example_2_1'); "
@@ -472,7 +475,7 @@ def test_captions_are_valid(name):
     """Snakemake would only tell when the report is made."""
     models = ["cnn_inv", "cnn"] if name == "figure1" else ["gcnn"]
     about = {"models": models, "model": "gcnn", "names": NAMES, "zero_filter": 0.125}
-    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    config = config_of(ROOT)
     given = SimpleNamespace(params=SimpleNamespace(about=about), config=config, wildcards=SimpleNamespace())
     text = Template((ROOT / "report" / f"{name}.rst").read_text(encoding="utf-8"), undefined=StrictUndefined)
     filled = text.render(snakemake=given, files=[])  # without results: Snakemake fills these in

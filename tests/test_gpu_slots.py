@@ -40,6 +40,7 @@ def take(tmp_path, pytestconfig):
         process.communicate()
 
 
+@pytest.mark.slow(seconds=1)
 def test_jobs_of_any_scheduler_spread_over_the_gpus_then_share_them(take):
     seen = []
     jobs = []
@@ -54,6 +55,7 @@ def test_jobs_of_any_scheduler_spread_over_the_gpus_then_share_them(take):
     assert fifth.stdout.readline().strip() == seen[2]
 
 
+@pytest.mark.slow(seconds=1)
 def test_a_job_on_two_gpus_takes_both_whole(take):
     one = take()
     one.stdout.readline()

@@ -67,6 +67,7 @@ def test_a_layer_is_symmetric_just_where_the_flipped_one_on_flipped_images_is_it
     assert grid(net, (3, size, size), HORIZONTAL_FLIP).symmetric == holds
 
 
+@pytest.mark.slow(seconds=1)
 def test_resnet50_at_224_is_off_by_31_pixels_and_fits_225():
     net = torchvision.models.resnet50()
     found = grid(net, (3, 224, 224), HORIZONTAL_FLIP)

@@ -97,6 +97,7 @@ def test_parts_hold_every_tensor_once_and_norms_go_with_their_layers():
     assert [part.name for part in parts(net, most=3)][1] == "layer1"  # there is nothing coarser
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("net", [vgg11, lambda: resnet(size=32)], ids=["vgg11", "resnet"])
 def test_a_net_and_its_permuted_copy_fail_nowhere(net):
     net = net()
@@ -105,6 +106,7 @@ def test_a_net_and_its_permuted_copy_fail_nowhere(net):
         assert abs(part.up_to["loss"]) < 0.2 and abs(part.up_to["accuracy"]) < 0.1
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("net", [vgg11, lambda: resnet(size=32)], ids=["vgg11", "resnet"])
 def test_all_parts_merged_are_the_whole_merge(net):
     net = net()
@@ -123,6 +125,7 @@ def test_all_parts_merged_are_the_whole_merge(net):
     assert shares == sorted(shares) and len(shares) > 2 and shares[-1] == 1
 
 
+@pytest.mark.slow(seconds=3)
 def test_partial_merges_run_side_by_side_are_those_run_one_by_one(monkeypatch):
     first, second = resnet(size=32), resnet(seed=1, size=32)
     some, others = Images(smooth_images(30), 12), Images(smooth_images(20, seed=2), 8)
@@ -135,6 +138,7 @@ def test_partial_merges_run_side_by_side_are_those_run_one_by_one(monkeypatch):
     assert len({round(one.up_to["loss"], 4) for one in together}) == len(together)
 
 
+@pytest.mark.slow(seconds=1)
 @torch.no_grad()
 def test_a_layer_that_alone_differs_is_where_it_fails():
     net = vgg11()

@@ -65,6 +65,7 @@ def plain_correlation(first, second, layer, pixels):
     return torch.nan_to_num(covariance / (deviations + EPSILON), nan=0.0)
 
 
+@pytest.mark.slow(seconds=1)
 @torch.no_grad()
 def test_single_pass_correlations_equal_one_pass_a_layer(images):
     first, second = vgg11(0), vgg11(1)
@@ -75,6 +76,7 @@ def test_single_pass_correlations_equal_one_pass_a_layer(images):
         torch.testing.assert_close(table, plain, rtol=0, atol=5e-6)
 
 
+@pytest.mark.slow(seconds=1)
 @torch.no_grad()
 def test_a_planted_permutation_is_recovered_exactly(images):
     net = vgg11()
@@ -86,6 +88,7 @@ def test_a_planted_permutation_is_recovered_exactly(images):
     assert merged.accuracy["halfway"] == merged.accuracy["net_1"]
 
 
+@pytest.mark.slow(seconds=8)
 @torch.no_grad()
 def test_a_planted_permutation_in_a_resnet50_is_recovered_exactly():
     torch.manual_seed(0)
@@ -116,6 +119,7 @@ def test_a_dead_channel_matches_without_harm(images):
     assert all(np.isfinite(value) for value in merged.similarity.values())
 
 
+@pytest.mark.slow(seconds=1)
 @torch.no_grad()
 def test_the_identity_merges_every_channel_with_the_one_at_its_place(images):
     net = vgg11()
@@ -135,6 +139,7 @@ def at_random(pair):
     return pair.matched_by({g.name: torch.randperm(g.size, generator=pair.generator) for g in pair.groups})
 
 
+@pytest.mark.slow(seconds=2)
 def test_another_matching_is_one_function_and_one_line(images, monkeypatch):
     monkeypatch.setitem(MATCHINGS, "random", Entry(f"{__name__}:at_random"))
     drawn = [

@@ -54,6 +54,7 @@ def test_a_flip_merge_reports_checks_that_hold(images):
     assert merged.permutations["conv1"] == known
 
 
+@pytest.mark.slow(seconds=2)
 @torch.no_grad()
 def test_a_flip_merge_at_an_odd_size_reports_checks_that_hold():
     odd, even = Images(smooth_images(60, 33), 30), Images(smooth_images(60, 32), 30)
@@ -63,6 +64,7 @@ def test_a_flip_merge_at_an_odd_size_reports_checks_that_hold():
     assert merged.checks["flipped_net_on_flipped_images"] > 1e-2
 
 
+@pytest.mark.slow(seconds=1)
 @torch.no_grad()
 def test_a_resnet_merged_with_a_permuted_copy_is_itself_with_and_without_repair():
     net, some = resnet(), Images(smooth_images(200, 33), 100)
@@ -100,6 +102,7 @@ def test_the_quarter_turned_net_on_turned_images_is_the_net(images, group_convs)
     assert alike == [True, False, False, False, True]
 
 
+@pytest.mark.slow(seconds=2)
 @torch.no_grad()
 def test_a_gcnn_merged_with_its_quarter_turned_self_has_a_permutation_of_order_4_and_no_barrier(images):
     net = vgg11(group_convs=8, symmetry=QUARTER_TURN)

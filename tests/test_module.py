@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import yaml
-from conftest import Clone
+from conftest import Clone, config_of
 
 SNAKEFILE = """
 configfile: "mine.yaml"
@@ -25,7 +25,7 @@ rule accuracies:
 @pytest.mark.slow(seconds=20)
 def test_a_workflow_uses_ours_under_a_prefix_with_its_own_config_and_in_its_own_folder(tiny, tmp_path):
     made = tiny()
-    config = yaml.safe_load((made.folder / "config.yaml").read_text(encoding="utf-8"))
+    config = config_of(made.folder)
     config |= {"models": {"cnn": config["models"]["cnn"]}, "pairs": [], "seeds": 0}
     config["scales"]["tiny"]["models"] = {}
     config["scales"]["tiny"].pop("figure9")

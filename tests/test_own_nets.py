@@ -54,6 +54,7 @@ def refused(call, *told):
 # ---- images
 
 
+@pytest.mark.slow(seconds=4)
 @pytest.mark.parametrize("net", [vgg11, lambda: resnet(size=32)], ids=["vgg11", "resnet"])
 def test_a_loader_a_list_and_pixels_give_the_same_merge(net):
     net, x = net(), normalise(PIXELS)
@@ -80,6 +81,7 @@ def test_even_batches_of_a_loader_are_those_of_pixels():
     )
 
 
+@pytest.mark.slow(seconds=1)
 def test_no_more_than_three_of_a_loaders_batches_are_held_at_once():
     made, largest = [], []
 
@@ -227,6 +229,7 @@ def test_a_metric_that_isnt_one_number_an_image_is_refused(metric, told):
 # ---- nets
 
 
+@pytest.mark.slow(seconds=1)
 def test_the_nets_of_a_merge_have_the_accuracies_that_it_reports():
     net, images = resnet(size=32), Images(PIXELS, 16)
     merged = flip_merge(net, images, test_labels=LABELS)
@@ -238,6 +241,7 @@ def test_the_nets_of_a_merge_have_the_accuracies_that_it_reports():
     }
 
 
+@pytest.mark.slow(seconds=1)
 def test_every_module_stays_in_the_mode_that_it_was_in():
     net, images = resnet(size=32), Images(PIXELS, 16)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -252,6 +256,7 @@ def test_every_module_stays_in_the_mode_that_it_was_in():
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize(
     "wrap",
     [

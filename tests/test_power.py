@@ -91,6 +91,7 @@ def test_a_certain_effect_has_power_one_and_too_few_nets_have_none():
     assert power.cycle_of_pairs(1.0, 0.1)(2, LEVEL) == 0.0
 
 
+@pytest.mark.slow(seconds=5)
 def test_intervals_hold_the_true_effect_in_95_percent_of_cases():
     random, draws, n = np.random.default_rng(0), 600, 6
     welch = pairs = 0
@@ -129,11 +130,13 @@ def test_a_table_says_the_power_of_every_tested_claim_and_how_many_nets_settle_a
     assert (found.loc[still_open, "nets_needed"] > 4).all()
 
 
+@pytest.mark.slow(seconds=3)
 def test_the_papers_own_nets_would_have_settled_its_claims():
     found = tested.claims(run(24), zero_filters([30, 31, 35, 33], [1, 2, 3, 4]), NAMES)
     assert (found["power"].dropna() > 0.95).all()
 
 
+@pytest.mark.slow(seconds=4)
 def test_a_claim_with_the_papers_effect_is_settled_as_often_as_its_power_says():
     random, n, draws, found = np.random.default_rng(0), 5, 4000, 0
     high, low = (

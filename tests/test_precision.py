@@ -50,6 +50,7 @@ def test_a_gcnn_is_invariant_to_float32s_precision_on_a_gpu_with_tf32(on_ampere)
     assert error.mean() > 1e-4  # what it would be
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("net", [vgg11, resnet])
 def test_every_measurement_runs_in_full_float32_and_leaves_the_settings_as_they_were(net):
     net, images, before, seen = net(), Images(smooth_images(60, 33), 30), precisions(), []

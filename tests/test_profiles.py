@@ -11,8 +11,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import yaml
-from conftest import TINY, latest_log, snakemake_command
+from conftest import TINY, config_of, latest_log, snakemake_command
 
 from relusym.experiments.settings import Settings
 from relusym.jobs.gpu_slots import gpu_slots
@@ -43,7 +42,7 @@ def run(folder, *arguments, **variables):
 def two_nets(clone):
     """A clone set to one cnn and one gcnn at the scale `tiny`."""
     made = clone()
-    given = yaml.safe_load((made.folder / "config.yaml").read_text(encoding="utf-8"))
+    given = config_of(made.folder)
     models = {model: given["models"][model] for model in ("cnn", "gcnn")}
     scales = {"tiny": {**TINY, "seeds": 0, "models": {}, "figure9": None}}
     made.configure(scale="tiny", models=models, pairs=[["cnn", "gcnn"]], scales=scales)
@@ -160,7 +159,7 @@ def test_nothing_is_submitted_if_the_data_can_not_be_prepared_here(clone, pbs):
 
 def broken_state(folder, model):
     """A training state that can't be read, which fails the net's training."""
-    settings = Settings.of(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))).train(model)
+    settings = Settings.of(config_of(folder)).train(model)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     state = folder / f"results/tiny/states/{model}-0-{key}.safetensors"
     state.parent.mkdir(parents=True, exist_ok=True)

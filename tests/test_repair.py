@@ -100,6 +100,7 @@ def test_reset_batch_norms_hold_the_statistics_of_the_images():
     assert not reset.training
 
 
+@pytest.mark.slow(seconds=1)
 @torch.no_grad()
 @pytest.mark.parametrize("network", [SMALL, NARROW, PLAIN], ids=["basic", "bottleneck", "no residual blocks"])
 def test_repair_meets_its_targets_at_every_block_output(network):

@@ -70,6 +70,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_is_read_from_files(state, tmp_path, name):
     paths = []

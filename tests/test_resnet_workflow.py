@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
+from conftest import config_of
 from records import MEASURED
 
 from relusym import paper_values
@@ -139,7 +139,7 @@ def test_at_the_paper_scale_a_dry_run_lists_every_job_of_all_ten_rows_and_names_
 
 def test_what_is_not_at_hand_is_left_out_with_its_reason_and_tried_again(clone, tmp_path):
     fresh = clone()
-    given = yaml.safe_load((fresh.folder / "config.yaml").read_text(encoding="utf-8"))["scales"]["paper"]
+    given = config_of(fresh.folder)["scales"]["paper"]
     given["models"] = {row: given["models"][row] for row in ("torchvision_old_inv", "byol")}
     given["figure9"] = None
     fresh.configure(scale="paper", device="cpu", scales={"paper": given})
@@ -159,7 +159,7 @@ def test_what_is_not_at_hand_is_left_out_with_its_reason_and_tried_again(clone, 
 
 def test_a_net_whose_download_fails_is_left_out_with_its_reason_and_so_is_its_merge(clone):
     fresh = clone()
-    given = yaml.safe_load((fresh.folder / "config.yaml").read_text(encoding="utf-8"))["scales"]["demo"]
+    given = config_of(fresh.folder)["scales"]["demo"]
     gone = {"family": "resnet", "weights": {"urls": ["http://127.0.0.1:9/gone.pth"]}}
     given |= {"models": {"gone": gone}, "figure9": None}
     fresh.configure(scale="demo", scales={"demo": given})
@@ -177,7 +177,7 @@ def test_a_net_whose_download_fails_is_left_out_with_its_reason_and_so_is_its_me
 
 @pytest.fixture
 def paper(clone):
-    config = yaml.safe_load((clone().folder / "config.yaml").read_text(encoding="utf-8"))
+    config = config_of(clone().folder)
     return config | {"scale": "paper"}
 
 

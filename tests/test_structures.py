@@ -171,6 +171,7 @@ class Drawn(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+@pytest.mark.slow(seconds=2)
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from([*LAYERS, *OPERATIONS]), min_size=2, max_size=8), st.integers(0, 99))
 def test_nets_drawn_at_random_keep_their_logits_under_random_permutations(names, seed):
@@ -319,6 +320,7 @@ def test_a_layer_of_ones_own_is_one_handler(monkeypatch):
 MERGED = [of for of in STRUCTURES if of.__name__ not in ("Several", "UNet")]  # whose outputs are logits
 
 
+@pytest.mark.slow(seconds=3)
 @torch.no_grad()
 @pytest.mark.parametrize("structure", MERGED, ids=lambda structure: structure.__name__)
 def test_a_planted_permutation_with_noise_is_recovered(structure):

@@ -34,6 +34,7 @@ def few_integer_matrices(monkeypatch):
     monkeypatch.setattr(lemma_2_2, "ENTRIES", range(-1, 2))
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_statement_holds(name):
     record = demonstrate(name)

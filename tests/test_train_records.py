@@ -99,6 +99,7 @@ def test_a_diverged_net_is_recorded_at_once_and_nothing_is_merged_from_it(tmp_pa
         merged([(model, 0)], [SETTINGS[model]], [files], data, filters=filters)
 
 
+@pytest.mark.slow(seconds=2)
 @FAMILIES
 def test_a_net_at_chance_is_recorded_as_degenerate_and_a_trained_one_is_not(tmp_path, data, nets, model):
     forgetting = {"learning_rate": 0.1, "weight_decay": 5.0, "momentum": 0.0}  # each step halves the weights
@@ -112,6 +113,7 @@ def test_a_net_at_chance_is_recorded_as_degenerate_and_a_trained_one_is_not(tmp_
         assert record["status"] == "ok" and record["accuracy"] > 0.11
 
 
+@pytest.mark.slow(seconds=1)
 @FAMILIES
 def test_each_seed_is_a_net_of_its_own_that_merges_with_itself_and_with_the_other(
     tmp_path, data, nets, model
@@ -136,6 +138,7 @@ def test_each_seed_is_a_net_of_its_own_that_merges_with_itself_and_with_the_othe
     assert (kept.model, kept.seed, kept.status) == (model, 0, "ok") and "conv1" in kept.drawn
 
 
+@pytest.mark.slow(seconds=1)
 @FAMILIES
 @pytest.mark.parametrize("at", [7, 20], ids=["within an epoch", "at its end"])
 def test_an_interrupted_training_goes_on_from_that_very_step_to_the_same_net(tmp_path, data, nets, model, at):
@@ -183,6 +186,7 @@ def test_checkpoints_that_are_truncated_foreign_or_of_another_net_are_named(tmp_
 PRETRAINING = changed(SETTINGS["old"], objective="simsiam", epochs=6, learning_rate=0.1)
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("settings", [*SETTINGS.values(), PRETRAINING], ids=[*SETTINGS, "pretraining"])
 def test_a_training_learns_and_its_record_says_how_long_it_waited_for_images(data, tmp_path, settings):
     record, to, _ = made(tmp_path, data, "net", settings)

@@ -144,6 +144,7 @@ def test_the_invariance_error_of_a_gcnn_is_zero_and_of_a_cnn_is_not(images):
     assert invariance_error(small_net(), Images(images.images)) > 1e-2
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("symmetry", [HORIZONTAL_FLIP, QUARTER_TURN], ids=lambda s: s.name)
 def test_the_invariance_loss_brings_the_logits_of_an_image_and_of_its_moved_one_together(images, symmetry):
     errors = {}
@@ -178,6 +179,7 @@ def test_no_gradient_flows_through_the_projection():
     assert not z_1.requires_grad and not z_2.requires_grad
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("objective", ["supervised", "simsiam"])
 @pytest.mark.parametrize(
     "network", [{"architecture": "vgg11_bn", "width": 1 / 32}, RESNET], ids=["vgg", "resnet"]
@@ -230,6 +232,7 @@ def test_the_same_seed_gives_the_same_bytes(images):
     assert_same(*states)
 
 
+@pytest.mark.slow(seconds=1)
 def test_training_in_bfloat16_keeps_float32_weights_and_learns_like_float32(images):
     last = {}
     for precision in ("float32", "bfloat16"):
@@ -265,6 +268,7 @@ def whole(few):
     return cache(lambda kind: train_on(few, small_net(KINDS[kind][1]), KINDS[kind][0]))
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_training_cut_off_between_epochs_ends_with_the_same_bytes(few, whole, tmp_path, kind):
     recipe, network = KINDS[kind]
@@ -286,6 +290,7 @@ def test_a_training_cut_off_between_epochs_ends_with_the_same_bytes(few, whole, 
     assert_same(whole(kind).net.state_dict(), training.net.state_dict())
 
 
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [1, 13, 20], ids=["first step", "mid-epoch", "end of an epoch"])
 def test_an_interrupted_training_saves_its_state_at_that_step_and_ends_with_the_same_bytes(

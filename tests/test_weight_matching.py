@@ -120,6 +120,7 @@ def test_the_best_involution_is_the_best_of_all(size):
         assert objective(table, found) == pytest.approx(best, abs=1e-9)
 
 
+@pytest.mark.slow(seconds=1)
 def test_involutions_are_what_a_flip_merge_matches_by_and_nothing_that_two_nets_are_merged_by():
     images = Images(smooth_images(200), 100)
     labels = torch.arange(200) % 10

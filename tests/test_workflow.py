@@ -14,8 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import report_tour
-import yaml
-from conftest import MODELS, PAIRS, ROOT
+from conftest import MODELS, PAIRS, ROOT, config_of
 
 from relusym import paper_values
 from relusym.checkpoint import load_arrays, save_arrays
@@ -293,7 +292,7 @@ def test_arrays_of_another_merge_are_made_again(finished, tiny):
 
 
 def test_other_draws_make_one_statements_record_again(committed):
-    given = yaml.safe_load((committed.folder / "config.yaml").read_text(encoding="utf-8"))["theory"]
+    given = config_of(committed.folder)["theory"]
     committed.configure(theory={**given, "draws": {**given["draws"], "lemma_e_1": 201}})
     assert committed.planned("theory") == ["lemma_e_1", "theory"]
 
@@ -333,7 +332,7 @@ def test_the_benchmark_is_run_when_it_is_asked_for_and_by_no_other_target(clone)
 
 def pieces(results):
     """The config of the part of `beyond` that is measured."""
-    laptop = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["scales"]["laptop"]
+    laptop = config_of(ROOT)["scales"]["laptop"]
     beyond = {
         kind: measured_so_far(results / "records" / kind, section)
         for kind, section in laptop["beyond"].items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from relusym.errors import UserError
@@ -62,15 +63,21 @@ def check_schema(schema: dict[str, Any], given: Any, section: str = "", remark: 
     Raises:
         UserError: names the key, what was given and what is allowed.
     """
-    import jsonschema  # here, since the library needs it for configs alone
+    from jsonschema.exceptions import best_match  # here, since the library needs it for configs alone
 
-    draft = jsonschema.Draft202012Validator
-    # JSON Schema takes 2.0 for an integer; as a number of things it would fail later
-    whole = draft.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
-    validator = jsonschema.validators.extend(draft, type_checker=whole)(schema)
-    error = jsonschema.exceptions.best_match(validator.iter_errors(given))
+    error = best_match(_validator()(schema).iter_errors(given))
     if error is not None:
         raise UserError(_one_line(error, section) + remark)
+
+
+@cache
+def _validator() -> type[jsonschema.protocols.Validator]:
+    """What checks as JSON Schema does, but for 2.0, which is no integer: as a number of things it would fail later."""
+    from jsonschema import Draft202012Validator as Draft
+    from jsonschema.validators import extend
+
+    whole = Draft.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+    return extend(Draft, type_checker=whole)
 
 
 def _one_line(error: jsonschema.ValidationError, section: str) -> str:

@@ -124,7 +124,7 @@ def plain(config: Any) -> Any:
         if EXPONENTIAL.fullmatch(config):
             return float(config)
         try:
-            value = yaml.safe_load(config) if config else config
+            value = yaml.load(config, LOADER) if config else config
         except yaml.YAMLError:  # text that only looks like YAML, such as a folder named {new}
             return config
         config = value if value is None or isinstance(value, bool | int | float) else config
