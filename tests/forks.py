@@ -40,6 +40,8 @@ IMPORTED = (
     "jsonschema",
     "snakemake.cli",
     "snakemake.script",
+    "smart_open",  # and nbformat: what Snakemake imports late
+    "nbformat",
 )
 LARGEST = 1 << 17  # bytes of a question
 
