@@ -13,6 +13,7 @@ from relusym.data.chiral_shapes import SHAPES, draw, generate, render
 from relusym.data.image_set import subset
 from relusym.errors import UserError
 from relusym.experiments.measure import Subject
+from relusym.merging import orbit
 from relusym.merging.aligned import align
 from relusym.merging.channel_groups import channel_groups
 from relusym.merging.curve import curve
@@ -113,6 +114,23 @@ def test_a_gcnn_of_quarter_turns_has_no_barrier_over_its_orbit_of_four_and_anoth
     net = vgg11()
     other = orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, answers(net, IMAGES))
     assert other.barrier["whole"] > 0.05 and other.barrier["whole"] != other.barrier["pairwise"]
+
+
+@torch.no_grad()
+def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets(net, labels, monkeypatch):
+    nets = [net]
+    for _ in range(3):
+        nets.append(QUARTER_TURN.transform(nets[-1]))
+    merged = []
+    monkeypatch.setattr(orbit, "repaired", lambda *given: [merged.append(given[:2]) or given[0]])
+    orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, labels, matching="identity")
+    states = [one.state_dict() for one in nets]
+    targets = [align(net, one, IMAGES, matching="identity").statistics[1] for one in nets]
+    for (mean, aims), count in zip(merged, (2, 4), strict=True):
+        for name, tensor in mean.state_dict().items():
+            torch.testing.assert_close(tensor, sum(state[name] for state in states[:count]) / count)
+        for name, aim in aims.items():
+            torch.testing.assert_close(aim.std, sum(of[name].std for of in targets[:count]) / count)
 
 
 # ---- by layer

@@ -1,17 +1,15 @@
 """Merging a net with all its transformed selves at once: the mean over a cyclic group of any order."""
 
-from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from relusym.merging.aligned import align
+from relusym.merging.aligned import align, between
 from relusym.merging.barrier import accuracy, barrier
 from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.channel_groups import has_batch_norm
 from relusym.merging.images import ImageSource
-from relusym.merging.moments import Statistics
 from relusym.merging.repair import repaired
 from relusym.precision import full_float32
 from relusym.symmetry import Symmetry
@@ -62,27 +60,14 @@ def orbit_merge(
             found |= {key.replace("pairwise", name): value for key, value in copies.items()}
             barriers |= {key.replace("pairwise", name): value for key, value in barriers.items()}
             continue
-        merged = _mean([net, *(pair.second for pair in aligned[:count])])
-        statistics = [first.statistics[0], *(pair.statistics[1] for pair in aligned[:count])]
-        fixed = repaired(merged, _mean_statistics(statistics), images)[0]
+        merged, targets = net, first.statistics[0]
+        for nets, pair in enumerate(aligned[:count], 2):  # a mean that runs over the orbit
+            merged = between(merged, pair.second, 1 / nets)
+            targets = {name: of.towards(pair.statistics[1][name], 1 / nets) for name, of in targets.items()}
+        fixed = repaired(merged, targets, images)[0]
         plain = reset_batch_norm(merged, images) if has_batch_norm(net) else merged
         mean = sum(ends[: count + 1]) / (count + 1)
         for key, one in {name: fixed, f"{name}_no_repair": plain}.items():
             found[key] = accuracy(one, test_images, labels)
             barriers[key] = barrier(mean, mean, found[key]) if mean else None
     return OrbitMerge(found, barriers, first.similarity)
-
-
-def _mean(nets: list[nn.Module]) -> nn.Module:
-    mean, states = deepcopy(nets[0]), [net.state_dict() for net in nets]
-    for name, tensor in mean.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.copy_(torch.stack([state[name] for state in states]).mean(0))
-    return mean
-
-
-def _mean_statistics(of_nets: list[dict[str, Statistics]]) -> dict[str, Statistics]:
-    def mean(name: str, what: str) -> Tensor:
-        return torch.stack([getattr(of[name], what) for of in of_nets]).mean(0)
-
-    return {name: Statistics(mean(name, "mean"), mean(name, "std")) for name in of_nets[0]}
