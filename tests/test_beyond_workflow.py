@@ -1,5 +1,6 @@
 """The targets beyond the paper at a tiny scale: run, made again, loaded."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from relusym.experiments.measure import measure_record
 from relusym.experiments.nets_and_images import test_images as images_to_test_on
 from relusym.findings import BEYOND, TABLES, during_training
 from relusym.findings.exact_gcnn import by_net
+from relusym.findings.screen import at_end
 from relusym.merging.barrier import accuracy
 from relusym.merging.channel_groups import channel_groups
 from relusym.merging.invariance import invariance_error
@@ -93,6 +95,16 @@ def test_every_table_and_figure_is_there_and_a_second_run_has_nothing_to_do(meas
     assert measured.planned("beyond") == []
     claims = pd.read_csv(measured.folder / "results/tiny/tables/beyond_claims.csv")
     assert claims["question"].nunique() == 6
+
+
+def test_the_screen_shows_each_table_as_its_page_does(measured):
+    for name in {*BEYOND} & {*TABLES}:
+        said = at_end([name], measured.folder / "results/tiny", {"cnn": "CNN"}, columns=1000).splitlines()
+        page = (measured.folder / f"results/tiny/tables/{name}.md").read_text(encoding="utf-8").splitlines()
+        for row in (line.split("|") for line in page if line.startswith("|") and "---" not in line):
+            # numbers are read from the CSV, to ten digits, where a 5 may be rounded the other way
+            words = [cell.strip() for cell in row if not re.search(r"\d[.e]|^\s*$", cell)]
+            assert any(all(word in line for word in words) for line in said), (name, row)
 
 
 def test_nothing_beyond_the_paper_is_part_of_all(measured):

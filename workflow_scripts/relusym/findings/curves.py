@@ -58,7 +58,7 @@ def by_curve(records: Sequence[Record]) -> pd.DataFrame:
                     "halfway": barrier[middle],
                     "largest": barrier.max(),
                     "excess": barrier.max() - barrier[middle],
-                    "place": barrier.argmax() / (len(barrier) - 1),
+                    "place": barrier.argmax() / (len(barrier) - 1) if barrier.max() > 1e-9 else np.nan,
                     "loss_halfway": of_loss[middle],
                     "loss_largest": of_loss.max(),
                 }
