@@ -337,7 +337,8 @@ def pieces(results):
         kind: measured_so_far(results / "records" / kind, section)
         for kind, section in laptop["beyond"].items()
     }
-    return [f"scales={json.dumps({'laptop': {'beyond': beyond}})}"]
+    no_matchings = [] if beyond["matchings"] else ['matchings=["activation"]']
+    return [f"scales={json.dumps({'laptop': {'beyond': beyond}})}", *no_matchings]
 
 
 def measured_so_far(records, section):
