@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -117,9 +118,15 @@ CLONES = {
 
 
 def pytest_collection_modifyitems(items):
+    """Mark tests of whole workflows; files that take long come first, so that all processes end together."""
+    seconds = Counter()
     for item in items:
         if CLONES & {*item.fixturenames}:
             item.add_marker("workflow")
+            seconds[item.path] += 3
+        if slow := item.get_closest_marker("slow"):
+            seconds[item.path] += slow.kwargs["seconds"]
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 MODELS = ("cnn", "gcnn")

@@ -58,7 +58,7 @@ def test_the_power_of_the_rank_correlation_is_the_share_of_simulated_nets_in_whi
     monkeypatch.setattr(evidence, "RESAMPLES", 9)  # of the interval, which isn't looked at
     means = 0.6 * np.arange(7)
     spread = {model: (mean, 1.0) for model, mean in enumerate(means)}
-    random, draws = np.random.default_rng(0), 300
+    random, draws = np.random.default_rng(0), 200
     found = [
         rank_correlation_of_types(nets_of_types(random, 6, 0.0, means, means), "error", "barrier").p_value
         < LEVEL
@@ -93,7 +93,7 @@ def test_a_certain_effect_has_power_one_and_too_few_nets_have_none():
 
 @pytest.mark.slow(seconds=5)
 def test_intervals_hold_the_true_effect_in_95_percent_of_cases():
-    random, draws, n = np.random.default_rng(0), 600, 6
+    random, draws, n = np.random.default_rng(0), 400, 6
     welch = pairs = 0
     for _ in range(draws):
         found = is_higher({"a": random.normal(1.0, 0.3, n), "b": random.normal(0.5, 0.1, n)}, "a", "b", 0.2)
