@@ -24,8 +24,6 @@ torch.set_num_threads(1)  # nets this small only lose by more, and a busy machin
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("Snakefile", "config.yaml", "rules", "profiles", "slurm", "envs", "report", "workflow_scripts")
-
-
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -123,7 +121,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if CLONES & {*item.fixturenames}:
             item.add_marker("workflow")
-            seconds[item.path] += 3
+            seconds[item.path] += 3  # as most of them take
         if slow := item.get_closest_marker("slow"):
             seconds[item.path] += slow.kwargs["seconds"]
     items.sort(key=lambda item: -seconds[item.path])

@@ -13,7 +13,6 @@ from relusym.data.chiral_shapes import SHAPES, draw, generate, render
 from relusym.data.image_set import subset
 from relusym.errors import UserError
 from relusym.experiments.measure import Subject
-from relusym.merging import orbit
 from relusym.merging.aligned import align
 from relusym.merging.channel_groups import channel_groups
 from relusym.merging.curve import curve
@@ -122,7 +121,9 @@ def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets
     for _ in range(3):
         nets.append(QUARTER_TURN.transform(nets[-1]))
     merged = []
-    monkeypatch.setattr(orbit, "repaired", lambda *given: [merged.append(given[:2]) or given[0]])
+    monkeypatch.setattr(
+        "relusym.merging.orbit.repaired", lambda *given: [merged.append(given[:2]) or given[0]]
+    )
     orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, labels, matching="identity")
     states = [one.state_dict() for one in nets]
     targets = [align(net, one, IMAGES, matching="identity").statistics[1] for one in nets]
