@@ -2,6 +2,7 @@
 import atexit
 import os
 
+from forked_script import run_as_forks
 from relusym.jobs.checklist import (
     Submission,
     command_problems,
@@ -119,6 +120,8 @@ onstart:
         except UserError as error:
             sys.exit(f"error: {error}")
         atexit.register(RUNNING.release)
+        if workflow.local_exec:
+            run_as_forks([job.rule.script for job in jobs_to_run() if job.rule.script])
         found = problems()
         if found:
             sys.exit("\n".join(["Nothing was submitted:", *(f"  {problem}" for problem in found)]))

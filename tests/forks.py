@@ -4,11 +4,10 @@ Imports take most of the time of a dry run and of a tiny job, and the tests have
 folder, environment, streams and exit status of the command it stands for, and is killed with it. Tests of signals,
 clusters and costs run Snakemake as users do.
 
-`python forks.py serve FOLDER` is the process that forks; `python forks.py ask FOLDER SCRIPT` and `python forks.py ask
-FOLDER snakemake …` stand for commands.
+`python forks.py serve FOLDER` is the process that forks; `python forks.py ask FOLDER` and a script, `snakemake …` or
+`-m MODULE …` stands for a command.
 """
 
-import atexit
 import gc
 import json
 import os
@@ -21,7 +20,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import traceback
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -54,8 +52,13 @@ class Forks:
         ask = shlex.join([sys.executable, "-IS", __file__, "ask", self._folder.name])
         python = Path(self._folder.name, "python")  # what Snakemake runs its jobs with
         python.write_text(
-            f'#!/bin/sh\ncase "$1 $2" in *.py*) exec {ask} "$1";; "-m snakemake") shift; exec {ask} "$@";; esac\n'
-            f'exec {shlex.quote(sys.executable)} "$@"\n',
+            f"""#!/bin/sh
+case "$1 $2" in
+  *.py*) exec {ask} "$1";;
+  "-m snakemake" | "-P -m") shift; exec {ask} "$@";;
+  *) exec {shlex.quote(sys.executable)} "$@";;
+esac
+""",
             encoding="utf-8",
         )
         python.chmod(0o755)
@@ -117,7 +120,9 @@ def serve(folder: str) -> None:
 
 
 def run(command: list[str], folder: str, environment: dict[str, str], streams: list[int]) -> NoReturn:
-    """What Python does with a script or with `-m snakemake …`, but for taking all modules apart at the end."""
+    """What Python does with a script or with `-m …`, but for taking all modules apart at the end."""
+    from relusym.jobs.forks import status_of  # `ask` starts without the packages that are installed
+
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -127,6 +132,10 @@ def run(command: list[str], folder: str, environment: dict[str, str], streams: l
     sys.argv = command
     if command[0] == "snakemake":
         start, sys.path[0] = sys.modules["snakemake.cli"].main, folder
+    elif command[0] == "-m":  # the process that forks for Snakemake
+        sys.argv = command[1:]
+        sys.modules.pop(command[1], None)  # Python warns of one that is there
+        start = partial(runpy.run_module, command[1], run_name="__main__")
     else:
         start, sys.path[0] = (
             partial(runpy.run_path, command[0], run_name="__main__"),
@@ -135,19 +144,8 @@ def run(command: list[str], folder: str, environment: dict[str, str], streams: l
     sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     status = 1
     try:
-        start()
-        status = 0
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-        else:
-            status = int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
+        status = status_of(start)
     finally:
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(status)
 
 

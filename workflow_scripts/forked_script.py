@@ -1,0 +1,54 @@
+"""Python scripts of rules as forks (relusym/jobs/forks.py), on the machine where Snakemake runs."""
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import snakemake.script
+from snakemake.benchmark import benchmarked
+
+from relusym.jobs.forks import Forks, can_fork
+
+FEW = 2  # scripts that are done as soon without
+# What Snakemake puts into a script needs the last two
+FINDINGS = ("pandas", "scipy.stats", "matplotlib.figure", "snakemake.logging", "snakemake.iocontainers")
+NETS = (
+    "torch",
+    "torchvision.transforms.v2",
+    *(f"relusym.experiments.{job}" for job in ("train", "merge", "measure")),
+)
+
+
+def run_as_forks(scripts: Sequence[str]) -> None:
+    """Run the scripts of this run as forks of a process with their imports, if they are many and this system can."""
+    if len(scripts) > FEW and can_fork():
+        without_nets = {Path(script).stem for script in scripts} <= {"table", "figure"}
+        ForkedScript.forks = Forks(FINDINGS if without_nets else NETS + FINDINGS)
+        snakemake.script.PythonScript = ForkedScript
+
+
+class ForkedScript(snakemake.script.PythonScript):
+    """A script as Snakemake runs it, but for the start of a process."""
+
+    forks: ClassVar[Forks]
+
+    def execute_script(self, fname: str, edit: bool = False) -> None:
+        """Run the script to its end; see `snakemake.script.ScriptBase`.
+
+        Raises:
+            subprocess.CalledProcessError: it failed.
+        """
+        if self.conda_env or self.container_img or self.env_modules or self.shadow_dir:
+            return super().execute_script(fname, edit)
+        try:
+            fork = self.forks.start(fname, self.threads, TMPDIR=self.resources.tmpdir)
+        except ChildProcessError:
+            return super().execute_script(fname, edit)
+        if self.bench_record is None:
+            succeeded = fork.succeeded()
+        else:
+            with benchmarked(fork.pid, self.bench_record):
+                succeeded = fork.succeeded()
+        if not succeeded:
+            raise subprocess.CalledProcessError(1, [fname])
