@@ -111,6 +111,16 @@ def mixing():
     return OTHER_IMAGES[min(read)] if read else None
 
 
+def lift_default_limit():
+    """Take Snakemake's own limit of 100 jobs a second off, which no scheduler is quick enough to meet.
+
+    With a limit, the scheduler looks through all jobs once more a second for each job that was ever started.
+    """
+    limit = workflow.scheduling_settings.max_jobs_per_timespan
+    if limit and (limit.max_jobs, limit.timespan) == (100, 1):
+        workflow.scheduler.job_rate_limiter = None
+
+
 onstart:
     if jobs_to_run():
         if line := mixing() or unfit():
@@ -120,6 +130,7 @@ onstart:
         except UserError as error:
             sys.exit(f"error: {error}")
         atexit.register(RUNNING.release)
+        lift_default_limit()
         if workflow.local_exec:
             run_as_forks([job.rule.script for job in jobs_to_run() if job.rule.script])
         found = problems()

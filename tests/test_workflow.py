@@ -199,6 +199,24 @@ def test_ctrl_c_saves_every_training_ends_in_a_line_each_and_leaves_no_lock(tiny
     assert made.planned(target, *endless) == ["train cnn 0"]
 
 
+LOOKS = """
+import sys
+from snakemake import cli
+from snakemake.scheduling.job_scheduler import JobScheduler
+
+JobScheduler._schedule_reevalutation = lambda *_: print("looks again in a while")
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("limit, looks", [((), False), (("--max-jobs-per-timespan", "9/1s"), True)])
+def test_the_scheduler_looks_for_jobs_when_one_ends_and_each_second_only_with_a_limit(committed, limit, looks):
+    (committed.folder / "results" / "tiny" / "tables" / "table2.csv").unlink()
+    command = [sys.executable, "-c", LOOKS, "--cores", "1", "table2", *limit]
+    run = subprocess.run(command, cwd=committed.folder, capture_output=True, text=True, check=True)
+    assert "Statistics of VGG11 nets" in run.stdout and ("looks again" in run.stdout) == looks
+
+
 def test_pieces_in_any_order_end_in_the_whole_table(committed):
     tables = committed.folder / "results" / "tiny" / "tables"
     shutil.rmtree(tables)
