@@ -210,7 +210,9 @@ cli.main(sys.argv[1:])
 
 
 @pytest.mark.parametrize("limit, looks", [((), False), (("--max-jobs-per-timespan", "9/1s"), True)])
-def test_the_scheduler_looks_for_jobs_when_one_ends_and_each_second_only_with_a_limit(committed, limit, looks):
+def test_the_scheduler_looks_for_jobs_when_one_ends_and_each_second_only_with_a_limit(
+    committed, limit, looks
+):
     (committed.folder / "results" / "tiny" / "tables" / "table2.csv").unlink()
     command = [sys.executable, "-c", LOOKS, "--cores", "1", "table2", *limit]
     run = subprocess.run(command, cwd=committed.folder, capture_output=True, text=True, check=True)
