@@ -2,7 +2,6 @@
 import atexit
 import os
 
-from forked_script import run_as_forks
 from relusym.jobs.checklist import (
     Submission,
     command_problems,
@@ -132,6 +131,8 @@ onstart:
         atexit.register(RUNNING.release)
         lift_default_limit()
         if workflow.local_exec:
+            from forked_script import run_as_forks  # beside the library: a workflow that uses this as a module may lack it
+
             run_as_forks([job.rule.script for job in jobs_to_run() if job.rule.script])
         found = problems()
         if found:
