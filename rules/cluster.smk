@@ -131,9 +131,8 @@ onstart:
         atexit.register(RUNNING.release)
         lift_default_limit()
         if workflow.local_exec:
-            from forked_script import (
-                run_as_forks,
-            )  # beside the library: a workflow that uses this as a module may lack it
+            # beside the library: a workflow that uses this one as a module may lack it
+            from forked_script import run_as_forks
 
             run_as_forks([job.rule.script for job in jobs_to_run() if job.rule.script])
         found = problems()
