@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ import pandas as pd
 import psutil
 import pytest
 import snakemake.script
+from slurm_cluster import wait_until
 
 import forked_script
 from forked_script import FEW, FINDINGS, NETS, ForkedScript, run_as_forks
@@ -23,6 +23,9 @@ from relusym.records import read_record
 pytestmark = pytest.mark.skipif(
     not can_fork(), reason="this system can't fork a process with numerical libraries"
 )
+
+
+MINUTES = 300  # seconds, of a busy machine
 
 
 @pytest.fixture
@@ -36,14 +39,6 @@ def written(tmp_path):
         return str(path)
 
     return write
-
-
-def wait_until(holds):
-    for _ in range(6000):
-        if holds():
-            return
-        time.sleep(0.05)
-    raise AssertionError("five minutes have gone by")
 
 
 def test_a_script_finds_what_it_finds_by_itself(written, tmp_path, monkeypatch, capfd):
@@ -151,8 +146,9 @@ def test_it_ends_with_the_process_that_made_it(written):
     pid = int(made.stdout.readline())
     made.kill()
     made.wait()
+    line = Path(f"/proc/{pid}/cmdline")  # empty, of one that has ended and isn't waited for
     wait_until(
-        lambda: not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes()
+        lambda: not line.exists() or not line.read_bytes(), MINUTES, "the process that forks ends", poll=0.05
     )
 
 
@@ -236,7 +232,7 @@ def started():
             start_new_session=True,
         )
         runs.append(run)
-        wait_until(lambda: len(in_training(made)) >= 2)
+        wait_until(lambda: len(in_training(made)) >= 2, MINUTES, "two nets are trained", poll=0.05)
         return run
 
     yield start
@@ -272,7 +268,7 @@ def test_ctrl_c_ends_each_fork_in_a_line_with_its_state_saved_and_leaves_no_proc
         line = rf"^failed: train {net}: interrupted in .*the training state is saved"
         assert re.search(line, said, re.MULTILINE), said
     assert len(list((made.folder / "results/tiny/states").iterdir())) == 2
-    wait_until(lambda: not of(run))
+    wait_until(lambda: not of(run), MINUTES, "no process of the run is left", poll=0.05)
 
 
 MERGES = [f"results/tiny/records/flip_merge/cnn-{seed}.json" for seed in range(2)]
@@ -285,7 +281,7 @@ def test_after_a_kill_of_snakemake_what_its_forks_do_counts_in_the_next_run(have
     run = started(made, *MERGES)
     run.kill()
     if have_ended:
-        wait_until(lambda: not of(run))
+        wait_until(lambda: not of(run), MINUTES, "no process of the run is left", poll=0.05)
     again = made.snakemake(*MERGES)
     assert again.returncode == 0, again.stdout
     assert not of(run) and all((made.folder / merge).exists() for merge in MERGES)

@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -45,10 +46,7 @@ class ForkedScript(snakemake.script.PythonScript):
             fork = self.forks.start(fname, self.threads, TMPDIR=self.resources.tmpdir)
         except ChildProcessError:
             return super().execute_script(fname, edit)
-        if self.bench_record is None:
+        with benchmarked(fork.pid, self.bench_record) if self.bench_record else nullcontext():
             succeeded = fork.succeeded()
-        else:
-            with benchmarked(fork.pid, self.bench_record):
-                succeeded = fork.succeeded()
         if not succeeded:
             raise subprocess.CalledProcessError(1, [fname])
