@@ -63,6 +63,35 @@ def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):
     assert "Training, GCNN: learning rate 0.0125" in others
 
 
+@pytest.mark.parametrize(
+    ("name", "seeds", "merging"),
+    [
+        (
+            "curves",
+            "0, 9-11",
+            "channels matched on 10,000 training images, REPAIR's statistics taken on 2,000 training images; "
+            "invariance error over all test images",
+        ),
+        (
+            "by_layer_figure",
+            "0, 9-11",
+            "channels matched and REPAIR's statistics taken on 2,000 training images; "
+            "invariance error over all test images",
+        ),
+        (
+            "matchings",
+            "0, 9-11",
+            "channels matched and REPAIR's statistics taken on 10,000 training images; "
+            "invariance error over 5,000 training images",
+        ),
+    ],
+)
+def test_notes_of_a_measurement_name_its_own_seeds_and_images(laptop, name, seeds, merging):
+    first, *others = shown.about(laptop.settings, name)["notes"]
+    assert first.endswith(f"; seeds {seeds}")
+    assert f"Merging: {merging}" in others
+
+
 def test_pairs_of_a_type_are_those_that_are_merged_as_far_as_their_seeds_go(laptop):
     pairs = [job.nets for job in jobs(laptop, "curves").values() if len(job.nets) == 2]
     assert pairs == [((m, i), (m, j)) for m in ("cnn", "cnn_inv") for i, j in ((9, 10), (10, 11), (11, 0))]

@@ -7,7 +7,7 @@ from typing import Any
 from relusym import paper_values
 from relusym.experiments.currency import DEFAULTS
 from relusym.experiments.measurements import MEASUREMENTS
-from relusym.experiments.models import Model
+from relusym.experiments.models import Model, Section
 from relusym.experiments.results import Results
 from relusym.experiments.settings import Settings
 from relusym.findings import BEYOND, FIGURES, TABLES, kinds_of
@@ -103,7 +103,8 @@ def about(settings: Settings, name: str) -> About:
         return common | {"models": models, "made": of_each, "notes": notes(settings, models)}
     if name in BEYOND:
         shown = _beyond(settings, measurement_of(name))
-        return common | shown | {"notes": notes(settings, shown["models"])}
+        section = settings.beyond.get(measurement_of(name), {})
+        return common | shown | {"notes": notes(settings, shown["models"], section)}
     given: dict[str, Callable[[], About]] = {
         "table1": lambda: {
             "models": of_table2,
@@ -206,16 +207,21 @@ def inputs(results: Results, name: str) -> dict[str, list[str]]:
     return found
 
 
-def notes(settings: Settings, models: list[str]) -> list[str]:
-    """What a reader of a table has to know of its nets: data, architecture, training and merging, and what differs."""
+def notes(settings: Settings, models: list[str], section: Section | None = None) -> list[str]:
+    """What a reader of a table has to know of its nets: data, architecture, training and merging, and what differs.
+
+    Args:
+        section: of the measurement beyond the paper that the table shows.
+    """
+    section = section or {}
     if not models:
         return []
     nets = [settings.models[model] for model in models]
-    lines = _lines(nets, [_net(net) for net in nets], "; ", f"Scale {settings.scale}")
+    lines = _lines(nets, [_net(net, section) for net in nets], "; ", f"Scale {settings.scale}")
     for stage in dict.fromkeys(stage for net in nets for stage in net.recipe):
         trained = [net for net in nets if stage in net.recipe]
         lines += _lines(trained, [_stage(net, stage) for net in trained], ", ", stage.capitalize())
-    lines += _lines(nets, [_merging(net) for net in nets], "; ", "Merging")
+    lines += _lines(nets, [_merging(net, section) for net in nets], "; ", "Merging")
     misaligned = {
         (size, strides)
         for net in nets
@@ -231,8 +237,9 @@ def notes(settings: Settings, models: list[str]) -> list[str]:
     return lines
 
 
-def _net(net: Model) -> list[str]:
-    data, network, seeds = net.given["data"], dict(net.given["network"]), net.seeds
+def _net(net: Model, section: Section) -> list[str]:
+    data, network = net.given["data"], dict(net.given["network"])
+    seeds = [seed for seed in net.seeds if seed in (section.get("seeds") or net.seeds)]
     architecture, width = network.pop("architecture"), network.pop("width", None)
     options = [f"width {width:g}"] if width is not None else []
     options += [f"{key} {value}" for key, value in network.items() if key != "group_convs"]
@@ -266,11 +273,14 @@ def _stage(net: Model, stage: str) -> list[str]:
     ]
 
 
-def _merging(net: Model) -> list[str]:
+def _merging(net: Model, section: Section) -> list[str]:
     given = net.given["merging"]
+    matched = section.get("images") or given["images"]
+    on = f" on {_count(matched)}," if section.get("repair_images") else " and"
+    measured = "all test images" if "images" in section else _count(given["invariance_images"])
     return [
-        f"channels matched and REPAIR's statistics taken on {_count(given['images'])}",
-        f"invariance error over {_count(given['invariance_images'])}",
+        f"channels matched{on} REPAIR's statistics taken on {_count(section.get('repair_images') or matched)}",
+        f"invariance error over {measured}",
     ]
 
 

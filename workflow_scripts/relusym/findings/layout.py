@@ -149,7 +149,7 @@ def _cells(
     if (stds := std_of(frame, column)) is not None:
         return [mean_and_std(mean, std, latex) for mean, std in zip(values, stds, strict=True)]
     if column in ("model", "model_1", "model_2") and "name" not in frame:
-        return ["" if pd.isna(value) else _text(names.get(value, value), latex) for value in values]
+        values = values.replace(names)
     form = layout.formats.get(column, "{:,}" if pd.api.types.is_numeric_dtype(values) else "{}")
     write = form if callable(form) else form.format
     return ["" if pd.isna(value) else _text(write(value), latex) for value in values]
