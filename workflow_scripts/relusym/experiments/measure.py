@@ -161,28 +161,30 @@ def during_training(subject: Subject, settings: Record) -> Record:
             symmetry=symmetry,
             matching=settings["merging"]["matching"],
         )
+        errors, invariance = _errors(
+            *(plain, subject.test, symmetry),
+            *(channel_groups(plain, subject.test.shape), merged.permutations),
+        )
         found.append(
             {
                 "epoch": epoch,
                 "accuracy": merged.accuracy["net"],
                 "barrier": merged.barrier["repaired"],
                 "absolute_barrier": merged.absolute_barrier["repaired"],
-                "invariance_error": invariance_error(net, subject.test, symmetry),
-                "equivariance_error": _layer_errors(
-                    *(plain, subject.test, symmetry),
-                    *(channel_groups(plain, subject.test.shape), merged.permutations),
-                ),
+                "invariance_error": invariance,
+                "equivariance_error": errors,
                 "similarity": merged.similarity,
             }
         )
     return {"epochs": found}
 
 
-def _layer_errors(
+def _errors(
     net: nn.Module, test: Images, symmetry: Symmetry, groups: list[ChannelGroup], permutations: dict
-) -> dict[str, float]:
-    errors, _ = equivariance_errors(net, test, symmetry, groups, permutations)
-    return {name: ways["matched"] for name, ways in errors.items()}
+) -> tuple[dict[str, float], float]:
+    """Each layer's equivariance error, its channels as they were matched, and the net's invariance error."""
+    errors, invariance = equivariance_errors(net, test, symmetry, groups, permutations)
+    return {name: ways["matched"] for name, ways in errors.items()}, invariance
 
 
 def by_layer(subject: Subject, settings: Record) -> Record:
@@ -193,10 +195,9 @@ def by_layer(subject: Subject, settings: Record) -> Record:
         matching=settings["merging"]["matching"],
         order=symmetry.order,
     )
+    errors, _ = _errors(net, subject.test, symmetry, aligned.groups, aligned.permutations)
     return {
-        "equivariance_error": _layer_errors(
-            net, subject.test, symmetry, aligned.groups, aligned.permutations
-        ),
+        "equivariance_error": errors,
         "similarity": aligned.similarity,
         "barrier_up_to": barriers_up_to(aligned, subject.images, subject.test, subject.labels),
     }

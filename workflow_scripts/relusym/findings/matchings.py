@@ -55,6 +55,7 @@ def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:
     types = [of for of in types if of in present]
     drawn = Figure(figsize=(COLUMN_WIDTH, 1.1 + 0.42 * max(len(types), 1)), layout="constrained")
     axes = drawn.subplots()
+    axes.set_xscale("symlog", linthresh=0.01)
     matchings = about["matchings"]
     for place, (matching, (colour, marker)) in enumerate(zip(matchings, LINES, strict=False)):
         offset = 0.7 * ((place + 0.5) / len(matchings) - 0.5)
@@ -69,7 +70,6 @@ def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:
         for first, second in types
     ]
     label_rows(axes, labels)
-    axes.set_xscale("symlog", linthresh=0.01)
     axes.set_xlabel("Barrier with REPAIR (linear below 0.01, logarithmic above)", fontsize=8)
     plain_axes(axes)
     axes.grid(axis="y", color="0.93", linewidth=0.6)

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ def serve(modules: Sequence[str]) -> None:
         with suppress(ImportError):  # a job that needs it says so
             import_module(name)
     gc.freeze()
+    # of an allocator that is preloaded, say: these modules start none (tests/test_forks.py)
+    warnings.filterwarnings("ignore", ".*is multi-threaded", DeprecationWarning)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     with socket.socket(fileno=sys.stdin.fileno()) as asked:
         while True:
