@@ -23,6 +23,7 @@ from relusym.merging.barrier import accuracy
 from relusym.merging.channel_groups import channel_groups
 from relusym.merging.invariance import invariance_error
 from relusym.merging.kernel_constraint import filters_and_matches
+from relusym.nets.group_conv import difference_from_equivariant
 from relusym.records import read_record, write_record
 from relusym.symmetry import HORIZONTAL_FLIP
 
@@ -187,6 +188,12 @@ def test_an_exact_gcnn_is_loaded_from_its_file_alone_and_is_one(measured):
     kernels = filters_and_matches(plain, HORIZONTAL_FLIP, channel_groups(plain), permutations)
     assert len(kernels) == 8 and all(torch.equal(*pair) for pair in kernels.values())
     assert made["kernel_constraint"] == 0
+    before = torch.arange(3)  # colours stay
+    for name, after in zip(kernels, permutations.values(), strict=True):
+        conv = plain.get_submodule(name)
+        acts = [lambda x, by=by: HORIZONTAL_FLIP.act(x)[:, by] for by in (before, after)]
+        assert difference_from_equivariant(conv, torch.randn(2, len(before), 8, 8), *acts) < 1e-5
+        before = after
     assert {*made["accuracy"]} >= {"test_time", "fine_tuned_test_time", "from_scratch"}
 
 

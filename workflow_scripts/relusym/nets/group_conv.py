@@ -4,10 +4,21 @@ Channels of a regular feature map come in `order` blocks, one an orientation: ch
 block 0 as seen by τᵏ. Under τ the blocks move on by one, cyclically.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
+
+Act = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def difference_from_equivariant(layer: Act, x: Tensor, act_on_input: Act, act_on_output: Act) -> float:
+    """Largest difference between Ψ(τx) and τΨ(x) of a layer Ψ, relative to the largest output; x is (B, C, H, H)."""
+    y = layer(x)
+    return float((layer(act_on_input(x)) - act_on_output(y)).abs().max() / y.abs().max())
 
 
 class RegularConv2d(nn.Module):
@@ -67,11 +78,9 @@ class RegularConv2d(nn.Module):
         """τ on this layer's output, (B, out_channels, H, W): in space and on the channels."""
         return self._shift(self.symmetry.act(y), 1)
 
-    @torch.no_grad()
     def check_equivariance(self, x: Tensor) -> float:
-        """Largest difference between Ψ(τx) and τΨ(x), relative to the largest output; x is (B, in_channels, H, H)."""
-        y = self(x)
-        return float((self(self.act_on_input(x)) - self.act_on_output(y)).abs().max() / y.abs().max())
+        """`difference_from_equivariant` of this layer; x is (B, in_channels, H, H)."""
+        return difference_from_equivariant(self, x, self.act_on_input, self.act_on_output)
 
     @torch.no_grad()
     def check_kernel_constraint(self) -> float:
