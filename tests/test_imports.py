@@ -13,14 +13,14 @@ LINT = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no
 PLANTED = {  # module of the library: an import that it must not have, and the contract that forbids it
     "records": ("relusym.nets", "Rooms import only what lies below them"),
     "data/views": ("relusym.nets.resnet", "Rooms import only what lies below them"),
-    "merging/barrier": ("relusym.training.loop", "Rooms import only what lies below them"),
+    "evaluation/barrier": ("relusym.training.loop", "Rooms import only what lies below them"),
     "findings/table4": ("relusym.data", "Findings and theory import the ground alone"),
     "theory/lemma_2_2": ("relusym.nets", "Findings and theory import the ground alone"),
     "findings/table2": ("torch", "Findings need no PyTorch"),
     "reporting/page": ("pandas", "Reports need nothing of the workflow"),
     "merging/layers": ("relusym.reporting", "Rooms import only what lies below them"),
     "jobs/memory": ("relusym.merging", "Jobs know no science"),
-    "experiments/merge": ("snakemake.io", "The library knows neither Snakemake"),
+    "measuring/merge": ("snakemake.io", "The library knows neither Snakemake"),
     "training/loop": ("benchmark.machine", "The library knows neither Snakemake"),
 }
 
