@@ -9,6 +9,7 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
+include: "rules/inside.smk"
 include: "rules/config_files.smk"
 
 
@@ -24,12 +25,12 @@ container: f"{workflow.current_basedir}/envs/relusym.sif"
 
 include: "rules/common.smk"
 include: "rules/resources.smk"
-include: "rules/cluster.smk"
 include: "rules/data.smk"
+include: "rules/cluster.smk"
+include: "rules/selection.smk"
 include: "rules/train.smk"
 include: "rules/merge.smk"
 include: "rules/theory.smk"
-include: "rules/shown.smk"
 include: "rules/tables.smk"
 include: "rules/status.smk"
 include: "rules/ending.smk"

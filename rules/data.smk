@@ -20,3 +20,7 @@ rule prepare_data:
         key=lambda w: SETTINGS.preparation(w.dataset)[1],
     script:
         "../workflow_scripts/prepare_data.py"
+
+
+# of every path, where a workflow that takes this one as a module has set one
+RESULTS.prefix = rules.prepare_data.output[0].removesuffix("data/{dataset}.safetensors")

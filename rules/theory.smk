@@ -8,10 +8,10 @@ for name in STATEMENTS:
         name:
             name
         input:
-            unpack(lambda w, record=RESULTS.other_record("theory", name): inputs_if_needed(record)),
+            unpack(lambda w, key=RESULTS.statement(name): inputs_if_to_do(key)),
         output:
-            record=report(
-                update(RESULTS.other_record("theory", name)),
+            record=in_report(
+                RESULTS.record(RESULTS.statement(name)),
                 caption=f"../report/{name}.rst",
                 category="Theory",
                 labels={"statement": name.replace("_", " ", 1).replace("_", ".").title()},
@@ -30,9 +30,9 @@ for name in STATEMENTS:
 
 rule flipped_training:
     input:
-        unpack(lambda w: inputs_if_needed(FIGURE_3)),
+        unpack(lambda w: inputs_if_to_do(RESULTS.flipped_training)),
     output:
-        record=update(FIGURE_3),
+        record=update(RESULTS.record(RESULTS.flipped_training)),
     log:
         f"{LOGS}/flipped_training.log",
     localrule: True

@@ -2,7 +2,7 @@
 
 from records import CODE, flip, pair, train
 
-from relusym.findings import BEYOND, FIGURES, TABLES, kinds_of, origins, provenance
+from relusym.findings import BEYOND, FIGURES, TABLES, agreement, kinds_of, provenance
 
 
 def record(kind="train", status="ok", source="CIFAR10", device="cpu x86_64", epochs=1, seconds=1800):
@@ -61,14 +61,14 @@ def test_no_records_are_no_rows():
 
 def test_the_notes_of_a_table_name_data_records_and_code():
     records = by_kind([record(), record(), record("flip_merge", device="cuda T4")])
-    first, *notes = origins.notes(records, {"notes": ["of the config"]})
+    first, *notes = agreement.notes(records, {"notes": ["of the config"]})
     assert first == "of the config"
     assert notes[:2] == ["Data: CIFAR10", "From 2 train and 1 flip_merge records"]
     assert notes[2:] == [
         "Made with relusym 0.1.0, torch 2.14.1, python 3.11, device cpu x86_64",
         "Made with relusym 0.1.0, torch 2.14.1, python 3.11, device cuda T4",
     ]
-    assert origins.notes({}, {}) == []
+    assert agreement.notes({}, {}) == []
 
 
 def test_what_is_made_of_filters_comes_from_flip_merges_of_its_types():

@@ -12,7 +12,9 @@ from relusym.records.files import write_record
 with job(snakemake) as lock:
     params, inputs, filters = snakemake.params, snakemake.input, snakemake.output.get("filters")
     if measurement := snakemake.wildcards.get("measurement"):
-        make = partial(measure_record, measurement)
+        # of a net that the measurement makes
+        to = Path(snakemake.output.record.replace("/records/", "/checkpoints/")).with_suffix(".safetensors")
+        make = partial(measure_record, measurement, to=to)
     else:
         make = partial(merge_record, filters=Path(filters) if filters else None)
     record = make(

@@ -11,6 +11,7 @@ import threading
 import time
 from argparse import ArgumentParser
 from collections import Counter, defaultdict
+from itertools import zip_longest
 from logging import WARNING, LogRecord
 from pathlib import Path
 
@@ -130,8 +131,17 @@ def _of_a_config_file(message: str) -> str | None:
 
 def _name(record: LogRecord) -> str:
     """A job as one reads it: its rule, and of which nets."""
-    net = Path(record.log[0]).stem if record.log else ""
+    net = _net(Path(record.log[0])) if record.log else ""
     return " ".join(dict.fromkeys([record.rule_name, net or record.rule_name]))
+
+
+def _net(log: Path) -> str:
+    """A job's nets by its log: cnn-0 for train/cnn-0.log and for train/cnn-3f9a1c2b/0.log."""
+    types, of_settings, _ = re.sub(r"-[0-9a-f]{8}$", "\0", log.parent.name).partition("\0")
+    if not of_settings:
+        return log.stem
+    nets = zip_longest(types.split("--"), log.stem.split("--"), fillvalue="")
+    return "--".join(f"{model}-{seed}" for model, seed in nets)
 
 
 class Run:

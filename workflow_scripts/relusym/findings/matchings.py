@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from relusym.findings import About, Inputs, measurements
+from relusym.findings.agreement import check_agreement, matching_of
 from relusym.findings.frames import measured, summary
 from relusym.findings.layout import Layout
-from relusym.findings.origins import check_agreement, matching_of
 from relusym.findings.print_style import COLUMN_WIDTH, LINES, label_rows, legend_above, plain_axes
 
 LAYOUT = Layout(
