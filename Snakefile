@@ -19,8 +19,12 @@ configfile: "config.yaml"
 report: "report/workflow.rst"
 
 
-# used with --sdm apptainer alone; built by the recipe beside it, envs/relusym.def
-container: f"{workflow.current_basedir}/envs/relusym.sif"
+CONTAINER = f"{workflow.current_basedir}/envs/relusym.sif"
+
+# used with --sdm apptainer alone, whose images' paths have no spaces; built by the recipe beside it, envs/relusym.def
+if " " not in CONTAINER:
+
+    container: lambda wildcards: CONTAINER
 
 
 include: "rules/common.smk"

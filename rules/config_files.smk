@@ -26,11 +26,12 @@ def is_of(folder):
 
 
 # Two checkouts may share an environment, in which one of them is installed.
-OURS = Path(str(workflow.current_basedir)).parent / "workflow_scripts"
+ROOT = Path(str(workflow.current_basedir)).parent
+OURS = ROOT / "workflow_scripts"
 if MAIN and (OURS / "relusym").is_dir() and not is_of(OURS / "relusym"):
     sys.exit(
         f"error: this Python has relusym from {Path(relusym.__file__).parent}, and this Snakefile needs the one beside it: "
-        f"pip install --editable {OURS.parent}, or set PYTHONPATH={OURS}"
+        f"pip install --editable {ROOT}, or set PYTHONPATH={OURS}"
     )
 
 from relusym.config.reading import check_command_line, check_file
@@ -42,3 +43,8 @@ if MAIN and TAKES_CONFIG_FILE:
             check_file(path)
     except UserError as error:  # not raised: Snakemake would add lines of its own
         sys.exit(f"config error: {error}")
+
+# The folder's own name is no place for wildcards.
+ENVIRONMENT = "../envs/relusym.yaml"
+if "{" in str(ROOT):
+    ENVIRONMENT = f"{ROOT}/envs/relusym.yaml".replace("{", "{{").replace("}", "}}")

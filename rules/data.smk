@@ -10,7 +10,7 @@ rule prepare_data:
         dataset="|".join(sorted({Path(job.prepared).stem for job in RESULTS.jobs.values() if job.prepared})),
     localrule: True
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     threads: 2
     resources:
         mem_mb=4000,

@@ -27,7 +27,8 @@ def print_results():
     columns = shutil.get_terminal_size((120, 24)).columns
     if text := screen.at_end(made_of_now, Path(folder), SETTINGS.names, columns=columns):
         print(text)
-        if {renamed(rule) for rule in (*SUBMITTED, "measure")}.isdisjoint(RUN):
+        trained = {renamed(rule) for rule in (*SUBMITTED, "measure")} & {*RUN}
+        if not trained and Path(f"{folder}/records/train").exists():
             print(
                 f"No net was trained: {folder}/records has them all. To train them yourself, move {folder} away first."
             )

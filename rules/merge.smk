@@ -10,7 +10,7 @@ rule flip_merge:
     log:
         f"{LOGS}/flip_merge/{MODEL}.log",
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     threads: SETTINGS.config["threads"]
     resources:
         nets=1,
@@ -31,7 +31,7 @@ rule pair_merge:
     log:
         f"{LOGS}/pair_merge/{TWO_NETS}.log",
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     threads: SETTINGS.config["threads"]
     resources:
         nets=1,
@@ -52,7 +52,7 @@ rule measure:  # beyond the paper: see relusym/config/measurements.py
     log:
         f"{LOGS}/{{measurement}}/{NETS}.log",
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     threads: SETTINGS.config["threads"]
     resources:
         nets=1,

@@ -6,7 +6,7 @@ rule status:
         f"{LOGS}/status.log",
     localrule: True
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     params:
         title=f"Scale {SETTINGS.scale}",
         jobs=lambda w: {

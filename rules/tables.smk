@@ -16,7 +16,7 @@ for name in selection.tables(SETTINGS):
             f"{LOGS}/{name}.log",
         localrule: True
         conda:
-            "../envs/relusym.yaml"
+            ENVIRONMENT
         params:
             name=name,
             about=lambda w, name=name: about(name),
@@ -39,7 +39,7 @@ for name in selection.figures(SETTINGS):
             f"{LOGS}/{name}.log",
         localrule: True
         conda:
-            "../envs/relusym.yaml"
+            ENVIRONMENT
         params:
             name=name,
             about=lambda w, name=name: about(name),
@@ -64,7 +64,7 @@ rule filter_pairs:  # for any net: snakemake results/<scale>/figures/filters/con
         seed=r"\d+",
     localrule: True
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     params:
         name="filter_pairs",
         about=lambda w: {

@@ -20,7 +20,7 @@ for name in STATEMENTS:
             f"{LOGS}/theory/{name}.log",
         localrule: True
         conda:
-            "../envs/relusym.yaml"
+            ENVIRONMENT
         params:
             name=name,
             settings=SETTINGS.theory(name),
@@ -37,7 +37,7 @@ rule flipped_training:
         f"{LOGS}/flipped_training.log",
     localrule: True
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     threads: SETTINGS.config["threads"]
     params:
         settings=SETTINGS.flipped_training(),

@@ -12,7 +12,7 @@ rule weights:  # needs the internet; read anew for each net that they are to mak
         f"{LOGS}/weights/{{model}}-{{fingerprint}}.log",
     localrule: True
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     params:
         settings=lambda w: SETTINGS.train(w.model),
         cache="data/weights",
@@ -31,7 +31,7 @@ rule train:
     group:  # of profiles/packed; a training on several GPUs is a submission of its own
         lambda w: "train" if processes(w.unit) == 1 and "train" in GROUPS else None
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     threads: lambda w: cores(w.unit)
     resources:
         nets=1,

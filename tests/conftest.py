@@ -91,6 +91,11 @@ class Clone:
             os.utime(path, (time, time))
         return made
 
+    def path_of_statement(self, name: str) -> Path:
+        """The record of a statement of the theory."""
+        results = Results(Settings.of(config_of(self.folder)))
+        return self.folder / results.record(results.statement(name))
+
     def snakemake(self, *arguments: str, by: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """Run Snakemake on two cores, by another command; the result's `stdout` holds both streams in their order."""
         snakemake = [*by, sys.executable, "-m", "snakemake"] if by else snakemake_command()

@@ -6,12 +6,13 @@ import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import MODELS, ROOT, config_of, latest_log
+from conftest import MODELS, ROOT, Clone, config_of, latest_log, set_to_tiny
 
 from relusym.config.settings import Settings
 from relusym.data import image_set
@@ -486,3 +487,99 @@ def test_the_same_records_give_the_same_bytes(committed):
     assert run.returncode == 0, run.stdout
     after = files_of(committed.folder, *parts)
     assert after == before
+
+
+# ---- another setting and back, dates, forced jobs, parts, other folders
+
+
+def test_another_setting_and_back_again_finds_the_first_results(committed):
+    draws = config_of(committed.folder)["theory"]["draws"]
+    record = committed.path_of_statement("lemma_e_1")
+    before = record.read_bytes()
+    other = "theory={draws: {lemma_e_1: 201}}"
+    assert committed.planned("theory", "--config", other) == ["lemma_e_1", "theory"]
+    assert committed.snakemake("theory", "--config", other).returncode == 0
+    assert draws["lemma_e_1"] != 201 and record.read_bytes() == before
+    assert committed.planned("theory") == ["theory"]  # the table shows the others
+    assert committed.snakemake("theory").returncode == 0
+    assert committed.planned("theory") == []
+    assert committed.planned("theory", "--config", other) == ["theory"]
+
+
+@pytest.mark.parametrize("time", [1e9, 4e9], ids=["older", "in the future"])
+def test_a_record_of_another_date_outdates_nothing(committed, time):
+    for path in (committed.record("train", "cnn-0"), committed.record("flip_merge", "gcnn-1")):
+        os.utime(path, (time, time))
+    assert committed.planned() == []
+
+
+def test_a_net_made_on_images_of_the_future_is_kept(copied):
+    """Snakemake deletes what is older than what it was made from."""
+    set_times(copied.folder / "data", time.time() + 600)
+    Path(copied.folder, copied.path("checkpoints", "train", "cnn-0")).unlink()
+    copied.record("train", "cnn-0").unlink()
+    assert copied.planned("table2") == ["table2", "train cnn 0"]
+    run = copied.snakemake("table2")
+    assert run.returncode == 0, run.stdout
+    assert copied.record("train", "cnn-0").exists() and copied.planned("table2") == []
+
+
+def test_a_record_whose_checkpoint_is_there_is_made_again_alone(copied):
+    copied.record("train", "cnn-0").unlink()
+    assert copied.planned("table2") == ["table2", "train cnn 0"]
+
+
+def test_a_net_that_is_trained_again_for_a_merge_outdates_no_other(committed):
+    committed.record("pair_merge", "cnn-0", "gcnn-0").unlink()
+    assert committed.snakemake("table4").returncode == 0
+    jobs = committed.planned()
+    assert not any(job.startswith(("train ", "flip_merge ", "pair_merge ", "prepare_data")) for job in jobs)
+    assert "table2" not in jobs and "table1" not in jobs  # its record is as it was
+
+
+def test_a_report_of_a_part_of_a_run_shows_that_part(committed, tmp_path):
+    tables = committed.folder / RESULT / "tables"
+    for path in [*tables.glob("table4*"), *tables.glob("claims*")]:
+        path.unlink()
+    report = tmp_path / "report.html"
+    run = committed.snakemake("--report", str(report))
+    assert run.returncode == 0, run.stdout
+    assert "tables/table2.html" in report.read_text(encoding="utf-8")
+
+
+def test_the_summary_says_of_no_file_that_it_is_out_of_date(finished):
+    run = finished.snakemake("--summary")
+    lines = [line.split("\t") for line in run.stdout.splitlines() if line.startswith(RESULT)]
+    assert len(lines) > 50 and {line[-1] for line in lines} == {"no update"}
+
+
+@pytest.mark.parametrize("triggers", [("mtime", "params", "input", "code", "software-env")])
+def test_no_trigger_of_snakemake_makes_anything_again(finished, triggers):
+    assert finished.planned("--rerun-triggers", *triggers) == []
+
+
+def test_a_checkout_whose_path_has_a_space_and_braces(tmp_path):
+    made = set_to_tiny(Clone(tmp_path / "a b{b}"))
+    run = made.snakemake("lemma_2_2", "figure10")
+    assert run.returncode == 0, run.stdout
+    assert made.path_of_statement("lemma_2_2").exists() and made.planned("lemma_2_2", "figure10") == []
+
+
+def test_a_checkout_with_another_library_than_the_installed_one_says_so(tiny):
+    made = tiny()
+    path = made.folder / "workflow_scripts/relusym/symmetry.py"
+    path.write_text(path.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
+    run = made.snakemake("--dry-run")
+    (line,) = [line for line in run.stdout.splitlines() if line.startswith("error: ")]
+    assert run.returncode != 0 and "this Snakefile needs the one beside it: pip install --editable" in line
+
+
+def test_without_snakemakes_inside_the_same_is_planned_and_done(committed, monkeypatch):
+    monkeypatch.setenv("RELUSYM_PUBLIC", "1")
+    assert committed.planned() == []
+    committed.record("flip_merge", "gcnn-1").unlink()
+    jobs = committed.planned("table2")
+    assert jobs == ["flip_merge gcnn 1", "prepare_data generated-400-200-0", "table2", "train gcnn 1"]
+    run = committed.snakemake("table2")
+    assert run.returncode == 0, run.stdout
+    assert committed.planned("table2") == []

@@ -109,7 +109,7 @@ class LogHandler(LogHandlerBase):
                 self.without_metadata = 0
             if self.common_settings.dryrun and self.run.total:
                 self._print(self.run.plan())
-            elif self.run.total > 1 and self.run.at_once and not self.common_settings.quiet:
+            elif self.run.total and self.run.at_once and not self.common_settings.quiet:
                 self._print(self.run.summary())
             self.run.total = 0  # Snakemake closes twice
         super().close()
@@ -190,11 +190,15 @@ class Run:
     def summary(self) -> str:
         """How it ended."""
         failed = f", {len(self.failed)} failed" if self.failed else ""
-        return f"{self.done} of {self.total} jobs done{failed}, in {_time(time.monotonic() - self.started)}"
+        what = f"{self.done} of {self.total} jobs"
+        if self.total == 1 and not failed:
+            ((rule, (name, *_)),) = self.planned.items()
+            what = rule if name == rule else f"{rule} {name}"
+        return f"{what} done{failed}, in {_time(time.monotonic() - self.started)}"
 
     def plan(self) -> str:
         """What a dry run would do: of each rule how many jobs, and the first of them by name."""
-        single = [rule for rule, number in self.to_do.items() if number == 1]
+        single = [rule for rule, number in self.to_do.items() if number == 1 and self.planned[rule] == [rule]]
         lines = [f"Would run {self.total:,} jobs (the full list: --verbose):"]
         for rule in self.to_do.keys() - single:
             names = sorted(self.planned[rule])
