@@ -29,6 +29,12 @@ def gradients(layer, x, seen, *, dtype, mode):
 
 
 @pytest.fixture(autouse=True)
+def small_ones_too(monkeypatch):
+    monkeypatch.setattr(quick_steps, "DENSE", (1, 1))
+    monkeypatch.setattr(quick_steps, "RELU_POOL", (1, 1))
+
+
+@pytest.fixture(autouse=True)
 def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -29,6 +29,10 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import max_pool2d, pad, relu
 from torch.overrides import TorchFunctionMode
 
+# Smaller ones take as long either way, or longer: what a call costs in Python
+DENSE = (100, 64)  # images, channels
+RELU_POOL = (2**16, 16)  # numbers, a multiple of channels
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -103,11 +107,13 @@ def conv2d(
     groups=1,
 ) -> Tensor:
     """`torch.conv2d`, as a product where that is quicker."""
-    if dilation not in (1, (1, 1)) or groups != 1 or isinstance(padding, str) or not torch.is_grad_enabled():
+    plain = dilation in (1, (1, 1)) and groups == 1 and not isinstance(padding, str) and x.ndim == 4
+    if not (plain and torch.is_grad_enabled()):
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
     stride, padding = ((value, value) if isinstance(value, int) else value for value in (stride, padding))
     (channels, height, width), out = x.shape[-3:], len(weight)
-    if (height, width, *weight.shape[2:], *stride, *padding) == (2, 2, 3, 3, 1, 1, 1, 1) and x.ndim == 4:
+    shape = (height, width, *weight.shape[2:], *stride, *padding)
+    if shape == (2, 2, 3, 3, 1, 1, 1, 1) and len(x) >= DENSE[0] and min(channels, out) >= DENSE[1]:
         return _Dense.apply(x, weight, bias)
     wholly = height * width <= paths.convs[0] and channels >= paths.convs[1] and out >= paths.convs[2]
     if wholly or (height * width <= paths.weights[0] and channels >= paths.weights[1]):
@@ -229,9 +235,10 @@ def _windows(x: Tensor, kernel: Sequence[int], pixels: Sequence[int], stride, pa
 
 def relu_pool(x: Tensor) -> Tensor:
     """ReLU and 2×2 max pool of x (B, C, H, W); in one pass for one thread and bfloat16, channels last."""
-    last = x.dtype == torch.bfloat16 and x.is_contiguous(memory_format=torch.channels_last)
+    suits = x.dtype == torch.bfloat16 and x.is_contiguous(memory_format=torch.channels_last)
     even = x.shape[-2] % 2 == x.shape[-1] % 2 == 0
-    if last and even and torch.get_num_threads() == 1 and _built():
+    long = x.numel() >= RELU_POOL[0] and x.shape[1] % RELU_POOL[1] == 0
+    if suits and even and long and torch.get_num_threads() == 1 and _built():
         return _ReluPool.apply(x)
     return relu(
         max_pool2d(x, 2)
