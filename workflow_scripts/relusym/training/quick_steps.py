@@ -30,7 +30,8 @@ from torch.nn.functional import max_pool2d, pad, relu
 from torch.overrides import TorchFunctionMode
 
 # Smaller ones take as long either way, or longer: what a call costs in Python
-DENSE = (100, 64)  # images, channels
+CHANNELS = 128  # of a conv's input
+DENSE = (100, CHANNELS)  # images, channels
 RELU_POOL = (2**16, 16)  # numbers, a multiple of channels
 
 
@@ -47,7 +48,7 @@ class Paths:
     convs: tuple[int, int, int]
 
 
-AMX = Paths(weights=(64, 128), convs=(16, 256, 512))
+AMX = Paths(weights=(64, CHANNELS), convs=(16, 256, 512))
 OLDER = Paths(weights=(16, 512), convs=(0, 0, 0))
 
 
@@ -69,6 +70,7 @@ class QuickSteps(TorchFunctionMode):
     def __init__(self, net: nn.Module, paths: Paths):
         super().__init__()
         self.paths = paths
+        self.wide = any(weight.ndim == 4 and weight.shape[1] >= CHANNELS for weight in net.parameters())
         self.pools = [
             pair
             for layers in net.modules()
@@ -80,10 +82,11 @@ class QuickSteps(TorchFunctionMode):
     def __enter__(self) -> "QuickSteps":
         for activation, pool in self.pools:
             activation.forward, pool.forward = _unchanged, relu_pool
-        return super().__enter__()
+        return super().__enter__() if self.wide else self
 
     def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
+        if self.wide:
+            super().__exit__(*error)
         for pair in self.pools:
             for layer in pair:
                 del layer.forward  # the class's is there again
