@@ -12,7 +12,7 @@ from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.training import loop, quick_steps
 from relusym.training.objectives import Supervised
-from relusym.training.quick_steps import AMX, OLDER, QuickSteps, relu_pool
+from relusym.training.quick_steps import QuickSteps, relu_pool
 from relusym.training.recipe import Recipe
 
 CPU, BFLOAT16 = torch.device("cpu"), torch.bfloat16
@@ -44,38 +44,37 @@ def one_thread():
 
 
 CONVS = [
-    (nn.Conv2d(130, 10, 3, padding=1), 2, "_DenseBackward"),
-    (nn.Conv2d(6, 10, 3, padding=1, bias=False), 2, "_DenseBackward"),
-    (nn.Conv2d(130, 10, 3, padding=1), 4, "_WindowsBackward"),
-    (nn.Conv2d(130, 10, 3, padding=1, bias=False), 4, "_WindowsBackward"),
-    (nn.Conv2d(128, 8, 3), 8, "_WindowsBackward"),
-    (nn.Conv2d(128, 4, 3, stride=2, padding=1), 7, "_WindowsBackward"),
-    (nn.Conv2d(128, 4, (1, 3), stride=(1, 2), padding=(0, 1)), 6, "_WindowsBackward"),
-    (nn.Conv2d(128, 4, 1), 1, "_WindowsBackward"),
-    # wholly by windows
-    (nn.Conv2d(256, 512, 3, padding=1), 4, "_WindowsBackward"),
-    (nn.Conv2d(256, 512, (3, 1), padding=(1, 0), bias=False), 3, "_WindowsBackward"),
-    (nn.Conv2d(256, 512, 3, stride=2, padding=1), 4, "_WindowsBackward"),
+    (nn.Conv2d(130, 10, 3, padding=1), 2, "_DenseBackward", None),
+    (nn.Conv2d(6, 10, 3, padding=1, bias=False), 2, "_DenseBackward", None),
+    (nn.Conv2d(130, 10, 3, padding=1), 4, "_WindowsBackward", False),
+    (nn.Conv2d(130, 10, 3, padding=1, bias=False), 4, "_WindowsBackward", False),
+    (nn.Conv2d(128, 8, 3), 8, "_WindowsBackward", False),
+    (nn.Conv2d(128, 4, 3, stride=2, padding=1), 7, "_WindowsBackward", False),
+    (nn.Conv2d(128, 4, (1, 3), stride=(1, 2), padding=(0, 1)), 6, "_WindowsBackward", False),
+    (nn.Conv2d(128, 4, 1), 1, "_WindowsBackward", False),
+    (nn.Conv2d(256, 512, 3, padding=1), 4, "_WindowsBackward", True),
+    (nn.Conv2d(256, 512, (3, 1), padding=(1, 0), bias=False), 3, "_WindowsBackward", True),
+    (nn.Conv2d(256, 512, 3, stride=2, padding=1), 4, "_WindowsBackward", False),
 ]
 
 
-@pytest.mark.parametrize("conv, side, name", CONVS, ids=str)
-def test_convs_and_their_gradients_are_as_exact_as_torchs(conv, side, name):
+@pytest.mark.parametrize("conv, side, name, wholly", CONVS, ids=str)
+def test_convs_and_their_gradients_are_as_exact_as_torchs(conv, side, name, wholly):
     images = torch.randn(7, conv.in_channels, side, side, generator=torch.Generator().manual_seed(0))
     for form in (torch.contiguous_format, torch.channels_last):
         # the same for all: some CPUs round one form unlike the other
         ran, x = [], images.to(memory_format=form)
-        y, quick = gradients(conv, x, ran, dtype=BFLOAT16, mode=QuickSteps(conv, AMX))
+        y, quick = gradients(conv, x, ran, dtype=BFLOAT16, mode=QuickSteps(conv, amx=True))
         z, usual = gradients(conv, x, ran, dtype=BFLOAT16, mode=nullcontext())
         float32, exact = gradients(conv, x, ran, dtype=torch.float32, mode=nullcontext())
-        assert ran[0] == name != ran[1]
+        assert ran[0] == name != ran[1] and getattr(y.grad_fn, "wholly", None) is wholly
         for a, b, c in zip((y, *quick), (z, *usual), (float32, *exact), strict=True):
             assert a.dtype == b.dtype and a.shape == b.shape
             assert (a - c).norm() <= 1.2 * (b - c).norm() + 1e-3 * c.norm()
 
 
-@pytest.mark.parametrize("conv, side, name", CONVS, ids=str)
-def test_float64_is_exact_in_it_as_well(conv, side, name):
+@pytest.mark.parametrize("conv, side, name, wholly", CONVS, ids=str)
+def test_float64_is_exact_in_it_as_well(conv, side, name, wholly):
     conv = nn.Conv2d(
         conv.in_channels,
         conv.out_channels,
@@ -85,30 +84,30 @@ def test_float64_is_exact_in_it_as_well(conv, side, name):
         bias=conv.bias is not None,
     ).double()
     x, ran = torch.randn(3, conv.in_channels, side, side, dtype=torch.float64), []
-    quick = gradients(conv, x, ran, dtype=torch.float64, mode=QuickSteps(conv, AMX))
+    quick = gradients(conv, x, ran, dtype=torch.float64, mode=QuickSteps(conv, amx=True))
     usual = gradients(conv, x, ran, dtype=torch.float64, mode=nullcontext())
-    assert ran[0] == name
+    assert ran[0] == name and getattr(quick[0].grad_fn, "wholly", None) is wholly
     for a, b in zip((quick[0], *quick[1]), (usual[0], *usual[1]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
-    "conv, side, paths",
+    "conv, side, amx",
     [
-        (nn.Conv2d(128, 4, 3, padding=1), 9, AMX),
-        (nn.Conv2d(127, 4, 3, padding=1), 4, AMX),
-        (nn.Conv2d(128, 4, 3, padding=1, groups=2), 2, AMX),
-        (nn.Conv2d(128, 4, 3, padding=2, dilation=2), 4, AMX),
-        (nn.Conv2d(128, 4, 3, padding="same"), 2, AMX),
-        (nn.Conv2d(256, 512, 3, padding=1), 4, OLDER),
-        (nn.Conv2d(512, 4, 3, padding=1), 8, OLDER),
-        (nn.Conv2d(8, 4, 1), 2, OLDER),
+        (nn.Conv2d(128, 4, 3, padding=1), 9, True),
+        (nn.Conv2d(127, 4, 3, padding=1), 4, True),
+        (nn.Conv2d(128, 4, 3, padding=1, groups=2), 2, True),
+        (nn.Conv2d(128, 4, 3, padding=2, dilation=2), 4, True),
+        (nn.Conv2d(128, 4, 3, padding="same"), 2, True),
+        (nn.Conv2d(256, 512, 3, padding=1), 4, False),
+        (nn.Conv2d(512, 4, 3, padding=1), 8, False),
+        (nn.Conv2d(8, 4, 1), 2, False),
     ],
     ids=str,
 )
-def test_other_convs_are_left_as_they_are(conv, side, paths):
+def test_other_convs_are_left_as_they_are(conv, side, amx):
     ran, x = [], torch.randn(2, conv.in_channels, side, side)
-    y, _ = gradients(conv, x, ran, dtype=BFLOAT16, mode=QuickSteps(conv, paths))
+    y, _ = gradients(conv, x, ran, dtype=BFLOAT16, mode=QuickSteps(conv, amx))
     z, _ = gradients(conv, x, ran, dtype=BFLOAT16, mode=nullcontext())
     assert ran[0] == ran[1] and torch.equal(y, z)
 
@@ -161,31 +160,31 @@ def test_a_net_has_its_own_gradients_and_layers(group_convs, batch_norm):
 
     quick, plain, exact = (
         torch.cat([gradient.flatten() for gradient in step(*how)])
-        for how in ((QuickSteps(net, AMX),), (nullcontext(),), (nullcontext(), torch.float32))
+        for how in ((QuickSteps(net, amx=True),), (nullcontext(),), (nullcontext(), torch.float32))
     )
     assert (quick - exact).norm() <= 1.2 * (plain - exact).norm()
     assert not any("forward" in vars(layer) for layer in net.modules())
 
 
 def test_it_is_used_in_bfloat16_on_a_cpu_with_its_instructions_alone(monkeypatch):
-    def paths(able, device="cpu", dtype=BFLOAT16):
+    def amx(able, device="cpu", dtype=BFLOAT16):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
-        return getattr(quick_steps.quick_steps(small_net(), torch.device(device), dtype), "paths", None)
+        return getattr(quick_steps.quick_steps(small_net(), torch.device(device), dtype), "amx", None)
 
-    amx, older = {"amx_bf16": True, "avx512_bf16": True}, {"avx512_bf16": True}
+    new, older = {"amx_bf16": True, "avx512_bf16": True}, {"avx512_bf16": True}
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    assert paths(amx) == AMX and paths(older) == OLDER and paths({}) is None
-    assert paths(amx, device="cuda") is None and paths(amx, dtype=torch.float32) is None
+    assert amx(new) is True and amx(older) is False and amx({}) is None
+    assert amx(new, device="cuda") is None and amx(new, dtype=torch.float32) is None
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # to train an older CPU's nets again
-    assert paths(amx) == OLDER
+    assert amx(new) is False
 
 
-@pytest.mark.parametrize("paths", [AMX, OLDER], ids=["AMX", "older"])
-def test_trainings_take_quick_steps_with_the_same_bytes_each_time(paths, monkeypatch):
+@pytest.mark.parametrize("amx", [True, False])
+def test_trainings_take_quick_steps_with_the_same_bytes_each_time(amx, monkeypatch):
     taken = []
     conv2d = quick_steps.conv2d
     monkeypatch.setattr(quick_steps, "conv2d", lambda *given: taken.append(given) or conv2d(*given))
-    monkeypatch.setattr(loop, "quick_steps", lambda net, device, dtype: QuickSteps(net, paths))
+    monkeypatch.setattr(loop, "quick_steps", lambda net, device, dtype: QuickSteps(net, amx))
     recipe = replace(VGG_RECIPE, epochs=2, warmup_epochs=0, precision="bfloat16")
     states = [train_on(small_images(40), small_net(), recipe).net.state_dict() for _ in range(2)]
     assert taken
@@ -193,7 +192,7 @@ def test_trainings_take_quick_steps_with_the_same_bytes_each_time(paths, monkeyp
 
 
 def test_with_and_without_a_compiler_a_training_gives_the_same_bytes(monkeypatch):
-    monkeypatch.setattr(loop, "quick_steps", lambda net, device, dtype: QuickSteps(net, OLDER))
+    monkeypatch.setattr(loop, "quick_steps", lambda net, device, dtype: QuickSteps(net, amx=False))
     recipe = replace(VGG_RECIPE, epochs=2, warmup_epochs=0, precision="bfloat16")
     states = [train_on(small_images(40), small_net(), recipe).net.state_dict()]
     monkeypatch.setattr(quick_steps, "_built", lambda: None)

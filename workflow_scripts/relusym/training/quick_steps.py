@@ -15,7 +15,6 @@ import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
 from pathlib import Path
@@ -31,25 +30,11 @@ from torch.overrides import TorchFunctionMode
 
 # Smaller ones take as long either way, or longer: what a call costs in Python
 CHANNELS = 128  # of a conv's input
-DENSE = (100, CHANNELS)  # images, channels
+DENSE = (100, CHANNELS)  # images, channels of the input and the output
 RELU_POOL = (2**16, 16)  # numbers, a multiple of channels
-
-
-@dataclass(frozen=True)
-class Paths:
-    """On which feature maps what is quicker than oneDNN's convs: at most so many pixels, at least so many channels.
-
-    Attributes:
-        weights: (pixels, channels of the input) for the gradient of the weights by windows.
-        convs: (pixels, channels of the input, of the output) for all of a conv by windows.
-    """
-
-    weights: tuple[int, int]
-    convs: tuple[int, int, int]
-
-
-AMX = Paths(weights=(64, CHANNELS), convs=(16, 256, 512))
-OLDER = Paths(weights=(16, 512), convs=(0, 0, 0))
+# With AMX: on how many pixels at most, from how many channels of the input (and the output) on
+WINDOWS_FOR_WEIGHTS = (64, CHANNELS)
+WINDOWS = (16, 256, 512)
 
 
 def quick_steps(net: nn.Module, device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
@@ -61,15 +46,15 @@ def quick_steps(net: nn.Module, device: torch.device, dtype: torch.dtype) -> Abs
     able = torch.cpu.get_capabilities()
     amx = able.get("amx_bf16") and "ONEDNN_MAX_CPU_ISA" not in os.environ
     quick = device.type == "cpu" and dtype == torch.bfloat16 and (amx or able.get("avx512_bf16"))
-    return QuickSteps(net, AMX if amx else OLDER) if quick else nullcontext()
+    return QuickSteps(net, bool(amx)) if quick else nullcontext()
 
 
 class QuickSteps(TorchFunctionMode):
     """Within, `torch.conv2d` is `conv2d`, and the net's `ReLU`s before a 2×2 `MaxPool2d` are left to `relu_pool`."""
 
-    def __init__(self, net: nn.Module, paths: Paths):
+    def __init__(self, net: nn.Module, amx: bool):
         super().__init__()
-        self.paths = paths
+        self.amx = amx
         self.wide = any(weight.ndim == 4 and weight.shape[1] >= CHANNELS for weight in net.parameters())
         self.pools = [
             pair
@@ -95,12 +80,12 @@ class QuickSteps(TorchFunctionMode):
         self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is torch.conv2d:
-            return conv2d(self.paths, *args, **(kwargs or {}))
+            return conv2d(self.amx, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
 def conv2d(
-    paths: Paths,
+    amx: bool,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -114,13 +99,14 @@ def conv2d(
     if not (plain and torch.is_grad_enabled()):
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
     stride, padding = ((value, value) if isinstance(value, int) else value for value in (stride, padding))
-    (channels, height, width), out = x.shape[-3:], len(weight)
+    (images, channels, height, width), out = x.shape, len(weight)
     shape = (height, width, *weight.shape[2:], *stride, *padding)
-    if shape == (2, 2, 3, 3, 1, 1, 1, 1) and len(x) >= DENSE[0] and min(channels, out) >= DENSE[1]:
+    if shape == (2, 2, 3, 3, 1, 1, 1, 1) and images >= DENSE[0] and min(channels, out) >= DENSE[1]:
         return _Dense.apply(x, weight, bias)
-    wholly = height * width <= paths.convs[0] and channels >= paths.convs[1] and out >= paths.convs[2]
-    if wholly or (height * width <= paths.weights[0] and channels >= paths.weights[1]):
-        return _Windows.apply(x, weight, bias, stride, padding, wholly and (*stride,) == (1, 1))
+    if amx and height * width <= WINDOWS_FOR_WEIGHTS[0] and channels >= WINDOWS_FOR_WEIGHTS[1]:
+        pixels, wide, wide_out = WINDOWS
+        wholly = height * width <= pixels and channels >= wide and out >= wide_out and (*stride,) == (1, 1)
+        return _Windows.apply(x, weight, bias, stride, padding, wholly)
     return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
@@ -243,9 +229,7 @@ def relu_pool(x: Tensor) -> Tensor:
     long = x.numel() >= RELU_POOL[0] and x.shape[1] % RELU_POOL[1] == 0
     if suits and even and long and torch.get_num_threads() == 1 and _built():
         return _ReluPool.apply(x)
-    return relu(
-        max_pool2d(x, 2)
-    )  # the order is the same to results and gradients, and this one has fewer pixels
+    return relu(max_pool2d(x, 2))  # the largest commutes with ReLU, which has a quarter of the pixels so
 
 
 class _ReluPool(torch.autograd.Function):
