@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from relusym.findings import About, Inputs, Record
 from relusym.findings.frames import in_order, summary
 from relusym.findings.layout import Layout
-from relusym.findings.origins import check_agreement
+from relusym.findings.origins import check_agreement, images_of
 from relusym.findings.print_style import COLUMN_WIDTH, LINES, empty_figure, label_rows, plain_axes
 
 QUANTITIES = {
@@ -40,7 +40,7 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
         for symmetry in record["settings"]["symmetries"]:
             row = {
                 **{key: record[key] for key in ("model", "seed")},
-                **{"symmetry": symmetry, "data": record["inputs"]["source"], "ok": record["status"] == "ok"},
+                **{"symmetry": symmetry, "data": images_of(record), "ok": record["status"] == "ok"},
                 "invariant": _invariant_to(trained["data"]) == symmetry,
             }
             if row["ok"]:
