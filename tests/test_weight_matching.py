@@ -9,10 +9,10 @@ from small_nets import Images, smooth_images, vgg11
 from torch import nn
 
 from relusym import nets
+from relusym.channels.groups import channel_groups, permute
 from relusym.errors import UserError
-from relusym.merging.channel_groups import channel_groups, permute
-from relusym.merging.involution import best_involution
-from relusym.merging.matching import Pair, match
+from relusym.matching.involution import best_involution
+from relusym.matching.match import Pair, match
 from relusym.merging.merge import flip_merge, merge
 
 NETS = {

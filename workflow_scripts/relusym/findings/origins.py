@@ -8,25 +8,14 @@ from typing import Any
 from relusym import cifar10
 from relusym.errors import UserError
 from relusym.findings import About, Inputs, Record
+from relusym.records.fields import images_of, nets_of
 
-NETS = (("model", "seed"), ("model_1", "seed_1"), ("model_2", "seed_2"))
 OF_NO_NETS = "filters", "flipped_training", "theory"
-
-
-def nets_of(record: Record) -> list[tuple[str, int]]:
-    """The nets that a record is of: one, two of a pair merge, or none."""
-    return [(record[model], record[seed]) for model, seed in NETS if model in record]
 
 
 def matching_of(record: Record) -> str:
     """By which matching a merge was made."""
     return record["settings"].get("merging", {}).get("matching", "activation")
-
-
-def images_of(record: Record) -> str | None:
-    """What tables call the images that a record was made from, by their content and their label; None without any."""
-    given = record.get("inputs", {})
-    return cifar10.name_of(given["source"], given.get("data")) if given.get("source") else None
 
 
 def notes(inputs: Inputs, about: About) -> list[str]:

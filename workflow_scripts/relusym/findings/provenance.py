@@ -13,7 +13,7 @@ import pandas as pd
 from relusym.findings import About, Inputs, Record, kinds_of
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout
-from relusym.findings.origins import images_of
+from relusym.records.fields import images_of
 
 CODE = ("relusym", "torch", "python", "device")
 LAYOUT = Layout(
