@@ -72,11 +72,16 @@ def name_of(label: str, digest: str | None) -> str:
     return f"{NAME}?" if claimed and digest else label
 
 
-def doubt(digest: str) -> str:
-    """The line that explains "CIFAR10?"."""
+def doubt(digest: str, split: str | None = None) -> str:
+    """The line that explains "CIFAR10?".
+
+    Args:
+        digest: of the prepared images, or of the split.
+    """
+    own, what = (SPLIT_DIGESTS[split], f"{split} images") if split else (DIGEST, "images")
     return (
-        f"{NAME}?: labelled {NAME}, but these are other images, or the same in another order (SHA-256 {digest[:8]}…; "
-        f"{NAME}'s is {DIGEST[:8]}…)"
+        f"{NAME}?: these aren't {NAME}'s {what}, or not in its order (their SHA-256 begins with {digest[:8]}, that of "
+        f"{NAME}'s with {own[:8]})"
     )
 
 
@@ -200,7 +205,8 @@ def _members(path: Path, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
                 if len(found) == len(names):
                     return
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        raise UserError(f"{path} is truncated or no archive ({error}): {AGAIN}") from error
+        reason = str(error).partition("\n")[0].rstrip(":")  # not how it fared in each format
+        raise UserError(f"{path} is truncated or no archive ({reason}): {AGAIN}") from error
 
 
 def _class_names(raw: bytes, source: str, path: Path) -> tuple[str, ...]:
@@ -217,7 +223,7 @@ def _binary(raw: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
     if len(raw) != (size := IN_A_BATCH * (1 + PIXELS)):
         raise UserError(f"{path} has {len(raw):,} bytes, and a batch of {NAME} {size:,}: {AGAIN}")
     rows = np.frombuffer(raw, np.uint8).reshape(IN_A_BATCH, 1 + PIXELS)
-    return rows[:, 1:], _labels(rows[:, 0], path)
+    return rows[:, 1:], _labels(rows[:, 0].tolist(), path)
 
 
 def _python(raw: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -227,20 +233,24 @@ def _python(raw: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
     batch = _unpickled(raw, path)
     if absent := [name for name in ("data", "labels") if name not in batch]:
         raise UserError(f"{path} has no entry {absent[0]}, so it is no batch of {NAME}: {AGAIN}")
-    data, labels = np.asarray(batch["data"]), np.asarray(batch["labels"])
-    if data.shape != (IN_A_BATCH, PIXELS) or data.dtype != np.uint8 or labels.shape != (IN_A_BATCH,):
+    data, labels = batch["data"], batch["labels"]
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (IN_A_BATCH, PIXELS):
+        found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
         raise UserError(
-            f"{path} has data {data.dtype} {data.shape} and labels {labels.shape}, and a batch of {NAME} uint8 "
-            f"{(IN_A_BATCH, PIXELS)} and {(IN_A_BATCH,)}: {AGAIN}"
+            f"{path} has data {found}, and a batch of {NAME} uint8 {(IN_A_BATCH, PIXELS)}: {AGAIN}"
         )
+    if not isinstance(labels, list) or len(labels) != IN_A_BATCH:
+        raise UserError(f"{path} has no list of {IN_A_BATCH:,} labels, so it is no batch of {NAME}: {AGAIN}")
     return data, _labels(labels, path)
 
 
-def _labels(labels: np.ndarray, path: Path) -> np.ndarray:
-    wrong = [label for label in set(labels.tolist()) if label not in range(len(CLASSES))]
-    if wrong:
-        raise UserError(f"{path} has the label {wrong[0]!r}, and {NAME} has 0 to {len(CLASSES) - 1}: {AGAIN}")
-    return labels.astype("int64")
+def _labels(labels: list[Any], path: Path) -> np.ndarray:
+    import numpy as np
+
+    allowed = range(len(CLASSES))
+    if wrong := [label for label in labels if label not in allowed]:
+        raise UserError(f"{path} has the label {wrong[0]!r}, and {NAME} has 0 to {allowed[-1]}: {AGAIN}")
+    return np.array(labels, np.int64)
 
 
 def _unpickled(raw: bytes, path: Path) -> dict[str, Any]:
