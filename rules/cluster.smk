@@ -11,7 +11,7 @@ from relusym.jobs.checklist import (
     slurm_problems,
 )
 from relusym.data.extent import extent_of
-from relusym.experiments.image_checks import check_images
+from relusym.config.image_checks import check_images
 from relusym.jobs.job_lock import JobLock
 
 # in place of Snakemake's own lock, which a kill -9 leaves locked
@@ -53,7 +53,7 @@ def unfit():
                 if extent := extent_of(SETTINGS.preparation_for(model)[0], Path(prepared)):
                     check_images(SETTINGS, model, extent)
         if device.startswith("cuda") and workflow.local_exec and any(job.resources.get("gpu") for job in run):
-            from relusym.experiments.costs import device_of  # imports PyTorch
+            from relusym.measuring.costs import device_of  # imports PyTorch
 
             device_of(device)
     except UserError as error:

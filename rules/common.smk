@@ -1,4 +1,4 @@
-# Paths, and which jobs a run needs. What is current is decided by relusym.experiments (currency.py for one record, results.py
+# Paths, and which jobs a run needs. What is current is decided by relusym.records (currency.py for one record, results.py
 # for a scale), from what records say and never by the times of files.
 import gc
 import re
@@ -7,14 +7,14 @@ from functools import cache
 from pathlib import Path
 from threading import Thread
 
-from relusym.experiments.measurements import MEASUREMENTS
-from relusym.experiments.results import SUBMITTED, Results
-from relusym.experiments.settings import Settings
+from relusym.config.measurements import MEASUREMENTS
+from relusym.records.results import SUBMITTED, Results
+from relusym.config.settings import Settings
 from relusym.findings import BEYOND, FIGURES, TABLES, made
 from relusym.theory import STATEMENTS
 
 try:
-    from relusym.experiments import shown
+    from relusym.findings import selection
 except UserError as error:  # the paper's tables, which it reads
     sys.exit(f"error: {error}")
 

@@ -3,7 +3,7 @@ import sys
 
 try:
     from relusym.errors import UserError
-    from relusym.experiments.config import check_command_line, check_file
+    from relusym.config.reading import check_command_line, check_file
 except ModuleNotFoundError as error:
     if error.name != "relusym":
         raise

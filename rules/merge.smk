@@ -48,7 +48,7 @@ rule pair_merge:
         "../workflow_scripts/merge.py"
 
 
-rule measure:  # beyond the paper: see relusym/experiments/measurements.py
+rule measure:  # beyond the paper: see relusym/config/measurements.py
     input:
         unpack(lambda w: inputs_if_needed(MEASURED.format(**w))),
     output:

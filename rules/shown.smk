@@ -5,7 +5,7 @@ TITLES |= dict.fromkeys(("comparison", "claims"), "Comparison with the paper")
 TITLES |= dict.fromkeys(BEYOND, "Beyond the paper")
 CSVS = {"barriers": [".csv"], "figure4": [".csv"], "zero_filters": [".csv", "_by_net.csv"]}
 CSVS |= {name: [".csv"] for name in BEYOND if name.endswith("_figure")}
-SHOWN = [*shown.tables(SETTINGS), *shown.figures(SETTINGS)]
+SHOWN = [*selection.tables(SETTINGS), *selection.figures(SETTINGS)]
 
 
 def files(name):
@@ -31,12 +31,12 @@ def note(name):
 @cache
 def about(name):
     """What of the config a table or figure shows: asked for by the jobs that are planned alone."""
-    return shown.about(SETTINGS, name)
+    return selection.about(SETTINGS, name)
 
 
 def made_of(name):
     """What a table or figure is made of; it is made again if that is another than its note says, or will be by this run."""
-    inputs = shown.inputs(RESULTS, name)
+    inputs = selection.inputs(RESULTS, name)
     everything = [file for several in inputs.values() for file in several]
     changing = set()
     if workflow.is_main_process:

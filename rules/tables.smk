@@ -1,8 +1,8 @@
 # The tables and the figures, from records and the arrays beside them alone. What each of them shows is in
-# relusym/experiments/shown.py, how it is made in relusym/findings. They always show the present config, records and code.
+# relusym/findings/selection.py, how it is made in relusym/findings. They always show the present config, records and code.
 
 
-for name in shown.tables(SETTINGS):
+for name in selection.tables(SETTINGS):
 
     rule:
         name:
@@ -24,7 +24,7 @@ for name in shown.tables(SETTINGS):
             "../workflow_scripts/table.py"
 
 
-for name in shown.figures(SETTINGS):
+for name in selection.figures(SETTINGS):
 
     rule:
         name:
@@ -61,7 +61,7 @@ rule filter_pairs:  # for any net: snakemake results/<scale>/figures/filters/con
     params:
         name="filter_pairs",
         about=lambda w: {
-            **shown.about(SETTINGS, "figure5" if "figure5" in shown.figures(SETTINGS) else "zero_filters"),
+            **selection.about(SETTINGS, "figure5" if "figure5" in selection.figures(SETTINGS) else "zero_filters"),
             "models": [w.model],
             "layer": w.layer,
             "flipped_back": False,

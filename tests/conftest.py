@@ -18,7 +18,7 @@ import yaml
 from filelock import FileLock
 from forks import Forks
 
-from relusym.experiments.config import LOADER
+from relusym.config.reading import LOADER
 
 torch.set_num_threads(1)  # nets this small only lose by more, and a busy machine makes them crawl
 

@@ -5,10 +5,10 @@ from copy import deepcopy
 import torch
 from torch import nn
 
+from relusym.channels.groups import channel_groups, permute, random_permutations
 from relusym.data.augmentation import normalise
-from relusym.merging import images
+from relusym.evaluation import images
 from relusym.merging.batch_norm import reset_batch_norm
-from relusym.merging.channel_groups import channel_groups, permute, random_permutations
 from relusym.merging.survey import survey
 from relusym.nets import build
 from relusym.nets.group_conv import RegularConv2d

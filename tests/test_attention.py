@@ -19,14 +19,14 @@ from torchvision.models.swin_transformer import (
     SwinTransformerBlockV2,
 )
 
+from relusym.channels.groups import channel_groups, head_order, permute, random_permutations
 from relusym.errors import UserError
-from relusym.merging.channel_groups import channel_groups, head_order, permute, random_permutations
-from relusym.merging.grid import grid
+from relusym.matching.match import Pair, match
 from relusym.merging.identities import largest_difference
 from relusym.merging.layers import equivariance_errors, group_actions
-from relusym.merging.matching import Pair, match
 from relusym.merging.merge import flip_merge, merge
-from relusym.merging.pixels import transformed
+from relusym.pixels.grid import grid
+from relusym.pixels.transform import transformed
 from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
 
 HEADS, CHANNELS = 4, 24

@@ -22,19 +22,20 @@ from conftest import ROOT, Clone, config_of, set_to_tiny
 from PIL import Image
 
 from relusym import checkpoint, data, nets, paper_values
+from relusym.config.image_checks import check_images
+from relusym.config.reading import check_file, seed_list
+from relusym.config.settings import Settings
 from relusym.data import image_set
 from relusym.data.extent import extent_of
 from relusym.errors import UserError
-from relusym.experiments.config import check_file, seed_list
-from relusym.experiments.image_checks import check_images
-from relusym.experiments.nets_and_images import load_net, trained_net
-from relusym.experiments.results import Results
-from relusym.experiments.settings import Settings
 from relusym.findings.costs import costs
 from relusym.jobs.checklist import command_problems, in_the_way
+from relusym.measuring.loading import load_net, trained_net
 from relusym.nets.weights import to_torchvision
-from relusym.record_fields import KINDS, OK_MERGES
-from relusym.records import read_record, sha256, write_record
+from relusym.records.fields import KINDS, OK_MERGES
+from relusym.records.files import read_record, write_record
+from relusym.records.results import Results
+from relusym.whole_files import sha256
 
 CONFIG = config_of(ROOT)
 TYPES = "cnn, cnn_noaug, cnn_inv, cnn_late_inv, gcnn, pgcnn, pgcnn_late_inv, "

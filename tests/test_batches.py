@@ -16,7 +16,7 @@ from relusym.data.batches import ImageFiles, ImagesOnDevice
 from relusym.data.chiral_shapes import generate
 from relusym.data.views import crop_transform, random_crops, random_views, view_transform
 from relusym.errors import UserError
-from relusym.experiments.nets_and_images import normalise_of
+from relusym.measuring.loading import normalise_of
 from relusym.randomness import generator
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
 

@@ -8,19 +8,19 @@ import torch
 from small_nets import Images, answers, smooth_images, vgg11
 from torch import nn
 
+from relusym.channels.groups import channel_groups
 from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import SHAPES, draw, generate, render
 from relusym.data.image_set import subset
 from relusym.errors import UserError
-from relusym.experiments.measure import Subject
+from relusym.evaluation.invariance import Averaged
+from relusym.evaluation.metrics import MEASURED, evaluate
+from relusym.measuring.measure import Subject
 from relusym.merging.aligned import align
-from relusym.merging.channel_groups import channel_groups
 from relusym.merging.curve import curve
 from relusym.merging.exact_gcnn import exact_gcnn, orbits, project
-from relusym.merging.invariance import Averaged
 from relusym.merging.layers import equivariance_errors
 from relusym.merging.merge import flip_merge
-from relusym.merging.metrics import MEASURED, evaluate
 from relusym.merging.orbit import orbit_merge
 from relusym.merging.partial import barriers_up_to, parts
 from relusym.nets.tied import TiedNet

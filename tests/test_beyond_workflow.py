@@ -11,20 +11,20 @@ from conftest import TINY, Clone, config_of
 from small_nets import Images
 
 from relusym import checkpoint
+from relusym.channels.groups import channel_groups
 from relusym.errors import UserError
-from relusym.experiments import exact_gcnn
-from relusym.experiments.exact_gcnn import load
-from relusym.experiments.measure import measure_record
-from relusym.experiments.nets_and_images import test_images as images_to_test_on
+from relusym.evaluation.barrier import accuracy
+from relusym.evaluation.invariance import invariance_error
 from relusym.findings import BEYOND, TABLES, during_training
 from relusym.findings.exact_gcnn import by_net
 from relusym.findings.screen import at_end
-from relusym.merging.barrier import accuracy
-from relusym.merging.channel_groups import channel_groups
-from relusym.merging.invariance import invariance_error
+from relusym.measuring import exact_gcnn
+from relusym.measuring.exact_gcnn import load
+from relusym.measuring.loading import test_images as images_to_test_on
+from relusym.measuring.measure import measure_record
 from relusym.merging.kernel_constraint import filters_and_matches
 from relusym.nets.group_conv import difference_from_equivariant
-from relusym.records import read_record, write_record
+from relusym.records.files import read_record, write_record
 from relusym.symmetry import HORIZONTAL_FLIP
 
 CPU = torch.device("cpu")

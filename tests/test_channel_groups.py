@@ -6,9 +6,9 @@ import torchvision
 from small_nets import NARROW, shuffled, smooth_images
 from torch import nn
 
+from relusym.channels.groups import Place, block_outputs, channel_groups, permute, trace
 from relusym.data.augmentation import normalise_imagenet
 from relusym.errors import UserError
-from relusym.merging.channel_groups import Place, block_outputs, channel_groups, permute, trace
 from relusym.merging.identities import largest_difference
 from relusym.nets import build
 from relusym.nets.vgg import VGG11

@@ -11,9 +11,8 @@ from records import MODELS, NAMES, PAIRS, flip, pair, train
 from scipy import stats
 
 from relusym import paper_values
-from relusym.experiments import shown
-from relusym.experiments.settings import Settings
-from relusym.findings import comparison, table2
+from relusym.config.settings import Settings
+from relusym.findings import comparison, selection, table2
 from relusym.findings.comparison import PAPER_NETS, compare, other_than_the_papers
 from relusym.findings.layout import write_table
 from relusym.findings.ratios import ratio
@@ -110,7 +109,7 @@ def test_a_table_of_single_nets_without_stds_is_compared_as_well():
 
 CONFIG = config_of(ROOT)
 OF_SCALE = {
-    scale: shown.about(Settings.of(CONFIG | {"scale": scale}), "comparison") for scale in CONFIG["scales"]
+    scale: selection.about(Settings.of(CONFIG | {"scale": scale}), "comparison") for scale in CONFIG["scales"]
 }
 
 
@@ -236,7 +235,7 @@ def test_the_settings_of_the_scale_paper_are_the_papers():
 
 def test_a_config_without_a_valid_scale_paper_calls_nothing_the_papers():
     scales = {name: scale for name, scale in CONFIG["scales"].items() if name != "paper"}
-    about = shown.about(Settings.of(CONFIG | {"scale": "demo", "scales": scales}), "comparison")
+    about = selection.about(Settings.of(CONFIG | {"scale": "demo", "scales": scales}), "comparison")
     assert about["paper"] == {}
     assert other_than_the_papers(made("train", "cnn"), about) == ["type of net"]
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from conftest import MODELS, ROOT, config_of, latest_log
 
+from relusym.config.settings import Settings
 from relusym.data import image_set
-from relusym.experiments.currency import difference, stale
-from relusym.experiments.results import Results
-from relusym.experiments.settings import Settings
-from relusym.records import read_record, write_record
+from relusym.records.currency import difference, stale
+from relusym.records.files import read_record, write_record
+from relusym.records.results import Results
 
 CONFIG = config_of(ROOT)
 FLIPS = [f"flip_merge {model} {seed}" for model in MODELS for seed in (0, 1)]
@@ -241,7 +241,7 @@ def test_a_job_refuses_other_images_than_the_records_beside_it_are_of(committed)
     record = next(path for path in (committed.folder / RESULT / "records/train").glob("gcnn-0.json"))
     other_images(path)
     from relusym.errors import UserError
-    from relusym.experiments.nets_and_images import check_images
+    from relusym.measuring.loading import check_images
 
     with pytest.raises(UserError, match=r"holds other images than record .*gcnn-0\.json"):
         check_images(path, (read_record(record)["inputs"]["data"], str(record)))

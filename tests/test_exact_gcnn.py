@@ -8,8 +8,8 @@ from small_nets import smooth_images, vgg11
 from torch import nn
 
 from relusym import nets
+from relusym.channels.groups import channel_groups
 from relusym.data.augmentation import normalise
-from relusym.merging.channel_groups import channel_groups
 from relusym.merging.exact_gcnn import exact_gcnn, matched_self, orbits, project
 from relusym.nets.tied import TiedNet
 from relusym.nets.vgg import VGG11

@@ -12,20 +12,19 @@ from PIL import Image
 from torch import nn
 
 from relusym import data
+from relusym.config.settings import Settings
 from relusym.data import DATA_SETS, image_set
 from relusym.data.chiral_shapes import generate
 from relusym.errors import UserError
-from relusym.experiments import shown
-from relusym.experiments.merge import merge_record
-from relusym.experiments.results import Results
-from relusym.experiments.settings import Settings
-from relusym.experiments.train import train_record
-from relusym.findings import figure4, zero_filters
+from relusym.findings import figure4, selection, zero_filters
 from relusym.findings.filters import read_filters
-from relusym.merging import MATCHINGS
-from relusym.merging.matching import Matching, Pair
+from relusym.matching import MATCHINGS
+from relusym.matching.match import Matching, Pair
+from relusym.measuring.merge import merge_record
+from relusym.measuring.train import train_record
 from relusym.nets import ARCHITECTURES
-from relusym.records import read_record, write_record
+from relusym.records.files import read_record, write_record
+from relusym.records.results import Results
 from relusym.registry import Entry
 from relusym.training.objectives import Supervised
 from relusym.training.recipe import OBJECTIVES
@@ -171,11 +170,11 @@ def test_nets_that_have_no_halfway_net_are_no_pair(config):
 
 def test_resnets_alone_have_the_tables_and_figures_that_need_no_others(config):
     settings = Settings.of(config | {"models": {"resnet8": RESNET8 | {"table": "table5"}}, "pairs": []})
-    assert [*shown.about(settings, "table5")["models"]] == ["resnet8"]
-    assert shown.about(settings, "table2")["models"] == []
-    assert shown.figures(settings) == ["matchings_figure", "figure3", "figure10"]
-    for name in shown.tables(settings):
-        shown.inputs(Results(settings), name)
+    assert [*selection.about(settings, "table5")["models"]] == ["resnet8"]
+    assert selection.about(settings, "table2")["models"] == []
+    assert selection.figures(settings) == ["matchings_figure", "figure3", "figure10"]
+    for name in selection.tables(settings):
+        selection.inputs(Results(settings), name)
 
 
 # ---- a data set from a folder, by config alone
@@ -321,10 +320,10 @@ def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is
             assert merged["settings"]["merging"]["matching"] == "identity"
             assert all(p == sorted(p) for p in merged["permutations"].values())
     shown = table(made, "matchings").fillna({"model_2": ""}).set_index(["model_2", "matching"])
-    assert shown.index.tolist() == [(w, m) for w in ("", "bn") for m in ("activation", "identity")]
+    assert selection.index.tolist() == [(w, m) for w in ("", "bn") for m in ("activation", "identity")]
     assert (shown["n"] == 2).all()
     own = [merged["barrier"]["repaired"] for merged in records(made, "flip_merge/identity").values()]
-    assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
+    assert selection.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
 
 
 # ---- an architecture, a data set, an objective, a matching of one's own: a class or function, a line in its registry

@@ -18,11 +18,10 @@ from small_training import CPU, VGG
 from torch.overrides import TorchFunctionMode
 
 from relusym import checkpoint
+from relusym.channels.groups import channel_groups, permute
 from relusym.data import image_set
 from relusym.data.chiral_shapes import generate
 from relusym.errors import UserError
-from relusym.experiments.filters import filter_arrays, projection_to_rgb
-from relusym.experiments.flipped_training import flipped_training_record, in_a_plane
 from relusym.findings import FIGURES, TABLES, barriers, kinds_of, module_of
 from relusym.findings.figure2 import figure2, telling_filters
 from relusym.findings.figure3 import figure3
@@ -32,9 +31,10 @@ from relusym.findings.filter_pairs import APART, BETWEEN, WEIGHT, colours, filte
 from relusym.findings.filters import Filters, are_zero, count_zero_filters, first_kept, read_filters
 from relusym.findings.print_style import write_figure
 from relusym.findings.zero_filters import count_by_type, zero_filter_figure
-from relusym.merging.channel_groups import channel_groups, permute
+from relusym.measuring.filters import filter_arrays, projection_to_rgb
+from relusym.measuring.flipped_training import flipped_training_record, in_a_plane
 from relusym.nets.vgg import VGG11
-from relusym.records import write_record
+from relusym.records.files import write_record
 from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.theory import STATEMENTS, example_c_2
 
@@ -450,7 +450,7 @@ def test_tables_figures_and_theory_start_without_torch():
     code = "import sys; from relusym import findings, theory; theory.demonstrate('example_2_1'); "
     code += "[findings.module_of(name) for name in findings.TABLES | findings.FIGURES]; "
     code += "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('relusym.')}; "
-    code += "sys.exit('torch' in sys.modules or bool(rooms & {'data', 'nets', 'merging', 'experiments'}))"
+    code += "sys.exit('torch' in sys.modules or bool(rooms & {'data', 'nets', 'merging', 'measuring'}))"
     scripts = ROOT / "workflow_scripts"
     assert subprocess.run([sys.executable, "-c", code], cwd=scripts, check=False).returncode == 0
 

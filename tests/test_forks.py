@@ -18,7 +18,7 @@ from slurm_cluster import wait_until
 import forked_script
 from forked_script import FEW, FINDINGS, NETS, ForkedScript, run_as_forks
 from relusym.jobs.forks import THREADS, Forks, can_fork
-from relusym.records import read_record
+from relusym.records.files import read_record
 
 pytestmark = pytest.mark.skipif(
     not can_fork(), reason="this system can't fork a process with numerical libraries"

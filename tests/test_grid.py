@@ -9,9 +9,9 @@ from small_nets import resnet
 from torch import nn
 
 from relusym.errors import UserError
-from relusym.merging.grid import grid
 from relusym.merging.identities import largest_difference
 from relusym.nets.vgg import VGG11
+from relusym.pixels.grid import grid
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
 
 

@@ -8,10 +8,10 @@ import torchvision
 from small_nets import Images, resnet, shuffled, smooth_images, vgg11
 from torch import nn
 
+from relusym.channels.groups import channel_groups
 from relusym.data.augmentation import normalise
+from relusym.evaluation.invariance import invariance_error
 from relusym.merging import partial
-from relusym.merging.channel_groups import channel_groups
-from relusym.merging.invariance import invariance_error
 from relusym.merging.layers import convs, equivariance_errors, group_actions, layers
 from relusym.merging.merge import flip_merge
 from relusym.merging.partial import MEASURED, partial_merges, parts

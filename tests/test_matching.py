@@ -11,12 +11,12 @@ import torchvision
 from small_nets import Images, answers, shuffled, smooth_images, vgg11
 from torch import nn
 
+from relusym.channels.groups import channel_groups
 from relusym.data.augmentation import normalise, normalise_imagenet
 from relusym.errors import UserError
-from relusym.merging import MATCHINGS
+from relusym.matching import MATCHINGS
+from relusym.matching.match import Pair, match
 from relusym.merging.batch_norm import reset_batch_norm
-from relusym.merging.channel_groups import channel_groups
-from relusym.merging.matching import Pair, match
 from relusym.merging.merge import flip_merge, merge
 from relusym.merging.survey import EPSILON, survey
 from relusym.registry import Entry
@@ -164,8 +164,8 @@ def test_an_unknown_matching_is_refused_with_those_there_are(images):
 PEAK = """
 import resource, sys, torch
 from relusym.data.augmentation import normalise
-from relusym.merging.channel_groups import channel_groups, trace
-from relusym.merging.images import Images
+from relusym.channels.groups import channel_groups, trace
+from relusym.evaluation.images import Images
 from relusym.merging.lockstep import Lockstep
 from relusym.merging.survey import survey
 from relusym.nets import build

@@ -10,15 +10,15 @@ import torch
 from small_nets import Images, answers, resnet, shuffled, smooth_images, vgg11
 from torch import nn
 
+from relusym.channels.groups import channel_groups, permute
 from relusym.data.augmentation import normalise
 from relusym.errors import UserError
-from relusym.merging.barrier import absolute_barrier, accuracy, barrier
-from relusym.merging.channel_groups import channel_groups, permute
+from relusym.evaluation.barrier import absolute_barrier, accuracy, barrier
 from relusym.merging.identities import largest_difference
 from relusym.merging.merge import flip_merge, halfway, merge
-from relusym.merging.pixels import transformed
 from relusym.merging.repair import LayerByLayer
 from relusym.nets.vgg import VGG11
+from relusym.pixels.transform import transformed
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
 
 

@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from relusym.data.augmentation import normalise
 from relusym.errors import UserError
-from relusym.merging import images as sources
-from relusym.merging.barrier import accuracy
+from relusym.evaluation import images as sources
+from relusym.evaluation.barrier import accuracy
+from relusym.evaluation.images import Batches, normalisation
+from relusym.evaluation.invariance import invariance_error
+from relusym.evaluation.metrics import Metric
 from relusym.merging.identities import LIMITS, hold
-from relusym.merging.images import Batches, normalisation
-from relusym.merging.invariance import invariance_error
 from relusym.merging.merge import flip_merge, merge
-from relusym.merging.metrics import Metric
 
 PIXELS = smooth_images(60)
 LABELS = torch.arange(60) % 10

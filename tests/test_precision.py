@@ -8,8 +8,8 @@ from small_nets import Images, answers, resnet, smooth_images, vgg11
 from small_training import RESNET_RECIPE, small_images, small_net, train_on
 from torch import nn
 
-from relusym.merging.barrier import accuracy
-from relusym.merging.invariance import invariance_error
+from relusym.evaluation.barrier import accuracy
+from relusym.evaluation.invariance import invariance_error
 from relusym.merging.merge import flip_merge, merge
 from relusym.precision import full_float32
 

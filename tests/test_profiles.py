@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import TINY, config_of, latest_log, snakemake_command
 
-from relusym.experiments.settings import Settings
+from relusym.config.settings import Settings
 from relusym.jobs.gpu_slots import gpu_slots
 from relusym.jobs.job_lock import owner
 

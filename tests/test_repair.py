@@ -7,9 +7,9 @@ import torch
 from small_nets import NARROW, SMALL, Images, resnet, smooth_images, targets, vgg11
 from torch import nn
 
+from relusym.channels.groups import channel_groups, trace
 from relusym.data.augmentation import normalise
 from relusym.merging.batch_norm import repair_blocks, reset_batch_norm
-from relusym.merging.channel_groups import channel_groups, trace
 from relusym.merging.identities import largest_difference
 from relusym.merging.merge import halfway
 from relusym.merging.repair import LayerByLayer, repair, repair_points, unfused

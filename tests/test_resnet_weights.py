@@ -19,7 +19,7 @@ from relusym.nets.weights import (
     read_tensors,
     to_torchvision,
 )
-from relusym.records import sha256
+from relusym.whole_files import sha256
 
 RESNET50 = {"architecture": "resnet", "block": "bottleneck", "layers": [3, 4, 6, 3], "width": 1.0}
 

@@ -11,8 +11,8 @@ from records import MEASURED
 
 from relusym import paper_values
 from relusym.checkpoint import load_arrays
-from relusym.experiments.settings import Settings
-from relusym.records import read_record
+from relusym.config.settings import Settings
+from relusym.records.files import read_record
 
 TRAININGS = ["train old 0", "train simsiam_odd 0", "train simsiam_odd.pretraining 0"]
 MERGES = ["flip_merge old 0", "flip_merge simsiam_odd 0"]

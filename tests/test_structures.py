@@ -14,14 +14,14 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 from torchvision_nets import PAGE, constructors, measure
 
+from relusym.channels.groups import Place, channel_groups, permute
+from relusym.channels.tracing import HANDLERS
 from relusym.errors import UserError
 from relusym.merging.batch_norm import reset_batch_norm
-from relusym.merging.channel_groups import Place, channel_groups, permute
 from relusym.merging.merge import merge
-from relusym.merging.pixels import transformed
 from relusym.merging.survey import survey
-from relusym.merging.tracing import HANDLERS
 from relusym.nets import build
+from relusym.pixels.transform import transformed
 from relusym.symmetry import SYMMETRIES
 
 UNFLIPPED = {

@@ -8,14 +8,14 @@ import pytest
 from records import ABOUT, MEASURED, MODELS, NAMES, PAIRS, flip, made, pair, train
 
 from relusym import paper_values
+from relusym.config.measurements import MEASUREMENTS
 from relusym.errors import UserError
-from relusym.experiments.measurements import MEASUREMENTS
 from relusym.findings import TABLES, kinds_of, matchings, module_of, table1, table2, table4, table5
 from relusym.findings.costs import LAYOUT as COSTS
 from relusym.findings.costs import costs
 from relusym.findings.frames import chosen, tidy
 from relusym.findings.layout import Layout, human_table, write_table
-from relusym.records import read_record
+from relusym.records.files import read_record
 
 
 def of_models(*models):

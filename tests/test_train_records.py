@@ -22,13 +22,14 @@ from relusym import checkpoint
 from relusym.data import image_set, prepare
 from relusym.data.chiral_shapes import generate
 from relusym.errors import Interrupted, UserError
-from relusym.experiments.merge import merge_record
-from relusym.experiments.nets_and_images import load_net
-from relusym.experiments.train import train_record
 from relusym.findings.filters import read_filters
+from relusym.measuring.loading import load_net
+from relusym.measuring.merge import merge_record
+from relusym.measuring.train import train_record
 from relusym.nets import build
 from relusym.randomness import stream
-from relusym.records import read_record, sha256, write_record
+from relusym.records.files import read_record, write_record
+from relusym.whole_files import sha256
 
 LABEL = "generated shapes"
 SETTINGS = {

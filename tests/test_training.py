@@ -30,8 +30,8 @@ from torch import nn
 from relusym import checkpoint, nets
 from relusym.data.image_set import subset
 from relusym.errors import WARNINGS, Interrupted, UserError
+from relusym.evaluation.invariance import invariance_error, relative_invariance_error
 from relusym.jobs.interruption import Interruption
-from relusym.merging.invariance import invariance_error, relative_invariance_error
 from relusym.nets.simsiam import SimSiam, simsiam_loss
 from relusym.randomness import generator, stream
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN

@@ -13,10 +13,10 @@ from test_structures import with_statistics
 from torch import nn
 
 from relusym import nets
+from relusym.channels.groups import channel_groups, permute, random_permutations
 from relusym.errors import UserError
-from relusym.merging.channel_groups import channel_groups, permute, random_permutations
-from relusym.merging.involution import best_involution
-from relusym.merging.matching import Pair, Search, match
+from relusym.matching.involution import best_involution
+from relusym.matching.match import Pair, Search, match
 from relusym.merging.merge import flip_merge, merge
 
 NETS = {

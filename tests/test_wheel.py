@@ -64,7 +64,7 @@ import torch
 from relusym import nets, paper_values
 from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import generate
-from relusym.merging.images import Images
+from relusym.evaluation.images import Images
 from relusym.merging.merge import flip_merge
 torch.manual_seed(0)
 net = nets.build({"architecture": "vgg11", "width": 1 / 32, "group_convs": 8, "initialization": "he"}, classes=10)
@@ -113,7 +113,7 @@ def test_the_wheel_holds_the_library_with_its_data_and_nothing_else(installed):
     library = {path for path in packed if ".dist-info/" not in path}
     files = (path for path in LIBRARY.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     assert library == {str(path.relative_to(LIBRARY.parent)) for path in files}
-    assert {"relusym/paper_values/table2.csv", "relusym/experiments/config.schema.yaml"} <= library
+    assert {"relusym/paper_values/table2.csv", "relusym/config/config.schema.yaml"} <= library
 
 
 def test_every_module_of_the_wheel_is_imported_without_snakemake(installed, tmp_path):

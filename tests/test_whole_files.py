@@ -16,7 +16,8 @@ from relusym import checkpoint
 from relusym.data import image_set
 from relusym.errors import UserError
 from relusym.findings.layout import Layout, write_table
-from relusym.records import write_record, write_whole
+from relusym.records.files import write_record
+from relusym.whole_files import write_whole
 
 RECORD = records.train("cnn", 0)
 

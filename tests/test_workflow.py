@@ -18,7 +18,7 @@ from conftest import MODELS, PAIRS, ROOT, config_of
 from relusym import paper_values
 from relusym.checkpoint import load_arrays, save_arrays
 from relusym.findings.filters import read_filters
-from relusym.records import read_record
+from relusym.records.files import read_record
 from relusym.theory import STATEMENTS
 
 PAPER = Path(paper_values.__file__).parent

@@ -12,8 +12,8 @@ from time import perf_counter
 import torch
 import torchvision
 
+from relusym.channels.groups import channel_groups, permute, random_permutations
 from relusym.errors import UserError
-from relusym.merging.channel_groups import channel_groups, permute, random_permutations
 from relusym.merging.identities import largest_difference
 
 PAGE = Path(__file__).parents[1] / "docs" / "nets.md"

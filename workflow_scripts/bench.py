@@ -8,9 +8,9 @@ import pandas as pd
 from benchmark.machine import device_name, slug
 from benchmark.side_by_side import benchmark
 from job import job
-from relusym.experiments.costs import device_of
-from relusym.experiments.settings import Settings
-from relusym.records import write_whole
+from relusym.config.settings import Settings
+from relusym.measuring.costs import device_of
+from relusym.whole_files import write_whole
 
 
 def in_words(value):

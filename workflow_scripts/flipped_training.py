@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from job import job
-from relusym.experiments.costs import device_of
-from relusym.experiments.flipped_training import flipped_training_record
-from relusym.records import write_record
+from relusym.measuring.costs import device_of
+from relusym.measuring.flipped_training import flipped_training_record
+from relusym.records.files import write_record
 
 with job(snakemake):
     # a few steps of a narrow net, in float64 too: a CPU does as well

@@ -15,7 +15,7 @@ from relusym.errors import WARNINGS, Interrupted, UserError
 from relusym.jobs.gpu_slots import gpu_slots
 from relusym.jobs.job_lock import JobLock
 from relusym.jobs.memory import keep_freed_memory
-from relusym.records import read_record
+from relusym.records.files import read_record
 
 gc.disable()  # until all is imported, none of which is garbage: looking for it takes a fifth of a small job's time
 

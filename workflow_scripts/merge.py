@@ -4,10 +4,10 @@ from functools import partial
 from pathlib import Path
 
 from job import job
-from relusym.experiments.costs import device_of
-from relusym.experiments.measure import measure_record
-from relusym.experiments.merge import merge_record
-from relusym.records import write_record
+from relusym.measuring.costs import device_of
+from relusym.measuring.measure import measure_record
+from relusym.measuring.merge import merge_record
+from relusym.records.files import write_record
 
 with job(snakemake) as lock:
     params, inputs, filters = snakemake.params, snakemake.input, snakemake.output.get("filters")

@@ -1,7 +1,7 @@
 """Rules of the statements: demonstrate one statement of the paper, and write its record."""
 
 from job import job
-from relusym.records import write_record
+from relusym.records.files import write_record
 from relusym.theory import record
 
 with job(snakemake):

@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 
 from job import job
-from relusym.experiments.costs import device_of
-from relusym.experiments.train import train_record, weights_record
-from relusym.experiments.train_process import as_job
 from relusym.jobs.interruption import Interruption
-from relusym.records import write_record
+from relusym.measuring.costs import device_of
+from relusym.measuring.train import train_record, weights_record
+from relusym.measuring.train_process import as_job
+from relusym.records.files import write_record
 from relusym.training.distributed import launch
 from relusym.training.progress import Reporter
 
@@ -49,7 +49,7 @@ with job(snakemake) as lock, Interruption() as warned:
             report = Reporter(f"{w.unit}-{w.seed}")
             record = train_record(**given, interrupted=interrupted, report=report)
         else:
-            module, restarts = "relusym.experiments.train_process", params.running["restarts"]
+            module, restarts = "relusym.measuring.train_process", params.running["restarts"]
             gpus = device.type == "cuda"
             record = launch(module, as_job(given), processes, restarts, gpus=gpus, interrupted=interrupted)
     write_record(snakemake.output.record, record)

@@ -9,16 +9,16 @@ __version__ = "0.1.0"
 
 # What is public, by where it is; imported when it is first asked for, since PyTorch takes seconds.
 _PUBLIC = {
-    "Images": "relusym.merging.images:Images",
+    "Images": "relusym.evaluation.images:Images",
     "Merge": "relusym.merging.merge:Merge",
-    "Metric": "relusym.merging.metrics:Metric",
+    "Metric": "relusym.evaluation.metrics:Metric",
     "Report": "relusym.reporting.report:Report",
     "SYMMETRIES": "relusym.symmetry:SYMMETRIES",
     "UserError": "relusym.errors:UserError",
     "flip_merge": "relusym.merging.merge:flip_merge",
-    "grid": "relusym.merging.grid:grid",
+    "grid": "relusym.pixels.grid:grid",
     "merge": "relusym.merging.merge:merge",
-    "normalisation": "relusym.merging.images:normalisation",
+    "normalisation": "relusym.evaluation.images:normalisation",
     "report": "relusym.reporting.report:report",
     "write_report": "relusym.reporting.page:write_report",
 }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from relusym.errors import UserError
-from relusym.records import write_whole
+from relusym.whole_files import write_whole
 
 if TYPE_CHECKING:
     import numpy as np

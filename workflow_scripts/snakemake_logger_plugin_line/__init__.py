@@ -17,8 +17,8 @@ from pathlib import Path
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from relusym.config.reading import check_file
 from relusym.errors import UserError
-from relusym.experiments.config import check_file
 
 EVERY_S = 1  # between two looks of the moving line
 EVERY_S_IN_A_FILE = 30  # between two lines where nothing can move, such as in a pipe

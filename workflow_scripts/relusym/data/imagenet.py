@@ -18,7 +18,7 @@ from relusym.data.folder import image_folder
 from relusym.data.image_set import SPLITS, SplitHash, header
 from relusym.errors import UserError
 from relusym.randomness import generator
-from relusym.records import write_whole
+from relusym.whole_files import write_whole
 
 BATCH = 64  # images that a worker decodes before it hands them over
 

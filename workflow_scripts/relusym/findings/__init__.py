@@ -8,7 +8,7 @@ To add a table:
    - `notes(inputs, about)`, if other lines than those of `origins.notes` stand below it.
 2. A line in `TABLES`: the name of its rule, the module, and the kinds of records it reads, which are the names of the
    rule's inputs ("filters" for the arrays beside flip-merge records).
-3. A caption, `report/<name>.rst`; and in `experiments/shown.py`, which models it shows, if not those of Table 2.
+3. A caption, `report/<name>.rst`; and in `findings/selection.py`, which models it shows, if not those of Table 2.
 
 A figure likewise, in `FIGURES`, by `figure.py`: its module has `draw(inputs, about)`, which returns the figure
 and the frames of the CSV files among the rule's outputs, in their order.

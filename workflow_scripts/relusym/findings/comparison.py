@@ -18,6 +18,7 @@ from relusym.findings import About, Inputs, Record, kinds_of, module_of, origins
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout, number, std_of
 from relusym.findings.ratios import ratios
+from relusym.records.fields import nets_of
 
 LAYOUT = Layout(
     "Our tables beside the paper's",
@@ -67,7 +68,7 @@ def frame(inputs: Inputs, about: About) -> pd.DataFrame:
             words = other_than_the_papers(record, about)
             if paper_number == 1:
                 words = [word for word in words if word in COUNTED]
-            other.setdefault(tuple(model for model, _ in origins.nets_of(record)), []).extend(words)
+            other.setdefault(tuple(model for model, _ in nets_of(record)), []).extend(words)
         cells = compare(table.frame(of_table, shown), paper_number, other, table.LAYOUT, about["names"])
         found.append(cells if about["scale"] == "paper" else cells[cells["verdict"] != NOT_COMPARABLE])
     if about["scale"] != "paper":
@@ -102,7 +103,7 @@ def other_than_the_papers(record: Record, about: About) -> list[str]:
     Args:
         about: with `paper` and `defaults`.
     """
-    papers = [about["paper"].get(model) for model, _ in origins.nets_of(record)]
+    papers = [about["paper"].get(model) for model, _ in nets_of(record)]
     if None in papers:
         return ["type of net"]
     made = record["settings"]

@@ -15,7 +15,7 @@ import pandas as pd
 from relusym.errors import UserError
 from relusym.findings import About, Inputs, kinds_of
 from relusym.findings.layout import Layout
-from relusym.findings.origins import nets_of
+from relusym.records.fields import nets_of
 
 NOT_MEASURED = "NA", "-", ""
 LAYOUT = Layout(

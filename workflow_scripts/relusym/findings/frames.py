@@ -8,8 +8,9 @@ from relusym import paper_values
 from relusym.errors import UserError
 from relusym.findings import About, Inputs, Record, measurements
 from relusym.findings.filters import Filters, read_filters
-from relusym.findings.origins import check_agreement, nets_of
-from relusym.records import read_record
+from relusym.findings.origins import check_agreement
+from relusym.records.fields import nets_of
+from relusym.records.files import read_record
 
 
 def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], about: About) -> Inputs:

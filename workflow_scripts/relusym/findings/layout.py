@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from relusym.records import write_whole
+from relusym.whole_files import write_whole
 
 COMMON = {"model": "Model", "model_1": "Model 1", "model_2": "Model 2", "n": "n", "left_out": "Left out"}
 STYLE = """body { font: 14px/1.4 system-ui, sans-serif; margin: 1.5em; color: #222 }

@@ -13,7 +13,7 @@ from typing import Any
 
 from relusym.errors import UserError
 from relusym.findings import module_of
-from relusym.records import sha256, write_whole
+from relusym.whole_files import sha256, write_whole
 
 
 @cache

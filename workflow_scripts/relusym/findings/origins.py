@@ -7,14 +7,9 @@ from typing import Any
 
 from relusym.errors import UserError
 from relusym.findings import About, Inputs, Record
+from relusym.records.fields import nets_of
 
-NETS = (("model", "seed"), ("model_1", "seed_1"), ("model_2", "seed_2"))
 OF_NO_NETS = "filters", "flipped_training", "theory"
-
-
-def nets_of(record: Record) -> list[tuple[str, int]]:
-    """The nets that a record is of: one, two of a pair merge, or none."""
-    return [(record[model], record[seed]) for model, seed in NETS if model in record]
 
 
 def matching_of(record: Record) -> str:

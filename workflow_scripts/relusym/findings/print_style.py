@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from relusym.records import write_whole
+from relusym.whole_files import write_whole
 
 COLUMN_WIDTH = 5.5  # inches: the paper's
 DOTS_PER_INCH = 200

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from relusym.findings.costs import costs
 from relusym.jobs.job_lock import is_held
-from relusym.records import read_record
+from relusym.records.files import read_record
 
 STATES = ("done", "running", "failed", "to do")
 NAMED = 8  # failed jobs whose last line is shown

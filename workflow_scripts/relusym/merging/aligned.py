@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from relusym.merging import STARTS
-from relusym.merging.channel_groups import ChannelGroup, channel_groups, order_of, permute, trace
+from relusym.channels.groups import ChannelGroup, channel_groups, order_of, permute, trace
+from relusym.evaluation.images import ImageSource, device_of
+from relusym.matching import STARTS
+from relusym.matching.match import Pair, Search, match
 from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_difference
-from relusym.merging.images import ImageSource, device_of
-from relusym.merging.matching import Pair, Search, match
 from relusym.merging.moments import Statistics
 from relusym.merging.repair import repair_points
 from relusym.merging.survey import Answered, Survey, survey

@@ -8,9 +8,9 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from relusym.merging.channel_groups import block_outputs, trace
-from relusym.merging.handlers import BATCH_NORMS
-from relusym.merging.images import ImageSource, device_of
+from relusym.channels.groups import block_outputs, trace
+from relusym.channels.handlers import BATCH_NORMS
+from relusym.evaluation.images import ImageSource, device_of
 from relusym.merging.moments import Statistics
 
 NORMS = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}  # by the number of dimensions

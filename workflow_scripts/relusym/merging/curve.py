@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from relusym.evaluation.images import ImageSource
+from relusym.evaluation.metrics import MEASURED, evaluate
 from relusym.merging.aligned import Aligned
-from relusym.merging.images import ImageSource
-from relusym.merging.metrics import MEASURED, evaluate
 from relusym.merging.repair import repaired
 from relusym.precision import full_float32
 

@@ -5,8 +5,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from relusym.channels.groups import ChannelGroup, permute
 from relusym.merging.aligned import distinct
-from relusym.merging.channel_groups import ChannelGroup, permute
 from relusym.nets.tied import TiedNet
 from relusym.symmetry import Symmetry
 

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from relusym.errors import UserError
-from relusym.merging.grid import grid
-from relusym.merging.images import ImageSource, device_of, pieces
-from relusym.merging.invariance import moved
-from relusym.merging.nets import logits_of
-from relusym.merging.pixels import transformed
+from relusym.evaluation.images import ImageSource, device_of, pieces
+from relusym.evaluation.invariance import moved
+from relusym.evaluation.logits import logits_of
+from relusym.pixels.grid import grid
+from relusym.pixels.transform import transformed
 from relusym.symmetry import Symmetry
 
 SPATIAL = (nn.Conv2d, nn.ConvTranspose2d)

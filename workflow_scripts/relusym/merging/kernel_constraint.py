@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relusym.merging.channel_groups import ChannelGroup, permute
+from relusym.channels.groups import ChannelGroup, permute
 from relusym.symmetry import Symmetry
 
 

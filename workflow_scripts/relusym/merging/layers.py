@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relusym.merging.channel_groups import ChannelGroup, by_node, random_permutations, trace
-from relusym.merging.images import ImageSource, device_of, pieces
-from relusym.merging.invariance import moved, relative_invariance_error
+from relusym.channels.groups import ChannelGroup, by_node, random_permutations, trace
+from relusym.evaluation.images import ImageSource, device_of, pieces
+from relusym.evaluation.invariance import moved, relative_invariance_error
+from relusym.evaluation.logits import evaluating, logits_of
 from relusym.merging.kernel_constraint import filters_and_matches, kernel_constraint
 from relusym.merging.lockstep import Lockstep
-from relusym.merging.nets import evaluating, logits_of
-from relusym.merging.pixels import Action, actions
 from relusym.permutations import channel_orders
+from relusym.pixels.transform import Action, actions
 from relusym.precision import full_float32
 from relusym.randomness import generator
 from relusym.symmetry import Symmetry

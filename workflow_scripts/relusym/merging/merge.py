@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relusym.merging import STARTS
+from relusym.channels.groups import has_batch_norm
+from relusym.evaluation.barrier import absolute_barrier, barrier
+from relusym.evaluation.images import GivenImages, ImageSource, as_images
+from relusym.evaluation.logits import check_net, evaluating, logits_of
+from relusym.evaluation.metrics import LOSS, TOP_1, Metric, Scores, check_labels, evaluate
+from relusym.matching import STARTS
+from relusym.matching.match import Search
 from relusym.merging.aligned import align, between
-from relusym.merging.barrier import absolute_barrier, barrier
 from relusym.merging.batch_norm import reset_batch_norm
-from relusym.merging.channel_groups import has_batch_norm
 from relusym.merging.identities import check_transformed
-from relusym.merging.images import GivenImages, ImageSource, as_images
-from relusym.merging.matching import Search
-from relusym.merging.metrics import LOSS, TOP_1, Metric, Scores, check_labels, evaluate
-from relusym.merging.nets import check_net, evaluating, logits_of
-from relusym.merging.pixels import transformed
 from relusym.merging.repair import repaired
+from relusym.pixels.transform import transformed
 from relusym.precision import full_float32
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 

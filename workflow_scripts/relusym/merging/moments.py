@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relusym.merging.channel_groups import Place
+from relusym.channels.groups import Place
 
 CHUNK = 2048  # samples whose products are added up in float32
 CACHED = 2**18  # values taken in at once on a CPU: they stay in its cache, and all of a wide map's don't

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from relusym.merging import STARTS
+from relusym.channels.groups import has_batch_norm
+from relusym.evaluation.barrier import accuracy, barrier
+from relusym.evaluation.images import ImageSource
+from relusym.matching import STARTS
 from relusym.merging.aligned import align, between
-from relusym.merging.barrier import accuracy, barrier
 from relusym.merging.batch_norm import reset_batch_norm
-from relusym.merging.channel_groups import has_batch_norm
-from relusym.merging.images import ImageSource
 from relusym.merging.repair import repaired
 from relusym.precision import full_float32
 from relusym.symmetry import Symmetry

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from relusym.channels.groups import has_batch_norm, trace
+from relusym.channels.handlers import BATCH_NORMS
+from relusym.channels.tracing import layer_of
+from relusym.evaluation.barrier import accuracy, barrier
+from relusym.evaluation.images import ImageSource, device_of
+from relusym.evaluation.logits import logits_of
+from relusym.evaluation.metrics import MEASURED, Metric, Scores, evaluate
 from relusym.merging.aligned import Aligned, Targets, distinct
-from relusym.merging.barrier import accuracy, barrier
 from relusym.merging.batch_norm import correct_blocks, repair_blocks, resetting
 from relusym.merging.branches import Branches, Which
-from relusym.merging.channel_groups import has_batch_norm, trace
-from relusym.merging.handlers import BATCH_NORMS
-from relusym.merging.images import ImageSource, device_of
-from relusym.merging.metrics import MEASURED, Metric, Scores, evaluate
-from relusym.merging.nets import logits_of
 from relusym.merging.repair import correct, repair_points
 from relusym.merging.survey import survey
-from relusym.merging.tracing import layer_of
 from relusym.precision import full_float32
 
 MOST_PARTS = 24

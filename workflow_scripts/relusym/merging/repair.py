@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from relusym.channels.groups import block_outputs, has_batch_norm, trace
+from relusym.channels.handlers import CONVS, TRANSPOSED
+from relusym.channels.tracing import layer_of
+from relusym.evaluation.images import ImageSource, device_of
 from relusym.merging.batch_norm import repair_blocks
-from relusym.merging.channel_groups import block_outputs, has_batch_norm, trace
-from relusym.merging.handlers import CONVS, TRANSPOSED
 from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_difference
-from relusym.merging.images import ImageSource, device_of
 from relusym.merging.moments import Moments, Statistics, samples
-from relusym.merging.tracing import layer_of
 
 EPSILON = 1e-5  # added to a variance before a division, as batch norm does
 # What a layer reads is held of all images, if it takes no more than so many bytes; else it is computed anew from what

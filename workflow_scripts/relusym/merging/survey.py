@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from relusym.channels.groups import ChannelGroup, by_node, has_batch_norm, trace
+from relusym.evaluation.images import ImageSource, device_of
 from relusym.merging.batch_norm import block_statistics
-from relusym.merging.channel_groups import ChannelGroup, by_node, has_batch_norm, trace
-from relusym.merging.images import ImageSource, device_of
 from relusym.merging.lockstep import Lockstep
 from relusym.merging.moments import JointMoments, Moments, Statistics, samples, samples_of
 from relusym.merging.repair import channel_dim, repair_points

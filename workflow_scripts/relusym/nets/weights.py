@@ -16,7 +16,7 @@ from torch import Tensor
 
 from relusym.errors import UserError, listed
 from relusym.nets import build
-from relusym.records import sha256, write_whole
+from relusym.whole_files import sha256, write_whole
 
 State = dict[str, Tensor]
 

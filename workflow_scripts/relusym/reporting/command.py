@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _inputs(given: argparse.Namespace, preset: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
     """Images to measure on, to match on, labels, and metrics."""
-    from relusym.merging.images import Images, normalisation
+    from relusym.evaluation.images import Images, normalisation
     from relusym.merging.merge import METRICS
     from relusym.reporting import image_files, net_files
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym.errors import UserError
-from relusym.merging.metrics import Metric
+from relusym.evaluation.metrics import Metric
 from relusym.nets.weights import misfits, read_tensors
 
 NAMED = "file.py:callable, module:callable or torchvision:name"

@@ -13,7 +13,6 @@ from typing import Any
 
 from relusym import __version__, checkpoint
 from relusym.merging.identities import LIMITS
-from relusym.records import write_whole
 from relusym.reporting.pictures import pictures
 from relusym.reporting.report import Report
 from relusym.reporting.words import (
@@ -25,6 +24,7 @@ from relusym.reporting.words import (
     number,
     verdict,
 )
+from relusym.whole_files import write_whole
 
 SAVED = ("permuted", "halfway", "reset", "repaired")
 PICTURES = {  # what is read out, or shown where the picture isn't

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relusym.merging.channel_groups import ChannelGroup, by_node, trace
-from relusym.merging.images import ImageSource, device_of
+from relusym.channels.groups import ChannelGroup, by_node, trace
+from relusym.evaluation.images import ImageSource, device_of
+from relusym.evaluation.logits import evaluating
 from relusym.merging.layers import group_output
 from relusym.merging.lockstep import Lockstep
-from relusym.merging.nets import evaluating
 from relusym.symmetry import Symmetry
 
 SHOWN = 3  # layers

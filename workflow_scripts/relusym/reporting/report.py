@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from relusym import __version__
+from relusym.channels.groups import ChannelGroup, channel_groups
 from relusym.errors import listed
-from relusym.merging.channel_groups import ChannelGroup, channel_groups
-from relusym.merging.grid import Grid, grid
-from relusym.merging.images import GivenImages, ImageSource, as_images
+from relusym.evaluation.images import GivenImages, ImageSource, as_images
+from relusym.evaluation.metrics import TOP_1, Metric
 from relusym.merging.layers import Conv, Layer, convs, equivariance_errors, group_actions, layers
 from relusym.merging.merge import METRICS, Merge, flip_merge
-from relusym.merging.metrics import TOP_1, Metric
 from relusym.merging.partial import Partial, partial_merges
+from relusym.pixels.grid import Grid, grid
 from relusym.reporting.partners import Partners, partners
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 

@@ -1,6 +1,6 @@
 """What a report says in words: its verdict, its warnings, its numbers."""
 
-from relusym.merging.grid import Grid
+from relusym.pixels.grid import Grid
 from relusym.reporting.report import Report
 
 NETS = {

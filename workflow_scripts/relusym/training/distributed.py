@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 
 from relusym.errors import WARNINGS, Interrupted, UserError
-from relusym.records import write_whole
+from relusym.whole_files import write_whole
 
 ASK_S = 0.2  # between two questions whether to end
 

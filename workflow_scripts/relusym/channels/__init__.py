@@ -1,0 +1,1 @@
+"""Which channels of a net must be permuted together, read from its graph."""

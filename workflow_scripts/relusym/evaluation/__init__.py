@@ -1,0 +1,1 @@
+"""What is measured of a net: metrics, the invariance error, and the barrier between two."""

@@ -1,0 +1,47 @@
+"""Invariance of a net's logits: the loss that trains it and the error that measures it (section 4)."""
+
+import torch
+from torch import Tensor, nn
+
+from relusym.evaluation.images import GivenImages, as_images, device_of
+from relusym.evaluation.logits import evaluating, logits_of
+from relusym.precision import full_float32
+from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
+
+
+class Averaged(nn.Module):
+    """A net's logits, averaged over all orientations of an image: test-time augmentation."""
+
+    def __init__(self, net: nn.Module, symmetry: Symmetry):
+        super().__init__()
+        self.net, self.symmetry = net, symmetry
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, classes) of normalised images (B, C, H, W)."""
+        return torch.stack([self.net(view) for view in self.symmetry.powers(x)]).mean(0)
+
+
+def relative_invariance_error(logits: Tensor, logits_moved: Tensor) -> Tensor:
+    """‖Φ(x) − Φ(τx)‖ / (½‖Φ(x)‖ + ½‖Φ(τx)‖) for each image; (B, classes) twice → (B,)."""
+    norm = torch.linalg.vector_norm
+    return norm(logits - logits_moved, dim=1) / (0.5 * norm(logits, dim=1) + 0.5 * norm(logits_moved, dim=1))
+
+
+def moved(logits: Tensor, symmetry: Symmetry) -> Tensor:
+    """τ of logits: of those at every pixel (B, classes, H, W) the pixels move, of (B, classes) nothing does."""
+    return symmetry.act(logits) if logits.ndim == 4 else logits
+
+
+@torch.no_grad()
+@full_float32()
+def invariance_error(net: nn.Module, images: GivenImages, symmetry: Symmetry = HORIZONTAL_FLIP) -> float:
+    """Mean relative invariance error of `net` over `images`; of logits at every pixel, against τΦ(x)."""
+    device, images = device_of(net), as_images(images)
+    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
+    with evaluating(net):
+        for x in images.batches(device):
+            both = logits_of(net(torch.cat([x, symmetry.act(x)]))).double()
+            here, there = both.chunk(2)
+            total += relative_invariance_error(moved(here, symmetry).flatten(1), there.flatten(1)).sum()
+            count += len(x)
+    return float(total / count)

@@ -1,0 +1,168 @@
+"""Matchings by name: which channel of one net goes with which channel of another (section 3).
+
+Another matching is a function from `Pair` to `Matching`, and its line in `relusym.matching.MATCHINGS`.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from relusym.channels.groups import ChannelGroup, random_permutations
+from relusym.errors import UserError
+from relusym.matching import MATCHINGS, STARTS
+from relusym.registry import one_of
+
+SAME = 1e-9  # objectives that differ by less are of the same permutations, up to rounding
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the starts of a matching that searches came to.
+
+    Attributes:
+        objectives: start → the objective where its ascent ended, as a share of the most that weights of these norms
+            could reach.
+    """
+
+    objectives: dict[str, float]
+
+    @property
+    def best(self) -> str:
+        """The first start that came to the best objective."""
+        return max(self.objectives, key=self.objectives.get)
+
+    @property
+    def reached(self) -> int:
+        """How many starts came to the best objective."""
+        return sum(value > self.objectives[self.best] - SAME for value in self.objectives.values())
+
+    def body(self) -> dict[str, Any]:
+        """As a field of a record."""
+        return {"objective": self.objectives[self.best], "reached": self.reached, "starts": self.objectives}
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What goes with what.
+
+    Attributes:
+        permutations: group name → int64 (C,): channel i of the first net goes with channel `permutation[i]` of the
+            second.
+        similarity: group name → mean correlation of the matched channels.
+        search: of a matching that searches, what its starts came to.
+    """
+
+    permutations: dict[str, Tensor]
+    similarity: dict[str, float]
+    search: Search | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two nets of one architecture, with all that a matching may go by.
+
+    Attributes:
+        states: their state dicts.
+        groups: their channel groups, which `channel_groups.permute` takes as well.
+        correlations: group name → correlations of the first net's channels with the second's, float64 (C, C).
+        generator: for matchings that draw, on the CPU.
+        order: of the symmetry, if the second net is the first one transformed by it.
+        starts: of a matching that searches, how many it tries.
+    """
+
+    states: tuple[dict[str, Tensor], dict[str, Tensor]]
+    groups: list[ChannelGroup]
+    correlations: dict[str, Tensor]
+    generator: torch.Generator
+    order: int | None = None
+    starts: int = STARTS
+
+    def matched_by(self, permutations: dict[str, Tensor], search: Search | None = None) -> Matching:
+        """The matching of these permutations, one of each group, int64 (C,)."""
+        tables = {name: table.cpu().numpy() for name, table in self.correlations.items()}
+        similarity = {
+            name: tables[name][range(len(p)), p].mean() for name, p in permutations.items() if name in tables
+        }
+        tied = {group.name: group.tied for group in self.groups}
+        for name in permutations.keys() - similarity:  # it goes with its heads
+            behind = [mean for other, mean in similarity.items() if tied[other] == tied[name]]
+            similarity[name] = sum(behind) / len(behind)
+        return Matching(permutations, {name: float(similarity[name]) for name in permutations}, search)
+
+
+def activation(pair: Pair) -> Matching:
+    """Activation matching (Li et al. 2015): the permutations that maximise the matched channels' correlations."""
+    return pair.matched_by(assigned(pair.groups, pair.correlations))
+
+
+def assigned(groups: list[ChannelGroup], tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The permutations with the largest sums of what two channels are worth that go with each other.
+
+    Args:
+        groups: those whose heads are tied to each other all together.
+        tables: group name → worth, float (C, C); a group that has none is ordered as the heads that it is tied to.
+    """
+    tied = defaultdict(list)
+    for group in groups:
+        if group.heads > 1:
+            tied[group.tied].append(group)
+    in_heads = {group.name for of in tied.values() for group in of}
+    found = {
+        name: torch.from_numpy(_assignment(table.cpu().numpy()))
+        for name, table in tables.items()
+        if name not in in_heads
+    }
+    for of in tied.values():
+        found |= _by_heads(of, tables)
+    return found
+
+
+def _assignment(table: np.ndarray) -> np.ndarray:
+    return linear_sum_assignment(table, maximize=True)[1]
+
+
+def _by_heads(groups: list[ChannelGroup], tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Heads are worth what their channels are, assigned as well as they can be."""
+    heads = groups[0].heads
+    worth, within = np.zeros((heads, heads)), {}
+    for group in groups:
+        count = group.size // heads
+        within[group.name] = np.zeros((heads, heads, count), dtype=np.int64)
+        if group.name not in tables:
+            continue
+        blocks = tables[group.name].cpu().numpy().reshape(heads, count, heads, count).swapaxes(1, 2)
+        for pair in np.ndindex(heads, heads):
+            columns = within[group.name][pair] = _assignment(blocks[pair])
+            worth[pair] += blocks[pair][range(count), columns].sum()
+    order = _assignment(worth)
+    return {
+        name: torch.from_numpy((order[:, None] * of.shape[2] + of[range(heads), order]).flatten())
+        for name, of in within.items()
+    }
+
+
+def random(pair: Pair) -> Matching:
+    """Permutations drawn uniformly: what a barrier is without any matching at all."""
+    return pair.matched_by(random_permutations(pair.groups, pair.generator))
+
+
+def identity(pair: Pair) -> Matching:
+    """No permutation: every channel goes with the one at its own place."""
+    return pair.matched_by({group.name: torch.arange(group.size) for group in pair.groups})
+
+
+def match(name: str, pair: Pair) -> Matching:
+    """The pair's matching of this name.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in MATCHINGS:
+        raise UserError(one_of("matching", name, MATCHINGS))
+    return MATCHINGS[name].load()(pair)

@@ -1,0 +1,145 @@
+"""The argument of Figure 3, measured: a net trained from flipped filters on flipped batches is the flipped net.
+
+Three trainings run side by side on the same images in the same order: a net Φ; its twin Φ̂, whose initial filters are
+Φ's, flipped, on the flipped batches; and, as the counterfactual, a second twin on the batches as they are.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from relusym.data import image_set
+from relusym.data.augmentation import Augmented, Normalise, normalise, shuffled
+from relusym.errors import UserError
+from relusym.measuring.costs import Costs
+from relusym.measuring.loading import check_images, normalise_of, training_images
+from relusym.merging.identities import largest_difference
+from relusym.nets.vgg import VGG11
+from relusym.precision import full_float32
+from relusym.randomness import generator, stream
+from relusym.symmetry import HORIZONTAL_FLIP
+from relusym.training.optimizers import Sgd
+
+Record = dict[str, Any]
+
+PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
+PATH = "features.conv1.weight"  # the filters whose path is kept: few enough to keep at every step
+
+
+def weights(net: nn.Module) -> Tensor:
+    """All weights and biases of a net, one after the other, (parameters,)."""
+    return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+
+
+def batches(
+    images: image_set.ImageSet, how: Record, normalised: Normalise = normalise
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Labels and normalised float32 batches (B, 3, H, W), cropped and flipped at random, without end."""
+    augmented = Augmented(images.images, how["crop_padding"], HORIZONTAL_FLIP, normalised)
+    epoch, count, device = 0, len(images.labels), images.labels.device
+    while True:
+        random = generator(how["seed"], "Figure 3", epoch)
+        for index in shuffled(count, how["batch_size"], random, device):
+            yield images.labels[index], augmented.batch(index, random)
+        epoch += 1
+
+
+@full_float32()
+def train_side_by_side(images: image_set.ImageSet, settings: Record, dtype: torch.dtype) -> Record:
+    """Φ, Φ̂ and the counterfactual twin, trained by SGD with cross-entropy.
+
+    Returns:
+        loss: Φ's, one a step.
+        flipped_batches, same_batches: largest difference of the twin's weights from Φ's flipped ones, relative to the
+            largest weight, before training and after each step.
+        paths: [net, twin], conv 1's filters at each of these points, (steps + 1, c, 3, 3, 3).
+
+    Raises:
+        UserError: the training diverged.
+    """
+    how, network = settings["training"], settings["network"]
+    torch.manual_seed(stream(how["seed"], "Figure 3", "weights"))
+    net = VGG11(network["width"], 0, len(images.classes), initialization=network["initialization"])
+    net = net.to(images.images.device, dtype)
+    nets = [net, HORIZONTAL_FLIP.transform(net), HORIZONTAL_FLIP.transform(net)]
+    sgd = [how[key] for key in ("learning_rate", "momentum", "weight_decay")]
+    optimizers = [Sgd([{"params": [*one.parameters()]}], *sgd) for one in nets]
+    found: Record = {"loss": [], "flipped_batches": [], "same_batches": [], "paths": [[], []]}
+
+    def compare() -> None:
+        flipped = weights(HORIZONTAL_FLIP.transform(net))
+        found["flipped_batches"].append(largest_difference(flipped, weights(nets[1])))
+        found["same_batches"].append(largest_difference(flipped, weights(nets[2])))
+        for path, one in zip(found["paths"], nets, strict=False):
+            path.append(one.get_parameter(PATH).detach().double().cpu().numpy().copy())
+
+    compare()
+    for labels, x in islice(batches(images, how, normalise_of(settings["data"])), how["steps"]):
+        x = x.to(dtype)
+        losses = []
+        for one, optimizer, batch in zip(nets, optimizers, (x, HORIZONTAL_FLIP.act(x), x), strict=True):
+            optimizer.zero_grad()
+            losses.append(nn.functional.cross_entropy(one(batch), labels))
+            losses[-1].backward()
+            optimizer.step()
+        found["loss"].append(losses[0].item())
+        if not np.isfinite(found["loss"][-1]):
+            raise UserError(
+                "flipped_training: the training diverged; make flipped_training.learning_rate smaller"
+            )
+        compare()
+    return found
+
+
+def in_a_plane(paths: list[list[np.ndarray]]) -> list[np.ndarray]:
+    """The paths of filters (steps, c, 3, k, k) in the plane that a flip mirrors: each (steps, 2).
+
+    A point's first coordinate is along the antisymmetric part of Φ's filters, ½(ψ − τψ), at the end of training; a flip
+    turns its sign. The second is along the change of the symmetric part, ½(ψ + τψ), which a flip leaves as it is.
+    """
+    net = np.stack(paths[0])
+    antisymmetric = (net[-1] - net[-1][..., ::-1]) / 2
+    change = net[-1] - net[0]
+    symmetric = (change + change[..., ::-1]) / 2
+    axes = [axis / max(np.linalg.norm(axis), np.finfo(float).tiny) for axis in (antisymmetric, symmetric)]
+    origin = (net[0] + net[0][..., ::-1]) / 2  # on the mirror line, at the start's height
+    return [
+        np.stack([((np.stack(path) - origin) * axis).sum((1, 2, 3, 4)) for axis in axes], 1) for path in paths
+    ]
+
+
+def flipped_training_record(settings: Record, data: Path, label: str, *, device: torch.device) -> Record:
+    """The record of Figure 3.
+
+    Args:
+        settings: as `Settings.flipped_training` gives them.
+        data, label: the prepared images, and what the record calls them.
+
+    In float64 the two nets agree up to rounding; in float32 rounding differs between a convolution and the flipped
+    one, and training amplifies that, so both are measured.
+    """
+    costs = Costs(device)
+    images = training_images(data, {"size": None, **settings["data"]}, label, device)
+    if settings["training"]["batch_size"] > len(images.labels):
+        raise UserError(
+            f"flipped_training.batch_size: {settings['training']['batch_size']} is more than the "
+            f"{len(images.labels)} training images; make it smaller"
+        )
+    runs = {name: train_side_by_side(images, settings, dtype) for name, dtype in PRECISIONS.items()}
+    paths = in_a_plane(runs["float64"].pop("paths"))
+    runs["float32"].pop("paths")
+    return {
+        "kind": "flipped_training",
+        "settings": settings,
+        "inputs": {"data": check_images(data, None), "source": label},
+        "largest_difference": {name: max(run["flipped_batches"]) for name, run in runs.items()},
+        "largest_difference_on_same_batches": {name: max(run["same_batches"]) for name, run in runs.items()},
+        "runs": runs,
+        "paths": {name: path.tolist() for name, path in zip(("net", "flipped"), paths, strict=True)},
+        **costs.fields(),
+    }

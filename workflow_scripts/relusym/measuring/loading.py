@@ -1,0 +1,130 @@
+"""What a job reads: prepared images and trained nets, each held against what is said of it."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relusym import checkpoint, nets
+from relusym.data import augmentation, digest, image_set
+from relusym.data.image_set import ImageSet
+from relusym.errors import UserError
+from relusym.records.files import read_record
+from relusym.symmetry import SYMMETRIES
+from relusym.whole_files import sha256
+
+Record = dict[str, Any]
+Tensors = dict[str, Tensor]
+
+CHANCE_MARGIN = 1.1  # a net within a tenth of chance accuracy has learnt nothing
+
+
+def check_images(data: Path, in_use: tuple[str, str] | None) -> str:
+    """The content digest of a file of prepared images.
+
+    Args:
+        in_use: the digest that the scale's other records were made from, and one of these.
+
+    Raises:
+        UserError: the images are others than those.
+    """
+    found = digest(data)
+    if in_use is not None and found != in_use[0]:
+        raise UserError(
+            f"{data} holds other images than record {in_use[1]} was made from: name those images in the config, "
+            "or move the records away to begin anew"
+        )
+    return found
+
+
+def training_images(data: Path, settings: Record, label: str, device: torch.device) -> ImageSet:
+    """The images that a net trains on and is matched on: all, or a seeded choice, at the net's size."""
+    images = image_set.load(data, "train", device, source=label)
+    if settings["dataset"] != "imagenet":  # whose file holds the choice alone
+        images = _sized(
+            image_set.subset(images, settings["train_images"], settings["seed"]), settings["size"]
+        )
+    return images
+
+
+def test_images(data: Path, settings: Record, label: str, device: torch.device) -> ImageSet:
+    """The images that accuracy is measured on, at the net's size."""
+    images = image_set.load(data, "test", device, source=label)
+    return images if settings["dataset"] == "imagenet" else _sized(images, settings["size"])
+
+
+def _sized(images: ImageSet, size: int | None) -> ImageSet:
+    return images if size is None else image_set.resized(images, size)
+
+
+def normalise_of(settings: Record) -> augmentation.Normalise:
+    """How pixels become a net's input: by the mean and std of `normalisation`, if given, else by their data set's."""
+    if own := settings.get("normalisation"):
+        mean, std = (tuple(255 * value for value in own[key]) for key in ("mean", "std"))
+        return partial(augmentation.normalise, mean=mean, std=std)
+    return augmentation.normalise_imagenet if settings["dataset"] == "imagenet" else augmentation.normalise
+
+
+def least_accuracy(labels: Tensor) -> float:
+    """The accuracy up to which a net has learnt nothing: little more than that of the most frequent class."""
+    return CHANCE_MARGIN * float(labels.bincount().max()) / len(labels)
+
+
+def load_net(path: Path, device: torch.device) -> tuple[nn.Module, Record]:
+    """A net in evaluation mode, and what its checkpoint says about it.
+
+    Raises:
+        UserError: the checkpoint is truncated, foreign, or doesn't fit the net it says it is.
+    """
+    return _net(path, *checkpoint.load(path, device), device)
+
+
+def _net(path: Path, tensors: Tensors, about: Record, device: torch.device) -> tuple[nn.Module, Record]:
+    try:
+        settings = about["settings"]
+        net = nets.build(settings["network"], about["classes"], SYMMETRIES[settings["symmetry"]])
+        net.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"checkpoint {path} doesn't hold a net of this project: delete it, and it is made again"
+        ) from error
+    return net.eval().to(device, memory_format=torch.channels_last), about
+
+
+def trained_net(
+    path: Path, record: Path, settings: Record, device: torch.device
+) -> tuple[nn.Module | None, Record]:
+    """A net as `load_net`, if it is the one that its train record names; and that record. No net if it is absent.
+
+    Raises:
+        UserError: as `named_checkpoint` and `load_net`; a net that trained well has infinite weights, or no numbers.
+    """
+    tensors, about, trained = named_checkpoint(path, record, settings, device)
+    if trained["status"] == "ok" and (
+        wrong := [name for name, of in tensors.items() if not of.isfinite().all()]
+    ):
+        raise UserError(
+            f"checkpoint {path} has weights that are no numbers, in {wrong[0]}: delete it and {record}"
+        )
+    return _net(path, tensors, about, device)[0] if trained["status"] != "absent" else None, trained
+
+
+def named_checkpoint(
+    path: Path, record: Path, settings: Record, device: torch.device
+) -> tuple[Tensors, Record, Record]:
+    """A checkpoint's tensors and what it says of them, if it is the one that its train record names; and that record.
+
+    Raises:
+        UserError: it is damaged, another one, or made with other settings.
+    """
+    tensors, about = checkpoint.load(path, device)
+    trained = read_record(record)
+    if sha256(path) != trained["outputs"]["checkpoint"]:
+        raise UserError(
+            f"checkpoint {path} isn't the one that {record} names: delete it, and it is made again"
+        )
+    if about.get("settings") != settings:
+        raise UserError(f"checkpoint {path} was made with other settings: delete it, and it is made again")
+    return tensors, about, trained

@@ -1,0 +1,225 @@
+"""Grids of positions: which layers of a net meet a size that they can't treat symmetrically (appendix A.2.1).
+
+A layer of stride s that fits its windows from the left leaves some pixels over at the right. Its mirror image fits them
+from the right, and so reads other pixels: where any are left over, a net can't be equivariant, whatever its weights.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from relusym.channels.groups import trace
+from relusym.channels.tracing import function_name
+from relusym.errors import UserError
+from relusym.symmetry import Symmetry
+
+WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+WINDOW_FUNCTIONS = {  # with where kernel, stride, padding and dilation stand among the arguments
+    "max_pool2d": {"kernel_size": 1, "stride": 2, "padding": 3, "dilation": 4},
+    "avg_pool2d": {"kernel_size": 1, "stride": 2, "padding": 3},
+}
+# Swin Transformer's, of maps with channels last.
+SHIFTED = ("shifted_window_attention", "shifted_window_attention_v2")
+PATCHES = "_patch_merging_pad"
+SEARCHED = 64  # sizes above the images' that are tried: strides of 32 in all repeat after as many
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A layer that meets a size at which it isn't symmetric.
+
+    Attributes:
+        layer: its name.
+        stride, size: its stride, and the height or width in pixels that it meets.
+        left_over: pixels of its input that are left over at the far end; below 0, by which it reaches beyond.
+        pixels: how many of the image's pixels that is.
+    """
+
+    layer: str
+    stride: int
+    size: int
+    left_over: int
+    pixels: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a net's strides meet an image size.
+
+    Attributes:
+        size: of the images along the axis that is mirrored, in pixels; of turns, the width.
+        misfits: layers that can't be equivariant at this size.
+        offset: by how many of the image's pixels the last layer of the transformed net is off in all.
+        next_size: the next larger size that all layers meet symmetrically; None: there is none among the next ones.
+    """
+
+    size: int
+    misfits: tuple[Misfit, ...]
+    offset: float
+    next_size: int | None
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the strides allow equivariance."""
+        return not self.misfits
+
+
+def axes(symmetry: Symmetry) -> tuple[int, ...]:
+    """The dimensions of (B, C, H, W) that a symmetry mirrors: 2 is the height, 3 the width."""
+    ramps = {2: torch.arange(2).view(1, 1, 2, 1), 3: torch.arange(2).view(1, 1, 1, 2)}
+    return tuple(axis for axis, ramp in ramps.items() if not torch.equal(symmetry.act(ramp), ramp))
+
+
+@torch.no_grad()
+def grid(net: nn.Module, image_shape: tuple[int, int, int], symmetry: Symmetry) -> Grid:
+    """How the net's strides meet images of this shape (channels, height, width) under a symmetry.
+
+    Nothing is computed but shapes.
+
+    Raises:
+        UserError: the net can't be traced, or doesn't take images of this shape.
+    """
+    try:
+        graph = trace(_without_weights(net))
+        found = _misfits(graph, image_shape, symmetry)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]  # torch.fx puts a page around the cause
+        raise UserError(f"{type(net).__name__}: shapes at {image_shape} aren't known ({reason})") from error
+    height, width = image_shape[1:]
+    larger = None
+    if found[0]:
+        for more in range(1, SEARCHED):
+            try:
+                if not _misfits(graph, (image_shape[0], height + more, width + more), symmetry)[0]:
+                    larger = more
+                    break
+            except Exception:  # such a net takes images of one size alone; torch raises many kinds
+                break
+    size = image_shape[axes(symmetry)[-1] - 1]
+    return Grid(size, *found, None if larger is None else size + larger)
+
+
+def _without_weights(net: nn.Module) -> nn.Module:
+    """A copy that computes shapes alone, in evaluation mode."""
+    shapes = {id(of): nn.Parameter(of.to("meta"), of.requires_grad) for of in net.parameters()}
+    return deepcopy(net, shapes | {id(of): of.to("meta") for of in net.buffers()}).eval()
+
+
+class _Shapes(ShapeProp):
+    """Shapes of all nodes. To know a linear layer's, torch would load its compiler, which takes longer than a merge."""
+
+    def call_module(self, target, args, kwargs):
+        layer, (x, *_) = self.fetch_attr(target), args
+        if isinstance(layer, nn.Linear) and x.shape[-1] == layer.in_features:
+            return x.new_empty(*x.shape[:-1], layer.out_features)
+        return super().call_module(target, args, kwargs)
+
+
+def _misfits(
+    graph: fx.GraphModule, image_shape: tuple[int, ...], symmetry: Symmetry
+) -> tuple[tuple[Misfit, ...], float]:
+    _Shapes(graph).propagate(torch.empty(1, *image_shape, device="meta"))
+    misfits, offset = [], 0.0
+    for axis in axes(symmetry):
+        places: dict[
+            fx.Node, tuple[float, float]
+        ] = {}  # pixels of the image a position, and by how many it is off
+        for node in graph.graph.nodes:
+            shape, before = (
+                _shape(node),
+                [places[source] for source in node.all_input_nodes if source in places],
+            )
+            pixels, off = max(before, key=lambda place: abs(place[1])) if before else (1.0, 0.0)
+            if function_name(node) in (*SHIFTED, PATCHES):
+                size = _shape(node.args[0])[axis - 1]
+                stride, left_over = _of_tokens(node, axis, size)
+                pixels = image_shape[axis - 1] / size
+                if left_over:
+                    misfits.append(Misfit(_name(node), stride, size, left_over, left_over * pixels))
+                places[node] = (
+                    pixels * stride if function_name(node) == PATCHES else pixels,
+                    off + left_over * pixels,
+                )
+                continue
+            sources = [source for source in node.all_input_nodes if len(_shape(source)) == 4]
+            if sources and len(shape) == 4:
+                size = _shape(sources[0])[axis]
+                stride, left_over = _left_over(graph, node, axis, size, shape[axis])
+                if left_over:
+                    misfits.append(
+                        Misfit(_name(node), max(1, round(stride)), size, left_over, left_over * pixels)
+                    )
+                off, pixels = off + left_over * pixels, pixels * stride
+            places[node] = pixels, off
+        offset = max([offset, *(abs(off) for _, off in places.values())])
+    return tuple(dict.fromkeys(misfits)), offset
+
+
+def _of_tokens(node: fx.Node, axis: int, size: int) -> tuple[int, int]:
+    """As `_left_over`, of windows, whose shift is the mirrored one only if it is half a window, and of patches."""
+    if function_name(node) == PATCHES:
+        return 2, -(size % 2)
+    window, shift = node.args[4][axis - 2], node.kwargs["shift_size"][axis - 2]
+    left_over = (size - 2 * (shift if size > window else 0)) % window
+    return window, left_over if 2 * left_over <= window else left_over - window
+
+
+def _left_over(graph: fx.GraphModule, node: fx.Node, axis: int, size: int, out: int) -> tuple[float, int]:
+    """A layer's stride along an axis, and how many positions of its input are left over at the far end."""
+    layer = graph.get_submodule(node.target) if node.op == "call_module" else None
+    name = getattr(node.target, "__name__", node.target)
+    if isinstance(layer, WINDOWS):
+        given = {key: getattr(layer, key, 1) for key in ("kernel_size", "stride", "padding", "dilation")}
+    elif node.op == "call_function" and name in WINDOW_FUNCTIONS:
+        defaults = {"stride": None, "padding": 0, "dilation": 1}
+        at = WINDOW_FUNCTIONS[name]
+        positional = {key: node.args[i] for key, i in at.items() if i < len(node.args)}
+        given = defaults | positional | {key: node.kwargs[key] for key in at if key in node.kwargs}
+        given["stride"] = given["stride"] or given["kernel_size"]
+    elif isinstance(layer, nn.ConvTranspose2d):
+        stride = _along(layer.stride, axis)
+        return 1 / stride, -_along(layer.output_padding, axis) / stride
+    elif name == "getitem" and isinstance(node.args[1], tuple) and len(node.args[1]) > axis:
+        part = node.args[1][axis]
+        start, _, stride = part.indices(size) if isinstance(part, slice) else (0, size, 1)
+        return stride, size - 1 - (start + (out - 1) * stride) - start
+    elif name == "pad" and len(node.args[1]) > 2 * (3 - axis):
+        before, after = node.args[1][2 * (3 - axis) : 2 * (3 - axis) + 2]
+        return 1, before - after
+    elif isinstance(layer, nn.ZeroPad2d | nn.ReflectionPad2d | nn.ReplicationPad2d):
+        before, after = layer.padding[2 * (3 - axis) : 2 * (3 - axis) + 2]
+        return 1, before - after
+    else:
+        return (
+            size / out,
+            0,
+        )  # adaptive pools and interpolation are symmetric, the rest moves nothing
+    stride, reach = (
+        _along(given["stride"], axis),
+        _along(given["dilation"], axis) * (_along(given["kernel_size"], axis) - 1),
+    )
+    padding = (
+        reach // 2 if given["padding"] == "same" else 0 if given["padding"] == "valid" else given["padding"]
+    )
+    return stride, size - 1 + 2 * _along(padding, axis) - (out - 1) * stride - reach
+
+
+def _along(value: int | tuple[int, int], axis: int) -> int:
+    return value[axis - 2] if isinstance(value, tuple | list) else value
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    meta = node.meta.get("tensor_meta")
+    return tuple(meta.shape) if hasattr(meta, "shape") else ()
+
+
+def _name(node: fx.Node) -> str:
+    """A layer's name; of a function, what it is and in which module."""
+    if node.op == "call_module":
+        return str(node.target)
+    owners = [path for path, _ in node.meta.get("nn_module_stack", {}).values()] if node.meta else []
+    called = getattr(node.target, "__name__", str(node.target)).replace("getitem", "slice")
+    return f"{called} in {owners[-1]}" if owners and owners[-1] else called

@@ -1,0 +1,1 @@
+"""What jobs leave: small JSON files; what they hold, where they lie, and which of them are current."""

@@ -1,0 +1,56 @@
+"""Files that are whole or absent, and what they hold as one hash."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from relusym.errors import UserError
+
+
+@contextmanager
+def write_whole(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that replaces it at the end, so that `path` is whole or absent.
+
+    The temporary file keeps the ending of `path` (matplotlib and torchvision choose a format by it). If the
+    body raises, the temporary file is removed and an older `path` stays as it was.
+
+    Raises:
+        UserError: the disk is full or the folder can't be written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())  # a full disk may show only here
+        part.chmod(0o666 & ~_umask())  # some writers make files that only their owner can read
+        part.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be written ({error.strerror}): free space or change the folder"
+        ) from error
+    finally:
+        with suppress(OSError):  # the folder itself may be what is wrong
+            part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}): make it readable, or delete it") from error
