@@ -131,7 +131,7 @@ def test_weight_matching_finds_planted_permutations_in_an_untrained_vision_trans
     assert found.search.objectives["outside_in"] > 0.9  # whatever random starts are worth
 
 
-def test_from_the_identity_most_of_them_are_missed():
+def test_from_the_identity_they_are_missed_in_some_of_these_nets():
     def missed(seed):
         pair, shuffles = planted(vision_transformer(seed), 0.1)
         found = match("weight_identity", pair).permutations

@@ -54,7 +54,7 @@ def _merges(inputs: Inputs) -> list[Record]:
 
 
 def headings(inputs: Inputs) -> dict[str, str]:
-    """What tables call weight matchings: "weight, from the identity", and "weight, best of 8" by how many there were."""
+    """What tables call weight matchings: by where they start, or by how many starts there were."""
     starts = {
         of["starts"]
         for record in _merges(inputs)
