@@ -141,6 +141,26 @@ def test_matchings_are_compared_on_the_nets_of_their_section_and_involutions_on_
     assert len(files["flip_merge"]) == 7 * 4 * 5 and len(files["pair_merge"]) == 3 * 3 * 4
 
 
+def test_the_starts_of_weight_matching_outdate_its_merges_and_no_other():
+    def merges(**merging):
+        scale = CONFIG["scales"]["demo"]
+        chosen = {**scale, "merging": {**scale["merging"], **merging}}
+        found = Results(
+            Settings.of(CONFIG | {"scale": "demo", "scales": {**CONFIG["scales"], "demo": chosen}})
+        ).jobs
+        return {key: job.settings for key, job in found.items() if job.kind == "flip_merge"}
+
+    before, after = merges(), merges(starts=3)
+    changed = {key for key in before if key not in after}
+    assert changed == {key for key in before if before[key]["merging"]["matching"] == "weight"} and changed
+    key = min(changed)
+    assert before[key]["merging"]["starts"] == 8
+    assert {after[other]["merging"]["starts"] for other in after if other not in before} == {3}
+    # what was measured before there were several starts is from one
+    old = {**before[key], "merging": {"matching": "weight", "images": before[key]["merging"]["images"]}}
+    assert [*differences(old, before[key])] == ["merging.starts"]
+
+
 def test_during_training_is_at_the_epochs_that_are_kept_and_the_last(laptop):
     (job, *_) = jobs(laptop, "during_training").values()
     assert job.settings["epochs"] == [0, 1, 2, 5, 10]

@@ -14,7 +14,7 @@ from typing import Any
 LENGTH = 8  # of a fingerprint, in hexadecimal digits
 DEFAULTS: dict[str, Any] = {
     "symmetry": "horizontal_flip",
-    "merging": {"matching": "activation"},
+    "merging": {"matching": "activation", "starts": 1},
     "network": {"architecture": "vgg11", "group_convs": 0, "shortcut": "conv"},
     "training": {
         "objective": "supervised",

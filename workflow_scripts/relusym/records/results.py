@@ -18,7 +18,7 @@ from relusym.config.measurements import MEASUREMENTS
 from relusym.config.settings import Net, Settings
 from relusym.data import digest as digest_of
 from relusym.errors import UserError
-from relusym.records.fields import nets_of
+from relusym.records.fields import images_of, nets_of
 from relusym.records.files import find_record, snapshot_path
 from relusym.records.fingerprint import fingerprint
 from relusym.theory import STATEMENTS
@@ -374,18 +374,22 @@ class Results:
     def other_images(self, prepared: str) -> str | None:
         """One line on records that were made from other images than `prepared` holds; None if there are none.
 
-        As long as the images aren't prepared, they are told apart by their labels.
+        As long as the images aren't prepared, they are told apart by their labels, but for torchvision's.
         """
         used = self.images_in_use(prepared)
         if used is None:
             return None
         digest, path = used
-        key = self.key_of(path)
-        job, source = self.jobs[key], self.load(key)["inputs"]["source"]
-        label = self.settings.label(job.nets[0][0].partition(".")[0] if job.nets else None)
-        if digest == digest_of(self.prefix + prepared) if self._exists(prepared) else source == label:
+        job, record = self.jobs[self.key_of(path)], self.load(self.key_of(path))
+        model = job.nets[0][0].partition(".")[0] if job.nets else None
+        label = self.settings.label(model)
+        known = (
+            digest_of(self.prefix + prepared) if self._exists(prepared) else self.settings.known_digest(model)
+        )
+        if digest == known if known else record["inputs"]["source"] == label:
             return None
         return (
-            f"records of {self.folder} such as {path} were made from other images ({source}) than this config names "
-            f"({label}): name those images in the config, root and label, or move {self.folder} away to begin anew"
+            f"records of {self.folder} such as {path} were made from other images ({images_of(record)}) than this "
+            f"config names ({label}): name those images in the config, root and label, or move {self.folder} "
+            "away to begin anew"
         )
