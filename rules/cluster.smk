@@ -37,10 +37,15 @@ if MAIN:
         sys.exit(f"error: {error}")
 
 
+def images_of(job):
+    """The file of prepared images that a job reads, if any."""
+    return job.params.get("reads", {}).get("data")
+
+
 def unfit():
     """Why a run can't go well with the images or the device that the config names; None if it can."""
     device, run = SETTINGS.config["device"], jobs_to_run()
-    files = {str(file) for job in run for file in [*job.input, *job.output]}
+    files = {str(file) for job in run for file in job.output} | {images_of(job) for job in run}
     try:
         for prepared in sorted({RESULTS.prefix + prepared for prepared in PREPARED} & files):
             for model in SETTINGS.readers(Path(prepared).stem):
@@ -76,7 +81,7 @@ def problems():
 
 def mixing():
     """Why a run would put records of other images beside those that are there; None if it wouldn't."""
-    read = {file for job in jobs_to_run() for file in job.input if file in OTHER_IMAGES}
+    read = {images_of(job) for job in jobs_to_run()} & {*OTHER_IMAGES}
     return OTHER_IMAGES[min(read)] if read else None
 
 

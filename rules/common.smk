@@ -64,6 +64,8 @@ def job_of(path, w):
 
 def is_asked_again(key):
     """Whether the command line wants a job done again that is done, or a training that it follows."""
+    if not forced_words():
+        return False
     rule_name = RESULTS.jobs[key].rule
     rules_ = (rule_name, "train") if rule_name in ("flip_merge", "pair_merge", "measure") else (rule_name,)
     files = [RESULTS.prefix + file for file in RESULTS.outputs(key)]
@@ -74,24 +76,42 @@ def is_to_do(key):
     return not RESULTS.is_there(key) or is_asked_again(key)
 
 
+def is_there(file):
+    return Path(RESULTS.prefix + file).exists()
+
+
 def file_to_wait_for(key):
     """One of a job that is to do: whatever waits for it has all that it makes."""
     outputs = RESULTS.outputs(key)
-    return next((file for file in outputs if not Path(RESULTS.prefix + file).exists()), outputs[0])
+    return next((file for file in outputs if not is_there(file)), outputs[0])
 
 
-def inputs_if_to_do(key):
-    """What a job reads, if it has to run.
+def waits_for(key):
+    """What a job waits for: of the files that it reads, those that are made first.
 
-    A job that needn't run has no inputs: a fresh clone has neither checkpoints nor images, and asks for none. Images are
-    `ancient`: they are whole if they are there, and their date says nothing.
+    What is there needs nothing: a fresh clone has neither checkpoints nor images, and asks for none if no job is to run; and
+    a file that is whole says nothing by its date.
     """
-    inputs = RESULTS.inputs(key)
-    if MAIN and not is_to_do(key):
-        job = RESULTS.jobs[key]
-        if job.kind != "train" or Path(RESULTS.prefix + RESULTS.checkpoint(job.nets[0])).exists():
-            return {}
-    return {name: ancient(files) if name == "data" else files for name, files in inputs.items()}
+    job, inputs = RESULTS.jobs[key], RESULTS.inputs(key)
+    net = job.kind == "train" and not is_there(RESULTS.checkpoint(job.nets[0]))
+    if not (net or is_to_do(key)):
+        return []
+    files = [inputs["weights"]] if "weights" in inputs else []
+    if "data" in inputs and not is_there(inputs["data"]):
+        files.append(inputs["data"])
+    for checkpoint, record in zip(inputs.get("nets", []), inputs.get("trained", []), strict=True):
+        if not is_there(checkpoint) or not is_there(record) or is_to_do(RESULTS.key_of(record)):
+            files += [checkpoint, record]
+    return files
+
+
+def reads(key):
+    """The files that a job reads, by what they are."""
+
+    def placed(files):
+        return RESULTS.prefix + files if isinstance(files, str) else [RESULTS.prefix + file for file in files]
+
+    return {name: placed(files) for name, files in RESULTS.inputs(key).items()}
 
 
 def merge_params(path):
@@ -101,6 +121,7 @@ def merge_params(path):
         return lambda w: take(RESULTS.jobs[job_of(path, w)])
 
     return {
+        "reads": lambda w: reads(job_of(path, w)),
         "names": of_job(lambda job: [list(net) for net in job.nets]),
         "settings": of_job(lambda job: job.settings),
         "label": of_job(lambda job: SETTINGS.label(job.nets[0][0])),

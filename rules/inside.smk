@@ -64,14 +64,19 @@ def words_of_command_line():
     return _command_line(bool(inside(lambda: workflow.dag_settings, None)))[:2]
 
 
+def forced_words():
+    """The rules and files that -R and -f name; `all` for -F."""
+    targets, again, targets_too, all_too = _command_line(bool(inside(lambda: workflow.dag_settings, None)))
+    return "all" if all_too else again | targets if targets_too else again
+
+
 def is_forced(rule_name, files):
     """Whether -R, -f or -F wants a job done again, by its rule or by a file of it.
 
     Else, a record that is there is no part of a plan. Without: it is made again when it has been deleted.
     """
-    targets, again, targets_too, all_too = _command_line(bool(inside(lambda: workflow.dag_settings, None)))
-    words = again | targets if targets_too else again
-    return all_too or bool(words) and (renamed(rule_name) in words or not words.isdisjoint(files))
+    words = forced_words()
+    return words == "all" or renamed(rule_name) in words or not words.isdisjoint(files)
 
 
 def jobs_to_run():

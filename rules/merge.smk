@@ -3,7 +3,7 @@
 
 rule flip_merge:
     input:
-        unpack(lambda w: inputs_if_to_do(job_of(FLIP, w))),
+        lambda w: waits_for(job_of(FLIP, w)),
     output:
         record=update(FLIP),
         filters=update(FILTERS),  # small arrays, what the figures of filters are drawn from
@@ -25,7 +25,7 @@ rule flip_merge:
 
 rule pair_merge:
     input:
-        unpack(lambda w: inputs_if_to_do(job_of(PAIR, w))),
+        lambda w: waits_for(job_of(PAIR, w)),
     output:
         record=update(PAIR),
     log:
@@ -46,7 +46,7 @@ rule pair_merge:
 
 rule measure:  # beyond the paper: see relusym/config/measurements.py
     input:
-        unpack(lambda w: inputs_if_to_do(job_of(MEASURED, w))),
+        lambda w: waits_for(job_of(MEASURED, w)),
     output:
         record=update(MEASURED),
     log:

@@ -7,8 +7,6 @@ for name in STATEMENTS:
     rule:
         name:
             name
-        input:
-            unpack(lambda w, key=RESULTS.statement(name): inputs_if_to_do(key)),
         output:
             record=in_report(
                 RESULTS.record(RESULTS.statement(name)),
@@ -30,7 +28,7 @@ for name in STATEMENTS:
 
 rule flipped_training:
     input:
-        unpack(lambda w: inputs_if_to_do(RESULTS.flipped_training)),
+        lambda w: waits_for(RESULTS.flipped_training),
     output:
         record=update(RESULTS.record(RESULTS.flipped_training)),
     log:
@@ -40,6 +38,7 @@ rule flipped_training:
         ENVIRONMENT
     threads: SETTINGS.config["threads"]
     params:
+        reads=lambda w: reads(RESULTS.flipped_training),
         settings=SETTINGS.flipped_training(),
         label=SETTINGS.label(),
     script:

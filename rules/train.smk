@@ -22,7 +22,7 @@ rule weights:  # needs the internet; read anew for each net that they are to mak
 
 rule train:
     input:
-        unpack(lambda w: inputs_if_to_do(job_of(TRAIN, w))),
+        lambda w: waits_for(job_of(TRAIN, w)),
     output:
         checkpoint=update(CHECKPOINT),
         record=update(TRAIN),
@@ -40,6 +40,7 @@ rule train:
         runtime=lambda w, attempt: 1440 if on_imagenet(w.unit) else 120 * attempt,
         gpu=lambda w: GPU * processes(w.unit),
     params:
+        reads=lambda w: reads(job_of(TRAIN, w)),
         settings=lambda w: SETTINGS.train(w.unit),
         running=lambda w: SETTINGS.running(w.unit),
         folder=lambda w: SETTINGS.imagenet["train"] if on_imagenet(w.unit) else None,

@@ -12,13 +12,13 @@ from relusym.training.distributed import launch
 from relusym.training.progress import Reporter
 
 with job(snakemake) as lock, Interruption() as warned:
-    w, params, inputs = snakemake.wildcards, snakemake.params, snakemake.input
+    w, params, reads = snakemake.wildcards, snakemake.params, snakemake.params.reads
     settings, device = params.settings, device_of(params.device)
     given = {
         "unit": w.unit,
         "seed": int(w.seed.partition(".")[0]),
         "settings": settings,
-        "data": Path(inputs.data),
+        "data": Path(reads["data"]),
         "label": params.label,
         "to": Path(snakemake.output.checkpoint),
         "device": device,
@@ -29,15 +29,15 @@ with job(snakemake) as lock, Interruption() as warned:
         lock.check()
         return warned()
 
-    if weights := inputs.get("weights"):
+    if weights := reads.get("weights"):
         given["model"] = given.pop("unit")
         record = weights_record(**given, weights=Path(weights))
     else:
         given |= {
             **{key: params.running[key] for key in ("save_every", "workers", "snapshots")},
             "folder": Path(params.folder) if params.folder else None,
-            "start": Path(inputs.nets[0]) if inputs.get("nets") else None,
-            "started": Path(inputs.trained[0]) if inputs.get("trained") else None,
+            "start": Path(reads["nets"][0]) if reads.get("nets") else None,
+            "started": Path(reads["trained"][0]) if reads.get("trained") else None,
             "state": Path(params.state),
         }
         processes = settings["training"]["processes"]
