@@ -1,7 +1,6 @@
 """Weights' gradients as one matrix product: the same gradients, and only where they are quicker."""
 
 from contextlib import nullcontext
-from dataclasses import replace
 
 import pytest
 import torch
@@ -95,5 +94,5 @@ def test_trainings_take_their_gradients_so(monkeypatch):
     conv2d = weight_gradients.conv2d
     monkeypatch.setattr(weight_gradients, "conv2d", lambda *given: taken.append(given) or conv2d(*given))
     monkeypatch.setattr(loop, "quick_weight_gradients", lambda device, dtype: SmallMaps())
-    train_on(small_images(40), small_net(), replace(VGG_RECIPE, epochs=1, warmup_epochs=0))
+    train_on(small_images(40), small_net(), VGG_RECIPE.but(epochs=1, warmup_epochs=0))
     assert taken
