@@ -9,7 +9,6 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -40,11 +39,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def no_value(value: Any) -> Any:
-    """None for the text that stands for it."""
-    return None if isinstance(value, str) and value in ("null", "~") else value
-
-
 def _number(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     value = plain(value)
     handler(value)
@@ -62,7 +56,21 @@ Flag = Annotated[bool, Number]
 Text = Annotated[str, Field(min_length=1)]
 
 T = TypeVar("T")
-OrNull = Annotated[T | None, BeforeValidator(no_value)]
+
+
+def _or_null(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    if isinstance(value, str) and value in ("null", "~"):
+        return None
+    try:
+        return handler(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if first["loc"] or not (allowed := _allowed(first)):
+            raise
+        raise refusal(f"{allowed}, or null") from None
+
+
+OrNull = Annotated[T | None, WrapValidator(_or_null)]
 
 
 def among(names: Iterable[str]) -> AfterValidator:
@@ -190,28 +198,34 @@ def in_one_line(error: ErrorDetails, where: Where) -> str:
     if kind == "together":
         return f"{where(*path, context['key'])}: {context['text']}"
     key = where(*path)
-    if kind in SECTIONS and value is None:
-        return f"{key}: nothing stands below it; write its keys there, or remove it"
     if kind == "remark":
         return f"{key}: {context['text']}"
+    if kind in SECTIONS and value is None:
+        return f"{key}: nothing stands below it; write its keys there, or remove it"
     shown = repr(value)
     shown = shown if len(shown) <= 80 else f"{shown[:79]}…"
+    return f"{key}: {shown} given; {_allowed(error) or error['msg'].replace('Input should be', 'allowed is')}"
+
+
+def _allowed(error: ErrorDetails) -> str | None:
+    """What is allowed in place of a value; None where the value isn't all that is wrong."""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "refusal":
-        return f"{key}: {shown} given; {context['allowed']}"
-    if kind in SECTIONS:
-        return f"{key}: {shown} given; allowed are keys and their values"
+        return context["allowed"]
+    if kind in SECTIONS and value is not None:
+        return "allowed are keys and their values"
     if kind == "multiple_of":
-        return f"{key}: {shown} given; allowed is a multiple of 1/{1 / context['multiple_of']:g}"
+        return f"allowed is a multiple of 1/{1 / context['multiple_of']:g}"
     if kind == "literal_error":
-        return f"{key}: {shown} given; {allowed_names(value, QUOTED.findall(context['expected']))}"
+        return allowed_names(value, QUOTED.findall(context["expected"]))
     if kind in ALLOWED:
-        remark = (
-            f", in quotes: YAML takes this for {_kind(value)}"
-            if kind == "string_type" and _kind(value)
+        quotes = (
+            f", in quotes: YAML takes this for {taken}"
+            if (taken := _kind(value)) and kind == "string_type"
             else ""
         )
-        return f"{key}: {shown} given; allowed is {ALLOWED[kind].format(**context)}{remark}"
-    return f"{key}: {shown} given; {error['msg'].replace('Input should be', 'allowed is')}"
+        return f"allowed is {ALLOWED[kind].format(**context)}{quotes}"
+    return None
 
 
 def _kind(value: Any) -> str | None:

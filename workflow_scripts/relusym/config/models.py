@@ -110,7 +110,7 @@ class Model:
         values = dict(self._sections.get("data", {}))
         if values.get("dataset", "generated") != "generated":
             for key in ("test_images", "invariant_to"):
-                if not has(self.values, "models", self.id, "data", key):
+                if self.id and not has(self.values, "models", self.id, "data", key):
                     values.pop(key, None)
         return Data.read(values, lambda *path, at=None: self.key("data", *path, at=at))
 

@@ -22,9 +22,11 @@ from relusym.schema import (
     Seed,
     Share,
     Text,
+    allowed_names,
     among,
     refusal,
     remark,
+    together,
     unknown_key,
 )
 from relusym.symmetry import HORIZONTAL_FLIP
@@ -56,6 +58,9 @@ def _each_once(entries: list) -> list:
 
 def _known_options(network: dict[str, Any]) -> dict[str, Any]:
     """What an architecture takes of them is checked with what the model's other sections say."""
+    name = network.get("architecture", "vgg11")
+    if name not in nets.ARCHITECTURES:
+        raise together("architecture", f"{name!r} given; {allowed_names(name, nets.ARCHITECTURES)}")
     allowed = nets.options(network.get("architecture"))
     for key in network:
         if key not in ("architecture", *allowed):
