@@ -20,6 +20,7 @@ from relusym.theory import STATEMENTS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMENTED = [*PAGES, *(ROOT / path for path in ("config.yaml", "Snakefile", "Makefile", "docs/rules.dot"))]
+COMMENTED += sorted(ROOT.glob("scales/*.yaml"))
 COMMENTED += sorted([*ROOT.glob("profiles/*/config.yaml"), *ROOT.glob("rules/*.smk")])
 TEXT = {page: page.read_text(encoding="utf-8") for page in COMMENTED}
 
@@ -42,7 +43,7 @@ COMMANDS = [
 PLANNED = {  # those that change more of the config than its scale, and jobs that they plan; ImageNet isn't there
     "cifar10={": {"train cnn 0", "pair_merge gcnn 11 gcnn 0", "table2"},
     "imagenet": {"table3", "table5"},
-    "mine: {family": {"table5"},
+    "models={mine: {table": {"table5"},
     "cifar_resnet": {"train mine 2", "flip_merge mine 2", "table2", "train cnn 0"},
     "cifar100": {"train cnn 0", "train simsiam_odd.pretraining 0", "table5"},
     "quarter_turn": {"train mine 2", "flip_merge mine 2", "table2"},
@@ -190,7 +191,7 @@ def test_the_drawing_has_the_rules_and_the_arrows_of_snakemakes_own(clone, tmp_p
     filters = "results/paper/figures/filters/conv1-cnn-0.png"
     given = ["scale=paper", "seeds=0", f"imagenet={{root: {tmp_path}}}"]
     made = clone()
-    given.append("scales={paper: {beyond: {during_training: {models: [cnn]}}}}")
+    given.append("beyond={during_training: {models: [cnn]}}")
     run = made.snakemake("all", "beyond", filters, "--config", *given, "--rulegraph")
     labels = dict(re.findall(r'(\d+)\[label = "(\w+)"', run.stdout))
     arrows = {(labels[a], labels[b]) for a, b in re.findall(r"(\d+) -> (\d+)", run.stdout)}

@@ -57,14 +57,14 @@ def test_the_linear_schedule_rises_over_its_warm_up_and_falls_to_zero():
 
 
 def test_the_step_schedule_divides_the_rate_by_ten_after_each_third():
-    recipe = Recipe(90, 1024, 0.4, schedule="step")
+    recipe = Recipe(epochs=90, batch_size=1024, learning_rate=0.4, schedule="step")
     rates = [recipe.learning_rate_at(epoch) for epoch in (0, 29.9, 30, 59.9, 60, 89.9)]
     assert rates == pytest.approx([0.4, 0.4, 0.04, 0.04, 0.004, 0.004])
 
 
 def test_cosine_and_linear_schedules_end_at_zero_after_their_warm_up():
     for schedule, three_quarters in (("cosine", (1 - 0.5**0.5) / 2), ("linear", 0.25)):
-        recipe = Recipe(12, 256, 1.0, schedule=schedule, warmup_epochs=4)
+        recipe = Recipe(epochs=12, batch_size=256, learning_rate=1.0, schedule=schedule, warmup_epochs=4)
         rates = [recipe.learning_rate_at(epoch) for epoch in (0, 2, 4, 8, 10, 12)]
         assert rates == pytest.approx([0, 0.5, 1, 0.5, three_quarters, 0])
 
@@ -72,8 +72,8 @@ def test_cosine_and_linear_schedules_end_at_zero_after_their_warm_up():
 def test_late_invariance_is_on_after_its_share_of_the_epochs():
     late = VGG_RECIPE.but(epochs=10, invariance_from=0.2)
     assert [late.invariance_at(epoch) for epoch in (0, 1, 2, 9)] == [False, False, True, True]
-    assert not replace(late, invariance_from=None).invariance_at(9)
-    assert replace(late, invariance_from=0.0).invariance_at(0)
+    assert not late.but(invariance_from=None).invariance_at(9)
+    assert late.but(invariance_from=0.0).invariance_at(0)
 
 
 @pytest.mark.parametrize(
