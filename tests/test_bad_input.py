@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import datetime
 import json
 import os
 import pickle
@@ -325,6 +326,13 @@ def no_such_scheduler(root):
     raise UserError(line)
 
 
+def endless():
+    """A section that holds itself."""
+    section = {}
+    section["training"] = section
+    return section
+
+
 NEEDS_A_NUMBER = "given; allowed is a whole number"
 CASES = {
     # a key or a choice that there isn't
@@ -497,6 +505,135 @@ CASES = {
         in_config,
         {"datasets": {"cifar10": {"source": "folder", "root": "r", "label": "x"}}},
         r"^datasets\.cifar10: this data set is there already",
+    ),
+    # values that go with no others
+    "recipe without a classifier": Case(
+        in_config,
+        {"models.simsiam_odd.recipe": ["pretraining"]},
+        r"^models\.simsiam_odd\.recipe: \[pretraining\] given; the last stage has to make a classifier, as",
+    ),
+    "recipe that begins with a linear layer": Case(
+        in_config,
+        {"models.simsiam_odd.recipe": ["linear"]},
+        r"^models\.simsiam_odd\.recipe: \[linear\] given; a linear layer needs a stage before it",
+    ),
+    "stage twice": Case(
+        in_config,
+        {"scales.demo.models.old.recipe": ["training", "training"]},
+        r"^scales/demo\.yaml: models\.old\.recipe: training is listed twice; list each once$",
+    ),
+    "an objective in place of another": Case(
+        in_config,
+        {"models.cnn.training.objective": "simsiam"},
+        r"^scales/demo\.yaml: recipe: \[training\] given; the last stage has to make a classifier",
+    ),
+    "more images for a curve than there are": Case(
+        in_config,
+        {"beyond.curves.repair_images": 3000},
+        r"^beyond\.curves\.repair_images: 3000 given; allowed is at most 2000, the training images of generated",
+    ),
+    "more images to measure on than there are": Case(
+        in_laptop,
+        {"scales.laptop.beyond.by_layer.images": 60_000},
+        r"^scales/laptop\.yaml: beyond\.by_layer\.images: 60000 given; allowed is at most 50000, .* CIFAR10$",
+    ),
+    "points of a curve": Case(
+        in_config,
+        {"beyond.curves.points": 100_001},
+        r"^beyond\.curves\.points: 100001 given; allowed is at most 1001$",
+    ),
+    "involution of pairs": Case(
+        in_config,
+        {"merging.matching": "involution"},
+        r"^merging\.matching: 'involution' given, which matches no pair of two nets, such as \[cnn, cnn\] of `pairs`$",
+    ),
+    "involution of quarter turns": Case(
+        in_config,
+        {"models.cnn_noaug": {"symmetry": "quarter_turn", "merging": {"matching": "involution"}}},
+        r"^models\.cnn_noaug\.merging\.matching: 'involution' given; the symmetry of cnn_noaug isn't of order 2$",
+    ),
+    "quarter turns of two channels": Case(
+        in_config,
+        {"network.width": 1 / 32, "models.gcnn.symmetry": "quarter_turn", "pairs": [], "beyond": {}},
+        r"^network\.width: 0\.03125 given; the 2 channels of gcnn's first group conv don't split into 4 orientations",
+    ),
+    "seed of no net beyond the paper": Case(
+        in_config,
+        {"beyond.curves.seeds": [0, 7]},
+        r"^beyond\.curves\.seeds: 7 is none of the seeds of cnn, cnn_inv",
+    ),
+    "seed of no net beyond the paper, of all types": Case(
+        in_config,
+        {"beyond.matchings": {"models": None, "seeds": 7}},
+        r"^beyond\.matchings\.seeds: 7 is none of",
+    ),
+    "two models of one name": Case(
+        in_config,
+        {"models.cnn_inv.name": "CNN"},
+        r"^models\.cnn_inv\.name: 'CNN' given, the name of cnn; give each model a name of its own$",
+    ),
+    "a key of the file where its section is overridden": Case(
+        in_config,
+        {"scales.demo.training.epochs": 0, "training.batch_size": 40},
+        r"^scales/demo\.yaml: training\.epochs: 0 given; allowed is at least 1$",
+    ),
+    "a key on the command line where the file has the section": Case(
+        in_config, {"training.epochs": 0}, r"^training\.epochs: 0 given; allowed is at least 1$"
+    ),
+    "a scale's key that a model's overrides": Case(
+        in_config,
+        {"training.warmup_epochs": 20, "scales.demo.models.cnn.training": {"epochs": 10}},
+        r"^training\.warmup_epochs: 20 isn't less than the 10 epochs$",
+    ),
+    # what YAML makes of it
+    "name that is a number": Case(
+        in_config,
+        {"models.cnn.name": 12},
+        r"^models\.cnn\.name: 12 given; allowed is text, in quotes: YAML takes this for a number$",
+    ),
+    "label that is false": Case(
+        in_config,
+        {"cifar10.label": False},
+        r"^cifar10\.label: False given; allowed is text, in quotes: YAML takes this for true or false, as yes, no, on",
+    ),
+    "name that is a date": Case(
+        in_config,
+        {"models.cnn.name": datetime.date(2023, 12, 10)},
+        "is text, in quotes: YAML takes this for a date$",
+    ),
+    "section left empty": Case(
+        in_config,
+        {"scales.demo.training": None},
+        r"^scales/demo\.yaml: training: nothing stands below it; write its keys there, or remove it$",
+    ),
+    "models left empty": Case(
+        in_config, {"scales.demo.models": None}, r"^scales/demo\.yaml: models: nothing stands below it"
+    ),
+    "section that is a number": Case(
+        in_config, {"scales.demo.merging": 500}, r"merging: 500 given; allowed are keys and their values$"
+    ),
+    "section inside of itself": Case(
+        in_file,
+        b"a: 1\nb: &b\n  c: [1, *b]\n",
+        r"config\.yaml, line 3: \*b stands inside of &b, so it has no end$",
+    ),
+    "section inside of itself, from elsewhere": Case(
+        in_config,
+        {"training": endless()},
+        "^training: unknown key 'training'; allowed are epochs",
+    ),
+    "sections without end": Case(
+        in_file,
+        b"a: " + b"[" * 100_000,
+        r"config\.yaml, line 1: more than 100 sections inside of each other$",
+    ),
+    "model of 200 letters": Case(
+        in_config,
+        {"models": {"a" * 200: {}}},
+        "^models: 'aaa.* given; allowed is text of at most 64 characters$",
+    ),
+    "key that is a number": Case(
+        in_config, {"training": {1: 2}}, "^training: unknown key 1; allowed are epochs"
     ),
     # seeds
     "seed twice": Case(

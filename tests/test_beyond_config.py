@@ -172,7 +172,10 @@ def test_what_a_measurement_depends_on_outdates_it_and_nothing_of_the_papers():
         ({"curves": {"points": 2}}, "points: 2 given; allowed is at least 3"),
         ({"curves": {"points": 4}}, "points: 4 given; allowed is an odd number"),
         ({"curves": {"models": ["cnn"], "seeds": "40"}}, "curves.seeds: 40 is none of the seeds of cnn"),
-        ({"by_layer": {"pairs": [["cnn", "cnn"]]}}, "by_layer.pairs: by_layer is of single nets"),
+        (
+            {"by_layer": {"pairs": [["cnn", "cnn"]]}},
+            "beyond.by_layer: unknown key 'pairs'; allowed are models, seeds, images$",
+        ),
         (
             {"exact_gcnn": {"matching": "activation"}},
             "matching: 'activation' given; allowed is one of involution",

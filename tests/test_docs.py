@@ -12,6 +12,7 @@ from snakemake.cli import parse_args
 from torch.utils.data import DataLoader, TensorDataset
 
 from relusym import nets
+from relusym.config.docs import page
 from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import generate
 from relusym.findings import FIGURES, TABLES
@@ -86,6 +87,11 @@ def test_a_command_plans_what_its_page_says(part, clone):
     (command,) = (c for c in COMMANDS if part in c and (part != "imagenet" or "mine" not in c))
     planned = clone().planned(*shlex.split(command.replace("--cores all ", "")))
     assert PLANNED[part] <= {*planned} and ("imagenet" not in command or PLANNED[part] == {*planned})
+
+
+def test_the_page_of_the_config_has_what_its_sections_say():
+    made = TEXT[ROOT / "docs/config.md"]
+    assert made == page() and "`learning_rate`" in made  # make docs/config.md
 
 
 def snippets(page):

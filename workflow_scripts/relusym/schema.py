@@ -126,7 +126,8 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _has_known_keys(cls, values: Any) -> Any:
-        for key in values if isinstance(values, Mapping) else ():
+        closed = cls.model_config.get("extra") != "allow"
+        for key in values if closed and isinstance(values, Mapping) else ():
             if key not in cls.model_fields:
                 raise unknown_key(key, cls.model_fields)
         return values

@@ -203,8 +203,6 @@ def _check_beyond(settings: Settings) -> None:
         known = {seed for model in chosen for seed in settings.models[model].seeds}
         if unknown := {*section.get("seeds", [])} - known:
             raise UserError(f"{key('seeds')}: {min(unknown)} is none of the seeds of {', '.join(chosen)}")
-        if pairs and name not in ("matchings", "curves"):
-            raise UserError(f"{key('pairs')}: {name} is of single nets; remove the key")
         if name == "exact_gcnn":
             for model in section["from_scratch"]:
                 _one_of(key("from_scratch"), model, models)

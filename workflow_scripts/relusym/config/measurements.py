@@ -15,20 +15,25 @@ def _odd(points: int) -> int:
     return points
 
 
-class Matchings(Section):
-    """The target `matchings`: its merges are flip_merge and pair_merge records."""
+Pairs = OrNull[list[Annotated[list[Text], Field(min_length=2, max_length=2)]]]
+OF_PAIRS = "of the scale's `pairs`, those that it is of"
+SELECTION = "models", "pairs", "seeds"
+
+
+class Selection(Section):
+    """Which nets a measurement is of."""
 
     models: OrNull[list[Text]] = Field(None, description="the types of single nets")
-    pairs: OrNull[list[Annotated[list[Text], Field(min_length=2, max_length=2)]]] = Field(
-        None, description="of the scale's `pairs`, those that it is of"
-    )
     seeds: OrNull[Annotated[list[int], BeforeValidator(seed_list)]] = Field(None, description="left out: all")
 
 
-SELECTION = (*Matchings.model_fields,)
+class Matchings(Selection):
+    """The target `matchings`: its merges are flip_merge and pair_merge records."""
+
+    pairs: Pairs = Field(None, description=OF_PAIRS)
 
 
-class Measurement(Matchings):
+class Measurement(Selection):
     """Of single nets, under their symmetries."""
 
     images: OrNull[Count] = Field(
@@ -39,8 +44,8 @@ class Measurement(Matchings):
 class FineTuning(Section):
     """Of the exact GCNN and of the net itself."""
 
-    epochs: Count
-    learning_rate: Positive
+    epochs: Count = Field(description="of the training images")
+    learning_rate: Positive = Field(description="its peak, at the start")
 
 
 class ExactGCNN(Measurement):
@@ -58,6 +63,7 @@ class ExactGCNN(Measurement):
 class Curves(Measurement):
     """The accuracy along the line between two nets."""
 
+    pairs: Pairs = Field(None, description=OF_PAIRS)
     points: Annotated[int, Field(ge=3, le=1001), AfterValidator(_odd), Number] = Field(
         21, description="of each curve; odd, so that one is halfway"
     )

@@ -199,7 +199,11 @@ def without_left_out(scale: Scale) -> Scale:
         if (section := getattr(scale.beyond, name)) is not None:
             lists = ("models", "pairs", "from_scratch")
             changed = {key: kept(value) for key in lists if (value := getattr(section, key, None))}
-            of = [changed.get(key) or [] for key in ("models", "pairs") if getattr(section, key) is not None]
+            of = [
+                changed.get(key) or []
+                for key in ("models", "pairs")
+                if getattr(section, key, None) is not None
+            ]
             beyond[name] = None if of and not any(of) else section.model_copy(update=changed)
     return scale.model_copy(
         update={"pairs": kept(scale.pairs), "beyond": scale.beyond.model_copy(update=beyond)}

@@ -68,6 +68,12 @@ def _known_options(network: dict[str, Any]) -> dict[str, Any]:
     return network
 
 
+def _plain_value(value: Any) -> Any:
+    if not isinstance(value, str | int | float | None):
+        raise refusal("allowed is text, a number, true, false or null")
+    return value
+
+
 def _file(value: Any) -> Any:
     files = value if isinstance(value, list) else [value]
     if value is not None and not (files and all(isinstance(file, str) and file for file in files)):
@@ -78,10 +84,10 @@ def _file(value: Any) -> Any:
 Label = Annotated[Text, _matches(NO_MARKUP, "allowed is text of one line without <, > and $")]
 Id = Annotated[
     str,
+    Field(max_length=LONGEST_ID),
     _matches(
         ID, "allowed are small letters and digits, with single _ between them, and not `all`", but="all"
     ),
-    Field(max_length=LONGEST_ID),
 ]
 Device = Annotated[str, _matches(DEVICE, "allowed is auto, cpu, cuda, or one GPU, such as cuda:1")]
 Seeds = Annotated[list[int], BeforeValidator(seed_list)]
@@ -98,11 +104,12 @@ class Source(Section):
     """Where the images of a data set come from."""
 
     model_config = ConfigDict(extra="allow")  # the options of a source of one's own
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_plain_value)]] = Field(init=False)
 
     source: Text = Field(description="`torchvision` (downloaded on first use) or `folder` (a tree of images)")
     root: Text = Field(
         None,
-        description="of a download: where it goes; of a folder: the tree, <root>/<split>/<class>/<image>",
+        description="of a download: where it goes; of a folder: the tree, `<root>/<split>/<class>/<image>`",
     )
     train: Text = Field("train", description="of a folder: the name of the split's folder")
     test: Text = Field("test", description="likewise")
@@ -110,11 +117,11 @@ class Source(Section):
 
 
 class ImageNetSource(Section):
-    """Where ImageNet is, <root>/<train or val>/<wnid>/<image>; if it isn't there, its nets are left out."""
+    """Where ImageNet is, `<root>/<train or val>/<wnid>/<image>`; if it isn't there, its nets are left out."""
 
-    root: Text = "data/imagenet"
-    train: Text = "train"
-    val: Text = "val"
+    root: Text = Field("data/imagenet", description="the folder of both")
+    train: Text = Field("train", description="of the training images")
+    val: Text = Field("val", description="of those to test on")
     label: Label = Field("ImageNet", description="what records and tables call the images")
 
 
@@ -154,8 +161,10 @@ class Run(Section):
 class Normalisation(Section):
     """Of pixels in 0…1, a number for each colour."""
 
-    mean: Channels
-    std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
+    mean: Channels = Field(description="that is subtracted")
+    std: Annotated[list[Positive], Field(min_length=3, max_length=3)] = Field(
+        description="that is divided by"
+    )
 
 
 class Data(Section):
@@ -311,10 +320,12 @@ class Filters(Section):
 class FlippedTraining(Section):
     """Figure 3: a net and its flipped counterpart, trained side by side on batches and on the flipped batches."""
 
-    seed: Seed = 0
-    steps: Count = 50
-    batch_size: Count = 16
-    learning_rate: Positive = 0.01
+    seed: Seed = Field(0, description="of the net and of the batches")
+    steps: Count = Field(50, description="of either")
+    batch_size: Count = Field(16, description="images a step")
+    learning_rate: Positive = Field(
+        0.01, description="constant; momentum, weight decay and padding are the scale's"
+    )
 
 
 class Draws(Section):

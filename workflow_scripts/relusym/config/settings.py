@@ -56,25 +56,16 @@ class Settings(Sources, Beyond):
             config: the keys of `Run`; beside them, those of `Scale` go before the scale's file.
             folders: where scales are looked for; of two of one name, that in the first counts.
         """
-        try:
-            own, over = (
-                {key: value for key, value in config.items() if (key in Run.model_fields) == of}
-                for of in (True, False)
-            )
-            place = Place("", config)
-            for key in over:
-                if key not in Scale.model_fields:
-                    known = {**Run.model_fields, **Scale.model_fields}
-                    raise UserError(f"config: {unknown_key(key, known).context['text']}")
-            run = Run.read(own, place)
-            file = scale_file(run.scale, folders)
-            place = Place(str(file), over)
-            values = deep_merge(read_file(file), over)
-            scale = Scale.read(values, place)
-        except RecursionError as error:
-            raise UserError(
-                "config: sections inside of each other without end; is one inside of itself?"
-            ) from error
+        over = {key: value for key, value in config.items() if key not in Run.model_fields}
+        for key in over:
+            if key not in Scale.model_fields:
+                known = {**Run.model_fields, **Scale.model_fields}
+                raise UserError(f"config: {unknown_key(key, known).context['text']}")
+        run = Run.read({key: value for key, value in config.items() if key not in over}, Place("", config))
+        file = scale_file(run.scale, folders)
+        place = Place(str(file), over)
+        values = deep_merge(read_file(file), over)
+        scale = Scale.read(values, place)
         settings = cls(run, without_left_out(scale), values, place, tuple(map(Path, folders)))
         checks.check(settings)
         return settings

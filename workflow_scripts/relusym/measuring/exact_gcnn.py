@@ -76,7 +76,7 @@ def measure(subject: Subject, settings: Record) -> Record:
     if tested["fine_tuned"] is None or tuned is None:
         raise UserError(
             f"exact_gcnn: fine-tuning {subject.names[0][0]} diverged: make its learning rate smaller, "
-            "scales.<scale>.beyond.exact_gcnn.fine_tuning.learning_rate"
+            "beyond.exact_gcnn.fine_tuning.learning_rate"
         )
     if settings["from_scratch"]:
         seed, model = subject.names[0][1], subject.names[0][0]
