@@ -27,9 +27,10 @@ try:
     SETTINGS = Settings.of(config, ["scales", HOME / "scales"])
 except UserError as error:
     sys.exit(f"config error: {error}")
-# for report/workflow.rst
-net = {"width": SETTINGS.common.network.get("width", 1), "epochs": SETTINGS.sections.training.epochs}
-config = {**config, "net": net}
+config = {  # for report/workflow.rst
+    **config,
+    "net": {"width": SETTINGS.common.network.get("width", 1), "epochs": SETTINGS.sections.training.epochs},
+}
 RESULTS = Results(SETTINGS)
 FOLDER = RESULTS.folder
 

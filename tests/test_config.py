@@ -70,9 +70,19 @@ def test_a_scale_needs_seeds_models_and_how_to_train_them_alone():
     assert (
         settings_of(least).train("cnn")["training"] | training == settings_of(least).train("cnn")["training"]
     )
-    for key, missing in (("seeds", "seeds"), ("models", "models"), ("training", "epochs")):
-        with pytest.raises(UserError, match=f"demo.yaml.*: the key '{missing}' is missing$"):
-            settings_of({name: section for name, section in least.items() if name != key})
+    for given, missing in (
+        ({"training": training}, "demo.yaml: the keys 'seeds', 'models' are missing$"),
+        (
+            least | {"training": {}},
+            "demo.yaml: training: the keys 'epochs', 'batch_size', 'learning_rate' are missing$",
+        ),
+        (
+            least | {"data": {}},
+            "demo.yaml: data: generated images need numbers train_images and test_images$",
+        ),
+    ):
+        with pytest.raises(UserError, match=missing):
+            settings_of(given)
 
 
 @pytest.mark.parametrize("scale", ["laptop", "paper"])

@@ -142,7 +142,7 @@ class Section(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise UserError(in_one_line(error.errors(include_url=False)[0], where)) from None
+            raise UserError(in_one_line(error.errors(include_url=False), where)) from None
 
     def but(self, **changes: Any) -> Self:
         """The same with other values of these keys.
@@ -187,13 +187,18 @@ QUOTED = re.compile("'([^']*)'")
 SECTIONS = "dict_type", "model_type", "model_attributes_type"
 
 
-def in_one_line(error: ErrorDetails, where: Where) -> str:
-    """What pydantic found, for the one who wrote the config: key, what was given, what is allowed."""
+def in_one_line(errors: list[ErrorDetails], where: Where) -> str:
+    """The first of pydantic's errors as who wrote the config needs it: key, what was given, what is allowed."""
+    error, *others = errors
     kind, path, context = error["type"], [*error["loc"]], error.get("ctx", {})
     value = path[-2] if path[-1:] == ["[key]"] else error["input"]
     path = path[:-2] if path[-1:] == ["[key]"] else path
     if kind == "missing":
-        return f"{where(*path[:-1])}: the key {path[-1]!r} is missing"
+        beside = [e["loc"][-1] for e in others if e["type"] == kind and [*e["loc"][:-1]] == path[:-1]]
+        names = ", ".join(map(repr, [path[-1], *beside]))
+        return (
+            f"{where(*path[:-1])}: the key{'s' if beside else ''} {names} {'are' if beside else 'is'} missing"
+        )
     if kind == "unknown_key":
         return f"{where(*path, at=context['key'])}: {context['text']}"
     if kind == "together":

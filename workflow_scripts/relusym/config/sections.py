@@ -128,7 +128,7 @@ class ImageNetSource(Section):
 class Run(Section):
     """What a run is about, of whatever scale."""
 
-    scale: Text = Field(
+    scale: Id = Field(
         "demo", description="a file in scales/, of yours or this project's: `demo` is scales/demo.yaml"
     )
     seeds: OrNull[Seeds] = Field(
