@@ -70,7 +70,7 @@ def test_a_scale_needs_seeds_models_and_how_to_train_them_alone():
     assert (
         settings_of(least).train("cnn")["training"] | training == settings_of(least).train("cnn")["training"]
     )
-    for given, missing in (
+    for sections, missing in (
         ({"training": training}, "demo.yaml: the keys 'seeds', 'models' are missing$"),
         (
             least | {"training": {}},
@@ -82,7 +82,7 @@ def test_a_scale_needs_seeds_models_and_how_to_train_them_alone():
         ),
     ):
         with pytest.raises(UserError, match=missing):
-            settings_of(given)
+            settings_of(sections)
 
 
 @pytest.mark.parametrize("scale", ["laptop", "paper"])

@@ -34,8 +34,8 @@ def one_of(key: str, given: Any, allowed) -> str:
 
 def choose(
     registry: dict[str, Entry], selector: str, given: dict[str, Any], key: str | Where
-) -> tuple[Entry, dict[str, Any]]:
-    """The entry that `given[selector]` names, and its options with defaults filled in; imports nothing.
+) -> tuple[Entry, Section]:
+    """The entry that `given[selector]` names, and its options; imports nothing.
 
     Args:
         key: where `given` stands in the config, for messages; or what a message calls each key in it.
@@ -53,4 +53,4 @@ def choose(
         options = entry.options.read({k: v for k, v in given.items() if k != selector}, where)
     except UserError as error:
         raise UserError(f"{error} ({selector} {name})") from None
-    return entry, options.model_dump()
+    return entry, options

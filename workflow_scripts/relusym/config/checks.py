@@ -12,7 +12,7 @@ from relusym.config.image_checks import check_images
 from relusym.config.sources import GENERATED, IMAGENET, specification
 from relusym.errors import UserError
 from relusym.matching import OF_FLIPS
-from relusym.registry import choose, one_of
+from relusym.registry import one_of
 from relusym.symmetry import SYMMETRIES
 
 if TYPE_CHECKING:
@@ -178,8 +178,7 @@ def _check_pairs(settings: Settings) -> None:
 def _of_a_merge(model: Model) -> dict[str, Any]:
     """What two types have to agree in to be merged, by its key."""
     name = {"architecture": model.network["architecture"]}
-    options = choose(nets.ARCHITECTURES, "architecture", model.network, "network")[1]
-    network = {key: value for key, value in options.items() if key not in NOT_IN_PLAIN_NETS}
+    network = nets.check(model.network).model_dump(exclude={*NOT_IN_PLAIN_NETS})
     shared = {"data.dataset": model.data.dataset, "data.normalisation": model.data.normalisation}
     shared["image_size"] = model.image_size
     return {f"network.{key}": value for key, value in (name | network).items()} | shared

@@ -6,7 +6,7 @@ from typing import Any
 
 from relusym import nets
 from relusym.config.reading import deep_merge
-from relusym.config.sections import SHARED, STAGES, Data, Merging, ModelSection, Scale, Training
+from relusym.config.sections import SHARED, STAGES, Data, Merging, ModelSection, Scale, Sections, Training
 from relusym.schema import dotted
 
 Values = dict[str, Any]
@@ -78,9 +78,10 @@ class Model:
         return self.key(stage if has_it else "training", *path, at=at)
 
     @cached_property
-    def _sections(self) -> Values:
-        own = self.own.model_dump(include={*SHARED}, exclude_unset=True)
-        return deep_merge(self.shared, own)
+    def sections(self) -> Sections:
+        """All that it says, or its scale for it; but for `network`."""
+        values = deep_merge(self.shared, self.own.model_dump(include={*SHARED}, exclude_unset=True))
+        return Sections.model_validate({key: value for key, value in values.items() if key != "network"})
 
     @property
     def name(self) -> str:
@@ -94,21 +95,21 @@ class Model:
 
     @property
     def table(self) -> str | None:
-        return self._sections.get("table", "table2")
+        return self.sections.table
 
     @property
     def image_size(self) -> int | None:
-        return self._sections.get("image_size")
+        return self.sections.image_size
 
     @property
     def symmetry(self) -> str:
-        return self._sections.get("symmetry", Scale.model_fields["symmetry"].default)
+        return self.sections.symmetry
 
     @cached_property
     def data(self) -> Data:
         """Its images; what counts for generated images alone isn't passed on to others."""
-        values = dict(self._sections.get("data", {}))
-        if values.get("dataset", "generated") != "generated":
+        values = self.sections.data.given()
+        if self.sections.data.dataset != "generated":
             for key in ("test_images", "invariant_to"):
                 if self.id and not has(self.values, "models", self.id, "data", key):
                     values.pop(key, None)
@@ -117,35 +118,28 @@ class Model:
     @cached_property
     def network(self) -> Values:
         """Its architecture and the options of it that are given; the scale's options of another one don't count."""
-        network = deep_merge(Scale.model_fields["network"].default, self._sections.get("network", {}))
-        known, own = (
-            nets.options(network["architecture"]),
-            self.own.network if "network" in self.own.model_fields_set else {},
-        )
-        network = {key: value for key, value in network.items() if key in ("architecture", *known, *own)}
-        nets.check(network, lambda *path, at=None: self.key("network", *path, at=at))
-        options = nets.ARCHITECTURES[network["architecture"]].options.model_validate(
-            {key: value for key, value in network.items() if key != "architecture"}
-        )
+        own = self.own.given().get("network", {})
+        network = Sections.model_fields["network"].default | self.shared.get("network", {}) | own
+        known = ("architecture", *nets.options(network["architecture"]), *own)
+        network = {key: value for key, value in network.items() if key in known}
+        options = nets.check(network, lambda *path, at=None: self.key("network", *path, at=at))
         return network | options.given()
 
-    @cached_property
+    @property
     def merging(self) -> Merging:
-        return Merging.read(
-            self._sections.get("merging", {}), lambda *path, at=None: self.key("merging", *path, at=at)
-        )
+        return self.sections.merging
 
     @property
     def recipe(self) -> list[str]:
         """The stages of its training; none if its weights come from elsewhere."""
-        return [] if self.weights else self._sections.get("recipe", ["training"])
+        return [] if self.weights else self.sections.recipe
 
     @cached_property
     def stages(self) -> dict[str, Training]:
         """How each stage trains: what `pretraining` and `linear` don't say, `training` does."""
-        training, stages = self._sections.get("training", {}), {}
+        training, stages = self.sections.training.given(), {}
         for stage in self.recipe:
-            values = deep_merge(training, STAGES[stage], self._sections.get(stage, {}))
+            values = training | STAGES[stage] | getattr(self.sections, stage).given()
             stages[stage] = Training.read(
                 values, lambda *path, at=None, stage=stage: self.stage_key(stage, *path, at=at)
             )

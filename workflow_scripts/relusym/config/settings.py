@@ -215,12 +215,12 @@ class Settings(Sources, Beyond):
 
     def flipped_training(self) -> Values:
         """All that the two trainings of Figure 3 depend on."""
-        common, training = self.common, self.sections.model_dump(include={"training"}, exclude_unset=True)
-        training = {key: Recipe.model_fields[key].default for key in FIGURE_3} | training.get("training", {})
+        common, training = self.common, self.sections.training.given()
+        defaults = {key: Recipe.model_fields[key].default for key in FIGURE_3}
         return {
             "data": common.data.settings() | ({"size": common.image_size} if common.image_size else {}),
             "network": {key: value for key, value in common.network.items() if key != "group_convs"},
-            "training": {key: training[key] for key in FIGURE_3}
+            "training": {key: training.get(key, default) for key, default in defaults.items()}
             | self.sections.flipped_training.model_dump(),
         }
 

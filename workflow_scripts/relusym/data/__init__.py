@@ -85,7 +85,7 @@ def prepare(spec: dict[str, Any], to: Path, workers: int = 0, key: str = "data")
         UserError: the images aren't there, or something is wrong with them.
     """
     data_set, options = choose(DATA_SETS, "kind", spec, key)
-    return data_set.load()(to, workers=workers, key=key, **options) or []
+    return data_set.load()(to, workers=workers, key=key, **options.model_dump()) or []
 
 
 def digest(path: str | Path) -> str:

@@ -86,17 +86,20 @@ def options(architecture: str | None = None) -> list[str]:
     )
 
 
-def check(network: dict[str, Any], key: str | Where = "network") -> None:
+def check(network: dict[str, Any], key: str | Where = "network") -> Section:
     """Check a config's `network` section, without importing torch.
 
     Args:
         network: the architecture's name and its options.
         key: where the section stands in the config; or what a message calls each key in it.
 
+    Returns:
+        the options.
+
     Raises:
         UserError: names the key, what was given and what is allowed.
     """
-    choose(ARCHITECTURES, "architecture", network, key)
+    return choose(ARCHITECTURES, "architecture", network, key)[1]
 
 
 def build(network: dict[str, Any], classes: int, symmetry: Symmetry | None = None) -> nn.Module:
@@ -112,7 +115,7 @@ def build(network: dict[str, Any], classes: int, symmetry: Symmetry | None = Non
     """
     architecture, options = choose(ARCHITECTURES, "architecture", network, "network")
     try:
-        return architecture.load()(**options, classes=classes, symmetry=symmetry)
+        return architecture.load()(**options.model_dump(), classes=classes, symmetry=symmetry)
     except ValueError as error:
         raise UserError(f"network: {error}") from error
 
