@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from relusym.config.reading import seed_list
+from relusym.matching import MATCHINGS
 from relusym.registry import Entry
-from relusym.schema import Count, Number, OrNull, Positive, Section, Text, refusal
+from relusym.schema import Count, Number, OrNull, Positive, Section, Text, among, refusal
 
 
 def _odd(points: int) -> int:
@@ -31,6 +32,9 @@ class Matchings(Selection):
     """The target `matchings`: its merges are flip_merge and pair_merge records."""
 
     pairs: Pairs = Field(None, description=OF_PAIRS)
+    matchings: OrNull[Annotated[list[Annotated[str, among(MATCHINGS)]], Field(min_length=1)]] = Field(
+        None, description="that are compared; null: the scale's `matchings`"
+    )
 
 
 class Measurement(Selection):

@@ -10,7 +10,7 @@ from relusym import nets, paper_values
 from relusym.config.measurements import SECTIONS
 from relusym.config.reading import seed_list
 from relusym.data import SymmetryName
-from relusym.matching import MATCHINGS
+from relusym.matching import MATCHINGS, STARTS
 from relusym.schema import (
     Count,
     Few,
@@ -106,14 +106,20 @@ class Source(Section):
     model_config = ConfigDict(extra="allow")  # the options of a source of one's own
     __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_plain_value)]] = Field(init=False)
 
-    source: Text = Field(description="`torchvision` (downloaded on first use) or `folder` (a tree of images)")
+    source: Text = Field(
+        description="`torchvision` (downloads on first use), `binary` or `python` (CIFAR10's official files), or "
+        "`folder` (a tree of images)"
+    )
     root: Text = Field(
         None,
-        description="of a download: where it goes; of a folder: the tree, `<root>/<split>/<class>/<image>`",
+        description="of a download: where it goes; of official files: cifar-10-batches-bin or -py, its archive, or the "
+        "folder that holds either; of a folder: the tree, `<root>/<split>/<class>/<image>`",
     )
     train: Text = Field("train", description="of a folder: the name of the split's folder")
     test: Text = Field("test", description="likewise")
-    label: Label = Field(description="what records and tables call the images")
+    label: Label = Field(
+        description="what records call the images, and tables, too, unless their content says otherwise"
+    )
 
 
 class ImageNetSource(Section):
@@ -216,7 +222,14 @@ class Merging(Section):
     """What nets are merged and measured on."""
 
     matching: Annotated[str, among(MATCHINGS)] = Field(
-        "activation", description="`activation` (the paper's), `weight`, `involution`, `identity`, `random`"
+        "activation",
+        description="`activation` (the paper's), `weight` (no images; the best of several starts), `weight_identity` "
+        "(from the identity alone, as in git-re-basin), `involution` (activation matching among the permutations that "
+        "undo themselves, as a flip does; of a net with its flipped self alone), `identity` (no permutation), `random`",
+    )
+    starts: Count = Field(
+        STARTS,
+        description="of weight matching: the identity, activation matching's permutations, outside in, and random ones",
     )
     images: OrNull[Count] = Field(
         None,
@@ -375,7 +388,7 @@ class Scale(Sections):
     matchings: Annotated[
         list[Annotated[str, among(MATCHINGS)]], Field(min_length=1), AfterValidator(_each_once)
     ] = Field(
-        ["activation", "weight", "involution", "identity", "random"],
+        ["activation", "weight", "weight_identity", "involution", "identity", "random"],
         description="the target `matchings` compares these",
     )
     figure9: OrNull[Text] = Field(None, description="the model whose filters Figure 9 shows")

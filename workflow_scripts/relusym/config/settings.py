@@ -18,6 +18,7 @@ from relusym.config.reading import deep_merge, read_file, scale_file
 from relusym.config.sections import NOT_IN_RESULTS, SHARED, ModelSection, Run, Scale
 from relusym.config.sources import IMAGENET, Sources
 from relusym.errors import UserError
+from relusym.matching import SEARCHES
 from relusym.schema import unknown_key
 from relusym.training.recipe import Recipe
 
@@ -147,7 +148,12 @@ class Settings(Sources, Beyond):
     @property
     def matchings(self) -> list[str]:
         """The matchings that the target `matchings` compares, without the one of all other tables."""
-        return [name for name in self.sections.matchings if name != self.sections.merging.matching]
+        return [name for name in self.compared if name != self.sections.merging.matching]
+
+    @property
+    def compared(self) -> list[str]:
+        """All matchings that the target `matchings` compares: those of its section, or the scale's."""
+        return self.beyond.get("matchings", {}).get("matchings") or self.sections.matchings
 
     def model_of(self, unit: str) -> Model:
         """The model of a unit: of itself, or of one of its earlier stages."""
@@ -192,6 +198,8 @@ class Settings(Sources, Beyond):
     def _merging(self, matching: str | None, *models: str) -> Values:
         model = self.models[models[0]]
         matched = {"matching": matching or model.merging.matching, "images": model.merging.images}
+        if matched["matching"] in SEARCHES:
+            matched["starts"] = model.merging.starts
         if model.data.resize is not None:
             matched["resize"] = model.data.resize
         return {"merging": matched, "trained": [self.train(model) for model in models]}

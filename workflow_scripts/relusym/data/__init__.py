@@ -28,6 +28,12 @@ class Download(Section):
     download: Flag = True
 
 
+class Files(Section):
+    """CIFAR10's official files."""
+
+    root: Text
+
+
 class Folder(Section):
     """A tree of images, <root>/<split>/<class>/<image>."""
 
@@ -52,7 +58,9 @@ class ImageNet(Section):
 # Each is called with the file to write, its options, and `workers` and `key` as in `prepare`.
 DATA_SETS = {
     "generated": Entry("relusym.data.chiral_shapes:prepare", Generated),
-    "torchvision": Entry("relusym.data.folder:prepare_cifar10", Download),
+    "torchvision": Entry("relusym.data.folder:prepare_torchvision", Download),
+    "binary": Entry("relusym.data.folder:prepare_binary", Files),
+    "python": Entry("relusym.data.folder:prepare_python", Files),
     "folder": Entry("relusym.data.folder:prepare", Folder),
     "imagenet": Entry("relusym.data.imagenet:prepare", ImageNet),
 }

@@ -10,7 +10,7 @@ Record = dict[str, Any]
 # What a key means that a record hasn't got, so that a new key outdates nothing.
 DEFAULTS: Record = {
     "symmetry": "horizontal_flip",
-    "merging": {"matching": "activation"},
+    "merging": {"matching": "activation", "starts": 1},
     "network": {"architecture": "vgg11", "group_convs": 0, "shortcut": "conv"},
     "training": {key: field.default for key, field in Recipe.model_fields.items() if not field.is_required()},
     "data": {"size": None, "invariant_to": "horizontal_flip"},
