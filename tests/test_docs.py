@@ -47,7 +47,7 @@ PLANNED = {  # those that change more of the config than its scale, and jobs tha
     "models={byol": {"table5"},
     "cifar_resnet": {"train mine 2", "flip_merge mine 2", "table2", "train cnn 0"},
     "cifar100": {"train cnn 0", "train simsiam_odd.pretraining 0", "table5"},
-    "cnn_late_inv: null": {"train cnn 0", "flip_merge pgcnn 11", "table2"},
+    "training={batch_size": {"train cnn 0", "flip_merge pgcnn 11", "table2"},
     "quarter_turn": {"train mine 2", "flip_merge mine 2", "table2"},
 }
 

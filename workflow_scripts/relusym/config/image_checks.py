@@ -35,7 +35,8 @@ def check_images(settings: Settings, model: str | None, extent: Extent) -> None:
         if any(model in types for types in (section.get("models", []), *section.get("pairs", []))):
             for option in ("images", "repair_images"):
                 _at_most(settings.place("beyond", name, option), section.get(option), have, label)
-    sides = _fitting(net.key("image_size"), net.image_size, extent.sides, net.network["architecture"], label)
+    key = net.key("image_size") if net.image_size else settings.place("models", net.id, "image_size")
+    sides = _fitting(key, net.image_size, extent.sides, net.network["architecture"], label)
     for stage, how in net.stages.items():
         _at_most(net.stage_key(stage, "batch_size"), how.batch_size, have, label)
         _check_padding(net.stage_key(stage, "crop_padding"), how.crop_padding, sides)
