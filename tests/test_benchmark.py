@@ -178,7 +178,7 @@ def test_training_and_merges_have_a_row_each_with_ratio_goal_and_agreement():
 def test_the_workflows_own_cost_has_a_row_each(clone):
     made = clone()
     made.configure(scale="paper", seeds=None)
-    write_scale(made.folder, "paper", scale_of(ROOT, "paper") | {"seeds": 0})
+    write_scale(made.folder, "paper", scale_of(ROOT, "paper") | {"seeds": 0, "beyond": {}})
     rows = side_by_side.workflow_rows(made.folder, "cpu", 1, repeats=1, demo=False, seeds=1)
     assert [row.what for row in rows] == [
         "dry run of the paper's grid",
