@@ -334,10 +334,10 @@ def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is
             assert merged["settings"]["merging"]["matching"] == "identity"
             assert all(p == sorted(p) for p in merged["permutations"].values())
     shown = table(made, "matchings").fillna({"model_2": ""}).set_index(["model_2", "matching"])
-    assert selection.index.tolist() == [(w, m) for w in ("", "bn") for m in ("activation", "identity")]
+    assert shown.index.tolist() == [(w, m) for w in ("", "bn") for m in ("activation", "identity")]
     assert (shown["n"] == 2).all()
     own = [merged["barrier"]["repaired"] for merged in records(made, "flip_merge/identity").values()]
-    assert selection.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
+    assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
 
 
 # ---- an architecture, a data set, an objective, a matching of one's own: a class or function, a line in its registry
