@@ -44,7 +44,7 @@ def images_of(job):
 
 def unfit():
     """Why a run can't go well with the images or the device that the config names; None if it can."""
-    device, run = SETTINGS.config["device"], jobs_to_run()
+    device, run = SETTINGS.run.device, jobs_to_run()
     files = {str(file) for job in run for file in job.output} | {images_of(job) for job in run}
     try:
         for prepared in sorted({RESULTS.prefix + prepared for prepared in PREPARED} & files):

@@ -9,7 +9,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import TINY, config_of, latest_log, path_of, snakemake_command
+from conftest import VGG11S_ALONE, latest_log, path_of, snakemake_command, write_scale
 
 from relusym.jobs.gpu_slots import gpu_slots
 from relusym.jobs.job_lock import owner
@@ -39,10 +39,8 @@ def run(folder, *arguments, **variables):
 def two_nets(clone):
     """A clone set to one cnn and one gcnn at the scale `tiny`."""
     made = clone()
-    given = config_of(made.folder)
-    models = {model: given["models"][model] for model in ("cnn", "gcnn")}
-    scales = {"tiny": {**TINY, "seeds": 0, "models": {}, "figure9": None}}
-    made.configure(scale="tiny", models=models, pairs=[["cnn", "gcnn"]], scales=scales)
+    write_scale(made.folder, "tiny", VGG11S_ALONE | {"seeds": 0, "pairs": [["cnn", "gcnn"]]})
+    made.configure(scale="tiny")
     return made.folder
 
 

@@ -6,7 +6,6 @@ Batch norm sees each process's own images (SyncBatchNorm, which would not, needs
 import os
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from small_training import VGG_RECIPE, small_images, small_net, train_on
@@ -44,7 +43,7 @@ def run(job, interrupted=lambda: False):
     training = train_on(
         small_images(120),
         small_net(),
-        replace(VGG_RECIPE, precision="float32"),
+        VGG_RECIPE.but(precision="float32"),
         state=Path(job["state"]) if job["state"] else None,
         interrupted=asks,
     )
