@@ -6,7 +6,7 @@
 # compare, beyond (and each of its tables and figures, such as matchings), status, bench. Settings: config.yaml and scales/<scale>.yaml.
 from snakemake.utils import min_version
 
-min_version("9.27")
+min_version("9.14")
 
 
 include: "rules/inside.smk"
