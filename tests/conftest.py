@@ -16,9 +16,10 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
-from forks import Forks
+from forks import Commands
 
 from relusym.config.reading import LOADER
+from relusym.jobs.forks import can_fork
 
 torch.set_num_threads(1)  # nets this small only lose by more, and a busy machine makes them crawl
 
@@ -32,12 +33,12 @@ def config_of(folder: Path) -> dict[str, Any]:
     return yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), LOADER)
 
 
-forks = cache(Forks)  # made by the first test that runs Snakemake
+commands = cache(Commands)  # made by the first test that runs Snakemake
 
 
 def snakemake_command() -> list[str]:
-    """What runs Snakemake: a fork on Linux, which tells when a process ends."""
-    return forks().snakemake if hasattr(os, "pidfd_open") else [sys.executable, "-m", "snakemake"]
+    """What runs Snakemake: a fork where a process can be forked."""
+    return commands().snakemake if can_fork() else [sys.executable, "-m", "snakemake"]
 
 
 def latest_log(folder: Path) -> str:

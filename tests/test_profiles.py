@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import TINY, config_of, latest_log, snakemake_command
+from filelock import SoftFileLease
 
 from relusym.config.settings import Settings
 from relusym.jobs.gpu_slots import gpu_slots
-from relusym.jobs.job_lock import owner
 
 
 def environment(**variables):
@@ -186,7 +186,7 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
             text=True,
         )
         lock = two_nets / ".snakemake" / "relusym-tiny.lock"
-        while not (holder := owner(lock)) and first.poll() is None:
+        while not (holder := SoftFileLease(lock).owner) and first.poll() is None:
             time.sleep(0.05)
         refused = pool.submit(run, two_nets, *typed)
         heard = [first.stdout.readline()]
@@ -195,7 +195,7 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     second = refused.result()
     assert second.returncode == 1
     assert re.search(
-        rf"^error: .* is being done by process {holder['pid']} on .* \({lock.relative_to(two_nets)}\): wait for it",
+        rf"^error: .* is being done by process {holder.pid} on .* \({lock.relative_to(two_nets)}\): wait for it",
         second.stdout,
         re.MULTILINE,
     )
