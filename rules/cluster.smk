@@ -1,6 +1,7 @@
 # Around a run: one Snakemake a scale, and a checklist before jobs are submitted.
 import atexit
 import os
+from itertools import chain
 
 from relusym.jobs.checklist import (
     Submission,
@@ -41,6 +42,13 @@ def jobs_to_run():
     return [
         job for job in workflow.dag.needrun_jobs() if job.rule.name not in (renamed("all"), renamed("status"))
     ]
+
+
+def unwritable():
+    """Why a job couldn't write its outputs, its log or its costs; None if all can."""
+    files = {Path(file) for job in jobs_to_run() for file in [*job.output, *job.log, job.benchmark] if file}
+    folders = sorted({file.parent for file in files})
+    return in_the_way(folders, files) or next(chain(*map(folder_problems, folders)), None)
 
 
 def unfit():
@@ -122,7 +130,7 @@ def lift_default_limit():
 
 onstart:
     if jobs_to_run():
-        if line := mixing() or unfit():
+        if line := mixing() or unwritable() or unfit():
             sys.exit(f"error: {line}")
         try:
             RUNNING.acquire(wait=False)

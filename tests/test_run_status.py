@@ -111,12 +111,7 @@ def test_a_jobs_type_is_its_name_without_seeds():
 
 # ---- the checklist (on a real Slurm: test_cluster)
 
-CONFIG = "AccountingStorageType   = accounting_storage/{kept}\nMinJobAge               = {age} sec\n"
-PARTITIONS = """\
-PartitionName=cpu AllowGroups=ALL Default=YES QoS=N/A DefaultTime=NONE MaxNodes=UNLIMITED MaxTime=UNLIMITED MinNodes=0
-PartitionName=gpu AllowGroups=ALL Default=NO QoS=N/A DefaultTime=NONE MaxNodes=UNLIMITED MaxTime=04:00:00 MinNodes=0
-PartitionName=long AllowGroups=ALL Default=NO QoS=N/A DefaultTime=NONE MaxNodes=UNLIMITED MaxTime=1-02:30:00 MinNodes=0
-"""
+PARTITIONS = "cpu*|infinite\ngpu|4:00:00\nlong|1-02:30:00\nquick|30:00\n"
 REFUSED = (
     "sbatch: error: invalid partition specified: gqu\nallocation failure: Invalid partition name specified\n"
 )
@@ -124,13 +119,13 @@ REFUSED = (
 
 @pytest.fixture
 def slurm(monkeypatch):
-    """A function that pretends a Slurm: its accounting, for how long it knows jobs, that it has no partition gqu."""
+    """A function that pretends a Slurm: whether it keeps accounts; it has no partition gqu."""
 
-    def pretend(kept="slurmdbd", age=300):
+    def pretend(accounts=True):
         def asked(command):
             if command.startswith("sbatch --test-only "):
                 return (False, REFUSED) if "-p gqu " in command else (True, "")
-            return True, PARTITIONS if "partition" in command else CONFIG.format(kept=kept, age=age)
+            return (True, PARTITIONS) if command.startswith("sinfo ") else (accounts, "")
 
         monkeypatch.setattr(checklist, "_asked", asked)
         monkeypatch.setattr(checklist.shutil, "which", lambda name: f"/usr/bin/{name}")
@@ -140,41 +135,35 @@ def slurm(monkeypatch):
 
 def test_a_site_in_order_has_no_problems(slurm):
     slurm()
-    submissions = [Submission("train", "gpu", 240, "-p gpu"), Submission("train", "long", 1590, "-p long")]
+    minutes = {"gpu": 240, "long": 1590, "quick": 30}
+    submissions = [Submission("train", name, most, f"-p {name}") for name, most in minutes.items()]
     assert slurm_problems(submissions, "sacct") == []
-    slurm(kept="none")
+    slurm(accounts=False)
     assert slurm_problems([Submission("figure", "", 10**6, "")], "squeue") == []
 
 
 @pytest.mark.parametrize(
-    ("site", "submission", "status", "problem"),
+    ("accounts", "submission", "problem"),
     [
         (
-            {},
+            True,
             ("train", "gqu", 120, "-p gqu -t 120"),
-            "sacct",
             "Slurm refuses train: Invalid partition name specified (`sbatch --test-only -p gqu -t 120`); "
-            "set slurm_partition to one of cpu, gpu, long that has",
+            "set slurm_partition to one of cpu, gpu, long, quick that has",
         ),
         (
-            {},
+            True,
             ("train", "gpu", 300, "-p gpu"),
-            "sacct",
             "up to 300 minutes and partition gpu allows 240; set `set-resources: {train: {runtime: 240}}`",
         ),
-        ({}, ("train", "long", 1591, "-p long"), "sacct", "partition long allows 1590; "),
-        ({"kept": "none"}, ("train", "gpu", 1, ""), "sacct", "keeps no accounts; set it to squeue"),
-        (
-            {"age": 60},
-            ("train", "gpu", 1, ""),
-            "squeue",
-            "Slurm forgets jobs after 60 s; set slurm-status-command",
-        ),
+        (True, ("train", "long", 1591, "-p long"), "partition long allows 1590; "),
+        (True, ("train", "quick", 31, "-p quick"), "partition quick allows 30; "),
+        (False, ("train", "gpu", 1, ""), "keeps no accounts; set it to squeue"),
     ],
 )
-def test_each_problem_of_a_site_is_one_line_that_says_what_to_set(slurm, site, submission, status, problem):
-    slurm(**site)
-    (line,) = slurm_problems([Submission(*submission)], status)
+def test_each_problem_of_a_site_is_one_line_that_says_what_to_set(slurm, accounts, submission, problem):
+    slurm(accounts)
+    (line,) = slurm_problems([Submission(*submission)], "sacct")
     assert problem in line and "\n" not in line and line.startswith("profiles/slurm/config.yaml: ")
 
 

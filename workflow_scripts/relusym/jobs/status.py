@@ -48,7 +48,8 @@ def kind_status(
         reasons: record → why it isn't current, such as that it is missing; None if it is current.
 
     "failed" is a job that left a log of how it failed and no record; its lock lies beside the log (job.py). The hours
-    to go are the jobs not done times the mean of those benchmarked, each type of net (or pair of types) with its own mean if it has one.
+    to go are the jobs not done times the mean of those benchmarked, each type of net (or pair of types) with its own
+    mean if it has one.
     """
     counts, outcomes, devices, open_types, failed = Counter(), Counter(), Counter(), Counter(), []
     for path in map(Path, reasons):
