@@ -6,7 +6,6 @@ from itertools import chain
 from relusym.jobs.checklist import (
     Submission,
     command_problems,
-    data_problems,
     folder_problems,
     in_the_way,
     slurm_problems,
@@ -76,10 +75,7 @@ def problems():
         f"Assumed: the compute nodes see {Path.cwd()} and {sys.executable} under the same names (a shared file system).",
         file=sys.stderr,
     )
-    found = folder_problems(Path(FOLDER))
-    for job in jobs_to_run():
-        if job.rule.name == renamed("prepare_data"):
-            found += data_problems(Path(job.output[0]), *SETTINGS.preparation(job.wildcards.dataset))
+    found = []
     for option in ("submit_cmd", "cancel_cmd"):  # those of other schedulers
         found += command_problems(getattr(workflow.executor_settings, option, None) or "")
     if hasattr(workflow.executor_settings, "status_command"):  # those of Slurm

@@ -138,7 +138,7 @@ def test_a_script_that_is_asked_for_while_the_process_dies_is_known_not_to_be_be
     asking = threading.Thread(target=ask)
     asking.start()
     forks._process.kill()
-    asking.join(timeout=60)
+    asking.join(timeout=300)
     assert reported
 
 
@@ -288,13 +288,14 @@ def in_training(made) -> list[str]:
     return [log.stem for log in logs if "epoch" in log.read_text(encoding="utf-8")]
 
 
-@pytest.mark.slow(seconds=10)
-def test_ctrl_c_ends_each_fork_in_a_line_with_its_state_saved_and_leaves_no_process(tiny, started):
+@pytest.mark.slow(seconds=20)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["Ctrl-C", "the terminal is closed"])
+def test_each_fork_ends_in_a_line_with_its_state_saved_and_no_process_is_left(tiny, started, number):
     made = tiny()
     run = started(made, "table2", *ENDLESS)
     assert len(that_forks(run).children()) == 2
-    os.killpg(run.pid, signal.SIGINT)
-    said = run.communicate(timeout=60)[0]
+    os.killpg(run.pid, number)
+    said = run.communicate(timeout=MINUTES)[0]
     assert run.returncode == 1 and "Traceback" not in said and "Exception" not in said, said
     for net in in_training(made):
         line = rf"^failed: train {net}: interrupted in .*the training state is saved"
@@ -304,6 +305,20 @@ def test_ctrl_c_ends_each_fork_in_a_line_with_its_state_saved_and_leaves_no_proc
 
 
 MERGES = [f"results/tiny/records/flip_merge/cnn-{seed}.json" for seed in range(2)]
+
+
+@pytest.mark.slow(seconds=10)
+def test_of_a_killed_job_a_line_says_that_it_was_killed(tiny, started):
+    made = tiny()
+    run = started(made, *MERGES, *ENDLESS)
+    for fork in that_forks(run).children():
+        fork.kill()
+    output = run.communicate(timeout=MINUTES)[0]
+    assert run.returncode == 1
+    for net in ("cnn-0", "cnn-1"):
+        assert re.search(
+            rf"^failed: train {net}: it was killed \(kill -9, .*\) after: {net}: epoch ", output, re.MULTILINE
+        )
 
 
 @pytest.mark.slow(seconds=12)
@@ -325,7 +340,7 @@ def test_a_kill_of_the_process_that_forks_costs_no_job(tiny, finished, started):
     made = tiny()
     run = started(made, *MERGES)
     that_forks(run).kill()
-    said = run.communicate(timeout=120)[0]
+    said = run.communicate(timeout=MINUTES)[0]
     assert run.returncode == 0, said
     for merge in MERGES:
         assert read_record(made.folder / merge)["barrier"] == read_record(finished.folder / merge)["barrier"]

@@ -72,7 +72,7 @@ def test_a_job_on_two_gpus_takes_both_whole(take):
     both = take(2)
     with pytest.raises(subprocess.TimeoutExpired):
         both.communicate(timeout=1)
-    one.communicate("\n", timeout=20)
+    one.communicate("\n", timeout=300)
     assert both.stdout.readline().strip() == "0,1"
 
 

@@ -82,9 +82,9 @@ def test_a_second_copy_waits_says_for_whom_and_goes_on_when_the_first_has_ended(
     second = hold()
     line = second.stdout.readline()
     assert line.startswith(f"cnn-0 is being done by process {first.pid} on ") and "waiting" in line
-    first.communicate("\n", timeout=20)
+    first.communicate("\n", timeout=300)
     assert second.stdout.readline() == "held\n"
-    second.communicate("\n", timeout=20)
+    second.communicate("\n", timeout=300)
     assert not list(path.parent.iterdir())
 
 

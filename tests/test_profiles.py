@@ -151,10 +151,8 @@ def test_nothing_is_submitted_if_the_data_can_not_be_prepared_here(clone, pbs):
     config = ("--config", "scale=paper", "cifar10={source: folder, root: nowhere}")
     done = submit(clone().folder, "results/paper/records/train/cnn-0.json", "--retries", "0", *config)
     assert done.returncode == 1 and not calls.exists()
-    assert (
-        "Nothing was submitted:\n  cifar10.root: the folder nowhere/train is missing; set cifar10.root"
-        in done.stdout
-    )
+    line = "data folder nowhere is missing: set cifar10.root to the folder that holds train/ and test/"
+    assert f"\nerror in rule prepare_data: {line}\n" in done.stdout
 
 
 def broken_state(folder, model):

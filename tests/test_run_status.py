@@ -9,7 +9,7 @@ import pytest
 
 from relusym.errors import WARNINGS
 from relusym.jobs import checklist
-from relusym.jobs.checklist import Submission, data_problems, folder_problems, slurm_problems
+from relusym.jobs.checklist import Submission, folder_problems, slurm_problems
 from relusym.jobs.job_lock import JobLock
 from relusym.jobs.job_log import last_words
 from relusym.jobs.status import kind_status, screen, type_of
@@ -177,35 +177,6 @@ def test_a_missing_or_silent_scheduler_is_one_line(monkeypatch, slurm):
     )
 
 
-def test_data_that_can_not_be_prepared_here_is_one_line_each(tmp_path, monkeypatch):
-    prepared, root = tmp_path / "images.safetensors", tmp_path / "cifar10"
-    torchvision = {"kind": "torchvision", "root": str(root)}
-    folder = {"kind": "folder", "root": str(root), "train": "train", "test": "held_out"}
-    imagenet = {"kind": "imagenet", "root": str(root), "train": "train", "val": "val", "resize": 256}
-
-    def unreachable(*_, **__):
-        raise OSError
-
-    monkeypatch.setattr(checklist.socket, "create_connection", unreachable)
-    assert data_problems(prepared, {"kind": "generated", "seed": 0}, "scales.demo.data") == []
-    (line,) = data_problems(prepared, torchvision, "cifar10")
-    assert line.startswith(f"cifar10.root: {root} holds no CIFAR10 and ")
-    assert "can't be reached from here; unpack cifar-10-python.tar.gz there" in line
-    (root / "cifar-10-batches-py").mkdir(parents=True)
-    assert data_problems(prepared, torchvision, "cifar10") == []
-    (root / "train").mkdir()
-    for spec, key, missing in ((folder, "datasets.mine", "held_out"), (imagenet, "imagenet", "val")):
-        (line,) = data_problems(prepared, spec, key)
-        assert (
-            line
-            == f"{key}.root: the folder {root / missing} is missing; set {key}.root to the tree of images"
-        )
-    (root / "train").rmdir()
-    assert len(data_problems(prepared, folder, "datasets.mine")) == 2
-    prepared.touch()
-    assert data_problems(prepared, folder, "datasets.mine") == []
-
-
 def test_a_results_folder_that_can_not_be_written_is_one_line(tmp_path):
     assert folder_problems(tmp_path / "results" / "paper") == []
     (tmp_path / "file").touch()
@@ -241,7 +212,7 @@ def run_job(pytestconfig):
         environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath / "workflow_scripts")}
         command = [*by, sys.executable, "-c", JOB, str(log), what[0], str(size), *what[1:]]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.run(command, **pipes, text=True, env=environment, timeout=60, check=False)
+        return subprocess.run(command, **pipes, text=True, env=environment, timeout=300, check=False)
 
     return run
 

@@ -3,16 +3,14 @@
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 PROFILE = "profiles/slurm/config.yaml"
 ANSWER_WITHIN = 30  # seconds
-DOWNLOADED_FROM = ("www.cs.toronto.edu", 443)  # torchvision's CIFAR10
 
 
 class Submission(NamedTuple):
@@ -109,35 +107,6 @@ def folder_problems(folder: Path) -> list[str]:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         return [f"{folder} can't be written ({error.strerror}): free space, or run in a folder that can"]
-    return []
-
-
-def data_problems(prepared: Path, spec: dict[str, Any], key: str) -> list[str]:
-    """Why images can't be prepared on this machine; empty if they are there or can be.
-
-    Args:
-        prepared: the file of prepared images.
-        spec, key: as `Settings.preparation` gives them.
-    """
-    if prepared.exists() or spec["kind"] == "generated":
-        return []
-    root = Path(spec["root"])
-    if spec["kind"] != "torchvision":
-        splits = [root / spec[split] for split in ("train", "test", "val") if split in spec]
-        return [
-            f"{key}.root: the folder {folder} is missing; set {key}.root to the tree of images"
-            for folder in splits
-            if not folder.is_dir()
-        ]
-    if (root / "cifar-10-batches-py").is_dir():
-        return []
-    try:
-        socket.create_connection(DOWNLOADED_FROM, timeout=10).close()
-    except OSError:
-        return [
-            f"{key}.root: {root} holds no CIFAR10 and {DOWNLOADED_FROM[0]} can't be reached from here; unpack "
-            f"cifar-10-python.tar.gz there, or set {key}.source: folder and {key}.root"
-        ]
     return []
 
 
