@@ -4,6 +4,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -21,6 +22,8 @@ from forks import Commands
 from relusym.config.reading import LOADER
 from relusym.jobs.forks import can_fork
 
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # below nohup; what tests start is to hear it
+    signal.signal(signal.SIGHUP, lambda *_: None)
 torch.set_num_threads(1)  # nets this small only lose by more, and a busy machine makes them crawl
 
 ROOT = Path(__file__).parents[1]

@@ -177,6 +177,13 @@ def test_a_copy_that_was_taken_over_while_paused_stops(path):
     assert path.exists()  # the other's lock
 
 
+def test_what_a_scheduler_calls_the_job_changes_nothing(path, monkeypatch):
+    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURMD_NODENAME", "PBS_JOBID"):
+        monkeypatch.setenv(name, "no number")
+    with JobLock(path) as lock:
+        lock.check()
+
+
 def test_a_killed_process_that_nobody_waited_for_is_dead(path, hold):
     first = hold()
     first.stdout.readline()
