@@ -317,7 +317,9 @@ def test_of_a_killed_job_a_line_says_that_it_was_killed(tiny, started):
     assert run.returncode == 1
     for net in ("cnn-0", "cnn-1"):
         assert re.search(
-            rf"^failed: train {net}: it was killed \(kill -9, .*\) after: {net}: epoch ", output, re.MULTILINE
+            rf"^failed: train {net}: it was killed, it seems \(kill -9, .*\), after: {net}: epoch ",
+            output,
+            re.MULTILINE,
         )
 
 

@@ -75,7 +75,7 @@ def test_the_screen_is_one_screen_however_many_jobs_failed(folders):
     named = {str(records / "train" / f"gcnn-{seed}.json"): "missing" for seed in range(100)}
     lines = screen("Scale paper", [kind_status("train", named, *folders)]).splitlines()
     assert len(lines) <= 24 and lines[-1] == "failed: 92 more"
-    assert lines[-2].endswith("gcnn-7.log: it was killed (kill -9, memory, or the node)")
+    assert lines[-2].endswith("gcnn-7.log: it was killed, it seems (kill -9, memory, or its node)")
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder"])
@@ -88,9 +88,9 @@ def test_what_is_no_log_keeps_the_screen_from_nothing(folders, kind):
 
 
 def test_the_last_words_of_a_log_tell_a_kill_from_an_error(tmp_path):
-    log, killed = tmp_path / "cnn-0.log", "it was killed (kill -9, memory, or the node)"
+    log, killed = tmp_path / "cnn-0.log", "it was killed, it seems (kill -9, memory, or its node)"
     for text, words in {
-        "cnn-0: epoch   1.50/3  loss 1.2\n": f"{killed} after: cnn-0: epoch   1.50/3  loss 1.2",
+        "cnn-0: epoch   1.50/3  loss 1.2\n": f"{killed}, after: cnn-0: epoch   1.50/3  loss 1.2",
         "": killed,
         "epoch 1\nerror: no space left\n": "no space left",
         "epoch 1\nTraceback (most recent call last):\n  File\nKeyError: 'a'\n": "KeyError: 'a'",

@@ -69,8 +69,8 @@ def last_words(path: str | Path) -> str | None:
         return last.removeprefix(ERROR)
     if "Traceback (most recent call last):" in lines:
         return last
-    after = f" after: {last}" if last else ""
-    return f"it was killed (kill -9, memory, or the node){after}"
+    after = f", after: {last}" if last else ""
+    return f"it was killed, it seems (kill -9, memory, or its node){after}"
 
 
 def _opened(path: Path, mode: str) -> TextIO:
