@@ -316,11 +316,8 @@ def test_of_a_killed_job_a_line_says_that_it_was_killed(tiny, started):
     output = run.communicate(timeout=MINUTES)[0]
     assert run.returncode == 1
     for net in ("cnn-0", "cnn-1"):
-        assert re.search(
-            rf"^failed: train {net}: it was killed, it seems \(kill -9, .*\), after: {net}: epoch ",
-            output,
-            re.MULTILINE,
-        )
+        line = rf"^failed: train {net}: it was killed, it seems \(kill -9, .*\), after: {net}: epoch "
+        assert re.search(line, output, re.MULTILINE), output
 
 
 @pytest.mark.slow(seconds=12)
