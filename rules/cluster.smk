@@ -12,11 +12,6 @@ from relusym.jobs.checklist import (
 )
 from relusym.data.extent import extent_of
 from relusym.config.image_checks import check_images
-from relusym.jobs.job_lock import JobLock
-
-# in place of Snakemake's own lock, which a kill -9 leaves locked
-RUNNING = JobLock(f".snakemake/relusym-{SETTINGS.scale}.lock", lambda line: print(line, file=sys.stderr))
-
 
 # The images that a run would make records from, if those there are of others: a line before any job, a run only without mixing.
 OTHER_IMAGES = {}
@@ -128,11 +123,17 @@ onstart:
     if jobs_to_run():
         if line := mixing() or unwritable() or unfit():
             sys.exit(f"error: {line}")
+        from relusym.jobs.job_lock import JobLock  # what a dry run does without
+
+        # in place of Snakemake's own lock, which a kill -9 leaves locked
+        running = JobLock(
+            f".snakemake/relusym-{SETTINGS.scale}.lock", lambda line: print(line, file=sys.stderr)
+        )
         try:
-            RUNNING.acquire(wait=False)
+            running.acquire(wait=False)
         except UserError as error:
             sys.exit(f"error: {error}")
-        atexit.register(RUNNING.release)
+        atexit.register(running.release)
         lift_default_limit()
         if workflow.local_exec:
             # beside the library: a workflow that uses this one as a module may lack it
