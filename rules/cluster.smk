@@ -47,7 +47,7 @@ def unwritable():
 
 def unfit():
     """Why a run can't go well with the images or the device that the config names; None if it can."""
-    device, run = SETTINGS.config["device"], jobs_to_run()
+    device, run = SETTINGS.run.device, jobs_to_run()
     files = {str(file) for job in run for file in [*job.input, *job.output]}
     try:
         for prepared in sorted({job.prepared for job in RESULTS.jobs.values() if job.prepared} & files):

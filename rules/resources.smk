@@ -1,13 +1,13 @@
 # What jobs ask for.
 from relusym.errors import hears
 
-GPU = 0 if SETTINGS.config["device"] == "cpu" else 1
+GPU = 0 if SETTINGS.run.device == "cpu" else 1
 # On a machine of its own (no scheduler behind the executor), a job takes its GPU from relusym/jobs/gpu_slots.py.
-JOBS_PER_GPU = None if workflow.remote_exec else SETTINGS.config["jobs_per_gpu"]
+JOBS_PER_GPU = None if workflow.remote_exec else SETTINGS.run.jobs_per_gpu
 
 
 def on_imagenet(unit):
-    return SETTINGS.model_of(unit).given["data"]["dataset"] == "imagenet"
+    return SETTINGS.model_of(unit).data.dataset == "imagenet"
 
 
 def processes(unit):
@@ -18,7 +18,7 @@ def processes(unit):
 def cores(unit):
     """A core for each process that computes or reads image files."""
     workers = SETTINGS.running(unit).get("workers", 0)
-    return max(SETTINGS.config["threads"], workers) * processes(unit)
+    return max(SETTINGS.run.threads, workers) * processes(unit)
 
 
 if not workflow.is_main_process:

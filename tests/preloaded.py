@@ -13,7 +13,7 @@ MODULES = (
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_pdf",
-    "jsonschema",
+    "jsonschema",  # Snakemake's own need
     "snakemake.cli",
     "snakemake.script",
     "smart_open",  # and nbformat: what Snakemake imports late

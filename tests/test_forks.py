@@ -233,7 +233,7 @@ def test_few_scripts_start_no_process_and_tables_alone_import_no_torch(monkeypat
     assert made == [FINDINGS, NETS + FINDINGS] and snakemake.script.PythonScript is ForkedScript
 
 
-ENDLESS = ("--config", "scales={tiny: {training: {epochs: 1000, save_every: 1000}}}")
+ENDLESS = ("--config", "training={epochs: 1000, save_every: 1000}")
 
 
 def of(run: subprocess.Popen) -> list[int]:

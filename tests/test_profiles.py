@@ -11,7 +11,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import TINY, config_of, latest_log, snakemake_command
+from conftest import VGG11S_ALONE, config_of, latest_log, snakemake_command, write_scale
 from filelock import SoftFileLease
 
 from relusym.config.settings import Settings
@@ -42,10 +42,8 @@ def run(folder, *arguments, **variables):
 def two_nets(clone):
     """A clone set to one cnn and one gcnn at the scale `tiny`."""
     made = clone()
-    given = config_of(made.folder)
-    models = {model: given["models"][model] for model in ("cnn", "gcnn")}
-    scales = {"tiny": {**TINY, "seeds": 0, "models": {}, "figure9": None}}
-    made.configure(scale="tiny", models=models, pairs=[["cnn", "gcnn"]], scales=scales)
+    write_scale(made.folder, "tiny", VGG11S_ALONE | {"seeds": 0, "pairs": [["cnn", "gcnn"]]})
+    made.configure(scale="tiny")
     return made.folder
 
 
@@ -157,7 +155,7 @@ def test_nothing_is_submitted_if_the_data_can_not_be_prepared_here(clone, pbs):
 
 def broken_state(folder, model):
     """A training state that can't be read, which fails the net's training."""
-    settings = Settings.of(config_of(folder)).train(model)
+    settings = Settings.of(config_of(folder), [folder / "scales"]).train(model)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     state = folder / f"results/tiny/states/{model}-0-{key}.safetensors"
     state.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from small_training import VGG_RECIPE, small_images, small_net, train_on
@@ -51,7 +50,7 @@ def run(job, interrupted=lambda: False):
     training = train_on(
         small_images(120),
         small_net(),
-        replace(VGG_RECIPE, precision="float32"),
+        VGG_RECIPE.but(precision="float32"),
         state=Path(job["state"]) if job["state"] else None,
         interrupted=asks,
     )
