@@ -4,6 +4,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -17,13 +18,16 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
-from forks import Forks
+from forks import Commands
 
 from relusym.config.reading import LOADER
 from relusym.config.sections import Draws, Run
 from relusym.config.settings import Settings
+from relusym.jobs.forks import can_fork
 from relusym.records.results import Results
 
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # below nohup; what tests start is to hear it
+    signal.signal(signal.SIGHUP, lambda *_: None)
 torch.set_num_threads(1)  # nets this small only lose by more, and a busy machine makes them crawl
 
 ROOT = Path(__file__).parents[1]
@@ -66,12 +70,12 @@ def settings_of(sections: dict[str, Any] | None = None, scale: str = "demo", **r
         return Settings.of({"scale": scale, **run}, [f"{folder}/scales", ROOT / "scales"])
 
 
-forks = cache(Forks)  # made by the first test that runs Snakemake
+commands = cache(Commands)  # made by the first test that runs Snakemake
 
 
 def snakemake_command() -> list[str]:
-    """What runs Snakemake: a fork on Linux, which tells when a process ends."""
-    return forks().snakemake if hasattr(os, "pidfd_open") else [sys.executable, "-m", "snakemake"]
+    """What runs Snakemake: a fork where a process can be forked."""
+    return commands().snakemake if can_fork() else [sys.executable, "-m", "snakemake"]
 
 
 def latest_log(folder: Path) -> str:

@@ -59,6 +59,17 @@ def test_every_link_leads_somewhere(page):
     assert links and not broken
 
 
+@pytest.mark.parametrize("page", ["running.md", "cluster.md"])
+def test_every_fault_of_a_table_names_a_test_that_is_there(page):
+    text = TEXT[ROOT / "docs" / page]
+    (table,) = re.findall(r"^\| fault .*\n\|[-|]*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    last = [row.rstrip(" |").rpartition("| ")[2] for row in table.splitlines()]
+    for test in {name.strip("`") for name in last if name != "the same"}:
+        file, _, name = test.rpartition("::")
+        there = (ROOT / "tests" / (file or "test_cluster.py")).read_text(encoding="utf-8")
+        assert f"\ndef {name}(" in there, test
+
+
 @pytest.mark.parametrize("page", COMMENTED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_file_that_is_named_exists(page):
     """From the root, the library's folder, or the page's own; a name without a folder may stand anywhere."""

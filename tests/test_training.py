@@ -381,7 +381,7 @@ def test_a_training_ended_by_a_signal_and_started_again_ends_with_the_same_bytes
         assert ended.poll() is None
         time.sleep(0.01)
     ended.send_signal(number)
-    said = ended.communicate(timeout=60)[1]
+    said = ended.communicate(timeout=300)[1]
     assert ended.returncode != 0 and ("the training state is saved" in said) == (number != signal.SIGKILL)
     assert state.exists() and not (tmp_path / "ended").exists()
     lines = start().communicate(timeout=120)[0].splitlines()

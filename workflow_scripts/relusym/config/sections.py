@@ -250,7 +250,9 @@ class Weights(Section):
     )
     urls: Annotated[
         list[Annotated[str, _matches(URL, "allowed is an address, https://…")]], Field(min_length=1)
-    ] = Field(None, description="of one file or several, downloaded on first use")
+    ] = Field(
+        None, description="of one file or several, downloaded on first use; `#sha256=…` at the end is checked"
+    )
     torchvision: Text = Field(
         None, description="the name of one of torchvision's enums of weights, as IMAGENET1K_V1"
     )
