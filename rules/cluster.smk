@@ -26,9 +26,11 @@ if workflow.is_main_process:
     for line in folder_problems(Path(".snakemake")):  # where Snakemake writes even if nothing is to do
         sys.exit(f"error: {line}")
     try:
-        # a damaged file is named here: inside of a rule, Snakemake would add lines of its own
+        # a broken record is named here, and again by the jobs that read it; all others go on
         for record in RESULTS.jobs:
             RESULTS.reason(record)
+        for line in RESULTS.broken.values():
+            print(f"notice: {line}", file=sys.stderr)
         for prepared in sorted({job.prepared for job in RESULTS.jobs.values() if job.prepared}):
             if line := RESULTS.other_images(prepared):
                 OTHER_IMAGES[prepared] = line

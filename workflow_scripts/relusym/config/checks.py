@@ -131,7 +131,7 @@ def _check_pairs(settings: Settings) -> None:
             raise UserError(
                 f"pairs: [{', '.join(pair)}] can't be merged, since they differ in {', '.join(differing)}"
             )
-    twice = [pair for pair, count in Counter(map(tuple, pairs)).items() if count > 1]
+    twice = [pair for pair, count in Counter(tuple(sorted(pair)) for pair in pairs).items() if count > 1]
     if twice:
         raise UserError(f"pairs: [{', '.join(twice[0])}] is listed twice; list each pair once")
 

@@ -31,13 +31,16 @@ def _code() -> str:
 
 
 def fingerprint(name: str, about: dict[str, Any], inputs: Iterable[str]) -> str | None:
-    """Of what a table or figure would be made from now; None if a file is missing."""
+    """Of what a table or figure would be made from now; None if a file is missing or can't be read."""
     inputs = list(inputs)
     if name == "costs":  # which finds the benchmark files by itself
         inputs += module_of(name).beside(inputs)
-    if not all(Path(path).is_file() for path in inputs):
+    try:
+        if not all(Path(path).is_file() for path in inputs):
+            return None
+        parts = [json.dumps(about), _code(), *(f"{path} {_hash_of(path)}" for path in inputs)]
+    except (OSError, UserError):  # then its job says so
         return None
-    parts = [json.dumps(about), _code(), *(f"{path} {_hash_of(path)}" for path in inputs)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

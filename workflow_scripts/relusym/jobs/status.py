@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from relusym.errors import UserError
 from relusym.findings.costs import costs
 from relusym.jobs.job_lock import is_held
 from relusym.records.files import read_record
@@ -56,7 +57,11 @@ def kind_status(
         if is_held(log.with_suffix(".lock")):
             state = "running"
         elif reasons[str(path)] is None:
-            state, record = "done", read_record(path)
+            state = "done"
+            try:
+                record = read_record(path)
+            except UserError:  # which the start of the run has named
+                record = {"status": "broken"}
             outcomes[record["status"]] += 1
             devices[record.get("code", {}).get("device", "cpu").split()[0]] += 1
         elif log.exists() and not path.exists():

@@ -32,11 +32,11 @@ def find_record(path: str | Path) -> dict[str, Any] | None:
     """A record, every field of it checked; None if there is none.
 
     Raises:
-        UserError: it can't be read, isn't JSON, lacks a field, or has one that can't be right (named).
+        UserError: it can't be read, isn't JSON, has a key twice, lacks a field, or has one that can't be right (named).
     """
     again = "delete it, and it is made again"
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -48,6 +48,14 @@ def find_record(path: str | Path) -> dict[str, Any] | None:
     if wrong := _problem(record):
         raise UserError(f"record {path} {wrong}: {again}")
     return record
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        key = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"the key {key!r} stands twice in one object")
+    return fields
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

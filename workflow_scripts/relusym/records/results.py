@@ -79,12 +79,17 @@ class Results:
         root: the folder of all scales.
         data: the folder of prepared images.
 
+    Attributes:
+        broken: by record whose text is wrong, the line that says what is wrong with it, and what to do. It counts as
+            current: no job is planned for it, and only what reads it stops.
+
     Raises:
-        UserError: a record is damaged (named).
+        UserError: a record's file can't be read (named).
     """
 
     def __init__(self, settings: Settings, root: str = "results", data: str = "data"):
         self.settings, self.data, self.folder = settings, data, f"{root}/{settings.scale}"
+        self.broken: dict[str, str] = {}
         self._read: dict[str, Record | None] = {}
         self._reasons: dict[str, str | None] = {}
 
@@ -177,20 +182,31 @@ class Results:
     # ---- what is there
 
     def read(self, path: str) -> Record | None:
-        """A record, which is of what its file's name says; None if there is none."""
+        """A record, which is of what its file's name says; None if there is none, or it is `broken`."""
         if path not in self._read:
-            record = self._read[path] = find_record(path)
-            if record and (of := _name_of(record)) != (name := f"{self.jobs[path].kind}/{Path(path).stem}"):
-                raise UserError(
-                    f"record {path} is of {of}, not of {name}: give each record its name back, or delete it, and it is "
-                    "made again"
-                )
+            record = None
+            try:
+                record = find_record(path)
+                if record and (of := _name_of(record)) != (
+                    name := f"{self.jobs[path].kind}/{Path(path).stem}"
+                ):
+                    raise UserError(
+                        f"record {path} is of {of}, not of {name}: give each record its name back, or delete it, and "
+                        "it is made again"
+                    )
+            except UserError as error:
+                if isinstance(error.__cause__, OSError):
+                    raise
+                self.broken[path] = str(error)
+            self._read[path] = record if path not in self.broken else None
         return self._read[path]
 
     def reason(self, path: str) -> str | None:
         """Why a record isn't current; None if it is."""
         if path not in self._reasons:
             job, record = self.jobs[path], self.read(path)
+            if path in self.broken:
+                return self._reasons.setdefault(path, None)
             checkpoints, filters, weights = [], None, {}
             if job.kind in ("flip_merge", "pair_merge", *MEASUREMENTS):
                 trained = (self.read(self.record("train", net)) or {} for net in job.nets)
@@ -254,7 +270,8 @@ class Results:
             if (
                 job.prepared == prepared
                 and self.reason(path) is None
-                and (digest := self.read(path)["inputs"].get("data"))
+                and (record := self.read(path))
+                and (digest := record["inputs"].get("data"))
             ):
                 return digest, path
         return None
@@ -272,7 +289,7 @@ class Results:
         model = job.nets[0][0].partition(".")[0] if job.nets else None
         label = self.settings.label(model)
         known = digest_of(prepared) if Path(prepared).exists() else self.settings.known_digest(model)
-        if digest == known if known else record["inputs"]["source"] == label:
+        if digest == known if known else record["inputs"].get("source") == label:
             return None
         return (
             f"records of {self.folder} such as {path} were made from other images ({images_of(record)}) than this "
