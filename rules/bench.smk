@@ -9,7 +9,7 @@ rule bench:
         "results/bench/logs/bench.tsv"
     localrule: True
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     threads: lambda wildcards: workflow.cores
     resources:
         gpu=GPU,

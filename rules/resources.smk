@@ -1,7 +1,7 @@
 # What jobs ask for.
 GPU = 0 if SETTINGS.config["device"] == "cpu" else 1
 # On a machine of its own (no scheduler behind the executor), a job takes its GPU from relusym/jobs/gpu_slots.py.
-JOBS_PER_GPU = None if workflow.remote_exec else SETTINGS.config["jobs_per_gpu"]
+JOBS_PER_GPU = None if REMOTE else SETTINGS.config["jobs_per_gpu"]
 
 
 def on_imagenet(unit):
@@ -19,12 +19,12 @@ def cores(unit):
     return max(SETTINGS.config["threads"], workers) * processes(unit)
 
 
-if not workflow.is_main_process:
+if not MAIN:
     # A scheduler's warning (relusym/jobs/interruption.py) goes to every process of a job. The shell and the Snakemake around
     # the script leave it to the script, which would be killed half-way through saving if they ended first.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     shell.prefix("trap '' TERM USR1; set -euo pipefail; ")
-elif workflow.local_exec:
+elif runs_here():
     # Ctrl-C goes to the jobs as well, which end in a line each, trainings with their state saved. Snakemake waits for them as
     # it does at SIGTERM, and doesn't break off with a traceback; before it has jobs, it stops at once.
     def stop(number, frame):

@@ -127,8 +127,9 @@ def test_each_seed_is_a_net_of_its_own_that_merges_with_itself_and_with_the_othe
     pair = merged(names, [settings, settings], [files, others], data)
     inner = ["halfway", "repaired"] if model == "cnn" else ["halfway", "reset", "repaired"]
     for merge, ends in ((flip, ["net", "flipped"]), (pair, ["net_1", "net_2"])):
-        write_record(tmp_path / "record.json", merge)
-        assert read_record(tmp_path / "record.json")["status"] == "ok"
+        path = tmp_path / merge["kind"] / "record.json"
+        write_record(path, merge)
+        assert read_record(path)["status"] == "ok"
         assert list(merge["accuracy"]) == ends + inner and list(merge["barrier"]) == inner
     assert (flip["model"], flip["seed"]) == names[0]
     assert flip["inputs"]["checkpoints"] == hashes[:1] and pair["inputs"]["checkpoints"] == hashes

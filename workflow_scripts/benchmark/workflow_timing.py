@@ -72,7 +72,7 @@ class WorkflowCopy:
     def run(self, scale: str, cores: int, device: str) -> tuple[float, float]:
         """Run a scale: seconds from start to end, and the sum of its jobs' useful seconds."""
         wall = self.seconds("--cores", str(cores), "--config", f"scale={scale}", f"device={device}")
-        records = sorted(self.folder.glob(f"results/{scale}/records/*/*.json"))
+        records = sorted(self.folder.glob(f"results/{scale}/records/*/*/[0-9]*.json"))
         return wall, sum(map(useful_seconds, records))
 
 

@@ -71,6 +71,8 @@ class _Shares(_Fields):
 class Cost(_Fields):
     seconds: NotNegative = 0
     peak_memory_mb: NotNegative = 0
+    job_seconds: NotNegative = 0
+    job_memory_mb: NotNegative = 0
 
 
 class Inputs(_Fields):
@@ -122,18 +124,6 @@ class Measured(Made):
     reason: str | None = None
     inputs: Inputs
     outputs: dict[str, Hash]
-
-    @field_validator("settings")
-    @classmethod
-    def _of_its_nets(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        trained, merging = settings.get("trained"), settings.get("merging")
-        if not isinstance(trained, list) or not all(isinstance(of, dict) for of in trained):
-            raise _contradiction("allowed is a list of objects at 'trained'")
-        if len(trained) != cls.nets:
-            raise _contradiction(f"allowed is one entry a net, {cls.nets}, at 'trained'")
-        if not isinstance(merging, dict):
-            raise _contradiction("allowed is an object at 'merging'")
-        return settings
 
     @field_validator("inputs")
     @classmethod
