@@ -1,22 +1,18 @@
 # Around a run: one Snakemake a scale, and a checklist before jobs are submitted.
 import atexit
+from itertools import chain
 
 from relusym.config.image_checks import check_images
 from relusym.data.extent import extent_of
 from relusym.jobs.checklist import (
     Submission,
     command_problems,
-    data_problems,
     folder_problems,
     in_the_way,
     slurm_problems,
 )
-from relusym.jobs.job_lock import JobLock
 
-# in place of Snakemake's own lock, which a kill -9 leaves locked
-RUNNING = JobLock(f".snakemake/relusym-{SETTINGS.scale}.lock", lambda line: print(line, file=sys.stderr))
 PREPARED = sorted({job.prepared for job in RESULTS.jobs.values() if job.prepared})
-
 
 # The images that a run would make records from, if those there are of others: a line before any job, a run only without mixing.
 OTHER_IMAGES = {}
@@ -44,9 +40,16 @@ def images_of(job):
     return job.params.get("reads", {}).get("data")
 
 
+def unwritable():
+    """Why a job couldn't write its outputs or its log; None if all can."""
+    files = {Path(file) for job in jobs_to_run() for file in [*job.output, *job.log] if file}
+    folders = sorted({file.parent for file in files})
+    return in_the_way(folders, files) or next(chain(*map(folder_problems, folders)), None)
+
+
 def unfit():
     """Why a run can't go well with the images or the device that the config names; None if it can."""
-    device, run = SETTINGS.config["device"], jobs_to_run()
+    device, run = SETTINGS.run.device, jobs_to_run()
     files = {str(file) for job in run for file in job.output} | {images_of(job) for job in run}
     try:
         for prepared in sorted({RESULTS.prefix + prepared for prepared in PREPARED} & files):
@@ -69,10 +72,7 @@ def problems():
         f"Assumed: the compute nodes see {Path.cwd()} and {sys.executable} under the same names (a shared file system).",
         file=sys.stderr,
     )
-    found = folder_problems(Path(RESULTS.prefix + FOLDER))
-    for job in jobs_to_run():
-        if job.rule.name == renamed("prepare_data"):
-            found += data_problems(Path(job.output[0]), *SETTINGS.preparation(job.wildcards.dataset))
+    found = []
     for option in ("submit_cmd", "cancel_cmd"):  # those of other schedulers
         found += command_problems(executor_option(option) or "")
     if status := executor_option("status_command"):  # of Slurm
@@ -93,13 +93,19 @@ RUN = []  # the rules of the jobs of this run
 onstart:
     if jobs := jobs_to_run():
         RUN.extend(job.rule.name for job in jobs)
-        if line := mixing() or unfit():
+        if line := mixing() or unwritable() or unfit():
             sys.exit(f"error: {line}")
+        from relusym.jobs.job_lock import JobLock  # what a dry run does without
+
+        # in place of Snakemake's own lock, which a kill -9 leaves locked
+        running = JobLock(
+            f".snakemake/relusym-{SETTINGS.scale}.lock", lambda line: print(line, file=sys.stderr)
+        )
         try:
-            RUNNING.acquire(wait=False)
+            running.acquire(wait=False)
         except UserError as error:
             sys.exit(f"error: {error}")
-        atexit.register(RUNNING.release)
+        atexit.register(running.release)
         lift_default_limit()
         if runs_here():
             fork_scripts(jobs)

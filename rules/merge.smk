@@ -11,7 +11,7 @@ rule flip_merge:
         f"{LOGS}/flip_merge/{MODEL}.log",
     conda:
         ENVIRONMENT
-    threads: SETTINGS.config["threads"]
+    threads: SETTINGS.run.threads
     resources:
         nets=1,
         mem_mb=lambda w, attempt: (16000 if on_imagenet(w.model) else 6000) * attempt,
@@ -32,7 +32,7 @@ rule pair_merge:
         f"{LOGS}/pair_merge/{TWO_NETS}.log",
     conda:
         ENVIRONMENT
-    threads: SETTINGS.config["threads"]
+    threads: SETTINGS.run.threads
     resources:
         nets=1,
         mem_mb=lambda w, attempt: (16000 if on_imagenet(w.model_1) else 6000) * attempt,
@@ -53,7 +53,7 @@ rule measure:  # beyond the paper: see relusym/config/measurements.py
         f"{LOGS}/{{measurement}}/{NETS}.log",
     conda:
         ENVIRONMENT
-    threads: SETTINGS.config["threads"]
+    threads: SETTINGS.run.threads
     resources:
         nets=1,
         mem_mb=lambda w, attempt: 6000 * attempt,

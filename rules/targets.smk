@@ -26,3 +26,12 @@ if MAIN and IS_MAIN_SNAKEFILE and TARGETS:
                     f"error: nothing makes {name!r} at scale {SETTINGS.scale}{''.join(near) or '.'} Targets "
                     f"are {', '.join(TARGETS)}"
                 )
+    for name in words:
+        shown = Path(name).stem
+        if (
+            shown in SHOWN
+            and Path(name).parent.name in ("tables", "figures")
+            and not Path(note(shown)).exists()
+        ):
+            if Path(name).exists():  # which is all that Snakemake asks
+                sys.exit(f"error: {name} shows an earlier state; its target {shown} makes it again")

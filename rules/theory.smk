@@ -36,7 +36,7 @@ rule flipped_training:
     localrule: True
     conda:
         ENVIRONMENT
-    threads: SETTINGS.config["threads"]
+    threads: SETTINGS.run.threads
     params:
         reads=lambda w: reads(RESULTS.flipped_training),
         settings=SETTINGS.flipped_training(),

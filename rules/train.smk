@@ -47,7 +47,7 @@ rule train:
         label=lambda w: SETTINGS.label(SETTINGS.model_of(w.unit).id),
         images_in_use=lambda w: RESULTS.images_in_use(RESULTS.jobs[job_of(TRAIN, w)].prepared),
         state=lambda w: RESULTS.prefix + f"{FOLDER}/states/{NET.replace('/', '-')}.safetensors".format(**w),
-        device=SETTINGS.config["device"],
+        device=SETTINGS.run.device,
         jobs_per_gpu=JOBS_PER_GPU,
     script:
         "../workflow_scripts/train.py"

@@ -5,7 +5,7 @@ import shutil
 import pandas as pd
 import pytest
 import yaml
-from conftest import Clone, config_of
+from conftest import TINY, Clone, config_of
 
 SNAKEFILE = """
 configfile: "mine.yaml"
@@ -19,19 +19,17 @@ use rule * from relu as relu_*
 
 rule accuracies:
     default_target: True
-    input: rules.relu_table2.output[1], rules.relu_lemma_2_2.output, rules.relu_figure4.output
+    input: rules.relu_table2.output, rules.relu_lemma_2_2.output, rules.relu_figure4.output
     output: "accuracies.txt"
-    shell: "cut -d, -f1,2 {{input[0]}} > {{output}}"
+    shell: "cut -d, -f1,2 {{input[1]}} > {{output}}"
 """
 
 
 @pytest.mark.slow(seconds=20)
 def test_a_workflow_uses_ours_under_a_prefix_with_its_own_config_and_in_its_own_folder(tiny, tmp_path):
     made = tiny()
-    config = config_of(made.folder)
-    config |= {"models": {"cnn": config["models"]["cnn"]}, "pairs": [], "seeds": 0}
-    config["scales"]["tiny"]["models"] = {}
-    config["scales"]["tiny"].pop("figure9")
+    config = config_of(made.folder) | {"seeds": 0, "models": dict.fromkeys(TINY["models"])}
+    config |= {"models": config["models"] | {"cnn": {"name": "Mine"}}, "figure9": None}
     mine = Clone.__new__(Clone)
     mine.folder = outer = tmp_path
     (outer / "mine.yaml").write_text(yaml.safe_dump(config))
@@ -65,7 +63,6 @@ def test_under_a_prefix_finished_records_are_found(finished, tiny, tmp_path):
         ours, its = (folder / "results/tiny" / name for folder in (tmp_path / "below", finished.folder))
         assert ours.read_bytes() == its.read_bytes()
     assert "Nothing to be done" in mine.snakemake("--rerun-triggers", "mtime").stdout
-    other = config_of(made.folder)  # another weight decay is another net
-    other["scales"]["tiny"]["training"] = {**other["scales"]["tiny"]["training"], "weight_decay": 0.5}
+    other = config_of(made.folder) | {"training": {"weight_decay": 0.5}}  # which is another net
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(other))
     assert "relu_train cnn 0" in mine.planned("--rerun-triggers", "mtime")

@@ -1,7 +1,6 @@
 """From a training to its record and the records of its merges, alike for VGG11s and ResNets."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -29,12 +28,13 @@ from relusym.measuring.train import train_record
 from relusym.nets import build
 from relusym.randomness import stream
 from relusym.records.files import read_record, write_record
+from relusym.records.fingerprint import fingerprint
 from relusym.whole_files import sha256
 
 LABEL = "generated shapes"
 SETTINGS = {
-    "cnn": settings_of(VGG, replace(VGG_RECIPE, epochs=10, invariance_from=None, precision="float32")),
-    "old": settings_of(RESNET, replace(RESNET_RECIPE, epochs=10), size=33),
+    "cnn": settings_of(VGG, VGG_RECIPE.but(epochs=10, invariance_from=None, precision="float32")),
+    "old": settings_of(RESNET, RESNET_RECIPE.but(epochs=10), size=33),
 }
 FAMILIES = pytest.mark.parametrize("model", SETTINGS)
 
@@ -53,7 +53,8 @@ def data(tmp_path_factory):
 
 def made(results, data, unit, settings, seed=0, **how):
     """A training's record, written beside its checkpoint; the two files."""
-    to, record = (results / f"{unit}-{seed}.{ending}" for ending in ("safetensors", "json"))
+    folder = results / f"{unit}-{fingerprint(settings)}"
+    to, record = (folder / f"{seed}.{ending}" for ending in ("safetensors", "json"))
     trained = train_record(unit, seed, settings, data, LABEL, to, device=CPU, **how)
     write_record(record, trained)
     return trained, to, record
@@ -214,9 +215,7 @@ def test_a_linear_layer_of_other_pretraining_is_refused(data, tmp_path):
         assert name.startswith("fc.") or torch.equal(tensor, encoder[f"encoder.{name}"]), name
     made(tmp_path, data, "old.pretraining", before, seed=1)
     with pytest.raises(UserError, match=r"1\.safetensors isn't the one that .*0\.json names"):
-        made(
-            tmp_path, data, "old", settings, start=tmp_path / "old.pretraining-1.safetensors", started=started
-        )
+        made(tmp_path, data, "old", settings, start=start.with_name("1.safetensors"), started=started)
 
 
 @pytest.mark.parametrize(("objective", "workers"), [("supervised", 0), ("simsiam", 1)])
@@ -224,7 +223,7 @@ def test_a_net_trains_on_image_files(tmp_path, objective, workers):
     tree, images = image_tree(tmp_path / "imagenet"), tmp_path / "images.safetensors"
     how = {"root": str(tree), "resize": 36, "size": 33, "train_images": 10, "seed": 0}
     prepare({"kind": "imagenet", **how}, images)
-    recipe = replace(RESNET_RECIPE, objective=objective, batch_size=8)
+    recipe = RESNET_RECIPE.but(objective=objective, batch_size=8)
     settings = settings_of(RESNET, recipe, size=33, dataset="imagenet")
     record, to, _ = made(tmp_path, images, "old", settings, folder=tree / "train", workers=workers)
     assert len(record["history"]) == 2 and record["inputs"]["source"] == LABEL

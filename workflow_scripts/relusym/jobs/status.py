@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from relusym.errors import UserError
 from relusym.jobs.job_lock import is_held
+from relusym.jobs.job_log import last_words
 from relusym.records.files import read_record
 
 STATES = ("done", "running", "failed", "to do")
@@ -45,8 +46,9 @@ def kind_status(kind: str, jobs: dict[str, bool], folder: Path) -> KindStatus:
         jobs: name, as `<kind>/<types>-<fingerprint>/<seeds>` → whether the job is done.
         folder: of the scale's results, in whose `records` and `logs` files have these names.
 
-    "failed" is a job that left a log and no record; its lock lies beside the log (job.py). The hours to go are the jobs
-    not done times the mean of those that are, each type of net (or pair of types) with its own mean if it has one.
+    "failed" is a job that left a log of how it failed and no record; its lock lies beside the log (job.py). The hours
+    to go are the jobs not done times the mean of those that are, each type of net (or pair of types) with its own mean
+    if it has one.
     """
     counts, outcomes, devices, open_types, failed = Counter(), Counter(), Counter(), Counter(), []
     hours: dict[str, list[float]] = defaultdict(list)
@@ -65,7 +67,7 @@ def kind_status(kind: str, jobs: dict[str, bool], folder: Path) -> KindStatus:
             state = "done"
             outcomes[record["status"]] += 1
             devices[record.get("code", {}).get("device", "cpu").split()[0]] += 1
-        elif log.exists() and not path.exists():
+        elif not path.exists() and last_words(log):
             state = "failed"
             failed.append(log)
         else:
@@ -112,12 +114,6 @@ def screen(title: str, kinds: Sequence[KindStatus]) -> str:
         if outcome != "ok"
     ]
     failed = [log for kind in kinds for log in kind.failed]
-    notes += [f"failed: {log}: {_last_line(log)}" for log in failed[:NAMED]]
+    notes += [f"failed: {log}: {last_words(log)}" for log in failed[:NAMED]]
     notes += [f"failed: {len(failed) - NAMED} more"] * (len(failed) > NAMED)
     return "\n".join([title, table, *notes])
-
-
-def _last_line(log: Path) -> str:
-    """The error at the end of a log, see job.py; of a job that was killed, what it printed last."""
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.removeprefix("error: ") for line in reversed(lines) if line), "it was killed")

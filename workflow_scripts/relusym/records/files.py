@@ -8,7 +8,7 @@ from typing import Any
 
 from relusym.errors import UserError
 from relusym.records.fingerprint import non_default
-from relusym.whole_files import write_whole
+from relusym.whole_files import open_file, write_whole
 
 NUMBERS = re.compile(r"\[\n[-+.,\deE\s]*\]")  # a raw line break is in no string
 SETTINGS = "settings.json"  # in each folder of records, those that all of them were made with
@@ -105,7 +105,8 @@ def _settings(path: Path, time: int) -> Any:
 
 def _read(path: Path, what_to_do: str = "delete it, and it is made again") -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
+        with open_file(path) as file:
+            return json.load(file, object_pairs_hook=_each_key_once)
     except FileNotFoundError:
         raise
     except OSError as error:
