@@ -21,7 +21,10 @@ def matching_of(record: Record) -> str:
 
 
 def notes(inputs: Inputs, about: About) -> list[str]:
-    """The lines below a table: `about["notes"]`, then the images, how many records, of which code and device."""
+    """The lines below a table: `about["notes"]`, then the images, how many records, of which precision, code, device.
+
+    The precision of trainings stands there if nets of several are in the table.
+    """
     records = list(chain(*(found for kind, found in inputs.items() if kind != "filters")))
     doubts = {cifar10.doubt(of["inputs"]["data"]) for of in records if images_of(of) == f"{cifar10.NAME}?"}
     kinds = Counter(record["kind"] for record in records)
@@ -30,13 +33,17 @@ def notes(inputs: Inputs, about: About) -> list[str]:
         for record in records
         if "code" in record
     }
+    precisions = Counter(record["precision"] for record in inputs.get("train", ()) if record.get("precision"))
+    mixed = " and ".join(
+        f"{count} net{'s' * (count > 1)} in {precision}" for precision, count in sorted(precisions.items())
+    )
     counted = " and ".join(f"{count} {kind}" for kind, count in kinds.items())
     return [
         *about.get("notes", []),
         *(f"Data: {images}" for images in sorted({*map(images_of, records)} - {None})),
         *sorted(doubts),
-        *_precisions(records, about.get("names", {})),
         *([f"From {counted} records"] if records else []),
+        *([f"Trained: {mixed}"] if len(precisions) > 1 else []),
         *(f"Made with {what}" for what in sorted(made)),
     ]
 
@@ -106,21 +113,6 @@ def check_accuracies(inputs: Inputs) -> None:
                     f"the {_named(other)} has an accuracy of {its_accuracy:g} for {net[0]}-{net[1]}, the "
                     f"{_named(record)} of {accuracy:g}: delete the record that is wrong, and it is made again"
                 )
-
-
-def _precisions(records: list[Record], names: dict[str, str]) -> list[str]:
-    """A line on the precision in which nets were trained, if it isn't the same for all."""
-    nets: dict[str, Counter[str]] = {}  # by precision, of each type how many
-    for record in records:
-        if record["kind"] == "train" and record.get("precision") and record["status"] == "ok":
-            nets.setdefault(record["precision"], Counter()).update(model for model, _ in nets_of(record))
-    if len(nets) < 2:
-        return []
-    listed = (
-        f"in {precision} {', '.join(f'{count} {names.get(model, model)}' for model, count in of_it.items())}"
-        for precision, of_it in sorted(nets.items())
-    )
-    return [f"Trained in mixed and in full precision: {'; '.join(listed)}"]
 
 
 def _prepared_from(data: dict[str, Any]) -> tuple[Any, ...]:
