@@ -8,15 +8,14 @@ from functools import cache
 
 import numpy as np
 import pytest
-from conftest import ROOT, config_of
+from conftest import ROOT, scale_of, settings_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from records import ABOUT, checkpoint, flip, made, pair, train
 
 from relusym import checkpoint as checkpoints
-from relusym.config.settings import Settings
 from relusym.errors import UserError
-from relusym.findings import agreement, kinds_of, module_of, table2, table4
+from relusym.findings import agreement, kinds_of, module_of, table4
 from relusym.findings.curves import by_curve
 from relusym.findings.frames import once, read
 from relusym.findings.measurements import accuracies
@@ -330,30 +329,11 @@ def pairs_of_curves():
 
 @pytest.mark.parametrize(("seeds", "pairs"), [("0", 0), ("0-1", 1), ("0-2", 3), ("0-3", 4)])
 def test_the_seeds_of_a_type_are_paired_once_each(seeds, pairs):
-    config = copy.deepcopy(config_of(ROOT)) | {"pairs": [["cnn", "cnn"], ["cnn", "gcnn"]]}
-    config["scales"]["demo"] |= {"seeds": seeds, "pairs": []}
-    config["scales"]["demo"]["beyond"] = {}
-    of_scale = Settings.of(config | {"scale": "demo"})
+    changes = {"seeds": seeds, "pairs": [["cnn", "cnn"], ["cnn", "gcnn"]], "beyond": {}}
+    of_scale = settings_of(scale_of(ROOT, "demo") | changes)
     within = [pair for pair in of_scale.pairs if pair[0][0] == pair[1][0]]
     assert len(within) == pairs == len({frozenset(pair) for pair in within})
     assert len(of_scale.pairs) - pairs == len(of_scale.seeds)
-
-
-# ---- mixed precision
-
-
-def test_it_is_told_below_a_table_that_its_nets_were_trained_in_several_precisions():
-    flips = [flip("cnn", seed) for seed in (0, 1)]
-    trains = [train("cnn", 0, precision="bfloat16"), train("cnn", 1, precision="float32")]
-    about = ABOUT | {"names": {"cnn": "CNN"}}
-    notes = agreement.notes({"train": trains, "flip_merge": flips}, about)
-    assert [line for line in notes if "precision" in line] == [
-        "Trained in mixed and in full precision: in bfloat16 1 CNN; in float32 1 CNN"
-    ]
-    assert made(table2, train=trains, flip_merge=flips).iloc[0]["n"] == 2
-    for same in ("bfloat16", "float32", None):
-        alike = [train("cnn", seed, precision=same) for seed in (0, 1)]
-        assert not any("precision" in line for line in agreement.notes({"train": alike}, about))
 
 
 # ---- whatever stands in a record

@@ -42,7 +42,6 @@ def notes(inputs: Inputs, about: About) -> list[str]:
         *about.get("notes", []),
         *(f"Data: {images}" for images in sorted({*map(images_of, records)} - {None})),
         *sorted(doubts),
-        *_precisions(records, about.get("names", {})),
         *([f"From {counted} records"] if records else []),
         *([f"Trained: {mixed}"] if len(precisions) > 1 else []),
         *(f"Made with {what}" for what in sorted(made)),
@@ -114,21 +113,6 @@ def check_accuracies(inputs: Inputs) -> None:
                     f"the {_named(other)} has an accuracy of {its_accuracy:g} for {net[0]}-{net[1]}, the "
                     f"{_named(record)} of {accuracy:g}: delete the record that is wrong, and it is made again"
                 )
-
-
-def _precisions(records: list[Record], names: dict[str, str]) -> list[str]:
-    """A line on the precision in which nets were trained, if it isn't the same for all."""
-    nets: dict[str, Counter[str]] = {}  # by precision, of each type how many
-    for record in records:
-        if record["kind"] == "train" and record.get("precision") and record["status"] == "ok":
-            nets.setdefault(record["precision"], Counter()).update(model for model, _ in nets_of(record))
-    if len(nets) < 2:
-        return []
-    listed = (
-        f"in {precision} {', '.join(f'{count} {names.get(model, model)}' for model, count in of_it.items())}"
-        for precision, of_it in sorted(nets.items())
-    )
-    return [f"Trained in mixed and in full precision: {'; '.join(listed)}"]
 
 
 def _prepared_from(data: dict[str, Any]) -> tuple[Any, ...]:
