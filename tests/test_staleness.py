@@ -361,7 +361,6 @@ def test_a_job_refuses_other_images_than_the_records_beside_it_are_of(committed)
     results = Results(Settings.of(config_of(committed.folder), [committed.folder / "scales"]))
     record = committed.record("train", "gcnn-0")
     other_images(path)
-    from relusym.errors import UserError
     from relusym.measuring.loading import check_images
 
     with pytest.raises(UserError, match=r"holds other images than record .*gcnn-\w{8}/0\.json"):

@@ -494,8 +494,8 @@ NETS = (("model", "seed"), ("model_1", "seed_1"), ("model_2", "seed_2"))
 
 def nets_of(record: dict[str, Any]) -> list[tuple[str, int]]:
     """The nets that a record is of: one, two of a pair merge, or none."""
-    names = NETS[1:] if "model_1" in record else NETS[:1]
-    return [(record[model], record[seed]) for model, seed in names if model in record and seed in record]
+    named = fields_of(record)[0].model_fields
+    return [(record[model], record[seed]) for model, seed in NETS if model in named and model in record]
 
 
 def images_of(record: dict[str, Any]) -> str | None:
