@@ -13,6 +13,7 @@ from small_nets import smooth_images, vgg11
 from torch import nn
 
 from relusym import checkpoint
+from relusym.evaluation.images import normalisation
 from relusym.merging.identities import largest_difference
 from relusym.reporting.command import main
 from relusym.reporting.net_files import build, load_weights
@@ -62,7 +63,12 @@ def folder(tmp_path_factory):
     torch.save({"images": pixels, "labels": torch.arange(24) % 2}, made / "images.pt")
     np.savetxt(made / "labels.txt", np.arange(24) % 2, fmt="%d")
     for seed in range(2):
-        state = build(f"{made / 'my_nets.py'}:build", None, seed)[0].state_dict()
+        net = build(f"{made / 'my_nets.py'}:build", None, seed)[0]
+        x = normalisation([0.5] * 3, [0.25] * 3)(pixels)
+        with torch.no_grad():
+            net[6].weight *= 20
+            net[6].bias -= net(x).mean(0)  # so that it tells images apart
+        state = net.state_dict()
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, made / f"{seed}.safetensors")
         wrapped = {"epoch": 3, "state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}
         torch.save(wrapped, made / f"{seed}.pth")

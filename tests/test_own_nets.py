@@ -294,7 +294,7 @@ def poisoned():
         (lambda: Wrapped(conv_net(), lambda logits: "ten"), "wrap it in a module"),
         (
             lambda: Wrapped(conv_net(), lambda logits: logits / 0),
-            "logits of the first image aren't finite",
+            "logits of the first images aren't finite",
         ),
         (lambda: "resnet18", "str; allowed is a torch.nn.Module"),
     ],

@@ -8,16 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from relusym.channels.groups import has_batch_norm
+from relusym.errors import UserError
 from relusym.evaluation.barrier import absolute_barrier, barrier
 from relusym.evaluation.images import GivenImages, ImageSource, as_images
 from relusym.evaluation.logits import check_net, evaluating, logits_of
-from relusym.evaluation.metrics import LOSS, TOP_1, Metric, Scores, check_labels, evaluate
+from relusym.evaluation.metrics import LOSS, TOP_1, Metric, Scores, check_labels, check_metrics, evaluated
+from relusym.matching import MATCHINGS, OF_FLIPS
 from relusym.merging.aligned import align, between
 from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.identities import check_transformed
 from relusym.merging.repair import repaired
 from relusym.pixels.transform import transformed
 from relusym.precision import full_float32
+from relusym.registry import one_of
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
 PAIR, FLIP = ("net_1", "net_2"), ("net", "flipped")  # the endpoints' names in records
@@ -40,6 +43,7 @@ class Merge:
         checks: largest relative differences that should be zero up to rounding.
         scores: metric → net → mean over the test images, for "accuracy" and all other metrics.
         barriers: metric → net in between → by how much it is worse than its endpoints' mean, in the metric's units.
+        alike: endpoint that doesn't tell the test images apart → why; then barriers mean nothing.
         labels: what accuracies were measured against, on the CPU.
         nets: the endpoints and the nets in between by the same names, and "permuted", the second endpoint with its
             channels in the first one's order.
@@ -53,6 +57,7 @@ class Merge:
     checks: dict[str, float]
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     barriers: dict[str, dict[str, float]] = field(default_factory=dict)
+    alike: dict[str, str] = field(default_factory=dict)
     labels: Tensor | None = field(default=None, repr=False, compare=False)
     nets: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
 
@@ -62,11 +67,13 @@ class Merge:
 
     @property
     def note(self) -> str | None:
-        """Why there are no barriers, if there are none."""
-        if any(value is not None for value in self.barrier.values()):
-            return None
+        """Why there are no barriers, or why they mean nothing, if so."""
         first, second = list(self.accuracy)[:2]
-        return f"no barrier: {first} and {second} are right on none of the {len(self.labels)} test images"
+        if all(value is None for value in self.barrier.values()):
+            return f"no barrier: {first} and {second} are right on none of the {len(self.labels)} test images"
+        for name, why in self.alike.items():
+            return f"{name} doesn't tell these images apart: {why}; so its barrier means nothing (random weights?)"
+        return None
 
 
 def halfway(first: nn.Module, second: nn.Module) -> nn.Module:
@@ -113,9 +120,9 @@ def merge(
     """
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
-    check_labels(test_labels, test)
+    check_how(matching, seed, order)
     for name, net in zip(names, (first, second), strict=True):
-        check_net(name, net, images)
+        check_metrics(check_net(name, net, images), test_labels, test, metrics)
     with evaluating(first, second):
         return _merge(first, second, images, test, test_labels, matching, seed, names, metrics, order)
 
@@ -146,6 +153,11 @@ def _merge(
         order=order,
         answered=answered if test is images else None,
     )
+    if not aligned.groups:
+        raise UserError(
+            f"{type(first).__name__} has no layer whose channels can be permuted: there is nothing to match"
+        )
+    _check_integers(first, aligned.second, names)
     permuted = aligned.second
     middle = halfway(first, permuted)
     inner = {"halfway": middle}
@@ -153,12 +165,13 @@ def _merge(
         inner["reset"] = reset_batch_norm(middle, images)
     inner["repaired"], of_repair = repaired(middle, aligned.targets(), images)
     nets = {**dict(zip(names, (first, second), strict=True)), **inner}
-    by_net = {}
+    by_net, alike = {}, {}
     for name, net in nets.items():
-        if name in ends and test is images:  # measured as channels were
-            by_net[name], labels = ends[name].means(), ends[name].labels
-        else:
-            by_net[name], labels = evaluate(net, test, labels, metrics)
+        measured = name in ends and test is images  # as channels were
+        of = ends[name] if measured else evaluated(net, test, labels, metrics)
+        by_net[name], labels = of.means(), of.labels
+        if name in ends and (why := of.alike):
+            alike[name] = why
     scores = {metric: {name: values[metric] for name, values in by_net.items()} for metric in metrics}
     accuracies = scores["accuracy"]
     of_ends = [accuracies[name] for name in names]
@@ -177,9 +190,33 @@ def _merge(
             }
             for metric, of in scores.items()
         },
+        alike=alike,
         labels=labels,
         nets=nets | {"permuted": permuted},
     )
+
+
+def check_how(matching: str, seed: int, order: int | None) -> None:
+    """Raises UserError for a matching or seed that there isn't, before any work."""
+    if matching not in MATCHINGS:
+        raise UserError(one_of("matching", matching, MATCHINGS))
+    if matching in OF_FLIPS and order != 2:
+        raise UserError(
+            f"matching {matching}: only for a net and its own transformed self, by a symmetry of order 2 such as a flip"
+        )
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise UserError(f"seed: {seed} given; allowed is a whole number from 0 to 2^63 - 1")
+
+
+def _check_integers(first: nn.Module, second: nn.Module, names: tuple[str, str]) -> None:
+    """Raises UserError if the nets differ in what can't be averaged; single numbers, such as counts, may differ."""
+    others = second.state_dict()
+    for key, tensor in first.state_dict().items():
+        if tensor.ndim and not tensor.is_floating_point() and not torch.equal(tensor, others[key]):
+            raise UserError(
+                f"{key} ({tensor.dtype}) of {names[0]} and of {names[1]}, in the same order, differ, and whole numbers "
+                "can't be averaged"
+            )
 
 
 @torch.no_grad()
@@ -206,8 +243,8 @@ def flip_merge(
     """
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
-    check_labels(test_labels, test)
-    check_net(FLIP[0], net, images)
+    check_how(matching, seed, symmetry.order)
+    check_metrics(check_net(FLIP[0], net, images), test_labels, test, metrics)
     with evaluating(net):
         flipped = transformed(net, symmetry, images.shape)
         checks = check_transformed(net, flipped, symmetry, test)

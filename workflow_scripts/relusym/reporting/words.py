@@ -47,6 +47,8 @@ def verdict(report: Report) -> str:
         f"{report.name} merged halfway with itself {moved}, channels permuted to match: {report.measure} "
         f"{of['repaired']:.4f} with REPAIR, of the net's {of['net']:.4f}"
     )
+    if report.merged.alike:
+        return f"{report.name} doesn't tell these images apart, so nothing can be said of its symmetry: no verdict."
     if barrier is None:
         return f"{kept}; {report.merged.note}."
     if barrier < 0:
