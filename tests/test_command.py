@@ -96,7 +96,7 @@ def test_a_report_is_one_screen_and_a_folder(capsys, folder, tmp_path):
     code, printed, told = report(
         *(capsys, folder, "--weights", folder / "0.safetensors", "--labels", "folder", "--out", out)
     )
-    assert (code, told) == (0, [])
+    assert (code, told) == (0, ["relusym: classes: 0 a, 1 b"])
     printed = " ".join(printed.split())
     assert "build merged halfway with itself flipped left to right" in printed
     assert "0 of stride 2 meets 16 pixels" in printed and str(out / "report.html") in printed
@@ -108,7 +108,7 @@ def test_a_report_is_one_screen_and_a_folder(capsys, folder, tmp_path):
             "halfway.safetensors",
             "repaired.safetensors",
         ),
-        *(f"{table}.csv" for table in ("nets", "layers", "convs", "where_it_fails", "grid")),
+        *(f"{table}.csv" for table in ("nets", "layers", "convs", "where_it_fails", "grid", "classes")),
     }
     numbers = json.loads((out / "report.json").read_text())
     rows = {path.stem: list(csv.DictReader(path.open())) for path in out.glob("*.csv")}
@@ -269,7 +269,7 @@ def broken(folder):
 
 
 REFUSED = {
-    "no name": (("my_nets.py",), {}, "file.py:callable, module:callable or torchvision:name"),
+    "no name": (("my_nets.py",), {}, "file.py:callable, module:callable, torchvision:name, timm:name or hf:name_or_folder"),
     "no file": (("nets.py:build",), {}, "there is no file"),
     "no such name": (("my_nets.py:made",), {}, "has no 'made'; it has nn, build"),
     "arguments": (("my_nets.py:needs",), {}, "wrap it in a function"),

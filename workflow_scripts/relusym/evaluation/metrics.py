@@ -73,6 +73,8 @@ class Scores:
         self._sum: Tensor | float = 0.0
         self._squares: Tensor | float = 0.0
         self._answers: set[int] = set()
+        self._right: Tensor | int = 0
+        self._of_class: Tensor | int = 0
         self._labelled = labels is not None
 
     def add(self, logits: Tensor, own: Tensor | None = None) -> Tensor:
@@ -91,7 +93,11 @@ class Scores:
         self.count += len(logits)
         relative = (logits - logits.mean(1, keepdim=True)).double()  # what softmax sees
         self._sum, self._squares = self._sum + relative.sum(0), self._squares + relative.square().sum()
-        self._answers |= set(logits.argmax(1).unique().tolist())
+        answers, classes = logits.argmax(1), logits.shape[1]
+        self._answers |= set(answers.unique().tolist())
+        self._of_class = self._of_class + labels.flatten().bincount(minlength=classes)
+        if answers.shape == labels.shape:
+            self._right = self._right + labels[answers == labels].bincount(minlength=classes)
         self._used.append(labels.cpu())
         for name, metric in self.metrics.items():
             self._total[name] += _per_image(name, metric, logits, labels).sum(dtype=torch.float64)
@@ -116,6 +122,12 @@ class Scores:
         if len(self._answers) == 1 and not (self._labelled and len(self.labels.unique()) == 1):
             return f"it answers {min(self._answers)} to all {self.count} of them"
         return None
+
+    @property
+    def by_class(self) -> list[float | None]:
+        """Accuracy on the images, or pixels, of each class; None where there are none."""
+        shares = (self._right / self._of_class).tolist()
+        return [None if share != share else share for share in shares]
 
     @property
     def labels(self) -> Tensor:

@@ -1,7 +1,7 @@
 """Merging two nets: match, permute, average, REPAIR, and measure the barrier (sections 3 and 4)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,12 +14,13 @@ from relusym.evaluation.images import GivenImages, ImageSource, as_images
 from relusym.evaluation.logits import check_net, evaluating, logits_of
 from relusym.evaluation.metrics import LOSS, TOP_1, Metric, Scores, check_labels, check_metrics, evaluated
 from relusym.matching import MATCHINGS, OF_FLIPS
-from relusym.merging.aligned import align, between
+from relusym.merging.aligned import Aligned, align, between
 from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.identities import check_transformed
 from relusym.merging.repair import repaired
 from relusym.pixels.transform import transformed
 from relusym.precision import full_float32
+from relusym.randomness import generator
 from relusym.registry import one_of
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
@@ -44,7 +45,9 @@ class Merge:
         scores: metric → net → mean over the test images, for "accuracy" and all other metrics.
         barriers: metric → net in between → by how much it is worse than its endpoints' mean, in the metric's units.
         alike: endpoint that doesn't tell the test images apart → why; then barriers mean nothing.
+        by_class: net → accuracy on the images of each class, None of a class without images.
         labels: what accuracies were measured against, on the CPU.
+        aligned: the endpoints in one order, which `merging.curve` takes.
         nets: the endpoints and the nets in between by the same names, and "permuted", the second endpoint with its
             channels in the first one's order.
     """
@@ -58,7 +61,9 @@ class Merge:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     barriers: dict[str, dict[str, float]] = field(default_factory=dict)
     alike: dict[str, str] = field(default_factory=dict)
+    by_class: dict[str, list[float | None]] = field(default_factory=dict, repr=False)
     labels: Tensor | None = field(default=None, repr=False, compare=False)
+    aligned: Aligned | None = field(default=None, repr=False, compare=False)
     nets: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
 
     def body(self) -> dict:
@@ -79,6 +84,34 @@ class Merge:
 def halfway(first: nn.Module, second: nn.Module) -> nn.Module:
     """The net whose every weight is the mean of the two nets' weights, ½(θ₁ + θ₂)."""
     return between(first, second, 0.5)
+
+
+@torch.no_grad()
+@full_float32()
+def merge_weights(
+    first: nn.Module, second: nn.Module, image_shape: tuple[int, int, int], seed: int = 0
+) -> Aligned:
+    """Match two nets by their weights alone, without images; so there is neither REPAIR nor an accuracy.
+
+    Args:
+        image_shape: (channels, height, width) of what the nets read.
+
+    Returns:
+        the nets aligned, of which `between(0.5)` is the net halfway; no similarity and no statistics.
+
+    Raises:
+        UserError: as of `merge`.
+    """
+    images = as_images(
+        [torch.randn(8, *image_shape, generator=generator(seed, "noise"))]
+    )  # to see the layers by
+    check_how("weight", seed, None)
+    for name, net in zip(PAIR, (first, second), strict=True):
+        check_net(name, net, images)
+    with evaluating(first, second):
+        aligned = align(first, second, images, matching="weight", seed=seed)
+    _check_aligned(aligned, PAIR)
+    return replace(aligned, similarity={}, statistics=({}, {}))
 
 
 @torch.no_grad()
@@ -153,11 +186,7 @@ def _merge(
         order=order,
         answered=answered if test is images else None,
     )
-    if not aligned.groups:
-        raise UserError(
-            f"{type(first).__name__} has no layer whose channels can be permuted: there is nothing to match"
-        )
-    _check_integers(first, aligned.second, names)
+    _check_aligned(aligned, names)
     permuted = aligned.second
     middle = halfway(first, permuted)
     inner = {"halfway": middle}
@@ -165,11 +194,11 @@ def _merge(
         inner["reset"] = reset_batch_norm(middle, images)
     inner["repaired"], of_repair = repaired(middle, aligned.targets(), images)
     nets = {**dict(zip(names, (first, second), strict=True)), **inner}
-    by_net, alike = {}, {}
+    by_net, by_class, alike = {}, {}, {}
     for name, net in nets.items():
         measured = name in ends and test is images  # as channels were
         of = ends[name] if measured else evaluated(net, test, labels, metrics)
-        by_net[name], labels = of.means(), of.labels
+        by_net[name], by_class[name], labels = of.means(), of.by_class, of.labels
         if name in ends and (why := of.alike):
             alike[name] = why
     scores = {metric: {name: values[metric] for name, values in by_net.items()} for metric in metrics}
@@ -191,7 +220,9 @@ def _merge(
             for metric, of in scores.items()
         },
         alike=alike,
+        by_class=by_class,
         labels=labels,
+        aligned=aligned,
         nets=nets | {"permuted": permuted},
     )
 
@@ -208,9 +239,13 @@ def check_how(matching: str, seed: int, order: int | None) -> None:
         raise UserError(f"seed: {seed} given; allowed is a whole number from 0 to 2^63 - 1")
 
 
-def _check_integers(first: nn.Module, second: nn.Module, names: tuple[str, str]) -> None:
-    """Raises UserError if the nets differ in what can't be averaged; single numbers, such as counts, may differ."""
-    others = second.state_dict()
+def _check_aligned(aligned: Aligned, names: tuple[str, str]) -> None:
+    """Raises UserError if there was nothing to match, or if the nets differ in whole numbers other than counts."""
+    first, others = aligned.first, aligned.second.state_dict()
+    if not aligned.groups:
+        raise UserError(
+            f"{type(first).__name__} has no layer whose channels can be permuted: there is nothing to match"
+        )
     for key, tensor in first.state_dict().items():
         if tensor.ndim and not tensor.is_floating_point() and not torch.equal(tensor, others[key]):
             raise UserError(

@@ -1,7 +1,7 @@
 """A report on one net: how, and where, it encodes a symmetry."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +12,9 @@ from relusym import __version__
 from relusym.channels.groups import ChannelGroup, channel_groups
 from relusym.errors import listed
 from relusym.evaluation.images import GivenImages, ImageSource, as_images
-from relusym.evaluation.metrics import TOP_1, Metric
+from relusym.evaluation.invariance import Averaged, Ensemble
+from relusym.evaluation.metrics import TOP_1, Metric, evaluate
+from relusym.merging.curve import curve
 from relusym.merging.layers import Conv, Layer, convs, equivariance_errors, group_actions, layers
 from relusym.merging.merge import METRICS, Merge, flip_merge
 from relusym.merging.partial import Partial, partial_merges
@@ -40,6 +42,11 @@ class Report:
         grid: how the strides meet the images' size.
         layers, convs, partial: by channel group, by convolution, by layers merged.
         partners: pictures of channels that were matched.
+        baselines: what the merged net is measured against, "ensemble" (mean logits of the net and its transformed self)
+            and "flips" (of the net on all orientations of an image) → metric → mean over the images.
+        curve: as `merging.curve` gives it, from the net to its transformed self; empty if it wasn't asked for.
+        classes: names of the classes, where they are known.
+        inputs: how images were read, where that is known.
     """
 
     name: str
@@ -56,6 +63,9 @@ class Report:
     convs: list[Conv]
     partial: list[Partial]
     partners: list[Partners] = field(default_factory=list, repr=False)
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    curve: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -78,6 +88,10 @@ class Report:
             "invariance_error": self.invariance_error,
             "gcnn_barrier": merged.barrier,
             "scores": merged.scores,
+            "baselines": self.baselines,
+            "classes": self.classes,
+            "by_class": merged.by_class if self.labelled else {},
+            "curve": self.curve,
             "absolute_barriers": merged.barriers,
             "layers": [asdict(layer) for layer in self.layers],
             "convs": [asdict(conv) for conv in self.convs],
@@ -85,6 +99,7 @@ class Report:
             "grid": asdict(self.grid) | {"symmetric": self.grid.symmetric},
             "permutations": merged.permutations,
             "checks": merged.checks,
+            "inputs": self.inputs,
             "notes": self.notes,
         }
 
@@ -96,10 +111,13 @@ def report(
     *,
     match_images: GivenImages | None = None,
     symmetry: Symmetry = HORIZONTAL_FLIP,
+    matching: str = "activation",
     metrics: Mapping[str, Metric] = METRICS,
     partial_images: int = 100,
+    curve_points: int = 0,
     seed: int = 0,
     name: str | None = None,
+    classes: Sequence[str] = (),
     told: Told = lambda stage, done: None,
 ) -> Report:
     """Measure how a net encodes a symmetry: as a whole, layer by layer, and where a merge with its flipped self fails.
@@ -111,7 +129,10 @@ def report(
         metrics: measured beside the accuracy, by name.
         partial_images: how many of the images the partial merges are made with and measured on, a seeded choice; 0
             leaves them out.
+        matching: its name in `matching.MATCHINGS`.
+        curve_points: at how many points of the line from the net to its transformed self nets are measured; 0: none.
         seed: of all random choices.
+        classes: their names, if they are known.
         name: what the report calls the net; None: its class.
         told: called with each stage's name and the share of it that is done.
 
@@ -121,9 +142,14 @@ def report(
     test = as_images(images)
     match = test if match_images is None else as_images(match_images)
     told("matching and merging", 0)
-    merged = flip_merge(net, match, test, labels, symmetry=symmetry, seed=seed, metrics=metrics)
-    told("layer by layer", 0)
+    merged = flip_merge(
+        net, match, test, labels, symmetry=symmetry, matching=matching, seed=seed, metrics=metrics
+    )
+    told("baselines", 0)
     own = merged.nets["net"]
+    both = baselines(own, merged.nets["flipped"], symmetry, test, merged.labels, metrics)
+    line = line_between(merged, match, test, curve_points, told)
+    told("layer by layer", 0)
     del merged.nets["flipped"]  # it is the permuted one, in another order
     groups = channel_groups(own, test.shape)
     permutations = {name: torch.tensor(permutation) for name, permutation in merged.permutations.items()}
@@ -160,8 +186,41 @@ def report(
         convs=convs(own, symmetry, groups, permutations),
         partial=partial,
         partners=partners(own, test, symmetry, groups, permutations),
+        baselines=both,
+        curve=line,
+        classes=tuple(classes),
         notes=[*([merged.note] if merged.note else []), *_unmeasured(own, symmetry, test.shape, without)],
     )
+
+
+def baselines(
+    first: nn.Module,
+    second: nn.Module,
+    symmetry: Symmetry,
+    test: ImageSource,
+    labels: Tensor,
+    metrics: Mapping[str, Metric],
+) -> dict[str, dict[str, float]]:
+    """What a merged net has to be as good as: both nets' mean logits, and the first one's over all orientations.
+
+    Returns:
+        "ensemble", and "flips" of nets that give one answer an image → metric → mean over the images.
+    """
+    nets: dict[str, nn.Module] = {"ensemble": Ensemble(first, second)}
+    if labels.ndim == 1:
+        nets["flips"] = Averaged(first, symmetry)
+    metrics = {"accuracy": TOP_1, **metrics}
+    return {name: evaluate(net, test, labels, metrics)[0] for name, net in nets.items()}
+
+
+def line_between(
+    merged: Merge, match: ImageSource, test: ImageSource, points: int, told: Told
+) -> dict[str, dict[str, list[float]]]:
+    """Accuracy and loss at evenly spaced points from one endpoint to the other; nothing, if `points` is 0."""
+    if not points:
+        return {}
+    told("the line between", 0)
+    return curve(merged.aligned, match, test, merged.labels, points)
 
 
 def _unmeasured(
