@@ -234,10 +234,8 @@ class Batches(ImageSource):
             batches, images = batches + 1, images + len(x)
             x = x.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             yield x, None if labels is None else labels.to(device)
-        if self.counted not in (None, (batches, images)):
-            raise UserError(
-                f"images: {self.counted[1]} in one pass, {images} in another: all passes have to be the same"
-            )
+        if batches < len(self._checksums):
+            raise UserError(f"images: {len(self._checksums)} batches in one pass and {batches} in another")
         self.counted = batches, images
 
     def _recognise(self, place: int, x: Tensor, labels: Tensor | None) -> None:
@@ -247,9 +245,9 @@ class Batches(ImageSource):
         checksum = 0
         for of in some:
             checksum = zlib.crc32(of.cpu().contiguous().numpy().tobytes(), checksum)
-        if place == len(self._checksums):
+        if place == len(self._checksums) and self.counted is None:
             self._checksums.append(checksum)
-        elif checksum != self._checksums[place]:
+        elif place == len(self._checksums) or checksum != self._checksums[place]:
             raise UserError(
                 f"images: batch {place + 1} isn't the same in every pass: the order of images, or the images, change; "
                 "give a DataLoader with shuffle=False, without a random sampler or random augmentation"
