@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import json
 import pickle
 import re
 import struct
@@ -26,6 +27,7 @@ from relusym.errors import UserError
 from relusym.jobs.checklist import data_problems
 from relusym.records.fields import images_of
 from relusym.reporting import image_files
+from relusym.reporting.command import main
 
 COUNT = 20  # images of a batch, in place of 10,000
 BATCHES = [*cifar10.BATCHES["train"], *cifar10.BATCHES["test"]]
@@ -515,3 +517,36 @@ def test_what_a_report_can_not_do_with_official_files_is_one_line(tmp_path):
     np.save(tmp_path / "few.npy", np.arange(3))
     with pytest.raises(UserError, match=r"^labels: 3 given for 20 images$"):
         read(folder, labels=str(tmp_path / "few.npy"))
+
+
+NET = """
+from torch import nn
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    )
+"""
+
+
+def test_the_command_reports_on_an_official_archive_with_its_labels_and_says_whose_images_it_has(
+    tmp_path, capsys
+):
+    (tmp_path / "net.py").write_text(NET)
+    archive = pack(tmp_path / "cifar-10-python.tar.gz", python_files(), "cifar-10-batches-py")
+    given = [
+        "report",
+        f"{tmp_path / 'net.py'}:build",
+        "--images",
+        str(archive),
+        "--out",
+        str(tmp_path / "report"),
+    ]
+    assert main(given) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        "give --mean and --std" in line and "for CIFAR10 have --mean 0.4914 0.4822 0.4465 --std 0.247" in line
+    )
+    assert main([*given, "--mean", "0.5", "--std", "0.25", "--partial-images", "0", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == COUNT and found["labelled"] and "CIFAR10?: " in found["notes"][0]

@@ -50,7 +50,7 @@ def check(settings: Settings) -> None:
             raise UserError(
                 f"datasets.{name}.source: {source['source']} gives CIFAR10, which is the data set cifar10"
             )
-    for name in [*settings.matchings, *config.get("matchings", [])]:
+    for name in [*settings.compared, *config.get("matchings", [])]:
         _one_of("matchings", name, matching.MATCHINGS)
     for model in settings.models.values():
         _check_model(settings, model)

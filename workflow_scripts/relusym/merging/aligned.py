@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from relusym.channels.groups import ChannelGroup, channel_groups, order_of, permute, trace
 from relusym.evaluation.images import ImageSource, device_of
-from relusym.matching.match import Pair, match
+from relusym.matching import STARTS
+from relusym.matching.match import Pair, Search, match
 from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_difference
 from relusym.merging.moments import Statistics
 from relusym.merging.repair import repair_points
@@ -45,6 +46,7 @@ class Aligned:
         similarity: group name → mean correlation of the matched channels.
         statistics: either net's, by the names of `repair.repair_points`, in the first one's order.
         checks: of `identities`, that the second net's logits are what they were.
+        search: of a matching that searches, what its starts came to.
     """
 
     first: nn.Module
@@ -54,6 +56,7 @@ class Aligned:
     similarity: dict[str, float]
     statistics: tuple[Targets, Targets]
     checks: dict[str, float]
+    search: Search | None = None
 
     def between(self, share: float) -> nn.Module:
         """The net at (1 − `share`)θ₁ + `share`·θ₂."""
@@ -72,6 +75,7 @@ def align(
     images: ImageSource,
     *,
     matching: str = "activation",
+    starts: int = STARTS,
     seed: int = 0,
     order: int | None = None,
     answered: Answered | None = None,
@@ -80,7 +84,7 @@ def align(
     groups = channel_groups(first, images.shape)
     found = survey(first, second, images, groups, answered)
     states = first.state_dict(), second.state_dict()
-    pair = Pair(states, groups, found.correlations, generator(seed, matching), order)
+    pair = Pair(states, groups, found.correlations, generator(seed, matching), order, starts)
     matched = match(matching, pair)
     permuted = deepcopy(second)
     permuted.load_state_dict(permute(states[1], groups, matched.permutations))
@@ -89,7 +93,18 @@ def align(
     hold(checks)
     points = repair_points(trace(first))
     statistics = found.statistics[0], in_order(found, groups, matched.permutations, points)
-    return Aligned(first, permuted, groups, matched.permutations, matched.similarity, statistics, checks)
+    return Aligned(
+        *(
+            first,
+            permuted,
+            groups,
+            matched.permutations,
+            matched.similarity,
+            statistics,
+            checks,
+            matched.search,
+        )
+    )
 
 
 def in_order(

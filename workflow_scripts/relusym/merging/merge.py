@@ -13,7 +13,8 @@ from relusym.evaluation.barrier import absolute_barrier, barrier
 from relusym.evaluation.images import GivenImages, ImageSource, as_images
 from relusym.evaluation.logits import check_net, evaluating, logits_of
 from relusym.evaluation.metrics import LOSS, TOP_1, Metric, Scores, check_labels, check_metrics, evaluated
-from relusym.matching import MATCHINGS, OF_FLIPS
+from relusym.matching import MATCHINGS, OF_FLIPS, STARTS
+from relusym.matching.match import Search
 from relusym.merging.aligned import Aligned, align, between
 from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.identities import check_transformed
@@ -42,6 +43,7 @@ class Merge:
         permutations: group name → list: channel i of the first net goes with channel `permutation[i]` of the second.
         similarity: group name → mean correlation of the matched channels.
         checks: largest relative differences that should be zero up to rounding.
+        search: of a matching that searches, what its starts came to.
         scores: metric → net → mean over the test images, for "accuracy" and all other metrics.
         barriers: metric → net in between → by how much it is worse than its endpoints' mean, in the metric's units.
         alike: endpoint that doesn't tell the test images apart → why; then barriers mean nothing.
@@ -58,6 +60,7 @@ class Merge:
     permutations: dict[str, list[int]]
     similarity: dict[str, float]
     checks: dict[str, float]
+    search: Search | None = None
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     barriers: dict[str, dict[str, float]] = field(default_factory=dict)
     alike: dict[str, str] = field(default_factory=dict)
@@ -68,7 +71,8 @@ class Merge:
 
     def body(self) -> dict:
         """As the fields of a record."""
-        return {name: getattr(self, name) for name in RECORDED}
+        searched = {"search": self.search.body()} if self.search else {}
+        return {name: getattr(self, name) for name in RECORDED} | searched
 
     @property
     def note(self) -> str | None:
@@ -124,6 +128,7 @@ def merge(
     test_labels: Tensor | None = None,
     *,
     matching: str = "activation",
+    starts: int = STARTS,
     seed: int = 0,
     names: tuple[str, str] = PAIR,
     metrics: Mapping[str, Metric] = METRICS,
@@ -142,6 +147,7 @@ def merge(
         test_labels: int64 (N,); None: those that the batches of `test_images` bring, or, if they bring none, the first
             net's own answers, so that accuracies are the shares of images on which nets agree with it.
         matching: its name in `matching.MATCHINGS`.
+        starts: of a matching that searches, how many it tries.
         seed: of a matching that draws.
         names: the endpoints' names in `Merge.accuracy`.
         metrics: measured beside the accuracy, by name.
@@ -154,10 +160,16 @@ def merge(
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
     check_how(matching, seed, order)
-    for name, net in zip(names, (first, second), strict=True):
-        check_metrics(check_net(name, net, images), test_labels, test, metrics)
+    logits = [check_net(name, net, images) for name, net in zip(names, (first, second), strict=True)]
+    one, other = ({key: of.shape for key, of in net.state_dict().items()} for net in (first, second))
+    if one != other:
+        differing = next(key for key in {**one, **other} if one.get(key) != other.get(key))
+        raise UserError(
+            f"the nets are of different architecture, as in {differing}: only nets of one can be merged"
+        )
+    check_metrics(logits[0], test_labels, test, metrics)
     with evaluating(first, second):
-        return _merge(first, second, images, test, test_labels, matching, seed, names, metrics, order)
+        return _merge(first, second, images, test, test_labels, matching, starts, seed, names, metrics, order)
 
 
 def _merge(
@@ -167,6 +179,7 @@ def _merge(
     test: ImageSource,
     labels: Tensor | None,
     matching: str,
+    starts: int,
     seed: int,
     names: tuple[str, str],
     metrics: Mapping[str, Metric],
@@ -182,6 +195,7 @@ def _merge(
     aligned = align(
         *(first, second, images),
         matching=matching,
+        starts=starts,
         seed=seed,
         order=order,
         answered=answered if test is images else None,
@@ -211,6 +225,7 @@ def _merge(
         permutations={name: permutation.tolist() for name, permutation in aligned.permutations.items()},
         similarity=aligned.similarity,
         checks=aligned.checks | of_repair,
+        search=aligned.search,
         scores=scores,
         barriers={
             metric: {
@@ -264,6 +279,7 @@ def flip_merge(
     *,
     symmetry: Symmetry = HORIZONTAL_FLIP,
     matching: str = "activation",
+    starts: int = STARTS,
     seed: int = 0,
     metrics: Mapping[str, Metric] = METRICS,
 ) -> Merge:
@@ -284,7 +300,8 @@ def flip_merge(
         flipped = transformed(net, symmetry, images.shape)
         checks = check_transformed(net, flipped, symmetry, test)
         merged = _merge(
-            net, flipped, images, test, test_labels, matching, seed, FLIP, metrics, symmetry.order
+            *(net, flipped, images, test, test_labels),
+            *(matching, starts, seed, FLIP, metrics, symmetry.order),
         )
     merged.checks |= checks
     return merged

@@ -444,6 +444,7 @@ def _merge(given: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None
         "by_class": merged.by_class if on.labels is not None else {},
         "curve": line,
         "similarity": merged.similarity,
+        "search": merged.search.body() if merged.search else None,
         "permutations": merged.permutations,
         "checks": merged.checks,
         "inputs": on.about,
@@ -500,7 +501,12 @@ def _merge_by_weights(given: argparse.Namespace) -> tuple[dict[str, Any], Callab
     if given.permuted:
         checkpoint.save(given.permuted, aligned.second.state_dict(), about | {"which": "permuted"})
     order = {name: permutation.tolist() for name, permutation in aligned.permutations.items()}
-    numbers = about | {"written": "halfway", "permutations": order, "checks": aligned.checks}
+    numbers = about | {
+        "written": "halfway",
+        "search": aligned.search.body(),
+        "permutations": order,
+        "checks": aligned.checks,
+    }
     return numbers, lambda: screen.show_written("halfway", given.out)
 
 

@@ -98,6 +98,7 @@ class Report:
             "where_it_fails": [asdict(partial) for partial in self.partial],
             "grid": asdict(self.grid) | {"symmetric": self.grid.symmetric},
             "permutations": merged.permutations,
+            "search": merged.search.body() if merged.search else None,
             "checks": merged.checks,
             "inputs": self.inputs,
             "notes": self.notes,
