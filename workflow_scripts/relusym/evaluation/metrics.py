@@ -175,14 +175,19 @@ def check_metrics(
     if labels is None:
         labels = next(iter(images.pairs(logits.device)))[1]
     else:
-        _check_highest(labels, logits)
+        _check_fit(labels, logits)
     count = len(logits) if labels is None else min(len(labels), len(logits))
     Scores({"accuracy": TOP_1, **metrics}).add(
         logits[:count], labels if labels is None else labels[:count].to(logits.device)
     )
 
 
-def _check_highest(labels: Tensor, logits: Tensor) -> None:
+def _check_fit(labels: Tensor, logits: Tensor) -> None:
+    if labels.shape[1:] != logits.shape[2:]:
+        raise UserError(
+            f"labels of shape {tuple(labels.shape)} for logits of shape {tuple(logits.shape)}: one whole number an "
+            "image, or a pixel, is needed"
+        )
     if labels.numel() and (highest := int(labels.max())) >= (classes := logits.shape[1]):
         raise UserError(
             f"labels up to {highest}, but the net has {classes} classes: allowed is 0 to {classes - 1}"
@@ -190,7 +195,7 @@ def _check_highest(labels: Tensor, logits: Tensor) -> None:
 
 
 def _per_image(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
-    _check_highest(labels, logits)
+    _check_fit(labels, logits)
     try:
         values: Any = metric.of(logits, labels)
     except Exception as error:  # the user's own code may raise anything

@@ -161,6 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser().error(
             "--size: one number, or two: of the resized shorter side, and of the square cut out of it"
         )
+    if any("\0" in part for of in vars(given).values() for part in (of if isinstance(of, list) else [of])
+           if isinstance(part, str)):  # fmt: skip
+        return _refused("an argument holds a NUL, which no name of a file can")
     try:
         with _results_alone(given.json):
             numbers, show = {"report": _report, "merge": _merge}[given.command](given)
