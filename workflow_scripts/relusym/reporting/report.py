@@ -66,6 +66,7 @@ class Report:
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     curve: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    inputs: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
