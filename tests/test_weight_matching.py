@@ -9,7 +9,8 @@ from small_nets import Images, smooth_images, vgg11
 from torch import nn
 
 from relusym import nets
-from relusym.channels.groups import channel_groups, permute
+from relusym.channels.groups import permute
+from relusym.channels.traced import channel_groups
 from relusym.errors import UserError
 from relusym.matching.involution import best_involution
 from relusym.matching.match import Pair, match

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym.channels.groups import has_batch_norm
+from relusym.channels.traced import TracedNet, as_traced
 from relusym.evaluation.barrier import absolute_barrier, barrier
 from relusym.evaluation.images import GivenImages, ImageSource, as_images
 from relusym.evaluation.logits import check_net, evaluating, logits_of
@@ -41,6 +42,7 @@ class Merge:
         scores: metric → net → mean over the test images, for "accuracy" and all other metrics.
         barriers: metric → net in between → by how much it is worse than its endpoints' mean, in the metric's units.
         labels: what accuracies were measured against, on the CPU.
+        traced: the first net, with its graph, channel groups and pixel flow.
         nets: the endpoints and the nets in between by the same names, and "permuted", the second endpoint with its
             channels in the first one's order.
     """
@@ -54,6 +56,7 @@ class Merge:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     barriers: dict[str, dict[str, float]] = field(default_factory=dict)
     labels: Tensor | None = field(default=None, repr=False, compare=False)
+    traced: TracedNet | None = field(default=None, repr=False, compare=False)
     nets: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
 
     def body(self) -> dict:
@@ -117,12 +120,13 @@ def merge(
     for name, net in zip(names, (first, second), strict=True):
         check_net(name, net, images)
     with evaluating(first, second):
-        return _merge(first, second, images, test, test_labels, matching, seed, names, metrics, order)
+        traced = (as_traced(net, images.shape) for net in (first, second))
+        return _merge(*traced, images, test, test_labels, matching, seed, names, metrics, order)
 
 
 def _merge(
-    first: nn.Module,
-    second: nn.Module,
+    first: TracedNet,
+    second: TracedNet,
     images: ImageSource,
     test: ImageSource,
     labels: Tensor | None,
@@ -146,13 +150,12 @@ def _merge(
         order=order,
         answered=answered if test is images else None,
     )
-    permuted = aligned.second
-    middle = halfway(first, permuted)
+    permuted, middle = aligned.second, halfway(first.net, aligned.second)
     inner = {"halfway": middle}
-    if has_batch_norm(first):
+    if has_batch_norm(first.net):
         inner["reset"] = reset_batch_norm(middle, images)
-    inner["repaired"], of_repair = repaired(middle, aligned.targets(), images)
-    nets = {**dict(zip(names, (first, second), strict=True)), **inner}
+    inner["repaired"], of_repair = repaired(first.copied(middle), aligned.targets(), images)
+    nets = {**dict(zip(names, (first.net, second.net), strict=True)), **inner}
     by_net = {}
     for name, net in nets.items():
         if name in ends and test is images:  # measured as channels were
@@ -178,6 +181,7 @@ def _merge(
             for metric, of in scores.items()
         },
         labels=labels,
+        traced=first,
         nets=nets | {"permuted": permuted},
     )
 
@@ -209,10 +213,20 @@ def flip_merge(
     check_labels(test_labels, test)
     check_net(FLIP[0], net, images)
     with evaluating(net):
-        flipped = transformed(net, symmetry, images.shape)
-        checks = check_transformed(net, flipped, symmetry, test)
+        traced = as_traced(net, images.shape)
+        flipped = transformed(traced, symmetry)
+        checks = check_transformed(traced, flipped, symmetry, test)
         merged = _merge(
-            net, flipped, images, test, test_labels, matching, seed, FLIP, metrics, symmetry.order
+            traced,
+            traced.copied(flipped),
+            images,
+            test,
+            test_labels,
+            matching,
+            seed,
+            FLIP,
+            metrics,
+            symmetry.order,
         )
     merged.checks |= checks
     return merged
