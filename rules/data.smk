@@ -18,5 +18,6 @@ rule prepare_data:
     params:
         spec=lambda w: SETTINGS.preparation(w.dataset)[0],
         key=lambda w: SETTINGS.preparation(w.dataset)[1],
+        label=lambda w: SETTINGS.label(SETTINGS.readers(w.dataset)[0]),
     script:
         "../workflow_scripts/prepare_data.py"

@@ -21,7 +21,7 @@ import torch
 from conftest import ROOT, Clone, config_of, set_to_tiny
 from PIL import Image
 
-from relusym import checkpoint, data, nets, paper_values
+from relusym import checkpoint, cifar10, data, nets, paper_values
 from relusym.config.image_checks import check_images
 from relusym.config.reading import check_file, seed_list
 from relusym.config.settings import Settings
@@ -404,7 +404,9 @@ CASES = {
         r"laptop\.data\.test_images: only for generated images",
     ),
     "source": Case(
-        in_config, {"cifar10.source": "web"}, "'web' given; allowed is one of torchvision, folder"
+        in_config,
+        {"cifar10.source": "web"},
+        "'web' given; allowed is one of torchvision, binary, python, folder",
     ),
     "no root": Case(in_config, {"cifar10.root": ""}, "'' given; allowed is text of at least 1 character"),
     "device": Case(
@@ -1190,6 +1192,25 @@ def test_a_job_that_fails_on_its_input_tells_the_line_and_leaves_no_output(check
 
 
 # ---- what is taken all the same
+
+
+def test_images_that_only_their_label_calls_cifar10_are_doubted_when_they_are_prepared(checkout):
+    mend = tree(32)(checkout)
+    source = MINE | {"label": "CIFAR10"}
+    config = config_of(checkout.folder)
+    config["cifar10"] |= source
+    config["pairs"], config["models"]["cnn"]["data"] = [], {"dataset": "cifar10", "train_images": 300}
+    to = checkout.folder / f"data/{Settings.of(config).prepared('cnn')}.safetensors"
+    models = "models={cnn: {data: {dataset: cifar10, train_images: 300}}}"
+    given = "--config", f"cifar10={source}", models, "pairs=[]"
+    try:
+        run = checkout.snakemake(str(to.relative_to(checkout.folder)), *given)
+    finally:
+        mend()
+    assert run.returncode == 0, run.stdout
+    line = cifar10.doubt(data.digest(to))
+    assert run.stdout.count(f"notice: {line}\n") == 1
+    assert to.with_suffix(".log").read_text(encoding="utf-8").startswith(f"{line}\n")
 
 
 def test_values_that_the_command_line_leaves_as_text_are_taken_for_what_they_are():

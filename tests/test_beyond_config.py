@@ -7,7 +7,7 @@ from relusym.config.measurements import MEASUREMENTS
 from relusym.config.settings import Settings
 from relusym.errors import UserError
 from relusym.findings import BEYOND, selection
-from relusym.records.currency import stale
+from relusym.records.currency import difference, stale
 from relusym.records.results import Results
 
 CONFIG = config_of(ROOT)
@@ -136,6 +136,25 @@ def test_matchings_are_compared_on_the_nets_of_their_section_and_involutions_on_
     assert all(len(job.nets) == 1 for job in others if job.matching == "involution")
     files = selection.inputs(laptop, "matchings")
     assert len(files["flip_merge"]) == 7 * 4 * 5 and len(files["pair_merge"]) == 3 * 3 * 4
+
+
+def test_the_starts_of_weight_matching_outdate_its_merges_and_no_other():
+    def merges(**merging):
+        scale = CONFIG["scales"]["demo"]
+        chosen = {**scale, "merging": {**scale["merging"], **merging}}
+        found = Results(
+            Settings.of(CONFIG | {"scale": "demo", "scales": {**CONFIG["scales"], "demo": chosen}})
+        ).jobs
+        return {path: job.settings for path, job in found.items() if job.kind == "flip_merge"}
+
+    before, after = merges(), merges(starts=3)
+    changed = {path for path in before if difference(before[path], after[path])}
+    assert changed == {path for path in before if "/weight/" in path} and changed
+    path = next(iter(changed))
+    assert before[path]["merging"]["starts"] == 8 and after[path]["merging"]["starts"] == 3
+    # what was measured before there were several starts is from one
+    old = {**before[path], "merging": {"matching": "weight", "images": before[path]["merging"]["images"]}}
+    assert difference(old, before[path]) == "merging.starts"
 
 
 def test_during_training_is_at_the_epochs_that_are_kept_and_the_last(laptop):

@@ -113,16 +113,16 @@ def everything(good=True):
     sign = 1 if good else -1
     merged = {
         "activation": 0.04,
-        "weight": 0.04 + sign * 0.02,
+        "weight_identity": 0.04 + sign * 0.02,
         "involution": 0.043 if good else 0.06,
         "identity": 0.8,
     }
     inv = {"cnn": 0.0, "cnn_inv": -sign * 0.02}
     flips, pairs = [], []
     for (model, less), seed, (matching, barrier) in itertools.product(inv.items(), SEEDS, merged.items()):
-        at = barrier + less + NOISE[seed] * (1 + (matching in ("weight", "involution")))
+        at = barrier + less + NOISE[seed] * (1 + (matching in ("weight_identity", "involution")))
         flips.append(flip(model, seed, at, matching=matching))
-        if matching == "weight":
+        if matching == "weight_identity":
             pairs.append(
                 pair(
                     model,
@@ -130,7 +130,7 @@ def everything(good=True):
                     model,
                     (seed + 1) % 4,
                     barrier + less + sign * 0.03 + NOISE[seed] / 9,
-                    matching="weight",
+                    matching="weight_identity",
                 )
             )
     gains = [exact(model, seed, sign * 0.015) for model in MODELS for seed in SEEDS]
@@ -194,7 +194,7 @@ ABOUT = {
     "pairs": [["cnn", "cnn"]],
     "names": NAMES,
     "notes": [],
-    "matchings": ["activation", "weight"],
+    "matchings": ["activation", "weight_identity"],
 }
 
 
@@ -253,6 +253,25 @@ def test_lines_between_pairs_are_tested_as_pairs_that_share_nets():
     assert factor > 1 and degrees < 2 and (shared.n, shared.nets) == ("3 pairs of 4 nets", 4)
     t = differences.mean() / (differences.std(ddof=1) * np.sqrt(factor / 3))
     assert shared.p_value == pytest.approx(2 * stats.t.sf(t, degrees)) and shared.p_value > alone.p_value
+
+
+def test_a_mixture_from_scratch_shares_nothing_with_its_net_and_is_tested_by_welchs_test():
+    inputs = everything()
+    found = beyond_claims.frame(inputs, ABOUT).set_index("claim")
+    (claim,) = found.index[found.index.str.startswith("The mixture of")]
+    accuracies = [r["accuracy"] for r in inputs["exact_gcnn"] if r["model"] == "cnn_inv"]
+    columns = ([of[key] for of in accuracies] for key in ("from_scratch", "net"))
+    welch = stats.ttest_ind(*columns, equal_var=False)
+    assert found.loc[claim, "test"] == "Welch's t" and found.loc[claim, "n"] == "4 and 4 nets"
+    assert found.loc[claim, "p_value"] == pytest.approx(welch.pvalue)
+    gains = exact_gcnn.gains(inputs["exact_gcnn"], ["cnn_inv"]).set_index("comparison")
+    shown = gains.loc["mixture from scratch − net", ["low", "high"]].tolist()
+    assert shown == pytest.approx([*welch.confidence_interval(0.95)])
+
+
+def test_where_all_nets_are_equal_the_remark_says_that_no_p_value_settles_it():
+    found = paired(np.zeros(4), 0.01)
+    assert found.settled == HELD and found.p_value > 0.05 and "whatever p is" in found.remark
 
 
 def test_claims_that_are_not_tested_yet_count_in_the_correction():

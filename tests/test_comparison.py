@@ -10,7 +10,7 @@ from conftest import ROOT, config_of
 from records import MODELS, NAMES, PAIRS, flip, pair, train
 from scipy import stats
 
-from relusym import paper_values
+from relusym import cifar10, paper_values
 from relusym.config.settings import Settings
 from relusym.findings import comparison, selection, table2
 from relusym.findings.comparison import PAPER_NETS, compare, other_than_the_papers
@@ -113,7 +113,7 @@ OF_SCALE = {
 }
 
 
-def made(kind, *models, source="CIFAR10", scale="paper", **changes):
+def made(kind, *models, source="CIFAR10", digest=cifar10.DIGEST, scale="paper", **changes):
     """A record of nets made by the scale's settings but for `changes`, by their path in a training or in a merge."""
     settings = Settings.of(CONFIG | {"scale": scale})
     given = deepcopy(settings.train(models[0]) if kind == "train" else getattr(settings, kind)(*models))
@@ -126,14 +126,16 @@ def made(kind, *models, source="CIFAR10", scale="paper", **changes):
     names = ("model",) if kind != "pair_merge" else ("model_1", "model_2")
     nets = dict(zip(names, models, strict=True))
     seeds = {name.replace("model", "seed"): seed for seed, name in enumerate(names)}
-    return {"kind": kind, **nets, **seeds, "inputs": {"source": source}, "settings": given}
+    return {"kind": kind, **nets, **seeds, "inputs": {"source": source, "data": digest}, "settings": given}
 
 
 @pytest.mark.parametrize(
     ("change", "word"),
     [
         ({}, None),
-        ({"source": "CIFAR10 as JPEG"}, "data"),
+        ({"source": "CIFAR10 as JPEG", "digest": "0" * 64}, "data"),
+        ({"digest": "0" * 64}, "data"),
+        ({"source": "my copy"}, None),
         ({"data__train_images": 1000}, "data.train_images"),
         ({"data__seed": 7}, None),
         ({"network__width": 0.25}, "network.width"),
@@ -201,7 +203,7 @@ def test_an_absent_setting_is_its_default():
     ],
 )
 def test_what_is_other_than_the_papers_resnets_is_named(change, word):
-    record = made("train", "torchvision_old_225", **{"source": "ImageNet"} | change)
+    record = made("train", "torchvision_old_225", **{"source": "ImageNet", "digest": "1" * 64} | change)
     assert other_than_the_papers(record, OF_SCALE["paper"]) == ([word] if word else [])
 
 
@@ -315,7 +317,7 @@ def test_what_has_the_papers_settings_stays_comparable_at_another_scale():
     inputs = run_of({"cnn": [0.1, 0.11]}, {})
     for record in inputs["train"] + inputs["flip_merge"]:
         like = made(record["kind"], "cnn")
-        record |= {"settings": like["settings"], "inputs": record["inputs"] | {"source": "CIFAR10"}}
+        record |= {"settings": like["settings"], "inputs": record["inputs"] | like["inputs"]}
     found, notes = compared("mine", inputs)
     assert set(found["table"]) == {1, 2} and len(found) == 1 + 3
     assert not [note for note in notes if "otherwise than the paper's" in note]

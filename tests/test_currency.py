@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import MODELS, ROOT, config_of, latest_log
 
+from relusym import cifar10
 from relusym.config.settings import Settings
 from relusym.data import image_set
 from relusym.records.currency import difference, stale
@@ -153,10 +154,34 @@ def test_images_of_another_source_are_prepared_anew_and_a_label_is_no_source():
     laptop = settings(scale="laptop")
     other = settings(scale="laptop", cifar10__root="elsewhere")
     folder = settings(scale="laptop", cifar10__source="folder")
-    names = {one.prepared("cnn") for one in (laptop, other, folder)}
-    assert len(names) == 3
+    binary = settings(scale="laptop", cifar10__source="binary")
+    names = {one.prepared("cnn") for one in (laptop, other, folder, binary)}
+    assert len(names) == 4
     labelled = settings(scale="laptop", cifar10__label="my copy")
     assert labelled.prepared("cnn") == laptop.prepared("cnn") and labelled.label("cnn") == "my copy"
+
+
+def test_images_that_are_not_prepared_yet_are_told_apart_by_label_but_torchvisions_by_what_they_are(
+    tmp_path, monkeypatch
+):
+    def told(source, digest, **config):
+        results = Results(
+            settings(scale="laptop", **config), str(tmp_path / "results"), str(tmp_path / "data")
+        )
+        record = {"inputs": {"source": source, "data": digest}}
+        monkeypatch.setattr(
+            results, "images_in_use", lambda prepared: (digest, results.record("train", ("cnn", 0)))
+        )
+        monkeypatch.setattr(results, "read", lambda path: record)
+        return results.other_images(results.prepared("cnn"))
+
+    other = "0" * 64
+    assert told("my copy", cifar10.DIGEST) is None and told("CIFAR10", cifar10.DIGEST) is None
+    assert "other images (CIFAR10?) than this config names (CIFAR10)" in told("CIFAR10", other)
+    for source in ("binary", "python", "folder"):
+        assert told("CIFAR10", other, cifar10__source=source) is None  # they may be those
+        line = told("CIFAR10 as JPEG", other, cifar10__source=source)
+        assert "other images (CIFAR10 as JPEG) than this config names (CIFAR10)" in line
 
 
 # ---- a whole scale

@@ -240,8 +240,17 @@ def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"source": "web"}, "datasets.colours.source: 'web' given; allowed is one of torchvision, folder"),
-        ({"source": "torchvision"}, "datasets.colours.source: torchvision gives CIFAR10"),
+        (
+            {"source": "web"},
+            "datasets.colours.source: 'web' given; allowed is one of torchvision, binary, python, folder",
+        ),
+        *(
+            (
+                {"source": source},
+                f"datasets.colours.source: {source} gives CIFAR10, which is the data set cifar10",
+            )
+            for source in ("torchvision", "binary", "python")
+        ),
         (
             {"trian": "train"},
             "datasets.colours: unknown key 'trian'; allowed are root, train, test",

@@ -153,7 +153,8 @@ def test_another_matching_is_one_function_and_one_line(images, monkeypatch):
 def test_an_unknown_matching_is_refused_with_those_there_are(images):
     with pytest.raises(
         UserError,
-        match=r"matching: 'weights' given; allowed is one of activation, weight, involution, identity, random",
+        match="matching: 'weights' given; allowed is one of activation, weight, weight_identity, involution, identity, "
+        "random",
     ):
         merge(vgg11(), vgg11(1), images, images, torch.arange(300) % 10, matching="weights")
 

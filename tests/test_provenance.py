@@ -2,11 +2,12 @@
 
 from records import CODE, flip, pair, train
 
+from relusym import cifar10
 from relusym.findings import BEYOND, FIGURES, TABLES, kinds_of, origins, provenance
 
 
 def record(kind="train", status="ok", source="CIFAR10", device="cpu x86_64", epochs=1, seconds=1800):
-    inputs = {"data": "00"} | ({"source": source} if source else {})
+    inputs = {"data": cifar10.DIGEST} | ({"source": source} if source else {})
     made = {"kind": kind, "status": status, "inputs": inputs, "settings": {"epochs": epochs}}
     return made | {"code": CODE | {"device": device}, "cost": {"seconds": seconds}, "precision": "float32"}
 
@@ -69,6 +70,21 @@ def test_the_notes_of_a_table_name_data_records_and_code():
         "Made with relusym 0.1.0, torch 2.14.1, python 3.11, device cuda T4",
     ]
     assert origins.notes({}, {}) == []
+
+
+def test_tables_say_cifar10_for_its_content_and_doubt_what_only_its_label_says():
+    copies = [record(source="my copy"), record(), record("flip_merge", status="left_out", source=None)]
+    assert origins.notes(by_kind(copies), {})[:1] == ["Data: CIFAR10"]
+    assert set(made_of(copies, "table2")["images"]) == {"CIFAR10"}
+    others = [made | {"inputs": made["inputs"] | {"data": "ab" * 32}} for made in copies[1:]]
+    doubted = origins.notes(by_kind(others), {})
+    assert doubted[:3] == [
+        "Data: CIFAR10?",
+        "CIFAR10?: these aren't CIFAR10's images, or not in its order (their SHA-256 begins with abababab, that of "
+        "CIFAR10's with cfd62e0d)",
+        "From 1 train and 1 flip_merge records",
+    ]
+    assert set(made_of(others, "table2")["images"]) == {"CIFAR10?"}
 
 
 def test_what_is_made_of_filters_comes_from_flip_merges_of_its_types():

@@ -338,6 +338,29 @@ def test_what_table5_leaves_out_is_told_once_with_its_reason():
 # ---- other matchings
 
 
+def test_weight_matchings_are_called_by_where_they_start_and_how_many_starts_reached_the_best():
+    def searched(seed, reached):
+        merged = flip("cnn", seed, 0.1, matching="weight")
+        merged["settings"]["merging"]["starts"] = 4
+        starts = {f"start {i}": 0.5 if i < reached else 0.4 for i in range(4)}
+        return merged | {"search": {"objective": 0.5, "reached": reached, "starts": starts}}
+
+    alone = flip("cnn", 0, 0.2, matching="weight_identity")
+    alone |= {"search": {"objective": 0.4, "reached": 1, "starts": {"identity": 0.4}}}
+    about = of_models("cnn") | {"pairs": [], "matchings": ["weight", "weight_identity"]}
+    records = {"flip_merge": [searched(0, 1), searched(1, 4), alone], "pair_merge": []}
+    frame = made(matchings, about, **records)
+    assert frame[["matching", "n"]].to_numpy().tolist() == [
+        ["weight, best of 4", 2],
+        ["weight, from the identity", 1],
+    ]
+    first, *_ = matchings.notes({"train": [], **records}, about)
+    assert first == "Weight matching: on average 2.5 of its starts (of a merge 1 to 4) reached the best"
+    assert not any(
+        "starts" in line for line in matchings.notes({"flip_merge": [alone], "pair_merge": []}, about)
+    )
+
+
 def test_matchings_are_compared_by_type_and_kind_of_merge():
     flips = [flip("cnn", 0, 0.1), flip("cnn", 1, 0.3), flip("cnn", 0, 0.9, matching="identity")]
     flips += [flip("gcnn", 0, 0.2), flip("gcnn", 1, status="left_out")]

@@ -1,19 +1,23 @@
 """Weight, involution and random matching: planted permutations are recovered, involutions are the best of all."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
+import torchvision
 from records import NAMES  # noqa: F401  the folder is on the path
 from small_nets import Images, smooth_images, vgg11
+from structures import Attended
+from test_structures import with_statistics
 from torch import nn
 
 from relusym import nets
-from relusym.channels.groups import permute
+from relusym.channels.groups import permute, random_permutations
 from relusym.channels.traced import channel_groups
 from relusym.errors import UserError
 from relusym.matching.involution import best_involution
-from relusym.matching.match import Pair, match
+from relusym.matching.match import Pair, Search, match
 from relusym.merging.merge import flip_merge, merge
 
 NETS = {
@@ -28,7 +32,7 @@ def planted(net: nn.Module, noise: float):
     """A pair whose second net is the first, its channels shuffled and its weights disturbed; how they were shuffled."""
     random = torch.Generator().manual_seed(1)
     groups = channel_groups(net)
-    shuffles = {group.name: torch.randperm(group.size, generator=random) for group in groups}
+    shuffles = random_permutations(groups, random)
     state = permute(net.state_dict(), groups, shuffles)
     for name, tensor in state.items():
         if tensor.is_floating_point() and tensor.ndim > 1:
@@ -78,15 +82,17 @@ class Residual(nn.Module):
         return self.classifier(x.mean((2, 3)))
 
 
-def test_weight_matching_ends_where_a_weight_has_the_same_channels_twice(monkeypatch):
-    sweeps, randperm = iter(range(100)), torch.randperm
+@pytest.mark.parametrize("matching", ["weight", "weight_identity"])
+def test_weight_matching_ends_where_a_weight_has_the_same_channels_twice(matching, monkeypatch):
+    draws, randperm = iter(()), torch.randperm
 
     def counted(*given, **how):
-        next(sweeps)
+        next(draws)
         return randperm(*given, **how)
 
     monkeypatch.setattr(torch, "randperm", counted)
     for seed in range(8):
+        draws = iter(range(100))
         torch.manual_seed(seed)
         first, second = Residual(), Residual()
         groups = channel_groups(first)
@@ -94,13 +100,113 @@ def test_weight_matching_ends_where_a_weight_has_the_same_channels_twice(monkeyp
         pair = Pair(
             (first.state_dict(), second.state_dict()), groups, tables, torch.Generator().manual_seed(0)
         )
-        found = match("weight", pair).permutations
-        moved = permute(second.state_dict(), groups, found)
-        alike = [
-            sum(float((tensor * state[name]).sum()) for name, tensor in first.state_dict().items())
-            for state in (moved, second.state_dict())
-        ]
-        assert alike[0] > alike[1]
+        found = match(matching, pair).permutations
+        assert alike(pair, found) > alike(pair)
+
+
+def alike(pair, permutations=None):
+    """The inner product of a pair's weights, as they are or the second net's permuted."""
+    first, second = pair.states
+    moved = permute(second, pair.groups, permutations) if permutations else second
+    return sum(
+        float((tensor.double() * moved[name]).sum()) for name, tensor in first.items() if tensor.ndim > 1
+    )
+
+
+# ---- more starts than one
+
+
+def vision_transformer(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    net = torchvision.models.VisionTransformer(32, 8, 3, 4, 48, 96, num_classes=10)
+    nn.init.trunc_normal_(net.heads[0].weight, std=0.02)
+    return net
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_weight_matching_finds_planted_permutations_in_an_untrained_vision_transformer(seed):
+    pair, shuffles = planted(vision_transformer(seed), 0.1)
+    found = match("weight", pair)
+    for name, shuffle in shuffles.items():
+        assert torch.equal(found.permutations[name].argsort(), shuffle), name
+    assert found.search.objectives["outside_in"] > 0.9  # whatever random starts are worth
+
+
+def test_from_the_identity_they_are_missed_in_some_of_these_nets():
+    def missed(seed):
+        pair, shuffles = planted(vision_transformer(seed), 0.1)
+        found = match("weight_identity", pair).permutations
+        return not all(torch.equal(found[name].argsort(), shuffle) for name, shuffle in shuffles.items())
+
+    assert sum(map(missed, range(6))) >= 2
+
+
+def trained_apart(name: str = "vgg11") -> Pair:
+    """Two nets of weights that have nothing in common, as a pair, with correlations that say nothing either."""
+    random = torch.Generator().manual_seed(2)
+    first, second = (nets.build(NETS[name], 10) for _ in range(2))
+    groups = channel_groups(first)
+    tables = {group.name: torch.rand(group.size, group.size, generator=random) for group in groups}
+    return Pair((first.state_dict(), second.state_dict()), groups, tables, torch.Generator().manual_seed(0))
+
+
+def test_the_best_of_all_starts_is_what_weight_matching_reports():
+    torch.manual_seed(0)
+    pair = trained_apart()
+    found = match("weight", replace(pair, starts=6))
+    starts = found.search.objectives
+    assert [*starts] == ["identity", "activation", "outside_in", "random_1", "random_2", "random_3"]
+    assert found.search.body() == {
+        "objective": max(starts.values()), "reached": found.search.reached, "starts": starts
+    }  # fmt: skip
+    assert starts[found.search.best] == max(starts.values()) > min(starts.values())
+    norms = [
+        sum(float(of[name].double().norm() * other[name].double().norm()) for name in of if of[name].ndim > 1)
+        for of, other in [pair.states]
+    ]
+    assert alike(pair, found.permutations) / norms[0] == pytest.approx(max(starts.values()), rel=1e-3)
+    alone = match("weight_identity", pair)
+    assert [*alone.search.objectives] == ["identity"] and alone.search.reached == 1
+    assert alike(pair, found.permutations) > alike(pair, alone.permutations)
+
+
+def test_how_many_starts_reached_the_best_is_counted_up_to_rounding():
+    assert Search({"identity": 0.5, "outside_in": 0.5 + 1e-13, "random_1": 0.4}).reached == 2
+    assert Search({"identity": 0.5, "outside_in": 0.5 + 1e-6, "random_1": 0.4}).reached == 1
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet20", "attended"])
+def test_renumbering_either_nets_channels_changes_no_match(name):
+    torch.manual_seed(0)
+    if name == "attended":
+        first, second = (with_statistics(Attended()).float() for _ in range(2))
+        groups = channel_groups(first, (3, 32, 32))
+        pair = Pair((first.state_dict(), second.state_dict()), groups, {}, torch.Generator())
+    else:
+        pair = trained_apart(name)
+    # channels that no weight tells apart; where both nets have such, which of them go together is of no account
+    for state in pair.states if name == "vgg11" else pair.states[1:]:
+        for group in pair.groups[::2]:
+            for place in group.places:
+                if group.heads == 1 and state[place.tensor].is_floating_point():
+                    state[place.tensor].index_fill_(place.dim, place.index(group.size)[2:5].flatten(), 0.0)
+    tables = {group.name: torch.zeros(group.size, group.size) for group in pair.groups}
+
+    def matched(*renumbered: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        states = [permute(state, pair.groups, by) for state, by in zip(pair.states, renumbered, strict=True)]
+        again = Pair(tuple(states), pair.groups, tables, torch.Generator().manual_seed(0), starts=4)
+        found = match("weight", again)
+        assert found.search.best != "identity"  # the one start that hangs on numbers
+        return permute(states[1], pair.groups, found.permutations), renumbered[0]
+
+    random = torch.Generator().manual_seed(7)
+    straight = {group.name: torch.arange(group.size) for group in pair.groups}
+    before, _ = matched(straight, straight)
+    for renumbered in ((straight, random_permutations(pair.groups, random)),
+                       (random_permutations(pair.groups, random), straight)):  # fmt: skip
+        after, first = matched(*renumbered)
+        after = permute(after, pair.groups, {key: of.argsort() for key, of in first.items()})
+        assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def objective(table, permutation):

@@ -4,12 +4,17 @@ import sys
 from pathlib import Path
 
 from job import job
-from relusym import data
+from relusym import cifar10, data
 
 terminal = sys.stderr
 with job(snakemake):
     spec, key = snakemake.params.spec, snakemake.params.key
-    for note in data.prepare(spec, Path(snakemake.output[0]), workers=snakemake.threads, key=key):
+    to = Path(snakemake.output[0])
+    notes = data.prepare(spec, to, workers=snakemake.threads, key=key)
+    digest, label = data.digest(to), snakemake.params.label
+    if cifar10.name_of(label, digest) == f"{cifar10.NAME}?":
+        notes.append(cifar10.doubt(digest))
+    for note in notes:
         print(note)
         print(f"notice: {note}", file=terminal)
-    print(f"{snakemake.output[0]}: {data.digest(snakemake.output[0])}")
+    print(f"{to}: {digest}")

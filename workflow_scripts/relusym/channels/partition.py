@@ -33,8 +33,9 @@ class Place:
 
     def index(self, size: int, device: torch.device | str = "cpu") -> Tensor:
         """The entries of each of `size` channels, int64 (size, block)."""
-        every = range(size * self.block) if self.entries is None else self.entries
-        return torch.tensor(every, device=device).reshape(size, self.block)
+        if self.entries is None:
+            return torch.arange(size * self.block, device=device).reshape(size, self.block)
+        return torch.tensor(self.entries, device=device).reshape(size, self.block)
 
 
 class Joined:

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from relusym import data, matching, nets, paper_values
+from relusym import cifar10, data, matching, nets, paper_values
 from relusym.config.image_checks import check_images
 from relusym.config.keys import Keys
 from relusym.config.reading import seed_list
@@ -46,11 +46,11 @@ def check(settings: Settings) -> None:
         if name in ("cifar10", GENERATED, IMAGENET):
             raise UserError(f"datasets.{name}: this data set is there already; choose another name")
         _check_source(f"datasets.{name}", source)
-        if source["source"] == "torchvision":
+        if source["source"] in cifar10.SOURCES:
             raise UserError(
-                f"datasets.{name}.source: torchvision gives CIFAR10, which is the data set cifar10"
+                f"datasets.{name}.source: {source['source']} gives CIFAR10, which is the data set cifar10"
             )
-    for name in [*settings.matchings, *config.get("matchings", [])]:
+    for name in [*settings.compared, *config.get("matchings", [])]:
         _one_of("matchings", name, matching.MATCHINGS)
     for model in settings.models.values():
         _check_model(settings, model)
@@ -108,7 +108,7 @@ def _check_source(key: str, source: dict) -> None:
 def _check_splits(key: str, source: dict, test: str) -> None:
     """The images to test on are others than those to train on."""
     splits = [os.path.normpath(source.get(split, split)) for split in ("train", test)]
-    if source.get("source") != "torchvision" and splits[0] == splits[1]:
+    if source.get("source") not in cifar10.SOURCES and splits[0] == splits[1]:
         raise UserError(
             f"{key}.{test}: {source.get(test, test)!r} given, the folder of {key}.train; name the test images' folder"
         )

@@ -39,6 +39,10 @@ MEASUREMENTS = {
     "during_training": Entry("relusym.measuring.measure:during_training", IMAGES),
     "by_layer": Entry("relusym.measuring.measure:by_layer", IMAGES),
 }
-# Which nets the target `matchings` is of; its merges are flip_merge and pair_merge records.
-SECTIONS = {"matchings": Entry("relusym.measuring.merge:merge_record"), **MEASUREMENTS}
+# Which nets and matchings (null: the config's) the target `matchings` is of; its merges are flip_merge and pair_merge
+# records.
+OF_MERGES = {
+    "matchings": {"type": ["array", "null"], "items": {"type": "string"}, "minItems": 1, "default": None}
+}
+SECTIONS = {"matchings": Entry("relusym.measuring.merge:merge_record", OF_MERGES), **MEASUREMENTS}
 SELECTION = "models", "pairs", "seeds"

@@ -16,6 +16,7 @@ from relusym.config.models import Model, Section, resolved, without_left_out
 from relusym.config.reading import laid_over, plain, seed_list, validate
 from relusym.config.sources import IMAGENET, Sources
 from relusym.errors import UserError
+from relusym.matching import SEARCHES, STARTS
 
 Net = tuple[str, int]  # model and seed
 
@@ -123,7 +124,12 @@ class Settings(Sources, Beyond):
     def matchings(self) -> list[str]:
         """The matchings that the target `matchings` compares, without the one of all other tables."""
         default = self._scale["merging"]["matching"]
-        return [name for name in self.config.get("matchings", []) if name != default]
+        return [name for name in self.compared if name != default]
+
+    @property
+    def compared(self) -> list[str]:
+        """All matchings that the target `matchings` compares: those of its section, or the config's."""
+        return self.beyond.get("matchings", {}).get("matchings") or self.config.get("matchings", [])
 
     def model_of(self, unit: str) -> Model:
         """The model of a unit: of itself, or of one of its earlier stages."""
@@ -165,6 +171,8 @@ class Settings(Sources, Beyond):
     def _merging(self, matching: str | None, *models: str) -> Section:
         given = self.models[models[0]].given
         matched = {"matching": matching or given["merging"]["matching"], "images": given["merging"]["images"]}
+        if matched["matching"] in SEARCHES:
+            matched["starts"] = given["merging"].get("starts", STARTS)
         if "resize" in given["data"]:
             matched["resize"] = given["data"]["resize"]
         return {"merging": matched, "trained": [self.train(model) for model in models]}

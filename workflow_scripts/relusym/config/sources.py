@@ -5,6 +5,7 @@ import json
 from functools import cached_property
 from pathlib import Path
 
+from relusym import cifar10
 from relusym.config.models import Model, Section
 from relusym.data import DATA_SETS
 from relusym.data.extent import Extent, known_extent
@@ -110,6 +111,10 @@ class Sources:
     def known_extent(self, model: str | None) -> Extent | None:
         """The extent of the images of a model or of the scale, if it is known wherever they come from."""
         return known_extent(self.preparation_for(model)[0]) if self._reads(model) else None
+
+    def known_digest(self, model: str | None) -> str | None:
+        """As `known_extent`, of the images' content."""
+        return cifar10.DIGEST if self.preparation_for(model)[0]["kind"] == "torchvision" else None
 
     def _reads(self, model: str | None) -> bool:
         """ImageNet is prepared for a model's image size alone."""

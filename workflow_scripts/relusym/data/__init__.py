@@ -25,9 +25,11 @@ DATA_SETS = {
         },
     ),
     "torchvision": Entry(
-        "relusym.data.folder:prepare_cifar10",
+        "relusym.data.folder:prepare_torchvision",
         {"root": FOLDER, "download": {"type": "boolean", "default": True}},
     ),
+    "binary": Entry("relusym.data.folder:prepare_binary", {"root": FOLDER}),
+    "python": Entry("relusym.data.folder:prepare_python", {"root": FOLDER}),
     "folder": Entry(
         "relusym.data.folder:prepare",
         {"root": FOLDER, "train": {**FOLDER, "default": "train"}, "test": {**FOLDER, "default": "test"}},

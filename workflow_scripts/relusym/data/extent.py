@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from relusym import checkpoint
+from relusym import checkpoint, cifar10
 
 # of torchvision.datasets.folder
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -25,7 +25,7 @@ def known_extent(spec: dict[str, Any]) -> Extent | None:
     """The extent of a data set that is the same wherever it comes from; None if only its files tell."""
     if spec["kind"] == "generated":
         return Extent(spec["train_images"], (32, 32))
-    return CIFAR10 if spec["kind"] == "torchvision" else None
+    return CIFAR10 if spec["kind"] in cifar10.SOURCES else None
 
 
 def extent_of(spec: dict[str, Any], prepared: Path) -> Extent | None:

@@ -1,15 +1,18 @@
-"""Images from elsewhere: torchvision's CIFAR10, and folders with one folder a class."""
+"""Images from elsewhere: CIFAR10's official files, and folders with one folder a class."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from relusym import cifar10
 from relusym.data.extent import CIFAR10, ENDINGS
-from relusym.data.image_set import ImageSet, save
+from relusym.data.image_set import ImageSet, save, split_digest
 from relusym.errors import UserError
 
 
@@ -20,22 +23,46 @@ def prepare(to: Path, *, root: str, train: str, test: str, workers: int, key: st
     return notes
 
 
-def prepare_cifar10(to: Path, *, root: str, download: bool, workers: int, key: str) -> None:
-    """Write CIFAR10 as torchvision has it; downloaded to `root` on first use.
+def prepare_torchvision(to: Path, *, root: str, download: bool, workers: int, key: str) -> None:
+    """Write CIFAR10 as torchvision downloads it to `root` on first use: the Python version, each file's MD5 checked.
 
     Raises:
-        UserError: it isn't there and can't be downloaded, or the download is damaged.
+        UserError: it isn't there and can't be downloaded, or is damaged.
     """
-    from torchvision import datasets  # here, since it doubles the start-up of every job
+    from torchvision.datasets import CIFAR10 as Official  # here, since it doubles the start-up of every job
+    from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
+    to_download = Path(root).expanduser()
+    folder = to_download / Official.base_folder
+    files = [*Official.train_list, *Official.test_list, (Official.meta["filename"], Official.meta["md5"])]
     try:
-        splits = [datasets.CIFAR10(root, train=train, download=download) for train in (True, False)]
-    except (RuntimeError, OSError) as error:
+        if not all(check_integrity(str(folder / name), md5) for name, md5 in files):
+            if not download:
+                raise FileNotFoundError("its files are missing or damaged")
+            download_and_extract_archive(
+                Official.url, to_download, filename=Official.filename, md5=Official.tgz_md5
+            )
+    except (RuntimeError, OSError, EOFError) as error:
         raise UserError(
-            f"CIFAR10 can't be had from {root} ({error}): download it there and set {key}.root, or set {key} to a "
-            "folder of images"
+            f"CIFAR10 can't be had from {root} ({error}): download it there and set {key}.root, set {key}.source to "
+            "binary or python and root to the official archive, or set it to folder and root to a tree of images"
         ) from error
-    save(to, *(ImageSet(torch.from_numpy(s.data), torch.tensor(s.targets), tuple(s.classes)) for s in splits))
+    _save_official(to, folder, "python")
+
+
+def prepare_binary(to: Path, *, root: str, workers: int, key: str) -> None:
+    """Write CIFAR10 from its official binary version, as `cifar10.find` and `cifar10.read` have it."""
+    _save_official(to, cifar10.find(root, "binary", key), "binary")
+
+
+def prepare_python(to: Path, *, root: str, workers: int, key: str) -> None:
+    """Write CIFAR10 from its official Python version, as `cifar10.find` and `cifar10.read` have it."""
+    _save_official(to, cifar10.find(root, "python", key), "python")
+
+
+def _save_official(to: Path, at: Path, source: str) -> None:
+    splits = cifar10.read(at, source).values()
+    save(to, *(ImageSet(*map(torch.from_numpy, split), cifar10.CLASSES, str(at)) for split in splits))
 
 
 def read(
@@ -46,6 +73,8 @@ def read(
     notes: list[str] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     """Images in ImageFolder layout, <root>/<split>/<class>/<image>; classes and images in the order of their names.
+
+    CIFAR10's own images are brought to the official order, if the numbers in their names tell it.
 
     Args:
         key: where root, train and test stand in the config.
@@ -112,7 +141,18 @@ def _read(split: Path, classes: Iterable[str], notes: list[str]) -> ImageSet:
     notes += [
         f"{split}: {count} images of mode {mode} were converted to RGB" for mode, count in modes.items()
     ]
-    return ImageSet(torch.from_numpy(np.stack(arrays)), torch.tensor(labels), tuple(classes), str(split))
+    images = ImageSet(torch.from_numpy(np.stack(arrays)), torch.tensor(labels), tuple(classes), str(split))
+    return _in_official_order(images, files)
+
+
+def _in_official_order(images: ImageSet, files: list[Path]) -> ImageSet:
+    """CIFAR10's images by the first number in their names, if that is the official order; others as they are."""
+    numbers = [re.search(r"\d+", path.stem) for path in files]
+    if images.classes != cifar10.CLASSES or None in numbers:
+        return images
+    order = np.argsort([int(number[0]) for number in numbers], kind="stable")
+    ordered = replace(images, images=images.images[order], labels=images.labels[order])
+    return ordered if split_digest(ordered) in cifar10.SPLIT_DIGESTS.values() else images
 
 
 def open_image(path: str | Path, modes: Counter[str] | None = None) -> Image.Image:

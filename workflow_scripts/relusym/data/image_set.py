@@ -15,7 +15,7 @@ from relusym import checkpoint
 from relusym.data import digest
 from relusym.errors import UserError
 
-__all__ = ["ImageSet", "SplitHash", "digest", "header", "load", "resized", "save", "subset"]
+__all__ = ["ImageSet", "SplitHash", "digest", "header", "load", "resized", "save", "split_digest", "subset"]
 
 SPLITS = ("train", "test")
 
@@ -75,7 +75,7 @@ def save(path: str | Path, train: ImageSet, test: ImageSet) -> None:
             raise UserError(f"the {name} images of {split.source or path} have {wrong}: correct them")
     tensors = {f"{name}_images": split.images for name, split in splits.items()}
     tensors |= {f"{name}_labels": split.labels for name, split in splits.items()}
-    digests = {name: _digest(split) for name, split in splits.items()}
+    digests = {name: split_digest(split) for name, split in splits.items()}
     checkpoint.save(path, tensors, header(train.classes, digests))
 
 
@@ -97,7 +97,7 @@ def load(
     )
     try:
         images = ImageSet(*(tensors[name] for name in names), tuple(about["classes"]))
-        if about != header(images.classes, about["splits"]) or about["splits"][split] != _digest(images):
+        if about != header(images.classes, about["splits"]) or about["splits"][split] != split_digest(images):
             raise changed
     except (KeyError, TypeError) as error:
         raise changed from error
@@ -111,7 +111,8 @@ def load(
     )
 
 
-def _digest(split: ImageSet) -> str:
+def split_digest(split: ImageSet) -> str:
+    """SHA-256 of a split's classes, labels and images."""
     return SplitHash().update(split.images.cpu().numpy(), split.labels.cpu().numpy()).hexdigest(split.classes)
 
 

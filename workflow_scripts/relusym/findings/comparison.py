@@ -18,7 +18,7 @@ from relusym.findings import About, Inputs, Record, kinds_of, module_of, origins
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout, number, std_of
 from relusym.findings.ratios import ratios
-from relusym.records.fields import nets_of
+from relusym.records.fields import images_of, nets_of
 
 LAYOUT = Layout(
     "Our tables beside the paper's",
@@ -49,7 +49,7 @@ WITHIN = 2  # of the paper's standard deviations
 NOT_COMPARABLE = "not comparable"
 DIGITS = 3  # of the values that the paper gives without a standard deviation
 
-PAPER_DATA = {"cifar10": "CIFAR10", "imagenet": "ImageNet"}  # what records call the paper's images
+PAPER_DATA = {"cifar10": "CIFAR10", "imagenet": "ImageNet"}  # what tables call the paper's images
 COUNTED = {"network.architecture", "network.width", "network.group_convs"}  # by the parameters of Table 1
 CHANCE = {"seed", "projection_seed"}  # settings that make nothing other than the paper's
 
@@ -119,7 +119,7 @@ def other_than_the_papers(record: Record, about: About) -> list[str]:
         for word in _differences(one, other, about["defaults"], about["defaults"])
     ]
     data = PAPER_DATA.get(papers[0]["trained"][0]["data"]["dataset"])
-    if record["inputs"].get("source") not in (None, data):
+    if images_of(record) not in (None, data):
         found.insert(0, "data")
     return list(dict.fromkeys("data" if word == "data.dataset" else word for word in found))
 

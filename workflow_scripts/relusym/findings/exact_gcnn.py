@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from relusym.findings import About, Inputs, Record
+from relusym.findings.evidence import is_higher
 from relusym.findings.frames import summary, tidy
 from relusym.findings.layout import Layout
 from relusym.findings.origins import check_agreement
@@ -75,9 +76,16 @@ def gains(records: Sequence[Record], models: Sequence[str]) -> pd.DataFrame:
         for comparison, (one, other) in COMPARED.items():
             differences = (own[one] - own[other]).dropna().to_numpy(float)
             if differences.size:
-                found = paired(differences)
+                apart = one == "from_scratch"
+                found = is_higher(trained_apart(own, model), one, other) if apart else paired(differences)
                 rows.append((model, comparison, differences.mean(), found.low, found.high, differences.size))
     return pd.DataFrame(rows, columns=["model", "comparison", "gain", "low", "high", "n"])
+
+
+def trained_apart(nets: pd.DataFrame, model: str) -> dict[str, np.ndarray]:
+    """A type's accuracies, and those of its mixtures trained from scratch, which share no randomness with its nets."""
+    own = nets[nets["model"] == model].dropna(subset=["from_scratch", "net"])
+    return {key: own[key].to_numpy(float) for key in ("from_scratch", "net")}
 
 
 def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:

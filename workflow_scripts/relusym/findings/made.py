@@ -23,9 +23,10 @@ def _hash_of(path: str) -> str:
 
 @cache
 def _code() -> str:
-    """Of everything in this room, the paper's tables and the ground: whatever may lay out a table."""
+    """Of this room, the fields of records, the paper's tables and the ground: whatever may lay out a table."""
     library = Path(__file__).parents[1]
     files = [*library.glob("*.py"), *library.glob("findings/*.py"), *library.glob("paper_values/*")]
+    files.append(library / "records/fields.py")
     return "".join(sha256(file) for file in sorted(files) if file.is_file())
 
 

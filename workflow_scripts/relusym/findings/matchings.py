@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from relusym.findings import About, Inputs, measurements
+from relusym.findings import About, Inputs, Record, measurements, origins
 from relusym.findings.frames import measured, summary
 from relusym.findings.layout import Layout
 from relusym.findings.origins import check_agreement, matching_of
@@ -32,7 +32,39 @@ def frame(inputs: Inputs, about: About) -> pd.DataFrame:
     rows = [
         (*of, matching) for of in types for matching in about["matchings"] if not of[1] or matching not in own
     ]
-    return summary(by_merge(inputs), KEY, rows, list(measurements.PAIR_MERGE))
+    found = summary(by_merge(inputs), KEY, rows, list(measurements.PAIR_MERGE))
+    return found.replace({"matching": headings(inputs)})
+
+
+def notes(inputs: Inputs, about: About) -> list[str]:
+    """As `origins.notes`, and how many starts of a matching that searches came to its best."""
+    searches = [record["search"] for record in _merges(inputs) if record.get("search")]
+    reached = [of["reached"] for of in searches if len(of["starts"]) > 1]
+    said = (
+        f"{np.mean(reached):.1f} of its starts (of a merge {min(reached)} to {max(reached)})"
+        if reached
+        else ""
+    )
+    line = [f"Weight matching: on average {said} reached the best"] if reached else []
+    return [*line, *origins.notes(inputs, about)]
+
+
+def _merges(inputs: Inputs) -> list[Record]:
+    return [record for kind in ("flip_merge", "pair_merge") for record in inputs[kind]]
+
+
+def headings(inputs: Inputs) -> dict[str, str]:
+    """What tables call weight matchings: by where they start, or by how many starts there were."""
+    starts = {
+        of["starts"]
+        for record in _merges(inputs)
+        if "starts" in (of := record["settings"].get("merging", {}))
+    }
+    of = " or ".join(map(str, sorted(starts)))
+    return {
+        "weight": f"weight, best of {of}" if of else "weight",
+        "weight_identity": "weight, from the identity",
+    }
 
 
 def by_merge(inputs: Inputs) -> pd.DataFrame:
@@ -49,7 +81,7 @@ def by_merge(inputs: Inputs) -> pd.DataFrame:
 
 def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:
     """Each merge's barrier with REPAIR, a row a type or pair of types, by its matching; and the numbers."""
-    found, names = by_merge(inputs), about["names"]
+    found, names, called = by_merge(inputs), about["names"], headings(inputs)
     types = [(model, "") for model in about["models"]] + [tuple(pair) for pair in about["pairs"]]
     present = {*found[["model_1", "model_2"]].itertuples(index=False, name=None)}
     types = [of for of in types if of in present]
@@ -59,7 +91,7 @@ def draw(inputs: Inputs, about: About) -> tuple[Figure, pd.DataFrame]:
     matchings = about["matchings"]
     for place, (matching, (colour, marker)) in enumerate(zip(matchings, LINES, strict=False)):
         offset = 0.7 * ((place + 0.5) / len(matchings) - 0.5)
-        axes.scatter([], [], s=14, marker=marker, color=colour, label=matching)
+        axes.scatter([], [], s=14, marker=marker, color=colour, label=called.get(matching, matching))
         for row, (first, second) in enumerate(types):
             own = (found["model_1"] == first) & (found["model_2"] == second) & (found["matching"] == matching)
             values = found.loc[own & found["ok"], "barrier"].to_numpy(float)

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+from relusym import cifar10
 from relusym.errors import UserError
 from relusym.findings import About, Inputs, Record
-from relusym.records.fields import nets_of
+from relusym.records.fields import images_of, nets_of
 
 OF_NO_NETS = "filters", "flipped_training", "theory"
 
@@ -20,7 +21,7 @@ def matching_of(record: Record) -> str:
 def notes(inputs: Inputs, about: About) -> list[str]:
     """The lines below a table: `about["notes"]`, then the images, how many records, of which code and device."""
     records = list(chain(*(found for kind, found in inputs.items() if kind != "filters")))
-    sources = {record.get("inputs", {}).get("source") for record in records} - {None}
+    doubts = {cifar10.doubt(of["inputs"]["data"]) for of in records if images_of(of) == f"{cifar10.NAME}?"}
     kinds = Counter(record["kind"] for record in records)
     made = {
         ", ".join(f"{what} {version}" for what, version in record["code"].items())
@@ -30,7 +31,8 @@ def notes(inputs: Inputs, about: About) -> list[str]:
     counted = " and ".join(f"{count} {kind}" for kind, count in kinds.items())
     return [
         *about.get("notes", []),
-        *(f"Data: {source}" for source in sorted(sources)),
+        *(f"Data: {images}" for images in sorted({*map(images_of, records)} - {None})),
+        *sorted(doubts),
         *([f"From {counted} records"] if records else []),
         *(f"Made with {what}" for what in sorted(made)),
     ]
@@ -104,4 +106,4 @@ def _named(record: Record) -> str:
 
 
 def _images(record: Record) -> str:
-    return f"{record['inputs'].get('source') or 'images'} ({record['inputs']['data'][:8]})"
+    return f"{images_of(record) or 'images'} ({record['inputs']['data'][:8]})"

@@ -20,6 +20,7 @@ from relusym.findings.evidence import (
 )
 from relusym.findings.power import Spread
 
+ALL_EQUAL = "all nets are equal, so that their mean settles it, whatever p is"
 EQUAL = 1e-12  # a standard deviation below this is rounding
 
 
@@ -61,7 +62,7 @@ def paired(differences: np.ndarray, margin: float = 0.0, seeds: np.ndarray | Non
         p_rank=p_rank,
         p_rank_min=0.5 ** (m - 1),
         settled="" if varies or not margin else HELD if mean > -margin else NOT_HELD,
-        remark="" if varies else "all nets are equal" if margin else NO_SPREAD,
+        remark="" if varies else ALL_EQUAL if margin else NO_SPREAD,
         nets=nets,
         ours=to_come(mean + margin, std) if varies else None,
     )

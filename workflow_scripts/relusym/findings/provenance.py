@@ -13,6 +13,7 @@ import pandas as pd
 from relusym.findings import About, Inputs, Record, kinds_of
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout
+from relusym.records.fields import images_of
 
 CODE = ("relusym", "torch", "python", "device")
 LAYOUT = Layout(
@@ -44,9 +45,9 @@ def frame(inputs: Inputs, about: About) -> pd.DataFrame:
         the SHA-256 of all their settings), relusym, torch, python, device, precision, hours (their jobs' in all).
     """
     sources = {
-        record["inputs"]["data"]: record["inputs"]["source"]
+        record["inputs"]["data"]: images
         for record in chain(*inputs.values())
-        if record.get("inputs", {}).get("data") and record["inputs"].get("source")
+        if (images := images_of(record)) and record["inputs"].get("data")
     }
     rows = []
     for name, models in about["made"].items():
@@ -83,7 +84,7 @@ def _described(record: Record, sources: dict[str, str]) -> Record:
     given, code = record.get("inputs", {}), record.get("code", {})
     return {
         "status": record.get("status", "ok"),
-        "images": given.get("source") or sources.get(given.get("data"), ""),
+        "images": images_of(record) or sources.get(given.get("data"), ""),
         "settings": json.dumps(record["settings"], sort_keys=True),
         **{field: code.get(field, "") for field in CODE},
         "precision": record.get("precision") or "",

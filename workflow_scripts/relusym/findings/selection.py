@@ -74,8 +74,12 @@ def _beyond(settings: Settings, name: str) -> About:
         models = section.get("models", _papers_types(settings))
         pairs = section.get("pairs", settings.types_paired)
         pairs = [list(pair) for pair in pairs if {*pair} <= {*models}]
-        matchings = settings.config.get("matchings", [])
-        return {"models": models, "pairs": pairs, "matchings": matchings, "of_flips": sorted(OF_FLIPS)}
+        return {
+            "models": models,
+            "pairs": pairs,
+            "matchings": settings.compared,
+            "of_flips": sorted(OF_FLIPS),
+        }
     return {"models": section.get("models", []), "pairs": [*section.get("pairs", [])]}
 
 

@@ -15,6 +15,7 @@ from relusym.findings.frames import in_order, summary
 from relusym.findings.layout import Layout
 from relusym.findings.origins import check_agreement
 from relusym.findings.print_style import COLUMN_WIDTH, LINES, empty_figure, label_rows, plain_axes
+from relusym.records.fields import images_of
 
 QUANTITIES = {
     "accuracy": "Accuracy",
@@ -40,7 +41,7 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
         for symmetry in record["settings"]["symmetries"]:
             row = {
                 **{key: record[key] for key in ("model", "seed")},
-                **{"symmetry": symmetry, "data": record["inputs"]["source"], "ok": record["status"] == "ok"},
+                **{"symmetry": symmetry, "data": images_of(record), "ok": record["status"] == "ok"},
                 "invariant": _invariant_to(trained["data"]) == symmetry,
             }
             if row["ok"]:

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from relusym import cifar10
+from relusym.errors import UserError
+
 PROFILE = "profiles/slurm/config.yaml"
 ANSWER_WITHIN = 30  # seconds
 DOWNLOADED_FROM = ("www.cs.toronto.edu", 443)  # torchvision's CIFAR10
@@ -129,6 +132,12 @@ def data_problems(prepared: Path, spec: dict[str, Any], key: str) -> list[str]:
     if prepared.exists() or spec["kind"] == "generated":
         return []
     root = Path(spec["root"])
+    if spec["kind"] in cifar10.VERSIONS:
+        try:
+            cifar10.find(root, spec["kind"], key)
+        except UserError as error:
+            return [str(error)]
+        return []
     if spec["kind"] != "torchvision":
         splits = [root / spec[split] for split in ("train", "test", "val") if split in spec]
         return [
@@ -143,7 +152,7 @@ def data_problems(prepared: Path, spec: dict[str, Any], key: str) -> list[str]:
     except OSError:
         return [
             f"{key}.root: {root} holds no CIFAR10 and {DOWNLOADED_FROM[0]} can't be reached from here; unpack "
-            f"cifar-10-python.tar.gz there, or set {key}.source: folder and {key}.root"
+            f"cifar-10-python.tar.gz there, or set {key}.source: binary, python or folder, and {key}.root"
         ]
     return []
 

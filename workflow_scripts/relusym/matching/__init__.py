@@ -6,6 +6,7 @@ from relusym.registry import Entry
 MATCHINGS = {
     "activation": Entry("relusym.matching.match:activation"),
     "weight": Entry("relusym.matching.weight:weight"),
+    "weight_identity": Entry("relusym.matching.weight:weight_identity"),
     "involution": Entry("relusym.matching.involution:involution"),
     "identity": Entry("relusym.matching.match:identity"),
     "random": Entry("relusym.matching.match:random"),
@@ -13,3 +14,6 @@ MATCHINGS = {
 
 # Those of a net and its flipped self alone: no pair of two nets is merged by them.
 OF_FLIPS = {"involution"}
+
+# Those that take the best of several starts, and of how many if nothing is said.
+SEARCHES, STARTS = {"weight"}, 8

@@ -6,6 +6,7 @@ Another matching is a function from `Pair` to `Matching`, and its line in `relus
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,36 @@ from torch import Tensor
 
 from relusym.channels.groups import ChannelGroup, random_permutations
 from relusym.errors import UserError
-from relusym.matching import MATCHINGS
+from relusym.matching import MATCHINGS, STARTS
 from relusym.registry import one_of
+
+SAME = 1e-9  # objectives that differ by less are of the same permutations, up to rounding
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the starts of a matching that searches came to.
+
+    Attributes:
+        objectives: start → the objective where its ascent ended, as a share of the most that weights of these norms
+            could reach.
+    """
+
+    objectives: dict[str, float]
+
+    @property
+    def best(self) -> str:
+        """The first start that came to the best objective."""
+        return max(self.objectives, key=self.objectives.get)
+
+    @property
+    def reached(self) -> int:
+        """How many starts came to the best objective."""
+        return sum(value > self.objectives[self.best] - SAME for value in self.objectives.values())
+
+    def body(self) -> dict[str, Any]:
+        """As a field of a record."""
+        return {"objective": self.objectives[self.best], "reached": self.reached, "starts": self.objectives}
 
 
 @dataclass(frozen=True)
@@ -26,10 +55,12 @@ class Matching:
         permutations: group name → int64 (C,): channel i of the first net goes with channel `permutation[i]` of the
             second.
         similarity: group name → mean correlation of the matched channels.
+        search: of a matching that searches, what its starts came to.
     """
 
     permutations: dict[str, Tensor]
     similarity: dict[str, float]
+    search: Search | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +73,7 @@ class Pair:
         correlations: group name → correlations of the first net's channels with the second's, float64 (C, C).
         generator: for matchings that draw, on the CPU.
         order: of the symmetry, if the second net is the first one transformed by it.
+        starts: of a matching that searches, how many it tries.
     """
 
     states: tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -49,8 +81,9 @@ class Pair:
     correlations: dict[str, Tensor]
     generator: torch.Generator
     order: int | None = None
+    starts: int = STARTS
 
-    def matched_by(self, permutations: dict[str, Tensor]) -> Matching:
+    def matched_by(self, permutations: dict[str, Tensor], search: Search | None = None) -> Matching:
         """The matching of these permutations, one of each group, int64 (C,)."""
         tables = {name: table.cpu().numpy() for name, table in self.correlations.items()}
         similarity = {
@@ -60,7 +93,7 @@ class Pair:
         for name in permutations.keys() - similarity:  # it goes with its heads
             behind = [mean for other, mean in similarity.items() if tied[other] == tied[name]]
             similarity[name] = sum(behind) / len(behind)
-        return Matching(permutations, {name: float(similarity[name]) for name in permutations})
+        return Matching(permutations, {name: float(similarity[name]) for name in permutations}, search)
 
 
 def activation(pair: Pair) -> Matching:

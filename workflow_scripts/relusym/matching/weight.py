@@ -1,82 +1,228 @@
 """Weight matching (Ainsworth et al. 2023, algorithm 1): channels are matched by the nets' weights, without images."""
 
-from collections import defaultdict
+from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from relusym.channels.groups import ChannelGroup, Place, reordered
-from relusym.matching.match import Matching, Pair, assigned
+from relusym.channels.groups import ChannelGroup, Place, permute, random_permutations
+from relusym.matching.match import Matching, Pair, Search, assigned
 
 MEASURED = "running_mean", "running_var", "num_batches_tracked"  # by batch norm, not learned
 GAIN = 1e-9  # a smaller share of the objective is rounding
 
+State = dict[str, Tensor]
+Permutations = dict[str, Tensor]
+
 
 def weight(pair: Pair) -> Matching:
-    """The permutations that maximise Σ⟨W₁, PW₂P′ᵀ⟩ over all weights, as far as coordinate ascent finds them.
+    """The permutations that maximise Σ⟨W₁, PW₂P′ᵀ⟩ over all weights, as far as several ascents find them.
 
-    One group, or all whose heads are tied, is matched at a time, exactly, with all others as they are, in an order
-    drawn anew for each sweep, until a sweep changes nothing.
+    The best of `pair.starts` coordinate ascents: from the identity, from activation matching's permutations where
+    there are correlations, from what weights next to the input and the output say (`_Ascents.outside_in`), and from
+    random permutations. All but the first are the same however either net's channels are numbered.
     """
-    weights = [
-        {name: tensor.double() for name, tensor in state.items() if tensor.is_floating_point()}
-        for state in pair.states
-    ]
-    of_tensor: dict[str, list[tuple[ChannelGroup, Place]]] = defaultdict(list)
-    for group in pair.groups:
-        for place in group.places:
-            if not place.tensor.endswith(MEASURED) and place.tensor in weights[0]:
-                of_tensor[place.tensor].append((group, place))
-    permutations = {group.name: torch.arange(group.size) for group in pair.groups}
+    ascents = _Ascents(pair)
 
-    def permuted(tensor: str, by: dict[str, Tensor], but: Place | None = None) -> Tensor:
-        """The second net's tensor, its channels in the order of these permutations along all places but one."""
-        other = weights[1][tensor]
-        for group, place in of_tensor[tensor]:
-            if place is not but:
-                order = reordered(place, group.size, by[group.name], other.shape[place.dim])
-                other = other.index_select(place.dim, order.to(other.device))
-        return other
+    def starts() -> Iterator[tuple[str, Permutations]]:
+        yield "identity", ascents.identity()
+        if any(bool(table.any()) for table in pair.correlations.values()):
+            yield "activation", ascents.activation()
+        yield "outside_in", ascents.outside_in()
+        for number in range(1, pair.starts):
+            yield f"random_{number}", random_permutations(pair.groups, pair.generator)
 
-    def products(group: ChannelGroup) -> Tensor:
-        """⟨row i of the first net's weights, row j of the second's⟩ over all places of a group, (C, C)."""
-        total = torch.zeros(group.size, group.size, dtype=torch.float64)
-        for tensor, indexed in of_tensor.items():
-            for own, place in indexed:
-                if own is group:
-                    rows = _rows(weights[0][tensor], place, group.size)
-                    total += (rows @ _rows(permuted(tensor, permutations, place), place, group.size).T).cpu()
-        return total
+    return ascents.best(islice(starts(), pair.starts))
 
-    def gained(unit: list[ChannelGroup], after: dict[str, Tensor]) -> tuple[float, float]:
-        """What the objective gains, and its size: where a tensor has a group's channels twice, `products` is linear."""
-        gain = size = 0.0
-        for tensor in dict.fromkeys(place.tensor for group in unit for place in group.places):
-            if tensor not in of_tensor:
-                continue
-            first, before = weights[0][tensor], permuted(tensor, permutations)
-            gain += float((first * (permuted(tensor, permutations | after) - before)).sum())
-            size += float(first.norm() * before.norm())
-        return gain, size
 
-    # groups whose heads are tied to each other
-    together: dict[str | int, list[ChannelGroup]] = defaultdict(list)
-    for group in pair.groups:
-        together[group.name if group.tied is None else group.tied].append(group)
-    units, changed = list(together.values()), True
-    while changed:
-        changed = False
-        for i in torch.randperm(len(units), generator=pair.generator).tolist():
-            tables = {group.name: products(group) for group in units[i]}
-            after = assigned(units[i], tables)
-            gain, size = gained(units[i], after)
-            if gain > GAIN * size:
-                permutations |= after
-                changed = True
-    return pair.matched_by(permutations)
+def weight_identity(pair: Pair) -> Matching:
+    """Weight matching as in git-re-basin: one coordinate ascent, from the channels as they are."""
+    ascents = _Ascents(pair)
+    return ascents.best([("identity", ascents.identity())])
+
+
+class _Ascents:
+    """Coordinate ascents on the weights' inner product, with both nets' channels in `canonical_order`.
+
+    A unit, one group or all whose heads are tied, is matched at a time, exactly, with all others as they are, in an
+    order drawn anew for each sweep, until nothing changes.
+    """
+
+    def __init__(self, pair: Pair):
+        learned = {name for name, tensor in pair.states[0].items()
+                   if tensor.is_floating_point() and not name.endswith(MEASURED)}  # fmt: skip
+        self.pair = pair
+        self.groups = [
+            replace(group, places=tuple(place for place in group.places if place.tensor in learned))
+            for group in pair.groups
+        ]
+        indexed = dict.fromkeys(place.tensor for group in self.groups for place in group.places)
+        states = [{name: state[name].double() for name in indexed} for state in pair.states]
+        self.orders = [canonical_order(state, self.groups) for state in states]
+        first, self.second = map(permute, states, (self.groups,) * 2, self.orders)
+        self.first = first
+        self.norm = {name: float(first[name].norm() * self.second[name].norm()) for name in indexed}
+        units: dict[str | int, list[ChannelGroup]] = defaultdict(list)
+        for group in self.groups:
+            units[group.name if group.tied is None else group.tied].append(group)
+        self.units = list(units.values())
+        self.tensors = [list(dict.fromkeys(place.tensor for group in unit for place in group.places))
+                        for unit in self.units]  # fmt: skip
+        self.indexing: dict[str, list[int]] = defaultdict(
+            list
+        )  # tensor → a unit for each dimension that it indexes
+        for number, unit in enumerate(self.units):
+            for group in unit:
+                for place in group.places:
+                    self.indexing[place.tensor].append(number)
+        # whether a tensor has a unit's channels twice: what they are worth then hangs on how they are permuted
+        self.twice = [any(self.indexing[name].count(number) > 1 for name in names)
+                      for number, names in enumerate(self.tensors)]  # fmt: skip
+        self.rows = {(place.tensor, place.dim, group.name): _rows(first[place.tensor], place, group.size)
+                     for group in self.groups for place in group.places}  # fmt: skip
+
+    def best(self, starts: Iterable[tuple[str, Permutations]]) -> Matching:
+        """The matching of the best end of the ascents from these starts."""
+        ends = {name: self.ascended(start) for name, start in starts}
+        most = sum(self.norm.values()) or 1.0
+        search = Search({name: objective / most for name, (_, objective) in ends.items()})
+        permutations = {}
+        for name, order in ends[search.best][0].items():
+            first, second = (orders[name] for orders in self.orders)
+            permutations[name] = torch.empty_like(order).index_copy_(0, first, second[order])
+        return self.pair.matched_by(permutations, search)
+
+    # ---- starts
+
+    def identity(self) -> Permutations:
+        first, second = self.orders
+        return {name: second[name].argsort()[order] for name, order in first.items()}
+
+    def activation(self) -> Permutations:
+        first, second = self.orders
+        tables = {
+            name: table.cpu()[first[name]][:, second[name]] for name, table in self.pair.correlations.items()
+        }
+        return assigned(self.groups, tables)
+
+    def outside_in(self) -> Permutations:
+        """Unit by unit, by those weights alone whose other channels are fixed or matched already.
+
+        The unit comes next of whose weights these are the largest share, so that what a net's ends tell of their
+        neighbours isn't drowned by layers whose channels are still in disorder.
+        """
+        by, state, left = self._unmoved(), self.second, set(range(len(self.units)))
+
+        def settled(number: int) -> list[str]:
+            return [name for name in self.tensors[number] if sum(n in left for n in self.indexing[name]) == 1]
+
+        def share(number: int) -> float:
+            known, every = (sum(map(self.norm.get, of)) for of in (settled(number), self.tensors[number]))
+            return known / every if every else 0.0
+
+        while left:
+            number = max(sorted(left), key=share)
+            order = assigned(self.units[number], self._worth(number, state, settled(number)))
+            by, state = self._moved(number, order, by, state)
+            left.remove(number)
+        return by
+
+    # ---- ascent
+
+    def ascended(self, start: Permutations) -> tuple[Permutations, float]:
+        """Where the ascent from a start ends, and its objective."""
+        by, state, stale = start, permute(self.second, self.groups, start), set(range(len(self.units)))
+        while stale:
+            for number in torch.randperm(len(self.units), generator=self.pair.generator).tolist():
+                if number not in stale:
+                    continue
+                stale.remove(number)
+                tensors = self.tensors[number]
+                worth = self._worth(number, state, tensors)
+                order = assigned(self.units[number], worth)
+                if all(torch.equal(of, torch.arange(len(of))) for of in order.values()):
+                    continue
+                moved = self._moved(number, order, by, state)
+                if self.twice[number]:
+                    gain = self._objective(moved[1], tensors) - self._objective(state, tensors)
+                else:
+                    gain = sum(float((worth[name].gather(1, of[:, None]).squeeze(1) - worth[name].diagonal()).sum())
+                               for name, of in order.items())  # fmt: skip
+                if gain > GAIN * sum(map(self.norm.get, tensors)):
+                    by, state = moved
+                    stale |= {
+                        n
+                        for name in tensors
+                        for n in self.indexing[name]
+                        if n != number or self.twice[number]
+                    }
+        return by, self._objective(state, self.first)
+
+    def _unmoved(self) -> Permutations:
+        return {group.name: torch.arange(group.size) for group in self.groups}
+
+    def _worth(self, number: int, state: State, tensors: Sequence[str]) -> dict[str, Tensor]:
+        """⟨row i of the first net's weights, row j of the second's⟩ over these tensors, group name → (C, C)."""
+        tables = {}
+        for group in self.units[number]:
+            tables[group.name] = torch.zeros(group.size, group.size, dtype=torch.float64)
+            for place in group.places:
+                if place.tensor in tensors:
+                    rows = self.rows[place.tensor, place.dim, group.name]
+                    tables[group.name] += (rows @ _rows(state[place.tensor], place, group.size).T).cpu()
+        return tables
+
+    def _moved(
+        self, number: int, order: Permutations, by: Permutations, state: State
+    ) -> tuple[Permutations, State]:
+        """The permutations and the second net with a unit's channels, as they are by now, reordered."""
+        return by | {name: by[name][of] for name, of in order.items()}, permute(
+            state, self.units[number], order
+        )
+
+    def _objective(self, state: State, tensors: Iterable[str]) -> float:
+        return sum(float(torch.dot(self.first[name].flatten(), state[name].flatten())) for name in tensors)
+
+
+def canonical_order(state: State, groups: list[ChannelGroup]) -> Permutations:
+    """Group name → its channels by their largest and smallest weights, int64 (C,), however they are numbered.
+
+    Only channels that agree in all of these are in the order of their numbers. Heads are in the order of theirs.
+    """
+    found, orders, keys = {}, {}, {}
+    for group in groups:
+        rows = [_rows(state[place.tensor], place, group.size) for place in group.places]
+        ends = [end for of in rows for end in (of.amax(1).cpu(), of.amin(1).cpu())]
+        keys[group.name] = torch.stack(ends or [torch.zeros(group.size)]).unflatten(1, (group.heads, -1))
+    for group in groups:
+        if group.tied not in orders or group.heads == 1:
+            tied = (
+                [keys[of.name] for of in groups if of.tied == group.tied]
+                if group.heads > 1
+                else [keys[group.name]]
+            )
+            orders[group.tied] = _sorted(
+                torch.cat([end for key in tied for end in (key.amax(2), key.amin(2))])
+            )
+        within = _sorted(keys[group.name])
+        starts = torch.arange(group.heads)[:, None] * within.shape[1]
+        found[group.name] = (starts + within)[orders[group.tied]].flatten()
+    return found
+
+
+def _sorted(keys: Tensor) -> Tensor:
+    """The order along the last dimension by the last key first, int64."""
+    return torch.from_numpy(np.lexsort(keys.numpy()))
 
 
 def _rows(tensor: Tensor, place: Place, size: int) -> Tensor:
     """What each channel has in a tensor, a row a channel, (size, entries)."""
-    index = place.index(size, tensor.device).flatten()
-    return tensor.index_select(place.dim, index).movedim(place.dim, 0).reshape(size, -1)
+    if place.entries is not None:
+        tensor = tensor.index_select(place.dim, place.index(size, tensor.device).flatten())
+    return tensor.movedim(place.dim, 0).reshape(size, -1)

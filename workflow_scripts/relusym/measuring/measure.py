@@ -17,7 +17,7 @@ from relusym.evaluation.images import Images
 from relusym.evaluation.invariance import invariance_error
 from relusym.measuring.costs import Costs
 from relusym.measuring.loading import load_net
-from relusym.measuring.merge import header, load_merged, operands
+from relusym.measuring.merge import header, load_merged, matched_by, operands
 from relusym.merging.aligned import align
 from relusym.merging.curve import curve
 from relusym.merging.layers import equivariance_errors
@@ -122,7 +122,7 @@ def symmetries(subject: Subject, settings: Record) -> Record:
         symmetry = SYMMETRIES[name]
         merged = orbit_merge(
             *(net, symmetry, subject.images, subject.test, subject.labels),
-            matching=settings["merging"]["matching"],
+            **matched_by(settings),
         )
         error = invariance_error(subject.nets[0], subject.test, symmetry)
         found[name] = {"order": symmetry.order, "invariance_error": error, **asdict(merged)}
@@ -137,7 +137,7 @@ def curves(subject: Subject, settings: Record) -> Record:
         second, order = symmetry.transform(first), symmetry.order
     else:
         second = subject.plain[1]
-    aligned = align(first, second, subject.images, matching=settings["merging"]["matching"], order=order)
+    aligned = align(first, second, subject.images, **matched_by(settings), order=order)
     some = subject.some(settings["repair_images"])
     return {"curve": curve(aligned, some, subject.test, subject.labels, settings["points"])}
 
@@ -161,7 +161,7 @@ def during_training(subject: Subject, settings: Record) -> Record:
         merged = flip_merge(
             *(plain, subject.images, subject.test, subject.labels),
             symmetry=symmetry,
-            matching=settings["merging"]["matching"],
+            **matched_by(settings),
         )
         errors, invariance = _errors(
             *(plain, subject.test, symmetry),
@@ -194,7 +194,7 @@ def by_layer(subject: Subject, settings: Record) -> Record:
     (net,), symmetry = subject.plain, _symmetry(settings)
     aligned = align(
         *(net, symmetry.transform(net), subject.images),
-        matching=settings["merging"]["matching"],
+        **matched_by(settings),
         order=symmetry.order,
     )
     errors, _ = _errors(net, subject.test, symmetry, aligned.groups, aligned.permutations)

@@ -72,7 +72,7 @@ def merge_record(
         plain = [nets.plain(net).to(memory_format=torch.channels_last) for net, _ in loaded]
         # of a matching that draws
         drawn = stream(names[0][1], "--".join(f"{model}-{seed}" for model, seed in names), "matching")
-        how = {"matching": settings["merging"]["matching"], "seed": drawn}
+        how = matched_by(settings) | {"seed": drawn}
         if flip:
             (model, seed), symmetry = names[0], SYMMETRIES[settings["symmetry"]]
             some = image_set.subset(images, settings["invariance_images"], stream(seed, model, "invariance"))
@@ -93,6 +93,11 @@ def merge_record(
         checkpoint.save_arrays(filters, arrays, about)
         record["outputs"]["filters"] = sha256(filters)
     return record | costs.fields()
+
+
+def matched_by(settings: Record) -> dict[str, Any]:
+    """By which matching channels are matched, as arguments of `merge` and `align`."""
+    return {key: settings["merging"][key] for key in ("matching", "starts") if key in settings["merging"]}
 
 
 def operands(

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from relusym.channels.groups import ChannelGroup, order_of, permute
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.evaluation.images import ImageSource, device_of
-from relusym.matching.match import Pair, match
+from relusym.matching import STARTS
+from relusym.matching.match import Pair, Search, match
 from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_difference
 from relusym.merging.moments import Statistics
 from relusym.merging.repair import repair_points
@@ -47,6 +48,7 @@ class Aligned:
         similarity: group name → mean correlation of the matched channels.
         statistics: either net's, by the names of `repair.repair_points`, in the first one's order.
         checks: of `identities`, that the second net's logits are what they were.
+        search: of a matching that searches, what its starts came to.
     """
 
     traced: TracedNet
@@ -56,6 +58,7 @@ class Aligned:
     similarity: dict[str, float]
     statistics: tuple[Targets, Targets]
     checks: dict[str, float]
+    search: Search | None = None
 
     @property
     def first(self) -> nn.Module:
@@ -79,6 +82,7 @@ def align(
     images: ImageSource,
     *,
     matching: str = "activation",
+    starts: int = STARTS,
     seed: int = 0,
     order: int | None = None,
     answered: Answered | None = None,
@@ -88,7 +92,7 @@ def align(
     groups = first.groups
     found = survey(first, second, images, groups, answered)
     states = first.net.state_dict(), second.net.state_dict()
-    pair = Pair(states, groups, found.correlations, generator(seed, matching), order)
+    pair = Pair(states, groups, found.correlations, generator(seed, matching), order, starts)
     matched = match(matching, pair)
     permuted = deepcopy(second.net)
     permuted.load_state_dict(permute(states[1], groups, matched.permutations))
@@ -97,7 +101,18 @@ def align(
     hold(checks)
     points = repair_points(first.module())
     statistics = found.statistics[0], in_order(found, groups, matched.permutations, points)
-    return Aligned(first, permuted, groups, matched.permutations, matched.similarity, statistics, checks)
+    return Aligned(
+        *(
+            first,
+            permuted,
+            groups,
+            matched.permutations,
+            matched.similarity,
+            statistics,
+            checks,
+            matched.search,
+        )
+    )
 
 
 def in_order(

@@ -13,6 +13,8 @@ from relusym.evaluation.barrier import absolute_barrier, barrier
 from relusym.evaluation.images import GivenImages, ImageSource, as_images
 from relusym.evaluation.logits import check_net, evaluating, logits_of
 from relusym.evaluation.metrics import LOSS, TOP_1, Metric, Scores, check_labels, evaluate
+from relusym.matching import STARTS
+from relusym.matching.match import Search
 from relusym.merging.aligned import align, between
 from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.identities import check_transformed
@@ -39,6 +41,7 @@ class Merge:
         permutations: group name → list: channel i of the first net goes with channel `permutation[i]` of the second.
         similarity: group name → mean correlation of the matched channels.
         checks: largest relative differences that should be zero up to rounding.
+        search: of a matching that searches, what its starts came to.
         scores: metric → net → mean over the test images, for "accuracy" and all other metrics.
         barriers: metric → net in between → by how much it is worse than its endpoints' mean, in the metric's units.
         labels: what accuracies were measured against, on the CPU.
@@ -53,6 +56,7 @@ class Merge:
     permutations: dict[str, list[int]]
     similarity: dict[str, float]
     checks: dict[str, float]
+    search: Search | None = None
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     barriers: dict[str, dict[str, float]] = field(default_factory=dict)
     labels: Tensor | None = field(default=None, repr=False, compare=False)
@@ -61,7 +65,8 @@ class Merge:
 
     def body(self) -> dict:
         """As the fields of a record."""
-        return {name: getattr(self, name) for name in RECORDED}
+        searched = {"search": self.search.body()} if self.search else {}
+        return {name: getattr(self, name) for name in RECORDED} | searched
 
     @property
     def note(self) -> str | None:
@@ -87,6 +92,7 @@ def merge(
     test_labels: Tensor | None = None,
     *,
     matching: str = "activation",
+    starts: int = STARTS,
     seed: int = 0,
     names: tuple[str, str] = PAIR,
     metrics: Mapping[str, Metric] = METRICS,
@@ -105,6 +111,7 @@ def merge(
         test_labels: int64 (N,); None: those that the batches of `test_images` bring, or, if they bring none, the first
             net's own answers, so that accuracies are the shares of images on which nets agree with it.
         matching: its name in `matching.MATCHINGS`.
+        starts: of a matching that searches, how many it tries.
         seed: of a matching that draws.
         names: the endpoints' names in `Merge.accuracy`.
         metrics: measured beside the accuracy, by name.
@@ -121,7 +128,7 @@ def merge(
         check_net(name, net, images)
     with evaluating(first, second):
         traced = (as_traced(net, images.shape) for net in (first, second))
-        return _merge(*traced, images, test, test_labels, matching, seed, names, metrics, order)
+        return _merge(*traced, images, test, test_labels, matching, starts, seed, names, metrics, order)
 
 
 def _merge(
@@ -131,6 +138,7 @@ def _merge(
     test: ImageSource,
     labels: Tensor | None,
     matching: str,
+    starts: int,
     seed: int,
     names: tuple[str, str],
     metrics: Mapping[str, Metric],
@@ -146,6 +154,7 @@ def _merge(
     aligned = align(
         *(first, second, images),
         matching=matching,
+        starts=starts,
         seed=seed,
         order=order,
         answered=answered if test is images else None,
@@ -172,6 +181,7 @@ def _merge(
         permutations={name: permutation.tolist() for name, permutation in aligned.permutations.items()},
         similarity=aligned.similarity,
         checks=aligned.checks | of_repair,
+        search=aligned.search,
         scores=scores,
         barriers={
             metric: {
@@ -196,6 +206,7 @@ def flip_merge(
     *,
     symmetry: Symmetry = HORIZONTAL_FLIP,
     matching: str = "activation",
+    starts: int = STARTS,
     seed: int = 0,
     metrics: Mapping[str, Metric] = METRICS,
 ) -> Merge:
@@ -223,6 +234,7 @@ def flip_merge(
             test,
             test_labels,
             matching,
+            starts,
             seed,
             FLIP,
             metrics,

@@ -9,6 +9,7 @@ from relusym.channels.groups import has_batch_norm
 from relusym.channels.traced import as_traced
 from relusym.evaluation.barrier import accuracy, barrier
 from relusym.evaluation.images import ImageSource
+from relusym.matching import STARTS
 from relusym.merging.aligned import align, between
 from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.repair import repaired
@@ -42,6 +43,7 @@ def orbit_merge(
     labels: Tensor,
     *,
     matching: str = "activation",
+    starts: int = STARTS,
 ) -> OrbitMerge:
     """Merge a net with its selves transformed by every power of τ, each aligned with the net.
 
@@ -52,7 +54,9 @@ def orbit_merge(
     for power in range(1, symmetry.order):
         turned = symmetry.transform(turned)
         order = symmetry.order if power == 1 else None
-        aligned.append(align(traced, traced.copied(turned), images, matching=matching, order=order))
+        aligned.append(
+            align(traced, traced.copied(turned), images, matching=matching, starts=starts, order=order)
+        )
     first = aligned[0]
     ends = [accuracy(one, test_images, labels) for one in (net, *(pair.second for pair in aligned))]
     found, barriers = {"net": ends[0], "orbit": sum(ends) / len(ends)}, {}

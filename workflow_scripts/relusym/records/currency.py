@@ -11,7 +11,7 @@ Record = dict[str, Any]
 # What a key means that a record hasn't got, so that a new key outdates nothing.
 DEFAULTS: Record = {
     "symmetry": "horizontal_flip",
-    "merging": {"matching": "activation"},
+    "merging": {"matching": "activation", "starts": 1},
     "network": {"architecture": "vgg11", "group_convs": 0, "shortcut": "conv"},
     "training": {field.name: field.default for field in fields(Recipe) if field.default is not MISSING},
     "data": {"size": None, "invariant_to": "horizontal_flip"},

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import PydanticCustomError
 
+from relusym import cifar10
+
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -171,3 +173,9 @@ NETS = (("model", "seed"), ("model_1", "seed_1"), ("model_2", "seed_2"))
 def nets_of(record: dict[str, Any]) -> list[tuple[str, int]]:
     """The nets that a record is of: one, two of a pair merge, or none."""
     return [(record[model], record[seed]) for model, seed in NETS if model in record]
+
+
+def images_of(record: dict[str, Any]) -> str | None:
+    """What tables call the images that a record was made from, by their content and their label; None without any."""
+    given = record.get("inputs", {})
+    return cifar10.name_of(given["source"], given.get("data")) if given.get("source") else None

@@ -15,7 +15,7 @@ def write_record(path: str | Path, record: dict[str, Any]) -> None:
     """Write `record` as JSON.
 
     Raises:
-        ValueError: a field is missing or can't be right, see `record_fields`; JSON has no not-a-number and no infinity.
+        ValueError: a field is missing or can't be right, see `records.fields`; JSON has no not-a-number, no infinity.
         UserError: the disk is full or the folder can't be written.
     """
     text = json.dumps(record, indent=1, allow_nan=False)

@@ -12,7 +12,7 @@ from relusym.config.settings import Net, Settings
 from relusym.data import digest as digest_of
 from relusym.errors import UserError
 from relusym.records.currency import stale
-from relusym.records.fields import nets_of
+from relusym.records.fields import images_of, nets_of
 from relusym.records.files import find_record, snapshot_path
 from relusym.theory import STATEMENTS
 from relusym.whole_files import sha256
@@ -262,17 +262,20 @@ class Results:
     def other_images(self, prepared: str) -> str | None:
         """One line on current records that were made from other images than `prepared` holds; None if there are none.
 
-        As long as the images aren't prepared, they are told apart by their labels.
+        As long as the images aren't prepared, they are told apart by their labels, but for torchvision's.
         """
         used = self.images_in_use(prepared)
         if used is None:
             return None
         digest, path = used
-        job, source = self.jobs[path], self.read(path)["inputs"]["source"]
-        label = self.settings.label(job.nets[0][0].partition(".")[0] if job.nets else None)
-        if digest == digest_of(prepared) if Path(prepared).exists() else source == label:
+        job, record = self.jobs[path], self.read(path)
+        model = job.nets[0][0].partition(".")[0] if job.nets else None
+        label = self.settings.label(model)
+        known = digest_of(prepared) if Path(prepared).exists() else self.settings.known_digest(model)
+        if digest == known if known else record["inputs"]["source"] == label:
             return None
         return (
-            f"records of {self.folder} such as {path} were made from other images ({source}) than this config names "
-            f"({label}): name those images in the config, root and label, or move {self.folder} away to begin anew"
+            f"records of {self.folder} such as {path} were made from other images ({images_of(record)}) than this "
+            f"config names ({label}): name those images in the config, root and label, or move {self.folder} "
+            "away to begin anew"
         )

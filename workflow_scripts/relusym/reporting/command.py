@@ -17,6 +17,9 @@ REPORT = """\
 How does a net encode a symmetry? Its accuracy and its flipped self's, its invariance error, its GCNN barrier; layer
 by layer how equivariant it is once channels are matched; where a merge with its flipped self fails; which strides stand
 in the way. Writes one HTML page, CSVs, all numbers as JSON, and the permuted, halfway and repaired nets."""
+CIFAR10S = (
+    "--mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616"  # of its training images, channel by channel
+)
 MERGE = "Match the channels of two nets of one architecture, and average their weights."
 
 
@@ -69,13 +72,17 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         "--images",
         required=True,
         metavar="PATH",
-        help="a folder, an .npz or a tensor file (entries images, labels)",
+        help="a folder; CIFAR10's official folder or archive, binary or Python; an .npz or a tensor file (entries "
+        "images, labels)",
+    )
+    command.add_argument(
+        "--split", choices=("test", "train"), help="of CIFAR10's official files (default: test)"
     )
     command.add_argument(
         "--labels",
         metavar="folder | FILE",
         help="'folder': class folders in alphabetical order; or a .npy or .txt, one number an image. Without labels, "
-        "accuracy is agreement with the net itself",
+        "accuracy is agreement with the net itself. CIFAR10's official files have their own",
     )
     command.add_argument("--mean", type=float, nargs="+", help="of each channel, of images scaled to 0…1")
     command.add_argument("--std", type=float, nargs="+", help="of each channel, of images scaled to 0…1")
@@ -138,19 +145,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _inputs(given: argparse.Namespace, preset: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """Images to measure on, to match on, labels, and metrics."""
+def _inputs(given: argparse.Namespace, preset: Any) -> tuple[Any, Any, Any, dict[str, Any], tuple[str, ...]]:
+    """Images to measure on, to match on, labels, metrics, and what is to be told of the images."""
+    from relusym.cifar10 import recognised
     from relusym.evaluation.images import Images, normalisation
     from relusym.merging.merge import METRICS
     from relusym.reporting import image_files, net_files
 
     mean, std = given.mean or (preset and preset[0]), given.std or (preset and preset[1])
     if mean is None or std is None:
+        of_cifar10 = f"; many nets for CIFAR10 have {CIFAR10S}" if recognised(Path(given.images)) else ""
         raise UserError(
             "it isn't known how the net's images are normalised: give --mean and --std, of images scaled to 0…1 "
-            "(0 and 1 if it reads them as they are)"
+            f"(0 and 1 if it reads them as they are{of_cifar10})"
         )
-    pictures = image_files.read(given.images, given.labels, given.size, given.limit, given.seed)
+    pictures = image_files.read(given.images, given.labels, given.size, given.limit, given.seed, given.split)
     channels = pictures.pixels.shape[-1]
     mean, std = (list(values) * (channels if len(values) == 1 else 1) for values in (mean, std))
     if len(mean) != channels or len(std) != channels:
@@ -162,7 +171,7 @@ def _inputs(given: argparse.Namespace, preset: Any) -> tuple[Any, Any, Any, dict
         replace(test, pixels=test.pixels[: given.match_images]) if given.match_images < len(test) else test
     )
     metrics = METRICS | (dict([net_files.load_metric(given.metric)]) if given.metric else {})
-    return test, match, pictures.labels, metrics
+    return test, match, pictures.labels, metrics, pictures.notes
 
 
 def _device(name: str) -> Any:
@@ -187,7 +196,7 @@ def _report(given: argparse.Namespace) -> None:
     with screen.progress(quiet=given.json) as told:
         told("net and images", 0)
         net, preset = net_files.build(given.net, given.weights, given.seed)
-        test, match, labels, metrics = _inputs(given, preset)
+        test, match, labels, metrics, notes = _inputs(given, preset)
         found = report(
             net.to(_device(given.device)),
             test,
@@ -200,6 +209,7 @@ def _report(given: argparse.Namespace) -> None:
             name=net_files.name_of(given.net, net),
             told=told,
         )
+        found.notes[:0] = notes
         told("writing", 0)
         page = write_report(found, given.out)
     if given.json:
@@ -220,7 +230,7 @@ def _merge(given: argparse.Namespace) -> None:
         device = _device(given.device)
         first, preset = net_files.build(given.net, given.weights[0], given.seed)
         second, _ = net_files.build(given.net, given.weights[1], given.seed)
-        test, match, labels, metrics = _inputs(given, preset)
+        test, match, labels, metrics, notes = _inputs(given, preset)
         told("matching and merging", 0)
         merged = merge(
             *(first.to(device), second.to(device), match, test, labels), seed=given.seed, metrics=metrics
@@ -240,12 +250,12 @@ def _merge(given: argparse.Namespace) -> None:
         "similarity": merged.similarity,
         "permutations": merged.permutations,
         "checks": merged.checks,
-        "notes": [merged.note] if merged.note else [],
+        "notes": [*notes, *([merged.note] if merged.note else [])],
     }
     if given.json:
         print(json.dumps(numbers, allow_nan=False))
     else:
-        screen.show_merge(merged, which, given.out, labelled=labels is not None)
+        screen.show_merge(merged, which, given.out, labelled=labels is not None, notes=numbers["notes"])
 
 
 def _fits(net: Any, own: Any) -> bool:

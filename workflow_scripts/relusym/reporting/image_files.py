@@ -1,4 +1,7 @@
-"""Images from a folder, an .npz or a file of tensors, decoded once into a file that is gone with the process."""
+"""Images from a folder, CIFAR10's official files, an .npz or a file of tensors.
+
+Those of a folder are decoded once, into a file that is gone with the process.
+"""
 
 import tempfile
 from collections.abc import Sequence
@@ -10,14 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from relusym import cifar10
 from relusym.data.folder import open_image
+from relusym.data.image_set import SplitHash
 from relusym.errors import UserError
 from relusym.nets.weights import read_tensors
 from relusym.randomness import generator
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
 FOLDER = "folder"
-GIVEN = "a folder of images, an .npz, or a tensor file (.pt, .pth, .safetensors)"
+GIVEN = "a folder of images, CIFAR10's official folder or archive, an .npz, or a tensor file (.pt, .pth, .safetensors)"
 
 
 @dataclass(frozen=True)
@@ -27,12 +32,14 @@ class Pictures:
     Attributes:
         pixels: uint8 (N, H, W, 3) or (N, H, W, 1).
         labels: int64 (N,), or None.
-        classes: the class folders' names, or none.
+        classes: the class folders' names, or CIFAR10's, or none.
+        notes: what a reader has to know of them.
     """
 
     pixels: Tensor
     labels: Tensor | None
     classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def chosen(self, count: int | None, seed: int) -> "Pictures":
         """A seeded choice of `count` of them in random order; None: all, in random order."""
@@ -41,15 +48,24 @@ class Pictures:
         return replace(self, pixels=self.pixels[order], labels=labels)
 
 
-def read(path: str, labels: str | None, size: Sequence[int] | None, limit: int | None, seed: int) -> Pictures:
+def read(
+    path: str,
+    labels: str | None = None,
+    size: Sequence[int] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    split: str | None = None,
+) -> Pictures:
     """Images in a random order, and their labels.
 
     Args:
-        path: a folder, with or without class folders in it; an .npz or a tensor file with `images` and `labels`.
+        path: a folder, with or without class folders in it; CIFAR10's official files, as a folder or an archive; an
+            .npz or a tensor file with `images` and `labels`.
         labels: "folder": the class folders in alphabetical order; else a .npy or .txt with one number an image, in
-            the order of the images' names; None: those of an .npz or tensor file, or none.
+            the order of the images' names; None: CIFAR10's own, those of an .npz or tensor file, or none.
         size: what the shorter side is resized to, and the square that is cut out of the middle, if that is another.
         limit: at most so many images, a seeded choice.
+        split: "train" or "test" of CIFAR10's official files; None: "test".
 
     Raises:
         UserError: there are no images, they can't be read, or are of two sizes; labels are of another length.
@@ -57,12 +73,20 @@ def read(path: str, labels: str | None, size: Sequence[int] | None, limit: int |
     source = Path(path)
     if not source.exists():
         raise UserError(f"images: there is no {path}; allowed is {GIVEN}")
-    if source.is_dir():
+    official = cifar10.recognised(source)
+    if split and not official:
+        raise UserError(
+            f"--split: only for CIFAR10's official files, and {path} is something else; leave it out"
+        )
+    if source.is_dir() and not official:
         return _of_folder(source, labels, size, limit, seed)
     if size is not None:
         raise UserError("--size resizes images of a folder; those of a file are taken as they are")
     if labels == FOLDER:
-        raise UserError(f"--labels folder takes labels from class folders, but {path} is a file")
+        has = "its labels, so leave the option out" if official else "no class folders"
+        raise UserError(f"--labels folder takes labels from class folders, but {path} has {has}")
+    if official:
+        return _of_cifar10(*official, split or "test", labels).chosen(limit, seed)
     contents = _contents(source)
     pixels = contents.get("images", contents.get("x"))
     if pixels is None:
@@ -71,6 +95,16 @@ def read(path: str, labels: str | None, size: Sequence[int] | None, limit: int |
     pictures = Pictures(torch.as_tensor(pixels), None if own is None else torch.as_tensor(own).long())
     _check_count(pictures)
     return pictures.chosen(limit, seed)
+
+
+def _of_cifar10(version: str, at: Path, split: str, labels: str | None) -> Pictures:
+    pixels, own = cifar10.read(at, version, [split])[split]
+    digest = SplitHash().update(pixels, own).hexdigest(cifar10.CLASSES)
+    notes = () if digest == cifar10.SPLIT_DIGESTS[split] else (f"{at}: {cifar10.doubt(digest, split)}",)
+    given = _labels(labels) if labels else torch.from_numpy(own)
+    pictures = Pictures(torch.from_numpy(pixels), given, cifar10.CLASSES, notes)
+    _check_count(pictures)
+    return pictures
 
 
 def _contents(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What the command shows on the terminal: progress, and one screen of results."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,10 +81,10 @@ def show_report(report: Report, page: Path) -> None:
     console.print(f"\n{page}", soft_wrap=True)
 
 
-def show_merge(merged: Merge, which: str, path: str, *, labelled: bool) -> None:
+def show_merge(merged: Merge, which: str, path: str, *, labelled: bool, notes: Iterable[str]) -> None:
     """All nets' scores, and what was written where."""
     console = Console()
     console.print(_scores(merged, "accuracy" if labelled else "agreement"))
-    if merged.note:
-        console.print(f"[yellow]{merged.note}[/yellow]")
+    for note in notes:
+        console.print(f"[yellow]{note}[/yellow]")
     console.print(f"\n{NETS.get(which, which)} is written to {path}", soft_wrap=True)

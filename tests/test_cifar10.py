@@ -1,0 +1,552 @@
+"""CIFAR10 from each of its sources: the same bytes in the same order, and one line on what is wrong with them."""
+
+import hashlib
+import http.server
+import json
+import pickle
+import re
+import struct
+import tarfile
+import threading
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from public_files import official_cifar10
+from torchvision import datasets
+
+from relusym import checkpoint, cifar10, data
+from relusym.config.image_checks import Extent
+from relusym.data import image_set
+from relusym.data.extent import known_extent
+from relusym.errors import UserError
+from relusym.jobs.checklist import data_problems
+from relusym.records.fields import images_of
+from relusym.reporting import image_files
+from relusym.reporting.command import main
+
+COUNT = 20  # images of a batch, in place of 10,000
+BATCHES = [*cifar10.BATCHES["train"], *cifar10.BATCHES["test"]]
+VERSIONS = cifar10.VERSIONS
+
+
+@pytest.fixture(autouse=True)
+def small(request, monkeypatch):
+    """Batches of `COUNT` images, but for the tests of the real files."""
+    if "real" not in request.fixturenames:
+        monkeypatch.setattr(cifar10, "IN_A_BATCH", COUNT)
+
+
+def some_images():
+    """Pixels, (20, 32, 32, 3), and labels of each batch."""
+    random = np.random.default_rng(0)
+    return {
+        name: (
+            random.integers(0, 256, (COUNT, 32, 32, 3), np.uint8),
+            random.permutation(np.arange(COUNT) % 10),
+        )
+        for name in BATCHES
+    }
+
+
+def planes(pixels):
+    """(N, 32, 32, 3) → (N, 3072): reds, greens, blues."""
+    return pixels.transpose(0, 3, 1, 2).reshape(len(pixels), -1)
+
+
+def python2_pickle(value):
+    """What Python 2 and its NumPy wrote, as the official files are: text without an encoding, protocol 2."""
+
+    def written(value):
+        match value:
+            case str():
+                return b"T" + struct.pack("<i", len(value)) + value.encode("latin1")
+            case int():
+                return b"J" + struct.pack("<i", value)
+            case list():
+                return b"](" + b"".join(map(written, value)) + b"e"
+            case dict():
+                return b"}(" + b"".join(written(part) for item in value.items() for part in item) + b"u"
+            case np.ndarray():
+                shape = b"".join(map(written, value.shape)) + b"\x86"
+                made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
+                kind = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNN" + written(-1) * 2 + b"K\x00tb"
+                return (
+                    made
+                    + b"(K\x01"
+                    + shape
+                    + kind
+                    + b"\x89"
+                    + written(value.tobytes().decode("latin1"))
+                    + b"tb"
+                )
+
+    return b"\x80\x02" + written(value) + b"."
+
+
+def binary_files(images=None, classes=cifar10.CLASSES):
+    rows = {
+        f"{name}.bin": np.concatenate([labels[:, None].astype(np.uint8), planes(pixels)], 1).tobytes()
+        for name, (pixels, labels) in (images or some_images()).items()
+    }
+    return rows | {"batches.meta.txt": ("\n".join(classes) + "\n\n").encode()}
+
+
+def python_files(images=None, classes=cifar10.CLASSES, write=python2_pickle):
+    batches = {
+        name: write({"batch_label": name, "labels": labels.tolist(), "data": planes(pixels)})
+        for name, (pixels, labels) in (images or some_images()).items()
+    }
+    about = {"num_cases_per_batch": COUNT, "label_names": list(classes), "num_vis": 3072}
+    return batches | {"batches.meta": write(about)}
+
+
+FILES = {"binary": binary_files, "python": python_files}
+
+
+def put(to, files):
+    to.mkdir(parents=True)
+    for name, contents in files.items():
+        (to / name).write_bytes(contents)
+    return to
+
+
+def pack(to, files, inside, mode="w:gz"):
+    with tarfile.open(to, mode) as archive:
+        for name, contents in {"readme.html": b"<html>", **files}.items():
+            member = tarfile.TarInfo(f"{inside}/{name}")
+            member.size = len(contents)
+            archive.addfile(member, BytesIO(contents))
+    return to
+
+
+def prepared(source, root, tmp_path, **options):
+    """The file of prepared images."""
+    to = tmp_path / "images.safetensors"
+    assert data.prepare({"kind": source, "root": str(root), **options}, to, key="cifar10") == []
+    return to
+
+
+def refused(source, root, tmp_path):
+    with pytest.raises(UserError) as error:
+        prepared(source, root, tmp_path)
+    assert "\n" not in str(error.value) and not (tmp_path / "images.safetensors").exists()
+    return str(error.value)
+
+
+@pytest.fixture
+def digest(tmp_path):
+    """Of the small images, written by no code that reads the official files."""
+    images = list(some_images().values())
+    splits = [
+        image_set.ImageSet(
+            torch.from_numpy(np.concatenate([pixels for pixels, _ in some])),
+            torch.from_numpy(np.concatenate([labels for _, labels in some])),
+            cifar10.CLASSES,
+        )
+        for some in (images[:5], images[5:])
+    ]
+    image_set.save(tmp_path / "wanted.safetensors", *splits)
+    return data.digest(tmp_path / "wanted.safetensors")
+
+
+# ---- the same images from everywhere
+
+
+@pytest.mark.parametrize("source", VERSIONS)
+@pytest.mark.parametrize("form", ["folder", "parent", "renamed", "archive", "in a folder", "tar"])
+def test_both_official_versions_give_the_same_bytes_in_the_official_order(tmp_path, digest, source, form):
+    version, files = VERSIONS[source], FILES[source]()
+    # not in alphabetical order, as in the official archives
+    files = dict(sorted(files.items(), key=lambda item: hashlib.md5(item[0].encode()).digest()))
+    if form in ("folder", "parent", "renamed"):
+        at = put(tmp_path / "root" / (version.folder if form != "renamed" else "mine"), files)
+        root = at.parent if form == "parent" else at
+    else:
+        name, mode = ("mine.tar", "w") if form == "tar" else (version.archive, "w:gz")
+        (tmp_path / "root").mkdir()
+        at = pack(tmp_path / "root" / name, files, version.folder, mode)
+        root = at.parent if form == "in a folder" else at
+    to = prepared(source, root, tmp_path)
+    assert data.digest(to) == digest
+    wanted, found = ((tmp_path / name).read_bytes() for name in ("wanted.safetensors", to.name))
+    assert found == wanted
+
+
+@pytest.fixture
+def torchvisions(tmp_path, monkeypatch):
+    """torchvision's class, with the small archive in place of the one that it downloads."""
+    archive = pack(tmp_path / "cifar-10-python.tar.gz", python_files(), "cifar-10-batches-py")
+    official, sums = datasets.CIFAR10, {n: hashlib.md5(c).hexdigest() for n, c in python_files().items()}
+    served = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), served)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(official, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+    monkeypatch.setattr(official, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(official, "train_list", [[name, sums[name]] for name in BATCHES[:5]])
+    monkeypatch.setattr(official, "test_list", [[name, sums[name]] for name in BATCHES[5:]])
+    monkeypatch.setattr(official, "meta", official.meta | {"md5": sums["batches.meta"]})
+    yield archive
+    server.shutdown()
+    server.server_close()
+
+
+def test_torchvision_downloads_the_same_once_and_mends_what_is_damaged(tmp_path, digest, torchvisions):
+    root = tmp_path / "root"
+    assert data.digest(prepared("torchvision", root, tmp_path)) == digest
+    shown = datasets.CIFAR10(root, train=False)  # what others read there
+    ours = image_set.load(tmp_path / "images.safetensors", "test")
+    assert np.array_equal(shown.data, ours.images.numpy()) and shown.targets == ours.labels.tolist()
+    torchvisions.unlink()
+    assert data.digest(prepared("torchvision", root, tmp_path, download=False)) == digest
+    (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"damaged")
+    assert data.digest(prepared("torchvision", root, tmp_path)) == digest  # from the archive that it kept
+    (root / "cifar-10-batches-py" / "data_batch_2").unlink()
+    with pytest.raises(
+        UserError, match=r"^CIFAR10 can't be had from .*root .*missing or damaged.*set cifar10\.root"
+    ):
+        prepared("torchvision", root, tmp_path, download=False)
+
+
+def tree(root, name="{index:05}"):
+    """A folder a class; `name` of an image from its index in the split and within its class."""
+    for split, batches in cifar10.BATCHES.items():
+        pixels, labels = (
+            np.concatenate(part) for part in zip(*(some_images()[b] for b in batches), strict=True)
+        )
+        for index, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+            to = root / split / cifar10.CLASSES[label]
+            to.mkdir(parents=True, exist_ok=True)
+            within = int((labels[:index] == label).sum())
+            Image.fromarray(image).save(to / f"{name.format(index=index, within=within)}.png")
+    return root
+
+
+def test_a_folder_gives_the_same_if_the_names_tell_the_order_and_its_own_order_otherwise(
+    tmp_path, digest, monkeypatch
+):
+    known = checkpoint.load_arrays(tmp_path / "wanted.safetensors", names=())[1]["splits"]
+    monkeypatch.setattr(cifar10, "SPLIT_DIGESTS", known)
+
+    def prepare(root):
+        data.prepare({"kind": "folder", "root": str(root)}, tmp_path / "images.safetensors")
+        return image_set.load(tmp_path / "images.safetensors", "train"), data.digest(
+            tmp_path / "images.safetensors"
+        )
+
+    for kind, name in (("padded", "{index:05}"), ("kaggle", "{index}"), ("worded", "image_{index}_of_many")):
+        assert prepare(tree(tmp_path / kind, name))[1] == digest
+    images, other = prepare(tree(tmp_path / "within", "{within:04}"))
+    assert other != digest and images.labels.tolist() == sorted(images.labels.tolist())  # by class
+    one = tree(tmp_path / "changed") / "test" / "cat"
+    Image.new("RGB", (32, 32)).save(min(one.iterdir()))
+    images, other = prepare(one.parents[1])
+    assert other != digest and image_set.split_digest(images) == known["train"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda value, protocol=protocol: pickle.dumps(value, protocol) for protocol in (2, 3, 4)],
+    ids=["2", "3", "4"],
+)
+def test_what_python_3_and_a_newer_numpy_wrote_is_read_too(tmp_path, digest, write):
+    root = put(tmp_path / "cifar-10-batches-py", python_files(write=write))
+    assert data.digest(prepared("python", root, tmp_path)) == digest
+
+
+def test_its_extent_is_known_before_it_is_read():
+    for source in cifar10.SOURCES:
+        assert known_extent({"kind": source, "root": "nowhere"}) == Extent(50_000, (32, 32))
+
+
+# ---- the real thing
+
+
+@pytest.fixture
+def real():
+    """Version and place of the official files."""
+    return official_cifar10()
+
+
+@pytest.mark.slow(seconds=15)
+def test_the_official_files_have_the_digest_that_stands_in_the_code(real, tmp_path):
+    """In the version that is there, and in the other one, written from it."""
+    source, at = real
+    assert data.digest(prepared(source, at, tmp_path)) == cifar10.DIGEST
+    splits = cifar10.read(at, source)
+    images = {
+        name: tuple(part[10_000 * i : 10_000 * (i + 1)] for part in splits[split])
+        for split, names in cifar10.BATCHES.items()
+        for i, name in enumerate(names)
+    }
+    other = "python" if source == "binary" else "binary"
+    version = VERSIONS[other]
+    archive = pack(tmp_path / version.archive, FILES[other](images), version.folder, "w")
+    assert data.digest(prepared(other, archive, tmp_path)) == cifar10.DIGEST
+    mean = splits["train"][0].mean((0, 1, 2)) / 255
+    assert mean == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-5)  # as the literature has it
+
+
+def test_the_digest_of_the_whole_is_made_of_those_of_the_splits():
+    assert image_set.header(cifar10.CLASSES, cifar10.SPLIT_DIGESTS)["digest"] == cifar10.DIGEST
+
+
+# ---- what is wrong with them
+
+
+def missing(files, name, batch):
+    del files[batch]
+
+
+def truncated(files, name, batch):
+    files[batch] = files[batch][:-100]
+
+
+def empty(files, name, batch):
+    files[batch] = b""
+
+
+def another_size(files, name, batch):
+    images = some_images()
+    pixels, labels = images[name]
+    images[name] = np.concatenate([pixels, pixels[:1]]), np.concatenate([labels, labels[:1]])
+    files |= FILES["binary" if batch.endswith(".bin") else "python"](images)
+
+
+def another_label(files, name, batch):
+    images = some_images()
+    images[name][1][3] = 10
+    files |= FILES["binary" if batch.endswith(".bin") else "python"](images)
+
+
+def other_classes(files, name, batch):
+    meta = next(file for file in files if "meta" in file)
+    classes = ("plane", *cifar10.CLASSES[1:])
+    files[meta] = FILES["binary" if batch.endswith(".bin") else "python"](classes=classes)[meta]
+
+
+def no_classes(files, name, batch):
+    del files[next(file for file in files if "meta" in file)]
+
+
+WRONG = {
+    missing: (r"lacks data_batch_3(\.bin)?: ", r"lacks data_batch_3: "),
+    truncated: (
+        r"data_batch_3\.bin has 61,360 bytes, and a batch of CIFAR10 61,460: ",
+        "data_batch_3 is truncated",
+    ),
+    empty: (r"data_batch_3\.bin has 0 bytes", r"data_batch_3 is truncated or damaged \(EOFError\)"),
+    another_size: (
+        r"data_batch_3\.bin has 64,533 bytes",
+        r"data_batch_3 has data uint8 \(21, 3072\), and a batch of CIFAR10 uint8 \(20, 3072\): ",
+    ),
+    another_label: ("data_batch_3.bin has the label 10, and CIFAR10 has 0 to 9",) * 2,
+    other_classes: (r"batches\.meta.*: the classes are plane, automobile, .*, truck, not CIFAR10's",) * 2,
+    no_classes: (r"lacks batches\.meta\.txt: ", r"lacks batches\.meta: "),
+}
+
+
+@pytest.mark.parametrize("source", VERSIONS)
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "archive"])
+@pytest.mark.parametrize("damage", WRONG, ids=lambda damage: damage.__name__)
+def test_what_is_wrong_with_official_files_is_one_line_that_names_the_file(tmp_path, source, packed, damage):
+    version, files = VERSIONS[source], FILES[source]()
+    damage(files, "data_batch_3", f"data_batch_3{version.ending}")
+    place = tmp_path / (version.archive if packed else version.folder)
+    root = pack(place, files, version.folder) if packed else put(place, files)
+    said = refused(source, root, tmp_path)
+    assert said.startswith(str(root))
+    told = WRONG[damage][source == "python"]
+    assert re.search(told.replace(".bin has the label", "(.bin)? has the label"), said), said
+
+
+@pytest.mark.parametrize("source", VERSIONS)
+def test_a_truncated_archive_is_one_line_wherever_it_ends(tmp_path, source):
+    version = VERSIONS[source]
+    for mode in ("w:gz", "w"):
+        archive = pack(tmp_path / version.archive, FILES[source](), version.folder, mode)
+        whole = archive.read_bytes()
+        for share in (0.001, 0.3, 0.7):
+            archive.write_bytes(whole[: int(share * len(whole))])
+            said = refused(source, archive, tmp_path)
+            assert "is truncated or no archive" in said or "lacks " in said, said
+        archive.write_bytes(b"<html>not found</html>")
+        assert "is truncated or no archive" in refused(source, archive, tmp_path)
+
+
+def test_what_is_not_there_is_one_line_that_says_what_may_be(tmp_path):
+    spec = {"kind": "binary", "root": str(tmp_path / "nowhere")}
+    said = refused("binary", tmp_path / "nowhere", tmp_path)
+    assert said == (
+        f"cifar10.root: {tmp_path / 'nowhere'} given; allowed is cifar-10-batches-bin/, its archive "
+        "cifar-10-binary.tar.gz, or the folder that holds either"
+    )
+    assert data_problems(tmp_path / "images.safetensors", spec, "cifar10") == [
+        said
+    ]  # before a grid is submitted
+    put(tmp_path / "nowhere" / "cifar-10-batches-py", python_files())
+    assert refused("binary", tmp_path / "nowhere", tmp_path) == (
+        f"{said} (there is cifar-10-batches-py: set cifar10.source: python)"
+    )
+    assert data_problems(tmp_path / "images.safetensors", spec | {"kind": "python"}, "cifar10") == []
+
+
+class Code:
+    """A pickle of it would write a file."""
+
+    def __init__(self, to):
+        self.to = to
+
+    def __reduce__(self):
+        return Path.touch, (self.to,)
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "batches.meta"])
+def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, name):
+    ran = tmp_path / "ran"
+    files = python_files() | {name: pickle.dumps({"data": Code(ran), "labels": [], "label_names": []})}
+    said = refused("python", put(tmp_path / "cifar-10-batches-py", files), tmp_path)
+    assert (
+        f"{name} asks for pathlib." in said
+        and "refused, since it could run code" in said
+        and not ran.exists()
+    )
+    pickle.loads(files[name])
+    assert ran.exists()  # what any other unpickler does
+
+
+OTHER_PICKLES = {
+    "a list": ([1, 2], "holds no dict of arrays"),
+    "CIFAR100": (
+        {"data": np.zeros((COUNT, 3072), np.uint8), "fine_labels": [0] * COUNT},
+        "has no entry labels",
+    ),
+    "floats": ({"data": np.zeros((COUNT, 3072)), "labels": [0] * COUNT}, "has data float64"),
+    "words": ({"data": np.zeros((COUNT, 3072), np.uint8), "labels": ["cat"] * COUNT}, "has the label 'cat'"),
+    "labels missing": (
+        {"data": np.zeros((COUNT, 3072), np.uint8), "labels": [0]},
+        "has no list of 20 labels",
+    ),
+    "ragged": ({"data": [[1], [1, 2]], "labels": [0] * COUNT}, "has data list, and a batch"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_PICKLES)
+def test_a_pickle_of_something_else_is_one_line(tmp_path, case):
+    contents, told = OTHER_PICKLES[case]
+    files = python_files() | {"data_batch_3": pickle.dumps(contents)}
+    said = refused("python", put(tmp_path / "cifar-10-batches-py", files), tmp_path)
+    assert re.search(f"data_batch_3 .*{told}", said), said
+
+
+# ---- what tables call it
+
+
+OTHER = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("label", "content", "called"),
+    [
+        ("CIFAR10", cifar10.DIGEST, "CIFAR10"),
+        ("my copy", cifar10.DIGEST, "CIFAR10"),
+        ("CIFAR10", OTHER, "CIFAR10?"),
+        ("cifar-10", OTHER, "CIFAR10?"),
+        ("CIFAR10 as JPEG (quality 75, 4:2:0)", OTHER, "CIFAR10 as JPEG (quality 75, 4:2:0)"),
+        ("CIFAR100", OTHER, "CIFAR100"),
+        ("my copy", OTHER, "my copy"),
+    ],
+)
+def test_images_are_called_cifar10_for_what_they_are_and_not_for_their_label(label, content, called):
+    assert images_of({"inputs": {"source": label, "data": content}}) == called
+
+
+# ---- of a report
+
+
+def read(root, **given):
+    return image_files.read(str(root), **given)
+
+
+@pytest.mark.parametrize("source", VERSIONS)
+def test_a_report_takes_official_files_and_their_test_images_unless_told_otherwise(
+    tmp_path, source, monkeypatch
+):
+    version = VERSIONS[source]
+    folder = put(tmp_path / "there" / version.folder, FILES[source]())
+    archive = pack(tmp_path / "mine.tgz", FILES[source](), version.folder)
+    pixels, labels = some_images()["test_batch"]
+    for root in (folder, folder.parent, archive):
+        found = read(root)
+        order = [int(np.flatnonzero((pixels == image).all((1, 2, 3)))[0]) for image in found.pixels.numpy()]
+        assert sorted(order) == list(range(COUNT)) and found.labels.tolist() == labels[order].tolist()
+        assert found.classes == cifar10.CLASSES
+        (note,) = found.notes
+        assert "CIFAR10?: these aren't CIFAR10's test images" in note
+    assert len(read(archive, split="train").pixels) == 5 * COUNT
+    assert len(read(archive, limit=7).pixels) == 7
+    np.save(tmp_path / "own.npy", np.arange(COUNT))
+    given = read(folder, labels=str(tmp_path / "own.npy"))
+    assert given.labels.tolist() == order  # the same seeded choice, by place in the file
+    digest = image_set.SplitHash().update(pixels, labels.astype(np.int64)).hexdigest(cifar10.CLASSES)
+    monkeypatch.setattr(cifar10, "SPLIT_DIGESTS", cifar10.SPLIT_DIGESTS | {"test": digest})
+    assert read(folder).notes == ()
+
+
+def test_what_a_report_can_not_do_with_official_files_is_one_line(tmp_path):
+    folder = put(tmp_path / "cifar-10-batches-bin", binary_files())
+    with pytest.raises(UserError, match=r"^--labels folder .* has its labels, so leave the option out$"):
+        read(folder, labels="folder")
+    with pytest.raises(
+        UserError, match=r"^--size resizes images of a folder; those of a file are taken as they are$"
+    ):
+        read(folder, size=[40])
+    photos = tree(tmp_path / "photos")
+    with pytest.raises(UserError, match=r"^--split: only for CIFAR10's official files"):
+        read(photos, split="test")
+    assert len(read(photos / "test", labels="folder").pixels) == COUNT
+    other = pack(tmp_path / "other.tar.gz", {"1.png": b"", "2.png": b""}, "photos")
+    with pytest.raises(
+        UserError, match=r"other\.tar\.gz holds no batches of CIFAR10: allowed is cifar-10-binary"
+    ):
+        read(other)
+    np.save(tmp_path / "few.npy", np.arange(3))
+    with pytest.raises(UserError, match=r"^labels: 3 given for 20 images$"):
+        read(folder, labels=str(tmp_path / "few.npy"))
+
+
+NET = """
+from torch import nn
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    )
+"""
+
+
+def test_the_command_reports_on_an_official_archive_with_its_labels_and_says_whose_images_it_has(
+    tmp_path, capsys
+):
+    (tmp_path / "net.py").write_text(NET)
+    archive = pack(tmp_path / "cifar-10-python.tar.gz", python_files(), "cifar-10-batches-py")
+    given = [
+        "report",
+        f"{tmp_path / 'net.py'}:build",
+        "--images",
+        str(archive),
+        "--out",
+        str(tmp_path / "report"),
+    ]
+    assert main(given) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        "give --mean and --std" in line and "for CIFAR10 have --mean 0.4914 0.4822 0.4465 --std 0.247" in line
+    )
+    assert main([*given, "--mean", "0.5", "--std", "0.25", "--partial-images", "0", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == COUNT and found["labelled"] and "CIFAR10?: " in found["notes"][0]

@@ -1,0 +1,291 @@
+"""CIFAR10, known by its content, and its official files, read in the official order. Needs no PyTorch."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import pickle
+import re
+import tarfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from relusym.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+NAME = "CIFAR10"
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
+IN_A_BATCH, SIDE = 10_000, 32
+PIXELS = 3 * SIDE * SIDE  # of an image: all reds row by row, then greens and blues
+
+# SHA-256 of the prepared images (`data.digest`) and of each split, as `data.image_set.header` makes them
+DIGEST = "cfd62e0d8f236ac44903c01d0a78beec86d47a007400dde4b9b78e804ba9cf00"
+SPLIT_DIGESTS = {
+    "train": "964dbad31307ac0a96398fba7b2e254780424040edc4f4bbfa8cc936773995be",
+    "test": "415e735c215dabb800cc5d07a47b22092463918fa2ac849f47f0f69f6292ca3c",
+}
+
+
+@dataclass(frozen=True)
+class Version:
+    """What an official version's folder, its archive, and the files in both are called."""
+
+    folder: str
+    archive: str
+    ending: str
+    class_names: str
+
+    def files(self, splits: Iterable[str] = BATCHES) -> list[str]:
+        """The batches of some splits in their order, then the file of the classes' names."""
+        return [*(batch + self.ending for split in splits for batch in BATCHES[split]), self.class_names]
+
+
+VERSIONS = {
+    "binary": Version("cifar-10-batches-bin", "cifar-10-binary.tar.gz", ".bin", "batches.meta.txt"),
+    "python": Version("cifar-10-batches-py", "cifar-10-python.tar.gz", "", "batches.meta"),
+}
+SOURCES = ("torchvision", *VERSIONS)  # of the config, that give CIFAR10 and nothing else
+ARCHIVES = (".tar", ".tar.gz", ".tgz")
+AGAIN = "restore it, or download CIFAR10's archive again"
+
+
+# ---- what images are called
+
+
+def name_of(label: str, digest: str | None) -> str:
+    """What tables call images: "CIFAR10" if their content is, "CIFAR10?" if only their label says so, else their label.
+
+    Args:
+        label: from the config.
+        digest: of the prepared images; None if there is none to hold the label against.
+    """
+    if digest == DIGEST:
+        return NAME
+    claimed = re.sub(r"[\W_]", "", label).upper() == NAME
+    return f"{NAME}?" if claimed and digest else label
+
+
+def doubt(digest: str, split: str | None = None) -> str:
+    """The line that explains "CIFAR10?".
+
+    Args:
+        digest: of the prepared images, or of the split.
+    """
+    own, what = (SPLIT_DIGESTS[split], f"{split} images") if split else (DIGEST, "images")
+    return (
+        f"{NAME}?: these aren't {NAME}'s {what}, or not in its order (their SHA-256 begins with {digest[:8]}, that of "
+        f"{NAME}'s with {own[:8]})"
+    )
+
+
+# ---- where the official files are
+
+
+def find(root: str | Path, source: str, key: str) -> Path:
+    """The folder or the archive of an official version: `root` itself, or in it.
+
+    Args:
+        source: one of `VERSIONS`.
+        key: where the config has `root`, for messages.
+
+    Raises:
+        UserError: it isn't there.
+    """
+    if (at := _located(Path(root), VERSIONS[source])) is not None:
+        return at
+    version = VERSIONS[source]
+    raise UserError(
+        f"{key}.root: {root} given; allowed is {version.folder}/, its archive {version.archive}, or the folder that "
+        "holds either" + _other_version(Path(root), source, key)
+    )
+
+
+def _other_version(root: Path, source: str, key: str) -> str:
+    others = (name for name in VERSIONS if name != source and _located(root, VERSIONS[name]))
+    return "".join(f" (there is {VERSIONS[name].folder}: set {key}.source: {name})" for name in others)
+
+
+def _located(path: Path, version: Version) -> Path | None:
+    if path.is_file():
+        return path
+    if path.name == version.folder and path.is_dir():
+        return path
+    if any((path / batch).is_file() for batch in version.files()[:-1]):
+        return path
+    return next((at for at in (path / version.folder, path / version.archive) if at.exists()), None)
+
+
+def recognised(path: Path) -> tuple[str, Path] | None:
+    """The version of official files, and where they are, if `path` is or holds either; None if it doesn't.
+
+    Raises:
+        UserError: it is a damaged archive, or one of something else.
+    """
+    if not path.is_file():
+        found = ((name, _located(path, version)) for name, version in VERSIONS.items())
+        return next(((name, at) for name, at in found if at), None)
+    if not path.name.endswith(ARCHIVES):
+        return None
+    of = {file: name for name, version in VERSIONS.items() for file in version.files()}
+    for name, _ in _members(path, of):
+        return of[name], path
+    raise UserError(f"{path} holds no batches of {NAME}: allowed is {_named('archive')}, or a folder")
+
+
+def _named(what: str) -> str:
+    return " or ".join(getattr(version, what) for version in VERSIONS.values())
+
+
+# ---- what is in them
+
+
+def read(at: Path, source: str, splits: Iterable[str] = BATCHES) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The images of each split, uint8 (N, 32, 32, 3), and their labels, int64 (N,), in the official order.
+
+    The Python version's files are pickles. They are read by an unpickler that admits NumPy's arrays and plain values
+    alone, so that no code in them is ever run.
+
+    Args:
+        at: as `find` gives it.
+        source: one of `VERSIONS`.
+
+    Raises:
+        UserError: a batch is missing, truncated, of another size or with other labels, or the classes are others.
+    """
+    import numpy as np  # here, since every start of Snakemake reads the names above
+
+    version, splits = VERSIONS[source], list(splits)
+    contents = _contents(at, version.files(splits))
+    names = _class_names(contents.pop(version.class_names), source, at / version.class_names)
+    if names != CLASSES:
+        raise UserError(
+            f"{at / version.class_names}: the classes are {', '.join(names) or 'none'}, not {NAME}'s "
+            f"({CLASSES[0]} to {CLASSES[-1]}); other images are read from a folder with one folder a class"
+        )
+    batch, found = {"binary": _binary, "python": _python}[source], {}
+    for split in splits:
+        files = [name + version.ending for name in BATCHES[split]]
+        pixels, labels = zip(*(batch(contents.pop(file), at / file) for file in files), strict=True)
+        images = np.concatenate(pixels).reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+        found[split] = np.ascontiguousarray(images), np.concatenate(labels)
+    return found
+
+
+def _contents(at: Path, names: list[str]) -> dict[str, bytes]:
+    """The files of those names, in a folder or anywhere in an archive."""
+    try:
+        if at.is_dir():
+            found = {name: (at / name).read_bytes() for name in names if (at / name).is_file()}
+        else:
+            found = dict(_members(at, names))
+    except OSError as error:
+        raise UserError(f"{error.filename} can't be read ({error.strerror}): make it readable") from error
+    if missing := [name for name in names if name not in found]:
+        raise UserError(f"{at} lacks {', '.join(missing)}: {AGAIN}")
+    return found
+
+
+def _members(path: Path, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """The files of those names, whatever folder of the archive they are in; in one pass, that ends with the last."""
+    found = set()
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = PurePath(member.name).name
+                if name in names and (file := archive.extractfile(member)):
+                    yield name, file.read()
+                    found.add(name)
+                if len(found) == len(names):
+                    return
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        reason = str(error).partition("\n")[0].rstrip(":")  # not how it fared in each format
+        raise UserError(f"{path} is truncated or no archive ({reason}): {AGAIN}") from error
+
+
+def _class_names(raw: bytes, source: str, path: Path) -> tuple[str, ...]:
+    if source == "binary":
+        return tuple(raw.decode("latin1").split())
+    names = _unpickled(raw, path).get("label_names")
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def _binary(raw: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (10000, 3072) and labels (10000,) of a batch whose records are a label and an image's pixels."""
+    import numpy as np
+
+    if len(raw) != (size := IN_A_BATCH * (1 + PIXELS)):
+        raise UserError(f"{path} has {len(raw):,} bytes, and a batch of {NAME} {size:,}: {AGAIN}")
+    rows = np.frombuffer(raw, np.uint8).reshape(IN_A_BATCH, 1 + PIXELS)
+    return rows[:, 1:], _labels(rows[:, 0].tolist(), path)
+
+
+def _python(raw: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """As `_binary`, of a pickled dict with the entries data and labels."""
+    import numpy as np
+
+    batch = _unpickled(raw, path)
+    if absent := [name for name in ("data", "labels") if name not in batch]:
+        raise UserError(f"{path} has no entry {absent[0]}, so it is no batch of {NAME}: {AGAIN}")
+    data, labels = batch["data"], batch["labels"]
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (IN_A_BATCH, PIXELS):
+        found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+        raise UserError(
+            f"{path} has data {found}, and a batch of {NAME} uint8 {(IN_A_BATCH, PIXELS)}: {AGAIN}"
+        )
+    if not isinstance(labels, list) or len(labels) != IN_A_BATCH:
+        raise UserError(f"{path} has no list of {IN_A_BATCH:,} labels, so it is no batch of {NAME}: {AGAIN}")
+    return data, _labels(labels, path)
+
+
+def _labels(labels: list[Any], path: Path) -> np.ndarray:
+    import numpy as np
+
+    allowed = range(len(CLASSES))
+    if wrong := [label for label in labels if label not in allowed]:
+        raise UserError(f"{path} has the label {wrong[0]!r}, and {NAME} has 0 to {allowed[-1]}: {AGAIN}")
+    return np.array(labels, np.int64)
+
+
+def _unpickled(raw: bytes, path: Path) -> dict[str, Any]:
+    """A pickled dict of arrays and plain values. Whatever else the file asks for is refused before it is imported."""
+    try:
+        found = _unpickler()(io.BytesIO(raw), encoding="latin1").load()
+    except _Refused as error:
+        raise UserError(
+            f"{path} asks for {error}, and no file of {NAME} does: refused, since it could run code; {AGAIN}"
+        ) from error
+    except Exception as error:  # what is damaged may raise anything
+        raise UserError(f"{path} is truncated or damaged ({type(error).__name__}): {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no dict of arrays, so it is no file of {NAME}: {AGAIN}")
+    return found
+
+
+class _Refused(pickle.UnpicklingError):
+    pass
+
+
+@cache
+def _unpickler() -> type[pickle.Unpickler]:
+    import numpy as np
+
+    reconstruct = np.empty(0).__reduce__()[0]  # by its names before and since NumPy 2
+    admitted = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
+    admitted |= {(f"numpy.{core}.multiarray", "_reconstruct"): reconstruct for core in ("core", "_core")}
+    # as which Python 3 writes bytes in a format that Python 2 can read
+    admitted["_codecs", "encode"] = lambda text, _: text.encode("latin1")
+
+    class ArraysAlone(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if (module, name) not in admitted:
+                raise _Refused(f"{module}.{name}")
+            return admitted[module, name]
+
+    return ArraysAlone
