@@ -8,7 +8,7 @@ import torch
 from small_nets import Images, answers, smooth_images, vgg11
 from torch import nn
 
-from relusym.channels.groups import channel_groups
+from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import SHAPES, draw, generate, render
 from relusym.data.image_set import subset

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
-from relusym.channels.groups import channel_groups
+from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise
 from relusym.errors import UserError
 from relusym.evaluation import images as sources
@@ -443,7 +443,7 @@ def batch_statistics():
         (lambda: nn.Sequential(nn.LazyConv2d(8, 3), *list(conv_net())[1:]), "lazy"),
         (lambda: conv_net().to("meta"), "meta device"),
         (lambda: torch.ao.quantization.quantize_dynamic(conv_net(), {nn.Linear}), "quantised"),
-        (lambda: torch.jit.script(conv_net()), "torch.jit"),
+        (lambda: torch.jit.script(conv_net()), "scripted"),
         (zero, "all zero"),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
@@ -537,7 +537,7 @@ def test_nets_are_merged_by_their_weights_without_images():
     aligned = merge_weights(net, other, (3, 32, 32))
     assert all(torch.equal(planted[name][order], torch.arange(len(order)))
                for name, order in aligned.permutations.items())  # fmt: skip
-    halfway = aligned.between(0.5).state_dict()
+    halfway = aligned.between(0.5).net.state_dict()
     assert all(torch.allclose(tensor, halfway[key]) for key, tensor in net.state_dict().items())
     assert aligned.similarity == {}
 
@@ -551,8 +551,8 @@ def test_grey_images_are_refused_by_a_net_that_reads_colours():
 
 
 def test_a_transformed_net_that_isnt_the_net_on_transformed_images_stops_a_flip_merge(monkeypatch):
-    def wrong(net, symmetry, image_shape):
-        flipped = deepcopy(net)
+    def wrong(traced, symmetry):
+        flipped = deepcopy(traced.net)
         flipped[0].weight.data[0] *= 1.1
         return flipped
 

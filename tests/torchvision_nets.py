@@ -12,7 +12,8 @@ from time import perf_counter
 import torch
 import torchvision
 
-from relusym.channels.groups import channel_groups, permute, random_permutations
+from relusym.channels.groups import permute, random_permutations
+from relusym.channels.traced import channel_groups
 from relusym.errors import UserError
 from relusym.merging.identities import largest_difference
 

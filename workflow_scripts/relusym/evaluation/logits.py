@@ -120,8 +120,6 @@ def check_net(name: str, net: nn.Module, images: ImageSource) -> Tensor:
 def _check_weights(name: str, net: Any) -> None:
     if not isinstance(net, nn.Module):
         raise UserError(f"{name} is {type(net).__name__}; allowed is a torch.nn.Module")
-    if isinstance(net, torch.jit.ScriptModule):
-        raise UserError(f"{name} is compiled by torch.jit: give the torch.nn.Module that it was made of")
     state = net.state_dict()
     for key, value in state.items():
         if not isinstance(value, Tensor) and not key.endswith("_extra_state"):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from relusym.channels.groups import ChannelGroup, channel_groups, order_of, permute, trace
+from relusym.channels.groups import ChannelGroup, order_of, permute
+from relusym.channels.traced import TracedNet, as_traced
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.matching import STARTS
 from relusym.matching.match import Pair, Search, match
@@ -40,7 +41,8 @@ class Aligned:
     """Two nets and how their channels match.
 
     Attributes:
-        first, second: the nets; the second one's channels are in the first one's order.
+        traced: the first net.
+        second: the second net, its channels in the first one's order.
         groups: their channel groups.
         permutations: group name → int64 (C,): channel i went with channel `permutation[i]` of the second net as it was.
         similarity: group name → mean correlation of the matched channels.
@@ -49,7 +51,7 @@ class Aligned:
         search: of a matching that searches, what its starts came to.
     """
 
-    first: nn.Module
+    traced: TracedNet
     second: nn.Module
     groups: list[ChannelGroup]
     permutations: dict[str, Tensor]
@@ -58,9 +60,14 @@ class Aligned:
     checks: dict[str, float]
     search: Search | None = None
 
-    def between(self, share: float) -> nn.Module:
+    @property
+    def first(self) -> nn.Module:
+        """The first net."""
+        return self.traced.net
+
+    def between(self, share: float) -> TracedNet:
         """The net at (1 − `share`)θ₁ + `share`·θ₂."""
-        return between(self.first, self.second, share)
+        return self.traced.copied(between(self.first, self.second, share))
 
     def targets(self, share: float = 0.5) -> Targets:
         """REPAIR's target statistics of the net at that place."""
@@ -70,8 +77,8 @@ class Aligned:
 
 @torch.no_grad()
 def align(
-    first: nn.Module,
-    second: nn.Module,
+    first: nn.Module | TracedNet,
+    second: nn.Module | TracedNet,
     images: ImageSource,
     *,
     matching: str = "activation",
@@ -81,17 +88,18 @@ def align(
     answered: Answered | None = None,
 ) -> Aligned:
     """Match the channels of `second` to those of `first`; arguments and errors as of `merge.merge` and `survey`."""
-    groups = channel_groups(first, images.shape)
+    first, second = (as_traced(net, images.shape) for net in (first, second))
+    groups = first.groups
     found = survey(first, second, images, groups, answered)
-    states = first.state_dict(), second.state_dict()
+    states = first.net.state_dict(), second.net.state_dict()
     pair = Pair(states, groups, found.correlations, generator(seed, matching), order, starts)
     matched = match(matching, pair)
-    permuted = deepcopy(second)
+    permuted = deepcopy(second.net)
     permuted.load_state_dict(permute(states[1], groups, matched.permutations))
-    x = images.first(CHECK_IMAGES, device_of(first))
-    checks = {"permuted_logits": largest_difference(answers(second, x), answers(permuted, x))}
+    x = images.first(CHECK_IMAGES, device_of(first.net))
+    checks = {"permuted_logits": largest_difference(answers(second.net, x), answers(permuted, x))}
     hold(checks)
-    points = repair_points(trace(first))
+    points = repair_points(first.module())
     statistics = found.statistics[0], in_order(found, groups, matched.permutations, points)
     return Aligned(
         *(

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from relusym.channels.traced import TracedNet
 from relusym.errors import UserError
 from relusym.evaluation.images import ImageSource, device_of, pieces
 from relusym.evaluation.invariance import moved
@@ -53,13 +54,14 @@ def answers(net: nn.Module, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_transformed(
-    net: nn.Module, flipped: nn.Module, symmetry: Symmetry, images: ImageSource
+    traced: TracedNet, flipped: nn.Module, symmetry: Symmetry, images: ImageSource
 ) -> dict[str, float]:
     """Checks of Φ̂ = `pixels.transformed(net, …)`: Φ̂(τx) = τΦ(x), and that `symmetry.order` of them are the identity.
 
     Raises:
         UserError: one doesn't hold, though by `grid` all strides allow it; or there is nothing to transform.
     """
+    net = traced.net
     spatial = any(layer.weight[0, 0].numel() > 1 for layer in net.modules() if isinstance(layer, SPATIAL))
     if not spatial and _alike(net, flipped):
         raise UserError(f"{type(net).__name__} has no spatial layer: nothing to transform by {symmetry.name}")
@@ -71,9 +73,9 @@ def check_transformed(
     checks = {"flipped_net_on_flipped_images": largest_difference(moved(logits, symmetry), others)}
     back = flipped
     for _ in range(symmetry.order - 1):
-        back = transformed(back, symmetry, images.shape)
+        back = transformed(traced.copied(back), symmetry)
     checks["flipped_to_identity"] = float(not _alike(net, back))
-    allowed = grid(net, images.shape, symmetry).symmetric
+    allowed = grid(traced, images.shape, symmetry).symmetric
     hold(checks, () if allowed else ("flipped_net_on_flipped_images",))
     return checks
 

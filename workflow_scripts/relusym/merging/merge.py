@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from relusym.channels.groups import has_batch_norm
+from relusym.channels.traced import TracedNet, as_traced
+from relusym.channels.tracing import unwrapped
 from relusym.errors import UserError
 from relusym.evaluation.barrier import absolute_barrier, barrier
 from relusym.evaluation.images import GivenImages, ImageSource, as_images
@@ -50,6 +52,7 @@ class Merge:
         by_class: net → accuracy on the images of each class, None of a class without images.
         labels: what accuracies were measured against, on the CPU.
         aligned: the endpoints in one order, which `merging.curve` takes.
+        traced: the first net, with its graph, channel groups and pixel flow.
         nets: the endpoints and the nets in between by the same names, and "permuted", the second endpoint with its
             channels in the first one's order.
     """
@@ -67,6 +70,7 @@ class Merge:
     by_class: dict[str, list[float | None]] = field(default_factory=dict, repr=False)
     labels: Tensor | None = field(default=None, repr=False, compare=False)
     aligned: Aligned | None = field(default=None, repr=False, compare=False)
+    traced: TracedNet | None = field(default=None, repr=False, compare=False)
     nets: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
 
     def body(self) -> dict:
@@ -101,7 +105,7 @@ def merge_weights(
         image_shape: (channels, height, width) of what the nets read.
 
     Returns:
-        the nets aligned, of which `between(0.5)` is the net halfway; no similarity and no statistics.
+        the nets aligned, of which `between(0.5).net` is the net halfway; no similarity and no statistics.
 
     Raises:
         UserError: as of `merge`.
@@ -160,6 +164,7 @@ def merge(
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
     check_how(matching, seed, order)
+    first, second = unwrapped(first), unwrapped(second)
     logits = [check_net(name, net, images) for name, net in zip(names, (first, second), strict=True)]
     one, other = ({key: of.shape for key, of in net.state_dict().items()} for net in (first, second))
     if one != other:
@@ -169,12 +174,13 @@ def merge(
         )
     check_metrics(logits[0], test_labels, test, metrics)
     with evaluating(first, second):
-        return _merge(first, second, images, test, test_labels, matching, starts, seed, names, metrics, order)
+        traced = (as_traced(net, images.shape) for net in (first, second))
+        return _merge(*traced, images, test, test_labels, matching, starts, seed, names, metrics, order)
 
 
 def _merge(
-    first: nn.Module,
-    second: nn.Module,
+    first: TracedNet,
+    second: TracedNet,
     images: ImageSource,
     test: ImageSource,
     labels: Tensor | None,
@@ -201,13 +207,12 @@ def _merge(
         answered=answered if test is images else None,
     )
     _check_aligned(aligned, names)
-    permuted = aligned.second
-    middle = halfway(first, permuted)
+    permuted, middle = aligned.second, halfway(first.net, aligned.second)
     inner = {"halfway": middle}
-    if has_batch_norm(first):
+    if has_batch_norm(first.net):
         inner["reset"] = reset_batch_norm(middle, images)
-    inner["repaired"], of_repair = repaired(middle, aligned.targets(), images)
-    nets = {**dict(zip(names, (first, second), strict=True)), **inner}
+    inner["repaired"], of_repair = repaired(first.copied(middle), aligned.targets(), images)
+    nets = {**dict(zip(names, (first.net, second.net), strict=True)), **inner}
     by_net, by_class, alike = {}, {}, {}
     for name, net in nets.items():
         measured = name in ends and test is images  # as channels were
@@ -238,6 +243,7 @@ def _merge(
         by_class=by_class,
         labels=labels,
         aligned=aligned,
+        traced=first,
         nets=nets | {"permuted": permuted},
     )
 
@@ -295,13 +301,24 @@ def flip_merge(
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
     check_how(matching, seed, symmetry.order)
+    net = unwrapped(net)
     check_metrics(check_net(FLIP[0], net, images), test_labels, test, metrics)
     with evaluating(net):
-        flipped = transformed(net, symmetry, images.shape)
-        checks = check_transformed(net, flipped, symmetry, test)
+        traced = as_traced(net, images.shape)
+        flipped = transformed(traced, symmetry)
+        checks = check_transformed(traced, flipped, symmetry, test)
         merged = _merge(
-            *(net, flipped, images, test, test_labels),
-            *(matching, starts, seed, FLIP, metrics, symmetry.order),
+            traced,
+            traced.copied(flipped),
+            images,
+            test,
+            test_labels,
+            matching,
+            starts,
+            seed,
+            FLIP,
+            metrics,
+            symmetry.order,
         )
     merged.checks |= checks
     return merged

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from relusym import __version__
-from relusym.channels.groups import ChannelGroup, channel_groups
+from relusym.channels.groups import ChannelGroup
+from relusym.channels.traced import TracedNet
 from relusym.errors import listed
 from relusym.evaluation.images import GivenImages, ImageSource, as_images
 from relusym.evaluation.invariance import Averaged, Ensemble
@@ -147,16 +148,16 @@ def report(
     merged = flip_merge(
         net, match, test, labels, symmetry=symmetry, matching=matching, seed=seed, metrics=metrics
     )
+    traced = merged.traced
     told("baselines", 0)
-    own = merged.nets["net"]
-    both = baselines(own, merged.nets["flipped"], symmetry, test, merged.labels, metrics)
+    both = baselines(traced.net, merged.nets["flipped"], symmetry, test, merged.labels, metrics)
     line = line_between(merged, match, test, curve_points, told)
     told("layer by layer", 0)
     del merged.nets["flipped"]  # it is the permuted one, in another order
-    groups = channel_groups(own, test.shape)
+    groups = traced.groups
     permutations = {name: torch.tensor(permutation) for name, permutation in merged.permutations.items()}
     errors, invariance = equivariance_errors(
-        own, test, symmetry, groups, permutations, seed=seed, most=LAYER_IMAGES
+        traced, test, symmetry, groups, permutations, seed=seed, most=LAYER_IMAGES
     )
     without = [group for group in groups if group.name not in errors]
     partial = []
@@ -164,7 +165,7 @@ def report(
     if some is not None:
         partial = partial_merges(
             *(
-                own,
+                traced,
                 merged.nets["permuted"],
                 match.sample(partial_images, seed)[0],
                 some,
@@ -183,15 +184,15 @@ def report(
         image_shape=test.shape,
         merged=merged,
         invariance_error=invariance,
-        grid=grid(own, test.shape, symmetry),
+        grid=grid(traced, test.shape, symmetry),
         layers=layers(groups, permutations, merged.similarity, errors),
-        convs=convs(own, symmetry, groups, permutations),
+        convs=convs(traced.net, symmetry, groups, permutations),
         partial=partial,
-        partners=partners(own, test, symmetry, groups, permutations),
+        partners=partners(traced, test, symmetry, groups, permutations),
         baselines=both,
         curve=line,
         classes=tuple(classes),
-        notes=[*([merged.note] if merged.note else []), *_unmeasured(own, symmetry, test.shape, without)],
+        notes=[*([merged.note] if merged.note else []), *_unmeasured(traced, symmetry, test.shape, without)],
     )
 
 
@@ -226,7 +227,7 @@ def line_between(
 
 
 def _unmeasured(
-    net: nn.Module, symmetry: Symmetry, image_shape: tuple[int, ...], groups: list[ChannelGroup]
+    net: TracedNet, symmetry: Symmetry, image_shape: tuple[int, ...], groups: list[ChannelGroup]
 ) -> list[str]:
     """Why groups have no equivariance error, in one line a reason."""
     named = defaultdict(list)

@@ -18,9 +18,9 @@ from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 from relusym.training.distributed import any_process, mean_over_processes, rank, world_size
 from relusym.training.optimizers import make_optimizer, set_rate
 from relusym.training.progress import Progress
+from relusym.training.quick_steps import quick_steps
 from relusym.training.recipe import OBJECTIVES, Recipe
 from relusym.training.state import State
-from relusym.training.weight_gradients import quick_weight_gradients
 
 CHECK_STEPS = 50  # reading the loss makes a GPU wait, so there only so often
 REPORT_S = 2
@@ -88,7 +88,7 @@ def train(
     done, sums = kept.restore()
     gpus = [device.index] if device.type == "cuda" else None
     forward = DistributedDataParallel(net, gpus) if world_size() > 1 else net
-    quick = quick_weight_gradients(device, dtype)
+    quick = quick_steps(net, device, dtype)
     steps, check_every = batches.steps, CHECK_STEPS if device.type == "cuda" else 1
     net.train(not objective.frozen)
     if rank() == 0 and not result.history and not done:

@@ -1,0 +1,200 @@
+"""Quick training steps: the same outputs and gradients, as exact as before, and only where they are quicker."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from small_training import VGG_RECIPE, assert_same, small_images, small_net, train_on
+from torch import nn
+
+from relusym.nets.vgg import VGG11
+from relusym.symmetry import HORIZONTAL_FLIP
+from relusym.training import loop, quick_steps
+from relusym.training.objectives import Supervised
+from relusym.training.quick_steps import QuickSteps, relu_pool
+from relusym.training.recipe import Recipe
+
+CPU, BFLOAT16 = torch.device("cpu"), torch.bfloat16
+
+
+def gradients(layer, x, seen, *, dtype, mode):
+    """Of a sum of the outputs, weighted at random: those of x, weight and bias; `seen` gets the names of what ran."""
+    x, layer = x.clone().requires_grad_(), layer.requires_grad_()
+    with torch.autocast("cpu", BFLOAT16, enabled=dtype == BFLOAT16), mode:
+        y = layer(x)
+    seen.append(y.grad_fn.name())
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    return y, torch.autograd.grad((y.float() * weights).sum(), [x, *layer.parameters()])
+
+
+@pytest.fixture(autouse=True)
+def small_ones_too(monkeypatch):
+    monkeypatch.setattr(quick_steps, "CHANNELS", 1)
+    monkeypatch.setattr(quick_steps, "DENSE", (1, 1))
+    monkeypatch.setattr(quick_steps, "RELU_POOL", (1, 1))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+CONVS = [
+    (nn.Conv2d(130, 10, 3, padding=1), 2, "_DenseBackward", None),
+    (nn.Conv2d(6, 10, 3, padding=1, bias=False), 2, "_DenseBackward", None),
+    (nn.Conv2d(130, 10, 3, padding=1), 4, "_WindowsBackward", False),
+    (nn.Conv2d(130, 10, 3, padding=1, bias=False), 4, "_WindowsBackward", False),
+    (nn.Conv2d(128, 8, 3), 8, "_WindowsBackward", False),
+    (nn.Conv2d(128, 4, 3, stride=2, padding=1), 7, "_WindowsBackward", False),
+    (nn.Conv2d(128, 4, (1, 3), stride=(1, 2), padding=(0, 1)), 6, "_WindowsBackward", False),
+    (nn.Conv2d(128, 4, 1), 1, "_WindowsBackward", False),
+    (nn.Conv2d(256, 512, 3, padding=1), 4, "_WindowsBackward", True),
+    (nn.Conv2d(256, 512, (3, 1), padding=(1, 0), bias=False), 3, "_WindowsBackward", True),
+    (nn.Conv2d(256, 512, 3, stride=2, padding=1), 4, "_WindowsBackward", False),
+]
+
+
+@pytest.mark.parametrize("conv, side, name, wholly", CONVS, ids=str)
+def test_convs_and_their_gradients_are_as_exact_as_torchs(conv, side, name, wholly):
+    images = torch.randn(7, conv.in_channels, side, side, generator=torch.Generator().manual_seed(0))
+    for form in (torch.contiguous_format, torch.channels_last):
+        # the same for all: some CPUs round one form unlike the other
+        ran, x = [], images.to(memory_format=form)
+        y, quick = gradients(conv, x, ran, dtype=BFLOAT16, mode=QuickSteps(conv, amx=True))
+        z, usual = gradients(conv, x, ran, dtype=BFLOAT16, mode=nullcontext())
+        float32, exact = gradients(conv, x, ran, dtype=torch.float32, mode=nullcontext())
+        assert ran[0] == name != ran[1] and getattr(y.grad_fn, "wholly", None) is wholly
+        for a, b, c in zip((y, *quick), (z, *usual), (float32, *exact), strict=True):
+            assert a.dtype == b.dtype and a.shape == b.shape
+            assert (a - c).norm() <= 1.2 * (b - c).norm() + 1e-3 * c.norm()
+
+
+@pytest.mark.parametrize("conv, side, name, wholly", CONVS, ids=str)
+def test_float64_is_exact_in_it_as_well(conv, side, name, wholly):
+    conv = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        bias=conv.bias is not None,
+    ).double()
+    x, ran = torch.randn(3, conv.in_channels, side, side, dtype=torch.float64), []
+    quick = gradients(conv, x, ran, dtype=torch.float64, mode=QuickSteps(conv, amx=True))
+    usual = gradients(conv, x, ran, dtype=torch.float64, mode=nullcontext())
+    assert ran[0] == name and getattr(quick[0].grad_fn, "wholly", None) is wholly
+    for a, b in zip((quick[0], *quick[1]), (usual[0], *usual[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "conv, side, amx",
+    [
+        (nn.Conv2d(128, 4, 3, padding=1), 9, True),
+        (nn.Conv2d(127, 4, 3, padding=1), 4, True),
+        (nn.Conv2d(128, 4, 3, padding=1, groups=2), 2, True),
+        (nn.Conv2d(128, 4, 3, padding=2, dilation=2), 4, True),
+        (nn.Conv2d(128, 4, 3, padding="same"), 2, True),
+        (nn.Conv2d(256, 512, 3, padding=1), 4, False),
+        (nn.Conv2d(512, 4, 3, padding=1), 8, False),
+        (nn.Conv2d(8, 4, 1), 2, False),
+    ],
+    ids=str,
+)
+def test_other_convs_are_left_as_they_are(conv, side, amx):
+    ran, x = [], torch.randn(2, conv.in_channels, side, side)
+    y, _ = gradients(conv, x, ran, dtype=BFLOAT16, mode=QuickSteps(conv, amx))
+    z, _ = gradients(conv, x, ran, dtype=BFLOAT16, mode=nullcontext())
+    assert ran[0] == ran[1] and torch.equal(y, z)
+
+
+def maps(shape, values=None):
+    """bfloat16 maps, channels last, with many equal values and zeros of both signs."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).mul(2).round().div(2)
+    for i, value in enumerate(values or ()):
+        x.view(-1)[i::7] = value
+    return x.to(BFLOAT16).to(memory_format=torch.channels_last).requires_grad_()
+
+
+@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("shape", [(3, 5, 2, 2), (2, 64, 8, 6), (4, 33, 4, 4), (2, 16, 7, 9)], ids=str)
+@pytest.mark.parametrize("values", [(), (float("nan"), -float("inf"), float("inf"), -0.0)], ids=str)
+def test_relu_and_pool_in_one_are_torchs_to_the_bit(built, shape, values, monkeypatch):
+    if built and not quick_steps._built():
+        pytest.skip("no C compiler here")
+    monkeypatch.setattr(quick_steps, "_built", quick_steps._built if built else lambda: None)
+    results = []
+    for function in (relu_pool, lambda x: nn.functional.max_pool2d(nn.functional.relu(x), 2)):
+        x = maps(shape, values)
+        y = function(x)
+        results.append((y, torch.autograd.grad(y, x, maps(y.shape).detach())[0]))
+    ((y, of_x), (z, of_z)) = results
+    torch.testing.assert_close(y, z, rtol=0, atol=0, equal_nan=True)
+    if not values:  # with NaNs, the gradient may come from any
+        assert torch.equal(of_x, of_z)
+
+
+def test_negative_nans_of_a_diverged_net_are_kept():
+    nan = torch.full((1, 4, 2, 2), -1, dtype=torch.int16).view(BFLOAT16).to(memory_format=torch.channels_last)
+    assert nan.isnan().all() and relu_pool(nan).isnan().all()
+
+
+@pytest.mark.parametrize("group_convs, batch_norm", [(0, False), (2, False), (8, False), (0, True)])
+def test_a_net_has_its_own_gradients_and_layers(group_convs, batch_norm):
+    """As exact against float32 as plain steps in bfloat16; outside, the net's layers are as they were."""
+    recipe = Recipe(1, 16, 0.1, invariance_from=0.0, invariance_weight=0.3)
+    torch.manual_seed(0)
+    net = VGG11(1 / 16, group_convs, initialization="he", batch_norm=batch_norm).to(
+        memory_format=torch.channels_last
+    )
+    x, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+
+    def step(context, dtype=BFLOAT16):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32), context:
+            loss, _ = Supervised(net, recipe, HORIZONTAL_FLIP).loss(net, (x,), labels, 0)
+        return torch.autograd.grad(loss, list(net.parameters()))
+
+    quick, plain, exact = (
+        torch.cat([gradient.flatten() for gradient in step(*how)])
+        for how in ((QuickSteps(net, amx=True),), (nullcontext(),), (nullcontext(), torch.float32))
+    )
+    assert (quick - exact).norm() <= 1.2 * (plain - exact).norm()
+    assert not any("forward" in vars(layer) for layer in net.modules())
+
+
+def test_it_is_used_in_bfloat16_on_a_cpu_with_its_instructions_alone(monkeypatch):
+    def amx(able, device="cpu", dtype=BFLOAT16):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+        return getattr(quick_steps.quick_steps(small_net(), torch.device(device), dtype), "amx", None)
+
+    new, older = {"amx_bf16": True, "avx512_bf16": True}, {"avx512_bf16": True}
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    assert amx(new) is True and amx(older) is False and amx({}) is None
+    assert amx(new, device="cuda") is None and amx(new, dtype=torch.float32) is None
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # to train an older CPU's nets again
+    assert amx(new) is False
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_trainings_take_quick_steps_with_the_same_bytes_each_time(amx, monkeypatch):
+    taken = []
+    conv2d = quick_steps.conv2d
+    monkeypatch.setattr(quick_steps, "conv2d", lambda *given: taken.append(given) or conv2d(*given))
+    monkeypatch.setattr(loop, "quick_steps", lambda net, device, dtype: QuickSteps(net, amx))
+    recipe = replace(VGG_RECIPE, epochs=2, warmup_epochs=0, precision="bfloat16")
+    states = [train_on(small_images(40), small_net(), recipe).net.state_dict() for _ in range(2)]
+    assert taken
+    assert_same(*states)
+
+
+def test_with_and_without_a_compiler_a_training_gives_the_same_bytes(monkeypatch):
+    monkeypatch.setattr(loop, "quick_steps", lambda net, device, dtype: QuickSteps(net, amx=False))
+    recipe = replace(VGG_RECIPE, epochs=2, warmup_epochs=0, precision="bfloat16")
+    states = [train_on(small_images(40), small_net(), recipe).net.state_dict()]
+    monkeypatch.setattr(quick_steps, "_built", lambda: None)
+    states.append(train_on(small_images(40), small_net(), recipe).net.state_dict())
+    assert_same(*states)

@@ -1,0 +1,99 @@
+"""How much quicker `quick_steps` makes a training step on this CPU: with and without it by turns, one thread.
+
+    PYTHONPATH=workflow_scripts python -m benchmark.training_step [repeats]
+
+A step's time is the CPU time that it took, and the least of the repeats counts, so that other work on the machine
+matters little. Images are noise: a step's time doesn't depend on them.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+from benchmark.machine import device_name
+from relusym.jobs.memory import keep_freed_memory
+from relusym.nets.vgg import VGG11
+from relusym.symmetry import HORIZONTAL_FLIP
+from relusym.training.objectives import Supervised
+from relusym.training.optimizers import make_optimizer
+from relusym.training.quick_steps import quick_steps
+from relusym.training.recipe import Recipe
+
+CPU, DTYPE = torch.device("cpu"), torch.bfloat16
+TYPES = {
+    "cnn": {},
+    "cnn_inv": {"invariance_from": 0.0},
+    "gcnn": {"group_convs": 8},
+    "pgcnn": {"group_convs": 2},
+}
+SIZES = ((1 / 4, 100), (1 / 2, 100), (1, 500))  # width, images a step
+
+
+@dataclass(frozen=True)
+class Row:
+    """Least milliseconds of a step of a type of net, without and with `quick_steps`."""
+
+    type: str
+    width: float
+    images: int
+    plain: float
+    quick: float
+    ratio: float
+
+
+def step_of(
+    width: float, images: int, quick: bool, group_convs: int = 0, **recipe: float
+) -> Callable[[], None]:
+    """A function that takes one training step, as `loop.train` does."""
+    torch.manual_seed(0)
+    how = Recipe(1, images, 0.05, weight_decay=0.0018, invariance_weight=0.15, **recipe)
+    net = VGG11(width, group_convs, initialization="he").to(memory_format=torch.channels_last)
+    objective = Supervised(net, how, HORIZONTAL_FLIP)
+    optimizer = make_optimizer(objective, how)
+    x = torch.randn(images, 3, 32, 32).to(memory_format=torch.channels_last)
+    labels = torch.randint(10, (images,))
+    context = quick_steps(net, CPU, DTYPE) if quick else nullcontext()
+
+    def step() -> None:
+        with torch.autocast("cpu", DTYPE), context:
+            loss, _ = objective.loss(net, (x,), labels, 0)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def row(kind: str, width: float, images: int, repeats: int) -> Row:
+    """Both ways by turns."""
+    steps = [step_of(width, images, quick, **TYPES[kind]) for quick in (False, True)]
+    least = [float("inf")] * 2
+    for repeat in range(-1, repeats):  # the first sets things up
+        for i, step in enumerate(steps):
+            started = time.thread_time()
+            step()
+            if repeat >= 0:
+                least[i] = min(least[i], time.thread_time() - started)
+    plain, quick = (1000 * seconds for seconds in least)
+    return Row(kind, width, images, plain, quick, plain / quick)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    keep_freed_memory()
+    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    print(f"{device_name(CPU, 1)}; milliseconds a step\n")
+    print("| type | width | images | plain | quick | ratio |\n|:---|---:|---:|---:|---:|---:|")
+    for (width, images), kind in product(SIZES, TYPES):
+        # a long step needs fewer repeats
+        one = row(kind, width, images, repeats if images < 500 else max(1, repeats // 5))
+        print(
+            f"| {kind} | {width} | {images} | {one.plain:.1f} | {one.quick:.1f} | {one.ratio:.2f} |",
+            flush=True,
+        )
