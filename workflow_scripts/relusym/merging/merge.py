@@ -19,7 +19,7 @@ from relusym.merging.aligned import align, between
 from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.identities import check_transformed
 from relusym.merging.repair import repaired
-from relusym.pixels.transform import transformed
+from relusym.pixels.transform import check_planted, transformed
 from relusym.precision import full_float32
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
@@ -45,6 +45,7 @@ class Merge:
         scores: metric → net → mean over the test images, for "accuracy" and all other metrics.
         barriers: metric → net in between → by how much it is worse than its endpoints' mean, in the metric's units.
         labels: what accuracies were measured against, on the CPU.
+        notes: what couldn't be checked, and which channels stayed at their places, a line each.
         traced: the first net, with its graph, channel groups and pixel flow.
         nets: the endpoints and the nets in between by the same names, and "permuted", the second endpoint with its
             channels in the first one's order.
@@ -60,6 +61,7 @@ class Merge:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     barriers: dict[str, dict[str, float]] = field(default_factory=dict)
     labels: Tensor | None = field(default=None, repr=False, compare=False)
+    notes: list[str] = field(default_factory=list, repr=False, compare=False)
     traced: TracedNet | None = field(default=None, repr=False, compare=False)
     nets: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
 
@@ -191,6 +193,7 @@ def _merge(
             for metric, of in scores.items()
         },
         labels=labels,
+        notes=[f"channels stay at their places at {what}: {why}" for what, why in first.fixed.items()],
         traced=first,
         nets=nets | {"permuted": permuted},
     )
@@ -241,4 +244,7 @@ def flip_merge(
             symmetry.order,
         )
     merged.checks |= checks
+    if check_planted(traced, symmetry) is None:
+        what = f"unchecked: that {symmetry.name} transforms the net rightly"
+        merged.notes.append(f"{what}, since its strides are symmetric at no size that it takes")
     return merged

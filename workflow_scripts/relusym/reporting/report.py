@@ -161,7 +161,11 @@ def report(
         convs=convs(traced.net, symmetry, groups, permutations),
         partial=partial,
         partners=partners(traced, test, symmetry, groups, permutations),
-        notes=[*([merged.note] if merged.note else []), *_unmeasured(traced, symmetry, test.shape, without)],
+        notes=[
+            *([merged.note] if merged.note else []),
+            *merged.notes,
+            *_unmeasured(traced, symmetry, test.shape, without),
+        ],
     )
 
 
