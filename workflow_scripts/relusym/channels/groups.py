@@ -181,12 +181,14 @@ def random_permutations(groups: list[ChannelGroup], generator: torch.Generator) 
     return found
 
 
-def order_of(node: str, size: int, groups: list[ChannelGroup], permutations: dict[str, Tensor]) -> Tensor:
-    """How `permute` reorders the output of a graph node: channel i is the former channel `order[i]`, int64 (size,)."""
+def order_of(
+    node: str, size: int, groups: list[ChannelGroup], permutations: dict[str, Tensor], dim: int = 1
+) -> Tensor:
+    """How `permute` reorders a dimension of a node's output: entry i is the former `order[i]`, int64 (size,)."""
     order = torch.arange(size)
     for group in groups:
         for place in group.outputs:
-            if place.tensor == node:
+            if (place.tensor, place.dim) == (node, dim):
                 order = order[reordered(place, group.size, permutations[group.name], size)]
     return order
 

@@ -77,6 +77,7 @@ class TracedNet:
         self.graph, self.constants = trace(self.net, self.image_shape, self.handlers)
         show_projections(self.graph, self.net)
         self._flows: dict[type[Flow], Flow] = {}
+        self.known: dict[Any, Any] = {}  # what others have found of it
 
     def module(self, net: nn.Module | None = None, inside: bool = False) -> fx.GraphModule:
         """The graph with this net's layers, or with those of a copy of it; they are shared, and not copied.
@@ -94,7 +95,7 @@ class TracedNet:
     def copied(self, net: nn.Module) -> TracedNet:
         """The same of a copy of this net, whatever its weights, without tracing it."""
         copied = object.__new__(type(self))
-        copied.__dict__ = self.__dict__ | {"net": unwrapped(net)}
+        copied.__dict__ = self.__dict__ | {"net": unwrapped(net)}  # with what is known of the architecture
         return copied
 
     def flow(self, kind: type[Flow]) -> Any:
@@ -165,7 +166,7 @@ class TracedNet:
                 continue
             here, there = (kept[node.name] for kept in outputs)
             for dim in of.varies:
-                order = order_of(node.name, here.shape[dim], groups, permutations)
+                order = order_of(node.name, here.shape[dim], groups, permutations, dim)
                 here = here.index_select(dim, order.to(here.device))
             if not _difference(here, there) < LIMIT:
                 return describe(node)

@@ -4,16 +4,17 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from relusym.channels.groups import ChannelGroup, order_of, permute
 from relusym.channels.traced import TracedNet, as_traced
+from relusym.channels.tracing import layer_of
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.matching import STARTS
 from relusym.matching.match import Pair, Search, match
 from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_difference
 from relusym.merging.moments import Statistics
-from relusym.merging.repair import repair_points
+from relusym.merging.repair import CORRECTED, channel_dim, repair_points
 from relusym.merging.survey import Answered, Survey, survey
 from relusym.randomness import generator
 
@@ -97,10 +98,13 @@ def align(
     permuted = deepcopy(second.net)
     permuted.load_state_dict(permute(states[1], groups, matched.permutations))
     x = images.first(CHECK_IMAGES, device_of(first.net))
-    checks = {"permuted_logits": largest_difference(answers(second.net, x), answers(permuted, x))}
+    checks = {
+        "permuted_logits": largest_difference(
+            answers(second.module(), x), answers(second.module(permuted), x)
+        )
+    }
     hold(checks)
-    points = repair_points(first.module())
-    statistics = found.statistics[0], in_order(found, groups, matched.permutations, points)
+    statistics = found.statistics[0], in_order(found, groups, matched.permutations, first.module())
     return Aligned(
         *(
             first,
@@ -116,14 +120,14 @@ def align(
 
 
 def in_order(
-    found: Survey, groups: list[ChannelGroup], permutations: dict[str, Tensor], points: dict[str, str]
+    found: Survey, groups: list[ChannelGroup], permutations: dict[str, Tensor], graph: fx.GraphModule
 ) -> Targets:
-    """The second net's statistics as they are once its channels are permuted.
-
-    Args:
-        points: graph node → name, as `repair_points` gives it.
-    """
-    second = found.statistics[1]
-    orders = {name: order_of(node, len(second[name].mean), groups, permutations)
-              for node, name in points.items() if name in second}  # fmt: skip
-    return {name: second[name].permuted(order) for name, order in orders.items()}
+    """The second net's statistics as they are once its channels are permuted."""
+    second, points, ordered = found.statistics[1], repair_points(graph), {}
+    for node in graph.graph.nodes:
+        if (name := points.get(node.name)) in second:
+            layer = layer_of(graph, node)
+            dim = len(node.meta["shape"]) + channel_dim(layer) if isinstance(layer, CORRECTED) else 1
+            order = order_of(node.name, len(second[name].mean), groups, permutations, dim)
+            ordered[name] = second[name].permuted(order)
+    return ordered

@@ -21,7 +21,7 @@ from relusym.merging.aligned import Aligned, align, between
 from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.identities import check_transformed
 from relusym.merging.repair import repaired
-from relusym.pixels.transform import transformed
+from relusym.pixels.transform import check_planted, transformed
 from relusym.precision import full_float32
 from relusym.randomness import generator
 from relusym.registry import one_of
@@ -52,6 +52,7 @@ class Merge:
         by_class: net → accuracy on the images of each class, None of a class without images.
         labels: what accuracies were measured against, on the CPU.
         aligned: the endpoints in one order, which `merging.curve` takes.
+        notes: what couldn't be checked, and which channels stayed at their places, a line each.
         traced: the first net, with its graph, channel groups and pixel flow.
         nets: the endpoints and the nets in between by the same names, and "permuted", the second endpoint with its
             channels in the first one's order.
@@ -70,6 +71,7 @@ class Merge:
     by_class: dict[str, list[float | None]] = field(default_factory=dict, repr=False)
     labels: Tensor | None = field(default=None, repr=False, compare=False)
     aligned: Aligned | None = field(default=None, repr=False, compare=False)
+    notes: list[str] = field(default_factory=list, repr=False, compare=False)
     traced: TracedNet | None = field(default=None, repr=False, compare=False)
     nets: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
 
@@ -243,6 +245,7 @@ def _merge(
         by_class=by_class,
         labels=labels,
         aligned=aligned,
+        notes=[f"channels stay at their places at {what}: {why}" for what, why in first.fixed.items()],
         traced=first,
         nets=nets | {"permuted": permuted},
     )
@@ -321,4 +324,7 @@ def flip_merge(
             symmetry.order,
         )
     merged.checks |= checks
+    if check_planted(traced, symmetry) is None:
+        what = f"unchecked: that {symmetry.name} transforms the net rightly"
+        merged.notes.append(f"{what}, since its strides are symmetric at no size that it takes")
     return merged

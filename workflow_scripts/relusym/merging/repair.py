@@ -259,6 +259,8 @@ def repaired(
         return repair_blocks(traced, targets, images), {}
     fused, rescalings = repair(traced, targets, images)
     x = images.first(CHECK_IMAGES, device_of(net))
-    checks = {"fused_repair": largest_difference(unfused(net, rescalings, x), answers(fused, x))}
+    # both as graphs, which compute in float32 where the net itself may not
+    graphs = traced.module(), traced.module(fused)
+    checks = {"fused_repair": largest_difference(unfused(graphs[0], rescalings, x), answers(graphs[1], x))}
     hold(checks)
     return fused, checks

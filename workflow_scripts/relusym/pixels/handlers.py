@@ -30,7 +30,12 @@ REGISTERED.pixels |= {
 
 
 @of_pixels(
-    *(key for key, found in REGISTERED.channels.items() if found in (layers.conv, moves.spatial)), "pad"
+    *(
+        key
+        for key, found in REGISTERED.channels.items()
+        if found in (layers.conv, layers.conv_function, moves.spatial)
+    ),
+    "pad",
 )
 def resized(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
     """A map of another size, whose pixels come from neighbourhoods of the former one's."""

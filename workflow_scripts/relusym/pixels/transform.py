@@ -31,8 +31,7 @@ def transformed(
         image_shape: one image's channels, height and width, of a net that isn't traced yet.
 
     Raises:
-        UserError: an operation whose effect on pixels is unknown, or that doesn't commute with τ, named; or, where its
-            strides allow it, Φ̂(τx) isn't τΦ(x) at planted values, in float64.
+        UserError: an operation whose effect on pixels is unknown, or that doesn't commute with τ, named.
     """
     traced = as_traced(net, image_shape)
     return _moved(traced, traced.net, symmetry)
@@ -69,6 +68,12 @@ def check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
     Returns:
         None: unchecked, since there is no such size, or the net takes images of one size alone.
     """
+    if ("planted", symmetry.name) not in traced.known:
+        traced.known["planted", symmetry.name] = _check_planted(traced, symmetry)
+    return traced.known["planted", symmetry.name]
+
+
+def _check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
     planted = traced.planted
     fits = grid(traced, traced.image_shape, symmetry)
     x = planted.x

@@ -435,7 +435,7 @@ def _merge(given: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None
     if given.permuted:
         about = card(merged, given.net, "permuted") | how
         checkpoint.save(given.permuted, merged.nets["permuted"].state_dict(), about)
-    notes = [*on.notes, *([merged.note] if merged.note else [])]
+    notes = [*on.notes, *([merged.note] if merged.note else []), *merged.notes]
     numbers = {
         "relusym": __version__,
         "written": which,

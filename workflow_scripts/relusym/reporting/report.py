@@ -192,7 +192,11 @@ def report(
         baselines=both,
         curve=line,
         classes=tuple(classes),
-        notes=[*([merged.note] if merged.note else []), *_unmeasured(traced, symmetry, test.shape, without)],
+        notes=[
+            *([merged.note] if merged.note else []),
+            *merged.notes,
+            *_unmeasured(traced, symmetry, test.shape, without),
+        ],
     )
 
 
