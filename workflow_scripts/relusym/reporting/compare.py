@@ -57,6 +57,14 @@ class Comparison:
             rows.append([report.name, of["net"], of["flipped"], report.invariance_error, barrier])
         return rows
 
+    def in_words(self) -> tuple[list[list[str]], list[list[str]]]:
+        """`summary` and `barriers` as they are shown."""
+        nets, pairs = self.summary(), self.barriers()
+        return (
+            [nets[0], *([name, *map(number, row), barrier_text(last)] for name, *row, last in nets[1:])],
+            [pairs[0], *([name, *map(barrier_text, row)] for name, *row in pairs[1:])],
+        )
+
     def barriers(self) -> list[list[Any]]:
         """The matrix with the nets' names, headings first."""
         names = [report.name for report in self.reports]
@@ -97,16 +105,13 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
         for report in comparison.reports
     )
     template = files("relusym.reporting").joinpath("compare.html").read_text(encoding="utf-8")
-    matrix = [
-        tables["barriers"][0],
-        *([name, *map(barrier_text, row)] for name, *row in tables["barriers"][1:]),
-    ]
+    nets, matrix = comparison.in_words()
     page = Template(template).substitute(
         count=len(comparison.reports),
         links=links,
         measure=comparison.reports[0].measure,
         barriers=table(matrix),
-        nets=table([tables["nets"][0], *([name, *map(number, row)] for name, *row in tables["nets"][1:])]),
+        nets=table(nets),
         layers=table(tables["layers"]),
         version=__version__,
     )

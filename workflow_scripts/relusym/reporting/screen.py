@@ -129,12 +129,12 @@ def show_merge(
 def show_comparison(comparison: Comparison, page: Path) -> None:
     """Several nets side by side, the barriers between them, and where the page is."""
     console = _console()
-    for rows, text in ((comparison.summary(), number), (comparison.barriers(), barrier_text)):
+    for rows in comparison.in_words():
         table = Table(box=None, header_style="bold", pad_edge=False)
         for heading in rows[0]:
             table.add_column(heading, justify="left" if heading == "net" else "right")
-        for name, *values in rows[1:]:
-            table.add_row(name, *map(text, values))
+        for row in rows[1:]:
+            table.add_row(*row)
         console.print(table)
         console.print()
     console.print(
