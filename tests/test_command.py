@@ -486,6 +486,28 @@ def test_an_older_reports_files_dont_stay_beside_a_new_ones(bright):
     assert "mine.txt" in left and not left & {"classes.csv", "curve.csv", "reset.safetensors"}
 
 
+def test_an_interrupted_report_goes_on_from_its_last_layer(folder, capsys, tmp_path, monkeypatch):
+    from relusym.merging import partial
+
+    made, whole = [], partial._Partly.merged
+
+    def interrupted(self, chosen):
+        made.append(chosen)
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return whole(self, chosen)
+
+    monkeypatch.setattr(partial._Partly, "merged", interrupted)
+    on = "--json", "--out", tmp_path / "out", "--weights", folder / "0.safetensors"
+    assert report(capsys, folder, *on)[0] == 130 and len(made) == 4
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished.json"]
+    code, printed, _ = report(capsys, folder, *on)
+    assert code == 0 and len(made) == 4 + 6 - 3  # of three layers, two partial merges each
+    assert not (tmp_path / "out" / "unfinished.json").exists()
+    made[:] = [None] * 4
+    assert report(capsys, folder, *on)[1] == printed and len(made) == 4 + 6
+
+
 def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
     class_folders("images", "abc")
 

@@ -18,6 +18,7 @@ from relusym.symmetry import SYMMETRIES
 from relusym.whole_files import check_writable
 
 NET = "a net: file.py:callable or module:callable (without arguments), torchvision:name, timm:name or hf:name_or_folder"
+UNFINISHED = "unfinished.json"  # what an interrupted report goes on from
 REPORT = """\
 How does a net encode a symmetry? Its accuracy and its flipped self's, its invariance error, its GCNN barrier; layer
 by layer how equivariant it is once channels are matched; where a merge with its flipped self fails; which strides stand
@@ -359,10 +360,12 @@ def _report(given: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], Non
                 name=name if several else net_files.name_of(given.net, net),
                 classes=on.classes,
                 told=partial(_stage, told, f"{i + 1}: " if several else ""),
+                unfinished=folder / UNFINISHED,
             )
             found.notes[:0], found.inputs = on.notes, on.about
             told("writing", 0)
             page = write_report(found, folder)
+            (folder / UNFINISHED).unlink(missing_ok=True)
             found.merged.nets.clear()
             found.merged.aligned = None
             reports.append(found)

@@ -215,6 +215,7 @@ def _curve(report: Report) -> Figure:
             axes.plot(x, of[metric], color=colour, marker="o", markersize=4, linewidth=1.6, label=says)
         axes.set_title(report.measure if metric == "accuracy" else metric)
         axes.set_xlabel("share of the flipped net")
+        axes.ticklabel_format(useOffset=False)
         axes.grid(axis="y", color=GRID)
     figure.axes[0].legend(loc="best")
     return figure

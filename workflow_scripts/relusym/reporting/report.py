@@ -1,8 +1,12 @@
 """A report on one net: how, and where, it encodes a symmetry."""
 
+import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +19,7 @@ from relusym.errors import listed
 from relusym.evaluation.images import GivenImages, ImageSource, as_images
 from relusym.evaluation.invariance import Averaged, Ensemble
 from relusym.evaluation.metrics import TOP_1, Metric, evaluate
+from relusym.merging.branches import Which
 from relusym.merging.curve import curve
 from relusym.merging.layers import Conv, Layer, convs, equivariance_errors, group_actions, layers
 from relusym.merging.merge import METRICS, Merge, flip_merge
@@ -22,6 +27,7 @@ from relusym.merging.partial import Partial, partial_merges
 from relusym.pixels.grid import Grid, grid
 from relusym.reporting.partners import Partners, partners
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
+from relusym.whole_files import write_whole
 
 LAYER_IMAGES = 256  # that activations are compared on, layer by layer
 Told = Callable[[str, float], None]
@@ -107,6 +113,26 @@ class Report:
         }
 
 
+class Unfinished(dict):
+    """Scores of partial merges, which a file keeps as they come, for whoever computes the same of the same tensors."""
+
+    def __init__(self, path: Path, of: Iterable[Tensor]):
+        self.path, digest = path, hashlib.sha256(__version__.encode())
+        for tensor in of:
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        self.digest = digest.hexdigest()
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["of"] == self.digest:
+                self.update({(kind, i): scores for kind, i, scores in kept["scores"]})
+
+    def __setitem__(self, which: Which, scores: dict[str, float]) -> None:
+        super().__setitem__(which, scores)
+        kept = {"of": self.digest, "scores": [[*key, value] for key, value in self.items()]}
+        with write_whole(self.path) as part:
+            part.write_text(json.dumps(kept), encoding="utf-8")
+
+
 def report(
     net: nn.Module,
     images: GivenImages,
@@ -122,6 +148,7 @@ def report(
     name: str | None = None,
     classes: Sequence[str] = (),
     told: Told = lambda stage, done: None,
+    unfinished: Path | None = None,
 ) -> Report:
     """Measure how a net encodes a symmetry: as a whole, layer by layer, and where a merge with its flipped self fails.
 
@@ -138,6 +165,9 @@ def report(
         classes: their names, if they are known.
         name: what the report calls the net; None: its class.
         told: called with each stage's name and the share of it that is done.
+        unfinished: a file that the partial merges' scores are kept in one by one, so that a report that was interrupted
+            goes on from its last layer; whoever has the report removes it. Not of nets with batch norm, whose partial
+            merges are all made in one pass.
 
     Raises:
         UserError: as of `flip_merge`.
@@ -163,6 +193,8 @@ def report(
     partial = []
     some, chosen = test.sample(partial_images, seed) if partial_images else (None, torch.tensor([]))
     if some is not None:
+        of = [*traced.net.state_dict().values(), *merged.nets["permuted"].state_dict().values()]
+        of += [merged.labels[chosen], *some.batches(torch.device("cpu"))]
         partial = partial_merges(
             *(
                 traced,
@@ -173,6 +205,7 @@ def report(
             ),
             metrics={"accuracy": TOP_1, **metrics},
             told=lambda done: told("where it fails", done),
+            kept=Unfinished(unfinished, of) if unfinished else None,
         )
     return Report(
         name=name or type(net).__name__,
