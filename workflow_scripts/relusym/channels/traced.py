@@ -218,7 +218,7 @@ def _draw(net: nn.Module, draw: torch.Generator) -> None:
         if not value.is_floating_point():
             continue
         noise = torch.randn(value.shape, generator=draw, dtype=torch.float64)
-        if value.ndim > 1 and key.endswith("weight"):
+        if value.ndim > 1 and "weight" in key.rpartition(".")[2]:
             noise /= max(1, value[0].numel()) ** 0.5
         elif key.endswith(("var", "scale", "gamma")) or (
             value.ndim <= 1 and not key.endswith(("bias", "mean"))

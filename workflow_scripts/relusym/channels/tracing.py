@@ -86,6 +86,7 @@ READING = {
     "numpy",
     "__array__",
 }
+FILLED = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
 BATCHES = 2, 3  # images that a net is traced on: what differs depends on their number
 
 
@@ -157,6 +158,12 @@ class Recorder(TorchFunctionMode):
                 self.nodes.pop(args[0], None)
         elif name == "__get__" and _has_tensors(result):
             self._record("call_function", getattr, (args[0], func.__self__.__name__), {}, result)
+        elif name in FILLED and isinstance(result, Tensor):  # the other tensor gives its shape and type alone
+            value = kwargs.get("fill_value", args[-1]) if "full" in name else float("ones" in name)
+            kind = {"dtype": result.dtype, "device": result.device}
+            self._record("call_function", torch.full, (tuple(result.shape), value), kind, result)
+        elif name in ("to", "type_as") and any(isinstance(of, Tensor) for of in args[1:]):
+            self._record("call_method", "to", (args[0], result.device, result.dtype), {}, result)
         elif name in SHAPED:  # the other tensor gives its shape alone
             self._record("call_method", SHAPED[name], (args[0], *result.shape), {}, result)
         elif _has_tensors(result):

@@ -71,7 +71,7 @@ def check_net(name: str, net: nn.Module, images: ImageSource) -> None:
             raise UserError(f"{name}: {key} holds values that aren't finite: its training diverged")
     with evaluating(net):
         try:
-            output = net(images.first(1, device_of(net)))
+            output = net(images.first(2, device_of(net)))
         except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"{name} can't read images of shape {images.shape}: {reason}") from error
