@@ -14,8 +14,7 @@ rule bench:
     resources:
         gpu=GPU,
     params:
-        config=SETTINGS.config,
-        root=str(Path(str(workflow.current_basedir)).parent),
-        device=SETTINGS.config["device"],
+        root=str(HOME),
+        device=SETTINGS.run.device,
     script:
         "../workflow_scripts/bench.py"

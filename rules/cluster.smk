@@ -1,22 +1,17 @@
 # Around a run: one Snakemake a scale, and a checklist before jobs are submitted.
 import atexit
 import os
+from itertools import chain
 
 from relusym.jobs.checklist import (
     Submission,
     command_problems,
-    data_problems,
     folder_problems,
     in_the_way,
     slurm_problems,
 )
 from relusym.data.extent import extent_of
 from relusym.config.image_checks import check_images
-from relusym.jobs.job_lock import JobLock
-
-# in place of Snakemake's own lock, which a kill -9 leaves locked
-RUNNING = JobLock(f".snakemake/relusym-{SETTINGS.scale}.lock", lambda line: print(line, file=sys.stderr))
-
 
 # The images that a run would make records from, if those there are of others: a line before any job, a run only without mixing.
 OTHER_IMAGES = {}
@@ -43,9 +38,16 @@ def jobs_to_run():
     ]
 
 
+def unwritable():
+    """Why a job couldn't write its outputs, its log or its costs; None if all can."""
+    files = {Path(file) for job in jobs_to_run() for file in [*job.output, *job.log, job.benchmark] if file}
+    folders = sorted({file.parent for file in files})
+    return in_the_way(folders, files) or next(chain(*map(folder_problems, folders)), None)
+
+
 def unfit():
     """Why a run can't go well with the images or the device that the config names; None if it can."""
-    device, run = SETTINGS.config["device"], jobs_to_run()
+    device, run = SETTINGS.run.device, jobs_to_run()
     files = {str(file) for job in run for file in [*job.input, *job.output]}
     try:
         for prepared in sorted({job.prepared for job in RESULTS.jobs.values() if job.prepared} & files):
@@ -68,10 +70,7 @@ def problems():
         f"Assumed: the compute nodes see {Path.cwd()} and {sys.executable} under the same names (a shared file system).",
         file=sys.stderr,
     )
-    found = folder_problems(Path(FOLDER))
-    for job in jobs_to_run():
-        if job.rule.name == renamed("prepare_data"):
-            found += data_problems(Path(job.output[0]), *SETTINGS.preparation(job.wildcards.dataset))
+    found = []
     for option in ("submit_cmd", "cancel_cmd"):  # those of other schedulers
         found += command_problems(getattr(workflow.executor_settings, option, None) or "")
     if hasattr(workflow.executor_settings, "status_command"):  # those of Slurm
@@ -122,13 +121,19 @@ def lift_default_limit():
 
 onstart:
     if jobs_to_run():
-        if line := mixing() or unfit():
+        if line := mixing() or unwritable() or unfit():
             sys.exit(f"error: {line}")
+        from relusym.jobs.job_lock import JobLock  # what a dry run does without
+
+        # in place of Snakemake's own lock, which a kill -9 leaves locked
+        running = JobLock(
+            f".snakemake/relusym-{SETTINGS.scale}.lock", lambda line: print(line, file=sys.stderr)
+        )
         try:
-            RUNNING.acquire(wait=False)
+            running.acquire(wait=False)
         except UserError as error:
             sys.exit(f"error: {error}")
-        atexit.register(RUNNING.release)
+        atexit.register(running.release)
         lift_default_limit()
         if workflow.local_exec:
             # beside the library: a workflow that uses this one as a module may lack it

@@ -22,10 +22,15 @@ except UserError as error:  # the paper's tables, which it reads
 gc.freeze()
 gc.set_threshold(100_000)
 
+HOME = Path(str(workflow.current_basedir)).parent  # of this workflow, which may be a module of another one
 try:
-    SETTINGS = Settings.of(config)
+    SETTINGS = Settings.of(config, ["scales", HOME / "scales"])
 except UserError as error:
     sys.exit(f"config error: {error}")
+config = {  # for report/workflow.rst
+    **config,
+    "net": {"width": SETTINGS.common.network.get("width", 1), "epochs": SETTINGS.sections.training.epochs},
+}
 RESULTS = Results(SETTINGS)
 FOLDER = RESULTS.folder
 
@@ -145,8 +150,8 @@ def merge_params(record):
         "names": of_job(lambda job: [list(net) for net in job.nets]),
         "settings": of_job(lambda job: job.settings),
         "label": of_job(lambda job: SETTINGS.label(job.nets[0][0])),
-        "batch_size": of_job(lambda job: SETTINGS.models[job.nets[0][0]].given["merging"]["batch_size"]),
+        "batch_size": of_job(lambda job: SETTINGS.models[job.nets[0][0]].merging.batch_size),
         "images_in_use": of_job(lambda job: RESULTS.images_in_use(job.prepared)),
-        "device": SETTINGS.config["device"],
+        "device": SETTINGS.run.device,
         "jobs_per_gpu": JOBS_PER_GPU,
     }

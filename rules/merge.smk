@@ -13,7 +13,7 @@ rule flip_merge:
         f"{BENCHMARKS}/flip_merge/{{matching}}{{model}}-{{seed}}.tsv"
     conda:
         "../envs/relusym.yaml"
-    threads: SETTINGS.config["threads"]
+    threads: SETTINGS.run.threads
     resources:
         nets=1,
         mem_mb=lambda w, attempt: (16000 if on_imagenet(w.model) else 6000) * attempt,
@@ -36,7 +36,7 @@ rule pair_merge:
         f"{BENCHMARKS}/pair_merge/{{matching}}{{model_1}}-{{seed_1}}--{{model_2}}-{{seed_2}}.tsv"
     conda:
         "../envs/relusym.yaml"
-    threads: SETTINGS.config["threads"]
+    threads: SETTINGS.run.threads
     resources:
         nets=1,
         mem_mb=lambda w, attempt: (16000 if on_imagenet(w.model_1) else 6000) * attempt,
@@ -59,7 +59,7 @@ rule measure:  # beyond the paper: see relusym/config/measurements.py
         f"{BENCHMARKS}/{{measurement}}/{{nets}}.tsv"
     conda:
         "../envs/relusym.yaml"
-    threads: SETTINGS.config["threads"]
+    threads: SETTINGS.run.threads
     resources:
         nets=1,
         mem_mb=lambda w, attempt: 6000 * attempt,

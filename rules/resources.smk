@@ -1,11 +1,13 @@
 # What jobs ask for.
-GPU = 0 if SETTINGS.config["device"] == "cpu" else 1
+from relusym.errors import hears
+
+GPU = 0 if SETTINGS.run.device == "cpu" else 1
 # On a machine of its own (no scheduler behind the executor), a job takes its GPU from relusym/jobs/gpu_slots.py.
-JOBS_PER_GPU = None if workflow.remote_exec else SETTINGS.config["jobs_per_gpu"]
+JOBS_PER_GPU = None if workflow.remote_exec else SETTINGS.run.jobs_per_gpu
 
 
 def on_imagenet(unit):
-    return SETTINGS.model_of(unit).given["data"]["dataset"] == "imagenet"
+    return SETTINGS.model_of(unit).data.dataset == "imagenet"
 
 
 def processes(unit):
@@ -16,7 +18,7 @@ def processes(unit):
 def cores(unit):
     """A core for each process that computes or reads image files."""
     workers = SETTINGS.running(unit).get("workers", 0)
-    return max(SETTINGS.config["threads"], workers) * processes(unit)
+    return max(SETTINGS.run.threads, workers) * processes(unit)
 
 
 if not workflow.is_main_process:
@@ -25,12 +27,13 @@ if not workflow.is_main_process:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     shell.prefix("trap '' TERM USR1; set -euo pipefail; ")
 elif workflow.local_exec:
-    # Ctrl-C goes to the jobs as well, which end in a line each, trainings with their state saved. Snakemake waits for them as
-    # it does at SIGTERM, and doesn't break off with a traceback; before it has jobs, it stops at once.
+    # Ctrl-C goes to the jobs as well, as does the end of their terminal: they end in a line each, trainings with their state
+    # saved. Snakemake waits for them as at SIGTERM, and doesn't break off with a traceback; before it has jobs, it stops at once.
     def stop(number, frame):
         waiting = signal.getsignal(signal.SIGTERM)
         if not callable(waiting):
             raise KeyboardInterrupt
         Thread(target=waiting, args=(number, frame)).start()  # it takes a lock that this thread may hold
 
-    signal.signal(signal.SIGINT, stop)
+    for number in filter(hears, (signal.SIGINT, signal.SIGHUP)):
+        signal.signal(number, stop)

@@ -38,7 +38,7 @@ rule flipped_training:
     localrule: True
     conda:
         "../envs/relusym.yaml"
-    threads: SETTINGS.config["threads"]
+    threads: SETTINGS.run.threads
     params:
         settings=SETTINGS.flipped_training(),
         label=SETTINGS.label(),

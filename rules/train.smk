@@ -52,7 +52,7 @@ rule train:
         label=lambda w: SETTINGS.label(SETTINGS.model_of(w.unit).id),
         images_in_use=lambda w: RESULTS.images_in_use(RESULTS.jobs[TRAIN.format(**w)].prepared),
         state=f"{FOLDER}/states/{{unit}}-{{seed}}",
-        device=SETTINGS.config["device"],
+        device=SETTINGS.run.device,
         jobs_per_gpu=JOBS_PER_GPU,
     script:
         "../workflow_scripts/train.py"

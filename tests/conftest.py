@@ -4,26 +4,43 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 import yaml
 from filelock import FileLock
-from forks import Forks
+from forks import Commands
 
 from relusym.config.reading import LOADER
+from relusym.config.sections import Draws, Run
+from relusym.config.settings import Settings
+from relusym.jobs.forks import can_fork
 
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # below nohup; what tests start is to hear it
+    signal.signal(signal.SIGHUP, lambda *_: None)
 torch.set_num_threads(1)  # nets this small only lose by more, and a busy machine makes them crawl
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("Snakefile", "config.yaml", "rules", "profiles", "slurm", "envs", "report", "workflow_scripts")
+PARTS = (
+    "Snakefile",
+    "config.yaml",
+    "scales",
+    "rules",
+    "profiles",
+    "slurm",
+    "envs",
+    "report",
+    "workflow_scripts",
+)
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -32,12 +49,32 @@ def config_of(folder: Path) -> dict[str, Any]:
     return yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), LOADER)
 
 
-forks = cache(Forks)  # made by the first test that runs Snakemake
+def scale_of(folder: Path, name: str) -> dict[str, Any]:
+    """What the file of a scale says."""
+    return yaml.load((folder / "scales" / f"{name}.yaml").read_text(encoding="utf-8"), LOADER)
+
+
+def write_scale(folder: Path, name: str, sections: dict[str, Any]) -> None:
+    """Write the file of a scale."""
+    path = folder / "scales" / f"{name}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.dump(sections, Dumper=DUMPER, sort_keys=False), encoding="utf-8")
+
+
+def settings_of(sections: dict[str, Any] | None = None, scale: str = "demo", **run: Any) -> Settings:
+    """The settings of a scale of these sections (None: of this project's own)."""
+    with TemporaryDirectory() as folder:
+        if sections is not None:
+            write_scale(Path(folder), scale, sections)
+        return Settings.of({"scale": scale, **run}, [f"{folder}/scales", ROOT / "scales"])
+
+
+commands = cache(Commands)  # made by the first test that runs Snakemake
 
 
 def snakemake_command() -> list[str]:
-    """What runs Snakemake: a fork on Linux, which tells when a process ends."""
-    return forks().snakemake if hasattr(os, "pidfd_open") else [sys.executable, "-m", "snakemake"]
+    """What runs Snakemake: a fork where a process can be forked."""
+    return commands().snakemake if can_fork() else [sys.executable, "-m", "snakemake"]
 
 
 def latest_log(folder: Path) -> str:
@@ -62,9 +99,15 @@ class Clone:
                 shutil.copy(source, to)
 
     def configure(self, **changes) -> None:
-        """Replace whole top-level entries of config.yaml."""
-        text = yaml.dump(config_of(self.folder) | changes, Dumper=DUMPER, sort_keys=False)
-        (self.folder / "config.yaml").write_text(text, encoding="utf-8")
+        """Replace whole top-level entries of config.yaml, and of the file of its scale."""
+        run = config_of(self.folder) | {
+            key: value for key, value in changes.items() if key in Run.model_fields
+        }
+        (self.folder / "config.yaml").write_text(
+            yaml.dump(run, Dumper=DUMPER, sort_keys=False), encoding="utf-8"
+        )
+        if sections := {key: value for key, value in changes.items() if key not in Run.model_fields}:
+            write_scale(self.folder, run["scale"], scale_of(self.folder, run["scale"]) | sections)
 
     def as_committed(self, made: "Clone") -> "Clone":
         """`made`, with the committed results of this one: no checkpoints, no data, times as git leaves them."""
@@ -129,7 +172,32 @@ def pytest_collection_modifyitems(items):
 
 MODELS = ("cnn", "gcnn")
 PAIRS = [["cnn", "gcnn"], ["gcnn", "gcnn"]]
-TINY = {
+VGG11S = {model: scale_of(ROOT, "paper")["models"][model] for model in MODELS}
+RESNET = {
+    "table": "table5",
+    "seeds": 0,
+    "network": {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1], "width": 0.125},
+    "training": {
+        "epochs": 5,
+        "batch_size": 40,
+        "learning_rate": 0.02,
+        "schedule": "cosine",
+        "warmup_epochs": 0,
+    },
+    "merging": {"images": 200, "batch_size": 100},
+}
+RESNETS = {
+    "old": RESNET | {"image_size": 32, "paper": "torchvision_old"},
+    "simsiam_odd": RESNET
+    | {
+        "image_size": 33,
+        "paper": "simsiam_225",
+        "recipe": ["pretraining", "linear"],
+        "pretraining": {"epochs": 1, "dimensions": 32, "bottleneck": 8},
+        "linear": {"epochs": 3, "learning_rate": 0.15},
+    },
+}
+SHARED = {  # by all models of the scale `tiny`
     "seeds": "0-1",
     "data": {"dataset": "generated", "train_images": 400, "test_images": 200, "seed": 0},
     "network": {"width": 0.03125, "initialization": "he"},
@@ -137,42 +205,18 @@ TINY = {
         "epochs": 3,
         "batch_size": 10,
         "learning_rate": 0.01,
+        "weight_decay": 0.0005,
+        "warmup_epochs": 1,
         "crop_padding": 2,
         "invariance_weight": 0.3,
         "precision": "float32",
     },
     "merging": {"images": 100, "invariance_images": 50, "batch_size": 50},
-    "families": {
-        "resnet": {
-            "network": {
-                "architecture": "resnet",
-                "block": "basic",
-                "layers": [1, 1, 1, 1],
-                "width": 0.125,
-            },
-            "training": {
-                "epochs": 5,
-                "batch_size": 40,
-                "learning_rate": 0.02,
-                "schedule": "cosine",
-                "warmup_epochs": 0,
-            },
-            "pretraining": {"epochs": 1, "dimensions": 32, "bottleneck": 8},
-            "linear": {"epochs": 3, "learning_rate": 0.15},
-            "merging": {"images": 200, "batch_size": 100},
-        }
-    },
-    "figure9": "old",
-    "models": {
-        "old": {"family": "resnet", "image_size": 32, "paper": "torchvision_old"},
-        "simsiam_odd": {
-            "family": "resnet",
-            "image_size": 33,
-            "paper": "simsiam_225",
-            "recipe": ["pretraining", "linear"],
-        },
-    },
+    "flipped_training": {"seed": 0, "steps": 2, "batch_size": 4, "learning_rate": 0.01},
+    "theory": {"seed": 0, "draws": dict.fromkeys(Draws.model_fields, 200)},
 }
+VGG11S_ALONE = SHARED | {"models": VGG11S, "pairs": PAIRS}
+TINY = SHARED | {"models": VGG11S | RESNETS, "pairs": PAIRS, "figure9": "old"}
 
 
 @pytest.fixture(scope="session")
@@ -182,17 +226,10 @@ def clone(tmp_path_factory) -> Callable[[], Clone]:
 
 
 def set_to_tiny(made: Clone) -> Clone:
-    """The clone, set to two types of VGG11 and two of ResNets at the scale `tiny`."""
-    given = config_of(made.folder)
-    made.configure(
-        scale="tiny",
-        device="cpu",
-        models={model: given["models"][model] for model in MODELS},
-        pairs=PAIRS,
-        flipped_training={**given["flipped_training"], "steps": 2, "batch_size": 4},
-        theory={"seed": 0, "draws": dict.fromkeys(given["theory"]["draws"], 200)},
-        scales={"tiny": TINY},
-    )
+    """The clone, set to two types of VGG11 and two of ResNets at the scale `tiny`, beside no other."""
+    shutil.rmtree(made.folder / "scales")
+    write_scale(made.folder, "tiny", TINY)
+    made.configure(scale="tiny", device="cpu")
     return made
 
 

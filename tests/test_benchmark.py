@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import config_of
+from conftest import ROOT, scale_of, write_scale
 from small_nets import Images, vgg11
 from small_training import train_on
 
@@ -41,7 +41,15 @@ def test_the_plain_images_are_torchvisions_and_normalised_alike(splits):
 
 def test_full_batch_steps_of_the_plain_training_are_those_of_the_library(splits, float32):
     images, _ = splits
-    recipe = Recipe(3, 80, 0.05, weight_decay=5e-4, warmup_epochs=1, augmentation=False, precision="float32")
+    recipe = Recipe(
+        epochs=3,
+        batch_size=80,
+        learning_rate=0.05,
+        weight_decay=5e-4,
+        warmup_epochs=1,
+        augmentation=False,
+        precision="float32",
+    )
     here, plain = vgg11(0), vgg11(0)
     train_on(images, here, recipe)
     plain_training.train(plain, images, recipe, CPU, workers=0)
@@ -83,7 +91,9 @@ class Canned:
         return 1e12
 
 
-TASK = side_by_side.Task(Path(), "cpu", 1, 0, 1 / 8, Recipe(1, 50, 0.1, augmentation=False), 50, 50)
+TASK = side_by_side.Task(
+    Path(), "cpu", 1, 0, 1 / 8, Recipe(epochs=1, batch_size=50, learning_rate=0.1, augmentation=False), 50, 50
+)
 
 
 @pytest.mark.parametrize(
@@ -167,8 +177,8 @@ def test_training_and_merges_have_a_row_each_with_ratio_goal_and_agreement():
 @pytest.mark.slow(seconds=30)
 def test_the_workflows_own_cost_has_a_row_each(clone):
     made = clone()
-    scales = config_of(made.folder)["scales"]
-    made.configure(scales=scales | {"paper": scales["paper"] | {"seeds": 0}})
+    made.configure(scale="paper", seeds=None)
+    write_scale(made.folder, "paper", scale_of(ROOT, "paper") | {"seeds": 0, "beyond": {}})
     rows = side_by_side.workflow_rows(made.folder, "cpu", 1, repeats=1, demo=False, seeds=1)
     assert [row.what for row in rows] == [
         "dry run of the paper's grid",

@@ -1,7 +1,7 @@
 """What the config says of measurements beyond the paper: which jobs, which settings, and what can't be."""
 
 import pytest
-from conftest import ROOT, config_of
+from conftest import ROOT, scale_of, settings_of
 
 from relusym.config.measurements import MEASUREMENTS
 from relusym.config.settings import Settings
@@ -10,14 +10,11 @@ from relusym.findings import BEYOND, selection
 from relusym.records.currency import difference, stale
 from relusym.records.results import Results
 
-CONFIG = config_of(ROOT)
+LAPTOP = scale_of(ROOT, "laptop")
 
 
-def settings(scale="laptop", **beyond) -> Settings:
-    scales = {**CONFIG["scales"], scale: {**CONFIG["scales"][scale]}}
-    if beyond:
-        scales[scale]["beyond"] = beyond
-    return Settings.of(CONFIG | {"scale": scale, "scales": scales})
+def settings(**beyond) -> Settings:
+    return settings_of(LAPTOP | ({"beyond": beyond} if beyond else {}), "laptop")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,7 @@ def test_the_laptop_measures_everything_on_four_seeds_of_each_type(laptop):
 
 def test_a_type_set_to_null_is_left_out_wherever_it_is_named():
     gone = {"cnn_noaug", "cnn_inv"}
-    left = Settings.of(CONFIG | {"scale": "laptop", "models": {**CONFIG["models"], **dict.fromkeys(gone)}})
+    left = settings_of(scale="laptop", models=dict.fromkeys(gone))
     everything = settings()
     assert gone & {*everything.models} == gone and not gone & {*left.models}
     assert left.types_paired == [pair for pair in everything.types_paired if not gone & {*pair}]
@@ -50,7 +47,7 @@ def test_a_type_set_to_null_is_left_out_wherever_it_is_named():
         assert left.subjects(kind) == [
             nets for nets in everything.subjects(kind) if not gone & {model for model, _ in nets}
         ]
-    none = Settings.of(CONFIG | {"models": {**CONFIG["models"], "cnn_inv": None}, "scale": "demo"})
+    none = settings_of(models={"cnn_inv": None})
     assert none.measured == ["curves"]  # the others are of that type alone
 
 
@@ -140,11 +137,7 @@ def test_matchings_are_compared_on_the_nets_of_their_section_and_involutions_on_
 
 def test_the_starts_of_weight_matching_outdate_its_merges_and_no_other():
     def merges(**merging):
-        scale = CONFIG["scales"]["demo"]
-        chosen = {**scale, "merging": {**scale["merging"], **merging}}
-        found = Results(
-            Settings.of(CONFIG | {"scale": "demo", "scales": {**CONFIG["scales"], "demo": chosen}})
-        ).jobs
+        found = Results(settings_of(merging=merging)).jobs
         return {path: job.settings for path, job in found.items() if job.kind == "flip_merge"}
 
     before, after = merges(), merges(starts=3)
@@ -165,7 +158,7 @@ def test_during_training_is_at_the_epochs_that_are_kept_and_the_last(laptop):
 
 def test_what_a_measurement_depends_on_outdates_it_and_nothing_of_the_papers():
     before = Results(settings())
-    changed = {**CONFIG["scales"]["laptop"]["beyond"]}
+    changed = {**LAPTOP["beyond"]}
     changed["curves"] = changed["curves"] | {"points": 11}
     changed["exact_gcnn"] = changed["exact_gcnn"] | {"from_scratch": []}
     after = Results(settings(**changed))
@@ -181,17 +174,23 @@ def test_what_a_measurement_depends_on_outdates_it_and_nothing_of_the_papers():
 @pytest.mark.parametrize(
     ("beyond", "said"),
     [
-        ({"curve": {}}, "scales.laptop.beyond.name: 'curve' given; allowed is one of matchings, exact_gcnn"),
+        (
+            {"curve": {}},
+            "laptop.yaml: beyond: unknown key 'curve', is it 'curves'.; allowed are matchings, exact",
+        ),
         ({"curves": {"models": ["cn"]}}, "beyond.curves.models: 'cn' given; allowed is one of cnn, "),
         (
             {"curves": {"pairs": [["gcnn", "pgcnn"]]}},
             r"beyond.curves.pairs: \[gcnn, pgcnn\] is none of the pairs",
         ),
-        ({"curves": {"point": 5}}, "unknown key 'point'"),
+        ({"curves": {"point": 5}}, "unknown key 'point', is it 'points'"),
         ({"curves": {"points": 2}}, "points: 2 given; allowed is at least 3"),
         ({"curves": {"points": 4}}, "points: 4 given; allowed is an odd number"),
         ({"curves": {"models": ["cnn"], "seeds": "40"}}, "curves.seeds: 40 is none of the seeds of cnn"),
-        ({"by_layer": {"pairs": [["cnn", "cnn"]]}}, "by_layer.pairs: by_layer is of single nets"),
+        (
+            {"by_layer": {"pairs": [["cnn", "cnn"]]}},
+            "beyond.by_layer: unknown key 'pairs'; allowed are models, seeds, images$",
+        ),
         (
             {"exact_gcnn": {"matching": "activation"}},
             "matching: 'activation' given; allowed is one of involution",
@@ -213,6 +212,6 @@ def test_what_cannot_be_is_one_line(beyond, said):
 
 
 def test_another_invariance_of_images_that_are_not_generated_is_refused():
-    models = CONFIG["models"] | {"cnn": {"data": {"invariant_to": "vertical_flip"}}}
+    models = {"cnn": {"data": {"invariant_to": "vertical_flip"}}}
     with pytest.raises(UserError, match="invariant_to: only for generated images"):
-        Settings.of(CONFIG | {"scale": "laptop", "models": models})
+        settings_of(scale="laptop", models=models)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, Clone, config_of
+from conftest import TINY, Clone
 from small_nets import Images
 
 from relusym import checkpoint
@@ -65,15 +65,14 @@ MEASURED = [
 def measured(tiny) -> Clone:
     """A clone after `all` and `beyond`."""
     made = tiny()
-    given = config_of(made.folder)
-    noaug = {"table": "beyond", "training": {"augmentation": False}, "data": TURNED}
-    sections = {**TINY, "families": {}, "models": {}, "beyond": SECTIONS}
-    sections["training"] = TINY["training"] | {"snapshots": [0, 1]}
+    noaug = {"table": None, "training": {"augmentation": False}, "data": TURNED}
     made.configure(
-        models={"cnn": given["models"]["cnn"], "noaug": noaug},
+        training=TINY["training"] | {"snapshots": [0, 1]},
+        models={"cnn": TINY["models"]["cnn"], "noaug": noaug},
         pairs=[["cnn", "cnn"]],
         matchings=["activation", "involution"],
-        scales={"tiny": {key: value for key, value in sections.items() if key != "figure9"}},
+        figure9=None,
+        beyond=SECTIONS,
     )
     run = made.snakemake("beyond")
     assert run.returncode == 0, run.stdout
@@ -116,7 +115,7 @@ def test_nothing_beyond_the_paper_is_part_of_all(measured):
 
 def test_tables_are_made_again_from_records_alone(measured, tiny):
     made = measured.as_committed(tiny())
-    shutil.copy(measured.folder / "config.yaml", made.folder / "config.yaml")
+    shutil.copy(measured.folder / "scales/tiny.yaml", made.folder / "scales/tiny.yaml")
     folder = made.folder / "results/tiny"
     before = {path: path.read_bytes() for path in (folder / "tables").iterdir() if path.suffix != ".html"}
     shutil.rmtree(folder / "tables")
@@ -127,7 +126,7 @@ def test_tables_are_made_again_from_records_alone(measured, tiny):
 
 
 def test_other_settings_make_one_measurement_again_and_train_nothing(measured):
-    beyond = "scales={tiny: {beyond: {curves: {points: 7}}}}"
+    beyond = "beyond={curves: {points: 7}}"
     jobs = planned(measured, "beyond", "--config", beyond)
     assert jobs == [job for job in MEASURED if "curves" in job]
 

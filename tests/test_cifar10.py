@@ -24,7 +24,6 @@ from relusym.config.image_checks import Extent
 from relusym.data import image_set
 from relusym.data.extent import known_extent
 from relusym.errors import UserError
-from relusym.jobs.checklist import data_problems
 from relusym.records.fields import images_of
 from relusym.reporting import image_files
 from relusym.reporting.command import main
@@ -379,20 +378,15 @@ def test_a_truncated_archive_is_one_line_wherever_it_ends(tmp_path, source):
 
 
 def test_what_is_not_there_is_one_line_that_says_what_may_be(tmp_path):
-    spec = {"kind": "binary", "root": str(tmp_path / "nowhere")}
     said = refused("binary", tmp_path / "nowhere", tmp_path)
     assert said == (
         f"cifar10.root: {tmp_path / 'nowhere'} given; allowed is cifar-10-batches-bin/, its archive "
         "cifar-10-binary.tar.gz, or the folder that holds either"
     )
-    assert data_problems(tmp_path / "images.safetensors", spec, "cifar10") == [
-        said
-    ]  # before a grid is submitted
     put(tmp_path / "nowhere" / "cifar-10-batches-py", python_files())
     assert refused("binary", tmp_path / "nowhere", tmp_path) == (
         f"{said} (there is cifar-10-batches-py: set cifar10.source: python)"
     )
-    assert data_problems(tmp_path / "images.safetensors", spec | {"kind": "python"}, "cifar10") == []
 
 
 class Code:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, TINY, Clone, config_of
+from conftest import ROOT, VGG11S_ALONE, Clone, write_scale
 from slurm_cluster import SlurmCluster, missing, wait_until
 
 from relusym.jobs.checklist import Submission, slurm_problems
@@ -47,10 +47,8 @@ class Run:
 
     def __init__(self, clone: Clone, environment: dict[str, str], faults: dict[str, list[dict]]):
         self.folder, self.environment = clone.folder, environment
-        config = config_of(self.folder)
-        models = {model: config["models"][model] for model in ("cnn", "gcnn")}
-        scales = {"tiny": {key: value for key, value in TINY.items() if key not in ("models", "figure9")}}
-        clone.configure(scale="tiny", models=models, pairs=[["cnn", "gcnn"]], scales=scales)
+        write_scale(self.folder, "tiny", VGG11S_ALONE | {"pairs": [["cnn", "gcnn"]]})
+        clone.configure(scale="tiny")
         scripts = self.folder / "workflow_scripts"
         shutil.copy(ROOT / "tests" / "job_faults.py", scripts)
         for script in scripts.glob("*.py"):

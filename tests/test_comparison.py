@@ -6,7 +6,7 @@ from copy import deepcopy
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, config_of
+from conftest import ROOT, scale_of, settings_of, write_scale
 from records import MODELS, NAMES, PAIRS, flip, pair, train
 from scipy import stats
 
@@ -107,15 +107,13 @@ def test_a_table_of_single_nets_without_stds_is_compared_as_well():
     assert set(found["verdict"]) == {"equal"}
 
 
-CONFIG = config_of(ROOT)
-OF_SCALE = {
-    scale: selection.about(Settings.of(CONFIG | {"scale": scale}), "comparison") for scale in CONFIG["scales"]
-}
+SCALES = "demo", "laptop", "paper"
+OF_SCALE = {scale: selection.about(settings_of(scale=scale), "comparison") for scale in SCALES}
 
 
 def made(kind, *models, source="CIFAR10", digest=cifar10.DIGEST, scale="paper", **changes):
     """A record of nets made by the scale's settings but for `changes`, by their path in a training or in a merge."""
-    settings = Settings.of(CONFIG | {"scale": scale})
+    settings = settings_of(scale=scale)
     given = deepcopy(settings.train(models[0]) if kind == "train" else getattr(settings, kind)(*models))
     for path, value in changes.items():
         *parents, last = path.split("__")
@@ -235,9 +233,9 @@ def test_the_settings_of_the_scale_paper_are_the_papers():
     assert merge["merging"] == {"matching": "activation", "images": None}
 
 
-def test_a_config_without_a_valid_scale_paper_calls_nothing_the_papers():
-    scales = {name: scale for name, scale in CONFIG["scales"].items() if name != "paper"}
-    about = selection.about(Settings.of(CONFIG | {"scale": "demo", "scales": scales}), "comparison")
+def test_a_config_without_a_valid_scale_paper_calls_nothing_the_papers(tmp_path):
+    write_scale(tmp_path, "demo", scale_of(ROOT, "demo"))
+    about = selection.about(Settings.of({"scale": "demo"}, [tmp_path / "scales"]), "comparison")
     assert about["paper"] == {}
     assert other_than_the_papers(made("train", "cnn"), about) == ["type of net"]
 

@@ -10,7 +10,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
-from conftest import MODELS, ROOT, config_of, latest_log
+from conftest import MODELS, ROOT, config_of, latest_log, settings_of
 
 from relusym import cifar10
 from relusym.config.settings import Settings
@@ -19,7 +19,6 @@ from relusym.records.currency import difference, stale
 from relusym.records.files import read_record, write_record
 from relusym.records.results import Results
 
-CONFIG = config_of(ROOT)
 FLIPS = [f"flip_merge {model} {seed}" for model in MODELS for seed in (0, 1)]
 FLIPS += ["flip_merge old 0", "flip_merge simsiam_odd 0"]
 RESULT = "results/tiny"
@@ -52,14 +51,15 @@ def flip_byte(path, place):
 
 
 def settings(**changes):
-    config = copy.deepcopy(CONFIG)
+    """Those of the scale `demo`, or another, with other values of keys."""
+    run = {"cifar10": copy.deepcopy(config_of(ROOT)["cifar10"])}
     for key, value in changes.items():
         *path, last = key.split("__")
-        at = config
+        at = run
         for part in path:
             at = at.setdefault(part, {})
         at[last] = value
-    return Settings.of(config)
+    return settings_of(**run)
 
 
 # ---- one record, without Snakemake
@@ -85,7 +85,7 @@ def test_a_record_made_with_the_wanted_settings_is_current():
 
 
 def test_a_record_that_is_missing_or_of_other_settings_checkpoint_or_filters_says_so():
-    other = settings(scales__demo__training__batch_size=40).flip_merge("cnn")
+    other = settings(training__batch_size=40).flip_merge("cnn")
     assert reason(None) == "missing"
     assert reason(a_record(), other) == "made with another trained.0.training.batch_size"
     assert "another checkpoint" in reason(a_record(), checkpoints=["xyz"])
@@ -113,7 +113,7 @@ def test_a_key_that_is_absent_means_its_default_in_old_records_and_in_new_settin
         assert difference(old, wanted) is None and difference(wanted, old) is None
     del old["symmetry"]
     assert difference(old, wanted) is None
-    assert difference(old, settings(defaults__symmetry="vertical_flip").train("cnn")) == "symmetry"
+    assert difference(old, settings(symmetry="vertical_flip").train("cnn")) == "symmetry"
     merge = settings().pair_merge("cnn", "gcnn")
     del merge["merging"]["matching"]
     assert difference(merge, settings().pair_merge("cnn", "gcnn")) is None
@@ -122,10 +122,10 @@ def test_a_key_that_is_absent_means_its_default_in_old_records_and_in_new_settin
 @pytest.mark.parametrize(
     "key",
     [
-        "scales__demo__training__save_every",
-        "scales__demo__merging__batch_size",
-        "defaults__families__resnet__merging__batch_size",
-        "scales__demo__families__resnet__training__workers",
+        "training__save_every",
+        "merging__batch_size",
+        "models__simsiam_odd__merging__batch_size",
+        "models__old__training__workers",
         "models__cnn__name",
         "models__cnn__description",
     ],
@@ -138,14 +138,14 @@ def test_what_does_not_change_a_result_is_no_part_of_its_settings(key):
 
 
 def test_other_invariance_images_measure_again_and_train_nothing():
-    changed = settings(scales__demo__merging__invariance_images=400)
+    changed = settings(merging__invariance_images=400)
     assert changed.train("cnn") == settings().train("cnn")  # nor does a training that was cut off start over
     assert changed.flip_merge("cnn") != settings().flip_merge("cnn")
     assert changed.pair_merge("cnn", "gcnn") == settings().pair_merge("cnn", "gcnn")
 
 
 def test_the_weight_of_a_loss_that_is_off_changes_nothing():
-    changed = settings(scales__demo__training__invariance_weight=0.7)
+    changed = settings(training__invariance_weight=0.7)
     assert changed.train("cnn") == settings().train("cnn")
     assert changed.train("cnn_inv") != settings().train("cnn_inv")
 
@@ -188,9 +188,9 @@ def test_images_that_are_not_prepared_yet_are_told_apart_by_label_but_torchvisio
 
 
 def test_what_does_not_change_a_result_outdates_no_job(copied):
-    changes = "scales={tiny: {training: {save_every: 2}, merging: {batch_size: 40}}}"
-    assert copied.planned("--config", changes) == []
-    jobs = copied.planned("--config", "scales={tiny: {merging: {invariance_images: 40}}}")
+    changes = "training={save_every: 2}", "merging={batch_size: 40}"
+    assert copied.planned("--config", *changes) == []
+    jobs = copied.planned("--config", "merging={invariance_images: 40}")
     assert set(FLIPS) <= set(jobs)
     assert not any(job.startswith(("train", "pair_merge", "prepare_data")) for job in jobs)
 
@@ -262,7 +262,7 @@ def test_a_job_refuses_other_images_than_the_records_beside_it_are_of(committed)
     """As when they have been prepared in this very run, under the label of the others."""
     path = committed.folder / "data/generated-400-200-0.safetensors"
     (committed.folder / RESULT / "records/train/cnn-0.json").unlink()
-    results = Results(Settings.of(config_of(committed.folder)))
+    results = Results(Settings.of(config_of(committed.folder), [committed.folder / "scales"]))
     record = next(path for path in (committed.folder / RESULT / "records/train").glob("gcnn-0.json"))
     other_images(path)
     from relusym.errors import UserError
@@ -313,13 +313,14 @@ def test_pieces_that_were_copied_together_with_old_times_are_all_in_the_table(co
         ("filters={zero_filter: 0.2}", {"zero_filters", "claims"}),
         ("models={cnn: {name: Plain net}}", {"table1", "table2", "table4", "figure4"}),
         ("models={cnn: {description: A net}}", {"table1"}),
-        ("scales={tiny: {figure9: simsiam_odd}}", {"figure9"}),
+        ("figure9=simsiam_odd", {"figure9"}),
         ("pairs=[[cnn, gcnn]]", {"table4", "comparison"}),
-        ("scales={tiny: {models: {old: null}, figure9: simsiam_odd}}", {"table3", "table5", "figure9"}),
+        ("models={old: null} figure9=simsiam_odd", {"table3", "table5", "figure9"}),
     ],
 )
 def test_tables_and_figures_show_the_present_config_and_nothing_is_measured_for_it(committed, given, shown):
-    jobs = set(committed.planned("--config", given))
+    given = re.split(r" (?=\w+=)", given)
+    jobs = set(committed.planned("--config", *given))
     assert shown <= jobs
     assert not any(job.startswith(("train ", "flip_merge ", "pair_merge ", "prepare_data")) for job in jobs)
 
@@ -379,7 +380,7 @@ def test_prepared_images_that_have_changed_in_one_byte_are_refused_by_name(copie
 def test_clocks_decide_nothing(copied, time):
     set_times(copied.folder, time)
     assert copied.planned() == []
-    jobs = copied.planned("--config", "scales={tiny: {training: {batch_size: 20}}}")
+    jobs = copied.planned("--config", "training={batch_size: 20}")
     assert "train cnn 0" in jobs and "flip_merge cnn 0" in jobs and "table2" in jobs
     (copied.folder / RESULT / "records/pair_merge/gcnn-0--gcnn-1.json").unlink()
     jobs = copied.planned()
@@ -392,7 +393,7 @@ def test_what_was_there_stays_until_its_successor_is_whole(copied):
     parts = [f"{RESULT}/{part}" for part in ("records", "checkpoints", "filters", "tables")]
     before = files_of(copied.folder, *parts)
     flip_byte(copied.folder / "data/generated-400-200-0.safetensors", -5)
-    run = copied.snakemake("--config", "scales={tiny: {training: {batch_size: 20}}}")
+    run = copied.snakemake("--config", "training={batch_size: 20}")
     assert run.returncode != 0 and "isn't what was prepared" in run.stdout
     after = files_of(copied.folder, *parts)
     assert {path: after.get(path) for path in before} == before

@@ -13,7 +13,7 @@ from small_training import assert_same, saved
 from training_worker import run
 
 from relusym import checkpoint
-from relusym.errors import UserError
+from relusym.errors import Interrupted, UserError
 from relusym.training.distributed import _why, launch
 
 pytestmark = pytest.mark.slow(seconds=10)
@@ -56,6 +56,16 @@ def test_all_processes_start_again_together_after_a_kill_and_equal_one_on_the_sa
     assert launch("training_worker", job, 2, 1) == {"epochs": 3}
     assert not (Path(job["folder"]) / "kill").exists()
     assert_same(alone, saved(job["to"]), 1e-5)
+
+
+def test_a_process_that_fails_when_all_is_done_makes_nobody_train_again(job):
+    folder = Path(job["folder"])
+    job["fails at the end"] = True
+    (folder / "wait").touch()
+    with pytest.raises(Interrupted, match=r"^interrupted in epoch 1\.33 of 3"):
+        launch("training_worker", job, 2, 3, interrupted=(folder / "is waiting").exists)
+    assert checkpoint.load(job["state"])[1]["step"] == 2
+    assert sorted((folder / "runs").read_text().split()) == ["0", "1"]
 
 
 def test_a_users_error_in_a_process_is_the_users_error_of_the_job(job):
@@ -101,13 +111,13 @@ def test_when_the_launcher_is_warned_or_dies_all_processes_stop_at_one_step_and_
         assert launcher.poll() is None
         time.sleep(0.01)
     launcher.send_signal(number)
-    launcher.wait(timeout=60)
+    launcher.wait(timeout=300)
     assert launcher.returncode != 0
     if number == signal.SIGTERM:
         said = launcher.stderr.read().splitlines()[-1]
         assert said.startswith("relusym.errors.Interrupted: interrupted in epoch 1.33 of 3")
     (folder / "wait").unlink()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while checkpoint.load(state)[1]["step"] == 0 and time.monotonic() < deadline:
         time.sleep(0.01)
     about = checkpoint.load(state)[1]

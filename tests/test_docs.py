@@ -12,6 +12,7 @@ from snakemake.cli import parse_args
 from torch.utils.data import DataLoader, TensorDataset
 
 from relusym import nets
+from relusym.config.docs import page
 from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import generate
 from relusym.findings import FIGURES, TABLES
@@ -20,6 +21,7 @@ from relusym.theory import STATEMENTS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMENTED = [*PAGES, *(ROOT / path for path in ("config.yaml", "Snakefile", "Makefile", "docs/rules.dot"))]
+COMMENTED += sorted(ROOT.glob("scales/*.yaml"))
 COMMENTED += sorted([*ROOT.glob("profiles/*/config.yaml"), *ROOT.glob("rules/*.smk")])
 TEXT = {page: page.read_text(encoding="utf-8") for page in COMMENTED}
 
@@ -42,9 +44,10 @@ COMMANDS = [
 PLANNED = {  # those that change more of the config than its scale, and jobs that they plan; ImageNet isn't there
     "cifar10={": {"train cnn 0", "pair_merge gcnn 11 gcnn 0", "table2"},
     "imagenet": {"table3", "table5"},
-    "mine: {family": {"table5"},
+    "models={byol": {"table5"},
     "cifar_resnet": {"train mine 2", "flip_merge mine 2", "table2", "train cnn 0"},
     "cifar100": {"train cnn 0", "train simsiam_odd.pretraining 0", "table5"},
+    "training={batch_size": {"train cnn 0", "flip_merge pgcnn 11", "table2"},
     "quarter_turn": {"train mine 2", "flip_merge mine 2", "table2"},
 }
 
@@ -54,6 +57,17 @@ def test_every_link_leads_somewhere(page):
     links = LINK.findall(TEXT[page])
     broken = [link for link in links if not (page.parent / link).exists()]
     assert links and not broken
+
+
+@pytest.mark.parametrize("page", ["running.md", "cluster.md"])
+def test_every_fault_of_a_table_names_a_test_that_is_there(page):
+    text = TEXT[ROOT / "docs" / page]
+    (table,) = re.findall(r"^\| fault .*\n\|[-|]*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    last = [row.rstrip(" |").rpartition("| ")[2] for row in table.splitlines()]
+    for test in {name.strip("`") for name in last if name != "the same"}:
+        file, _, name = test.rpartition("::")
+        there = (ROOT / "tests" / (file or "test_cluster.py")).read_text(encoding="utf-8")
+        assert f"\ndef {name}(" in there, test
 
 
 @pytest.mark.parametrize("page", COMMENTED, ids=lambda page: str(page.relative_to(ROOT)))
@@ -82,9 +96,14 @@ def test_snakemake_takes_every_command(command, monkeypatch):
 
 @pytest.mark.parametrize("part", PLANNED)
 def test_a_command_plans_what_its_page_says(part, clone):
-    (command,) = (c for c in COMMANDS if part in c and (part != "imagenet" or "mine" not in c))
+    (command,) = (c for c in COMMANDS if part in c and (part != "imagenet" or "byol" not in c))
     planned = clone().planned(*shlex.split(command.replace("--cores all ", "")))
     assert PLANNED[part] <= {*planned} and ("imagenet" not in command or PLANNED[part] == {*planned})
+
+
+def test_the_page_of_the_config_has_what_its_sections_say():
+    made = TEXT[ROOT / "docs/config.md"]
+    assert made == page() and "`learning_rate`" in made  # make docs/config.md
 
 
 def snippets(page):
@@ -190,7 +209,7 @@ def test_the_drawing_has_the_rules_and_the_arrows_of_snakemakes_own(clone, tmp_p
     filters = "results/paper/figures/filters/conv1-cnn-0.png"
     given = ["scale=paper", "seeds=0", f"imagenet={{root: {tmp_path}}}"]
     made = clone()
-    given.append("scales={paper: {beyond: {during_training: {models: [cnn]}}}}")
+    given.append("beyond={during_training: {models: [cnn]}}")
     run = made.snakemake("all", "beyond", filters, "--config", *given, "--rulegraph")
     labels = dict(re.findall(r'(\d+)\[label = "(\w+)"', run.stdout))
     arrows = {(labels[a], labels[b]) for a, b in re.findall(r"(\d+) -> (\d+)", run.stdout)}

@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, Clone, config_of
+from conftest import SHARED, TINY, VGG11S, VGG11S_ALONE, Clone, settings_of, write_scale
 from PIL import Image
 from torch import nn
 
 from relusym import data
-from relusym.config.settings import Settings
 from relusym.data import DATA_SETS, image_set
 from relusym.data.chiral_shapes import generate
 from relusym.errors import UserError
@@ -26,6 +25,7 @@ from relusym.nets import ARCHITECTURES
 from relusym.records.files import read_record, write_record
 from relusym.records.results import Results
 from relusym.registry import Entry
+from relusym.schema import Count, Section
 from relusym.training.objectives import Supervised
 from relusym.training.recipe import OBJECTIVES
 
@@ -35,8 +35,9 @@ RESULTS = Path("results/tiny")
 
 def run_with(clone: Clone, *targets: str, models, pairs=(), scale=None, **config) -> Clone:
     """The clone after a run with these models alone, at the scale `tiny` with what `scale` says."""
-    sections = {**TINY, "data": IMAGES, "families": {}, "models": {}, "figure9": None, **(scale or {})}
-    clone.configure(models=models, pairs=[list(pair) for pair in pairs], scales={"tiny": sections}, **config)
+    sections = SHARED | {"data": IMAGES, "models": models, "pairs": [list(pair) for pair in pairs]}
+    write_scale(clone.folder, "tiny", sections | (scale or {}))
+    clone.configure(**config)
     run = clone.snakemake(*targets)
     assert run.returncode == 0, run.stdout
     return clone
@@ -66,10 +67,9 @@ def copy_of(made: Clone, to: Path) -> Clone:
 
 
 @pytest.fixture
-def config(tiny) -> dict:
-    """The config of the scale `tiny`, without ResNets."""
-    given = config_of(tiny().folder)
-    return given | {"scales": {"tiny": TINY | {"data": IMAGES, "models": {}, "figure9": None}}}
+def sections() -> dict:
+    """The scale `tiny`, without ResNets."""
+    return VGG11S_ALONE | {"data": IMAGES}
 
 
 # ---- architectures, by config alone
@@ -154,22 +154,24 @@ def test_figures_number_the_layers_of_each_architecture_from_one(families):
         assert panel.get_xlim()[1] < 10 and len(panel.get_xticks()) == 9
 
 
-def test_nets_that_have_no_halfway_net_are_no_pair(config):
+def test_nets_that_have_no_halfway_net_are_no_pair(sections):
     def refused(pair, **models):
         with pytest.raises(UserError) as error:
-            Settings.of(config | {"models": config["models"] | models, "pairs": [pair]})
+            settings_of(sections | {"models": VGG11S | models, "pairs": [pair]})
         return str(error.value)
 
     said = refused(["cnn", "bn"], bn=BN)
-    assert said.startswith("pairs: [cnn, bn] can't be merged, since they differ in network.architecture")
+    assert said.partition(": ")[2].startswith(
+        "pairs: [cnn, bn] can't be merged, since they differ in network.architecture"
+    )
     assert refused(["cnn", "wide"], wide={"network": {"width": 0.125}}).endswith("differ in network.width")
     assert refused(["cnn", "big"], big={"image_size": 48}).endswith("differ in image_size")
     same = {"same": {"network": {"group_convs": 8, "initialization": "pytorch"}}}
-    assert Settings.of(config | {"models": config["models"] | same, "pairs": [["cnn", "same"]]}).pairs
+    assert settings_of(sections | {"models": VGG11S | same, "pairs": [["cnn", "same"]]}).pairs
 
 
-def test_resnets_alone_have_the_tables_and_figures_that_need_no_others(config):
-    settings = Settings.of(config | {"models": {"resnet8": RESNET8 | {"table": "table5"}}, "pairs": []})
+def test_resnets_alone_have_the_tables_and_figures_that_need_no_others(sections):
+    settings = settings_of(sections | {"models": {"resnet8": RESNET8 | {"table": "table5"}}, "pairs": []})
     assert [*selection.about(settings, "table5")["models"]] == ["resnet8"]
     assert selection.about(settings, "table2")["models"] == []
     assert selection.figures(settings) == ["matchings_figure", "figure3", "figure10"]
@@ -253,14 +255,17 @@ def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_
         ),
         (
             {"trian": "train"},
-            "datasets.colours: unknown key 'trian'; allowed are root, train, test",
+            "datasets.colours: unknown key 'trian', is it 'train'?; allowed are root, train, test",
         ),
-        ({"root": 3}, "datasets.colours.root: 3 given; allowed is a value of type string"),
+        (
+            {"root": 3},
+            "datasets.colours.root: 3 given; allowed is text, in quotes: YAML takes this for a number",
+        ),
     ],
 )
-def test_a_bad_data_set_is_named_before_any_job(config, given, said):
+def test_a_bad_data_set_is_named_before_any_job(given, said):
     with pytest.raises(UserError) as error:
-        Settings.of(config | {"datasets": {"colours": coarse(Path("a"))["datasets"]["colours"] | given}})
+        settings_of(datasets={"colours": coarse(Path("a"))["datasets"]["colours"] | given})
     assert str(error.value).startswith(said)
 
 
@@ -329,13 +334,21 @@ def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is
             assert merged["settings"]["merging"]["matching"] == "identity"
             assert all(p == sorted(p) for p in merged["permutations"].values())
     shown = table(made, "matchings").fillna({"model_2": ""}).set_index(["model_2", "matching"])
-    assert selection.index.tolist() == [(w, m) for w in ("", "bn") for m in ("activation", "identity")]
+    assert shown.index.tolist() == [(w, m) for w in ("", "bn") for m in ("activation", "identity")]
     assert (shown["n"] == 2).all()
     own = [merged["barrier"]["repaired"] for merged in records(made, "flip_merge/identity").values()]
-    assert selection.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
+    assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
 
 
 # ---- an architecture, a data set, an objective, a matching of one's own: a class or function, a line in its registry
+
+
+class Channels(Section):
+    channels: Count
+
+
+class Shapes(Section):
+    count: Count
 
 
 class Shallow(nn.Module):
@@ -372,11 +385,9 @@ def backwards(pair: Pair) -> Matching:
     return pair.matched_by({group.name: torch.arange(group.size).flip(0) for group in pair.groups})
 
 
-def test_what_a_registry_gets_in_one_line_is_used_by_its_name_in_the_config(config, tmp_path, monkeypatch):
-    channels = {"channels": {"type": "integer", "minimum": 1}}
-    monkeypatch.setitem(ARCHITECTURES, "shallow", Entry(f"{__name__}:Shallow", channels))
-    count = {"count": {"type": "integer", "minimum": 1}}
-    monkeypatch.setitem(DATA_SETS, "shapes", Entry(f"{__name__}:prepare_shapes", count))
+def test_what_a_registry_gets_in_one_line_is_used_by_its_name_in_the_config(sections, tmp_path, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "shallow", Entry(f"{__name__}:Shallow", Channels))
+    monkeypatch.setitem(DATA_SETS, "shapes", Entry(f"{__name__}:prepare_shapes", Shapes))
     monkeypatch.setitem(OBJECTIVES, "smoothed", Entry(f"{__name__}:Smoothed"))
     monkeypatch.setitem(MATCHINGS, "backwards", Entry(f"{__name__}:backwards"))
     source = {"source": "shapes", "count": 200, "label": "My shapes"}
@@ -386,8 +397,8 @@ def test_what_a_registry_gets_in_one_line_is_used_by_its_name_in_the_config(conf
         "training": {"objective": "smoothed", "weight_decay": 0.0},
         "merging": {"matching": "backwards"},
     }
-    given = {"datasets": {"my_shapes": source}, "models": {"mine": mine}, "pairs": [["mine", "mine"]]}
-    settings = Settings.of(config | given)
+    given = sections | {"models": {"mine": mine}, "pairs": [["mine", "mine"]]}
+    settings = settings_of(given, "tiny", datasets={"my_shapes": source})
     images, cpu = tmp_path / "images.safetensors", torch.device("cpu")
     spec, key = settings.preparation(settings.prepared("mine"))
     data.prepare(spec, images, key=key)

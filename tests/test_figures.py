@@ -476,7 +476,7 @@ def test_captions_are_valid(name):
     """Snakemake would only tell when the report is made."""
     models = ["cnn_inv", "cnn"] if name == "figure1" else ["gcnn"]
     about = {"models": models, "model": "gcnn", "names": NAMES, "zero_filter": 0.125}
-    config = config_of(ROOT)
+    config = config_of(ROOT) | {"net": {"width": 0.125, "epochs": 14}}
     given = SimpleNamespace(params=SimpleNamespace(about=about), config=config, wildcards=SimpleNamespace())
     text = Template((ROOT / "report" / f"{name}.rst").read_text(encoding="utf-8"), undefined=StrictUndefined)
     filled = text.render(snakemake=given, files=[])  # without results: Snakemake fills these in

@@ -9,16 +9,22 @@ import time
 import pytest
 
 from relusym.errors import UserError
-from relusym.jobs.gpu_slots import gpu_slots, visible_gpus
+from relusym.jobs.gpu_slots import gpu_slots, users_folder, visible_gpus
 
 TAKE = """
 import os, sys
-from pathlib import Path
 from relusym.jobs.gpu_slots import gpu_slots
-with gpu_slots(int(sys.argv[2]), 2, folder=Path(sys.argv[1]), poll=0.02):
+with gpu_slots(int(sys.argv[1]), 2, poll=0.02):
     print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
     sys.stdin.readline()
 """
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    """The machine's folder for temporary files."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
 
 
 @pytest.fixture
@@ -28,9 +34,13 @@ def take(tmp_path, pytestconfig):
 
     def start(count=1):
         scripts = str(pytestconfig.rootpath / "workflow_scripts")
-        environment = os.environ | {"PYTHONPATH": scripts, "CUDA_VISIBLE_DEVICES": "0,1"}
+        environment = os.environ | {
+            "PYTHONPATH": scripts,
+            "CUDA_VISIBLE_DEVICES": "0,1",
+            "TMPDIR": str(tmp_path),
+        }
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        command = [sys.executable, "-c", TAKE, str(tmp_path), str(count)]
+        command = [sys.executable, "-c", TAKE, str(count)]
         started.append(subprocess.Popen(command, **pipes, text=True, env=environment))
         return started[-1]
 
@@ -62,7 +72,7 @@ def test_a_job_on_two_gpus_takes_both_whole(take):
     both = take(2)
     with pytest.raises(subprocess.TimeoutExpired):
         both.communicate(timeout=1)
-    one.communicate("\n", timeout=20)
+    one.communicate("\n", timeout=300)
     assert both.stdout.readline().strip() == "0,1"
 
 
@@ -71,7 +81,7 @@ def test_threads_of_one_process_do_not_share_a_slot(tmp_path, monkeypatch):
     inside, most = [], []
 
     def work():
-        with gpu_slots(1, 1, folder=tmp_path, poll=0.01):
+        with gpu_slots(1, 1, poll=0.01):
             inside.append(1)
             most.append(len(inside))
             time.sleep(0.02)
@@ -88,7 +98,7 @@ def test_threads_of_one_process_do_not_share_a_slot(tmp_path, monkeypatch):
 def test_the_environment_is_as_before_afterwards(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert visible_gpus() == ["3", "5"]
-    with gpu_slots(1, 4, folder=tmp_path) as taken:
+    with gpu_slots(1, 4) as taken:
         assert taken == ["3"] and os.environ["CUDA_VISIBLE_DEVICES"] == "3"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
 
@@ -97,9 +107,63 @@ def test_more_gpus_than_there_are_is_one_line_and_none_at_all_is_a_cpu(tmp_path,
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with (
         pytest.raises(UserError, match="asks for 3 GPUs, and 2 are visible"),
-        gpu_slots(3, 1, folder=tmp_path),
+        gpu_slots(3, 1),
     ):
         pass
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with gpu_slots(1, 4, folder=tmp_path) as taken:
+    with gpu_slots(1, 4) as taken:
         assert taken == []
+
+
+def test_the_locks_lie_in_a_folder_that_the_user_alone_can_enter(temporary, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with gpu_slots(1, 1):
+        (folder,) = temporary.iterdir()
+        assert folder == users_folder() and folder.name == f"relusym-{os.getuid()}"
+        assert folder.stat().st_mode & 0o777 == 0o700 and [slot.name for slot in folder.iterdir()] == [
+            "gpu-0.0"
+        ]
+
+
+@pytest.mark.parametrize("planted", ["link", "link to nowhere", "open to all", "file", "another's"])
+def test_a_folder_that_another_user_planted_is_refused_and_what_it_leads_to_is_left_alone(
+    temporary, monkeypatch, planted
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    private, folder = temporary / "private", temporary / f"relusym-{os.getuid()}"
+    private.mkdir(mode=0o700)
+    if planted.startswith("link"):
+        folder.symlink_to(private if planted == "link" else temporary / "nowhere")
+    elif planted == "file":
+        folder.touch(mode=0o600)
+    else:
+        folder.mkdir(mode=0o700)
+        if planted == "open to all":
+            folder.chmod(0o1777)
+        else:
+            uid = os.getuid()
+            monkeypatch.setattr(os, "getuid", lambda: uid + 1)
+            folder.rename(temporary / f"relusym-{uid + 1}")
+    with (
+        pytest.raises(UserError, match=r"relusym-\d+ isn't a folder that you alone can enter"),
+        gpu_slots(1, 1),
+    ):
+        pass
+    assert private.stat().st_mode & 0o777 == 0o700 and not list(private.iterdir())
+    assert not (temporary / "nowhere").exists()
+
+
+@pytest.mark.parametrize("kind", ["link to nowhere", "fifo"])
+def test_a_slot_that_is_no_file_neither_hangs_nor_is_followed(temporary, monkeypatch, kind):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    slot = users_folder() / "gpu-0.0"
+    if kind == "fifo":
+        os.mkfifo(slot)
+    else:
+        slot.symlink_to(temporary / "nowhere")
+    try:
+        with gpu_slots(1, 1) as taken:
+            assert taken == ["0"]
+    except UserError as error:
+        assert "gpu-0.0 can't be locked" in str(error)
+    assert not (temporary / "nowhere").exists()

@@ -162,7 +162,8 @@ def test_config_is_checked_and_symmetries_are_named_without_torch(pytestconfig):
     code = (
         "import sys\nfrom relusym import nets\nfrom relusym.symmetry import SYMMETRIES\n"
         "from relusym.training.recipe import Recipe\n"
-        "nets.check({'architecture': 'vgg11'}); Recipe(1, 2, 3.0)\nassert 'torch' not in sys.modules"
+        "nets.check({'architecture': 'vgg11'}); Recipe(epochs=1, batch_size=2, learning_rate=3.0)\n"
+        "assert 'torch' not in sys.modules"
     )
     scripts = str(pytestconfig.rootpath / "workflow_scripts")
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": scripts}, check=True)

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import yaml
-from conftest import Clone, config_of
+from conftest import TINY, Clone, config_of
 
 SNAKEFILE = """
 configfile: "mine.yaml"
@@ -25,10 +25,8 @@ rule accuracies:
 @pytest.mark.slow(seconds=20)
 def test_a_workflow_uses_ours_under_a_prefix_with_its_own_config_and_in_its_own_folder(tiny, tmp_path):
     made = tiny()
-    config = config_of(made.folder)
-    config |= {"models": {"cnn": config["models"]["cnn"]}, "pairs": [], "seeds": 0}
-    config["scales"]["tiny"]["models"] = {}
-    config["scales"]["tiny"].pop("figure9")
+    config = config_of(made.folder) | {"seeds": 0, "models": dict.fromkeys(TINY["models"])}
+    config |= {"models": config["models"] | {"cnn": {"name": "Mine"}}, "figure9": None}
     mine = Clone.__new__(Clone)
     mine.folder = outer = tmp_path
     (outer / "mine.yaml").write_text(yaml.safe_dump(config))

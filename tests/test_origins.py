@@ -8,6 +8,7 @@ from records import ABOUT, flip, made, pair, settings, train
 from relusym.errors import UserError
 from relusym.findings import kinds_of, matchings, module_of, table1
 from relusym.findings.frames import read
+from relusym.findings.origins import notes
 
 OTHER = {"data": "0b" * 32, "source": "my copy"}
 COMPLAINTS = {
@@ -82,3 +83,12 @@ def test_a_table_takes_the_records_of_its_types_alone(tmp_path):
         found = read(("train", "flip_merge"), files, about)
         assert [record["model"] for record in found["train"]] == ["cnn"] and found["flip_merge"] == []
     assert len(read(("train",), {"train": paths}, {"notes": []})["train"]) == 3
+
+
+def test_that_nets_of_one_table_were_trained_in_several_precisions_is_told_below_it():
+    nets = [
+        train("cnn", seed, precision=p) for seed, p in enumerate(["float32", "bfloat16", "bfloat16", None])
+    ]
+    (line,) = [note for note in notes({"train": nets}, ABOUT) if "float" in note]
+    assert line == "Trained: 2 nets in bfloat16 and 1 net in float32"
+    assert not [note for note in notes({"train": nets[1:]}, ABOUT) if "float" in note]

@@ -1,7 +1,5 @@
 """Float32 means float32 in measurements and trainings, on GPUs too: TF32 is emulated where there is none."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from small_nets import Images, answers, resnet, smooth_images, vgg11
@@ -77,7 +75,7 @@ def test_a_training_computes_in_the_precision_that_it_names(precision):
     net.features.conv2.register_forward_hook(
         lambda module, args, output: seen.append((output.dtype, precisions()))
     )
-    train_on(images, net, replace(RESNET_RECIPE, epochs=1, precision=precision))
+    train_on(images, net, RESNET_RECIPE.but(epochs=1, precision=precision))
     assert seen == [(getattr(torch, precision), ["ieee"] * 3)] * len(seen) and seen
     assert precisions() == before
 

@@ -11,11 +11,11 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import TINY, config_of, latest_log, snakemake_command
+from conftest import VGG11S_ALONE, config_of, latest_log, snakemake_command, write_scale
+from filelock import SoftFileLease
 
 from relusym.config.settings import Settings
 from relusym.jobs.gpu_slots import gpu_slots
-from relusym.jobs.job_lock import owner
 
 
 def environment(**variables):
@@ -42,10 +42,8 @@ def run(folder, *arguments, **variables):
 def two_nets(clone):
     """A clone set to one cnn and one gcnn at the scale `tiny`."""
     made = clone()
-    given = config_of(made.folder)
-    models = {model: given["models"][model] for model in ("cnn", "gcnn")}
-    scales = {"tiny": {**TINY, "seeds": 0, "models": {}, "figure9": None}}
-    made.configure(scale="tiny", models=models, pairs=[["cnn", "gcnn"]], scales=scales)
+    write_scale(made.folder, "tiny", VGG11S_ALONE | {"seeds": 0, "pairs": [["cnn", "gcnn"]]})
+    made.configure(scale="tiny")
     return made.folder
 
 
@@ -151,15 +149,13 @@ def test_nothing_is_submitted_if_the_data_can_not_be_prepared_here(clone, pbs):
     config = ("--config", "scale=paper", "cifar10={source: folder, root: nowhere}")
     done = submit(clone().folder, "results/paper/records/train/cnn-0.json", "--retries", "0", *config)
     assert done.returncode == 1 and not calls.exists()
-    assert (
-        "Nothing was submitted:\n  cifar10.root: the folder nowhere/train is missing; set cifar10.root"
-        in done.stdout
-    )
+    line = "data folder nowhere is missing: set cifar10.root to the folder that holds train/ and test/"
+    assert f"\nerror in rule prepare_data: {line}\n" in done.stdout
 
 
 def broken_state(folder, model):
     """A training state that can't be read, which fails the net's training."""
-    settings = Settings.of(config_of(folder)).train(model)
+    settings = Settings.of(config_of(folder), [folder / "scales"]).train(model)
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     state = folder / f"results/tiny/states/{model}-0-{key}.safetensors"
     state.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +182,7 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
             text=True,
         )
         lock = two_nets / ".snakemake" / "relusym-tiny.lock"
-        while not (holder := owner(lock)) and first.poll() is None:
+        while not (holder := SoftFileLease(lock).owner) and first.poll() is None:
             time.sleep(0.05)
         refused = pool.submit(run, two_nets, *typed)
         heard = [first.stdout.readline()]
@@ -195,7 +191,7 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     second = refused.result()
     assert second.returncode == 1
     assert re.search(
-        rf"^error: .* is being done by process {holder['pid']} on .* \({lock.relative_to(two_nets)}\): wait for it",
+        rf"^error: .* is being done by process {holder.pid} on .* \({lock.relative_to(two_nets)}\): wait for it",
         second.stdout,
         re.MULTILINE,
     )

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, config_of
+from conftest import ROOT, settings_of
 from public_files import official_cifar10, public_resnet
 
 from relusym import nets
-from relusym.config.settings import Settings
 from relusym.evaluation.barrier import accuracy
 from relusym.evaluation.images import Images, normalisation
 from relusym.evaluation.invariance import invariance_error
@@ -33,12 +32,12 @@ def test_images():
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_a_public_resnet_has_its_published_accuracy_on_the_original_images(test_images, model, tmp_path):
     name, published, flipped, error = PUBLISHED[model]
-    given = Settings.of(config_of(ROOT) | {"scale": "laptop"}).models[model].given
-    state, about = gather({"file": str(public_resnet(name, tmp_path))}, given["network"], tmp_path)
-    net = nets.build(given["network"], about["classes"])
+    given = settings_of(scale="laptop").models[model]
+    state, about = gather({"file": str(public_resnet(name, tmp_path))}, given.network, tmp_path)
+    net = nets.build(given.network, about["classes"])
     net.load_state_dict(state)
     assert not about["dropped"] and not test_images.notes  # the digest of the official test images
-    images = Images(test_images.pixels, 500, normalise_of(given["data"]))
+    images = Images(test_images.pixels, 500, normalise_of(given.data.settings()))
     assert accuracy(net, images, test_images.labels) == published
     # not the net on flipped images: strides of 2 on an even width look at other pixels there
     assert accuracy(transformed(net, HORIZONTAL_FLIP, (3, 32, 32)), images, test_images.labels) == flipped
@@ -46,14 +45,14 @@ def test_a_public_resnet_has_its_published_accuracy_on_the_original_images(test_
 
 
 def test_the_net_of_the_docs_gives_the_same_logits_as_the_workflows(tmp_path):
-    file, given = public_resnet("resnet20-12fca82f.th", tmp_path), config_of(ROOT)
+    file = public_resnet("resnet20-12fca82f.th", tmp_path)
     own, _ = net_files.build(f"{ROOT / 'docs/resnet20.py'}:ResNet20", str(file), 0)
-    given = Settings.of(given | {"scale": "laptop"}).models["public_resnet20"].given
-    net = nets.build(given["network"], 10)
-    net.load_state_dict(gather({"file": str(file)}, given["network"], tmp_path)[0])
+    given = settings_of(scale="laptop").models["public_resnet20"]
+    net = nets.build(given.network, 10)
+    net.load_state_dict(gather({"file": str(file)}, given.network, tmp_path)[0])
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8))
-    scale = given["data"]["normalisation"]
-    x, y = normalise_of(given["data"])(pixels), normalisation(scale["mean"], scale["std"])(pixels)
+    scale = given.data.normalisation
+    x, y = normalise_of(given.data.settings())(pixels), normalisation(scale.mean, scale.std)(pixels)
     assert torch.allclose(x, y, atol=1e-6)
     with torch.no_grad():
         assert torch.allclose(net.eval()(x), own.eval()(y), atol=1e-4)

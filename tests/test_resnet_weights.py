@@ -221,6 +221,43 @@ def test_a_checksum_is_recorded_on_first_use_and_checked_ever_after(server, tmp_
     assert not path.exists()
 
 
+def test_a_download_has_the_hash_that_its_address_ends_with_or_it_is_not_kept(server, tmp_path):
+    folder, url = server
+    torch.save({"conv1.weight": torch.ones(5)}, folder / "a.pth")
+    right = sha256(folder / "a.pth")
+    wrong = right[:-1] + ("0" if right[-1] != "0" else "1")
+    with pytest.raises(UserError, match=rf"a\.pth has SHA-256 {right}, and not {wrong} as its address says"):
+        fetch(f"{url}/a.pth#sha256={wrong}", tmp_path / "kept")
+    assert not [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+    path = fetch(f"{url}/a.pth#sha256={right.upper()}", tmp_path / "kept")
+    assert path.name == "a.pth" and path == fetch(f"{url}/a.pth", tmp_path / "kept")
+    with pytest.raises(UserError, match="and not"):  # also of a file that is there already
+        fetch(f"{url}/a.pth#sha256={wrong}", tmp_path / "kept")
+    for fragment in ("sha265=" + right, "sha256=" + right[:-1], "v1"):
+        with pytest.raises(UserError, match="behind # belongs sha256= and its 64 hexadecimal digits"):
+            fetch(f"{url}/a.pth#{fragment}", tmp_path / "kept")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "{url}/../../../mine.pth",
+        "{url}/a/../../../../mine.pth",
+        "file://../../mine.pth",
+        "file:///.",
+        "file://",
+    ],
+)
+def test_an_address_leads_to_no_file_outside_the_folder_of_downloads(server, tmp_path, address):
+    folder, url = server
+    (folder / "mine.pth").write_text("no checkpoint")  # which is unlinked
+    mine = tmp_path / "mine.pth"
+    mine.write_text("mine")
+    with pytest.raises(UserError, match=r"\. and \.\. can be no part of an address"):
+        fetch(address.format(url=url), tmp_path / "data" / "weights")
+    assert mine.read_text() == "mine" and not (tmp_path / "data").exists()
+
+
 def test_a_download_that_ends_early_is_refused_and_fetched_again(server, tmp_path):
     folder, url = server
     torch.save({"conv1.weight": torch.ones(5)}, folder / "a.pth")

@@ -6,12 +6,11 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import config_of
+from conftest import ROOT, scale_of, settings_of
 from records import MEASURED
 
 from relusym import paper_values
 from relusym.checkpoint import load_arrays
-from relusym.config.settings import Settings
 from relusym.records.files import read_record
 
 TRAININGS = ["train old 0", "train simsiam_odd 0", "train simsiam_odd.pretraining 0"]
@@ -76,19 +75,19 @@ def test_a_missing_record_reruns_its_row_and_no_other(committed):
 
 
 def test_another_recipe_of_the_linear_layer_leaves_the_pretraining(finished):
-    change = "scales={tiny: {families: {resnet: {linear: {epochs: 5}}}}}"
+    change = "models={simsiam_odd: {linear: {epochs: 5}}}"
     jobs = finished.planned("table3", "table5", "--config", change)
     assert jobs == sorted([MERGES[1], TRAININGS[1], "table5"])
 
 
 def test_other_images_to_match_on_measure_again_and_train_nothing(finished):
-    change = "scales={tiny: {families: {resnet: {merging: {images: 150}}}}}"
+    change = "models={old: {merging: {images: 150}}, simsiam_odd: {merging: {images: 150}}}"
     jobs = finished.planned("table3", "table5", "--config", change)
     assert jobs == sorted([*MERGES, "table3", "table5"])
 
 
 def test_several_seeds_of_a_resnet_and_its_pairs_are_planned(committed):
-    change = ("scales={tiny: {models: {old: {seeds: 0-1}}}}", "pairs=[[old, old]]")
+    change = ("models={old: {seeds: 0-1}}", "pairs=[[old, old]]")
     jobs = committed.planned("table4", "table5", "--config", *change)
     made = [
         "flip_merge old 1",
@@ -127,22 +126,21 @@ def test_at_the_paper_scale_a_dry_run_lists_every_job_of_all_ten_rows_and_names_
     assert rules["flip_merge"] == 9 and rules["train"] == 9 + 1 and rules["weights"] == 5
     assert rules["prepare_data"] == 2 and rules["table3"] == rules["table5"] == 1
     (tmp_path / "byol.pth").touch()
-    file = f"models: {{byol: {{weights: {{file: {tmp_path}/byol.pth}}}}}}"
-    rules = Counter(
-        job.split()[0] for job in fresh.planned("table3", "table5", *config, f"scales={{paper: {{{file}}}}}")
-    )
+    file = f"models={{byol: {{weights: {{file: {tmp_path}/byol.pth}}}}}}"
+    rules = Counter(job.split()[0] for job in fresh.planned("table3", "table5", *config, file))
     assert rules["flip_merge"] == 10 and rules["train"] == 10 + 1 and rules["weights"] == 6
-    variant = "scales={paper: {families: {resnet: {data: {resize: 232}}}}}"
+    variant = ", ".join(f"{row}: {{data: {{resize: 232}}}}" for row in rows)
+    variant = f"models={{{variant}}}"
     prepared = [job for job in fresh.planned("table5", *config, variant) if job.startswith("prepare_data")]
     assert len(prepared) == 2 and all("-232-22" in job and job.endswith("-5000-0") for job in prepared)
 
 
 def test_what_is_not_at_hand_is_left_out_with_its_reason_and_tried_again(clone, tmp_path):
     fresh = clone()
-    given = config_of(fresh.folder)["scales"]["paper"]
-    given["models"] = {row: given["models"][row] for row in ("torchvision_old_inv", "byol")}
-    given["figure9"] = None
-    fresh.configure(scale="paper", device="cpu", scales={"paper": given})
+    given = scale_of(fresh.folder, "paper")["models"]
+    models = {row: model for row, model in given.items() if model.get("table") != "table5"}
+    models |= {row: given[row] for row in ("torchvision_old_inv", "byol")}
+    fresh.configure(scale="paper", device="cpu", models=models, figure9=None)
     run = fresh.snakemake("table3", "table5")
     assert run.returncode == 0, run.stdout
     tables = fresh.folder / "results" / "paper" / "tables"
@@ -150,7 +148,7 @@ def test_what_is_not_at_hand_is_left_out_with_its_reason_and_tried_again(clone, 
     assert "- byol is left out: ImageNet is not at data/imagenet/train: set imagenet.root" in notes
     assert len(pd.read_csv(tables / "table5.csv")) == 0
     (tmp_path / "byol.pth").touch()
-    byol = f"scales={{paper: {{models: {{byol: {{weights: {{file: {tmp_path}/byol.pth}}}}}}}}}}"
+    byol = f"models={{byol: {{weights: {{file: {tmp_path}/byol.pth}}}}}}"
     jobs = fresh.planned("table5", "--config", with_imagenet(tmp_path), byol)
     assert "train torchvision_old_inv 0" in jobs and "flip_merge byol 0" in jobs
     again = fresh.snakemake("table5")
@@ -159,10 +157,10 @@ def test_what_is_not_at_hand_is_left_out_with_its_reason_and_tried_again(clone, 
 
 def test_a_net_whose_download_fails_is_left_out_with_its_reason_and_so_is_its_merge(clone):
     fresh = clone()
-    given = config_of(fresh.folder)["scales"]["demo"]
-    gone = {"family": "resnet", "weights": {"urls": ["http://127.0.0.1:9/gone.pth"]}}
-    given |= {"models": {"gone": gone}, "figure9": None}
-    fresh.configure(scale="demo", scales={"demo": given})
+    given = scale_of(fresh.folder, "demo")["models"]
+    models = {row: model for row, model in given.items() if model.get("table") != "table5"}
+    models["gone"] = given["old"] | {"weights": {"urls": ["http://127.0.0.1:9/gone.pth"]}}
+    fresh.configure(scale="demo", models=models, figure9=None)
     run = fresh.snakemake("table5")
     assert run.returncode == 0, run.stdout
     results = fresh.folder / "results" / "demo"
@@ -176,13 +174,12 @@ def test_a_net_whose_download_fails_is_left_out_with_its_reason_and_so_is_its_me
 
 
 @pytest.fixture
-def paper(clone):
-    config = config_of(clone().folder)
-    return config | {"scale": "paper"}
+def paper():
+    return scale_of(ROOT, "paper")
 
 
 def test_the_papers_ten_rows_ship_and_table_3_is_seven_of_them(paper):
-    settings, five = Settings.of(paper), paper_values.table(5)
+    settings, five = settings_of(paper, "paper"), paper_values.table(5)
     assert settings.table("table5") == five["method"].tolist()
     assert settings.in_table3 == five[five["in_table3"] == "yes"]["method"].tolist()
     for _, row in five.iterrows():
@@ -194,23 +191,23 @@ def test_the_papers_ten_rows_ship_and_table_3_is_seven_of_them(paper):
 
 def test_a_local_file_goes_before_any_other_source_and_makes_an_eleventh_row(paper, tmp_path):
     (tmp_path / "net.pth").touch()
-    rows, file = paper["scales"]["paper"]["models"], str(tmp_path / "net.pth")
-    rows["mine"] = {"family": "resnet", "weights": {"file": file}}
+    rows, file = paper["models"], str(tmp_path / "net.pth")
+    rows["mine"] = rows["byol"] | {"name": "Mine", "weights": {"file": file}}
     rows["torchvision_old_inv"]["weights"] = {"file": file}
     rows["torchvision_old"]["weights"]["file"] = file
-    paper["imagenet"]["root"] = str(tmp_path)
+    imagenet = {"root": str(tmp_path)}
     with_imagenet(tmp_path)
-    settings = Settings.of(paper)
+    settings = settings_of(paper, "paper", imagenet=imagenet)
     assert settings.absent == {
-        "byol": "no checkpoint is at hand: set scales.paper.models.byol.weights.file to a local file"
+        "byol": "no checkpoint is at hand: set models.byol.weights.file to a local file"
     }
     rows["byol"]["weights"]["file"] = str(tmp_path / "none.pth")
-    settings = Settings.of(paper)
+    settings = settings_of(paper, "paper", imagenet=imagenet)
     assert len(settings.table("table5")) == 11
     for row in ("mine", "torchvision_old_inv", "torchvision_old"):
         assert settings.train(row)["weights"] == {"file": file, "layout": "auto"}
         assert settings.models[row].recipe == [] and settings.models[row].units == [row]
     assert settings.models["torchvision_old_225"].recipe == ["training"]
-    reason = f"the checkpoint {tmp_path}/none.pth is missing: set scales.paper.models.byol.weights.file"
+    reason = f"the checkpoint {tmp_path}/none.pth is missing: set models.byol.weights.file"
     assert settings.absent == {"byol": reason}
     assert settings.paper_row("mine") is None and "mine" not in settings.in_table3

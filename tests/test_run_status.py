@@ -7,9 +7,11 @@ import sys
 
 import pytest
 
+from relusym.errors import WARNINGS
 from relusym.jobs import checklist
-from relusym.jobs.checklist import Submission, data_problems, folder_problems, slurm_problems
+from relusym.jobs.checklist import Submission, folder_problems, slurm_problems
 from relusym.jobs.job_lock import JobLock
+from relusym.jobs.job_log import last_words
 from relusym.jobs.status import kind_status, screen, type_of
 
 RECORD = {
@@ -73,7 +75,30 @@ def test_the_screen_is_one_screen_however_many_jobs_failed(folders):
     named = {str(records / "train" / f"gcnn-{seed}.json"): "missing" for seed in range(100)}
     lines = screen("Scale paper", [kind_status("train", named, *folders)]).splitlines()
     assert len(lines) <= 24 and lines[-1] == "failed: 92 more"
-    assert lines[-2].endswith("gcnn-7.log: it was killed")
+    assert lines[-2].endswith("gcnn-7.log: it was killed, it seems (kill -9, memory, or its node)")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder"])
+def test_what_is_no_log_keeps_the_screen_from_nothing(folders, kind):
+    logs, _, records = folders
+    log = logs / "train" / "gcnn-1.log"
+    os.mkfifo(log) if kind == "fifo" else log.mkdir()
+    status = kind_status("train", {str(records / "train" / "gcnn-1.json"): "missing"}, *folders)
+    assert status.counts == {"to do": 1}
+
+
+def test_the_last_words_of_a_log_tell_a_kill_from_an_error(tmp_path):
+    log, killed = tmp_path / "cnn-0.log", "it was killed, it seems (kill -9, memory, or its node)"
+    for text, words in {
+        "cnn-0: epoch   1.50/3  loss 1.2\n": f"{killed}, after: cnn-0: epoch   1.50/3  loss 1.2",
+        "": killed,
+        "epoch 1\nerror: no space left\n": "no space left",
+        "epoch 1\nTraceback (most recent call last):\n  File\nKeyError: 'a'\n": "KeyError: 'a'",
+        "cnn-0: ok\ndone\n": None,
+    }.items():
+        log.write_text(text)
+        assert last_words(log) == words
+    assert last_words(tmp_path / "none.log") is None
 
 
 def test_a_jobs_type_is_its_name_without_seeds():
@@ -86,12 +111,7 @@ def test_a_jobs_type_is_its_name_without_seeds():
 
 # ---- the checklist (on a real Slurm: test_cluster)
 
-CONFIG = "AccountingStorageType   = accounting_storage/{kept}\nMinJobAge               = {age} sec\n"
-PARTITIONS = """\
-PartitionName=cpu AllowGroups=ALL Default=YES QoS=N/A DefaultTime=NONE MaxNodes=UNLIMITED MaxTime=UNLIMITED MinNodes=0
-PartitionName=gpu AllowGroups=ALL Default=NO QoS=N/A DefaultTime=NONE MaxNodes=UNLIMITED MaxTime=04:00:00 MinNodes=0
-PartitionName=long AllowGroups=ALL Default=NO QoS=N/A DefaultTime=NONE MaxNodes=UNLIMITED MaxTime=1-02:30:00 MinNodes=0
-"""
+PARTITIONS = "cpu*|infinite\ngpu|4:00:00\nlong|1-02:30:00\nquick|30:00\n"
 REFUSED = (
     "sbatch: error: invalid partition specified: gqu\nallocation failure: Invalid partition name specified\n"
 )
@@ -99,13 +119,13 @@ REFUSED = (
 
 @pytest.fixture
 def slurm(monkeypatch):
-    """A function that pretends a Slurm: its accounting, for how long it knows jobs, that it has no partition gqu."""
+    """A function that pretends a Slurm: whether it keeps accounts; it has no partition gqu."""
 
-    def pretend(kept="slurmdbd", age=300):
+    def pretend(accounts=True):
         def asked(command):
             if command.startswith("sbatch --test-only "):
                 return (False, REFUSED) if "-p gqu " in command else (True, "")
-            return True, PARTITIONS if "partition" in command else CONFIG.format(kept=kept, age=age)
+            return (True, PARTITIONS) if command.startswith("sinfo ") else (accounts, "")
 
         monkeypatch.setattr(checklist, "_asked", asked)
         monkeypatch.setattr(checklist.shutil, "which", lambda name: f"/usr/bin/{name}")
@@ -115,41 +135,35 @@ def slurm(monkeypatch):
 
 def test_a_site_in_order_has_no_problems(slurm):
     slurm()
-    submissions = [Submission("train", "gpu", 240, "-p gpu"), Submission("train", "long", 1590, "-p long")]
+    minutes = {"gpu": 240, "long": 1590, "quick": 30}
+    submissions = [Submission("train", name, most, f"-p {name}") for name, most in minutes.items()]
     assert slurm_problems(submissions, "sacct") == []
-    slurm(kept="none")
+    slurm(accounts=False)
     assert slurm_problems([Submission("figure", "", 10**6, "")], "squeue") == []
 
 
 @pytest.mark.parametrize(
-    ("site", "submission", "status", "problem"),
+    ("accounts", "submission", "problem"),
     [
         (
-            {},
+            True,
             ("train", "gqu", 120, "-p gqu -t 120"),
-            "sacct",
             "Slurm refuses train: Invalid partition name specified (`sbatch --test-only -p gqu -t 120`); "
-            "set slurm_partition to one of cpu, gpu, long that has",
+            "set slurm_partition to one of cpu, gpu, long, quick that has",
         ),
         (
-            {},
+            True,
             ("train", "gpu", 300, "-p gpu"),
-            "sacct",
             "up to 300 minutes and partition gpu allows 240; set `set-resources: {train: {runtime: 240}}`",
         ),
-        ({}, ("train", "long", 1591, "-p long"), "sacct", "partition long allows 1590; "),
-        ({"kept": "none"}, ("train", "gpu", 1, ""), "sacct", "keeps no accounts; set it to squeue"),
-        (
-            {"age": 60},
-            ("train", "gpu", 1, ""),
-            "squeue",
-            "Slurm forgets jobs after 60 s; set slurm-status-command",
-        ),
+        (True, ("train", "long", 1591, "-p long"), "partition long allows 1590; "),
+        (True, ("train", "quick", 31, "-p quick"), "partition quick allows 30; "),
+        (False, ("train", "gpu", 1, ""), "keeps no accounts; set it to squeue"),
     ],
 )
-def test_each_problem_of_a_site_is_one_line_that_says_what_to_set(slurm, site, submission, status, problem):
-    slurm(**site)
-    (line,) = slurm_problems([Submission(*submission)], status)
+def test_each_problem_of_a_site_is_one_line_that_says_what_to_set(slurm, accounts, submission, problem):
+    slurm(accounts)
+    (line,) = slurm_problems([Submission(*submission)], "sacct")
     assert problem in line and "\n" not in line and line.startswith("profiles/slurm/config.yaml: ")
 
 
@@ -161,35 +175,6 @@ def test_a_missing_or_silent_scheduler_is_one_line(monkeypatch, slurm):
     assert slurm_problems([], "sacct")[0].startswith(
         "sbatch, srun, squeue, sinfo: not found; run snakemake on a node"
     )
-
-
-def test_data_that_can_not_be_prepared_here_is_one_line_each(tmp_path, monkeypatch):
-    prepared, root = tmp_path / "images.safetensors", tmp_path / "cifar10"
-    torchvision = {"kind": "torchvision", "root": str(root)}
-    folder = {"kind": "folder", "root": str(root), "train": "train", "test": "held_out"}
-    imagenet = {"kind": "imagenet", "root": str(root), "train": "train", "val": "val", "resize": 256}
-
-    def unreachable(*_, **__):
-        raise OSError
-
-    monkeypatch.setattr(checklist.socket, "create_connection", unreachable)
-    assert data_problems(prepared, {"kind": "generated", "seed": 0}, "scales.demo.data") == []
-    (line,) = data_problems(prepared, torchvision, "cifar10")
-    assert line.startswith(f"cifar10.root: {root} holds no CIFAR10 and ")
-    assert "can't be reached from here; unpack cifar-10-python.tar.gz there" in line
-    (root / "cifar-10-batches-py").mkdir(parents=True)
-    assert data_problems(prepared, torchvision, "cifar10") == []
-    (root / "train").mkdir()
-    for spec, key, missing in ((folder, "datasets.mine", "held_out"), (imagenet, "imagenet", "val")):
-        (line,) = data_problems(prepared, spec, key)
-        assert (
-            line
-            == f"{key}.root: the folder {root / missing} is missing; set {key}.root to the tree of images"
-        )
-    (root / "train").rmdir()
-    assert len(data_problems(prepared, folder, "datasets.mine")) == 2
-    prepared.touch()
-    assert data_problems(prepared, folder, "datasets.mine") == []
 
 
 def test_a_results_folder_that_can_not_be_written_is_one_line(tmp_path):
@@ -206,19 +191,34 @@ import resource, sys
 from types import SimpleNamespace
 from job import job
 from relusym.errors import UserError
-log, what, size = sys.argv[1:]
+log, what, size, *after = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
 nothing = {"log": [log], "rule": "train", "params": {}, "resources": {}, "output": {}, "threads": 1}
 with job(SimpleNamespace(**nothing)):
     print("epoch 1")
     exec(what)
+exec(*after or [""])
 """
 UNEXPECTED, EXPECTED = "{}['accuracy']", "raise UserError('images are missing: unpack them')"
+MEND = "free space, change its rights, or move away what is there"
 LINE = "error in rule train: images are missing: unpack them\n"
 
 
 @pytest.fixture
-def ended(tmp_path, pytestconfig):
+def run_job(pytestconfig):
+    """A function that runs a job with a log: what it does, and what after it, by another command."""
+
+    def run(log, *what, size=10**9, by=()):
+        environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath / "workflow_scripts")}
+        command = [*by, sys.executable, "-c", JOB, str(log), what[0], str(size), *what[1:]]
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.run(command, **pipes, text=True, env=environment, timeout=300, check=False)
+
+    return run
+
+
+@pytest.fixture
+def ended(tmp_path, run_job):
     """A function that runs a job that ends in an error: what the terminal has, and the log if it is a file."""
 
     def run(what, log=None, size=10**9):
@@ -226,9 +226,7 @@ def ended(tmp_path, pytestconfig):
         path.parent.mkdir()
         if log is not None:
             path.symlink_to(log)
-        environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath / "workflow_scripts")}
-        command = [sys.executable, "-c", JOB, str(path), what, str(size)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        done = run_job(path, what, size=size)
         assert done.returncode == 1 and not done.stdout and not path.with_suffix(".lock").exists()
         return done.stderr, path.read_text() if log is None else None
 
@@ -251,9 +249,7 @@ def test_of_a_users_error_both_have_the_one_line(ended):
 def test_a_log_on_a_full_disk_is_one_line(ended, tmp_path):
     terminal, _ = ended(UNEXPECTED, log="/dev/full")  # which the job meets at its first line
     log = tmp_path / "logs" / "cnn-0.log"
-    assert (
-        terminal == f"error in rule train: {log}: No space left on device; free space, or change its rights\n"
-    )
+    assert terminal == f"error in rule train: {log}: No space left on device; {MEND}\n"
 
 
 @pytest.mark.parametrize("what", [EXPECTED, UNEXPECTED])
@@ -261,3 +257,55 @@ def test_on_a_disk_that_is_full_when_the_error_comes_the_terminal_has_it(ended, 
     terminal, log = ended(f"sys.stdout.write('x' * 2039 + chr(10)); {what}", size=2048)
     assert len(log) == 2048 and "rror" not in log
     assert terminal == LINE if what == EXPECTED else terminal.endswith("KeyError: 'accuracy'\n")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link in a circle"])
+def test_what_stands_where_the_log_belongs_is_told_in_one_line_and_keeps_nobody_waiting(
+    tmp_path, run_job, kind
+):
+    log = tmp_path / "logs" / "cnn-0.log"
+    log.parent.mkdir()
+    if kind == "fifo":
+        os.mkfifo(log)
+    elif kind == "folder":
+        log.mkdir()
+    else:
+        log.symlink_to(log)
+    done = run_job(log, "pass")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error in rule train: {log}: ") and MEND in done.stderr
+
+
+def test_a_link_to_nowhere_is_no_lock(tmp_path, run_job):
+    log = tmp_path / "logs" / "cnn-0.log"
+    log.parent.mkdir()
+    log.with_suffix(".lock").symlink_to("nowhere")
+    done = run_job(log, "pass")
+    assert done.returncode == 0 and log.read_text() == "epoch 1\ndone\n"
+    assert [*log.parent.iterdir()] == [log]
+
+
+@pytest.mark.parametrize("what", ["pass", "raise UserError('wrong')"])
+@pytest.mark.parametrize("number", WARNINGS, ids=lambda number: number.name)
+def test_a_warning_at_the_very_end_changes_nothing(tmp_path, run_job, what, number):
+    log = tmp_path / "logs" / "cnn-0.log"
+    kill = f"import os; os.kill(os.getpid(), {int(number)})"
+    at_exit = f"import atexit; atexit.register(lambda: exec({kill!r})); {what}"
+    done = run_job(log, at_exit, kill)
+    words = "" if what == "pass" else "error in rule train: wrong\n"
+    assert (done.returncode, done.stderr) == (len(words) and 1, words)
+
+
+@pytest.mark.parametrize("number", WARNINGS, ids=lambda number: number.name)
+def test_a_warning_ends_a_job_that_can_not_save_its_state_in_a_line(tmp_path, run_job, number):
+    log = tmp_path / "logs" / "cnn-0.log"
+    done = run_job(log, f"import os; os.kill(os.getpid(), {int(number)})")
+    line = f"ended by {number.name} before it was done; it starts over when it runs again\n"
+    assert (done.returncode, done.stderr) == (1, f"error in rule train: {line}")
+    assert log.read_text() == f"epoch 1\nerror: {line}" and not log.with_suffix(".lock").exists()
+
+
+def test_below_nohup_the_end_of_the_terminal_ends_no_job(tmp_path, run_job):
+    log = tmp_path / "logs" / "cnn-0.log"
+    done = run_job(log, "import os, signal; os.kill(os.getpid(), signal.SIGHUP)", by=["nohup"])
+    assert done.returncode == 0 and log.read_text().endswith("done\n")

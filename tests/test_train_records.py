@@ -1,7 +1,6 @@
 """From a training to its record and the records of its merges, alike for VGG11s and ResNets."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -33,8 +32,8 @@ from relusym.whole_files import sha256
 
 LABEL = "generated shapes"
 SETTINGS = {
-    "cnn": settings_of(VGG, replace(VGG_RECIPE, epochs=10, invariance_from=None, precision="float32")),
-    "old": settings_of(RESNET, replace(RESNET_RECIPE, epochs=10), size=33),
+    "cnn": settings_of(VGG, VGG_RECIPE.but(epochs=10, invariance_from=None, precision="float32")),
+    "old": settings_of(RESNET, RESNET_RECIPE.but(epochs=10), size=33),
 }
 FAMILIES = pytest.mark.parametrize("model", SETTINGS)
 
@@ -223,7 +222,7 @@ def test_a_net_trains_on_image_files(tmp_path, objective, workers):
     tree, images = image_tree(tmp_path / "imagenet"), tmp_path / "images.safetensors"
     how = {"root": str(tree), "resize": 36, "size": 33, "train_images": 10, "seed": 0}
     prepare({"kind": "imagenet", **how}, images)
-    recipe = replace(RESNET_RECIPE, objective=objective, batch_size=8)
+    recipe = RESNET_RECIPE.but(objective=objective, batch_size=8)
     settings = settings_of(RESNET, recipe, size=33, dataset="imagenet")
     record, to, _ = made(tmp_path, images, "old", settings, folder=tree / "train", workers=workers)
     assert len(record["history"]) == 2 and record["inputs"]["source"] == LABEL

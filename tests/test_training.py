@@ -51,42 +51,45 @@ def images():
 
 
 def test_the_linear_schedule_rises_over_its_warm_up_and_falls_to_zero():
-    recipe = replace(VGG_RECIPE, epochs=10, warmup_epochs=2, learning_rate=0.08)
+    recipe = VGG_RECIPE.but(epochs=10, warmup_epochs=2, learning_rate=0.08)
     rates = [recipe.learning_rate_at(epoch) for epoch in (0, 1, 2, 6, 10)]
     assert rates == pytest.approx([0, 0.04, 0.08, 0.04, 0])
 
 
 def test_the_step_schedule_divides_the_rate_by_ten_after_each_third():
-    recipe = Recipe(90, 1024, 0.4, schedule="step")
+    recipe = Recipe(epochs=90, batch_size=1024, learning_rate=0.4, schedule="step")
     rates = [recipe.learning_rate_at(epoch) for epoch in (0, 29.9, 30, 59.9, 60, 89.9)]
     assert rates == pytest.approx([0.4, 0.4, 0.04, 0.04, 0.004, 0.004])
 
 
 def test_cosine_and_linear_schedules_end_at_zero_after_their_warm_up():
     for schedule, three_quarters in (("cosine", (1 - 0.5**0.5) / 2), ("linear", 0.25)):
-        recipe = Recipe(12, 256, 1.0, schedule=schedule, warmup_epochs=4)
+        recipe = Recipe(epochs=12, batch_size=256, learning_rate=1.0, schedule=schedule, warmup_epochs=4)
         rates = [recipe.learning_rate_at(epoch) for epoch in (0, 2, 4, 8, 10, 12)]
         assert rates == pytest.approx([0, 0.5, 1, 0.5, three_quarters, 0])
 
 
 def test_late_invariance_is_on_after_its_share_of_the_epochs():
-    late = replace(VGG_RECIPE, epochs=10, invariance_from=0.2)
+    late = VGG_RECIPE.but(epochs=10, invariance_from=0.2)
     assert [late.invariance_at(epoch) for epoch in (0, 1, 2, 9)] == [False, False, True, True]
-    assert not replace(late, invariance_from=None).invariance_at(9)
-    assert replace(late, invariance_from=0.0).invariance_at(0)
+    assert not late.but(invariance_from=None).invariance_at(9)
+    assert late.but(invariance_from=0.0).invariance_at(0)
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
         ({"objective": "byol"}, "objective: 'byol' given; allowed is one of supervised, simsiam, linear"),
-        ({"schedule": "none"}, "schedule: 'none' given; allowed is one of linear, cosine, step"),
+        (
+            {"schedule": "none"},
+            "schedule: 'none' given; allowed is one of linear, cosine, step .is it cosine..",
+        ),
         ({"processes": 3}, "batch_size: 20 can't be shared evenly by 3 processes"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(wrong, said):
     with pytest.raises(UserError, match=f"^{said}$"):
-        replace(VGG_RECIPE, **wrong)
+        VGG_RECIPE.but(**wrong)
 
 
 def test_lars_scales_the_rate_by_the_weights_and_gradients_sizes():
@@ -149,9 +152,7 @@ def test_the_invariance_error_of_a_gcnn_is_zero_and_of_a_cnn_is_not(images):
 def test_the_invariance_loss_brings_the_logits_of_an_image_and_of_its_moved_one_together(images, symmetry):
     errors = {}
     for weight in (0.0, 3.0):
-        recipe = replace(
-            VGG_RECIPE, epochs=6, invariance_from=0.0, invariance_weight=weight, augmentation=False
-        )
+        recipe = VGG_RECIPE.but(epochs=6, invariance_from=0.0, invariance_weight=weight, augmentation=False)
         net = small_net()
         train(net, batches_of(images, recipe), recipe, device=CPU, symmetry=symmetry)
         errors[weight] = invariance_error(net, Images(images.images), symmetry)
@@ -161,7 +162,7 @@ def test_the_invariance_loss_brings_the_logits_of_an_image_and_of_its_moved_one_
 def test_batch_norm_sees_the_flipped_images_of_the_invariance_loss():
     some, losses = small_images(240, 33), []
     for start in (None, 0.0):
-        recipe = replace(RESNET_RECIPE, epochs=1, invariance_from=start, invariance_weight=0.0)
+        recipe = RESNET_RECIPE.but(epochs=1, invariance_from=start, invariance_weight=0.0)
         losses.append(train_on(some, small_net(RESNET), recipe).history[0]["loss"])
     assert losses[0] != losses[1]
 
@@ -185,7 +186,7 @@ def test_no_gradient_flows_through_the_projection():
     "network", [{"architecture": "vgg11_bn", "width": 1 / 32}, RESNET], ids=["vgg", "resnet"]
 )
 def test_a_training_learns_and_says_how_long_it_waited_for_images(network, objective):
-    recipe = replace(RESNET_RECIPE, objective=objective, epochs=6)
+    recipe = RESNET_RECIPE.but(objective=objective, epochs=6)
     training = train_on(small_images(240, 33), small_net(network), recipe)
     losses = [epoch["loss"] for epoch in training.history]
     assert not training.diverged and losses[-1] < losses[0]
@@ -197,10 +198,10 @@ def test_a_training_learns_and_says_how_long_it_waited_for_images(network, objec
 )
 def test_a_linear_layer_is_trained_alone_on_what_simsiam_gave(network):
     some = small_images(240, 33)
-    simsiam = train_on(some, small_net(network), replace(RESNET_RECIPE, objective="simsiam")).net.state_dict()
+    simsiam = train_on(some, small_net(network), RESNET_RECIPE.but(objective="simsiam")).net.state_dict()
     net = small_net(network, seed=1)
     nets.load_backbone(net, simsiam)
-    training = train_on(some, net, replace(RESNET_RECIPE, objective="linear", epochs=1))
+    training = train_on(some, net, RESNET_RECIPE.but(objective="linear", epochs=1))
     assert [name for name, p in net.named_parameters() if p.requires_grad] == [
         f"{net.head}.weight",
         f"{net.head}.bias",
@@ -237,7 +238,7 @@ def test_training_in_bfloat16_keeps_float32_weights_and_learns_like_float32(imag
     last = {}
     for precision in ("float32", "bfloat16"):
         net = small_net()
-        last[precision] = train_on(images, net, replace(VGG_RECIPE, epochs=10, precision=precision)).history
+        last[precision] = train_on(images, net, VGG_RECIPE.but(epochs=10, precision=precision)).history
         assert all(tensor.dtype == torch.float32 for tensor in net.state_dict().values())
     first = [history[0]["loss"] for history in last.values()]
     final = [history[-1]["loss"] for history in last.values()]
@@ -247,11 +248,11 @@ def test_training_in_bfloat16_keeps_float32_weights_and_learns_like_float32(imag
 
 SHORT = {"epochs": 3, "batch_size": 4}  # ten steps an epoch on the few images
 KINDS = {
-    "vgg": (replace(VGG_RECIPE, **SHORT), VGG),
-    "resnet": (replace(RESNET_RECIPE, **SHORT), RESNET),
-    "simsiam": (replace(RESNET_RECIPE, **SHORT, objective="simsiam"), RESNET),
+    "vgg": (VGG_RECIPE.but(**SHORT), VGG),
+    "resnet": (RESNET_RECIPE.but(**SHORT), RESNET),
+    "simsiam": (RESNET_RECIPE.but(**SHORT, objective="simsiam"), RESNET),
     "float16 and lars": (
-        replace(VGG_RECIPE, **SHORT, precision="float16", optimizer="lars", learning_rate=10.0),
+        VGG_RECIPE.but(**SHORT, precision="float16", optimizer="lars", learning_rate=10.0),
         VGG,
     ),
 }
@@ -318,7 +319,7 @@ def test_an_interrupted_training_saves_its_state_at_that_step_and_ends_with_the_
 def test_a_diverged_training_ends_at_once(images):
     for network, recipe in ((VGG, VGG_RECIPE), (RESNET, RESNET_RECIPE)):
         seen = []
-        recipe = replace(recipe, epochs=20, learning_rate=1e30)
+        recipe = recipe.but(epochs=20, learning_rate=1000)
         training = train_on(images, small_net(network), recipe, report=seen.append)
         assert training.diverged and len(training.history) <= 2
         assert all(progress.epoch <= 3 and math.isfinite(progress.loss) for progress in seen)
@@ -337,7 +338,7 @@ import torch
 torch.set_num_threads(1)
 to, state = map(Path, sys.argv[1:])
 with Interruption() as interrupted:
-    training = train_on(small_images(), small_net(), replace(VGG_RECIPE, epochs=20, precision="float32"), state=state,
+    training = train_on(small_images(), small_net(), VGG_RECIPE.but(epochs=20, precision="float32"), state=state,
                         interrupted=interrupted, report=Reporter("cnn-0"))
 checkpoint.save(to, training.net.state_dict(), {})
 """
@@ -346,7 +347,7 @@ checkpoint.save(to, training.net.state_dict(), {})
 @pytest.fixture(scope="module")
 def uninterrupted(images):
     """What the job's training ends with if nothing comes between."""
-    recipe = replace(VGG_RECIPE, epochs=20, precision="float32")
+    recipe = VGG_RECIPE.but(epochs=20, precision="float32")
     return train_on(images, small_net(), recipe).net.state_dict()
 
 
@@ -380,7 +381,7 @@ def test_a_training_ended_by_a_signal_and_started_again_ends_with_the_same_bytes
         assert ended.poll() is None
         time.sleep(0.01)
     ended.send_signal(number)
-    said = ended.communicate(timeout=60)[1]
+    said = ended.communicate(timeout=300)[1]
     assert ended.returncode != 0 and ("the training state is saved" in said) == (number != signal.SIGKILL)
     assert state.exists() and not (tmp_path / "ended").exists()
     lines = start().communicate(timeout=120)[0].splitlines()

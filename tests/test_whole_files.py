@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import resource
+import signal
 from contextlib import contextmanager
 
+import numpy as np
 import pandas as pd
 import pytest
 import records
@@ -16,8 +18,9 @@ from relusym import checkpoint
 from relusym.data import image_set
 from relusym.errors import UserError
 from relusym.findings.layout import Layout, write_table
-from relusym.records.files import write_record
-from relusym.whole_files import write_whole
+from relusym.findings.print_style import write_figure
+from relusym.records.files import find_record, write_record
+from relusym.whole_files import sha256, write_whole
 
 RECORD = records.train("cnn", 0)
 
@@ -58,8 +61,7 @@ def a_table(path):
 def a_figure(path):
     figure = Figure()
     figure.subplots().plot(range(100))
-    with write_whole(path) as part:
-        figure.savefig(part)
+    write_figure(figure, [path])
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["new", "over an older one"])
@@ -71,6 +73,7 @@ def a_figure(path):
         (prepared_images, "images.safetensors"),
         (a_table, "table2.csv"),
         (a_figure, "figure4.png"),
+        (a_figure, "figure4.pdf"),
     ],
 )
 def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(tmp_path, write, name, older):
@@ -83,6 +86,18 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(tmp_pat
     assert told.startswith(f"{path} can't be written (") and "\n" not in told and "File too large" in told
     assert [p.name for p in tmp_path.iterdir()] == ([name] if older else [])
     assert not older or path.read_bytes() == b"older"
+
+
+def test_a_disk_that_gets_full_anywhere_in_a_figure_is_told_in_one_line(tmp_path):
+    figure, path = Figure(figsize=(3, 2)), tmp_path / "figure4.pdf"
+    figure.subplots().plot(np.random.default_rng(0).normal(size=5000), marker="o")
+    write_figure(figure, [path])
+    size = path.stat().st_size
+    path.unlink()
+    for limit in range(0, size, size // 12):
+        with little_space(limit), pytest.raises(UserError, match="can't be written"):
+            write_figure(figure, [path])
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_is_full_only_when_the_bytes_are_flushed_is_told_too(tmp_path, monkeypatch):
@@ -104,3 +119,46 @@ def test_a_write_that_is_interrupted_leaves_the_older_file(tmp_path):
         raise KeyboardInterrupt
     assert json.loads(path.read_text(encoding="utf-8")) == RECORD
     assert [p.name for p in tmp_path.iterdir()] == ["cnn-0.json"]
+
+
+def test_a_planted_link_is_not_followed_and_the_file_is_its_owners_until_it_is_whole(tmp_path):
+    path, target = tmp_path / "cnn-0.json", tmp_path / "private"
+    target.write_text("mine")
+    path.symlink_to(target)
+    (tmp_path / f".cnn-0.{os.getpid()}.part.json").symlink_to(target)
+    with write_whole(path) as part:
+        assert part.stat().st_mode & 0o777 == 0o600 and not part.is_symlink() and not target.samefile(part)
+        part.write_text("whole")
+    assert target.read_text() == "mine"
+    assert path.read_text() == "whole" and not path.is_symlink()
+
+
+def test_two_that_write_one_file_write_different_temporary_files(tmp_path):
+    with write_whole(tmp_path / "a.json") as first, write_whole(tmp_path / "a.json") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "a.json").read_text() == "first" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.fixture
+def no_longer():
+    """Whoever waits for more than ten seconds is ended."""
+
+    def end(number, frame):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("read", [find_record, checkpoint.load, sha256])
+@pytest.mark.parametrize("kind", ["fifo", "folder"])
+def test_what_is_no_file_is_told_and_keeps_nobody_waiting(tmp_path, no_longer, read, kind):
+    path = tmp_path / "cnn-0.json"
+    os.mkfifo(path) if kind == "fifo" else path.mkdir()
+    with pytest.raises(UserError, match=r"cnn-0\.json can't be read \((Not a file|Is a directory)\)"):
+        read(path)

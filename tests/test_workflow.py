@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import report_tour
-from conftest import MODELS, PAIRS, ROOT, config_of
+from conftest import MODELS, PAIRS, ROOT, TINY
 
 from relusym import paper_values
 from relusym.checkpoint import load_arrays, save_arrays
@@ -117,14 +117,14 @@ def test_a_fresh_clone_aggregates_the_committed_records_alone(committed):
 
 
 def test_another_batch_size_reruns_trainings_and_merges(finished):
-    jobs = finished.planned("--config", "scales={tiny: {training: {batch_size: 20}}}")
+    jobs = finished.planned("--config", "training={batch_size: 20}")
     assert set(of_seed(0) + of_seed(1) + PAIR_JOBS) <= set(jobs)
     assert not any(job.startswith("prepare_data") for job in jobs)
 
 
 def test_an_outdated_record_is_made_again_from_the_new_settings(committed):
     record = "results/tiny/records/train/gcnn-1.json"
-    run = committed.snakemake(record, "--config", "scales={tiny: {training: {batch_size: 20}}}")
+    run = committed.snakemake(record, "--config", "training={batch_size: 20}")
     assert run.returncode == 0, run.stdout
     assert read_record(committed.folder / record)["settings"]["training"]["batch_size"] == 20
     assert (
@@ -133,7 +133,7 @@ def test_an_outdated_record_is_made_again_from_the_new_settings(committed):
 
 
 def test_other_images_to_merge_on_rerun_the_merges_but_no_training(finished):
-    jobs = finished.planned("--config", "scales={tiny: {merging: {images: 90}}}")
+    jobs = finished.planned("--config", "merging={images: 90}")
     assert set(PAIR_JOBS) <= set(jobs)
     assert not any(job.startswith(("train", "prepare_data")) for job in jobs)
 
@@ -174,7 +174,7 @@ def test_a_piece_of_the_seeds_is_about_these_seeds_alone(tiny):
 def test_ctrl_c_saves_every_training_ends_in_a_line_each_and_leaves_no_lock(tiny):
     made = tiny()
     target = "results/tiny/records/train/cnn-0.json"
-    endless = ("--config", "scales={tiny: {training: {epochs: 1000, save_every: 1000}}}")
+    endless = ("--config", "training={epochs: 1000, save_every: 1000}")
     command = [sys.executable, "-m", "snakemake", "--cores", "1", target, *endless]
     run = subprocess.Popen(
         command,
@@ -189,7 +189,7 @@ def test_ctrl_c_saves_every_training_ends_in_a_line_each_and_leaves_no_lock(tiny
         assert run.poll() is None, run.stdout.read()
         time.sleep(0.05)
     os.killpg(run.pid, signal.SIGINT)
-    said = run.communicate(timeout=60)[0]
+    said = run.communicate(timeout=300)[0]
     assert run.returncode == 1 and "Traceback" not in said and "Exception" not in said, said
     assert re.search(
         r"^failed: train cnn-0: interrupted in .*the training state is saved", said, re.MULTILINE
@@ -311,7 +311,7 @@ def test_arrays_of_another_merge_are_made_again(finished, tiny):
 
 
 def test_other_draws_make_one_statements_record_again(committed):
-    given = config_of(committed.folder)["theory"]
+    given = TINY["theory"]
     committed.configure(theory={**given, "draws": {**given["draws"], "lemma_e_1": 201}})
     assert committed.planned("theory") == ["lemma_e_1", "theory"]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmark.machine import device_name, slug
+from benchmark.settings import read_settings
 from benchmark.side_by_side import benchmark
 from job import job
 from relusym.config.settings import Settings
@@ -20,31 +21,31 @@ def in_words(value):
     return "" if pd.isna(value) else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def paper_grid(config):
+def paper_grid(root):
     """What the benchmark has to know of the paper's grid, to say how long it would take."""
-    paper = Settings.of({**config, "scale": "paper", "seeds": None})
+    paper = Settings.of({"scale": "paper"}, [root / "scales"])
     models = [paper.models[model] for model in paper.table("table2")]
-    how = [model.stage("training") for model in models]
+    how = [model.stages["training"] for model in models]
     return {
-        "width": models[0].given["network"]["width"],
-        "epochs": how[0]["epochs"],
+        "width": models[0].network["width"],
+        "epochs": how[0].epochs,
         "images": 50_000,
         "seeds": len(paper.all_seeds),
         "pairs": len(paper.types_paired),
-        "invariance_from": [stage["invariance_from"] for stage in how],
+        "invariance_from": [stage.invariance_from for stage in how],
     }
 
 
 if __name__ == "__main__":  # the processes of the benchmark import this file too
     terminal = sys.stderr
     with job(snakemake):
-        config = snakemake.params.config
+        root = Path(snakemake.params.root)
         device = device_of(snakemake.params.device)
         name = device_name(device, snakemake.threads)
         rows = benchmark(
-            config["bench"],
-            paper_grid(config),
-            Path(snakemake.params.root),
+            read_settings(),
+            paper_grid(root),
+            root,
             device,
             snakemake.threads,
         )

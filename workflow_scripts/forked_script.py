@@ -1,5 +1,6 @@
 """Python scripts of rules as forks (relusym/jobs/forks.py), on the machine where Snakemake runs."""
 
+import os
 import subprocess
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -9,7 +10,7 @@ from typing import ClassVar
 import snakemake.script
 from snakemake.benchmark import benchmarked
 
-from relusym.jobs.forks import Forks, can_fork
+from relusym.jobs.forks import THREADS, Forks, can_fork
 
 FEW = 2  # scripts that are done as soon without
 # What Snakemake puts into a script needs the last two
@@ -43,10 +44,11 @@ class ForkedScript(snakemake.script.PythonScript):
         if self.conda_env or self.container_img or self.env_modules or self.shadow_dir:
             return super().execute_script(fname, edit)
         try:
-            fork = self.forks.start(fname, self.threads, TMPDIR=self.resources.tmpdir)
+            variables = dict.fromkeys(THREADS, str(self.threads)) | {"TMPDIR": self.resources.tmpdir}
+            fork = self.forks.start(fname, environment=os.environ | variables)
         except ChildProcessError:
             return super().execute_script(fname, edit)
         with benchmarked(fork.pid, self.bench_record) if self.bench_record else nullcontext():
-            succeeded = fork.succeeded()
-        if not succeeded:
-            raise subprocess.CalledProcessError(1, [fname])
+            status = fork.status()
+        if status:
+            raise subprocess.CalledProcessError(status, [fname])

@@ -1,26 +1,22 @@
 """What every script behind a rule does around its work: one copy at a time, GPU, log, memory, errors in one line."""
 
-import errno
 import gc
 import signal
 import sys
-import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from relusym.errors import WARNINGS, Interrupted, UserError
+from relusym.errors import WARNINGS, Interrupted, hears
 from relusym.jobs.gpu_slots import gpu_slots
 from relusym.jobs.job_lock import JobLock
+from relusym.jobs.job_log import log_error, printed_to
 from relusym.jobs.memory import keep_freed_memory
 from relusym.records.files import read_record
 
 gc.disable()  # until all is imported, none of which is garbage: looking for it takes a fifth of a small job's time
-
-# a full disk, folders without rights: what the user has to mend
-NOT_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
@@ -32,7 +28,9 @@ def job(snakemake) -> Iterator[JobLock]:
     """
     gc.freeze()  # nor is it looked through at the end
     gc.enable()
-    for number in WARNINGS:  # ignored by the processes around this one, see rules/common.smk
+    for number in filter(
+        hears, WARNINGS
+    ):  # ignored by the processes around this one, see rules/resources.smk
         signal.signal(number, _end)
     if torch := sys.modules.get("torch"):  # tables do without, and start in half the time
         torch.set_num_threads(snakemake.threads)
@@ -40,46 +38,28 @@ def job(snakemake) -> Iterator[JobLock]:
         keep_freed_memory()
     terminal, path = sys.stderr, Path(snakemake.log[0])
 
-    def tell(line: str) -> None:
+    def log(line: str) -> None:
         print(f"rule {snakemake.rule}: {line}", file=terminal, flush=True)
 
     try:
-        with JobLock(path.with_suffix(".lock"), tell) as lock:
+        with JobLock(path.with_suffix(".lock"), log) as lock:
             if lock.waited and _is_done(snakemake):
-                tell(f"{path.stem} was done by the other copy")
+                log(f"{path.stem} was done by the other copy")
                 sys.exit(0)
-            with _written_to(path), _gpus(snakemake, tell):
-                yield lock
+            with printed_to(path), _gpus(snakemake, log):
+                try:
+                    yield lock
+                finally:
+                    _hear_no_more()
     except Exception as error:
-        print(f"error in rule {snakemake.rule}: {_logged(error, path)}", file=terminal, flush=True)
+        _hear_no_more()
+        print(f"error in rule {snakemake.rule}: {log_error(error, path)}", file=terminal, flush=True)
         sys.exit(1)
 
 
-@contextmanager
-def _written_to(path: Path) -> Iterator[None]:
-    """What is printed goes to the log at `path`."""
-    log, streams = path.open("w", encoding="utf-8", buffering=1), (sys.stdout, sys.stderr)
-    sys.stdout = sys.stderr = log
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = streams
-        with suppress(OSError):  # on a full disk, where it would hide what came before
-            log.close()
-
-
-def _logged(error: Exception, path: Path) -> str:
-    """Write an error to the log at `path`, and return what to print beside: the traceback if the log can't take it."""
-    if isinstance(error, OSError) and error.errno in NOT_OURS:
-        error = UserError(f"{error.filename or path}: {error.strerror}; free space, or change its rights")
-    expected = isinstance(error, UserError)
-    whole = f"error: {error}\n" if expected else traceback.format_exc()
-    try:
-        with path.open("a", encoding="utf-8") as log:
-            log.write(whole)
-    except OSError:
-        return str(error) if expected else whole.rstrip()
-    return str(error) if expected else f"{type(error).__name__}: {error}; see {path}"
+def _hear_no_more() -> None:
+    """From here on a warning changes nothing: the outputs are written, or the error is known."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, WARNINGS)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
@@ -100,7 +80,7 @@ def _is_done(snakemake) -> bool:
 
 
 @contextmanager
-def _gpus(snakemake, tell) -> Iterator[None]:
+def _gpus(snakemake, log) -> Iterator[None]:
     """GPUs of this machine for a job that asks for some, unless a scheduler (or the config) has chosen them."""
     jobs_per_gpu = snakemake.params.get("jobs_per_gpu")
     if (
@@ -110,7 +90,7 @@ def _gpus(snakemake, tell) -> Iterator[None]:
     ):
         yield
         return
-    with gpu_slots(snakemake.resources.gpu, jobs_per_gpu, tell=tell) as gpus:
+    with gpu_slots(snakemake.resources.gpu, jobs_per_gpu, log=log) as gpus:
         if gpus:
-            tell(f"on GPU {', '.join(gpus)}")
+            log(f"on GPU {', '.join(gpus)}")
         yield

@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark import sides
+from benchmark.settings import Bench
 from benchmark.sides import Side, Task, Weights
 from benchmark.workflow_timing import WorkflowCopy
 from relusym.data import chiral_shapes, image_set
@@ -250,9 +251,9 @@ def compared_rows(
     """Training and merges, on both sides; arguments as of `benchmark`, `how` is the settings' part for the device."""
     at_once = how["nets"] or cores
     training = Recipe(
-        how["epochs"],
-        how["batch_size"],
-        how["learning_rate"],
+        epochs=how["epochs"],
+        batch_size=how["batch_size"],
+        learning_rate=how["learning_rate"],
         momentum=0.9,
         weight_decay=5e-4,
         warmup_epochs=how["epochs"] / 4,
@@ -277,19 +278,19 @@ def compared_rows(
 
 
 def benchmark(
-    settings: dict[str, Any], paper: dict[str, Any], root: Path, device: torch.device, cores: int
+    settings: Bench, paper: dict[str, Any], root: Path, device: torch.device, cores: int
 ) -> pd.DataFrame:
     """All rows.
 
     Args:
-        settings: the config's `bench`.
+        settings: of bench.yaml.
         paper: the scale paper's `width`, `epochs`, number of `images`, `seeds` and `pairs`, and `invariance_from` of
             each of its model types.
         root: the workflow's folder.
         device: both sides compute on it.
         cores: CPU cores that both sides may use.
     """
-    repeats = settings["repeats"]
-    rows = compared_rows(settings[device.type], paper, device, cores, repeats)
-    rows += workflow_rows(root, str(device), cores, repeats, settings["demo"], paper["seeds"])
+    repeats, how = settings.repeats, getattr(settings, device.type).model_dump()
+    rows = compared_rows(how, paper, device, cores, repeats)
+    rows += workflow_rows(root, str(device), cores, repeats, settings.demo, paper["seeds"])
     return pd.DataFrame(rows)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from relusym.errors import UserError
-from relusym.whole_files import write_whole
+from relusym.whole_files import open_file, write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +86,7 @@ def _load(path: str | Path, framework: str, device: str, names: Iterable[str] | 
 @contextmanager
 def _opened(path: str | Path, framework: str, device: str) -> Iterator[Any]:
     try:
-        Path(path).open("rb").close()  # safetensors calls whatever it can't open missing
+        open_file(path).close()  # safetensors calls whatever it can't open missing
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: let snakemake make it") from error
     except OSError as error:

@@ -4,8 +4,13 @@ import signal
 from collections.abc import Sequence
 
 # SIGTERM: scancel, preemption, time limit; SIGUSR1: `sbatch --signal=USR1@120`, two minutes before the time limit;
-# SIGINT: Ctrl-C, which every process of a terminal gets
-WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# SIGINT: Ctrl-C, SIGHUP: a terminal that is closed, which every process of the terminal gets
+WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+
+
+def hears(number: int) -> bool:
+    """Whether a warning is for this process: not SIGHUP below `nohup`."""
+    return number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
 
 
 class UserError(Exception):

@@ -1,10 +1,14 @@
 """Files that are whole or absent, and what they hold as one hash."""
 
+import errno
 import hashlib
 import os
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from relusym.errors import UserError
 
@@ -19,28 +23,41 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full or the folder can't be written.
     """
-    path = Path(path)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    path, part = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # a new file under a name that nobody can have planted a link at
+        file, name = tempfile.mkstemp(f".part{path.suffix}", f".{path.stem}.", path.parent)
+        os.close(file)
+        part = Path(name)
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())  # a full disk may show only here
-        part.chmod(0o666 & ~_umask())  # some writers make files that only their owner can read
+        part.chmod(0o666 & ~_umask())  # until now its owner's alone
         part.replace(path)
     except OSError as error:
         raise UserError(
             f"{path} can't be written ({error.strerror}): free space or change the folder"
         ) from error
     finally:
-        with suppress(OSError):  # the folder itself may be what is wrong
-            part.unlink(missing_ok=True)
+        if part:
+            with suppress(OSError):  # the folder itself may be what is wrong
+                part.unlink(missing_ok=True)
 
 
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """A file for reading. What isn't one, such as a pipe, which would keep its reader waiting, is an OSError."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "Not a file", str(path))
+    return file
 
 
 def sha256(path: str | Path) -> str:
@@ -50,7 +67,7 @@ def sha256(path: str | Path) -> str:
         UserError: it can't be read.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}): make it readable, or delete it") from error

@@ -19,6 +19,8 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from relusym.config.reading import check_file
 from relusym.errors import UserError
+from relusym.jobs.job_log import last_words
+from relusym.whole_files import open_file
 
 EVERY_S = 1  # between two looks of the moving line
 EVERY_S_IN_A_FILE = 30  # between two lines where nothing can move, such as in a pipe
@@ -212,17 +214,17 @@ class Run:
 
 
 def _error(logs: list[str]) -> str:
-    """The last line of the first log that has one, and where it is."""
-    for path in map(Path, logs):
-        if path.is_file() and (text := path.read_text(encoding="utf-8", errors="replace").strip()):
-            return f": {text.splitlines()[-1].removeprefix('error: ')} ({path})"
+    """Why a job failed, by the first of its logs that is there."""
+    for path in logs:
+        if words := last_words(path):
+            return f": {words} ({path})"
     return f"; see {', '.join(logs) or 'above'}"
 
 
 def _epoch(job: LogRecord) -> str:
     """How far a training is, by its log (training/progress.py)."""
     try:
-        with Path(job.log[0]).open("rb") as log:
+        with open_file(job.log[0]) as log:
             log.seek(max(0, log.seek(0, 2) - 400))
             found = re.findall(r"epoch +([\d.]+)/(\d+)", log.read().decode(errors="replace"))
     except (IndexError, OSError):

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from functools import cached_property
 
-from relusym.config.measurements import MEASUREMENTS, SECTIONS, SELECTION
-from relusym.config.models import Model, Section
-from relusym.config.reading import seed_list
+from relusym.config.measurements import MEASUREMENTS, SELECTION
+from relusym.config.models import Model, Values
+from relusym.config.sections import Scale
 from relusym.matching import OF_FLIPS
-from relusym.registry import choose
 from relusym.symmetry import SYMMETRIES
 
 Net = tuple[str, int]  # model and seed
@@ -16,27 +15,26 @@ Net = tuple[str, int]  # model and seed
 class Beyond:
     """The part of `settings.Settings` that is about measurements beyond the paper."""
 
-    scale: str
+    sections: Scale
     models: dict[str, Model]
     nets: list[Net]
     pairs: list[tuple[Net, Net]]
-    running: Callable[[str], Section]
-    _scale: Section
-    _merging: Callable[..., Section]
+    running: Callable[[str], Values]
+    _merging: Callable[..., Values]
 
     @cached_property
-    def beyond(self) -> dict[str, Section]:
-        """By name, the sections of the scale's measurements beyond the paper, their options' defaults filled in."""
-        found = {}
-        for name, given in self._scale.get("beyond", {}).items():
-            if given is not None:
-                key = f"scales.{self.scale}.beyond"
-                options = {option: value for option, value in given.items() if option not in SELECTION}
-                chosen = {option: value for option, value in given.items() if option in SELECTION}
-                if chosen.get("seeds") is not None:
-                    chosen["seeds"] = seed_list(chosen["seeds"])
-                found[name] = choose(SECTIONS, "name", {"name": name, **options}, key)[1] | chosen
-        return found
+    def beyond(self) -> dict[str, Values]:
+        """By name, the scale's measurements beyond the paper: their options, and which nets are chosen."""
+        given = {name: getattr(self.sections.beyond, name) for name in self.sections.beyond.model_fields_set}
+        return {
+            name: {
+                key: value
+                for key, value in section.model_dump().items()
+                if key not in SELECTION or value is not None
+            }
+            for name, section in given.items()
+            if section is not None
+        }
 
     @property
     def measured(self) -> list[str]:
@@ -58,7 +56,7 @@ class Beyond:
         """Whether one net or two are merged by this matching (None: the config's, for all tables)."""
         if not all(self.models[model].is_papers for model, _ in nets):
             return False
-        orders = {SYMMETRIES[self.models[model].given["symmetry"]].order for model, _ in nets}
+        orders = {SYMMETRIES[self.models[model].symmetry].order for model, _ in nets}
         if matching in OF_FLIPS and (len(nets) > 1 or orders != {2}):
             return False
         return matching is None or self.is_in_matchings(nets)
@@ -70,17 +68,17 @@ class Beyond:
             return False
         return self._has_seeds(section, nets) and {*types} <= {*section.get("models", types)}
 
-    def _has_seeds(self, section: Section, nets: tuple[Net, ...]) -> bool:
+    def _has_seeds(self, section: Values, nets: tuple[Net, ...]) -> bool:
         return section.get("seeds") is None or {seed for _, seed in nets} <= {*section["seeds"]}
 
-    def measurement(self, name: str, *models: str) -> Section:
+    def measurement(self, name: str, *models: str) -> Values:
         """All that a measurement beyond the paper depends on."""
         section = self.beyond[name]
         settings = self._merging(section.get("matching"), *models)
         if section["images"] is not None:
             settings["merging"] = settings["merging"] | {"images": section["images"]}
         if len(models) == 1:
-            settings["symmetry"] = self.models[models[0]].given["symmetry"]
+            settings["symmetry"] = self.models[models[0]].symmetry
         skipped = {*SELECTION, "images", "matching"}
         settings |= {key: value for key, value in section.items() if key not in skipped}
         if name == "exact_gcnn":

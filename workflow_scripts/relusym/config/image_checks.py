@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from relusym import nets
-from relusym.config.keys import Keys
 from relusym.data.extent import Extent
 from relusym.errors import UserError
 
@@ -21,25 +20,26 @@ def check_images(settings: Settings, model: str | None, extent: Extent) -> None:
     """
     label = settings.label(model)
     if model is None:
-        scale, how = f"scales.{settings.scale}", settings.flipped_training()
-        have = _at_most(f"{scale}.data.train_images", how["data"]["train_images"], extent.train, label)
-        _at_most("flipped_training.batch_size", how["training"]["batch_size"], have, label)
-        sides = _fitting(f"{scale}.image_size", how["data"].get("size"), extent.sides, "vgg11", label)
-        _check_padding(f"{scale}.training.crop_padding", how["training"]["crop_padding"], sides)
+        scale, how = settings.common, settings.flipped_training()
+        have = _at_most(scale.key("data", "train_images"), how["data"]["train_images"], extent.train, label)
+        key = settings.place("flipped_training", "batch_size")
+        _at_most(key, how["training"]["batch_size"], have, label)
+        sides = _fitting(scale.key("image_size"), how["data"].get("size"), extent.sides, "vgg11", label)
+        _check_padding(scale.key("training", "crop_padding"), how["training"]["crop_padding"], sides)
         return
-    given, recipe = settings.models[model].given, settings.models[model].recipe
-    key = Keys(settings.config, settings.models[model])
-    have = _at_most(key("data", "train_images"), given["data"]["train_images"], extent.train, label)
+    net = settings.models[model]
+    have = _at_most(net.key("data", "train_images"), net.data.train_images, extent.train, label)
     for option in ("images", "invariance_images"):
-        _at_most(key("merging", option), given["merging"][option], have, label)
-    architecture = given["network"]["architecture"]
-    sides = _fitting(
-        f"{settings.models[model].key}.image_size", given["image_size"], extent.sides, architecture, label
-    )
-    for stage in recipe:
-        how = settings.models[model].stage(stage)
-        _at_most(key.of_stage(stage, "batch_size"), how["batch_size"], have, label)
-        _check_padding(key.of_stage(stage, "crop_padding"), how["crop_padding"], sides)
+        _at_most(net.key("merging", option), getattr(net.merging, option), have, label)
+    for name, section in settings.beyond.items():
+        if any(model in types for types in (section.get("models", []), *section.get("pairs", []))):
+            for option in ("images", "repair_images"):
+                _at_most(settings.place("beyond", name, option), section.get(option), have, label)
+    key = net.key("image_size") if net.image_size else settings.place("models", net.id, "image_size")
+    sides = _fitting(key, net.image_size, extent.sides, net.network["architecture"], label)
+    for stage, how in net.stages.items():
+        _at_most(net.stage_key(stage, "batch_size"), how.batch_size, have, label)
+        _check_padding(net.stage_key(stage, "crop_padding"), how.crop_padding, sides)
 
 
 def _at_most(key: str, asked: int | None, have: int, label: str) -> int:

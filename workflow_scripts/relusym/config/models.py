@@ -1,56 +1,158 @@
-"""One type of net: its entry of the config, laid over its family, its scale and the defaults."""
+"""The models of a scale: the sections of each over those of the scale, and where the config has which key."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from relusym import nets
-from relusym.config.reading import laid_over, seed_list
-from relusym.errors import UserError
-from relusym.registry import one_of
+from relusym.config.reading import deep_merge
+from relusym.config.sections import SHARED, STAGES, Data, Merging, ModelSection, Scale, Sections, Training
+from relusym.schema import dotted
 
-Section = dict[str, Any]
+Values = dict[str, Any]
 
-NOT_A_MODELS = "families", "models", "pairs", "figure9", "beyond"  # of what a scale says
+
+@dataclass(frozen=True)
+class Place:
+    """Where a key stands, as messages say it.
+
+    Attributes:
+        file: of the scale.
+        over: what the run's config says over that: config.yaml, another config file, or the command line.
+    """
+
+    file: str
+    over: Values
+
+    def __call__(self, *path: str | int, at: Any = None) -> str:
+        """The key, and the scale's file unless the run's config has it; with `at`, a key below it decides that."""
+        key = dotted(*path)
+        if has(self.over, *path, *([] if at is None else [at])):
+            return key or "config"
+        return f"{self.file}: {key}" if key else self.file
+
+
+def has(values: Any, *path: str | int) -> bool:
+    """Whether a key of that path stands in plain values; a list is whole."""
+    for part in path:
+        if isinstance(values, list):
+            return True
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return bool(path)
 
 
 @dataclass(frozen=True)
 class Model:
-    """One type of net: its entry of the config, laid over its family, its scale and the defaults.
+    """One type of nets: its own sections over those of its scale.
 
     Attributes:
-        id: its key in the config.
-        key: where the config has it, for messages.
-        given: all sections, resolved.
+        id: its key among the scale's models.
+        own: what its entry says.
+        values: the scale's file and the run's config in one, as plain values.
+        place: what messages call their keys.
+        shared: the scale's sections.
         seeds: one net each.
     """
 
     id: str
-    key: str
-    given: Section
+    own: ModelSection
+    values: Values
+    place: Place
+    shared: Values
     seeds: list[int]
+
+    def key(self, *path: str | int, at: Any = None) -> str:
+        """What messages call a key: where the model has it, else where its scale has."""
+        below = () if at is None else (at,)
+        for above in (("models", self.id), ()):
+            if has(self.values, *above, *path, *below):
+                return self.place(*above, *path, at=at)
+        return self.place(*path)
+
+    def stage_key(self, stage: str, *path: str | int, at: Any = None) -> str:
+        """Likewise of a stage's, which may be a key of `training`."""
+        below = path if at is None else (*path, at)
+        has_it = any(has(self.values, *above, stage, *below) for above in (("models", self.id), ()))
+        return self.key(stage if has_it else "training", *path, at=at)
+
+    @cached_property
+    def sections(self) -> Sections:
+        """All that it says, or its scale for it; but for `network`."""
+        values = deep_merge(self.shared, self.own.model_dump(include={*SHARED}, exclude_unset=True))
+        return Sections.model_validate({key: value for key, value in values.items() if key != "network"})
 
     @property
     def name(self) -> str:
         """What tables call it."""
-        return self.given.get("name", self.id)
+        return self.own.name or self.id
 
     @property
     def is_papers(self) -> bool:
         """Whether it is part of the reproduction, and not of measurements beyond the paper alone."""
-        return self.given["table"] != "beyond"
+        return self.table is not None
+
+    @property
+    def table(self) -> str | None:
+        return self.sections.table
+
+    @property
+    def image_size(self) -> int | None:
+        return self.sections.image_size
+
+    @property
+    def symmetry(self) -> str:
+        return self.sections.symmetry
+
+    @cached_property
+    def data(self) -> Data:
+        """Its images; what counts for generated images alone isn't passed on to others."""
+        values = self.sections.data.given()
+        if self.sections.data.dataset != "generated":
+            for key in ("test_images", "invariant_to"):
+                if self.id and not has(self.values, "models", self.id, "data", key):
+                    values.pop(key, None)
+        return Data.read(values, lambda *path, at=None: self.key("data", *path, at=at))
+
+    @cached_property
+    def network(self) -> Values:
+        """Its architecture and the options of it that are given; the scale's options of another one don't count."""
+        own = self.own.given().get("network", {})
+        network = Sections.model_fields["network"].default | self.shared.get("network", {}) | own
+        known = ("architecture", *nets.options(network["architecture"]), *own)
+        network = {key: value for key, value in network.items() if key in known}
+        options = nets.check(network, lambda *path, at=None: self.key("network", *path, at=at))
+        return network | options.given()
+
+    @property
+    def merging(self) -> Merging:
+        return self.sections.merging
 
     @property
     def recipe(self) -> list[str]:
         """The stages of its training; none if its weights come from elsewhere."""
-        return [] if self.weights else self.given["recipe"]
+        return [] if self.weights else self.sections.recipe
 
     @cached_property
-    def weights(self) -> Section | None:
+    def stages(self) -> dict[str, Training]:
+        """How each stage trains: what `pretraining` and `linear` don't say, `training` does."""
+        training, stages = self.sections.training.given(), {}
+        for stage in self.recipe:
+            values = training | STAGES[stage] | getattr(self.sections, stage).given()
+            stages[stage] = Training.read(
+                values, lambda *path, at=None, stage=stage: self.stage_key(stage, *path, at=at)
+            )
+        return stages
+
+    @cached_property
+    def weights(self) -> Values | None:
         """Where its weights come from, a file before any other source; None if a training makes them."""
-        given = self.given.get("weights", {})
-        source = next(((key, given[key]) for key in ("file", "urls", "torchvision") if given.get(key)), None)
-        return dict([source]) | {"layout": given.get("layout", "auto")} if source else None
+        weights = self.own.weights
+        for key in ("file", "urls", "torchvision") if weights else ():
+            if source := getattr(weights, key):
+                return {key: source, "layout": weights.layout}
+        return None
 
     @property
     def files(self) -> list[str]:
@@ -58,79 +160,45 @@ class Model:
         file = (self.weights or {}).get("file", [])
         return [file] if isinstance(file, str) else file
 
-    def stage(self, name: str) -> Section:
-        """How one stage trains: what `pretraining` and `linear` don't say, `training` does."""
-        own = self.given[name] if name != "training" else {}
-        return laid_over(self.given["training"], own)
-
     @property
     def units(self) -> list[str]:
         """Every training of one of its nets, in order; just one where weights come from elsewhere."""
         return [*(f"{self.id}.{stage}" for stage in self.recipe[:-1]), self.id]
 
 
-def resolved(config: Section) -> dict[str, Model]:
-    """Every model of the config's scale by its id, in the order of the config; those set to null are left out.
-
-    Raises:
-        UserError: a family that the scale doesn't have.
-    """
-    name = config["scale"]
-    scale = laid_over(config["defaults"], config["scales"][name])
-    shared = {key: value for key, value in scale.items() if key not in NOT_A_MODELS} | {"seeds": None}
-    families = scale.get("families", {})
-    found: dict[str, Model] = {}
-    for key, entries in (("models", config["models"]), (f"scales.{name}.models", scale.get("models", {}))):
-        for id_, entry in entries.items():
-            found.pop(id_, None)
-            if entry is None:
-                continue
-            family = entry.get("family")
-            if family not in (None, *families):
-                raise UserError(one_of(f"{key}.{id_}.family", family, families))
-            given = laid_over(shared, families.get(family, {}), entry)
-            known = nets.options(given["network"].get("architecture"))
-            own = entry.get(
-                "network", {}
-            )  # of other sections' options, those of another architecture don't count
-            given["network"] = {
-                key: value
-                for key, value in given["network"].items()
-                if key in known or key in {"architecture", *own}
-            }
-            for option in ("test_images", "invariant_to"):  # likewise: of generated images alone
-                if given["data"].get("dataset") != "generated" and option not in entry.get("data", {}):
-                    given["data"].pop(option, None)
-            seeds = given["seeds"] if given["seeds"] is not None else scale["seeds"]
-            found[id_] = Model(id_, f"{key}.{id_}", given, seed_list(seeds))
-    return found
+def models_of(scale: Scale, values: Values, place: Place) -> dict[str, Model]:
+    """Every model of a scale by its id, in the order of the file; those set to null are left out."""
+    shared = scale.model_dump(include={*SHARED}, exclude_unset=True)
+    return {
+        id_: Model(id_, own, values, place, shared, own.seeds if own.seeds is not None else scale.seeds)
+        for id_, own in scale.models.items()
+        if own is not None
+    }
 
 
-def without_left_out(config: Section) -> Section:
-    """The config without the types that are set to null where its pairs and measurements beyond the paper name them.
+def without_left_out(scale: Scale) -> Scale:
+    """The scale without the types that are set to null where its pairs and measurements beyond the paper name them.
 
     A measurement that is left with none of the types it was of is left out as well.
-
-    Raises:
-        UserError: a scale that the config doesn't have.
     """
-    name = config["scale"]
-    if name not in config["scales"]:
-        raise UserError(one_of("scale", name, config["scales"]))
-    scale = config["scales"][name]
-    models = {**config["models"], **scale.get("models", {})}
-    gone = {id_ for id_, entry in models.items() if entry is None}
+    gone = {id_ for id_, model in scale.models.items() if model is None}
+    if not gone:
+        return scale
 
     def kept(entries: list) -> list:
         return [each for each in entries if gone.isdisjoint(each if isinstance(each, list) else [each])]
 
-    def measured(section: Section | None) -> Section | None:
-        lists = {key: kept(value) for key, value in (section or {}).items() if isinstance(value, list)}
-        of = [lists[key] for key in ("models", "pairs") if key in lists]
-        return None if section is None or (of and not any(of)) else {**section, **lists}
-
-    own = {"pairs": kept(scale["pairs"])} if "pairs" in scale else {}
-    if "beyond" in scale:
-        own["beyond"] = {key: measured(section) for key, section in scale["beyond"].items()}
-    scales = {**config["scales"], name: {**scale, **own}}
-    return {**config, "pairs": kept(config["pairs"]), "scales": scales}
+    beyond = {}
+    for name in scale.beyond.model_fields_set:
+        if (section := getattr(scale.beyond, name)) is not None:
+            lists = ("models", "pairs", "from_scratch")
+            changed = {key: kept(value) for key in lists if (value := getattr(section, key, None))}
+            of = [
+                changed.get(key) or []
+                for key in ("models", "pairs")
+                if getattr(section, key, None) is not None
+            ]
+            beyond[name] = None if of and not any(of) else section.model_copy(update=changed)
+    return scale.model_copy(
+        update={"pairs": kept(scale.pairs), "beyond": scale.beyond.model_copy(update=beyond)}
+    )

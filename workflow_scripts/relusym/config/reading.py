@@ -1,57 +1,80 @@
-"""The config as the user gives it: read as plain values, and checked against its schema."""
+"""The config's files: what YAML passes over is an error with its line; a scale is a file in a folder `scales`."""
 
-import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from importlib.resources import files
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from relusym.errors import UserError
-from relusym.registry import SEEDS_ALLOWED, check_schema
+from relusym.registry import one_of
+from relusym.schema import refusal, remark
 
 MOST_SEEDS, LARGEST_SEED = 10_000, 2**32 - 1
+SEEDS_ALLOWED = "allowed are seeds such as 3, 0-3, or [0, 5]"
+SEEDS = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?(,[0-9]{1,20}(-[0-9]{1,20})?)*")
+DEEPEST = 100  # sections in sections, at which no config arrives
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is built
-EXPONENTIAL = re.compile(r"[-+]?[0-9]+\.?[0-9]*[eE][-+]?[0-9]+")  # 1e-2, which YAML 1.1 takes for text
 
 
-def seed_list(given: int | str | list[int]) -> list[int]:
+def seed_list(given: Any) -> list[int]:
     """The seeds meant by 3, "0-3", "0,2,5-7" or [0, 2].
 
     Raises:
-        UserError: a seed listed twice, a range that runs backwards, too many seeds or too large ones.
+        ValueError: another form, a seed listed twice, a range that runs backwards, too many seeds or too large ones.
     """
-    if isinstance(given, int):
-        return [given]
+    parts = given if isinstance(given, list) else [given]
+    if not parts or not all(type(part) in (int, str) and SEEDS.fullmatch(str(part)) for part in parts):
+        raise refusal(SEEDS_ALLOWED)
     seeds: list[int] = []
-    for part in given.split(",") if isinstance(given, str) else given:
-        first, _, last = str(part).partition("-")
+    for part in ",".join(map(str, parts)).split(","):
+        first, _, last = part.partition("-")
         some = range(int(first), int(last or first) + 1)
         if not some:
-            raise UserError(f"seeds: the range {part} runs backwards; write {last}-{first}")
+            raise remark(f"the range {part} runs backwards; write {last}-{first}")
         if some[-1] > LARGEST_SEED or len(seeds) + len(some) > MOST_SEEDS:
-            raise UserError(
-                f"seeds: {given} given; allowed are at most {MOST_SEEDS:,} seeds, none above {LARGEST_SEED}"
-            )
+            raise refusal(f"allowed are at most {MOST_SEEDS:,} seeds, none above {LARGEST_SEED}")
         seeds += some
     twice = [seed for seed, count in Counter(seeds).items() if count > 1]
     if twice:
-        raise UserError(f"seeds: {twice[0]} is listed twice in {given}; list each seed once")
+        raise remark(f"{twice[0]} is listed twice in {given}; list each seed once")
     return seeds
+
+
+def scale_file(name: str, folders: Sequence[str | Path]) -> Path:
+    """The file of a scale, in the first folder that has one of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    files = {path.stem: path for folder in reversed(folders) for path in sorted(Path(folder).glob("*.yaml"))}
+    if name not in files:
+        raise UserError(one_of("scale", name, sorted(files)))
+    return files[name]
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The sections of a YAML file.
+
+    Raises:
+        UserError: as `check_file`.
+    """
+    check_file(path)
+    return yaml.load(Path(path).read_text(encoding="utf-8"), LOADER)
 
 
 def check_file(path: str | Path) -> None:
     """Check what Snakemake passes over, or reports without a line, when it reads a config file.
 
     Raises:
-        UserError: names the file and the line of what isn't UTF-8 or YAML, of a key that stands there twice, and of
-            seeds whose _ YAML would drop.
+        UserError: names the file and the line of what isn't UTF-8 or YAML, of a key that stands there twice, of a
+            section that holds itself, and of seeds whose _ YAML would drop.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
+        _check_depth(path, text)
         top = yaml.compose(text, LOADER)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror})") from error
@@ -80,7 +103,24 @@ def check_file(path: str | Path) -> None:
                 raise UserError(f"{path}, line {line}: seeds: {value.value} given; {SEEDS_ALLOWED}")
 
 
-def _sections(top: yaml.Node | None) -> Iterator[yaml.MappingNode]:
+def _check_depth(path: str | Path, text: str) -> None:
+    """Refuse what would have a reader follow sections without end."""
+    open_: list[str | None] = []  # the anchors of the sections that an event lies in
+    for event in yaml.parse(text, LOADER):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent) and event.anchor in open_:
+            raise UserError(
+                f"{path}, line {line}: *{event.anchor} stands inside of &{event.anchor}, so it has no end"
+            )
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_.append(event.anchor)
+            if len(open_) > DEEPEST:
+                raise UserError(f"{path}, line {line}: more than {DEEPEST} sections inside of each other")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            open_.pop()
+
+
+def _sections(top: yaml.Node) -> Iterator[yaml.MappingNode]:
     """Every mapping of a YAML file, once."""
     open_, seen = [top], set()
     while open_:
@@ -114,39 +154,11 @@ def check_command_line(given: dict[str, Any], words: Iterable[str]) -> None:
             raise UserError(f"seeds: {word.removeprefix('seeds=')} given; {SEEDS_ALLOWED}")
 
 
-def plain(config: Any) -> Any:
-    """The config as plain JSON values; numbers that Snakemake's command line left as text are numbers again."""
-    if isinstance(config, dict):
-        return {key: plain(value) for key, value in config.items()}
-    if isinstance(config, list | tuple):
-        return [plain(value) for value in config]
-    if isinstance(config, str):
-        if EXPONENTIAL.fullmatch(config):
-            return float(config)
-        try:
-            value = yaml.load(config, LOADER) if config else config
-        except yaml.YAMLError:  # text that only looks like YAML, such as a folder named {new}
-            return config
-        config = value if value is None or isinstance(value, bool | int | float) else config
-    # JSON has no infinity or not-a-number: left as text, they are refused as no number
-    return str(config) if isinstance(config, float) and not math.isfinite(config) else config
-
-
-def validate(config: dict[str, Any]) -> None:
-    """Check a config of plain values against `config.schema.yaml`.
-
-    Raises:
-        UserError: names the key, what was given and what is allowed.
-    """
-    schema = files("relusym.config").joinpath("config.schema.yaml").read_text(encoding="utf-8")
-    check_schema(yaml.load(schema, LOADER), config)
-
-
-def laid_over(*sections: dict[str, Any]) -> dict[str, Any]:
-    """The sections laid over each other, key by key; what a later one says goes before an earlier one."""
+def deep_merge(*sections: dict[str, Any]) -> dict[str, Any]:
+    """The sections merged key by key; what a later one says goes before an earlier one."""
     result: dict[str, Any] = {}
     for section in sections:
         for key, value in section.items():
             both = isinstance(value, dict) and isinstance(result.get(key), dict)
-            result[key] = laid_over(result[key], value) if both else value
+            result[key] = deep_merge(result[key], value) if both else value
     return result

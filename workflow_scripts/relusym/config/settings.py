@@ -5,6 +5,7 @@ Nothing here imports PyTorch: Snakemake reads it at every start.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,37 +13,61 @@ from pathlib import Path
 from relusym import paper_values
 from relusym.config import checks
 from relusym.config.beyond import Beyond
-from relusym.config.models import Model, Section, resolved, without_left_out
-from relusym.config.reading import laid_over, plain, seed_list, validate
+from relusym.config.models import Model, Place, Values, models_of, without_left_out
+from relusym.config.reading import deep_merge, read_file, scale_file
+from relusym.config.sections import NOT_IN_RESULTS, SHARED, ModelSection, Run, Scale
 from relusym.config.sources import IMAGENET, Sources
 from relusym.errors import UserError
-from relusym.matching import SEARCHES, STARTS
+from relusym.matching import SEARCHES
+from relusym.schema import unknown_key
+from relusym.training.recipe import Recipe
 
 Net = tuple[str, int]  # model and seed
 
-NOT_IN_RESULTS = {
-    "save_every",
-    "restarts",
-    "workers",
-    "snapshots",
-}  # of a stage: how it runs, not what comes of it
+SIMSIAMS = "dimensions", "bottleneck"
+FIGURE_3 = "momentum", "weight_decay", "crop_padding"  # what its trainings have from the scale's
 
 
 @dataclass(frozen=True)
 class Settings(Sources, Beyond):
     """A valid config, resolved to its scale.
 
+    Attributes:
+        run: what the run is about.
+        sections: of its scale.
+        values: the scale's file and what the run's config says over it, as plain values.
+        place: what messages call their keys.
+        folders: where scales are looked for.
+
     Raises (on creation by `of`):
         UserError: the config is not valid.
     """
 
-    config: Section
+    run: Run
+    sections: Scale
+    values: Values
+    place: Place
+    folders: tuple[Path, ...]
 
     @classmethod
-    def of(cls, config: Section) -> Settings:
-        config = plain(config)
-        validate(config)
-        settings = cls(without_left_out(config))
+    def of(cls, config: Values, folders: Sequence[str | Path] = ("scales",)) -> Settings:
+        """The settings of a run.
+
+        Args:
+            config: the keys of `Run`; beside them, those of `Scale` go before the scale's file.
+            folders: where scales are looked for; of two of one name, that in the first counts.
+        """
+        over = {key: value for key, value in config.items() if key not in Run.model_fields}
+        for key in over:
+            if key not in Scale.model_fields:
+                known = {**Run.model_fields, **Scale.model_fields}
+                raise UserError(f"config: {unknown_key(key, known).context['text']}")
+        run = Run.read({key: value for key, value in config.items() if key not in over}, Place("", config))
+        file = scale_file(run.scale, folders)
+        place = Place(str(file), over)
+        values = deep_merge(read_file(file), over)
+        scale = Scale.read(values, place)
+        settings = cls(run, without_left_out(scale), values, place, tuple(map(Path, folders)))
         checks.check(settings)
         return settings
 
@@ -50,40 +75,40 @@ class Settings(Sources, Beyond):
 
     @property
     def scale(self) -> str:
-        return self.config["scale"]
-
-    @cached_property
-    def _scale(self) -> Section:
-        """The scale's own sections over the defaults."""
-        return laid_over(self.config["defaults"], self.config["scales"][self.scale])
+        return self.run.scale
 
     @cached_property
     def paper(self) -> Settings | None:
-        """The same config at the scale `paper`; None without a valid one."""
+        """The same run at the scale `paper`, as its file has it; None without a valid one."""
         try:
-            return self.of({**self.config, "scale": "paper", "seeds": None})
+            return self.of(self.run.given() | {"scale": "paper", "seeds": None}, self.folders)
         except UserError:
             return None
 
     @cached_property
     def models(self) -> dict[str, Model]:
         """Every type of net by its id, in the order of the config."""
-        return resolved(self.config)
+        return models_of(self.sections, self.values, self.place)
+
+    @cached_property
+    def common(self) -> Model:
+        """What the scale says of all models: a model without sections of its own."""
+        shared = self.sections.model_dump(include={*SHARED}, exclude_unset=True)
+        return Model("", ModelSection(), self.values, self.place, shared, self.all_seeds)
 
     def table(self, name: str) -> list[str]:
         """The models that a table shows, "table2" or "table5"."""
-        return [model.id for model in self.models.values() if model.given["table"] == name]
+        return [model.id for model in self.models.values() if model.table == name]
 
-    @cached_property
+    @property
     def all_seeds(self) -> list[int]:
         """The scale's seeds."""
-        return seed_list(self.config["scales"][self.scale]["seeds"])
+        return self.sections.seeds
 
-    @cached_property
+    @property
     def seeds(self) -> list[int]:
         """Those of the scale's seeds that this run is about."""
-        given = self.config["seeds"]
-        return self.all_seeds if given is None else seed_list(given)
+        return self.all_seeds if self.run.seeds is None else self.run.seeds
 
     # ---- what is made
 
@@ -94,8 +119,8 @@ class Settings(Sources, Beyond):
 
     def _chosen(self, model: Model) -> list[int]:
         """A model with seeds of its own is part of the run on any piece of the scale's."""
-        own = self.config["seeds"] is None or model.given["seeds"] is not None
-        return model.seeds if own else [seed for seed in model.seeds if seed in self.seeds]
+        whole = self.run.seeds is None or model.own.seeds is not None
+        return model.seeds if whole else [seed for seed in model.seeds if seed in self.seeds]
 
     @property
     def trainings(self) -> list[Net]:
@@ -105,7 +130,7 @@ class Settings(Sources, Beyond):
     @property
     def types_paired(self) -> list[tuple[str, str]]:
         """Which types are merged with each other."""
-        return [(first, second) for first, second in [*self.config["pairs"], *self._scale.get("pairs", [])]]
+        return [(first, second) for first, second in self.sections.pairs]
 
     @property
     def pairs(self) -> list[tuple[Net, Net]]:
@@ -123,13 +148,12 @@ class Settings(Sources, Beyond):
     @property
     def matchings(self) -> list[str]:
         """The matchings that the target `matchings` compares, without the one of all other tables."""
-        default = self._scale["merging"]["matching"]
-        return [name for name in self.compared if name != default]
+        return [name for name in self.compared if name != self.sections.merging.matching]
 
     @property
     def compared(self) -> list[str]:
-        """All matchings that the target `matchings` compares: those of its section, or the config's."""
-        return self.beyond.get("matchings", {}).get("matchings") or self.config.get("matchings", [])
+        """All matchings that the target `matchings` compares: those of its section, or the scale's."""
+        return self.beyond.get("matchings", {}).get("matchings") or self.sections.matchings
 
     def model_of(self, unit: str) -> Model:
         """The model of a unit: of itself, or of one of its earlier stages."""
@@ -148,88 +172,91 @@ class Settings(Sources, Beyond):
 
     # ---- what a result depends on: kept in its record, compared by `currency.stale`
 
-    def train(self, unit: str) -> Section:
+    def train(self, unit: str) -> Values:
         """All that the making of a net depends on, its seed aside."""
         model, stage = self.model_of(unit), self.stage_of(unit)
-        given = model.given
-        data = {
-            key: value for key, value in given["data"].items() if key != "resize"
-        }  # of measurements alone
         settings = {
-            "data": {**data, "size": given["image_size"]},
-            "network": given["network"],
-            "symmetry": given["symmetry"],
+            "data": model.data.settings() | {"size": model.image_size},
+            "network": model.network,
+            "symmetry": model.symmetry,
         }
         if stage is None:
             return settings | {"weights": model.weights}
-        how = {key: value for key, value in model.stage(stage).items() if key not in NOT_IN_RESULTS}
-        if how["invariance_from"] is None:
-            how.pop("invariance_weight")
+        how = model.stages[stage]
+        without = {
+            *NOT_IN_RESULTS,
+            *(() if how.objective == "simsiam" else SIMSIAMS),
+            *(("invariance_weight",) if how.invariance_from is None else ()),
+        }
         start = self.start_of(unit)
-        return settings | {"training": how} | ({"start": self.train(start)} if start else {})
+        return (
+            settings
+            | {"training": how.model_dump(exclude=without)}
+            | ({"start": self.train(start)} if start else {})
+        )
 
-    def _merging(self, matching: str | None, *models: str) -> Section:
-        given = self.models[models[0]].given
-        matched = {"matching": matching or given["merging"]["matching"], "images": given["merging"]["images"]}
+    def _merging(self, matching: str | None, *models: str) -> Values:
+        model = self.models[models[0]]
+        matched = {"matching": matching or model.merging.matching, "images": model.merging.images}
         if matched["matching"] in SEARCHES:
-            matched["starts"] = given["merging"].get("starts", STARTS)
-        if "resize" in given["data"]:
-            matched["resize"] = given["data"]["resize"]
+            matched["starts"] = model.merging.starts
+        if model.data.resize is not None:
+            matched["resize"] = model.data.resize
         return {"merging": matched, "trained": [self.train(model) for model in models]}
 
-    def flip_merge(self, model: str, matching: str | None = None) -> Section:
+    def flip_merge(self, model: str, matching: str | None = None) -> Values:
         """All that merging a net with its flipped self depends on, and what else is measured of the two."""
-        given = self.models[model].given
         return self._merging(matching, model) | {
-            "symmetry": given["symmetry"],
-            "invariance_images": given["merging"]["invariance_images"],
-            "projection_seed": self.config["filters"]["projection_seed"],
+            "symmetry": self.models[model].symmetry,
+            "invariance_images": self.models[model].merging.invariance_images,
+            "projection_seed": self.sections.filters.projection_seed,
         }
 
-    def pair_merge(self, first: str, second: str, matching: str | None = None) -> Section:
+    def pair_merge(self, first: str, second: str, matching: str | None = None) -> Values:
         """All that merging two nets depends on."""
         return self._merging(matching, first, second)
 
-    def theory(self, statement: str) -> Section:
+    def theory(self, statement: str) -> Values:
         """All that the demonstration of a statement depends on."""
-        given = self.config["theory"]
-        return {"seed": given["seed"], "draws": given["draws"][statement]}
+        theory = self.sections.theory
+        return {"seed": theory.seed, "draws": getattr(theory.draws, statement)}
 
-    def flipped_training(self) -> Section:
+    def flipped_training(self) -> Values:
         """All that the two trainings of Figure 3 depend on."""
-        training = {key: self._scale["training"][key] for key in ("momentum", "weight_decay", "crop_padding")}
-        network = {key: value for key, value in self._scale["network"].items() if key != "group_convs"}
-        size = self._scale["image_size"]
+        common, training = self.common, self.sections.training.given()
+        defaults = {key: Recipe.model_fields[key].default for key in FIGURE_3}
         return {
-            "data": self._scale["data"] | ({"size": size} if size else {}),
-            "network": network,
-            "training": {**training, **self.config["flipped_training"]},
+            "data": common.data.settings() | ({"size": common.image_size} if common.image_size else {}),
+            "network": {key: value for key, value in common.network.items() if key != "group_convs"},
+            "training": {key: training.get(key, default) for key, default in defaults.items()}
+            | self.sections.flipped_training.model_dump(),
         }
 
-    def running(self, unit: str) -> Section:
+    def running(self, unit: str) -> Values:
         """How the training of a unit runs, as far as its result doesn't depend on it; empty if it isn't trained."""
         stage = self.stage_of(unit)
-        how = self.model_of(unit).stage(stage) if stage else {}
-        return {key: how[key] for key in (*NOT_IN_RESULTS, "processes") if key in how}
+        how = self.model_of(unit).stages[stage] if stage else None
+        return how.model_dump(include={*NOT_IN_RESULTS, "processes"}) if how else {}
 
     @cached_property
     def absent(self) -> dict[str, str]:
         """Models that can't be made with what is at hand, and why; what can be downloaded counts as at hand."""
-        found = {name: self._absence(model) for name, model in self.models.items()}
-        return {name: reason for name, reason in found.items() if reason}
+        reasons = {name: self._absence(model) for name, model in self.models.items()}
+        return {name: reason for name, reason in reasons.items() if reason}
 
     def _absence(self, model: Model) -> str | None:
-        if model.given["data"]["dataset"] == IMAGENET:
+        if model.data.dataset == IMAGENET:
             for folder in self.imagenet.values():
                 if not Path(folder).is_dir():
                     return (
                         f"ImageNet is not at {folder}: set imagenet.root to the folder with train/ and val/"
                     )
+        key = f"models.{model.id}.weights.file"
         for file in model.files:
             if not Path(file).is_file():
-                return f"the checkpoint {file} is missing: set {model.key}.weights.file"
+                return f"the checkpoint {file} is missing: set {key}"
         if not model.weights and not model.recipe:
-            return f"no checkpoint is at hand: set {model.key}.weights.file to a local file"
+            return f"no checkpoint is at hand: set {key} to a local file"
         return None
 
     # ---- what the tables show
@@ -237,8 +264,7 @@ class Settings(Sources, Beyond):
     @property
     def figure9(self) -> str | None:
         """The model whose filters Figure 9 shows; None if the scale has no such model."""
-        model = self._scale.get("figure9")
-        return model if model in self.models else None
+        return self.sections.figure9 if self.sections.figure9 in self.models else None
 
     @property
     def names(self) -> dict[str, str]:
@@ -247,8 +273,8 @@ class Settings(Sources, Beyond):
 
     def paper_row(self, model: str) -> str | None:
         """The row of the paper's Table 5 that a model stands beside."""
-        given = self.models[model].given.get("paper")
-        return given if given or model not in paper_values.resnets() else model
+        row = self.models[model].own.paper
+        return row if row or model not in paper_values.resnets() else model
 
     @property
     def in_table3(self) -> list[str]:
@@ -256,11 +282,16 @@ class Settings(Sources, Beyond):
         there = {row for row, says in paper_values.resnets().items() if says["in_table3"] == "yes"}
         return [model for model in self.table("table5") if self.paper_row(model) in there]
 
-    def shown(self, model: str) -> Section:
+    def shown(self, model: str) -> Values:
         """What Tables 3 and 5 say of a model besides its measurements; its config goes before its paper's row."""
-        given, row = self.models[model].given, self.paper_row(model)
-        says = paper_values.resnets()[row] if row else {}
-        flags = {
-            key: given.get(key, says.get(key) == "yes") for key in ("trained_by_authors", "self_supervised")
+        own, row = self.models[model].own, self.paper_row(model)
+        says, flags = paper_values.resnets()[row] if row else {}, {}
+        for key in ("trained_by_authors", "self_supervised"):
+            flag = getattr(own, key)
+            flags[key] = says.get(key) == "yes" if flag is None else flag
+        return {
+            "name": self.models[model].name,
+            **flags,
+            "image_size": self.models[model].image_size,
+            "paper": row,
         }
-        return {"name": self.models[model].name, **flags, "image_size": given["image_size"], "paper": row}

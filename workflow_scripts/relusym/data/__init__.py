@@ -1,51 +1,68 @@
 """The data sets by their kind in the config. Another kind is one module here and one line in `DATA_SETS`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from relusym import checkpoint
 from relusym.errors import UserError
 from relusym.registry import Entry, choose
+from relusym.schema import Count, Flag, OrNull, Section, Seed, Text, among
 from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
 
-COUNT = {"type": "integer", "minimum": 1, "maximum": 10_000_000}
-SEED = {"type": "integer", "minimum": 0, "maximum": 2**32 - 1}
-FOLDER = {"type": "string", "minLength": 1}
+SymmetryName = Annotated[str, among(SYMMETRIES)]
+
+
+class Generated(Section):
+    """Images drawn on the spot."""
+
+    train_images: Count
+    test_images: Count
+    seed: Seed
+    invariant_to: OrNull[SymmetryName] = HORIZONTAL_FLIP.name
+
+
+class Download(Section):
+    """CIFAR10 as torchvision downloads it."""
+
+    root: Text
+    download: Flag = True
+
+
+class Files(Section):
+    """CIFAR10's official files."""
+
+    root: Text
+
+
+class Folder(Section):
+    """A tree of images, <root>/<split>/<class>/<image>."""
+
+    root: Text
+    train: Text = "train"
+    test: Text = "test"
+
+
+class ImageNet(Section):
+    """ImageNet's tree, <root>/<split>/<wnid>/<image>: a choice of training images, and all to validate on."""
+
+    root: Text
+    train: Text = "train"
+    val: Text = "val"
+    resize: Count
+    size: Count
+    train_images: Count
+    seed: Seed
+
 
 # The `source` of a data set in the config is one of these, its other keys the options.
 # Each is called with the file to write, its options, and `workers` and `key` as in `prepare`.
 DATA_SETS = {
-    "generated": Entry(
-        "relusym.data.chiral_shapes:prepare",
-        {
-            "train_images": COUNT,
-            "test_images": COUNT,
-            "seed": SEED,
-            "invariant_to": {"enum": [None, *SYMMETRIES], "default": HORIZONTAL_FLIP.name},
-        },
-    ),
-    "torchvision": Entry(
-        "relusym.data.folder:prepare_torchvision",
-        {"root": FOLDER, "download": {"type": "boolean", "default": True}},
-    ),
-    "binary": Entry("relusym.data.folder:prepare_binary", {"root": FOLDER}),
-    "python": Entry("relusym.data.folder:prepare_python", {"root": FOLDER}),
-    "folder": Entry(
-        "relusym.data.folder:prepare",
-        {"root": FOLDER, "train": {**FOLDER, "default": "train"}, "test": {**FOLDER, "default": "test"}},
-    ),
-    "imagenet": Entry(
-        "relusym.data.imagenet:prepare",
-        {
-            "root": FOLDER,
-            "train": {**FOLDER, "default": "train"},
-            "val": {**FOLDER, "default": "val"},
-            "resize": COUNT,
-            "size": COUNT,
-            "train_images": COUNT,
-            "seed": SEED,
-        },
-    ),
+    "generated": Entry("relusym.data.chiral_shapes:prepare", Generated),
+    "torchvision": Entry("relusym.data.folder:prepare_torchvision", Download),
+    "binary": Entry("relusym.data.folder:prepare_binary", Files),
+    "python": Entry("relusym.data.folder:prepare_python", Files),
+    "folder": Entry("relusym.data.folder:prepare", Folder),
+    "imagenet": Entry("relusym.data.imagenet:prepare", ImageNet),
 }
 
 
@@ -76,7 +93,7 @@ def prepare(spec: dict[str, Any], to: Path, workers: int = 0, key: str = "data")
         UserError: the images aren't there, or something is wrong with them.
     """
     data_set, options = choose(DATA_SETS, "kind", spec, key)
-    return data_set.load()(to, workers=workers, key=key, **options) or []
+    return data_set.load()(to, workers=workers, key=key, **options.model_dump()) or []
 
 
 def digest(path: str | Path) -> str:

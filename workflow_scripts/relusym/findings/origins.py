@@ -19,7 +19,10 @@ def matching_of(record: Record) -> str:
 
 
 def notes(inputs: Inputs, about: About) -> list[str]:
-    """The lines below a table: `about["notes"]`, then the images, how many records, of which code and device."""
+    """The lines below a table: `about["notes"]`, then the images, how many records, of which precision, code, device.
+
+    The precision of trainings stands there if nets of several are in the table.
+    """
     records = list(chain(*(found for kind, found in inputs.items() if kind != "filters")))
     doubts = {cifar10.doubt(of["inputs"]["data"]) for of in records if images_of(of) == f"{cifar10.NAME}?"}
     kinds = Counter(record["kind"] for record in records)
@@ -28,12 +31,17 @@ def notes(inputs: Inputs, about: About) -> list[str]:
         for record in records
         if "code" in record
     }
+    precisions = Counter(record["precision"] for record in inputs.get("train", ()) if record.get("precision"))
+    mixed = " and ".join(
+        f"{count} net{'s' * (count > 1)} in {precision}" for precision, count in sorted(precisions.items())
+    )
     counted = " and ".join(f"{count} {kind}" for kind, count in kinds.items())
     return [
         *about.get("notes", []),
         *(f"Data: {images}" for images in sorted({*map(images_of, records)} - {None})),
         *sorted(doubts),
         *([f"From {counted} records"] if records else []),
+        *([f"Trained: {mixed}"] if len(precisions) > 1 else []),
         *(f"Made with {what}" for what in sorted(made)),
     ]
 

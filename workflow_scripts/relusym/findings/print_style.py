@@ -1,6 +1,7 @@
 """What all figures share: the paper's column width, colours safe for colour-blind readers, and how they are written."""
 
 from collections.abc import Iterable, Sequence
+from io import BytesIO
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -31,8 +32,11 @@ def write_figure(figure: Figure, paths: Iterable[str | Path]) -> None:
     """
     for path in map(Path, paths):
         fields = ("Creator", "Producer", "CreationDate") if path.suffix == ".pdf" else ("Software",)
+        image, ending = BytesIO(), path.suffix.removeprefix(".")
+        # no dates, no versions; not to a file, where the error on a full disk is no OSError
+        figure.savefig(image, dpi=DOTS_PER_INCH, metadata=dict.fromkeys(fields), format=ending)
         with write_whole(path) as part:
-            figure.savefig(part, dpi=DOTS_PER_INCH, metadata=dict.fromkeys(fields))  # no dates, no versions
+            part.write_bytes(image.getvalue())
 
 
 def empty_figure(text: str) -> Figure:

@@ -6,7 +6,7 @@ from typing import Any
 
 from relusym import paper_values
 from relusym.config.measurements import MEASUREMENTS
-from relusym.config.models import Model, Section
+from relusym.config.models import Model, Values
 from relusym.config.settings import Settings
 from relusym.findings import BEYOND, FIGURES, TABLES, kinds_of
 from relusym.matching import OF_FLIPS
@@ -93,7 +93,7 @@ def about(settings: Settings, name: str) -> About:
     of_table2, of_table5 = settings.table("table2"), settings.table("table5")
     rows = {row: model for model in of_table5 if (row := settings.paper_row(model))}
     of_claims = [model for model in of_table2 if model in THE_PAPERS] or of_table2
-    zero = settings.config["filters"]["zero_filter"]
+    zero = settings.sections.filters.zero_filter
     common: About = {"names": settings.names}
     pairs = [list(pair) for pair in settings.types_paired]
     if name in FILTER_PAIRS:
@@ -112,15 +112,13 @@ def about(settings: Settings, name: str) -> About:
     given: dict[str, Callable[[], About]] = {
         "table1": lambda: {
             "models": of_table2,
-            "descriptions": {
-                model: settings.models[model].given.get("description", "") for model in of_table2
-            },
+            "descriptions": {model: settings.models[model].own.description for model in of_table2},
             "notes": notes(settings, of_table2),
         },
         "table3": lambda: _rows(settings, settings.in_table3),
         "table4": lambda: {"pairs": pairs, "notes": notes(settings, _paired(settings))},
         "table5": lambda: _rows(settings, of_table5),
-        "theory": lambda: {"notes": [f"Random draws from seed {settings.config['theory']['seed']}"]},
+        "theory": lambda: {"notes": [f"Random draws from seed {settings.sections.theory.seed}"]},
         "comparison": lambda: {
             "tables": {table: about(settings, table) for table in COMPARED if table in tables(settings)},
             "scale": settings.scale,
@@ -148,7 +146,7 @@ def about(settings: Settings, name: str) -> About:
         "figure3": dict,
         "figure4": lambda: {"models": of_table2},
         "figure9": lambda: {"model": settings.figure9, "absent": settings.absent},
-        "figure10": lambda: {"seed": settings.config["theory"]["seed"], "images": 4},
+        "figure10": lambda: {"seed": settings.sections.theory.seed, "images": 4},
         "zero_filters": lambda: {"models": of_table2, "zero_filter": zero},
     }
     return common | given.get(name, lambda: {"models": of_table2, "notes": notes(settings, of_table2)})()
@@ -211,7 +209,7 @@ def inputs(results: Results, name: str) -> dict[str, list[str]]:
     return found
 
 
-def notes(settings: Settings, models: list[str], section: Section | None = None) -> list[str]:
+def notes(settings: Settings, models: list[str], section: Values | None = None) -> list[str]:
     """What a reader of a table has to know of its nets: data, architecture, training and merging, and what differs.
 
     Args:
@@ -229,8 +227,7 @@ def notes(settings: Settings, models: list[str], section: Section | None = None)
     misaligned = {
         (size, strides)
         for net in nets
-        if (strides := STRIDES.get(net.given["network"]["architecture"]))
-        and (size := net.given["image_size"]) in (32, 64)
+        if (strides := STRIDES.get(net.network["architecture"])) and (size := net.image_size) in (32, 64)
     }
     lines += [
         f"At {size} pixels the {strides} strides of a flipped net are off by {2**strides - 1} pixels in all, "
@@ -241,18 +238,18 @@ def notes(settings: Settings, models: list[str], section: Section | None = None)
     return lines
 
 
-def _net(net: Model, section: Section) -> list[str]:
-    data, network = net.given["data"], dict(net.given["network"])
+def _net(net: Model, section: Values) -> list[str]:
+    data, network = net.data, dict(net.network)
     seeds = [seed for seed in net.seeds if seed in (section.get("seeds") or net.seeds)]
     architecture, width = network.pop("architecture"), network.pop("width", None)
     options = [f"width {width:g}"] if width is not None else []
     options += [f"{key} {value}" for key, value in network.items() if key != "group_convs"]
-    size = net.given["image_size"] if net.given["table"] == "table2" else None  # Table 5 has a column of it
+    size = net.image_size if net.table == "table2" else None  # Table 5 has a column of it
     return [
-        f"{data['dataset']} data, {_count(data['train_images'])}",
+        f"{data.dataset} data, {_count(data.train_images)}",
         AS_THEY_ARE if size is None else f"images scaled to {size} pixels",
         ", ".join([architecture, *options]),
-        net.given["symmetry"].replace("_", " "),
+        net.symmetry.replace("_", " "),
         f"{'seeds' if len(seeds) > 1 else 'seed'} {_ranges(seeds)}",
     ]
 
@@ -264,24 +261,21 @@ def _ranges(seeds: list[int]) -> str:
 
 
 def _stage(net: Model, stage: str) -> list[str]:
-    how = net.stage(stage)
-    weight = (
-        [how["objective"], f"invariance weight {how['invariance_weight']:g}"] if stage == "training" else []
-    )
+    how = net.stages[stage]
+    weight = [how.objective, f"invariance weight {how.invariance_weight:g}"] if stage == "training" else []
     return [
-        f"{how['epochs']} epochs",
-        f"batch {how['batch_size']}",
-        f"learning rate {how['learning_rate']:g}",
-        f"{how['schedule']} schedule",
+        f"{how.epochs} epochs",
+        f"batch {how.batch_size}",
+        f"learning rate {how.learning_rate:g}",
+        f"{how.schedule} schedule",
         *weight,
     ]
 
 
-def _merging(net: Model, section: Section) -> list[str]:
-    given = net.given["merging"]
-    matched = section.get("images") or given["images"]
+def _merging(net: Model, section: Values) -> list[str]:
+    matched = section.get("images") or net.merging.images
     on = f" on {_count(matched)}," if section.get("repair_images") else " and"
-    measured = "all test images" if "images" in section else _count(given["invariance_images"])
+    measured = "all test images" if "images" in section else _count(net.merging.invariance_images)
     return [
         f"channels matched{on} REPAIR's statistics taken on {_count(section.get('repair_images') or matched)}",
         f"invariance error over {measured}",

@@ -25,7 +25,8 @@ from typing import NoReturn
 
 from relusym.errors import WARNINGS
 
-LARGEST = 1 << 14  # bytes of a message
+LARGEST = 1 << 17  # bytes of a message
+START_WITHIN = 300  # seconds, the imports of a busy machine
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -43,12 +44,16 @@ class Fork:
     """
 
     pid: int
-    _told: socket.socket
+    _answers: socket.socket
 
-    def succeeded(self) -> bool:
-        """Wait for its end; whether its exit status was 0. A fork that was killed did not succeed."""
-        with self._told:
-            return bool(self._told.recv(1))
+    def status(self) -> int:
+        """Wait for its end; its exit status, -1 if it was killed."""
+        with self._answers:
+            return int(self._answers.recv(16) or -1)
+
+    def fileno(self) -> int:
+        """For `select`: readable once it has ended."""
+        return self._answers.fileno()
 
 
 class Forks:
@@ -66,25 +71,38 @@ class Forks:
                 command, stdin=asked, env=os.environ | dict.fromkeys(THREADS, "1")
             )
 
-    def start(self, script: str, threads: int, **environment: str) -> Fork:
-        """Run a Python script in a fork as `python script` would, but for an empty standard input.
+    def start(
+        self,
+        *command: str,
+        environment: dict[str, str],
+        folder: str | Path = ".",
+        streams: Sequence[int] = (),
+        within: float = START_WITHIN,
+    ) -> Fork:
+        """Run `python command…`, a script with its arguments, in a fork.
 
         Args:
-            threads: that numerical libraries may use.
-            environment: variables, beside those that this process had when it made the object.
+            environment: all of its variables.
+            streams: descriptors of its standard input, output and error; none: an empty input, and this process's own.
+            within: seconds.
 
         Raises:
-            ChildProcessError: the process that forks has ended, and the script was not begun.
+            ChildProcessError: the process that forks has ended or doesn't answer, and the script was not begun.
         """
-        told, tells = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        message = json.dumps([script, environment | dict.fromkeys(THREADS, str(threads))]).encode()
+        answers, answering = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        message = json.dumps([command, environment, str(Path(folder).absolute())]).encode()
+        for waits in (answers, self._asking):
+            waits.settimeout(within)
         try:
-            with tells:
-                socket.send_fds(self._asking, [message], [tells.fileno()])
-            pid = int(told.recv(16))
-        except (ConnectionError, ValueError):
+            with answering:
+                socket.send_fds(self._asking, [message], [answering.fileno(), *streams])
+            pid = int(answers.recv(16))
+        except (OSError, ValueError):
+            answers.close()
+            self._process.kill()  # or it might begin the script later
             raise ChildProcessError("the process that starts jobs has ended") from None
-        return Fork(pid, told)
+        answers.settimeout(None)
+        return Fork(pid, answers)
 
 
 def serve(modules: Sequence[str]) -> None:
@@ -100,31 +118,48 @@ def serve(modules: Sequence[str]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     with socket.socket(fileno=sys.stdin.fileno()) as asked:
         while True:
-            message, descriptors, _, _ = socket.recv_fds(asked, LARGEST, 1)
+            message, descriptors, _, _ = socket.recv_fds(asked, LARGEST, 4)
             if not message:
                 return
-            with socket.socket(fileno=descriptors[0]) as tells:
-                if os.fork() == 0:
-                    _become(*json.loads(message), tells, before)
+            if os.fork() == 0:
+                _become(*json.loads(message), *descriptors, signals=before)
+            for descriptor in descriptors:
+                os.close(descriptor)
 
 
-def _become(script: str, environment: dict[str, str], tells: socket.socket, signals: set[int]) -> NoReturn:
+def _become(
+    command: list[str],
+    environment: dict[str, str],
+    folder: str,
+    answering: int,
+    *streams: int,
+    signals: set[int],
+) -> NoReturn:
     status = 1
     try:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        answers = socket.socket(fileno=answering)
+        for number, stream in enumerate(streams or [os.open(os.devnull, os.O_RDONLY)]):
+            os.dup2(stream, number)
+            os.close(stream)
+        os.chdir(folder)
+        os.environ.clear()
         os.environ.update(environment)
-        sys.argv, sys.path[:0] = [script], [str(Path(script).parent)]
+        sys.argv = command
+        paths = environment.get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[:0] = [str(Path(command[0]).parent), *filter(None, paths)]
+        atexit._clear()  # what was imported may have left functions, which are the other process's to call
+        if multiprocessing := sys.modules.get("multiprocessing.util"):
+            atexit.register(multiprocessing._exit_function)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        tells.send(str(os.getpid()).encode())
+        answers.send(b"%d" % os.getpid())
         signal.pthread_sigmask(signal.SIG_SETMASK, signals)
-        status = status_of(partial(runpy.run_path, script, run_name="__main__"))
-        if status == 0:
-            tells.send(b"0")
+        status = _status_of(partial(runpy.run_path, command[0], run_name="__main__"))
+        answers.send(b"%d" % status)
     finally:
         os._exit(status)  # taking all modules apart would take longer than many a job
 
 
-def status_of(work: Callable[[], object]) -> int:
+def _status_of(work: Callable[[], object]) -> int:
     """Work as the whole of a process: exceptions and output are printed, functions of `atexit` are called.
 
     Returns:

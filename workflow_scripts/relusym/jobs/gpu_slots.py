@@ -1,29 +1,46 @@
-"""Sharing this machine's GPUs among jobs, where no scheduler hands GPUs out.
+"""Sharing this machine's GPUs among a user's jobs, where no scheduler hands GPUs out.
 
-Every GPU has a number of slots, each a lock file that the operating system frees when its process ends, however it
-ends. Jobs of all schedulers on the machine take their slots from the same files, so that none of them race for a GPU.
+Every GPU has a number of slots, each a lock of the operating system, which frees it when its process ends, however it
+ends. All of a user's Snakemakes on the machine take their slots from the same folder, which nobody else can enter.
 """
 
-import fcntl
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from relusym.errors import UserError
+from filelock import FileLock, Timeout
 
-FOLDER = Path(tempfile.gettempdir()) / "relusym-gpu-slots"  # on this machine, for all its users
+from relusym.errors import UserError
 
 
 def visible_gpus() -> list[str]:
     """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, else all of the machine (NVIDIA's)."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name for name in given.split(",") if name.strip()]
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name for name in chosen.split(",") if name.strip()]
     numbers = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
     return sorted(numbers, key=int)
+
+
+def users_folder() -> Path:
+    """This user's folder for locks of this machine, with rights 0700.
+
+    Raises:
+        UserError: what stands there is a link, another user's, or open to others.
+    """
+    folder = Path(tempfile.gettempdir()) / f"relusym-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
+        raise UserError(
+            f"{folder} isn't a folder that you alone can enter: remove it, or set TMPDIR to another"
+        )
+    return folder
 
 
 @contextmanager
@@ -31,8 +48,7 @@ def gpu_slots(
     count: int,
     jobs_per_gpu: int,
     *,
-    folder: Path = FOLDER,
-    tell: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
     poll: float = 1.0,
 ) -> Iterator[list[str]]:
     """Wait for GPUs to be free, and set CUDA_VISIBLE_DEVICES to them for the time of the context.
@@ -42,13 +58,13 @@ def gpu_slots(
     Args:
         count: one GPU is shared with other jobs, the least busy first; of more, each is taken as a whole.
         jobs_per_gpu: how many jobs share one GPU.
-        tell: gets one line if all GPUs are busy.
+        log: gets one line if all GPUs are busy.
 
     Yields:
         the names of the GPUs taken.
 
     Raises:
-        UserError: more GPUs are asked for than there are.
+        UserError: more GPUs are asked for than there are; or the folder of locks isn't the user's alone.
     """
     gpus = visible_gpus()
     if not gpus:
@@ -56,10 +72,7 @@ def gpu_slots(
         return
     if count > len(gpus):
         raise UserError(f"the job asks for {count} GPUs, and {len(gpus)} are visible here; ask for fewer")
-    folder.mkdir(parents=True, exist_ok=True)
-    if folder.stat().st_uid == os.getuid():
-        folder.chmod(0o1777)
-    before, reported = os.environ.copy(), False
+    folder, before, reported = users_folder(), os.environ.copy(), False
     while True:
         with ExitStack() as held:
             taken = _take(count, jobs_per_gpu, gpus, folder, held)
@@ -72,7 +85,7 @@ def gpu_slots(
                     os.environ |= before
                 return
         if not reported:
-            tell(f"waiting for a GPU: all {len(gpus)} are taken, with {jobs_per_gpu} jobs on each")
+            log(f"waiting for a GPU: all {len(gpus)} are taken, with {jobs_per_gpu} jobs on each")
             reported = True
         time.sleep(poll)
 
@@ -94,15 +107,11 @@ def _take(count: int, jobs_per_gpu: int, gpus: list[str], folder: Path, held: Ex
 
 
 def _lock(folder: Path, gpu: str, slot: int, held: ExitStack) -> bool:
-    path = folder / f"{gpu.replace('/', '-')}.{slot}"
+    path = folder / f"gpu-{gpu.replace('/', '-')}.{slot}"
     try:
-        file = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        file = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
+        held.enter_context(FileLock(path).acquire(blocking=False))
+    except Timeout:
         return False
-    held.callback(os.close, file)
+    except OSError as error:
+        raise UserError(f"{path} can't be locked ({error.strerror}): remove it") from error
     return True

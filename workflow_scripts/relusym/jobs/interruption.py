@@ -3,7 +3,7 @@
 import signal
 from types import FrameType
 
-from relusym.errors import WARNINGS
+from relusym.errors import WARNINGS, hears
 
 
 class Interruption:
@@ -16,7 +16,8 @@ class Interruption:
         self._came = False
 
     def __enter__(self) -> "Interruption":
-        self._before = {number: signal.signal(number, self._note) for number in WARNINGS}
+        heard = filter(hears, WARNINGS)
+        self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:

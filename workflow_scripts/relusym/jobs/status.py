@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from relusym.findings.costs import costs
 from relusym.jobs.job_lock import is_held
+from relusym.jobs.job_log import last_words
 from relusym.records.files import read_record
 
 STATES = ("done", "running", "failed", "to do")
@@ -46,8 +47,9 @@ def kind_status(
         kind: name of its folder in `logs`, `benchmarks` and `records`.
         reasons: record → why it isn't current, such as that it is missing; None if it is current.
 
-    "failed" is a job that left a log and no record; its lock lies beside the log (job.py). The hours to go are the jobs
-    not done times the mean of those benchmarked, each type of net (or pair of types) with its own mean if it has one.
+    "failed" is a job that left a log of how it failed and no record; its lock lies beside the log (job.py). The hours
+    to go are the jobs not done times the mean of those benchmarked, each type of net (or pair of types) with its own
+    mean if it has one.
     """
     counts, outcomes, devices, open_types, failed = Counter(), Counter(), Counter(), Counter(), []
     for path in map(Path, reasons):
@@ -59,7 +61,7 @@ def kind_status(
             state, record = "done", read_record(path)
             outcomes[record["status"]] += 1
             devices[record.get("code", {}).get("device", "cpu").split()[0]] += 1
-        elif log.exists() and not path.exists():
+        elif not path.exists() and last_words(log):
             state = "failed"
             failed.append(log)
         else:
@@ -114,12 +116,6 @@ def screen(title: str, kinds: Sequence[KindStatus]) -> str:
         if outcome != "ok"
     ]
     failed = [log for kind in kinds for log in kind.failed]
-    notes += [f"failed: {log}: {_last_line(log)}" for log in failed[:NAMED]]
+    notes += [f"failed: {log}: {last_words(log)}" for log in failed[:NAMED]]
     notes += [f"failed: {len(failed) - NAMED} more"] * (len(failed) > NAMED)
     return "\n".join([title, table, *notes])
-
-
-def _last_line(log: Path) -> str:
-    """The error at the end of a log, see job.py; of a job that was killed, what it printed last."""
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.removeprefix("error: ") for line in reversed(lines) if line), "it was killed")

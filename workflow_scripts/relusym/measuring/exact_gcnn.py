@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +57,7 @@ def measure(subject: Subject, settings: Record) -> Record:
     (net,), (plain,) = subject.nets, subject.plain
     symmetry, how = SYMMETRIES[settings["symmetry"]], settings["fine_tuning"]
     own = Recipe(**settings["trained"][0]["training"])
-    tuning = replace(
-        own,
+    tuning = own.but(
         epochs=how["epochs"],
         learning_rate=how["learning_rate"],
         schedule="linear",
@@ -79,7 +77,7 @@ def measure(subject: Subject, settings: Record) -> Record:
     if tested["fine_tuned"] is None or tuned is None:
         raise UserError(
             f"exact_gcnn: fine-tuning {subject.names[0][0]} diverged: make its learning rate smaller, "
-            "scales.<scale>.beyond.exact_gcnn.fine_tuning.learning_rate"
+            "beyond.exact_gcnn.fine_tuning.learning_rate"
         )
     if settings["from_scratch"]:
         seed, model = subject.names[0][1], subject.names[0][0]
@@ -87,7 +85,7 @@ def measure(subject: Subject, settings: Record) -> Record:
         fresh = initial(plain, settings, symmetry)
         start = TiedNet(fresh, orbits(plain, symmetry, aligned.groups, aligned.permutations))
         # its invariance loss is zero whatever its weights are
-        mixture = trained(start, replace(own, invariance_from=None), subject, settings, "mixture")
+        mixture = trained(start, own.but(invariance_from=None), subject, settings, "mixture")
         if mixture is not None:
             tested["from_scratch"] = mixture
     accuracy = {name: accuracy_of(one, subject.test, subject.labels) for name, one in tested.items()}

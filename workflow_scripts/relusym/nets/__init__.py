@@ -2,51 +2,75 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from relusym.errors import UserError
 from relusym.registry import Entry, choose
+from relusym.schema import Number, Section, Where
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from relusym.symmetry import Symmetry
 
-COUNT = {"type": "integer", "minimum": 1, "maximum": 1000}
-WIDTH = {"type": "number", "minimum": 1 / 64, "maximum": 16, "default": 1.0}  # factor on all channel counts
-# 64 channels and more come out whole and even
-VGG_WIDTH = {"type": "number", "exclusiveMinimum": 0, "multipleOf": 1 / 32, "maximum": 16, "default": 1.0}
-INITIALIZATION = {"enum": ["pytorch", "he"], "default": "pytorch"}
+Count = Annotated[int, Field(ge=1, le=1000), Number]
+Width = Annotated[float, Field(ge=1 / 64, le=16), Number]
+VGGWidth = Annotated[
+    float, Field(gt=0, multiple_of=1 / 32, le=16), Number
+]  # 64 channels and more come out whole and even
+
+
+class VGG11BNOptions(Section):
+    """A VGG11 with a batch norm after each conv."""
+
+    width: VGGWidth = Field(1.0, description="factor on all channel counts")
+    initialization: Literal["pytorch", "he"] = Field(
+        "pytorch", description="`he` keeps the signal's size through the ReLUs; `pytorch` is PyTorch's own"
+    )
+
+
+class VGG11Options(VGG11BNOptions):
+    """The paper's VGG11s."""
+
+    group_convs: Annotated[int, Field(ge=0, le=8), Number] = Field(
+        0, description="how many of the convs, from the first on, are group convs (8: the GCNN, 2: the PGCNN)"
+    )
+
+
+class ResNetOptions(Section):
+    """torchvision's ResNets."""
+
+    block: Literal["basic", "bottleneck"] = Field(
+        description="`bottleneck` with layers [3, 4, 6, 3]: ResNet50"
+    )
+    layers: Annotated[list[Count], Field(min_length=4, max_length=4)] = Field(
+        description="blocks of each of the four stages"
+    )
+    width: Width = Field(1.0, description="factor on all channel counts")
+
+
+class CIFARResNetOptions(Section):
+    """The ResNets of three stages for images of 32×32 pixels: 6 `blocks` + 2 layers."""
+
+    blocks: Count = Field(3, description="of each stage; 3: ResNet20")
+    width: Width = Field(1.0, description="factor on all channel counts")
+    shortcut: Literal["conv", "pad"] = Field(
+        "conv", description="where a stage begins: a 1×1 conv, or zeros in new channels"
+    )
+
 
 # Each takes its options, `classes` and `symmetry`, has the name of its linear layer as `head`, and, if it has layers of
 # its own kind, a method `to_plain`.
 ARCHITECTURES = {
-    "vgg11": Entry(
-        "relusym.nets.vgg:VGG11",
-        {
-            "width": VGG_WIDTH,
-            "group_convs": {"type": "integer", "minimum": 0, "maximum": 8, "default": 0},
-            "initialization": INITIALIZATION,
-        },
-    ),
-    "vgg11_bn": Entry("relusym.nets.vgg:vgg11_bn", {"width": VGG_WIDTH, "initialization": INITIALIZATION}),
-    "resnet": Entry(
-        "relusym.nets.resnet:ScaledResNet",
-        {
-            "block": {"enum": ["basic", "bottleneck"]},
-            "layers": {"type": "array", "items": COUNT, "minItems": 4, "maxItems": 4},
-            "width": WIDTH,
-        },
-    ),
-    "cifar_resnet": Entry(
-        "relusym.nets.cifar_resnet:CIFARResNet",
-        {
-            "blocks": {**COUNT, "default": 3},
-            "width": WIDTH,
-            "shortcut": {"enum": ["conv", "pad"], "default": "conv"},
-        },
-    ),
+    "vgg11": Entry("relusym.nets.vgg:VGG11", VGG11Options),
+    "vgg11_bn": Entry("relusym.nets.vgg:vgg11_bn", VGG11BNOptions),
+    "resnet": Entry("relusym.nets.resnet:ScaledResNet", ResNetOptions),
+    "cifar_resnet": Entry("relusym.nets.cifar_resnet:CIFARResNet", CIFARResNetOptions),
 }
+
+NARROWEST = 64  # channels of VGG11's narrowest conv at width 1
 
 # sides of images in pixels that an architecture takes, if not any
 SIDES = {"vgg11": range(32, 64), "vgg11_bn": range(32, 64)}
@@ -57,20 +81,25 @@ def options(architecture: str | None = None) -> list[str]:
     named = (
         ARCHITECTURES if architecture is None else [name for name in ARCHITECTURES if name == architecture]
     )
-    return list(dict.fromkeys(option for name in named for option in ARCHITECTURES[name].options))
+    return list(
+        dict.fromkeys(option for name in named for option in ARCHITECTURES[name].options.model_fields)
+    )
 
 
-def check(network: dict[str, Any], key: str = "network") -> None:
+def check(network: dict[str, Any], key: str | Where = "network") -> Section:
     """Check a config's `network` section, without importing torch.
 
     Args:
         network: the architecture's name and its options.
-        key: where the section stands in the config.
+        key: where the section stands in the config; or what a message calls each key in it.
+
+    Returns:
+        the options.
 
     Raises:
         UserError: names the key, what was given and what is allowed.
     """
-    choose(ARCHITECTURES, "architecture", network, key)
+    return choose(ARCHITECTURES, "architecture", network, key)[1]
 
 
 def build(network: dict[str, Any], classes: int, symmetry: Symmetry | None = None) -> nn.Module:
@@ -86,7 +115,7 @@ def build(network: dict[str, Any], classes: int, symmetry: Symmetry | None = Non
     """
     architecture, options = choose(ARCHITECTURES, "architecture", network, "network")
     try:
-        return architecture.load()(**options, classes=classes, symmetry=symmetry)
+        return architecture.load()(**options.model_dump(), classes=classes, symmetry=symmetry)
     except ValueError as error:
         raise UserError(f"network: {error}") from error
 

@@ -29,6 +29,7 @@ PREFIXES = {
 }
 WRAPPERS = ("state_dict", "model")  # keys that training scripts put the tensors under
 PROJECTION = re.compile(r"fc\.\d+\.")  # a self-supervised head in place of the linear layer
+HASH = re.compile(r"sha256=[0-9a-fA-F]{64}")  # at the end of an address
 LINEAR_HEAD = re.compile(r"(?:module\.)?(?:linear|fc)\.(weight|bias)")
 TIMEOUT_S = 60
 
@@ -60,26 +61,37 @@ def read_tensors(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def fetch(url: str, folder: Path, say: Callable[[str], None] = print) -> Path:
+def fetch(url: str, folder: Path, log: Callable[[str], None] = print) -> Path:
     """The file at `url`, downloaded into `folder` on first use.
 
-    Its checksum is recorded beside it (`.sha256`) when it has once been read as a checkpoint; ever after it has to
-    be the same. A file that is not (truncated, changed) is fetched again.
+    Its SHA-256 has to be the one that the address ends with (`#sha256=…`), if it does. It is recorded beside the file
+    (`.sha256`) when that has once been read as a checkpoint; ever after it has to be the same. A file that is not
+    (truncated, changed) is fetched again.
 
     Raises:
         UnavailableError: it can't be downloaded.
-        UserError: what comes down is truncated, no checkpoint, or not what was first used.
+        UserError: the address leads out of `folder`; what comes down is truncated, no checkpoint, or not what it has
+            to be.
     """
-    path = folder / url.partition("://")[2].lstrip("/")
-    if _is_as_recorded(path, say):
+    address, _, fragment = url.partition("#")
+    if fragment and not HASH.fullmatch(fragment):
+        raise UserError(f"{url}: behind # belongs sha256= and its 64 hexadecimal digits")
+    pinned = fragment.removeprefix("sha256=").lower() or None
+    parts = [part for part in address.partition("://")[2].split("/") if part]
+    if not parts or {".", ".."} & {*parts}:
+        raise UserError(f"{url}: . and .. can be no part of an address of weights; give it without")
+    path = folder.joinpath(*parts)
+    if _is_as_recorded(path, log) and pinned in (None, sha256(path)):
         return path
-    download(url, path)
-    known = _recorded(path)
-    if known is not None and sha256(path) != known:
+    download(address, path)
+    known = pinned or _recorded(path)
+    if known is not None and (came := sha256(path)) != known:
         path.unlink()
         raise UserError(
-            f"{url} is no longer the file that was first used (SHA-256 {known}): delete {_note(path)} to take it all "
-            "the same"
+            f"{address} has SHA-256 {came}, and not {known} as its address says: look where it is from, and correct one"
+            if pinned
+            else f"{address} is no longer the file that was first used (SHA-256 {known}): delete {_note(path)} to take "
+            "it all the same"
         )
     try:
         read_tensors(path)
@@ -114,7 +126,7 @@ def download(url: str, path: Path) -> None:
         ) from error
 
 
-def from_torchvision(name: str, folder: Path, say: Callable[[str], None] = print) -> tuple[State, Path]:
+def from_torchvision(name: str, folder: Path, log: Callable[[str], None] = print) -> tuple[State, Path]:
     """torchvision's ResNet50 weights by their name in its enum, through its own loader, and the file they are in.
 
     Raises:
@@ -128,7 +140,7 @@ def from_torchvision(name: str, folder: Path, say: Callable[[str], None] = print
     except (KeyError, ValueError) as error:
         raise UserError(f"torchvision has no ResNet50 weights {name!r}") from error
     path = folder / Path(weights.url).name
-    if not _is_as_recorded(path, say):
+    if not _is_as_recorded(path, log):
         path.unlink(missing_ok=True)
     try:
         state = weights.get_state_dict(
@@ -159,12 +171,12 @@ def _record(path: Path) -> None:
         part.write_text(f"{sha256(path)}\n", encoding="utf-8")
 
 
-def _is_as_recorded(path: Path, say: Callable[[str], None]) -> bool:
+def _is_as_recorded(path: Path, log: Callable[[str], None]) -> bool:
     if not path.exists() or _recorded(path) is None:
         return False
     if sha256(path) == _recorded(path):
         return True
-    say(f"{path} is not what it was when first used (truncated or changed): it is fetched again")
+    log(f"{path} is not what it was when first used (truncated or changed): it is fetched again")
     return False
 
 
@@ -253,7 +265,7 @@ def misfits(state: State, expected: State, most: int | None = None) -> str:
 
 
 def gather(
-    weights: dict[str, Any], network: dict[str, Any], folder: Path, say: Callable[[str], None] = print
+    weights: dict[str, Any], network: dict[str, Any], folder: Path, log: Callable[[str], None] = print
 ) -> tuple[State, dict[str, Any]]:
     """A net's weights from where its config says, and what to keep about them: `classes`, `files`, `dropped`.
 
@@ -270,9 +282,9 @@ def gather(
     if file := weights.get("file"):
         paths = [Path(path) for path in ([file] if isinstance(file, str) else file)]
     elif urls := weights.get("urls"):
-        paths = [fetch(url, folder, say) for url in urls]
+        paths = [fetch(url, folder, log) for url in urls]
     else:
-        state, path = from_torchvision(weights["torchvision"], folder, say)
+        state, path = from_torchvision(weights["torchvision"], folder, log)
         files, paths = [(path.name, state)], [path]
     if "torchvision" not in weights:
         files = [(str(path), read_tensors(path)) for path in paths]

@@ -1,7 +1,6 @@
 """Whether a record is current, and if not, why: one decision for all kinds of jobs, from what the record says alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
 from typing import Any
 
 from relusym.training.recipe import Recipe
@@ -13,7 +12,7 @@ DEFAULTS: Record = {
     "symmetry": "horizontal_flip",
     "merging": {"matching": "activation", "starts": 1},
     "network": {"architecture": "vgg11", "group_convs": 0, "shortcut": "conv"},
-    "training": {field.name: field.default for field in fields(Recipe) if field.default is not MISSING},
+    "training": {key: field.default for key, field in Recipe.model_fields.items() if not field.is_required()},
     "data": {"size": None, "invariant_to": "horizontal_flip"},
 }
 

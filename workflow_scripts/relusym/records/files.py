@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from relusym.errors import UserError
-from relusym.whole_files import write_whole
+from relusym.whole_files import open_file, write_whole
 
 NUMBERS = re.compile(r"\[\n[-+.,\deE\s]*\]")  # a raw line break is in no string
 
@@ -36,7 +36,8 @@ def find_record(path: str | Path) -> dict[str, Any] | None:
     """
     again = "delete it, and it is made again"
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        with open_file(path) as file:
+            record = json.load(file)
     except FileNotFoundError:
         return None
     except OSError as error:

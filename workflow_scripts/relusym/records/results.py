@@ -121,7 +121,7 @@ class Results:
     @cached_property
     def jobs(self) -> dict[str, Job]:
         """Every record of the whole scale."""
-        return self._jobs(replace(self.settings, config={**self.settings.config, "seeds": None}))
+        return self._jobs(replace(self.settings, run=self.settings.run.model_copy(update={"seeds": None})))
 
     @cached_property
     def chosen(self) -> set[str]:

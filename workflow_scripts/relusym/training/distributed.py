@@ -98,8 +98,11 @@ def launch(
             logs_specs=DefaultLogsSpecs(log_dir=folder, tee=Std.ALL),
             log_line_prefix_template="[${rank}] ",
         )
-        # in a thread, where torch leaves this process's signal handlers as they are
-        with ThreadPoolExecutor(1) as pool:
+        # in a thread, where torch leaves this process's signal handlers as they are. A scheduler and a terminal warn
+        # all processes; those that the thread starts inherit that they don't hear it: this one asks them
+        with ThreadPoolExecutor(
+            1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, WARNINGS)
+        ) as pool:
             running = pool.submit(elastic_launch(config, sys.executable), "-m", module, str(given))
             try:
                 while not wait([running], ASK_S).done:
@@ -140,9 +143,8 @@ def work(run: Callable[[dict[str, Any], Callable[[], bool]], dict[str, Any]]) ->
     What the first process's `run` returns is what `launch` returns; in it, `rank` and `world_size` are set.
     """
     given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    # a scheduler and a terminal warn all processes: the launcher asks
-    for number in WARNINGS:
-        signal.signal(number, signal.SIG_IGN)
+    if Path(given["result"]).exists():
+        return  # started again, since another process failed when all was done
     torch.set_num_threads(1)  # each process has its GPU, or shares the cores
 
     def interrupted() -> bool:

@@ -1,10 +1,12 @@
 """How a net is trained: a `training` section or a stage of a `recipe` in the config."""
 
 import math
-from dataclasses import dataclass
+from typing import Annotated, Literal, Self
 
-from relusym.errors import UserError
-from relusym.registry import Entry, one_of
+from pydantic import Field, model_validator
+
+from relusym.registry import Entry
+from relusym.schema import Count, Few, Flag, NotNegative, Number, OrNull, Positive, Section, among, together
 
 # Each is made from the net, the recipe and the symmetry; see `objectives.Objective`.
 OBJECTIVES = {
@@ -12,69 +14,73 @@ OBJECTIVES = {
     "simsiam": Entry("relusym.training.objectives:SelfSupervised"),
     "linear": Entry("relusym.training.objectives:Linear"),
 }
-CHOICES = {
-    "objective": OBJECTIVES,
-    "schedule": ("linear", "cosine", "step"),
-    "optimizer": ("sgd", "lars"),
-    "precision": ("auto", "float32", "bfloat16", "float16"),
-}
+BelowOne = Annotated[float, Field(ge=0, lt=1), Number]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """One training.
-
-    Attributes:
-        epochs, batch_size: passes over the images; images a step, of all processes together.
-        learning_rate: its peak.
-        objective: one of `OBJECTIVES`.
-        schedule: "linear" and "cosine" end at zero; "step" divides the rate by ten after each third of the epochs.
-        momentum, weight_decay: of SGD.
-        warmup_epochs: over which the rate grows linearly from zero.
-        optimizer: "sgd" or "lars".
-        crop_padding: pixels of zero padding before the random crop of images kept on the device.
-        augmentation: whether each image is moved by a random power of the symmetry's generator.
-        invariance_weight: factor on the invariance loss.
-        invariance_from: share of the epochs after which the invariance loss is on; None leaves it out.
-        save_every: epochs between saved training states.
-        precision: of the forward and backward pass: "float32", "bfloat16" or "float16" (autocast), or "auto", see
-            `loop.autocast_to`.
-        sync_batch_norm: whether batch norm sees the batches of all processes (GPUs only).
-        processes: how many train the net together.
-        dimensions, bottleneck: of SimSiam's projection and of its predictor's hidden layer.
+class Recipe(Section):
+    """One training, in all that its net depends on.
 
     Raises (on creation):
-        UserError: a choice that there isn't, or a batch that the processes can't share.
+        ValueError: a value that can't be, such as a batch that the processes can't share; by `read` a UserError.
     """
 
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    objective: str = "supervised"
-    schedule: str = "linear"
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    warmup_epochs: float = 0
-    optimizer: str = "sgd"
-    crop_padding: int = 0
-    augmentation: bool = True
-    invariance_weight: float = 1.0
-    invariance_from: float | None = None
-    save_every: int = 1
-    precision: str = "auto"
-    sync_batch_norm: bool = False
-    processes: int = 1
-    dimensions: int = 2048
-    bottleneck: int = 512
+    epochs: Count = Field(description="passes over the images")
+    batch_size: Count = Field(description="images a step, of all processes together")
+    learning_rate: Positive = Field(description="its peak")
+    objective: Annotated[str, among(OBJECTIVES)] = Field(
+        "supervised",
+        description="`supervised`, `simsiam`, or `linear`: a linear layer on the frozen net of the stage before",
+    )
+    schedule: Literal["linear", "cosine", "step"] = Field(
+        "linear", description="`linear` and `cosine` end at zero; `step`: ÷10 after each third of the epochs"
+    )
+    momentum: BelowOne = Field(0.9, description="of SGD")
+    weight_decay: NotNegative = Field(0.0, description="of SGD")
+    warmup_epochs: NotNegative = Field(
+        0, description="over which the learning rate grows to its peak from zero"
+    )
+    optimizer: Literal["sgd", "lars"] = Field(
+        "sgd", description="`lars`: layers at rates of their own, for large batches"
+    )
+    crop_padding: Few = Field(0, description="pixels of zeros around an image before its random crop")
+    augmentation: Flag = Field(
+        True,
+        description="each training image is moved by a random element of the group: flipped with probability 1/2",
+    )
+    invariance_weight: NotNegative = Field(1.0, description="factor on the invariance loss")
+    invariance_from: OrNull[BelowOne] = Field(
+        None, description="share of the epochs after which the invariance loss is on; null: never"
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="of forward and backward pass; `auto`: bfloat16 where the device is fast in it, else float32",
+    )
+    sync_batch_norm: Flag = Field(
+        False, description="whether batch norm sees all processes' batches; GPUs only"
+    )
+    processes: Count = Field(1, description="that train one net together, each on a GPU of its own")
+    dimensions: Count = Field(2048, description="of SimSiam's projection")
+    bottleneck: Count = Field(512, description="of the hidden layer of SimSiam's predictor")
+    save_every: Count = Field(1, description="epochs between saved training states")
 
-    def __post_init__(self) -> None:
-        for key, allowed in CHOICES.items():
-            if getattr(self, key) not in allowed:
-                raise UserError(one_of(key, getattr(self, key), allowed))
-        if self.batch_size % self.processes:
-            raise UserError(
-                f"batch_size: {self.batch_size} can't be shared evenly by {self.processes} processes"
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        start, last = self.invariance_from, self.epochs - 1
+        if self.warmup_epochs >= self.epochs:
+            raise together(
+                "warmup_epochs", f"{self.warmup_epochs:g} isn't less than the {self.epochs} epochs"
             )
+        if start is not None and start * self.epochs > last > 0:  # a single epoch is a rehearsal
+            raise together(
+                "invariance_from",
+                f"{start} given; the invariance loss would never be on in {self.epochs} epochs; allowed is at most "
+                f"{last / self.epochs:.3g}, or null",
+            )
+        if self.batch_size % self.processes:
+            raise together(
+                "batch_size", f"{self.batch_size} can't be shared evenly by {self.processes} processes"
+            )
+        return self
 
     @property
     def views(self) -> int:

@@ -1,0 +1,162 @@
+"""The config: a scale is a file, models go over it; whatever a config says is taken, or refused in one line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, scale_of, settings_of, write_scale
+from hypothesis import given
+from hypothesis import settings as how
+from hypothesis import strategies as st
+
+from relusym.config.reading import check_file
+from relusym.config.sections import SHARED, Run, Scale
+from relusym.config.settings import Settings
+from relusym.errors import UserError
+from relusym.records.results import Results
+
+DEMO = scale_of(ROOT, "demo")
+SCALES = sorted(path.stem for path in (ROOT / "scales").glob("*.yaml"))
+
+# ---- scales
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_scale_is_whole_in_plain_yaml(scale):
+    """Any part of it may be copied: nothing in it refers to anything."""
+    path = ROOT / "scales" / f"{scale}.yaml"
+    check_file(path)
+    tokens = yaml.scan(path.read_text(encoding="utf-8"))
+    assert not [token for token in tokens if isinstance(token, yaml.AnchorToken | yaml.AliasToken)]
+    assert {"seeds", "data", "network", "training", "merging", "models", "pairs"} <= {*scale_of(ROOT, scale)}
+
+
+def test_config_yaml_is_a_screen_and_names_every_key_of_a_run():
+    text = (ROOT / "config.yaml").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 50
+    assert [*yaml.safe_load(text)] == [*Run.model_fields]
+    assert Settings.of(yaml.safe_load(text), [ROOT / "scales"]).run == Settings.of({}, [ROOT / "scales"]).run
+
+
+def test_a_scale_of_ones_own_is_a_copy_and_goes_before_this_projects(tmp_path):
+    write_scale(tmp_path, "mine", DEMO | {"training": DEMO["training"] | {"epochs": 6}})
+    write_scale(tmp_path, "demo", DEMO | {"seeds": 7, "beyond": {}})
+    folders = [tmp_path / "scales", ROOT / "scales"]
+    mine = Settings.of({"scale": "mine"}, folders)
+    assert mine.train("cnn")["training"]["epochs"] == 6 and mine.paper.all_seeds == [*range(24)]
+    assert Settings.of({"scale": "demo"}, folders).all_seeds == [7]
+    with pytest.raises(UserError, match=r"^scale: 'min' given; allowed is one of .*mine.*\(is it mine\?\)$"):
+        Settings.of({"scale": "min"}, folders)
+
+
+def test_what_the_run_says_goes_before_the_scales_file_and_a_models_own_before_both():
+    settings = settings_of(
+        training={"batch_size": 25, "learning_rate": 0.5}, models={"cnn_noaug": {"image_size": 40}}
+    )
+    cnn, gcnn = (settings.train(model)["training"] for model in ("cnn", "gcnn"))
+    assert cnn["batch_size"] == gcnn["batch_size"] == 25
+    assert (cnn["learning_rate"], gcnn["learning_rate"]) == (0.5, 0.01)
+    assert settings.models["cnn_noaug"].image_size == 40 and settings.models["gcnn"].image_size is None
+
+
+def test_a_scale_needs_seeds_models_and_how_to_train_them_alone():
+    training = {"epochs": 2, "batch_size": 10, "learning_rate": 0.1}
+    least = {
+        "seeds": 0,
+        "models": {"cnn": {}},
+        "training": training,
+        "data": {"train_images": 5000, "test_images": 10},
+    }
+    assert (
+        settings_of(least).train("cnn")["training"] | training == settings_of(least).train("cnn")["training"]
+    )
+    for sections, missing in (
+        ({"training": training}, "demo.yaml: the keys 'seeds', 'models' are missing$"),
+        (
+            least | {"training": {}},
+            "demo.yaml: training: the keys 'epochs', 'batch_size', 'learning_rate' are missing$",
+        ),
+        (
+            least | {"data": {}},
+            "demo.yaml: data: generated images need numbers train_images and test_images$",
+        ),
+    ):
+        with pytest.raises(UserError, match=missing):
+            settings_of(sections)
+
+
+@pytest.mark.parametrize("scale", ["laptop", "paper"])
+def test_every_committed_record_is_of_the_settings_that_its_scales_file_gives(scale):
+    with_records = Results(settings_of(scale=scale), root=str(ROOT / "results"))
+    paths = [path for path in with_records.jobs if Path(path).exists()]
+    assert len(paths) > 15
+    assert {path: reason for path in paths if (reason := with_records.reason(path))} == {}
+
+
+# ---- whatever it says
+
+SCALARS = st.none() | st.booleans() | st.integers(-3, 2**70) | st.floats() | st.text(max_size=12)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+MODELS = st.sampled_from([*DEMO["models"], "cn", "all", ""])
+SEEDS = (
+    st.integers(-2, 2**33)
+    | st.from_regex(r"[0-9,\-_ ]{0,12}", fullmatch=True)
+    | st.lists(st.integers(-1, 20) | st.text(max_size=3), max_size=4)
+)
+KEYS = {
+    "pairs": st.lists(st.lists(MODELS, max_size=3), max_size=4) | ANYTHING,
+    "seeds": SEEDS | ANYTHING,
+    "threads": st.integers(-2, 5) | st.sampled_from(["2", "2.0", "two", "1e3", "nan"]) | ANYTHING,
+    "device": st.from_regex(r"(cpu|cuda|auto|gpu)?(:[0-9]*)?\n?", fullmatch=True) | ANYTHING,
+    "models": st.dictionaries(MODELS | st.text(max_size=80), ANYTHING, max_size=2),
+    "beyond": st.dictionaries(
+        st.sampled_from(["curves", "matchings", "by_layer", "curve"]),
+        st.fixed_dictionaries(
+            {}, optional={"models": st.lists(MODELS), "seeds": SEEDS, "points": st.integers()}
+        )
+        | ANYTHING,
+        max_size=2,
+    ),
+}
+
+
+def taken_or_refused(run):
+    """Taken, or refused in one line."""
+    try:
+        return Settings.of({"scale": "demo"} | run, [ROOT / "scales"])
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000, str(error)
+        return None
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_any_value_of_a_key_is_taken_or_refused_in_a_line_that_begins_with_the_key(key):
+    @how(max_examples=150, deadline=None, derandomize=True)
+    @given(KEYS[key])
+    def check(value):
+        try:
+            settings = Settings.of({"scale": "demo", key: value}, [ROOT / "scales"])
+        except UserError as error:
+            # what a model says may be what its scale's own keys don't go with
+            assert "\n" not in str(error) and (str(error).startswith(key) or key == "models"), str(error)
+        else:
+            assert settings.run.threads >= 1 and {*settings.seeds} <= {0, 1, 2}
+            assert all(pair[0] != pair[1] for pair in settings.pairs)
+
+    check()
+
+
+@how(max_examples=400, deadline=None, derandomize=True)
+@given(
+    st.sampled_from([*Run.model_fields, *Scale.model_fields]),
+    st.sampled_from(
+        [None, *{key for name in SHARED for key in DEMO.get(name, ()) if isinstance(DEMO[name], dict)}]
+    ),
+    ANYTHING,
+)
+def test_anything_anywhere_is_taken_or_refused_in_one_line(section, key, value):
+    taken_or_refused({section: value if key is None else {key: value}})

@@ -1,0 +1,167 @@
+"""`python -m relusym.config.docs` prints docs/config.md: every key of the config, from the sections themselves."""
+
+from collections.abc import Iterator
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic.fields import FieldInfo
+
+from relusym import nets
+from relusym.config import sections
+from relusym.config.measurements import SECTIONS
+from relusym.config.sections import Run, Scale
+from relusym.schema import Section
+
+START = """\
+# Every key of the config
+
+(Made by `make docs/config.md` from the sections that check what a config says,
+[sections.py](../workflow_scripts/relusym/config/sections.py).)
+
+[config.yaml](../config.yaml) says what a run is about, a file of [scales](../scales) all else. On the command line, and
+in config.yaml, a scale's keys go before its file: `--config scale=laptop 'training={batch_size: 200}'`. A model has the
+sections of its scale, key by key, but for what its own entry says. Numbers may be written as 1e-3, too.
+"""
+BASES = (
+    (bool, "true or false"),
+    (int, "whole number"),
+    (float, "number"),
+    (str, "text"),
+)
+WHOLE = {"training": sections.Training}  # of what the sections have in part
+NAMED = {
+    sections.Seeds: "seeds, such as 3, 0-3, or [0, 5]",
+    sections.Id: "id",
+    sections.Device: "device",
+    sections.Pair: "pair of models",
+}
+
+
+def page() -> str:
+    """The page, as Markdown."""
+    parts = [START, "## The run: config.yaml\n", *_table(Run)]
+    parts += _below("### ", Run, skipped=())
+    parts += ["## A scale: `scales/<scale>.yaml`\n", *_table(Scale)]
+    parts += _below("### ", Scale, skipped=("pretraining", "linear", "beyond", "models"))
+    parts += ["### `network`\n", "`architecture` is one of these, with its options:\n"]
+    for name, entry in nets.ARCHITECTURES.items():
+        parts += [f"#### `architecture: {name}`\n", f"{_doc(entry.options)}\n", *_table(entry.options)]
+    own = {
+        name: field
+        for name, field in sections.ModelSection.model_fields.items()
+        if name not in sections.SHARED
+    }
+    parts += ["### `models.<id>`\n", f"{_doc(sections.ModelSection)}\n", *_table(sections.ModelSection, own)]
+    parts += ["#### `models.<id>.weights`\n", f"{_doc(sections.Weights)}\n", *_table(sections.Weights)]
+    parts += [
+        "### `beyond`\n",
+        "[Measurements beyond the paper](beyond.md), each with the nets that it is of.\n",
+    ]
+    for name, entry in SECTIONS.items():
+        parts += [f"#### `beyond.{name}`\n", f"{_doc(entry.options)}\n", *_table(entry.options)]
+        parts += _below("##### ", entry.options, skipped=(), prefix=f"beyond.{name}.")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _doc(section: type[Section]) -> str:
+    return " ".join((section.__doc__ or "").split())
+
+
+def _below(level: str, section: type[Section], skipped: tuple[str, ...], prefix: str = "") -> Iterator[str]:
+    """The sections that are keys of a section, each with its table."""
+    for name, field in section.model_fields.items():
+        if (inner := WHOLE.get(name) or _section(field.annotation)) and name not in skipped:
+            yield f"{level}`{prefix}{name}`\n"
+            yield f"{_doc(inner)}\n"
+            yield from _table(inner)
+            yield from _below(f"#{level}", inner, (), f"{prefix}{name}.")
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for part in get_args(annotation):
+        if inner := _section(part):
+            return inner
+    return None
+
+
+def _table(section: type[Section], fields: dict[str, FieldInfo] | None = None) -> Iterator[str]:
+    types = get_type_hints(section, include_extras=True)
+    yield "| key | what | default | meaning |\n|:--|:--|:--|:--|"
+    for name, field in (fields or section.model_fields).items():
+        cells = f"`{name}`", _type(types[name]), _default(field, types[name]), field.description or ""
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    yield ""
+
+
+def _default(field: FieldInfo, type_: Any) -> str:
+    if field.is_required():
+        return "(needed)"
+    value = field.default
+    if isinstance(value, Section):
+        return ""
+    if value is None:
+        return "null" if NoneType in _members(type_) else ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "`{" + ", ".join(f"{key}: {inner}" for key, inner in value.items()) + "}`"
+    if isinstance(value, list):
+        return f"`[{', '.join(map(str, value))}]`"
+    return f"`{value}`" if value != "" else ""
+
+
+def _members(type_: Any) -> tuple[Any, ...]:
+    """The types of which one will do."""
+    if get_origin(type_) is Annotated:
+        return _members(get_args(type_)[0])
+    return get_args(type_) if get_origin(type_) in (Union, UnionType) else (type_,)
+
+
+def _type(type_: Any) -> str:
+    for named, text in NAMED.items():
+        if type_ == named:
+            return text
+    members = _members(type_)
+    if len(members) > 1:
+        return " or ".join("null" if member is NoneType else _type(member) for member in members)
+    (base,) = members
+    bounds = [m for part in getattr(type_, "__metadata__", ()) for m in getattr(part, "metadata", [])]
+    text = _base(base)
+    limits = [
+        f"{word} {getattr(bound, key):,.10g}"
+        for key, word in (
+            ("ge", "from"),
+            ("gt", "above"),
+            ("le", "to"),
+            ("lt", "below"),
+            ("multiple_of", "in steps of"),
+        )
+        for bound in bounds
+        if hasattr(bound, key)
+    ]
+    return f"{text} {' '.join(limits)}" if limits and base in (int, float) else text
+
+
+def _base(base: Any) -> str:
+    origin, inner = get_origin(base), get_args(base)
+    if origin is Annotated:
+        return _type(base)
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in inner)
+    if origin is list:
+        return f"list: {_type(inner[0])}"
+    if base is Any or origin is dict:
+        return (
+            "sections by id"
+            if origin is dict and _section(inner[1])
+            else "see there"
+            if origin is dict
+            else "text or list"
+        )
+    return next((text for type_, text in BASES if base is type_), "section")
+
+
+if __name__ == "__main__":
+    print(page(), end="")

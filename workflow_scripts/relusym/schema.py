@@ -1,0 +1,243 @@
+"""Sections of plain values, such as the config's: a pydantic model is their schema, their defaults and their docs."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from relusym.errors import UserError
+
+Where = Callable[..., str]  # from the parts of a key to what a message calls it
+
+WORDS = {"null": None, "~": None, "true": True, "false": False, "yes": True, "no": False}
+
+
+def plain(value: Any) -> Any:
+    """Text that stands for a number, true, false or null as that: Snakemake's command line gives all as text."""
+    if not isinstance(value, str):
+        return value
+    if value.lower() in WORDS:
+        return WORDS[value.lower()]
+    for number in (int, float):
+        try:
+            return number(value)
+        except ValueError:
+            pass
+    return value
+
+
+def _number(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    value = plain(value)
+    handler(value)
+    return value  # 5 stays 5 where 5.0 would do as well: records hold it so
+
+
+Number = WrapValidator(_number)
+Count = Annotated[int, Field(ge=1, le=10_000_000), Number]
+Few = Annotated[int, Field(ge=0, le=1024), Number]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1), Number]
+Share = Annotated[float, Field(ge=0, le=1), Number]
+Positive = Annotated[float, Field(gt=0, le=1000), Number]
+NotNegative = Annotated[float, Field(ge=0, le=1000), Number]
+Flag = Annotated[bool, Number]
+Text = Annotated[str, Field(min_length=1)]
+
+T = TypeVar("T")
+
+
+def _or_null(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    if isinstance(value, str) and value in ("null", "~"):
+        return None
+    try:
+        return handler(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if first["loc"] or not (allowed := _allowed(first)):
+            raise
+        raise refusal(f"{allowed}, or null") from None
+
+
+OrNull = Annotated[T | None, WrapValidator(_or_null)]
+
+
+def among(names: Iterable[str]) -> AfterValidator:
+    """One of these names, as they are when it is checked: a registry may have got others."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise refusal(allowed_names(name, names))
+        return name
+
+    return AfterValidator(check)
+
+
+def refusal(allowed: str) -> PydanticCustomError:
+    """What a validator raises on a value that isn't allowed."""
+    return PydanticCustomError("refusal", "{allowed}", {"allowed": allowed})
+
+
+def remark(text: str) -> PydanticCustomError:
+    """What a validator raises, in words that name the value."""
+    return PydanticCustomError("remark", "{text}", {"text": text})
+
+
+def allowed_names(given: Any, names: Iterable[Any]) -> str:
+    """The names that are allowed in place of `given`, and the nearest of them."""
+    names = [str(name) for name in names]
+    near = difflib.get_close_matches(str(given), names, n=1)
+    return f"allowed is one of {', '.join(names)}" + "".join(f" (is it {name}?)" for name in near)
+
+
+def dotted(*path: str | int, at: Any = None) -> str:
+    """What a message calls a key, if where it stands goes without saying."""
+    return ".".join(map(str, path))
+
+
+def together(key: str, text: str) -> PydanticCustomError:
+    """What is wrong with one key, since others are what they are."""
+    return PydanticCustomError("together", "{text}", {"text": text, "key": key})
+
+
+class Section(BaseModel):
+    """Keys and values: strictly of their types, but that text which stands for a number is that number."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        defer_build=True,
+        protected_namespaces=(),
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_known_keys(cls, values: Any) -> Any:
+        closed = cls.model_config.get("extra") != "allow"
+        for key in values if closed and isinstance(values, Mapping) else ():
+            if key not in cls.model_fields:
+                raise unknown_key(key, cls.model_fields)
+        return values
+
+    @classmethod
+    def read(cls, values: Any, where: Where) -> Self:
+        """The section of these values.
+
+        Raises:
+            UserError: names the key, what was given and what is allowed.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise UserError(in_one_line(error.errors(include_url=False), where)) from None
+
+    def but(self, **changes: Any) -> Self:
+        """The same with other values of these keys.
+
+        Raises:
+            UserError: as `read`.
+        """
+        return self.read(self.model_dump() | changes, dotted)
+
+    def given(self) -> dict[str, Any]:
+        """The keys that aren't left to their defaults, as plain values."""
+        return self.model_dump(exclude_unset=True)
+
+
+def unknown_key(key: Any, known: Iterable[str]) -> PydanticCustomError:
+    """What is wrong with a key that a section doesn't have."""
+    near = "".join(f", is it {name!r}?" for name in difflib.get_close_matches(str(key), list(known), n=1))
+    text = "unknown key {key!r}{near}; allowed are {known}"
+    text = text.format(key=key, near=near, known=", ".join(known) or "none")
+    return PydanticCustomError("unknown_key", "{text}", {"text": text, "key": key})
+
+
+# By the type of pydantic's error, with its context.
+ALLOWED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "greater_than_equal": "at least {ge:.10g}",
+    "less_than_equal": "at most {le:.10g}",
+    "greater_than": "more than {gt:.10g}",
+    "less_than": "less than {lt:.10g}",
+    "string_too_short": "text of at least {min_length} character",
+    "string_too_long": "text of at most {max_length} characters",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+}
+QUOTED = re.compile("'([^']*)'")
+SECTIONS = "dict_type", "model_type", "model_attributes_type"
+
+
+def in_one_line(errors: list[ErrorDetails], where: Where) -> str:
+    """The first of pydantic's errors as who wrote the config needs it: key, what was given, what is allowed."""
+    error, *others = errors
+    kind, path, context = error["type"], [*error["loc"]], error.get("ctx", {})
+    value = path[-2] if path[-1:] == ["[key]"] else error["input"]
+    path = path[:-2] if path[-1:] == ["[key]"] else path
+    if kind == "missing":
+        beside = [e["loc"][-1] for e in others if e["type"] == kind and [*e["loc"][:-1]] == path[:-1]]
+        names = ", ".join(map(repr, [path[-1], *beside]))
+        return (
+            f"{where(*path[:-1])}: the key{'s' if beside else ''} {names} {'are' if beside else 'is'} missing"
+        )
+    if kind == "unknown_key":
+        return f"{where(*path, at=context['key'])}: {context['text']}"
+    if kind == "together":
+        return f"{where(*path, context['key'])}: {context['text']}"
+    key = where(*path)
+    if kind == "remark":
+        return f"{key}: {context['text']}"
+    if kind in SECTIONS and value is None:
+        return f"{key}: nothing stands below it; write its keys there, or remove it"
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else f"{shown[:79]}…"
+    return f"{key}: {shown} given; {_allowed(error) or error['msg'].replace('Input should be', 'allowed is')}"
+
+
+def _allowed(error: ErrorDetails) -> str | None:
+    """What is allowed in place of a value; None where the value isn't all that is wrong."""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    if kind == "refusal":
+        return context["allowed"]
+    if kind in SECTIONS and value is not None:
+        return "allowed are keys and their values"
+    if kind == "multiple_of":
+        return f"allowed is a multiple of 1/{1 / context['multiple_of']:g}"
+    if kind == "literal_error":
+        return allowed_names(value, QUOTED.findall(context["expected"]))
+    if kind in ALLOWED:
+        quotes = (
+            f", in quotes: YAML takes this for {taken}"
+            if (taken := _kind(value)) and kind == "string_type"
+            else ""
+        )
+        return f"allowed is {ALLOWED[kind].format(**context)}{quotes}"
+    return None
+
+
+def _kind(value: Any) -> str | None:
+    """What YAML made of what was meant as text."""
+    if isinstance(value, bool):
+        return "true or false, as yes, no, on and off"
+    if isinstance(value, int | float):
+        return "a number"
+    return "a date" if isinstance(value, date) else None
