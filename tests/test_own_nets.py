@@ -313,8 +313,8 @@ def test_grey_images_are_refused_by_a_net_that_reads_colours():
 
 
 def test_a_transformed_net_that_isnt_the_net_on_transformed_images_stops_a_flip_merge(monkeypatch):
-    def wrong(net, symmetry, image_shape):
-        flipped = deepcopy(net)
+    def wrong(traced, symmetry):
+        flipped = deepcopy(traced.net)
         flipped[0].weight.data[0] *= 1.1
         return flipped
 

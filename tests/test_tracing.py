@@ -1,5 +1,8 @@
 """Nets as people write them: traced once, permuted without a change, or refused in one line."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from small_nets import Images, resnet, smooth_images, vgg11
@@ -301,3 +304,34 @@ def test_a_flipped_net_is_checked_in_float64_at_a_size_that_its_strides_allow():
     unflippable[0].stride = (3, 3)
     unflippable[2] = nn.Linear(8 * 25, 4)
     assert check_planted(TracedNet(unflippable, (3, 16, 16)), HORIZONTAL_FLIP) is None
+
+
+@pytest.mark.slow(seconds=2)
+def test_handlers_of_extending_md_serve_merges_and_reports():
+    class Gain(nn.Module):
+        """By NumPy, in evaluation mode."""
+
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.rand(8) + 0.5)
+
+        def forward(self, x):
+            return torch.from_numpy(x.detach().numpy() * self.gain.detach().numpy()[:, None, None])
+
+    page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+    (code,) = (of for of in re.findall(r"```python\n(.*?)```", page, re.S) if "Handlers()" in of)
+    names = {"Gain": Gain}
+    exec(code, names)
+    torch.manual_seed(0)
+    nets = [
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3), Gain(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+        )
+        for _ in range(2)
+    ]
+    images, handlers = Images(smooth_images(40), 20), names["handlers"]
+    for merged in (merge(*nets, images, handlers=handlers), flip_merge(nets[0], images, handlers=handlers)):
+        assert len(merged.permutations["0"]) == 8 and merged.checks["permuted_logits"] < 1e-5
+    assert report(nets[0], images, partial_images=10, handlers=handlers).layers[0].equivariance["matched"] < 2
+    with pytest.raises(UserError, match="depends on the image's values"):
+        merge(*nets, images)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from relusym import __version__
 from relusym.channels.groups import ChannelGroup
 from relusym.channels.traced import TracedNet
+from relusym.channels.tracing import Handlers
 from relusym.errors import listed
 from relusym.evaluation.images import GivenImages, ImageSource, as_images
 from relusym.evaluation.metrics import TOP_1, Metric
@@ -101,6 +102,7 @@ def report(
     partial_images: int = 100,
     seed: int = 0,
     name: str | None = None,
+    handlers: Handlers | None = None,
     told: Told = lambda stage, done: None,
 ) -> Report:
     """Measure how a net encodes a symmetry: as a whole, layer by layer, and where a merge with its flipped self fails.
@@ -114,6 +116,7 @@ def report(
             leaves them out.
         seed: of all random choices.
         name: what the report calls the net; None: its class.
+        handlers: of layers that PyTorch doesn't have, as of `merge`.
         told: called with each stage's name and the share of it that is done.
 
     Raises:
@@ -122,7 +125,9 @@ def report(
     test = as_images(images)
     match = test if match_images is None else as_images(match_images)
     told("matching and merging", 0)
-    merged = flip_merge(net, match, test, labels, symmetry=symmetry, seed=seed, metrics=metrics)
+    merged = flip_merge(
+        net, match, test, labels, symmetry=symmetry, seed=seed, metrics=metrics, handlers=handlers
+    )
     told("layer by layer", 0)
     traced = merged.traced
     del merged.nets["flipped"]  # it is the permuted one, in another order
