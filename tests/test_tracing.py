@@ -9,6 +9,7 @@ from small_nets import Images, resnet, smooth_images, vgg11
 from test_structures import difference, with_statistics
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
 
 from relusym.channels import traced as tracing
 from relusym.channels.traced import TracedNet, channel_groups
@@ -156,6 +157,17 @@ class Mixer(nn.Module):
         x = self.stem(x).flatten(2).transpose(1, 2)
         x = x + self.t2(F.gelu(self.t1(self.norm(x).transpose(1, 2)))).transpose(1, 2)
         return self.head((x + self.c2(F.gelu(self.c1(x)))).mean(1))
+
+
+class Frozen(Net):
+    """Batch norms that are all buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = FrozenBatchNorm2d(8)
+
+    def body(self, x):
+        return F.relu(self.b(F.relu(self.norm(self.a(x)))))
 
 
 class Unfolded(Net):
