@@ -190,7 +190,7 @@ CHANNELS = {
     Operands: 24,
     Unfolded: 16,
 }
-CHANNELS |= {Biased: 16 + 16 + 16 + 12 + 4, Mixer: 24 + 32}
+CHANNELS |= {Frozen: 16, Biased: 16 + 16 + 16 + 12 + 4, Mixer: 24 + 32}
 
 
 @pytest.mark.parametrize("kind", CHANNELS, ids=lambda kind: kind.__name__)
@@ -347,3 +347,18 @@ def test_handlers_of_extending_md_serve_merges_and_reports():
     assert report(nets[0], images, partial_images=10, handlers=handlers).layers[0].equivariance["matched"] < 2
     with pytest.raises(UserError, match="depends on the image's values"):
         merge(*nets, images)
+
+
+def test_what_depends_on_a_parameters_values_and_images_of_another_size_are_refused():
+    class Reads(Net):
+        def forward(self, x):
+            return super().forward(x) if self.head.bias.sum() > 0 else -super().forward(x)
+
+    with pytest.raises(
+        UserError, match=r"Reads can't be traced: what it does depends on a parameter's values .by bool"
+    ):
+        channel_groups(Reads())
+    with pytest.raises(UserError, match="Net is traced for images of 3×32×32, and these are 3×16×16"):
+        flip_merge(TracedNet(Net()).net, [torch.randn(8, 3, 16, 16)]) and channel_groups(
+            TracedNet(Net()), (3, 16, 16)
+        )
