@@ -205,7 +205,9 @@ class Call:
 
     def index(self, weights: str | Weights | None, dim: int, labels: Tensor) -> None:
         """Say that a dimension of a parameter or buffer, of this layer's if by name, is indexed by these channels."""
-        if isinstance(weights, Weights) and not self._is_whole(weights):
+        if isinstance(weights, Labels | Tensor):
+            self.combine(Labels.along(labels, dim, weights.shape), weights, shape=weights.shape)
+        elif isinstance(weights, Weights) and not self._is_whole(weights):
             self.meet(weights, Labels.along(labels, dim, weights.shape).ids)
         elif weights is not None:
             for name in self._names(weights):

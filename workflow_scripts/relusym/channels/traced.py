@@ -218,7 +218,7 @@ def _draw(net: nn.Module, draw: torch.Generator) -> None:
         if not value.is_floating_point():
             continue
         noise = torch.randn(value.shape, generator=draw, dtype=torch.float64)
-        if value.ndim > 1 and key.endswith("weight"):
+        if value.ndim > 1 and "weight" in key.rpartition(".")[2]:
             noise /= max(1, value[0].numel()) ** 0.5
         elif key.endswith(("var", "scale", "gamma")) or (
             value.ndim <= 1 and not key.endswith(("bias", "mean"))
@@ -272,23 +272,39 @@ class _Kept(fx.Interpreter):
 
 def channel_groups(
     net: nn.Module | TracedNet,
-    image_shape: tuple[int, ...] = (3, 32, 32),
+    image_shape: tuple[int, ...] | None = None,
     handlers: Handlers | None = None,
 ) -> list[ChannelGroup]:
     """The net's channel groups in the order of their matching nodes; its input and output channels stay fixed.
 
     VGG11 has 8, ResNet50 has 37. Channels are in one group if every tensor that one of them indexes the other indexes
-    as well, and if nothing else tells them apart. `image_shape` is one image's (channels, height, width), for how many
-    pixels a flattened feature map has. That permuting them changes nothing is checked in float64, at planted values.
+    as well, and if nothing else tells them apart. That permuting them changes nothing is checked in float64, at planted
+    values.
+
+    Args:
+        image_shape: one image's (channels, height, width), for how many pixels a flattened feature map has; None:
+            (3, 32, 32), or a traced net's.
+        handlers: as of `TracedNet`.
 
     Raises:
-        UserError: as of `TracedNet`; a layer that can't be permuted, or whose effect on channels is unknown (named).
+        UserError: as of `TracedNet`; or a net whose groups, permuted, change what it computes (the layer is named).
     """
     return as_traced(net, image_shape, handlers).groups
 
 
 def as_traced(
-    net: nn.Module | TracedNet, image_shape: tuple[int, ...], handlers: Handlers | None = None
+    net: nn.Module | TracedNet, image_shape: tuple[int, ...] | None = None, handlers: Handlers | None = None
 ) -> TracedNet:
-    """A traced net as it is, or a net traced."""
-    return net if isinstance(net, TracedNet) else TracedNet(net, image_shape, handlers)
+    """A traced net as it is, or a net traced, for images of (3, 32, 32) unless said otherwise.
+
+    Raises:
+        UserError: it is traced for images of another shape; or as of `TracedNet`.
+    """
+    if not isinstance(net, TracedNet):
+        return TracedNet(net, image_shape or (3, 32, 32), handlers)
+    if image_shape is not None and tuple(image_shape) != net.image_shape:
+        shapes = ["×".join(map(str, shape)) for shape in (net.image_shape, image_shape)]
+        raise UserError(
+            f"{type(net.net).__name__} is traced for images of {shapes[0]}, and these are {shapes[1]}"
+        )
+    return net

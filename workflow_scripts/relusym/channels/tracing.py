@@ -75,17 +75,9 @@ handler = REGISTERED.handler
 Projection = Callable[[nn.Module, fx.Node], tuple[fx.Node, Any, Any] | None]
 PROJECTIONS: dict[Operation, Projection] = {}
 SHAPED = {"reshape_as": "reshape", "view_as": "view", "expand_as": "expand"}
-READING = {
-    "__bool__",
-    "__int__",
-    "__float__",
-    "__index__",
-    "__contains__",
-    "item",
-    "tolist",
-    "numpy",
-    "__array__",
-}
+READING = {"__bool__", "__int__", "__float__", "__index__", "__contains__", "__array__",
+           "item", "tolist", "numpy"}  # fmt: skip
+FILLED = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
 BATCHES = 2, 3  # images that a net is traced on: what differs depends on their number
 
 
@@ -147,9 +139,9 @@ class Recorder(TorchFunctionMode):
         if outside:
             return result
         name = getattr(func, "__name__", "")
-        if name in READING and self._image(args[0]):
+        if name in READING and (of := self._read(args[0])):
             where = f" in {self.owners[-1]}" if self.owners else ""
-            raise UserError(f"what it does depends on the image's values (by {name.strip('_')}{where})")
+            raise UserError(f"what it does depends on {of} values (by {name.strip('_')}{where})")
         if name == "__setitem__":
             if self._depends(args):
                 self._record("call_function", set_item, args, {}, args[0])
@@ -157,6 +149,12 @@ class Recorder(TorchFunctionMode):
                 self.nodes.pop(args[0], None)
         elif name == "__get__" and _has_tensors(result):
             self._record("call_function", getattr, (args[0], func.__self__.__name__), {}, result)
+        elif name in FILLED and isinstance(result, Tensor):  # the other tensor gives its shape and type alone
+            value = kwargs.get("fill_value", args[-1]) if "full" in name else float("ones" in name)
+            kind = {"dtype": result.dtype, "device": result.device}
+            self._record("call_function", torch.full, (tuple(result.shape), value), kind, result)
+        elif name in ("to", "type_as") and any(isinstance(of, Tensor) for of in args[1:]):
+            self._record("call_method", "to", (args[0], result.device, result.dtype), {}, result)
         elif name in SHAPED:  # the other tensor gives its shape alone
             self._record("call_method", SHAPED[name], (args[0], *result.shape), {}, result)
         elif _has_tensors(result):
@@ -228,9 +226,13 @@ class Recorder(TorchFunctionMode):
         """Whether any tensor depends on the image or is a parameter or buffer."""
         return any(self._varies(of) for of in _tensors(args))
 
-    def _image(self, tensor: Any) -> bool:
-        node = self.nodes.get(tensor) if isinstance(tensor, Tensor) else None
-        return node is not None and (node[0] if isinstance(node, tuple) else node).meta["image"]
+    def _read(self, tensor: Tensor) -> str | None:
+        """Whose values these are: control flow on them can't be shown. Flags and counts among buffers may be read."""
+        node = self.nodes.get(tensor)
+        if node is None:
+            return "a parameter's" if id(tensor) in self.state and tensor.is_floating_point() else None
+        meta = (node[0] if isinstance(node, tuple) else node).meta
+        return "the image's" if meta["image"] else "a parameter's" if meta["varies"] else None
 
     def _varies(self, tensor: Tensor) -> bool:
         found = self.nodes.get(tensor)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from relusym.channels.groups import has_batch_norm
 from relusym.channels.traced import TracedNet, as_traced
-from relusym.channels.tracing import unwrapped
+from relusym.channels.tracing import Handlers, unwrapped
 from relusym.errors import UserError
 from relusym.evaluation.barrier import absolute_barrier, barrier
 from relusym.evaluation.images import GivenImages, ImageSource, as_images
@@ -139,6 +139,7 @@ def merge(
     names: tuple[str, str] = PAIR,
     metrics: Mapping[str, Metric] = METRICS,
     order: int | None = None,
+    handlers: Handlers | None = None,
 ) -> Merge:
     """Merge `second`, permuted to match `first`, with `first`.
 
@@ -158,6 +159,7 @@ def merge(
         names: the endpoints' names in `Merge.accuracy`.
         metrics: measured beside the accuracy, by name.
         order: of the symmetry, if `second` is `first` transformed by it.
+        handlers: of layers that PyTorch doesn't have, see docs/extending.md.
 
     Raises:
         UserError: the nets are of different architecture, or one that can't be permuted; the matching is unknown;
@@ -176,7 +178,7 @@ def merge(
         )
     check_metrics(logits[0], test_labels, test, metrics)
     with evaluating(first, second):
-        traced = (as_traced(net, images.shape) for net in (first, second))
+        traced = (as_traced(net, images.shape, handlers) for net in (first, second))
         return _merge(*traced, images, test, test_labels, matching, starts, seed, names, metrics, order)
 
 
@@ -291,6 +293,7 @@ def flip_merge(
     starts: int = STARTS,
     seed: int = 0,
     metrics: Mapping[str, Metric] = METRICS,
+    handlers: Handlers | None = None,
 ) -> Merge:
     """Merge a net with its flipped self (transformed by `symmetry`): the barrier is the GCNN barrier (section 3).
 
@@ -307,7 +310,7 @@ def flip_merge(
     net = unwrapped(net)
     check_metrics(check_net(FLIP[0], net, images), test_labels, test, metrics)
     with evaluating(net):
-        traced = as_traced(net, images.shape)
+        traced = as_traced(net, images.shape, handlers)
         flipped = transformed(traced, symmetry)
         checks = check_transformed(traced, flipped, symmetry, test)
         merged = _merge(

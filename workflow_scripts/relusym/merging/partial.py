@@ -58,7 +58,7 @@ class Partial:
 
 
 def parts(
-    net: nn.Module | TracedNet, most: int = MOST_PARTS, image_shape: tuple[int, ...] = (3, 32, 32)
+    net: nn.Module | TracedNet, most: int = MOST_PARTS, image_shape: tuple[int, ...] | None = None
 ) -> list[Part]:
     """The net's layers in the order in which they run, a norm with the layer before it.
 

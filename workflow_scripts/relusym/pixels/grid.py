@@ -83,6 +83,7 @@ def grid(net: nn.Module | TracedNet, image_shape: tuple[int, int, int], symmetry
         UserError: the net can't be traced, or doesn't take images of this shape.
     """
     traced = as_traced(net, image_shape)
+    image_shape = traced.image_shape
     if (symmetry.name, image_shape) not in traced.known:
         traced.known[symmetry.name, image_shape] = _grid(traced, image_shape, symmetry)
     return traced.known[symmetry.name, image_shape]

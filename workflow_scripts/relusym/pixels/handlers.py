@@ -72,7 +72,9 @@ def batch_norm(call: Call, x: Labels) -> Labels:
 
 
 @of_pixels(*INSTANCE_NORMS, nn.GroupNorm, nn.PReLU, "group_norm", "batch_norm", "prelu")
-def weights_of_channels(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
+def weights_of_channels(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
+    if isinstance(x, Weights):  # they are standardised
+        return layers.batch_norm_function(call, x, *rest, **options)
     if 1 in x.varies:
         raise call.refusal("it has weights of single pixels in a way that isn't known")
     return x

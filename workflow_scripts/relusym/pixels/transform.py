@@ -20,7 +20,7 @@ from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
 @torch.no_grad()
 def transformed(
-    net: nn.Module | TracedNet, symmetry: Symmetry, image_shape: tuple[int, ...] = (3, 32, 32)
+    net: nn.Module | TracedNet, symmetry: Symmetry, image_shape: tuple[int, ...] | None = None
 ) -> nn.Module:
     """The net Φ̂ with Φ̂(τx) = τΦ(x), as `Symmetry.transform`, for nets of every kind.
 
@@ -28,7 +28,7 @@ def transformed(
     pixels, norms after a flatten, position embeddings.
 
     Args:
-        image_shape: one image's channels, height and width, of a net that isn't traced yet.
+        image_shape: one image's channels, height and width; None: (3, 32, 32), or a traced net's.
 
     Raises:
         UserError: an operation whose effect on pixels is unknown, or that doesn't commute with τ, named.
@@ -39,7 +39,7 @@ def transformed(
 
 def flip(
     net: nn.Module | TracedNet,
-    image_shape: tuple[int, ...] = (3, 32, 32),
+    image_shape: tuple[int, ...] | None = None,
     symmetry: Symmetry = HORIZONTAL_FLIP,
 ) -> nn.Module:
     """The flipped net, which answers on flipped images as the net does on images; arguments as of `transformed`."""

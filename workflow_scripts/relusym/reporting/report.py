@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from relusym import __version__
 from relusym.channels.groups import ChannelGroup
 from relusym.channels.traced import TracedNet
+from relusym.channels.tracing import Handlers
 from relusym.errors import listed
 from relusym.evaluation.images import GivenImages, ImageSource, as_images
 from relusym.evaluation.invariance import Averaged, Ensemble
@@ -147,6 +148,7 @@ def report(
     seed: int = 0,
     name: str | None = None,
     classes: Sequence[str] = (),
+    handlers: Handlers | None = None,
     told: Told = lambda stage, done: None,
     unfinished: Path | None = None,
 ) -> Report:
@@ -164,6 +166,7 @@ def report(
         seed: of all random choices.
         classes: their names, if they are known.
         name: what the report calls the net; None: its class.
+        handlers: of layers that PyTorch doesn't have, as of `merge`.
         told: called with each stage's name and the share of it that is done.
         unfinished: a file that the partial merges' scores are kept in one by one, so that a report that was interrupted
             goes on from its last layer; whoever has the report removes it. Not of nets with batch norm, whose partial
@@ -176,7 +179,12 @@ def report(
     match = test if match_images is None else as_images(match_images)
     told("matching and merging", 0)
     merged = flip_merge(
-        net, match, test, labels, symmetry=symmetry, matching=matching, seed=seed, metrics=metrics
+        *(net, match, test, labels),
+        symmetry=symmetry,
+        matching=matching,
+        seed=seed,
+        metrics=metrics,
+        handlers=handlers,
     )
     traced = merged.traced
     told("baselines", 0)
