@@ -11,7 +11,7 @@ from conftest import TINY, Clone
 from small_nets import Images
 
 from relusym import checkpoint
-from relusym.channels.groups import channel_groups
+from relusym.channels.traced import channel_groups
 from relusym.errors import UserError
 from relusym.evaluation.barrier import accuracy
 from relusym.evaluation.invariance import invariance_error

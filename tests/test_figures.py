@@ -18,7 +18,8 @@ from small_training import CPU, VGG
 from torch.overrides import TorchFunctionMode
 
 from relusym import checkpoint
-from relusym.channels.groups import channel_groups, permute
+from relusym.channels.groups import permute
+from relusym.channels.traced import channel_groups
 from relusym.data import image_set
 from relusym.data.chiral_shapes import generate
 from relusym.errors import UserError
