@@ -5,7 +5,8 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from relusym.channels.groups import channel_groups, permute, random_permutations
+from relusym.channels.groups import permute, random_permutations
+from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise
 from relusym.evaluation import images
 from relusym.merging.batch_norm import reset_batch_norm

@@ -19,7 +19,8 @@ from torchvision.models.swin_transformer import (
     SwinTransformerBlockV2,
 )
 
-from relusym.channels.groups import channel_groups, head_order, permute, random_permutations
+from relusym.channels.groups import head_order, permute, random_permutations
+from relusym.channels.traced import channel_groups
 from relusym.errors import UserError
 from relusym.matching.match import Pair, match
 from relusym.merging.identities import largest_difference

@@ -8,7 +8,7 @@ import torch
 from small_nets import Images, answers, smooth_images, vgg11
 from torch import nn
 
-from relusym.channels.groups import channel_groups
+from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import SHAPES, draw, generate, render
 from relusym.data.image_set import subset
@@ -122,7 +122,8 @@ def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets
         nets.append(QUARTER_TURN.transform(nets[-1]))
     merged = []
     monkeypatch.setattr(
-        "relusym.merging.orbit.repaired", lambda *given: [merged.append(given[:2]) or given[0]]
+        "relusym.merging.orbit.repaired",
+        lambda traced, targets, images: [merged.append((traced.net, targets)) or traced.net],
     )
     orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, labels, matching="identity")
     states = [one.state_dict() for one in nets]

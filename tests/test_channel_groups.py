@@ -6,7 +6,8 @@ import torchvision
 from small_nets import NARROW, shuffled, smooth_images
 from torch import nn
 
-from relusym.channels.groups import Place, block_outputs, channel_groups, permute, trace
+from relusym.channels.groups import Place, block_outputs, permute
+from relusym.channels.traced import TracedNet, channel_groups
 from relusym.data.augmentation import normalise_imagenet
 from relusym.errors import UserError
 from relusym.merging.identities import largest_difference
@@ -98,7 +99,7 @@ def test_residual_streams_are_those_of_torchvisions_resnets(name, last_conv):
 
 
 def test_block_outputs_are_the_relus_behind_the_additions():
-    names = [node.name for node in block_outputs(trace(build(NARROW, 10)))]
+    names = [node.name for node in block_outputs(TracedNet(build(NARROW, 10)).module())]
     assert names == [
         "layer1_0_relu_2",
         "layer1_1_relu_2",
@@ -159,10 +160,13 @@ def test_a_permutation_that_is_no_bijection_is_refused():
         permute(net.state_dict(), groups, permutations)
 
 
-def test_a_layer_with_unknown_effect_is_named():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LocalResponseNorm(3))
-    with pytest.raises(UserError, match="layer 1: the effect of LocalResponseNorm on channels is unknown"):
-        channel_groups(net)
+def test_what_reads_neighbouring_channels_leaves_them_at_their_places():
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.LocalResponseNorm(3), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Flatten()
+    )
+    traced = TracedNet(net.append(nn.Linear(8, 2)), (3, 3, 3))
+    assert [group.name for group in traced.groups] == ["2"]
+    assert list(traced.fixed) == ["local_response_norm in 1"]
 
 
 def test_a_net_that_cannot_be_traced_is_named():

@@ -8,7 +8,7 @@ from small_nets import smooth_images, vgg11
 from torch import nn
 
 from relusym import nets
-from relusym.channels.groups import channel_groups
+from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise
 from relusym.merging.exact_gcnn import exact_gcnn, matched_self, orbits, project
 from relusym.nets.tied import TiedNet

@@ -8,7 +8,7 @@ import torchvision
 from small_nets import Images, resnet, shuffled, smooth_images, vgg11
 from torch import nn
 
-from relusym.channels.groups import channel_groups
+from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise
 from relusym.evaluation.invariance import invariance_error
 from relusym.merging import partial

@@ -11,7 +11,7 @@ import torchvision
 from small_nets import Images, answers, shuffled, smooth_images, vgg11
 from torch import nn
 
-from relusym.channels.groups import channel_groups
+from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise, normalise_imagenet
 from relusym.errors import UserError
 from relusym.matching import MATCHINGS
@@ -164,7 +164,7 @@ def test_an_unknown_matching_is_refused_with_those_there_are(images):
 PEAK = """
 import resource, sys, torch
 from relusym.data.augmentation import normalise
-from relusym.channels.groups import channel_groups, trace
+from relusym.channels.traced import TracedNet, channel_groups
 from relusym.evaluation.images import Images
 from relusym.merging.lockstep import Lockstep
 from relusym.merging.survey import survey
@@ -180,7 +180,7 @@ if sys.argv[1] == "matching":
     survey(first, second, images, groups)
 else:
     for x in images.batches(torch.device("cpu")):
-        Lockstep([trace(first), trace(second)]).run([x, x], lambda node, outputs: None)
+        Lockstep([TracedNet(first).module(), TracedNet(second).module()]).run([x, x], lambda node, outputs: None)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, sum(8 * g.size**2 for g in groups))
 """
 

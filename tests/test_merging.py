@@ -10,7 +10,8 @@ import torch
 from small_nets import Images, answers, resnet, shuffled, smooth_images, vgg11
 from torch import nn
 
-from relusym.channels.groups import channel_groups, permute
+from relusym.channels.groups import permute
+from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise
 from relusym.errors import UserError
 from relusym.evaluation.barrier import absolute_barrier, accuracy, barrier

@@ -7,7 +7,7 @@ import torch
 from small_nets import NARROW, SMALL, Images, resnet, smooth_images, targets, vgg11
 from torch import nn
 
-from relusym.channels.groups import channel_groups, trace
+from relusym.channels.traced import TracedNet, channel_groups
 from relusym.data.augmentation import normalise
 from relusym.merging.batch_norm import repair_blocks, reset_batch_norm
 from relusym.merging.identities import largest_difference
@@ -106,7 +106,7 @@ def test_reset_batch_norms_hold_the_statistics_of_the_images():
 def test_repair_meets_its_targets_at_every_block_output(network):
     first, second, some = resnet(network, 0), resnet(network, 1), smooth_images(300, 33)
     wanted = targets(first, second, Images(some, 100))
-    assert list(wanted) == list(repair_points(trace(first)).values())
+    assert list(wanted) == list(repair_points(TracedNet(first).module()).values())
     between = halfway(first, second)
     repaired = repair_blocks(between, wanted, Images(some, 300))
     modules, outputs = dict(repaired.named_modules()), {}

@@ -1,6 +1,7 @@
 """Nets of every structure keep what they compute when their channels are permuted."""
 
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 from torchvision_nets import PAGE, constructors, measure
 
-from relusym.channels.groups import Place, channel_groups, permute
-from relusym.channels.tracing import HANDLERS
+from relusym.channels.groups import Place, permute
+from relusym.channels.traced import TracedNet, channel_groups
+from relusym.channels.tracing import Handlers
 from relusym.errors import UserError
 from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.merge import merge
@@ -48,9 +50,9 @@ def with_statistics(net):
 
 
 @torch.no_grad()
-def difference(net, size=32, seed=5):
+def difference(net, size=32, seed=5, groups=None):
     """Of what a net and its permuted self compute, relative to the largest output, and how many channels moved."""
-    groups = channel_groups(net, (3, size, size))
+    groups = channel_groups(net, (3, size, size)) if groups is None else groups
     x = torch.randn(2, 3, size, size, dtype=torch.float64)
     permuted, planted = shuffled(net, groups, seed)
     pairs = list(zip(tree_leaves(net(x)), tree_leaves(permuted(x)), strict=True))
@@ -202,20 +204,8 @@ def test_a_permutation_of_a_layer_that_is_called_twice_is_the_same_at_both_ends(
             lambda n: n[2].register_parameter("weight", nn.Parameter(n[1].weight[:10, :, 0, 0].detach())),
             "shares memory",
         ),
-        (
-            lambda n: n.append(nn.LSTM(10, 10)),
-            "layer 3: the effect of LSTM on channels is unknown; register a handler",
-        ),
         (lambda n: n.insert(1, nn.LazyConv2d(12, 1)), r"1\.weight has no shape yet; run the net once"),
         (lambda n: n.insert(1, nn.Conv2d(7, 12, 1)), "can't be run on an image of 3×8×8: .*7"),
-        (
-            lambda n: n.insert(2, Op(torch.cumsum, 1)),
-            "operation cumsum: the effect of cumsum on channels is unknown",
-        ),
-        (
-            lambda n: n.insert(2, Op(torch.sort, 1)),
-            "operation sort: the effect of sort on channels is unknown",
-        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
@@ -227,18 +217,42 @@ def test_what_cannot_be_permuted_is_refused_in_one_line_that_names_it(change, me
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("operation", "name"),
+    [
+        (lambda: nn.LSTM(12, 12), "lstm in 2.function"),
+        (lambda: partial(torch.cumsum, dim=1), "cumsum in 2"),
+        (lambda: partial(torch.sort, dim=1), "sort in 2"),
+    ],
+    ids=["LSTM", "cumsum", "sort"],
+)
+def test_channels_that_an_unknown_operation_reads_stay_and_the_others_are_permuted(operation, name):
+    net = nn.Sequential(
+        nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 1), First(operation()), nn.Conv2d(12, 12, 1), nn.ReLU()
+    )
+    net.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10)))
+    traced = TracedNet(net, (3, 8, 8))
+    assert [group.name for group in traced.groups] == ["0", "3"] and list(traced.fixed) == [name]
+    assert difference(with_statistics(net), 8)[0] < 1e-10
+
+
+class First(nn.Module):
+    """The first of what an operation returns, on rows of channels last."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        if isinstance(self.function, nn.LSTM):
+            return self.function(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).unflatten(2, x.shape[2:])
+        result = self.function(x)
+        return result if isinstance(result, torch.Tensor) else result[0]
+
+
 class Rows(nn.Linear):
     def forward(self, x):
         return nn.functional.linear(x.flatten(1), self.weight, self.bias)
-
-
-class Op(nn.Module):
-    def __init__(self, function, *options):
-        super().__init__()
-        self.function, self.options = function, options
-
-    def forward(self, x):
-        return self.function(x, *self.options)
 
 
 def test_a_net_that_is_traced_already_and_one_in_training_mode_have_the_same_groups():
@@ -277,14 +291,15 @@ def test_groups_that_are_a_part_of_a_layers_channels_say_which():
 
 
 class Gain(nn.Module):
-    """A layer of a user's own: y = (1 + gain) · x, by a loop that can't be traced."""
+    """A layer of a user's own: y = (1 + gain) · x, by NumPy, which PyTorch doesn't show."""
 
     def __init__(self, channels):
         super().__init__()
         self.gain = nn.Parameter(torch.randn(channels))
 
     def forward(self, x):
-        return torch.stack([(1 + self.gain[i]) * x[:, i] for i in range(len(x[0]))], 1)
+        gain = (1 + self.gain).detach().numpy()
+        return torch.from_numpy(gain[:, None, None] * x.detach().numpy())
 
 
 def test_the_groups_of_a_group_norm_are_permuted_whole_and_the_channels_within_each():
@@ -300,7 +315,10 @@ def test_the_groups_of_a_group_norm_are_permuted_whole_and_the_channels_within_e
         permute(net.state_dict(), [group], {group.name: moved})
 
 
-def test_a_layer_of_ones_own_is_one_handler(monkeypatch):
+def test_a_layer_of_ones_own_is_one_handler():
+    mine = Handlers()
+
+    @mine.handler(Gain)
     def gain(call, x):
         call.index("gain", 0, call.along(x, 1))
         return x
@@ -308,11 +326,13 @@ def test_a_layer_of_ones_own_is_one_handler(monkeypatch):
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3), Gain(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
     )
-    with pytest.raises(UserError, match="can't be traced"):
+    with pytest.raises(UserError, match="depends on the image's values"):
         channel_groups(net)
-    monkeypatch.setitem(HANDLERS, Gain, gain)
-    assert Place("1.gain", 0) in channel_groups(net)[0].places
-    assert difference(with_statistics(net))[0] < 1e-10
+    groups = channel_groups(net, handlers=mine)
+    assert Place("1.gain", 0) in groups[0].places
+    assert difference(with_statistics(net), groups=groups)[0] < 1e-10
+    with pytest.raises(UserError, match=r"Gain has a handler of channels already, .*gain"):
+        mine.handler(Gain)(lambda call, x: x)
 
 
 # ---- merging

@@ -13,7 +13,8 @@ from test_structures import with_statistics
 from torch import nn
 
 from relusym import nets
-from relusym.channels.groups import channel_groups, permute, random_permutations
+from relusym.channels.groups import permute, random_permutations
+from relusym.channels.traced import channel_groups
 from relusym.errors import UserError
 from relusym.matching.involution import best_involution
 from relusym.matching.match import Pair, Search, match

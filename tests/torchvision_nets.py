@@ -12,7 +12,8 @@ from time import perf_counter
 import torch
 import torchvision
 
-from relusym.channels.groups import channel_groups, permute, random_permutations
+from relusym.channels.groups import permute, random_permutations
+from relusym.channels.traced import channel_groups
 from relusym.errors import UserError
 from relusym.merging.identities import largest_difference
 
@@ -89,6 +90,7 @@ def page(measured):
         "Which of torchvision's classification nets can be permuted, and so merged: written by `make nets`, which",
         "builds each with random weights, permutes its channel groups at random and compares the logits of images.",
         "How to merge a net of yours: [library.md](library.md); a layer of yours: [extending.md](extending.md).",
+        "timm's and Hugging Face's nets: [other_nets.md](other_nets.md).",
         "",
         f"{len(works)} of {len(measured)} work; the largest difference, relative to the largest logit, is",
         f"{worst['float64']:.0e} in float64, and {worst['float32']:.0e} of nets too large for it, in float32.",

@@ -5,7 +5,7 @@ import time
 import torch
 
 from relusym import nets
-from relusym.channels.groups import channel_groups
+from relusym.channels.traced import channel_groups
 from relusym.matching import STARTS
 from relusym.matching.match import Pair, match
 from relusym.pixels.transform import transformed

@@ -9,16 +9,23 @@ __version__ = "0.1.0"
 
 # What is public, by where it is; imported when it is first asked for, since PyTorch takes seconds.
 _PUBLIC = {
+    "Handlers": "relusym.channels.tracing:Handlers",
     "Images": "relusym.evaluation.images:Images",
     "Merge": "relusym.merging.merge:Merge",
     "Metric": "relusym.evaluation.metrics:Metric",
     "Report": "relusym.reporting.report:Report",
     "SYMMETRIES": "relusym.symmetry:SYMMETRIES",
+    "TracedNet": "relusym.channels.traced:TracedNet",
     "UserError": "relusym.errors:UserError",
+    "channel_groups": "relusym.channels.traced:channel_groups",
+    "flip": "relusym.pixels.transform:flip",
     "flip_merge": "relusym.merging.merge:flip_merge",
     "grid": "relusym.pixels.grid:grid",
+    "handler": "relusym.channels.tracing:handler",
     "merge": "relusym.merging.merge:merge",
     "normalisation": "relusym.evaluation.images:normalisation",
+    "permute": "relusym.channels.groups:permute",
+    "random_permutations": "relusym.channels.groups:random_permutations",
     "report": "relusym.reporting.report:report",
     "write_report": "relusym.reporting.page:write_report",
 }

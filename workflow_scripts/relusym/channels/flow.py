@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from relusym.channels.labels import FIXED, Labels, Ties, Weights
-from relusym.channels.tracing import HANDLERS, Handler, function_name, layer_of, trace
+from relusym.channels.tracing import Handler, Handlers, function_name, layer_of
 from relusym.errors import UserError
-from relusym.evaluation.logits import evaluating
-
-
-def handler(*operations: type[nn.Module] | str) -> Callable[[Handler], Handler]:
-    """Register what layers of these classes, or functions and methods of these names, do to channels.
-
-    The handler is called with a `Call` and the operation's own arguments, each tensor replaced by its `Labels`, or by
-    `Weights` if it is made of parameters; it returns the output's labels. A registered layer isn't traced into.
-    """
-
-    def register(function: Handler) -> Handler:
-        HANDLERS.update(dict.fromkeys(operations, function))
-        return function
-
-    return register
 
 
 class Flow(fx.Interpreter):
@@ -38,41 +24,33 @@ class Flow(fx.Interpreter):
         ties: which channels are joined.
         places: name in the state dict and dimension → the labels along it.
         labels: of each node's output; of one that is no tensor, its value.
+        fixed: operations whose effect isn't known, so that channels they read and write stay at their places → why.
         writers: nodes of layers that write channels → the labels of these.
-        net: the traced net.
+        result: what the net computes of the image.
 
     Raises:
         UserError: an operation whose effect on channels is unknown, or layers that can't be permuted; named.
     """
 
-    handlers: dict[type[nn.Module] | str, Handler] = HANDLERS
     what = "channels"
     kind_of_ties = Ties
+    dropped: tuple[type, ...] = (Labels, Weights, Tensor)  # no handler may leave these aside
 
-    def __init__(self, net: nn.Module, image_shape: tuple[int, ...], graph: fx.GraphModule | None = None):
-        _refuse(net)
-        super().__init__(graph or trace(net, inside=True))
-        self.net, self.ties = net, self.kind_of_ties()
+    def __init__(self, net: nn.Module, graph: fx.GraphModule, x: Tensor, handlers: Handlers):
+        super().__init__(graph)
+        self.ties = self.kind_of_ties()
+        self.handlers = getattr(handlers, self.what)
         self.places: dict[tuple[str, int], Tensor] = {}
         self.labels: dict[fx.Node, Any] = {}
         self.writers: dict[fx.Node, Tensor] = {}
+        self.fixed: dict[str, str] = {}
         self.extra_traceback = False
         self.tensors = net.state_dict(keep_vars=True)
         self.names: dict[int, list[str]] = {}
         for name, tensor in self.tensors.items():
             self.names.setdefault(id(tensor), []).append(name)
-        parameter = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
-        with torch.no_grad(), evaluating(self.module):
-            try:
-                self.run(parameter.new_zeros(1, *image_shape))
-            except UserError:
-                raise
-            except Exception as error:  # whatever a net raises
-                shape = "×".join(map(str, image_shape))
-                reason = str(error).strip().splitlines()[0]
-                raise UserError(
-                    f"{type(net).__name__} can't be run on an image of {shape}: {reason}"
-                ) from error
+        with torch.no_grad():
+            self.result = self.run(x)
 
     def of_image(self, shape: torch.Size) -> Labels:
         """The labels of the net's input."""
@@ -101,19 +79,54 @@ class Flow(fx.Interpreter):
             self.of_outputs([of for of in tree_leaves(known) if isinstance(of, Labels)])
             return None
         followed = any(isinstance(of, Labels | Weights) for of in tree_leaves(known))
-        if not followed or not any(isinstance(of, Tensor) for of in tree_leaves(result)):
+        if not followed and not (node.op == "call_module" and node.meta["varies"]):
+            return result
+        if not any(isinstance(of, Tensor) for of in tree_leaves(result)):
             return result
         layer = layer_of(self.module, node)
         keys = type(layer).__mro__ if layer is not None else [function_name(node)]
-        found = next((self.handlers[key] for key in keys if key in self.handlers), None)
+        handler = next((self.handlers[key] for key in keys if key in self.handlers), None)
         call = Call(self, node, result, layer)
-        if found is None:
-            what = type(layer).__name__ if layer is not None else function_name(node)
-            raise call.refusal(f"the effect of {what} on {self.what} is unknown; register a handler for it")
-        return found(call, *known[0], **known[1])
+        try:
+            if handler is None:
+                what = type(layer).__name__ if layer is not None else function_name(node)
+                raise call.refusal(
+                    f"the effect of {what} on {self.what} is unknown; register a handler for it"
+                )
+            call.check(handler, *known)
+            return handler(call, *known[0], **known[1])
+        except Unknown as reason:
+            return self.unknown(call, known, reason)
+
+    def unknown(self, call: Call, known: Any, reason: Unknown) -> Any:
+        """What is said of an operation whose effect isn't known: all channels that it reads and writes stay."""
+        self.fixed[describe(call.node)] = str(reason)
+        for of in tree_leaves(known):
+            if isinstance(of, Labels):
+                self.ties.join(of.ids, torch.tensor(FIXED), call.node.name)
+            elif isinstance(of, Weights):
+                call.fix(of)
+        for key, of in call.layer.state_dict().items() if call.layer is not None else ():
+            for dim, size in enumerate(of.shape):
+                call.index(key, dim, torch.full([size], FIXED))
+        return tree_map(
+            lambda of: Labels.alike(FIXED, of.shape) if isinstance(of, Tensor) else of, call.result
+        )
 
 
-def _refuse(net: nn.Module) -> None:
+class Unknown(UserError):
+    """What an operation does isn't known."""
+
+
+def describe(node: fx.Node) -> str:
+    """What a node calls, and where."""
+    if node.op == "call_module":
+        return f"layer {node.target}"
+    owners = node.meta.get("owners")
+    return f"{function_name(node) or node.target}" + (f" in {owners[-1]}" if owners and owners[-1] else "")
+
+
+def refuse(net: nn.Module) -> None:
     """Raise for what a state dict with permuted channels would not be read back as."""
     for name, layer in net.named_modules():
         if parametrize.is_parametrized(layer):
@@ -131,6 +144,11 @@ def _refuse(net: nn.Module) -> None:
             other, shared = memory.setdefault(tensor.untyped_storage().data_ptr(), (name, tensor))
             if shared is not tensor:
                 raise UserError(f"{name} shares memory with {other}, but isn't the same; clone one of them")
+
+
+def in_order(entries: Tensor, shape: torch.Size) -> bool:
+    """Whether a tensor's entries are numbered as in memory."""
+    return entries.numel() == shape.numel() and torch.equal(entries.flatten(), torch.arange(shape.numel()))
 
 
 @dataclass(frozen=True)
@@ -154,10 +172,30 @@ class Call:
         """The output's."""
         return self.result.shape
 
-    def refusal(self, reason: str) -> UserError:
-        """An error that names the operation."""
+    def refusal(self, reason: str) -> Unknown:
+        """An error that names the operation; channels that it touches stay at their places, pixels can't be moved."""
         what = f"layer {self.node.target}" if self.layer is not None else f"operation {self.node.name}"
-        return UserError(f"{what}: {reason}")
+        return Unknown(f"{what}: {reason}")
+
+    def check(self, handler: Handler, args: Any, options: dict[str, Any]) -> None:
+        """Raises Unknown if tensors are handed to a handler that doesn't look at them."""
+        known = signature(handler)
+        try:
+            bound = known.bind(self, *args, **options).arguments
+        except TypeError as error:
+            raise self.refusal(f"it is called in another way than its handler knows ({error})") from error
+        for name, of in bound.items():
+            if known.parameters[name].annotation in (Labels, "Labels") and not isinstance(of, Labels):
+                raise self.refusal("what it does with parameters or constants isn't known")
+        for of in tree_leaves([bound.get(name) for name in ("rest", "options")]):
+            if isinstance(of, self.flow.dropped) and of.shape.numel() > 1:
+                raise self.refusal("what one of its operands does isn't known")
+
+    def fix(self, weights: Weights) -> None:
+        """Say that what parameters or buffers hold stays at its place."""
+        for name in weights.sources:
+            for dim, size in enumerate(self.flow.tensors[name].shape):
+                self._place(name, dim, torch.full([size], FIXED))
 
     def along(self, x: Labels, dim: int) -> Tensor:
         """The labels along a dimension, int64 (n,); what varies along others is joined."""
@@ -167,19 +205,34 @@ class Call:
 
     def index(self, weights: str | Weights | None, dim: int, labels: Tensor) -> None:
         """Say that a dimension of a parameter or buffer, of this layer's if by name, is indexed by these channels."""
-        if weights is None:
-            return
-        for name in self._names(weights):
-            before = self.flow.places.get((name, dim))
-            if before is not None and before.shape != labels.shape:
-                raise self.refusal(f"{name} is used in several ways")
-            joined = labels if before is None else self.flow.ties.join(before, labels, self.node.name)
-            self.flow.places[name, dim] = joined
+        if isinstance(weights, Labels | Tensor):
+            self.combine(Labels.along(labels, dim, weights.shape), weights, shape=weights.shape)
+        elif isinstance(weights, Weights) and not self._is_whole(weights):
+            self.meet(weights, Labels.along(labels, dim, weights.shape).ids)
+        elif weights is not None:
+            for name in self._names(weights):
+                self._place(name, dim, labels)
+
+    def _place(self, name: str, dim: int, labels: Tensor) -> None:
+        before = self.flow.places.get((name, dim))
+        if before is not None and before.shape != labels.shape:
+            raise self.refusal(f"{name} is used in several ways")
+        joined = labels if before is None else self.flow.ties.join(before, labels, self.node.name)
+        self.flow.places[name, dim] = joined
+
+    def _is_whole(self, weights: Weights) -> bool:
+        """Whether weights are a parameter or buffer as it is, or entry by entry a function of it."""
+        shape = self.flow.tensors[weights.name].shape
+        return (
+            len(weights.sources) == 1
+            and weights.shape == shape
+            and in_order(weights.sources[weights.name], shape)
+        )
 
     def write(self, weights: str | Weights, dim: int, count: int) -> Tensor:
         """The labels of the channels that this operation writes: new ones, but if its weights wrote before."""
-        names = self._names(weights)
-        before = self.flow.places.get((names[0], dim))
+        whole = not isinstance(weights, Weights) or self._is_whole(weights)
+        before = self.flow.places.get((self._names(weights)[0], dim)) if whole else None
         labels = self.flow.ties.fresh(count) if before is None else before
         self.index(weights, dim, labels)
         self.writes(labels)
@@ -200,9 +253,10 @@ class Call:
             return x.ids.new_full([1] * x.ids.ndim, FIXED)
         return self.flow.ties.nest(x.ids, mixed, self.node.name) if mixed else x.ids
 
-    def combine(self, *operands: Any) -> Any:
-        """What is computed entry by entry of tensors, broadcast: channels that meet are joined."""
-        shape, ndim = self.shape, self.result.ndim
+    def combine(self, *operands: Any, shape: torch.Size | None = None) -> Any:
+        """What is computed entry by entry of tensors, broadcast to a shape: channels that meet are joined."""
+        shape = self.shape if shape is None else shape
+        ndim = len(shape)
         labelled, weights = [], []
         for of in operands:
             if isinstance(of, Tensor) and of.numel() > 1:
@@ -214,10 +268,7 @@ class Call:
             elif isinstance(of, Weights):
                 weights.append(of)
         if not labelled:
-            sources = {name: ids for of in weights for name, ids in of.sources.items()}
-            if len(sources) < sum(len(of.sources) for of in weights):
-                raise self.refusal(f"{weights[0].name} is used in several ways")
-            return Weights(shape, sources)
+            return self._combined(weights)
         varies = sorted({dim for of in labelled for dim in of.varies})
         ids, known = None, ()
         for of in labelled:
@@ -232,15 +283,33 @@ class Call:
             self.meet(of, ids)
         return Labels(shape, ids)
 
+    def _combined(self, weights: list[Weights]) -> Weights:
+        """What is computed entry by entry of parameters: of one of them, of the same entries, or of sums over them."""
+        ndim, sources = self.result.ndim, {}
+        for of in sorted(weights, key=lambda of: of.pooled):
+            for name, entries in of.sources.items():
+                entries = entries[(None,) * (ndim - entries.ndim)]
+                known = sources.setdefault(name, entries)
+                if known is not entries:
+                    if of.pooled:
+                        for dim, size in enumerate(entries.shape):
+                            known = known.narrow(dim, 0, 1) if size == 1 else known
+                    if known.shape != entries.shape or not torch.equal(known, entries):
+                        raise self.refusal(f"{name} is used in several ways")
+        return Weights(self.shape, sources, all(of.pooled for of in weights))
+
     def meet(self, weights: Weights, ids: Tensor) -> None:
         """Weights that meet channels entry by entry, broadcast, are indexed by them."""
         varies = [dim for dim, size in enumerate(ids.shape) if size > 1]
-        sizes = (1,) * (ids.ndim - len(weights.shape)) + tuple(weights.shape)
-        if all(sizes[dim] == 1 for dim in varies) and varies:
-            return
         for name, entries in weights.sources.items():
             tensor = self.flow.tensors[name]
             entries = entries[(None,) * (ids.ndim - entries.ndim)]
+            if varies and all(entries.shape[dim] == 1 for dim in varies):
+                continue  # it is alike in all of them
+            whole = entries.shape[-tensor.ndim :] == tensor.shape and in_order(entries, tensor.shape)
+            if whole and len(varies) == 1 and entries.shape[varies[0]] == ids.shape[varies[0]]:
+                self._place(name, varies[0] - ids.ndim + tensor.ndim, ids.flatten())
+                continue
             where, found = torch.broadcast_tensors(entries, ids)
             met = torch.full([tensor.numel()], FIXED)
             pairs = torch.stack([where.flatten(), found.flatten()]).unique(dim=1)
@@ -249,7 +318,7 @@ class Call:
             self.flow.ties.join(met[pairs[0]], pairs[1], self.node.name)
             of = Labels.of(met.reshape(tensor.shape))
             if of.varies:
-                self.index(Weights(tensor.shape, {name: entries}), of.varies[0], self.along(of, of.varies[0]))
+                self._place(name, of.varies[0], self.along(of, of.varies[0]))
 
     def _names(self, weights: str | Weights) -> list[str]:
         """All names in the state dict of a tensor that a handler means."""

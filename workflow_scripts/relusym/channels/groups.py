@@ -13,9 +13,9 @@ from relusym.channels.flow import Flow
 from relusym.channels.handlers import ACTIVATING, ACTIVATIONS, ADDITIONS, BATCH_NORMS
 from relusym.channels.labels import Labels
 from relusym.channels.partition import Joined, Place
-from relusym.channels.tracing import function_name, layer_of, trace
+from relusym.channels.tracing import function_name, layer_of
 
-__all__ = ["ChannelGroup", "Place", "by_node", "channel_groups", "order_of", "permute", "reordered", "trace"]
+__all__ = ["ChannelGroup", "Place", "by_node", "groups_of", "order_of", "permute", "reordered"]
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,8 @@ class ChannelGroup:
         return next(place for place in self.outputs if place.tensor == self.node)
 
 
-def channel_groups(net: nn.Module, image_shape: tuple[int, ...] = (3, 32, 32)) -> list[ChannelGroup]:
-    """The net's channel groups in the order of their matching nodes; its input and output channels stay fixed.
-
-    VGG11 has 8, ResNet50 has 37. Channels are in one group if every tensor that one of them indexes the other indexes
-    as well, and if nothing else tells them apart. `image_shape` is one image's (channels, height, width), for how many
-    pixels a flattened feature map has.
-
-    Raises:
-        UserError: an operation whose effect on channels is unknown, or a layer that can't be permuted (named).
-    """
-    flow = Flow(net, image_shape)
+def groups_of(flow: Flow) -> list[ChannelGroup]:
+    """The channel groups that a net's flow shows, see `channel_groups`."""
     joined = Joined(flow)
     order = {node: i for i, node in enumerate(flow.module.graph.nodes)}
     places, outputs = defaultdict(list), defaultdict(dict)
@@ -190,12 +181,14 @@ def random_permutations(groups: list[ChannelGroup], generator: torch.Generator) 
     return found
 
 
-def order_of(node: str, size: int, groups: list[ChannelGroup], permutations: dict[str, Tensor]) -> Tensor:
-    """How `permute` reorders the output of a graph node: channel i is the former channel `order[i]`, int64 (size,)."""
+def order_of(
+    node: str, size: int, groups: list[ChannelGroup], permutations: dict[str, Tensor], dim: int = 1
+) -> Tensor:
+    """How `permute` reorders a dimension of a node's output: entry i is the former `order[i]`, int64 (size,)."""
     order = torch.arange(size)
     for group in groups:
         for place in group.outputs:
-            if place.tensor == node:
+            if (place.tensor, place.dim) == (node, dim):
                 order = order[reordered(place, group.size, permutations[group.name], size)]
     return order
 
@@ -214,7 +207,11 @@ def is_conv(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 def is_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a graph's node is a nonlinearity that acts on every entry alone."""
-    return isinstance(layer_of(graph, node), ACTIVATIONS) or function_name(node) in ACTIVATING
+    layer = layer_of(graph, node)
+    layer = (
+        getattr(layer, "act", None) if isinstance(layer, BATCH_NORMS) else layer
+    )  # as timm's with an activation
+    return isinstance(layer, ACTIVATIONS) or function_name(node) in ACTIVATING
 
 
 def has_batch_norm(net: nn.Module) -> bool:
@@ -238,7 +235,8 @@ def block_outputs(graph: fx.GraphModule) -> list[fx.Node]:
     if additions:
         return [activated(node) or node for node in additions]
     norms = [node for node in nodes if isinstance(layer_of(graph, node), BATCH_NORMS)]
-    return [user for node in norms if (user := activated(node))]
+    return [node if is_activation(graph, node) else user for node in norms
+            if is_activation(graph, node) or (user := activated(node))]  # fmt: skip
 
 
 def _of_feature_maps(addition: fx.Node) -> bool:

@@ -71,10 +71,12 @@ class Weights:
         shape: the tensor's.
         sources: name in the state dict → which of that tensor's entries, counted from 0 in memory's order, each entry
             is made of, int64, broadcastable to `shape`; -1: of none.
+        pooled: whether each entry is made of all entries along the dimensions of size 1, alike, as a mean is.
     """
 
     shape: torch.Size
     sources: dict[str, Tensor]
+    pooled: bool = False
 
     @property
     def name(self) -> str:
@@ -87,6 +89,7 @@ class Ties:
 
     Attributes:
         marks: what sets channels apart, besides the tensors that they index → those channels.
+        pairs: labels that were joined with each other.
         nests: channels that stay together, those of a head in a row, int64 (heads, n), and the label of each head.
     """
 
@@ -94,6 +97,7 @@ class Ties:
         self._parents = [FIXED]
         self.nests: list[tuple[Tensor, Tensor]] = []
         self._constants: dict[float, int] = {}
+        self.pairs: list[tuple[int, int]] = []
         self.marks: dict[Hashable, list[Tensor]] = defaultdict(list)
 
     def fresh(self, count: int) -> Tensor:
@@ -129,6 +133,7 @@ class Ties:
                 if a < 0 or b < 0:
                     self.mark(torch.tensor([max(a, b)]), (where, min(a, b)))
                 else:
+                    self.pairs.append((a, b))
                     self._unite([a, b])
         return torch.where(one < 0, other, one)
 
@@ -204,6 +209,26 @@ class Ties:
         found = defaultdict(list)
         for channels, head in head_of.items():
             found[self.root(head)].append(channels)
+        return found
+
+    def distinct(self, pieces: Sequence[Tensor]) -> list[Tensor]:
+        """The labels of pieces that come to lie beside each other: those that an earlier one has get new ones, joined.
+
+        What lies at two entries with one label may differ, as x and relu(x); joined ones keep an order of their own.
+        """
+        seen: set[int] = set()
+        found = []
+        for piece in pieces:
+            labels = piece.unique()
+            again = labels[[label > FIXED and label in seen for label in labels.tolist()]]
+            seen |= set(labels.tolist())
+            if len(again):
+                renamed = torch.arange(int(labels.max()) + 1)
+                renamed[again] = self.fresh(len(again))
+                for label in again.tolist():
+                    self._unite([label, int(renamed[label])])
+                piece = torch.where(piece > FIXED, renamed[piece.clamp(min=FIXED)], piece)
+            found.append(piece)
         return found
 
     def mark(self, ids: Tensor, how: Hashable) -> None:

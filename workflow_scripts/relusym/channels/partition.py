@@ -53,6 +53,17 @@ class Joined:
         self._found: dict[int, tuple[Tensor, list]] = {}
         self._kinds: dict[Hashable, int] = {}
         alike, self.fresh = np.zeros(len(self.roots), dtype=np.int64), 1
+        # of the labels of a channel, how many are below: `places` keeps them in this order
+        order = np.argsort(self.roots, kind="stable")
+        starts = np.searchsorted(self.roots[order], self.roots)
+        self.within = np.empty_like(order)
+        self.within[order] = np.arange(len(order))
+        self.within -= starts
+        draw = np.random.default_rng(0)
+        self._hashes = draw.integers(0, 2**63, (2, int(self.within.max()) + 1), dtype=np.uint64)
+        one, other = np.array(flow.ties.pairs, dtype=np.int64).reshape(-1, 2).T
+        both = self._hashes[0][self.within[one]] * self._hashes[1][self.within[other]]
+        self._refine_by(alike, self.roots[one], both)
         for labels in flow.places.values():
             self._refine(alike, labels)
         for marked in flow.ties.marks.values():
@@ -87,9 +98,16 @@ class Joined:
         return self.roots[labels.flatten().clamp(min=FIXED).numpy()]
 
     def _refine(self, alike: np.ndarray, labels: Tensor) -> None:
-        """Tell channels apart by how often each is among these labels."""
-        roots, counts = np.unique(self._roots(labels), return_counts=True)
-        _, kinds = np.unique(np.stack([alike[roots], counts]), axis=1, return_inverse=True)
+        """Tell channels apart by how often each of their labels is among these."""
+        entries = labels.flatten().clamp(min=FIXED).numpy()
+        self._refine_by(alike, self.roots[entries], self._hashes[0][self.within[entries]])
+
+    def _refine_by(self, alike: np.ndarray, channels: np.ndarray, hashes: np.ndarray) -> None:
+        """Tell channels apart by the sums of numbers that stand for what they have."""
+        roots, where = np.unique(channels, return_inverse=True)
+        sums = np.zeros(len(roots), dtype=np.uint64)
+        np.add.at(sums, where.reshape(-1), hashes)
+        _, kinds = np.unique(np.stack([alike[roots].astype(np.uint64), sums]), axis=1, return_inverse=True)
         alike[roots] = self.fresh + kinds.reshape(-1)
         self.fresh += len(roots)
 

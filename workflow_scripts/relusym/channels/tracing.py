@@ -1,64 +1,498 @@
-"""Nets as graphs: what torch.fx traces, and what this package asks of a graph's nodes."""
+"""Nets as graphs: a net is run for real, and every operation that it calls is recorded."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import BuiltinFunctionType
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
+from torch.fx._symbolic_trace import _wrapped_fns_to_patch  # what torch.fx.wrap has declared
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from relusym.errors import UserError
-from relusym.evaluation.logits import evaluating
+from relusym.evaluation.logits import evaluating, logits_of
 
 Handler = Callable[..., Any]
-HANDLERS: dict[type[nn.Module] | str, Handler] = {}  # `flow.handler` registers them
+Operation = type[nn.Module] | str
+
+
+class Handlers:
+    """What layers of some classes, or functions and methods of some names, do to channels and to pixels.
+
+    A layer or function (declared by `torch.fx.wrap`) that has a handler isn't traced into.
+
+    Attributes:
+        channels, pixels: class or name → its handler.
+    """
+
+    def __init__(self) -> None:
+        self.channels: dict[Operation, Handler] = {}
+        self.pixels: dict[Operation, Handler] = {}
+
+    def handler(self, *operations: Operation, on: str = "channels") -> Callable[[Handler], Handler]:
+        """A decorator that makes a function the handler of these operations.
+
+        The handler is called with a `Call` and the operation's own arguments, each tensor replaced by its `Labels`, or
+        by `Weights` if it is made of parameters; it returns the output's labels.
+
+        Args:
+            on: "channels" or "pixels".
+
+        Raises:
+            UserError: one of them has a handler already.
+        """
+        known = {"channels": self.channels, "pixels": self.pixels}[on]
+
+        def register(function: Handler) -> Handler:
+            for operation in operations:
+                if known.get(operation, function) is not function:
+                    name = getattr(operation, "__name__", operation)
+                    raise UserError(f"{name} has a handler of {on} already, {known[operation].__qualname__}")
+                known[operation] = function
+            return function
+
+        return register
+
+    def __or__(self, other: Handlers) -> Handlers:
+        """Those of both; where both have one, the other's."""
+        both = Handlers()
+        both.channels, both.pixels = self.channels | other.channels, self.pixels | other.pixels
+        return both
+
+    def __contains__(self, operation: Operation) -> bool:
+        return operation in self.channels or operation in self.pixels
+
+
+REGISTERED = Handlers()
+handler = REGISTERED.handler
 # Attention as a whole → its input, weight and bias of queries, keys and values, of one node each; None: it has others.
-Projection = Callable[[fx.GraphModule, fx.Node], tuple[fx.Node, Any, Any] | None]
-PROJECTIONS: dict[type[nn.Module] | str, Projection] = {}
+Projection = Callable[[nn.Module, fx.Node], tuple[fx.Node, Any, Any] | None]
+PROJECTIONS: dict[Operation, Projection] = {}
+SHAPED = {"reshape_as": "reshape", "view_as": "view", "expand_as": "expand"}
+READING = {"__bool__", "__int__", "__float__", "__index__", "__contains__", "__array__",
+           "item", "tolist", "numpy"}  # fmt: skip
+FILLED = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
+BATCHES = 2, 3  # images that a net is traced on: what differs depends on their number
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in HANDLERS or super().is_leaf_module(m, module_qualified_name)
-
-
-def trace(net: nn.Module, inside: bool = False) -> fx.GraphModule:
-    """The net's graph, in evaluation mode.
-
-    Args:
-        inside: with a node for the queries, keys and values of each attention layer that shows none, before it; nothing
-            reads it but those who match channels.
+def unwrapped(net: nn.Module) -> nn.Module:
+    """The net inside a wrapper of PyTorch's: `DataParallel`, `DistributedDataParallel`, `torch.compile`.
 
     Raises:
-        UserError: torch.fx can't trace it (control flow that depends on values).
+        UserError: a scripted net, which shows no operation.
     """
+    while True:
+        if isinstance(net, torch.jit.ScriptModule):
+            raise UserError(f"{net.original_name} is scripted: give the net that it was made from")
+        if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            net = net.module
+        elif isinstance(inner := getattr(net, "_orig_mod", None), nn.Module):
+            net = inner
+        else:
+            return net
+
+
+class Recorder(TorchFunctionMode):
+    """Records what a net calls as a graph, while it runs.
+
+    Attributes:
+        graph: the net's; what a node returned is described by its `meta`: "shape", the modules that it lies in
+            ("owners"), and "constant", the value of what depends neither on the image nor on the state dict.
+        free: names of constants that no node makes → their values.
+    """
+
+    def __init__(self, net: nn.Module, handlers: Handlers):
+        super().__init__()
+        self.handlers = handlers
+        self.graph, self.free = fx.Graph(), {}
+        self.nodes: Mapping[Tensor, fx.Node | tuple[fx.Node, int]] = WeakTensorKeyDictionary()
+        self.paths = {id(module): path for path, module in reversed(list(net.named_modules()))}
+        self.state = {id(tensor): name for name, tensor in reversed(net.state_dict(keep_vars=True).items())}
+        self.reads: dict[str, fx.Node] = {}
+        self.owners: list[str] = []
+        self.inside = False
+
+    def input(self, x: Tensor) -> None:
+        self.nodes[x] = node = self.graph.placeholder("x")
+        node.meta = {"shape": x.shape, "varies": True, "image": True}
+
+    def output(self, result: Any) -> None:
+        if isinstance(result, Mapping):
+            result = {str(key): of for key, of in result.items() if _has_tensors(of)}
+        node = self.graph.output(self._nodes_of(result))
+        if not any(of.meta.get("image") for of in node.all_input_nodes):
+            raise UserError("what it returns doesn't depend on the image by operations of PyTorch")
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        kwargs, outside = kwargs or {}, self.inside
+        self.inside = True
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.inside = outside
+        if outside:
+            return result
+        name = getattr(func, "__name__", "")
+        if name in READING and (of := self._read(args[0])):
+            where = f" in {self.owners[-1]}" if self.owners else ""
+            raise UserError(f"what it does depends on {of} values (by {name.strip('_')}{where})")
+        if name == "__setitem__":
+            if self._depends(args):
+                self._record("call_function", set_item, args, {}, args[0])
+            else:
+                self.nodes.pop(args[0], None)
+        elif name == "__get__" and _has_tensors(result):
+            self._record("call_function", getattr, (args[0], func.__self__.__name__), {}, result)
+        elif name in FILLED and isinstance(result, Tensor):  # the other tensor gives its shape and type alone
+            value = kwargs.get("fill_value", args[-1]) if "full" in name else float("ones" in name)
+            kind = {"dtype": result.dtype, "device": result.device}
+            self._record("call_function", torch.full, (tuple(result.shape), value), kind, result)
+        elif name in ("to", "type_as") and any(isinstance(of, Tensor) for of in args[1:]):
+            self._record("call_method", "to", (args[0], result.device, result.dtype), {}, result)
+        elif name in SHAPED:  # the other tensor gives its shape alone
+            self._record("call_method", SHAPED[name], (args[0], *result.shape), {}, result)
+        elif _has_tensors(result):
+            self._record(*_called(func, name, args, kwargs), result)
+        return result
+
+    def call_layer(self, original: Callable, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """In place of `nn.Module.__call__`: layers that have handlers are nodes of their own."""
+        path = self.paths.get(id(layer))
+        if self.inside or path is None:
+            return original(layer, *args, **kwargs)
+        if not self._is_whole(layer) or not (self._depends((args, kwargs)) or layer._parameters):
+            self.owners.append(path)
+            try:
+                return original(layer, *args, **kwargs)
+            finally:
+                self.owners.pop()
+        return self._call_whole(original, (layer, *args), kwargs, "call_module", path, args)
+
+    def _is_whole(self, layer: nn.Module) -> bool:
+        kind = type(layer)
+        of_torch = kind.__module__.startswith("torch.nn")
+        known = any(base in self.handlers for base in kind.__mro__)
+        # a batch norm of others, too: REPAIR resets it
+        return kind in self.handlers or (
+            known and (of_torch or isinstance(layer, nn.modules.batchnorm._BatchNorm))
+        )
+
+    def call_wrapped(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        """In place of a function that `torch.fx.wrap` has declared and that has a handler."""
+        if self.inside:
+            return function(*args, **kwargs)
+        return self._call_whole(function, args, kwargs, "call_function", function, args)
+
+    def _call_whole(
+        self, call: Callable, args: tuple, kwargs: dict, op: str, target: Any, recorded: tuple
+    ) -> Any:
+        self.inside = True
+        try:
+            result = call(*args, **kwargs)
+        finally:
+            self.inside = False
+        self._record(op, target, recorded, kwargs, result)
+        return result
+
+    def _record(self, op: str, target: Any, args: tuple, kwargs: dict, result: Any) -> None:
+        varies = op == "call_module" or self._depends((args, kwargs))
+        given = self._nodes_of((args, kwargs), constants=varies)
+        node = self.graph.create_node(op, target, *given)
+        image = any(of.meta.get("image") for of in node.all_input_nodes)
+        node.meta = {"varies": varies, "image": image, "owners": tuple(self.owners)}
+        if isinstance(result, Tensor):
+            node.meta["shape"] = result.shape
+            self.nodes[result] = node
+        else:
+            self._record_parts(node, result)
+
+    def _record_parts(self, node: fx.Node, result: Any) -> None:
+        """What a node returns beside each other is read from it when it is used."""
+        for i, part in enumerate(result):
+            if isinstance(part, Tensor):
+                self.nodes[part] = node, i
+            elif isinstance(part, tuple | list) and _has_tensors(part):
+                inner = self.graph.call_function(operator.getitem, (node, i))
+                inner.meta = dict(node.meta)
+                self._record_parts(inner, part)
+
+    def _depends(self, args: Any) -> bool:
+        """Whether any tensor depends on the image or is a parameter or buffer."""
+        return any(self._varies(of) for of in _tensors(args))
+
+    def _read(self, tensor: Tensor) -> str | None:
+        """Whose values these are: control flow on them can't be shown. Flags and counts among buffers may be read."""
+        node = self.nodes.get(tensor)
+        if node is None:
+            return "a parameter's" if id(tensor) in self.state and tensor.is_floating_point() else None
+        meta = (node[0] if isinstance(node, tuple) else node).meta
+        return "the image's" if meta["image"] else "a parameter's" if meta["varies"] else None
+
+    def _varies(self, tensor: Tensor) -> bool:
+        found = self.nodes.get(tensor)
+        if found is None:
+            return id(tensor) in self.state
+        return (found[0] if isinstance(found, tuple) else found).meta["varies"]
+
+    def _nodes_of(self, args: Any, constants: bool = True) -> Any:
+        """Arguments with a node in place of each tensor; what is constant is copied, if something else is computed."""
+        if isinstance(args, Tensor):
+            return self._node_of(args, constants)
+        if isinstance(args, Mapping):
+            return {key: self._nodes_of(of, constants) for key, of in args.items()}
+        if isinstance(args, tuple | list):
+            parts = [self._nodes_of(of, constants) for of in args]
+            return parts if isinstance(args, list) else tuple(parts)
+        if isinstance(args, slice):
+            return slice(*(self._nodes_of(of, constants) for of in (args.start, args.stop, args.step)))
+        return args
+
+    def _node_of(self, tensor: Tensor, constant: bool) -> fx.Node:
+        node = self.nodes.get(tensor)
+        if isinstance(node, tuple):
+            whole, i = node
+            node = self.graph.call_function(operator.getitem, (whole, i))
+            node.meta = whole.meta | {"shape": tensor.shape}
+            self.nodes[tensor] = node
+        if node is None and (name := self.state.get(id(tensor))) is not None:
+            if name not in self.reads:
+                self.reads[name] = self.graph.create_node("get_attr", name)
+                self.reads[name].meta = {"shape": tensor.shape, "varies": True, "image": False}
+            return self.reads[name]
+        if node is None:
+            name = f"_free{len(self.free)}"
+            self.free[name] = tensor
+            node = self.graph.create_node("get_attr", name)
+            node.meta = {"shape": tensor.shape, "varies": False, "image": False}
+            self.nodes[tensor] = node
+        if constant and not node.meta["varies"]:
+            node.meta["constant"] = tensor.detach().clone()
+        return node
+
+
+def set_item(x: Tensor, index: Any, value: Any) -> Tensor:
+    """`x[index] = value`, and x."""
+    x[index] = value
+    return x
+
+
+def _tensors(args: Any) -> Iterator[Tensor]:
+    if isinstance(args, Tensor):
+        yield args
+    elif isinstance(args, tuple | list):
+        for of in args:
+            yield from _tensors(of)
+    elif isinstance(args, Mapping):
+        yield from _tensors(list(args.values()))
+
+
+def _has_tensors(args: Any) -> bool:
+    return next(_tensors(args), None) is not None
+
+
+def _called(func: Callable, name: str, args: tuple, kwargs: dict) -> tuple[str, Any, tuple, dict]:
+    """A function of PyTorch's as a node calls it."""
+    bare = name.strip("_")
+    if name.startswith("__r") and hasattr(operator, bare[1:]) and len(args) == 2:
+        return "call_function", getattr(operator, bare[1:]), args[::-1], kwargs
+    if name == "__rdiv__":
+        return "call_function", operator.truediv, args[::-1], kwargs
+    if (name.startswith("__") or name == "pow") and hasattr(operator, bare):
+        return "call_function", getattr(operator, bare), args, kwargs
+    if name == "squeeze" and len(args) == 1 and not kwargs:  # not the batch, if it is of one image
+        return "call_method", name, (args[0], tuple(i for i, n in enumerate(args[0].shape) if n == 1)), {}
+    if getattr(torch.Tensor, name, None) is func and not isinstance(func, BuiltinFunctionType):
+        return "call_method", name, args, kwargs
+    return "call_function", func, args, kwargs
+
+
+@contextmanager
+def _recording(recorder: Recorder) -> Iterator[None]:
+    original = nn.Module.__call__
+    wrapped = [(where, name, where[name]) for (_, name), where in _wrapped_fns_to_patch.items()
+               if name in recorder.handlers and name in where]  # fmt: skip
+    nn.Module.__call__ = lambda layer, *args, **kwargs: recorder.call_layer(original, layer, *args, **kwargs)
+    for where, name, function in wrapped:
+        where[name] = lambda *args, _f=function, **kwargs: recorder.call_wrapped(_f, *args, **kwargs)
     try:
-        with evaluating(net):
-            tracer = _Tracer()
-            graph = fx.GraphModule(net, tracer.trace(net), type(net).__name__)
-    except Exception as error:  # torch.fx raises many kinds
-        reason = " ".join(str(error).split())
-        raise UserError(f"{type(net).__name__} can't be traced by torch.fx: {reason}") from error
-    # both lie in cycles, which would keep the net's weights until the garbage collector comes by
-    graph.graph.owning_module = None
-    tracer.__dict__.clear()
-    if inside:
-        for node in list(graph.graph.nodes):
-            _show_projection(graph, node)
-    return graph
+        with recorder:
+            yield
+    finally:
+        nn.Module.__call__ = original
+        for where, name, function in wrapped:
+            where[name] = function
 
 
-def _show_projection(graph: fx.GraphModule, node: fx.Node) -> None:
-    layer = layer_of(graph, node)
-    key = function_name(node) if layer is None else type(layer)
-    found = PROJECTIONS[key](graph, node) if key in PROJECTIONS else None
-    if found is None:
-        return
-    x, *weights = found
-    with graph.graph.inserting_before(node):
-        read = [graph.graph.get_attr(of) if isinstance(of, str) else of for of in weights]
-        shown = graph.graph.call_function(F.linear, (x, *read))
-    owner = str(read[0].target).rpartition(".")[0]
-    shown.meta["layer"] = owner or node.name
+def record(net: nn.Module, x: Tensor, handlers: Handlers = REGISTERED) -> tuple[Recorder, Any]:
+    """What a net calls on a batch of images, and what it returns."""
+    recorder = Recorder(net, handlers)
+    recorder.input(x)
+    with torch.no_grad(), evaluating(net), _recording(recorder):
+        result = net(x)
+    recorder.output(result)
+    return recorder, result
+
+
+REPLAYED = 1e-2  # largest difference of a graph's logits from the net's own, which may compute in bfloat16
+
+
+def trace(
+    net: nn.Module, image_shape: tuple[int, ...], handlers: Handlers = REGISTERED
+) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """The net's graph in evaluation mode, for images of this shape in any number; and constants that it reads, by name.
+
+    Raises:
+        UserError: it can't be run on such images, what it computes depends on how many images there are, or it calls
+            something that PyTorch doesn't show.
+    """
+    name = type(net).__name__
+    parameter = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
+    draw = torch.Generator().manual_seed(0)
+    batches = [torch.randn(n, *image_shape, generator=draw).to(parameter) for n in BATCHES]
+    try:
+        (few, _), (more, result) = (record(net, x, handlers) for x in batches)
+    except UserError as error:
+        raise UserError(f"{name} can't be traced: {error}") from error
+    except Exception as error:  # whatever a net raises
+        shape = "×".join(map(str, image_shape))
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{name} can't be run on an image of {shape}: {reason}") from error
+    graph, constants = few.graph, {}
+    nodes, others = list(graph.nodes), list(more.graph.nodes)
+    if [(node.op, str(node.target)) for node in nodes] != [(node.op, str(node.target)) for node in others]:
+        raise UserError(f"{name} calls other operations on {BATCHES[1]} images than on {BATCHES[0]}")
+    sizes = _Sizes(graph, nodes[0])
+    for node, other in zip(nodes, others, strict=True):
+        value, same = (
+            of.meta.pop("constant", run.free.get(of.target)) for of, run in ((node, few), (other, more))
+        )
+        if value is not None and value.shape == same.shape and torch.equal(value, same):
+            target = f"_constant{len(constants)}"
+            constants[target] = value
+            with graph.inserting_before(node):
+                read = graph.create_node("get_attr", target)
+            read.meta = {"shape": value.shape, "varies": False}
+            whole = node.op == "get_attr"
+            node.replace_all_uses_with(
+                read,
+                delete_user_cb=lambda user, whole=whole: (
+                    whole or user.meta.get("varies", user.op == "output")
+                ),
+            )
+        elif value is not None and node.op == "get_attr":
+            raise UserError(
+                f"{name}: a constant of shape {tuple(value.shape)} depends on the number of images"
+            )
+        node.args, node.kwargs = (
+            sizes.matched(node.args, other.args),
+            sizes.matched(node.kwargs, other.kwargs),
+        )
+    kept, behind = set(), [nodes[-1]]
+    while behind:
+        if (node := behind.pop()) not in kept:
+            kept.add(node)
+            behind += node.all_input_nodes
+    for node in reversed(list(graph.nodes)):
+        if node not in kept and node.op != "placeholder":
+            graph.erase_node(node)
+    read = {node.target for node in graph.nodes if node.op == "get_attr"}
+    constants = {key: value for key, value in constants.items() if key in read}
+    with torch.no_grad(), evaluating(net):
+        expected, replayed = logits_of(result), logits_of(bound(graph, net, constants)(batches[1]))
+        if not _same(expected, replayed):
+            if not _same(expected, logits_of(net(batches[1]))):
+                raise UserError(
+                    f"{name} computes something else each time, in evaluation mode: it draws at random"
+                )
+            raise UserError(
+                f"{name} can't be traced: it computes what PyTorch doesn't show, or by the image's values"
+            )
+    return graph, constants
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    one, other = one.float(), other.float()
+    return one.shape == other.shape and bool((one - other).norm() <= REPLAYED * one.norm())
+
+
+class _Sizes:
+    """Numbers among a graph's arguments that depend on how many images there are."""
+
+    def __init__(self, graph: fx.Graph, image: fx.Node):
+        self.graph, self.image, self.nodes = graph, image, {}
+
+    def matched(self, few: Any, more: Any) -> Any:
+        """The arguments, with a node for each number that differs."""
+        if isinstance(few, fx.Node):
+            return few
+        if isinstance(few, Mapping):
+            return {key: self.matched(of, more[key]) for key, of in few.items()}
+        if isinstance(few, tuple | list) and len(few) == len(more):
+            parts = [self.matched(*both) for both in zip(few, more, strict=True)]
+            return parts if isinstance(few, list) else tuple(parts)
+        if isinstance(few, slice):
+            both = ((few.start, more.start), (few.stop, more.stop), (few.step, more.step))
+            return slice(*(self.matched(*of) for of in both))
+        if type(few) is not int or few == more:
+            return few
+        step = (more - few) // (BATCHES[1] - BATCHES[0])
+        return self._node(step, few - step * BATCHES[0])
+
+    def _node(self, step: int, rest: int) -> fx.Node:
+        """`step` times the number of images and `rest`."""
+        if (step, rest) not in self.nodes:
+            count = self.image
+            with self.graph.inserting_after(self.image):
+                if (step, rest) == (1, 0):
+                    count = self.graph.call_method("size", (self.image, 0))
+            if (step, rest) != (1, 0):
+                count = self._node(1, 0)
+                for function, number, idle in ((operator.mul, step, 1), (operator.add, rest, 0)):
+                    if number != idle:
+                        with self.graph.inserting_after(count):
+                            count = self.graph.call_function(function, (count, number))
+            self.nodes[step, rest] = count
+        return self.nodes[step, rest]
+
+
+def bound(graph: fx.Graph, net: nn.Module, constants: dict[str, Tensor]) -> fx.GraphModule:
+    """A graph with the layers of a net, which they share."""
+    root = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            owner, _, key = node.target.rpartition(".")
+            root[node.target] = constants.get(node.target)
+            if root[node.target] is None:
+                root[node.target] = getattr(net.get_submodule(owner), key)
+        elif node.op == "call_module":
+            root[node.target] = net.get_submodule(node.target)
+    module = fx.GraphModule(root, graph, type(net).__name__)
+    module.graph.owning_module = (
+        None  # a cycle would keep the net's weights until the garbage collector comes by
+    )
+    return module
+
+
+def show_projections(graph: fx.Graph, net: nn.Module) -> None:
+    """Give each attention layer that shows none a node for its queries, keys and values; nobody reads it but those who
+    match channels."""
+    for node in list(graph.nodes):
+        key = type(net.get_submodule(node.target)) if node.op == "call_module" else function_name(node)
+        found = PROJECTIONS[key](net, node) if key in PROJECTIONS else None
+        if found is None:
+            continue
+        x, *weights = found
+        with graph.inserting_before(node):
+            read = [graph.create_node("get_attr", of) if isinstance(of, str) else of for of in weights]
+            shown = graph.call_function(F.linear, (x, *read))
+        owner = str(read[0].target).rpartition(".")[0]
+        shown.meta["layer"] = owner or node.name
 
 
 def function_name(node: fx.Node) -> str | None:

@@ -47,6 +47,9 @@ class Search:
         return {"objective": self.objectives[self.best], "reached": self.reached, "starts": self.objectives}
 
 
+SILENT = 1e-6  # a channel that correlates with none by more is constant on all images
+
+
 @dataclass(frozen=True)
 class Matching:
     """What goes with what.
@@ -98,7 +101,38 @@ class Pair:
 
 def activation(pair: Pair) -> Matching:
     """Activation matching (Li et al. 2015): the permutations that maximise the matched channels' correlations."""
-    return pair.matched_by(assigned(pair.groups, pair.correlations))
+    return pair.matched_by(assigned(pair.groups, _without_ties(pair)))
+
+
+def _without_ties(pair: Pair) -> dict[str, Tensor]:
+    """The correlations, where channels that correlate with none, as dead ones, differ by what their weights are like.
+
+    So they go with each other in one way, however either net's channels are numbered.
+    """
+    found = dict(pair.correlations)
+    for group in pair.groups:
+        table = found.get(group.name)
+        if table is None:
+            continue
+        dead = [table.abs().amax(dim) < SILENT for dim in (1, 0)]
+        if any(of.any() for of in dead):
+            here, there = (_moments(state, group).to(table) for state in pair.states)
+            size = torch.stack([here.abs().amax(0), there.abs().amax(0)]).amax(0).clamp(min=1e-30)
+            apart = torch.cdist(here / size, there / size, p=1) / max(1, here.shape[1])
+            either = dead[0][:, None] | dead[1]
+            found[group.name] = torch.where(either, -SILENT * apart, table)
+    return found
+
+
+def _moments(state: dict[str, Tensor], group: ChannelGroup) -> Tensor:
+    """Sums of the first three powers of each channel's weights at each place, which no renumbering changes, (C, n)."""
+    sums = []
+    for place in group.places:
+        tensor = state[place.tensor].double()
+        index = place.index(group.size, tensor.device).flatten()
+        rows = tensor.index_select(place.dim, index).movedim(place.dim, 0).reshape(group.size, -1)
+        sums += [(rows**power).sum(1) for power in (1, 2, 3)]
+    return torch.stack(sums, 1)
 
 
 def assigned(groups: list[ChannelGroup], tables: Mapping[str, Tensor]) -> dict[str, Tensor]:

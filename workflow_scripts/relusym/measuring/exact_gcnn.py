@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from relusym import checkpoint, nets
-from relusym.channels.groups import channel_groups, has_batch_norm
+from relusym.channels.groups import has_batch_norm
+from relusym.channels.traced import TracedNet, channel_groups
 from relusym.data.batches import ImagesOnDevice
 from relusym.errors import UserError
 from relusym.evaluation.barrier import accuracy as accuracy_of
@@ -117,11 +118,11 @@ def measure(subject: Subject, settings: Record) -> Record:
     }
 
 
-def corrected(between: nn.Module, targets: dict, images: Images) -> nn.Module:
+def corrected(halfway: TracedNet, targets: dict, images: Images) -> nn.Module:
     """The merged net with REPAIR; one with batch norm, which REPAIR would add layers to, is reset."""
-    if has_batch_norm(between):
-        return reset_batch_norm(between, images)
-    return repaired(between, targets, images)[0]
+    if has_batch_norm(halfway.net):
+        return reset_batch_norm(halfway.net, images)
+    return repaired(halfway, targets, images)[0]
 
 
 def initial(plain: nn.Module, settings: Record, symmetry: Symmetry) -> nn.Module:

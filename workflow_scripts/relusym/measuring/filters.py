@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from relusym.channels.groups import channel_groups
+from relusym.channels.traced import channel_groups
 from relusym.merging.kernel_constraint import filters_and_matches, kernel_constraint
 from relusym.randomness import stream
 from relusym.symmetry import Symmetry

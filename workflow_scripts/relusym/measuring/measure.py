@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from relusym import nets
-from relusym.channels.groups import ChannelGroup, channel_groups
+from relusym.channels.groups import ChannelGroup
+from relusym.channels.traced import channel_groups
 from relusym.config.measurements import MEASUREMENTS
 from relusym.data.image_set import ImageSet, subset
 from relusym.errors import UserError

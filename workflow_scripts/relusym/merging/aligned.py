@@ -4,15 +4,17 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from relusym.channels.groups import ChannelGroup, channel_groups, order_of, permute, trace
+from relusym.channels.groups import ChannelGroup, order_of, permute
+from relusym.channels.traced import TracedNet, as_traced
+from relusym.channels.tracing import layer_of
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.matching import STARTS
 from relusym.matching.match import Pair, Search, match
 from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_difference
 from relusym.merging.moments import Statistics
-from relusym.merging.repair import repair_points
+from relusym.merging.repair import CORRECTED, channel_dim, repair_points
 from relusym.merging.survey import Answered, Survey, survey
 from relusym.randomness import generator
 
@@ -40,7 +42,8 @@ class Aligned:
     """Two nets and how their channels match.
 
     Attributes:
-        first, second: the nets; the second one's channels are in the first one's order.
+        traced: the first net.
+        second: the second net, its channels in the first one's order.
         groups: their channel groups.
         permutations: group name → int64 (C,): channel i went with channel `permutation[i]` of the second net as it was.
         similarity: group name → mean correlation of the matched channels.
@@ -49,7 +52,7 @@ class Aligned:
         search: of a matching that searches, what its starts came to.
     """
 
-    first: nn.Module
+    traced: TracedNet
     second: nn.Module
     groups: list[ChannelGroup]
     permutations: dict[str, Tensor]
@@ -58,9 +61,14 @@ class Aligned:
     checks: dict[str, float]
     search: Search | None = None
 
-    def between(self, share: float) -> nn.Module:
+    @property
+    def first(self) -> nn.Module:
+        """The first net."""
+        return self.traced.net
+
+    def between(self, share: float) -> TracedNet:
         """The net at (1 − `share`)θ₁ + `share`·θ₂."""
-        return between(self.first, self.second, share)
+        return self.traced.copied(between(self.first, self.second, share))
 
     def targets(self, share: float = 0.5) -> Targets:
         """REPAIR's target statistics of the net at that place."""
@@ -70,8 +78,8 @@ class Aligned:
 
 @torch.no_grad()
 def align(
-    first: nn.Module,
-    second: nn.Module,
+    first: nn.Module | TracedNet,
+    second: nn.Module | TracedNet,
     images: ImageSource,
     *,
     matching: str = "activation",
@@ -81,18 +89,22 @@ def align(
     answered: Answered | None = None,
 ) -> Aligned:
     """Match the channels of `second` to those of `first`; arguments and errors as of `merge.merge` and `survey`."""
-    groups = channel_groups(first, images.shape)
+    first, second = (as_traced(net, images.shape) for net in (first, second))
+    groups = first.groups
     found = survey(first, second, images, groups, answered)
-    states = first.state_dict(), second.state_dict()
+    states = first.net.state_dict(), second.net.state_dict()
     pair = Pair(states, groups, found.correlations, generator(seed, matching), order, starts)
     matched = match(matching, pair)
-    permuted = deepcopy(second)
+    permuted = deepcopy(second.net)
     permuted.load_state_dict(permute(states[1], groups, matched.permutations))
-    x = images.first(CHECK_IMAGES, device_of(first))
-    checks = {"permuted_logits": largest_difference(answers(second, x), answers(permuted, x))}
+    x = images.first(CHECK_IMAGES, device_of(first.net))
+    checks = {
+        "permuted_logits": largest_difference(
+            answers(second.module(), x), answers(second.module(permuted), x)
+        )
+    }
     hold(checks)
-    points = repair_points(trace(first))
-    statistics = found.statistics[0], in_order(found, groups, matched.permutations, points)
+    statistics = found.statistics[0], in_order(found, groups, matched.permutations, first.module())
     return Aligned(
         *(
             first,
@@ -108,14 +120,14 @@ def align(
 
 
 def in_order(
-    found: Survey, groups: list[ChannelGroup], permutations: dict[str, Tensor], points: dict[str, str]
+    found: Survey, groups: list[ChannelGroup], permutations: dict[str, Tensor], graph: fx.GraphModule
 ) -> Targets:
-    """The second net's statistics as they are once its channels are permuted.
-
-    Args:
-        points: graph node → name, as `repair_points` gives it.
-    """
-    second = found.statistics[1]
-    orders = {name: order_of(node, len(second[name].mean), groups, permutations)
-              for node, name in points.items() if name in second}  # fmt: skip
-    return {name: second[name].permuted(order) for name, order in orders.items()}
+    """The second net's statistics as they are once its channels are permuted."""
+    second, points, ordered = found.statistics[1], repair_points(graph), {}
+    for node in graph.graph.nodes:
+        if (name := points.get(node.name)) in second:
+            layer = layer_of(graph, node)
+            dim = len(node.meta["shape"]) + channel_dim(layer) if isinstance(layer, CORRECTED) else 1
+            order = order_of(node.name, len(second[name].mean), groups, permutations, dim)
+            ordered[name] = second[name].permuted(order)
+    return ordered

@@ -6,10 +6,10 @@ from copy import deepcopy
 
 import torch
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
-from relusym.channels.groups import block_outputs, trace
+from relusym.channels.groups import block_outputs
 from relusym.channels.handlers import BATCH_NORMS
+from relusym.channels.traced import TracedNet, as_traced
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.merging.moments import Statistics
 
@@ -66,17 +66,18 @@ def _batch_norm_after(
 
 
 @torch.no_grad()
-def block_statistics(net: nn.Module, images: ImageSource) -> dict[str, Statistics]:
+def block_statistics(net: nn.Module | TracedNet, images: ImageSource) -> dict[str, Statistics]:
     """Statistics of an endpoint's blocks' outputs, as REPAIR takes them of a net with batch norm.
 
     Its batch norms are reset in the same pass, in training mode: every layer reads activations that are normalised by
     their own batch's statistics, not by the trained ones, and means and variances are averaged over the batches.
 
     Args:
-        net: stays as it is.
+        net: the endpoint; it stays as it is.
     """
-    graph = trace(deepcopy(net))
-    shapes = _block_shapes(graph, images)
+    traced = as_traced(net, images.shape)
+    graph = traced.module(deepcopy(traced.net))
+    shapes = _block_shapes(graph)
     if not shapes:
         return {}
     for node, shape in shapes.items():
@@ -90,28 +91,27 @@ def block_statistics(net: nn.Module, images: ImageSource) -> dict[str, Statistic
     }
 
 
-def _block_shapes(graph: fx.GraphModule, images: ImageSource) -> dict[fx.Node, Sequence[int]]:
+def _block_shapes(graph: fx.GraphModule) -> dict[fx.Node, Sequence[int]]:
     """The shapes of blocks' outputs; sequences of tokens, whose channels aren't in dimension 1, are left out."""
-    ShapeProp(graph).propagate(images.first(1, device_of(graph)))
-    shapes = {node: node.meta["tensor_meta"].shape for node in block_outputs(graph)}
+    shapes = {node: node.meta["shape"] for node in block_outputs(graph)}
     return {node: shape for node, shape in shapes.items() if len(shape) in NORMS}
 
 
 @torch.no_grad()
 def correct_blocks(
-    net: nn.Module, targets: dict[str, Statistics], images: ImageSource
+    traced: TracedNet, targets: dict[str, Statistics]
 ) -> tuple[fx.GraphModule, dict[str, str]]:
     """A copy of a net with a batch norm after each block, of which the target's are weight and bias.
 
     Args:
-        net: with batch norm.
+        traced: a net with batch norm.
         targets: node name, as `repair_points` gives it → statistics.
 
     Returns:
         The copy, its batch norms not yet reset, and the name of each new one's node → its block's.
     """
-    graph, blocks = trace(deepcopy(net)), {}
-    for node, shape in _block_shapes(graph, images).items():
+    graph, blocks = traced.module(deepcopy(traced.net)), {}
+    for node, shape in _block_shapes(graph).items():
         target = targets[node.name]
         correction, corrected = _batch_norm_after(graph, node, shape)
         correction.weight.copy_(target.std)
@@ -123,7 +123,9 @@ def correct_blocks(
 
 
 @torch.no_grad()
-def repair_blocks(net: nn.Module, targets: dict[str, Statistics], images: ImageSource) -> fx.GraphModule:
+def repair_blocks(
+    net: nn.Module | TracedNet, targets: dict[str, Statistics], images: ImageSource
+) -> fx.GraphModule:
     """A copy of a net with batch norm, reset, whose blocks' outputs have the target statistics.
 
     A batch norm after each block, with the target's standard deviation as its weight and its mean as its bias, is reset
@@ -134,4 +136,4 @@ def repair_blocks(net: nn.Module, targets: dict[str, Statistics], images: ImageS
         net: the merged net.
         targets: as of `correct_blocks`.
     """
-    return _reset(correct_blocks(net, targets, images)[0], images)
+    return _reset(correct_blocks(as_traced(net, images.shape), targets)[0], images)

@@ -31,11 +31,11 @@ def curve(
     }
     for i in range(points):
         share = i / (points - 1)
-        net = aligned.between(share)
+        traced = aligned.between(share)
         inner = 0 < i < points - 1
-        nets = {"plain": net}
+        nets = {"plain": traced.net}
         if inner:
-            nets["repaired"] = repaired(net, aligned.targets(share), images)[0]
+            nets["repaired"] = repaired(traced, aligned.targets(share), images)[0]
         measured = {way: evaluate(one, test_images, labels, MEASURED)[0] for way, one in nets.items()}
         for way, of in found.items():
             for metric, values in of.items():

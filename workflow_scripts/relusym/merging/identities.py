@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from relusym.channels.traced import LIMIT, TracedNet
 from relusym.errors import UserError
 from relusym.evaluation.images import ImageSource, device_of, pieces
 from relusym.evaluation.invariance import moved
 from relusym.evaluation.logits import logits_of
 from relusym.pixels.grid import grid
-from relusym.pixels.transform import transformed
+from relusym.pixels.transform import check_planted, transformed
 from relusym.symmetry import Symmetry
 
 SPATIAL = (nn.Conv2d, nn.ConvTranspose2d)
@@ -20,6 +21,11 @@ LIMITS = {
     "flipped_net_on_flipped_images": (
         1e-3,
         "the transformed net on transformed images isn't the net, so some layer that isn't a convolution sees where "
+        "things are",
+    ),
+    "flipped_at_planted_values": (
+        LIMIT,
+        "the transformed net on transformed images isn't the net, whatever its weights are, so some layer sees where "
         "things are",
     ),
     "flipped_to_identity": (0.0, "transforming the net until it should be itself gave another net"),
@@ -53,13 +59,16 @@ def answers(net: nn.Module, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_transformed(
-    net: nn.Module, flipped: nn.Module, symmetry: Symmetry, images: ImageSource
+    traced: TracedNet, flipped: nn.Module, symmetry: Symmetry, images: ImageSource
 ) -> dict[str, float]:
     """Checks of Φ̂ = `pixels.transformed(net, …)`: Φ̂(τx) = τΦ(x), and that `symmetry.order` of them are the identity.
+
+    Beside these, Φ̂(τx) = τΦ(x) holds at planted values in float64, at a size at which the grid is symmetric.
 
     Raises:
         UserError: one doesn't hold, though by `grid` all strides allow it; or there is nothing to transform.
     """
+    net = traced.net
     spatial = any(layer.weight[0, 0].numel() > 1 for layer in net.modules() if isinstance(layer, SPATIAL))
     if not spatial and _alike(net, flipped):
         raise UserError(f"{type(net).__name__} has no spatial layer: nothing to transform by {symmetry.name}")
@@ -67,13 +76,16 @@ def check_transformed(
     if symmetry.act(x).shape != x.shape:
         height, width = x.shape[-2:]
         raise UserError(f"symmetry {symmetry.name}: images of {width}×{height} pixels have to be square")
-    logits, others = answers(net, x), answers(flipped, symmetry.act(x))
+    logits, others = answers(traced.module(), x), answers(traced.module(flipped), symmetry.act(x))
     checks = {"flipped_net_on_flipped_images": largest_difference(moved(logits, symmetry), others)}
     back = flipped
     for _ in range(symmetry.order - 1):
-        back = transformed(back, symmetry, images.shape)
+        back = transformed(traced.copied(back), symmetry)
     checks["flipped_to_identity"] = float(not _alike(net, back))
-    allowed = grid(net, images.shape, symmetry).symmetric
+    planted = check_planted(traced, symmetry)
+    if planted is not None:
+        hold({"flipped_at_planted_values": planted})
+    allowed = grid(traced, images.shape, symmetry).symmetric
     hold(checks, () if allowed else ("flipped_net_on_flipped_images",))
     return checks
 

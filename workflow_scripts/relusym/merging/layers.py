@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relusym.channels.groups import ChannelGroup, by_node, random_permutations, trace
+from relusym.channels.groups import ChannelGroup, by_node, random_permutations
+from relusym.channels.traced import TracedNet, as_traced
 from relusym.evaluation.images import ImageSource, device_of, pieces
 from relusym.evaluation.invariance import moved, relative_invariance_error
 from relusym.evaluation.logits import evaluating, logits_of
@@ -131,10 +132,10 @@ def group_output(group: ChannelGroup, output: Tensor) -> Tensor:
 
 
 def group_actions(
-    net: nn.Module, symmetry: Symmetry, image_shape: tuple[int, ...], groups: list[ChannelGroup]
+    net: nn.Module | TracedNet, symmetry: Symmetry, image_shape: tuple[int, ...], groups: list[ChannelGroup]
 ) -> tuple[dict[str, Action], dict[str, str]]:
     """What τ does to the activations of channel groups, by name; and of those where it isn't known, why."""
-    of_nodes = actions(net, symmetry, image_shape, {group.node for group in groups})
+    of_nodes = actions(as_traced(net, image_shape), symmetry, {group.node for group in groups})
     found = {
         group.name: of_nodes[group.node] if group.node else "they are numbers of heads, and no activations"
         for group in groups
@@ -146,7 +147,7 @@ def group_actions(
 @torch.no_grad()
 @full_float32()
 def equivariance_errors(
-    net: nn.Module,
+    net: nn.Module | TracedNet,
     images: ImageSource,
     symmetry: Symmetry,
     groups: list[ChannelGroup],
@@ -169,6 +170,8 @@ def equivariance_errors(
         group → way → ‖Pφ(x) − τφ(τ⁻¹x)‖ / ‖φ(x)‖, of the groups of which `group_actions` knows what τ does. And the
         mean relative invariance error of the logits, over all images.
     """
+    traced = as_traced(net, images.shape)
+    net = traced.net
     device = device_of(net)
     partners = {
         group.name: {
@@ -183,7 +186,7 @@ def equivariance_errors(
     squares: dict[str, dict[str, Tensor]] = defaultdict(
         lambda: defaultdict(lambda: torch.zeros((), device=device))
     )
-    acting, _ = group_actions(net, symmetry, images.shape, groups)
+    acting, _ = group_actions(traced, symmetry, images.shape, groups)
     of_node = by_node([group for group in groups if group.name in acting])
     invariance, count = torch.zeros((), dtype=torch.float64, device=device), 0
 
@@ -198,7 +201,7 @@ def equivariance_errors(
                 sums[way] += (here - other).square_().sum()
 
     with evaluating(net):
-        run, most = Lockstep([trace(net, inside=True)]), len(images) if most is None else most
+        run, most = Lockstep([traced.module(inside=True)]), len(images) if most is None else most
         for x in images.batches(device):
             for piece in pieces(x, views=2):
                 back = piece

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym.channels.groups import has_batch_norm
+from relusym.channels.traced import as_traced
 from relusym.evaluation.barrier import accuracy, barrier
 from relusym.evaluation.images import ImageSource
 from relusym.matching import STARTS
@@ -49,10 +50,13 @@ def orbit_merge(
     Of a symmetry of order 2, "whole" is "pairwise", the merge with the flipped self.
     """
     turned, aligned = net, []
+    traced = as_traced(net, images.shape)
     for power in range(1, symmetry.order):
         turned = symmetry.transform(turned)
         order = symmetry.order if power == 1 else None
-        aligned.append(align(net, turned, images, matching=matching, starts=starts, order=order))
+        aligned.append(
+            align(traced, traced.copied(turned), images, matching=matching, starts=starts, order=order)
+        )
     first = aligned[0]
     ends = [accuracy(one, test_images, labels) for one in (net, *(pair.second for pair in aligned))]
     found, barriers = {"net": ends[0], "orbit": sum(ends) / len(ends)}, {}
@@ -66,7 +70,7 @@ def orbit_merge(
         for nets, pair in enumerate(aligned[:count], 2):  # a mean that runs over the orbit
             merged = between(merged, pair.second, 1 / nets)
             targets = {name: of.towards(pair.statistics[1][name], 1 / nets) for name, of in targets.items()}
-        fixed = repaired(merged, targets, images)[0]
+        fixed = repaired(traced.copied(merged), targets, images)[0]
         plain = reset_batch_norm(merged, images) if has_batch_norm(net) else merged
         mean = sum(ends[: count + 1]) / (count + 1)
         for key, one in {name: fixed, f"{name}_no_repair": plain}.items():

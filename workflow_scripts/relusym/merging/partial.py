@@ -2,15 +2,16 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
-from relusym.channels.groups import has_batch_norm, trace
+from relusym.channels.groups import has_batch_norm
 from relusym.channels.handlers import BATCH_NORMS
+from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import layer_of
 from relusym.evaluation.barrier import accuracy, barrier
 from relusym.evaluation.images import ImageSource, device_of
@@ -56,13 +57,15 @@ class Partial:
     all_but: dict[str, float]
 
 
-def parts(net: nn.Module, most: int = MOST_PARTS) -> list[Part]:
+def parts(
+    net: nn.Module | TracedNet, most: int = MOST_PARTS, image_shape: tuple[int, ...] | None = None
+) -> list[Part]:
     """The net's layers in the order in which they run, a norm with the layer before it.
 
     Of a net with more than `most` layers, whole blocks, by as many parts of their names as give at most `most`.
     """
     layers: list[tuple[str, list[str]]] = []  # each one's name and tensors
-    graph, seen = trace(net), set()
+    graph, seen = as_traced(net, image_shape).module(), set()
     for node in graph.graph.nodes:
         keys = [key for key in _tensors(graph, node) if key not in seen]
         if not keys:
@@ -105,29 +108,30 @@ class _Partly:
 
     def __init__(
         self,
-        first: nn.Module,
+        first: TracedNet,
         second: nn.Module,
         statistics: tuple[Targets, Targets],
         images: ImageSource,
         most: int = MOST_PARTS,
     ):
-        self.first, self.second, self.statistics, self.images = first, second, statistics, images
-        self.parts, graph = parts(first, most), trace(first)
+        self.traced, self.second, self.statistics, self.images = first, second, statistics, images
+        graph = first.module()
+        self.parts = parts(first, most)
         self.points, self.owner = repair_points(graph), _owners(graph, self.parts)
         norms = [node.target for node in graph.graph.nodes if isinstance(layer_of(graph, node), BATCH_NORMS)]
         self.norms_twice = len(set(norms)) < len(norms)  # then its statistics are of both calls
 
     def merged(self, chosen: set[str]) -> nn.Module:
         """The first net with the chosen parts merged, and REPAIR."""
-        net, targets = self._plain(chosen)
-        if has_batch_norm(net):
-            return repair_blocks(net, targets, self.images)
-        correct(net, targets, self.images)
-        return net
+        traced, targets = self._plain(chosen)
+        if has_batch_norm(traced.net):
+            return repair_blocks(traced, targets, self.images)
+        correct(traced, targets, self.images)
+        return traced.net
 
-    def _plain(self, chosen: set[str]) -> tuple[nn.Module, Targets]:
+    def _plain(self, chosen: set[str]) -> tuple[TracedNet, Targets]:
         """The first net with the chosen parts merged, and its target statistics."""
-        net, other = deepcopy(self.first).eval(), self.second.state_dict()
+        net, other = deepcopy(self.traced.net).eval(), self.second.state_dict()
         state, (here, there) = distinct(net.state_dict()), self.statistics
         for part in self.parts:
             for key in part.tensors if part.name in chosen else ():
@@ -138,14 +142,12 @@ class _Partly:
             for node, name in self.points.items()
             if name in here
         }
-        return net, targets
+        return self.traced.copied(net), targets
 
     def branches(self) -> Branches:
         """All partial merges of a net with batch norm, not yet reset."""
         order = [part.name for part in self.parts]
-        (own, blocks), (merged, _) = (
-            correct_blocks(*self._plain(chosen), self.images) for chosen in (set(), set(order))
-        )
+        (own, blocks), (merged, _) = (correct_blocks(*self._plain(chosen)) for chosen in (set(), set(order)))
         owner = {name: order.index(part) for name, part in self.owner.items()}
         return Branches(own, merged, owner | {name: owner[block] for name, block in blocks.items()})
 
@@ -160,7 +162,7 @@ def barriers_up_to(
     The last layer's is the barrier of the whole merge. Of a net without batch norm.
     """
     ends = [accuracy(net, test_images, labels) for net in (aligned.first, aligned.second)]
-    partly = _Partly(aligned.first, aligned.second, aligned.statistics, images, sys.maxsize)
+    partly = _Partly(aligned.traced, aligned.second, aligned.statistics, images, sys.maxsize)
     chosen, found = set(), {}
     for part in partly.parts:
         chosen |= {part.name}
@@ -172,7 +174,7 @@ def barriers_up_to(
 @torch.no_grad()
 @full_float32()
 def partial_merges(
-    first: nn.Module,
+    first: nn.Module | TracedNet,
     second: nn.Module,
     images: ImageSource,
     test: ImageSource,
@@ -180,6 +182,7 @@ def partial_merges(
     *,
     metrics: Mapping[str, Metric] = MEASURED,
     told: Told = lambda done: None,
+    kept: MutableMapping[Which, dict[str, float]] | None = None,
 ) -> list[Partial]:
     """Barriers of partial merges, each with REPAIR, in the order of the net's layers.
 
@@ -191,13 +194,18 @@ def partial_merges(
         test, labels: what the nets are measured on, int64 (N,); None as in `merge`.
         told: called with the share that is done.
     """
-    statistics = survey(first, second, images, []).statistics
-    partly = _Partly(first, second, statistics, images)
+    traced = as_traced(first, images.shape)
+    statistics = survey(traced, traced.copied(second), images, []).statistics
+    partly = _Partly(traced, second, statistics, images)
+    first = traced.net
     end, labels = evaluate(first, test, labels, metrics)
     ends = end, evaluate(second, test, labels, metrics)[0]
     order = [part.name for part in partly.parts]
     together = has_batch_norm(first) and not partly.norms_twice
-    scores = (_side_by_side if together else _one_by_one)(partly, test, labels, metrics, told)
+    if together:
+        scores = _side_by_side(partly, test, labels, metrics, told)
+    else:
+        scores = _one_by_one(partly, test, labels, metrics, told, {} if kept is None else kept)
     barriers = {
         which: {
             name: of.absolute_barrier(*(end[name] for end in ends), found[name])
@@ -208,14 +216,14 @@ def partial_merges(
     return [Partial(name, barriers["up_to", i], barriers["all_but", i]) for i, name in enumerate(order)]
 
 
-Scored = dict[Which, dict[str, float]]
+Scored = Mapping[Which, dict[str, float]]
 
 
 def _side_by_side(
     partly: _Partly, test: ImageSource, labels: Tensor, metrics: Mapping[str, Metric], told: Told
 ) -> Scored:
     """The scores of all partial merges of a net with batch norm."""
-    device, branches, images = device_of(partly.first), partly.branches(), partly.images
+    device, branches, images = device_of(partly.traced.net), partly.branches(), partly.images
     whole, done = len(images) + len(test), 0
     with resetting(branches.norms):
         for x in images.batches(device, even=True):
@@ -233,13 +241,19 @@ def _side_by_side(
 
 
 def _one_by_one(
-    partly: _Partly, test: ImageSource, labels: Tensor, metrics: Mapping[str, Metric], told: Told
+    partly: _Partly,
+    test: ImageSource,
+    labels: Tensor,
+    metrics: Mapping[str, Metric],
+    told: Told,
+    found: MutableMapping[Which, dict[str, float]],
 ) -> Scored:
     """The scores of all partial merges of any net."""
-    found, order = {}, [part.name for part in partly.parts]
+    order = [part.name for part in partly.parts]
     for i, name in enumerate(order):
         for kind, chosen in (("up_to", set(order[: i + 1])), ("all_but", set(order) - {name})):
-            found[kind, i] = evaluate(partly.merged(chosen), test, labels, metrics)[0]
+            if (kind, i) not in found:
+                found[kind, i] = evaluate(partly.merged(chosen), test, labels, metrics)[0]
         told((i + 1) / len(order))
     return found
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from relusym.channels.groups import block_outputs, has_batch_norm, trace
+from relusym.channels.groups import block_outputs, has_batch_norm
 from relusym.channels.handlers import CONVS, TRANSPOSED
+from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import layer_of
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.merging.batch_norm import repair_blocks
@@ -119,8 +120,10 @@ class LayerByLayer:
     than `HELD_BYTES`; maps that are larger are held a batch at a time.
     """
 
-    def __init__(self, net: nn.Module, images: ImageSource):
-        self.graph = trace(net.eval())  # shares its layers with `net`
+    def __init__(self, net: nn.Module | TracedNet, images: ImageSource):
+        traced = as_traced(net, images.shape)
+        net = traced.net.eval()
+        self.graph = traced.module()  # shares its layers with the net
         self.nodes, self.images, self.device = list(self.graph.graph.nodes), images, device_of(net)
         self.interpreter = fx.Interpreter(self.graph)
         self.environments: list[dict] = [{} for _ in range(images.count)]
@@ -194,9 +197,9 @@ class LayerByLayer:
 
 @torch.no_grad()
 def repair(
-    net: nn.Module, targets: dict[str, Statistics], images: ImageSource
+    net: nn.Module | TracedNet, targets: dict[str, Statistics], images: ImageSource
 ) -> tuple[nn.Module, dict[str, Rescaling]]:
-    """A copy of `net` whose layers' outputs have the target statistics, and the rescalings that are fused into it.
+    """A copy of a net whose layers' outputs have the target statistics, and the rescalings that are fused into it.
 
     Each layer is measured with all earlier ones already corrected, over all of `images` and not batch by batch, so
     that the targets are met exactly.
@@ -205,14 +208,15 @@ def repair(
         net: the merged net.
         targets: layer name → statistics, as `Statistics.halfway` of the endpoints gives them.
     """
-    repaired = deepcopy(net)
-    return repaired, correct(repaired, targets, images)
+    traced = as_traced(net, images.shape)
+    repaired = traced.copied(deepcopy(traced.net))
+    return repaired.net, correct(repaired, targets, images)
 
 
 @torch.no_grad()
-def correct(net: nn.Module, targets: dict[str, Statistics], images: ImageSource) -> dict[str, Rescaling]:
+def correct(traced: TracedNet, targets: dict[str, Statistics], images: ImageSource) -> dict[str, Rescaling]:
     """As `repair`, of the net itself."""
-    run, rescalings = LayerByLayer(net, images), {}
+    run, net, rescalings = LayerByLayer(traced, images), traced.net, {}
     for i, node in run.layers():
         layer = net.get_submodule(node.target)
         rescaling = Rescaling.between(run.measure(i), targets[node.target], channel_dim(layer))
@@ -238,7 +242,7 @@ def unfused(net: nn.Module, rescalings: dict[str, Rescaling], x: Tensor) -> Tens
 
 @torch.no_grad()
 def repaired(
-    net: nn.Module, targets: dict[str, Statistics], images: ImageSource
+    net: nn.Module | TracedNet, targets: dict[str, Statistics], images: ImageSource
 ) -> tuple[nn.Module, dict[str, float]]:
     """A merged net with REPAIR, as its architecture has it, and a check that it is fused rightly, where it is fused.
 
@@ -249,10 +253,14 @@ def repaired(
     Raises:
         UserError: a fused REPAIR isn't the REPAIR that was measured.
     """
+    traced = as_traced(net, images.shape)
+    net = traced.net
     if has_batch_norm(net):
-        return repair_blocks(net, targets, images), {}
-    fused, rescalings = repair(net, targets, images)
+        return repair_blocks(traced, targets, images), {}
+    fused, rescalings = repair(traced, targets, images)
     x = images.first(CHECK_IMAGES, device_of(net))
-    checks = {"fused_repair": largest_difference(unfused(net, rescalings, x), answers(fused, x))}
+    # both as graphs, which compute in float32 where the net itself may not
+    graphs = traced.module(), traced.module(fused)
+    checks = {"fused_repair": largest_difference(unfused(graphs[0], rescalings, x), answers(graphs[1], x))}
     hold(checks)
     return fused, checks

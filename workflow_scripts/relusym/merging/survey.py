@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relusym.channels.groups import ChannelGroup, by_node, has_batch_norm, trace
+from relusym.channels.groups import ChannelGroup, by_node, has_batch_norm
+from relusym.channels.traced import TracedNet, as_traced
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.merging.batch_norm import block_statistics
 from relusym.merging.lockstep import Lockstep
@@ -37,8 +38,8 @@ class Survey:
 
 @torch.no_grad()
 def survey(
-    first: nn.Module,
-    second: nn.Module,
+    first: nn.Module | TracedNet,
+    second: nn.Module | TracedNet,
     images: ImageSource,
     groups: list[ChannelGroup],
     answered: Answered | None = None,
@@ -56,11 +57,12 @@ def survey(
     Raises:
         UserError: the nets are of different architecture.
     """
-    first.eval(), second.eval()
-    graphs = [trace(net, inside=True) for net in (first, second)]
-    lockstep, device = Lockstep(graphs), device_of(first)
+    first, second = (as_traced(net, images.shape) for net in (first, second))
+    nets = first.net.eval(), second.net.eval()
+    graphs = [traced.module(inside=True) for traced in (first, second)]
+    lockstep, device = Lockstep(graphs), device_of(first.net)
     matched = by_node(groups)
-    points = {} if has_batch_norm(first) else repair_points(graphs[0])
+    points = {} if has_batch_norm(nets[0]) else repair_points(graphs[0])
     dims = {node: channel_dim(graphs[0].get_submodule(layer)) for node, layer in points.items()}
     joint: dict[str, JointMoments] = defaultdict(JointMoments)
     single: tuple[dict[str, Moments], dict[str, Moments]] = (defaultdict(Moments), defaultdict(Moments))
@@ -81,7 +83,7 @@ def survey(
             outputs = lockstep.run([x, x], visit)
             if answered:
                 answered(outputs, labels)
-    if has_batch_norm(first):
+    if has_batch_norm(nets[0]):
         a, b = (block_statistics(net, images) for net in (first, second))
     else:
         a, b = ({name: moments.statistics() for name, moments in of.items()} for of in single)

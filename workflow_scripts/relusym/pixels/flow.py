@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from relusym.channels.flow import Flow
 from relusym.channels.labels import FIXED, Labels, Ties
-from relusym.channels.tracing import Handler
 from relusym.errors import UserError
 from relusym.symmetry import Symmetry
 
@@ -27,6 +26,9 @@ class PixelTies(Ties):
     def nest(self, ids: Tensor, dims: list[int], where: Hashable, heads: Tensor | None = None) -> Tensor:
         return self.join_along(ids, dims, where)
 
+    def distinct(self, pieces: Sequence[Tensor]) -> list[Tensor]:
+        return list(pieces)
+
 
 class PixelFlow(Flow):
     """As `Flow`, but labels say at which pixel of its feature map an entry is.
@@ -38,18 +40,21 @@ class PixelFlow(Flow):
 
     what = "pixels"
     kind_of_ties = PixelTies
-    handlers: dict[type[nn.Module] | str, Handler] = {}
+    dropped = ()  # a handler says all that counts; what it leaves out is checked in whole (`check_planted`)
 
-    def __init__(self, net: nn.Module, image_shape: tuple[int, ...]):
+    def __init__(self, *traced: Any):
         self.grids: dict[int, Grid] = {}
         self.patches: dict[int, torch.Size] = {}
-        super().__init__(net, image_shape)
+        super().__init__(*traced)
 
     def of_image(self, shape: torch.Size) -> Labels:
         return self.grid(shape)
 
     def of_outputs(self, outputs: list[Labels]) -> None:
         pass
+
+    def unknown(self, call: Any, known: Any, reason: UserError) -> Any:
+        raise reason
 
     def grid(self, shape: torch.Size) -> Labels:
         """The labels of a new map (B, C, H, W)."""

@@ -6,14 +6,14 @@ from the right, and so reads other pixels: where any are left over, a net can't 
 
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch import Tensor, fx, nn
 
-from relusym.channels.groups import trace
-from relusym.channels.tracing import function_name
-from relusym.errors import UserError
+from relusym.channels.flow import describe
+from relusym.channels.traced import TracedNet, as_traced
+from relusym.channels.tracing import function_name, record
 from relusym.symmetry import Symmetry
 
 WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
@@ -74,60 +74,65 @@ def axes(symmetry: Symmetry) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def grid(net: nn.Module, image_shape: tuple[int, int, int], symmetry: Symmetry) -> Grid:
+def grid(net: nn.Module | TracedNet, image_shape: tuple[int, int, int], symmetry: Symmetry) -> Grid:
     """How the net's strides meet images of this shape (channels, height, width) under a symmetry.
 
-    Nothing is computed but shapes.
+    Of larger images, nothing is computed but shapes.
 
     Raises:
         UserError: the net can't be traced, or doesn't take images of this shape.
     """
-    try:
-        graph = trace(_without_weights(net))
-        found = _misfits(graph, image_shape, symmetry)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        reason = str(error.__cause__ or error).partition("\n")[0]  # torch.fx puts a page around the cause
-        raise UserError(f"{type(net).__name__}: shapes at {image_shape} aren't known ({reason})") from error
+    traced = as_traced(net, image_shape)
+    image_shape = traced.image_shape
+    if (symmetry.name, image_shape) not in traced.known:
+        traced.known[symmetry.name, image_shape] = _grid(traced, image_shape, symmetry)
+    return traced.known[symmetry.name, image_shape]
+
+
+def _grid(traced: TracedNet, image_shape: tuple[int, int, int], symmetry: Symmetry) -> Grid:
+    found = _misfits(traced.graph, traced.net, image_shape, symmetry)
     height, width = image_shape[1:]
     larger = None
     if found[0]:
+        without = _without_weights(traced.net)
         for more in range(1, SEARCHED):
+            shape = (image_shape[0], height + more, width + more)
             try:
-                if not _misfits(graph, (image_shape[0], height + more, width + more), symmetry)[0]:
-                    larger = more
-                    break
-            except Exception:  # such a net takes images of one size alone; torch raises many kinds
+                graph = record(without, torch.empty(2, *shape, device="meta"), traced.handlers)[0].graph
+            except Exception:  # such a net takes images of one size alone; it raises what it likes
+                break
+            if not _misfits(graph, traced.net, shape, symmetry)[0]:
+                larger = more
                 break
     size = image_shape[axes(symmetry)[-1] - 1]
     return Grid(size, *found, None if larger is None else size + larger)
 
 
 def _without_weights(net: nn.Module) -> nn.Module:
-    """A copy that computes shapes alone, in evaluation mode."""
+    """A copy that computes shapes alone."""
     shapes = {id(of): nn.Parameter(of.to("meta"), of.requires_grad) for of in net.parameters()}
-    return deepcopy(net, shapes | {id(of): of.to("meta") for of in net.buffers()}).eval()
+    copied = deepcopy(net, shapes | {id(of): of.to("meta") for of in net.buffers()})
+    for layer in copied.modules():
+        if type(layer) is nn.Linear:  # to know its shape, torch would load its compiler, slower than a merge
+            layer.forward = partial(_linear, layer.in_features, layer.out_features)
+    return copied
 
 
-class _Shapes(ShapeProp):
-    """Shapes of all nodes. To know a linear layer's, torch would load its compiler, which takes longer than a merge."""
-
-    def call_module(self, target, args, kwargs):
-        layer, (x, *_) = self.fetch_attr(target), args
-        if isinstance(layer, nn.Linear) and x.shape[-1] == layer.in_features:
-            return x.new_empty(*x.shape[:-1], layer.out_features)
-        return super().call_module(target, args, kwargs)
+def _linear(reads: int, writes: int, x: Tensor) -> Tensor:
+    if x.shape[-1] != reads:
+        raise ValueError(f"{x.shape[-1]} features in place of {reads}")
+    return x.new_empty(*x.shape[:-1], writes)
 
 
 def _misfits(
-    graph: fx.GraphModule, image_shape: tuple[int, ...], symmetry: Symmetry
+    graph: fx.Graph, net: nn.Module, image_shape: tuple[int, ...], symmetry: Symmetry
 ) -> tuple[tuple[Misfit, ...], float]:
-    _Shapes(graph).propagate(torch.empty(1, *image_shape, device="meta"))
     misfits, offset = [], 0.0
     for axis in axes(symmetry):
         places: dict[
             fx.Node, tuple[float, float]
         ] = {}  # pixels of the image a position, and by how many it is off
-        for node in graph.graph.nodes:
+        for node in graph.nodes:
             shape, before = (
                 _shape(node),
                 [places[source] for source in node.all_input_nodes if source in places],
@@ -147,7 +152,7 @@ def _misfits(
             sources = [source for source in node.all_input_nodes if len(_shape(source)) == 4]
             if sources and len(shape) == 4:
                 size = _shape(sources[0])[axis]
-                stride, left_over = _left_over(graph, node, axis, size, shape[axis])
+                stride, left_over = _left_over(net, node, axis, size, shape[axis])
                 if left_over:
                     misfits.append(
                         Misfit(_name(node), max(1, round(stride)), size, left_over, left_over * pixels)
@@ -167,9 +172,9 @@ def _of_tokens(node: fx.Node, axis: int, size: int) -> tuple[int, int]:
     return window, left_over if 2 * left_over <= window else left_over - window
 
 
-def _left_over(graph: fx.GraphModule, node: fx.Node, axis: int, size: int, out: int) -> tuple[float, int]:
+def _left_over(net: nn.Module, node: fx.Node, axis: int, size: int, out: int) -> tuple[float, int]:
     """A layer's stride along an axis, and how many positions of its input are left over at the far end."""
-    layer = graph.get_submodule(node.target) if node.op == "call_module" else None
+    layer = net.get_submodule(node.target) if node.op == "call_module" else None
     name = getattr(node.target, "__name__", node.target)
     if isinstance(layer, WINDOWS):
         given = {key: getattr(layer, key, 1) for key in ("kernel_size", "stride", "padding", "dilation")}
@@ -212,14 +217,9 @@ def _along(value: int | tuple[int, int], axis: int) -> int:
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    meta = node.meta.get("tensor_meta")
-    return tuple(meta.shape) if hasattr(meta, "shape") else ()
+    return tuple(node.meta.get("shape", ()))
 
 
 def _name(node: fx.Node) -> str:
     """A layer's name; of a function, what it is and in which module."""
-    if node.op == "call_module":
-        return str(node.target)
-    owners = [path for path, _ in node.meta.get("nn_module_stack", {}).values()] if node.meta else []
-    called = getattr(node.target, "__name__", str(node.target)).replace("getitem", "slice")
-    return f"{called} in {owners[-1]}" if owners and owners[-1] else called
+    return describe(node).removeprefix("layer ").replace("getitem", "slice")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,34 +10,33 @@ from torch import Tensor, nn
 from relusym.channels.flow import Call
 from relusym.channels.handlers import BATCH_NORMS, INSTANCE_NORMS, layers, mixing, moves
 from relusym.channels.labels import FIXED, Labels, Weights
-from relusym.channels.tracing import HANDLERS, Handler
-from relusym.pixels.flow import PixelFlow
+from relusym.channels.tracing import REGISTERED, handler
 
-
-def of_pixels(*operations: type[nn.Module] | str) -> Any:
-    """Register what operations do to pixels, as `flow.handler` does for channels."""
-
-    def register(function: Handler) -> Handler:
-        PixelFlow.handlers.update(dict.fromkeys(operations, function))
-        return function
-
-    return register
-
-
-ALIKE = (moves.pointwise, moves.entrywise, moves.moves, moves.cat, mixing.reduction)
+of_pixels = partial(handler, on="pixels")
+ALIKE = (moves.pointwise, moves.kept, moves.typed, moves.entrywise, moves.moves, moves.cat, mixing.reduction)
 ALIKE += (
     mixing.along_a_dimension,
     mixing.softmax,
     mixing.glu,
     mixing.einsum,
     mixing.matmul,
-    mixing.attention,
 )
 ALIKE += (layers.layer_norm, layers.layer_norm_function)
-PixelFlow.handlers |= {key: found for key, found in HANDLERS.items() if found in ALIKE}
+REGISTERED.pixels |= {
+    key: found
+    for key, found in REGISTERED.channels.items()
+    if found in ALIKE and key != "_get_relative_position_bias"
+}
 
 
-@of_pixels(*(key for key, found in HANDLERS.items() if found in (layers.conv, moves.spatial)), "pad")
+@of_pixels(
+    *(
+        key
+        for key, found in REGISTERED.channels.items()
+        if found in (layers.conv, layers.conv_function, moves.spatial)
+    ),
+    "pad",
+)
 def resized(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
     """A map of another size, whose pixels come from neighbourhoods of the former one's."""
     if len(call.shape) != 4 or not set(x.varies) <= {2, 3}:
@@ -45,7 +45,7 @@ def resized(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
 
 
 @of_pixels(nn.Linear, "linear")
-def linear(call: Call, x: Labels, weight: Weights | str = "weight", *rest: Any, **options: Any) -> Labels:
+def linear(call: Call, x: Any, weight: Weights | str = "weight", *rest: Any, **options: Any) -> Labels:
     if isinstance(x, Weights):  # a table of positions, which an inner net reads
         if len(x.shape) != 4:
             raise call.refusal("its effect on pixels is unknown")
@@ -72,7 +72,9 @@ def batch_norm(call: Call, x: Labels) -> Labels:
 
 
 @of_pixels(*INSTANCE_NORMS, nn.GroupNorm, nn.PReLU, "group_norm", "batch_norm", "prelu")
-def weights_of_channels(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
+def weights_of_channels(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
+    if isinstance(x, Weights):  # they are standardised
+        return layers.batch_norm_function(call, x, *rest, **options)
     if 1 in x.varies:
         raise call.refusal("it has weights of single pixels in a way that isn't known")
     return x
@@ -89,7 +91,7 @@ def multihead_attention(call: Call, query: Labels, key: Labels, value: Labels, *
 
 @of_pixels("scaled_dot_product_attention")
 def attention(
-    call: Call, query: Labels, key: Labels, value: Labels, attn_mask: Any = None, *rest: Any, **o: Any
+    call: Call, query: Labels, key: Labels, value: Labels, attn_mask: Any = None, *rest: Any, **options: Any
 ) -> Labels:
     """As `multihead_attention`; keys and values lie at the same pixels."""
     if attn_mask is not None or any(len(of.shape) - 1 in of.varies for of in (query, key, value)):

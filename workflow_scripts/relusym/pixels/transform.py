@@ -9,49 +9,99 @@ import torch
 from torch import Tensor, nn
 
 from relusym.channels.labels import Labels
+from relusym.channels.traced import TracedNet, as_traced
 from relusym.errors import UserError
-from relusym.pixels.handlers import PixelFlow
-from relusym.symmetry import Symmetry
+from relusym.evaluation.logits import logits_of
+from relusym.pixels import handlers  # noqa: F401  they register themselves
+from relusym.pixels.flow import PixelFlow
+from relusym.pixels.grid import grid
+from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
 
 @torch.no_grad()
-def transformed(net: nn.Module, symmetry: Symmetry, image_shape: tuple[int, ...]) -> nn.Module:
-    """The net Φ̂ with Φ̂(τx) = Φ(x), as `Symmetry.transform`, for nets of every kind.
+def transformed(
+    net: nn.Module | TracedNet, symmetry: Symmetry, image_shape: tuple[int, ...] | None = None
+) -> nn.Module:
+    """The net Φ̂ with Φ̂(τx) = τΦ(x), as `Symmetry.transform`, for nets of every kind.
 
     Besides kernels, it moves what belongs to single pixels: the inputs of a linear layer that reads a map of several
     pixels, norms after a flatten, position embeddings.
 
     Args:
-        image_shape: one image's channels, height and width.
+        image_shape: one image's channels, height and width; None: (3, 32, 32), or a traced net's.
 
     Raises:
         UserError: an operation whose effect on pixels is unknown, or that doesn't commute with τ, named.
     """
-    flow = PixelFlow(net, image_shape)
+    traced = as_traced(net, image_shape)
+    return _moved(traced, traced.net, symmetry)
+
+
+def flip(
+    net: nn.Module | TracedNet,
+    image_shape: tuple[int, ...] | None = None,
+    symmetry: Symmetry = HORIZONTAL_FLIP,
+) -> nn.Module:
+    """The flipped net, which answers on flipped images as the net does on images; arguments as of `transformed`."""
+    return transformed(net, symmetry, image_shape)
+
+
+def _moved(traced: TracedNet, net: nn.Module, symmetry: Symmetry) -> nn.Module:
+    flow = traced.flow(PixelFlow)
     images = flow.images(symmetry)
     moved, state = symmetry.transform(net), dict(net.state_dict())
     for (name, dim), labels in flow.places.items():  # some tensors have pixels along several dimensions
         order = flow.order(images, labels, name).to(state[name].device)
         state[name] = state[name].index_select(dim, order)
-    found = moved.state_dict()
+    target = moved.state_dict()
     for name in {name for name, _ in flow.places}:
-        found[name].copy_(state[name])
+        target[name].copy_(state[name])
     return moved
+
+
+@torch.no_grad()
+def check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
+    """The relative difference of Φ̂(τx) from τΦ(x) at planted values, in float64; it is rounding where Φ̂ is right.
+
+    Images have the traced size, or, if strides can't be equivariant there, the next size at which they can.
+
+    Returns:
+        None: unchecked, since there is no such size, or the net takes images of one size alone.
+    """
+    if ("planted", symmetry.name) not in traced.known:
+        traced.known["planted", symmetry.name] = _check_planted(traced, symmetry)
+    return traced.known["planted", symmetry.name]
+
+
+def _check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
+    planted = traced.planted
+    fits = grid(traced, traced.image_shape, symmetry)
+    x = planted.x
+    if not fits.symmetric:
+        if fits.next_size is None or traced.flow(PixelFlow).places:
+            return None
+        more = fits.next_size - fits.size
+        x = torch.nn.functional.pad(x, (0, more, 0, more), mode="replicate")
+    moved = _moved(traced, planted.net, symmetry)
+    try:
+        here, there = logits_of(planted.net(x)), logits_of(moved(symmetry.act(x)))
+    except RuntimeError:  # of another size
+        return None
+    here = symmetry.act(here) if here.ndim == 4 else here
+    return float((here - there).norm() / here.norm().clamp(min=1e-30))
 
 
 Action = Callable[[Tensor], Tensor]
 
 
-def actions(
-    net: nn.Module, symmetry: Symmetry, image_shape: tuple[int, ...], nodes: Iterable[str]
-) -> dict[str, Action | str]:
+def actions(traced: TracedNet, symmetry: Symmetry, nodes: Iterable[str]) -> dict[str, Action | str]:
     """What τ does to the outputs of graph nodes: it moves pixels, wherever they lie, as among tokens.
 
     Returns:
         node's name → τ on a batch of its outputs; of one whose pixels can't be moved, or that knows no image,
         why, in a line.
     """
-    flow, nodes = PixelFlow(net, image_shape), set(nodes)
+    flow, nodes = traced.flow(PixelFlow), set(nodes)
     images, seen, found = flow.images(symmetry), set(), {}
     for node, of in flow.labels.items():
         if node.op == "placeholder" or seen.intersection(node.all_input_nodes):

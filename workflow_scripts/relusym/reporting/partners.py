@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relusym.channels.groups import ChannelGroup, by_node, trace
+from relusym.channels.groups import ChannelGroup, by_node
+from relusym.channels.traced import TracedNet, as_traced
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.evaluation.logits import evaluating
 from relusym.merging.layers import group_output
@@ -42,7 +43,7 @@ class Partners:
 
 @torch.no_grad()
 def partners(
-    net: nn.Module,
+    net: nn.Module | TracedNet,
     images: ImageSource,
     symmetry: Symmetry,
     groups: list[ChannelGroup],
@@ -52,6 +53,8 @@ def partners(
 
     A channel that goes with another is shown before one that is its own partner.
     """
+    traced = as_traced(net, images.shape)
+    net = traced.net
     x = images.first(1, device_of(net))
     back = x
     for _ in range(symmetry.order - 1):
@@ -68,7 +71,7 @@ def partners(
                 maps[group.name] = output.float().cpu().clone()
 
     with evaluating(net):
-        Lockstep([trace(net, inside=True)]).run([torch.cat([x, back])], visit)
+        Lockstep([traced.module(inside=True)]).run([torch.cat([x, back])], visit)
     mapped = [group for group in groups if group.name in maps]
     places = np.linspace(0, len(mapped) - 1, min(SHOWN, len(mapped))).round().astype(int)
     found = []

@@ -8,21 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relusym.channels.flow import Call, handler
+from relusym.channels.flow import Call
 from relusym.channels.handlers import BATCH_NORMS, CONVS, INSTANCE_NORMS, TRANSPOSED
 from relusym.channels.labels import FIXED, Labels, Weights
+from relusym.channels.tracing import handler
 
 # ---- convolutions and linear layers
 
 
-def convolved(
-    call: Call, x: Labels, weight: Any, bias: Any, groups: int, transposed: bool, dim: int
-) -> Labels:
+def convolved(call: Call, x: Any, weight: Any, bias: Any, groups: int, transposed: bool, dim: int) -> Labels:
     """A convolution's channels, or, along the last dimension, a linear layer's; each of its groups is one channel."""
+    if isinstance(weight, Labels | Tensor):
+        return _filtered(call, x, weight, bias, groups, dim)
     shape = call.layer.weight.shape if isinstance(weight, str) else weight.shape
     reads, writes = (0, 1) if transposed else (1, 0)
-    if isinstance(x, Weights):  # a table that an inner net reads
+    if not isinstance(x, Labels):  # a table that an inner net reads
+        if isinstance(x, Weights):
+            call.fix(x)
         x = Labels.alike(FIXED, x.shape)
+    if (
+        x.varies
+        and dim % len(x.shape) not in x.varies
+        and all(size == 1 for size in shape[2:])
+        and groups == 1
+    ):
+        return _along_positions(call, x, weight, bias)
     read = call.along(x, dim)
     if groups == 1:
         call.index(weight, reads, read)
@@ -37,8 +47,25 @@ def convolved(
     return Labels.along(written, dim % len(call.shape), call.shape)
 
 
+def _along_positions(call: Call, x: Labels, weight: Any, bias: Any) -> Labels:
+    """A layer along a dimension in which positions lie, and not channels: it does the same to all channels."""
+    for of in (weight, bias):
+        if of is not None:
+            name = f"{call.node.target}.{of}" if isinstance(of, str) else of.name
+            call.fix(Weights(torch.Size(), {name: torch.zeros(1)}))
+    return Labels(call.shape, no_constants(x.ids))
+
+
+def _filtered(call: Call, x: Any, weight: Any, bias: Any, groups: int, dim: int) -> Labels:
+    """A convolution with a kernel that is no parameter, as a fixed blur: each channel's the same, or channels stay."""
+    same = isinstance(weight, Tensor) and bool((weight == weight[:1]).all())
+    if not (same and isinstance(x, Labels) and groups == len(weight) == x.shape[dim]) or bias is not None:
+        raise call.refusal("its kernel isn't a parameter")
+    return Labels.along(call.along(x, dim), dim % len(call.shape), call.shape)
+
+
 @handler(*CONVS, *TRANSPOSED)
-def conv(call: Call, x: Labels, *rest: Any) -> Labels:
+def conv(call: Call, x: Any) -> Labels:
     layer = call.layer
     bias = None if layer.bias is None else "bias"
     return convolved(call, x, "weight", bias, layer.groups, layer.transposed, 1 - layer.weight.ndim)
@@ -46,34 +73,20 @@ def conv(call: Call, x: Labels, *rest: Any) -> Labels:
 
 @handler("conv1d", "conv2d", "conv3d")
 def conv_function(
-    call: Call, input: Labels, weight: Weights, bias: Any = None, stride: Any = 1, padding: Any = 0,
+    call: Call, input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
     dilation: Any = 1, groups: int = 1,
 ) -> Labels:  # fmt: skip
-    return convolved(call, input, direct(call, weight), bias, groups, False, 1 - len(weight.shape))
-
-
-def direct(call: Call, weight: Any) -> Weights:
-    """A parameter that is used as it is."""
-    ids = next(iter(weight.sources.values())) if isinstance(weight, Weights) else None
-    if ids is None or len(weight.sources) > 1 or ids.shape != weight.shape or _out_of_order(ids):
-        raise call.refusal("its weights are computed from parameters in a way that isn't known")
-    if call.flow.tensors[weight.name].shape != weight.shape:
-        raise call.refusal(f"{weight.name} is used in another shape")
-    return weight
-
-
-def _out_of_order(ids: Tensor) -> bool:
-    return not torch.equal(ids.flatten(), torch.arange(ids.numel()))
+    return convolved(call, input, weight, bias, groups, False, 1 - len(weight.shape))
 
 
 @handler(nn.Linear)
-def linear(call: Call, x: Labels) -> Labels:
+def linear(call: Call, x: Any) -> Labels:
     return convolved(call, x, "weight", None if call.layer.bias is None else "bias", 1, False, -1)
 
 
 @handler("linear")
-def linear_function(call: Call, input: Labels, weight: Weights, bias: Any = None) -> Labels:
-    return convolved(call, input, direct(call, weight), bias, 1, False, -1)
+def linear_function(call: Call, input: Any, weight: Any, bias: Any = None) -> Labels:
+    return convolved(call, input, weight, bias, 1, False, -1)
 
 
 # ---- norms
@@ -95,9 +108,16 @@ def batch_norm(call: Call, x: Labels) -> Labels:
 
 @handler("batch_norm")
 def batch_norm_function(
-    call: Call, input: Labels, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, *rest: Any,
+    call: Call, input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, *rest: Any,
     **options: Any,
-) -> Labels:  # fmt: skip
+) -> Any:  # fmt: skip
+    if isinstance(input, Weights):  # they are standardised
+        if any(isinstance(of, Labels | Tensor) for of in (weight, bias)):
+            raise call.refusal("parameters are normalised in a way that isn't known")
+        scale = [Weights(torch.Size([1, of.shape[0], 1]),
+                         {name: ids.reshape(1, -1, 1) for name, ids in of.sources.items()})
+                 for of in (weight, bias) if of is not None]  # fmt: skip
+        return call.combine(input, *scale)
     labels = call.along(input, 1)
     for weights in (running_mean, running_var, weight, bias):
         call.index(weights, 0, labels)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from relusym.channels.flow import Call, handler
-from relusym.channels.handlers.layers import no_constants
+from relusym.channels.flow import Call
+from relusym.channels.handlers.layers import convolved, no_constants
 from relusym.channels.labels import FIXED, Labels, Weights
-from relusym.channels.tracing import PROJECTIONS, function_name, layer_of
+from relusym.channels.tracing import PROJECTIONS, function_name, handler
 
 
 def grouped(call: Call, x: Labels, groups: int, weights: list[Any]) -> Labels:
@@ -38,16 +38,27 @@ def group_norm_function(
 
 
 @handler("mean", "sum", "amax", "amin", "prod", "var", "std", "norm", "vector_norm", "logsumexp")
-def reduction(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
+def reduction(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
     rest = rest[1:] if "norm" in function_name(call.node) else rest  # whose first option is its order
     dims = options.get("dim", rest[0] if rest else None)
     every = list(range(len(x.shape)))
     dims = every if dims is None else [dims] if isinstance(dims, int) else list(dims)
     dims = [dim % len(x.shape) for dim in dims] or every
+    kept = (
+        [dim for dim in range(len(x.shape)) if dim not in dims] if call.result.ndim < len(x.shape) else None
+    )
+    if isinstance(x, Weights):
+        first = {name: _first(ids.expand(x.shape), dims, kept) for name, ids in x.sources.items()}
+        return Weights(call.shape, first, pooled=True)
     ids = call.mix(x, dims)
-    if call.result.ndim < ids.ndim:
-        ids = ids.reshape([size for dim, size in enumerate(ids.shape) if dim not in dims])
-    return Labels(call.shape, ids)
+    return Labels(call.shape, ids if kept is None else ids.reshape([ids.shape[dim] for dim in kept]))
+
+
+def _first(ids: Tensor, dims: list[int], kept: list[int] | None) -> Tensor:
+    """The first entry along some dimensions, which have size 1 or are left out."""
+    for dim in dims:
+        ids = ids.narrow(dim, 0, 1)
+    return ids if kept is None else ids.reshape([ids.shape[dim] for dim in kept])
 
 
 @handler("softmax", "log_softmax", "normalize")
@@ -75,19 +86,24 @@ def glu(call: Call, x: Labels) -> Labels:
 # ---- products of matrices
 
 
-def contracted(call: Call, operands: list[Labels], letters: list[str], output: str, step: str = "") -> Labels:
-    """A sum of products, in the notation of `torch.einsum`, without repeated letters in one operand."""
+def contracted(call: Call, operands: list[Any], letters: list[str], output: str, step: str = "") -> Labels:
+    """A sum of products, in the notation of `torch.einsum`, without repeated letters in one operand.
+
+    What a parameter has along dimensions of its own stays at its place.
+    """
     order = output + "".join(dict.fromkeys(letter for of in letters for letter in of if letter not in output))
     sizes: dict[str, int] = {}
     for of, names in zip(operands, letters, strict=True):
         for letter, size in zip(names, of.shape, strict=True):
             sizes[letter] = max(size, sizes.get(letter, 1))  # batches are broadcast
     ids, known = None, ()
-    aligned = []
-    for of, names in zip(operands, letters, strict=True):
+
+    def arranged(of: Tensor, names: str) -> Tensor:
         where = [names.index(letter) for letter in order if letter in names]
-        index = [slice(None) if letter in names else None for letter in order]
-        aligned.append((of.ids.permute(where)[tuple(index)], of, names))
+        return of.permute(where)[tuple(slice(None) if letter in names else None for letter in order)]
+
+    pairs = list(zip(operands, letters, strict=True))
+    aligned = [(arranged(of.ids, names), of, names) for of, names in pairs if isinstance(of, Labels)]
     varies = {
         letter
         for entries, *_ in aligned
@@ -103,7 +119,11 @@ def contracted(call: Call, operands: list[Labels], letters: list[str], output: s
         known = tuple(map(max, known, present)) or present
     shape = torch.Size([sizes[letter] for letter in order])
     if ids is None:
-        return Labels.alike(FIXED, shape[: len(output)])
+        ids = torch.full([1] * len(order), FIXED)
+    for of, names in pairs:
+        if isinstance(of, Weights):
+            moved = {name: arranged(entries.expand(of.shape), names) for name, entries in of.sources.items()}
+            call.meet(Weights(next(iter(moved.values())).shape, moved), ids)
     mixed = call.mix(Labels(shape, ids), list(range(len(output), len(order))), step)
     return Labels(shape[: len(output)], mixed.reshape(mixed.shape[: len(output)]))
 
@@ -115,12 +135,14 @@ def einsum(call: Call, equation: str, *operands: Any) -> Labels:
     letters = reads.split(",")
     if not arrow or "." in equation or any(len(set(of)) < len(of) for of in letters):
         raise call.refusal(f"einsum {equation!r} isn't supported")
-    return contracted(call, _all_labels(call, operands), letters, output)
+    return contracted(call, _operands(operands), letters, output)
 
 
 @handler("matmul", "bmm", "imatmul")
 def matmul(call: Call, *operands: Any) -> Labels:
-    first, second = _all_labels(call, operands)
+    first, second = _operands(operands)
+    if isinstance(second, Weights) and len(second.shape) == 2:
+        return convolved(call, first, second, None, 1, True, -1)
     if min(len(first.shape), len(second.shape)) < 2:
         raise call.refusal("products with vectors aren't supported")
     return _product(call, first, second)
@@ -133,21 +155,19 @@ def _product(call: Call, first: Labels, second: Labels, step: str = "") -> Label
     return contracted(call, [first, second], letters, batch + "ik", step)
 
 
-def _all_labels(call: Call, operands: Any) -> list[Labels]:
-    for of in operands:
-        if not isinstance(of, Labels):
-            raise call.refusal("products with parameters aren't supported")
-    return list(operands)
+def _operands(operands: Any) -> list[Labels | Weights]:
+    return [Labels.alike(FIXED, of.shape) if isinstance(of, Tensor) else of for of in operands]
 
 
 @handler("scaled_dot_product_attention")
 def attention(
-    call: Call, query: Labels, key: Labels, value: Labels, attn_mask: Any = None, *rest: Any, **o: Any
+    call: Call, query: Labels, key: Labels, value: Labels, attn_mask: Any = None, *rest: Any, **options: Any
 ) -> Labels:
-    if isinstance(attn_mask, Labels):
-        raise call.refusal("attention with a mask that depends on the image isn't supported")
     flipped = Labels(torch.Size([*key.shape[:-2], key.shape[-1], key.shape[-2]]), key.ids.transpose(-1, -2))
-    return _product(call, _product(call, query, flipped, "scores"), value, "values")
+    scores = _product(call, query, flipped, "scores")
+    if attn_mask is not None:
+        scores = call.combine(scores, attn_mask, shape=scores.shape)
+    return _product(call, scores, value, "values")
 
 
 def heads_of(call: Call, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -189,16 +209,16 @@ def multihead_attention(call: Call, query: Labels, key: Labels, value: Labels, *
 @handler("shifted_window_attention", "shifted_window_attention_v2")
 def window_attention(
     call: Call, input: Labels, qkv_weight: Any, proj_weight: Any, relative_position_bias: Any, window_size: Any,
-    num_heads: int, *rest: Any, **options: Any,
+    num_heads: int, *rest: Any, qkv_bias: Any = None, proj_bias: Any = None, logit_scale: Any = None, **options: Any,
 ) -> Labels:  # fmt: skip
     """Swin Transformer's, as torchvision calls it."""
     call.index(qkv_weight, 1, call.along(input, -1))
     rows = call.write(qkv_weight, 0, qkv_weight.shape[0])
-    call.index(options.get("qkv_bias"), 0, rows)
+    call.index(qkv_bias, 0, rows)
     heads, values = heads_of(call, rows, num_heads)
     for of, ids in (
         (relative_position_bias, heads[None, :, :, None]),
-        (options.get("logit_scale"), heads[..., None]),
+        (logit_scale, heads[..., None]),
     ):
         if isinstance(of, Labels):  # a net computes them
             call.flow.ties.join(of.ids, ids, call.node.name)
@@ -206,13 +226,13 @@ def window_attention(
             call.meet(of, ids)
     call.index(proj_weight, 1, values)
     written = call.write(proj_weight, 0, proj_weight.shape[0])
-    call.index(options.get("proj_bias"), 0, written)
+    call.index(proj_bias, 0, written)
     return Labels.along(written, len(call.shape) - 1, call.shape)
 
 
-def projected(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Any, Any] | None:
+def projected(net: nn.Module, node: fx.Node) -> tuple[fx.Node, Any, Any] | None:
     """Of a self-attention layer."""
-    layer, of = layer_of(graph, node), [*node.args, *node.kwargs.values()][:3]
+    layer, of = net.get_submodule(node.target), [*node.args, *node.kwargs.values()][:3]
     if not layer._qkv_same_embed_dim or any(one is not of[0] for one in of):
         return None
     bias = None if layer.in_proj_bias is None else f"{node.target}.in_proj_bias"
@@ -220,7 +240,7 @@ def projected(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Any, Any] 
 
 
 PROJECTIONS[nn.MultiheadAttention] = projected
-PROJECTIONS["shifted_window_attention"] = lambda graph, node: (*node.args[:2], node.kwargs.get("qkv_bias"))
+PROJECTIONS["shifted_window_attention"] = lambda net, node: (*node.args[:2], node.kwargs.get("qkv_bias"))
 
 
 @handler("_patch_merging_pad")

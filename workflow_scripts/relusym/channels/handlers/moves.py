@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from relusym.channels.flow import Call, handler
+from relusym.channels.flow import Call
 from relusym.channels.handlers import ACTIVATING, ACTIVATIONS, ADDITIONS
 from relusym.channels.labels import FIXED, Labels, Weights
+from relusym.channels.tracing import handler
 
 # ---- entry by entry
 
@@ -39,52 +40,86 @@ POINTWISE = (
 )
 
 
-@handler(
-    *POINTWISE,
-    *(ACTIVATING - {"prelu"}),
-    *("sigmoid", "sigmoid_", "hardsigmoid", "tanh", "tanh_", "softsign", "logsigmoid", "hardtanh_", "silu_"),
-    *(
-        "clamp",
-        "clamp_",
-        "exp",
-        "log",
-        "log1p",
-        "sqrt",
-        "rsqrt",
-        "square",
-        "pow",
-        "abs",
-        "neg",
-        "sign",
-        "erf",
-    ),
-    *("sin", "cos", "reciprocal", "round", "floor", "ceil", "dropout", "dropout1d", "dropout2d", "dropout3d"),
-    *("alpha_dropout", "feature_dropout", "stochastic_depth", "contiguous", "clone", "detach", "to", "type"),
-    *(
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "type_as",
-        "requires_grad_",
-        "nan_to_num",
-        "hardshrink",
-        "softshrink",
-    ),
-)
-def pointwise(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
-    others = [of for of in rest if isinstance(of, Weights | Labels) and of.shape == x.shape]
-    return call.combine(x, *others) if others else x
+@handler(*POINTWISE)
+def pointwise(call: Call, x: Any) -> Any:
+    return x
 
 
 @handler(
-    *ADDITIONS, "sub", "isub", "sub_", "rsub", "mul", "imul", "mul_", "multiply", "div", "truediv", "div_"
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "stochastic_depth"
 )
-@handler("itruediv", "maximum", "minimum", "addcmul", "where", "lerp", "atan2", "true_divide", "subtract")
-def entrywise(call: Call, *operands: Any, **options: Any) -> Any:
-    return call.combine(
-        *operands, *(of for of in options.values() if isinstance(of, Labels | Weights | Tensor))
-    )
+@handler(
+    "contiguous", "clone", "detach", "to", "type", "float", "double", "half", "bfloat16", "requires_grad_"
+)
+def kept(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
+    return x
+
+
+@handler("type_as")
+def typed(call: Call, x: Any, other: Any) -> Any:
+    return x
+
+
+@handler(
+    *ADDITIONS, "sub", "isub", "sub_", "subtract", "rsub", "mul", "imul", "mul_", "multiply", "div", "div_"
+)
+@handler(
+    "truediv",
+    "itruediv",
+    "true_divide",
+    "pow",
+    "pow_",
+    "ipow",
+    "maximum",
+    "minimum",
+    "addcmul",
+    "where",
+    "lerp",
+)
+@handler(
+    "atan2", "clamp", "clamp_", "clip", "clamp_max", "exp", "log", "log1p", "sqrt", "rsqrt", "square", "abs"
+)
+@handler("neg")
+@handler(
+    "sign",
+    "erf",
+    "sin",
+    "cos",
+    "reciprocal",
+    "round",
+    "floor",
+    "ceil",
+    "nan_to_num",
+    "hardshrink",
+    "softshrink",
+)
+@handler(
+    "sigmoid", "sigmoid_", "hardsigmoid", "tanh", "tanh_", "softsign", "logsigmoid", "hardtanh_", "silu_"
+)
+@handler(
+    "hardswish_", "elu_", "mish_", "leaky_relu_", "expm1", "exp_", "sqrt_", "floordiv", "log2", "masked_fill"
+)
+@handler(
+    "gt",
+    "lt",
+    "ge",
+    "le",
+    "eq",
+    "ne",
+    "logical_and",
+    "logical_or",
+    "logical_not",
+    "invert",
+    "masked_fill_",
+    "addcdiv",
+)
+@handler(*(ACTIVATING - {"prelu"}))
+def entrywise(call: Call, *operands: Any, **named: Any) -> Any:
+    """A function of entries at the same place of tensors that are broadcast."""
+    tensors = [of for of in (*operands, *named.values()) if isinstance(of, Labels | Weights | Tensor)]
+    if len(tensors) == 1 and tensors[0].shape == call.shape:
+        return tensors[0]
+    return call.combine(*tensors)
 
 
 # ---- moved without being changed
@@ -126,7 +161,7 @@ MOVES = (
         "repeat",
     ),
     *("repeat_interleave", "tile", "stack", "hstack", "vstack", "pixel_shuffle", "pixel_unshuffle"),
-    *("channel_shuffle", "broadcast_to", "diagonal", "_get_relative_position_bias"),
+    *("channel_shuffle", "broadcast_to", "diagonal", "_get_relative_position_bias", "rot90"),
 )
 
 
@@ -135,6 +170,8 @@ def moves(call: Call, *operands: Any, **options: Any) -> Any:
     """The same operation on the labels themselves."""
     if isinstance(operands[0], tuple | list) and call.node.target is not torch.stack:
         return operands[0][operands[1]]  # of a tuple of tensors
+    if isinstance(operands[0], Tensor):
+        raise call.refusal("what moves a constant depends on the image")
     weights = [of for of in tree_leaves((operands, options)) if isinstance(of, Weights)]
     if weights:
         if len(weights) > 1 or weights[0] is not operands[0]:
@@ -144,7 +181,12 @@ def moves(call: Call, *operands: Any, **options: Any) -> Any:
         if not isinstance(call.result, Tensor):
             parts = zip(*moved.values(), strict=True)
             return tuple(Weights(part[0].shape, dict(zip(moved, part, strict=True))) for part in parts)
-        return Weights(call.shape, moved)
+        return Weights(
+            call.shape, {name: Labels.of(ids).ids for name, ids in moved.items()}, weights[0].pooled
+        )
+    if call.node.target is torch.stack:
+        pieces = [of if isinstance(of, Labels) else constant(call, of) for of in operands[0]]
+        operands = call.flow.ties.distinct([of.entries for of in pieces]), *operands[1:]
     operands, options = tree_map(lambda of: of.entries if isinstance(of, Labels) else of, (operands, options))
     moved = _moved(call, *operands, **options)
     return Labels.of(moved) if isinstance(moved, Tensor) else tuple(map(Labels.of, moved))
@@ -159,12 +201,20 @@ def _moved(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
     return call.node.target(x, *rest, **options)
 
 
+@handler("set_item")
+def assigned(call: Call, x: Labels, index: Any, value: Any) -> Labels:
+    """What takes the place of some entries is joined with what was there."""
+    part = Labels.of(x.entries[index])
+    call.combine(part, value, shape=part.shape)
+    return x
+
+
 @handler("cat", "concat", "concatenate")
 def cat(call: Call, tensors: Any, dim: int = 0, **options: Any) -> Any:
     dim = options.get("axis", dim) % call.result.ndim
     labelled = [of for of in tensors if isinstance(of, Labels)]
     if not labelled:
-        raise call.refusal("parameters are joined in a way that isn't known")
+        return _joined_weights(call, tensors, dim)
     elsewhere = any(set(of.varies) - {dim} for of in labelled)
     if elsewhere and not any(dim in of.varies for of in labelled):  # tokens are joined, and not channels
         ids = None
@@ -177,7 +227,21 @@ def cat(call: Call, tensors: Any, dim: int = 0, **options: Any) -> Any:
                 call.flow.ties.join(ids, constant(call, of).ids, call.node.name)
         return Labels(call.shape, ids)
     pieces = [of if isinstance(of, Labels) else constant(call, of) for of in tensors]
-    return Labels.of(torch.cat([piece.entries for piece in pieces], dim))
+    return Labels.of(torch.cat(call.flow.ties.distinct([piece.entries for piece in pieces]), dim))
+
+
+def _joined_weights(call: Call, tensors: Any, dim: int) -> Weights:
+    """Parameters and constants beside each other: where one is, the others have no entries."""
+    if any(of.pooled for of in tensors if isinstance(of, Weights)):
+        raise call.refusal("what is computed of parameters is joined")
+    sources: dict[str, list[Tensor]] = {
+        name: [torch.full(of.shape, -1) for of in tensors]
+        for of in tensors if isinstance(of, Weights) for name in of.sources
+    }  # fmt: skip
+    for i, of in enumerate(tensors):
+        for name, entries in of.sources.items() if isinstance(of, Weights) else ():
+            sources[name][i] = entries.expand(of.shape)
+    return Weights(call.shape, {name: torch.cat(parts, dim) for name, parts in sources.items()})
 
 
 def constant(call: Call, of: Any) -> Labels:
@@ -230,3 +294,21 @@ def spatial(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
     if not isinstance(call.result, Tensor):
         raise call.refusal("pooling that returns indices isn't supported")
     return Labels.along(call.along(x, 1), 1, call.shape)
+
+
+@handler("unfold", "im2col", nn.Unfold)
+def unfolded(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
+    """Patches as columns: of every channel all pixels of a patch, channel after channel; or windows of a dimension."""
+    if call.node.op == "call_method":
+        return moves(call, x, *rest, **options)
+    labels = call.along(x, -3)
+    dim = len(call.shape) - 2
+    return Labels.along(labels.repeat_interleave(call.shape[dim] // len(labels)), dim, call.shape)
+
+
+@handler("fold", "col2im", nn.Fold)
+def folded(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
+    """Patches added up to a map again."""
+    dim = len(call.shape) - 3
+    labels = call.flow.ties.join_along(call.along(x, -2).reshape(call.shape[dim], -1), [1], call.node.name)
+    return Labels.along(labels.flatten(), dim, call.shape)

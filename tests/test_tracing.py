@@ -1,0 +1,364 @@
+"""Nets as people write them: traced once, permuted without a change, or refused in one line."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from small_nets import Images, resnet, smooth_images, vgg11
+from test_structures import difference, with_statistics
+from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
+
+from relusym.channels import traced as tracing
+from relusym.channels.traced import TracedNet, channel_groups
+from relusym.channels.tracing import Handlers
+from relusym.errors import UserError
+from relusym.merging.merge import flip_merge, merge
+from relusym.pixels.transform import check_planted, flip
+from relusym.reporting.report import report
+from relusym.symmetry import HORIZONTAL_FLIP
+
+
+class Net(nn.Module):
+    """Two convolutions and a linear layer: 16 channels can be permuted."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Linear(8, 5),
+        )
+
+    def body(self, x):
+        return F.relu(self.b(F.relu(self.a(x))))
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class Normalised(Net):
+    """By a buffer, one that isn't saved, and a constant made in forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.full((3,), 0.4))
+        self.register_buffer("std", torch.full((3,), 0.2), persistent=False)
+
+    def forward(self, x):
+        x = (x - self.mean[None, :, None, None]) / self.std[None, :, None, None]
+        return super().forward(x * torch.tensor([0.3, 0.6, 0.1]).view(1, 3, 1, 1))
+
+
+class Optional(Net):
+    """Optional arguments, assertions and control flow on shapes."""
+
+    def forward(self, x, features=False, mask=None, **unused):
+        assert isinstance(x, torch.Tensor) and x.shape[1] == 3, "RGB images"
+        torch._assert(x.shape[-1] > 2, "small")
+        torch._check(x.dim() == 4)
+        batch, _, height, width = x.shape
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, width % 2, 0, height % 2))
+        x = self.body(x)
+        if features:
+            return x
+        return self.head(x.view(batch, -1, int(x.shape[2] * x.shape[3])).mean(2))
+
+
+class FromShapes(Net):
+    """Sizes of kernels, pads and views are computed; a squeeze that leaves the batch alone."""
+
+    def forward(self, x):
+        x = self.body(x)
+        x = F.max_pool2d(x, x.shape[-1] // 8)
+        x = F.pad(x, (0, x.size(3) % 2, 0, 0))
+        return self.head(F.avg_pool2d(x, x.size()[2:]).squeeze())
+
+
+class Standardised(Net):
+    """Weights computed from parameters: standardised by hand, and by a batch norm with a gain."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(8, 1, 1, 1) + 0.5)
+
+    def body(self, x):
+        w = self.a.weight
+        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+        x = F.relu(F.conv2d(x, w, self.a.bias, padding=1))
+        rows = self.b.weight.reshape(1, 8, -1)
+        v = F.batch_norm(rows, None, None, weight=(self.gain * 0.3).view(-1), training=True).reshape_as(
+            self.b.weight
+        )
+        return F.relu(F.conv2d(x, v, self.b.bias, padding=1))
+
+
+class Blurred(Net):
+    """A fixed blur between the layers, the same in all channels."""
+
+    def body(self, x):
+        x = F.relu(self.a(x))
+        kernel = torch.tensor([1.0, 2.0, 1.0]).to(x)
+        kernel = (kernel[:, None] * kernel / 16).expand(x.shape[1], 1, 3, 3)
+        return F.relu(self.b(F.conv2d(x, kernel, padding=1, groups=x.shape[1])))
+
+
+class Operands(Net):
+    """Parameters as exponents and bounds, and a product of matrices with one."""
+
+    def __init__(self):
+        super().__init__()
+        self.power, self.most = nn.Parameter(torch.rand(1, 8, 1, 1) + 1), nn.Parameter(torch.rand(8, 1, 1))
+        self.matrix = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x):
+        x = torch.clamp(F.relu(self.a(x)) ** self.power, max=self.most)
+        x = F.relu(self.b(x)).mean((2, 3))
+        return self.head(F.relu(x @ self.matrix))
+
+
+class Biased(Net):
+    """Attention with a bias for each head from a small net that reads constants, and a bias of queries and values."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.qkv = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 48, bias=False)
+        self.q_bias, self.v_bias = nn.Parameter(torch.randn(16)), nn.Parameter(torch.randn(16))
+        self.mlp = nn.Sequential(nn.Linear(2, 12), nn.ReLU(), nn.Linear(12, 4, bias=False))
+        self.out, self.head = nn.Linear(16, 16), nn.Linear(16, 5)
+        grid = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")).flatten(1)
+        self.register_buffer(
+            "apart", (grid[:, :, None] - grid[:, None]).permute(1, 2, 0).float(), persistent=False
+        )
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        q, k, v = F.linear(x, self.qkv.weight, bias).view(len(x), 16, 3, 4, 4).permute(2, 0, 3, 1, 4)
+        mask = self.mlp(self.apart.to(x)).permute(2, 0, 1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.head((x + self.out(y.transpose(1, 2).flatten(2))).mean(1))
+
+
+class Mixer(nn.Module):
+    """Layers along tokens, whose channels x + f(x) keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, 24, 8, 8), nn.LayerNorm(24), nn.Linear(24, 5)
+        self.t1, self.t2, self.c1, self.c2 = (
+            nn.Linear(*of) for of in ((16, 20), (20, 16), (24, 32), (32, 24))
+        )
+
+    def forward(self, x):
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        x = x + self.t2(F.gelu(self.t1(self.norm(x).transpose(1, 2)))).transpose(1, 2)
+        return self.head((x + self.c2(F.gelu(self.c1(x)))).mean(1))
+
+
+class Frozen(Net):
+    """Batch norms that are all buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = FrozenBatchNorm2d(8)
+
+    def body(self, x):
+        return F.relu(self.b(F.relu(self.norm(self.a(x)))))
+
+
+class Unfolded(Net):
+    """Patches as columns and back, and a part of the channels that is written anew."""
+
+    def body(self, x):
+        x = F.relu(self.a(x))
+        x = F.fold(F.unfold(x, 2, stride=2) * 2, x.shape[2:], 2, stride=2)
+        x = x.clone()
+        x[:, :, 1:] = x[:, :, 1:] + x[:, :, :-1]
+        return F.relu(self.b(x))
+
+
+CHANNELS = {
+    Normalised: 16,
+    Optional: 16,
+    FromShapes: 16,
+    Standardised: 16,
+    Blurred: 16,
+    Operands: 24,
+    Unfolded: 16,
+}
+CHANNELS |= {Frozen: 16, Biased: 16 + 16 + 16 + 12 + 4, Mixer: 24 + 32}
+
+
+@pytest.mark.parametrize("kind", CHANNELS, ids=lambda kind: kind.__name__)
+def test_nets_as_people_write_them_are_permuted_and_compute_the_same(kind):
+    torch.manual_seed(0)
+    net = with_statistics(kind())
+    groups = channel_groups(net, (3, 32, 32))
+    assert sum(group.size for group in groups) == CHANNELS[kind]
+    assert difference(net, groups=groups)[0] < 1e-10
+
+
+@pytest.mark.parametrize(
+    "kind", [Normalised, Optional, FromShapes, Standardised, Blurred], ids=lambda k: k.__name__
+)
+def test_nets_as_people_write_them_are_merged_with_their_flipped_selves(kind):
+    torch.manual_seed(0)
+    net = kind().eval()
+    before = set(vars(net)) | set(net.state_dict())
+    merged = flip_merge(net, [torch.randn(20, 3, 32, 32)])
+    assert all(abs(value) <= 1 for value in merged.barrier.values())
+    assert set(vars(net)) | set(net.state_dict()) == before and not merged.traced.fixed
+
+
+def test_a_net_that_computes_in_bfloat16_is_merged():
+    class Autocast(Net):
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                x = self.body(x)
+            return self.head(x.float().mean((2, 3)))
+
+    torch.manual_seed(0)
+    assert flip_merge(Autocast(), [torch.randn(20, 3, 16, 16)]).checks["fused_repair"] < 1e-3
+
+
+def test_the_net_in_a_wrapper_is_traced():
+    net = Net()
+    expected = channel_groups(net)
+    assert channel_groups(nn.DataParallel(net)) == channel_groups(torch.compile(net)) == expected
+    with pytest.raises(UserError, match="Net is scripted: give the net that it was made from"):
+        channel_groups(torch.jit.script(net))
+
+
+class Depends(Net):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x):
+        return super().forward(self.how(x))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            lambda x: x if x.sum() > 0 else -x,
+            "can't be traced: what it does depends on the image's values .by bool",
+        ),
+        (lambda x: x * x.max().item(), "depends on the image's values .by item"),
+        (lambda x: x - x.mean(0), "what it computes of an image depends on the other images of its batch"),
+        (lambda x: x if len(x) < 3 else x * 2, "calls other operations on 3 images than on 2"),
+        (lambda x: F.dropout(x, 0.5), "something else each time, in evaluation mode: it draws at random"),
+        (lambda x: torch.ones(2, 3, 32, 32), "doesn't depend on the image"),
+    ],
+    ids=["bool", "item", "batch", "length", "dropout", "constant"],
+)
+def test_what_no_graph_can_show_is_refused(how, message):
+    with pytest.raises(UserError, match=message):
+        channel_groups(Depends(how))
+
+
+class Gain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return x * self.gain[:, None, None]
+
+
+def test_a_handler_that_leaves_something_out_is_named_though_the_weights_hide_it():
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), Gain(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    )
+    wrong = Handlers()
+    wrong.handler(Gain)(lambda call, x: x)
+    with pytest.raises(UserError, match=r"Sequential: permuting its channels changes .* first at layer 1: "):
+        channel_groups(net, handlers=wrong)
+    assert [group.size for group in channel_groups(net)] == [8]
+
+
+def count(monkeypatch):
+    nets = []
+    original = tracing.trace
+    monkeypatch.setattr(tracing, "trace", lambda net, *rest: nets.append(net) or original(net, *rest))
+    return nets
+
+
+@pytest.mark.slow(seconds=3)
+@pytest.mark.parametrize("net", [vgg11, lambda: resnet(size=32)], ids=["vgg11", "resnet"])
+def test_a_report_traces_its_net_once(monkeypatch, net):
+    net, traced = net(), count(monkeypatch)
+    report(net, Images(smooth_images(30), 30), partial_images=10)
+    assert traced == [net]
+
+
+def test_a_merge_traces_either_net_once(monkeypatch):
+    torch.manual_seed(0)
+    nets, traced = (Net().eval(), Net().eval()), count(monkeypatch)
+    merge(*nets, [torch.randn(20, 3, 16, 16)])
+    assert traced == list(nets)
+
+
+def test_a_flipped_net_is_checked_in_float64_at_a_size_that_its_strides_allow():
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    )
+    traced = TracedNet(net, (3, 16, 16))
+    assert check_planted(traced, HORIZONTAL_FLIP) < 1e-12
+    x = torch.randn(2, 3, 17, 17)
+    assert torch.allclose(flip(traced)(x.flip(-1)), net(x), atol=1e-5)
+    unflippable = nn.Sequential(nn.Conv2d(3, 8, 2, 2), nn.Flatten(), nn.Linear(8 * 64, 4))
+    unflippable[0].stride = (3, 3)
+    unflippable[2] = nn.Linear(8 * 25, 4)
+    assert check_planted(TracedNet(unflippable, (3, 16, 16)), HORIZONTAL_FLIP) is None
+
+
+@pytest.mark.slow(seconds=2)
+def test_handlers_of_extending_md_serve_merges_and_reports():
+    class Gain(nn.Module):
+        """By NumPy, in evaluation mode."""
+
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.rand(8) + 0.5)
+
+        def forward(self, x):
+            return torch.from_numpy(x.detach().numpy() * self.gain.detach().numpy()[:, None, None])
+
+    page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+    (code,) = (of for of in re.findall(r"```python\n(.*?)```", page, re.S) if "Handlers()" in of)
+    names = {"Gain": Gain}
+    exec(code, names)
+    torch.manual_seed(0)
+    nets = [
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3), Gain(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+        )
+        for _ in range(2)
+    ]
+    images, handlers = Images(smooth_images(40), 20), names["handlers"]
+    for merged in (merge(*nets, images, handlers=handlers), flip_merge(nets[0], images, handlers=handlers)):
+        assert len(merged.permutations["0"]) == 8 and merged.checks["permuted_logits"] < 1e-5
+    assert report(nets[0], images, partial_images=10, handlers=handlers).layers[0].equivariance["matched"] < 2
+    with pytest.raises(UserError, match="depends on the image's values"):
+        merge(*nets, images)
+
+
+def test_what_depends_on_a_parameters_values_and_images_of_another_size_are_refused():
+    class Reads(Net):
+        def forward(self, x):
+            return super().forward(x) if self.head.bias.sum() > 0 else -super().forward(x)
+
+    with pytest.raises(
+        UserError, match=r"Reads can't be traced: what it does depends on a parameter's values .by bool"
+    ):
+        channel_groups(Reads())
+    with pytest.raises(UserError, match="Net is traced for images of 3×32×32, and these are 3×16×16"):
+        flip_merge(TracedNet(Net()).net, [torch.randn(8, 3, 16, 16)]) and channel_groups(
+            TracedNet(Net()), (3, 16, 16)
+        )

@@ -1,0 +1,310 @@
+"""A net's graph, made once and carried through all that reads it; and the check that its channel groups are right."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from relusym.channels.flow import Flow, describe, refuse
+from relusym.channels.groups import ChannelGroup, groups_of, order_of, permute, random_permutations
+from relusym.channels.labels import Labels
+from relusym.channels.tracing import REGISTERED, Handlers, bound, show_projections, trace, unwrapped
+from relusym.errors import UserError
+from relusym.evaluation.logits import logits_of
+
+LIMIT = 1e-10  # relative difference in float64: right nets are within 1e-14, wrong ones at 1e-3 and more
+LAYERS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.Linear,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+DRAWS = 12  # of permutations, of which that is checked that moves most
+FLOATS = {torch.float16, torch.bfloat16, torch.float32}
+CASTS = {"float", "half", "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A copy of a net in float64 with values at which what is wrong shows, which those of a fresh net often don't.
+
+    Every floating tensor of the state dict is drawn; what the architecture has beside it stays.
+
+    Attributes:
+        net: the copy.
+        graph: with the copy's layers.
+        constants: that the graph reads.
+        x, logits: two images, and what it computes of them.
+    """
+
+    net: nn.Module
+    graph: fx.GraphModule
+    constants: dict[str, Tensor]
+    x: Tensor
+    logits: Tensor
+
+
+class TracedNet:
+    """A net, what it computes as a graph, and what that says of its channels and pixels; each is found once.
+
+    Args:
+        net: stays as it is; `DataParallel`, `DistributedDataParallel` and compiled nets are unwrapped.
+        image_shape: one image's (channels, height, width).
+        handlers: of layers and functions that PyTorch doesn't have, beside those that are registered.
+
+    Attributes:
+        graph: of the operations that it calls; `module` gives it with layers.
+        constants: the tensors that it reads and that are no parameters or buffers, by name.
+
+    Raises:
+        UserError: the net can't be run on such images, or its graph can't be read.
+    """
+
+    def __init__(
+        self, net: nn.Module, image_shape: tuple[int, ...] = (3, 32, 32), handlers: Handlers | None = None
+    ):
+        self.net, self.image_shape = unwrapped(net), tuple(image_shape)
+        self.handlers = REGISTERED if handlers is None else REGISTERED | handlers
+        refuse(self.net)
+        self.graph, self.constants = trace(self.net, self.image_shape, self.handlers)
+        show_projections(self.graph, self.net)
+        self._flows: dict[type[Flow], Flow] = {}
+        self.known: dict[Any, Any] = {}  # what others have found of it
+
+    def module(self, net: nn.Module | None = None, inside: bool = False) -> fx.GraphModule:
+        """The graph with this net's layers, or with those of a copy of it; they are shared, and not copied.
+
+        Args:
+            inside: with a node for the queries, keys and values of each attention layer that shows none, before it;
+                nothing reads it but those who match channels.
+        """
+        graph = deepcopy(self.graph)
+        for node in () if inside else reversed(list(graph.nodes)):
+            if "layer" in node.meta or (node.op == "get_attr" and not node.users):
+                graph.erase_node(node)
+        return bound(graph, self.net if net is None else net, self.constants)
+
+    def copied(self, net: nn.Module) -> TracedNet:
+        """The same of a copy of this net, whatever its weights, without tracing it."""
+        copied = object.__new__(type(self))
+        copied.__dict__ = self.__dict__ | {"net": unwrapped(net)}  # with what is known of the architecture
+        return copied
+
+    def flow(self, kind: type[Flow]) -> Any:
+        """How labels of a kind flow through the net, such as those of pixels, `PixelFlow`."""
+        if kind not in self._flows:
+            planted = self.planted
+            self._flows[kind] = kind(planted.net, planted.graph, planted.x[:1], self.handlers)
+        return self._flows[kind]
+
+    @cached_property
+    def planted(self) -> Planted:
+        """A copy with planted values."""
+        net = deepcopy(self.net).double().eval()
+        constants = {key: of.double() if of.dtype in FLOATS else of for key, of in self.constants.items()}
+        graph = bound(_in_float64(deepcopy(self.graph)), net, constants)
+        draw = torch.Generator().manual_seed(7)
+        x = torch.randn(2, *self.image_shape, generator=draw, dtype=torch.float64)
+        x = x.to(next(net.parameters(), x).device)
+        before = {key: of.clone() for key, of in net.state_dict().items()}
+        with torch.no_grad():
+            _draw(net, draw)
+            logits = logits_of(_Scaled(graph).run(x))
+            if not logits.isfinite().all():  # as of an exponential
+                net.load_state_dict(before)
+                _vary(net, draw)
+                logits = logits_of(graph(x))
+        if not logits.isfinite().all():
+            raise UserError(f"{type(net).__name__}: its logits aren't finite with weights drawn at random")
+        return Planted(net, graph, constants, x, logits)
+
+    @property
+    def fixed(self) -> dict[str, str]:
+        """Operations whose effect on channels isn't known, so that all that they read and write stay → why."""
+        return self.flow(Flow).fixed
+
+    @cached_property
+    def groups(self) -> list[ChannelGroup]:
+        """Its channel groups as `channel_groups` describes them, checked.
+
+        Raises:
+            UserError: permuted at random, they change what the net computes; named is the first layer where it shows.
+        """
+        found, planted = groups_of(self.flow(Flow)), self.planted
+        name = type(self.net).__name__
+        if not _difference(planted.logits[:1], logits_of(self.flow(Flow).result)) < LIMIT:
+            raise UserError(f"{name}: what it computes of an image depends on the other images of its batch")
+        permutations = _moving(found)
+        permuted = deepcopy(planted.net)
+        permuted.load_state_dict(permute(planted.net.state_dict(), found, permutations))
+        graph = bound(planted.graph.graph, permuted, planted.constants)
+        with torch.no_grad():
+            if not _difference(planted.logits, logits_of(graph(planted.x))) < LIMIT:
+                where = self._first_difference(graph, found, permutations)
+                raise UserError(
+                    f"{name}: permuting its channels changes what it computes, first at {where}: what happens there to "
+                    "channels isn't known; register a handler for it"
+                )
+        return found
+
+    def _first_difference(
+        self, permuted: fx.GraphModule, groups: list[ChannelGroup], permutations: dict[str, Tensor]
+    ) -> str:
+        planted, labels = self.planted, self.flow(Flow).labels
+        outputs = [_Kept(graph).kept(planted.x) for graph in (planted.graph, permuted)]
+        for node in planted.graph.graph.nodes:
+            of = labels.get(node)
+            if not isinstance(of, Labels) or len(of.varies) > 1:
+                continue
+            here, there = (kept[node.name] for kept in outputs)
+            for dim in of.varies:
+                order = order_of(node.name, here.shape[dim], groups, permutations, dim)
+                here = here.index_select(dim, order.to(here.device))
+            if not _difference(here, there) < LIMIT:
+                return describe(node)
+        return "its output"
+
+
+def _moving(groups: list[ChannelGroup]) -> dict[str, Tensor]:
+    """Permutations drawn at random that leave as few channels as can be at their places."""
+    draw, found = torch.Generator().manual_seed(5), {}
+    units: dict[Any, list[ChannelGroup]] = {}
+    for group in groups:
+        units.setdefault(group.name if group.tied is None else group.tied, []).append(group)
+    for unit in units.values():
+        drawn = [random_permutations(unit, draw) for _ in range(DRAWS)]
+        found |= min(drawn, key=lambda of: sum(int((p == torch.arange(len(p))).sum()) for p in of.values()))
+    return found
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    return (
+        float((one - other).norm() / one.norm().clamp(min=1e-30))
+        if one.shape == other.shape
+        else float("inf")
+    )
+
+
+def _in_float64(graph: fx.Graph) -> fx.Graph:
+    """A graph without casts to smaller numbers."""
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target in CASTS:
+            node.target = "double"
+        wide = [_wide(of) for of in (node.args, node.kwargs)]
+        node.args, node.kwargs = wide
+    return graph
+
+
+def _wide(args: Any) -> Any:
+    if isinstance(args, dict):
+        return {key: _wide(of) for key, of in args.items()}
+    if isinstance(args, tuple | list):
+        parts = [_wide(of) for of in args]
+        return parts if isinstance(args, list) else tuple(parts)
+    return torch.float64 if isinstance(args, torch.dtype) and args in FLOATS else args
+
+
+def _draw(net: nn.Module, draw: torch.Generator) -> None:
+    """Draw every floating tensor: kernels small, scales positive."""
+    for key, value in net.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        noise = torch.randn(value.shape, generator=draw, dtype=torch.float64)
+        if value.ndim > 1 and "weight" in key.rpartition(".")[2]:
+            noise /= max(1, value[0].numel()) ** 0.5
+        elif key.endswith(("var", "scale", "gamma")) or (
+            value.ndim <= 1 and not key.endswith(("bias", "mean"))
+        ):
+            noise = torch.rand(value.shape, generator=draw, dtype=torch.float64) + 0.5
+        elif value.ndim <= 1:
+            noise *= 0.3
+        value.copy_(noise)
+
+
+def _vary(net: nn.Module, draw: torch.Generator) -> None:
+    """Change every floating tensor by a tenth of its size, or of 1 where it is zero."""
+    for value in net.state_dict().values():
+        if value.is_floating_point():
+            noise = torch.randn(value.shape, generator=draw, dtype=torch.float64).to(value.device)
+            value.add_(noise * (value.abs().mean().clamp(min=1e-3) if value.any() else 1) / 10)
+
+
+class _Scaled(fx.Interpreter):
+    """Scales each convolution and linear layer, so that what it writes has standard deviation 1."""
+
+    def __init__(self, graph: fx.GraphModule):
+        super().__init__(graph)
+        self.scaled: set[int] = set()
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        result, layer = super().call_module(target, args, kwargs), self.fetch_attr(target)
+        if not isinstance(layer, LAYERS) or id(layer.weight) in self.scaled:
+            return result
+        self.scaled.add(id(layer.weight))
+        size = result.std().clamp(min=1e-6)
+        for value in (layer.weight, layer.bias):
+            if value is not None:
+                value.div_(size)
+        return result / size
+
+
+class _Kept(fx.Interpreter):
+    """Keeps what every node returns."""
+
+    def kept(self, x: Tensor) -> dict[str, Any]:
+        self.results: dict[str, Any] = {}
+        self.run(x)
+        return self.results
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self.results[n.name] = result.clone() if isinstance(result, Tensor) else result
+        return result
+
+
+def channel_groups(
+    net: nn.Module | TracedNet,
+    image_shape: tuple[int, ...] | None = None,
+    handlers: Handlers | None = None,
+) -> list[ChannelGroup]:
+    """The net's channel groups in the order of their matching nodes; its input and output channels stay fixed.
+
+    VGG11 has 8, ResNet50 has 37. Channels are in one group if every tensor that one of them indexes the other indexes
+    as well, and if nothing else tells them apart. That permuting them changes nothing is checked in float64, at planted
+    values.
+
+    Args:
+        image_shape: one image's (channels, height, width), for how many pixels a flattened feature map has; None:
+            (3, 32, 32), or a traced net's.
+        handlers: as of `TracedNet`.
+
+    Raises:
+        UserError: as of `TracedNet`; or a net whose groups, permuted, change what it computes (the layer is named).
+    """
+    return as_traced(net, image_shape, handlers).groups
+
+
+def as_traced(
+    net: nn.Module | TracedNet, image_shape: tuple[int, ...] | None = None, handlers: Handlers | None = None
+) -> TracedNet:
+    """A traced net as it is, or a net traced, for images of (3, 32, 32) unless said otherwise.
+
+    Raises:
+        UserError: it is traced for images of another shape; or as of `TracedNet`.
+    """
+    if not isinstance(net, TracedNet):
+        return TracedNet(net, image_shape or (3, 32, 32), handlers)
+    if image_shape is not None and tuple(image_shape) != net.image_shape:
+        shapes = ["×".join(map(str, shape)) for shape in (net.image_shape, image_shape)]
+        raise UserError(
+            f"{type(net.net).__name__} is traced for images of {shapes[0]}, and these are {shapes[1]}"
+        )
+    return net
