@@ -22,8 +22,6 @@ def inside(read, otherwise):
 MAIN = inside(lambda: workflow.is_main_process, "--target-jobs" not in sys.argv)
 # A job that was submitted has its GPUs from the scheduler. Without: from the workflow's own slots.
 REMOTE = inside(lambda: workflow.remote_exec, False)
-# Trainings are submitted together where the command line or profile says how many. Without: one by one.
-GROUPS = inside(lambda: workflow.group_settings.group_components, {})
 # In a workflow that takes this one as a module, under which name a rule goes. Without: under its own.
 renamed = inside(lambda: workflow.modifier.modify_rulename, lambda name: name)
 # A module that is given its config reads no file of ours. Without: by whose Snakefile is being run.
@@ -34,6 +32,11 @@ IS_MAIN_SNAKEFILE = inside(
 # Keys of the command line and files of `--configfile`, for errors that name them. Without: config.yaml alone is checked.
 CONFIG_WORDS = inside(lambda: workflow.config_settings.config, {})
 CONFIG_FILES = inside(lambda: [*workflow.config_settings.configfiles], [])
+
+
+def groups():
+    """What is submitted together, as the command line or a profile says. Without: each training alone."""
+    return inside(lambda: workflow.group_settings.group_components, {})
 
 
 def runs_here():
@@ -51,7 +54,7 @@ def _command_line(is_read):
             return {*settings.targets}, {*settings.forcerun}, settings.forcetargets, settings.forceall
         from snakemake.cli import get_argument_parser
 
-        if os.path.basename(sys.argv[0]) not in ("snakemake", "__main__.py"):
+        if os.path.splitext(os.path.basename(sys.argv[0]))[0] not in ("snakemake", "__main__"):
             raise AttributeError
         words = get_argument_parser().parse_args(sys.argv[1:])
         return {*(words.targets or ())}, {*(words.forcerun or ())}, words.force, words.forceall

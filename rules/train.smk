@@ -29,7 +29,7 @@ rule train:
     log:
         f"{LOGS}/train/{NET}.log",
     group:  # of profiles/packed; a training on several GPUs is a submission of its own
-        lambda w: "train" if processes(w.unit) == 1 and "train" in GROUPS else None
+        lambda w: "train" if processes(w.unit) == 1 and "train" in groups() else None
     conda:
         ENVIRONMENT
     threads: lambda w: cores(w.unit)
