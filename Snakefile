@@ -6,9 +6,10 @@
 # compare, beyond (and each of its tables and figures, such as matchings), status, bench. Settings: config.yaml and scales/<scale>.yaml.
 from snakemake.utils import min_version
 
-min_version("9.27")
+min_version("9.14")
 
 
+include: "rules/inside.smk"
 include: "rules/config_files.smk"
 
 
@@ -18,18 +19,22 @@ configfile: "config.yaml"
 report: "report/workflow.rst"
 
 
-# used with --sdm apptainer alone; built by the recipe beside it, envs/relusym.def
-container: f"{workflow.current_basedir}/envs/relusym.sif"
+CONTAINER = f"{workflow.current_basedir}/envs/relusym.sif"
+
+# used with --sdm apptainer alone, whose images' paths have no spaces; built by the recipe beside it, envs/relusym.def
+if " " not in CONTAINER:
+
+    container: lambda wildcards: CONTAINER
 
 
 include: "rules/common.smk"
 include: "rules/resources.smk"
-include: "rules/cluster.smk"
 include: "rules/data.smk"
+include: "rules/cluster.smk"
+include: "rules/selection.smk"
 include: "rules/train.smk"
 include: "rules/merge.smk"
 include: "rules/theory.smk"
-include: "rules/shown.smk"
 include: "rules/tables.smk"
 include: "rules/status.smk"
 include: "rules/ending.smk"

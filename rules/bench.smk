@@ -9,12 +9,12 @@ rule bench:
         "results/bench/logs/bench.tsv"
     localrule: True
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     threads: lambda wildcards: workflow.cores
     resources:
         gpu=GPU,
     params:
-        root=str(HOME),
+        root=str(ROOT),
         device=SETTINGS.run.device,
     script:
         "../workflow_scripts/bench.py"

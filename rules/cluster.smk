@@ -1,8 +1,9 @@
 # Around a run: one Snakemake a scale, and a checklist before jobs are submitted.
 import atexit
-import os
 from itertools import chain
 
+from relusym.config.image_checks import check_images
+from relusym.data.extent import extent_of
 from relusym.jobs.checklist import (
     Submission,
     command_problems,
@@ -10,37 +11,36 @@ from relusym.jobs.checklist import (
     in_the_way,
     slurm_problems,
 )
-from relusym.data.extent import extent_of
-from relusym.config.image_checks import check_images
+
+PREPARED = sorted({job.prepared for job in RESULTS.jobs.values() if job.prepared})
 
 # The images that a run would make records from, if those there are of others: a line before any job, a run only without mixing.
 OTHER_IMAGES = {}
-if workflow.is_main_process:
-    if line := in_the_way([".snakemake", *RESULTS.folders]):
+if MAIN:
+    if line := in_the_way([".snakemake", *(RESULTS.prefix + folder for folder in RESULTS.folders)]):
         sys.exit(f"error: {line}")
     for line in folder_problems(Path(".snakemake")):  # where Snakemake writes even if nothing is to do
         sys.exit(f"error: {line}")
     try:
         # a damaged file is named here: inside of a rule, Snakemake would add lines of its own
-        for record in RESULTS.jobs:
-            RESULTS.reason(record)
-        for prepared in sorted({job.prepared for job in RESULTS.jobs.values() if job.prepared}):
+        for key in RESULTS.jobs:
+            RESULTS.is_there(key)
+        for prepared in PREPARED:
             if line := RESULTS.other_images(prepared):
-                OTHER_IMAGES[prepared] = line
+                OTHER_IMAGES[RESULTS.prefix + prepared] = line
                 print(f"notice: {line}", file=sys.stderr)
     except UserError as error:
         sys.exit(f"error: {error}")
 
 
-def jobs_to_run():
-    return [
-        job for job in workflow.dag.needrun_jobs() if job.rule.name not in (renamed("all"), renamed("status"))
-    ]
+def images_of(job):
+    """The file of prepared images that a job reads, if any."""
+    return job.params.get("reads", {}).get("data")
 
 
 def unwritable():
-    """Why a job couldn't write its outputs, its log or its costs; None if all can."""
-    files = {Path(file) for job in jobs_to_run() for file in [*job.output, *job.log, job.benchmark] if file}
+    """Why a job couldn't write its outputs or its log; None if all can."""
+    files = {Path(file) for job in jobs_to_run() for file in [*job.output, *job.log] if file}
     folders = sorted({file.parent for file in files})
     return in_the_way(folders, files) or next(chain(*map(folder_problems, folders)), None)
 
@@ -48,13 +48,13 @@ def unwritable():
 def unfit():
     """Why a run can't go well with the images or the device that the config names; None if it can."""
     device, run = SETTINGS.run.device, jobs_to_run()
-    files = {str(file) for job in run for file in [*job.input, *job.output]}
+    files = {str(file) for job in run for file in job.output} | {images_of(job) for job in run}
     try:
-        for prepared in sorted({job.prepared for job in RESULTS.jobs.values() if job.prepared} & files):
+        for prepared in sorted({RESULTS.prefix + prepared for prepared in PREPARED} & files):
             for model in SETTINGS.readers(Path(prepared).stem):
                 if extent := extent_of(SETTINGS.preparation_for(model)[0], Path(prepared)):
                     check_images(SETTINGS, model, extent)
-        if device.startswith("cuda") and workflow.local_exec and any(job.resources.get("gpu") for job in run):
+        if device.startswith("cuda") and runs_here() and any(job.resources.get("gpu") for job in run):
             from relusym.measuring.costs import device_of  # imports PyTorch
 
             device_of(device)
@@ -64,7 +64,7 @@ def unfit():
 
 def problems():
     """One line a reason why jobs that are submitted elsewhere can't go well, before the first of them is."""
-    if workflow.local_exec:
+    if runs_here():
         return []
     print(
         f"Assumed: the compute nodes see {Path.cwd()} and {sys.executable} under the same names (a shared file system).",
@@ -72,55 +72,25 @@ def problems():
     )
     found = []
     for option in ("submit_cmd", "cancel_cmd"):  # those of other schedulers
-        found += command_problems(getattr(workflow.executor_settings, option, None) or "")
-    if hasattr(workflow.executor_settings, "status_command"):  # those of Slurm
-        submissions = {submission_of(job) for job in jobs_to_run() if not job.is_local}
-        found += slurm_problems(sorted(submissions), workflow.executor_settings.status_command)
+        found += command_problems(executor_option(option) or "")
+    if status := executor_option("status_command"):  # of Slurm
+        submissions = {Submission(*submission_of(job)) for job in jobs_to_run() if not job.is_local}
+        found += slurm_problems(sorted(submissions), status)
     return found
-
-
-def submission_of(job):
-    """A job as the executor plugin will submit it, alone or with its group."""
-    from snakemake_executor_plugin_slurm.submit_string import get_submit_command
-    from snakemake_executor_plugin_slurm.utils import set_gres_string
-
-    whole = workflow.dag.get_job_group(job) or job
-    partition, account = (whole.resources.get(f"slurm_{name}") for name in ("partition", "account"))
-    given = {
-        "run_uuid": "test",
-        "slurm_logfile": os.devnull,
-        "comment_str": "test",
-        "account": f"-A {account}" if account else "",
-        "partition": f"-p {partition}" if partition else "",
-        "workdir": None,
-    }
-    call = get_submit_command(whole, given, workflow.executor_settings) + set_gres_string(whole)
-    # what grows past a partition's limit in a later attempt would wait in the queue for ever
-    attempts = 1 + job.restart_times
-    last = job.rule.expand_resources(job.wildcards_dict, job.input, attempts, skip_evaluation={"tmpdir"})
-    minutes = max(int(resources.get("runtime") or 0) for resources in (whole.resources, last))
-    options = " ".join(call.partition("--comment test ")[2].split())
-    return Submission(job.rule.name, partition or "", minutes, options)
 
 
 def mixing():
     """Why a run would put records of other images beside those that are there; None if it wouldn't."""
-    read = {file for job in jobs_to_run() for file in job.input if file in OTHER_IMAGES}
+    read = {images_of(job) for job in jobs_to_run()} & {*OTHER_IMAGES}
     return OTHER_IMAGES[min(read)] if read else None
 
 
-def lift_default_limit():
-    """Take Snakemake's own limit of 100 jobs a second off, which no scheduler is quick enough to meet.
-
-    With a limit, the scheduler looks through all jobs once more a second for each job that was ever started.
-    """
-    limit = workflow.scheduling_settings.max_jobs_per_timespan
-    if limit and (limit.max_jobs, limit.timespan) == (100, 1):
-        workflow.scheduler.job_rate_limiter = None
+RUN = []  # the rules of the jobs of this run
 
 
 onstart:
-    if jobs_to_run():
+    if jobs := jobs_to_run():
+        RUN.extend(job.rule.name for job in jobs)
         if line := mixing() or unwritable() or unfit():
             sys.exit(f"error: {line}")
         from relusym.jobs.job_lock import JobLock  # what a dry run does without
@@ -135,11 +105,8 @@ onstart:
             sys.exit(f"error: {error}")
         atexit.register(running.release)
         lift_default_limit()
-        if workflow.local_exec:
-            # beside the library: a workflow that uses this one as a module may lack it
-            from forked_script import run_as_forks
-
-            run_as_forks([job.rule.script for job in jobs_to_run() if job.rule.script])
+        if runs_here():
+            fork_scripts(jobs)
         found = problems()
         if found:
             sys.exit("\n".join(["Nothing was submitted:", *(f"  {problem}" for problem in found)]))

@@ -10,7 +10,7 @@ rule prepare_data:
         dataset="|".join(sorted({Path(job.prepared).stem for job in RESULTS.jobs.values() if job.prepared})),
     localrule: True
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     threads: 2
     resources:
         mem_mb=4000,
@@ -21,3 +21,7 @@ rule prepare_data:
         label=lambda w: SETTINGS.label(SETTINGS.readers(w.dataset)[0]),
     script:
         "../workflow_scripts/prepare_data.py"
+
+
+# of every path, where a workflow that takes this one as a module has set one
+RESULTS.prefix = rules.prepare_data.output[0].removesuffix("data/{dataset}.safetensors")

@@ -1,41 +1,49 @@
-# What a run ends with on the screen: the tables and figures that were asked for.
+# What a run ends with on the screen: the tables and figures that were asked for, as far as they show what is there.
 import atexit
 import shutil
+
+SEVERAL = {
+    "all": {name for name in SHOWN if name not in BEYOND},
+    "beyond": {name for name in SHOWN if name in BEYOND},
+    "compare": {"comparison", "claims"},
+}
 
 
 def print_results():
     """The tables and figures that were asked for; and that no net was trained, where records were there already."""
     from relusym.findings import screen  # imports pandas, which a start does without
 
-    asked = {rule.name: rule for rule in workflow.dag.targetrules}
-    several = [asked[renamed(name)].input for name in ("compare", "beyond") if renamed(name) in asked]
-    if text := screen.at_end(
-        [
-            name
-            for name in ("all", *TABLES, *FIGURES)
-            if renamed(name) in asked or any(note(name) in files for files in several)
-        ],
-        Path(FOLDER),
-        SETTINGS.names,
-        columns=shutil.get_terminal_size((120, 24)).columns,
-    ):
+    targets = words_of_command_line()[0] or {renamed("all")}
+    asked = [name for name in ("all", *SHOWN) if renamed(name) in targets]
+    for name in ("compare", "beyond"):
+        if renamed(name) in targets:
+            asked += [shown for shown in SHOWN if shown in SEVERAL[name] and shown not in asked]
+    made_of_now = [
+        name
+        for name in asked
+        if all(Path(RESULTS.prefix + note(each)).exists() for each in SEVERAL.get(name, {name}))
+    ]
+    folder = RESULTS.prefix + FOLDER
+    columns = shutil.get_terminal_size((120, 24)).columns
+    if text := screen.at_end(made_of_now, Path(folder), SETTINGS.names, columns=columns):
         print(text)
-        nets = {renamed(rule) for rule in (*SUBMITTED, "measure")}
-        if not any(job.rule.name in nets for job in workflow.dag.jobs if workflow.dag.needrun(job)):
+        trained = {renamed(rule) for rule in (*SUBMITTED, "measure")} & {*RUN}
+        if not trained and Path(f"{folder}/records/train").exists():
             print(
-                f"No net was trained: {FOLDER}/records has them all. To train them yourself, move {FOLDER} away first."
+                f"No net was trained: {folder}/records has them all. To train them yourself, move {folder} away first."
             )
 
 
 def print_results_if_there_was_nothing_to_do():
     # Snakemake calls no handler then
-    if workflow.scheduler and not workflow.dryrun and not len(workflow.dag):
+    if runs_jobs() and not RUN:
         print_results()
 
 
-if workflow.is_main_process:
+if MAIN:
     atexit.register(print_results_if_there_was_nothing_to_do)
 
 
 onsuccess:
-    atexit.register(print_results)  # so that it comes last, below what Snakemake prints
+    if RUN:
+        atexit.register(print_results)  # so that it comes last, below what Snakemake prints

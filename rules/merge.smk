@@ -3,16 +3,14 @@
 
 rule flip_merge:
     input:
-        unpack(lambda w: inputs_if_needed(FLIP.format(**w))),
+        lambda w: waits_for(job_of(FLIP, w)),
     output:
         record=update(FLIP),
         filters=update(FILTERS),  # small arrays, what the figures of filters are drawn from
     log:
-        f"{LOGS}/flip_merge/{{matching}}{{model}}-{{seed}}.log",
-    benchmark:
-        f"{BENCHMARKS}/flip_merge/{{matching}}{{model}}-{{seed}}.tsv"
+        f"{LOGS}/flip_merge/{MODEL}.log",
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     threads: SETTINGS.run.threads
     resources:
         nets=1,
@@ -27,15 +25,13 @@ rule flip_merge:
 
 rule pair_merge:
     input:
-        unpack(lambda w: inputs_if_needed(PAIR.format(**w))),
+        lambda w: waits_for(job_of(PAIR, w)),
     output:
         record=update(PAIR),
     log:
-        f"{LOGS}/pair_merge/{{matching}}{{model_1}}-{{seed_1}}--{{model_2}}-{{seed_2}}.log",
-    benchmark:
-        f"{BENCHMARKS}/pair_merge/{{matching}}{{model_1}}-{{seed_1}}--{{model_2}}-{{seed_2}}.tsv"
+        f"{LOGS}/pair_merge/{TWO_NETS}.log",
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     threads: SETTINGS.run.threads
     resources:
         nets=1,
@@ -50,15 +46,13 @@ rule pair_merge:
 
 rule measure:  # beyond the paper: see relusym/config/measurements.py
     input:
-        unpack(lambda w: inputs_if_needed(MEASURED.format(**w))),
+        lambda w: waits_for(job_of(MEASURED, w)),
     output:
         record=update(MEASURED),
     log:
-        f"{LOGS}/{{measurement}}/{{nets}}.log",
-    benchmark:
-        f"{BENCHMARKS}/{{measurement}}/{{nets}}.tsv"
+        f"{LOGS}/{{measurement}}/{NETS}.log",
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     threads: SETTINGS.run.threads
     resources:
         nets=1,

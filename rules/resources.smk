@@ -3,7 +3,7 @@ from relusym.errors import hears
 
 GPU = 0 if SETTINGS.run.device == "cpu" else 1
 # On a machine of its own (no scheduler behind the executor), a job takes its GPU from relusym/jobs/gpu_slots.py.
-JOBS_PER_GPU = None if workflow.remote_exec else SETTINGS.run.jobs_per_gpu
+JOBS_PER_GPU = None if REMOTE else SETTINGS.run.jobs_per_gpu
 
 
 def on_imagenet(unit):
@@ -21,12 +21,12 @@ def cores(unit):
     return max(SETTINGS.run.threads, workers) * processes(unit)
 
 
-if not workflow.is_main_process:
+if not MAIN:
     # A scheduler's warning (relusym/jobs/interruption.py) goes to every process of a job. The shell and the Snakemake around
     # the script leave it to the script, which would be killed half-way through saving if they ended first.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     shell.prefix("trap '' TERM USR1; set -euo pipefail; ")
-elif workflow.local_exec:
+elif runs_here():
     # Ctrl-C goes to the jobs as well, as does the end of their terminal: they end in a line each, trainings with their state
     # saved. Snakemake waits for them as at SIGTERM, and doesn't break off with a traceback; before it has jobs, it stops at once.
     def stop(number, frame):

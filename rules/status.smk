@@ -6,22 +6,20 @@ rule status:
         f"{LOGS}/status.log",
     localrule: True
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     params:
         title=f"Scale {SETTINGS.scale}",
-        reasons=lambda w: {
+        jobs=lambda w: {
             kind: {
-                record: RESULTS.reason(record)
-                for record, job in RESULTS.jobs.items()
+                RESULTS.name(key): RESULTS.is_there(key)
+                for key, job in RESULTS.jobs.items()
                 if job.kind == kind
-                and record in RESULTS.chosen
-                and not job.targets
+                and key in RESULTS.chosen
+                and not job.is_beyond
                 and all(SETTINGS.model_of(unit).is_papers for unit, _ in job.nets)
             }
             for kind in SUBMITTED
         },
-        records=f"{FOLDER}/records",
-        logs=LOGS,
-        benchmarks=BENCHMARKS,
+        folder=RESULTS.prefix + FOLDER,
     script:
         "../workflow_scripts/status.py"

@@ -8,7 +8,7 @@ for name in selection.tables(SETTINGS):
         name:
             name
         input:
-            unpack(lambda w, name=name: made_of(name)),
+            lambda w, name=name: asked_of(name),
         output:
             files(name),
             note=update(note(name)),
@@ -16,10 +16,11 @@ for name in selection.tables(SETTINGS):
             f"{LOGS}/{name}.log",
         localrule: True
         conda:
-            "../envs/relusym.yaml"
+            ENVIRONMENT
         params:
             name=name,
             about=lambda w, name=name: about(name),
+            shown=lambda w, name=name: shown_by(name),
         script:
             "../workflow_scripts/table.py"
 
@@ -30,7 +31,7 @@ for name in selection.figures(SETTINGS):
         name:
             name
         input:
-            unpack(lambda w, name=name: made_of(name)),
+            lambda w, name=name: asked_of(name),
         output:
             files(name),
             note=update(note(name)),
@@ -38,33 +39,42 @@ for name in selection.figures(SETTINGS):
             f"{LOGS}/{name}.log",
         localrule: True
         conda:
-            "../envs/relusym.yaml"
+            ENVIRONMENT
         params:
             name=name,
             about=lambda w, name=name: about(name),
+            shown=lambda w, name=name: shown_by(name),
         script:
             "../workflow_scripts/figure.py"
 
 
 rule filter_pairs:  # for any net: snakemake results/<scale>/figures/filters/conv2-gcnn-3.png
     input:
-        filters=ancient(FILTERS.replace("{matching}", "")),
+        lambda w: [
+            file_to_wait_for(key)
+            for key in [RESULTS.key("flip_merge", (w.model, int(w.seed)))]
+            if is_to_do(key)
+        ],
     output:
         multiext(f"{FOLDER}/figures/filters/{{layer}}-{{model}}-{{seed}}", ".png", ".pdf"),
     log:
         f"{LOGS}/filter_pairs/{{layer}}-{{model}}-{{seed}}.log",
     wildcard_constraints:
         layer="conv1|conv2",
+        seed=r"\d+",
     localrule: True
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     params:
         name="filter_pairs",
         about=lambda w: {
-            **selection.about(SETTINGS, "figure5" if "figure5" in selection.figures(SETTINGS) else "zero_filters"),
+            **about("figure5" if "figure5" in SHOWN else "zero_filters"),
             "models": [w.model],
             "layer": w.layer,
             "flipped_back": False,
+        },
+        shown=lambda w: {
+            "filters": [RESULTS.prefix + RESULTS.filters(RESULTS.key("flip_merge", (w.model, int(w.seed))))]
         },
     script:
         "../workflow_scripts/figure.py"

@@ -1,23 +1,37 @@
 # Targets that nothing makes are one line before anything is planned.
 from difflib import get_close_matches
 
-from snakemake.cli import get_argument_parser
+TARGETS = [rule.name for rule in all_rules() if not rule.has_wildcards()]
 
-TARGETS = [rule.name for rule in workflow.rules if not rule.has_wildcards()]
 
-# Snakemake asks for its targets only later, and would then say which rule is missing and nothing else
-if (
-    workflow.is_main_process
-    and workflow.modifier.is_main_snakefile()
-    and Path(sys.argv[0]).stem in ("snakemake", "__main__")
-):
-    words = get_argument_parser().parse_args(sys.argv[1:])
-    rules_too = {rule.name for rule in workflow.rules}
-    for given, allowed in ((words.targets, TARGETS), (words.forcerun, rules_too)):
-        for target in given or ():
-            if target not in allowed and not is_made(target):
-                near = [f"; is it {name}?" for name in get_close_matches(target, allowed, n=1)]
+def is_made(file):
+    """Whether a file is there, or a rule makes it: of the nets that the scale has, with the present settings."""
+    if Path(file).exists() or RESULTS.key_of(file):
+        return True
+    matches = (output.match(file) for each in all_rules() for output in each.output)
+    w = next((match.groupdict() for match in matches if match), None)
+    if w is None or "fingerprint" in w and "/weights/" not in file:
+        return False
+    return "seed" not in w or RESULTS.key("flip_merge", (w["model"], int(w["seed"]))) in RESULTS.jobs
+
+
+if MAIN and IS_MAIN_SNAKEFILE and TARGETS:
+    words, again = words_of_command_line()
+    every = [rule.name for rule in all_rules()]
+    for names, allowed in ((words, TARGETS), (again, every)):
+        for name in sorted(names):
+            if name not in allowed and not is_made(name):
+                near = [f"; is it {other}?" for other in get_close_matches(name, allowed, n=1)]
                 sys.exit(
-                    f"error: nothing makes {target!r} at scale {SETTINGS.scale}{''.join(near) or '.'} Targets "
+                    f"error: nothing makes {name!r} at scale {SETTINGS.scale}{''.join(near) or '.'} Targets "
                     f"are {', '.join(TARGETS)}"
                 )
+    for name in words:
+        shown = Path(name).stem
+        if (
+            shown in SHOWN
+            and Path(name).parent.name in ("tables", "figures")
+            and not Path(note(shown)).exists()
+        ):
+            if Path(name).exists():  # which is all that Snakemake asks
+                sys.exit(f"error: {name} shows an earlier state; its target {shown} makes it again")

@@ -7,11 +7,9 @@ for name in STATEMENTS:
     rule:
         name:
             name
-        input:
-            unpack(lambda w, record=RESULTS.other_record("theory", name): inputs_if_needed(record)),
         output:
-            record=report(
-                update(RESULTS.other_record("theory", name)),
+            record=in_report(
+                RESULTS.record(RESULTS.statement(name)),
                 caption=f"../report/{name}.rst",
                 category="Theory",
                 labels={"statement": name.replace("_", " ", 1).replace("_", ".").title()},
@@ -20,7 +18,7 @@ for name in STATEMENTS:
             f"{LOGS}/theory/{name}.log",
         localrule: True
         conda:
-            "../envs/relusym.yaml"
+            ENVIRONMENT
         params:
             name=name,
             settings=SETTINGS.theory(name),
@@ -30,16 +28,17 @@ for name in STATEMENTS:
 
 rule flipped_training:
     input:
-        unpack(lambda w: inputs_if_needed(FIGURE_3)),
+        lambda w: waits_for(RESULTS.flipped_training),
     output:
-        record=update(FIGURE_3),
+        record=update(RESULTS.record(RESULTS.flipped_training)),
     log:
         f"{LOGS}/flipped_training.log",
     localrule: True
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     threads: SETTINGS.run.threads
     params:
+        reads=lambda w: reads(RESULTS.flipped_training),
         settings=SETTINGS.flipped_training(),
         label=SETTINGS.label(),
     script:

@@ -1,18 +1,18 @@
 # One net a model and seed: trained, or read from weights that others trained; its checkpoint and its record.
 
-if workflow.is_main_process:
+if MAIN:
     for reason in sorted({reason for reason in SETTINGS.absent.values() if "imagenet.root" in reason}):
         print(f"notice: {reason}; until then the rows of Tables 3 and 5 are left out", file=sys.stderr)
 
 
-rule weights:  # needs the internet
+rule weights:  # needs the internet; read anew for each net that they are to make, since files may be others by then
     output:
-        update(f"{FOLDER}/weights/{{model}}.safetensors"),
+        temp(f"{FOLDER}/weights/{{model}}-{{fingerprint}}.safetensors"),
     log:
-        f"{LOGS}/weights/{{model}}.log",
+        f"{LOGS}/weights/{{model}}-{{fingerprint}}.log",
     localrule: True
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     params:
         settings=lambda w: SETTINGS.train(w.model),
         cache="data/weights",
@@ -22,22 +22,16 @@ rule weights:  # needs the internet
 
 rule train:
     input:
-        unpack(lambda w: inputs_if_needed(TRAIN.format(**w))),
+        lambda w: waits_for(job_of(TRAIN, w)),
     output:
         checkpoint=update(CHECKPOINT),
         record=update(TRAIN),
     log:
-        f"{LOGS}/train/{{unit}}-{{seed}}.log",
-    benchmark:
-        f"{BENCHMARKS}/train/{{unit}}-{{seed}}.tsv"
+        f"{LOGS}/train/{NET}.log",
     group:  # of profiles/packed; a training on several GPUs is a submission of its own
-        lambda w: (
-            "train"
-            if processes(w.unit) == 1 and "train" in workflow.group_settings.group_components
-            else None
-        )
+        lambda w: "train" if processes(w.unit) == 1 and "train" in GROUPS else None
     conda:
-        "../envs/relusym.yaml"
+        ENVIRONMENT
     threads: lambda w: cores(w.unit)
     resources:
         nets=1,
@@ -46,12 +40,13 @@ rule train:
         runtime=lambda w, attempt: 1440 if on_imagenet(w.unit) else 120 * attempt,
         gpu=lambda w: GPU * processes(w.unit),
     params:
+        reads=lambda w: reads(job_of(TRAIN, w)),
         settings=lambda w: SETTINGS.train(w.unit),
         running=lambda w: SETTINGS.running(w.unit),
         folder=lambda w: SETTINGS.imagenet["train"] if on_imagenet(w.unit) else None,
         label=lambda w: SETTINGS.label(SETTINGS.model_of(w.unit).id),
-        images_in_use=lambda w: RESULTS.images_in_use(RESULTS.jobs[TRAIN.format(**w)].prepared),
-        state=f"{FOLDER}/states/{{unit}}-{{seed}}",
+        images_in_use=lambda w: RESULTS.images_in_use(RESULTS.jobs[job_of(TRAIN, w)].prepared),
+        state=lambda w: RESULTS.prefix + f"{FOLDER}/states/{NET.replace('/', '-')}.safetensors".format(**w),
         device=SETTINGS.run.device,
         jobs_per_gpu=JOBS_PER_GPU,
     script:

@@ -24,6 +24,7 @@ from relusym.config.reading import LOADER
 from relusym.config.sections import Draws, Run
 from relusym.config.settings import Settings
 from relusym.jobs.forks import can_fork
+from relusym.records.results import Results
 
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # below nohup; what tests start is to hear it
     signal.signal(signal.SIGHUP, lambda *_: None)
@@ -83,6 +84,19 @@ def latest_log(folder: Path) -> str:
     return max(logs, key=lambda path: path.stat().st_mtime_ns).read_text(encoding="utf-8")
 
 
+ENDINGS = {"records": ".json", "logs": ".log"}
+
+
+def path_of(folder: Path, room: str, kind: str, *nets: str, **changes: Any) -> str:
+    """Where a file of a job lies, as among `records` that of `train`, `cnn-0`, if the config has these changes."""
+    results = Results(Settings.of(config_of(folder) | changes, [folder / "scales"]))
+    results.prefix = f"{folder}/"
+    named = [(net.rpartition("-")[0], int(net.rpartition("-")[2])) for net in nets]
+    name = results.name(results.key(kind, *named))
+    name = name.partition("/")[2] if room in ("checkpoints", "filters", "states") else name
+    return f"{results.folder}/{room}/{name}{ENDINGS.get(room, '.safetensors')}"
+
+
 class Clone:
     """A copy of the workflow as a fresh clone has it: no data, no results, nothing of Snakemake's own."""
 
@@ -119,6 +133,11 @@ class Clone:
             os.utime(path, (time, time))
         return made
 
+    def path_of_statement(self, name: str) -> Path:
+        """The record of a statement of the theory."""
+        results = Results(Settings.of(config_of(self.folder), [self.folder / "scales"]))
+        return self.folder / results.record(results.statement(name))
+
     def snakemake(self, *arguments: str, by: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """Run Snakemake on two cores, by another command; the result's `stdout` holds both streams in their order."""
         snakemake = [*by, sys.executable, "-m", "snakemake"] if by else snakemake_command()
@@ -136,15 +155,30 @@ class Clone:
         )
 
     def planned(self, *arguments: str) -> list[str]:
-        """The jobs that a dry run lists, each as its rule and wildcards, such as `train cnn 0`; sorted."""
+        """The jobs that a dry run lists, each as its rule and nets, such as `train cnn 0`; sorted."""
         run = self.snakemake("--dry-run", "--verbose", *arguments)
         assert run.returncode == 0, run.stdout
         jobs = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", run.stdout, re.MULTILINE)
         values = [re.search(r"^    wildcards: (.*)$", about, re.MULTILINE) for _, about in jobs]
-        return sorted(
-            " ".join([rule, *re.findall(r"=([^,]+)", found[1] if found else "")])
-            for (rule, _), found in zip(jobs, values, strict=True)
-        )
+        named = []
+        for (rule, _), found in zip(jobs, values, strict=True):
+            wildcards = dict(re.findall(r"(\w+)=([^,]+)", found[1] if found else ""))
+            wildcards.pop("fingerprint", None)
+            if "model_1" in wildcards:
+                wildcards = {key: wildcards[key] for key in ("model_1", "seed_1", "model_2", "seed_2")}
+            # a seed may be numbered
+            named.append(
+                " ".join([rule, *(re.sub(r"^([\d-]+)\.\d+$", r"\1", of) for of in wildcards.values())])
+            )
+        return sorted(named)
+
+    def path(self, room: str, kind: str, *nets: str, **changes: Any) -> str:
+        """As `path_of`, in this clone."""
+        return path_of(self.folder, room, kind, *nets, **changes)
+
+    def record(self, kind: str, *nets: str, **changes: Any) -> Path:
+        """The record of a job."""
+        return self.folder / self.path("records", kind, *nets, **changes)
 
 
 CLONES = {

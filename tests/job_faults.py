@@ -16,8 +16,9 @@ from relusym.jobs.interruption import Interruption
 HERE = Path("faults")
 HERE.mkdir(exist_ok=True)
 JOB = __main__.snakemake
-NAME = " ".join(filter(None, [JOB.rule, *JOB.wildcards]))
-NET = "-".join(filter(None, JOB.wildcards))
+OF = [value for key, value in JOB.wildcards.items() if key != "fingerprint"]
+NAME = " ".join([JOB.rule, *OF])
+NET = "-".join(OF)
 EVENTS = HERE / "events.jsonl"
 interrupted, steps = Interruption.__call__, 0
 

@@ -29,7 +29,6 @@ from relusym.config.settings import Settings
 from relusym.data import image_set
 from relusym.data.extent import extent_of
 from relusym.errors import UserError
-from relusym.findings.costs import costs
 from relusym.jobs.checklist import command_problems, in_the_way
 from relusym.measuring.loading import load_net, trained_net
 from relusym.nets.weights import to_torchvision
@@ -100,16 +99,35 @@ def in_records(given: dict[str, Any], tmp_path: Path) -> str:
     """At every start, before any job: of records by their files, text or fields; those files stay as they are."""
     results = Results(settings_of(seeds="0-1"), root=str(tmp_path / "results"))
     for name, content in given.items():
-        path = Path(results.folder) / "records" / name
+        path, settings = place(results, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         if callable(content):
             content(path)
+        elif isinstance(content, str):
+            path.write_text(content, encoding="utf-8")
         else:
-            path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+            # those that its folder is of, unless it is they that can't be right
+            settings = settings if isinstance(content.get("settings", {}), dict) else content["settings"]
+            path.with_name("settings.json").write_text(json.dumps(settings), encoding="utf-8")
+            body = {key: value for key, value in content.items() if key != "settings"}
+            path.write_text(json.dumps(body), encoding="utf-8")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    line = refused(lambda: [results.reason(record) for record in results.jobs])
+    line = refused(lambda: [results.is_there(key) for key in results.jobs])
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     return line
+
+
+def place(results: Results, name: str) -> tuple[Path, Any]:
+    """Where the record of a job lies, named such as train/cnn-0.json or theory/lemma_e_1.json; and its settings."""
+    kind, _, file = name.removesuffix(".json").partition("/")
+    if not file:
+        return Path(results.folder) / "records" / name, None
+    nets = [
+        (model, int(seed))
+        for model, _, seed in (net.rpartition("-") for net in file.split("--") if "-" in net)
+    ]
+    key = results.key(kind, *nets) if nets else results.statement(file)
+    return Path(f"{results.folder}/records/{key}.json"), results.jobs[key].settings
 
 
 def in_images(given: Callable[[Path], Any], tmp_path: Path) -> str:
@@ -283,14 +301,6 @@ def a_folder_for_a_checkpoint(root):
 def a_looping_checkpoint(root):
     a_link_to_itself(root / "net.safetensors")
     checkpoint.load_arrays(root / "net.safetensors")
-
-
-def benchmark(text):
-    def read(root):
-        (root / "cnn-0.tsv").write_bytes(text)
-        costs([root / "cnn-0.tsv"])
-
-    return read
 
 
 def papers(number, text):
@@ -870,7 +880,7 @@ CASES = {
     "accuracy 17": Case(
         in_records,
         train(accuracy=17),
-        r"train/cnn-0\.json can't be right \(accuracy: 17 given; allowed is less than or equal to 1\): "
+        r"train/cnn-\w{8}/0\.json can't be right \(accuracy: 17 given; allowed is less than or equal to 1\): "
         "delete it, and it is made again$",
     ),
     "accuracy -1": Case(
@@ -897,22 +907,30 @@ CASES = {
     "other model": Case(
         in_records,
         train(model="gcnn"),
-        r"train/cnn-0\.json is of train/gcnn-0, not of train/cnn-0: give each",
+        r"train/cnn-\w{8}/0\.json is of train/gcnn-\w{8}/0, not of train/cnn-\w{8}/0: give each",
     ),
-    "other seed": Case(in_records, train(seed=1), r"train/cnn-0\.json is of train/cnn-1, not of train/cnn-0"),
+    "other seed": Case(
+        in_records,
+        train(seed=1),
+        r"train/cnn-\w{8}/0\.json is of train/cnn-\w{8}/1, not of train/cnn-\w{8}/0",
+    ),
     "swapped": Case(
         in_records,
         {"train/cnn-0.json": records.train("cnn", 1), "train/cnn-1.json": records.train("cnn", 0)},
-        r"train/cnn-0\.json is of train/cnn-1, not of train/cnn-0: give each record its name back",
+        r"train/cnn-\w{8}/0\.json is of train/cnn-\w{8}/1, not of train/cnn-\w{8}/0: give each record its name back",
     ),
     "pair the wrong way round": Case(
         in_records,
         {"pair_merge/cnn-0--gcnn-0.json": records.pair("gcnn", 0, "cnn", 0)},
-        "is of pair_merge/gcnn-0--cnn-0, not",
+        r"is of pair_merge/gcnn--cnn-\w{8}/0--0, not",
     ),
-    "other kind": Case(in_records, {"train/cnn-0.json": FLIP}, "is of flip_merge/cnn-0, not of train/cnn-0"),
+    "other kind": Case(
+        in_records, {"train/cnn-0.json": FLIP}, r"is of flip_merge/cnn-\w{8}/0, not of train/cnn-\w{8}/0"
+    ),
     "other statement": Case(
-        in_records, {"theory/lemma_e_1.json": THEORY}, "is of theory/lemma_2_2, not of theory/lemma_e_1"
+        in_records,
+        {"theory/lemma_e_1.json": THEORY},
+        r"is of theory/lemma_2_2-\w{8}/0, not of theory/lemma_e_1-\w{8}/0",
     ),
     "no permutation": Case(
         in_records,
@@ -925,39 +943,45 @@ CASES = {
     "no JSON": Case(
         in_records,
         {"train/cnn-0.json": '{"kind": "train", '},
-        r"train/cnn-0\.json is not valid JSON \(.*\): delete it, and it is made again$",
+        r"train/cnn-\w{8}/0\.json is not valid JSON \(.*\): delete it, and it is made again$",
     ),
-    "empty": Case(in_records, {"train/cnn-0.json": ""}, r"cnn-0\.json is not valid JSON"),
-    "no record": Case(in_records, {"train/cnn-0.json": "[1, 2]"}, r"cnn-0\.json lacks the field 'kind'"),
-    "null": Case(in_records, {"train/cnn-0.json": "null"}, r"cnn-0\.json lacks the field 'kind'"),
+    "empty": Case(in_records, {"train/cnn-0.json": ""}, r"cnn-\w{8}/0\.json is not valid JSON"),
+    "no record": Case(
+        in_records, {"train/cnn-0.json": "[1, 2]"}, r"cnn-\w{8}/0\.json lacks the field 'kind'"
+    ),
+    "null": Case(in_records, {"train/cnn-0.json": "null"}, r"cnn-\w{8}/0\.json lacks the field 'kind'"),
     "no kind of record": Case(
-        in_records, {"train/cnn-0.json": {"kind": "letter"}}, r"cnn-0\.json lacks the field 'kind'"
+        in_records, {"train/cnn-0.json": {"kind": "letter"}}, r"cnn-\w{8}/0\.json lacks the field 'kind'"
     ),
     "kind that is a list": Case(
-        in_records, {"train/cnn-0.json": {"kind": []}}, r"cnn-0\.json lacks the field 'kind'"
+        in_records, {"train/cnn-0.json": {"kind": []}}, r"cnn-\w{8}/0\.json lacks the field 'kind'"
     ),
-    "bytes": Case(in_records, {"train/cnn-0.json": "\x00\x01"}, r"cnn-0\.json is not valid JSON"),
+    "bytes": Case(in_records, {"train/cnn-0.json": "\x00\x01"}, r"cnn-\w{8}/0\.json is not valid JSON"),
     "not UTF-8": Case(
         in_records,
         {"train/cnn-0.json": lambda path: path.write_bytes(b'"\xe9"')},
-        r"cnn-0\.json is not valid JSON",
+        r"cnn-\w{8}/0\.json is not valid JSON",
     ),
     "deeply nested": Case(
-        in_records, {"train/cnn-0.json": "[" * 100_000}, r"cnn-0\.json is not valid JSON \(maximum recursion"
+        in_records,
+        {"train/cnn-0.json": "[" * 100_000},
+        r"cnn-\w{8}/0\.json is not valid JSON \(maximum recursion",
     ),
     "nan": Case(
         in_records,
-        {"train/cnn-0.json": json.dumps(TRAIN | {"accuracy": float("nan")})},
+        train(accuracy=float("nan")),
         r"\(accuracy: nan given; allowed is a finite number\)",
     ),
     "folder for a record": Case(
-        in_records, {"train/cnn-0.json": Path.mkdir}, r"cnn-0\.json can't be read \(Is a directory\): "
+        in_records, {"train/cnn-0.json": Path.mkdir}, r"cnn-\w{8}/0\.json can't be read \(Is a directory\): "
     ),
     "link to itself": Case(
-        in_records, {"train/cnn-0.json": a_link_to_itself}, r"cnn-0\.json can't be read \(Too many levels"
+        in_records,
+        {"train/cnn-0.json": a_link_to_itself},
+        r"cnn-\w{8}/0\.json can't be read \(Too many levels",
     ),
     "file for the records' folder": Case(
-        in_records, {"train": ""}, r"cnn-0\.json can't be read \(Not a directory\)"
+        in_records, {"train": ""}, r"cnn-\w{8}/0\.json can't be read \(Not a directory\)"
     ),
     # checkpoints and other files
     "weights that are no numbers": Case(
@@ -992,18 +1016,19 @@ CASES = {
     "weights from elsewhere that are no numbers": Case(
         anywhere, weights_without_numbers, r"mine\.pth doesn't fit the net: not all numbers: fc\.bias"
     ),
-    "benchmark in words": Case(
-        anywhere,
-        benchmark(b"s\tmax_rss\nlong\t5\n"),
-        r"cnn-0\.tsv is none of Snakemake's \(.*'long'\): delete it",
+    "cost in words": Case(
+        in_records,
+        train(cost={"job_seconds": "long"}),
+        r"\(cost\.job_seconds: 'long' given; allowed is a valid number\)",
     ),
-    "benchmark without columns": Case(
-        anywhere, benchmark(b"time\n5\n"), r"cnn-0\.tsv is none of Snakemake's"
+    "cost below 0": Case(
+        in_records, train(cost={"job_seconds": -4.0}), r"\(cost\.job_seconds: -4\.0 given; allowed"
     ),
-    "benchmark below 0": Case(
-        anywhere, benchmark(b"s\tmax_rss\n-4\t5\n"), r"is none of Snakemake's \(numbers below 0\)"
+    "records without their settings": Case(
+        in_records,
+        {"train/cnn-0.json": lambda path: path.write_text(json.dumps(TRAIN), encoding="utf-8")},
+        r"cnn-\w{8}/0\.json has no settings\.json beside it: give its folder the file back",
     ),
-    "benchmark of bytes": Case(anywhere, benchmark(b"\xff\xfe\0"), r"cnn-0\.tsv is none of Snakemake's"),
     "garbage in the paper's table": Case(
         anywhere,
         papers(2, b"model,accuracy_mean\ncnn,high\n"),
@@ -1172,7 +1197,7 @@ def rights(where, mode):
     """A file that is there, or a folder, with other rights."""
 
     def spoil(clone):
-        path = clone.folder / where
+        path = clone.folder / (where(clone) if callable(where) else where)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".json":
             path.write_text(json.dumps(TRAIN), encoding="utf-8")
@@ -1231,12 +1256,12 @@ RUNS = {
     ),
     "net of no seed": Run(
         nothing,
-        [*DRY, "results/tiny/checkpoints/cnn-7.safetensors"],
-        r"^error: nothing makes 'results/tiny/checkpoints/cnn-7\.safetensors' at scale tiny\. Targets are",
+        [*DRY, "results/tiny/figures/filters/conv1-cnn-7.png"],
+        r"^error: nothing makes 'results/tiny/figures/filters/conv1-cnn-7\.png' at scale tiny\. Targets are",
     ),
     "pair that isn't asked for": Run(
         nothing,
-        [*DRY, "results/tiny/records/pair_merge/cnn-0--cnn-1.json"],
+        [*DRY, "results/tiny/records/pair_merge/cnn--cnn-01234567/0--1.json"],
         "^error: nothing makes 'results/tiny/rec",
     ),
     "key twice": Run(
@@ -1271,9 +1296,9 @@ RUNS = {
         no_notes, DRY, r"^error: \.snakemake isn't a folder, and one belongs there: move it away$"
     ),
     "unreadable record": Run(
-        rights("results/tiny/records/train/cnn-0.json", 0),
+        rights(lambda clone: clone.path("records", "train", "cnn-0"), 0),
         DRY,
-        r"^error: record results/tiny/records/train/cnn-0\.json can't be read \(Permission denied\): make",
+        r"^error: record results/tiny/records/train/cnn-\w{8}/0\.json can't be read \(Permission denied\): make",
         AS_OTHERS,
     ),
     "checkout that can't be written": Run(
@@ -1445,8 +1470,13 @@ def test_every_missing_field_of_a_record_is_named(tmp_path, kind):
         with pytest.raises(ValueError, match=rf"lacks the field '{field}'"):
             write_record(path, damaged)
         path.write_text(json.dumps(damaged), encoding="utf-8")
-        with pytest.raises(UserError, match=rf"record\.json lacks the field '{field}'"):
+        complaint = rf"record\.json lacks the field '{field}'"
+        if field == "settings":
+            complaint = r"record\.json has no settings\.json beside it"
+            path.with_name("settings.json").unlink()
+        with pytest.raises(UserError, match=complaint):
             read_record(path)
+        write_record(path, WHOLE[kind])
 
 
 def test_a_merge_that_is_left_out_needs_no_measurements(tmp_path):
@@ -1454,8 +1484,9 @@ def test_a_merge_that_is_left_out_needs_no_measurements(tmp_path):
         records.flip("cnn", 0, status="left_out"),
         records.pair("cnn", 0, "gcnn", 0, status="left_out"),
     ):
-        write_record(tmp_path / "record.json", record)
-        assert read_record(tmp_path / "record.json") == record
+        path = tmp_path / record["kind"] / "record.json"
+        write_record(path, record)
+        assert read_record(path) == record
 
 
 def test_a_record_never_holds_what_json_does_not_know(tmp_path):
@@ -1466,7 +1497,7 @@ def test_a_record_never_holds_what_json_does_not_know(tmp_path):
 
 def test_every_committed_record_is_as_records_have_to_be():
     """What was written before there was a schema."""
-    paths = [*(Path(__file__).parents[1] / "results").glob("*/records/**/*.json")]
+    paths = [*(Path(__file__).parents[1] / "results").glob("*/records/*/*/[0-9]*.json")]
     assert paths
     for path in paths:
         read_record(path)

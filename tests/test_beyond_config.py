@@ -1,5 +1,7 @@
 """What the config says of measurements beyond the paper: which jobs, which settings, and what can't be."""
 
+from pathlib import Path
+
 import pytest
 from conftest import ROOT, scale_of, settings_of
 
@@ -7,7 +9,8 @@ from relusym.config.measurements import MEASUREMENTS
 from relusym.config.settings import Settings
 from relusym.errors import UserError
 from relusym.findings import BEYOND, selection
-from relusym.records.currency import difference, stale
+from relusym.records.files import snapshot_path
+from relusym.records.fingerprint import differences
 from relusym.records.results import Results
 
 LAPTOP = scale_of(ROOT, "laptop")
@@ -100,8 +103,8 @@ def test_nets_of_no_paper_table_are_trained_and_measured_and_stand_in_none(lapto
         assert not {net[0] for job in jobs(laptop, kind).values() for net in job.nets} & own
     for name in set(selection.tables(laptop.settings)) - BEYOND:
         files = selection.inputs(laptop, name)
-        records = [path for several in files.values() for path in several if path in laptop.jobs]
-        units = {unit for path in records for unit, _ in laptop.jobs[path].nets}
+        keys = [key for several in files.values() for key in several]
+        units = {unit for key in keys for unit, _ in laptop.jobs[key].nets}
         assert not units & own, name
 
 
@@ -138,22 +141,24 @@ def test_matchings_are_compared_on_the_nets_of_their_section_and_involutions_on_
 def test_the_starts_of_weight_matching_outdate_its_merges_and_no_other():
     def merges(**merging):
         found = Results(settings_of(merging=merging)).jobs
-        return {path: job.settings for path, job in found.items() if job.kind == "flip_merge"}
+        return {key: job.settings for key, job in found.items() if job.kind == "flip_merge"}
 
     before, after = merges(), merges(starts=3)
-    changed = {path for path in before if difference(before[path], after[path])}
-    assert changed == {path for path in before if "/weight/" in path} and changed
-    path = next(iter(changed))
-    assert before[path]["merging"]["starts"] == 8 and after[path]["merging"]["starts"] == 3
+    changed = {key for key in before if key not in after}
+    assert changed == {key for key in before if before[key]["merging"]["matching"] == "weight"} and changed
+    key = min(changed)
+    assert before[key]["merging"]["starts"] == 8
+    assert {after[other]["merging"]["starts"] for other in after if other not in before} == {3}
     # what was measured before there were several starts is from one
-    old = {**before[path], "merging": {"matching": "weight", "images": before[path]["merging"]["images"]}}
-    assert difference(old, before[path]) == "merging.starts"
+    old = {**before[key], "merging": {"matching": "weight", "images": before[key]["merging"]["images"]}}
+    assert [*differences(old, before[key])] == ["merging.starts"]
 
 
 def test_during_training_is_at_the_epochs_that_are_kept_and_the_last(laptop):
     (job, *_) = jobs(laptop, "during_training").values()
     assert job.settings["epochs"] == [0, 1, 2, 5, 10]
-    assert [path.name for path in laptop.snapshots(job)] == [f"cnn-0-{e}.safetensors" for e in (0, 1, 2, 5)]
+    net = Path(laptop.checkpoint(job.nets[0]))
+    assert snapshot_path(net, 2) == net.parent / "during_training/0-2.safetensors"
 
 
 def test_what_a_measurement_depends_on_outdates_it_and_nothing_of_the_papers():
@@ -162,13 +167,12 @@ def test_what_a_measurement_depends_on_outdates_it_and_nothing_of_the_papers():
     changed["curves"] = changed["curves"] | {"points": 11}
     changed["exact_gcnn"] = changed["exact_gcnn"] | {"from_scratch": []}
     after = Results(settings(**changed))
-    other = {path for path, job in before.jobs.items() if job.settings != after.jobs[path].settings}
-    kinds = {before.jobs[path].kind for path in other}
-    assert kinds == {"curves", "exact_gcnn"}
-    assert {before.jobs[path].nets[0][0] for path in other if "exact_gcnn" in path} == {"cnn_inv"}
-    path = next(path for path in other if "curves" in path)
-    made = {"settings": before.jobs[path].settings, "kind": "curves", "inputs": {}}
-    assert stale(made, after.jobs[path].settings) == "made with another points"
+    other = [job for key, job in before.jobs.items() if key not in after.jobs]
+    assert {job.kind for job in other} == {"curves", "exact_gcnn"} and len(after.jobs) == len(before.jobs)
+    assert {job.nets[0][0] for job in other if job.kind == "exact_gcnn"} == {"cnn_inv"}
+    (job, *_) = [job for job in other if job.kind == "curves"]
+    settings_now, _ = after.made_with("curves", tuple(unit for unit, _ in job.nets))
+    assert [*differences(job.settings, settings_now)] == ["points"]
 
 
 @pytest.mark.parametrize(

@@ -48,16 +48,16 @@ SECTIONS = {
     "by_layer": {"models": ["cnn"]},
 }
 MEASURED = [
-    *("measure by_layer cnn-0", "measure by_layer cnn-1"),
+    *("measure by_layer cnn 0", "measure by_layer cnn 1"),
     *(
-        "measure curves cnn-0",
-        "measure curves cnn-0--cnn-1",
-        "measure curves cnn-1",
-        "measure curves cnn-1--cnn-0",
+        "measure curves cnn 0",
+        "measure curves cnn 1",
+        "measure curves cnn--cnn 0--1",
+        "measure curves cnn--cnn 1--0",
     ),
-    "measure during_training cnn-0",
-    *("measure exact_gcnn cnn-0", "measure exact_gcnn cnn-1"),
-    *("measure symmetries cnn-0", "measure symmetries noaug-0"),
+    "measure during_training cnn 0",
+    *("measure exact_gcnn cnn 0", "measure exact_gcnn cnn 1"),
+    *("measure symmetries cnn 0", "measure symmetries noaug 0"),
 ]
 
 
@@ -80,7 +80,7 @@ def measured(tiny) -> Clone:
 
 
 def record(made: Clone, kind: str, nets: str):
-    return read_record(made.folder / f"results/tiny/records/{kind}/{nets}.json")
+    return read_record(made.record(kind, *nets.split("--")))
 
 
 def planned(made: Clone, *arguments: str) -> list[str]:
@@ -137,11 +137,12 @@ def test_a_missing_net_of_an_earlier_epoch_has_its_training_done_again_for_that_
     made = Clone.__new__(Clone)
     made.folder = tmp_path / "copy"
     shutil.copytree(measured.folder, made.folder, symlinks=True)
-    (made.folder / "results/tiny/checkpoints/during_training/cnn-0-1.safetensors").unlink()
-    (made.folder / "results/tiny/records/during_training/cnn-0.json").unlink()
-    (made.folder / "results/tiny/records/by_layer/cnn-1.json").unlink()
-    assert planned(made, "by_layer") == ["measure by_layer cnn-1"]
-    jobs = ["measure during_training cnn-0", "train cnn 0"]
+    net = made.folder / made.path("checkpoints", "train", "cnn-0")
+    (net.parent / "during_training/0-1.safetensors").unlink()
+    made.record("during_training", "cnn-0").unlink()
+    made.record("by_layer", "cnn-1").unlink()
+    assert planned(made, "by_layer") == ["measure by_layer cnn 1"]
+    jobs = ["measure during_training cnn 0", "train cnn 0"]
     assert planned(made, "during_training") == jobs
     run = made.snakemake("during_training")
     assert run.returncode == 0, run.stdout
@@ -175,13 +176,15 @@ def test_an_exact_gcnn_is_loaded_from_its_file_alone_and_is_one(measured):
     made = record(measured, "exact_gcnn", "cnn-0")
     data = {**made["settings"]["trained"][0]["data"]}
     test = images_to_test_on(measured.folder / "data/generated-400-200-0.safetensors", data, "images", CPU)
-    net = load(measured.folder / "results/tiny/checkpoints/exact_gcnn/cnn-0.safetensors", CPU)
+    path = measured.record("exact_gcnn", "cnn-0").relative_to(measured.folder).with_suffix(".safetensors")
+    path = Path(measured.folder, str(path).replace("records", "checkpoints"))
+    net = load(path, CPU)
     images = Images(test.images, 50)
     assert accuracy(net, images, test.labels) == made["accuracy"]["exact_fine_tuned"]
     assert net.free_parameters == made["parameters"]["exact"] < made["parameters"]["net"]
     assert invariance_error(net, images) < 1e-5 > made["invariance_error"]["exact"]
     assert made["invariance_error"]["net"] > 1e-3
-    about = checkpoint.load(measured.folder / "results/tiny/checkpoints/exact_gcnn/cnn-0.safetensors")[1]
+    about = checkpoint.load(path)[1]
     permutations = {name: torch.tensor(of) for name, of in about["permutations"].items()}
     plain = net.to_plain()
     kernels = filters_and_matches(plain, HORIZONTAL_FLIP, channel_groups(plain), permutations)
@@ -198,7 +201,7 @@ def test_an_exact_gcnn_is_loaded_from_its_file_alone_and_is_one(measured):
 
 def test_a_file_that_holds_no_exact_gcnn_is_refused(measured, tmp_path):
     with pytest.raises(UserError, match="doesn't hold an exact GCNN"):
-        load(measured.folder / "results/tiny/checkpoints/cnn-0.safetensors", CPU)
+        load(measured.folder / measured.path("checkpoints", "train", "cnn-0"), CPU)
     (tmp_path / "net").write_bytes(b"nothing")
     with pytest.raises(UserError, match="truncated or no safetensors"):
         load(Path(tmp_path / "net"), CPU)
@@ -207,25 +210,34 @@ def test_a_file_that_holds_no_exact_gcnn_is_refused(measured, tmp_path):
 @pytest.fixture
 def copied_net(measured, tmp_path):
     """A copy of a net's checkpoints and train record, and what `measure_record` takes besides."""
-    folder = measured.folder / "results/tiny"
-    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
-    shutil.copy(folder / "records/train/cnn-0.json", tmp_path / "cnn-0.json")
+    net, trained = (
+        measured.folder / measured.path("checkpoints", "train", "cnn-0"),
+        measured.record("train", "cnn-0"),
+    )
+    shutil.copytree(net.parent, tmp_path / "checkpoints")
+    shutil.copytree(trained.parent, tmp_path / "records")
     given = {
-        "checkpoints": [tmp_path / "checkpoints/cnn-0.safetensors"],
-        "trained": [tmp_path / "cnn-0.json"],
+        "checkpoints": [tmp_path / "checkpoints/0.safetensors"],
+        "trained": [tmp_path / "records/0.json"],
     }
     data = measured.folder / "data/generated-400-200-0.safetensors"
     settings = record(measured, "during_training", "cnn-0")["settings"]
     names = {"kind": "during_training", "names": [("cnn", 0)], "settings": settings}
-    return tmp_path, names | given | {"data": data, "label": "images", "batch_size": 50, "device": CPU}
+    return tmp_path, names | given | {
+        "data": data,
+        "label": "images",
+        "batch_size": 50,
+        "device": CPU,
+        "to": tmp_path / "made",
+    }
 
 
 def test_a_net_of_an_earlier_epoch_that_its_record_does_not_name_is_refused(copied_net):
     folder, given = copied_net
     kept = folder / "checkpoints/during_training"
-    shutil.copy(kept / "cnn-0-0.safetensors", kept / "cnn-0-1.safetensors")
+    shutil.copy(kept / "0-0.safetensors", kept / "0-1.safetensors")
     with pytest.raises(
-        UserError, match=r"cnn-0-1.*isn't the net that the train record of cnn-0 names"
+        UserError, match=r"0-1\.safetensors isn't the net that the train record of cnn-0 names"
     ) as error:
         measure_record(**given)
     assert "\n" not in str(error.value)
@@ -252,7 +264,8 @@ def test_a_mixture_that_learns_nothing_is_left_out_and_the_rest_is_measured(
 
 def test_a_net_that_is_left_out_is_not_measured(copied_net):
     folder, given = copied_net
-    write_record(folder / "cnn-0.json", read_record(folder / "cnn-0.json") | {"status": "diverged"})
+    path = folder / "records/0.json"
+    write_record(path, read_record(path) | {"status": "diverged"})
     left_out = measure_record(**given)
     assert (left_out["status"], left_out["reason"]) == ("left_out", "cnn-0 is diverged")
     assert "epochs" not in left_out and during_training.by_epoch([left_out]).empty

@@ -104,7 +104,8 @@ class Run:
         (self.folder / "faults" / f"{net}.go").touch()
 
     def checkpoints(self) -> dict[str, bytes]:
-        return {path.stem: path.read_bytes() for path in self.folder.glob("results/tiny/checkpoints/*")}
+        paths = self.folder.glob("results/tiny/checkpoints/*/*.safetensors")
+        return {f"{path.parent.name.rpartition('-')[0]}-{path.stem}": path.read_bytes() for path in paths}
 
     def tables(self) -> dict[str, str]:
         results = self.folder / "results" / "tiny"

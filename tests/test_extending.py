@@ -22,6 +22,7 @@ from relusym.matching.match import Matching, Pair
 from relusym.measuring.merge import merge_record
 from relusym.measuring.train import train_record
 from relusym.nets import ARCHITECTURES
+from relusym.records.fields import nets_of
 from relusym.records.files import read_record, write_record
 from relusym.records.results import Results
 from relusym.registry import Entry
@@ -44,10 +45,9 @@ def run_with(clone: Clone, *targets: str, models, pairs=(), scale=None, **config
 
 
 def records(clone: Clone, kind: str) -> dict:
-    found = {
-        path.stem: read_record(path) for path in (clone.folder / RESULTS / "records" / kind).glob("*.json")
-    }
-    return dict(sorted(found.items()))
+    found = map(read_record, (clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json"))
+    by_nets = {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in found}
+    return dict(sorted(by_nets.items()))
 
 
 def table(clone: Clone, name: str) -> pd.DataFrame:
@@ -146,7 +146,7 @@ def test_figures_number_the_layers_of_each_architecture_from_one(families):
         assert [label.get_text() for label in panel.get_xticklabels()] == [str(i) for i in range(1, 9)]
     assert figure.get_supxlabel() == "Conv layer"  # the two differ in their widths
     filters = [
-        read_filters(path) for path in sorted((families.folder / RESULTS / "filters").glob("*.safetensors"))
+        read_filters(path) for path in sorted((families.folder / RESULTS / "filters").glob("*/*.safetensors"))
     ]
     figure, by_type, _ = zero_filters.draw({"filters": filters}, about)
     assert by_type["model"].value_counts().to_dict() == {"bn": 8, "resnet8": 9}  # all convs
@@ -229,7 +229,7 @@ def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_
     Image.new("RGB", (32, 32)).save(second / "train" / "class_00" / "0.png")
     made.configure(datasets=coarse(second)["datasets"])
     assert made.planned("table2") == []  # nothing has to be made from them
-    (made.folder / RESULTS / "records/flip_merge/bn_colours-0.json").unlink()
+    made.record("flip_merge", "bn_colours-0").unlink()
     jobs = made.planned("table2")
     assert [job.split()[0] for job in jobs] == ["flip_merge", "prepare_data", "table2"]
     prepared = f"data/{jobs[1].split()[1]}.safetensors"
@@ -314,6 +314,13 @@ def test_vertical_flips_and_quarter_turns_are_symmetries_of_a_training_and_of_it
 # ---- a matching by its name
 
 
+def matched_by_identity(clone: Clone, kind: str, before: dict) -> dict:
+    """The merges that weren't there before, by their nets."""
+    paths = {*(clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json")} - {*before}
+    found = [read_record(path) for path in sorted(paths)]
+    return {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in found}
+
+
 def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is_made_again(
     families, tmp_path
 ):
@@ -321,14 +328,13 @@ def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is
     made.configure(models={"bn": BN}, pairs=[["bn", "bn"]], matchings=["activation", "identity"])
     folder = made.folder / RESULTS / "records"
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
-    jobs = ["flip_merge identity/ bn 0", "flip_merge identity/ bn 1"]
-    jobs += ["pair_merge identity/ bn 0 bn 1", "pair_merge identity/ bn 1 bn 0"]
+    jobs = ["flip_merge bn 0", "flip_merge bn 1", "pair_merge bn 0 bn 1", "pair_merge bn 1 bn 0"]
     assert made.planned("matchings") == sorted([*jobs, "matchings"])
     run = made.snakemake("matchings")
     assert run.returncode == 0, run.stdout
     assert {path: path.read_bytes() for path in before} == before
     for kind, names in (("flip_merge", ["bn-0", "bn-1"]), ("pair_merge", ["bn-0--bn-1", "bn-1--bn-0"])):
-        merges = records(made, f"{kind}/identity")
+        merges = matched_by_identity(made, kind, before)
         assert list(merges) == names
         for merged in merges.values():
             assert merged["settings"]["merging"]["matching"] == "identity"
@@ -336,7 +342,9 @@ def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is
     shown = table(made, "matchings").fillna({"model_2": ""}).set_index(["model_2", "matching"])
     assert shown.index.tolist() == [(w, m) for w in ("", "bn") for m in ("activation", "identity")]
     assert (shown["n"] == 2).all()
-    own = [merged["barrier"]["repaired"] for merged in records(made, "flip_merge/identity").values()]
+    own = [
+        merged["barrier"]["repaired"] for merged in matched_by_identity(made, "flip_merge", before).values()
+    ]
     assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
 
 

@@ -412,7 +412,7 @@ def test_the_same_records_give_the_same_bytes_on_another_day_in_another_process(
     inputs = {"filters": [str(tmp_path / "filters")], "train": [], "flip_merge": []}
     for kind, make in (("train", train), ("flip_merge", flip)):
         for seed in range(3):
-            path = tmp_path / f"{kind}-{seed}.json"
+            path = tmp_path / kind / f"{seed}.json"
             record = make("gcnn", seed, 0.1 + 0.7 / (seed + 3))
             write_record(path, record)
             inputs[kind].append(str(path))

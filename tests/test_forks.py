@@ -9,7 +9,6 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
-import pandas as pd
 import psutil
 import pytest
 import snakemake.script
@@ -284,8 +283,9 @@ def that_forks(run: subprocess.Popen) -> psutil.Process:
 
 def in_training(made) -> list[str]:
     """The nets that have begun."""
-    logs = (made.folder / "results/tiny/logs/train").glob("*.log")
-    return [log.stem for log in logs if "epoch" in log.read_text(encoding="utf-8")]
+    logs = (made.folder / "results/tiny/logs/train").glob("*/*.log")
+    begun = [log for log in logs if "epoch" in log.read_text(encoding="utf-8")]
+    return [f"{log.parent.name.rpartition('-')[0]}-{log.stem}" for log in begun]
 
 
 @pytest.mark.slow(seconds=20)
@@ -304,13 +304,15 @@ def test_each_fork_ends_in_a_line_with_its_state_saved_and_no_process_is_left(ti
     wait_until(lambda: not of(run), MINUTES, "no process of the run is left", poll=0.05)
 
 
-MERGES = [f"results/tiny/records/flip_merge/cnn-{seed}.json" for seed in range(2)]
+def merges_of(made, **changes) -> list[str]:
+    """The records of two flip merges."""
+    return [made.path("records", "flip_merge", f"cnn-{seed}", **changes) for seed in range(2)]
 
 
 @pytest.mark.slow(seconds=10)
 def test_of_a_killed_job_a_line_says_that_it_was_killed(tiny, started):
     made = tiny()
-    run = started(made, *MERGES, *ENDLESS)
+    run = started(made, *merges_of(made, training={"epochs": 1000, "save_every": 1000}), *ENDLESS)
     for fork in that_forks(run).children():
         fork.kill()
     output = run.communicate(timeout=MINUTES)[0]
@@ -324,28 +326,30 @@ def test_of_a_killed_job_a_line_says_that_it_was_killed(tiny, started):
 @pytest.mark.parametrize("have_ended", [True, False])
 def test_after_a_kill_of_snakemake_what_its_forks_do_counts_in_the_next_run(have_ended, tiny, started):
     made = tiny()
-    run = started(made, *MERGES)
+    merges = merges_of(made)
+    run = started(made, *merges)
     run.kill()
     if have_ended:
         wait_until(lambda: not of(run), MINUTES, "no process of the run is left", poll=0.05)
-    again = made.snakemake(*MERGES)
+    again = made.snakemake(*merges)
     assert again.returncode == 0, again.stdout
-    assert not of(run) and all((made.folder / merge).exists() for merge in MERGES)
-    assert made.planned(*MERGES) == []
+    assert not of(run) and all((made.folder / merge).exists() for merge in merges)
+    assert made.planned(*merges) == []
 
 
 @pytest.mark.slow(seconds=15)
 def test_a_kill_of_the_process_that_forks_costs_no_job(tiny, finished, started):
     made = tiny()
-    run = started(made, *MERGES)
+    merges = merges_of(made)
+    run = started(made, *merges)
     that_forks(run).kill()
     said = run.communicate(timeout=MINUTES)[0]
     assert run.returncode == 0, said
-    for merge in MERGES:
+    for merge in merges:
         assert read_record(made.folder / merge)["barrier"] == read_record(finished.folder / merge)["barrier"]
 
 
-def test_benchmarks_are_of_the_forks(finished):
-    for path in (finished.folder / "results/tiny/benchmarks/train").glob("*cnn*"):
-        measured = pd.read_csv(path, sep="\t").iloc[0]
-        assert measured["max_rss"] > 100 and measured["cpu_time"] > 0.1, path
+def test_costs_are_of_the_forks(finished):
+    for path in (finished.folder / "results/tiny/records/train").glob("*cnn*/[0-9].json"):
+        cost = read_record(path)["cost"]
+        assert cost["job_memory_mb"] > 100 and cost["seconds"] <= cost["job_seconds"] < 500, path

@@ -1,5 +1,7 @@
 """The workflow inside of another one: `module … use rule * from … as`, from a folder of its own and with a prefix."""
 
+import shutil
+
 import pandas as pd
 import pytest
 import yaml
@@ -11,14 +13,15 @@ configfile: "mine.yaml"
 module relu:
     snakefile: "{clone}/Snakefile"
     config: config
+    {prefix}
 
 use rule * from relu as relu_*
 
 rule accuracies:
     default_target: True
-    input: rules.relu_table2.output[1], "results/tiny/records/theory/lemma_2_2.json", rules.relu_figure4.output
+    input: rules.relu_table2.output, rules.relu_lemma_2_2.output, rules.relu_figure4.output
     output: "accuracies.txt"
-    shell: "cut -d, -f1,2 {{input[0]}} > {{output}}"
+    shell: "cut -d, -f1,2 {{input[1]}} > {{output}}"
 """
 
 
@@ -30,7 +33,7 @@ def test_a_workflow_uses_ours_under_a_prefix_with_its_own_config_and_in_its_own_
     mine = Clone.__new__(Clone)
     mine.folder = outer = tmp_path
     (outer / "mine.yaml").write_text(yaml.safe_dump(config))
-    (outer / "Snakefile").write_text(SNAKEFILE.format(clone=made.folder))
+    (outer / "Snakefile").write_text(SNAKEFILE.format(clone=made.folder, prefix=""))
     run = mine.snakemake
     ended = run()
     assert ended.returncode == 0, ended.stdout
@@ -41,3 +44,25 @@ def test_a_workflow_uses_ours_under_a_prefix_with_its_own_config_and_in_its_own_
     assert not (made.folder / "results").exists() and not (made.folder / "data").exists()
     assert "Nothing to be done" in run("--rerun-triggers", "mtime").stdout
     assert "relu_train" in run("--rerun-triggers", "mtime", "--forcerun", "relu_train", "--dry-run").stdout
+
+
+@pytest.mark.slow(seconds=10)
+def test_under_a_prefix_finished_records_are_found(finished, tiny, tmp_path):
+    made = tiny()
+    mine = Clone.__new__(Clone)
+    mine.folder = tmp_path
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config_of(made.folder)))
+    (tmp_path / "Snakefile").write_text(SNAKEFILE.format(clone=made.folder, prefix='prefix: "below"'))
+    shutil.copytree(finished.folder / "results/tiny/records", tmp_path / "below/results/tiny/records")
+    shutil.copytree(finished.folder / "results/tiny/filters", tmp_path / "below/results/tiny/filters")
+    assert mine.planned("--rerun-triggers", "mtime") == ["accuracies", "relu_figure4", "relu_table2"]
+    ended = mine.snakemake()
+    assert ended.returncode == 0, ended.stdout
+    assert not (tmp_path / "results").exists() and not (tmp_path / "below/data").exists()
+    for name in ("tables/table2.csv", "figures/figure4.png"):
+        ours, its = (folder / "results/tiny" / name for folder in (tmp_path / "below", finished.folder))
+        assert ours.read_bytes() == its.read_bytes()
+    assert "Nothing to be done" in mine.snakemake("--rerun-triggers", "mtime").stdout
+    other = config_of(made.folder) | {"training": {"weight_decay": 0.5}}  # which is another net
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(other))
+    assert "relu_train cnn 0" in mine.planned("--rerun-triggers", "mtime")

@@ -1,7 +1,5 @@
 """The profiles that need no Slurm: submissions counted by a dry run, PBS by stand-ins, GPUs by name alone."""
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -11,10 +9,9 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import VGG11S_ALONE, config_of, latest_log, snakemake_command, write_scale
+from conftest import VGG11S_ALONE, latest_log, path_of, snakemake_command, write_scale
 from filelock import SoftFileLease
 
-from relusym.config.settings import Settings
 from relusym.jobs.gpu_slots import gpu_slots
 
 
@@ -118,7 +115,7 @@ def pbs(tmp_path):
 
 def test_the_pbs_profile_submits_asks_for_states_and_retries_what_failed(two_nets, pbs):
     submit, calls = pbs
-    record = "results/tiny/records/train/gcnn-0.json"
+    record = path_of(two_nets, "records", "train", "gcnn-0")
     state = broken_state(two_nets, "gcnn")
     done = submit(two_nets, "--retries", "1", record)
     assert done.returncode == 1
@@ -136,7 +133,7 @@ def test_the_pbs_profile_submits_asks_for_states_and_retries_what_failed(two_net
 def test_packed_nets_ask_for_one_gpu_and_for_the_time_of_all(two_nets, pbs):
     submit, calls = pbs
     shutil.rmtree(two_nets / "results", ignore_errors=True)
-    records = [f"results/tiny/records/train/{model}-0.json" for model in ("cnn", "gcnn")]
+    records = [path_of(two_nets, "records", "train", f"{model}-0") for model in ("cnn", "gcnn")]
     done = submit(two_nets, "--profile", "profiles/packed", *records)
     assert done.returncode == 0, done.stdout
     (call,) = calls.read_text().splitlines()
@@ -147,7 +144,9 @@ def test_packed_nets_ask_for_one_gpu_and_for_the_time_of_all(two_nets, pbs):
 def test_nothing_is_submitted_if_the_data_can_not_be_prepared_here(clone, pbs):
     submit, calls = pbs
     config = ("--config", "scale=paper", "cifar10={source: folder, root: nowhere}")
-    done = submit(clone().folder, "results/paper/records/train/cnn-0.json", "--retries", "0", *config)
+    folder = clone().folder
+    record = path_of(folder, "records", "train", "cnn-0", scale="paper")
+    done = submit(folder, record, "--retries", "0", *config)
     assert done.returncode == 1 and not calls.exists()
     line = "data folder nowhere is missing: set cifar10.root to the folder that holds train/ and test/"
     assert f"\nerror in rule prepare_data: {line}\n" in done.stdout
@@ -155,9 +154,7 @@ def test_nothing_is_submitted_if_the_data_can_not_be_prepared_here(clone, pbs):
 
 def broken_state(folder, model):
     """A training state that can't be read, which fails the net's training."""
-    settings = Settings.of(config_of(folder), [folder / "scales"]).train(model)
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    state = folder / f"results/tiny/states/{model}-0-{key}.safetensors"
+    state = folder / "-0".join(path_of(folder, "states", "train", f"{model}-0").split("/0"))
     state.parent.mkdir(parents=True, exist_ok=True)
     state.write_bytes(b"torn")
     return state
@@ -198,9 +195,12 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     said = "".join(heard) + first.communicate(timeout=900)[0]
     assert first.returncode == 1
     assert {"rule train: on GPU 7", "rule train: on GPU 8"} <= set(said.splitlines())
-    log, unreadable = "results/tiny/logs/train/cnn-0.log", f"{state.relative_to(two_nets)} is truncated"
+    log, unreadable = (
+        path_of(two_nets, "logs", "train", "cnn-0"),
+        f"{state.relative_to(two_nets)} is truncated",
+    )
     assert re.search(rf"^failed: train cnn-0: {unreadable}.* \({log}\)$", said, re.MULTILINE)
-    assert (two_nets / "results/tiny/records/flip_merge/gcnn-0.json").exists()  # the others went on
+    assert (two_nets / path_of(two_nets, "records", "flip_merge", "gcnn-0")).exists()  # the others went on
 
     status = run(two_nets, "status", "--cores", "1")
     assert status.returncode == 0, status.stdout

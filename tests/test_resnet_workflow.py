@@ -21,12 +21,8 @@ DATA = "prepare_data generated-400-200-0"
 ROWS = ("old", "simsiam_odd")
 
 
-def records(clone):
-    return clone.folder / "results" / "tiny" / "records"
-
-
 def merges(clone):
-    return [read_record(records(clone) / "flip_merge" / f"{row}-0.json") for row in ROWS]
+    return [read_record(clone.record("flip_merge", f"{row}-0")) for row in ROWS]
 
 
 def test_table_5_has_every_measured_column_of_every_row_and_table_3_its_part(finished):
@@ -46,7 +42,7 @@ def test_figure_9_is_drawn_from_small_arrays_without_a_checkpoint(finished, comm
     figures = finished.folder / "results" / "tiny" / "figures"
     assert (figures / "figure9.png").read_bytes().startswith(b"\x89PNG")
     assert (figures / "figure9.pdf").read_bytes().startswith(b"%PDF")
-    arrays, about = load_arrays(finished.folder / "results" / "tiny" / "filters" / "old-0.safetensors")
+    arrays, about = load_arrays(finished.folder / finished.path("filters", "flip_merge", "old-0"))
     assert arrays["conv1"].shape == (2, 8, 3, 7, 7) and about["status"] == "ok"
     stream = merges(finished)[0]["permutations"]["layer1.0.conv2"]
     filters, matches = arrays["conv1"]  # the stem writes to the first blocks' residual stream
@@ -69,7 +65,7 @@ def test_a_second_run_and_a_fresh_clone_have_nothing_to_train(finished, committe
 
 
 def test_a_missing_record_reruns_its_row_and_no_other(committed):
-    (records(committed) / "flip_merge" / "simsiam_odd-0.json").unlink()
+    committed.record("flip_merge", "simsiam_odd-0").unlink()
     jobs = committed.planned("table3", "table5")
     assert jobs == sorted([DATA, MERGES[1], *TRAININGS[1:], "table5"])  # Table 3 has no such row
 
@@ -164,7 +160,7 @@ def test_a_net_whose_download_fails_is_left_out_with_its_reason_and_so_is_its_me
     run = fresh.snakemake("table5")
     assert run.returncode == 0, run.stdout
     results = fresh.folder / "results" / "demo"
-    merge = read_record(results / "records" / "flip_merge" / "gone-0.json")
+    merge = read_record(fresh.record("flip_merge", "gone-0", scale="demo"))
     assert (merge["status"], merge["reason"]) == ("left_out", "gone-0 is absent")
     notes = (results / "tables" / "table5.md").read_text(encoding="utf-8")
     assert "http://127.0.0.1:9/gone.pth can't be downloaded" in notes

@@ -169,6 +169,7 @@ def test_a_record_given_twice_is_refused():
 def test_a_record_file_without_a_field_is_named(tmp_path, record, field):
     del record[field]
     path = tmp_path / "record.json"
+    path.with_name("settings.json").write_text(json.dumps(record.pop("settings")))
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match=rf"record\.json lacks the field '{field}'"):
         read_record(path)
@@ -201,36 +202,30 @@ def test_csv_holds_the_numbers_to_ten_digits_and_nothing_where_there_is_none(tmp
     assert noaug.startswith("cnn_noaug,,,,,,,0,0,0.879,")
 
 
-HEADER = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+def of_cost(kind, **cost):
+    return {"kind": kind, "cost": {name: value for name, value in cost.items() if value is not None}}
 
 
-@pytest.fixture
-def benchmarks(tmp_path):
-    texts = {
-        "train/cnn-0.tsv": HEADER + "1800.0\t0:30:00\t600.5\t1\t1\t1\t1\t1\t90\t1\n",
-        "train/cnn-1.tsv": HEADER + "5400.0\t1:30:00\tNA\tNA\tNA\tNA\tNA\tNA\tNA\tNA\n",
-        "train/cnn-2.tsv": HEADER + "3600.0\t1:00:00\t600.25\t-\t-\t-\t-\t-\t-\t-\n",
-        "train/cnn-3.tsv": HEADER + "NA\t-\t9000.0\t-\t-\t-\t-\t-\t-\t-\n",
-        "train/cnn-4.tsv": "",
-        "train/cnn-5.tsv": HEADER,
-        "table/table2.tsv": HEADER + "0.5\t0:00:00\tNA\tNA\tNA\tNA\tNA\tNA\tNA\tNA\n",
-    }
-    for name, text in texts.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    return [tmp_path / name for name in texts] + [tmp_path / "train" / "missing.tsv"]
+COSTS_OF_JOBS = [
+    of_cost("train", seconds=1.0, job_seconds=1800.0, job_memory_mb=600.5),
+    of_cost("train", seconds=1.0, job_seconds=5400.0),
+    of_cost("train", seconds=1.0, job_seconds=3600.0, job_memory_mb=600.25),
+    of_cost("train", seconds=1.0, job_memory_mb=9000.0),  # it doesn't say how long it took
+    of_cost("train"),
+    of_cost("pair_merge", job_seconds=0.5),
+]
 
 
-def test_costs_by_kind_of_job(benchmarks):
-    frame = costs(benchmarks).set_index("kind")
-    assert frame.index.to_list() == ["train", "table"]
+def test_costs_by_kind_of_job():
+    frame = costs(COSTS_OF_JOBS).set_index("kind")
+    assert frame.index.to_list() == ["train", "pair_merge"]
     assert frame.loc["train"].to_list() == [3, 3.0, 3600.0, 5400.0, 600.5]
-    assert frame.loc["table", "jobs"] == 1
-    assert math.isnan(frame.loc["table", "max_memory_mb"])
+    assert frame.loc["pair_merge", "jobs"] == 1
+    assert math.isnan(frame.loc["pair_merge", "max_memory_mb"])
 
 
-def test_costs_are_written_with_and_without_jobs(tmp_path, benchmarks):
-    write_table(costs(benchmarks), tmp_path / "costs", COSTS)
+def test_costs_are_written_with_and_without_jobs(tmp_path):
+    write_table(costs(COSTS_OF_JOBS), tmp_path / "costs", COSTS)
     assert "| train " in (tmp_path / "costs.md").read_text()
     write_table(costs([]), tmp_path / "none", COSTS)
     assert (tmp_path / "none.csv").read_text() == "kind,jobs,hours,median_s,max_s,max_memory_mb\n"

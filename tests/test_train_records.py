@@ -28,6 +28,7 @@ from relusym.measuring.train import train_record
 from relusym.nets import build
 from relusym.randomness import stream
 from relusym.records.files import read_record, write_record
+from relusym.records.fingerprint import fingerprint
 from relusym.whole_files import sha256
 
 LABEL = "generated shapes"
@@ -52,7 +53,8 @@ def data(tmp_path_factory):
 
 def made(results, data, unit, settings, seed=0, **how):
     """A training's record, written beside its checkpoint; the two files."""
-    to, record = (results / f"{unit}-{seed}.{ending}" for ending in ("safetensors", "json"))
+    folder = results / f"{unit}-{fingerprint(settings)}"
+    to, record = (folder / f"{seed}.{ending}" for ending in ("safetensors", "json"))
     trained = train_record(unit, seed, settings, data, LABEL, to, device=CPU, **how)
     write_record(record, trained)
     return trained, to, record
@@ -126,8 +128,9 @@ def test_each_seed_is_a_net_of_its_own_that_merges_with_itself_and_with_the_othe
     pair = merged(names, [settings, settings], [files, others], data)
     inner = ["halfway", "repaired"] if model == "cnn" else ["halfway", "reset", "repaired"]
     for merge, ends in ((flip, ["net", "flipped"]), (pair, ["net_1", "net_2"])):
-        write_record(tmp_path / "record.json", merge)
-        assert read_record(tmp_path / "record.json")["status"] == "ok"
+        path = tmp_path / merge["kind"] / "record.json"
+        write_record(path, merge)
+        assert read_record(path)["status"] == "ok"
         assert list(merge["accuracy"]) == ends + inner and list(merge["barrier"]) == inner
     assert (flip["model"], flip["seed"]) == names[0]
     assert flip["inputs"]["checkpoints"] == hashes[:1] and pair["inputs"]["checkpoints"] == hashes
@@ -212,9 +215,7 @@ def test_a_linear_layer_of_other_pretraining_is_refused(data, tmp_path):
         assert name.startswith("fc.") or torch.equal(tensor, encoder[f"encoder.{name}"]), name
     made(tmp_path, data, "old.pretraining", before, seed=1)
     with pytest.raises(UserError, match=r"1\.safetensors isn't the one that .*0\.json names"):
-        made(
-            tmp_path, data, "old", settings, start=tmp_path / "old.pretraining-1.safetensors", started=started
-        )
+        made(tmp_path, data, "old", settings, start=start.with_name("1.safetensors"), started=started)
 
 
 @pytest.mark.parametrize(("objective", "workers"), [("supervised", 0), ("simsiam", 1)])

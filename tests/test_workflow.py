@@ -84,20 +84,21 @@ def test_figure_4_counts_every_channel_of_the_merged_nets(finished):
     assert set(pd.read_csv(folder / "figure4.csv")["model"]) <= set(MODELS)
 
 
-def test_every_job_left_its_log_and_its_benchmark(finished):
+def test_every_job_left_its_log_and_says_what_it_took(finished):
     results = finished.folder / "results" / "tiny"
-    records = {
-        path.relative_to(results / "records").with_suffix("") for path in results.glob("records/*/*.json")
-    }
+    paths = [*results.glob("records/*/*/[0-9]*.json")]
+    records = {path.relative_to(results / "records").with_suffix("") for path in paths}
     trained, merged = 4 + len(RESNET_TRAININGS), 4 + len(RESNET_MERGES)
     assert len(records) == trained + merged + len(PAIR_JOBS) + len(ALONE)
-    records.remove(
-        Path("flipped_training/flipped_training")
-    )  # one of its kind: its log lies beside the figures'
+    for path in paths:
+        seconds = read_record(path)["cost"]
+        assert path.parts[-3] in ("theory",) or 0 < seconds["seconds"] <= seconds["job_seconds"]
+    for name in ("flipped_training", *(f"theory/{statement}" for statement in STATEMENTS)):  # on no net
+        assert (results / "logs" / f"{name}.log").read_text(encoding="utf-8")
+    records = {record for record in records if record.parts[0] not in ("theory", "flipped_training")}
     assert (results / "logs" / "flipped_training.log").read_text(encoding="utf-8")
     for record in records:
         assert (results / "logs" / f"{record}.log").read_text(encoding="utf-8")
-        assert record.parts[0] == "theory" or (results / "benchmarks" / f"{record}.tsv").exists()
 
 
 def test_the_training_state_is_gone_after_the_run(finished):
@@ -123,13 +124,13 @@ def test_another_batch_size_reruns_trainings_and_merges(finished):
 
 
 def test_an_outdated_record_is_made_again_from_the_new_settings(committed):
-    record = "results/tiny/records/train/gcnn-1.json"
+    record = committed.path("records", "train", "gcnn-1", training={"batch_size": 20})
     run = committed.snakemake(record, "--config", "training={batch_size: 20}")
     assert run.returncode == 0, run.stdout
     assert read_record(committed.folder / record)["settings"]["training"]["batch_size"] == 20
-    assert (
-        read_record(committed.folder / record.replace("-1", "-0"))["settings"]["training"]["batch_size"] == 10
-    )
+    for seed in (0, 1):  # and the old ones are still there
+        before = read_record(committed.record("train", f"gcnn-{seed}"))
+        assert before["settings"]["training"]["batch_size"] == 10
 
 
 def test_other_images_to_merge_on_rerun_the_merges_but_no_training(finished):
@@ -139,20 +140,19 @@ def test_other_images_to_merge_on_rerun_the_merges_but_no_training(finished):
 
 
 def test_a_missing_record_reruns_what_it_needs_and_no_other_net(committed):
-    records = committed.folder / "results" / "tiny" / "records"
-    flip = records / "flip_merge" / "gcnn-1.json"
+    flip = committed.record("flip_merge", "gcnn-1")
     text = flip.read_text(encoding="utf-8")
     flip.unlink()
     jobs = [job for job in committed.planned() if job not in AGGREGATION]
     assert jobs == ["flip_merge gcnn 1", DATA, "train gcnn 1"]
     flip.write_text(text, encoding="utf-8")
-    (records / "train" / "cnn-0.json").unlink()
+    committed.record("train", "cnn-0").unlink()
     jobs = [job for job in committed.planned() if job not in AGGREGATION]
     assert jobs == [DATA, "train cnn 0"]
 
 
 def test_a_missing_pair_record_reruns_the_trainings_of_its_two_nets(committed):
-    (committed.folder / "results" / "tiny" / "records" / "pair_merge" / "gcnn-1--gcnn-0.json").unlink()
+    committed.record("pair_merge", "gcnn-1", "gcnn-0").unlink()
     jobs = [job for job in committed.planned("table4") if job != "table4"]
     wanted = ["pair_merge gcnn 1 gcnn 0", DATA, "train gcnn 0", "train gcnn 1"]
     assert jobs == wanted
@@ -160,7 +160,7 @@ def test_a_missing_pair_record_reruns_the_trainings_of_its_two_nets(committed):
 
 
 def test_a_deleted_record_is_made_again_and_the_tables_with_it_however_new_they_are(copied):
-    (copied.folder / "results" / "tiny" / "records" / "flip_merge" / "cnn-0.json").unlink()
+    copied.record("flip_merge", "cnn-0").unlink()
     jobs = set(copied.planned())
     assert {"flip_merge cnn 0", "table2", "figure4", "costs"} <= jobs and "table4" not in jobs
 
@@ -173,7 +173,7 @@ def test_a_piece_of_the_seeds_is_about_these_seeds_alone(tiny):
 
 def test_ctrl_c_saves_every_training_ends_in_a_line_each_and_leaves_no_lock(tiny):
     made = tiny()
-    target = "results/tiny/records/train/cnn-0.json"
+    target = made.path("records", "train", "cnn-0", training={"epochs": 1000, "save_every": 1000})
     endless = ("--config", "training={epochs: 1000, save_every: 1000}")
     command = [sys.executable, "-m", "snakemake", "--cores", "1", target, *endless]
     run = subprocess.Popen(
@@ -184,7 +184,7 @@ def test_ctrl_c_saves_every_training_ends_in_a_line_each_and_leaves_no_lock(tiny
         text=True,
         start_new_session=True,  # a process group of its own, as a terminal gives it
     )
-    log = made.folder / "results/tiny/logs/train/cnn-0.log"
+    log = made.folder / target.replace("records", "logs").replace(".json", ".log")
     while not (log.exists() and "epoch" in log.read_text(encoding="utf-8")):
         assert run.poll() is None, run.stdout.read()
         time.sleep(0.05)
@@ -266,7 +266,7 @@ def test_figures_and_theory_are_there_in_every_form(finished):
     for figure in FIGURES:
         assert (results / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
         assert (results / "figures" / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
-    nets = [read_filters(path) for path in sorted(results.glob("filters/*"))]
+    nets = [read_filters(path) for path in sorted(results.glob("filters/*/*"))]
     names = ["cnn-0", "cnn-1", "gcnn-0", "gcnn-1", "old-0", "simsiam_odd-0"]
     assert [f"{net.model}-{net.seed}" for net in nets] == names
     zero = pd.read_csv(results / "figures" / "zero_filters_by_net.csv")
@@ -294,7 +294,7 @@ def test_another_projection_makes_the_arrays_again_with_their_merges_and_trains_
 
 
 def test_missing_arrays_without_a_checkpoint_are_made_from_the_net_trained_and_merged_again(committed):
-    (committed.folder / "results/tiny/filters/cnn-1.safetensors").unlink()
+    Path(committed.folder, committed.path("filters", "flip_merge", "cnn-1")).unlink()
     jobs = [job for job in committed.planned() if job not in AGGREGATION]
     assert jobs == ["flip_merge cnn 1", DATA, "train cnn 1"]
 
@@ -302,7 +302,7 @@ def test_missing_arrays_without_a_checkpoint_are_made_from_the_net_trained_and_m
 def test_arrays_of_another_merge_are_made_again(finished, tiny):
     changed = tiny()
     shutil.copytree(finished.folder, changed.folder, dirs_exist_ok=True)
-    path = changed.folder / "results/tiny/filters/gcnn-0.safetensors"
+    path = changed.folder / changed.path("filters", "flip_merge", "gcnn-0")
     arrays, about = load_arrays(path)
     arrays["permutation.conv1"] = arrays["permutation.conv1"][::-1]
     save_arrays(path, arrays, about)
@@ -334,10 +334,7 @@ def test_after_the_last_piece_only_merges_between_pieces_are_left(finished, tiny
     )
     for job in between:
         _, *nets = job.split()
-        record = (
-            made.folder / f"results/tiny/records/pair_merge/{nets[0]}-{nets[1]}--{nets[2]}-{nets[3]}.json"
-        )
-        record.unlink()
+        made.record("pair_merge", f"{nets[0]}-{nets[1]}", f"{nets[2]}-{nets[3]}").unlink()
     jobs = made.planned()
     assert [job for job in jobs if job.startswith("pair_merge")] == between
     assert not any(job.startswith(("train", "flip_merge", "prepare_data")) for job in jobs)
@@ -351,7 +348,7 @@ def test_the_benchmark_is_run_when_it_is_asked_for_and_by_no_other_target(clone)
 
 def test_the_laptops_committed_tables_follow_from_its_committed_records_byte_by_byte(clone):
     made, committed = clone(), ROOT / "results" / "laptop"
-    for part in ("records", "filters", "benchmarks"):
+    for part in ("records", "filters"):
         shutil.copytree(committed / part, made.folder / "results" / "laptop" / part)
     tables = sorted({path.stem for path in (committed / "tables").iterdir()})
     run = made.snakemake(*tables, "--config", "scale=laptop")
@@ -360,7 +357,6 @@ def test_the_laptops_committed_tables_follow_from_its_committed_records_byte_by_
         assert (
             made.folder / "results" / "laptop" / "tables" / path.name
         ).read_bytes() == path.read_bytes(), path
-    notes = committed / "made_from"
     for name in tables:
-        note = made.folder / "results" / "laptop" / "made_from" / f"{name}.sha256"
-        assert note.read_bytes() == (notes / note.name).read_bytes()
+        (note,) = (made.folder / "results" / "laptop" / "notes").glob(f"{name}-*")
+        assert note.read_bytes() == (committed / "notes" / note.name).read_bytes()

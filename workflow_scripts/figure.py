@@ -2,14 +2,14 @@
 
 from job import job
 from relusym.findings import kinds_of, module_of
+from relusym.findings.fingerprint import fingerprint, write_note
 from relusym.findings.frames import read
 from relusym.findings.layout import csv, write_text
-from relusym.findings.made import fingerprint, write_note
 from relusym.findings.print_style import write_figure
 
 with job(snakemake):
-    name, about = snakemake.params.name, snakemake.params.about
-    module, inputs = module_of(name), read(kinds_of(name), snakemake.input, about)
+    name, about, shown = (snakemake.params[key] for key in ("name", "about", "shown"))
+    module, inputs = module_of(name), read(kinds_of(name), shown, about)
     if name == "figure10":  # drawn from the theory's own images, which findings don't know
         from relusym.theory.cooccurrence import image_classes
 
@@ -21,4 +21,4 @@ with job(snakemake):
     for path, frame in zip(tables, frames, strict=True):
         write_text(path, csv(frame))
     if note:
-        write_note(note, fingerprint(name, about, snakemake.input), written)
+        write_note(note, name, fingerprint(name, about, shown), written)

@@ -10,7 +10,10 @@ from relusym.records.files import write_record
 with job(snakemake):
     # a few steps of a narrow net, in float64 too: a CPU does as well
     record = flipped_training_record(
-        snakemake.params.settings, Path(snakemake.input.data), snakemake.params.label, device=device_of("cpu")
+        snakemake.params.settings,
+        Path(snakemake.params.reads["data"]),
+        snakemake.params.label,
+        device=device_of("cpu"),
     )
     write_record(snakemake.output.record, record)
     print(f"largest difference to the flipped net: {record['largest_difference']}")

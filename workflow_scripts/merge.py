@@ -10,17 +10,20 @@ from relusym.measuring.merge import merge_record
 from relusym.records.files import write_record
 
 with job(snakemake) as lock:
-    params, inputs, filters = snakemake.params, snakemake.input, snakemake.output.get("filters")
+    params, filters = snakemake.params, snakemake.output.get("filters")
+    reads = params.reads
     if measurement := snakemake.wildcards.get("measurement"):
-        make = partial(measure_record, measurement)
+        # of a net that the measurement makes
+        to = Path(snakemake.output.record.replace("/records/", "/checkpoints/")).with_suffix(".safetensors")
+        make = partial(measure_record, measurement, to=to)
     else:
         make = partial(merge_record, filters=Path(filters) if filters else None)
     record = make(
         [(model, seed) for model, seed in params.names],
         params.settings,
-        [Path(path) for path in inputs.nets],
-        [Path(path) for path in inputs.trained],
-        Path(inputs.data),
+        [Path(path) for path in reads["nets"]],
+        [Path(path) for path in reads["trained"]],
+        Path(reads["data"]),
         params.label,
         batch_size=params.batch_size,
         device=device_of(params.device),

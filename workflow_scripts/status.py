@@ -9,8 +9,7 @@ from relusym.jobs.status import kind_status, screen
 terminal = sys.stdout
 with job(snakemake):
     params = snakemake.params
-    folders = Path(params.logs), Path(params.benchmarks), Path(params.records)
-    kinds = [kind_status(kind, reasons, *folders) for kind, reasons in params.reasons.items()]
+    kinds = [kind_status(kind, jobs, Path(params.folder)) for kind, jobs in params.jobs.items()]
     text = screen(params.title, kinds)
     print(text)
     print(text, file=terminal, flush=True)

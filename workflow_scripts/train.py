@@ -1,7 +1,5 @@
 """Rule train: make one net, and write its checkpoint and its record."""
 
-import hashlib
-import json
 from pathlib import Path
 
 from job import job
@@ -9,18 +7,18 @@ from relusym.jobs.interruption import Interruption
 from relusym.measuring.costs import device_of
 from relusym.measuring.train import train_record, weights_record
 from relusym.measuring.train_process import as_job
-from relusym.records.files import write_record
+from relusym.records.files import write_trained
 from relusym.training.distributed import launch
 from relusym.training.progress import Reporter
 
 with job(snakemake) as lock, Interruption() as warned:
-    w, params, inputs = snakemake.wildcards, snakemake.params, snakemake.input
+    w, params, reads = snakemake.wildcards, snakemake.params, snakemake.params.reads
     settings, device = params.settings, device_of(params.device)
     given = {
         "unit": w.unit,
-        "seed": int(w.seed),
+        "seed": int(w.seed.partition(".")[0]),
         "settings": settings,
-        "data": Path(inputs.data),
+        "data": Path(reads["data"]),
         "label": params.label,
         "to": Path(snakemake.output.checkpoint),
         "device": device,
@@ -31,18 +29,16 @@ with job(snakemake) as lock, Interruption() as warned:
         lock.check()
         return warned()
 
-    if weights := inputs.get("weights"):
+    if weights := reads.get("weights"):
         given["model"] = given.pop("unit")
         record = weights_record(**given, weights=Path(weights))
     else:
-        # other settings never go on from this state
-        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         given |= {
             **{key: params.running[key] for key in ("save_every", "workers", "snapshots")},
             "folder": Path(params.folder) if params.folder else None,
-            "start": Path(inputs.nets[0]) if inputs.get("nets") else None,
-            "started": Path(inputs.trained[0]) if inputs.get("trained") else None,
-            "state": Path(f"{params.state}-{key}.safetensors"),
+            "start": Path(reads["nets"][0]) if reads.get("nets") else None,
+            "started": Path(reads["trained"][0]) if reads.get("trained") else None,
+            "state": Path(params.state),
         }
         processes = settings["training"]["processes"]
         if processes == 1:
@@ -52,5 +48,5 @@ with job(snakemake) as lock, Interruption() as warned:
             module, restarts = "relusym.measuring.train_process", params.running["restarts"]
             gpus = device.type == "cuda"
             record = launch(module, as_job(given), processes, restarts, gpus=gpus, interrupted=interrupted)
-    write_record(snakemake.output.record, record)
+    write_trained(snakemake.output.record, record)
     print(f"{w.unit}-{w.seed}: {record['status']}, accuracy {record['accuracy']}")

@@ -1,6 +1,5 @@
 """What the workflow itself costs: planning its jobs, starting one, and running the demo."""
 
-import csv
 import json
 import os
 import shutil
@@ -12,11 +11,13 @@ from typing import Any
 
 import yaml
 
+from relusym.config.settings import Settings
 from relusym.errors import UserError
+from relusym.records.files import read_record
+from relusym.records.results import Results
 
 LEFT_OUT = {"data", "results", "tests", "docs"}  # of no use in a copy, or made by runs
 START_UP = "start_up"  # a scale with one small training
-ONE_TRAINING = f"results/{START_UP}/records/train/cnn-0.json"
 
 
 class WorkflowCopy:
@@ -71,16 +72,16 @@ class WorkflowCopy:
 
     def start_up(self, device: str) -> float:
         """Seconds from a training job's start to its first useful work: its whole time without its record's."""
-        self.seconds(
-            *("--cores", "1", "--force", ONE_TRAINING, "--config", f"scale={START_UP}", f"device={device}")
-        )
-        whole = benchmark_seconds(self.folder / f"results/{START_UP}/benchmarks/train/cnn-0.tsv")
-        return whole - useful_seconds(self.folder / ONE_TRAINING)
+        results = Results(Settings.of({"scale": START_UP}, [self.folder / "scales"]))
+        record = results.record(results.key("train", ("cnn", 0)))
+        self.seconds("--cores", "1", "--force", record, "--config", f"scale={START_UP}", f"device={device}")
+        cost = read_record(self.folder / record)["cost"]
+        return cost["job_seconds"] - cost["seconds"]
 
     def run(self, scale: str, cores: int, device: str) -> tuple[float, float]:
         """Run a scale: seconds from start to end, and the sum of its jobs' useful seconds."""
         wall = self.seconds("--cores", str(cores), "--config", f"scale={scale}", f"device={device}")
-        records = sorted(self.folder.glob(f"results/{scale}/records/*/*.json"))
+        records = sorted(self.folder.glob(f"results/{scale}/records/*/*/[0-9]*.json"))
         return wall, sum(map(useful_seconds, records))
 
 
@@ -92,13 +93,6 @@ def start_up_scale(demo: dict[str, Any]) -> dict[str, Any]:
     models = {id_: model for id_, model in demo["models"].items() if model.get("table") != "table5"}
     kept = {key: value for key, value in demo.items() if key not in ("figure9", "beyond")}
     return kept | {"seeds": "0", "data": data, "training": training, "merging": merging, "models": models}
-
-
-def benchmark_seconds(path: Path) -> float:
-    """A job's wall seconds as Snakemake measured them."""
-    with path.open(encoding="utf-8", newline="") as file:
-        (row,) = csv.DictReader(file, delimiter="\t")
-    return float(row["s"])
 
 
 def useful_seconds(record: Path) -> float:

@@ -11,6 +11,7 @@ import threading
 import time
 from argparse import ArgumentParser
 from collections import Counter, defaultdict
+from itertools import zip_longest
 from logging import WARNING, LogRecord
 from pathlib import Path
 
@@ -110,7 +111,7 @@ class LogHandler(LogHandlerBase):
                 self.without_metadata = 0
             if self.common_settings.dryrun and self.run.total:
                 self._print(self.run.plan())
-            elif self.run.total > 1 and self.run.at_once and not self.common_settings.quiet:
+            elif self.run.total and self.run.at_once and not self.common_settings.quiet:
                 self._print(self.run.summary())
             self.run.total = 0  # Snakemake closes twice
         super().close()
@@ -132,8 +133,17 @@ def _of_a_config_file(message: str) -> str | None:
 
 def _name(record: LogRecord) -> str:
     """A job as one reads it: its rule, and of which nets."""
-    net = Path(record.log[0]).stem if record.log else ""
+    net = _net(Path(record.log[0])) if record.log else ""
     return " ".join(dict.fromkeys([record.rule_name, net or record.rule_name]))
+
+
+def _net(log: Path) -> str:
+    """A job's nets by its log: cnn-0 for train/cnn-0.log and for train/cnn-3f9a1c2b/0.log."""
+    types, of_settings, _ = re.sub(r"-[0-9a-f]{8}$", "\0", log.parent.name).partition("\0")
+    if not of_settings:
+        return log.stem
+    nets = zip_longest(types.split("--"), log.stem.split("--"), fillvalue="")
+    return "--".join(f"{model}-{seed}" for model, seed in nets)
 
 
 class Run:
@@ -182,11 +192,15 @@ class Run:
     def summary(self) -> str:
         """How it ended."""
         failed = f", {len(self.failed)} failed" if self.failed else ""
-        return f"{self.done} of {self.total} jobs done{failed}, in {_time(time.monotonic() - self.started)}"
+        what = f"{self.done} of {self.total} jobs"
+        if self.total == 1 and not failed:
+            ((rule, (name, *_)),) = self.planned.items()
+            what = rule if name == rule else f"{rule} {name}"
+        return f"{what} done{failed}, in {_time(time.monotonic() - self.started)}"
 
     def plan(self) -> str:
         """What a dry run would do: of each rule how many jobs, and the first of them by name."""
-        single = [rule for rule, number in self.to_do.items() if number == 1]
+        single = [rule for rule, number in self.to_do.items() if number == 1 and self.planned[rule] == [rule]]
         lines = [f"Would run {self.total:,} jobs (the full list: --verbose):"]
         for rule in self.to_do.keys() - single:
             names = sorted(self.planned[rule])

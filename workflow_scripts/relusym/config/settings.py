@@ -170,7 +170,7 @@ class Settings(Sources, Beyond):
         place = units.index(unit)
         return units[place - 1] if place else None
 
-    # ---- what a result depends on: kept in its record, compared by `currency.stale`
+    # ---- what a result depends on: by its fingerprint, the path of its record (records/fingerprint.py)
 
     def train(self, unit: str) -> Values:
         """All that the making of a net depends on, its seed aside."""

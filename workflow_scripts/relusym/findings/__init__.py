@@ -5,7 +5,7 @@ To add a table:
    - `LAYOUT`: its title, headings and formats (`layout.Layout`);
    - `frame(inputs, about)`: one row of the table a row. Ids of models stand in `model`, `model_1`, `model_2`; a mean
      is followed by its `…_std`; the paper's value of a column is in `paper_…`;
-   - `notes(inputs, about)`, if other lines than those of `origins.notes` stand below it.
+   - `notes(inputs, about)`, if other lines than those of `agreement.notes` stand below it.
 2. A line in `TABLES`: the name of its rule, the module, and the kinds of records it reads, which are the names of the
    rule's inputs ("filters" for the arrays beside flip-merge records).
 3. A caption, `report/<name>.rst`; and in `findings/selection.py`, which models it shows, if not those of Table 2.

@@ -11,12 +11,12 @@ import pandas as pd
 from relusym.findings import (
     About,
     Inputs,
+    agreement,
     by_layer,
     curves,
     during_training,
     exact_gcnn,
     matchings,
-    origins,
     symmetries,
 )
 from relusym.findings.claims import COLUMNS as OF_CLAIMS
@@ -54,7 +54,7 @@ def notes(inputs: Inputs, about: About) -> list[str]:
         "Not in the paper; written down before it was measured (docs/beyond.md)",
         f"p is two-sided; corrected for all these claims together after Benjamini and Hochberg. Held or did not hold: "
         f"corrected p below {LEVEL}, or, where all nets are equal, their mean, whatever p is; inconclusive: above",
-        *origins.notes(inputs, about),
+        *agreement.notes(inputs, about),
     ]
 
 

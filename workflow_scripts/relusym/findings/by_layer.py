@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from relusym.findings import About, Inputs, Record
+from relusym.findings.agreement import check_agreement
 from relusym.findings.frames import summary, with_left_out
 from relusym.findings.layout import Layout
-from relusym.findings.origins import check_agreement
 from relusym.findings.print_style import COLUMN_WIDTH, LINES, layer_ticks, legend_above, plain_axes
 
 MEASURED = {

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from relusym import paper_values
-from relusym.findings import About, Inputs, frames, origins
+from relusym.findings import About, Inputs, agreement, frames
 from relusym.findings.evidence import (
     HELD,
     NOT_HELD,
@@ -98,7 +98,7 @@ def notes(inputs: Inputs, about: About) -> list[str]:
         "can't come to a small p: the least that it can come to stands beside it. It decides only where all nets "
         "of a type are equal",
         *_few(inputs),
-        *origins.notes(inputs, about),
+        *agreement.notes(inputs, about),
     ]
 
 

@@ -2,23 +2,22 @@
 
 about: tables (name, such as "table2" → the `about` of that table), names, notes, scale;
     paper: model → the settings of the flip merge of its counterpart at scale `paper`;
-    defaults: what a key means that settings haven't got.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from relusym.findings import About, Inputs, Record, kinds_of, module_of, origins
+from relusym.findings import About, Inputs, Record, agreement, kinds_of, module_of
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout, number, std_of
 from relusym.findings.ratios import ratios
 from relusym.records.fields import images_of, nets_of
+from relusym.records.fingerprint import differences
 
 LAYOUT = Layout(
     "Our tables beside the paper's",
@@ -51,7 +50,7 @@ DIGITS = 3  # of the values that the paper gives without a standard deviation
 
 PAPER_DATA = {"cifar10": "CIFAR10", "imagenet": "ImageNet"}  # what tables call the paper's images
 COUNTED = {"network.architecture", "network.width", "network.group_convs"}  # by the parameters of Table 1
-CHANCE = {"seed", "projection_seed"}  # settings that make nothing other than the paper's
+CHANCE = frozenset({"seed", "projection_seed"})  # settings that make nothing other than the paper's
 
 
 def frame(inputs: Inputs, about: About) -> pd.DataFrame:
@@ -94,14 +93,14 @@ def notes(inputs: Inputs, about: About) -> list[str]:
             "Value: a ratio of means ± its standard error, by jackknife over nets. Same direction or opposite: its 95% "
             "interval is on the paper's side of 1, or on the other; open: it includes 1",
         ]
-    return [*how, *origins.notes(inputs, about)]
+    return [*how, *agreement.notes(inputs, about)]
 
 
 def other_than_the_papers(record: Record, about: About) -> list[str]:
     """In which settings a record isn't as the paper's: ["data", "network.width", …], as the config calls them.
 
     Args:
-        about: with `paper` and `defaults`.
+        about: with `paper`.
     """
     papers = [about["paper"].get(model) for model, _ in nets_of(record)]
     if None in papers:
@@ -113,28 +112,11 @@ def other_than_the_papers(record: Record, about: About) -> list[str]:
         compared.append(
             ({key: made[key] for key in own if key in made}, {key: papers[0][key] for key in own})
         )
-    found = [
-        word
-        for one, other in compared
-        for word in _differences(one, other, about["defaults"], about["defaults"])
-    ]
+    found = [word for one, other in compared for word in differences(one, other, without=CHANCE)]
     data = PAPER_DATA.get(papers[0]["trained"][0]["data"]["dataset"])
     if images_of(record) not in (None, data):
         found.insert(0, "data")
     return list(dict.fromkeys("data" if word == "data.dataset" else word for word in found))
-
-
-def _differences(made: Any, paper: Any, default: Any, defaults: About, path: str = "") -> Iterator[str]:
-    """The paths at which two settings differ; a key that is absent from either counts as its default."""
-    if not (isinstance(made, dict) and isinstance(paper, dict)):
-        if made != paper:
-            yield path
-        return
-    for key in dict.fromkeys([*paper, *made]):
-        if key not in CHANCE:
-            below = defaults if key == "start" else default.get(key) if isinstance(default, dict) else None
-            values = (settings.get(key, below) for settings in (made, paper))
-            yield from _differences(*values, below, defaults, f"{path}.{key}".lstrip("."))
 
 
 def compare(

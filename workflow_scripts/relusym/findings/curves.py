@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from relusym.findings import About, Inputs, Record
+from relusym.findings.agreement import check_agreement
 from relusym.findings.frames import summary
 from relusym.findings.layout import Layout
-from relusym.findings.origins import check_agreement
 from relusym.findings.print_style import COLUMN_WIDTH, empty_figure, legend_above, plain_axes
 
 WAYS = {"plain": ("no REPAIR", "#D55E00"), "repaired": ("REPAIR", "#0072B2")}

@@ -10,10 +10,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from relusym.findings import About, Inputs, Record
+from relusym.findings.agreement import check_agreement
 from relusym.findings.evidence import is_higher
 from relusym.findings.frames import summary, tidy
 from relusym.findings.layout import Layout
-from relusym.findings.origins import check_agreement
 from relusym.findings.paired import paired
 from relusym.findings.print_style import COLUMN_WIDTH, LINES, label_rows, legend_above, plain_axes
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from relusym.findings import About, Inputs
-from relusym.findings.origins import check_agreement
+from relusym.findings.agreement import check_agreement
 from relusym.findings.permutation_order import order_counts
 from relusym.findings.print_style import COLUMN_WIDTH, layer_ticks
 

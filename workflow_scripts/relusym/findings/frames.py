@@ -7,8 +7,8 @@ import pandas as pd
 from relusym import paper_values
 from relusym.errors import UserError
 from relusym.findings import About, Inputs, Record, measurements
+from relusym.findings.agreement import check_agreement
 from relusym.findings.filters import Filters, read_filters
-from relusym.findings.origins import check_agreement
 from relusym.records.fields import nets_of
 from relusym.records.files import read_record
 

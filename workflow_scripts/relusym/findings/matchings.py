@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from relusym.findings import About, Inputs, Record, measurements, origins
+from relusym.findings import About, Inputs, Record, agreement, measurements
+from relusym.findings.agreement import check_agreement, matching_of
 from relusym.findings.frames import measured, summary
 from relusym.findings.layout import Layout
-from relusym.findings.origins import check_agreement, matching_of
 from relusym.findings.print_style import COLUMN_WIDTH, LINES, label_rows, legend_above, plain_axes
 
 LAYOUT = Layout(
@@ -37,7 +37,7 @@ def frame(inputs: Inputs, about: About) -> pd.DataFrame:
 
 
 def notes(inputs: Inputs, about: About) -> list[str]:
-    """As `origins.notes`, and how many starts of a matching that searches came to its best."""
+    """As `agreement.notes`, and how many starts of a matching that searches came to its best."""
     searches = [record["search"] for record in _merges(inputs) if record.get("search")]
     reached = [of["reached"] for of in searches if len(of["starts"]) > 1]
     said = (
@@ -46,7 +46,7 @@ def notes(inputs: Inputs, about: About) -> list[str]:
         else ""
     )
     line = [f"Weight matching: on average {said} reached the best"] if reached else []
-    return [*line, *origins.notes(inputs, about)]
+    return [*line, *agreement.notes(inputs, about)]
 
 
 def _merges(inputs: Inputs) -> list[Record]:

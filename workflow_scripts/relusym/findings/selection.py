@@ -10,7 +10,6 @@ from relusym.config.models import Model, Values
 from relusym.config.settings import Settings
 from relusym.findings import BEYOND, FIGURES, TABLES, kinds_of
 from relusym.matching import OF_FLIPS
-from relusym.records.currency import DEFAULTS
 from relusym.records.results import Results
 from relusym.theory import STATEMENTS
 
@@ -123,7 +122,6 @@ def about(settings: Settings, name: str) -> About:
             "tables": {table: about(settings, table) for table in COMPARED if table in tables(settings)},
             "scale": settings.scale,
             "paper": _papers(settings),
-            "defaults": DEFAULTS,
             "notes": notes(settings, of_table2),
         },
         "claims": lambda: {
@@ -132,7 +130,7 @@ def about(settings: Settings, name: str) -> About:
             "zero_filter": zero,
             "notes": notes(settings, [*of_claims, *rows.values()]),
         },
-        "costs": lambda: {"benchmarks": f"results/{settings.scale}/benchmarks"},
+        "costs": dict,
         "provenance": lambda: {
             "made": {
                 made: list(about(settings, made).get("models", [])) or None
@@ -176,7 +174,10 @@ def _rows(settings: Settings, models: list[str]) -> About:
 
 
 def inputs(results: Results, name: str) -> dict[str, list[str]]:
-    """The files that a table or figure is made of, by kind: all that are current, and those that this run makes."""
+    """The jobs whose records a table or figure shows, by kind: all that are done, and those of this run.
+
+    Those of "filters" are flip merges, whose arrays it shows.
+    """
     settings, shown = results.settings, about(results.settings, name)
     models = shown.get("models") or ([shown["model"]] if "model" in shown else None)
     if name == "table4":
@@ -185,28 +186,27 @@ def inputs(results: Results, name: str) -> dict[str, list[str]]:
         models = None
     matched = name in ("matchings", "matchings_figure", *OF_ALL_MEASUREMENTS)
     matchings = (None, *settings.matchings) if matched else (None,)
-    found: dict[str, list[str]] = {}
+    keys: dict[str, list[str]] = {}
     for kind in kinds_of(name):
         if kind == "theory":
-            found[kind] = [results.other_record(kind, statement) for statement in STATEMENTS]
+            keys[kind] = [results.statement(statement) for statement in STATEMENTS]
         elif kind == "flipped_training":
-            found[kind] = [results.other_record(kind, kind)]
+            keys[kind] = [results.flipped_training]
         elif kind == "filters":
-            merged = results.shown("flip_merge", models)
-            found[kind] = [results.filters(results.jobs[path].nets[0]) for path in merged]
+            keys[kind] = results.shown("flip_merge", models)
         elif matched and kind in ("train", "flip_merge", "pair_merge"):  # the same nets by every matching
-            found[kind] = [
-                path
+            keys[kind] = [
+                key
                 for by in (matchings if kind != "train" else (None,))
-                for path in results.shown(kind, _beyond(settings, "matchings")["models"], by)
-                if settings.is_in_matchings(results.jobs[path].nets)
+                for key in results.shown(kind, _beyond(settings, "matchings")["models"], by)
+                if settings.is_in_matchings(results.jobs[key].nets)
             ]
         elif kind in MEASUREMENTS:
-            found[kind] = results.shown(kind, [*settings.models])
+            keys[kind] = results.shown(kind, [*settings.models])
         else:
             of = models if models or name in ("costs", "provenance") else _papers_types(settings)
-            found[kind] = [path for by in matchings for path in results.shown(kind, of, by)]
-    return found
+            keys[kind] = [key for by in matchings for key in results.shown(kind, of, by)]
+    return keys
 
 
 def notes(settings: Settings, models: list[str], section: Values | None = None) -> list[str]:

@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from relusym.findings import About, Inputs, Record
+from relusym.findings.agreement import check_agreement
 from relusym.findings.frames import in_order, summary
 from relusym.findings.layout import Layout
-from relusym.findings.origins import check_agreement
 from relusym.findings.print_style import COLUMN_WIDTH, LINES, empty_figure, label_rows, plain_axes
 from relusym.records.fields import images_of
 

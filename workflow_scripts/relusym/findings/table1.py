@@ -7,9 +7,9 @@ import pandas as pd
 
 from relusym.errors import UserError
 from relusym.findings import About, Inputs, measurements
+from relusym.findings.agreement import check_agreement
 from relusym.findings.frames import beside_paper, measured, summary
 from relusym.findings.layout import Layout
-from relusym.findings.origins import check_agreement
 
 LAYOUT = Layout(
     "Types of VGG11 nets",

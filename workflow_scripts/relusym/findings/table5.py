@@ -13,7 +13,7 @@ from itertools import chain
 import pandas as pd
 
 from relusym import paper_values
-from relusym.findings import About, Inputs, Record, measurements, origins
+from relusym.findings import About, Inputs, Record, agreement, measurements
 from relusym.findings.frames import nets, summary
 from relusym.findings.layout import Layout
 
@@ -63,7 +63,7 @@ def notes(inputs: Inputs, about: About) -> list[str]:
     waits = [record.get("data_wait_share") for record in inputs["train"]]
     waits = [wait for wait in waits if wait is not None]
     return [
-        *origins.notes(inputs, about),
+        *agreement.notes(inputs, about),
         *([f"Trainings waited for images {max(waits):.1%} of the time at most"] if waits else []),
         *(f"{what} is left out: {reason}" for what, reason in left_out(inputs, about)),
     ]

@@ -4,10 +4,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 from tabulate import tabulate
 
-from relusym.findings.costs import costs
 from relusym.jobs.job_lock import is_held
 from relusym.jobs.job_log import last_words
 from relusym.records.files import read_record
@@ -25,8 +25,8 @@ class KindStatus:
         outcomes: jobs that are done by the `status` in their records.
         devices: jobs that are done by what they ran on ("cpu", "cuda").
         failed: logs of the jobs that failed.
-        hours_spent: in the jobs benchmarked, of which an interrupted one has only its last run.
-        hours_to_go: None if no job of the kind has been benchmarked.
+        hours_spent: in the jobs that are done, of which an interrupted one has only its last run.
+        hours_to_go: None if no job of the kind is done.
     """
 
     kind: str
@@ -38,27 +38,29 @@ class KindStatus:
     hours_to_go: float | None
 
 
-def kind_status(
-    kind: str, reasons: dict[str, str | None], logs: Path, benchmarks: Path, records: Path
-) -> KindStatus:
+def kind_status(kind: str, jobs: dict[str, bool], folder: Path) -> KindStatus:
     """The status of all jobs of one kind.
 
     Args:
-        kind: name of its folder in `logs`, `benchmarks` and `records`.
-        reasons: record → why it isn't current, such as that it is missing; None if it is current.
+        jobs: name, as `<kind>/<types>-<fingerprint>/<seeds>` → whether the job is done.
+        folder: of the scale's results, in whose `records` and `logs` files have these names.
 
     "failed" is a job that left a log of how it failed and no record; its lock lies beside the log (job.py). The hours
-    to go are the jobs not done times the mean of those benchmarked, each type of net (or pair of types) with its own
-    mean if it has one.
+    to go are the jobs not done times the mean of those that are, each type of net (or pair of types) with its own mean
+    if it has one.
     """
     counts, outcomes, devices, open_types, failed = Counter(), Counter(), Counter(), Counter(), []
-    for path in map(Path, reasons):
-        name = str(path.relative_to(records / kind).with_suffix(""))
-        log = logs / kind / f"{name}.log"
+    hours: dict[str, list[float]] = defaultdict(list)
+    for name, is_done in jobs.items():
+        log, path = folder / "logs" / f"{name}.log", folder / "records" / f"{name}.json"
+        if is_done:
+            record = read_record(path)
+            if seconds := record["cost"].get("job_seconds"):
+                hours[type_of(name)].append(seconds / 3600)
         if is_held(log.with_suffix(".lock")):
             state = "running"
-        elif reasons[str(path)] is None:
-            state, record = "done", read_record(path)
+        elif is_done:
+            state = "done"
             outcomes[record["status"]] += 1
             devices[record.get("code", {}).get("device", "cpu").split()[0]] += 1
         elif not path.exists() and last_words(log):
@@ -69,27 +71,19 @@ def kind_status(
         counts[state] += 1
         if state != "done":
             open_types[type_of(name)] += 1
-    hours = _hours(benchmarks / kind)
-    spent, jobs = (sum(column) for column in zip(*hours.values(), strict=True)) if hours else (0.0, 0)
+    every = [each for several in hours.values() for each in several]
     to_go = None
-    if hours or not open_types:
-        means = {type_: of_type / number for type_, (of_type, number) in hours.items()}
-        to_go = sum((count * means.get(type_, spent / jobs) for type_, count in open_types.items()), 0.0)
-    return KindStatus(kind, counts, outcomes, devices, failed, spent, to_go)
+    if every or not open_types:
+        means = {type_: mean(several) for type_, several in hours.items()}
+        to_go = sum(
+            (count * means.get(type_, sum(every) / len(every)) for type_, count in open_types.items()), 0.0
+        )
+    return KindStatus(kind, counts, outcomes, devices, failed, sum(every), to_go)
 
 
 def type_of(name: str) -> str:
-    """A job's name without its seeds: cnn of cnn-3, cnn--gcnn of cnn-3--gcnn-3."""
-    return "--".join(part.rpartition("-")[0] or part for part in name.split("--"))
-
-
-def _hours(folder: Path) -> dict[str, tuple[float, int]]:
-    """By type, the hours of all its benchmarked jobs and their number."""
-    files = defaultdict(list)
-    for file in sorted(folder.rglob("*.tsv")):
-        files[type_of(str(file.relative_to(folder).with_suffix("")))].append(file)
-    sums = {type_: costs(of_type)[["hours", "jobs"]].sum() for type_, of_type in files.items()}
-    return {type_: (float(both["hours"]), int(both["jobs"])) for type_, both in sums.items() if both["jobs"]}
+    """A job's type of nets: cnn of train/cnn-3f9a1c2b/3, cnn--gcnn of pair_merge/cnn--gcnn-3f9a1c2b/3--3."""
+    return name.split("/")[1].rpartition("-")[0]
 
 
 def screen(title: str, kinds: Sequence[KindStatus]) -> str:

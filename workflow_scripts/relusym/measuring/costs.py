@@ -5,6 +5,7 @@ import resource
 import time
 from typing import Any
 
+import psutil
 import torch
 
 import relusym
@@ -35,14 +36,19 @@ class Costs:
         self.device, self.started = device, time.perf_counter()
 
     def fields(self) -> dict[str, Any]:
-        """The `code` and `cost` of a record: versions and device; seconds and peak memory in MB."""
+        """The `code` and `cost` of a record: versions and device; seconds and peak memory in MB.
+
+        The seconds are those from here on, and those of the whole process, imports included; the memory is that of the
+        device, and the largest resident set.
+        """
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         if self.device.type == "cuda":
             name, peak = (
                 torch.cuda.get_device_name(self.device),
                 torch.cuda.max_memory_allocated(self.device) / 2**20,
             )
         else:
-            name, peak = platform.machine(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+            name, peak = platform.machine(), resident
         return {
             "code": {
                 "relusym": relusym.__version__,
@@ -53,5 +59,7 @@ class Costs:
             "cost": {
                 "seconds": round(time.perf_counter() - self.started, 2),
                 "peak_memory_mb": round(peak, 1),
+                "job_seconds": round(time.time() - psutil.Process().create_time(), 2),
+                "job_memory_mb": round(resident, 1),
             },
         }

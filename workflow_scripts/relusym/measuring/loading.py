@@ -12,6 +12,7 @@ from relusym.data import augmentation, digest, image_set
 from relusym.data.image_set import ImageSet
 from relusym.errors import UserError
 from relusym.records.files import read_record
+from relusym.records.fingerprint import non_default
 from relusym.symmetry import SYMMETRIES
 from relusym.whole_files import sha256
 
@@ -125,6 +126,6 @@ def named_checkpoint(
         raise UserError(
             f"checkpoint {path} isn't the one that {record} names: delete it, and it is made again"
         )
-    if about.get("settings") != settings:
+    if non_default(about.get("settings")) != non_default(settings):
         raise UserError(f"checkpoint {path} was made with other settings: delete it, and it is made again")
     return tensors, about, trained

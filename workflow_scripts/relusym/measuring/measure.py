@@ -43,7 +43,7 @@ class Subject:
         train: the images that they were trained on.
         images: those of them to merge on.
         test, labels: what accuracies are measured on, int64 (N,).
-        to: where a net that the measurement makes is kept, in the folder of checkpoints.
+        to: where a net that the measurement makes is kept.
     """
 
     names: list[tuple[str, int]]
@@ -83,12 +83,14 @@ def measure_record(
     *,
     batch_size: int,
     device: torch.device,
+    to: Path,
     in_use: tuple[str, str] | None = None,
 ) -> Record:
     """Make one measurement of `MEASUREMENTS` on one net or two; arguments and errors as of `merge.merge_record`.
 
     Args:
         settings: as `Settings.measurement` gives them.
+        to: where a net that the measurement makes is kept.
     """
     costs, loaded = Costs(device), load_merged(checkpoints, trained, settings, device)
     record = header(kind, names, settings, loaded, data, label, in_use)
@@ -103,7 +105,7 @@ def measure_record(
             images=images,
             test=test,
             labels=labels,
-            to=checkpoints[0].parent / kind / checkpoints[0].name,
+            to=to,
         )
         body = MEASUREMENTS[kind].load()(subject, settings)
         record["outputs"] |= body.pop("outputs", {})

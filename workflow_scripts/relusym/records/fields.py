@@ -34,6 +34,8 @@ class _Fields(BaseModel):
 class Cost(_Fields):
     seconds: NotNegative = 0
     peak_memory_mb: NotNegative = 0
+    job_seconds: NotNegative = 0
+    job_memory_mb: NotNegative = 0
 
 
 class Inputs(_Fields):

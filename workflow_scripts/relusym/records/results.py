@@ -1,9 +1,16 @@
-"""The records of a scale: where each lies, which of them are current, and what a run still has to make."""
+"""The records of a scale: where each lies, which are there, and what those that aren't are made from.
+
+A record lies in `records/<kind>/<types>-<fingerprint>/<seeds>.json`, by the fingerprint of the settings that it
+depends on, those of its nets included (`fingerprint`). It is there if that file is, and is of the nets that are there:
+a merge of another checkpoint than its net's record names isn't, nor is a net of another file of weights, nor one that
+couldn't be had. Such a file keeps its name, and the record that is to be made gets a number: `<seeds>.1.json`.
+"""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +18,9 @@ from relusym.config.measurements import MEASUREMENTS
 from relusym.config.settings import Net, Settings
 from relusym.data import digest as digest_of
 from relusym.errors import UserError
-from relusym.records.currency import stale
 from relusym.records.fields import images_of, nets_of
 from relusym.records.files import find_record, snapshot_path
+from relusym.records.fingerprint import fingerprint
 from relusym.theory import STATEMENTS
 from relusym.whole_files import sha256
 
@@ -21,19 +28,9 @@ Record = dict[str, Any]
 Pair = tuple[Net, Net]
 
 SUBMITTED = "train", "flip_merge", "pair_merge"  # the paper's jobs that a cluster gets
-
-
-def variant(matching: str | None) -> str:
-    """The folder of what was merged by another matching than the config's."""
-    return f"{matching}/" if matching else ""
-
-
-def _name_of(record: Record) -> str:
-    """The folder and the name of the file in which a record belongs, by what it says."""
-    kind = record["kind"]
-    if kind == "theory":
-        return f"theory/{re.sub('[ .]', '_', record['statement'].lower())}"
-    return f"{kind}/{'--'.join(f'{model}-{seed}' for model, seed in nets_of(record)) or kind}"
+RECORD = re.compile(
+    r"(\d+(?:--\d+)?)(?:\.(\d+))?\.json"
+)  # seeds, and the number of those that aren't the first
 
 
 @dataclass(frozen=True)
@@ -60,50 +57,62 @@ class Job:
         return "measure" if self.kind in MEASUREMENTS else self.kind
 
     @property
-    def targets(self) -> tuple[str, ...]:
-        """What has to be asked for to have it made: of the paper's own merges nothing."""
-        return (
-            ("matchings", self.matching)
-            if self.matching
-            else (self.kind,)
-            if self.kind in MEASUREMENTS
-            else ()
-        )
+    def is_beyond(self) -> bool:
+        """Whether it is made for a target beyond the paper alone."""
+        return self.matching is not None or self.kind in MEASUREMENTS
 
 
 class Results:
-    """What is there of a scale, against what its config asks for.
+    """What is there of a scale, against what its config asks for. A job goes by its key, `<kind>/<folder>/<seeds>`.
 
     Args:
         settings: of this run, which may be about a piece of the scale's seeds.
         root: the folder of all scales.
         data: the folder of prepared images.
+        retry: whether a net that couldn't be had is to be tried again.
+
+    Attributes:
+        prefix: of every path, where they are read; the paths that methods return are without.
 
     Raises:
         UserError: a record is damaged (named).
     """
 
-    def __init__(self, settings: Settings, root: str = "results", data: str = "data"):
+    def __init__(self, settings: Settings, root: str = "results", data: str = "data", retry: bool = True):
         self.settings, self.data, self.folder = settings, data, f"{root}/{settings.scale}"
+        self.retry, self.prefix = retry, ""
         self._read: dict[str, Record | None] = {}
-        self._reasons: dict[str, str | None] = {}
+        self._names: dict[str, str] = {}
+        self._there: dict[str, bool] = {}
+        self._listed: dict[str, dict[str, list[int]]] = {}
 
     # ---- where things lie
 
+    def path(self, room: str, key: str, ending: str = ".json") -> str:
+        """A file of a job in one of the folders of a scale."""
+        return f"{self.folder}/{room}/{self.name(key)}{ending}"
+
+    def record(self, key: str) -> str:
+        return self.path("records", key)
+
+    def filters(self, key: str) -> str:
+        """The arrays beside the record of a flip merge."""
+        return f"{self.folder}/filters/{self.name(key).partition('/')[2]}.safetensors"
+
     def checkpoint(self, net: Net) -> str:
-        return f"{self.folder}/checkpoints/{net[0]}-{net[1]}.safetensors"
+        return self._checkpoint(self.name(self.key("train", net)))
 
-    def filters(self, net: Net, matching: str | None = None) -> str:
-        return f"{self.folder}/filters/{variant(matching)}{net[0]}-{net[1]}.safetensors"
+    def _trained(self, net: Net, snapshots: Iterable[int]) -> str:
+        """The name of a training; of another, to be done, if nets of earlier epochs are missing beside its own."""
+        name = self.name(key := self.key("train", net))
+        if self._exists(path := self._checkpoint(name)) and not all(
+            self._exists(str(snapshot_path(Path(path), epoch))) for epoch in snapshots
+        ):
+            name = self._numbered(key, self._free(key))
+        return name
 
-    def record(self, kind: str, *nets: Net, matching: str | None = None) -> str:
-        """The record of a training, of a flip merge (one net) or of a pair merge (two)."""
-        name = "--".join(f"{model}-{seed}" for model, seed in nets)
-        return f"{self.folder}/records/{kind}/{variant(matching)}{name}.json"
-
-    def other_record(self, kind: str, name: str) -> str:
-        """The record of a job that is about no net: a statement of the theory, the training of Figure 3."""
-        return f"{self.folder}/records/{kind}/{name}.json"
+    def _checkpoint(self, name: str) -> str:
+        return f"{self.folder}/checkpoints/{name.partition('/')[2]}.safetensors"
 
     def prepared(self, model: str | None = None) -> str:
         return f"{self.data}/{self.settings.prepared(model)}.safetensors"
@@ -112,155 +121,258 @@ class Results:
     def folders(self) -> list[str]:
         """Every folder that a run writes to."""
         kinds = dict.fromkeys(job.kind for job in self.jobs.values())
-        rooms = [f"{room}/{kind}" for room in ("records", "logs", "benchmarks") for kind in kinds]
-        rooms += ["checkpoints", "filters", "states", "weights", "tables", "figures", "made_from"]
+        rooms = [f"{room}/{kind}" for room in ("records", "logs") for kind in kinds]
+        rooms += ["checkpoints", "filters", "states", "weights", "tables", "figures", "notes"]
         return [self.data, *(f"{self.folder}/{room}" for room in rooms)]
+
+    def key(self, kind: str, *nets: Net, matching: str | None = None) -> str:
+        """Of the job on these nets."""
+        units = tuple(unit for unit, _ in nets)
+        return f"{kind}/{self.made_with(kind, units, matching)[1]}/{'--'.join(str(seed) for _, seed in nets)}"
+
+    def key_of(self, path: str) -> str | None:
+        """Of the job whose record, filters or checkpoint has this path; None if it is of none of the scale's jobs."""
+        room, _, name = path.removeprefix(f"{self.folder}/").partition("/")
+        kind = {"filters": "flip_merge/", "checkpoints": "train/"}.get(room, "")
+        key = re.sub(r"(\.\d+)?\.(json|safetensors)$", "", kind + name)
+        return key if key in self.jobs else None
+
+    @cached_property
+    def made_with(self) -> Any:
+        """The settings of a kind of job on nets of these types, and the folder's name that says so."""
+
+        def made_with(kind: str, units: tuple[str, ...], matching: str | None = None) -> tuple[Record, str]:
+            if kind == "theory":
+                settings = self.settings.theory(units[0])
+            elif kind == "flipped_training":
+                settings = self.settings.flipped_training()
+            elif kind == "train":
+                settings = self.settings.train(units[0])
+            elif kind in MEASUREMENTS:
+                settings = self.settings.measurement(kind, *units)
+            else:
+                merge = self.settings.flip_merge if kind == "flip_merge" else self.settings.pair_merge
+                settings = merge(*units, matching)
+            return settings, f"{'--'.join(units)}-{fingerprint(settings)}"
+
+        return cache(made_with)
 
     # ---- what a run is about
 
     @cached_property
     def jobs(self) -> dict[str, Job]:
-        """Every record of the whole scale."""
+        """Every job of the whole scale, by its key."""
         return self._jobs(replace(self.settings, run=self.settings.run.model_copy(update={"seeds": None})))
 
     @cached_property
     def chosen(self) -> set[str]:
-        """The records that this run is about; those of models that aren't at hand are left out."""
+        """The jobs that this run is about; those of models that aren't at hand are left out."""
         absent = self.settings.absent
         jobs = self._jobs(self.settings).items()
-        return {
-            record for record, job in jobs if not {net[0].partition(".")[0] for net in job.nets} & {*absent}
-        }
+        return {key for key, job in jobs if not {net[0].partition(".")[0] for net in job.nets} & {*absent}}
 
     def _jobs(self, settings: Settings) -> dict[str, Job]:
-        train, flip, pair = cache(settings.train), cache(settings.flip_merge), cache(settings.pair_merge)
-        prepared = cache(self.prepared)
-        found = {}
+        prepared, jobs = cache(self.prepared), {}
+
+        def add(kind: str, *nets: Net, matching: str | None = None) -> None:
+            how, folder = self.made_with(kind, tuple(unit for unit, _ in nets), matching)
+            images = prepared(settings.model_of(nets[0][0]).id)
+            key = f"{kind}/{folder}/{'--'.join(str(seed) for _, seed in nets)}"
+            jobs[key] = Job(kind, how, nets, matching, images)
+
         for net in settings.trainings:
-            model = settings.model_of(net[0]).id
-            found[self.record("train", net)] = Job("train", train(net[0]), (net,), prepared=prepared(model))
+            add("train", net)
         for matching in (None, *settings.matchings):
             for net in settings.nets:
                 if settings.is_matched((net,), matching):
-                    record, how = self.record("flip_merge", net, matching=matching), flip(net[0], matching)
-                    found[record] = Job("flip_merge", how, (net,), matching, prepared(net[0]))
+                    add("flip_merge", net, matching=matching)
             for nets in settings.pairs:
                 if settings.is_matched(nets, matching):
-                    record = self.record("pair_merge", *nets, matching=matching)
-                    how = pair(nets[0][0], nets[1][0], matching)
-                    found[record] = Job("pair_merge", how, nets, matching, prepared(nets[0][0]))
+                    add("pair_merge", *nets, matching=matching)
         for kind in settings.measured:
-            measurement = cache(settings.measurement)
             for nets in settings.subjects(kind):
-                how = measurement(kind, *(model for model, _ in nets))
-                found[self.record(kind, *nets)] = Job(kind, how, nets, prepared=prepared(nets[0][0]))
+                add(kind, *nets)
         for statement in STATEMENTS:
-            found[self.other_record("theory", statement)] = Job("theory", settings.theory(statement))
-        figure3 = Job("flipped_training", settings.flipped_training(), prepared=self.prepared())
-        return found | {self.other_record("flipped_training", "flipped_training"): figure3}
+            how, _ = self.made_with("theory", (statement,))
+            jobs[self.statement(statement)] = Job("theory", how)
+        how, _ = self.made_with("flipped_training", ("flipped_training",))
+        jobs[self.flipped_training] = Job("flipped_training", how, prepared=self.prepared())
+        return jobs
 
-    def inputs(self, path: str) -> dict[str, Any]:
-        """The files that the job of a record reads: images, nets that it merges or starts from, and their records."""
-        job = self.jobs[path]
+    def statement(self, name: str) -> str:
+        """The key of a statement's job."""
+        settings, folder = self.made_with("theory", (name,))
+        return f"theory/{folder}/{settings['seed']}"
+
+    @property
+    def flipped_training(self) -> str:
+        """The key of the job of Figure 3."""
+        settings, folder = self.made_with("flipped_training", ("flipped_training",))
+        return f"flipped_training/{folder}/{settings['training']['seed']}"
+
+    def inputs(self, key: str) -> dict[str, Any]:
+        """The files that a job reads: images, nets that it merges or starts from, and their records."""
+        job = self.jobs[key]
         inputs: dict[str, Any] = {"data": job.prepared} if job.prepared else {}
-        nets = job.nets
+        nets, snapshots = job.nets, ()
         if job.kind == "train":
             (unit, seed), start = nets[0], self.settings.start_of(nets[0][0])
             nets = ((start, seed),) if start else ()
             if self.settings.stage_of(unit) is None:
-                inputs["weights"] = f"{self.folder}/weights/{unit}.safetensors"
+                inputs["weights"] = f"{self.folder}/weights/{key.split('/')[1]}.safetensors"
+        elif job.kind == "during_training":
+            snapshots = job.settings["epochs"][:-1]
         if nets:
-            inputs["nets"] = [self.checkpoint(net) for net in nets]
-            inputs["trained"] = [self.record("train", net) for net in nets]
+            names = [self._trained(net, snapshots) for net in nets]
+            inputs["nets"] = [self._checkpoint(name) for name in names]
+            inputs["trained"] = [f"{self.folder}/records/{name}.json" for name in names]
         return inputs
+
+    def outputs(self, key: str) -> list[str]:
+        """What has to be there of a job: its record, and the filters beside that of a flip merge."""
+        return [self.record(key), *([self.filters(key)] if key.startswith("flip_merge/") else [])]
 
     # ---- what is there
 
-    def read(self, path: str) -> Record | None:
-        """A record, which is of what its file's name says; None if there is none."""
-        if path not in self._read:
-            record = self._read[path] = find_record(path)
-            if record and (of := _name_of(record)) != (name := f"{self.jobs[path].kind}/{Path(path).stem}"):
-                raise UserError(
-                    f"record {path} is of {of}, not of {name}: give each record its name back, or delete it, and it is "
-                    "made again"
-                )
-        return self._read[path]
-
-    def reason(self, path: str) -> str | None:
-        """Why a record isn't current; None if it is."""
-        if path not in self._reasons:
-            job, record = self.jobs[path], self.read(path)
-            checkpoints, filters, weights = [], None, {}
-            if job.kind in ("flip_merge", "pair_merge", *MEASUREMENTS):
-                trained = (self.read(self.record("train", net)) or {} for net in job.nets)
-                checkpoints = [train.get("outputs", {}).get("checkpoint") for train in trained]
-            if record and job.kind == "flip_merge":
-                beside = Path(self.filters(job.nets[0], job.matching))
-                filters = sha256(beside) if beside.is_file() else None
-            if record and job.kind == "train" and self.settings.stage_of(job.nets[0][0]) is None:
-                files = map(Path, self.settings.model_of(job.nets[0][0]).files)
-                weights = {file.name: sha256(file) for file in files if file.is_file()}
-            self._reasons[path] = stale(
-                record, job.settings, checkpoints=checkpoints, filters=filters, weights=weights
+    def is_there(self, key: str) -> bool:
+        """Whether a job needn't run: its record is there, and the filters beside it."""
+        if key not in self._there:
+            record = f"{self.name(key)}.json"
+            self._there[key] = (
+                self.load(key) is not None
+                and not self._outdated(key, record)
+                and all(map(self._exists, self.outputs(key)))
             )
-        return self._reasons[path]
+        return self._there[key]
 
-    def retrained(self, merges: Iterable[str]) -> set[str]:
-        """Train records that a run writes anew, current or not, since its merges need checkpoints that aren't there."""
-        jobs = [self.jobs[path] for path in merges]
-        nets = {net for job in jobs for net in job.nets}
-        units = {(unit, seed) for model, seed in nets for unit in self.settings.models[model].units}
-        missing = {net for net in units if not Path(self.checkpoint(net)).exists()}
-        for job in jobs:
-            if job.kind == "during_training" and not all(map(Path.exists, self.snapshots(job))):
-                missing |= {*job.nets}
-        return {self.record("train", net) for net in missing}
+    def load(self, key: str) -> Record | None:
+        """A job's record; None if there is none."""
+        return self._load(key, f"{self.name(key)}.json")
 
-    def snapshots(self, job: Job) -> list[Path]:
-        """The nets that a measurement during training reads besides the trained one."""
-        checkpoint = Path(self.checkpoint(job.nets[0]))
-        return [snapshot_path(checkpoint, epoch) for epoch in job.settings["epochs"][:-1]]
+    def name(self, key: str) -> str:
+        """The key, numbered if other records have its name: that of the last that isn't outdated, or the next."""
+        if key not in self._names:
+            numbers = self._numbers(key)
+            kept = (n for n in reversed(numbers) if not self._outdated(key, f"{self._numbered(key, n)}.json"))
+            number = next(kept, None)
+            self._names[key] = self._numbered(key, self._free(key) if number is None else number)
+        return self._names[key]
+
+    def _numbered(self, key: str, number: int) -> str:
+        return f"{key}.{number}" if number else key
+
+    def _numbers(self, key: str) -> list[int]:
+        """Of the records that are there by a job's name, in order."""
+        folder, _, seeds = key.rpartition("/")
+        if folder not in self._listed:
+            self._listed[folder] = {}
+            try:
+                files = sorted(map(str, Path(f"{self.prefix}{self.folder}/records/{folder}").iterdir()))
+            except FileNotFoundError:
+                files = []
+            except OSError as error:
+                raise UserError(
+                    f"record {self.folder}/records/{key}.json can't be read ({error.strerror}): make its folder "
+                    "readable, or delete what is in its place"
+                ) from error
+            for file in files:
+                if named := RECORD.fullmatch(file.rpartition("/")[2]):
+                    self._listed[folder].setdefault(named[1], []).append(int(named[2] or 0))
+        return sorted(self._listed[folder].get(seeds, []))
+
+    def _free(self, key: str) -> int:
+        return next(number for number in count() if number not in self._numbers(key))
+
+    def _exists(self, path: str) -> bool:
+        return Path(self.prefix + path).exists()
+
+    def _load(self, key: str, file: str) -> Record | None:
+        """A record, which is of what its path says."""
+        if file not in self._read:
+            path = f"{self.folder}/records/{file}"
+            record = self._read[file] = find_record(self.prefix + path)
+            if record:
+                self._check(key, path, record)
+        return self._read[file]
+
+    def _check(self, key: str, path: str, record: Record) -> None:
+        kind, _, seeds = key.split("/")
+        nets = nets_of(record)
+        if kind == "theory":
+            types, its_seeds = [re.sub("[ .]", "_", record.get("statement", "").lower())], seeds
+        else:
+            types, its_seeds = (
+                [model for model, _ in nets] or [kind],
+                "--".join(str(seed) for _, seed in nets) or seeds,
+            )
+        its = f"{record['kind']}/{'--'.join(types)}-{fingerprint(record['settings'])}/{its_seeds}"
+        if its != key:
+            raise UserError(
+                f"record {path} is of {its}, not of {key}: give each record its name back, or delete it, and it is "
+                "made again"
+            )
+
+    def _outdated(self, key: str, file: str) -> bool:
+        """Whether a record is of other files than those that are there, as far as there is something to tell by."""
+        job, record = self.jobs[key], self._load(key, file)
+        if record is None or "inputs" not in record:
+            return False
+        if record.get("status") == "absent" and self.retry:
+            return True
+        if job.kind == "train":
+            files = map(Path, self.settings.model_of(job.nets[0][0]).files)
+            read = record["inputs"].get("files", {})
+            return any(read.get(each.name) != sha256(each) for each in files if each.is_file())
+        for net, made_from in zip(job.nets, record["inputs"].get("checkpoints", []), strict=False):
+            trained = self.load(self.key("train", net)) or {}
+            if trained.get("outputs", {}).get("checkpoint") not in (None, made_from):
+                return True
+        if job.kind == "flip_merge":
+            filters = Path(f"{self.prefix}{self.folder}/filters/{file.partition('/')[2]}").with_suffix(
+                ".safetensors"
+            )
+            return filters.is_file() and sha256(filters) != record["outputs"]["filters"]
+        return False
 
     def shown(self, kind: str, models: Iterable[str] | None = None, matching: str | None = None) -> list[str]:
-        """The records of a kind that tables show: those of this run, and the current ones that other pieces left.
+        """The jobs of a kind that tables show: those of this run, and those that other pieces have done.
 
         Args:
-            models: only records all of whose nets are of these; None: of the paper's types.
+            models: only jobs all of whose nets are of these; None: of the paper's types.
             matching: only merges by it; None for the config's.
         """
         allowed = None if models is None else {*models}
         return [
-            path
-            for path, job in self.jobs.items()
+            key
+            for key, job in self.jobs.items()
             if job.kind == kind
             and job.matching == matching
             and all(
                 self.settings.model_of(unit).is_papers if allowed is None else unit in allowed
                 for unit, _ in job.nets
             )
-            and (path in self.chosen or self.reason(path) is None)
+            and (key in self.chosen or self.is_there(key))
         ]
 
     # ---- which images
 
     def images_in_use(self, prepared: str) -> tuple[str, str] | None:
-        """The content digest of the images that current records were made from, and one of these; None without any.
+        """The content digest of the images that records were made from, and one of these; None without any.
 
         Args:
             prepared: the file of prepared images that the records' jobs read.
         """
-        for path, job in self.jobs.items():
+        for key, job in self.jobs.items():
             if (
                 job.prepared == prepared
-                and self.reason(path) is None
-                and (digest := self.read(path)["inputs"].get("data"))
+                and self.is_there(key)
+                and (digest := self.load(key)["inputs"].get("data"))
             ):
-                return digest, path
+                return digest, self.record(key)
         return None
 
     def other_images(self, prepared: str) -> str | None:
-        """One line on current records that were made from other images than `prepared` holds; None if there are none.
+        """One line on records that were made from other images than `prepared` holds; None if there are none.
 
         As long as the images aren't prepared, they are told apart by their labels, but for torchvision's.
         """
@@ -268,10 +380,12 @@ class Results:
         if used is None:
             return None
         digest, path = used
-        job, record = self.jobs[path], self.read(path)
+        job, record = self.jobs[self.key_of(path)], self.load(self.key_of(path))
         model = job.nets[0][0].partition(".")[0] if job.nets else None
         label = self.settings.label(model)
-        known = digest_of(prepared) if Path(prepared).exists() else self.settings.known_digest(model)
+        known = (
+            digest_of(self.prefix + prepared) if self._exists(prepared) else self.settings.known_digest(model)
+        )
         if digest == known if known else record["inputs"]["source"] == label:
             return None
         return (

@@ -1,0 +1,93 @@
+"""Which records may stand in one table, and which of those given a table takes."""
+
+import pytest
+from records import ABOUT, flip, made, pair, settings, train
+
+from relusym.errors import UserError
+from relusym.findings import kinds_of, matchings, module_of, table1
+from relusym.findings.agreement import notes
+from relusym.findings.frames import read
+from relusym.records.files import write_record
+
+OTHER = {"data": "0b" * 32, "source": "my copy"}
+COMPLAINTS = {
+    "data of a net": (
+        {"train": [train("cnn", 0), train("gcnn", 1, inputs=OTHER)]},
+        r"train record cnn-0 was made from generated shapes \(da7ada7a\), the train record gcnn-1 from my copy "
+        r"\(0b0b0b0b\): delete .*run again",
+    ),
+    "data of a merge": (
+        {"train": [train("cnn", 0)], "flip_merge": [flip("cnn", 0) | {"inputs": OTHER}]},
+        "the flip_merge record cnn-0 from my copy",
+    ),
+    "training": (
+        {"train": [train("cnn", 0), train("cnn", 1, settings=settings(epochs=4))]},
+        r"cnn-0 and the train record cnn-1 were made with other settings \(training.epochs 3 and 4\): run again",
+    ),
+    "training of a merged net": (
+        {"train": [train("cnn", 0, settings=settings(width=0.5))], "flip_merge": [flip("cnn", 1)]},
+        "network.width 0.5 and 0.25",
+    ),
+    "merging": (
+        {"flip_merge": [flip("cnn", 0), flip("cnn", 1) | {"settings": {"merging": {"images": 7}}}]},
+        "merging.images 500 and 7",
+    ),
+    "checkpoint": (
+        {"train": [train("cnn", 0, outputs={"checkpoint": "c" * 64})], "flip_merge": [flip("cnn", 0)]},
+        r"flip_merge record cnn-0 was made from another checkpoint \(636e6e2d\) than the one in the train record "
+        r"cnn-0 \(cccccccc\): run again, and it is made again",
+    ),
+    "checkpoint of a pair": (
+        {
+            "train": [train("cnn", 1, outputs={"checkpoint": "c" * 64})],
+            "pair_merge": [pair("cnn", 0, "cnn", 1)],
+        },
+        "pair_merge record cnn-0--cnn-1 was made from another checkpoint",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", COMPLAINTS)
+def test_records_that_do_not_go_together_are_refused_in_one_line(what):
+    records, complaint = COMPLAINTS[what]
+    names = [n for n in ("table1", "table2", "table4", "matchings") if set(records) <= set(kinds_of(n))]
+    tables = [module_of(name) for name in names]
+    assert matchings in tables
+    for table in tables:
+        with pytest.raises(UserError, match=complaint) as told:
+            made(table, ABOUT | {"matchings": ["activation"]}, **records)
+        assert "\n" not in str(told.value)
+
+
+def test_records_that_go_together_are_not_refused():
+    unlike = [
+        train("cnn", 0),
+        train(
+            "cnn", 1, settings=settings() | {"seed": 1, "precision": "float32"}
+        ),  # an absent key is the default
+        train("gcnn", 0, settings=settings(epochs=4)),  # another type
+        train("pgcnn", 0, settings=settings(size=33), inputs=OTHER),  # prepared at another size
+        train("pgcnn", 1, None, "absent", settings=settings(size=33), inputs={"data": None}, outputs={}),
+    ]
+    assert made(table1, train=unlike)["n"].sum() == 4
+
+
+def test_a_table_takes_the_records_of_its_types_alone(tmp_path):
+    paths = []
+    for record in (train("cnn", 0), train("old", 0), train("gcnn", 0)):
+        paths.append(str(tmp_path / f"{record['model']}.json"))
+        write_record(paths[-1], record)
+    files = {"train": paths, "flip_merge": []}
+    for about in ({"models": ["cnn"]}, {"models": {"cnn": {}}}, {"pairs": [("cnn", "cnn")]}):
+        found = read(("train", "flip_merge"), files, about)
+        assert [record["model"] for record in found["train"]] == ["cnn"] and found["flip_merge"] == []
+    assert len(read(("train",), {"train": paths}, {"notes": []})["train"]) == 3
+
+
+def test_that_nets_of_one_table_were_trained_in_several_precisions_is_told_below_it():
+    nets = [
+        train("cnn", seed, precision=p) for seed, p in enumerate(["float32", "bfloat16", "bfloat16", None])
+    ]
+    (line,) = [note for note in notes({"train": nets}, ABOUT) if "float" in note]
+    assert line == "Trained: 2 nets in bfloat16 and 1 net in float32"
+    assert not [note for note in notes({"train": nets[1:]}, ABOUT) if "float" in note]
