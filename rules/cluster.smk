@@ -22,9 +22,11 @@ if MAIN:
     for line in folder_problems(Path(".snakemake")):  # where Snakemake writes even if nothing is to do
         sys.exit(f"error: {line}")
     try:
-        # a damaged file is named here: inside of a rule, Snakemake would add lines of its own
+        # a broken record is named here, and again by the jobs that read it; all others go on
         for key in RESULTS.jobs:
             RESULTS.is_there(key)
+        for line in RESULTS.broken.values():
+            print(f"notice: {line}", file=sys.stderr)
         for prepared in PREPARED:
             if line := RESULTS.other_images(prepared):
                 OTHER_IMAGES[RESULTS.prefix + prepared] = line

@@ -26,7 +26,7 @@ NAMES = {
 }
 CODE = {"relusym": "0.1.0", "torch": "2.14.1", "python": "3.11", "device": "cpu x86_64"}
 DATA = "da7a" * 16
-SCORES = {"net": 0.9, "flipped": 0.9, "halfway": 0.5, "repaired": 0.8}
+ENDS = {"flip_merge": ("net", "flipped"), "pair_merge": ("net_1", "net_2")}
 
 
 def checkpoint(model, seed):
@@ -62,6 +62,12 @@ def train(model, seed, accuracy=0.9, status="ok", parameters=577000, **changes):
     } | changes
 
 
+def scores(kind, barrier, halfway=0.4):
+    """Accuracies of a merge of two nets at 0.9, by the barriers with REPAIR and without."""
+    between = {"halfway": 0.9 * (1 - halfway), "repaired": 0.9 * (1 - barrier)}
+    return dict.fromkeys(ENDS[kind], 0.9) | between
+
+
 def _merge(kind, nets, barrier, status, matching, permutations, **measured):
     merging = {"images": 500} | ({"matching": matching} if matching else {})
     record = {
@@ -74,34 +80,32 @@ def _merge(kind, nets, barrier, status, matching, permutations, **measured):
             "source": "generated shapes",
             "checkpoints": [checkpoint(*net) for net in nets],
         },
-        "outputs": {},
+        "outputs": {"filters": "f1" * 32} if kind == "flip_merge" else {},
         "cost": {"seconds": 1.0},
         "code": CODE,
     }
     if status == "ok":
         record |= {
             "barrier": {"halfway": 0.4, "repaired": barrier},
-            "absolute_barrier": {"halfway": 0.4, "repaired": 0.1},
+            "absolute_barrier": {"halfway": 0.36, "repaired": 0.9 * barrier},
             "permutations": permutations or {"conv1": [1, 0], "conv2": [0, 1, 2]},
             "checks": {},
+            "accuracy": scores(kind, barrier),
         } | measured
     return record
 
 
-def flip(
-    model, seed, barrier=0.04, status="ok", *, error=0.2, matching=None, permutations=None, scores=SCORES
-):
+def flip(model, seed, barrier=0.04, status="ok", *, error=0.2, matching=None, permutations=None, scores=None):
     net = {"model": model, "seed": seed}
-    measured = {"accuracy": scores, "invariance_error": error}
+    measured = {"invariance_error": error} | ({"accuracy": scores} if scores else {})
     merged = _merge("flip_merge", [(model, seed)], barrier, status, matching, permutations, **measured)
     return merged | net
 
 
 def pair(model_1, seed_1, model_2, seed_2, barrier=0.05, status="ok", *, matching=None, permutations=None):
     nets = {"model_1": model_1, "seed_1": seed_1, "model_2": model_2, "seed_2": seed_2}
-    measured = {"accuracy": {"net_1": 0.9, "net_2": 0.9, "halfway": 0.5, "repaired": 0.8}}
     both = [(model_1, seed_1), (model_2, seed_2)]
-    return _merge("pair_merge", both, barrier, status, matching, permutations, **measured) | nets
+    return _merge("pair_merge", both, barrier, status, matching, permutations) | nets
 
 
 ABOUT = {"models": MODELS, "pairs": PAIRS, "names": NAMES, "descriptions": {}, "notes": []}

@@ -53,7 +53,6 @@ MEASURED = [
         "measure curves cnn 0",
         "measure curves cnn 1",
         "measure curves cnn--cnn 0--1",
-        "measure curves cnn--cnn 1--0",
     ),
     "measure during_training cnn 0",
     *("measure exact_gcnn cnn 0", "measure exact_gcnn cnn 1"),

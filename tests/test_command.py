@@ -1,8 +1,13 @@
 """The command `relusym`: nets, weights and images from files, what it prints and writes, and what it refuses."""
 
 import csv
+import errno
+import io
 import json
+import os
 import re
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +18,14 @@ from small_nets import smooth_images, vgg11
 from torch import nn
 
 from relusym import checkpoint
+from relusym.errors import UserError
+from relusym.evaluation.images import normalisation
+from relusym.evaluation.logits import logits_of
 from relusym.merging.identities import largest_difference
+from relusym.reporting import image_files
 from relusym.reporting.command import main
-from relusym.reporting.net_files import build, load_weights
+from relusym.reporting.image_files import Sizing
+from relusym.reporting.net_files import Preset, build, load_weights, preset_of_processor
 from relusym.symmetry import HORIZONTAL_FLIP
 
 NETS = """
@@ -62,7 +72,12 @@ def folder(tmp_path_factory):
     torch.save({"images": pixels, "labels": torch.arange(24) % 2}, made / "images.pt")
     np.savetxt(made / "labels.txt", np.arange(24) % 2, fmt="%d")
     for seed in range(2):
-        state = build(f"{made / 'my_nets.py'}:build", None, seed)[0].state_dict()
+        net = build(f"{made / 'my_nets.py'}:build", None, seed)[0]
+        x = normalisation([0.5] * 3, [0.25] * 3)(pixels)
+        with torch.no_grad():
+            net[6].weight *= 20
+            net[6].bias -= net(x).mean(0)  # so that it tells images apart
+        state = net.state_dict()
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, made / f"{seed}.safetensors")
         wrapped = {"epoch": 3, "state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}
         torch.save(wrapped, made / f"{seed}.pth")
@@ -90,7 +105,7 @@ def test_a_report_is_one_screen_and_a_folder(capsys, folder, tmp_path):
     code, printed, told = report(
         *(capsys, folder, "--weights", folder / "0.safetensors", "--labels", "folder", "--out", out)
     )
-    assert (code, told) == (0, [])
+    assert (code, told) == (0, ["relusym: classes: 0 a, 1 b"])
     printed = " ".join(printed.split())
     assert "build merged halfway with itself flipped left to right" in printed
     assert "0 of stride 2 meets 16 pixels" in printed and str(out / "report.html") in printed
@@ -102,7 +117,7 @@ def test_a_report_is_one_screen_and_a_folder(capsys, folder, tmp_path):
             "halfway.safetensors",
             "repaired.safetensors",
         ),
-        *(f"{table}.csv" for table in ("nets", "layers", "convs", "where_it_fails", "grid")),
+        *(f"{table}.csv" for table in ("nets", "layers", "convs", "where_it_fails", "grid", "classes")),
     }
     numbers = json.loads((out / "report.json").read_text())
     rows = {path.stem: list(csv.DictReader(path.open())) for path in out.glob("*.csv")}
@@ -248,6 +263,457 @@ def test_weights_are_found_behind_wrappers_and_prefixes(folder, name):
     assert all(torch.equal(tensor, known[key]) for key, tensor in net.state_dict().items())
 
 
+# ---- files that people bring
+
+
+BRIGHT = """
+import torch
+from torch import nn
+
+def net(classes=3):
+    made = nn.Sequential(
+        nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(3, classes),
+    )
+    with torch.no_grad():
+        for value in made.parameters():
+            value.zero_()
+        for c in range(3):
+            made[0].weight[c, c, 1, 1], made[4].weight[c, c] = 1, 9
+    return made
+"""
+
+
+@pytest.fixture
+def bright(tmp_path, capsys, monkeypatch):
+    """In a folder with a net that answers with the brightest channel: a report on it, as exit code, numbers, lines."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bright.py").write_text(BRIGHT)
+
+    def report(*arguments, net="bright.py:net"):
+        given = net, "--mean", 0, "--std", 1, "--partial-images", 0, "--json", *arguments
+        code = main(["report", *map(str, given)])
+        printed = capsys.readouterr()
+        return code, json.loads(printed.out) if code == 0 else printed.out, printed.err.splitlines()
+
+    return report
+
+
+def pixels_of(channel, seed=0, shape=(16, 16)):
+    pixels = np.random.RandomState(seed).randint(0, 90, (*shape, 3)).astype(np.uint8)
+    pixels[..., channel] += 120
+    return pixels
+
+
+def class_folders(root, names, count=6):
+    """Images whose brightest channel is the place of their class among the names."""
+    for channel, name in enumerate(names):
+        Path(root, name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(pixels_of(channel, i)).save(Path(root, name, f"{i}.png"))
+
+
+def refusal(code, printed, lines, *told):
+    assert (code, printed, len(lines)) == (1, "", 1) and all(word in lines[0] for word in told), lines
+
+
+def test_class_folders_that_are_numbers_are_warned_of(bright):
+    class_folders("numeric", ["9", "10", "11"])
+    _, numbers, lines = bright("--images", "numeric", "--labels", "folder")
+    assert numbers["accuracy"] < 0.5 and numbers["inputs"]["classes"] == ["10", "11", "9"]
+    assert (
+        "folder 10 is class 0, …, 9 is 2" in lines[0]
+        and lines[0].removeprefix("relusym: ") in numbers["notes"]
+    )
+    class_folders("digits", ["0", "1", "2"])
+    assert bright("--images", "digits", "--labels", "folder")[2] == []
+
+
+def test_links_are_followed_and_hidden_files_left_out(bright):
+    class_folders("linked", ["b", "c"])
+    class_folders("elsewhere", ["a"])
+    Path("linked/b").rename("linked/x")
+    Path("linked/c").rename("linked/c2")
+    for place, name in enumerate("abc"):
+        Path("images", name).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(pixels_of(place, i)).save(Path("images", name, f"{i}.JPG"), quality=95)
+    Path("images/a").rename("aside")
+    Path("images/a").symlink_to("../aside")
+    Path("images/b/again").symlink_to("..")  # a circle
+    Path("images/.cache").mkdir()
+    for name in (".cache/x.png", "c/._3.png"):
+        Image.fromarray(pixels_of(0)).save(Path("images", name))
+    for name in ("a/notes.txt", "b/photo.heic", "c/photo.HEIC"):
+        Path("images", name).write_text("")
+    _, numbers, lines = bright("--images", "images", "--labels", "folder")
+    assert (numbers["images"], numbers["accuracy"], numbers["classes"]) == (12, 1, ["a", "b", "c"])
+    assert lines == ["relusym: images: 3 files that are none were passed over: 2 .heic, 1 .txt"]
+    assert list(numbers["by_class"]["net"]) == [1, 1, 1]
+
+
+def test_images_are_read_the_way_up_that_viewers_show_them(bright):
+    pixels = np.zeros((8, 12, 3), np.uint8)
+    pixels[:, :3] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90° when shown
+    Path("turned").mkdir()
+    Image.fromarray(pixels).save("turned/a.png", exif=exif)
+    read = image_files.read("turned").pixels[0].numpy()
+    assert read.shape == (12, 8, 3) and (read[:3] == 200).all() and (read[3:] == 0).all()
+
+
+def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
+    class_folders("images", "abc")
+    good = build("bright.py:net", None, 0)[0].state_dict()
+    good = {key: tensor.contiguous() for key, tensor in good.items()}
+    off = good | {"4.weight": good["4.weight"].roll(1, 0)}
+    on = "--images", "images", "--labels", "folder"
+    torch.save(
+        {f"{who}.{k}": v for who, of in (("student", good), ("teacher", off)) for k, v in of.items()},
+        "both.pt",
+    )
+    refusal(*bright("--weights", "both.pt", *on), "'student', 'teacher'", "both.pt:student")
+    assert bright("--weights", "both.pt:student", *on)[1]["accuracy"] == 1
+    assert bright("--weights", "both.pt:teacher.", *on)[1]["accuracy"] < 0.5
+    refusal(*bright("--weights", "both.pt:pupil", *on), "'pupil'", "'student', 'teacher'")
+    torch.save({"model": off, "ema": {f"module.{k}": v for k, v in good.items()}, "epoch": 3}, "last.pt")
+    refusal(*bright("--weights", "last.pt", *on), "'ema.module'", "'model'")
+    assert bright("--weights", "last.pt:ema", *on)[1]["accuracy"] == 1
+    torch.save(good | {f"ema.{k}": v for k, v in off.items()}, "beside.pt")
+    refusal(*bright("--weights", "beside.pt", *on), "''", "'ema'")
+    assert bright("--weights", "beside.pt:", *on)[1]["accuracy"] == 1
+    torch.save({"model": good, "ema": good}, "same.pt")
+    assert bright("--weights", "same.pt", *on)[1]["accuracy"] == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (np.repeat(np.arange(3), 6) + 0.5, "whole numbers"),
+        (np.repeat(np.arange(3), 6) - 1, "-1"),
+        (np.repeat(np.arange(3), 6) + 1, "labels up to 3"),
+        (np.full(18, np.nan), "whole numbers"),
+        (np.repeat(["a", "b", "c"], 6), "no numbers"),
+        (np.arange(3), "3 given for 18 images"),
+        (np.eye(3)[np.repeat(np.arange(3), 6)], "(18, 3)"),
+    ],
+)
+def test_labels_are_whole_numbers_from_0_one_an_image(bright, labels, told):
+    images = [pixels_of(c, i) for c in range(3) for i in range(6)]
+    np.savez("images.npz", images=images, labels=labels)
+    refusal(*bright("--images", "images.npz"), "label", told)
+
+
+def test_labels_may_be_written_as_fractions_and_in_a_column(bright):
+    images = [pixels_of(c, i) for c in range(3) for i in range(6)]
+    np.savez("images.npz", images=images, labels=np.repeat(np.arange(3.0), 6)[:, None])
+    assert bright("--images", "images.npz")[1]["accuracy"] == 1
+
+
+def lying(path):
+    """An .npz whose array says that it is far larger than it is."""
+    with zipfile.ZipFile(path, "w") as archive, archive.open("images.npy", "w") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (10**7, 32, 32, 3)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(100))
+
+
+def cut(path):
+    np.savez(path, images=[pixels_of(0)] * 8)
+    Path(path).write_bytes(Path(path).read_bytes()[:-400])
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "told"),
+    [
+        ("cut.npz", cut, "truncated"),
+        ("text.npz", lambda path: Path(path).write_text("images"), "text.npz"),
+        ("lying.npz", lying, "declares 30,720,000,000 bytes"),
+        ("none.npy", lambda path: Path(path).write_bytes(b""), "truncated"),
+        ("list.pt", lambda path: torch.save([torch.zeros(2, 8, 8, 3), torch.zeros(2)], path), "holds list"),
+        ("keys.pt", lambda path: torch.save({0: torch.zeros(2), 1: torch.ones(2)}, path), "it has 0, 1"),
+        ("text.npz", lambda path: np.savez(path, images=np.array(["a", "b"])), "uint8"),
+    ],
+)
+def test_damaged_and_other_files_of_images_are_refused_in_one_line(bright, name, write, told):
+    write(name)
+    refusal(*bright("--images", name), name, told)
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ([torch.zeros(2)], "no tensors by name"),
+        ({0: torch.zeros(2), 1: torch.ones(2)}, "missing: 0.weight"),
+        (torch.zeros(2), "no tensors by name"),
+    ],
+)
+def test_other_files_of_weights_are_refused_in_one_line(bright, weights, told):
+    class_folders("images", "abc")
+    torch.save(weights, "weights.pt")
+    refusal(*bright("--images", "images", "--weights", "weights.pt"), "weights.pt", told)
+
+
+def test_what_is_read_is_never_written_over(bright, capsys):
+    class_folders("images", "abc")
+    state = build("bright.py:net", None, 0)[0].state_dict()
+    Path("out").mkdir()
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, "out/halfway.safetensors")
+    before = Path("out/halfway.safetensors").read_bytes()
+    refusal(
+        *bright("--images", "images", "--weights", "out/halfway.safetensors", "--out", "out"), "also read"
+    )
+    assert Path("out/halfway.safetensors").read_bytes() == before
+    Path("link.safetensors").symlink_to("out/halfway.safetensors")
+    given = "merge bright.py:net out/halfway.safetensors random --images images --mean 0 --std 1 --out link.safetensors"
+    assert main(given.split()) == 1 and Path("out/halfway.safetensors").read_bytes() == before
+    capsys.readouterr()
+    refusal(
+        *bright("--images", "images", "--labels", "folder", "--out", "images/report"),
+        "among the class folders",
+    )
+
+
+def test_an_older_reports_files_dont_stay_beside_a_new_ones(bright):
+    class_folders("images", "abc")
+    on = "--images", "images", "--out", "out"
+    assert bright(*on, "--labels", "folder", "--curve", 3)[0] == 0
+    Path("out/reset.safetensors").write_bytes(b"of a net with batch norm")
+    Path("out/mine.txt").write_text("mine")
+    assert bright(*on)[0] == 0
+    left = {path.name for path in Path("out").iterdir()}
+    assert "mine.txt" in left and not left & {"classes.csv", "curve.csv", "reset.safetensors"}
+
+
+def test_an_interrupted_report_goes_on_from_its_last_layer(folder, capsys, tmp_path, monkeypatch):
+    from relusym.merging import partial
+
+    made, whole = [], partial._Partly.merged
+
+    def interrupted(self, chosen):
+        made.append(chosen)
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return whole(self, chosen)
+
+    monkeypatch.setattr(partial._Partly, "merged", interrupted)
+    on = "--json", "--out", tmp_path / "out", "--weights", folder / "0.safetensors"
+    assert report(capsys, folder, *on)[0] == 130 and len(made) == 4
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished.json"]
+    code, printed, _ = report(capsys, folder, *on)
+    assert code == 0 and len(made) == 4 + 6 - 3  # of three layers, two partial merges each
+    assert not (tmp_path / "out" / "unfinished.json").exists()
+    made[:] = [None] * 4
+    assert report(capsys, folder, *on)[1] == printed and len(made) == 4 + 6
+
+
+def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
+    class_folders("images", "abc")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    refusal(*bright("--images", "images"), "TMPDIR", "No space left")
+
+
+# ---- what the command says, and when
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import sys\nsys.exit(3)", "SystemExit: 3 (theirs.py, line 2)"),
+        ("def net():\n    return {}['key']", "KeyError: 'key' (theirs.py, line 2)"),
+        (BRIGHT + "\n\nclass Mine(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+         "        self.inner = globals()['_net']()\n    def forward(self, x):\n        raise OSError('no such thing')\n"
+         "_net, net = net, Mine\n", "OSError: no such thing (theirs.py, line 23)"),
+    ],
+)  # fmt: skip
+def test_a_users_own_exception_is_shown_as_theirs_with_its_line(bright, code, told):
+    class_folders("images", "abc")
+    Path("theirs.py").write_text(code)
+    refusal(*bright("--images", "images", net="theirs.py:net"), told)
+
+
+def test_json_stands_alone_whatever_a_net_prints(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    class_folders("images", "abc")
+    loud = """
+import os, subprocess
+print("imported")
+class Loud(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = net()
+    def forward(self, x):
+        print("forward")
+        os.write(1, b"written")
+        return self.inner(x)
+subprocess.run(["echo", "of a child"])
+"""
+    Path("loud.py").write_text(BRIGHT + loud)
+    given = "--mean 0 --std 1 --partial-images 0 --json --images images"
+    code = main(f"report loud.py:Loud {given}".split())
+    printed = capfd.readouterr()
+    assert code == 0 and json.loads(printed.out)["name"] == "Loud" and len(printed.out.splitlines()) == 1
+    assert all(word in printed.err for word in ("imported", "forward", "written", "of a child"))
+
+
+def test_names_are_shown_as_they_are_and_in_any_terminal(bright, monkeypatch):
+    class_folders("images", "abc")
+    bracketed = "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n" \
+        "        self.net = nn.ModuleDict({'[red] $x$ \\x1b': net()})\n    def forward(self, x):\n" \
+        "        return self.net['[red] $x$ \\x1b'](x)\n"  # fmt: skip
+    Path("b[red].py").write_text(BRIGHT + bracketed)
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    given = "--mean 0 --std 1 --partial-images 3 --images images --labels folder --out out[/red]"
+    assert main(f"report b[red].py:Net {given}".split()) == 0
+    terminal.flush()
+    shown = terminal.buffer.getvalue().decode("ascii")
+    assert "net.[red] $x$" in shown and "out[/red]/report.html" in shown
+    assert "[red] $x$" in Path("out[/red]/report.html").read_text()
+
+
+def test_all_that_can_be_known_is_told_before_images_are_read(bright, monkeypatch):
+    class_folders("images", "abc")
+    monkeypatch.setattr("relusym.reporting.image_files.read", None)
+    Path("file").write_text("")
+    on = "--images", "images"
+    refusal(*bright(*on, "--out", "file/report"), "can't be written")
+    refusal(*bright(*on, "--out", "a\0b"), "NUL")
+    refusal(*bright(*on, "--device", "abacus"), "abacus")
+    refusal(*bright(*on, "--metric", "bright.py:f1"), "no 'f1'")
+    refusal(*bright(*on, "--weights", "none.pt"), "there is no file")
+    refusal(*bright(*on, net="bright.py:nut"), "no 'nut'")
+    for given in (("--seed", "9223372036854775808"), ("--matching", "telepathy"), ("--curve", "1")):
+        with pytest.raises(SystemExit):
+            bright(*on, *given)
+
+
+def test_a_class_folders_number_that_isnt_the_nets_is_warned_of(bright):
+    class_folders("images", "ab")
+    _, numbers, _ = bright("--images", "images", "--labels", "folder")
+    assert "tells 3 classes apart, and there are 2 class folders" in numbers["notes"][0]
+
+
+# ---- several nets, cards, merging by weights
+
+
+def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsys):
+    class_folders("images", "abc")
+    layers = "nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)"
+    Path("plain.py").write_text(f"from torch import nn\ndef net():\n    return nn.Sequential({layers})\n")
+    on = "--images images --labels folder --mean 0 --std 1 --json"
+    given = f"merge plain.py:net random random {on} --out m.safetensors --permuted p.safetensors --curve 3"
+    assert main(given.split()) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["scores"]["loss"]["net_1"] != numbers["scores"]["loss"]["net_2"]
+    assert set(numbers["baselines"]) == {"ensemble", "flips"} and len(numbers["curve"]["plain"]["loss"]) == 3
+    about = checkpoint.load("m.safetensors")[1]
+    assert (about["of"], about["which"], about["matching"]) == (
+        ["random", "random"],
+        "repaired",
+        "activation",
+    )
+    assert about["scores"] == numbers["scores"] and about["images"] == 18
+    second, _ = build("plain.py:net", "random", 1)
+    permuted, order = load_file("p.safetensors"), torch.tensor(numbers["permutations"]["0"])
+    assert torch.equal(permuted["0.weight"], second[0].weight[order])
+    again = f"merge plain.py:net m.safetensors p.safetensors {on} --out n.safetensors --which halfway"
+    assert main(again.split()) == 0
+    printed = capsys.readouterr()
+    assert "m.safetensors is repaired of random and random" in printed.err
+    cards = json.loads(printed.out)["cards"]
+    assert cards["m.safetensors"] == about and cards["p.safetensors"]["which"] == "permuted"
+
+
+def test_nets_are_merged_without_images_by_their_weights(folder, capsys, tmp_path):
+    net, out = f"{folder / 'my_nets.py'}:build", str(tmp_path / "m.safetensors")
+    weights = [str(folder / f"{seed}.safetensors") for seed in range(2)]
+    given = ["merge", net, *weights, "--out", out]
+    assert main([*given, "--matching", "weight", "--size", "16", "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    first, second, merged = map(load_file, (*weights, out))
+    order = torch.tensor(numbers["permutations"]["0"])
+    assert torch.allclose(merged["0.weight"], (first["0.weight"] + second["0.weight"][order]) / 2)
+    assert checkpoint.load(out)[1]["matching"] == "weight"
+    for more, told in (([], "--images: needed"), (["--matching", "weight"], "--size: without images"),
+                       (["--matching", "weight", "--size", "16", "--which", "repaired"], "to correct")):  # fmt: skip
+        assert main([*given, *more]) == 1 and told in capsys.readouterr().err
+
+
+def test_several_nets_are_reported_side_by_side(folder, capsys, tmp_path):
+    weights = [folder / "0.safetensors", folder / "1.pth", folder / "0.pth"]
+    code, printed, _ = report(
+        capsys, folder, "--labels", "folder", "--out", tmp_path, "--json", "--weights", *weights
+    )
+    numbers = json.loads(printed)
+    names = ["0-0", "1", "0-2"]
+    assert code == 0 and numbers["nets"] == names
+    matrix = numbers["barriers"]["repaired"]
+    for i, name in enumerate(names):
+        single = json.loads((tmp_path / name / "report.json").read_text())
+        assert single == numbers["reports"][name] and single["gcnn_barrier"]["repaired"] == matrix[i][i]
+        assert [row[i] for row in matrix] == matrix[i]
+    assert matrix[2][0] == 0  # the same net
+    assert matrix[0][1] == pytest.approx(matrix[1][2])
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page and "1/report.html" in page and "3 nets side by side" in page
+    rows = list(csv.reader((tmp_path / "barriers.csv").open()))
+    assert rows[0] == ["net", *names] and float(rows[1][2]) == matrix[0][1]
+
+
+# ---- nets of timm and Hugging Face
+
+
+@pytest.mark.parametrize(
+    ("how", "size"),
+    [
+        ({"size": {"height": 224, "width": 224}, "resample": 2}, (224, 224, "bilinear", True)),
+        ({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224},
+          "resample": 3}, (256, 224, "bicubic", False)),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}, (256, 224, "bicubic", False)),
+        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875, "resample": 3}, (384, 384, "bicubic", True)),
+        ({"size": 224, "do_resize": False}, None),
+    ],
+)  # fmt: skip
+def test_hugging_faces_processors_say_how_images_are_made(how, size):
+    preset = preset_of_processor({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, **how})
+    assert preset.mean == [0.5] * 3 and preset.std == [0.25] * 3
+    assert preset.size == (size and Sizing(*size))
+    assert preset_of_processor({"rescale_factor": 1 / 127.5, **how}) is None
+    assert preset_of_processor({"do_normalize": False, **how}).std == [1.0]
+
+
+def test_timms_nets_bring_how_their_images_are_made():
+    timm = pytest.importorskip("timm", reason="timm isn't installed")
+    net, preset = build("timm:resnet18", "random", 0)
+    assert type(net) is type(timm.create_model("resnet18"))
+    assert preset == Preset((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), Sizing(235, 224, "bicubic"))
+    with pytest.raises(UserError, match="timm has no net 'resnet1800'"):
+        build("timm:resnet1800", "random", 0)
+
+
+def test_a_folder_of_hugging_faces_is_read_without_a_network(tmp_path):
+    hf = pytest.importorskip("transformers", reason="transformers isn't installed")
+    config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=7)
+    made = hf.ResNetForImageClassification(config).eval()
+    made.save_pretrained(tmp_path)
+    how = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"shortest_edge": 32}, "resample": 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(how))
+    net, preset = build(f"hf:{tmp_path}", None, 0)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(logits_of(net(x)), made(x).logits, atol=1e-5)
+    assert preset == Preset([0.5] * 3, [0.25] * 3, Sizing(32, 32, "bicubic"))
+    other = build(f"hf:{tmp_path}", "random", 1)[0]
+    assert not torch.allclose(logits_of(other(x)), made(x).logits, atol=1e-2)
+    with pytest.raises(UserError, match="can't be had"):
+        build(f"hf:{tmp_path / 'none'}", None, 0)
+
+
 # ---- what is refused
 
 
@@ -263,7 +729,11 @@ def broken(folder):
 
 
 REFUSED = {
-    "no name": (("my_nets.py",), {}, "file.py:callable, module:callable or torchvision:name"),
+    "no name": (
+        ("my_nets.py",),
+        {},
+        "torchvision:name, timm:name or hf:name_or_folder",
+    ),
     "no file": (("nets.py:build",), {}, "there is no file"),
     "no such name": (("my_nets.py:made",), {}, "has no 'made'; it has nn, build"),
     "arguments": (("my_nets.py:needs",), {}, "wrap it in a function"),

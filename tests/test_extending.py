@@ -95,15 +95,14 @@ def test_nets_with_batch_norm_and_resnets_stand_in_the_tables_as_means_over_thei
     table2, table4 = table(families, "table2").set_index("model"), table(families, "table4")
     flips, merges = records(families, "flip_merge"), records(families, "pair_merge")
     assert list(flips) == ["bn-0", "bn-1", "resnet8-0", "resnet8-1"]
-    assert list(merges) == ["bn-0--bn-1", "bn-1--bn-0", "resnet8-0--resnet8-1", "resnet8-1--resnet8-0"]
+    assert list(merges) == ["bn-0--bn-1", "resnet8-0--resnet8-1"]
     for model in FAMILIES["models"]:
         row, pair = table2.loc[model], table4[table4["model_1"] == model].iloc[0]
         barriers = [flips[f"{model}-{seed}"]["barrier"]["repaired"] for seed in (0, 1)]
-        between = [merges[f"{model}-{a}--{model}-{1 - a}"]["barrier"]["repaired"] for a in (0, 1)]
-        assert row["n"] == pair["n"] == 2
+        assert (row["n"], pair["n"]) == (2, 1)
         assert row["gcnn_barrier_mean"] == pytest.approx(np.mean(barriers))
         assert row["gcnn_barrier_std"] == pytest.approx(np.std(barriers, ddof=1))
-        assert pair["barrier_mean"] == pytest.approx(np.mean(between))
+        assert pair["barrier_mean"] == pytest.approx(merges[f"{model}-0--{model}-1"]["barrier"]["repaired"])
         assert row["accuracy_mean"] > 0.15
 
 
@@ -328,12 +327,12 @@ def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is
     made.configure(models={"bn": BN}, pairs=[["bn", "bn"]], matchings=["activation", "identity"])
     folder = made.folder / RESULTS / "records"
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
-    jobs = ["flip_merge bn 0", "flip_merge bn 1", "pair_merge bn 0 bn 1", "pair_merge bn 1 bn 0"]
+    jobs = ["flip_merge bn 0", "flip_merge bn 1", "pair_merge bn 0 bn 1"]
     assert made.planned("matchings") == sorted([*jobs, "matchings"])
     run = made.snakemake("matchings")
     assert run.returncode == 0, run.stdout
     assert {path: path.read_bytes() for path in before} == before
-    for kind, names in (("flip_merge", ["bn-0", "bn-1"]), ("pair_merge", ["bn-0--bn-1", "bn-1--bn-0"])):
+    for kind, names in (("flip_merge", ["bn-0", "bn-1"]), ("pair_merge", ["bn-0--bn-1"])):
         merges = matched_by_identity(made, kind, before)
         assert list(merges) == names
         for merged in merges.values():
@@ -341,7 +340,7 @@ def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is
             assert all(p == sorted(p) for p in merged["permutations"].values())
     shown = table(made, "matchings").fillna({"model_2": ""}).set_index(["model_2", "matching"])
     assert shown.index.tolist() == [(w, m) for w in ("", "bn") for m in ("activation", "identity")]
-    assert (shown["n"] == 2).all()
+    assert shown["n"].tolist() == [2, 2, 1, 1]
     own = [
         merged["barrier"]["repaired"] for merged in matched_by_identity(made, "flip_merge", before).values()
     ]

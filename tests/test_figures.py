@@ -409,11 +409,12 @@ def run_scripts(made, about, folder, environment, **inputs):
 @pytest.mark.slow(seconds=10)
 def test_the_same_records_give_the_same_bytes_on_another_day_in_another_process(tmp_path):
     kept(tmp_path, 8, mirror_permutations(), "gcnn")
-    inputs = {"filters": [str(tmp_path / "filters")], "train": [], "flip_merge": []}
+    filters = (tmp_path / "filters").rename(tmp_path / "gcnn-0.safetensors")
+    inputs = {"filters": [str(filters)], "train": [], "flip_merge": []}
     for kind, make in (("train", train), ("flip_merge", flip)):
         for seed in range(3):
             path = tmp_path / kind / f"{seed}.json"
-            record = make("gcnn", seed, 0.1 + 0.7 / (seed + 3))
+            record = make("gcnn", seed, 0.9 if kind == "train" else 0.1 + 0.7 / (seed + 3))
             write_record(path, record)
             inputs[kind].append(str(path))
     about = {"models": ["gcnn"], "names": NAMES, "notes": ["a note"], "zero_filter": 0.1}

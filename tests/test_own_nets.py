@@ -7,10 +7,12 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from small_nets import Images, answers, resnet, smooth_images, vgg11
+from small_nets import Images, answers, resnet, shuffled, smooth_images, vgg11
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
+from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise
 from relusym.errors import UserError
 from relusym.evaluation import images as sources
@@ -19,7 +21,10 @@ from relusym.evaluation.images import Batches, normalisation
 from relusym.evaluation.invariance import invariance_error
 from relusym.evaluation.metrics import Metric
 from relusym.merging.identities import LIMITS, hold
-from relusym.merging.merge import flip_merge, merge
+from relusym.merging.merge import flip_merge, merge, merge_weights
+from relusym.reporting.report import report
+from relusym.reporting.words import verdict
+from relusym.symmetry import HORIZONTAL_FLIP
 
 PIXELS = smooth_images(60)
 LABELS = torch.arange(60) % 10
@@ -154,6 +159,63 @@ def test_images_of_two_sizes_are_refused():
     refused(lambda: list(batches.batches(CPU)), "(3, 9, 8)", "(3, 8, 8)", "one size")
 
 
+class Augmented(torch.utils.data.Dataset):
+    """Images that are flipped at random."""
+
+    def __len__(self):
+        return len(PIXELS)
+
+    def __getitem__(self, i):
+        return normalise(PIXELS[i : i + 1])[0].flip([-1] if torch.rand(()) < 0.5 else []), LABELS[i]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize(
+    "loader",
+    [
+        lambda data: DataLoader(data, 16, shuffle=True),
+        lambda data: DataLoader(data, 60, shuffle=True),  # all in one batch
+        lambda data: DataLoader(data, 16, sampler=WeightedRandomSampler([1.0] * 60, 60)),
+    ],
+    ids=["shuffled", "in one batch", "sampled"],
+)
+def test_images_whose_order_changes_from_pass_to_pass_are_refused(loader, labelled):
+    x = normalise(PIXELS)
+    data = TensorDataset(x, LABELS) if labelled else list(x)
+    refused(lambda: merge(conv_net(), conv_net(), loader(data)), "order", "shuffle=False")
+
+
+def test_images_that_change_from_pass_to_pass_are_refused():
+    refused(lambda: flip_merge(conv_net(), DataLoader(Augmented(), 16)), "batch 1", "augmentation")
+    x = normalise(PIXELS)
+
+    class Changing(list):
+        def __init__(self, sizes):
+            self.sizes = iter(sizes)
+
+        def __iter__(self):
+            return iter(x[: next(self.sizes, 60)].split(10))
+
+    refused(lambda: flip_merge(conv_net(), Changing([40] * 6)), "batch 5 isn't the same in every pass")
+    batches = Batches(Changing([60, 60, 40, 30]))
+    assert len(batches) == 40
+    refused(lambda: list(batches.batches(CPU)), "4 batches in one pass and 3")
+
+
+def test_labels_may_come_in_dicts():
+    net, x = conv_net(), normalise(PIXELS)
+    batches = [{"pixel_values": a, "labels": b} for a, b in zip(x.split(16), LABELS.split(16), strict=True)]
+    merged = flip_merge(net, Images(PIXELS, 16), test_labels=LABELS)
+    assert flip_merge(net, batches).scores["loss"] == pytest.approx(merged.scores["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "labels", [LABELS / 2, LABELS - 1, torch.nn.functional.one_hot(LABELS).float(), "abc"]
+)
+def test_labels_of_batches_are_whole_numbers_from_0(labels):
+    refused(lambda: flip_merge(conv_net(), [(normalise(PIXELS), labels)]), "labels")
+
+
 # ---- labels, agreement and metrics
 
 
@@ -219,6 +281,7 @@ def test_the_barrier_of_a_loss_is_its_rise():
         (lambda logits, labels: logits.mean(), "one number an image"),
         (lambda logits, labels: 0.5, "gives float"),
         (lambda logits, labels: logits[:, 99], "fails on logits"),
+        (lambda logits, labels: {}["key"], "KeyError: 'key' (test_own_nets.py, line"),
     ],
 )
 def test_a_metric_that_isnt_one_number_an_image_is_refused(metric, told):
@@ -294,7 +357,7 @@ def poisoned():
         (lambda: Wrapped(conv_net(), lambda logits: "ten"), "wrap it in a module"),
         (
             lambda: Wrapped(conv_net(), lambda logits: logits / 0),
-            "logits of the first image aren't finite",
+            "logits of the first images aren't finite",
         ),
         (lambda: "resnet18", "str; allowed is a torch.nn.Module"),
     ],
@@ -302,6 +365,181 @@ def poisoned():
 )
 def test_nets_that_cant_be_merged_are_refused(net, told):
     refused(lambda: flip_merge(net(), Images(PIXELS, 16)), told)
+
+
+class Body(nn.Module):
+    """A conv layer and a head; `through` works on what lies between."""
+
+    def __init__(self, through=lambda x: x):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head, self.through = nn.Conv2d(3, 8, 3), nn.Linear(8, 10), through
+
+    def forward(self, x):
+        return self.head(self.through(F.relu(self.conv(x)).mean((2, 3))))
+
+
+class Counts(Body):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(8))
+
+    def forward(self, x):
+        self.seen += 1
+        return super().forward(x)
+
+
+class Int8(Body):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.randint(1, 5, (8,)).to(torch.int8), requires_grad=False)
+        self.through = lambda x: x * self.scale
+
+
+class Table(Body):
+    """With whole numbers that may be of any use."""
+
+    def __init__(self, start=0):
+        super().__init__()
+        self.register_buffer("table", torch.arange(start, start + 8))
+
+
+def float8():
+    net = conv_net()
+    net[0].weight = nn.Parameter(net[0].weight.data.to(torch.float8_e4m3fn), requires_grad=False)
+    return net
+
+
+def sparse():
+    net = conv_net()
+    net[-1].weight = nn.Parameter(net[-1].weight.data.to_sparse())
+    return net
+
+
+def zero():
+    net = conv_net()
+    net[-1].weight.data.zero_(), net[-1].bias.data.zero_()
+    return net
+
+
+def batch_statistics():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), *list(conv_net())[1:]
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("net", "told"),
+    [
+        (lambda: Body(F.dropout), "random in evaluation mode"),
+        (lambda: Body(lambda x: x + 0.1 * torch.randn_like(x)), "random in evaluation mode"),
+        (lambda: Body(lambda x: x - x.mean(0)), "other"),
+        (batch_statistics, "of its batch"),
+        (Counts, "seen changes whenever the net runs"),
+        (Int8, "scale is torch.int8"),
+        (float8, "0.weight is torch.float8_e4m3fn"),
+        (sparse, "4.weight is sparse"),
+        (lambda: nn.Sequential(nn.LazyConv2d(8, 3), *list(conv_net())[1:]), "lazy"),
+        (lambda: conv_net().to("meta"), "meta device"),
+        (lambda: torch.ao.quantization.quantize_dynamic(conv_net(), {nn.Linear}), "quantised"),
+        (lambda: torch.jit.script(conv_net()), "scripted"),
+        (zero, "all zero"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            "nothing to match",
+        ),
+        (lambda: Body(lambda x: {}["key"]), "KeyError: 'key' (test_own_nets.py, line"),
+    ],
+    ids=lambda of: "" if isinstance(of, str) else getattr(of, "__name__", ""),
+)
+def test_nets_that_cant_be_measured_rightly_are_refused_before_the_work(net, told, monkeypatch):
+    monkeypatch.setattr("relusym.merging.repair.repair", None)  # of all steps the longest
+    refused(lambda: flip_merge(net(), Images(PIXELS, 16)), told)
+
+
+def test_whole_numbers_of_two_nets_have_to_be_the_same():
+    images = [torch.randn(8, 3, 32, 32)]
+    refused(lambda: merge(Table(0), Table(1), images), "table (torch.int64) of net_1 and of net_2", "differ")
+    assert merge(Table(0), Table(0), images).accuracy["halfway"] == 1
+
+
+def test_nothing_is_left_on_a_net():
+    class Leaves(Body):
+        def forward(self, x):
+            x = x * torch.tensor([0.3, 0.6, 0.1]).view(1, 3, 1, 1)  # which tracing hangs on the net
+            self.features = F.relu(self.conv(x))
+            return self.head(self.features.mean((2, 3)))
+
+    net = Leaves()
+    before = [set(vars(module)) | set(module._buffers) for module in net.modules()]
+    merged = merge(net, deepcopy(net), Images(PIXELS, 16), test_labels=LABELS)
+    assert [set(vars(module)) | set(module._buffers) for module in net.modules()] == before
+    assert set(merged.barrier.values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"matching": "telepathy"}, {"matching": "involution"}, {"seed": -1}, {"seed": 2**63}, {"seed": 0.5}],
+)
+def test_what_isnt_there_is_told_before_the_work(given, monkeypatch):
+    monkeypatch.setattr("relusym.merging.merge.check_net", None)
+    refused(lambda: merge(conv_net(), conv_net(), Images(PIXELS, 16), **given), *map(str, given))
+
+
+def test_a_net_that_doesnt_tell_images_apart_gets_no_verdict():
+    net, images = conv_net(), Images(PIXELS, 16)
+    with torch.no_grad():
+        net[-1].weight *= 1e-6
+    hardly = report(net, images, LABELS, partial_images=0)
+    assert "doesn't tell these images apart" in verdict(hardly) and "barrier" not in verdict(hardly)
+    assert "vary by" in hardly.notes[0] and "barrier means nothing" in hardly.notes[0]
+    with torch.no_grad():
+        net[-1].weight *= 2e6
+        net[-1].bias[3] += 20
+    assert "it answers 3 to all 60 of them" in report(net, images, LABELS, partial_images=0).notes[0]
+    with torch.no_grad():
+        net[-1].bias[3] -= 20
+        net[-1].bias -= net(normalise(PIXELS)).mean(0)
+    assert "halfway with itself" in verdict(report(net, images, LABELS, partial_images=0))
+
+
+# ---- baselines, classes, the curve, merging by weights
+
+
+def test_baselines_and_classes_are_what_they_say():
+    net, images, x = vgg11(), Images(PIXELS, 16), normalise(PIXELS)
+    labels = answers(net, images)
+    labels[::3] = (labels[::3] + 1) % 10
+    found = report(net, images, labels, partial_images=0, curve_points=3)
+    flipped = HORIZONTAL_FLIP.transform(net)
+    with torch.no_grad():
+        logits = {"net": net(x), "ensemble": net(x) + flipped(x), "flips": net(x) + net(x.flip(-1))}
+    right = {name: of.argmax(1) == labels for name, of in logits.items()}
+    assert found.merged.accuracy["net"] == pytest.approx(float(right["net"].double().mean()))
+    for name in ("ensemble", "flips"):
+        assert found.baselines[name]["accuracy"] == pytest.approx(float(right[name].double().mean()))
+    for i, share in enumerate(found.merged.by_class["net"]):
+        of = right["net"][labels == i].double()
+        assert share == (pytest.approx(float(of.mean())) if len(of) else None)
+    for way in ("plain", "repaired"):
+        ends = [found.merged.accuracy[name] for name in ("net", "flipped")]
+        assert found.curve[way]["accuracy"][::2] == pytest.approx(ends)
+    assert found.curve["plain"]["accuracy"][1] == pytest.approx(found.merged.accuracy["halfway"])
+    assert found.curve["repaired"]["loss"][1] == pytest.approx(
+        found.merged.scores["loss"]["repaired"], rel=1e-4
+    )
+
+
+def test_nets_are_merged_by_their_weights_without_images():
+    net = vgg11()
+    other, planted = shuffled(net, channel_groups(net))
+    aligned = merge_weights(net, other, (3, 32, 32))
+    assert all(torch.equal(planted[name][order], torch.arange(len(order)))
+               for name, order in aligned.permutations.items())  # fmt: skip
+    halfway = aligned.between(0.5).net.state_dict()
+    assert all(torch.allclose(tensor, halfway[key]) for key, tensor in net.state_dict().items())
+    assert aligned.similarity == {}
 
 
 def test_grey_images_are_refused_by_a_net_that_reads_colours():

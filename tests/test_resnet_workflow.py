@@ -88,7 +88,6 @@ def test_several_seeds_of_a_resnet_and_its_pairs_are_planned(committed):
     made = [
         "flip_merge old 1",
         "pair_merge old 0 old 1",
-        "pair_merge old 1 old 0",
         TRAININGS[0],
         "train old 1",
     ]

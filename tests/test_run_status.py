@@ -21,7 +21,7 @@ RECORD = {
     "seed": 0,
     "settings": {},
     "inputs": {},
-    "outputs": {},
+    "outputs": {"checkpoint": "0" * 64},
     "accuracy": 0.5,
     "history": [],
     "code": {"device": "cuda Tesla T4"},
@@ -56,6 +56,8 @@ def test_the_screen_counts_jobs_by_state_what_was_left_out_and_hours_and_names_w
     status = kind_status("train", jobs, folder)
     assert status.counts == {"done": 3, "running": 1, "failed": 1, "to do": 2}
     assert status.outcomes == {"ok": 2, "diverged": 1}
+    (folder / "records/train/cnn-f0/1.json").write_text("{}")
+    assert kind_status("train", jobs, folder).outcomes == {"ok": 2, "broken": 1}
     assert status.hours_spent == pytest.approx(0.5 * 2 + 1)
     assert status.hours_to_go == pytest.approx(0.5 * 3 + 1)  # three cnn, one gcnn, each at its own mean
     merges = kind_status("flip_merge", {"flip_merge/cnn-f0/0": False}, folder)

@@ -130,7 +130,7 @@ def test_table1_refuses_nets_of_different_size():
 def test_table4_keeps_the_pairs_apart():
     records = [
         pair("cnn", 0, "cnn", 1, 0.1),
-        pair("cnn", 1, "cnn", 0, 0.3),
+        pair("cnn", 1, "cnn", 2, 0.3),
         pair("cnn", 0, "gcnn", 0, 0.6),
         pair("cnn", 1, "gcnn", 1, status="left_out"),
         pair("gcnn", 0, "gcnn", 1, status="left_out"),

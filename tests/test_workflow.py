@@ -46,7 +46,6 @@ PAIR_JOBS = [
     "pair_merge cnn 0 gcnn 0",
     "pair_merge cnn 1 gcnn 1",
     "pair_merge gcnn 0 gcnn 1",
-    "pair_merge gcnn 1 gcnn 0",
 ]
 
 
@@ -71,8 +70,8 @@ def test_every_net_is_in_the_tables_or_counted_as_left_out(finished):
     table4 = pd.read_csv(folder / "table4.csv")
     assert list(table2.index) == list(MODELS)
     assert table4[["model_1", "model_2"]].to_numpy().tolist() == PAIRS
-    for table in (table2, table4):
-        assert (table["n"] + table["left_out"] == 2).all()
+    for table, nets in ((table2, [2, 2]), (table4, [2, 1])):  # two seeds of one type are one pair
+        assert (table["n"] + table["left_out"]).tolist() == nets
         assert table["n"].sum() > 0
 
 
@@ -152,9 +151,9 @@ def test_a_missing_record_reruns_what_it_needs_and_no_other_net(committed):
 
 
 def test_a_missing_pair_record_reruns_the_trainings_of_its_two_nets(committed):
-    committed.record("pair_merge", "gcnn-1", "gcnn-0").unlink()
+    committed.record("pair_merge", "gcnn-0", "gcnn-1").unlink()
     jobs = [job for job in committed.planned("table4") if job != "table4"]
-    wanted = ["pair_merge gcnn 1 gcnn 0", DATA, "train gcnn 0", "train gcnn 1"]
+    wanted = ["pair_merge gcnn 0 gcnn 1", DATA, "train gcnn 0", "train gcnn 1"]
     assert jobs == wanted
     assert committed.planned("table2", "figure4") == []  # they read no pairs
 
@@ -328,7 +327,7 @@ def test_after_the_last_piece_only_merges_between_pieces_are_left(finished, tiny
     made = tiny()
     for part in ("results", "data"):
         shutil.copytree(finished.folder / part, made.folder / part)
-    between = ["pair_merge gcnn 0 gcnn 1", "pair_merge gcnn 1 gcnn 0"]
+    between = ["pair_merge gcnn 0 gcnn 1"]
     assert not set(between) & set(
         tiny().planned("--config", "seeds=0") + tiny().planned("--config", "seeds=1")
     )

@@ -45,6 +45,22 @@ def write_whole(path: str | Path) -> Iterator[Path]:
                 part.unlink(missing_ok=True)
 
 
+def check_writable(folder: str | Path) -> None:
+    """Try whether files can be written in a folder, or, if there is none yet, in that above; nothing is left.
+
+    Raises:
+        UserError: they can't.
+    """
+    folder = Path(folder).absolute()
+    above = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=above).close()
+    except OSError as error:
+        raise UserError(
+            f"{folder} can't be written ({error.strerror}): free space or change the folder"
+        ) from error
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -170,7 +170,7 @@ def _check_pairs(settings: Settings) -> None:
                 f"{first.key('merging', 'matching')}: {first.merging.matching!r} given, which matches no pair of two "
                 f"nets, such as [{', '.join(pair)}] of `pairs`"
             )
-    twice = [pair for pair, count in Counter(pairs).items() if count > 1]
+    twice = [pair for pair, count in Counter(tuple(sorted(pair)) for pair in pairs).items() if count > 1]
     if twice:
         raise UserError(f"{key}: [{', '.join(twice[0])}] is listed twice; list each pair once")
 

@@ -385,7 +385,8 @@ class Scale(Sections):
     pairs: list[Pair] = Field(
         [],
         description="which types are merged with each other. Two types: seed i with seed i. One: seed i with the next "
-        "seed of the type, the last with the first (the paper doesn't say which seeds it paired: an assumption)",
+        "seed of the type, the last with the first; two seeds are one pair (the paper doesn't say which seeds it "
+        "paired: an assumption)",
     )
     matchings: Annotated[
         list[Annotated[str, among(MATCHINGS)]], Field(min_length=1), AfterValidator(_each_once)

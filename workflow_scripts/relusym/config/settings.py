@@ -136,14 +136,17 @@ class Settings(Sources, Beyond):
     def pairs(self) -> list[tuple[Net, Net]]:
         """Every pair of nets to merge: two types by seed; one type seed by next seed of the type, cyclically.
 
-        Of a run on some of the seeds, only the pairs whose two nets are both in it.
+        A pair stands once, whichever way round: two seeds of one type are one pair. Of a run on some of the seeds, only
+        the pairs whose two nets are both in it.
         """
-        nets, chosen = set(self.nets), []
+        nets, pairs = set(self.nets), {}
         for first, second in self.types_paired:
             seeds = self.models[first].seeds
             partners = seeds[1:] + seeds[:1] if first == second else seeds
-            chosen += [((first, a), (second, b)) for a, b in zip(seeds, partners, strict=True)]
-        return [(a, b) for a, b in chosen if a in nets and b in nets and a != b]
+            for a, b in zip(seeds, partners, strict=True):
+                pair = (first, a), (second, b)
+                pairs.setdefault(frozenset(pair), pair)
+        return [(a, b) for a, b in pairs.values() if a in nets and b in nets and a != b]
 
     @property
     def matchings(self) -> list[str]:

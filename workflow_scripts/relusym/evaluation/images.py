@@ -1,7 +1,8 @@
 """Images as nets read them: the one place of this package where pixels, or others' batches, become a net's input."""
 
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +17,9 @@ from relusym.randomness import generator
 
 COLOURS = (1, 3)  # channels of an image, grey or RGB
 AT_ONCE = 2**22  # entries of images that are run at once where it isn't a batch that is run
+TOLD_BY = 256  # entries of an image that tell it from others
+# Keys of batches that are dicts, such as Hugging Face's and its data sets'.
+PIXELS, LABELS = ("pixel_values", "images", "image"), ("labels", "label")
 LAYOUT = "uint8 (N, H, W, 3), or (N, H, W, 1) of a net that reads grey images"
 
 
@@ -169,10 +173,11 @@ class Batches(ImageSource):
     """Images that come in batches from elsewhere, such as a DataLoader or a list, already normalised.
 
     Args:
-        given: can be iterated any number of times; each item float32 (B, C, H, W), or that and labels (B,).
+        given: can be iterated any number of times, always in the same order; each item float32 (B, C, H, W), or that
+            and labels (B,), or a dict of `pixel_values` and `labels`.
 
     Raises:
-        UserError: it can be read only once, is empty, or its batches are something else.
+        UserError: it can be read only once, is empty, its batches are something else, or, in a later pass, others.
     """
 
     def __init__(self, given: Iterable[Any]):
@@ -180,7 +185,7 @@ class Batches(ImageSource):
             raise UserError(
                 f"{type(given).__name__} given as images: give a list of batches, or Images(pixels, …)"
             )
-        if not isinstance(given, Iterable) or isinstance(given, str | bytes | dict):
+        if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
             raise UserError(
                 f"{type(given).__name__} given as images: give Images, a DataLoader or a list of batches"
             )
@@ -191,6 +196,7 @@ class Batches(ImageSource):
         self.given = given
         self.counted: tuple[int, int] | None = None  # batches and images, known after the first time through
         self._shape: tuple[int, int, int] | None = None
+        self._checksums: list[int] = []
         first = next(self.pairs(torch.device("cpu")), None)
         if first is None:
             raise UserError("no images: the DataLoader or list of batches is empty")
@@ -217,12 +223,35 @@ class Batches(ImageSource):
     def pairs(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
         batches = images = 0
         for item in self.given:
-            x, labels = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
-            x = self._batch(x).to(device, non_blocking=True)
-            labels = None if labels is None else torch.as_tensor(labels).to(device)
+            if isinstance(item, Mapping):
+                x = next((item[key] for key in PIXELS if key in item), item)
+                labels = next((item[key] for key in LABELS if key in item), None)
+            else:
+                x, labels = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+            x = self._batch(x)
+            labels = None if labels is None else whole_numbers(labels)
+            self._recognise(batches, x, labels)
             batches, images = batches + 1, images + len(x)
-            yield x.contiguous(memory_format=torch.channels_last), labels
+            x = x.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            yield x, None if labels is None else labels.to(device)
+        if batches < len(self._checksums):
+            raise UserError(f"images: {len(self._checksums)} batches in one pass and {batches} in another")
         self.counted = batches, images
+
+    def _recognise(self, place: int, x: Tensor, labels: Tensor | None) -> None:
+        """Labels, statistics and barriers are of images in one order, which a later pass has to keep."""
+        entries = x.flatten(1)
+        some = [entries[:, :: -(-entries.shape[1] // TOLD_BY)], *([] if labels is None else [labels])]
+        checksum = 0
+        for of in some:
+            checksum = zlib.crc32(of.cpu().contiguous().numpy().tobytes(), checksum)
+        if place == len(self._checksums) and self.counted is None:
+            self._checksums.append(checksum)
+        elif place == len(self._checksums) or checksum != self._checksums[place]:
+            raise UserError(
+                f"images: batch {place + 1} isn't the same in every pass: the order of images, or the images, change; "
+                "give a DataLoader with shuffle=False, without a random sampler or random augmentation"
+            )
 
     def _chosen(self, chosen: Tensor) -> "Batches":
         held, start = [], 0
@@ -237,7 +266,8 @@ class Batches(ImageSource):
         x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
         if not isinstance(x, Tensor):
             raise UserError(
-                f"a batch is {type(x).__name__}; allowed is x or (x, labels), x a tensor (B, C, H, W)"
+                f"a batch is {type(x).__name__}; allowed is x, (x, labels) or a dict of pixel_values and labels, "
+                "x a tensor (B, C, H, W)"
             )
         if x.ndim != 4 or not x.is_floating_point():
             raise UserError(
@@ -254,6 +284,25 @@ class Batches(ImageSource):
                 f"images of shape {shape} and {self._shape} given: all need one size; resize or crop them"
             )
         return x.float()
+
+
+def whole_numbers(labels: Any) -> Tensor:
+    """Labels as int64.
+
+    Raises:
+        UserError: they aren't whole numbers from 0.
+    """
+    try:
+        labels = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"labels: {type(labels).__name__} given; allowed is int64 (N,)") from error
+    if labels.is_floating_point() or labels.is_complex() or labels.ndim < 1:
+        raise UserError(
+            f"labels of type {labels.dtype} and shape {tuple(labels.shape)} given; allowed is int64 (N,)"
+        )
+    if labels.numel() and labels.min() < 0:
+        raise UserError(f"labels: {int(labels.min())} given; allowed are whole numbers from 0")
+    return labels.long()
 
 
 def pieces(x: Tensor, views: int = 1) -> tuple[Tensor, ...]:

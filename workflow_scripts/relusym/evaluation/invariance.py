@@ -18,7 +18,19 @@ class Averaged(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, classes) of normalised images (B, C, H, W)."""
-        return torch.stack([self.net(view) for view in self.symmetry.powers(x)]).mean(0)
+        return torch.stack([logits_of(self.net(view)) for view in self.symmetry.powers(x)]).mean(0)
+
+
+class Ensemble(nn.Module):
+    """The mean of several nets' logits."""
+
+    def __init__(self, *nets: nn.Module):
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, classes, …) of normalised images (B, C, H, W)."""
+        return torch.stack([logits_of(net(x)) for net in self.nets]).mean(0)
 
 
 def relative_invariance_error(logits: Tensor, logits_moved: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from relusym.errors import UserError
+from relusym.errors import UserError, theirs
 from relusym.evaluation.images import ImageSource, device_of
 
 LOGITS = (
@@ -16,26 +18,40 @@ LOGITS = (
 )  # keys of outputs that are dicts, as of Hugging Face's nets and torchvision's segmentation
 
 
+CHECKED = 4  # images that a net is tried on before the work
+ROUNDING = 1e-3  # the largest relative difference between logits that should be the same
+
+
 @contextmanager
 def evaluating(*nets: nn.Module) -> Iterator[None]:
-    """Within, the nets are in evaluation mode; afterwards, every module is in the mode that it was in."""
-    modes = [(module, module.training) for net in nets for module in net.modules()]
+    """Within, the nets are in evaluation mode; afterwards, every module has the mode and the attributes that it had.
+
+    So nothing stays that tracing, or the net's own forward, left on it.
+    """
+    before = [
+        (held, dict(held))
+        for net in nets
+        for module in net.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+        for held in (module._parameters, module._buffers, module._modules, vars(module))
+    ]
     for net in nets:
         net.eval()
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for held, entries in before:
+            held.clear()
+            held.update(entries)
 
 
 def logits_of(output: Any) -> Tensor:
-    """A net's logits: its output, or of a dict the entry `logits`, `out` or the first, of a tuple the first.
+    """A net's logits: its output, or its attribute or entry `logits`, a dict's `out` or first, a tuple's first.
 
     Raises:
         UserError: there is no tensor (B, classes, …).
     """
-    found = output
+    found = getattr(output, "logits", output)
     if isinstance(found, Mapping):
         found = next((found[key] for key in LOGITS if key in found), next(iter(found.values()), None))
     elif isinstance(found, tuple | list):
@@ -51,29 +67,87 @@ def logits_of(output: Any) -> Tensor:
 
 
 @torch.no_grad()
-def check_net(name: str, net: nn.Module, images: ImageSource) -> None:
-    """Raises UserError if the net's weights are not finite float32 on one device, or it can't read such images."""
-    if not isinstance(net, nn.Module):
-        raise UserError(f"{name} is {type(net).__name__}; allowed is a torch.nn.Module")
-    weights = [(key, tensor) for key, tensor in net.state_dict().items() if tensor.is_floating_point()]
-    if not weights or not any(True for _ in net.parameters()):
-        raise UserError(f"{name} ({type(net).__name__}) has no parameters: there is nothing to merge")
-    for key, tensor in weights:
-        if tensor.dtype != torch.float32:
-            raise UserError(
-                f"{name}: {key} is {tensor.dtype}; channels are matched in float32: give net.float()"
-            )
-        if tensor.device != device_of(net):
-            raise UserError(
-                f"{name}: {key} is on {tensor.device}, others on {device_of(net)}: one device is needed"
-            )
-        if not tensor.isfinite().all():
-            raise UserError(f"{name}: {key} holds values that aren't finite: its training diverged")
+def check_net(name: str, net: nn.Module, images: ImageSource) -> Tensor:
+    """Try a net on the first images, before any work.
+
+    Returns:
+        the logits of at most `CHECKED` images, (B, classes, …).
+
+    Raises:
+        UserError: its weights are not finite, dense float32 on one device; it can't read such images; its logits are
+            not finite, or all zero; they are random, or depend on the other images of a batch; running it changes it.
+    """
+    _check_weights(name, net)
+    x = images.first(CHECKED, device_of(net))
+    buffers = {key: buffer.clone() for key, buffer in net.named_buffers()}
     with evaluating(net):
         try:
-            output = net(images.first(2, device_of(net)))
-        except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"{name} can't read images of shape {images.shape}: {reason}") from error
-        if not logits_of(output).isfinite().all():
-            raise UserError(f"{name}: logits of the first image aren't finite")
+            logits, again = (logits_of(net(x)) for _ in range(2))
+            part = logits_of(net(x[: (len(x) + 1) // 2]))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+        except Exception as error:  # the user's own code may raise anything
+            raise UserError(f"{name} can't read images of shape {images.shape}: {theirs(error)}") from error
+    for key, buffer in net.named_buffers():
+        if not torch.equal(buffer, buffers[key]) and buffer.isfinite().all():
+            buffer.copy_(buffers[key])
+            raise UserError(
+                f"{name}: {key} changes whenever the net runs, in evaluation mode, too: leave it alone unless "
+                "self.training"
+            )
+    if len(logits) != len(x):
+        raise UserError(f"{name}: {len(logits)} logits for {len(x)} images: (B, classes) is needed")
+    if logits.shape[1] < 2:
+        raise UserError(f"{name}: logits of shape {tuple(logits.shape)}; at least two classes are needed")
+    if not logits.isfinite().all():
+        raise UserError(f"{name}: logits of the first images aren't finite")
+    if not logits.any():
+        raise UserError(f"{name}: logits of the first images are all zero: it tells no image from another")
+    most = ROUNDING * logits.abs().max()
+    if (logits - again).abs().max() > most:
+        raise UserError(
+            f"{name}: its logits are random in evaluation mode, too: F.dropout needs training=self.training, noise an "
+            "`if self.training`"
+        )
+    if (logits[: len(part)] - part).abs().max() > most:
+        raise UserError(
+            f"{name}: an image's logits depend on the others of its batch (batch statistics in evaluation mode?), "
+            "so nothing measured of it would hold of another batch"
+        )
+    return logits
+
+
+def _check_weights(name: str, net: Any) -> None:
+    if not isinstance(net, nn.Module):
+        raise UserError(f"{name} is {type(net).__name__}; allowed is a torch.nn.Module")
+    state = net.state_dict()
+    for key, value in state.items():
+        if not isinstance(value, Tensor) and not key.endswith("_extra_state"):
+            raise UserError(
+                f"{name}: {key} is {type(value).__name__}, as of a quantised layer: give the net unquantised"
+            )
+    parameters = dict(net.named_parameters())
+    if not parameters:
+        raise UserError(f"{name} ({type(net).__name__}) has no parameters: there is nothing to merge")
+    for key, tensor in (state | parameters).items():
+        if not isinstance(tensor, Tensor):
+            continue
+        wrong = None
+        if is_lazy(tensor):
+            wrong = "has no shape yet (a lazy layer): run the net on a batch first"
+        elif tensor.is_meta:
+            wrong = "is on the meta device and has no values: load weights"
+        elif tensor.is_quantized or is_traceable_wrapper_subclass(tensor):
+            wrong = f"is {'quantised' if tensor.is_quantized else type(tensor).__name__}: give plain float32 tensors"
+        elif tensor.layout != torch.strided:
+            wrong = "is sparse: give it dense, by .to_dense()"
+        elif tensor.dtype != torch.float32 and (key in parameters or tensor.is_floating_point()):
+            wrong = (
+                f"is {tensor.dtype}; channels are matched, and weights averaged, in float32: give net.float()"
+            )
+        elif tensor.device != device_of(net) and tensor.numel() > 1:
+            wrong = f"is on {tensor.device}, others on {device_of(net)}: one device is needed"
+        elif tensor.is_floating_point() and not tensor.isfinite().all():
+            wrong = "holds values that aren't finite: its training diverged"
+        if wrong:
+            raise UserError(f"{name}: {key} {wrong}")

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relusym.errors import UserError
-from relusym.evaluation.images import GivenImages, Images, as_images, device_of
+from relusym.errors import UserError, theirs
+from relusym.evaluation.images import GivenImages, Images, ImageSource, as_images, device_of, whole_numbers
 from relusym.evaluation.logits import evaluating, logits_of
 from relusym.precision import full_float32
 
@@ -47,6 +47,11 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 TOP_1, LOSS = Metric(top_1), Metric(cross_entropy, lower_is_better=True)
+FEW = 10  # images that any net may answer alike
+SMALL, HARDLY = (
+    1e-3,
+    1e-2,
+)  # logits that vary by less, or by a smaller share of their size, tell no images apart
 MEASURED = {"accuracy": TOP_1, "loss": LOSS}
 
 
@@ -65,6 +70,12 @@ class Scores:
         self.metrics, self.count = metrics, 0
         self._given, self._used = labels, []
         self._total: dict[str, Tensor | int] = dict.fromkeys(metrics, 0)
+        self._sum: Tensor | float = 0.0
+        self._squares: Tensor | float = 0.0
+        self._answers: set[int] = set()
+        self._right: Tensor | int = 0
+        self._of_class: Tensor | int = 0
+        self._labelled = labels is not None
 
     def add(self, logits: Tensor, own: Tensor | None = None) -> Tensor:
         """Take in a batch's logits, and the labels that it brings; returns the labels that count.
@@ -78,7 +89,15 @@ class Scores:
             labels = logits.argmax(1) if own is None else own
         if len(labels) != len(logits):
             raise UserError(f"labels: {len(labels)} for a batch of {len(logits)} images")
+        self._labelled |= own is not None
         self.count += len(logits)
+        relative = (logits - logits.mean(1, keepdim=True)).double()  # what softmax sees
+        self._sum, self._squares = self._sum + relative.sum(0), self._squares + relative.square().sum()
+        answers, classes = logits.argmax(1), logits.shape[1]
+        self._answers |= set(answers.unique().tolist())
+        self._of_class = self._of_class + labels.flatten().bincount(minlength=classes)
+        if answers.shape == labels.shape:
+            self._right = self._right + labels[answers == labels].bincount(minlength=classes)
         self._used.append(labels.cpu())
         for name, metric in self.metrics.items():
             self._total[name] += _per_image(name, metric, logits, labels).sum(dtype=torch.float64)
@@ -91,6 +110,26 @@ class Scores:
         return {name: float(total) / self.count for name, total in self._total.items()}
 
     @property
+    def alike(self) -> str | None:
+        """Why these logits don't tell the images apart, if they don't."""
+        if self.count < FEW:
+            return None
+        mean = self._sum / self.count
+        size = (float(self._squares) / self.count / mean.numel()) ** 0.5
+        varies = max(0.0, size**2 - float(mean.square().mean())) ** 0.5
+        if varies < max(SMALL, HARDLY * size):
+            return f"its logits, of size {size:.1e}, vary by {varies:.1e} between images"
+        if len(self._answers) == 1 and not (self._labelled and len(self.labels.unique()) == 1):
+            return f"it answers {min(self._answers)} to all {self.count} of them"
+        return None
+
+    @property
+    def by_class(self) -> list[float | None]:
+        """Accuracy on the images, or pixels, of each class; None where there are none."""
+        shares = (self._right / self._of_class).tolist()
+        return [None if share != share else share for share in shares]
+
+    @property
     def labels(self) -> Tensor:
         """Those that counted, on the CPU."""
         return torch.cat(self._used)
@@ -98,6 +137,18 @@ class Scores:
 
 @torch.no_grad()
 @full_float32()
+def evaluated(
+    net: nn.Module, images: GivenImages, labels: Tensor | None, metrics: Mapping[str, Metric]
+) -> Scores:
+    """All metrics of a net over the images, in one pass; arguments and errors as of `evaluate`."""
+    images = as_images(images)
+    scores = Scores(metrics, check_labels(labels, images))
+    with evaluating(net):
+        for x, own in images.pairs(device_of(net)):
+            scores.add(logits_of(net(x)), own)
+    return scores
+
+
 def evaluate(
     net: nn.Module, images: GivenImages, labels: Tensor | None, metrics: Mapping[str, Metric]
 ) -> tuple[dict[str, float], Tensor]:
@@ -112,25 +163,43 @@ def evaluate(
     Raises:
         UserError: labels of another length or kind; a metric that isn't one number an image.
     """
-    images = as_images(images)
-    scores = Scores(metrics, check_labels(labels, images))
-    with evaluating(net):
-        for x, own in images.pairs(device_of(net)):
-            scores.add(logits_of(net(x)), own)
+    scores = evaluated(net, images, labels, metrics)
     return scores.means(), scores.labels
 
 
+def check_metrics(
+    logits: Tensor, labels: Tensor | None, images: ImageSource, metrics: Mapping[str, Metric]
+) -> None:
+    """Raises UserError for labels or metrics that don't go with the first images' logits, (B, classes, …)."""
+    labels = check_labels(labels, images)
+    if labels is None:
+        labels = next(iter(images.pairs(logits.device)))[1]
+    else:
+        _check_fit(labels, logits)
+    count = len(logits) if labels is None else min(len(labels), len(logits))
+    Scores({"accuracy": TOP_1, **metrics}).add(
+        logits[:count], labels if labels is None else labels[:count].to(logits.device)
+    )
+
+
+def _check_fit(labels: Tensor, logits: Tensor) -> None:
+    if labels.shape[1:] != logits.shape[2:]:
+        raise UserError(
+            f"labels of shape {tuple(labels.shape)} for logits of shape {tuple(logits.shape)}: one whole number an "
+            "image, or a pixel, is needed"
+        )
+    if labels.numel() and (highest := int(labels.max())) >= (classes := logits.shape[1]):
+        raise UserError(
+            f"labels up to {highest}, but the net has {classes} classes: allowed is 0 to {classes - 1}"
+        )
+
+
 def _per_image(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
+    _check_fit(labels, logits)
     try:
         values: Any = metric.of(logits, labels)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        highest = (
-            f", labels up to {int(labels.max())}" if labels.numel() and not labels.is_floating_point() else ""
-        )
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"metric {name}: fails on logits {tuple(logits.shape)}{highest} ({reason})"
-        ) from error
+    except Exception as error:  # the user's own code may raise anything
+        raise UserError(f"metric {name}: fails on logits {tuple(logits.shape)}: {theirs(error)}") from error
     if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
         found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise UserError(
@@ -143,15 +212,11 @@ def check_labels(labels: Any, images: GivenImages) -> Tensor | None:
     """Labels as a tensor.
 
     Raises:
-        UserError: they aren't whole numbers, or not one an image.
+        UserError: they aren't whole numbers from 0, or not one an image.
     """
     if labels is None:
         return None
-    labels = torch.as_tensor(labels)
-    if labels.is_floating_point() or labels.ndim < 1:
-        raise UserError(
-            f"labels of type {labels.dtype} and shape {tuple(labels.shape)} given; allowed is int64 (N,)"
-        )
+    labels = whole_numbers(labels)
     if isinstance(images, Images) and len(labels) != len(images):
         raise UserError(f"labels: {len(labels)} given for {len(images)} images")
-    return labels.long()
+    return labels

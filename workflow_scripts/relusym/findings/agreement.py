@@ -8,9 +8,11 @@ from typing import Any
 from relusym import cifar10
 from relusym.errors import UserError
 from relusym.findings import About, Inputs, Record
+from relusym.findings.measurements import accuracies
 from relusym.records.fields import images_of, nets_of
 
 OF_NO_NETS = "filters", "flipped_training", "theory"
+SAME_ACCURACY = 0.005  # one image of 200: by more, rounding on another device doesn't move it
 
 
 def matching_of(record: Record) -> str:
@@ -52,7 +54,8 @@ def check_agreement(inputs: Inputs) -> None:
     Raises:
         UserError: two records for the same data set and image size (of generated images: number and seed, too) were
             made from images of other content; two records disagree on how a type is trained or merged; a merge was made
-            from another checkpoint than the one that the net's train record names.
+            from another checkpoint than the one that the net's train record, or another merge's, names; one checkpoint
+            stands for two nets.
     """
     records = [record for kind in inputs if kind not in OF_NO_NETS for record in inputs[kind]]
     images, settings = {}, {}
@@ -71,14 +74,44 @@ def check_agreement(inputs: Inputs) -> None:
                     f"the {_named(first)} and the {_named(record)} were made with other settings ({difference}): "
                     "run again, and the outdated one is made again"
                 )
-    trained = {net: record for record in inputs.get("train", ()) for net in nets_of(record)}
+    hashes, nets = {}, {}
     for record in records:
-        for net, given in zip(nets_of(record), record["inputs"].get("checkpoints", ()), strict=False):
-            named = trained[net].get("outputs", {}).get("checkpoint") if net in trained else None
-            if given and named and given != named:
+        if record["kind"] == "train":
+            named = [record["outputs"].get("checkpoint")]
+        else:
+            named = record["inputs"].get("checkpoints", ())
+        for net, named_hash in zip(nets_of(record), named, strict=False):
+            if not named_hash:
+                continue
+            first, wanted = hashes.setdefault(net, (record, named_hash))
+            if named_hash != wanted:
                 raise UserError(
-                    f"the {_named(record)} was made from another checkpoint ({given[:8]}) than the one in the "
-                    f"{_named(trained[net])} ({named[:8]}): run again, and it is made again"
+                    f"the {_named(record)} was made from another checkpoint ({named_hash[:8]}) than the one in the "
+                    f"{_named(first)} ({wanted[:8]}): run again, and it is made again"
+                )
+            first, its_net = nets.setdefault(named_hash, (record, net))
+            if net != its_net:
+                raise UserError(
+                    f"the {_named(first)} and the {_named(record)} have one checkpoint ({named_hash[:8]}) for two "
+                    f"nets, {its_net[0]}-{its_net[1]} and {net[0]}-{net[1]}: delete the record that is a copy, and it "
+                    "is made again"
+                )
+
+
+def check_accuracies(inputs: Inputs) -> None:
+    """Refuse records that give one net accuracies further apart than `SAME_ACCURACY`.
+
+    Raises:
+        UserError: two records do (named).
+    """
+    first: dict[Any, tuple[Record, float]] = {}
+    for record in chain(*(inputs[kind] for kind in inputs if kind not in OF_NO_NETS)):
+        for net, accuracy in accuracies(record):
+            other, its_accuracy = first.setdefault(net, (record, accuracy))
+            if abs(accuracy - its_accuracy) > SAME_ACCURACY + 1e-9:
+                raise UserError(
+                    f"the {_named(other)} has an accuracy of {its_accuracy:g} for {net[0]}-{net[1]}, the "
+                    f"{_named(record)} of {accuracy:g}: delete the record that is wrong, and it is made again"
                 )
 
 

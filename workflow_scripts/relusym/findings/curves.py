@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from relusym.findings import About, Inputs, Record
 from relusym.findings.agreement import check_agreement
-from relusym.findings.frames import summary
+from relusym.findings.frames import once, summary
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import COLUMN_WIDTH, empty_figure, legend_above, plain_axes
 
@@ -43,7 +43,7 @@ def by_curve(records: Sequence[Record]) -> pd.DataFrame:
     mean, which is equation (4) in the middle; of losses, what is above the line.
     """
     rows = []
-    for record in records:
+    for record in once(records):
         for way in WAYS:
             row = dict(zip(KEY, (*_models(record), way), strict=True)) | {
                 "seed": _seed(record),
@@ -87,7 +87,7 @@ def points(records: Sequence[Record]) -> pd.DataFrame:
             seed=_seed(record),
             share=np.linspace(0, 1, len(record["curve"][way]["accuracy"])),
         )
-        for record in records
+        for record in once(records)
         if record["status"] == "ok"
         for way in WAYS
     ]

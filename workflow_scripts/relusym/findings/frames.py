@@ -7,7 +7,7 @@ import pandas as pd
 from relusym import paper_values
 from relusym.errors import UserError
 from relusym.findings import About, Inputs, Record, measurements
-from relusym.findings.agreement import check_agreement
+from relusym.findings.agreement import check_accuracies, check_agreement, matching_of
 from relusym.findings.filters import Filters, read_filters
 from relusym.records.fields import nets_of
 from relusym.records.files import read_record
@@ -17,13 +17,30 @@ def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], about: About)
     """What a table or figure is made of, by kind, as far as it is of types that `about` names.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: a file is missing or damaged; filters are of another net than their file's name says; two records
+            disagree on the accuracy of a net.
     """
-    found = {}
+    inputs = {}
     for kind in kinds:
-        given, reader = files.get(kind, []), read_filters if kind == "filters" else read_record
-        found[kind] = [reader(file) for file in ([given] if isinstance(given, str) else given)]
-    return chosen(found, about)
+        paths = files.get(kind, [])
+        reader = _named_filters if kind == "filters" else read_record
+        inputs[kind] = [reader(path) for path in ([paths] if isinstance(paths, str) else paths)]
+    inputs = chosen(inputs, about)
+    check_accuracies(inputs)
+    return inputs
+
+
+def _named_filters(path: str) -> Filters:
+    filters = read_filters(path)
+    *_, folder, name = path.split("/")
+    # <model>-<seed>.safetensors, or <seed>.safetensors in a folder of the model's
+    stem, of = name.partition(".")[0], f"{filters.model}-{filters.seed}"
+    if stem != of and not (stem == str(filters.seed) and folder.startswith(f"{filters.model}-")):
+        raise UserError(
+            f"{path} holds the filters of {of}, not those that its name says: delete it and the flip_merge record "
+            "beside it, and they are made again"
+        )
+    return filters
 
 
 def chosen(inputs: Inputs, about: About) -> Inputs:
@@ -74,6 +91,17 @@ def measured(records: Sequence[Record], key: list[str], paths: Mapping[str, Sequ
     return frame[[*key, *paths, "ok"]]
 
 
+def once(records: Sequence[Record]) -> list[Record]:
+    """The records without those of a pair that stands already the other way round: a pair is one merge."""
+    kept: dict[tuple, list] = {}
+    pairs = []
+    for record in records:
+        nets = nets_of(record)
+        if nets == kept.setdefault((matching_of(record), frozenset(nets)), nets):
+            pairs.append(record)
+    return pairs
+
+
 def _named(record: pd.Series, key: list[str]) -> str:
     return f"the {record['kind']} record of " + ", ".join(f"{field} {record[field]}" for field in key)
 
@@ -106,14 +134,14 @@ def nets(
 
 
 def pairs(inputs: Inputs) -> pd.DataFrame:
-    """One row a pair of nets, from pair_merge records: model_1, model_2, seed_1, seed_2, barrier, ok.
+    """One row a pair of nets (`once`), from pair_merge records: model_1, model_2, seed_1, seed_2, barrier, ok.
 
     Raises:
         UserError: as `measured` and `check_agreement`.
     """
     check_agreement(inputs)
     quantities = {"barrier": measurements.PAIR_MERGE["barrier"]}
-    return measured(inputs["pair_merge"], ["model_1", "model_2", "seed_1", "seed_2"], quantities)
+    return measured(once(inputs["pair_merge"]), ["model_1", "model_2", "seed_1", "seed_2"], quantities)
 
 
 def in_order(found: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from relusym.findings import About, Inputs, Record, agreement, measurements
 from relusym.findings.agreement import check_agreement, matching_of
-from relusym.findings.frames import measured, summary
+from relusym.findings.frames import measured, once, summary
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import COLUMN_WIDTH, LINES, label_rows, legend_above, plain_axes
 
@@ -71,7 +71,7 @@ def by_merge(inputs: Inputs) -> pd.DataFrame:
     """One row a merge: model_1, model_2 (empty: its flipped self), matching, seed or both seeds, barriers, ok."""
     check_agreement(inputs)
     flips, pairs = (
-        [record | {"matching": matching_of(record)} for record in inputs[kind]]
+        [record | {"matching": matching_of(record)} for record in once(inputs[kind])]
         for kind in ("flip_merge", "pair_merge")
     )
     own = measured(flips, ["model", "seed", "matching"], measurements.PAIR_MERGE)

@@ -4,6 +4,9 @@ Of several paths the first that a record has counts. Without REPAIR, nets with b
 other nets have nothing to reset.
 """
 
+from relusym.findings import Record
+from relusym.records.fields import nets_of
+
 TRAIN = {"parameters": ["parameters"], "accuracy": ["accuracy"]}
 FLIP_MERGE = {
     "invariance_error": ["invariance_error"],
@@ -18,3 +21,28 @@ PAIR_MERGE = {
     "barrier_no_repair": FLIP_MERGE["gcnn_barrier_no_repair"],
     "barrier": FLIP_MERGE["gcnn_barrier"],
 }
+
+
+def accuracies(record: Record) -> list[tuple[tuple[str, int], float]]:
+    """What a record says of the accuracy of its nets as they were trained: (model, seed), accuracy."""
+    kind = record["kind"]
+    if kind == "train":
+        values = [record["accuracy"]]
+    elif record.get("status") != "ok":
+        values = []
+    elif kind in ("flip_merge", "exact_gcnn"):
+        values = [record["accuracy"]["net"]]
+    elif kind == "pair_merge":
+        values = [record["accuracy"]["net_1"], record["accuracy"]["net_2"]]
+    elif kind == "curves":
+        line = record["curve"]["plain"]["accuracy"]
+        values = [line[0], line[-1]][: len(nets_of(record))]
+    elif kind == "during_training":
+        values = [record["epochs"][-1]["accuracy"]]
+    elif kind == "symmetries":
+        return [
+            (net, of["accuracy"]["net"]) for net in nets_of(record) for of in record["symmetries"].values()
+        ]
+    else:
+        values = []
+    return [(net, of) for net, of in zip(nets_of(record), values, strict=False) if of is not None]

@@ -8,6 +8,7 @@ from statistics import mean
 
 from tabulate import tabulate
 
+from relusym.errors import UserError
 from relusym.jobs.job_lock import is_held
 from relusym.jobs.job_log import last_words
 from relusym.records.files import read_record
@@ -54,7 +55,10 @@ def kind_status(kind: str, jobs: dict[str, bool], folder: Path) -> KindStatus:
     for name, is_done in jobs.items():
         log, path = folder / "logs" / f"{name}.log", folder / "records" / f"{name}.json"
         if is_done:
-            record = read_record(path)
+            try:
+                record = read_record(path)
+            except UserError:  # which the start of the run has named
+                record = {"status": "broken", "cost": {}}
             if seconds := record["cost"].get("job_seconds"):
                 hours[type_of(name)].append(seconds / 3600)
         if is_held(log.with_suffix(".lock")):

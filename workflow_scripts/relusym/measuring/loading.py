@@ -118,7 +118,7 @@ def named_checkpoint(
     """A checkpoint's tensors and what it says of them, if it is the one that its train record names; and that record.
 
     Raises:
-        UserError: it is damaged, another one, or made with other settings.
+        UserError: it is damaged, another one, of another net, or made with other settings.
     """
     tensors, about = checkpoint.load(path, device)
     trained = read_record(record)
@@ -126,6 +126,12 @@ def named_checkpoint(
         raise UserError(
             f"checkpoint {path} isn't the one that {record} names: delete it, and it is made again"
         )
+    for key in ("model", "seed"):
+        if about.get(key, trained[key]) != trained[key]:
+            raise UserError(
+                f"checkpoint {path} is of {key} {about[key]}, and {record} of {trained[key]}: delete both, and they "
+                "are made again"
+            )
     if non_default(about.get("settings")) != non_default(settings):
         raise UserError(f"checkpoint {path} was made with other settings: delete it, and it is made again")
     return tensors, about, trained

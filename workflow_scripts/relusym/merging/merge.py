@@ -1,7 +1,7 @@
 """Merging two nets: match, permute, average, REPAIR, and measure the barrier (sections 3 and 4)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,19 +9,22 @@ from torch import Tensor, nn
 
 from relusym.channels.groups import has_batch_norm
 from relusym.channels.traced import TracedNet, as_traced
-from relusym.channels.tracing import Handlers
+from relusym.channels.tracing import Handlers, unwrapped
+from relusym.errors import UserError
 from relusym.evaluation.barrier import absolute_barrier, barrier
 from relusym.evaluation.images import GivenImages, ImageSource, as_images
 from relusym.evaluation.logits import check_net, evaluating, logits_of
-from relusym.evaluation.metrics import LOSS, TOP_1, Metric, Scores, check_labels, evaluate
-from relusym.matching import STARTS
+from relusym.evaluation.metrics import LOSS, TOP_1, Metric, Scores, check_labels, check_metrics, evaluated
+from relusym.matching import MATCHINGS, OF_FLIPS, STARTS
 from relusym.matching.match import Search
-from relusym.merging.aligned import align, between
+from relusym.merging.aligned import Aligned, align, between
 from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.identities import check_transformed
 from relusym.merging.repair import repaired
 from relusym.pixels.transform import check_planted, transformed
 from relusym.precision import full_float32
+from relusym.randomness import generator
+from relusym.registry import one_of
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
 PAIR, FLIP = ("net_1", "net_2"), ("net", "flipped")  # the endpoints' names in records
@@ -45,7 +48,10 @@ class Merge:
         search: of a matching that searches, what its starts came to.
         scores: metric → net → mean over the test images, for "accuracy" and all other metrics.
         barriers: metric → net in between → by how much it is worse than its endpoints' mean, in the metric's units.
+        alike: endpoint that doesn't tell the test images apart → why; then barriers mean nothing.
+        by_class: net → accuracy on the images of each class, None of a class without images.
         labels: what accuracies were measured against, on the CPU.
+        aligned: the endpoints in one order, which `merging.curve` takes.
         notes: what couldn't be checked, and which channels stayed at their places, a line each.
         traced: the first net, with its graph, channel groups and pixel flow.
         nets: the endpoints and the nets in between by the same names, and "permuted", the second endpoint with its
@@ -61,7 +67,10 @@ class Merge:
     search: Search | None = None
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     barriers: dict[str, dict[str, float]] = field(default_factory=dict)
+    alike: dict[str, str] = field(default_factory=dict)
+    by_class: dict[str, list[float | None]] = field(default_factory=dict, repr=False)
     labels: Tensor | None = field(default=None, repr=False, compare=False)
+    aligned: Aligned | None = field(default=None, repr=False, compare=False)
     notes: list[str] = field(default_factory=list, repr=False, compare=False)
     traced: TracedNet | None = field(default=None, repr=False, compare=False)
     nets: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
@@ -73,16 +82,46 @@ class Merge:
 
     @property
     def note(self) -> str | None:
-        """Why there are no barriers, if there are none."""
-        if any(value is not None for value in self.barrier.values()):
-            return None
+        """Why there are no barriers, or why they mean nothing, if so."""
         first, second = list(self.accuracy)[:2]
-        return f"no barrier: {first} and {second} are right on none of the {len(self.labels)} test images"
+        if all(value is None for value in self.barrier.values()):
+            return f"no barrier: {first} and {second} are right on none of the {len(self.labels)} test images"
+        for name, why in self.alike.items():
+            return f"{name} doesn't tell these images apart: {why}; so its barrier means nothing (random weights?)"
+        return None
 
 
 def halfway(first: nn.Module, second: nn.Module) -> nn.Module:
     """The net whose every weight is the mean of the two nets' weights, ½(θ₁ + θ₂)."""
     return between(first, second, 0.5)
+
+
+@torch.no_grad()
+@full_float32()
+def merge_weights(
+    first: nn.Module, second: nn.Module, image_shape: tuple[int, int, int], seed: int = 0
+) -> Aligned:
+    """Match two nets by their weights alone, without images; so there is neither REPAIR nor an accuracy.
+
+    Args:
+        image_shape: (channels, height, width) of what the nets read.
+
+    Returns:
+        the nets aligned, of which `between(0.5).net` is the net halfway; no similarity and no statistics.
+
+    Raises:
+        UserError: as of `merge`.
+    """
+    images = as_images(
+        [torch.randn(8, *image_shape, generator=generator(seed, "noise"))]
+    )  # to see the layers by
+    check_how("weight", seed, None)
+    for name, net in zip(PAIR, (first, second), strict=True):
+        check_net(name, net, images)
+    with evaluating(first, second):
+        aligned = align(first, second, images, matching="weight", seed=seed)
+    _check_aligned(aligned, PAIR)
+    return replace(aligned, similarity={}, statistics=({}, {}))
 
 
 @torch.no_grad()
@@ -128,9 +167,16 @@ def merge(
     """
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
-    check_labels(test_labels, test)
-    for name, net in zip(names, (first, second), strict=True):
-        check_net(name, net, images)
+    check_how(matching, seed, order)
+    first, second = unwrapped(first), unwrapped(second)
+    logits = [check_net(name, net, images) for name, net in zip(names, (first, second), strict=True)]
+    one, other = ({key: of.shape for key, of in net.state_dict().items()} for net in (first, second))
+    if one != other:
+        differing = next(key for key in {**one, **other} if one.get(key) != other.get(key))
+        raise UserError(
+            f"the nets are of different architecture, as in {differing}: only nets of one can be merged"
+        )
+    check_metrics(logits[0], test_labels, test, metrics)
     with evaluating(first, second):
         traced = (as_traced(net, images.shape, handlers) for net in (first, second))
         return _merge(*traced, images, test, test_labels, matching, starts, seed, names, metrics, order)
@@ -164,18 +210,20 @@ def _merge(
         order=order,
         answered=answered if test is images else None,
     )
+    _check_aligned(aligned, names)
     permuted, middle = aligned.second, halfway(first.net, aligned.second)
     inner = {"halfway": middle}
     if has_batch_norm(first.net):
         inner["reset"] = reset_batch_norm(middle, images)
     inner["repaired"], of_repair = repaired(first.copied(middle), aligned.targets(), images)
     nets = {**dict(zip(names, (first.net, second.net), strict=True)), **inner}
-    by_net = {}
+    by_net, by_class, alike = {}, {}, {}
     for name, net in nets.items():
-        if name in ends and test is images:  # measured as channels were
-            by_net[name], labels = ends[name].means(), ends[name].labels
-        else:
-            by_net[name], labels = evaluate(net, test, labels, metrics)
+        measured = name in ends and test is images  # as channels were
+        of = ends[name] if measured else evaluated(net, test, labels, metrics)
+        by_net[name], by_class[name], labels = of.means(), of.by_class, of.labels
+        if name in ends and (why := of.alike):
+            alike[name] = why
     scores = {metric: {name: values[metric] for name, values in by_net.items()} for metric in metrics}
     accuracies = scores["accuracy"]
     of_ends = [accuracies[name] for name in names]
@@ -195,11 +243,41 @@ def _merge(
             }
             for metric, of in scores.items()
         },
+        alike=alike,
+        by_class=by_class,
         labels=labels,
+        aligned=aligned,
         notes=[f"channels stay at their places at {what}: {why}" for what, why in first.fixed.items()],
         traced=first,
         nets=nets | {"permuted": permuted},
     )
+
+
+def check_how(matching: str, seed: int, order: int | None) -> None:
+    """Raises UserError for a matching or seed that there isn't, before any work."""
+    if matching not in MATCHINGS:
+        raise UserError(one_of("matching", matching, MATCHINGS))
+    if matching in OF_FLIPS and order != 2:
+        raise UserError(
+            f"matching {matching}: only for a net and its own transformed self, by a symmetry of order 2 such as a flip"
+        )
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise UserError(f"seed: {seed} given; allowed is a whole number from 0 to 2^63 - 1")
+
+
+def _check_aligned(aligned: Aligned, names: tuple[str, str]) -> None:
+    """Raises UserError if there was nothing to match, or if the nets differ in whole numbers other than counts."""
+    first, others = aligned.first, aligned.second.state_dict()
+    if not aligned.groups:
+        raise UserError(
+            f"{type(first).__name__} has no layer whose channels can be permuted: there is nothing to match"
+        )
+    for key, tensor in first.state_dict().items():
+        if tensor.ndim and not tensor.is_floating_point() and not torch.equal(tensor, others[key]):
+            raise UserError(
+                f"{key} ({tensor.dtype}) of {names[0]} and of {names[1]}, in the same order, differ, and whole numbers "
+                "can't be averaged"
+            )
 
 
 @torch.no_grad()
@@ -228,8 +306,9 @@ def flip_merge(
     """
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
-    check_labels(test_labels, test)
-    check_net(FLIP[0], net, images)
+    check_how(matching, seed, symmetry.order)
+    net = unwrapped(net)
+    check_metrics(check_net(FLIP[0], net, images), test_labels, test, metrics)
     with evaluating(net):
         traced = as_traced(net, images.shape, handlers)
         flipped = transformed(traced, symmetry)

@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -182,6 +182,7 @@ def partial_merges(
     *,
     metrics: Mapping[str, Metric] = MEASURED,
     told: Told = lambda done: None,
+    kept: MutableMapping[Which, dict[str, float]] | None = None,
 ) -> list[Partial]:
     """Barriers of partial merges, each with REPAIR, in the order of the net's layers.
 
@@ -201,7 +202,10 @@ def partial_merges(
     ends = end, evaluate(second, test, labels, metrics)[0]
     order = [part.name for part in partly.parts]
     together = has_batch_norm(first) and not partly.norms_twice
-    scores = (_side_by_side if together else _one_by_one)(partly, test, labels, metrics, told)
+    if together:
+        scores = _side_by_side(partly, test, labels, metrics, told)
+    else:
+        scores = _one_by_one(partly, test, labels, metrics, told, {} if kept is None else kept)
     barriers = {
         which: {
             name: of.absolute_barrier(*(end[name] for end in ends), found[name])
@@ -212,7 +216,7 @@ def partial_merges(
     return [Partial(name, barriers["up_to", i], barriers["all_but", i]) for i, name in enumerate(order)]
 
 
-Scored = dict[Which, dict[str, float]]
+Scored = Mapping[Which, dict[str, float]]
 
 
 def _side_by_side(
@@ -237,13 +241,19 @@ def _side_by_side(
 
 
 def _one_by_one(
-    partly: _Partly, test: ImageSource, labels: Tensor, metrics: Mapping[str, Metric], told: Told
+    partly: _Partly,
+    test: ImageSource,
+    labels: Tensor,
+    metrics: Mapping[str, Metric],
+    told: Told,
+    found: MutableMapping[Which, dict[str, float]],
 ) -> Scored:
     """The scores of all partial merges of any net."""
-    found, order = {}, [part.name for part in partly.parts]
+    order = [part.name for part in partly.parts]
     for i, name in enumerate(order):
         for kind, chosen in (("up_to", set(order[: i + 1])), ("all_but", set(order) - {name})):
-            found[kind, i] = evaluate(partly.merged(chosen), test, labels, metrics)[0]
+            if (kind, i) not in found:
+                found[kind, i] = evaluate(partly.merged(chosen), test, labels, metrics)[0]
         told((i + 1) / len(order))
     return found
 

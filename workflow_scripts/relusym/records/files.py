@@ -42,19 +42,26 @@ def write_record(path: str | Path, record: dict[str, Any]) -> None:
 def write_trained(path: str | Path, record: dict[str, Any]) -> None:
     """Write the record of a net; one that has come out as its record says keeps that record, to the byte.
 
-    Records of earlier tries at the same net, which couldn't be had, go.
+    A broken one is written anew. Records of earlier tries at the same net, which couldn't be had, go.
 
     Raises:
         ValueError, UserError: as of `write_record`.
     """
     path = Path(path)
-    before = find_record(path) or {}
+    before = _unbroken(path)
     if _of_a_net(before) != _of_a_net(record):
         write_record(path, record)
     for name in (f"{record['seed']}.json", f"{record['seed']}.*.json"):
         for other in {*path.parent.glob(name)} - {path}:
-            if (find_record(other) or {}).get("status") == "absent":
+            if _unbroken(other).get("status") == "absent":
                 other.unlink()
+
+
+def _unbroken(path: Path) -> dict[str, Any]:
+    try:
+        return find_record(path) or {}
+    except UserError:
+        return {}
 
 
 def _of_a_net(record: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +78,7 @@ def find_record(path: str | Path) -> dict[str, Any] | None:
     """A record with its settings, every field of it checked; None if there is none.
 
     Raises:
-        UserError: it can't be read, isn't JSON, lacks a field, or has one that can't be right (named).
+        UserError: it can't be read, isn't JSON, has a key twice, lacks a field, or has one that can't be right (named).
     """
     try:
         record = _read(Path(path))
@@ -93,13 +100,13 @@ def find_record(path: str | Path) -> dict[str, Any] | None:
 
 @lru_cache(64)
 def _settings(path: Path, time: int) -> Any:
-    return _read(path)
+    return _read(path, "give its folder the file back, or delete the folder")
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, what_to_do: str = "delete it, and it is made again") -> Any:
     try:
         with open_file(path) as file:
-            return json.load(file)
+            return json.load(file, object_pairs_hook=_each_key_once)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -107,9 +114,15 @@ def _read(path: Path) -> Any:
             f"record {path} can't be read ({error.strerror}): make it readable, or delete it"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"record {path} is not valid JSON ({error}): delete it, and it is made again"
-        ) from error
+        raise UserError(f"record {path} is not valid JSON ({error}): {what_to_do}") from error
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        key = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"the key {key!r} stands twice in one object")
+    return fields
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

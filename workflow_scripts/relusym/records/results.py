@@ -73,14 +73,17 @@ class Results:
 
     Attributes:
         prefix: of every path, where they are read; the paths that methods return are without.
+        broken: by record whose text is wrong, the line that says what is wrong with it, and what to do. It counts as
+            there: no job is planned for it, and only what reads it stops.
 
     Raises:
-        UserError: a record is damaged (named).
+        UserError: a record's file can't be read (named).
     """
 
     def __init__(self, settings: Settings, root: str = "results", data: str = "data", retry: bool = True):
         self.settings, self.data, self.folder = settings, data, f"{root}/{settings.scale}"
         self.retry, self.prefix = retry, ""
+        self.broken: dict[str, str] = {}
         self._read: dict[str, Record | None] = {}
         self._names: dict[str, str] = {}
         self._there: dict[str, bool] = {}
@@ -235,18 +238,18 @@ class Results:
     # ---- what is there
 
     def is_there(self, key: str) -> bool:
-        """Whether a job needn't run: its record is there, and the filters beside it."""
+        """Whether a job needn't run: its record is there (or `broken`), and the filters beside it."""
         if key not in self._there:
-            record = f"{self.name(key)}.json"
-            self._there[key] = (
-                self.load(key) is not None
-                and not self._outdated(key, record)
+            record, file = self.load(key), f"{self.name(key)}.json"
+            self._there[key] = file in self.broken or (
+                record is not None
+                and not self._outdated(key, file)
                 and all(map(self._exists, self.outputs(key)))
             )
         return self._there[key]
 
     def load(self, key: str) -> Record | None:
-        """A job's record; None if there is none."""
+        """A job's record; None if there is none, or it is `broken`."""
         return self._load(key, f"{self.name(key)}.json")
 
     def name(self, key: str) -> str:
@@ -289,10 +292,17 @@ class Results:
     def _load(self, key: str, file: str) -> Record | None:
         """A record, which is of what its path says."""
         if file not in self._read:
-            path = f"{self.folder}/records/{file}"
-            record = self._read[file] = find_record(self.prefix + path)
-            if record:
-                self._check(key, path, record)
+            path, record = f"{self.folder}/records/{file}", None
+            try:
+                if record := find_record(self.prefix + path):
+                    self._check(key, path, record)
+            except UserError as error:
+                if isinstance(error.__cause__, OSError) and not isinstance(
+                    error.__cause__, FileNotFoundError
+                ):
+                    raise
+                self.broken[file], record = str(error), None
+            self._read[file] = record
         return self._read[file]
 
     def _check(self, key: str, path: str, record: Record) -> None:
@@ -366,7 +376,8 @@ class Results:
             if (
                 job.prepared == prepared
                 and self.is_there(key)
-                and (digest := self.load(key)["inputs"].get("data"))
+                and (record := self.load(key))
+                and (digest := record["inputs"].get("data"))
             ):
                 return digest, self.record(key)
         return None
@@ -386,7 +397,7 @@ class Results:
         known = (
             digest_of(self.prefix + prepared) if self._exists(prepared) else self.settings.known_digest(model)
         )
-        if digest == known if known else record["inputs"]["source"] == label:
+        if digest == known if known else record["inputs"].get("source") == label:
             return None
         return (
             f"records of {self.folder} such as {path} were made from other images ({images_of(record)}) than this "

@@ -2,25 +2,34 @@
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from relusym import __version__
-from relusym.errors import UserError
+from relusym.errors import UserError, listed, theirs, users_line
+from relusym.matching import MATCHINGS, OF_FLIPS
 from relusym.symmetry import SYMMETRIES
+from relusym.whole_files import check_writable
 
-NET = "a net: file.py:callable, module:callable (without arguments) or torchvision:name"
+NET = "a net: file.py:callable or module:callable (without arguments), torchvision:name, timm:name or hf:name_or_folder"
+UNFINISHED = "unfinished.json"  # what an interrupted report goes on from
 REPORT = """\
 How does a net encode a symmetry? Its accuracy and its flipped self's, its invariance error, its GCNN barrier; layer
 by layer how equivariant it is once channels are matched; where a merge with its flipped self fails; which strides stand
-in the way. Writes one HTML page, CSVs, all numbers as JSON, and the permuted, halfway and repaired nets."""
+in the way. Writes one HTML page, CSVs, all numbers as JSON, and the permuted, halfway and repaired nets. Of several
+weights, one report each, a page that has them side by side, and the barriers between them."""
 CIFAR10S = (
     "--mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616"  # of its training images, channel by channel
 )
-MERGE = "Match the channels of two nets of one architecture, and average their weights."
+MERGE = """\
+Match the channels of two nets of one architecture, and average their weights. By their weights alone (--matching
+weight), it needs no images."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,10 +45,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--weights",
         metavar="FILE",
-        help="safetensors or a state dict (never runs code); 'random'; of torchvision's nets also a name. Not given: "
-        "as the callable makes the net, or torchvision's default weights",
+        nargs="+",
+        default=[None],
+        help="safetensors or a state dict (never runs code), FILE:PREFIX if it holds several sets; 'random'; of "
+        "torchvision's nets also a name. Not given: as the callable makes the net, or the package's weights",
     )
-    _add_common(one)
+    _add_common(one, MATCHINGS, images=True)
     one.add_argument(
         "--out", default="report", metavar="FOLDER", help="where it is written (default: report)"
     )
@@ -54,9 +65,12 @@ def parser() -> argparse.ArgumentParser:
     two = commands.add_parser("merge", help="merge two nets of one architecture", description=MERGE)
     two.add_argument("net", help=NET)
     two.add_argument("weights", nargs=2, metavar="FILE", help="weights of the first and of the second net")
-    _add_common(two)
+    _add_common(two, [name for name in MATCHINGS if name not in OF_FLIPS], images=False)
     two.add_argument(
         "--out", required=True, metavar="FILE", help="where the merged net is written (.safetensors)"
+    )
+    two.add_argument(
+        "--permuted", metavar="FILE", help="where the second net is written, in the first one's order"
     )
     two.add_argument(
         "--which",
@@ -67,10 +81,10 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def _add_common(command: argparse.ArgumentParser) -> None:
+def _add_common(command: argparse.ArgumentParser, matchings: Sequence[str], *, images: bool) -> None:
     command.add_argument(
         "--images",
-        required=True,
+        required=images,
         metavar="PATH",
         help="a folder; CIFAR10's official folder or archive, binary or Python; an .npz or a tensor file (entries "
         "images, labels)",
@@ -84,14 +98,15 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         help="'folder': class folders in alphabetical order; or a .npy or .txt, one number an image. Without labels, "
         "accuracy is agreement with the net itself. CIFAR10's official files have their own",
     )
-    command.add_argument("--mean", type=float, nargs="+", help="of each channel, of images scaled to 0…1")
-    command.add_argument("--std", type=float, nargs="+", help="of each channel, of images scaled to 0…1")
+    known = "of each channel, of images scaled to 0…1 (default: what torchvision, timm or Hugging Face say)"
+    command.add_argument("--mean", type=float, nargs="+", help=known)
+    command.add_argument("--std", type=float, nargs="+", help=known)
     command.add_argument(
         "--size",
         type=_count(1),
         nargs="+",
         metavar="N",
-        help="resize the shorter side [and crop the middle]: 256 224",
+        help="resize the shorter side [and crop the middle]: 256 224 (default: as for --mean)",
     )
     command.add_argument(
         "--limit", type=_count(1), metavar="N", help="at most so many images, a seeded choice"
@@ -103,11 +118,19 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="at most so many of them to match channels and take statistics on (default: 2000)",
     )
+    command.add_argument("--matching", choices=matchings, default="activation")
+    command.add_argument(
+        "--curve",
+        type=_count(2),
+        default=0,
+        metavar="N",
+        help="measure N nets on the line from the first to the second, both included, as they are and with REPAIR",
+    )
     command.add_argument("--symmetry", choices=SYMMETRIES, default="horizontal_flip")
     command.add_argument(
         "--metric", metavar="FILE.PY:FN", help="fn(logits, labels) → one number an image, larger is better"
     )
-    command.add_argument("--seed", type=_count(0), default=0)
+    command.add_argument("--seed", type=_count(0, 2**63 - 1), default=0)
     command.add_argument("--batch-size", type=_count(1), default=50, metavar="N", help="(default: 50)")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
     command.add_argument(
@@ -115,11 +138,12 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _count(least: int) -> Callable[[str], int]:
+def _count(least: int, most: int | None = None) -> Callable[[str], int]:
     def count(text: str) -> int:
         value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} given; allowed is at least {least}")
+        if value < least or (most is not None and value > most):
+            allowed = f"at least {least}" if most is None else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"{value} given; allowed is {allowed}")
         return value
 
     count.__name__ = "whole number"  # what argparse calls it
@@ -128,6 +152,9 @@ def _count(least: int) -> Callable[[str], int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # what a terminal in ASCII can't show
     given = parser().parse_args(arguments)
     if given.command == "merge":
         del given.symmetry
@@ -135,31 +162,112 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser().error(
             "--size: one number, or two: of the resized shorter side, and of the square cut out of it"
         )
+    if any("\0" in part for of in vars(given).values() for part in (of if isinstance(of, list) else [of])
+           if isinstance(part, str)):  # fmt: skip
+        return _refused("an argument holds a NUL, which no name of a file can")
     try:
-        {"report": _report, "merge": _merge}[given.command](given)
+        with _results_alone(given.json):
+            numbers, show = {"report": _report, "merge": _merge}[given.command](given)
     except UserError as error:
-        print(f"relusym: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return _refused(str(error))
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):
+            return _refused(
+                "there isn't enough memory: give a smaller --batch-size, or fewer images by --limit"
+            )
+        if users_line(error) is None:
+            raise
+        return _refused(f"the net or the metric fails: {theirs(error)}")
+    from relusym.reporting.words import finite
+
+    if given.json:
+        print(json.dumps(finite(numbers), allow_nan=False))
+    else:
+        show()
     return 0
 
 
-def _inputs(given: argparse.Namespace, preset: Any) -> tuple[Any, Any, Any, dict[str, Any], tuple[str, ...]]:
-    """Images to measure on, to match on, labels, metrics, and what is to be told of the images."""
+def _refused(why: str) -> int:
+    _tell([why])
+    return 1
+
+
+def _tell(lines: Sequence[str]) -> None:
+    """Lines on the error stream, each as one."""
+    for line in lines:
+        print(f"relusym: {' '.join(line.split())}", file=sys.stderr)
+
+
+@contextmanager
+def _results_alone(json_alone: bool) -> Iterator[None]:
+    """Within, if stdout is to hold one JSON object, whatever a net prints goes to the error stream."""
+    if not json_alone:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)  # what libraries and child processes write to
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a command works on.
+
+    Attributes:
+        net: the first one, on its device; build: another, by its weights and its place among the nets.
+        test, match: images to measure on and to match on.
+        labels, classes, metrics, notes: of the images.
+        about: how images were read, for JSON.
+    """
+
+    net: Any
+    build: Callable[[str, int], Any]
+    test: Any
+    match: Any
+    labels: Any
+    classes: tuple[str, ...]
+    metrics: dict[str, Any]
+    notes: list[str]
+    about: dict[str, Any]
+
+
+def _inputs(given: argparse.Namespace, weights: str | None) -> _Inputs:
+    """The first net and the images, tried on each other."""
     from relusym.cifar10 import recognised
     from relusym.evaluation.images import Images, normalisation
+    from relusym.evaluation.logits import check_net
     from relusym.merging.merge import METRICS
     from relusym.reporting import image_files, net_files
 
-    mean, std = given.mean or (preset and preset[0]), given.std or (preset and preset[1])
+    device = _device(given.device)
+
+    def build(weights: str | None, place: int) -> Any:
+        return net_files.build(given.net, weights, given.seed + place)[0].to(device)
+
+    net, preset = net_files.build(given.net, weights, given.seed)
+    net = net.to(device)
+    metrics = METRICS | (dict([net_files.load_metric(given.metric)]) if given.metric else {})
+    mean, std = given.mean or (preset and preset.mean), given.std or (preset and preset.std)
     if mean is None or std is None:
         of_cifar10 = f"; many nets for CIFAR10 have {CIFAR10S}" if recognised(Path(given.images)) else ""
         raise UserError(
             "it isn't known how the net's images are normalised: give --mean and --std, of images scaled to 0…1 "
             f"(0 and 1 if it reads them as they are{of_cifar10})"
         )
-    pictures = image_files.read(given.images, given.labels, given.size, given.limit, given.seed, given.split)
+    size = None
+    if given.size:
+        size = image_files.Sizing(given.size[0], given.size[-1])
+    elif preset and Path(given.images).is_dir() and not recognised(Path(given.images)):
+        size = preset.size
+    pictures = image_files.read(given.images, given.labels, size, given.limit, given.seed, given.split)
     channels = pictures.pixels.shape[-1]
     mean, std = (list(values) * (channels if len(values) == 1 else 1) for values in (mean, std))
     if len(mean) != channels or len(std) != channels:
@@ -170,8 +278,40 @@ def _inputs(given: argparse.Namespace, preset: Any) -> tuple[Any, Any, Any, dict
     match = (
         replace(test, pixels=test.pixels[: given.match_images]) if given.match_images < len(test) else test
     )
-    metrics = METRICS | (dict([net_files.load_metric(given.metric)]) if given.metric else {})
-    return test, match, pictures.labels, metrics, pictures.notes
+    notes, outputs = list(pictures.notes), check_net("net", net, test).shape[1]
+    if pictures.classes and pictures.labels is not None and len(pictures.classes) != outputs:
+        notes.append(
+            f"labels: the net tells {outputs} classes apart, and there are {len(pictures.classes)} class folders, "
+            f"which are taken for its first; if they are others, give --labels FILE"
+        )
+    _tell(notes)
+    if pictures.classes and given.labels == image_files.FOLDER and not given.json:
+        shown = [f"{i} {name}" for i, name in enumerate(pictures.classes)]
+        _tell([f"classes: {listed(shown, image_files.SHOWN)}"])
+    about = {
+        "mean": mean,
+        "std": std,
+        "size": asdict(size) if size else None,
+        "classes": list(pictures.classes),
+    }
+    return _Inputs(net, build, test, match, pictures.labels, pictures.classes, metrics, notes, about)
+
+
+def _check_outputs(given: argparse.Namespace, written: Sequence[Path]) -> None:
+    """Raises UserError if what is to be written can't be, or is what is read."""
+    for path in written:
+        check_writable(path.parent)
+    texts = [given.net, given.images, given.labels, given.metric, *given.weights]
+    read = [Path(part) for text in texts if text for part in {text, text.rpartition(":")[0]} if part]
+    for path in written:
+        if same := [str(of) for of in read if of.exists() and path.exists() and path.samefile(of)]:
+            raise UserError(f"--out: {path} is also read ({same[0]}): choose another")
+        if path.is_dir():
+            raise UserError(f"--out: {path} is a folder; allowed is a file")
+        if given.labels == "folder" and Path(given.images).resolve() in path.resolve().parents:
+            raise UserError(
+                f"--out: {path} lies among the class folders in {given.images}: choose another place"
+            )
 
 
 def _device(name: str) -> Any:
@@ -188,74 +328,192 @@ def _device(name: str) -> Any:
     return device
 
 
-def _report(given: argparse.Namespace) -> None:
-    from relusym.reporting import net_files, screen
-    from relusym.reporting.page import write_report
-    from relusym.reporting.report import report
-
-    with screen.progress(quiet=given.json) as told:
-        told("net and images", 0)
-        net, preset = net_files.build(given.net, given.weights, given.seed)
-        test, match, labels, metrics, notes = _inputs(given, preset)
-        found = report(
-            net.to(_device(given.device)),
-            test,
-            labels,
-            match_images=match,
-            symmetry=SYMMETRIES[given.symmetry],
-            metrics=metrics,
-            partial_images=given.partial_images,
-            seed=given.seed,
-            name=net_files.name_of(given.net, net),
-            told=told,
-        )
-        found.notes[:0] = notes
-        told("writing", 0)
-        page = write_report(found, given.out)
-    if given.json:
-        print(json.dumps(found.numbers(), allow_nan=False))
-    else:
-        screen.show_report(found, page)
-
-
-def _merge(given: argparse.Namespace) -> None:
-    from relusym import checkpoint
+def _report(given: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     from relusym.merging.merge import merge
     from relusym.reporting import net_files, screen
+    from relusym.reporting.compare import Comparison, write_comparison
+    from relusym.reporting.page import FILES, write_report
+    from relusym.reporting.report import report
 
-    if Path(given.out).suffix != ".safetensors":
-        raise UserError(f"--out: {given.out} given; allowed is a file that ends in .safetensors")
+    several = len(given.weights) > 1
+    names = _distinct([Path(weights or "").stem for weights in given.weights])
+    out = Path(given.out)
+    folders = [out / name for name in names] if several else [out]
+    _check_outputs(given, [*(folder / name for folder in folders for name in FILES), out / "report.html"])
+    with screen.progress(quiet=given.json) as told:
+        told("net and images", 0)
+        on = _inputs(given, given.weights[0])
+        nets = [on.net, *(on.build(weights, i) for i, weights in enumerate(given.weights[1:], 1))]
+        reports = []
+        for i, (net, name, folder) in enumerate(zip(nets, names, folders, strict=True)):
+            found = report(
+                net,
+                on.test,
+                on.labels,
+                match_images=on.match,
+                symmetry=SYMMETRIES[given.symmetry],
+                matching=given.matching,
+                metrics=on.metrics,
+                partial_images=given.partial_images,
+                curve_points=given.curve,
+                seed=given.seed,
+                name=name if several else net_files.name_of(given.net, net),
+                classes=on.classes,
+                told=partial(_stage, told, f"{i + 1}: " if several else ""),
+                unfinished=folder / UNFINISHED,
+            )
+            found.notes[:0], found.inputs = on.notes, on.about
+            told("writing", 0)
+            page = write_report(found, folder)
+            (folder / UNFINISHED).unlink(missing_ok=True)
+            found.merged.nets.clear()
+            found.merged.aligned = None
+            reports.append(found)
+        if several:
+            told("merging with each other", 0)
+            matching = "activation" if given.matching in OF_FLIPS else given.matching
+            pairs = {
+                (i, j): merge(
+                    *(nets[i], nets[j], on.match, on.test, on.labels),
+                    matching=matching,
+                    seed=given.seed,
+                    metrics=on.metrics,
+                ).barrier
+                for i in range(len(nets))
+                for j in range(i)
+            }
+            comparison = Comparison(reports, pairs)
+            page = write_comparison(comparison, out)
+    if several:
+        return comparison.numbers(), lambda: screen.show_comparison(comparison, page)
+    return found.numbers(), lambda: screen.show_report(found, page)
+
+
+def _stage(told: Callable[[str, float], None], before: str, stage: str, done: float) -> None:
+    told(before + stage, done)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names of folders, numbered where two are the same."""
+    return [f"{name}-{i}" if names.count(name) > 1 or not name else name for i, name in enumerate(names)]
+
+
+def _merge(given: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
+    from relusym import checkpoint
+    from relusym.merging.merge import merge
+    from relusym.reporting import screen
+    from relusym.reporting.page import card
+    from relusym.reporting.report import baselines, line_between
+
+    written = [Path(path) for path in (given.out, given.permuted) if path]
+    for path in written:
+        if path.suffix != ".safetensors":
+            raise UserError(f"--out: {path} given; allowed is a file that ends in .safetensors")
+    if len({path.resolve() for path in written}) < len(written):
+        raise UserError(f"--permuted: {given.permuted} is --out as well")
+    _check_outputs(given, written)
+    if given.images is None:
+        return _merge_by_weights(given)
     with screen.progress(quiet=given.json) as told:
         told("nets and images", 0)
-        device = _device(given.device)
-        first, preset = net_files.build(given.net, given.weights[0], given.seed)
-        second, _ = net_files.build(given.net, given.weights[1], given.seed)
-        test, match, labels, metrics, notes = _inputs(given, preset)
+        on = _inputs(given, given.weights[0])
+        second = on.build(given.weights[1], 1)
         told("matching and merging", 0)
         merged = merge(
-            *(first.to(device), second.to(device), match, test, labels), seed=given.seed, metrics=metrics
+            *(on.net, second, on.match, on.test, on.labels),
+            matching=given.matching,
+            seed=given.seed,
+            metrics=on.metrics,
         )
-    fits = [n for n in ("repaired", "reset", "halfway") if n in merged.nets and _fits(merged.nets[n], first)]
+        told("baselines", 0)
+        flip = SYMMETRIES["horizontal_flip"]
+        beside = baselines(on.net, second, flip, on.test, merged.labels, on.metrics)
+        line = line_between(merged, on.match, on.test, given.curve, told)
+    fits = [n for n in ("repaired", "reset", "halfway") if n in merged.nets and _fits(merged.nets[n], on.net)]
     which = given.which or fits[0]
     if which not in merged.nets:
         raise UserError(f"--which: {which} given, but a net without batch norm has halfway or repaired")
-    about = {"relusym": __version__, "net": which, "of": given.weights}
-    checkpoint.save(given.out, merged.nets[which].state_dict(), about)
+    how = _of(given) | {"images": len(on.test), "labelled": on.labels is not None}
+    checkpoint.save(given.out, merged.nets[which].state_dict(), card(merged, given.net, which) | how)
+    if given.permuted:
+        about = card(merged, given.net, "permuted") | how
+        checkpoint.save(given.permuted, merged.nets["permuted"].state_dict(), about)
+    notes = [*on.notes, *([merged.note] if merged.note else []), *merged.notes]
     numbers = {
         "relusym": __version__,
         "written": which,
         "scores": merged.scores,
         "barrier": merged.barrier,
         "absolute_barriers": merged.barriers,
+        "baselines": beside,
+        "classes": on.classes,
+        "by_class": merged.by_class if on.labels is not None else {},
+        "curve": line,
         "similarity": merged.similarity,
+        "search": merged.search.body() if merged.search else None,
         "permutations": merged.permutations,
         "checks": merged.checks,
-        "notes": [*notes, *([merged.note] if merged.note else [])],
+        "inputs": on.about,
+        **how,
+        "notes": notes,
     }
-    if given.json:
-        print(json.dumps(numbers, allow_nan=False))
-    else:
-        screen.show_merge(merged, which, given.out, labelled=labels is not None, notes=numbers["notes"])
+    return numbers, lambda: screen.show_merge(
+        *(merged, which, given.out), labelled=on.labels is not None, baselines=beside, curve=line, notes=notes
+    )
+
+
+def _of(given: argparse.Namespace) -> dict[str, Any]:
+    """Which weights are merged, and how; of those that were themselves written by a merge, what their cards say."""
+    from relusym.reporting.net_files import card_of
+
+    cards = {weights: about for weights in given.weights if (about := card_of(weights))}
+    _tell(
+        [
+            f"{weights} is {about['which']} of {' and '.join(about['of'])}"
+            for weights, about in cards.items()
+            if "of" in about
+        ]
+    )
+    return {"of": given.weights, "cards": cards, "matching": given.matching, "seed": given.seed}
+
+
+def _merge_by_weights(given: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
+    """A merge without images: halfway, by weight matching."""
+    from relusym import checkpoint
+    from relusym.merging.merge import merge_weights
+    from relusym.reporting import net_files, screen
+
+    if given.matching != "weight":
+        raise UserError(
+            "--images: needed to match channels by their activations; without them, give --matching weight"
+        )
+    if given.which not in (None, "halfway") or given.curve or given.labels or given.metric:
+        raise UserError(
+            "--images: needed to measure nets and to correct their statistics; without them, leave out "
+            "--which, --curve, --labels and --metric"
+        )
+    device = _device(given.device)
+    first, preset = net_files.build(given.net, given.weights[0], given.seed)
+    second, _ = net_files.build(given.net, given.weights[1], given.seed + 1)
+    side = given.size[-1] if given.size else preset.size.crop if preset and preset.size else None
+    if side is None:
+        raise UserError(
+            "--size: without images, give how many pixels high and wide the net's images are, such as 32"
+        )
+    channels = len(given.mean or (preset and preset.mean) or "RGB")
+    aligned = merge_weights(first.to(device), second.to(device), (channels, side, side), given.seed)
+    about = {"relusym": __version__, "net": given.net, **_of(given), "images": 0}
+    checkpoint.save(given.out, aligned.between(0.5).net.state_dict(), about | {"which": "halfway"})
+    if given.permuted:
+        checkpoint.save(given.permuted, aligned.second.state_dict(), about | {"which": "permuted"})
+    order = {name: permutation.tolist() for name, permutation in aligned.permutations.items()}
+    numbers = about | {
+        "written": "halfway",
+        "search": aligned.search.body(),
+        "permutations": order,
+        "checks": aligned.checks,
+    }
+    return numbers, lambda: screen.show_written("halfway", given.out)
 
 
 def _fits(net: Any, own: Any) -> bool:

@@ -3,26 +3,71 @@
 Those of a folder are decoded once, into a file that is gone with the process.
 """
 
+import os
 import tempfile
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from relusym import cifar10
 from relusym.data.folder import open_image
 from relusym.data.image_set import SplitHash
-from relusym.errors import UserError
+from relusym.errors import UserError, listed
+from relusym.evaluation.images import whole_numbers
 from relusym.nets.weights import read_tensors
 from relusym.randomness import generator
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
 FOLDER = "folder"
 GIVEN = "a folder of images, CIFAR10's official folder or archive, an .npz, or a tensor file (.pt, .pth, .safetensors)"
+SHOWN = 12  # classes in a note
+DAMAGED = (
+    ValueError,
+    OSError,
+    EOFError,
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    MemoryError,
+)
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """How images of a folder are brought to one size.
+
+    Attributes:
+        resize: what the shorter side is resized to, or, with `squash`, both sides.
+        crop: the square that is cut out of the middle.
+        filter: Pillow's, by its name.
+    """
+
+    resize: int
+    crop: int
+    filter: str = "bilinear"
+    squash: bool = False
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        shorter = min(image.size)
+        width, height = (
+            max(self.crop, self.resize if self.squash else round(side * self.resize / shorter))
+            for side in image.size
+        )
+        left, top = (width - self.crop) // 2, (height - self.crop) // 2
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling[self.filter.upper()])
+        return image.crop((left, top, left + self.crop, top + self.crop))
 
 
 @dataclass(frozen=True)
@@ -33,7 +78,7 @@ class Pictures:
         pixels: uint8 (N, H, W, 3) or (N, H, W, 1).
         labels: int64 (N,), or None.
         classes: the class folders' names, or CIFAR10's, or none.
-        notes: what a reader has to know of them.
+        notes: what a reader has to know of them, a line each.
     """
 
     pixels: Tensor
@@ -51,7 +96,7 @@ class Pictures:
 def read(
     path: str,
     labels: str | None = None,
-    size: Sequence[int] | None = None,
+    size: Sizing | None = None,
     limit: int | None = None,
     seed: int = 0,
     split: str | None = None,
@@ -63,12 +108,13 @@ def read(
             .npz or a tensor file with `images` and `labels`.
         labels: "folder": the class folders in alphabetical order; else a .npy or .txt with one number an image, in
             the order of the images' names; None: CIFAR10's own, those of an .npz or tensor file, or none.
-        size: what the shorter side is resized to, and the square that is cut out of the middle, if that is another.
+        size: of images of a folder; those of a file are taken as they are.
         limit: at most so many images, a seeded choice.
         split: "train" or "test" of CIFAR10's official files; None: "test".
 
     Raises:
-        UserError: there are no images, they can't be read, or are of two sizes; labels are of another length.
+        UserError: there are no images, they can't be read, or are of two sizes; labels are of another length, or no
+            whole numbers from 0.
     """
     source = Path(path)
     if not source.exists():
@@ -90,9 +136,20 @@ def read(
     contents = _contents(source)
     pixels = contents.get("images", contents.get("x"))
     if pixels is None:
-        raise UserError(f"images: {path} has no entry 'images'; it has {', '.join(contents) or 'none'}")
-    own = _labels(labels) if labels else contents.get("labels", contents.get("y"))
-    pictures = Pictures(torch.as_tensor(pixels), None if own is None else torch.as_tensor(own).long())
+        entries = listed([str(key) for key in contents], SHOWN) or "none"
+        raise UserError(f"images: {path} has no entry 'images'; it has {entries}")
+    if not isinstance(pixels, Tensor | np.ndarray):
+        raise UserError(
+            f"images: those of {path} are {type(pixels).__name__}; an array (N, H, W, 3) is needed"
+        )
+    own = contents.get("labels", contents.get("y"))
+    known = _labels(labels) if labels else None if own is None else _numbers(own, path)
+    try:
+        pictures = Pictures(torch.as_tensor(pixels), known)
+    except TypeError as error:
+        raise UserError(
+            f"images: those of {path} are {pixels.dtype}; uint8 (N, H, W, 3) is needed"
+        ) from error
     _check_count(pictures)
     return pictures.chosen(limit, seed)
 
@@ -107,19 +164,75 @@ def _of_cifar10(version: str, at: Path, split: str, labels: str | None) -> Pictu
     return pictures
 
 
-def _contents(path: Path) -> dict[str, Any]:
+def _check_count(pictures: Pictures) -> None:
+    if pictures.labels is not None and len(pictures.labels) != len(pictures.pixels):
+        raise UserError(f"labels: {len(pictures.labels)} given for {len(pictures.pixels)} images")
+
+
+def _contents(path: Path) -> dict[Any, Any]:
     try:
         if path.suffix == ".npz":
+            _check_declared(path)
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
         if path.suffix == ".npy":
-            return {"images": np.load(path, allow_pickle=False)}
-    except (ValueError, OSError) as error:
-        raise UserError(f"images: {path} can't be read ({error}): allowed is {GIVEN}") from error
+            return {"images": np.load(path, allow_pickle=False, mmap_mode="r")}
+    except DAMAGED as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"images: {path} is truncated or no {path.suffix[1:]} file ({reason}): replace it"
+        ) from error
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise UserError(f"images: {path} given; allowed is {GIVEN}")
     contents = read_tensors(path)
-    return {"images": contents} if isinstance(contents, Tensor) else dict(contents)
+    if isinstance(contents, Tensor):
+        return {"images": contents}
+    if not isinstance(contents, dict):
+        raise UserError(
+            f"images: {path} holds {type(contents).__name__}; a tensor, or a dict of images and labels"
+        )
+    return contents
+
+
+def _check_declared(path: Path) -> None:
+    """An array can declare any size, which NumPy would set aside memory for before it read a byte."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                shape, _, kind = HEADERS[version](file)
+            declared, memory = int(np.prod(shape, dtype=object)) * kind.itemsize, _memory()
+            if declared > entry.file_size:
+                raise ValueError(f"{entry.filename} declares {declared:,} bytes and has {entry.file_size:,}")
+            if declared > memory:
+                raise UserError(
+                    f"images: {path} holds {declared / 2**30:.0f} GiB, this machine's memory {memory / 2**30:.0f}: "
+                    "give fewer images, or a folder of them"
+                )
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _numbers(labels: Any, path: str) -> Tensor:
+    """One label an image, int64 (N,); whole numbers that are written as fractions, or in a column, are taken."""
+    try:
+        labels = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"labels of {path} are no numbers: whole numbers from 0 are needed") from error
+    if labels.is_floating_point():
+        if not torch.equal(labels, labels.floor()):
+            raise UserError(
+                f"labels of {path} aren't whole numbers from 0, such as {labels[labels != labels.floor()][0]}"
+            )
+        labels = labels.long()
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    try:
+        return whole_numbers(labels)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _labels(path: str) -> Tensor:
@@ -128,56 +241,87 @@ def _labels(path: str) -> Tensor:
             f"labels: {path!r} given; allowed is 'folder', or a .npy or .txt with one number an image"
         )
     try:
-        found = (
-            np.load(path, allow_pickle=False)
-            if path.endswith(".npy")
-            else np.loadtxt(path, dtype=np.int64, ndmin=1)
-        )
-    except (ValueError, OSError) as error:
+        found = np.load(path, allow_pickle=False) if path.endswith(".npy") else np.loadtxt(path, ndmin=1)
+    except DAMAGED as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"labels: {path} can't be read ({error}): one whole number an image is needed"
+            f"labels: {path} can't be read ({reason}): one whole number an image is needed"
         ) from error
-    return torch.from_numpy(found.astype(np.int64))
+    return _numbers(found, path)
 
 
-def _check_count(pictures: Pictures) -> None:
-    if pictures.labels is not None and len(pictures.labels) != len(pictures.pixels):
-        raise UserError(f"labels: {len(pictures.labels)} given for {len(pictures.pixels)} images")
+def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """All files that aren't hidden, links followed, but none in a circle."""
+    real = os.path.realpath(folder)
+    for path in folder.iterdir() if real not in above else ():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _files(path, (*above, real))
+        elif path.is_file():
+            yield path
 
 
 def _of_folder(
-    folder: Path, labels: str | None, size: Sequence[int] | None, limit: int | None, seed: int
+    folder: Path, labels: str | None, size: Sizing | None, limit: int | None, seed: int
 ) -> Pictures:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    try:
+        files = sorted(_files(folder))
+    except OSError as error:
+        raise UserError(f"images: {error.filename} can't be read ({error.strerror})") from error
+    paths = [path for path in files if path.suffix.lower() in ENDINGS]
+    others = Counter(path.suffix.lower() or "without ending" for path in files) - Counter(
+        dict.fromkeys(ENDINGS, len(files))
+    )
+    passed_over = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
     if not paths:
-        raise UserError(f"images: {folder} holds no images ({', '.join(sorted(ENDINGS))})")
+        holds = f"no images ({', '.join(sorted(ENDINGS))})" + (f", but {passed_over}" if others else "")
+        raise UserError(f"images: {folder} holds {holds}")
+    notes = (
+        [f"images: {others.total()} files that are none were passed over: {passed_over}"] if others else []
+    )
     classes: tuple[str, ...] = ()
     known = None
     if labels == FOLDER:
-        classes = tuple(sorted(one.name for one in folder.iterdir() if one.is_dir()))
-        index = {name: i for i, name in enumerate(classes)}
-        outside = [path for path in paths if len(path.relative_to(folder).parts) < 2]
-        if not classes or outside:
-            what = f"{outside[0]} is in none" if classes else "it holds none"
-            raise UserError(f"--labels folder: {folder} should hold one folder a class, but {what}")
-        known = torch.tensor([index[path.relative_to(folder).parts[0]] for path in paths])
+        classes, known = _classes(folder, paths, notes)
     elif labels:
         known = _labels(labels)
         if len(known) != len(paths):
             raise UserError(f"labels: {len(known)} given for {len(paths)} images")
     order = torch.randperm(len(paths), generator=generator(seed, "images"))[:limit]
     pixels = _decoded([paths[i] for i in order.tolist()], size)
-    return Pictures(pixels, None if known is None else known[order], classes)
+    return Pictures(pixels, None if known is None else known[order], classes, tuple(notes))
 
 
-def _decoded(paths: list[Path], size: Sequence[int] | None) -> Tensor:
+def _classes(folder: Path, paths: list[Path], notes: list[str]) -> tuple[tuple[str, ...], Tensor]:
+    """The class folders' names, and each image's class."""
+    classes = tuple(sorted(of.name for of in folder.iterdir() if of.is_dir() and not of.name.startswith(".")))
+    index = {name: i for i, name in enumerate(classes)}
+    outside = [path for path in paths if len(path.relative_to(folder).parts) < 2]
+    if not classes or outside:
+        what = f"{outside[0]} is in none" if classes else "it holds none"
+        raise UserError(f"--labels folder: {folder} should hold one folder a class, but {what}")
+    known = torch.tensor([index[path.relative_to(folder).parts[0]] for path in paths])
+    counts = known.bincount(minlength=len(classes)).tolist()
+    if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
+        notes.append(f"labels: no images in {listed(empty, SHOWN)}, which count as classes all the same")
+    numeric = [name for name in classes if name.isdecimal()]
+    if any(int(name) != index[name] for name in numeric):
+        notes.append(
+            f"labels: class folders are numbered in alphabetical order, so that folder {numeric[0]} is class "
+            f"{index[numeric[0]]}, …, {numeric[-1]} is {index[numeric[-1]]}; if numbers are meant, give --labels FILE"
+        )
+    return classes, known
+
+
+def _decoded(paths: list[Path], size: Sizing | None) -> Tensor:
     """The images, (N, H, W, 3), in a file without a name that only the pages in use are read of."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as what is mapped)
     pixels, first = None, paths[0]
     for i, path in enumerate(paths):
-        array = _sized(path, size)
+        image = ImageOps.exif_transpose(open_image(path))  # the way up that viewers show it
+        array = np.asarray(image if size is None else size(image))
         if pixels is None:
-            pixels = np.memmap(file, np.uint8, "w+", shape=(len(paths), *array.shape))
+            pixels = _held((len(paths), *array.shape))
         if array.shape != pixels.shape[1:]:
             sizes = ["×".join(map(str, shape[1::-1])) for shape in (array.shape, pixels.shape[1:])]
             raise UserError(
@@ -187,16 +331,15 @@ def _decoded(paths: list[Path], size: Sequence[int] | None) -> Tensor:
     return torch.from_numpy(pixels)
 
 
-def _sized(path: Path, size: Sequence[int] | None) -> np.ndarray:
-    image = open_image(path)
-    if size is None:
-        return np.asarray(image)
-    resize, crop = size[0], size[-1]
-    factor = resize / min(image.size)
-    width, height = (max(crop, round(side * factor)) for side in image.size)
-    left, top = (width - crop) // 2, (height - crop) // 2
-    from PIL.Image import Resampling
-
-    if image.size != (width, height):
-        image = image.resize((width, height), Resampling.BILINEAR)
-    return np.asarray(image.crop((left, top, left + crop, top + crop)))
+def _held(shape: tuple[int, ...]) -> np.ndarray:
+    """Room for pixels, set aside at once: a disk that fills up later would end the process without a word."""
+    count = int(np.prod(shape))
+    try:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as what is mapped)
+        os.posix_fallocate(file.fileno(), 0, count)
+        return np.memmap(file, np.uint8, "r+", shape=shape)
+    except OSError as error:
+        raise UserError(
+            f"images take {count / 2**20:,.0f} MiB of temporary files, which aren't to be had ({error.strerror}): set "
+            "TMPDIR to a folder with more room, or give fewer by --limit"
+        ) from error

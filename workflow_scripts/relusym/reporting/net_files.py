@@ -4,55 +4,76 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from relusym.errors import UserError
+from relusym import checkpoint
+from relusym.errors import UserError, listed, theirs
 from relusym.evaluation.metrics import Metric
 from relusym.nets.weights import misfits, read_tensors
+from relusym.reporting.image_files import Sizing
 
-NAMED = "file.py:callable, module:callable or torchvision:name"
+NAMED = "file.py:callable, module:callable, torchvision:name, timm:name or hf:name_or_folder"
 RANDOM = "random"
 SHOWN = 3  # names of tensors in a message
 
 
-def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, tuple[Any, Any] | None]:
+@dataclass(frozen=True)
+class Preset:
+    """How a net's images are made, as the package says that it comes from.
+
+    Attributes:
+        mean, std: of each channel, of images scaled to 0…1.
+        size: of images of a folder.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    size: Sizing | None = None
+
+
+def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, Preset | None]:
     """A net by what the command line calls it, with its weights, in evaluation mode.
 
     Args:
-        spec: `file.py:callable`, `module:callable` or `torchvision:name`; a callable without arguments that returns a
-            net, or a net.
-        weights: a file of weights; "random" for those that it is made with; of torchvision's nets also a name such as
-            `IMAGENET1K_V1`; None: those that the callable gives it, or torchvision's default.
+        spec: `file.py:callable` or `module:callable`, a callable without arguments that returns a net, or a net;
+            `torchvision:name`, `timm:name`, `hf:name_or_folder`.
+        weights: a file of weights, with `:prefix` behind it if it holds several sets; "random" for those that it is
+            made with; of torchvision's nets also a name such as `IMAGENET1K_V1`; None: those that the callable gives
+            it, or the package's.
         seed: of random weights.
 
     Returns:
-        the net, and mean and std of images scaled to 0…1, if its weights come with them.
+        the net, and how its images are made, if that is known.
 
     Raises:
         UserError: there is no such net, or the weights aren't its.
     """
-    where, _, what = spec.rpartition(":")
-    if not where or not what:
+    package, _, name = spec.partition(":")
+    if not spec.rpartition(":")[0] or not spec.rpartition(":")[2]:
         raise UserError(f"net {spec!r} given; allowed is {NAMED}")
     torch.manual_seed(seed)
-    if where == "torchvision":
-        net, preset = _of_torchvision(what, weights)
+    if package in PACKAGES:
+        net, preset = PACKAGES[package](name, weights)
     else:
         net, preset = called(load_object(spec, "net"), spec), None
-    if weights is not None and weights != RANDOM and not _is_name(where, weights):
+    if weights is not None and weights != RANDOM and not _is_name(package, weights):
         load_weights(net, weights)
     return net.eval().to(memory_format=torch.channels_last), preset
 
 
 def name_of(spec: str, net: nn.Module) -> str:
-    """What a report calls a net: torchvision's name, its class, or, of PyTorch's own classes, the callable's name."""
-    own = not spec.startswith("torchvision:") and not type(net).__module__.startswith("torch.")
-    return type(net).__name__ if own else spec.rpartition(":")[2]
+    """What a report calls a net: its package's name, its class, or, of PyTorch's own classes, the callable's name."""
+    package, _, name = spec.partition(":")
+    if package in PACKAGES:
+        return Path(name).name
+    return spec.rpartition(":")[2] if type(net).__module__.startswith("torch.") else type(net).__name__
 
 
 def called(made: Any, spec: str) -> nn.Module:
@@ -74,7 +95,10 @@ def called(made: Any, spec: str) -> nn.Module:
             ) from error
         except ValueError:  # a callable that has no signature
             pass
-        made = made()
+        try:
+            made = made()
+        except (Exception, SystemExit) as error:  # the user's own code may raise anything
+            raise UserError(f"net {spec}: making it fails: {theirs(error)}") from error
     if not isinstance(made, nn.Module):
         raise UserError(f"net {spec} returns {type(made).__name__}; a torch.nn.Module is needed")
     return made
@@ -99,14 +123,12 @@ def load_object(spec: str, what: str) -> Any:
             module = importlib.import_module(where)
     except UserError:
         raise
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UserError(
-            f"{what} {spec}: {error}; modules of your own are found with PYTHONPATH=folder"
+            f"{what} {spec}: {theirs(error)}; modules of your own are found with PYTHONPATH=folder"
         ) from error
-    except Exception as error:  # the user's own code may raise anything
-        raise UserError(
-            f"{what} {spec}: importing {where} fails ({type(error).__name__}: {_line(error)})"
-        ) from error
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+        raise UserError(f"{what} {spec}: importing {where} fails: {theirs(error)}") from error
     for part in name.split("."):
         if not hasattr(module, part):
             known = [key for key in vars(module) if not key.startswith("_")]
@@ -135,11 +157,15 @@ def load_metric(spec: str) -> tuple[str, Metric]:
     return spec.rpartition(":")[2], Metric(found)
 
 
-def _of_torchvision(name: str, weights: str | None) -> tuple[nn.Module, tuple[Any, Any] | None]:
+def _package(name: str) -> ModuleType:
     try:
-        from torchvision import models
+        return importlib.import_module(name)
     except ImportError as error:
-        raise UserError("torchvision isn't installed: pip install 'relusym[torchvision]'") from error
+        raise UserError(f"{name} isn't installed: pip install 'relusym[{name}]'") from error
+
+
+def _of_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Preset | None]:
+    models = _package("torchvision").models
     try:
         known = models.get_model_weights(name)
     except ValueError as error:
@@ -164,8 +190,74 @@ def _of_torchvision(name: str, weights: str | None) -> tuple[nn.Module, tuple[An
         raise UserError(
             f"{entry.url} can't be downloaded ({_line(error)}): give --weights FILE, or --weights random"
         ) from error
-    transforms = entry.transforms()
-    return net, (transforms.mean, transforms.std) if hasattr(transforms, "mean") else None
+    made = entry.transforms()
+    if not hasattr(made, "mean"):
+        return net, None
+    size = None
+    if hasattr(made, "crop_size"):
+        size = Sizing(made.resize_size[0], made.crop_size[0], made.interpolation.value)
+    return net, Preset(made.mean, made.std, size)
+
+
+def _of_timm(name: str, weights: str | None) -> tuple[nn.Module, Preset]:
+    timm = _package("timm")
+    if not timm.is_model(name.partition(".")[0]):
+        raise UserError(f"timm has no net {name!r}: timm.list_models() lists them")
+    try:
+        net = timm.create_model(name, pretrained=weights is None)
+    except Exception as error:  # of the hub, of its client, of the network, by many names
+        raise UserError(_not_to_be_had("timm", name, error)) from error
+    how = timm.data.resolve_model_data_config(net)
+    crop = how["input_size"][-1]
+    squash = how["crop_mode"] == "squash"
+    size = Sizing(int(crop / how["crop_pct"]), crop, how["interpolation"], squash)
+    return net, Preset(how["mean"], how["std"], size)
+
+
+def _of_hugging_face(name: str, weights: str | None) -> tuple[nn.Module, Preset | None]:
+    transformers = _package("transformers")
+    nets, local = transformers.AutoModelForImageClassification, {"local_files_only": Path(name).is_dir()}
+    try:
+        if weights is None:
+            net = nets.from_pretrained(name, **local)
+        else:
+            net = nets.from_config(transformers.AutoConfig.from_pretrained(name, **local))
+    except Exception as error:  # of the hub, of its client, of the network, by many names
+        raise UserError(_not_to_be_had("Hugging Face", name, error)) from error
+    try:
+        reader = importlib.import_module("transformers.image_processing_utils").BaseImageProcessor
+        how = reader.get_image_processor_dict(name, **local)[0]
+    except OSError:  # the net comes without
+        return net, None
+    return net, preset_of_processor(how)
+
+
+def preset_of_processor(how: Mapping[str, Any]) -> Preset | None:
+    """What Hugging Face's preprocessor_config.json says of a net's images; None: something else."""
+    if abs(how.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3 or not how.get("do_rescale", True):
+        return None
+    normal = (how["image_mean"], how["image_std"]) if how.get("do_normalize", True) else ([0.0], [1.0])
+    to, size = how.get("size") or {}, None
+    to = {"shortest_edge": to} if isinstance(to, int) else to
+    resize = to.get("shortest_edge") or to.get("height")
+    if how.get("do_resize", True) and resize:
+        crop = how.get("crop_size") if how.get("do_center_crop") else None
+        crop = crop["height"] if isinstance(crop, Mapping) else crop
+        if (share := how.get("crop_pct")) and "shortest_edge" in to and resize < WHOLE:  # ConvNeXt's
+            resize, crop = int(resize / share), resize
+        squash = "height" in to or (share is not None and resize >= WHOLE)
+        filters = importlib.import_module("PIL.Image").Resampling
+        size = Sizing(resize, crop or resize, filters(how.get("resample", 2)).name.lower(), squash)
+    return Preset(*normal, size)
+
+
+def _not_to_be_had(package: str, name: str, error: Exception) -> str:
+    why = f"{type(error).__name__}: {_line(error)}"
+    return f"{package}'s {name} can't be had ({why}): give --weights FILE, or --weights random"
+
+
+WHOLE = 384  # pixels from which on ConvNeXt's images are squeezed, and not cropped
+PACKAGES = {"torchvision": _of_torchvision, "timm": _of_timm, "hf": _of_hugging_face}
 
 
 def _is_name(where: str, weights: str) -> bool:
@@ -177,37 +269,98 @@ def _is_name(where: str, weights: str) -> bool:
     )
 
 
+def card_of(weights: str | None) -> dict[str, Any] | None:
+    """What this package wrote in the header of a file of weights, if it wrote it."""
+    try:
+        about = checkpoint.load_arrays(weights or "", [])[1]
+    except UserError:
+        return None
+    return about if "relusym" in about and "which" in about else None
+
+
 def load_weights(net: nn.Module, path: str) -> None:
     """Load a state dict into a net: safetensors, or what torch.save wrote; wrappers and prefixes are found.
 
+    Args:
+        path: the file, with `:prefix` behind it, such as `last.pt:ema`, if several sets of weights in it fit.
+
     Raises:
-        UserError: the file is missing or damaged, holds code, or another net's weights.
+        UserError: the file is missing or damaged, holds code, or another net's weights; or several sets fit, and none
+            is chosen.
     """
-    if not Path(path).is_file():
-        raise UserError(f"weights: there is no file {path}")
+    file, _, prefix = path.rpartition(":")
+    if Path(path).is_file() or not file:
+        file, prefix = path, None
+    if not Path(file).is_file():
+        raise UserError(f"weights: there is no file {file}")
     expected = net.state_dict()
-    state = _without_prefix(_unwrapped(read_tensors(Path(path))), expected)
+    sets = _sets(read_tensors(Path(file)), expected)
+    if not sets:
+        raise UserError(f"weights {file} holds no tensors by name: a state dict is needed")
+    fitting = {name: state for name, state in sets.items() if _fits(state, expected)}
+    if prefix is not None:
+        name = prefix.removesuffix(".")
+        within = [of for of in fitting or sets if name and f".{name}." in f".{of}."]
+        if name not in sets and len(within) != 1:
+            raise UserError(
+                f"weights {path}: {name!r} isn't one of its sets of weights, which are {_names(sets)}"
+            )
+        state = sets[name if name in sets else within[0]]
+    else:
+        state = max((fitting or sets).values(), key=lambda state: sum(key in state for key in expected))
+        if any(not _same(state, other, expected) for other in fitting.values()):
+            raise UserError(
+                f"weights {file} holds {len(fitting)} sets that fit, {_names(fitting)}: choose one, such as "
+                f"{file}:{next(iter(fitting))}"
+            )
+    for key, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise UserError(
+                f"weights {file}: {key} is sparse, quantised or without values; plain tensors are needed"
+            )
     state = {k: v for k, v in expected.items() if k.endswith(".num_batches_tracked")} | state
     if wrong := misfits(state, expected, most=SHOWN):
         raise UserError(f"weights {path} don't fit {type(net).__name__}: {wrong}")
     net.load_state_dict(state)
 
 
-def _unwrapped(contents: Any) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: its own, or those of the largest dict in it."""
+def _sets(contents: Any, expected: Mapping[str, Tensor], path: str = "") -> dict[str, dict[str, Tensor]]:
+    """All sets of weights in a checkpoint: what stands before their names (of dicts, of modules) → state dict."""
     if not isinstance(contents, Mapping):
         return {}
     tensors = {str(key): value for key, value in contents.items() if isinstance(value, Tensor)}
-    below = [_unwrapped(value) for value in contents.values() if isinstance(value, Mapping)]
-    return max([tensors, *below], key=len)
-
-
-def _without_prefix(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict with its names as the net has them, whatever stands before all of these, such as `module.`."""
     first = next(iter(expected), "")
-    prefixes = {key.removesuffix(first) for key in state if key.endswith(f".{first}")}
-    best = max({"", *prefixes}, key=lambda prefix: sum(f"{prefix}{key}" in state for key in expected))
-    return {key.removeprefix(best): tensor for key, tensor in state.items() if key.startswith(best)}
+    heads = {key.removesuffix(first) for key in tensors if key == first or key.endswith(f".{first}")} or {""}
+    under = {
+        head: {key.removeprefix(head): tensor for key, tensor in tensors.items() if key.startswith(head)}
+        for head in sorted(heads)
+        if tensors
+    }
+    whole = [head for head, state in under.items() if _fits(state, expected)]
+    found = {}
+    for head, state in under.items():  # without the sets below it, such as `ema.` beside a net's own weights
+        below = tuple(other.removeprefix(head) for other in whole if other != head and other.startswith(head))
+        found[f"{path}{head}".removesuffix(".")] = {
+            key: tensor for key, tensor in state.items() if not (below and key.startswith(below))
+        }
+    for key, value in contents.items():
+        found = _sets(value, expected, f"{path}{key}.") | found
+    return found
+
+
+def _fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return all(
+        key.endswith(".num_batches_tracked") or (key in state and state[key].shape == tensor.shape)
+        for key, tensor in expected.items()
+    )
+
+
+def _same(state: Mapping[str, Tensor], other: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return all(key not in state or torch.equal(state[key], other[key]) for key in expected if key in other)
+
+
+def _names(sets: Mapping[str, Any]) -> str:
+    return listed([repr(name) for name in sets], SHOWN)
 
 
 def _line(error: BaseException) -> str:

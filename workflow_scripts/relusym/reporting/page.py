@@ -13,12 +13,15 @@ from typing import Any
 
 from relusym import __version__, checkpoint
 from relusym.merging.identities import LIMITS
+from relusym.merging.merge import Merge
 from relusym.reporting.pictures import pictures
 from relusym.reporting.report import Report
 from relusym.reporting.words import (
     MOVED,
     NETS,
     barrier_text,
+    curve_rows,
+    finite,
     grid_text,
     grid_warning,
     number,
@@ -26,7 +29,14 @@ from relusym.reporting.words import (
 )
 from relusym.whole_files import write_whole
 
+TABLES = ("nets", "layers", "convs", "where_it_fails", "grid", "classes", "curve")
 SAVED = ("permuted", "halfway", "reset", "repaired")
+FILES = (
+    "report.html",
+    "report.json",
+    *(f"{name}.csv" for name in TABLES),
+    *(f"{name}.safetensors" for name in SAVED),
+)
 PICTURES = {  # what is read out, or shown where the picture isn't
     "nets": "Bars: scores of the net, of its flipped self and of the nets halfway between",
     "equivariance": "Lines: relative equivariance error by layer, with matched, own and random partners",
@@ -34,8 +44,15 @@ PICTURES = {  # what is read out, or shown where the picture isn't
     "orbits": "Stacked bars: shares of channels that are their own partner, swap, or lie on longer cycles",
     "kernels": "Line: violation of the kernel constraint by convolution",
     "fails": "Lines: barriers of partial merges by layer",
+    "curve": "Lines: accuracy and loss on the way from the net to its flipped self",
 }
-DETAILS = {"layers": "Channel groups", "convs": "Convolutions", "where_it_fails": "Partial merges"}
+DETAILS = {
+    "layers": "Channel groups",
+    "convs": "Convolutions",
+    "where_it_fails": "Partial merges",
+    "classes": "Accuracy by class",
+    "curve": "The line between the net and its flipped self",
+}
 
 
 def write_report(report: Report, folder: str | Path) -> Path:
@@ -48,26 +65,52 @@ def write_report(report: Report, folder: str | Path) -> Path:
         UserError: the folder can't be written.
     """
     folder = Path(folder)
+    remove_older(folder)
     for name, rows in tables(report).items():
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
-        _write(folder / f"{name}.csv", text.getvalue())
+        write_text(folder / f"{name}.csv", text.getvalue())
     for name in SAVED:
         if name in report.merged.nets:
-            about = {"relusym": __version__, "net": report.name, "symmetry": report.symmetry, "which": name}
+            about = card(report.merged, report.name, name) | {"symmetry": report.symmetry}
             checkpoint.save(folder / f"{name}.safetensors", report.merged.nets[name].state_dict(), about)
-    _write(folder / "report.json", json.dumps(report.numbers(), indent=1, allow_nan=False) + "\n")
-    _write(folder / "report.html", page(report))
+    write_text(folder / "report.json", json.dumps(finite(report.numbers()), indent=1, allow_nan=False) + "\n")
+    write_text(folder / "report.html", page(report))
     return folder / "report.html"
 
 
-def _write(path: Path, text: str) -> None:
+def card(merged: Merge, net: str, which: str) -> dict[str, Any]:
+    """What a saved net is, for the header of its file: of which net, which one, and all scores and barriers."""
+    return {
+        "relusym": __version__,
+        "net": net,
+        "which": which,
+        "scores": merged.scores,
+        "barrier": merged.barrier,
+        "checks": merged.checks,
+        "notes": [merged.note] if merged.note else [],
+    }
+
+
+def remove_older(folder: Path) -> None:
+    """Remove what an older report left in the folder, so that none of it is taken for the new one's."""
+    try:
+        older = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(older, dict) and "relusym" in older:
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, whole or not at all."""
     with write_whole(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may be in no encoding
 
 
 def tables(report: Report) -> dict[str, list[list[Any]]]:
-    """The tables by name, headings first: nets, layers, convs, where_it_fails, grid."""
+    """The tables by name, headings first: those of `TABLES`, without classes and curve where there are none."""
     merged, metrics, ways = report.merged, list(report.merged.scores), ("matched", "identity", "random")
     found: dict[str, list[list[Any]]] = {
         "nets": [["net", *metrics, "barrier", *(f"absolute_barrier_{metric}" for metric in metrics)]],
@@ -88,6 +131,17 @@ def tables(report: Report) -> dict[str, list[list[Any]]]:
         scores = [merged.scores[metric][net] for metric in metrics]
         absolute = [merged.barriers[metric].get(net) for metric in metrics]
         found["nets"].append([net, *scores, merged.barrier.get(net), *absolute])
+    for net, of in report.baselines.items():
+        found["nets"].append([net, *(of[metric] for metric in metrics), None, *[None] * len(metrics)])
+    if report.labelled:
+        shown = [net for net in ("net", "flipped", "halfway", "repaired") if net in merged.by_class]
+        found["classes"] = [["class", *shown]]
+        for i, shares in enumerate(zip(*(merged.by_class[net] for net in shown), strict=True)):
+            if shares[0] is not None:
+                found["classes"].append([report.classes[i] if i < len(report.classes) else i, *shares])
+    if report.curve:
+        headings = [f"{way}_{metric}" for way, of in report.curve.items() for metric in of]
+        found["curve"] = [["share", *headings], *curve_rows(report.curve)]
     for layer in report.layers:
         errors = [layer.equivariance[way] for way in ways]
         orbits = layer.fixed, layer.swapped, layer.longer
@@ -116,9 +170,9 @@ def page(report: Report) -> str:
     held = {name: value for name, value in merged.checks.items() if value <= LIMITS[name][0]}
     nets = [f"<code>{name}.safetensors</code>" for name in SAVED if name in merged.nets]
     details = [
-        f"<details><summary>{title}</summary><div class='wide'>{_table(rows[name])}</div></details>"
+        f"<details><summary>{title}</summary><div class='wide'>{table(rows[name])}</div></details>"
         for name, title in DETAILS.items()
-        if len(rows[name]) > 1
+        if len(rows.get(name, ())) > 1
     ]
     words = {
         "name": report.name,
@@ -136,11 +190,12 @@ def page(report: Report) -> str:
     }
     return Template(files("relusym.reporting").joinpath("page.html").read_text(encoding="utf-8")).substitute(
         {key: escape(text) for key, text in words.items()},
-        **{name: _picture(drawn.get(name), says) for name, says in PICTURES.items()},
+        **{name: _picture(drawn.get(name), says) for name, says in PICTURES.items() if name != "curve"},
+        curve=_picture(drawn["curve"], PICTURES["curve"]) if report.curve else "",
         tiles=_tiles(report),
         warnings=_warnings([*grid_warning(report.grid, report.name), *report.notes]),
-        scores=_table(rows["nets"], names=True),
-        misfits=_table(rows["grid"]) if len(rows["grid"]) > 1 else "",
+        scores=table(rows["nets"], names=True),
+        misfits=table(rows["grid"]) if len(rows["grid"]) > 1 else "",
         details="".join(details),
         files=", ".join(nets),
     )
@@ -152,8 +207,8 @@ def _tiles(report: Report) -> str:
         measure: f"{of['net']:.4f}",
         f"flip-{measure}: its flipped self's, on the same images": f"{of['flipped']:.4f}",
         "relative invariance error of the logits": number(report.invariance_error),
-        "GCNN barrier, with REPAIR": barrier_text(barrier["repaired"]),
-        "GCNN barrier, without": barrier_text(barrier["halfway"]),
+        "GCNN barrier, with REPAIR": barrier_text(None if report.merged.alike else barrier["repaired"]),
+        "GCNN barrier, without": barrier_text(None if report.merged.alike else barrier["halfway"]),
     }
     return "".join(
         f"<div class='tile'><b>{escape(value)}</b><span>{escape(says)}</span></div>"
@@ -173,7 +228,7 @@ def _picture(svg: str | None, says: str) -> str:
     return f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{escape(says)}"></figure>'
 
 
-def _table(rows: list[list[Any]], *, names: bool = False) -> str:
+def table(rows: list[list[Any]], *, names: bool = False) -> str:
     """Rows as HTML, headings first; with `names`, the first column is nets, and comes out in words."""
     head = "".join(f"<th>{escape(str(cell).replace('_', ' '))}</th>" for cell in rows[0])
     lines = []

@@ -61,6 +61,8 @@ def pictures(report: Report) -> dict[str, str]:
         }
         if report.partners:
             drawn["partners"] = _partners(report)
+        if report.curve:
+            drawn["curve"] = _curve(report)
         if report.partial:
             drawn["fails"] = _fails(report)
         return {name: svg(figure) for name, figure in drawn.items() if figure is not None}
@@ -68,21 +70,27 @@ def pictures(report: Report) -> dict[str, str]:
 
 def _layer_axis(axes: Axes, names: Sequence[str]) -> None:
     step = -(-len(names) // LABELLED) or 1
-    names = [name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}" for name in names]
+    names = [_plain(name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}") for name in names]
     axes.set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=7)
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.grid(axis="y", color=GRID)
     axes.tick_params(axis="x", length=0)
 
 
+def _plain(name: str) -> str:
+    """A layer's name as it is: no formula, and nothing that SVG can't hold."""
+    return "".join(letter if letter.isprintable() else "�" for letter in name).replace("$", r"\$")
+
+
 def _nets(report: Report) -> Figure:
-    scores = report.merged.accuracy
+    scores = report.merged.accuracy | {name: of["accuracy"] for name, of in report.baselines.items()}
     figure = Figure(figsize=(WIDTH, 0.38 * len(scores) + 0.75), layout="constrained")
     axes = figure.subplots()
     ends = list(scores)[:2]
     mean = sum(scores[name] for name in ends) / 2
     for place, (name, score) in enumerate(scores.items()):
         colour = BLUE if name in ends else GREEN if name == "repaired" else "#5db89c"
+        colour = PALE if name in report.baselines else colour
         axes.barh(place, score, height=0.62, color=colour)
         inside = score > 0.15
         how = {"color": "white" if inside else INK, "ha": "right" if inside else "left"}
@@ -198,6 +206,21 @@ def _fails(report: Report) -> Figure:
     return figure
 
 
+def _curve(report: Report) -> Figure:
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
+        for (way, of), colour in zip(report.curve.items(), (ORANGE, GREEN), strict=True):
+            x = np.linspace(0, 1, len(of[metric]))
+            says = "with REPAIR" if way == "repaired" else "as they are"
+            axes.plot(x, of[metric], color=colour, marker="o", markersize=4, linewidth=1.6, label=says)
+        axes.set_title(report.measure if metric == "accuracy" else metric)
+        axes.set_xlabel("share of the flipped net")
+        axes.ticklabel_format(useOffset=False)
+        axes.grid(axis="y", color=GRID)
+    figure.axes[0].legend(loc="best")
+    return figure
+
+
 def _partners(report: Report) -> Figure:
     rows = len(report.partners)
     figure = Figure(figsize=(WIDTH, 1.85 * rows + 0.3), layout="constrained")
@@ -223,5 +246,5 @@ def _partners(report: Report) -> Figure:
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
-        panels[0].set_ylabel(f"{one.layer}\ncorrelation {one.correlation:.2f}", fontsize=8.5)
+        panels[0].set_ylabel(f"{_plain(one.layer)}\ncorrelation {one.correlation:.2f}", fontsize=8.5)
     return figure

@@ -1,8 +1,12 @@
 """A report on one net: how, and where, it encodes a symmetry."""
 
+import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +18,17 @@ from relusym.channels.traced import TracedNet
 from relusym.channels.tracing import Handlers
 from relusym.errors import listed
 from relusym.evaluation.images import GivenImages, ImageSource, as_images
-from relusym.evaluation.metrics import TOP_1, Metric
+from relusym.evaluation.invariance import Averaged, Ensemble
+from relusym.evaluation.metrics import TOP_1, Metric, evaluate
+from relusym.merging.branches import Which
+from relusym.merging.curve import curve
 from relusym.merging.layers import Conv, Layer, convs, equivariance_errors, group_actions, layers
 from relusym.merging.merge import METRICS, Merge, flip_merge
 from relusym.merging.partial import Partial, partial_merges
 from relusym.pixels.grid import Grid, grid
 from relusym.reporting.partners import Partners, partners
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
+from relusym.whole_files import write_whole
 
 LAYER_IMAGES = 256  # that activations are compared on, layer by layer
 Told = Callable[[str, float], None]
@@ -42,6 +50,11 @@ class Report:
         grid: how the strides meet the images' size.
         layers, convs, partial: by channel group, by convolution, by layers merged.
         partners: pictures of channels that were matched.
+        baselines: what the merged net is measured against, "ensemble" (mean logits of the net and its transformed self)
+            and "flips" (of the net on all orientations of an image) → metric → mean over the images.
+        curve: as `merging.curve` gives it, from the net to its transformed self; empty if it wasn't asked for.
+        classes: names of the classes, where they are known.
+        inputs: how images were read, where that is known.
     """
 
     name: str
@@ -58,6 +71,10 @@ class Report:
     convs: list[Conv]
     partial: list[Partial]
     partners: list[Partners] = field(default_factory=list, repr=False)
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    curve: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    inputs: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -80,15 +97,41 @@ class Report:
             "invariance_error": self.invariance_error,
             "gcnn_barrier": merged.barrier,
             "scores": merged.scores,
+            "baselines": self.baselines,
+            "classes": self.classes,
+            "by_class": merged.by_class if self.labelled else {},
+            "curve": self.curve,
             "absolute_barriers": merged.barriers,
             "layers": [asdict(layer) for layer in self.layers],
             "convs": [asdict(conv) for conv in self.convs],
             "where_it_fails": [asdict(partial) for partial in self.partial],
             "grid": asdict(self.grid) | {"symmetric": self.grid.symmetric},
             "permutations": merged.permutations,
+            "search": merged.search.body() if merged.search else None,
             "checks": merged.checks,
+            "inputs": self.inputs,
             "notes": self.notes,
         }
+
+
+class Unfinished(dict):
+    """Scores of partial merges, which a file keeps as they come, for whoever computes the same of the same tensors."""
+
+    def __init__(self, path: Path, of: Iterable[Tensor]):
+        self.path, digest = path, hashlib.sha256(__version__.encode())
+        for tensor in of:
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        self.digest = digest.hexdigest()
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["of"] == self.digest:
+                self.update({(kind, i): scores for kind, i, scores in kept["scores"]})
+
+    def __setitem__(self, which: Which, scores: dict[str, float]) -> None:
+        super().__setitem__(which, scores)
+        kept = {"of": self.digest, "scores": [[*key, value] for key, value in self.items()]}
+        with write_whole(self.path) as part:
+            part.write_text(json.dumps(kept), encoding="utf-8")
 
 
 def report(
@@ -98,12 +141,16 @@ def report(
     *,
     match_images: GivenImages | None = None,
     symmetry: Symmetry = HORIZONTAL_FLIP,
+    matching: str = "activation",
     metrics: Mapping[str, Metric] = METRICS,
     partial_images: int = 100,
+    curve_points: int = 0,
     seed: int = 0,
     name: str | None = None,
+    classes: Sequence[str] = (),
     handlers: Handlers | None = None,
     told: Told = lambda stage, done: None,
+    unfinished: Path | None = None,
 ) -> Report:
     """Measure how a net encodes a symmetry: as a whole, layer by layer, and where a merge with its flipped self fails.
 
@@ -114,10 +161,16 @@ def report(
         metrics: measured beside the accuracy, by name.
         partial_images: how many of the images the partial merges are made with and measured on, a seeded choice; 0
             leaves them out.
+        matching: its name in `matching.MATCHINGS`.
+        curve_points: at how many points of the line from the net to its transformed self nets are measured; 0: none.
         seed: of all random choices.
+        classes: their names, if they are known.
         name: what the report calls the net; None: its class.
         handlers: of layers that PyTorch doesn't have, as of `merge`.
         told: called with each stage's name and the share of it that is done.
+        unfinished: a file that the partial merges' scores are kept in one by one, so that a report that was interrupted
+            goes on from its last layer; whoever has the report removes it. Not of nets with batch norm, whose partial
+            merges are all made in one pass.
 
     Raises:
         UserError: as of `flip_merge`.
@@ -126,10 +179,18 @@ def report(
     match = test if match_images is None else as_images(match_images)
     told("matching and merging", 0)
     merged = flip_merge(
-        net, match, test, labels, symmetry=symmetry, seed=seed, metrics=metrics, handlers=handlers
+        *(net, match, test, labels),
+        symmetry=symmetry,
+        matching=matching,
+        seed=seed,
+        metrics=metrics,
+        handlers=handlers,
     )
-    told("layer by layer", 0)
     traced = merged.traced
+    told("baselines", 0)
+    both = baselines(traced.net, merged.nets["flipped"], symmetry, test, merged.labels, metrics)
+    line = line_between(merged, match, test, curve_points, told)
+    told("layer by layer", 0)
     del merged.nets["flipped"]  # it is the permuted one, in another order
     groups = traced.groups
     permutations = {name: torch.tensor(permutation) for name, permutation in merged.permutations.items()}
@@ -140,6 +201,8 @@ def report(
     partial = []
     some, chosen = test.sample(partial_images, seed) if partial_images else (None, torch.tensor([]))
     if some is not None:
+        of = [*traced.net.state_dict().values(), *merged.nets["permuted"].state_dict().values()]
+        of += [merged.labels[chosen], *some.batches(torch.device("cpu"))]
         partial = partial_merges(
             *(
                 traced,
@@ -150,6 +213,7 @@ def report(
             ),
             metrics={"accuracy": TOP_1, **metrics},
             told=lambda done: told("where it fails", done),
+            kept=Unfinished(unfinished, of) if unfinished else None,
         )
     return Report(
         name=name or type(net).__name__,
@@ -166,12 +230,45 @@ def report(
         convs=convs(traced.net, symmetry, groups, permutations),
         partial=partial,
         partners=partners(traced, test, symmetry, groups, permutations),
+        baselines=both,
+        curve=line,
+        classes=tuple(classes),
         notes=[
             *([merged.note] if merged.note else []),
             *merged.notes,
             *_unmeasured(traced, symmetry, test.shape, without),
         ],
     )
+
+
+def baselines(
+    first: nn.Module,
+    second: nn.Module,
+    symmetry: Symmetry,
+    test: ImageSource,
+    labels: Tensor,
+    metrics: Mapping[str, Metric],
+) -> dict[str, dict[str, float]]:
+    """What a merged net has to be as good as: both nets' mean logits, and the first one's over all orientations.
+
+    Returns:
+        "ensemble", and "flips" of nets that give one answer an image → metric → mean over the images.
+    """
+    nets: dict[str, nn.Module] = {"ensemble": Ensemble(first, second)}
+    if labels.ndim == 1:
+        nets["flips"] = Averaged(first, symmetry)
+    metrics = {"accuracy": TOP_1, **metrics}
+    return {name: evaluate(net, test, labels, metrics)[0] for name, net in nets.items()}
+
+
+def line_between(
+    merged: Merge, match: ImageSource, test: ImageSource, points: int, told: Told
+) -> dict[str, dict[str, list[float]]]:
+    """Accuracy and loss at evenly spaced points from one endpoint to the other; nothing, if `points` is 0."""
+    if not points:
+        return {}
+    told("the line between", 0)
+    return curve(merged.aligned, match, test, merged.labels, points)
 
 
 def _unmeasured(

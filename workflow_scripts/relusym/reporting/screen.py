@@ -1,26 +1,30 @@
 """What the command shows on the terminal: progress, and one screen of results."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from relusym.merging.merge import Merge
+from relusym.reporting.compare import Comparison
 from relusym.reporting.report import Report
-from relusym.reporting.words import NETS, barrier_text, number, verdict, warnings
+from relusym.reporting.words import NETS, barrier_text, curve_rows, number, verdict, warnings
 
 MOST_LAYERS = 24  # rows of a table that still fit one screen
+Baselines = Mapping[str, Mapping[str, float]]
+Curve = Mapping[str, Mapping[str, list[float]]]
 HEADINGS = ("chan.", "corr.", "matched", "own", "random", "fixed", "swaps", "longer")
 
 
 @contextmanager
 def progress(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
-    """Stages and how much of each is done, on the error stream while it is a terminal."""
+    """Stages, how much of each is done and the time left, on the error stream while it is a terminal."""
     console = Console(stderr=True, quiet=quiet)
-    columns = TextColumn("{task.description:<22}"), BarColumn(), TimeElapsedColumn()
+    left = TimeRemainingColumn(elapsed_when_finished=True)
+    columns = TextColumn("{task.description:<22}", markup=False), BarColumn(), TimeElapsedColumn(), left
     with Progress(
         *columns, console=console, transient=True, disable=quiet or not console.is_terminal
     ) as bars:
@@ -36,7 +40,12 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
         yield told
 
 
-def _scores(merged: Merge, measure: str) -> Table:
+def _console() -> Console:
+    """Names of nets, layers and files are shown as they are, brackets and colons included."""
+    return Console(markup=False, emoji=False)
+
+
+def _scores(merged: Merge, measure: str, baselines: Baselines) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("net")
     for metric in merged.scores:
@@ -49,15 +58,30 @@ def _scores(merged: Merge, measure: str) -> Table:
             *values,
             barrier_text(merged.barrier.get(name)) if name in merged.barrier else "",
         )
+    for name, values in baselines.items():
+        table.add_row(NETS.get(name, name), *(number(values[metric]) for metric in merged.scores), "")
+    return table
+
+
+def _line(curve: Curve) -> Table:
+    """Accuracy and loss at the points of the line."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("share", *(f"{metric}, {way}" for way, of in curve.items() for metric in of)):
+        table.add_column(heading, justify="right")
+    for share, *values in curve_rows(curve):
+        table.add_row(*map(number, (share, *values)))
     return table
 
 
 def show_report(report: Report, page: Path) -> None:
     """One screen: the verdict, all nets' scores, the layers, what stands in the way, and where the page is."""
-    console = Console()
-    console.print(f"[bold]{verdict(report)}[/bold]\n")
-    console.print(_scores(report.merged, report.measure))
+    console = _console()
+    console.print(f"{verdict(report)}\n", style="bold")
+    console.print(_scores(report.merged, report.measure, report.baselines))
     console.print(f"invariance error {number(report.invariance_error)}\n")
+    if report.curve:
+        console.print(_line(report.curve))
+        console.print()
     console.print(
         "By layer: correlation of matched channels; relative equivariance error with matched, own and random"
     )
@@ -77,14 +101,48 @@ def show_report(report: Report, page: Path) -> None:
     if step > 1:
         console.print(f"one layer in {step} of {len(report.layers)} is shown; all are in layers.csv")
     for line in warnings(report):
-        console.print(f"\n[yellow]{line}[/yellow]")
+        console.print(f"\n{line}", style="yellow")
     console.print(f"\n{page}", soft_wrap=True)
 
 
-def show_merge(merged: Merge, which: str, path: str, *, labelled: bool, notes: Iterable[str]) -> None:
+def show_merge(
+    merged: Merge,
+    which: str,
+    path: str,
+    *,
+    labelled: bool,
+    baselines: Baselines,
+    curve: Curve,
+    notes: Iterable[str],
+) -> None:
     """All nets' scores, and what was written where."""
-    console = Console()
-    console.print(_scores(merged, "accuracy" if labelled else "agreement"))
+    console = _console()
+    console.print(_scores(merged, "accuracy" if labelled else "agreement", baselines))
+    if curve:
+        console.print(_line(curve))
     for note in notes:
-        console.print(f"[yellow]{note}[/yellow]")
-    console.print(f"\n{NETS.get(which, which)} is written to {path}", soft_wrap=True)
+        console.print(note, style="yellow")
+    console.print()
+    show_written(which, path)
+
+
+def show_comparison(comparison: Comparison, page: Path) -> None:
+    """Several nets side by side, the barriers between them, and where the page is."""
+    console = _console()
+    for rows in comparison.in_words():
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for heading in rows[0]:
+            table.add_column(heading, justify="left" if heading == "net" else "right")
+        for row in rows[1:]:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+    console.print(
+        "Above, barriers with REPAIR between two nets, and on the diagonal between a net and its flipped self"
+    )
+    console.print(f"\n{page}", soft_wrap=True)
+
+
+def show_written(which: str, path: str) -> None:
+    """What was written where."""
+    _console().print(f"{NETS.get(which, which)} is written to {path}", soft_wrap=True)

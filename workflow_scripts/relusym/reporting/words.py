@@ -1,5 +1,9 @@
 """What a report says in words: its verdict, its warnings, its numbers."""
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from relusym.pixels.grid import Grid
 from relusym.reporting.report import Report
 
@@ -11,6 +15,8 @@ NETS = {
     "halfway": "halfway, as it is",
     "reset": "halfway, batch norms reset",
     "repaired": "halfway, with REPAIR",
+    "ensemble": "both nets' mean logits",
+    "flips": "mean logits over orientations",
 }
 MOVED = {
     "horizontal_flip": "flipped left to right",
@@ -34,9 +40,25 @@ def number(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.4g}"
 
 
+def finite(numbers: Any) -> Any:
+    """Numbers as JSON has them: null for what is no number, or infinite."""
+    if isinstance(numbers, Mapping):
+        return {key: finite(value) for key, value in numbers.items()}
+    if isinstance(numbers, list | tuple):
+        return [finite(value) for value in numbers]
+    return None if isinstance(numbers, float) and not math.isfinite(numbers) else numbers
+
+
 def barrier_text(value: float | None) -> str:
     """A barrier as a percentage; a dash for none."""
     return "–" if value is None else f"{100 * value:.1f}%"
+
+
+def curve_rows(curve: Mapping[str, Mapping[str, list[float]]]) -> list[list[float]]:
+    """Of each point of a line between two nets, its share of the way, and all that was measured there."""
+    columns = [values for of in curve.values() for values in of.values()]
+    count = len(columns[0]) if columns else 0
+    return [[i / (count - 1), *(values[i] for values in columns)] for i in range(count)]
 
 
 def verdict(report: Report) -> str:
@@ -47,6 +69,8 @@ def verdict(report: Report) -> str:
         f"{report.name} merged halfway with itself {moved}, channels permuted to match: {report.measure} "
         f"{of['repaired']:.4f} with REPAIR, of the net's {of['net']:.4f}"
     )
+    if report.merged.alike:
+        return f"{report.name} doesn't tell these images apart, so nothing can be said of its symmetry: no verdict."
     if barrier is None:
         return f"{kept}; {report.merged.note}."
     if barrier < 0:

@@ -1,0 +1,433 @@
+"""Records that are broken or contradict each other: refused in one line, and all that doesn't need them goes on."""
+
+import copy
+import json
+import math
+import re
+from functools import cache
+
+import numpy as np
+import pytest
+from conftest import ROOT, scale_of, settings_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from records import ABOUT, checkpoint, flip, made, pair, train
+
+from relusym import checkpoint as checkpoints
+from relusym.errors import UserError
+from relusym.findings import agreement, kinds_of, module_of, table4
+from relusym.findings.curves import by_curve
+from relusym.findings.frames import once, read
+from relusym.findings.measurements import accuracies
+from relusym.measuring.loading import named_checkpoint
+from relusym.records.fields import KINDS, problem
+from relusym.records.files import find_record, read_record, write_record
+from relusym.whole_files import sha256
+
+MERGES = "flip_merge", "pair_merge"
+BEYOND = "exact_gcnn", "symmetries", "curves", "during_training", "by_layer"
+
+
+@cache
+def committed_records(kind):
+    """Some of each kind that jobs have written, the shortest lists first."""
+    paths = sorted((ROOT / "results" / "laptop" / "records" / kind).rglob("*.json"))
+    found = [*map(read_record, (path for path in paths if path.name != "settings.json"))]
+    found.sort(key=lambda record: "model_1" in record)  # single nets first
+    names = ("cnn", "vertical_cnn", "shapes_turned_cnn", None)
+    return [
+        next(of for of in found if of.get("model", of.get("model_1")) in (name, None))
+        for name in names
+        if any(of.get("model", of.get("model_1")) in (name, None) for of in found)
+    ]
+
+
+def a(kind):
+    return copy.deepcopy(committed_records(kind)[0])
+
+
+def changed(record, path, value):
+    """A copy of a record with another value at a path of keys, without it if the value is `GONE`."""
+    record = copy.deepcopy(record)
+    *parents, last = path.split(".")
+    place = record
+    for key in parents:
+        place = place[int(key) if isinstance(place, list) else key]
+    last = int(last) if isinstance(place, list) else last
+    if value is GONE:
+        del place[last]
+    else:
+        place[last] = value
+    return record
+
+
+GONE = object()
+FLIP = "symmetries.horizontal_flip"
+BROKEN = {
+    "accuracy 5": ("exact_gcnn", "accuracy.net", 5, "less than or equal to 1"),
+    "accuracy -7": ("exact_gcnn", "accuracy.exact", -7, "greater than or equal to 0"),
+    "accuracy NaN": ("exact_gcnn", "accuracy.test_time", math.nan, "finite"),
+    "another accuracy": ("exact_gcnn", "accuracy.other", 2, "less than or equal to 1"),
+    "no accuracy": ("exact_gcnn", "accuracy.exact", GONE, "lacks the field 'accuracy.exact'"),
+    "negative error": ("exact_gcnn", "invariance_error.exact", -1, "greater than or equal to 0"),
+    "half a parameter": ("exact_gcnn", "parameters.exact", 0.5, "valid integer"),
+    "no channels": ("exact_gcnn", "representations", {}, "at least 1 item"),
+    "odd swaps": ("exact_gcnn", "representations.conv1.swapped", 3, "pairs of channels"),
+    "accuracy of an orbit": ("symmetries", f"{FLIP}.accuracy.whole", 5, "less than or equal to 1"),
+    "NaN of an orbit": ("symmetries", f"{FLIP}.accuracy.net", math.nan, "finite"),
+    "no symmetry": ("symmetries", "symmetries", {}, "those of the settings"),
+    "order 1": ("symmetries", f"{FLIP}.order", 1, "greater than or equal to 2"),
+    "barrier above 1": ("by_layer", "barrier_up_to.classifier", 1.5, "less than or equal to 1"),
+    "infinite error": ("by_layer", "equivariance_error.conv1", math.inf, "finite"),
+    "no layers": ("by_layer", "barrier_up_to", {}, "at least 1 item"),
+    "points as text": ("curves", "curve.plain.accuracy.1", "0.5", "valid number"),
+    "point missing": ("curves", "curve.plain.loss.1", GONE, "20 and 21 points"),
+    "negative loss": ("curves", "curve.repaired.loss.1", -0.1, "greater than or equal to 0"),
+    "no curve": ("curves", "curve.repaired", GONE, "lacks the field 'curve.repaired'"),
+    "accuracy of an epoch": ("during_training", "epochs.1.accuracy", -7, "greater than or equal to 0"),
+    "epoch missing": ("during_training", "epochs.0", GONE, "those of the settings"),
+    "claim of a theory": ("theory", "holds", "yes", "valid boolean"),
+    "measured in a theory": ("theory", "measured", {"defect": "none"}, "valid number"),
+    "step missing": ("flipped_training", "runs.float64.loss.0", GONE, "as many points as there are steps"),
+    "point in space": ("flipped_training", "paths.net.0", [1.0, 2.0, 3.0], "at most 2 items"),
+    "no seed of a training": ("train", "seed", GONE, "lacks the field 'seed'"),
+    "seed as a truth": ("train", "seed", True, "valid integer"),
+    "no checkpoint": ("train", "outputs.checkpoint", GONE, r"lacks the field 'outputs\.checkpoint'"),
+    "no filters": ("flip_merge", "outputs.filters", GONE, r"lacks the field 'outputs\.filters'"),
+    "no endpoint": ("pair_merge", "accuracy.net_2", GONE, r"lacks the field 'accuracy\.net_2'"),
+} | {
+    f"{kind} without a seed": (kind, "seed", GONE, "lacks the field 'seed'")
+    for kind in (*BEYOND, "flip_merge")
+}
+
+
+@pytest.mark.parametrize("case", BROKEN.values(), ids=BROKEN)
+def test_a_record_of_any_kind_that_can_not_be_right_is_named_in_one_line_with_what_to_do(case, tmp_path):
+    kind, path, value, allowed = case
+    record = changed(a(kind), path, value)
+    (tmp_path / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "settings.json").write_text(json.dumps(record["settings"]), encoding="utf-8")
+    with pytest.raises(UserError, match=allowed) as told:
+        read_record(tmp_path / "record.json")
+    line = str(told.value)
+    assert line.startswith(f"record {tmp_path}") and line.endswith("delete it, and it is made again")
+    assert "\n" not in line and len(line) < 400 + len(str(tmp_path))
+    with pytest.raises(ValueError):
+        write_record(tmp_path / "other.json", record)
+
+
+def test_every_kind_has_a_schema_of_its_own_that_its_records_meet():
+    for kind, (header, body) in KINDS.items():
+        assert all(problem(record) is None for record in committed_records(kind)) and committed_records(kind)
+        assert body or header.__name__ in ("Train", "Theory", "FlippedTraining")
+        assert problem({"kind": kind}) and problem(dict.fromkeys(a(kind)) | {"kind": kind})
+    bodies = [body or header for header, body in KINDS.values()]
+    assert len({*bodies}) == len(bodies)
+
+
+def test_a_curve_has_the_points_of_its_settings_an_odd_number():
+    record = a("curves")
+    four = {
+        way: {key: values[:3] + values[-1:] for key, values in line.items()}
+        for way, line in record["curve"].items()
+    }
+    assert "4 points; allowed are those of the settings, 21, an odd number" in problem(
+        record | {"curve": four}
+    )
+    record["settings"] |= {"points": 4}
+    assert "an odd number from 3 on" in problem(record | {"curve": four})
+    record["settings"] |= {"points": 3}
+    ends = {
+        way: {key: [v[0], v[1], v[-1]] for key, v in line.items()} for way, line in record["curve"].items()
+    }
+    assert problem(record | {"curve": ends}) is None
+    ends["plain"]["accuracy"][-1] += 0.1
+    assert "the same endpoints" in problem(record | {"curve": ends})
+
+
+# ---- contradictions within a record
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "by"),
+    [
+        *((kind, f"barrier.{name}", 0.01) for kind in MERGES for name in ("halfway", "repaired")),
+        *((kind, "absolute_barrier.repaired", 0.01) for kind in MERGES),
+        *((kind, "accuracy.repaired", 0.01) for kind in MERGES),
+        ("flip_merge", "accuracy.flipped", 0.01),
+        ("symmetries", f"{FLIP}.barrier.whole", 0.01),
+        ("symmetries", f"{FLIP}.barrier.pairwise_no_repair", 0.01),
+        ("symmetries", f"{FLIP}.accuracy.orbit", 0.01),
+        ("during_training", "epochs.4.barrier", 0.5),
+        ("during_training", "epochs.4.absolute_barrier", -0.5),
+        ("flipped_training", "largest_difference.float32", 0.1),
+    ],
+)
+def test_a_number_that_is_not_what_follows_from_the_others_is_refused(kind, path, by):
+    record = a(kind)
+    value = record
+    for key in path.split("."):
+        value = value[int(key) if isinstance(value, list) else key]
+    assert problem(changed(record, path, value + 1e-9)) is None  # rounding isn't
+    assert "can't be right" in problem(changed(record, path, value + by))
+
+
+def test_an_orbit_of_four_has_the_barrier_of_its_mean():
+    record = next(of for of in committed_records("symmetries") if "quarter_turn" in of["symmetries"])
+    whole = record["symmetries"]["quarter_turn"]["barrier"]["whole"]
+    path = "symmetries.quarter_turn.barrier.whole"
+    assert "equation (4)" in problem(changed(record, path, whole + 0.01))
+
+
+def test_a_merge_of_nets_that_are_right_on_nothing_has_no_barrier():
+    nothing = dict.fromkeys(("net", "flipped", "halfway", "repaired"), 0.0)
+    record = flip("cnn", 0, scores=nothing) | {"absolute_barrier": {"halfway": 0.0, "repaired": 0.0}}
+    assert problem(record | {"barrier": {"halfway": None, "repaired": None}}) is None
+    assert "there is none" in problem(record | {"barrier": {"halfway": None, "repaired": 0.0}})
+    assert "equation (4)" in problem(flip("cnn", 0) | {"barrier": {"repaired": None}})
+
+
+def test_a_pair_is_of_two_nets_with_a_checkpoint_each():
+    record = pair("cnn", 0, "cnn", 1)
+    assert problem(record) is None
+    assert "allowed are two nets" in problem(record | {"seed_2": 0})
+    one = {**record["inputs"], "checkpoints": record["inputs"]["checkpoints"][:1]}
+    assert "one checkpoint a net, 2" in problem(record | {"inputs": one})
+    same = {**record["inputs"], "checkpoints": one["checkpoints"] * 2}
+    assert "each another" in problem(record | {"inputs": same})
+
+
+def test_a_key_that_stands_twice_is_refused_however_deep(tmp_path):
+    path, text = tmp_path / "cnn-0.json", json.dumps(train("cnn", 0))
+    for once_more in (
+        text.replace('"seed": 0,', '"seed": 0, "seed": 1,', 1),
+        text.replace('"data": {', '"data": {"size": 3, ', 1),
+    ):
+        assert once_more != text
+        path.write_text(once_more, encoding="utf-8")
+        with pytest.raises(
+            UserError, match=r"is not valid JSON \(the key '(seed|size)' stands twice .*delete it"
+        ):
+            find_record(path)
+
+
+# ---- contradictions between records
+
+
+def written(tmp_path, *records):
+    """The records' files by kind, as a table reads them."""
+    files = {}
+    for number, record in enumerate(records):
+        path = tmp_path / str(number) / f"{record['kind']}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_record(path, record)
+        files.setdefault(record["kind"], []).append(str(path))
+    return files
+
+
+def test_the_training_and_the_merges_of_a_net_agree_on_its_accuracy(tmp_path):
+    merges = [flip("cnn", 0), pair("cnn", 0, "cnn", 1), pair("cnn", 1, "cnn", 0)]
+    for number, merge in enumerate(merges):
+        kinds, folder = ("train", merge["kind"]), tmp_path / str(number)
+        folder.mkdir()
+        read(kinds, written(folder, train("cnn", 0, 0.9), merge), {})
+        read(kinds, written(folder, train("cnn", 0, 0.896), merge), {})  # an image or two
+        said = r"the train record cnn-0 has an accuracy of 0\.7 for cnn-0, the \w+ record cnn\S+ of 0\.9: delete the"
+        with pytest.raises(UserError, match=said):
+            read(kinds, written(folder, train("cnn", 0, 0.7), merge), {})
+
+
+@pytest.mark.parametrize("kind", [kind for kind in (*MERGES, *BEYOND) if kind != "by_layer"])
+def test_every_measurement_of_a_net_agrees_with_its_training_on_its_accuracy(kind, tmp_path):
+    for merge in committed_records(kind):
+        assert accuracies(merge)
+        for (model, seed), accuracy in accuracies(merge):
+            net = train(model, seed, accuracy, inputs=merge["inputs"], outputs={"checkpoint": "0" * 64})
+            agreement.check_accuracies({"train": [net], kind: [merge]})
+            with pytest.raises(UserError, match=f"the train record {model}-{seed} has an accuracy"):
+                agreement.check_accuracies({"train": [net | {"accuracy": accuracy / 2}], kind: [merge]})
+
+
+@pytest.mark.parametrize("name", ["table1", "table2", "table4", "matchings"])
+def test_one_checkpoint_is_of_one_net(name):
+    copied = train("cnn", 1, outputs={"checkpoint": checkpoint("cnn", 0)})
+    said = r"train record cnn-0 and the train record cnn-1 have one checkpoint \(636e6e2d\) for two nets, cnn-0 and "
+    with pytest.raises(UserError, match=said):
+        made(module_of(name), ABOUT | {"matchings": ["activation"]}, train=[train("cnn", 0), copied])
+
+
+def test_merges_of_one_net_are_of_one_checkpoint_even_where_its_training_is_not_read():
+    other = flip("cnn", 0, matching="weight")
+    other["inputs"] = other["inputs"] | {"checkpoints": ["c" * 64]}
+    with pytest.raises(UserError, match="was made from another checkpoint"):
+        agreement.check_agreement({"flip_merge": [flip("cnn", 0), other]})
+
+
+@pytest.mark.parametrize("name", ["cnn-1.safetensors", "gcnn-0.safetensors", "cnn-0a1b2c3d/1.safetensors"])
+def test_filters_of_another_net_than_their_files_name_says_are_refused(name, tmp_path):
+    about = {"kind": "filters", "status": "left_out", "reason": "x", "model": "cnn", "seed": 0}
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    checkpoints.save_arrays(path, {}, about)
+    with pytest.raises(
+        UserError, match=r"holds the filters of cnn-0, not those that its name says: delete it"
+    ):
+        read(("filters",), {"filters": str(path)}, {})
+    for right in ("cnn-0.safetensors", "cnn-0a1b2c3d/0.safetensors", "cnn-0a1b2c3d/0.1.safetensors"):
+        path = tmp_path / "right" / right
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoints.save_arrays(path, {}, about)
+        assert read(("filters",), {"filters": [str(path)]}, {})["filters"][0].seed == 0
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"model": "gcnn"}])
+def test_a_checkpoint_whose_header_says_another_net_than_its_record_is_refused(change, tmp_path):
+    path, record = tmp_path / "cnn-0.safetensors", tmp_path / "cnn-0.json"
+    about = {"model": "cnn", "seed": 0, "settings": {"of": "training"}}
+    for header in (about, about | change):
+        checkpoints.save(path, {}, header)
+        write_record(
+            record, train("cnn", 0, settings=about["settings"], outputs={"checkpoint": sha256(path)})
+        )
+        if header == about:
+            assert named_checkpoint(path, record, about["settings"], "cpu")[1] == about
+    with pytest.raises(UserError, match=r"is of (seed 1|model gcnn), and .* of (0|cnn): delete both"):
+        named_checkpoint(path, record, about["settings"], "cpu")
+
+
+# ---- a pair stands once
+
+
+def test_a_pair_counts_once_whichever_way_round():
+    both = [pair("cnn", 0, "cnn", 1, 0.309), pair("cnn", 1, "cnn", 0, 0.309)]
+    assert once(both) == both[:1] and once(both[::-1]) == both[1:]
+    row = made(table4, train=[train("cnn", 0), train("cnn", 1)], pair_merge=both).iloc[0]
+    assert row["n"] == 1 and row["barrier_mean"] == pytest.approx(0.309) and np.isnan(row["barrier_std"])
+    left_out = [pair("cnn", 0, "cnn", 1, status="left_out"), pair("cnn", 1, "cnn", 0, status="left_out")]
+    assert made(table4, pair_merge=left_out).iloc[0]["left_out"] == 1
+    by_weight = pair("cnn", 1, "cnn", 0, 0.5, matching="weight")
+    others = [pair("cnn", 0, "cnn_inv", 0), pair("cnn", 1, "cnn_inv", 0), by_weight]
+    assert once([*both, *others]) == [both[0], *others]  # other nets, another matching
+
+
+def test_a_curve_between_two_nets_counts_once():
+    curve = next(of for of in map(read_record, pairs_of_curves()) if "model_1" in of)
+    back = curve | {
+        **{f"{key}_1": curve[f"{key}_2"] for key in ("model", "seed")},
+        **{f"{key}_2": curve[f"{key}_1"] for key in ("model", "seed")},
+    }
+    assert len(by_curve([curve, back])) == len(by_curve([curve])) == 2  # ways
+
+
+def pairs_of_curves():
+    return (
+        path
+        for path in sorted((ROOT / "results/laptop/records/curves").rglob("*.json"))
+        if path.name != "settings.json"
+    )
+
+
+@pytest.mark.parametrize(("seeds", "pairs"), [("0", 0), ("0-1", 1), ("0-2", 3), ("0-3", 4)])
+def test_the_seeds_of_a_type_are_paired_once_each(seeds, pairs):
+    changes = {"seeds": seeds, "pairs": [["cnn", "cnn"], ["cnn", "gcnn"]], "beyond": {}}
+    of_scale = settings_of(scale_of(ROOT, "demo") | changes)
+    within = [pair for pair in of_scale.pairs if pair[0][0] == pair[1][0]]
+    assert len(within) == pairs == len({frozenset(pair) for pair in within})
+    assert len(of_scale.pairs) - pairs == len(of_scale.seeds)
+
+
+# ---- whatever stands in a record
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 9)
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["ok", "left_out", "0" * 64, "cnn", "a\nb", {}, [], 0.5, 1.0]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=4,
+)
+TABLES = ["table1", "table2", "table4", "matchings", *BEYOND, "theory", "beyond_claims", "provenance"]
+FIGURES = ["figure3", "figure4", "curves_figure", "symmetries_figure"]
+
+
+def places(value, path=()):
+    """Every path of keys in a record, settings aside, which planning compares with the config's."""
+    if path == ("settings",):
+        return
+    if path:
+        yield path
+    if isinstance(value, dict | list):
+        for key in [*value][:12] if isinstance(value, dict) else range(min(len(value), 3)):
+            yield from places(value[key], (*path, key))
+
+
+@pytest.mark.slow(seconds=30)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from([*KINDS]), st.data())
+def test_whatever_stands_in_a_record_it_is_refused_in_one_line_or_tabulated(kind, data):
+    record = copy.deepcopy(data.draw(st.sampled_from(committed_records(kind))))
+    for _ in range(data.draw(st.integers(1, 2))):
+        path = data.draw(st.sampled_from([*places(record)] or [("kind",)]))
+        place = record
+        for key in path[:-1]:
+            place = place[key]
+        what = data.draw(st.sampled_from(["delete", "replace", "add"]))
+        if what == "delete":
+            del place[path[-1]]
+        elif what == "replace":
+            place[path[-1]] = data.draw(JSON)
+        elif isinstance(place, dict):
+            place[data.draw(st.sampled_from(["model", "seed", "model_1", "seed_2", "x", "a\nb"]))] = (
+                data.draw(JSON)
+            )
+    if wrong := problem(record):
+        assert "\n" not in wrong
+        return
+    models = [of for key in ("model", "model_1", "model_2") if isinstance(of := record.get(key), str)]
+    about = {"models": models, "pairs": [models] if len(models) == 2 else [], "names": {}, "descriptions": {}}
+    about |= {"notes": [], "matchings": ["activation"], "made": {}}
+    for name in (*TABLES, *FIGURES):
+        if kind in kinds_of(name):
+            module = module_of(name)
+            inputs = {of: [record] if of == kind else [] for of in kinds_of(name)}
+            try:
+                getattr(module, "frame", getattr(module, "draw", None))(inputs, about)
+                getattr(module, "notes", agreement.notes)(inputs, about)
+                agreement.check_accuracies(inputs)
+            except UserError as error:
+                assert "\n" not in str(error)
+
+
+# ---- a start among broken records
+
+
+def record_of(clone, **what):
+    """The record of a scale `tiny` that says so."""
+    for path in sorted((clone.folder / "results/tiny/records").rglob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if what.items() <= record.items():
+            return path
+    raise LookupError(what)
+
+
+def test_a_start_names_each_broken_record_and_makes_all_that_does_not_need_it(committed):
+    broken = record_of(committed, kind="flip_merge", model="gcnn", seed=1)
+    broken.write_text("{}", encoding="utf-8")
+    name = str(broken.relative_to(committed.folder))
+    line = f"record {name} lacks the field 'kind'"
+    run = committed.snakemake("--dry-run", "table1")
+    assert run.returncode == 0 and f"notice: {line}" in run.stdout and "Error" not in run.stdout
+    (committed.folder / "results/tiny/tables/table1.csv").unlink()
+    run = committed.snakemake("table1", "table2", "table4")
+    assert run.returncode != 0 and "Traceback" not in run.stdout
+    assert re.search(
+        rf"error in rule table2: {re.escape(line)}.*: delete it, and it is made again\n", run.stdout
+    )
+    assert (committed.folder / "results/tiny/tables/table1.csv").exists() and broken.read_text() == "{}"
+    assert "error in rule table4" not in run.stdout
+    assert committed.snakemake("status").returncode == 0
+    broken.unlink()
+    assert "flip_merge gcnn 1" in committed.planned("table2")
