@@ -78,7 +78,7 @@ def test_the_containers_recipe_takes_files_that_are_there_and_is_built_where_the
     assert all((ROOT / line.split()[0]).exists() for line in files.splitlines())
     (built,) = re.findall(r"apptainer build (\S+) (\S+)", recipe)
     assert built[1] == "envs/relusym.def"
-    assert f'container: f"{{workflow.current_basedir}}/{built[0]}"' in (ROOT / "Snakefile").read_text()
+    assert f'CONTAINER = f"{{workflow.current_basedir}}/{built[0]}"' in (ROOT / "Snakefile").read_text()
 
 
 APPTAINER = """#!/bin/bash
@@ -110,4 +110,4 @@ def test_with_apptainer_every_job_runs_in_the_image_of_the_recipe(tiny, tmp_path
     )
     assert run.returncode == 0, run.stderr
     assert set((tmp_path / "images").read_text().split()) == {str(image)}
-    assert (made.folder / "results/tiny/records/theory/lemma_e_1.json").exists()
+    assert made.path_of_statement("lemma_e_1").exists()

@@ -372,9 +372,9 @@ class Files(list):
 
 for given in json.loads(sys.argv[1]):
     params = Files([])
-    params.about, params.name = given["about"], given["rule"]
+    params.about, params.name, params.shown = given["about"], given["rule"], given["input"]
     rule = SimpleNamespace(
-        rule=given["rule"], params=params, input=Files([], **given["input"]), output=Files(given["output"]),
+        rule=given["rule"], params=params, input=Files([]), output=Files(given["output"]),
         log=[given["rule"] + ".log"], threads=1, resources={},
     )
     runpy.run_path(given["script"], {"snakemake": rule})

@@ -55,14 +55,14 @@ def test_under_a_prefix_finished_records_are_found(finished, tiny, tmp_path):
     (tmp_path / "Snakefile").write_text(SNAKEFILE.format(clone=made.folder, prefix='prefix: "below"'))
     shutil.copytree(finished.folder / "results/tiny/records", tmp_path / "below/results/tiny/records")
     shutil.copytree(finished.folder / "results/tiny/filters", tmp_path / "below/results/tiny/filters")
-    assert mine.planned("--rerun-triggers", "mtime") == ["accuracies", "relu_figure4", "relu_table2"]
+    assert mine.planned() == ["accuracies", "relu_figure4", "relu_table2"]
     ended = mine.snakemake()
     assert ended.returncode == 0, ended.stdout
     assert not (tmp_path / "results").exists() and not (tmp_path / "below/data").exists()
     for name in ("tables/table2.csv", "figures/figure4.png"):
         ours, its = (folder / "results/tiny" / name for folder in (tmp_path / "below", finished.folder))
         assert ours.read_bytes() == its.read_bytes()
-    assert "Nothing to be done" in mine.snakemake("--rerun-triggers", "mtime").stdout
+    assert "Nothing to be done" in mine.snakemake().stdout
     other = config_of(made.folder) | {"training": {"weight_decay": 0.5}}  # which is another net
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(other))
-    assert "relu_train cnn 0" in mine.planned("--rerun-triggers", "mtime")
+    assert {"relu_train cnn 0", "relu_table2", "accuracies"} <= {*mine.planned()}

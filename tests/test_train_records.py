@@ -168,7 +168,7 @@ def test_a_merge_of_another_checkpoint_than_its_train_record_names_is_refused(tm
     (_, to, _), (_, _, record) = nets[model, 1], nets[model, 0]
     filters = tmp_path / "filters.safetensors"
     with pytest.raises(
-        UserError, match=rf"{model}-1\.safetensors isn't the one that .*{model}-0\.json names"
+        UserError, match=rf"{model}-\w+/1\.safetensors isn't the one that .*{model}-\w+/0\.json names"
     ):
         merged([(model, 0)], [SETTINGS[model]], [(to, record)], data, filters=filters)
     assert not filters.exists()
@@ -240,8 +240,9 @@ def test_nets_are_kept_at_the_epochs_that_are_asked_for_also_if_the_training_was
         made(tmp_path, data, "cnn", settings, interrupted=lambda: next(asked), **how)
     trained, kept_to, _ = made(tmp_path, data, "cnn", settings, **how)
     assert_same(saved(to), saved(kept_to))
-    paths = {epoch: tmp_path / f"during_training/cnn-0-{epoch}.safetensors" for epoch in epochs}
-    assert sorted((tmp_path / "during_training").iterdir()) == sorted(paths.values())
+    folder = kept_to.parent / "during_training"
+    paths = {epoch: folder / f"0-{epoch}.safetensors" for epoch in epochs}
+    assert sorted(folder.iterdir()) == sorted(paths.values())
     assert trained["outputs"].pop("snapshots") == {str(epoch): sha256(path) for epoch, path in paths.items()}
     assert trained["outputs"] == plain["outputs"] | {"checkpoint": sha256(kept_to)}
     assert_same(saved(paths[3]), saved(kept_to))

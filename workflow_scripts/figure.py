@@ -8,7 +8,8 @@ from relusym.findings.layout import csv, write_text
 from relusym.findings.print_style import write_figure
 
 with job(snakemake):
-    name, about, shown = (snakemake.params[key] for key in ("name", "about", "shown"))
+    params = snakemake.params
+    name, about, shown = params.name, params.about, params.shown
     module, inputs = module_of(name), read(kinds_of(name), shown, about)
     if name == "figure10":  # drawn from the theory's own images, which findings don't know
         from relusym.theory.cooccurrence import image_classes

@@ -7,7 +7,8 @@ from relusym.findings.frames import read
 from relusym.findings.layout import write_table
 
 with job(snakemake):
-    name, about, shown = (snakemake.params[key] for key in ("name", "about", "shown"))
+    params = snakemake.params
+    name, about, shown = params.name, params.about, params.shown
     table, inputs = module_of(name), read(kinds_of(name), shown, about)
     notes = getattr(table, "notes", agreement.notes)(inputs, about)
     *written, note = snakemake.output

@@ -57,9 +57,9 @@ def write_note(note: str | Path, name: str, made_from: str, outputs: Sequence[st
         note: where it is waited for, which may have been named before all inputs were there.
         made_from: its fingerprint.
     """
-    own = Path(outputs[0]).parents[1] / "notes" / f"{name}-{made_from}.sha256"
+    own = Path(outputs[0]).absolute().parents[1] / "notes" / f"{name}-{made_from}.sha256"
     lines = [f"{sha256(output)}  {output}" for output in outputs]
-    written = {own, Path(note)}
+    written = {own, Path(note).absolute()}
     for path in written:
         with write_whole(path) as part:
             part.write_text("\n".join(lines) + "\n", encoding="utf-8")
