@@ -106,10 +106,11 @@ def measure(name):
     except relusym.UserError as error:
         return [size, 0, 0.0, 0.0, f"refused: {error}"]
     planted = traced.planted
+    before = logits_of(planted.net(planted.x))
     permutations = relusym.random_permutations(groups, torch.Generator().manual_seed(9))
     state = planted.net.state_dict()
     planted.net.load_state_dict(relusym.permute(state, groups, permutations))
-    difference = largest_difference(planted.logits, logits_of(planted.net(planted.x)))
+    difference = largest_difference(before, logits_of(planted.net(planted.x)))
     part = share(net, groups)
     return [size, len(groups), part, difference, "" if part > 0.999 else REASONS.get(name, "")]
 

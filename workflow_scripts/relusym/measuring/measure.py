@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from relusym import nets
 from relusym.channels.groups import ChannelGroup
-from relusym.channels.traced import channel_groups
+from relusym.channels.traced import TracedNet, as_traced
 from relusym.config.measurements import MEASUREMENTS
 from relusym.data.image_set import ImageSet, subset
 from relusym.errors import UserError
@@ -166,8 +166,8 @@ def during_training(subject: Subject, settings: Record) -> Record:
             **matched_by(settings),
         )
         errors, invariance = _errors(
-            *(plain, subject.test, symmetry),
-            *(channel_groups(plain, subject.test.shape), merged.permutations),
+            *(merged.traced, subject.test, symmetry),
+            *(merged.traced.groups, merged.permutations),
         )
         found.append(
             {
@@ -184,7 +184,7 @@ def during_training(subject: Subject, settings: Record) -> Record:
 
 
 def _errors(
-    net: nn.Module, test: Images, symmetry: Symmetry, groups: list[ChannelGroup], permutations: dict
+    net: TracedNet, test: Images, symmetry: Symmetry, groups: list[ChannelGroup], permutations: dict
 ) -> tuple[dict[str, float], float]:
     """Each layer's equivariance error, its channels as they were matched, and the net's invariance error."""
     errors, invariance = equivariance_errors(net, test, symmetry, groups, permutations)
@@ -194,12 +194,13 @@ def _errors(
 def by_layer(subject: Subject, settings: Record) -> Record:
     """Each layer's equivariance error, and the barrier if it and all before it are merged."""
     (net,), symmetry = subject.plain, _symmetry(settings)
+    traced = as_traced(net, subject.images.shape)
     aligned = align(
-        *(net, symmetry.transform(net), subject.images),
+        *(traced, traced.copied(symmetry.transform(net)), subject.images),
         **matched_by(settings),
         order=symmetry.order,
     )
-    errors, _ = _errors(net, subject.test, symmetry, aligned.groups, aligned.permutations)
+    errors, _ = _errors(traced, subject.test, symmetry, aligned.groups, aligned.permutations)
     return {
         "equivariance_error": errors,
         "similarity": aligned.similarity,

@@ -13,7 +13,16 @@ from relusym.channels.labels import FIXED, Labels, Weights
 from relusym.channels.tracing import REGISTERED, handler
 
 of_pixels = partial(handler, on="pixels")
-ALIKE = (moves.pointwise, moves.kept, moves.typed, moves.entrywise, moves.moves, moves.cat, mixing.reduction)
+ALIKE = (
+    moves.pointwise,
+    moves.kept,
+    moves.typed,
+    moves.entrywise,
+    moves.moves,
+    moves.looked_up,
+    moves.cat,
+    mixing.reduction,
+)
 ALIKE += (
     mixing.along_a_dimension,
     mixing.softmax,

@@ -296,6 +296,16 @@ def spatial(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
     return Labels.along(call.along(x, 1), 1, call.shape)
 
 
+@handler("embedding")
+def looked_up(call: Call, input: Any, weight: Any, *rest: Any, **options: Any) -> Weights:
+    """Rows of a table, as position embeddings."""
+    if not (isinstance(input, Tensor) and isinstance(weight, Weights)):
+        raise call.refusal("a table that is read by what an image has isn't supported")
+    return Weights(
+        call.shape, {name: ids.expand(weight.shape)[input] for name, ids in weight.sources.items()}
+    )
+
+
 @handler("unfold", "im2col", nn.Unfold)
 def unfolded(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
     """Patches as columns: of every channel all pixels of a patch, channel after channel; or windows of a dimension."""
