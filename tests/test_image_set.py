@@ -134,10 +134,13 @@ def test_a_missing_cifar10_is_named(tmp_path):
     [
         ({"kind": "mnist"}, r"^data\.kind: 'mnist' given; allowed is one of generated, .*folder"),
         ({"kind": "folder"}, r"^data: the key 'root' is missing"),
-        ({"kind": "folder", "root": 3}, r"^data\.root: 3 given; allowed is a value of type string"),
+        (
+            {"kind": "folder", "root": 3},
+            r"^data\.root: 3 given; allowed is text, in quotes: YAML takes this for a number",
+        ),
         (
             {"kind": "folder", "root": "a", "tset": "b"},
-            r"^data: unknown key 'tset'; allowed are root, train, test",
+            r"^data: unknown key 'tset', is it 'test'\?; allowed are root, train, test",
         ),
     ],
 )

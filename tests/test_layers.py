@@ -130,7 +130,7 @@ def test_partial_merges_run_side_by_side_are_those_run_one_by_one(monkeypatch):
     first, second = resnet(size=32), resnet(seed=1, size=32)
     some, others = Images(smooth_images(30), 12), Images(smooth_images(20, seed=2), 8)
     together = partial_merges(first, second, some, others, None)
-    monkeypatch.setattr(partial, "_side_by_side", partial._one_by_one)
+    monkeypatch.setattr(partial, "_side_by_side", lambda *those: partial._one_by_one(*those, {}))
     for one, other in zip(together, partial_merges(first, second, some, others, None), strict=True):
         assert one.part == other.part
         for kind in ("up_to", "all_but"):

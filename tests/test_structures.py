@@ -326,7 +326,7 @@ def test_a_layer_of_ones_own_is_one_handler():
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3), Gain(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
     )
-    with pytest.raises(UserError, match="depends on the image's values"):
+    with pytest.raises(UserError, match="depends on a parameter's values"):
         channel_groups(net)
     groups = channel_groups(net, handlers=mine)
     assert Place("1.gain", 0) in groups[0].places

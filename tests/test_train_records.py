@@ -82,7 +82,7 @@ def merged(names, settings, files, data, **how):
 
 @FAMILIES
 def test_a_diverged_net_is_recorded_at_once_and_nothing_is_merged_from_it(tmp_path, data, nets, model):
-    settings, seen = changed(SETTINGS[model], learning_rate=1e30), []
+    settings, seen = changed(SETTINGS[model], learning_rate=1000.0), []
     record, *files = made(tmp_path, data, model, settings, report=seen.append)
     assert record["status"] == "diverged" and record["accuracy"] is None and len(record["history"]) <= 2
     assert all(progress.epoch <= 3 for progress in seen)

@@ -59,6 +59,8 @@ def job(snakemake) -> Iterator[JobLock]:
 def _hear_no_more() -> None:
     """From here on a warning changes nothing: the outputs are written, or the error is known."""
     signal.pthread_sigmask(signal.SIG_BLOCK, WARNINGS)
+    for number in WARNINGS:  # another thread, such as a lock's, would still take it
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
