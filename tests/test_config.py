@@ -1,7 +1,5 @@
 """The config: a scale is a file, models go over it; whatever a config says is taken, or refused in one line."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 from conftest import ROOT, scale_of, settings_of, write_scale
