@@ -52,7 +52,7 @@ wildcard_constraints:
     model=ANY_MODEL,
     model_1=ANY_MODEL,
     model_2=ANY_MODEL,
-    fingerprint="|".join(sorted({key.split("/")[1].rpartition("-")[2] for key in RESULTS.jobs})),
+    fingerprint="|".join(sorted({Path(key).parent.name.rpartition("-")[2] for key in RESULTS.jobs})),
     seed=r"\d+(\.\d+)?",
     seed_1=r"\d+",
     seed_2=r"\d+(\.\d+)?",

@@ -84,7 +84,7 @@ def named_now(name):
 
 # A process that was started for one job of this run, when other records are there, has the names of this one.
 if MAIN:
-    os.environ["RELUSYM_NOTES"] = json.dumps({name: named_now(name) for name in SHOWN})
+    os.environ.update(RELUSYM_NOTES=json.dumps({name: named_now(name) for name in SHOWN}))
 NOTES = json.loads(os.environ.get("RELUSYM_NOTES", "{}"))
 
 

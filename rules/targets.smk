@@ -5,7 +5,7 @@ TARGETS = [rule.name for rule in all_rules() if not rule.has_wildcards()]
 
 
 def is_made(file):
-    """Whether a file is there, or a rule makes it: of the nets that the scale has, with the present settings."""
+    """Whether a file is there, or a rule makes it, of the nets that the scale has, with the present settings."""
     if Path(file).exists() or RESULTS.key_of(file):
         return True
     matches = (output.match(file) for each in all_rules() for output in each.output)

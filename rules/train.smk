@@ -46,7 +46,8 @@ rule train:
         folder=lambda w: SETTINGS.imagenet["train"] if on_imagenet(w.unit) else None,
         label=lambda w: SETTINGS.label(SETTINGS.model_of(w.unit).id),
         images_in_use=lambda w: RESULTS.images_in_use(RESULTS.jobs[job_of(TRAIN, w)].prepared),
-        state=lambda w: RESULTS.prefix + f"{FOLDER}/states/{NET.replace('/', '-')}.safetensors".format(**w),
+        state=lambda w: RESULTS.prefix
+        + f"{FOLDER}/states/{'-'.join(Path(NET).parts)}.safetensors".format(**w),
         device=SETTINGS.run.device,
         jobs_per_gpu=JOBS_PER_GPU,
     script:
