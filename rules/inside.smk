@@ -22,7 +22,7 @@ def inside(read, otherwise):
 MAIN = inside(lambda: workflow.is_main_process, "--target-jobs" not in sys.argv)
 # A job that was submitted has its GPUs from the scheduler. Without: from the workflow's own slots.
 REMOTE = inside(lambda: workflow.remote_exec, False)
-# The name that a rule has in a workflow that takes this one as a module. Without: its own.
+# A rule's name in a workflow that takes this one as a module. Without: its own.
 renamed = inside(lambda: workflow.modifier.modify_rulename, lambda name: name)
 # A module that is given its config reads no file of ours. Without: by whose Snakefile is being run.
 TAKES_CONFIG_FILE = inside(lambda: not workflow.modifier.skip_configfile, True)
