@@ -1,20 +1,15 @@
 """Reports of several nets of one architecture side by side, and the barriers between the nets."""
 
-import csv
-import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from relusym import __version__
-from relusym.reporting.page import table, write_text
+from relusym.reporting.page import filled, table, write_numbers, write_text
 from relusym.reporting.report import Report
-from relusym.reporting.words import barrier_text, finite, number
+from relusym.reporting.words import barrier_text, number
 
 
 @dataclass(frozen=True)
@@ -93,20 +88,14 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
         "nets": comparison.summary(),
         "layers": comparison.by_layer(),
     }
-    for name, rows in tables.items():
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        write_text(folder / f"{name}.csv", text.getvalue())
-    write_text(
-        folder / "report.json", json.dumps(finite(comparison.numbers()), indent=1, allow_nan=False) + "\n"
-    )
+    write_numbers(folder, tables, comparison.numbers())
     links = ", ".join(
         f"<a href='{escape(report.name, quote=True)}/report.html'>{escape(report.name)}</a>"
         for report in comparison.reports
     )
-    template = files("relusym.reporting").joinpath("compare.html").read_text(encoding="utf-8")
     nets, matrix = comparison.in_words()
-    page = Template(template).substitute(
+    page = filled(
+        "compare.html",
         count=len(comparison.reports),
         links=links,
         measure=comparison.reports[0].measure,

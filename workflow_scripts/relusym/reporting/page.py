@@ -4,7 +4,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -66,15 +66,11 @@ def write_report(report: Report, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     remove_older(folder)
-    for name, rows in tables(report).items():
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        write_text(folder / f"{name}.csv", text.getvalue())
+    write_numbers(folder, tables(report), report.numbers())
     for name in SAVED:
         if name in report.merged.nets:
             about = card(report.merged, report.name, name) | {"symmetry": report.symmetry}
             checkpoint.save(folder / f"{name}.safetensors", report.merged.nets[name].state_dict(), about)
-    write_text(folder / "report.json", json.dumps(finite(report.numbers()), indent=1, allow_nan=False) + "\n")
     write_text(folder / "report.html", page(report))
     return folder / "report.html"
 
@@ -101,6 +97,26 @@ def remove_older(folder: Path) -> None:
     if isinstance(older, dict) and "relusym" in older:
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
+
+
+def filled(template: str, **words: Any) -> str:
+    """A template of this folder with its words and the style that all pages share."""
+    text, style = (
+        files("relusym.reporting").joinpath(name).read_text(encoding="utf-8")
+        for name in (template, "page.css")
+    )
+    return Template(text).substitute(words, style=style)
+
+
+def write_numbers(
+    folder: Path, tables: Mapping[str, Iterable[Iterable[Any]]], numbers: Mapping[str, Any]
+) -> None:
+    """Write each table as a CSV, and all numbers as `report.json`."""
+    for name, rows in tables.items():
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        write_text(folder / f"{name}.csv", text.getvalue())
+    write_text(folder / "report.json", json.dumps(finite(numbers), indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -188,8 +204,9 @@ def page(report: Report) -> str:
         "checks": ", ".join(f"{name.replace('_', ' ')} {value:.1e}" for name, value in held.items()),
         "version": __version__,
     }
-    return Template(files("relusym.reporting").joinpath("page.html").read_text(encoding="utf-8")).substitute(
-        {key: escape(text) for key, text in words.items()},
+    return filled(
+        "page.html",
+        **{key: escape(text) for key, text in words.items()},
         **{name: _picture(drawn.get(name), says) for name, says in PICTURES.items() if name != "curve"},
         curve=_picture(drawn["curve"], PICTURES["curve"]) if report.curve else "",
         tiles=_tiles(report),
