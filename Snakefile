@@ -44,12 +44,12 @@ include: "rules/bench.smk"
 rule all:
     default_target: True
     input:
-        [note(name) for name in SHOWN if name not in BEYOND],
+        [note(name) for name in FINDINGS if not FINDINGS[name].is_beyond],
 
 
 rule beyond:
     input:
-        [note(name) for name in SHOWN if name in BEYOND],
+        [note(name) for name in FINDINGS if FINDINGS[name].is_beyond],
 
 
 rule compare:

@@ -15,7 +15,8 @@ from relusym import data
 from relusym.data import DATA_SETS, image_set
 from relusym.data.chiral_shapes import generate
 from relusym.errors import UserError
-from relusym.findings import figure4, selection, zero_filters
+from relusym.findings import Figure, declared, selection
+from relusym.findings.figures import figure4, zero_filters
 from relusym.findings.filters import read_filters
 from relusym.matching import MATCHINGS
 from relusym.matching.match import Matching, Pair
@@ -171,11 +172,13 @@ def test_nets_that_have_no_halfway_net_are_no_pair(sections):
 
 def test_resnets_alone_have_the_tables_and_figures_that_need_no_others(sections):
     settings = settings_of(sections | {"models": {"resnet8": RESNET8 | {"table": "table5"}}, "pairs": []})
-    assert [*selection.about(settings, "table5")["models"]] == ["resnet8"]
-    assert selection.about(settings, "table2")["models"] == []
-    assert selection.figures(settings) == ["matchings_figure", "figure3", "figure10"]
-    for name in selection.tables(settings):
-        selection.inputs(Results(settings), name)
+    assert [*selection.select(settings, "table5")["models"]] == ["resnet8"]
+    assert selection.select(settings, "table2")["models"] == []
+    names = selection.findings(settings)
+    figures = [name for name in names if isinstance(declared()[name], Figure)]
+    assert figures == ["figure3", "figure10", "matchings_figure"]
+    for name in names:
+        selection.keys(Results(settings), name)
 
 
 # ---- a data set from a folder, by config alone
