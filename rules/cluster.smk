@@ -25,7 +25,7 @@ if MAIN:
         # a broken record is named here, and again by the jobs that read it; all others go on
         for key in RESULTS.jobs:
             RESULTS.is_there(key)
-        for line in RESULTS.broken.values():
+        for line in dict.fromkeys(RESULTS.broken.values()):
             print(f"notice: {line}", file=sys.stderr)
         for prepared in PREPARED:
             if line := RESULTS.other_images(prepared):

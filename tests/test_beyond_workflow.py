@@ -24,7 +24,7 @@ from relusym.measuring.loading import test_images as images_to_test_on
 from relusym.measuring.measure import measure_record
 from relusym.merging.kernel_constraint import filters_and_matches
 from relusym.nets.group_conv import difference_from_equivariant
-from relusym.records.files import read_record, write_record
+from relusym.records.files import load_record, write_record
 from relusym.symmetry import HORIZONTAL_FLIP
 
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def measured(tiny) -> Clone:
 
 
 def record(made: Clone, kind: str, nets: str):
-    return read_record(made.record(kind, *nets.split("--")))
+    return load_record(made.record(kind, *nets.split("--")))
 
 
 def planned(made: Clone, *arguments: str) -> list[str]:
@@ -264,7 +264,7 @@ def test_a_mixture_that_learns_nothing_is_left_out_and_the_rest_is_measured(
 def test_a_net_that_is_left_out_is_not_measured(copied_net):
     folder, given = copied_net
     path = folder / "records/0.json"
-    write_record(path, read_record(path) | {"status": "diverged"})
+    write_record(path, load_record(path) | {"status": "diverged"})
     left_out = measure_record(**given)
     assert (left_out["status"], left_out["reason"]) == ("left_out", "cnn-0 is diverged")
     assert "epochs" not in left_out and during_training.by_epoch([left_out]).empty

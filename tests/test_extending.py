@@ -23,7 +23,7 @@ from relusym.measuring.merge import merge_record
 from relusym.measuring.train import train_record
 from relusym.nets import ARCHITECTURES
 from relusym.records.fields import nets_of
-from relusym.records.files import read_record, write_record
+from relusym.records.files import load_record, write_record
 from relusym.records.results import Results
 from relusym.registry import Entry
 from relusym.schema import Count, Section
@@ -45,7 +45,7 @@ def run_with(clone: Clone, *targets: str, models, pairs=(), scale=None, **config
 
 
 def records(clone: Clone, kind: str) -> dict:
-    found = map(read_record, (clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json"))
+    found = map(load_record, (clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json"))
     by_nets = {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in found}
     return dict(sorted(by_nets.items()))
 
@@ -316,7 +316,7 @@ def test_vertical_flips_and_quarter_turns_are_symmetries_of_a_training_and_of_it
 def matched_by_identity(clone: Clone, kind: str, before: dict) -> dict:
     """The merges that weren't there before, by their nets."""
     paths = {*(clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json")} - {*before}
-    found = [read_record(path) for path in sorted(paths)]
+    found = [load_record(path) for path in sorted(paths)]
     return {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in found}
 
 

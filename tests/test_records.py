@@ -21,7 +21,7 @@ from relusym.findings.frames import once, read
 from relusym.findings.measurements import accuracies
 from relusym.measuring.loading import named_checkpoint
 from relusym.records.fields import KINDS, problem
-from relusym.records.files import find_record, read_record, write_record
+from relusym.records.files import load_record_or_none, load_record, write_record
 from relusym.whole_files import sha256
 
 MERGES = "flip_merge", "pair_merge"
@@ -32,7 +32,7 @@ BEYOND = "exact_gcnn", "symmetries", "curves", "during_training", "by_layer"
 def committed_records(kind):
     """Some of each kind that jobs have written, the shortest lists first."""
     paths = sorted((ROOT / "results" / "laptop" / "records" / kind).rglob("*.json"))
-    found = [*map(read_record, (path for path in paths if path.name != "settings.json"))]
+    found = [*map(load_record, (path for path in paths if path.name != "settings.json"))]
     found.sort(key=lambda record: "model_1" in record)  # single nets first
     names = ("cnn", "vertical_cnn", "shapes_turned_cnn", None)
     return [
@@ -108,7 +108,7 @@ def test_a_record_of_any_kind_that_can_not_be_right_is_named_in_one_line_with_wh
     (tmp_path / "record.json").write_text(json.dumps(record), encoding="utf-8")
     (tmp_path / "settings.json").write_text(json.dumps(record["settings"]), encoding="utf-8")
     with pytest.raises(UserError, match=allowed) as told:
-        read_record(tmp_path / "record.json")
+        load_record(tmp_path / "record.json")
     line = str(told.value)
     assert line.startswith(f"record {tmp_path}") and line.endswith("delete it, and it is made again")
     assert "\n" not in line and len(line) < 400 + len(str(tmp_path))
@@ -208,7 +208,7 @@ def test_a_key_that_stands_twice_is_refused_however_deep(tmp_path):
         with pytest.raises(
             UserError, match=r"is not valid JSON \(the key '(seed|size)' stands twice .*delete it"
         ):
-            find_record(path)
+            load_record_or_none(path)
 
 
 # ---- contradictions between records
@@ -311,7 +311,7 @@ def test_a_pair_counts_once_whichever_way_round():
 
 
 def test_a_curve_between_two_nets_counts_once():
-    curve = next(of for of in map(read_record, pairs_of_curves()) if "model_1" in of)
+    curve = next(of for of in map(load_record, pairs_of_curves()) if "model_1" in of)
     back = curve | {
         **{f"{key}_1": curve[f"{key}_2"] for key in ("model", "seed")},
         **{f"{key}_2": curve[f"{key}_1"] for key in ("model", "seed")},

@@ -27,7 +27,7 @@ from relusym.measuring.merge import merge_record
 from relusym.measuring.train import train_record
 from relusym.nets import build
 from relusym.randomness import stream
-from relusym.records.files import read_record, write_record
+from relusym.records.files import load_record, write_record
 from relusym.records.fingerprint import fingerprint
 from relusym.whole_files import sha256
 
@@ -130,7 +130,7 @@ def test_each_seed_is_a_net_of_its_own_that_merges_with_itself_and_with_the_othe
     for merge, ends in ((flip, ["net", "flipped"]), (pair, ["net_1", "net_2"])):
         path = tmp_path / merge["kind"] / "record.json"
         write_record(path, merge)
-        assert read_record(path)["status"] == "ok"
+        assert load_record(path)["status"] == "ok"
         assert list(merge["accuracy"]) == ends + inner and list(merge["barrier"]) == inner
     assert (flip["model"], flip["seed"]) == names[0]
     assert flip["inputs"]["checkpoints"] == hashes[:1] and pair["inputs"]["checkpoints"] == hashes

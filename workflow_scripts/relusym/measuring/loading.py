@@ -11,7 +11,7 @@ from relusym import checkpoint, nets
 from relusym.data import augmentation, digest, image_set
 from relusym.data.image_set import ImageSet
 from relusym.errors import UserError
-from relusym.records.files import read_record
+from relusym.records.files import load_record
 from relusym.records.fingerprint import non_default
 from relusym.symmetry import SYMMETRIES
 from relusym.whole_files import sha256
@@ -121,7 +121,7 @@ def named_checkpoint(
         UserError: it is damaged, another one, of another net, or made with other settings.
     """
     tensors, about = checkpoint.load(path, device)
-    trained = read_record(record)
+    trained = load_record(record)
     if sha256(path) != trained["outputs"]["checkpoint"]:
         raise UserError(
             f"checkpoint {path} isn't the one that {record} names: delete it, and it is made again"
