@@ -21,7 +21,7 @@ from relusym.findings.frames import once, read
 from relusym.findings.measurements import accuracies
 from relusym.measuring.loading import named_checkpoint
 from relusym.records.fields import KINDS, problem
-from relusym.records.files import load_record_or_none, load_record, write_record
+from relusym.records.files import load_record, load_record_or_none, write_record
 from relusym.whole_files import sha256
 
 MERGES = "flip_merge", "pair_merge"

@@ -18,7 +18,7 @@ from relusym.data import image_set
 from relusym.errors import UserError
 from relusym.findings.layout import Layout, write_table
 from relusym.findings.print_style import write_figure
-from relusym.records.files import load_record_or_none, load_record, write_record
+from relusym.records.files import load_record, load_record_or_none, write_record
 from relusym.whole_files import sha256, write_whole
 
 RECORD = records.train("cnn", 0)

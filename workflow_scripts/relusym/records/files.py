@@ -1,7 +1,6 @@
 """Records: one small JSON a job, written whole or not at all; their settings stand once in their folder."""
 
 import json
-import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -34,9 +33,9 @@ def load_record_or_none(path: str | Path) -> Record | None:
     except FileNotFoundError:
         return None
     if isinstance(record, dict):
-        settings = os.path.join(os.path.dirname(path), SETTINGS)
+        settings = Path(path).with_name(SETTINGS)
         try:
-            record["settings"] = _settings(settings, os.stat(settings).st_mtime_ns)
+            record["settings"] = _settings(settings, settings.stat().st_mtime_ns)
         except FileNotFoundError as error:
             raise UserError(f"record {path} has no {SETTINGS} beside it: {RESTORE}") from error
     if wrong := problem(record):
@@ -114,7 +113,7 @@ def _outcome(record: Record) -> Record:
 
 
 @lru_cache(64)
-def _settings(path: str, time: int) -> Any:
+def _settings(path: Path, time: int) -> Any:
     return _load(path, RESTORE)
 
 

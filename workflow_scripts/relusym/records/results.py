@@ -6,7 +6,6 @@ a merge of another checkpoint than its net's record names isn't, nor is a net of
 couldn't be had. Such a file keeps its name, and the record that is to be made gets a number: `<seeds>.1.json`.
 """
 
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -74,8 +73,8 @@ class Results:
 
     Attributes:
         prefix: of every path, where they are read; the paths that methods return are without.
-        broken: by record that can't be read or whose text is wrong, the line that says what is wrong with it, and what to
-            do. It counts as there: no job is planned for it, and only what reads it stops.
+        broken: by record that can't be read or whose text is wrong, the line that names what is wrong with it and what
+            to do. It counts as there: no job is planned for it, and only what reads it stops.
 
     Raises:
         UserError: a folder of records can't be listed (named).
@@ -273,7 +272,8 @@ class Results:
         if folder not in self._listed:
             numbers = self._listed[folder] = {}
             try:
-                files = os.listdir(f"{self.prefix}{self.folder}/records/{folder}")
+                path = Path(f"{self.prefix}{self.folder}/records/{folder}")
+                files = [file.name for file in path.iterdir()]
             except FileNotFoundError:
                 files = []
             except OSError as error:
@@ -289,7 +289,7 @@ class Results:
         return next(number for number in count() if number not in self._numbers(key))
 
     def _exists(self, path: str) -> bool:
-        return os.path.exists(self.prefix + path)
+        return Path(self.prefix + path).exists()
 
     def _load(self, key: str, file: str) -> Record | None:
         """A record, which is of what its path says."""
@@ -338,8 +338,8 @@ class Results:
                 if trained.get("outputs", {}).get("checkpoint") not in (None, checkpoint):
                     return True
             if job.kind == "flip_merge":
-                filters = self.prefix + self._filters(name)
-                return os.path.isfile(filters) and sha256(filters) != record["outputs"]["filters"]
+                filters = Path(self.prefix + self._filters(name))
+                return filters.is_file() and sha256(filters) != record["outputs"]["filters"]
         except UserError as error:  # of a file that can't be read
             self.broken[f"{name}.json"] = str(error)
         return False
