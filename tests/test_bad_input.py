@@ -23,8 +23,8 @@ from conftest import ROOT, Clone, config_of, scale_of, set_to_tiny, settings_of,
 from PIL import Image
 
 from relusym import checkpoint, cifar10, data, nets, paper_values
-from relusym.config.image_checks import check_images
-from relusym.config.reading import check_file, seed_list
+from relusym.config.checks import check_images
+from relusym.config.reading import check_file
 from relusym.config.settings import Settings
 from relusym.data import image_set
 from relusym.data.extent import extent_of
@@ -35,6 +35,7 @@ from relusym.nets.weights import to_torchvision
 from relusym.records.fields import fields_of
 from relusym.records.files import load_record, write_record
 from relusym.records.results import Results
+from relusym.schema import seed_list
 from relusym.whole_files import sha256
 
 TYPES = "cnn, cnn_noaug, cnn_inv, cnn_late_inv, gcnn, pgcnn, pgcnn_late_inv, "

@@ -361,10 +361,10 @@ def test_a_job_refuses_other_images_than_the_records_beside_it_are_of(committed)
     results = Results(Settings.of(config_of(committed.folder), [committed.folder / "scales"]))
     record = committed.record("train", "gcnn-0")
     other_images(path)
-    from relusym.measuring.loading import check_images
+    from relusym.measuring.loading import digest_in_use
 
     with pytest.raises(UserError, match=r"holds other images than record .*gcnn-\w{8}/0\.json"):
-        check_images(path, (load_record(record)["inputs"]["data"], str(record)))
+        digest_in_use(path, (load_record(record)["inputs"]["data"], str(record)))
     assert results.settings.label("cnn") == load_record(record)["inputs"]["source"]
 
 

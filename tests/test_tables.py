@@ -8,7 +8,7 @@ import pytest
 from records import ABOUT, MEASURED, MODELS, NAMES, PAIRS, flip, made, pair, train
 
 from relusym import paper_values
-from relusym.config.measurements import MEASUREMENTS
+from relusym.beyond import MEASUREMENTS
 from relusym.errors import UserError
 from relusym.findings import TABLES, kinds_of, matchings, module_of, table1, table2, table4, table5
 from relusym.findings.costs import LAYOUT as COSTS

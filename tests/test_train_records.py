@@ -23,8 +23,8 @@ from relusym.data.chiral_shapes import generate
 from relusym.errors import Interrupted, UserError
 from relusym.findings.filters import read_filters
 from relusym.measuring.loading import load_net
-from relusym.measuring.merge import merge_record
-from relusym.measuring.train import train_record
+from relusym.measuring.merge import MergeJob, merge_record
+from relusym.measuring.train import TrainJob, train_record
 from relusym.nets import build
 from relusym.randomness import stream
 from relusym.records.files import load_record, write_record
@@ -55,7 +55,8 @@ def made(results, data, unit, settings, seed=0, **how):
     """A training's record, written beside its checkpoint; the two files."""
     folder = results / f"{unit}-{fingerprint(settings)}"
     to, record = (folder / f"{seed}.{ending}" for ending in ("safetensors", "json"))
-    trained = train_record(unit, seed, settings, data, LABEL, to, device=CPU, **how)
+    heard = {key: how.pop(key) for key in ("interrupted", "report") if key in how}
+    trained = train_record(TrainJob(unit, seed, settings, data, LABEL, to, CPU, **how), **heard)
     write_record(record, trained)
     return trained, to, record
 
@@ -71,13 +72,13 @@ def nets(tmp_path_factory, data):
     }
 
 
-def merged(names, settings, files, data, **how):
+def merged(names, settings, files, data, filters=None):
     """The record of a merge of one net with its flipped self, or of two."""
     wanted = {"merging": {"images": 100, "matching": "activation"}, "trained": settings}
     if len(names) == 1:
         wanted |= {"symmetry": "horizontal_flip", "invariance_images": 50, "projection_seed": 0}
     checkpoints, records = zip(*files, strict=True)
-    return merge_record(names, wanted, checkpoints, records, data, LABEL, batch_size=50, device=CPU, **how)
+    return merge_record(MergeJob(names, wanted, checkpoints, records, data, LABEL, 50, CPU, beside=filters))
 
 
 @FAMILIES

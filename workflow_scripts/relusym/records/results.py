@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from relusym.config.measurements import MEASUREMENTS
+from relusym.beyond import MEASUREMENTS
 from relusym.config.settings import Net, Settings
 from relusym.data import digest as digest_of
 from relusym.errors import UserError
@@ -228,8 +228,8 @@ class Results:
             nets = ((start, seed),) if start else ()
             if self.settings.stage_of(unit) is None:
                 inputs["weights"] = f"{self.folder}/weights/{key.split('/')[1]}.safetensors"
-        elif job.kind == "during_training":
-            snapshots = job.settings["epochs"][:-1]
+        elif job.kind in MEASUREMENTS:
+            snapshots = MEASUREMENTS[job.kind].snapshots(job.settings)
         if nets:
             names = [self._trained(net, snapshots) for net in nets]
             inputs["nets"] = [self._checkpoint(name) for name in names]
