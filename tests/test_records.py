@@ -17,10 +17,8 @@ from relusym.findings import agreement, kinds_of, module_of, table4
 from relusym.findings.curves import by_curve
 from relusym.findings.frames import once, read
 from relusym.findings.measurements import accuracies
-from relusym.measuring.loading import named_checkpoint
 from relusym.records.fields import KINDS, problem
 from relusym.records.files import read_record, write_record
-from relusym.whole_files import sha256
 
 MERGES = "flip_merge", "pair_merge"
 BEYOND = "exact_gcnn", "symmetries", "curves", "during_training", "by_layer"
@@ -148,21 +146,6 @@ def test_filters_of_another_net_than_their_files_name_says_are_refused(name, tmp
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.save_arrays(path, {}, about)
         assert read(("filters",), {"filters": [str(path)]}, {})["filters"][0].seed == 0
-
-
-@pytest.mark.parametrize("change", [{"seed": 1}, {"model": "gcnn"}])
-def test_a_checkpoint_whose_header_says_another_net_than_its_record_is_refused(change, tmp_path):
-    path, record = tmp_path / "cnn-0.safetensors", tmp_path / "cnn-0.json"
-    about = {"model": "cnn", "seed": 0, "settings": {"of": "training"}}
-    for header in (about, about | change):
-        checkpoints.save(path, {}, header)
-        write_record(
-            record, train("cnn", 0, settings=about["settings"], outputs={"checkpoint": sha256(path)})
-        )
-        if header == about:
-            assert named_checkpoint(path, record, about["settings"], "cpu")[1] == about
-    with pytest.raises(UserError, match=r"is of (seed 1|model gcnn), and .* of (0|cnn): delete both"):
-        named_checkpoint(path, record, about["settings"], "cpu")
 
 
 # ---- a pair stands once
