@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map
 
 from relusym.channels.labels import FIXED, Labels, Ties, Weights
@@ -129,13 +128,9 @@ def describe(node: fx.Node) -> str:
 def refuse(net: nn.Module) -> None:
     """Raise for what a state dict with permuted channels would not be read back as."""
     for name, layer in net.named_modules():
-        if parametrize.is_parametrized(layer):
-            keys = ", ".join(layer.parametrizations)
-            remedy = "call torch.nn.utils.parametrize.remove_parametrizations first"
-            raise UserError(f"layer {name}: its {keys} is parametrized; {remedy}")
-        stored = "weight" in layer._parameters or "weight" in layer._buffers
-        if isinstance(getattr(layer, "weight", None), Tensor) and not stored:
-            raise UserError(f"layer {name}: its weight is computed (weight_norm or alike); remove that first")
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, Tensor) and weight is not (layer._parameters | layer._buffers).get("weight"):
+            raise UserError(f"layer {name}: its weight is computed; make a parameter of it first")
     memory: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in net.state_dict(keep_vars=True).items():
         if nn.parameter.is_lazy(tensor):
