@@ -79,10 +79,13 @@ def note_now(name):
     While a record is missing, no one knows that, and an older state may look the same: then, it is a name that is new.
     """
     if not missing(name):
-        note = f"{FOLDER}/notes/{name}-{made.fingerprint(name, selected(name), files_read(name))}.sha256"
-        # not if a file that it names has been changed by hand
-        if not Path(RESULTS.prefix + note).exists() or made.is_whole(RESULTS.prefix + note):
-            return note
+        try:
+            note = f"{FOLDER}/notes/{name}-{made.fingerprint(name, selected(name), files_read(name))}.sha256"
+            # not if a file that it names has been changed by hand
+            if not Path(RESULTS.prefix + note).exists() or made.is_whole(RESULTS.prefix + note):
+                return note
+        except UserError:  # of a record that can't be read, which the table's job says
+            pass
     return f"{LOGS}/notes/{name}-{NONCE}.sha256"
 
 

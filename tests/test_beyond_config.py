@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, scale_of, settings_of
 
-from relusym.config.measurements import MEASUREMENTS
+from relusym.beyond import MEASUREMENTS
 from relusym.config.settings import Settings
 from relusym.errors import UserError
 from relusym.findings import declared, selection
@@ -31,7 +31,7 @@ def jobs(results, kind):
 
 
 def test_the_laptop_measures_everything_on_four_seeds_of_each_type(laptop):
-    assert laptop.settings.measured == [*MEASUREMENTS]
+    assert sorted(laptop.settings.measured) == [*MEASUREMENTS]
     for kind in MEASUREMENTS:
         found = jobs(laptop, kind).values()
         assert {seed for job in found for _, seed in job.nets} == {0, 9, 10, 11}
@@ -60,7 +60,9 @@ def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):
     first, *others = selection.net_notes(laptop.settings, models)
     assert first.endswith("; vertical flip; seeds 0, 9-11")
     assert others[0] == "Scale laptop, CNN w/o aug; CNN; CNN + inv-loss; GCNN: quarter turn"
-    assert "Training, GCNN: learning rate 0.0125" in others
+    assert "Training, GCNN: learning rate 0.0125, weight decay 0.032" in others
+    demo = selection.select(settings_of(scale="demo"), "table2")["notes"]
+    assert "Training, GCNN: learning rate 0.01, weight decay 0.08" in demo
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from records import MEASURED, MODELS, NAMES, PAIRS, SELECTION, flip, made, pair, train
 
 from relusym import paper_values
-from relusym.config.measurements import MEASUREMENTS
+from relusym.beyond import MEASUREMENTS
 from relusym.errors import UserError
 from relusym.findings import Table, agreement, declared
 from relusym.findings.beyond import matchings
@@ -17,7 +17,7 @@ from relusym.findings.layout import Layout, human_table, write_table
 from relusym.findings.tables import resnets, table1, table2, table4
 from relusym.findings.tables.costs import LAYOUT as COSTS
 from relusym.findings.tables.costs import costs
-from relusym.records.files import read_record
+from relusym.records.files import load_record
 
 
 def of_models(*models):
@@ -174,7 +174,7 @@ def test_a_record_file_without_a_field_is_named(tmp_path, record, field):
     path.with_name("settings.json").write_text(json.dumps(record.pop("settings")))
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match=rf"record\.json lacks the field '{field}'"):
-        read_record(path)
+        load_record(path)
 
 
 def test_the_papers_cell_stands_beside_ours(three_types):

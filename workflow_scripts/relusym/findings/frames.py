@@ -11,7 +11,7 @@ from relusym.findings.agreement import check_accuracies, check_agreement, matchi
 from relusym.findings.filters import Filters, read_filters
 from relusym.findings.lazy import pd
 from relusym.records.fields import nets_of
-from relusym.records.files import read_record
+from relusym.records.files import load_record
 
 # Where each quantity stands in a record: of several paths the first that it has. Without REPAIR, nets with batch norm
 # have their statistics reset; other nets have nothing to reset.
@@ -40,7 +40,7 @@ def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], selection: Se
     """
     inputs = {}
     for kind in kinds:
-        reader = _named_filters if kind == "filters" else read_record
+        reader = _named_filters if kind == "filters" else load_record
         inputs[kind] = [reader(path) for path in files.get(kind, [])]
     inputs = chosen(inputs, selection)
     check_accuracies(inputs)

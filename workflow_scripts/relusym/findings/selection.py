@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
-from relusym.config.measurements import MEASUREMENTS, SECTIONS
+from relusym.beyond import MEASUREMENTS
 from relusym.findings import BEYOND, Selection, declared
 from relusym.theory import STATEMENTS
 
@@ -109,7 +109,7 @@ def vgg11s(settings: Settings) -> Selection:
     return {"models": models, "notes": net_notes(settings, models)}
 
 
-def beyond(name: str) -> Mapping[str, Any]:
+def beyond(name: str, order: int) -> Mapping[str, Any]:
     """What the declarations of a measurement beyond the paper have in common, by its section of the config."""
 
     def select(settings: Settings) -> Selection:
@@ -118,7 +118,7 @@ def beyond(name: str) -> Mapping[str, Any]:
 
     return {
         "section": BEYOND,
-        "order": [*SECTIONS].index(name),
+        "order": order,
         "exists": lambda settings: name in settings.measured,
         "reads": (name,),
         "select": select,

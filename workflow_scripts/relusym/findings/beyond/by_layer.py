@@ -17,8 +17,8 @@ MEASURED = {
     "barrier_up_to": "Barrier if merged up to the layer",
 }
 LAYOUT = Layout("By layer: where the barrier comes from", {"layer": "Layer", **MEASURED})
-TABLE = Table(__name__, LAYOUT, **beyond("by_layer"))
-FIGURE = Figure(__name__, name="by_layer_figure", csvs=(".csv",), **beyond("by_layer"))
+TABLE = Table(__name__, LAYOUT, **beyond("by_layer", order=5))
+FIGURE = Figure(__name__, name="by_layer_figure", csvs=(".csv",), **beyond("by_layer", order=5))
 
 
 def by_net(records: Sequence[Record]) -> pd.DataFrame:

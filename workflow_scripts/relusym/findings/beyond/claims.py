@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from relusym.config.measurements import MEASUREMENTS
 from relusym.findings import BEYOND, Inputs, Selection, Table, agreement
 from relusym.findings.beyond import by_layer, curves, during_training, exact_gcnn, matchings, symmetries
 from relusym.findings.evidence import Evidence, flipped_against_other, is_higher, paired
@@ -26,18 +25,6 @@ def select(settings: Settings) -> Selection:
     models = measured_types(settings)
     return {"models": models, "notes": net_notes(settings, models)}
 
-
-TABLE = Table(
-    __name__,
-    LAYOUT,
-    name="beyond_claims",
-    reads=("flip_merge", "pair_merge", *MEASUREMENTS),
-    exists=lambda settings: settings.measured,
-    select=select,
-    keys=of_every_matching,
-    section=BEYOND,
-    order=len(MEASUREMENTS) + 1,
-)
 
 SMALL = 0.01  # a barrier, or an accuracy, that is of no account
 FROM_IDENTITY = "weight_identity"  # the weight matching that the claims were written of
@@ -244,3 +231,14 @@ QUESTIONS = {
     "during_training": _on_training,
     "by_layer": _on_layers,
 }
+TABLE = Table(
+    __name__,
+    LAYOUT,
+    name="beyond_claims",
+    reads=("flip_merge", "pair_merge", *(name for name in QUESTIONS if name != "matchings")),
+    exists=lambda settings: settings.measured,
+    select=select,
+    keys=of_every_matching,
+    section=BEYOND,
+    order=len(QUESTIONS),
+)

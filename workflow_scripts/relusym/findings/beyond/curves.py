@@ -23,8 +23,8 @@ QUANTITIES = {
     "loss_largest": "Largest loss barrier",
 }
 LAYOUT = Layout("Where on the line the barrier is largest", {"way": "Merged", **QUANTITIES})
-TABLE = Table(__name__, LAYOUT, **beyond("curves"))
-FIGURE = Figure(__name__, name="curves_figure", csvs=(".csv",), **beyond("curves"))
+TABLE = Table(__name__, LAYOUT, **beyond("curves", order=3))
+FIGURE = Figure(__name__, name="curves_figure", csvs=(".csv",), **beyond("curves", order=3))
 KEY = ["model_1", "model_2", "way"]
 
 

@@ -21,7 +21,7 @@ LAYOUT = Layout(
     {"matching": "Matching", "barrier_no_repair": "Barrier, no REPAIR", "barrier": "Barrier"},
 )
 KEY = ["model_1", "model_2", "matching"]
-COMMON = beyond("matchings")
+COMMON = beyond("matchings", order=0)
 
 
 def select(settings: Settings) -> Selection:

@@ -28,8 +28,8 @@ LAYOUT = Layout(
     "Other symmetries: barriers of nets with their transformed selves",
     {"symmetry": "Symmetry", "data": "Data", **QUANTITIES},
 )
-TABLE = Table(__name__, LAYOUT, **beyond("symmetries"))
-FIGURE = Figure(__name__, name="symmetries_figure", csvs=(".csv",), **beyond("symmetries"))
+TABLE = Table(__name__, LAYOUT, **beyond("symmetries", order=2))
+FIGURE = Figure(__name__, name="symmetries_figure", csvs=(".csv",), **beyond("symmetries", order=2))
 KEY = ["model", "symmetry"]
 
 

@@ -7,7 +7,7 @@ import json
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from relusym.config.measurements import MEASUREMENTS
+from relusym.beyond import MEASUREMENTS
 from relusym.findings import BEYOND, Inputs, Record, Selection, Table, declared
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout
