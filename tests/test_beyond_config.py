@@ -183,7 +183,7 @@ def test_what_a_measurement_depends_on_outdates_it_and_nothing_of_the_papers():
     [
         (
             {"curve": {}},
-            "laptop.yaml: beyond: unknown key 'curve', is it 'curves'.; allowed are matchings, exact",
+            "laptop.yaml: beyond: unknown key 'curve', is it 'curves'.; allowed are matchings, by_layer",
         ),
         ({"curves": {"models": ["cn"]}}, "beyond.curves.models: 'cn' given; allowed is one of cnn, "),
         (

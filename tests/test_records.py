@@ -145,7 +145,7 @@ def test_filters_of_another_net_than_their_files_name_says_are_refused(name, tmp
     with pytest.raises(
         UserError, match=r"holds the filters of cnn-0, not those that its name says: delete it"
     ):
-        read(("filters",), {"filters": str(path)}, {})
+        read(("filters",), {"filters": [str(path)]}, {})
     for right in ("cnn-0.safetensors", "cnn-0a1b2c3d/0.safetensors", "cnn-0a1b2c3d/0.1.safetensors"):
         path = tmp_path / "right" / right
         path.parent.mkdir(parents=True, exist_ok=True)

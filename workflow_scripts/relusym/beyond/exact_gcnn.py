@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from relusym import checkpoint, nets
+from relusym import checkpoint
 from relusym.beyond import declaration
 from relusym.errors import UserError
 from relusym.record_types import Count, Fields, NotNegative, Share, Shares, contradiction
@@ -199,6 +199,8 @@ def corrected(halfway: Any, targets: dict, job: MergeJob) -> nn.Module:
 
 def initial(plain: nn.Module, job: MergeJob) -> nn.Module:
     """An ordinary net of the same shapes with its architecture's initial weights."""
+    from relusym import nets
+
     network = job.settings["trained"][0]["network"] | {"group_convs": 0}
     known = {"architecture", *nets.options(network["architecture"])}
     network = {key: value for key, value in network.items() if key in known}
@@ -245,6 +247,7 @@ def load(path: Path, device: torch.device) -> TiedNet:
     """
     import torch
 
+    from relusym import nets
     from relusym.channels.traced import channel_groups
     from relusym.merging.exact_gcnn import orbits
     from relusym.nets.tied import TiedNet

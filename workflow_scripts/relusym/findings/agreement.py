@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
@@ -77,32 +76,28 @@ def _barrier(record: Record) -> float:
 
 def _left_out(records: Iterable[Record], absent: Mapping[str, str], names: Mapping[str, str]) -> list[str]:
     """Which types, or nets of a type, are left out, and why."""
-    nets: dict[str, set[int]] = {}
+    seeds: dict[str, set[int]] = {}
     reasons: dict[tuple[str, int], str] = {}
     for record in sorted(records, key=lambda record: record["kind"] != "train"):
-        for model, seed in nets_of(record):
-            nets.setdefault(model, set()).add(seed)
-        if record.get("status", "ok") != "ok":
-            reason = record.get("reason") or REASONS.get(record["status"], f"it is {record['status']}")
-            blamed = re.fullmatch(r"(\w+)-(\d+) is (\w+)", reason)  # a merge names the net that it lacks
-            if blamed:
-                net, reason = (blamed[1], int(blamed[2])), REASONS.get(blamed[3], f"it is {blamed[3]}")
-            else:
-                net = next(iter(nets_of(record)), None)
-            if net and net[0] not in absent:
-                reasons.setdefault(net, reason)
+        nets, status = nets_of(record), record.get("status", "ok")
+        for model, seed in nets:
+            seeds.setdefault(model, set()).add(seed)
+        if status != "ok" and len(nets) == 1 and nets[0][0] not in absent:
+            reason = record.get("reason")
+            if record["kind"] != "train":  # "cnn-0 is degenerate"
+                status, reason = (reason or status).rpartition(" ")[2], None
+            reasons.setdefault(nets[0], reason or REASONS.get(status, f"it is {status}"))
     groups: dict[tuple[str, str], set[int]] = {}
     for (model, seed), reason in reasons.items():
         groups.setdefault((model, reason), set()).add(seed)
     lines = [f"{names.get(model, model)} is left out: {reason}" for model, reason in absent.items()]
-    for (model, reason), seeds in groups.items():
-        name, several = names.get(model, model), len(seeds) > 1
-        if nets.get(model) == seeds:
-            who = f"{name} (all {len(seeds)} nets)" if several else name
-            lines.append(f"{who} is left out: {reason}")
+    for (model, reason), gone in groups.items():
+        name, several = names.get(model, model), len(gone) > 1
+        if gone == seeds[model]:
+            nets = f"{name} (all {len(gone)} nets) is" if several else f"{name} is"
         else:
-            who = ", ".join(f"{name}-{seed}" for seed in sorted(seeds))
-            lines.append(f"{who} {'are' if several else 'is'} left out: {reason}")
+            nets = f"{', '.join(f'{name}-{seed}' for seed in sorted(gone))} {'are' if several else 'is'}"
+        lines.append(f"{nets} left out: {reason}")
     return lines
 
 

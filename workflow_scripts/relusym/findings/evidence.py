@@ -185,25 +185,21 @@ def is_highest(
     if not others or any(math.isnan(evidence.p_value) for evidence in others.values()):
         return Evidence(n, "Welch's t, all others", remark="two nets or more of every type are needed")
     best = min(others, key=lambda other: others[other].effect)
-    p_values = [evidence.p_value for evidence in others.values()]
-    ahead = others[best].effect > 0
-    return Evidence(
-        n,
-        "Welch's t, all others",
-        effect=others[best].effect,
-        low=others[best].low,
-        high=others[best].high,
-        effect_size=others[best].effect_size,
+    closest, tests = others[best], others.values()
+    ahead = closest.effect > 0
+    observed = power.all_of([test.power_observed for test in tests if test.power_observed])
+    return replace(
+        closest,
+        n=n,
+        test="Welch's t, all others",
         measure=f"Hedges' g to {names.get(best, best)}",
-        direction=others[best].effect,
-        p_value=max(p_values) if ahead else min(1.0, len(others) * others[best].p_value),
-        p_rank=max(evidence.p_rank for evidence in others.values()) if ahead else math.nan,
-        p_rank_min=max(evidence.p_rank_min for evidence in others.values()),
-        nets=min(evidence.nets for evidence in others.values()),
-        power_paper=power.all_of([evidence.power_paper for evidence in others.values()]) if paper else None,
-        power_observed=power.all_of([e.power_observed for e in others.values() if e.power_observed])
-        if ahead
-        else others[best].power_observed,
+        p_value=max(test.p_value for test in tests) if ahead else min(1.0, len(others) * closest.p_value),
+        p_rank=max(test.p_rank for test in tests) if ahead else math.nan,
+        p_rank_min=max(test.p_rank_min for test in tests),
+        remark="",
+        nets=min(test.nets for test in tests),
+        power_paper=power.all_of([test.power_paper for test in tests]) if paper else None,
+        power_observed=observed if ahead else closest.power_observed,
     )
 
 

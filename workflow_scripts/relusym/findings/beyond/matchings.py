@@ -41,11 +41,7 @@ FIGURE = Figure(__name__, name="matchings_figure", csvs=(".csv",), **DECLARED)
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """model_1, model_2 (empty: merged with its flipped self), matching, the barriers' mean and std, n, left_out.
-
-    Raises:
-        UserError: an ok record lacks its barrier (named), is given twice, or doesn't go with the others.
-    """
+    """model_1, model_2 (empty: merged with its flipped self), matching, the barriers' mean and std, n, left_out."""
     rows = [
         (*types, matching)
         for types in types_merged(selection)

@@ -24,11 +24,7 @@ FIGURE = Figure(
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
-    """The figure, and its points.
-
-    Raises:
-        UserError: an ok record lacks its barrier (named), is given twice, or doesn't go with the others.
-    """
+    """The figure, and its points."""
     merges = points(inputs, selection["models"])
     return figure(merges, papers(), selection["models"], selection["names"]), merges
 

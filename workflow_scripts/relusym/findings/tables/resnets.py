@@ -64,9 +64,6 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """The columns of the paper's CSV with the type's name and each mean's `…_std`, n, left_out, then the paper's.
 
     One row for each of the types of which a net is measured.
-
-    Raises:
-        UserError: an ok record lacks a measurement (named), is given twice, or doesn't go with the others.
     """
     models, quantities = selection["models"], list(FLIP_MERGE)
     measured = summary(nets(inputs, [], quantities), ["model"], models, quantities)

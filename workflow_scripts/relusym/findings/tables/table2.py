@@ -19,9 +19,6 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """The columns of the paper's CSV, n, left_out, then the paper's as `paper_…`; one row a type.
 
     A net counts in n if both its train record and its flip-merge record are ok, in left_out otherwise.
-
-    Raises:
-        UserError: an ok record lacks a measurement (named), is given twice, or doesn't go with the others.
     """
     measured = summary(nets(inputs), ["model"], selection["models"], list(LAYOUT.headings))
     return beside_paper(measured, 2, ["model"])

@@ -27,9 +27,5 @@ TABLE = Table(__name__, LAYOUT, reads=("train", "pair_merge"), select=select)
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """Columns as in `table2.frame`, one row a pair of types; left_out counts pairs of which a net is left out.
-
-    Raises:
-        UserError: an ok record lacks its barrier (named), is given twice, or doesn't go with the others.
-    """
+    """Columns as in `table2.frame`, one row a pair of types; left_out counts pairs of which a net is left out."""
     return beside_paper(summary(pairs(inputs), KEY, selection["pairs"], ["barrier"]), 4, KEY)
