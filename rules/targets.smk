@@ -31,8 +31,9 @@ if MAIN and IS_MAIN_SNAKEFILE and TARGETS:
         if (
             file.stem in FINDINGS
             and file.parent.name in ("tables", "figures")
-            and file.suffix not in (".tex", ".pdf")
             and file.exists()  # which is all that Snakemake asks
             and not Path(note(file.stem)).exists()
+            and renamed(file.stem) not in words
         ):
-            sys.exit(f"error: {name} shows an earlier state; its target {file.stem} makes it again")
+            how = "makes it again" if file.suffix not in (".tex", ".pdf") else "beside it makes it again"
+            sys.exit(f"error: {name} shows an earlier state; its target {file.stem} {how}")

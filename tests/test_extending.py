@@ -350,6 +350,38 @@ def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is
     assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
 
 
+# ---- a table of one's own: a module and a caption
+
+MINE = '''
+"""The accuracy of each net."""
+
+from relusym.findings import Table
+from relusym.findings.frames import tidy
+from relusym.findings.layout import Layout
+from relusym.findings.selection import vgg11s
+
+LAYOUT = Layout("Nets", {"accuracy": "Accuracy"})
+TABLE = Table(__name__, LAYOUT, reads=("train",), select=vgg11s)
+
+
+def frame(inputs, selection):
+    return tidy(inputs["train"])[["model", "seed", "accuracy"]]
+'''
+
+
+def test_a_table_is_a_module_and_a_caption(committed):
+    library = committed.folder / "workflow_scripts"
+    (library / "relusym/findings/tables/mine.py").write_text(MINE, encoding="utf-8")
+    (committed.folder / "report/mine.rst").write_text("Each net.\n", encoding="utf-8")
+    run = committed.snakemake("mine", "provenance", by=("env", f"PYTHONPATH={library}"))
+    assert run.returncode == 0, run.stdout
+    made = table(committed, "mine")
+    assert made["model"].tolist() == ["cnn", "cnn", "gcnn", "gcnn"] and made["accuracy"].notna().all()
+    assert notes(committed, "mine")[0].startswith("Scale tiny")
+    assert "Mine" in table(committed, "provenance")["made"].to_list()
+    assert "results/tiny/tables/mine.md" in run.stdout
+
+
 # ---- an architecture, a data set, an objective, a matching of one's own: a class or function, a line in its registry
 
 

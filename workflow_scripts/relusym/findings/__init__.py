@@ -84,10 +84,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Table(Finding):
-    """A table, and how it is laid out."""
+    """A table, how it is laid out, and the number of the paper's that has the same rows, if any."""
 
     layout: Layout
     _: KW_ONLY
+    paper: int | None = None
     section: str = "Tables"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from relusym.findings import Inputs, Record, Selection, Table, agreement, declar
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout, number, std_of
 from relusym.findings.lazy import np, pd, stats
-from relusym.findings.selection import of_all_types, vgg11s
+from relusym.findings.selection import findings, of_all_types, vgg11s
 from relusym.findings.selection import select as select_of
 from relusym.findings.tables.ratios import ratios
 from relusym.records.fields import images_of, nets_of
@@ -65,11 +64,7 @@ def select(settings: Settings) -> Selection:
         others = {model: model for model in settings.table("table2") if model in settings.paper.models}
         others |= {model: rows.get(settings.paper_row(model)) for model in settings.table("table5")}
         paper = {model: settings.paper.flip_merge(other) for model, other in others.items() if other}
-    tables = [
-        name
-        for name, finding in declared().items()
-        if finding.section == "Tables" and finding.exists(settings)
-    ]
+    tables = [name for name in findings(settings) if getattr(declared()[name], "paper", None)]
     return {
         "tables": {name: select_of(settings, name) for name in tables},
         "scale": settings.scale,
@@ -95,16 +90,16 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """
     compared = []
     for name, shown in selection["tables"].items():
-        table, paper_number = declared()[name], int(re.sub(r"\D", "", name))
+        table = declared()[name]
         of_table = chosen({kind: inputs[kind] for kind in table.reads}, shown)
         other: dict[tuple[str, ...], list[str]] = {}
         for record in chain(*of_table.values()):
             words = other_than_the_papers(record, selection)
-            if paper_number == 1:
+            if table.paper == 1:
                 words = [word for word in words if word in COUNTED]
             other.setdefault(tuple(model for model, _ in nets_of(record)), []).extend(words)
         ours = table.load().frame(of_table, shown)
-        cells = compare(ours, paper_number, other, table.layout, selection["names"])
+        cells = compare(ours, table.paper, other, table.layout, selection["names"])
         compared.append(cells if selection["scale"] == "paper" else cells[cells["verdict"] != NOT_COMPARABLE])
     if selection["scale"] != "paper":
         compared.append(ratios(inputs, selection))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from relusym import paper_values
@@ -45,19 +46,20 @@ def select(settings: Settings, models: list[str]) -> Selection:
     }
 
 
-def _table(name: str, models_of) -> Table:
+def _table(paper: int, models_of: Callable[[Settings], list[str]]) -> Table:
     return Table(
         __name__,
         LAYOUT,
-        name=name,
+        name=f"table{paper}",
+        paper=paper,
         reads=("train", "flip_merge"),
         exists=lambda settings: settings.table("table5"),
         select=lambda settings: select(settings, models_of(settings)),
     )
 
 
-TABLE3 = _table("table3", lambda settings: settings.in_table3)
-TABLE5 = _table("table5", lambda settings: settings.table("table5"))
+TABLE3 = _table(3, lambda settings: settings.in_table3)
+TABLE5 = _table(5, lambda settings: settings.table("table5"))
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:

@@ -29,7 +29,7 @@ def select(settings: Settings) -> Selection:
     return {**vgg11s(settings), "descriptions": descriptions}
 
 
-TABLE = Table(__name__, LAYOUT, reads=("train",), select=select)
+TABLE = Table(__name__, LAYOUT, reads=("train",), select=select, paper=1)
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:

@@ -12,7 +12,7 @@ LAYOUT = Layout(
     "Statistics of VGG11 nets",
     {"accuracy": "Accuracy", "invariance_error": "Invariance Error", "gcnn_barrier": "GCNN Barrier"},
 )
-TABLE = Table(__name__, LAYOUT, reads=("train", "flip_merge"), select=vgg11s)
+TABLE = Table(__name__, LAYOUT, reads=("train", "flip_merge"), select=vgg11s, paper=2)
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:

@@ -23,7 +23,7 @@ def select(settings: Settings) -> Selection:
     return {**selection, "notes": net_notes(settings, types_in(selection))}
 
 
-TABLE = Table(__name__, LAYOUT, reads=("train", "pair_merge"), select=select)
+TABLE = Table(__name__, LAYOUT, reads=("train", "pair_merge"), select=select, paper=4)
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
