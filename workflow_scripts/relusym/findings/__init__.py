@@ -28,6 +28,8 @@ from relusym.findings.layout import Layout
 if TYPE_CHECKING:
     from relusym.config.settings import Settings
     from relusym.records.results import Results
+else:
+    Settings = Results = Any  # which a table's job does without
 
 Record = dict[str, Any]
 Inputs = Mapping[str, Sequence[Any]]  # what was read, by kind: records, or `filters.Filters`

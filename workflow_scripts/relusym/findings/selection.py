@@ -7,13 +7,11 @@ from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 from relusym.beyond import MEASUREMENTS
-from relusym.findings import BEYOND, Selection, declared
+from relusym.findings import BEYOND, Results, Selection, Settings, declared
 from relusym.theory import STATEMENTS
 
 if TYPE_CHECKING:
     from relusym.config.models import Model, Values
-    from relusym.config.settings import Settings
-    from relusym.records.results import Results
 
 UNSCALED = "images as they are"
 USUAL = UNSCALED, "horizontal flip", "supervised"  # goes without saying, if it is so of all nets

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 
 import numpy as np
-from scipy.integrate import quad_vec
-
 from relusym.randomness import stream
+from scipy.integrate import quad_vec
 
 # Densities that are symmetric about the origin and have a mean of |x|
 DENSITIES: dict[str, Callable[[float], float]] = {

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
-from relusym.findings import BEYOND, Inputs, Selection, Table, agreement
+from relusym.findings import BEYOND, Inputs, Selection, Settings, Table, agreement
 from relusym.findings.beyond import by_layer, curves, during_training, exact_gcnn, matchings, symmetries
 from relusym.findings.evidence import Evidence, flipped_against_other, is_higher, paired
 from relusym.findings.layout import Layout
 from relusym.findings.lazy import np, pd
 from relusym.findings.selection import measured_types, net_notes, of_every_matching
 from relusym.findings.tables.claims import FORMATS, HEADINGS, LEVEL, judged
-
-if TYPE_CHECKING:
-    from relusym.config.settings import Settings
 
 COLUMNS = {column: text for column, text in HEADINGS.items() if column not in ("power", "source")}
 LAYOUT = Layout("Beyond the paper: what was expected, tested", {"question": "Question", **COLUMNS}, FORMATS)

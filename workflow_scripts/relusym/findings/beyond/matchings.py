@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from relusym.findings import Figure, Inputs, Record, Selection, Table, agreement
+from relusym.findings import Figure, Inputs, Record, Selection, Settings, Table, agreement
 from relusym.findings.agreement import check_agreement, matching_of
 from relusym.findings.frames import PAIR_MERGE, measured, once, summary
 from relusym.findings.layout import Layout
@@ -12,9 +10,6 @@ from relusym.findings.lazy import Drawing, np, pd
 from relusym.findings.print_style import LINES, label_rows, legend_above, panels_of, plain_axes
 from relusym.findings.selection import beyond, of_every_matching, types_merged
 from relusym.matching import OF_FLIPS
-
-if TYPE_CHECKING:
-    from relusym.config.settings import Settings
 
 LAYOUT = Layout(
     "Merging by other matchings",

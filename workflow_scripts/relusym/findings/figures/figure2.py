@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from relusym.findings import Figure, Inputs, Selection
+from relusym.findings import Figure, Inputs, Selection, Settings
 from relusym.findings.figures.filter_pairs import colours
 from relusym.findings.filters import Filters, first_kept
 from relusym.findings.lazy import Drawing, np
 from relusym.findings.print_style import empty_drawing, panels_of
 from relusym.findings.selection import has_vgg11s
-
-if TYPE_CHECKING:
-    from relusym.config.settings import Settings
 
 STEPS = ("1. original", "2. flipped", "3. permuted", "4. flipped back")
 SHOWN = 3  # filters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relusym.findings import Figure, Inputs, Record, Selection
+from relusym.findings import Figure, Inputs, Selection
 from relusym.findings.lazy import Drawing, np
 from relusym.findings.print_style import LINES, panels_of, plain_axes
 
@@ -15,12 +15,8 @@ FIGURE = Figure(__name__, reads=("flipped_training",), select=lambda settings: {
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
-    """Figure 3 of the one record."""
-    return (figure3(*inputs["flipped_training"]),)
-
-
-def figure3(record: Record) -> Drawing:
-    """Figure 3 from its record: left, how far the twin is from the flipped net over training, right, both paths."""
+    """Left, how far the twin is from the flipped net over training, right, both paths."""
+    (record,) = inputs["flipped_training"]
     drawing, ((left, right),) = panels_of(2.6, 1, 2)
     smallest = np.finfo(np.float64).eps / 2
     for (precision, twin), (label, line, dashes) in CURVES.items():
@@ -42,4 +38,4 @@ def figure3(record: Record) -> Drawing:
     right.set_ylabel("Change of the symmetric part", fontsize=8)
     right.legend(fontsize=6.5, frameon=False, loc="upper center")
     plain_axes(left, right)
-    return drawing
+    return (drawing,)

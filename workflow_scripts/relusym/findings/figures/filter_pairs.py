@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from relusym.errors import UserError
-from relusym.findings import Figure, Inputs, Selection
+from relusym.findings import Figure, Inputs, Selection, Settings
 from relusym.findings.filters import Filters, are_zero, first_kept
 from relusym.findings.lazy import Drawing, np
 from relusym.findings.print_style import COLUMN_WIDTH, panels_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from relusym.config.settings import Settings
 
 SHOWN = 0.995  # of all weights; the largest few are clipped, so that the others keep their contrast
 WEIGHT = 8  # dots: each weight is drawn as so many squared

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from relusym.findings import Figure, Inputs, Selection
+from relusym.findings import Figure, Inputs, Selection, Settings
 from relusym.findings.filters import count_zero_filters
 from relusym.findings.lazy import Drawing, np, pd
 from relusym.findings.print_style import LINES, layer_ticks, panels_of, plain_axes
 from relusym.findings.selection import has_vgg11s
-
-if TYPE_CHECKING:
-    from relusym.config.settings import Settings
 
 
 def select(settings: Settings) -> Selection:

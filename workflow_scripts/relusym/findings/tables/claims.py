@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from relusym import paper_values
-from relusym.findings import Inputs, Selection, Table, agreement, frames
+from relusym.findings import Inputs, Selection, Settings, Table, agreement, frames
 from relusym.findings.evidence import (
     HELD,
     NOT_HELD,
@@ -29,9 +29,6 @@ from relusym.findings.lazy import np, pd, stats
 from relusym.findings.power import Spread, nets_needed, rank_correlation
 from relusym.findings.selection import net_notes
 from relusym.findings.tables.ratios import LOSS, RESNET_LOSS
-
-if TYPE_CHECKING:
-    from relusym.config.settings import Settings
 
 HEADINGS = {  # all columns, in their order
     "claim": "Claim",

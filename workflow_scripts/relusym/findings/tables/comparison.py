@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from relusym.findings import Inputs, Record, Selection, Table, agreement, declared
+from relusym.findings import Inputs, Record, Selection, Settings, Table, agreement, declared
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout, number, std_of
 from relusym.findings.lazy import np, pd, stats
@@ -15,9 +15,6 @@ from relusym.findings.selection import select as select_of
 from relusym.findings.tables.ratios import ratios
 from relusym.records.fields import images_of, nets_of
 from relusym.records.fingerprint import differences
-
-if TYPE_CHECKING:
-    from relusym.config.settings import Settings
 
 LAYOUT = Layout(
     "Our tables beside the paper's",

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from relusym.beyond import MEASUREMENTS
-from relusym.findings import BEYOND, Inputs, Record, Selection, Table, declared
+from relusym.findings import BEYOND, Inputs, Record, Selection, Settings, Table, declared
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout
 from relusym.findings.lazy import pd
@@ -22,9 +21,6 @@ from relusym.findings.selection import (
     vgg11s,
 )
 from relusym.records.fields import images_of
-
-if TYPE_CHECKING:
-    from relusym.config.settings import Settings
 
 ORIGIN = ("relusym", "torch", "python", "device")
 LAYOUT = Layout(

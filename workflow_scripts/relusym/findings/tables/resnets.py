@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from relusym import paper_values
-from relusym.findings import Inputs, Selection, Table
+from relusym.findings import Inputs, Selection, Settings, Table
 from relusym.findings.frames import FLIP_MERGE, nets, summary
 from relusym.findings.layout import Layout
 from relusym.findings.lazy import pd
 from relusym.findings.selection import net_notes
-
-if TYPE_CHECKING:
-    from relusym.config.settings import Settings
 
 LAYOUT = Layout(
     "ResNets merged with their flipped selves",

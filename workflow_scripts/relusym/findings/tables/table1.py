@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from relusym.errors import UserError
-from relusym.findings import Inputs, Selection, Table
+from relusym.findings import Inputs, Selection, Settings, Table
 from relusym.findings.agreement import check_agreement
 from relusym.findings.frames import TRAIN, beside_paper, measured, summary
 from relusym.findings.layout import Layout
 from relusym.findings.lazy import pd
 from relusym.findings.selection import vgg11s
-
-if TYPE_CHECKING:
-    from relusym.config.settings import Settings
 
 LAYOUT = Layout(
     "Types of VGG11 nets",

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from relusym.findings import Inputs, Selection, Table
+from relusym.findings import Inputs, Selection, Settings, Table
 from relusym.findings.frames import beside_paper, pairs, summary
 from relusym.findings.layout import Layout
 from relusym.findings.lazy import pd
 from relusym.findings.selection import net_notes, types_in
-
-if TYPE_CHECKING:
-    from relusym.config.settings import Settings
 
 LAYOUT = Layout("Merging nets trained in different manners", {"barrier": "Barrier"})
 KEY = ["model_1", "model_2"]
