@@ -1,6 +1,7 @@
 """Images with cooccurrence of equivariant features: the two classes of Figure 10, for Example C.2."""
 
 import numpy as np
+
 from relusym.randomness import stream
 
 

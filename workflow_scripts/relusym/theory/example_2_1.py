@@ -1,6 +1,7 @@
 """Example 2.1: an invariant net need not be layerwise equivariant, but an equal net is."""
 
 import numpy as np
+
 from relusym.randomness import stream
 
 # As printed W₁ is 2 × 2, while the text calls ρ₁(h) a scalar, which belongs to W₁ = (1 0): both are tested.

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 import numpy as np
-from relusym.randomness import stream
 from scipy.integrate import quad_vec
+
+from relusym.randomness import stream
 
 # Densities that are symmetric about the origin and have a mean of |x|
 DENSITIES: dict[str, Callable[[float], float]] = {

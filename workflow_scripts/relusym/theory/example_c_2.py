@@ -7,13 +7,14 @@ narrow K it isn't, which is measured too.
 
 import numpy as np
 import torch
-from relusym.randomness import stream
-from relusym.symmetry import HORIZONTAL_FLIP
-from relusym.theory.cooccurrence import ANGLE, NARROW_K, image_classes
 from scipy.optimize import linprog
 from scipy.sparse import block_diag, coo_array, eye_array, hstack, kron
 from torch import Tensor
 from torch.nn.functional import conv2d
+
+from relusym.randomness import stream
+from relusym.symmetry import HORIZONTAL_FLIP
+from relusym.theory.cooccurrence import ANGLE, NARROW_K, image_classes
 
 FILTER = 3
 TEST_IMAGES = 50  # a class

@@ -1,6 +1,7 @@
 """Lemma 2.2: ReLU(Ax) = B ReLU(x) for invertible A and B only if A = B is a scaled permutation."""
 
 import numpy as np
+
 from relusym.randomness import stream
 from relusym.theory.random_matrices import (
     all_matrices,

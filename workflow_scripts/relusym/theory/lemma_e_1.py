@@ -1,6 +1,7 @@
 """Lemma E.1: ReLU(Ax + a) = B ReLU(x) + b for invertible A and B only if a = b = 0."""
 
 import numpy as np
+
 from relusym.randomness import stream
 from relusym.theory.random_matrices import all_matrices, invertible, scaled_permutations
 

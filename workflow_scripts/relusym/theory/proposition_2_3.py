@@ -1,6 +1,7 @@
 """Proposition 2.3: a two-layer net with invertible layers is equivariant exactly through scaled permutations."""
 
 import numpy as np
+
 from relusym.randomness import stream
 from relusym.theory.random_matrices import (
     distance_to_scaled_permutation,

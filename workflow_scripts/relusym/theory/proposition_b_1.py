@@ -1,6 +1,7 @@
 """Proposition B.1: an invariant two-layer net with an invertible first layer permutes units of equal sign."""
 
 import numpy as np
+
 from relusym.randomness import stream
 from relusym.theory.random_matrices import all_matrices, invertible, permutations, positive_scales
 

@@ -4,6 +4,7 @@ All nets here have integer weights, and all is decided in integers: nothing is r
 """
 
 import numpy as np
+
 from relusym.randomness import stream
 
 SWAP = np.array([[0, 1], [1, 0]])

@@ -1,6 +1,7 @@
 """Proposition D.4: if ψ∘φ is equivariant, G acts between φ and ψ; here with S₃ on finite sets."""
 
 import numpy as np
+
 from relusym.randomness import stream
 from relusym.theory.symmetric_group import ORDER, PRODUCT, action
 
