@@ -72,13 +72,13 @@ def problems():
         f"Assumed: the compute nodes see {Path.cwd()} and {sys.executable} under the same names (a shared file system).",
         file=sys.stderr,
     )
-    found = []
+    lines = []
     for option in ("submit_cmd", "cancel_cmd"):  # those of other schedulers
-        found += command_problems(executor_option(option) or "")
+        lines += command_problems(executor_option(option) or "")
     if status := executor_option("status_command"):  # of Slurm
         submissions = {Submission(*submission_of(job)) for job in jobs_to_run() if not job.is_local}
-        found += slurm_problems(sorted(submissions), status)
-    return found
+        lines += slurm_problems(sorted(submissions), status)
+    return lines
 
 
 def mixing():
@@ -109,6 +109,5 @@ onstart:
         lift_default_limit()
         if runs_here():
             fork_scripts(jobs)
-        found = problems()
-        if found:
-            sys.exit("\n".join(["Nothing was submitted:", *(f"  {problem}" for problem in found)]))
+        if lines := problems():
+            sys.exit("\n".join(["Nothing was submitted:", *(f"  {line}" for line in lines)]))

@@ -34,10 +34,10 @@ RESULTS = Results(SETTINGS, retry=MAIN)
 FOLDER = RESULTS.folder
 LOGS = f"{FOLDER}/logs"
 
-# The wildcard {unit} is a model, or an earlier stage of its training (simsiam.pretraining); a seed may be numbered, where
+# The wildcard {training_id} is a model, or an earlier stage of its training (simsiam.pretraining); a seed may be numbered, where
 # another record has its name (0.1).
-NET = "{unit}-{fingerprint}/{seed}"
-MODEL = NET.replace("unit", "model")
+NET = "{training_id}-{fingerprint}/{seed}"
+MODEL = NET.replace("training_id", "model")
 TWO_NETS = "{model_1}--{model_2}-{fingerprint}/{seed_1}--{seed_2}"
 NETS = "{nets}-{fingerprint}/{seeds}"
 TRAIN, CHECKPOINT = f"{FOLDER}/records/train/{NET}.json", f"{FOLDER}/checkpoints/{NET}.safetensors"
@@ -48,7 +48,11 @@ ANY_MODEL = "|".join(SETTINGS.models)
 
 
 wildcard_constraints:
-    unit="|".join(unit.replace(".", r"\.") for model in SETTINGS.models.values() for unit in model.units),
+    training_id="|".join(
+        training_id.replace(".", r"\.")
+        for model in SETTINGS.models.values()
+        for training_id in model.training_ids
+    ),
     model=ANY_MODEL,
     model_1=ANY_MODEL,
     model_2=ANY_MODEL,

@@ -44,9 +44,9 @@ def check(settings: Settings) -> None:
         )
 
 
-def _one_of(key: str, given: str, allowed) -> None:
-    if given not in allowed:
-        raise UserError(one_of(key, given, allowed))
+def _one_of(key: str, value: str, allowed) -> None:
+    if value not in allowed:
+        raise UserError(one_of(key, value, allowed))
 
 
 def _in_short(seeds: list[int]) -> str:
@@ -55,12 +55,12 @@ def _in_short(seeds: list[int]) -> str:
 
 def _check_sources(settings: Settings) -> None:
     run = settings.run
-    _check_source("cifar10", run.cifar10.given())
+    _check_source("cifar10", run.cifar10.explicit())
     _check_splits(IMAGENET, run.imagenet.model_dump(), "val")
     for name, source in run.datasets.items():
         if name in ("cifar10", GENERATED, IMAGENET):
             raise UserError(f"datasets.{name}: this data set is there already; choose another name")
-        _check_source(f"datasets.{name}", source.given())
+        _check_source(f"datasets.{name}", source.explicit())
         if source.source in cifar10.SOURCES:
             raise UserError(
                 f"datasets.{name}.source: {source.source} gives CIFAR10, which is the data set cifar10"
@@ -257,8 +257,8 @@ def _fitting(
     allowed = nets.SIDES.get(architecture)
     brought_to = (size, size) if size else sides
     if allowed and not {*brought_to} <= {*allowed}:
-        given = f"{size} given" if size else f"{label} has images of {sides[1]}×{sides[0]} pixels"
-        raise UserError(f"{key}: {given}; {architecture} takes {allowed[0]} to {allowed[-1]} pixels")
+        what = f"{size} given" if size else f"{label} has images of {sides[1]}×{sides[0]} pixels"
+        raise UserError(f"{key}: {what}; {architecture} takes {allowed[0]} to {allowed[-1]} pixels")
     return brought_to
 
 

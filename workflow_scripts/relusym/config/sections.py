@@ -194,7 +194,7 @@ class Data(Section):
     def settings(self) -> dict[str, Any]:
         """What a training depends on."""
         always = {"dataset": self.dataset, "train_images": self.train_images, "seed": self.seed}
-        return always | {key: value for key, value in self.given().items() if key != "resize"}
+        return always | {key: value for key, value in self.explicit().items() if key != "resize"}
 
 
 class Running(Section):
