@@ -88,6 +88,7 @@ def is_there(file):
     return Path(RESULTS.prefix + file).exists()
 
 
+@cache
 def file_to_wait_for(key):
     """One of a job that is to do: whatever waits for it has all that it makes."""
     outputs = RESULTS.outputs(key)

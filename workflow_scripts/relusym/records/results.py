@@ -176,7 +176,7 @@ class Results:
     def chosen(self) -> set[str]:
         """The jobs that this run is about; those of models that aren't at hand are left out."""
         absent = self.settings.absent
-        jobs = self._jobs(self.settings).items()
+        jobs = (self.jobs if self.settings.run.seeds is None else self._jobs(self.settings)).items()
         return {key for key, job in jobs if not {net[0].partition(".")[0] for net in job.nets} & {*absent}}
 
     def _jobs(self, settings: Settings) -> dict[str, Job]:
