@@ -99,7 +99,7 @@ def waits_for(key):
     """What a job waits for: of the files that it reads, those that are made first.
 
     What is there needs nothing: a fresh clone has neither checkpoints nor images, and asks for none if no job is to run; and
-    a file that is whole says nothing by its date.
+    of a file that is whole, the date means nothing.
     """
     job, inputs = RESULTS.jobs[key], RESULTS.inputs(key)
     net = job.kind == "train" and not is_there(RESULTS.checkpoint(job.nets[0]))

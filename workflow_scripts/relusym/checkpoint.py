@@ -56,7 +56,7 @@ def load(
 def load_arrays(
     path: str | Path, names: Iterable[str] | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """As `load`, but NumPy arrays, also of what `save` wrote. No `names` at all: only what the header tells."""
+    """As `load`, but NumPy arrays, also of what `save` wrote. An empty `names`: the header alone."""
     return _load(path, "np", "cpu", names)
 
 

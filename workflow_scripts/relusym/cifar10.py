@@ -60,7 +60,7 @@ AGAIN = "restore it, or download CIFAR10's archive again"
 
 
 def name_of(label: str, digest: str | None) -> str:
-    """What tables call images: "CIFAR10" if their content is, "CIFAR10?" if only their label says so, else their label.
+    """What tables call images: "CIFAR10" if their content is, "CIFAR10?" if only their label is that, else their label.
 
     Args:
         label: from the config.
@@ -133,9 +133,9 @@ def recognised(path: Path) -> tuple[str, Path] | None:
         return next(((name, at) for name, at in places if at), None)
     if not path.name.endswith(ARCHIVES):
         return None
-    of = {file: name for name, version in VERSIONS.items() for file in version.files()}
-    for name, _ in _members(path, of):
-        return of[name], path
+    versions = {file: name for name, version in VERSIONS.items() for file in version.files()}
+    for file, _ in _members(path, versions):
+        return versions[file], path
     raise UserError(f"{path} holds no batches of {NAME}: allowed is {_named('archive')}, or a folder")
 
 

@@ -104,7 +104,7 @@ class Body(Fields):
     representations: Annotated[dict[str, Representation], Field(min_length=1)]
 
 
-def settings(section: dict, model: str, of_nets: Record, snapshots: list[int]) -> Record:
+def settings(section: dict, model: str, upstream: Record, snapshots: list[int]) -> Record:
     return {"from_scratch": model in section["from_scratch"]}
 
 
@@ -267,4 +267,4 @@ def load(path: Path, device: torch.device) -> TiedNet:
     return net.eval().to(device)
 
 
-MEASUREMENT = declaration.Measurement(Options, Body, measure, settings, of_flips=True)
+MEASUREMENT = declaration.Measurement(Options, Body, measure, settings, flips_alone=True)

@@ -139,7 +139,7 @@ def _check_recipe(model: Model) -> None:
 
 
 def _check_names(settings: Settings) -> None:
-    """Of two models that a table shows by one name, no reader can tell which is which."""
+    """Of two models that a table shows by one name, no reader knows which is which."""
     first: dict[Any, str] = {}
     for model in settings.models.values():
         what = (model.table, model.name, *(() if model.is_papers else (model.symmetry, str(model.data))))
@@ -163,8 +163,8 @@ def _check_pairs(settings: Settings) -> None:
         first, second = (settings.models[model] for model in pair)
         if first.seeds != second.seeds:
             raise UserError(f"{shown} have other seeds, {first.seeds} and {second.seeds}")
-        of_first, of_second = _of_a_merge(first), _of_a_merge(second)
-        if differing := [name for name in of_first | of_second if of_first.get(name) != of_second.get(name)]:
+        a, b = _of_a_merge(first), _of_a_merge(second)
+        if differing := [name for name in a | b if a.get(name) != b.get(name)]:
             raise UserError(f"{shown} can't be merged, since they differ in {', '.join(differing)}")
         if first.merging.matching in OF_FLIPS:
             raise UserError(
@@ -205,7 +205,7 @@ def _check_beyond(settings: Settings) -> None:
             raise UserError(f"{key('seeds')}: {min(unknown)} is none of the seeds of {', '.join(chosen)}")
         for model in section.get("from_scratch", []):
             _one_of(key("from_scratch"), model, models)
-        if name in MEASUREMENTS and MEASUREMENTS[name].of_flips:
+        if name in MEASUREMENTS and MEASUREMENTS[name].flips_alone:
             for model in models:
                 if SYMMETRIES[settings.models[model].symmetry].order > 2:
                     raise UserError(

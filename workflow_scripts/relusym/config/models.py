@@ -14,11 +14,11 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a key stands, as messages say it.
+    """Where a key stands, for messages.
 
     Attributes:
         file: of the scale.
-        over: what the run's config says over that: config.yaml, another config file, or the command line.
+        over: what the run's config has over that: config.yaml, another config file, or the command line.
     """
 
     file: str
@@ -79,7 +79,7 @@ class Model:
 
     @cached_property
     def sections(self) -> Sections:
-        """All that it says, or its scale for it; but for `network`."""
+        """Its entry's sections over its scale's, but for `network`."""
         values = deep_merge(self.shared, self.entry.model_dump(include={*SHARED}, exclude_unset=True))
         return Sections.model_validate({key: value for key, value in values.items() if key != "network"})
 
@@ -136,7 +136,7 @@ class Model:
 
     @cached_property
     def stages(self) -> dict[str, Training]:
-        """How each stage trains: what `pretraining` and `linear` don't say, `training` does."""
+        """How each stage trains: what `pretraining` and `linear` leave out, `training` has."""
         training, stages = self.sections.training.explicit(), {}
         for stage in self.recipe:
             values = training | STAGES[stage] | getattr(self.sections, stage).explicit()

@@ -127,7 +127,7 @@ def check_command_line(values: dict[str, Any], words: Iterable[str]) -> None:
 
 
 def deep_merge(*sections: dict[str, Any]) -> dict[str, Any]:
-    """The sections merged key by key; what a later one says goes before an earlier one."""
+    """The sections merged key by key; a later section goes before an earlier one."""
     result: dict[str, Any] = {}
     for section in sections:
         for key, value in section.items():

@@ -58,7 +58,7 @@ def _each_once(entries: list) -> list:
 
 
 def _known_options(network: dict[str, Any]) -> dict[str, Any]:
-    """What an architecture takes of them is checked with what the model's other sections say."""
+    """What an architecture takes of them is checked with the model's other sections."""
     name = network.get("architecture", "vgg11")
     if name not in nets.ARCHITECTURES:
         raise together("architecture", f"{name!r} given; {allowed_names(name, nets.ARCHITECTURES)}")
@@ -212,7 +212,7 @@ class Training(Running, Recipe):
     """How a net is trained."""
 
 
-# What a stage says unless the config does; all else it has from `training`.
+# What a stage has unless the config changes it; all else it has from `training`.
 STAGES: dict[str, dict[str, Any]] = {
     "training": {},
     "pretraining": {"objective": "simsiam", "schedule": "cosine"},
@@ -265,7 +265,7 @@ class Weights(Section):
 
 
 def _partial(section: type[Section]) -> Any:
-    """The section with no key required: what other sections don't say."""
+    """The section with no key required: what other sections leave out."""
     types = get_type_hints(section, include_extras=True)
     fields = {
         name: (types[name], Field(None, description=field.description))
@@ -278,7 +278,7 @@ PartialTraining = _partial(Training)
 
 
 class Sections(Section):
-    """What a scale says for all of its models, and each model over that."""
+    """What all models of a scale have, and each model over that."""
 
     data: Data = Field(Data(), description="the images")
     image_size: OrNull[Side] = Field(None, description="pixels that images are scaled to; null: as they are")

@@ -36,7 +36,7 @@ class Settings(Sources):
     Attributes:
         run: what the run is about.
         sections: of its scale.
-        values: the scale's file and what the run's config says over it, as plain values.
+        values: the scale's file with the run's config over it, as plain values.
         place: what messages call their keys.
         folders: where scales are looked for.
 
@@ -93,7 +93,7 @@ class Settings(Sources):
 
     @cached_property
     def common(self) -> Model:
-        """What the scale says of all models: a model whose entry is empty."""
+        """What all models have of the scale: a model whose entry is empty."""
         shared = self.sections.model_dump(include={*SHARED}, exclude_unset=True)
         return Model("", ModelSection(), self.values, self.place, shared, self.all_seeds)
 
@@ -301,7 +301,7 @@ class Settings(Sources):
         return matching is None or self.is_in_matchings(nets)
 
     def is_in_matchings(self, nets: tuple[Net, ...]) -> bool:
-        """Whether the target `matchings` is about these nets; its section says which, by default all."""
+        """Whether the target `matchings` is about these nets; its section chooses which, by default all."""
         section, types = self.beyond.get("matchings", {}), [model for model, _ in nets]
         if len(types) > 1 and types not in section.get("pairs", [types]):
             return False
@@ -348,10 +348,10 @@ class Settings(Sources):
     def shown(self, model: str) -> Values:
         """What Tables 3 and 5 show of a model besides its measurements; its config goes before its paper's row."""
         entry, row = self.models[model].entry, self.paper_row(model)
-        of_paper, flags = paper_values.resnets()[row] if row else {}, {}
+        published, flags = paper_values.resnets()[row] if row else {}, {}
         for key in ("trained_by_authors", "self_supervised"):
             flag = getattr(entry, key)
-            flags[key] = of_paper.get(key) == "yes" if flag is None else flag
+            flags[key] = published.get(key) == "yes" if flag is None else flag
         return {
             "name": self.models[model].name,
             **flags,

@@ -74,7 +74,7 @@ def read(
 ) -> tuple[ImageSet, ImageSet]:
     """Images in ImageFolder layout, <root>/<split>/<class>/<image>; classes and images in the order of their names.
 
-    CIFAR10's own images are brought to the official order, if the numbers in their names tell it.
+    CIFAR10's own images are brought to the official order, if the numbers in their names are that order.
 
     Args:
         key: where root, train and test stand in the config.

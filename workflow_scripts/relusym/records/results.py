@@ -147,7 +147,7 @@ class Results:
 
     @cached_property
     def made_with(self) -> Any:
-        """The settings of a kind of job on nets of these types, and the folder's name that says so."""
+        """The settings of a kind of job on nets of these types, and the folder's name with their fingerprint."""
 
         def made_with(kind: str, types: tuple[str, ...], matching: str | None = None) -> tuple[Record, str]:
             if kind == "theory":
@@ -292,7 +292,7 @@ class Results:
         return Path(self.prefix + path).exists()
 
     def _load(self, key: str, file: str) -> Record | None:
-        """A record, which is of what its path says."""
+        """A record, which is of the nets and settings in its path."""
         if file not in self._read:
             path, record = f"{self.folder}/records/{file}", None
             try:
@@ -321,7 +321,7 @@ class Results:
             )
 
     def _is_outdated(self, key: str, number: int) -> bool:
-        """Whether a record is of other files than those that are there, as far as there is something to tell by."""
+        """Whether a record is of other files than those that are there, as far as they are there."""
         name = self._numbered(key, number)
         job, record = self.jobs[key], self._load(key, f"{name}.json")
         if record is None or "inputs" not in record:
@@ -387,7 +387,7 @@ class Results:
     def other_images(self, prepared: str) -> str | None:
         """One line on records that were made from other images than `prepared` holds; None if there are none.
 
-        As long as the images aren't prepared, they are told apart by their labels, but for torchvision's.
+        As long as the images aren't prepared, their labels distinguish them, but for torchvision's.
         """
         used = self.images_in_use(prepared)
         if used is None:

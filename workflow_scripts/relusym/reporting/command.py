@@ -300,7 +300,7 @@ def _inputs(given: argparse.Namespace, weights: str | None) -> _Inputs:
 def _check_outputs(given: argparse.Namespace, written: Sequence[Path]) -> None:
     """Raises UserError if what is to be written can't be, or is what is read."""
     for path in written:
-        check_writable(path.parent)
+        check_writable(path.parent.absolute())
     texts = [given.net, given.images, given.labels, given.metric, *given.weights]
     read = [Path(part) for text in texts if text for part in {text, text.rpartition(":")[0]} if part]
     for path in written:
