@@ -31,6 +31,7 @@ from relusym.schema import (
     unknown_key,
 )
 from relusym.symmetry import HORIZONTAL_FLIP
+from relusym.theory import STATEMENTS
 from relusym.training.recipe import Recipe
 
 NO_MARKUP = re.compile(r"[^<>$\x00-\x1f\x7f]+")
@@ -345,18 +346,12 @@ class FlippedTraining(Section):
     )
 
 
-class Draws(Section):
-    """How many random draws each of the paper's statements is tested on."""
-
-    example_2_1: Count = Field(1000, description="points")
-    lemma_2_2: Count = Field(2000, description="pairs of matrices of each kind in each size")
-    proposition_2_3: Count = Field(200, description="nets for each way in which the group acts")
-    proposition_b_1: Count = Field(2000, description="nets for each number of positive and negative units")
-    example_c_1: Count = Field(1000, description="random nets for each distribution, and trained ones")
-    example_c_2: Count = Field(256, description="trained nets of each kind")
-    proposition_d_1: Count = Field(5000, description="nets of each kind")
-    proposition_d_4: Count = Field(2000, description="functions for either part")
-    lemma_e_1: Count = Field(2000, description="cases of each kind in each size")
+Draws = create_model(
+    "Draws",
+    __base__=Section,
+    __doc__="How many random draws each of the paper's statements is tested on.",
+    **{name: (Count, Field(draws, description=what)) for name, (draws, what) in STATEMENTS.items()},
+)
 
 
 class Theory(Section):
