@@ -89,3 +89,20 @@ def difference_from_equivariant(layer, x, act_on_input, act_on_output):
     """Largest difference between Ψ(τx) and τΨ(x) of a layer Ψ, relative to the largest output; x is (B, C, H, H)."""
     y = layer(x)
     return float((layer(act_on_input(x)) - act_on_output(y)).abs().max() / y.abs().max())
+
+
+def conv_net(*layers):
+    torch.manual_seed(0)
+    layers = layers or (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *layers).eval()
+
+
+class Wrapped(nn.Module):
+    """A net whose output `wrap` puts into something."""
+
+    def __init__(self, net, wrap):
+        super().__init__()
+        self.net, self.wrap = net, wrap
+
+    def forward(self, x):
+        return self.wrap(self.net(x))

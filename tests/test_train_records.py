@@ -1,6 +1,7 @@
 """From a training to its record and the records of its merges, alike for VGG11s and ResNets."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from small_training import (
     image_tree,
     saved,
     settings_of,
-    small_net,
 )
 
 from relusym import checkpoint
@@ -22,12 +22,11 @@ from relusym.data import image_set, prepare
 from relusym.data.chiral_shapes import generate
 from relusym.errors import Interrupted, UserError
 from relusym.findings.filters import read_filters
-from relusym.measuring.loading import load_net
-from relusym.measuring.merge import merge_record
-from relusym.measuring.train import train_record
+from relusym.measuring.merge import MergeJob, merge_record
+from relusym.measuring.train import TrainJob, train_record
 from relusym.nets import build
 from relusym.randomness import stream
-from relusym.records.files import read_record, write_record
+from relusym.records.files import load_record, write_record
 from relusym.records.fingerprint import fingerprint
 from relusym.whole_files import sha256
 
@@ -55,7 +54,8 @@ def made(results, data, unit, settings, seed=0, **how):
     """A training's record, written beside its checkpoint; the two files."""
     folder = results / f"{unit}-{fingerprint(settings)}"
     to, record = (folder / f"{seed}.{ending}" for ending in ("safetensors", "json"))
-    trained = train_record(unit, seed, settings, data, LABEL, to, device=CPU, **how)
+    heard = {key: how.pop(key) for key in ("interrupted", "report") if key in how}
+    trained = train_record(TrainJob(unit, seed, settings, data, LABEL, to, CPU, **how), **heard)
     write_record(record, trained)
     return trained, to, record
 
@@ -71,13 +71,13 @@ def nets(tmp_path_factory, data):
     }
 
 
-def merged(names, settings, files, data, **how):
+def merged(names, settings, files, data, filters=None):
     """The record of a merge of one net with its flipped self, or of two."""
     wanted = {"merging": {"images": 100, "matching": "activation"}, "trained": settings}
     if len(names) == 1:
         wanted |= {"symmetry": "horizontal_flip", "invariance_images": 50, "projection_seed": 0}
     checkpoints, records = zip(*files, strict=True)
-    return merge_record(names, wanted, checkpoints, records, data, LABEL, batch_size=50, device=CPU, **how)
+    return merge_record(MergeJob(names, wanted, checkpoints, records, data, LABEL, 50, CPU, beside=filters))
 
 
 @FAMILIES
@@ -85,7 +85,7 @@ def test_a_diverged_net_is_recorded_at_once_and_nothing_is_merged_from_it(tmp_pa
     settings, seen = changed(SETTINGS[model], learning_rate=1000.0), []
     record, *files = made(tmp_path, data, model, settings, report=seen.append)
     assert record["status"] == "diverged" and record["accuracy"] is None and len(record["history"]) <= 2
-    assert all(progress.epoch <= 3 for progress in seen)
+    assert all(progress.epoch <= 3 and math.isfinite(progress.loss) for progress in seen)
     assert checkpoint.load(files[0])[1]["status"] == "diverged"
     json.dumps(record, allow_nan=False)
     filters = tmp_path / "filters.safetensors"
@@ -124,13 +124,14 @@ def test_each_seed_is_a_net_of_its_own_that_merges_with_itself_and_with_the_othe
     (first, *files), (second, *others) = (nets[name] for name in names)
     hashes = [record["outputs"]["checkpoint"] for record in (first, second)]
     assert hashes[0] != hashes[1] and first["parameters"] == second["parameters"] > 0
+    assert 0 < first["data_wait_share"] < 1 and checkpoint.load(files[0])[1]["settings"] == settings
     flip = merged(names[:1], [settings], [files], data, filters=filters)
     pair = merged(names, [settings, settings], [files, others], data)
     inner = ["halfway", "repaired"] if model == "cnn" else ["halfway", "reset", "repaired"]
     for merge, ends in ((flip, ["net", "flipped"]), (pair, ["net_1", "net_2"])):
         path = tmp_path / merge["kind"] / "record.json"
         write_record(path, merge)
-        assert read_record(path)["status"] == "ok"
+        assert load_record(path)["status"] == "ok"
         assert list(merge["accuracy"]) == ends + inner and list(merge["barrier"]) == inner
     assert (flip["model"], flip["seed"]) == names[0]
     assert flip["inputs"]["checkpoints"] == hashes[:1] and pair["inputs"]["checkpoints"] == hashes
@@ -174,29 +175,7 @@ def test_a_merge_of_another_checkpoint_than_its_train_record_names_is_refused(tm
     assert not filters.exists()
 
 
-def test_checkpoints_that_are_truncated_foreign_or_of_another_net_are_named(tmp_path):
-    path = tmp_path / "net.safetensors"
-    other = {"settings": settings_of(VGG | {"width": 1 / 16}, VGG_RECIPE), "classes": 10, "status": "ok"}
-    for tensors, about in (({"a": torch.zeros(1)}, {}), (small_net().state_dict(), other)):
-        checkpoint.save(path, tensors, about)
-        with pytest.raises(UserError, match=r"net\.safetensors doesn't hold a net of this project"):
-            load_net(path, CPU)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"net\.safetensors is truncated"):
-        load_net(path, CPU)
-
-
 PRETRAINING = changed(SETTINGS["old"], objective="simsiam", epochs=6, learning_rate=0.1)
-
-
-@pytest.mark.slow(seconds=1)
-@pytest.mark.parametrize("settings", [*SETTINGS.values(), PRETRAINING], ids=[*SETTINGS, "pretraining"])
-def test_a_training_learns_and_its_record_says_how_long_it_waited_for_images(data, tmp_path, settings):
-    record, to, _ = made(tmp_path, data, "net", settings)
-    losses = [epoch["loss"] for epoch in record["history"]]
-    assert record["status"] == "ok" and losses[-1] < losses[0]
-    assert 0 < record["data_wait_share"] < 1
-    assert checkpoint.load(to)[1]["settings"] == settings
 
 
 def test_a_linear_layer_of_other_pretraining_is_refused(data, tmp_path):
