@@ -10,20 +10,16 @@ import torch
 from torch import nn
 
 from relusym import checkpoint, nets
-from relusym.channels.groups import has_batch_norm
-from relusym.channels.traced import TracedNet, channel_groups
+from relusym.channels.traced import channel_groups
 from relusym.data.batches import ImagesOnDevice
 from relusym.errors import UserError
 from relusym.evaluation.barrier import accuracy as accuracy_of
-from relusym.evaluation.images import Images
 from relusym.evaluation.invariance import Averaged, invariance_error
 from relusym.measuring.loading import least_accuracy, normalise_of
 from relusym.merging.aligned import align
-from relusym.merging.batch_norm import reset_batch_norm
-from relusym.merging.exact_gcnn import exact_gcnn, orbits
+from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn, orbits
 from relusym.merging.identities import hold
 from relusym.merging.kernel_constraint import filters_and_matches
-from relusym.merging.repair import repaired
 from relusym.nets.tied import TiedNet
 from relusym.randomness import stream
 from relusym.symmetry import SYMMETRIES, Symmetry
@@ -69,7 +65,7 @@ def measure(subject: Subject, settings: Record) -> Record:
         matching=settings["merging"]["matching"],
         order=symmetry.order,
     )
-    halfway = corrected(aligned.between(0.5), aligned.targets(), subject.images)
+    halfway = corrected_halfway(aligned, subject.images)
     exact = exact_gcnn(halfway, symmetry, aligned.groups, aligned.permutations)
     tested = {"net": net, "halfway": halfway, "exact": deepcopy(exact)}
     tested["fine_tuned"] = trained(deepcopy(net), tuning, subject, settings, "fine-tuning")
@@ -116,13 +112,6 @@ def measure(subject: Subject, settings: Record) -> Record:
         "precision": precision_name(own.precision, subject.images.pixels.device),
         "outputs": {"exact_gcnn": sha256(subject.to)},
     }
-
-
-def corrected(halfway: TracedNet, targets: dict, images: Images) -> nn.Module:
-    """The merged net with REPAIR; one with batch norm, which REPAIR would add layers to, is reset."""
-    if has_batch_norm(halfway.net):
-        return reset_batch_norm(halfway.net, images)
-    return repaired(halfway, targets, images)[0]
 
 
 def initial(plain: nn.Module, settings: Record, symmetry: Symmetry) -> nn.Module:
