@@ -178,6 +178,9 @@ def folded(
         layer = wide.get_submodule(name)
         if type(layer) not in (nn.Conv2d, nn.Linear) or any(of.startswith(f"{name}.") for of in read):
             continue
+        pixels = net.flow(PixelFlow).places.get(f"{name}.weight")
+        if pixels is not None and len(pixels.varies) > 1:  # no two involutions, but one of all entries
+            continue
         if isinstance(layer, nn.Conv2d) and (
             layer.groups > 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str)
         ):
@@ -186,8 +189,6 @@ def folded(
             _partners(net, symmetry, groups, partners, f"{name}.weight", dim, layer.weight.shape[dim])
             for dim in range(2)
         )
-        if any(not torch.equal(of[of], torch.arange(len(of))) for of in (writes, reads)):
-            continue
         made = Folded(layer, reads, writes, axis)
         saved = layer.weight.numel() - sum(
             of.weight.numel() for of in (made.even, made.odd) if of is not None
@@ -208,10 +209,10 @@ def _partners(
     size: int,
 ) -> Tensor:
     """Which entry of a dimension each goes with under the flip: by its pixel, then by its channel; int64 (size,)."""
-    order = torch.arange(size)
-    flow = net.flow(PixelFlow)
-    if (tensor, dim) in flow.places:
-        order = flow.order(flow.images(symmetry), flow.places[tensor, dim], tensor)
+    order, flow = torch.arange(size), net.flow(PixelFlow)
+    pixels = flow.places.get(tensor)
+    if pixels is not None and dim in pixels.varies:
+        order = flow.order(flow.images(symmetry), pixels.ids.flatten(), tensor)
     for group in groups:
         for place in group.places:
             if (place.tensor, place.dim) == (tensor, dim):

@@ -555,7 +555,8 @@ def _merge(given: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None
         flip = SYMMETRIES["horizontal_flip"]
         beside = baselines(on.net, second, flip, on.test, merged.labels, on.metrics)
         line = line_between(merged, on.match, on.test, given.curve, told)
-    fits = [n for n in ("repaired", "reset", "halfway") if n in merged.nets and _fits(merged.nets[n], on.net)]
+    like = merged.traced.net
+    fits = [n for n in ("repaired", "reset", "halfway") if n in merged.nets and _fits(merged.nets[n], like)]
     which = given.which or fits[0]
     if which not in merged.nets:
         raise UserError(f"--which: {which} given, but a net without batch norm has halfway or repaired")
