@@ -20,7 +20,7 @@ LAYOUT = Layout(
 
 def select(settings: Settings) -> Selection:
     """Models (ids, in order), their descriptions by id, and notes."""
-    descriptions = {model: settings.models[model].own.description for model in settings.table("table2")}
+    descriptions = {model: settings.models[model].entry.description for model in settings.table("table2")}
     return {**vgg11s(settings), "descriptions": descriptions}
 
 
