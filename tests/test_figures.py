@@ -24,9 +24,8 @@ from relusym.data import image_set
 from relusym.data.chiral_shapes import generate
 from relusym.errors import UserError
 from relusym.findings import Figure, declared
-from relusym.findings.figures import barriers
+from relusym.findings.figures import barriers, figure3
 from relusym.findings.figures.figure2 import exemplary_filters, figure2
-from relusym.findings.figures.figure3 import figure3
 from relusym.findings.figures.figure9 import figure9
 from relusym.findings.figures.figure10 import figure10
 from relusym.findings.figures.filter_pairs import APART, WEIGHT, WITHIN, colours, filter_pairs, pair_grid
@@ -312,7 +311,10 @@ def test_figure_3_the_two_paths_are_mirror_images(flipped, tmp_path):
     path = list(rng.standard_normal((4, 2, 3, 3, 3)))
     for point, mirrored in zip(*in_a_plane([path, [p[..., ::-1] for p in path]]), strict=True):
         assert point * [-1, 1] == pytest.approx(mirrored)
-    write_figure(figure3(flipped[2]), [tmp_path / "figure3.png", tmp_path / "figure3.pdf"])
+    write_figure(
+        figure3.draw({"flipped_training": [flipped[2]]}, {})[0],
+        [tmp_path / "figure3.png", tmp_path / "figure3.pdf"],
+    )
 
 
 @pytest.mark.parametrize(
