@@ -23,7 +23,7 @@ from relusym.merging.curve import curve
 from relusym.merging.layers import equivariance_errors
 from relusym.merging.merge import flip_merge
 from relusym.merging.orbit import orbit_merge
-from relusym.merging.partial import barriers_up_to
+from relusym.merging.partial import prefix_barriers
 from relusym.records.files import snapshot_path
 from relusym.symmetry import SYMMETRIES, Symmetry
 from relusym.whole_files import sha256
@@ -204,5 +204,5 @@ def by_layer(subject: Subject, settings: Record) -> Record:
     return {
         "equivariance_error": errors,
         "similarity": aligned.similarity,
-        "barrier_up_to": barriers_up_to(aligned, subject.images, subject.test, subject.labels),
+        "barrier_up_to": prefix_barriers(aligned, subject.images, subject.test, subject.labels),
     }

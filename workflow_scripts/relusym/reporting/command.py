@@ -14,6 +14,7 @@ from typing import Any
 from relusym import __version__
 from relusym.errors import UserError, listed, theirs, users_line
 from relusym.matching import MATCHINGS, OF_FLIPS
+from relusym.memory import keep_freed_memory
 from relusym.symmetry import SYMMETRIES
 from relusym.whole_files import check_writable
 
@@ -156,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # what a terminal in ASCII can't show
     given = parser().parse_args(arguments)
+    keep_freed_memory()
     if given.command == "merge":
         del given.symmetry
     if given.size and len(given.size) > 2:

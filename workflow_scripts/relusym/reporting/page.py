@@ -166,7 +166,7 @@ def tables(report: Report) -> dict[str, list[list[Any]]]:
         counts = conv.filters, conv.zero_filters
         found["convs"].append([conv.name, conv.group, *counts, conv.kernel_constraint])
     for part in report.partial:
-        found["where_it_fails"].append([part.part, *part.up_to.values(), *part.all_but.values()])
+        found["where_it_fails"].append([part.part, *part.prefix.values(), *part.leave_one_out.values()])
     for misfit in report.grid.misfits:
         found["grid"].append(
             [misfit.layer, misfit.stride, misfit.size, misfit.left_over, _whole(misfit.pixels)]

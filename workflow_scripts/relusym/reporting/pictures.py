@@ -180,11 +180,11 @@ def _fails(report: Report) -> Figure:
     for axes, metric, title in zip(
         panels, ("accuracy", "loss"), (f"{report.measure} lost", "loss gained"), strict=True
     ):
-        if metric not in report.partial[0].up_to:
+        if metric not in report.partial[0].prefix:
             axes.set_axis_off()
             continue
         axes.plot(
-            *(x, [part.up_to[metric] for part in report.partial]),
+            *(x, [part.prefix[metric] for part in report.partial]),
             color=RED,
             marker="o",
             markersize=4,
@@ -192,7 +192,7 @@ def _fails(report: Report) -> Figure:
             label="merged up to here",
         )
         axes.plot(
-            *(x, [part.all_but[metric] for part in report.partial]),
+            *(x, [part.leave_one_out[metric] for part in report.partial]),
             color=BLUE,
             marker="s",
             markersize=4,

@@ -20,11 +20,10 @@ from relusym.errors import listed
 from relusym.evaluation.images import GivenImages, ImageSource, as_images
 from relusym.evaluation.invariance import Averaged, Ensemble
 from relusym.evaluation.metrics import TOP_1, Metric, evaluate
-from relusym.merging.branches import Which
 from relusym.merging.curve import curve
 from relusym.merging.layers import Conv, Layer, convs, equivariance_errors, group_actions, layers
 from relusym.merging.merge import METRICS, Merge, flip_merge
-from relusym.merging.partial import Partial, partial_merges
+from relusym.merging.partial import Partial, Which, partial_merges
 from relusym.pixels.grid import Grid, grid
 from relusym.reporting.partners import Partners, partners
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
@@ -104,7 +103,10 @@ class Report:
             "absolute_barriers": merged.barriers,
             "layers": [asdict(layer) for layer in self.layers],
             "convs": [asdict(conv) for conv in self.convs],
-            "where_it_fails": [asdict(partial) for partial in self.partial],
+            "where_it_fails": [
+                {"part": partial.part, "up_to": partial.prefix, "all_but": partial.leave_one_out}
+                for partial in self.partial
+            ],
             "grid": asdict(self.grid) | {"symmetric": self.grid.symmetric},
             "permutations": merged.permutations,
             "search": merged.search.body() if merged.search else None,
@@ -207,12 +209,12 @@ def report(
             *(
                 traced,
                 merged.nets["permuted"],
-                match.sample(partial_images, seed)[0],
+                some if match is test else match.sample(partial_images, seed)[0],
                 some,
                 merged.labels[chosen],
             ),
             metrics={"accuracy": TOP_1, **metrics},
-            told=lambda done: told("where it fails", done),
+            progress=lambda done: told("where it fails", done),
             kept=Unfinished(unfinished, of) if unfinished else None,
         )
     return Report(
