@@ -13,7 +13,7 @@ from relusym.data.augmentation import normalise
 from relusym.evaluation.invariance import invariance_error
 from relusym.evaluation.metrics import MEASURED, evaluate
 from relusym.merging import partial
-from relusym.merging.layers import convs, equivariance_errors, group_actions, layers
+from relusym.merging.layers import ErrorShares, convs, equivariance_errors, group_actions, layers
 from relusym.merging.merge import flip_merge
 from relusym.merging.partial import partial_merges, parts
 from relusym.merging.survey import survey
@@ -25,8 +25,12 @@ IMAGES = Images(smooth_images(60), 25)
 def measured(net, images=IMAGES, symmetry=HORIZONTAL_FLIP, **options):
     merged = flip_merge(net, images, symmetry=symmetry)
     groups = channel_groups(net, images.shape)
-    errors, invariance = equivariance_errors(net, images, symmetry, groups, merged.permutations, **options)
-    return merged, layers(groups, merged.permutations, merged.similarity, errors), invariance
+    sources = ErrorShares(groups)
+    errors, invariance = equivariance_errors(
+        net, images, symmetry, groups, merged.permutations, compared=sources.add, **options
+    )
+    shares = sources.shares()
+    return merged, layers(groups, merged.permutations, merged.similarity, errors, shares), invariance
 
 
 @pytest.mark.parametrize("symmetry", [HORIZONTAL_FLIP, QUARTER_TURN], ids=lambda symmetry: symmetry.name)
@@ -83,6 +87,61 @@ def test_zero_filters_are_counted():
     found = convs(net, HORIZONTAL_FLIP, groups, identity)
     assert [conv.zero_filters for conv in found] == [0, 2, 0, 0, 0, 0, 0, 0]
     assert found[1].filters == 16 and found[0].kernel_constraint == pytest.approx(math.sqrt(2), rel=0.3)
+
+
+# ---- what the error comes from
+
+
+class Basis(nn.Module):
+    """Filters that swap, are in a rotated basis, or are any, by the layer, and on what a classifier reads of them."""
+
+    def __init__(self, kind, channels=8):
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, 5, padding=2, bias=False)
+        self.basis, self.head = nn.Conv2d(channels, channels, 1, bias=False), nn.Linear(channels, 10)
+        if kind != "random":
+            self.conv.weight[channels // 2 :] = self.conv.weight[: channels // 2].flip(-1)
+        rotation = torch.linalg.qr(torch.randn(channels, channels))[0]
+        weight = rotation if kind == "rotated" else torch.eye(channels)
+        self.basis.weight.copy_(weight[:, :, None, None])
+
+    def forward(self, x):
+        return self.head(self.basis(self.conv(x)).abs().mean((2, 3)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("swapped", (1, 0, 0)), ("rotated", (None, None, 0)), ("random", (0, 0.1, 0.9))]
+)
+def test_errors_come_from_swaps_from_another_basis_or_from_no_symmetry(kind, expected):
+    torch.manual_seed(0)
+    net = Basis(kind)
+    noise = torch.randint(256, (60, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    _, found, _ = measured(net, Images(noise, 25))
+    shares = {layer.name: layer.shares for layer in found}[
+        next(layer.name for layer in found if "basis" in layer.name)
+    ]
+    assert sum(shares.values()) == pytest.approx(1)
+    for share, value in zip(shares.values(), expected, strict=True):
+        assert value is None or share == pytest.approx(
+            value, abs=1e-3 if value in (0, 1) and kind != "random" else 0.1
+        )
+    if kind == "rotated":
+        assert shares["linear"] > 0.4 > shares["swap"] + 0.05
+
+
+def test_a_gcnns_layers_err_by_swaps_alone_and_invariant_ones_have_no_error():
+    net = vgg11(group_convs=8)
+    _, found, _ = measured(net)
+    for layer in found:
+        assert layer.shares == pytest.approx({"swap": 1, "linear": 0, "rest": 0}, abs=2e-3)
+    with torch.no_grad():  # every filter is its own mirror image
+        for layer in net.features:
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.copy_((layer.weight + layer.weight.flip(-1)) / 2)
+    _, found, invariance = measured(net)
+    assert invariance < 1e-5
+    assert all(set(layer.shares.values()) == {None} for layer in found)
 
 
 # ---- where it fails

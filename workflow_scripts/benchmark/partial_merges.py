@@ -2,8 +2,8 @@
 
     PYTHONPATH=workflow_scripts python -m benchmark.partial_merges NET [IMAGES [PLAIN_IMAGES [SIZE]]]
 
-NET is vgg11 (the paper's, or torchvision's where SIZE isn't 32), resnet50 or efficientnet_lite0. Weights are random, and
-images noise: time depends on neither. The plain way's seconds are those of PLAIN_IMAGES images, times IMAGES /
+NET is vgg11 (the paper's, or, where SIZE isn't 32, torchvision's), resnet50 or efficientnet_lite0. Weights are random,
+and images noise: time depends on neither. The plain way's seconds are those of PLAIN_IMAGES images, times IMAGES /
 PLAIN_IMAGES. Seconds are the process's CPU time, so that other work on the machine matters little.
 """
 

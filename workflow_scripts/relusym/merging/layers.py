@@ -1,7 +1,7 @@
 """What each layer of a net knows of a symmetry: its filters, its channels' partners, its activations."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,10 @@ from relusym.channels.traced import TracedNet, as_traced
 from relusym.evaluation.images import ImageSource, device_of, pieces
 from relusym.evaluation.invariance import moved, relative_invariance_error
 from relusym.evaluation.logits import evaluating, logits_of
+from relusym.matching.match import assigned
 from relusym.merging.kernel_constraint import filters_and_matches, kernel_constraint
 from relusym.merging.lockstep import Lockstep
+from relusym.merging.moments import cross_product, portions, samples
 from relusym.permutations import channel_orders
 from relusym.pixels.transform import Action, actions
 from relusym.precision import full_float32
@@ -23,6 +25,14 @@ from relusym.symmetry import Symmetry
 
 ZERO_FILTER = 0.1  # a filter whose norm is below this share of the largest in its layer counts as zero
 WAYS = ("matched", "identity", "random")  # to permute channels
+SHARES = ("swap", "linear", "rest")  # of a layer's error
+# Called with a channel group's name, the number of the first of some images, and its channels on them and, moved back,
+# on the transformed ones, (B, C, …) each.
+Compared = Callable[[str, int, Tensor, Tensor], None]
+SETS = ("fit", "fit", "choose", "measure")  # what every four images are for
+RIDGES = (1e-6, 1e-4, 1e-2, 1.0)  # relative to the mean eigenvalue
+MOST_CHANNELS = 2048  # of a layer that a linear map is fitted to
+EXACT = 1e-5  # a relative square error of float32
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,8 @@ class Layer:
         correlation: mean correlation of the matched channels.
         equivariance: ‖Pφ(x) − τφ(τ⁻¹x)‖ / ‖φ(x)‖ over images together, by the way P permutes: "matched", "identity",
             "random"; None where it wasn't measured. 0 is equivariant, √2 is unrelated.
+        shares: of the error without permutation, what a permutation mends ("swap"), what only another linear map does
+            ("linear"), and what none does ("rest"), see `ErrorShares`; None where it wasn't measured.
         fixed, swapped, longer: channels that are their own partner, that swap with one other, and that lie on longer
             cycles of the permutation.
     """
@@ -61,6 +73,7 @@ class Layer:
     channels: int
     correlation: float
     equivariance: dict[str, float | None]
+    shares: dict[str, float | None]
     fixed: int
     swapped: int
     longer: int
@@ -95,12 +108,14 @@ def layers(
     permutations: Mapping[str, Tensor],
     correlation: Mapping[str, float],
     equivariance: Mapping[str, Mapping[str, float]],
+    shares: Mapping[str, Mapping[str, float]],
 ) -> list[Layer]:
     """The channel groups with all that was measured of them, in the net's order.
 
     Args:
         permutations, correlation: of a flip merge, by the groups' names.
         equivariance: as `equivariance_errors` gives it.
+        shares: as `ErrorShares` does.
     """
     found = []
     for group in groups:
@@ -113,6 +128,7 @@ def layers(
                 group.size,
                 correlation[group.name],
                 {way: errors.get(way) for way in WAYS},
+                {share: shares.get(group.name, {}).get(share) for share in SHARES},
                 fixed,
                 swapped,
                 group.size - fixed - swapped,
@@ -144,6 +160,78 @@ def group_actions(
     return {name: what for name, what in found.items() if name not in unknown}, unknown
 
 
+@dataclass
+class Products:
+    """Sums over samples of a layer's channels a and, of the transformed images, b: Σbaᵀ and Σbbᵀ, (C, C), and Σ‖a‖²."""
+
+    cross: Tensor | float = 0.0
+    gram: Tensor | float = 0.0
+    square: Tensor | float = 0.0
+
+    def add(self, here: Tensor, there: Tensor) -> None:
+        """Take in what `Compared` is called with."""
+        for a, b in portions(samples(here), samples(there)):
+            self.cross, self.gram = self.cross + cross_product(b, a), self.gram + cross_product(b, b)
+            self.square = self.square + a.square().sum(dtype=torch.float64)
+
+    def error(self, linear: Tensor) -> float:
+        """Σ‖a − Mᵀb‖² / Σ‖a‖² of a map M, (C, C)."""
+        explained = (linear * (2 * self.cross - self.gram @ linear)).sum()
+        return float(1 - explained / self.square.clamp(min=1e-30))
+
+
+class ErrorShares:
+    """Where the errors of layers come from: channels that lie elsewhere, another basis, or no symmetry at all.
+
+    If a layer φ is equivariant, φ(x) = ρ·τφ(τ⁻¹x) with a linear map ρ of its channels: the identity, if each channel is
+    invariant, a permutation, if they swap, as in a GCNN, or another one. A map M has the error ‖φ(x) − M·τφ(τ⁻¹x)‖² /
+    ‖φ(x)‖². Of the identity's, e₁, a permutation mends the share (e₁ − e₂) / e₁, "swap"; a linear map (e₂ − e₃) / e₁
+    more, "linear"; and e₃ / e₁ is the "rest". They add up to 1. Each map is fitted by least squares on half of the
+    images, the first two up to a factor; the third is the second and what a ridge regression adds, its strength chosen
+    on a quarter. Errors are those on the last quarter, so that a share can be a little below 0. SEIS (Lin, Farrahi and
+    Cai, arXiv:2602.04054) asks the same of the subspaces of activations; this measure is another one.
+    """
+
+    def __init__(self, groups: list[ChannelGroup]):
+        self.groups = [group for group in groups if group.size <= MOST_CHANNELS]
+        self.products = {group.name: {name: Products() for name in SETS} for group in self.groups}
+
+    def add(self, name: str, first: int, here: Tensor, there: Tensor) -> None:
+        """Take in a group's channels, see `Compared`."""
+        for use, sums in self.products.get(name, {}).items():
+            chosen = [i for i in range(len(here)) if SETS[(first + i) % len(SETS)] == use]
+            if chosen:
+                sums.add(here[chosen], there[chosen])
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Group → share by its name, of groups that were seen on four images, and that have an error."""
+        seen = {name: sums for name, sums in self.products.items()
+                if all(isinstance(use.cross, Tensor) and float(use.square) for use in sums.values())}  # fmt: skip
+        groups = [group for group in self.groups if group.name in seen]
+        best = assigned(groups, {name: sums["fit"].cross.T for name, sums in seen.items()})
+        shares = {name: _shares(sums, best[name]) for name, sums in seen.items()}
+        return {name: parts for name, parts in shares.items() if parts}
+
+
+def _shares(sums: Mapping[str, Products], permutation: Tensor) -> dict[str, float] | None:
+    fit, choose, measure = sums["fit"], sums["choose"], sums["measure"]
+    unit = torch.eye(len(permutation), dtype=torch.float64, device=fit.gram.device)
+    size = fit.gram.trace().clamp(min=1e-30)
+    same, permuted = (
+        m * ((m * fit.cross).sum() / size) for m in (unit, unit[:, permutation.to(unit.device)])
+    )
+    values, vectors = torch.linalg.eigh(fit.gram)
+    remainder = vectors.T @ (fit.cross - fit.gram @ permuted)
+    maps = [permuted]
+    for ridge in RIDGES:
+        damped = values.clamp(min=0) + ridge * values.mean().clamp(min=1e-30)
+        maps.append(permuted + vectors @ (remainder / damped[:, None]))
+    first, second, third = (measure.error(m) for m in (same, permuted, min(maps, key=choose.error)))
+    if first < EXACT:
+        return None
+    return dict(zip(SHARES, ((first - second) / first, (second - third) / first, third / first), strict=True))
+
+
 @torch.no_grad()
 @full_float32()
 def equivariance_errors(
@@ -155,6 +243,7 @@ def equivariance_errors(
     *,
     seed: int = 0,
     most: int | None = None,
+    compared: Compared = lambda name, first, here, there: None,
 ) -> tuple[dict[str, dict[str, float]], float]:
     """How far each channel group is from equivariant with matched, no and random permutations, in one pass.
 
@@ -165,6 +254,7 @@ def equivariance_errors(
         permutations: group name → int64 (C,): channel i goes with channel `permutation[i]` of the transformed net.
         seed: of the random permutations.
         most: images that layers are measured on; None: all.
+        compared: sees all that is compared, such as `ErrorShares.add`.
 
     Returns:
         group → way → ‖Pφ(x) − τφ(τ⁻¹x)‖ / ‖φ(x)‖, of the groups of which `group_actions` knows what τ does. And the
@@ -194,6 +284,7 @@ def equivariance_errors(
         for group in of_node.get(node, ()) if count < most else ():
             here, there = outputs[0].chunk(2)
             here, there = (group_output(group, of) for of in (here, acting[group.name](there)))
+            compared(group.name, count, here, there)
             sums = squares[group.name]
             sums["whole"] += here.square().sum()
             for way, permutation in partners[group.name].items():
@@ -210,7 +301,7 @@ def equivariance_errors(
                 here, there = logits_of(run.run([torch.cat([piece, back])], visit)[0]).double().chunk(2)
                 there = moved(there, symmetry)
                 invariance += relative_invariance_error(here.flatten(1), there.flatten(1)).sum()
-            count += len(x)
+                count += len(piece)
     errors = {
         name: {way: float((sums[way] / sums["whole"].clamp(min=1e-30)).sqrt()) for way in WAYS}
         for name, sums in squares.items()

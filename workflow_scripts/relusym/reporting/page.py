@@ -13,6 +13,7 @@ from typing import Any
 
 from relusym import __version__, checkpoint
 from relusym.merging.identities import LIMITS
+from relusym.merging.layers import SHARES, WAYS
 from relusym.merging.merge import Merge
 from relusym.reporting.pictures import pictures
 from relusym.reporting.report import Report
@@ -127,13 +128,14 @@ def write_text(path: Path, text: str) -> None:
 
 def tables(report: Report) -> dict[str, list[list[Any]]]:
     """The tables by name, headings first: those of `TABLES`, without classes and curve where there are none."""
-    merged, metrics, ways = report.merged, list(report.merged.scores), ("matched", "identity", "random")
+    merged, metrics = report.merged, list(report.merged.scores)
     found: dict[str, list[list[Any]]] = {
         "nets": [["net", *metrics, "barrier", *(f"absolute_barrier_{metric}" for metric in metrics)]],
         "layers": [
             [
                 *("layer", "channels", "correlation"),
-                *(f"equivariance_{way}" for way in ways),
+                *(f"equivariance_{way}" for way in WAYS),
+                *(f"share_{share}" for share in SHARES),
                 *("fixed", "swapped", "longer"),
             ]
         ],
@@ -159,7 +161,7 @@ def tables(report: Report) -> dict[str, list[list[Any]]]:
         headings = [f"{way}_{metric}" for way, of in report.curve.items() for metric in of]
         found["curve"] = [["share", *headings], *curve_rows(report.curve)]
     for layer in report.layers:
-        errors = [layer.equivariance[way] for way in ways]
+        errors = [*(layer.equivariance[way] for way in WAYS), *(layer.shares[share] for share in SHARES)]
         orbits = layer.fixed, layer.swapped, layer.longer
         found["layers"].append([layer.name, layer.channels, layer.correlation, *errors, *orbits])
     for conv in report.convs:

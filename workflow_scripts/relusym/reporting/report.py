@@ -21,7 +21,7 @@ from relusym.evaluation.images import GivenImages, ImageSource, as_images
 from relusym.evaluation.invariance import Averaged, Ensemble
 from relusym.evaluation.metrics import TOP_1, Metric, evaluate
 from relusym.merging.curve import curve
-from relusym.merging.layers import Conv, Layer, convs, equivariance_errors, group_actions, layers
+from relusym.merging.layers import Conv, ErrorShares, Layer, convs, equivariance_errors, group_actions, layers
 from relusym.merging.merge import METRICS, Merge, flip_merge
 from relusym.merging.partial import Partial, Which, partial_merges
 from relusym.pixels.grid import Grid, grid
@@ -196,8 +196,9 @@ def report(
     del merged.nets["flipped"]  # it is the permuted one, in another order
     groups = traced.groups
     permutations = {name: torch.tensor(permutation) for name, permutation in merged.permutations.items()}
+    sources = ErrorShares(groups)
     errors, invariance = equivariance_errors(
-        traced, test, symmetry, groups, permutations, seed=seed, most=LAYER_IMAGES
+        traced, test, symmetry, groups, permutations, seed=seed, most=LAYER_IMAGES, compared=sources.add
     )
     without = [group for group in groups if group.name not in errors]
     partial = []
@@ -228,7 +229,7 @@ def report(
         merged=merged,
         invariance_error=invariance,
         grid=grid(traced, test.shape, symmetry),
-        layers=layers(groups, permutations, merged.similarity, errors),
+        layers=layers(groups, permutations, merged.similarity, errors, sources.shares()),
         convs=convs(traced.net, symmetry, groups, permutations),
         partial=partial,
         partners=partners(traced, test, symmetry, groups, permutations),
