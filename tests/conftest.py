@@ -23,6 +23,7 @@ from forks import Commands
 from relusym.config.reading import LOADER
 from relusym.config.sections import Draws, Run
 from relusym.config.settings import Settings
+from relusym.errors import UserError
 from relusym.jobs.forks import can_fork
 from relusym.records.results import Results
 
@@ -95,6 +96,14 @@ def path_of(folder: Path, room: str, kind: str, *nets: str, **changes: Any) -> s
     name = results.name(results.key(kind, *named))
     name = name.partition("/")[2] if room in ("checkpoints", "filters", "states") else name
     return f"{results.folder}/{room}/{name}{ENDINGS.get(room, '.safetensors')}"
+
+
+def refused(call: Callable[[], Any], *parts: str) -> None:
+    """`call` ends with a `UserError` of one line that holds these parts."""
+    with pytest.raises(UserError) as error:
+        call()
+    line = str(error.value)
+    assert "\n" not in line and all(part in line for part in parts), line
 
 
 class Clone:

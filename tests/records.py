@@ -1,6 +1,12 @@
 """Records as jobs write them, made up: for tests of what is read from them."""
 
+import copy
+from functools import cache
+
+from conftest import ROOT
+
 from relusym.findings import kinds_of
+from relusym.records.files import read_record
 
 # of a ResNet, in the paper's order
 MEASURED = [
@@ -115,3 +121,42 @@ def made(table, about=ABOUT, **inputs):
     """A table's frame from records by kind; there are none of the kinds that aren't given."""
     kinds = kinds_of(table.__name__.rpartition(".")[2])
     return table.frame({kind: inputs.get(kind, []) for kind in kinds}, about)
+
+
+# ---- that jobs have written
+
+
+@cache
+def committed_records(kind):
+    """Some of each kind that jobs have written, the shortest lists first."""
+    paths = sorted((ROOT / "results" / "laptop" / "records" / kind).rglob("*.json"))
+    written = [read_record(path) for path in paths if path.name != "settings.json"]
+    written.sort(key=lambda record: "model_1" in record)  # single nets first
+    names = ("cnn", "vertical_cnn", "shapes_turned_cnn", None)
+    of_model = {}
+    for record in written:
+        of_model.setdefault(record.get("model", record.get("model_1")), record)
+    return [of_model[name] for name in names if name in of_model]
+
+
+def a(kind):
+    """A committed record of a kind, to be changed."""
+    return copy.deepcopy(committed_records(kind)[0])
+
+
+GONE = object()
+
+
+def changed(record, path, value):
+    """A copy of a record with another value at a path of keys, without it if the value is `GONE`."""
+    record = copy.deepcopy(record)
+    *parents, last = path.split(".")
+    place = record
+    for key in parents:
+        place = place[int(key) if isinstance(place, list) else key]
+    last = int(last) if isinstance(place, list) else last
+    if value is GONE:
+        del place[last]
+    else:
+        place[last] = value
+    return record

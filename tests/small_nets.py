@@ -82,3 +82,20 @@ def answers(net, images):
     """The net's own answers: labels by which it is always right."""
     with torch.no_grad():
         return net(images.first(len(images), torch.device("cpu"))).argmax(1)
+
+
+def conv_net(*layers):
+    torch.manual_seed(0)
+    layers = layers or (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *layers).eval()
+
+
+class Wrapped(nn.Module):
+    """A net whose output `wrap` puts into something."""
+
+    def __init__(self, net, wrap):
+        super().__init__()
+        self.net, self.wrap = net, wrap
+
+    def forward(self, x):
+        return self.wrap(self.net(x))

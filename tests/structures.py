@@ -1,8 +1,12 @@
-"""Small nets, one for each thing that nets do with channels."""
+"""Small nets, one for each thing that nets do with channels, and whether permuting one keeps what it computes."""
 
 import torch
+from small_nets import shuffled
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+from relusym.channels.traced import channel_groups
 
 
 class Dense(nn.Module):
@@ -261,3 +265,29 @@ STRUCTURES = (
     ),
     *(Upscaled, Attended),
 )
+
+
+@torch.no_grad()
+def with_statistics(net):
+    """In float64, with batch norms that a wrong permutation would show in."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+        if isinstance(
+            module, nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d | nn.GroupNorm | nn.LayerNorm
+        ):
+            if getattr(module, "running_mean", None) is not None:
+                module.running_mean.uniform_(-0.1, 0.1), module.running_var.uniform_(0.5, 2)
+            module.weight.uniform_(0.5, 1.5), module.bias.uniform_(-0.5, 0.5)
+    return net.double().eval()
+
+
+@torch.no_grad()
+def difference(net, size=32, seed=5, groups=None):
+    """Of what a net and its permuted self compute, relative to the largest output, and how many channels moved."""
+    groups = channel_groups(net, (3, size, size)) if groups is None else groups
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    permuted, planted = shuffled(net, groups, seed)
+    pairs = list(zip(tree_leaves(net(x)), tree_leaves(permuted(x)), strict=True))
+    moved = sum(int((of != torch.arange(len(of))).sum()) for of in planted.values())
+    return max(float((one - other).abs().max() / one.abs().max()) for one, other in pairs), moved

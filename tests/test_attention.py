@@ -6,8 +6,7 @@ import pytest
 import torch
 import torchvision
 from small_nets import Images, shuffled, smooth_images
-from structures import Attended, Tokens
-from test_structures import difference, with_statistics
+from structures import Attended, Tokens, difference, with_statistics
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.swin_transformer import (

@@ -12,6 +12,7 @@ from scipy import stats
 
 from relusym import cifar10, paper_values
 from relusym.config.settings import Settings
+from relusym.errors import UserError
 from relusym.findings import comparison, selection, table2
 from relusym.findings.comparison import PAPER_NETS, compare, other_than_the_papers
 from relusym.findings.layout import write_table
@@ -360,3 +361,25 @@ def test_the_comparison_is_written_with_the_papers_values_beside_ours(tmp_path):
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     assert page.count("<tr") == 1 + len(frame) * 3
     assert "a &lt; b" in page
+
+
+# ---- the paper's tables as files
+
+
+@pytest.mark.parametrize(
+    ("number", "text", "line"),
+    [
+        (2, b"model,accuracy_mean\ncnn,high\n", r"table2\.csv: 'high' in accuracy_mean is no number"),
+        (2, b"net,accuracy_mean\ncnn,0.9\n", r"table2\.csv: .*is"),
+        (4, b"\xff\x00,\n", r"table4\.csv: no table \("),
+    ],
+    ids=["no number", "no key", "bytes"],
+)
+def test_a_table_of_the_paper_that_can_not_be_read_is_one_line(number, text, line, tmp_path, monkeypatch):
+    (tmp_path / f"table{number}.csv").write_bytes(text)
+    monkeypatch.setattr(paper_values, "files", lambda package: tmp_path)
+    paper_values._rows.cache_clear()
+    with pytest.raises(UserError, match=line):
+        paper_values.table(number)
+        paper_values._rows(number)
+    paper_values._rows.cache_clear()

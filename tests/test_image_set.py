@@ -50,59 +50,102 @@ def test_what_is_saved_is_loaded(tree, tmp_path):
         assert (got.classes, got.source) == (wanted.classes, "my images")
 
 
-def break_root(tree):
-    return tree / "nowhere"
+def without_classes(tree):
+    for folder_of_class in (tree / "train").iterdir():
+        folder_of_class.rename(tree / folder_of_class.name)
 
 
-def break_split(tree):
-    (tree / "test").rename(tree / "tset")
-
-
-def break_empty(tree):
-    for of_class in (tree / "train").iterdir():
-        of_class.rename(tree / of_class.name)
-
-
-def break_class(tree):
-    (tree / "test" / "dog").rename(tree / "test" / "wolf")
-
-
-def break_no_images(tree):
+def without_images(tree):
     for path in (tree / "train" / "cat").iterdir():
         path.unlink()
 
 
-def break_image(tree):
-    (tree / "train" / "dog" / "2.png").write_bytes(b"no picture")
+def with_bytes(change):
+    """The bytes of an image changed."""
+
+    def damage(tree):
+        path = tree / "train" / "dog" / "2.png"
+        path.write_bytes(change(path.read_bytes()))
+
+    return damage
 
 
-def break_truncated(tree):
-    path = tree / "train" / "dog" / "2.png"
-    path.write_bytes(path.read_bytes()[:90])
+def with_image(where, image):
+    return lambda tree: image().save(tree / where)
 
 
-def break_size(tree):
-    Image.new("RGB", (9, 8)).save(tree / "test" / "cat" / "1.png")
+DAMAGES = {
+    "no folder": (lambda tree: tree / "nowhere", r"nowhere is missing: set data\.root"),
+    "no split": (
+        lambda tree: (tree / "test").rename(tree / "tset"),
+        "test is missing: set data.train and data.test",
+    ),
+    "no classes": (without_classes, "train is empty"),
+    "other classes": (
+        lambda tree: (tree / "test" / "dog").rename(tree / "test" / "wolf"),
+        "differ in the classes dog, wolf",
+    ),
+    "no images": (without_images, "cat holds no images"),
+    "no image": (
+        with_bytes(lambda whole: b"no picture"),
+        r"dog/2\.png can't be read \(.*\): replace or remove",
+    ),
+    "truncated": (with_bytes(lambda whole: whole[:90]), r"2\.png can't be read"),
+    "16 bits": (
+        with_image("train/dog/2.png", lambda: Image.new("I;16", (8, 8), 40_000)),
+        r"dog/2\.png has more than 8 bits a channel \(mode I;16",
+    ),
+    "32 bits": (
+        with_image("train/dog/2.tif", lambda: Image.new("F", (8, 8), 0.5)),
+        r"dog/2\.tif has more than 8 bits a channel \(mode F",
+    ),
+    "bomb": (
+        with_image("train/dog/2.png", lambda: Image.new("1", (20_000, 20_000))),
+        r"dog/2\.png can't be read \(.*decompression bomb.*\): replace or remove it",
+    ),
+    "other size": (
+        with_image("test/cat/1.png", lambda: Image.new("RGB", (9, 8))),
+        r"cat/1\.png is 9×8 pixels, not 8×8 as",
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("damage", "named"),
-    [
-        (break_root, "nowhere is missing"),
-        (break_split, "test is missing"),
-        (break_empty, "train is empty"),
-        (break_class, "differ in the classes dog, wolf"),
-        (break_no_images, "cat holds no images"),
-        (break_image, "2.png can't be read"),
-        (break_truncated, "2.png can't be read"),
-        (break_size, "1.png is 9×8 pixels, not 8×8"),
-    ],
-)
-def test_what_is_wrong_with_a_folder_is_named_in_one_line(tree, damage, named):
-    root = damage(tree) or tree
-    with pytest.raises(UserError, match=named) as error:
-        folder.read(root)
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize(("damage", "line"), DAMAGES.values(), ids=DAMAGES)
+def test_what_is_wrong_with_a_folder_is_named_in_one_line_and_nothing_is_written(tree, damage, line):
+    root, to = damage(tree), tree / "set.safetensors"
+    root = root if root == tree / "nowhere" else tree
+    with pytest.raises(UserError, match=line) as error:
+        data.prepare({"kind": "folder", "root": str(root)}, to)
+    assert "\n" not in str(error.value) and not to.exists()
+
+
+def test_what_is_passed_over_or_converted_in_a_folder_of_images_is_listed(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.new("L", (40, 40), 7).save(tmp_path / split / "cat" / "0.png")
+        Image.new("RGBA", (40, 40), (1, 2, 3, 4)).save(tmp_path / split / "cat" / "1.png")
+    (tmp_path / "train" / "cat" / "notes.txt").touch()
+    (tmp_path / "train" / "Thumbs.db").touch()
+    lines = data.prepare({"kind": "folder", "root": str(tmp_path)}, tmp_path / "set.safetensors")
+    train, test = tmp_path / "train", tmp_path / "test"
+    assert lines == [
+        f"passed over, since they are no images: {train / 'Thumbs.db'}, {train / 'cat' / 'notes.txt'}",
+        *(
+            f"{split}: 1 images of mode {mode} were converted to RGB"
+            for split in (train, test)
+            for mode in ("L", "RGBA")
+        ),
+        f"{tmp_path}: images of 40×40 pixels are kept as they are; image_size scales them",
+    ]
+    pixels = image_set.load(tmp_path / "set.safetensors", "train").images[:, 0, 0].tolist()
+    assert pixels == [[7, 7, 7], [1, 2, 3]]
+
+
+def test_a_label_of_no_class_is_refused(tmp_path):
+    images, labels = torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.tensor([0, 7])
+    split = image_set.ImageSet(images, labels, ("cat",), "my images")
+    with pytest.raises(UserError, match=r"^the train images of my images have the label 7 and 1 classes"):
+        image_set.save(tmp_path / "set.safetensors", split, split)
 
 
 def test_a_truncated_or_foreign_data_file_is_named(tree, tmp_path):

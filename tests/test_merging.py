@@ -2,12 +2,14 @@
 
 import gc
 import weakref
+from copy import deepcopy
 from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
-from small_nets import Images, answers, resnet, shuffled, smooth_images, vgg11
+from conftest import refused
+from small_nets import Images, answers, conv_net, resnet, shuffled, smooth_images, vgg11
 from torch import nn
 
 from relusym.channels.groups import permute
@@ -15,12 +17,15 @@ from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise
 from relusym.errors import UserError
 from relusym.evaluation.barrier import absolute_barrier, accuracy, barrier
-from relusym.merging.identities import largest_difference
-from relusym.merging.merge import flip_merge, halfway, merge
+from relusym.merging.identities import LIMITS, hold, largest_difference
+from relusym.merging.merge import flip_merge, halfway, merge, merge_weights
 from relusym.merging.repair import LayerByLayer
 from relusym.nets.vgg import VGG11
 from relusym.pixels.transform import transformed
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
+
+PIXELS = smooth_images(60)
+LABELS = torch.arange(60) % 10
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +185,56 @@ def test_a_net_that_is_no_longer_needed_is_gone_at_once(images):
         assert gone() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.slow(seconds=1)
+def test_the_nets_of_a_merge_have_the_accuracies_that_it_reports():
+    net, images = resnet(size=32), Images(PIXELS, 16)
+    merged = flip_merge(net, images, test_labels=LABELS)
+    assert set(merged.nets) == {"net", "flipped", "halfway", "reset", "repaired", "permuted"}
+    assert {name: accuracy(merged.nets[name], images, LABELS) for name in merged.accuracy} == merged.accuracy
+    assert accuracy(merged.nets["permuted"], images, LABELS) == merged.accuracy["flipped"]
+    assert set(merged.body()) == {
+        *("accuracy", "barrier", "absolute_barrier", "permutations", "similarity", "checks")
+    }
+
+
+def test_nets_are_merged_by_their_weights_without_images():
+    net = vgg11()
+    other, planted = shuffled(net, channel_groups(net))
+    aligned = merge_weights(net, other, (3, 32, 32))
+    assert all(torch.equal(planted[name][order], torch.arange(len(order)))
+               for name, order in aligned.permutations.items())  # fmt: skip
+    halfway = aligned.between(0.5).net.state_dict()
+    assert all(torch.allclose(tensor, halfway[key]) for key, tensor in net.state_dict().items())
+    assert aligned.similarity == {}
+
+
+# ---- identities
+
+
+def test_a_transformed_net_that_isnt_the_net_on_transformed_images_stops_a_flip_merge(monkeypatch):
+    def wrong(traced, symmetry):
+        flipped = deepcopy(traced.net)
+        flipped[0].weight.data[0] *= 1.1
+        return flipped
+
+    monkeypatch.setattr("relusym.merging.merge.transformed", wrong)
+    refused(
+        lambda: flip_merge(conv_net(), Images(PIXELS, 16)),
+        "flipped_net_on_flipped_images",
+        "no result is given",
+    )
+
+
+def test_a_net_that_sees_where_things_are_is_flipped_with_all_its_weights():
+    net = conv_net(nn.MaxPool2d(15), nn.Flatten(), nn.Linear(32, 10))
+    assert flip_merge(net, Images(PIXELS, 16)).checks["flipped_net_on_flipped_images"] < 1e-5
+
+
+@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("value", [0.006, float("nan"), float("inf")])
+def test_an_identity_that_doesnt_hold_stops_with_one_line(name, value):
+    refused(lambda: hold({name: value}), name)
+    hold({name: value}, exempt=(name,))
+    hold({name: 0.0})

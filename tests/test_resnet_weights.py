@@ -131,6 +131,14 @@ def test_counters_that_old_files_lack_are_no_fault(state):
     assert to_torchvision([("a.pth", old)], RESNET50)[0].keys() == state.keys()
 
 
+def test_weights_that_are_no_numbers_are_refused():
+    network = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1], "width": 1 / 64}
+    state = build(network, 10).state_dict()
+    state["fc.bias"][0] = float("nan")
+    with pytest.raises(UserError, match=r"mine\.pth doesn't fit the net: not all numbers: fc\.bias"):
+        to_torchvision([("mine.pth", state)], network)
+
+
 def test_a_file_of_something_else_is_told():
     with pytest.raises(UserError, match=r"neither a ResNet nor a linear head: it holds encoder\.conv"):
         to_torchvision([("a.pth", {"encoder.conv": torch.ones(1)})], RESNET50)

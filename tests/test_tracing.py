@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_nets import Images, resnet, smooth_images, vgg11
-from test_structures import difference, with_statistics
+from structures import difference, with_statistics
 from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d

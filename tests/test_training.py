@@ -316,15 +316,6 @@ def test_an_interrupted_training_saves_its_state_at_that_step_and_ends_with_the_
             assert row[key] == expected[key]
 
 
-def test_a_diverged_training_ends_at_once(images):
-    for network, recipe in ((VGG, VGG_RECIPE), (RESNET, RESNET_RECIPE)):
-        seen = []
-        recipe = recipe.but(epochs=20, learning_rate=1000)
-        training = train_on(images, small_net(network), recipe, report=seen.append)
-        assert training.diverged and len(training.history) <= 2
-        assert all(progress.epoch <= 3 and math.isfinite(progress.loss) for progress in seen)
-
-
 JOB = """
 import sys
 from dataclasses import replace

@@ -8,8 +8,7 @@ import torch
 import torchvision
 from records import NAMES  # noqa: F401  the folder is on the path
 from small_nets import Images, smooth_images, vgg11
-from structures import Attended
-from test_structures import with_statistics
+from structures import Attended, with_statistics
 from torch import nn
 
 from relusym import nets

@@ -1,0 +1,273 @@
+"""Records that can't be right: one line that names the record and what is wrong, at every start; nothing is lost."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import records
+from conftest import ROOT, settings_of
+from records import GONE, a, changed, committed_records
+
+from relusym.errors import UserError
+from relusym.records.fields import KINDS, fields_of, problem
+from relusym.records.files import find_record, read_record, write_record
+from relusym.records.results import Results
+
+TRAIN, FLIP = records.train("cnn", 0), records.flip("cnn", 0)
+WHOLE = {kind: {"train": TRAIN, "flip_merge": FLIP}.get(kind) or a(kind) for kind in KINDS}
+
+
+# ---- a number or a text that can't be
+
+ORBIT = "symmetries.horizontal_flip"
+BEYOND = "exact_gcnn", "symmetries", "curves", "during_training", "by_layer"
+BROKEN = [
+    ("exact_gcnn", "accuracy.net", 5, "less than or equal to 1"),
+    ("exact_gcnn", "accuracy.exact", -7, "greater than or equal to 0"),
+    ("exact_gcnn", "accuracy.test_time", math.nan, "finite"),
+    ("exact_gcnn", "accuracy.other", 2, "less than or equal to 1"),
+    ("exact_gcnn", "accuracy.exact", GONE, "lacks the field 'accuracy.exact'"),
+    ("exact_gcnn", "invariance_error.exact", -1, "greater than or equal to 0"),
+    ("exact_gcnn", "parameters.exact", 0.5, "valid integer"),
+    ("exact_gcnn", "representations", {}, "at least 1 item"),
+    ("exact_gcnn", "representations.conv1.swapped", 3, "pairs of channels"),
+    ("symmetries", f"{ORBIT}.accuracy.whole", 5, "less than or equal to 1"),
+    ("symmetries", f"{ORBIT}.accuracy.net", math.nan, "finite"),
+    ("symmetries", "symmetries", {}, "those of the settings"),
+    ("symmetries", f"{ORBIT}.order", 1, "greater than or equal to 2"),
+    ("by_layer", "barrier_up_to.classifier", 1.5, "less than or equal to 1"),
+    ("by_layer", "equivariance_error.conv1", math.inf, "finite"),
+    ("by_layer", "barrier_up_to", {}, "at least 1 item"),
+    ("curves", "curve.plain.accuracy.1", "0.5", "valid number"),
+    ("curves", "curve.plain.loss.1", GONE, "20 and 21 points"),
+    ("curves", "curve.repaired.loss.1", -0.1, "greater than or equal to 0"),
+    ("curves", "curve.repaired", GONE, "lacks the field 'curve.repaired'"),
+    ("during_training", "epochs.1.accuracy", -7, "greater than or equal to 0"),
+    ("during_training", "epochs.0", GONE, "those of the settings"),
+    ("theory", "holds", "yes", "valid boolean"),
+    ("theory", "measured", {"defect": "none"}, "valid number"),
+    ("flipped_training", "runs.float64.loss.0", GONE, "as many points as there are steps"),
+    ("flipped_training", "paths.net.0", [1.0, 2.0, 3.0], "at most 2 items"),
+    ("train", "seed", GONE, "lacks the field 'seed'"),
+    ("train", "seed", True, "valid integer"),
+    ("train", "outputs.checkpoint", GONE, r"lacks the field 'outputs\.checkpoint'"),
+    ("flip_merge", "outputs.filters", GONE, r"lacks the field 'outputs\.filters'"),
+    ("pair_merge", "accuracy.net_2", GONE, r"lacks the field 'accuracy\.net_2'"),
+    *((kind, "seed", GONE, "lacks the field 'seed'") for kind in (*BEYOND, "flip_merge")),
+    ("train", "accuracy", 17, "accuracy: 17 given; allowed is less than or equal to 1"),
+    ("train", "accuracy", -1, "accuracy: -1 given; allowed is greater than or equal to 0"),
+    ("train", "accuracy", True, "accuracy: True given; allowed is a valid number"),
+    ("train", "accuracy", "0.5", "accuracy: '0.5' given; allowed is a valid number"),
+    ("train", "accuracy", math.nan, "accuracy: nan given; allowed is a finite number"),
+    (
+        "train",
+        "status",
+        "fine",
+        "status: 'fine' given; allowed is 'ok', 'diverged', 'degenerate' or 'absent'",
+    ),
+    ("train", "outputs.checkpoint", "0x1", r"outputs\.checkpoint: '0x1' given; "),
+    ("train", "cost.job_seconds", "long", r"cost\.job_seconds: 'long' given; allowed is a valid number"),
+    ("train", "cost.job_seconds", -4.0, r"cost\.job_seconds: -4\.0 given; allowed"),
+    ("flip_merge", "accuracy", None, "accuracy: None given; allowed is a valid object"),
+    (
+        "flip_merge",
+        "permutations.conv1",
+        [0, 0],
+        r"permutations\.conv1: \[0, 0\] given; allowed is each of 0 to 1 once",
+    ),
+    ("flip_merge", "permutations.conv1", [1, 2], r"permutations\.conv1: \[1, 2\] given; allowed"),
+]
+
+
+@pytest.mark.parametrize(("kind", "path", "value", "allowed"), BROKEN)
+def test_a_record_of_any_kind_that_can_not_be_right_is_named_in_one_line_with_what_to_do(
+    kind, path, value, allowed, tmp_path
+):
+    record = changed(WHOLE[kind] if kind in ("train", "flip_merge") else a(kind), path, value)
+    (tmp_path / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "settings.json").write_text(json.dumps(record["settings"]), encoding="utf-8")
+    with pytest.raises(UserError, match=allowed) as error:
+        read_record(tmp_path / "record.json")
+    line = str(error.value)
+    assert line.startswith(f"record {tmp_path}") and line.endswith("delete it, and it is made again")
+    assert "\n" not in line and len(line) < 400 + len(str(tmp_path))
+    with pytest.raises(ValueError):
+        write_record(tmp_path / "other.json", record)
+    assert not (tmp_path / "other.json").exists()
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_every_missing_field_of_a_record_is_named(tmp_path, kind):
+    path, whole = tmp_path / "record.json", WHOLE[kind]
+    write_record(path, whole)
+    assert read_record(path) == whole
+    fields = [field for each in fields_of(whole) for field in each.model_fields.items()]
+    needed = dict.fromkeys(["kind", *(name for name, field in fields if field.is_required())])
+    assert {"settings", "cost"} < {*needed}
+    for field in needed:
+        damaged = {key: value for key, value in whole.items() if key != field}
+        with pytest.raises(ValueError, match=rf"lacks the field '{field}'"):
+            write_record(path, damaged)
+        path.write_text(json.dumps(damaged), encoding="utf-8")
+        complaint = rf"record\.json lacks the field '{field}'"
+        if field == "settings":
+            complaint = r"record\.json has no settings\.json beside it"
+            path.with_name("settings.json").unlink()
+        with pytest.raises(UserError, match=complaint):
+            read_record(path)
+        write_record(path, whole)
+
+
+def test_every_kind_has_a_schema_of_its_own_that_its_records_meet():
+    for kind, (header, body) in KINDS.items():
+        assert all(problem(record) is None for record in committed_records(kind)) and committed_records(kind)
+        assert body or header.__name__ in ("Train", "Theory", "FlippedTraining")
+        assert problem({"kind": kind}) and problem(dict.fromkeys(a(kind)) | {"kind": kind})
+    bodies = [body or header for header, body in KINDS.values()]
+    assert len({*bodies}) == len(bodies)
+
+
+def test_a_curve_has_the_points_of_its_settings_an_odd_number():
+    record = a("curves")
+    four = {
+        way: {key: values[:3] + values[-1:] for key, values in line.items()}
+        for way, line in record["curve"].items()
+    }
+    assert "4 points; allowed are those of the settings, 21, an odd number" in problem(
+        record | {"curve": four}
+    )
+    record["settings"] |= {"points": 4}
+    assert "an odd number from 3 on" in problem(record | {"curve": four})
+    record["settings"] |= {"points": 3}
+    ends = {
+        way: {key: [v[0], v[1], v[-1]] for key, v in line.items()} for way, line in record["curve"].items()
+    }
+    assert problem(record | {"curve": ends}) is None
+    ends["plain"]["accuracy"][-1] += 0.1
+    assert "the same endpoints" in problem(record | {"curve": ends})
+
+
+def test_a_merge_that_is_left_out_needs_no_measurements(tmp_path):
+    for record in (
+        records.flip("cnn", 0, status="left_out"),
+        records.pair("cnn", 0, "gcnn", 0, status="left_out"),
+    ):
+        path = tmp_path / record["kind"] / "record.json"
+        write_record(path, record)
+        assert read_record(path) == record
+
+
+def test_a_key_that_stands_twice_is_refused_however_deep(tmp_path):
+    path, text = tmp_path / "cnn-0.json", json.dumps(TRAIN)
+    for once_more in (
+        text.replace('"seed": 0,', '"seed": 0, "seed": 1,', 1),
+        text.replace('"data": {', '"data": {"size": 3, ', 1),
+    ):
+        assert once_more != text
+        path.write_text(once_more, encoding="utf-8")
+        with pytest.raises(
+            UserError, match=r"is not valid JSON \(the key '(seed|size)' stands twice .*delete it"
+        ):
+            find_record(path)
+
+
+def test_every_committed_record_is_as_records_have_to_be():
+    """What was written before there was a schema."""
+    paths = [*(ROOT / "results").glob("*/records/*/*/[0-9]*.json")]
+    assert paths
+    for path in paths:
+        read_record(path)
+
+
+# ---- at a start
+
+
+def train(**changes):
+    return {"train/cnn-0.json": TRAIN | changes}
+
+
+def place(results, name):
+    """Where the record of a job lies, named such as train/cnn-0.json or theory/lemma_e_1.json; and its settings."""
+    kind, _, file = name.removesuffix(".json").partition("/")
+    if not file:
+        return Path(results.folder) / "records" / name, None
+    nets = [(net.rpartition("-")[0], int(net.rpartition("-")[2])) for net in file.split("--") if "-" in net]
+    key = results.key(kind, *nets) if nets else results.statement(file)
+    return Path(f"{results.folder}/records/{key}.json"), results.jobs[key].settings
+
+
+def of_bytes(content):
+    return {"train/cnn-0.json": lambda path: path.write_bytes(content)}
+
+
+CNN, NO_JSON = r"train/cnn-\w{8}/0", r"cnn-\w{8}/0\.json is not valid JSON"
+NO_KIND, UNREADABLE = r"cnn-\w{8}/0\.json lacks the field 'kind'", r"cnn-\w{8}/0\.json can't be read"
+FILES = {
+    "accuracy 17": (
+        train(accuracy=17),
+        rf"{CNN}\.json can't be right \(accuracy: 17 given; .*\): delete it, and it is made again$",
+    ),
+    "null for an object": (train(settings=None), r"\(settings: None given; allowed is a valid object\)"),
+    "other model": (train(model="gcnn"), rf"{CNN}\.json is of train/gcnn-\w{{8}}/0, not of {CNN}: give each"),
+    "swapped": (
+        {"train/cnn-0.json": records.train("cnn", 1), "train/cnn-1.json": records.train("cnn", 0)},
+        rf"{CNN}\.json is of train/cnn-\w{{8}}/1, not of {CNN}: give each record its name back",
+    ),
+    "pair the wrong way round": (
+        {"pair_merge/cnn-0--gcnn-0.json": records.pair("gcnn", 0, "cnn", 0)},
+        r"is of pair_merge/gcnn--cnn-\w{8}/0--0, not",
+    ),
+    "other kind": ({"train/cnn-0.json": FLIP}, rf"is of flip_merge/cnn-\w{{8}}/0, not of {CNN}"),
+    "other statement": (
+        {"theory/lemma_e_1.json": WHOLE["theory"]},
+        r"is of theory/example_2_1-\w{8}/0, not of theory/lemma_e_1-\w{8}/0",
+    ),
+    "no JSON": (of_bytes(b'{"kind": "train", '), rf"{NO_JSON} \(.*\): delete it, and it is made again$"),
+    "empty": (of_bytes(b""), NO_JSON),
+    "bytes": (of_bytes(b"\x00\x01"), NO_JSON),
+    "not UTF-8": (of_bytes(b'"\xe9"'), NO_JSON),
+    "deeply nested": (of_bytes(b"[" * 100_000), rf"{NO_JSON} \(maximum recursion"),
+    "no record": (of_bytes(b"[1, 2]"), NO_KIND),
+    "null": (of_bytes(b"null"), NO_KIND),
+    "no kind of record": ({"train/cnn-0.json": {"kind": "letter"}}, NO_KIND),
+    "kind that is a list": ({"train/cnn-0.json": {"kind": []}}, NO_KIND),
+    "folder": ({"train/cnn-0.json": Path.mkdir}, rf"{UNREADABLE} \(Is a directory\): "),
+    "link to itself": (
+        {"train/cnn-0.json": lambda path: path.symlink_to(path.name)},
+        rf"{UNREADABLE} \(Too many levels",
+    ),
+    "file for the records' folder": ({"train": Path.touch}, rf"{UNREADABLE} \(Not a directory\)"),
+    "no settings": (
+        of_bytes(json.dumps(TRAIN).encode()),
+        r"cnn-\w{8}/0\.json has no settings\.json beside it: give its folder the file back",
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "line"), FILES.values(), ids=FILES)
+def test_at_a_start_a_broken_record_is_named_in_one_line_and_left_as_it_is(files, line, tmp_path):
+    results = Results(settings_of(seeds="0-1"), root=str(tmp_path / "results"))
+    for name, content in files.items():
+        path, settings = place(results, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if callable(content):
+            content(path)
+            continue
+        # settings are those that its folder is of, unless it is they that can't be right
+        settings = settings if isinstance(content.get("settings", {}), dict) else content["settings"]
+        path.with_name("settings.json").write_text(json.dumps(settings), encoding="utf-8")
+        body = {key: value for key, value in content.items() if key != "settings"}
+        path.write_text(json.dumps(body), encoding="utf-8")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    try:
+        there = {key: results.is_there(key) for key in results.jobs}
+        message = next(iter(results.broken.values()))
+        # they are left as they are, and the others go on
+        assert [*there.values()].count(True) == len(results.broken)
+    except UserError as error:  # of files that can't be read
+        message = str(error)
+        assert "can't be read" in message and not results.broken
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert "\n" not in message and re.search(line, message), message

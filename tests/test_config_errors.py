@@ -1,0 +1,389 @@
+"""What a config can get wrong: one line that names the key and what is allowed, before anything is planned."""
+
+import contextlib
+import datetime
+import re
+
+import pytest
+from conftest import ROOT, config_of, refused, scale_of, settings_of, write_scale
+from PIL import Image
+
+from relusym import data
+from relusym.config.image_checks import check_images
+from relusym.config.reading import check_file, seed_list
+from relusym.config.settings import Settings
+from relusym.data.extent import extent_of
+from relusym.errors import UserError
+
+MINE = {"source": "folder", "root": "r", "train": "train", "label": "x"}
+DELETED = object()
+A_NUMBER = "a whole number"
+SEEDS = r"seeds such as 3, 0-3, or \[0, 5\]"
+SCALES = "demo", "laptop", "paper"
+
+
+def set_keys(sections, changes):
+    """Values by dotted key; `DELETED` removes one."""
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        section = sections
+        for part in path:
+            section = section.setdefault(part, {})
+        if value is DELETED:
+            del section[last]
+        else:
+            section[last] = value
+
+
+def refusal(folder, where, changes, run=()):
+    """The line with which a config is refused that has these changes, in the run's (`run`) or in a scale's file."""
+    scale = where if where in SCALES else "demo"
+    config, sections = config_of(ROOT) | {"scale": scale}, scale_of(ROOT, scale)
+    set_keys(sections if where in SCALES else config, changes)
+    set_keys(config, dict(run))
+    write_scale(folder, scale, sections)
+    with contextlib.chdir(folder), pytest.raises(UserError) as error:
+        Settings.of(config, ["scales", ROOT / "scales"])
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def file_of(where):
+    """What a line on a scale's file begins with."""
+    return f"scales/{where}.yaml: " if where in SCALES else ""
+
+
+def endless():
+    """A section that holds itself."""
+    section = {}
+    section["training"] = section
+    return section
+
+
+VALUES = [  # where, key, value, and a pattern of what is allowed
+    ("run", "scale", "papr", r"one of demo, laptop, paper \(is it paper\?\)$"),
+    ("run", "scale", None, "text$"),
+    ("run", "device", "gpu", "auto, cpu, cuda, or one GPU, such as cuda:1$"),
+    ("run", "device", "cpu\n", "auto, cpu"),
+    ("run", "threads", "many", f"{A_NUMBER}$"),
+    ("run", "cifar10.source", "web", "one of torchvision, binary, python, folder"),
+    ("run", "cifar10.root", "", "text of at least 1 character"),
+    ("demo", "network.architecture", "vgg", "one of vgg11, "),
+    ("demo", "network.initialization", "zeros", "one of pytorch, he"),
+    ("demo", "data.dataset", "images", "one of generated, cifar10, imagenet"),
+    ("run", "models.cnn.training.augmentation", "maybe", "true or false$"),
+    ("paper", "models.dino.weights.urls", None, "a list$"),
+    ("paper", "models.dino.recipe.0", ["supervised"], "one of training, pretr"),
+    ("paper", "models.byol.weights.layout", "mine", "one of auto, plain, module"),
+    ("paper", "models.byol.paper", "boyl", r"one of torchvision_new, .* \(is it byol\?\), or null$"),
+    ("paper", "models.simsiam_225.training.schedule", "steps", "one of linear, cosine, step"),
+    ("paper", "models.simsiam_225.linear.objective", "layer", "one of supervised, simsiam, lin"),
+    ("demo", "figure9", "odl", "one of .*old"),
+    ("run", "pairs.0", [["cnn"]], "a list of at least 2"),
+    # numbers that can't be
+    ("demo", "training.epochs", 1.5, A_NUMBER),
+    ("demo", "training.epochs", 2.0, A_NUMBER),
+    ("demo", "training.epochs", 0, "at least 1$"),
+    ("run", "training.epochs", 0, "at least 1$"),  # where the file has the section
+    ("demo", "training.epochs", True, A_NUMBER),
+    ("demo", "merging.images", 50.0, f"{A_NUMBER}, or null"),
+    ("demo", "merging.images", "50.0", A_NUMBER),  # as the command line gives it
+    ("demo", "training.momentum", 1, "less than 1"),
+    ("demo", "training.learning_rate", float("nan"), "a finite number$"),
+    ("demo", "training.learning_rate", ".inf", "a number$"),
+    ("demo", "training.learning_rate", 1e300, "at most 1000$"),
+    ("demo", "network.width", 0.001, r"a multiple of 1/32 \(architecture vgg11\)$"),
+    ("demo", "models.old.network.width", 0.001, "at least 0.015625"),
+    ("demo", "network.width", 1000, "at most 16 "),
+    ("demo", "network.width", 1e30, "at most 16 "),
+    ("run", "models.cnn.network.group_convs", 9, "at most 8"),
+    ("demo", "data.train_images", 10**12, "at most 10000000"),
+    ("demo", "data.seed", 2**64, ""),
+    ("run", "theory.draws.lemma_2_2", 10**12, "at most 10000000"),
+    ("run", "beyond.curves.points", 100_001, "at most 1001$"),
+    ("run", "models.cnn_inv.training.invariance_from", 1.0, "less than 1, or null$"),
+    # more than there is
+    ("demo", "training.crop_padding", 32, "less than the images' 32 pixels"),
+    ("demo", "training.batch_size", 4001, "at most 2000, the training images of generated"),
+    ("demo", "models.old.training.batch_size", 4001, "at most 2000"),
+    ("run", "flipped_training.batch_size", 4001, "at most 2000"),
+    ("run", "beyond.curves.repair_images", 3000, "at most 2000, the training images of generated"),
+    ("laptop", "beyond.by_layer.images", 60_000, "at most 50000, .* CIFAR10$"),
+    ("laptop", "merging.images", 50_001, "at most 50000, .*CIFAR10"),
+    ("demo", "merging.invariance_images", 4001, "at most 2000"),
+    ("laptop", "data.train_images", 60_000, "at most 50000"),
+    ("paper", "models.dino.merging.images", None, "a number"),
+    # what YAML makes of it
+    ("run", "models.cnn.name", 12, "text, in quotes: YAML takes this for a number$"),
+    ("run", "cifar10.label", False, "text, in quotes: YAML takes this for true or false, as yes, no, on"),
+    ("run", "models.cnn.name", datetime.date(2023, 12, 10), "text, in quotes: YAML takes this for a date$"),
+    # names that break file names, pages or pictures
+    ("run", "models.cnn.name", "<b>CNN</b>", "text"),
+    ("run", "models.cnn.name", r"$\bad$", "text of one"),
+    ("run", "cifar10.label", "a\n| b", ""),
+    # seeds
+    ("run", "seeds", "first", SEEDS),
+    ("run", "seeds", -1, SEEDS),
+    ("run", "seeds", 1.0, SEEDS),
+    ("run", "seeds", "", SEEDS),
+    ("run", "seeds", "0-1000000000", "at most 10,000"),
+    ("demo", "seeds", "0-1000000000", "at most 10,000 s"),
+    ("demo", "seeds", f"0,{2**64}", ".* none above 4"),
+]
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value", "allowed"),
+    VALUES,
+    ids=[f"{where}-{key}-{str(value)[:20]!a}" for where, key, value, _ in VALUES],
+)
+def test_a_value_that_can_not_be_is_refused_with_its_key_and_what_is_allowed(
+    where, key, value, allowed, tmp_path
+):
+    line = refusal(tmp_path, where, {key.removesuffix(".0"): value})
+    shown = value[0] if key.endswith("recipe.0") or key == "pairs.0" else value
+    start = f"{file_of(where)}{key}: {shown!r} given; allowed "
+    assert re.match(f"{re.escape(start)}(is|are) {allowed}", line), line
+
+
+LINES = [  # where, changes, and how the line begins
+    # a key or a section that there isn't
+    ("run", {"scael": "demo"}, "config: unknown key 'scael', is it 'scale'?; allowed are scale, seeds"),
+    ("run", {"scales": {"demo": {}}}, "config: unknown key 'scales', is it 'scale'?; allowed are"),
+    ("run", {"defaults.network.groups": 1}, "config: unknown key 'defaults'; allowed are scale, "),
+    ("demo", {"modles": {}}, "unknown key 'modles', is it 'models'?; allowed are"),
+    (
+        "demo",
+        {"training.batchsize": 40},
+        "training: unknown key 'batchsize', is it 'batch_size'?; allowed are",
+    ),
+    (
+        "run",
+        {"models.cnn.network": {"group_conv": 8}},
+        "models.cnn.network: unknown key 'group_conv', is it 'group_convs'?; allowed are width, init",
+    ),
+    (
+        "demo",
+        {"network.initialisation": "he"},
+        "network: unknown key 'initialisation', is it 'initialization'?",
+    ),
+    (
+        "demo",
+        {"models.old.network": {"widht": 1}},
+        "models.old.network: unknown key 'widht', is it 'width'?; allowed are width, "
+        "initialization, group_convs, block, layers, blocks, shortcut",
+    ),
+    (
+        "demo",
+        {"models.old.network": {"architecture": "cifar_resnet", "layer": 1}},
+        "models.old.network: unknown key 'layer'; allowed are blocks, width, shortcut",
+    ),
+    ("paper", {"models.byol.sorce": "file"}, "models.byol: unknown key 'sorce'"),
+    ("demo", {"models.old.family": "vgg"}, "models.old: unknown key 'family'; allowed are data"),
+    ("run", {"training": {1: 2}}, "training: unknown key 1; allowed are epochs"),
+    ("demo", {"training.epochs": DELETED}, "training: the key 'epochs' is missing"),
+    ("demo", {"data.train_images": None}, "data: generated images need numbers"),
+    ("laptop", {"data.test_images": 5}, "data.test_images: only for generated images"),
+    # what YAML makes of it
+    ("demo", {"training": None}, "training: nothing stands below it; write its keys there, or remove it"),
+    ("demo", {"models": None}, "models: nothing stands below it"),
+    ("demo", {"merging": 500}, "merging: 500 given; allowed are keys and their values"),
+    ("run", {"training": endless()}, "training: unknown key 'training'; allowed are epochs"),
+    # names
+    ("run", {"models": {"a" * 200: {}}}, f"models: '{'a' * 64}.* given; allowed is text of at most 64"),
+    ("run", {"models.all": {}}, "models: 'all' given; allowed are small letters and digits"),
+    ("run", {"models.a__b": {}}, "models: 'a__b' given; allowed are small letters and digits"),
+    ("run", {"models.a\n": {}}, r"models: 'a\n' given; allowed are small letters"),
+    (
+        "run",
+        {"models.cnn_inv.name": "CNN"},
+        "models.cnn_inv.name: 'CNN' given, the name of cnn; give each model a name of its own",
+    ),
+    # values that go with no others
+    (
+        "run",
+        {"pairs": [["cnn", "resnet"]]},
+        "pairs: [cnn, resnet] names 'resnet', which isn't trained; the types ",
+    ),
+    ("run", {"pairs": [["cnn", "gcnn"]] * 2}, "pairs: [cnn, gcnn] is listed twice; list each pair once"),
+    (
+        "run",
+        {"cifar10": MINE | {"test": "./train"}},
+        "cifar10.test: './train' given, the folder of cifar10.train",
+    ),
+    ("run", {"imagenet.val": "train"}, "imagenet.val: 'train' given, the folder of imagenet.train"),
+    ("run", {"datasets": {"cifar10": MINE}}, "datasets.cifar10: this data set is there already"),
+    (
+        "run",
+        {"models.simsiam_odd.recipe": ["pretraining"]},
+        "models.simsiam_odd.recipe: [pretraining] given; the last stage has to make a classifier, as",
+    ),
+    (
+        "run",
+        {"models.simsiam_odd.recipe": ["linear"]},
+        "models.simsiam_odd.recipe: [linear] given; a linear layer needs a stage before it",
+    ),
+    (
+        "demo",
+        {"models.old.recipe": ["training"] * 2},
+        "models.old.recipe: training is listed twice; list each once",
+    ),
+    (
+        "run",
+        {"models.cnn.training.objective": "simsiam"},
+        "scales/demo.yaml: recipe: [training] given; the last stage has to make a classifier",
+    ),
+    (
+        "run",
+        {"merging.matching": "involution"},
+        "merging.matching: 'involution' given, which matches no pair of two nets, such as [cnn, cnn] of `pairs`",
+    ),
+    (
+        "run",
+        {"models.cnn_noaug": {"symmetry": "quarter_turn", "merging": {"matching": "involution"}}},
+        "models.cnn_noaug.merging.matching: 'involution' given; the symmetry of cnn_noaug isn't of order 2",
+    ),
+    (
+        "run",
+        {"network.width": 1 / 32, "models.gcnn.symmetry": "quarter_turn", "pairs": [], "beyond": {}},
+        "network.width: 0.03125 given; the 2 channels of gcnn's first group conv don't split into 4 orientations",
+    ),
+    ("run", {"beyond.curves.seeds": [0, 7]}, "beyond.curves.seeds: 7 is none of the seeds of cnn, cnn_inv"),
+    ("run", {"beyond.matchings": {"models": None, "seeds": 7}}, "beyond.matchings.seeds: 7 is none of"),
+    ("demo", {"training.warmup_epochs": 100}, "training.warmup_epochs: 100 isn't less than the 14 epochs"),
+    (
+        "demo",
+        {"models.old.training.warmup_epochs": 9},
+        "models.old.training.warmup_epochs: 9 isn't less than the 4 epochs",
+    ),
+    (
+        "run",
+        {"models.cnn_inv.training": {"invariance_from": 0.9, "epochs": 4, "warmup_epochs": 1}},
+        "models.cnn_inv.training.invariance_from: 0.9 given; .* never be on in 4 epochs; allowed is at most 0.75",
+    ),
+    (
+        "paper",
+        {"models.torchvision_old_inv.training.processes": 3},
+        "models.torchvision_old_inv.training.batch_size: 256 can't be shared evenly by 3 processes",
+    ),
+    ("laptop", {"data.train_images": 1000}, "merging.images: 10000 given; allowed is at most 1000, "),
+    ("run", {"models.cnn.image_size": 16}, "models.cnn.image_size: 16 given; vgg11 takes 32 to 63 pixels"),
+    ("paper", {"models.dino.data.resize": 200}, "models.dino.data.resize: 200 given; a crop of 224 pixels"),
+    # seeds
+    ("run", {"seeds": "0,1,1"}, "seeds: 1 is listed twice in 0,1,1; list each seed once"),
+    ("paper", {"seeds": "0-2,1"}, "seeds: 1 is listed twice in 0-2,1"),
+    ("run", {"seeds": [0, 0]}, "seeds: 0 is listed twice in [0, 0]"),
+    ("run", {"seeds": "2-0"}, "seeds: the range 2-0 runs backwards; write 0-2"),
+    ("run", {"seeds": 99}, "seeds: 99 is none of the scale demo's seeds"),
+]
+
+
+@pytest.mark.parametrize(("where", "changes", "start"), LINES, ids=[start[:50] for *_, start in LINES])
+def test_a_config_that_can_not_be_is_refused_in_one_line(where, changes, start, tmp_path):
+    line = refusal(tmp_path, where, changes)
+    pattern = re.escape(file_of(where) + start).replace(r"\.\*", ".*")
+    assert re.match(pattern, line), line
+
+
+def test_a_key_is_named_where_it_stands_whichever_goes_over_it(tmp_path):
+    line = refusal(tmp_path, "demo", {"training.epochs": 0}, run={"training.batch_size": 40})
+    assert line == "scales/demo.yaml: training.epochs: 0 given; allowed is at least 1"
+    line = refusal(
+        tmp_path, "demo", {"models.cnn.training": {"epochs": 10}}, run={"training.warmup_epochs": 20}
+    )
+    assert line == "training.warmup_epochs: 20 isn't less than the 10 epochs"
+
+
+FILES = [
+    (b"a: 1\nb: &b\n  c: [1, *b]\n", r", line 3: \*b stands inside of &b, so it has no end$"),
+    (b"a: " + b"[" * 100_000, ", line 1: more than 100 sections inside of each other$"),
+    (b"scale: demo\nseeds: 0\nscale: paper\n", ", line 3: the key 'scale' stands in line 1 already"),
+    (b"a:\n  b: [{c: 1, c: 2}]\n", ", line 2: the key 'c' stands in line 2"),
+    ("scale: demo\nlabel: Bökman\n".encode("latin-1"), ", line 2: the byte 0xf6 isn't UTF-8"),
+    (b"scale: demo\npairs: [[a, b]\n\nseeds: 0\n", r", line \d: no YAML \(did not find"),
+    (b"scale: demo\na:\n\tb: 1\n", r", line 3: no YAML \("),
+    (b"scale: \x07\n", r".*: no YAML \("),
+    (b"demo\n", ": no keys in it"),
+    (b"", ": no keys in it"),
+    (b"scale: demo\nseeds: 0_1\n", ", line 2: seeds: 0_1 given; allowed are"),
+]
+
+
+@pytest.mark.parametrize(("content", "line"), FILES, ids=[line for _, line in FILES])
+def test_a_config_file_that_can_not_be_read_is_refused_in_one_line(content, line, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        check_file(path)
+    assert "\n" not in str(error.value) and re.search(rf"config\.yaml{line}", str(error.value)), error.value
+
+
+# ---- images of a folder that don't go with the config
+
+IMAGES = [  # number, sides, changes of the scale, and how the line begins
+    (3, 16, {}, "image_size: mine has images of 16×16 pixels; vgg11 takes 32 to 63"),
+    (3, 64, {}, "image_size: mine has images of 64×64 pixels"),
+    (
+        3,
+        64,
+        {"image_size": 32, "models.cnn.image_size": 64, "pairs": []},
+        "models.cnn.image_size: 64 given; vgg11",
+    ),
+    (
+        3,
+        32,
+        {"models.cnn.training.batch_size": 5},
+        "models.cnn.training.batch_size: 5 given; allowed is at most 3, ",
+    ),
+    (3, 32, {"models.cnn.merging.images": 4}, "models.cnn.merging.images: 4 given; allowed is at most 3"),
+    (
+        3,
+        32,
+        {"models.cnn.training.crop_padding": 32},
+        "models.cnn.training.crop_padding: 32 given; allowed is less",
+    ),
+]
+
+
+@pytest.mark.parametrize(("count", "side", "changes", "start"), IMAGES, ids=[start for *_, start in IMAGES])
+def test_images_that_the_config_does_not_fit_are_refused_before_they_are_prepared_and_after(
+    count, side, changes, start, tmp_path
+):
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (side, side)).save(tmp_path / split / "cat" / f"{i}.png")
+    sections = scale_of(ROOT, "laptop") | {"flipped_training": {"batch_size": 2}, "beyond": {}}
+    for section in (sections, *sections["models"].values()):
+        section["merging"] = {"images": None, "invariance_images": 2}
+        section["training"] = section.get("training", {}) | {"batch_size": 2}
+    set_keys(sections, changes)
+    write_scale(tmp_path, "laptop", sections)
+    run = {"scale": "laptop", "cifar10": {"source": "folder", "root": str(tmp_path), "label": "mine"}}
+    with contextlib.chdir(tmp_path):
+        settings = Settings.of(run)
+    spec, prepared = settings.preparation_for(None)[0], tmp_path / "mine.safetensors"
+
+    def check():
+        for model in (None, *settings.models):
+            check_images(settings, model, extent_of(spec, prepared))
+
+    refused(check, f"scales/laptop.yaml: {start}")
+    data.prepare(spec, prepared)
+    refused(check, f"scales/laptop.yaml: {start}")
+
+
+# ---- values that are taken all the same
+
+
+def test_values_that_the_command_line_leaves_as_text_are_taken_for_what_they_are():
+    given = {"training": {"learning_rate": "1e-2"}, "models": {"cnn": {"name": "12"}, "old": "null"}}
+    run = {"seeds": "0,2", "threads": "2", "cifar10": config_of(ROOT)["cifar10"] | {"root": "{odd folder"}}
+    settings = settings_of(**given, **run, filters={"zero_filter": "0.2"}, image_size="null")
+    assert settings.seeds == [0, 2] == seed_list([0, 2])
+    assert settings.run.threads == 2
+    assert settings.train("cnn")["training"]["learning_rate"] == 0.01
+    assert settings.run.cifar10.root == "{odd folder"
+    assert settings.sections.filters.zero_filter == 0.2
+    assert settings.models["cnn"].name == "12" and settings.models["cnn"].image_size is None
+    assert "old" not in settings.models

@@ -1,0 +1,181 @@
+"""Images in any form that a merge takes: pixels, loaders, lists; what else is refused in one line."""
+
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from conftest import refused
+from small_nets import Images, conv_net, resnet, smooth_images, vgg11
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+
+from relusym.data.augmentation import normalise
+from relusym.evaluation import images as sources
+from relusym.evaluation.images import Batches, normalisation
+from relusym.merging.merge import flip_merge, merge
+
+PIXELS = smooth_images(60)
+LABELS = torch.arange(60) % 10
+CPU = torch.device("cpu")
+
+
+@pytest.mark.slow(seconds=4)
+@pytest.mark.parametrize("net", [vgg11, lambda: resnet(size=32)], ids=["vgg11", "resnet"])
+def test_a_loader_a_list_and_pixels_give_the_same_merge(net):
+    net, x = net(), normalise(PIXELS)
+    given = [
+        (Images(PIXELS, 16), LABELS),
+        (DataLoader(TensorDataset(x, LABELS), 16), None),
+        ([(some, labels) for some, labels in zip(x.split(16), LABELS.split(16), strict=True)], None),
+        (list(x.split(16)), LABELS),
+    ]
+    first, *others = [flip_merge(net, images, test_labels=labels) for images, labels in given]
+    assert first.accuracy["net"] != first.accuracy["halfway"]
+    for other in others:
+        assert other.permutations == first.permutations
+        assert other.accuracy == first.accuracy
+        assert other.scores["loss"] == pytest.approx(first.scores["loss"], rel=1e-5)
+
+
+def test_even_batches_of_a_loader_are_those_of_pixels():
+    here, there = Images(PIXELS[:50], 16), Batches(list(normalise(PIXELS[:50]).split(16)))
+    for a, b in zip(here.batches(CPU, even=True), there.batches(CPU, even=True), strict=True):
+        assert len(a) in (12, 13) and torch.equal(a, b)
+    assert (
+        (len(there), there.count, there.shape) == (len(here), here.count, here.shape) == (50, 4, (3, 32, 32))
+    )
+
+
+@pytest.mark.slow(seconds=1)
+def test_no_more_than_three_of_a_loaders_batches_are_held_at_once():
+    made, largest = [], []
+
+    class Loader:
+        def __iter__(self):
+            for start in range(0, 60, 10):
+                x = normalise(PIXELS[start : start + 10])
+                made.append(weakref.ref(x))
+                largest.append(sum(one() is not None for one in made))
+                yield x
+
+    flip_merge(resnet(size=32), Loader())
+    assert len(made) > 30 and max(largest) <= 3
+
+
+def test_normalisation_scales_to_0_1_first():
+    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
+    x = normalisation((0.5, 0.1, 0.0), (0.5, 0.1, 2.0))(pixels)
+    assert torch.allclose(x.flatten(), torch.tensor([-1.0, 1.0, 0.5]))
+    grey = normalisation([0.5], [0.5])(torch.full((2, 4, 4, 1), 255, dtype=torch.uint8))
+    assert grey.shape == (2, 1, 4, 4) and (grey == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "told"),
+    [
+        (PIXELS.permute(0, 3, 1, 2), "pixels.permute(0, 2, 3, 1)"),
+        (PIXELS.float() / 255, "is float32"),
+        (PIXELS[..., 0], "pixels[..., None]"),
+        (PIXELS[0], "pixels[None]"),
+        (torch.zeros(2, 8, 8, 4, dtype=torch.uint8), "pixels[..., :3]"),
+        (PIXELS[:0], "no images"),
+        ("photos/", "str given"),
+        (PIXELS.numpy().astype(np.int64), "is int64"),
+    ],
+)
+def test_pixels_in_another_form_are_refused_with_what_to_do(pixels, told):
+    refused(lambda: Images(pixels), "Images", told, "uint8 (N, H, W, 3)")
+
+
+def test_normalisation_is_never_assumed():
+    refused(lambda: sources.Images(PIXELS), "normalise=normalisation(mean, std)")
+    refused(lambda: normalisation([0.5] * 3, [0.5, 0.5, 0.0]), "positive std")
+
+
+def test_numpy_pixels_are_read_as_tensors_are():
+    assert torch.equal(next(Images(PIXELS.numpy()).batches(CPU)), normalise(PIXELS))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (iter([normalise(PIXELS)]), "read only once"),
+        (normalise(PIXELS), "give a list of batches"),
+        ([], "empty"),
+        ([PIXELS], "uint8"),
+        ([normalise(PIXELS).permute(0, 2, 3, 1)], "x.permute(0, 3, 1, 2)"),
+        ([{"x": 1}], "a batch is dict"),
+        ([torch.full((2, 3, 8, 8), torch.nan)], "aren't finite"),
+        ("photos", "str given"),
+        (7, "int given"),
+    ],
+)
+def test_batches_of_another_form_are_refused(given, told):
+    refused(lambda: Batches(given), told)
+
+
+def test_images_of_two_sizes_are_refused():
+    batches = Batches([torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 9, 8)])
+    refused(lambda: list(batches.batches(CPU)), "(3, 9, 8)", "(3, 8, 8)", "one size")
+
+
+class Augmented(torch.utils.data.Dataset):
+    """Images that are flipped at random."""
+
+    def __len__(self):
+        return len(PIXELS)
+
+    def __getitem__(self, i):
+        return normalise(PIXELS[i : i + 1])[0].flip([-1] if torch.rand(()) < 0.5 else []), LABELS[i]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize(
+    "loader",
+    [
+        lambda data: DataLoader(data, 16, shuffle=True),
+        lambda data: DataLoader(data, 60, shuffle=True),  # all in one batch
+        lambda data: DataLoader(data, 16, sampler=WeightedRandomSampler([1.0] * 60, 60)),
+    ],
+    ids=["shuffled", "in one batch", "sampled"],
+)
+def test_images_whose_order_changes_from_pass_to_pass_are_refused(loader, labelled):
+    x = normalise(PIXELS)
+    data = TensorDataset(x, LABELS) if labelled else list(x)
+    refused(lambda: merge(conv_net(), conv_net(), loader(data)), "order", "shuffle=False")
+
+
+def test_images_that_change_from_pass_to_pass_are_refused():
+    refused(lambda: flip_merge(conv_net(), DataLoader(Augmented(), 16)), "batch 1", "augmentation")
+    x = normalise(PIXELS)
+
+    class Changing(list):
+        def __init__(self, sizes):
+            self.sizes = iter(sizes)
+
+        def __iter__(self):
+            return iter(x[: next(self.sizes, 60)].split(10))
+
+    refused(lambda: flip_merge(conv_net(), Changing([40] * 6)), "batch 5 isn't the same in every pass")
+    batches = Batches(Changing([60, 60, 40, 30]))
+    assert len(batches) == 40
+    refused(lambda: list(batches.batches(CPU)), "4 batches in one pass and 3")
+
+
+def test_labels_may_come_in_dicts():
+    net, x = conv_net(), normalise(PIXELS)
+    batches = [{"pixel_values": a, "labels": b} for a, b in zip(x.split(16), LABELS.split(16), strict=True)]
+    merged = flip_merge(net, Images(PIXELS, 16), test_labels=LABELS)
+    assert flip_merge(net, batches).scores["loss"] == pytest.approx(merged.scores["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "labels", [LABELS / 2, LABELS - 1, torch.nn.functional.one_hot(LABELS).float(), "abc"]
+)
+def test_labels_of_batches_are_whole_numbers_from_0(labels):
+    refused(lambda: flip_merge(conv_net(), [(normalise(PIXELS), labels)]), "labels")
+
+
+def test_grey_images_are_refused_by_a_net_that_reads_colours():
+    grey = sources.Images(PIXELS[..., :1], 16, normalisation([0.5], [0.5]))
+    refused(lambda: flip_merge(conv_net(), grey), "can't read images of shape (1, 32, 32)")

@@ -1,0 +1,133 @@
+"""What is left of a job that ends in an error, a warning or a disk that is full."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from relusym.errors import WARNINGS
+
+JOB = """
+import resource, sys
+from types import SimpleNamespace
+from job import job
+from relusym.errors import UserError
+log, what, size, *after = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
+nothing = {"log": [log], "rule": "train", "params": {}, "resources": {}, "output": {}, "threads": 1}
+with job(SimpleNamespace(**nothing)):
+    print("epoch 1")
+    exec(what)
+exec(*after or [""])
+"""
+UNEXPECTED, EXPECTED = "{}['accuracy']", "raise UserError('images are missing: unpack them')"
+MEND = "free space, change its rights, or move away what is there"
+LINE = "error in rule train: images are missing: unpack them\n"
+
+
+@pytest.fixture
+def run_job(pytestconfig):
+    """A function that runs a job with a log: what it does, and what after it, by another command."""
+
+    def run(log, *what, size=10**9, by=()):
+        environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath / "workflow_scripts")}
+        command = [*by, sys.executable, "-c", JOB, str(log), what[0], str(size), *what[1:]]
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.run(command, **pipes, text=True, env=environment, timeout=300, check=False)
+
+    return run
+
+
+@pytest.fixture
+def ended(tmp_path, run_job):
+    """A function that runs a job that ends in an error: what the terminal has, and the log if it is a file."""
+
+    def run(what, log=None, size=10**9):
+        path = tmp_path / "logs" / "cnn-0.log"
+        path.parent.mkdir()
+        if log is not None:
+            path.symlink_to(log)
+        done = run_job(path, what, size=size)
+        assert done.returncode == 1 and not done.stdout and not path.with_suffix(".lock").exists()
+        return done.stderr, path.read_text() if log is None else None
+
+    return run
+
+
+def test_of_an_unexpected_error_the_log_has_the_traceback_and_the_terminal_one_line(ended, tmp_path):
+    terminal, log = ended(UNEXPECTED)
+    assert terminal == f"error in rule train: KeyError: 'accuracy'; see {tmp_path / 'logs' / 'cnn-0.log'}\n"
+    lines = log.splitlines()
+    assert (
+        lines[:2] == ["epoch 1", "Traceback (most recent call last):"] and lines[-1] == "KeyError: 'accuracy'"
+    )
+
+
+def test_of_a_users_error_both_have_the_one_line(ended):
+    assert ended(EXPECTED) == (LINE, "epoch 1\nerror: images are missing: unpack them\n")
+
+
+def test_a_log_on_a_full_disk_is_one_line(ended, tmp_path):
+    terminal, _ = ended(UNEXPECTED, log="/dev/full")  # which the job meets at its first line
+    log = tmp_path / "logs" / "cnn-0.log"
+    assert terminal == f"error in rule train: {log}: No space left on device; {MEND}\n"
+
+
+@pytest.mark.parametrize("what", [EXPECTED, UNEXPECTED])
+def test_on_a_disk_that_is_full_when_the_error_comes_the_terminal_has_it(ended, what):
+    terminal, log = ended(f"sys.stdout.write('x' * 2039 + chr(10)); {what}", size=2048)
+    assert len(log) == 2048 and "rror" not in log
+    assert terminal == LINE if what == EXPECTED else terminal.endswith("KeyError: 'accuracy'\n")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link in a circle"])
+def test_what_stands_where_the_log_belongs_is_told_in_one_line_and_keeps_nobody_waiting(
+    tmp_path, run_job, kind
+):
+    log = tmp_path / "logs" / "cnn-0.log"
+    log.parent.mkdir()
+    if kind == "fifo":
+        os.mkfifo(log)
+    elif kind == "folder":
+        log.mkdir()
+    else:
+        log.symlink_to(log)
+    done = run_job(log, "pass")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error in rule train: {log}: ") and MEND in done.stderr
+
+
+def test_a_link_to_nowhere_is_no_lock(tmp_path, run_job):
+    log = tmp_path / "logs" / "cnn-0.log"
+    log.parent.mkdir()
+    log.with_suffix(".lock").symlink_to("nowhere")
+    done = run_job(log, "pass")
+    assert done.returncode == 0 and log.read_text() == "epoch 1\ndone\n"
+    assert [*log.parent.iterdir()] == [log]
+
+
+@pytest.mark.parametrize("what", ["pass", "raise UserError('wrong')"])
+@pytest.mark.parametrize("number", WARNINGS, ids=lambda number: number.name)
+def test_a_warning_at_the_very_end_changes_nothing(tmp_path, run_job, what, number):
+    log = tmp_path / "logs" / "cnn-0.log"
+    kill = f"import os; os.kill(os.getpid(), {int(number)})"
+    at_exit = f"import atexit; atexit.register(lambda: exec({kill!r})); {what}"
+    done = run_job(log, at_exit, kill)
+    words = "" if what == "pass" else "error in rule train: wrong\n"
+    assert (done.returncode, done.stderr) == (len(words) and 1, words)
+
+
+@pytest.mark.parametrize("number", WARNINGS, ids=lambda number: number.name)
+def test_a_warning_ends_a_job_that_can_not_save_its_state_in_a_line(tmp_path, run_job, number):
+    log = tmp_path / "logs" / "cnn-0.log"
+    done = run_job(log, f"import os; os.kill(os.getpid(), {int(number)})")
+    line = f"ended by {number.name} before it was done; it starts over when it runs again\n"
+    assert (done.returncode, done.stderr) == (1, f"error in rule train: {line}")
+    assert log.read_text() == f"epoch 1\nerror: {line}" and not log.with_suffix(".lock").exists()
+
+
+def test_below_nohup_the_end_of_the_terminal_ends_no_job(tmp_path, run_job):
+    log = tmp_path / "logs" / "cnn-0.log"
+    done = run_job(log, "import os, signal; os.kill(os.getpid(), signal.SIGHUP)", by=["nohup"])
+    assert done.returncode == 0 and log.read_text().endswith("done\n")

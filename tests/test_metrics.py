@@ -1,0 +1,84 @@
+"""Labels, agreement with the net itself, and metrics of a user's own."""
+
+import pytest
+import torch
+from conftest import refused
+from small_nets import Images, answers, conv_net, smooth_images, vgg11
+
+from relusym.data.augmentation import normalise
+from relusym.evaluation.metrics import Metric
+from relusym.merging.merge import flip_merge
+
+PIXELS = smooth_images(60)
+LABELS = torch.arange(60) % 10
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (LABELS[:-1], "59 given for 60 images"),
+        (LABELS.float(), "float32"),
+        (LABELS + 5, "labels up to 14"),
+        (torch.tensor(3), "shape ()"),
+    ],
+)
+def test_labels_of_another_kind_are_refused(labels, told):
+    refused(lambda: flip_merge(conv_net(), Images(PIXELS, 16), test_labels=labels), told)
+    batches = list(normalise(PIXELS).split(16))
+    refused(
+        lambda: flip_merge(conv_net(), batches, test_labels=labels),
+        told.replace("59 given for 60 images", "11 for a batch of 12"),
+    )
+
+
+def test_without_labels_accuracy_is_agreement_with_the_net_itself():
+    net, images = vgg11(), Images(PIXELS, 16)
+    merged = flip_merge(net, images)
+    assert merged.accuracy == flip_merge(net, images, test_labels=answers(net, images)).accuracy
+    assert merged.accuracy["net"] == 1 > merged.accuracy["halfway"]
+
+
+def test_where_no_answer_is_right_the_reason_is_given():
+    net, images = vgg11(), Images(PIXELS, 16)
+    merged = flip_merge(
+        net, images, test_labels=answers(net, images) * 0 + 9 - answers(net, images).mode().values
+    )
+    wrong = flip_merge(conv_net(), images, test_labels=(answers(conv_net(), images) + 1) % 10)
+    assert merged.note is None or "none of the 60" in merged.note
+    assert set(wrong.barrier.values()) == {None} and "right on none of the 60 test images" in wrong.note
+
+
+def test_a_metric_of_ones_own_is_averaged_over_images_of_all_nets():
+    margin = Metric(lambda logits, labels: logits.gather(1, labels[:, None])[:, 0] - logits.mean(1))
+    net, images = vgg11(), Images(PIXELS, 16)
+    merged = flip_merge(net, images, test_labels=LABELS, metrics={"margin": margin})
+    logits = net(normalise(PIXELS)).detach()
+    assert merged.scores["margin"]["net"] == pytest.approx(float(margin.of(logits, LABELS).mean()), rel=1e-4)
+    of = merged.scores["margin"]
+    assert merged.barriers["margin"]["halfway"] == pytest.approx(
+        (of["net"] + of["flipped"]) / 2 - of["halfway"]
+    )
+    assert set(merged.scores) == {"accuracy", "margin"}
+
+
+def test_the_barrier_of_a_loss_is_its_rise():
+    of = flip_merge(vgg11(), Images(PIXELS, 16), test_labels=LABELS)
+    loss = of.scores["loss"]
+    assert of.barriers["loss"]["repaired"] == pytest.approx(
+        loss["repaired"] - (loss["net"] + loss["flipped"]) / 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        (lambda logits, labels: logits.mean(), "one number an image"),
+        (lambda logits, labels: 0.5, "gives float"),
+        (lambda logits, labels: logits[:, 99], "fails on logits"),
+        (lambda logits, labels: {}["key"], "KeyError: 'key' (test_metrics.py, line"),
+    ],
+)
+def test_a_metric_that_isnt_one_number_an_image_is_refused(metric, told):
+    mine = {"mine": Metric(metric)}
+    refused(lambda: flip_merge(vgg11(), Images(PIXELS, 16), metrics=mine), "metric mine", told)

@@ -1,0 +1,202 @@
+"""Nets of a user: what a merge leaves on them, and which are refused before the work."""
+
+from collections import OrderedDict
+from copy import deepcopy
+
+import pytest
+import torch
+from conftest import refused
+from small_nets import Images, Wrapped, conv_net, resnet, smooth_images, vgg11
+from torch import nn
+from torch.nn import functional as F
+
+from relusym.evaluation.barrier import accuracy
+from relusym.evaluation.invariance import invariance_error
+from relusym.merging.merge import flip_merge, merge
+
+PIXELS = smooth_images(60)
+LABELS = torch.arange(60) % 10
+CPU = torch.device("cpu")
+
+
+@pytest.mark.slow(seconds=1)
+def test_every_module_stays_in_the_mode_that_it_was_in():
+    net, images = resnet(size=32), Images(PIXELS, 16)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    net.train()
+    net.layer1.eval()  # frozen, as in fine-tuning
+    modes = [module.training for module in net.modules()]
+    flip_merge(net, images)
+    merge(net, net, images)
+    accuracy(net, images, LABELS)
+    invariance_error(net, images)
+    assert [module.training for module in net.modules()] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.slow(seconds=1)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda logits: (logits, logits.relu()),
+        lambda logits: {"features": logits.relu(), "logits": logits},
+        lambda logits: OrderedDict(out=logits, aux=logits.relu()),
+    ],
+    ids=["tuple", "logits", "out"],
+)
+def test_logits_are_found_in_tuples_and_dicts(wrap):
+    net, images = vgg11(), Images(PIXELS, 16)
+    merged = flip_merge(Wrapped(net, wrap), images, test_labels=LABELS)
+    assert merged.accuracy == flip_merge(net, images, test_labels=LABELS).accuracy
+
+
+def poisoned():
+    net = conv_net()
+    net[0].weight.data[3] = torch.nan
+    return net
+
+
+@pytest.mark.parametrize(
+    ("net", "told"),
+    [
+        (lambda: conv_net().half(), "net.float()"),
+        (lambda: conv_net().double(), "net.float()"),
+        (poisoned, "0.weight holds values that aren't finite"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 8, 1), *list(conv_net())[1:]),
+            "nothing to transform",
+        ),
+        (lambda: conv_net()[1:], "can't read images of shape (3, 32, 32)"),
+        (lambda: nn.Sequential(nn.Flatten()), "no parameters"),
+        (lambda: Wrapped(conv_net(), lambda logits: logits.mean()), "wrap it in a module"),
+        (lambda: Wrapped(conv_net(), lambda logits: "ten"), "wrap it in a module"),
+        (
+            lambda: Wrapped(conv_net(), lambda logits: logits / 0),
+            "logits of the first images aren't finite",
+        ),
+        (lambda: "resnet18", "str; allowed is a torch.nn.Module"),
+    ],
+    ids=["half", "double", "nan", "pointwise", "shapes", "empty", "scalar", "text", "infinite", "name"],
+)
+def test_nets_that_cant_be_merged_are_refused(net, told):
+    refused(lambda: flip_merge(net(), Images(PIXELS, 16)), told)
+
+
+class Body(nn.Module):
+    """A conv layer and a head; `through` works on what lies between."""
+
+    def __init__(self, through=lambda x: x):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head, self.through = nn.Conv2d(3, 8, 3), nn.Linear(8, 10), through
+
+    def forward(self, x):
+        return self.head(self.through(F.relu(self.conv(x)).mean((2, 3))))
+
+
+class Counts(Body):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(8))
+
+    def forward(self, x):
+        self.seen += 1
+        return super().forward(x)
+
+
+class Int8(Body):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.randint(1, 5, (8,)).to(torch.int8), requires_grad=False)
+        self.through = lambda x: x * self.scale
+
+
+class Table(Body):
+    """With whole numbers that may be of any use."""
+
+    def __init__(self, start=0):
+        super().__init__()
+        self.register_buffer("table", torch.arange(start, start + 8))
+
+
+def float8():
+    net = conv_net()
+    net[0].weight = nn.Parameter(net[0].weight.data.to(torch.float8_e4m3fn), requires_grad=False)
+    return net
+
+
+def sparse():
+    net = conv_net()
+    net[-1].weight = nn.Parameter(net[-1].weight.data.to_sparse())
+    return net
+
+
+def zero():
+    net = conv_net()
+    net[-1].weight.data.zero_(), net[-1].bias.data.zero_()
+    return net
+
+
+def batch_statistics():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), *list(conv_net())[1:]
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("net", "told"),
+    [
+        (lambda: Body(F.dropout), "random in evaluation mode"),
+        (lambda: Body(lambda x: x + 0.1 * torch.randn_like(x)), "random in evaluation mode"),
+        (lambda: Body(lambda x: x - x.mean(0)), "other"),
+        (batch_statistics, "of its batch"),
+        (Counts, "seen changes whenever the net runs"),
+        (Int8, "scale is torch.int8"),
+        (float8, "0.weight is torch.float8_e4m3fn"),
+        (sparse, "4.weight is sparse"),
+        (lambda: nn.Sequential(nn.LazyConv2d(8, 3), *list(conv_net())[1:]), "lazy"),
+        (lambda: conv_net().to("meta"), "meta device"),
+        (lambda: torch.ao.quantization.quantize_dynamic(conv_net(), {nn.Linear}), "quantised"),
+        (lambda: torch.jit.script(conv_net()), "scripted"),
+        (zero, "all zero"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            "nothing to match",
+        ),
+        (lambda: Body(lambda x: {}["key"]), "KeyError: 'key' (test_net_checks.py, line"),
+    ],
+    ids=lambda of: "" if isinstance(of, str) else getattr(of, "__name__", ""),
+)
+def test_nets_that_cant_be_measured_rightly_are_refused_before_the_work(net, told, monkeypatch):
+    monkeypatch.setattr("relusym.merging.repair.repair", None)  # of all steps the longest
+    refused(lambda: flip_merge(net(), Images(PIXELS, 16)), told)
+
+
+def test_whole_numbers_of_two_nets_have_to_be_the_same():
+    images = [torch.randn(8, 3, 32, 32)]
+    refused(lambda: merge(Table(0), Table(1), images), "table (torch.int64) of net_1 and of net_2", "differ")
+    assert merge(Table(0), Table(0), images).accuracy["halfway"] == 1
+
+
+def test_nothing_is_left_on_a_net():
+    class Leaves(Body):
+        def forward(self, x):
+            x = x * torch.tensor([0.3, 0.6, 0.1]).view(1, 3, 1, 1)  # which tracing hangs on the net
+            self.features = F.relu(self.conv(x))
+            return self.head(self.features.mean((2, 3)))
+
+    net = Leaves()
+    before = [set(vars(module)) | set(module._buffers) for module in net.modules()]
+    merged = merge(net, deepcopy(net), Images(PIXELS, 16), test_labels=LABELS)
+    assert [set(vars(module)) | set(module._buffers) for module in net.modules()] == before
+    assert set(merged.barrier.values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"matching": "telepathy"}, {"matching": "involution"}, {"seed": -1}, {"seed": 2**63}, {"seed": 0.5}],
+)
+def test_what_isnt_there_is_told_before_the_work(given, monkeypatch):
+    monkeypatch.setattr("relusym.merging.merge.check_net", None)
+    refused(lambda: merge(conv_net(), conv_net(), Images(PIXELS, 16), **given), *map(str, given))
