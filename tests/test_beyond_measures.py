@@ -17,10 +17,9 @@ from relusym.evaluation.invariance import Averaged
 from relusym.evaluation.metrics import MEASURED, evaluate
 from relusym.measuring.measure import Subject
 from relusym.merging.aligned import align
-from relusym.merging.curve import curve
 from relusym.merging.exact_gcnn import exact_gcnn, orbits, project
 from relusym.merging.layers import equivariance_errors
-from relusym.merging.merge import flip_merge
+from relusym.merging.merge import curve, flip_merge
 from relusym.merging.orbit import orbit_merge
 from relusym.merging.partial import parts, prefix_barriers
 from relusym.nets.tied import TiedNet

@@ -22,7 +22,7 @@ from relusym.measuring import exact_gcnn
 from relusym.measuring.exact_gcnn import load
 from relusym.measuring.loading import test_images as images_to_test_on
 from relusym.measuring.measure import measure_record
-from relusym.merging.kernel_constraint import filters_and_matches
+from relusym.merging.layers import filters_and_matches
 from relusym.nets.group_conv import difference_from_equivariant
 from relusym.records.files import read_record, write_record
 from relusym.symmetry import HORIZONTAL_FLIP

@@ -13,10 +13,10 @@ from relusym.data.augmentation import normalise
 from relusym.evaluation.invariance import invariance_error
 from relusym.evaluation.metrics import MEASURED, evaluate
 from relusym.merging import partial
+from relusym.merging.aligned import pair_statistics
 from relusym.merging.layers import ErrorShares, convs, equivariance_errors, group_actions, layers
 from relusym.merging.merge import flip_merge
 from relusym.merging.partial import partial_merges, parts
-from relusym.merging.survey import survey
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
 
 IMAGES = Images(smooth_images(60), 25)
@@ -237,7 +237,7 @@ def test_partial_merges_that_share_what_they_have_in_common_are_those_run_one_by
     assert all(torch.equal(tensor, before[key]) for key, tensor in first.state_dict().items())
     traced = TracedNet(first)
     nets = partial._PartialMerges(
-        traced, second, survey(traced, traced.copied(second), images, []).statistics, images
+        traced, second, pair_statistics(traced, traced.copied(second), images, []).statistics, images
     )
     assert nets.apart
     labels = answers(first, test)
@@ -269,7 +269,7 @@ def test_parts_that_share_a_tensor_are_merged_one_by_one():
     first, second = two_nets(Tied)
     traced = TracedNet(first)
     nets = partial._PartialMerges(
-        traced, second, survey(traced, traced.copied(second), IMAGES, []).statistics, IMAGES
+        traced, second, pair_statistics(traced, traced.copied(second), IMAGES, []).statistics, IMAGES
     )
     assert not nets.apart
     merged = nets.merged({1})  # the part that has the weight's first name

@@ -22,8 +22,8 @@ from relusym.channels.traced import TracedNet
 from relusym.evaluation.images import Images, normalisation
 from relusym.evaluation.metrics import MEASURED, evaluate
 from relusym.memory import keep_freed_memory
+from relusym.merging.aligned import pair_statistics
 from relusym.merging.partial import _PartialMerges, partial_merges
-from relusym.merging.survey import survey
 from relusym.nets.vgg import VGG11
 
 CPU = torch.device("cpu")
@@ -73,7 +73,9 @@ def images(count: int, size: int) -> Images:
 def plain_losses(first: nn.Module, second: nn.Module, some: Images) -> dict[tuple[str, int], float]:
     """Each net made, corrected and measured by itself: loss by which net it is."""
     traced = TracedNet(first, some.shape)
-    nets = _PartialMerges(traced, second, survey(traced, traced.copied(second), some, []).statistics, some)
+    nets = _PartialMerges(
+        traced, second, pair_statistics(traced, traced.copied(second), some, []).statistics, some
+    )
     labels = evaluate(first, some, None, MEASURED)[1]
     return {
         which: evaluate(nets.merged(chosen), some, labels, MEASURED)[0]["loss"]

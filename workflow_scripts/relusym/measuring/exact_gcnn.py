@@ -19,11 +19,10 @@ from relusym.evaluation.images import Images
 from relusym.evaluation.invariance import Averaged, invariance_error
 from relusym.measuring.loading import least_accuracy, normalise_of
 from relusym.merging.aligned import align
-from relusym.merging.batch_norm import reset_batch_norm
 from relusym.merging.exact_gcnn import exact_gcnn, orbits
 from relusym.merging.identities import hold
-from relusym.merging.kernel_constraint import filters_and_matches
-from relusym.merging.repair import repaired
+from relusym.merging.layers import filters_and_matches
+from relusym.merging.repair import repaired, reset_batch_norm
 from relusym.nets.tied import TiedNet
 from relusym.randomness import stream
 from relusym.symmetry import SYMMETRIES, Symmetry
@@ -69,7 +68,7 @@ def measure(subject: Subject, settings: Record) -> Record:
         matching=settings["merging"]["matching"],
         order=symmetry.order,
     )
-    halfway = corrected(aligned.between(0.5), aligned.targets(), subject.images)
+    halfway = corrected(aligned.interpolate(0.5), aligned.targets(), subject.images)
     exact = exact_gcnn(halfway, symmetry, aligned.groups, aligned.permutations)
     tested = {"net": net, "halfway": halfway, "exact": deepcopy(exact)}
     tested["fine_tuned"] = trained(deepcopy(net), tuning, subject, settings, "fine-tuning")

@@ -19,9 +19,8 @@ from relusym.measuring.costs import Costs
 from relusym.measuring.loading import load_net
 from relusym.measuring.merge import header, load_merged, matched_by, operands
 from relusym.merging.aligned import align
-from relusym.merging.curve import curve
 from relusym.merging.layers import equivariance_errors
-from relusym.merging.merge import flip_merge
+from relusym.merging.merge import curve, flip_merge
 from relusym.merging.orbit import orbit_merge
 from relusym.merging.partial import prefix_barriers
 from relusym.records.files import snapshot_path

@@ -14,13 +14,22 @@ from relusym.errors import UserError
 from relusym.evaluation.barrier import absolute_barrier, barrier
 from relusym.evaluation.images import GivenImages, ImageSource, as_images
 from relusym.evaluation.logits import check_net, evaluating, logits_of
-from relusym.evaluation.metrics import LOSS, TOP_1, Metric, Scores, check_labels, check_metrics, evaluated
+from relusym.evaluation.metrics import (
+    LOSS,
+    MEASURED,
+    TOP_1,
+    Metric,
+    Scores,
+    check_labels,
+    check_metrics,
+    evaluate,
+    evaluated,
+)
 from relusym.matching import MATCHINGS, OF_FLIPS, STARTS
 from relusym.matching.match import Search
-from relusym.merging.aligned import Aligned, align, between
-from relusym.merging.batch_norm import reset_batch_norm
+from relusym.merging.aligned import Aligned, align, interpolate
 from relusym.merging.identities import check_transformed
-from relusym.merging.repair import repaired
+from relusym.merging.repair import repaired, reset_batch_norm
 from relusym.pixels.transform import check_planted, transformed
 from relusym.precision import full_float32
 from relusym.randomness import generator
@@ -51,7 +60,7 @@ class Merge:
         alike: endpoint that doesn't tell the test images apart → why; then barriers mean nothing.
         by_class: net → accuracy on the images of each class, None of a class without images.
         labels: what accuracies were measured against, on the CPU.
-        aligned: the endpoints in one order, which `merging.curve` takes.
+        aligned: the endpoints in one order, which `merge.curve` takes.
         notes: what couldn't be checked, and which channels stayed at their places, a line each.
         traced: the first net, with its graph, channel groups and pixel flow.
         nets: the endpoints and the nets in between by the same names, and "permuted", the second endpoint with its
@@ -93,7 +102,7 @@ class Merge:
 
 def halfway(first: nn.Module, second: nn.Module) -> nn.Module:
     """The net whose every weight is the mean of the two nets' weights, ½(θ₁ + θ₂)."""
-    return between(first, second, 0.5)
+    return interpolate(first, second, 0.5)
 
 
 @torch.no_grad()
@@ -107,14 +116,13 @@ def merge_weights(
         image_shape: (channels, height, width) of what the nets read.
 
     Returns:
-        the nets aligned, of which `between(0.5).net` is the net halfway; no similarity and no statistics.
+        the nets aligned, of which `interpolate(0.5).net` is the net halfway; no similarity and no statistics.
 
     Raises:
         UserError: as of `merge`.
     """
-    images = as_images(
-        [torch.randn(8, *image_shape, generator=generator(seed, "noise"))]
-    )  # to see the layers by
+    noise = torch.randn(8, *image_shape, generator=generator(seed, "noise"))  # to see the layers by
+    images = as_images([noise])
     check_how("weight", seed, None)
     for name, net in zip(PAIR, (first, second), strict=True):
         check_net(name, net, images)
@@ -178,8 +186,9 @@ def merge(
         )
     check_metrics(logits[0], test_labels, test, metrics)
     with evaluating(first, second):
-        traced = (as_traced(net, images.shape, handlers) for net in (first, second))
-        return _merge(*traced, images, test, test_labels, matching, starts, seed, names, metrics, order)
+        traced = [as_traced(net, images.shape, handlers) for net in (first, second)]
+        how = {"matching": matching, "starts": starts, "seed": seed, "order": order}
+        return _merge(*traced, images, test, test_labels, names, metrics, how)
 
 
 def _merge(
@@ -188,28 +197,19 @@ def _merge(
     images: ImageSource,
     test: ImageSource,
     labels: Tensor | None,
-    matching: str,
-    starts: int,
-    seed: int,
     names: tuple[str, str],
     metrics: Mapping[str, Metric],
-    order: int | None,
+    how: dict[str, Any],
 ) -> Merge:
+    """As `merge`, of nets that are checked; `how` are `align`'s options."""
     metrics = {"accuracy": TOP_1, **metrics}
     ends = {name: Scores(metrics, check_labels(labels, test)) for name in names}
 
-    def answered(outputs: list[Any], own: Tensor | None) -> None:
+    def answered(outputs: list[Any], labels: Tensor | None) -> None:
         for scores, output in zip(ends.values(), outputs, strict=True):
-            own = scores.add(logits_of(output), own)  # the second one's labels are those of the first
+            labels = scores.add(logits_of(output), labels)  # the second one's labels are those of the first
 
-    aligned = align(
-        *(first, second, images),
-        matching=matching,
-        starts=starts,
-        seed=seed,
-        order=order,
-        answered=answered if test is images else None,
-    )
+    aligned = align(first, second, images, answered=answered if test is images else None, **how)
     _check_aligned(aligned, names)
     permuted, middle = aligned.second, halfway(first.net, aligned.second)
     inner = {"halfway": middle}
@@ -220,9 +220,9 @@ def _merge(
     by_net, by_class, alike = {}, {}, {}
     for name, net in nets.items():
         measured = name in ends and test is images  # as channels were
-        of = ends[name] if measured else evaluated(net, test, labels, metrics)
-        by_net[name], by_class[name], labels = of.means(), of.by_class, of.labels
-        if name in ends and (why := of.alike):
+        answers = ends[name] if measured else evaluated(net, test, labels, metrics)
+        by_net[name], by_class[name], labels = answers.means(), answers.by_class, answers.labels
+        if name in ends and (why := answers.alike):
             alike[name] = why
     scores = {metric: {name: values[metric] for name, values in by_net.items()} for metric in metrics}
     accuracies = scores["accuracy"]
@@ -313,21 +313,40 @@ def flip_merge(
         traced = as_traced(net, images.shape, handlers)
         flipped = transformed(traced, symmetry)
         checks = check_transformed(traced, flipped, symmetry, test)
-        merged = _merge(
-            traced,
-            traced.copied(flipped),
-            images,
-            test,
-            test_labels,
-            matching,
-            starts,
-            seed,
-            FLIP,
-            metrics,
-            symmetry.order,
-        )
+        how = {"matching": matching, "starts": starts, "seed": seed, "order": symmetry.order}
+        merged = _merge(traced, traced.copied(flipped), images, test, test_labels, FLIP, metrics, how)
     merged.checks |= checks
     if check_planted(traced, symmetry) is None:
         what = f"unchecked: that {symmetry.name} transforms the net rightly"
         merged.notes.append(f"{what}, since its strides are symmetric at no size that it takes")
     return merged
+
+
+@torch.no_grad()
+@full_float32()
+def curve(
+    aligned: Aligned, images: ImageSource, test_images: ImageSource, labels: Tensor, points: int
+) -> dict[str, dict[str, list[float]]]:
+    """Accuracy and loss at evenly spaced points from one net to the other.
+
+    Args:
+        images: those that REPAIR's statistics are taken on; the target statistics at a point are as far between the
+            endpoints' as the weights are.
+        test_images, labels: what is measured on; labels int64 (N,).
+        points: how many, the endpoints included.
+
+    Returns:
+        "plain" and "repaired" → "accuracy" and "loss" → one number a point. The endpoints are the nets themselves.
+    """
+    rows = []
+    for i in range(points):
+        share = i / (points - 1)
+        traced = aligned.interpolate(share)
+        plain = evaluate(traced.net, test_images, labels, MEASURED)[0]
+        fixed = plain
+        if 0 < i < points - 1:
+            net = repaired(traced, aligned.targets(share), images)[0]
+            fixed = evaluate(net, test_images, labels, MEASURED)[0]
+        rows.append({"plain": plain, "repaired": fixed})
+    return {way: {metric: [row[way][metric] for row in rows] for metric in ("accuracy", "loss")}
+            for way in ("plain", "repaired")}  # fmt: skip

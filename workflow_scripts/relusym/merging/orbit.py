@@ -10,9 +10,8 @@ from relusym.channels.traced import as_traced
 from relusym.evaluation.barrier import accuracy, barrier
 from relusym.evaluation.images import ImageSource
 from relusym.matching import STARTS
-from relusym.merging.aligned import align, between
-from relusym.merging.batch_norm import reset_batch_norm
-from relusym.merging.repair import repaired
+from relusym.merging.aligned import align, interpolate
+from relusym.merging.repair import repaired, reset_batch_norm
 from relusym.precision import full_float32
 from relusym.symmetry import Symmetry
 
@@ -68,7 +67,7 @@ def orbit_merge(
             continue
         merged, targets = net, first.statistics[0]
         for nets, pair in enumerate(aligned[:count], 2):  # a mean that runs over the orbit
-            merged = between(merged, pair.second, 1 / nets)
+            merged = interpolate(merged, pair.second, 1 / nets)
             targets = {name: of.towards(pair.statistics[1][name], 1 / nets) for name, of in targets.items()}
         fixed = repaired(traced.copied(merged), targets, images)[0]
         plain = reset_batch_norm(merged, images) if has_batch_norm(net) else merged

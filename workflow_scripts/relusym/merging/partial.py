@@ -25,10 +25,18 @@ from relusym.evaluation.barrier import accuracy, barrier
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.evaluation.logits import evaluating, logits_of
 from relusym.evaluation.metrics import MEASURED, TOP_1, Metric, Scores, evaluate, evaluated
-from relusym.merging.aligned import Aligned, Targets, between, distinct
-from relusym.merging.batch_norm import correct_blocks, norms_of, repair_blocks, resetting
-from relusym.merging.repair import LayerByLayer, Layers, cloned, repair, repair_points
-from relusym.merging.survey import survey
+from relusym.merging.aligned import Aligned, Targets, distinct, interpolate, pair_statistics
+from relusym.merging.repair import (
+    LayerByLayer,
+    Layers,
+    cloned,
+    correct_blocks,
+    norms_of,
+    repair,
+    repair_blocks,
+    repair_points,
+    resetting,
+)
 from relusym.precision import full_float32
 
 MOST_PARTS = 24
@@ -148,7 +156,7 @@ class _PartialMerges:
     @property
     def halfway(self) -> TracedNet:
         """A new net with all parts merged, without REPAIR."""
-        return self.first.copied(between(self.first.net, self.second, 0.5).eval())
+        return self.first.copied(interpolate(self.first.net, self.second, 0.5).eval())
 
     def which(self) -> Iterator[tuple[Which, set[int]]]:
         """All nets, and the parts that are merged in them."""
@@ -349,7 +357,7 @@ def partial_merges(
         kept: scores that are there already, and to which those of nets without batch norm are added as they come.
     """
     traced = as_traced(first, images.shape)
-    statistics = survey(traced, traced.copied(second), images, []).statistics
+    statistics = pair_statistics(traced, traced.copied(second), images, []).statistics
     nets = _PartialMerges(traced, second, statistics, images)
     end, labels = evaluate(traced.net, test, labels, metrics)
     ends = end, evaluate(second, test, labels, metrics)[0]

@@ -505,7 +505,7 @@ def _merge_by_weights(given: argparse.Namespace) -> tuple[dict[str, Any], Callab
     channels = len(given.mean or (preset and preset.mean) or "RGB")
     aligned = merge_weights(first.to(device), second.to(device), (channels, side, side), given.seed)
     about = {"relusym": __version__, "net": given.net, **_of(given), "images": 0}
-    checkpoint.save(given.out, aligned.between(0.5).net.state_dict(), about | {"which": "halfway"})
+    checkpoint.save(given.out, aligned.interpolate(0.5).net.state_dict(), about | {"which": "halfway"})
     if given.permuted:
         checkpoint.save(given.permuted, aligned.second.state_dict(), about | {"which": "permuted"})
     order = {name: permutation.tolist() for name, permutation in aligned.permutations.items()}

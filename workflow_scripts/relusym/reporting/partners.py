@@ -11,8 +11,8 @@ from relusym.channels.groups import ChannelGroup, by_node
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.evaluation.logits import evaluating
+from relusym.merging.aligned import Lockstep
 from relusym.merging.layers import group_output
-from relusym.merging.lockstep import Lockstep
 from relusym.symmetry import Symmetry
 
 SHOWN = 3  # layers

@@ -20,9 +20,8 @@ from relusym.errors import listed
 from relusym.evaluation.images import GivenImages, ImageSource, as_images
 from relusym.evaluation.invariance import Averaged, Ensemble
 from relusym.evaluation.metrics import TOP_1, Metric, evaluate
-from relusym.merging.curve import curve
 from relusym.merging.layers import Conv, ErrorShares, Layer, convs, equivariance_errors, group_actions, layers
-from relusym.merging.merge import METRICS, Merge, flip_merge
+from relusym.merging.merge import METRICS, Merge, curve, flip_merge
 from relusym.merging.partial import Partial, Which, partial_merges
 from relusym.pixels.grid import Grid, grid
 from relusym.reporting.partners import Partners, partners
@@ -51,7 +50,7 @@ class Report:
         partners: pictures of channels that were matched.
         baselines: what the merged net is measured against, "ensemble" (mean logits of the net and its transformed self)
             and "flips" (of the net on all orientations of an image) → metric → mean over the images.
-        curve: as `merging.curve` gives it, from the net to its transformed self; empty if it wasn't asked for.
+        curve: as `merge.curve` gives it, from the net to its transformed self; empty if it wasn't asked for.
         classes: names of the classes, where they are known.
         inputs: how images were read, where that is known.
     """
