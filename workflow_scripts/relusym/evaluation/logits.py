@@ -51,19 +51,21 @@ def logits_of(output: Any) -> Tensor:
     Raises:
         UserError: there is no tensor (B, classes, …).
     """
-    found = getattr(output, "logits", output)
-    if isinstance(found, Mapping):
-        found = next((found[key] for key in LOGITS if key in found), next(iter(found.values()), None))
-    elif isinstance(found, tuple | list):
-        found = found[0] if found else None
-    if not isinstance(found, Tensor) or found.ndim < 2:
+    logits = getattr(output, "logits", output)
+    if isinstance(logits, Mapping):
+        logits = next((logits[key] for key in LOGITS if key in logits), next(iter(logits.values()), None))
+    elif isinstance(logits, tuple | list):
+        logits = logits[0] if logits else None
+    if not isinstance(logits, Tensor) or logits.ndim < 2:
         kind = (
-            f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            f"a tensor of shape {tuple(logits.shape)}"
+            if isinstance(logits, Tensor)
+            else type(logits).__name__
         )
         raise UserError(
             f"the net's output is {kind}: wrap it in a module whose forward returns logits (B, classes)"
         )
-    return found
+    return logits
 
 
 @torch.no_grad()

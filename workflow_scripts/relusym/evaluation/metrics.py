@@ -77,7 +77,7 @@ class Scores:
         self._of_class: Tensor | int = 0
         self._labelled = labels is not None
 
-    def add(self, logits: Tensor, own: Tensor | None = None) -> Tensor:
+    def add(self, logits: Tensor, brought: Tensor | None = None) -> Tensor:
         """Take in a batch's logits, and the labels that it brings; returns the labels that count.
 
         Raises:
@@ -86,10 +86,10 @@ class Scores:
         if self._given is not None:
             labels = self._given[self.count : self.count + len(logits)].to(logits.device)
         else:
-            labels = logits.argmax(1) if own is None else own
+            labels = logits.argmax(1) if brought is None else brought
         if len(labels) != len(logits):
             raise UserError(f"labels: {len(labels)} for a batch of {len(logits)} images")
-        self._labelled |= own is not None
+        self._labelled |= brought is not None
         self.count += len(logits)
         relative = (logits - logits.mean(1, keepdim=True)).double()  # what softmax sees
         self._sum, self._squares = self._sum + relative.sum(0), self._squares + relative.square().sum()
@@ -144,8 +144,8 @@ def evaluated(
     images = as_images(images)
     scores = Scores(metrics, check_labels(labels, images))
     with evaluating(net):
-        for x, own in images.pairs(device_of(net)):
-            scores.add(logits_of(net(x)), own)
+        for x, brought in images.pairs(device_of(net)):
+            scores.add(logits_of(net(x)), brought)
     return scores
 
 
@@ -201,9 +201,9 @@ def _per_image(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Ten
     except Exception as error:  # the user's own code may raise anything
         raise UserError(f"metric {name}: fails on logits {tuple(logits.shape)}: {theirs(error)}") from error
     if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
-        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        kind = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise UserError(
-            f"metric {name}: gives {found} for {len(logits)} images; one number an image is needed"
+            f"metric {name}: gives {kind} for {len(logits)} images; one number an image is needed"
         )
     return values
 

@@ -123,7 +123,9 @@ class _Ascents:
             return [name for name in self.tensors[number] if sum(n in left for n in self.indexing[name]) == 1]
 
         def share(number: int) -> float:
-            known, every = (sum(map(self.norm.get, of)) for of in (settled(number), self.tensors[number]))
+            known, every = (
+                sum(map(self.norm.get, names)) for names in (settled(number), self.tensors[number])
+            )
             return known / every if every else 0.0
 
         while left:
@@ -146,14 +148,14 @@ class _Ascents:
                 tensors = self.tensors[number]
                 worth = self._worth(number, state, tensors)
                 order = assigned(self.units[number], worth)
-                if all(torch.equal(of, torch.arange(len(of))) for of in order.values()):
+                if all(torch.equal(p, torch.arange(len(p))) for p in order.values()):
                     continue
                 moved = self._moved(number, order, by, state)
                 if self.twice[number]:
                     gain = self._objective(moved[1], tensors) - self._objective(state, tensors)
                 else:
-                    gain = sum(float((worth[name].gather(1, of[:, None]).squeeze(1) - worth[name].diagonal()).sum())
-                               for name, of in order.items())  # fmt: skip
+                    gain = sum(float((worth[name].gather(1, p[:, None]).squeeze(1) - worth[name].diagonal()).sum())
+                               for name, p in order.items())  # fmt: skip
                 if gain > GAIN * sum(map(self.norm.get, tensors)):
                     by, state = moved
                     stale |= {
@@ -182,7 +184,7 @@ class _Ascents:
         self, number: int, order: Permutations, by: Permutations, state: State
     ) -> tuple[Permutations, State]:
         """The permutations and the second net with a unit's channels, as they are by now, reordered."""
-        return by | {name: by[name][of] for name, of in order.items()}, permute(
+        return by | {name: by[name][p] for name, p in order.items()}, permute(
             state, self.units[number], order
         )
 
@@ -195,15 +197,15 @@ def canonical_order(state: State, groups: list[ChannelGroup]) -> Permutations:
 
     Only channels that agree in all of these are in the order of their numbers. Heads are in the order of theirs.
     """
-    found, orders, keys = {}, {}, {}
+    order, orders, keys = {}, {}, {}
     for group in groups:
         rows = [_rows(state[place.tensor], place, group.size) for place in group.places]
-        ends = [end for of in rows for end in (of.amax(1).cpu(), of.amin(1).cpu())]
+        ends = [end for row in rows for end in (row.amax(1).cpu(), row.amin(1).cpu())]
         keys[group.name] = torch.stack(ends or [torch.zeros(group.size)]).unflatten(1, (group.heads, -1))
     for group in groups:
         if group.tied not in orders or group.heads == 1:
             tied = (
-                [keys[of.name] for of in groups if of.tied == group.tied]
+                [keys[other.name] for other in groups if other.tied == group.tied]
                 if group.heads > 1
                 else [keys[group.name]]
             )
@@ -212,8 +214,8 @@ def canonical_order(state: State, groups: list[ChannelGroup]) -> Permutations:
             )
         within = _sorted(keys[group.name])
         starts = torch.arange(group.heads)[:, None] * within.shape[1]
-        found[group.name] = (starts + within)[orders[group.tied]].flatten()
-    return found
+        order[group.name] = (starts + within)[orders[group.tied]].flatten()
+    return order
 
 
 def _sorted(keys: Tensor) -> Tensor:

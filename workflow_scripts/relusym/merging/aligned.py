@@ -138,7 +138,7 @@ def pair_statistics(
     if has_batch_norm(nets[0]):
         a, b = (block_statistics(net, images) for net in (first, second))
     else:
-        a, b = ({name: moments.statistics() for name, moments in of.items()} for of in single)
+        a, b = ({name: moments.statistics() for name, moments in sums.items()} for sums in single)
     return PairStatistics({name: moments.correlation(EPSILON) for name, moments in joint.items()}, (a, b))
 
 
@@ -215,9 +215,9 @@ def align(
     """Match the channels of `second` to those of `first`; arguments and errors as of `merge.merge`."""
     first, second = (as_traced(net, images.shape) for net in (first, second))
     groups = first.groups
-    found = pair_statistics(first, second, images, groups, answered)
+    measured = pair_statistics(first, second, images, groups, answered)
     states = first.net.state_dict(), second.net.state_dict()
-    pair = Pair(states, groups, found.correlations, generator(seed, matching), order, starts)
+    pair = Pair(states, groups, measured.correlations, generator(seed, matching), order, starts)
     matched = match(matching, pair)
     permuted = deepcopy(second.net)
     permuted.load_state_dict(permute(states[1], groups, matched.permutations))
@@ -228,7 +228,7 @@ def align(
         )
     }
     hold(checks)
-    statistics = found.statistics[0], in_order(found, groups, matched.permutations, first.module())
+    statistics = measured.statistics[0], in_order(measured, groups, matched.permutations, first.module())
     return Aligned(
         *(
             first,
@@ -244,10 +244,13 @@ def align(
 
 
 def in_order(
-    found: PairStatistics, groups: list[ChannelGroup], permutations: dict[str, Tensor], graph: fx.GraphModule
+    measured: PairStatistics,
+    groups: list[ChannelGroup],
+    permutations: dict[str, Tensor],
+    graph: fx.GraphModule,
 ) -> Targets:
     """The second net's statistics as they are once its channels are permuted."""
-    second, points, ordered = found.statistics[1], repair_points(graph), {}
+    second, points, ordered = measured.statistics[1], repair_points(graph), {}
     for node in graph.graph.nodes:
         if (name := points.get(node.name)) in second:
             layer = layer_of(graph, node)

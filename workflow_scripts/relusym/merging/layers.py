@@ -116,10 +116,10 @@ def convs(
         permutations: group name → int64 (C,), those of a flip merge.
     """
     writes = {place.tensor: group.name for group in groups for place in group.places if place.dim == 0}
-    found = []
+    constraints = []
     for name, (kernel, match) in filters_and_matches(net, symmetry, groups, dict(permutations)).items():
         norms = kernel.double().flatten(1).norm(dim=1)
-        found.append(
+        constraints.append(
             Conv(
                 name,
                 writes.get(f"{name}.weight"),
@@ -128,7 +128,7 @@ def convs(
                 kernel_constraint(kernel, match) if norms.any() else 0.0,
             )
         )
-    return found
+    return constraints
 
 
 def layers(
@@ -145,12 +145,12 @@ def layers(
         equivariance: as `equivariance_errors` gives it.
         shares: as `ErrorShares` does.
     """
-    found = []
+    measured = []
     for group in groups:
         orders = channel_orders(np.asarray(permutations[group.name]))
         fixed, swapped = (int((orders == order).sum()) for order in (1, 2))
         errors = equivariance.get(group.name, {})
-        found.append(
+        measured.append(
             Layer(
                 group.name,
                 group.size,
@@ -162,7 +162,7 @@ def layers(
                 group.size - fixed - swapped,
             )
         )
-    return found
+    return measured
 
 
 def group_output(group: ChannelGroup, output: Tensor) -> Tensor:
@@ -179,13 +179,13 @@ def group_actions(
     net: nn.Module | TracedNet, symmetry: Symmetry, image_shape: tuple[int, ...], groups: list[ChannelGroup]
 ) -> tuple[dict[str, Action], dict[str, str]]:
     """What τ does to the activations of channel groups, by name; and of those where it isn't known, why."""
-    of_nodes = actions(as_traced(net, image_shape), symmetry, {group.node for group in groups})
-    found = {
-        group.name: of_nodes[group.node] if group.node else "they are numbers of heads, and no activations"
+    by_output = actions(as_traced(net, image_shape), symmetry, {group.node for group in groups})
+    moves = {
+        group.name: by_output[group.node] if group.node else "they are numbers of heads, and no activations"
         for group in groups
     }
-    unknown = {name: what for name, what in found.items() if isinstance(what, str)}
-    return {name: what for name, what in found.items() if name not in unknown}, unknown
+    unknown = {name: what for name, what in moves.items() if isinstance(what, str)}
+    return {name: what for name, what in moves.items() if name not in unknown}, unknown
 
 
 @dataclass
@@ -305,13 +305,13 @@ def equivariance_errors(
         lambda: defaultdict(lambda: torch.zeros((), device=device))
     )
     acting, _ = group_actions(traced, symmetry, images.shape, groups)
-    of_node = by_node([group for group in groups if group.name in acting])
+    compared_at = by_node([group for group in groups if group.name in acting])
     invariance, count = torch.zeros((), dtype=torch.float64, device=device), 0
 
     def visit(node: str, outputs: list[Tensor]) -> None:
-        for group in of_node.get(node, ()) if count < most else ():
+        for group in compared_at.get(node, ()) if count < most else ():
             here, there = outputs[0].chunk(2)
-            here, there = (group_output(group, of) for of in (here, acting[group.name](there)))
+            here, there = (group_output(group, output) for output in (here, acting[group.name](there)))
             compared(group.name, count, here, there)
             sums = squares[group.name]
             sums["whole"] += here.square().sum()

@@ -178,9 +178,11 @@ def merge(
     check_how(matching, seed, order)
     first, second = unwrapped(first), unwrapped(second)
     logits = [check_net(name, net, images) for name, net in zip(names, (first, second), strict=True)]
-    one, other = ({key: of.shape for key, of in net.state_dict().items()} for net in (first, second))
-    if one != other:
-        differing = next(key for key in {**one, **other} if one.get(key) != other.get(key))
+    shapes, others = (
+        {key: tensor.shape for key, tensor in net.state_dict().items()} for net in (first, second)
+    )
+    if shapes != others:
+        differing = next(key for key in {**shapes, **others} if shapes.get(key) != others.get(key))
         raise UserError(
             f"the nets are of different architecture, as in {differing}: only nets of one can be merged"
         )
@@ -215,7 +217,7 @@ def _merge(
     inner = {"halfway": middle}
     if has_batch_norm(first.net):
         inner["reset"] = reset_batch_norm(middle, images)
-    inner["repaired"], of_repair = repaired(first.copied(middle), aligned.targets(), images)
+    inner["repaired"], fused = repaired(first.copied(middle), aligned.targets(), images)
     nets = {**dict(zip(names, (first.net, second.net), strict=True)), **inner}
     by_net, by_class, alike = {}, {}, {}
     for name, net in nets.items():
@@ -226,22 +228,22 @@ def _merge(
             alike[name] = why
     scores = {metric: {name: values[metric] for name, values in by_net.items()} for metric in metrics}
     accuracies = scores["accuracy"]
-    of_ends = [accuracies[name] for name in names]
+    at_ends = [accuracies[name] for name in names]
     return Merge(
         accuracy=accuracies,
-        barrier={name: barrier(*of_ends, accuracies[name]) if any(of_ends) else None for name in inner},
-        absolute_barrier={name: absolute_barrier(*of_ends, accuracies[name]) for name in inner},
+        barrier={name: barrier(*at_ends, accuracies[name]) if any(at_ends) else None for name in inner},
+        absolute_barrier={name: absolute_barrier(*at_ends, accuracies[name]) for name in inner},
         permutations={name: permutation.tolist() for name, permutation in aligned.permutations.items()},
         similarity=aligned.similarity,
-        checks=aligned.checks | of_repair,
+        checks=aligned.checks | fused,
         search=aligned.search,
         scores=scores,
         barriers={
             metric: {
-                name: metrics[metric].absolute_barrier(*(of[end] for end in names), of[name])
+                name: metrics[metric].absolute_barrier(*(values[end] for end in names), values[name])
                 for name in inner
             }
-            for metric, of in scores.items()
+            for metric, values in scores.items()
         },
         alike=alike,
         by_class=by_class,

@@ -143,15 +143,17 @@ class _PartialMerges:
         owners = list(self.part_of.values())
         self.starts = [owners.index(number) for number in range(1, len(self.parts))]
         self.points = repair_points(graph)
-        own, other = statistics
-        self.own, self.both = own, {name: own[name].towards(other[name]) for name in own}
+        unmerged, other = statistics
+        self.unmerged, self.both = unmerged, {name: unmerged[name].towards(other[name]) for name in unmerged}
         in_memory = defaultdict(set)
         for key, tensor in first.net.state_dict().items():
             if tensor.numel():
                 in_memory[tensor.data_ptr()].add(numbers.get(key))
         norms = [node.target for node in self.nodes if isinstance(layer_of(graph, node), BATCH_NORMS)]
         # a tensor that is two parts', or a batch norm whose statistics are of two calls, is no one part's
-        self.apart = len(set(norms)) == len(norms) and all(len(of) == 1 for of in in_memory.values())
+        self.apart = len(set(norms)) == len(norms) and all(
+            len(owners_of) == 1 for owners_of in in_memory.values()
+        )
 
     @property
     def halfway(self) -> TracedNet:
@@ -167,8 +169,8 @@ class _PartialMerges:
 
     def targets(self, chosen: Collection[int]) -> Targets:
         """REPAIR's target statistics of the net with the chosen parts merged."""
-        return {name: (self.both if self.part_of[node] in chosen else self.own)[name]
-                for node, name in self.points.items() if name in self.own}  # fmt: skip
+        return {name: (self.both if self.part_of[node] in chosen else self.unmerged)[name]
+                for node, name in self.points.items() if name in self.unmerged}  # fmt: skip
 
     def merged(self, chosen: Collection[int]) -> nn.Module:
         """The first net with the chosen parts merged, and REPAIR: the plain way, of any net."""
@@ -298,10 +300,10 @@ class _Branches:
 
         parts = [nodes[start:stop] for start, stop in pairwise(edges)]
         rests = [nodes[start:] for start in edges[1:]]
-        self.merged = [stretch(part, lambda of, k=k: of <= k) for k, part in enumerate(parts)]
-        self.kept = [stretch(part, lambda of, k=k: of < k) for k, part in enumerate(parts)]
-        self.prefix = [stretch(rest, lambda of, k=k: of < k) for k, rest in enumerate(rests)]
-        self.leave_one_out = [stretch(rest, lambda of, k=k: of != k) for k, rest in enumerate(rests)]
+        self.merged = [stretch(part, lambda part, k=k: part <= k) for k, part in enumerate(parts)]
+        self.kept = [stretch(part, lambda part, k=k: part < k) for k, part in enumerate(parts)]
+        self.prefix = [stretch(rest, lambda part, k=k: part < k) for k, rest in enumerate(rests)]
+        self.leave_one_out = [stretch(rest, lambda part, k=k: part != k) for k, rest in enumerate(rests)]
 
     def run(self, x: Tensor) -> Iterator[tuple[Which, Any]]:
         """Every net's output on a batch."""

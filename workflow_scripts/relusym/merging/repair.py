@@ -83,7 +83,7 @@ class Rescaling:
     dim: int = -3
 
     @classmethod
-    def interpolate(cls, has: Statistics, target: Statistics, dim: int = -3) -> "Rescaling":
+    def towards(cls, has: Statistics, target: Statistics, dim: int = -3) -> "Rescaling":
         """What takes outputs with statistics `has` to the target statistics."""
         scale = target.std / (has.std**2 + EPSILON).sqrt()
         return cls(scale, target.mean - scale * has.mean, dim)
@@ -370,10 +370,10 @@ def block_statistics(net: nn.Module | TracedNet, images: ImageSource) -> dict[st
         _batch_norm_after(graph, node, shape)
     graph.recompile()
     reset = _reset(graph, images)
-    found = {node.name: reset.get_submodule(f"{node.name}_repair") for node in shapes}
+    norms = {node.name: reset.get_submodule(f"{node.name}_repair") for node in shapes}
     return {
         name: Statistics(layer.running_mean.double(), layer.running_var.double().sqrt())
-        for name, layer in found.items()
+        for name, layer in norms.items()
     }
 
 
@@ -402,7 +402,9 @@ def correct_blocks(
         correction, corrected = _batch_norm_after(graph, node, shape)
         correction.weight.copy_(target.std)
         correction.bias.copy_(target.mean)
-        node.replace_all_uses_with(corrected, delete_user_cb=lambda user, own=corrected: user is not own)
+        node.replace_all_uses_with(
+            corrected, delete_user_cb=lambda user, itself=corrected: user is not itself
+        )
         blocks[corrected.name] = node.name
     graph.recompile()
     return graph.eval(), blocks

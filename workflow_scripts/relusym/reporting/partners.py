@@ -60,10 +60,10 @@ def partners(
     for _ in range(symmetry.order - 1):
         back = symmetry.act(back)
     maps: dict[str, Tensor] = {}
-    of_node = by_node(groups)
+    compared_at = by_node(groups)
 
     def visit(node: str, outputs: list[Tensor]) -> None:
-        for group in of_node.get(node, ()):
+        for group in compared_at.get(node, ()):
             if (group.matched.dim, group.matched.block, group.heads) != (1, 1, 1):
                 continue  # tokens, and what attention computes, make no picture
             output = group_output(group, outputs[0])
@@ -74,7 +74,7 @@ def partners(
         Lockstep([traced.module(inside=True)]).run([torch.cat([x, back])], visit)
     mapped = [group for group in groups if group.name in maps]
     places = np.linspace(0, len(mapped) - 1, min(SHOWN, len(mapped))).round().astype(int)
-    found = []
+    pairs = []
     for group in (mapped[place] for place in places):
         permutation = torch.as_tensor(permutations[group.name]).cpu()
         here, there = maps[group.name]
@@ -85,7 +85,7 @@ def partners(
         swapped = permutation != torch.arange(group.size)
         score = correlation.clamp(min=0) * (strength / strength.max().clamp(min=1e-12)).sqrt() + swapped
         channel = int(score.argmax())
-        found.append(
+        pairs.append(
             Partners(
                 group.name,
                 channel,
@@ -97,7 +97,7 @@ def partners(
                 there[permutation[channel]].numpy(),
             )
         )
-    return found
+    return pairs
 
 
 def _picture(x: Tensor) -> np.ndarray:

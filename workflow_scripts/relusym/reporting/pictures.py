@@ -83,7 +83,7 @@ def _plain(name: str) -> str:
 
 
 def _nets(report: Report) -> Figure:
-    scores = report.merged.accuracy | {name: of["accuracy"] for name, of in report.baselines.items()}
+    scores = report.merged.accuracy | {name: scores["accuracy"] for name, scores in report.baselines.items()}
     figure = Figure(figsize=(WIDTH, 0.38 * len(scores) + 0.75), layout="constrained")
     axes = figure.subplots()
     ends = list(scores)[:2]
@@ -115,14 +115,14 @@ def _equivariance(report: Report) -> Figure | None:
     figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     x = np.arange(len(layers))
-    of = {way: np.array([layer.equivariance[way] for layer in layers]) for way in WAYS}
-    axes.fill_between(x, of["matched"], of["random"], color=GREEN, alpha=0.10, linewidth=0)
+    errors = {way: np.array([layer.equivariance[way] for layer in layers]) for way in WAYS}
+    axes.fill_between(x, errors["matched"], errors["random"], color=GREEN, alpha=0.10, linewidth=0)
     for way, (colour, marker, says) in WAYS.items():
-        axes.plot(x, of[way], color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=says)
+        axes.plot(x, errors[way], color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=says)
     axes.axhline(np.sqrt(2), color=PALE, linewidth=0.8, linestyle=":")
     for height, says in ((np.sqrt(2), "√2: unrelated "), (0.01, "0: exactly equivariant ")):
         axes.text(len(layers) - 0.45, height, says, fontsize=8, color="#666666", ha="right", va="bottom")
-    axes.set_ylim(0, max(1.53, 1.1 * max(values.max() for values in of.values())))
+    axes.set_ylim(0, max(1.53, 1.1 * max(values.max() for values in errors.values())))
     axes.set_ylabel("relative equivariance error")
     axes.legend(loc="lower left", ncols=3, bbox_to_anchor=(0, 1), borderaxespad=0, handlelength=1.6)
     axes.grid(axis="y", color=GRID)
@@ -209,10 +209,10 @@ def _fails(report: Report) -> Figure:
 def _curve(report: Report) -> Figure:
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
-        for (way, of), colour in zip(report.curve.items(), (ORANGE, GREEN), strict=True):
-            x = np.linspace(0, 1, len(of[metric]))
+        for (way, values), colour in zip(report.curve.items(), (ORANGE, GREEN), strict=True):
+            x = np.linspace(0, 1, len(values[metric]))
             says = "with REPAIR" if way == "repaired" else "as they are"
-            axes.plot(x, of[metric], color=colour, marker="o", markersize=4, linewidth=1.6, label=says)
+            axes.plot(x, values[metric], color=colour, marker="o", markersize=4, linewidth=1.6, label=says)
         axes.set_title(report.measure if metric == "accuracy" else metric)
         axes.set_xlabel("share of the flipped net")
         axes.ticklabel_format(useOffset=False)
@@ -226,17 +226,17 @@ def _partners(report: Report) -> Figure:
     figure = Figure(figsize=(WIDTH, 1.85 * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, 4, squeeze=False)
     moved = MOVED.get(report.symmetry, report.symmetry)
-    for panels, one in zip(grid, report.partners, strict=True):
-        colour = {"cmap": "gray", "vmin": 0, "vmax": 1} if one.image.shape[2] == 1 else {}
+    for panels, pair in zip(grid, report.partners, strict=True):
+        colour = {"cmap": "gray", "vmin": 0, "vmax": 1} if pair.image.shape[2] == 1 else {}
         scale = {
             "cmap": "magma",
-            "vmin": min(one.here.min(), one.there.min()),
-            "vmax": max(one.here.max(), one.there.max()),
+            "vmin": min(pair.here.min(), pair.there.min()),
+            "vmax": max(pair.here.max(), pair.there.max()),
         }
-        titles = ("the image", f"channel {one.channel} on it", moved, f"channel {one.partner} on that")
+        titles = ("the image", f"channel {pair.channel} on it", moved, f"channel {pair.partner} on that")
         for axes, picture, how, title in zip(
             panels,
-            (one.image, one.here, one.moved, one.there),
+            (pair.image, pair.here, pair.moved, pair.there),
             (colour, scale, colour, scale),
             titles,
             strict=True,
@@ -246,5 +246,5 @@ def _partners(report: Report) -> Figure:
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
-        panels[0].set_ylabel(f"{_plain(one.layer)}\ncorrelation {one.correlation:.2f}", fontsize=8.5)
+        panels[0].set_ylabel(f"{_plain(pair.layer)}\ncorrelation {pair.correlation:.2f}", fontsize=8.5)
     return figure

@@ -29,7 +29,7 @@ from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 from relusym.whole_files import write_whole
 
 LAYER_IMAGES = 256  # that activations are compared on, layer by layer
-Told = Callable[[str, float], None]
+Progress = Callable[[str, float], None]
 
 
 @dataclass
@@ -118,9 +118,9 @@ class Report:
 class Unfinished(dict):
     """Scores of partial merges, which a file keeps as they come, for whoever computes the same of the same tensors."""
 
-    def __init__(self, path: Path, of: Iterable[Tensor]):
+    def __init__(self, path: Path, tensors: Iterable[Tensor]):
         self.path, digest = path, hashlib.sha256(__version__.encode())
-        for tensor in of:
+        for tensor in tensors:
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
         self.digest = digest.hexdigest()
         with suppress(OSError, ValueError, TypeError, KeyError):
@@ -150,7 +150,7 @@ def report(
     name: str | None = None,
     classes: Sequence[str] = (),
     handlers: Handlers | None = None,
-    told: Told = lambda stage, done: None,
+    progress: Progress = lambda stage, done: None,
     unfinished: Path | None = None,
 ) -> Report:
     """Measure how a net encodes a symmetry: as a whole, layer by layer, and where a merge with its flipped self fails.
@@ -168,7 +168,7 @@ def report(
         classes: their names, if they are known.
         name: what the report calls the net; None: its class.
         handlers: of layers that PyTorch doesn't have, as of `merge`.
-        told: called with each stage's name and the share of it that is done.
+        progress: called with each stage's name and the share of it that is done.
         unfinished: a file that the partial merges' scores are kept in one by one, so that a report that was interrupted
             goes on from its last layer; whoever has the report removes it. Not of nets with batch norm, whose partial
             merges are all made in one pass.
@@ -178,7 +178,7 @@ def report(
     """
     test = as_images(images)
     match = test if match_images is None else as_images(match_images)
-    told("matching and merging", 0)
+    progress("matching and merging", 0)
     merged = flip_merge(
         *(net, match, test, labels),
         symmetry=symmetry,
@@ -188,10 +188,10 @@ def report(
         handlers=handlers,
     )
     traced = merged.traced
-    told("baselines", 0)
+    progress("baselines", 0)
     both = baselines(traced.net, merged.nets["flipped"], symmetry, test, merged.labels, metrics)
-    line = line_between(merged, match, test, curve_points, told)
-    told("layer by layer", 0)
+    line = line_between(merged, match, test, curve_points, progress)
+    progress("layer by layer", 0)
     del merged.nets["flipped"]  # it is the permuted one, in another order
     groups = traced.groups
     permutations = {name: torch.tensor(permutation) for name, permutation in merged.permutations.items()}
@@ -203,8 +203,8 @@ def report(
     partial = []
     some, chosen = test.sample(partial_images, seed) if partial_images else (None, torch.tensor([]))
     if some is not None:
-        of = [*traced.net.state_dict().values(), *merged.nets["permuted"].state_dict().values()]
-        of += [merged.labels[chosen], *some.batches(torch.device("cpu"))]
+        tensors = [*traced.net.state_dict().values(), *merged.nets["permuted"].state_dict().values()]
+        tensors += [merged.labels[chosen], *some.batches(torch.device("cpu"))]
         partial = partial_merges(
             *(
                 traced,
@@ -214,8 +214,8 @@ def report(
                 merged.labels[chosen],
             ),
             metrics={"accuracy": TOP_1, **metrics},
-            progress=lambda done: told("where it fails", done),
-            kept=Unfinished(unfinished, of) if unfinished else None,
+            progress=lambda done: progress("where it fails", done),
+            kept=Unfinished(unfinished, tensors) if unfinished else None,
         )
     return Report(
         name=name or type(net).__name__,
@@ -264,12 +264,12 @@ def baselines(
 
 
 def line_between(
-    merged: Merge, match: ImageSource, test: ImageSource, points: int, told: Told
+    merged: Merge, match: ImageSource, test: ImageSource, points: int, progress: Progress
 ) -> dict[str, dict[str, list[float]]]:
     """Accuracy and loss at evenly spaced points from one endpoint to the other; nothing, if `points` is 0."""
     if not points:
         return {}
-    told("the line between", 0)
+    progress("the line between", 0)
     return curve(merged.aligned, match, test, merged.labels, points)
 
 
