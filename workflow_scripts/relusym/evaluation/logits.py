@@ -12,12 +12,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from relusym.errors import UserError, theirs
 from relusym.evaluation.images import ImageSource, device_of
 
-LOGITS = (
-    "logits",
-    "out",
-)  # keys of outputs that are dicts, as of Hugging Face's nets and torchvision's segmentation
-
-
+# keys of outputs that are dicts, as of Hugging Face's nets and torchvision's segmentation
+LOGITS = "logits", "out"
 CHECKED = 4  # images that a net is tried on before the work
 ROUNDING = 1e-3  # the largest relative difference between logits that should be the same
 

@@ -33,11 +33,8 @@ class Metric:
 
 def top_1(logits: Tensor, labels: Tensor) -> Tensor:
     """Whether the largest logit is at the label; of logits at every pixel, the share of pixels where it is."""
-    return (
-        (logits.argmax(1) == labels).double().flatten(1).mean(1)
-        if logits.ndim > 2
-        else logits.argmax(1) == labels
-    )
+    right = logits.argmax(1) == labels
+    return right.double().flatten(1).mean(1) if right.ndim > 1 else right
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -48,10 +45,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 TOP_1, LOSS = Metric(top_1), Metric(cross_entropy, lower_is_better=True)
 FEW = 10  # images that any net may answer alike
-SMALL, HARDLY = (
-    1e-3,
-    1e-2,
-)  # logits that vary by less, or by a smaller share of their size, tell no images apart
+# logits that vary by less, or by a smaller share of their size, tell no images apart
+SMALL, HARDLY = 1e-3, 1e-2
 MEASURED = {"accuracy": TOP_1, "loss": LOSS}
 
 

@@ -74,9 +74,8 @@ class _Ascents:
         self.units = list(units.values())
         self.tensors = [list(dict.fromkeys(place.tensor for group in unit for place in group.places))
                         for unit in self.units]  # fmt: skip
-        self.indexing: dict[str, list[int]] = defaultdict(
-            list
-        )  # tensor → a unit for each dimension that it indexes
+        # tensor → a unit for each dimension that it indexes
+        self.indexing: dict[str, list[int]] = defaultdict(list)
         for number, unit in enumerate(self.units):
             for group in unit:
                 for place in group.places:
@@ -184,9 +183,8 @@ class _Ascents:
         self, number: int, order: Permutations, by: Permutations, state: State
     ) -> tuple[Permutations, State]:
         """The permutations and the second net with a unit's channels, as they are by now, reordered."""
-        return by | {name: by[name][p] for name, p in order.items()}, permute(
-            state, self.units[number], order
-        )
+        reordered = by | {name: by[name][p] for name, p in order.items()}
+        return reordered, permute(state, self.units[number], order)
 
     def _objective(self, state: State, tensors: Iterable[str]) -> float:
         return sum(float(torch.dot(self.first[name].flatten(), state[name].flatten())) for name in tensors)
@@ -204,14 +202,11 @@ def canonical_order(state: State, groups: list[ChannelGroup]) -> Permutations:
         keys[group.name] = torch.stack(ends or [torch.zeros(group.size)]).unflatten(1, (group.heads, -1))
     for group in groups:
         if group.tied not in orders or group.heads == 1:
-            tied = (
-                [keys[other.name] for other in groups if other.tied == group.tied]
-                if group.heads > 1
-                else [keys[group.name]]
-            )
-            orders[group.tied] = _sorted(
-                torch.cat([end for key in tied for end in (key.amax(2), key.amin(2))])
-            )
+            tied = [
+                other for other in groups if other is group or (group.heads > 1 and other.tied == group.tied)
+            ]
+            ends = [end for other in tied for end in (keys[other.name].amax(2), keys[other.name].amin(2))]
+            orders[group.tied] = _sorted(torch.cat(ends))
         within = _sorted(keys[group.name])
         starts = torch.arange(group.heads)[:, None] * within.shape[1]
         order[group.name] = (starts + within)[orders[group.tied]].flatten()

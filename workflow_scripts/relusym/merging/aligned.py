@@ -219,38 +219,23 @@ def align(
     states = first.net.state_dict(), second.net.state_dict()
     pair = Pair(states, groups, measured.correlations, generator(seed, matching), order, starts)
     matched = match(matching, pair)
-    permuted = deepcopy(second.net)
-    permuted.load_state_dict(permute(states[1], groups, matched.permutations))
+    permutations, permuted = matched.permutations, deepcopy(second.net)
+    permuted.load_state_dict(permute(states[1], groups, permutations))
     x = images.first(CHECK_IMAGES, device_of(first.net))
-    checks = {
-        "permuted_logits": largest_difference(
-            answers(second.module(), x), answers(second.module(permuted), x)
-        )
-    }
+    logits = [answers(second.module(net), x) for net in (second.net, permuted)]
+    checks = {"permuted_logits": largest_difference(*logits)}
     hold(checks)
-    statistics = measured.statistics[0], in_order(measured, groups, matched.permutations, first.module())
-    return Aligned(
-        *(
-            first,
-            permuted,
-            groups,
-            matched.permutations,
-            matched.similarity,
-            statistics,
-            checks,
-            matched.search,
-        )
-    )
+    ordered = _in_order(measured.statistics[1], groups, permutations, first.module())
+    statistics = measured.statistics[0], ordered
+    similarity, search = matched.similarity, matched.search
+    return Aligned(first, permuted, groups, permutations, similarity, statistics, checks, search)
 
 
-def in_order(
-    measured: PairStatistics,
-    groups: list[ChannelGroup],
-    permutations: dict[str, Tensor],
-    graph: fx.GraphModule,
+def _in_order(
+    second: Targets, groups: list[ChannelGroup], permutations: dict[str, Tensor], graph: fx.GraphModule
 ) -> Targets:
     """The second net's statistics as they are once its channels are permuted."""
-    second, points, ordered = measured.statistics[1], repair_points(graph), {}
+    points, ordered = repair_points(graph), {}
     for node in graph.graph.nodes:
         if (name := points.get(node.name)) in second:
             layer = layer_of(graph, node)

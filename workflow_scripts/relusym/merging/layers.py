@@ -116,19 +116,13 @@ def convs(
         permutations: group name → int64 (C,), those of a flip merge.
     """
     writes = {place.tensor: group.name for group in groups for place in group.places if place.dim == 0}
-    constraints = []
+    measured = []
     for name, (kernel, match) in filters_and_matches(net, symmetry, groups, dict(permutations)).items():
         norms = kernel.double().flatten(1).norm(dim=1)
-        constraints.append(
-            Conv(
-                name,
-                writes.get(f"{name}.weight"),
-                len(norms),
-                int((norms < ZERO_FILTER * norms.max()).sum()),
-                kernel_constraint(kernel, match) if norms.any() else 0.0,
-            )
-        )
-    return constraints
+        zero = int((norms < ZERO_FILTER * norms.max()).sum())
+        constraint = kernel_constraint(kernel, match) if norms.any() else 0.0
+        measured.append(Conv(name, writes.get(f"{name}.weight"), len(norms), zero, constraint))
+    return measured
 
 
 def layers(
@@ -149,19 +143,10 @@ def layers(
     for group in groups:
         orders = channel_orders(np.asarray(permutations[group.name]))
         fixed, swapped = (int((orders == order).sum()) for order in (1, 2))
-        errors = equivariance.get(group.name, {})
-        measured.append(
-            Layer(
-                group.name,
-                group.size,
-                correlation[group.name],
-                {way: errors.get(way) for way in WAYS},
-                {share: shares.get(group.name, {}).get(share) for share in SHARES},
-                fixed,
-                swapped,
-                group.size - fixed - swapped,
-            )
-        )
+        errors = {way: equivariance.get(group.name, {}).get(way) for way in WAYS}
+        parts = {share: shares.get(group.name, {}).get(share) for share in SHARES}
+        orbits = fixed, swapped, group.size - fixed - swapped
+        measured.append(Layer(group.name, group.size, correlation[group.name], errors, parts, *orbits))
     return measured
 
 
@@ -291,19 +276,12 @@ def equivariance_errors(
     traced = as_traced(net, images.shape)
     net = traced.net
     device = device_of(net)
-    partners = {
-        group.name: {
-            "matched": torch.as_tensor(permutations[group.name]).to(device),
-            "identity": None,
-            "random": random_permutations([group], generator(seed, "random", group.name))[group.name].to(
-                device
-            ),
-        }
-        for group in groups
-    }
-    squares: dict[str, dict[str, Tensor]] = defaultdict(
-        lambda: defaultdict(lambda: torch.zeros((), device=device))
-    )
+    partners = {}
+    for group in groups:
+        drawn = random_permutations([group], generator(seed, "random", group.name))[group.name]
+        matched = torch.as_tensor(permutations[group.name])
+        partners[group.name] = {"matched": matched.to(device), "identity": None, "random": drawn.to(device)}
+    squares = {group.name: defaultdict(lambda: torch.zeros((), device=device)) for group in groups}
     acting, _ = group_actions(traced, symmetry, images.shape, groups)
     compared_at = by_node([group for group in groups if group.name in acting])
     invariance, count = torch.zeros((), dtype=torch.float64, device=device), 0
@@ -323,15 +301,14 @@ def equivariance_errors(
         run, most = Lockstep([traced.module(inside=True)]), len(images) if most is None else most
         for x in images.batches(device):
             for piece in pieces(x, views=2):
-                back = piece
-                for _ in range(symmetry.order - 1):
-                    back = symmetry.act(back)
-                here, there = logits_of(run.run([torch.cat([piece, back])], visit)[0]).double().chunk(2)
+                both = torch.cat([piece, symmetry.inverse(piece)])
+                here, there = logits_of(run.run([both], visit)[0]).double().chunk(2)
                 there = moved(there, symmetry)
                 invariance += relative_invariance_error(here.flatten(1), there.flatten(1)).sum()
                 count += len(piece)
     errors = {
         name: {way: float((sums[way] / sums["whole"].clamp(min=1e-30)).sqrt()) for way in WAYS}
         for name, sums in squares.items()
+        if sums
     }
     return errors, float(invariance / count)

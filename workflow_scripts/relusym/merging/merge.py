@@ -99,6 +99,11 @@ class Merge:
             return f"{name} doesn't tell these images apart: {why}; so its barrier means nothing (random weights?)"
         return None
 
+    @property
+    def all_notes(self) -> list[str]:
+        """`note`, if there is one, and `notes`."""
+        return [*([self.note] if self.note else []), *self.notes]
+
 
 def halfway(first: nn.Module, second: nn.Module) -> nn.Module:
     """The net whose every weight is the mean of the two nets' weights, ½(θ₁ + θ₂)."""

@@ -24,7 +24,7 @@ from relusym.channels.tracing import layer_of
 from relusym.evaluation.barrier import accuracy, barrier
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.evaluation.logits import evaluating, logits_of
-from relusym.evaluation.metrics import MEASURED, TOP_1, Metric, Scores, evaluate, evaluated
+from relusym.evaluation.metrics import MEASURED, TOP_1, Metric, Scores, evaluate
 from relusym.merging.aligned import Aligned, Targets, distinct, interpolate, pair_statistics
 from relusym.merging.repair import (
     LayerByLayer,
@@ -183,33 +183,37 @@ class _PartialMerges:
         how = repair_blocks if has_batch_norm(net) else lambda *merge: repair(*merge)[0]
         return how(self.first.copied(net), self.targets(chosen), self.images)
 
-    def layers(self, merged: Callable[[int], bool]) -> dict[str, Any]:
-        """The first net's layers and tensors, by name, of the parts that aren't merged."""
+    def unmerged_layers(self, chosen: Collection[int]) -> dict[str, Any]:
+        """The first net's layers and tensors, by name, of all but the chosen parts."""
         fetch = fx.Interpreter(self.graph).fetch_attr
         return {str(node.target): fetch(node.target) for node in self.nodes
-                if node.op in ("call_module", "get_attr") and not merged(self.part_of[node.name])}  # fmt: skip
+                if node.op in ("call_module", "get_attr") and self.part_of[node.name] not in chosen}  # fmt: skip
 
     def run(
         self, test: ImageSource, wanted: Callable[[Which], bool]
     ) -> Iterator[tuple[Which, Iterator[Tensor]]]:
-        """The logits of all wanted nets, batch by batch; of a net without batch norm.
+        """The logits of all wanted nets, batch by batch.
 
-        Where the images that are corrected on are those that are measured on, logits are what the last layer's
-        correction leaves.
+        Of nets without batch norm, where the images that are corrected on are those that are measured on, logits are
+        what the last layer's correction leaves.
         """
+        if has_batch_norm(self.first.net) or not self.apart:
+            for which, chosen in self.which():
+                if wanted(which):
+                    net = self.merged(chosen)
+                    yield which, (logits_of(net(x)) for x in test.batches(device_of(net)))
+            return
         halfway = self.halfway
         trunk = LayerByLayer(halfway, self.images)
         reader = trunk if test is self.images else LayerByLayer(halfway, test)
         end, every = len(self.nodes) - 1, range(len(self.parts))
-        edges = [0, *self.starts, end]
 
         def branch(start: int, chosen: Collection[int]) -> Iterator[Tensor]:
-            layers = self.layers(lambda number: number in chosen)
-            corrected = trunk.fork(layers)
+            corrected = trunk.fork(self.unmerged_layers(chosen))
             corrected.correct(self.targets(chosen), start, end)
             return (corrected if reader is trunk else reader.fork(corrected.interpreter.layers)).logits()
 
-        for number, (start, stop) in enumerate(pairwise(edges)):
+        for number, (start, stop) in enumerate(pairwise([0, *self.starts, end])):
             if wanted(("leave_one_out", number)):
                 yield ("leave_one_out", number), branch(start, [part for part in every if part != number])
             trunk.correct(self.targets(every), start, stop)
@@ -329,7 +333,8 @@ def prefix_barriers(
     """
     ends = [accuracy(net, test_images, labels) for net in (aligned.first, aligned.second)]
     nets = _PartialMerges(aligned.traced, aligned.second, aligned.statistics, images, sys.maxsize)
-    scores = _one_by_one(nets, test_images, labels, {"accuracy": TOP_1}, lambda done: None, {}, {"prefix"})
+    metrics, scores = {"accuracy": TOP_1}, {}
+    _one_by_one(nets, test_images, lambda: Scores(metrics, labels), scores, kinds={"prefix"})
     return {part.name: barrier(*ends, scores["prefix", number]["accuracy"]) if any(ends) else None
             for number, part in enumerate(nets.parts)}  # fmt: skip
 
@@ -363,10 +368,11 @@ def partial_merges(
     nets = _PartialMerges(traced, second, statistics, images)
     end, labels = evaluate(traced.net, test, labels, metrics)
     ends = end, evaluate(second, test, labels, metrics)[0]
+    scores = {} if kept is None else kept
     if has_batch_norm(traced.net) and nets.apart:
-        scores = _side_by_side(nets, test, labels, metrics, progress)
+        scores = _side_by_side(nets, test, lambda: Scores(metrics, labels), progress)
     else:
-        scores = _one_by_one(nets, test, labels, metrics, progress, {} if kept is None else kept)
+        _one_by_one(nets, test, lambda: Scores(metrics, labels), scores, progress)
     barriers = {
         which: {
             name: metric.absolute_barrier(*(end[name] for end in ends), means[name])
@@ -381,14 +387,11 @@ def partial_merges(
 
 
 def _side_by_side(
-    nets: _PartialMerges,
-    test: ImageSource,
-    labels: Tensor,
-    metrics: Mapping[str, Metric],
-    progress: Progress,
+    nets: _PartialMerges, test: ImageSource, new: Callable[[], Scores], progress: Progress
 ) -> Mapping[Which, dict[str, float]]:
     """The scores of all partial merges of a net with batch norm, batch by batch."""
     device, branches, images = device_of(nets.first.net), _Branches(nets), nets.images
+    scores: dict[Which, Scores] = defaultdict(new)
     whole, done = len(images) + len(test), 0
     with resetting(branches.norms):
         for x in images.batches(device, even=True):
@@ -396,8 +399,7 @@ def _side_by_side(
                 pass
             done += len(x)
             progress(done / whole)
-    scores: dict[Which, Scores] = defaultdict(lambda: Scores(metrics, labels))
-    for x, _ in test.pairs(device):
+    for x in test.batches(device):
         for which, output in branches.run(x):
             scores[which].add(logits_of(output))
         done += len(x)
@@ -408,31 +410,17 @@ def _side_by_side(
 def _one_by_one(
     nets: _PartialMerges,
     test: ImageSource,
-    labels: Tensor,
-    metrics: Mapping[str, Metric],
-    progress: Progress,
+    new: Callable[[], Scores],
     kept: MutableMapping[Which, dict[str, float]],
+    progress: Progress = lambda done: None,
     kinds: Collection[str] = ("prefix", "leave_one_out"),
-) -> Mapping[Which, dict[str, float]]:
-    """The scores of partial merges, net by net; those of `kept` aren't computed again."""
-    chosen = {which: parts for which, parts in nets.which() if which[0] in kinds}
-    total = len(chosen)
-
-    def wanted(which: Which) -> bool:
-        return which in chosen and which not in kept
-
-    def add(which: Which, scores: Scores) -> None:
-        kept[which] = scores.means()
-        progress(len(kept) / total)
-
+) -> None:
+    """Add the scores of partial merges to `kept`, net by net; those that are there aren't computed again."""
+    total = len(kinds) * len(nets.parts)
     with evaluating(nets.first.net):
-        if nets.apart and not has_batch_norm(nets.first.net):
-            for which, logits in nets.run(test, wanted):
-                scores = Scores(metrics, labels)
-                for batch in logits:
-                    scores.add(batch)
-                add(which, scores)
-        else:
-            for which in filter(wanted, chosen):
-                add(which, evaluated(nets.merged(chosen[which]), test, labels, metrics))
-    return kept
+        for which, logits in nets.run(test, lambda which: which[0] in kinds and which not in kept):
+            scores = new()
+            for batch in logits:
+                scores.add(batch)
+            kept[which] = scores.means()
+            progress(len(kept) / total)

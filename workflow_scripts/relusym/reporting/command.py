@@ -412,10 +412,10 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     from relusym import checkpoint
-    from relusym.merging.merge import merge
+    from relusym.merging.merge import curve, merge
     from relusym.reporting import screen
     from relusym.reporting.page import card
-    from relusym.reporting.report import baselines, line_between
+    from relusym.reporting.report import baselines
 
     written = [Path(path) for path in (options.out, options.permuted) if path]
     for path in written:
@@ -440,7 +440,10 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
         progress("baselines", 0)
         flip = SYMMETRIES["horizontal_flip"]
         beside = baselines(on.net, second, flip, on.test, merged.labels, on.metrics)
-        line = line_between(merged, on.match, on.test, options.curve, progress)
+        line = {}
+        if options.curve:
+            progress("the line between", 0)
+            line = curve(merged.aligned, on.match, on.test, merged.labels, options.curve)
     fits = [n for n in ("repaired", "reset", "halfway") if n in merged.nets and _fits(merged.nets[n], on.net)]
     which = options.which or fits[0]
     if which not in merged.nets:
@@ -450,7 +453,7 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
     if options.permuted:
         about = card(merged, options.net, "permuted") | how
         checkpoint.save(options.permuted, merged.nets["permuted"].state_dict(), about)
-    notes = [*on.notes, *([merged.note] if merged.note else []), *merged.notes]
+    notes = [*on.notes, *merged.all_notes]
     numbers = {
         "relusym": __version__,
         "written": which,

@@ -204,8 +204,7 @@ def page(report: Report) -> str:
     return filled(
         "page.html",
         **{key: escape(text) for key, text in words.items()},
-        **{name: _picture(drawn.get(name), says) for name, says in PICTURES.items() if name != "curve"},
-        curve=_picture(drawn["curve"], PICTURES["curve"]) if report.curve else "",
+        **{name: _picture(name, drawn.get(name)) for name in PICTURES},
         tiles=_tiles(report),
         warnings=_warnings([*grid_warning(report.grid, report.name), *report.notes]),
         scores=table(rows["nets"], names=True),
@@ -235,11 +234,11 @@ def _warnings(lines: Iterable[str]) -> str:
     return f"<div class='warning'>{text}</div>" if text else ""
 
 
-def _picture(svg: str | None, says: str) -> str:
+def _picture(name: str, svg: str | None) -> str:
     if svg is None:
-        return "<p class='soft'>There is nothing to show.</p>"
+        return "" if name == "curve" else "<p class='soft'>There is nothing to show.</p>"
     data = base64.b64encode(svg.encode()).decode()
-    return f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{escape(says)}"></figure>'
+    return f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{escape(PICTURES[name])}"></figure>'
 
 
 def table(rows: list[list[Any]], *, names: bool = False) -> str:

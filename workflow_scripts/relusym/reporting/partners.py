@@ -56,9 +56,7 @@ def partners(
     traced = as_traced(net, images.shape)
     net = traced.net
     x = images.first(1, device_of(net))
-    back = x
-    for _ in range(symmetry.order - 1):
-        back = symmetry.act(back)
+    back = symmetry.inverse(x)
     maps: dict[str, Tensor] = {}
     compared_at = by_node(groups)
 
@@ -85,18 +83,11 @@ def partners(
         swapped = permutation != torch.arange(group.size)
         score = correlation.clamp(min=0) * (strength / strength.max().clamp(min=1e-12)).sqrt() + swapped
         channel = int(score.argmax())
-        pairs.append(
-            Partners(
-                group.name,
-                channel,
-                int(permutation[channel]),
-                float(correlation[channel]),
-                _picture(x[0]),
-                _picture(back[0]),
-                here[channel].numpy(),
-                there[permutation[channel]].numpy(),
-            )
-        )
+        partner = int(permutation[channel])
+        maps_of_both = here[channel].numpy(), there[partner].numpy()
+        images_of_both = _picture(x[0]), _picture(back[0])
+        best = float(correlation[channel])
+        pairs.append(Partners(group.name, channel, partner, best, *images_of_both, *maps_of_both))
     return pairs
 
 

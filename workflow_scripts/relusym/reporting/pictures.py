@@ -51,21 +51,10 @@ def svg(figure: Figure) -> str:
 
 
 def pictures(report: Report) -> dict[str, str]:
-    """SVG texts by name: nets, equivariance, orbits, kernels, and, where there is something to see, partners, fails."""
+    """SVG texts by the names of `DRAWN`, of all in which there is something to see."""
     with mpl.rc_context(STYLE):
-        drawn = {
-            "nets": _nets(report),
-            "equivariance": _equivariance(report),
-            "orbits": _orbits(report),
-            "kernels": _kernels(report),
-        }
-        if report.partners:
-            drawn["partners"] = _partners(report)
-        if report.curve:
-            drawn["curve"] = _curve(report)
-        if report.partial:
-            drawn["fails"] = _fails(report)
-        return {name: svg(figure) for name, figure in drawn.items() if figure is not None}
+        figures = {name: draw(report) for name, draw in DRAWN.items()}
+        return {name: svg(figure) for name, figure in figures.items() if figure is not None}
 
 
 def _layer_axis(axes: Axes, names: Sequence[str]) -> None:
@@ -173,32 +162,23 @@ def _kernels(report: Report) -> Figure | None:
     return figure
 
 
-def _fails(report: Report) -> Figure:
+def _fails(report: Report) -> Figure | None:
+    if not report.partial:
+        return None
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True)
     x = np.arange(len(report.partial))
-    for axes, metric, title in zip(
-        panels, ("accuracy", "loss"), (f"{report.measure} lost", "loss gained"), strict=True
-    ):
+    titles = {"accuracy": f"{report.measure} lost", "loss": "loss gained"}
+    for axes, (metric, title) in zip(panels, titles.items(), strict=True):
         if metric not in report.partial[0].prefix:
             axes.set_axis_off()
             continue
-        axes.plot(
-            *(x, [part.prefix[metric] for part in report.partial]),
-            color=RED,
-            marker="o",
-            markersize=4,
-            linewidth=1.6,
-            label="merged up to here",
-        )
-        axes.plot(
-            *(x, [part.leave_one_out[metric] for part in report.partial]),
-            color=BLUE,
-            marker="s",
-            markersize=4,
-            linewidth=1.2,
-            label="all merged but this",
-        )
+        for kind, colour, marker, width, says in (
+            ("prefix", RED, "o", 1.6, "merged up to here"),
+            ("leave_one_out", BLUE, "s", 1.2, "all merged but this"),
+        ):
+            y = [getattr(part, kind)[metric] for part in report.partial]
+            axes.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=width, label=says)
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_title(title)
         _layer_axis(axes, [part.part for part in report.partial])
@@ -206,7 +186,9 @@ def _fails(report: Report) -> Figure:
     return figure
 
 
-def _curve(report: Report) -> Figure:
+def _curve(report: Report) -> Figure | None:
+    if not report.curve:
+        return None
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
         for (way, values), colour in zip(report.curve.items(), (ORANGE, GREEN), strict=True):
@@ -221,8 +203,10 @@ def _curve(report: Report) -> Figure:
     return figure
 
 
-def _partners(report: Report) -> Figure:
+def _partners(report: Report) -> Figure | None:
     rows = len(report.partners)
+    if not rows:
+        return None
     figure = Figure(figsize=(WIDTH, 1.85 * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, 4, squeeze=False)
     moved = MOVED.get(report.symmetry, report.symmetry)
@@ -233,14 +217,13 @@ def _partners(report: Report) -> Figure:
             "vmin": min(pair.here.min(), pair.there.min()),
             "vmax": max(pair.here.max(), pair.there.max()),
         }
-        titles = ("the image", f"channel {pair.channel} on it", moved, f"channel {pair.partner} on that")
-        for axes, picture, how, title in zip(
-            panels,
-            (pair.image, pair.here, pair.moved, pair.there),
-            (colour, scale, colour, scale),
-            titles,
-            strict=True,
-        ):
+        shown = (
+            (pair.image, colour, "the image"),
+            (pair.here, scale, f"channel {pair.channel} on it"),
+            (pair.moved, colour, moved),
+            (pair.there, scale, f"channel {pair.partner} on that"),
+        )
+        for axes, (picture, how, title) in zip(panels, shown, strict=True):
             axes.imshow(np.squeeze(picture), interpolation="nearest", **how)
             axes.set_title(title, fontweight="normal", fontsize=8.5)
             axes.set_xticks([])
@@ -248,3 +231,7 @@ def _partners(report: Report) -> Figure:
             axes.spines[:].set_visible(False)
         panels[0].set_ylabel(f"{_plain(pair.layer)}\ncorrelation {pair.correlation:.2f}", fontsize=8.5)
     return figure
+
+
+DRAWN = {"nets": _nets, "equivariance": _equivariance, "orbits": _orbits, "kernels": _kernels,
+         "partners": _partners, "curve": _curve, "fails": _fails}  # fmt: skip

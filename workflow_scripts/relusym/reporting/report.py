@@ -179,18 +179,15 @@ def report(
     test = as_images(images)
     match = test if match_images is None else as_images(match_images)
     progress("matching and merging", 0)
-    merged = flip_merge(
-        *(net, match, test, labels),
-        symmetry=symmetry,
-        matching=matching,
-        seed=seed,
-        metrics=metrics,
-        handlers=handlers,
-    )
+    how = {"symmetry": symmetry, "matching": matching, "seed": seed, "metrics": metrics, "handlers": handlers}
+    merged = flip_merge(net, match, test, labels, **how)
     traced = merged.traced
     progress("baselines", 0)
     both = baselines(traced.net, merged.nets["flipped"], symmetry, test, merged.labels, metrics)
-    line = line_between(merged, match, test, curve_points, progress)
+    line = {}
+    if curve_points:
+        progress("the line between", 0)
+        line = curve(merged.aligned, match, test, merged.labels, curve_points)
     progress("layer by layer", 0)
     del merged.nets["flipped"]  # it is the permuted one, in another order
     groups = traced.groups
@@ -200,27 +197,25 @@ def report(
         traced, test, symmetry, groups, permutations, seed=seed, most=LAYER_IMAGES, compared=sources.add
     )
     without = [group for group in groups if group.name not in errors]
-    partial = []
-    some, chosen = test.sample(partial_images, seed) if partial_images else (None, torch.tensor([]))
-    if some is not None:
-        tensors = [*traced.net.state_dict().values(), *merged.nets["permuted"].state_dict().values()]
-        tensors += [merged.labels[chosen], *some.batches(torch.device("cpu"))]
+    partial, chosen = [], torch.tensor([])
+    if partial_images:
+        some, chosen = test.sample(partial_images, seed)
+        corrected_on = some if match is test else match.sample(partial_images, seed)[0]
+        permuted, chosen_labels = merged.nets["permuted"], merged.labels[chosen]
+        kept = None
+        if unfinished:
+            tensors = [*traced.net.state_dict().values(), *permuted.state_dict().values(), chosen_labels]
+            kept = Unfinished(unfinished, [*tensors, *some.batches(torch.device("cpu"))])
         partial = partial_merges(
-            *(
-                traced,
-                merged.nets["permuted"],
-                some if match is test else match.sample(partial_images, seed)[0],
-                some,
-                merged.labels[chosen],
-            ),
+            *(traced, permuted, corrected_on, some, chosen_labels),
             metrics={"accuracy": TOP_1, **metrics},
             progress=lambda done: progress("where it fails", done),
-            kept=Unfinished(unfinished, tensors) if unfinished else None,
+            kept=kept,
         )
     return Report(
         name=name or type(net).__name__,
         symmetry=symmetry.name,
-        labelled=_has_labels(labels, test),
+        labelled=labels is not None or next(iter(test.pairs(torch.device("cpu"))))[1] is not None,
         images=len(test),
         matched_images=len(match),
         partial_images=len(chosen),
@@ -235,11 +230,7 @@ def report(
         baselines=both,
         curve=line,
         classes=tuple(classes),
-        notes=[
-            *([merged.note] if merged.note else []),
-            *merged.notes,
-            *_unmeasured(traced, symmetry, test.shape, without),
-        ],
+        notes=[*merged.all_notes, *_unmeasured(traced, symmetry, test.shape, without)],
     )
 
 
@@ -263,16 +254,6 @@ def baselines(
     return {name: evaluate(net, test, labels, metrics)[0] for name, net in nets.items()}
 
 
-def line_between(
-    merged: Merge, match: ImageSource, test: ImageSource, points: int, progress: Progress
-) -> dict[str, dict[str, list[float]]]:
-    """Accuracy and loss at evenly spaced points from one endpoint to the other; nothing, if `points` is 0."""
-    if not points:
-        return {}
-    progress("the line between", 0)
-    return curve(merged.aligned, match, test, merged.labels, points)
-
-
 def _unmeasured(
     net: TracedNet, symmetry: Symmetry, image_shape: tuple[int, ...], groups: list[ChannelGroup]
 ) -> list[str]:
@@ -281,7 +262,3 @@ def _unmeasured(
     for name, reason in group_actions(net, symmetry, image_shape, groups)[1].items() if groups else ():
         named[reason].append(name)
     return [f"no equivariance error of {listed(names, 3)}: {reason}" for reason, names in named.items()]
-
-
-def _has_labels(labels: Any, test: ImageSource) -> bool:
-    return labels is not None or next(iter(test.pairs(torch.device("cpu"))))[1] is not None
