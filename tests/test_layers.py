@@ -236,7 +236,7 @@ def test_partial_merges_that_share_what_they_have_in_common_are_those_run_one_by
     shared = partial_merges(first, second, images, test, None)
     assert all(torch.equal(tensor, before[key]) for key, tensor in first.state_dict().items())
     traced = TracedNet(first)
-    nets = partial._PartialMerges(
+    nets = partial.PartialMerges(
         traced, second, pair_statistics(traced, traced.copied(second), images, []).statistics, images
     )
     assert nets.apart
@@ -268,7 +268,7 @@ def test_parts_that_share_a_tensor_are_merged_one_by_one():
 
     first, second = two_nets(Tied)
     traced = TracedNet(first)
-    nets = partial._PartialMerges(
+    nets = partial.PartialMerges(
         traced, second, pair_statistics(traced, traced.copied(second), IMAGES, []).statistics, IMAGES
     )
     assert not nets.apart

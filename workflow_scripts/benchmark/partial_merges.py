@@ -23,10 +23,14 @@ from relusym.evaluation.images import Images, normalisation
 from relusym.evaluation.metrics import MEASURED, evaluate
 from relusym.memory import keep_freed_memory
 from relusym.merging.aligned import pair_statistics
-from relusym.merging.partial import _PartialMerges, partial_merges
+from relusym.merging.partial import PartialMerges, partial_merges
 from relusym.nets.vgg import VGG11
 
 CPU = torch.device("cpu")
+B0 = (  # expansion, kernel, stride, channels in and out, blocks
+    *((1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 2), (6, 3, 2, 40, 80, 3)),
+    *((6, 5, 1, 80, 112, 3), (6, 5, 2, 112, 192, 4), (6, 3, 1, 192, 320, 1)),
+)
 AGREE = 1e-3  # the largest difference between the two ways' losses that is rounding
 
 
@@ -39,10 +43,8 @@ class Unsqueezed(nn.Identity):
 
 def efficientnet_lite0() -> nn.Module:
     """EfficientNet-Lite0's blocks: B0's without squeeze and excitation, with ReLU6."""
-    blocks, last = efficientnet._efficientnet_conf("efficientnet_b0", width_mult=1.0, depth_mult=1.0)
-    for block in blocks:
-        block.block = partial(efficientnet.MBConv, se_layer=Unsqueezed)
-    net = efficientnet.EfficientNet(blocks, 0.2, last_channel=last)
+    block = partial(efficientnet.MBConv, se_layer=Unsqueezed)
+    net = efficientnet.EfficientNet([efficientnet.MBConvConfig(*how, block=block) for how in B0], 0.2)
     for module in list(net.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.SiLU):
@@ -73,7 +75,7 @@ def images(count: int, size: int) -> Images:
 def plain_losses(first: nn.Module, second: nn.Module, some: Images) -> dict[tuple[str, int], float]:
     """Each net made, corrected and measured by itself: loss by which net it is."""
     traced = TracedNet(first, some.shape)
-    nets = _PartialMerges(
+    nets = PartialMerges(
         traced, second, pair_statistics(traced, traced.copied(second), some, []).statistics, some
     )
     labels = evaluate(first, some, None, MEASURED)[1]

@@ -113,7 +113,7 @@ def _by_depth(layers: list[tuple[str, list[str]]], depth: int) -> dict[str, list
     return named
 
 
-class _PartialMerges:
+class PartialMerges:
     """A net of which any parts can be merged with another's.
 
     Args:
@@ -286,7 +286,7 @@ class _Branches:
         norms: all batch norms.
     """
 
-    def __init__(self, nets: _PartialMerges):
+    def __init__(self, nets: PartialMerges):
         every = range(len(nets.parts))
         net, blocks = correct_blocks(nets.first, nets.targets(()))
         merged, _ = correct_blocks(nets.halfway, nets.targets(every))
@@ -332,7 +332,7 @@ def prefix_barriers(
     The last layer's is the barrier of the whole merge. Of a net without batch norm.
     """
     ends = [accuracy(net, test_images, labels) for net in (aligned.first, aligned.second)]
-    nets = _PartialMerges(aligned.traced, aligned.second, aligned.statistics, images, sys.maxsize)
+    nets = PartialMerges(aligned.traced, aligned.second, aligned.statistics, images, sys.maxsize)
     metrics, scores = {"accuracy": TOP_1}, {}
     _one_by_one(nets, test_images, lambda: Scores(metrics, labels), scores, kinds={"prefix"})
     return {part.name: barrier(*ends, scores["prefix", number]["accuracy"]) if any(ends) else None
@@ -365,7 +365,7 @@ def partial_merges(
     """
     traced = as_traced(first, images.shape)
     statistics = pair_statistics(traced, traced.copied(second), images, []).statistics
-    nets = _PartialMerges(traced, second, statistics, images)
+    nets = PartialMerges(traced, second, statistics, images)
     end, labels = evaluate(traced.net, test, labels, metrics)
     ends = end, evaluate(second, test, labels, metrics)[0]
     scores = {} if kept is None else kept
@@ -387,7 +387,7 @@ def partial_merges(
 
 
 def _side_by_side(
-    nets: _PartialMerges, test: ImageSource, new: Callable[[], Scores], progress: Progress
+    nets: PartialMerges, test: ImageSource, new: Callable[[], Scores], progress: Progress
 ) -> Mapping[Which, dict[str, float]]:
     """The scores of all partial merges of a net with batch norm, batch by batch."""
     device, branches, images = device_of(nets.first.net), _Branches(nets), nets.images
@@ -408,7 +408,7 @@ def _side_by_side(
 
 
 def _one_by_one(
-    nets: _PartialMerges,
+    nets: PartialMerges,
     test: ImageSource,
     new: Callable[[], Scores],
     kept: MutableMapping[Which, dict[str, float]],
