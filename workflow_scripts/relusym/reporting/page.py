@@ -41,6 +41,7 @@ FILES = (
 PICTURES = {  # what is read out, or shown where the picture isn't
     "nets": "Bars: scores of the net, of its flipped self and of the nets halfway between",
     "equivariance": "Lines: relative equivariance error by layer, with matched, own and random partners",
+    "sources": "Stacked bars: shares of each layer's error that a permutation, another linear map, or none mends",
     "partners": "Maps of channels on an image, and of their partners on the transformed image",
     "orbits": "Stacked bars: shares of channels that are their own partner, swap, or lie on longer cycles",
     "kernels": "Line: violation of the kernel constraint by convolution",

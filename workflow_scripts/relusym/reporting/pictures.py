@@ -1,18 +1,20 @@
 """The pictures of a report, as SVG texts that explain themselves."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from relusym.merging.layers import SHARES
 from relusym.reporting.report import Report
 from relusym.reporting.words import MOVED, NETS
 
 WIDTH = 8.4  # inches: the page's column
 INK, PALE, GRID = "#222222", "#9a9a9a", "#e4e4e4"
+LIGHT_BLUE, LIGHT_GREY = "#56B4E9", "#d3d3d3"
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # Okabe and Ito's
 STYLE = {
     "font.size": 9,
@@ -123,26 +125,46 @@ def _equivariance(report: Report) -> Figure | None:
     return figure
 
 
-def _orbits(report: Report) -> Figure:
-    layers = report.layers
+def _stacked(names: Sequence[str], shares: Mapping[str, tuple[str, np.ndarray]], label: str) -> Figure:
+    """Bars of a layer each: what a share is called → its colour, and its values."""
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
-    axes, x = figure.subplots(), np.arange(len(layers))
-    bottom = np.zeros(len(layers))
-    for field, colour, says in (
-        ("fixed", "#56B4E9", "its own partner"),
-        ("swapped", BLUE, "swaps with its partner"),
-        ("longer", "#d3d3d3", "on a longer cycle"),
-    ):
-        share = np.array([getattr(layer, field) / layer.channels for layer in layers])
+    axes, x, bottom = figure.subplots(), np.arange(len(names)), np.zeros(len(names))
+    for says, (colour, share) in shares.items():
         axes.bar(x, share, 0.8, bottom, color=colour, label=says)
-        bottom += share
+        bottom = bottom + share
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.5, 1], ["0", "½", "all"])
-    axes.set_ylabel("share of channels")
+    axes.set_ylabel(label)
     axes.legend(loc="upper left", ncols=3, bbox_to_anchor=(0, 1.16), borderaxespad=0, handlelength=1)
-    _layer_axis(axes, [f"{layer.name}  ({layer.channels})" for layer in layers])
+    _layer_axis(axes, names)
     axes.grid(visible=False)
     return figure
+
+
+def _orbits(report: Report) -> Figure:
+    count = {field: np.array([getattr(layer, field) / layer.channels for layer in report.layers])
+             for field in ("fixed", "swapped", "longer")}  # fmt: skip
+    shares = {
+        "its own partner": (LIGHT_BLUE, count["fixed"]),
+        "swaps with its partner": (BLUE, count["swapped"]),
+        "on a longer cycle": (LIGHT_GREY, count["longer"]),
+    }
+    return _stacked(
+        [f"{layer.name}  ({layer.channels})" for layer in report.layers], shares, "share of channels"
+    )
+
+
+def _sources(report: Report) -> Figure | None:
+    layers = [layer for layer in report.layers if layer.shares["rest"] is not None]
+    if not layers:
+        return None
+    part = {share: np.clip([layer.shares[share] for layer in layers], 0, 1) for share in SHARES}
+    shares = {
+        "a permutation mends it (swap)": (BLUE, part["swap"]),
+        "another linear map does (linear)": (LIGHT_BLUE, part["linear"]),
+        "none does (rest)": (LIGHT_GREY, part["rest"]),
+    }
+    return _stacked([layer.name for layer in layers], shares, "share of the error")
 
 
 def _kernels(report: Report) -> Figure | None:
@@ -151,7 +173,7 @@ def _kernels(report: Report) -> Figure | None:
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes, x = figure.subplots(), np.arange(len(report.convs))
     zero = [conv.zero_filters / conv.filters for conv in report.convs]
-    axes.bar(x, zero, 0.5, color="#d3d3d3", label="share of zero-filters")
+    axes.bar(x, zero, 0.5, color=LIGHT_GREY, label="share of zero-filters")
     fails = [conv.kernel_constraint for conv in report.convs]
     axes.plot(x, fails, color=BLUE, marker="o", markersize=4, linewidth=1.4, label="‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖")
     axes.axhline(np.sqrt(2), color=PALE, linewidth=0.8, linestyle=":")
@@ -233,5 +255,5 @@ def _partners(report: Report) -> Figure | None:
     return figure
 
 
-DRAWN = {"nets": _nets, "equivariance": _equivariance, "orbits": _orbits, "kernels": _kernels,
+DRAWN = {"nets": _nets, "equivariance": _equivariance, "sources": _sources, "orbits": _orbits, "kernels": _kernels,
          "partners": _partners, "curve": _curve, "fails": _fails}  # fmt: skip
