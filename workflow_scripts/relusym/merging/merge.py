@@ -11,7 +11,7 @@ from relusym.channels.groups import has_batch_norm
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import Handlers, unwrapped
 from relusym.errors import UserError
-from relusym.evaluation.barrier import absolute_barrier, barrier
+from relusym.evaluation.barrier import barrier
 from relusym.evaluation.images import GivenImages, ImageSource, as_images
 from relusym.evaluation.logits import check_net, evaluating, logits_of
 from relusym.evaluation.metrics import (
@@ -49,8 +49,7 @@ class Merge:
         accuracy: of both endpoints ("net_1" and "net_2", or "net" and "flipped"), and of the net halfway between them
             as it is ("halfway"), of nets with batch norm also with its statistics reset ("reset"), and with REPAIR
             ("repaired"), as fractions of the test images.
-        barrier, absolute_barrier: of the nets in between; equation (4) (None if both endpoints are at zero), and
-            without its denominator.
+        barrier: of the nets in between, equation (4); None if both endpoints are at zero.
         permutations: group name → list: channel i of the first net goes with channel `permutation[i]` of the second.
         similarity: group name → mean correlation of the matched channels.
         checks: largest relative differences that should be zero up to rounding.
@@ -69,7 +68,6 @@ class Merge:
 
     accuracy: dict[str, float]
     barrier: dict[str, float | None]
-    absolute_barrier: dict[str, float]
     permutations: dict[str, list[int]]
     similarity: dict[str, float]
     checks: dict[str, float]
@@ -84,10 +82,26 @@ class Merge:
     traced: TracedNet | None = field(default=None, repr=False, compare=False)
     nets: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def absolute_barrier(self) -> dict[str, float]:
+        """Of the nets in between, equation (4) without its denominator."""
+        return self.barriers["accuracy"]
+
     def body(self) -> dict:
         """As the fields of a record."""
         searched = {"search": self.search.body()} if self.search else {}
         return {name: getattr(self, name) for name in RECORDED} | searched
+
+    def numbers(self, *, labelled: bool) -> dict[str, Any]:
+        """What reports and the command write as JSON."""
+        return {
+            "scores": self.scores,
+            "absolute_barriers": self.barriers,
+            "by_class": self.by_class if labelled else {},
+            "permutations": self.permutations,
+            "search": self.search.body() if self.search else None,
+            "checks": self.checks,
+        }
 
     @property
     def note(self) -> str | None:
@@ -237,7 +251,6 @@ def _merge(
     return Merge(
         accuracy=accuracies,
         barrier={name: barrier(*at_ends, accuracies[name]) if any(at_ends) else None for name in inner},
-        absolute_barrier={name: absolute_barrier(*at_ends, accuracies[name]) for name in inner},
         permutations={name: permutation.tolist() for name, permutation in aligned.permutations.items()},
         similarity=aligned.similarity,
         checks=aligned.checks | fused,

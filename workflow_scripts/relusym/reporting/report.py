@@ -28,6 +28,8 @@ from relusym.reporting.partners import Partners, partners
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 from relusym.whole_files import write_whole
 
+PLAIN = ("name", "symmetry", "labelled", "images", "matched_images", "partial_images", "image_shape", "inputs",
+         "classes", "invariance_error", "baselines", "curve", "notes")  # fields that JSON has as they are  # fmt: skip
 LAYER_IMAGES = 256  # that activations are compared on, layer by layer
 Progress = Callable[[str, float], None]
 
@@ -85,21 +87,11 @@ class Report:
         merged = self.merged
         return {
             "relusym": __version__,
-            **{
-                key: getattr(self, key)
-                for key in ("name", "symmetry", "labelled", "images", "matched_images")
-            },
-            **{key: getattr(self, key) for key in ("partial_images", "image_shape")},
+            **{key: getattr(self, key) for key in PLAIN},
             "accuracy": merged.accuracy["net"],
             "flip_accuracy": merged.accuracy["flipped"],
-            "invariance_error": self.invariance_error,
             "gcnn_barrier": merged.barrier,
-            "scores": merged.scores,
-            "baselines": self.baselines,
-            "classes": self.classes,
-            "by_class": merged.by_class if self.labelled else {},
-            "curve": self.curve,
-            "absolute_barriers": merged.barriers,
+            **merged.numbers(labelled=self.labelled),
             "layers": [asdict(layer) for layer in self.layers],
             "convs": [asdict(conv) for conv in self.convs],
             "where_it_fails": [
@@ -107,11 +99,6 @@ class Report:
                 for partial in self.partial
             ],
             "grid": asdict(self.grid) | {"symmetric": self.grid.symmetric},
-            "permutations": merged.permutations,
-            "search": merged.search.body() if merged.search else None,
-            "checks": merged.checks,
-            "inputs": self.inputs,
-            "notes": self.notes,
         }
 
 
