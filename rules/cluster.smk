@@ -2,7 +2,7 @@
 import atexit
 from itertools import chain
 
-from relusym.config.image_checks import check_images
+from relusym.config.checks import check_images
 from relusym.data.extent import extent_of
 from relusym.jobs.checklist import (
     Submission,
@@ -25,7 +25,7 @@ if MAIN:
         # a broken record is named here, and again by the jobs that read it; all others go on
         for key in RESULTS.jobs:
             RESULTS.is_there(key)
-        for line in RESULTS.broken.values():
+        for line in dict.fromkeys(RESULTS.broken.values()):
             print(f"notice: {line}", file=sys.stderr)
         for prepared in PREPARED:
             if line := RESULTS.other_images(prepared):
@@ -37,7 +37,7 @@ if MAIN:
 
 def images_of(job):
     """The file of prepared images that a job reads, if any."""
-    return job.params.get("reads", {}).get("data")
+    return job.params.get("data") or job.params.get("job", {}).get("data")
 
 
 def unwritable():
@@ -57,9 +57,9 @@ def unfit():
                 if extent := extent_of(SETTINGS.preparation_for(model)[0], Path(prepared)):
                     check_images(SETTINGS, model, extent)
         if device.startswith("cuda") and runs_here() and any(job.resources.get("gpu") for job in run):
-            from relusym.measuring.costs import device_of  # imports PyTorch
+            from relusym.measuring.costs import device_named  # imports PyTorch
 
-            device_of(device)
+            device_named(device)
     except UserError as error:
         return str(error)
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from threading import Thread
 
-from relusym.config.measurements import MEASUREMENTS
+from relusym.beyond import MEASUREMENTS
 from relusym.config.settings import Settings
 from relusym.findings import BEYOND, FIGURES, TABLES, fingerprint as made
 from relusym.records.results import RECORD, SUBMITTED, Results
@@ -109,28 +109,32 @@ def waits_for(key):
     return files
 
 
-def reads(key):
+def read_by(key):
     """The files that a job reads, by what they are."""
-
-    def placed(files):
-        return RESULTS.prefix + files if isinstance(files, str) else [RESULTS.prefix + file for file in files]
-
-    return {name: placed(files) for name, files in RESULTS.inputs(key).items()}
-
-
-def merge_params(path):
-    """What workflow_scripts/merge.py has to know of the job of a record, whose path has wildcards."""
-
-    def of_job(take):
-        return lambda w: take(RESULTS.jobs[job_of(path, w)])
-
+    inputs = RESULTS.inputs(key)
     return {
-        "reads": lambda w: reads(job_of(path, w)),
-        "names": of_job(lambda job: [list(net) for net in job.nets]),
-        "settings": of_job(lambda job: job.settings),
-        "label": of_job(lambda job: SETTINGS.label(job.nets[0][0])),
-        "batch_size": of_job(lambda job: SETTINGS.models[job.nets[0][0]].merging.batch_size),
-        "images_in_use": of_job(lambda job: RESULTS.images_in_use(job.prepared)),
-        "device": SETTINGS.run.device,
-        "jobs_per_gpu": JOBS_PER_GPU,
+        name: RESULTS.prefix + files if isinstance(files, str) else [RESULTS.prefix + file for file in files]
+        for name, files in inputs.items()
     }
+
+
+def merge_job(path):
+    """The job of a record, whose path has wildcards, as `measuring.merge.MergeJob.of` takes it, but for its outputs."""
+
+    def merge_job(w):
+        key = job_of(path, w)
+        job, files = RESULTS.jobs[key], read_by(key)
+        model = job.nets[0][0]
+        return {
+            "names": [list(net) for net in job.nets],
+            "settings": job.settings,
+            "checkpoints": files["nets"],
+            "trained": files["trained"],
+            "data": files["data"],
+            "label": SETTINGS.label(model),
+            "batch_size": SETTINGS.models[model].merging.batch_size,
+            "in_use": RESULTS.images_in_use(job.prepared),
+            "device": SETTINGS.run.device,
+        }
+
+    return merge_job

@@ -76,7 +76,10 @@ def named_now(name):
     """
     note = None
     if not asked_of(name):
-        note = f"{FOLDER}/notes/{name}-{made.fingerprint(name, about(name), shown_by(name))}.sha256"
+        try:
+            note = f"{FOLDER}/notes/{name}-{made.fingerprint(name, about(name), shown_by(name))}.sha256"
+        except UserError:  # of a record that can't be read, which the table's job says
+            return f"{LOGS}/notes/{name}-{NONCE}.sha256"
         if Path(RESULTS.prefix + note).exists() and not made.is_whole(RESULTS.prefix + note):
             note = None  # a file that it names has been changed by hand
     return note or f"{LOGS}/notes/{name}-{NONCE}.sha256"

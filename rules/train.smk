@@ -20,6 +20,27 @@ rule weights:  # needs the internet; read anew for each net that they are to mak
         "../workflow_scripts/weights.py"
 
 
+def train_job(w):
+    """The job of a net as `measuring.train.TrainJob.of` takes it, but for its checkpoint."""
+    key = job_of(TRAIN, w)
+    job, files = RESULTS.jobs[key], read_by(key)
+    running = SETTINGS.running(w.unit)
+    return {
+        "unit": w.unit,
+        "seed": job.nets[0][1],
+        "settings": job.settings,
+        "data": files["data"],
+        "label": SETTINGS.label(SETTINGS.model_of(w.unit).id),
+        "in_use": RESULTS.images_in_use(job.prepared),
+        "device": SETTINGS.run.device,
+        **{name: running[name] for name in ("save_every", "workers", "snapshots") if running},
+        "folder": SETTINGS.imagenet["train"] if on_imagenet(w.unit) else None,
+        "start": next(iter(files.get("nets", [])), None),
+        "started": next(iter(files.get("trained", [])), None),
+        "state": RESULTS.prefix + f"{FOLDER}/states/{'-'.join(Path(NET).parts)}.safetensors".format(**w),
+    }
+
+
 rule train:
     input:
         lambda w: waits_for(job_of(TRAIN, w)),
@@ -40,14 +61,9 @@ rule train:
         runtime=lambda w, attempt: 1440 if on_imagenet(w.unit) else 120 * attempt,
         gpu=lambda w: GPU * processes(w.unit),
     params:
-        reads=lambda w: reads(job_of(TRAIN, w)),
-        settings=lambda w: SETTINGS.train(w.unit),
-        running=lambda w: SETTINGS.running(w.unit),
-        folder=lambda w: SETTINGS.imagenet["train"] if on_imagenet(w.unit) else None,
-        label=lambda w: SETTINGS.label(SETTINGS.model_of(w.unit).id),
-        images_in_use=lambda w: RESULTS.images_in_use(RESULTS.jobs[job_of(TRAIN, w)].prepared),
-        state=lambda w: RESULTS.prefix
-        + f"{FOLDER}/states/{'-'.join(Path(NET).parts)}.safetensors".format(**w),
+        job=train_job,
+        weights=lambda w: read_by(job_of(TRAIN, w)).get("weights"),
+        restarts=lambda w: SETTINGS.running(w.unit).get("restarts", 0),
         device=SETTINGS.run.device,
         jobs_per_gpu=JOBS_PER_GPU,
     script:

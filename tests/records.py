@@ -6,7 +6,7 @@ from functools import cache
 from conftest import ROOT
 
 from relusym.findings import kinds_of
-from relusym.records.files import read_record
+from relusym.records.files import load_record
 
 # of a ResNet, in the paper's order
 MEASURED = [
@@ -130,7 +130,7 @@ def made(table, about=ABOUT, **inputs):
 def committed_records(kind):
     """Some of each kind that jobs have written, the shortest lists first."""
     paths = sorted((ROOT / "results" / "laptop" / "records" / kind).rglob("*.json"))
-    written = [read_record(path) for path in paths if path.name != "settings.json"]
+    written = [load_record(path) for path in paths if path.name != "settings.json"]
     written.sort(key=lambda record: "model_1" in record)  # single nets first
     names = ("cnn", "vertical_cnn", "shapes_turned_cnn", None)
     of_model = {}

@@ -1,7 +1,6 @@
 """Measurements beyond the paper, on nets of which the answer is known."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +10,11 @@ from torch import nn
 from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import SHAPES, draw, generate, render
-from relusym.data.image_set import subset
+from relusym.data.image_set import save, subset
 from relusym.errors import UserError
 from relusym.evaluation.invariance import Averaged
 from relusym.evaluation.metrics import MEASURED, evaluate
-from relusym.measuring.measure import Subject
+from relusym.measuring.merge import MergeJob
 from relusym.merging.aligned import align
 from relusym.merging.exact_gcnn import exact_gcnn, orbits, project
 from relusym.merging.layers import equivariance_errors
@@ -35,15 +34,17 @@ def net():
     return vgg11()
 
 
-def test_images_to_repair_on_are_a_seeded_choice_that_begins_that_of_the_images_to_merge_on():
-    train, none = generate(60, 10, 0)[0], torch.zeros(0)
-    merged_on = Images(subset(train, 50, 3).images, 25)
-    trained = [{"settings": {"data": {"seed": 3}}}]
-    subject = Subject([("cnn", 0)], [], trained, [], train, merged_on, merged_on, none, Path())
-    assert torch.equal(subject.some(30).pixels, merged_on.pixels[:30])
-    assert subject.some(None) is merged_on
+def test_images_to_repair_on_are_a_seeded_choice_that_begins_that_of_the_images_to_merge_on(tmp_path):
+    path, (train, test) = tmp_path / "images", generate(60, 10, 0)
+    save(path, train, test)
+    data = {"dataset": "generated", "train_images": None, "seed": 3, "size": None}
+    settings = {"trained": [{"data": data}], "merging": {"images": 50}}
+    job = MergeJob([("cnn", 0)], settings, [], [], path, "shapes", 25, torch.device("cpu"))
+    assert torch.equal(job.images.pixels, subset(train, 50, 3).images)
+    assert torch.equal(job.choice(30).pixels, job.images.pixels[:30])
+    assert job.choice(None) is job.images
     with pytest.raises(UserError, match="61 images are asked for"):
-        subject.some(61)
+        job.choice(61)
 
 
 @pytest.fixture(scope="module")

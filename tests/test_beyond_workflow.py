@@ -11,6 +11,8 @@ from conftest import TINY, Clone
 from small_nets import Images
 
 from relusym import checkpoint
+from relusym.beyond import exact_gcnn
+from relusym.beyond.exact_gcnn import load
 from relusym.channels.traced import channel_groups
 from relusym.errors import UserError
 from relusym.evaluation.barrier import accuracy
@@ -18,13 +20,11 @@ from relusym.evaluation.invariance import invariance_error
 from relusym.findings import BEYOND, TABLES, during_training
 from relusym.findings.exact_gcnn import by_net
 from relusym.findings.screen import at_end
-from relusym.measuring import exact_gcnn
-from relusym.measuring.exact_gcnn import load
 from relusym.measuring.loading import test_images as images_to_test_on
-from relusym.measuring.measure import measure_record
+from relusym.measuring.merge import MergeJob, measure_record
 from relusym.merging.layers import filters_and_matches
 from relusym.nets.group_conv import difference_from_equivariant
-from relusym.records.files import read_record, write_record
+from relusym.records.files import load_record, write_record
 from relusym.symmetry import HORIZONTAL_FLIP
 
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def measured(tiny) -> Clone:
 
 
 def record(made: Clone, kind: str, nets: str):
-    return read_record(made.record(kind, *nets.split("--")))
+    return load_record(made.record(kind, *nets.split("--")))
 
 
 def planned(made: Clone, *arguments: str) -> list[str]:
@@ -208,7 +208,7 @@ def test_a_file_that_holds_no_exact_gcnn_is_refused(measured, tmp_path):
 
 @pytest.fixture
 def copied_net(measured, tmp_path):
-    """A copy of a net's checkpoints and train record, and what `measure_record` takes besides."""
+    """A copy of a net's checkpoints and train record, and what a `MergeJob` has besides."""
     net, trained = (
         measured.folder / measured.path("checkpoints", "train", "cnn-0"),
         measured.record("train", "cnn-0"),
@@ -221,13 +221,13 @@ def copied_net(measured, tmp_path):
     }
     data = measured.folder / "data/generated-400-200-0.safetensors"
     settings = record(measured, "during_training", "cnn-0")["settings"]
-    names = {"kind": "during_training", "names": [("cnn", 0)], "settings": settings}
+    names = {"names": [("cnn", 0)], "settings": settings}
     return tmp_path, names | given | {
         "data": data,
         "label": "images",
         "batch_size": 50,
         "device": CPU,
-        "to": tmp_path / "made",
+        "beside": tmp_path / "made",
     }
 
 
@@ -238,7 +238,7 @@ def test_a_net_of_an_earlier_epoch_that_its_record_does_not_name_is_refused(copi
     with pytest.raises(
         UserError, match=r"0-1\.safetensors isn't the net that the train record of cnn-0 names"
     ) as error:
-        measure_record(**given)
+        measure_record("during_training", MergeJob(**given))
     assert "\n" not in str(error.value)
 
 
@@ -246,7 +246,7 @@ def test_a_net_of_an_earlier_epoch_that_its_record_does_not_name_is_refused(copi
 def test_a_mixture_that_learns_nothing_is_left_out_and_the_rest_is_measured(
     copied_net, measured, monkeypatch, learnt
 ):
-    def trained(net, recipe, subject, settings, name):
+    def trained(net, recipe, job, name):
         if name == "mixture" and learnt == "diverged":
             return None
         if name == "mixture":
@@ -256,7 +256,7 @@ def test_a_mixture_that_learns_nothing_is_left_out_and_the_rest_is_measured(
 
     monkeypatch.setattr(exact_gcnn, "trained", trained)
     settings = record(measured, "exact_gcnn", "cnn-0")["settings"]
-    made = measure_record(**copied_net[1] | {"kind": "exact_gcnn", "settings": settings})
+    made = measure_record("exact_gcnn", MergeJob(**copied_net[1] | {"settings": settings}))
     assert made["accuracy"]["from_scratch"] is None and made["accuracy"]["exact_fine_tuned"] > 0
     assert by_net([made])["from_scratch"].isna().all()
 
@@ -264,7 +264,7 @@ def test_a_mixture_that_learns_nothing_is_left_out_and_the_rest_is_measured(
 def test_a_net_that_is_left_out_is_not_measured(copied_net):
     folder, given = copied_net
     path = folder / "records/0.json"
-    write_record(path, read_record(path) | {"status": "diverged"})
-    left_out = measure_record(**given)
+    write_record(path, load_record(path) | {"status": "diverged"})
+    left_out = measure_record("during_training", MergeJob(**given))
     assert (left_out["status"], left_out["reason"]) == ("left_out", "cnn-0 is diverged")
     assert "epochs" not in left_out and during_training.by_epoch([left_out]).empty

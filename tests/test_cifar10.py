@@ -20,9 +20,8 @@ from public_files import official_cifar10
 from torchvision import datasets
 
 from relusym import checkpoint, cifar10, data
-from relusym.config.image_checks import Extent
 from relusym.data import image_set
-from relusym.data.extent import known_extent
+from relusym.data.extent import Extent, known_extent
 from relusym.errors import UserError
 from relusym.records.fields import images_of
 from relusym.reporting import image_files

@@ -19,11 +19,11 @@ from relusym.findings import figure4, selection, zero_filters
 from relusym.findings.filters import read_filters
 from relusym.matching import MATCHINGS
 from relusym.matching.match import Matching, Pair
-from relusym.measuring.merge import merge_record
-from relusym.measuring.train import train_record
+from relusym.measuring.merge import MergeJob, merge_record
+from relusym.measuring.train import TrainJob, train_record
 from relusym.nets import ARCHITECTURES
 from relusym.records.fields import nets_of
-from relusym.records.files import read_record, write_record
+from relusym.records.files import load_record, write_record
 from relusym.records.results import Results
 from relusym.registry import Entry
 from relusym.schema import Count, Section
@@ -45,7 +45,7 @@ def run_with(clone: Clone, *targets: str, models, pairs=(), scale=None, **config
 
 
 def records(clone: Clone, kind: str) -> dict:
-    found = map(read_record, (clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json"))
+    found = map(load_record, (clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json"))
     by_nets = {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in found}
     return dict(sorted(by_nets.items()))
 
@@ -316,7 +316,7 @@ def test_vertical_flips_and_quarter_turns_are_symmetries_of_a_training_and_of_it
 def matched_by_identity(clone: Clone, kind: str, before: dict) -> dict:
     """The merges that weren't there before, by their nets."""
     paths = {*(clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json")} - {*before}
-    found = [read_record(path) for path in sorted(paths)]
+    found = [load_record(path) for path in sorted(paths)]
     return {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in found}
 
 
@@ -414,16 +414,18 @@ def test_what_a_registry_gets_in_one_line_is_used_by_its_name_in_the_config(sect
         [tmp_path / f"{seed}{ending}" for seed in (0, 1)] for ending in (".safetensors", ".json")
     )
     for seed in (0, 1):
-        record = train_record("mine", seed, settings.train("mine"), images, label, nets[seed], device=cpu)
+        record = train_record(TrainJob("mine", seed, settings.train("mine"), images, label, nets[seed], cpu))
         assert record["inputs"]["source"] == "My shapes"
         assert record["parameters"] == 12 * (3 * 25 + 1) + 10 * (12 + 1)
         losses = [epoch["loss"] for epoch in record["history"]]
         # labels that are all smoothed away: nothing is to be learnt but equal answers, whose loss is log 10
         assert losses[-1] == pytest.approx(np.log(10), abs=0.02) and len(losses) == TINY["training"]["epochs"]
         write_record(trained[seed], record | {"status": "ok"})
-    how = {"data": images, "label": label, "batch_size": 50, "device": cpu}
-    flip = merge_record([("mine", 0)], settings.flip_merge("mine"), nets[:1], trained[:1], **how)
-    pair = merge_record([("mine", 0), ("mine", 1)], settings.pair_merge("mine", "mine"), nets, trained, **how)
+    how = images, label, 50, cpu
+    flip, names = settings.flip_merge("mine"), [("mine", 0), ("mine", 1)]
+    flip = merge_record(MergeJob(names[:1], flip, nets[:1], trained[:1], *how))
+    pair = settings.pair_merge("mine", "mine")
+    pair = merge_record(MergeJob(names, pair, nets, trained, *how))
     for merged in (flip, pair):
         assert merged["permutations"] == {"conv": [*reversed(range(12))]}
         assert merged["settings"]["merging"]["matching"] == "backwards"

@@ -17,7 +17,7 @@ from slurm_cluster import wait_until
 import forked_script
 from forked_script import FEW, FINDINGS, NETS, ForkedScript, run_as_forks
 from relusym.jobs.forks import THREADS, Forks, can_fork
-from relusym.records.files import read_record
+from relusym.records.files import load_record
 
 pytestmark = pytest.mark.skipif(
     not can_fork(), reason="this system can't fork a process with numerical libraries"
@@ -346,10 +346,10 @@ def test_a_kill_of_the_process_that_forks_costs_no_job(tiny, finished, started):
     said = run.communicate(timeout=MINUTES)[0]
     assert run.returncode == 0, said
     for merge in merges:
-        assert read_record(made.folder / merge)["barrier"] == read_record(finished.folder / merge)["barrier"]
+        assert load_record(made.folder / merge)["barrier"] == load_record(finished.folder / merge)["barrier"]
 
 
 def test_costs_are_of_the_forks(finished):
     for path in (finished.folder / "results/tiny/records/train").glob("*cnn*/[0-9].json"):
-        cost = read_record(path)["cost"]
+        cost = load_record(path)["cost"]
         assert cost["job_memory_mb"] > 100 and cost["seconds"] <= cost["job_seconds"] < 500, path

@@ -18,7 +18,7 @@ from relusym.findings.curves import by_curve
 from relusym.findings.frames import once, read
 from relusym.findings.measurements import accuracies
 from relusym.records.fields import KINDS, problem
-from relusym.records.files import read_record, write_record
+from relusym.records.files import load_record, write_record
 
 MERGES = "flip_merge", "pair_merge"
 BEYOND = "exact_gcnn", "symmetries", "curves", "during_training", "by_layer"
@@ -164,7 +164,7 @@ def test_a_pair_counts_once_whichever_way_round():
 
 
 def test_a_curve_between_two_nets_counts_once():
-    curve = next(of for of in map(read_record, pairs_of_curves()) if "model_1" in of)
+    curve = next(of for of in map(load_record, pairs_of_curves()) if "model_1" in of)
     back = curve | {
         **{f"{key}_1": curve[f"{key}_2"] for key in ("model", "seed")},
         **{f"{key}_2": curve[f"{key}_1"] for key in ("model", "seed")},

@@ -11,7 +11,7 @@ from records import MEASURED
 
 from relusym import paper_values
 from relusym.checkpoint import load_arrays
-from relusym.records.files import read_record
+from relusym.records.files import load_record
 
 TRAININGS = ["train old 0", "train simsiam_odd 0", "train simsiam_odd.pretraining 0"]
 MERGES = ["flip_merge old 0", "flip_merge simsiam_odd 0"]
@@ -22,7 +22,7 @@ ROWS = ("old", "simsiam_odd")
 
 
 def merges(clone):
-    return [read_record(clone.record("flip_merge", f"{row}-0")) for row in ROWS]
+    return [load_record(clone.record("flip_merge", f"{row}-0")) for row in ROWS]
 
 
 def test_table_5_has_every_measured_column_of_every_row_and_table_3_its_part(finished):
@@ -159,7 +159,7 @@ def test_a_net_whose_download_fails_is_left_out_with_its_reason_and_so_is_its_me
     run = fresh.snakemake("table5")
     assert run.returncode == 0, run.stdout
     results = fresh.folder / "results" / "demo"
-    merge = read_record(fresh.record("flip_merge", "gone-0", scale="demo"))
+    merge = load_record(fresh.record("flip_merge", "gone-0", scale="demo"))
     assert (merge["status"], merge["reason"]) == ("left_out", "gone-0 is absent")
     notes = (results / "tables" / "table5.md").read_text(encoding="utf-8")
     assert "http://127.0.0.1:9/gone.pth can't be downloaded" in notes

@@ -8,14 +8,14 @@ import pytest
 from records import ABOUT, MEASURED, MODELS, NAMES, PAIRS, flip, made, pair, train
 
 from relusym import paper_values
-from relusym.config.measurements import MEASUREMENTS
+from relusym.beyond import MEASUREMENTS
 from relusym.errors import UserError
 from relusym.findings import TABLES, kinds_of, matchings, module_of, table1, table2, table4, table5
 from relusym.findings.costs import LAYOUT as COSTS
 from relusym.findings.costs import costs
 from relusym.findings.frames import chosen, tidy
 from relusym.findings.layout import Layout, human_table, write_table
-from relusym.records.files import read_record
+from relusym.records.files import load_record
 
 
 def of_models(*models):
@@ -172,7 +172,7 @@ def test_a_record_file_without_a_field_is_named(tmp_path, record, field):
     path.with_name("settings.json").write_text(json.dumps(record.pop("settings")))
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match=rf"record\.json lacks the field '{field}'"):
-        read_record(path)
+        load_record(path)
 
 
 def test_the_papers_cell_stands_beside_ours(three_types):

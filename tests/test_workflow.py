@@ -18,7 +18,7 @@ from conftest import MODELS, PAIRS, ROOT, TINY
 from relusym import paper_values
 from relusym.checkpoint import load_arrays, save_arrays
 from relusym.findings.filters import read_filters
-from relusym.records.files import read_record
+from relusym.records.files import load_record
 from relusym.theory import STATEMENTS
 
 PAPER = Path(paper_values.__file__).parent
@@ -90,7 +90,7 @@ def test_every_job_left_its_log_and_says_what_it_took(finished):
     trained, merged = 4 + len(RESNET_TRAININGS), 4 + len(RESNET_MERGES)
     assert len(records) == trained + merged + len(PAIR_JOBS) + len(ALONE)
     for path in paths:
-        seconds = read_record(path)["cost"]
+        seconds = load_record(path)["cost"]
         assert path.parts[-3] in ("theory",) or 0 < seconds["seconds"] <= seconds["job_seconds"]
     for name in ("flipped_training", *(f"theory/{statement}" for statement in STATEMENTS)):  # on no net
         assert (results / "logs" / f"{name}.log").read_text(encoding="utf-8")
@@ -126,9 +126,9 @@ def test_an_outdated_record_is_made_again_from_the_new_settings(committed):
     record = committed.path("records", "train", "gcnn-1", training={"batch_size": 20})
     run = committed.snakemake(record, "--config", "training={batch_size: 20}")
     assert run.returncode == 0, run.stdout
-    assert read_record(committed.folder / record)["settings"]["training"]["batch_size"] == 20
+    assert load_record(committed.folder / record)["settings"]["training"]["batch_size"] == 20
     for seed in (0, 1):  # and the old ones are still there
-        before = read_record(committed.record("train", f"gcnn-{seed}"))
+        before = load_record(committed.record("train", f"gcnn-{seed}"))
         assert before["settings"]["training"]["batch_size"] == 10
 
 

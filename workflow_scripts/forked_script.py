@@ -18,7 +18,7 @@ FINDINGS = ("pandas", "scipy.stats", "matplotlib.figure", "snakemake.logging", "
 NETS = (
     "torch",
     "torchvision.transforms.v2",
-    *(f"relusym.measuring.{job}" for job in ("train", "merge", "measure")),
+    *(f"relusym.measuring.{job}" for job in ("train", "merge")),
 )
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from typing import Annotated, Any, Self, TypeVar
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -23,6 +25,11 @@ from relusym.errors import UserError
 Where = Callable[..., str]  # from the parts of a key to what a message calls it
 
 WORDS = {"null": None, "~": None, "true": True, "false": False, "yes": True, "no": False}
+
+
+MOST_SEEDS, LARGEST_SEED = 10_000, 2**32 - 1
+SEEDS_ALLOWED = "allowed are seeds such as 3, 0-3, or [0, 5]"
+SEEDS = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?(,[0-9]{1,20}(-[0-9]{1,20})?)*")
 
 
 def plain(value: Any) -> Any:
@@ -99,6 +106,33 @@ def allowed_names(given: Any, names: Iterable[Any]) -> str:
     names = [str(name) for name in names]
     near = difflib.get_close_matches(str(given), names, n=1)
     return f"allowed is one of {', '.join(names)}" + "".join(f" (is it {name}?)" for name in near)
+
+
+def seed_list(value: Any) -> list[int]:
+    """The seeds meant by 3, "0-3", "0,2,5-7" or [0, 2].
+
+    Raises:
+        ValueError: another form, a seed listed twice, a range that runs backwards, too many seeds or too large ones.
+    """
+    parts = value if isinstance(value, list) else [value]
+    if not parts or not all(type(part) in (int, str) and SEEDS.fullmatch(str(part)) for part in parts):
+        raise refusal(SEEDS_ALLOWED)
+    seeds: list[int] = []
+    for part in ",".join(map(str, parts)).split(","):
+        first, _, last = part.partition("-")
+        some = range(int(first), int(last or first) + 1)
+        if not some:
+            raise remark(f"the range {part} runs backwards; write {last}-{first}")
+        if some[-1] > LARGEST_SEED or len(seeds) + len(some) > MOST_SEEDS:
+            raise refusal(f"allowed are at most {MOST_SEEDS:,} seeds, none above {LARGEST_SEED}")
+        seeds += some
+    twice = [seed for seed, count in Counter(seeds).items() if count > 1]
+    if twice:
+        raise remark(f"{twice[0]} is listed twice in {value}; list each seed once")
+    return seeds
+
+
+Seeds = Annotated[list[int], BeforeValidator(seed_list)]
 
 
 def dotted(*path: str | int, at: Any = None) -> str:

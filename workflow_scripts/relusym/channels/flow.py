@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map
 
 from relusym.channels.labels import FIXED, Labels, Ties, Weights
@@ -98,6 +97,18 @@ class Flow(fx.Interpreter):
         except Unknown as reason:
             return self.unknown(call, known, reason)
 
+    def place(self, name: str, labels: Labels, call: Call) -> None:
+        """Say which channels the entries of a parameter or buffer belong to: those of one of its dimensions."""
+        for dim in labels.varies[:1]:
+            self.place_along(name, dim, call.along(labels, dim), call)
+
+    def place_along(self, name: str, dim: int, labels: Tensor, call: Call) -> None:
+        """As `place`, by the labels along a dimension."""
+        before = self.places.get((name, dim))
+        if before is not None and before.shape != labels.shape:
+            raise call.refusal(f"{name} is used in several ways")
+        self.places[name, dim] = labels if before is None else self.ties.join(before, labels, call.node.name)
+
     def unknown(self, call: Call, known: Any, reason: Unknown) -> Any:
         """What is said of an operation whose effect isn't known: all channels that it reads and writes stay."""
         self.fixed[describe(call.node)] = str(reason)
@@ -129,13 +140,9 @@ def describe(node: fx.Node) -> str:
 def refuse(net: nn.Module) -> None:
     """Raise for what a state dict with permuted channels would not be read back as."""
     for name, layer in net.named_modules():
-        if parametrize.is_parametrized(layer):
-            keys = ", ".join(layer.parametrizations)
-            remedy = "call torch.nn.utils.parametrize.remove_parametrizations first"
-            raise UserError(f"layer {name}: its {keys} is parametrized; {remedy}")
-        stored = "weight" in layer._parameters or "weight" in layer._buffers
-        if isinstance(getattr(layer, "weight", None), Tensor) and not stored:
-            raise UserError(f"layer {name}: its weight is computed (weight_norm or alike); remove that first")
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, Tensor) and weight is not (layer._parameters | layer._buffers).get("weight"):
+            raise UserError(f"layer {name}: its weight is computed; make a parameter of it first")
     memory: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in net.state_dict(keep_vars=True).items():
         if nn.parameter.is_lazy(tensor):
@@ -195,7 +202,7 @@ class Call:
         """Say that what parameters or buffers hold stays at its place."""
         for name in weights.sources:
             for dim, size in enumerate(self.flow.tensors[name].shape):
-                self._place(name, dim, torch.full([size], FIXED))
+                self.flow.place_along(name, dim, torch.full([size], FIXED), self)
 
     def along(self, x: Labels, dim: int) -> Tensor:
         """The labels along a dimension, int64 (n,); what varies along others is joined."""
@@ -211,14 +218,7 @@ class Call:
             self.meet(weights, Labels.along(labels, dim, weights.shape).ids)
         elif weights is not None:
             for name in self._names(weights):
-                self._place(name, dim, labels)
-
-    def _place(self, name: str, dim: int, labels: Tensor) -> None:
-        before = self.flow.places.get((name, dim))
-        if before is not None and before.shape != labels.shape:
-            raise self.refusal(f"{name} is used in several ways")
-        joined = labels if before is None else self.flow.ties.join(before, labels, self.node.name)
-        self.flow.places[name, dim] = joined
+                self.flow.place_along(name, dim, labels, self)
 
     def _is_whole(self, weights: Weights) -> bool:
         """Whether weights are a parameter or buffer as it is, or entry by entry a function of it."""
@@ -257,19 +257,15 @@ class Call:
         """What is computed entry by entry of tensors, broadcast to a shape: channels that meet are joined."""
         shape = self.shape if shape is None else shape
         ndim = len(shape)
-        labelled, weights = [], []
+        weights = [of for of in operands if isinstance(of, Weights)]
+        labelled = [Labels(of.shape, of.ids[(None,) * (ndim - of.ids.ndim)])
+                    for of in operands if isinstance(of, Labels)]  # fmt: skip
+        varies = sorted({dim for of in labelled for dim in of.varies})
         for of in operands:
             if isinstance(of, Tensor) and of.numel() > 1:
-                alike = bool((of == of.flatten()[0]).all())
-                label = self.flow.ties.constant(float(of.flatten()[0])) if alike else FIXED
-                of = Labels.alike(label, of.shape)
-            if isinstance(of, Labels):
-                labelled.append(Labels(of.shape, of.ids[(None,) * (ndim - of.ids.ndim)]))
-            elif isinstance(of, Weights):
-                weights.append(of)
+                labelled.append(self.constant(of[(None,) * (ndim - of.ndim)], varies))
         if not labelled:
             return self._combined(weights)
-        varies = sorted({dim for of in labelled for dim in of.varies})
         ids, known = None, ()
         for of in labelled:
             sizes = (1,) * (ndim - len(of.shape)) + tuple(of.shape)
@@ -282,6 +278,16 @@ class Call:
         for of in weights:
             self.meet(of, ids)
         return Labels(shape, ids)
+
+    def constant(self, values: Tensor, varies: Sequence[int] = ()) -> Labels:
+        """The labels of a tensor that depends on no image: one, if all its entries are alike.
+
+        Args:
+            varies: the dimensions along which what it meets varies.
+        """
+        if values.numel() and bool((values == values.flatten()[0]).all()):
+            return Labels.alike(self.flow.ties.constant(float(values.flatten()[0])), values.shape)
+        return Labels(values.shape, self.flow.ties.constants(values, [*varies]))
 
     def _combined(self, weights: list[Weights]) -> Weights:
         """What is computed entry by entry of parameters: of one of them, of the same entries, or of sums over them."""
@@ -308,17 +314,13 @@ class Call:
                 continue  # it is alike in all of them
             whole = entries.shape[-tensor.ndim :] == tensor.shape and in_order(entries, tensor.shape)
             if whole and len(varies) == 1 and entries.shape[varies[0]] == ids.shape[varies[0]]:
-                self._place(name, varies[0] - ids.ndim + tensor.ndim, ids.flatten())
+                self.flow.place_along(name, varies[0] - ids.ndim + tensor.ndim, ids.flatten(), self)
                 continue
             where, found = torch.broadcast_tensors(entries, ids)
-            met = torch.full([tensor.numel()], FIXED)
             pairs = torch.stack([where.flatten(), found.flatten()]).unique(dim=1)
             pairs = pairs[:, pairs[0] >= 0]
-            met[pairs[0]] = pairs[1]
-            self.flow.ties.join(met[pairs[0]], pairs[1], self.node.name)
-            of = Labels.of(met.reshape(tensor.shape))
-            if of.varies:
-                self._place(name, of.varies[0], self.along(of, of.varies[0]))
+            met = self.flow.ties.gathered(*pairs, tensor.numel(), self.node.name)
+            self.flow.place(name, Labels.of(met.reshape(tensor.shape)), self)
 
     def _names(self, weights: str | Weights) -> list[str]:
         """All names in the state dict of a tensor that a handler means."""

@@ -14,6 +14,7 @@ from relusym.channels.handlers import ACTIVATING, ACTIVATIONS, ADDITIONS, BATCH_
 from relusym.channels.labels import Labels
 from relusym.channels.partition import Joined, Place
 from relusym.channels.tracing import function_name, layer_of
+from relusym.errors import UserError
 
 __all__ = ["ChannelGroup", "Place", "by_node", "groups_of", "order_of", "permute", "reordered"]
 
@@ -139,6 +140,7 @@ def permute(
 
     Raises:
         ValueError: a permutation that is no bijection on its group.
+        UserError: the state dict is another net's, or that of a net before its weights were computed.
     """
     permuted = copy(state)  # with the versions of layers that a state dict keeps beside
     orders: dict[int | None, Tensor] = {}
@@ -154,6 +156,11 @@ def permute(
                 f"group {group.name}: tears heads apart, or orders them as no other of their attention"
             )
         for place in group.places:
+            if place.tensor not in permuted:
+                raise UserError(
+                    f"the state dict has no {place.tensor}: it isn't that of the net that was traced, which is the "
+                    "`net` of its TracedNet, with its weights computed if it is parametrized"
+                )
             tensor = permuted[place.tensor]
             order = reordered(place, group.size, permutation, tensor.shape[place.dim])
             permuted[place.tensor] = tensor.index_select(place.dim, order.to(tensor.device))

@@ -84,6 +84,13 @@ class Weights:
         return next(iter(self.sources))
 
 
+def move_entries(x: Tensor, dims: list[int], order: Tensor) -> Tensor:
+    """Entries along some dimensions together, in another order; entry i is the former entry `order[i]`."""
+    last = x.movedim(dims, [*range(-len(dims), 0)])
+    moved = last.flatten(-len(dims)).index_select(-1, order.to(x.device)).reshape(last.shape)
+    return moved.movedim([*range(-len(dims), 0)], dims)
+
+
 class Ties:
     """Channels that are joined when a net's operations need them to be permuted alike: a union-find forest.
 
@@ -230,6 +237,25 @@ class Ties:
                 piece = torch.where(piece > FIXED, renamed[piece.clamp(min=FIXED)], piece)
             found.append(piece)
         return found
+
+    def constants(self, values: Tensor, varies: list[int]) -> Tensor:
+        """Labels of a constant that isn't alike everywhere, and so keeps what it meets at its place."""
+        return torch.full([1] * values.ndim, FIXED)
+
+    def gathered(self, places: Tensor, labels: Tensor, count: int, where: Hashable) -> Tensor:
+        """Of `count` entries of a parameter, which meet channels at some places, the labels: all that one meets are
+        joined."""
+        met = torch.full([count], FIXED)
+        met[places] = labels
+        self.join(met[places], labels, where)
+        return met
+
+    def beside(self, pieces: Sequence[Tensor], where: Hashable) -> Tensor | None:
+        """Labels of tokens beside each other: their channels are joined."""
+        ids = pieces[0]
+        for piece in pieces[1:]:
+            ids = self.join(ids, piece, where)
+        return ids
 
     def mark(self, ids: Tensor, how: Hashable) -> None:
         """Set channels apart from those that aren't marked so."""

@@ -56,11 +56,13 @@ class TracedNet:
     """A net, what it computes as a graph, and what that says of its channels and pixels; each is found once.
 
     Args:
-        net: stays as it is; `DataParallel`, `DistributedDataParallel` and compiled nets are unwrapped.
+        net: stays as it is; `DataParallel`, `DistributedDataParallel` and compiled nets are unwrapped, and weights that
+            are computed from parameters (parametrized, weight norm, pruned) taken as they are in evaluation mode.
         image_shape: one image's (channels, height, width).
         handlers: of layers and functions that PyTorch doesn't have, beside those that are registered.
 
     Attributes:
+        net: as it was traced: unwrapped, with its weights computed.
         graph: of the operations that it calls; `module` gives it with layers.
         constants: the tensors that it reads and that are no parameters or buffers, by name.
 

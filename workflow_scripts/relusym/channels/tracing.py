@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from types import BuiltinFunctionType
 from typing import Any
 
@@ -12,6 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch  # what torch.fx.wrap has declared
 from torch.nn import functional as F
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -78,11 +83,19 @@ SHAPED = {"reshape_as": "reshape", "view_as": "view", "expand_as": "expand"}
 READING = {"__bool__", "__int__", "__float__", "__index__", "__contains__", "__array__",
            "item", "tolist", "numpy"}  # fmt: skip
 FILLED = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
+WEIGHT_HOOKS = {
+    WeightNorm: nn.utils.remove_weight_norm,
+    SpectralNorm: nn.utils.remove_spectral_norm,
+    prune.BasePruningMethod: prune.remove,
+}
 BATCHES = 2, 3  # images that a net is traced on: what differs depends on their number
 
 
 def unwrapped(net: nn.Module) -> nn.Module:
     """The net inside a wrapper of PyTorch's: `DataParallel`, `DistributedDataParallel`, `torch.compile`.
+
+    Of a net that computes weights from parameters (`torch.nn.utils.parametrize`, weight and spectral norm, pruning): a
+    copy with the weights themselves, as they are in evaluation mode.
 
     Raises:
         UserError: a scripted net, which shows no operation.
@@ -95,7 +108,48 @@ def unwrapped(net: nn.Module) -> nn.Module:
         elif isinstance(inner := getattr(net, "_orig_mod", None), nn.Module):
             net = inner
         else:
-            return net
+            return _with_plain_weights(net)
+
+
+@torch.no_grad()
+def _with_plain_weights(net: nn.Module) -> nn.Module:
+    if not any(parametrize.is_parametrized(layer) or _weight_hooks(layer) for layer in net.modules()):
+        return net
+    # weights that hooks have computed have a history, and aren't copied with it
+    computed = [of for layer in net.modules() for of in vars(layer).values() if isinstance(of, Tensor)]
+    plain = deepcopy(net, {id(of): of.detach().clone() for of in computed})
+    modes = {layer: layer.training for layer in plain.modules()}
+    plain.eval()
+    for layer in modes:
+        if parametrize.is_parametrized(layer):
+            weights = {key: nn.Parameter(getattr(layer, key).clone()) for key in layer.parametrizations}
+            # not by remove_parametrizations: the class, which it changes, is the net's, too
+            layer.__class__ = type(layer).__bases__[0]
+            del layer.parametrizations
+            for key, weight in weights.items():
+                setattr(layer, key, weight)
+        for key, remove in _weight_hooks(layer):
+            if remove is prune.remove:  # it writes into the parameter, which other layers may share
+                layer._parameters[f"{key}_orig"] = deepcopy(layer._parameters[f"{key}_orig"])
+            remove(layer, key)
+        layer._load_state_dict_pre_hooks = OrderedDict(  # remove_spectral_norm leaves its behind
+            (i, hook)
+            for i, hook in layer._load_state_dict_pre_hooks.items()
+            if not isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook)
+        )
+    for layer in plain.modules():
+        layer.training = modes.get(layer, False)
+    return plain
+
+
+def _weight_hooks(layer: nn.Module) -> list[tuple[str, Callable[[nn.Module, str], Any]]]:
+    """The weights that hooks compute before each call, and what makes parameters of them."""
+    return [
+        (hook._tensor_name if kind is prune.BasePruningMethod else hook.name, remove)
+        for hook in layer._forward_pre_hooks.values()
+        for kind, remove in WEIGHT_HOOKS.items()
+        if isinstance(hook, kind)
+    ]
 
 
 class Recorder(TorchFunctionMode):

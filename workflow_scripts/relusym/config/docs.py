@@ -8,7 +8,6 @@ from pydantic.fields import FieldInfo
 
 from relusym import nets
 from relusym.config import sections
-from relusym.config.measurements import SECTIONS
 from relusym.config.sections import Run, Scale
 from relusym.schema import Section
 
@@ -57,9 +56,9 @@ def page() -> str:
         "### `beyond`\n",
         "[Measurements beyond the paper](beyond.md), each with the nets that it is of.\n",
     ]
-    for name, entry in SECTIONS.items():
-        parts += [f"#### `beyond.{name}`\n", f"{_doc(entry.options)}\n", *_table(entry.options)]
-        parts += _below("##### ", entry.options, skipped=(), prefix=f"beyond.{name}.")
+    for name, section in sections.BEYOND.items():
+        parts += [f"#### `beyond.{name}`\n", f"{_doc(section)}\n", *_table(section)]
+        parts += _below("##### ", section, skipped=(), prefix=f"beyond.{name}.")
     return "\n".join(parts).rstrip() + "\n"
 
 

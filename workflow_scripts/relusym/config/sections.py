@@ -4,11 +4,11 @@ import re
 from collections import Counter
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import AfterValidator, ConfigDict, Field, create_model
 
 from relusym import nets, paper_values
-from relusym.config.measurements import SECTIONS
-from relusym.config.reading import seed_list
+from relusym.beyond import MEASUREMENTS
+from relusym.beyond.declaration import OF_PAIRS, Pairs, Selection
 from relusym.data import SymmetryName
 from relusym.matching import MATCHINGS, STARTS
 from relusym.schema import (
@@ -20,6 +20,7 @@ from relusym.schema import (
     Positive,
     Section,
     Seed,
+    Seeds,
     Share,
     Text,
     allowed_names,
@@ -90,7 +91,6 @@ Id = Annotated[
     ),
 ]
 Device = Annotated[str, _matches(DEVICE, "allowed is auto, cpu, cuda, or one GPU, such as cuda:1")]
-Seeds = Annotated[list[int], BeforeValidator(seed_list)]
 Side = Annotated[int, Field(ge=8, le=4096), Number]
 Pair = Annotated[list[Text], Field(min_length=2, max_length=2)]
 Channels = Annotated[list[Annotated[float, Number]], Field(min_length=3, max_length=3)]
@@ -197,9 +197,10 @@ class Data(Section):
         return always | {key: value for key, value in self.given().items() if key != "resize"}
 
 
-class Training(Recipe):
-    """How a net is trained."""
+class Running(Section):
+    """How a training runs, as far as its net doesn't depend on it."""
 
+    save_every: Count = Field(1, description="epochs between saved training states")
     snapshots: Annotated[list[Few], AfterValidator(_each_once)] = Field(
         [], description="epochs after which the net is kept as well as at the end; 0: as initialized"
     )
@@ -207,8 +208,9 @@ class Training(Recipe):
     workers: Few = Field(0, description="that read image files, of each process")
 
 
-# of a stage: how it runs, not what comes of it
-NOT_IN_RESULTS = "save_every", "snapshots", "restarts", "workers"
+class Training(Running, Recipe):
+    """How a net is trained."""
+
 
 # What a stage says unless the config does; all else it has from `training`.
 STAGES: dict[str, dict[str, Any]] = {
@@ -364,14 +366,21 @@ class Theory(Section):
     draws: Draws = Field(Draws(), description="how many, by statement")
 
 
+class Matchings(Selection):
+    """The target `matchings`: its merges are flip_merge and pair_merge records."""
+
+    pairs: Pairs = Field(None, description=OF_PAIRS)
+    matchings: OrNull[Annotated[list[Annotated[str, among(MATCHINGS)]], Field(min_length=1)]] = Field(
+        None, description="that are compared; null: the scale's `matchings`"
+    )
+
+
+BEYOND = {"matchings": Matchings} | {name: each.options for name, each in MEASUREMENTS.items()}
 Beyond = create_model(
     "Beyond",
     __base__=Section,
     __doc__="Measurements beyond the paper (docs/beyond.md), each with the nets that it is of.",
-    **{
-        name: (OrNull[entry.options], Field(None, description=entry.options.__doc__))
-        for name, entry in SECTIONS.items()
-    },
+    **{name: (OrNull[section], Field(None, description=section.__doc__)) for name, section in BEYOND.items()},
 )
 
 

@@ -11,25 +11,26 @@ from functools import cached_property
 from pathlib import Path
 
 from relusym import paper_values
+from relusym.beyond import MEASUREMENTS
+from relusym.beyond.declaration import NOT_IN_SETTINGS
 from relusym.config import checks
-from relusym.config.beyond import Beyond
 from relusym.config.models import Model, Place, Values, models_of, without_left_out
 from relusym.config.reading import deep_merge, read_file, scale_file
-from relusym.config.sections import NOT_IN_RESULTS, SHARED, ModelSection, Run, Scale
+from relusym.config.sections import SHARED, ModelSection, Run, Running, Scale
 from relusym.config.sources import IMAGENET, Sources
 from relusym.errors import UserError
-from relusym.matching import SEARCHES
+from relusym.matching import OF_FLIPS, SEARCHES
 from relusym.schema import unknown_key
+from relusym.symmetry import SYMMETRIES
 from relusym.training.recipe import Recipe
 
 Net = tuple[str, int]  # model and seed
 
-SIMSIAMS = "dimensions", "bottleneck"
 FIGURE_3 = "momentum", "weight_decay", "crop_padding"  # what its trainings have from the scale's
 
 
 @dataclass(frozen=True)
-class Settings(Sources, Beyond):
+class Settings(Sources):
     """A valid config, resolved to its scale.
 
     Attributes:
@@ -185,18 +186,9 @@ class Settings(Sources, Beyond):
         }
         if stage is None:
             return settings | {"weights": model.weights}
-        how = model.stages[stage]
-        without = {
-            *NOT_IN_RESULTS,
-            *(() if how.objective == "simsiam" else SIMSIAMS),
-            *(("invariance_weight",) if how.invariance_from is None else ()),
-        }
+        settings["training"] = model.stages[stage].settings()
         start = self.start_of(unit)
-        return (
-            settings
-            | {"training": how.model_dump(exclude=without)}
-            | ({"start": self.train(start)} if start else {})
-        )
+        return settings | ({"start": self.train(start)} if start else {})
 
     def _merging(self, matching: str | None, *models: str) -> Values:
         model = self.models[models[0]]
@@ -239,7 +231,7 @@ class Settings(Sources, Beyond):
         """How the training of a unit runs, as far as its result doesn't depend on it; empty if it isn't trained."""
         stage = self.stage_of(unit)
         how = self.model_of(unit).stages[stage] if stage else None
-        return how.model_dump(include={*NOT_IN_RESULTS, "processes"}) if how else {}
+        return how.model_dump(include={*Running.model_fields, "processes"}) if how else {}
 
     @cached_property
     def absent(self) -> dict[str, str]:
@@ -261,6 +253,70 @@ class Settings(Sources, Beyond):
         if not model.weights and not model.recipe:
             return f"no checkpoint is at hand: set {key} to a local file"
         return None
+
+    # ---- beyond the paper: of which nets, and on what each measurement depends
+
+    @cached_property
+    def beyond(self) -> dict[str, Values]:
+        """By name, the scale's measurements beyond the paper: their options, and which nets are chosen."""
+        # in the order of the scale's file
+        sections = {name: getattr(self.sections.beyond, name) for name in self.values.get("beyond", {})}
+        return {
+            name: {
+                key: value
+                for key, value in section.model_dump().items()
+                if key not in ("models", "pairs", "seeds") or value is not None
+            }
+            for name, section in sections.items()
+            if section is not None
+        }
+
+    @property
+    def measured(self) -> list[str]:
+        """The measurements beyond the paper that the scale has."""
+        return [name for name in self.beyond if name in MEASUREMENTS]
+
+    def subjects(self, name: str) -> list[tuple[Net, ...]]:
+        """What a measurement beyond the paper is made on, as far as it is of this run: nets, then pairs of nets.
+
+        `models` are the types of single nets, `pairs` those of pairs; the nets are of `seeds` (left out: of all).
+        """
+        section = self.beyond[name]
+        types = [tuple(pair) for pair in section.get("pairs", [])]
+        nets = [(net,) for net in self.nets if net[0] in section.get("models", [])]
+        pairs = [pair for pair in self.pairs if (pair[0][0], pair[1][0]) in types]
+        return [several for several in nets + pairs if self._has_seeds(section, several)]
+
+    def is_matched(self, nets: tuple[Net, ...], matching: str | None) -> bool:
+        """Whether one net or two are merged by this matching (None: the config's, for all tables)."""
+        if not all(self.models[model].is_papers for model, _ in nets):
+            return False
+        orders = {SYMMETRIES[self.models[model].symmetry].order for model, _ in nets}
+        if matching in OF_FLIPS and (len(nets) > 1 or orders != {2}):
+            return False
+        return matching is None or self.is_in_matchings(nets)
+
+    def is_in_matchings(self, nets: tuple[Net, ...]) -> bool:
+        """Whether the target `matchings` is about these nets; its section says which, by default all."""
+        section, types = self.beyond.get("matchings", {}), [model for model, _ in nets]
+        if len(types) > 1 and types not in section.get("pairs", [types]):
+            return False
+        return self._has_seeds(section, nets) and {*types} <= {*section.get("models", types)}
+
+    def _has_seeds(self, section: Values, nets: tuple[Net, ...]) -> bool:
+        return section.get("seeds") is None or {seed for _, seed in nets} <= {*section["seeds"]}
+
+    def measurement(self, name: str, *models: str) -> Values:
+        """All that a measurement beyond the paper depends on."""
+        section = self.beyond[name]
+        settings = self._merging(section.get("matching"), *models)
+        if section["images"] is not None:
+            settings["merging"] = settings["merging"] | {"images": section["images"]}
+        if len(models) == 1:
+            settings["symmetry"] = self.models[models[0]].symmetry
+        settings |= {key: value for key, value in section.items() if key not in NOT_IN_SETTINGS}
+        snapshots = self.running(models[0]).get("snapshots", [])
+        return settings | MEASUREMENTS[name].settings(section, models[0], settings, snapshots)
 
     # ---- what the tables show
 

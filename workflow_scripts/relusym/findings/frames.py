@@ -10,7 +10,7 @@ from relusym.findings import About, Inputs, Record, measurements
 from relusym.findings.agreement import check_accuracies, check_agreement, matching_of
 from relusym.findings.filters import Filters, read_filters
 from relusym.records.fields import nets_of
-from relusym.records.files import read_record
+from relusym.records.files import load_record
 
 
 def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], about: About) -> Inputs:
@@ -23,7 +23,7 @@ def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], about: About)
     inputs = {}
     for kind in kinds:
         paths = files.get(kind, [])
-        reader = _named_filters if kind == "filters" else read_record
+        reader = _named_filters if kind == "filters" else load_record
         inputs[kind] = [reader(path) for path in ([paths] if isinstance(paths, str) else paths)]
     inputs = chosen(inputs, about)
     check_accuracies(inputs)

@@ -5,7 +5,7 @@ from itertools import chain, groupby
 from typing import Any
 
 from relusym import paper_values
-from relusym.config.measurements import MEASUREMENTS
+from relusym.beyond import MEASUREMENTS
 from relusym.config.models import Model, Values
 from relusym.config.settings import Settings
 from relusym.findings import BEYOND, FIGURES, TABLES, kinds_of

@@ -28,9 +28,10 @@ ALIKE += (
     mixing.softmax,
     mixing.glu,
     mixing.einsum,
-    mixing.matmul,
+    mixing.attention,
 )
 ALIKE += (layers.layer_norm, layers.layer_norm_function)
+REGISTERED.pixels["_patch_merging_pad"] = moves.moves
 REGISTERED.pixels |= {
     key: found
     for key, found in REGISTERED.channels.items()
@@ -43,8 +44,7 @@ REGISTERED.pixels |= {
         key
         for key, found in REGISTERED.channels.items()
         if found in (layers.conv, layers.conv_function, moves.spatial)
-    ),
-    "pad",
+    )
 )
 def resized(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
     """A map of another size, whose pixels come from neighbourhoods of the former one's."""
@@ -53,22 +53,33 @@ def resized(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
     return call.flow.grid(call.shape)
 
 
+@of_pixels("pad")
+def padded(call: Call, x: Labels, pad: Any, *rest: Any, **options: Any) -> Labels:
+    return resized(call, x) if any(pad) else x
+
+
 @of_pixels(nn.Linear, "linear")
-def linear(call: Call, x: Any, weight: Weights | str = "weight", *rest: Any, **options: Any) -> Labels:
-    if isinstance(x, Weights):  # a table of positions, which an inner net reads
-        if len(x.shape) != 4:
-            raise call.refusal("its effect on pixels is unknown")
+def linear(
+    call: Call, x: Any, weight: Weights | str = "weight", *rest: Any, reads: int = 1, **options: Any
+) -> Labels:
+    if isinstance(x, Weights) and len(x.shape) == 4:  # a table of positions, which an inner net reads
         for dim in (1, 2):
             call.index(x, dim, call.flow.pixels(*(x.shape[dim] if d == dim else 1 for d in (1, 2))))
         return Labels.alike(FIXED, call.shape)
+    if not isinstance(x, Labels):
+        raise call.refusal("it computes positions of what no state dict has, which can't be moved")
     last = len(x.shape) - 1
     if last not in x.varies:
         return Labels(call.shape, x.ids)
-    call.index(weight, 1, call.along(x, last))
-    shape = call.flow.patches.get(int(x.ids.flatten()[0]))
-    if shape is None or x.varies != [last]:
-        return Labels.alike(FIXED, call.shape)
-    return Labels(call.shape, call.flow.pixels(*shape[1:3]).reshape(1, *shape[1:3], 1))
+    call.index(weight, reads, call.along(x, last))
+    return Labels(call.shape, call.mix(x, [last]))
+
+
+@of_pixels("matmul", "bmm", "imatmul")
+def matmul(call: Call, first: Any, second: Any) -> Labels:
+    if isinstance(second, Weights) and len(second.shape) == 2:
+        return linear(call, first, second, reads=0)
+    return mixing.matmul(call, first, second)
 
 
 @of_pixels(*BATCH_NORMS)
@@ -98,17 +109,6 @@ def multihead_attention(call: Call, query: Labels, key: Labels, value: Labels, *
     return Labels(call.result[0].shape, query.ids), weights
 
 
-@of_pixels("scaled_dot_product_attention")
-def attention(
-    call: Call, query: Labels, key: Labels, value: Labels, attn_mask: Any = None, *rest: Any, **options: Any
-) -> Labels:
-    """As `multihead_attention`; keys and values lie at the same pixels."""
-    if attn_mask is not None or any(len(of.shape) - 1 in of.varies for of in (query, key, value)):
-        raise call.refusal("its effect on pixels is unknown")
-    call.flow.ties.join(key.ids, value.ids, call.node.name)
-    return Labels(call.shape, query.ids)
-
-
 # ---- Swin Transformer's, as torchvision calls them
 
 
@@ -125,13 +125,3 @@ def relative_positions(call: Call, table: Any, index: Tensor, window: list[int])
     if isinstance(table, Weights):
         call.index(table, 0, call.flow.pixels(*(2 * side - 1 for side in window)))
     return Labels.alike(FIXED, call.shape)
-
-
-@of_pixels("_patch_merging_pad")
-def merged_patches(call: Call, x: Labels) -> Labels:
-    """Of every patch of four pixels the channels, one pixel after another: top left, bottom left, top right, …"""
-    if len(x.shape) != 4 or len(x.shape) - 1 in x.varies:
-        raise call.refusal("its effect on pixels is unknown")
-    ids = call.flow.pixels(2, 2)[[0, 2, 1, 3]].repeat_interleave(x.shape[-1])
-    call.flow.patches[int(ids[0])] = call.shape
-    return Labels(call.shape, ids.reshape(1, 1, 1, -1))

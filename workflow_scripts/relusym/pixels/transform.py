@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from relusym.channels.labels import Labels
+from relusym.channels.labels import Labels, move_entries
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.errors import UserError
 from relusym.evaluation.logits import logits_of
@@ -50,12 +50,11 @@ def _moved(traced: TracedNet, net: nn.Module, symmetry: Symmetry) -> nn.Module:
     flow = traced.flow(PixelFlow)
     images = flow.images(symmetry)
     moved, state = symmetry.transform(net), dict(net.state_dict())
-    for (name, dim), labels in flow.places.items():  # some tensors have pixels along several dimensions
-        order = flow.order(images, labels, name).to(state[name].device)
-        state[name] = state[name].index_select(dim, order)
     target = moved.state_dict()
-    for name in {name for name, _ in flow.places}:
-        target[name].copy_(state[name])
+    for name, labels in flow.places.items():
+        if labels.varies:
+            order = flow.order(images, labels.ids.flatten(), name)
+            target[name].copy_(move_entries(state[name], labels.varies, order))
     return moved
 
 
@@ -110,26 +109,30 @@ def actions(traced: TracedNet, symmetry: Symmetry, nodes: Iterable[str]) -> dict
             continue
         if node not in seen or not isinstance(of, Labels):
             found[node.name] = "what they compute doesn't depend on the image"
-        elif of.varies == [2, 3] and len(of.shape) == 4:
-            found[node.name] = symmetry.act
         elif not of.varies:
             found[node.name] = _stay
+        elif 0 in of.varies:
+            found[node.name] = "their windows lie along the dimension of images"
         else:
             try:
                 order = flow.order(images, of.ids.flatten(), node.name)
             except UserError as error:
                 found[node.name] = str(error)
             else:
-                found[node.name] = partial(_reorder, of.varies, order)
+                in_space = len(of.shape) == 4 and of.varies == [2, 3]
+                spatial = (
+                    symmetry.act(torch.arange(len(order)).reshape(of.ids.shape)).flatten()
+                    if in_space
+                    else None
+                )
+
+                found[node.name] = (
+                    symmetry.act
+                    if in_space and torch.equal(order, spatial)
+                    else partial(move_entries, dims=of.varies, order=order)
+                )
     return found
 
 
 def _stay(x: Tensor) -> Tensor:
     return x
-
-
-def _reorder(dims: list[int], order: Tensor, x: Tensor) -> Tensor:
-    """Entries along some dimensions together, in another order."""
-    last = x.movedim(dims, [*range(-len(dims), 0)])
-    moved = last.flatten(-len(dims)).index_select(-1, order.to(x.device)).reshape(last.shape)
-    return moved.movedim([*range(-len(dims), 0)], dims)

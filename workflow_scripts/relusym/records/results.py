@@ -14,12 +14,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from relusym.config.measurements import MEASUREMENTS
+from relusym.beyond import MEASUREMENTS
 from relusym.config.settings import Net, Settings
 from relusym.data import digest as digest_of
 from relusym.errors import UserError
 from relusym.records.fields import images_of, nets_of
-from relusym.records.files import find_record, snapshot_path
+from relusym.records.files import load_record_or_none, snapshot_path
 from relusym.records.fingerprint import fingerprint
 from relusym.theory import STATEMENTS
 from relusym.whole_files import sha256
@@ -73,11 +73,11 @@ class Results:
 
     Attributes:
         prefix: of every path, where they are read; the paths that methods return are without.
-        broken: by record whose text is wrong, the line that says what is wrong with it, and what to do. It counts as
-            there: no job is planned for it, and only what reads it stops.
+        broken: by record that can't be read or whose text is wrong, the line that names what is wrong with it and what
+            to do. It counts as there: no job is planned for it, and only what reads it stops.
 
     Raises:
-        UserError: a record's file can't be read (named).
+        UserError: a folder of records can't be listed (named).
     """
 
     def __init__(self, settings: Settings, root: str = "results", data: str = "data", retry: bool = True):
@@ -88,6 +88,8 @@ class Results:
         self._names: dict[str, str] = {}
         self._there: dict[str, bool] = {}
         self._listed: dict[str, dict[str, list[int]]] = {}
+        self._fingerprints: dict[str, str] = {}
+        self._images: dict[str, tuple[str, str] | None] = {}
 
     # ---- where things lie
 
@@ -100,7 +102,10 @@ class Results:
 
     def filters(self, key: str) -> str:
         """The arrays beside the record of a flip merge."""
-        return f"{self.folder}/filters/{self.name(key).partition('/')[2]}.safetensors"
+        return self._filters(self.name(key))
+
+    def _filters(self, name: str) -> str:
+        return f"{self.folder}/filters/{name.partition('/')[2]}.safetensors"
 
     def checkpoint(self, net: Net) -> str:
         return self._checkpoint(self.name(self.key("train", net)))
@@ -223,8 +228,8 @@ class Results:
             nets = ((start, seed),) if start else ()
             if self.settings.stage_of(unit) is None:
                 inputs["weights"] = f"{self.folder}/weights/{key.split('/')[1]}.safetensors"
-        elif job.kind == "during_training":
-            snapshots = job.settings["epochs"][:-1]
+        elif job.kind in MEASUREMENTS:
+            snapshots = MEASUREMENTS[job.kind].snapshots(job.settings)
         if nets:
             names = [self._trained(net, snapshots) for net in nets]
             inputs["nets"] = [self._checkpoint(name) for name in names]
@@ -242,9 +247,7 @@ class Results:
         if key not in self._there:
             record, file = self.load(key), f"{self.name(key)}.json"
             self._there[key] = file in self.broken or (
-                record is not None
-                and not self._outdated(key, file)
-                and all(map(self._exists, self.outputs(key)))
+                record is not None and (not key.startswith("flip_merge/") or self._exists(self.filters(key)))
             )
         return self._there[key]
 
@@ -255,9 +258,8 @@ class Results:
     def name(self, key: str) -> str:
         """The key, numbered if other records have its name: that of the last that isn't outdated, or the next."""
         if key not in self._names:
-            numbers = self._numbers(key)
-            kept = (n for n in reversed(numbers) if not self._outdated(key, f"{self._numbered(key, n)}.json"))
-            number = next(kept, None)
+            current = (n for n in reversed(self._numbers(key)) if not self._is_outdated(key, n))
+            number = next(current, None)
             self._names[key] = self._numbered(key, self._free(key) if number is None else number)
         return self._names[key]
 
@@ -268,9 +270,10 @@ class Results:
         """Of the records that are there by a job's name, in order."""
         folder, _, seeds = key.rpartition("/")
         if folder not in self._listed:
-            self._listed[folder] = {}
+            numbers = self._listed[folder] = {}
             try:
-                files = sorted(map(str, Path(f"{self.prefix}{self.folder}/records/{folder}").iterdir()))
+                path = Path(f"{self.prefix}{self.folder}/records/{folder}")
+                files = [file.name for file in path.iterdir()]
             except FileNotFoundError:
                 files = []
             except OSError as error:
@@ -278,9 +281,8 @@ class Results:
                     f"record {self.folder}/records/{key}.json can't be read ({error.strerror}): make its folder "
                     "readable, or delete what is in its place"
                 ) from error
-            for file in files:
-                if named := RECORD.fullmatch(file.rpartition("/")[2]):
-                    self._listed[folder].setdefault(named[1], []).append(int(named[2] or 0))
+            for named in filter(None, map(RECORD.fullmatch, files)):
+                numbers.setdefault(named[1], []).append(int(named[2] or 0))
         return sorted(self._listed[folder].get(seeds, []))
 
     def _free(self, key: str) -> int:
@@ -294,54 +296,52 @@ class Results:
         if file not in self._read:
             path, record = f"{self.folder}/records/{file}", None
             try:
-                if record := find_record(self.prefix + path):
-                    self._check(key, path, record)
+                if record := load_record_or_none(self.prefix + path):
+                    self._check_name(key, path, record)
             except UserError as error:
-                if isinstance(error.__cause__, OSError) and not isinstance(
-                    error.__cause__, FileNotFoundError
-                ):
-                    raise
                 self.broken[file], record = str(error), None
             self._read[file] = record
         return self._read[file]
 
-    def _check(self, key: str, path: str, record: Record) -> None:
-        kind, _, seeds = key.split("/")
+    def _check_name(self, key: str, path: str, record: Record) -> None:
+        folder, _, seeds = key.rpartition("/")
+        kind = self.jobs[key].kind
+        if folder not in self._fingerprints:  # its records share their settings
+            self._fingerprints[folder] = fingerprint(record["settings"])
         nets = nets_of(record)
+        types = [model for model, _ in nets] or [kind]
         if kind == "theory":
-            types, its_seeds = [re.sub("[ .]", "_", record.get("statement", "").lower())], seeds
-        else:
-            types, its_seeds = (
-                [model for model, _ in nets] or [kind],
-                "--".join(str(seed) for _, seed in nets) or seeds,
-            )
-        its = f"{record['kind']}/{'--'.join(types)}-{fingerprint(record['settings'])}/{its_seeds}"
+            types = [re.sub("[ .]", "_", record.get("statement", "").lower())]
+        its_seeds = "--".join(str(seed) for _, seed in nets) or seeds
+        its = f"{record['kind']}/{'--'.join(types)}-{self._fingerprints[folder]}/{its_seeds}"
         if its != key:
             raise UserError(
                 f"record {path} is of {its}, not of {key}: give each record its name back, or delete it, and it is "
                 "made again"
             )
 
-    def _outdated(self, key: str, file: str) -> bool:
+    def _is_outdated(self, key: str, number: int) -> bool:
         """Whether a record is of other files than those that are there, as far as there is something to tell by."""
-        job, record = self.jobs[key], self._load(key, file)
+        name = self._numbered(key, number)
+        job, record = self.jobs[key], self._load(key, f"{name}.json")
         if record is None or "inputs" not in record:
             return False
         if record.get("status") == "absent" and self.retry:
             return True
-        if job.kind == "train":
-            files = map(Path, self.settings.model_of(job.nets[0][0]).files)
-            read = record["inputs"].get("files", {})
-            return any(read.get(each.name) != sha256(each) for each in files if each.is_file())
-        for net, made_from in zip(job.nets, record["inputs"].get("checkpoints", []), strict=False):
-            trained = self.load(self.key("train", net)) or {}
-            if trained.get("outputs", {}).get("checkpoint") not in (None, made_from):
-                return True
-        if job.kind == "flip_merge":
-            filters = Path(f"{self.prefix}{self.folder}/filters/{file.partition('/')[2]}").with_suffix(
-                ".safetensors"
-            )
-            return filters.is_file() and sha256(filters) != record["outputs"]["filters"]
+        try:
+            if job.kind == "train":
+                files = map(Path, self.settings.model_of(job.nets[0][0]).files)
+                read = record["inputs"].get("files", {})
+                return any(read.get(file.name) != sha256(file) for file in files if file.is_file())
+            for net, checkpoint in zip(job.nets, record["inputs"].get("checkpoints", []), strict=False):
+                trained = self.load(self.key("train", net)) or {}
+                if trained.get("outputs", {}).get("checkpoint") not in (None, checkpoint):
+                    return True
+            if job.kind == "flip_merge":
+                filters = Path(self.prefix + self._filters(name))
+                return filters.is_file() and sha256(filters) != record["outputs"]["filters"]
+        except UserError as error:  # of a file that can't be read
+            self.broken[f"{name}.json"] = str(error)
         return False
 
     def shown(self, kind: str, models: Iterable[str] | None = None, matching: str | None = None) -> list[str]:
@@ -372,15 +372,17 @@ class Results:
         Args:
             prepared: the file of prepared images that the records' jobs read.
         """
-        for key, job in self.jobs.items():
-            if (
-                job.prepared == prepared
+        if prepared not in self._images:
+            used = (
+                (digest, self.record(key))
+                for key, job in self.jobs.items()
+                if job.prepared == prepared
                 and self.is_there(key)
                 and (record := self.load(key))
                 and (digest := record["inputs"].get("data"))
-            ):
-                return digest, self.record(key)
-        return None
+            )
+            self._images[prepared] = next(used, None)
+        return self._images[prepared]
 
     def other_images(self, prepared: str) -> str | None:
         """One line on records that were made from other images than `prepared` holds; None if there are none.

@@ -444,7 +444,8 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
         if options.curve:
             progress("the line between", 0)
             line = curve(merged.aligned, on.match, on.test, merged.labels, options.curve)
-    fits = [n for n in ("repaired", "reset", "halfway") if n in merged.nets and _fits(merged.nets[n], on.net)]
+    like = merged.traced.net
+    fits = [n for n in ("repaired", "reset", "halfway") if n in merged.nets and _fits(merged.nets[n], like)]
     which = options.which or fits[0]
     if which not in merged.nets:
         raise UserError(f"--which: {which} given, but a net without batch norm has halfway or repaired")

@@ -185,8 +185,8 @@ def moves(call: Call, *operands: Any, **options: Any) -> Any:
             call.shape, {name: Labels.of(ids).ids for name, ids in moved.items()}, weights[0].pooled
         )
     if call.node.target is torch.stack:
-        pieces = [of if isinstance(of, Labels) else constant(call, of) for of in operands[0]]
-        operands = call.flow.ties.distinct([of.entries for of in pieces]), *operands[1:]
+        pieces = [constant(call, of).entries for of in operands[0]]
+        operands = call.flow.ties.distinct(pieces), *operands[1:]
     operands, options = tree_map(lambda of: of.entries if isinstance(of, Labels) else of, (operands, options))
     moved = _moved(call, *operands, **options)
     return Labels.of(moved) if isinstance(moved, Tensor) else tuple(map(Labels.of, moved))
@@ -216,18 +216,18 @@ def cat(call: Call, tensors: Any, dim: int = 0, **options: Any) -> Any:
     if not labelled:
         return _joined_weights(call, tensors, dim)
     elsewhere = any(set(of.varies) - {dim} for of in labelled)
+    ids = None
     if elsewhere and not any(dim in of.varies for of in labelled):  # tokens are joined, and not channels
-        ids = None
-        for of in labelled:
-            ids = of.ids if ids is None else call.flow.ties.join(ids, of.ids, call.node.name)
-        for of in tensors:
-            if isinstance(of, Weights):
-                call.meet(of, ids)
-            elif isinstance(of, Tensor):
-                call.flow.ties.join(ids, constant(call, of).ids, call.node.name)
-        return Labels(call.shape, ids)
-    pieces = [of if isinstance(of, Labels) else constant(call, of) for of in tensors]
-    return Labels.of(torch.cat(call.flow.ties.distinct([piece.entries for piece in pieces]), dim))
+        ids = call.flow.ties.beside([of.ids for of in labelled], call.node.name)
+    if ids is None:
+        pieces = call.flow.ties.distinct([constant(call, of).entries for of in tensors])
+        return Labels.of(torch.cat(pieces, dim))
+    for of in tensors:
+        if isinstance(of, Weights):
+            call.meet(of, ids)
+        elif isinstance(of, Tensor):
+            call.flow.ties.join(ids, constant(call, of).ids, call.node.name)
+    return Labels(call.shape, ids)
 
 
 def _joined_weights(call: Call, tensors: Any, dim: int) -> Weights:
@@ -245,9 +245,10 @@ def _joined_weights(call: Call, tensors: Any, dim: int) -> Weights:
 
 
 def constant(call: Call, of: Any) -> Labels:
-    """The labels of a tensor that doesn't depend on the image: one, if all its entries are alike."""
-    alike = isinstance(of, Tensor) and of.numel() and bool((of == of.flatten()[0]).all())
-    return Labels.alike(call.flow.ties.constant(float(of.flatten()[0])) if alike else FIXED, of.shape)
+    """The labels of what a tensor lies beside; weights and constants that aren't alike everywhere stay."""
+    if isinstance(of, Labels):
+        return of
+    return call.constant(of) if isinstance(of, Tensor) else Labels.alike(FIXED, of.shape)
 
 
 @handler("pad")
