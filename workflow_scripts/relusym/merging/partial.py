@@ -252,9 +252,16 @@ class _Stretch(Layers):
                 self.norms += norms_of(layer)
             self.layers[str(node.target)] = layer
         # convolutions whose output a batch norm alone reads, which evaluation takes in
-        self.fused = {node: reader for node in nodes if type(self._layer(node)) is nn.Conv2d
-                      and len(node.users) == 1 and (reader := next(iter(node.users))) in nodes
-                      and type(self._layer(reader)) is nn.BatchNorm2d}  # fmt: skip
+        self.fused = {}
+        for node, reader in pairwise(nodes):
+            plain = self._is_plain(node, nn.Conv2d) and self._is_plain(reader, nn.BatchNorm2d)
+            if plain and list(node.users) == [reader] and norms_of(self._layer(reader)):
+                self.fused[node] = reader
+
+    def _is_plain(self, node: fx.Node, kind: type[nn.Module]) -> bool:
+        """Whether a node calls a layer of exactly this class, to which nothing is hooked."""
+        layer = self._layer(node)
+        return type(layer) is kind and not (layer._forward_hooks or layer._forward_pre_hooks)
 
     def _layer(self, node: fx.Node) -> Any:
         return self.layers.get(str(node.target)) if node.op == "call_module" else None
