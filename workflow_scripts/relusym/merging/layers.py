@@ -201,8 +201,9 @@ class ErrorShares:
     ‖φ(x)‖². Of the identity's, e₁, a permutation mends the share (e₁ − e₂) / e₁, "swap"; a linear map (e₂ − e₃) / e₁
     more, "linear"; and e₃ / e₁ is the "rest". They add up to 1. Each map is fitted by least squares on half of the
     images, the first two up to a factor; the third is the second and what a ridge regression adds, its strength chosen
-    on a quarter. Errors are those on the last quarter, so that a share can be a little below 0. SEIS (Lin, Farrahi and
-    Cai, arXiv:2602.04054) asks the same of the subspaces of activations; this measure is another one.
+    on a quarter. Errors are those on the last quarter, so that a share can be a little below 0; of few images, no
+    map of many channels can be fitted, and more is "rest". SEIS (Lin, Farrahi and Cai, arXiv:2602.04054) asks the same
+    of the subspaces of activations; this measure is another one.
     """
 
     def __init__(self, groups: list[ChannelGroup]):
