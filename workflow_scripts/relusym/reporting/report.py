@@ -183,6 +183,8 @@ def report(
     errors, invariance = equivariance_errors(
         traced, test, symmetry, groups, permutations, seed=seed, most=LAYER_IMAGES, compared=sources.add
     )
+    shares = sources.shares()
+    del sources  # it holds two matrices for each layer
     without = [group for group in groups if group.name not in errors]
     partial, chosen = [], torch.tensor([])
     if partial_images:
@@ -210,7 +212,7 @@ def report(
         merged=merged,
         invariance_error=invariance,
         grid=grid(traced, test.shape, symmetry),
-        layers=layers(groups, permutations, merged.similarity, errors, sources.shares()),
+        layers=layers(groups, permutations, merged.similarity, errors, shares),
         convs=convs(traced.net, symmetry, groups, permutations),
         partial=partial,
         partners=partners(traced, test, symmetry, groups, permutations),
