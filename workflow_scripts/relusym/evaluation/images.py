@@ -17,7 +17,7 @@ from relusym.randomness import generator
 
 COLOURS = (1, 3)  # channels of an image, grey or RGB
 AT_ONCE = 2**22  # entries of images that are run at once where it isn't a batch that is run
-TOLD_BY = 256  # entries of an image that tell it from others
+SEEN = 256  # entries of an image by which it is recognised
 # Keys of batches that are dicts, such as Hugging Face's and its data sets'.
 PIXELS, LABELS = ("pixel_values", "images", "image"), ("labels", "label")
 LAYOUT = "uint8 (N, H, W, 3), or (N, H, W, 1) of a net that reads grey images"
@@ -241,7 +241,7 @@ class Batches(ImageSource):
     def _recognise(self, place: int, x: Tensor, labels: Tensor | None) -> None:
         """Labels, statistics and barriers are of images in one order, which a later pass has to keep."""
         entries = x.flatten(1)
-        some = [entries[:, :: -(-entries.shape[1] // TOLD_BY)], *([] if labels is None else [labels])]
+        some = [entries[:, :: -(-entries.shape[1] // SEEN)], *([] if labels is None else [labels])]
         checksum = 0
         for tensor in some:
             checksum = zlib.crc32(tensor.cpu().contiguous().numpy().tobytes(), checksum)
@@ -310,10 +310,10 @@ def pieces(x: Tensor, views: int = 1) -> tuple[Tensor, ...]:
     return x.split(max(1, AT_ONCE // (views * x[0].numel())))
 
 
-GivenImages = ImageSource | Iterable[Any]
+AnyImages = ImageSource | Iterable[Any]
 
 
-def as_images(images: GivenImages) -> ImageSource:
+def as_images(images: AnyImages) -> ImageSource:
     """`Images` as they are; a DataLoader or any other iterable of batches as `Batches`."""
     return images if isinstance(images, ImageSource) else Batches(images)
 

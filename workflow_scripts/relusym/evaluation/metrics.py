@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym.errors import UserError, theirs
-from relusym.evaluation.images import GivenImages, Images, ImageSource, as_images, device_of, whole_numbers
+from relusym.evaluation.images import AnyImages, Images, ImageSource, as_images, device_of, whole_numbers
 from relusym.evaluation.logits import evaluating, logits_of
 from relusym.precision import full_float32
 
@@ -18,11 +18,11 @@ class Metric:
     """A measure of performance.
 
     Attributes:
-        of: logits (B, classes, …) and labels (B, …) → one number an image, (B,).
+        function: logits (B, classes, …) and labels (B, …) → one number an image, (B,).
         lower_is_better: as of a loss; else the larger the better.
     """
 
-    of: Callable[[Tensor, Tensor], Tensor]
+    function: Callable[[Tensor, Tensor], Tensor]
     lower_is_better: bool = False
 
     def absolute_barrier(self, first: float, second: float, halfway: float) -> float:
@@ -69,7 +69,7 @@ class Scores:
         self._squares: Tensor | float = 0.0
         self._answers: set[int] = set()
         self._right: Tensor | int = 0
-        self._of_class: Tensor | int = 0
+        self._in_class: Tensor | int = 0
         self._labelled = labels is not None
 
     def add(self, logits: Tensor, brought: Tensor | None = None) -> Tensor:
@@ -90,7 +90,7 @@ class Scores:
         self._sum, self._squares = self._sum + relative.sum(0), self._squares + relative.square().sum()
         answers, classes = logits.argmax(1), logits.shape[1]
         self._answers |= set(answers.unique().tolist())
-        self._of_class = self._of_class + labels.flatten().bincount(minlength=classes)
+        self._in_class = self._in_class + labels.flatten().bincount(minlength=classes)
         if answers.shape == labels.shape:
             self._right = self._right + labels[answers == labels].bincount(minlength=classes)
         self._used.append(labels.cpu())
@@ -121,7 +121,7 @@ class Scores:
     @property
     def by_class(self) -> list[float | None]:
         """Accuracy on the images, or pixels, of each class; None where there are none."""
-        shares = (self._right / self._of_class).tolist()
+        shares = (self._right / self._in_class).tolist()
         return [None if share != share else share for share in shares]
 
     @property
@@ -133,7 +133,7 @@ class Scores:
 @torch.no_grad()
 @full_float32()
 def evaluated(
-    net: nn.Module, images: GivenImages, labels: Tensor | None, metrics: Mapping[str, Metric]
+    net: nn.Module, images: AnyImages, labels: Tensor | None, metrics: Mapping[str, Metric]
 ) -> Scores:
     """All metrics of a net over the images, in one pass; arguments and errors as of `evaluate`."""
     images = as_images(images)
@@ -145,7 +145,7 @@ def evaluated(
 
 
 def evaluate(
-    net: nn.Module, images: GivenImages, labels: Tensor | None, metrics: Mapping[str, Metric]
+    net: nn.Module, images: AnyImages, labels: Tensor | None, metrics: Mapping[str, Metric]
 ) -> tuple[dict[str, float], Tensor]:
     """Means of all metrics over the images, in one pass.
 
@@ -192,7 +192,7 @@ def _check_fit(labels: Tensor, logits: Tensor) -> None:
 def _per_image(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
     _check_fit(labels, logits)
     try:
-        values: Any = metric.of(logits, labels)
+        values: Any = metric.function(logits, labels)
     except Exception as error:  # the user's own code may raise anything
         raise UserError(f"metric {name}: fails on logits {tuple(logits.shape)}: {theirs(error)}") from error
     if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
@@ -203,7 +203,7 @@ def _per_image(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Ten
     return values
 
 
-def check_labels(labels: Any, images: GivenImages) -> Tensor | None:
+def check_labels(labels: Any, images: AnyImages) -> Tensor | None:
     """Labels as a tensor.
 
     Raises:

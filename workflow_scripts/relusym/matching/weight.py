@@ -113,7 +113,7 @@ class _Ascents:
     def outside_in(self) -> Permutations:
         """Unit by unit, by those weights alone whose other channels are fixed or matched already.
 
-        The unit comes next of whose weights these are the largest share, so that what a net's ends tell of their
+        The unit comes next of whose weights these are the largest share, so that what a net's ends show of their
         neighbours isn't drowned by layers whose channels are still in disorder.
         """
         by, state, left = self._unmoved(), self.second, set(range(len(self.units)))

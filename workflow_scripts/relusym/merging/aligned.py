@@ -76,7 +76,7 @@ PIECE = 2**23  # entries of a feature map that are added up at once: more would 
 
 @dataclass
 class PairStatistics:
-    """What passes over the images say about two nets.
+    """What passes over the images measure of two nets.
 
     Attributes:
         correlations: group name → Pearson correlations of the first net's channels with the second's, float64 (C, C),

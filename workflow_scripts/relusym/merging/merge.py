@@ -12,7 +12,7 @@ from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import Handlers, unwrapped
 from relusym.errors import UserError
 from relusym.evaluation.barrier import barrier
-from relusym.evaluation.images import GivenImages, ImageSource, as_images
+from relusym.evaluation.images import AnyImages, ImageSource, as_images
 from relusym.evaluation.logits import check_net, evaluating, logits_of
 from relusym.evaluation.metrics import (
     LOSS,
@@ -156,8 +156,8 @@ def merge_weights(
 def merge(
     first: nn.Module,
     second: nn.Module,
-    images: GivenImages,
-    test_images: GivenImages | None = None,
+    images: AnyImages,
+    test_images: AnyImages | None = None,
     test_labels: Tensor | None = None,
     *,
     matching: str = "activation",
@@ -304,8 +304,8 @@ def _check_aligned(aligned: Aligned, names: tuple[str, str]) -> None:
 @full_float32()
 def flip_merge(
     net: nn.Module,
-    images: GivenImages,
-    test_images: GivenImages | None = None,
+    images: AnyImages,
+    test_images: AnyImages | None = None,
     test_labels: Tensor | None = None,
     *,
     symmetry: Symmetry = HORIZONTAL_FLIP,

@@ -125,14 +125,14 @@ def read(
             f"--split: only for CIFAR10's official files, and {path} is something else; leave it out"
         )
     if source.is_dir() and not official:
-        return _of_folder(source, labels, size, limit, seed)
+        return _from_folder(source, labels, size, limit, seed)
     if size is not None:
         raise UserError("--size resizes images of a folder; those of a file are taken as they are")
     if labels == FOLDER:
         has = "its labels, so leave the option out" if official else "no class folders"
         raise UserError(f"--labels folder takes labels from class folders, but {path} has {has}")
     if official:
-        return _of_cifar10(*official, split or "test", labels).chosen(limit, seed)
+        return _from_cifar10(*official, split or "test", labels).chosen(limit, seed)
     contents = _contents(source)
     pixels = contents.get("images", contents.get("x"))
     if pixels is None:
@@ -154,7 +154,7 @@ def read(
     return pictures.chosen(limit, seed)
 
 
-def _of_cifar10(version: str, at: Path, split: str, labels: str | None) -> Pictures:
+def _from_cifar10(version: str, at: Path, split: str, labels: str | None) -> Pictures:
     pixels, official = cifar10.read(at, version, [split])[split]
     digest = SplitHash().update(pixels, official).hexdigest(cifar10.CLASSES)
     notes = () if digest == cifar10.SPLIT_DIGESTS[split] else (f"{at}: {cifar10.doubt(digest, split)}",)
@@ -262,7 +262,7 @@ def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
             yield path
 
 
-def _of_folder(
+def _from_folder(
     folder: Path, labels: str | None, size: Sizing | None, limit: int | None, seed: int
 ) -> Pictures:
     try:

@@ -166,7 +166,7 @@ def _package(name: str) -> ModuleType:
         raise UserError(f"{name} isn't installed: pip install 'relusym[{name}]'") from error
 
 
-def _of_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Preset | None]:
+def _from_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Preset | None]:
     models = _package("torchvision").models
     try:
         known = models.get_model_weights(name)
@@ -201,7 +201,7 @@ def _of_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Preset |
     return net, Preset(made.mean, made.std, size)
 
 
-def _of_timm(name: str, weights: str | None) -> tuple[nn.Module, Preset]:
+def _from_timm(name: str, weights: str | None) -> tuple[nn.Module, Preset]:
     timm = _package("timm")
     if not timm.is_model(name.partition(".")[0]):
         raise UserError(f"timm has no net {name!r}: timm.list_models() lists them")
@@ -216,7 +216,7 @@ def _of_timm(name: str, weights: str | None) -> tuple[nn.Module, Preset]:
     return net, Preset(how["mean"], how["std"], size)
 
 
-def _of_hugging_face(name: str, weights: str | None) -> tuple[nn.Module, Preset | None]:
+def _from_hugging_face(name: str, weights: str | None) -> tuple[nn.Module, Preset | None]:
     transformers = _package("transformers")
     nets, local = transformers.AutoModelForImageClassification, {"local_files_only": Path(name).is_dir()}
     try:
@@ -259,7 +259,7 @@ def _not_to_be_had(package: str, name: str, error: Exception) -> str:
 
 
 WHOLE = 384  # pixels from which on ConvNeXt's images are squeezed, and not cropped
-PACKAGES = {"torchvision": _of_torchvision, "timm": _of_timm, "hf": _of_hugging_face}
+PACKAGES = {"torchvision": _from_torchvision, "timm": _from_timm, "hf": _from_hugging_face}
 
 
 def _is_name(where: str, weights: str) -> bool:

@@ -225,8 +225,8 @@ def _tiles(report: Report) -> str:
         "GCNN barrier, without": barrier_text(None if report.merged.alike else barrier["halfway"]),
     }
     return "".join(
-        f"<div class='tile'><b>{escape(value)}</b><span>{escape(says)}</span></div>"
-        for says, value in tiles.items()
+        f"<div class='tile'><b>{escape(value)}</b><span>{escape(text)}</span></div>"
+        for text, value in tiles.items()
     )
 
 

@@ -108,11 +108,11 @@ def _equivariance(report: Report) -> Figure | None:
     x = np.arange(len(layers))
     errors = {way: np.array([layer.equivariance[way] for layer in layers]) for way in WAYS}
     axes.fill_between(x, errors["matched"], errors["random"], color=GREEN, alpha=0.10, linewidth=0)
-    for way, (colour, marker, says) in WAYS.items():
-        axes.plot(x, errors[way], color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=says)
+    for way, (colour, marker, text) in WAYS.items():
+        axes.plot(x, errors[way], color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=text)
     axes.axhline(np.sqrt(2), color=PALE, linewidth=0.8, linestyle=":")
-    for height, says in ((np.sqrt(2), "√2: unrelated "), (0.01, "0: exactly equivariant ")):
-        axes.text(len(layers) - 0.45, height, says, fontsize=8, color="#666666", ha="right", va="bottom")
+    for height, text in ((np.sqrt(2), "√2: unrelated "), (0.01, "0: exactly equivariant ")):
+        axes.text(len(layers) - 0.45, height, text, fontsize=8, color="#666666", ha="right", va="bottom")
     axes.set_ylim(0, max(1.53, 1.1 * max(values.max() for values in errors.values())))
     axes.set_ylabel("relative equivariance error")
     axes.legend(loc="lower left", ncols=3, bbox_to_anchor=(0, 1), borderaxespad=0, handlelength=1.6)
@@ -129,8 +129,8 @@ def _stacked(names: Sequence[str], shares: Mapping[str, tuple[str, np.ndarray]],
     """Bars of a layer each: what a share is called → its colour, and its values."""
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     axes, x, bottom = figure.subplots(), np.arange(len(names)), np.zeros(len(names))
-    for says, (colour, share) in shares.items():
-        axes.bar(x, share, 0.8, bottom, color=colour, label=says)
+    for text, (colour, share) in shares.items():
+        axes.bar(x, share, 0.8, bottom, color=colour, label=text)
         bottom = bottom + share
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.5, 1], ["0", "½", "all"])
@@ -195,12 +195,12 @@ def _fails(report: Report) -> Figure | None:
         if metric not in report.partial[0].prefix:
             axes.set_axis_off()
             continue
-        for kind, colour, marker, width, says in (
+        for kind, colour, marker, width, text in (
             ("prefix", RED, "o", 1.6, "merged up to here"),
             ("leave_one_out", BLUE, "s", 1.2, "all merged but this"),
         ):
             y = [getattr(part, kind)[metric] for part in report.partial]
-            axes.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=width, label=says)
+            axes.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=width, label=text)
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_title(title)
         _layer_axis(axes, [part.part for part in report.partial])
@@ -215,8 +215,8 @@ def _curve(report: Report) -> Figure | None:
     for axes, metric in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
         for (way, values), colour in zip(report.curve.items(), (ORANGE, GREEN), strict=True):
             x = np.linspace(0, 1, len(values[metric]))
-            says = "with REPAIR" if way == "repaired" else "as they are"
-            axes.plot(x, values[metric], color=colour, marker="o", markersize=4, linewidth=1.6, label=says)
+            text = "with REPAIR" if way == "repaired" else "as they are"
+            axes.plot(x, values[metric], color=colour, marker="o", markersize=4, linewidth=1.6, label=text)
         axes.set_title(report.measure if metric == "accuracy" else metric)
         axes.set_xlabel("share of the flipped net")
         axes.ticklabel_format(useOffset=False)

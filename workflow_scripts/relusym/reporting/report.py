@@ -17,7 +17,7 @@ from relusym.channels.groups import ChannelGroup
 from relusym.channels.traced import TracedNet
 from relusym.channels.tracing import Handlers
 from relusym.errors import listed
-from relusym.evaluation.images import GivenImages, ImageSource, as_images
+from relusym.evaluation.images import AnyImages, ImageSource, as_images
 from relusym.evaluation.invariance import Averaged, Ensemble
 from relusym.evaluation.metrics import TOP_1, Metric, evaluate
 from relusym.merging.layers import Conv, ErrorShares, Layer, convs, equivariance_errors, group_actions, layers
@@ -124,10 +124,10 @@ class Unfinished(dict):
 
 def report(
     net: nn.Module,
-    images: GivenImages,
+    images: AnyImages,
     labels: Tensor | None = None,
     *,
-    match_images: GivenImages | None = None,
+    match_images: AnyImages | None = None,
     symmetry: Symmetry = HORIZONTAL_FLIP,
     matching: str = "activation",
     metrics: Mapping[str, Metric] = METRICS,

@@ -23,7 +23,7 @@ MOVED = {
     "vertical_flip": "flipped upside down",
     "quarter_turn": "turned by 90°",
 }
-DEGREES = (  # the largest GCNN barrier of each, and what it says
+DEGREES = (  # the largest GCNN barrier of each, and what it means
     (0.01, "it encodes the symmetry layer by layer, as a group-equivariant CNN does"),
     (0.1, "it is close to a group-equivariant CNN"),
     (0.3, "it is in part like a group-equivariant CNN"),
@@ -76,7 +76,7 @@ def verdict(report: Report) -> str:
     if barrier < 0:
         alone = f"its flipped self alone has {accuracy['flipped']:.4f}"
         return f"{kept}; {alone}, so the net halfway beats the mean of the two."
-    degree = next(says for most, says in DEGREES if barrier < most)
+    degree = next(meaning for most, meaning in DEGREES if barrier < most)
     return f"{kept}, a GCNN barrier of {barrier_text(barrier)}: {degree}."
 
 
