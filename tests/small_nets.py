@@ -84,6 +84,13 @@ def answers(net, images):
         return net(images.first(len(images), torch.device("cpu"))).argmax(1)
 
 
+@torch.no_grad()
+def difference_from_equivariant(layer, x, act_on_input, act_on_output):
+    """Largest difference between Ψ(τx) and τΨ(x) of a layer Ψ, relative to the largest output; x is (B, C, H, H)."""
+    y = layer(x)
+    return float((layer(act_on_input(x)) - act_on_output(y)).abs().max() / y.abs().max())
+
+
 def conv_net(*layers):
     torch.manual_seed(0)
     layers = layers or (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TINY, Clone
-from small_nets import Images
+from small_nets import Images, difference_from_equivariant
 
 from relusym import checkpoint
 from relusym.beyond import exact_gcnn
@@ -23,7 +23,6 @@ from relusym.findings.screen import at_end
 from relusym.measuring.loading import test_images as images_to_test_on
 from relusym.measuring.merge import MergeJob, measure_record
 from relusym.merging.layers import filters_and_matches
-from relusym.nets.group_conv import difference_from_equivariant
 from relusym.records.files import load_record, write_record
 from relusym.symmetry import HORIZONTAL_FLIP
 

@@ -801,9 +801,9 @@ def test_misuse_ends_with_2(capsys, given):
 
 
 def test_help_is_enough_to_begin(capsys):
-    for given in (("--help",), ("report", "--help"), ("merge", "--help")):
+    for given in (("--help",), ("report", "--help"), ("merge", "--help"), ("exact", "--help")):
         with pytest.raises(SystemExit) as ended:
             main(given)
         assert ended.value.code == 0
     printed = capsys.readouterr().out
-    assert "file.py:callable" in printed and "--labels" in printed
+    assert "file.py:callable" in printed and "--labels" in printed and "--fine-tune" in printed

@@ -26,11 +26,7 @@ from relusym.nets import build
 from relusym.pixels.transform import transformed
 from relusym.symmetry import SYMMETRIES
 
-UNFLIPPED = {
-    "Additions",
-    "Upscaled",
-    "Tokens",
-}  # a stride on an even width, pixels of channels, products of pixels
+UNFLIPPED = {"Additions", "Upscaled"}  # a stride on an even width, pixels of channels
 FLIPPED = [structure for structure in STRUCTURES if structure.__name__ not in UNFLIPPED]
 
 

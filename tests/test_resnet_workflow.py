@@ -201,7 +201,7 @@ def test_a_local_file_goes_before_any_other_source_and_makes_an_eleventh_row(pap
     assert len(settings.table("table5")) == 11
     for row in ("mine", "torchvision_old_inv", "torchvision_old"):
         assert settings.train(row)["weights"] == {"file": file, "layout": "auto"}
-        assert settings.models[row].recipe == [] and settings.models[row].units == [row]
+        assert settings.models[row].recipe == [] and settings.models[row].training_ids == [row]
     assert settings.models["torchvision_old_225"].recipe == ["training"]
     reason = f"the checkpoint {tmp_path}/none.pth is missing: set models.byol.weights.file"
     assert settings.absent == {"byol": reason}

@@ -5,6 +5,7 @@ from relusym.records.files import write_record
 from relusym.theory import record
 
 with job(snakemake):
-    found = record(snakemake.params.name, snakemake.params.settings)
-    write_record(snakemake.output.record, found)
-    print(f"{found['statement']}: {'holds' if found['holds'] else 'FAILS'} in {found['draws']} draws")
+    demonstrated = record(snakemake.params.name, snakemake.params.settings)
+    write_record(snakemake.output.record, demonstrated)
+    holds = "holds" if demonstrated["holds"] else "FAILS"
+    print(f"{demonstrated['statement']}: {holds} in {demonstrated['draws']} draws")

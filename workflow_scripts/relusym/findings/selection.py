@@ -111,7 +111,7 @@ def about(settings: Settings, name: str) -> About:
     given: dict[str, Callable[[], About]] = {
         "table1": lambda: {
             "models": of_table2,
-            "descriptions": {model: settings.models[model].own.description for model in of_table2},
+            "descriptions": {model: settings.models[model].entry.description for model in of_table2},
             "notes": notes(settings, of_table2),
         },
         "table3": lambda: _rows(settings, settings.in_table3),

@@ -28,6 +28,11 @@ weights, one report each, a page that has them side by side, and the barriers be
 CIFAR10S = (
     "--mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616"  # of its training images, channel by channel
 )
+EXACT = """\
+The exact GCNN of a net: channels are matched in pairs that a flip swaps, or with themselves, and the net is averaged
+with its flipped self, weights tied, so that a flipped image gets the same logits; then it is fine-tuned, if asked.
+Writes its weights for the net's class, and the net in fewer multiplications for torch.export.load: neither needs
+relusym."""
 MERGE = """\
 Match the channels of two nets of one architecture, and average their weights. By their weights alone (--matching
 weight), it needs no images."""
@@ -39,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "relusym", description="How close is a ReLU network to a group-equivariant one?", allow_abbrev=False
     )
     whole.add_argument("--version", action="version", version=f"relusym {__version__}")
-    commands = whole.add_subparsers(dest="command", required=True, metavar="report | merge")
+    commands = whole.add_subparsers(dest="command", required=True, metavar="report | merge | exact")
 
     report = commands.add_parser(
         "report", help="how, and where, a net encodes a symmetry", description=REPORT
@@ -81,6 +86,42 @@ def parser() -> argparse.ArgumentParser:
         help="which merged net is written (default: with REPAIR, if the net's own layers can hold it, else with "
         "its batch norms reset)",
     )
+
+    three = commands.add_parser("exact", help="make the exact GCNN of a net", description=EXACT)
+    three.add_argument("net", help=NET)
+    three.add_argument("--weights", metavar="FILE", nargs=1, default=[None], help="as of report, one file")
+    _add_common(three, (), images=True)
+    three.set_defaults(metric=None)
+    three.add_argument(
+        "--fine-tune", type=_count(0), default=0, metavar="N", help="epochs of fine-tuning (default: none)"
+    )
+    three.add_argument(
+        "--train-images",
+        metavar="PATH",
+        help="images to match, take statistics and fine-tune on, as --images (default: of CIFAR10's official files "
+        "the training images)",
+    )
+    three.add_argument("--train-labels", metavar="folder | FILE", help="their labels, as --labels")
+    three.add_argument(
+        "--learning-rate",
+        type=float,
+        default=0.01,
+        metavar="RATE",
+        help="of fine-tuning, falling linearly to zero (default: 0.01)",
+    )
+    three.add_argument(
+        "--crop-padding",
+        type=_count(0),
+        default=0,
+        metavar="N",
+        help="pixels of zeros around a training image before its random crop (default: 0; 4 is usual of CIFAR10)",
+    )
+    three.add_argument(
+        "--timing", action="store_true", help="time the net and the exact one, at a batch of 1 and of 100"
+    )
+    three.add_argument(
+        "--out", default="exact", metavar="FOLDER", help="where it is written (default: exact)"
+    )
     return whole
 
 
@@ -121,18 +162,21 @@ def _add_common(command: argparse.ArgumentParser, matchings: Sequence[str], *, i
         metavar="N",
         help="at most so many of them to match channels and take statistics on (default: 2000)",
     )
-    command.add_argument("--matching", choices=matchings, default="activation")
-    command.add_argument(
-        "--curve",
-        type=_count(2),
-        default=0,
-        metavar="N",
-        help="measure N nets on the line from the first to the second, both included, as they are and with REPAIR",
-    )
     command.add_argument("--symmetry", choices=SYMMETRIES, default="horizontal_flip")
-    command.add_argument(
-        "--metric", metavar="FILE.PY:FN", help="fn(logits, labels) → one number an image, larger is better"
-    )
+    if matchings:
+        command.add_argument("--matching", choices=matchings, default="activation")
+        command.add_argument(
+            "--curve",
+            type=_count(2),
+            default=0,
+            metavar="N",
+            help="measure N nets on the line from the first to the second, both included, as they are and with REPAIR",
+        )
+        command.add_argument(
+            "--metric",
+            metavar="FILE.PY:FN",
+            help="fn(logits, labels) → one number an image, larger is better",
+        )
     command.add_argument("--seed", type=_count(0, 2**63 - 1), default=0)
     command.add_argument("--batch-size", type=_count(1), default=50, metavar="N", help="(default: 50)")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
@@ -173,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refused("an argument holds a NUL, which no name of a file can")
     try:
         with _results_alone(options.json):
-            numbers, show = {"report": _report, "merge": _merge}[options.command](options)
+            numbers, show = {"report": _report, "merge": _merge, "exact": _exact}[options.command](options)
     except UserError as error:
         return _refused(str(error))
     except KeyboardInterrupt:
@@ -310,7 +354,7 @@ def _inputs(options: argparse.Namespace, weights: str | None) -> _Inputs:
 def _check_outputs(options: argparse.Namespace, written: Sequence[Path]) -> None:
     """Raises UserError if what is to be written can't be, or is what is read."""
     for path in written:
-        check_writable(path.parent)
+        check_writable(path.parent.absolute())
     texts = [options.net, options.images, options.labels, options.metric, *options.weights]
     read = [Path(part) for text in texts if text for part in {text, text.rpartition(":")[0]} if part]
     for path in written:
@@ -399,6 +443,88 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
     if several:
         return comparison.numbers(), lambda: screen.show_comparison(comparison, page)
     return measured.numbers(), lambda: screen.show_report(measured, page)
+
+
+def _exact(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
+    from relusym.reporting import net_files, screen
+    from relusym.reporting.exact import FILES, exact, show_exact, write_exact
+
+    out = Path(options.out)
+    _check_outputs(options, [out / name for name in FILES])
+    with screen.progress(quiet=options.json) as progress:
+        progress("net and images", 0)
+        on = _inputs(options, options.weights[0])
+        match, training = _training(options, on)
+        result = exact(
+            *(on.net, on.test, on.labels),
+            match_images=match,
+            symmetry=SYMMETRIES[options.symmetry],
+            training=training,
+            timing=options.timing,
+            name=net_files.name_of(options.net, on.net),
+            progress=progress,
+        )
+        result.inputs, result.notes[:0] = on.about, on.notes
+        progress("writing", 0)
+        written = write_exact(result, out, options.net)
+    return result.numbers(), lambda: show_exact(result, written)
+
+
+def _training(options: argparse.Namespace, on: _Inputs) -> tuple[Any, Any]:
+    """Images to match on, and, if there is to be a fine-tuning, its batches and its recipe."""
+    from relusym.cifar10 import recognised
+    from relusym.data.batches import ImagesOnDevice
+    from relusym.reporting import image_files
+    from relusym.training.recipe import Recipe
+
+    path, split = options.train_images, None
+    if path is None and options.fine_tune:
+        if not recognised(Path(options.images)):
+            raise UserError(
+                "--train-images: --fine-tune needs images to train on, others than those that are measured on; only "
+                "CIFAR10's official files have both"
+            )
+        path = options.images
+    if path is None:
+        return on.match, None
+    if recognised(Path(path)):
+        split = "train"
+        if options.split == "train" and Path(path).exists() and Path(path).samefile(options.images):
+            raise UserError(
+                "--split train: they are what is trained on; leave it out to measure on the test images"
+            )
+    size = on.about["size"]
+    size = image_files.Sizing(**size) if size and Path(path).is_dir() and not split else None
+    pictures = image_files.read(path, options.train_labels, size, None, options.seed, split)
+    if tuple(pictures.pixels.shape[1:]) != tuple(on.test.pixels.shape[1:]):
+        shapes = ["×".join(map(str, pixels.shape[1:])) for pixels in (pictures.pixels, on.test.pixels)]
+        raise UserError(f"--train-images: images are {shapes[0]}, and those of --images {shapes[1]}")
+    match = replace(on.test, pixels=pictures.pixels[: options.match_images])
+    if not options.fine_tune:
+        return match, None
+    from relusym.evaluation.logits import check_net
+
+    classes = check_net("net", on.net, on.test).shape[1]
+    if pictures.labels is None:
+        raise UserError("--train-labels: --fine-tune needs labels of the training images")
+    if int(pictures.labels.max()) >= classes:
+        raise UserError(
+            f"--train-labels: labels up to {int(pictures.labels.max())}, but the net has {classes} classes"
+        )
+    names = ("batch_size", "learning_rate", "crop_padding")
+    values = {"epochs": options.fine_tune} | {key: getattr(options, key) for key in names}
+    recipe = Recipe.read(values, lambda *key: "--" + ".".join(map(str, key)).replace("_", "-"))
+    device = next(on.net.parameters()).device
+    batches = ImagesOnDevice(
+        *(pictures.pixels.to(device), pictures.labels.to(device), classes),
+        batch_size=recipe.batch_size,
+        seed=options.seed,
+        name="fine-tuning",
+        crop_padding=recipe.crop_padding,
+        symmetry=SYMMETRIES[options.symmetry],
+        normalise=on.test.normalise,
+    )
+    return match, (batches, recipe)
 
 
 def _stage(progress: Callable[[str, float], None], before: str, stage: str, done: float) -> None:
