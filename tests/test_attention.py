@@ -261,7 +261,8 @@ class WrittenOut(ShiftedWindowAttention):
     def forward(self, x):
         (_, height, width, channels), window = x.shape, self.window_size[0]
         shift = self.shift_size[0] if window < height else 0
-        x = self.windows(torch.roll(x, (-shift, -shift), (1, 2))).flatten(1, 2)
+        x = F.pad(torch.roll(x, (-shift, -shift), (1, 2)), (0, 0, 0, 0, 0, 0))  # to whole windows
+        x = self.windows(x).flatten(1, 2)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         table = self.relative_position_bias_table[self.relative_position_index.view(-1)]
         mask = table.view(window**2, window**2, -1).permute(2, 0, 1).contiguous().unsqueeze(0)
