@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from relusym import checkpoint, nets
+from relusym import checkpoint
 from relusym.beyond import declaration
 from relusym.errors import UserError
 from relusym.record_types import Count, Fields, NotNegative, Share, Shares, contradiction
@@ -188,6 +188,8 @@ def measure(job: MergeJob) -> Record:
 
 def initial(plain: nn.Module, job: MergeJob) -> nn.Module:
     """An ordinary net of the same shapes with its architecture's initial weights."""
+    from relusym import nets
+
     network = job.settings["trained"][0]["network"] | {"group_convs": 0}
     known = {"architecture", *nets.options(network["architecture"])}
     network = {key: value for key, value in network.items() if key in known}
@@ -234,6 +236,7 @@ def load(path: Path, device: torch.device) -> TiedNet:
     """
     import torch
 
+    from relusym import nets
     from relusym.channels.traced import channel_groups
     from relusym.merging.exact_gcnn import orbits
     from relusym.nets.tied import TiedNet
