@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_nets import Images, smooth_images, vgg11
 
 from relusym.merging import merge as merging
-from small_nets import Images, smooth_images, vgg11
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/structure.md").read_text(encoding="utf-8")
