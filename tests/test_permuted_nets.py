@@ -197,8 +197,9 @@ def test_what_cannot_be_permuted_is_refused_in_one_line_that_names_it(change, me
         (lambda: nn.LSTM(12, 12), "lstm in 2.function"),
         (lambda: partial(torch.cumsum, dim=1), "cumsum in 2"),
         (lambda: partial(torch.sort, dim=1), "sort in 2"),
+        (lambda: nn.LocalResponseNorm(3), "local_response_norm in 2.function"),
     ],
-    ids=["LSTM", "cumsum", "sort"],
+    ids=["LSTM", "cumsum", "sort", "neighbouring channels"],
 )
 def test_channels_that_an_unknown_operation_reads_stay_and_the_others_are_permuted(operation, name):
     net = nn.Sequential(
