@@ -59,13 +59,6 @@ def notes(clone: Clone, name: str) -> list[str]:
     return [line.removeprefix("- ") for line in text.splitlines() if line.startswith("- ")]
 
 
-def copy_of(made: Clone, to: Path) -> Clone:
-    copy = Clone.__new__(Clone)
-    copy.folder = to / "copy"
-    shutil.copytree(made.folder, copy.folder, symlinks=True)
-    return copy
-
-
 @pytest.fixture
 def sections() -> dict:
     """The scale `tiny`, without ResNets."""
@@ -117,7 +110,7 @@ def test_notes_say_what_differs_between_the_nets_of_a_table(families):
 
 
 def test_a_type_moves_to_table_5_by_one_key_and_nothing_is_trained_again(families, tmp_path):
-    made = copy_of(families, tmp_path)
+    made = families.copy(tmp_path / "copy")
     models = {"bn": BN, "resnet8": RESNET8 | {"table": "table5"}}
     before = records(made, "train")
     run_with(made, "table2", "table5", models=models)
@@ -323,7 +316,7 @@ def matched_by_identity(clone: Clone, kind: str, before: dict) -> dict:
 def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is_made_again(
     families, tmp_path
 ):
-    made = copy_of(families, tmp_path)
+    made = families.copy(tmp_path / "copy")
     made.configure(models={"bn": BN}, pairs=[["bn", "bn"]], matchings=["activation", "identity"])
     folder = made.folder / RESULTS / "records"
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}

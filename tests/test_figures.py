@@ -154,13 +154,6 @@ def test_the_first_net_that_trained_well_is_shown():
         first_kept(nets, "pgcnn")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a safetensors file"])
-def test_damaged_arrays_are_told_in_one_line(tmp_path, content):
-    (tmp_path / "filters").write_bytes(content)
-    with pytest.raises(UserError, match="truncated or no safetensors file"):
-        read_filters(tmp_path / "filters")
-
-
 def test_a_checkpoint_is_no_file_of_filters(tmp_path):
     checkpoint.save(tmp_path / "net", a_net().state_dict(), {"settings": {}})
     with pytest.raises(UserError, match="holds no filters"):

@@ -13,11 +13,9 @@ from torch import nn
 from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise, normalise_imagenet
 from relusym.errors import UserError
-from relusym.matching import MATCHINGS
 from relusym.matching.match import Pair, match
-from relusym.merging.merge import flip_merge, merge
+from relusym.merging.merge import merge
 from relusym.merging.survey import EPSILON, survey
-from relusym.registry import Entry
 
 
 @pytest.fixture(scope="module")
@@ -116,22 +114,6 @@ def test_the_identity_merges_every_channel_with_the_one_at_its_place(images):
         assert merged.similarity[name] == pytest.approx(float(pair.correlations[name].diag().mean()))
     assert merged.checks["permuted_logits"] == 0
     assert merged.barrier["halfway"] > merge(net, other, images, images, labels).barrier["halfway"] + 0.1
-
-
-def at_random(pair):
-    assert set(pair.states[0]) == set(vgg11().state_dict())
-    return pair.matched_by({g.name: torch.randperm(g.size, generator=pair.generator) for g in pair.groups})
-
-
-@pytest.mark.slow(seconds=2)
-def test_another_matching_is_one_function_and_one_line(images, monkeypatch):
-    monkeypatch.setitem(MATCHINGS, "random", Entry(f"{__name__}:at_random"))
-    drawn = [
-        flip_merge(vgg11(), images, images, torch.arange(300) % 10, matching="random", seed=seed).permutations
-        for seed in (0, 0, 1)
-    ]
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert sorted(drawn[2]["conv8"]) == list(range(64))
 
 
 def test_an_unknown_matching_is_refused_with_those_there_are(images):

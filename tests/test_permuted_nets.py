@@ -363,12 +363,12 @@ def test_a_permuted_net_of_torchvisions_computes_the_same(name):
 
 
 @pytest.mark.slow(seconds=2)
-@pytest.mark.parametrize("name", ["deeplabv3_resnet50", "fcn_resnet50"])
-def test_a_permuted_segmentation_net_computes_the_same_at_both_its_heads(name):
+def test_a_permuted_segmentation_net_computes_the_same_at_both_its_heads():
     torch.manual_seed(0)
-    net = torchvision.models.get_model(name, weights=None, weights_backbone=None, aux_loss=True)
+    how = {"weights": None, "weights_backbone": None, "aux_loss": True}
+    net = torchvision.models.get_model("deeplabv3_mobilenet_v3_large", **how)
     found, moved = difference(with_statistics(net), 33)
-    assert found < 1e-10 and moved > 10_000
+    assert found < 1e-10 and moved > 3_000
 
 
 def test_the_page_of_nets_lists_torchvisions_and_none_is_wrong():

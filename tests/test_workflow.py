@@ -249,22 +249,6 @@ def test_another_projection_makes_the_arrays_again_with_their_merges_and_trains_
     }
 
 
-def test_after_the_last_piece_only_merges_between_pieces_are_left(finished, tiny):
-    made = tiny()
-    for part in ("results", "data"):
-        shutil.copytree(finished.folder / part, made.folder / part)
-    between = ["pair_merge gcnn 0 gcnn 1"]
-    assert not set(between) & set(
-        tiny().planned("--config", "seeds=0") + tiny().planned("--config", "seeds=1")
-    )
-    for job in between:
-        _, *nets = job.split()
-        made.record("pair_merge", f"{nets[0]}-{nets[1]}", f"{nets[2]}-{nets[3]}").unlink()
-    jobs = made.planned()
-    assert [job for job in jobs if job.startswith("pair_merge")] == between
-    assert not any(job.startswith(("train", "flip_merge", "prepare_data")) for job in jobs)
-
-
 def test_the_benchmark_is_run_when_it_is_asked_for_and_by_no_other_target(clone):
     made = clone()
     assert made.planned("--force", "bench") == ["bench"]
