@@ -54,9 +54,9 @@ def test_records_that_do_not_go_together_are_refused_in_one_line(what):
     tables = [module_of(name) for name in names]
     assert matchings in tables
     for table in tables:
-        with pytest.raises(UserError, match=complaint) as told:
+        with pytest.raises(UserError, match=complaint) as error:
             made(table, ABOUT | {"matchings": ["activation"]}, **records)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(error.value)
 
 
 def test_records_that_go_together_are_not_refused():

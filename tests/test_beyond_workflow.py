@@ -85,12 +85,12 @@ def test_every_table_and_figure_is_there_and_a_second_run_has_nothing_to_do(meas
 
 def test_the_screen_shows_each_table_as_its_page_does(measured):
     for name in {*BEYOND} & {*TABLES}:
-        said = at_end([name], measured.folder / "results/tiny", {"cnn": "CNN"}, columns=1000).splitlines()
+        screen = at_end([name], measured.folder / "results/tiny", {"cnn": "CNN"}, columns=1000).splitlines()
         page = (measured.folder / f"results/tiny/tables/{name}.md").read_text(encoding="utf-8").splitlines()
         for row in (line.split("|") for line in page if line.startswith("|") and "---" not in line):
             # numbers are read from the CSV, to ten digits, where a 5 may be rounded the other way
             words = [cell.strip() for cell in row if not re.search(r"\d[.e]|^\s*$", cell)]
-            assert any(all(word in line for word in words) for line in said), (name, row)
+            assert any(all(word in line for word in words) for line in screen), (name, row)
 
 
 def test_nothing_beyond_the_paper_is_part_of_all(measured):

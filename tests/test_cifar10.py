@@ -357,10 +357,10 @@ def test_what_is_wrong_with_official_files_is_one_line_that_names_the_file(tmp_p
     damage(files, "data_batch_3", f"data_batch_3{version.ending}")
     place = tmp_path / (version.archive if packed else version.folder)
     root = pack(place, files, version.folder) if packed else put(place, files)
-    said = refused(source, root, tmp_path)
-    assert said.startswith(str(root))
-    told = WRONG[damage][source == "python"]
-    assert re.search(told.replace(".bin has the label", "(.bin)? has the label"), said), said
+    line = refused(source, root, tmp_path)
+    assert line.startswith(str(root))
+    pattern = WRONG[damage][source == "python"]
+    assert re.search(pattern.replace(".bin has the label", "(.bin)? has the label"), line), line
 
 
 @pytest.mark.parametrize("source", VERSIONS)
@@ -371,21 +371,21 @@ def test_a_truncated_archive_is_one_line_wherever_it_ends(tmp_path, source):
         whole = archive.read_bytes()
         for share in (0.001, 0.3, 0.7):
             archive.write_bytes(whole[: int(share * len(whole))])
-            said = refused(source, archive, tmp_path)
-            assert "is truncated or no archive" in said or "lacks " in said, said
+            line = refused(source, archive, tmp_path)
+            assert "is truncated or no archive" in line or "lacks " in line, line
         archive.write_bytes(b"<html>not found</html>")
         assert "is truncated or no archive" in refused(source, archive, tmp_path)
 
 
 def test_what_is_not_there_is_one_line_that_says_what_may_be(tmp_path):
-    said = refused("binary", tmp_path / "nowhere", tmp_path)
-    assert said == (
+    line = refused("binary", tmp_path / "nowhere", tmp_path)
+    assert line == (
         f"cifar10.root: {tmp_path / 'nowhere'} given; allowed is cifar-10-batches-bin/, its archive "
         "cifar-10-binary.tar.gz, or the folder that holds either"
     )
     put(tmp_path / "nowhere" / "cifar-10-batches-py", python_files())
     assert refused("binary", tmp_path / "nowhere", tmp_path) == (
-        f"{said} (there is cifar-10-batches-py: set cifar10.source: python)"
+        f"{line} (there is cifar-10-batches-py: set cifar10.source: python)"
     )
 
 
@@ -403,10 +403,10 @@ class Code:
 def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, name):
     ran = tmp_path / "ran"
     files = python_files() | {name: pickle.dumps({"data": Code(ran), "labels": [], "label_names": []})}
-    said = refused("python", put(tmp_path / "cifar-10-batches-py", files), tmp_path)
+    line = refused("python", put(tmp_path / "cifar-10-batches-py", files), tmp_path)
     assert (
-        f"{name} asks for pathlib." in said
-        and "refused, since it could run code" in said
+        f"{name} asks for pathlib." in line
+        and "refused, since it could run code" in line
         and not ran.exists()
     )
     pickle.loads(files[name])
@@ -431,10 +431,10 @@ OTHER_PICKLES = {
 
 @pytest.mark.parametrize("case", OTHER_PICKLES)
 def test_a_pickle_of_something_else_is_one_line(tmp_path, case):
-    contents, told = OTHER_PICKLES[case]
+    contents, pattern = OTHER_PICKLES[case]
     files = python_files() | {"data_batch_3": pickle.dumps(contents)}
-    said = refused("python", put(tmp_path / "cifar-10-batches-py", files), tmp_path)
-    assert re.search(f"data_batch_3 .*{told}", said), said
+    line = refused("python", put(tmp_path / "cifar-10-batches-py", files), tmp_path)
+    assert re.search(f"data_batch_3 .*{pattern}", line), line
 
 
 # ---- what tables call it

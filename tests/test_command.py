@@ -204,8 +204,8 @@ def test_photos_are_resized_and_cropped(capsys, folder, tmp_path):
         capsys, tmp_path, *options, "--size", 20, 17, net=folder / "my_nets.py:build", images=""
     )
     assert code == 0 and json.loads(printed)["image_shape"] == [3, 17, 17]
-    code, _, told = report(capsys, tmp_path, *options, net=folder / "my_nets.py:build", images="")
-    assert code == 1 and "give --size" in told[0] and "40×30" in told[0] and "30×50" in told[0]
+    code, _, lines = report(capsys, tmp_path, *options, net=folder / "my_nets.py:build", images="")
+    assert code == 1 and all(word in lines[0] for word in ("give --size", "40×30", "30×50"))
 
 
 # ---- merge
@@ -214,8 +214,8 @@ def test_photos_are_resized_and_cropped(capsys, folder, tmp_path):
 def test_merge_writes_the_merged_net(capsys, folder, tmp_path):
     out = tmp_path / "merged.safetensors"
     nets = folder / "my_nets.py:build", folder / "0.safetensors", folder / "1.pth"
-    code, printed, told = run(capsys, folder, "merge", *nets, "--out", out, *SCALED)
-    assert (code, told) == (0, []) and "halfway, with REPAIR" in printed
+    code, printed, lines = run(capsys, folder, "merge", *nets, "--out", out, *SCALED)
+    assert (code, lines) == (0, []) and "halfway, with REPAIR" in printed
     assert load_file(out).keys() == load_file(folder / "0.safetensors").keys()
     code, printed, _ = run(
         capsys, folder, "merge", *nets, "--out", out, *SCALED, "--json", "--which", "halfway"
@@ -305,8 +305,8 @@ def class_folders(root, names, count=6):
             Image.fromarray(pixels_of(channel, i)).save(Path(root, name, f"{i}.png"))
 
 
-def refusal(code, printed, lines, *told):
-    assert (code, printed, len(lines)) == (1, "", 1) and all(word in lines[0] for word in told), lines
+def refusal(code, printed, lines, *parts):
+    assert (code, printed, len(lines)) == (1, "", 1) and all(word in lines[0] for word in parts), lines
 
 
 def test_class_folders_that_are_numbers_are_warned_of(bright):
@@ -380,7 +380,7 @@ def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
 
 
 @pytest.mark.parametrize(
-    ("labels", "told"),
+    ("labels", "line"),
     [
         (np.repeat(np.arange(3), 6) + 0.5, "whole numbers"),
         (np.repeat(np.arange(3), 6) - 1, "-1"),
@@ -391,10 +391,10 @@ def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
         (np.eye(3)[np.repeat(np.arange(3), 6)], "(18, 3)"),
     ],
 )
-def test_labels_are_whole_numbers_from_0_one_an_image(bright, labels, told):
+def test_labels_are_whole_numbers_from_0_one_an_image(bright, labels, line):
     images = [pixels_of(c, i) for c in range(3) for i in range(6)]
     np.savez("images.npz", images=images, labels=labels)
-    refusal(*bright("--images", "images.npz"), "label", told)
+    refusal(*bright("--images", "images.npz"), "label", line)
 
 
 def test_labels_may_be_written_as_fractions_and_in_a_column(bright):
@@ -417,7 +417,7 @@ def cut(path):
 
 
 @pytest.mark.parametrize(
-    ("name", "write", "told"),
+    ("name", "write", "line"),
     [
         ("cut.npz", cut, "truncated"),
         ("text.npz", lambda path: Path(path).write_text("images"), "text.npz"),
@@ -428,23 +428,23 @@ def cut(path):
         ("text.npz", lambda path: np.savez(path, images=np.array(["a", "b"])), "uint8"),
     ],
 )
-def test_damaged_and_other_files_of_images_are_refused_in_one_line(bright, name, write, told):
+def test_damaged_and_other_files_of_images_are_refused_in_one_line(bright, name, write, line):
     write(name)
-    refusal(*bright("--images", name), name, told)
+    refusal(*bright("--images", name), name, line)
 
 
 @pytest.mark.parametrize(
-    ("weights", "told"),
+    ("weights", "line"),
     [
         ([torch.zeros(2)], "no tensors by name"),
         ({0: torch.zeros(2), 1: torch.ones(2)}, "missing: 0.weight"),
         (torch.zeros(2), "no tensors by name"),
     ],
 )
-def test_other_files_of_weights_are_refused_in_one_line(bright, weights, told):
+def test_other_files_of_weights_are_refused_in_one_line(bright, weights, line):
     class_folders("images", "abc")
     torch.save(weights, "weights.pt")
-    refusal(*bright("--images", "images", "--weights", "weights.pt"), "weights.pt", told)
+    refusal(*bright("--images", "images", "--weights", "weights.pt"), "weights.pt", line)
 
 
 def test_what_is_read_is_never_written_over(bright, capsys):
@@ -514,7 +514,7 @@ def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "line"),
     [
         ("import sys\nsys.exit(3)", "SystemExit: 3 (theirs.py, line 2)"),
         ("def net():\n    return {}['key']", "KeyError: 'key' (theirs.py, line 2)"),
@@ -523,10 +523,10 @@ def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
          "_net, net = net, Mine\n", "OSError: no such thing (theirs.py, line 23)"),
     ],
 )  # fmt: skip
-def test_a_users_own_exception_is_shown_as_theirs_with_its_line(bright, code, told):
+def test_a_users_own_exception_is_shown_as_theirs_with_its_line(bright, code, line):
     class_folders("images", "abc")
     Path("theirs.py").write_text(code)
-    refusal(*bright("--images", "images", net="theirs.py:net"), told)
+    refusal(*bright("--images", "images", net="theirs.py:net"), line)
 
 
 def test_json_stands_alone_whatever_a_net_prints(tmp_path, monkeypatch, capfd):
@@ -629,9 +629,9 @@ def test_nets_are_merged_without_images_by_their_weights(folder, capsys, tmp_pat
     order = torch.tensor(numbers["permutations"]["0"])
     assert torch.allclose(merged["0.weight"], (first["0.weight"] + second["0.weight"][order]) / 2)
     assert checkpoint.load(out)[1]["matching"] == "weight"
-    for more, told in (([], "--images: needed"), (["--matching", "weight"], "--size: without images"),
+    for more, line in (([], "--images: needed"), (["--matching", "weight"], "--size: without images"),
                        (["--matching", "weight", "--size", "16", "--which", "repaired"], "to correct")):  # fmt: skip
-        assert main([*given, *more]) == 1 and told in capsys.readouterr().err
+        assert main([*given, *more]) == 1 and line in capsys.readouterr().err
 
 
 def test_several_nets_are_reported_side_by_side(folder, capsys, tmp_path):
@@ -748,12 +748,12 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_users_error_is_one_line_and_exit_code_1(capsys, folder, tmp_path, case):
     broken(folder)
-    (net, *given), options, told = REFUSED[case]
+    (net, *given), options, line = REFUSED[case]
     out = () if "--out" in given else ("--out", tmp_path / "out")
     given = [text.format(folder) if isinstance(text, str) else text for text in given]
     code, printed, lines = report(capsys, folder, *given, *out, net=net, **options)
     assert (code, printed, len(lines)) == (1, "", 1) and lines[0].startswith("relusym: "), lines
-    assert told in lines[0]
+    assert line in lines[0]
     assert not (tmp_path / "out").exists()
 
 

@@ -290,8 +290,8 @@ def test_at_another_scale_directions_and_ratios_are_compared_and_one_line_says_s
     assert loss.loc["CNN + inv-loss / CNN", "verdict"] == "same direction"
     assert loss.loc["CNN + late inv-loss / CNN", "verdict"] == "opposite direction"
     assert len(found) == 2 + 2 * 2 and "not comparable" not in set(found["verdict"])
-    said = [note for note in notes if "otherwise than the paper's" in note]
-    assert len(said) == 1 and "network.width" in said[0] and "training.epochs" in said[0]
+    lines = [note for note in notes if "otherwise than the paper's" in note]
+    assert len(lines) == 1 and "network.width" in lines[0] and "training.epochs" in lines[0]
 
 
 def test_what_has_the_papers_settings_stays_comparable_at_another_scale():

@@ -22,8 +22,8 @@ MAKE = {
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
 def test_each_test_file_says_in_its_first_line_what_it_proves(path):
-    said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    assert said and len(said.splitlines()[0]) > 20
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert text and len(text.splitlines()[0]) > 20
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
@@ -47,8 +47,8 @@ def test_the_workflow_on_github_runs_what_is_there():
 
 
 def test_ci_and_the_contributors_page_name_targets_of_the_makefile():
-    said = (ROOT / ".ci" / "run").read_text() + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    named = {target for line in re.findall(r"\bmake ([\w -]+)", said) for target in line.split()}
+    text = (ROOT / ".ci" / "run").read_text() + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = {target for line in re.findall(r"\bmake ([\w -]+)", text) for target in line.split()}
     assert {"lint", "check", "test", "test-cluster"} <= named <= MAKE
 
 

@@ -152,8 +152,8 @@ def test_nets_that_have_no_halfway_net_are_no_pair(sections):
             settings_of(sections | {"models": VGG11S | models, "pairs": [pair]})
         return str(error.value)
 
-    said = refused(["cnn", "bn"], bn=BN)
-    assert said.partition(": ")[2].startswith(
+    line = refused(["cnn", "bn"], bn=BN)
+    assert line.partition(": ")[2].startswith(
         "pairs: [cnn, bn] can't be merged, since they differ in network.architecture"
     )
     assert refused(["cnn", "wide"], wide={"network": {"width": 0.125}}).endswith("differ in network.width")
@@ -232,7 +232,7 @@ def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "start"),
     [
         (
             {"source": "web"},
@@ -255,10 +255,10 @@ def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_
         ),
     ],
 )
-def test_a_bad_data_set_is_named_before_any_job(given, said):
+def test_a_bad_data_set_is_named_before_any_job(given, start):
     with pytest.raises(UserError) as error:
         settings_of(datasets={"colours": coarse(Path("a"))["datasets"]["colours"] | given})
-    assert str(error.value).startswith(said)
+    assert str(error.value).startswith(start)
 
 
 # ---- a symmetry, by config alone

@@ -331,8 +331,8 @@ def test_figure_9_shows_each_filter_beside_its_match_or_says_why_not():
     left, right = colours(net.drawn["conv1"])
     assert np.allclose(drawn[APART // 2 + WEIGHT // 2, APART // 2 + WEIGHT // 2], left[0, 0, 0])
     assert np.allclose(drawn[APART // 2 + WEIGHT // 2, APART // 2 + 7 * WEIGHT + BETWEEN + 1], right[0, 0, 0])
-    told = figure9(resnet("left_out"), "A net")
-    assert "A net is left out: it is no better than chance" in [text.get_text() for text in told.texts]
+    left_out = figure9(resnet("left_out"), "A net")
+    assert "A net is left out: it is no better than chance" in [text.get_text() for text in left_out.texts]
 
 
 def test_a_layer_that_is_not_kept_is_named():
@@ -474,11 +474,11 @@ def test_captions_are_valid(name):
     given = SimpleNamespace(params=SimpleNamespace(about=about), config=config, wildcards=SimpleNamespace())
     text = Template((ROOT / "report" / f"{name}.rst").read_text(encoding="utf-8"), undefined=StrictUndefined)
     filled = text.render(snakemake=given, files=[])  # without results: Snakemake fills these in
-    told = publish_parts(filled, writer="html", settings_overrides={"halt_level": 2, "report_level": 2})[
+    body = publish_parts(filled, writer="html", settings_overrides={"halt_level": 2, "report_level": 2})[
         "body"
     ]
-    assert len(told) > 100 and "{{" not in told and "{%" not in told
-    assert FILLED.get(name, "") in " ".join(told.split())
+    assert len(body) > 100 and "{{" not in body and "{%" not in body
+    assert FILLED.get(name, "") in " ".join(body.split())
 
 
 def test_the_figure_at_a_glance_has_a_point_for_every_net_and_pair_and_lines_at_their_means():

@@ -121,7 +121,7 @@ RESNET = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1]}
 
 
 @pytest.mark.parametrize(
-    ("network", "said"),
+    ("network", "line"),
     [
         ({"width": 1.0}, r"^network\.architecture: None given; allowed is one of"),
         (
@@ -135,8 +135,8 @@ RESNET = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1]}
         ),
     ],
 )
-def test_a_network_that_cannot_be_is_refused(network, said):
-    with pytest.raises(UserError, match=said) as error:
+def test_a_network_that_cannot_be_is_refused(network, line):
+    with pytest.raises(UserError, match=line) as error:
         nets.check(network)
     assert "\n" not in str(error.value)
 

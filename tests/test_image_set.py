@@ -155,7 +155,7 @@ def test_a_missing_cifar10_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "line"),
     [
         ({"kind": "mnist"}, r"^data\.kind: 'mnist' given; allowed is one of generated, .*folder"),
         ({"kind": "folder"}, r"^data: the key 'root' is missing"),
@@ -169,8 +169,8 @@ def test_a_missing_cifar10_is_named(tmp_path):
         ),
     ],
 )
-def test_data_that_cannot_be_is_refused(spec, said):
-    with pytest.raises(UserError, match=said):
+def test_data_that_cannot_be_is_refused(spec, line):
+    with pytest.raises(UserError, match=line):
         data.check(spec)
 
 

@@ -57,7 +57,7 @@ def poisoned():
 
 
 @pytest.mark.parametrize(
-    ("net", "told"),
+    ("net", "line"),
     [
         (lambda: conv_net().half(), "net.float()"),
         (lambda: conv_net().double(), "net.float()"),
@@ -78,8 +78,8 @@ def poisoned():
     ],
     ids=["half", "double", "nan", "pointwise", "shapes", "empty", "scalar", "text", "infinite", "name"],
 )
-def test_nets_that_cant_be_merged_are_refused(net, told):
-    refused(lambda: flip_merge(net(), Images(PIXELS, 16)), told)
+def test_nets_that_cant_be_merged_are_refused(net, line):
+    refused(lambda: flip_merge(net(), Images(PIXELS, 16)), line)
 
 
 class Body(nn.Module):
@@ -145,7 +145,7 @@ def batch_statistics():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("net", "told"),
+    ("net", "line"),
     [
         (lambda: Body(F.dropout), "random in evaluation mode"),
         (lambda: Body(lambda x: x + 0.1 * torch.randn_like(x)), "random in evaluation mode"),
@@ -168,9 +168,9 @@ def batch_statistics():
     ],
     ids=lambda of: "" if isinstance(of, str) else getattr(of, "__name__", ""),
 )
-def test_nets_that_cant_be_measured_rightly_are_refused_before_the_work(net, told, monkeypatch):
+def test_nets_that_cant_be_measured_rightly_are_refused_before_the_work(net, line, monkeypatch):
     monkeypatch.setattr("relusym.merging.repair.repair", None)  # of all steps the longest
-    refused(lambda: flip_merge(net(), Images(PIXELS, 16)), told)
+    refused(lambda: flip_merge(net(), Images(PIXELS, 16)), line)
 
 
 def test_whole_numbers_of_two_nets_have_to_be_the_same():

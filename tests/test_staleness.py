@@ -261,7 +261,7 @@ def test_images_of_another_source_are_prepared_anew_and_a_label_is_no_source():
 def test_images_that_are_not_prepared_yet_are_told_apart_by_label_but_torchvisions_by_what_they_are(
     tmp_path, monkeypatch
 ):
-    def told(source, digest, **config):
+    def line_on(source, digest, **config):
         results = Results(
             settings(scale="laptop", **config), str(tmp_path / "results"), str(tmp_path / "data")
         )
@@ -272,11 +272,11 @@ def test_images_that_are_not_prepared_yet_are_told_apart_by_label_but_torchvisio
         return results.other_images(results.prepared("cnn"))
 
     other = "0" * 64
-    assert told("my copy", cifar10.DIGEST) is None and told("CIFAR10", cifar10.DIGEST) is None
-    assert "other images (CIFAR10?) than this config names (CIFAR10)" in told("CIFAR10", other)
+    assert line_on("my copy", cifar10.DIGEST) is None and line_on("CIFAR10", cifar10.DIGEST) is None
+    assert "other images (CIFAR10?) than this config names (CIFAR10)" in line_on("CIFAR10", other)
     for source in ("binary", "python", "folder"):
-        assert told("CIFAR10", other, cifar10__source=source) is None  # they may be those
-        line = told("CIFAR10 as JPEG", other, cifar10__source=source)
+        assert line_on("CIFAR10", other, cifar10__source=source) is None  # they may be those
+        line = line_on("CIFAR10 as JPEG", other, cifar10__source=source)
         assert "other images (CIFAR10 as JPEG) than this config names (CIFAR10)" in line
 
 
@@ -335,8 +335,8 @@ def test_a_run_on_other_images_than_its_records_are_of_ends_in_one_line_before_a
     assert committed.snakemake("--dry-run").stdout.count(line) == 1
     run = committed.snakemake()
     assert run.returncode != 0 and kept(committed.folder) == before
-    (told,) = [text for text in run.stdout.splitlines() if line in text and text.startswith("error: ")]
-    assert "move results/tiny away" in told and "\nrule train:" not in latest_log(committed.folder)
+    (error,) = [text for text in run.stdout.splitlines() if line in text and text.startswith("error: ")]
+    assert "move results/tiny away" in error and "\nrule train:" not in latest_log(committed.folder)
 
 
 def test_before_images_are_prepared_records_are_told_apart_by_their_label(committed):

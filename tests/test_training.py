@@ -77,7 +77,7 @@ def test_late_invariance_is_on_after_its_share_of_the_epochs():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "line"),
     [
         ({"objective": "byol"}, "objective: 'byol' given; allowed is one of supervised, simsiam, linear"),
         (
@@ -87,8 +87,8 @@ def test_late_invariance_is_on_after_its_share_of_the_epochs():
         ({"processes": 3}, "batch_size: 20 can't be shared evenly by 3 processes"),
     ],
 )
-def test_a_recipe_that_cannot_be_is_refused(wrong, said):
-    with pytest.raises(UserError, match=f"^{said}$"):
+def test_a_recipe_that_cannot_be_is_refused(wrong, line):
+    with pytest.raises(UserError, match=f"^{line}$"):
         VGG_RECIPE.but(**wrong)
 
 
@@ -372,8 +372,8 @@ def test_a_training_ended_by_a_signal_and_started_again_ends_with_the_same_bytes
         assert ended.poll() is None
         time.sleep(0.01)
     ended.send_signal(number)
-    said = ended.communicate(timeout=300)[1]
-    assert ended.returncode != 0 and ("the training state is saved" in said) == (number != signal.SIGKILL)
+    output = ended.communicate(timeout=300)[1]
+    assert ended.returncode != 0 and ("the training state is saved" in output) == (number != signal.SIGKILL)
     assert state.exists() and not (tmp_path / "ended").exists()
     lines = start().communicate(timeout=120)[0].splitlines()
     assert 0 < len(lines) < 20  # it went on, it didn't start over

@@ -149,10 +149,10 @@ def test_ctrl_c_saves_every_training_ends_in_a_line_each_and_leaves_no_lock(tiny
         assert run.poll() is None, run.stdout.read()
         time.sleep(0.05)
     os.killpg(run.pid, signal.SIGINT)
-    said = run.communicate(timeout=300)[0]
-    assert run.returncode == 1 and "Traceback" not in said and "Exception" not in said, said
+    output = run.communicate(timeout=300)[0]
+    assert run.returncode == 1 and "Traceback" not in output and "Exception" not in output, output
     assert re.search(
-        r"^failed: train cnn-0: interrupted in .*the training state is saved", said, re.MULTILINE
+        r"^failed: train cnn-0: interrupted in .*the training state is saved", output, re.MULTILINE
     )
     assert len(list((made.folder / "results/tiny/states").iterdir())) == 1
     assert made.planned(target, *endless) == ["train cnn 0"]
