@@ -98,12 +98,13 @@ def path_of(folder: Path, room: str, kind: str, *nets: str, **changes: Any) -> s
     return f"{results.folder}/{room}/{name}{ENDINGS.get(room, '.safetensors')}"
 
 
-def refused(call: Callable[[], Any], *parts: str) -> None:
-    """`call` ends with a `UserError` of one line that holds these parts."""
+def refused(call: Callable[[], Any], *parts: str, match: str = "") -> str:
+    """The line of the `UserError` with which `call` ends: it holds these parts, and the pattern is found in it."""
     with pytest.raises(UserError) as error:
         call()
     line = str(error.value)
-    assert "\n" not in line and all(part in line for part in parts), line
+    assert "\n" not in line and all(part in line for part in parts) and re.search(match, line), line
+    return line
 
 
 class Clone:
