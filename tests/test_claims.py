@@ -130,12 +130,6 @@ def test_nets_without_any_spread_are_told_from_proof():
     assert list(types["verdict"]) == [UNTESTED] and list(types["remark"]) == ["all types are equal"]
 
 
-def test_zero_filters_of_no_net_are_told():
-    assert (
-        verdicts(claims(run(), zero_filters([], [])))["A GCNN has more zero-filters than a CNN"] == UNTESTED
-    )
-
-
 def test_one_channel_of_order_three_settles_that_not_all_have_two_as_the_paper_found():
     found = claims(run(4, permutation=MOSTLY_SWAPS), zero_filters([], [])).set_index("claim")
     some = found.loc["Not all GCNN channels found by matching have order at most 2"]

@@ -12,7 +12,6 @@ from torch import nn
 
 from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise, normalise_imagenet
-from relusym.errors import UserError
 from relusym.matching.match import Pair, match
 from relusym.merging.merge import merge
 from relusym.merging.survey import EPSILON, survey
@@ -114,15 +113,6 @@ def test_the_identity_merges_every_channel_with_the_one_at_its_place(images):
         assert merged.similarity[name] == pytest.approx(float(pair.correlations[name].diag().mean()))
     assert merged.checks["permuted_logits"] == 0
     assert merged.barrier["halfway"] > merge(net, other, images, images, labels).barrier["halfway"] + 0.1
-
-
-def test_an_unknown_matching_is_refused_with_those_there_are(images):
-    with pytest.raises(
-        UserError,
-        match="matching: 'weights' given; allowed is one of activation, weight, weight_identity, involution, identity, "
-        "random",
-    ):
-        merge(vgg11(), vgg11(1), images, images, torch.arange(300) % 10, matching="weights")
 
 
 # ---- memory

@@ -199,4 +199,8 @@ def test_nothing_is_left_on_a_net():
 )
 def test_what_isnt_there_is_told_before_the_work(given, monkeypatch):
     monkeypatch.setattr("relusym.merging.merge.check_net", None)
-    refused(lambda: merge(conv_net(), conv_net(), Images(PIXELS, 16), **given), *map(str, given))
+    line = refused(lambda: merge(conv_net(), conv_net(), Images(PIXELS, 16), **given), *map(str, given))
+    assert (
+        given != {"matching": "telepathy"}
+        or "one of activation, weight, weight_identity, involution, " in line
+    )
