@@ -413,18 +413,13 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, name):
     assert ran.exists()  # what any other unpickler does
 
 
+ZEROS = np.zeros((COUNT, 3072), np.uint8)
 OTHER_PICKLES = {
     "a list": ([1, 2], "holds no dict of arrays"),
-    "CIFAR100": (
-        {"data": np.zeros((COUNT, 3072), np.uint8), "fine_labels": [0] * COUNT},
-        "has no entry labels",
-    ),
+    "CIFAR100": ({"data": ZEROS, "fine_labels": [0] * COUNT}, "has no entry labels"),
     "floats": ({"data": np.zeros((COUNT, 3072)), "labels": [0] * COUNT}, "has data float64"),
-    "words": ({"data": np.zeros((COUNT, 3072), np.uint8), "labels": ["cat"] * COUNT}, "has the label 'cat'"),
-    "labels missing": (
-        {"data": np.zeros((COUNT, 3072), np.uint8), "labels": [0]},
-        "has no list of 20 labels",
-    ),
+    "words": ({"data": ZEROS, "labels": ["cat"] * COUNT}, "has the label 'cat'"),
+    "labels missing": ({"data": ZEROS, "labels": [0]}, "has no list of 20 labels"),
     "ragged": ({"data": [[1], [1, 2]], "labels": [0] * COUNT}, "has data list, and a batch"),
 }
 

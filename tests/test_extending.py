@@ -72,10 +72,7 @@ RESNET8 = {
     "network": {"architecture": "cifar_resnet", "blocks": 1, "width": 0.25},
     "training": {"learning_rate": 0.05},
 }
-FAMILIES = {
-    "models": {"bn": BN, "resnet8": RESNET8},
-    "pairs": [("bn", "bn"), ("resnet8", "resnet8")],
-}
+FAMILIES = {"models": {"bn": BN, "resnet8": RESNET8}, "pairs": [("bn", "bn"), ("resnet8", "resnet8")]}
 
 
 @pytest.fixture(scope="module")

@@ -195,10 +195,8 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     output = "".join(heard) + first.communicate(timeout=900)[0]
     assert first.returncode == 1
     assert {"rule train: on GPU 7", "rule train: on GPU 8"} <= set(output.splitlines())
-    log, unreadable = (
-        path_of(two_nets, "logs", "train", "cnn-0"),
-        f"{state.relative_to(two_nets)} is truncated",
-    )
+    log = path_of(two_nets, "logs", "train", "cnn-0")
+    unreadable = f"{state.relative_to(two_nets)} is truncated"
     assert re.search(rf"^failed: train cnn-0: {unreadable}.* \({log}\)$", output, re.MULTILINE)
     assert (two_nets / path_of(two_nets, "records", "flip_merge", "gcnn-0")).exists()  # the others went on
 

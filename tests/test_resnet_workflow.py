@@ -72,12 +72,7 @@ def test_another_recipe_of_the_linear_layer_leaves_the_pretraining(finished):
 def test_several_seeds_of_a_resnet_and_its_pairs_are_planned(committed):
     change = ("models={old: {seeds: 0-1}}", "pairs=[[old, old]]")
     jobs = committed.planned("table4", "table5", "--config", *change)
-    made = [
-        "flip_merge old 1",
-        "pair_merge old 0 old 1",
-        TRAININGS[0],
-        "train old 1",
-    ]
+    made = ["flip_merge old 1", "pair_merge old 0 old 1", TRAININGS[0], "train old 1"]
     assert jobs == sorted([DATA, *made, "table4", "table5"])
 
 

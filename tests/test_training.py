@@ -232,14 +232,12 @@ def test_training_in_bfloat16_keeps_float32_weights_and_learns_like_float32(imag
 
 
 SHORT = {"epochs": 3, "batch_size": 4}  # ten steps an epoch on the few images
+LARS = {"precision": "float16", "optimizer": "lars", "learning_rate": 10.0}
 KINDS = {
     "vgg": (VGG_RECIPE.but(**SHORT), VGG),
     "resnet": (RESNET_RECIPE.but(**SHORT), RESNET),
     "simsiam": (RESNET_RECIPE.but(**SHORT, objective="simsiam"), RESNET),
-    "float16 and lars": (
-        VGG_RECIPE.but(**SHORT, precision="float16", optimizer="lars", learning_rate=10.0),
-        VGG,
-    ),
+    "float16 and lars": (VGG_RECIPE.but(**SHORT, **LARS), VGG),
 }
 
 

@@ -68,10 +68,8 @@ class Residual(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.convs = (
-            nn.Conv2d(3, 8, 3),
-            nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)),
-        )
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
         self.classifier = nn.Linear(8, 4)
 
     def forward(self, x):

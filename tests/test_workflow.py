@@ -39,11 +39,7 @@ def of_seed(seed):
     return [f"{rule} {model} {seed}" for rule in ("flip_merge", "train") for model in MODELS]
 
 
-PAIR_JOBS = [
-    "pair_merge cnn 0 gcnn 0",
-    "pair_merge cnn 1 gcnn 1",
-    "pair_merge gcnn 0 gcnn 1",
-]
+PAIR_JOBS = ["pair_merge cnn 0 gcnn 0", "pair_merge cnn 1 gcnn 1", "pair_merge gcnn 0 gcnn 1"]
 
 
 def test_every_net_is_in_the_tables_or_counted_as_left_out(finished):
