@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torchvision
-from records import NAMES  # noqa: F401  the folder is on the path
 from small_nets import Images, smooth_images, vgg11
 from structures import Attended, with_statistics
 from torch import nn
