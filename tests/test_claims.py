@@ -74,13 +74,14 @@ def verdicts(frame):
 
 
 @pytest.mark.slow(seconds=3)
-def test_all_claims_hold_on_the_papers_own_numbers():
+def test_all_claims_hold_on_the_papers_own_numbers_and_its_nets_would_have_settled_them():
     found = claims(run(24, permutation=MOSTLY_SWAPS), zero_filters([30, 31, 35, 33], [1, 2, 3, 4]))
     assert len(found) == 3 + 1 + 3 + 2 + 1 + 1 + 2
     assert set(found["verdict"]) == {HELD}, verdicts(found)
     assert found["effect"].notna().all()
     tested = found[found["test"] != "count"]
     assert (tested["p_corrected"] >= tested["p_value"]).all()
+    assert (found["power"].dropna() > 0.95).all() and found["power"].notna().any()
 
 
 @pytest.mark.slow(seconds=3)

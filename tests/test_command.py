@@ -134,6 +134,7 @@ def test_a_report_is_one_screen_and_a_folder(labelled):
     assert numbers["grid"]["next_size"] == 17
 
 
+@pytest.mark.slow(seconds=1)
 def test_the_page_stands_alone_and_needs_no_script(labelled):
     page = (labelled[0] / "report.html").read_text()
     assert "<script" not in page and not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
@@ -142,6 +143,7 @@ def test_the_page_stands_alone_and_needs_no_script(labelled):
     assert "can&#x27;t be equivariant" in page
 
 
+@pytest.mark.slow(seconds=1)
 def test_saved_nets_are_those_that_were_measured(labelled, folder):
     out = labelled[0]
     net, _ = build(f"{folder / 'my_nets.py'}:build", str(folder / "0.safetensors"), 0)

@@ -347,9 +347,3 @@ def test_a_kill_of_the_process_that_forks_costs_no_job(tiny, finished, started):
     assert run.returncode == 0, output
     for merge in merges:
         assert read_record(made.folder / merge)["barrier"] == read_record(finished.folder / merge)["barrier"]
-
-
-def test_costs_are_of_the_forks(finished):
-    for path in (finished.folder / "results/tiny/records/train").glob("*cnn*/[0-9].json"):
-        cost = read_record(path)["cost"]
-        assert cost["job_memory_mb"] > 100 and cost["seconds"] <= cost["job_seconds"] < 500, path
