@@ -48,8 +48,8 @@ format: $(VENV)/.installed
 	$(BIN)/snakefmt Snakefile rules
 
 # Every key of the config, from the sections that check it.
-docs/config.md: workflow_scripts/relusym/config/sections.py workflow_scripts/relusym/config/measurements.py \
-  workflow_scripts/relusym/training/recipe.py workflow_scripts/relusym/nets/__init__.py
+docs/config.md: workflow_scripts/relusym/config/sections.py workflow_scripts/relusym/training/recipe.py \
+  workflow_scripts/relusym/nets/__init__.py workflow_scripts/relusym/beyond
 	$(BIN)/python -m relusym.config.docs > $@
 
 docs/rules.svg: docs/rules.dot # needs graphviz

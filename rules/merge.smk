@@ -18,7 +18,9 @@ rule flip_merge:
         runtime=lambda w, attempt: (240 if on_imagenet(w.model) else 30) * attempt,
         gpu=GPU,
     params:
-        **merge_params(FLIP),
+        job=merge_job(FLIP),
+        device=SETTINGS.run.device,
+        jobs_per_gpu=JOBS_PER_GPU,
     script:
         "../workflow_scripts/merge.py"
 
@@ -39,12 +41,14 @@ rule pair_merge:
         runtime=lambda w, attempt: (240 if on_imagenet(w.model_1) else 30) * attempt,
         gpu=GPU,
     params:
-        **merge_params(PAIR),
+        job=merge_job(PAIR),
+        device=SETTINGS.run.device,
+        jobs_per_gpu=JOBS_PER_GPU,
     script:
         "../workflow_scripts/merge.py"
 
 
-rule measure:  # beyond the paper: see relusym/config/measurements.py
+rule measure:  # beyond the paper: each measurement is a module of relusym/beyond
     input:
         lambda w: waits_for(job_of(MEASURED, w)),
     output:
@@ -60,6 +64,8 @@ rule measure:  # beyond the paper: see relusym/config/measurements.py
         runtime=lambda w, attempt: 120 * attempt,
         gpu=GPU,
     params:
-        **merge_params(MEASURED),
+        job=merge_job(MEASURED),
+        device=SETTINGS.run.device,
+        jobs_per_gpu=JOBS_PER_GPU,
     script:
         "../workflow_scripts/merge.py"

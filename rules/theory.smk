@@ -38,7 +38,7 @@ rule flipped_training:
         ENVIRONMENT
     threads: SETTINGS.run.threads
     params:
-        reads=lambda w: reads(RESULTS.flipped_training),
+        data=lambda w: read_by(RESULTS.flipped_training)["data"],
         settings=SETTINGS.flipped_training(),
         label=SETTINGS.label(),
     script:

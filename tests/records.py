@@ -5,8 +5,8 @@ from functools import cache
 
 from conftest import ROOT
 
-from relusym.findings import kinds_of
-from relusym.records.files import read_record
+from relusym.findings import declared
+from relusym.records.files import load_record
 
 # of a ResNet, in the paper's order
 MEASURED = [
@@ -114,13 +114,13 @@ def pair(model_1, seed_1, model_2, seed_2, barrier=0.05, status="ok", *, matchin
     return _merge("pair_merge", both, barrier, status, matching, permutations) | nets
 
 
-ABOUT = {"models": MODELS, "pairs": PAIRS, "names": NAMES, "descriptions": {}, "notes": []}
+SELECTION = {"models": MODELS, "pairs": PAIRS, "names": NAMES, "descriptions": {}, "notes": []}
 
 
-def made(table, about=ABOUT, **inputs):
-    """A table's frame from records by kind; there are none of the kinds that aren't given."""
-    kinds = kinds_of(table.__name__.rpartition(".")[2])
-    return table.frame({kind: inputs.get(kind, []) for kind in kinds}, about)
+def made(table, selection=SELECTION, **inputs):
+    """A table's frame from records by kind; there are none of the other kinds that its module reads."""
+    kinds = next(finding.reads for finding in declared().values() if finding.module == table.__name__)
+    return table.frame({kind: inputs.get(kind, []) for kind in kinds}, selection)
 
 
 # ---- that jobs have written
@@ -130,7 +130,7 @@ def made(table, about=ABOUT, **inputs):
 def committed_records(kind):
     """Some of each kind that jobs have written, the shortest lists first."""
     paths = sorted((ROOT / "results" / "laptop" / "records" / kind).rglob("*.json"))
-    written = [read_record(path) for path in paths if path.name != "settings.json"]
+    written = [load_record(path) for path in paths if path.name != "settings.json"]
     written.sort(key=lambda record: "model_1" in record)  # single nets first
     names = ("cnn", "vertical_cnn", "shapes_turned_cnn", None)
     of_model = {}

@@ -69,7 +69,7 @@ def settings_of(network, recipe: Recipe, size: int | None = None, dataset: str =
         "data": {"dataset": dataset, "train_images": None, "seed": 0, "size": size},
         "network": network,
         "symmetry": "horizontal_flip",
-        "training": {key: value for key, value in recipe.model_dump().items() if key != "save_every"},
+        "training": recipe.model_dump(),
     } | more
 
 

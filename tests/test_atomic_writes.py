@@ -19,7 +19,7 @@ from relusym.data import image_set
 from relusym.errors import UserError
 from relusym.findings.layout import Layout, write_table
 from relusym.findings.print_style import write_figure
-from relusym.records.files import find_record, read_record, write_record
+from relusym.records.files import load_record, load_record_or_none, write_record
 from relusym.whole_files import sha256, write_whole
 
 RECORD = records.train("cnn", 0)
@@ -118,7 +118,7 @@ def test_a_write_that_is_interrupted_leaves_the_older_file(tmp_path):
     with pytest.raises(KeyboardInterrupt), write_whole(path) as part:
         part.write_text("{", encoding="utf-8")
         raise KeyboardInterrupt
-    assert read_record(path) == RECORD
+    assert load_record(path) == RECORD
     assert {p.name for p in tmp_path.iterdir()} == {"cnn-0.json", "settings.json"}
 
 
@@ -156,7 +156,7 @@ def no_longer():
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("read", [find_record, checkpoint.load, checkpoint.load_arrays, sha256])
+@pytest.mark.parametrize("read", [load_record_or_none, checkpoint.load, checkpoint.load_arrays, sha256])
 @pytest.mark.parametrize("kind", ["fifo", "folder", "link to itself"])
 def test_what_is_no_file_is_told_and_keeps_nobody_waiting(tmp_path, no_longer, read, kind):
     path = tmp_path / "cnn-0.json"

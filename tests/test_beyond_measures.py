@@ -1,7 +1,5 @@
 """Measurements beyond the paper, on nets of which the answer is known."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from small_nets import Images, answers, smooth_images, vgg11
@@ -9,16 +7,15 @@ from torch import nn
 
 from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import generate
-from relusym.data.image_set import subset
+from relusym.data.image_set import save, subset
 from relusym.errors import UserError
 from relusym.evaluation.invariance import Averaged
 from relusym.evaluation.metrics import MEASURED, evaluate
-from relusym.measuring.measure import Subject
+from relusym.measuring.merge import MergeJob
 from relusym.merging.aligned import align
-from relusym.merging.curve import curve
-from relusym.merging.merge import flip_merge
+from relusym.merging.merge import curve, flip_merge
 from relusym.merging.orbit import orbit_merge
-from relusym.merging.partial import barriers_up_to
+from relusym.merging.partial import prefix_barriers
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
 
 IMAGES = Images(smooth_images(60), 25)
@@ -29,15 +26,17 @@ def net():
     return vgg11()
 
 
-def test_images_to_repair_on_are_a_seeded_choice_that_begins_that_of_the_images_to_merge_on():
-    train, none = generate(60, 10, 0)[0], torch.zeros(0)
-    merged_on = Images(subset(train, 50, 3).images, 25)
-    trained = [{"settings": {"data": {"seed": 3}}}]
-    subject = Subject([("cnn", 0)], [], trained, [], train, merged_on, merged_on, none, Path())
-    assert torch.equal(subject.some(30).pixels, merged_on.pixels[:30])
-    assert subject.some(None) is merged_on
+def test_images_to_repair_on_are_a_seeded_choice_that_begins_that_of_the_images_to_merge_on(tmp_path):
+    path, (train, test) = tmp_path / "images", generate(60, 10, 0)
+    save(path, train, test)
+    data = {"dataset": "generated", "train_images": None, "seed": 3, "size": None}
+    settings = {"trained": [{"data": data}], "merging": {"images": 50}}
+    job = MergeJob([("cnn", 0)], settings, [], [], path, "shapes", 25, torch.device("cpu"))
+    assert torch.equal(job.images.pixels, subset(train, 50, 3).images)
+    assert torch.equal(job.choice(30).pixels, job.images.pixels[:30])
+    assert job.choice(None) is job.images
     with pytest.raises(UserError, match="61 images are asked for"):
-        subject.some(61)
+        job.choice(61)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +132,6 @@ def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets
 
 @pytest.mark.slow(seconds=1)
 def test_all_layers_merged_are_the_whole_merge(aligned, labels, merged):
-    found = barriers_up_to(aligned, IMAGES, IMAGES, labels)
+    found = prefix_barriers(aligned, IMAGES, IMAGES, labels)
     assert [*found] == [*(f"features.conv{i}" for i in range(1, 9)), "classifier"]
     assert found["classifier"] == pytest.approx(merged.barrier["repaired"], abs=0.02)

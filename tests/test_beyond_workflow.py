@@ -8,27 +8,29 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TINY, Clone
-from small_nets import Images
+from small_nets import Images, difference_from_equivariant
 
 from relusym import checkpoint
+from relusym.beyond import exact_gcnn
+from relusym.beyond.exact_gcnn import load
 from relusym.channels.traced import channel_groups
 from relusym.errors import UserError
 from relusym.evaluation.barrier import accuracy
 from relusym.evaluation.invariance import invariance_error
-from relusym.findings import BEYOND, TABLES, during_training
-from relusym.findings.exact_gcnn import by_net
+from relusym.findings import Table, declared
+from relusym.findings.beyond import during_training
+from relusym.findings.beyond.exact_gcnn import by_net
 from relusym.findings.screen import at_end
-from relusym.measuring import exact_gcnn
-from relusym.measuring.exact_gcnn import load
 from relusym.measuring.loading import test_images as images_to_test_on
-from relusym.measuring.measure import measure_record
-from relusym.merging.kernel_constraint import filters_and_matches
-from relusym.nets.group_conv import difference_from_equivariant
-from relusym.records.files import read_record, write_record
+from relusym.measuring.merge import MergeJob, measure_record
+from relusym.merging.layers import filters_and_matches
+from relusym.records.files import load_record, write_record
 from relusym.symmetry import HORIZONTAL_FLIP
 
 CPU = torch.device("cpu")
 TURNED = {"invariant_to": "quarter_turn"}
+BEYOND = {name for name, finding in declared().items() if finding.is_beyond}
+TABLES = {name for name in BEYOND if isinstance(declared()[name], Table)}
 TABLES_AND_FIGURES = {*BEYOND, "beyond"}
 FINE_TUNING = {"epochs": 1, "learning_rate": 0.002}
 SECTIONS = {
@@ -66,7 +68,7 @@ def measured(tiny) -> Clone:
 
 
 def record(made: Clone, kind: str, nets: str):
-    return read_record(made.record(kind, *nets.split("--")))
+    return load_record(made.record(kind, *nets.split("--")))
 
 
 def planned(made: Clone, *arguments: str) -> list[str]:
@@ -76,7 +78,7 @@ def planned(made: Clone, *arguments: str) -> list[str]:
 def test_every_table_and_figure_is_there_and_a_second_run_has_nothing_to_do(measured):
     for name in BEYOND:
         stem = measured.folder / "results/tiny" / ("tables" if name in TABLES else "figures") / name
-        for ending in (".csv", ".md", ".tex", ".html") if name in TABLES else (".png", ".pdf"):
+        for ending in (".csv", ".md") if name in TABLES else (".png",):
             assert stem.with_suffix(ending).stat().st_size > 200, name
     assert measured.planned("beyond") == []
     claims = pd.read_csv(measured.folder / "results/tiny/tables/beyond_claims.csv")
@@ -84,7 +86,7 @@ def test_every_table_and_figure_is_there_and_a_second_run_has_nothing_to_do(meas
 
 
 def test_the_screen_shows_each_table_as_its_page_does(measured):
-    for name in {*BEYOND} & {*TABLES}:
+    for name in TABLES:
         screen = at_end([name], measured.folder / "results/tiny", {"cnn": "CNN"}, columns=1000).splitlines()
         page = (measured.folder / f"results/tiny/tables/{name}.md").read_text(encoding="utf-8").splitlines()
         for row in (line.split("|") for line in page if line.startswith("|") and "---" not in line):
@@ -103,7 +105,7 @@ def test_tables_are_made_again_from_records_alone(measured, tiny):
     made = measured.as_committed(tiny())
     shutil.copy(measured.folder / "scales/tiny.yaml", made.folder / "scales/tiny.yaml")
     folder = made.folder / "results/tiny"
-    before = {path: path.read_bytes() for path in (folder / "tables").iterdir() if path.suffix != ".html"}
+    before = {path: path.read_bytes() for path in (folder / "tables").iterdir()}
     shutil.rmtree(folder / "tables")
     run = made.snakemake("beyond")
     assert run.returncode == 0, run.stdout
@@ -190,7 +192,7 @@ def test_a_file_that_holds_no_exact_gcnn_is_refused(measured):
 
 @pytest.fixture
 def copied_net(measured, tmp_path):
-    """A copy of a net's checkpoints and train record, and what `measure_record` takes besides."""
+    """A copy of a net's checkpoints and train record, and what a `MergeJob` has besides."""
     net, trained = measured.path("checkpoints", "train", "cnn-0"), measured.record("train", "cnn-0")
     shutil.copytree((measured.folder / net).parent, tmp_path / "checkpoints")
     shutil.copytree(trained.parent, tmp_path / "records")
@@ -198,10 +200,10 @@ def copied_net(measured, tmp_path):
         "checkpoints": [tmp_path / "checkpoints/0.safetensors"],
         "trained": [tmp_path / "records/0.json"],
         "data": measured.folder / "data/generated-400-200-0.safetensors",
-        "to": tmp_path / "made",
+        "beside": tmp_path / "made",
     }
     settings = record(measured, "during_training", "cnn-0")["settings"]
-    names = {"kind": "during_training", "names": [("cnn", 0)], "settings": settings}
+    names = {"names": [("cnn", 0)], "settings": settings}
     return tmp_path, names | files | {"label": "images", "batch_size": 50, "device": CPU}
 
 
@@ -212,7 +214,7 @@ def test_a_net_of_an_earlier_epoch_that_its_record_does_not_name_is_refused(copi
     with pytest.raises(
         UserError, match=r"0-1\.safetensors isn't the net that the train record of cnn-0 names"
     ) as error:
-        measure_record(**given)
+        measure_record("during_training", MergeJob(**given))
     assert "\n" not in str(error.value)
 
 
@@ -220,7 +222,7 @@ def test_a_net_of_an_earlier_epoch_that_its_record_does_not_name_is_refused(copi
 def test_a_mixture_that_learns_nothing_is_left_out_and_the_rest_is_measured(
     copied_net, measured, monkeypatch, learnt
 ):
-    def trained(net, recipe, subject, settings, name):
+    def trained(net, recipe, job, name):
         if name == "mixture" and learnt == "diverged":
             return None
         if name == "mixture":
@@ -230,7 +232,7 @@ def test_a_mixture_that_learns_nothing_is_left_out_and_the_rest_is_measured(
 
     monkeypatch.setattr(exact_gcnn, "trained", trained)
     settings = record(measured, "exact_gcnn", "cnn-0")["settings"]
-    made = measure_record(**copied_net[1] | {"kind": "exact_gcnn", "settings": settings})
+    made = measure_record("exact_gcnn", MergeJob(**copied_net[1] | {"settings": settings}))
     assert made["accuracy"]["from_scratch"] is None and made["accuracy"]["exact_fine_tuned"] > 0
     assert by_net([made])["from_scratch"].isna().all()
 
@@ -238,7 +240,7 @@ def test_a_mixture_that_learns_nothing_is_left_out_and_the_rest_is_measured(
 def test_a_net_that_is_left_out_is_not_measured(copied_net):
     folder, given = copied_net
     path = folder / "records/0.json"
-    write_record(path, read_record(path) | {"status": "diverged"})
-    left_out = measure_record(**given)
+    write_record(path, load_record(path) | {"status": "diverged"})
+    left_out = measure_record("during_training", MergeJob(**given))
     assert (left_out["status"], left_out["reason"]) == ("left_out", "cnn-0 is diverged")
     assert "epochs" not in left_out and during_training.by_epoch([left_out]).empty

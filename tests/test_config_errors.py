@@ -9,10 +9,11 @@ from conftest import ROOT, config_of, refused, scale_of, settings_of, write_scal
 from PIL import Image
 
 from relusym import data
-from relusym.config.image_checks import check_images
-from relusym.config.reading import check_file, seed_list
+from relusym.config.checks import check_images
+from relusym.config.reading import check_file
 from relusym.config.settings import Settings
 from relusym.data.extent import extent_of
+from relusym.schema import seed_list
 
 MINE = {"source": "folder", "root": "r", "train": "train", "label": "x"}
 DELETED = object()

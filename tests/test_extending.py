@@ -14,15 +14,16 @@ from torch import nn
 from relusym import data
 from relusym.data import DATA_SETS, image_set
 from relusym.data.chiral_shapes import generate
-from relusym.findings import figure4, selection, zero_filters
+from relusym.findings import Figure, declared, selection
+from relusym.findings.figures import figure4, zero_filters
 from relusym.findings.filters import read_filters
 from relusym.matching import MATCHINGS
 from relusym.matching.match import Matching, Pair
-from relusym.measuring.merge import merge_record
-from relusym.measuring.train import train_record
+from relusym.measuring.merge import MergeJob, merge_record
+from relusym.measuring.train import TrainJob, train_record
 from relusym.nets import ARCHITECTURES
 from relusym.records.fields import nets_of
-from relusym.records.files import read_record, write_record
+from relusym.records.files import load_record, write_record
 from relusym.records.results import Results
 from relusym.registry import Entry
 from relusym.schema import Count, Section
@@ -44,7 +45,7 @@ def run_with(clone: Clone, *targets: str, models, pairs=(), scale=None, **config
 
 
 def records(clone: Clone, kind: str) -> dict:
-    found = map(read_record, (clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json"))
+    found = map(load_record, (clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json"))
     by_nets = {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in found}
     return dict(sorted(by_nets.items()))
 
@@ -156,11 +157,13 @@ def test_nets_that_have_no_halfway_net_are_no_pair(sections):
 
 def test_resnets_alone_have_the_tables_and_figures_that_need_no_others(sections):
     settings = settings_of(sections | {"models": {"resnet8": RESNET8 | {"table": "table5"}}, "pairs": []})
-    assert [*selection.about(settings, "table5")["models"]] == ["resnet8"]
-    assert selection.about(settings, "table2")["models"] == []
-    assert selection.figures(settings) == ["matchings_figure", "figure3", "figure10"]
-    for name in selection.tables(settings):
-        selection.inputs(Results(settings), name)
+    assert [*selection.select(settings, "table5")["models"]] == ["resnet8"]
+    assert selection.select(settings, "table2")["models"] == []
+    names = selection.findings(settings)
+    figures = [name for name in names if isinstance(declared()[name], Figure)]
+    assert figures == ["figure3", "figure10", "matchings_figure"]
+    for name in names:
+        selection.keys(Results(settings), name)
 
 
 # ---- a data set from a folder, by config alone
@@ -288,7 +291,7 @@ def test_vertical_flips_and_quarter_turns_are_symmetries_of_a_training_and_of_it
 def matched_by_identity(clone: Clone, kind: str, before: dict) -> dict:
     """The merges that weren't there before, by their nets."""
     paths = {*(clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json")} - {*before}
-    found = [read_record(path) for path in sorted(paths)]
+    found = [load_record(path) for path in sorted(paths)]
     return {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in found}
 
 
@@ -317,6 +320,38 @@ def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is
         merged["barrier"]["repaired"] for merged in matched_by_identity(made, "flip_merge", before).values()
     ]
     assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
+
+
+# ---- a table of one's own: a module and a caption
+
+MINE = '''
+"""The accuracy of each net."""
+
+from relusym.findings import Table
+from relusym.findings.frames import tidy
+from relusym.findings.layout import Layout
+from relusym.findings.selection import vgg11s
+
+LAYOUT = Layout("Nets", {"accuracy": "Accuracy"})
+TABLE = Table(__name__, LAYOUT, reads=("train",), select=vgg11s)
+
+
+def frame(inputs, selection):
+    return tidy(inputs["train"])[["model", "seed", "accuracy"]]
+'''
+
+
+def test_a_table_is_a_module_and_a_caption(committed):
+    library = committed.folder / "workflow_scripts"
+    (library / "relusym/findings/tables/mine.py").write_text(MINE, encoding="utf-8")
+    (committed.folder / "report/mine.rst").write_text("Each net.\n", encoding="utf-8")
+    run = committed.snakemake("mine", "provenance", by=("env", f"PYTHONPATH={library}"))
+    assert run.returncode == 0, run.stdout
+    made = table(committed, "mine")
+    assert made["model"].tolist() == ["cnn", "cnn", "gcnn", "gcnn"] and made["accuracy"].notna().all()
+    assert notes(committed, "mine")[0].startswith("Scale tiny")
+    assert "Mine" in table(committed, "provenance")["made"].to_list()
+    assert "results/tiny/tables/mine.md" in run.stdout
 
 
 # ---- an architecture, a data set, an objective, a matching of one's own: a class or function, a line in its registry
@@ -386,16 +421,18 @@ def test_what_a_registry_gets_in_one_line_is_used_by_its_name_in_the_config(sect
         [tmp_path / f"{seed}{ending}" for seed in (0, 1)] for ending in (".safetensors", ".json")
     )
     for seed in (0, 1):
-        record = train_record("mine", seed, settings.train("mine"), images, label, nets[seed], device=cpu)
+        record = train_record(TrainJob("mine", seed, settings.train("mine"), images, label, nets[seed], cpu))
         assert record["inputs"]["source"] == "My shapes"
         assert record["parameters"] == 12 * (3 * 25 + 1) + 10 * (12 + 1)
         losses = [epoch["loss"] for epoch in record["history"]]
         # labels that are all smoothed away: nothing is to be learnt but equal answers, whose loss is log 10
         assert losses[-1] == pytest.approx(np.log(10), abs=0.02) and len(losses) == TINY["training"]["epochs"]
         write_record(trained[seed], record | {"status": "ok"})
-    how = {"data": images, "label": label, "batch_size": 50, "device": cpu}
-    flip = merge_record([("mine", 0)], settings.flip_merge("mine"), nets[:1], trained[:1], **how)
-    pair = merge_record([("mine", 0), ("mine", 1)], settings.pair_merge("mine", "mine"), nets, trained, **how)
+    how = images, label, 50, cpu
+    flip, names = settings.flip_merge("mine"), [("mine", 0), ("mine", 1)]
+    flip = merge_record(MergeJob(names[:1], flip, nets[:1], trained[:1], *how))
+    pair = settings.pair_merge("mine", "mine")
+    pair = merge_record(MergeJob(names, pair, nets, trained, *how))
     for merged in (flip, pair):
         assert merged["permutations"] == {"conv": [*reversed(range(12))]}
         assert merged["settings"]["merging"]["matching"] == "backwards"

@@ -17,7 +17,7 @@ from slurm_cluster import wait_until
 import forked_script
 from forked_script import FEW, FINDINGS, NETS, ForkedScript, run_as_forks
 from relusym.jobs.forks import THREADS, Forks, can_fork
-from relusym.records.files import read_record
+from relusym.records.files import load_record
 
 pytestmark = pytest.mark.skipif(
     not can_fork(), reason="this system can't fork a process with numerical libraries"
@@ -223,12 +223,8 @@ def test_few_scripts_start_no_process_and_tables_alone_import_no_torch(monkeypat
     monkeypatch.setattr(snakemake.script, "PythonScript", snakemake.script.PythonScript)
     run_as_forks(["../workflow_scripts/train.py"] * FEW)
     assert not made and snakemake.script.PythonScript is not ForkedScript
-    run_as_forks(
-        ["../workflow_scripts/table.py", "../workflow_scripts/figure.py", "../workflow_scripts/table.py"]
-    )
-    run_as_forks(
-        ["../workflow_scripts/table.py", "../workflow_scripts/merge.py", "../workflow_scripts/table.py"]
-    )
+    run_as_forks(["../workflow_scripts/finding.py"] * 3)
+    run_as_forks([f"../workflow_scripts/{script}.py" for script in ("finding", "merge", "finding")])
     assert made == [FINDINGS, NETS + FINDINGS] and snakemake.script.PythonScript is ForkedScript
 
 
@@ -346,4 +342,4 @@ def test_a_kill_of_the_process_that_forks_costs_no_job(tiny, finished, started):
     output = run.communicate(timeout=MINUTES)[0]
     assert run.returncode == 0, output
     for merge in merges:
-        assert read_record(made.folder / merge)["barrier"] == read_record(finished.folder / merge)["barrier"]
+        assert load_record(made.folder / merge)["barrier"] == load_record(finished.folder / merge)["barrier"]

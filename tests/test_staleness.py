@@ -18,7 +18,7 @@ from relusym import cifar10
 from relusym.config.settings import Settings
 from relusym.data import image_set
 from relusym.errors import UserError
-from relusym.records.files import read_record, write_record, write_trained
+from relusym.records.files import load_record, write_record, write_trained
 from relusym.records.fingerprint import differences, fingerprint
 from relusym.records.results import Results
 from relusym.whole_files import sha256
@@ -45,7 +45,7 @@ def set_times(folder, time):
 
 
 def change(path, **changes):
-    write_record(path, read_record(path) | changes)
+    write_record(path, load_record(path) | changes)
 
 
 def flip_byte(path, place):
@@ -153,7 +153,7 @@ def test_a_net_that_could_not_be_had_is_tried_again(results):
     results_of_a_job = Results(settings(), retry=False)
     assert results_of_a_job.is_there(key)
     path = results().record(key)
-    write_trained(path, read_record(path.replace("0.1", "0")) | {"status": "diverged"})
+    write_trained(path, load_record(path.replace("0.1", "0")) | {"status": "diverged"})
     assert [each.name for each in sorted(Path(path).parent.iterdir())] == ["0.1.json", "settings.json"]
     assert results().is_there(key)
 
@@ -161,11 +161,11 @@ def test_a_net_that_could_not_be_had_is_tried_again(results):
 def test_a_net_that_comes_out_the_same_keeps_its_record(results):
     write_train(results())
     path = results().record(results().key("train", ("cnn", 0)))
-    before, record = Path(path).read_bytes(), read_record(path)
+    before, record = Path(path).read_bytes(), load_record(path)
     write_trained(path, record | {"cost": {"seconds": 7.0}})
     assert Path(path).read_bytes() == before
     write_trained(path, record | {"outputs": {"checkpoint": "b" * 64}})
-    assert read_record(path)["outputs"] == {"checkpoint": "b" * 64}
+    assert load_record(path)["outputs"] == {"checkpoint": "b" * 64}
 
 
 def test_a_record_under_another_ones_name_is_refused(results):
@@ -303,10 +303,10 @@ def test_a_forced_run_in_a_fresh_clone_keeps_every_result_whatever_fails(committ
 
 def test_a_forced_run_in_a_fresh_clone_does_what_it_was_asked_for(committed):
     record = committed.record("flip_merge", "cnn-0")
-    before = read_record(record)
+    before = load_record(record)
     run = committed.snakemake("-R", "flip_merge", "--", str(record.relative_to(committed.folder)))
     assert run.returncode == 0, run.stdout
-    after = read_record(record)
+    after = load_record(record)
     assert after["cost"] != before["cost"] and after["barrier"] == before["barrier"]
     assert Path(committed.folder, committed.path("checkpoints", "train", "cnn-0")).exists()
     assert not Path(committed.folder, committed.path("checkpoints", "train", "gcnn-0")).exists()
@@ -336,7 +336,7 @@ def test_a_run_on_other_images_than_its_records_are_of_ends_in_one_line_before_a
 
 def test_before_images_are_prepared_records_are_told_apart_by_their_label(committed):
     for path in (committed.folder / RESULT / "records").glob("*/*/[0-9]*.json"):
-        record = read_record(path)
+        record = load_record(path)
         if record.get("inputs", {}).get("source"):
             change(path, inputs=record["inputs"] | {"source": "my own"})
     run = committed.snakemake("--dry-run", "table2")
@@ -356,17 +356,17 @@ def test_a_job_refuses_other_images_than_the_records_beside_it_are_of(committed)
     results = Results(Settings.of(config_of(committed.folder), [committed.folder / "scales"]))
     record = committed.record("train", "gcnn-0")
     other_images(path)
-    from relusym.measuring.loading import check_images
+    from relusym.measuring.loading import digest_in_use
 
     with pytest.raises(UserError, match=r"holds other images than record .*gcnn-\w{8}/0\.json"):
-        check_images(path, (read_record(record)["inputs"]["data"], str(record)))
-    assert results.settings.label("cnn") == read_record(record)["inputs"]["source"]
+        digest_in_use(path, (load_record(record)["inputs"]["data"], str(record)))
+    assert results.settings.label("cnn") == load_record(record)["inputs"]["source"]
 
 
 def test_a_table_never_averages_over_two_sets_of_images(committed):
     record = committed.record("train", "cnn-0")
     before = (committed.folder / RESULT / "tables/table2.csv").read_bytes()
-    change(record, inputs=read_record(record)["inputs"] | {"data": "0" * 64})
+    change(record, inputs=load_record(record)["inputs"] | {"data": "0" * 64})
     run = committed.snakemake("table2")
     assert run.returncode != 0 and "was made from" in run.stdout
     assert (committed.folder / RESULT / "tables/table2.csv").read_bytes() == before
@@ -374,7 +374,7 @@ def test_a_table_never_averages_over_two_sets_of_images(committed):
 
 def test_a_merge_of_another_checkpoint_than_its_train_record_names_is_made_again(copied):
     path = copied.record("flip_merge", "gcnn-0")
-    change(path, inputs=read_record(path)["inputs"] | {"checkpoints": ["0" * 64]})
+    change(path, inputs=load_record(path)["inputs"] | {"checkpoints": ["0" * 64]})
     jobs = [job for job in copied.planned("table2") if job != "table2"]
     assert jobs == ["flip_merge gcnn 0"]
 
@@ -485,7 +485,7 @@ def test_what_was_there_stays_until_its_successor_is_whole(copied):
 def test_a_table_that_fails_leaves_its_older_files(committed):
     before = files_of(committed.folder, f"{RESULT}/tables")
     path = committed.record("flip_merge", "cnn-0")
-    record = read_record(path)
+    record = load_record(path)
     assert record["status"] == "ok"
     path.write_text(json.dumps(record | {"invariance_error": None}))
     run = committed.snakemake("table2")

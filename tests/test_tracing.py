@@ -9,9 +9,11 @@ from small_nets import Images, resnet, smooth_images, vgg11
 from structures import difference, with_statistics
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize, prune
 from torchvision.ops import FrozenBatchNorm2d
 
 from relusym.channels import traced as tracing
+from relusym.channels.groups import permute, random_permutations
 from relusym.channels.traced import TracedNet, channel_groups
 from relusym.channels.tracing import Handlers
 from relusym.errors import UserError
@@ -228,6 +230,77 @@ def test_the_net_in_a_wrapper_is_traced():
     assert channel_groups(nn.DataParallel(net)) == channel_groups(torch.compile(net)) == expected
     with pytest.raises(UserError, match="Net is scripted: give the net that it was made from"):
         channel_groups(torch.jit.script(net))
+
+
+class Symmetric(nn.Module):
+    """A kernel and its mirror image, averaged."""
+
+    def forward(self, weight):
+        return (weight + weight.flip(-1)) / 2
+
+
+COMPUTED = {
+    "weight norm": nn.utils.parametrizations.weight_norm,
+    "spectral norm": nn.utils.parametrizations.spectral_norm,
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+    "two of them": lambda layer: parametrize.register_parametrization(
+        nn.utils.parametrizations.weight_norm(layer), "weight", Symmetric()
+    ),
+    "bias": lambda layer: parametrize.register_parametrization(layer, "bias", nn.Softplus()),
+    "weight norm by a hook": nn.utils.weight_norm,
+    "spectral norm by a hook": nn.utils.spectral_norm,
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.3),
+}
+
+
+@pytest.mark.parametrize("compute", COMPUTED.values(), ids=COMPUTED)
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_net_that_computes_weights_from_parameters_is_merged_as_with_the_weights_themselves(compute):
+    torch.manual_seed(0)
+    net, plain = Net(), Net()
+    compute(net.b)
+    x = torch.randn(20, 3, 16, 16)
+    net(x), net.eval()  # with the history of a training step
+    with torch.no_grad():
+        expected = net(x)
+        for name in ("a", "b", "head"):
+            for key in ("weight", "bias"):
+                getattr(getattr(plain, name), key).copy_(getattr(getattr(net, name), key))
+    net.train()
+    state, kind = {key: of.clone() for key, of in net.state_dict().items()}, type(net.b)
+    merged, same = flip_merge(net, [x]), flip_merge(plain, [x])
+    assert merged.barrier == same.barrier and merged.permutations == same.permutations
+    assert torch.allclose(merged.nets["net"](x), expected, atol=1e-6)
+    assert channel_groups(net) == channel_groups(plain)
+    assert net.training and type(net.b) is kind and state.keys() == net.state_dict().keys()
+    assert all(torch.equal(of, state[key]) for key, of in net.state_dict().items())
+    assert torch.allclose(net.eval()(x), expected, atol=1e-6)
+
+
+def test_a_parameter_that_another_layer_shares_is_left_to_it_when_a_parametrized_one_is_computed():
+    torch.manual_seed(0)
+    net, x = Net(), torch.randn(2, 3, 16, 16)
+    net.a = nn.Conv2d(8, 8, 3, padding=1)
+    net.stem = nn.Conv2d(3, 8, 1)
+    net.b.weight = net.a.weight
+    parametrize.register_parametrization(net.b, "weight", Symmetric())
+    net.forward = lambda x: Net.forward(net, net.stem(x))
+    assert torch.allclose(TracedNet(net).net.body(net.stem(x)), net.body(net.stem(x)), atol=1e-6)
+
+
+def test_a_state_dict_with_parametrizations_is_refused_by_permute_in_one_line():
+    net = Net()
+    nn.utils.parametrizations.weight_norm(net.b)
+    traced = TracedNet(net)
+    permutations = random_permutations(traced.groups, torch.Generator().manual_seed(0))
+    with pytest.raises(UserError, match=r"has no b\.weight: it isn't that of the net that was traced"):
+        permute(net.state_dict(), traced.groups, permutations)
+    state, x = permute(traced.net.state_dict(), traced.groups, permutations), torch.randn(2, 3, 16, 16)
+    expected = net.eval()(x)
+    traced.net.load_state_dict(state)
+    assert torch.allclose(traced.net(x), expected, atol=1e-5)
+    with pytest.raises(UserError, match="layer b: its weight is computed, so it can't be transformed"):
+        HORIZONTAL_FLIP.transform(net)
 
 
 class Depends(Net):

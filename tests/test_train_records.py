@@ -22,11 +22,11 @@ from relusym.data import image_set, prepare
 from relusym.data.chiral_shapes import generate
 from relusym.errors import Interrupted, UserError
 from relusym.findings.filters import read_filters
-from relusym.measuring.merge import merge_record
-from relusym.measuring.train import train_record
+from relusym.measuring.merge import MergeJob, merge_record
+from relusym.measuring.train import TrainJob, train_record
 from relusym.nets import build
 from relusym.randomness import stream
-from relusym.records.files import read_record, write_record
+from relusym.records.files import load_record, write_record
 from relusym.records.fingerprint import fingerprint
 from relusym.whole_files import sha256
 
@@ -54,7 +54,8 @@ def made(results, data, unit, settings, seed=0, **how):
     """A training's record, written beside its checkpoint; the two files."""
     folder = results / f"{unit}-{fingerprint(settings)}"
     to, record = (folder / f"{seed}.{ending}" for ending in ("safetensors", "json"))
-    trained = train_record(unit, seed, settings, data, LABEL, to, device=CPU, **how)
+    heard = {key: how.pop(key) for key in ("interrupted", "report") if key in how}
+    trained = train_record(TrainJob(unit, seed, settings, data, LABEL, to, CPU, **how), **heard)
     write_record(record, trained)
     return trained, to, record
 
@@ -70,13 +71,13 @@ def nets(tmp_path_factory, data):
     }
 
 
-def merged(names, settings, files, data, **how):
+def merged(names, settings, files, data, filters=None):
     """The record of a merge of one net with its flipped self, or of two."""
     wanted = {"merging": {"images": 100, "matching": "activation"}, "trained": settings}
     if len(names) == 1:
         wanted |= {"symmetry": "horizontal_flip", "invariance_images": 50, "projection_seed": 0}
     checkpoints, records = zip(*files, strict=True)
-    return merge_record(names, wanted, checkpoints, records, data, LABEL, batch_size=50, device=CPU, **how)
+    return merge_record(MergeJob(names, wanted, checkpoints, records, data, LABEL, 50, CPU, beside=filters))
 
 
 @FAMILIES
@@ -130,7 +131,7 @@ def test_each_seed_is_a_net_of_its_own_that_merges_with_itself_and_with_the_othe
     for merge, ends in ((flip, ["net", "flipped"]), (pair, ["net_1", "net_2"])):
         path = tmp_path / merge["kind"] / "record.json"
         write_record(path, merge)
-        assert read_record(path)["status"] == "ok"
+        assert load_record(path)["status"] == "ok"
         assert list(merge["accuracy"]) == ends + inner and list(merge["barrier"]) == inner
     assert (flip["model"], flip["seed"]) == names[0]
     assert flip["inputs"]["checkpoints"] == hashes[:1] and pair["inputs"]["checkpoints"] == hashes

@@ -13,10 +13,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import report_tour
-from conftest import MODELS, PAIRS, ROOT
+from conftest import MODELS, PAIRS, ROOT, TINY
 
 from relusym.findings.filters import read_filters
-from relusym.records.files import read_record
+from relusym.records.files import load_record
 from relusym.theory import STATEMENTS
 
 TABLES = {f"table{number}" for number in range(1, 6)} | {
@@ -60,7 +60,7 @@ def test_every_job_left_its_log_and_says_what_it_took(finished):
     trained, merged = 4 + len(RESNET_TRAININGS), 4 + len(RESNET_MERGES)
     assert len(records) == trained + merged + len(PAIR_JOBS) + len(ALONE)
     for path in paths:
-        cost = read_record(path)["cost"]  # of its fork, where a job is one
+        cost = load_record(path)["cost"]  # of its fork, where a job is one
         assert path.parts[-3] == "theory" or 0 < cost["seconds"] <= cost["job_seconds"] < 500, path
         assert path.parts[-3] != "train" or cost["job_memory_mb"] > 100, path
     for name in ("flipped_training", *(f"theory/{statement}" for statement in STATEMENTS)):  # on no net
@@ -84,9 +84,9 @@ def test_an_outdated_record_is_made_again_from_the_new_settings(committed):
     record = committed.path("records", "train", "gcnn-1", training={"batch_size": 20})
     run = committed.snakemake(record, "--config", "training={batch_size: 20}")
     assert run.returncode == 0, run.stdout
-    assert read_record(committed.folder / record)["settings"]["training"]["batch_size"] == 20
+    assert load_record(committed.folder / record)["settings"]["training"]["batch_size"] == 20
     for seed in (0, 1):  # and the old ones are still there
-        before = read_record(committed.record("train", f"gcnn-{seed}"))
+        before = load_record(committed.record("train", f"gcnn-{seed}"))
         assert before["settings"]["training"]["batch_size"] == 10
 
 
@@ -217,7 +217,6 @@ def test_figures_and_theory_are_there_in_every_form(finished):
     results = finished.folder / "results" / "tiny"
     for figure in FIGURES:
         assert (results / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
-        assert (results / "figures" / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
     nets = [read_filters(path) for path in sorted(results.glob("filters/*/*"))]
     names = ["cnn-0", "cnn-1", "gcnn-0", "gcnn-1", "old-0", "simsiam_odd-0"]
     assert [f"{net.model}-{net.seed}" for net in nets] == names
@@ -226,13 +225,34 @@ def test_figures_and_theory_are_there_in_every_form(finished):
     theory = pd.read_csv(results / "tables" / "theory.csv")
     assert len(theory) == len(STATEMENTS)
     for name in ("table1", "table2", "table4", "theory"):
-        for ending in (".csv", ".md", ".tex", ".html"):
+        for ending in (".csv", ".md"):
             assert (results / "tables" / f"{name}{ending}").stat().st_size > 100
+
+
+def test_tex_and_pdf_are_made_for_who_asks_and_anew_when_their_table_is(committed):
+    results = committed.folder / "results/tiny"
+    asked = ["results/tiny/tables/table2.tex", "results/tiny/figures/figure4.pdf"]
+    assert committed.planned(*asked) == ["for_latex figures/figure4.pdf", "for_latex tables/table2.tex"]
+    assert committed.planned("latex").count("latex") == 1
+    run = committed.snakemake(*asked)
+    assert run.returncode == 0, run.stdout
+    assert (results / "figures/figure4.pdf").read_bytes().startswith(b"%PDF")
+    assert r"\bottomrule" in (results / "tables/table2.tex").read_text(encoding="utf-8")
+    assert committed.planned(*asked) == [] == committed.planned()
+    committed.configure(models={**TINY["models"], "gcnn": {**TINY["models"]["gcnn"], "name": "A GCNN"}})
+    run = committed.snakemake("--dry-run", asked[0])
+    assert "table2.tex shows an earlier state; its target table2 beside it makes it again" in run.stdout
+    assert {"for_latex figures/figure4.pdf", "for_latex tables/table2.tex"} <= {*committed.planned("latex")}
+    assert committed.planned("table2", asked[0]) == ["for_latex tables/table2.tex", "table2"]
+    assert committed.snakemake("table2", asked[0]).returncode == 0
+    assert "A GCNN" in (results / "tables/table2.tex").read_text(encoding="utf-8")
+    run = committed.snakemake("--dry-run", "results/tiny/tables/table2.pdf")
+    assert run.returncode != 0 and "nothing makes" in run.stdout
 
 
 def test_any_nets_filters_can_be_drawn_from_committed_arrays(committed):
     drawn = "results/tiny/figures/filters/conv2-gcnn-1.pdf"
-    assert committed.planned(drawn) == ["filter_pairs conv2 gcnn 1"]
+    assert committed.planned(drawn) == ["filter_pairs conv2 gcnn 1 pdf"]
     run = committed.snakemake(drawn)
     assert run.returncode == 0, run.stdout
     assert (committed.folder / drawn).read_bytes().startswith(b"%PDF")

@@ -10,7 +10,7 @@ from benchmark.settings import read_settings
 from benchmark.side_by_side import benchmark
 from job import job
 from relusym.config.settings import Settings
-from relusym.measuring.costs import device_of
+from relusym.measuring.costs import device_named
 from relusym.whole_files import write_whole
 
 
@@ -22,7 +22,7 @@ def in_words(value):
 
 
 def paper_grid(root):
-    """What the benchmark has to know of the paper's grid, to say how long it would take."""
+    """The paper's grid, as far as its duration depends on it."""
     paper = Settings.of({"scale": "paper"}, [root / "scales"])
     models = [paper.models[model] for model in paper.table("table2")]
     how = [model.stages["training"] for model in models]
@@ -40,7 +40,7 @@ if __name__ == "__main__":  # the processes of the benchmark import this file to
     terminal = sys.stderr
     with job(snakemake):
         root = Path(snakemake.params.root)
-        device = device_of(snakemake.params.device)
+        device = device_named(snakemake.params.device)
         name = device_name(device, snakemake.threads)
         rows = benchmark(
             read_settings(),

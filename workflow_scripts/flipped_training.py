@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from job import job
-from relusym.measuring.costs import device_of
+from relusym.measuring.costs import device_named
 from relusym.measuring.flipped_training import flipped_training_record
 from relusym.records.files import write_record
 
@@ -11,9 +11,9 @@ with job(snakemake):
     # a few steps of a narrow net, in float64 too: a CPU does as well
     record = flipped_training_record(
         snakemake.params.settings,
-        Path(snakemake.params.reads["data"]),
+        Path(snakemake.params.data),
         snakemake.params.label,
-        device=device_of("cpu"),
+        device=device_named("cpu"),
     )
     write_record(snakemake.output.record, record)
     print(f"largest difference to the flipped net: {record['largest_difference']}")

@@ -18,14 +18,14 @@ FINDINGS = ("pandas", "scipy.stats", "matplotlib.figure", "snakemake.logging", "
 NETS = (
     "torch",
     "torchvision.transforms.v2",
-    *(f"relusym.measuring.{job}" for job in ("train", "merge", "measure")),
+    *(f"relusym.measuring.{job}" for job in ("train", "merge")),
 )
 
 
 def run_as_forks(scripts: Sequence[str]) -> None:
     """Run the scripts of this run as forks of a process with their imports, if they are many and this system can."""
     if len(scripts) > FEW and can_fork():
-        without_nets = {Path(script).stem for script in scripts} <= {"table", "figure"}
+        without_nets = {Path(script).stem for script in scripts} == {"finding"}
         ForkedScript.forks = Forks(FINDINGS if without_nets else NETS + FINDINGS)
         snakemake.script.PythonScript = ForkedScript
 

@@ -97,17 +97,17 @@ def reset_statistics(net: nn.Module, batches: DataLoader, device: torch.device) 
 
 
 @torch.no_grad()
-def repaired(between: VGG11, first: VGG11, second: VGG11, batches: DataLoader, device: torch.device) -> VGG11:
-    """`between` with the average statistics of its endpoints in every conv's output."""
+def repaired(halfway: VGG11, first: VGG11, second: VGG11, batches: DataLoader, device: torch.device) -> VGG11:
+    """`halfway` with the average statistics of its endpoints in every conv's output."""
     ends = [tracked(net) for net in (first, second)]
     for end in ends:
         reset_statistics(end, batches, device)
-    net = tracked(between)
+    net = tracked(halfway)
     for layer in range(1, LAYERS + 1):
-        own, *of_ends = (getattr(n.features, f"conv{layer}") for n in (net, *ends))
-        own.rescale = True
-        own.norm.weight.copy_(sum(of.norm.running_var.sqrt() for of in of_ends) / 2)
-        own.norm.bias.copy_(sum(of.norm.running_mean for of in of_ends) / 2)
+        conv, *convs = (getattr(each.features, f"conv{layer}") for each in (net, *ends))
+        conv.rescale = True
+        conv.norm.weight.copy_(sum(end.norm.running_var.sqrt() for end in convs) / 2)
+        conv.norm.bias.copy_(sum(end.norm.running_mean for end in convs) / 2)
     reset_statistics(net, batches, device)
     for layer in range(1, LAYERS + 1):
         setattr(net.features, f"conv{layer}", getattr(net.features, f"conv{layer}").fused())
@@ -148,12 +148,12 @@ def merge(
         _, columns = linear_sum_assignment(table.cpu().numpy(), maximize=True)
         permutations[f"conv{layer}"] = columns.tolist()
         permute(permuted, layer, torch.from_numpy(columns).to(device))
-    between = deepcopy(first)
-    for mean, end in zip(between.parameters(), permuted.parameters(), strict=True):
+    halfway = deepcopy(first)
+    for mean, end in zip(halfway.parameters(), permuted.parameters(), strict=True):
         mean.lerp_(end, 0.5)
     nets = {
         **dict(zip(names, (first, second), strict=True)),
-        "halfway": between,
-        "repaired": repaired(between, first, permuted, batches, device),
+        "halfway": halfway,
+        "repaired": repaired(halfway, first, permuted, batches, device),
     }
     return permutations, {name: accuracy(net, tests, device) for name, net in nets.items()}

@@ -60,11 +60,11 @@ class Row:
     how: str = ""
 
 
-def row(what: str, unit: str, here: float, device: str, *, at_least: float | None = None, **given) -> Row:
+def row(what: str, unit: str, here: float, device: str, *, at_least: float | None = None, **columns) -> Row:
     """A row with its goal: `at_least` is the value that has to reach it, by default `here` mustn't exceed it."""
     goal = GOALS.get(what, {}).get(torch.device(device).type)
     reached = None if goal is None else (at_least >= goal if at_least is not None else here <= goal)
-    return Row(what, unit, here, goal=goal, reached=reached, **given)
+    return Row(what, unit, here, goal=goal, reached=reached, **columns)
 
 
 @dataclass(frozen=True)
@@ -90,35 +90,35 @@ def contenders(
     """This project with as many nets at once as it has processes; the plain way with one net, and with as many."""
     nets = len(here.processes)
     share = max(1, cores // nets)
-    found = [
+    contending = [
         Contender("here", here, ours, replace(task, threads=share), nets),
         Contender("plain", plain, theirs, replace(task, threads=cores, workers=cores), 1),
     ]
     if nets > 1:
-        found.append(
+        contending.append(
             Contender("plain, several", plain, theirs, replace(task, threads=share, workers=share), nets)
         )
-    return found
+    return contending
 
 
 def by_turns(
-    contending: Sequence[Contender], given: Callable[[Contender, int], list], repeats: int
+    contending: Sequence[Contender], arguments: Callable[[Contender, int], list], repeats: int
 ) -> tuple[dict[str, float], dict[str, list]]:
     """Each contender once, then each again, …: median seconds a net, and all results, by name."""
     seconds, results = defaultdict(list), defaultdict(list)
     for repeat in range(repeats):
-        for one in contending:
-            took, found = one.side.run(one.function, one.task, given(one, repeat))
-            seconds[one.name].append(took / one.nets)
-            results[one.name] += found
+        for each in contending:
+            took, outcomes = each.side.run(each.function, each.task, arguments(each, repeat))
+            seconds[each.name].append(took / each.nets)
+            results[each.name] += outcomes
     return {name: statistics.median(values) for name, values in seconds.items()}, results
 
 
 def against_plain(
     contending: Sequence[Contender], seconds: dict[str, float]
 ) -> tuple[Contender, dict[str, Any]]:
-    """The fastest plain contender, and what a row says of this project against it."""
-    best = min(contending[1:], key=lambda one: seconds[one.name])
+    """The fastest plain contender, and a row's columns on this project against it."""
+    best = min(contending[1:], key=lambda each: seconds[each.name])
     ratio = seconds[best.name] / seconds["here"]
     return best, {"ratio": ratio, "at_least": ratio, "how": f"{contending[0].how}; plain: {best.how}"}
 
@@ -138,13 +138,13 @@ def training_rows(
     """Training on both sides; also the weights of this project's nets, for the merges."""
     contending = contenders(here, plain, sides.train_here, sides.train_plainly, task, cores)
     seconds, results = by_turns(
-        contending, lambda one, repeat: [repeat * one.nets + i for i in range(one.nets)], repeats
+        contending, lambda each, repeat: [repeat * each.nets + i for i in range(each.nets)], repeats
     )
     seen = images // task.training.batch_size * task.training.batch_size * task.training.epochs
     speed = {name: seen / value for name, value in seconds.items()}
     best, compared = against_plain(contending, seconds)
     ours = [score for score, _ in results["here"]]
-    theirs = [score for one in contending[1:] for score, _ in results[one.name]]
+    theirs = [score for each in contending[1:] for score, _ in results[each.name]]
     difference = statistics.mean(ours) - statistics.mean(theirs)
     errors = [statistics.variance(scores) / len(scores) for scores in (ours, theirs) if len(scores) > 1]
     chance = statistics.mean(ours)
@@ -187,7 +187,7 @@ def merge_row(
 ) -> Row:
     """A flip merge (one net's weights) or a pair merge (two nets') on both sides."""
     contending = contenders(here, plain, sides.merge_here, sides.merge_plainly, task, cores)
-    seconds, results = by_turns(contending, lambda one, repeat: [tuple(nets)] * one.nets, repeats)
+    seconds, results = by_turns(contending, lambda each, repeat: [tuple(nets)] * each.nets, repeats)
     best, compared = against_plain(contending, seconds)
     (ours, accuracy), (theirs, plain_accuracy) = results["here"][0], results[best.name][0]
     alike = [
@@ -237,7 +237,7 @@ def grid_row(paper: dict[str, Any], task: Task, rows: Sequence[Row]) -> list[Row
     """
     if paper["width"] != task.width:
         return []
-    measured = {one.what: one.here for one in rows}
+    measured = {each.what: each.here for each in rows}
     passes = [1 if share is None else 2 - share for share in paper["invariance_from"]]
     trainings = sum(passes) * paper["epochs"] * paper["images"] / measured["training"]
     merges = len(passes) * measured["flip merge"] + paper["pairs"] * measured["pair merge"]

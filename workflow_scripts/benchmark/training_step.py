@@ -16,7 +16,7 @@ from itertools import product
 import torch
 
 from benchmark.machine import device_name
-from relusym.jobs.memory import keep_freed_memory
+from relusym.memory import keep_freed_memory
 from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.training.objectives import Supervised
@@ -51,7 +51,9 @@ def step_of(
 ) -> Callable[[], None]:
     """A function that takes one training step, as `loop.train` does."""
     torch.manual_seed(0)
-    how = Recipe(1, images, 0.05, weight_decay=0.0018, invariance_weight=0.15, **recipe)
+    how = Recipe(
+        epochs=1, batch_size=images, learning_rate=0.05, weight_decay=0.0018, invariance_weight=0.15, **recipe
+    )
     net = VGG11(width, group_convs, initialization="he").to(memory_format=torch.channels_last)
     objective = Supervised(net, how, HORIZONTAL_FLIP)
     optimizer = make_optimizer(objective, how)
@@ -92,8 +94,8 @@ if __name__ == "__main__":
     print("| type | width | images | plain | quick | ratio |\n|:---|---:|---:|---:|---:|---:|")
     for (width, images), kind in product(SIZES, TYPES):
         # a long step needs fewer repeats
-        one = row(kind, width, images, repeats if images < 500 else max(1, repeats // 5))
+        timed = row(kind, width, images, repeats if images < 500 else max(1, repeats // 5))
         print(
-            f"| {kind} | {width} | {images} | {one.plain:.1f} | {one.quick:.1f} | {one.ratio:.2f} |",
+            f"| {kind} | {width} | {images} | {timed.plain:.1f} | {timed.quick:.1f} | {timed.ratio:.2f} |",
             flush=True,
         )

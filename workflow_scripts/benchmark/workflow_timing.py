@@ -13,7 +13,7 @@ import yaml
 
 from relusym.config.settings import Settings
 from relusym.errors import UserError
-from relusym.records.files import read_record
+from relusym.records.files import load_record
 from relusym.records.results import Results
 
 LEFT_OUT = {"data", "results", "tests", "docs"}  # of no use in a copy, or made by runs
@@ -75,7 +75,7 @@ class WorkflowCopy:
         results = Results(Settings.of({"scale": START_UP}, [self.folder / "scales"]))
         record = results.record(results.key("train", ("cnn", 0)))
         self.seconds("--cores", "1", "--force", record, "--config", f"scale={START_UP}", f"device={device}")
-        cost = read_record(self.folder / record)["cost"]
+        cost = load_record(self.folder / record)["cost"]
         return cost["job_seconds"] - cost["seconds"]
 
     def run(self, scale: str, cores: int, device: str) -> tuple[float, float]:
@@ -96,5 +96,5 @@ def start_up_scale(demo: dict[str, Any]) -> dict[str, Any]:
 
 
 def useful_seconds(record: Path) -> float:
-    """The seconds that a record says its work took, once everything was imported."""
+    """By a record, the seconds that its work took once everything was imported."""
     return json.loads(record.read_text(encoding="utf-8"))["cost"]["seconds"]

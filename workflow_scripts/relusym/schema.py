@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from typing import Annotated, Any, Self, TypeVar
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -23,6 +25,11 @@ from relusym.errors import UserError
 Where = Callable[..., str]  # from the parts of a key to what a message calls it
 
 WORDS = {"null": None, "~": None, "true": True, "false": False, "yes": True, "no": False}
+
+
+MOST_SEEDS, LARGEST_SEED = 10_000, 2**32 - 1
+SEEDS_ALLOWED = "allowed are seeds such as 3, 0-3, or [0, 5]"
+SEEDS = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?(,[0-9]{1,20}(-[0-9]{1,20})?)*")
 
 
 def plain(value: Any) -> Any:
@@ -94,11 +101,38 @@ def remark(text: str) -> PydanticCustomError:
     return PydanticCustomError("remark", "{text}", {"text": text})
 
 
-def allowed_names(given: Any, names: Iterable[Any]) -> str:
-    """The names that are allowed in place of `given`, and the nearest of them."""
+def allowed_names(value: Any, names: Iterable[Any]) -> str:
+    """The names that are allowed in place of `value`, and the nearest of them."""
     names = [str(name) for name in names]
-    near = difflib.get_close_matches(str(given), names, n=1)
+    near = difflib.get_close_matches(str(value), names, n=1)
     return f"allowed is one of {', '.join(names)}" + "".join(f" (is it {name}?)" for name in near)
+
+
+def seed_list(value: Any) -> list[int]:
+    """The seeds meant by 3, "0-3", "0,2,5-7" or [0, 2].
+
+    Raises:
+        ValueError: another form, a seed listed twice, a range that runs backwards, too many seeds or too large ones.
+    """
+    parts = value if isinstance(value, list) else [value]
+    if not parts or not all(type(part) in (int, str) and SEEDS.fullmatch(str(part)) for part in parts):
+        raise refusal(SEEDS_ALLOWED)
+    seeds: list[int] = []
+    for part in ",".join(map(str, parts)).split(","):
+        first, _, last = part.partition("-")
+        some = range(int(first), int(last or first) + 1)
+        if not some:
+            raise remark(f"the range {part} runs backwards; write {last}-{first}")
+        if some[-1] > LARGEST_SEED or len(seeds) + len(some) > MOST_SEEDS:
+            raise refusal(f"allowed are at most {MOST_SEEDS:,} seeds, none above {LARGEST_SEED}")
+        seeds += some
+    twice = [seed for seed, count in Counter(seeds).items() if count > 1]
+    if twice:
+        raise remark(f"{twice[0]} is listed twice in {value}; list each seed once")
+    return seeds
+
+
+Seeds = Annotated[list[int], BeforeValidator(seed_list)]
 
 
 def dotted(*path: str | int, at: Any = None) -> str:
@@ -137,7 +171,7 @@ class Section(BaseModel):
         """The section of these values.
 
         Raises:
-            UserError: names the key, what was given and what is allowed.
+            UserError: names the key, its value and what is allowed.
         """
         try:
             return cls.model_validate(values)
@@ -152,7 +186,7 @@ class Section(BaseModel):
         """
         return self.read(self.model_dump() | changes, dotted)
 
-    def given(self) -> dict[str, Any]:
+    def explicit(self) -> dict[str, Any]:
         """The keys that aren't left to their defaults, as plain values."""
         return self.model_dump(exclude_unset=True)
 
@@ -188,7 +222,7 @@ SECTIONS = "dict_type", "model_type", "model_attributes_type"
 
 
 def in_one_line(errors: list[ErrorDetails], where: Where) -> str:
-    """The first of pydantic's errors as who wrote the config needs it: key, what was given, what is allowed."""
+    """The first of pydantic's errors as who wrote the config needs it: the key, its value, what is allowed."""
     error, *others = errors
     kind, path, context = error["type"], [*error["loc"]], error.get("ctx", {})
     value = path[-2] if path[-1:] == ["[key]"] else error["input"]

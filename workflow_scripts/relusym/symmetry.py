@@ -44,14 +44,21 @@ class Symmetry:
                 raise UserError(f"symmetry {self.name}: images of {width}×{height} pixels have to be square")
         return torch.stack(powers)
 
+    def inverse(self, spatial: Tensor) -> Tensor:
+        """τ⁻¹ of the last two dimensions of `spatial`."""
+        for _ in range(self.order - 1):
+            spatial = self.act(spatial)
+        return spatial
+
     def transform(self, net: nn.Module) -> nn.Module:
         """The net Φ̂ whose every conv kernel is transformed: Φ̂(τx) = Φ(x), where the architecture allows it.
 
         It allows it if all spatial layers commute with τ (no stride-2 layer on an even width, see A.2.1) and no weights
-        belong to single pixels (`merging.pixels.transformed` moves those, too); `net` itself is left as it is.
+        belong to single pixels (`pixels.transform.transformed` moves those, too); `net` itself is left as it is.
 
         Raises:
-            UserError: τ doesn't keep the shape of a kernel, as a quarter turn of one that isn't square.
+            UserError: τ doesn't keep the shape of a kernel, as a quarter turn of one that isn't square; or a layer's
+                kernel is no parameter.
         """
         import torch
 
@@ -60,6 +67,8 @@ class Symmetry:
             for name, module in transformed.named_modules():
                 if not isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
                     continue
+                if module.weight is not module._parameters.get("weight"):
+                    raise UserError(f"layer {name}: its weight is computed, so it can't be transformed")
                 if id(module.weight) in done:  # layers may share it
                     continue
                 done.add(id(module.weight))

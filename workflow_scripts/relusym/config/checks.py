@@ -8,8 +8,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from relusym import cifar10, data, nets
-from relusym.config.image_checks import check_images
+from relusym.beyond import MEASUREMENTS
 from relusym.config.sources import GENERATED, IMAGENET, specification
+from relusym.data.extent import Extent
 from relusym.errors import UserError
 from relusym.matching import OF_FLIPS
 from relusym.registry import one_of
@@ -43,9 +44,9 @@ def check(settings: Settings) -> None:
         )
 
 
-def _one_of(key: str, given: str, allowed) -> None:
-    if given not in allowed:
-        raise UserError(one_of(key, given, allowed))
+def _one_of(key: str, value: str, allowed) -> None:
+    if value not in allowed:
+        raise UserError(one_of(key, value, allowed))
 
 
 def _in_short(seeds: list[int]) -> str:
@@ -54,12 +55,12 @@ def _in_short(seeds: list[int]) -> str:
 
 def _check_sources(settings: Settings) -> None:
     run = settings.run
-    _check_source("cifar10", run.cifar10.given())
+    _check_source("cifar10", run.cifar10.explicit())
     _check_splits(IMAGENET, run.imagenet.model_dump(), "val")
     for name, source in run.datasets.items():
         if name in ("cifar10", GENERATED, IMAGENET):
             raise UserError(f"datasets.{name}: this data set is there already; choose another name")
-        _check_source(f"datasets.{name}", source.given())
+        _check_source(f"datasets.{name}", source.explicit())
         if source.source in cifar10.SOURCES:
             raise UserError(
                 f"datasets.{name}.source: {source.source} gives CIFAR10, which is the data set cifar10"
@@ -138,7 +139,7 @@ def _check_recipe(model: Model) -> None:
 
 
 def _check_names(settings: Settings) -> None:
-    """Of two models that a table shows by one name, no reader can tell which is which."""
+    """Of two models that a table shows by one name, no reader knows which is which."""
     first: dict[Any, str] = {}
     for model in settings.models.values():
         what = (model.table, model.name, *(() if model.is_papers else (model.symmetry, str(model.data))))
@@ -162,8 +163,8 @@ def _check_pairs(settings: Settings) -> None:
         first, second = (settings.models[model] for model in pair)
         if first.seeds != second.seeds:
             raise UserError(f"{shown} have other seeds, {first.seeds} and {second.seeds}")
-        of_first, of_second = _of_a_merge(first), _of_a_merge(second)
-        if differing := [name for name in of_first | of_second if of_first.get(name) != of_second.get(name)]:
+        a, b = _of_a_merge(first), _of_a_merge(second)
+        if differing := [name for name in a | b if a.get(name) != b.get(name)]:
             raise UserError(f"{shown} can't be merged, since they differ in {', '.join(differing)}")
         if first.merging.matching in OF_FLIPS:
             raise UserError(
@@ -202,11 +203,65 @@ def _check_beyond(settings: Settings) -> None:
         known = {seed for model in chosen for seed in settings.models[model].seeds}
         if unknown := {*section.get("seeds", [])} - known:
             raise UserError(f"{key('seeds')}: {min(unknown)} is none of the seeds of {', '.join(chosen)}")
-        if name == "exact_gcnn":
-            for model in section["from_scratch"]:
-                _one_of(key("from_scratch"), model, models)
+        for model in section.get("from_scratch", []):
+            _one_of(key("from_scratch"), model, models)
+        if name in MEASUREMENTS and MEASUREMENTS[name].flips_alone:
             for model in models:
                 if SYMMETRIES[settings.models[model].symmetry].order > 2:
                     raise UserError(
                         f"{key('models')}: {model}'s symmetry isn't of order 2, so no involution matches it"
                     )
+
+
+def check_images(settings: Settings, model: str | None, extent: Extent) -> None:
+    """Check all that is done with the images of a model; None: with the scale's own in Figure 3.
+
+    Raises:
+        UserError: more images are asked for than there are, or they are of a size that the net can't take.
+    """
+    label = settings.label(model)
+    if model is None:
+        scale, how = settings.common, settings.flipped_training()
+        have = _at_most(scale.key("data", "train_images"), how["data"]["train_images"], extent.train, label)
+        key = settings.place("flipped_training", "batch_size")
+        _at_most(key, how["training"]["batch_size"], have, label)
+        sides = _fitting(scale.key("image_size"), how["data"].get("size"), extent.sides, "vgg11", label)
+        _check_padding(scale.key("training", "crop_padding"), how["training"]["crop_padding"], sides)
+        return
+    net = settings.models[model]
+    have = _at_most(net.key("data", "train_images"), net.data.train_images, extent.train, label)
+    for option in ("images", "invariance_images"):
+        _at_most(net.key("merging", option), getattr(net.merging, option), have, label)
+    for name, section in settings.beyond.items():
+        if any(model in types for types in (section.get("models", []), *section.get("pairs", []))):
+            for option in ("images", "repair_images"):
+                _at_most(settings.place("beyond", name, option), section.get(option), have, label)
+    key = net.key("image_size") if net.image_size else settings.place("models", net.id, "image_size")
+    sides = _fitting(key, net.image_size, extent.sides, net.network["architecture"], label)
+    for stage, how in net.stages.items():
+        _at_most(net.stage_key(stage, "batch_size"), how.batch_size, have, label)
+        _check_padding(net.stage_key(stage, "crop_padding"), how.crop_padding, sides)
+
+
+def _at_most(key: str, asked: int | None, have: int, label: str) -> int:
+    """How many images are used."""
+    if asked is not None and asked > have:
+        raise UserError(f"{key}: {asked} given; allowed is at most {have}, the training images of {label}")
+    return have if asked is None else asked
+
+
+def _fitting(
+    key: str, size: int | None, sides: tuple[int, int], architecture: str, label: str
+) -> tuple[int, int]:
+    """The sides that the images are brought to."""
+    allowed = nets.SIDES.get(architecture)
+    brought_to = (size, size) if size else sides
+    if allowed and not {*brought_to} <= {*allowed}:
+        what = f"{size} given" if size else f"{label} has images of {sides[1]}×{sides[0]} pixels"
+        raise UserError(f"{key}: {what}; {architecture} takes {allowed[0]} to {allowed[-1]} pixels")
+    return brought_to
+
+
+def _check_padding(key: str, padding: int, sides: tuple[int, int]) -> None:
+    if padding >= min(sides):
+        raise UserError(f"{key}: {padding} given; allowed is less than the images' {min(sides)} pixels")

@@ -8,7 +8,6 @@ from pydantic.fields import FieldInfo
 
 from relusym import nets
 from relusym.config import sections
-from relusym.config.measurements import SECTIONS
 from relusym.config.sections import Run, Scale
 from relusym.schema import Section
 
@@ -46,20 +45,24 @@ def page() -> str:
     parts += ["### `network`\n", "`architecture` is one of these, with its options:\n"]
     for name, entry in nets.ARCHITECTURES.items():
         parts += [f"#### `architecture: {name}`\n", f"{_doc(entry.options)}\n", *_table(entry.options)]
-    own = {
+    fields = {
         name: field
         for name, field in sections.ModelSection.model_fields.items()
         if name not in sections.SHARED
     }
-    parts += ["### `models.<id>`\n", f"{_doc(sections.ModelSection)}\n", *_table(sections.ModelSection, own)]
+    parts += [
+        "### `models.<id>`\n",
+        f"{_doc(sections.ModelSection)}\n",
+        *_table(sections.ModelSection, fields),
+    ]
     parts += ["#### `models.<id>.weights`\n", f"{_doc(sections.Weights)}\n", *_table(sections.Weights)]
     parts += [
         "### `beyond`\n",
         "[Measurements beyond the paper](beyond.md), each with the nets that it is of.\n",
     ]
-    for name, entry in SECTIONS.items():
-        parts += [f"#### `beyond.{name}`\n", f"{_doc(entry.options)}\n", *_table(entry.options)]
-        parts += _below("##### ", entry.options, skipped=(), prefix=f"beyond.{name}.")
+    for name, section in sections.BEYOND.items():
+        parts += [f"#### `beyond.{name}`\n", f"{_doc(section)}\n", *_table(section)]
+        parts += _below("##### ", section, skipped=(), prefix=f"beyond.{name}.")
     return "\n".join(parts).rstrip() + "\n"
 
 

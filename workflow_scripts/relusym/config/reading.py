@@ -1,7 +1,6 @@
 """The config's files: what YAML passes over is an error with its line; a scale is a file in a folder `scales`."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,37 +9,10 @@ import yaml
 
 from relusym.errors import UserError
 from relusym.registry import one_of
-from relusym.schema import refusal, remark
+from relusym.schema import SEEDS_ALLOWED
 
-MOST_SEEDS, LARGEST_SEED = 10_000, 2**32 - 1
-SEEDS_ALLOWED = "allowed are seeds such as 3, 0-3, or [0, 5]"
-SEEDS = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?(,[0-9]{1,20}(-[0-9]{1,20})?)*")
 DEEPEST = 100  # sections in sections, at which no config arrives
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is built
-
-
-def seed_list(given: Any) -> list[int]:
-    """The seeds meant by 3, "0-3", "0,2,5-7" or [0, 2].
-
-    Raises:
-        ValueError: another form, a seed listed twice, a range that runs backwards, too many seeds or too large ones.
-    """
-    parts = given if isinstance(given, list) else [given]
-    if not parts or not all(type(part) in (int, str) and SEEDS.fullmatch(str(part)) for part in parts):
-        raise refusal(SEEDS_ALLOWED)
-    seeds: list[int] = []
-    for part in ",".join(map(str, parts)).split(","):
-        first, _, last = part.partition("-")
-        some = range(int(first), int(last or first) + 1)
-        if not some:
-            raise remark(f"the range {part} runs backwards; write {last}-{first}")
-        if some[-1] > LARGEST_SEED or len(seeds) + len(some) > MOST_SEEDS:
-            raise refusal(f"allowed are at most {MOST_SEEDS:,} seeds, none above {LARGEST_SEED}")
-        seeds += some
-    twice = [seed for seed, count in Counter(seeds).items() if count > 1]
-    if twice:
-        raise remark(f"{twice[0]} is listed twice in {given}; list each seed once")
-    return seeds
 
 
 def scale_file(name: str, folders: Sequence[str | Path]) -> Path:
@@ -134,17 +106,17 @@ def _sections(top: yaml.Node) -> Iterator[yaml.MappingNode]:
                 open_ += node.value
 
 
-def check_command_line(given: dict[str, Any], words: Iterable[str]) -> None:
+def check_command_line(values: dict[str, Any], words: Iterable[str]) -> None:
     """Check what Snakemake makes of `--config`.
 
     Args:
-        given: what it understood.
+        values: what it understood.
         words: of the command line.
 
     Raises:
         UserError: a key without a value, or seeds whose _ Python drops.
     """
-    for key, value in given.items():
+    for key, value in values.items():
         if value is None:
             raise UserError(
                 f"{key}: nothing given (is a variable of the shell unset?); write {key}=null for none"
@@ -155,7 +127,7 @@ def check_command_line(given: dict[str, Any], words: Iterable[str]) -> None:
 
 
 def deep_merge(*sections: dict[str, Any]) -> dict[str, Any]:
-    """The sections merged key by key; what a later one says goes before an earlier one."""
+    """The sections merged key by key; a later section goes before an earlier one."""
     result: dict[str, Any] = {}
     for section in sections:
         for key, value in section.items():

@@ -4,11 +4,11 @@ import re
 from collections import Counter
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import AfterValidator, ConfigDict, Field, create_model
 
 from relusym import nets, paper_values
-from relusym.config.measurements import SECTIONS
-from relusym.config.reading import seed_list
+from relusym.beyond import MEASUREMENTS
+from relusym.beyond.declaration import OF_PAIRS, Pairs, Selection
 from relusym.data import SymmetryName
 from relusym.matching import MATCHINGS, STARTS
 from relusym.schema import (
@@ -20,6 +20,7 @@ from relusym.schema import (
     Positive,
     Section,
     Seed,
+    Seeds,
     Share,
     Text,
     allowed_names,
@@ -30,6 +31,7 @@ from relusym.schema import (
     unknown_key,
 )
 from relusym.symmetry import HORIZONTAL_FLIP
+from relusym.theory import STATEMENTS
 from relusym.training.recipe import Recipe
 
 NO_MARKUP = re.compile(r"[^<>$\x00-\x1f\x7f]+")
@@ -57,7 +59,7 @@ def _each_once(entries: list) -> list:
 
 
 def _known_options(network: dict[str, Any]) -> dict[str, Any]:
-    """What an architecture takes of them is checked with what the model's other sections say."""
+    """What an architecture takes of them is checked with the model's other sections."""
     name = network.get("architecture", "vgg11")
     if name not in nets.ARCHITECTURES:
         raise together("architecture", f"{name!r} given; {allowed_names(name, nets.ARCHITECTURES)}")
@@ -90,7 +92,6 @@ Id = Annotated[
     ),
 ]
 Device = Annotated[str, _matches(DEVICE, "allowed is auto, cpu, cuda, or one GPU, such as cuda:1")]
-Seeds = Annotated[list[int], BeforeValidator(seed_list)]
 Side = Annotated[int, Field(ge=8, le=4096), Number]
 Pair = Annotated[list[Text], Field(min_length=2, max_length=2)]
 Channels = Annotated[list[Annotated[float, Number]], Field(min_length=3, max_length=3)]
@@ -194,12 +195,13 @@ class Data(Section):
     def settings(self) -> dict[str, Any]:
         """What a training depends on."""
         always = {"dataset": self.dataset, "train_images": self.train_images, "seed": self.seed}
-        return always | {key: value for key, value in self.given().items() if key != "resize"}
+        return always | {key: value for key, value in self.explicit().items() if key != "resize"}
 
 
-class Training(Recipe):
-    """How a net is trained."""
+class Running(Section):
+    """How a training runs, as far as its net doesn't depend on it."""
 
+    save_every: Count = Field(1, description="epochs between saved training states")
     snapshots: Annotated[list[Few], AfterValidator(_each_once)] = Field(
         [], description="epochs after which the net is kept as well as at the end; 0: as initialized"
     )
@@ -207,10 +209,11 @@ class Training(Recipe):
     workers: Few = Field(0, description="that read image files, of each process")
 
 
-# of a stage: how it runs, not what comes of it
-NOT_IN_RESULTS = "save_every", "snapshots", "restarts", "workers"
+class Training(Running, Recipe):
+    """How a net is trained."""
 
-# What a stage says unless the config does; all else it has from `training`.
+
+# What a stage has unless the config changes it; all else it has from `training`.
 STAGES: dict[str, dict[str, Any]] = {
     "training": {},
     "pretraining": {"objective": "simsiam", "schedule": "cosine"},
@@ -263,7 +266,7 @@ class Weights(Section):
 
 
 def _partial(section: type[Section]) -> Any:
-    """The section with no key required: what other sections don't say."""
+    """The section with no key required: what other sections leave out."""
     types = get_type_hints(section, include_extras=True)
     fields = {
         name: (types[name], Field(None, description=field.description))
@@ -276,7 +279,7 @@ PartialTraining = _partial(Training)
 
 
 class Sections(Section):
-    """What a scale says for all of its models, and each model over that."""
+    """What all models of a scale have, and each model over that."""
 
     data: Data = Field(Data(), description="the images")
     image_size: OrNull[Side] = Field(None, description="pixels that images are scaled to; null: as they are")
@@ -343,18 +346,12 @@ class FlippedTraining(Section):
     )
 
 
-class Draws(Section):
-    """How many random draws each of the paper's statements is tested on."""
-
-    example_2_1: Count = Field(1000, description="points")
-    lemma_2_2: Count = Field(2000, description="pairs of matrices of each kind in each size")
-    proposition_2_3: Count = Field(200, description="nets for each way in which the group acts")
-    proposition_b_1: Count = Field(2000, description="nets for each number of positive and negative units")
-    example_c_1: Count = Field(1000, description="random nets for each distribution, and trained ones")
-    example_c_2: Count = Field(256, description="trained nets of each kind")
-    proposition_d_1: Count = Field(5000, description="nets of each kind")
-    proposition_d_4: Count = Field(2000, description="functions for either part")
-    lemma_e_1: Count = Field(2000, description="cases of each kind in each size")
+Draws = create_model(
+    "Draws",
+    __base__=Section,
+    __doc__="How many random draws each of the paper's statements is tested on.",
+    **{name: (Count, Field(draws, description=what)) for name, (draws, what) in STATEMENTS.items()},
+)
 
 
 class Theory(Section):
@@ -364,14 +361,21 @@ class Theory(Section):
     draws: Draws = Field(Draws(), description="how many, by statement")
 
 
+class Matchings(Selection):
+    """The target `matchings`: its merges are flip_merge and pair_merge records."""
+
+    pairs: Pairs = Field(None, description=OF_PAIRS)
+    matchings: OrNull[Annotated[list[Annotated[str, among(MATCHINGS)]], Field(min_length=1)]] = Field(
+        None, description="that are compared; null: the scale's `matchings`"
+    )
+
+
+BEYOND = {"matchings": Matchings} | {name: each.options for name, each in MEASUREMENTS.items()}
 Beyond = create_model(
     "Beyond",
     __base__=Section,
     __doc__="Measurements beyond the paper (docs/beyond.md), each with the nets that it is of.",
-    **{
-        name: (OrNull[entry.options], Field(None, description=entry.options.__doc__))
-        for name, entry in SECTIONS.items()
-    },
+    **{name: (OrNull[section], Field(None, description=section.__doc__)) for name, section in BEYOND.items()},
 )
 
 

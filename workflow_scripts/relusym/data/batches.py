@@ -21,7 +21,7 @@ from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 Batch = tuple[tuple[Tensor, ...], Tensor]
 
 
-class Batches(Protocol):
+class TrainingBatches(Protocol):
     """Where a training gets its batches.
 
     Every process draws whole batches and takes its own share of each, so that any number of processes train on the same
@@ -49,7 +49,7 @@ def _steps(count: int, batch_size: int) -> int:
 
 
 class ImagesOnDevice:
-    """Batches of uint8 images that live on the device; see `Batches`.
+    """TrainingBatches of uint8 images that live on the device; see `TrainingBatches`.
 
     Args:
         images, labels: uint8 (N, H, W, 3) and int64 (N,).
@@ -88,7 +88,7 @@ class ImagesOnDevice:
         self.share = slice(rank, None, processes)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """As in `Batches`; the first batches are drawn, too, for the random numbers after them."""
+        """As in `TrainingBatches`; the first batches are drawn, too, for the random numbers after them."""
         random = generator(self.seed, self.name, "epoch", number)
         order = shuffled(len(self.images), self.batch_size, random, self.images.device)
         return islice((self._batch(index, random) for index in order), start, None)
@@ -105,7 +105,7 @@ class ImagesOnDevice:
 
 
 class ImageFiles:
-    """Batches of ImageNet's files, decoded and augmented by worker processes; see `Batches`.
+    """TrainingBatches of ImageNet's files, decoded and augmented by worker processes; see `TrainingBatches`.
 
     Args:
         root: the folder with one folder a class.
@@ -150,7 +150,7 @@ class ImageFiles:
         )
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """As in `Batches`; the first batches aren't read."""
+        """As in `TrainingBatches`; the first batches aren't read."""
         self.order.epoch, self.order.start = number, start
         for views, labels in self.loader:
             yield (

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from relusym.errors import UserError
 from relusym.jobs.job_lock import is_held
 from relusym.jobs.job_log import last_words
-from relusym.records.files import read_record
+from relusym.records.files import load_record
 
 STATES = ("done", "running", "failed", "to do")
 NAMED = 8  # failed jobs whose last line is shown
@@ -56,7 +56,7 @@ def kind_status(kind: str, jobs: dict[str, bool], folder: Path) -> KindStatus:
         log, path = folder / "logs" / f"{name}.log", folder / "records" / f"{name}.json"
         if is_done:
             try:
-                record = read_record(path)
+                record = load_record(path)
             except UserError:  # which the start of the run has named
                 record = {"status": "broken", "cost": {}}
             if seconds := record["cost"].get("job_seconds"):

@@ -12,7 +12,7 @@ import relusym
 from relusym.errors import UserError
 
 
-def device_of(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
     """The device a config's `device` means; auto is a GPU where there is one.
 
     Raises:
@@ -29,7 +29,7 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-class Costs:
+class JobMeter:
     """What a job takes from here on, and what it ran with."""
 
     def __init__(self, device: torch.device):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from relusym.data import image_set
 from relusym.data.augmentation import Augmented, Normalise, normalise, shuffled
 from relusym.errors import UserError
-from relusym.measuring.costs import Costs
-from relusym.measuring.loading import check_images, normalise_of, training_images
+from relusym.measuring.costs import JobMeter
+from relusym.measuring.loading import digest_in_use, normalise_of, training_images
 from relusym.merging.identities import largest_difference
 from relusym.nets.vgg import VGG11
 from relusym.precision import full_float32
@@ -68,32 +68,32 @@ def train_side_by_side(images: image_set.ImageSet, settings: Record, dtype: torc
     net = net.to(images.images.device, dtype)
     nets = [net, HORIZONTAL_FLIP.transform(net), HORIZONTAL_FLIP.transform(net)]
     sgd = [how[key] for key in ("learning_rate", "momentum", "weight_decay")]
-    optimizers = [Sgd([{"params": [*one.parameters()]}], *sgd) for one in nets]
-    found: Record = {"loss": [], "flipped_batches": [], "same_batches": [], "paths": [[], []]}
+    optimizers = [Sgd([{"params": [*each.parameters()]}], *sgd) for each in nets]
+    result: Record = {"loss": [], "flipped_batches": [], "same_batches": [], "paths": [[], []]}
 
     def compare() -> None:
         flipped = weights(HORIZONTAL_FLIP.transform(net))
-        found["flipped_batches"].append(largest_difference(flipped, weights(nets[1])))
-        found["same_batches"].append(largest_difference(flipped, weights(nets[2])))
-        for path, one in zip(found["paths"], nets, strict=False):
-            path.append(one.get_parameter(PATH).detach().double().cpu().numpy().copy())
+        result["flipped_batches"].append(largest_difference(flipped, weights(nets[1])))
+        result["same_batches"].append(largest_difference(flipped, weights(nets[2])))
+        for path, each in zip(result["paths"], nets, strict=False):
+            path.append(each.get_parameter(PATH).detach().double().cpu().numpy().copy())
 
     compare()
     for labels, x in islice(batches(images, how, normalise_of(settings["data"])), how["steps"]):
         x = x.to(dtype)
         losses = []
-        for one, optimizer, batch in zip(nets, optimizers, (x, HORIZONTAL_FLIP.act(x), x), strict=True):
+        for each, optimizer, batch in zip(nets, optimizers, (x, HORIZONTAL_FLIP.act(x), x), strict=True):
             optimizer.zero_grad()
-            losses.append(nn.functional.cross_entropy(one(batch), labels))
+            losses.append(nn.functional.cross_entropy(each(batch), labels))
             losses[-1].backward()
             optimizer.step()
-        found["loss"].append(losses[0].item())
-        if not np.isfinite(found["loss"][-1]):
+        result["loss"].append(losses[0].item())
+        if not np.isfinite(result["loss"][-1]):
             raise UserError(
                 "flipped_training: the training diverged; make flipped_training.learning_rate smaller"
             )
         compare()
-    return found
+    return result
 
 
 def in_a_plane(paths: list[list[np.ndarray]]) -> list[np.ndarray]:
@@ -123,7 +123,7 @@ def flipped_training_record(settings: Record, data: Path, label: str, *, device:
     In float64 the two nets agree up to rounding; in float32 rounding differs between a convolution and the flipped
     one, and training amplifies that, so both are measured.
     """
-    costs = Costs(device)
+    meter = JobMeter(device)
     images = training_images(data, {"size": None, **settings["data"]}, label, device)
     if settings["training"]["batch_size"] > len(images.labels):
         raise UserError(
@@ -136,10 +136,10 @@ def flipped_training_record(settings: Record, data: Path, label: str, *, device:
     return {
         "kind": "flipped_training",
         "settings": settings,
-        "inputs": {"data": check_images(data, None), "source": label},
+        "inputs": {"data": digest_in_use(data, None), "source": label},
         "largest_difference": {name: max(run["flipped_batches"]) for name, run in runs.items()},
         "largest_difference_on_same_batches": {name: max(run["same_batches"]) for name, run in runs.items()},
         "runs": runs,
         "paths": {name: path.tolist() for name, path in zip(("net", "flipped"), paths, strict=True)},
-        **costs.fields(),
+        **meter.fields(),
     }

@@ -1,4 +1,4 @@
-"""What a job reads: prepared images and trained nets, each held against what is said of it."""
+"""What a job reads: prepared images and trained nets, each checked against what its record names."""
 
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from relusym import checkpoint, nets
 from relusym.data import augmentation, digest, image_set
 from relusym.data.image_set import ImageSet
 from relusym.errors import UserError
-from relusym.records.files import read_record
+from relusym.records.files import load_record
 from relusym.records.fingerprint import non_default
 from relusym.symmetry import SYMMETRIES
 from relusym.whole_files import sha256
@@ -22,7 +22,7 @@ Tensors = dict[str, Tensor]
 CHANCE_MARGIN = 1.1  # a net within a tenth of chance accuracy has learnt nothing
 
 
-def check_images(data: Path, in_use: tuple[str, str] | None) -> str:
+def digest_in_use(data: Path, in_use: tuple[str, str] | None) -> str:
     """The content digest of a file of prepared images.
 
     Args:
@@ -31,13 +31,13 @@ def check_images(data: Path, in_use: tuple[str, str] | None) -> str:
     Raises:
         UserError: the images are others than those.
     """
-    found = digest(data)
-    if in_use is not None and found != in_use[0]:
+    content = digest(data)
+    if in_use is not None and content != in_use[0]:
         raise UserError(
             f"{data} holds other images than record {in_use[1]} was made from: name those images in the config, "
             "or move the records away to begin anew"
         )
-    return found
+    return content
 
 
 def training_images(data: Path, settings: Record, label: str, device: torch.device) -> ImageSet:
@@ -61,9 +61,9 @@ def _sized(images: ImageSet, size: int | None) -> ImageSet:
 
 
 def normalise_of(settings: Record) -> augmentation.Normalise:
-    """How pixels become a net's input: by the mean and std of `normalisation`, if given, else by their data set's."""
-    if own := settings.get("normalisation"):
-        mean, std = (tuple(255 * value for value in own[key]) for key in ("mean", "std"))
+    """How pixels become a net's input: by the mean and std of `normalisation`, else by their data set's."""
+    if numbers := settings.get("normalisation"):
+        mean, std = (tuple(255 * value for value in numbers[key]) for key in ("mean", "std"))
         return partial(augmentation.normalise, mean=mean, std=std)
     return augmentation.normalise_imagenet if settings["dataset"] == "imagenet" else augmentation.normalise
 
@@ -74,10 +74,10 @@ def least_accuracy(labels: Tensor) -> float:
 
 
 def load_net(path: Path, device: torch.device) -> tuple[nn.Module, Record]:
-    """A net in evaluation mode, and what its checkpoint says about it.
+    """A net in evaluation mode, and its checkpoint's header.
 
     Raises:
-        UserError: the checkpoint is truncated, foreign, or doesn't fit the net it says it is.
+        UserError: the checkpoint is truncated, foreign, or doesn't fit the net that it names.
     """
     return _net(path, *checkpoint.load(path, device), device)
 
@@ -104,7 +104,7 @@ def trained_net(
     """
     tensors, about, trained = named_checkpoint(path, record, settings, device)
     if trained["status"] == "ok" and (
-        wrong := [name for name, of in tensors.items() if not of.isfinite().all()]
+        wrong := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     ):
         raise UserError(
             f"checkpoint {path} has weights that are no numbers, in {wrong[0]}: delete it and {record}"
@@ -115,13 +115,13 @@ def trained_net(
 def named_checkpoint(
     path: Path, record: Path, settings: Record, device: torch.device
 ) -> tuple[Tensors, Record, Record]:
-    """A checkpoint's tensors and what it says of them, if it is the one that its train record names; and that record.
+    """A checkpoint's tensors and header, if it is the one that its train record names; and that record.
 
     Raises:
         UserError: it is damaged, another one, of another net, or made with other settings.
     """
     tensors, about = checkpoint.load(path, device)
-    trained = read_record(record)
+    trained = load_record(record)
     if sha256(path) != trained["outputs"]["checkpoint"]:
         raise UserError(
             f"checkpoint {path} isn't the one that {record} names: delete it, and it is made again"

@@ -1,21 +1,27 @@
-"""From nets to the record of their merge."""
+"""From trained nets to the record of their merge, or of a measurement beyond the paper (relusym/beyond)."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from relusym import checkpoint, nets
+from relusym.beyond import MEASUREMENTS
 from relusym.data import image_set
+from relusym.data.image_set import ImageSet
+from relusym.errors import UserError
 from relusym.evaluation.images import Images
 from relusym.evaluation.invariance import invariance_error
-from relusym.measuring.costs import Costs
+from relusym.measuring.costs import JobMeter, device_named
 from relusym.measuring.filters import filter_arrays
 from relusym.measuring.loading import (
-    check_images,
+    digest_in_use,
+    least_accuracy,
+    load_net,
     normalise_of,
     test_images,
     trained_net,
@@ -25,142 +31,230 @@ from relusym.merging.identities import hold
 from relusym.merging.merge import Merge, flip_merge, merge
 from relusym.nets.group_conv import RegularConv2d
 from relusym.randomness import stream
-from relusym.symmetry import SYMMETRIES
+from relusym.records.files import snapshot_path
+from relusym.symmetry import SYMMETRIES, Symmetry
 from relusym.whole_files import sha256
 
 Record = dict[str, Any]
 
 
-def merge_record(
-    names: list[tuple[str, int]],
-    settings: Record,
-    checkpoints: list[Path],
-    trained: list[Path],
-    data: Path,
-    label: str,
-    *,
-    batch_size: int,
-    device: torch.device,
-    in_use: tuple[str, str] | None = None,
-    filters: Path | None = None,
-) -> Record:
-    """Merge one net with its flipped self, or two nets with each other, and measure the barrier.
+@dataclass(frozen=True)
+class MergeJob:
+    """What a merge or a measurement is made from; nets and images are loaded when they are first asked for.
 
-    Args:
-        names: model and seed: of one net for a flip merge (Tables 2, 3 and 5), of two for a pair merge (Table 4).
-        settings: as `Settings.flip_merge` or `Settings.pair_merge` gives them.
+    Attributes:
+        names: model and seed of each net, one or two.
+        settings: as `Settings.flip_merge`, `Settings.pair_merge` or `Settings.measurement` gives them.
         checkpoints, trained: the nets, and their train records.
         data, label: the prepared images, and what the record calls them.
         batch_size: images that a net reads at once.
-        in_use: see `check_images`.
-        filters: of a flip merge, where the arrays of the net's filters are written.
+        in_use: see `digest_in_use`.
+        beside: the file beside the record: of a flip merge's filters, or of a net that a measurement makes.
+
+    Raises (where nets and images are loaded):
+        UserError: a checkpoint is damaged, isn't the one that its train record names, or was made with other settings;
+            the images are damaged or others.
+    """
+
+    names: list[tuple[str, int]]
+    settings: Record
+    checkpoints: list[Path]
+    trained: list[Path]
+    data: Path
+    label: str
+    batch_size: int
+    device: torch.device
+    in_use: tuple[str, str] | None = None
+    beside: Path | None = None
+
+    @classmethod
+    def of(cls, plain: Record) -> Self:
+        """The job whose paths are text, as the workflow's rules give them."""
+        return cls(
+            **plain
+            | {
+                "names": [(model, seed) for model, seed in plain["names"]],
+                "checkpoints": [Path(path) for path in plain["checkpoints"]],
+                "trained": [Path(path) for path in plain["trained"]],
+                "data": Path(plain["data"]),
+                "device": device_named(plain["device"]),
+                "beside": Path(plain["beside"]) if plain["beside"] else None,
+            }
+        )
+
+    @cached_property
+    def _loaded(self) -> list[tuple[nn.Module | None, Record]]:
+        files = zip(self.checkpoints, self.trained, self.settings["trained"], strict=True)
+        return [trained_net(*paths, wanted, self.device) for *paths, wanted in files]
+
+    @property
+    def nets(self) -> list[nn.Module]:
+        """As they were trained."""
+        return [net for net, _ in self._loaded]
+
+    @property
+    def train_records(self) -> list[Record]:
+        return [record for _, record in self._loaded]
+
+    @cached_property
+    def plain(self) -> list[nn.Module]:
+        """The same as ordinary nets."""
+        return [self.as_plain(net) for net in self.nets]
+
+    def as_plain(self, net: nn.Module) -> nn.Module:
+        return nets.plain(net).to(memory_format=torch.channels_last)
+
+    def snapshot(self, epoch: int) -> nn.Module:
+        """The first net as it was after so many epochs of its training.
+
+        Raises:
+            UserError: it isn't there, or another than the train record names.
+        """
+        path, (model, seed) = snapshot_path(self.checkpoints[0], epoch), self.names[0]
+        kept = self.train_records[0]["outputs"].get("snapshots", {})
+        if not path.exists() or kept.get(str(epoch)) != sha256(path):
+            raise UserError(
+                f"{path} isn't the net that the train record of {model}-{seed} names: delete that record, and it is "
+                "trained again"
+            )
+        return load_net(path, self.device)[0]
+
+    @property
+    def _data(self) -> Record:
+        return self.settings["trained"][0]["data"]
+
+    def _images(self, images: ImageSet) -> Images:
+        return Images(images.images, self.batch_size, normalise_of(self._data))
+
+    @cached_property
+    def train(self) -> ImageSet:
+        """The images that the nets were trained on."""
+        return training_images(self.data, self._data, self.label, self.device)
+
+    @cached_property
+    def images(self) -> Images:
+        """Those of them to merge on."""
+        return self._choice(self.settings["merging"]["images"])
+
+    def _choice(self, count: int | None) -> Images:
+        return self._images(image_set.subset(self.train, count, self._data["seed"]))
+
+    def choice(self, count: int | None) -> Images:
+        """A seeded choice of so many of the training images; None: those to merge on.
+
+        Raises:
+            UserError: there are fewer.
+        """
+        return self.images if count is None else self._choice(count)
+
+    @cached_property
+    def _test(self) -> ImageSet:
+        return test_images(self.data, self._data, self.label, self.device)
+
+    @cached_property
+    def test(self) -> Images:
+        """The images that accuracies are measured on."""
+        return self._images(self._test)
+
+    @property
+    def labels(self) -> Tensor:
+        """Theirs, int64 (N,)."""
+        return self._test.labels
+
+    @property
+    def least_accuracy(self) -> float:
+        """As `loading.least_accuracy`, on the test images."""
+        return least_accuracy(self.labels)
+
+    @property
+    def symmetry(self) -> Symmetry:
+        return SYMMETRIES[self.settings["symmetry"]]
+
+    @property
+    def matched_by(self) -> dict[str, Any]:
+        """By which matching channels are matched, as arguments of `merge` and `align`."""
+        merging = self.settings["merging"]
+        return {key: merging[key] for key in ("matching", "starts") if key in merging}
+
+    def named(self) -> Record:
+        """Models and seeds as a record has them."""
+        if len(self.names) == 1:
+            return dict(zip(("model", "seed"), self.names[0], strict=True))
+        (first, seed_1), (second, seed_2) = self.names
+        return {"model_1": first, "seed_1": seed_1, "model_2": second, "seed_2": seed_2}
+
+    def header(self, kind: str) -> Record:
+        """What the record begins with; its status is "left_out" if one of the nets is."""
+        left_out = [
+            f"{model}-{seed} is {train['status']}"
+            for (model, seed), train in zip(self.names, self.train_records, strict=True)
+            if train["status"] != "ok"
+        ]
+        return {
+            "kind": kind,
+            "status": "left_out" if left_out else "ok",
+            "reason": left_out[0] if left_out else None,
+            **self.named(),
+            "settings": self.settings,
+            "inputs": {
+                "data": digest_in_use(self.data, self.in_use),
+                "source": self.label,
+                "checkpoints": [train["outputs"]["checkpoint"] for train in self.train_records],
+            },
+            "outputs": {},
+        }
+
+
+def merge_record(job: MergeJob) -> Record:
+    """Merge one net with its flipped self (Tables 2, 3 and 5), or two nets with each other (Table 4).
 
     Returns:
         the record. Of a flip merge it also has the net's relative invariance error.
 
     Raises:
-        UserError: a checkpoint is damaged, isn't the one that its train record names, or was made with other settings;
-            the images are damaged or others; an identity that holds whatever the weights are doesn't.
+        UserError: as of `MergeJob`; an identity that holds whatever the weights are doesn't.
     """
-    costs, flip = Costs(device), len(names) == 1
-    loaded = load_merged(checkpoints, trained, settings, device)
-    record = header("flip_merge" if flip else "pair_merge", names, settings, loaded, data, label, in_use)
+    meter, flip, settings = JobMeter(job.device), len(job.names) == 1, job.settings
+    record = job.header("flip_merge" if flip else "pair_merge")
     arrays: dict[str, np.ndarray] = {}
-    about = {"kind": "filters", **{key: record[key] for key in ("status", "reason")}, **_named(names)}
+    about = {"kind": "filters", **{key: record[key] for key in ("status", "reason")}, **job.named()}
     if record["status"] == "ok":
-        images, matched, test, labels = operands(settings, data, label, batch_size, device)
-        plain = [nets.plain(net).to(memory_format=torch.channels_last) for net, _ in loaded]
         # of a matching that draws
-        drawn = stream(names[0][1], "--".join(f"{model}-{seed}" for model, seed in names), "matching")
-        how = matched_by(settings) | {"seed": drawn}
+        name = "--".join(f"{model}-{seed}" for model, seed in job.names)
+        how = job.matched_by | {"seed": stream(job.names[0][1], name, "matching")}
         if flip:
-            (model, seed), symmetry = names[0], SYMMETRIES[settings["symmetry"]]
-            some = image_set.subset(images, settings["invariance_images"], stream(seed, model, "invariance"))
-            record["invariance_error"] = invariance_error(
-                loaded[0][0], replace(matched, pixels=some.images), symmetry
+            (model, seed), symmetry = job.names[0], job.symmetry
+            some = image_set.subset(
+                job.train, settings["invariance_images"], stream(seed, model, "invariance")
             )
-            merged: Merge = flip_merge(*plain, matched, test, labels, symmetry=symmetry, **how)
+            record["invariance_error"] = invariance_error(
+                job.nets[0], replace(job.images, pixels=some.images), symmetry
+            )
+            merged: Merge = flip_merge(*job.plain, job.images, job.test, job.labels, symmetry=symmetry, **how)
             arrays, about["kernel_constraint"] = filter_arrays(
-                plain[0], symmetry, merged.permutations, matched.shape, settings["projection_seed"]
+                *(job.plain[0], symmetry, merged.permutations, job.images.shape),
+                settings["projection_seed"],
             )
         else:
-            merged = merge(*plain, matched, test, labels, **how)
-        constraint = {"kernel_constraint": max(kernel_constraint(net) for net, _ in loaded)}
+            merged = merge(*job.plain, job.images, job.test, job.labels, **how)
+        constraint = {"kernel_constraint": max(map(kernel_constraint, job.nets))}
         hold(constraint)
         merged.checks |= constraint
         record |= merged.body()
-    if filters:
-        checkpoint.save_arrays(filters, arrays, about)
-        record["outputs"]["filters"] = sha256(filters)
-    return record | costs.fields()
+    if job.beside:
+        checkpoint.save_arrays(job.beside, arrays, about)
+        record["outputs"]["filters"] = sha256(job.beside)
+    return record | meter.fields()
 
 
-def matched_by(settings: Record) -> dict[str, Any]:
-    """By which matching channels are matched, as arguments of `merge` and `align`."""
-    return {key: settings["merging"][key] for key in ("matching", "starts") if key in settings["merging"]}
-
-
-def operands(
-    settings: Record, data: Path, label: str, batch_size: int, device: torch.device
-) -> tuple[image_set.ImageSet, Images, Images, Tensor]:
-    """The training images, those of them to merge on, the test images and their labels; errors as of `merge_record`."""
-    of_images = settings["trained"][0]["data"]
-    images, normalise = training_images(data, of_images, label, device), normalise_of(of_images)
-    test = test_images(data, of_images, label, device)
-    some = image_set.subset(images, settings["merging"]["images"], of_images["seed"])
-    matched, tested = (Images(of.images, batch_size, normalise) for of in (some, test))
-    return images, matched, tested, test.labels
-
-
-def load_merged(
-    checkpoints: list[Path], trained: list[Path], settings: Record, device: torch.device
-) -> list[tuple[nn.Module | None, Record]]:
-    """The nets of a merge or a measurement, each with its train record; errors as of `merge_record`."""
-    return [
-        trained_net(*paths, wanted, device)
-        for *paths, wanted in zip(checkpoints, trained, settings["trained"], strict=True)
-    ]
-
-
-def header(
-    kind: str,
-    names: list[tuple[str, int]],
-    settings: Record,
-    loaded: list[tuple[nn.Module | None, Record]],
-    data: Path,
-    label: str,
-    in_use: tuple[str, str] | None,
-) -> Record:
-    """What a record of one net or two begins with; its status is "left_out" if one of them is."""
-    left_out = [
-        f"{model}-{seed} is {train['status']}"
-        for (model, seed), (_, train) in zip(names, loaded, strict=True)
-        if train["status"] != "ok"
-    ]
-    return {
-        "kind": kind,
-        "status": "left_out" if left_out else "ok",
-        "reason": left_out[0] if left_out else None,
-        **_named(names),
-        "settings": settings,
-        "inputs": {
-            "data": check_images(data, in_use),
-            "source": label,
-            "checkpoints": [train["outputs"]["checkpoint"] for _, train in loaded],
-        },
-        "outputs": {},
-    }
-
-
-def _named(names: list[tuple[str, int]]) -> Record:
-    if len(names) == 1:
-        return dict(zip(("model", "seed"), names[0], strict=True))
-    keys = ("model_1", "seed_1"), ("model_2", "seed_2")
-    return {
-        key: part
-        for pair, name in zip(keys, names, strict=True)
-        for key, part in zip(pair, name, strict=True)
-    }
+def measure_record(kind: str, job: MergeJob) -> Record:
+    """Make one measurement of `MEASUREMENTS`; errors as of `merge_record`."""
+    meter, record = JobMeter(job.device), job.header(kind)
+    if record["status"] == "ok":
+        body = MEASUREMENTS[kind].measure(job)
+        record["outputs"] |= body.pop("outputs", {})
+        record |= body
+    return record | meter.fields()
 
 
 def kernel_constraint(net: nn.Module) -> float:

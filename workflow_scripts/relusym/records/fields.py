@@ -3,86 +3,44 @@
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from relusym import cifar10
-
-Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Share = Annotated[float, Field(ge=0, le=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-Barrier = Annotated[float, Field(le=1)]  # equation (4); 1 if the net halfway is right on no image
-AbsoluteBarrier = Annotated[float, Field(ge=-1, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
-Text = Annotated[str, Field(min_length=1)]
-Point = Annotated[list[float], Field(min_length=2, max_length=2)]
-
-ROUNDING = 1e-6  # by which numbers that follow from each other may differ
-
-
-def _is_bijection(indices: list[int]) -> list[int]:
-    if sorted(indices) != list(range(len(indices))):
-        raise PydanticCustomError(
-            "permutation", "allowed is each of 0 to {last} once", {"last": len(indices) - 1}
-        )
-    return indices
+from relusym.beyond import MEASUREMENTS
+from relusym.record_types import (
+    ROUNDING,
+    AbsoluteBarrier,
+    Barrier,
+    Count,
+    Fields,
+    Hash,
+    NotNegative,
+    Permutation,
+    Point,
+    Seed,
+    Share,
+    Shares,
+    Text,
+    check_barrier,
+    contradiction,
+)
 
 
-Permutation = Annotated[list[int], AfterValidator(_is_bijection)]
-
-
-def _contradiction(why: str) -> PydanticCustomError:
-    return PydanticCustomError("contradiction", why.replace("{", "{{").replace("}", "}}"))
-
-
-def _check_barrier(name: str, value: float | None, mean: float, accuracy: float) -> None:
-    """Refuse a barrier that isn't equation (4) of its accuracies.
-
-    `evaluation.barrier` has the equation, too, and imports PyTorch.
-    """
-    expected = (mean - accuracy) / mean if mean else None
-    if (value is None) != (expected is None) or (value is not None and abs(value - expected) > ROUNDING):
-        of = "there is none" if expected is None else f"it is {expected:.6g}"
-        raise _contradiction(f"by equation (4) of the accuracies, {of} for {name!r}")
-
-
-class _Fields(BaseModel):
-    """Nothing is converted, not-a-number isn't a number, and what isn't named here may stand beside."""
-
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, defer_build=True)
-
-
-class _Shares(_Fields):
-    """Accuracies; others than those named may stand beside."""
-
-    __pydantic_extra__: dict[str, Share] = Field(init=False)
-
-
-class Cost(_Fields):
+class Cost(Fields):
     seconds: NotNegative = 0
     peak_memory_mb: NotNegative = 0
     job_seconds: NotNegative = 0
     job_memory_mb: NotNegative = 0
 
 
-class Inputs(_Fields):
+class Inputs(Fields):
     data: Hash | None = None
     source: str | None = None
     checkpoints: list[Hash | None] = []
     files: dict[str, Hash] = {}
 
 
-class Made(_Fields):
+class Made(Fields):
     """What every record has."""
 
     settings: dict[str, Any]
@@ -93,12 +51,12 @@ class Made(_Fields):
 # ---- the paper's nets and merges
 
 
-class Epoch(_Fields):
+class Epoch(Fields):
     loss: float
     accuracy: Share
 
 
-class Checkpoint(_Fields):
+class Checkpoint(Fields):
     checkpoint: Hash
     snapshots: dict[str, Hash] = {}
 
@@ -127,10 +85,10 @@ class Measured(Made):
 
     @field_validator("inputs")
     @classmethod
-    def _from_its_nets(cls, inputs: Inputs) -> Inputs:
+    def _has_each_net_once(cls, inputs: Inputs) -> Inputs:
         hashes = [each for each in inputs.checkpoints if each]
         if (inputs.checkpoints and len(inputs.checkpoints) != cls.nets) or len({*hashes}) < len(hashes):
-            raise _contradiction(f"allowed is one checkpoint a net, {cls.nets}, each another")
+            raise contradiction(f"allowed is one checkpoint a net, {cls.nets}, each another")
         return inputs
 
 
@@ -140,7 +98,7 @@ class OneNet(Measured):
     seed: Seed
 
 
-class Filters(_Fields):
+class Filters(Fields):
     filters: Hash
 
 
@@ -157,23 +115,23 @@ class TwoNets(Measured):
 
     @field_validator("seed_2")
     @classmethod
-    def _of_another_net(cls, seed: int, of: ValidationInfo) -> int:
-        if (of.data.get("model_1"), of.data.get("seed_1")) == (of.data.get("model_2"), seed):
-            raise _contradiction("allowed are two nets")
+    def _differs_from_first(cls, seed: int, info: ValidationInfo) -> int:
+        if (info.data.get("model_1"), info.data.get("seed_1")) == (info.data.get("model_2"), seed):
+            raise contradiction("allowed are two nets")
         return seed
 
 
-class Search(_Fields):
+class Search(Fields):
     objective: float
     reached: Count
     starts: Annotated[dict[str, float], Field(min_length=1)]
 
 
-class Merge(_Fields):
+class Merge(Fields):
     """The body of a merge that wasn't left out."""
 
     ends: ClassVar[tuple[str, str]]
-    accuracy: _Shares
+    accuracy: Shares
     barrier: dict[str, Barrier | None]
     absolute_barrier: dict[str, AbsoluteBarrier]
     permutations: dict[str, Permutation]
@@ -183,29 +141,29 @@ class Merge(_Fields):
 
     @field_validator("barrier", "absolute_barrier")
     @classmethod
-    def _is_of_its_accuracies(cls, barriers: dict[str, Any], of: ValidationInfo) -> dict[str, Any]:
-        if "accuracy" not in of.data:
+    def _follows_from_accuracies(cls, barriers: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "accuracy" not in info.data:
             return barriers
-        accuracy = of.data["accuracy"].model_dump()
+        accuracy = info.data["accuracy"].model_dump()
         mean = sum(accuracy[end] for end in cls.ends) / 2
         for name, value in barriers.items():
             if name not in accuracy:
-                raise _contradiction(f"there is no accuracy {name!r}")
-            if of.field_name == "barrier":
-                _check_barrier(name, value, mean, accuracy[name])
+                raise contradiction(f"there is no accuracy {name!r}")
+            if info.field_name == "barrier":
+                check_barrier(name, value, mean, accuracy[name])
             elif abs(value - (mean - accuracy[name])) > ROUNDING:
-                raise _contradiction(f"by the accuracies, it is {mean - accuracy[name]:.6g} for {name!r}")
+                raise contradiction(f"by the accuracies, it is {mean - accuracy[name]:.6g} for {name!r}")
         return barriers
 
 
-class FlipAccuracy(_Shares):
+class FlipAccuracy(Shares):
     net: Share
     flipped: Share
     halfway: Share
     repaired: Share
 
 
-class PairAccuracy(_Shares):
+class PairAccuracy(Shares):
     net_1: Share
     net_2: Share
     halfway: Share
@@ -223,184 +181,21 @@ class PairMerge(Merge):
     accuracy: PairAccuracy
 
 
-# ---- beyond the paper: the bodies of what wasn't left out
-
-
-class ExactAccuracy(_Shares):
-    net: Share
-    test_time: Share
-    halfway: Share
-    exact: Share
-    fine_tuned: Share
-    fine_tuned_test_time: Share
-    exact_fine_tuned: Share
-    from_scratch: Share | None = None
-
-
-class ExactErrors(_Fields):
-    __pydantic_extra__: dict[str, NotNegative] = Field(init=False)
-    net: NotNegative
-    exact: NotNegative
-
-
-class Parameters(_Fields):
-    net: Count
-    exact: Count
-
-
-class Representation(_Fields):
-    fixed: Annotated[int, Field(ge=0)]
-    swapped: Annotated[int, Field(ge=0)]
-
-    @field_validator("swapped")
-    @classmethod
-    def _has_channels(cls, swapped: int, of: ValidationInfo) -> int:
-        if swapped % 2 or not swapped + of.data.get("fixed", 1):
-            raise _contradiction("allowed are pairs of channels, and some channel in all")
-        return swapped
-
-
-class ExactGcnn(_Fields):
-    accuracy: ExactAccuracy
-    invariance_error: ExactErrors
-    kernel_constraint: NotNegative
-    parameters: Parameters
-    representations: Annotated[dict[str, Representation], Field(min_length=1)]
-
-
-class OrbitAccuracy(_Shares):
-    net: Share
-    orbit: Share
-    pairwise: Share
-    pairwise_no_repair: Share
-    whole: Share
-    whole_no_repair: Share
-
-
-class OrbitBarrier(_Fields):
-    pairwise: Barrier | None
-    pairwise_no_repair: Barrier | None
-    whole: Barrier | None
-    whole_no_repair: Barrier | None
-
-
-class OrbitMerge(_Fields):
-    order: Annotated[int, Field(ge=2)]
-    invariance_error: NotNegative
-    accuracy: OrbitAccuracy
-    barrier: OrbitBarrier
-    similarity: dict[str, float]
-
-    @field_validator("barrier")
-    @classmethod
-    def _is_of_its_accuracies(cls, barrier: OrbitBarrier, of: ValidationInfo) -> OrbitBarrier:
-        if "accuracy" in of.data and "order" in of.data:
-            accuracy = of.data["accuracy"]
-            for name, value in barrier:
-                # a larger orbit's record doesn't have the accuracy of the once transformed net by itself
-                if name in OrbitBarrier.model_fields and (name.startswith("whole") or of.data["order"] == 2):
-                    _check_barrier(name, value, accuracy.orbit, getattr(accuracy, name))
-        return barrier
-
-
-class Symmetries(_Fields):
-    settings: dict[str, Any]
-    symmetries: dict[str, OrbitMerge]
-
-    @field_validator("symmetries")
-    @classmethod
-    def _are_all_there(cls, symmetries: dict[str, OrbitMerge], of: ValidationInfo) -> dict[str, OrbitMerge]:
-        wanted = of.data.get("settings", {}).get("symmetries")
-        if not isinstance(wanted, list) or [*map(str, wanted)] != [*symmetries]:
-            raise _contradiction(f"allowed are those of the settings, {wanted!r}")
-        return symmetries
-
-
-class Line(_Fields):
-    accuracy: list[Share]
-    loss: list[NotNegative]
-
-
-class Ways(_Fields):
-    plain: Line
-    repaired: Line
-
-
-class Curves(_Fields):
-    settings: dict[str, Any]
-    curve: Ways
-
-    @field_validator("curve")
-    @classmethod
-    def _has_its_points(cls, curve: Ways, of: ValidationInfo) -> Ways:
-        wanted, lines = of.data.get("settings", {}).get("points"), (curve.plain, curve.repaired)
-        numbers = {len(values) for line in lines for values in (line.accuracy, line.loss)}
-        if [*numbers] != [wanted] or not wanted % 2 or wanted < 3:
-            points = " and ".join(map(str, sorted(numbers)))
-            raise _contradiction(
-                f"{points} points; allowed are those of the settings, {wanted!r}, an odd number from 3 on"
-            )
-        first, second = ([(line.accuracy[end], line.loss[end]) for end in (0, -1)] for line in lines)
-        if first != second:
-            raise _contradiction("allowed are lines with the same endpoints, which are the nets themselves")
-        return curve
-
-
-class MeasuredEpoch(_Fields):
-    epoch: Annotated[int, Field(ge=0)]
-    accuracy: Share
-    barrier: Barrier | None
-    absolute_barrier: AbsoluteBarrier
-    invariance_error: NotNegative
-    equivariance_error: dict[str, NotNegative]
-    similarity: dict[str, float] = {}
-
-    @field_validator("absolute_barrier")
-    @classmethod
-    def _is_of_its_barrier(cls, absolute: float, of: ValidationInfo) -> float:
-        if isinstance(barrier := of.data.get("barrier"), float) and "accuracy" in of.data:
-            # the mean of the net's accuracy and its flipped self's, which may be anything
-            means = of.data["accuracy"] / 2, (1 + of.data["accuracy"]) / 2
-            low, high = sorted(barrier * mean for mean in means)
-            if not low - ROUNDING <= absolute <= high + ROUNDING:
-                raise _contradiction(f"by the barrier and the accuracy, it is from {low:.6g} to {high:.6g}")
-        return absolute
-
-
-class DuringTraining(_Fields):
-    settings: dict[str, Any]
-    epochs: Annotated[list[MeasuredEpoch], Field(min_length=1)]
-
-    @field_validator("epochs")
-    @classmethod
-    def _are_all_there(cls, epochs: list[MeasuredEpoch], of: ValidationInfo) -> list[MeasuredEpoch]:
-        wanted = of.data.get("settings", {}).get("epochs")
-        if wanted != [each.epoch for each in epochs]:
-            raise _contradiction(f"allowed are those of the settings, {wanted!r}")
-        return epochs
-
-
-class ByLayer(_Fields):
-    equivariance_error: Annotated[dict[str, NotNegative], Field(min_length=1)]
-    barrier_up_to: Annotated[dict[str, Barrier | None], Field(min_length=1)]
-    similarity: dict[str, float]
-
-
 # ---- records of no net
 
 
-class Run(_Fields):
+class Run(Fields):
     loss: Annotated[list[float], Field(min_length=1)]
     flipped_batches: list[NotNegative]
     same_batches: list[NotNegative]
 
 
-class Runs(_Fields):
+class Runs(Fields):
     float64: Run
     float32: Run
 
 
-class Paths(_Fields):
+class Paths(Fields):
     net: list[Point]
     flipped: list[Point]
 
@@ -413,24 +208,23 @@ class FlippedTraining(Made):
 
     @field_validator("largest_difference")
     @classmethod
-    def _are_the_largest(cls, largest: dict[str, float], of: ValidationInfo) -> dict[str, float]:
-        if runs := of.data.get("runs"):
+    def _are_the_largest(cls, largest: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        if runs := info.data.get("runs"):
             for name, run in (("float64", runs.float64), ("float32", runs.float32)):
                 if abs(largest.get(name, -1) - max(run.flipped_batches, default=0)) > ROUNDING:
-                    raise _contradiction(f"of 'runs.{name}.flipped_batches' another is the largest")
+                    raise contradiction(f"of 'runs.{name}.flipped_batches' another is the largest")
         return largest
 
     @field_validator("paths")
     @classmethod
-    def _are_as_long(cls, paths: Paths, of: ValidationInfo) -> Paths:
-        if runs := of.data.get("runs"):
+    def _are_as_long(cls, paths: Paths, info: ValidationInfo) -> Paths:
+        if runs := info.data.get("runs"):
             steps = {len(run.loss) for run in (runs.float64, runs.float32)}
             points = [paths.net, paths.flipped]
-            points += [
-                of for run in (runs.float64, runs.float32) for of in (run.flipped_batches, run.same_batches)
-            ]
+            for run in (runs.float64, runs.float32):
+                points += [run.flipped_batches, run.same_batches]
             if steps | {len(each) - 1 for each in points} != {len(runs.float64.loss)}:
-                raise _contradiction("allowed are as many points as there are steps, and the start")
+                raise contradiction("allowed are as many points as there are steps, and the start")
         return paths
 
 
@@ -446,24 +240,21 @@ class Theory(Made):
 
 
 # Of each kind, what all its records have, and what those have that weren't left out.
-KINDS: dict[str, tuple[type[Made], type[_Fields] | None]] = {
+KINDS: dict[str, tuple[type[Made], type[Fields] | None]] = {
     "train": (Train, None),
     "flip_merge": (FlipHeader, FlipMerge),
     "pair_merge": (TwoNets, PairMerge),
-    "exact_gcnn": (OneNet, ExactGcnn),
-    "symmetries": (OneNet, Symmetries),
-    "curves": (OneNet, Curves),
-    "during_training": (OneNet, DuringTraining),
-    "by_layer": (OneNet, ByLayer),
+    **{name: (OneNet, measurement.body) for name, measurement in MEASUREMENTS.items()},
     "flipped_training": (FlippedTraining, None),
     "theory": (Theory, None),
 }
 
 
-def fields_of(record: dict[str, Any]) -> list[type[_Fields]]:
+def fields_of(record: dict[str, Any]) -> list[type[Fields]]:
     """What a record, whose `kind` is one of `KINDS`, has to have."""
     header, body = KINDS[record["kind"]]
-    if record["kind"] == "curves" and "model_1" in record:
+    measurement = MEASUREMENTS.get(record["kind"])
+    if measurement and "pairs" in measurement.options.model_fields and "model_1" in record:
         header = TwoNets
     return [header, *([body] if body and record.get("status") == "ok" else [])]
 
@@ -481,11 +272,11 @@ def problem(record: Any) -> str | None:
         key = ".".join(part if part.isprintable() else repr(part) for part in parts)
         if first["type"] == "missing":
             return f"lacks the field '{key}'"
-        given = repr(first["input"])
-        given = given if len(given) <= 60 else f"{given[:59]}…"
+        value = repr(first["input"])
+        value = value if len(value) <= 60 else f"{value[:59]}…"
         allowed = first["msg"].replace("Input should be", "allowed is").replace("dictionary", "object")
         allowed = re.sub(r" or instance of \w+", "", allowed)
-        return f"can't be right ({key}: {given} given; {allowed})"
+        return f"can't be right ({key}: {value} given; {allowed})"
     return None
 
 
@@ -500,5 +291,5 @@ def nets_of(record: dict[str, Any]) -> list[tuple[str, int]]:
 
 def images_of(record: dict[str, Any]) -> str | None:
     """What tables call the images that a record was made from, by their content and their label; None without any."""
-    given = record.get("inputs", {})
-    return cifar10.name_of(given["source"], given.get("data")) if given.get("source") else None
+    inputs = record.get("inputs", {})
+    return cifar10.name_of(inputs["source"], inputs.get("data")) if inputs.get("source") else None

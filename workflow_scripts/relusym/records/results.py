@@ -14,12 +14,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from relusym.config.measurements import MEASUREMENTS
+from relusym.beyond import MEASUREMENTS
 from relusym.config.settings import Net, Settings
 from relusym.data import digest as digest_of
 from relusym.errors import UserError
 from relusym.records.fields import images_of, nets_of
-from relusym.records.files import find_record, snapshot_path
+from relusym.records.files import load_record_or_none, snapshot_path
 from relusym.records.fingerprint import fingerprint
 from relusym.theory import STATEMENTS
 from relusym.whole_files import sha256
@@ -73,11 +73,11 @@ class Results:
 
     Attributes:
         prefix: of every path, where they are read; the paths that methods return are without.
-        broken: by record whose text is wrong, the line that says what is wrong with it, and what to do. It counts as
-            there: no job is planned for it, and only what reads it stops.
+        broken: by record that can't be read or whose text is wrong, the line that names what is wrong with it and what
+            to do. It counts as there: no job is planned for it, and only what reads it stops.
 
     Raises:
-        UserError: a record's file can't be read (named).
+        UserError: a folder of records can't be listed (named).
     """
 
     def __init__(self, settings: Settings, root: str = "results", data: str = "data", retry: bool = True):
@@ -88,6 +88,8 @@ class Results:
         self._names: dict[str, str] = {}
         self._there: dict[str, bool] = {}
         self._listed: dict[str, dict[str, list[int]]] = {}
+        self._fingerprints: dict[str, str] = {}
+        self._images: dict[str, tuple[str, str] | None] = {}
 
     # ---- where things lie
 
@@ -100,7 +102,10 @@ class Results:
 
     def filters(self, key: str) -> str:
         """The arrays beside the record of a flip merge."""
-        return f"{self.folder}/filters/{self.name(key).partition('/')[2]}.safetensors"
+        return self._filters(self.name(key))
+
+    def _filters(self, name: str) -> str:
+        return f"{self.folder}/filters/{name.partition('/')[2]}.safetensors"
 
     def checkpoint(self, net: Net) -> str:
         return self._checkpoint(self.name(self.key("train", net)))
@@ -130,8 +135,8 @@ class Results:
 
     def key(self, kind: str, *nets: Net, matching: str | None = None) -> str:
         """Of the job on these nets."""
-        units = tuple(unit for unit, _ in nets)
-        return f"{kind}/{self.made_with(kind, units, matching)[1]}/{'--'.join(str(seed) for _, seed in nets)}"
+        types = tuple(type_ for type_, _ in nets)
+        return f"{kind}/{self.made_with(kind, types, matching)[1]}/{'--'.join(str(seed) for _, seed in nets)}"
 
     def key_of(self, path: str) -> str | None:
         """Of the job whose record, filters or checkpoint has this path; None if it is of none of the scale's jobs."""
@@ -142,21 +147,21 @@ class Results:
 
     @cached_property
     def made_with(self) -> Any:
-        """The settings of a kind of job on nets of these types, and the folder's name that says so."""
+        """The settings of a kind of job on nets of these types, and the folder's name with their fingerprint."""
 
-        def made_with(kind: str, units: tuple[str, ...], matching: str | None = None) -> tuple[Record, str]:
+        def made_with(kind: str, types: tuple[str, ...], matching: str | None = None) -> tuple[Record, str]:
             if kind == "theory":
-                settings = self.settings.theory(units[0])
+                settings = self.settings.theory(types[0])
             elif kind == "flipped_training":
                 settings = self.settings.flipped_training()
             elif kind == "train":
-                settings = self.settings.train(units[0])
+                settings = self.settings.train(types[0])
             elif kind in MEASUREMENTS:
-                settings = self.settings.measurement(kind, *units)
+                settings = self.settings.measurement(kind, *types)
             else:
                 merge = self.settings.flip_merge if kind == "flip_merge" else self.settings.pair_merge
-                settings = merge(*units, matching)
-            return settings, f"{'--'.join(units)}-{fingerprint(settings)}"
+                settings = merge(*types, matching)
+            return settings, f"{'--'.join(types)}-{fingerprint(settings)}"
 
         return cache(made_with)
 
@@ -171,14 +176,14 @@ class Results:
     def chosen(self) -> set[str]:
         """The jobs that this run is about; those of models that aren't at hand are left out."""
         absent = self.settings.absent
-        jobs = self._jobs(self.settings).items()
+        jobs = (self.jobs if self.settings.run.seeds is None else self._jobs(self.settings)).items()
         return {key for key, job in jobs if not {net[0].partition(".")[0] for net in job.nets} & {*absent}}
 
     def _jobs(self, settings: Settings) -> dict[str, Job]:
         prepared, jobs = cache(self.prepared), {}
 
         def add(kind: str, *nets: Net, matching: str | None = None) -> None:
-            how, folder = self.made_with(kind, tuple(unit for unit, _ in nets), matching)
+            how, folder = self.made_with(kind, tuple(type_ for type_, _ in nets), matching)
             images = prepared(settings.model_of(nets[0][0]).id)
             key = f"{kind}/{folder}/{'--'.join(str(seed) for _, seed in nets)}"
             jobs[key] = Job(kind, how, nets, matching, images)
@@ -219,12 +224,12 @@ class Results:
         inputs: dict[str, Any] = {"data": job.prepared} if job.prepared else {}
         nets, snapshots = job.nets, ()
         if job.kind == "train":
-            (unit, seed), start = nets[0], self.settings.start_of(nets[0][0])
+            (training_id, seed), start = nets[0], self.settings.start_of(nets[0][0])
             nets = ((start, seed),) if start else ()
-            if self.settings.stage_of(unit) is None:
+            if self.settings.stage_of(training_id) is None:
                 inputs["weights"] = f"{self.folder}/weights/{key.split('/')[1]}.safetensors"
-        elif job.kind == "during_training":
-            snapshots = job.settings["epochs"][:-1]
+        elif job.kind in MEASUREMENTS:
+            snapshots = MEASUREMENTS[job.kind].snapshots(job.settings)
         if nets:
             names = [self._trained(net, snapshots) for net in nets]
             inputs["nets"] = [self._checkpoint(name) for name in names]
@@ -242,9 +247,7 @@ class Results:
         if key not in self._there:
             record, file = self.load(key), f"{self.name(key)}.json"
             self._there[key] = file in self.broken or (
-                record is not None
-                and not self._outdated(key, file)
-                and all(map(self._exists, self.outputs(key)))
+                record is not None and (not key.startswith("flip_merge/") or self._exists(self.filters(key)))
             )
         return self._there[key]
 
@@ -255,9 +258,8 @@ class Results:
     def name(self, key: str) -> str:
         """The key, numbered if other records have its name: that of the last that isn't outdated, or the next."""
         if key not in self._names:
-            numbers = self._numbers(key)
-            kept = (n for n in reversed(numbers) if not self._outdated(key, f"{self._numbered(key, n)}.json"))
-            number = next(kept, None)
+            current = (n for n in reversed(self._numbers(key)) if not self._is_outdated(key, n))
+            number = next(current, None)
             self._names[key] = self._numbered(key, self._free(key) if number is None else number)
         return self._names[key]
 
@@ -268,9 +270,10 @@ class Results:
         """Of the records that are there by a job's name, in order."""
         folder, _, seeds = key.rpartition("/")
         if folder not in self._listed:
-            self._listed[folder] = {}
+            numbers = self._listed[folder] = {}
             try:
-                files = sorted(map(str, Path(f"{self.prefix}{self.folder}/records/{folder}").iterdir()))
+                path = Path(f"{self.prefix}{self.folder}/records/{folder}")
+                files = [file.name for file in path.iterdir()]
             except FileNotFoundError:
                 files = []
             except OSError as error:
@@ -278,9 +281,8 @@ class Results:
                     f"record {self.folder}/records/{key}.json can't be read ({error.strerror}): make its folder "
                     "readable, or delete what is in its place"
                 ) from error
-            for file in files:
-                if named := RECORD.fullmatch(file.rpartition("/")[2]):
-                    self._listed[folder].setdefault(named[1], []).append(int(named[2] or 0))
+            for named in filter(None, map(RECORD.fullmatch, files)):
+                numbers.setdefault(named[1], []).append(int(named[2] or 0))
         return sorted(self._listed[folder].get(seeds, []))
 
     def _free(self, key: str) -> int:
@@ -290,58 +292,56 @@ class Results:
         return Path(self.prefix + path).exists()
 
     def _load(self, key: str, file: str) -> Record | None:
-        """A record, which is of what its path says."""
+        """A record, which is of the nets and settings in its path."""
         if file not in self._read:
             path, record = f"{self.folder}/records/{file}", None
             try:
-                if record := find_record(self.prefix + path):
-                    self._check(key, path, record)
+                if record := load_record_or_none(self.prefix + path):
+                    self._check_name(key, path, record)
             except UserError as error:
-                if isinstance(error.__cause__, OSError) and not isinstance(
-                    error.__cause__, FileNotFoundError
-                ):
-                    raise
                 self.broken[file], record = str(error), None
             self._read[file] = record
         return self._read[file]
 
-    def _check(self, key: str, path: str, record: Record) -> None:
-        kind, _, seeds = key.split("/")
+    def _check_name(self, key: str, path: str, record: Record) -> None:
+        folder, _, seeds = key.rpartition("/")
+        kind = self.jobs[key].kind
+        if folder not in self._fingerprints:  # its records share their settings
+            self._fingerprints[folder] = fingerprint(record["settings"])
         nets = nets_of(record)
+        types = [model for model, _ in nets] or [kind]
         if kind == "theory":
-            types, its_seeds = [re.sub("[ .]", "_", record.get("statement", "").lower())], seeds
-        else:
-            types, its_seeds = (
-                [model for model, _ in nets] or [kind],
-                "--".join(str(seed) for _, seed in nets) or seeds,
-            )
-        its = f"{record['kind']}/{'--'.join(types)}-{fingerprint(record['settings'])}/{its_seeds}"
+            types = [re.sub("[ .]", "_", record.get("statement", "").lower())]
+        its_seeds = "--".join(str(seed) for _, seed in nets) or seeds
+        its = f"{record['kind']}/{'--'.join(types)}-{self._fingerprints[folder]}/{its_seeds}"
         if its != key:
             raise UserError(
                 f"record {path} is of {its}, not of {key}: give each record its name back, or delete it, and it is "
                 "made again"
             )
 
-    def _outdated(self, key: str, file: str) -> bool:
-        """Whether a record is of other files than those that are there, as far as there is something to tell by."""
-        job, record = self.jobs[key], self._load(key, file)
+    def _is_outdated(self, key: str, number: int) -> bool:
+        """Whether a record is of other files than those that are there, as far as they are there."""
+        name = self._numbered(key, number)
+        job, record = self.jobs[key], self._load(key, f"{name}.json")
         if record is None or "inputs" not in record:
             return False
         if record.get("status") == "absent" and self.retry:
             return True
-        if job.kind == "train":
-            files = map(Path, self.settings.model_of(job.nets[0][0]).files)
-            read = record["inputs"].get("files", {})
-            return any(read.get(each.name) != sha256(each) for each in files if each.is_file())
-        for net, made_from in zip(job.nets, record["inputs"].get("checkpoints", []), strict=False):
-            trained = self.load(self.key("train", net)) or {}
-            if trained.get("outputs", {}).get("checkpoint") not in (None, made_from):
-                return True
-        if job.kind == "flip_merge":
-            filters = Path(f"{self.prefix}{self.folder}/filters/{file.partition('/')[2]}").with_suffix(
-                ".safetensors"
-            )
-            return filters.is_file() and sha256(filters) != record["outputs"]["filters"]
+        try:
+            if job.kind == "train":
+                files = map(Path, self.settings.model_of(job.nets[0][0]).files)
+                read = record["inputs"].get("files", {})
+                return any(read.get(file.name) != sha256(file) for file in files if file.is_file())
+            for net, checkpoint in zip(job.nets, record["inputs"].get("checkpoints", []), strict=False):
+                trained = self.load(self.key("train", net)) or {}
+                if trained.get("outputs", {}).get("checkpoint") not in (None, checkpoint):
+                    return True
+            if job.kind == "flip_merge":
+                filters = Path(self.prefix + self._filters(name))
+                return filters.is_file() and sha256(filters) != record["outputs"]["filters"]
+        except UserError as error:  # of a file that can't be read
+            self.broken[f"{name}.json"] = str(error)
         return False
 
     def shown(self, kind: str, models: Iterable[str] | None = None, matching: str | None = None) -> list[str]:
@@ -358,8 +358,8 @@ class Results:
             if job.kind == kind
             and job.matching == matching
             and all(
-                self.settings.model_of(unit).is_papers if allowed is None else unit in allowed
-                for unit, _ in job.nets
+                self.settings.model_of(type_).is_papers if allowed is None else type_ in allowed
+                for type_, _ in job.nets
             )
             and (key in self.chosen or self.is_there(key))
         ]
@@ -372,20 +372,22 @@ class Results:
         Args:
             prepared: the file of prepared images that the records' jobs read.
         """
-        for key, job in self.jobs.items():
-            if (
-                job.prepared == prepared
+        if prepared not in self._images:
+            used = (
+                (digest, self.record(key))
+                for key, job in self.jobs.items()
+                if job.prepared == prepared
                 and self.is_there(key)
                 and (record := self.load(key))
                 and (digest := record["inputs"].get("data"))
-            ):
-                return digest, self.record(key)
-        return None
+            )
+            self._images[prepared] = next(used, None)
+        return self._images[prepared]
 
     def other_images(self, prepared: str) -> str | None:
         """One line on records that were made from other images than `prepared` holds; None if there are none.
 
-        As long as the images aren't prepared, they are told apart by their labels, but for torchvision's.
+        As long as the images aren't prepared, their labels distinguish them, but for torchvision's.
         """
         used = self.images_in_use(prepared)
         if used is None:

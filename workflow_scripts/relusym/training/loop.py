@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from relusym.data.batches import Batches
+from relusym.data.batches import TrainingBatches
 from relusym.errors import Interrupted
 from relusym.precision import full_float32
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
@@ -50,12 +50,13 @@ class Training:
 @full_float32()
 def train(
     net: nn.Module,
-    batches: Batches,
+    batches: TrainingBatches,
     recipe: Recipe,
     *,
     device: torch.device,
     symmetry: Symmetry = HORIZONTAL_FLIP,
     state: Path | None = None,
+    save_every: int = 1,
     interrupted: Callable[[], bool] = lambda: False,
     report: Callable[[Progress], None] = lambda progress: None,
     snapshot: Callable[[int, nn.Module], None] = lambda epoch, net: None,
@@ -68,13 +69,14 @@ def train(
         state: where the first process keeps the training state. If the file is there, the training goes on from it.
             The caller names the file so that other settings never meet it, and removes it once what came of the
             training is written.
-        interrupted: asked after every step; at the first yes of any process the state is saved and the training ends.
+        save_every: epochs between saved states.
+        interrupted: asked after every step; once any process's returns true, the state is saved and the training ends.
         report: is given the progress by the first process, at least once an epoch.
         snapshot: is given the net by the first process before the first epoch (0) and after each one (1, 2, …).
 
     Raises:
-        Interrupted: `interrupted` said yes. The next training with the same `state` goes on from that very step, and
-            ends with the same weights as one that was never interrupted.
+        Interrupted: `interrupted` returned true. The next training with the same `state` goes on from that very step,
+            and ends with the same weights as one that was never interrupted.
     """
     objective = OBJECTIVES[recipe.objective].load()(net, recipe, symmetry)
     if recipe.sync_batch_norm and world_size() > 1 and device.type == "cuda":
@@ -148,7 +150,7 @@ def train(
         if epoch + 1 < recipe.epochs:
             if ending:
                 _interrupt(kept, progress)
-            if rank() == 0 and (epoch + 1) % recipe.save_every == 0:
+            if rank() == 0 and (epoch + 1) % save_every == 0:
                 kept.save()
     return result
 

@@ -1,7 +1,7 @@
 """How a net is trained: a `training` section or a stage of a `recipe` in the config."""
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -61,7 +61,6 @@ class Recipe(Section):
     processes: Count = Field(1, description="that train one net together, each on a GPU of its own")
     dimensions: Count = Field(2048, description="of SimSiam's projection")
     bottleneck: Count = Field(512, description="of the hidden layer of SimSiam's predictor")
-    save_every: Count = Field(1, description="epochs between saved training states")
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
@@ -81,6 +80,13 @@ class Recipe(Section):
                 "batch_size", f"{self.batch_size} can't be shared evenly by {self.processes} processes"
             )
         return self
+
+    def settings(self) -> dict[str, Any]:
+        """What a net depends on: without the keys that its objective or its loss doesn't read."""
+        unread = set() if self.objective == "simsiam" else {"dimensions", "bottleneck"}
+        if self.invariance_from is None:
+            unread.add("invariance_weight")
+        return self.model_dump(include={*Recipe.model_fields} - unread)
 
     @property
     def views(self) -> int:

@@ -1,0 +1,59 @@
+"""What a measurement beyond the paper declares, and what its options have in common with others'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from relusym.record_types import Fields
+from relusym.schema import Count, OrNull, Section, Seeds, Text
+
+if TYPE_CHECKING:
+    from relusym.measuring.merge import MergeJob
+
+Values = dict[str, Any]
+Pairs = OrNull[list[Annotated[list[Text], Field(min_length=2, max_length=2)]]]
+OF_PAIRS = "of the scale's `pairs`, those that it is of"
+
+
+class Selection(Section):
+    """Which nets a measurement is of."""
+
+    models: OrNull[list[Text]] = Field(None, description="the types of single nets")
+    seeds: OrNull[Seeds] = Field(None, description="left out: all")
+
+
+class Options(Selection):
+    """What every measurement has."""
+
+    images: OrNull[Count] = Field(
+        None, description="training images to merge on; null: as many as the model's tables"
+    )
+
+
+NOT_IN_SETTINGS = {*Options.model_fields, "pairs", "matching"}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All that the workflow has to know of a measurement.
+
+    Attributes:
+        options: its section in the config, below `beyond`; with `pairs`, it may be of two nets.
+        body: what its record has, besides the header.
+        measure: from the job to the body.
+        settings: what its record depends on besides its options and what is upstream, the nets and how they are merged:
+            from its section, the first net's model, the settings upstream, and the epochs at which that net is kept.
+        snapshots: the epochs at which it reads a net, by its settings.
+        flips_alone: whether its nets' symmetry has to be of order 2.
+    """
+
+    options: type[Options]
+    body: type[Fields]
+    measure: Callable[[MergeJob], Values]
+    settings: Callable[[Values, str, Values, list[int]], Values] = lambda *_: {}
+    snapshots: Callable[[Values], list[int]] = lambda settings: []
+    flips_alone: bool = False

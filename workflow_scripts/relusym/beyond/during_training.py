@@ -1,0 +1,99 @@
+"""Barrier, invariance error and equivariance errors of a net at several epochs of its training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from relusym.beyond import declaration
+from relusym.record_types import (
+    ROUNDING,
+    AbsoluteBarrier,
+    Barrier,
+    Fields,
+    NotNegative,
+    Share,
+    contradiction,
+)
+
+if TYPE_CHECKING:
+    from relusym.measuring.merge import MergeJob
+
+
+class Options(declaration.Options):
+    """The barrier at the epochs of `training.snapshots`."""
+
+
+class MeasuredEpoch(Fields):
+    epoch: Annotated[int, Field(ge=0)]
+    accuracy: Share
+    barrier: Barrier | None
+    absolute_barrier: AbsoluteBarrier
+    invariance_error: NotNegative
+    equivariance_error: dict[str, NotNegative]
+    similarity: dict[str, float] = {}
+
+    @field_validator("absolute_barrier")
+    @classmethod
+    def _follows_from_barrier(cls, absolute: float, info: ValidationInfo) -> float:
+        if isinstance(barrier := info.data.get("barrier"), float) and "accuracy" in info.data:
+            # the mean of the net's accuracy and its flipped self's, which may be anything
+            means = info.data["accuracy"] / 2, (1 + info.data["accuracy"]) / 2
+            low, high = sorted(barrier * mean for mean in means)
+            if not low - ROUNDING <= absolute <= high + ROUNDING:
+                raise contradiction(f"by the barrier and the accuracy, it is from {low:.6g} to {high:.6g}")
+        return absolute
+
+
+class Body(Fields):
+    settings: dict[str, Any]
+    epochs: Annotated[list[MeasuredEpoch], Field(min_length=1)]
+
+    @field_validator("epochs")
+    @classmethod
+    def _are_all_there(cls, epochs: list[MeasuredEpoch], info: ValidationInfo) -> list[MeasuredEpoch]:
+        wanted = info.data.get("settings", {}).get("epochs")
+        if wanted != [each.epoch for each in epochs]:
+            raise contradiction(f"allowed are those of the settings, {wanted!r}")
+        return epochs
+
+
+def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: list[int]) -> dict[str, Any]:
+    """The epochs at which the net was kept, and the last."""
+    last = upstream["trained"][0]["training"]["epochs"]
+    return {"epochs": [*sorted(epoch for epoch in snapshots if epoch < last), last]}
+
+
+def measure(job: MergeJob) -> dict[str, Any]:
+    """The fields of `MeasuredEpoch` at each epoch that the net was kept at, and at the end."""
+    from relusym.merging.layers import equivariance_errors
+    from relusym.merging.merge import flip_merge
+
+    *kept, _ = job.settings["epochs"]
+    epochs = []
+    for epoch in job.settings["epochs"]:
+        plain = job.as_plain(job.snapshot(epoch)) if epoch in kept else job.plain[0]
+        merged = flip_merge(
+            *(plain, job.images, job.test, job.labels), symmetry=job.symmetry, **job.matched_by
+        )
+        errors, invariance = equivariance_errors(
+            *(merged.traced, job.test, job.symmetry, merged.traced.groups, merged.permutations)
+        )
+        epochs.append(
+            {
+                "epoch": epoch,
+                "accuracy": merged.accuracy["net"],
+                "barrier": merged.barrier["repaired"],
+                "absolute_barrier": merged.absolute_barrier["repaired"],
+                "invariance_error": invariance,
+                "equivariance_error": {name: ways["matched"] for name, ways in errors.items()},
+                "similarity": merged.similarity,
+            }
+        )
+    return {"epochs": epochs}
+
+
+MEASUREMENT = declaration.Measurement(
+    Options, Body, measure, settings, snapshots=lambda settings: settings["epochs"][:-1]
+)

@@ -1,0 +1,93 @@
+"""Barrier and invariance error of one net under each symmetry of the plane's pixels."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from relusym.beyond import declaration
+from relusym.record_types import Barrier, Fields, NotNegative, Share, Shares, check_barrier, contradiction
+from relusym.symmetry import SYMMETRIES
+
+if TYPE_CHECKING:
+    from relusym.measuring.merge import MergeJob
+
+
+class Options(declaration.Options):
+    """Of single nets, under their symmetries."""
+
+
+class OrbitAccuracy(Shares):
+    net: Share
+    orbit: Share
+    pairwise: Share
+    pairwise_no_repair: Share
+    whole: Share
+    whole_no_repair: Share
+
+
+class OrbitBarrier(Fields):
+    pairwise: Barrier | None
+    pairwise_no_repair: Barrier | None
+    whole: Barrier | None
+    whole_no_repair: Barrier | None
+
+
+class OrbitMerge(Fields):
+    order: Annotated[int, Field(ge=2)]
+    invariance_error: NotNegative
+    accuracy: OrbitAccuracy
+    barrier: OrbitBarrier
+    similarity: dict[str, float]
+
+    @field_validator("barrier")
+    @classmethod
+    def _follows_from_accuracies(cls, barrier: OrbitBarrier, info: ValidationInfo) -> OrbitBarrier:
+        if "accuracy" in info.data and "order" in info.data:
+            accuracy = info.data["accuracy"]
+            for name, value in barrier:
+                # a larger orbit's record doesn't have the accuracy of the once transformed net by itself
+                if name in OrbitBarrier.model_fields and (
+                    name.startswith("whole") or info.data["order"] == 2
+                ):
+                    check_barrier(name, value, accuracy.orbit, getattr(accuracy, name))
+        return barrier
+
+
+class Body(Fields):
+    settings: dict[str, Any]
+    symmetries: dict[str, OrbitMerge]
+
+    @field_validator("symmetries")
+    @classmethod
+    def _are_all_there(cls, symmetries: dict[str, OrbitMerge], info: ValidationInfo) -> dict[str, OrbitMerge]:
+        wanted = info.data.get("settings", {}).get("symmetries")
+        if not isinstance(wanted, list) or [*map(str, wanted)] != [*symmetries]:
+            raise contradiction(f"allowed are those of the settings, {wanted!r}")
+        return symmetries
+
+
+def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: list[int]) -> dict[str, Any]:
+    """All symmetries of a net that was trained for none; else its own alone."""
+    training = upstream["trained"][0]["training"]
+    trained_for_none = not training["augmentation"] and training["invariance_from"] is None
+    return {"symmetries": [*SYMMETRIES] if trained_for_none else [upstream["symmetry"]]}
+
+
+def measure(job: MergeJob) -> dict[str, Any]:
+    """Of each symmetry: `OrbitMerge`, with the invariance error over the test images."""
+    from relusym.evaluation.invariance import invariance_error
+    from relusym.merging.orbit import orbit_merge
+
+    merges = {}
+    for name in job.settings["symmetries"]:
+        symmetry = SYMMETRIES[name]
+        merged = orbit_merge(job.plain[0], symmetry, job.images, job.test, job.labels, **job.matched_by)
+        error = invariance_error(job.nets[0], job.test, symmetry)
+        merges[name] = {"order": symmetry.order, "invariance_error": error, **asdict(merged)}
+    return {"symmetries": merges}
+
+
+MEASUREMENT = declaration.Measurement(Options, Body, measure, settings)

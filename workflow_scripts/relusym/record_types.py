@@ -1,0 +1,56 @@
+"""Types of what records hold, strict and finite; what each kind has: relusym/records/fields.py and relusym/beyond."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
+
+Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Barrier = Annotated[float, Field(le=1)]  # equation (4); 1 if the net halfway is right on no image
+AbsoluteBarrier = Annotated[float, Field(ge=-1, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Point = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+ROUNDING = 1e-6  # by which numbers that follow from each other may differ
+
+
+def _is_bijection(indices: list[int]) -> list[int]:
+    if sorted(indices) != list(range(len(indices))):
+        raise PydanticCustomError(
+            "permutation", "allowed is each of 0 to {last} once", {"last": len(indices) - 1}
+        )
+    return indices
+
+
+Permutation = Annotated[list[int], AfterValidator(_is_bijection)]
+
+
+def contradiction(why: str) -> PydanticCustomError:
+    return PydanticCustomError("contradiction", why.replace("{", "{{").replace("}", "}}"))
+
+
+def check_barrier(name: str, value: float | None, mean: float, accuracy: float) -> None:
+    """Refuse a barrier that isn't equation (4) of its accuracies.
+
+    `evaluation.barrier` has the equation, too, and imports PyTorch.
+    """
+    expected = (mean - accuracy) / mean if mean else None
+    if (value is None) != (expected is None) or (value is not None and abs(value - expected) > ROUNDING):
+        is_ = "there is none" if expected is None else f"it is {expected:.6g}"
+        raise contradiction(f"by equation (4) of the accuracies, {is_} for {name!r}")
+
+
+class Fields(BaseModel):
+    """Nothing is converted, not-a-number isn't a number, and what isn't named here may stand beside."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, defer_build=True)
+
+
+class Shares(Fields):
+    """Accuracies; others than those named may stand beside."""
+
+    __pydantic_extra__: dict[str, Share] = Field(init=False)
