@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torchvision
+from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_nets import Images, answers, shuffled, smooth_images
@@ -178,9 +179,7 @@ def test_a_permutation_of_a_layer_that_is_called_twice_is_the_same_at_both_ends(
 def test_what_cannot_be_permuted_is_refused_in_one_line_that_names_it(change, message):
     net = nn.Sequential(nn.Conv2d(3, 12, 8), nn.Conv2d(12, 12, 1), Rows(12, 10))
     change(net)
-    with pytest.raises(UserError, match=message) as told:
-        channel_groups(net, (3, 8, 8))
-    assert "\n" not in str(told.value)
+    refused(lambda: channel_groups(net, (3, 8, 8)), match=message)
 
 
 @pytest.mark.parametrize(
@@ -189,8 +188,9 @@ def test_what_cannot_be_permuted_is_refused_in_one_line_that_names_it(change, me
         (lambda: nn.LSTM(12, 12), "lstm in 2.function"),
         (lambda: partial(torch.cumsum, dim=1), "cumsum in 2"),
         (lambda: partial(torch.sort, dim=1), "sort in 2"),
+        (lambda: nn.LocalResponseNorm(3), "local_response_norm in 2.function"),
     ],
-    ids=["LSTM", "cumsum", "sort"],
+    ids=["LSTM", "cumsum", "sort", "neighbouring channels"],
 )
 def test_channels_that_an_unknown_operation_reads_stay_and_the_others_are_permuted(operation, name):
     net = nn.Sequential(
@@ -364,12 +364,12 @@ def test_a_permuted_net_of_torchvisions_computes_the_same(name):
 
 
 @pytest.mark.slow(seconds=2)
-@pytest.mark.parametrize("name", ["deeplabv3_resnet50", "fcn_resnet50"])
-def test_a_permuted_segmentation_net_computes_the_same_at_both_its_heads(name):
+def test_a_permuted_segmentation_net_computes_the_same_at_both_its_heads():
     torch.manual_seed(0)
-    net = torchvision.models.get_model(name, weights=None, weights_backbone=None, aux_loss=True)
+    how = {"weights": None, "weights_backbone": None, "aux_loss": True}
+    net = torchvision.models.get_model("deeplabv3_mobilenet_v3_large", **how)
     found, moved = difference(with_statistics(net), 33)
-    assert found < 1e-10 and moved > 10_000
+    assert found < 1e-10 and moved > 3_000
 
 
 def test_the_page_of_nets_lists_torchvisions_and_none_is_wrong():
