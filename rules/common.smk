@@ -9,12 +9,14 @@ from threading import Thread
 
 from relusym.beyond import MEASUREMENTS
 from relusym.config.settings import Settings
-from relusym.findings import BEYOND, FIGURES, TABLES, fingerprint as made
+from relusym.findings import Table, declared, fingerprint as made
+from relusym.findings.layout import page, write_text
 from relusym.records.results import RECORD, SUBMITTED, Results
 from relusym.theory import STATEMENTS
 
 try:
     from relusym.findings import selection
+    from relusym.findings.figures import filter_pairs
 except UserError as error:  # the paper's tables, which it reads
     sys.exit(f"error: {error}")
 

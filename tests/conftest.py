@@ -134,7 +134,7 @@ class Clone:
 
     def as_committed(self, made: "Clone") -> "Clone":
         """`made`, with the committed results of this one: no checkpoints, no data, times as git leaves them."""
-        kept = shutil.ignore_patterns("checkpoints", "states", "logs", "weights")
+        kept = shutil.ignore_patterns("checkpoints", "states", "logs", "weights", "*.html", "*.tex", "*.pdf")
         shutil.copytree(self.folder / "results", made.folder / "results", ignore=kept)
         order = random.Random(0)
         for path in sorted(path for path in made.folder.rglob("*") if path.is_file()):

@@ -12,11 +12,12 @@ from conftest import ROOT, scale_of, settings_of
 from relusym.beyond import MEASUREMENTS
 from relusym.config.settings import Settings
 from relusym.errors import UserError
-from relusym.findings import BEYOND, selection
+from relusym.findings import declared, selection
 from relusym.records.files import snapshot_path
 from relusym.records.fingerprint import differences
 from relusym.records.results import Results
 
+BEYOND = {name for name, finding in declared().items() if finding.is_beyond}
 LAPTOP = scale_of(ROOT, "laptop")
 
 
@@ -40,7 +41,7 @@ def test_the_laptop_measures_everything_on_four_seeds_of_each_type(laptop):
         assert {seed for job in found for _, seed in job.nets} == {0, 9, 10, 11}
         for model in {job.nets[0][0] for job in found if len(job.nets) == 1}:
             assert sum(job.nets[0][0] == model and len(job.nets) == 1 for job in found) == 4
-    assert {*selection.tables(laptop.settings), *selection.figures(laptop.settings)} >= BEYOND
+    assert {*selection.findings(laptop.settings)} >= BEYOND
 
 
 def test_a_type_set_to_null_is_left_out_wherever_it_is_named():
@@ -60,10 +61,12 @@ def test_a_type_set_to_null_is_left_out_wherever_it_is_named():
 
 def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):
     models = laptop.settings.beyond["symmetries"]["models"][-8:]  # on shapes, of two symmetries, named alike
-    first, *others = selection.notes(laptop.settings, models)
+    first, *others = selection.net_notes(laptop.settings, models)
     assert first.endswith("; vertical flip; seeds 0, 9-11")
     assert others[0] == "Scale laptop, CNN w/o aug; CNN; CNN + inv-loss; GCNN: quarter turn"
-    assert "Training, GCNN: learning rate 0.0125" in others
+    assert "Training, GCNN: learning rate 0.0125, weight decay 0.032" in others
+    demo = selection.select(settings_of(scale="demo"), "table2")["notes"]
+    assert "Training, GCNN: learning rate 0.01, weight decay 0.08" in demo
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,7 @@ def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):
     ],
 )
 def test_notes_of_a_measurement_name_its_own_seeds_and_images(laptop, name, seeds, merging):
-    first, *others = selection.about(laptop.settings, name)["notes"]
+    first, *others = selection.select(laptop.settings, name)["notes"]
     assert first.endswith(f"; seeds {seeds}")
     assert f"Merging: {merging}" in others
 
@@ -105,8 +108,8 @@ def test_nets_of_no_paper_table_are_trained_and_measured_and_stand_in_none(lapto
     assert len(own) == 18
     for kind in ("flip_merge", "pair_merge"):
         assert not {net[0] for job in jobs(laptop, kind).values() for net in job.nets} & own
-    for name in set(selection.tables(laptop.settings)) - BEYOND:
-        files = selection.inputs(laptop, name)
+    for name in set(selection.findings(laptop.settings)) - BEYOND:
+        files = selection.keys(laptop, name)
         keys = [key for several in files.values() for key in several]
         units = {unit for key in keys for unit, _ in laptop.jobs[key].nets}
         assert not units & own, name
@@ -138,7 +141,7 @@ def test_matchings_are_compared_on_the_nets_of_their_section_and_involutions_on_
     others = [job for job in laptop.jobs.values() if job.matching]
     assert {seed for job in others for _, seed in job.nets} == {0, 9, 10, 11}
     assert all(len(job.nets) == 1 for job in others if job.matching == "involution")
-    files = selection.inputs(laptop, "matchings")
+    files = selection.keys(laptop, "matchings")
     assert len(files["flip_merge"]) == 7 * 4 * 5 and len(files["pair_merge"]) == 3 * 3 * 4
 
 
@@ -184,7 +187,7 @@ def test_what_a_measurement_depends_on_outdates_it_and_nothing_of_the_papers():
     [
         (
             {"curve": {}},
-            "laptop.yaml: beyond: unknown key 'curve', is it 'curves'.; allowed are matchings, exact",
+            "laptop.yaml: beyond: unknown key 'curve', is it 'curves'.; allowed are matchings, by_layer",
         ),
         ({"curves": {"models": ["cn"]}}, "beyond.curves.models: 'cn' given; allowed is one of cnn, "),
         (

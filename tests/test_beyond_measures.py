@@ -16,12 +16,11 @@ from relusym.evaluation.invariance import Averaged
 from relusym.evaluation.metrics import MEASURED, evaluate
 from relusym.measuring.merge import MergeJob
 from relusym.merging.aligned import align
-from relusym.merging.curve import curve
 from relusym.merging.exact_gcnn import exact_gcnn, orbits, project
 from relusym.merging.layers import equivariance_errors
-from relusym.merging.merge import flip_merge
+from relusym.merging.merge import curve, flip_merge
 from relusym.merging.orbit import orbit_merge
-from relusym.merging.partial import barriers_up_to, parts
+from relusym.merging.partial import parts, prefix_barriers
 from relusym.nets.tied import TiedNet
 from relusym.nets.vgg import VGG11
 from relusym.randomness import generator
@@ -159,11 +158,11 @@ def test_a_gcnns_layers_are_equivariant(symmetry):
 
 @pytest.mark.slow(seconds=1)
 def test_all_layers_merged_are_the_whole_merge_and_none_that_differs_costs_nothing(aligned, labels, merged):
-    found = barriers_up_to(aligned, IMAGES, IMAGES, labels)
+    found = prefix_barriers(aligned, IMAGES, IMAGES, labels)
     assert [*found] == [*(f"features.conv{i}" for i in range(1, 9)), "classifier"]
     assert found["classifier"] == pytest.approx(merged.barrier["repaired"], abs=0.02)
     same = replace(aligned, second=aligned.first, statistics=(aligned.statistics[0],) * 2)
-    assert all(abs(barrier) < 0.02 for barrier in barriers_up_to(same, IMAGES, IMAGES, labels).values())
+    assert all(abs(barrier) < 0.02 for barrier in prefix_barriers(same, IMAGES, IMAGES, labels).values())
 
 
 def test_a_norm_goes_with_the_layer_before_it():

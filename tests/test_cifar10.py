@@ -543,3 +543,24 @@ def test_the_command_reports_on_an_official_archive_with_its_labels_and_says_who
     assert main([*given, "--mean", "0.5", "--std", "0.25", "--partial-images", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == COUNT and found["labelled"] and "CIFAR10?: " in found["notes"][0]
+
+
+def test_the_exact_gcnn_is_tuned_on_the_training_images_and_measured_on_the_test_images(
+    tmp_path, capsys, monkeypatch
+):
+    def refuse(net, shape):
+        raise RuntimeError("no such operation\nin a graph")
+
+    monkeypatch.setattr("relusym.reporting.exact.exported", refuse)
+    (tmp_path / "net.py").write_text(NET)
+    folder = put(tmp_path / "cifar-10-batches-bin", binary_files())
+    given = ["exact", f"{tmp_path / 'net.py'}:build", "--images", str(folder), "--out", str(tmp_path / "out")]
+    given += ["--mean", "0.5", "--std", "0.25", "--fine-tune", "1", "--batch-size", "10", "--json"]
+    assert main([*given, "--split", "train"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--split train: they are what is trained on" in line and not (tmp_path / "out").exists()
+    assert main(given) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert (numbers["images"], numbers["fine_tuning"]["images"]) == (COUNT, 5 * COUNT)
+    assert "doesn't take the net: no such operation" in numbers["notes"][-1]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"exact.safetensors", "exact.json"}

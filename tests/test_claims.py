@@ -9,22 +9,23 @@ import pytest
 from records import MODELS, NAMES, flip, pair, train
 from scipy import stats
 
-from relusym.findings import claims as tested
 from relusym.findings import evidence
 from relusym.findings.evidence import (
     HELD,
     NOT_HELD,
     OPEN,
     UNTESTED,
+    flipped_against_other,
     hedges_g,
     is_higher,
     is_highest,
     rank_correlation_of_types,
     rank_sum_p,
+    shared_nets,
     signed_rank_p,
 )
 from relusym.findings.filters import Filters
-from relusym.findings.paired import flipped_against_other, shared_nets
+from relusym.findings.tables import claims as tested
 from relusym.paper_values import table
 
 PAPER = table(2).set_index("model")

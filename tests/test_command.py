@@ -22,6 +22,7 @@ from relusym.errors import UserError
 from relusym.evaluation.images import normalisation
 from relusym.evaluation.logits import logits_of
 from relusym.merging.identities import largest_difference
+from relusym.merging.repair import LayerByLayer
 from relusym.reporting import image_files
 from relusym.reporting.command import main
 from relusym.reporting.image_files import Sizing
@@ -145,7 +146,7 @@ def test_the_page_stands_alone_and_needs_no_script(capsys, folder, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page and not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
     assert "url(" not in page and "@import" not in page and "$" not in page
-    assert page.count("data:image/svg+xml;base64,") == 6
+    assert page.count("data:image/svg+xml;base64,") == 7
     assert "agreement" in page and "can&#x27;t be equivariant" in page
 
 
@@ -487,17 +488,15 @@ def test_an_older_reports_files_dont_stay_beside_a_new_ones(bright):
 
 
 def test_an_interrupted_report_goes_on_from_its_last_layer(folder, capsys, tmp_path, monkeypatch):
-    from relusym.merging import partial
+    made, fork = [], LayerByLayer.fork
 
-    made, whole = [], partial._Partly.merged
-
-    def interrupted(self, chosen):
-        made.append(chosen)
+    def interrupted(self, layers):
+        made.append(layers)
         if len(made) == 4:
             raise KeyboardInterrupt
-        return whole(self, chosen)
+        return fork(self, layers)
 
-    monkeypatch.setattr(partial._Partly, "merged", interrupted)
+    monkeypatch.setattr(LayerByLayer, "fork", interrupted)
     on = "--json", "--out", tmp_path / "out", "--weights", folder / "0.safetensors"
     assert report(capsys, folder, *on)[0] == 130 and len(made) == 4
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished.json"]
@@ -801,9 +800,9 @@ def test_misuse_ends_with_2(capsys, given):
 
 
 def test_help_is_enough_to_begin(capsys):
-    for given in (("--help",), ("report", "--help"), ("merge", "--help")):
+    for given in (("--help",), ("report", "--help"), ("merge", "--help"), ("exact", "--help")):
         with pytest.raises(SystemExit) as ended:
             main(given)
         assert ended.value.code == 0
     printed = capsys.readouterr().out
-    assert "file.py:callable" in printed and "--labels" in printed
+    assert "file.py:callable" in printed and "--labels" in printed and "--fine-tune" in printed

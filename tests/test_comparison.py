@@ -13,10 +13,11 @@ from scipy import stats
 from relusym import cifar10, paper_values
 from relusym.config.settings import Settings
 from relusym.errors import UserError
-from relusym.findings import comparison, selection, table2
-from relusym.findings.comparison import PAPER_NETS, compare, other_than_the_papers
 from relusym.findings.layout import write_table
-from relusym.findings.ratios import ratio
+from relusym.findings.selection import select
+from relusym.findings.tables import comparison, table2
+from relusym.findings.tables.comparison import PAPER_NETS, compare, other_than_the_papers
+from relusym.findings.tables.ratios import ratio
 
 PAPER_2 = paper_values.table(2).set_index("model")
 PAPER_4 = paper_values.table(4).set_index(["model_1", "model_2"])
@@ -109,7 +110,7 @@ def test_a_table_of_single_nets_without_stds_is_compared_as_well():
 
 
 SCALES = "demo", "laptop", "paper"
-OF_SCALE = {scale: selection.about(settings_of(scale=scale), "comparison") for scale in SCALES}
+OF_SCALE = {scale: select(settings_of(scale=scale), "comparison") for scale in SCALES}
 
 
 def made(kind, *models, source="CIFAR10", digest=cifar10.DIGEST, scale="paper", **changes):
@@ -236,9 +237,9 @@ def test_the_settings_of_the_scale_paper_are_the_papers():
 
 def test_a_config_without_a_valid_scale_paper_calls_nothing_the_papers(tmp_path):
     write_scale(tmp_path, "demo", scale_of(ROOT, "demo"))
-    about = selection.about(Settings.of({"scale": "demo"}, [tmp_path / "scales"]), "comparison")
-    assert about["paper"] == {}
-    assert other_than_the_papers(made("train", "cnn"), about) == ["type of net"]
+    selection = select(Settings.of({"scale": "demo"}, [tmp_path / "scales"]), "comparison")
+    assert selection["paper"] == {}
+    assert other_than_the_papers(made("train", "cnn"), selection) == ["type of net"]
 
 
 SHOWN = {"name": "Old", "image_size": 33, "trained_by_authors": False, "self_supervised": False}
@@ -248,8 +249,8 @@ def compared(scale, inputs):
     vgg11s, resnets = {"models": MODELS}, {"models": {"old": SHOWN | {"paper": "torchvision_old"}}}
     tables = {"table1": vgg11s | {"names": NAMES, "descriptions": {}}, "table2": vgg11s}
     tables |= {"table4": {"pairs": PAIRS}, "table5": resnets}
-    about = OF_SCALE["laptop"] | {"tables": tables, "names": NAMES, "scale": scale}
-    return comparison.frame(inputs, about), comparison.notes(inputs, about)
+    selection = {**OF_SCALE["laptop"]} | {"tables": tables, "names": NAMES, "scale": scale}
+    return comparison.frame(inputs, selection), comparison.notes(inputs, selection)
 
 
 def test_the_comparison_is_made_from_the_records_of_each_table():
@@ -355,7 +356,7 @@ def test_the_error_of_a_ratio_is_that_of_leaving_out_one_net_after_the_other():
 def test_the_comparison_is_written_with_the_papers_values_beside_ours(tmp_path):
     frame = table2.frame({"train": [], "flip_merge": []}, {"models": ["cnn", "gcnn"]})
     cells = compare(frame, 2, {}, table2.LAYOUT, NAMES)
-    write_table(cells, tmp_path / "comparison", comparison.LAYOUT, ["a < b"])
+    write_table(cells, tmp_path / "comparison", comparison.LAYOUT, ["a < b"], endings=["md", "html"])
     markdown = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert "0.901 ± 2.1e-3" in markdown and "no net of ours" in markdown
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")

@@ -15,7 +15,8 @@ from relusym import data
 from relusym.data import DATA_SETS, image_set
 from relusym.data.chiral_shapes import generate
 from relusym.errors import UserError
-from relusym.findings import figure4, selection, zero_filters
+from relusym.findings import Figure, declared, selection
+from relusym.findings.figures import figure4, zero_filters
 from relusym.findings.filters import read_filters
 from relusym.matching import MATCHINGS
 from relusym.matching.match import Matching, Pair
@@ -171,11 +172,13 @@ def test_nets_that_have_no_halfway_net_are_no_pair(sections):
 
 def test_resnets_alone_have_the_tables_and_figures_that_need_no_others(sections):
     settings = settings_of(sections | {"models": {"resnet8": RESNET8 | {"table": "table5"}}, "pairs": []})
-    assert [*selection.about(settings, "table5")["models"]] == ["resnet8"]
-    assert selection.about(settings, "table2")["models"] == []
-    assert selection.figures(settings) == ["matchings_figure", "figure3", "figure10"]
-    for name in selection.tables(settings):
-        selection.inputs(Results(settings), name)
+    assert [*selection.select(settings, "table5")["models"]] == ["resnet8"]
+    assert selection.select(settings, "table2")["models"] == []
+    names = selection.findings(settings)
+    figures = [name for name in names if isinstance(declared()[name], Figure)]
+    assert figures == ["figure3", "figure10", "matchings_figure"]
+    for name in names:
+        selection.keys(Results(settings), name)
 
 
 # ---- a data set from a folder, by config alone
@@ -345,6 +348,38 @@ def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is
         merged["barrier"]["repaired"] for merged in matched_by_identity(made, "flip_merge", before).values()
     ]
     assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
+
+
+# ---- a table of one's own: a module and a caption
+
+MINE = '''
+"""The accuracy of each net."""
+
+from relusym.findings import Table
+from relusym.findings.frames import tidy
+from relusym.findings.layout import Layout
+from relusym.findings.selection import vgg11s
+
+LAYOUT = Layout("Nets", {"accuracy": "Accuracy"})
+TABLE = Table(__name__, LAYOUT, reads=("train",), select=vgg11s)
+
+
+def frame(inputs, selection):
+    return tidy(inputs["train"])[["model", "seed", "accuracy"]]
+'''
+
+
+def test_a_table_is_a_module_and_a_caption(committed):
+    library = committed.folder / "workflow_scripts"
+    (library / "relusym/findings/tables/mine.py").write_text(MINE, encoding="utf-8")
+    (committed.folder / "report/mine.rst").write_text("Each net.\n", encoding="utf-8")
+    run = committed.snakemake("mine", "provenance", by=("env", f"PYTHONPATH={library}"))
+    assert run.returncode == 0, run.stdout
+    made = table(committed, "mine")
+    assert made["model"].tolist() == ["cnn", "cnn", "gcnn", "gcnn"] and made["accuracy"].notna().all()
+    assert notes(committed, "mine")[0].startswith("Scale tiny")
+    assert "Mine" in table(committed, "provenance")["made"].to_list()
+    assert "results/tiny/tables/mine.md" in run.stdout
 
 
 # ---- an architecture, a data set, an objective, a matching of one's own: a class or function, a line in its registry

@@ -223,12 +223,8 @@ def test_few_scripts_start_no_process_and_tables_alone_import_no_torch(monkeypat
     monkeypatch.setattr(snakemake.script, "PythonScript", snakemake.script.PythonScript)
     run_as_forks(["../workflow_scripts/train.py"] * FEW)
     assert not made and snakemake.script.PythonScript is not ForkedScript
-    run_as_forks(
-        ["../workflow_scripts/table.py", "../workflow_scripts/figure.py", "../workflow_scripts/table.py"]
-    )
-    run_as_forks(
-        ["../workflow_scripts/table.py", "../workflow_scripts/merge.py", "../workflow_scripts/table.py"]
-    )
+    run_as_forks(["../workflow_scripts/finding.py"] * 3)
+    run_as_forks([f"../workflow_scripts/{script}.py" for script in ("finding", "merge", "finding")])
     assert made == [FINDINGS, NETS + FINDINGS] and snakemake.script.PythonScript is ForkedScript
 
 

@@ -7,7 +7,7 @@ import torchvision
 from small_nets import NARROW, resnet, vgg11
 
 from relusym.channels.traced import channel_groups
-from relusym.merging.kernel_constraint import filters_and_matches, kernel_constraint
+from relusym.merging.layers import filters_and_matches, kernel_constraint
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
 
 

@@ -16,9 +16,9 @@ from relusym.data.augmentation import normalise, normalise_imagenet
 from relusym.errors import UserError
 from relusym.matching import MATCHINGS
 from relusym.matching.match import Pair, match
-from relusym.merging.batch_norm import reset_batch_norm
+from relusym.merging.aligned import EPSILON, pair_statistics
 from relusym.merging.merge import flip_merge, merge
-from relusym.merging.survey import EPSILON, survey
+from relusym.merging.repair import reset_batch_norm
 from relusym.registry import Entry
 
 
@@ -29,7 +29,7 @@ def images():
 
 def pair_of(first, second, images):
     groups = channel_groups(first, images.shape)
-    found = survey(first, second, images, groups)
+    found = pair_statistics(first, second, images, groups)
     return Pair((first.state_dict(), second.state_dict()), groups, found.correlations, torch.Generator())
 
 
@@ -69,7 +69,7 @@ def plain_correlation(first, second, layer, pixels):
 @torch.no_grad()
 def test_single_pass_correlations_equal_one_pass_a_layer(images):
     first, second = vgg11(0), vgg11(1)
-    found = survey(first, second, Images(images.pixels, 70), channel_groups(first))
+    found = pair_statistics(first, second, Images(images.pixels, 70), channel_groups(first))
     assert list(found.correlations) == [f"conv{i}" for i in range(1, 9)]
     for layer, table in found.correlations.items():
         plain = plain_correlation(first, second, layer, images.pixels)
@@ -166,8 +166,8 @@ import resource, sys, torch
 from relusym.data.augmentation import normalise
 from relusym.channels.traced import TracedNet, channel_groups
 from relusym.evaluation.images import Images
-from relusym.merging.lockstep import Lockstep
-from relusym.merging.survey import survey
+from relusym.merging.aligned import Lockstep
+from relusym.merging.aligned import pair_statistics
 from relusym.nets import build
 
 torch.set_num_threads(1)
@@ -177,7 +177,7 @@ first, second = (build(net, 10).eval().to(memory_format=torch.channels_last) for
 images = Images(torch.randint(0, 256, (64, 224, 224, 3), dtype=torch.uint8), 64, normalise)
 groups = channel_groups(first, images.shape)
 if sys.argv[1] == "matching":
-    survey(first, second, images, groups)
+    pair_statistics(first, second, images, groups)
 else:
     for x in images.batches(torch.device("cpu")):
         Lockstep([TracedNet(first).module(), TracedNet(second).module()]).run([x, x], lambda node, outputs: None)

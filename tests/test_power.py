@@ -10,16 +10,17 @@ from records import NAMES, flip, pair, train
 from scipy import stats
 from test_claims import PAPER, cycle, nets_of_types, run, zero_filters
 
-from relusym.findings import claims as tested
 from relusym.findings import evidence, power
 from relusym.findings.evidence import (
     HELD,
     OPEN,
     UNTESTED,
+    flipped_against_other,
     is_higher,
     rank_correlation_of_types,
+    shared_nets,
 )
-from relusym.findings.paired import flipped_against_other, shared_nets
+from relusym.findings.tables import claims as tested
 
 DRAWS = 20000
 LEVEL = 0.05

@@ -1,4 +1,4 @@
-"""What operations do to pixels, one small handler each, as `handlers` has them of channels."""
+"""What operations do to pixels, where it isn't what they do to channels (`channels.handlers`)."""
 
 from __future__ import annotations
 
@@ -7,49 +7,25 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from relusym.channels.flow import Call
-from relusym.channels.handlers import BATCH_NORMS, INSTANCE_NORMS, layers, mixing, moves
+from relusym.channels import handlers
+from relusym.channels.flow import ENTRYWISE, Call
+from relusym.channels.handlers import BATCH_NORMS, INSTANCE_NORMS
 from relusym.channels.labels import FIXED, Labels, Weights
-from relusym.channels.tracing import REGISTERED, handler
+from relusym.channels.tracing import REGISTERED, function_name, handler
 
 of_pixels = partial(handler, on="pixels")
-ALIKE = (
-    moves.pointwise,
-    moves.kept,
-    moves.typed,
-    moves.entrywise,
-    moves.moves,
-    moves.looked_up,
-    moves.cat,
-    mixing.reduction,
-)
-ALIKE += (
-    mixing.along_a_dimension,
-    mixing.softmax,
-    mixing.glu,
-    mixing.einsum,
-    mixing.attention,
-)
-ALIKE += (layers.layer_norm, layers.layer_norm_function)
-REGISTERED.pixels["_patch_merging_pad"] = moves.moves
-REGISTERED.pixels |= {
-    key: found
-    for key, found in REGISTERED.channels.items()
-    if found in ALIKE and key != "_get_relative_position_bias"
-}
+UNKNOWN = "its effect on pixels is unknown"
+RESIZING = handlers.conv, handlers.conv_function, handlers.spatial
 
 
-@of_pixels(
-    *(
-        key
-        for key, found in REGISTERED.channels.items()
-        if found in (layers.conv, layers.conv_function, moves.spatial)
-    )
-)
+@of_pixels(*(key for key, known in REGISTERED.channels.items() if known in RESIZING))
 def resized(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
-    """A map of another size, whose pixels come from neighbourhoods of the former one's."""
+    """A map of another size, whose pixels come from neighbourhoods of the former one's, or one number of all."""
+    called = (type(call.layer).__name__ if call.layer is not None else function_name(call.node)).lower()
+    if called.startswith("adaptive") and set(call.shape[2:]) == {1}:
+        return Labels(call.shape, call.mix(x, [*range(2, len(call.shape))]))
     if len(call.shape) != 4 or not set(x.varies) <= {2, 3}:
-        raise call.refusal("its effect on pixels is unknown")
+        raise call.refusal(UNKNOWN)
     return call.flow.grid(call.shape)
 
 
@@ -58,16 +34,22 @@ def padded(call: Call, x: Labels, pad: Any, *rest: Any, **options: Any) -> Label
     return resized(call, x) if any(pad) else x
 
 
+@of_pixels("roll")
+def rolled(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
+    return handlers.moves(call, x, *rest, **options) if call.flow.shifted else x
+
+
 @of_pixels(nn.Linear, "linear")
 def linear(
     call: Call, x: Any, weight: Weights | str = "weight", *rest: Any, reads: int = 1, **options: Any
 ) -> Labels:
     if isinstance(x, Weights) and len(x.shape) == 4:  # a table of positions, which an inner net reads
         for dim in (1, 2):
-            call.index(x, dim, call.flow.pixels(*(x.shape[dim] if d == dim else 1 for d in (1, 2))))
+            sides = (x.shape[dim] if side == dim else 1 for side in (1, 2))
+            call.index(x, dim, call.relations.pixels(*sides))
         return Labels.alike(FIXED, call.shape)
     if not isinstance(x, Labels):
-        raise call.refusal("it computes positions of what no state dict has, which can't be moved")
+        raise call.refusal("it reads positions that are in no state dict, so they can't be moved")
     last = len(x.shape) - 1
     if last not in x.varies:
         return Labels(call.shape, x.ids)
@@ -79,7 +61,7 @@ def linear(
 def matmul(call: Call, first: Any, second: Any) -> Labels:
     if isinstance(second, Weights) and len(second.shape) == 2:
         return linear(call, first, second, reads=0)
-    return mixing.matmul(call, first, second)
+    return handlers.matmul(call, first, second)
 
 
 @of_pixels(*BATCH_NORMS)
@@ -94,7 +76,7 @@ def batch_norm(call: Call, x: Labels) -> Labels:
 @of_pixels(*INSTANCE_NORMS, nn.GroupNorm, nn.PReLU, "group_norm", "batch_norm", "prelu")
 def weights_of_channels(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
     if isinstance(x, Weights):  # they are standardised
-        return layers.batch_norm_function(call, x, *rest, **options)
+        return handlers.batch_norm_function(call, x, *rest, **options)
     if 1 in x.varies:
         raise call.refusal("it has weights of single pixels in a way that isn't known")
     return x
@@ -104,18 +86,34 @@ def weights_of_channels(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
 def multihead_attention(call: Call, query: Labels, key: Labels, value: Labels, **options: Any) -> tuple:
     """Attention asks for no order of its tokens."""
     if len(query.shape) - 1 in query.varies:
-        raise call.refusal("its effect on pixels is unknown")
+        raise call.refusal(UNKNOWN)
     weights = None if call.result[1] is None else Labels.alike(FIXED, call.result[1].shape)
     return Labels(call.result[0].shape, query.ids), weights
 
 
+@of_pixels("scaled_dot_product_attention")
+def attention(
+    call: Call, query: Labels, key: Labels, value: Labels, attn_mask: Any = None, *rest: Any, **options: Any
+) -> Labels:
+    """As `multihead_attention`, without a mask; else pair by pair of tokens."""
+    if any(rest[1:2]) or options.get("is_causal"):
+        raise call.refusal("its tokens have an order")
+    if attn_mask is None and all(len(x.shape) - 1 not in x.varies for x in (query, key, value)):
+        return Labels(call.shape, query.ids)
+    return handlers.attention(call, query, key, value, attn_mask)
+
+
+ENTRYWISE.add(attention)
+
 # ---- Swin Transformer's, as torchvision calls them
+
+REGISTERED.pixels["_patch_merging_pad"] = handlers.moves
 
 
 @of_pixels("shifted_window_attention", "shifted_window_attention_v2")
 def windows(call: Call, input: Labels, *rest: Any, **options: Any) -> Labels:
     if len(input.shape) - 1 in input.varies:
-        raise call.refusal("its effect on pixels is unknown")
+        raise call.refusal(UNKNOWN)
     return Labels(call.shape, input.ids)
 
 
@@ -123,5 +121,5 @@ def windows(call: Call, input: Labels, *rest: Any, **options: Any) -> Labels:
 def relative_positions(call: Call, table: Any, index: Tensor, window: list[int]) -> Labels:
     """A table has one row for each displacement, from the bottom left to the top right."""
     if isinstance(table, Weights):
-        call.index(table, 0, call.flow.pixels(*(2 * side - 1 for side in window)))
+        call.index(table, 0, call.relations.pixels(*(2 * side - 1 for side in window)))
     return Labels.alike(FIXED, call.shape)

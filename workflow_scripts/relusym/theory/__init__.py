@@ -16,8 +16,6 @@ import time
 from importlib import import_module
 from typing import Any
 
-import numpy as np
-
 import relusym
 
 # Each with how many random draws it is tested on unless the config changes that, and what is drawn.
@@ -44,6 +42,8 @@ def demonstrate(name: str, **settings: int) -> dict[str, Any]:
 
 def record(name: str, settings: dict[str, int]) -> dict[str, Any]:
     """The record of one statement, with what it was made with and what it cost."""
+    import numpy as np  # here, since every start of Snakemake asks for the names alone
+
     started = time.perf_counter()
     body = demonstrate(name, **settings)
     return {
