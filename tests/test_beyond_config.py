@@ -1,5 +1,9 @@
 """What the config says of measurements beyond the paper: which jobs, which settings, and what can't be."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,3 +203,67 @@ def test_another_invariance_of_images_that_are_not_generated_is_refused():
     models = {"cnn": {"data": {"invariant_to": "vertical_flip"}}}
     with pytest.raises(UserError, match="invariant_to: only for generated images"):
         settings_of(scale="laptop", models=models)
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_a_measurement_is_named_in_its_module_alone(name):
+    rooms = ("config", "records", "measuring", "jobs", "training")
+    files = [*(ROOT / "rules").glob("*.smk"), *(ROOT / "workflow_scripts").glob("*.py")]
+    files += [file for room in rooms for file in (ROOT / "workflow_scripts/relusym" / room).glob("*.py")]
+    assert not [file for file in files if f'"{name}"' in file.read_text(encoding="utf-8")]
+
+
+MINE = '''
+from relusym.beyond import declaration
+from relusym.record_types import Fields, Share
+
+
+class Options(declaration.Options):
+    """Of pairs as well."""
+
+    pairs: declaration.Pairs = None
+    share: Share = 0.5
+
+
+class Body(Fields):
+    mine: Share
+
+
+MEASUREMENT = declaration.Measurement(Options, Body, lambda job: {"mine": job.settings["share"]})
+'''
+PLANNED = """
+import sys
+import yaml
+from relusym.config.settings import Settings
+from relusym.records.fields import problem
+from relusym.records.results import Results
+
+beyond = {"mine": {"models": ["cnn"], "pairs": [["cnn", "cnn"]], "share": 0.25, "seeds": "0-1"}}
+results = Results(Settings.of({"scale": "demo", "seeds": None, "beyond": beyond}, [sys.argv[1]]))
+for key, job in results.jobs.items():
+    if job.kind == "mine":
+        print(job.rule, job.settings["share"], "--".join(f"{model}-{seed}" for model, seed in job.nets))
+record = {
+    "kind": "mine", "status": "ok", "model": "cnn", "seed": 0, "settings": {}, "cost": {}, "mine": 0.25,
+    "inputs": {"checkpoints": [None]}, "outputs": {},
+}
+print(problem(record), "torch" in sys.modules)
+print(problem(record | {"mine": 2}))
+"""
+
+
+def test_a_measurement_is_one_module_that_needs_no_pytorch_to_be_planned(tmp_path):
+    library = ROOT / "workflow_scripts/relusym"
+    shutil.copytree(library, tmp_path / "relusym", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "relusym/beyond/mine.py").write_text(MINE, encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, "-c", PLANNED, str(ROOT / "scales")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    *jobs, right, wrong = run.stdout.splitlines()
+    assert jobs == [f"measure 0.25 {nets}" for nets in ("cnn-0", "cnn-1", "cnn-0--cnn-1")]
+    assert right == "None False" and wrong.startswith("can't be right (mine: 2 given")
