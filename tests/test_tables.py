@@ -308,7 +308,7 @@ def test_what_table5_leaves_out_is_told_once_with_its_reason():
     ]
     flips = [merged("a", 0, "left_out"), merged("b", 0, "left_out"), merged("b", 1)]
     selection = {"models": dict.fromkeys("ab", SHOWN), "notes": ["first"], "absent": {"c": "no file"}}
-    notes = agreement.notes(chosen({"train": trains, "flip_merge": flips}, selection), selection)
+    notes = resnets.notes(chosen({"train": trains, "flip_merge": flips}, selection), selection)
     assert notes[0] == "first" and "Trainings waited for images 25.0% of the time at most" in notes
     assert notes[-3:] == [
         "c is left out: no file",

@@ -23,7 +23,7 @@ def matching_of(record: Record) -> str:
     return record["settings"].get("merging", {}).get("matching", "activation")
 
 
-def notes(inputs: Inputs, selection: Selection) -> list[str]:
+def notes(inputs: Inputs, selection: Selection, *more: str) -> list[str]:
     """The lines below a table: the selection's, then the images, how many records, of which precision, code, device.
 
     The precision of trainings stands there if nets of several are in the table; then why barriers are far below zero,
@@ -37,9 +37,6 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
         if "code" in record
     }
     precisions = Counter(record["precision"] for record in inputs.get("train", ()) if record.get("precision"))
-    waits = [
-        wait for record in inputs.get("train", ()) if (wait := record.get("data_wait_share")) is not None
-    ]
     names = selection.get("names", {})
     counts = [f"{count} net{'s' * (count > 1)} in {name}" for name, count in sorted(precisions.items())]
     return [
@@ -49,7 +46,7 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
         *([f"From {' and '.join(f'{n} {kind}' for kind, n in kinds.items())} records"] if records else []),
         *([f"Trained: {' and '.join(counts)}"] if len(counts) > 1 else []),
         *(f"Made with {what}" for what in sorted(code)),
-        *([f"Trainings waited for images {max(waits):.1%} of the time at most"] if waits else []),
+        *more,
         *_negative_barriers(inputs, names),
         *_left_out(records, selection.get("absent", {}), names),
     ]

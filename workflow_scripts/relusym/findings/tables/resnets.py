@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from relusym import paper_values
-from relusym.findings import Inputs, Selection, Settings, Table
+from relusym.findings import Inputs, Selection, Settings, Table, agreement
 from relusym.findings.frames import FLIP_MERGE, nets, summary
 from relusym.findings.layout import Layout
 from relusym.findings.lazy import pd
@@ -75,3 +75,10 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     paper = paper_values.table(5).set_index("method")[quantities].add_prefix("paper_")
     paper = paper.reindex([row["paper"] for row in rows]).reset_index(drop=True)
     return pd.concat([pd.DataFrame(facts), measured, paper], axis=1)
+
+
+def notes(inputs: Inputs, selection: Selection) -> list[str]:
+    """As `agreement.notes`, and how long trainings waited for images."""
+    waits = [wait for record in inputs["train"] if (wait := record.get("data_wait_share")) is not None]
+    line = [f"Trainings waited for images {max(waits):.1%} of the time at most"] if waits else []
+    return agreement.notes(inputs, selection, *line)
