@@ -90,11 +90,8 @@ class Kind(nn.Module):
         self.patches, self.kind = nn.Conv2d(3, CHANNELS, 8, 8), kind
         keys = {"grouped": 2, "one_key": 1}.get(kind, HEADS)
         self.q, self.k, self.v = (nn.Linear(CHANNELS, 6 * heads) for heads in (HEADS, keys, keys))
-        self.out, self.head, self.norm = (
-            nn.Linear(CHANNELS, CHANNELS),
-            nn.Linear(CHANNELS, 10),
-            nn.LayerNorm(6),
-        )
+        self.out, self.head = nn.Linear(CHANNELS, CHANNELS), nn.Linear(CHANNELS, 10)
+        self.norm = nn.LayerNorm(6)
         self.scale, self.talk = nn.Parameter(torch.randn(HEADS, 1, 1)), nn.Linear(HEADS, HEADS)
 
     def heads(self, x):
@@ -261,7 +258,8 @@ class WrittenOut(ShiftedWindowAttention):
     def forward(self, x):
         (_, height, width, channels), window = x.shape, self.window_size[0]
         shift = self.shift_size[0] if window < height else 0
-        x = self.windows(torch.roll(x, (-shift, -shift), (1, 2))).flatten(1, 2)
+        x = F.pad(torch.roll(x, (-shift, -shift), (1, 2)), (0, 0, 0, 0, 0, 0))  # to whole windows
+        x = self.windows(x).flatten(1, 2)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         table = self.relative_position_bias_table[self.relative_position_index.view(-1)]
         mask = table.view(window**2, window**2, -1).permute(2, 0, 1).contiguous().unsqueeze(0)

@@ -193,8 +193,8 @@ SELECTION = {
 def test_every_claim_holds_where_it_is_put_in_and_none_where_its_opposite_is():
     for good, verdict in ((True, HELD), (False, NOT_HELD)):
         found = beyond_claims.frame(everything(good), SELECTION)
-        said = found.set_index("claim")["verdict"]
-        assert set(said) == {verdict}, said[said != verdict]
+        verdicts = found.set_index("claim")["verdict"]
+        assert set(verdicts) == {verdict}, verdicts[verdicts != verdict]
         assert (found["p_corrected"] >= found["p_value"]).all()
     assert found["question"].nunique() == 6 and found["claim"].is_unique
 

@@ -153,13 +153,8 @@ def runs(cluster, tmp_path_factory):
 
 
 SLURM = ("--profile", "slurm")
-ONE_SEED = (
-    *SLURM,
-    "--slurm-keep-successful-logs",
-    "--config",
-    "seeds=0",
-    "device=cpu",
-)  # leaves the GPUs to the other
+# leaves the GPUs to the other
+ONE_SEED = (*SLURM, "--slurm-keep-successful-logs", "--config", "seeds=0", "device=cpu")
 DISTURBED = (
     *SLURM,
     "--set-resources",

@@ -109,14 +109,13 @@ def test_a_table_of_single_nets_without_stds_is_compared_as_well():
     assert set(found["verdict"]) == {"equal"}
 
 
-SCALES = "demo", "laptop", "paper"
-OF_SCALE = {scale: select(settings_of(scale=scale), "comparison") for scale in SCALES}
+SETTINGS = {scale: settings_of(scale=scale) for scale in ("demo", "laptop", "paper")}
+OF_SCALE = {scale: select(settings, "comparison") for scale, settings in SETTINGS.items()}
 
 
 def made(kind, *models, source="CIFAR10", digest=cifar10.DIGEST, scale="paper", **changes):
     """A record of nets made by the scale's settings but for `changes`, by their path in a training or in a merge."""
-    settings = settings_of(scale=scale)
-    given = deepcopy(settings.train(models[0]) if kind == "train" else getattr(settings, kind)(*models))
+    given = deepcopy(getattr(SETTINGS[scale], kind)(*models))
     for path, value in changes.items():
         *parents, last = path.split("__")
         at = given["trained"][0] if "trained" in given and parents[:1] != ["merging"] and parents else given
@@ -127,6 +126,11 @@ def made(kind, *models, source="CIFAR10", digest=cifar10.DIGEST, scale="paper", 
     nets = dict(zip(names, models, strict=True))
     seeds = {name.replace("model", "seed"): seed for seed, name in enumerate(names)}
     return {"kind": kind, **nets, **seeds, "inputs": {"source": source, "data": digest}, "settings": given}
+
+
+OTHERWISE = {"epochs": 10, "batch_size": 100, "learning_rate": 0.1, "weight_decay": 2e-3, "momentum": 0.8}
+OTHERWISE |= {"warmup_epochs": 1, "crop_padding": 2, "augmentation": False, "schedule": "cosine"}
+OTHERWISE |= {"invariance_from": 0.1, "invariance_weight": 0.2, "precision": "float32"}
 
 
 @pytest.mark.parametrize(
@@ -141,23 +145,7 @@ def made(kind, *models, source="CIFAR10", digest=cifar10.DIGEST, scale="paper", 
         ({"network__width": 0.25}, "network.width"),
         ({"network__initialization": "he"}, "network.initialization"),
         ({"network__group_convs": 3}, "network.group_convs"),
-        *(
-            ({f"training__{key}": value}, f"training.{key}")
-            for key, value in {
-                "epochs": 10,
-                "batch_size": 100,
-                "learning_rate": 0.1,
-                "weight_decay": 2e-3,
-                "momentum": 0.8,
-                "warmup_epochs": 1,
-                "crop_padding": 2,
-                "augmentation": False,
-                "schedule": "cosine",
-                "invariance_from": 0.1,
-                "invariance_weight": 0.2,
-                "precision": "float32",
-            }.items()
-        ),
+        *(({f"training__{key}": value}, f"training.{key}") for key, value in OTHERWISE.items()),
     ],
 )
 def test_every_setting_of_a_training_that_is_other_than_the_papers_is_named(change, word):
@@ -223,14 +211,8 @@ def test_the_settings_of_the_scale_paper_are_the_papers():
     assert train["data"] == {"dataset": "cifar10", "train_images": None, "seed": 0, "size": None}
     assert train["network"]["width"] == 1 and train["network"]["initialization"] == "pytorch"
     how = {"epochs": 100, "batch_size": 500, "learning_rate": 0.08, "momentum": 0.9, "weight_decay": 5e-4}
-    how |= {
-        "warmup_epochs": 5,
-        "schedule": "linear",
-        "crop_padding": 4,
-        "augmentation": True,
-        "optimizer": "sgd",
-    }
-    how |= {"invariance_weight": 1, "invariance_from": 0.2}
+    how |= {"warmup_epochs": 5, "schedule": "linear", "crop_padding": 4, "augmentation": True}
+    how |= {"optimizer": "sgd", "invariance_weight": 1, "invariance_from": 0.2}
     assert {key: train["training"][key] for key in how} == how
     assert merge["merging"] == {"matching": "activation", "images": None}
 
@@ -309,8 +291,8 @@ def test_at_another_scale_directions_and_ratios_are_compared_and_one_line_says_s
     assert loss.loc["CNN + inv-loss / CNN", "verdict"] == "same direction"
     assert loss.loc["CNN + late inv-loss / CNN", "verdict"] == "opposite direction"
     assert len(found) == 2 + 2 * 2 and "not comparable" not in set(found["verdict"])
-    said = [note for note in notes if "otherwise than the paper's" in note]
-    assert len(said) == 1 and "network.width" in said[0] and "training.epochs" in said[0]
+    lines = [note for note in notes if "otherwise than the paper's" in note]
+    assert len(lines) == 1 and "network.width" in lines[0] and "training.epochs" in lines[0]
 
 
 def test_what_has_the_papers_settings_stays_comparable_at_another_scale():

@@ -8,10 +8,8 @@ import pytest
 from matplotlib.mathtext import MathTextParser
 from records import NAMES, flip, made, pair, train
 
-from relusym.errors import UserError
 from relusym.findings import declared
 from relusym.findings.layout import human_table, mean_and_std, number, page, write_table
-from relusym.findings.tables import table4
 
 
 @pytest.mark.parametrize(
@@ -81,13 +79,6 @@ def test_markdown_and_latex_are_whole_tables(tmp_path, numbered):
         assert r"$0.901 \pm 2.1 \cdot 10^{-3}$" in formulas
     for formula in formulas:
         MathTextParser("path").parse(formula)  # raises where LaTeX's mathematics would
-
-
-def test_a_table_that_cannot_be_written_is_told_and_leaves_no_part(tmp_path):
-    (tmp_path / "table4.md").mkdir()  # stands in the way
-    with pytest.raises(UserError, match=r"table4\.md can't be written"):
-        write_table(made(table4), tmp_path / "table4", table4.LAYOUT)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["table4.csv", "table4.md"]
 
 
 def test_the_page_of_a_table_has_the_cells_and_notes_of_its_markdown():

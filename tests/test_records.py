@@ -101,8 +101,8 @@ def test_the_training_and_the_merges_of_a_net_agree_on_its_accuracy(tmp_path):
         folder.mkdir()
         read(kinds, written(folder, train("cnn", 0, 0.9), merge), {})
         read(kinds, written(folder, train("cnn", 0, 0.896), merge), {})  # an image or two
-        said = r"the train record cnn-0 has an accuracy of 0\.7 for cnn-0, the \w+ record cnn\S+ of 0\.9: delete the"
-        with pytest.raises(UserError, match=said):
+        line = r"the train record cnn-0 has an accuracy of 0\.7 for cnn-0, the \w+ record cnn\S+ of 0\.9: delete the"
+        with pytest.raises(UserError, match=line):
             read(kinds, written(folder, train("cnn", 0, 0.7), merge), {})
 
 
@@ -120,13 +120,10 @@ def test_every_measurement_of_a_net_agrees_with_its_training_on_its_accuracy(kin
 @pytest.mark.parametrize("name", ["table1", "table2", "table4", "matchings"])
 def test_one_checkpoint_is_of_one_net(name):
     copied = train("cnn", 1, outputs={"checkpoint": checkpoint("cnn", 0)})
-    said = r"train record cnn-0 and the train record cnn-1 have one checkpoint \(636e6e2d\) for two nets, cnn-0 and "
-    with pytest.raises(UserError, match=said):
-        made(
-            declared()[name].load(),
-            SELECTION | {"matchings": ["activation"]},
-            train=[train("cnn", 0), copied],
-        )
+    line = r"train record cnn-0 and the train record cnn-1 have one checkpoint \(636e6e2d\) for two nets, cnn-0 and "
+    nets = [train("cnn", 0), copied]
+    with pytest.raises(UserError, match=line):
+        made(declared()[name].load(), SELECTION | {"matchings": ["activation"]}, train=nets)
 
 
 def test_merges_of_one_net_are_of_one_checkpoint_even_where_its_training_is_not_read():

@@ -1,6 +1,5 @@
 """The tables and the costs, on records whose means are worked by hand."""
 
-import json
 import math
 
 import pandas as pd
@@ -17,7 +16,6 @@ from relusym.findings.layout import Layout, human_table, write_table
 from relusym.findings.tables import resnets, table1, table2, table4
 from relusym.findings.tables.costs import LAYOUT as COSTS
 from relusym.findings.tables.costs import costs
-from relusym.records.files import load_record
 
 
 def of_models(*models):
@@ -162,19 +160,6 @@ def test_a_record_without_its_number_is_named():
 def test_a_record_given_twice_is_refused():
     with pytest.raises(UserError, match=r"pair_merge record of .*seed_1 0.* given twice"):
         made(table4, pair_merge=[pair("cnn", 0, "cnn", 1)] * 2)
-
-
-@pytest.mark.parametrize(
-    ("record", "field"),
-    [(train("cnn", 0), "accuracy"), (flip("cnn", 0), "permutations"), (pair("cnn", 0, "gcnn", 0), "barrier")],
-)
-def test_a_record_file_without_a_field_is_named(tmp_path, record, field):
-    del record[field]
-    path = tmp_path / "record.json"
-    path.with_name("settings.json").write_text(json.dumps(record.pop("settings")))
-    path.write_text(json.dumps(record))
-    with pytest.raises(UserError, match=rf"record\.json lacks the field '{field}'"):
-        load_record(path)
 
 
 def test_the_papers_cell_stands_beside_ours(three_types):

@@ -121,7 +121,7 @@ def measure(job: MergeJob) -> Record:
     from relusym.merging.aligned import align
     from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn, orbits
     from relusym.merging.identities import hold
-    from relusym.merging.kernel_constraint import filters_and_matches
+    from relusym.merging.layers import filters_and_matches
     from relusym.nets.tied import TiedNet
     from relusym.randomness import stream
     from relusym.training.loop import precision_name

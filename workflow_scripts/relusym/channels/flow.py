@@ -1,4 +1,4 @@
-"""Following channels through a net: it is run on one image, and every operation says what it does to them."""
+"""Following channels through a net: it is run on one image, and a handler follows them through every operation."""
 
 from __future__ import annotations
 

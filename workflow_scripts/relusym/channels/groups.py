@@ -211,7 +211,7 @@ def groups_of(flow: Flow) -> list[ChannelGroup]:
     for node, labels in flow.writers.items():
         for group, place in partition.places(node.name, 0, labels):
             written[group].append((order[node], node, place))
-    # inside a layer, where nothing says how alike two channels are, they stay; but what belongs to a head goes with it
+    # inside a layer, where nothing shows how alike two channels are, they stay; but what belongs to a head goes with it
     hidden = [number for number, size in enumerate(partition.sizes)
               if not outputs[number] and size > partition.heads[number]]  # fmt: skip
     staying = {partition.tied[number] for number in hidden} - {None}
@@ -247,7 +247,7 @@ def groups_of(flow: Flow) -> list[ChannelGroup]:
 
 
 def _compared(flow: Flow, where: dict[fx.Node, Place], attention: bool, order: dict[fx.Node, int]) -> fx.Node:
-    """The node whose output says how alike a group's channels are: the last activation, or else sum, or else any."""
+    """The node whose output shows how alike a group's channels are: the last activation, or else sum, or else any."""
     if attention:  # queries go with keys: their layer shows both
         where = {node: place for node, place in where.items() if node in flow.writers} or where
     smallest = min(place.block for place in where.values())

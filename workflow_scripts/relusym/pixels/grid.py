@@ -160,7 +160,9 @@ def _tokens(node: fx.Node, axis: int) -> tuple[int, int] | None:
     if name == PATCHES:
         return 2, -(size % 2)
     if name == ROLL:  # a map (B, H, W, C), seen as (B, H / window, window, W / window, window, C) thereafter
-        cut = next((_shape(user) for user in node.users if len(_shape(user)) == 6), None)
+        users = [user for user in node.users if function_name(user) != "pad"]
+        users += [user for pad in node.users if pad not in users for user in pad.users]
+        cut = next((_shape(user) for user in users if len(_shape(user)) == 6), None)
         if len(_shape(node)) != 4 or cut is None:
             return None
         shifts = node.args[1] if len(node.args) > 1 else node.kwargs["shifts"]

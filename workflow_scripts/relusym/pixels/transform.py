@@ -12,7 +12,6 @@ from relusym.channels.labels import Labels, move_entries
 from relusym.channels.traced import LIMIT, TracedNet, as_traced
 from relusym.errors import UserError
 from relusym.evaluation.logits import logits_of
-from relusym.pixels import handlers  # noqa: F401  they register themselves
 from relusym.pixels.flow import PixelFlow, UnshiftedFlow
 from relusym.pixels.grid import ROLL, grid
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry

@@ -152,4 +152,4 @@ def _once(pairs: list[tuple[str, Any]]) -> Record:
 
 def snapshot_path(checkpoint: Path, epoch: int) -> Path:
     """Where the net of a checkpoint is kept as it was after so many epochs."""
-    return checkpoint.parent / "during_training" / f"{checkpoint.stem}-{epoch}{checkpoint.suffix}"
+    return checkpoint.parent / f"during_training/{checkpoint.stem}-{epoch}{checkpoint.suffix}"

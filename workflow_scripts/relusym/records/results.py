@@ -25,12 +25,10 @@ from relusym.theory import STATEMENTS
 from relusym.whole_files import sha256
 
 Record = dict[str, Any]
-Pair = tuple[Net, Net]
 
 SUBMITTED = "train", "flip_merge", "pair_merge"  # the paper's jobs that a cluster gets
-RECORD = re.compile(
-    r"(\d+(?:--\d+)?)(?:\.(\d+))?\.json"
-)  # seeds, and the number of those that aren't the first
+# seeds, and the number of those that aren't the first
+RECORD = re.compile(r"(\d+(?:--\d+)?)(?:\.(\d+))?\.json")
 
 
 @dataclass(frozen=True)
@@ -183,10 +181,9 @@ class Results:
         prepared, jobs = cache(self.prepared), {}
 
         def add(kind: str, *nets: Net, matching: str | None = None) -> None:
-            how, folder = self.made_with(kind, tuple(type_ for type_, _ in nets), matching)
+            how, _ = self.made_with(kind, tuple(type_ for type_, _ in nets), matching)
             images = prepared(settings.model_of(nets[0][0]).id)
-            key = f"{kind}/{folder}/{'--'.join(str(seed) for _, seed in nets)}"
-            jobs[key] = Job(kind, how, nets, matching, images)
+            jobs[self.key(kind, *nets, matching=matching)] = Job(kind, how, nets, matching, images)
 
         for net in settings.trainings:
             add("train", net)
