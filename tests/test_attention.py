@@ -90,11 +90,8 @@ class Kind(nn.Module):
         self.patches, self.kind = nn.Conv2d(3, CHANNELS, 8, 8), kind
         keys = {"grouped": 2, "one_key": 1}.get(kind, HEADS)
         self.q, self.k, self.v = (nn.Linear(CHANNELS, 6 * heads) for heads in (HEADS, keys, keys))
-        self.out, self.head, self.norm = (
-            nn.Linear(CHANNELS, CHANNELS),
-            nn.Linear(CHANNELS, 10),
-            nn.LayerNorm(6),
-        )
+        self.out, self.head = nn.Linear(CHANNELS, CHANNELS), nn.Linear(CHANNELS, 10)
+        self.norm = nn.LayerNorm(6)
         self.scale, self.talk = nn.Parameter(torch.randn(HEADS, 1, 1)), nn.Linear(HEADS, HEADS)
 
     def heads(self, x):

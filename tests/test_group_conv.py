@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_nets import difference_from_equivariant
@@ -132,21 +133,9 @@ RESNET = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1]}
 
 
 @pytest.mark.parametrize(
-    ("network", "said"),
+    ("network", "line"),
     [
-        (
-            {"architecture": "vgg12"},
-            r"^network\.architecture: 'vgg12' given; allowed is one of vgg11, vgg11_bn",
-        ),
         ({"width": 1.0}, r"^network\.architecture: None given; allowed is one of"),
-        (
-            {"architecture": "vgg11", "width": 0.3},
-            r"^network\.width: 0\.3 given; allowed is a multiple of 1/32 \(architecture vgg11\)",
-        ),
-        (
-            {"architecture": "vgg11", "group_convs": 9},
-            r"^network\.group_convs: 9 given; allowed is at most 8",
-        ),
         (
             {"architecture": "vgg11_bn", "group_convs": 2},
             r"^network: unknown key 'group_convs'; allowed are width",
@@ -158,10 +147,8 @@ RESNET = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1]}
         ),
     ],
 )
-def test_a_network_that_cannot_be_is_refused(network, said):
-    with pytest.raises(UserError, match=said) as error:
-        nets.check(network)
-    assert "\n" not in str(error.value)
+def test_a_network_that_cannot_be_is_refused(network, line):
+    refused(lambda: nets.check(network), match=line)
 
 
 def test_what_only_the_net_knows_is_a_users_error_too():

@@ -147,14 +147,19 @@ np.savez("images.npz", images=pixels, labels=np.arange(20) % 2)
 given = ["--images", "images.npz", "--mean", "0", "--std", "1", "--partial-images", "4"]
 code = main(["report", "net.py:build", *given, "--json"])
 assert code == 0 and sorted(sys.modules["relusym"].__all__)
+tuning = ["--train-images", "images.npz", "--fine-tune", "1", "--batch-size", "10"]
+assert main(["exact", "net.py:build", *given[:-2], *tuning, "--json"]) == 0
 """
 
 
 def test_the_command_runs_with_the_declared_dependencies_alone(installed, tmp_path):
     (tmp_path / "net.py").write_text(NET)
-    (printed,) = run(DECLARED + COMMAND, installed, tmp_path)
-    numbers = json.loads(printed)
+    numbers, exact = map(json.loads, run(DECLARED + COMMAND, installed, tmp_path))
     assert numbers["labelled"] and numbers["grid"]["symmetric"] and len(numbers["layers"]) == 1
+    assert exact["invariance_error"]["exact_fine_tuned"] < 1e-5 < exact["invariance_error"]["net"]
+    assert {path.name for path in (tmp_path / "exact").iterdir()} == {
+        f"exact.{of}" for of in ("json", "pt2", "safetensors")
+    }
     assert (tmp_path / "report" / "report.html").read_text().startswith("<!doctype html>")
 
 

@@ -18,6 +18,7 @@ _PUBLIC = {
     "TracedNet": "relusym.channels.traced:TracedNet",
     "UserError": "relusym.errors:UserError",
     "channel_groups": "relusym.channels.traced:channel_groups",
+    "exact": "relusym.reporting.exact:exact",
     "flip": "relusym.pixels.transform:flip",
     "flip_merge": "relusym.merging.merge:flip_merge",
     "grid": "relusym.pixels.grid:grid",
@@ -27,6 +28,7 @@ _PUBLIC = {
     "permute": "relusym.channels.groups:permute",
     "random_permutations": "relusym.channels.groups:random_permutations",
     "report": "relusym.reporting.report:report",
+    "write_exact": "relusym.reporting.exact:write_exact",
     "write_report": "relusym.reporting.page:write_report",
 }
 __all__ = ["__version__", *_PUBLIC]

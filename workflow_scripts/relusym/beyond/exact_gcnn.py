@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from relusym import checkpoint, nets
+from relusym import checkpoint
 from relusym.beyond import declaration
 from relusym.errors import UserError
 from relusym.record_types import Count, Fields, NotNegative, Share, Shares, contradiction
@@ -104,7 +104,7 @@ class Body(Fields):
     representations: Annotated[dict[str, Representation], Field(min_length=1)]
 
 
-def settings(section: dict, model: str, of_nets: Record, snapshots: list[int]) -> Record:
+def settings(section: dict, model: str, upstream: Record, snapshots: list[int]) -> Record:
     return {"from_scratch": model in section["from_scratch"]}
 
 
@@ -119,9 +119,9 @@ def measure(job: MergeJob) -> Record:
     from relusym.evaluation.barrier import accuracy as accuracy_of
     from relusym.evaluation.invariance import Averaged, invariance_error
     from relusym.merging.aligned import align
-    from relusym.merging.exact_gcnn import exact_gcnn, orbits
+    from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn, orbits
     from relusym.merging.identities import hold
-    from relusym.merging.kernel_constraint import filters_and_matches
+    from relusym.merging.layers import filters_and_matches
     from relusym.nets.tied import TiedNet
     from relusym.randomness import stream
     from relusym.training.loop import precision_name
@@ -138,7 +138,7 @@ def measure(job: MergeJob) -> Record:
     )
     flipped, matching = symmetry.transform(plain), job.settings["merging"]["matching"]
     aligned = align(plain, flipped, job.images, matching=matching, order=symmetry.order)
-    halfway = corrected(aligned.between(0.5), aligned.targets(), job)
+    halfway = corrected_halfway(aligned, job.images)
     exact = exact_gcnn(halfway, symmetry, aligned.groups, aligned.permutations)
     tested = {"net": net, "halfway": halfway, "exact": deepcopy(exact)}
     tested["fine_tuned"] = trained(deepcopy(net), tuning, job, "fine-tuning")
@@ -186,19 +186,10 @@ def measure(job: MergeJob) -> Record:
     }
 
 
-def corrected(halfway: Any, targets: dict, job: MergeJob) -> nn.Module:
-    """The merged net with REPAIR; one with batch norm, which REPAIR would add layers to, is reset."""
-    from relusym.channels.groups import has_batch_norm
-    from relusym.merging.batch_norm import reset_batch_norm
-    from relusym.merging.repair import repaired
-
-    if has_batch_norm(halfway.net):
-        return reset_batch_norm(halfway.net, job.images)
-    return repaired(halfway, targets, job.images)[0]
-
-
 def initial(plain: nn.Module, job: MergeJob) -> nn.Module:
     """An ordinary net of the same shapes with its architecture's initial weights."""
+    from relusym import nets
+
     network = job.settings["trained"][0]["network"] | {"group_convs": 0}
     known = {"architecture", *nets.options(network["architecture"])}
     network = {key: value for key, value in network.items() if key in known}
@@ -245,6 +236,7 @@ def load(path: Path, device: torch.device) -> TiedNet:
     """
     import torch
 
+    from relusym import nets
     from relusym.channels.traced import channel_groups
     from relusym.merging.exact_gcnn import orbits
     from relusym.nets.tied import TiedNet
@@ -267,4 +259,4 @@ def load(path: Path, device: torch.device) -> TiedNet:
     return net.eval().to(device)
 
 
-MEASUREMENT = declaration.Measurement(Options, Body, measure, settings, of_flips=True)
+MEASUREMENT = declaration.Measurement(Options, Body, measure, settings, flips_alone=True)

@@ -1,0 +1,345 @@
+"""The exact GCNN of any net: made, fine-tuned, measured, timed, and written so that it needs none of this library."""
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from relusym import __version__, checkpoint
+from relusym.channels.groups import has_batch_norm
+from relusym.channels.traced import TracedNet
+from relusym.channels.tracing import Handlers
+from relusym.data.batches import ImagesOnDevice
+from relusym.errors import UserError
+from relusym.evaluation.images import AnyImages, as_images, device_of
+from relusym.evaluation.invariance import Averaged, invariance_error
+from relusym.evaluation.logits import check_net
+from relusym.evaluation.metrics import TOP_1, check_metrics, evaluate
+from relusym.merging.aligned import align
+from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn
+from relusym.merging.folded import folded, fused, multiplications
+from relusym.merging.identities import check_transformed
+from relusym.nets.tied import TiedNet
+from relusym.pixels.grid import Grid, grid
+from relusym.pixels.transform import transformed
+from relusym.precision import full_float32
+from relusym.reporting.words import finite, grid_warning, number
+from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
+from relusym.training.loop import precision_name, train
+from relusym.training.recipe import Recipe
+from relusym.whole_files import write_whole
+
+FILES = ("exact.safetensors", "exact.pt2", "exact.json")
+BATCHES = (1, 100)  # images that a net is timed on
+ROUNDS, LEAST_ROUNDS, MOST_SECONDS = 21, 3, 60.0
+NETS = {
+    "net": "the net",
+    "test_time": "the net, both orientations averaged",
+    "exact": "exact GCNN",
+    "exact_fine_tuned": "exact GCNN, fine-tuned",
+    "net_fused": "the net, batch norms fused",
+}
+Progress = Callable[[str, float], None]
+
+
+@dataclass
+class Exact:
+    """An exact GCNN, what it was made of, and what it is worth.
+
+    Attributes:
+        name, symmetry: the net's name and the symmetry's.
+        labelled: whether accuracies are against labels, and not against the net's own answers.
+        images, matched_images, image_shape: on how many it was measured and matched, and (channels, height, width).
+        accuracy, invariance_error: net → fraction of the images, and mean relative error of the logits, by the names
+            of `NETS`; "test_time" of the net averaged over both orientations.
+        parameters: of the net ("net"), and free ones of the GCNN ("exact").
+        multiplications: of either's convolutions and linear layers, an image.
+        representations: channel group → "fixed" and "swapped", numbers of channels.
+        permutations, similarity: as of `Merge`.
+        grid: how the strides meet the images' size: where they do so symmetrically, the GCNN is invariant to rounding.
+        fine_tuning: how it was fine-tuned, with its loss and training accuracy by epoch; None: not at all.
+        seconds: if it was timed, batch size → net → seconds of a batch, the median; on a CPU those of its processes.
+        plain: the GCNN as a net of the same class, each of whose kernels satisfies equation (3).
+        folded: the same in half of the multiplications, as `merging.folded` makes it.
+    """
+
+    name: str
+    symmetry: str
+    labelled: bool
+    images: int
+    matched_images: int
+    image_shape: tuple[int, int, int]
+    accuracy: dict[str, float]
+    invariance_error: dict[str, float]
+    parameters: dict[str, int]
+    multiplications: dict[str, int]
+    representations: dict[str, dict[str, int]]
+    permutations: dict[str, list[int]]
+    similarity: dict[str, float]
+    grid: Grid
+    plain: nn.Module = field(repr=False)
+    folded: nn.Module = field(repr=False)
+    fine_tuning: dict[str, Any] | None = None
+    seconds: dict[int, dict[str, float]] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def numbers(self) -> dict[str, Any]:
+        """Every number, for JSON."""
+        left_out = ("grid", "plain", "folded")
+        kept = {key: value for key, value in vars(self).items() if key not in left_out}
+        return {
+            "relusym": __version__,
+            **kept,
+            "grid": asdict(self.grid) | {"symmetric": self.grid.symmetric},
+        }
+
+
+@full_float32()
+def exact(
+    net: nn.Module,
+    images: AnyImages,
+    labels: Tensor | None = None,
+    *,
+    match_images: AnyImages | None = None,
+    symmetry: Symmetry = HORIZONTAL_FLIP,
+    training: tuple[ImagesOnDevice, Recipe] | None = None,
+    timing: bool = False,
+    name: str | None = None,
+    handlers: Handlers | None = None,
+    progress: Progress = lambda stage, done: None,
+) -> Exact:
+    """The exact GCNN of a net: involution matching, the net halfway with REPAIR, projected, and trained on if asked.
+
+    Args:
+        net: stays as it is.
+        images, labels: what it is measured on, as of `report`.
+        match_images: those that channels are matched and statistics taken on; None: `images`.
+        training: the batches and the recipe that it is fine-tuned by.
+        timing: whether nets are timed, on batches of `BATCHES`.
+        handlers: of layers that PyTorch doesn't have, as of `merge`.
+        progress: called with each stage's name and the share of it that is done.
+
+    Raises:
+        UserError: a symmetry of another order than 2; a net with attention heads or group norms; the fine-tuning
+            diverges; or as of `flip_merge`.
+    """
+    if symmetry.order != 2:
+        raise UserError(
+            f"symmetry {symmetry.name}: an exact GCNN is made of flips, horizontal_flip or vertical_flip"
+        )
+    test = as_images(images)
+    match = test if match_images is None else as_images(match_images)
+    logits = check_net("net", net, test)
+    check_metrics(logits, labels, test, {})
+    if logits.ndim != 2:
+        raise UserError(f"the net's logits have {logits.ndim} dimensions: only of classifiers, (B, classes)")
+    progress("matching", 0)
+    traced = TracedNet(net, test.shape, handlers)
+    with torch.no_grad():
+        flipped = transformed(traced, symmetry)
+        check_transformed(traced, flipped, symmetry, test)
+        aligned = align(traced, traced.copied(flipped), match, matching="involution", order=2)
+        del flipped
+        halfway = traced.copied(corrected_halfway(aligned, match))
+        groups, permutations = aligned.groups, aligned.permutations
+        tied = exact_gcnn(halfway, symmetry, groups, permutations).eval()
+    progress("measuring", 0)
+    nets: dict[str, nn.Module] = {"net": traced.net, "exact": tied.to_plain().eval()}
+    fine_tuning = None
+    if training:
+        fine_tuning = _fine_tuned(tied, *training, symmetry, progress)
+        nets["exact_fine_tuned"] = tied.eval().to_plain().eval()
+    plain = nets[list(nets)[-1]]
+    fast = folded(traced.copied(plain), symmetry, groups, permutations)
+    progress("measuring", 0)
+    scores, used = evaluate(traced.net, test, labels, {"accuracy": TOP_1})
+    accuracy = scores | {"net": scores["accuracy"]}
+    del accuracy["accuracy"]
+    for key, module in {"test_time": Averaged(traced.net, symmetry), **nets}.items():
+        if key != "net":
+            accuracy[key] = evaluate(module, test, used, {"accuracy": TOP_1})[0]["accuracy"]
+    order = {group: partner.tolist() for group, partner in permutations.items()}
+    fixed = {group: sum(i == j for i, j in enumerate(of)) for group, of in order.items()}
+    met = grid(traced, test.shape, symmetry)
+    called = name or type(net).__name__
+    result = Exact(
+        name=called,
+        symmetry=symmetry.name,
+        labelled=labels is not None or next(iter(test.pairs(torch.device("cpu"))))[1] is not None,
+        images=len(test),
+        matched_images=len(match),
+        image_shape=test.shape,
+        accuracy=accuracy,
+        invariance_error={key: invariance_error(module, test, symmetry) for key, module in nets.items()},
+        parameters={
+            "net": sum(parameter.numel() for parameter in traced.net.parameters()),
+            "exact": tied.free_parameters,
+        },
+        multiplications={
+            "net": multiplications(traced, traced.net),
+            "exact": multiplications(traced, fast),
+        },
+        representations={
+            group: {"fixed": fixed[group], "swapped": len(of) - fixed[group]} for group, of in order.items()
+        },
+        permutations=order,
+        similarity=aligned.similarity,
+        grid=met,
+        plain=plain,
+        folded=fast,
+        fine_tuning=fine_tuning,
+        notes=[
+            *grid_warning(met, called),
+            *(f"channels stay at their places at {what}: {why}" for what, why in traced.fixed.items()),
+        ],
+    )
+    if timing:
+        progress("timing", 0)
+        timed = {"net": traced.net, "exact": fast}
+        if has_batch_norm(traced.net):
+            timed["net_fused"] = fused(traced)
+        result.seconds = {count: seconds(timed, test.shape, count) for count in BATCHES}
+    return result
+
+
+def _fine_tuned(
+    tied: TiedNet, batches: ImagesOnDevice, recipe: Recipe, symmetry: Symmetry, progress: Progress
+) -> dict[str, Any]:
+    """Train the net on, in place; what it was trained by, and how it went."""
+    done = train(
+        tied,
+        batches,
+        recipe,
+        device=device_of(tied),
+        symmetry=symmetry,
+        report=lambda now: progress("fine-tuning", now.epoch / now.epochs),
+    )
+    if done.diverged:
+        raise UserError(
+            f"the fine-tuning diverges at a learning rate of {recipe.learning_rate:g}: give a smaller --learning-rate"
+        )
+    how = ("epochs", "batch_size", "learning_rate", "schedule", "momentum", "crop_padding", "augmentation")
+    return {
+        **{key: getattr(recipe, key) for key in how},
+        "images": len(batches.images),
+        "precision": precision_name(recipe.precision, device_of(tied)),
+        "history": [{key: epoch[key] for key in ("epoch", "loss", "accuracy")} for epoch in done.history],
+    }
+
+
+@torch.no_grad()
+def seconds(nets: Mapping[str, nn.Module], shape: tuple[int, ...], count: int) -> dict[str, float]:
+    """Seconds that each net takes for a batch of `count` images: the median of rounds in which all take their turn.
+
+    On a CPU they are those that the process computed in, on all cores together, so that others' work counts less.
+    """
+    device = device_of(next(iter(nets.values())))
+    x = torch.randn(count, *shape, device=device).contiguous(memory_format=torch.channels_last)
+    on_cpu = device.type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
+    taken: dict[str, list[float]] = {name: [] for name in nets}
+    for net in nets.values():
+        net.eval()(x)
+    end = time.perf_counter() + MOST_SECONDS
+    while len(taken["net"]) < LEAST_ROUNDS or (len(taken["net"]) < ROUNDS and time.perf_counter() < end):
+        for name, net in nets.items():
+            start = clock()
+            net(x)
+            if not on_cpu:
+                torch.cuda.synchronize(device)
+            taken[name].append(clock() - start)
+    return {name: median(of) for name, of in taken.items()}
+
+
+def write_exact(result: Exact, folder: str | Path, net: str) -> list[Path]:
+    """Write `exact.safetensors`, `exact.pt2` and `exact.json`, each whole or not at all.
+
+    The first is a state dict for the net's own class; the second the folded net as `torch.export` has it, with its
+    weights, for images in any number. Neither needs this library. If `torch.export` doesn't take the net, a note says
+    so in place of the second.
+
+    Args:
+        net: what the command calls the net, for the header of the state dict.
+
+    Returns:
+        what was written.
+
+    Raises:
+        UserError: the folder can't be written.
+    """
+    weights, program, numbers = written = [Path(folder) / name for name in FILES]
+    for path in written:
+        path.unlink(missing_ok=True)  # none stays beside those of another run
+    which = "exact_fine_tuned" if result.fine_tuning else "exact"
+    about = {key: getattr(result, key) for key in ("symmetry", "accuracy", "invariance_error")}
+    checkpoint.save(
+        weights, result.plain.state_dict(), {"relusym": __version__, "net": net, "which": which} | about
+    )
+    try:
+        made = exported(result.folded, result.image_shape)
+    except Exception as error:  # whatever it doesn't know
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        result.notes.append(
+            f"{program.name} isn't written, since torch.export doesn't take the net: {reason}"
+        )
+        written.remove(program)
+    else:
+        with write_whole(program) as part, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kernels with channels last: they are stored as they are
+            torch.export.save(made, part)
+    with write_whole(numbers) as part:
+        part.write_text(json.dumps(finite(result.numbers()), allow_nan=False) + "\n", encoding="utf-8")
+    return written
+
+
+@torch.no_grad()
+def exported(net: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+    """A net as an exported program on the CPU, for images of a shape in any number."""
+    net = deepcopy(net).cpu().eval().requires_grad_(False)
+    batch = ({0: torch.export.Dim("batch")},)
+    return torch.export.export(net, (torch.zeros(2, *shape),), dynamic_shapes=batch)
+
+
+def show_exact(result: Exact, written: Iterable[Path]) -> None:
+    """One screen: accuracies, what it saves, how long it takes, and what was written where."""
+    console = Console(markup=False, emoji=False)
+    measure = "accuracy" if result.labelled else "agreement"
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("net", measure, "invariance error"):
+        table.add_column(heading, justify="left" if heading == "net" else "right")
+    for name, value in result.accuracy.items():
+        error = result.invariance_error.get(name)
+        table.add_row(NETS[name], number(value), "" if error is None else number(error))
+    console.print(table)
+    console.print()
+    for what, counts in (
+        ("free parameters", result.parameters),
+        ("multiplications an image", result.multiplications),
+    ):
+        share = counts["exact"] / counts["net"]
+        console.print(f"{what}: {counts['exact']:,} of the net's {counts['net']:,}, {share:.3f}")
+    fixed = sum(of["fixed"] for of in result.representations.values())
+    channels = fixed + sum(of["swapped"] for of in result.representations.values())
+    console.print(f"channels that are their own partner: {fixed} of {channels}")
+    for count, taken in result.seconds.items():
+        for name in (name for name in taken if name != "exact"):
+            speed = taken[name] / taken["exact"]
+            console.print(
+                f"batch of {count}: {1000 * taken['exact']:.2f} ms, {NETS[name]} {1000 * taken[name]:.2f} ms: "
+                f"{speed:.2f} times as quick",
+                soft_wrap=True,
+            )
+    for line in result.notes:
+        console.print(f"\n{line}", style="yellow")
+    console.print("\n" + "\n".join(map(str, written)), soft_wrap=True)
