@@ -67,9 +67,7 @@ def _moved(traced: TracedNet, net: nn.Module, symmetry: Symmetry) -> nn.Module:
     flow = pixel_flow(traced, symmetry)
     images, moved = flow.images(symmetry), symmetry.transform(net)
     state = moved.state_dict()
-    kernels = {
-        name: state[name].clone() for name in flow.places
-    }  # names may share a tensor, which moves once
+    before = {name: state[name].clone() for name in flow.places}  # names that share a tensor move it once
     for name, labels in flow.places.items():
         if labels.varies:
             order = flow.order(images, labels.ids.flatten(), name)
