@@ -114,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
         help="pixels of zeros around a training image before its random crop (default: 0; 4 is usual of CIFAR10)",
     )
     three.add_argument(
-        "--timing", action="store_true", help="time the net and the exact one, at a batch of 1 and of 100"
+        "--timing", action="store_true", help="time the net and the exact one, at batches of 1, 10 and 100"
     )
     three.add_argument(
         "--out", default="exact", metavar="FOLDER", help="where it is written (default: exact)"
@@ -439,10 +439,11 @@ def _exact(given: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None
 
     out = Path(given.out)
     _check_outputs(given, [out / name for name in FILES])
+    train_images = _train_images(given)
     with screen.progress(quiet=given.json) as progress:
         progress("net and images", 0)
         on = _inputs(given, given.weights[0])
-        match, training = _training(given, on)
+        match, training = _training(given, on, train_images)
         result = exact(
             *(on.net, on.test, on.labels),
             match_images=match,
@@ -458,40 +459,46 @@ def _exact(given: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None
     return result.numbers(), lambda: show_exact(result, written)
 
 
-def _training(given: argparse.Namespace, on: _Inputs) -> tuple[Any, Any]:
+def _train_images(given: argparse.Namespace) -> str | None:
+    """Which images are matched and trained on, if others than those that are measured on."""
+    from relusym.cifar10 import recognised
+
+    if given.train_images is not None or not given.fine_tune:
+        return given.train_images
+    if not recognised(Path(given.images)):
+        raise UserError(
+            "--train-images: --fine-tune needs images to train on, others than those that are measured on; only "
+            "CIFAR10's official files have both"
+        )
+    if given.split == "train":
+        raise UserError(
+            "--split train: they are what is trained on; leave it out to measure on the test images"
+        )
+    return given.images
+
+
+def _training(given: argparse.Namespace, on: _Inputs, path: str | None) -> tuple[Any, Any]:
     """Images to match on, and, if there is to be a fine-tuning, its batches and its recipe."""
     from relusym.cifar10 import recognised
     from relusym.data.batches import ImagesOnDevice
+    from relusym.evaluation.logits import check_net
     from relusym.reporting import image_files
     from relusym.training.recipe import Recipe
 
-    path, split = given.train_images, None
-    if path is None and given.fine_tune:
-        if not recognised(Path(given.images)):
-            raise UserError(
-                "--train-images: --fine-tune needs images to train on, others than those that are measured on; only "
-                "CIFAR10's official files have both"
-            )
-        path = given.images
     if path is None:
         return on.match, None
-    if recognised(Path(path)):
-        split = "train"
-        if given.split == "train" and Path(path).exists() and Path(path).samefile(given.images):
-            raise UserError(
-                "--split train: they are what is trained on; leave it out to measure on the test images"
-            )
+    split = "train" if recognised(Path(path)) else None
     size = on.about["size"]
     size = image_files.Sizing(**size) if size and Path(path).is_dir() and not split else None
     pictures = image_files.read(path, given.train_labels, size, None, given.seed, split)
+    on.notes.extend(pictures.notes)
+    _tell(pictures.notes)
     if tuple(pictures.pixels.shape[1:]) != tuple(on.test.pixels.shape[1:]):
         shapes = ["×".join(map(str, of.shape[1:])) for of in (pictures.pixels, on.test.pixels)]
         raise UserError(f"--train-images: images are {shapes[0]}, and those of --images {shapes[1]}")
     match = replace(on.test, pixels=pictures.pixels[: given.match_images])
     if not given.fine_tune:
         return match, None
-    from relusym.evaluation.logits import check_net
-
     classes = check_net("net", on.net, on.test).shape[1]
     if pictures.labels is None:
         raise UserError("--train-labels: --fine-tune needs labels of the training images")
