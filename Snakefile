@@ -3,7 +3,8 @@
 #   images → data/<dataset> → train → flip_merge, pair_merge → tables and figures
 #
 # Targets: all (default), each table and figure (table1 … table5, theory, costs, provenance, figure1 … figure10, zero_filters),
-# compare, beyond (and each of its tables and figures, such as matchings), status, bench. Settings: config.yaml and scales/<scale>.yaml.
+# compare, beyond (and each of its tables and figures, such as matchings), latex, status, bench. Settings: config.yaml and
+# scales/<scale>.yaml.
 from snakemake.utils import min_version
 
 min_version("9.14")
@@ -44,12 +45,12 @@ include: "rules/bench.smk"
 rule all:
     default_target: True
     input:
-        [note(name) for name in SHOWN if name not in BEYOND],
+        [note(name) for name in FINDINGS if not FINDINGS[name].is_beyond],
 
 
 rule beyond:
     input:
-        [note(name) for name in SHOWN if name in BEYOND],
+        [note(name) for name in FINDINGS if FINDINGS[name].is_beyond],
 
 
 rule compare:

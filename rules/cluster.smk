@@ -1,16 +1,15 @@
 # Around a run: one Snakemake a scale, and a checklist before jobs are submitted.
 import atexit
-from itertools import chain
 
 from relusym.config.checks import check_images
 from relusym.data.extent import extent_of
 from relusym.jobs.checklist import (
     Submission,
     command_problems,
-    folder_problems,
     in_the_way,
     slurm_problems,
 )
+from relusym.whole_files import check_writable
 
 PREPARED = sorted({job.prepared for job in RESULTS.jobs.values() if job.prepared})
 
@@ -19,9 +18,8 @@ OTHER_IMAGES = {}
 if MAIN:
     if line := in_the_way([".snakemake", *(RESULTS.prefix + folder for folder in RESULTS.folders)]):
         sys.exit(f"error: {line}")
-    for line in folder_problems(Path(".snakemake")):  # where Snakemake writes even if nothing is to do
-        sys.exit(f"error: {line}")
     try:
+        check_writable(".snakemake")  # where Snakemake writes even if nothing is to do
         # a broken record is named here, and again by the jobs that read it; all others go on
         for key in RESULTS.jobs:
             RESULTS.is_there(key)
@@ -44,7 +42,13 @@ def unwritable():
     """Why a job couldn't write its outputs or its log; None if all can."""
     files = {Path(file) for job in jobs_to_run() for file in [*job.output, *job.log] if file}
     folders = sorted({file.parent for file in files})
-    return in_the_way(folders, files) or next(chain(*map(folder_problems, folders)), None)
+    if line := in_the_way(folders, files):
+        return line
+    try:
+        for folder in folders:
+            check_writable(folder)
+    except UserError as error:
+        return str(error)
 
 
 def unfit():
@@ -72,13 +76,13 @@ def problems():
         f"Assumed: the compute nodes see {Path.cwd()} and {sys.executable} under the same names (a shared file system).",
         file=sys.stderr,
     )
-    found = []
+    lines = []
     for option in ("submit_cmd", "cancel_cmd"):  # those of other schedulers
-        found += command_problems(executor_option(option) or "")
+        lines += command_problems(executor_option(option) or "")
     if status := executor_option("status_command"):  # of Slurm
         submissions = {Submission(*submission_of(job)) for job in jobs_to_run() if not job.is_local}
-        found += slurm_problems(sorted(submissions), status)
-    return found
+        lines += slurm_problems(sorted(submissions), status)
+    return lines
 
 
 def mixing():
@@ -109,6 +113,5 @@ onstart:
         lift_default_limit()
         if runs_here():
             fork_scripts(jobs)
-        found = problems()
-        if found:
-            sys.exit("\n".join(["Nothing was submitted:", *(f"  {problem}" for problem in found)]))
+        if lines := problems():
+            sys.exit("\n".join(["Nothing was submitted:", *(f"  {line}" for line in lines)]))

@@ -9,12 +9,14 @@ from threading import Thread
 
 from relusym.beyond import MEASUREMENTS
 from relusym.config.settings import Settings
-from relusym.findings import BEYOND, FIGURES, TABLES, fingerprint as made
+from relusym.findings import Table, declared, fingerprint as made
+from relusym.findings.layout import page, write_text
 from relusym.records.results import RECORD, SUBMITTED, Results
 from relusym.theory import STATEMENTS
 
 try:
     from relusym.findings import selection
+    from relusym.findings.figures import filter_pairs
 except UserError as error:  # the paper's tables, which it reads
     sys.exit(f"error: {error}")
 
@@ -34,10 +36,10 @@ RESULTS = Results(SETTINGS, retry=MAIN)
 FOLDER = RESULTS.folder
 LOGS = f"{FOLDER}/logs"
 
-# The wildcard {unit} is a model, or an earlier stage of its training (simsiam.pretraining); a seed may be numbered, where
+# The wildcard {training_id} is a model, or an earlier stage of its training (simsiam.pretraining); a seed may be numbered, where
 # another record has its name (0.1).
-NET = "{unit}-{fingerprint}/{seed}"
-MODEL = NET.replace("unit", "model")
+NET = "{training_id}-{fingerprint}/{seed}"
+MODEL = NET.replace("training_id", "model")
 TWO_NETS = "{model_1}--{model_2}-{fingerprint}/{seed_1}--{seed_2}"
 NETS = "{nets}-{fingerprint}/{seeds}"
 TRAIN, CHECKPOINT = f"{FOLDER}/records/train/{NET}.json", f"{FOLDER}/checkpoints/{NET}.safetensors"
@@ -48,7 +50,11 @@ ANY_MODEL = "|".join(SETTINGS.models)
 
 
 wildcard_constraints:
-    unit="|".join(unit.replace(".", r"\.") for model in SETTINGS.models.values() for unit in model.units),
+    training_id="|".join(
+        training_id.replace(".", r"\.")
+        for model in SETTINGS.models.values()
+        for training_id in model.training_ids
+    ),
     model=ANY_MODEL,
     model_1=ANY_MODEL,
     model_2=ANY_MODEL,
@@ -84,6 +90,7 @@ def is_there(file):
     return Path(RESULTS.prefix + file).exists()
 
 
+@cache
 def file_to_wait_for(key):
     """One of a job that is to do: whatever waits for it has all that it makes."""
     outputs = RESULTS.outputs(key)
@@ -94,7 +101,7 @@ def waits_for(key):
     """What a job waits for: of the files that it reads, those that are made first.
 
     What is there needs nothing: a fresh clone has neither checkpoints nor images, and asks for none if no job is to run; and
-    a file that is whole says nothing by its date.
+    of a file that is whole, the date means nothing.
     """
     job, inputs = RESULTS.jobs[key], RESULTS.inputs(key)
     net = job.kind == "train" and not is_there(RESULTS.checkpoint(job.nets[0]))

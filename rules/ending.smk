@@ -3,8 +3,8 @@ import atexit
 import shutil
 
 SEVERAL = {
-    "all": {name for name in SHOWN if name not in BEYOND},
-    "beyond": {name for name in SHOWN if name in BEYOND},
+    "all": {name for name in FINDINGS if not FINDINGS[name].is_beyond},
+    "beyond": {name for name in FINDINGS if FINDINGS[name].is_beyond},
     "compare": {"comparison", "claims"},
 }
 
@@ -14,10 +14,10 @@ def print_results():
     from relusym.findings import screen  # imports pandas, which a start does without
 
     targets = words_of_command_line()[0] or {renamed("all")}
-    asked = [name for name in ("all", *SHOWN) if renamed(name) in targets]
+    asked = [name for name in ("all", *FINDINGS) if renamed(name) in targets]
     for name in ("compare", "beyond"):
         if renamed(name) in targets:
-            asked += [shown for shown in SHOWN if shown in SEVERAL[name] and shown not in asked]
+            asked += [shown for shown in FINDINGS if shown in SEVERAL[name] and shown not in asked]
     made_of_now = [
         name
         for name in asked

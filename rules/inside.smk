@@ -35,7 +35,7 @@ CONFIG_FILES = inside(lambda: [*workflow.config_settings.configfiles], [])
 
 
 def groups():
-    """What is submitted together, as the command line or a profile says. Without: each training alone."""
+    """What is submitted together, by the command line or a profile. Without: each training alone."""
     return inside(lambda: workflow.group_settings.group_components, {})
 
 
@@ -103,7 +103,7 @@ def runs_jobs():
 
 
 def all_rules():
-    """Every rule, to say which can be asked for by name. Without: unknown ones are Snakemake's own error."""
+    """Every rule, for a list of what can be asked for by name. Without: unknown ones are Snakemake's own error."""
     return inside(lambda: [*workflow.rules], [])
 
 
@@ -122,7 +122,7 @@ def lift_default_limit():
 
 
 def executor_option(name):
-    """What the profile tells the executor's plugin, to check it before jobs are submitted. Without: no check."""
+    """What the profile sets for the executor's plugin, to check it before jobs are submitted. Without: no check."""
     return inside(lambda: getattr(workflow.executor_settings, name), None)
 
 

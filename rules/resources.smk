@@ -6,19 +6,19 @@ GPU = 0 if SETTINGS.run.device == "cpu" else 1
 JOBS_PER_GPU = None if REMOTE else SETTINGS.run.jobs_per_gpu
 
 
-def on_imagenet(unit):
-    return SETTINGS.model_of(unit).data.dataset == "imagenet"
+def on_imagenet(training_id):
+    return SETTINGS.model_of(training_id).data.dataset == "imagenet"
 
 
-def processes(unit):
+def processes(training_id):
     """How many processes make a net together, each on a GPU of its own."""
-    return SETTINGS.running(unit).get("processes", 1)
+    return SETTINGS.running(training_id).get("processes", 1)
 
 
-def cores(unit):
+def cores(training_id):
     """A core for each process that computes or reads image files."""
-    workers = SETTINGS.running(unit).get("workers", 0)
-    return max(SETTINGS.run.threads, workers) * processes(unit)
+    workers = SETTINGS.running(training_id).get("workers", 0)
+    return max(SETTINGS.run.threads, workers) * processes(training_id)
 
 
 if not MAIN:

@@ -5,13 +5,10 @@ import os
 import secrets
 from functools import partial
 
-TITLES = {"costs": "Costs and provenance", "provenance": "Costs and provenance", "theory": "Theory"}
-TITLES |= dict.fromkeys(("comparison", "claims"), "Comparison with the paper")
-TITLES |= dict.fromkeys(BEYOND, "Beyond the paper")
-CSVS = {"barriers": [".csv"], "figure4": [".csv"], "zero_filters": [".csv", "_by_net.csv"]}
-CSVS |= {name: [".csv"] for name in BEYOND if name.endswith("_figure")}
-SHOWN = [*selection.tables(SETTINGS), *selection.figures(SETTINGS)]
+FINDINGS = {name: declared()[name] for name in selection.findings(SETTINGS)}
+# A report shows tables as HTML, which isn't committed: it is made of their Markdown, as far as that is there, or with it.
 REPORT_AFTER_RUN = "--report-after-run" in sys.argv
+REPORT = any(re.match("--report(=|$)", word) for word in sys.argv) if MAIN else "RELUSYM_REPORT" in os.environ
 
 
 def in_report(path, **how):
@@ -21,41 +18,48 @@ def in_report(path, **how):
     return mark(update(path))
 
 
+def stem(name):
+    room = "tables" if isinstance(FINDINGS[name], Table) else "figures"
+    return f"{FOLDER}/{room}/{name}"
+
+
 def files(name):
-    """A table's or figure's files; the first is what the report shows, by the caption `report/<name>.rst`."""
-    title = re.sub(
-        r"\B(?=\d)", " ", name.removesuffix("_figure").capitalize().replace("_", "-")
-    )  # table2: Table 2
-    if name in TABLES:
-        stem, first, others = f"{FOLDER}/tables/{name}", ".html", [".csv", ".md", ".tex"]
-        category, label = TITLES.get(name, "Tables"), {"table": title}
-    else:
-        stem, first, others = f"{FOLDER}/figures/{name}", ".png", [".pdf", *CSVS.get(name, [])]
-        category, label = TITLES.get(name, "Figures"), {"figure": title}
-    page = in_report(f"{stem}{first}", caption=f"../report/{name}.rst", category=category, labels=label)
-    return [page, *(update(f"{stem}{ending}") for ending in others)]
+    """A table's or figure's files; the report shows the HTML or the PNG, by the caption `report/<name>.rst`."""
+    finding = FINDINGS[name]
+    is_table = isinstance(finding, Table)
+    endings = [".csv", ".md"] if is_table else finding.csvs
+    outputs = [update(stem(name) + ending) for ending in endings]
+    if is_table and not REPORT:
+        return outputs
+    shown = in_report(
+        stem(name) + (".html" if is_table else ".png"),
+        caption=f"../report/{name}.rst",
+        category=finding.section,
+        labels={"table" if is_table else "figure": finding.label.removesuffix("-figure")},
+    )
+    return [shown, *outputs]
 
 
 @cache
-def about(name):
+def selected(name):
     """What of the config a table or figure shows: asked for by the jobs that are planned alone."""
-    return selection.about(SETTINGS, name)
+    return selection.select(SETTINGS, name)
 
 
 @cache
 def keys_of(name):
     """By kind, the jobs whose records (or filters) a table or figure shows."""
-    return selection.inputs(RESULTS, name)
+    return selection.keys(RESULTS, name)
 
 
 @cache
-def asked_of(name):
+def missing(name):
     """What a table or figure waits for: of the records that it shows, those that aren't there. It reads the others as they are."""
     keys = dict.fromkeys(key for keys in keys_of(name).values() for key in keys)
     return [file_to_wait_for(key) for key in keys if is_to_do(key)]
 
 
-def shown_by(name):
+def files_read(name):
     """By kind, the files that a table or figure is made of."""
     return {
         kind: [
@@ -69,27 +73,38 @@ def shown_by(name):
 NONCE = secrets.token_hex(4)
 
 
-def named_now(name):
+def note_now(name):
     """The note of what a table or figure would be made of.
 
     While a record is missing, no one knows that, and an older state may look the same: then, it is a name that is new.
     """
-    note = None
-    if not asked_of(name):
+    if not missing(name):
         try:
-            note = f"{FOLDER}/notes/{name}-{made.fingerprint(name, about(name), shown_by(name))}.sha256"
+            note = f"{FOLDER}/notes/{name}-{made.fingerprint(name, selected(name), files_read(name))}.sha256"
+            # not if a file that it names has been changed by hand
+            if not Path(RESULTS.prefix + note).exists() or made.is_whole(RESULTS.prefix + note):
+                return note
         except UserError:  # of a record that can't be read, which the table's job says
-            return f"{LOGS}/notes/{name}-{NONCE}.sha256"
-        if Path(RESULTS.prefix + note).exists() and not made.is_whole(RESULTS.prefix + note):
-            note = None  # a file that it names has been changed by hand
-    return note or f"{LOGS}/notes/{name}-{NONCE}.sha256"
+            pass
+    return f"{LOGS}/notes/{name}-{NONCE}.sha256"
 
 
 # A process that was started for one job of this run, when other records are there, has the names of this one.
 if MAIN:
-    os.environ.update(RELUSYM_NOTES=json.dumps({name: named_now(name) for name in SHOWN}))
+    os.environ.update(RELUSYM_NOTES=json.dumps({name: note_now(name) for name in FINDINGS}))
 NOTES = json.loads(os.environ.get("RELUSYM_NOTES", "{}"))
 
 
 def note(name):
     return NOTES.get(name, f"{LOGS}/notes/{name}-{NONCE}.sha256")
+
+
+if MAIN and REPORT:
+    os.environ.update(RELUSYM_REPORT="1")
+    for name in FINDINGS:
+        markdown = Path(f"{RESULTS.prefix}{stem(name)}.md")
+        if isinstance(FINDINGS[name], Table) and markdown.exists():
+            try:
+                write_text(markdown.with_suffix(".html"), page(markdown.read_text(encoding="utf-8")))
+            except UserError as error:
+                sys.exit(f"error: {error}")

@@ -1,14 +1,14 @@
-# The tables and the figures, from records and the arrays beside them alone. What each of them shows is in
-# relusym/findings/selection.py, how it is made in relusym/findings. They always show the present config, records and code.
+# The tables and the figures, from records and the arrays beside them alone. What each of them shows, and how it is made, is in
+# its module in relusym/findings. They always show the present config, records and code.
 
 
-for name in selection.tables(SETTINGS):
+for name in FINDINGS:
 
     rule:
         name:
             name
         input:
-            lambda w, name=name: asked_of(name),
+            lambda w, name=name: missing(name),
         output:
             files(name),
             note=update(note(name)),
@@ -19,36 +19,43 @@ for name in selection.tables(SETTINGS):
             ENVIRONMENT
         params:
             name=name,
-            about=lambda w, name=name: about(name),
-            shown=lambda w, name=name: shown_by(name),
+            selection=lambda w, name=name: selected(name),
+            files=lambda w, name=name: files_read(name),
         script:
-            "../workflow_scripts/table.py"
+            "../workflow_scripts/finding.py"
 
 
-for name in selection.figures(SETTINGS):
-
-    rule:
-        name:
-            name
-        input:
-            lambda w, name=name: asked_of(name),
-        output:
-            files(name),
-            note=update(note(name)),
-        log:
-            f"{LOGS}/{name}.log",
-        localrule: True
-        conda:
-            ENVIRONMENT
-        params:
-            name=name,
-            about=lambda w, name=name: about(name),
-            shown=lambda w, name=name: shown_by(name),
-        script:
-            "../workflow_scripts/figure.py"
+# As a paper of yours takes them: snakemake latex, or one: snakemake table2 results/<scale>/tables/table2.tex
+LATEX = [f"{stem(name)}.{'tex' if isinstance(FINDINGS[name], Table) else 'pdf'}" for name in FINDINGS]
 
 
-rule filter_pairs:  # for any net: snakemake results/<scale>/figures/filters/conv2-gcnn-3.png
+rule latex:
+    input:
+        LATEX,
+        [note(name) for name in FINDINGS],  # without which a file that is there would be enough
+
+
+rule for_latex:
+    input:
+        lambda w: note(Path(w.file).stem),
+    output:
+        f"{FOLDER}/{{file}}",
+    log:
+        f"{LOGS}/for_latex/{{file}}.log",
+    wildcard_constraints:
+        file="|".join(file.removeprefix(f"{FOLDER}/").replace(".", r"\.") for file in LATEX),
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        name=lambda w: Path(w.file).stem,
+        selection=lambda w: selected(Path(w.file).stem),
+        files=lambda w: files_read(Path(w.file).stem),
+    script:
+        "../workflow_scripts/finding.py"
+
+
+rule filter_pairs:  # for any net: snakemake results/<scale>/figures/filters/conv2-gcnn-3.png (or .pdf)
     input:
         lambda w: [
             file_to_wait_for(key)
@@ -56,25 +63,24 @@ rule filter_pairs:  # for any net: snakemake results/<scale>/figures/filters/con
             if is_to_do(key)
         ],
     output:
-        multiext(f"{FOLDER}/figures/filters/{{layer}}-{{model}}-{{seed}}", ".png", ".pdf"),
+        f"{FOLDER}/figures/filters/{{layer}}-{{model}}-{{seed}}.{{ending}}",
     log:
-        f"{LOGS}/filter_pairs/{{layer}}-{{model}}-{{seed}}.log",
+        f"{LOGS}/filter_pairs/{{layer}}-{{model}}-{{seed}}.{{ending}}.log",
     wildcard_constraints:
         layer="conv1|conv2",
         seed=r"\d+",
+        ending="png|pdf",
     localrule: True
     conda:
         ENVIRONMENT
     params:
-        name="filter_pairs",
-        about=lambda w: {
-            **about("figure5" if "figure5" in SHOWN else "zero_filters"),
-            "models": [w.model],
-            "layer": w.layer,
-            "flipped_back": False,
+        name="figure5",  # which draws them so
+        selection=lambda w: {
+            "names": SETTINGS.names,
+            **filter_pairs.select(SETTINGS, w.layer, [w.model]),
         },
-        shown=lambda w: {
+        files=lambda w: {
             "filters": [RESULTS.prefix + RESULTS.filters(RESULTS.key("flip_merge", (w.model, int(w.seed))))]
         },
     script:
-        "../workflow_scripts/figure.py"
+        "../workflow_scripts/finding.py"

@@ -27,11 +27,13 @@ if MAIN and IS_MAIN_SNAKEFILE and TARGETS:
                     f"are {', '.join(TARGETS)}"
                 )
     for name in words:
-        shown = Path(name).stem
+        file = Path(name)
         if (
-            shown in SHOWN
-            and Path(name).parent.name in ("tables", "figures")
-            and not Path(note(shown)).exists()
+            file.stem in FINDINGS
+            and file.parent.name in ("tables", "figures")
+            and file.exists()  # which is all that Snakemake asks
+            and not Path(note(file.stem)).exists()
+            and renamed(file.stem) not in words
         ):
-            if Path(name).exists():  # which is all that Snakemake asks
-                sys.exit(f"error: {name} shows an earlier state; its target {shown} makes it again")
+            how = "makes it again" if file.suffix not in (".tex", ".pdf") else "beside it makes it again"
+            sys.exit(f"error: {name} shows an earlier state; its target {file.stem} {how}")

@@ -24,17 +24,17 @@ def train_job(w):
     """The job of a net as `measuring.train.TrainJob.of` takes it, but for its checkpoint."""
     key = job_of(TRAIN, w)
     job, files = RESULTS.jobs[key], read_by(key)
-    running = SETTINGS.running(w.unit)
+    running = SETTINGS.running(w.training_id)
     return {
-        "unit": w.unit,
+        "training_id": w.training_id,
         "seed": job.nets[0][1],
         "settings": job.settings,
         "data": files["data"],
-        "label": SETTINGS.label(SETTINGS.model_of(w.unit).id),
+        "label": SETTINGS.label(SETTINGS.model_of(w.training_id).id),
         "in_use": RESULTS.images_in_use(job.prepared),
         "device": SETTINGS.run.device,
         **{name: running[name] for name in ("save_every", "workers", "snapshots") if running},
-        "folder": SETTINGS.imagenet["train"] if on_imagenet(w.unit) else None,
+        "folder": SETTINGS.imagenet["train"] if on_imagenet(w.training_id) else None,
         "start": next(iter(files.get("nets", [])), None),
         "started": next(iter(files.get("trained", [])), None),
         "state": RESULTS.prefix + f"{FOLDER}/states/{'-'.join(Path(NET).parts)}.safetensors".format(**w),
@@ -50,20 +50,21 @@ rule train:
     log:
         f"{LOGS}/train/{NET}.log",
     group:  # of profiles/packed; a training on several GPUs is a submission of its own
-        lambda w: "train" if processes(w.unit) == 1 and "train" in groups() else None
+        lambda w: "train" if processes(w.training_id) == 1 and "train" in groups() else None
     conda:
         ENVIRONMENT
-    threads: lambda w: cores(w.unit)
+    threads: lambda w: cores(w.training_id)
     resources:
         nets=1,
-        mem_mb=lambda w, attempt: (8000 * processes(w.unit) if on_imagenet(w.unit) else 4000) * attempt,
+        mem_mb=lambda w, attempt: (8000 * processes(w.training_id) if on_imagenet(w.training_id) else 4000)
+        * attempt,
         # out of time, a training goes on from its saved state
-        runtime=lambda w, attempt: 1440 if on_imagenet(w.unit) else 120 * attempt,
-        gpu=lambda w: GPU * processes(w.unit),
+        runtime=lambda w, attempt: 1440 if on_imagenet(w.training_id) else 120 * attempt,
+        gpu=lambda w: GPU * processes(w.training_id),
     params:
         job=train_job,
         weights=lambda w: read_by(job_of(TRAIN, w)).get("weights"),
-        restarts=lambda w: SETTINGS.running(w.unit).get("restarts", 0),
+        restarts=lambda w: SETTINGS.running(w.training_id).get("restarts", 0),
         device=SETTINGS.run.device,
         jobs_per_gpu=JOBS_PER_GPU,
     script:

@@ -98,12 +98,13 @@ def path_of(folder: Path, room: str, kind: str, *nets: str, **changes: Any) -> s
     return f"{results.folder}/{room}/{name}{ENDINGS.get(room, '.safetensors')}"
 
 
-def refused(call: Callable[[], Any], *parts: str) -> None:
-    """`call` ends with a `UserError` of one line that holds these parts."""
+def refused(call: Callable[[], Any], *parts: str, match: str = "") -> str:
+    """The line of the `UserError` with which `call` ends: it holds these parts, and the pattern is found in it."""
     with pytest.raises(UserError) as error:
         call()
     line = str(error.value)
-    assert "\n" not in line and all(part in line for part in parts), line
+    assert "\n" not in line and all(part in line for part in parts) and re.search(match, line), line
+    return line
 
 
 class Clone:
@@ -121,20 +122,30 @@ class Clone:
                 to.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, to)
 
+    @classmethod
+    def at(cls, folder: Path) -> "Clone":
+        """The workflow that is in a folder already."""
+        made = cls.__new__(cls)
+        made.folder = folder
+        return made
+
+    def copy(self, folder: Path) -> "Clone":
+        """All of it, checkpoints, images and times included, in another folder."""
+        return Clone.at(Path(shutil.copytree(self.folder, folder, symlinks=True)))
+
     def configure(self, **changes) -> None:
         """Replace whole top-level entries of config.yaml, and of the file of its scale."""
-        run = config_of(self.folder) | {
-            key: value for key, value in changes.items() if key in Run.model_fields
-        }
-        (self.folder / "config.yaml").write_text(
-            yaml.dump(run, Dumper=DUMPER, sort_keys=False), encoding="utf-8"
-        )
-        if sections := {key: value for key, value in changes.items() if key not in Run.model_fields}:
+        run, sections = config_of(self.folder), {}
+        for key, value in changes.items():
+            (run if key in Run.model_fields else sections)[key] = value
+        text = yaml.dump(run, Dumper=DUMPER, sort_keys=False)
+        (self.folder / "config.yaml").write_text(text, encoding="utf-8")
+        if sections:
             write_scale(self.folder, run["scale"], scale_of(self.folder, run["scale"]) | sections)
 
     def as_committed(self, made: "Clone") -> "Clone":
         """`made`, with the committed results of this one: no checkpoints, no data, times as git leaves them."""
-        kept = shutil.ignore_patterns("checkpoints", "states", "logs", "weights")
+        kept = shutil.ignore_patterns("checkpoints", "states", "logs", "weights", "*.html", "*.tex", "*.pdf")
         shutil.copytree(self.folder / "results", made.folder / "results", ignore=kept)
         order = random.Random(0)
         for path in sorted(path for path in made.folder.rglob("*") if path.is_file()):
@@ -294,18 +305,13 @@ def finished(tmp_path_factory, worker_id) -> Clone:
             output.write_text(f"{run.stdout}\n{run.returncode}")
     text, _, code = output.read_text().rpartition("\n")
     assert code == "0", text
-    made = Clone.__new__(Clone)
-    made.folder = folder
-    return made
+    return Clone.at(folder)
 
 
 @pytest.fixture
 def copied(finished, tmp_path) -> Clone:
     """A copy of the finished clone, checkpoints, images and times included."""
-    made = Clone.__new__(Clone)
-    made.folder = tmp_path / "copy"
-    shutil.copytree(finished.folder, made.folder, symlinks=True)
-    return made
+    return finished.copy(tmp_path / "copy")
 
 
 @pytest.fixture

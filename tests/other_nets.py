@@ -160,8 +160,8 @@ if __name__ == "__main__":
             os.write(write, repr(measure(name)).encode())
             os._exit(0)
         os.close(write)
-        with os.fdopen(read) as told:
-            row = told.read()
+        with os.fdopen(read) as pipe:
+            row = pipe.read()
         os.wait()
         measured[name] = literal_eval(row) if row else [0, 0, 0.0, 0.0, "killed"]
         print(name, measured[name], flush=True)

@@ -5,7 +5,7 @@ from functools import cache
 
 from conftest import ROOT
 
-from relusym.findings import kinds_of
+from relusym.findings import declared
 from relusym.records.files import load_record
 
 # of a ResNet, in the paper's order
@@ -114,13 +114,13 @@ def pair(model_1, seed_1, model_2, seed_2, barrier=0.05, status="ok", *, matchin
     return _merge("pair_merge", both, barrier, status, matching, permutations) | nets
 
 
-ABOUT = {"models": MODELS, "pairs": PAIRS, "names": NAMES, "descriptions": {}, "notes": []}
+SELECTION = {"models": MODELS, "pairs": PAIRS, "names": NAMES, "descriptions": {}, "notes": []}
 
 
-def made(table, about=ABOUT, **inputs):
-    """A table's frame from records by kind; there are none of the kinds that aren't given."""
-    kinds = kinds_of(table.__name__.rpartition(".")[2])
-    return table.frame({kind: inputs.get(kind, []) for kind in kinds}, about)
+def made(table, selection=SELECTION, **inputs):
+    """A table's frame from records by kind; there are none of the other kinds that its module reads."""
+    kinds = next(finding.reads for finding in declared().values() if finding.module == table.__name__)
+    return table.frame({kind: inputs.get(kind, []) for kind in kinds}, selection)
 
 
 # ---- that jobs have written

@@ -9,8 +9,8 @@ from relusym.channels.groups import permute, random_permutations
 from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise
 from relusym.evaluation import images
-from relusym.merging.batch_norm import reset_batch_norm
-from relusym.merging.survey import survey
+from relusym.merging.aligned import pair_statistics
+from relusym.merging.repair import reset_batch_norm
 from relusym.nets import build
 from relusym.nets.group_conv import RegularConv2d
 from relusym.nets.vgg import VGG11
@@ -74,7 +74,7 @@ def shuffled(net, groups, seed=5):
 
 def targets(first, second, images):
     """Two nets' average statistics, channel by channel without any matching."""
-    found = survey(first, second, images, channel_groups(first, images.shape))
+    found = pair_statistics(first, second, images, channel_groups(first, images.shape))
     return {point: has.towards(found.statistics[1][point]) for point, has in found.statistics[0].items()}
 
 
@@ -82,6 +82,13 @@ def answers(net, images):
     """The net's own answers: labels by which it is always right."""
     with torch.no_grad():
         return net(images.first(len(images), torch.device("cpu"))).argmax(1)
+
+
+@torch.no_grad()
+def difference_from_equivariant(layer, x, act_on_input, act_on_output):
+    """Largest difference between Ψ(τx) and τΨ(x) of a layer Ψ, relative to the largest output; x is (B, C, H, H)."""
+    y = layer(x)
+    return float((layer(act_on_input(x)) - act_on_output(y)).abs().max() / y.abs().max())
 
 
 def conv_net(*layers):

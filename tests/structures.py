@@ -223,6 +223,24 @@ class Additions(nn.Module):
         return self.head(x.relu().amax((2, 3)))
 
 
+class Focused(nn.Module):
+    """A layer that reads the pixels of a patch beside each other, as channels, normalised."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.conv = (
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.BatchNorm2d(24),
+            nn.Conv2d(24, 12, 3),
+        )
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = torch.cat([x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)
+        return self.head(self.conv(self.norm(x)).relu().mean((2, 3)))
+
+
 class Several(nn.Module):
     """Several outputs, in a dict and a tuple."""
 
@@ -263,7 +281,7 @@ STRUCTURES = (
         Additions,
         Several,
     ),
-    *(Upscaled, Attended),
+    *(Upscaled, Attended, Focused),
 )
 
 

@@ -1,12 +1,14 @@
 """Which records may stand in one table, and which of those given a table takes."""
 
 import pytest
-from records import ABOUT, flip, made, pair, settings, train
+from conftest import refused
+from records import SELECTION, flip, made, pair, settings, train
 
-from relusym.errors import UserError
-from relusym.findings import kinds_of, matchings, module_of, table1
+from relusym.findings import declared
 from relusym.findings.agreement import notes
+from relusym.findings.beyond import matchings
 from relusym.findings.frames import read
+from relusym.findings.tables import table1
 from relusym.records.files import write_record
 
 OTHER = {"data": "0b" * 32, "source": "my copy"}
@@ -50,13 +52,11 @@ COMPLAINTS = {
 @pytest.mark.parametrize("what", COMPLAINTS)
 def test_records_that_do_not_go_together_are_refused_in_one_line(what):
     records, complaint = COMPLAINTS[what]
-    names = [n for n in ("table1", "table2", "table4", "matchings") if set(records) <= set(kinds_of(n))]
-    tables = [module_of(name) for name in names]
+    findings = (declared()[name] for name in ("table1", "table2", "table4", "matchings"))
+    tables = [finding.load() for finding in findings if set(records) <= set(finding.reads)]
     assert matchings in tables
     for table in tables:
-        with pytest.raises(UserError, match=complaint) as told:
-            made(table, ABOUT | {"matchings": ["activation"]}, **records)
-        assert "\n" not in str(told.value)
+        refused(lambda: made(table, SELECTION | {"matchings": ["activation"]}, **records), match=complaint)  # noqa: B023
 
 
 def test_records_that_go_together_are_not_refused():
@@ -88,6 +88,6 @@ def test_that_nets_of_one_table_were_trained_in_several_precisions_is_told_below
     nets = [
         train("cnn", seed, precision=p) for seed, p in enumerate(["float32", "bfloat16", "bfloat16", None])
     ]
-    (line,) = [note for note in notes({"train": nets}, ABOUT) if "float" in note]
+    (line,) = [note for note in notes({"train": nets}, SELECTION) if "float" in note]
     assert line == "Trained: 2 nets in bfloat16 and 1 net in float32"
-    assert not [note for note in notes({"train": nets[1:]}, ABOUT) if "float" in note]
+    assert not [note for note in notes({"train": nets[1:]}, SELECTION) if "float" in note]

@@ -82,8 +82,8 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(tmp_pat
         path.write_bytes(b"older")
     with little_space(2048), pytest.raises(UserError) as error:
         write(path)
-    told = str(error.value)
-    assert told.startswith(f"{path} can't be written (") and "\n" not in told and "File too large" in told
+    line = str(error.value)
+    assert line.startswith(f"{path} can't be written (") and "\n" not in line and "File too large" in line
     left = [p.name for p in tmp_path.iterdir() if p.name != "settings.json"]  # which is small, and whole
     assert left == ([name] if older else [])
     assert not older or path.read_bytes() == b"older"

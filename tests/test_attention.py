@@ -1,5 +1,6 @@
 """Attention: heads are permuted whole, and within each queries with keys, and values."""
 
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -19,14 +20,14 @@ from torchvision.models.swin_transformer import (
 )
 
 from relusym.channels.groups import head_order, permute, random_permutations
-from relusym.channels.traced import channel_groups
+from relusym.channels.traced import TracedNet, channel_groups
 from relusym.errors import UserError
 from relusym.matching.match import Pair, match
 from relusym.merging.identities import largest_difference
 from relusym.merging.layers import equivariance_errors, group_actions
 from relusym.merging.merge import flip_merge, merge
 from relusym.pixels.grid import grid
-from relusym.pixels.transform import transformed
+from relusym.pixels.transform import check_planted, transformed
 from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
 
 HEADS, CHANNELS = 4, 24
@@ -89,11 +90,8 @@ class Kind(nn.Module):
         self.patches, self.kind = nn.Conv2d(3, CHANNELS, 8, 8), kind
         keys = {"grouped": 2, "one_key": 1}.get(kind, HEADS)
         self.q, self.k, self.v = (nn.Linear(CHANNELS, 6 * heads) for heads in (HEADS, keys, keys))
-        self.out, self.head, self.norm = (
-            nn.Linear(CHANNELS, CHANNELS),
-            nn.Linear(CHANNELS, 10),
-            nn.LayerNorm(6),
-        )
+        self.out, self.head = nn.Linear(CHANNELS, CHANNELS), nn.Linear(CHANNELS, 10)
+        self.norm = nn.LayerNorm(6)
         self.scale, self.talk = nn.Parameter(torch.randn(HEADS, 1, 1)), nn.Linear(HEADS, HEADS)
 
     def heads(self, x):
@@ -250,6 +248,86 @@ def test_a_transformed_swin_transformer_on_transformed_images_computes_the_same(
     moved = transformed(net, symmetry, (3, 64, 64))
     assert largest_difference(net(x), moved(symmetry.act(x))) < 1e-10
     assert largest_difference(net(x), net(symmetry.act(x))) > 1e-3
+
+
+class WrittenOut(ShiftedWindowAttention):
+    """As timm's and Hugging Face's: windows lie along the images' dimension, and a mask keeps apart what is rolled."""
+
+    by_function = False
+
+    def forward(self, x):
+        (_, height, width, channels), window = x.shape, self.window_size[0]
+        shift = self.shift_size[0] if window < height else 0
+        x = F.pad(torch.roll(x, (-shift, -shift), (1, 2)), (0, 0, 0, 0, 0, 0))  # to whole windows
+        x = self.windows(x).flatten(1, 2)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        table = self.relative_position_bias_table[self.relative_position_index.view(-1)]
+        mask = table.view(window**2, window**2, -1).permute(2, 0, 1).contiguous().unsqueeze(0)
+        if shift:
+            region = torch.zeros(1, height, width, 1, dtype=x.dtype)
+            for rows in (slice(0, -window), slice(-window, -shift), slice(-shift, None)):
+                for columns in (slice(0, -window), slice(-window, -shift), slice(-shift, None)):
+                    region[:, rows, columns] = region.max() + 1
+            region = self.windows(region).flatten(1)
+            apart = -100.0 * (region[:, None] != region[:, :, None]).to(x.dtype)
+            mask = mask + apart[:, None].repeat(len(x) // len(apart), 1, 1, 1)
+        if self.by_function:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(x.dtype))
+        else:
+            x = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + mask, -1) @ v
+        x = self.proj(x.transpose(1, 2).reshape(-1, window, window, channels))
+        x = x.view(-1, height // window, width // window, window, window, channels).transpose(2, 3)
+        return torch.roll(x.reshape(-1, height, width, channels), (shift, shift), (1, 2))
+
+    def windows(self, x):
+        (_, height, width, channels), window = x.shape, self.window_size[0]
+        x = x.view(-1, height // window, window, width // window, window, channels)
+        return x.permute(0, 1, 3, 2, 4, 5).contiguous().view(-1, window, window, channels)
+
+
+class ByFunction(WrittenOut):
+    by_function = True
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [4, 7])
+@pytest.mark.parametrize("kind", [WrittenOut, ByFunction])
+def test_windowed_attention_written_out_is_transformed_as_torchvisions(kind, window):
+    net = swin(SwinTransformerBlock, window)
+    size, written = (64, deepcopy(net)) if window == 4 else (112, deepcopy(net))
+    for layer in written.modules():
+        if isinstance(layer, ShiftedWindowAttention):
+            layer.__class__ = kind
+    x = torch.randn(2, 3, size, size)
+    assert largest_difference(net(x), written(x)) < 1e-4
+    traced = TracedNet(written, (3, size, size))
+    for symmetry in SYMMETRIES.values():
+        here, there = transformed(net, symmetry, (3, size, size)), transformed(traced, symmetry)
+        for (name, one), other in zip(here.state_dict().items(), there.state_dict().values(), strict=True):
+            assert torch.equal(one, other), name
+        fits = grid(traced, traced.image_shape, symmetry)
+        if window == 4:
+            assert fits.symmetric and check_planted(traced, symmetry) < 1e-12
+        else:  # windows are shifted by 3 of 7, so that mirrored ones are others
+            assert {(of.stride, of.size) for of in fits.misfits} == {(7, 28), (7, 14)}
+            assert check_planted(traced, symmetry) is None
+    assert [group.size for group in traced.groups] == [
+        group.size for group in channel_groups(net, (3, size, size))
+    ]
+
+
+@torch.no_grad()
+def test_a_table_of_positions_that_a_mask_keeps_from_moving_is_refused():
+    net = swin(SwinTransformerBlock)
+    for layer in net.modules():
+        if isinstance(layer, ShiftedWindowAttention):
+            layer.__class__ = WrittenOut
+    window = net.features[1][0].attn
+    window.windows = lambda x, windows=window.windows: windows(
+        x * torch.linspace(1, 2, x.shape[2])[:, None].to(x)
+    )
+    with pytest.raises(UserError, match="combines pixels in a way that doesn't commute with horizontal_flip"):
+        transformed(net, HORIZONTAL_FLIP, (3, 64, 64))
 
 
 @pytest.mark.slow(seconds=5)

@@ -10,7 +10,7 @@ from conftest import ROOT, scale_of, write_scale
 from small_nets import Images, vgg11
 from small_training import train_on
 
-from benchmark import machine, plain_merging, plain_training, side_by_side
+from benchmark import machine, partial_merges, plain_merging, plain_training, side_by_side
 from relusym.data import chiral_shapes
 from relusym.data.augmentation import normalise
 from relusym.merging.merge import FLIP, PAIR, merge
@@ -186,3 +186,18 @@ def test_the_workflows_own_cost_has_a_row_each(clone):
         "start-up of a job",
     ]
     assert all(row.here > 0 and row.reached == (row.here <= row.goal) for row in rows)
+
+
+@pytest.mark.slow(seconds=3)
+def test_partial_merges_are_those_of_nets_run_one_by_one(capsys):
+    partial_merges.main("vgg11", 4, 2, 32)
+    name, size, parts, images, *_, peak, apart = capsys.readouterr().out.strip(" |\n").split(" | ")
+    assert (name, size, parts, images) == ("vgg11", "32", "9", "4")
+    assert 0.1 < float(peak) < 8 and float(apart) < partial_merges.AGREE
+
+
+def test_the_benchmarks_lite0_is_b0_without_squeeze_and_excitation_and_with_relu6():
+    net = partial_merges.efficientnet_lite0()
+    kinds = {type(module).__name__ for module in net.modules()}
+    assert "ReLU6" in kinds and not kinds & {"SiLU", "SqueezeExcitation"}
+    assert sum(parameter.numel() for parameter in net.parameters()) == 4_652_008  # timm's efficientnet_lite0

@@ -1,19 +1,25 @@
 """What the config says of measurements beyond the paper: which jobs, which settings, and what can't be."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, scale_of, settings_of
+from conftest import ROOT, refused, scale_of, settings_of
 
 from relusym.beyond import MEASUREMENTS
 from relusym.config.settings import Settings
 from relusym.errors import UserError
-from relusym.findings import BEYOND, selection
+from relusym.findings import declared, selection
 from relusym.records.files import snapshot_path
 from relusym.records.fingerprint import differences
 from relusym.records.results import Results
 
+BEYOND = {name for name, finding in declared().items() if finding.is_beyond}
 LAPTOP = scale_of(ROOT, "laptop")
+FROM_SCRATCH = {"models": ["cnn"], "from_scratch": ["cnn_inv"]}
 
 
 def settings(**beyond) -> Settings:
@@ -36,7 +42,7 @@ def test_the_laptop_measures_everything_on_four_seeds_of_each_type(laptop):
         assert {seed for job in found for _, seed in job.nets} == {0, 9, 10, 11}
         for model in {job.nets[0][0] for job in found if len(job.nets) == 1}:
             assert sum(job.nets[0][0] == model and len(job.nets) == 1 for job in found) == 4
-    assert {*selection.tables(laptop.settings), *selection.figures(laptop.settings)} >= BEYOND
+    assert {*selection.findings(laptop.settings)} >= BEYOND
 
 
 def test_a_type_set_to_null_is_left_out_wherever_it_is_named():
@@ -56,39 +62,30 @@ def test_a_type_set_to_null_is_left_out_wherever_it_is_named():
 
 def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):
     models = laptop.settings.beyond["symmetries"]["models"][-8:]  # on shapes, of two symmetries, named alike
-    first, *others = selection.notes(laptop.settings, models)
+    first, *others = selection.net_notes(laptop.settings, models)
     assert first.endswith("; vertical flip; seeds 0, 9-11")
     assert others[0] == "Scale laptop, CNN w/o aug; CNN; CNN + inv-loss; GCNN: quarter turn"
-    assert "Training, GCNN: learning rate 0.0125" in others
+    assert "Training, GCNN: learning rate 0.0125, weight decay 0.032" in others
+    demo = selection.select(settings_of(scale="demo"), "table2")["notes"]
+    assert "Training, GCNN: learning rate 0.01, weight decay 0.08" in demo
 
 
 @pytest.mark.parametrize(
-    ("name", "seeds", "merging"),
+    ("name", "images", "repair", "invariance"),
     [
-        (
-            "curves",
-            "0, 9-11",
-            "channels matched on 10,000 training images, REPAIR's statistics taken on 2,000 training images; "
-            "invariance error over all test images",
-        ),
-        (
-            "by_layer_figure",
-            "0, 9-11",
-            "channels matched and REPAIR's statistics taken on 2,000 training images; "
-            "invariance error over all test images",
-        ),
-        (
-            "matchings",
-            "0, 9-11",
-            "channels matched and REPAIR's statistics taken on 10,000 training images; "
-            "invariance error over 5,000 training images",
-        ),
+        ("curves", "10,000", "2,000", "all test"),
+        ("by_layer_figure", "2,000", "", "all test"),
+        ("matchings", "10,000", "", "5,000 training"),
     ],
 )
-def test_notes_of_a_measurement_name_its_own_seeds_and_images(laptop, name, seeds, merging):
-    first, *others = selection.about(laptop.settings, name)["notes"]
-    assert first.endswith(f"; seeds {seeds}")
-    assert f"Merging: {merging}" in others
+def test_notes_of_a_measurement_name_its_own_seeds_and_images(laptop, name, images, repair, invariance):
+    first, *others = selection.select(laptop.settings, name)["notes"]
+    assert first.endswith("; seeds 0, 9-11")
+    matched, taken = "channels matched", "REPAIR's statistics taken"
+    how = f"{matched} and {taken} on {images} training images"
+    if repair:
+        how = f"{matched} on {images} training images, {taken} on {repair} training images"
+    assert f"Merging: {how}; invariance error over {invariance} images" in others
 
 
 def test_pairs_of_a_type_are_those_that_are_merged_as_far_as_their_seeds_go(laptop):
@@ -101,8 +98,8 @@ def test_nets_of_no_paper_table_are_trained_and_measured_and_stand_in_none(lapto
     assert len(own) == 18
     for kind in ("flip_merge", "pair_merge"):
         assert not {net[0] for job in jobs(laptop, kind).values() for net in job.nets} & own
-    for name in set(selection.tables(laptop.settings)) - BEYOND:
-        files = selection.inputs(laptop, name)
+    for name in set(selection.findings(laptop.settings)) - BEYOND:
+        files = selection.keys(laptop, name)
         keys = [key for several in files.values() for key in several]
         units = {unit for key in keys for unit, _ in laptop.jobs[key].nets}
         assert not units & own, name
@@ -134,7 +131,7 @@ def test_matchings_are_compared_on_the_nets_of_their_section_and_involutions_on_
     others = [job for job in laptop.jobs.values() if job.matching]
     assert {seed for job in others for _, seed in job.nets} == {0, 9, 10, 11}
     assert all(len(job.nets) == 1 for job in others if job.matching == "involution")
-    files = selection.inputs(laptop, "matchings")
+    files = selection.keys(laptop, "matchings")
     assert len(files["flip_merge"]) == 7 * 4 * 5 and len(files["pair_merge"]) == 3 * 3 * 4
 
 
@@ -176,46 +173,97 @@ def test_what_a_measurement_depends_on_outdates_it_and_nothing_of_the_papers():
 
 
 @pytest.mark.parametrize(
-    ("beyond", "said"),
+    ("kind", "section", "line"),
     [
         (
-            {"curve": {}},
-            "laptop.yaml: beyond: unknown key 'curve', is it 'curves'.; allowed are matchings, exact",
+            "curve",
+            {},
+            "laptop.yaml: beyond: unknown key 'curve', is it 'curves'.; allowed are matchings, by_layer",
         ),
-        ({"curves": {"models": ["cn"]}}, "beyond.curves.models: 'cn' given; allowed is one of cnn, "),
-        (
-            {"curves": {"pairs": [["gcnn", "pgcnn"]]}},
-            r"beyond.curves.pairs: \[gcnn, pgcnn\] is none of the pairs",
-        ),
-        ({"curves": {"point": 5}}, "unknown key 'point', is it 'points'"),
-        ({"curves": {"points": 2}}, "points: 2 given; allowed is at least 3"),
-        ({"curves": {"points": 4}}, "points: 4 given; allowed is an odd number"),
-        ({"curves": {"models": ["cnn"], "seeds": "40"}}, "curves.seeds: 40 is none of the seeds of cnn"),
-        (
-            {"by_layer": {"pairs": [["cnn", "cnn"]]}},
-            "beyond.by_layer: unknown key 'pairs'; allowed are models, seeds, images$",
-        ),
-        (
-            {"exact_gcnn": {"matching": "activation"}},
-            "matching: 'activation' given; allowed is one of involution",
-        ),
-        (
-            {"exact_gcnn": {"models": ["cnn"], "from_scratch": ["cnn_inv"]}},
-            "exact_gcnn.from_scratch: 'cnn_inv' given; allowed is one of cnn",
-        ),
-        ({"exact_gcnn": {"models": ["turned_cnn"]}}, "models: turned_cnn's symmetry isn't of order 2"),
-        ({"exact_gcnn": {"fine_tuning": {"epochs": 2}}}, "the key 'learning_rate' is missing"),
-        ({"by_layer": {"seeds": "3-0"}}, "runs backwards"),
-        ({"symmetries": {"models": ["simsiam_odd"]}}, "simsiam_odd isn't trained by a recipe"),
+        ("curves", {"models": ["cn"]}, "beyond.curves.models: 'cn' given; allowed is one of cnn, "),
+        ("curves", {"pairs": [["gcnn", "pgcnn"]]}, r"curves.pairs: \[gcnn, pgcnn\] is none of the pairs"),
+        ("curves", {"point": 5}, "unknown key 'point', is it 'points'"),
+        ("curves", {"points": 2}, "points: 2 given; allowed is at least 3"),
+        ("curves", {"points": 4}, "points: 4 given; allowed is an odd number"),
+        ("curves", {"models": ["cnn"], "seeds": "40"}, "curves.seeds: 40 is none of the seeds of cnn"),
+        ("by_layer", {"pairs": [["cnn", "cnn"]]}, "unknown key 'pairs'; allowed are models, seeds, images$"),
+        ("by_layer", {"seeds": "3-0"}, "runs backwards"),
+        ("exact_gcnn", {"matching": "activation"}, "'activation' given; allowed is one of involution"),
+        ("exact_gcnn", FROM_SCRATCH, "from_scratch: 'cnn_inv' given; allowed is one of cnn"),
+        ("exact_gcnn", {"models": ["turned_cnn"]}, "models: turned_cnn's symmetry isn't of order 2"),
+        ("exact_gcnn", {"fine_tuning": {"epochs": 2}}, "the key 'learning_rate' is missing"),
+        ("symmetries", {"models": ["simsiam_odd"]}, "simsiam_odd isn't trained by a recipe"),
     ],
 )
-def test_what_cannot_be_is_one_line(beyond, said):
-    with pytest.raises(UserError, match=said) as error:
-        settings(**beyond)
-    assert "\n" not in str(error.value)
+def test_what_cannot_be_is_one_line(kind, section, line):
+    refused(lambda: settings(**{kind: section}), match=line)
 
 
 def test_another_invariance_of_images_that_are_not_generated_is_refused():
     models = {"cnn": {"data": {"invariant_to": "vertical_flip"}}}
     with pytest.raises(UserError, match="invariant_to: only for generated images"):
         settings_of(scale="laptop", models=models)
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_a_measurement_is_named_in_its_module_alone(name):
+    rooms = ("config", "records", "measuring", "jobs", "training")
+    files = [*(ROOT / "rules").glob("*.smk"), *(ROOT / "workflow_scripts").glob("*.py")]
+    files += [file for room in rooms for file in (ROOT / "workflow_scripts/relusym" / room).glob("*.py")]
+    assert not [file for file in files if f'"{name}"' in file.read_text(encoding="utf-8")]
+
+
+MINE = '''
+from relusym.beyond import declaration
+from relusym.record_types import Fields, Share
+
+
+class Options(declaration.Options):
+    """Of pairs as well."""
+
+    pairs: declaration.Pairs = None
+    share: Share = 0.5
+
+
+class Body(Fields):
+    mine: Share
+
+
+MEASUREMENT = declaration.Measurement(Options, Body, lambda job: {"mine": job.settings["share"]})
+'''
+PLANNED = """
+import sys
+import yaml
+from relusym.config.settings import Settings
+from relusym.records.fields import problem
+from relusym.records.results import Results
+
+beyond = {"mine": {"models": ["cnn"], "pairs": [["cnn", "cnn"]], "share": 0.25, "seeds": "0-1"}}
+results = Results(Settings.of({"scale": "demo", "seeds": None, "beyond": beyond}, [sys.argv[1]]))
+for key, job in results.jobs.items():
+    if job.kind == "mine":
+        print(job.rule, job.settings["share"], "--".join(f"{model}-{seed}" for model, seed in job.nets))
+record = {
+    "kind": "mine", "status": "ok", "model": "cnn", "seed": 0, "settings": {}, "cost": {}, "mine": 0.25,
+    "inputs": {"checkpoints": [None]}, "outputs": {},
+}
+print(problem(record), "torch" in sys.modules)
+print(problem(record | {"mine": 2}))
+"""
+
+
+def test_a_measurement_is_one_module_that_needs_no_pytorch_to_be_planned(tmp_path):
+    library = ROOT / "workflow_scripts/relusym"
+    shutil.copytree(library, tmp_path / "relusym", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "relusym/beyond/mine.py").write_text(MINE, encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, "-c", PLANNED, str(ROOT / "scales")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    *jobs, right, wrong = run.stdout.splitlines()
+    assert jobs == [f"measure 0.25 {nets}" for nets in ("cnn-0", "cnn-1", "cnn-0--cnn-1")]
+    assert right == "None False" and wrong.startswith("can't be right (mine: 2 given")

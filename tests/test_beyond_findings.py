@@ -10,18 +10,10 @@ from records import CODE, DATA, NAMES, checkpoint, flip, pair, settings, train
 from scipy import stats
 
 from relusym.errors import UserError
-from relusym.findings import (
-    beyond_claims,
-    by_layer,
-    curves,
-    during_training,
-    exact_gcnn,
-    matchings,
-    symmetries,
-)
-from relusym.findings.claims import HELD, NOT_HELD, OPEN, UNTESTED, judged
-from relusym.findings.evidence import Evidence
-from relusym.findings.paired import paired, shared_nets
+from relusym.findings.beyond import by_layer, curves, during_training, exact_gcnn, matchings, symmetries
+from relusym.findings.beyond import claims as beyond_claims
+from relusym.findings.evidence import HELD, NOT_HELD, OPEN, UNTESTED, Evidence, paired, shared_nets
+from relusym.findings.tables.claims import judged
 
 MODELS = ("cnn", "cnn_inv", "cnn_late_inv")
 SEEDS = range(4)
@@ -189,7 +181,7 @@ def everything(good=True):
     }
 
 
-ABOUT = {
+SELECTION = {
     "models": [*MODELS],
     "pairs": [["cnn", "cnn"]],
     "names": NAMES,
@@ -200,9 +192,9 @@ ABOUT = {
 
 def test_every_claim_holds_where_it_is_put_in_and_none_where_its_opposite_is():
     for good, verdict in ((True, HELD), (False, NOT_HELD)):
-        found = beyond_claims.frame(everything(good), ABOUT)
-        said = found.set_index("claim")["verdict"]
-        assert set(said) == {verdict}, said[said != verdict]
+        found = beyond_claims.frame(everything(good), SELECTION)
+        verdicts = found.set_index("claim")["verdict"]
+        assert set(verdicts) == {verdict}, verdicts[verdicts != verdict]
         assert (found["p_corrected"] >= found["p_value"]).all()
     assert found["question"].nunique() == 6 and found["claim"].is_unique
 
@@ -211,7 +203,9 @@ def test_docs_say_how_many_claims_there_are():
     from conftest import ROOT
 
     text = (ROOT / "docs/beyond.md").read_text(encoding="utf-8")
-    assert f"among all {len(beyond_claims.frame(everything(), ABOUT))} of this page" in " ".join(text.split())
+    assert f"among all {len(beyond_claims.frame(everything(), SELECTION))} of this page" in " ".join(
+        text.split()
+    )
 
 
 def test_without_records_or_with_one_net_no_claim_is_tested():
@@ -221,7 +215,7 @@ def test_without_records_or_with_one_net_no_claim_is_tested():
         for kind, several in everything().items()
     }
     for inputs in (nothing, one):
-        found = beyond_claims.frame(inputs, ABOUT)
+        found = beyond_claims.frame(inputs, SELECTION)
         of_more = found["claim"].str.contains("where the images are invariant")  # two types are the others
         assert set(found.loc[~of_more, "verdict"]) == {UNTESTED}
         assert found["remark"].ne("").all()
@@ -243,7 +237,7 @@ def test_a_paired_test_is_students_and_its_margin_shifts_what_is_tested_and_not_
 
 
 def test_lines_between_pairs_are_tested_as_pairs_that_share_nets():
-    found = beyond_claims.frame(everything(), ABOUT)
+    found = beyond_claims.frame(everything(), SELECTION)
     of_pairs = found[found["claim"].str.contains("to another, the largest barrier")]
     assert len(of_pairs) == 2 and of_pairs["test"].str.startswith("paired t, for shared nets, against").all()
     assert of_pairs["n"].str.fullmatch(r"\d+ pairs of \d+ nets").all()
@@ -257,7 +251,7 @@ def test_lines_between_pairs_are_tested_as_pairs_that_share_nets():
 
 def test_a_mixture_from_scratch_shares_nothing_with_its_net_and_is_tested_by_welchs_test():
     inputs = everything()
-    found = beyond_claims.frame(inputs, ABOUT).set_index("claim")
+    found = beyond_claims.frame(inputs, SELECTION).set_index("claim")
     (claim,) = found.index[found.index.str.startswith("The mixture of")]
     accuracies = [r["accuracy"] for r in inputs["exact_gcnn"] if r["model"] == "cnn_inv"]
     columns = ([of[key] for of in accuracies] for key in ("from_scratch", "net"))
@@ -279,7 +273,7 @@ def test_claims_that_are_not_tested_yet_count_in_the_correction():
         [vars(Evidence("", "", p_value=p, direction=1.0)) for p in (0.01, math.nan, math.nan)]
     )
     assert judged(claims.copy())["p_corrected"].tolist()[0] == pytest.approx(0.01)
-    assert judged(claims.copy(), of_all=True)["p_corrected"].tolist()[0] == pytest.approx(0.03)
+    assert judged(claims.copy(), count_untested=True)["p_corrected"].tolist()[0] == pytest.approx(0.03)
 
 
 def test_noise_alone_is_inconclusive():
@@ -288,7 +282,7 @@ def test_noise_alone_is_inconclusive():
     for of in inputs["exact_gcnn"]:
         for name in of["accuracy"]:
             of["accuracy"][name] = 0.8 + 0.02 * random.standard_normal()
-    found = beyond_claims.frame(inputs, ABOUT)
+    found = beyond_claims.frame(inputs, SELECTION)
     # within a margin is another question
     of_gains = found[(found["question"] == "exact_gcnn") & ~found["claim"].str.contains("within")]
     assert set(of_gains["verdict"]) == {OPEN}
@@ -297,11 +291,11 @@ def test_noise_alone_is_inconclusive():
 def test_exact_gcnns_are_means_over_nets_and_gains_are_paired_by_net():
     records = [exact("cnn", seed, 0.01 * seed, net=0.7 + 0.01 * seed) for seed in SEEDS]
     records.append(exact("cnn_inv", 0, status="left_out"))
-    frame = exact_gcnn.frame({"exact_gcnn": records}, ABOUT).set_index("model")
+    frame = exact_gcnn.frame({"exact_gcnn": records}, SELECTION).set_index("model")
     assert frame.loc["cnn", "net_mean"] == pytest.approx(0.715)
     assert frame.loc["cnn", "free_mean"] == 0.6 and frame.loc["cnn", "fixed_mean"] == 2 / 16
     assert (frame.loc["cnn", "n"], frame.loc["cnn_inv", "n"], frame.loc["cnn_inv", "left_out"]) == (4, 0, 1)
-    figure, gains = exact_gcnn.draw({"exact_gcnn": records}, ABOUT)
+    figure, gains = exact_gcnn.draw({"exact_gcnn": records}, SELECTION)
     at_once = gains.set_index(["model", "comparison"]).loc[("cnn", "exact GCNN − net")]
     differences = np.array([0.8 + NOISE[seed] - 0.7 for seed in SEEDS])
     interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
@@ -314,13 +308,13 @@ def test_exact_gcnns_are_means_over_nets_and_gains_are_paired_by_net():
 
 def test_a_curves_largest_barrier_is_found_with_its_place_and_what_is_above_halfway():
     records = [line([("cnn", seed)], 0.02, seed=seed) for seed in SEEDS] + [line([("cnn", 0), ("cnn", 1)])]
-    frame = curves.frame({"curves": records}, ABOUT | {"models": ["cnn"]}).set_index(["model_2", "way"])
+    frame = curves.frame({"curves": records}, SELECTION | {"models": ["cnn"]}).set_index(["model_2", "way"])
     own, other = frame.loc[("", "REPAIR")], frame.loc[("cnn", "REPAIR")]
     assert (own["halfway_mean"], own["largest_mean"], own["place_mean"]) == pytest.approx((0.1, 0.12, 0.75))
     assert (other["halfway_mean"], other["excess_mean"], other["place_mean"]) == pytest.approx((0.1, 0, 0.5))
     assert (own["n"], other["n"]) == (4, 1) and own["loss_largest_mean"] == pytest.approx(0.3)
     assert frame.loc[("", "no REPAIR"), "halfway_mean"] == pytest.approx(0.225)
-    figure, points = curves.draw({"curves": records}, ABOUT | {"models": ["cnn"]})
+    figure, points = curves.draw({"curves": records}, SELECTION | {"models": ["cnn"]})
     assert (
         len(points) == 5 * 2 * 5
         and len(figure.axes) == 4
@@ -338,7 +332,7 @@ def test_unequal_ends_have_no_barrier_if_the_line_between_is_straight():
 def test_symmetries_have_a_row_a_type_and_symmetry_in_the_configs_order():
     of = dict.fromkeys(SHAPES, 0.2)
     records = [turned("cnn", seed, {"quarter_turn": 0.1}) for seed in SEEDS] + [turned("cnn_inv", 0, of)]
-    frame = symmetries.frame({"symmetries": records}, ABOUT | {"models": ["cnn_inv", "cnn"]})
+    frame = symmetries.frame({"symmetries": records}, SELECTION | {"models": ["cnn_inv", "cnn"]})
     assert frame[["model", "symmetry", "n"]].to_numpy().tolist() == [
         *(["cnn_inv", name.replace("_", " "), 1] for name in SHAPES),
         ["cnn", "quarter turn", 4],
@@ -349,7 +343,7 @@ def test_symmetries_have_a_row_a_type_and_symmetry_in_the_configs_order():
 def test_during_training_a_row_is_a_type_and_epoch_with_its_first_and_last_layers_errors():
     records = [trained("cnn", seed, (0.5, 0.2, 0.1)) for seed in SEEDS]
     records.append(record("during_training", [("cnn", 4)], status="left_out"))
-    frame = during_training.frame({"during_training": records}, ABOUT).set_index(["model", "epoch"])
+    frame = during_training.frame({"during_training": records}, SELECTION).set_index(["model", "epoch"])
     assert frame.index.to_list() == [("cnn", epoch) for epoch in (0, 1, 10)]
     assert frame["barrier_mean"].to_list() == pytest.approx([0.5, 0.2, 0.1])
     assert frame.loc[("cnn", 1), "first_mean"] == pytest.approx(0.1)
@@ -359,7 +353,7 @@ def test_during_training_a_row_is_a_type_and_epoch_with_its_first_and_last_layer
 
 def test_by_layer_a_row_is_a_type_and_layer_and_the_last_has_a_barrier_alone():
     records = [layered(model, seed) for model in MODELS[:2] for seed in SEEDS]
-    frame = by_layer.frame({"by_layer": records}, ABOUT).set_index(["model", "layer"])
+    frame = by_layer.frame({"by_layer": records}, SELECTION).set_index(["model", "layer"])
     assert frame.index.to_list() == [(model, layer) for model in MODELS[:2] for layer in range(1, 10)]
     assert frame.loc[("cnn", 3), "barrier_up_to_mean"] == pytest.approx(0.003)
     assert frame.loc[("cnn", 9), "barrier_up_to_mean"] == pytest.approx(0.1)
@@ -377,7 +371,7 @@ def test_of_symmetries_the_panels_are_tinted_where_the_images_are_invariant():
                 data |= {"invariant_to": symmetry} if place != "horizontal" else {}  # which is the default
                 of["inputs"]["source"] = f"shapes, {symmetry}"
     figure, points = symmetries.draw(
-        inputs, ABOUT | {"models": sorted({of["model"] for of in inputs["symmetries"]})}
+        inputs, SELECTION | {"models": sorted({of["model"] for of in inputs["symmetries"]})}
     )
     assert len(points) == len(symmetries.by_net(inputs["symmetries"]))
     assert set(points.loc[points["invariant"], ["model", "symmetry"]].itertuples(index=False, name=None)) == {
@@ -393,17 +387,17 @@ def test_of_symmetries_the_panels_are_tinted_where_the_images_are_invariant():
         if panel.get_facecolor()[:3] != (1, 1, 1)
     }
     assert tinted == {(symmetry.replace("_", " "), f"shapes, {symmetry}") for symmetry in SHAPES}
-    assert "no nets" in symmetries.draw({"symmetries": []}, ABOUT)[0].texts[0].get_text()
+    assert "no nets" in symmetries.draw({"symmetries": []}, SELECTION)[0].texts[0].get_text()
 
 
 def test_figures_show_every_type_and_say_where_there_is_none():
     inputs = everything()
-    figure, points = during_training.draw(inputs, ABOUT)
+    figure, points = during_training.draw(inputs, SELECTION)
     assert len(figure.axes) == 6 and len(points) == 8 * 3 * 8
-    assert "no nets" in during_training.draw({"during_training": []}, ABOUT)[0].texts[0].get_text()
-    figure, points = by_layer.draw(inputs, ABOUT)
+    assert "no nets" in during_training.draw({"during_training": []}, SELECTION)[0].texts[0].get_text()
+    figure, points = by_layer.draw(inputs, SELECTION)
     assert set(points["measure"]) == {*by_layer.MEASURED} and points["layer"].max() == 9
-    figure, points = matchings.draw({"train": [], **inputs}, ABOUT)
+    figure, points = matchings.draw({"train": [], **inputs}, SELECTION)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
         *("CNN · flipped", "CNN + inv-loss · flipped"),
         "CNN · CNN",
@@ -416,8 +410,8 @@ def test_records_of_other_checkpoints_or_settings_are_refused():
     other["settings"]["fine_tuning"] = {"epochs": 3}
     one["settings"]["fine_tuning"] = {"epochs": 2}
     with pytest.raises(UserError, match=r"fine_tuning\.epochs"):
-        exact_gcnn.frame({"exact_gcnn": [one, other]}, ABOUT)
+        exact_gcnn.frame({"exact_gcnn": [one, other]}, SELECTION)
     stranger = exact("cnn", 0)
     stranger["inputs"]["checkpoints"] = ["0" * 64]
     with pytest.raises(UserError, match="another checkpoint"):
-        matchings.frame({"train": [train("cnn", 0)], "flip_merge": [stranger], "pair_merge": []}, ABOUT)
+        matchings.frame({"train": [train("cnn", 0)], "flip_merge": [stranger], "pair_merge": []}, SELECTION)

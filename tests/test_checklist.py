@@ -3,9 +3,11 @@
 import pytest
 from conftest import settings_of
 
+from relusym.errors import UserError
 from relusym.jobs import checklist
-from relusym.jobs.checklist import Submission, command_problems, folder_problems, in_the_way, slurm_problems
+from relusym.jobs.checklist import Submission, command_problems, in_the_way, slurm_problems
 from relusym.records.results import Results
+from relusym.whole_files import check_writable
 
 PARTITIONS = "cpu*|infinite\ngpu|4:00:00\nlong|1-02:30:00\nquick|30:00\n"
 REFUSED = (
@@ -74,9 +76,11 @@ def test_a_missing_or_silent_scheduler_is_one_line(monkeypatch, slurm):
 
 
 def test_a_results_folder_that_can_not_be_written_is_one_line(tmp_path):
-    assert folder_problems(tmp_path / "results" / "paper") == []
+    check_writable(tmp_path / "results" / "paper")
     (tmp_path / "file").touch()
-    (line,) = folder_problems(tmp_path / "file" / "paper")
+    with pytest.raises(UserError) as error:
+        check_writable(tmp_path / "file" / "paper")
+    line = str(error.value)
     assert line.startswith(f"{tmp_path / 'file' / 'paper'} can't be written (") and "free space" in line
 
 

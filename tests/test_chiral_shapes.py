@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
-from relusym.data.chiral_shapes import CLASSES, SHAPES, draw, generate, render
+from relusym.data.chiral_shapes import SHAPES, draw, generate, render
 from relusym.randomness import generator
+from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others():
@@ -23,14 +25,6 @@ def test_classes_are_balanced_and_train_and_test_have_no_image_in_common():
     assert len(together.unique(dim=0)) == 150
 
 
-def test_mirroring_is_a_fair_coin_and_flips_the_image_exactly():
-    labels = torch.arange(10).repeat(200)
-    scenes = draw(labels, generator(0, "a test"))
-    assert abs(scenes.power.double().mean() - 0.5) < 4 * 0.5 / 2000**0.5
-    images = render(scenes)
-    assert torch.equal(render(replace(scenes, power=1 - scenes.power)), images.flip(2))
-
-
 def test_no_pixel_tells_an_image_from_a_mirrored_one():
     """Mean of (image minus mirror image), in standard errors: its square averages to 1 over the pixels."""
     images = generate(4000, 10, 1)[0].images.double()
@@ -39,9 +33,32 @@ def test_no_pixel_tells_an_image_from_a_mirrored_one():
     assert 0.5 < errors.square().mean() < 2  # 29 if no image is mirrored
 
 
-def test_some_classes_are_chiral_and_no_class_is_the_mirror_image_of_another():
-    mirror = {name: " ".join(row[::-1] for row in drawing.split()) for name, drawing in SHAPES.items()}
-    assert mirror["zigzag"] != SHAPES["zigzag"] and mirror["hook"] != SHAPES["hook"]
-    for name in CLASSES:
-        for other in CLASSES:
-            assert name == other or mirror[name] != SHAPES[other]
+@pytest.mark.parametrize("symmetry", SYMMETRIES.values(), ids=lambda symmetry: symmetry.name)
+def test_generated_images_are_moved_by_each_power_of_their_symmetry_as_often(symmetry):
+    labels = torch.arange(10).repeat(200)
+    scenes = draw(labels, generator(0, "a test"), symmetry)
+    n, p = len(labels), 1 / symmetry.order
+    counts = scenes.power.bincount(minlength=symmetry.order).double()
+    assert len(counts) == symmetry.order and ((counts - n * p).abs() < 4 * (n * p * (1 - p)) ** 0.5).all()
+    few = replace(scenes, **{name: of[:50] for name, of in vars(scenes).items()})
+    images = render(few, symmetry)
+    moved = render(replace(few, power=(few.power + 1) % symmetry.order), symmetry)
+    assert torch.equal(moved, symmetry.act(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+def test_images_that_are_invariant_to_nothing_stand_upright():
+    free, flipped = (generate(60, 10, 0, symmetry)[0].images for symmetry in (None, HORIZONTAL_FLIP))
+    as_drawn = (free == flipped).flatten(1).all(1)
+    mirrored = (free == flipped.flip(2)).flatten(1).all(1)
+    assert (as_drawn ^ mirrored).all() and 15 < as_drawn.sum() < 45
+
+
+def test_some_classes_are_chiral_and_no_class_turned_or_mirrored_is_another():
+    drawn = {name: torch.tensor([[c == "#" for c in row] for row in d.split()]) for name, d in SHAPES.items()}
+    for name, one in drawn.items():
+        for other, shape in drawn.items():
+            for symmetry in SYMMETRIES.values():
+                turned = symmetry.powers(one)[1:]
+                assert name == other or not any(torch.equal(power, shape) for power in turned)
+    for name in ("zigzag", "hook"):
+        assert not torch.equal(HORIZONTAL_FLIP.act(drawn[name]), drawn[name])

@@ -153,13 +153,8 @@ def runs(cluster, tmp_path_factory):
 
 
 SLURM = ("--profile", "slurm")
-ONE_SEED = (
-    *SLURM,
-    "--slurm-keep-successful-logs",
-    "--config",
-    "seeds=0",
-    "device=cpu",
-)  # leaves the GPUs to the other
+# leaves the GPUs to the other
+ONE_SEED = (*SLURM, "--slurm-keep-successful-logs", "--config", "seeds=0", "device=cpu")
 DISTURBED = (
     *SLURM,
     "--set-resources",
@@ -167,7 +162,7 @@ DISTURBED = (
     *(f"{rule}:gpu=0" for rule in ("train", "flip_merge", "pair_merge")),
     *(f"{rule}:gres='shard:1'" for rule in ("train", "flip_merge", "pair_merge")),
     "train:mem_mb=1500 * attempt",
-    "train:slurm_extra='--nodelist=node2' if wildcards.unit + wildcards.seed == 'cnn1' else '--nodelist=node1'",
+    "train:slurm_extra='--nodelist=node2' if wildcards.training_id + wildcards.seed == 'cnn1' else '--nodelist=node1'",
 )
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import zipfile
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from relusym.errors import UserError
 from relusym.evaluation.images import normalisation
 from relusym.evaluation.logits import logits_of
 from relusym.merging.identities import largest_difference
+from relusym.merging.repair import LayerByLayer
 from relusym.reporting import image_files
 from relusym.reporting.command import main
 from relusym.reporting.image_files import Sizing
@@ -99,77 +101,70 @@ def report(capsys, folder, *arguments, net="my_nets.py:build", images="photos", 
 # ---- report
 
 
+@pytest.fixture(scope="module")
+def labelled(folder, tmp_path_factory):
+    """A report on a net with labels: its folder, exit code, output, and lines of the error stream."""
+    out = tmp_path_factory.mktemp("report") / "report"
+    given = "--partial-images", 8, "--batch-size", 10, *SCALED, "--weights", folder / "0.safetensors"
+    given = *given, "--labels", "folder", "--images", folder / "photos", "--out", out
+    with redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()) as lines:
+        code = main(["report", f"{folder / 'my_nets.py'}:build", *map(str, given)])
+    return out, code, printed.getvalue(), lines.getvalue().splitlines()
+
+
 @pytest.mark.slow(seconds=2)
-def test_a_report_is_one_screen_and_a_folder(capsys, folder, tmp_path):
-    out = tmp_path / "report"
-    code, printed, told = report(
-        *(capsys, folder, "--weights", folder / "0.safetensors", "--labels", "folder", "--out", out)
-    )
-    assert (code, told) == (0, ["relusym: classes: 0 a, 1 b"])
+def test_a_report_is_one_screen_and_a_folder(labelled):
+    out, code, printed, lines = labelled
+    assert (code, lines) == (0, ["relusym: classes: 0 a, 1 b"])
     printed = " ".join(printed.split())
     assert "build merged halfway with itself flipped left to right" in printed
     assert "0 of stride 2 meets 16 pixels" in printed and str(out / "report.html") in printed
-    assert {path.name for path in out.iterdir()} == {
-        *(
-            "report.html",
-            "report.json",
-            "permuted.safetensors",
-            "halfway.safetensors",
-            "repaired.safetensors",
-        ),
-        *(f"{table}.csv" for table in ("nets", "layers", "convs", "where_it_fails", "grid", "classes")),
-    }
+    tables = ("nets", "layers", "convs", "where_it_fails", "grid", "classes")
+    nets = {f"{name}.safetensors" for name in ("permuted", "halfway", "repaired")}
+    files = {"report.html", "report.json", *nets, *(f"{table}.csv" for table in tables)}
+    assert {path.name for path in out.iterdir()} == files
     numbers = json.loads((out / "report.json").read_text())
     rows = {path.stem: list(csv.DictReader(path.open())) for path in out.glob("*.csv")}
-    assert (
-        [row["layer"] for row in rows["layers"]]
-        == [layer["name"] for layer in numbers["layers"]]
-        == ["0", "2"]
-    )
+    layers = [layer["name"] for layer in numbers["layers"]]
+    assert [row["layer"] for row in rows["layers"]] == layers == ["0", "2"]
     assert [row["conv"] for row in rows["convs"]] == ["0", "2"]
     assert [row["part"] for row in rows["where_it_fails"]] == ["0", "2", "6"]
     assert float(rows["nets"][0]["accuracy"]) == numbers["accuracy"]
     (misfit,) = rows["grid"]
-    assert (misfit["layer"], misfit["stride"], misfit["meets"], misfit["image_pixels"]) == (
-        "0",
-        "2",
-        "16",
-        "1",
-    )
+    assert [misfit[key] for key in ("layer", "stride", "meets", "image_pixels")] == ["0", "2", "16", "1"]
     assert numbers["grid"]["next_size"] == 17
 
 
-@pytest.mark.slow(seconds=2)
-def test_the_page_stands_alone_and_needs_no_script(capsys, folder, tmp_path):
-    report(capsys, folder, "--out", tmp_path)
-    page = (tmp_path / "report.html").read_text()
+@pytest.mark.slow(seconds=1)
+def test_the_page_stands_alone_and_needs_no_script(labelled):
+    page = (labelled[0] / "report.html").read_text()
     assert "<script" not in page and not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
     assert "url(" not in page and "@import" not in page and "$" not in page
-    assert page.count("data:image/svg+xml;base64,") == 6
-    assert "agreement" in page and "can&#x27;t be equivariant" in page
-
-
-@pytest.mark.slow(seconds=2)
-def test_json_is_one_object_with_every_number_and_no_screen(capsys, folder, tmp_path):
-    code, printed, told = report(capsys, folder, "--json", "--out", tmp_path, "--labels", "folder")
-    assert (code, told) == (0, []) and json.loads(printed) == json.loads(
-        (tmp_path / "report.json").read_text()
-    )
+    assert page.count("data:image/svg+xml;base64,") == 7
+    assert "can&#x27;t be equivariant" in page
 
 
 @pytest.mark.slow(seconds=1)
-def test_saved_nets_are_those_that_were_measured(capsys, folder, tmp_path):
-    report(capsys, folder, "--weights", folder / "0.safetensors", "--out", tmp_path)
+def test_saved_nets_are_those_that_were_measured(labelled, folder):
+    out = labelled[0]
     net, _ = build(f"{folder / 'my_nets.py'}:build", str(folder / "0.safetensors"), 0)
     flipped, permuted, halfway = (HORIZONTAL_FLIP.transform(net) for _ in range(3))
-    load_weights(permuted, str(tmp_path / "permuted.safetensors"))
-    load_weights(halfway, str(tmp_path / "halfway.safetensors"))
+    load_weights(permuted, str(out / "permuted.safetensors"))
+    load_weights(halfway, str(out / "halfway.safetensors"))
     x = torch.rand(4, 3, 16, 16)
     with torch.no_grad():
         assert largest_difference(permuted(x), flipped(x)) < 1e-5
         mean = (net[0].weight + permuted[0].weight) / 2
         assert torch.allclose(halfway[0].weight, mean)
-    assert checkpoint.load(tmp_path / "halfway.safetensors")[1]["which"] == "halfway"
+    assert checkpoint.load(out / "halfway.safetensors")[1]["which"] == "halfway"
+
+
+@pytest.mark.slow(seconds=2)
+def test_json_is_one_object_with_every_number_and_no_screen(capsys, folder, tmp_path):
+    code, printed, lines = report(capsys, folder, "--json", "--out", tmp_path)
+    assert (code, lines) == (0, [])
+    assert json.loads(printed) == json.loads((tmp_path / "report.json").read_text())
+    assert "agreement" in (tmp_path / "report.html").read_text()  # without labels
 
 
 @pytest.mark.slow(seconds=3)
@@ -212,8 +207,8 @@ def test_photos_are_resized_and_cropped(capsys, folder, tmp_path):
         capsys, tmp_path, *options, "--size", 20, 17, net=folder / "my_nets.py:build", images=""
     )
     assert code == 0 and json.loads(printed)["image_shape"] == [3, 17, 17]
-    code, _, told = report(capsys, tmp_path, *options, net=folder / "my_nets.py:build", images="")
-    assert code == 1 and "give --size" in told[0] and "40×30" in told[0] and "30×50" in told[0]
+    code, _, lines = report(capsys, tmp_path, *options, net=folder / "my_nets.py:build", images="")
+    assert code == 1 and all(word in lines[0] for word in ("give --size", "40×30", "30×50"))
 
 
 # ---- merge
@@ -222,8 +217,8 @@ def test_photos_are_resized_and_cropped(capsys, folder, tmp_path):
 def test_merge_writes_the_merged_net(capsys, folder, tmp_path):
     out = tmp_path / "merged.safetensors"
     nets = folder / "my_nets.py:build", folder / "0.safetensors", folder / "1.pth"
-    code, printed, told = run(capsys, folder, "merge", *nets, "--out", out, *SCALED)
-    assert (code, told) == (0, []) and "halfway, with REPAIR" in printed
+    code, printed, lines = run(capsys, folder, "merge", *nets, "--out", out, *SCALED)
+    assert (code, lines) == (0, []) and "halfway, with REPAIR" in printed
     assert load_file(out).keys() == load_file(folder / "0.safetensors").keys()
     code, printed, _ = run(
         capsys, folder, "merge", *nets, "--out", out, *SCALED, "--json", "--which", "halfway"
@@ -313,8 +308,8 @@ def class_folders(root, names, count=6):
             Image.fromarray(pixels_of(channel, i)).save(Path(root, name, f"{i}.png"))
 
 
-def refusal(code, printed, lines, *told):
-    assert (code, printed, len(lines)) == (1, "", 1) and all(word in lines[0] for word in told), lines
+def refusal(code, printed, lines, *parts):
+    assert (code, printed, len(lines)) == (1, "", 1) and all(word in lines[0] for word in parts), lines
 
 
 def test_class_folders_that_are_numbers_are_warned_of(bright):
@@ -388,7 +383,7 @@ def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
 
 
 @pytest.mark.parametrize(
-    ("labels", "told"),
+    ("labels", "line"),
     [
         (np.repeat(np.arange(3), 6) + 0.5, "whole numbers"),
         (np.repeat(np.arange(3), 6) - 1, "-1"),
@@ -399,10 +394,10 @@ def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
         (np.eye(3)[np.repeat(np.arange(3), 6)], "(18, 3)"),
     ],
 )
-def test_labels_are_whole_numbers_from_0_one_an_image(bright, labels, told):
+def test_labels_are_whole_numbers_from_0_one_an_image(bright, labels, line):
     images = [pixels_of(c, i) for c in range(3) for i in range(6)]
     np.savez("images.npz", images=images, labels=labels)
-    refusal(*bright("--images", "images.npz"), "label", told)
+    refusal(*bright("--images", "images.npz"), "label", line)
 
 
 def test_labels_may_be_written_as_fractions_and_in_a_column(bright):
@@ -425,7 +420,7 @@ def cut(path):
 
 
 @pytest.mark.parametrize(
-    ("name", "write", "told"),
+    ("name", "write", "line"),
     [
         ("cut.npz", cut, "truncated"),
         ("text.npz", lambda path: Path(path).write_text("images"), "text.npz"),
@@ -436,23 +431,23 @@ def cut(path):
         ("text.npz", lambda path: np.savez(path, images=np.array(["a", "b"])), "uint8"),
     ],
 )
-def test_damaged_and_other_files_of_images_are_refused_in_one_line(bright, name, write, told):
+def test_damaged_and_other_files_of_images_are_refused_in_one_line(bright, name, write, line):
     write(name)
-    refusal(*bright("--images", name), name, told)
+    refusal(*bright("--images", name), name, line)
 
 
 @pytest.mark.parametrize(
-    ("weights", "told"),
+    ("weights", "line"),
     [
         ([torch.zeros(2)], "no tensors by name"),
         ({0: torch.zeros(2), 1: torch.ones(2)}, "missing: 0.weight"),
         (torch.zeros(2), "no tensors by name"),
     ],
 )
-def test_other_files_of_weights_are_refused_in_one_line(bright, weights, told):
+def test_other_files_of_weights_are_refused_in_one_line(bright, weights, line):
     class_folders("images", "abc")
     torch.save(weights, "weights.pt")
-    refusal(*bright("--images", "images", "--weights", "weights.pt"), "weights.pt", told)
+    refusal(*bright("--images", "images", "--weights", "weights.pt"), "weights.pt", line)
 
 
 def test_what_is_read_is_never_written_over(bright, capsys):
@@ -487,17 +482,15 @@ def test_an_older_reports_files_dont_stay_beside_a_new_ones(bright):
 
 
 def test_an_interrupted_report_goes_on_from_its_last_layer(folder, capsys, tmp_path, monkeypatch):
-    from relusym.merging import partial
+    made, fork = [], LayerByLayer.fork
 
-    made, whole = [], partial._Partly.merged
-
-    def interrupted(self, chosen):
-        made.append(chosen)
+    def interrupted(self, layers):
+        made.append(layers)
         if len(made) == 4:
             raise KeyboardInterrupt
-        return whole(self, chosen)
+        return fork(self, layers)
 
-    monkeypatch.setattr(partial._Partly, "merged", interrupted)
+    monkeypatch.setattr(LayerByLayer, "fork", interrupted)
     on = "--json", "--out", tmp_path / "out", "--weights", folder / "0.safetensors"
     assert report(capsys, folder, *on)[0] == 130 and len(made) == 4
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished.json"]
@@ -522,7 +515,7 @@ def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "line"),
     [
         ("import sys\nsys.exit(3)", "SystemExit: 3 (theirs.py, line 2)"),
         ("def net():\n    return {}['key']", "KeyError: 'key' (theirs.py, line 2)"),
@@ -531,10 +524,10 @@ def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
          "_net, net = net, Mine\n", "OSError: no such thing (theirs.py, line 23)"),
     ],
 )  # fmt: skip
-def test_a_users_own_exception_is_shown_as_theirs_with_its_line(bright, code, told):
+def test_a_users_own_exception_is_shown_as_theirs_with_its_line(bright, code, line):
     class_folders("images", "abc")
     Path("theirs.py").write_text(code)
-    refusal(*bright("--images", "images", net="theirs.py:net"), told)
+    refusal(*bright("--images", "images", net="theirs.py:net"), line)
 
 
 def test_json_stands_alone_whatever_a_net_prints(tmp_path, monkeypatch, capfd):
@@ -613,11 +606,8 @@ def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsy
     assert numbers["scores"]["loss"]["net_1"] != numbers["scores"]["loss"]["net_2"]
     assert set(numbers["baselines"]) == {"ensemble", "flips"} and len(numbers["curve"]["plain"]["loss"]) == 3
     about = checkpoint.load("m.safetensors")[1]
-    assert (about["of"], about["which"], about["matching"]) == (
-        ["random", "random"],
-        "repaired",
-        "activation",
-    )
+    assert about["of"] == ["random", "random"]
+    assert (about["which"], about["matching"]) == ("repaired", "activation")
     assert about["scores"] == numbers["scores"] and about["images"] == 18
     second, _ = build("plain.py:net", "random", 1)
     permuted, order = load_file("p.safetensors"), torch.tensor(numbers["permutations"]["0"])
@@ -640,9 +630,9 @@ def test_nets_are_merged_without_images_by_their_weights(folder, capsys, tmp_pat
     order = torch.tensor(numbers["permutations"]["0"])
     assert torch.allclose(merged["0.weight"], (first["0.weight"] + second["0.weight"][order]) / 2)
     assert checkpoint.load(out)[1]["matching"] == "weight"
-    for more, told in (([], "--images: needed"), (["--matching", "weight"], "--size: without images"),
+    for more, line in (([], "--images: needed"), (["--matching", "weight"], "--size: without images"),
                        (["--matching", "weight", "--size", "16", "--which", "repaired"], "to correct")):  # fmt: skip
-        assert main([*given, *more]) == 1 and told in capsys.readouterr().err
+        assert main([*given, *more]) == 1 and line in capsys.readouterr().err
 
 
 def test_several_nets_are_reported_side_by_side(folder, capsys, tmp_path):
@@ -728,12 +718,9 @@ def broken(folder):
     (folder / "empty").mkdir(exist_ok=True)
 
 
+NET, WEIGHTS = "my_nets.py:build", ("my_nets.py:build", "--weights")
 REFUSED = {
-    "no name": (
-        ("my_nets.py",),
-        {},
-        "torchvision:name, timm:name or hf:name_or_folder",
-    ),
+    "no name": (("my_nets.py",), {}, "torchvision:name, timm:name or hf:name_or_folder"),
     "no file": (("nets.py:build",), {}, "there is no file"),
     "no such name": (("my_nets.py:made",), {}, "has no 'made'; it has nn, build"),
     "arguments": (("my_nets.py:needs",), {}, "wrap it in a function"),
@@ -741,44 +728,33 @@ REFUSED = {
     "a number": (("my_nets.py:number",), {}, "is int"),
     "broken": (("broken.py:build",), {}, "ZeroDivisionError"),
     "pointwise": (("my_nets.py:pointwise",), {}, "no spatial layer: nothing to transform"),
-    "no weights": (("my_nets.py:build", "--weights", "{}/none.pth"), {}, "there is no file"),
-    "code": (("my_nets.py:build", "--weights", "{}/code.pth"), {}, "could run code"),
-    "damaged": (("my_nets.py:build", "--weights", "{}/damaged.pth"), {}, "truncated or no checkpoint"),
-    "shapes": (
-        ("my_nets.py:build", "--weights", "{}/other.safetensors"),
-        {},
-        "0.weight (2, 2) and not (8, 3, 3, 3)",
-    ),
-    "missing": (
-        ("my_nets.py:build", "--weights", "{}/vgg11.safetensors"),
-        {},
-        "missing: 0.weight, 0.bias",
-    ),
-    "not normalised": (("my_nets.py:build",), {"scaled": ()}, "give --mean and --std"),
-    "means": (("my_nets.py:build",), {"scaled": ("--mean", 0, 0, "--std", 1)}, "--mean has 2"),
-    "std": (("my_nets.py:build",), {"scaled": ("--mean", 0, "--std", 0)}, "positive std"),
-    "no images": (("my_nets.py:build",), {"images": "empty"}, "holds no images"),
-    "nowhere": (("my_nets.py:build",), {"images": "nowhere"}, "there is no"),
-    "no image": (("my_nets.py:build",), {"images": "damaged"}, "x.jpg can't be read"),
-    "no classes": (("my_nets.py:build", "--labels", "folder"), {"images": "flat"}, "one folder a class"),
-    "other file": (("my_nets.py:build",), {"images": "my_nets.py"}, "allowed is a folder"),
-    "labels": (("my_nets.py:build", "--labels", "{}/none.txt"), {}, "one number an image"),
-    "device": (("my_nets.py:build", "--device", "abacus"), {}, "abacus"),
-    "metric": (("my_nets.py:build", "--metric", "{}/my_nets.py:whole"), {}, "one number an image"),
-    "no metric": (("my_nets.py:build", "--metric", "f1"), {}, "file.py:fn"),
-    "out": (("my_nets.py:build", "--out", "{}/labels.txt/report"), {}, "can't be written"),
+    "code": ((*WEIGHTS, "{}/code.pth"), {}, "could run code"),
+    "damaged": ((*WEIGHTS, "{}/damaged.pth"), {}, "truncated or no checkpoint"),
+    "shapes": ((*WEIGHTS, "{}/other.safetensors"), {}, "0.weight (2, 2) and not (8, 3, 3, 3)"),
+    "missing": ((*WEIGHTS, "{}/vgg11.safetensors"), {}, "missing: 0.weight, 0.bias"),
+    "not normalised": ((NET,), {"scaled": ()}, "give --mean and --std"),
+    "means": ((NET,), {"scaled": ("--mean", 0, 0, "--std", 1)}, "--mean has 2"),
+    "std": ((NET,), {"scaled": ("--mean", 0, "--std", 0)}, "positive std"),
+    "no images": ((NET,), {"images": "empty"}, "holds no images"),
+    "nowhere": ((NET,), {"images": "nowhere"}, "there is no"),
+    "no image": ((NET,), {"images": "damaged"}, "x.jpg can't be read"),
+    "no classes": ((NET, "--labels", "folder"), {"images": "flat"}, "one folder a class"),
+    "other file": ((NET,), {"images": "my_nets.py"}, "allowed is a folder"),
+    "labels": ((NET, "--labels", "{}/none.txt"), {}, "one number an image"),
+    "metric": ((NET, "--metric", "{}/my_nets.py:whole"), {}, "one number an image"),
+    "no metric": ((NET, "--metric", "f1"), {}, "file.py:fn"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_users_error_is_one_line_and_exit_code_1(capsys, folder, tmp_path, case):
     broken(folder)
-    (net, *given), options, told = REFUSED[case]
+    (net, *given), options, line = REFUSED[case]
     out = () if "--out" in given else ("--out", tmp_path / "out")
     given = [text.format(folder) if isinstance(text, str) else text for text in given]
     code, printed, lines = report(capsys, folder, *given, *out, net=net, **options)
     assert (code, printed, len(lines)) == (1, "", 1) and lines[0].startswith("relusym: "), lines
-    assert told in lines[0]
+    assert line in lines[0]
     assert not (tmp_path / "out").exists()
 
 

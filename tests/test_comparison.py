@@ -13,10 +13,11 @@ from scipy import stats
 from relusym import cifar10, paper_values
 from relusym.config.settings import Settings
 from relusym.errors import UserError
-from relusym.findings import comparison, selection, table2
-from relusym.findings.comparison import PAPER_NETS, compare, other_than_the_papers
 from relusym.findings.layout import write_table
-from relusym.findings.ratios import ratio
+from relusym.findings.selection import select
+from relusym.findings.tables import comparison, table2
+from relusym.findings.tables.comparison import PAPER_NETS, compare, other_than_the_papers
+from relusym.findings.tables.ratios import ratio
 
 PAPER_2 = paper_values.table(2).set_index("model")
 PAPER_4 = paper_values.table(4).set_index(["model_1", "model_2"])
@@ -108,14 +109,13 @@ def test_a_table_of_single_nets_without_stds_is_compared_as_well():
     assert set(found["verdict"]) == {"equal"}
 
 
-SCALES = "demo", "laptop", "paper"
-OF_SCALE = {scale: selection.about(settings_of(scale=scale), "comparison") for scale in SCALES}
+SETTINGS = {scale: settings_of(scale=scale) for scale in ("demo", "laptop", "paper")}
+OF_SCALE = {scale: select(settings, "comparison") for scale, settings in SETTINGS.items()}
 
 
 def made(kind, *models, source="CIFAR10", digest=cifar10.DIGEST, scale="paper", **changes):
     """A record of nets made by the scale's settings but for `changes`, by their path in a training or in a merge."""
-    settings = settings_of(scale=scale)
-    given = deepcopy(settings.train(models[0]) if kind == "train" else getattr(settings, kind)(*models))
+    given = deepcopy(getattr(SETTINGS[scale], kind)(*models))
     for path, value in changes.items():
         *parents, last = path.split("__")
         at = given["trained"][0] if "trained" in given and parents[:1] != ["merging"] and parents else given
@@ -126,6 +126,11 @@ def made(kind, *models, source="CIFAR10", digest=cifar10.DIGEST, scale="paper", 
     nets = dict(zip(names, models, strict=True))
     seeds = {name.replace("model", "seed"): seed for seed, name in enumerate(names)}
     return {"kind": kind, **nets, **seeds, "inputs": {"source": source, "data": digest}, "settings": given}
+
+
+OTHERWISE = {"epochs": 10, "batch_size": 100, "learning_rate": 0.1, "weight_decay": 2e-3, "momentum": 0.8}
+OTHERWISE |= {"warmup_epochs": 1, "crop_padding": 2, "augmentation": False, "schedule": "cosine"}
+OTHERWISE |= {"invariance_from": 0.1, "invariance_weight": 0.2, "precision": "float32"}
 
 
 @pytest.mark.parametrize(
@@ -140,23 +145,7 @@ def made(kind, *models, source="CIFAR10", digest=cifar10.DIGEST, scale="paper", 
         ({"network__width": 0.25}, "network.width"),
         ({"network__initialization": "he"}, "network.initialization"),
         ({"network__group_convs": 3}, "network.group_convs"),
-        *(
-            ({f"training__{key}": value}, f"training.{key}")
-            for key, value in {
-                "epochs": 10,
-                "batch_size": 100,
-                "learning_rate": 0.1,
-                "weight_decay": 2e-3,
-                "momentum": 0.8,
-                "warmup_epochs": 1,
-                "crop_padding": 2,
-                "augmentation": False,
-                "schedule": "cosine",
-                "invariance_from": 0.1,
-                "invariance_weight": 0.2,
-                "precision": "float32",
-            }.items()
-        ),
+        *(({f"training__{key}": value}, f"training.{key}") for key, value in OTHERWISE.items()),
     ],
 )
 def test_every_setting_of_a_training_that_is_other_than_the_papers_is_named(change, word):
@@ -222,23 +211,17 @@ def test_the_settings_of_the_scale_paper_are_the_papers():
     assert train["data"] == {"dataset": "cifar10", "train_images": None, "seed": 0, "size": None}
     assert train["network"]["width"] == 1 and train["network"]["initialization"] == "pytorch"
     how = {"epochs": 100, "batch_size": 500, "learning_rate": 0.08, "momentum": 0.9, "weight_decay": 5e-4}
-    how |= {
-        "warmup_epochs": 5,
-        "schedule": "linear",
-        "crop_padding": 4,
-        "augmentation": True,
-        "optimizer": "sgd",
-    }
-    how |= {"invariance_weight": 1, "invariance_from": 0.2}
+    how |= {"warmup_epochs": 5, "schedule": "linear", "crop_padding": 4, "augmentation": True}
+    how |= {"optimizer": "sgd", "invariance_weight": 1, "invariance_from": 0.2}
     assert {key: train["training"][key] for key in how} == how
     assert merge["merging"] == {"matching": "activation", "images": None}
 
 
 def test_a_config_without_a_valid_scale_paper_calls_nothing_the_papers(tmp_path):
     write_scale(tmp_path, "demo", scale_of(ROOT, "demo"))
-    about = selection.about(Settings.of({"scale": "demo"}, [tmp_path / "scales"]), "comparison")
-    assert about["paper"] == {}
-    assert other_than_the_papers(made("train", "cnn"), about) == ["type of net"]
+    selection = select(Settings.of({"scale": "demo"}, [tmp_path / "scales"]), "comparison")
+    assert selection["paper"] == {}
+    assert other_than_the_papers(made("train", "cnn"), selection) == ["type of net"]
 
 
 SHOWN = {"name": "Old", "image_size": 33, "trained_by_authors": False, "self_supervised": False}
@@ -248,8 +231,8 @@ def compared(scale, inputs):
     vgg11s, resnets = {"models": MODELS}, {"models": {"old": SHOWN | {"paper": "torchvision_old"}}}
     tables = {"table1": vgg11s | {"names": NAMES, "descriptions": {}}, "table2": vgg11s}
     tables |= {"table4": {"pairs": PAIRS}, "table5": resnets}
-    about = OF_SCALE["laptop"] | {"tables": tables, "names": NAMES, "scale": scale}
-    return comparison.frame(inputs, about), comparison.notes(inputs, about)
+    selection = {**OF_SCALE["laptop"]} | {"tables": tables, "names": NAMES, "scale": scale}
+    return comparison.frame(inputs, selection), comparison.notes(inputs, selection)
 
 
 def test_the_comparison_is_made_from_the_records_of_each_table():
@@ -308,8 +291,8 @@ def test_at_another_scale_directions_and_ratios_are_compared_and_one_line_says_s
     assert loss.loc["CNN + inv-loss / CNN", "verdict"] == "same direction"
     assert loss.loc["CNN + late inv-loss / CNN", "verdict"] == "opposite direction"
     assert len(found) == 2 + 2 * 2 and "not comparable" not in set(found["verdict"])
-    said = [note for note in notes if "otherwise than the paper's" in note]
-    assert len(said) == 1 and "network.width" in said[0] and "training.epochs" in said[0]
+    lines = [note for note in notes if "otherwise than the paper's" in note]
+    assert len(lines) == 1 and "network.width" in lines[0] and "training.epochs" in lines[0]
 
 
 def test_what_has_the_papers_settings_stays_comparable_at_another_scale():
@@ -355,7 +338,7 @@ def test_the_error_of_a_ratio_is_that_of_leaving_out_one_net_after_the_other():
 def test_the_comparison_is_written_with_the_papers_values_beside_ours(tmp_path):
     frame = table2.frame({"train": [], "flip_merge": []}, {"models": ["cnn", "gcnn"]})
     cells = compare(frame, 2, {}, table2.LAYOUT, NAMES)
-    write_table(cells, tmp_path / "comparison", comparison.LAYOUT, ["a < b"])
+    write_table(cells, tmp_path / "comparison", comparison.LAYOUT, ["a < b"], endings=["md", "html"])
     markdown = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert "0.901 ± 2.1e-3" in markdown and "no net of ours" in markdown
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")

@@ -1,6 +1,5 @@
-"""What others need to carry the project on: checks, CI, the catalog's entry, the container, what each test is for."""
+"""What others need to carry the project on: checks, CI, the catalog's entry, the container."""
 
-import ast
 import os
 import re
 import shlex
@@ -12,24 +11,11 @@ import pytest
 import yaml
 from conftest import ROOT
 
-TESTS = sorted(Path(__file__).parent.glob("test_*.py"))
 MAKE = {
     line.partition(":")[0]
     for line in (ROOT / "Makefile").read_text().splitlines()
     if re.match(r"[\w-]+:", line)
 }
-
-
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
-def test_each_test_file_says_in_its_first_line_what_it_proves(path):
-    said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    assert said and len(said.splitlines()[0]) > 20
-
-
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
-def test_a_slow_test_says_how_slow(path):
-    marks = re.findall(r"pytest\.mark\.slow.*", path.read_text(encoding="utf-8"))
-    assert all(re.match(r"pytest\.mark\.slow\(seconds=\d+\)$", mark) for mark in marks)
 
 
 def steps(workflow):
@@ -47,8 +33,8 @@ def test_the_workflow_on_github_runs_what_is_there():
 
 
 def test_ci_and_the_contributors_page_name_targets_of_the_makefile():
-    said = (ROOT / ".ci" / "run").read_text() + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    named = {target for line in re.findall(r"\bmake ([\w -]+)", said) for target in line.split()}
+    text = (ROOT / ".ci" / "run").read_text() + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = {target for line in re.findall(r"\bmake ([\w -]+)", text) for target in line.split()}
     assert {"lint", "check", "test", "test-cluster"} <= named <= MAKE
 
 

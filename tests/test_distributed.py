@@ -43,9 +43,9 @@ def test_a_killed_process_ends_the_job_with_one_line_and_the_next_run_goes_on(jo
     (Path(job["folder"]) / "kill").touch()
     with pytest.raises(
         UserError, match=r"one of the 2 training processes was killed \(signal 9\).*goes on"
-    ) as said:
+    ) as error:
         launch("training_worker", job, 2)
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(error.value)
     assert len(checkpoint.load(job["state"])[1]["history"]) == 2
     run(job)  # by one process
     assert_same(alone, saved(job["to"]), 1e-5)
@@ -75,7 +75,7 @@ def test_a_users_error_in_a_process_is_the_users_error_of_the_job(job):
 
 
 def test_of_several_processes_that_failed_a_killed_one_is_named_and_then_the_first():
-    def said(*failed):
+    def reason(*failed):
         failures = {
             number: SimpleNamespace(
                 exitcode=code, timestamp=time, error_file_data={"message": "RuntimeError: x"}
@@ -84,9 +84,9 @@ def test_of_several_processes_that_failed_a_killed_one_is_named_and_then_the_fir
         }
         return _why(SimpleNamespace(failures=failures), len(failed))
 
-    assert said((3, 1), (1, 2)).startswith("one of the 2 training processes failed (3), ")
-    assert said((1, 2), (3, 1)).startswith("one of the 2 training processes failed (3), ")
-    assert said((1, 1), (-9, 2)).startswith("one of the 2 training processes was killed (signal 9), ")
+    assert reason((3, 1), (1, 2)).startswith("one of the 2 training processes failed (3), ")
+    assert reason((1, 2), (3, 1)).startswith("one of the 2 training processes failed (3), ")
+    assert reason((1, 1), (-9, 2)).startswith("one of the 2 training processes was killed (signal 9), ")
 
 
 LAUNCHER = """
@@ -114,8 +114,8 @@ def test_when_the_launcher_is_warned_or_dies_all_processes_stop_at_one_step_and_
     launcher.wait(timeout=300)
     assert launcher.returncode != 0
     if number == signal.SIGTERM:
-        said = launcher.stderr.read().splitlines()[-1]
-        assert said.startswith("relusym.errors.Interrupted: interrupted in epoch 1.33 of 3")
+        line = launcher.stderr.read().splitlines()[-1]
+        assert line.startswith("relusym.errors.Interrupted: interrupted in epoch 1.33 of 3")
     (folder / "wait").unlink()
     deadline = time.monotonic() + 300
     while checkpoint.load(state)[1]["step"] == 0 and time.monotonic() < deadline:

@@ -15,7 +15,7 @@ from relusym import nets
 from relusym.config.docs import page
 from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import generate
-from relusym.findings import FIGURES, TABLES
+from relusym.findings import declared
 from relusym.reporting import net_files
 from relusym.theory import STATEMENTS
 
@@ -90,7 +90,7 @@ def test_snakemake_takes_every_command(command, monkeypatch):
     _, arguments = parse_args(shlex.split(command))
     assert arguments.snakefile is None  # and no target was taken for an option's value
     rules = "".join(text for page, text in TEXT.items() if page.suffix == ".smk") + TEXT[ROOT / "Snakefile"]
-    targets = {*TABLES, *FIGURES, *STATEMENTS, *re.findall(r"^rule (\w+):", rules, re.MULTILINE)}
+    targets = {*declared(), *STATEMENTS, *re.findall(r"^rule (\w+):", rules, re.MULTILINE)}
     assert all(target in targets or target.startswith("results/") for target in arguments.targets)
 
 
@@ -217,7 +217,7 @@ def test_the_drawing_has_the_rules_and_the_arrows_of_snakemakes_own(clone, tmp_p
     assert {*chain(*boxes.values())} == {*labels.values()} - {"all", "beyond"}, run.stdout
     assert drawn_arrows == {arrow for arrow in arrows if not {"all", "beyond"} & {*arrow}}
     listed = {*re.findall(r"^\w+$", made.snakemake("--list-rules", "--config", *given).stdout, re.MULTILINE)}
-    assert {*labels.values()} == listed - {"compare", "status", "bench"}
+    assert {*labels.values()} == listed - {"compare", "status", "bench", "latex", "for_latex"}
 
 
 def test_the_picture_is_of_the_drawing():

@@ -6,7 +6,7 @@ from error_rates import CLAIMS, SHARED, UNTRUE, as_records, p_values, rates, sim
 from records import NAMES
 from scipy import stats
 
-from relusym.findings import claims
+from relusym.findings.tables import claims
 
 
 @pytest.mark.slow(seconds=1)

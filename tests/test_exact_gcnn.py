@@ -143,3 +143,41 @@ def test_an_orbit_of_a_quarter_turn_has_four_entries_and_other_orders_are_refuse
     with pytest.raises(ValueError, match="aren't of order 2"):
         project(net, HORIZONTAL_FLIP, groups, cycled)
     assert isinstance(exact_gcnn(net, QUARTER_TURN, groups, cycled), TiedNet)
+
+
+def involutions(net):
+    groups = channel_groups(net)
+    return groups, {g.name: torch.arange(g.size).reshape(-1, 2).flip(1).flatten() for g in groups}
+
+
+def test_a_step_of_a_tied_net_is_the_ordinary_nets_step_projected():
+    """With momentum and weight decay."""
+    net = vgg11()
+    groups, permutations = involutions(net)
+    plain = project(net, HORIZONTAL_FLIP, groups, permutations)
+    tied = exact_gcnn(net, HORIZONTAL_FLIP, groups, permutations)
+    x, labels = normalise(smooth_images(20)), torch.arange(20) % 10
+    how = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.01}
+    optimizers = [torch.optim.SGD(one.parameters(), **how) for one in (plain, tied)]
+    for _ in range(3):
+        for one, optimizer in zip((plain, tied), optimizers, strict=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(one.train()(x), labels).backward()
+            optimizer.step()
+        plain.load_state_dict(project(plain, HORIZONTAL_FLIP, groups, permutations).state_dict())
+    for name, tensor in tied.to_plain().state_dict().items():
+        torch.testing.assert_close(tensor, plain.state_dict()[name], rtol=1e-3, atol=1e-5)
+
+
+def test_free_parameters_that_are_drawn_have_an_ordinary_nets_variance_and_projected_ones_half():
+    torch.manual_seed(0)
+    net = VGG11(0.5, initialization="he")
+    groups, permutations = involutions(net)
+    drawn = TiedNet(net, orbits(net, HORIZONTAL_FLIP, groups, permutations)).to_plain()
+    projected = project(net, HORIZONTAL_FLIP, groups, permutations)
+    for layer in ("conv3", "conv8"):
+        own, free, halved = (
+            float(getattr(one.features, layer).weight.detach().var()) for one in (net, drawn, projected)
+        )
+        assert free == pytest.approx(own, rel=0.02)
+        assert halved == pytest.approx(own / 2, rel=0.02)

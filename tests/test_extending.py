@@ -7,15 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SHARED, TINY, VGG11S, VGG11S_ALONE, Clone, settings_of, write_scale
+from conftest import SHARED, TINY, VGG11S, VGG11S_ALONE, Clone, refused, settings_of, write_scale
 from PIL import Image
 from torch import nn
 
 from relusym import data
 from relusym.data import DATA_SETS, image_set
 from relusym.data.chiral_shapes import generate
-from relusym.errors import UserError
-from relusym.findings import figure4, selection, zero_filters
+from relusym.findings import Figure, declared, selection
+from relusym.findings.figures import figure4, zero_filters
 from relusym.findings.filters import read_filters
 from relusym.matching import MATCHINGS
 from relusym.matching.match import Matching, Pair
@@ -59,13 +59,6 @@ def notes(clone: Clone, name: str) -> list[str]:
     return [line.removeprefix("- ") for line in text.splitlines() if line.startswith("- ")]
 
 
-def copy_of(made: Clone, to: Path) -> Clone:
-    copy = Clone.__new__(Clone)
-    copy.folder = to / "copy"
-    shutil.copytree(made.folder, copy.folder, symlinks=True)
-    return copy
-
-
 @pytest.fixture
 def sections() -> dict:
     """The scale `tiny`, without ResNets."""
@@ -80,10 +73,7 @@ RESNET8 = {
     "network": {"architecture": "cifar_resnet", "blocks": 1, "width": 0.25},
     "training": {"learning_rate": 0.05},
 }
-FAMILIES = {
-    "models": {"bn": BN, "resnet8": RESNET8},
-    "pairs": [("bn", "bn"), ("resnet8", "resnet8")],
-}
+FAMILIES = {"models": {"bn": BN, "resnet8": RESNET8}, "pairs": [("bn", "bn"), ("resnet8", "resnet8")]}
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +107,7 @@ def test_notes_say_what_differs_between_the_nets_of_a_table(families):
 
 
 def test_a_type_moves_to_table_5_by_one_key_and_nothing_is_trained_again(families, tmp_path):
-    made = copy_of(families, tmp_path)
+    made = families.copy(tmp_path / "copy")
     models = {"bn": BN, "resnet8": RESNET8 | {"table": "table5"}}
     before = records(made, "train")
     run_with(made, "table2", "table5", models=models)
@@ -154,28 +144,26 @@ def test_figures_number_the_layers_of_each_architecture_from_one(families):
 
 
 def test_nets_that_have_no_halfway_net_are_no_pair(sections):
-    def refused(pair, **models):
-        with pytest.raises(UserError) as error:
-            settings_of(sections | {"models": VGG11S | models, "pairs": [pair]})
-        return str(error.value)
+    def refusal(pair, **models):
+        return refused(lambda: settings_of(sections | {"models": VGG11S | models, "pairs": [pair]}))
 
-    said = refused(["cnn", "bn"], bn=BN)
-    assert said.partition(": ")[2].startswith(
-        "pairs: [cnn, bn] can't be merged, since they differ in network.architecture"
-    )
-    assert refused(["cnn", "wide"], wide={"network": {"width": 0.125}}).endswith("differ in network.width")
-    assert refused(["cnn", "big"], big={"image_size": 48}).endswith("differ in image_size")
+    line = "pairs: [cnn, bn] can't be merged, since they differ in network.architecture"
+    assert refusal(["cnn", "bn"], bn=BN).partition(": ")[2].startswith(line)
+    assert refusal(["cnn", "wide"], wide={"network": {"width": 0.125}}).endswith("differ in network.width")
+    assert refusal(["cnn", "big"], big={"image_size": 48}).endswith("differ in image_size")
     same = {"same": {"network": {"group_convs": 8, "initialization": "pytorch"}}}
     assert settings_of(sections | {"models": VGG11S | same, "pairs": [["cnn", "same"]]}).pairs
 
 
 def test_resnets_alone_have_the_tables_and_figures_that_need_no_others(sections):
     settings = settings_of(sections | {"models": {"resnet8": RESNET8 | {"table": "table5"}}, "pairs": []})
-    assert [*selection.about(settings, "table5")["models"]] == ["resnet8"]
-    assert selection.about(settings, "table2")["models"] == []
-    assert selection.figures(settings) == ["matchings_figure", "figure3", "figure10"]
-    for name in selection.tables(settings):
-        selection.inputs(Results(settings), name)
+    assert [*selection.select(settings, "table5")["models"]] == ["resnet8"]
+    assert selection.select(settings, "table2")["models"] == []
+    names = selection.findings(settings)
+    figures = [name for name in names if isinstance(declared()[name], Figure)]
+    assert figures == ["figure3", "figure10", "matchings_figure"]
+    for name in names:
+        selection.keys(Results(settings), name)
 
 
 # ---- a data set from a folder, by config alone
@@ -239,33 +227,20 @@ def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("change", "start"),
     [
-        (
-            {"source": "web"},
-            "datasets.colours.source: 'web' given; allowed is one of torchvision, binary, python, folder",
-        ),
-        *(
-            (
-                {"source": source},
-                f"datasets.colours.source: {source} gives CIFAR10, which is the data set cifar10",
-            )
-            for source in ("torchvision", "binary", "python")
-        ),
-        (
-            {"trian": "train"},
-            "datasets.colours: unknown key 'trian', is it 'train'?; allowed are root, train, test",
-        ),
-        (
-            {"root": 3},
-            "datasets.colours.root: 3 given; allowed is text, in quotes: YAML takes this for a number",
-        ),
+        ({"source": "web"}, ".source: 'web' given; allowed is one of torchvision, binary, python, folder"),
+        ({"source": "torchvision"}, ".source: torchvision gives CIFAR10, which is the data set cifar10"),
+        ({"source": "binary"}, ".source: binary gives CIFAR10, which is the data set cifar10"),
+        ({"source": "python"}, ".source: python gives CIFAR10, which is the data set cifar10"),
+        ({"trian": "train"}, ": unknown key 'trian', is it 'train'?; allowed are root, train, test"),
+        ({"root": 3}, ".root: 3 given; allowed is text, in quotes: YAML takes this for a number"),
     ],
 )
-def test_a_bad_data_set_is_named_before_any_job(given, said):
-    with pytest.raises(UserError) as error:
-        settings_of(datasets={"colours": coarse(Path("a"))["datasets"]["colours"] | given})
-    assert str(error.value).startswith(said)
+def test_a_bad_data_set_is_named_before_any_job(change, start):
+    colours = coarse(Path("a"))["datasets"]["colours"] | change
+    line = refused(lambda: settings_of(datasets={"colours": colours}))
+    assert line.startswith(f"datasets.colours{start}")
 
 
 # ---- a symmetry, by config alone
@@ -323,7 +298,7 @@ def matched_by_identity(clone: Clone, kind: str, before: dict) -> dict:
 def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is_made_again(
     families, tmp_path
 ):
-    made = copy_of(families, tmp_path)
+    made = families.copy(tmp_path / "copy")
     made.configure(models={"bn": BN}, pairs=[["bn", "bn"]], matchings=["activation", "identity"])
     folder = made.folder / RESULTS / "records"
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
@@ -345,6 +320,38 @@ def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is
         merged["barrier"]["repaired"] for merged in matched_by_identity(made, "flip_merge", before).values()
     ]
     assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
+
+
+# ---- a table of one's own: a module and a caption
+
+MINE = '''
+"""The accuracy of each net."""
+
+from relusym.findings import Table
+from relusym.findings.frames import tidy
+from relusym.findings.layout import Layout
+from relusym.findings.selection import vgg11s
+
+LAYOUT = Layout("Nets", {"accuracy": "Accuracy"})
+TABLE = Table(__name__, LAYOUT, reads=("train",), select=vgg11s)
+
+
+def frame(inputs, selection):
+    return tidy(inputs["train"])[["model", "seed", "accuracy"]]
+'''
+
+
+def test_a_table_is_a_module_and_a_caption(committed):
+    library = committed.folder / "workflow_scripts"
+    (library / "relusym/findings/tables/mine.py").write_text(MINE, encoding="utf-8")
+    (committed.folder / "report/mine.rst").write_text("Each net.\n", encoding="utf-8")
+    run = committed.snakemake("mine", "provenance", by=("env", f"PYTHONPATH={library}"))
+    assert run.returncode == 0, run.stdout
+    made = table(committed, "mine")
+    assert made["model"].tolist() == ["cnn", "cnn", "gcnn", "gcnn"] and made["accuracy"].notna().all()
+    assert notes(committed, "mine")[0].startswith("Scale tiny")
+    assert "Mine" in table(committed, "provenance")["made"].to_list()
+    assert "results/tiny/tables/mine.md" in run.stdout
 
 
 # ---- an architecture, a data set, an objective, a matching of one's own: a class or function, a line in its registry

@@ -23,15 +23,15 @@ from relusym.channels.traced import channel_groups
 from relusym.data import image_set
 from relusym.data.chiral_shapes import generate
 from relusym.errors import UserError
-from relusym.findings import FIGURES, TABLES, barriers, kinds_of, module_of
-from relusym.findings.figure2 import figure2, telling_filters
-from relusym.findings.figure3 import figure3
-from relusym.findings.figure9 import figure9
-from relusym.findings.figure10 import figure10
-from relusym.findings.filter_pairs import APART, BETWEEN, WEIGHT, colours, filter_pairs, pair_grid
+from relusym.findings import Figure, declared
+from relusym.findings.figures import barriers, figure3
+from relusym.findings.figures.figure2 import exemplary_filters, figure2
+from relusym.findings.figures.figure9 import figure9
+from relusym.findings.figures.figure10 import figure10
+from relusym.findings.figures.filter_pairs import APART, WEIGHT, WITHIN, colours, filter_pairs, pair_grid
+from relusym.findings.figures.zero_filters import count_by_type, zero_filter_figure
 from relusym.findings.filters import Filters, are_zero, count_zero_filters, first_kept, read_filters
 from relusym.findings.print_style import write_figure
-from relusym.findings.zero_filters import count_by_type, zero_filter_figure
 from relusym.measuring.filters import filter_arrays, projection_to_rgb
 from relusym.measuring.flipped_training import flipped_training_record, in_a_plane
 from relusym.nets.vgg import VGG11
@@ -154,13 +154,6 @@ def test_the_first_net_that_trained_well_is_shown():
         first_kept(nets, "pgcnn")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a safetensors file"])
-def test_damaged_arrays_are_told_in_one_line(tmp_path, content):
-    (tmp_path / "filters").write_bytes(content)
-    with pytest.raises(UserError, match="truncated or no safetensors file"):
-        read_filters(tmp_path / "filters")
-
-
 def test_a_checkpoint_is_no_file_of_filters(tmp_path):
     checkpoint.save(tmp_path / "net", a_net().state_dict(), {"settings": {}})
     with pytest.raises(UserError, match="holds no filters"):
@@ -209,11 +202,11 @@ def test_each_filter_is_drawn_left_of_its_match():
     pairs = np.random.default_rng(0).standard_normal((2, 5, 3, 3, 3))
     shown, grid = colours(pairs), pair_grid(pairs, 2)
     side = 3 * WEIGHT
-    height, width = side + APART, 2 * side + BETWEEN + APART
+    height, width = side + APART, 2 * side + WITHIN + APART
     assert grid.shape == (3 * height, 2 * width, 3)
     for number in range(5):
         top, left = number // 2 * height + APART // 2, number % 2 * width + APART // 2
-        for which, start in enumerate((left, left + side + BETWEEN)):
+        for which, start in enumerate((left, left + side + WITHIN)):
             drawn = grid[top : top + side, start : start + side][WEIGHT // 2 :: WEIGHT, WEIGHT // 2 :: WEIGHT]
             assert np.array_equal(drawn, shown[which, number])
     assert (grid[2 * height :, width:] == 1).all()  # the sixth place is blank
@@ -253,7 +246,7 @@ def test_figure_2_takes_filters_that_the_permutation_keeps_among_themselves(perm
     filters = np.random.default_rng(0).standard_normal((5, 3, 3, 3))
     filters[1] = filters[0, ..., ::-1]
     filters[2] += filters[2, ..., ::-1]
-    chosen = telling_filters(filters[: len(permutation)], permutation)
+    chosen = exemplary_filters(filters[: len(permutation)], permutation)
     assert set(chosen) <= expected and len(chosen) == min(3, len(expected))
     assert {permutation[c] for c in chosen} == set(chosen)
 
@@ -311,7 +304,8 @@ def test_figure_3_the_two_paths_are_mirror_images(flipped, tmp_path):
     path = list(rng.standard_normal((4, 2, 3, 3, 3)))
     for point, mirrored in zip(*in_a_plane([path, [p[..., ::-1] for p in path]]), strict=True):
         assert point * [-1, 1] == pytest.approx(mirrored)
-    write_figure(figure3(flipped[2]), [tmp_path / "figure3.png", tmp_path / "figure3.pdf"])
+    (figure,) = figure3.draw({"flipped_training": [flipped[2]]}, {})
+    write_figure(figure, [tmp_path / "figure3.png", tmp_path / "figure3.pdf"])
 
 
 @pytest.mark.parametrize(
@@ -337,9 +331,9 @@ def test_figure_9_shows_each_filter_beside_its_match_or_says_why_not():
     drawn = np.asarray(image.get_array())
     left, right = colours(net.drawn["conv1"])
     assert np.allclose(drawn[APART // 2 + WEIGHT // 2, APART // 2 + WEIGHT // 2], left[0, 0, 0])
-    assert np.allclose(drawn[APART // 2 + WEIGHT // 2, APART // 2 + 7 * WEIGHT + BETWEEN + 1], right[0, 0, 0])
-    told = figure9(resnet("left_out"), "A net")
-    assert "A net is left out: it is no better than chance" in [text.get_text() for text in told.texts]
+    assert np.allclose(drawn[APART // 2 + WEIGHT // 2, APART // 2 + 7 * WEIGHT + WITHIN + 1], right[0, 0, 0])
+    left_out = figure9(resnet("left_out"), "A net")
+    assert "A net is left out: it is no better than chance" in [text.get_text() for text in left_out.texts]
 
 
 def test_a_layer_that_is_not_kept_is_named():
@@ -372,7 +366,7 @@ class Files(list):
 
 for given in json.loads(sys.argv[1]):
     params = Files([])
-    params.about, params.name, params.shown = given["about"], given["rule"], given["input"]
+    params.selection, params.name, params.files = given["selection"], given["rule"], given["input"]
     rule = SimpleNamespace(
         rule=given["rule"], params=params, input=Files([]), output=Files(given["output"]),
         log=[given["rule"] + ".log"], threads=1, resources={},
@@ -382,18 +376,18 @@ sys.exit("torch" in sys.modules)
 """
 
 
-def run_scripts(made, about, folder, environment, **inputs):
-    """Run table.py and figure.py as Snakemake does, each in turn, in a folder; they must do without PyTorch."""
+def run_script(made, selection, folder, environment, **inputs):
+    """Run finding.py as Snakemake does, for one rule after the other, in a folder; it must do without PyTorch."""
     scripts = ROOT / "workflow_scripts"
     given = [
         {
-            "script": str(scripts / f"{script}.py"),
+            "script": str(scripts / "finding.py"),
             "rule": rule,
-            "about": about,
+            "selection": selection,
             "input": inputs,
             "output": [f"{rule}{ending}" for ending in endings],
         }
-        for (script, rule), endings in made.items()
+        for rule, endings in made.items()
     ]
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(given)],
@@ -417,22 +411,22 @@ def test_the_same_records_give_the_same_bytes_on_another_day_in_another_process(
             record = make("gcnn", seed, 0.9 if kind == "train" else 0.1 + 0.7 / (seed + 3))
             write_record(path, record)
             inputs[kind].append(str(path))
-    about = {"models": ["gcnn"], "names": NAMES, "notes": ["a note"], "zero_filter": 0.1}
-    about |= {"layer": "conv1", "flipped_back": False}
+    selection = {"models": ["gcnn"], "names": NAMES, "notes": ["a note"], "zero_filter": 0.1}
+    selection |= {"layer": "conv1", "flipped_back": False}
     made = {
-        ("table", "table2"): (".csv", ".md", ".tex", ".html"),
-        ("figure", "barriers"): (".png", ".pdf", ".csv"),
-        ("figure", "figure4"): (".png", ".pdf", ".csv"),
-        ("figure", "figure7"): (".png", ".pdf"),
-        ("figure", "zero_filters"): (".png", ".pdf", ".csv", "_by_net.csv"),
+        "table2": (".csv", ".md", ".tex", ".html"),
+        "barriers": (".png", ".pdf", ".csv"),
+        "figure4": (".png", ".pdf", ".csv"),
+        "figure7": (".png", ".pdf"),
+        "zero_filters": (".png", ".pdf", ".csv", "_by_net.csv"),
     }
     for folder, environment in (
         ("a", {"PYTHONHASHSEED": "1", "SOURCE_DATE_EPOCH": "1000000000", "TZ": "UTC"}),
         ("b", {"PYTHONHASHSEED": "2", "SOURCE_DATE_EPOCH": "1700000000", "TZ": "Asia/Tokyo"}),
     ):
         (tmp_path / folder).mkdir()
-        run_scripts(made, about, tmp_path / folder, environment, **inputs)
-    for (_, rule), endings in made.items():
+        run_script(made, selection, tmp_path / folder, environment, **inputs)
+    for rule, endings in made.items():
         for ending in endings:
             first, second = (tmp_path / folder / f"{rule}{ending}" for folder in "ab")
             assert first.stat().st_size > 0 and first.read_bytes() == second.read_bytes()
@@ -441,7 +435,7 @@ def test_the_same_records_give_the_same_bytes_on_another_day_in_another_process(
 
 @pytest.mark.slow(seconds=2)
 def test_figure_10_gets_its_images_from_the_theory(tmp_path):
-    run_scripts({("figure", "figure10"): (".png", ".pdf")}, {"seed": 0, "images": 4}, tmp_path, {})
+    run_script({"figure10": (".png", ".pdf")}, {"seed": 0, "images": 4}, tmp_path, {})
     write_figure(figure10(example_c_2.image_classes(0, 4)), [tmp_path / "here.png"])
     assert (tmp_path / "figure10.png").read_bytes() == (tmp_path / "here.png").read_bytes()
 
@@ -450,16 +444,25 @@ def test_figure_10_gets_its_images_from_the_theory(tmp_path):
 def test_tables_figures_and_theory_start_without_torch():
     """With it, each of these jobs would take several times as long."""
     code = "import sys; from relusym import findings, theory; theory.demonstrate('example_2_1'); "
-    code += "[findings.module_of(name) for name in findings.TABLES | findings.FIGURES]; "
+    code += "[finding.load() for finding in findings.declared().values()]; "
     code += "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('relusym.')}; "
     code += "sys.exit('torch' in sys.modules or bool(rooms & {'data', 'nets', 'merging', 'measuring'}))"
     scripts = ROOT / "workflow_scripts"
     assert subprocess.run([sys.executable, "-c", code], cwd=scripts, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_is_a_module_that_draws(name):
-    assert callable(module_of(name).draw) and isinstance(kinds_of(name), tuple)
+def test_a_start_reads_every_declaration_without_pandas():
+    code = "import sys; from relusym import findings; assert len(findings.declared()) > 30; "
+    code += "sys.exit(bool({'numpy', 'pandas', 'scipy', 'matplotlib'} & {*sys.modules}))"
+    scripts = ROOT / "workflow_scripts"
+    assert subprocess.run([sys.executable, "-c", code], cwd=scripts, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, finding in declared().items() if isinstance(finding, Figure)]
+)
+def test_every_figure_is_declared_by_a_module_that_draws_it(name):
+    assert callable(declared()[name].load().draw) and isinstance(declared()[name].reads, tuple)
 
 
 CAPTIONS = sorted(path.stem for path in (ROOT / "report").glob("*.rst"))
@@ -468,24 +471,25 @@ FILLED |= dict.fromkeys(("figure5", "figure6", "figure8", "zero_filters"), "0.12
 
 
 def test_every_table_figure_and_statement_has_a_caption_and_every_caption_its_place():
-    shown = {*TABLES, *FIGURES, *STATEMENTS, "workflow"} - {"filter_pairs"}  # of any net, not in the report
-    assert set(CAPTIONS) == shown
+    assert set(CAPTIONS) == {*declared(), *STATEMENTS, "workflow"}
 
 
 @pytest.mark.parametrize("name", CAPTIONS)
 def test_captions_are_valid(name):
     """Snakemake would only tell when the report is made."""
     models = ["cnn_inv", "cnn"] if name == "figure1" else ["gcnn"]
-    about = {"models": models, "model": "gcnn", "names": NAMES, "zero_filter": 0.125}
+    selection = {"models": models, "model": "gcnn", "names": NAMES, "zero_filter": 0.125}
     config = config_of(ROOT) | {"net": {"width": 0.125, "epochs": 14}}
-    given = SimpleNamespace(params=SimpleNamespace(about=about), config=config, wildcards=SimpleNamespace())
+    given = SimpleNamespace(
+        params=SimpleNamespace(selection=selection), config=config, wildcards=SimpleNamespace()
+    )
     text = Template((ROOT / "report" / f"{name}.rst").read_text(encoding="utf-8"), undefined=StrictUndefined)
     filled = text.render(snakemake=given, files=[])  # without results: Snakemake fills these in
-    told = publish_parts(filled, writer="html", settings_overrides={"halt_level": 2, "report_level": 2})[
+    body = publish_parts(filled, writer="html", settings_overrides={"halt_level": 2, "report_level": 2})[
         "body"
     ]
-    assert len(told) > 100 and "{{" not in told and "{%" not in told
-    assert FILLED.get(name, "") in " ".join(told.split())
+    assert len(body) > 100 and "{{" not in body and "{%" not in body
+    assert FILLED.get(name, "") in " ".join(body.split())
 
 
 def test_the_figure_at_a_glance_has_a_point_for_every_net_and_pair_and_lines_at_their_means():

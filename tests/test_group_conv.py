@@ -5,8 +5,10 @@ import sys
 
 import pytest
 import torch
+from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_nets import difference_from_equivariant
 
 from relusym import nets
 from relusym.errors import UserError
@@ -20,24 +22,34 @@ def test_parameter_counts_at_width_1(group_convs, parameters):
     assert sum(p.numel() for p in VGG11(1.0, group_convs).parameters()) == parameters
 
 
+def difference_of(conv, channels):
+    """Of a group conv from an equivariant layer: τ acts in space, and on regular channels by moving on their blocks."""
+
+    def act(x):
+        moved = conv.symmetry.act(x)
+        return moved if x.shape[1] == 3 else moved.roll(x.shape[1] // conv.symmetry.order, 1)
+
+    return difference_from_equivariant(conv, torch.randn(2, channels, 9, 9), act, act)
+
+
 @pytest.mark.parametrize("symmetry", SYMMETRIES.values(), ids=lambda s: s.name)
 @pytest.mark.parametrize(("layer", "channels"), [(LiftingConv2d, 3), (RegularConv2d, 8)])
 def test_group_convs_are_equivariant(symmetry, layer, channels):
     torch.manual_seed(0)
     conv = layer(channels, 16, symmetry=symmetry)
-    assert conv.check_equivariance(torch.randn(2, channels, 9, 9)) < 1e-5
+    assert difference_of(conv, channels) < 1e-5
     assert conv.check_kernel_constraint() == 0
     assert conv.bias.numel() == 16 // symmetry.order
 
 
-def test_check_equivariance_notices_a_broken_layer():
+def test_a_broken_layer_is_not_equivariant():
     class Broken(RegularConv2d):
         def kernel(self):
             return torch.cat([self.weight, self.weight])  # the second orientation isn't flipped
 
     torch.manual_seed(0)
     broken = Broken(8, 16)
-    assert broken.check_equivariance(torch.randn(2, 8, 9, 9)) > 0.1
+    assert difference_of(broken, 8) > 0.1
     assert broken.check_kernel_constraint() > 0.01
 
 
@@ -121,21 +133,9 @@ RESNET = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1]}
 
 
 @pytest.mark.parametrize(
-    ("network", "said"),
+    ("network", "line"),
     [
-        (
-            {"architecture": "vgg12"},
-            r"^network\.architecture: 'vgg12' given; allowed is one of vgg11, vgg11_bn",
-        ),
         ({"width": 1.0}, r"^network\.architecture: None given; allowed is one of"),
-        (
-            {"architecture": "vgg11", "width": 0.3},
-            r"^network\.width: 0\.3 given; allowed is a multiple of 1/32 \(architecture vgg11\)",
-        ),
-        (
-            {"architecture": "vgg11", "group_convs": 9},
-            r"^network\.group_convs: 9 given; allowed is at most 8",
-        ),
         (
             {"architecture": "vgg11_bn", "group_convs": 2},
             r"^network: unknown key 'group_convs'; allowed are width",
@@ -147,10 +147,8 @@ RESNET = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1]}
         ),
     ],
 )
-def test_a_network_that_cannot_be_is_refused(network, said):
-    with pytest.raises(UserError, match=said) as error:
-        nets.check(network)
-    assert "\n" not in str(error.value)
+def test_a_network_that_cannot_be_is_refused(network, line):
+    refused(lambda: nets.check(network), match=line)
 
 
 def test_what_only_the_net_knows_is_a_users_error_too():

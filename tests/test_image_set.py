@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from PIL import Image
 
 from relusym import checkpoint, data
@@ -114,9 +115,8 @@ DAMAGES = {
 def test_what_is_wrong_with_a_folder_is_named_in_one_line_and_nothing_is_written(tree, damage, line):
     root, to = damage(tree), tree / "set.safetensors"
     root = root if root == tree / "nowhere" else tree
-    with pytest.raises(UserError, match=line) as error:
-        data.prepare({"kind": "folder", "root": str(root)}, to)
-    assert "\n" not in str(error.value) and not to.exists()
+    refused(lambda: data.prepare({"kind": "folder", "root": str(root)}, to), match=line)
+    assert not to.exists()
 
 
 def test_what_is_passed_over_or_converted_in_a_folder_of_images_is_listed(tmp_path):
@@ -148,24 +148,6 @@ def test_a_label_of_no_class_is_refused(tmp_path):
         image_set.save(tmp_path / "set.safetensors", split, split)
 
 
-def test_a_truncated_or_foreign_data_file_is_named(tree, tmp_path):
-    path = tmp_path / "set.safetensors"
-    image_set.save(path, *folder.read(tree))
-    whole = path.read_bytes()
-    for damaged in (whole[: len(whole) // 2], b"", b"\x80\x04pickle"):
-        path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"set\.safetensors is truncated or no safetensors file"):
-            image_set.load(path, "train")
-
-
-def test_a_data_file_that_cannot_be_written_is_named_and_leaves_nothing(tree):
-    splits = folder.read(tree)
-    (tree / "a file").write_text("in the way")
-    with pytest.raises(UserError, match=r"set\.safetensors can't be written"):
-        image_set.save(tree / "a file" / "set.safetensors", *splits)
-    assert {path.name for path in tree.iterdir()} == {"train", "test", "a file"}
-
-
 def test_a_missing_cifar10_is_named(tmp_path):
     spec = {"kind": "torchvision", "root": str(tmp_path / "nowhere"), "download": False}
     with pytest.raises(UserError, match=r"CIFAR10 can't be had from .*nowhere.* set my\.data\.root"):
@@ -173,7 +155,7 @@ def test_a_missing_cifar10_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "line"),
     [
         ({"kind": "mnist"}, r"^data\.kind: 'mnist' given; allowed is one of generated, .*folder"),
         ({"kind": "folder"}, r"^data: the key 'root' is missing"),
@@ -187,8 +169,8 @@ def test_a_missing_cifar10_is_named(tmp_path):
         ),
     ],
 )
-def test_data_that_cannot_be_is_refused(spec, said):
-    with pytest.raises(UserError, match=said):
+def test_data_that_cannot_be_is_refused(spec, line):
+    with pytest.raises(UserError, match=line):
         data.check(spec)
 
 
@@ -236,9 +218,8 @@ def test_one_changed_byte_in_prepared_images_is_noticed(prepared, place):
         where = 8 + length + header[place]["data_offsets"][1] - 8
     whole[where] = ord("0") if whole[where] != ord("0") else ord("1")
     prepared.write_bytes(whole)
-    with pytest.raises(UserError, match=r"set\.safetensors isn't what was prepared .*delete it") as error:
-        image_set.load(prepared, "train")
-    assert "\n" not in str(error.value)
+    line = r"set\.safetensors isn't what was prepared .*delete it"
+    refused(lambda: image_set.load(prepared, "train"), match=line)
 
 
 def test_the_digest_is_read_without_torch(prepared, pytestconfig):

@@ -71,7 +71,7 @@ def test_normalisation_scales_to_0_1_first():
 
 
 @pytest.mark.parametrize(
-    ("pixels", "told"),
+    ("pixels", "line"),
     [
         (PIXELS.permute(0, 3, 1, 2), "pixels.permute(0, 2, 3, 1)"),
         (PIXELS.float() / 255, "is float32"),
@@ -83,8 +83,8 @@ def test_normalisation_scales_to_0_1_first():
         (PIXELS.numpy().astype(np.int64), "is int64"),
     ],
 )
-def test_pixels_in_another_form_are_refused_with_what_to_do(pixels, told):
-    refused(lambda: Images(pixels), "Images", told, "uint8 (N, H, W, 3)")
+def test_pixels_in_another_form_are_refused_with_what_to_do(pixels, line):
+    refused(lambda: Images(pixels), "Images", line, "uint8 (N, H, W, 3)")
 
 
 def test_normalisation_is_never_assumed():
@@ -97,7 +97,7 @@ def test_numpy_pixels_are_read_as_tensors_are():
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "line"),
     [
         (iter([normalise(PIXELS)]), "read only once"),
         (normalise(PIXELS), "give a list of batches"),
@@ -110,8 +110,8 @@ def test_numpy_pixels_are_read_as_tensors_are():
         (7, "int given"),
     ],
 )
-def test_batches_of_another_form_are_refused(given, told):
-    refused(lambda: Batches(given), told)
+def test_batches_of_another_form_are_refused(given, line):
+    refused(lambda: Batches(given), line)
 
 
 def test_images_of_two_sizes_are_refused():

@@ -10,6 +10,7 @@ import time
 
 import psutil
 import pytest
+from conftest import refused
 
 from relusym.errors import UserError
 from relusym.jobs.job_lock import PATIENCE, JobLock, _state, is_held, owner
@@ -88,24 +89,21 @@ def test_a_second_copy_waits_says_for_whom_and_goes_on_when_the_first_has_ended(
     assert not list(path.parent.iterdir())
 
 
-def refused(path):
-    """What one that doesn't wait is told, in one line."""
-    with pytest.raises(UserError) as error:
-        JobLock(path).acquire(wait=False)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+def refusal(path):
+    """The line with which a copy that doesn't wait is refused."""
+    return refused(lambda: JobLock(path).acquire(wait=False))
 
 
 def test_one_that_does_not_wait_says_at_once_who_holds_the_lock_and_in_which_file(path, hold):
     first = hold()
     first.stdout.readline()
     holder = rf"cnn-0 is being done by process {first.pid} on \S+ \({re.escape(str(path))}\)"
-    assert re.fullmatch(f"{holder}: wait for it, or end it first", refused(path))
+    assert re.fullmatch(f"{holder}: wait for it, or end it first", refusal(path))
 
 
 def test_one_that_does_not_wait_is_refused_at_another_machines_next_heartbeat(path, elsewhere):
     clock = elsewhere(beats_for=300)
-    assert refused(path).startswith(f"cnn-0 is being done by process 1 on other ({path}): wait")
+    assert refusal(path).startswith(f"cnn-0 is being done by process 1 on other ({path}): wait")
     assert clock.now < 12
 
 

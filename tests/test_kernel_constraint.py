@@ -7,7 +7,7 @@ import torchvision
 from small_nets import NARROW, resnet, vgg11
 
 from relusym.channels.traced import channel_groups
-from relusym.merging.kernel_constraint import filters_and_matches, kernel_constraint
+from relusym.merging.layers import filters_and_matches, kernel_constraint
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
 
 
@@ -34,10 +34,8 @@ def test_filters_of_a_vgg11_are_flipped_and_permuted_at_both_ends_but_for_rgb():
     permutations = drawn(groups)
     before = None
     for name, (psi, match) in filters_and_matches(net, HORIZONTAL_FLIP, groups, permutations).items():
-        kernel, after = (
-            net.get_submodule(name).weight.detach().numpy(),
-            permutations[name.split(".")[1]].numpy(),
-        )
+        kernel = net.get_submodule(name).weight.detach().numpy()
+        after = permutations[name.split(".")[1]].numpy()
         expected = kernel[after, ..., ::-1]
         expected = expected if before is None else expected[:, before]
         assert np.array_equal(psi.numpy(), kernel) and np.array_equal(match.numpy(), expected)

@@ -5,16 +5,18 @@ import math
 import pytest
 import torch
 import torchvision
-from small_nets import Images, resnet, shuffled, smooth_images, vgg11
+from small_nets import Images, answers, resnet, shuffled, smooth_images, vgg11
 from torch import nn
 
-from relusym.channels.traced import channel_groups
+from relusym.channels.traced import TracedNet, channel_groups
 from relusym.data.augmentation import normalise
 from relusym.evaluation.invariance import invariance_error
+from relusym.evaluation.metrics import MEASURED, evaluate
 from relusym.merging import partial
-from relusym.merging.layers import convs, equivariance_errors, group_actions, layers
+from relusym.merging.aligned import pair_statistics
+from relusym.merging.layers import ErrorShares, convs, equivariance_errors, group_actions, layers
 from relusym.merging.merge import flip_merge
-from relusym.merging.partial import MEASURED, partial_merges, parts
+from relusym.merging.partial import partial_merges, parts
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
 
 IMAGES = Images(smooth_images(60), 25)
@@ -23,8 +25,12 @@ IMAGES = Images(smooth_images(60), 25)
 def measured(net, images=IMAGES, symmetry=HORIZONTAL_FLIP, **options):
     merged = flip_merge(net, images, symmetry=symmetry)
     groups = channel_groups(net, images.shape)
-    errors, invariance = equivariance_errors(net, images, symmetry, groups, merged.permutations, **options)
-    return merged, layers(groups, merged.permutations, merged.similarity, errors), invariance
+    sources = ErrorShares(groups)
+    errors, invariance = equivariance_errors(
+        net, images, symmetry, groups, merged.permutations, compared=sources.add, **options
+    )
+    shares = sources.shares()
+    return merged, layers(groups, merged.permutations, merged.similarity, errors, shares), invariance
 
 
 @pytest.mark.parametrize("symmetry", [HORIZONTAL_FLIP, QUARTER_TURN], ids=lambda symmetry: symmetry.name)
@@ -83,6 +89,61 @@ def test_zero_filters_are_counted():
     assert found[1].filters == 16 and found[0].kernel_constraint == pytest.approx(math.sqrt(2), rel=0.3)
 
 
+# ---- what the error comes from
+
+
+class Basis(nn.Module):
+    """Filters that swap, are in a rotated basis, or are any, by the layer, and on what a classifier reads of them."""
+
+    def __init__(self, kind, channels=8):
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, 5, padding=2, bias=False)
+        self.basis, self.head = nn.Conv2d(channels, channels, 1, bias=False), nn.Linear(channels, 10)
+        if kind != "random":
+            self.conv.weight[channels // 2 :] = self.conv.weight[: channels // 2].flip(-1)
+        rotation = torch.linalg.qr(torch.randn(channels, channels))[0]
+        weight = rotation if kind == "rotated" else torch.eye(channels)
+        self.basis.weight.copy_(weight[:, :, None, None])
+
+    def forward(self, x):
+        return self.head(self.basis(self.conv(x)).abs().mean((2, 3)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("swapped", (1, 0, 0)), ("rotated", (None, None, 0)), ("random", (0, 0.1, 0.9))]
+)
+def test_errors_come_from_swaps_from_another_basis_or_from_no_symmetry(kind, expected):
+    torch.manual_seed(0)
+    net = Basis(kind)
+    noise = torch.randint(256, (60, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    _, found, _ = measured(net, Images(noise, 25))
+    shares = {layer.name: layer.shares for layer in found}[
+        next(layer.name for layer in found if "basis" in layer.name)
+    ]
+    assert sum(shares.values()) == pytest.approx(1)
+    for share, value in zip(shares.values(), expected, strict=True):
+        assert value is None or share == pytest.approx(
+            value, abs=1e-3 if value in (0, 1) and kind != "random" else 0.1
+        )
+    if kind == "rotated":
+        assert shares["linear"] > 0.4 > shares["swap"] + 0.05
+
+
+def test_a_gcnns_layers_err_by_swaps_alone_and_invariant_ones_have_no_error():
+    net = vgg11(group_convs=8)
+    _, found, _ = measured(net)
+    for layer in found:
+        assert layer.shares == pytest.approx({"swap": 1, "linear": 0, "rest": 0}, abs=2e-3)
+    with torch.no_grad():  # every filter is its own mirror image
+        for layer in net.features:
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.copy_((layer.weight + layer.weight.flip(-1)) / 2)
+    _, found, invariance = measured(net)
+    assert invariance < 1e-5
+    assert all(set(layer.shares.values()) == {None} for layer in found)
+
+
 # ---- where it fails
 
 
@@ -103,7 +164,7 @@ def test_a_net_and_its_permuted_copy_fail_nowhere(net):
     net = net()
     found = partial_merges(net, net, IMAGES, IMAGES, None)
     for part in found:
-        assert abs(part.up_to["loss"]) < 0.2 and abs(part.up_to["accuracy"]) < 0.1
+        assert abs(part.prefix["loss"]) < 0.2 and abs(part.prefix["accuracy"]) < 0.1
 
 
 @pytest.mark.slow(seconds=2)
@@ -114,28 +175,114 @@ def test_all_parts_merged_are_the_whole_merge(net):
     shares = []
     found = partial_merges(
         *(merged.nets["net"], merged.nets["permuted"], IMAGES, IMAGES, merged.labels),
-        told=shares.append,
+        progress=shares.append,
     )
     assert [one.part for one in found] == [part.name for part in parts(net)]
     for metric in MEASURED:
-        assert found[-1].up_to[metric] == pytest.approx(merged.barriers[metric]["repaired"], abs=0.02)
+        assert found[-1].prefix[metric] == pytest.approx(merged.barriers[metric]["repaired"], abs=0.02)
         assert (
-            found[-1].all_but[metric] == found[-2].up_to[metric]
+            found[-1].leave_one_out[metric] == found[-2].prefix[metric]
         )  # all but the last are all up to the one before
     assert shares == sorted(shares) and len(shares) > 2 and shares[-1] == 1
 
 
-@pytest.mark.slow(seconds=3)
-def test_partial_merges_run_side_by_side_are_those_run_one_by_one(monkeypatch):
-    first, second = resnet(size=32), resnet(seed=1, size=32)
-    some, others = Images(smooth_images(30), 12), Images(smooth_images(20, seed=2), 8)
-    together = partial_merges(first, second, some, others, None)
-    monkeypatch.setattr(partial, "_side_by_side", lambda *those: partial._one_by_one(*those, {}))
-    for one, other in zip(together, partial_merges(first, second, some, others, None), strict=True):
-        assert one.part == other.part
-        for kind in ("up_to", "all_but"):
-            assert getattr(one, kind) == pytest.approx(getattr(other, kind), rel=1e-4, abs=1e-6)
-    assert len({round(one.up_to["loss"], 4) for one in together}) == len(together)
+class InPlace(nn.Module):
+    """Without batch norm; layers change what earlier ones wrote, one is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(c, 12, 3, padding=1) for c in (3, 12, 12))
+        self.relu, self.head = nn.ReLU(inplace=True), nn.Linear(12, 10)
+
+    def forward(self, x):
+        x = self.relu(self.convs[0](x))
+        for conv in (*self.convs[1:], self.convs[1]):
+            x += conv(x)
+            x = self.relu(x)
+        return self.head(x.mean((2, 3)))
+
+
+def transformer():
+    net = torchvision.models.VisionTransformer(32, 8, 2, 4, 24, 48, num_classes=10)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return net
+
+
+def two_nets(kind):
+    if kind in (vgg11, resnet):
+        return [kind(seed=seed, **({} if kind is vgg11 else {"size": 32})) for seed in (0, 1)]
+    nets = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        nets.append(kind().eval())
+    return nets
+
+
+@pytest.mark.slow(seconds=8)
+@pytest.mark.parametrize("held", [2**30, 0], ids=["held", "not held"])
+@pytest.mark.parametrize("same", [True, False], ids=["same images", "other images"])
+@pytest.mark.parametrize("kind", [vgg11, resnet, InPlace, transformer])
+def test_partial_merges_that_share_what_they_have_in_common_are_those_run_one_by_one(
+    kind, same, held, monkeypatch
+):
+    if kind is resnet and held == 0:
+        pytest.skip("nets with batch norm hold a batch at a time anyway")
+    monkeypatch.setattr("relusym.merging.repair.HELD_BYTES", held)
+    first, second = two_nets(kind)
+    images = Images(smooth_images(30), 12)
+    test = images if same else Images(smooth_images(20, seed=2), 8)
+    before = {key: tensor.clone() for key, tensor in first.state_dict().items()}
+    shared = partial_merges(first, second, images, test, None)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in first.state_dict().items())
+    traced = TracedNet(first)
+    nets = partial.PartialMerges(
+        traced, second, pair_statistics(traced, traced.copied(second), images, []).statistics, images
+    )
+    assert nets.apart
+    labels = answers(first, test)
+    ends = [evaluate(net, test, labels, MEASURED)[0] for net in (first, second)]
+    losses = set()
+    for (way, number), chosen in nets.which():
+        means, _ = evaluate(nets.merged(chosen), test, labels, MEASURED)
+        for metric, means_of in MEASURED.items():
+            plain = means_of.absolute_barrier(*(end[metric] for end in ends), means[metric])
+            assert getattr(shared[number], way)[metric] == pytest.approx(plain, rel=1e-4, abs=1e-5)
+        losses |= {round(means["loss"], 4)}
+    assert len(losses) == 2 * len(nets.parts) - 1  # all but the last part are all up to the one before
+
+
+@torch.no_grad()
+def test_parts_that_share_a_tensor_are_merged_one_by_one():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = (nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(2))
+            self.three, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 10)
+            self.three.weight = self.two.weight
+
+        def forward(self, x):
+            for conv in (self.one, self.two, self.three):
+                x = conv(x).relu()
+            return self.head(x.mean((2, 3)))
+
+    first, second = two_nets(Tied)
+    traced = TracedNet(first)
+    nets = partial.PartialMerges(
+        traced, second, pair_statistics(traced, traced.copied(second), IMAGES, []).statistics, IMAGES
+    )
+    assert not nets.apart
+    merged = nets.merged({1})  # the part that has the weight's first name
+    mean = (first.two.weight + second.two.weight) / 2
+    assert merged.three.weight is merged.two.weight and torch.allclose(merged.two.weight, mean)
+    plain, _ = evaluate(merged, IMAGES, answers(first, IMAGES), MEASURED)
+    kept = {}
+    partial_merges(first, second, IMAGES, IMAGES, answers(first, IMAGES), kept=kept)
+    two_alone = nets.merged({0, 1})
+    assert kept["prefix", 1] == pytest.approx(
+        evaluate(two_alone, IMAGES, answers(first, IMAGES), MEASURED)[0], rel=1e-5
+    )
+    assert kept["prefix", 1]["loss"] != plain["loss"]
 
 
 @pytest.mark.slow(seconds=1)
@@ -148,10 +295,10 @@ def test_a_layer_that_alone_differs_is_where_it_fails():
         torch.randn_like(other.features.conv5.weight) * net.features.conv5.weight.std()
     )
     found = {one.part: one for one in partial_merges(net, other, IMAGES, IMAGES, None)}
-    before, after = found["features.conv4"].up_to["loss"], found["features.conv5"].up_to["loss"]
+    before, after = found["features.conv4"].prefix["loss"], found["features.conv5"].prefix["loss"]
     assert after > before + 0.05
-    others = [one.all_but["loss"] for name, one in found.items() if name != "features.conv5"]
-    assert found["features.conv5"].all_but["loss"] < min(others) - 0.05
+    others = [one.leave_one_out["loss"] for name, one in found.items() if name != "features.conv5"]
+    assert found["features.conv5"].leave_one_out["loss"] < min(others) - 0.05
 
 
 # ---- tokens

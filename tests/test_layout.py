@@ -8,9 +8,8 @@ import pytest
 from matplotlib.mathtext import MathTextParser
 from records import NAMES, flip, made, pair, train
 
-from relusym.errors import UserError
-from relusym.findings import module_of, table4
-from relusym.findings.layout import human_table, mean_and_std, number, write_table
+from relusym.findings import declared
+from relusym.findings.layout import human_table, mean_and_std, number, page, write_table
 
 
 @pytest.mark.parametrize(
@@ -44,10 +43,11 @@ def test_cells_of_many_one_and_no_net():
 def test_markdown_and_latex_are_whole_tables(tmp_path, numbered):
     trains = [train("cnn", 0), train("cnn", 1, 0.8), train("pgcnn", 0, None, status="diverged")]
     flips = [flip("cnn", 0), flip("cnn", 1, 0.1), flip("pgcnn", 0, status="left_out")]
-    table = module_of(f"table{numbered}")
+    table = declared()[f"table{numbered}"].load()
     frame = made(table, train=trains, flip_merge=flips, pair_merge=[pair("cnn", 0, "cnn", 1)])
     layout = replace(table.LAYOUT, title=f"Table {numbered}: 50% of cnn_inv")
-    write_table(frame, tmp_path / "table", layout, ["data: a|b_c, 3 & 4", "width 0.25"], NAMES)
+    notes = ["data: a|b_c, 3 & 4", "width 0.25"]
+    write_table(frame, tmp_path / "table", layout, notes, NAMES, ["md", "tex"])
 
     markdown = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert markdown.startswith(f"# Table {numbered}: 50% of cnn_inv\n\n|")
@@ -81,8 +81,9 @@ def test_markdown_and_latex_are_whole_tables(tmp_path, numbered):
         MathTextParser("path").parse(formula)  # raises where LaTeX's mathematics would
 
 
-def test_a_table_that_cannot_be_written_is_told_and_leaves_no_part(tmp_path):
-    (tmp_path / "table4.md").mkdir()  # stands in the way
-    with pytest.raises(UserError, match=r"table4\.md can't be written"):
-        write_table(made(table4), tmp_path / "table4", table4.LAYOUT)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["table4.csv", "table4.md"]
+def test_the_page_of_a_table_has_the_cells_and_notes_of_its_markdown():
+    html = page("# A < B\n\n| x   |   y |\n|:----|----:|\n| a\\|b |   1 |\n\n- 3 & 4\n")
+    cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", html)
+    assert cells == ["x", "y", "a|b", "1"] and html.count("<tr>") == 2
+    assert "<h1>A &lt; B</h1>" in html and "<li>3 &amp; 4</li>" in html
+    assert "nth-child(2) { text-align: right }" in html

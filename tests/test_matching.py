@@ -7,19 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 from small_nets import Images, answers, shuffled, smooth_images, vgg11
 from torch import nn
 
 from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise, normalise_imagenet
-from relusym.errors import UserError
-from relusym.matching import MATCHINGS
 from relusym.matching.match import Pair, match
-from relusym.merging.batch_norm import reset_batch_norm
-from relusym.merging.merge import flip_merge, merge
-from relusym.merging.survey import EPSILON, survey
-from relusym.registry import Entry
+from relusym.merging.aligned import EPSILON, pair_statistics
+from relusym.merging.merge import merge
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +24,7 @@ def images():
 
 def pair_of(first, second, images):
     groups = channel_groups(first, images.shape)
-    found = survey(first, second, images, groups)
+    found = pair_statistics(first, second, images, groups)
     return Pair((first.state_dict(), second.state_dict()), groups, found.correlations, torch.Generator())
 
 
@@ -69,7 +64,7 @@ def plain_correlation(first, second, layer, pixels):
 @torch.no_grad()
 def test_single_pass_correlations_equal_one_pass_a_layer(images):
     first, second = vgg11(0), vgg11(1)
-    found = survey(first, second, Images(images.pixels, 70), channel_groups(first))
+    found = pair_statistics(first, second, Images(images.pixels, 70), channel_groups(first))
     assert list(found.correlations) == [f"conv{i}" for i in range(1, 9)]
     for layer, table in found.correlations.items():
         plain = plain_correlation(first, second, layer, images.pixels)
@@ -86,20 +81,6 @@ def test_a_planted_permutation_is_recovered_exactly(images):
         assert torch.equal(found[name], permutation.argsort()), name
     merged = merge(net, other, images, images, torch.arange(300) % 10)
     assert merged.accuracy["halfway"] == merged.accuracy["net_1"]
-
-
-@pytest.mark.slow(seconds=8)
-@torch.no_grad()
-def test_a_planted_permutation_in_a_resnet50_is_recovered_exactly():
-    torch.manual_seed(0)
-    some = Images(smooth_images(48, 65), 48)
-    net = torchvision.models.resnet50(num_classes=10).to(memory_format=torch.channels_last)
-    net = reset_batch_norm(net, some)
-    other, planted = shuffled(net, channel_groups(net, some.shape))
-    found = match("activation", pair_of(net, other, some)).permutations
-    assert len(found) == 37
-    for name, permutation in planted.items():
-        assert torch.equal(found[name], permutation.argsort()), name
 
 
 def test_activation_matching_has_the_largest_sum_of_correlations_on_a_hand_worked_table():
@@ -134,31 +115,6 @@ def test_the_identity_merges_every_channel_with_the_one_at_its_place(images):
     assert merged.barrier["halfway"] > merge(net, other, images, images, labels).barrier["halfway"] + 0.1
 
 
-def at_random(pair):
-    assert set(pair.states[0]) == set(vgg11().state_dict())
-    return pair.matched_by({g.name: torch.randperm(g.size, generator=pair.generator) for g in pair.groups})
-
-
-@pytest.mark.slow(seconds=2)
-def test_another_matching_is_one_function_and_one_line(images, monkeypatch):
-    monkeypatch.setitem(MATCHINGS, "random", Entry(f"{__name__}:at_random"))
-    drawn = [
-        flip_merge(vgg11(), images, images, torch.arange(300) % 10, matching="random", seed=seed).permutations
-        for seed in (0, 0, 1)
-    ]
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert sorted(drawn[2]["conv8"]) == list(range(64))
-
-
-def test_an_unknown_matching_is_refused_with_those_there_are(images):
-    with pytest.raises(
-        UserError,
-        match="matching: 'weights' given; allowed is one of activation, weight, weight_identity, involution, identity, "
-        "random",
-    ):
-        merge(vgg11(), vgg11(1), images, images, torch.arange(300) % 10, matching="weights")
-
-
 # ---- memory
 
 PEAK = """
@@ -166,8 +122,8 @@ import resource, sys, torch
 from relusym.data.augmentation import normalise
 from relusym.channels.traced import TracedNet, channel_groups
 from relusym.evaluation.images import Images
-from relusym.merging.lockstep import Lockstep
-from relusym.merging.survey import survey
+from relusym.merging.aligned import Lockstep
+from relusym.merging.aligned import pair_statistics
 from relusym.nets import build
 
 torch.set_num_threads(1)
@@ -177,7 +133,7 @@ first, second = (build(net, 10).eval().to(memory_format=torch.channels_last) for
 images = Images(torch.randint(0, 256, (64, 224, 224, 3), dtype=torch.uint8), 64, normalise)
 groups = channel_groups(first, images.shape)
 if sys.argv[1] == "matching":
-    survey(first, second, images, groups)
+    pair_statistics(first, second, images, groups)
 else:
     for x in images.batches(torch.device("cpu")):
         Lockstep([TracedNet(first).module(), TracedNet(second).module()]).run([x, x], lambda node, outputs: None)

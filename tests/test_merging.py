@@ -82,6 +82,27 @@ def test_a_resnet_merged_with_a_permuted_copy_is_itself_with_and_without_repair(
     assert merged.accuracy["reset"] > 0.9 and merged.accuracy["repaired"] > 0.9
 
 
+@pytest.mark.slow(seconds=3)
+@torch.no_grad()
+@pytest.mark.parametrize("build", [vgg11, lambda seed: resnet(seed=seed, size=32)], ids=["vgg11", "resnet"])
+def test_nets_merged_in_the_other_order_differ_by_the_order_of_channels_and_rounding(images, build):
+    first, second = build(0), build(1)
+    labels = torch.arange(len(images)) % 10
+    one, other = (merge(*nets, images, images, labels) for nets in ((first, second), (second, first)))
+    for name, permutation in one.permutations.items():
+        inverse = np.argsort(other.permutations[name]).tolist()
+        assert permutation == inverse
+        assert one.similarity[name] == pytest.approx(other.similarity[name], rel=1e-4)
+    orders = {name: torch.tensor(permutation) for name, permutation in one.permutations.items()}
+    reordered = permute(other.nets["halfway"].state_dict(), one.aligned.groups, orders)
+    for name, tensor in one.nets["halfway"].state_dict().items():
+        torch.testing.assert_close(reordered[name], tensor, rtol=1e-5, atol=1e-6)
+    assert one.scores["loss"]["net_1"] == pytest.approx(other.scores["loss"]["net_2"], rel=1e-5)
+    for name in one.barrier:
+        assert one.scores["loss"][name] == pytest.approx(other.scores["loss"][name], rel=1e-3)
+        assert one.accuracy[name] == pytest.approx(other.accuracy[name], abs=0.01)
+
+
 def test_nets_of_other_architecture_are_refused(images):
     other, wider = nn.Sequential(nn.Conv2d(3, 8, 3)), VGG11(1 / 4)
     for one, another in combinations((vgg11(), other, wider), 2):
@@ -175,11 +196,9 @@ def test_a_net_that_is_no_longer_needed_is_gone_at_once(images):
     gone = weakref.ref(net.features.conv3.weight)
     gc.disable()  # cycles would keep it
     try:
-        (
-            channel_groups(net),
-            transformed(net, HORIZONTAL_FLIP, (3, 32, 32)),
-            LayerByLayer(net, images).measure(1),
-        )
+        channel_groups(net)
+        transformed(net, HORIZONTAL_FLIP, (3, 32, 32))
+        LayerByLayer(net, images).measure(1)
         assert gone() is not None
         del net
         assert gone() is None
@@ -205,7 +224,7 @@ def test_nets_are_merged_by_their_weights_without_images():
     aligned = merge_weights(net, other, (3, 32, 32))
     assert all(torch.equal(planted[name][order], torch.arange(len(order)))
                for name, order in aligned.permutations.items())  # fmt: skip
-    halfway = aligned.between(0.5).net.state_dict()
+    halfway = aligned.interpolate(0.5).net.state_dict()
     assert all(torch.allclose(tensor, halfway[key]) for key, tensor in net.state_dict().items())
     assert aligned.similarity == {}
 

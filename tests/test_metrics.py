@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("labels", "told"),
+    ("labels", "line"),
     [
         (LABELS[:-1], "59 given for 60 images"),
         (LABELS.float(), "float32"),
@@ -23,12 +23,12 @@ CPU = torch.device("cpu")
         (torch.tensor(3), "shape ()"),
     ],
 )
-def test_labels_of_another_kind_are_refused(labels, told):
-    refused(lambda: flip_merge(conv_net(), Images(PIXELS, 16), test_labels=labels), told)
+def test_labels_of_another_kind_are_refused(labels, line):
+    refused(lambda: flip_merge(conv_net(), Images(PIXELS, 16), test_labels=labels), line)
     batches = list(normalise(PIXELS).split(16))
     refused(
         lambda: flip_merge(conv_net(), batches, test_labels=labels),
-        told.replace("59 given for 60 images", "11 for a batch of 12"),
+        line.replace("59 given for 60 images", "11 for a batch of 12"),
     )
 
 
@@ -71,7 +71,7 @@ def test_the_barrier_of_a_loss_is_its_rise():
 
 
 @pytest.mark.parametrize(
-    ("metric", "told"),
+    ("metric", "line"),
     [
         (lambda logits, labels: logits.mean(), "one number an image"),
         (lambda logits, labels: 0.5, "gives float"),
@@ -79,6 +79,6 @@ def test_the_barrier_of_a_loss_is_its_rise():
         (lambda logits, labels: {}["key"], "KeyError: 'key' (test_metrics.py, line"),
     ],
 )
-def test_a_metric_that_isnt_one_number_an_image_is_refused(metric, told):
+def test_a_metric_that_isnt_one_number_an_image_is_refused(metric, line):
     mine = {"mine": Metric(metric)}
-    refused(lambda: flip_merge(vgg11(), Images(PIXELS, 16), metrics=mine), "metric mine", told)
+    refused(lambda: flip_merge(vgg11(), Images(PIXELS, 16), metrics=mine), "metric mine", line)

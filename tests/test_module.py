@@ -30,8 +30,7 @@ def test_a_workflow_uses_ours_under_a_prefix_with_its_own_config_and_in_its_own_
     made = tiny()
     config = config_of(made.folder) | {"seeds": 0, "models": dict.fromkeys(TINY["models"])}
     config |= {"models": config["models"] | {"cnn": {"name": "Mine"}}, "figure9": None}
-    mine = Clone.__new__(Clone)
-    mine.folder = outer = tmp_path
+    mine, outer = Clone.at(tmp_path), tmp_path
     (outer / "mine.yaml").write_text(yaml.safe_dump(config))
     (outer / "Snakefile").write_text(SNAKEFILE.format(clone=made.folder, prefix=""))
     run = mine.snakemake
@@ -49,8 +48,7 @@ def test_a_workflow_uses_ours_under_a_prefix_with_its_own_config_and_in_its_own_
 @pytest.mark.slow(seconds=10)
 def test_under_a_prefix_finished_records_are_found(finished, tiny, tmp_path):
     made = tiny()
-    mine = Clone.__new__(Clone)
-    mine.folder = tmp_path
+    mine = Clone.at(tmp_path)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config_of(made.folder)))
     (tmp_path / "Snakefile").write_text(SNAKEFILE.format(clone=made.folder, prefix='prefix: "below"'))
     shutil.copytree(finished.folder / "results/tiny/records", tmp_path / "below/results/tiny/records")

@@ -11,9 +11,8 @@ from matplotlib.colors import to_rgba
 from records import NAMES, flip
 
 from relusym.errors import UserError
-from relusym.findings import figure4 as drawing
-from relusym.findings.figure4 import COLOURS, figure4
-from relusym.findings.permutation_order import order_counts
+from relusym.findings.figures import figure4 as drawing
+from relusym.findings.figures.figure4 import COLOURS, figure4, order_counts
 from relusym.permutations import channel_orders
 
 

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torchvision
+from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_nets import Images, answers, shuffled, smooth_images
@@ -19,18 +20,14 @@ from relusym.channels.groups import Place, permute
 from relusym.channels.traced import TracedNet, channel_groups
 from relusym.channels.tracing import Handlers
 from relusym.errors import UserError
-from relusym.merging.batch_norm import reset_batch_norm
+from relusym.merging.aligned import pair_statistics
 from relusym.merging.merge import merge
-from relusym.merging.survey import survey
+from relusym.merging.repair import reset_batch_norm
 from relusym.nets import build
 from relusym.pixels.transform import transformed
 from relusym.symmetry import SYMMETRIES
 
-UNFLIPPED = {
-    "Additions",
-    "Upscaled",
-    "Tokens",
-}  # a stride on an even width, pixels of channels, products of pixels
+UNFLIPPED = {"Additions", "Upscaled"}  # a stride on an even width, pixels of channels
 FLIPPED = [structure for structure in STRUCTURES if structure.__name__ not in UNFLIPPED]
 
 
@@ -182,9 +179,7 @@ def test_a_permutation_of_a_layer_that_is_called_twice_is_the_same_at_both_ends(
 def test_what_cannot_be_permuted_is_refused_in_one_line_that_names_it(change, message):
     net = nn.Sequential(nn.Conv2d(3, 12, 8), nn.Conv2d(12, 12, 1), Rows(12, 10))
     change(net)
-    with pytest.raises(UserError, match=message) as told:
-        channel_groups(net, (3, 8, 8))
-    assert "\n" not in str(told.value)
+    refused(lambda: channel_groups(net, (3, 8, 8)), match=message)
 
 
 @pytest.mark.parametrize(
@@ -193,8 +188,9 @@ def test_what_cannot_be_permuted_is_refused_in_one_line_that_names_it(change, me
         (lambda: nn.LSTM(12, 12), "lstm in 2.function"),
         (lambda: partial(torch.cumsum, dim=1), "cumsum in 2"),
         (lambda: partial(torch.sort, dim=1), "sort in 2"),
+        (lambda: nn.LocalResponseNorm(3), "local_response_norm in 2.function"),
     ],
-    ids=["LSTM", "cumsum", "sort"],
+    ids=["LSTM", "cumsum", "sort", "neighbouring channels"],
 )
 def test_channels_that_an_unknown_operation_reads_stay_and_the_others_are_permuted(operation, name):
     net = nn.Sequential(
@@ -332,7 +328,7 @@ def test_a_planted_permutation_with_noise_is_recovered(structure):
     for parameter in other.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=1e-3 * float(parameter.abs().mean()))
     merged = merge(net, other, some, some, answers(net, some))
-    found = survey(net, net, some, groups).correlations
+    found = pair_statistics(net, net, some, groups).correlations
     alive = {name: table.diag() > 0.99 for name, table in found.items()}  # others correlate with nothing
     assert torch.cat(list(alive.values())).float().mean() > 0.4
     for name, permutation in planted.items():
@@ -368,12 +364,12 @@ def test_a_permuted_net_of_torchvisions_computes_the_same(name):
 
 
 @pytest.mark.slow(seconds=2)
-@pytest.mark.parametrize("name", ["deeplabv3_resnet50", "fcn_resnet50"])
-def test_a_permuted_segmentation_net_computes_the_same_at_both_its_heads(name):
+def test_a_permuted_segmentation_net_computes_the_same_at_both_its_heads():
     torch.manual_seed(0)
-    net = torchvision.models.get_model(name, weights=None, weights_backbone=None, aux_loss=True)
+    how = {"weights": None, "weights_backbone": None, "aux_loss": True}
+    net = torchvision.models.get_model("deeplabv3_mobilenet_v3_large", **how)
     found, moved = difference(with_statistics(net), 33)
-    assert found < 1e-10 and moved > 10_000
+    assert found < 1e-10 and moved > 3_000
 
 
 def test_the_page_of_nets_lists_torchvisions_and_none_is_wrong():

@@ -8,18 +8,19 @@ import pandas as pd
 import pytest
 from records import NAMES, flip, pair, train
 from scipy import stats
-from test_claims import PAPER, cycle, nets_of_types, run, zero_filters
+from test_claims import cycle, nets_of_types, run, zero_filters
 
-from relusym.findings import claims as tested
 from relusym.findings import evidence, power
 from relusym.findings.evidence import (
     HELD,
     OPEN,
     UNTESTED,
+    flipped_against_other,
     is_higher,
     rank_correlation_of_types,
+    shared_nets,
 )
-from relusym.findings.paired import flipped_against_other, shared_nets
+from relusym.findings.tables import claims as tested
 
 DRAWS = 20000
 LEVEL = 0.05
@@ -128,24 +129,6 @@ def test_a_table_says_the_power_of_every_tested_claim_and_how_many_nets_settle_a
     assert still_open.any()
     assert found["nets_needed"].notna().tolist() == still_open.tolist()
     assert (found.loc[still_open, "nets_needed"] > 4).all()
-
-
-@pytest.mark.slow(seconds=3)
-def test_the_papers_own_nets_would_have_settled_its_claims():
-    found = tested.claims(run(24), zero_filters([30, 31, 35, 33], [1, 2, 3, 4]), NAMES)
-    assert (found["power"].dropna() > 0.95).all()
-
-
-@pytest.mark.slow(seconds=4)
-def test_a_claim_with_the_papers_effect_is_settled_as_often_as_its_power_says():
-    random, n, draws, found = np.random.default_rng(0), 5, 4000, 0
-    high, low = (
-        PAPER.loc[model, ["gcnn_barrier_mean", "gcnn_barrier_std"]] for model in ("pgcnn", "pgcnn_late_inv")
-    )
-    for _ in range(draws):
-        a, b = random.normal(*high, n), random.normal(*low, n)
-        found += stats.ttest_ind(a, b, equal_var=False).pvalue < 0.001
-    assert abs(power.welch(tuple(high), tuple(low))(n, 0.001) - found / draws) < 0.06
 
 
 def resnets(old=0.05, inv=0.02, pairs=0.2, n=4):

@@ -57,9 +57,9 @@ def planned(folder, *profiles, config=()):
 
 def submissions(folder, *profiles):
     """How often each rule or group would be submitted for the paper's grid."""
-    said = planned(folder, *profiles)
-    groups = re.findall(r"^\[.*\] Group job (\w+)", said, re.MULTILINE)
-    single = re.findall(r"^rule (\w+):", said, re.MULTILINE)
+    output = planned(folder, *profiles)
+    groups = re.findall(r"^\[.*\] Group job (\w+)", output, re.MULTILINE)
+    single = re.findall(r"^rule (\w+):", output, re.MULTILINE)
     return Counter(groups or [rule for rule in single if rule in ("train", "flip_merge", "pair_merge")])
 
 
@@ -74,13 +74,13 @@ def test_the_papers_grid_is_one_job_each_by_default_and_45_submissions_packed(cl
 def test_a_training_on_several_gpus_is_packed_with_no_other(clone, tmp_path):
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
-    said = planned(
+    output = planned(
         clone().folder, "slurm", "profiles/packed", config=["seeds=0", f"imagenet={{root: {tmp_path}}}"]
     )
-    alone = re.findall(r"^rule train:\n((?:    .*\n)+)", said, re.MULTILINE)
+    alone = re.findall(r"^rule train:\n((?:    .*\n)+)", output, re.MULTILINE)
     assert len(alone) == 5 and all(re.search(r"resources: .*\bgpu=8\b", about) for about in alone)
     assert (
-        len(re.findall(r"^    rule train:", said, re.MULTILINE)) == 7 + 5
+        len(re.findall(r"^    rule train:", output, re.MULTILINE)) == 7 + 5
     )  # VGG11s, and nets from elsewhere
 
 
@@ -192,14 +192,12 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
         second.stdout,
         re.MULTILINE,
     )
-    said = "".join(heard) + first.communicate(timeout=900)[0]
+    output = "".join(heard) + first.communicate(timeout=900)[0]
     assert first.returncode == 1
-    assert {"rule train: on GPU 7", "rule train: on GPU 8"} <= set(said.splitlines())
-    log, unreadable = (
-        path_of(two_nets, "logs", "train", "cnn-0"),
-        f"{state.relative_to(two_nets)} is truncated",
-    )
-    assert re.search(rf"^failed: train cnn-0: {unreadable}.* \({log}\)$", said, re.MULTILINE)
+    assert {"rule train: on GPU 7", "rule train: on GPU 8"} <= set(output.splitlines())
+    log = path_of(two_nets, "logs", "train", "cnn-0")
+    unreadable = f"{state.relative_to(two_nets)} is truncated"
+    assert re.search(rf"^failed: train cnn-0: {unreadable}.* \({log}\)$", output, re.MULTILINE)
     assert (two_nets / path_of(two_nets, "records", "flip_merge", "gcnn-0")).exists()  # the others went on
 
     status = run(two_nets, "status", "--cores", "1")

@@ -3,7 +3,8 @@
 from records import CODE, flip, pair, train
 
 from relusym import cifar10
-from relusym.findings import BEYOND, FIGURES, TABLES, agreement, kinds_of, provenance
+from relusym.findings import agreement, declared
+from relusym.findings.tables import provenance
 
 
 def record(kind="train", status="ok", source="CIFAR10", device="cpu x86_64", epochs=1, seconds=1800):
@@ -13,7 +14,7 @@ def record(kind="train", status="ok", source="CIFAR10", device="cpu x86_64", epo
 
 
 def by_kind(records):
-    kinds = {kind: [] for kind in kinds_of("provenance")}
+    kinds = {kind: [] for kind in declared()["provenance"].reads}
     for one in records:
         kinds[one["kind"]].append(one)
     return kinds
@@ -100,6 +101,7 @@ def test_what_is_made_of_filters_comes_from_flip_merges_of_its_types():
 
 def test_every_kind_that_a_table_or_figure_reads_is_accounted_for():
     """Those beyond the paper in a table of their own."""
-    for table, names in (("provenance", {*TABLES, *FIGURES} - BEYOND), ("beyond_provenance", BEYOND)):
-        read = {kind for name in names for kind in kinds_of(name)}
-        assert read - {"filters"} == set(kinds_of(table))
+    for table, is_beyond in (("provenance", False), ("beyond_provenance", True)):
+        findings = [finding for finding in declared().values() if finding.is_beyond == is_beyond]
+        read = {kind for finding in findings for kind in finding.reads}
+        assert read - {"filters"} == set(declared()[table].reads)

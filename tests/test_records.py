@@ -9,14 +9,15 @@ import pytest
 from conftest import ROOT, scale_of, settings_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from records import ABOUT, a, changed, checkpoint, committed_records, flip, made, pair, train
+from records import SELECTION, a, changed, checkpoint, committed_records, flip, made, pair, train
 
 from relusym import checkpoint as checkpoints
 from relusym.errors import UserError
-from relusym.findings import agreement, kinds_of, module_of, table4
-from relusym.findings.curves import by_curve
+from relusym.findings import agreement, declared
+from relusym.findings.agreement import accuracies
+from relusym.findings.beyond.curves import by_curve
 from relusym.findings.frames import once, read
-from relusym.findings.measurements import accuracies
+from relusym.findings.tables import table4
 from relusym.records.fields import KINDS, problem
 from relusym.records.files import load_record, write_record
 
@@ -100,8 +101,8 @@ def test_the_training_and_the_merges_of_a_net_agree_on_its_accuracy(tmp_path):
         folder.mkdir()
         read(kinds, written(folder, train("cnn", 0, 0.9), merge), {})
         read(kinds, written(folder, train("cnn", 0, 0.896), merge), {})  # an image or two
-        said = r"the train record cnn-0 has an accuracy of 0\.7 for cnn-0, the \w+ record cnn\S+ of 0\.9: delete the"
-        with pytest.raises(UserError, match=said):
+        line = r"the train record cnn-0 has an accuracy of 0\.7 for cnn-0, the \w+ record cnn\S+ of 0\.9: delete the"
+        with pytest.raises(UserError, match=line):
             read(kinds, written(folder, train("cnn", 0, 0.7), merge), {})
 
 
@@ -119,9 +120,10 @@ def test_every_measurement_of_a_net_agrees_with_its_training_on_its_accuracy(kin
 @pytest.mark.parametrize("name", ["table1", "table2", "table4", "matchings"])
 def test_one_checkpoint_is_of_one_net(name):
     copied = train("cnn", 1, outputs={"checkpoint": checkpoint("cnn", 0)})
-    said = r"train record cnn-0 and the train record cnn-1 have one checkpoint \(636e6e2d\) for two nets, cnn-0 and "
-    with pytest.raises(UserError, match=said):
-        made(module_of(name), ABOUT | {"matchings": ["activation"]}, train=[train("cnn", 0), copied])
+    line = r"train record cnn-0 and the train record cnn-1 have one checkpoint \(636e6e2d\) for two nets, cnn-0 and "
+    nets = [train("cnn", 0), copied]
+    with pytest.raises(UserError, match=line):
+        made(declared()[name].load(), SELECTION | {"matchings": ["activation"]}, train=nets)
 
 
 def test_merges_of_one_net_are_of_one_checkpoint_even_where_its_training_is_not_read():
@@ -140,7 +142,7 @@ def test_filters_of_another_net_than_their_files_name_says_are_refused(name, tmp
     with pytest.raises(
         UserError, match=r"holds the filters of cnn-0, not those that its name says: delete it"
     ):
-        read(("filters",), {"filters": str(path)}, {})
+        read(("filters",), {"filters": [str(path)]}, {})
     for right in ("cnn-0.safetensors", "cnn-0a1b2c3d/0.safetensors", "cnn-0a1b2c3d/0.1.safetensors"):
         path = tmp_path / "right" / right
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,9 +245,9 @@ def test_whatever_stands_in_a_record_it_is_refused_in_one_line_or_tabulated(kind
     about = {"models": models, "pairs": [models] if len(models) == 2 else [], "names": {}, "descriptions": {}}
     about |= {"notes": [], "matchings": ["activation"], "made": {}}
     for name in (*TABLES, *FIGURES):
-        if kind in kinds_of(name):
-            module = module_of(name)
-            inputs = {of: [record] if of == kind else [] for of in kinds_of(name)}
+        reads, module = declared()[name].reads, declared()[name].load()
+        if kind in reads:
+            inputs = {each: [record] if each == kind else [] for each in reads}
             try:
                 getattr(module, "frame", getattr(module, "draw", None))(inputs, about)
                 getattr(module, "notes", agreement.notes)(inputs, about)

@@ -9,11 +9,17 @@ from torch import nn
 
 from relusym.channels.traced import TracedNet, channel_groups
 from relusym.data.augmentation import normalise
-from relusym.merging.batch_norm import repair_blocks, reset_batch_norm
+from relusym.merging.aligned import pair_statistics
 from relusym.merging.identities import largest_difference
 from relusym.merging.merge import halfway
-from relusym.merging.repair import LayerByLayer, repair, repair_points, unfused
-from relusym.merging.survey import survey
+from relusym.merging.repair import (
+    LayerByLayer,
+    repair,
+    repair_blocks,
+    repair_points,
+    reset_batch_norm,
+    unfused,
+)
 
 PLAIN = {"architecture": "vgg11_bn", "width": 1 / 8}
 
@@ -29,7 +35,7 @@ def test_repair_meets_its_targets_in_every_layer(pixels):
     wanted = targets(first, second, Images(pixels))
     between = halfway(first, second)
     repaired, _ = repair(between, wanted, Images(pixels, 64))
-    before = survey(between, repaired, Images(pixels), channel_groups(first)).statistics
+    before = pair_statistics(between, repaired, Images(pixels), channel_groups(first)).statistics
     assert any((before[0][conv].std / target.std - 1).abs().max() > 0.2 for conv, target in wanted.items())
     for conv, target in wanted.items():
         torch.testing.assert_close(before[1][conv].std, target.std, rtol=1e-3, atol=1e-4)
@@ -76,7 +82,7 @@ def test_maps_that_there_is_no_room_for_are_held_a_batch_at_a_time(pixels, monke
         x = normalise(pixels[:20])
         assert largest_difference(held(x), again(x)) < 1e-5
         run = LayerByLayer(deepcopy(between), some)
-        for place, _ in run.layers():
+        for place in [i for i, node in enumerate(run.nodes) if node.name in run.points]:
             run.measure(place)
             taken = sum(of.nbytes for env in run.environments for of in env.values())
             assert taken <= room
@@ -127,7 +133,7 @@ def test_resetting_alone_misses_repairs_targets(network):
     first, second, some = resnet(network, 0), resnet(network, 1), Images(smooth_images(200, 33), 200)
     wanted = targets(first, second, some)
     reset = reset_batch_norm(halfway(first, second), some)
-    has = survey(reset, reset, some, channel_groups(reset, some.shape)).statistics[0]
+    has = pair_statistics(reset, reset, some, channel_groups(reset, some.shape)).statistics[0]
     assert max(float((has[point].std / target.std - 1).abs().max()) for point, target in wanted.items()) > 0.2
 
 
@@ -137,7 +143,7 @@ def test_targets_of_nets_with_batch_norm_are_the_averages_of_batches_normalised_
     """As REPAIR's trackers take them, reckoned here with hooks on a plain net in training mode."""
     net, some = resnet(network), Images(smooth_images(90, 33, seed=3), 30)
     trained = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    found = survey(net, net, some, channel_groups(net, some.shape)).statistics[0]
+    found = pair_statistics(net, net, some, channel_groups(net, some.shape)).statistics[0]
     assert all(torch.equal(tensor, trained[name]) for name, tensor in net.state_dict().items())
     seen = []
     for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
@@ -167,6 +173,6 @@ def test_targets_of_nets_with_batch_norm_dont_depend_on_their_trained_statistics
             module.running_mean += 0.5
             module.running_var *= 2
     for statistics, same in zip(
-        *(of.values() for of in survey(net, other, some, groups).statistics), strict=True
+        *(of.values() for of in pair_statistics(net, other, some, groups).statistics), strict=True
     ):
         assert torch.equal(statistics.mean, same.mean) and torch.equal(statistics.std, same.std)

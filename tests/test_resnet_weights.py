@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torchvision
+from conftest import refused
 
 from relusym.errors import UserError
 from relusym.nets import build
@@ -113,9 +114,7 @@ def test_every_missing_surplus_and_misshapen_tensor_is_named(state):
     del broken["layer3.2.conv1.weight"], broken["bn1.running_var"]
     broken["mystery.weight"] = torch.ones(1)
     broken["layer1.0.bn1.bias"] = torch.ones(3)
-    with pytest.raises(UserError) as told:
-        to_torchvision([("a.pth", broken)], RESNET50)
-    assert str(told.value) == (
+    assert refused(lambda: to_torchvision([("a.pth", broken)], RESNET50)) == (
         "checkpoint a.pth doesn't fit the net: missing: bn1.running_var, layer3.2.conv1.weight; "
         "surplus: mystery.weight; of another shape: layer1.0.bn1.bias (3,) and not (64,)"
     )
@@ -212,20 +211,20 @@ def server(tmp_path):
 def test_a_checksum_is_recorded_on_first_use_and_checked_ever_after(server, tmp_path):
     folder, url = server
     torch.save({"conv1.weight": torch.ones(5)}, folder / "a.pth")
-    said = []
-    path = fetch(f"{url}/a.pth", tmp_path / "kept", said.append)
+    lines = []
+    path = fetch(f"{url}/a.pth", tmp_path / "kept", lines.append)
     note = path.with_name("a.pth.sha256")
     assert note.read_text(encoding="utf-8").strip() == sha256(folder / "a.pth") == sha256(path)
     first = path.stat().st_mtime_ns
-    assert fetch(f"{url}/a.pth", tmp_path / "kept", said.append).stat().st_mtime_ns == first and not said
+    assert fetch(f"{url}/a.pth", tmp_path / "kept", lines.append).stat().st_mtime_ns == first and not lines
     path.write_bytes(path.read_bytes()[:-100])  # truncated
-    fetch(f"{url}/a.pth", tmp_path / "kept", said.append)
+    fetch(f"{url}/a.pth", tmp_path / "kept", lines.append)
     assert sha256(path) == note.read_text(encoding="utf-8").strip()
-    assert len(said) == 1 and "is fetched again" in said[0]
+    assert len(lines) == 1 and "is fetched again" in lines[0]
     torch.save({"conv1.weight": torch.zeros(5)}, folder / "a.pth")  # another file under the same address
     path.unlink()
     with pytest.raises(UserError, match=r"no longer the file that was first used .*a\.pth\.sha256"):
-        fetch(f"{url}/a.pth", tmp_path / "kept", said.append)
+        fetch(f"{url}/a.pth", tmp_path / "kept", lines.append)
     assert not path.exists()
 
 
@@ -307,9 +306,9 @@ def test_torchvisions_loader_is_used_and_what_it_keeps_is_checked_ever_after(tmp
         return torch.load(path, weights_only=True)
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", load)
-    said = []
-    _, path = from_torchvision("IMAGENET1K_V1", tmp_path, said.append)
+    lines = []
+    _, path = from_torchvision("IMAGENET1K_V1", tmp_path, lines.append)
     assert path.name == "resnet50-0676ba61.pth" and loads == [(True, True, str(tmp_path))]
     path.write_bytes(b"cut")
-    from_torchvision("IMAGENET1K_V1", tmp_path, said.append)
-    assert "is fetched again" in said[0] and read_tensors(path)
+    from_torchvision("IMAGENET1K_V1", tmp_path, lines.append)
+    assert "is fetched again" in lines[0] and read_tensors(path)

@@ -15,11 +15,8 @@ from relusym.config.settings import Settings
 from relusym.records.files import write_record
 
 # root may read and write everything; without these capabilities it obeys files' rights as others do
-AS_OTHERS = (
-    "setpriv",
-    "--bounding-set=-dac_override,-dac_read_search",
-    "--inh-caps=-dac_override,-dac_read_search",
-)
+THESE = "-dac_override,-dac_read_search"
+AS_OTHERS = "setpriv", f"--bounding-set={THESE}", f"--inh-caps={THESE}"
 
 
 @pytest.fixture(scope="module")

@@ -56,57 +56,57 @@ def test_on_a_terminal_one_line_says_what_is_done_to_come_and_running(workflow):
         command(), cwd=workflow, env=os.environ | {"BAD": "none", "COLUMNS": "120"}, stdout=its, stderr=its
     )
     os.close(its)
-    said = b""
+    output = b""
     while True:
         try:
-            said += os.read(ours, 4096)
+            output += os.read(ours, 4096)
         except OSError:  # the other end is closed
             break
     assert run.wait() == 0
-    moving = re.findall(r"\r([^\r\n]*)\x1b\[K", said.decode())
+    moving = re.findall(r"\r([^\r\n]*)\x1b\[K", output.decode())
     assert any(re.search(r"of 4 jobs done \| train cnn-\d \(epoch 1.50 of 4\)", line) for line in moving), (
-        said
+        output
     )
     assert any(re.search(r"[12] of 4 jobs done \| about \d:\d\d left \| train", line) for line in moving), (
-        said
+        output
     )
-    still = [line for line in said.decode().split("\n") if "\x1b[K4 of 4 jobs done, in 0:" in line]
-    assert len(still) == 1 and said.decode().count("\n") <= 3
+    still = [line for line in output.decode().split("\n") if "\x1b[K4 of 4 jobs done, in 0:" in line]
+    assert len(still) == 1 and output.decode().count("\n") <= 3
     (log,) = (workflow / ".snakemake" / "log").iterdir()
     assert log.read_text().count("rule train:") == 3  # what isn't shown is in the file
 
 
 def test_in_a_pipe_a_run_is_a_few_whole_lines(workflow):
-    code, said = piped(workflow)
-    assert code == 0 and "\r" not in said and len(said.splitlines()) <= 3
-    assert said.splitlines()[-1].startswith("4 of 4 jobs done, in 0:")
-    code, said = piped(workflow)
-    assert code == 0 and said.splitlines()[-1].startswith("Nothing to be done")
+    code, output = piped(workflow)
+    assert code == 0 and "\r" not in output and len(output.splitlines()) <= 3
+    assert output.splitlines()[-1].startswith("4 of 4 jobs done, in 0:")
+    code, output = piped(workflow)
+    assert code == 0 and output.splitlines()[-1].startswith("Nothing to be done")
 
 
 def test_a_failed_job_is_named_with_its_log_and_the_others_go_on(workflow):
-    code, said = piped(workflow, bad="cnn-1")
+    code, output = piped(workflow, bad="cnn-1")
     assert (
         code == 1
-        and "failed: train cnn-1: it was killed, it seems (kill -9, memory, or its node), after: " in said
+        and "failed: train cnn-1: it was killed, it seems (kill -9, memory, or its node), after: " in output
     )
-    assert "after: cnn: epoch   1.50/4  loss (logs/cnn-1.log)\n" in said
-    assert "2 of 4 jobs done, 1 failed" in said and len(said.splitlines()) <= 12
+    assert "after: cnn: epoch   1.50/4  loss (logs/cnn-1.log)\n" in output
+    assert "2 of 4 jobs done, 1 failed" in output and len(output.splitlines()) <= 12
     assert {path.name for path in (workflow / "made").iterdir()} == {"cnn-0.txt", "cnn-2.txt"}
 
 
 def test_a_dry_run_counts_jobs_by_rule_and_lists_them_all_when_asked(workflow):
-    code, said = piped(workflow, "--dry-run")
+    code, output = piped(workflow, "--dry-run")
     assert code == 0
-    assert "Would run 4 jobs" in said and "       3 train: cnn-0, cnn-1, cnn-2\n" in said
-    assert "1 of each: all" in said and len(said.splitlines()) <= 5
-    code, said = piped(workflow, "--dry-run", "--verbose")
-    assert code == 0 and len(re.findall(r"^(?:local)?rule train:$", said, re.MULTILINE)) == 3
+    assert "Would run 4 jobs" in output and "       3 train: cnn-0, cnn-1, cnn-2\n" in output
+    assert "1 of each: all" in output and len(output.splitlines()) <= 5
+    code, output = piped(workflow, "--dry-run", "--verbose")
+    assert code == 0 and len(re.findall(r"^(?:local)?rule train:$", output, re.MULTILINE)) == 3
 
 
 def test_what_is_wrong_with_a_call_is_shown(workflow):
-    code, said = piped(workflow, "nothing_of_the_kind")
-    assert code == 1 and "nothing_of_the_kind" in said and "Traceback" not in said
+    code, output = piped(workflow, "nothing_of_the_kind")
+    assert code == 1 and "nothing_of_the_kind" in output and "Traceback" not in output
 
 
 def event(name, **about):
@@ -160,17 +160,17 @@ NAMES = {"cnn": "CNN", "cnn_inv": "CNN + inv-loss", "gcnn": "GCNN"}
 )
 def test_the_sentence_says_what_the_table_shows_and_no_more(table2, with_loss, beside):
     table2.loc[table2["model"] == "cnn_inv", "gcnn_barrier_mean"] = with_loss
-    said = in_words(table2, NAMES)
-    assert f"{beside} the CNN's 8.4e-2; GCNN 0." in said
+    output = in_words(table2, NAMES)
+    assert f"{beside} the CNN's 8.4e-2; GCNN 0." in output
     assert in_words(table2[table2["model"] != "gcnn"], NAMES) == ""
 
 
 def test_a_run_ends_with_the_tables_and_figures_that_were_asked_for(table2, tmp_path):
     (tmp_path / "tables").mkdir()
     table2.to_csv(tmp_path / "tables" / "table2.csv", index=False)
-    said = at_end(["table2", "figure4"], tmp_path, NAMES)
-    assert "CNN + inv-loss  0.800 ± 1.0e-2" in said and "paper" not in said
-    assert f"{tmp_path}/tables/table2.md" in said and f"Picture: {tmp_path}/figures/figure4.png" in said
+    output = at_end(["table2", "figure4"], tmp_path, NAMES)
+    assert "CNN + inv-loss  0.800 ± 1.0e-2" in output and "paper" not in output
+    assert f"{tmp_path}/tables/table2.md" in output and f"Picture: {tmp_path}/figures/figure4.png" in output
     assert at_end(["all"], tmp_path, NAMES).count("\n") <= 24 and "barriers.png" in at_end(
         ["all"], tmp_path, NAMES
     )
@@ -189,7 +189,7 @@ def test_a_run_of_committed_results_prints_them_and_says_that_nothing_was_traine
 
 
 def test_a_target_of_several_tables_ends_with_each_of_them(committed):
-    said = committed.snakemake("compare").stdout
+    output = committed.snakemake("compare").stdout
     assert {f"results/tiny/tables/{name}.md" for name in ("claims", "comparison")} <= {
-        *re.findall(r"results\S+md", said)
+        *re.findall(r"results\S+md", output)
     }

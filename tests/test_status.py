@@ -3,25 +3,12 @@
 import os
 
 import pytest
+from records import CODE, train
 
 from relusym.jobs.job_lock import JobLock
 from relusym.jobs.job_log import last_words
 from relusym.jobs.status import kind_status, screen, type_of
 from relusym.records.files import write_record
-
-RECORD = {
-    "kind": "train",
-    "status": "ok",
-    "model": "cnn",
-    "seed": 0,
-    "settings": {},
-    "inputs": {},
-    "outputs": {"checkpoint": "0" * 64},
-    "accuracy": 0.5,
-    "history": [],
-    "code": {"device": "cuda Tesla T4"},
-    "cost": {},
-}
 
 
 @pytest.fixture
@@ -36,8 +23,8 @@ def folder(tmp_path):
     for name, (status, of_job) in hours.items():
         path = tmp_path / "records" / "train" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {**RECORD, "status": status, "cost": {"seconds": 1.0, "job_seconds": 3600 * of_job}}
-        write_record(path, record)
+        cost = {"seconds": 1.0, "job_seconds": 3600 * of_job}
+        write_record(path, train("cnn", 0, status=status, cost=cost, code=CODE | {"device": "cuda Tesla T4"}))
     logs = tmp_path / "logs" / "train" / "cnn-f0"
     logs.mkdir(parents=True)
     (logs / "3.log").write_text("cnn-3: epoch 1\nerror: no space left\n")

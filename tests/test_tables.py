@@ -1,25 +1,25 @@
 """The tables and the costs, on records whose means are worked by hand."""
 
-import json
 import math
 
 import pandas as pd
 import pytest
-from records import ABOUT, MEASURED, MODELS, NAMES, PAIRS, flip, made, pair, train
+from records import MEASURED, MODELS, NAMES, PAIRS, SELECTION, flip, made, pair, train
 
 from relusym import paper_values
 from relusym.beyond import MEASUREMENTS
 from relusym.errors import UserError
-from relusym.findings import TABLES, kinds_of, matchings, module_of, table1, table2, table4, table5
-from relusym.findings.costs import LAYOUT as COSTS
-from relusym.findings.costs import costs
+from relusym.findings import Table, agreement, declared
+from relusym.findings.beyond import matchings
 from relusym.findings.frames import chosen, tidy
 from relusym.findings.layout import Layout, human_table, write_table
-from relusym.records.files import load_record
+from relusym.findings.tables import resnets, table1, table2, table4
+from relusym.findings.tables.costs import LAYOUT as COSTS
+from relusym.findings.tables.costs import costs
 
 
 def of_models(*models):
-    return ABOUT | {"models": models}
+    return SELECTION | {"models": models}
 
 
 @pytest.fixture
@@ -55,14 +55,14 @@ def test_tidy_has_a_row_a_record_and_no_lists():
     assert not [column for column in frame if column.startswith(("permutations", "history"))]
 
 
-def table_2(trains_and_flips, about=ABOUT):
+def table_2(trains_and_flips, selection=SELECTION):
     trains, flips = trains_and_flips
-    return made(table2, about, train=trains, flip_merge=flips)
+    return made(table2, selection, train=trains, flip_merge=flips)
 
 
 @pytest.mark.parametrize("numbered", [1, 2, 4])
 def test_columns_are_those_of_the_papers_csv_then_n_left_out_then_the_papers(numbered):
-    columns = list(made(module_of(f"table{numbered}")).columns)
+    columns = list(made(declared()[f"table{numbered}"].load()).columns)
     papers = list(paper_values.table(numbered).columns)
     assert columns[: len(papers) + 2] == [*papers, "n", "left_out"]
     ids = ("model", "model_1", "model_2", "name", "description")
@@ -162,19 +162,6 @@ def test_a_record_given_twice_is_refused():
         made(table4, pair_merge=[pair("cnn", 0, "cnn", 1)] * 2)
 
 
-@pytest.mark.parametrize(
-    ("record", "field"),
-    [(train("cnn", 0), "accuracy"), (flip("cnn", 0), "permutations"), (pair("cnn", 0, "gcnn", 0), "barrier")],
-)
-def test_a_record_file_without_a_field_is_named(tmp_path, record, field):
-    del record[field]
-    path = tmp_path / "record.json"
-    path.with_name("settings.json").write_text(json.dumps(record.pop("settings")))
-    path.write_text(json.dumps(record))
-    with pytest.raises(UserError, match=rf"record\.json lacks the field '{field}'"):
-        load_record(path)
-
-
 def test_the_papers_cell_stands_beside_ours(three_types):
     human = human_table(table_2(three_types), table2.LAYOUT, NAMES).set_index("Model")
     assert list(human.columns[:4]) == [
@@ -262,10 +249,10 @@ def merged(model, seed=0, status="ok", scores=SCORES):
     return record | ({"barrier": BARRIERS} if status == "ok" else {})
 
 
-def table_5(models, records, **absent):
-    about = {"models": dict.fromkeys(models, SHOWN) | {"mine": SHOWN | {"paper": None}}, "notes": []}
+def table_5(models, records):
+    selection = {"models": dict.fromkeys(models, SHOWN) | {"mine": SHOWN | {"paper": None}}, "notes": []}
     trains = [train(record["model"], record["seed"]) for record in records]
-    return made(table5, about, train=trains, flip_merge=records)
+    return made(resnets, selection, train=trains, flip_merge=records)
 
 
 def test_table5_lays_out_what_was_measured_beside_the_papers(tmp_path):
@@ -275,7 +262,7 @@ def test_table5_lays_out_what_was_measured_beside_the_papers(tmp_path):
     assert first[MEASURED].tolist() == pytest.approx([0.25, 0.8, 0.6, 0.5, 0.56, 2 / 7, 0.2])
     assert first["paper_gcnn_barrier"] == 0.121 and pd.isna(frame.iloc[1]["paper_gcnn_barrier"])
     assert (first["trained_by_authors"], first["self_supervised"], first["image_size"]) == ("no", "yes", 225)
-    write_table(frame, tmp_path / "table5", table5.LAYOUT, ["a note"])
+    write_table(frame, tmp_path / "table5", resnets.LAYOUT, ["a note"], endings=["md", "tex"])
     text = (tmp_path / "table5.md").read_text(encoding="utf-8")
     assert "0.286" in text and "0.121" in text and "Flip-Accuracy (paper)" in text
     assert "±" not in text and "| A " in text
@@ -300,7 +287,7 @@ def test_table5_has_means_and_stds_over_the_nets_of_a_type():
     (row,) = table_5(["a"], records).to_dict("records")
     assert (row["accuracy"], row["accuracy_std"]) == pytest.approx((0.7, 0.2 / math.sqrt(2)))
     assert (row["n"], row["left_out"], row["gcnn_barrier_std"]) == (2, 1, 0)
-    human = human_table(pd.DataFrame([row]), table5.LAYOUT, {})
+    human = human_table(pd.DataFrame([row]), resnets.LAYOUT, {})
     assert human.loc[0, "Accuracy"] == "0.700 ± 0.14" and human.loc[0, "Accuracy (paper)"] == "0.683"
 
 
@@ -320,14 +307,35 @@ def test_what_table5_leaves_out_is_told_once_with_its_reason():
         train("mine", 0),
     ]
     flips = [merged("a", 0, "left_out"), merged("b", 0, "left_out"), merged("b", 1)]
-    about = {"models": dict.fromkeys("ab", SHOWN), "notes": ["first"], "absent": {"c": "no file"}}
-    notes = table5.notes(chosen({"train": trains, "flip_merge": flips}, about), about)
+    selection = {"models": dict.fromkeys("ab", SHOWN), "notes": ["first"], "absent": {"c": "no file"}}
+    notes = resnets.notes(chosen({"train": trains, "flip_merge": flips}, selection), selection)
     assert notes[0] == "first" and "Trainings waited for images 25.0% of the time at most" in notes
     assert notes[-3:] == [
         "c is left out: no file",
         "a is left out: ImageNet is not at x",
         "b-0 is left out: training is diverged",
     ]
+
+
+def test_notes_say_why_nets_are_left_out_and_barriers_are_far_below_zero():
+    trains = [train("gcnn", seed, status="degenerate", reason=None) for seed in range(3)]
+    trains += [train("cnn", 0, status="diverged", reason=None), train("cnn", 1, 0.12), train("cnn", 2)]
+    flips = [
+        flip("gcnn", seed, status="left_out") | {"reason": f"gcnn-{seed} is degenerate"} for seed in range(3)
+    ]
+    scores = {"net": 0.12, "flipped": 0.12, "halfway": 0.1, "repaired": 0.18}
+    flips += [flip("cnn", 1, -0.486, scores=scores), flip("cnn", 2, 0.03)]
+    *_, negative, gcnn, cnn = agreement.notes({"train": trains, "flip_merge": flips}, {"names": NAMES})
+    assert (
+        negative.startswith("Barriers are negative, down to -0.486 (CNN-1)") and "accuracy 0.120" in negative
+    )
+    assert gcnn == "GCNN (all 3 nets) is left out: its accuracy is no better than chance"
+    assert cnn == "CNN-0 is left out: its training diverged"
+    (merges_alone,) = (line for line in agreement.notes({"flip_merge": flips}, {}) if "left out" in line)
+    assert merges_alone.startswith("gcnn (all 3 nets)")
+    assert not any(
+        "negative" in line for line in agreement.notes({"flip_merge": [flip("cnn", 0, -0.01)]}, {})
+    )
 
 
 # ---- other matchings
@@ -342,17 +350,17 @@ def test_weight_matchings_are_called_by_where_they_start_and_how_many_starts_rea
 
     alone = flip("cnn", 0, 0.2, matching="weight_identity")
     alone |= {"search": {"objective": 0.4, "reached": 1, "starts": {"identity": 0.4}}}
-    about = of_models("cnn") | {"pairs": [], "matchings": ["weight", "weight_identity"]}
+    selection = of_models("cnn") | {"pairs": [], "matchings": ["weight", "weight_identity"]}
     records = {"flip_merge": [searched(0, 1), searched(1, 4), alone], "pair_merge": []}
-    frame = made(matchings, about, **records)
+    frame = made(matchings, selection, **records)
     assert frame[["matching", "n"]].to_numpy().tolist() == [
         ["weight, best of 4", 2],
         ["weight, from the identity", 1],
     ]
-    first, *_ = matchings.notes({"train": [], **records}, about)
+    first, *_ = matchings.notes({"train": [], **records}, selection)
     assert first == "Weight matching: on average 2.5 of its starts (of a merge 1 to 4) reached the best"
     assert not any(
-        "starts" in line for line in matchings.notes({"flip_merge": [alone], "pair_merge": []}, about)
+        "starts" in line for line in matchings.notes({"flip_merge": [alone], "pair_merge": []}, selection)
     )
 
 
@@ -360,8 +368,11 @@ def test_matchings_are_compared_by_type_and_kind_of_merge():
     flips = [flip("cnn", 0, 0.1), flip("cnn", 1, 0.3), flip("cnn", 0, 0.9, matching="identity")]
     flips += [flip("gcnn", 0, 0.2), flip("gcnn", 1, status="left_out")]
     pairs = [pair("cnn", 0, "cnn", 1, 0.5, matching="identity")]
-    about = of_models("cnn", "gcnn") | {"pairs": [("cnn", "cnn")], "matchings": ["activation", "identity"]}
-    frame = made(matchings, about, flip_merge=flips, pair_merge=pairs)
+    selection = of_models("cnn", "gcnn") | {
+        "pairs": [("cnn", "cnn")],
+        "matchings": ["activation", "identity"],
+    }
+    frame = made(matchings, selection, flip_merge=flips, pair_merge=pairs)
     rows = frame[["model_1", "model_2", "matching", "n", "left_out"]].to_numpy().tolist()
     assert rows == [
         ["cnn", "", "activation", 2, 0],
@@ -378,16 +389,16 @@ def test_matchings_are_compared_by_type_and_kind_of_merge():
 
 
 def test_without_repair_counts_the_net_whose_batch_norm_is_reset():
-    about = of_models("a") | {"pairs": [], "matchings": ["activation"]}
-    frame = made(matchings, about, flip_merge=[merged("a")])
+    selection = of_models("a") | {"pairs": [], "matchings": ["activation"]}
+    frame = made(matchings, selection, flip_merge=[merged("a")])
     assert frame["barrier_no_repair_mean"].tolist() == [2 / 7]
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_every_table_is_a_module_with_a_layout(name):
-    table = module_of(name)
-    assert isinstance(table.LAYOUT, Layout) and table.LAYOUT.title and callable(table.frame)
-    assert set(kinds_of(name)) <= {
+@pytest.mark.parametrize("name", [name for name, finding in declared().items() if isinstance(finding, Table)])
+def test_every_table_has_a_layout_and_a_module_that_makes_it(name):
+    table = declared()[name]
+    assert isinstance(table.layout, Layout) and table.layout.title and callable(table.load().frame)
+    assert set(table.reads) <= {
         "train",
         "flip_merge",
         "pair_merge",

@@ -73,29 +73,38 @@ def test_distance_to_scaled_permutation():
 # Counterfactuals: one thing is broken, and the record says that the statement doesn't hold.
 
 
+@pytest.fixture
+def fails(monkeypatch):
+    """A function that demonstrates a statement, which fails with parts of its module replaced; what it measured."""
+
+    def demonstrate(module, draws=None, **parts):
+        for name, part in parts.items():
+            monkeypatch.setattr(module, name, part)
+        record = module.demonstrate() if draws is None else module.demonstrate(draws=draws)
+        assert record["holds"] is False
+        return record["measured"]
+
+    return demonstrate
+
+
 @pytest.mark.parametrize("first", [np.array([[1.0, 1.0]]), np.array([[1.0, 2.0], [2.0, 1.0]])])
-def test_example_2_1_needs_a_first_layer_without_representation(monkeypatch, first):
-    monkeypatch.setattr(example_2_1, "FIRST_LAYERS", {"equivariant": first})
-    record = example_2_1.demonstrate()
-    assert record["holds"] is False
-    assert record["measured"]["least_defect_of_first_layer_equivariant"] < 1e-12
+def test_example_2_1_needs_a_first_layer_without_representation(fails, first):
+    measured = fails(example_2_1, FIRST_LAYERS={"equivariant": first})
+    assert measured["least_defect_of_first_layer_equivariant"] < 1e-12
 
 
-def test_lemma_2_2_finds_a_dense_matrix_among_the_commuting(monkeypatch, few_integer_matrices):
+def test_lemma_2_2_finds_a_dense_matrix_among_the_commuting(fails, few_integer_matrices):
     def commuting(rng, draws, size):
         A = random_matrices.scaled_permutations(rng, draws, size)
         A[-1, 0] += 1e-4  # a single matrix of all is a little off
         return A, A
 
-    monkeypatch.setattr(lemma_2_2, "commuting", commuting)
-    record = lemma_2_2.demonstrate(draws=50)
-    assert record["holds"] is False
-    assert 1e-5 < record["measured"]["largest_defect_of_scaled_permutations"] < 1e-3
+    measured = fails(lemma_2_2, 50, commuting=commuting)
+    assert 1e-5 < measured["largest_defect_of_scaled_permutations"] < 1e-3
 
 
-def test_lemma_2_2_finds_a_scaled_permutation_among_the_others(monkeypatch, few_integer_matrices):
-    monkeypatch.setattr(lemma_2_2, "not_commuting", lambda *draw: {"in_disguise": lemma_2_2.commuting(*draw)})
-    assert lemma_2_2.demonstrate(draws=50)["holds"] is False
+def test_lemma_2_2_finds_a_scaled_permutation_among_the_others(fails, few_integer_matrices):
+    fails(lemma_2_2, 50, not_commuting=lambda *draw: {"in_disguise": lemma_2_2.commuting(*draw)})
 
 
 def test_lemma_2_2_needs_invertible_matrices():
@@ -106,59 +115,48 @@ def test_lemma_2_2_needs_invertible_matrices():
 
 
 @pytest.mark.parametrize("spoiled", ["negative", "mixed"])
-def test_proposition_2_3_finds_a_basis_that_is_no_scaled_permutation(monkeypatch, spoiled):
+def test_proposition_2_3_finds_a_basis_that_is_no_scaled_permutation(fails, spoiled):
     def bases(rng, draws):
         if spoiled == "mixed":
             return random_matrices.invertible(rng, draws, proposition_2_3.SIZE)
         scales = random_matrices.positive_scales(rng, draws, proposition_2_3.SIZE)
         return (scales * np.array([-1, 1, 1, 1, 1, 1]))[:, :, None] * np.eye(proposition_2_3.SIZE)
 
-    monkeypatch.setattr(proposition_2_3, "bases", bases)
-    record = proposition_2_3.demonstrate(draws=20)
-    assert record["holds"] is False
-    assert record["measured"]["largest_equivariance_error"] > 0.01
-    assert record["measured"]["largest_representation_error"] < 1e-10  # a representation all the same
+    measured = fails(proposition_2_3, 20, bases=bases)
+    assert measured["largest_equivariance_error"] > 0.01
+    assert measured["largest_representation_error"] < 1e-10  # a representation all the same
 
 
-def test_proposition_2_3_finds_an_unperturbed_net_among_the_perturbed(monkeypatch):
+def test_proposition_2_3_finds_an_unperturbed_net_among_the_perturbed(fails):
     def unperturbed(rng, W1, W2, P, T):
         rho1 = proposition_2_3.hidden_representation(P, T)
         return {"nothing": (W1, W2, *proposition_2_3.surrounding_representations(W1, W2, rho1, rho1))}
 
-    monkeypatch.setattr(proposition_2_3, "perturbed", unperturbed)
-    assert proposition_2_3.demonstrate(draws=20)["holds"] is False
+    fails(proposition_2_3, 20, perturbed=unperturbed)
 
 
-def test_proposition_b_1_finds_units_of_other_sign_permuted(monkeypatch):
+def test_proposition_b_1_finds_units_of_other_sign_permuted(fails):
     def any_permutation(rng, draws, positive, negative):
         return random_matrices.permutations(rng, draws, positive + negative)
 
-    monkeypatch.setattr(proposition_b_1, "block_permutations", any_permutation)
-    record = proposition_b_1.demonstrate(draws=50)
-    assert record["holds"] is False
-    assert record["measured"]["largest_invariance_error_of_block_permutations"] > 0.1
+    measured = fails(proposition_b_1, 50, block_permutations=any_permutation)
+    assert measured["largest_invariance_error_of_block_permutations"] > 0.1
 
 
-def test_proposition_b_1_finds_block_permutations_among_the_others(monkeypatch):
-    monkeypatch.setattr(
-        proposition_b_1, "other_matrices", lambda *draw: {"blocks": proposition_b_1.block_permutations(*draw)}
-    )
-    assert proposition_b_1.demonstrate(draws=50)["holds"] is False
+def test_proposition_b_1_finds_block_permutations_among_the_others(fails):
+    blocks = proposition_b_1.block_permutations
+    fails(proposition_b_1, 50, other_matrices=lambda *draw: {"blocks": blocks(*draw)})
 
 
-def test_example_c_1_needs_a_symmetric_distribution(monkeypatch):
+def test_example_c_1_needs_a_symmetric_distribution(fails):
     def shifted(x):
         return np.exp(-((x - 0.1) ** 2) / 2) / np.sqrt(2 * np.pi)
 
-    monkeypatch.setattr(example_c_1, "DENSITIES", {"shifted": shifted})
-    record = example_c_1.demonstrate(draws=50)
-    assert record["holds"] is False
-    assert record["measured"]["ratio_shifted"] < 0.49
+    assert fails(example_c_1, 50, DENSITIES={"shifted": shifted})["ratio_shifted"] < 0.49
 
 
-def test_example_c_1_needs_training_that_works(monkeypatch):
-    monkeypatch.setattr(example_c_1, "STEPS", 0)
-    assert example_c_1.demonstrate(draws=5)["holds"] is False
+def test_example_c_1_needs_training_that_works(fails):
+    fails(example_c_1, 5, STEPS=0)
 
 
 @pytest.mark.parametrize(
@@ -166,36 +164,90 @@ def test_example_c_1_needs_training_that_works(monkeypatch):
     [(example_c_2.NARROW_K, 0, 0), (example_c_2.ANGLE, 0.5, 0.5)],
     ids=["a_symmetric_filter_does_as_well", "no_filter_does_better_than_chance"],
 )
-def test_example_c_2_depends_on_the_shapes(monkeypatch, other, free, symmetric):
+def test_example_c_2_depends_on_the_shapes(fails, other, free, symmetric):
     draw = example_c_2.image_classes
-    monkeypatch.setattr(example_c_2, "STEPS", 20)  # it is the bounds that tell
-    monkeypatch.setattr(
-        example_c_2, "image_classes", lambda *a, **k: draw(a[0], a[1], (example_c_2.ANGLE, other), **k)
-    )
-    record = example_c_2.demonstrate(draws=32)
-    assert record["holds"] is False
-    assert record["measured"]["error_bound_of_all_free_filters"] == pytest.approx(free)
-    assert record["measured"]["error_bound_of_all_symmetric_filters"] == pytest.approx(symmetric)
+
+    def shapes(seed, images, *_, **how):
+        return draw(seed, images, (example_c_2.ANGLE, other), **how)
+
+    measured = fails(example_c_2, 32, STEPS=20, image_classes=shapes)  # it is the bounds that tell
+    assert measured["error_bound_of_all_free_filters"] == pytest.approx(free)
+    assert measured["error_bound_of_all_symmetric_filters"] == pytest.approx(symmetric)
 
 
-def test_example_c_2_needs_training(monkeypatch):
-    monkeypatch.setattr(example_c_2, "STEPS", 1)
-    assert example_c_2.demonstrate(draws=8)["holds"] is False
+def test_example_c_2_needs_training(fails):
+    fails(example_c_2, 8, STEPS=1)
 
 
-def test_example_c_2_needs_cooccurrence(monkeypatch):
+def test_example_c_2_needs_cooccurrence(fails):
     draw = example_c_2.image_classes
 
     def three_to_one(seed, images, shapes=cooccurrence.SHAPES, orientations=(0, 0, 0, 1)):
         return draw(seed, images, shapes, orientations)
 
-    monkeypatch.setattr(example_c_2, "image_classes", three_to_one)
-    record = example_c_2.demonstrate(draws=128)
-    assert record["holds"] is False
-    assert (
-        record["measured"]["best_error_of_free_filter"] <= example_c_2.SOLVED
-    )  # it fails by invariance alone
-    assert record["measured"]["invariance_error_of_free_filter_on_the_data"] > 0.1
+    measured = fails(example_c_2, 128, image_classes=three_to_one)
+    assert measured["best_error_of_free_filter"] <= example_c_2.SOLVED  # it fails by invariance alone
+    assert measured["invariance_error_of_free_filter_on_the_data"] > 0.1
+
+
+def test_proposition_d_1_needs_the_rewriting(fails):
+    def untouched(W1, W2):
+        rho1 = np.broadcast_to(np.eye(2, dtype=int), W1.shape)
+        return W1, W2, rho1, np.full(len(W1), "none")
+
+    measured = fails(proposition_d_1, 50, layerwise_equivariant=untouched)
+    assert measured["of_them_equal_to_the_rewritten_net"] == measured["nets_rewritten"]
+    assert measured["of_them_rewritten_layerwise_equivariant"] < measured["nets_rewritten"]
+
+
+def any_nets(rng, draws):
+    return {"any": (rng.integers(-9, 10, (draws, 2, 2)), rng.integers(-9, 10, (draws, 2)))}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"is_invariant": lambda W1, W2: np.ones(len(W1), bool)}, {"random_invariant_nets": any_nets}],
+    ids=["all are called invariant", "any are drawn"],
+)
+def test_proposition_d_1_finds_nets_that_are_not_invariant(fails, part):
+    fails(proposition_d_1, 50, **part)
+
+
+def test_proposition_d_4_needs_an_equivariant_composition(fails):
+    built = proposition_d_4.equivariant_maps
+
+    def spoiled(rng, draws):
+        maps = built(rng, draws)
+        maps[0, 0] = (maps[0, 0] + 1) % proposition_d_4.POINTS  # one value of one map
+        return maps
+
+    measured = fails(proposition_d_4, 50, equivariant_maps=spoiled)
+    assert measured["of_them_with_an_action_on_y"] == 49
+    assert measured["of_them_with_an_action_on_classes"] == 49
+
+
+def test_proposition_d_4_needs_a_group(fails):
+    broken = proposition_d_4.ACTION.copy()
+    broken[1, [0, 1]] = broken[1, [1, 0]]
+    fails(proposition_d_4, 20, ACTION=broken)
+
+
+def test_lemma_e_1_finds_zero_a_and_b(fails):
+    def linear(rng, draws, size):
+        A = random_matrices.scaled_permutations(rng, draws, size)
+        zero = np.zeros((draws, size))
+        return {"linear": (A, A, zero, zero)}
+
+    assert fails(lemma_e_1, 20, affine_pairs=linear)["smallest_defect_with_linear"] == 0
+
+
+# ---- parts of the demonstrations
+
+
+def test_proposition_d_4_needs_the_classes():
+    measured = proposition_d_4.demonstrate()["measured"]
+    without = measured["of_them_with_an_action_on_the_image_of_phi_itself"]
+    assert 0 < without < measured["factorisations_with_psi_not_invertible"]
 
 
 def test_example_c_2_bound_against_a_wide_k():
@@ -215,78 +267,12 @@ def test_windows_with_pooling_are_the_convolution():
     assert example_c_2.network(nets, images) == pytest.approx(expected, abs=1e-5)
 
 
-def test_proposition_d_1_needs_the_rewriting(monkeypatch):
-    def untouched(W1, W2):
-        rho1 = np.broadcast_to(np.eye(2, dtype=int), W1.shape)
-        return W1, W2, rho1, np.full(len(W1), "none")
-
-    monkeypatch.setattr(proposition_d_1, "layerwise_equivariant", untouched)
-    record = proposition_d_1.demonstrate(draws=50)
-    assert record["holds"] is False
-    measured = record["measured"]
-    assert measured["of_them_equal_to_the_rewritten_net"] == measured["nets_rewritten"]
-    assert measured["of_them_rewritten_layerwise_equivariant"] < measured["nets_rewritten"]
-
-
-def test_proposition_d_1_finds_nets_that_are_not_invariant(monkeypatch):
-    decide = proposition_d_1.is_invariant
-    monkeypatch.setattr(proposition_d_1, "is_invariant", lambda W1, W2: np.ones(len(W1), bool))
-    assert proposition_d_1.demonstrate(draws=50)["holds"] is False
-    monkeypatch.setattr(proposition_d_1, "is_invariant", decide)
-    monkeypatch.setattr(
-        proposition_d_1,
-        "random_invariant_nets",
-        lambda rng, draws: {"any": (rng.integers(-9, 10, (draws, 2, 2)), rng.integers(-9, 10, (draws, 2)))},
-    )
-    assert proposition_d_1.demonstrate(draws=50)["holds"] is False
-
-
 def test_proposition_d_1_decides_invariance_exactly():
     W1 = np.array(
         [[[3, 2], [2, 3]], [[3, 2], [2, 3]], [[1, -1], [-1, 1]], [[5, 1], [5, 1]], [[5, 1], [5, 2]]]
     )
     W2 = np.array([[1, 1], [1, -1], [2, 2], [1, -1], [1, -1]])
     assert proposition_d_1.is_invariant(W1, W2).tolist() == [True, False, True, True, False]
-
-
-def test_proposition_d_4_needs_an_equivariant_composition(monkeypatch):
-    built = proposition_d_4.equivariant_maps
-
-    def spoiled(rng, draws):
-        maps = built(rng, draws)
-        maps[0, 0] = (maps[0, 0] + 1) % proposition_d_4.POINTS  # one value of one map
-        return maps
-
-    monkeypatch.setattr(proposition_d_4, "equivariant_maps", spoiled)
-    record = proposition_d_4.demonstrate(draws=50)
-    assert record["holds"] is False
-    assert record["measured"]["of_them_with_an_action_on_y"] == 49
-    assert record["measured"]["of_them_with_an_action_on_classes"] == 49
-
-
-def test_proposition_d_4_needs_the_classes():
-    measured = proposition_d_4.demonstrate()["measured"]
-    without = measured["of_them_with_an_action_on_the_image_of_phi_itself"]
-    assert 0 < without < measured["factorisations_with_psi_not_invertible"]
-
-
-def test_proposition_d_4_needs_a_group(monkeypatch):
-    broken = proposition_d_4.ACTION.copy()
-    broken[1, [0, 1]] = broken[1, [1, 0]]
-    monkeypatch.setattr(proposition_d_4, "ACTION", broken)
-    assert proposition_d_4.demonstrate(draws=20)["holds"] is False
-
-
-def test_lemma_e_1_finds_zero_a_and_b(monkeypatch):
-    def linear(rng, draws, size):
-        A = random_matrices.scaled_permutations(rng, draws, size)
-        zero = np.zeros((draws, size))
-        return {"linear": (A, A, zero, zero)}
-
-    monkeypatch.setattr(lemma_e_1, "affine_pairs", linear)
-    record = lemma_e_1.demonstrate(draws=20)
-    assert record["holds"] is False
-    assert record["measured"]["smallest_defect_with_linear"] == 0
 
 
 def test_figure_10_shows_every_shape_in_both_orientations():

@@ -28,11 +28,8 @@ class Net(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.head = (
-            nn.Conv2d(3, 8, 3, padding=1),
-            nn.Conv2d(8, 8, 3, padding=1),
-            nn.Linear(8, 5),
-        )
+        self.a, self.b = (nn.Conv2d(channels, 8, 3, padding=1) for channels in (3, 8))
+        self.head = nn.Linear(8, 5)
 
     def body(self, x):
         return F.relu(self.b(F.relu(self.a(x))))

@@ -50,12 +50,6 @@ def images():
 # ---- recipes
 
 
-def test_the_linear_schedule_rises_over_its_warm_up_and_falls_to_zero():
-    recipe = VGG_RECIPE.but(epochs=10, warmup_epochs=2, learning_rate=0.08)
-    rates = [recipe.learning_rate_at(epoch) for epoch in (0, 1, 2, 6, 10)]
-    assert rates == pytest.approx([0, 0.04, 0.08, 0.04, 0])
-
-
 def test_the_step_schedule_divides_the_rate_by_ten_after_each_third():
     recipe = Recipe(epochs=90, batch_size=1024, learning_rate=0.4, schedule="step")
     rates = [recipe.learning_rate_at(epoch) for epoch in (0, 29.9, 30, 59.9, 60, 89.9)]
@@ -77,7 +71,7 @@ def test_late_invariance_is_on_after_its_share_of_the_epochs():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "line"),
     [
         ({"objective": "byol"}, "objective: 'byol' given; allowed is one of supervised, simsiam, linear"),
         (
@@ -87,8 +81,8 @@ def test_late_invariance_is_on_after_its_share_of_the_epochs():
         ({"processes": 3}, "batch_size: 20 can't be shared evenly by 3 processes"),
     ],
 )
-def test_a_recipe_that_cannot_be_is_refused(wrong, said):
-    with pytest.raises(UserError, match=f"^{said}$"):
+def test_a_recipe_that_cannot_be_is_refused(wrong, line):
+    with pytest.raises(UserError, match=f"^{line}$"):
         VGG_RECIPE.but(**wrong)
 
 
@@ -224,15 +218,6 @@ def test_streams_of_types_seeds_and_purposes_differ():
     assert torch.equal(torch.rand(3, generator=generator(0, "a")), torch.rand(3, generator=generator(0, "a")))
 
 
-def test_the_same_seed_gives_the_same_bytes(images):
-    states = []
-    for _ in range(2):
-        net = small_net()
-        train_on(images, net, VGG_RECIPE)
-        states.append(net.state_dict())
-    assert_same(*states)
-
-
 @pytest.mark.slow(seconds=1)
 def test_training_in_bfloat16_keeps_float32_weights_and_learns_like_float32(images):
     last = {}
@@ -247,14 +232,12 @@ def test_training_in_bfloat16_keeps_float32_weights_and_learns_like_float32(imag
 
 
 SHORT = {"epochs": 3, "batch_size": 4}  # ten steps an epoch on the few images
+LARS = {"precision": "float16", "optimizer": "lars", "learning_rate": 10.0}
 KINDS = {
     "vgg": (VGG_RECIPE.but(**SHORT), VGG),
     "resnet": (RESNET_RECIPE.but(**SHORT), RESNET),
     "simsiam": (RESNET_RECIPE.but(**SHORT, objective="simsiam"), RESNET),
-    "float16 and lars": (
-        VGG_RECIPE.but(**SHORT, precision="float16", optimizer="lars", learning_rate=10.0),
-        VGG,
-    ),
+    "float16 and lars": (VGG_RECIPE.but(**SHORT, **LARS), VGG),
 }
 
 
@@ -269,8 +252,8 @@ def whole(few):
     return cache(lambda kind: train_on(few, small_net(KINDS[kind][1]), KINDS[kind][0]))
 
 
-@pytest.mark.slow(seconds=2)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow(seconds=1)
+@pytest.mark.parametrize("kind", ["resnet", "float16 and lars"])
 def test_a_training_cut_off_between_epochs_ends_with_the_same_bytes(few, whole, tmp_path, kind):
     recipe, network = KINDS[kind]
     state = tmp_path / "state.safetensors"
@@ -372,8 +355,8 @@ def test_a_training_ended_by_a_signal_and_started_again_ends_with_the_same_bytes
         assert ended.poll() is None
         time.sleep(0.01)
     ended.send_signal(number)
-    said = ended.communicate(timeout=300)[1]
-    assert ended.returncode != 0 and ("the training state is saved" in said) == (number != signal.SIGKILL)
+    output = ended.communicate(timeout=300)[1]
+    assert ended.returncode != 0 and ("the training state is saved" in output) == (number != signal.SIGKILL)
     assert state.exists() and not (tmp_path / "ended").exists()
     lines = start().communicate(timeout=120)[0].splitlines()
     assert 0 < len(lines) < 20  # it went on, it didn't start over

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torchvision
-from records import NAMES  # noqa: F401  the folder is on the path
 from small_nets import Images, smooth_images, vgg11
 from structures import Attended, with_statistics
 from torch import nn
@@ -68,10 +67,8 @@ class Residual(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.convs = (
-            nn.Conv2d(3, 8, 3),
-            nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)),
-        )
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
         self.classifier = nn.Linear(8, 4)
 
     def forward(self, x):

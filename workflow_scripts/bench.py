@@ -22,7 +22,7 @@ def in_words(value):
 
 
 def paper_grid(root):
-    """What the benchmark has to know of the paper's grid, to say how long it would take."""
+    """The paper's grid, as far as its duration depends on it."""
     paper = Settings.of({"scale": "paper"}, [root / "scales"])
     models = [paper.models[model] for model in paper.table("table2")]
     how = [model.stages["training"] for model in models]

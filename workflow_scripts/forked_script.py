@@ -25,7 +25,7 @@ NETS = (
 def run_as_forks(scripts: Sequence[str]) -> None:
     """Run the scripts of this run as forks of a process with their imports, if they are many and this system can."""
     if len(scripts) > FEW and can_fork():
-        without_nets = {Path(script).stem for script in scripts} <= {"table", "figure"}
+        without_nets = {Path(script).stem for script in scripts} == {"finding"}
         ForkedScript.forks = Forks(FINDINGS if without_nets else NETS + FINDINGS)
         snakemake.script.PythonScript = ForkedScript
 

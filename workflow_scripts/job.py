@@ -13,7 +13,7 @@ from relusym.errors import WARNINGS, Interrupted, hears
 from relusym.jobs.gpu_slots import gpu_slots
 from relusym.jobs.job_lock import JobLock
 from relusym.jobs.job_log import log_error, printed_to
-from relusym.jobs.memory import keep_freed_memory
+from relusym.memory import keep_freed_memory
 
 gc.disable()  # until all is imported, none of which is garbage: looking for it takes a fifth of a small job's time
 

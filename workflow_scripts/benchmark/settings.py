@@ -31,7 +31,7 @@ class Bench(Section):
 
 
 def read_settings() -> Bench:
-    """What bench.yaml says.
+    """The settings in bench.yaml.
 
     Raises:
         UserError: names the key, what was given and what is allowed.

@@ -22,7 +22,7 @@ from relusym.data.batches import ImagesOnDevice
 from relusym.data.image_set import ImageSet
 from relusym.evaluation.barrier import accuracy
 from relusym.evaluation.images import Images
-from relusym.jobs.memory import keep_freed_memory
+from relusym.memory import keep_freed_memory
 from relusym.merging.merge import FLIP, PAIR, flip_merge, merge
 from relusym.nets.vgg import VGG11
 from relusym.randomness import stream

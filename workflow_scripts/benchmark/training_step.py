@@ -16,7 +16,7 @@ from itertools import product
 import torch
 
 from benchmark.machine import device_name
-from relusym.jobs.memory import keep_freed_memory
+from relusym.memory import keep_freed_memory
 from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.training.objectives import Supervised

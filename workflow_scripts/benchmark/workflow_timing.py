@@ -96,5 +96,5 @@ def start_up_scale(demo: dict[str, Any]) -> dict[str, Any]:
 
 
 def useful_seconds(record: Path) -> float:
-    """The seconds that a record says its work took, once everything was imported."""
+    """By a record, the seconds that its work took once everything was imported."""
     return json.loads(record.read_text(encoding="utf-8"))["cost"]["seconds"]

@@ -45,7 +45,7 @@ def save_arrays(path: str | Path, arrays: dict[str, np.ndarray], about: dict[str
 def load(
     path: str | Path, device: str | torch.device = "cpu", names: Iterable[str] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (only those of `names`, if given) and what `save` was told about them.
+    """The tensors (of `names` only; None: all) and what `save` wrote about them.
 
     Raises:
         UserError: the file is missing, truncated, or not written by `save`.
@@ -56,7 +56,7 @@ def load(
 def load_arrays(
     path: str | Path, names: Iterable[str] | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """As `load`, but NumPy arrays, also of what `save` wrote. No `names` at all: only what the header tells."""
+    """As `load`, but NumPy arrays, also of what `save` wrote. An empty `names`: the header alone."""
     return _load(path, "np", "cpu", names)
 
 
@@ -72,10 +72,10 @@ def shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
 
 def _load(path: str | Path, framework: str, device: str, names: Iterable[str] | None) -> tuple[dict, dict]:
     with _opened(path, framework, device) as file:
-        said = (file.metadata() or {}).get("relusym")
+        header = (file.metadata() or {}).get("relusym")
         tensors = {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
     try:
-        about = json.loads(said or "null")
+        about = json.loads(header or "null")
     except (ValueError, RecursionError):
         about = None
     if not isinstance(about, dict):

@@ -60,7 +60,7 @@ AGAIN = "restore it, or download CIFAR10's archive again"
 
 
 def name_of(label: str, digest: str | None) -> str:
-    """What tables call images: "CIFAR10" if their content is, "CIFAR10?" if only their label says so, else their label.
+    """What tables call images: "CIFAR10" if their content is, "CIFAR10?" if only their label is that, else their label.
 
     Args:
         label: from the config.
@@ -78,10 +78,10 @@ def doubt(digest: str, split: str | None = None) -> str:
     Args:
         digest: of the prepared images, or of the split.
     """
-    own, what = (SPLIT_DIGESTS[split], f"{split} images") if split else (DIGEST, "images")
+    official, what = (SPLIT_DIGESTS[split], f"{split} images") if split else (DIGEST, "images")
     return (
         f"{NAME}?: these aren't {NAME}'s {what}, or not in its order (their SHA-256 begins with {digest[:8]}, that of "
-        f"{NAME}'s with {own[:8]})"
+        f"{NAME}'s with {official[:8]})"
     )
 
 
@@ -129,13 +129,13 @@ def recognised(path: Path) -> tuple[str, Path] | None:
         UserError: it is a damaged archive, or one of something else.
     """
     if not path.is_file():
-        found = ((name, _located(path, version)) for name, version in VERSIONS.items())
-        return next(((name, at) for name, at in found if at), None)
+        places = ((name, _located(path, version)) for name, version in VERSIONS.items())
+        return next(((name, at) for name, at in places if at), None)
     if not path.name.endswith(ARCHIVES):
         return None
-    of = {file: name for name, version in VERSIONS.items() for file in version.files()}
-    for name, _ in _members(path, of):
-        return of[name], path
+    versions = {file: name for name, version in VERSIONS.items() for file in version.files()}
+    for file, _ in _members(path, versions):
+        return versions[file], path
     raise UserError(f"{path} holds no batches of {NAME}: allowed is {_named('archive')}, or a folder")
 
 
@@ -169,40 +169,40 @@ def read(at: Path, source: str, splits: Iterable[str] = BATCHES) -> dict[str, tu
             f"{at / version.class_names}: the classes are {', '.join(names) or 'none'}, not {NAME}'s "
             f"({CLASSES[0]} to {CLASSES[-1]}); other images are read from a folder with one folder a class"
         )
-    batch, found = {"binary": _binary, "python": _python}[source], {}
+    read_batch, arrays = {"binary": _binary, "python": _python}[source], {}
     for split in splits:
         files = [name + version.ending for name in BATCHES[split]]
-        pixels, labels = zip(*(batch(contents.pop(file), at / file) for file in files), strict=True)
+        pixels, labels = zip(*(read_batch(contents.pop(file), at / file) for file in files), strict=True)
         images = np.concatenate(pixels).reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
-        found[split] = np.ascontiguousarray(images), np.concatenate(labels)
-    return found
+        arrays[split] = np.ascontiguousarray(images), np.concatenate(labels)
+    return arrays
 
 
 def _contents(at: Path, names: list[str]) -> dict[str, bytes]:
     """The files of those names, in a folder or anywhere in an archive."""
     try:
         if at.is_dir():
-            found = {name: (at / name).read_bytes() for name in names if (at / name).is_file()}
+            files = {name: (at / name).read_bytes() for name in names if (at / name).is_file()}
         else:
-            found = dict(_members(at, names))
+            files = dict(_members(at, names))
     except OSError as error:
         raise UserError(f"{error.filename} can't be read ({error.strerror}): make it readable") from error
-    if missing := [name for name in names if name not in found]:
+    if missing := [name for name in names if name not in files]:
         raise UserError(f"{at} lacks {', '.join(missing)}: {AGAIN}")
-    return found
+    return files
 
 
 def _members(path: Path, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
     """The files of those names, whatever folder of the archive they are in; in one pass, that ends with the last."""
-    found = set()
+    seen = set()
     try:
         with tarfile.open(path) as archive:
             for member in archive:
                 name = PurePath(member.name).name
                 if name in names and (file := archive.extractfile(member)):
                     yield name, file.read()
-                    found.add(name)
-                if len(found) == len(names):
+                    seen.add(name)
+                if len(seen) == len(names):
                     return
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         reason = str(error).partition("\n")[0].rstrip(":")  # not how it fared in each format
@@ -235,9 +235,9 @@ def _python(raw: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{path} has no entry {absent[0]}, so it is no batch of {NAME}: {AGAIN}")
     data, labels = batch["data"], batch["labels"]
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (IN_A_BATCH, PIXELS):
-        found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+        what = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
         raise UserError(
-            f"{path} has data {found}, and a batch of {NAME} uint8 {(IN_A_BATCH, PIXELS)}: {AGAIN}"
+            f"{path} has data {what}, and a batch of {NAME} uint8 {(IN_A_BATCH, PIXELS)}: {AGAIN}"
         )
     if not isinstance(labels, list) or len(labels) != IN_A_BATCH:
         raise UserError(f"{path} has no list of {IN_A_BATCH:,} labels, so it is no batch of {NAME}: {AGAIN}")
@@ -256,16 +256,16 @@ def _labels(labels: list[Any], path: Path) -> np.ndarray:
 def _unpickled(raw: bytes, path: Path) -> dict[str, Any]:
     """A pickled dict of arrays and plain values. Whatever else the file asks for is refused before it is imported."""
     try:
-        found = _unpickler()(io.BytesIO(raw), encoding="latin1").load()
+        entries = _unpickler()(io.BytesIO(raw), encoding="latin1").load()
     except _Refused as error:
         raise UserError(
             f"{path} asks for {error}, and no file of {NAME} does: refused, since it could run code; {AGAIN}"
         ) from error
     except Exception as error:  # what is damaged may raise anything
         raise UserError(f"{path} is truncated or damaged ({type(error).__name__}): {AGAIN}") from error
-    if not isinstance(found, dict):
+    if not isinstance(entries, dict):
         raise UserError(f"{path} holds no dict of arrays, so it is no file of {NAME}: {AGAIN}")
-    return found
+    return entries
 
 
 class _Refused(pickle.UnpicklingError):

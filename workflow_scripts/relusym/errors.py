@@ -1,4 +1,4 @@
-"""Errors that a user can cause, told in one line, and signals that end a job."""
+"""Errors that a user can cause, one line each, and signals that end a job."""
 
 import signal
 import sysconfig
@@ -17,7 +17,7 @@ def hears(number: int) -> bool:
 
 
 class UserError(Exception):
-    """Something the user gave is wrong: the message says what, where, and what to do, in one line."""
+    """Something in the user's input is wrong: the message is one line on what, where, and what to do."""
 
 
 def listed(names: Sequence[str], most: int | None = None) -> str:
@@ -27,15 +27,15 @@ def listed(names: Sequence[str], most: int | None = None) -> str:
 
 
 def theirs(error: BaseException) -> str:
-    """A user's own exception in a line: its kind, what it says, and the last line of the user's code that it passed."""
-    says = " ".join(str(error).split()) or "without a word"
+    """An exception of the user's code in a line: its kind, its message, and the last line of that code in its trace."""
+    message = " ".join(str(error).split()) or "without a word"
     where = users_line(error)
-    return f"{type(error).__name__}: {says}" + (f" ({where})" if where else "")
+    return f"{type(error).__name__}: {message}" + (f" ({where})" if where else "")
 
 
 def users_line(error: BaseException) -> str | None:
     """`file.py, line 12`: the last line that an exception passed that is neither this package's nor a library's."""
-    libraries = tuple(sysconfig.get_paths()[of] for of in ("stdlib", "platstdlib", "purelib", "platlib"))
+    libraries = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if Path(frame.filename).is_file() and not frame.filename.startswith(
             (*libraries, str(Path(__file__).parent))
@@ -45,4 +45,4 @@ def users_line(error: BaseException) -> str | None:
 
 
 class Interrupted(UserError):
-    """A signal ended a job before it was done; the message says where it goes on from."""
+    """A signal ended a job before it was done; the message is on where it goes on from."""

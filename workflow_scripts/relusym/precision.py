@@ -11,7 +11,7 @@ def full_float32() -> Iterator[None]:
     """Within, or in a function that it decorates, float32 has all its bits on GPUs as well.
 
     NVIDIA GPUs from Ampere on have a shorter format, TF32 (10 bits of mantissa instead of 23), which PyTorch uses for
-    convolutions unless told otherwise. Autocast to bfloat16 or float16 is not touched.
+    convolutions by default. Autocast to bfloat16 or float16 is not touched.
     """
     kinds = torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
     before = [kind.fp32_precision for kind in kinds]

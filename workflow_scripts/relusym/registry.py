@@ -27,30 +27,30 @@ class Entry:
         return pkgutil.resolve_name(self.path)
 
 
-def one_of(key: str, given: Any, allowed) -> str:
-    """What is wrong, if `given` is none of `allowed`."""
-    return f"{key}: {given!r} given; {allowed_names(given, allowed)}"
+def one_of(key: str, value: Any, allowed) -> str:
+    """What is wrong, if `value` is none of `allowed`."""
+    return f"{key}: {value!r} given; {allowed_names(value, allowed)}"
 
 
 def choose(
-    registry: dict[str, Entry], selector: str, given: dict[str, Any], key: str | Where
+    registry: dict[str, Entry], selector: str, values: dict[str, Any], key: str | Where
 ) -> tuple[Entry, Section]:
-    """The entry that `given[selector]` names, and its options; imports nothing.
+    """The entry that `values[selector]` names, and its options; imports nothing.
 
     Args:
-        key: where `given` stands in the config, for messages; or what a message calls each key in it.
+        key: where `values` stand in the config, for messages; or what a message calls each key in it.
 
     Raises:
-        UserError: names the key, what was given and what is allowed.
+        UserError: names the key, its value and what is allowed.
     """
 
     where = key if callable(key) else partial(dotted, key)
-    name = given.get(selector)
+    name = values.get(selector)
     if name not in registry:
         raise UserError(one_of(where(selector), name, registry))
     entry = registry[name]
     try:
-        options = entry.options.read({k: v for k, v in given.items() if k != selector}, where)
+        options = entry.options.read({k: v for k, v in values.items() if k != selector}, where)
     except UserError as error:
         raise UserError(f"{error} ({selector} {name})") from None
     return entry, options

@@ -101,10 +101,10 @@ def remark(text: str) -> PydanticCustomError:
     return PydanticCustomError("remark", "{text}", {"text": text})
 
 
-def allowed_names(given: Any, names: Iterable[Any]) -> str:
-    """The names that are allowed in place of `given`, and the nearest of them."""
+def allowed_names(value: Any, names: Iterable[Any]) -> str:
+    """The names that are allowed in place of `value`, and the nearest of them."""
     names = [str(name) for name in names]
-    near = difflib.get_close_matches(str(given), names, n=1)
+    near = difflib.get_close_matches(str(value), names, n=1)
     return f"allowed is one of {', '.join(names)}" + "".join(f" (is it {name}?)" for name in near)
 
 
@@ -171,7 +171,7 @@ class Section(BaseModel):
         """The section of these values.
 
         Raises:
-            UserError: names the key, what was given and what is allowed.
+            UserError: names the key, its value and what is allowed.
         """
         try:
             return cls.model_validate(values)
@@ -186,7 +186,7 @@ class Section(BaseModel):
         """
         return self.read(self.model_dump() | changes, dotted)
 
-    def given(self) -> dict[str, Any]:
+    def explicit(self) -> dict[str, Any]:
         """The keys that aren't left to their defaults, as plain values."""
         return self.model_dump(exclude_unset=True)
 
@@ -222,7 +222,7 @@ SECTIONS = "dict_type", "model_type", "model_attributes_type"
 
 
 def in_one_line(errors: list[ErrorDetails], where: Where) -> str:
-    """The first of pydantic's errors as who wrote the config needs it: key, what was given, what is allowed."""
+    """The first of pydantic's errors as who wrote the config needs it: the key, its value, what is allowed."""
     error, *others = errors
     kind, path, context = error["type"], [*error["loc"]], error.get("ctx", {})
     value = path[-2] if path[-1:] == ["[key]"] else error["input"]

@@ -44,6 +44,12 @@ class Symmetry:
                 raise UserError(f"symmetry {self.name}: images of {width}×{height} pixels have to be square")
         return torch.stack(powers)
 
+    def inverse(self, spatial: Tensor) -> Tensor:
+        """τ⁻¹ of the last two dimensions of `spatial`."""
+        for _ in range(self.order - 1):
+            spatial = self.act(spatial)
+        return spatial
+
     def transform(self, net: nn.Module) -> nn.Module:
         """The net Φ̂ whose every conv kernel is transformed: Φ̂(τx) = Φ(x), where the architecture allows it.
 

@@ -51,8 +51,8 @@ def check_writable(folder: str | Path) -> None:
     Raises:
         UserError: they can't.
     """
-    folder = Path(folder).absolute()
-    above = next(path for path in (folder, *folder.parents) if path.exists())
+    whole = Path(folder).absolute()
+    above = next(path for path in (whole, *whole.parents) if path.exists())
     try:
         tempfile.TemporaryFile(dir=above).close()
     except OSError as error:

@@ -30,7 +30,7 @@ def measure(job: MergeJob) -> dict[str, Any]:
     from relusym.channels.traced import as_traced
     from relusym.merging.aligned import align
     from relusym.merging.layers import equivariance_errors
-    from relusym.merging.partial import barriers_up_to
+    from relusym.merging.partial import prefix_barriers
 
     (net,), symmetry = job.plain, job.symmetry
     traced = as_traced(net, job.images.shape)
@@ -40,7 +40,7 @@ def measure(job: MergeJob) -> dict[str, Any]:
     return {
         "equivariance_error": {name: ways["matched"] for name, ways in errors.items()},
         "similarity": aligned.similarity,
-        "barrier_up_to": barriers_up_to(aligned, job.images, job.test, job.labels),
+        "barrier_up_to": prefix_barriers(aligned, job.images, job.test, job.labels),
     }
 
 

@@ -65,7 +65,7 @@ class Body(Fields):
 def measure(job: MergeJob) -> dict[str, Any]:
     """From a net to its aligned flipped self, or to another net."""
     from relusym.merging.aligned import align
-    from relusym.merging.curve import curve
+    from relusym.merging.merge import curve
 
     first, *others = job.plain
     order = None if others else job.symmetry.order

@@ -37,10 +37,6 @@ class Options(Selection):
 NOT_IN_SETTINGS = {*Options.model_fields, "pairs", "matching"}
 
 
-def no_settings(section: Values, model: str, settings: Values, snapshots: list[int]) -> Values:
-    return {}
-
-
 @dataclass(frozen=True)
 class Measurement:
     """All that the workflow has to know of a measurement.
@@ -49,15 +45,15 @@ class Measurement:
         options: its section in the config, below `beyond`; with `pairs`, it may be of two nets.
         body: what its record has, besides the header.
         measure: from the job to the body.
-        settings: what its record depends on besides the nets, how they are merged, their symmetry and its options: from
-            its section, the first net's model, those settings, and the epochs at which that net is kept.
+        settings: what its record depends on besides its options and what is upstream, the nets and how they are merged:
+            from its section, the first net's model, the settings upstream, and the epochs at which that net is kept.
         snapshots: the epochs at which it reads a net, by its settings.
-        of_flips: whether its nets' symmetry has to be of order 2.
+        flips_alone: whether its nets' symmetry has to be of order 2.
     """
 
     options: type[Options]
     body: type[Fields]
     measure: Callable[[MergeJob], Values]
-    settings: Callable[[Values, str, Values, list[int]], Values] = no_settings
+    settings: Callable[[Values, str, Values, list[int]], Values] = lambda *_: {}
     snapshots: Callable[[Values], list[int]] = lambda settings: []
-    of_flips: bool = False
+    flips_alone: bool = False

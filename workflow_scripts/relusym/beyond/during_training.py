@@ -59,9 +59,9 @@ class Body(Fields):
         return epochs
 
 
-def settings(section: dict, model: str, of_nets: dict[str, Any], snapshots: list[int]) -> dict[str, Any]:
+def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: list[int]) -> dict[str, Any]:
     """The epochs at which the net was kept, and the last."""
-    last = of_nets["trained"][0]["training"]["epochs"]
+    last = upstream["trained"][0]["training"]["epochs"]
     return {"epochs": [*sorted(epoch for epoch in snapshots if epoch < last), last]}
 
 

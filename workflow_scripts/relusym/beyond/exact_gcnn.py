@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from relusym import checkpoint, nets
+from relusym import checkpoint
 from relusym.beyond import declaration
 from relusym.errors import UserError
 from relusym.record_types import Count, Fields, NotNegative, Share, Shares, contradiction
@@ -104,7 +104,7 @@ class Body(Fields):
     representations: Annotated[dict[str, Representation], Field(min_length=1)]
 
 
-def settings(section: dict, model: str, of_nets: Record, snapshots: list[int]) -> Record:
+def settings(section: dict, model: str, upstream: Record, snapshots: list[int]) -> Record:
     return {"from_scratch": model in section["from_scratch"]}
 
 
@@ -121,7 +121,7 @@ def measure(job: MergeJob) -> Record:
     from relusym.merging.aligned import align
     from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn, orbits
     from relusym.merging.identities import hold
-    from relusym.merging.kernel_constraint import filters_and_matches
+    from relusym.merging.layers import filters_and_matches
     from relusym.nets.tied import TiedNet
     from relusym.randomness import stream
     from relusym.training.loop import precision_name
@@ -188,6 +188,8 @@ def measure(job: MergeJob) -> Record:
 
 def initial(plain: nn.Module, job: MergeJob) -> nn.Module:
     """An ordinary net of the same shapes with its architecture's initial weights."""
+    from relusym import nets
+
     network = job.settings["trained"][0]["network"] | {"group_convs": 0}
     known = {"architecture", *nets.options(network["architecture"])}
     network = {key: value for key, value in network.items() if key in known}
@@ -234,6 +236,7 @@ def load(path: Path, device: torch.device) -> TiedNet:
     """
     import torch
 
+    from relusym import nets
     from relusym.channels.traced import channel_groups
     from relusym.merging.exact_gcnn import orbits
     from relusym.nets.tied import TiedNet
@@ -256,4 +259,4 @@ def load(path: Path, device: torch.device) -> TiedNet:
     return net.eval().to(device)
 
 
-MEASUREMENT = declaration.Measurement(Options, Body, measure, settings, of_flips=True)
+MEASUREMENT = declaration.Measurement(Options, Body, measure, settings, flips_alone=True)

@@ -69,11 +69,11 @@ class Body(Fields):
         return symmetries
 
 
-def settings(section: dict, model: str, of_nets: dict[str, Any], snapshots: list[int]) -> dict[str, Any]:
+def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: list[int]) -> dict[str, Any]:
     """All symmetries of a net that was trained for none; else its own alone."""
-    training = of_nets["trained"][0]["training"]
+    training = upstream["trained"][0]["training"]
     trained_for_none = not training["augmentation"] and training["invariance_from"] is None
-    return {"symmetries": [*SYMMETRIES] if trained_for_none else [of_nets["symmetry"]]}
+    return {"symmetries": [*SYMMETRIES] if trained_for_none else [upstream["symmetry"]]}
 
 
 def measure(job: MergeJob) -> dict[str, Any]:

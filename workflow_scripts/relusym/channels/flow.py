@@ -1,4 +1,4 @@
-"""Following channels through a net: it is run on one image, and every operation says what it does to them."""
+"""Following channels through a net: it is run on one image, and a handler follows them through every operation."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from relusym.channels.labels import FIXED, Labels, Ties, Weights
-from relusym.channels.tracing import Handler, Handlers, function_name, layer_of
+from relusym.channels.labels import FIXED, Labels, UnionFind, Weights
+from relusym.channels.tracing import Handler, Handlers, describe, function_name, layer_of
 from relusym.errors import UserError
+
+# Handlers that take parameters that were combined with constants, entry by entry.
+ENTRYWISE: set[Handler] = set()
 
 
 class Flow(fx.Interpreter):
     """A net's graph with the labels of every node's output.
 
     Attributes:
-        ties: which channels are joined.
+        relations: which channels are joined.
         places: name in the state dict and dimension → the labels along it.
         labels: of each node's output; of one that is no tensor, its value.
         fixed: operations whose effect isn't known, so that channels they read and write stay at their places → why.
@@ -32,14 +35,14 @@ class Flow(fx.Interpreter):
     """
 
     what = "channels"
-    kind_of_ties = Ties
+    relations_of: type = UnionFind
     dropped: tuple[type, ...] = (Labels, Weights, Tensor)  # no handler may leave these aside
 
     def __init__(self, net: nn.Module, graph: fx.GraphModule, x: Tensor, handlers: Handlers):
         super().__init__(graph)
-        self.ties = self.kind_of_ties()
+        self.relations = self.relations_of()
         self.handlers = getattr(handlers, self.what)
-        self.places: dict[tuple[str, int], Tensor] = {}
+        self.places: dict[Any, Any] = {}
         self.labels: dict[fx.Node, Any] = {}
         self.writers: dict[fx.Node, Tensor] = {}
         self.fixed: dict[str, str] = {}
@@ -51,14 +54,13 @@ class Flow(fx.Interpreter):
         with torch.no_grad():
             self.result = self.run(x)
 
-    def of_image(self, shape: torch.Size) -> Labels:
+    def at_input(self, shape: torch.Size) -> Labels:
         """The labels of the net's input."""
         return Labels.alike(FIXED, shape)
 
-    def of_outputs(self, outputs: list[Labels]) -> None:
-        """What is said of the net's outputs: their channels are fixed."""
-        for of in outputs:
-            self.ties.join(of.ids, torch.tensor(FIXED), "output")
+    def at_output(self, x: Labels) -> None:
+        """An output's channels are fixed."""
+        self.relations.join(x.ids, torch.tensor(FIXED), "output")
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -67,20 +69,22 @@ class Flow(fx.Interpreter):
 
     def _labelled(self, node: fx.Node, result: Any) -> Any:
         if node.op == "placeholder":
-            return self.of_image(result.shape)
+            return self.at_input(result.shape)
         if node.op == "get_attr":
             names = self.names.get(id(result))
             if not names or not result.is_floating_point():
                 return result
             return Weights(result.shape, {names[0]: torch.arange(result.numel()).reshape(result.shape)})
         known = fx.map_arg((node.args, node.kwargs), self.labels.__getitem__)
+        inputs = tree_leaves(known)
         if node.op == "output":
-            self.of_outputs([of for of in tree_leaves(known) if isinstance(of, Labels)])
+            for x in inputs:
+                if isinstance(x, Labels):
+                    self.at_output(x)
             return None
-        followed = any(isinstance(of, Labels | Weights) for of in tree_leaves(known))
-        if not followed and not (node.op == "call_module" and node.meta["varies"]):
-            return result
-        if not any(isinstance(of, Tensor) for of in tree_leaves(result)):
+        followed = any(isinstance(x, Labels | Weights) for x in inputs)
+        followed |= node.op == "call_module" and node.meta["varies"]
+        if not followed or not any(isinstance(part, Tensor) for part in tree_leaves(result)):
             return result
         layer = layer_of(self.module, node)
         keys = type(layer).__mro__ if layer is not None else [function_name(node)]
@@ -88,17 +92,30 @@ class Flow(fx.Interpreter):
         call = Call(self, node, result, layer)
         try:
             if handler is None:
-                what = type(layer).__name__ if layer is not None else function_name(node)
+                called = type(layer).__name__ if layer is not None else function_name(node)
                 raise call.refusal(
-                    f"the effect of {what} on {self.what} is unknown; register a handler for it"
+                    f"the effect of {called} on {self.what} is unknown; register a handler for it"
                 )
             call.check(handler, *known)
             return handler(call, *known[0], **known[1])
         except Unknown as reason:
-            return self.unknown(call, known, reason)
+            return self.unknown(call, inputs, reason)
+
+    def unknown(self, call: Call, inputs: list[Any], reason: Unknown) -> Any:
+        """The labels after an operation whose effect isn't known: all channels that it reads and writes stay."""
+        self.fixed[describe(call.node)] = str(reason)
+        for x in inputs:
+            if isinstance(x, Labels):
+                self.relations.join(x.ids, torch.tensor(FIXED), call.node.name)
+            elif isinstance(x, Weights):
+                call.fix(x)
+        for key, tensor in call.layer.state_dict().items() if call.layer is not None else ():
+            for dim, size in enumerate(tensor.shape):
+                call.index(key, dim, torch.full([size], FIXED))
+        return tree_map(lambda x: Labels.alike(FIXED, x.shape) if isinstance(x, Tensor) else x, call.result)
 
     def place(self, name: str, labels: Labels, call: Call) -> None:
-        """Say which channels the entries of a parameter or buffer belong to: those of one of its dimensions."""
+        """The entries of a parameter or buffer belong to these channels, which lie along one of its dimensions."""
         for dim in labels.varies[:1]:
             self.place_along(name, dim, call.along(labels, dim), call)
 
@@ -107,34 +124,12 @@ class Flow(fx.Interpreter):
         before = self.places.get((name, dim))
         if before is not None and before.shape != labels.shape:
             raise call.refusal(f"{name} is used in several ways")
-        self.places[name, dim] = labels if before is None else self.ties.join(before, labels, call.node.name)
-
-    def unknown(self, call: Call, known: Any, reason: Unknown) -> Any:
-        """What is said of an operation whose effect isn't known: all channels that it reads and writes stay."""
-        self.fixed[describe(call.node)] = str(reason)
-        for of in tree_leaves(known):
-            if isinstance(of, Labels):
-                self.ties.join(of.ids, torch.tensor(FIXED), call.node.name)
-            elif isinstance(of, Weights):
-                call.fix(of)
-        for key, of in call.layer.state_dict().items() if call.layer is not None else ():
-            for dim, size in enumerate(of.shape):
-                call.index(key, dim, torch.full([size], FIXED))
-        return tree_map(
-            lambda of: Labels.alike(FIXED, of.shape) if isinstance(of, Tensor) else of, call.result
-        )
+        joined = labels if before is None else self.relations.join(before, labels, call.node.name)
+        self.places[name, dim] = joined
 
 
 class Unknown(UserError):
     """What an operation does isn't known."""
-
-
-def describe(node: fx.Node) -> str:
-    """What a node calls, and where."""
-    if node.op == "call_module":
-        return f"layer {node.target}"
-    owners = node.meta.get("owners")
-    return f"{function_name(node) or node.target}" + (f" in {owners[-1]}" if owners and owners[-1] else "")
 
 
 def refuse(net: nn.Module) -> None:
@@ -153,9 +148,19 @@ def refuse(net: nn.Module) -> None:
                 raise UserError(f"{name} shares memory with {other}, but isn't the same; clone one of them")
 
 
+def alike(values: Tensor) -> bool:
+    """Whether all entries of a tensor are the same."""
+    return bool((values == values.flatten()[0]).all())
+
+
 def in_order(entries: Tensor, shape: torch.Size) -> bool:
     """Whether a tensor's entries are numbered as in memory."""
     return entries.numel() == shape.numel() and torch.equal(entries.flatten(), torch.arange(shape.numel()))
+
+
+def padded(x: Tensor, ndim: int) -> Tensor:
+    """A tensor with as many dimensions, of size 1 before those that it has."""
+    return x[(None,) * (ndim - x.ndim)]
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,7 @@ class Call:
 
     Attributes:
         flow: of the whole net.
-        node: the call's own.
+        node: the graph's.
         result: what it returned.
         layer: the layer that it called, if it was one.
     """
@@ -179,6 +184,11 @@ class Call:
         """The output's."""
         return self.result.shape
 
+    @property
+    def relations(self) -> Any:
+        """Those of the labels."""
+        return self.flow.relations
+
     def refusal(self, reason: str) -> Unknown:
         """An error that names the operation; channels that it touches stay at their places, pixels can't be moved."""
         what = f"layer {self.node.target}" if self.layer is not None else f"operation {self.node.name}"
@@ -186,20 +196,24 @@ class Call:
 
     def check(self, handler: Handler, args: Any, options: dict[str, Any]) -> None:
         """Raises Unknown if tensors are handed to a handler that doesn't look at them."""
-        known = signature(handler)
+        parameters = signature(handler)
         try:
-            bound = known.bind(self, *args, **options).arguments
+            bound = parameters.bind(self, *args, **options).arguments
         except TypeError as error:
             raise self.refusal(f"it is called in another way than its handler knows ({error})") from error
-        for name, of in bound.items():
-            if known.parameters[name].annotation in (Labels, "Labels") and not isinstance(of, Labels):
+        for name, x in bound.items():
+            if parameters.parameters[name].annotation in (Labels, "Labels") and not isinstance(x, Labels):
                 raise self.refusal("what it does with parameters or constants isn't known")
-        for of in tree_leaves([bound.get(name) for name in ("rest", "options")]):
-            if isinstance(of, self.flow.dropped) and of.shape.numel() > 1:
+        if handler not in ENTRYWISE and any(
+            isinstance(x, Weights) and x.beside for x in tree_leaves((args, options))
+        ):
+            raise self.refusal("what it does with parameters and constants together isn't known")
+        for x in tree_leaves([bound.get(name) for name in ("rest", "options")]):
+            if isinstance(x, self.flow.dropped) and x.shape.numel() > 1:
                 raise self.refusal("what one of its operands does isn't known")
 
     def fix(self, weights: Weights) -> None:
-        """Say that what parameters or buffers hold stays at its place."""
+        """What parameters or buffers hold stays at its place."""
         for name in weights.sources:
             for dim, size in enumerate(self.flow.tensors[name].shape):
                 self.flow.place_along(name, dim, torch.full([size], FIXED), self)
@@ -208,10 +222,10 @@ class Call:
         """The labels along a dimension, int64 (n,); what varies along others is joined."""
         dim %= len(x.shape)
         others = [other for other in x.varies if other != dim]
-        return self.flow.ties.join_along(x.ids, others, self.node.name).flatten().expand(x.shape[dim])
+        return self.relations.join_along(x.ids, others, self.node.name).flatten().expand(x.shape[dim])
 
     def index(self, weights: str | Weights | None, dim: int, labels: Tensor) -> None:
-        """Say that a dimension of a parameter or buffer, of this layer's if by name, is indexed by these channels."""
+        """A dimension of a parameter or buffer, of this layer's if by name, is indexed by these channels."""
         if isinstance(weights, Labels | Tensor):
             self.combine(Labels.along(labels, dim, weights.shape), weights, shape=weights.shape)
         elif isinstance(weights, Weights) and not self._is_whole(weights):
@@ -223,103 +237,96 @@ class Call:
     def _is_whole(self, weights: Weights) -> bool:
         """Whether weights are a parameter or buffer as it is, or entry by entry a function of it."""
         shape = self.flow.tensors[weights.name].shape
-        return (
-            len(weights.sources) == 1
-            and weights.shape == shape
-            and in_order(weights.sources[weights.name], shape)
-        )
+        same = len(weights.sources) == 1 and weights.shape == shape
+        return same and in_order(weights.sources[weights.name], shape)
 
     def write(self, weights: str | Weights, dim: int, count: int) -> Tensor:
         """The labels of the channels that this operation writes: new ones, but if its weights wrote before."""
         whole = not isinstance(weights, Weights) or self._is_whole(weights)
         before = self.flow.places.get((self._names(weights)[0], dim)) if whole else None
-        labels = self.flow.ties.fresh(count) if before is None else before
+        labels = self.relations.fresh(count) if before is None else before
         self.index(weights, dim, labels)
         self.writes(labels)
         return labels
 
     def writes(self, labels: Tensor) -> None:
-        """Say that the channels' statistics are those that this layer gives them."""
+        """The channels' statistics are those that this layer gives them."""
         self.flow.writers[self.node] = labels
 
     def mix(self, x: Labels, dims: list[int], how: Hashable = None) -> Tensor:
         """What is computed from all entries along these dimensions alike: the labels, with size 1 there.
 
-        If no others vary, the channels are only told from those that aren't there; else they stay together (`nest`).
+        If no others vary, the channels are only set apart from those that aren't there; else they stay together.
         """
         mixed = [dim for dim in x.varies if dim in dims]
         if mixed and mixed == x.varies:
-            self.flow.ties.mark(x.ids.unique(), (self.node.name, how))
+            self.relations.mark(x.ids.unique(), (self.node.name, how))
             return x.ids.new_full([1] * x.ids.ndim, FIXED)
-        return self.flow.ties.nest(x.ids, mixed, self.node.name) if mixed else x.ids
+        return self.relations.nest(x.ids, mixed, self.node.name) if mixed else x.ids
 
     def combine(self, *operands: Any, shape: torch.Size | None = None) -> Any:
         """What is computed entry by entry of tensors, broadcast to a shape: channels that meet are joined."""
         shape = self.shape if shape is None else shape
         ndim = len(shape)
-        weights = [of for of in operands if isinstance(of, Weights)]
-        labelled = [Labels(of.shape, of.ids[(None,) * (ndim - of.ids.ndim)])
-                    for of in operands if isinstance(of, Labels)]  # fmt: skip
-        varies = sorted({dim for of in labelled for dim in of.varies})
-        for of in operands:
-            if isinstance(of, Tensor) and of.numel() > 1:
-                labelled.append(self.constant(of[(None,) * (ndim - of.ndim)], varies))
+        weights = [x for x in operands if isinstance(x, Weights)]
+        labelled = [Labels(x.shape, padded(x.ids, ndim)) for x in operands if isinstance(x, Labels)]
+        constants = [x for x in operands if isinstance(x, Tensor) and x.numel() > 1]
+        constants += [x for parameter in weights for x in parameter.beside]
         if not labelled:
-            return self._combined(weights)
+            return self._combined(weights, tuple(x for x in constants if not alike(x)))
+        varies = sorted({dim for x in labelled for dim in x.varies})
+        labelled += [self.constant(padded(x, ndim), varies) for x in constants]
         ids, known = None, ()
-        for of in labelled:
-            sizes = (1,) * (ndim - len(of.shape)) + tuple(of.shape)
-            alike = of.ids.numel() == 1 and all(sizes[dim] == 1 for dim in varies)
-            if not (alike and varies):
-                ids = (
-                    of.ids if ids is None else self.flow.ties.meet(ids, known, of.ids, sizes, self.node.name)
-                )
+        for x in labelled:
+            sizes = (1,) * (ndim - len(x.shape)) + tuple(x.shape)
+            everywhere = x.ids.numel() == 1 and all(sizes[dim] == 1 for dim in varies)
+            if not (everywhere and varies):
+                ids = x.ids if ids is None else self.relations.meet(ids, known, x.ids, sizes, self.node.name)
                 known = tuple(map(max, known, sizes)) or sizes
-        for of in weights:
-            self.meet(of, ids)
+        for parameter in weights:
+            self.meet(parameter, ids)
         return Labels(shape, ids)
 
     def constant(self, values: Tensor, varies: Sequence[int] = ()) -> Labels:
-        """The labels of a tensor that depends on no image: one, if all its entries are alike.
+        """The labels of a tensor that depends on no image: a single one, if all its entries are alike.
 
         Args:
             varies: the dimensions along which what it meets varies.
         """
-        if values.numel() and bool((values == values.flatten()[0]).all()):
-            return Labels.alike(self.flow.ties.constant(float(values.flatten()[0])), values.shape)
-        return Labels(values.shape, self.flow.ties.constants(values, [*varies]))
+        if values.numel() and alike(values):
+            return Labels.alike(self.relations.constant(float(values.flatten()[0])), values.shape)
+        return Labels(values.shape, self.relations.constants(values, [*varies]))
 
-    def _combined(self, weights: list[Weights]) -> Weights:
+    def _combined(self, weights: list[Weights], beside: tuple[Tensor, ...]) -> Weights:
         """What is computed entry by entry of parameters: of one of them, of the same entries, or of sums over them."""
-        ndim, sources = self.result.ndim, {}
-        for of in sorted(weights, key=lambda of: of.pooled):
-            for name, entries in of.sources.items():
-                entries = entries[(None,) * (ndim - entries.ndim)]
+        sources: dict[str, Tensor] = {}
+        for parameter in sorted(weights, key=lambda parameter: parameter.pooled):
+            for name, entries in parameter.sources.items():
+                entries = padded(entries, self.result.ndim)
                 known = sources.setdefault(name, entries)
                 if known is not entries:
-                    if of.pooled:
+                    if parameter.pooled:
                         for dim, size in enumerate(entries.shape):
                             known = known.narrow(dim, 0, 1) if size == 1 else known
                     if known.shape != entries.shape or not torch.equal(known, entries):
                         raise self.refusal(f"{name} is used in several ways")
-        return Weights(self.shape, sources, all(of.pooled for of in weights))
+        return Weights(self.shape, sources, all(parameter.pooled for parameter in weights), beside)
 
     def meet(self, weights: Weights, ids: Tensor) -> None:
         """Weights that meet channels entry by entry, broadcast, are indexed by them."""
         varies = [dim for dim, size in enumerate(ids.shape) if size > 1]
         for name, entries in weights.sources.items():
-            tensor = self.flow.tensors[name]
-            entries = entries[(None,) * (ids.ndim - entries.ndim)]
+            tensor, entries = self.flow.tensors[name], padded(entries, ids.ndim)
             if varies and all(entries.shape[dim] == 1 for dim in varies):
                 continue  # it is alike in all of them
             whole = entries.shape[-tensor.ndim :] == tensor.shape and in_order(entries, tensor.shape)
             if whole and len(varies) == 1 and entries.shape[varies[0]] == ids.shape[varies[0]]:
                 self.flow.place_along(name, varies[0] - ids.ndim + tensor.ndim, ids.flatten(), self)
                 continue
-            where, found = torch.broadcast_tensors(entries, ids)
-            pairs = torch.stack([where.flatten(), found.flatten()]).unique(dim=1)
+            both = [x.flatten() for x in torch.broadcast_tensors(entries, ids)]
+            pairs = torch.stack(both).unique(dim=1)
             pairs = pairs[:, pairs[0] >= 0]
-            met = self.flow.ties.gathered(*pairs, tensor.numel(), self.node.name)
+            met = self.relations.gathered(*pairs, tensor.numel(), self.node.name)
             self.flow.place(name, Labels.of(met.reshape(tensor.shape)), self)
 
     def _names(self, weights: str | Weights) -> list[str]:

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
 from copy import copy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from relusym.channels.flow import Flow
 from relusym.channels.handlers import ACTIVATING, ACTIVATIONS, ADDITIONS, BATCH_NORMS
-from relusym.channels.labels import Labels
-from relusym.channels.partition import Joined, Place
+from relusym.channels.labels import FIXED, Labels
 from relusym.channels.tracing import function_name, layer_of
 from relusym.errors import UserError
 
-__all__ = ["ChannelGroup", "Place", "by_node", "groups_of", "order_of", "permute", "reordered"]
+
+@dataclass(frozen=True)
+class Place:
+    """Where channels lie in one dimension of a tensor.
+
+    Attributes:
+        tensor: a parameter's or buffer's name in the state dict; of `ChannelGroup.outputs`, a graph node's.
+        dim: the dimension.
+        block: how many entries of it each channel spans.
+        entries: those of the first channel, of the second and so on; None: all, in their order.
+    """
+
+    tensor: str
+    dim: int
+    block: int = 1
+    entries: Sequence[int] | None = None
+
+    def index(self, size: int, device: torch.device | str = "cpu") -> Tensor:
+        """The entries of each of `size` channels, int64 (size, block)."""
+        if self.entries is None:
+            return torch.arange(size * self.block, device=device).reshape(size, self.block)
+        return torch.tensor(self.entries, device=device).reshape(size, self.block)
 
 
 @dataclass(frozen=True)
@@ -54,33 +77,151 @@ class ChannelGroup:
         return next(place for place in self.outputs if place.tensor == self.node)
 
 
+class ChannelPartition:
+    """A net's channels once it has been followed: which are joined to one, and which of these are alike.
+
+    Attributes:
+        sizes: of the groups, those of a single channel left out.
+        heads: how many heads each group has; 1: none.
+        tied: of groups with heads, a number that those share whose heads are permuted alike.
+    """
+
+    def __init__(self, flow: Flow):
+        heads = flow.relations.settle()
+        self.roots = flow.relations.roots()
+        self._places: dict[int, tuple[Tensor, list]] = {}
+        self._kinds: dict[Hashable, int] = {}
+        alike, self.fresh = np.zeros(len(self.roots), dtype=np.int64), 1
+        # of the labels of a channel, how many are below: `places` keeps them in this order
+        order = np.argsort(self.roots, kind="stable")
+        starts = np.searchsorted(self.roots[order], self.roots)
+        self.within = np.empty_like(order)
+        self.within[order] = np.arange(len(order))
+        self.within -= starts
+        draw = np.random.default_rng(0)
+        self._hashes = draw.integers(0, 2**63, (2, int(self.within.max()) + 1), dtype=np.uint64)
+        first, second = np.array(flow.relations.pairs, dtype=np.int64).reshape(-1, 2).T
+        both = self._hashes[0][self.within[first]] * self._hashes[1][self.within[second]]
+        self._refine_by(alike, self.roots[first], both)
+        for labels in flow.places.values():
+            self._refine(alike, labels)
+        for marked in flow.relations.marks.values():
+            self._refine(alike, torch.cat(marked))
+        for labels in tree_leaves(list(flow.labels.values())):
+            if isinstance(labels, Labels):  # what only some pass through sets them apart
+                self._refine(alike, labels.ids)
+        indexing = {
+            root for labels in flow.places.values() for root in np.unique(self._roots(labels)).tolist()
+        }
+        self.head = np.arange(len(self.roots))  # of every channel; itself, if it is in none
+        for head, sets in heads.items():
+            for channels in sets:
+                self.head[list(channels)] = head or min(channels)
+        apart = self._refine_by_heads(alike, heads)
+        members: dict[int, list[int]] = defaultdict(list)
+        for root in sorted(indexing - apart - {FIXED}, key=lambda root: (self.head[root], root)):
+            members[alike[root]].append(root)
+        groups = [channels for channels in members.values() if len(channels) > 1]
+        self.sizes, self.heads, self.tied = [len(channels) for channels in groups], [], []
+        held = {head for head in heads if head != FIXED}
+        self.group, self.rank = (np.full(len(self.roots), -1) for _ in range(2))
+        for number, channels in enumerate(groups):
+            its = np.unique(self.head[channels])
+            several = len(its) > 1 and held.issuperset(its.tolist())
+            self.heads.append(len(its) if several else 1)
+            self.tied.append(int(its[0]) if several else None)
+            self.group[channels], self.rank[channels] = number, range(len(channels))
+
+    def _roots(self, labels: Tensor) -> np.ndarray:
+        return self.roots[labels.flatten().clamp(min=FIXED).numpy()]
+
+    def _refine(self, alike: np.ndarray, labels: Tensor) -> None:
+        """Set channels apart by how often each of their labels is among these."""
+        entries = labels.flatten().clamp(min=FIXED).numpy()
+        self._refine_by(alike, self.roots[entries], self._hashes[0][self.within[entries]])
+
+    def _refine_by(self, alike: np.ndarray, channels: np.ndarray, hashes: np.ndarray) -> None:
+        """Set channels apart by the sums of numbers that stand for what they have."""
+        roots, where = np.unique(channels, return_inverse=True)
+        sums = np.zeros(len(roots), dtype=np.uint64)
+        np.add.at(sums, where.reshape(-1), hashes)
+        _, kinds = np.unique(np.stack([alike[roots].astype(np.uint64), sums]), axis=1, return_inverse=True)
+        alike[roots] = self.fresh + kinds.reshape(-1)
+        self.fresh += len(roots)
+
+    def _refine_by_heads(self, alike: np.ndarray, heads: dict[int, list[frozenset[int]]]) -> set[int]:
+        """Set channels apart by what lies in a head with them; those of heads that hold several sets alike stay."""
+        apart: set[int] = set()
+        kinds = -1
+        while kinds < (kinds := len(np.unique(alike))):
+            for head, sets in heads.items():
+                # of the sets of a head, what they hold; fixed heads are alike to none
+                signs = [
+                    (tuple(sorted(alike[list(held)])), min(held) if head == FIXED else 0) for held in sets
+                ]
+                if head != FIXED and len(set(signs)) < len(signs):
+                    apart |= {head}.union(*sets)
+                whole = (alike[head] if head else 0, *sorted(signs))
+                for held, sign in [*zip(sets, signs, strict=True), *([({head}, 0)] if head else [])]:
+                    for channel in held:
+                        alike[channel] = self._numbered(alike[channel], sign, whole)
+        return apart
+
+    def _numbered(self, *what: Hashable) -> int:
+        """One number for each kind of channels."""
+        if what not in self._kinds:
+            self._kinds[what] = self.fresh
+            self.fresh += 1
+        return self._kinds[what]
+
+    def places(self, tensor: str, dim: int, labels: Tensor) -> list[tuple[int, Place]]:
+        """Each group that has all its channels along this dimension, with as many entries of each, and where."""
+        if id(labels) not in self._places:
+            roots, every = self._roots(labels), labels.flatten().numpy()
+            groups = self.group[roots]
+            # joined channels lie in the order in which they were written
+            entries = np.lexsort((every, self.rank[roots], groups))
+            places = []
+            for run in np.split(entries, np.flatnonzero(np.diff(groups[entries])) + 1):
+                group = int(groups[run[0]])
+                counts = np.bincount(self.rank[roots[run]]) if group >= 0 else np.zeros(0)
+                if group < 0 or len(counts) < self.sizes[group] or (counts != counts[0]).any():
+                    continue
+                first, where = int(run[0]), tuple(run.tolist())
+                if where == tuple(range(first, first + len(run))):
+                    where = range(first, first + len(run)) if len(run) < len(roots) else None
+                places.append((group, int(counts[0]), where))
+            self._places[id(labels)] = labels, places
+        return [(group, Place(tensor, dim, block, where))
+                for group, block, where in self._places[id(labels)][1]]  # fmt: skip
+
+
 def groups_of(flow: Flow) -> list[ChannelGroup]:
     """The channel groups that a net's flow shows, see `channel_groups`."""
-    joined = Joined(flow)
+    partition = ChannelPartition(flow)
     order = {node: i for i, node in enumerate(flow.module.graph.nodes)}
-    places, outputs = defaultdict(list), defaultdict(dict)
+    places, outputs, written = defaultdict(list), defaultdict(dict), defaultdict(list)
     for (tensor, dim), labels in flow.places.items():
-        for group, place in joined.places(tensor, dim, labels):
+        for group, place in partition.places(tensor, dim, labels):
             places[group].append(place)
-    for node, of in flow.labels.items():
-        if isinstance(of, Labels) and len(of.varies) == 1:
-            for group, place in joined.places(node.name, of.varies[0], of.ids):
+    for node, labels in flow.labels.items():
+        if isinstance(labels, Labels) and len(labels.varies) == 1:
+            for group, place in partition.places(node.name, labels.varies[0], labels.ids):
                 outputs[group][node] = place
-    written = defaultdict(list)
     for node, labels in flow.writers.items():
-        for group, place in joined.places(node.name, 0, labels):
+        for group, place in partition.places(node.name, 0, labels):
             written[group].append((order[node], node, place))
-    # inside a layer, where nothing says how alike two channels are, they stay; but what belongs to a head goes with it
-    hidden = [number for number, size in enumerate(joined.sizes)
-              if not outputs[number] and size > joined.heads[number]]  # fmt: skip
-    staying = {joined.tied[number] for number in hidden} - {None}
+    # inside a layer, where nothing shows how alike two channels are, they stay; but what belongs to a head goes with it
+    hidden = [number for number, size in enumerate(partition.sizes)
+              if not outputs[number] and size > partition.heads[number]]  # fmt: skip
+    staying = {partition.tied[number] for number in hidden} - {None}
     groups, names = {}, Counter()
-    for number, size in enumerate(joined.sizes):
-        where, heads, tied = outputs[number], joined.heads[number], joined.tied[number]
+    for number, size in enumerate(partition.sizes):
+        where, heads, tied = outputs[number], partition.heads[number], partition.tied[number]
         if number in hidden or tied in staying:
             continue
         if where:
-            node = _compared(flow, where, tied is not None and joined.tied.count(tied) > 1, order)
+            node = _compared(flow, where, tied is not None and partition.tied.count(tied) > 1, order)
             _, writer, place = max(written[number], default=(0, node, where[node]))
             layer = writer.target if writer.op == "call_module" else writer.name
             name = str(writer.meta.get("layer", layer)).removeprefix("features.")
@@ -88,20 +229,25 @@ def groups_of(flow: Flow) -> list[ChannelGroup]:
             key = order[node], min(where[node].entries or [0])
         else:
             node, name = None, places[number][0].tensor.removeprefix("features.")
-            behind = [of for other, known in outputs.items() if joined.tied[other] == tied for of in known]
+            behind = [n for other, nodes in outputs.items() if partition.tied[other] == tied for n in nodes]
             key = max(map(order.get, behind)), len(order) + number
         names[name] += 1
         name += f"#{names[name]}" if names[name] > 1 else ""
-        whole = tuple(of.name for of, p in where.items() if (p.dim, p.block, p.entries) == (1, 1, None))
-        shown = node.name if node else ""
         groups[key] = ChannelGroup(
-            name, size, tuple(places[number]), shown, whole, tuple(where.values()), heads, tied
+            name,
+            size,
+            tuple(places[number]),
+            node.name if node else "",
+            tuple(n.name for n, p in where.items() if (p.dim, p.block, p.entries) == (1, 1, None)),
+            tuple(where.values()),
+            heads,
+            tied,
         )
     return [groups[key] for key in sorted(groups)]
 
 
 def _compared(flow: Flow, where: dict[fx.Node, Place], attention: bool, order: dict[fx.Node, int]) -> fx.Node:
-    """The node whose output says how alike a group's channels are: the last activation, or else sum, or else any."""
+    """The node whose output shows how alike a group's channels are: the last activation, or else sum, or else any."""
     if attention:  # queries go with keys: their layer shows both
         where = {node: place for node, place in where.items() if node in flow.writers} or where
     smallest = min(place.block for place in where.values())
@@ -109,15 +255,6 @@ def _compared(flow: Flow, where: dict[fx.Node, Place], attention: bool, order: d
     activated = [node for node in nodes if is_activation(flow.module, node)]
     summed = [node for node in nodes if node in flow.writers or function_name(node) in ADDITIONS]
     return max(activated or summed or nodes, key=order.get)
-
-
-def by_node(groups: list[ChannelGroup]) -> dict[str, list[ChannelGroup]]:
-    """The groups by the graph node whose output is compared when their channels are matched."""
-    found: dict[str, list[ChannelGroup]] = defaultdict(list)
-    for group in groups:
-        if group.node:
-            found[group.node].append(group)
-    return found
 
 
 def _span(place: Place, size: int) -> str:
@@ -129,6 +266,15 @@ def _span(place: Place, size: int) -> str:
     stops = sorted(i + 1 for i in entries if i + 1 not in entries)
     runs = [f"{start or ''}:{stop if stop < size else ''}" for start, stop in zip(starts, stops, strict=True)]
     return f"[{','.join(runs)}]" if len(runs) <= 3 else f"[{len(entries)} of {size}]"
+
+
+def by_node(groups: list[ChannelGroup]) -> dict[str, list[ChannelGroup]]:
+    """The groups by the graph node whose output is compared when their channels are matched."""
+    nodes: dict[str, list[ChannelGroup]] = defaultdict(list)
+    for group in groups:
+        if group.node:
+            nodes[group.node].append(group)
+    return nodes
 
 
 def permute(
@@ -175,17 +321,17 @@ def head_order(permutation: Tensor, heads: int) -> Tensor:
 
 def random_permutations(groups: list[ChannelGroup], generator: torch.Generator) -> dict[str, Tensor]:
     """Random permutations of all groups, uniformly among those that leave the net's function as it is."""
-    found, orders = {}, {}
+    permutations, orders = {}, {}
     for group in groups:
         if group.heads == 1:
-            found[group.name] = torch.randperm(group.size, generator=generator)
+            permutations[group.name] = torch.randperm(group.size, generator=generator)
             continue
         if group.tied not in orders:
             orders[group.tied] = torch.randperm(group.heads, generator=generator)
         count = group.size // group.heads
         within = torch.stack([torch.randperm(count, generator=generator) for _ in range(group.heads)])
-        found[group.name] = (orders[group.tied][:, None] * count + within).flatten()
-    return found
+        permutations[group.name] = (orders[group.tied][:, None] * count + within).flatten()
+    return permutations
 
 
 def order_of(
@@ -207,17 +353,11 @@ def reordered(place: Place, channels: int, permutation: Tensor, size: int) -> Te
     return order
 
 
-def is_conv(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a graph's node is a convolution layer."""
-    return isinstance(layer_of(graph, node), nn.Conv2d)
-
-
 def is_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a graph's node is a nonlinearity that acts on every entry alone."""
     layer = layer_of(graph, node)
-    layer = (
-        getattr(layer, "act", None) if isinstance(layer, BATCH_NORMS) else layer
-    )  # as timm's with an activation
+    if isinstance(layer, BATCH_NORMS):  # as timm's with an activation
+        layer = getattr(layer, "act", None)
     return isinstance(layer, ACTIVATIONS) or function_name(node) in ACTIVATING
 
 
@@ -238,7 +378,7 @@ def block_outputs(graph: fx.GraphModule) -> list[fx.Node]:
         return next((user for user in node.users if is_activation(graph, user)), None)
 
     nodes = list(graph.graph.nodes)
-    additions = [node for node in nodes if function_name(node) in ADDITIONS and _of_feature_maps(node)]
+    additions = [node for node in nodes if function_name(node) in ADDITIONS and _adds_feature_maps(node)]
     if additions:
         return [activated(node) or node for node in additions]
     norms = [node for node in nodes if isinstance(layer_of(graph, node), BATCH_NORMS)]
@@ -246,10 +386,10 @@ def block_outputs(graph: fx.GraphModule) -> list[fx.Node]:
             if is_activation(graph, node) or (user := activated(node))]  # fmt: skip
 
 
-def _of_feature_maps(addition: fx.Node) -> bool:
+def _adds_feature_maps(addition: fx.Node) -> bool:
     """Whether two tensors are added, and not sizes or a constant."""
     others = {"size", "getattr", "getitem", "dim", "len"}
     return len(addition.args) == 2 and all(
-        isinstance(of, fx.Node) and function_name(of) not in others and of.op != "get_attr"
-        for of in addition.args
+        isinstance(x, fx.Node) and function_name(x) not in others and x.op != "get_attr"
+        for x in addition.args
     )

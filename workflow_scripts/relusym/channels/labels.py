@@ -16,7 +16,7 @@ FIXED = 0  # the label of what stays at its place: the image's channels, the log
 
 @dataclass(frozen=True)
 class Labels:
-    """The channels of a tensor's entries.
+    """The channels, or pixels, of a tensor's entries.
 
     A label is a channel's number from 1 on, `FIXED`, or a negative number, one for each constant that is alike in all
     channels, as zero padding is. A label stands for a whole: entries that share one, as the pixels of a flattened map
@@ -32,7 +32,7 @@ class Labels:
 
     @classmethod
     def of(cls, entries: Tensor) -> Labels:
-        """Those of a tensor whose every entry's label is given."""
+        """Those of a tensor by every entry's label."""
         ids = entries
         for dim, size in enumerate(entries.shape):
             first = ids.narrow(dim, 0, 1) if size else ids
@@ -65,18 +65,20 @@ class Labels:
 
 @dataclass(frozen=True)
 class Weights:
-    """A tensor that is made of parameters or buffers alone.
+    """A tensor that is made of parameters or buffers alone, or of them and constants.
 
     Attributes:
         shape: the tensor's.
         sources: name in the state dict → which of that tensor's entries, counted from 0 in memory's order, each entry
             is made of, int64, broadcastable to `shape`; -1: of none.
         pooled: whether each entry is made of all entries along the dimensions of size 1, alike, as a mean is.
+        beside: constants that each entry is made of, too, broadcastable to `shape`, as a mask on position biases.
     """
 
     shape: torch.Size
     sources: dict[str, Tensor]
     pooled: bool = False
+    beside: tuple[Tensor, ...] = ()
 
     @property
     def name(self) -> str:
@@ -85,14 +87,14 @@ class Weights:
 
 
 def move_entries(x: Tensor, dims: list[int], order: Tensor) -> Tensor:
-    """Entries along some dimensions together, in another order; entry i is the former entry `order[i]`."""
-    last = x.movedim(dims, [*range(-len(dims), 0)])
-    moved = last.flatten(-len(dims)).index_select(-1, order.to(x.device)).reshape(last.shape)
-    return moved.movedim([*range(-len(dims), 0)], dims)
+    """Entries along some dimensions together, in another order: entry i is the former entry `order[i]`."""
+    last = [*range(-len(dims), 0)]
+    x = x.movedim(dims, last)
+    return x.flatten(-len(dims)).index_select(-1, order.to(x.device)).reshape(x.shape).movedim(last, dims)
 
 
-class Ties:
-    """Channels that are joined when a net's operations need them to be permuted alike: a union-find forest.
+class UnionFind:
+    """Channels that are joined when a net's operations need them to be permuted alike: a forest of their labels.
 
     Attributes:
         marks: what sets channels apart, besides the tensors that they index → those channels.
@@ -117,6 +119,10 @@ class Ties:
         """The label of a constant."""
         return self._constants.setdefault(value, -1 - len(self._constants))
 
+    def constants(self, values: Tensor, varies: list[int]) -> Tensor:
+        """Labels of a constant that isn't alike everywhere, and so keeps what it meets at its place."""
+        return torch.full([1] * values.ndim, FIXED)
+
     def root(self, label: int) -> int:
         """The channel that stands for all that a channel is joined to: the first of them; `FIXED` if one is fixed."""
         parents = self._parents
@@ -129,20 +135,20 @@ class Ties:
         """Of every label from `FIXED` on, the channel that stands for all that it is joined to."""
         return np.array([self.root(label) for label in range(len(self._parents))])
 
-    def join(self, one: Tensor, other: Tensor, where: Hashable) -> Tensor:
+    def join(self, first: Tensor, second: Tensor, where: Hashable) -> Tensor:
         """Join channels with channels, entry by entry; the labels of both, broadcast.
 
         A channel that meets a constant is marked with `where`: the constant is the same to all that meet it there.
         """
-        one, other = torch.broadcast_tensors(one, other)
-        if not torch.equal(one, other):
-            for a, b in torch.stack([one.flatten(), other.flatten()]).unique(dim=1).T.tolist():
+        first, second = torch.broadcast_tensors(first, second)
+        if not torch.equal(first, second):
+            for a, b in torch.stack([first.flatten(), second.flatten()]).unique(dim=1).T.tolist():
                 if a < 0 or b < 0:
                     self.mark(torch.tensor([max(a, b)]), (where, min(a, b)))
                 else:
                     self.pairs.append((a, b))
                     self._unite([a, b])
-        return torch.where(one < 0, other, one)
+        return torch.where(first < 0, second, first)
 
     def _unite(self, labels: Iterable[int]) -> bool:
         """Join channels; whether they weren't yet."""
@@ -152,20 +158,20 @@ class Ties:
         return len(roots) > 1
 
     def meet(
-        self, one: Tensor, sizes: Sequence[int], other: Tensor, others: Sequence[int], where: Hashable
+        self, first: Tensor, sizes: Sequence[int], second: Tensor, others: Sequence[int], where: Hashable
     ) -> Tensor:
         """As `join`, of tensors of these sizes; but where one is broadcast, what it meets of another stays together."""
         finer, coarser = (
             [dim for dim, size in enumerate(ids.shape) if size > 1 and known[dim] == 1]
-            for ids, known in ((other, sizes), (one, others))
+            for ids, known in ((second, sizes), (first, others))
         )
-        if finer and not coarser and one.numel() > 1:
-            self.nest(other, finer, where, one)
-            return other
-        if coarser and not finer and other.numel() > 1:
-            self.nest(one, coarser, where, other)
-            return one
-        return self.join(one, other, where)
+        if finer and not coarser and first.numel() > 1:
+            self.nest(second, finer, where, first)
+            return second
+        if coarser and not finer and second.numel() > 1:
+            self.nest(first, coarser, where, second)
+            return first
+        return self.join(first, second, where)
 
     def nest(self, ids: Tensor, dims: list[int], where: Hashable, heads: Tensor | None = None) -> Tensor:
         """Keep channels together that lie along these dimensions: heads are permuted whole, and channels within each.
@@ -176,8 +182,7 @@ class Ties:
         if heads is not None:
             ids = torch.broadcast_tensors(ids, heads)[0]
         sizes = [1 if dim in dims else size for dim, size in enumerate(ids.shape)]
-        kept = [dim for dim in range(ids.ndim) if dim not in dims]
-        rows = ids.permute(*kept, *dims).reshape(math.prod(sizes), -1)
+        rows = rows_along(ids, dims)
         if heads is None:
             rows, which = rows.unique(dim=0, return_inverse=True)
             labels = self.fresh(len(rows))
@@ -194,7 +199,7 @@ class Ties:
         """
         changed = True
         while changed:
-            changed, head_of, of = False, {}, {}
+            changed, head_of, set_of = False, {}, {}
             for rows, heads in self.nests:
                 for row, head in zip(rows.tolist(), heads.tolist(), strict=True):
                     channels = frozenset(self.root(max(label, FIXED)) for label in row)
@@ -205,18 +210,18 @@ class Ties:
                         changed |= self._unite([head, *channels])
                     if self.root(head) in channels or not channels:
                         continue
-                    others = {of[channel] for channel in channels if channel in of} - {channels}
+                    others = {set_of[channel] for channel in channels if channel in set_of} - {channels}
                     if others:
                         changed |= self._unite(channels.union(*others))
-                    of |= dict.fromkeys(channels, channels)
+                    set_of |= dict.fromkeys(channels, channels)
                     changed |= self._unite([head, head_of.setdefault(channels, head)])
             for channels, head in head_of.items():
-                if (root := self.root(head)) != FIXED and root in of:
-                    changed |= self._unite([root, *channels, *of[root]])
-        found = defaultdict(list)
+                if (root := self.root(head)) != FIXED and root in set_of:
+                    changed |= self._unite([root, *channels, *set_of[root]])
+        sets = defaultdict(list)
         for channels, head in head_of.items():
-            found[self.root(head)].append(channels)
-        return found
+            sets[self.root(head)].append(channels)
+        return sets
 
     def distinct(self, pieces: Sequence[Tensor]) -> list[Tensor]:
         """The labels of pieces that come to lie beside each other: those that an earlier one has get new ones, joined.
@@ -224,31 +229,19 @@ class Ties:
         What lies at two entries with one label may differ, as x and relu(x); joined ones keep an order of their own.
         """
         seen: set[int] = set()
-        found = []
+        renamed = []
         for piece in pieces:
             labels = piece.unique()
             again = labels[[label > FIXED and label in seen for label in labels.tolist()]]
             seen |= set(labels.tolist())
             if len(again):
-                renamed = torch.arange(int(labels.max()) + 1)
-                renamed[again] = self.fresh(len(again))
+                names = torch.arange(int(labels.max()) + 1)
+                names[again] = self.fresh(len(again))
                 for label in again.tolist():
-                    self._unite([label, int(renamed[label])])
-                piece = torch.where(piece > FIXED, renamed[piece.clamp(min=FIXED)], piece)
-            found.append(piece)
-        return found
-
-    def constants(self, values: Tensor, varies: list[int]) -> Tensor:
-        """Labels of a constant that isn't alike everywhere, and so keeps what it meets at its place."""
-        return torch.full([1] * values.ndim, FIXED)
-
-    def gathered(self, places: Tensor, labels: Tensor, count: int, where: Hashable) -> Tensor:
-        """Of `count` entries of a parameter, which meet channels at some places, the labels: all that one meets are
-        joined."""
-        met = torch.full([count], FIXED)
-        met[places] = labels
-        self.join(met[places], labels, where)
-        return met
+                    self._unite([label, int(names[label])])
+                piece = torch.where(piece > FIXED, names[piece.clamp(min=FIXED)], piece)
+            renamed.append(piece)
+        return renamed
 
     def beside(self, pieces: Sequence[Tensor], where: Hashable) -> Tensor | None:
         """Labels of tokens beside each other: their channels are joined."""
@@ -256,6 +249,13 @@ class Ties:
         for piece in pieces[1:]:
             ids = self.join(ids, piece, where)
         return ids
+
+    def gathered(self, places: Tensor, labels: Tensor, count: int, where: Hashable) -> Tensor:
+        """Labels of `count` entries of a parameter, which meet channels at places: an entry's are joined."""
+        met = torch.full([count], FIXED)
+        met[places] = labels
+        self.join(met[places], labels, where)
+        return met
 
     def mark(self, ids: Tensor, how: Hashable) -> None:
         """Set channels apart from those that aren't marked so."""
@@ -268,3 +268,9 @@ class Ties:
                 joined = self.join(ids.narrow(dim, 0, 1), ids, where)
                 ids = joined.max(dim, keepdim=True).values  # any of them, but a constant only if all are
         return ids
+
+
+def rows_along(ids: Tensor, dims: list[int]) -> Tensor:
+    """Labels along some dimensions as rows, one for each place along the others, (places, n)."""
+    kept = [dim for dim in range(ids.ndim) if dim not in dims]
+    return ids.permute(*kept, *dims).reshape(math.prod(ids.shape[dim] for dim in kept), -1)

@@ -10,23 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from relusym.channels.flow import Flow, describe, refuse
+from relusym.channels.flow import Flow, refuse
 from relusym.channels.groups import ChannelGroup, groups_of, order_of, permute, random_permutations
+from relusym.channels.handlers import CONVS, TRANSPOSED
 from relusym.channels.labels import Labels
-from relusym.channels.tracing import REGISTERED, Handlers, bound, show_projections, trace, unwrapped
+from relusym.channels.tracing import (
+    REGISTERED,
+    Handlers,
+    bound,
+    describe,
+    mapped,
+    show_projections,
+    trace,
+    unwrapped,
+)
 from relusym.errors import UserError
 from relusym.evaluation.logits import logits_of
 
 LIMIT = 1e-10  # relative difference in float64: right nets are within 1e-14, wrong ones at 1e-3 and more
-LAYERS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.Linear,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
 DRAWS = 12  # of permutations, of which that is checked that moves most
 FLOATS = {torch.float16, torch.bfloat16, torch.float32}
 CASTS = {"float", "half", "bfloat16"}
@@ -53,7 +54,7 @@ class Planted:
 
 
 class TracedNet:
-    """A net, what it computes as a graph, and what that says of its channels and pixels; each is found once.
+    """A net, what it computes as a graph, and what that shows of its channels and pixels, each computed once.
 
     Args:
         net: stays as it is; `DataParallel`, `DistributedDataParallel` and compiled nets are unwrapped, and weights that
@@ -79,7 +80,7 @@ class TracedNet:
         self.graph, self.constants = trace(self.net, self.image_shape, self.handlers)
         show_projections(self.graph, self.net)
         self._flows: dict[type[Flow], Flow] = {}
-        self.known: dict[Any, Any] = {}  # what others have found of it
+        self.known: dict[Any, Any] = {}  # what others have computed of it
 
     def module(self, net: nn.Module | None = None, inside: bool = False) -> fx.GraphModule:
         """The graph with this net's layers, or with those of a copy of it; they are shared, and not copied.
@@ -111,12 +112,12 @@ class TracedNet:
     def planted(self) -> Planted:
         """A copy with planted values."""
         net = deepcopy(self.net).double().eval()
-        constants = {key: of.double() if of.dtype in FLOATS else of for key, of in self.constants.items()}
+        constants = {key: x.double() if x.dtype in FLOATS else x for key, x in self.constants.items()}
         graph = bound(_in_float64(deepcopy(self.graph)), net, constants)
         draw = torch.Generator().manual_seed(7)
         x = torch.randn(2, *self.image_shape, generator=draw, dtype=torch.float64)
         x = x.to(next(net.parameters(), x).device)
-        before = {key: of.clone() for key, of in net.state_dict().items()}
+        before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
         with torch.no_grad():
             _draw(net, draw)
             logits = logits_of(_Scaled(graph).run(x))
@@ -140,34 +141,34 @@ class TracedNet:
         Raises:
             UserError: permuted at random, they change what the net computes; named is the first layer where it shows.
         """
-        found, planted = groups_of(self.flow(Flow)), self.planted
+        groups, planted = groups_of(self.flow(Flow)), self.planted
         name = type(self.net).__name__
         if not _difference(planted.logits[:1], logits_of(self.flow(Flow).result)) < LIMIT:
             raise UserError(f"{name}: what it computes of an image depends on the other images of its batch")
-        permutations = _moving(found)
+        permutations = _moving(groups)
         permuted = deepcopy(planted.net)
-        permuted.load_state_dict(permute(planted.net.state_dict(), found, permutations))
+        permuted.load_state_dict(permute(planted.net.state_dict(), groups, permutations))
         graph = bound(planted.graph.graph, permuted, planted.constants)
         with torch.no_grad():
             if not _difference(planted.logits, logits_of(graph(planted.x))) < LIMIT:
-                where = self._first_difference(graph, found, permutations)
+                where = self._first_difference(graph, groups, permutations)
                 raise UserError(
                     f"{name}: permuting its channels changes what it computes, first at {where}: what happens there to "
                     "channels isn't known; register a handler for it"
                 )
-        return found
+        return groups
 
     def _first_difference(
         self, permuted: fx.GraphModule, groups: list[ChannelGroup], permutations: dict[str, Tensor]
     ) -> str:
-        planted, labels = self.planted, self.flow(Flow).labels
+        planted, flow = self.planted, self.flow(Flow)
         outputs = [_Kept(graph).kept(planted.x) for graph in (planted.graph, permuted)]
         for node in planted.graph.graph.nodes:
-            of = labels.get(node)
-            if not isinstance(of, Labels) or len(of.varies) > 1:
+            labels = flow.labels.get(node)
+            if not isinstance(labels, Labels) or len(labels.varies) > 1:
                 continue
             here, there = (kept[node.name] for kept in outputs)
-            for dim in of.varies:
+            for dim in labels.varies:
                 order = order_of(node.name, here.shape[dim], groups, permutations, dim)
                 here = here.index_select(dim, order.to(here.device))
             if not _difference(here, there) < LIMIT:
@@ -177,41 +178,35 @@ class TracedNet:
 
 def _moving(groups: list[ChannelGroup]) -> dict[str, Tensor]:
     """Permutations drawn at random that leave as few channels as can be at their places."""
-    draw, found = torch.Generator().manual_seed(5), {}
-    units: dict[Any, list[ChannelGroup]] = {}
+    draw, permutations = torch.Generator().manual_seed(5), {}
+    tied: dict[Any, list[ChannelGroup]] = {}
     for group in groups:
-        units.setdefault(group.name if group.tied is None else group.tied, []).append(group)
-    for unit in units.values():
-        drawn = [random_permutations(unit, draw) for _ in range(DRAWS)]
-        found |= min(drawn, key=lambda of: sum(int((p == torch.arange(len(p))).sum()) for p in of.values()))
-    return found
+        tied.setdefault(group.name if group.tied is None else group.tied, []).append(group)
+    for together in tied.values():
+        drawn = [random_permutations(together, draw) for _ in range(DRAWS)]
+        permutations |= min(
+            drawn, key=lambda ps: sum(int((p == torch.arange(len(p))).sum()) for p in ps.values())
+        )
+    return permutations
 
 
-def _difference(one: Tensor, other: Tensor) -> float:
-    return (
-        float((one - other).norm() / one.norm().clamp(min=1e-30))
-        if one.shape == other.shape
-        else float("inf")
-    )
+def _difference(expected: Tensor, x: Tensor) -> float:
+    if expected.shape != x.shape:
+        return float("inf")
+    return float((expected - x).norm() / expected.norm().clamp(min=1e-30))
 
 
 def _in_float64(graph: fx.Graph) -> fx.Graph:
     """A graph without casts to smaller numbers."""
+
+    def wide(x: Any) -> Any:
+        return torch.float64 if isinstance(x, torch.dtype) and x in FLOATS else x
+
     for node in graph.nodes:
         if node.op == "call_method" and node.target in CASTS:
             node.target = "double"
-        wide = [_wide(of) for of in (node.args, node.kwargs)]
-        node.args, node.kwargs = wide
+        node.args, node.kwargs = mapped(wide, node.args), mapped(wide, node.kwargs)
     return graph
-
-
-def _wide(args: Any) -> Any:
-    if isinstance(args, dict):
-        return {key: _wide(of) for key, of in args.items()}
-    if isinstance(args, tuple | list):
-        parts = [_wide(of) for of in args]
-        return parts if isinstance(args, list) else tuple(parts)
-    return torch.float64 if isinstance(args, torch.dtype) and args in FLOATS else args
 
 
 def _draw(net: nn.Module, draw: torch.Generator) -> None:
@@ -248,7 +243,7 @@ class _Scaled(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         result, layer = super().call_module(target, args, kwargs), self.fetch_attr(target)
-        if not isinstance(layer, LAYERS) or id(layer.weight) in self.scaled:
+        if not isinstance(layer, (*CONVS, *TRANSPOSED, nn.Linear)) or id(layer.weight) in self.scaled:
             return result
         self.scaled.add(id(layer.weight))
         size = result.std().clamp(min=1e-6)
@@ -280,7 +275,7 @@ def channel_groups(
     """The net's channel groups in the order of their matching nodes; its input and output channels stay fixed.
 
     VGG11 has 8, ResNet50 has 37. Channels are in one group if every tensor that one of them indexes the other indexes
-    as well, and if nothing else tells them apart. That permuting them changes nothing is checked in float64, at planted
+    as well, and if nothing else sets them apart. That permuting them changes nothing is checked in float64, at planted
     values.
 
     Args:
@@ -297,7 +292,7 @@ def channel_groups(
 def as_traced(
     net: nn.Module | TracedNet, image_shape: tuple[int, ...] | None = None, handlers: Handlers | None = None
 ) -> TracedNet:
-    """A traced net as it is, or a net traced, for images of (3, 32, 32) unless said otherwise.
+    """A traced net as it is, or a net traced, for images of (3, 32, 32) if no shape is named.
 
     Raises:
         UserError: it is traced for images of another shape; or as of `TracedNet`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from relusym.errors import UserError
@@ -47,28 +49,28 @@ class Handlers:
         by `Weights` if it is made of parameters; it returns the output's labels.
 
         Args:
-            on: "channels" or "pixels".
+            on: "channels", "pixels" or "both".
 
         Raises:
             UserError: one of them has a handler already.
         """
-        known = {"channels": self.channels, "pixels": self.pixels}[on]
+        kinds = ("channels", "pixels") if on == "both" else (on,)
 
         def register(function: Handler) -> Handler:
-            for operation in operations:
-                if known.get(operation, function) is not function:
+            for kind, operation in itertools.product(kinds, operations):
+                known = getattr(self, kind).setdefault(operation, function)
+                if known is not function:
                     name = getattr(operation, "__name__", operation)
-                    raise UserError(f"{name} has a handler of {on} already, {known[operation].__qualname__}")
-                known[operation] = function
+                    raise UserError(f"{name} has a handler of {kind} already, {known.__qualname__}")
             return function
 
         return register
 
     def __or__(self, other: Handlers) -> Handlers:
-        """Those of both; where both have one, the other's."""
-        both = Handlers()
-        both.channels, both.pixels = self.channels | other.channels, self.pixels | other.pixels
-        return both
+        """Those of both; for an operation that has one in either, the other's."""
+        union = Handlers()
+        union.channels, union.pixels = self.channels | other.channels, self.pixels | other.pixels
+        return union
 
     def __contains__(self, operation: Operation) -> bool:
         return operation in self.channels or operation in self.pixels
@@ -116,8 +118,8 @@ def _with_plain_weights(net: nn.Module) -> nn.Module:
     if not any(parametrize.is_parametrized(layer) or _weight_hooks(layer) for layer in net.modules()):
         return net
     # weights that hooks have computed have a history, and aren't copied with it
-    computed = [of for layer in net.modules() for of in vars(layer).values() if isinstance(of, Tensor)]
-    plain = deepcopy(net, {id(of): of.detach().clone() for of in computed})
+    computed = [x for layer in net.modules() for x in vars(layer).values() if isinstance(x, Tensor)]
+    plain = deepcopy(net, {id(x): x.detach().clone() for x in computed})
     modes = {layer: layer.training for layer in plain.modules()}
     plain.eval()
     for layer in modes:
@@ -178,9 +180,9 @@ class Recorder(TorchFunctionMode):
 
     def output(self, result: Any) -> None:
         if isinstance(result, Mapping):
-            result = {str(key): of for key, of in result.items() if _has_tensors(of)}
+            result = {str(key): part for key, part in result.items() if _tensors(part)}
         node = self.graph.output(self._nodes_of(result))
-        if not any(of.meta.get("image") for of in node.all_input_nodes):
+        if not any(source.meta.get("image") for source in node.all_input_nodes):
             raise UserError("what it returns doesn't depend on the image by operations of PyTorch")
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
@@ -193,25 +195,25 @@ class Recorder(TorchFunctionMode):
         if outside:
             return result
         name = getattr(func, "__name__", "")
-        if name in READING and (of := self._read(args[0])):
+        if name in READING and (whose := self._read(args[0])):
             where = f" in {self.owners[-1]}" if self.owners else ""
-            raise UserError(f"what it does depends on {of} values (by {name.strip('_')}{where})")
+            raise UserError(f"what it does depends on {whose} values (by {name.strip('_')}{where})")
         if name == "__setitem__":
             if self._depends(args):
                 self._record("call_function", set_item, args, {}, args[0])
             else:
                 self.nodes.pop(args[0], None)
-        elif name == "__get__" and _has_tensors(result):
+        elif name == "__get__" and _tensors(result):
             self._record("call_function", getattr, (args[0], func.__self__.__name__), {}, result)
         elif name in FILLED and isinstance(result, Tensor):  # the other tensor gives its shape and type alone
             value = kwargs.get("fill_value", args[-1]) if "full" in name else float("ones" in name)
             kind = {"dtype": result.dtype, "device": result.device}
             self._record("call_function", torch.full, (tuple(result.shape), value), kind, result)
-        elif name in ("to", "type_as") and any(isinstance(of, Tensor) for of in args[1:]):
+        elif name in ("to", "type_as") and any(isinstance(x, Tensor) for x in args[1:]):
             self._record("call_method", "to", (args[0], result.device, result.dtype), {}, result)
         elif name in SHAPED:  # the other tensor gives its shape alone
             self._record("call_method", SHAPED[name], (args[0], *result.shape), {}, result)
-        elif _has_tensors(result):
+        elif _tensors(result):
             self._record(*_called(func, name, args, kwargs), result)
         return result
 
@@ -230,12 +232,11 @@ class Recorder(TorchFunctionMode):
 
     def _is_whole(self, layer: nn.Module) -> bool:
         kind = type(layer)
-        of_torch = kind.__module__.startswith("torch.nn")
-        known = any(base in self.handlers for base in kind.__mro__)
+        if kind in self.handlers:
+            return True
         # a batch norm of others, too: REPAIR resets it
-        return kind in self.handlers or (
-            known and (of_torch or isinstance(layer, nn.modules.batchnorm._BatchNorm))
-        )
+        torchs = kind.__module__.startswith("torch.nn") or isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        return torchs and any(base in self.handlers for base in kind.__mro__)
 
     def call_wrapped(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
         """In place of a function that `torch.fx.wrap` has declared and that has a handler."""
@@ -256,9 +257,8 @@ class Recorder(TorchFunctionMode):
 
     def _record(self, op: str, target: Any, args: tuple, kwargs: dict, result: Any) -> None:
         varies = op == "call_module" or self._depends((args, kwargs))
-        given = self._nodes_of((args, kwargs), constants=varies)
-        node = self.graph.create_node(op, target, *given)
-        image = any(of.meta.get("image") for of in node.all_input_nodes)
+        node = self.graph.create_node(op, target, *self._nodes_of((args, kwargs), constants=varies))
+        image = any(source.meta.get("image") for source in node.all_input_nodes)
         node.meta = {"varies": varies, "image": image, "owners": tuple(self.owners)}
         if isinstance(result, Tensor):
             node.meta["shape"] = result.shape
@@ -271,41 +271,33 @@ class Recorder(TorchFunctionMode):
         for i, part in enumerate(result):
             if isinstance(part, Tensor):
                 self.nodes[part] = node, i
-            elif isinstance(part, tuple | list) and _has_tensors(part):
+            elif isinstance(part, tuple | list) and _tensors(part):
                 inner = self.graph.call_function(operator.getitem, (node, i))
                 inner.meta = dict(node.meta)
                 self._record_parts(inner, part)
 
     def _depends(self, args: Any) -> bool:
         """Whether any tensor depends on the image or is a parameter or buffer."""
-        return any(self._varies(of) for of in _tensors(args))
+        return any(self._varies(tensor) for tensor in _tensors(args))
 
     def _read(self, tensor: Tensor) -> str | None:
         """Whose values these are: control flow on them can't be shown. Flags and counts among buffers may be read."""
-        node = self.nodes.get(tensor)
-        if node is None:
+        meta = self._meta(tensor)
+        if meta is None:
             return "a parameter's" if id(tensor) in self.state and tensor.is_floating_point() else None
-        meta = (node[0] if isinstance(node, tuple) else node).meta
         return "the image's" if meta["image"] else "a parameter's" if meta["varies"] else None
 
     def _varies(self, tensor: Tensor) -> bool:
-        found = self.nodes.get(tensor)
-        if found is None:
-            return id(tensor) in self.state
-        return (found[0] if isinstance(found, tuple) else found).meta["varies"]
+        meta = self._meta(tensor)
+        return id(tensor) in self.state if meta is None else meta["varies"]
+
+    def _meta(self, tensor: Tensor) -> dict[str, Any] | None:
+        node = self.nodes.get(tensor)
+        return None if node is None else (node[0] if isinstance(node, tuple) else node).meta
 
     def _nodes_of(self, args: Any, constants: bool = True) -> Any:
         """Arguments with a node in place of each tensor; what is constant is copied, if something else is computed."""
-        if isinstance(args, Tensor):
-            return self._node_of(args, constants)
-        if isinstance(args, Mapping):
-            return {key: self._nodes_of(of, constants) for key, of in args.items()}
-        if isinstance(args, tuple | list):
-            parts = [self._nodes_of(of, constants) for of in args]
-            return parts if isinstance(args, list) else tuple(parts)
-        if isinstance(args, slice):
-            return slice(*(self._nodes_of(of, constants) for of in (args.start, args.stop, args.step)))
-        return args
+        return mapped(lambda x: self._node_of(x, constants) if isinstance(x, Tensor) else x, args)
 
     def _node_of(self, tensor: Tensor, constant: bool) -> fx.Node:
         node = self.nodes.get(tensor)
@@ -336,18 +328,23 @@ def set_item(x: Tensor, index: Any, value: Any) -> Tensor:
     return x
 
 
-def _tensors(args: Any) -> Iterator[Tensor]:
-    if isinstance(args, Tensor):
-        yield args
-    elif isinstance(args, tuple | list):
-        for of in args:
-            yield from _tensors(of)
-    elif isinstance(args, Mapping):
-        yield from _tensors(list(args.values()))
+def mapped(function: Callable[..., Any], args: Any, *others: Any) -> Any:
+    """What a function makes of each argument, within tuples, lists, dicts and slices; or of those at the same place."""
+    if isinstance(args, fx.Node):
+        return function(args, *others)
+    if isinstance(args, Mapping):
+        return {key: mapped(function, x, *(other[key] for other in others)) for key, x in args.items()}
+    if isinstance(args, slice):
+        parts = [(x.start, x.stop, x.step) for x in (args, *others)]
+        return slice(*(mapped(function, *each) for each in zip(*parts, strict=True)))
+    if isinstance(args, tuple | list) and all(len(other) == len(args) for other in others):
+        parts = [mapped(function, *each) for each in zip(args, *others, strict=True)]
+        return parts if isinstance(args, list) else tuple(parts)
+    return function(args, *others)
 
 
-def _has_tensors(args: Any) -> bool:
-    return next(_tensors(args), None) is not None
+def _tensors(args: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(args) if isinstance(x, Tensor)]
 
 
 def _called(func: Callable, name: str, args: tuple, kwargs: dict) -> tuple[str, Any, tuple, dict]:
@@ -424,7 +421,7 @@ def trace(
     sizes = _Sizes(graph, nodes[0])
     for node, other in zip(nodes, others, strict=True):
         value, same = (
-            of.meta.pop("constant", run.free.get(of.target)) for of, run in ((node, few), (other, more))
+            n.meta.pop("constant", run.free.get(n.target)) for n, run in ((node, few), (other, more))
         )
         if value is not None and value.shape == same.shape and torch.equal(value, same):
             target = f"_constant{len(constants)}"
@@ -443,10 +440,8 @@ def trace(
             raise UserError(
                 f"{name}: a constant of shape {tuple(value.shape)} depends on the number of images"
             )
-        node.args, node.kwargs = (
-            sizes.matched(node.args, other.args),
-            sizes.matched(node.kwargs, other.kwargs),
-        )
+        node.args = mapped(sizes.matched, node.args, other.args)
+        node.kwargs = mapped(sizes.matched, node.kwargs, other.kwargs)
     kept, behind = set(), [nodes[-1]]
     while behind:
         if (node := behind.pop()) not in kept:
@@ -470,9 +465,9 @@ def trace(
     return graph, constants
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    one, other = one.float(), other.float()
-    return one.shape == other.shape and bool((one - other).norm() <= REPLAYED * one.norm())
+def _same(expected: Tensor, logits: Tensor) -> bool:
+    expected, logits = expected.float(), logits.float()
+    return expected.shape == logits.shape and bool((expected - logits).norm() <= REPLAYED * expected.norm())
 
 
 class _Sizes:
@@ -482,17 +477,7 @@ class _Sizes:
         self.graph, self.image, self.nodes = graph, image, {}
 
     def matched(self, few: Any, more: Any) -> Any:
-        """The arguments, with a node for each number that differs."""
-        if isinstance(few, fx.Node):
-            return few
-        if isinstance(few, Mapping):
-            return {key: self.matched(of, more[key]) for key, of in few.items()}
-        if isinstance(few, tuple | list) and len(few) == len(more):
-            parts = [self.matched(*both) for both in zip(few, more, strict=True)]
-            return parts if isinstance(few, list) else tuple(parts)
-        if isinstance(few, slice):
-            both = ((few.start, more.start), (few.stop, more.stop), (few.step, more.step))
-            return slice(*(self.matched(*of) for of in both))
+        """An argument, or a node for a number that differs."""
         if type(few) is not int or few == more:
             return few
         step = (more - few) // (BATCHES[1] - BATCHES[0])
@@ -527,9 +512,8 @@ def bound(graph: fx.Graph, net: nn.Module, constants: dict[str, Tensor]) -> fx.G
         elif node.op == "call_module":
             root[node.target] = net.get_submodule(node.target)
     module = fx.GraphModule(root, graph, type(net).__name__)
-    module.graph.owning_module = (
-        None  # a cycle would keep the net's weights until the garbage collector comes by
-    )
+    # a cycle would keep the net's weights until the garbage collector comes by
+    module.graph.owning_module = None
     return module
 
 
@@ -538,15 +522,22 @@ def show_projections(graph: fx.Graph, net: nn.Module) -> None:
     match channels."""
     for node in list(graph.nodes):
         key = type(net.get_submodule(node.target)) if node.op == "call_module" else function_name(node)
-        found = PROJECTIONS[key](net, node) if key in PROJECTIONS else None
-        if found is None:
+        projection = PROJECTIONS[key](net, node) if key in PROJECTIONS else None
+        if projection is None:
             continue
-        x, *weights = found
+        x, *weights = projection
         with graph.inserting_before(node):
-            read = [graph.create_node("get_attr", of) if isinstance(of, str) else of for of in weights]
+            read = [graph.create_node("get_attr", w) if isinstance(w, str) else w for w in weights]
             shown = graph.call_function(F.linear, (x, *read))
-        owner = str(read[0].target).rpartition(".")[0]
-        shown.meta["layer"] = owner or node.name
+        shown.meta["layer"] = str(read[0].target).rpartition(".")[0] or node.name
+
+
+def describe(node: fx.Node) -> str:
+    """What a node calls, and where."""
+    if node.op == "call_module":
+        return f"layer {node.target}"
+    owners = node.meta.get("owners")
+    return f"{function_name(node) or node.target}" + (f" in {owners[-1]}" if owners and owners[-1] else "")
 
 
 def function_name(node: fx.Node) -> str | None:

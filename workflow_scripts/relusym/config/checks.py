@@ -44,9 +44,9 @@ def check(settings: Settings) -> None:
         )
 
 
-def _one_of(key: str, given: str, allowed) -> None:
-    if given not in allowed:
-        raise UserError(one_of(key, given, allowed))
+def _one_of(key: str, value: str, allowed) -> None:
+    if value not in allowed:
+        raise UserError(one_of(key, value, allowed))
 
 
 def _in_short(seeds: list[int]) -> str:
@@ -55,12 +55,12 @@ def _in_short(seeds: list[int]) -> str:
 
 def _check_sources(settings: Settings) -> None:
     run = settings.run
-    _check_source("cifar10", run.cifar10.given())
+    _check_source("cifar10", run.cifar10.explicit())
     _check_splits(IMAGENET, run.imagenet.model_dump(), "val")
     for name, source in run.datasets.items():
         if name in ("cifar10", GENERATED, IMAGENET):
             raise UserError(f"datasets.{name}: this data set is there already; choose another name")
-        _check_source(f"datasets.{name}", source.given())
+        _check_source(f"datasets.{name}", source.explicit())
         if source.source in cifar10.SOURCES:
             raise UserError(
                 f"datasets.{name}.source: {source.source} gives CIFAR10, which is the data set cifar10"
@@ -139,7 +139,7 @@ def _check_recipe(model: Model) -> None:
 
 
 def _check_names(settings: Settings) -> None:
-    """Of two models that a table shows by one name, no reader can tell which is which."""
+    """Of two models that a table shows by one name, no reader knows which is which."""
     first: dict[Any, str] = {}
     for model in settings.models.values():
         what = (model.table, model.name, *(() if model.is_papers else (model.symmetry, str(model.data))))
@@ -163,8 +163,8 @@ def _check_pairs(settings: Settings) -> None:
         first, second = (settings.models[model] for model in pair)
         if first.seeds != second.seeds:
             raise UserError(f"{shown} have other seeds, {first.seeds} and {second.seeds}")
-        of_first, of_second = _of_a_merge(first), _of_a_merge(second)
-        if differing := [name for name in of_first | of_second if of_first.get(name) != of_second.get(name)]:
+        a, b = _of_a_merge(first), _of_a_merge(second)
+        if differing := [name for name in a | b if a.get(name) != b.get(name)]:
             raise UserError(f"{shown} can't be merged, since they differ in {', '.join(differing)}")
         if first.merging.matching in OF_FLIPS:
             raise UserError(
@@ -205,7 +205,7 @@ def _check_beyond(settings: Settings) -> None:
             raise UserError(f"{key('seeds')}: {min(unknown)} is none of the seeds of {', '.join(chosen)}")
         for model in section.get("from_scratch", []):
             _one_of(key("from_scratch"), model, models)
-        if name in MEASUREMENTS and MEASUREMENTS[name].of_flips:
+        if name in MEASUREMENTS and MEASUREMENTS[name].flips_alone:
             for model in models:
                 if SYMMETRIES[settings.models[model].symmetry].order > 2:
                     raise UserError(
@@ -257,8 +257,8 @@ def _fitting(
     allowed = nets.SIDES.get(architecture)
     brought_to = (size, size) if size else sides
     if allowed and not {*brought_to} <= {*allowed}:
-        given = f"{size} given" if size else f"{label} has images of {sides[1]}×{sides[0]} pixels"
-        raise UserError(f"{key}: {given}; {architecture} takes {allowed[0]} to {allowed[-1]} pixels")
+        what = f"{size} given" if size else f"{label} has images of {sides[1]}×{sides[0]} pixels"
+        raise UserError(f"{key}: {what}; {architecture} takes {allowed[0]} to {allowed[-1]} pixels")
     return brought_to
 
 

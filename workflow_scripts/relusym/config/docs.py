@@ -45,12 +45,16 @@ def page() -> str:
     parts += ["### `network`\n", "`architecture` is one of these, with its options:\n"]
     for name, entry in nets.ARCHITECTURES.items():
         parts += [f"#### `architecture: {name}`\n", f"{_doc(entry.options)}\n", *_table(entry.options)]
-    own = {
+    fields = {
         name: field
         for name, field in sections.ModelSection.model_fields.items()
         if name not in sections.SHARED
     }
-    parts += ["### `models.<id>`\n", f"{_doc(sections.ModelSection)}\n", *_table(sections.ModelSection, own)]
+    parts += [
+        "### `models.<id>`\n",
+        f"{_doc(sections.ModelSection)}\n",
+        *_table(sections.ModelSection, fields),
+    ]
     parts += ["#### `models.<id>.weights`\n", f"{_doc(sections.Weights)}\n", *_table(sections.Weights)]
     parts += [
         "### `beyond`\n",

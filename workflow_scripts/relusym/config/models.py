@@ -14,11 +14,11 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a key stands, as messages say it.
+    """Where a key stands, for messages.
 
     Attributes:
         file: of the scale.
-        over: what the run's config says over that: config.yaml, another config file, or the command line.
+        over: what the run's config has over that: config.yaml, another config file, or the command line.
     """
 
     file: str
@@ -45,11 +45,11 @@ def has(values: Any, *path: str | int) -> bool:
 
 @dataclass(frozen=True)
 class Model:
-    """One type of nets: its own sections over those of its scale.
+    """One type of nets: the sections of its entry over those of its scale.
 
     Attributes:
         id: its key among the scale's models.
-        own: what its entry says.
+        entry: what differs, by its key among the scale's models.
         values: the scale's file and the run's config in one, as plain values.
         place: what messages call their keys.
         shared: the scale's sections.
@@ -57,7 +57,7 @@ class Model:
     """
 
     id: str
-    own: ModelSection
+    entry: ModelSection
     values: Values
     place: Place
     shared: Values
@@ -79,14 +79,14 @@ class Model:
 
     @cached_property
     def sections(self) -> Sections:
-        """All that it says, or its scale for it; but for `network`."""
-        values = deep_merge(self.shared, self.own.model_dump(include={*SHARED}, exclude_unset=True))
+        """Its entry's sections over its scale's, but for `network`."""
+        values = deep_merge(self.shared, self.entry.model_dump(include={*SHARED}, exclude_unset=True))
         return Sections.model_validate({key: value for key, value in values.items() if key != "network"})
 
     @property
     def name(self) -> str:
         """What tables call it."""
-        return self.own.name or self.id
+        return self.entry.name or self.id
 
     @property
     def is_papers(self) -> bool:
@@ -108,7 +108,7 @@ class Model:
     @cached_property
     def data(self) -> Data:
         """Its images; what counts for generated images alone isn't passed on to others."""
-        values = self.sections.data.given()
+        values = self.sections.data.explicit()
         if self.sections.data.dataset != "generated":
             for key in ("test_images", "invariant_to"):
                 if self.id and not has(self.values, "models", self.id, "data", key):
@@ -117,13 +117,13 @@ class Model:
 
     @cached_property
     def network(self) -> Values:
-        """Its architecture and the options of it that are given; the scale's options of another one don't count."""
-        own = self.own.given().get("network", {})
-        network = Sections.model_fields["network"].default | self.shared.get("network", {}) | own
-        known = ("architecture", *nets.options(network["architecture"]), *own)
+        """Its architecture and those of its options that are set; the scale's options of another one don't count."""
+        chosen = self.entry.explicit().get("network", {})
+        network = Sections.model_fields["network"].default | self.shared.get("network", {}) | chosen
+        known = ("architecture", *nets.options(network["architecture"]), *chosen)
         network = {key: value for key, value in network.items() if key in known}
         options = nets.check(network, lambda *path, at=None: self.key("network", *path, at=at))
-        return network | options.given()
+        return network | options.explicit()
 
     @property
     def merging(self) -> Merging:
@@ -136,10 +136,10 @@ class Model:
 
     @cached_property
     def stages(self) -> dict[str, Training]:
-        """How each stage trains: what `pretraining` and `linear` don't say, `training` does."""
-        training, stages = self.sections.training.given(), {}
+        """How each stage trains: what `pretraining` and `linear` leave out, `training` has."""
+        training, stages = self.sections.training.explicit(), {}
         for stage in self.recipe:
-            values = training | STAGES[stage] | getattr(self.sections, stage).given()
+            values = training | STAGES[stage] | getattr(self.sections, stage).explicit()
             stages[stage] = Training.read(
                 values, lambda *path, at=None, stage=stage: self.stage_key(stage, *path, at=at)
             )
@@ -148,7 +148,7 @@ class Model:
     @cached_property
     def weights(self) -> Values | None:
         """Where its weights come from, a file before any other source; None if a training makes them."""
-        weights = self.own.weights
+        weights = self.entry.weights
         for key in ("file", "urls", "torchvision") if weights else ():
             if source := getattr(weights, key):
                 return {key: source, "layout": weights.layout}
@@ -161,7 +161,7 @@ class Model:
         return [file] if isinstance(file, str) else file
 
     @property
-    def units(self) -> list[str]:
+    def training_ids(self) -> list[str]:
         """Every training of one of its nets, in order; just one where weights come from elsewhere."""
         return [*(f"{self.id}.{stage}" for stage in self.recipe[:-1]), self.id]
 
@@ -170,9 +170,9 @@ def models_of(scale: Scale, values: Values, place: Place) -> dict[str, Model]:
     """Every model of a scale by its id, in the order of the file; those set to null are left out."""
     shared = scale.model_dump(include={*SHARED}, exclude_unset=True)
     return {
-        id_: Model(id_, own, values, place, shared, own.seeds if own.seeds is not None else scale.seeds)
-        for id_, own in scale.models.items()
-        if own is not None
+        id_: Model(id_, entry, values, place, shared, scale.seeds if entry.seeds is None else entry.seeds)
+        for id_, entry in scale.models.items()
+        if entry is not None
     }
 
 
@@ -193,12 +193,12 @@ def without_left_out(scale: Scale) -> Scale:
         if (section := getattr(scale.beyond, name)) is not None:
             lists = ("models", "pairs", "from_scratch")
             changed = {key: kept(value) for key in lists if (value := getattr(section, key, None))}
-            of = [
+            left = [
                 changed.get(key) or []
                 for key in ("models", "pairs")
                 if getattr(section, key, None) is not None
             ]
-            beyond[name] = None if of and not any(of) else section.model_copy(update=changed)
+            beyond[name] = None if left and not any(left) else section.model_copy(update=changed)
     return scale.model_copy(
         update={"pairs": kept(scale.pairs), "beyond": scale.beyond.model_copy(update=beyond)}
     )

@@ -106,17 +106,17 @@ def _sections(top: yaml.Node) -> Iterator[yaml.MappingNode]:
                 open_ += node.value
 
 
-def check_command_line(given: dict[str, Any], words: Iterable[str]) -> None:
+def check_command_line(values: dict[str, Any], words: Iterable[str]) -> None:
     """Check what Snakemake makes of `--config`.
 
     Args:
-        given: what it understood.
+        values: what it understood.
         words: of the command line.
 
     Raises:
         UserError: a key without a value, or seeds whose _ Python drops.
     """
-    for key, value in given.items():
+    for key, value in values.items():
         if value is None:
             raise UserError(
                 f"{key}: nothing given (is a variable of the shell unset?); write {key}=null for none"
@@ -127,7 +127,7 @@ def check_command_line(given: dict[str, Any], words: Iterable[str]) -> None:
 
 
 def deep_merge(*sections: dict[str, Any]) -> dict[str, Any]:
-    """The sections merged key by key; what a later one says goes before an earlier one."""
+    """The sections merged key by key; a later section goes before an earlier one."""
     result: dict[str, Any] = {}
     for section in sections:
         for key, value in section.items():

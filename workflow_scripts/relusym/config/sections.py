@@ -31,6 +31,7 @@ from relusym.schema import (
     unknown_key,
 )
 from relusym.symmetry import HORIZONTAL_FLIP
+from relusym.theory import STATEMENTS
 from relusym.training.recipe import Recipe
 
 NO_MARKUP = re.compile(r"[^<>$\x00-\x1f\x7f]+")
@@ -58,7 +59,7 @@ def _each_once(entries: list) -> list:
 
 
 def _known_options(network: dict[str, Any]) -> dict[str, Any]:
-    """What an architecture takes of them is checked with what the model's other sections say."""
+    """What an architecture takes of them is checked with the model's other sections."""
     name = network.get("architecture", "vgg11")
     if name not in nets.ARCHITECTURES:
         raise together("architecture", f"{name!r} given; {allowed_names(name, nets.ARCHITECTURES)}")
@@ -194,7 +195,7 @@ class Data(Section):
     def settings(self) -> dict[str, Any]:
         """What a training depends on."""
         always = {"dataset": self.dataset, "train_images": self.train_images, "seed": self.seed}
-        return always | {key: value for key, value in self.given().items() if key != "resize"}
+        return always | {key: value for key, value in self.explicit().items() if key != "resize"}
 
 
 class Running(Section):
@@ -212,7 +213,7 @@ class Training(Running, Recipe):
     """How a net is trained."""
 
 
-# What a stage says unless the config does; all else it has from `training`.
+# What a stage has unless the config changes it; all else it has from `training`.
 STAGES: dict[str, dict[str, Any]] = {
     "training": {},
     "pretraining": {"objective": "simsiam", "schedule": "cosine"},
@@ -265,7 +266,7 @@ class Weights(Section):
 
 
 def _partial(section: type[Section]) -> Any:
-    """The section with no key required: what other sections don't say."""
+    """The section with no key required: what other sections leave out."""
     types = get_type_hints(section, include_extras=True)
     fields = {
         name: (types[name], Field(None, description=field.description))
@@ -278,7 +279,7 @@ PartialTraining = _partial(Training)
 
 
 class Sections(Section):
-    """What a scale says for all of its models, and each model over that."""
+    """What all models of a scale have, and each model over that."""
 
     data: Data = Field(Data(), description="the images")
     image_size: OrNull[Side] = Field(None, description="pixels that images are scaled to; null: as they are")
@@ -345,18 +346,12 @@ class FlippedTraining(Section):
     )
 
 
-class Draws(Section):
-    """How many random draws each of the paper's statements is tested on."""
-
-    example_2_1: Count = Field(1000, description="points")
-    lemma_2_2: Count = Field(2000, description="pairs of matrices of each kind in each size")
-    proposition_2_3: Count = Field(200, description="nets for each way in which the group acts")
-    proposition_b_1: Count = Field(2000, description="nets for each number of positive and negative units")
-    example_c_1: Count = Field(1000, description="random nets for each distribution, and trained ones")
-    example_c_2: Count = Field(256, description="trained nets of each kind")
-    proposition_d_1: Count = Field(5000, description="nets of each kind")
-    proposition_d_4: Count = Field(2000, description="functions for either part")
-    lemma_e_1: Count = Field(2000, description="cases of each kind in each size")
+Draws = create_model(
+    "Draws",
+    __base__=Section,
+    __doc__="How many random draws each of the paper's statements is tested on.",
+    **{name: (Count, Field(draws, description=what)) for name, (draws, what) in STATEMENTS.items()},
+)
 
 
 class Theory(Section):

@@ -36,7 +36,7 @@ class Settings(Sources):
     Attributes:
         run: what the run is about.
         sections: of its scale.
-        values: the scale's file and what the run's config says over it, as plain values.
+        values: the scale's file with the run's config over it, as plain values.
         place: what messages call their keys.
         folders: where scales are looked for.
 
@@ -82,7 +82,7 @@ class Settings(Sources):
     def paper(self) -> Settings | None:
         """The same run at the scale `paper`, as its file has it; None without a valid one."""
         try:
-            return self.of(self.run.given() | {"scale": "paper", "seeds": None}, self.folders)
+            return self.of(self.run.explicit() | {"scale": "paper", "seeds": None}, self.folders)
         except UserError:
             return None
 
@@ -93,7 +93,7 @@ class Settings(Sources):
 
     @cached_property
     def common(self) -> Model:
-        """What the scale says of all models: a model without sections of its own."""
+        """What all models have of the scale: a model whose entry is empty."""
         shared = self.sections.model_dump(include={*SHARED}, exclude_unset=True)
         return Model("", ModelSection(), self.values, self.place, shared, self.all_seeds)
 
@@ -119,14 +119,18 @@ class Settings(Sources):
         return [(model.id, seed) for model in self.models.values() for seed in self._chosen(model)]
 
     def _chosen(self, model: Model) -> list[int]:
-        """A model with seeds of its own is part of the run on any piece of the scale's."""
-        whole = self.run.seeds is None or model.own.seeds is not None
+        """A model whose entry has seeds is part of the run on any piece of the scale's."""
+        whole = self.run.seeds is None or model.entry.seeds is not None
         return model.seeds if whole else [seed for seed in model.seeds if seed in self.seeds]
 
     @property
     def trainings(self) -> list[Net]:
-        """Every unit and seed: the nets, and the earlier stages of those that have several."""
-        return [(unit, seed) for model, seed in self.nets for unit in self.models[model].units]
+        """Every training and seed: of the nets, and of the earlier stages of those that have several."""
+        return [
+            (training_id, seed)
+            for model, seed in self.nets
+            for training_id in self.models[model].training_ids
+        ]
 
     @property
     def types_paired(self) -> list[tuple[str, str]]:
@@ -159,26 +163,26 @@ class Settings(Sources):
         """All matchings that the target `matchings` compares: those of its section, or the scale's."""
         return self.beyond.get("matchings", {}).get("matchings") or self.sections.matchings
 
-    def model_of(self, unit: str) -> Model:
-        """The model of a unit: of itself, or of one of its earlier stages."""
-        return self.models[unit.partition(".")[0]]
+    def model_of(self, training_id: str) -> Model:
+        """The model of a training: of itself, or of one of its earlier stages (`model.stage`)."""
+        return self.models[training_id.partition(".")[0]]
 
-    def stage_of(self, unit: str) -> str | None:
-        """The stage that a unit trains; None if its weights come from elsewhere."""
-        model, _, stage = unit.partition(".")
+    def stage_of(self, training_id: str) -> str | None:
+        """The stage that is trained; None if weights come from elsewhere."""
+        model, _, stage = training_id.partition(".")
         return stage or next(reversed(self.models[model].recipe), None)
 
-    def start_of(self, unit: str) -> str | None:
-        """The unit whose net a training starts from: the stage before its own."""
-        units = self.model_of(unit).units
-        place = units.index(unit)
-        return units[place - 1] if place else None
+    def start_of(self, training_id: str) -> str | None:
+        """The training whose net it starts from: the stage before."""
+        training_ids = self.model_of(training_id).training_ids
+        place = training_ids.index(training_id)
+        return training_ids[place - 1] if place else None
 
     # ---- what a result depends on: by its fingerprint, the path of its record (records/fingerprint.py)
 
-    def train(self, unit: str) -> Values:
+    def train(self, training_id: str) -> Values:
         """All that the making of a net depends on, its seed aside."""
-        model, stage = self.model_of(unit), self.stage_of(unit)
+        model, stage = self.model_of(training_id), self.stage_of(training_id)
         settings = {
             "data": model.data.settings() | {"size": model.image_size},
             "network": model.network,
@@ -187,7 +191,7 @@ class Settings(Sources):
         if stage is None:
             return settings | {"weights": model.weights}
         settings["training"] = model.stages[stage].settings()
-        start = self.start_of(unit)
+        start = self.start_of(training_id)
         return settings | ({"start": self.train(start)} if start else {})
 
     def _merging(self, matching: str | None, *models: str) -> Values:
@@ -218,7 +222,7 @@ class Settings(Sources):
 
     def flipped_training(self) -> Values:
         """All that the two trainings of Figure 3 depend on."""
-        common, training = self.common, self.sections.training.given()
+        common, training = self.common, self.sections.training.explicit()
         defaults = {key: Recipe.model_fields[key].default for key in FIGURE_3}
         return {
             "data": common.data.settings() | ({"size": common.image_size} if common.image_size else {}),
@@ -227,10 +231,10 @@ class Settings(Sources):
             | self.sections.flipped_training.model_dump(),
         }
 
-    def running(self, unit: str) -> Values:
-        """How the training of a unit runs, as far as its result doesn't depend on it; empty if it isn't trained."""
-        stage = self.stage_of(unit)
-        how = self.model_of(unit).stages[stage] if stage else None
+    def running(self, training_id: str) -> Values:
+        """How a training runs, as far as its result doesn't depend on it; empty if it isn't trained."""
+        stage = self.stage_of(training_id)
+        how = self.model_of(training_id).stages[stage] if stage else None
         return how.model_dump(include={*Running.model_fields, "processes"}) if how else {}
 
     @cached_property
@@ -297,7 +301,7 @@ class Settings(Sources):
         return matching is None or self.is_in_matchings(nets)
 
     def is_in_matchings(self, nets: tuple[Net, ...]) -> bool:
-        """Whether the target `matchings` is about these nets; its section says which, by default all."""
+        """Whether the target `matchings` is about these nets; its section chooses which, by default all."""
         section, types = self.beyond.get("matchings", {}), [model for model, _ in nets]
         if len(types) > 1 and types not in section.get("pairs", [types]):
             return False
@@ -332,22 +336,22 @@ class Settings(Sources):
 
     def paper_row(self, model: str) -> str | None:
         """The row of the paper's Table 5 that a model stands beside."""
-        row = self.models[model].own.paper
+        row = self.models[model].entry.paper
         return row if row or model not in paper_values.resnets() else model
 
     @property
     def in_table3(self) -> list[str]:
         """The models of Table 3: those whose counterparts the paper has there."""
-        there = {row for row, says in paper_values.resnets().items() if says["in_table3"] == "yes"}
+        there = {row for row, values in paper_values.resnets().items() if values["in_table3"] == "yes"}
         return [model for model in self.table("table5") if self.paper_row(model) in there]
 
     def shown(self, model: str) -> Values:
-        """What Tables 3 and 5 say of a model besides its measurements; its config goes before its paper's row."""
-        own, row = self.models[model].own, self.paper_row(model)
-        says, flags = paper_values.resnets()[row] if row else {}, {}
+        """What Tables 3 and 5 show of a model besides its measurements; its config goes before its paper's row."""
+        entry, row = self.models[model].entry, self.paper_row(model)
+        published, flags = paper_values.resnets()[row] if row else {}, {}
         for key in ("trained_by_authors", "self_supervised"):
-            flag = getattr(own, key)
-            flags[key] = says.get(key) == "yes" if flag is None else flag
+            flag = getattr(entry, key)
+            flags[key] = published.get(key) == "yes" if flag is None else flag
         return {
             "name": self.models[model].name,
             **flags,

@@ -15,7 +15,7 @@ from relusym.symmetry import HORIZONTAL_FLIP
 GENERATED, IMAGENET = "generated", "imagenet"
 
 PLACE = "source", "root", "train", "test"
-INVARIANT_TO = HORIZONTAL_FLIP.name  # generated images, if nothing else is said
+INVARIANT_TO = HORIZONTAL_FLIP.name  # of generated images, by default
 
 
 def specification(source: Values) -> Values:
@@ -45,7 +45,7 @@ class Sources:
                 "test": place.val,
                 "label": place.label,
             }
-        return (self.run.cifar10 if dataset == "cifar10" else self.run.datasets[dataset]).given()
+        return (self.run.cifar10 if dataset == "cifar10" else self.run.datasets[dataset]).explicit()
 
     def label(self, model: str | None = None) -> str:
         """What records and tables call a model's images (or the scale's)."""
@@ -90,11 +90,11 @@ class Sources:
         """As `preparation`, of the images of a model or of the scale."""
         data, source = self._data(model), self.source(self._data(model).dataset)
         if source["source"] == GENERATED:
-            given = data.given()
+            chosen = data.explicit()
             options = {
                 key: getattr(data, key)
                 for key in DATA_SETS[GENERATED].options.model_fields
-                if key in given or key == "seed"
+                if key in chosen or key == "seed"
             }
             return {"kind": GENERATED, **options}, (self.models[model] if model else self.common).key("data")
         if source["source"] == IMAGENET:

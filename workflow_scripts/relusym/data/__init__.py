@@ -73,7 +73,7 @@ def check(spec: dict[str, Any], key: str = "data") -> None:
         key: where they stand in the config.
 
     Raises:
-        UserError: names the key, what was given and what is allowed.
+        UserError: names the key, its value and what is allowed.
     """
     choose(DATA_SETS, "kind", spec, key)
 

@@ -154,7 +154,7 @@ class ImageFiles:
         self.order.epoch, self.order.start = number, start
         for views, labels in self.loader:
             yield (
-                tuple(on_device(view, self.device, self.normalise) for view in views),
+                tuple(to_device(view, self.device, self.normalise) for view in views),
                 labels.to(self.device, non_blocking=True),
             )
 
@@ -191,7 +191,7 @@ class _Drawn(Dataset):
             torch.set_rng_state(before)
 
 
-def on_device(view: Tensor, device: torch.device, normalise: Normalise) -> Tensor:
+def to_device(view: Tensor, device: torch.device, normalise: Normalise) -> Tensor:
     """uint8 (B, 3, H, W) → normalised float32 on `device`, channels last."""
     view = view.to(device, non_blocking=True)
     return normalise(view.permute(0, 2, 3, 1)).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""How many images a data set has, and how large they are, told without PyTorch and before they are prepared."""
+"""How many images a data set has, and how large they are, without PyTorch and before they are prepared."""
 
 import os
 from collections.abc import Iterator
@@ -22,21 +22,21 @@ CIFAR10 = Extent(50_000, (32, 32))
 
 
 def known_extent(spec: dict[str, Any]) -> Extent | None:
-    """The extent of a data set that is the same wherever it comes from; None if only its files tell."""
+    """The extent of a data set that is the same wherever it comes from; None if that depends on its files."""
     if spec["kind"] == "generated":
         return Extent(spec["train_images"], (32, 32))
     return CIFAR10 if spec["kind"] in cifar10.SOURCES else None
 
 
 def extent_of(spec: dict[str, Any], prepared: Path) -> Extent | None:
-    """The extent of a data set as far as it can be told: from the prepared file's header, or from its folder.
+    """The extent of a data set as far as it is known: from the prepared file's header, or from its folder.
 
     Args:
         spec: as in `data.prepare`.
         prepared: the file, which needn't be there.
 
     Returns:
-        None if it can't be told: of ImageNet, whose prepared file has a choice of the training images alone.
+        None for ImageNet, whose prepared file has a choice of the training images alone.
 
     Raises:
         UserError: the prepared file is truncated or foreign.
@@ -58,7 +58,7 @@ def _of_folder(split: Path) -> Extent | None:
     try:
         with Image.open(min(files)) as image:
             return Extent(len(files), image.size[::-1])
-    except (ValueError, OSError):  # none, or none that can be read: preparing them tells which
+    except (ValueError, OSError):  # none, or none that can be read: preparing them names which
         return None
 
 

@@ -74,7 +74,7 @@ def read(
 ) -> tuple[ImageSet, ImageSet]:
     """Images in ImageFolder layout, <root>/<split>/<class>/<image>; classes and images in the order of their names.
 
-    CIFAR10's own images are brought to the official order, if the numbers in their names tell it.
+    CIFAR10's own images are brought to the official order, if the numbers in their names are that order.
 
     Args:
         key: where root, train and test stand in the config.
@@ -123,12 +123,12 @@ def _read(split: Path, classes: Iterable[str], notes: list[str]) -> ImageSet:
     others = [path for path in split.iterdir() if not path.is_dir()]
     for label, name in enumerate(classes):
         within = sorted((split / name).iterdir())
-        found = [path for path in within if path.suffix.lower() in ENDINGS]
-        if not found:
+        images = [path for path in within if path.suffix.lower() in ENDINGS]
+        if not images:
             raise UserError(f"data folder {split / name} holds no images")
         others += [path for path in within if path.suffix.lower() not in ENDINGS]
-        files += found
-        labels += [label] * len(found)
+        files += images
+        labels += [label] * len(images)
     if others:
         notes.append(f"passed over, since they are no images: {', '.join(map(str, sorted(others)))}")
     # in one thread: with images this small, several only wait for the interpreter's lock

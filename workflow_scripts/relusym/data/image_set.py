@@ -58,7 +58,7 @@ class SplitHash:
 
 
 def header(classes: Iterable[str], splits: dict[str, str]) -> dict[str, Any]:
-    """What a prepared file's header says: the classes, the splits' digests, and the digest of the whole."""
+    """A prepared file's header: the classes, the splits' digests, and the digest of the whole."""
     whole = hashlib.sha256("".join(splits[split] for split in SPLITS).encode()).hexdigest()
     return {"classes": [*classes], "splits": splits, "digest": whole}
 

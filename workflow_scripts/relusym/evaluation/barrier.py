@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from relusym.evaluation.images import GivenImages
+from relusym.evaluation.images import AnyImages
 from relusym.evaluation.metrics import TOP_1, evaluate
 
 
-def accuracy(net: nn.Module, images: GivenImages, labels: Tensor | None = None) -> float:
+def accuracy(net: nn.Module, images: AnyImages, labels: Tensor | None = None) -> float:
     """Share of the images whose largest logit is at `labels`, int64 (N,), or at those that the batches bring."""
     return evaluate(net, images, labels, {"accuracy": TOP_1})[0]["accuracy"]
 

@@ -17,7 +17,7 @@ from relusym.randomness import generator
 
 COLOURS = (1, 3)  # channels of an image, grey or RGB
 AT_ONCE = 2**22  # entries of images that are run at once where it isn't a batch that is run
-TOLD_BY = 256  # entries of an image that tell it from others
+SEEN = 256  # entries of an image by which it is recognised
 # Keys of batches that are dicts, such as Hugging Face's and its data sets'.
 PIXELS, LABELS = ("pixel_values", "images", "image"), ("labels", "label")
 LAYOUT = "uint8 (N, H, W, 3), or (N, H, W, 1) of a net that reads grey images"
@@ -180,20 +180,20 @@ class Batches(ImageSource):
         UserError: it can be read only once, is empty, its batches are something else, or, in a later pass, others.
     """
 
-    def __init__(self, given: Iterable[Any]):
-        if isinstance(given, Tensor | np.ndarray):
+    def __init__(self, items: Iterable[Any]):
+        if isinstance(items, Tensor | np.ndarray):
             raise UserError(
-                f"{type(given).__name__} given as images: give a list of batches, or Images(pixels, …)"
+                f"{type(items).__name__} given as images: give a list of batches, or Images(pixels, …)"
             )
-        if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
+        if not isinstance(items, Iterable) or isinstance(items, str | bytes | Mapping):
             raise UserError(
-                f"{type(given).__name__} given as images: give Images, a DataLoader or a list of batches"
+                f"{type(items).__name__} given as images: give Images, a DataLoader or a list of batches"
             )
-        if iter(given) is given:
+        if iter(items) is items:
             raise UserError(
                 "images come from an iterator, which can be read only once: give a DataLoader or a list"
             )
-        self.given = given
+        self.items = items
         self.counted: tuple[int, int] | None = None  # batches and images, known after the first time through
         self._shape: tuple[int, int, int] | None = None
         self._checksums: list[int] = []
@@ -222,7 +222,7 @@ class Batches(ImageSource):
 
     def pairs(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
         batches = images = 0
-        for item in self.given:
+        for item in self.items:
             if isinstance(item, Mapping):
                 x = next((item[key] for key in PIXELS if key in item), item)
                 labels = next((item[key] for key in LABELS if key in item), None)
@@ -241,10 +241,10 @@ class Batches(ImageSource):
     def _recognise(self, place: int, x: Tensor, labels: Tensor | None) -> None:
         """Labels, statistics and barriers are of images in one order, which a later pass has to keep."""
         entries = x.flatten(1)
-        some = [entries[:, :: -(-entries.shape[1] // TOLD_BY)], *([] if labels is None else [labels])]
+        some = [entries[:, :: -(-entries.shape[1] // SEEN)], *([] if labels is None else [labels])]
         checksum = 0
-        for of in some:
-            checksum = zlib.crc32(of.cpu().contiguous().numpy().tobytes(), checksum)
+        for tensor in some:
+            checksum = zlib.crc32(tensor.cpu().contiguous().numpy().tobytes(), checksum)
         if place == len(self._checksums) and self.counted is None:
             self._checksums.append(checksum)
         elif place == len(self._checksums) or checksum != self._checksums[place]:
@@ -310,12 +310,12 @@ def pieces(x: Tensor, views: int = 1) -> tuple[Tensor, ...]:
     return x.split(max(1, AT_ONCE // (views * x[0].numel())))
 
 
-GivenImages = ImageSource | Iterable[Any]
+AnyImages = ImageSource | Iterable[Any]
 
 
-def as_images(given: GivenImages) -> ImageSource:
+def as_images(images: AnyImages) -> ImageSource:
     """`Images` as they are; a DataLoader or any other iterable of batches as `Batches`."""
-    return given if isinstance(given, ImageSource) else Batches(given)
+    return images if isinstance(images, ImageSource) else Batches(images)
 
 
 def device_of(net: torch.nn.Module) -> torch.device:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from relusym.evaluation.images import GivenImages, as_images, device_of
+from relusym.evaluation.images import AnyImages, as_images, device_of
 from relusym.evaluation.logits import evaluating, logits_of
 from relusym.precision import full_float32
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
@@ -46,7 +46,7 @@ def moved(logits: Tensor, symmetry: Symmetry) -> Tensor:
 
 @torch.no_grad()
 @full_float32()
-def invariance_error(net: nn.Module, images: GivenImages, symmetry: Symmetry = HORIZONTAL_FLIP) -> float:
+def invariance_error(net: nn.Module, images: AnyImages, symmetry: Symmetry = HORIZONTAL_FLIP) -> float:
     """Mean relative invariance error of `net` over `images`; of logits at every pixel, against τΦ(x)."""
     device, images = device_of(net), as_images(images)
     total, count = torch.zeros((), dtype=torch.float64, device=device), 0

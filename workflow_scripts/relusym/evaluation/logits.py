@@ -12,12 +12,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from relusym.errors import UserError, theirs
 from relusym.evaluation.images import ImageSource, device_of
 
-LOGITS = (
-    "logits",
-    "out",
-)  # keys of outputs that are dicts, as of Hugging Face's nets and torchvision's segmentation
-
-
+# keys of outputs that are dicts, as of Hugging Face's nets and torchvision's segmentation
+LOGITS = "logits", "out"
 CHECKED = 4  # images that a net is tried on before the work
 ROUNDING = 1e-3  # the largest relative difference between logits that should be the same
 
@@ -51,19 +47,21 @@ def logits_of(output: Any) -> Tensor:
     Raises:
         UserError: there is no tensor (B, classes, …).
     """
-    found = getattr(output, "logits", output)
-    if isinstance(found, Mapping):
-        found = next((found[key] for key in LOGITS if key in found), next(iter(found.values()), None))
-    elif isinstance(found, tuple | list):
-        found = found[0] if found else None
-    if not isinstance(found, Tensor) or found.ndim < 2:
+    logits = getattr(output, "logits", output)
+    if isinstance(logits, Mapping):
+        logits = next((logits[key] for key in LOGITS if key in logits), next(iter(logits.values()), None))
+    elif isinstance(logits, tuple | list):
+        logits = logits[0] if logits else None
+    if not isinstance(logits, Tensor) or logits.ndim < 2:
         kind = (
-            f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            f"a tensor of shape {tuple(logits.shape)}"
+            if isinstance(logits, Tensor)
+            else type(logits).__name__
         )
         raise UserError(
             f"the net's output is {kind}: wrap it in a module whose forward returns logits (B, classes)"
         )
-    return found
+    return logits
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym.errors import UserError, theirs
-from relusym.evaluation.images import GivenImages, Images, ImageSource, as_images, device_of, whole_numbers
+from relusym.evaluation.images import AnyImages, Images, ImageSource, as_images, device_of, whole_numbers
 from relusym.evaluation.logits import evaluating, logits_of
 from relusym.precision import full_float32
 
@@ -18,11 +18,11 @@ class Metric:
     """A measure of performance.
 
     Attributes:
-        of: logits (B, classes, …) and labels (B, …) → one number an image, (B,).
+        function: logits (B, classes, …) and labels (B, …) → one number an image, (B,).
         lower_is_better: as of a loss; else the larger the better.
     """
 
-    of: Callable[[Tensor, Tensor], Tensor]
+    function: Callable[[Tensor, Tensor], Tensor]
     lower_is_better: bool = False
 
     def absolute_barrier(self, first: float, second: float, halfway: float) -> float:
@@ -33,11 +33,8 @@ class Metric:
 
 def top_1(logits: Tensor, labels: Tensor) -> Tensor:
     """Whether the largest logit is at the label; of logits at every pixel, the share of pixels where it is."""
-    return (
-        (logits.argmax(1) == labels).double().flatten(1).mean(1)
-        if logits.ndim > 2
-        else logits.argmax(1) == labels
-    )
+    right = logits.argmax(1) == labels
+    return right.double().flatten(1).mean(1) if right.ndim > 1 else right
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -48,10 +45,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 TOP_1, LOSS = Metric(top_1), Metric(cross_entropy, lower_is_better=True)
 FEW = 10  # images that any net may answer alike
-SMALL, HARDLY = (
-    1e-3,
-    1e-2,
-)  # logits that vary by less, or by a smaller share of their size, tell no images apart
+# logits that vary by less, or by a smaller share of their size, tell no images apart
+SMALL, HARDLY = 1e-3, 1e-2
 MEASURED = {"accuracy": TOP_1, "loss": LOSS}
 
 
@@ -74,10 +69,10 @@ class Scores:
         self._squares: Tensor | float = 0.0
         self._answers: set[int] = set()
         self._right: Tensor | int = 0
-        self._of_class: Tensor | int = 0
+        self._in_class: Tensor | int = 0
         self._labelled = labels is not None
 
-    def add(self, logits: Tensor, own: Tensor | None = None) -> Tensor:
+    def add(self, logits: Tensor, brought: Tensor | None = None) -> Tensor:
         """Take in a batch's logits, and the labels that it brings; returns the labels that count.
 
         Raises:
@@ -86,16 +81,16 @@ class Scores:
         if self._given is not None:
             labels = self._given[self.count : self.count + len(logits)].to(logits.device)
         else:
-            labels = logits.argmax(1) if own is None else own
+            labels = logits.argmax(1) if brought is None else brought
         if len(labels) != len(logits):
             raise UserError(f"labels: {len(labels)} for a batch of {len(logits)} images")
-        self._labelled |= own is not None
+        self._labelled |= brought is not None
         self.count += len(logits)
         relative = (logits - logits.mean(1, keepdim=True)).double()  # what softmax sees
         self._sum, self._squares = self._sum + relative.sum(0), self._squares + relative.square().sum()
         answers, classes = logits.argmax(1), logits.shape[1]
         self._answers |= set(answers.unique().tolist())
-        self._of_class = self._of_class + labels.flatten().bincount(minlength=classes)
+        self._in_class = self._in_class + labels.flatten().bincount(minlength=classes)
         if answers.shape == labels.shape:
             self._right = self._right + labels[answers == labels].bincount(minlength=classes)
         self._used.append(labels.cpu())
@@ -126,7 +121,7 @@ class Scores:
     @property
     def by_class(self) -> list[float | None]:
         """Accuracy on the images, or pixels, of each class; None where there are none."""
-        shares = (self._right / self._of_class).tolist()
+        shares = (self._right / self._in_class).tolist()
         return [None if share != share else share for share in shares]
 
     @property
@@ -138,19 +133,19 @@ class Scores:
 @torch.no_grad()
 @full_float32()
 def evaluated(
-    net: nn.Module, images: GivenImages, labels: Tensor | None, metrics: Mapping[str, Metric]
+    net: nn.Module, images: AnyImages, labels: Tensor | None, metrics: Mapping[str, Metric]
 ) -> Scores:
     """All metrics of a net over the images, in one pass; arguments and errors as of `evaluate`."""
     images = as_images(images)
     scores = Scores(metrics, check_labels(labels, images))
     with evaluating(net):
-        for x, own in images.pairs(device_of(net)):
-            scores.add(logits_of(net(x)), own)
+        for x, brought in images.pairs(device_of(net)):
+            scores.add(logits_of(net(x)), brought)
     return scores
 
 
 def evaluate(
-    net: nn.Module, images: GivenImages, labels: Tensor | None, metrics: Mapping[str, Metric]
+    net: nn.Module, images: AnyImages, labels: Tensor | None, metrics: Mapping[str, Metric]
 ) -> tuple[dict[str, float], Tensor]:
     """Means of all metrics over the images, in one pass.
 
@@ -197,18 +192,18 @@ def _check_fit(labels: Tensor, logits: Tensor) -> None:
 def _per_image(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
     _check_fit(labels, logits)
     try:
-        values: Any = metric.of(logits, labels)
+        values: Any = metric.function(logits, labels)
     except Exception as error:  # the user's own code may raise anything
         raise UserError(f"metric {name}: fails on logits {tuple(logits.shape)}: {theirs(error)}") from error
     if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
-        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        kind = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise UserError(
-            f"metric {name}: gives {found} for {len(logits)} images; one number an image is needed"
+            f"metric {name}: gives {kind} for {len(logits)} images; one number an image is needed"
         )
     return values
 
 
-def check_labels(labels: Any, images: GivenImages) -> Tensor | None:
+def check_labels(labels: Any, images: AnyImages) -> Tensor | None:
     """Labels as a tensor.
 
     Raises:

@@ -1,98 +1,125 @@
-"""From records to tables, figures and claims. Imports the ground alone: no PyTorch, so that each starts in an instant.
+"""From records to tables, figures and claims. Imports no PyTorch, and pandas only when a table is made.
 
-To add a table:
-1. A module here with
-   - `LAYOUT`: its title, headings and formats (`layout.Layout`);
-   - `frame(inputs, about)`: one row of the table a row. Ids of models stand in `model`, `model_1`, `model_2`; a mean
-     is followed by its `…_std`; the paper's value of a column is in `paper_…`;
-   - `notes(inputs, about)`, if other lines than those of `agreement.notes` stand below it.
-2. A line in `TABLES`: the name of its rule, the module, and the kinds of records it reads, which are the names of the
-   rule's inputs ("filters" for the arrays beside flip-merge records).
-3. A caption, `report/<name>.rst`; and in `findings/selection.py`, which models it shows, if not those of Table 2.
+A table or figure is declared by one module of `tables`, `figures` or `beyond`, as a `Table` or a `Figure`:
+- `TABLE = Table(__name__, LAYOUT, reads=…, select=…)`, beside a function `frame(inputs, selection)`: one row a row of
+  the table. Ids of models stand in `model`, `model_1`, `model_2`; a mean is followed by its `…_std`; the paper's value
+  of a column is in `paper_…`. A function `notes(inputs, selection)`, if other lines than `agreement.notes` stand below.
+- `FIGURE = Figure(__name__, reads=…, select=…)`, beside a function `draw(inputs, selection)`, which returns the drawing
+  and the frames of its CSV files.
 
-A figure likewise, in `FIGURES`, by `figure.py`: its module has `draw(inputs, about)`, which returns the figure
-and the frames of the CSV files among the rule's outputs, in their order.
-
-Of `about`, which is plain JSON, each module says which keys it reads. Two are for all: `models` (a list of ids, or a
-dict by id) or `pairs` limit the inputs to nets of these types; `names` are the types' display names by id.
+Its target, files, place in the report and provenance follow; its caption is `report/<name>.rst`. A selection is plain
+JSON from the config. Two of its keys are for all: `models` (a list of ids, or a dict by id) or `pairs` limit the inputs
+to nets of these types; `names` are the types' display names by id.
 """
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cache
 from importlib import import_module
+from pkgutil import iter_modules
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from relusym.findings.layout import Layout
+
+if TYPE_CHECKING:
+    from relusym.config.settings import Settings
+    from relusym.records.results import Results
+else:
+    Settings = Results = Any  # which a table's job does without
 
 Record = dict[str, Any]
 Inputs = Mapping[str, Sequence[Any]]  # what was read, by kind: records, or `filters.Filters`
-About = Mapping[str, Any]
+Selection = Mapping[str, Any]
 
-# Each with its module and the kinds of records that it reads, told without importing it.
-TABLES = {
-    "table1": ("table1", ("train",)),
-    "table2": ("table2", ("train", "flip_merge")),
-    "table3": ("table5", ("train", "flip_merge")),
-    "table4": ("table4", ("train", "pair_merge")),
-    "table5": ("table5", ("train", "flip_merge")),
-    "matchings": ("matchings", ("train", "flip_merge", "pair_merge")),
-    "exact_gcnn": ("exact_gcnn", ("exact_gcnn",)),
-    "symmetries": ("symmetries", ("symmetries",)),
-    "curves": ("curves", ("curves",)),
-    "during_training": ("during_training", ("during_training",)),
-    "by_layer": ("by_layer", ("by_layer",)),
-    "beyond_claims": (
-        "beyond_claims",
-        ("flip_merge", "pair_merge", "exact_gcnn", "symmetries", "curves", "during_training", "by_layer"),
-    ),
-    "beyond_provenance": (
-        "provenance",
-        (
-            "train",
-            "flip_merge",
-            "pair_merge",
-            "exact_gcnn",
-            "symmetries",
-            "curves",
-            "during_training",
-            "by_layer",
-        ),
-    ),
-    "theory": ("theory", ("theory",)),
-    "comparison": ("comparison", ("train", "flip_merge", "pair_merge")),
-    "claims": ("claims", ("train", "flip_merge", "pair_merge", "filters")),
-    "costs": ("costs", ("train", "flip_merge", "pair_merge")),
-    "provenance": ("provenance", ("train", "flip_merge", "pair_merge", "flipped_training", "theory")),
-}
-FIGURES = {
-    "barriers": ("barriers", ("train", "flip_merge", "pair_merge")),
-    "matchings_figure": ("matchings", ("train", "flip_merge", "pair_merge")),
-    "exact_gcnn_figure": ("exact_gcnn", ("exact_gcnn",)),
-    "symmetries_figure": ("symmetries", ("symmetries",)),
-    "curves_figure": ("curves", ("curves",)),
-    "during_training_figure": ("during_training", ("during_training",)),
-    "by_layer_figure": ("by_layer", ("by_layer",)),
-    "figure1": ("filter_pairs", ("filters",)),
-    "figure2": ("figure2", ("filters",)),
-    "figure3": ("figure3", ("flipped_training",)),
-    "figure4": ("figure4", ("flip_merge",)),
-    "figure5": ("filter_pairs", ("filters",)),
-    "figure6": ("filter_pairs", ("filters",)),
-    "figure7": ("filter_pairs", ("filters",)),
-    "figure8": ("filter_pairs", ("filters",)),
-    "figure9": ("figure9", ("filters",)),
-    "figure10": ("figure10", ()),
-    "zero_filters": ("zero_filters", ("filters",)),
-    "filter_pairs": ("filter_pairs", ("filters",)),
-}
-# Of these, what isn't in the paper, and no part of `all`: the target `beyond`, see docs/beyond.md.
-BEYOND = {"matchings", "exact_gcnn", "symmetries", "curves", "during_training", "by_layer"}
-BEYOND |= {f"{name}_figure" for name in BEYOND} | {"beyond_claims", "beyond_provenance"}
+BEYOND = "Beyond the paper"
+SECTIONS = ("Tables", "Figures", "Theory", "Comparison with the paper", "Costs and provenance", BEYOND)
+ROOMS = "tables", "figures", "beyond"
 
 
-def module_of(name: str) -> ModuleType:
-    """The module behind a table or figure, by the name of its rule."""
-    return import_module(f"{__name__}.{(TABLES | FIGURES)[name][0]}")
+@dataclass(frozen=True)
+class Finding:
+    """What is declared of a table or figure alike.
+
+    Attributes:
+        module: that declares and makes it.
+        name: of its target; by default the module's.
+        reads: the kinds of records that it is made of; "filters" for the arrays beside flip-merge records.
+        select: what of the config it shows.
+        exists: whether a scale has it.
+        keys: of its records, a kind at a time; by default those of the types that it selects.
+        section: of the report.
+        order: among those of its section; then by name.
+    """
+
+    module: str
+    _: KW_ONLY
+    reads: tuple[str, ...]
+    select: Callable[[Settings], Selection]
+    exists: Callable[[Settings], Any] = lambda settings: True
+    keys: Callable[[Results, str, Selection], list[str]] | None = None
+    name: str = ""
+    section: str = ""
+    order: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.module.rpartition(".")[2])
+
+    def load(self) -> ModuleType:
+        """The module that makes it."""
+        return import_module(self.module)
+
+    @property
+    def label(self) -> str:
+        """table2: Table 2."""
+        return re.sub(r"\B(?=\d)", " ", self.name.capitalize()).replace("_", "-")
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether it isn't in the paper, and no part of `all`: the target `beyond`, see docs/beyond.md."""
+        return self.section == BEYOND
 
 
-def kinds_of(name: str) -> tuple[str, ...]:
-    """The kinds of records that a table or figure reads; "filters" for the arrays beside flip-merge records."""
-    return (TABLES | FIGURES)[name][1]
+@dataclass(frozen=True)
+class Table(Finding):
+    """A table, how it is laid out, and the number of the paper's that has the same rows, if any."""
+
+    layout: Layout
+    _: KW_ONLY
+    paper: int | None = None
+    section: str = "Tables"
+
+
+@dataclass(frozen=True)
+class Figure(Finding):
+    """A figure, and the endings of the CSV files with its numbers."""
+
+    _: KW_ONLY
+    csvs: tuple[str, ...] = ()
+    section: str = "Figures"
+
+
+@cache
+def declared() -> dict[str, Table | Figure]:
+    """Every table, then every figure, by name: those of one section together."""
+    modules = [
+        import_module(f"{__name__}.{room}.{module.name}")
+        for room in ROOMS
+        for module in iter_modules(import_module(f"{__name__}.{room}").__path__)
+    ]
+    findings = {
+        value.name: value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, Finding) and value.module == module.__name__
+    }
+    return dict(sorted(findings.items(), key=lambda item: _place(item[1])))
+
+
+def _place(finding: Finding) -> tuple[Any, ...]:
+    name = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", finding.name)]
+    return isinstance(finding, Figure), SECTIONS.index(finding.section), finding.order, name

@@ -1,19 +1,19 @@
-"""The tests behind the claims, and what they found."""
+"""The tests behind the claims, and their results."""
+
+from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
-import pandas as pd
-from scipy import stats
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from relusym.findings import Record, power
+from relusym.findings.lazy import np, pd, stats
 from relusym.findings.power import Power, Spread
-from relusym.permutations import channel_orders
 
 SHARE = "share of the channels"
 NO_SPREAD = "all nets of a type are equal, so that the rank test counts"
+ALL_EQUAL = "all nets are equal, so that their mean settles it, whatever p is"
+EQUAL = 1e-12  # a standard deviation below this is rounding
 
 RESAMPLES = 9999  # of a rank test with ties; all permutations if there are no more
 SHARE_OF_NETS = 0.95  # that an interval holds
@@ -23,15 +23,15 @@ HELD, NOT_HELD, OPEN, UNTESTED = "held", "did not hold", "inconclusive", "cannot
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a test found. `effect` is in the measure's own unit; `p_value` is two-sided.
+    """The result of a test. `effect` is in the measure's own unit; `p_value` is two-sided.
 
     low, high: the effect's 95% interval.
-    direction: positive if what was found is what the paper says, negative if it is the opposite.
+    direction: positive if it is as the paper says, negative if it is the opposite.
     p_rank, p_rank_min: of a rank test of the same, and the least that it can come to with so few nets.
     settled: a verdict that needs no p-value.
     remark: why there is nothing, or what to bear in mind.
     nets: of the type that has the fewest.
-    papers, ours: the test's power for the paper's effect and spread, and for those found here.
+    power_paper, power_observed: the test's power for the paper's effect and spread, and for those observed here.
     """
 
     n: str
@@ -48,8 +48,8 @@ class Evidence:
     settled: str = ""
     remark: str = ""
     nets: int = 0
-    papers: Power | None = None
-    ours: Power | None = None
+    power_paper: Power | None = None
+    power_observed: Power | None = None
 
 
 def interval(effect: float, error: float, degrees: float) -> dict[str, float]:
@@ -64,17 +64,19 @@ def spread(values: np.ndarray) -> Spread:
 
 
 def rank_correlation_of_types(
-    nets: pd.DataFrame, first: str, second: str, papers: Power | None = None
+    nets: pd.DataFrame, first: str, second: str, power_paper: Power | None = None
 ) -> Evidence:
     """Spearman's ρ of the types' means, with its exact permutation p-value and a bootstrap interval over nets.
 
     Either mean is over other nets, every second one of a type by seed: where the two quantities of a net are
-    correlated, those of a mean over the same nets are, and a ρ between types would be found where all types are equal.
+    correlated, those of a mean over the same nets are, and there would be a ρ between types where all types are equal.
     """
     test = "Spearman, exact, over halves of the nets"
     nets = nets.sort_values("seed")
     place = nets.groupby("model").cumcount()
-    halves = [nets[place % 2 == half].groupby("model")[of] for half, of in enumerate((first, second))]
+    halves = [
+        nets[place % 2 == half].groupby("model")[quantity] for half, quantity in enumerate((first, second))
+    ]
     means = pd.concat([half.mean() for half in halves], axis=1, join="inner")
     n = counted(len(means), "type")
     if len(means) < 3:
@@ -82,26 +84,24 @@ def rank_correlation_of_types(
     ranks = stats.rankdata(means.to_numpy(), axis=0)
     if not ranks.std(axis=0).all():
         return Evidence(n, test, remark="all types are equal")
-    one, other = ranks.T
     rho = stats.permutation_test(
-        (one,),
-        lambda order, axis: rowwise_correlation(order, other),  # Pearson's, of ranks, is Spearman's
+        (ranks[:, 0],),
+        lambda order, axis: rowwise_correlation(order, ranks[:, 1]),  # Pearson's, of ranks, is Spearman's
         permutation_type="pairings",
         n_resamples=math.factorial(len(means)),
     )
     random = np.random.default_rng(0)
-    drawn = [
-        np.stack(
-            [
-                random.choice(half.get_group(model), (RESAMPLES, half.size()[model])).mean(1)
-                for model in means.index
-            ]
-        )
-        for half in halves
-    ]
-    rhos = rowwise_correlation(*(stats.rankdata(of_types, axis=0).T for of_types in drawn))
+
+    def resampled(half, model: str) -> np.ndarray:
+        return random.choice(half.get_group(model), (RESAMPLES, half.size()[model])).mean(1)
+
+    drawn = [np.stack([resampled(half, model) for model in means.index]) for half in halves]
+    rhos = rowwise_correlation(*(stats.rankdata(types, axis=0).T for types in drawn))
     low, high = np.nanquantile(rhos, [(1 - SHARE_OF_NETS) / 2, (1 + SHARE_OF_NETS) / 2])
     whole = nets[nets["model"].isin(means.index)].groupby("model")
+    spreads = (
+        {model: spread(group.to_numpy()) for model, group in whole[quantity]} for quantity in (first, second)
+    )
     return Evidence(
         n,
         test,
@@ -115,10 +115,8 @@ def rank_correlation_of_types(
         p_rank=float(rho.pvalue),
         p_rank_min=2 / math.factorial(len(means)),
         nets=int(whole.size().min()),
-        papers=papers,
-        ours=power.rank_correlation(
-            *({model: spread(group.to_numpy()) for model, group in whole[of]} for of in (first, second))
-        ),
+        power_paper=power_paper,
+        power_observed=power.rank_correlation(*spreads),
     )
 
 
@@ -130,7 +128,7 @@ def rowwise_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def is_higher(
-    of_type: dict[str, np.ndarray],
+    values: dict[str, np.ndarray],
     high: str,
     low: str,
     margin: float = 0.0,
@@ -143,7 +141,7 @@ def is_higher(
     Args:
         paper: its mean and standard deviation, by type.
     """
-    high_values, low_values = (np.asarray(of_type.get(model, [])) for model in (high, low))
+    high_values, low_values = (np.asarray(values.get(model, [])) for model in (high, low))
     n = f"{len(high_values)} and {len(low_values)} nets"
     if min(len(high_values), len(low_values)) < 2:
         return Evidence(n, "Welch's t", remark="two nets or more of either type are needed")
@@ -167,13 +165,13 @@ def is_higher(
         p_rank_min=2 / math.comb(len(shifted) + len(low_values), len(shifted)),
         remark="" if varies else NO_SPREAD,
         nets=min(len(high_values), len(low_values)),
-        papers=power.welch(paper[high], paper[low], margin) if paper else None,
-        ours=power.welch(spread(high_values), spread(low_values), margin) if varies else None,
+        power_paper=power.welch(paper[high], paper[low], margin) if paper else None,
+        power_observed=power.welch(spread(high_values), spread(low_values), margin) if varies else None,
     )
 
 
 def is_highest(
-    of_type: dict[str, np.ndarray],
+    values: dict[str, np.ndarray],
     highest: str,
     names: Mapping[str, str],
     paper: Mapping[str, Spread] | None = None,
@@ -182,30 +180,26 @@ def is_highest(
 
     If some other type has the higher mean, it counts instead, corrected for having been picked out of all.
     """
-    others = {other: is_higher(of_type, highest, other, 0.0, paper) for other in of_type if other != highest}
-    n = f"{len(of_type.get(highest, []))} nets, {counted(len(others), 'other type')}"
+    others = {other: is_higher(values, highest, other, 0.0, paper) for other in values if other != highest}
+    n = f"{len(values.get(highest, []))} nets, {counted(len(others), 'other type')}"
     if not others or any(math.isnan(evidence.p_value) for evidence in others.values()):
         return Evidence(n, "Welch's t, all others", remark="two nets or more of every type are needed")
     best = min(others, key=lambda other: others[other].effect)
-    p_values = [evidence.p_value for evidence in others.values()]
-    ahead = others[best].effect > 0
-    return Evidence(
-        n,
-        "Welch's t, all others",
-        effect=others[best].effect,
-        low=others[best].low,
-        high=others[best].high,
-        effect_size=others[best].effect_size,
+    closest, tests = others[best], others.values()
+    ahead = closest.effect > 0
+    observed = power.all_of([test.power_observed for test in tests if test.power_observed])
+    return replace(
+        closest,
+        n=n,
+        test="Welch's t, all others",
         measure=f"Hedges' g to {names.get(best, best)}",
-        direction=others[best].effect,
-        p_value=max(p_values) if ahead else min(1.0, len(others) * others[best].p_value),
-        p_rank=max(evidence.p_rank for evidence in others.values()) if ahead else math.nan,
-        p_rank_min=max(evidence.p_rank_min for evidence in others.values()),
-        nets=min(evidence.nets for evidence in others.values()),
-        papers=power.all_of([evidence.papers for evidence in others.values()]) if paper else None,
-        ours=power.all_of([evidence.ours for evidence in others.values() if evidence.ours])
-        if ahead
-        else others[best].ours,
+        p_value=max(test.p_value for test in tests) if ahead else min(1.0, len(others) * closest.p_value),
+        p_rank=max(test.p_rank for test in tests) if ahead else math.nan,
+        p_rank_min=max(test.p_rank_min for test in tests),
+        remark="",
+        nets=min(test.nets for test in tests),
+        power_paper=power.all_of([test.power_paper for test in tests]) if paper else None,
+        power_observed=observed if ahead else closest.power_observed,
     )
 
 
@@ -215,34 +209,127 @@ def more_zero_filters(zero_filters: pd.DataFrame, high: str, low: str) -> Eviden
     return is_higher({model: group.to_numpy(float) for model, group in counts.groupby("model")}, high, low)
 
 
+def one_sample(
+    values: np.ndarray,
+    threshold: float,
+    n: str,
+    test: str,
+    measure: str,
+    *,
+    origin: float = 0.0,
+    factor: float = 1.0,
+    degrees: float | None = None,
+    power_of: Callable[[float, float], Power] = power.one_sample,
+) -> Evidence:
+    """A t-test that the mean of these values, two or more, is above a threshold.
+
+    Args:
+        origin: from which the effect size is measured.
+        factor, degrees: on the squared standard error, and of freedom, where values aren't independent.
+    """
+    mean, std = spread(values)
+    shifted, varies, error = values - threshold, std > EQUAL, std * math.sqrt(factor / len(values))
+    degrees = len(values) - 1 if degrees is None else degrees
+    p_rank = signed_rank_p(shifted) if shifted.any() else 1.0
+    return Evidence(
+        n,
+        test,
+        effect=mean,
+        **interval(mean, error, degrees),
+        effect_size=(mean - origin) / std if varies else math.nan,
+        measure=measure,
+        direction=mean - threshold,
+        p_value=2 * float(stats.t.sf(abs(shifted.mean() / error), degrees)) if varies else p_rank,
+        p_rank=p_rank,
+        p_rank_min=0.5 ** (len(values) - 1),
+        remark="" if varies else NO_SPREAD,
+        nets=len(values),
+        power_observed=power_of(mean - threshold, std) if varies else None,
+    )
+
+
+def paired(differences: np.ndarray, margin: float = 0.0, seeds: np.ndarray | None = None) -> Evidence:
+    """A t-test that the mean of one difference a net is above 0, or less than `margin` below it.
+
+    For quantities of the same net, whose randomness is the net's. If all nets are equal, as where a largest barrier is
+    always the halfway one, there is nothing to test: a margin settles it.
+
+    Args:
+        seeds: (n, 2), if the differences are of pairs of nets, which may share them (`shared_nets`).
+    """
+    differences = np.asarray(differences, float)
+    m = len(differences)
+    if seeds is None:
+        n, nets, how = counted(m, "net"), m, {"degrees": m - 1}
+    else:
+        nets, (factor, degrees) = np.unique(seeds).size, shared_nets(seeds)
+        n = f"{counted(m, 'pair')} of {counted(nets, 'net')}"
+        how = {"factor": factor, "degrees": degrees, "power_of": power.cycle_of_pairs}
+    test = f"paired t{', for shared nets' * (seeds is not None)}{f', against −{margin:.3f}' * (margin > 0)}"
+    if m < 2 or not how["degrees"]:
+        few = "two nets or more are needed" if seeds is None else "pairs of three nets or more are needed"
+        return Evidence(n, test, remark=few)
+    evidence = replace(one_sample(differences, -margin, n, test, "d of the differences", **how), nets=nets)
+    if margin and evidence.remark == NO_SPREAD:
+        return replace(evidence, settled=HELD if evidence.direction > 0 else NOT_HELD, remark=ALL_EQUAL)
+    return evidence
+
+
+def flipped_against_other(
+    nets: pd.DataFrame, merged: pd.DataFrame, model: str, paper: tuple[Spread, Spread] | None = None
+) -> Evidence:
+    """For each pair of nets of one type: its barrier, less the mean of its two nets' GCNN barriers.
+
+    Args:
+        paper: its barriers of pairs, and of nets with their flipped selves.
+    """
+    same = merged[(merged["model_1"] == model) & (merged["model_2"] == model)]
+    flips = nets[nets["model"] == model].set_index("seed")["gcnn_barrier"]
+    differences = same["barrier"] - (same["seed_1"].map(flips) + same["seed_2"].map(flips)) / 2
+    seeds = same.loc[differences.notna(), ["seed_1", "seed_2"]].to_numpy()
+    evidence = paired(differences.dropna().to_numpy(), seeds=seeds)
+    if paper is None:
+        return evidence
+    # as if a pair's barrier said nothing of its nets' flips
+    (pairs, pairs_std), (flip, flip_std) = paper
+    power_paper = power.cycle_of_pairs(pairs - flip, math.hypot(pairs_std, flip_std / math.sqrt(2)))
+    return replace(evidence, power_paper=power_paper)
+
+
+def shared_nets(seeds: np.ndarray) -> tuple[float, float]:
+    """What a t-test over pairs of nets has to allow for if a net is in several pairs.
+
+    If the value of a pair is the sum of something of either net and something of the pair's, two pairs have at most
+    half their variance V in common for each net that they share: C = V (I + S/2), S the number of nets shared. With the
+    centring matrix H, the variance of the mean is then 1ᵀC1 / m², and the sample variance is tr(HC) / (m − 1) in
+    expectation, with tr(HC)² / tr(HCHC) degrees of freedom (Satterthwaite).
+
+    Args:
+        seeds: (m, 2), the two nets of each pair.
+
+    Returns:
+        the factor on the squared standard error s²/m, and the degrees of freedom; 1 and m − 1 for pairs that share
+        nothing. Infinite and 0 if the pairs settle nothing: fewer than two, or the same two nets again.
+    """
+    m = len(seeds)
+    common = (seeds[:, None, :, None] == seeds[None, :, None, :]).sum((2, 3)) / 2  # 1 on the diagonal
+    centred = common - common.mean(0, keepdims=True) if m else common
+    left = np.trace(centred)
+    if m < 2 or left < 1e-9:
+        return math.inf, 0.0
+    return float(common.sum() / m * (m - 1) / left), float(left**2 / np.trace(centred @ centred))
+
+
 def most_have_order_two(flip_records: Sequence[Record]) -> Evidence:
     """A t-test over nets that more than half of a net's channels have order 1 or 2."""
     shares = np.array([(orders <= 2).mean() for orders in map(_orders, flip_records)])
     n = counted(len(shares), "net")
     if len(shares) < 2:
         return Evidence(n, "t against ½", remark="two nets or more are needed")
-    varies = shares.std() > 0
-    p_rank = signed_rank_p(shares - 0.5)
     if (shares == 1).all():
-        return Evidence(
-            *(n, "count", 1.0, 1.0, 1.0), measure=SHARE, settled=HELD, remark="all channels of all nets"
-        )
-    mean, std = spread(shares)
-    return Evidence(
-        n,
-        "t against ½",
-        effect=mean,
-        **interval(mean, std / math.sqrt(len(shares)), len(shares) - 1),
-        effect_size=(mean - 0.5) / std if varies else math.nan,
-        measure=f"{SHARE}; d from ½",
-        direction=mean - 0.5,
-        p_value=float(stats.ttest_1samp(shares, 0.5).pvalue) if varies else p_rank,
-        p_rank=p_rank,
-        p_rank_min=0.5 ** (len(shares) - 1),
-        remark="" if varies else NO_SPREAD,
-        nets=len(shares),
-        ours=power.one_sample(mean - 0.5, std) if varies else None,
-    )
+        remark = "all channels of all nets"
+        return Evidence(n, "count", 1.0, 1.0, 1.0, measure=SHARE, settled=HELD, remark=remark)
+    return one_sample(shares, 0.5, n, "t against ½", f"{SHARE}; d from ½", origin=0.5)
 
 
 def some_have_a_higher_order(flip_records: Sequence[Record]) -> Evidence:
@@ -252,9 +339,9 @@ def some_have_a_higher_order(flip_records: Sequence[Record]) -> Evidence:
     """
     if not flip_records:
         return Evidence("0 nets", "count", remark="a net is needed")
-    of_nets = [_orders(record) for record in flip_records]
-    shares = np.array([(orders > 2).mean() for orders in of_nets])
-    orders = np.concatenate(of_nets)
+    by_net = [_orders(record) for record in flip_records]
+    shares = np.array([(orders > 2).mean() for orders in by_net])
+    orders = np.concatenate(by_net)
     higher, n = int((orders > 2).sum()), len(shares)
     error = spread(shares)[1] / math.sqrt(n) if n > 1 else math.nan
     return Evidence(
@@ -270,6 +357,8 @@ def some_have_a_higher_order(flip_records: Sequence[Record]) -> Evidence:
 
 def _orders(record: Record) -> np.ndarray:
     """Orders of all channels of all layers of one net."""
+    from relusym.permutations import channel_orders
+
     return np.concatenate([channel_orders(permutation) for permutation in record["permutations"].values()])
 
 
@@ -283,7 +372,7 @@ def signed_rank_p(values: np.ndarray) -> float:
     return float(stats.wilcoxon(values, method=_method(np.append(0, abs(values)))).pvalue)
 
 
-def _method(values: np.ndarray) -> "str | stats.PermutationMethod":
+def _method(values: np.ndarray) -> str | stats.PermutationMethod:
     """How a rank test comes to its p: with ties, scipy's own choice would be asymptotic, however few the values."""
     if np.unique(values).size == values.size:
         return "exact"

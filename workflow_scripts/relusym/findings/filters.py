@@ -1,14 +1,14 @@
 """Filters of a net and of its permuted flipped net, read back from the small arrays beside the records."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
 from relusym import checkpoint
 from relusym.errors import UserError
+from relusym.findings.lazy import np, pd
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,22 @@ def read_filters(path: str | Path) -> Filters:
     Raises:
         UserError: the file is missing, truncated or no file of filters.
     """
-    arrays, about = checkpoint.load_arrays(path)
-    if about.get("kind") != "filters":
+    arrays, described = checkpoint.load_arrays(path)
+    if described.get("kind") != "filters":
         raise UserError(f"{path} holds no filters: delete it, and it is made again")
 
     def under(prefix: str) -> dict[str, np.ndarray]:
         return {n.removeprefix(prefix): arrays[n] for n in sorted(arrays) if n.startswith(prefix)}
 
     return Filters(
-        about["model"],
-        about["seed"],
-        about["status"],
-        about["reason"],
+        described["model"],
+        described["seed"],
+        described["status"],
+        described["reason"],
         {name: arrays[name] for name in sorted(arrays) if "." not in name},
         under("permutation."),
         under("norm."),
-        about.get("kernel_constraint", {}),
+        described.get("kernel_constraint", {}),
     )
 
 

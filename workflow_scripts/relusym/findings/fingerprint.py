@@ -21,7 +21,7 @@ LENGTH = 16  # hexadecimal digits
 def _code() -> str:
     """Of this room, the fields of records, the paper's tables and the ground: whatever may lay out a table."""
     library = Path(__file__).parents[1]
-    files = [*library.glob("*.py"), *library.glob("findings/*.py"), *library.glob("paper_values/*")]
+    files = [*library.glob("*.py"), *library.glob("findings/**/*.py"), *library.glob("paper_values/*")]
     files.append(library / "records/fields.py")
     return "".join(sha256(file) for file in sorted(files) if file.is_file())
 
@@ -32,7 +32,7 @@ def _line(path: str) -> str:
     return f"{file.parent.name}/{file.name} {sha256(file)}"
 
 
-def fingerprint(name: str, about: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> str:
+def fingerprint(name: str, selection: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> str:
     """Of what a table or figure is made of.
 
     Args:
@@ -43,7 +43,7 @@ def fingerprint(name: str, about: Mapping[str, Any], inputs: Mapping[str, Sequen
     """
     parts = [
         name,
-        json.dumps(about),
+        json.dumps(selection),
         _code(),
         *(_line(path) for several in inputs.values() for path in several),
     ]
@@ -57,9 +57,9 @@ def write_note(note: str | Path, name: str, made_from: str, outputs: Sequence[st
         note: where it is waited for, which may have been named before all inputs were there.
         made_from: its fingerprint.
     """
-    own = Path(outputs[0]).absolute().parents[1] / "notes" / f"{name}-{made_from}.sha256"
+    named = Path(outputs[0]).absolute().parents[1] / "notes" / f"{name}-{made_from}.sha256"
     lines = [f"{sha256(output)}  {output}" for output in outputs]
-    written = {own, Path(note).absolute()}
+    written = {named, Path(note).absolute()}
     for path in written:
         with write_whole(path) as part:
             part.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,20 +1,38 @@
 """From records to frames: what was measured of each net or pair, and its mean and standard deviation by type."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Mapping, Sequence
 
 from relusym import paper_values
 from relusym.errors import UserError
-from relusym.findings import About, Inputs, Record, measurements
+from relusym.findings import Inputs, Record, Selection
 from relusym.findings.agreement import check_accuracies, check_agreement, matching_of
 from relusym.findings.filters import Filters, read_filters
+from relusym.findings.lazy import pd
 from relusym.records.fields import nets_of
 from relusym.records.files import load_record
 
+# Where each quantity stands in a record: of several paths the first that it has. Without REPAIR, nets with batch norm
+# have their statistics reset; other nets have nothing to reset.
+TRAIN = {"parameters": ["parameters"], "accuracy": ["accuracy"]}
+FLIP_MERGE = {
+    "invariance_error": ["invariance_error"],
+    "accuracy": ["accuracy.net"],
+    "flip_accuracy": ["accuracy.flipped"],
+    "halfway_accuracy_no_repair": ["accuracy.reset", "accuracy.halfway"],
+    "halfway_accuracy": ["accuracy.repaired"],
+    "gcnn_barrier_no_repair": ["barrier.reset", "barrier.halfway"],
+    "gcnn_barrier": ["barrier.repaired"],
+}
+PAIR_MERGE = {
+    "barrier_no_repair": FLIP_MERGE["gcnn_barrier_no_repair"],
+    "barrier": FLIP_MERGE["gcnn_barrier"],
+}
 
-def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], about: About) -> Inputs:
-    """What a table or figure is made of, by kind, as far as it is of types that `about` names.
+
+def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], selection: Selection) -> Inputs:
+    """What a table or figure is made of, by kind, as far as it is of types that are selected.
 
     Raises:
         UserError: a file is missing or damaged; filters are of another net than their file's name says; two records
@@ -22,10 +40,9 @@ def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], about: About)
     """
     inputs = {}
     for kind in kinds:
-        paths = files.get(kind, [])
         reader = _named_filters if kind == "filters" else load_record
-        inputs[kind] = [reader(path) for path in ([paths] if isinstance(paths, str) else paths)]
-    inputs = chosen(inputs, about)
+        inputs[kind] = [reader(path) for path in files.get(kind, [])]
+    inputs = chosen(inputs, selection)
     check_accuracies(inputs)
     return inputs
 
@@ -34,24 +51,24 @@ def _named_filters(path: str) -> Filters:
     filters = read_filters(path)
     *_, folder, name = path.split("/")
     # <model>-<seed>.safetensors, or <seed>.safetensors in a folder of the model's
-    stem, of = name.partition(".")[0], f"{filters.model}-{filters.seed}"
-    if stem != of and not (stem == str(filters.seed) and folder.startswith(f"{filters.model}-")):
+    stem, net = name.partition(".")[0], f"{filters.model}-{filters.seed}"
+    if stem != net and not (stem == str(filters.seed) and folder.startswith(f"{filters.model}-")):
         raise UserError(
-            f"{path} holds the filters of {of}, not those that its name says: delete it and the flip_merge record "
+            f"{path} holds the filters of {net}, not those that its name says: delete it and the flip_merge record "
             "beside it, and they are made again"
         )
     return filters
 
 
-def chosen(inputs: Inputs, about: About) -> Inputs:
-    """The part of `inputs` whose nets are all of `about`'s `models` or `pairs`; all of it if there is neither."""
-    models = [*about.get("models", []), *(model for pair in about.get("pairs", []) for model in pair)]
+def chosen(inputs: Inputs, selection: Selection) -> Inputs:
+    """The part of `inputs` whose nets are all of the selected `models` or `pairs`; all of it if there is neither."""
+    models = {*selection.get("models", []), *(model for pair in selection.get("pairs", []) for model in pair)}
     if not models:
         return inputs
 
-    def is_wanted(found: Record | Filters) -> bool:
-        of = [found.model] if isinstance(found, Filters) else [model for model, _ in nets_of(found)]
-        return set(of) <= set(models)
+    def is_wanted(record: Record | Filters) -> bool:
+        types = [record.model] if isinstance(record, Filters) else [model for model, _ in nets_of(record)]
+        return models.issuperset(types)
 
     return {kind: list(filter(is_wanted, several)) for kind, several in inputs.items()}
 
@@ -70,17 +87,14 @@ def tidy(records: Sequence[Record]) -> pd.DataFrame:
 def measured(records: Sequence[Record], key: list[str], paths: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """Columns `key`, the quantities of `paths` (floats) and `ok`, one row a record.
 
-    Args:
-        paths: by quantity, as in `measurements`.
-
     Raises:
         UserError: an ok record lacks a measurement (named), or a record is given twice.
     """
-    found = tidy(records)
-    frame = found.reindex(columns=["kind", *key])
-    frame["ok"] = found.reindex(columns=["status"])["status"].eq("ok")
+    scalars = tidy(records)
+    frame = scalars.reindex(columns=["kind", *key])
+    frame["ok"] = scalars.reindex(columns=["status"])["status"].eq("ok")
     for quantity, several in paths.items():
-        values = found.reindex(columns=several).apply(pd.to_numeric, errors="coerce")
+        values = scalars.reindex(columns=several).apply(pd.to_numeric, errors="coerce")
         frame[quantity] = values.bfill(axis=1).iloc[:, 0].astype(float)
         for _, record in frame[frame["ok"] & frame[quantity].isna()].iterrows():
             raise UserError(
@@ -93,13 +107,12 @@ def measured(records: Sequence[Record], key: list[str], paths: Mapping[str, Sequ
 
 def once(records: Sequence[Record]) -> list[Record]:
     """The records without those of a pair that stands already the other way round: a pair is one merge."""
-    kept: dict[tuple, list] = {}
-    pairs = []
-    for record in records:
-        nets = nets_of(record)
-        if nets == kept.setdefault((matching_of(record), frozenset(nets)), nets):
-            pairs.append(record)
-    return pairs
+    first: dict[tuple, list] = {}
+    return [
+        record
+        for record in records
+        if (nets := nets_of(record)) == first.setdefault((matching_of(record), frozenset(nets)), nets)
+    ]
 
 
 def _named(record: pd.Series, key: list[str]) -> str:
@@ -111,11 +124,7 @@ def nets(
     trained: Sequence[str] = ("accuracy",),
     merged: Sequence[str] = ("invariance_error", "gcnn_barrier"),
 ) -> pd.DataFrame:
-    """One row a net: model, seed, the quantities, ok (both its records are).
-
-    Args:
-        inputs: train and flip_merge records.
-        trained, merged: quantities of `measurements.TRAIN` and `FLIP_MERGE`.
+    """One row a net: model, seed, the quantities (of `TRAIN` and of `FLIP_MERGE`), ok (both its records are).
 
     Raises:
         UserError: as `measured` and `check_agreement`.
@@ -123,8 +132,8 @@ def nets(
     check_agreement(inputs)
     key = ["model", "seed"]
     both = pd.merge(
-        measured(inputs["train"], key, {name: measurements.TRAIN[name] for name in trained}),
-        measured(inputs["flip_merge"], key, {name: measurements.FLIP_MERGE[name] for name in merged}),
+        measured(inputs["train"], key, {name: TRAIN[name] for name in trained}),
+        measured(inputs["flip_merge"], key, {name: FLIP_MERGE[name] for name in merged}),
         on=key,
         how="outer",
         suffixes=("", "_flip"),
@@ -140,56 +149,53 @@ def pairs(inputs: Inputs) -> pd.DataFrame:
         UserError: as `measured` and `check_agreement`.
     """
     check_agreement(inputs)
-    quantities = {"barrier": measurements.PAIR_MERGE["barrier"]}
-    return measured(once(inputs["pair_merge"]), ["model_1", "model_2", "seed_1", "seed_2"], quantities)
+    key = ["model_1", "model_2", "seed_1", "seed_2"]
+    return measured(once(inputs["pair_merge"]), key, {"barrier": PAIR_MERGE["barrier"]})
 
 
-def in_order(found: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
+def in_order(nets: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
     """The rows in the order in which the config has their types; those of one type stay in theirs."""
     places = {model: place for place, model in enumerate(models)}
-    return found.sort_values("model", key=lambda of: of.map(places), kind="stable")
+    return nets.sort_values("model", key=lambda types: types.map(places), kind="stable")
 
 
-def summary(found: pd.DataFrame, key: list[str], wanted: Sequence, quantities: Sequence[str]) -> pd.DataFrame:
+def summary(nets: pd.DataFrame, key: list[str], wanted: Sequence, quantities: Sequence[str]) -> pd.DataFrame:
     """Columns `key`, `…_mean` and `…_std` (sample's, NaN for n < 2) of each quantity, n (ok) and left_out (not ok).
 
     One row for each of `wanted`, in their order: values of `key`, tuples if it has several.
     """
     wanted = [tuple(row) for row in wanted] if len(key) > 1 else list(wanted)
     index = pd.MultiIndex.from_tuples(wanted, names=key) if len(key) > 1 else pd.Index(wanted, name=key[0])
-    ok = found[found["ok"]].groupby(key)
+    ok = nets[nets["ok"]].groupby(key)
     columns = {}
     for quantity in quantities:
         columns[f"{quantity}_mean"] = ok[quantity].mean().reindex(index)
         columns[f"{quantity}_std"] = ok[quantity].std(ddof=1).reindex(index)
     n = ok.size().reindex(index, fill_value=0)
     columns["n"] = n
-    columns["left_out"] = found.groupby(key).size().reindex(index, fill_value=0) - n
+    columns["left_out"] = nets.groupby(key).size().reindex(index, fill_value=0) - n
     return pd.DataFrame(columns, index=index).reset_index()
 
 
-def with_left_out(nets: pd.DataFrame, records: Sequence[Record], key: str) -> pd.DataFrame:
-    """`nets` that are ok (model, `key`, …), then a row for each other and value of `key`; `ok` tells them apart."""
-    values = nets.groupby("model")[key].unique()
-    rows = [
+def summary_along(
+    nets: pd.DataFrame, records: Sequence[Record], key: str, models: Sequence[str], quantities: Sequence[str]
+) -> pd.DataFrame:
+    """As `summary`, a row a type and value of `key` (epoch, layer), of nets that are ok; others count in each row."""
+    values = {model: sorted({*rows}) for model, rows in nets.groupby("model")[key]}
+    left_out = [
         {"model": record["model"], key: value}
         for record in records
         if record["status"] != "ok"
         for value in values.get(record["model"], [])
     ]
-    return pd.concat([nets, pd.DataFrame(rows, columns=["model", key])]).assign(
-        ok=[True] * len(nets) + [False] * len(rows)
-    )
+    both = pd.concat([nets, pd.DataFrame(left_out, columns=["model", key])])
+    both = both.assign(ok=[True] * len(nets) + [False] * len(left_out))
+    wanted = [(model, value) for model in models for value in values.get(model, [])]
+    return summary(both, ["model", key], wanted, quantities)
 
 
-def beside_paper(ours: pd.DataFrame, number: int, key: list[str], about: About) -> pd.DataFrame:
-    """`ours`, then the columns of the paper's Table `number` as `paper_…`, NaN in rows that the paper hasn't got.
-
-    Args:
-        about: with `paper`, the id in the paper's table by model, where it is another (None: it has no such type).
-    """
-    other = about.get("paper", {})
+def beside_paper(ours: pd.DataFrame, number: int, key: list[str]) -> pd.DataFrame:
+    """`ours`, then the columns of the paper's Table `number` as `paper_…`, NaN in rows that the paper hasn't got."""
     paper = paper_values.table(number).set_index(key).add_prefix("paper_")
-    ids = ours[key].map(lambda model: other.get(model, model))
-    rows = pd.MultiIndex.from_frame(ids) if len(key) > 1 else ids[key[0]]
+    rows = pd.MultiIndex.from_frame(ours[key]) if len(key) > 1 else ours[key[0]]
     return pd.concat([ours, paper.reindex(rows).reset_index(drop=True)], axis=1)

@@ -1,13 +1,15 @@
 """How a table is laid out to be read, and written as CSV, Markdown, LaTeX and HTML."""
 
+from __future__ import annotations
+
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-import pandas as pd
-
+from relusym.findings.lazy import pd
 from relusym.whole_files import write_whole
 
 COMMON = {"model": "Model", "model_1": "Model 1", "model_2": "Model 2", "n": "n", "left_out": "Left out"}
@@ -91,34 +93,38 @@ def human_table(
 
 def write_table(
     frame: pd.DataFrame,
-    stem_path: str | Path,
+    stem: str | Path,
     layout: Layout,
     notes: Sequence[str] = (),
     names: Mapping[str, str] | None = None,
+    endings: Sequence[str] = ("csv", "md"),
 ) -> None:
-    """Write `frame` to `stem_path`.csv, .md, .tex (booktabs) and .html, each whole or not at all.
+    """Write `frame` to files that begin with `stem`, each whole or not at all.
 
     Args:
         notes: one line each, below the table: where the data come from, width, epochs, seeds.
         names: display names of the ids in `model`, `model_1` and `model_2`.
+        endings: of csv, md, tex (booktabs) and html.
 
     Raises:
         UserError: the disk is full or the folder can't be written.
     """
-    stem_path, names = Path(stem_path), names or {}
-    cells = human_table(frame, layout, names)
-    texts = {
-        "csv": csv(frame),
-        "md": _markdown(frame, cells, layout, notes),
-        "tex": _latex(frame, human_table(frame, layout, names, latex=True), stem_path.name, layout, notes),
-        "html": _html(frame, cells, layout, notes),
-    }
-    for ending, text in texts.items():
-        write_text(stem_path.with_name(f"{stem_path.name}.{ending}"), text)
+    names = names or {}
+    for ending in endings:
+        if ending == "csv":
+            text = csv(frame)
+        elif ending == "tex":
+            text = _latex(
+                frame, human_table(frame, layout, names, latex=True), Path(stem).name, layout, notes
+            )
+        else:
+            text = _markdown(frame, human_table(frame, layout, names), layout, notes)
+            text = page(text) if ending == "html" else text
+        write_text(f"{stem}.{ending}", text)
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """To ten digits: those after them may be others on another machine."""
+    """As CSV, to ten digits: those after them may be others on another machine."""
     return frame.to_csv(index=False, lineterminator="\n", float_format="%.10g")
 
 
@@ -184,21 +190,31 @@ def _latex(frame: pd.DataFrame, cells: pd.DataFrame, label: str, layout: Layout,
     return "\n".join(lines) + "\n"
 
 
-def _html(frame: pd.DataFrame, cells: pd.DataFrame, layout: Layout, notes: Sequence[str]) -> str:
-    """A page of its own, for the report: it needs no file beside it and no script."""
-    widths = [cells[name].str.len().max() if len(cells) else 0 for name in cells]
-    rules = [
-        f"th:nth-child({i}), td:nth-child({i}) {{ text-align: {side} }}\n"
-        f"td:nth-child({i}) {{ {'white-space: nowrap' if width < 32 else 'min-width: 24em'} }}\n"
-        for i, (width, side) in enumerate(zip(widths, _alignment(frame, layout), strict=True), start=1)
+def page(markdown: str) -> str:
+    """The Markdown of a table as a page of HTML, for the report: it needs no file beside it and no script."""
+    lines = markdown.splitlines()
+    head, sides, *rows = [
+        [cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in lines
+        if line.startswith("|")
     ]
-    body = cells.to_html(index=False, border=0).replace(r"\|", "|")
-    about = "".join(f"<li>{escape(note)}</li>\n" for note in notes)
-    title = escape(layout.title)
+    rules = ""
+    for i, side in enumerate(sides):
+        is_short = max((len(row[i]) for row in rows), default=0) < 32
+        rules += f"th:nth-child({i + 1}), td:nth-child({i + 1}) "
+        rules += f"{{ text-align: {'right' if side.endswith(':') else 'left'} }}\n"
+        rules += f"td:nth-child({i + 1}) {{ {'white-space: nowrap' if is_short else 'min-width: 24em'} }}\n"
+
+    def row(cells: list[str], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>\n"
+
+    title = escape(lines[0].removeprefix("# "))
+    notes = "".join(f"<li>{escape(line[2:])}</li>\n" for line in lines if line.startswith("- "))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        f"<style>\n{STYLE}{''.join(rules)}</style>\n</head>\n<body>\n<h1>{title}</h1>\n{body}\n"
-        f"<ul>\n{about}</ul>\n</body>\n</html>\n"
+        f"<style>\n{STYLE}{rules}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+        f"<table>\n<thead>\n{row(head, 'th')}</thead>\n<tbody>\n{''.join(row(cells, 'td') for cells in rows)}"
+        f"</tbody>\n</table>\n<ul>\n{notes}</ul>\n</body>\n</html>\n"
     )
 
 

@@ -1,12 +1,13 @@
 """How likely a test is to settle a claim, were the nets normally distributed with given means and deviations."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import permutations
 
-import numpy as np
-from scipy import stats
+from relusym.findings.lazy import np, stats
 
 # From the number of nets of a type and the level of the test to the probability that it finds the effect.
 Power = Callable[[int, float], float]
@@ -47,12 +48,12 @@ def one_sample(effect: float, std: float) -> Power:
 
 
 def cycle_of_pairs(effect: float, std: float) -> Power:
-    """Of `paired.flipped_against_other`, each net merged with the next; `std` is that of the pairs' differences."""
+    """Of `evidence.flipped_against_other`, each net merged with the next; `std` is that of the pairs' differences."""
 
     def power(n: int, level: float) -> float:
         if n < 3:
             return 0.0
-        # `paired.shared_nets` of a cycle, in closed form
+        # `evidence.shared_nets` of a cycle, in closed form
         factor, degrees = 2 * (n - 1) / (n - 2), (n - 2) ** 2 / (1.5 * n - 4)
         return t_power(effect, std * math.sqrt(factor / n), degrees, level)
 
@@ -66,7 +67,7 @@ def all_of(powers: list[Power]) -> Power:
 
 def rank_correlation(first: Mapping[str, Spread], second: Mapping[str, Spread]) -> Power:
     """Of `evidence.rank_correlation_of_types`, by simulation (seeded)."""
-    spreads = [np.array([of[model] for model in first]) for of in (first, second)]
+    spreads = [np.array([types[model] for model in first]) for types in (first, second)]
 
     def power(n: int, level: float) -> float:
         random = np.random.default_rng(0)

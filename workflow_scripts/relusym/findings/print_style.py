@@ -1,13 +1,17 @@
 """What all figures share: the paper's column width, colours safe for colour-blind readers, and how they are written."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from relusym.findings.lazy import Drawing, np
 from relusym.whole_files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMN_WIDTH = 5.5  # inches: the paper's
 DOTS_PER_INCH = 200
@@ -24,7 +28,22 @@ LINES = (
 )
 
 
-def write_figure(figure: Figure, paths: Iterable[str | Path]) -> None:
+def new_drawing(height: float, width: float = COLUMN_WIDTH) -> Drawing:
+    """A drawing of this size in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def panels_of(
+    height: float, rows: int = 1, columns: int = 1, width: float = COLUMN_WIDTH, **how: Any
+) -> tuple[Drawing, np.ndarray]:
+    """A drawing, and its panels: an array of axes (rows, columns)."""
+    drawing = new_drawing(height, width)
+    return drawing, drawing.subplots(rows, columns, squeeze=False, **how)
+
+
+def write_figure(drawing: Drawing, paths: Iterable[str | Path]) -> None:
     """Write a figure to PNG or PDF, as each path ends; the same bytes from the same figure, on any day.
 
     Raises:
@@ -34,16 +53,16 @@ def write_figure(figure: Figure, paths: Iterable[str | Path]) -> None:
         fields = ("Creator", "Producer", "CreationDate") if path.suffix == ".pdf" else ("Software",)
         image, ending = BytesIO(), path.suffix.removeprefix(".")
         # no dates, no versions; not to a file, where the error on a full disk is no OSError
-        figure.savefig(image, dpi=DOTS_PER_INCH, metadata=dict.fromkeys(fields), format=ending)
+        drawing.savefig(image, dpi=DOTS_PER_INCH, metadata=dict.fromkeys(fields), format=ending)
         with write_whole(path) as part:
             part.write_bytes(image.getvalue())
 
 
-def empty_figure(text: str) -> Figure:
+def empty_drawing(text: str) -> Drawing:
     """A figure that says why there is nothing to see."""
-    figure = Figure(figsize=(COLUMN_WIDTH, 1), layout="constrained")
-    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=8)
-    return figure
+    drawing = new_drawing(1)
+    drawing.text(0.5, 0.5, text, ha="center", va="center", fontsize=8)
+    return drawing
 
 
 def layer_ticks(layers: int) -> range:
@@ -65,7 +84,7 @@ def label_rows(panel: Axes, labels: Sequence[str]) -> None:
     panel.axvline(0, color="0.75", linewidth=0.8, zorder=0)
 
 
-def legend_above(figure: Figure, panel: Axes, columns: int) -> None:
+def legend_above(drawing: Drawing, panel: Axes, columns: int) -> None:
     """The key of one panel, above all of them."""
     handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns, fontsize=7, frameon=False)
+    drawing.legend(handles, labels, loc="outside upper center", ncols=columns, fontsize=7, frameon=False)

@@ -1,13 +1,13 @@
 """What a run ends with on the screen: the tables that were asked for, Table 2 in words, and where the rest lies."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
-from tabulate import tabulate
-
-from relusym.findings import FIGURES, TABLES, module_of
+from relusym.findings import Table, declared
 from relusym.findings.layout import human_table, number
+from relusym.findings.lazy import pd
 
 HALF = 0.5
 
@@ -21,31 +21,32 @@ def at_end(names: Sequence[str], folder: Path, models: Mapping[str, str], column
         models: what tables call each type of net.
     """
     every = "all" in names
-    shown = ["table2", "barriers"] if every else [name for name in names if name in TABLES | FIGURES]
-    parts = [
-        _table(name, folder, models, columns) if name in TABLES else _figure(name, folder) for name in shown
-    ]
+    parts = []
+    for name in ["table2", "barriers"] if every else names:
+        finding = declared().get(name)
+        if isinstance(finding, Table):
+            parts.append(_table(finding, folder, models, columns))
+        elif finding:
+            parts.append(f"Picture: {folder / 'figures' / name}.png")
     if every:
         parts.append(f"Everything: {folder}/tables and {folder}/figures")
     return "\n".join(parts)
 
 
-def _table(name: str, folder: Path, models: Mapping[str, str], columns: int) -> str:
-    stem, layout = folder / "tables" / name, module_of(name).LAYOUT
+def _table(table: Table, folder: Path, models: Mapping[str, str], columns: int) -> str:
+    from tabulate import tabulate
+
+    stem = folder / "tables" / table.name
     frame = pd.read_csv(stem.with_suffix(".csv"))
     ours = frame[[column for column in frame if not column.startswith("paper_")]]
     text = tabulate(
-        human_table(ours, layout, models), "keys", "simple", showindex=False, disable_numparse=True
+        human_table(ours, table.layout, models), "keys", "simple", showindex=False, disable_numparse=True
     )
-    files = f"{stem}.md, .csv, .tex and .html"
+    files = f"{stem}.md and .csv"
     if max(map(len, text.splitlines())) > columns:
-        return f"{layout.title}: {files}"
-    words = [in_words(frame, models)] if name == "table2" else []
-    return "\n".join(["", layout.title, text, *filter(None, words), files])
-
-
-def _figure(name: str, folder: Path) -> str:
-    return f"Picture: {folder / 'figures' / name}.png and .pdf"
+        return f"{table.layout.title}: {files}"
+    words = [in_words(frame, models)] if table.name == "table2" else []
+    return "\n".join(["", table.layout.title, text, *filter(None, words), files])
 
 
 def in_words(table2: pd.DataFrame, models: Mapping[str, str]) -> str:

@@ -1,253 +1,184 @@
-"""What each table and figure shows: which records, and what of the config (`about`, see `relusym.findings`)."""
+"""Which tables and figures a scale has, what each shows of the config, and of which records it is made."""
 
-from collections.abc import Callable, Iterable
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from relusym import paper_values
 from relusym.beyond import MEASUREMENTS
-from relusym.config.models import Model, Values
-from relusym.config.settings import Settings
-from relusym.findings import BEYOND, FIGURES, TABLES, kinds_of
-from relusym.matching import OF_FLIPS
-from relusym.records.results import Results
+from relusym.findings import BEYOND, Results, Selection, Settings, declared
 from relusym.theory import STATEMENTS
 
-About = dict[str, Any]
+if TYPE_CHECKING:
+    from relusym.config.models import Model, Values
 
-# figure: conv layer, the paper's types, whether the matches are flipped back
-FILTER_PAIRS = {
-    "figure1": ("conv1", ["cnn_inv", "cnn"], True),
-    "figure5": ("conv2", ["cnn_inv"], False),
-    "figure6": ("conv2", ["cnn"], False),
-    "figure7": ("conv1", ["gcnn"], False),
-    "figure8": ("conv2", ["gcnn"], False),
-}
-THE_PAPERS = paper_values.vgg11s()  # which its claims are about
-AS_THEY_ARE = "images as they are"
+UNSCALED = "images as they are"
+USUAL = UNSCALED, "horizontal flip", "supervised"  # goes without saying, if it is so of all nets
 STRIDES = {
     "resnet": 5,
     "cifar_resnet": 2,
 }  # of two, in all, that meet an even width if the image's is a power of two
-USUAL = AS_THEY_ARE, "horizontal flip", "supervised"  # goes without saying, if it is so of all nets
-OF_ALL_MEASUREMENTS = "beyond_claims", "beyond_provenance"
-COMPARED = ("table1", "table2", "table3", "table4", "table5")
 
 
-def tables(settings: Settings) -> list[str]:
-    """The tables of a scale; Tables 3 and 5 only where it has such models, others only where it measures their like."""
-    has = {"table3": settings.table("table5"), "table5": settings.table("table5")}
-    has |= {name: measurement_of(name) in settings.measured for name in BEYOND - {"matchings"}}
-    has |= dict.fromkeys(OF_ALL_MEASUREMENTS, settings.measured)
-    return [name for name in TABLES if has.get(name, True)]
+def findings(settings: Settings) -> list[str]:
+    """The tables, then the figures, of a scale."""
+    return [name for name, finding in declared().items() if finding.exists(settings)]
 
 
-def figures(settings: Settings) -> list[str]:
-    """The figures of a scale: those whose types the config has."""
-
-    def has(name: str) -> bool:
-        if name in FILTER_PAIRS:
-            return any(model in settings.models for model in FILTER_PAIRS[name][1])
-        if name in ("barriers", "figure2", "figure4", "zero_filters"):
-            return bool(settings.table("table2"))
-        if name in BEYOND:
-            return measurement_of(name) in ("matchings", *settings.measured)
-        return settings.figure9 is not None if name == "figure9" else name != "filter_pairs"
-
-    return [name for name in FIGURES if has(name)]
-
-
-def measurement_of(name: str) -> str:
-    """The measurement beyond the paper that a table or figure shows."""
-    return name.removesuffix("_figure")
-
-
-def _papers_types(settings: Settings) -> list[str]:
-    return [model.id for model in settings.models.values() if model.is_papers]
-
-
-def _beyond(settings: Settings, name: str) -> About:
-    """Of a measurement beyond the paper: types and pairs of types, as far as the config has them."""
-    section = settings.beyond.get(name, {})
-    if name == "matchings":
-        models = section.get("models", _papers_types(settings))
-        pairs = section.get("pairs", settings.types_paired)
-        pairs = [list(pair) for pair in pairs if {*pair} <= {*models}]
-        return {
-            "models": models,
-            "pairs": pairs,
-            "matchings": settings.compared,
-            "of_flips": sorted(OF_FLIPS),
-        }
-    return {"models": section.get("models", []), "pairs": [*section.get("pairs", [])]}
-
-
-def _types_of(several: Iterable[About]) -> list[str]:
-    """All types that are named, in pairs as well."""
-    return list(dict.fromkeys(chain(*(chain(of["models"], *of.get("pairs", [])) for of in several))))
-
-
-def about(settings: Settings, name: str) -> About:
+def select(settings: Settings, name: str) -> Selection:
     """What of the config a table or figure shows."""
-    of_table2, of_table5 = settings.table("table2"), settings.table("table5")
-    rows = {row: model for model in of_table5 if (row := settings.paper_row(model))}
-    of_claims = [model for model in of_table2 if model in THE_PAPERS] or of_table2
-    zero = settings.sections.filters.zero_filter
-    common: About = {"names": settings.names}
-    pairs = [list(pair) for pair in settings.types_paired]
-    if name in FILTER_PAIRS:
-        layer, models, flipped_back = FILTER_PAIRS[name]
-        models = [model for model in models if model in settings.models]
-        return common | {"models": models, "layer": layer, "flipped_back": flipped_back, "zero_filter": zero}
-    if name in OF_ALL_MEASUREMENTS:
-        models = _types_of(_beyond(settings, of) for of in ("matchings", *settings.measured))
-        made = [of for of in [*tables(settings), *figures(settings)] if of in BEYOND - {"beyond_provenance"}]
-        of_each = {of: _types_of([about(settings, of)]) for of in made} if name == "beyond_provenance" else {}
-        return common | {"models": models, "made": of_each, "notes": notes(settings, models)}
-    if name in BEYOND:
-        shown = _beyond(settings, measurement_of(name))
-        section = settings.beyond.get(measurement_of(name), {})
-        return common | shown | {"notes": notes(settings, shown["models"], section)}
-    given: dict[str, Callable[[], About]] = {
-        "table1": lambda: {
-            "models": of_table2,
-            "descriptions": {model: settings.models[model].own.description for model in of_table2},
-            "notes": notes(settings, of_table2),
-        },
-        "table3": lambda: _rows(settings, settings.in_table3),
-        "table4": lambda: {"pairs": pairs, "notes": notes(settings, _paired(settings))},
-        "table5": lambda: _rows(settings, of_table5),
-        "theory": lambda: {"notes": [f"Random draws from seed {settings.sections.theory.seed}"]},
-        "comparison": lambda: {
-            "tables": {table: about(settings, table) for table in COMPARED if table in tables(settings)},
-            "scale": settings.scale,
-            "paper": _papers(settings),
-            "notes": notes(settings, of_table2),
-        },
-        "claims": lambda: {
-            "models": [*of_claims, *rows.values()],
-            "rows": rows,
-            "zero_filter": zero,
-            "notes": notes(settings, [*of_claims, *rows.values()]),
-        },
-        "costs": dict,
-        "provenance": lambda: {
-            "made": {
-                made: list(about(settings, made).get("models", [])) or None
-                for made in [*tables(settings), *figures(settings)]
-                if made not in ("costs", "provenance", "figure10", *BEYOND)
-            },
-            "notes": notes(settings, of_table2),
-        },
-        "barriers": lambda: {"models": of_table2},
-        "figure2": lambda: {"model": "cnn_inv" if "cnn_inv" in settings.models else of_table2[0]},
-        "figure3": dict,
-        "figure4": lambda: {"models": of_table2},
-        "figure9": lambda: {"model": settings.figure9, "absent": settings.absent},
-        "figure10": lambda: {"seed": settings.sections.theory.seed, "images": 4},
-        "zero_filters": lambda: {"models": of_table2, "zero_filter": zero},
-    }
-    return common | given.get(name, lambda: {"models": of_table2, "notes": notes(settings, of_table2)})()
+    return {"names": settings.names, **declared()[name].select(settings)}
 
 
-def _paired(settings: Settings) -> list[str]:
-    return list(dict.fromkeys(model for pair in settings.types_paired for model in pair))
-
-
-def _papers(settings: Settings) -> About:
-    """By model, what the flip merge of its counterpart in the paper depends on; empty without a valid scale `paper`."""
-    paper = settings.paper
-    if paper is None:
-        return {}
-    rows = {paper.paper_row(model): model for model in paper.table("table5")}
-    its = {model: model for model in settings.table("table2") if model in paper.models}
-    its |= {model: rows.get(settings.paper_row(model)) for model in settings.table("table5")}
-    return {model: paper.flip_merge(other) for model, other in its.items() if other}
-
-
-def _rows(settings: Settings, models: list[str]) -> About:
-    return {
-        "models": {model: settings.shown(model) for model in models},
-        "absent": {model: reason for model, reason in settings.absent.items() if model in models},
-        "notes": notes(settings, models),
-    }
-
-
-def inputs(results: Results, name: str) -> dict[str, list[str]]:
-    """The jobs whose records a table or figure shows, by kind: all that are done, and those of this run.
+def keys(results: Results, name: str) -> dict[str, list[str]]:
+    """By kind, the jobs whose records a table or figure shows: all that are done, and those of this run.
 
     Those of "filters" are flip merges, whose arrays it shows.
     """
-    settings, shown = results.settings, about(results.settings, name)
-    models = shown.get("models") or ([shown["model"]] if "model" in shown else None)
-    if name == "table4":
-        models = _paired(settings)
-    if name in ("comparison", "costs", "provenance"):
-        models = None
-    matched = name in ("matchings", "matchings_figure", *OF_ALL_MEASUREMENTS)
-    matchings = (None, *settings.matchings) if matched else (None,)
-    keys: dict[str, list[str]] = {}
-    for kind in kinds_of(name):
+    finding, selection = declared()[name], select(results.settings, name)
+
+    def of_kind(kind: str) -> list[str]:
         if kind == "theory":
-            keys[kind] = [results.statement(statement) for statement in STATEMENTS]
-        elif kind == "flipped_training":
-            keys[kind] = [results.flipped_training]
-        elif kind == "filters":
-            keys[kind] = results.shown("flip_merge", models)
-        elif matched and kind in ("train", "flip_merge", "pair_merge"):  # the same nets by every matching
-            keys[kind] = [
-                key
-                for by in (matchings if kind != "train" else (None,))
-                for key in results.shown(kind, _beyond(settings, "matchings")["models"], by)
-                if settings.is_in_matchings(results.jobs[key].nets)
-            ]
-        elif kind in MEASUREMENTS:
-            keys[kind] = results.shown(kind, [*settings.models])
-        else:
-            of = models if models or name in ("costs", "provenance") else _papers_types(settings)
-            keys[kind] = [key for by in matchings for key in results.shown(kind, of, by)]
-    return keys
+            return [results.statement(statement) for statement in STATEMENTS]
+        if kind == "flipped_training":
+            return [results.flipped_training]
+        if kind in MEASUREMENTS:
+            return results.shown(kind, [*results.settings.models])
+        return (finding.keys or of_types)(results, "flip_merge" if kind == "filters" else kind, selection)
+
+    return {kind: of_kind(kind) for kind in finding.reads}
 
 
-def notes(settings: Settings, models: list[str], section: Values | None = None) -> list[str]:
+# ---- whose records, as `keys` of a declaration
+
+
+def of_types(results: Results, kind: str, selection: Selection) -> list[str]:
+    """Of the types that are selected; of all in the paper's tables if none is."""
+    return results.shown(kind, types_in(selection) or reproduced(results.settings))
+
+
+def of_all_types(results: Results, kind: str, selection: Selection) -> list[str]:
+    return results.shown(kind, reproduced(results.settings))
+
+
+def of_every_job(results: Results, kind: str, selection: Selection) -> list[str]:
+    """Of all that is made for the paper's tables, earlier stages of trainings included."""
+    return results.shown(kind)
+
+
+def of_every_matching(results: Results, kind: str, selection: Selection) -> list[str]:
+    """Of the nets that the target `matchings` is about, merged by each matching."""
+    settings = results.settings
+    return [
+        key
+        for matching in ((None,) if kind == "train" else (None, *settings.matchings))
+        for key in results.shown(kind, beyond_selection(settings, "matchings")["models"], matching)
+        if settings.is_in_matchings(results.jobs[key].nets)
+    ]
+
+
+# ---- what is selected
+
+
+def reproduced(settings: Settings) -> list[str]:
+    """The types that stand in some table of the paper's."""
+    return [model.id for model in settings.models.values() if model.is_papers]
+
+
+def types_in(selection: Selection) -> list[str]:
+    """All types that a selection names, in pairs as well."""
+    models = [selection["model"]] if "model" in selection else selection.get("models", [])
+    return list(dict.fromkeys(chain(models, *selection.get("pairs", []))))
+
+
+def types_merged(selection: Selection) -> list[tuple[str, str]]:
+    """Which type is merged with which; empty: with its flipped self."""
+    return [*((model, "") for model in selection["models"]), *map(tuple, selection["pairs"])]
+
+
+def has_vgg11s(settings: Settings) -> bool:
+    return bool(settings.table("table2"))
+
+
+def vgg11s(settings: Settings) -> Selection:
+    """The types of Table 2, and the notes on them."""
+    models = settings.table("table2")
+    return {"models": models, "notes": net_notes(settings, models)}
+
+
+def beyond(name: str, order: int) -> Mapping[str, Any]:
+    """What the declarations of a measurement beyond the paper have in common, by its section of the config."""
+
+    def select(settings: Settings) -> Selection:
+        selection = beyond_selection(settings, name)
+        return {**selection, "notes": net_notes(settings, selection["models"], settings.beyond.get(name))}
+
+    return {
+        "section": BEYOND,
+        "order": order,
+        "exists": lambda settings: name in settings.measured,
+        "reads": (name,),
+        "select": select,
+    }
+
+
+def beyond_selection(settings: Settings, name: str) -> dict[str, Any]:
+    """Types and pairs of types of a measurement beyond the paper, as far as the config has them."""
+    section = settings.beyond.get(name, {})
+    models, pairs = section.get("models", []), section.get("pairs", [])
+    if name == "matchings":
+        models = section.get("models", reproduced(settings))
+        pairs = [pair for pair in section.get("pairs", settings.types_paired) if {*pair} <= {*models}]
+    return {"models": models, "pairs": [list(pair) for pair in pairs]}
+
+
+def measured_types(settings: Settings) -> list[str]:
+    """All types of which something is measured beyond the paper."""
+    sections = (beyond_selection(settings, name) for name in ("matchings", *settings.measured))
+    return list(dict.fromkeys(chain(*map(types_in, sections))))
+
+
+# ---- notes on nets
+
+
+def net_notes(settings: Settings, models: Iterable[str], section: Values | None = None) -> list[str]:
     """What a reader of a table has to know of its nets: data, architecture, training and merging, and what differs.
 
     Args:
         section: of the measurement beyond the paper that the table shows.
     """
-    section = section or {}
-    if not models:
+    section, nets = section or {}, [settings.models[model] for model in models]
+    if not nets:
         return []
-    nets = [settings.models[model] for model in models]
-    lines = _lines(nets, [_net(net, section) for net in nets], "; ", f"Scale {settings.scale}")
+    lines = _lines(nets, lambda net: _net(net, section), "; ", f"Scale {settings.scale}")
     for stage in dict.fromkeys(stage for net in nets for stage in net.recipe):
         trained = [net for net in nets if stage in net.recipe]
-        lines += _lines(trained, [_stage(net, stage) for net in trained], ", ", stage.capitalize())
-    lines += _lines(nets, [_merging(net, section) for net in nets], "; ", "Merging")
+        lines += _lines(trained, lambda net, stage=stage: _stage(net, stage), ", ", stage.capitalize())
+    lines += _lines(nets, lambda net: _merging(net, section), "; ", "Merging")
     misaligned = {
         (size, strides)
         for net in nets
         if (strides := STRIDES.get(net.network["architecture"])) and (size := net.image_size) in (32, 64)
     }
-    lines += [
+    return lines + [
         f"At {size} pixels the {strides} strides of a flipped net are off by {2**strides - 1} pixels in all, "
         f"{(2**strides - 1) / size:.0%} of the width (the paper's ResNet50 at 224: 14%): accuracies fall by that "
         "alone, and barriers can be negative"
         for size, strides in sorted(misaligned)
     ]
-    return lines
 
 
 def _net(net: Model, section: Values) -> list[str]:
-    data, network = net.data, dict(net.network)
+    network = dict(net.network)
     seeds = [seed for seed in net.seeds if seed in (section.get("seeds") or net.seeds)]
     architecture, width = network.pop("architecture"), network.pop("width", None)
     options = [f"width {width:g}"] if width is not None else []
     options += [f"{key} {value}" for key, value in network.items() if key != "group_convs"]
     size = net.image_size if net.table == "table2" else None  # Table 5 has a column of it
     return [
-        f"{data.dataset} data, {_count(data.train_images)}",
-        AS_THEY_ARE if size is None else f"images scaled to {size} pixels",
+        f"{net.data.dataset} data, {_count(net.data.train_images)}",
+        UNSCALED if size is None else f"images scaled to {size} pixels",
         ", ".join([architecture, *options]),
         net.symmetry.replace("_", " "),
         f"{'seeds' if len(seeds) > 1 else 'seed'} {_ranges(seeds)}",
@@ -269,6 +200,7 @@ def _stage(net: Model, stage: str) -> list[str]:
         f"learning rate {how.learning_rate:g}",
         f"{how.schedule} schedule",
         *weight,
+        f"weight decay {how.weight_decay:g}",
     ]
 
 
@@ -286,20 +218,19 @@ def _count(images: int | None) -> str:
     return "all training images" if images is None else f"{images:,} training images"
 
 
-def _lines(nets: list[Model], said: list[list[str]], comma: str, what: str) -> list[str]:
-    """A line on the first net, then one on each other kind of nets: their names, and what is other than of the first.
-
-    Args:
-        said: of each net, part by part.
-    """
-    first = said[0]
-    usual = [len({*parts}) == 1 and parts[0] in USUAL for parts in zip(*said, strict=True)]
+def _lines(nets: list[Model], describe: Callable[[Model], list[str]], comma: str, what: str) -> list[str]:
+    """A line on the first net, then one on each other kind of nets: their names, and the parts that differ."""
+    descriptions = [describe(net) for net in nets]
+    first, parts = descriptions[0], zip(*descriptions, strict=True)
+    common = [
+        part for part, of_all in zip(first, parts, strict=True) if {*of_all} - {*USUAL} or len({*of_all}) > 1
+    ]
     others: dict[str, list[str]] = {}
-    for net, parts in zip(nets, said, strict=True):
-        if differing := [part for part, of_first in zip(parts, first, strict=True) if part != of_first]:
+    for net, description in zip(nets, descriptions, strict=True):
+        differing = [part for part, usual in zip(description, first, strict=True) if part != usual]
+        if differing:
             others.setdefault(comma.join(differing), []).append(net.name)
-    whole = comma.join(part for part, is_usual in zip(first, usual, strict=True) if not is_usual)
     return [
-        f"{what}: {whole}",
+        f"{what}: {comma.join(common)}",
         *(f"{what}, {'; '.join(dict.fromkeys(names))}: {text}" for text, names in others.items()),
     ]

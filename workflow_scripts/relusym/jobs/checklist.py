@@ -1,10 +1,9 @@
-"""What has to be in order before a grid is submitted to a cluster; each problem is one line that says what to set."""
+"""What has to be in order before a grid is submitted to a cluster; each problem is one line with what to set."""
 
 import re
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -98,16 +97,6 @@ def in_the_way(folders: Iterable[str | Path], files: Iterable[str | Path] = ()) 
         if file.exists() and not file.is_file():
             return f"{file} isn't a file, and one belongs there: move it away"
     return None
-
-
-def folder_problems(folder: Path) -> list[str]:
-    """Why `folder` can't be written; empty if it can."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        return [f"{folder} can't be written ({error.strerror}): free space, or run in a folder that can"]
-    return []
 
 
 def _asked(command: str) -> tuple[bool, str]:

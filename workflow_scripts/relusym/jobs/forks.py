@@ -110,10 +110,10 @@ def serve(modules: Sequence[str]) -> None:
     # Ctrl-C is for the jobs, which are in the same process group
     before = signal.pthread_sigmask(signal.SIG_BLOCK, WARNINGS)
     for name in modules:
-        with suppress(ImportError):  # a job that needs it says so
+        with suppress(ImportError):  # a job that needs it will fail
             import_module(name)
     gc.freeze()
-    # of an allocator that is preloaded, say: these modules start none (tests/test_forks.py)
+    # such as those of a preloaded allocator: these modules start none (tests/test_forks.py)
     warnings.filterwarnings("ignore", ".*is multi-threaded", DeprecationWarning)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     with socket.socket(fileno=sys.stdin.fileno()) as asked:

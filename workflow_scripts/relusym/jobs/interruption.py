@@ -7,7 +7,7 @@ from relusym.errors import WARNINGS, hears
 
 
 class Interruption:
-    """Within the context, a warning no longer ends the process: calling the object tells whether one came.
+    """Within the context, a warning no longer ends the process: calling the object returns whether there was any.
 
     Main thread only. Before and after, signals do what they did.
     """

@@ -15,5 +15,5 @@ MATCHINGS = {
 # Those of a net and its flipped self alone: no pair of two nets is merged by them.
 OF_FLIPS = {"involution"}
 
-# Those that take the best of several starts, and of how many if nothing is said.
+# Those that take the best of several starts, and of how many by default.
 SEARCHES, STARTS = {"weight"}, 8

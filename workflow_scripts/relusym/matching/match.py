@@ -109,19 +109,19 @@ def _without_ties(pair: Pair) -> dict[str, Tensor]:
 
     So they go with each other in one way, however either net's channels are numbered.
     """
-    found = dict(pair.correlations)
+    tables = dict(pair.correlations)
     for group in pair.groups:
-        table = found.get(group.name)
+        table = tables.get(group.name)
         if table is None:
             continue
         dead = [table.abs().amax(dim) < SILENT for dim in (1, 0)]
-        if any(of.any() for of in dead):
+        if any(silent.any() for silent in dead):
             here, there = (_moments(state, group).to(table) for state in pair.states)
             size = torch.stack([here.abs().amax(0), there.abs().amax(0)]).amax(0).clamp(min=1e-30)
             apart = torch.cdist(here / size, there / size, p=1) / max(1, here.shape[1])
             either = dead[0][:, None] | dead[1]
-            found[group.name] = torch.where(either, -SILENT * apart, table)
-    return found
+            tables[group.name] = torch.where(either, -SILENT * apart, table)
+    return tables
 
 
 def _moments(state: dict[str, Tensor], group: ChannelGroup) -> Tensor:
@@ -146,15 +146,15 @@ def assigned(groups: list[ChannelGroup], tables: Mapping[str, Tensor]) -> dict[s
     for group in groups:
         if group.heads > 1:
             tied[group.tied].append(group)
-    in_heads = {group.name for of in tied.values() for group in of}
-    found = {
+    in_heads = {group.name for attention in tied.values() for group in attention}
+    permutations = {
         name: torch.from_numpy(_assignment(table.cpu().numpy()))
         for name, table in tables.items()
         if name not in in_heads
     }
-    for of in tied.values():
-        found |= _by_heads(of, tables)
-    return found
+    for attention in tied.values():
+        permutations |= _by_heads(attention, tables)
+    return permutations
 
 
 def _assignment(table: np.ndarray) -> np.ndarray:
@@ -176,8 +176,8 @@ def _by_heads(groups: list[ChannelGroup], tables: Mapping[str, Tensor]) -> dict[
             worth[pair] += blocks[pair][range(count), columns].sum()
     order = _assignment(worth)
     return {
-        name: torch.from_numpy((order[:, None] * of.shape[2] + of[range(heads), order]).flatten())
-        for name, of in within.items()
+        name: torch.from_numpy((order[:, None] * columns.shape[2] + columns[range(heads), order]).flatten())
+        for name, columns in within.items()
     }
 
 

@@ -74,9 +74,8 @@ class _Ascents:
         self.units = list(units.values())
         self.tensors = [list(dict.fromkeys(place.tensor for group in unit for place in group.places))
                         for unit in self.units]  # fmt: skip
-        self.indexing: dict[str, list[int]] = defaultdict(
-            list
-        )  # tensor → a unit for each dimension that it indexes
+        # tensor → a unit for each dimension that it indexes
+        self.indexing: dict[str, list[int]] = defaultdict(list)
         for number, unit in enumerate(self.units):
             for group in unit:
                 for place in group.places:
@@ -114,7 +113,7 @@ class _Ascents:
     def outside_in(self) -> Permutations:
         """Unit by unit, by those weights alone whose other channels are fixed or matched already.
 
-        The unit comes next of whose weights these are the largest share, so that what a net's ends tell of their
+        The unit comes next of whose weights these are the largest share, so that what a net's ends show of their
         neighbours isn't drowned by layers whose channels are still in disorder.
         """
         by, state, left = self._unmoved(), self.second, set(range(len(self.units)))
@@ -123,7 +122,9 @@ class _Ascents:
             return [name for name in self.tensors[number] if sum(n in left for n in self.indexing[name]) == 1]
 
         def share(number: int) -> float:
-            known, every = (sum(map(self.norm.get, of)) for of in (settled(number), self.tensors[number]))
+            known, every = (
+                sum(map(self.norm.get, names)) for names in (settled(number), self.tensors[number])
+            )
             return known / every if every else 0.0
 
         while left:
@@ -146,14 +147,14 @@ class _Ascents:
                 tensors = self.tensors[number]
                 worth = self._worth(number, state, tensors)
                 order = assigned(self.units[number], worth)
-                if all(torch.equal(of, torch.arange(len(of))) for of in order.values()):
+                if all(torch.equal(p, torch.arange(len(p))) for p in order.values()):
                     continue
                 moved = self._moved(number, order, by, state)
                 if self.twice[number]:
                     gain = self._objective(moved[1], tensors) - self._objective(state, tensors)
                 else:
-                    gain = sum(float((worth[name].gather(1, of[:, None]).squeeze(1) - worth[name].diagonal()).sum())
-                               for name, of in order.items())  # fmt: skip
+                    gain = sum(float((worth[name].gather(1, p[:, None]).squeeze(1) - worth[name].diagonal()).sum())
+                               for name, p in order.items())  # fmt: skip
                 if gain > GAIN * sum(map(self.norm.get, tensors)):
                     by, state = moved
                     stale |= {
@@ -182,9 +183,8 @@ class _Ascents:
         self, number: int, order: Permutations, by: Permutations, state: State
     ) -> tuple[Permutations, State]:
         """The permutations and the second net with a unit's channels, as they are by now, reordered."""
-        return by | {name: by[name][of] for name, of in order.items()}, permute(
-            state, self.units[number], order
-        )
+        reordered = by | {name: by[name][p] for name, p in order.items()}
+        return reordered, permute(state, self.units[number], order)
 
     def _objective(self, state: State, tensors: Iterable[str]) -> float:
         return sum(float(torch.dot(self.first[name].flatten(), state[name].flatten())) for name in tensors)
@@ -195,25 +195,22 @@ def canonical_order(state: State, groups: list[ChannelGroup]) -> Permutations:
 
     Only channels that agree in all of these are in the order of their numbers. Heads are in the order of theirs.
     """
-    found, orders, keys = {}, {}, {}
+    order, orders, keys = {}, {}, {}
     for group in groups:
         rows = [_rows(state[place.tensor], place, group.size) for place in group.places]
-        ends = [end for of in rows for end in (of.amax(1).cpu(), of.amin(1).cpu())]
+        ends = [end for row in rows for end in (row.amax(1).cpu(), row.amin(1).cpu())]
         keys[group.name] = torch.stack(ends or [torch.zeros(group.size)]).unflatten(1, (group.heads, -1))
     for group in groups:
         if group.tied not in orders or group.heads == 1:
-            tied = (
-                [keys[of.name] for of in groups if of.tied == group.tied]
-                if group.heads > 1
-                else [keys[group.name]]
-            )
-            orders[group.tied] = _sorted(
-                torch.cat([end for key in tied for end in (key.amax(2), key.amin(2))])
-            )
+            tied = [
+                other for other in groups if other is group or (group.heads > 1 and other.tied == group.tied)
+            ]
+            ends = [end for other in tied for end in (keys[other.name].amax(2), keys[other.name].amin(2))]
+            orders[group.tied] = _sorted(torch.cat(ends))
         within = _sorted(keys[group.name])
         starts = torch.arange(group.heads)[:, None] * within.shape[1]
-        found[group.name] = (starts + within)[orders[group.tied]].flatten()
-    return found
+        order[group.name] = (starts + within)[orders[group.tied]].flatten()
+    return order
 
 
 def _sorted(keys: Tensor) -> Tensor:

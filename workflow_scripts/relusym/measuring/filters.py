@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from relusym.channels.traced import channel_groups
-from relusym.merging.kernel_constraint import filters_and_matches, kernel_constraint
+from relusym.merging.layers import filters_and_matches, kernel_constraint
 from relusym.randomness import stream
 from relusym.symmetry import Symmetry
 

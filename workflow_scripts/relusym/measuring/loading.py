@@ -74,10 +74,10 @@ def least_accuracy(labels: Tensor) -> float:
 
 
 def load_net(path: Path, device: torch.device) -> tuple[nn.Module, Record]:
-    """A net in evaluation mode, and what its checkpoint says about it.
+    """A net in evaluation mode, and its checkpoint's header.
 
     Raises:
-        UserError: the checkpoint is truncated, foreign, or doesn't fit the net it says it is.
+        UserError: the checkpoint is truncated, foreign, or doesn't fit the net that it names.
     """
     return _net(path, *checkpoint.load(path, device), device)
 
@@ -115,7 +115,7 @@ def trained_net(
 def named_checkpoint(
     path: Path, record: Path, settings: Record, device: torch.device
 ) -> tuple[Tensors, Record, Record]:
-    """A checkpoint's tensors and what it says of them, if it is the one that its train record names; and that record.
+    """A checkpoint's tensors and header, if it is the one that its train record names; and that record.
 
     Raises:
         UserError: it is damaged, another one, of another net, or made with other settings.

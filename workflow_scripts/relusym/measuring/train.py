@@ -40,7 +40,7 @@ class TrainJob:
     """What a net is made from.
 
     Attributes:
-        unit: the model, or an earlier stage of its training.
+        training_id: the model, or an earlier stage of its training.
         settings: as `Settings.train` gives them.
         data, label: the prepared images, and what the record calls them.
         to: the checkpoint.
@@ -52,7 +52,7 @@ class TrainJob:
         state: see `loop.train`; it is removed once the checkpoint is written.
     """
 
-    unit: str
+    training_id: str
     seed: int
     settings: Record
     data: Path
@@ -77,7 +77,7 @@ class TrainJob:
 
     @property
     def name(self) -> str:
-        return f"{self.unit}-{self.seed}"
+        return f"{self.training_id}-{self.seed}"
 
     def inputs(self) -> Record:
         """Raises UserError if the images are damaged, or others than those in use."""
@@ -85,7 +85,7 @@ class TrainJob:
 
     def about(self, **more: Any) -> Record:
         """What a checkpoint's header has, and the record as well."""
-        return {"model": self.unit, "seed": self.seed, "settings": self.settings, **more}
+        return {"model": self.training_id, "seed": self.seed, "settings": self.settings, **more}
 
     def score(self, net: nn.Module) -> tuple[float, str]:
         """A net's accuracy, and whether it has learnt anything: more than to answer the most frequent class."""
@@ -135,7 +135,7 @@ def train_record(
     how = {
         "batch_size": recipe.batch_size,
         "seed": job.seed,
-        "name": job.unit,
+        "name": job.training_id,
         "views": recipe.views,
         "symmetry": symmetry if recipe.augmentation else None,
         "normalise": normalise_of(settings["data"]),
@@ -151,7 +151,7 @@ def train_record(
         batches = ImagesOnDevice(
             *(images.images, images.labels, len(images.classes)), crop_padding=recipe.crop_padding, **how
         )
-    torch.manual_seed(stream(job.seed, job.unit, "weights"))
+    torch.manual_seed(stream(job.seed, job.training_id, "weights"))
     net = nets.build(settings["network"], batches.classes, symmetry)
     if job.start:
         tensors, _, before = named_checkpoint(job.start, job.started, settings["start"], torch.device("cpu"))

@@ -9,8 +9,7 @@ from relusym.channels.groups import ChannelGroup, has_batch_norm, permute
 from relusym.channels.traced import TracedNet
 from relusym.evaluation.images import ImageSource
 from relusym.merging.aligned import Aligned, distinct
-from relusym.merging.batch_norm import reset_batch_norm
-from relusym.merging.repair import repaired
+from relusym.merging.repair import repaired, reset_batch_norm
 from relusym.nets.tied import TiedNet
 from relusym.pixels.transform import transformed
 from relusym.symmetry import Symmetry
@@ -20,7 +19,7 @@ Permutations = dict[str, Tensor]
 
 def corrected_halfway(aligned: Aligned, images: ImageSource) -> nn.Module:
     """The net halfway with REPAIR; one with batch norm, which REPAIR would add layers to, is reset."""
-    halfway = aligned.between(0.5)
+    halfway = aligned.interpolate(0.5)
     if has_batch_norm(halfway.net):
         return reset_batch_norm(halfway.net, images)
     return repaired(halfway, aligned.targets(), images)[0]

@@ -48,9 +48,9 @@ def hold(checks: dict[str, float], exempt: tuple[str, ...] = ()) -> None:
             )
 
 
-def largest_difference(one: Tensor, other: Tensor) -> float:
+def largest_difference(tensor: Tensor, other: Tensor) -> float:
     """Largest difference of two tensors relative to the largest entry."""
-    return float((one - other).abs().max() / one.abs().max().clamp(min=1e-30))
+    return float((tensor - other).abs().max() / tensor.abs().max().clamp(min=1e-30))
 
 
 def answers(net: nn.Module, x: Tensor) -> Tensor:
@@ -91,6 +91,6 @@ def check_transformed(
     return checks
 
 
-def _alike(one: nn.Module, other: nn.Module) -> bool:
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+def _alike(net: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(net.state_dict().values(), other.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)

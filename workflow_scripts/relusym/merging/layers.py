@@ -1,20 +1,21 @@
 """What each layer of a net knows of a symmetry: its filters, its channels' partners, its activations."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relusym.channels.groups import ChannelGroup, by_node, random_permutations
+from relusym.channels.groups import ChannelGroup, by_node, permute, random_permutations
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.evaluation.images import ImageSource, device_of, pieces
 from relusym.evaluation.invariance import moved, relative_invariance_error
 from relusym.evaluation.logits import evaluating, logits_of
-from relusym.merging.kernel_constraint import filters_and_matches, kernel_constraint
-from relusym.merging.lockstep import Lockstep
+from relusym.matching.match import assigned
+from relusym.merging.aligned import Lockstep
+from relusym.merging.moments import cross_product, portions, samples
 from relusym.permutations import channel_orders
 from relusym.pixels.transform import Action, actions
 from relusym.precision import full_float32
@@ -23,6 +24,14 @@ from relusym.symmetry import Symmetry
 
 ZERO_FILTER = 0.1  # a filter whose norm is below this share of the largest in its layer counts as zero
 WAYS = ("matched", "identity", "random")  # to permute channels
+SHARES = ("swap", "linear", "rest")  # of a layer's error
+# Called with a channel group's name, the number of the first of some images, and its channels on them and, moved back,
+# on the transformed ones, (B, C, …) each.
+Compared = Callable[[str, int, Tensor, Tensor], None]
+SETS = ("fit", "fit", "choose", "measure")  # what every four images are for
+RIDGES = (1e-6, 1e-4, 1e-2, 1.0)  # relative to the mean eigenvalue
+MOST_CHANNELS = 2048  # of a layer that a linear map is fitted to
+EXACT = 1e-5  # a relative square error of float32
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,8 @@ class Layer:
         correlation: mean correlation of the matched channels.
         equivariance: ‖Pφ(x) − τφ(τ⁻¹x)‖ / ‖φ(x)‖ over images together, by the way P permutes: "matched", "identity",
             "random"; None where it wasn't measured. 0 is equivariant, √2 is unrelated.
+        shares: of the error without permutation, what a permutation mends ("swap"), what only another linear map does
+            ("linear"), and what none does ("rest"), see `ErrorShares`; None where it wasn't measured.
         fixed, swapped, longer: channels that are their own partner, that swap with one other, and that lie on longer
             cycles of the permutation.
     """
@@ -61,9 +72,39 @@ class Layer:
     channels: int
     correlation: float
     equivariance: dict[str, float | None]
+    shares: dict[str, float | None]
     fixed: int
     swapped: int
     longer: int
+
+
+@torch.no_grad()
+def filters_and_matches(
+    net: nn.Module, symmetry: Symmetry, groups: list[ChannelGroup], permutations: dict[str, Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Every conv's kernel ψ and, at the same places, its counterpart P₁ᵀτ(ψ)P₀ in the transformed and permuted net.
+
+    Args:
+        net: an ordinary net (group convs written out by `to_plain`).
+        groups: its channel groups.
+        permutations: group name → int64 (C,): channel i goes with channel `permutation[i]` of the transformed net.
+
+    Returns:
+        conv name, such as `features.conv2` or `layer1.0.conv1` → two tensors (c_out, c_in, k, k) on the net's device;
+        of a depthwise conv (c, 1, k, k).
+    """
+    matched = permute(symmetry.transform(net).state_dict(), groups, permutations)
+    convs = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)}
+    return {
+        name: (conv.weight.detach().contiguous(), matched[f"{name}.weight"].contiguous())
+        for name, conv in convs.items()
+    }
+
+
+def kernel_constraint(kernel: Tensor, match: Tensor) -> float:
+    """By how much equation (3) fails for one conv of `filters_and_matches`: ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖."""
+    psi, matched = kernel.cpu().numpy(), match.cpu().numpy()
+    return float(np.linalg.norm(matched - psi) / np.linalg.norm(psi))
 
 
 def convs(
@@ -75,19 +116,13 @@ def convs(
         permutations: group name → int64 (C,), those of a flip merge.
     """
     writes = {place.tensor: group.name for group in groups for place in group.places if place.dim == 0}
-    found = []
+    measured = []
     for name, (kernel, match) in filters_and_matches(net, symmetry, groups, dict(permutations)).items():
         norms = kernel.double().flatten(1).norm(dim=1)
-        found.append(
-            Conv(
-                name,
-                writes.get(f"{name}.weight"),
-                len(norms),
-                int((norms < ZERO_FILTER * norms.max()).sum()),
-                kernel_constraint(kernel, match) if norms.any() else 0.0,
-            )
-        )
-    return found
+        zero = int((norms < ZERO_FILTER * norms.max()).sum())
+        constraint = kernel_constraint(kernel, match) if norms.any() else 0.0
+        measured.append(Conv(name, writes.get(f"{name}.weight"), len(norms), zero, constraint))
+    return measured
 
 
 def layers(
@@ -95,30 +130,24 @@ def layers(
     permutations: Mapping[str, Tensor],
     correlation: Mapping[str, float],
     equivariance: Mapping[str, Mapping[str, float]],
+    shares: Mapping[str, Mapping[str, float]],
 ) -> list[Layer]:
     """The channel groups with all that was measured of them, in the net's order.
 
     Args:
         permutations, correlation: of a flip merge, by the groups' names.
         equivariance: as `equivariance_errors` gives it.
+        shares: as `ErrorShares` does.
     """
-    found = []
+    measured = []
     for group in groups:
         orders = channel_orders(np.asarray(permutations[group.name]))
         fixed, swapped = (int((orders == order).sum()) for order in (1, 2))
-        errors = equivariance.get(group.name, {})
-        found.append(
-            Layer(
-                group.name,
-                group.size,
-                correlation[group.name],
-                {way: errors.get(way) for way in WAYS},
-                fixed,
-                swapped,
-                group.size - fixed - swapped,
-            )
-        )
-    return found
+        errors = {way: equivariance.get(group.name, {}).get(way) for way in WAYS}
+        parts = {share: shares.get(group.name, {}).get(share) for share in SHARES}
+        orbits = fixed, swapped, group.size - fixed - swapped
+        measured.append(Layer(group.name, group.size, correlation[group.name], errors, parts, *orbits))
+    return measured
 
 
 def group_output(group: ChannelGroup, output: Tensor) -> Tensor:
@@ -135,13 +164,86 @@ def group_actions(
     net: nn.Module | TracedNet, symmetry: Symmetry, image_shape: tuple[int, ...], groups: list[ChannelGroup]
 ) -> tuple[dict[str, Action], dict[str, str]]:
     """What τ does to the activations of channel groups, by name; and of those where it isn't known, why."""
-    of_nodes = actions(as_traced(net, image_shape), symmetry, {group.node for group in groups})
-    found = {
-        group.name: of_nodes[group.node] if group.node else "they are numbers of heads, and no activations"
+    by_output = actions(as_traced(net, image_shape), symmetry, {group.node for group in groups})
+    moves = {
+        group.name: by_output[group.node] if group.node else "they are numbers of heads, and no activations"
         for group in groups
     }
-    unknown = {name: what for name, what in found.items() if isinstance(what, str)}
-    return {name: what for name, what in found.items() if name not in unknown}, unknown
+    unknown = {name: what for name, what in moves.items() if isinstance(what, str)}
+    return {name: what for name, what in moves.items() if name not in unknown}, unknown
+
+
+@dataclass
+class Products:
+    """Sums over samples of a layer's channels a and, of the transformed images, b: Σbaᵀ and Σbbᵀ, (C, C), and Σ‖a‖²."""
+
+    cross: Tensor | float = 0.0
+    gram: Tensor | float = 0.0
+    square: Tensor | float = 0.0
+
+    def add(self, here: Tensor, there: Tensor) -> None:
+        """Take in what `Compared` is called with."""
+        for a, b in portions(samples(here), samples(there)):
+            self.cross, self.gram = self.cross + cross_product(b, a), self.gram + cross_product(b, b)
+            self.square = self.square + a.square().sum(dtype=torch.float64)
+
+    def error(self, linear: Tensor) -> float:
+        """Σ‖a − Mᵀb‖² / Σ‖a‖² of a map M, (C, C)."""
+        explained = (linear * (2 * self.cross - self.gram @ linear)).sum()
+        return float(1 - explained / self.square.clamp(min=1e-30))
+
+
+class ErrorShares:
+    """Where the errors of layers come from: channels that lie elsewhere, another basis, or no symmetry at all.
+
+    If a layer φ is equivariant, φ(x) = ρ·τφ(τ⁻¹x) with a linear map ρ of its channels: the identity, if each channel is
+    invariant, a permutation, if they swap, as in a GCNN, or another one. A map M has the error ‖φ(x) − M·τφ(τ⁻¹x)‖² /
+    ‖φ(x)‖². Of the identity's, e₁, a permutation mends the share (e₁ − e₂) / e₁, "swap"; a linear map (e₂ − e₃) / e₁
+    more, "linear"; and e₃ / e₁ is the "rest". They add up to 1. Each map is fitted by least squares on half of the
+    images, the first two up to a factor; the third is the second and what a ridge regression adds, its strength chosen
+    on a quarter. Errors are those on the last quarter, so that a share can be a little below 0; of few images, no
+    map of many channels can be fitted, and more is "rest". SEIS (Lin, Farrahi and Cai, arXiv:2602.04054) asks the same
+    of the subspaces of activations; this measure is another one.
+    """
+
+    def __init__(self, groups: list[ChannelGroup]):
+        self.groups = [group for group in groups if group.size <= MOST_CHANNELS]
+        self.products = {group.name: {name: Products() for name in SETS} for group in self.groups}
+
+    def add(self, name: str, first: int, here: Tensor, there: Tensor) -> None:
+        """Take in a group's channels, see `Compared`."""
+        for use, sums in self.products.get(name, {}).items():
+            chosen = [i for i in range(len(here)) if SETS[(first + i) % len(SETS)] == use]
+            if chosen:
+                sums.add(here[chosen], there[chosen])
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Group → share by its name, of groups that were seen on four images, and that have an error."""
+        seen = {name: sums for name, sums in self.products.items()
+                if all(isinstance(use.cross, Tensor) and float(use.square) for use in sums.values())}  # fmt: skip
+        groups = [group for group in self.groups if group.name in seen]
+        best = assigned(groups, {name: sums["fit"].cross.T for name, sums in seen.items()})
+        shares = {name: _shares(sums, best[name]) for name, sums in seen.items()}
+        return {name: parts for name, parts in shares.items() if parts}
+
+
+def _shares(sums: Mapping[str, Products], permutation: Tensor) -> dict[str, float] | None:
+    fit, choose, measure = sums["fit"], sums["choose"], sums["measure"]
+    unit = torch.eye(len(permutation), dtype=torch.float64, device=fit.gram.device)
+    size = fit.gram.trace().clamp(min=1e-30)
+    same, permuted = (
+        m * ((m * fit.cross).sum() / size) for m in (unit, unit[:, permutation.to(unit.device)])
+    )
+    values, vectors = torch.linalg.eigh(fit.gram)
+    remainder = vectors.T @ (fit.cross - fit.gram @ permuted)
+    maps = [permuted]
+    for ridge in RIDGES:
+        damped = values.clamp(min=0) + ridge * values.mean().clamp(min=1e-30)
+        maps.append(permuted + vectors @ (remainder / damped[:, None]))
+    first, second, third = (measure.error(m) for m in (same, permuted, min(maps, key=choose.error)))
+    if first < EXACT:
+        return None
+    return dict(zip(SHARES, ((first - second) / first, (second - third) / first, third / first), strict=True))
 
 
 @torch.no_grad()
@@ -155,6 +257,7 @@ def equivariance_errors(
     *,
     seed: int = 0,
     most: int | None = None,
+    compared: Compared = lambda name, first, here, there: None,
 ) -> tuple[dict[str, dict[str, float]], float]:
     """How far each channel group is from equivariant with matched, no and random permutations, in one pass.
 
@@ -165,6 +268,7 @@ def equivariance_errors(
         permutations: group name → int64 (C,): channel i goes with channel `permutation[i]` of the transformed net.
         seed: of the random permutations.
         most: images that layers are measured on; None: all.
+        compared: sees all that is compared, such as `ErrorShares.add`.
 
     Returns:
         group → way → ‖Pφ(x) − τφ(τ⁻¹x)‖ / ‖φ(x)‖, of the groups of which `group_actions` knows what τ does. And the
@@ -173,27 +277,21 @@ def equivariance_errors(
     traced = as_traced(net, images.shape)
     net = traced.net
     device = device_of(net)
-    partners = {
-        group.name: {
-            "matched": torch.as_tensor(permutations[group.name]).to(device),
-            "identity": None,
-            "random": random_permutations([group], generator(seed, "random", group.name))[group.name].to(
-                device
-            ),
-        }
-        for group in groups
-    }
-    squares: dict[str, dict[str, Tensor]] = defaultdict(
-        lambda: defaultdict(lambda: torch.zeros((), device=device))
-    )
+    partners = {}
+    for group in groups:
+        drawn = random_permutations([group], generator(seed, "random", group.name))[group.name]
+        matched = torch.as_tensor(permutations[group.name])
+        partners[group.name] = {"matched": matched.to(device), "identity": None, "random": drawn.to(device)}
+    squares = {group.name: defaultdict(lambda: torch.zeros((), device=device)) for group in groups}
     acting, _ = group_actions(traced, symmetry, images.shape, groups)
-    of_node = by_node([group for group in groups if group.name in acting])
+    compared_at = by_node([group for group in groups if group.name in acting])
     invariance, count = torch.zeros((), dtype=torch.float64, device=device), 0
 
     def visit(node: str, outputs: list[Tensor]) -> None:
-        for group in of_node.get(node, ()) if count < most else ():
+        for group in compared_at.get(node, ()) if count < most else ():
             here, there = outputs[0].chunk(2)
-            here, there = (group_output(group, of) for of in (here, acting[group.name](there)))
+            here, there = (group_output(group, output) for output in (here, acting[group.name](there)))
+            compared(group.name, count, here, there)
             sums = squares[group.name]
             sums["whole"] += here.square().sum()
             for way, permutation in partners[group.name].items():
@@ -204,15 +302,14 @@ def equivariance_errors(
         run, most = Lockstep([traced.module(inside=True)]), len(images) if most is None else most
         for x in images.batches(device):
             for piece in pieces(x, views=2):
-                back = piece
-                for _ in range(symmetry.order - 1):
-                    back = symmetry.act(back)
-                here, there = logits_of(run.run([torch.cat([piece, back])], visit)[0]).double().chunk(2)
+                both = torch.cat([piece, symmetry.inverse(piece)])
+                here, there = logits_of(run.run([both], visit)[0]).double().chunk(2)
                 there = moved(there, symmetry)
                 invariance += relative_invariance_error(here.flatten(1), there.flatten(1)).sum()
-            count += len(x)
+                count += len(piece)
     errors = {
         name: {way: float((sums[way] / sums["whole"].clamp(min=1e-30)).sqrt()) for way in WAYS}
         for name, sums in squares.items()
+        if sums
     }
     return errors, float(invariance / count)

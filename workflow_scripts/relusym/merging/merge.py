@@ -11,16 +11,25 @@ from relusym.channels.groups import has_batch_norm
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import Handlers, unwrapped
 from relusym.errors import UserError
-from relusym.evaluation.barrier import absolute_barrier, barrier
-from relusym.evaluation.images import GivenImages, ImageSource, as_images
+from relusym.evaluation.barrier import barrier
+from relusym.evaluation.images import AnyImages, ImageSource, as_images
 from relusym.evaluation.logits import check_net, evaluating, logits_of
-from relusym.evaluation.metrics import LOSS, TOP_1, Metric, Scores, check_labels, check_metrics, evaluated
+from relusym.evaluation.metrics import (
+    LOSS,
+    MEASURED,
+    TOP_1,
+    Metric,
+    Scores,
+    check_labels,
+    check_metrics,
+    evaluate,
+    evaluated,
+)
 from relusym.matching import MATCHINGS, OF_FLIPS, STARTS
 from relusym.matching.match import Search
-from relusym.merging.aligned import Aligned, align, between
-from relusym.merging.batch_norm import reset_batch_norm
+from relusym.merging.aligned import Aligned, align, interpolate
 from relusym.merging.identities import check_transformed
-from relusym.merging.repair import repaired
+from relusym.merging.repair import repaired, reset_batch_norm
 from relusym.pixels.transform import check_planted, transformed
 from relusym.precision import full_float32
 from relusym.randomness import generator
@@ -40,8 +49,7 @@ class Merge:
         accuracy: of both endpoints ("net_1" and "net_2", or "net" and "flipped"), and of the net halfway between them
             as it is ("halfway"), of nets with batch norm also with its statistics reset ("reset"), and with REPAIR
             ("repaired"), as fractions of the test images.
-        barrier, absolute_barrier: of the nets in between; equation (4) (None if both endpoints are at zero), and
-            without its denominator.
+        barrier: of the nets in between, equation (4); None if both endpoints are at zero.
         permutations: group name → list: channel i of the first net goes with channel `permutation[i]` of the second.
         similarity: group name → mean correlation of the matched channels.
         checks: largest relative differences that should be zero up to rounding.
@@ -51,7 +59,7 @@ class Merge:
         alike: endpoint that doesn't tell the test images apart → why; then barriers mean nothing.
         by_class: net → accuracy on the images of each class, None of a class without images.
         labels: what accuracies were measured against, on the CPU.
-        aligned: the endpoints in one order, which `merging.curve` takes.
+        aligned: the endpoints in one order, which `merge.curve` takes.
         notes: what couldn't be checked, and which channels stayed at their places, a line each.
         traced: the first net, with its graph, channel groups and pixel flow.
         nets: the endpoints and the nets in between by the same names, and "permuted", the second endpoint with its
@@ -60,7 +68,6 @@ class Merge:
 
     accuracy: dict[str, float]
     barrier: dict[str, float | None]
-    absolute_barrier: dict[str, float]
     permutations: dict[str, list[int]]
     similarity: dict[str, float]
     checks: dict[str, float]
@@ -75,10 +82,26 @@ class Merge:
     traced: TracedNet | None = field(default=None, repr=False, compare=False)
     nets: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def absolute_barrier(self) -> dict[str, float]:
+        """Of the nets in between, equation (4) without its denominator."""
+        return self.barriers["accuracy"]
+
     def body(self) -> dict:
         """As the fields of a record."""
         searched = {"search": self.search.body()} if self.search else {}
         return {name: getattr(self, name) for name in RECORDED} | searched
+
+    def numbers(self, *, labelled: bool) -> dict[str, Any]:
+        """What reports and the command write as JSON."""
+        return {
+            "scores": self.scores,
+            "absolute_barriers": self.barriers,
+            "by_class": self.by_class if labelled else {},
+            "permutations": self.permutations,
+            "search": self.search.body() if self.search else None,
+            "checks": self.checks,
+        }
 
     @property
     def note(self) -> str | None:
@@ -90,10 +113,15 @@ class Merge:
             return f"{name} doesn't tell these images apart: {why}; so its barrier means nothing (random weights?)"
         return None
 
+    @property
+    def all_notes(self) -> list[str]:
+        """`note`, if there is one, and `notes`."""
+        return [*([self.note] if self.note else []), *self.notes]
+
 
 def halfway(first: nn.Module, second: nn.Module) -> nn.Module:
     """The net whose every weight is the mean of the two nets' weights, ½(θ₁ + θ₂)."""
-    return between(first, second, 0.5)
+    return interpolate(first, second, 0.5)
 
 
 @torch.no_grad()
@@ -107,14 +135,13 @@ def merge_weights(
         image_shape: (channels, height, width) of what the nets read.
 
     Returns:
-        the nets aligned, of which `between(0.5).net` is the net halfway; no similarity and no statistics.
+        the nets aligned, of which `interpolate(0.5).net` is the net halfway; no similarity and no statistics.
 
     Raises:
         UserError: as of `merge`.
     """
-    images = as_images(
-        [torch.randn(8, *image_shape, generator=generator(seed, "noise"))]
-    )  # to see the layers by
+    noise = torch.randn(8, *image_shape, generator=generator(seed, "noise"))  # to see the layers by
+    images = as_images([noise])
     check_how("weight", seed, None)
     for name, net in zip(PAIR, (first, second), strict=True):
         check_net(name, net, images)
@@ -129,8 +156,8 @@ def merge_weights(
 def merge(
     first: nn.Module,
     second: nn.Module,
-    images: GivenImages,
-    test_images: GivenImages | None = None,
+    images: AnyImages,
+    test_images: AnyImages | None = None,
     test_labels: Tensor | None = None,
     *,
     matching: str = "activation",
@@ -170,16 +197,19 @@ def merge(
     check_how(matching, seed, order)
     first, second = unwrapped(first), unwrapped(second)
     logits = [check_net(name, net, images) for name, net in zip(names, (first, second), strict=True)]
-    one, other = ({key: of.shape for key, of in net.state_dict().items()} for net in (first, second))
-    if one != other:
-        differing = next(key for key in {**one, **other} if one.get(key) != other.get(key))
+    shapes, others = (
+        {key: tensor.shape for key, tensor in net.state_dict().items()} for net in (first, second)
+    )
+    if shapes != others:
+        differing = next(key for key in {**shapes, **others} if shapes.get(key) != others.get(key))
         raise UserError(
             f"the nets are of different architecture, as in {differing}: only nets of one can be merged"
         )
     check_metrics(logits[0], test_labels, test, metrics)
     with evaluating(first, second):
-        traced = (as_traced(net, images.shape, handlers) for net in (first, second))
-        return _merge(*traced, images, test, test_labels, matching, starts, seed, names, metrics, order)
+        traced = [as_traced(net, images.shape, handlers) for net in (first, second)]
+        how = {"matching": matching, "starts": starts, "seed": seed, "order": order}
+        return _merge(*traced, images, test, test_labels, names, metrics, how)
 
 
 def _merge(
@@ -188,60 +218,50 @@ def _merge(
     images: ImageSource,
     test: ImageSource,
     labels: Tensor | None,
-    matching: str,
-    starts: int,
-    seed: int,
     names: tuple[str, str],
     metrics: Mapping[str, Metric],
-    order: int | None,
+    how: dict[str, Any],
 ) -> Merge:
+    """As `merge`, of nets that are checked; `how` are `align`'s options."""
     metrics = {"accuracy": TOP_1, **metrics}
     ends = {name: Scores(metrics, check_labels(labels, test)) for name in names}
 
-    def answered(outputs: list[Any], own: Tensor | None) -> None:
+    def answered(outputs: list[Any], labels: Tensor | None) -> None:
         for scores, output in zip(ends.values(), outputs, strict=True):
-            own = scores.add(logits_of(output), own)  # the second one's labels are those of the first
+            labels = scores.add(logits_of(output), labels)  # the second one's labels are those of the first
 
-    aligned = align(
-        *(first, second, images),
-        matching=matching,
-        starts=starts,
-        seed=seed,
-        order=order,
-        answered=answered if test is images else None,
-    )
+    aligned = align(first, second, images, answered=answered if test is images else None, **how)
     _check_aligned(aligned, names)
     permuted, middle = aligned.second, halfway(first.net, aligned.second)
     inner = {"halfway": middle}
     if has_batch_norm(first.net):
         inner["reset"] = reset_batch_norm(middle, images)
-    inner["repaired"], of_repair = repaired(first.copied(middle), aligned.targets(), images)
+    inner["repaired"], fused = repaired(first.copied(middle), aligned.targets(), images)
     nets = {**dict(zip(names, (first.net, second.net), strict=True)), **inner}
     by_net, by_class, alike = {}, {}, {}
     for name, net in nets.items():
         measured = name in ends and test is images  # as channels were
-        of = ends[name] if measured else evaluated(net, test, labels, metrics)
-        by_net[name], by_class[name], labels = of.means(), of.by_class, of.labels
-        if name in ends and (why := of.alike):
+        answers = ends[name] if measured else evaluated(net, test, labels, metrics)
+        by_net[name], by_class[name], labels = answers.means(), answers.by_class, answers.labels
+        if name in ends and (why := answers.alike):
             alike[name] = why
     scores = {metric: {name: values[metric] for name, values in by_net.items()} for metric in metrics}
     accuracies = scores["accuracy"]
-    of_ends = [accuracies[name] for name in names]
+    at_ends = [accuracies[name] for name in names]
     return Merge(
         accuracy=accuracies,
-        barrier={name: barrier(*of_ends, accuracies[name]) if any(of_ends) else None for name in inner},
-        absolute_barrier={name: absolute_barrier(*of_ends, accuracies[name]) for name in inner},
+        barrier={name: barrier(*at_ends, accuracies[name]) if any(at_ends) else None for name in inner},
         permutations={name: permutation.tolist() for name, permutation in aligned.permutations.items()},
         similarity=aligned.similarity,
-        checks=aligned.checks | of_repair,
+        checks=aligned.checks | fused,
         search=aligned.search,
         scores=scores,
         barriers={
             metric: {
-                name: metrics[metric].absolute_barrier(*(of[end] for end in names), of[name])
+                name: metrics[metric].absolute_barrier(*(values[end] for end in names), values[name])
                 for name in inner
             }
-            for metric, of in scores.items()
+            for metric, values in scores.items()
         },
         alike=alike,
         by_class=by_class,
@@ -284,8 +304,8 @@ def _check_aligned(aligned: Aligned, names: tuple[str, str]) -> None:
 @full_float32()
 def flip_merge(
     net: nn.Module,
-    images: GivenImages,
-    test_images: GivenImages | None = None,
+    images: AnyImages,
+    test_images: AnyImages | None = None,
     test_labels: Tensor | None = None,
     *,
     symmetry: Symmetry = HORIZONTAL_FLIP,
@@ -313,21 +333,40 @@ def flip_merge(
         traced = as_traced(net, images.shape, handlers)
         flipped = transformed(traced, symmetry)
         checks = check_transformed(traced, flipped, symmetry, test)
-        merged = _merge(
-            traced,
-            traced.copied(flipped),
-            images,
-            test,
-            test_labels,
-            matching,
-            starts,
-            seed,
-            FLIP,
-            metrics,
-            symmetry.order,
-        )
+        how = {"matching": matching, "starts": starts, "seed": seed, "order": symmetry.order}
+        merged = _merge(traced, traced.copied(flipped), images, test, test_labels, FLIP, metrics, how)
     merged.checks |= checks
     if check_planted(traced, symmetry) is None:
         what = f"unchecked: that {symmetry.name} transforms the net rightly"
         merged.notes.append(f"{what}, since its strides are symmetric at no size that it takes")
     return merged
+
+
+@torch.no_grad()
+@full_float32()
+def curve(
+    aligned: Aligned, images: ImageSource, test_images: ImageSource, labels: Tensor, points: int
+) -> dict[str, dict[str, list[float]]]:
+    """Accuracy and loss at evenly spaced points from one net to the other.
+
+    Args:
+        images: those that REPAIR's statistics are taken on; the target statistics at a point are as far between the
+            endpoints' as the weights are.
+        test_images, labels: what is measured on; labels int64 (N,).
+        points: how many, the endpoints included.
+
+    Returns:
+        "plain" and "repaired" → "accuracy" and "loss" → one number a point. The endpoints are the nets themselves.
+    """
+    rows = []
+    for i in range(points):
+        share = i / (points - 1)
+        traced = aligned.interpolate(share)
+        plain = evaluate(traced.net, test_images, labels, MEASURED)[0]
+        fixed = plain
+        if 0 < i < points - 1:
+            net = repaired(traced, aligned.targets(share), images)[0]
+            fixed = evaluate(net, test_images, labels, MEASURED)[0]
+        rows.append({"plain": plain, "repaired": fixed})
+    return {way: {metric: [row[way][metric] for row in rows] for metric in ("accuracy", "loss")}
+            for way in ("plain", "repaired")}  # fmt: skip

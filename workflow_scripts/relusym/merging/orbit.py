@@ -10,9 +10,8 @@ from relusym.channels.traced import as_traced
 from relusym.evaluation.barrier import accuracy, barrier
 from relusym.evaluation.images import ImageSource
 from relusym.matching import STARTS
-from relusym.merging.aligned import align, between
-from relusym.merging.batch_norm import reset_batch_norm
-from relusym.merging.repair import repaired
+from relusym.merging.aligned import align, interpolate
+from relusym.merging.repair import repaired, reset_batch_norm
 from relusym.precision import full_float32
 from relusym.symmetry import Symmetry
 
@@ -58,22 +57,24 @@ def orbit_merge(
             align(traced, traced.copied(turned), images, matching=matching, starts=starts, order=order)
         )
     first = aligned[0]
-    ends = [accuracy(one, test_images, labels) for one in (net, *(pair.second for pair in aligned))]
-    found, barriers = {"net": ends[0], "orbit": sum(ends) / len(ends)}, {}
+    ends = [accuracy(end, test_images, labels) for end in (net, *(pair.second for pair in aligned))]
+    accuracies, barriers = {"net": ends[0], "orbit": sum(ends) / len(ends)}, {}
     for name, count in {"pairwise": 1, "whole": len(aligned)}.items():
         if name == "whole" and count == 1:
-            copies = {key: value for key, value in found.items() if key.startswith("pairwise")}
-            found |= {key.replace("pairwise", name): value for key, value in copies.items()}
+            copies = {key: value for key, value in accuracies.items() if key.startswith("pairwise")}
+            accuracies |= {key.replace("pairwise", name): value for key, value in copies.items()}
             barriers |= {key.replace("pairwise", name): value for key, value in barriers.items()}
             continue
         merged, targets = net, first.statistics[0]
         for nets, pair in enumerate(aligned[:count], 2):  # a mean that runs over the orbit
-            merged = between(merged, pair.second, 1 / nets)
-            targets = {name: of.towards(pair.statistics[1][name], 1 / nets) for name, of in targets.items()}
+            merged = interpolate(merged, pair.second, 1 / nets)
+            targets = {
+                name: target.towards(pair.statistics[1][name], 1 / nets) for name, target in targets.items()
+            }
         fixed = repaired(traced.copied(merged), targets, images)[0]
         plain = reset_batch_norm(merged, images) if has_batch_norm(net) else merged
         mean = sum(ends[: count + 1]) / (count + 1)
-        for key, one in {name: fixed, f"{name}_no_repair": plain}.items():
-            found[key] = accuracy(one, test_images, labels)
-            barriers[key] = barrier(mean, mean, found[key]) if mean else None
-    return OrbitMerge(found, barriers, first.similarity)
+        for key, candidate in {name: fixed, f"{name}_no_repair": plain}.items():
+            accuracies[key] = accuracy(candidate, test_images, labels)
+            barriers[key] = barrier(mean, mean, accuracies[key]) if mean else None
+    return OrbitMerge(accuracies, barriers, first.similarity)

@@ -1,13 +1,21 @@
-"""Where a merge fails: nets of which only some layers are merged, and the rest are the first net's own."""
+"""Where a merge fails: nets of which only some layers are merged, and the rest are the first net's.
+
+What such nets have in common is computed once: merged layers run up to some part; from there this part runs as it is
+in the net, and from there again the others, as they are in the net ("prefix" of the parts before) or merged
+("leave_one_out" of this part). These run for each net anew, since REPAIR corrects them.
+"""
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from relusym.channels.groups import has_batch_norm
 from relusym.channels.handlers import BATCH_NORMS
@@ -15,17 +23,25 @@ from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import layer_of
 from relusym.evaluation.barrier import accuracy, barrier
 from relusym.evaluation.images import ImageSource, device_of
-from relusym.evaluation.logits import logits_of
-from relusym.evaluation.metrics import MEASURED, Metric, Scores, evaluate
-from relusym.merging.aligned import Aligned, Targets, distinct
-from relusym.merging.batch_norm import correct_blocks, repair_blocks, resetting
-from relusym.merging.branches import Branches, Which
-from relusym.merging.repair import correct, repair_points
-from relusym.merging.survey import survey
+from relusym.evaluation.logits import evaluating, logits_of
+from relusym.evaluation.metrics import MEASURED, TOP_1, Metric, Scores, evaluate
+from relusym.merging.aligned import Aligned, Targets, distinct, interpolate, pair_statistics
+from relusym.merging.repair import (
+    LayerByLayer,
+    Layers,
+    cloned,
+    correct_blocks,
+    norms_of,
+    repair,
+    repair_blocks,
+    repair_points,
+    resetting,
+)
 from relusym.precision import full_float32
 
 MOST_PARTS = 24
-Told = Callable[[float], None]
+Which = tuple[str, int]  # "prefix" or "leave_one_out", and the part's number
+Progress = Callable[[float], None]
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)
 
 
@@ -48,13 +64,13 @@ class Partial:
 
     Attributes:
         part: its name.
-        up_to: metric → absolute barrier when this part and all before it are merged, and none after.
-        all_but: metric → absolute barrier when all parts but this one are merged.
+        prefix: metric → absolute barrier when this part and all before it are merged, and none after.
+        leave_one_out: metric → absolute barrier when all parts but this one are merged.
     """
 
     part: str
-    up_to: dict[str, float]
-    all_but: dict[str, float]
+    prefix: dict[str, float]
+    leave_one_out: dict[str, float]
 
 
 def parts(
@@ -97,7 +113,7 @@ def _by_depth(layers: list[tuple[str, list[str]]], depth: int) -> dict[str, list
     return named
 
 
-class _Partly:
+class PartialMerges:
     """A net of which any parts can be merged with another's.
 
     Args:
@@ -114,47 +130,208 @@ class _Partly:
         images: ImageSource,
         most: int = MOST_PARTS,
     ):
-        self.traced, self.second, self.statistics, self.images = first, second, statistics, images
-        graph = first.module()
+        self.first, self.second, self.images = first, second, images
+        self.graph = graph = first.module()
+        self.nodes = list(graph.graph.nodes)
         self.parts = parts(first, most)
-        self.points, self.owner = repair_points(graph), _owners(graph, self.parts)
-        norms = [node.target for node in graph.graph.nodes if isinstance(layer_of(graph, node), BATCH_NORMS)]
-        self.norms_twice = len(set(norms)) < len(norms)  # then its statistics are of both calls
+        numbers = {key: number for number, part in enumerate(self.parts) for key in part.tensors}
+        self.part_of: dict[str, int] = {}  # node → the part whose layer ran last before it, or is it
+        last = 0
+        for node in self.nodes:
+            last = next((numbers[key] for key in _tensors(graph, node) if key in numbers), last)
+            self.part_of[node.name] = last
+        owners = list(self.part_of.values())
+        self.starts = [owners.index(number) for number in range(1, len(self.parts))]
+        self.points = repair_points(graph)
+        unmerged, other = statistics
+        self.unmerged, self.both = unmerged, {name: unmerged[name].towards(other[name]) for name in unmerged}
+        in_memory = defaultdict(set)
+        for key, tensor in first.net.state_dict().items():
+            if tensor.numel():
+                in_memory[tensor.data_ptr()].add(numbers.get(key))
+        norms = [node.target for node in self.nodes if isinstance(layer_of(graph, node), BATCH_NORMS)]
+        # a tensor that is two parts', or a batch norm whose statistics are of two calls, is no one part's
+        self.apart = len(set(norms)) == len(norms) and all(
+            len(owners_of) == 1 for owners_of in in_memory.values()
+        )
 
-    def merged(self, chosen: set[str]) -> nn.Module:
-        """The first net with the chosen parts merged, and REPAIR."""
-        traced, targets = self._plain(chosen)
-        if has_batch_norm(traced.net):
-            return repair_blocks(traced, targets, self.images)
-        correct(traced, targets, self.images)
-        return traced.net
+    @property
+    def halfway(self) -> TracedNet:
+        """A new net with all parts merged, without REPAIR."""
+        return self.first.copied(interpolate(self.first.net, self.second, 0.5).eval())
 
-    def _plain(self, chosen: set[str]) -> tuple[TracedNet, Targets]:
-        """The first net with the chosen parts merged, and its target statistics."""
-        net, other = deepcopy(self.traced.net).eval(), self.second.state_dict()
-        state, (here, there) = distinct(net.state_dict()), self.statistics
-        for part in self.parts:
-            for key in part.tensors if part.name in chosen else ():
+    def which(self) -> Iterator[tuple[Which, set[int]]]:
+        """All nets, and the parts that are merged in them."""
+        every = set(range(len(self.parts)))
+        for number in sorted(every):
+            yield ("leave_one_out", number), every - {number}
+            yield ("prefix", number), set(range(number + 1))
+
+    def targets(self, chosen: Collection[int]) -> Targets:
+        """REPAIR's target statistics of the net with the chosen parts merged."""
+        return {name: (self.both if self.part_of[node] in chosen else self.unmerged)[name]
+                for node, name in self.points.items() if name in self.unmerged}  # fmt: skip
+
+    def merged(self, chosen: Collection[int]) -> nn.Module:
+        """The first net with the chosen parts merged, and REPAIR: the plain way, of any net."""
+        net, other = deepcopy(self.first.net).eval(), self.second.state_dict()
+        state = distinct(net.state_dict())
+        for number in chosen:
+            for key in self.parts[number].tensors:
                 if key in state:
                     state[key].add_(other[key]).div_(2)
-        targets = {
-            name: here[name].towards(there[name]) if self.owner[node] in chosen else here[name]
-            for node, name in self.points.items()
-            if name in here
-        }
-        return self.traced.copied(net), targets
+        how = repair_blocks if has_batch_norm(net) else lambda *merge: repair(*merge)[0]
+        return how(self.first.copied(net), self.targets(chosen), self.images)
 
-    def branches(self) -> Branches:
-        """All partial merges of a net with batch norm, not yet reset."""
-        order = [part.name for part in self.parts]
-        (own, blocks), (merged, _) = (correct_blocks(*self._plain(chosen)) for chosen in (set(), set(order)))
-        owner = {name: order.index(part) for name, part in self.owner.items()}
-        return Branches(own, merged, owner | {name: owner[block] for name, block in blocks.items()})
+    def unmerged_layers(self, chosen: Collection[int]) -> dict[str, Any]:
+        """The first net's layers and tensors, by name, of all but the chosen parts."""
+        fetch = fx.Interpreter(self.graph).fetch_attr
+        return {str(node.target): fetch(node.target) for node in self.nodes
+                if node.op in ("call_module", "get_attr") and self.part_of[node.name] not in chosen}  # fmt: skip
+
+    def run(
+        self, test: ImageSource, wanted: Callable[[Which], bool]
+    ) -> Iterator[tuple[Which, Iterator[Tensor]]]:
+        """The logits of all wanted nets, batch by batch.
+
+        Of nets without batch norm, where the images that are corrected on are those that are measured on, logits are
+        what the last layer's correction leaves.
+        """
+        if has_batch_norm(self.first.net) or not self.apart:
+            for which, chosen in self.which():
+                if wanted(which):
+                    net = self.merged(chosen)
+                    yield which, (logits_of(net(x)) for x in test.batches(device_of(net)))
+            return
+        halfway = self.halfway
+        trunk = LayerByLayer(halfway, self.images)
+        reader = trunk if test is self.images else LayerByLayer(halfway, test)
+        end, every = len(self.nodes) - 1, range(len(self.parts))
+
+        def branch(start: int, chosen: Collection[int]) -> Iterator[Tensor]:
+            corrected = trunk.fork(self.unmerged_layers(chosen))
+            corrected.correct(self.targets(chosen), start, end)
+            return (corrected if reader is trunk else reader.fork(corrected.interpreter.layers)).logits()
+
+        for number, (start, stop) in enumerate(pairwise([0, *self.starts, end])):
+            if wanted(("leave_one_out", number)):
+                yield ("leave_one_out", number), branch(start, [part for part in every if part != number])
+            trunk.correct(self.targets(every), start, stop)
+            for run in {trunk, reader}:
+                run.advance(stop)
+            if wanted(("prefix", number)):
+                yield ("prefix", number), branch(stop, range(number + 1))
+
+
+class _Stretch(Layers):
+    """Consecutive nodes of a graph, each with the merged layer or the net's, and batch norms that are only its own.
+
+    Args:
+        net, merged: nets of one graph.
+        nodes: of `net`'s graph.
+        is_merged: whether a node reads the merged net's tensors.
+    """
+
+    def __init__(
+        self,
+        net: fx.GraphModule,
+        merged: fx.GraphModule,
+        nodes: list[fx.Node],
+        is_merged: Callable[[fx.Node], bool],
+    ):
+        super().__init__(net, {})
+        self.nodes, self.args_iter = nodes, iter(())
+        self.norms: list[nn.Module] = []
+        fetch = {net: super().fetch_attr, merged: fx.Interpreter(merged).fetch_attr}
+        for node in nodes:
+            if node.op not in ("call_module", "get_attr"):
+                continue
+            layer = fetch[merged if is_merged(node) else net](node.target)
+            if node.op == "call_module" and norms_of(layer):
+                layer = deepcopy(layer)
+                self.norms += norms_of(layer)
+            self.layers[str(node.target)] = layer
+        # convolutions whose output a batch norm alone reads, which evaluation takes in
+        self.fused = {}
+        for node, reader in pairwise(nodes):
+            plain = self._is_plain(node, nn.Conv2d) and self._is_plain(reader, nn.BatchNorm2d)
+            if plain and list(node.users) == [reader] and norms_of(self._layer(reader)):
+                self.fused[node] = reader
+
+    def _is_plain(self, node: fx.Node, kind: type[nn.Module]) -> bool:
+        """Whether a node calls a layer of exactly this class, to which nothing is hooked."""
+        layer = self._layer(node)
+        return type(layer) is kind and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+    def _layer(self, node: fx.Node) -> Any:
+        return self.layers.get(str(node.target)) if node.op == "call_module" else None
+
+    def run_node(self, n: fx.Node) -> Any:
+        norm = self._layer(self.fused.get(n, n))
+        if not isinstance(norm, nn.BatchNorm2d) or norm.training:
+            return super().run_node(n)
+        if n in self.fused:
+            (x,), layer = self.fetch_args_kwargs_from_env(n)[0], self._layer(n)
+            how = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            return layer._conv_forward(x, *fuse_conv_bn_weights(layer.weight, layer.bias, *how))
+        return self.env[n.args[0]] if n.args[0] in self.fused else super().run_node(n)
+
+    def go(self, env: dict[fx.Node, Any]) -> Any:
+        """Run the nodes; `env`, what they and later ones read, is changed. Returns the last one's output."""
+        self.env, output = env, None
+        for node in self.nodes:
+            output = self.run_node(node)
+            self.hold(env, node, output)
+        self.env = {}
+        return output
+
+
+class _Branches:
+    """All partial merges of a net with batch norm, each batch norm reset by itself.
+
+    Attributes:
+        norms: all batch norms.
+    """
+
+    def __init__(self, nets: PartialMerges):
+        every = range(len(nets.parts))
+        net, blocks = correct_blocks(nets.first, nets.targets(()))
+        merged, _ = correct_blocks(nets.halfway, nets.targets(every))
+        part_of = nets.part_of | {name: nets.part_of[block] for name, block in blocks.items()}
+        nodes = list(net.graph.nodes)
+        owners = [part_of[node.name] for node in nodes]
+        edges = [1, *(owners.index(number) for number in every[1:]), len(nodes) - 1]
+        self.norms: list[nn.Module] = []
+        self.input = nodes[0]
+
+        def stretch(nodes: list[fx.Node], is_merged: Callable[[int], bool]) -> _Stretch:
+            made = _Stretch(net, merged, nodes, lambda node: is_merged(part_of[node.name]))
+            self.norms += made.norms
+            return made
+
+        parts = [nodes[start:stop] for start, stop in pairwise(edges)]
+        rests = [nodes[start:] for start in edges[1:]]
+        self.merged = [stretch(part, lambda part, k=k: part <= k) for k, part in enumerate(parts)]
+        self.kept = [stretch(part, lambda part, k=k: part < k) for k, part in enumerate(parts)]
+        self.prefix = [stretch(rest, lambda part, k=k: part < k) for k, rest in enumerate(rests)]
+        self.leave_one_out = [stretch(rest, lambda part, k=k: part != k) for k, rest in enumerate(rests)]
+
+    def run(self, x: Tensor) -> Iterator[tuple[Which, Any]]:
+        """Every net's output on a batch."""
+        env, last = {self.input: x}, len(self.merged) - 1
+        for k in range(last + 1):
+            kept = cloned(env)
+            self.kept[k].go(kept)
+            if k:
+                yield ("prefix", k - 1), self.prefix[k].go(cloned(kept))
+            yield ("leave_one_out", k), self.leave_one_out[k].go(kept)
+            self.merged[k].go(env)
+        yield ("prefix", last), self.leave_one_out[last].go(env)  # nothing but the output is left
 
 
 @torch.no_grad()
 @full_float32()
-def barriers_up_to(
+def prefix_barriers(
     aligned: Aligned, images: ImageSource, test_images: ImageSource, labels: Tensor
 ) -> dict[str, float | None]:
     """By layer, the barrier (with REPAIR) if it and all layers before it are merged, and the rest is the first net's.
@@ -162,13 +339,11 @@ def barriers_up_to(
     The last layer's is the barrier of the whole merge. Of a net without batch norm.
     """
     ends = [accuracy(net, test_images, labels) for net in (aligned.first, aligned.second)]
-    partly = _Partly(aligned.traced, aligned.second, aligned.statistics, images, sys.maxsize)
-    chosen, found = set(), {}
-    for part in partly.parts:
-        chosen |= {part.name}
-        halfway = accuracy(partly.merged(chosen), test_images, labels)
-        found[part.name] = barrier(*ends, halfway) if any(ends) else None
-    return found
+    nets = PartialMerges(aligned.traced, aligned.second, aligned.statistics, images, sys.maxsize)
+    metrics, scores = {"accuracy": TOP_1}, {}
+    _one_by_one(nets, test_images, lambda: Scores(metrics, labels), scores, kinds={"prefix"})
+    return {part.name: barrier(*ends, scores["prefix", number]["accuracy"]) if any(ends) else None
+            for number, part in enumerate(nets.parts)}  # fmt: skip
 
 
 @torch.no_grad()
@@ -181,88 +356,78 @@ def partial_merges(
     labels: Tensor | None,
     *,
     metrics: Mapping[str, Metric] = MEASURED,
-    told: Told = lambda done: None,
+    progress: Progress = lambda done: None,
     kept: MutableMapping[Which, dict[str, float]] | None = None,
 ) -> list[Partial]:
     """Barriers of partial merges, each with REPAIR, in the order of the net's layers.
 
-    All are barriers between the same two endpoints, so the last part's `up_to` is that of the whole merge.
+    All are barriers between the same two endpoints, so the last part's `prefix` is that of the whole merge.
 
     Args:
         first, second: two nets whose channels match, such as `nets["net"]` and `nets["permuted"]` of a flip merge.
-        images: those that statistics are taken on.
+        images: those that statistics are taken on; of nets without batch norm it is quicker if they are `test` itself.
         test, labels: what the nets are measured on, int64 (N,); None as in `merge`.
-        told: called with the share that is done.
+        progress: called with the share that is done.
+        kept: scores that are there already, and to which those of nets without batch norm are added as they come.
     """
     traced = as_traced(first, images.shape)
-    statistics = survey(traced, traced.copied(second), images, []).statistics
-    partly = _Partly(traced, second, statistics, images)
-    first = traced.net
-    end, labels = evaluate(first, test, labels, metrics)
+    statistics = pair_statistics(traced, traced.copied(second), images, []).statistics
+    nets = PartialMerges(traced, second, statistics, images)
+    end, labels = evaluate(traced.net, test, labels, metrics)
     ends = end, evaluate(second, test, labels, metrics)[0]
-    order = [part.name for part in partly.parts]
-    together = has_batch_norm(first) and not partly.norms_twice
-    if together:
-        scores = _side_by_side(partly, test, labels, metrics, told)
+    scores = {} if kept is None else kept
+    if has_batch_norm(traced.net) and nets.apart:
+        scores = _side_by_side(nets, test, lambda: Scores(metrics, labels), progress)
     else:
-        scores = _one_by_one(partly, test, labels, metrics, told, {} if kept is None else kept)
+        _one_by_one(nets, test, lambda: Scores(metrics, labels), scores, progress)
     barriers = {
         which: {
-            name: of.absolute_barrier(*(end[name] for end in ends), found[name])
-            for name, of in metrics.items()
+            name: metric.absolute_barrier(*(end[name] for end in ends), means[name])
+            for name, metric in metrics.items()
         }
-        for which, found in scores.items()
+        for which, means in scores.items()
     }
-    return [Partial(name, barriers["up_to", i], barriers["all_but", i]) for i, name in enumerate(order)]
-
-
-Scored = Mapping[Which, dict[str, float]]
+    return [
+        Partial(part.name, barriers["prefix", number], barriers["leave_one_out", number])
+        for number, part in enumerate(nets.parts)
+    ]
 
 
 def _side_by_side(
-    partly: _Partly, test: ImageSource, labels: Tensor, metrics: Mapping[str, Metric], told: Told
-) -> Scored:
-    """The scores of all partial merges of a net with batch norm."""
-    device, branches, images = device_of(partly.traced.net), partly.branches(), partly.images
+    nets: PartialMerges, test: ImageSource, new: Callable[[], Scores], progress: Progress
+) -> Mapping[Which, dict[str, float]]:
+    """The scores of all partial merges of a net with batch norm, batch by batch."""
+    device, branches, images = device_of(nets.first.net), _Branches(nets), nets.images
+    scores: dict[Which, Scores] = defaultdict(new)
     whole, done = len(images) + len(test), 0
     with resetting(branches.norms):
         for x in images.batches(device, even=True):
             for _ in branches.run(x):
                 pass
             done += len(x)
-            told(done / whole)
-    scores: dict[Which, Scores] = defaultdict(lambda: Scores(metrics, labels))
-    for x, _ in test.pairs(device):
+            progress(done / whole)
+    for x in test.batches(device):
         for which, output in branches.run(x):
             scores[which].add(logits_of(output))
         done += len(x)
-        told(done / whole)
-    return {which: of.means() for which, of in scores.items()}
+        progress(done / whole)
+    return {which: sums.means() for which, sums in scores.items()}
 
 
 def _one_by_one(
-    partly: _Partly,
+    nets: PartialMerges,
     test: ImageSource,
-    labels: Tensor,
-    metrics: Mapping[str, Metric],
-    told: Told,
-    found: MutableMapping[Which, dict[str, float]],
-) -> Scored:
-    """The scores of all partial merges of any net."""
-    order = [part.name for part in partly.parts]
-    for i, name in enumerate(order):
-        for kind, chosen in (("up_to", set(order[: i + 1])), ("all_but", set(order) - {name})):
-            if (kind, i) not in found:
-                found[kind, i] = evaluate(partly.merged(chosen), test, labels, metrics)[0]
-        told((i + 1) / len(order))
-    return found
-
-
-def _owners(graph: fx.GraphModule, whole: list[Part]) -> dict[str, str]:
-    """Graph node → the part whose layer ran last before it, or is it."""
-    part_of = {key: part.name for part in whole for key in part.tensors}
-    owners, last = {}, whole[0].name if whole else ""
-    for node in graph.graph.nodes:
-        last = next((part_of[key] for key in _tensors(graph, node) if key in part_of), last)
-        owners[node.name] = last
-    return owners
+    new: Callable[[], Scores],
+    kept: MutableMapping[Which, dict[str, float]],
+    progress: Progress = lambda done: None,
+    kinds: Collection[str] = ("prefix", "leave_one_out"),
+) -> None:
+    """Add the scores of partial merges to `kept`, net by net; those that are there aren't computed again."""
+    total = len(kinds) * len(nets.parts)
+    with evaluating(nets.first.net):
+        for which, logits in nets.run(test, lambda which: which[0] in kinds and which not in kept):
+            scores = new()
+            for batch in logits:
+                scores.add(batch)
+            kept[which] = scores.means()
+            progress(len(kept) / total)

@@ -1,8 +1,9 @@
 """REPAIR (Jordan et al. 2023; section 4): give a merged net's channels the average statistics of its endpoints."""
 
-from collections import Counter
-from collections.abc import Iterator
-from copy import deepcopy
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,11 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from relusym.channels.groups import block_outputs, has_batch_norm
-from relusym.channels.handlers import CONVS, TRANSPOSED
+from relusym.channels.handlers import BATCH_NORMS, CONVS, TRANSPOSED
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import layer_of
 from relusym.evaluation.images import ImageSource, device_of
-from relusym.merging.batch_norm import repair_blocks
+from relusym.evaluation.logits import logits_of
 from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_difference
 from relusym.merging.moments import Moments, Statistics, samples
 
@@ -82,7 +83,7 @@ class Rescaling:
     dim: int = -3
 
     @classmethod
-    def between(cls, has: Statistics, target: Statistics, dim: int = -3) -> "Rescaling":
+    def towards(cls, has: Statistics, target: Statistics, dim: int = -3) -> "Rescaling":
         """What takes outputs with statistics `has` to the target statistics."""
         scale = target.std / (has.std**2 + EPSILON).sqrt()
         return cls(scale, target.mean - scale * has.mean, dim)
@@ -109,8 +110,27 @@ class Rescaling:
         return torch.addcmul(shift, output, scale, out=output)
 
 
-def _cloned(of: Any) -> Any:
-    return of.clone() if isinstance(of, Tensor) else of
+class Layers(fx.Interpreter):
+    """Runs a graph's nodes, with other layers and tensors in place of those that `layers` names."""
+
+    def __init__(self, graph: fx.GraphModule, layers: dict[str, Any]):
+        super().__init__(graph)
+        self.layers = layers
+
+    def fetch_attr(self, target: str) -> Any:
+        """The layer or tensor of this name."""
+        return self.layers[target] if target in self.layers else super().fetch_attr(target)
+
+    def hold(self, environment: dict[fx.Node, Any], node: fx.Node, output: Any) -> None:
+        """Keep a node's output, and drop what no later node reads."""
+        environment[node] = output
+        for unused in self.user_to_last_uses.get(node, ()):
+            del environment[unused]
+
+
+def cloned(environment: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
+    """What nodes read, for layers that work in place."""
+    return tree_map(lambda output: output.clone() if isinstance(output, Tensor) else output, environment)
 
 
 class LayerByLayer:
@@ -122,13 +142,13 @@ class LayerByLayer:
 
     def __init__(self, net: nn.Module | TracedNet, images: ImageSource):
         traced = as_traced(net, images.shape)
-        net = traced.net.eval()
+        self.device = device_of(traced.net.eval())
         self.graph = traced.module()  # shares its layers with the net
-        self.nodes, self.images, self.device = list(self.graph.graph.nodes), images, device_of(net)
-        self.interpreter = fx.Interpreter(self.graph)
-        self.environments: list[dict] = [{} for _ in range(images.count)]
+        self.nodes, self.points, self.images = list(self.graph.graph.nodes), repair_points(self.graph), images
+        self.interpreter = Layers(self.graph, {})
+        self.environments: list[dict[fx.Node, Any]] = [{} for _ in range(images.count)]
         self.outputs: list[Tensor] = []
-        self.done = 0
+        self.done, self.forked, self.shared = 0, False, False
         self.bytes = self._bytes()
 
     def _bytes(self) -> list[int]:
@@ -140,35 +160,51 @@ class LayerByLayer:
         )
         taken = []
         for node in self.nodes:
-            taken.append(
-                sum(of.nbytes for of in tree_leaves(list(environment.values())) if isinstance(of, Tensor))
+            held = (
+                output for output in tree_leaves(list(environment.values())) if isinstance(output, Tensor)
             )
-            self._hold(environment, node, self.interpreter.run_node(node))
-        return [one * len(self.images) for one in taken]
+            taken.append(len(self.images) * sum(output.nbytes for output in held))
+            self.interpreter.hold(environment, node, self.interpreter.run_node(node))
+        return taken
 
-    def layers(self) -> list[tuple[int, fx.Node]]:
-        """Every layer that REPAIR corrects, with its place in the order of nodes."""
-        points = repair_points(self.graph)
-        return [(i, node) for i, node in enumerate(self.nodes) if node.name in points]
+    def fork(self, layers: dict[str, Any]) -> "LayerByLayer":
+        """A run that goes on from here with these layers, by name, in place of the net's, and changes copies alone."""
+        fork = copy(self)
+        fork.interpreter = Layers(self.graph, self.interpreter.layers | layers)
+        fork.environments, fork.outputs = list(self.environments), []
+        fork.forked = fork.shared = True
+        return fork
 
-    def before(self, place: int) -> Iterator[dict]:
+    def before(self, place: int) -> Iterator[dict[fx.Node, Any]]:
         """What the `place`-th node and later ones read, batch by batch; held, if there is room."""
         room = self.bytes[place] <= HELD_BYTES
         if not self.done:
             self.interpreter.args_iter = self.images.batches(self.device)  # the first node reads one a run
-        for held in self.environments:
-            environment = held if room else tree_map(_cloned, held)  # later layers may work in place
+        for number, held in enumerate(self.environments):
+            environment = held if room and not self.shared else cloned(held)
             self.interpreter.env = environment
             for node in self.nodes[self.done : place]:
-                self._hold(environment, node, self.interpreter.run_node(node))
+                self.interpreter.hold(environment, node, self.interpreter.run_node(node))
+            if room:
+                self.environments[number] = environment
             yield environment
         if room:
-            self.done = place
+            self.done, self.shared = place, False
+
+    def advance(self, place: int) -> None:
+        """Run up to the `place`-th node, if there is room to hold what it reads."""
+        if self.bytes[place] <= HELD_BYTES:
+            deque(self.before(place), 0)
+
+    def logits(self) -> Iterator[Tensor]:
+        """The net's, batch by batch."""
+        for _ in self.before(len(self.nodes) - 1):
+            yield logits_of(self.interpreter.run_node(self.nodes[-1]))
 
     def measure(self, place: int) -> Statistics:
         """Statistics of the `place`-th node's output over all images; kept for `correct` if there is room."""
         moments, node = Moments(), self.nodes[place]
-        layer = self.graph.get_submodule(node.target)
+        layer = self.interpreter.fetch_attr(node.target)
         worth_keeping = layer.weight[0].numel() >= CHEAP and self.bytes[place] <= HELD_BYTES
         self.outputs.clear()
         for _ in self.before(place):
@@ -179,20 +215,27 @@ class LayerByLayer:
                 self.outputs.append(output)
         return moments.statistics()
 
-    def correct(self, node: fx.Node, rescaling: "Rescaling") -> None:
-        """Go on from the outputs that `measure` kept, rescaled; without them, the node is left to run again."""
-        if len(self.outputs) < len(self.environments):
-            return
-        for environment, output in zip(self.environments, self.outputs, strict=True):
-            self._hold(environment, node, rescaling(output))
-        self.outputs.clear()
-        self.done += 1
+    def correct(self, targets: Mapping[str, Statistics], start: int, stop: int) -> dict[str, Rescaling]:
+        """Give the layers from the `start`-th node on, and before the `stop`-th, the target statistics.
 
-    def _hold(self, environment: dict, node: fx.Node, output: Any) -> None:
-        """Keep a node's output, and drop what no later node reads."""
-        environment[node] = output
-        for unused in self.interpreter.user_to_last_uses.get(node, ()):
-            del environment[unused]
+        They go on from the outputs that `measure` kept, rescaled; without them, a layer is left to run again.
+        """
+        rescalings = {}
+        for place, node in enumerate(self.nodes[start:stop], start):
+            if node.name not in self.points:
+                continue
+            layer = self.interpreter.fetch_attr(node.target)
+            if self.forked:
+                layer = self.interpreter.layers[node.target] = deepcopy(layer)
+            rescaling = Rescaling.towards(self.measure(place), targets[node.target], channel_dim(layer))
+            rescaling.fuse(layer)
+            if len(self.outputs) == len(self.environments):
+                for environment, output in zip(self.environments, self.outputs, strict=True):
+                    self.interpreter.hold(environment, node, rescaling(output))
+                self.done += 1
+            self.outputs.clear()
+            rescalings[node.target] = rescaling
+        return rescalings
 
 
 @torch.no_grad()
@@ -209,21 +252,9 @@ def repair(
         targets: layer name → statistics, as `Statistics.halfway` of the endpoints gives them.
     """
     traced = as_traced(net, images.shape)
-    repaired = traced.copied(deepcopy(traced.net))
-    return repaired.net, correct(repaired, targets, images)
-
-
-@torch.no_grad()
-def correct(traced: TracedNet, targets: dict[str, Statistics], images: ImageSource) -> dict[str, Rescaling]:
-    """As `repair`, of the net itself."""
-    run, net, rescalings = LayerByLayer(traced, images), traced.net, {}
-    for i, node in run.layers():
-        layer = net.get_submodule(node.target)
-        rescaling = Rescaling.between(run.measure(i), targets[node.target], channel_dim(layer))
-        rescaling.fuse(layer)
-        run.correct(node, rescaling)
-        rescalings[node.target] = rescaling
-    return rescalings
+    repaired = deepcopy(traced.net)
+    run = LayerByLayer(traced.copied(repaired), images)
+    return repaired, run.correct(targets, 0, len(run.nodes))
 
 
 @torch.no_grad()
@@ -264,3 +295,133 @@ def repaired(
     checks = {"fused_repair": largest_difference(unfused(graphs[0], rescalings, x), answers(graphs[1], x))}
     hold(checks)
     return fused, checks
+
+
+# ---- nets with batch norm
+
+NORMS = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}  # by the number of dimensions
+
+
+def norms_of(net: nn.Module) -> list[nn.Module]:
+    """The layers that keep running statistics."""
+    return [layer for layer in net.modules()
+            if isinstance(layer, BATCH_NORMS) and layer.running_mean is not None]  # fmt: skip
+
+
+@contextmanager
+def resetting(norms: Sequence[nn.Module]) -> Iterator[None]:
+    """Within, batch norms are in training mode; afterwards they hold the means of the batches that they read there."""
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    yield
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+@torch.no_grad()
+def reset_batch_norm(net: nn.Module, images: ImageSource) -> nn.Module:
+    """A copy of `net` whose batch norms hold the statistics of `images`.
+
+    One pass in training mode: every layer sees the earlier ones already reset. Batches are of equal size up to one
+    image, since batch norm counts each batch alike.
+    """
+    return _reset(deepcopy(net), images)
+
+
+def _reset(net: nn.Module, images: ImageSource) -> nn.Module:
+    """As `reset_batch_norm`, of the net itself."""
+    net.eval()  # all but its batch norms: no dropout, no auxiliary outputs
+    with resetting(norms_of(net)):
+        for x in images.batches(device_of(net), even=True):
+            net(x)
+    return net
+
+
+def _batch_norm_after(
+    graph: fx.GraphModule, node: fx.Node, shape: Sequence[int]
+) -> tuple[nn.Module, fx.Node]:
+    """A batch norm that reads a node's output of this shape, and its node; no other node reads what it writes."""
+    layer = NORMS[len(shape)](shape[1]).to(next(graph.parameters()))
+    graph.add_submodule(f"{node.name}_repair", layer)
+    with graph.graph.inserting_after(node):
+        return layer, graph.graph.call_module(f"{node.name}_repair", (node,))
+
+
+@torch.no_grad()
+def block_statistics(net: nn.Module | TracedNet, images: ImageSource) -> dict[str, Statistics]:
+    """Statistics of an endpoint's blocks' outputs, as REPAIR takes them of a net with batch norm.
+
+    Its batch norms are reset in the same pass, in training mode: every layer reads activations that are normalised by
+    their own batch's statistics, not by the trained ones, and means and variances are averaged over the batches.
+
+    Args:
+        net: the endpoint; it stays as it is.
+    """
+    traced = as_traced(net, images.shape)
+    graph = traced.module(deepcopy(traced.net))
+    shapes = _block_shapes(graph)
+    if not shapes:
+        return {}
+    for node, shape in shapes.items():
+        _batch_norm_after(graph, node, shape)
+    graph.recompile()
+    reset = _reset(graph, images)
+    norms = {node.name: reset.get_submodule(f"{node.name}_repair") for node in shapes}
+    return {
+        name: Statistics(layer.running_mean.double(), layer.running_var.double().sqrt())
+        for name, layer in norms.items()
+    }
+
+
+def _block_shapes(graph: fx.GraphModule) -> dict[fx.Node, Sequence[int]]:
+    """The shapes of blocks' outputs; sequences of tokens, whose channels aren't in dimension 1, are left out."""
+    shapes = {node: node.meta["shape"] for node in block_outputs(graph)}
+    return {node: shape for node, shape in shapes.items() if len(shape) in NORMS}
+
+
+@torch.no_grad()
+def correct_blocks(
+    traced: TracedNet, targets: dict[str, Statistics]
+) -> tuple[fx.GraphModule, dict[str, str]]:
+    """A copy of a net with a batch norm after each block, of which the target's are weight and bias.
+
+    Args:
+        traced: a net with batch norm.
+        targets: node name, as `repair_points` gives it → statistics.
+
+    Returns:
+        The copy, its batch norms not yet reset, and the name of each new one's node → its block's.
+    """
+    graph, blocks = traced.module(deepcopy(traced.net)), {}
+    for node, shape in _block_shapes(graph).items():
+        target = targets[node.name]
+        correction, corrected = _batch_norm_after(graph, node, shape)
+        correction.weight.copy_(target.std)
+        correction.bias.copy_(target.mean)
+        node.replace_all_uses_with(
+            corrected, delete_user_cb=lambda user, itself=corrected: user is not itself
+        )
+        blocks[corrected.name] = node.name
+    graph.recompile()
+    return graph.eval(), blocks
+
+
+@torch.no_grad()
+def repair_blocks(
+    net: nn.Module | TracedNet, targets: dict[str, Statistics], images: ImageSource
+) -> fx.GraphModule:
+    """A copy of a net with batch norm, reset, whose blocks' outputs have the target statistics.
+
+    A batch norm after each block, with the target's standard deviation as its weight and its mean as its bias, is reset
+    with the others in one pass. It stays in the net: a block's output is read by the next block's layers and by
+    the addition after them, so a rescaling of it has no one layer to be fused into.
+
+    Args:
+        net: the merged net.
+        targets: as of `correct_blocks`.
+    """
+    return _reset(correct_blocks(as_traced(net, images.shape), targets)[0], images)

@@ -61,13 +61,13 @@ class CIFARResNetOptions(Section):
     )
 
 
-# Each takes its options, `classes` and `symmetry`, has the name of its linear layer as `head`, and, if it has layers of
-# its own kind, a method `to_plain`.
+# Each takes its options, `classes` and `symmetry`, has the name of its linear layer as `head`, and, if it has layers
+# that PyTorch hasn't, a method `to_plain`.
 ARCHITECTURES = {
     "vgg11": Entry("relusym.nets.vgg:VGG11", VGG11Options),
     "vgg11_bn": Entry("relusym.nets.vgg:vgg11_bn", VGG11BNOptions),
     "resnet": Entry("relusym.nets.resnet:ScaledResNet", ResNetOptions),
-    "cifar_resnet": Entry("relusym.nets.cifar_resnet:CIFARResNet", CIFARResNetOptions),
+    "cifar_resnet": Entry("relusym.nets.resnet:CIFARResNet", CIFARResNetOptions),
 }
 
 NARROWEST = 64  # channels of VGG11's narrowest conv at width 1
@@ -97,7 +97,7 @@ def check(network: dict[str, Any], key: str | Where = "network") -> Section:
         the options.
 
     Raises:
-        UserError: names the key, what was given and what is allowed.
+        UserError: names the key, its value and what is allowed.
     """
     return choose(ARCHITECTURES, "architecture", network, key)[1]
 
@@ -138,9 +138,9 @@ def load_backbone(net: nn.Module, tensors: dict[str, Tensor]) -> None:
     }:
         tensors = encoder
     head = f"{net.head}."
-    own = {name: tensor for name, tensor in net.state_dict().items() if name.startswith(head)}
     backbone = {name: tensor for name, tensor in tensors.items() if not name.startswith(head)}
+    linear = {name: tensor for name, tensor in net.state_dict().items() if name.startswith(head)}
     try:
-        net.load_state_dict(backbone | own)
+        net.load_state_dict(backbone | linear)
     except RuntimeError as error:
         raise UserError("the net that this training starts from is of another architecture") from error

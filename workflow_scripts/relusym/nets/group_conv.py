@@ -4,21 +4,10 @@ Channels of a regular feature map come in `order` blocks, one an orientation: ch
 block 0 as seen by τᵏ. Under τ the blocks move on by one, cyclically.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
-
-Act = Callable[[Tensor], Tensor]
-
-
-@torch.no_grad()
-def difference_from_equivariant(layer: Act, x: Tensor, act_on_input: Act, act_on_output: Act) -> float:
-    """Largest difference between Ψ(τx) and τΨ(x) of a layer Ψ, relative to the largest output; x is (B, C, H, H)."""
-    y = layer(x)
-    return float((layer(act_on_input(x)) - act_on_output(y)).abs().max() / y.abs().max())
 
 
 class RegularConv2d(nn.Module):
@@ -68,19 +57,6 @@ class RegularConv2d(nn.Module):
     def _shift(self, channels: Tensor, dim: int) -> Tensor:
         """P on a regular channel dimension: the orientation blocks move on by one."""
         return channels.roll(channels.shape[dim] // self.symmetry.order, dim)
-
-    def act_on_input(self, x: Tensor) -> Tensor:
-        """τ on this layer's input, (B, in_channels, H, W): in space, and on the channels if they are regular."""
-        moved = self.symmetry.act(x)
-        return moved if self.lifting else self._shift(moved, 1)
-
-    def act_on_output(self, y: Tensor) -> Tensor:
-        """τ on this layer's output, (B, out_channels, H, W): in space and on the channels."""
-        return self._shift(self.symmetry.act(y), 1)
-
-    def check_equivariance(self, x: Tensor) -> float:
-        """`difference_from_equivariant` of this layer; x is (B, in_channels, H, H)."""
-        return difference_from_equivariant(self, x, self.act_on_input, self.act_on_output)
 
     @torch.no_grad()
     def check_kernel_constraint(self) -> float:

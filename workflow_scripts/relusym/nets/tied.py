@@ -46,7 +46,7 @@ class TiedNet(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """The ordinary net's tensors, by its names; those that batch norms measured are averaged along orbits."""
-        found = {name: _Tied.apply(self.free[_key(name)], self._orbits(name)) for name in self.names}
+        tensors = {name: _Tied.apply(self.free[_key(name)], self._orbits(name)) for name in self.names}
         if not self.training:
             for name, buffer in self.plain.named_buffers():
                 if buffer.ndim:
@@ -54,8 +54,8 @@ class TiedNet(nn.Module):
                     sums, counts = (buffer.new_zeros(int(numbers.max()) + 1) for _ in range(2))
                     sums.index_add_(0, numbers, buffer)
                     counts.index_add_(0, numbers, torch.ones_like(buffer))
-                    found[name] = (sums / counts)[numbers]
-        return found
+                    tensors[name] = (sums / counts)[numbers]
+        return tensors
 
     def _orbits(self, name: str) -> Tensor:
         return self.get_buffer(f"orbits/{_key(name)}")

@@ -22,7 +22,7 @@ class VGG11(nn.Module):
             0 is the paper's CNN, 8 its GCNN, 2 its PGCNN.
         classes: number of logits.
         symmetry: the group of the group convs; None: the horizontal flip.
-        initialization: "pytorch" leaves PyTorch's own initial values, as the public VGG11 notebook does; "he" draws
+        initialization: "pytorch" leaves PyTorch's initial values, as the public VGG11 notebook does; "he" draws
             conv weights from N(0, 2 / fan_in) with zero biases, which keeps the signal's size through the ReLUs.
         batch_norm: whether a batch norm follows each conv; not with group convs.
 

@@ -204,10 +204,8 @@ def to_torchvision(
         for wrapper in WRAPPERS:
             contents = contents[wrapper] if isinstance(contents.get(wrapper), dict) else contents
         tensors = {key: value for key, value in contents.items() if isinstance(value, Tensor)}
-        found = next(
-            (known for known, prefix in PREFIXES.items() if f"{prefix}conv1.weight" in tensors), None
-        )
-        if found is None:
+        kind = next((kind for kind, prefix in PREFIXES.items() if f"{prefix}conv1.weight" in tensors), None)
+        if kind is None:
             head = {match[1]: key for key in tensors if (match := LINEAR_HEAD.fullmatch(key))}
             state |= {f"fc.{part}": tensors.pop(key) for part, key in head.items()}
             if not head or tensors:
@@ -216,20 +214,20 @@ def to_torchvision(
                     f"checkpoint {name} is neither a ResNet nor a linear head: it holds {surplus}"
                 )
             continue
-        if layout not in ("auto", found):
+        if layout not in ("auto", kind):
             raise UserError(
-                f"checkpoint {name} is in the layout {found}, not {layout}: set its `weights.layout`"
+                f"checkpoint {name} is in the layout {kind}, not {layout}: set its `weights.layout`"
             )
-        prefix = PREFIXES[found]
+        prefix = PREFIXES[kind]
         for key, tensor in tensors.items():
-            own = key.removeprefix(prefix)
-            if head := LINEAR_HEAD.fullmatch(own):  # some call it `linear`
-                own = f"fc.{head[1]}"
+            plain = key.removeprefix(prefix)
+            if head := LINEAR_HEAD.fullmatch(plain):  # some call it `linear`
+                plain = f"fc.{head[1]}"
             beside = bool(prefix) and not key.startswith(prefix)  # predictor, momentum encoder
-            if beside or PROJECTION.match(own):
+            if beside or PROJECTION.match(plain):
                 dropped.append(key)
             else:
-                state[own] = tensor
+                state[plain] = tensor
     return _fitting(state, network, ", ".join(names)), dropped
 
 

@@ -1,20 +1,27 @@
-"""The flow of pixels through a net: which entries of each tensor belong to which pixel of a feature map."""
+"""The flow of pixels through a net: which entries of each tensor belong to which pixel of a feature map.
+
+Below, what operations do to pixels, where it isn't what they do to channels (`channels.handlers`).
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from relusym.channels.flow import Flow
-from relusym.channels.labels import FIXED, Labels
+from relusym.channels import handlers
+from relusym.channels.flow import ENTRYWISE, Call, Flow
+from relusym.channels.handlers import BATCH_NORMS, INSTANCE_NORMS
+from relusym.channels.labels import FIXED, Labels, Weights, rows_along
+from relusym.channels.tracing import REGISTERED, function_name, handler
 from relusym.errors import UserError
 from relusym.symmetry import Symmetry
 
-Grid = tuple[int, int]
 NONE = torch.iinfo(torch.int64).min  # fills rows of fewer members than others have
 MOST = 2**24  # pairs of pixels: those of 64×64 tokens that all attend to each other
 
@@ -22,18 +29,18 @@ MOST = 2**24  # pairs of pixels: those of 64×64 tokens that all attend to each 
 class PixelRelations:
     """Labels of pixels, and of what is computed of several: a pair of them, or a set that is summed over.
 
-    A symmetry brings a pair to the pair of what it brings either to, and a set to a set, so that nothing has to be
-    known of it while labels flow.
+    A symmetry brings a pair to the pair of what it brings either to, and a set to a set: so labels flow first, and
+    symmetries act on them afterwards.
 
     Attributes:
         grids: the first label of each map's pixels → its height and width; labels are counted row by row.
-        derived: the first of the labels that are given at once → their members, int64 (labels, members), and whether
+        derived: the first of the labels that are made together → their members, int64 (labels, members), and whether
             these are in an order.
     """
 
     def __init__(self) -> None:
         self.count = FIXED + 1
-        self.grids: dict[int, Grid] = {}
+        self.grids: dict[int, tuple[int, int]] = {}
         self.derived: dict[int, tuple[np.ndarray, bool]] = {}
         self._constants: dict[Hashable, int] = {}
 
@@ -42,78 +49,81 @@ class PixelRelations:
         self.count += count
         return torch.arange(self.count - count, self.count)
 
+    def pixels(self, height: int, width: int) -> Tensor:
+        """The labels of a new map's pixels, int64 (height · width,), row by row."""
+        ids = self.fresh(height * width)
+        self.grids[int(ids[0])] = height, width
+        return ids
+
     def constant(self, value: Hashable) -> int:
         """The label of what is at no pixel, and the same wherever it is."""
         return self._constants.setdefault(value, -1 - len(self._constants))
 
     def constants(self, values: Tensor, varies: list[int]) -> Tensor:
-        """Labels of a constant that meets what varies along some dimensions: it has to be the same at pixels and at
-        those that they are brought to."""
+        """Labels of a constant that meets pixels along some dimensions: a symmetry has to leave it as it is."""
         dims = [dim for dim in varies if values.shape[dim] > 1]
-        rows = values.movedim(dims, [*range(len(dims))]).flatten(0, max(len(dims) - 1, 0))
-        _, which = rows.reshape(len(rows) if dims else 1, -1).unique(dim=0, return_inverse=True)
+        others = [dim for dim in range(values.ndim) if dim not in dims]
+        _, which = rows_along(values, others).unique(dim=0, return_inverse=True)
         labels = torch.tensor([self.constant(object()) for _ in range(int(which.max()) + 1)])
-        return labels[which].reshape([n if dim in dims else 1 for dim, n in enumerate(values.shape)])
+        return labels[which].reshape([size if dim in dims else 1 for dim, size in enumerate(values.shape)])
 
     def derive(self, rows: np.ndarray, ordered: bool) -> Tensor:
-        """The label of each row of labels, int64 (rows,): the same for the same rows; of one member alone, its own."""
-        keys = _keys(rows, ordered)
-        _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+        """The label of each row of labels, int64 (rows,): the same for the same rows; of one member, itself."""
+        _, first, which = np.unique(_keys(rows, ordered), return_index=True, return_inverse=True)
         rows = rows[first]
         labels = self.fresh(len(rows)).numpy()
         self.derived[int(labels[0])] = rows, ordered
-        most = rows.max(1)
-        alone = ((rows == most[:, None]) | (rows == NONE)).all(1)
-        return torch.from_numpy(np.where(alone, most, labels)[which.reshape(-1)])
+        largest = rows.max(1)
+        single = ((rows == largest[:, None]) | (rows == NONE)).all(1)
+        return torch.from_numpy(np.where(single, largest, labels)[which.reshape(-1)])
 
-    def join(self, one: Tensor, other: Tensor, where: Hashable = None) -> Tensor:
-        """What is computed of two entries is at the pair of their pixels; at a pixel and the same everywhere, at it."""
-        for a, b in ((one, other), (other, one)):
+    def join(self, first: Tensor, second: Tensor, where: Hashable = None) -> Tensor:
+        """What is computed of two entries is at the pair of their pixels; of a pixel and what is at none, at it."""
+        for a, b in ((first, second), (second, first)):
             if torch.equal(a, b) or (b.numel() == 1 and b <= FIXED):
                 return torch.broadcast_tensors(a, b)[0] if a.numel() > 1 else a
-        one, other = torch.broadcast_tensors(one, other)
-        if one.numel() > MOST:
+        first, second = torch.broadcast_tensors(first, second)
+        if first.numel() > MOST:
             raise UserError(f"{where}: it combines more than {MOST:,} pairs of pixels")
-        pairs = np.stack([one.reshape(-1).numpy(), other.reshape(-1).numpy()], 1)
-        labels = self.derive(pairs, True).reshape(one.shape)
-        return torch.where(one == FIXED, other, torch.where(other == FIXED, one, labels))
+        pairs = torch.stack([first.flatten(), second.flatten()], 1)
+        labels = self.derive(pairs.numpy(), True).reshape(first.shape)
+        return torch.where(first == FIXED, second, torch.where(second == FIXED, first, labels))
 
-    def meet(self, one: Tensor, sizes: Any, other: Tensor, others: Any, where: Hashable) -> Tensor:
-        return self.join(one, other, where)
+    def meet(self, first: Tensor, sizes: Any, second: Tensor, others: Any, where: Hashable) -> Tensor:
+        return self.join(first, second, where)
 
     def nest(self, ids: Tensor, dims: list[int], where: Hashable, heads: Tensor | None = None) -> Tensor:
         """The labels of what is computed of all along these dimensions, which have size 1."""
-        sizes = [1 if dim in dims else size for dim, size in enumerate(ids.shape)]
-        kept = [dim for dim in range(ids.ndim) if dim not in dims]
-        rows = ids.permute(*kept, *dims).flatten(len(kept)).reshape(np.prod(sizes), -1)
-        return self.derive(rows.numpy(), False).reshape(sizes)
+        labels = self.derive(rows_along(ids, dims).numpy(), False)
+        return labels.reshape([1 if dim in dims else size for dim, size in enumerate(ids.shape)])
 
     def join_along(self, ids: Tensor, dims: list[int], where: Hashable) -> Tensor:
         return self.nest(ids, dims, where) if dims else ids
 
     def gathered(self, places: Tensor, labels: Tensor, count: int, where: Hashable) -> Tensor:
-        """Of `count` entries of a parameter, each with a label at some places, the label of all that it meets."""
+        """Labels of `count` entries of a parameter, which meet pixels at some places: of all that an entry meets."""
         met = torch.full([count], FIXED)
         if len(places):
-            at, row, counts = torch.unique_consecutive(places, return_inverse=True, return_counts=True)
-            rows = torch.full([len(at), int(counts.max())], NONE)
+            entries, row, counts = torch.unique_consecutive(places, return_inverse=True, return_counts=True)
+            rows = torch.full([len(entries), int(counts.max())], NONE)
             rows[row, torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]] = labels
-            met[at] = self.derive(rows.numpy(), False)
+            met[entries] = self.derive(rows.numpy(), False)
         return met
 
     def distinct(self, pieces: Sequence[Tensor]) -> list[Tensor]:
         return list(pieces)
 
     def beside(self, pieces: Sequence[Tensor], where: Hashable) -> Tensor | None:
-        """Labels of maps beside each other, as channels of one; None if they are of different pixels of one map."""
+        """Labels of maps beside each other, as channels of a new one; None if they are different pixels of one map."""
         starts = np.array(sorted([*self.grids, *self.derived]))
         maps = [
             set(np.searchsorted(starts, piece.unique().numpy(), "right").tolist()) - {0} for piece in pieces
         ]
-        ids = pieces[0]
-        for i, piece in enumerate(pieces):
-            if any(maps[i] & maps[j] and not torch.equal(piece, pieces[j]) for j in range(i)):
+        for i, j in itertools.combinations(range(len(pieces)), 2):
+            if maps[i] & maps[j] and not torch.equal(pieces[i], pieces[j]):
                 return None
+        ids = pieces[0]
+        for piece in pieces[1:]:
             ids = self.join(ids, piece, where)
         return ids
 
@@ -122,7 +132,7 @@ class PixelRelations:
 
 
 def _keys(rows: np.ndarray, ordered: bool) -> np.ndarray:
-    """A number for each row, uint64 (rows,): sums of what SplitMix64 makes of the members."""
+    """A number for each row, uint64 (rows,): the sum of what SplitMix64 makes of its members."""
     slots = np.arange(rows.shape[1], dtype=np.uint64) if ordered else np.uint64(0)
     x = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + slots * np.uint64(0xD1B54A32D192ED03)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -131,28 +141,29 @@ def _keys(rows: np.ndarray, ordered: bool) -> np.ndarray:
 
 
 class PixelFlow(Flow):
-    """As `Flow`, but labels say at which pixel of its feature map an entry is.
+    """As `Flow`, but an entry's label is the pixel of the feature map that it is at.
 
     Attributes:
         places: name in the state dict → the labels of that tensor's entries.
     """
 
     what = "pixels"
-    kind_of_ties = PixelRelations
-    dropped = ()  # a handler says all that counts; what it leaves out is checked in whole (`check_planted`)
+    relations_of = PixelRelations
+    dropped = ()  # a handler takes all that counts; what it leaves out is checked in whole (`check_planted`)
+    shifted = True  # whether maps are followed where they are rolled
 
-    def of_image(self, shape: torch.Size) -> Labels:
+    def at_input(self, shape: torch.Size) -> Labels:
         return self.grid(shape)
 
-    def of_outputs(self, outputs: list[Labels]) -> None:
+    def at_output(self, x: Labels) -> None:
         pass
 
-    def unknown(self, call: Any, known: Any, reason: UserError) -> Any:
+    def unknown(self, call: Any, inputs: Any, reason: UserError) -> Any:
         raise reason
 
     def place(self, name: str, labels: Labels, call: Any) -> None:
         before = self.places.get(name)
-        ids = labels.ids if before is None else self.ties.join(before.ids, labels.ids, call.node.name)
+        ids = labels.ids if before is None else self.relations.join(before.ids, labels.ids, call.node.name)
         self.places[name] = Labels(labels.shape, ids)
 
     def place_along(self, name: str, dim: int, labels: Tensor, call: Any) -> None:
@@ -162,13 +173,7 @@ class PixelFlow(Flow):
         """The labels of a new map (B, C, H, W)."""
         if len(shape) != 4 or shape[-2:] == (1, 1):
             return Labels.alike(FIXED, shape)
-        return Labels(shape, self.pixels(*shape[-2:]).reshape(1, 1, *shape[-2:]))
-
-    def pixels(self, height: int, width: int) -> Tensor:
-        """The labels of new pixels, int64 (height · width,), row by row."""
-        ids = self.ties.fresh(height * width)
-        self.ties.grids[int(ids[0])] = height, width
-        return ids
+        return Labels(shape, self.relations.pixels(*shape[-2:]).reshape(1, 1, *shape[-2:]))
 
     def images(self, symmetry: Symmetry) -> np.ndarray:
         """Of every label the one that τ brings to its place, int64 (labels,).
@@ -176,25 +181,27 @@ class PixelFlow(Flow):
         Raises:
             UserError: a map's shape changes, or pixels that are combined are brought to some that aren't.
         """
-        brought = np.arange(self.ties.count)
-        for first, of in sorted((self.ties.grids | self.ties.derived).items()):
-            if first in self.ties.grids:
-                height, width = of
-                act = symmetry.act(torch.arange(height * width).reshape(1, height, width))
-                if act.shape[1:] != (height, width):
+        brought = np.arange(self.relations.count)
+        grids, derived = self.relations.grids, self.relations.derived
+        for first in sorted([*grids, *derived]):
+            if first in grids:
+                height, width = grids[first]
+                where = symmetry.act(torch.arange(height * width).reshape(1, height, width))
+                if where.shape[1:] != (height, width):
                     raise UserError(
                         f"symmetry {symmetry.name}: a map of {width}×{height} pixels has to be square"
                     )
-                brought[first : first + height * width] = first + act.flatten().numpy()
-                continue
-            rows, ordered = of
-            keys = _keys(rows, ordered)
-            wanted = _keys(np.where(rows > FIXED, brought[rows.clip(FIXED)], rows), ordered)
-            order = np.argsort(keys)
-            where = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)]
-            if (keys[where] != wanted).any():
-                raise UserError(f"the net combines pixels in a way that doesn't commute with {symmetry.name}")
-            brought[first : first + len(rows)] = first + where
+                where = where.flatten().numpy()
+            else:
+                rows, ordered = derived[first]
+                keys, wanted = (_keys(x, ordered) for x in (rows, _brought(rows, brought)))
+                order = np.argsort(keys)
+                where = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)]
+                if (keys[where] != wanted).any():
+                    raise UserError(
+                        f"the net combines pixels in a way that doesn't commute with {symmetry.name}"
+                    )
+            brought[first : first + len(where)] = first + where
         return brought
 
     def order(self, images: np.ndarray, labels: Tensor, name: str) -> Tensor:
@@ -204,10 +211,145 @@ class PixelFlow(Flow):
             UserError: they belong to a part of a map.
         """
         labels = labels.numpy()
-        wanted = np.where(labels > FIXED, images[labels.clip(FIXED)], labels)
-        here, there = np.argsort(labels, kind="stable"), np.argsort(wanted, kind="stable")
-        if (labels[here] != wanted[there]).any():
+        wanted = _brought(labels, images)
+        before, after = np.argsort(labels, kind="stable"), np.argsort(wanted, kind="stable")
+        if (labels[before] != wanted[after]).any():
             raise UserError(f"{name} belongs to a part of a map, so the net can't be transformed")
-        order = np.empty_like(here)
-        order[there] = here
+        order = np.empty_like(before)
+        order[after] = before
         return torch.from_numpy(order)
+
+
+class _Unmasked(PixelRelations):
+    def constants(self, values: Tensor, varies: list[int]) -> Tensor:
+        return torch.full([1] * values.ndim, FIXED)
+
+
+class UnshiftedFlow(PixelFlow):
+    """As if maps weren't rolled before they are cut into windows, nor masked then: of windows that are shifted by less
+    than half, whose mirror images are no windows."""
+
+    relations_of = _Unmasked
+    shifted = False
+
+
+def _brought(labels: np.ndarray, images: np.ndarray) -> np.ndarray:
+    return np.where(labels > FIXED, images[labels.clip(FIXED)], labels)
+
+
+# ---- handlers
+
+of_pixels = partial(handler, on="pixels")
+UNKNOWN = "its effect on pixels is unknown"
+RESIZING = handlers.conv, handlers.conv_function, handlers.spatial
+
+
+@of_pixels(*(key for key, known in REGISTERED.channels.items() if known in RESIZING))
+def resized(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
+    """A map of another size, whose pixels come from neighbourhoods of the former one's, or one number of all."""
+    called = (type(call.layer).__name__ if call.layer is not None else function_name(call.node)).lower()
+    if called.startswith("adaptive") and set(call.shape[2:]) == {1}:
+        return Labels(call.shape, call.mix(x, [*range(2, len(call.shape))]))
+    if len(call.shape) != 4 or not set(x.varies) <= {1, 2, 3}:
+        raise call.refusal(UNKNOWN)
+    if 1 in x.varies:  # pixels of one patch are beside each other, as channels
+        if not isinstance(call.layer, nn.Conv2d) or call.layer.groups > 1:
+            raise call.refusal(UNKNOWN)
+        call.index("weight", 1, call.along(x, 1))
+    return call.flow.grid(call.shape)
+
+
+@of_pixels("pad")
+def padded(call: Call, x: Labels, pad: Any, *rest: Any, **options: Any) -> Labels:
+    return resized(call, x) if any(pad) else x
+
+
+@of_pixels("roll")
+def rolled(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
+    return handlers.moves(call, x, *rest, **options) if call.flow.shifted else x
+
+
+@of_pixels(nn.Linear, "linear")
+def linear(
+    call: Call, x: Any, weight: Weights | str = "weight", *rest: Any, reads: int = 1, **options: Any
+) -> Labels:
+    if isinstance(x, Weights) and len(x.shape) == 4:  # a table of positions, which an inner net reads
+        for dim in (1, 2):
+            sides = (x.shape[dim] if side == dim else 1 for side in (1, 2))
+            call.index(x, dim, call.relations.pixels(*sides))
+        return Labels.alike(FIXED, call.shape)
+    if not isinstance(x, Labels):
+        raise call.refusal("it reads positions that are in no state dict, so they can't be moved")
+    last = len(x.shape) - 1
+    if last not in x.varies:
+        return Labels(call.shape, x.ids)
+    call.index(weight, reads, call.along(x, last))
+    return Labels(call.shape, call.mix(x, [last]))
+
+
+@of_pixels("matmul", "bmm", "imatmul")
+def matmul(call: Call, first: Any, second: Any) -> Labels:
+    if isinstance(second, Weights) and len(second.shape) == 2:
+        return linear(call, first, second, reads=0)
+    return handlers.matmul(call, first, second)
+
+
+@of_pixels(*BATCH_NORMS)
+def batch_norm(call: Call, x: Labels) -> Labels:
+    if 1 in x.varies:
+        for key, tensor in call.layer.state_dict().items():
+            if tensor.ndim:
+                call.index(key, 0, call.along(x, 1))
+    return x
+
+
+@of_pixels(*INSTANCE_NORMS, nn.GroupNorm, nn.PReLU, "group_norm", "batch_norm", "prelu")
+def weights_of_channels(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
+    if isinstance(x, Weights):  # they are standardised
+        return handlers.batch_norm_function(call, x, *rest, **options)
+    if 1 in x.varies:
+        raise call.refusal("it has weights of single pixels in a way that isn't known")
+    return x
+
+
+@of_pixels(nn.MultiheadAttention)
+def multihead_attention(call: Call, query: Labels, key: Labels, value: Labels, **options: Any) -> tuple:
+    """Attention asks for no order of its tokens."""
+    if len(query.shape) - 1 in query.varies:
+        raise call.refusal(UNKNOWN)
+    weights = None if call.result[1] is None else Labels.alike(FIXED, call.result[1].shape)
+    return Labels(call.result[0].shape, query.ids), weights
+
+
+@of_pixels("scaled_dot_product_attention")
+def attention(
+    call: Call, query: Labels, key: Labels, value: Labels, attn_mask: Any = None, *rest: Any, **options: Any
+) -> Labels:
+    """As `multihead_attention`, without a mask; else pair by pair of tokens."""
+    if any(rest[1:2]) or options.get("is_causal"):
+        raise call.refusal("its tokens have an order")
+    if attn_mask is None and all(len(x.shape) - 1 not in x.varies for x in (query, key, value)):
+        return Labels(call.shape, query.ids)
+    return handlers.attention(call, query, key, value, attn_mask)
+
+
+ENTRYWISE.add(attention)
+
+# ---- Swin Transformer's, as torchvision calls them
+
+REGISTERED.pixels["_patch_merging_pad"] = handlers.moves
+
+
+@of_pixels("shifted_window_attention", "shifted_window_attention_v2")
+def windows(call: Call, input: Labels, *rest: Any, **options: Any) -> Labels:
+    if len(input.shape) - 1 in input.varies:
+        raise call.refusal(UNKNOWN)
+    return Labels(call.shape, input.ids)
+
+
+@of_pixels("_get_relative_position_bias")
+def relative_positions(call: Call, table: Any, index: Tensor, window: list[int]) -> Labels:
+    """A table has one row for each displacement, from the bottom left to the top right."""
+    if isinstance(table, Weights):
+        call.index(table, 0, call.relations.pixels(*(2 * side - 1 for side in window)))
+    return Labels.alike(FIXED, call.shape)

@@ -7,23 +7,24 @@ from the right, and so reads other pixels: where any are left over, a net can't 
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from relusym.channels.flow import describe
 from relusym.channels.traced import TracedNet, as_traced
-from relusym.channels.tracing import function_name, record
+from relusym.channels.tracing import describe, function_name, record
 from relusym.symmetry import Symmetry
 
 WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+PADS = (nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
 WINDOW_FUNCTIONS = {  # with where kernel, stride, padding and dilation stand among the arguments
     "max_pool2d": {"kernel_size": 1, "stride": 2, "padding": 3, "dilation": 4},
     "avg_pool2d": {"kernel_size": 1, "stride": 2, "padding": 3},
 }
-# Swin Transformer's, of maps with channels last.
+# Of maps with channels last: torchvision's Swin Transformer's, and what others cut into windows after it.
 SHIFTED = ("shifted_window_attention", "shifted_window_attention_v2")
-PATCHES = "_patch_merging_pad"
+PATCHES, ROLL = "_patch_merging_pad", "roll"
 SEARCHED = 64  # sizes above the images' that are tried: strides of 32 in all repeat after as many
 
 
@@ -83,35 +84,31 @@ def grid(net: nn.Module | TracedNet, image_shape: tuple[int, int, int], symmetry
         UserError: the net can't be traced, or doesn't take images of this shape.
     """
     traced = as_traced(net, image_shape)
-    image_shape = traced.image_shape
-    if (symmetry.name, image_shape) not in traced.known:
-        traced.known[symmetry.name, image_shape] = _grid(traced, image_shape, symmetry)
-    return traced.known[symmetry.name, image_shape]
+    if (symmetry.name, traced.image_shape) not in traced.known:
+        traced.known[symmetry.name, traced.image_shape] = _grid(traced, traced.image_shape, symmetry)
+    return traced.known[symmetry.name, traced.image_shape]
 
 
 def _grid(traced: TracedNet, image_shape: tuple[int, int, int], symmetry: Symmetry) -> Grid:
-    found = _misfits(traced.graph, traced.net, image_shape, symmetry)
-    height, width = image_shape[1:]
-    larger = None
-    if found[0]:
-        without = _without_weights(traced.net)
-        for more in range(1, SEARCHED):
-            shape = (image_shape[0], height + more, width + more)
-            try:
-                graph = record(without, torch.empty(2, *shape, device="meta"), traced.handlers)[0].graph
-            except Exception:  # such a net takes images of one size alone; it raises what it likes
-                break
-            if not _misfits(graph, traced.net, shape, symmetry)[0]:
-                larger = more
-                break
-    size = image_shape[axes(symmetry)[-1] - 1]
-    return Grid(size, *found, None if larger is None else size + larger)
+    misfits, offset = _misfits(traced.graph, traced.net, image_shape, symmetry)
+    size, (channels, height, width) = image_shape[axes(symmetry)[-1] - 1], image_shape
+    next_size, without = None, _without_weights(traced.net) if misfits else None
+    for more in range(1, SEARCHED if misfits else 0):
+        shape = (channels, height + more, width + more)
+        try:
+            graph = record(without, torch.empty(2, *shape, device="meta"), traced.handlers)[0].graph
+        except Exception:  # such a net takes images of one size alone; it raises what it likes
+            break
+        if not _misfits(graph, traced.net, shape, symmetry)[0]:
+            next_size = size + more
+            break
+    return Grid(size, misfits, offset, next_size)
 
 
 def _without_weights(net: nn.Module) -> nn.Module:
     """A copy that computes shapes alone."""
-    shapes = {id(of): nn.Parameter(of.to("meta"), of.requires_grad) for of in net.parameters()}
-    copied = deepcopy(net, shapes | {id(of): of.to("meta") for of in net.buffers()})
+    shapes = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in net.parameters()}
+    copied = deepcopy(net, shapes | {id(buffer): buffer.to("meta") for buffer in net.buffers()})
     for layer in copied.modules():
         if type(layer) is nn.Linear:  # to know its shape, torch would load its compiler, slower than a merge
             layer.forward = partial(_linear, layer.in_features, layer.out_features)
@@ -129,45 +126,49 @@ def _misfits(
 ) -> tuple[tuple[Misfit, ...], float]:
     misfits, offset = [], 0.0
     for axis in axes(symmetry):
-        places: dict[
-            fx.Node, tuple[float, float]
-        ] = {}  # pixels of the image a position, and by how many it is off
+        # of each node, how many pixels of the image a position is, and by how many it is off
+        places: dict[fx.Node, tuple[float, float]] = {}
         for node in graph.nodes:
-            shape, before = (
-                _shape(node),
-                [places[source] for source in node.all_input_nodes if source in places],
-            )
+            before = [places[source] for source in node.all_input_nodes if source in places]
             pixels, off = max(before, key=lambda place: abs(place[1])) if before else (1.0, 0.0)
-            if function_name(node) in (*SHIFTED, PATCHES):
-                size = _shape(node.args[0])[axis - 1]
-                stride, left_over = _of_tokens(node, axis, size)
-                pixels = image_shape[axis - 1] / size
-                if left_over:
-                    misfits.append(Misfit(_name(node), stride, size, left_over, left_over * pixels))
-                places[node] = (
-                    pixels * stride if function_name(node) == PATCHES else pixels,
-                    off + left_over * pixels,
-                )
-                continue
             sources = [source for source in node.all_input_nodes if len(_shape(source)) == 4]
-            if sources and len(shape) == 4:
+            size, fits = 0, None
+            if (tokens := _tokens(node, axis)) is not None:
+                size, fits = _shape(node.args[0])[axis - 1], tokens
+                pixels = image_shape[axis - 1] / size
+            elif sources and len(_shape(node)) == 4:
                 size = _shape(sources[0])[axis]
-                stride, left_over = _left_over(net, node, axis, size, shape[axis])
+                fits = _left_over(net, node, axis, size, _shape(node)[axis])
+            if fits is not None:
+                stride, left_over = fits
                 if left_over:
-                    misfits.append(
-                        Misfit(_name(node), max(1, round(stride)), size, left_over, left_over * pixels)
-                    )
-                off, pixels = off + left_over * pixels, pixels * stride
+                    name = describe(node).removeprefix("layer ").replace("getitem", "slice")
+                    misfits.append(Misfit(name, max(1, round(stride)), size, left_over, left_over * pixels))
+                off += left_over * pixels
+                pixels *= 1 if tokens is not None and function_name(node) != PATCHES else stride
             places[node] = pixels, off
         offset = max([offset, *(abs(off) for _, off in places.values())])
     return tuple(dict.fromkeys(misfits)), offset
 
 
-def _of_tokens(node: fx.Node, axis: int, size: int) -> tuple[int, int]:
+def _tokens(node: fx.Node, axis: int) -> tuple[int, int] | None:
     """As `_left_over`, of windows, whose shift is the mirrored one only if it is half a window, and of patches."""
-    if function_name(node) == PATCHES:
+    name = function_name(node)
+    if name not in (*SHIFTED, PATCHES, ROLL):
+        return None
+    size = _shape(node.args[0])[axis - 1]
+    if name == PATCHES:
         return 2, -(size % 2)
-    window, shift = node.args[4][axis - 2], node.kwargs["shift_size"][axis - 2]
+    if name == ROLL:  # a map (B, H, W, C), seen as (B, H / window, window, W / window, window, C) thereafter
+        users = [user for user in node.users if function_name(user) != "pad"]
+        users += [user for pad in node.users if pad not in users for user in pad.users]
+        cut = next((_shape(user) for user in users if len(_shape(user)) == 6), None)
+        if len(_shape(node)) != 4 or cut is None:
+            return None
+        shifts = node.args[1] if len(node.args) > 1 else node.kwargs["shifts"]
+        window, shift = cut[2 * axis - 2], -_along(shifts, axis)
+    else:
+        window, shift = node.args[4][axis - 2], node.kwargs["shift_size"][axis - 2]
     left_over = (size - 2 * (shift if size > window else 0)) % window
     return window, left_over if 2 * left_over <= window else left_over - window
 
@@ -176,50 +177,48 @@ def _left_over(net: nn.Module, node: fx.Node, axis: int, size: int, out: int) ->
     """A layer's stride along an axis, and how many positions of its input are left over at the far end."""
     layer = net.get_submodule(node.target) if node.op == "call_module" else None
     name = getattr(node.target, "__name__", node.target)
+    sides = slice(2 * (3 - axis), 2 * (3 - axis) + 2)  # of an axis in what pads
     if isinstance(layer, WINDOWS):
-        given = {key: getattr(layer, key, 1) for key in ("kernel_size", "stride", "padding", "dilation")}
+        window = {key: getattr(layer, key, 1) for key in ("kernel_size", "stride", "padding", "dilation")}
     elif node.op == "call_function" and name in WINDOW_FUNCTIONS:
-        defaults = {"stride": None, "padding": 0, "dilation": 1}
         at = WINDOW_FUNCTIONS[name]
         positional = {key: node.args[i] for key, i in at.items() if i < len(node.args)}
-        given = defaults | positional | {key: node.kwargs[key] for key in at if key in node.kwargs}
-        given["stride"] = given["stride"] or given["kernel_size"]
+        named = {key: node.kwargs[key] for key in at if key in node.kwargs}
+        window = {"stride": None, "padding": 0, "dilation": 1} | positional | named
+        window["stride"] = window["stride"] or window["kernel_size"]
     elif isinstance(layer, nn.ConvTranspose2d):
         stride = _along(layer.stride, axis)
         return 1 / stride, -_along(layer.output_padding, axis) / stride
+    elif name == "getitem" and _channels_last(node.args[1]):
+        size, part = _shape(node.args[0])[axis - 1], node.args[1][axis - 1]
+        stride = part.indices(size)[2] if isinstance(part, slice) else 1
+        return stride, -(
+            size % stride
+        )  # all of a patch is read, or pixels are combined in a way that is refused
     elif name == "getitem" and isinstance(node.args[1], tuple) and len(node.args[1]) > axis:
         part = node.args[1][axis]
         start, _, stride = part.indices(size) if isinstance(part, slice) else (0, size, 1)
         return stride, size - 1 - (start + (out - 1) * stride) - start
-    elif name == "pad" and len(node.args[1]) > 2 * (3 - axis):
-        before, after = node.args[1][2 * (3 - axis) : 2 * (3 - axis) + 2]
+    elif (name == "pad" and len(node.args[1]) > sides.start) or isinstance(layer, PADS):
+        before, after = (node.args[1] if layer is None else layer.padding)[sides]
         return 1, before - after
-    elif isinstance(layer, nn.ZeroPad2d | nn.ReflectionPad2d | nn.ReplicationPad2d):
-        before, after = layer.padding[2 * (3 - axis) : 2 * (3 - axis) + 2]
-        return 1, before - after
-    else:
-        return (
-            size / out,
-            0,
-        )  # adaptive pools and interpolation are symmetric, the rest moves nothing
-    stride, reach = (
-        _along(given["stride"], axis),
-        _along(given["dilation"], axis) * (_along(given["kernel_size"], axis) - 1),
-    )
-    padding = (
-        reach // 2 if given["padding"] == "same" else 0 if given["padding"] == "valid" else given["padding"]
-    )
-    return stride, size - 1 + 2 * _along(padding, axis) - (out - 1) * stride - reach
+    else:  # adaptive pools and interpolation are symmetric, the rest moves nothing
+        return size / out, 0
+    kernel, stride, dilation = (_along(window[key], axis) for key in ("kernel_size", "stride", "dilation"))
+    reach, padding = dilation * (kernel - 1), window["padding"]
+    padding = {"same": reach // 2, "valid": 0}[padding] if isinstance(padding, str) else _along(padding, axis)
+    return stride, size - 1 + 2 * padding - (out - 1) * stride - reach
 
 
 def _along(value: int | tuple[int, int], axis: int) -> int:
     return value[axis - 2] if isinstance(value, tuple | list) else value
 
 
+def _channels_last(key: Any) -> bool:
+    """Whether an index takes every second entry or so of dimensions 1 and 2, and not of 3."""
+    steps = [part.step if isinstance(part, slice) else None for part in key] if isinstance(key, tuple) else []
+    return len(steps) > 2 and steps[1] not in (None, 1) and all(step in (None, 1) for step in steps[3:])
+
+
 def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(node.meta.get("shape", ()))
-
-
-def _name(node: fx.Node) -> str:
-    """A layer's name; of a function, what it is and in which module."""
-    return describe(node).removeprefix("layer ").replace("getitem", "slice")

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from relusym.channels.labels import Labels, move_entries
-from relusym.channels.traced import TracedNet, as_traced
+from relusym.channels.traced import LIMIT, TracedNet, as_traced
 from relusym.errors import UserError
 from relusym.evaluation.logits import logits_of
-from relusym.pixels import handlers  # noqa: F401  they register themselves
-from relusym.pixels.flow import PixelFlow
-from relusym.pixels.grid import grid
+from relusym.pixels.flow import PixelFlow, UnshiftedFlow
+from relusym.pixels.grid import ROLL, grid
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
 
@@ -25,7 +24,7 @@ def transformed(
     """The net Φ̂ with Φ̂(τx) = τΦ(x), as `Symmetry.transform`, for nets of every kind.
 
     Besides kernels, it moves what belongs to single pixels: the inputs of a linear layer that reads a map of several
-    pixels, norms after a flatten, position embeddings.
+    pixels, norms after a flatten, position embeddings, tables of relative positions.
 
     Args:
         image_shape: one image's channels, height and width; None: (3, 32, 32), or a traced net's.
@@ -42,19 +41,36 @@ def flip(
     image_shape: tuple[int, ...] | None = None,
     symmetry: Symmetry = HORIZONTAL_FLIP,
 ) -> nn.Module:
-    """The flipped net, which answers on flipped images as the net does on images; arguments as of `transformed`."""
-    return transformed(net, symmetry, image_shape)
+    """The flipped net, which answers on flipped images as the net does on images; arguments as of `transformed`.
+
+    Raises:
+        UserError: as of `transformed`; or the flipped net isn't right at values drawn at random, in float64.
+    """
+    traced = as_traced(net, image_shape)
+    difference = check_planted(traced, symmetry)
+    if difference is not None and not difference <= LIMIT:
+        raise UserError(
+            f"{type(traced.net).__name__}: transformed by {symmetry.name}, it isn't the net on transformed images, so "
+            "some layer sees where things are"
+        )
+    return transformed(traced, symmetry)
+
+
+def pixel_flow(traced: TracedNet, symmetry: Symmetry) -> PixelFlow:
+    """How pixels flow through a net; without the shifts of windows that a symmetry doesn't bring to windows."""
+    misfits = grid(traced, traced.image_shape, symmetry).misfits
+    rolled = any(misfit.layer.startswith(ROLL) for misfit in misfits)
+    return traced.flow(UnshiftedFlow if rolled else PixelFlow)
 
 
 def _moved(traced: TracedNet, net: nn.Module, symmetry: Symmetry) -> nn.Module:
-    flow = traced.flow(PixelFlow)
-    images = flow.images(symmetry)
-    moved, state = symmetry.transform(net), dict(net.state_dict())
-    target = moved.state_dict()
+    flow = pixel_flow(traced, symmetry)
+    images, moved = flow.images(symmetry), symmetry.transform(net)
+    state = moved.state_dict()
     for name, labels in flow.places.items():
         if labels.varies:
             order = flow.order(images, labels.ids.flatten(), name)
-            target[name].copy_(move_entries(state[name], labels.varies, order))
+            state[name].copy_(move_entries(net.state_dict()[name], labels.varies, order))
     return moved
 
 
@@ -77,7 +93,7 @@ def _check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
     fits = grid(traced, traced.image_shape, symmetry)
     x = planted.x
     if not fits.symmetric:
-        if fits.next_size is None or traced.flow(PixelFlow).places:
+        if fits.next_size is None or pixel_flow(traced, symmetry).places:
             return None
         more = fits.next_size - fits.size
         x = torch.nn.functional.pad(x, (0, more, 0, more), mode="replicate")
@@ -100,38 +116,34 @@ def actions(traced: TracedNet, symmetry: Symmetry, nodes: Iterable[str]) -> dict
         node's name → τ on a batch of its outputs; of one whose pixels can't be moved, or that knows no image,
         why, in a line.
     """
-    flow, nodes = traced.flow(PixelFlow), set(nodes)
-    images, seen, found = flow.images(symmetry), set(), {}
-    for node, of in flow.labels.items():
+    flow, nodes = pixel_flow(traced, symmetry), set(nodes)
+    images, seen, known = flow.images(symmetry), set(), {}
+    for node, labels in flow.labels.items():
         if node.op == "placeholder" or seen.intersection(node.all_input_nodes):
             seen.add(node)
         if node.name not in nodes:
             continue
-        if node not in seen or not isinstance(of, Labels):
-            found[node.name] = "what they compute doesn't depend on the image"
-        elif not of.varies:
-            found[node.name] = _stay
-        elif 0 in of.varies:
-            found[node.name] = "their windows lie along the dimension of images"
+        if node not in seen or not isinstance(labels, Labels):
+            known[node.name] = "what they compute doesn't depend on the image"
+        elif 0 in labels.varies:
+            known[node.name] = "windows of an image lie where images do"
         else:
             try:
-                order = flow.order(images, of.ids.flatten(), node.name)
+                known[node.name] = _action(flow, images, labels, symmetry, node.name)
             except UserError as error:
-                found[node.name] = str(error)
-            else:
-                in_space = len(of.shape) == 4 and of.varies == [2, 3]
-                spatial = (
-                    symmetry.act(torch.arange(len(order)).reshape(of.ids.shape)).flatten()
-                    if in_space
-                    else None
-                )
+                known[node.name] = str(error)
+    return known
 
-                found[node.name] = (
-                    symmetry.act
-                    if in_space and torch.equal(order, spatial)
-                    else partial(move_entries, dims=of.varies, order=order)
-                )
-    return found
+
+def _action(flow: PixelFlow, images: object, labels: Labels, symmetry: Symmetry, name: str) -> Action:
+    if not labels.varies:
+        return _stay
+    order = flow.order(images, labels.ids.flatten(), name)
+    if labels.varies == [2, 3] and len(labels.shape) == 4:
+        in_space = symmetry.act(torch.arange(len(order)).reshape(labels.ids.shape))
+        if torch.equal(in_space.flatten(), order):
+            return symmetry.act
+    return partial(move_entries, dims=labels.varies, order=order)
 
 
 def _stay(x: Tensor) -> Tensor:

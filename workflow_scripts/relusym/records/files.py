@@ -82,7 +82,7 @@ def write_record(path: str | Path, record: Record) -> None:
 
 
 def write_trained(path: str | Path, record: Record) -> None:
-    """Write the record of a net; one that has come out as its record says keeps that record, to the byte.
+    """Write the record of a net; one that has come out the same keeps its record, to the byte.
 
     A broken one is written anew. Records of earlier tries at the same net, which couldn't be had, go.
 
@@ -152,4 +152,4 @@ def _once(pairs: list[tuple[str, Any]]) -> Record:
 
 def snapshot_path(checkpoint: Path, epoch: int) -> Path:
     """Where the net of a checkpoint is kept as it was after so many epochs."""
-    return checkpoint.parent / "during_training" / f"{checkpoint.stem}-{epoch}{checkpoint.suffix}"
+    return checkpoint.parent / f"during_training/{checkpoint.stem}-{epoch}{checkpoint.suffix}"

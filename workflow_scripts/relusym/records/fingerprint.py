@@ -1,7 +1,7 @@
 """What a result depends on, as a few letters of its path: another setting is another path, and nothing is compared.
 
 The fingerprint is of the settings without the keys that have the value in `DEFAULTS`, so that a new key at its default
-changes no path. `DEFAULTS` says what a key means that a record hasn't got. It is frozen, and knows nothing of the
+changes no path. `DEFAULTS` has what a key means that a record lacks. It is frozen, and knows nothing of the
 defaults in the config: if one of those changes, records of the old value keep their paths, and the new value is part of
 the fingerprint. A new key is entered here with the value that stands for what was done before there was the key.
 """

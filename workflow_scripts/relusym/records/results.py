@@ -25,12 +25,10 @@ from relusym.theory import STATEMENTS
 from relusym.whole_files import sha256
 
 Record = dict[str, Any]
-Pair = tuple[Net, Net]
 
 SUBMITTED = "train", "flip_merge", "pair_merge"  # the paper's jobs that a cluster gets
-RECORD = re.compile(
-    r"(\d+(?:--\d+)?)(?:\.(\d+))?\.json"
-)  # seeds, and the number of those that aren't the first
+# seeds, and the number of those that aren't the first
+RECORD = re.compile(r"(\d+(?:--\d+)?)(?:\.(\d+))?\.json")
 
 
 @dataclass(frozen=True)
@@ -135,8 +133,8 @@ class Results:
 
     def key(self, kind: str, *nets: Net, matching: str | None = None) -> str:
         """Of the job on these nets."""
-        units = tuple(unit for unit, _ in nets)
-        return f"{kind}/{self.made_with(kind, units, matching)[1]}/{'--'.join(str(seed) for _, seed in nets)}"
+        types = tuple(type_ for type_, _ in nets)
+        return f"{kind}/{self.made_with(kind, types, matching)[1]}/{'--'.join(str(seed) for _, seed in nets)}"
 
     def key_of(self, path: str) -> str | None:
         """Of the job whose record, filters or checkpoint has this path; None if it is of none of the scale's jobs."""
@@ -147,21 +145,21 @@ class Results:
 
     @cached_property
     def made_with(self) -> Any:
-        """The settings of a kind of job on nets of these types, and the folder's name that says so."""
+        """The settings of a kind of job on nets of these types, and the folder's name with their fingerprint."""
 
-        def made_with(kind: str, units: tuple[str, ...], matching: str | None = None) -> tuple[Record, str]:
+        def made_with(kind: str, types: tuple[str, ...], matching: str | None = None) -> tuple[Record, str]:
             if kind == "theory":
-                settings = self.settings.theory(units[0])
+                settings = self.settings.theory(types[0])
             elif kind == "flipped_training":
                 settings = self.settings.flipped_training()
             elif kind == "train":
-                settings = self.settings.train(units[0])
+                settings = self.settings.train(types[0])
             elif kind in MEASUREMENTS:
-                settings = self.settings.measurement(kind, *units)
+                settings = self.settings.measurement(kind, *types)
             else:
                 merge = self.settings.flip_merge if kind == "flip_merge" else self.settings.pair_merge
-                settings = merge(*units, matching)
-            return settings, f"{'--'.join(units)}-{fingerprint(settings)}"
+                settings = merge(*types, matching)
+            return settings, f"{'--'.join(types)}-{fingerprint(settings)}"
 
         return cache(made_with)
 
@@ -176,17 +174,16 @@ class Results:
     def chosen(self) -> set[str]:
         """The jobs that this run is about; those of models that aren't at hand are left out."""
         absent = self.settings.absent
-        jobs = self._jobs(self.settings).items()
+        jobs = (self.jobs if self.settings.run.seeds is None else self._jobs(self.settings)).items()
         return {key for key, job in jobs if not {net[0].partition(".")[0] for net in job.nets} & {*absent}}
 
     def _jobs(self, settings: Settings) -> dict[str, Job]:
         prepared, jobs = cache(self.prepared), {}
 
         def add(kind: str, *nets: Net, matching: str | None = None) -> None:
-            how, folder = self.made_with(kind, tuple(unit for unit, _ in nets), matching)
+            how, _ = self.made_with(kind, tuple(type_ for type_, _ in nets), matching)
             images = prepared(settings.model_of(nets[0][0]).id)
-            key = f"{kind}/{folder}/{'--'.join(str(seed) for _, seed in nets)}"
-            jobs[key] = Job(kind, how, nets, matching, images)
+            jobs[self.key(kind, *nets, matching=matching)] = Job(kind, how, nets, matching, images)
 
         for net in settings.trainings:
             add("train", net)
@@ -224,9 +221,9 @@ class Results:
         inputs: dict[str, Any] = {"data": job.prepared} if job.prepared else {}
         nets, snapshots = job.nets, ()
         if job.kind == "train":
-            (unit, seed), start = nets[0], self.settings.start_of(nets[0][0])
+            (training_id, seed), start = nets[0], self.settings.start_of(nets[0][0])
             nets = ((start, seed),) if start else ()
-            if self.settings.stage_of(unit) is None:
+            if self.settings.stage_of(training_id) is None:
                 inputs["weights"] = f"{self.folder}/weights/{key.split('/')[1]}.safetensors"
         elif job.kind in MEASUREMENTS:
             snapshots = MEASUREMENTS[job.kind].snapshots(job.settings)
@@ -292,7 +289,7 @@ class Results:
         return Path(self.prefix + path).exists()
 
     def _load(self, key: str, file: str) -> Record | None:
-        """A record, which is of what its path says."""
+        """A record, which is of the nets and settings in its path."""
         if file not in self._read:
             path, record = f"{self.folder}/records/{file}", None
             try:
@@ -321,7 +318,7 @@ class Results:
             )
 
     def _is_outdated(self, key: str, number: int) -> bool:
-        """Whether a record is of other files than those that are there, as far as there is something to tell by."""
+        """Whether a record is of other files than those that are there, as far as they are there."""
         name = self._numbered(key, number)
         job, record = self.jobs[key], self._load(key, f"{name}.json")
         if record is None or "inputs" not in record:
@@ -358,8 +355,8 @@ class Results:
             if job.kind == kind
             and job.matching == matching
             and all(
-                self.settings.model_of(unit).is_papers if allowed is None else unit in allowed
-                for unit, _ in job.nets
+                self.settings.model_of(type_).is_papers if allowed is None else type_ in allowed
+                for type_, _ in job.nets
             )
             and (key in self.chosen or self.is_there(key))
         ]
@@ -387,7 +384,7 @@ class Results:
     def other_images(self, prepared: str) -> str | None:
         """One line on records that were made from other images than `prepared` holds; None if there are none.
 
-        As long as the images aren't prepared, they are told apart by their labels, but for torchvision's.
+        As long as the images aren't prepared, their labels distinguish them, but for torchvision's.
         """
         used = self.images_in_use(prepared)
         if used is None:

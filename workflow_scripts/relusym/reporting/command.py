@@ -14,6 +14,7 @@ from typing import Any
 from relusym import __version__
 from relusym.errors import UserError, listed, theirs, users_line
 from relusym.matching import MATCHINGS, OF_FLIPS
+from relusym.memory import keep_freed_memory
 from relusym.symmetry import SYMMETRIES
 from relusym.whole_files import check_writable
 
@@ -45,9 +46,11 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"relusym {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="report | merge | exact")
 
-    one = commands.add_parser("report", help="how, and where, a net encodes a symmetry", description=REPORT)
-    one.add_argument("net", help=NET)
-    one.add_argument(
+    report = commands.add_parser(
+        "report", help="how, and where, a net encodes a symmetry", description=REPORT
+    )
+    report.add_argument("net", help=NET)
+    report.add_argument(
         "--weights",
         metavar="FILE",
         nargs="+",
@@ -55,11 +58,11 @@ def parser() -> argparse.ArgumentParser:
         help="safetensors or a state dict (never runs code), FILE:PREFIX if it holds several sets; 'random'; of "
         "torchvision's nets also a name. Not given: as the callable makes the net, or the package's weights",
     )
-    _add_common(one, MATCHINGS, images=True)
-    one.add_argument(
+    _add_common(report, MATCHINGS, images=True)
+    report.add_argument(
         "--out", default="report", metavar="FOLDER", help="where it is written (default: report)"
     )
-    one.add_argument(
+    report.add_argument(
         "--partial-images",
         type=_count(0),
         default=100,
@@ -199,19 +202,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # what a terminal in ASCII can't show
-    given = parser().parse_args(arguments)
-    if given.command == "merge":
-        del given.symmetry
-    if given.size and len(given.size) > 2:
+    options = parser().parse_args(arguments)
+    keep_freed_memory()
+    if options.command == "merge":
+        del options.symmetry
+    if options.size and len(options.size) > 2:
         parser().error(
             "--size: one number, or two: of the resized shorter side, and of the square cut out of it"
         )
-    if any("\0" in part for of in vars(given).values() for part in (of if isinstance(of, list) else [of])
-           if isinstance(part, str)):  # fmt: skip
+    texts = [
+        part for value in vars(options).values() for part in (value if isinstance(value, list) else [value])
+    ]
+    if any("\0" in text for text in texts if isinstance(text, str)):
         return _refused("an argument holds a NUL, which no name of a file can")
     try:
-        with _results_alone(given.json):
-            numbers, show = {"report": _report, "merge": _merge, "exact": _exact}[given.command](given)
+        with _results_alone(options.json):
+            numbers, show = {"report": _report, "merge": _merge, "exact": _exact}[options.command](options)
     except UserError as error:
         return _refused(str(error))
     except KeyboardInterrupt:
@@ -226,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refused(f"the net or the metric fails: {theirs(error)}")
     from relusym.reporting.words import finite
 
-    if given.json:
+    if options.json:
         print(json.dumps(finite(numbers), allow_nan=False))
     else:
         show()
@@ -283,7 +289,7 @@ class _Inputs:
     about: dict[str, Any]
 
 
-def _inputs(given: argparse.Namespace, weights: str | None) -> _Inputs:
+def _inputs(options: argparse.Namespace, weights: str | None) -> _Inputs:
     """The first net and the images, tried on each other."""
     from relusym.cifar10 import recognised
     from relusym.evaluation.images import Images, normalisation
@@ -291,36 +297,40 @@ def _inputs(given: argparse.Namespace, weights: str | None) -> _Inputs:
     from relusym.merging.merge import METRICS
     from relusym.reporting import image_files, net_files
 
-    device = _device(given.device)
+    device = _device(options.device)
 
     def build(weights: str | None, place: int) -> Any:
-        return net_files.build(given.net, weights, given.seed + place)[0].to(device)
+        return net_files.build(options.net, weights, options.seed + place)[0].to(device)
 
-    net, preset = net_files.build(given.net, weights, given.seed)
+    net, preset = net_files.build(options.net, weights, options.seed)
     net = net.to(device)
-    metrics = METRICS | (dict([net_files.load_metric(given.metric)]) if given.metric else {})
-    mean, std = given.mean or (preset and preset.mean), given.std or (preset and preset.std)
+    metrics = METRICS | (dict([net_files.load_metric(options.metric)]) if options.metric else {})
+    mean, std = options.mean or (preset and preset.mean), options.std or (preset and preset.std)
     if mean is None or std is None:
-        of_cifar10 = f"; many nets for CIFAR10 have {CIFAR10S}" if recognised(Path(given.images)) else ""
+        hint = f"; many nets for CIFAR10 have {CIFAR10S}" if recognised(Path(options.images)) else ""
         raise UserError(
             "it isn't known how the net's images are normalised: give --mean and --std, of images scaled to 0…1 "
-            f"(0 and 1 if it reads them as they are{of_cifar10})"
+            f"(0 and 1 if it reads them as they are{hint})"
         )
     size = None
-    if given.size:
-        size = image_files.Sizing(given.size[0], given.size[-1])
-    elif preset and Path(given.images).is_dir() and not recognised(Path(given.images)):
+    if options.size:
+        size = image_files.Sizing(options.size[0], options.size[-1])
+    elif preset and Path(options.images).is_dir() and not recognised(Path(options.images)):
         size = preset.size
-    pictures = image_files.read(given.images, given.labels, size, given.limit, given.seed, given.split)
+    pictures = image_files.read(
+        options.images, options.labels, size, options.limit, options.seed, options.split
+    )
     channels = pictures.pixels.shape[-1]
     mean, std = (list(values) * (channels if len(values) == 1 else 1) for values in (mean, std))
     if len(mean) != channels or len(std) != channels:
         raise UserError(
             f"--mean has {len(mean)} and --std {len(std)} values, but images have {channels} channels"
         )
-    test = Images(pictures.pixels, given.batch_size, normalisation(mean, std))
+    test = Images(pictures.pixels, options.batch_size, normalisation(mean, std))
     match = (
-        replace(test, pixels=test.pixels[: given.match_images]) if given.match_images < len(test) else test
+        replace(test, pixels=test.pixels[: options.match_images])
+        if options.match_images < len(test)
+        else test
     )
     notes, outputs = list(pictures.notes), check_net("net", net, test).shape[1]
     if pictures.classes and pictures.labels is not None and len(pictures.classes) != outputs:
@@ -329,7 +339,7 @@ def _inputs(given: argparse.Namespace, weights: str | None) -> _Inputs:
             f"which are taken for its first; if they are others, give --labels FILE"
         )
     _tell(notes)
-    if pictures.classes and given.labels == image_files.FOLDER and not given.json:
+    if pictures.classes and options.labels == image_files.FOLDER and not options.json:
         shown = [f"{i} {name}" for i, name in enumerate(pictures.classes)]
         _tell([f"classes: {listed(shown, image_files.SHOWN)}"])
     about = {
@@ -341,20 +351,22 @@ def _inputs(given: argparse.Namespace, weights: str | None) -> _Inputs:
     return _Inputs(net, build, test, match, pictures.labels, pictures.classes, metrics, notes, about)
 
 
-def _check_outputs(given: argparse.Namespace, written: Sequence[Path]) -> None:
+def _check_outputs(options: argparse.Namespace, written: Sequence[Path]) -> None:
     """Raises UserError if what is to be written can't be, or is what is read."""
     for path in written:
-        check_writable(path.parent)
-    texts = [given.net, given.images, given.labels, given.metric, *given.weights]
+        check_writable(path.parent.absolute())
+    texts = [options.net, options.images, options.labels, options.metric, *options.weights]
     read = [Path(part) for text in texts if text for part in {text, text.rpartition(":")[0]} if part]
     for path in written:
-        if same := [str(of) for of in read if of.exists() and path.exists() and path.samefile(of)]:
+        if same := [
+            str(source) for source in read if source.exists() and path.exists() and path.samefile(source)
+        ]:
             raise UserError(f"--out: {path} is also read ({same[0]}): choose another")
         if path.is_dir():
             raise UserError(f"--out: {path} is a folder; allowed is a file")
-        if given.labels == "folder" and Path(given.images).resolve() in path.resolve().parents:
+        if options.labels == "folder" and Path(options.images).resolve() in path.resolve().parents:
             raise UserError(
-                f"--out: {path} lies among the class folders in {given.images}: choose another place"
+                f"--out: {path} lies among the class folders in {options.images}: choose another place"
             )
 
 
@@ -372,55 +384,55 @@ def _device(name: str) -> Any:
     return device
 
 
-def _report(given: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
+def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     from relusym.merging.merge import merge
     from relusym.reporting import net_files, screen
     from relusym.reporting.compare import Comparison, write_comparison
     from relusym.reporting.page import FILES, write_report
     from relusym.reporting.report import report
 
-    several = len(given.weights) > 1
-    names = _distinct([Path(weights or "").stem for weights in given.weights])
-    out = Path(given.out)
+    several = len(options.weights) > 1
+    names = _distinct([Path(weights or "").stem for weights in options.weights])
+    out = Path(options.out)
     folders = [out / name for name in names] if several else [out]
-    _check_outputs(given, [*(folder / name for folder in folders for name in FILES), out / "report.html"])
-    with screen.progress(quiet=given.json) as told:
-        told("net and images", 0)
-        on = _inputs(given, given.weights[0])
-        nets = [on.net, *(on.build(weights, i) for i, weights in enumerate(given.weights[1:], 1))]
+    _check_outputs(options, [*(folder / name for folder in folders for name in FILES), out / "report.html"])
+    with screen.progress(quiet=options.json) as progress:
+        progress("net and images", 0)
+        on = _inputs(options, options.weights[0])
+        nets = [on.net, *(on.build(weights, i) for i, weights in enumerate(options.weights[1:], 1))]
         reports = []
         for i, (net, name, folder) in enumerate(zip(nets, names, folders, strict=True)):
-            found = report(
+            measured = report(
                 net,
                 on.test,
                 on.labels,
                 match_images=on.match,
-                symmetry=SYMMETRIES[given.symmetry],
-                matching=given.matching,
+                symmetry=SYMMETRIES[options.symmetry],
+                matching=options.matching,
                 metrics=on.metrics,
-                partial_images=given.partial_images,
-                curve_points=given.curve,
-                seed=given.seed,
-                name=name if several else net_files.name_of(given.net, net),
+                partial_images=options.partial_images,
+                curve_points=options.curve,
+                seed=options.seed,
+                name=name if several else net_files.name_of(options.net, net),
                 classes=on.classes,
-                told=partial(_stage, told, f"{i + 1}: " if several else ""),
+                progress=partial(_stage, progress, f"{i + 1}: " if several else ""),
                 unfinished=folder / UNFINISHED,
             )
-            found.notes[:0], found.inputs = on.notes, on.about
-            told("writing", 0)
-            page = write_report(found, folder)
+            measured.notes[:0], measured.inputs = on.notes, on.about
+            progress("writing", 0)
+            page = write_report(measured, folder)
             (folder / UNFINISHED).unlink(missing_ok=True)
-            found.merged.nets.clear()
-            found.merged.aligned = None
-            reports.append(found)
+            measured.merged.nets.clear()
+            measured.merged.aligned = None
+            reports.append(measured)
         if several:
-            told("merging with each other", 0)
-            matching = "activation" if given.matching in OF_FLIPS else given.matching
+            progress("merging with each other", 0)
+            matching = "activation" if options.matching in OF_FLIPS else options.matching
             pairs = {
                 (i, j): merge(
                     *(nets[i], nets[j], on.match, on.test, on.labels),
                     matching=matching,
-                    seed=given.seed,
+                    seed=options.seed,
                     metrics=on.metrics,
                 ).barrier
                 for i in range(len(nets))
@@ -430,54 +442,54 @@ def _report(given: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], Non
             page = write_comparison(comparison, out)
     if several:
         return comparison.numbers(), lambda: screen.show_comparison(comparison, page)
-    return found.numbers(), lambda: screen.show_report(found, page)
+    return measured.numbers(), lambda: screen.show_report(measured, page)
 
 
-def _exact(given: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
+def _exact(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     from relusym.reporting import net_files, screen
     from relusym.reporting.exact import FILES, exact, show_exact, write_exact
 
-    out = Path(given.out)
-    _check_outputs(given, [out / name for name in FILES])
-    train_images = _train_images(given)
-    with screen.progress(quiet=given.json) as progress:
+    out = Path(options.out)
+    _check_outputs(options, [out / name for name in FILES])
+    train_images = _train_images(options)
+    with screen.progress(quiet=options.json) as progress:
         progress("net and images", 0)
-        on = _inputs(given, given.weights[0])
-        match, training = _training(given, on, train_images)
+        on = _inputs(options, options.weights[0])
+        match, training = _training(options, on, train_images)
         result = exact(
             *(on.net, on.test, on.labels),
             match_images=match,
-            symmetry=SYMMETRIES[given.symmetry],
+            symmetry=SYMMETRIES[options.symmetry],
             training=training,
-            timing=given.timing,
-            name=net_files.name_of(given.net, on.net),
+            timing=options.timing,
+            name=net_files.name_of(options.net, on.net),
             progress=progress,
         )
         result.inputs, result.notes[:0] = on.about, on.notes
         progress("writing", 0)
-        written = write_exact(result, out, given.net)
+        written = write_exact(result, out, options.net)
     return result.numbers(), lambda: show_exact(result, written)
 
 
-def _train_images(given: argparse.Namespace) -> str | None:
+def _train_images(options: argparse.Namespace) -> str | None:
     """Which images are matched and trained on, if others than those that are measured on."""
     from relusym.cifar10 import recognised
 
-    if given.train_images is not None or not given.fine_tune:
-        return given.train_images
-    if not recognised(Path(given.images)):
+    if options.train_images is not None or not options.fine_tune:
+        return options.train_images
+    if not recognised(Path(options.images)):
         raise UserError(
             "--train-images: --fine-tune needs images to train on, others than those that are measured on; only "
             "CIFAR10's official files have both"
         )
-    if given.split == "train":
+    if options.split == "train":
         raise UserError(
             "--split train: they are what is trained on; leave it out to measure on the test images"
         )
-    return given.images
+    return options.images
 
 
-def _training(given: argparse.Namespace, on: _Inputs, path: str | None) -> tuple[Any, Any]:
+def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tuple[Any, Any]:
     """Images to match on, and, if there is to be a fine-tuning, its batches and its recipe."""
     from relusym.cifar10 import recognised
     from relusym.data.batches import ImagesOnDevice
@@ -490,14 +502,14 @@ def _training(given: argparse.Namespace, on: _Inputs, path: str | None) -> tuple
     split = "train" if recognised(Path(path)) else None
     size = on.about["size"]
     size = image_files.Sizing(**size) if size and Path(path).is_dir() and not split else None
-    pictures = image_files.read(path, given.train_labels, size, None, given.seed, split)
+    pictures = image_files.read(path, options.train_labels, size, None, options.seed, split)
     on.notes.extend(pictures.notes)
     _tell(pictures.notes)
     if tuple(pictures.pixels.shape[1:]) != tuple(on.test.pixels.shape[1:]):
-        shapes = ["×".join(map(str, of.shape[1:])) for of in (pictures.pixels, on.test.pixels)]
+        shapes = ["×".join(map(str, pixels.shape[1:])) for pixels in (pictures.pixels, on.test.pixels)]
         raise UserError(f"--train-images: images are {shapes[0]}, and those of --images {shapes[1]}")
-    match = replace(on.test, pixels=pictures.pixels[: given.match_images])
-    if not given.fine_tune:
+    match = replace(on.test, pixels=pictures.pixels[: options.match_images])
+    if not options.fine_tune:
         return match, None
     classes = check_net("net", on.net, on.test).shape[1]
     if pictures.labels is None:
@@ -506,24 +518,24 @@ def _training(given: argparse.Namespace, on: _Inputs, path: str | None) -> tuple
         raise UserError(
             f"--train-labels: labels up to {int(pictures.labels.max())}, but the net has {classes} classes"
         )
-    options = ("batch_size", "learning_rate", "crop_padding")
-    values = {"epochs": given.fine_tune} | {key: getattr(given, key) for key in options}
+    names = ("batch_size", "learning_rate", "crop_padding")
+    values = {"epochs": options.fine_tune} | {key: getattr(options, key) for key in names}
     recipe = Recipe.read(values, lambda *key: "--" + ".".join(map(str, key)).replace("_", "-"))
     device = next(on.net.parameters()).device
     batches = ImagesOnDevice(
         *(pictures.pixels.to(device), pictures.labels.to(device), classes),
         batch_size=recipe.batch_size,
-        seed=given.seed,
+        seed=options.seed,
         name="fine-tuning",
         crop_padding=recipe.crop_padding,
-        symmetry=SYMMETRIES[given.symmetry],
+        symmetry=SYMMETRIES[options.symmetry],
         normalise=on.test.normalise,
     )
     return match, (batches, recipe)
 
 
-def _stage(told: Callable[[str, float], None], before: str, stage: str, done: float) -> None:
-    told(before + stage, done)
+def _stage(progress: Callable[[str, float], None], before: str, stage: str, done: float) -> None:
+    progress(before + stage, done)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -531,76 +543,78 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return [f"{name}-{i}" if names.count(name) > 1 or not name else name for i, name in enumerate(names)]
 
 
-def _merge(given: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
+def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     from relusym import checkpoint
-    from relusym.merging.merge import merge
+    from relusym.merging.merge import curve, merge
     from relusym.reporting import screen
     from relusym.reporting.page import card
-    from relusym.reporting.report import baselines, line_between
+    from relusym.reporting.report import baselines
 
-    written = [Path(path) for path in (given.out, given.permuted) if path]
+    written = [Path(path) for path in (options.out, options.permuted) if path]
     for path in written:
         if path.suffix != ".safetensors":
             raise UserError(f"--out: {path} given; allowed is a file that ends in .safetensors")
     if len({path.resolve() for path in written}) < len(written):
-        raise UserError(f"--permuted: {given.permuted} is --out as well")
-    _check_outputs(given, written)
-    if given.images is None:
-        return _merge_by_weights(given)
-    with screen.progress(quiet=given.json) as told:
-        told("nets and images", 0)
-        on = _inputs(given, given.weights[0])
-        second = on.build(given.weights[1], 1)
-        told("matching and merging", 0)
+        raise UserError(f"--permuted: {options.permuted} is --out as well")
+    _check_outputs(options, written)
+    if options.images is None:
+        return _merge_by_weights(options)
+    with screen.progress(quiet=options.json) as progress:
+        progress("nets and images", 0)
+        on = _inputs(options, options.weights[0])
+        second = on.build(options.weights[1], 1)
+        progress("matching and merging", 0)
         merged = merge(
             *(on.net, second, on.match, on.test, on.labels),
-            matching=given.matching,
-            seed=given.seed,
+            matching=options.matching,
+            seed=options.seed,
             metrics=on.metrics,
         )
-        told("baselines", 0)
+        progress("baselines", 0)
         flip = SYMMETRIES["horizontal_flip"]
         beside = baselines(on.net, second, flip, on.test, merged.labels, on.metrics)
-        line = line_between(merged, on.match, on.test, given.curve, told)
+        line = {}
+        if options.curve:
+            progress("the line between", 0)
+            line = curve(merged.aligned, on.match, on.test, merged.labels, options.curve)
     like = merged.traced.net
     fits = [n for n in ("repaired", "reset", "halfway") if n in merged.nets and _fits(merged.nets[n], like)]
-    which = given.which or fits[0]
+    which = options.which or fits[0]
     if which not in merged.nets:
         raise UserError(f"--which: {which} given, but a net without batch norm has halfway or repaired")
-    how = _of(given) | {"images": len(on.test), "labelled": on.labels is not None}
-    checkpoint.save(given.out, merged.nets[which].state_dict(), card(merged, given.net, which) | how)
-    if given.permuted:
-        about = card(merged, given.net, "permuted") | how
-        checkpoint.save(given.permuted, merged.nets["permuted"].state_dict(), about)
-    notes = [*on.notes, *([merged.note] if merged.note else []), *merged.notes]
+    how = _of(options) | {"images": len(on.test), "labelled": on.labels is not None}
+    checkpoint.save(options.out, merged.nets[which].state_dict(), card(merged, options.net, which) | how)
+    if options.permuted:
+        about = card(merged, options.net, "permuted") | how
+        checkpoint.save(options.permuted, merged.nets["permuted"].state_dict(), about)
+    notes = [*on.notes, *merged.all_notes]
     numbers = {
         "relusym": __version__,
         "written": which,
-        "scores": merged.scores,
+        **merged.numbers(labelled=on.labels is not None),
         "barrier": merged.barrier,
-        "absolute_barriers": merged.barriers,
         "baselines": beside,
         "classes": on.classes,
-        "by_class": merged.by_class if on.labels is not None else {},
         "curve": line,
         "similarity": merged.similarity,
-        "search": merged.search.body() if merged.search else None,
-        "permutations": merged.permutations,
-        "checks": merged.checks,
         "inputs": on.about,
         **how,
         "notes": notes,
     }
     return numbers, lambda: screen.show_merge(
-        *(merged, which, given.out), labelled=on.labels is not None, baselines=beside, curve=line, notes=notes
+        *(merged, which, options.out),
+        labelled=on.labels is not None,
+        baselines=beside,
+        curve=line,
+        notes=notes,
     )
 
 
-def _of(given: argparse.Namespace) -> dict[str, Any]:
+def _of(options: argparse.Namespace) -> dict[str, Any]:
     """Which weights are merged, and how; of those that were themselves written by a merge, what their cards say."""
     from relusym.reporting.net_files import card_of
 
-    cards = {weights: about for weights in given.weights if (about := card_of(weights))}
+    cards = {weights: about for weights in options.weights if (about := card_of(weights))}
     _tell(
         [
             f"{weights} is {about['which']} of {' and '.join(about['of'])}"
@@ -608,38 +622,38 @@ def _of(given: argparse.Namespace) -> dict[str, Any]:
             if "of" in about
         ]
     )
-    return {"of": given.weights, "cards": cards, "matching": given.matching, "seed": given.seed}
+    return {"of": options.weights, "cards": cards, "matching": options.matching, "seed": options.seed}
 
 
-def _merge_by_weights(given: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
+def _merge_by_weights(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     """A merge without images: halfway, by weight matching."""
     from relusym import checkpoint
     from relusym.merging.merge import merge_weights
     from relusym.reporting import net_files, screen
 
-    if given.matching != "weight":
+    if options.matching != "weight":
         raise UserError(
             "--images: needed to match channels by their activations; without them, give --matching weight"
         )
-    if given.which not in (None, "halfway") or given.curve or given.labels or given.metric:
+    if options.which not in (None, "halfway") or options.curve or options.labels or options.metric:
         raise UserError(
             "--images: needed to measure nets and to correct their statistics; without them, leave out "
             "--which, --curve, --labels and --metric"
         )
-    device = _device(given.device)
-    first, preset = net_files.build(given.net, given.weights[0], given.seed)
-    second, _ = net_files.build(given.net, given.weights[1], given.seed + 1)
-    side = given.size[-1] if given.size else preset.size.crop if preset and preset.size else None
+    device = _device(options.device)
+    first, preset = net_files.build(options.net, options.weights[0], options.seed)
+    second, _ = net_files.build(options.net, options.weights[1], options.seed + 1)
+    side = options.size[-1] if options.size else preset.size.crop if preset and preset.size else None
     if side is None:
         raise UserError(
             "--size: without images, give how many pixels high and wide the net's images are, such as 32"
         )
-    channels = len(given.mean or (preset and preset.mean) or "RGB")
-    aligned = merge_weights(first.to(device), second.to(device), (channels, side, side), given.seed)
-    about = {"relusym": __version__, "net": given.net, **_of(given), "images": 0}
-    checkpoint.save(given.out, aligned.between(0.5).net.state_dict(), about | {"which": "halfway"})
-    if given.permuted:
-        checkpoint.save(given.permuted, aligned.second.state_dict(), about | {"which": "permuted"})
+    channels = len(options.mean or (preset and preset.mean) or "RGB")
+    aligned = merge_weights(first.to(device), second.to(device), (channels, side, side), options.seed)
+    about = {"relusym": __version__, "net": options.net, **_of(options), "images": 0}
+    checkpoint.save(options.out, aligned.interpolate(0.5).net.state_dict(), about | {"which": "halfway"})
+    if options.permuted:
+        checkpoint.save(options.permuted, aligned.second.state_dict(), about | {"which": "permuted"})
     order = {name: permutation.tolist() for name, permutation in aligned.permutations.items()}
     numbers = about | {
         "written": "halfway",
@@ -647,8 +661,8 @@ def _merge_by_weights(given: argparse.Namespace) -> tuple[dict[str, Any], Callab
         "permutations": order,
         "checks": aligned.checks,
     }
-    return numbers, lambda: screen.show_written("halfway", given.out)
+    return numbers, lambda: screen.show_written("halfway", options.out)
 
 
-def _fits(net: Any, own: Any) -> bool:
-    return net.state_dict().keys() == own.state_dict().keys()
+def _fits(net: Any, first: Any) -> bool:
+    return net.state_dict().keys() == first.state_dict().keys()

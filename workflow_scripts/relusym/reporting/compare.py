@@ -48,8 +48,8 @@ class Comparison:
         """A row a net, headings first."""
         rows = [["net", self.reports[0].measure, "of its flipped self", "invariance error", "GCNN barrier"]]
         for report in self.reports:
-            of, barrier = report.merged.accuracy, report.merged.barrier["repaired"]
-            rows.append([report.name, of["net"], of["flipped"], report.invariance_error, barrier])
+            accuracy, barrier = report.merged.accuracy, report.merged.barrier["repaired"]
+            rows.append([report.name, accuracy["net"], accuracy["flipped"], report.invariance_error, barrier])
         return rows
 
     def in_words(self) -> tuple[list[list[str]], list[list[str]]]:

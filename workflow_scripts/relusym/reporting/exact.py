@@ -21,7 +21,7 @@ from relusym.channels.traced import TracedNet
 from relusym.channels.tracing import Handlers
 from relusym.data.batches import ImagesOnDevice
 from relusym.errors import UserError
-from relusym.evaluation.images import GivenImages, as_images, device_of
+from relusym.evaluation.images import AnyImages, as_images, device_of
 from relusym.evaluation.invariance import Averaged, invariance_error
 from relusym.evaluation.logits import check_net
 from relusym.evaluation.metrics import TOP_1, check_metrics, evaluate
@@ -108,10 +108,10 @@ class Exact:
 @full_float32()
 def exact(
     net: nn.Module,
-    images: GivenImages,
+    images: AnyImages,
     labels: Tensor | None = None,
     *,
-    match_images: GivenImages | None = None,
+    match_images: AnyImages | None = None,
     symmetry: Symmetry = HORIZONTAL_FLIP,
     training: tuple[ImagesOnDevice, Recipe] | None = None,
     timing: bool = False,

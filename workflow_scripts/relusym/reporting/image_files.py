@@ -125,14 +125,14 @@ def read(
             f"--split: only for CIFAR10's official files, and {path} is something else; leave it out"
         )
     if source.is_dir() and not official:
-        return _of_folder(source, labels, size, limit, seed)
+        return _from_folder(source, labels, size, limit, seed)
     if size is not None:
         raise UserError("--size resizes images of a folder; those of a file are taken as they are")
     if labels == FOLDER:
         has = "its labels, so leave the option out" if official else "no class folders"
         raise UserError(f"--labels folder takes labels from class folders, but {path} has {has}")
     if official:
-        return _of_cifar10(*official, split or "test", labels).chosen(limit, seed)
+        return _from_cifar10(*official, split or "test", labels).chosen(limit, seed)
     contents = _contents(source)
     pixels = contents.get("images", contents.get("x"))
     if pixels is None:
@@ -142,8 +142,8 @@ def read(
         raise UserError(
             f"images: those of {path} are {type(pixels).__name__}; an array (N, H, W, 3) is needed"
         )
-    own = contents.get("labels", contents.get("y"))
-    known = _labels(labels) if labels else None if own is None else _numbers(own, path)
+    inside = contents.get("labels", contents.get("y"))
+    known = _labels(labels) if labels else None if inside is None else _numbers(inside, path)
     try:
         pictures = Pictures(torch.as_tensor(pixels), known)
     except TypeError as error:
@@ -154,12 +154,12 @@ def read(
     return pictures.chosen(limit, seed)
 
 
-def _of_cifar10(version: str, at: Path, split: str, labels: str | None) -> Pictures:
-    pixels, own = cifar10.read(at, version, [split])[split]
-    digest = SplitHash().update(pixels, own).hexdigest(cifar10.CLASSES)
+def _from_cifar10(version: str, at: Path, split: str, labels: str | None) -> Pictures:
+    pixels, official = cifar10.read(at, version, [split])[split]
+    digest = SplitHash().update(pixels, official).hexdigest(cifar10.CLASSES)
     notes = () if digest == cifar10.SPLIT_DIGESTS[split] else (f"{at}: {cifar10.doubt(digest, split)}",)
-    given = _labels(labels) if labels else torch.from_numpy(own)
-    pictures = Pictures(torch.from_numpy(pixels), given, cifar10.CLASSES, notes)
+    known = _labels(labels) if labels else torch.from_numpy(official)
+    pictures = Pictures(torch.from_numpy(pixels), known, cifar10.CLASSES, notes)
     _check_count(pictures)
     return pictures
 
@@ -241,13 +241,13 @@ def _labels(path: str) -> Tensor:
             f"labels: {path!r} given; allowed is 'folder', or a .npy or .txt with one number an image"
         )
     try:
-        found = np.load(path, allow_pickle=False) if path.endswith(".npy") else np.loadtxt(path, ndmin=1)
+        numbers = np.load(path, allow_pickle=False) if path.endswith(".npy") else np.loadtxt(path, ndmin=1)
     except DAMAGED as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"labels: {path} can't be read ({reason}): one whole number an image is needed"
         ) from error
-    return _numbers(found, path)
+    return _numbers(numbers, path)
 
 
 def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
@@ -262,7 +262,7 @@ def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
             yield path
 
 
-def _of_folder(
+def _from_folder(
     folder: Path, labels: str | None, size: Sizing | None, limit: int | None, seed: int
 ) -> Pictures:
     try:
@@ -295,7 +295,9 @@ def _of_folder(
 
 def _classes(folder: Path, paths: list[Path], notes: list[str]) -> tuple[tuple[str, ...], Tensor]:
     """The class folders' names, and each image's class."""
-    classes = tuple(sorted(of.name for of in folder.iterdir() if of.is_dir() and not of.name.startswith(".")))
+    classes = tuple(
+        sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    )
     index = {name: i for i, name in enumerate(classes)}
     outside = [path for path in paths if len(path.relative_to(folder).parts) < 2]
     if not classes or outside:

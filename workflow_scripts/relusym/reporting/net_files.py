@@ -115,10 +115,10 @@ def load_object(spec: str, what: str) -> Any:
         if where.endswith(".py"):
             if not Path(where).is_file():
                 raise UserError(f"{what} {spec}: there is no file {where}")
-            found = importlib.util.spec_from_file_location(Path(where).stem, where)
-            module = importlib.util.module_from_spec(found)
-            sys.modules.setdefault(found.name, module)  # dataclasses look their module up
-            found.loader.exec_module(module)
+            loading = importlib.util.spec_from_file_location(Path(where).stem, where)
+            module = importlib.util.module_from_spec(loading)
+            sys.modules.setdefault(loading.name, module)  # dataclasses look their module up
+            loading.loader.exec_module(module)
         else:
             module = importlib.import_module(where)
     except UserError:
@@ -149,12 +149,14 @@ def load_metric(spec: str) -> tuple[str, Metric]:
         raise UserError(
             f"metric {spec!r} given; allowed is file.py:fn or module:fn, fn(logits, labels) → (B,)"
         )
-    found = load_object(spec, "metric")
-    if isinstance(found, Metric):
-        return spec.rpartition(":")[2], found
-    if not callable(found):
-        raise UserError(f"metric {spec} is {type(found).__name__}; a function of logits and labels is needed")
-    return spec.rpartition(":")[2], Metric(found)
+    metric = load_object(spec, "metric")
+    if isinstance(metric, Metric):
+        return spec.rpartition(":")[2], metric
+    if not callable(metric):
+        raise UserError(
+            f"metric {spec} is {type(metric).__name__}; a function of logits and labels is needed"
+        )
+    return spec.rpartition(":")[2], Metric(metric)
 
 
 def _package(name: str) -> ModuleType:
@@ -164,7 +166,7 @@ def _package(name: str) -> ModuleType:
         raise UserError(f"{name} isn't installed: pip install 'relusym[{name}]'") from error
 
 
-def _of_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Preset | None]:
+def _from_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Preset | None]:
     models = _package("torchvision").models
     try:
         known = models.get_model_weights(name)
@@ -199,7 +201,7 @@ def _of_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Preset |
     return net, Preset(made.mean, made.std, size)
 
 
-def _of_timm(name: str, weights: str | None) -> tuple[nn.Module, Preset]:
+def _from_timm(name: str, weights: str | None) -> tuple[nn.Module, Preset]:
     timm = _package("timm")
     if not timm.is_model(name.partition(".")[0]):
         raise UserError(f"timm has no net {name!r}: timm.list_models() lists them")
@@ -214,7 +216,7 @@ def _of_timm(name: str, weights: str | None) -> tuple[nn.Module, Preset]:
     return net, Preset(how["mean"], how["std"], size)
 
 
-def _of_hugging_face(name: str, weights: str | None) -> tuple[nn.Module, Preset | None]:
+def _from_hugging_face(name: str, weights: str | None) -> tuple[nn.Module, Preset | None]:
     transformers = _package("transformers")
     nets, local = transformers.AutoModelForImageClassification, {"local_files_only": Path(name).is_dir()}
     try:
@@ -257,7 +259,7 @@ def _not_to_be_had(package: str, name: str, error: Exception) -> str:
 
 
 WHOLE = 384  # pixels from which on ConvNeXt's images are squeezed, and not cropped
-PACKAGES = {"torchvision": _of_torchvision, "timm": _of_timm, "hf": _of_hugging_face}
+PACKAGES = {"torchvision": _from_torchvision, "timm": _from_timm, "hf": _from_hugging_face}
 
 
 def _is_name(where: str, weights: str) -> bool:
@@ -300,7 +302,7 @@ def load_weights(net: nn.Module, path: str) -> None:
     fitting = {name: state for name, state in sets.items() if _fits(state, expected)}
     if prefix is not None:
         name = prefix.removesuffix(".")
-        within = [of for of in fitting or sets if name and f".{name}." in f".{of}."]
+        within = [place for place in fitting or sets if name and f".{name}." in f".{place}."]
         if name not in sets and len(within) != 1:
             raise UserError(
                 f"weights {path}: {name!r} isn't one of its sets of weights, which are {_names(sets)}"
@@ -337,15 +339,15 @@ def _sets(contents: Any, expected: Mapping[str, Tensor], path: str = "") -> dict
         if tensors
     }
     whole = [head for head, state in under.items() if _fits(state, expected)]
-    found = {}
+    sets = {}
     for head, state in under.items():  # without the sets below it, such as `ema.` beside a net's own weights
         below = tuple(other.removeprefix(head) for other in whole if other != head and other.startswith(head))
-        found[f"{path}{head}".removesuffix(".")] = {
+        sets[f"{path}{head}".removesuffix(".")] = {
             key: tensor for key, tensor in state.items() if not (below and key.startswith(below))
         }
     for key, value in contents.items():
-        found = _sets(value, expected, f"{path}{key}.") | found
-    return found
+        sets = _sets(value, expected, f"{path}{key}.") | sets
+    return sets
 
 
 def _fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:

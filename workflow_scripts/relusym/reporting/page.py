@@ -13,6 +13,7 @@ from typing import Any
 
 from relusym import __version__, checkpoint
 from relusym.merging.identities import LIMITS
+from relusym.merging.layers import SHARES, WAYS
 from relusym.merging.merge import Merge
 from relusym.reporting.pictures import pictures
 from relusym.reporting.report import Report
@@ -40,6 +41,7 @@ FILES = (
 PICTURES = {  # what is read out, or shown where the picture isn't
     "nets": "Bars: scores of the net, of its flipped self and of the nets halfway between",
     "equivariance": "Lines: relative equivariance error by layer, with matched, own and random partners",
+    "sources": "Stacked bars: shares of each layer's error that a permutation, another linear map, or none mends",
     "partners": "Maps of channels on an image, and of their partners on the transformed image",
     "orbits": "Stacked bars: shares of channels that are their own partner, swap, or lie on longer cycles",
     "kernels": "Line: violation of the kernel constraint by convolution",
@@ -127,51 +129,47 @@ def write_text(path: Path, text: str) -> None:
 
 def tables(report: Report) -> dict[str, list[list[Any]]]:
     """The tables by name, headings first: those of `TABLES`, without classes and curve where there are none."""
-    merged, metrics, ways = report.merged, list(report.merged.scores), ("matched", "identity", "random")
-    found: dict[str, list[list[Any]]] = {
-        "nets": [["net", *metrics, "barrier", *(f"absolute_barrier_{metric}" for metric in metrics)]],
-        "layers": [
-            [
-                *("layer", "channels", "correlation"),
-                *(f"equivariance_{way}" for way in ways),
-                *("fixed", "swapped", "longer"),
-            ]
-        ],
-        "convs": [["conv", "group", "filters", "zero_filters", "kernel_constraint"]],
-        "where_it_fails": [
-            ["part", *(f"{way}_{metric}" for way in ("up_to", "all_but") for metric in metrics)]
-        ],
-        "grid": [["layer", "stride", "meets", "left_over", "image_pixels"]],
-    }
+    merged, metrics = report.merged, list(report.merged.scores)
+    nets = [["net", *metrics, "barrier", *(f"absolute_barrier_{metric}" for metric in metrics)]]
     for net in merged.accuracy:
-        scores = [merged.scores[metric][net] for metric in metrics]
         absolute = [merged.barriers[metric].get(net) for metric in metrics]
-        found["nets"].append([net, *scores, merged.barrier.get(net), *absolute])
-    for net, of in report.baselines.items():
-        found["nets"].append([net, *(of[metric] for metric in metrics), None, *[None] * len(metrics)])
-    if report.labelled:
-        shown = [net for net in ("net", "flipped", "halfway", "repaired") if net in merged.by_class]
-        found["classes"] = [["class", *shown]]
-        for i, shares in enumerate(zip(*(merged.by_class[net] for net in shown), strict=True)):
-            if shares[0] is not None:
-                found["classes"].append([report.classes[i] if i < len(report.classes) else i, *shares])
-    if report.curve:
-        headings = [f"{way}_{metric}" for way, of in report.curve.items() for metric in of]
-        found["curve"] = [["share", *headings], *curve_rows(report.curve)]
-    for layer in report.layers:
-        errors = [layer.equivariance[way] for way in ways]
-        orbits = layer.fixed, layer.swapped, layer.longer
-        found["layers"].append([layer.name, layer.channels, layer.correlation, *errors, *orbits])
-    for conv in report.convs:
-        counts = conv.filters, conv.zero_filters
-        found["convs"].append([conv.name, conv.group, *counts, conv.kernel_constraint])
-    for part in report.partial:
-        found["where_it_fails"].append([part.part, *part.up_to.values(), *part.all_but.values()])
-    for misfit in report.grid.misfits:
-        found["grid"].append(
-            [misfit.layer, misfit.stride, misfit.size, misfit.left_over, _whole(misfit.pixels)]
+        nets.append(
+            [net, *(merged.scores[metric][net] for metric in metrics), merged.barrier.get(net), *absolute]
         )
-    return found
+    for net, scores in report.baselines.items():
+        nets.append([net, *(scores[metric] for metric in metrics), *[None] * (1 + len(metrics))])
+    errors = *(f"equivariance_{way}" for way in WAYS), *(f"share_{share}" for share in SHARES)
+    partial = [f"{way}_{metric}" for way in ("up_to", "all_but") for metric in metrics]
+    rows = {
+        "nets": nets,
+        "layers": _rows(
+            report.layers, "layer", "channels", "correlation", *errors, "fixed", "swapped", "longer"
+        ),
+        "convs": _rows(report.convs, "conv", "group", "filters", "zero_filters", "kernel_constraint"),
+        "where_it_fails": _rows(report.partial, "part", *partial),
+        "grid": _rows(report.grid.misfits, "layer", "stride", "meets", "left_over", "image_pixels"),
+    }
+    for row in rows["grid"][1:]:
+        row[-1] = int(row[-1]) if row[-1].is_integer() else row[-1]
+    if report.labelled:
+        measured = [net for net in ("net", "flipped", "halfway", "repaired") if net in merged.by_class]
+        count = len(merged.by_class["net"])
+        names = [*report.classes, *range(len(report.classes), count)][:count]
+        shares = zip(names, *(merged.by_class[net] for net in measured), strict=True)
+        rows["classes"] = [["class", *measured], *(list(row) for row in shares if row[1] is not None)]
+    if report.curve:
+        headings = [f"{way}_{metric}" for way, values in report.curve.items() for metric in values]
+        rows["curve"] = [["share", *headings], *curve_rows(report.curve)]
+    return rows
+
+
+def _rows(measured: Iterable[Any], *headings: str) -> list[list[Any]]:
+    """The fields of dataclasses, those of dicts side by side."""
+    fields = [
+        [value if isinstance(value, dict) else {"": value} for value in vars(part).values()]
+        for part in measured
+    ]
+    return [[*headings], *([cell for field in row for cell in field.values()] for row in fields)]
 
 
 def page(report: Report) -> str:
@@ -207,8 +205,7 @@ def page(report: Report) -> str:
     return filled(
         "page.html",
         **{key: escape(text) for key, text in words.items()},
-        **{name: _picture(drawn.get(name), says) for name, says in PICTURES.items() if name != "curve"},
-        curve=_picture(drawn["curve"], PICTURES["curve"]) if report.curve else "",
+        **{name: _picture(name, drawn.get(name)) for name in PICTURES},
         tiles=_tiles(report),
         warnings=_warnings([*grid_warning(report.grid, report.name), *report.notes]),
         scores=table(rows["nets"], names=True),
@@ -219,17 +216,17 @@ def page(report: Report) -> str:
 
 
 def _tiles(report: Report) -> str:
-    of, barrier, measure = report.merged.accuracy, report.merged.barrier, report.measure
+    accuracy, barrier, measure = report.merged.accuracy, report.merged.barrier, report.measure
     tiles = {
-        measure: f"{of['net']:.4f}",
-        f"flip-{measure}: its flipped self's, on the same images": f"{of['flipped']:.4f}",
+        measure: f"{accuracy['net']:.4f}",
+        f"flip-{measure}: its flipped self's, on the same images": f"{accuracy['flipped']:.4f}",
         "relative invariance error of the logits": number(report.invariance_error),
         "GCNN barrier, with REPAIR": barrier_text(None if report.merged.alike else barrier["repaired"]),
         "GCNN barrier, without": barrier_text(None if report.merged.alike else barrier["halfway"]),
     }
     return "".join(
-        f"<div class='tile'><b>{escape(value)}</b><span>{escape(says)}</span></div>"
-        for says, value in tiles.items()
+        f"<div class='tile'><b>{escape(value)}</b><span>{escape(text)}</span></div>"
+        for text, value in tiles.items()
     )
 
 
@@ -238,11 +235,11 @@ def _warnings(lines: Iterable[str]) -> str:
     return f"<div class='warning'>{text}</div>" if text else ""
 
 
-def _picture(svg: str | None, says: str) -> str:
+def _picture(name: str, svg: str | None) -> str:
     if svg is None:
-        return "<p class='soft'>There is nothing to show.</p>"
+        return "" if name == "curve" else "<p class='soft'>There is nothing to show.</p>"
     data = base64.b64encode(svg.encode()).decode()
-    return f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{escape(says)}"></figure>'
+    return f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{escape(PICTURES[name])}"></figure>'
 
 
 def table(rows: list[list[Any]], *, names: bool = False) -> str:
@@ -253,10 +250,6 @@ def table(rows: list[list[Any]], *, names: bool = False) -> str:
         cells = [NETS.get(first, first) if names else first, *map(_cell, rest)]
         lines.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-
-
-def _whole(value: float) -> float | int:
-    return int(value) if value == int(value) else value
 
 
 def _cell(value: Any) -> str:

@@ -11,8 +11,8 @@ from relusym.channels.groups import ChannelGroup, by_node
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.evaluation.logits import evaluating
+from relusym.merging.aligned import Lockstep
 from relusym.merging.layers import group_output
-from relusym.merging.lockstep import Lockstep
 from relusym.symmetry import Symmetry
 
 SHOWN = 3  # layers
@@ -56,14 +56,12 @@ def partners(
     traced = as_traced(net, images.shape)
     net = traced.net
     x = images.first(1, device_of(net))
-    back = x
-    for _ in range(symmetry.order - 1):
-        back = symmetry.act(back)
+    back = symmetry.inverse(x)
     maps: dict[str, Tensor] = {}
-    of_node = by_node(groups)
+    compared_at = by_node(groups)
 
     def visit(node: str, outputs: list[Tensor]) -> None:
-        for group in of_node.get(node, ()):
+        for group in compared_at.get(node, ()):
             if (group.matched.dim, group.matched.block, group.heads) != (1, 1, 1):
                 continue  # tokens, and what attention computes, make no picture
             output = group_output(group, outputs[0])
@@ -74,7 +72,7 @@ def partners(
         Lockstep([traced.module(inside=True)]).run([torch.cat([x, back])], visit)
     mapped = [group for group in groups if group.name in maps]
     places = np.linspace(0, len(mapped) - 1, min(SHOWN, len(mapped))).round().astype(int)
-    found = []
+    pairs = []
     for group in (mapped[place] for place in places):
         permutation = torch.as_tensor(permutations[group.name]).cpu()
         here, there = maps[group.name]
@@ -85,19 +83,12 @@ def partners(
         swapped = permutation != torch.arange(group.size)
         score = correlation.clamp(min=0) * (strength / strength.max().clamp(min=1e-12)).sqrt() + swapped
         channel = int(score.argmax())
-        found.append(
-            Partners(
-                group.name,
-                channel,
-                int(permutation[channel]),
-                float(correlation[channel]),
-                _picture(x[0]),
-                _picture(back[0]),
-                here[channel].numpy(),
-                there[permutation[channel]].numpy(),
-            )
-        )
-    return found
+        partner = int(permutation[channel])
+        maps_of_both = here[channel].numpy(), there[partner].numpy()
+        images_of_both = _picture(x[0]), _picture(back[0])
+        best = float(correlation[channel])
+        pairs.append(Partners(group.name, channel, partner, best, *images_of_both, *maps_of_both))
+    return pairs
 
 
 def _picture(x: Tensor) -> np.ndarray:

@@ -1,18 +1,20 @@
 """The pictures of a report, as SVG texts that explain themselves."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from relusym.merging.layers import SHARES
 from relusym.reporting.report import Report
 from relusym.reporting.words import MOVED, NETS
 
 WIDTH = 8.4  # inches: the page's column
 INK, PALE, GRID = "#222222", "#9a9a9a", "#e4e4e4"
+LIGHT_BLUE, LIGHT_GREY = "#56B4E9", "#d3d3d3"
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # Okabe and Ito's
 STYLE = {
     "font.size": 9,
@@ -51,21 +53,10 @@ def svg(figure: Figure) -> str:
 
 
 def pictures(report: Report) -> dict[str, str]:
-    """SVG texts by name: nets, equivariance, orbits, kernels, and, where there is something to see, partners, fails."""
+    """SVG texts by the names of `DRAWN`, of all in which there is something to see."""
     with mpl.rc_context(STYLE):
-        drawn = {
-            "nets": _nets(report),
-            "equivariance": _equivariance(report),
-            "orbits": _orbits(report),
-            "kernels": _kernels(report),
-        }
-        if report.partners:
-            drawn["partners"] = _partners(report)
-        if report.curve:
-            drawn["curve"] = _curve(report)
-        if report.partial:
-            drawn["fails"] = _fails(report)
-        return {name: svg(figure) for name, figure in drawn.items() if figure is not None}
+        figures = {name: draw(report) for name, draw in DRAWN.items()}
+        return {name: svg(figure) for name, figure in figures.items() if figure is not None}
 
 
 def _layer_axis(axes: Axes, names: Sequence[str]) -> None:
@@ -83,7 +74,7 @@ def _plain(name: str) -> str:
 
 
 def _nets(report: Report) -> Figure:
-    scores = report.merged.accuracy | {name: of["accuracy"] for name, of in report.baselines.items()}
+    scores = report.merged.accuracy | {name: scores["accuracy"] for name, scores in report.baselines.items()}
     figure = Figure(figsize=(WIDTH, 0.38 * len(scores) + 0.75), layout="constrained")
     axes = figure.subplots()
     ends = list(scores)[:2]
@@ -115,14 +106,14 @@ def _equivariance(report: Report) -> Figure | None:
     figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     x = np.arange(len(layers))
-    of = {way: np.array([layer.equivariance[way] for layer in layers]) for way in WAYS}
-    axes.fill_between(x, of["matched"], of["random"], color=GREEN, alpha=0.10, linewidth=0)
-    for way, (colour, marker, says) in WAYS.items():
-        axes.plot(x, of[way], color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=says)
+    errors = {way: np.array([layer.equivariance[way] for layer in layers]) for way in WAYS}
+    axes.fill_between(x, errors["matched"], errors["random"], color=GREEN, alpha=0.10, linewidth=0)
+    for way, (colour, marker, text) in WAYS.items():
+        axes.plot(x, errors[way], color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=text)
     axes.axhline(np.sqrt(2), color=PALE, linewidth=0.8, linestyle=":")
-    for height, says in ((np.sqrt(2), "√2: unrelated "), (0.01, "0: exactly equivariant ")):
-        axes.text(len(layers) - 0.45, height, says, fontsize=8, color="#666666", ha="right", va="bottom")
-    axes.set_ylim(0, max(1.53, 1.1 * max(values.max() for values in of.values())))
+    for height, text in ((np.sqrt(2), "√2: unrelated "), (0.01, "0: exactly equivariant ")):
+        axes.text(len(layers) - 0.45, height, text, fontsize=8, color="#666666", ha="right", va="bottom")
+    axes.set_ylim(0, max(1.53, 1.1 * max(values.max() for values in errors.values())))
     axes.set_ylabel("relative equivariance error")
     axes.legend(loc="lower left", ncols=3, bbox_to_anchor=(0, 1), borderaxespad=0, handlelength=1.6)
     axes.grid(axis="y", color=GRID)
@@ -134,26 +125,46 @@ def _equivariance(report: Report) -> Figure | None:
     return figure
 
 
-def _orbits(report: Report) -> Figure:
-    layers = report.layers
+def _stacked(names: Sequence[str], shares: Mapping[str, tuple[str, np.ndarray]], label: str) -> Figure:
+    """Bars of a layer each: what a share is called → its colour, and its values."""
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
-    axes, x = figure.subplots(), np.arange(len(layers))
-    bottom = np.zeros(len(layers))
-    for field, colour, says in (
-        ("fixed", "#56B4E9", "its own partner"),
-        ("swapped", BLUE, "swaps with its partner"),
-        ("longer", "#d3d3d3", "on a longer cycle"),
-    ):
-        share = np.array([getattr(layer, field) / layer.channels for layer in layers])
-        axes.bar(x, share, 0.8, bottom, color=colour, label=says)
-        bottom += share
+    axes, x, bottom = figure.subplots(), np.arange(len(names)), np.zeros(len(names))
+    for text, (colour, share) in shares.items():
+        axes.bar(x, share, 0.8, bottom, color=colour, label=text)
+        bottom = bottom + share
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.5, 1], ["0", "½", "all"])
-    axes.set_ylabel("share of channels")
+    axes.set_ylabel(label)
     axes.legend(loc="upper left", ncols=3, bbox_to_anchor=(0, 1.16), borderaxespad=0, handlelength=1)
-    _layer_axis(axes, [f"{layer.name}  ({layer.channels})" for layer in layers])
+    _layer_axis(axes, names)
     axes.grid(visible=False)
     return figure
+
+
+def _orbits(report: Report) -> Figure:
+    count = {field: np.array([getattr(layer, field) / layer.channels for layer in report.layers])
+             for field in ("fixed", "swapped", "longer")}  # fmt: skip
+    shares = {
+        "its own partner": (LIGHT_BLUE, count["fixed"]),
+        "swaps with its partner": (BLUE, count["swapped"]),
+        "on a longer cycle": (LIGHT_GREY, count["longer"]),
+    }
+    return _stacked(
+        [f"{layer.name}  ({layer.channels})" for layer in report.layers], shares, "share of channels"
+    )
+
+
+def _sources(report: Report) -> Figure | None:
+    layers = [layer for layer in report.layers if layer.shares["rest"] is not None]
+    if not layers:
+        return None
+    part = {share: np.clip([layer.shares[share] for layer in layers], 0, 1) for share in SHARES}
+    shares = {
+        "a permutation mends it (swap)": (BLUE, part["swap"]),
+        "another linear map does (linear)": (LIGHT_BLUE, part["linear"]),
+        "none does (rest)": (LIGHT_GREY, part["rest"]),
+    }
+    return _stacked([layer.name for layer in layers], shares, "share of the error")
 
 
 def _kernels(report: Report) -> Figure | None:
@@ -162,7 +173,7 @@ def _kernels(report: Report) -> Figure | None:
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes, x = figure.subplots(), np.arange(len(report.convs))
     zero = [conv.zero_filters / conv.filters for conv in report.convs]
-    axes.bar(x, zero, 0.5, color="#d3d3d3", label="share of zero-filters")
+    axes.bar(x, zero, 0.5, color=LIGHT_GREY, label="share of zero-filters")
     fails = [conv.kernel_constraint for conv in report.convs]
     axes.plot(x, fails, color=BLUE, marker="o", markersize=4, linewidth=1.4, label="‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖")
     axes.axhline(np.sqrt(2), color=PALE, linewidth=0.8, linestyle=":")
@@ -173,32 +184,23 @@ def _kernels(report: Report) -> Figure | None:
     return figure
 
 
-def _fails(report: Report) -> Figure:
+def _fails(report: Report) -> Figure | None:
+    if not report.partial:
+        return None
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True)
     x = np.arange(len(report.partial))
-    for axes, metric, title in zip(
-        panels, ("accuracy", "loss"), (f"{report.measure} lost", "loss gained"), strict=True
-    ):
-        if metric not in report.partial[0].up_to:
+    titles = {"accuracy": f"{report.measure} lost", "loss": "loss gained"}
+    for axes, (metric, title) in zip(panels, titles.items(), strict=True):
+        if metric not in report.partial[0].prefix:
             axes.set_axis_off()
             continue
-        axes.plot(
-            *(x, [part.up_to[metric] for part in report.partial]),
-            color=RED,
-            marker="o",
-            markersize=4,
-            linewidth=1.6,
-            label="merged up to here",
-        )
-        axes.plot(
-            *(x, [part.all_but[metric] for part in report.partial]),
-            color=BLUE,
-            marker="s",
-            markersize=4,
-            linewidth=1.2,
-            label="all merged but this",
-        )
+        for kind, colour, marker, width, text in (
+            ("prefix", RED, "o", 1.6, "merged up to here"),
+            ("leave_one_out", BLUE, "s", 1.2, "all merged but this"),
+        ):
+            y = [getattr(part, kind)[metric] for part in report.partial]
+            axes.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=width, label=text)
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_title(title)
         _layer_axis(axes, [part.part for part in report.partial])
@@ -206,13 +208,15 @@ def _fails(report: Report) -> Figure:
     return figure
 
 
-def _curve(report: Report) -> Figure:
+def _curve(report: Report) -> Figure | None:
+    if not report.curve:
+        return None
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
-        for (way, of), colour in zip(report.curve.items(), (ORANGE, GREEN), strict=True):
-            x = np.linspace(0, 1, len(of[metric]))
-            says = "with REPAIR" if way == "repaired" else "as they are"
-            axes.plot(x, of[metric], color=colour, marker="o", markersize=4, linewidth=1.6, label=says)
+        for (way, values), colour in zip(report.curve.items(), (ORANGE, GREEN), strict=True):
+            x = np.linspace(0, 1, len(values[metric]))
+            text = "with REPAIR" if way == "repaired" else "as they are"
+            axes.plot(x, values[metric], color=colour, marker="o", markersize=4, linewidth=1.6, label=text)
         axes.set_title(report.measure if metric == "accuracy" else metric)
         axes.set_xlabel("share of the flipped net")
         axes.ticklabel_format(useOffset=False)
@@ -221,30 +225,35 @@ def _curve(report: Report) -> Figure:
     return figure
 
 
-def _partners(report: Report) -> Figure:
+def _partners(report: Report) -> Figure | None:
     rows = len(report.partners)
+    if not rows:
+        return None
     figure = Figure(figsize=(WIDTH, 1.85 * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, 4, squeeze=False)
     moved = MOVED.get(report.symmetry, report.symmetry)
-    for panels, one in zip(grid, report.partners, strict=True):
-        colour = {"cmap": "gray", "vmin": 0, "vmax": 1} if one.image.shape[2] == 1 else {}
+    for panels, pair in zip(grid, report.partners, strict=True):
+        colour = {"cmap": "gray", "vmin": 0, "vmax": 1} if pair.image.shape[2] == 1 else {}
         scale = {
             "cmap": "magma",
-            "vmin": min(one.here.min(), one.there.min()),
-            "vmax": max(one.here.max(), one.there.max()),
+            "vmin": min(pair.here.min(), pair.there.min()),
+            "vmax": max(pair.here.max(), pair.there.max()),
         }
-        titles = ("the image", f"channel {one.channel} on it", moved, f"channel {one.partner} on that")
-        for axes, picture, how, title in zip(
-            panels,
-            (one.image, one.here, one.moved, one.there),
-            (colour, scale, colour, scale),
-            titles,
-            strict=True,
-        ):
+        shown = (
+            (pair.image, colour, "the image"),
+            (pair.here, scale, f"channel {pair.channel} on it"),
+            (pair.moved, colour, moved),
+            (pair.there, scale, f"channel {pair.partner} on that"),
+        )
+        for axes, (picture, how, title) in zip(panels, shown, strict=True):
             axes.imshow(np.squeeze(picture), interpolation="nearest", **how)
             axes.set_title(title, fontweight="normal", fontsize=8.5)
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
-        panels[0].set_ylabel(f"{_plain(one.layer)}\ncorrelation {one.correlation:.2f}", fontsize=8.5)
+        panels[0].set_ylabel(f"{_plain(pair.layer)}\ncorrelation {pair.correlation:.2f}", fontsize=8.5)
     return figure
+
+
+DRAWN = {"nets": _nets, "equivariance": _equivariance, "sources": _sources, "orbits": _orbits, "kernels": _kernels,
+         "partners": _partners, "curve": _curve, "fails": _fails}  # fmt: skip

@@ -17,21 +17,21 @@ from relusym.channels.groups import ChannelGroup
 from relusym.channels.traced import TracedNet
 from relusym.channels.tracing import Handlers
 from relusym.errors import listed
-from relusym.evaluation.images import GivenImages, ImageSource, as_images
+from relusym.evaluation.images import AnyImages, ImageSource, as_images
 from relusym.evaluation.invariance import Averaged, Ensemble
 from relusym.evaluation.metrics import TOP_1, Metric, evaluate
-from relusym.merging.branches import Which
-from relusym.merging.curve import curve
-from relusym.merging.layers import Conv, Layer, convs, equivariance_errors, group_actions, layers
-from relusym.merging.merge import METRICS, Merge, flip_merge
-from relusym.merging.partial import Partial, partial_merges
+from relusym.merging.layers import Conv, ErrorShares, Layer, convs, equivariance_errors, group_actions, layers
+from relusym.merging.merge import METRICS, Merge, curve, flip_merge
+from relusym.merging.partial import Partial, Which, partial_merges
 from relusym.pixels.grid import Grid, grid
 from relusym.reporting.partners import Partners, partners
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 from relusym.whole_files import write_whole
 
+PLAIN = ("name", "symmetry", "labelled", "images", "matched_images", "partial_images", "image_shape", "inputs",
+         "classes", "invariance_error", "baselines", "curve", "notes")  # fields that JSON has as they are  # fmt: skip
 LAYER_IMAGES = 256  # that activations are compared on, layer by layer
-Told = Callable[[str, float], None]
+Progress = Callable[[str, float], None]
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Report:
         partners: pictures of channels that were matched.
         baselines: what the merged net is measured against, "ensemble" (mean logits of the net and its transformed self)
             and "flips" (of the net on all orientations of an image) → metric → mean over the images.
-        curve: as `merging.curve` gives it, from the net to its transformed self; empty if it wasn't asked for.
+        curve: as `merge.curve` gives it, from the net to its transformed self; empty if it wasn't asked for.
         classes: names of the classes, where they are known.
         inputs: how images were read, where that is known.
     """
@@ -87,39 +87,27 @@ class Report:
         merged = self.merged
         return {
             "relusym": __version__,
-            **{
-                key: getattr(self, key)
-                for key in ("name", "symmetry", "labelled", "images", "matched_images")
-            },
-            **{key: getattr(self, key) for key in ("partial_images", "image_shape")},
+            **{key: getattr(self, key) for key in PLAIN},
             "accuracy": merged.accuracy["net"],
             "flip_accuracy": merged.accuracy["flipped"],
-            "invariance_error": self.invariance_error,
             "gcnn_barrier": merged.barrier,
-            "scores": merged.scores,
-            "baselines": self.baselines,
-            "classes": self.classes,
-            "by_class": merged.by_class if self.labelled else {},
-            "curve": self.curve,
-            "absolute_barriers": merged.barriers,
+            **merged.numbers(labelled=self.labelled),
             "layers": [asdict(layer) for layer in self.layers],
             "convs": [asdict(conv) for conv in self.convs],
-            "where_it_fails": [asdict(partial) for partial in self.partial],
+            "where_it_fails": [
+                {"part": partial.part, "up_to": partial.prefix, "all_but": partial.leave_one_out}
+                for partial in self.partial
+            ],
             "grid": asdict(self.grid) | {"symmetric": self.grid.symmetric},
-            "permutations": merged.permutations,
-            "search": merged.search.body() if merged.search else None,
-            "checks": merged.checks,
-            "inputs": self.inputs,
-            "notes": self.notes,
         }
 
 
 class Unfinished(dict):
     """Scores of partial merges, which a file keeps as they come, for whoever computes the same of the same tensors."""
 
-    def __init__(self, path: Path, of: Iterable[Tensor]):
+    def __init__(self, path: Path, tensors: Iterable[Tensor]):
         self.path, digest = path, hashlib.sha256(__version__.encode())
-        for tensor in of:
+        for tensor in tensors:
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
         self.digest = digest.hexdigest()
         with suppress(OSError, ValueError, TypeError, KeyError):
@@ -136,10 +124,10 @@ class Unfinished(dict):
 
 def report(
     net: nn.Module,
-    images: GivenImages,
+    images: AnyImages,
     labels: Tensor | None = None,
     *,
-    match_images: GivenImages | None = None,
+    match_images: AnyImages | None = None,
     symmetry: Symmetry = HORIZONTAL_FLIP,
     matching: str = "activation",
     metrics: Mapping[str, Metric] = METRICS,
@@ -149,7 +137,7 @@ def report(
     name: str | None = None,
     classes: Sequence[str] = (),
     handlers: Handlers | None = None,
-    told: Told = lambda stage, done: None,
+    progress: Progress = lambda stage, done: None,
     unfinished: Path | None = None,
 ) -> Report:
     """Measure how a net encodes a symmetry: as a whole, layer by layer, and where a merge with its flipped self fails.
@@ -167,7 +155,7 @@ def report(
         classes: their names, if they are known.
         name: what the report calls the net; None: its class.
         handlers: of layers that PyTorch doesn't have, as of `merge`.
-        told: called with each stage's name and the share of it that is done.
+        progress: called with each stage's name and the share of it that is done.
         unfinished: a file that the partial merges' scores are kept in one by one, so that a report that was interrupted
             goes on from its last layer; whoever has the report removes it. Not of nets with batch norm, whose partial
             merges are all made in one pass.
@@ -177,48 +165,46 @@ def report(
     """
     test = as_images(images)
     match = test if match_images is None else as_images(match_images)
-    told("matching and merging", 0)
-    merged = flip_merge(
-        *(net, match, test, labels),
-        symmetry=symmetry,
-        matching=matching,
-        seed=seed,
-        metrics=metrics,
-        handlers=handlers,
-    )
+    progress("matching and merging", 0)
+    how = {"symmetry": symmetry, "matching": matching, "seed": seed, "metrics": metrics, "handlers": handlers}
+    merged = flip_merge(net, match, test, labels, **how)
     traced = merged.traced
-    told("baselines", 0)
+    progress("baselines", 0)
     both = baselines(traced.net, merged.nets["flipped"], symmetry, test, merged.labels, metrics)
-    line = line_between(merged, match, test, curve_points, told)
-    told("layer by layer", 0)
+    line = {}
+    if curve_points:
+        progress("the line between", 0)
+        line = curve(merged.aligned, match, test, merged.labels, curve_points)
+    progress("layer by layer", 0)
     del merged.nets["flipped"]  # it is the permuted one, in another order
     groups = traced.groups
     permutations = {name: torch.tensor(permutation) for name, permutation in merged.permutations.items()}
+    sources = ErrorShares(groups)
     errors, invariance = equivariance_errors(
-        traced, test, symmetry, groups, permutations, seed=seed, most=LAYER_IMAGES
+        traced, test, symmetry, groups, permutations, seed=seed, most=LAYER_IMAGES, compared=sources.add
     )
+    shares = sources.shares()
+    del sources  # it holds two matrices for each layer
     without = [group for group in groups if group.name not in errors]
-    partial = []
-    some, chosen = test.sample(partial_images, seed) if partial_images else (None, torch.tensor([]))
-    if some is not None:
-        of = [*traced.net.state_dict().values(), *merged.nets["permuted"].state_dict().values()]
-        of += [merged.labels[chosen], *some.batches(torch.device("cpu"))]
+    partial, chosen = [], torch.tensor([])
+    if partial_images:
+        some, chosen = test.sample(partial_images, seed)
+        corrected_on = some if match is test else match.sample(partial_images, seed)[0]
+        permuted, chosen_labels = merged.nets["permuted"], merged.labels[chosen]
+        kept = None
+        if unfinished:
+            tensors = [*traced.net.state_dict().values(), *permuted.state_dict().values(), chosen_labels]
+            kept = Unfinished(unfinished, [*tensors, *some.batches(torch.device("cpu"))])
         partial = partial_merges(
-            *(
-                traced,
-                merged.nets["permuted"],
-                match.sample(partial_images, seed)[0],
-                some,
-                merged.labels[chosen],
-            ),
+            *(traced, permuted, corrected_on, some, chosen_labels),
             metrics={"accuracy": TOP_1, **metrics},
-            told=lambda done: told("where it fails", done),
-            kept=Unfinished(unfinished, of) if unfinished else None,
+            progress=lambda done: progress("where it fails", done),
+            kept=kept,
         )
     return Report(
         name=name or type(net).__name__,
         symmetry=symmetry.name,
-        labelled=_has_labels(labels, test),
+        labelled=labels is not None or next(iter(test.pairs(torch.device("cpu"))))[1] is not None,
         images=len(test),
         matched_images=len(match),
         partial_images=len(chosen),
@@ -226,18 +212,14 @@ def report(
         merged=merged,
         invariance_error=invariance,
         grid=grid(traced, test.shape, symmetry),
-        layers=layers(groups, permutations, merged.similarity, errors),
+        layers=layers(groups, permutations, merged.similarity, errors, shares),
         convs=convs(traced.net, symmetry, groups, permutations),
         partial=partial,
         partners=partners(traced, test, symmetry, groups, permutations),
         baselines=both,
         curve=line,
         classes=tuple(classes),
-        notes=[
-            *([merged.note] if merged.note else []),
-            *merged.notes,
-            *_unmeasured(traced, symmetry, test.shape, without),
-        ],
+        notes=[*merged.all_notes, *_unmeasured(traced, symmetry, test.shape, without)],
     )
 
 
@@ -261,16 +243,6 @@ def baselines(
     return {name: evaluate(net, test, labels, metrics)[0] for name, net in nets.items()}
 
 
-def line_between(
-    merged: Merge, match: ImageSource, test: ImageSource, points: int, told: Told
-) -> dict[str, dict[str, list[float]]]:
-    """Accuracy and loss at evenly spaced points from one endpoint to the other; nothing, if `points` is 0."""
-    if not points:
-        return {}
-    told("the line between", 0)
-    return curve(merged.aligned, match, test, merged.labels, points)
-
-
 def _unmeasured(
     net: TracedNet, symmetry: Symmetry, image_shape: tuple[int, ...], groups: list[ChannelGroup]
 ) -> list[str]:
@@ -279,7 +251,3 @@ def _unmeasured(
     for name, reason in group_actions(net, symmetry, image_shape, groups)[1].items() if groups else ():
         named[reason].append(name)
     return [f"no equivariance error of {listed(names, 3)}: {reason}" for reason, names in named.items()]
-
-
-def _has_labels(labels: Any, test: ImageSource) -> bool:
-    return labels is not None or next(iter(test.pairs(torch.device("cpu"))))[1] is not None

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from relusym.merging.layers import WAYS
 from relusym.merging.merge import Merge
 from relusym.reporting.compare import Comparison
 from relusym.reporting.report import Report
@@ -16,7 +17,7 @@ from relusym.reporting.words import NETS, barrier_text, curve_rows, number, verd
 MOST_LAYERS = 24  # rows of a table that still fit one screen
 Baselines = Mapping[str, Mapping[str, float]]
 Curve = Mapping[str, Mapping[str, list[float]]]
-HEADINGS = ("chan.", "corr.", "matched", "own", "random", "fixed", "swaps", "longer")
+HEADINGS = ("layer", "chan.", "corr.", "matched", "own", "random", "fixed", "swaps", "longer")
 
 
 @contextmanager
@@ -30,14 +31,14 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
     ) as bars:
         tasks: dict[str, int] = {}
 
-        def told(stage: str, done: float) -> None:
+        def show(stage: str, done: float) -> None:
             if stage not in tasks:
                 for task in tasks.values():
                     bars.update(task, total=1, completed=1)
                 tasks[stage] = bars.add_task(stage, total=1 if done else None)
             bars.update(tasks[stage], total=1 if done else None, completed=done)
 
-        yield told
+        yield show
 
 
 def _console() -> Console:
@@ -45,32 +46,34 @@ def _console() -> Console:
     return Console(markup=False, emoji=False)
 
 
-def _scores(merged: Merge, measure: str, baselines: Baselines) -> Table:
+def _table(rows: Iterable[Iterable[str]], *, no_wrap: bool = False) -> Table:
+    """Rows with headings first, all but the first column to the right."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("net")
-    for metric in merged.scores:
-        table.add_column(measure if metric == "accuracy" else metric, justify="right")
-    table.add_column("barrier", justify="right")
-    for name in merged.accuracy:
-        values = [number(of[name]) for of in merged.scores.values()]
-        table.add_row(
-            NETS.get(name, name),
-            *values,
-            barrier_text(merged.barrier.get(name)) if name in merged.barrier else "",
+    headings, *rows = rows
+    for i, heading in enumerate(headings):
+        side = "right" if i else "left"
+        table.add_column(
+            heading, justify=side, no_wrap=no_wrap and i > 0, overflow="ellipsis" if i else "fold"
         )
-    for name, values in baselines.items():
-        table.add_row(NETS.get(name, name), *(number(values[metric]) for metric in merged.scores), "")
+    for row in rows:
+        table.add_row(*row)
     return table
+
+
+def _scores(merged: Merge, measure: str, baselines: Baselines) -> Table:
+    rows = [["net", *(measure if metric == "accuracy" else metric for metric in merged.scores), "barrier"]]
+    for name in merged.accuracy:
+        barrier = barrier_text(merged.barrier[name]) if name in merged.barrier else ""
+        rows.append([NETS.get(name, name), *(number(nets[name]) for nets in merged.scores.values()), barrier])
+    for name, values in baselines.items():
+        rows.append([NETS.get(name, name), *(number(values[metric]) for metric in merged.scores), ""])
+    return _table(rows)
 
 
 def _line(curve: Curve) -> Table:
     """Accuracy and loss at the points of the line."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("share", *(f"{metric}, {way}" for way, of in curve.items() for metric in of)):
-        table.add_column(heading, justify="right")
-    for share, *values in curve_rows(curve):
-        table.add_row(*map(number, (share, *values)))
-    return table
+    headings = ["share", *(f"{metric}, {way}" for way, metrics in curve.items() for metric in metrics)]
+    return _table([headings, *(map(number, row) for row in curve_rows(curve))])
 
 
 def show_report(report: Report, page: Path) -> None:
@@ -83,21 +86,19 @@ def show_report(report: Report, page: Path) -> None:
         console.print(_line(report.curve))
         console.print()
     console.print(
-        "By layer: correlation of matched channels; relative equivariance error with matched, own and random"
-    )
-    console.print(
+        "By layer: correlation of matched channels; relative equivariance error with matched, own and random\n"
         "partners (0 equivariant, 1.41 unrelated); channels that are their own partner, swap, or do neither."
     )
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("layer", overflow="fold")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True)
     step = -(-len(report.layers) // MOST_LAYERS)
-    for layer in report.layers[::step]:
-        errors = [number(layer.equivariance[way]) for way in ("matched", "identity", "random")]
-        orbits = [str(count) for count in (layer.fixed, layer.swapped, layer.longer)]
-        table.add_row(layer.name, str(layer.channels), number(layer.correlation), *errors, *orbits)
-    console.print(table)
+    rows = [
+        [
+            *(layer.name, str(layer.channels), number(layer.correlation)),
+            *(number(layer.equivariance[way]) for way in WAYS),
+            *map(str, (layer.fixed, layer.swapped, layer.longer)),
+        ]
+        for layer in report.layers[::step]
+    ]
+    console.print(_table([HEADINGS, *rows], no_wrap=True))
     if step > 1:
         console.print(f"one layer in {step} of {len(report.layers)} is shown; all are in layers.csv")
     for line in warnings(report):
@@ -130,12 +131,7 @@ def show_comparison(comparison: Comparison, page: Path) -> None:
     """Several nets side by side, the barriers between them, and where the page is."""
     console = _console()
     for rows in comparison.in_words():
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for heading in rows[0]:
-            table.add_column(heading, justify="left" if heading == "net" else "right")
-        for row in rows[1:]:
-            table.add_row(*row)
-        console.print(table)
+        console.print(_table(rows))
         console.print()
     console.print(
         "Above, barriers with REPAIR between two nets, and on the diagonal between a net and its flipped self"

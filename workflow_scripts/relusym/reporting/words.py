@@ -23,7 +23,7 @@ MOVED = {
     "vertical_flip": "flipped upside down",
     "quarter_turn": "turned by 90°",
 }
-DEGREES = (  # the largest GCNN barrier of each, and what it says
+DEGREES = (  # the largest GCNN barrier of each, and what it means
     (0.01, "it encodes the symmetry layer by layer, as a group-equivariant CNN does"),
     (0.1, "it is close to a group-equivariant CNN"),
     (0.3, "it is in part like a group-equivariant CNN"),
@@ -56,26 +56,27 @@ def barrier_text(value: float | None) -> str:
 
 def curve_rows(curve: Mapping[str, Mapping[str, list[float]]]) -> list[list[float]]:
     """Of each point of a line between two nets, its share of the way, and all that was measured there."""
-    columns = [values for of in curve.values() for values in of.values()]
+    columns = [values for values in curve.values() for values in values.values()]
     count = len(columns[0]) if columns else 0
     return [[i / (count - 1), *(values[i] for values in columns)] for i in range(count)]
 
 
 def verdict(report: Report) -> str:
     """One sentence: what the net's merge with its transformed self keeps, and what that means."""
-    of, barrier = report.merged.accuracy, report.merged.barrier["repaired"]
+    accuracy, barrier = report.merged.accuracy, report.merged.barrier["repaired"]
     moved = MOVED.get(report.symmetry, report.symmetry)
     kept = (
         f"{report.name} merged halfway with itself {moved}, channels permuted to match: {report.measure} "
-        f"{of['repaired']:.4f} with REPAIR, of the net's {of['net']:.4f}"
+        f"{accuracy['repaired']:.4f} with REPAIR, of the net's {accuracy['net']:.4f}"
     )
     if report.merged.alike:
         return f"{report.name} doesn't tell these images apart, so nothing can be said of its symmetry: no verdict."
     if barrier is None:
         return f"{kept}; {report.merged.note}."
     if barrier < 0:
-        return f"{kept}; its flipped self alone has {of['flipped']:.4f}, so the net halfway beats the mean of the two."
-    degree = next(says for most, says in DEGREES if barrier < most)
+        alone = f"its flipped self alone has {accuracy['flipped']:.4f}"
+        return f"{kept}; {alone}, so the net halfway beats the mean of the two."
+    degree = next(meaning for most, meaning in DEGREES if barrier < most)
     return f"{kept}, a GCNN barrier of {barrier_text(barrier)}: {degree}."
 
 
@@ -89,8 +90,8 @@ def grid_warning(grid: Grid, name: str) -> list[str]:
     if grid.symmetric:
         return []
     meet: dict[tuple[int, int], list[str]] = {}
-    for one in grid.misfits:
-        meet.setdefault((one.stride, one.size), []).append(one.layer)
+    for misfit in grid.misfits:
+        meet.setdefault((misfit.stride, misfit.size), []).append(misfit.layer)
     met = "; ".join(
         f"{' and '.join(layers)} of stride {stride} meet{'s' * (len(layers) == 1)} {size} pixels"
         for (stride, size), layers in meet.items()

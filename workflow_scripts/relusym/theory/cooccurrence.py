@@ -14,9 +14,7 @@ ANGLE = shape("...#.", "..#..", ".#...", "..#..", "...#.")
 SLANTED_Y = shape("#...#", ".#.#.", "..#..", ".#...", "#....")
 NARROW_K = shape(".#.#.", ".#.#.", ".##..", ".#.#.", ".#.#.")
 SHAPES = (ANGLE, SLANTED_Y)  # of class 1, where s(x) = 1, and class 2, where s(x) = 0
-CELL = (
-    10  # an image has 2 × 2 cells of this many pixels with one shape each; no filter sees two shapes at once
-)
+CELL = 10  # pixels: an image has 2 × 2 cells with a shape each; no filter sees two shapes at once
 
 
 def image_classes(
@@ -33,12 +31,12 @@ def image_classes(
     rng = np.random.default_rng(stream(seed, "Figure 10"))
     starts = (2, 3)  # a flip takes one to the other
     classes = []
-    for one in shapes:
+    for drawn in shapes:
         tiles = np.zeros((2, 2, 2, CELL, CELL), np.float32)  # by orientation, first row and first column
-        for orientation, twin in enumerate((one, one[:, ::-1])):
+        for orientation, twin in enumerate((drawn, drawn[:, ::-1])):
             for row, top in enumerate(starts):
                 for column, left in enumerate(starts):
-                    height, width = one.shape
+                    height, width = drawn.shape
                     tiles[orientation, row, column, top : top + height, left : left + width] = twin
         turned = rng.permuted(np.tile(orientations, (images, 1)), axis=1)
         row, column = rng.integers(2, size=(2, images, 4))

@@ -28,16 +28,16 @@ def demonstrate(seed: int = 0, draws: int = 1000) -> dict:
     for shape, first in FIRST_LAYERS.items():
         second, zero = np.zeros((1, len(first))), np.zeros_like(first)
         outputs = network(first, second, x)
-        found = {
+        errors = {
             "invariance_error": float(np.abs(network(first, second, SWAP @ x) - outputs).max()),
             "least_defect_of_first_layer": least_equivariance_defect(first),
             "difference_to_rewritten_net": float(np.abs(network(zero, second, x) - outputs).max()),
             "defect_of_rewritten_first_layer": float(np.linalg.norm(zero - zero @ SWAP)),  # with ρ₁(h) = I
         }
-        measured |= {f"{name}_{shape}": value for name, value in found.items()}
-        defect = found.pop("least_defect_of_first_layer")
-        largest = max(largest, *found.values())
-        holds &= defect > TOLERANCE and max(found.values()) <= TOLERANCE
+        measured |= {f"{name}_{shape}": value for name, value in errors.items()}
+        defect = errors.pop("least_defect_of_first_layer")
+        largest = max(largest, *errors.values())
+        holds &= defect > TOLERANCE and max(errors.values()) <= TOLERANCE
     return {
         "statement": "Example 2.1",
         "claim": "A two-layer net with a dead output is invariant although no representation makes its first layer "

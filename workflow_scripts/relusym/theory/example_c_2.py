@@ -71,8 +71,8 @@ def error_bound(kinds: np.ndarray, shares: np.ndarray) -> float:
     used = kron(coo_array(shares[0][first][None]), eye_array(len(B)))
     limit = hstack([used, coo_array(-shares[1][second][:, None])])
     cost = np.append(np.zeros(combines.shape[1]), 1)
-    found = linprog(cost, limit, np.zeros(len(B)), equal.tocsr(), target, method="highs")
-    return 0.0 if found.status == 2 else min(1, 1 / found.fun) / 2  # status 2: infeasible
+    program = linprog(cost, limit, np.zeros(len(B)), equal.tocsr(), target, method="highs")
+    return 0.0 if program.status == 2 else min(1, 1 / program.fun) / 2  # status 2: infeasible
 
 
 def train(seed: int, nets: int, images: np.ndarray, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,8 +110,8 @@ def train(seed: int, nets: int, images: np.ndarray, symmetric: bool) -> tuple[Te
         weights -= RATE * (1 - step / STEPS) * corrected
     psi = weights[:-2].T
     psi = symmetrised(psi) if symmetric else psi
-    found = psi.reshape(nets, 1, FILTER, FILTER), weights[-2], PIXELS_PER_RESPONSE * weights[-1]
-    return tuple(torch.tensor(part, dtype=torch.float32) for part in found)
+    layers = psi.reshape(nets, 1, FILTER, FILTER), weights[-2], PIXELS_PER_RESPONSE * weights[-1]
+    return tuple(torch.tensor(layer, dtype=torch.float32) for layer in layers)
 
 
 def network(net: tuple[Tensor, Tensor, Tensor], images: np.ndarray) -> np.ndarray:

@@ -91,8 +91,7 @@ def demonstrate(seed: int = 0, draws: int = 2000) -> dict:
         x = np.concatenate([witnesses(A), rng.standard_normal((draws, size, 32))], axis=2)
         largest = max(largest, float(defect(A, B, x).max()))
         for kind, (A, B) in not_commuting(rng, draws, size).items():
-            found = float(defect(A, B, witnesses(A)).min())
-            smallest[kind] = min(found, smallest.get(kind, np.inf))
+            smallest[kind] = min(float(defect(A, B, witnesses(A)).min()), smallest.get(kind, np.inf))
     counted = exhaust()
     return {
         "statement": "Lemma 2.2",

@@ -104,12 +104,12 @@ def demonstrate(seed: int = 0, draws: int = 200) -> dict:
         rho1 = hidden_representation(P, T)
         rho0, rho2 = surrounding_representations(W1, W2, rho1, rho1)
         error = equivariance_error(W1, W2, rho0, rho2, x)
-        found = {
+        errors = {
             "equivariance_error": float(error.max()),
             "representation_error": max(representation_error(rho0), representation_error(rho2)),
             "layer_defect": layer_defect(W1, W2, rho0, rho1, rho2),
         }
-        built = {name: max(value, found[name]) for name, value in built.items()}
+        built = {name: max(value, errors[name]) for name, value in built.items()}
         cases = {"as_built": (W1, W2, rho0, rho2), **perturbed(rng, W1, W2, P, T)}
         for kind, (first, second, before, after) in cases.items():
             error = equivariance_error(first, second, before, after, x)

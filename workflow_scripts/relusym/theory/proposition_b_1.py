@@ -87,8 +87,8 @@ def demonstrate(seed: int = 0, draws: int = 2000) -> dict:
         layers = max(layers, float(np.abs(A @ W1 - W1 @ np.linalg.solve(W1, A @ W1)).max()))
         layers = max(layers, float(np.abs(W2 @ A - W2).max()))
         for kind, A in other_matrices(rng, draws, positive, negative).items():
-            found = float(invariance_error(W1, W2, A, x).min())
-            smallest[kind] = min(found, smallest.get(kind, np.inf))
+            error = float(invariance_error(W1, W2, A, x).min())
+            smallest[kind] = min(error, smallest.get(kind, np.inf))
     counted = exhaust()
     return {
         "statement": "Proposition B.1",

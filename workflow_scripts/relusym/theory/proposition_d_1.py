@@ -97,11 +97,11 @@ def random_invariant_nets(rng: np.random.Generator, draws: int) -> dict[str, tup
 
 
 def demonstrate(seed: int = 0, draws: int = 5000) -> dict:
-    """Every small integer net found invariant, and `draws` random nets of each kind, rewritten and compared."""
+    """Every small integer net that is invariant, and `draws` random nets of each kind, rewritten and compared."""
     rng = np.random.default_rng(stream(seed, "Proposition D.1"))
     small = every_small_net()
-    found = is_invariant(*small)
-    kinds = {"small": tuple(layer[found] for layer in small), **random_invariant_nets(rng, draws)}
+    mask = is_invariant(*small)
+    kinds = {"small": tuple(layer[mask] for layer in small), **random_invariant_nets(rng, draws)}
     counts = dict.fromkeys(CASES, 0)
     invariant = layerwise = equal = total = already = 0
     for W1, W2 in kinds.values():
@@ -114,7 +114,7 @@ def demonstrate(seed: int = 0, draws: int = 5000) -> dict:
         already += int(((np.abs(W2)[..., None] * W1 == V1).all((1, 2)) & (W2 != 0).all(1)).sum())
         for name, count in zip(*np.unique(case, return_counts=True), strict=True):
             counts[str(name)] += int(count)
-    others = tuple(layer[~found] for layer in small)
+    others = tuple(layer[~mask] for layer in small)
     V1, V2, rho1, _ = layerwise_equivariant(*others)
     x = deciding_points(others[0])
     rewritten = equivariant_layers(V1, V2, rho1) & (outputs(V1, V2, x) == outputs(*others, x)).all(1)
@@ -130,8 +130,8 @@ def demonstrate(seed: int = 0, draws: int = 5000) -> dict:
         "counterfactual": f"The {len(rewritten):,} small nets that aren't invariant, rewritten likewise: "
         f"{int(rewritten.sum())} come out equal and layerwise equivariant",
         "measured": {
-            "small_nets": len(found),
-            "small_nets_that_are_invariant": int(found.sum()),
+            "small_nets": len(mask),
+            "small_nets_that_are_invariant": int(mask.sum()),
             "nets_rewritten": total,
             "of_them_invariant": invariant,
             "of_them_rewritten_layerwise_equivariant": layerwise,

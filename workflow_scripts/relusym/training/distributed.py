@@ -75,17 +75,17 @@ def launch(
         interrupted: asked all the time; after a yes (or any exception here) the processes are asked to end.
 
     Raises:
-        Interrupted: `interrupted` said yes, and the processes saved their state.
+        Interrupted: `interrupted` returned true, and the processes saved their state.
         UserError: a process raised one, or the processes failed more often than they may be restarted.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     with tempfile.TemporaryDirectory() as folder:
-        given, result, end = (Path(folder) / name for name in ("given.json", "result.json", "end"))
+        task, result, end = (Path(folder) / name for name in ("task.json", "result.json", "end"))
         paths = {"result": str(result), "end": str(end)}
         about = {"job": job, "gpus": gpus, "launcher": os.getpid(), **paths}
-        given.write_text(json.dumps(about), encoding="utf-8")
+        task.write_text(json.dumps(about), encoding="utf-8")
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -103,7 +103,7 @@ def launch(
         with ThreadPoolExecutor(
             1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, WARNINGS)
         ) as pool:
-            running = pool.submit(elastic_launch(config, sys.executable), "-m", module, str(given))
+            running = pool.submit(elastic_launch(config, sys.executable), "-m", module, str(task))
             try:
                 while not wait([running], ASK_S).done:
                     if interrupted():
@@ -142,21 +142,21 @@ def work(run: Callable[[dict[str, Any], Callable[[], bool]], dict[str, Any]]) ->
 
     What the first process's `run` returns is what `launch` returns; in it, `rank` and `world_size` are set.
     """
-    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    if Path(given["result"]).exists():
+    task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    if Path(task["result"]).exists():
         return  # started again, since another process failed when all was done
     torch.set_num_threads(1)  # each process has its GPU, or shares the cores
 
     def interrupted() -> bool:
-        return os.getppid() != given["launcher"] or Path(given["end"]).exists()
+        return os.getppid() != task["launcher"] or Path(task["end"]).exists()
 
-    with _process_group(given["gpus"]):
+    with _process_group(task["gpus"]):
         try:
-            outcome = {"returned": run(given["job"], interrupted)}
+            outcome = {"returned": run(task["job"], interrupted)}
         except Interrupted as error:
             outcome = {"interrupted": str(error)}
         if rank() == 0:
-            with write_whole(given["result"]) as part:
+            with write_whole(task["result"]) as part:
                 part.write_text(json.dumps(outcome, allow_nan=False), encoding="utf-8")
 
 

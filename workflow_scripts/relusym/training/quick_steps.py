@@ -7,7 +7,7 @@
   machine's C compiler when a training starts. Its results are torch's to the last bit, so it is left out where there is
   no compiler.
 
-docs/benchmark.md says what each is worth, and on which CPU that was measured.
+What each is worth, and on which CPU that was measured: docs/benchmark.md.
 """
 
 import ctypes
@@ -128,11 +128,11 @@ class _Dense(torch.autograd.Function):
     @custom_bwd(device_type="cpu")
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (pixels, matrix), (of_x, of_weight, of_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        (pixels, matrix), (needs_x, needs_weight, needs_bias) = ctx.saved_tensors, ctx.needs_input_grad
         gradient, results = _pixels(gradient), [None, None, None]
-        if of_x:
+        if needs_x:
             results[0] = _product(gradient, matrix.T, None, (matrix.shape[1] // 4, 2, 2))
-        if of_weight:
+        if needs_weight:
             blocks = (gradient.T @ pixels).view(2, 2, gradient.shape[1] // 4, 2, 2, -1)
             # summed in float32, which the weights are in
             dtype = torch.promote_types(blocks.dtype, torch.float32)
@@ -140,7 +140,7 @@ class _Dense(torch.autograd.Function):
             for row, column in product((0, 1), repeat=2):
                 kernel[:, 1 - row : 3 - row, 1 - column : 3 - column] += blocks[row, column]
             results[1] = kernel.permute(0, 3, 1, 2)
-        if of_bias:
+        if needs_bias:
             results[2] = gradient.sum(0).view(4, -1).sum(0)
         return tuple(results)
 
@@ -193,21 +193,21 @@ class _Windows(torch.autograd.Function):
     @custom_bwd(device_type="cpu")
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (x, weight), (of_x, of_weight, of_bias, *_) = ctx.saved_tensors, ctx.needs_input_grad
+        (x, weight), (needs_x, needs_weight, needs_bias, *_) = ctx.saved_tensors, ctx.needs_input_grad
         kernel, results = weight.shape[2:], [None, None, None]
-        if of_x and ctx.wholly:
+        if needs_x and ctx.wholly:
             # the conv of the gradient with the kernel turned by half, from outputs to inputs
             around = [side - 1 - more for side, more in zip(kernel, ctx.padding, strict=True)]
             windows = _windows(gradient, kernel, ctx.shape[2:], (1, 1), around)
             turned = weight.flip(2, 3).permute(1, 2, 3, 0).flatten(1)
             results[0] = _product(windows, turned, None, ctx.shape[1:])
-        elif of_x:
+        elif needs_x:
             results[0] = torch.nn.grad.conv2d_input(ctx.shape, weight, gradient, ctx.stride, ctx.padding)
-        if of_weight:
+        if needs_weight:
             windows = x if ctx.wholly else _windows(x, kernel, gradient.shape[2:], ctx.stride, ctx.padding)
             taps = gradient.permute(1, 0, 2, 3).flatten(1) @ windows
             results[1] = taps.view(len(weight), *kernel, -1).permute(0, 3, 1, 2)
-        if of_bias:
+        if needs_bias:
             results[2] = gradient.sum((0, 2, 3))
         return *results, None, None, None
 
@@ -247,18 +247,18 @@ class _ReluPool(torch.autograd.Function):
     def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         (which,) = ctx.saved_tensors
         batch, channels, height, width = which.shape
-        of_x = _channels_last((batch, channels, 2 * height, 2 * width), gradient.dtype)
+        gradient_of_x = _channels_last((batch, channels, 2 * height, 2 * width), gradient.dtype)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        _call("relu_pool_backward", gradient, which, of_x, batch * height, width, channels)
-        return of_x
+        _call("relu_pool_backward", gradient, which, gradient_of_x, batch * height, width, channels)
+        return gradient_of_x
 
 
 def _channels_last(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
 
 
-def _call(name: str, one: Tensor, other: Tensor, third: Tensor, *sizes: int) -> None:
-    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (one, other, third))
+def _call(name: str, a: Tensor, b: Tensor, c: Tensor, *sizes: int) -> None:
+    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (a, b, c))
     getattr(_built(), name)(*pointers, *map(ctypes.c_size_t, sizes))
 
 

@@ -54,8 +54,8 @@ class State:
         if self.path is None or not self.path.exists():
             return 0, None
         tensors, about = checkpoint.load(self.path, next(self.net.parameters()).device)
-        own = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
-        self.net.load_state_dict(own)
+        weights = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
+        self.net.load_state_dict(weights)
         for name, parameter in self.net.named_parameters():
             if f"momentum.{name}" in tensors:
                 buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])

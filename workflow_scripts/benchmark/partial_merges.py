@@ -1,0 +1,128 @@
+"""A report's partial merges against each net made and run as a whole, on one thread: time and memory.
+
+    PYTHONPATH=workflow_scripts python -m benchmark.partial_merges NET [IMAGES [PLAIN_IMAGES [SIZE]]]
+
+NET is vgg11 (the paper's, or, where SIZE isn't 32, torchvision's), resnet50 or efficientnet_lite0. Weights are random,
+and images noise: time depends on neither. The plain way's seconds are those of PLAIN_IMAGES images, times IMAGES /
+PLAIN_IMAGES. Seconds are the process's CPU time, so that other work on the machine matters little.
+"""
+
+import resource
+import sys
+import time
+from functools import partial
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models import efficientnet
+
+from benchmark.machine import device_name
+from relusym.channels.traced import TracedNet
+from relusym.evaluation.images import Images, normalisation
+from relusym.evaluation.metrics import MEASURED, evaluate
+from relusym.memory import keep_freed_memory
+from relusym.merging.aligned import pair_statistics
+from relusym.merging.partial import PartialMerges, partial_merges
+from relusym.nets.vgg import VGG11
+
+CPU = torch.device("cpu")
+B0 = (  # expansion, kernel, stride, channels in and out, blocks
+    *((1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 2), (6, 3, 2, 40, 80, 3)),
+    *((6, 5, 1, 80, 112, 3), (6, 5, 2, 112, 192, 4), (6, 3, 1, 192, 320, 1)),
+)
+AGREE = 1e-3  # the largest difference between the two ways' losses that is rounding
+
+
+class Unsqueezed(nn.Identity):
+    """In place of squeeze and excitation."""
+
+    def __init__(self, *channels: int, **options: object):
+        super().__init__()
+
+
+def efficientnet_lite0() -> nn.Module:
+    """EfficientNet-Lite0's blocks: B0's without squeeze and excitation, with ReLU6."""
+    block = partial(efficientnet.MBConv, se_layer=Unsqueezed)
+    net = efficientnet.EfficientNet([efficientnet.MBConvConfig(*how, block=block) for how in B0], 0.2)
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.SiLU):
+                setattr(module, name, nn.ReLU6(inplace=True))
+    return net
+
+
+def build(name: str, size: int, seed: int) -> nn.Module:
+    """A net by its name, in evaluation mode."""
+    torch.manual_seed(seed)
+    if name == "efficientnet_lite0":
+        net = efficientnet_lite0()
+    elif name == "vgg11" and size == 32:
+        net = VGG11(1.0, initialization="he")
+    else:
+        net = torchvision.models.get_model(name, weights=None)
+    return net.eval().to(memory_format=torch.channels_last)
+
+
+def images(count: int, size: int) -> Images:
+    """Noise."""
+    draw = torch.Generator().manual_seed(count)
+    pixels = torch.randint(256, (count, size, size, 3), dtype=torch.uint8, generator=draw)
+    return Images(pixels, 50, normalisation([0.5] * 3, [0.25] * 3))
+
+
+@torch.no_grad()
+def plain_losses(first: nn.Module, second: nn.Module, some: Images) -> dict[tuple[str, int], float]:
+    """Each net made, corrected and measured by itself: loss by which net it is."""
+    traced = TracedNet(first, some.shape)
+    nets = PartialMerges(
+        traced, second, pair_statistics(traced, traced.copied(second), some, []).statistics, some
+    )
+    labels = evaluate(first, some, None, MEASURED)[1]
+    return {
+        which: evaluate(nets.merged(chosen), some, labels, MEASURED)[0]["loss"]
+        for which, chosen in nets.which()
+    }
+
+
+def main(name: str, count: int = 500, plain_count: int = 50, size: int = 224) -> None:
+    """Print a row of the table."""
+    first, second = (build(name, size, seed) for seed in (0, 1))
+    some, few = images(count, size), images(plain_count, size)
+    partial_merges(first, second, images(2, size), images(2, size), None)  # sets things up
+    started = time.process_time()
+    plain = plain_losses(first, second, few)
+    seconds = (time.process_time() - started) / plain_count
+    keep_freed_memory()  # as the command does
+    started = time.process_time()
+    partial_merges(first, second, some, some, None)
+    here = (time.process_time() - started) / count
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    shared: dict[tuple[str, int], float] = {}
+    parts = partial_merges(first, second, few, few, None)
+    end = [
+        evaluate(net, few, evaluate(first, few, None, MEASURED)[1], MEASURED)[0]["loss"]
+        for net in (first, second)
+    ]
+    for number, part in enumerate(parts):
+        shared |= {
+            ("prefix", number): part.prefix["loss"],
+            ("leave_one_out", number): part.leave_one_out["loss"],
+        }
+    apart = max(abs(loss - sum(end) / 2 - shared[which]) for which, loss in plain.items())
+    print(
+        f"| {name} | {size} | {len(parts)} | {count} | {here * count:.0f} | {seconds * count:.0f} | "
+        f"{seconds / here:.1f} | {peak:.1f} | {apart:.1e} |"
+    )
+    if apart > AGREE:
+        sys.exit(f"the losses of the two ways differ by {apart}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(f"{device_name(CPU, 1)}; CPU seconds\n")
+    print(
+        "| net | pixels | parts | images | here, s | plain, s | ratio | peak, GiB | losses differ by |\n"
+        "|:---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    )
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -1,0 +1,31 @@
+"""The rules of all tables and figures, each of which is declared by a module of `relusym.findings`."""
+
+from pathlib import Path
+
+from job import job
+from relusym.findings import Table, agreement, declared
+from relusym.findings.fingerprint import fingerprint, write_note
+from relusym.findings.frames import read
+from relusym.findings.layout import csv, write_table, write_text
+from relusym.findings.print_style import write_figure
+
+with job(snakemake):
+    params, selection = snakemake.params, snakemake.params.selection
+    finding, note = declared()[params.name], snakemake.output.get("note")
+    module, inputs = finding.load(), read(finding.reads, params.files, selection)
+    outputs = [path for path in snakemake.output if path != note]
+    if isinstance(finding, Table):
+        notes = getattr(module, "notes", agreement.notes)(inputs, selection)
+        endings = [Path(path).suffix[1:] for path in outputs]
+        stem = outputs[0].rpartition(".")[0]
+        frame = module.frame(inputs, selection)
+        write_table(frame, stem, finding.layout, notes, selection["names"], endings)
+    else:
+        drawing, *frames = module.draw(inputs, selection)
+        write_figure(drawing, [path for path in outputs if not path.endswith(".csv")])
+        csvs = [path for path in outputs if path.endswith(".csv")]
+        for path, frame in zip(csvs, frames, strict=bool(csvs)):
+            write_text(path, csv(frame))
+    if note:
+        committed = [path for path in outputs if not path.endswith(".html")]
+        write_note(note, params.name, fingerprint(params.name, selection, params.files), committed)

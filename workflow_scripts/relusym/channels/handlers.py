@@ -1,0 +1,601 @@
+"""What PyTorch's layers and functions do to channels, one small handler each; those of `both` do the same to pixels."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from relusym.channels.flow import ENTRYWISE, Call
+from relusym.channels.labels import FIXED, Labels, Weights
+from relusym.channels.tracing import PROJECTIONS, function_name, handler
+
+both = partial(handler, on="both")
+
+
+def layers(names: str, *sizes: str) -> tuple[type[nn.Module], ...]:
+    """PyTorch's layers of these names, of each of these numbers of dimensions."""
+    return tuple(getattr(nn, name + size) for name in names.split() for size in sizes or ("",))
+
+
+SIZES = "1d", "2d", "3d"
+ACTIVATIONS = layers(
+    "ReLU ReLU6 LeakyReLU RReLU ELU SELU CELU GELU SiLU Mish Hardswish Hardtanh Softplus PReLU"
+)
+ADDITIONS = {"add", "iadd", "add_"}
+BATCH_NORMS = (*layers("BatchNorm", *SIZES), nn.SyncBatchNorm)
+INSTANCE_NORMS = layers("InstanceNorm", *SIZES)
+CONVS = layers("Conv", *SIZES)
+TRANSPOSED = layers("ConvTranspose", *SIZES)
+FUNCTIONS = {
+    "activating": """
+        relu relu_ relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh softplus clamp_min prelu""",
+    "entrywise": """
+        add iadd add_ sub isub sub_ subtract rsub mul imul mul_ multiply div div_ truediv itruediv true_divide floordiv
+        pow pow_ ipow maximum minimum addcmul addcdiv where lerp atan2 clamp clamp_ clip clamp_max exp exp_ expm1 log
+        log1p log2 sqrt sqrt_ rsqrt square abs neg sign erf sin cos reciprocal round floor ceil nan_to_num hardshrink
+        softshrink sigmoid sigmoid_ hardsigmoid tanh tanh_ softsign logsigmoid hardtanh_ silu_ hardswish_ elu_ mish_
+        leaky_relu_ masked_fill masked_fill_ gt lt ge le eq ne logical_and logical_or logical_not invert""",
+    "same": """
+        dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout stochastic_depth contiguous clone detach to
+        type float double half bfloat16 requires_grad_""",
+    "moves": """
+        view reshape flatten unflatten permute transpose swapaxes movedim moveaxis t unsqueeze squeeze expand expand_as
+        view_as reshape_as broadcast_to getattr getitem chunk split split_with_sizes tensor_split unbind narrow select
+        index_select flip rot90 repeat repeat_interleave tile stack hstack vstack pixel_shuffle pixel_unshuffle
+        channel_shuffle diagonal""",
+    "pools": "max_pool avg_pool adaptive_avg_pool adaptive_max_pool",
+}
+NAMES = {kind: names.split() for kind, names in FUNCTIONS.items()}
+ACTIVATING = set(NAMES["activating"])
+
+# ---- convolutions and linear layers
+
+
+def convolved(call: Call, x: Any, weight: Any, bias: Any, groups: int, transposed: bool, dim: int) -> Labels:
+    """A convolution's channels, or, along the last dimension, a linear layer's; each of its groups is one channel."""
+    if isinstance(weight, Labels | Tensor):
+        return _filtered(call, x, weight, bias, groups, dim)
+    shape = call.layer.weight.shape if isinstance(weight, str) else weight.shape
+    reads, writes = (0, 1) if transposed else (1, 0)
+    if not isinstance(x, Labels):  # a table that an inner net reads
+        if isinstance(x, Weights):
+            call.fix(x)
+        x = Labels.alike(FIXED, x.shape)
+    pointwise = groups == 1 and all(size == 1 for size in shape[2:])
+    if x.varies and dim % len(x.shape) not in x.varies and pointwise:
+        return _along_positions(call, x, weight, bias)
+    read = call.along(x, dim)
+    if groups == 1:
+        call.index(weight, reads, read)
+        written = call.write(weight, writes, shape[writes])
+    else:
+        rows = read.clamp(min=FIXED).reshape(groups, -1)
+        each = call.relations.join_along(rows, [1], call.node.name)
+        written = each.expand(-1, call.shape[dim] // groups).flatten()
+        call.index(weight, 0, each.expand(-1, len(read) // groups).flatten() if transposed else written)
+        call.writes(written)
+    call.index(bias, 0, written)
+    return Labels.along(written, dim % len(call.shape), call.shape)
+
+
+def _along_positions(call: Call, x: Labels, weight: Any, bias: Any) -> Labels:
+    """A layer along a dimension in which positions lie, and not channels: it does the same to all channels."""
+    for parameter in (weight, bias):
+        if parameter is not None:
+            name = f"{call.node.target}.{parameter}" if isinstance(parameter, str) else parameter.name
+            call.fix(Weights(torch.Size(), {name: torch.zeros(1)}))
+    return Labels(call.shape, no_constants(x.ids))
+
+
+def _filtered(call: Call, x: Any, weight: Any, bias: Any, groups: int, dim: int) -> Labels:
+    """A convolution with a kernel that is no parameter, as a fixed blur: each channel's the same, or channels stay."""
+    same = isinstance(weight, Tensor) and bool((weight == weight[:1]).all())
+    if not (same and isinstance(x, Labels) and groups == len(weight) == x.shape[dim]) or bias is not None:
+        raise call.refusal("its kernel isn't a parameter")
+    return Labels.along(call.along(x, dim), dim % len(call.shape), call.shape)
+
+
+@handler(*CONVS, *TRANSPOSED)
+def conv(call: Call, x: Any) -> Labels:
+    layer = call.layer
+    bias = None if layer.bias is None else "bias"
+    return convolved(call, x, "weight", bias, layer.groups, layer.transposed, 1 - layer.weight.ndim)
+
+
+@handler("conv1d", "conv2d", "conv3d")
+def conv_function(
+    call: Call, input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
+    dilation: Any = 1, groups: int = 1,
+) -> Labels:  # fmt: skip
+    return convolved(call, input, weight, bias, groups, False, 1 - len(weight.shape))
+
+
+@handler(nn.Linear)
+def linear(call: Call, x: Any) -> Labels:
+    return convolved(call, x, "weight", None if call.layer.bias is None else "bias", 1, False, -1)
+
+
+@handler("linear")
+def linear_function(call: Call, input: Any, weight: Any, bias: Any = None) -> Labels:
+    return convolved(call, input, weight, bias, 1, False, -1)
+
+
+# ---- norms
+
+
+def no_constants(ids: Tensor) -> Tensor:
+    """A constant is no longer alike in all channels once each has weights of its own."""
+    return ids.clamp(min=FIXED)
+
+
+@handler(*BATCH_NORMS, *INSTANCE_NORMS)
+def batch_norm(call: Call, x: Labels) -> Labels:
+    labels = call.along(x, 1)
+    indexed = [key for key, tensor in call.layer.state_dict().items() if tensor.ndim]
+    for key in indexed:
+        call.index(key, 0, labels)
+    return Labels.along(no_constants(labels) if indexed else labels, 1, call.shape)
+
+
+@handler("batch_norm")
+def batch_norm_function(
+    call: Call, input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, *rest: Any,
+    **options: Any,
+) -> Any:  # fmt: skip
+    if isinstance(input, Weights):  # they are standardised
+        if any(isinstance(parameter, Labels | Tensor) for parameter in (weight, bias)):
+            raise call.refusal("parameters are normalised in a way that isn't known")
+        scale = [Weights(torch.Size([1, parameter.shape[0], 1]),
+                         {name: ids.reshape(1, -1, 1) for name, ids in parameter.sources.items()})
+                 for parameter in (weight, bias) if parameter is not None]  # fmt: skip
+        return call.combine(input, *scale)
+    labels = call.along(input, 1)
+    for weights in (running_mean, running_var, weight, bias):
+        call.index(weights, 0, labels)
+    return Labels.along(no_constants(labels), 1, call.shape)
+
+
+@handler(nn.PReLU)
+def prelu(call: Call, x: Labels) -> Labels:
+    labels = call.along(x, 1)
+    if call.layer.weight.numel() > 1:
+        call.index("weight", 0, labels)
+        labels = no_constants(labels)
+    return Labels.along(labels, 1, call.shape)
+
+
+@both("layer_norm", "rms_norm")
+def layer_norm_function(
+    call: Call, input: Labels, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 0
+) -> Labels:
+    """Over the last dimensions, whose weights meet them entry by entry."""
+    call.mix(input, list(range(input.ids.ndim - len(normalized_shape), input.ids.ndim)))
+    if weight is None and bias is None:
+        return Labels(call.shape, input.ids)
+    ids = no_constants(input.ids)
+    for weights in (weight, bias):
+        if isinstance(weights, str):
+            numbers = torch.arange(math.prod(normalized_shape)).reshape(normalized_shape)
+            weights = Weights(numbers.shape, {f"{call.node.target}.{weights}": numbers})
+        if weights is not None:
+            call.meet(weights, ids)
+    return Labels(call.shape, ids)
+
+
+@both(nn.LayerNorm, nn.RMSNorm)
+def layer_norm(call: Call, x: Labels) -> Labels:
+    names = [key if getattr(call.layer, key, None) is not None else None for key in ("weight", "bias")]
+    return layer_norm_function(call, x, call.layer.normalized_shape, *names)
+
+
+@handler("group_norm")
+def group_norm_function(
+    call: Call, input: Labels, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 0
+) -> Labels:
+    """Its groups are permuted whole, and the channels within each."""
+    labels = call.along(input, 1)
+    if num_groups > 1:
+        call.relations.nest(labels.reshape(num_groups, -1), [1], call.node.name)
+    else:
+        call.relations.mark(labels, call.node.name)
+    for weights in (weight, bias):
+        call.index(weights, 0, labels)
+    return Labels.along(no_constants(labels), 1, call.shape)
+
+
+@handler(nn.GroupNorm)
+def group_norm(call: Call, x: Labels) -> Labels:
+    names = ("weight", "bias") if call.layer.affine else ()
+    return group_norm_function(call, x, call.layer.num_groups, *names)
+
+
+# ---- sums, means and the like
+
+
+@both("mean", "sum", "amax", "amin", "prod", "var", "std", "norm", "vector_norm", "logsumexp")
+def reduction(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
+    rest = rest[1:] if "norm" in function_name(call.node) else rest  # whose first option is its order
+    dims = options.get("dim", rest[0] if rest else None)
+    every = list(range(len(x.shape)))
+    dims = every if dims is None else [dims] if isinstance(dims, int) else list(dims)
+    dims = [dim % len(x.shape) for dim in dims] or every
+    kept = every if call.result.ndim == len(x.shape) else [dim for dim in every if dim not in dims]
+    if isinstance(x, Weights):
+        sources = {name: ids.expand(x.shape) for name, ids in x.sources.items()}
+        for dim in dims:
+            sources = {name: ids.narrow(dim, 0, 1) for name, ids in sources.items()}
+        sources = {name: ids.reshape([ids.shape[dim] for dim in kept]) for name, ids in sources.items()}
+        return Weights(call.shape, sources, pooled=True)
+    ids = call.mix(x, dims)
+    return Labels(call.shape, ids.reshape([ids.shape[dim] for dim in kept]))
+
+
+@both("softmax", "log_softmax", "normalize")
+def along_a_dimension(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
+    rest = rest[1:] if function_name(call.node) == "normalize" else rest  # whose first option is its order
+    return _mixed(call, x, options.get("dim", rest[0] if rest else 1))
+
+
+@both(nn.Softmax, nn.LogSoftmax)
+def softmax(call: Call, x: Labels) -> Labels:
+    return _mixed(call, x, call.layer.dim)
+
+
+def _mixed(call: Call, x: Labels, dim: int) -> Labels:
+    call.mix(x, [dim % len(x.shape)])
+    return Labels(call.shape, x.ids)
+
+
+@both(nn.GLU)
+def glu(call: Call, x: Labels) -> Labels:
+    return call.combine(*(Labels.of(half) for half in x.entries.chunk(2, call.layer.dim)))
+
+
+# ---- products of matrices, and attention
+
+
+def contracted(call: Call, operands: list[Any], letters: list[str], output: str, step: str = "") -> Labels:
+    """A sum of products, in the notation of `torch.einsum`, without repeated letters in one operand.
+
+    What a parameter has along dimensions of its own stays at its place.
+    """
+    order = output + "".join(dict.fromkeys(letter for letter in "".join(letters) if letter not in output))
+    sizes: dict[str, int] = {}
+    for operand, names in zip(operands, letters, strict=True):
+        for letter, size in zip(names, operand.shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))  # batches are broadcast
+
+    def arranged(entries: Tensor, names: str) -> Tensor:
+        where = [names.index(letter) for letter in order if letter in names]
+        return entries.permute(where)[tuple(slice(None) if letter in names else None for letter in order)]
+
+    pairs = list(zip(operands, letters, strict=True))
+    aligned = [(arranged(x.ids, names), x, names) for x, names in pairs if isinstance(x, Labels)]
+    varies = {letter for ids, *_ in aligned for letter, n in zip(order, ids.shape, strict=True) if n > 1}
+    ids, known = None, ()
+    for entries, x, names in aligned:
+        if entries.numel() == 1 and not varies & set(names):
+            continue
+        has = dict(zip(names, x.shape, strict=True))
+        present = tuple(has.get(letter, 1) for letter in order)
+        ids = entries if ids is None else call.relations.meet(ids, known, entries, present, call.node.name)
+        known = tuple(map(max, known, present)) or present
+    if ids is None:
+        ids = torch.full([1] * len(order), FIXED)
+    for weights, names in pairs:
+        if isinstance(weights, Weights):
+            moved = {name: arranged(entries.expand(weights.shape), names)
+                     for name, entries in weights.sources.items()}  # fmt: skip
+            call.meet(Weights(next(iter(moved.values())).shape, moved), ids)
+    shape = torch.Size([sizes[letter] for letter in order])
+    mixed = call.mix(Labels(shape, ids), list(range(len(output), len(order))), step)
+    return Labels(shape[: len(output)], mixed.reshape(mixed.shape[: len(output)]))
+
+
+@both("einsum")
+def einsum(call: Call, equation: str, *operands: Any) -> Labels:
+    operands = operands[0] if isinstance(operands[0], tuple | list) else operands
+    reads, arrow, output = equation.replace(" ", "").partition("->")
+    letters = reads.split(",")
+    if not arrow or "." in equation or any(len(set(names)) < len(names) for names in letters):
+        raise call.refusal(f"einsum {equation!r} isn't supported")
+    return contracted(call, _operands(operands), letters, output)
+
+
+@handler("matmul", "bmm", "imatmul")
+def matmul(call: Call, *operands: Any) -> Labels:
+    first, second = _operands(operands)
+    if isinstance(second, Weights) and len(second.shape) == 2:
+        return convolved(call, first, second, None, 1, True, -1)
+    if min(len(first.shape), len(second.shape)) < 2:
+        raise call.refusal("products with vectors aren't supported")
+    return _product(call, first, second)
+
+
+def _product(call: Call, first: Labels, second: Labels, step: str = "") -> Labels:
+    count = max(len(first.shape), len(second.shape)) - 2
+    batch = "abcdefgh"[:count]
+    letters = [batch[count - len(x.shape) + 2 :] + end for x, end in ((first, "ij"), (second, "jk"))]
+    return contracted(call, [first, second], letters, batch + "ik", step)
+
+
+def _operands(operands: Any) -> list[Labels | Weights]:
+    return [Labels.alike(FIXED, x.shape) if isinstance(x, Tensor) else x for x in operands]
+
+
+@handler("scaled_dot_product_attention")
+def attention(
+    call: Call, query: Labels, key: Labels, value: Labels, attn_mask: Any = None, *rest: Any, **options: Any
+) -> Labels:
+    turned = Labels(torch.Size([*key.shape[:-2], key.shape[-1], key.shape[-2]]), key.ids.transpose(-1, -2))
+    scores = _product(call, query, turned, "scores")
+    if attn_mask is not None:
+        scores = call.combine(scores, attn_mask, shape=scores.shape)
+    return _product(call, scores, value, "values")
+
+
+def heads_of(call: Call, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The labels of heads, (count, 1), and of the channels that they write, from those of queries, keys and values.
+
+    Heads are permuted whole; within each, queries with keys, and values.
+    """
+    query, key, value = rows.chunk(3)
+    matched = call.relations.join(query, key, call.node.name)
+    heads = call.relations.nest(matched.reshape(count, -1), [1], call.node.name)
+    call.relations.nest(value.reshape(count, -1), [1], call.node.name, heads)
+    return heads, value
+
+
+@handler(nn.MultiheadAttention)
+def multihead_attention(call: Call, query: Labels, key: Labels, value: Labels, **options: Any) -> tuple:
+    layer = call.layer
+    if not layer._qkv_same_embed_dim or layer.bias_k is not None or options.get("attn_mask") is not None:
+        raise call.refusal("attention of this kind isn't supported")
+    read = call.along(query, -1)
+    for x in (key, value):
+        read = call.relations.join(read, call.along(x, -1), call.node.name)
+    call.index("in_proj_weight", 1, read)
+    rows = call.write("in_proj_weight", 0, 3 * layer.embed_dim)
+    call.index(None if layer.in_proj_bias is None else "in_proj_bias", 0, rows)
+    heads, values = heads_of(call, rows, layer.num_heads)
+    call.index("out_proj.weight", 1, values)
+    written = call.write("out_proj.weight", 0, layer.embed_dim)
+    call.index(None if layer.out_proj.bias is None else "out_proj.bias", 0, written)
+    shape, weights = call.result[0].shape, call.result[1]
+    if weights is not None:
+        each = weights.ndim == len(shape) + 1  # of each head, and not their mean
+        labels = Labels.alike(FIXED, weights.shape)
+        weights = Labels.along(heads.flatten(), -3, weights.shape) if each else labels
+    return Labels.along(written, len(shape) - 1, shape), weights
+
+
+@handler("shifted_window_attention", "shifted_window_attention_v2")
+def window_attention(
+    call: Call, input: Labels, qkv_weight: Any, proj_weight: Any, relative_position_bias: Any, window_size: Any,
+    num_heads: int, *rest: Any, qkv_bias: Any = None, proj_bias: Any = None, logit_scale: Any = None, **options: Any,
+) -> Labels:  # fmt: skip
+    """Swin Transformer's, as torchvision calls it."""
+    call.index(qkv_weight, 1, call.along(input, -1))
+    rows = call.write(qkv_weight, 0, qkv_weight.shape[0])
+    call.index(qkv_bias, 0, rows)
+    heads, values = heads_of(call, rows, num_heads)
+    for x, ids in ((relative_position_bias, heads[None, :, :, None]), (logit_scale, heads[..., None])):
+        if isinstance(x, Labels):  # a net computes them
+            call.relations.join(x.ids, ids, call.node.name)
+        elif isinstance(x, Weights):
+            call.meet(x, ids)
+    call.index(proj_weight, 1, values)
+    written = call.write(proj_weight, 0, proj_weight.shape[0])
+    call.index(proj_bias, 0, written)
+    return Labels.along(written, len(call.shape) - 1, call.shape)
+
+
+def _projected(net: nn.Module, node: fx.Node) -> tuple[fx.Node, Any, Any] | None:
+    layer, (x, *others) = net.get_submodule(node.target), [*node.args, *node.kwargs.values()][:3]
+    if not layer._qkv_same_embed_dim or any(other is not x for other in others):  # no self-attention
+        return None
+    bias = None if layer.in_proj_bias is None else f"{node.target}.in_proj_bias"
+    return x, f"{node.target}.in_proj_weight", bias
+
+
+PROJECTIONS[nn.MultiheadAttention] = _projected
+PROJECTIONS["shifted_window_attention"] = lambda net, node: (*node.args[:2], node.kwargs.get("qkv_bias"))
+
+
+@handler("_patch_merging_pad")
+def patch_merging(call: Call, x: Labels) -> Labels:
+    """Swin Transformer's: the channels of four neighbouring patches, one after another."""
+    return Labels.along(call.along(x, -1).repeat(4), len(call.shape) - 1, call.shape)
+
+
+# ---- entry by entry
+
+
+@both(
+    *(activation for activation in ACTIVATIONS if activation is not nn.PReLU),
+    *layers(
+        "Sigmoid Hardsigmoid Tanh Softsign LogSigmoid Tanhshrink Hardshrink Softshrink Threshold Identity"
+    ),
+    *layers("Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout"),
+)
+@both(*NAMES["same"])
+def kept(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
+    return x
+
+
+@both("type_as")
+def typed(call: Call, x: Any, other: Any) -> Any:
+    return x
+
+
+@both(*(ACTIVATING - {"prelu"}), *NAMES["entrywise"])
+def entrywise(call: Call, *operands: Any, **named: Any) -> Any:
+    """A function of entries at the same place of tensors that are broadcast."""
+    tensors = [x for x in (*operands, *named.values()) if isinstance(x, Labels | Weights | Tensor)]
+    if len(tensors) == 1 and tensors[0].shape == call.shape:
+        return tensors[0]
+    return call.combine(*tensors)
+
+
+# ---- moved without being changed
+
+
+@handler("_get_relative_position_bias", "roll")
+@both(*NAMES["moves"], nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
+def moves(call: Call, *operands: Any, **options: Any) -> Any:
+    """The same operation on the labels themselves."""
+    x, *rest = operands
+    if isinstance(x, tuple | list) and call.node.target is not torch.stack:
+        return x[rest[0]]  # of a tuple of tensors
+    if isinstance(x, Tensor):
+        raise call.refusal("what moves a constant depends on the image")
+    if weights := [leaf for leaf in tree_leaves((operands, options)) if isinstance(leaf, Weights)]:
+        if len(weights) > 1 or weights[0] is not x:
+            raise call.refusal(f"{weights[0].name} is used in a way that isn't known")
+        return _moved_weights(call, x, *rest, **options)
+    if call.node.target is torch.stack:
+        operands = call.relations.distinct([constant(call, piece).entries for piece in x]), *rest
+    operands, options = tree_map(lambda x: x.entries if isinstance(x, Labels) else x, (operands, options))
+    moved = _moved(call, *operands, **options)
+    return Labels.of(moved) if isinstance(moved, Tensor) else tuple(map(Labels.of, moved))
+
+
+def _moved_weights(call: Call, weights: Weights, *rest: Any, **options: Any) -> Weights | tuple[Weights, ...]:
+    moved = {name: _moved(call, ids.expand(weights.shape), *rest, **options)
+             for name, ids in weights.sources.items()}  # fmt: skip
+    beside = [_moved(call, x.expand(weights.shape), *rest, **options) for x in weights.beside]
+    if isinstance(call.result, Tensor):
+        sources = {name: Labels.of(ids).ids for name, ids in moved.items()}
+        return Weights(call.shape, sources, weights.pooled, tuple(Labels.of(x).ids for x in beside))
+    parts = zip(*moved.values(), strict=True)
+    constants = zip(*beside, strict=True) if beside else [()] * len(call.result)
+    return tuple(Weights(part[0].shape, dict(zip(moved, part, strict=True)), beside=constant)
+                 for part, constant in zip(parts, constants, strict=True))  # fmt: skip
+
+
+def _moved(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
+    if call.layer is not None:
+        return call.layer(x)
+    if call.node.op == "call_method":
+        target = {"view": "reshape", "view_as": "reshape_as"}.get(call.node.target, call.node.target)
+        return getattr(x, target)(*rest, **options)
+    return call.node.target(x, *rest, **options)
+
+
+ENTRYWISE.update((kept, entrywise, moves, attention))
+
+
+@handler("set_item")
+def assigned(call: Call, x: Labels, index: Any, value: Any) -> Labels:
+    """What takes the place of some entries is joined with what was there."""
+    part = Labels.of(x.entries[index])
+    call.combine(part, value, shape=part.shape)
+    return x
+
+
+@both("cat", "concat", "concatenate")
+def cat(call: Call, tensors: Any, dim: int = 0, **options: Any) -> Any:
+    dim = options.get("axis", dim) % call.result.ndim
+    labelled = [x for x in tensors if isinstance(x, Labels)]
+    if not labelled:
+        return _weights_beside(call, tensors, dim)
+    ids = None
+    if any(x.varies for x in labelled) and not any(
+        dim in x.varies for x in labelled
+    ):  # tokens, and not channels
+        ids = call.relations.beside([x.ids for x in labelled], call.node.name)
+    if ids is None:
+        pieces = call.relations.distinct([constant(call, x).entries for x in tensors])
+        return Labels.of(torch.cat(pieces, dim))
+    for x in tensors:
+        if isinstance(x, Weights):
+            call.meet(x, ids)
+        elif isinstance(x, Tensor):
+            call.relations.join(ids, constant(call, x).ids, call.node.name)
+    return Labels(call.shape, ids)
+
+
+def _weights_beside(call: Call, tensors: Any, dim: int) -> Weights:
+    """Parameters and constants beside each other: where one is, the others have no entries."""
+    parameters = [(i, x) for i, x in enumerate(tensors) if isinstance(x, Weights)]
+    if any(x.pooled for _, x in parameters):
+        raise call.refusal("what is computed of parameters is joined")
+    sources = {name: [torch.full(x.shape, -1) for x in tensors] for _, x in parameters for name in x.sources}
+    for i, x in parameters:
+        for name, entries in x.sources.items():
+            sources[name][i] = entries.expand(x.shape)
+    return Weights(call.shape, {name: torch.cat(parts, dim) for name, parts in sources.items()})
+
+
+def constant(call: Call, x: Any) -> Labels:
+    """The labels of what a tensor lies beside; weights and constants that aren't alike everywhere stay."""
+    if isinstance(x, Labels):
+        return x
+    return call.constant(x) if isinstance(x, Tensor) else Labels.alike(FIXED, x.shape)
+
+
+@handler("pad")
+def pad(call: Call, x: Labels, pad: Any, mode: str = "constant", value: float | None = None) -> Labels:
+    """Constants beside channels are entries of their own; beside pixels they belong to the channel."""
+    pads = {x.ids.ndim - 1 - i // 2: tuple(pad[i : i + 2]) for i in range(0, len(pad), 2)}
+    ids = x.ids
+    for dim in x.varies:
+        before, after = pads.get(dim, (0, 0))
+        if (before or after) and mode != "constant":
+            raise call.refusal(f"channels are padded by {mode}")
+        if before < 0 or after < 0:
+            ids = ids.narrow(dim, max(0, -before), ids.shape[dim] - max(0, -before) - max(0, -after))
+        label = call.relations.constant(float(value or 0))
+        sizes = [(*ids.shape[:dim], max(0, count), *ids.shape[dim + 1 :]) for count in (before, after)]
+        ids = torch.cat([ids.new_full(sizes[0], label), ids, ids.new_full(sizes[1], label)], dim)
+    return Labels(call.shape, ids)
+
+
+# ---- position by position
+
+
+@handler(
+    *layers(
+        "MaxPool AvgPool AdaptiveAvgPool AdaptiveMaxPool ZeroPad ConstantPad ReflectionPad ReplicationPad",
+        *SIZES,
+    ),
+    *layers("LPPool1d LPPool2d Upsample UpsamplingNearest2d UpsamplingBilinear2d"),
+    *(name + size for name in NAMES["pools"] for size in SIZES),
+    *("lp_pool2d", "interpolate", "upsample", "boolean_dispatch"),
+)
+def spatial(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
+    if not isinstance(call.result, Tensor):
+        raise call.refusal("pooling that returns indices isn't supported")
+    return Labels.along(call.along(x, 1), 1, call.shape)
+
+
+@both("embedding")
+def looked_up(call: Call, input: Any, weight: Any, *rest: Any, **options: Any) -> Weights:
+    """Rows of a table, as position embeddings."""
+    if not (isinstance(input, Tensor) and isinstance(weight, Weights)):
+        raise call.refusal("a table that is read by what an image has isn't supported")
+    sources = {name: ids.expand(weight.shape)[input] for name, ids in weight.sources.items()}
+    return Weights(call.shape, sources)
+
+
+@handler("unfold", "im2col", nn.Unfold)
+def unfolded(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
+    """Patches as columns: of every channel all pixels of a patch, channel after channel; or windows of a dimension."""
+    if call.node.op == "call_method":
+        return moves(call, x, *rest, **options)
+    labels = call.along(x, -3)
+    dim = len(call.shape) - 2
+    return Labels.along(labels.repeat_interleave(call.shape[dim] // len(labels)), dim, call.shape)
+
+
+@handler("fold", "col2im", nn.Fold)
+def folded(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
+    """Patches added up to a map again."""
+    dim = len(call.shape) - 3
+    rows = call.along(x, -2).reshape(call.shape[dim], -1)
+    return Labels.along(call.relations.join_along(rows, [1], call.node.name).flatten(), dim, call.shape)

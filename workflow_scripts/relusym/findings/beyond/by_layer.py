@@ -1,0 +1,63 @@
+"""Which layers carry the barrier: equivariance errors by layer, and barriers if only the first layers are merged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from relusym.findings import Figure, Inputs, Record, Selection, Table
+from relusym.findings.agreement import check_agreement
+from relusym.findings.frames import summary_along
+from relusym.findings.layout import Layout
+from relusym.findings.lazy import Drawing, pd
+from relusym.findings.print_style import LINES, layer_ticks, legend_above, panels_of, plain_axes
+from relusym.findings.selection import beyond
+
+MEASURED = {
+    "equivariance_error": "Equivariance error of the layer",
+    "barrier_up_to": "Barrier if merged up to the layer",
+}
+LAYOUT = Layout("By layer: where the barrier comes from", {"layer": "Layer", **MEASURED})
+TABLE = Table(__name__, LAYOUT, **beyond("by_layer", order=5))
+FIGURE = Figure(__name__, name="by_layer_figure", csvs=(".csv",), **beyond("by_layer", order=5))
+
+
+def by_net(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a net, measure (of `MEASURED`) and layer (numbered from 1, and its name): its value."""
+    rows = [
+        (record["model"], record["seed"], measure, number, name, value)
+        for record in records
+        if record["status"] == "ok"
+        for measure in MEASURED
+        for number, (name, value) in enumerate(record[measure].items(), start=1)
+    ]
+    frame = pd.DataFrame(rows, columns=["model", "seed", "measure", "layer", "name", "value"])
+    return frame.astype({"value": float})
+
+
+def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
+    """One row a type and layer (the last has no error), mean and standard deviation over nets, n, left_out."""
+    check_agreement(inputs)
+    records = inputs["by_layer"]
+    nets = by_net(records).pivot(index=["model", "seed", "layer"], columns="measure", values="value")
+    nets = nets.reindex(columns=[*MEASURED]).reset_index()
+    return summary_along(nets, records, "layer", selection["models"], [*MEASURED])
+
+
+def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
+    """A panel a measure, a line a type (mean over nets, bars of one standard deviation); and the numbers."""
+    check_agreement(inputs)
+    nets = by_net(inputs["by_layer"])
+    drawing, (panels,) = panels_of(2.7, 1, 2)
+    for panel, (measure, label) in zip(panels, MEASURED.items(), strict=True):
+        shown = nets[nets["measure"] == measure]
+        for model, (colour, marker) in zip(selection["models"], LINES, strict=False):
+            means = shown[shown["model"] == model].groupby("layer")["value"].agg(["mean", "std"])
+            style = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 1, "elinewidth": 0.6}
+            name = selection["names"].get(model, model)
+            panel.errorbar(means.index, means["mean"], means["std"].fillna(0), label=name, **style)
+        panel.set_xticks(layer_ticks(int(shown["layer"].max()) if len(shown) else 0))
+        panel.set_xlabel("Layer", fontsize=8)
+        panel.set_title(label, fontsize=8)
+    plain_axes(*panels)
+    legend_above(drawing, panels[0], 4)
+    return drawing, nets

@@ -1,0 +1,117 @@
+"""The whole line between a net and its aligned flipped self, and between two nets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from relusym.findings import Figure, Inputs, Record, Selection, Table
+from relusym.findings.agreement import check_agreement
+from relusym.findings.frames import once, summary
+from relusym.findings.layout import Layout
+from relusym.findings.lazy import Drawing, np, pd
+from relusym.findings.print_style import COLUMN_WIDTH, empty_drawing, legend_above, panels_of, plain_axes
+from relusym.findings.selection import beyond, types_merged
+from relusym.records.fields import nets_of
+
+WAYS = {"plain": ("no REPAIR", "#D55E00"), "repaired": ("REPAIR", "#0072B2")}
+QUANTITIES = {
+    "halfway": "Barrier halfway",
+    "largest": "Largest barrier",
+    "excess": "By how much above halfway",
+    "place": "Where",
+    "loss_halfway": "Loss barrier halfway",
+    "loss_largest": "Largest loss barrier",
+}
+LAYOUT = Layout("Where on the line the barrier is largest", {"way": "Merged", **QUANTITIES})
+TABLE = Table(__name__, LAYOUT, **beyond("curves", order=3))
+FIGURE = Figure(__name__, name="curves_figure", csvs=(".csv",), **beyond("curves", order=3))
+KEY = ["model_1", "model_2", "way"]
+
+
+def above_the_line(values: Sequence[float]) -> np.ndarray:
+    """By how much each value is above the straight line from the first to the last, (points,)."""
+    values = np.asarray(values, float)
+    return values - np.linspace(values[0], values[-1], len(values))
+
+
+def _curve(record: Record) -> dict[str, object]:
+    """model_1, model_2 (empty: its flipped self), seed, seed_2."""
+    (model, seed), *others = nets_of(record)
+    other, seed_2 = others[0] if others else ("", None)
+    return {"model_1": model, "model_2": other, "seed": seed, "seed_2": seed_2}
+
+
+def by_curve(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a curve and way of merging.
+
+    Columns: model_1, model_2 (empty: its flipped self), way, seed, seed_2, ok, `QUANTITIES`.
+
+    The barrier at a point is what the accuracy lacks of the straight line between the endpoints' as a share of their
+    mean, which is equation (4) in the middle; of losses, what is above the line.
+    """
+    rows = []
+    for record in once(records):
+        for way in WAYS:
+            row = _curve(record) | {"way": way, "ok": record["status"] == "ok"}
+            if row["ok"]:
+                accuracy, loss = (np.array(record["curve"][way][metric]) for metric in ("accuracy", "loss"))
+                barrier = -above_the_line(accuracy) / max((accuracy[0] + accuracy[-1]) / 2, 1e-12)
+                middle, loss_barrier = (len(barrier) - 1) // 2, above_the_line(loss)
+                row |= {
+                    "halfway": barrier[middle],
+                    "largest": barrier.max(),
+                    "excess": barrier.max() - barrier[middle],
+                    "place": barrier.argmax() / (len(barrier) - 1) if barrier.max() > 1e-9 else np.nan,
+                    "loss_halfway": loss_barrier[middle],
+                    "loss_largest": loss_barrier.max(),
+                }
+            rows.append(row)
+    return pd.DataFrame(rows, columns=[*KEY, "seed", "seed_2", "ok", *QUANTITIES])
+
+
+def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
+    """One row a type or pair of types and way of merging, mean and standard deviation over curves, n, left_out."""
+    check_agreement(inputs)
+    rows = [(*pair, way) for pair in types_merged(selection) for way in WAYS]
+    means = summary(by_curve(inputs["curves"]), KEY, rows, list(QUANTITIES))
+    return means.assign(way=means["way"].map({way: label for way, (label, _) in WAYS.items()}))
+
+
+def points(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a curve, way of merging and point: model_1, model_2, seed, way, share of the way, accuracy, loss."""
+    columns = [*KEY, "seed", "share", "accuracy", "loss"]
+    curves = [
+        pd.DataFrame(record["curve"][way]).assign(
+            **_curve(record), way=way, share=np.linspace(0, 1, len(record["curve"][way]["accuracy"]))
+        )
+        for record in once(records)
+        if record["status"] == "ok"
+        for way in WAYS
+    ]
+    return pd.concat(curves)[columns] if curves else pd.DataFrame(columns=columns)
+
+
+def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
+    """Accuracy above loss, a column a type or pair: thin lines are single curves, thick ones means; and the numbers."""
+    check_agreement(inputs)
+    curves, columns, names = points(inputs["curves"]), types_merged(selection), selection["names"]
+    if curves.empty:
+        return empty_drawing("no curves"), curves
+    width = max(COLUMN_WIDTH, 1.3 * len(columns))
+    drawing, panels = panels_of(2.9, 2, len(columns), width=width, sharex=True, sharey="row")
+    for (first, second), column in zip(columns, panels.T, strict=True):
+        shown = curves[(curves["model_1"] == first) & (curves["model_2"] == second)]
+        for panel, metric in zip(column, ("accuracy", "loss"), strict=True):
+            for way, (label, colour) in WAYS.items():
+                lines = shown[shown["way"] == way].pivot_table(metric, "share", "seed")
+                panel.plot(lines.index, lines, color=colour, linewidth=0.5, alpha=0.5)
+                panel.plot(lines.index, lines.mean(axis=1), color=colour, linewidth=1.5, label=label)
+            panel.axvline(0.5, color="0.85", linewidth=0.8, zorder=0)
+        other = names.get(second, second) if second else "its flipped self"
+        column[0].set_title(f"{names.get(first, first)},\n{other}", fontsize=7)
+    for panel, label in zip(panels[:, 0], ("Accuracy", "Loss"), strict=True):
+        panel.set_ylabel(label, fontsize=8)
+    drawing.supxlabel("Share of the way from one net to the other", fontsize=8)
+    plain_axes(*panels.flat)
+    legend_above(drawing, panels[0, 0], 2)
+    return drawing, curves

@@ -1,0 +1,99 @@
+"""Other symmetries: merging a net with its transformed selves, by data set, symmetry and training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from textwrap import fill
+
+from relusym.findings import Figure, Inputs, Record, Selection, Table
+from relusym.findings.agreement import check_agreement
+from relusym.findings.frames import in_order, summary
+from relusym.findings.layout import Layout
+from relusym.findings.lazy import Drawing, pd
+from relusym.findings.print_style import LINES, empty_drawing, label_rows, panels_of, plain_axes
+from relusym.findings.selection import beyond
+from relusym.records.fields import images_of
+
+QUANTITIES = {
+    "accuracy": "Accuracy",
+    "invariance_error": "Invariance error",
+    "pairwise": "Barrier, pairwise",
+    "whole": "Barrier, whole orbit",
+    "whole_no_repair": "Whole orbit, no REPAIR",
+    "accuracy_orbit": "Accuracy, mean over the orbit",
+    "accuracy_whole": "Accuracy, whole orbit merged",
+}
+LAYOUT = Layout(
+    "Other symmetries: barriers of nets with their transformed selves",
+    {"symmetry": "Symmetry", "data": "Data", **QUANTITIES},
+)
+TABLE = Table(__name__, LAYOUT, **beyond("symmetries", order=2))
+FIGURE = Figure(__name__, name="symmetries_figure", csvs=(".csv",), **beyond("symmetries", order=2))
+KEY = ["model", "symmetry"]
+
+
+def by_net(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a net and symmetry: model, seed, symmetry, data, invariant (by construction), ok, `QUANTITIES`."""
+    rows = []
+    for record in records:
+        (trained,) = record["settings"]["trained"]
+        for symmetry in record["settings"]["symmetries"]:
+            row = {
+                **{key: record[key] for key in ("model", "seed")},
+                **{"symmetry": symmetry, "data": images_of(record), "ok": record["status"] == "ok"},
+                "invariant": _invariant_to(trained["data"]) == symmetry,
+            }
+            if row["ok"]:
+                measured = record["symmetries"][symmetry]
+                accuracy, barrier = measured["accuracy"], measured["barrier"]
+                row |= {"accuracy": accuracy["net"], "invariance_error": measured["invariance_error"]}
+                row |= {name: barrier[name] for name in ("pairwise", "whole", "whole_no_repair")}
+                row |= {f"accuracy_{merged}": accuracy[merged] for merged in ("orbit", "whole")}
+            rows.append(row)
+    return pd.DataFrame(rows, columns=[*KEY, "seed", "data", "invariant", "ok", *QUANTITIES])
+
+
+def _invariant_to(data: Record) -> str | None:
+    """The symmetry that images are invariant to by construction; of generated ones, the horizontal flip by default."""
+    return data.get("invariant_to", "horizontal_flip") if data["dataset"] == "generated" else None
+
+
+def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
+    """One row a type and symmetry: data, mean and standard deviation over nets, n, left_out."""
+    check_agreement(inputs)
+    nets = in_order(by_net(inputs["symmetries"]), selection["models"])
+    rows = nets.drop_duplicates(KEY)
+    means = summary(nets, KEY, list(rows[KEY].itertuples(index=False, name=None)), list(QUANTITIES))
+    means.insert(2, "data", rows["data"].to_list())
+    return means.assign(symmetry=means["symmetry"].str.replace("_", " "))
+
+
+def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
+    """Each net's barrier, a panel a data set and symmetry (tinted: the images are invariant to it); and the numbers."""
+    check_agreement(inputs)
+    nets = in_order(by_net(inputs["symmetries"]), selection["models"])
+    nets = nets[nets["ok"].astype(bool)].drop(columns="ok")
+    if nets.empty:
+        return empty_drawing("no nets"), nets
+    named = nets.assign(type=nets["model"].map(lambda model: selection["names"].get(model, model)))
+    sources, symmetries, types = (list(dict.fromkeys(named[key])) for key in ("data", "symmetry", "type"))
+    drawing, panels = panels_of(
+        0.9 + 0.85 * len(sources), len(sources), len(symmetries), sharex=True, sharey=True
+    )
+    for panel, (source, symmetry) in zip(panels.flat, product(sources, symmetries), strict=True):
+        shown = named[(named["data"] == source) & (named["symmetry"] == symmetry)]
+        if shown["invariant"].any():
+            panel.set_facecolor("#E3EEF8")
+        for row, (name, (colour, marker)) in enumerate(zip(types, LINES[::2], strict=False)):
+            x = shown.loc[shown["type"] == name, "whole"]
+            panel.scatter(x, [row] * len(x), s=14, color=colour, marker=marker, alpha=0.7, linewidth=0)
+        label_rows(panel, types)
+    plain_axes(*panels.flat)
+    for panel, symmetry in zip(panels[0], symmetries, strict=True):
+        panel.set_title(symmetry.replace("_", " "), fontsize=8)
+    for row, source in zip(panels, sources, strict=True):
+        label = fill(source, 24)
+        row[-1].annotate(label, (1.03, 0.5), xycoords="axes fraction", fontsize=7, va="center")
+    drawing.supxlabel("Barrier over the whole orbit", fontsize=8)
+    return drawing, nets

@@ -1,0 +1,102 @@
+"""Tables 2 and 4 at a glance: the barrier of each net with its flipped self beside that of pairs of its type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from relusym import paper_values
+from relusym.findings import Figure, Inputs, Selection, frames
+from relusym.findings.lazy import Drawing, np, pd
+from relusym.findings.print_style import label_rows, panels_of, plain_axes
+from relusym.findings.selection import has_vgg11s
+
+FLIP, PAIR = "with its flipped self", "with another net of its type"
+STYLES = {FLIP: ("#0072B2", "o", 0.17), PAIR: ("#D55E00", "s", -0.17)}  # colour, marker, offset from the row
+COLUMNS = ["model", "merged", "seed_1", "seed_2", "barrier"]
+
+FIGURE = Figure(
+    __name__,
+    reads=("train", "flip_merge", "pair_merge"),
+    csvs=(".csv",),
+    exists=has_vgg11s,
+    select=lambda settings: {"models": settings.table("table2")},
+)
+
+
+def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
+    """The figure, and its points."""
+    merges = points(inputs, selection["models"])
+    return figure(merges, papers(), selection["models"], selection["names"]), merges
+
+
+def points(inputs: Inputs, models: Sequence[str]) -> pd.DataFrame:
+    """One row a net or pair of nets of one type: model, merged (`FLIP` or `PAIR`), seed_1, seed_2, barrier."""
+    nets, pairs = frames.nets(inputs), frames.pairs(inputs)
+    nets = nets.rename(columns={"seed": "seed_1", "gcnn_barrier": "barrier"})
+    nets = nets.assign(merged=FLIP, seed_2=pd.NA)
+    pairs = pairs[pairs["model_1"] == pairs["model_2"]].rename(columns={"model_1": "model"})
+    pairs = pairs.assign(merged=PAIR)
+    merges = pd.concat(
+        [several.loc[several["ok"].astype(bool), COLUMNS].astype(object) for several in (nets, pairs)]
+    )
+    merges = merges[merges["model"].isin(models)]
+    merges = merges.assign(barrier=merges["barrier"].astype(float))
+    return frames.in_order(merges.sort_values(["merged", "seed_1"], kind="stable"), models)
+
+
+def papers() -> dict[tuple[str, str], float]:
+    """The paper's means by model and what it was merged with."""
+    flips, pairs = paper_values.table(2), paper_values.table(4)
+    pairs = pairs[pairs["model_1"] == pairs["model_2"]]
+    means = {
+        FLIP: zip(flips["model"], flips["gcnn_barrier_mean"], strict=True),
+        PAIR: zip(pairs["model_1"], pairs["barrier_mean"], strict=True),
+    }
+    return {(model, merged): mean for merged, several in means.items() for model, mean in several}
+
+
+def figure(
+    merges: pd.DataFrame,
+    paper: Mapping[tuple[str, str], float],
+    models: Sequence[str],
+    names: Mapping[str, str],
+) -> Drawing:
+    """A row a type: a point a net or pair, a line at their mean, a diamond at the paper's.
+
+    Args:
+        merges: from `points`.
+        paper: from `papers`.
+    """
+    drawing, ((axes,),) = panels_of(0.9 + 0.36 * max(len(models), 1))
+    for merged, (colour, marker, offset) in STYLES.items():
+        means = []
+        points = {"s": 13, "marker": marker, "facecolor": colour, "linewidth": 0}
+        for row, model in enumerate(models):
+            values = merges.loc[
+                (merges["model"] == model) & (merges["merged"] == merged), "barrier"
+            ].to_numpy()
+            y = row - offset  # rows run downwards
+            spread = np.resize([-0.06, 0.0, 0.06], len(values))  # so that near ones don't hide each other
+            axes.scatter(values, y + spread, alpha=0.45, zorder=2, **points)
+            if len(values):
+                means.append((values.mean(), y))
+            if (model, merged) in paper:
+                axes.scatter(
+                    paper[model, merged], y, s=22, marker="D", facecolor="white", edgecolor=colour, zorder=4
+                )
+        for mean, y in means:
+            axes.plot([mean, mean], [y - 0.15, y + 0.15], color=colour, linewidth=1.8, zorder=3)
+        axes.scatter([], [], alpha=0.6, label=merged, **points)
+    axes.plot([], [], color="0.3", linewidth=1.8, label="mean")
+    axes.scatter([], [], s=22, marker="D", facecolor="white", edgecolor="0.3", label="mean in the paper")
+    label_rows(axes, [names.get(model, model) for model in models])
+    axes.set_xlabel("Barrier: share of the accuracy that the halfway net lacks", fontsize=8)
+    plain_axes(axes)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x", color="0.92", linewidth=0.6, zorder=0)
+    axes.set_axisbelow(True)
+    drawing.legend(
+        loc="outside upper center", ncols=4, fontsize=7, frameon=False, handletextpad=0.4, columnspacing=1.2
+    )
+    return drawing

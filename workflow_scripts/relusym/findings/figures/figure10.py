@@ -1,0 +1,36 @@
+"""Figure 10: two classes of images in which each shape cooccurs with its horizontal flip."""
+
+from __future__ import annotations
+
+from relusym.findings import Figure, Inputs, Selection
+from relusym.findings.lazy import Drawing, np
+from relusym.findings.print_style import COLUMN_WIDTH, panels_of
+
+FIGURE = Figure(
+    __name__,
+    reads=(),
+    select=lambda settings: {"seed": settings.sections.theory.seed, "images": 4},  # of each class
+)
+
+
+def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
+    """Figure 10, of the theory's images."""
+    from relusym.theory.cooccurrence import image_classes
+
+    return (figure10(image_classes(selection["seed"], selection["images"])),)
+
+
+def figure10(classes: np.ndarray) -> Drawing:
+    """A row a class of Example C.2, shapes dark on white.
+
+    Args:
+        classes: images (classes, images, height, width) with 0 and 1.
+    """
+    images = classes.shape[1]
+    drawing, rows = panels_of(2 * COLUMN_WIDTH / images + 0.1, len(classes), images)
+    for number, (row, drawn) in enumerate(zip(rows, classes, strict=True), start=1):
+        row[0].set_ylabel(f"class {number}")
+        for axes, image in zip(row, drawn, strict=True):
+            axes.imshow(image, cmap="gray_r", interpolation="nearest", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+    return drawing

@@ -1,0 +1,103 @@
+"""Figure 2: how flipped filters are permuted to align with the originals, in four steps, for filters of one net."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from relusym.findings import Figure, Inputs, Selection, Settings
+from relusym.findings.figures.filter_pairs import colours
+from relusym.findings.filters import Filters, first_kept
+from relusym.findings.lazy import Drawing, np
+from relusym.findings.print_style import empty_drawing, panels_of
+from relusym.findings.selection import has_vgg11s
+
+STEPS = ("1. original", "2. flipped", "3. permuted", "4. flipped back")
+SHOWN = 3  # filters
+
+
+def select(settings: Settings) -> Selection:
+    """Model: the type of whose first net that isn't left out."""
+    return {"model": "cnn_inv" if "cnn_inv" in settings.models else settings.table("table2")[0]}
+
+
+FIGURE = Figure(__name__, reads=("filters",), exists=has_vgg11s, select=select)
+
+
+def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
+    """Figure 2 of one net.
+
+    Raises:
+        UserError: there is no net of the type.
+    """
+    return (figure2(first_kept(inputs["filters"], selection["model"]), selection["names"]),)
+
+
+def exemplary_filters(filters: np.ndarray, permutation: np.ndarray) -> list[int]:
+    """Channels that the permutation keeps among themselves, up to three: a swapped pair around a fixed one.
+
+    Of all swapped pairs that whose filters are the most alike once flipped, next to how unlike they are as they are; of
+    all fixed channels the most symmetric. Without one of the two kinds more of the other, or fewer filters;
+    without both a cycle of three, or none.
+
+    Args:
+        filters: conv 1's (c, 3, h, w).
+        permutation: integers (c,).
+    """
+    from relusym.permutations import channel_orders
+
+    permutation = np.asarray(permutation, int)
+    orders = channel_orders(permutation)
+    flipped = filters[..., ::-1]
+    asymmetry, mismatch = (
+        np.sqrt(np.square(filters - other).sum((1, 2, 3))) for other in (flipped, flipped[permutation])
+    )
+    strength = np.sqrt(np.square(filters).sum((1, 2, 3)))
+    least = 0.1 * strength.max()  # so that the weakest filters aren't chosen
+    swapped = [c for c in np.argsort(mismatch / (asymmetry + least)) if orders[c] == 2]
+    fixed = [int(c) for c in np.argsort(mismatch / (strength + least)) if orders[c] == 1]
+    if swapped:
+        first = int(swapped[0])
+        return [first, *fixed[: SHOWN - 2], int(permutation[first])]
+    if fixed:
+        return fixed[:SHOWN]
+    cycle = [int(c) for c in np.flatnonzero(orders == SHOWN)[:1]]
+    return cycle and [cycle[0], int(permutation[cycle[0]]), int(permutation[permutation[cycle[0]]])]
+
+
+def figure2(net: Filters, names: Mapping[str, str]) -> Drawing:
+    """Figure 2 from three filters of the net's conv 1: original, flipped, permuted to align, flipped back."""
+    from matplotlib.patches import ConnectionPatch
+
+    name = f"{names.get(net.model, net.model)}, seed {net.seed}"
+    if net.status != "ok":
+        return empty_drawing(f"{name} is left out: {net.reason}")
+    filters, permutation = net.drawn["conv1"][0].astype(np.float64), net.permutations["conv1"].astype(int)
+    chosen = exemplary_filters(filters, permutation)
+    if not chosen:
+        return empty_drawing(f"{name}: no channel of conv 1 has an order of at most {SHOWN}")
+    matched = permutation[chosen]
+    drawn = colours(filters)  # on the scale of Figure 1
+    steps = [drawn[chosen], drawn[chosen][:, :, ::-1], drawn[matched][:, :, ::-1], drawn[matched]]
+    channels = [chosen, chosen, matched, matched]
+    drawing, panels = panels_of(0.55 + 0.95 * len(chosen), len(chosen), len(STEPS))
+    for column, (step, title) in enumerate(zip(steps, STEPS, strict=True)):
+        panels[0, column].set_title(title, fontsize=8)
+        for panel, image, channel in zip(panels[:, column], step, channels[column], strict=True):
+            panel.imshow(image, interpolation="nearest", vmin=0, vmax=1)
+            panel.set(xticks=[], yticks=[])
+            panel.set_xlabel(f"channel {channel}", fontsize=7, labelpad=2)
+    for row, channel in enumerate(matched):  # from where step 2 has it to where step 3 wants it
+        arrow = ConnectionPatch(
+            (1.06, 0.5),
+            (-0.06, 0.5),
+            "axes fraction",
+            "axes fraction",
+            axesA=panels[chosen.index(channel), 1],
+            axesB=panels[row, 2],
+            arrowstyle="-|>",
+            color="0.3",
+            linewidth=1,
+        )
+        drawing.add_artist(arrow)
+    drawing.supylabel(f"Filters of conv 1, {name}", fontsize=8)
+    return drawing

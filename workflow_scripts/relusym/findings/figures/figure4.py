@@ -1,0 +1,130 @@
+"""Figure 4: the order of each channel under the permutation that matches a net to its flipped self."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from relusym.errors import UserError
+from relusym.findings import Figure, Inputs, Record, Selection
+from relusym.findings.agreement import check_agreement
+from relusym.findings.lazy import Drawing, np, pd
+from relusym.findings.print_style import layer_ticks, panels_of
+from relusym.findings.selection import has_vgg11s
+
+# after ColorBrewer's RdYlBu: safe for colour-blind readers; neighbours differ in lightness too (grey print)
+COLOURS = {"1": "#2c7bb6", "2": "#abd9e9", "3": "#fee090", "4": "#f98e52", "5+": "#b2182b"}
+LABELS = {"1": "1 (fixed)", "2": "2 (swapped)", "3": "3", "4": "4", "5+": "5 or more"}
+
+FIGURE = Figure(
+    __name__,
+    reads=("flip_merge",),
+    csvs=(".csv",),
+    exists=has_vgg11s,
+    select=lambda settings: {"models": settings.table("table2")},
+)
+
+
+def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
+    """Figure 4, a panel a type, and its numbers.
+
+    Raises:
+        UserError: as `order_counts`, or records don't go together.
+    """
+    check_agreement(inputs)
+    counts = order_counts(inputs["flip_merge"])
+    return figure4(counts, selection["models"], selection["names"]), counts
+
+
+def order_counts(flip_records: Sequence[Record]) -> pd.DataFrame:
+    """How many channels have which order, mean over the nets of a type whose flip-merge record is ok.
+
+    Returns:
+        One row for each model, layer and order that occurs: model, layer, order, order_class ("1", "2", "3",
+        "4", "5+"), channels (mean number a net), share (of the layer's channels), n (nets).
+
+    Raises:
+        UserError: a record lacks its permutations or holds one that isn't a bijection (named).
+    """
+    from relusym.permutations import channel_orders
+
+    rows = []
+    for record in flip_records:
+        if record["status"] != "ok":
+            continue
+        net = f"{record['model']}-{record['seed']}"
+        if not record.get("permutations"):
+            raise UserError(f"flip_merge record {net} lacks 'permutations': delete it, and it is made again")
+        for layer, permutation in record["permutations"].items():
+            try:
+                orders = np.unique_counts(channel_orders(permutation))
+            except ValueError as error:
+                raise UserError(f"flip_merge record {net}, {layer}: {error}: delete the record") from error
+            rows += [(record["model"], record["seed"], layer, *pair) for pair in zip(*orders, strict=True)]
+    nets = pd.DataFrame(rows, columns=["model", "seed", "layer", "order", "channels"])
+    for column in ("model", "layer"):  # in the order of the records, not of the alphabet
+        nets[column] = pd.Categorical(nets[column], nets[column].unique())
+    n = nets.groupby("model", observed=True)["seed"].nunique()
+    frame = nets.groupby(["model", "layer", "order"], observed=True)["channels"].sum().reset_index()
+    frame["n"] = frame["model"].map(n).astype(int)
+    frame["channels"] = frame["channels"] / frame["n"]
+    widths = frame.groupby(["model", "layer"], observed=True)["channels"].transform("sum")
+    frame["share"] = frame["channels"] / widths
+    frame["order_class"] = frame["order"].astype(str).where(frame["order"] < 5, "5+")
+    frame[["model", "layer"]] = frame[["model", "layer"]].astype(str)
+    return frame[["model", "layer", "order", "order_class", "channels", "share", "n"]]
+
+
+def figure4(frame: pd.DataFrame, models: Sequence[str], names: Mapping[str, str]) -> Drawing:
+    """Figure 4: a panel a type, a bar a layer, parted by the order of its channels.
+
+    Bars show shares, since layers differ eightfold in width; the widths stand below if all types have the same, the
+    numbers in `frame`. Layers are numbered in each net's order, since nets of other architectures name them otherwise.
+
+    Args:
+        frame: from `order_counts`.
+        models: ids, one panel each, in this order; a type without nets gets an empty panel that says so.
+    """
+    from matplotlib.patches import Patch
+
+    frame = frame.astype({"order_class": str})  # a CSV read back without a "5+" has integers
+    layers = {model: list(nets["layer"].unique()) for model, nets in frame.groupby("model")}
+    columns = min(4, len(models) + 1)
+    rows = -(-(len(models) + 1) // columns)  # one place more, for the key
+    drawing, panels = panels_of(0.3 + 1.4 * rows, rows, columns, sharex=True, sharey=True)
+    panels = panels.ravel()
+    lowest = panels[max(len(models) - columns, 0) : len(models)]  # the lowest panel of each column
+    for panel, model in zip(panels, models, strict=False):
+        nets, numbers = frame[frame["model"] == model], range(1, len(layers.get(model, [])) + 1)
+        shares = nets.pivot_table("share", "layer", "order_class", "sum", fill_value=0)
+        shares = shares.reindex(index=layers.get(model, []), columns=list(COLOURS), fill_value=0)
+        bottom = np.zeros(len(numbers))
+        for order_class, colour in COLOURS.items():
+            share = shares[order_class].to_numpy()
+            panel.bar(numbers, share, 0.86, bottom, color=colour, edgecolor="white", linewidth=0.4)
+            bottom += share
+        if nets.empty:
+            panel.text(0.5, 0.5, "no nets", transform=panel.transAxes, ha="center", va="center", fontsize=7)
+        n = int(nets["n"].max()) if len(nets) else 0
+        panel.set_title(f"{names.get(model, model)}\n({n} net{'s' * (n != 1)})", fontsize=7, linespacing=1.1)
+        panel.set_xticks(layer_ticks(max(map(len, layers.values()), default=0)))
+        panel.set_ylim(0, 1)
+        panel.tick_params(labelsize=7, length=2, pad=2, labelbottom=panel in lowest)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[len(models) :]:
+        panel.set_axis_off()
+    key = [Patch(facecolor=colour, label=LABELS[order_class]) for order_class, colour in COLOURS.items()]
+    legend = panels[len(models)].legend(
+        handles=key[::-1],
+        title="Order of a channel",
+        title_fontsize=7,
+        fontsize=7,
+        loc="center",
+        frameon=False,
+    )
+    legend.set_in_layout(False)  # it may overhang its place without pushing the panels apart
+    channels = frame.groupby(["model", "layer"], sort=False)["channels"].sum()
+    widths = {tuple(channels[model].round().astype(int)) for model in layers}
+    text = f" ({', '.join(map(str, widths.pop()))} channels)" if len(widths) == 1 else ""
+    drawing.supxlabel(f"Conv layer{text}", fontsize=8)
+    drawing.supylabel("Share of the layer's channels", fontsize=8)
+    return drawing

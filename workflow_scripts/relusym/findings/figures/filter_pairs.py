@@ -1,0 +1,150 @@
+"""Figures 1, 5, 6, 7 and 8: each filter of a layer beside the matching filter of the permuted flipped net."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from relusym.errors import UserError
+from relusym.findings import Figure, Inputs, Selection, Settings
+from relusym.findings.filters import Filters, are_zero, first_kept
+from relusym.findings.lazy import Drawing, np
+from relusym.findings.print_style import COLUMN_WIDTH, panels_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHOWN = 0.995  # of all weights; the largest few are clipped, so that the others keep their contrast
+WEIGHT = 8  # dots: each weight is drawn as so many squared
+WITHIN, APART = 4, 12  # blank dots between the two filters of a pair, and between pairs
+IN_A_ROW = (2, 4, 8, 16)  # pairs
+
+
+def select(settings: Settings, layer: str, models: Sequence[str], flipped_back: bool = False) -> Selection:
+    """Models (a panel each, of its first net that isn't left out), and the rest as in `filter_pairs`."""
+    return {
+        "models": [model for model in models if model in settings.models],
+        "layer": layer,
+        "flipped_back": flipped_back,
+        "zero_filter": settings.sections.filters.zero_filter,
+    }
+
+
+def _figure(name: str, layer: str, models: Sequence[str], flipped_back: bool = False) -> Figure:
+    return Figure(
+        __name__,
+        name=name,
+        reads=("filters",),
+        exists=lambda settings: not {*models}.isdisjoint(settings.models),
+        select=lambda settings: select(settings, layer, models, flipped_back),
+    )
+
+
+FIGURE1 = _figure("figure1", "conv1", ["cnn_inv", "cnn"], flipped_back=True)
+FIGURE5 = _figure("figure5", "conv2", ["cnn_inv"])
+FIGURE6 = _figure("figure6", "conv2", ["cnn"])
+FIGURE7 = _figure("figure7", "conv1", ["gcnn"])
+FIGURE8 = _figure("figure8", "conv2", ["gcnn"])
+
+
+def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
+    """The figure of one net of each of the types.
+
+    Raises:
+        UserError: there is no net of a type, or nothing was kept of the layer.
+    """
+    nets = [first_kept(inputs["filters"], model) for model in selection["models"]]
+    how = (selection[key] for key in ("layer", "flipped_back", "zero_filter", "names"))
+    return (filter_pairs(nets, *how),)
+
+
+def colours(filters: np.ndarray) -> np.ndarray:
+    """RGB filters (…, 3, h, w) as colours in 0..1 (…, h, w, 3): a weight of 0 is mid-grey, one scale for all."""
+    filters = filters.astype(np.float64)
+    scale = np.quantile(np.abs(filters), SHOWN) or 1.0
+    return np.moveaxis(np.clip(0.5 + filters / (2 * scale), 0, 1), -3, -1)
+
+
+def pair_grid(pairs: np.ndarray, columns: int) -> np.ndarray:
+    """All pairs on one white picture, row by row.
+
+    Args:
+        pairs: RGB filters (2, c, 3, k, k).
+        columns: pairs in a row.
+
+    Returns:
+        colours (height, width, 3); a pair takes k · WEIGHT + APART by 2 · k · WEIGHT + WITHIN + APART dots.
+    """
+    left, right = colours(pairs).repeat(WEIGHT, 2).repeat(WEIGHT, 3)
+    count, side = left.shape[:2]
+    rows = -(-count // columns)
+    cells = np.ones((rows * columns, side + APART, 2 * side + WITHIN + APART, 3))
+    cells[:count, APART // 2 : -APART // 2, APART // 2 :][:, :, :side] = left
+    cells[:count, APART // 2 : -APART // 2, : -APART // 2][:, :, -side:] = right
+    height, width = cells.shape[1:3]
+    return cells.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, -1, 3)
+
+
+def filter_pairs(
+    nets: Sequence[Filters], layer: str, flipped_back: bool, zero: float, names: Mapping[str, str]
+) -> Drawing:
+    """A panel a net, side by side: all its filters of one layer in pairs.
+
+    Args:
+        nets: those to be drawn; of a net that is left out the panel says why.
+        layer: "conv1" or "conv2".
+        flipped_back: whether the right filter of a pair is flipped back to how it is in the net (Figure 1: columns 1
+            and 4 of Figure 2) or shown as it is in the permuted flipped net (Figures 5 to 8).
+        zero: as in `filters.are_zero`, whose count stands above the panel.
+    """
+    width = COLUMN_WIDTH / len(nets)
+    grids = [_grid(net, layer, flipped_back, len(nets)) for net in nets]
+    height = max(grid.shape[0] / grid.shape[1] for grid in grids) * (width - 0.4)
+    drawing, (panels,) = panels_of(height + 0.75, 1, len(nets))
+    drawing.get_layout_engine().set(h_pad=0.04, w_pad=0.03)
+    for number, (net, grid, panel) in enumerate(zip(nets, grids, panels, strict=True)):
+        name = names.get(net.model, net.model)
+        title = f"Net {chr(ord('A') + number)}: {name}" if len(nets) > 1 else name
+        panel.set_title(f"{title}, seed {net.seed}\n{_in_numbers(net, layer, zero)}", fontsize=7.5)
+        panel.spines[:].set_visible(False)
+        panel.set_xticks([])
+        panel.imshow(grid, interpolation="nearest", vmin=0, vmax=1)
+        _number_rows(panel, net, layer, grid.shape)
+    match = "its match in the same net" if flipped_back else "its match in the permuted flipped net"
+    drawing.supxlabel(f"Conv {layer[-1]}: pairs of a filter (left) and {match} (right)", fontsize=8)
+    return drawing
+
+
+def _grid(net: Filters, layer: str, flipped_back: bool, panels: int) -> np.ndarray:
+    if net.status != "ok":
+        return np.ones((WEIGHT, 8 * WEIGHT, 3))
+    if layer not in net.drawn:
+        raise UserError(
+            f"no filters of {layer} are kept of {net.model}-{net.seed}, only {', '.join(net.drawn)}"
+        )
+    original, matched = net.drawn[layer]
+    matched = matched[..., ::-1] if flipped_back else matched
+    # the fewest in a row that leave a panel wider than high, and its filters small
+    columns = next((c for c in IN_A_ROW if c * panels >= 8 and c * c >= len(original)), IN_A_ROW[-1])
+    return pair_grid(np.stack([original, matched]), columns)
+
+
+def _in_numbers(net: Filters, layer: str, zero: float) -> str:
+    if net.status != "ok":
+        return f"left out: {net.reason}"
+    norms = net.norms[layer]
+    zeros = are_zero(norms, zero).sum()
+    return f"relative difference {net.constraint[layer]:.2f}, {zeros} of {len(norms)} zero-filters"
+
+
+def _number_rows(panel: Axes, net: Filters, layer: str, size: tuple[int, ...]) -> None:
+    """Each row labelled with the number of its first filter."""
+    if net.status != "ok":
+        panel.set_yticks([])
+        return
+    count, side = net.drawn[layer].shape[1], WEIGHT * net.drawn[layer].shape[-1]
+    columns = size[1] // (2 * side + WITHIN + APART)
+    rows = np.arange(-(-count // columns))
+    panel.set_yticks((rows + 0.5) * (side + APART), rows * columns)
+    panel.set_ylabel("filter", fontsize=7, labelpad=1)
+    panel.tick_params(labelsize=6, length=0, pad=1)

@@ -1,0 +1,79 @@
+"""Zero-filters: filters that training left without weights (appendix A.1), counted by layer and model type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from relusym.findings import Figure, Inputs, Selection, Settings
+from relusym.findings.filters import count_zero_filters
+from relusym.findings.lazy import Drawing, np, pd
+from relusym.findings.print_style import LINES, layer_ticks, panels_of, plain_axes
+from relusym.findings.selection import has_vgg11s
+
+
+def select(settings: Settings) -> Selection:
+    """Models (ids, in order), and zero_filter (a share, see `filters.are_zero`)."""
+    return {"models": settings.table("table2"), "zero_filter": settings.sections.filters.zero_filter}
+
+
+FIGURE = Figure(__name__, reads=("filters",), csvs=(".csv", "_by_net.csv"), exists=has_vgg11s, select=select)
+
+
+def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame, pd.DataFrame]:
+    """The figure, its numbers by type, and by net."""
+    models, zero = selection["models"], selection["zero_filter"]
+    by_net = count_zero_filters(inputs["filters"], zero)
+    by_type = count_by_type(by_net, models)
+    return zero_filter_figure(by_type, models, zero, selection["names"]), by_type, by_net
+
+
+def count_by_type(by_net: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
+    """One row a model type and layer, over its nets: model, layer, filters, zero_filters_mean and _std (sample's,
+    NaN for one net), share_mean and _std (of the layer's filters), smallest (median), n.
+    """
+    by_net = by_net.assign(share=by_net["zero_filters"] / by_net["filters"])
+    by_net["model"] = pd.Categorical(by_net["model"], list(models), ordered=True)
+    return (
+        by_net.groupby(["model", "layer"], observed=True, sort=True)
+        .agg(
+            filters=("filters", "first"),
+            zero_filters_mean=("zero_filters", "mean"),
+            zero_filters_std=("zero_filters", "std"),
+            share_mean=("share", "mean"),
+            share_std=("share", "std"),
+            smallest=("smallest", "median"),
+            n=("seed", "size"),
+        )
+        .reset_index()
+    )
+
+
+def zero_filter_figure(
+    by_type: pd.DataFrame, models: Sequence[str], zero: float, names: Mapping[str, str]
+) -> Drawing:
+    """Two panels over the conv layers, a line a model type: the share of zero-filters, and the smallest filter.
+
+    The second shows how near to zero the filters came where none got there. Layers are numbered as in Figure 4.
+    """
+    drawing, ((left, right),) = panels_of(2.9, 1, 2)
+    spread = np.linspace(-0.24, 0.24, len(models)) if len(models) > 1 else [0.0]
+    for model, (colour, marker), shift in zip(models, LINES * len(models), spread, strict=False):
+        rows = by_type[by_type["model"] == model]
+        n = int(rows["n"].max()) if len(rows) else 0
+        x = np.arange(1, len(rows) + 1) + shift  # beside each other, so that none hides another
+        style = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 0.8}
+        left.errorbar(x, rows["share_mean"], rows["share_std"].fillna(0), zorder=2, elinewidth=0.6, **style)
+        right.plot(x, rows["smallest"], label=f"{names.get(model, model)} ({n})", **style)
+    right.axhline(zero, color="0.4", linewidth=0.8, linestyle="--", label="below: zero-filter")
+    left.set_ylabel("Zero-filters, share of the layer", fontsize=8)
+    right.set_ylabel("Smallest norm / largest norm", fontsize=8)
+    left.set_ylim(0, max(0.1, 1.1 * by_type["share_mean"].max()) if len(by_type) else 0.1)
+    right.set_ylim(0, 1)
+    for panel in (left, right):
+        panel.set_xlabel("Conv layer", fontsize=8)
+        panel.set_xticks(layer_ticks(by_type["model"].value_counts().max() if len(by_type) else 0))
+    plain_axes(left, right)
+    drawing.legend(
+        *right.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=6.5, frameon=False
+    )
+    return drawing

@@ -1,0 +1,277 @@
+"""What the paper says in words, each as a test on the records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from relusym import paper_values
+from relusym.findings import Inputs, Selection, Settings, Table, agreement, frames
+from relusym.findings.evidence import (
+    HELD,
+    NOT_HELD,
+    OPEN,
+    UNTESTED,
+    Evidence,
+    flipped_against_other,
+    is_higher,
+    is_highest,
+    more_zero_filters,
+    most_have_order_two,
+    rank_correlation_of_types,
+    some_have_a_higher_order,
+)
+from relusym.findings.filters import count_zero_filters
+from relusym.findings.layout import Layout
+from relusym.findings.lazy import np, pd, stats
+from relusym.findings.power import Spread, nets_needed, rank_correlation
+from relusym.findings.selection import net_notes
+from relusym.findings.tables.ratios import LOSS, RESNET_LOSS
+
+HEADINGS = {  # all columns, in their order
+    "claim": "Claim",
+    "verdict": "Verdict",
+    "effect": "Effect",
+    "low": "95% interval, from",
+    "high": "to",
+    "n": "n",
+    "power": "Power for the paper's effect",
+    "nets_needed": "Nets of a type that would settle it",
+    "test": "Test",
+    "p_value": "p",
+    "p_corrected": "p, corrected",
+    "effect_size": "Effect size",
+    "measure": "Measure",
+    "p_rank": "p of a rank test",
+    "p_rank_min": "Least p of a rank test",
+    "source": "Where in the paper",
+    "remark": "Remark",
+}
+FORMATS = {
+    **dict.fromkeys(("effect", "low", "high"), "{:+.3g}"),
+    "power": "{:.2f}",
+    "nets_needed": lambda n: f"{n:.0f}" if math.isfinite(n) else "over 1,000",
+    "effect_size": "{:+.2f}",
+    **dict.fromkeys(("p_value", "p_corrected", "p_rank", "p_rank_min"), "{:.2g}"),
+}
+LAYOUT = Layout("The paper's claims, tested", HEADINGS, FORMATS)
+LEVEL = 0.05  # of the corrected p-values
+FEW = 10  # nets of a type, with less of which few claims can be settled
+
+
+def select(settings: Settings) -> Selection:
+    """Models: ids of the types that the claims are about; zero_filter (a share, see `filters.are_zero`), notes.
+
+    `rows`: ids of ResNets by the row of the paper's Table 5 that they stand beside.
+    """
+    vgg11s = settings.table("table2")
+    rows = {row: model for model in settings.table("table5") if (row := settings.paper_row(model))}
+    papers = [model for model in vgg11s if model in paper_values.vgg11s()]
+    models = [*(papers or vgg11s), *rows.values()]
+    zero_filter = settings.sections.filters.zero_filter
+    notes = net_notes(settings, models)
+    return {"models": models, "rows": rows, "zero_filter": zero_filter, "notes": notes}
+
+
+TABLE = Table(
+    __name__,
+    LAYOUT,
+    reads=("train", "flip_merge", "pair_merge", "filters"),
+    select=select,
+    section="Comparison with the paper",
+    order=1,
+)
+
+
+def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
+    """As `claims`, with the zero-filters counted in the arrays of filters."""
+    zero_filters = count_zero_filters(inputs["filters"], selection["zero_filter"])
+    return claims(inputs, zero_filters, selection["names"], selection.get("rows"))
+
+
+def notes(inputs: Inputs, selection: Selection) -> list[str]:
+    return [
+        "p is two-sided; corrected for all claims together after Benjamini and Hochberg. Held or did not hold: "
+        f"corrected p below {LEVEL}; inconclusive: above",
+        "Power: the probability that so many nets as here, were they as the paper's, settle the claim at the level "
+        "that the correction asks of it. Nets that would settle it: with a power of 0.8, for the effect and spread "
+        "observed here. Empty where the paper gives no number or a count settles it; of ResNets it has one net each, "
+        "so that the power is with the spread observed here",
+        "t-tests take the nets of a type to be normally distributed. A rank test doesn't, but with few nets it "
+        "can't come to a small p: the least that it can come to stands beside it. It decides only where all nets "
+        "of a type are equal",
+        *_few(inputs),
+        *agreement.notes(inputs, selection),
+    ]
+
+
+def _few(inputs: Inputs) -> list[str]:
+    nets = frames.nets(inputs)
+    most = nets.loc[nets["ok"], "model"].value_counts().max()
+    if not most < FEW:
+        return []
+    return [
+        f"With so few nets ({most} of a type; the paper has 24) most claims are bound to be inconclusive, which says "
+        "nothing against them"
+    ]
+
+
+def claims(
+    inputs: Inputs,
+    zero_filters: pd.DataFrame,
+    names: Mapping[str, str],
+    rows: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """The paper's claims, tested; those about ResNets if there are any.
+
+    Args:
+        inputs: train, flip_merge and pair_merge records.
+        zero_filters: one row a net and layer: model, seed, layer, zero_filters (how many).
+        names: of types by their ids.
+        rows: the ids of ResNets by the row of the paper's Table 5 that they stand beside.
+
+    Returns:
+        One row a claim: claim, verdict, effect with its 95% interval (low, high), n, power (for the paper's effect and
+        spread, at the level that the correction asks), nets_needed (of a type, for the effect and spread observed here,
+        of what is inconclusive), test, p_value (two-sided), p_corrected (Benjamini–Hochberg over all claims; some share
+        nets, see docs/comparison.md for what that does to its level), effect_size with its measure, p_rank and
+        p_rank_min (see `Evidence`), source (where the paper says it) and remark. The verdict is "held" or "did not
+        hold" if p_corrected is below 0.05, by the effect's direction, else "inconclusive"; "cannot be tested here" if
+        nets or measurements are missing.
+
+    Raises:
+        UserError: an ok record lacks a measurement (named), is given twice, or doesn't go with the others.
+    """
+    nets, merged = (merges[merges["ok"]] for merges in (frames.nets(inputs), frames.pairs(inputs)))
+    vgg11s = paper_values.vgg11s()
+    rows = {model: model for model in vgg11s} | dict(rows or {})
+    named = {row: names.get(model, model) for row, model in rows.items()}
+    resnets = nets[nets["model"].isin([model for row, model in rows.items() if row not in vgg11s])]
+    nets = nets[nets["model"].isin(vgg11s)]  # the claims are about no other types
+    tested: list[dict[str, Any]] = []
+
+    def add(claim: str, source: str, evidence: Evidence) -> None:
+        tested.append({"claim": claim, "source": source, **vars(evidence)})
+
+    def easier(row: str) -> str:
+        return f"Merging a {named[row]} with its flipped self has a lower barrier than merging two of them"
+
+    quantities = ("gcnn_barrier", "accuracy", "invariance_error")
+    paper = {quantity: _spreads(2, ["model"], quantity) for quantity in quantities}
+    papers_pairs = _spreads(4, ["model_1", "model_2"], "barrier")
+    for model in ("cnn", "cnn_inv", "gcnn"):
+        papers = papers_pairs[model, model], paper["gcnn_barrier"][model]
+        add(easier(model), "Section 4.1, Tables 2 and 4", flipped_against_other(nets, merged, model, papers))
+    power_paper = rank_correlation(paper["invariance_error"], paper["gcnn_barrier"])
+    add(
+        "Types with a lower invariance error have a lower GCNN barrier",
+        "Section 4.1, Table 2",
+        rank_correlation_of_types(nets, "invariance_error", "gcnn_barrier", power_paper),
+    )
+    barrier, accuracy = (_by_model(nets, quantity) for quantity in ("gcnn_barrier", "accuracy"))
+    for with_loss, without in LOSS:
+        add(
+            f"Invariance loss lowers the GCNN barrier: {named[with_loss]} below {named[without]}",
+            "Sections 4.1 and 5, Table 2",
+            is_higher(barrier, without, with_loss, paper=paper["gcnn_barrier"]),
+        )
+    margin = lost_by_early_invariance_loss()
+    for with_loss, without in LOSS[1:]:
+        add(
+            f"Late invariance loss keeps accuracy: {named[with_loss]} at most {margin:.3f} below {named[without]}",
+            "Table 2",
+            is_higher(accuracy, with_loss, without, margin, paper["accuracy"]),
+        )
+    best = "pgcnn_late_inv"
+    add(
+        f"{named[best]} is the most accurate type",
+        "Table 2",
+        is_highest(accuracy, best, names, paper["accuracy"]),
+    )
+    add(
+        f"A {named['gcnn']} has more zero-filters than a {named['cnn']}",
+        "Appendix A.1, Figures 6 and 8",
+        more_zero_filters(zero_filters, "gcnn", "cnn"),
+    )
+    gcnns = [
+        record for record in inputs["flip_merge"] if record["model"] == "gcnn" and record["status"] == "ok"
+    ]
+    orders = f"{named['gcnn']} channels found by matching have order at most 2"
+    add(f"Most {orders}", "Section 4.1, Figure 4", most_have_order_two(gcnns))
+    add(f"Not all {orders}", "Section 4.1, Figure 4", some_have_a_higher_order(gcnns))
+    for row in chain(*zip(*RESNET_LOSS, strict=True)):
+        if row in rows:
+            add(easier(row), "Section 4.2, Table 5", flipped_against_other(resnets, merged, rows[row]))
+    barrier = _by_model(resnets, "gcnn_barrier")
+    papers_barrier = paper_values.table(5).set_index("method")["gcnn_barrier"]
+    for pair in RESNET_LOSS:
+        if {*pair} <= {*rows}:
+            # the paper has one net of each: its effect, with the spread observed here
+            papers = {
+                rows[row]: (float(papers_barrier[row]), _std(barrier.get(rows[row], []))) for row in pair
+            }
+            with_loss, without = pair
+            add(
+                f"Invariance loss lowers the GCNN barrier: {named[with_loss]} below {named[without]}",
+                "Section 4.2, Table 5",
+                is_higher(barrier, rows[without], rows[with_loss], paper=papers),
+            )
+    return judged(pd.DataFrame(tested))[[*HEADINGS]]
+
+
+def judged(claims: pd.DataFrame, count_untested: bool = False) -> pd.DataFrame:
+    """The claims with p_corrected, verdict, power and nets_needed.
+
+    Args:
+        count_untested: whether the correction counts claims that can't be tested yet.
+    """
+    tested = claims["p_value"].notna()
+    number = len(claims) if count_untested else int(tested.sum())
+    claims["p_corrected"] = np.nan
+    if tested.any():
+        p = np.append(claims.loc[tested, "p_value"], np.ones(number - tested.sum()))
+        claims.loc[tested, "p_corrected"] = stats.false_discovery_control(p, method="bh")[: tested.sum()]
+    claims["verdict"] = [_verdict(row) for _, row in claims.iterrows()]
+    settled = int((claims["p_corrected"] < LEVEL).sum())
+    claims["power"], claims["nets_needed"] = math.nan, math.nan
+    for i, row in claims[tested].iterrows():
+        is_open = row["verdict"] == OPEN
+        level = LEVEL * (settled + is_open) / number  # what p has to be below, one more being settled
+        if row["power_paper"]:
+            claims.loc[i, "power"] = row["power_paper"](row["nets"], level)
+        if is_open and row["power_observed"]:
+            claims.loc[i, "nets_needed"] = nets_needed(row["power_observed"], level)
+    return claims
+
+
+def _spreads(number: int, key: list[str], quantity: str) -> dict[Any, Spread]:
+    """The paper's means and standard deviations in one of its tables."""
+    table = paper_values.table(number).set_index(key)
+    ids = table.index if len(key) > 1 else table.index.get_level_values(0)
+    return dict(zip(ids, zip(table[f"{quantity}_mean"], table[f"{quantity}_std"], strict=True), strict=True))
+
+
+def _std(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def _by_model(nets: pd.DataFrame, quantity: str) -> dict[str, np.ndarray]:
+    return {model: group.to_numpy() for model, group in nets.groupby("model")[quantity]}
+
+
+def _verdict(row: pd.Series) -> str:
+    if row["settled"]:
+        return row["settled"]
+    if pd.isna(row["p_value"]):
+        return UNTESTED
+    if row["p_corrected"] >= LEVEL:
+        return OPEN
+    return HELD if row["direction"] > 0 else NOT_HELD
+
+
+def lost_by_early_invariance_loss() -> float:
+    """What invariance loss from the start costs in accuracy in the paper's Table 2: the most that late loss may."""
+    accuracy = paper_values.table(2).set_index("model")["accuracy_mean"]
+    return float(accuracy["cnn"] - accuracy["cnn_inv"])

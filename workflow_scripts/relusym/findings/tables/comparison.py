@@ -1,0 +1,235 @@
+"""Our tables beside the paper's: how far apart each cell is, and what to make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from typing import Any
+
+from relusym.findings import Inputs, Record, Selection, Settings, Table, agreement, declared
+from relusym.findings.frames import chosen
+from relusym.findings.layout import Layout, number, std_of
+from relusym.findings.lazy import np, pd, stats
+from relusym.findings.selection import findings, of_all_types, vgg11s
+from relusym.findings.selection import select as select_of
+from relusym.findings.tables.ratios import ratios
+from relusym.records.fields import images_of, nets_of
+from relusym.records.fingerprint import differences
+
+LAYOUT = Layout(
+    "Our tables beside the paper's",
+    {
+        "table": "Table",
+        "row": "Row",
+        "quantity": "Quantity",
+        "value": "Value",
+        "difference": "Difference",
+        "in_paper_stds": "In the paper's std",
+        "in_standard_errors": "In standard errors (Welch)",
+        "p_value": "p",
+        "verdict": "Verdict",
+        "reason": "Reason",
+    },
+    {
+        "difference": "{:+.2g}",
+        "in_paper_stds": "{:+.1f}",
+        "in_standard_errors": "{:+.1f}",
+        "p_value": "{:.2g}",
+    },
+)
+
+# The paper keeps "18-24 good quality nets of each model type" (Section 4.1) and doesn't say how many of which. We
+# reckon with the fewest: the standard errors are then at most 15% too large, never too small.
+PAPER_NETS = 18
+WITHIN = 2  # of the paper's standard deviations
+NOT_COMPARABLE = "not comparable"
+DIGITS = 3  # of the values that the paper gives without a standard deviation
+
+PAPER_DATA = {"cifar10": "CIFAR10", "imagenet": "ImageNet"}  # what tables call the paper's images
+COUNTED = {"network.architecture", "network.width", "network.group_convs"}  # by the parameters of Table 1
+CHANCE = frozenset({"seed", "projection_seed"})  # settings that make nothing other than the paper's
+
+
+def select(settings: Settings) -> Selection:
+    """`tables`: name, such as "table2" → its selection; scale, notes.
+
+    `paper`: model → the settings of the flip merge of its counterpart at scale `paper`; empty without a valid one.
+    """
+    paper = {}
+    if settings.paper is not None:
+        rows = {settings.paper.paper_row(model): model for model in settings.paper.table("table5")}
+        others = {model: model for model in settings.table("table2") if model in settings.paper.models}
+        others |= {model: rows.get(settings.paper_row(model)) for model in settings.table("table5")}
+        paper = {model: settings.paper.flip_merge(other) for model, other in others.items() if other}
+    tables = [name for name in findings(settings) if getattr(declared()[name], "paper", None)]
+    return {
+        "tables": {name: select_of(settings, name) for name in tables},
+        "scale": settings.scale,
+        "paper": paper,
+        "notes": vgg11s(settings)["notes"],
+    }
+
+
+TABLE = Table(
+    __name__,
+    LAYOUT,
+    reads=("train", "flip_merge", "pair_merge"),
+    select=select,
+    keys=of_all_types,
+    section="Comparison with the paper",
+)
+
+
+def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
+    """All cells of the tables, as `compare` gives them; at another scale than the paper's, ratios in their place.
+
+    There, cells stand beside the ratios if all that they are made from has the paper's settings nevertheless.
+    """
+    compared = []
+    for name, shown in selection["tables"].items():
+        table = declared()[name]
+        of_table = chosen({kind: inputs[kind] for kind in table.reads}, shown)
+        other: dict[tuple[str, ...], list[str]] = {}
+        for record in chain(*of_table.values()):
+            words = other_than_the_papers(record, selection)
+            if table.paper == 1:
+                words = [word for word in words if word in COUNTED]
+            other.setdefault(tuple(model for model, _ in nets_of(record)), []).extend(words)
+        ours = table.load().frame(of_table, shown)
+        cells = compare(ours, table.paper, other, table.layout, selection["names"])
+        compared.append(cells if selection["scale"] == "paper" else cells[cells["verdict"] != NOT_COMPARABLE])
+    if selection["scale"] != "paper":
+        compared.append(ratios(inputs, selection))
+    return pd.concat([cells for cells in compared if len(cells)] or compared[-1:], ignore_index=True)
+
+
+def notes(inputs: Inputs, selection: Selection) -> list[str]:
+    records = chain(*(inputs[kind] for kind in TABLE.reads))
+    words = (word for record in records for word in other_than_the_papers(record, selection))
+    other = [word for word in dict.fromkeys(words) if not word.startswith("start.")]  # of an earlier stage
+    if selection["scale"] == "paper" or not other:
+        how = [
+            "Difference: ours less the paper's. Standard errors are Welch's, with the "
+            f"{PAPER_NETS} nets a type that the paper has at least",
+            f"Verdict: within {WITHIN}σ, higher or lower, in the paper's standard deviations; equal, to three digits, "
+            "where the paper gives none. Nothing is called comparable that was made with other data or settings",
+        ]
+    else:
+        how = [
+            f"Made otherwise than the paper's nets (other {', '.join(other)}), so that directions and ratios are "
+            "compared, not values",
+            "Value: a ratio of means ± its standard error, by jackknife over nets. Same direction or opposite: its 95% "
+            "interval is on the paper's side of 1, or on the other; open: it includes 1",
+        ]
+    return [*how, *agreement.notes(inputs, selection)]
+
+
+def other_than_the_papers(record: Record, selection: Selection) -> list[str]:
+    """In which settings a record isn't as the paper's: ["data", "network.width", …], as the config calls them.
+
+    Args:
+        selection: with `paper`.
+    """
+    papers = [selection["paper"].get(model) for model, _ in nets_of(record)]
+    if None in papers:
+        return ["type of net"]
+    ours = record["settings"]
+    compared: list[tuple[Any, Any]] = [
+        *zip(ours.get("trained", [ours]), (paper["trained"][0] for paper in papers), strict=True)
+    ]
+    if "trained" in ours:
+        keys = [key for key in papers[0] if key == "merging" or (key != "trained" and len(papers) == 1)]
+        compared.append(
+            ({key: ours[key] for key in keys if key in ours}, {key: papers[0][key] for key in keys})
+        )
+    words = [word for mine, paper in compared for word in differences(mine, paper, without=CHANCE)]
+    data = PAPER_DATA.get(papers[0]["trained"][0]["data"]["dataset"])
+    if images_of(record) not in (None, data):
+        words.insert(0, "data")
+    return list(dict.fromkeys("data" if word == "data.dataset" else word for word in words))
+
+
+def compare(
+    table: pd.DataFrame,
+    paper_number: int,
+    other: Mapping[tuple[str, ...], Iterable[str]] | None = None,
+    layout: Layout | None = None,
+    names: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """Every cell of one of our tables for which the paper has a number, beside the paper's.
+
+    Args:
+        table: as `table2.frame` gives it: means with their `…_std`, or plain numbers, each with its `paper_…`;
+            `n` counts our nets.
+        paper_number: its number in the paper.
+        other: by row (its ids), what ours was made with that isn't the paper's; then it isn't comparable.
+        layout: of the table, for what its quantities are called.
+        names: of its models.
+
+    Returns:
+        One row a cell: table, row, quantity, value_mean, value_std, n, paper_value_mean, paper_value_std, paper_n;
+        difference (ours − the paper's), in_paper_stds and in_standard_errors (Welch), p_value (two-sided Welch test);
+        verdict and reason. The verdict is "within 2σ", "higher" or "lower", in σ of the paper; where the paper gives no
+        σ, "equal" to three digits, "higher" or "lower"; "not comparable" with its reason. What can't be computed,
+        such as Welch's test on one net, is NaN.
+    """
+    keys = [column for column in ("model", "model_1", "model_2", "method") if column in table]
+    columns = [
+        column
+        for column in table
+        if f"paper_{column}" in table and column not in keys and not column.endswith("_std")
+    ]
+    ids = [tuple(row) for row in table[keys].itertuples(index=False)]
+    named = [" with ".join((names or {}).get(model, model) for model in row) for row in ids]
+    rows = table.get("name", pd.Series(named, table.index, dtype=object))
+    layout = layout or Layout("")
+    cells = pd.concat(
+        [_cells(table, rows, column, layout).assign(ids=ids) for column in columns], ignore_index=True
+    )
+    cells.insert(0, "table", paper_number)
+    cells = cells[cells["paper_value_mean"].notna()].reset_index(drop=True)
+    cells["difference"] = cells["value_mean"] - cells["paper_value_mean"]
+    cells["in_paper_stds"] = cells["difference"] / cells["paper_value_std"]
+    ours, papers = (
+        cells[[f"{side}value_mean", f"{side}value_std", f"{side}n"]].to_numpy(float, na_value=np.nan).T
+        for side in ("", "paper_")
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        welch = stats.ttest_ind_from_stats(*ours, *papers, equal_var=False)
+    cells["in_standard_errors"], cells["p_value"] = welch.statistic, welch.pvalue
+    words = [list(dict.fromkeys((other or {}).get(row, ()))) for row in cells.pop("ids")]
+    verdicts = [_verdict(cell, its) for (_, cell), its in zip(cells.iterrows(), words, strict=True)]
+    cells[["verdict", "reason"]] = pd.DataFrame(verdicts, columns=["verdict", "reason"], dtype=object)
+    return cells
+
+
+def _cells(table: pd.DataFrame, rows: pd.Series, column: str, layout: Layout) -> pd.DataFrame:
+    """The cells of one column of a table, ours and the paper's."""
+    nothing = pd.Series(np.nan, table.index)
+    std, paper_std = (std_of(table, name) for name in (column, f"paper_{column}"))
+    std, paper_std = (nothing if stds is None else stds.astype(float) for stds in (std, paper_std))
+    return pd.DataFrame(
+        {
+            "row": rows,
+            "quantity": layout.heading(column.removesuffix("_mean")),
+            "value_mean": table[column].astype(float),
+            "value_std": std,
+            "n": table.get("n", pd.Series(1, table.index)),
+            "paper_value_mean": table[f"paper_{column}"].astype(float),
+            "paper_value_std": paper_std,
+            "paper_n": pd.Series(PAPER_NETS, table.index, "Int64").where(paper_std.notna()),
+        }
+    )
+
+
+def _verdict(cell: pd.Series, other: list[str]) -> tuple[str, str]:
+    if pd.isna(cell["difference"]):
+        return NOT_COMPARABLE, "no net of ours"
+    if other:
+        return NOT_COMPARABLE, "other " + ", ".join(other)
+    if pd.isna(cell["paper_value_std"]):
+        equal = number(cell["value_mean"], DIGITS) == number(cell["paper_value_mean"], DIGITS)
+        verdict = "equal" if equal else None
+    else:
+        verdict = f"within {WITHIN}σ" if abs(cell["in_paper_stds"]) <= WITHIN else None
+    return verdict or ("higher" if cell["difference"] > 0 else "lower"), ""

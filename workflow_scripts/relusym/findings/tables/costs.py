@@ -1,0 +1,64 @@
+"""The table of costs: what each kind of job took, from its records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+
+from relusym.findings import Inputs, Record, Selection, Table
+from relusym.findings.layout import Layout
+from relusym.findings.lazy import pd
+from relusym.findings.selection import of_every_job
+
+LAYOUT = Layout(
+    "Costs: what each kind of job took",
+    {
+        "kind": "Kind of job",
+        "jobs": "Jobs",
+        "hours": "Hours in all",
+        "median_s": "Median (s)",
+        "max_s": "Longest (s)",
+        "max_memory_mb": "Most memory (MB)",
+    },
+    {"hours": "{:.3f}", "median_s": "{:.1f}", "max_s": "{:.1f}", "max_memory_mb": "{:.0f}"},
+)
+TABLE = Table(
+    __name__,
+    LAYOUT,
+    reads=("train", "flip_merge", "pair_merge"),
+    select=lambda settings: {},
+    keys=of_every_job,
+    section="Costs and provenance",
+)
+
+
+def costs(records: Iterable[Record]) -> pd.DataFrame:
+    """What each kind of job cost: kind, jobs, hours (wall clock, in all), median_s, max_s, max_memory_mb.
+
+    A job is from the start of its process to its record; the memory is its largest resident set, in MB of 2²⁰ bytes.
+    Records that don't say how long their job took are passed over.
+    """
+    rows = [
+        (record["kind"], cost["job_seconds"], cost.get("job_memory_mb"))
+        for record in records
+        if "job_seconds" in (cost := record["cost"])
+    ]
+    jobs = pd.DataFrame(rows, columns=["kind", "s", "memory"]).astype({"s": float, "memory": float})
+    table = jobs.groupby("kind", sort=False).agg(
+        jobs=("s", "size"),
+        hours=("s", "sum"),
+        median_s=("s", "median"),
+        max_s=("s", "max"),
+        max_memory_mb=("memory", "max"),
+    )
+    table["hours"] /= 3600
+    return table.reset_index()
+
+
+def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
+    """As `costs`, of all records."""
+    return costs(chain(*(inputs[kind] for kind in TABLE.reads)))
+
+
+def notes(inputs: Inputs, selection: Selection) -> list[str]:
+    return []

@@ -1,0 +1,142 @@
+"""Where the numbers of each table and figure come from: which records, images, settings, code and device."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from itertools import chain
+
+from relusym.beyond import MEASUREMENTS
+from relusym.findings import BEYOND, Inputs, Record, Selection, Settings, Table, declared
+from relusym.findings.frames import chosen
+from relusym.findings.layout import Layout
+from relusym.findings.lazy import pd
+from relusym.findings.selection import (
+    findings,
+    measured_types,
+    net_notes,
+    of_every_job,
+    of_every_matching,
+    types_in,
+    vgg11s,
+)
+from relusym.records.fields import images_of
+
+ORIGIN = ("relusym", "torch", "python", "device")
+LAYOUT = Layout(
+    "Provenance: what the tables and figures were made of",
+    {
+        "made": "Made",
+        "kind": "Kind of job",
+        "records": "Records",
+        "left_out": "Left out",
+        "images": "Images",
+        "settings": "Settings",
+        "relusym": "relusym",
+        "torch": "torch",
+        "python": "Python",
+        "device": "Device",
+        "precision": "Precision",
+        "hours": "Hours in all",
+    },
+    {"hours": "{:.3f}"},
+)
+
+
+def select(settings: Settings) -> Selection:
+    """`made`: each table and figure → ids of the types whose records are in it (None: all records); notes."""
+    made = {
+        name: [*finding.select(settings).get("models", [])] or None
+        for name, finding in declared().items()
+        if finding.exists(settings) and finding.reads and finding.section not in (TABLE.section, BEYOND)
+    }
+    return {"made": made, "notes": vgg11s(settings)["notes"]}
+
+
+def select_beyond(settings: Settings) -> Selection:
+    """As `select`, of what is beyond the paper; and `models`, all types that are measured."""
+    models = measured_types(settings)
+    made = {
+        name: types_in(finding.select(settings))
+        for name in findings(settings)
+        if (finding := declared()[name]).is_beyond and finding != BEYOND_TABLE
+    }
+    return {"models": models, "made": made, "notes": net_notes(settings, models)}
+
+
+TABLE = Table(
+    __name__,
+    LAYOUT,
+    reads=("train", "flip_merge", "pair_merge", "flipped_training", "theory"),
+    select=select,
+    keys=of_every_job,
+    section="Costs and provenance",
+)
+BEYOND_TABLE = Table(
+    __name__,
+    LAYOUT,
+    name="beyond_provenance",
+    reads=("train", "flip_merge", "pair_merge", *MEASUREMENTS),
+    exists=lambda settings: settings.measured,
+    select=select_beyond,
+    keys=of_every_matching,
+    section=BEYOND,
+    order=len(MEASUREMENTS) + 1,
+)
+
+
+def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
+    """What each table and figure was made of.
+
+    Returns:
+        One row for each name, kind and origin (there are several where pieces come from different machines): made,
+        kind, records, left_out (records that aren't ok), images (where the data come from), settings (the beginning of
+        the SHA-256 of all their settings), relusym, torch, python, device, precision, hours (their jobs' in all).
+    """
+    sources = {
+        record["inputs"]["data"]: images
+        for record in chain(*inputs.values())
+        if (images := images_of(record)) and record["inputs"].get("data")
+    }
+    rows = []
+    for name, models in selection["made"].items():
+        finding = declared()[name]
+        # arrays of filters are the other output of a flip merge
+        kinds = dict.fromkeys("flip_merge" if kind == "filters" else kind for kind in finding.reads)
+        of_models = chosen(inputs, {"models": models or []})
+        for kind in kinds:
+            described = pd.DataFrame([_described(record, sources) for record in of_models.get(kind, [])])
+            if described.empty:
+                continue
+            origin = ["images", *ORIGIN, "precision"]
+            for values, group in described.groupby(origin, sort=False):
+                settings = "\n".join(sorted(set(group["settings"])))
+                rows.append(
+                    {
+                        "made": finding.label,
+                        "kind": kind,
+                        "records": len(group),
+                        "left_out": int((group["status"] != "ok").sum()),
+                        **dict(zip(origin, values, strict=True)),
+                        "settings": hashlib.sha256(settings.encode()).hexdigest()[:8],
+                        "hours": group["seconds"].sum() / 3600,
+                    }
+                )
+    return pd.DataFrame(rows, columns=[*LAYOUT.headings])
+
+
+def notes(inputs: Inputs, selection: Selection) -> list[str]:
+    return ["Settings: the beginning of the SHA-256 of all settings in the records", *selection["notes"]]
+
+
+def _described(record: Record, sources: dict[str, str]) -> Record:
+    """What tells a record's origin; a merge of a net that is left out has looked at no image, but names its data."""
+    inputs, code = record.get("inputs", {}), record.get("code", {})
+    return {
+        "status": record.get("status", "ok"),
+        "images": images_of(record) or sources.get(inputs.get("data"), ""),
+        "settings": json.dumps(record["settings"], sort_keys=True),
+        **{field: code.get(field, "") for field in ORIGIN},
+        "precision": record.get("precision") or "",
+        "seconds": record.get("cost", {}).get("seconds", 0.0),
+    }

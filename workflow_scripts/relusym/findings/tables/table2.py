@@ -1,0 +1,24 @@
+"""Table 2: accuracy, relative invariance error and GCNN barrier (equation (4), with REPAIR) of each type of VGG11."""
+
+from __future__ import annotations
+
+from relusym.findings import Inputs, Selection, Table
+from relusym.findings.frames import beside_paper, nets, summary
+from relusym.findings.layout import Layout
+from relusym.findings.lazy import pd
+from relusym.findings.selection import vgg11s
+
+LAYOUT = Layout(
+    "Statistics of VGG11 nets",
+    {"accuracy": "Accuracy", "invariance_error": "Invariance Error", "gcnn_barrier": "GCNN Barrier"},
+)
+TABLE = Table(__name__, LAYOUT, reads=("train", "flip_merge"), select=vgg11s, paper=2)
+
+
+def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
+    """The columns of the paper's CSV, n, left_out, then the paper's as `paper_…`; one row a type.
+
+    A net counts in n if both its train record and its flip-merge record are ok, in left_out otherwise.
+    """
+    measured = summary(nets(inputs), ["model"], selection["models"], list(LAYOUT.headings))
+    return beside_paper(measured, 2, ["model"])

@@ -1,0 +1,26 @@
+"""Table 4: the barrier (equation (4), with REPAIR) between two nets that were trained in different manners."""
+
+from __future__ import annotations
+
+from relusym.findings import Inputs, Selection, Settings, Table
+from relusym.findings.frames import beside_paper, pairs, summary
+from relusym.findings.layout import Layout
+from relusym.findings.lazy import pd
+from relusym.findings.selection import net_notes, types_in
+
+LAYOUT = Layout("Merging nets trained in different manners", {"barrier": "Barrier"})
+KEY = ["model_1", "model_2"]
+
+
+def select(settings: Settings) -> Selection:
+    """Pairs of types, in order, and notes on these."""
+    selection = {"pairs": [list(pair) for pair in settings.types_paired]}
+    return {**selection, "notes": net_notes(settings, types_in(selection))}
+
+
+TABLE = Table(__name__, LAYOUT, reads=("train", "pair_merge"), select=select, paper=4)
+
+
+def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
+    """Columns as in `table2.frame`, one row a pair of types; left_out counts pairs of which a net is left out."""
+    return beside_paper(summary(pairs(inputs), KEY, selection["pairs"], ["barrier"]), 4, KEY)
