@@ -283,17 +283,59 @@ def flipped_against_other(
     Args:
         paper: its barriers of pairs, and of nets with their flipped selves.
     """
-    same = merged[(merged["model_1"] == model) & (merged["model_2"] == model)]
-    flips = nets[nets["model"] == model].set_index("seed")["gcnn_barrier"]
-    differences = same["barrier"] - (same["seed_1"].map(flips) + same["seed_2"].map(flips)) / 2
-    seeds = same.loc[differences.notna(), ["seed_1", "seed_2"]].to_numpy()
-    evidence = paired(differences.dropna().to_numpy(), seeds=seeds)
+    differences, seeds = pair_differences(nets, merged, model)
+    evidence = paired(differences, seeds=seeds)
     if paper is None:
         return evidence
     # as if a pair's barrier said nothing of its nets' flips
     (pairs, pairs_std), (flip, flip_std) = paper
     power_paper = power.cycle_of_pairs(pairs - flip, math.hypot(pairs_std, flip_std / math.sqrt(2)))
     return replace(evidence, power_paper=power_paper)
+
+
+def higher_by_pairs(high: tuple[np.ndarray, np.ndarray], low: tuple[np.ndarray, np.ndarray]) -> Evidence:
+    """Welch's t-test that the mean over one type's pairs is above that over another's; pairs of a type may share nets.
+
+    Args:
+        high, low: as from `pair_differences`.
+    """
+    nets = [np.unique(seeds).size for _, seeds in (high, low)]
+    n = f"{counted(min(nets), 'net')} of a type"
+    test = "Welch, for shared nets"
+    allowed = [shared_nets(seeds) for _, seeds in (high, low)]
+    if not all(degrees for _, degrees in allowed):
+        return Evidence(n, test, remark="pairs of three nets or more of either type are needed")
+    (mean, std), (mean_low, std_low) = (spread(values) for values, _ in (high, low))
+    variances = [
+        factor * std**2 / len(values)
+        for (factor, _), (values, _), std in zip(allowed, (high, low), (std, std_low), strict=True)
+    ]
+    error = math.sqrt(sum(variances))
+    if not error:
+        return Evidence(n, test, effect=mean - mean_low, remark="all pairs of a type are equal")
+    degrees = sum(variances) ** 2 / sum(v**2 / d for v, (_, d) in zip(variances, allowed, strict=True))
+    return Evidence(
+        n,
+        test,
+        effect=mean - mean_low,
+        **interval(mean - mean_low, error, degrees),
+        effect_size=hedges_g(high[0], low[0]),
+        measure="Hedges' g of the differences",
+        direction=mean - mean_low,
+        p_value=2 * float(stats.t.sf(abs(mean - mean_low) / error, degrees)),
+        p_rank=rank_sum_p(high[0], low[0]),
+        p_rank_min=2 / math.comb(len(high[0]) + len(low[0]), len(high[0])),
+        nets=min(nets),
+    )
+
+
+def pair_differences(nets: pd.DataFrame, merged: pd.DataFrame, model: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of each pair of nets of a type, its barrier less the mean of its nets' GCNN barriers, (m,); its seeds, (m, 2)."""
+    same = merged[(merged["model_1"] == model) & (merged["model_2"] == model)]
+    flips = nets[nets["model"] == model].set_index("seed")["gcnn_barrier"]
+    differences = same["barrier"] - (same["seed_1"].map(flips) + same["seed_2"].map(flips)) / 2
+    seeds = same.loc[differences.notna(), ["seed_1", "seed_2"]].to_numpy()
+    return differences.dropna().to_numpy(), seeds
 
 
 def shared_nets(seeds: np.ndarray) -> tuple[float, float]:

@@ -1,0 +1,61 @@
+"""The table `regime`, from records in which the answer is put in; its test, on simulated pairs that share nets."""
+
+import numpy as np
+import pytest
+from records import flip, pair, train
+
+from relusym.findings.beyond import regime
+from relusym.findings.evidence import HELD, NOT_HELD, OPEN, UNTESTED, higher_by_pairs
+
+SEEDS = range(20, 28)
+NOISE = dict(zip(SEEDS, np.linspace(-1e-3, 1e-3, 8), strict=True))
+SELECTION = {"models": regime.MODELS, "names": {}, "notes": []}
+
+
+def inputs(gaps, seeds=SEEDS):
+    """D of each type and length as put in."""
+    several = {"train": [], "flip_merge": [], "pair_merge": []}
+    for model in regime.MODELS:
+        for seed in seeds:
+            partner = seeds[(seed + 1 - seeds[0]) % len(seeds)]
+            several["train"].append(train(model, seed))
+            several["flip_merge"].append(flip(model, seed, 0.1))
+            several["pair_merge"].append(
+                pair(model, seed, model, partner, 0.1 + gaps.get(model, 0) + NOISE[seed])
+            )
+    return several
+
+
+def verdicts(gaps, **how):
+    return regime.frame(inputs(gaps, **how), SELECTION)["verdict"].tolist()[:4]
+
+
+def test_claims_hold_where_their_answer_is_put_in_and_not_where_the_opposite_is():
+    assert verdicts({"cnn_100": 0.02, "noaug_100": -0.02}) == [HELD] * 4
+    assert verdicts({"cnn_100": -0.02, "noaug_100": 0.02}) == [NOT_HELD] * 4
+    assert verdicts({}) == [OPEN] * 4
+    assert verdicts({"cnn_100": 0.02}, seeds=range(20, 22)) == [UNTESTED] * 4  # one pair a type
+
+
+def test_each_type_and_length_has_its_gap_and_no_verdict():
+    described = regime.frame(inputs({"cnn_30": 0.03}), SELECTION).set_index("claim").iloc[4:]
+    assert len(described) == 6 and described["p_value"].isna().all() and described["verdict"].isna().all()
+    assert described.loc["D: cnn_30", "effect"] == pytest.approx(0.03)
+    assert described.loc["D: cnn_10", "effect"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["pairs alone", "nets alone"])
+def test_the_test_between_two_types_holds_its_level_where_pairs_share_nets(share):
+    draws, nets = 1000, 8
+    random = np.random.default_rng(0)
+    seeds = np.stack([np.arange(nets), (np.arange(nets) + 1) % nets], axis=1)
+
+    def type_of_nets():
+        by_net = random.normal(size=(draws, nets))
+        return share * by_net[:, seeds].sum(2) + (1 - share) * random.normal(size=(draws, nets))
+
+    p = [
+        higher_by_pairs((a, seeds), (b, seeds)).p_value
+        for a, b in zip(type_of_nets(), type_of_nets(), strict=True)
+    ]
+    assert np.mean(np.array(p) < 0.05) < 0.07
