@@ -55,7 +55,7 @@ class Augmented:
     """Images with a random crop after zero padding and a random power of τ, drawn for every image on its own.
 
     Args:
-        images: uint8 (N, H, W, 3), on the device that will train; kept padded, (N, H + 2p, W + 2p, 3).
+        images: uint8 (N, H, W, C), on the device that will train; kept padded, (N, H + 2p, W + 2p, C).
         padding: p, pixels on each side; 0 leaves the crop out.
         symmetry: whose powers are as likely as one another; None leaves them out.
         normalise: how pixels become a net's input.
@@ -72,7 +72,7 @@ class Augmented:
         padded = torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
         self.stride = padded.shape[2]
         self.image_stride = padded.shape[1] * self.stride
-        self.pixels = padded.reshape(-1, 3)
+        self.pixels = padded.flatten(0, 2)
         rows, columns = (torch.arange(size, device=images.device) for size in (self.height, self.width))
         grid = rows[:, None] * self.stride + columns
         # (order, H·W): where the pixels of τᵏ of a crop lie, from its first pixel on
@@ -90,4 +90,4 @@ class Augmented:
             places = places[random_powers(drawn, self.symmetry.order).to(device, non_blocking=True)]
         first = (index * self.image_stride)[:, None] + top * self.stride + left
         picked = self.pixels.index_select(0, (first + places).flatten())
-        return self.normalise(picked.view(count, self.height, self.width, 3))
+        return self.normalise(picked.view(count, self.height, self.width, -1))

@@ -42,7 +42,7 @@ from relusym.symmetry import Symmetry
 
 # Multiplications that a layer has to save at each place for a channel that it reads or writes, to be folded: sums and
 # differences take time, too. Measured where 64 channels of 56×56 pixels lose, and 128 of 28×28 win (docs/library.md).
-WORTHWHILE = 180
+WORTHWHILE = 250
 
 
 class Folded(nn.Module):

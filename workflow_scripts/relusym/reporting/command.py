@@ -117,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
         help="pixels of zeros around a training image before its random crop (default: 0; 4 is usual of CIFAR10)",
     )
     three.add_argument(
-        "--timing", action="store_true", help="time the net and the exact one, at a batch of 1 and of 100"
+        "--timing", action="store_true", help="time the net and the exact one, at batches of 1, 10 and 100"
     )
     three.add_argument(
         "--out", default="exact", metavar="FOLDER", help="where it is written (default: exact)"
@@ -451,10 +451,11 @@ def _exact(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
 
     out = Path(options.out)
     _check_outputs(options, [out / name for name in FILES])
+    train_images = _train_images(options)
     with screen.progress(quiet=options.json) as progress:
         progress("net and images", 0)
         on = _inputs(options, options.weights[0])
-        match, training = _training(options, on)
+        match, training = _training(options, on, train_images)
         result = exact(
             *(on.net, on.test, on.labels),
             match_images=match,
@@ -470,40 +471,46 @@ def _exact(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
     return result.numbers(), lambda: show_exact(result, written)
 
 
-def _training(options: argparse.Namespace, on: _Inputs) -> tuple[Any, Any]:
+def _train_images(options: argparse.Namespace) -> str | None:
+    """Which images are matched and trained on, if others than those that are measured on."""
+    from relusym.cifar10 import recognised
+
+    if options.train_images is not None or not options.fine_tune:
+        return options.train_images
+    if not recognised(Path(options.images)):
+        raise UserError(
+            "--train-images: --fine-tune needs images to train on, others than those that are measured on; only "
+            "CIFAR10's official files have both"
+        )
+    if options.split == "train":
+        raise UserError(
+            "--split train: they are what is trained on; leave it out to measure on the test images"
+        )
+    return options.images
+
+
+def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tuple[Any, Any]:
     """Images to match on, and, if there is to be a fine-tuning, its batches and its recipe."""
     from relusym.cifar10 import recognised
     from relusym.data.batches import ImagesOnDevice
+    from relusym.evaluation.logits import check_net
     from relusym.reporting import image_files
     from relusym.training.recipe import Recipe
 
-    path, split = options.train_images, None
-    if path is None and options.fine_tune:
-        if not recognised(Path(options.images)):
-            raise UserError(
-                "--train-images: --fine-tune needs images to train on, others than those that are measured on; only "
-                "CIFAR10's official files have both"
-            )
-        path = options.images
     if path is None:
         return on.match, None
-    if recognised(Path(path)):
-        split = "train"
-        if options.split == "train" and Path(path).exists() and Path(path).samefile(options.images):
-            raise UserError(
-                "--split train: they are what is trained on; leave it out to measure on the test images"
-            )
+    split = "train" if recognised(Path(path)) else None
     size = on.about["size"]
     size = image_files.Sizing(**size) if size and Path(path).is_dir() and not split else None
     pictures = image_files.read(path, options.train_labels, size, None, options.seed, split)
+    on.notes.extend(pictures.notes)
+    _tell(pictures.notes)
     if tuple(pictures.pixels.shape[1:]) != tuple(on.test.pixels.shape[1:]):
         shapes = ["×".join(map(str, pixels.shape[1:])) for pixels in (pictures.pixels, on.test.pixels)]
         raise UserError(f"--train-images: images are {shapes[0]}, and those of --images {shapes[1]}")
     match = replace(on.test, pixels=pictures.pixels[: options.match_images])
     if not options.fine_tune:
         return match, None
-    from relusym.evaluation.logits import check_net
-
     classes = check_net("net", on.net, on.test).shape[1]
     if pictures.labels is None:
         raise UserError("--train-labels: --fine-tune needs labels of the training images")

@@ -40,7 +40,7 @@ from relusym.training.recipe import Recipe
 from relusym.whole_files import write_whole
 
 FILES = ("exact.safetensors", "exact.pt2", "exact.json")
-BATCHES = (1, 100)  # images that a net is timed on
+BATCHES = (1, 10, 100)  # images that a net is timed on
 ROUNDS, LEAST_ROUNDS, MOST_SECONDS = 21, 3, 60.0
 NETS = {
     "net": "the net",
