@@ -9,7 +9,7 @@ from threading import Thread
 
 from relusym.beyond import MEASUREMENTS
 from relusym.config.settings import Settings
-from relusym.findings import Table, declared, fingerprint as made
+from relusym.findings import Table, declared, fingerprint
 from relusym.findings.layout import page, write_text
 from relusym.records.results import RECORD, SUBMITTED, Results
 from relusym.theory import STATEMENTS

@@ -80,9 +80,9 @@ def note_now(name):
     """
     if not missing(name):
         try:
-            note = f"{FOLDER}/notes/{name}-{made.fingerprint(name, selected(name), files_read(name))}.sha256"
+            note = f"{FOLDER}/notes/{name}-{fingerprint.fingerprint(name, selected(name), files_read(name))}.sha256"
             # not if a file that it names has been changed by hand
-            if not Path(RESULTS.prefix + note).exists() or made.is_whole(RESULTS.prefix + note):
+            if not Path(RESULTS.prefix + note).exists() or fingerprint.is_whole(RESULTS.prefix + note):
                 return note
         except UserError:  # of a record that can't be read, which the table's job says
             pass

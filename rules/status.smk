@@ -16,7 +16,7 @@ rule status:
                 if job.kind == kind
                 and key in RESULTS.chosen
                 and not job.is_beyond
-                and all(SETTINGS.model_of(type_).is_papers for type_, _ in job.nets)
+                and all(SETTINGS.model_of(type_).is_in_paper for type_, _ in job.nets)
             }
             for kind in SUBMITTED
         },

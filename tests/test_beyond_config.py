@@ -94,7 +94,7 @@ def test_pairs_of_a_type_are_those_that_are_merged_as_far_as_their_seeds_go(lapt
 
 
 def test_nets_of_no_paper_table_are_trained_and_measured_and_stand_in_none(laptop):
-    own = {model.id for model in laptop.settings.models.values() if not model.is_papers}
+    own = {model.id for model in laptop.settings.models.values() if not model.is_in_paper}
     assert len(own) == 18
     for kind in ("flip_merge", "pair_merge"):
         assert not {net[0] for job in jobs(laptop, kind).values() for net in job.nets} & own

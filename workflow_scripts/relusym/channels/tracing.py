@@ -110,7 +110,8 @@ def unwrapped(net: nn.Module) -> nn.Module:
         elif isinstance(inner := getattr(net, "_orig_mod", None), nn.Module):
             net = inner
         else:
-            return _with_plain_weights(net)
+            # what is no net is refused by `check_net`
+            return _with_plain_weights(net) if isinstance(net, nn.Module) else net
 
 
 @torch.no_grad()

@@ -142,7 +142,7 @@ def _check_names(settings: Settings) -> None:
     """Of two models that a table shows by one name, no reader knows which is which."""
     first: dict[Any, str] = {}
     for model in settings.models.values():
-        what = (model.table, model.name, *(() if model.is_papers else (model.symmetry, str(model.data))))
+        what = (model.table, model.name, *(() if model.is_in_paper else (model.symmetry, str(model.data))))
         if (other := first.setdefault(what, model.id)) != model.id:
             raise UserError(
                 f"{settings.place('models', model.id, 'name')}: {model.name!r} given, the name of {other}; "

@@ -38,46 +38,39 @@ NAMED = {
 
 def page() -> str:
     """The page, as Markdown."""
-    parts = [START, "## The run: config.yaml\n", *_table(Run)]
-    parts += _below("### ", Run, skipped=())
+    parts = [START, "## The run: config.yaml\n", *_table(Run), *_below(3, Run)]
     parts += ["## A scale: `scales/<scale>.yaml`\n", *_table(Scale)]
-    parts += _below("### ", Scale, skipped=("pretraining", "linear", "beyond", "models"))
+    parts += _below(3, Scale, skipped=("pretraining", "linear", "beyond", "models"))
     parts += ["### `network`\n", "`architecture` is one of these, with its options:\n"]
     for name, entry in nets.ARCHITECTURES.items():
-        parts += [f"#### `architecture: {name}`\n", f"{_doc(entry.options)}\n", *_table(entry.options)]
-    fields = {
-        name: field
-        for name, field in sections.ModelSection.model_fields.items()
-        if name not in sections.SHARED
-    }
-    parts += [
-        "### `models.<id>`\n",
-        f"{_doc(sections.ModelSection)}\n",
-        *_table(sections.ModelSection, fields),
-    ]
-    parts += ["#### `models.<id>.weights`\n", f"{_doc(sections.Weights)}\n", *_table(sections.Weights)]
+        parts += _part(4, f"architecture: {name}", entry.options)
+    fields = sections.ModelSection.model_fields
+    parts += _part(3, "models.<id>", sections.ModelSection, [*fields.keys() - {*sections.SHARED}])
+    parts += _part(4, "models.<id>.weights", sections.Weights)
     parts += [
         "### `beyond`\n",
         "[Measurements beyond the paper](beyond.md), each with the nets that it is of.\n",
     ]
     for name, section in sections.BEYOND.items():
-        parts += [f"#### `beyond.{name}`\n", f"{_doc(section)}\n", *_table(section)]
-        parts += _below("##### ", section, skipped=(), prefix=f"beyond.{name}.")
+        parts += [*_part(4, f"beyond.{name}", section), *_below(5, section, prefix=f"beyond.{name}.")]
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _doc(section: type[Section]) -> str:
-    return " ".join((section.__doc__ or "").split())
+def _part(level: int, title: str, section: type[Section], names: list[str] | None = None) -> Iterator[str]:
+    """A section with its meaning and the table of its keys, or of some of them."""
+    yield f"{'#' * level} `{title}`\n"
+    yield f"{' '.join((section.__doc__ or '').split())}\n"
+    yield from _table(section, names)
 
 
-def _below(level: str, section: type[Section], skipped: tuple[str, ...], prefix: str = "") -> Iterator[str]:
-    """The sections that are keys of a section, each with its table."""
+def _below(
+    level: int, section: type[Section], skipped: tuple[str, ...] = (), prefix: str = ""
+) -> Iterator[str]:
+    """The sections that are keys of a section."""
     for name, field in section.model_fields.items():
         if (inner := WHOLE.get(name) or _section(field.annotation)) and name not in skipped:
-            yield f"{level}`{prefix}{name}`\n"
-            yield f"{_doc(inner)}\n"
-            yield from _table(inner)
-            yield from _below(f"#{level}", inner, (), f"{prefix}{name}.")
+            yield from _part(level, f"{prefix}{name}", inner)
+            yield from _below(level + 1, inner, prefix=f"{prefix}{name}.")
 
 
 def _section(annotation: Any) -> type[Section] | None:
@@ -89,12 +82,13 @@ def _section(annotation: Any) -> type[Section] | None:
     return None
 
 
-def _table(section: type[Section], fields: dict[str, FieldInfo] | None = None) -> Iterator[str]:
+def _table(section: type[Section], names: list[str] | None = None) -> Iterator[str]:
     types = get_type_hints(section, include_extras=True)
     yield "| key | what | default | meaning |\n|:--|:--|:--|:--|"
-    for name, field in (fields or section.model_fields).items():
-        cells = f"`{name}`", _type(types[name]), _default(field, types[name]), field.description or ""
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    for name, field in section.model_fields.items():
+        if names is None or name in names:
+            cells = f"`{name}`", _type(types[name]), _default(field, types[name]), field.description or ""
+            yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
     yield ""
 
 

@@ -89,7 +89,7 @@ class Model:
         return self.entry.name or self.id
 
     @property
-    def is_papers(self) -> bool:
+    def is_in_paper(self) -> bool:
         """Whether it is part of the reproduction, and not of measurements beyond the paper alone."""
         return self.table is not None
 

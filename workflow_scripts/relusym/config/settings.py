@@ -293,7 +293,7 @@ class Settings(Sources):
 
     def is_matched(self, nets: tuple[Net, ...], matching: str | None) -> bool:
         """Whether one net or two are merged by this matching (None: the config's, for all tables)."""
-        if not all(self.models[model].is_papers for model, _ in nets):
+        if not all(self.models[model].is_in_paper for model, _ in nets):
             return False
         orders = {SYMMETRIES[self.models[model].symmetry].order for model, _ in nets}
         if matching in OF_FLIPS and (len(nets) > 1 or orders != {2}):

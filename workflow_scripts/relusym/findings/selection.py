@@ -83,7 +83,7 @@ def of_every_matching(results: Results, kind: str, selection: Selection) -> list
 
 def reproduced(settings: Settings) -> list[str]:
     """The types that stand in some table of the paper's."""
-    return [model.id for model in settings.models.values() if model.is_papers]
+    return [model.id for model in settings.models.values() if model.is_in_paper]
 
 
 def types_in(selection: Selection) -> list[str]:

@@ -67,10 +67,11 @@ def _moved(traced: TracedNet, net: nn.Module, symmetry: Symmetry) -> nn.Module:
     flow = pixel_flow(traced, symmetry)
     images, moved = flow.images(symmetry), symmetry.transform(net)
     state = moved.state_dict()
+    before = {name: state[name].clone() for name in flow.places}  # names that share a tensor move it once
     for name, labels in flow.places.items():
         if labels.varies:
             order = flow.order(images, labels.ids.flatten(), name)
-            state[name].copy_(move_entries(net.state_dict()[name], labels.varies, order))
+            state[name].copy_(move_entries(before[name], labels.varies, order))
     return moved
 
 

@@ -355,7 +355,7 @@ class Results:
             if job.kind == kind
             and job.matching == matching
             and all(
-                self.settings.model_of(type_).is_papers if allowed is None else type_ in allowed
+                self.settings.model_of(type_).is_in_paper if allowed is None else type_ in allowed
                 for type_, _ in job.nets
             )
             and (key in self.chosen or self.is_there(key))
