@@ -54,7 +54,9 @@ def test_a_metric_of_ones_own_is_averaged_over_images_of_all_nets():
     net, images = vgg11(), Images(PIXELS, 16)
     merged = flip_merge(net, images, test_labels=LABELS, metrics={"margin": margin})
     logits = net(normalise(PIXELS)).detach()
-    assert merged.scores["margin"]["net"] == pytest.approx(float(margin.function(logits, LABELS).mean()), rel=1e-4)
+    assert merged.scores["margin"]["net"] == pytest.approx(
+        float(margin.function(logits, LABELS).mean()), rel=1e-4
+    )
     of = merged.scores["margin"]
     assert merged.barriers["margin"]["halfway"] == pytest.approx(
         (of["net"] + of["flipped"]) / 2 - of["halfway"]

@@ -41,8 +41,9 @@ from relusym.pixels.grid import axes
 from relusym.symmetry import Symmetry
 
 # Multiplications that a layer has to save at each place for a channel that it reads or writes, to be folded: sums and
-# differences take time, too. Measured where 64 channels of 56×56 pixels lose, and 128 of 28×28 win (docs/library.md).
-WORTHWHILE = 250
+# differences take time, too. Of 3×3 kernels, those from 128 to 128 channels (288, if all are swapped) lost time where
+# it was measured, and those from 128 to 256 (384) won.
+WORTHWHILE = 320
 
 
 class Folded(nn.Module):
