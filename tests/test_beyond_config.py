@@ -42,7 +42,11 @@ def test_the_laptop_measures_everything_on_four_seeds_of_each_type(laptop):
         assert {seed for job in found for _, seed in job.nets} == {0, 9, 10, 11}
         for model in {job.nets[0][0] for job in found if len(job.nets) == 1}:
             assert sum(job.nets[0][0] == model and len(job.nets) == 1 for job in found) == 4
-    assert {*selection.findings(laptop.settings)} >= BEYOND
+    assert {*selection.findings(laptop.settings)} & BEYOND == BEYOND - {"regime"}
+
+
+def test_the_scale_regime_has_the_table_of_its_claims():
+    assert "regime" in selection.findings(settings_of(scale="regime"))
 
 
 def test_a_type_set_to_null_is_left_out_wherever_it_is_named():

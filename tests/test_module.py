@@ -21,7 +21,7 @@ rule accuracies:
     default_target: True
     input: rules.relu_table2.output, rules.relu_lemma_2_2.output, rules.relu_figure4.output
     output: "accuracies.txt"
-    shell: "cut -d, -f1,2 {{input[1]}} > {{output}}"
+    shell: "cut -d, -f1,2 {{input[0]}} > {{output}}"
 """
 
 

@@ -121,7 +121,7 @@ def test_what_is_not_at_hand_is_left_out_with_its_reason_and_tried_again(clone, 
     assert run.returncode == 0, run.stdout
     tables = fresh.folder / "results" / "paper" / "tables"
     notes = (tables / "table5.md").read_text(encoding="utf-8")
-    assert "- byol is left out: ImageNet is not at data/imagenet/train: set imagenet.root" in notes
+    assert "- BYOL is left out: ImageNet is not at data/imagenet/train: set imagenet.root" in notes
     assert len(pd.read_csv(tables / "table5.csv")) == 0
     (tmp_path / "byol.pth").touch()
     byol = f"models={{byol: {{weights: {{file: {tmp_path}/byol.pth}}}}}}"
