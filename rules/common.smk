@@ -125,6 +125,27 @@ def read_by(key):
     }
 
 
+def train_job(w):
+    """The job of a net as `measuring.train.TrainJob.of` takes it, but for its checkpoint."""
+    key = job_of(TRAIN, w)
+    job, files = RESULTS.jobs[key], read_by(key)
+    running = SETTINGS.running(w.training_id)
+    return {
+        "training_id": w.training_id,
+        "seed": job.nets[0][1],
+        "settings": job.settings,
+        "data": files["data"],
+        "label": SETTINGS.label(SETTINGS.model_of(w.training_id).id),
+        "in_use": RESULTS.images_in_use(job.prepared),
+        "device": SETTINGS.run.device,
+        **{name: running[name] for name in ("save_every", "workers", "snapshots") if running},
+        "folder": SETTINGS.imagenet["train"] if on_imagenet(w.training_id) else None,
+        "start": next(iter(files.get("nets", [])), None),
+        "started": next(iter(files.get("trained", [])), None),
+        "state": RESULTS.prefix + f"{FOLDER}/states/{'-'.join(Path(NET).parts)}.safetensors".format(**w),
+    }
+
+
 def merge_job(path):
     """The job of a record, whose path has wildcards, as `measuring.merge.MergeJob.of` takes it, but for its outputs."""
 
