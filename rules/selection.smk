@@ -37,9 +37,8 @@ def files(name):
         category=finding.section,
         labels={"table" if is_table else "figure": finding.label.removesuffix("-figure")},
     )
-    return (
-        [*outputs, shown] if is_table else [shown, *outputs]
-    )  # a table's first is its CSV, with a report or without
+    # a table's first is its CSV, with a report or without
+    return [*outputs, shown] if is_table else [shown, *outputs]
 
 
 @cache
