@@ -31,10 +31,6 @@ class Bench(Section):
 
 
 def read_settings() -> Bench:
-    """The settings in bench.yaml.
-
-    Raises:
-        UserError: names the key, what was given and what is allowed.
-    """
+    """The settings in bench.yaml. Raises UserError: names the key, what was given and what is allowed."""
     path = Path(__file__).with_name("bench.yaml")
     return Bench.read(read_file(path), Place(path.name, {}))

@@ -48,11 +48,7 @@ class WorkflowCopy:
         (self.folder / f"scales/{name}.yaml").write_text(text, encoding="utf-8")
 
     def seconds(self, *arguments: str) -> float:
-        """How long Snakemake takes.
-
-        Raises:
-            UserError: it fails.
-        """
+        """How long Snakemake takes. Raises UserError: it fails."""
         surroundings = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
         command = [sys.executable, "-m", "snakemake", *arguments]
         started = time.monotonic()

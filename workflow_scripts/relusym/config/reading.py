@@ -16,11 +16,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast wher
 
 
 def scale_file(name: str, folders: Sequence[str | Path]) -> Path:
-    """The file of a scale, in the first folder that has one of that name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The file of a scale, in the first folder that has one of that name. Raises UserError: there is none."""
     files = {path.stem: path for folder in reversed(folders) for path in sorted(Path(folder).glob("*.yaml"))}
     if name not in files:
         raise UserError(one_of("scale", name, sorted(files)))
@@ -28,11 +24,7 @@ def scale_file(name: str, folders: Sequence[str | Path]) -> Path:
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """The sections of a YAML file.
-
-    Raises:
-        UserError: as `check_file`.
-    """
+    """The sections of a YAML file. Raises UserError: as `check_file`."""
     check_file(path)
     return yaml.load(Path(path).read_text(encoding="utf-8"), LOADER)
 

@@ -136,10 +136,8 @@ def is_higher(
 ) -> Evidence:
     """Welch's test that the mean of type `high` is above that of `low`, or less than `margin` below it.
 
-    Two types share no randomness even for the same seed, so that nets aren't paired.
-
-    Args:
-        paper: its mean and standard deviation, by type.
+    Two types share no randomness even for the same seed, so that nets aren't paired. `paper`: its mean and standard
+    deviation, by type.
     """
     high_values, low_values = (np.asarray(values.get(model, [])) for model in (high, low))
     n = f"{len(high_values)} and {len(low_values)} nets"
@@ -252,10 +250,8 @@ def paired(differences: np.ndarray, margin: float = 0.0, seeds: np.ndarray | Non
     """A t-test that the mean of one difference a net is above 0, or less than `margin` below it.
 
     For quantities of the same net, whose randomness is the net's. If all nets are equal, as where a largest barrier is
-    always the halfway one, there is nothing to test: a margin settles it.
-
-    Args:
-        seeds: (n, 2), if the differences are of pairs of nets, which may share them (`shared_nets`).
+    always the halfway one, there is nothing to test: a margin settles it. `seeds`: (n, 2), if the differences are of
+    pairs of nets, which may share them (`shared_nets`).
     """
     differences = np.asarray(differences, float)
     m = len(differences)

@@ -36,11 +36,7 @@ class Filters:
 
 
 def read_filters(path: str | Path) -> Filters:
-    """One net's filters.
-
-    Raises:
-        UserError: the file is missing, truncated or no file of filters.
-    """
+    """One net's filters. Raises UserError: the file is missing, truncated or no file of filters."""
     arrays, described = checkpoint.load_arrays(path)
     if described.get("kind") != "filters":
         raise UserError(f"{path} holds no filters: delete it, and it is made again")

@@ -129,11 +129,7 @@ def csv(frame: pd.DataFrame) -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all.
-
-    Raises:
-        UserError: the disk is full or the folder can't be written.
-    """
+    """Write a text file whole or not at all. Raises UserError: the disk is full or the folder can't be written."""
     with write_whole(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
 

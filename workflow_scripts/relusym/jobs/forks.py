@@ -37,11 +37,7 @@ def can_fork() -> bool:
 
 @dataclass
 class Fork:
-    """A fork that is at work.
-
-    Attributes:
-        pid: of its process.
-    """
+    """A fork that is at work. `pid`: of its process."""
 
     pid: int
     _answers: socket.socket

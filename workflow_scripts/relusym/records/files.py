@@ -44,11 +44,7 @@ def load_record_or_none(path: str | Path) -> Record | None:
 
 
 def load_record(path: str | Path) -> Record:
-    """As `load_record_or_none`.
-
-    Raises:
-        UserError: as there, or it is missing.
-    """
+    """As `load_record_or_none`. Raises UserError: as there, or it is missing."""
     record = load_record_or_none(path)
     if record is None:
         raise UserError(f"record {path} is missing: let snakemake make it")
@@ -84,10 +80,8 @@ def write_record(path: str | Path, record: Record) -> None:
 def write_trained(path: str | Path, record: Record) -> None:
     """Write the record of a net; one that has come out the same keeps its record, to the byte.
 
-    A broken one is written anew. Records of earlier tries at the same net, which couldn't be had, go.
-
-    Raises:
-        ValueError, UserError: as of `write_record`.
+    A broken one is written anew. Records of earlier tries at the same net, which couldn't be had, go. Raises
+    ValueError, UserError: as of `write_record`.
     """
     path = Path(path)
     if _outcome(_unbroken(path)) != _outcome(record):

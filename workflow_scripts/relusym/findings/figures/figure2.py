@@ -24,11 +24,7 @@ FIGURE = Figure(__name__, reads=("filters",), exists=has_vgg11s, select=select)
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
-    """Figure 2 of one net.
-
-    Raises:
-        UserError: there is no net of the type.
-    """
+    """Figure 2 of one net. Raises UserError: there is no net of the type."""
     return (figure2(first_kept(inputs["filters"], selection["model"]), selection["names"]),)
 
 

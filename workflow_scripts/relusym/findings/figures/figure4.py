@@ -25,11 +25,7 @@ FIGURE = Figure(
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
-    """Figure 4, a panel a type, and its numbers.
-
-    Raises:
-        UserError: as `order_counts`, or records don't go together.
-    """
+    """Figure 4, a panel a type, and its numbers. Raises UserError: as `order_counts`, or records don't go together."""
     check_agreement(inputs)
     counts = order_counts(inputs["flip_merge"])
     return figure4(counts, selection["models"], selection["names"]), counts

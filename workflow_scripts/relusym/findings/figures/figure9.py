@@ -19,11 +19,7 @@ FIGURE = Figure(
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
-    """Figure 9 of one net, or why there is none.
-
-    Raises:
-        UserError: there is no net of the type, and no reason.
-    """
+    """Figure 9 of one net, or why there is none. Raises UserError: there is no net of the type, and no reason."""
     model, nets = selection["model"], inputs["filters"]
     name = selection["names"].get(model, model)
     if not nets and (reason := selection.get("absent", {}).get(model)):

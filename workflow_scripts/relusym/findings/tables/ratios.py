@@ -42,10 +42,7 @@ def ratios(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
     paper_value_mean is the paper's ratio; value_std is the standard error, by jackknife over nets; n counts the nets of
     the type that has fewer. The verdict is "same direction" or "opposite direction" if the ratio's 95% interval is on
-    the paper's side of 1 or on the other, else "open".
-
-    Args:
-        selection: as of `comparison`.
+    the paper's side of 1 or on the other, else "open". `selection`: as of `comparison`.
     """
     names, tables, rows = selection["names"], selection["tables"], []
 
