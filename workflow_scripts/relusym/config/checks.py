@@ -214,10 +214,9 @@ def _check_beyond(settings: Settings) -> None:
 
 
 def check_images(settings: Settings, model: str | None, extent: Extent) -> None:
-    """Check all that is done with the images of a model; None: with the scale's own in Figure 3.
+    """Check all that is done with the images of a model (None: with the scale's own in Figure 3).
 
-    Raises:
-        UserError: more images are asked for than there are, or they are of a size that the net can't take.
+    UserError if more are asked for than there are, or they are of a size that the net can't take.
     """
     label = settings.label(model)
     if model is None:

@@ -14,11 +14,8 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a key stands, for messages.
-
-    Attributes:
-        file: of the scale.
-        over: what the run's config has over that: config.yaml, another config file, or the command line.
+    """Where a key stands, for messages: in the scale's `file`, unless the run's config has it `over` that (config.yaml,
+    another config file, or the command line).
     """
 
     file: str
@@ -48,12 +45,9 @@ class Model:
     """One type of nets: the sections of its entry over those of its scale.
 
     Attributes:
-        id: its key among the scale's models.
-        entry: what differs, by its key among the scale's models.
-        values: the scale's file and the run's config in one, as plain values.
-        place: what messages call their keys.
-        shared: the scale's sections.
-        seeds: one net each.
+        id, entry: its key among the scale's models, and what differs there.
+        values: the scale's file and the run's config in one, as plain values; `place`: what messages call their keys.
+        shared, seeds: the scale's sections; one net each.
     """
 
     id: str

@@ -32,9 +32,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
 def check_file(path: str | Path) -> None:
     """Check what Snakemake passes over, or reports without a line, when it reads a config file.
 
-    Raises:
-        UserError: names the file and the line of what isn't UTF-8 or YAML, of a key that stands there twice, of a
-            section that holds itself, and of seeds whose _ YAML would drop.
+    UserError names the file and the line of what isn't UTF-8 or YAML, of a key that stands there twice, of a section
+    that holds itself, and of seeds whose _ YAML would drop.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -99,14 +98,9 @@ def _sections(top: yaml.Node) -> Iterator[yaml.MappingNode]:
 
 
 def check_command_line(values: dict[str, Any], words: Iterable[str]) -> None:
-    """Check what Snakemake makes of `--config`.
+    """Check what Snakemake makes of `--config`: the `values` that it understood of the `words` of the command line.
 
-    Args:
-        values: what it understood.
-        words: of the command line.
-
-    Raises:
-        UserError: a key without a value, or seeds whose _ Python drops.
+    UserError for a key without a value, or seeds whose _ Python drops.
     """
     for key, value in values.items():
         if value is None:

@@ -34,14 +34,9 @@ class Settings(Sources):
     """A valid config, resolved to its scale.
 
     Attributes:
-        run: what the run is about.
-        sections: of its scale.
-        values: the scale's file with the run's config over it, as plain values.
-        place: what messages call their keys.
+        run, sections: what the run is about, and the sections of its scale.
+        values: the scale's file with the run's config over it, as plain values; `place`: what messages call their keys.
         folders: where scales are looked for.
-
-    Raises (on creation by `of`):
-        UserError: the config is not valid.
     """
 
     run: Run
@@ -52,7 +47,7 @@ class Settings(Sources):
 
     @classmethod
     def of(cls, config: Values, folders: Sequence[str | Path] = ("scales",)) -> Settings:
-        """The settings of a run.
+        """The settings of a run; UserError if the config isn't valid.
 
         Args:
             config: the keys of `Run`; beside them, those of `Scale` go before the scale's file.
@@ -141,8 +136,8 @@ class Settings(Sources):
     def pairs(self) -> list[tuple[Net, Net]]:
         """Every pair of nets to merge: two types by seed; one type seed by next seed of the type, cyclically.
 
-        A pair stands once, whichever way round: two seeds of one type are one pair. Of a run on some of the seeds, only
-        the pairs whose two nets are both in it.
+        A pair stands once, whichever way round. Of a run on some of the seeds, only pairs whose two nets are both in
+        it.
         """
         nets, pairs = set(self.nets), {}
         for first, second in self.types_paired:

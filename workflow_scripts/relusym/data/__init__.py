@@ -67,30 +67,22 @@ DATA_SETS = {
 
 
 def check(spec: dict[str, Any], key: str = "data") -> None:
-    """Check a data set's kind and options, without importing torch.
+    """Check a data set's kind and options, which stand at `key` of the config, without importing torch.
 
-    Args:
-        key: where they stand in the config.
-
-    Raises:
-        UserError: names the key, its value and what is allowed.
+    UserError names the key, its value and what is allowed.
     """
     choose(DATA_SETS, "kind", spec, key)
 
 
 def prepare(spec: dict[str, Any], to: Path, workers: int = 0, key: str = "data") -> list[str]:
-    """Write a data set's prepared file, which `image_set.load` reads.
+    """Write a data set's prepared file, which `image_set.load` reads; a line on each thing passed over or converted.
+
+    UserError if the images aren't there, or something is wrong with them.
 
     Args:
         spec: the kind and its options.
         workers: processes that decode images, where there are many.
-        key: as in `check`.
-
-    Returns:
-        a line on each thing that was passed over or converted.
-
-    Raises:
-        UserError: the images aren't there, or something is wrong with them.
+        key: where they stand in the config.
     """
     data_set, options = choose(DATA_SETS, "kind", spec, key)
     return data_set.load()(to, workers=workers, key=key, **options.model_dump()) or []
@@ -99,8 +91,7 @@ def prepare(spec: dict[str, Any], to: Path, workers: int = 0, key: str = "data")
 def digest(path: str | Path) -> str:
     """SHA-256 of what a prepared file holds: classes, labels and images of both splits. Reads the header alone.
 
-    Raises:
-        UserError: the file is missing, truncated or foreign.
+    UserError if the file is missing, truncated or foreign.
     """
     about = checkpoint.load_arrays(path, names=())[1]
     if "digest" not in about:

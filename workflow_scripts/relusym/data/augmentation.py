@@ -54,14 +54,13 @@ def random_powers(uniform: Tensor, order: int) -> Tensor:
 class Augmented:
     """Images with a random crop after zero padding and a random power of τ, drawn for every image on its own.
 
+    UserError if τ doesn't keep the images' shape.
+
     Args:
         images: uint8 (N, H, W, C), on the device that will train; kept padded, (N, H + 2p, W + 2p, C).
         padding: p, pixels on each side; 0 leaves the crop out.
         symmetry: whose powers are as likely as one another; None leaves them out.
         normalise: how pixels become a net's input.
-
-    Raises:
-        UserError: τ doesn't keep the images' shape.
     """
 
     def __init__(

@@ -129,8 +129,7 @@ def generate(
 ) -> tuple[ImageSet, ImageSet]:
     """Two sets of images with as many of each class as can be; the same seed gives the same bytes.
 
-    Args:
-        symmetry: that the distribution is invariant to; None: to none.
+    `symmetry`: that the distribution is invariant to; None: to none.
     """
     return _split("train", train, seed, symmetry), _split("test", test, seed, symmetry)
 

@@ -29,17 +29,14 @@ def known_extent(spec: dict[str, Any]) -> Extent | None:
 
 
 def extent_of(spec: dict[str, Any], prepared: Path) -> Extent | None:
-    """The extent of a data set as far as it is known: from the prepared file's header, or from its folder.
+    """The extent of a data set, if it is known: from the prepared file's header, or from its folder.
+
+    None for ImageNet, whose prepared file has a choice of the training images alone. UserError if it is truncated or
+    foreign.
 
     Args:
         spec: as in `data.prepare`.
         prepared: the file, which needn't be there.
-
-    Returns:
-        None for ImageNet, whose prepared file has a choice of the training images alone.
-
-    Raises:
-        UserError: the prepared file is truncated or foreign.
     """
     if known := known_extent(spec):
         return known

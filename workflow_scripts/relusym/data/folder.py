@@ -26,8 +26,7 @@ def prepare(to: Path, *, root: str, train: str, test: str, workers: int, key: st
 def prepare_torchvision(to: Path, *, root: str, download: bool, workers: int, key: str) -> None:
     """Write CIFAR10 as torchvision downloads it to `root` on first use: the Python version, each file's MD5 checked.
 
-    Raises:
-        UserError: it isn't there and can't be downloaded, or is damaged.
+    UserError if it isn't there and can't be downloaded, or is damaged.
     """
     from torchvision.datasets import CIFAR10 as Official  # here, since it doubles the start-up of every job
     from torchvision.datasets.utils import check_integrity, download_and_extract_archive
@@ -74,15 +73,10 @@ def read(
 ) -> tuple[ImageSet, ImageSet]:
     """Images in ImageFolder layout, <root>/<split>/<class>/<image>; classes and images in the order of their names.
 
-    CIFAR10's own images are brought to the official order, if the numbers in their names are that order.
-
-    Args:
-        key: where root, train and test stand in the config.
-        notes: gets a line on files that are no images, on images that weren't RGB, and on sizes other than CIFAR10's.
-
-    Raises:
-        UserError: a folder is missing or empty, the splits have other classes, an image is unreadable, of more than 8
-            bits a channel or of another size than the first; each named.
+    CIFAR10's own images are brought to the official order, if the numbers in their names are that order. `key` is where
+    root, train and test stand in the config; `notes` gets a line on files that are no images, on images that weren't
+    RGB, and on sizes other than CIFAR10's. UserError if a folder is missing or empty, the splits have other classes, an
+    image is unreadable, of more than 8 bits a channel or of another size than the first; each named.
     """
     notes = [] if notes is None else notes
     root = Path(root)
@@ -156,13 +150,9 @@ def _in_official_order(images: ImageSet, files: list[Path]) -> ImageSet:
 
 
 def open_image(path: str | Path, modes: Counter[str] | None = None) -> Image.Image:
-    """An image file as RGB.
+    """An image file as RGB; `modes` counts what was converted, by its mode in Pillow.
 
-    Args:
-        modes: counts what was converted, by its mode in Pillow.
-
-    Raises:
-        UserError: it can't be read, or has more than 8 bits a channel.
+    UserError if it can't be read, or has more than 8 bits a channel.
     """
     try:
         with Image.open(path) as image:
@@ -180,8 +170,7 @@ def open_image(path: str | Path, modes: Counter[str] | None = None) -> Image.Ima
 def image_folder(root: Path, transform: Callable, key: str = "imagenet"):
     """torchvision's ImageFolder, which decodes an image when it is asked for.
 
-    Raises:
-        UserError: the folder is missing or has no images; later, an image can't be read.
+    UserError if the folder is missing or has no images; later, if an image can't be read.
     """
     from torchvision.datasets import ImageFolder  # here, since it doubles the start-up of every job
 

@@ -40,12 +40,7 @@ def prepare(
 
     Each is resized to `resize` on its shorter side and cropped to `size` × `size` at its centre, as torchvision's
     presets for evaluation do. The file is written as it grows, and later mapped into memory, not read into it.
-
-    Args:
-        root, train, val: the folder of both splits, and theirs in it.
-
-    Raises:
-        UserError: a folder is missing, the splits differ in their classes, or there are fewer training images.
+    UserError if a folder is missing, the splits differ in their classes, or there are fewer training images.
     """
     from torchvision.transforms import v2  # here, since it doubles the start-up of every job
 
@@ -91,12 +86,8 @@ def _in_pieces(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Arrays to fill, on disk and not in memory, that become a file like `checkpoint.save`'s at the end.
 
-    Args:
-        layout: name → type ("uint8" or "int64") and shape; int64 ones first, so that all are aligned.
-        about: as in `checkpoint.save`; may change until the end, but not in length.
-
-    Raises:
-        UserError: the disk is full or the folder can't be written.
+    `layout`: name → type ("uint8" or "int64") and shape; int64 ones first, so that all are aligned. `about`: as in
+    `checkpoint.save`; may change until the end, but not in length.
     """
     types = {"uint8": "U8", "int64": "I64"}  # in safetensors' headers
     entries: dict[str, Any] = {}

@@ -70,18 +70,11 @@ class Draws:
 def random_crops(
     images: Tensor, generator: torch.Generator, area: tuple[float, float], symmetry: Symmetry | None
 ) -> Tensor:
-    """A random resized crop and random power of τ of each image, as torchvision's for one image.
+    """A random resized crop and random power of τ of each of uint8 images (B, H, W, 3); float32 (B, H, W, 3) in 0..255.
 
     torchvision's transforms draw once for a whole batch, and one by one they are slower than small nets train; these
-    draw for every image on its own.
-
-    Args:
-        images: uint8 (B, H, W, 3).
-        area: range of the crop's share of the image.
-        symmetry: its generator is τ; None leaves it out.
-
-    Returns:
-        float32 (B, H, W, 3) in 0..255.
+    draw for every image on its own. `area`: range of the crop's share of the image. `symmetry`: its generator is τ;
+    None: none.
     """
     uniform, (count, height, width) = Draws(images, generator).uniform, images.shape[:3]
     share, ratio = uniform(*area), torch.exp(uniform(*torch.tensor(CROP_RATIO).log().tolist()))

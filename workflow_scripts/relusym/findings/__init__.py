@@ -45,14 +45,11 @@ class Finding:
     """What is declared of a table or figure alike.
 
     Attributes:
-        module: that declares and makes it.
-        name: of its target; by default the module's.
+        module, name: that declares and makes it; of its target, by default the module's.
         reads: the kinds of records that it is made of; "filters" for the arrays beside flip-merge records.
-        select: what of the config it shows.
-        exists: whether a scale has it.
+        select, exists: what of the config it shows; whether a scale has it.
         keys: of its records, a kind at a time; by default those of the types that it selects.
-        section: of the report.
-        order: among those of its section; then by name.
+        section, order: of the report, and among those of its section; then by name.
     """
 
     module: str

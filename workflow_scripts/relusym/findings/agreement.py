@@ -99,13 +99,11 @@ def _left_out(records: Iterable[Record], absent: Mapping[str, str], names: Mappi
 
 
 def check_agreement(inputs: Inputs) -> None:
-    """Refuse records that can't be averaged: of other data, of nets trained otherwise, of other checkpoints.
+    """Refuse records that can't be averaged (UserError).
 
-    Raises:
-        UserError: two records for the same data set and image size (of generated images: number and seed, too) were
-            made from images of other content; two records disagree on how a type is trained or merged; a merge was made
-            from another checkpoint than the one that the net's train record, or another merge's, names; one checkpoint
-            stands for two nets.
+    Two for the same data set and image size (of generated images: number and seed, too) were made from images of other
+    content; two disagree on how a type is trained or merged; a merge was made from another checkpoint than the one that
+    the net's train record, or another merge's, names; one checkpoint stands for two nets.
     """
     records = [record for kind in inputs if kind not in NO_NETS for record in inputs[kind]]
     images, settings, hashes, nets = {}, {}, {}, {}
@@ -146,11 +144,7 @@ def check_agreement(inputs: Inputs) -> None:
 
 
 def check_accuracies(inputs: Inputs) -> None:
-    """Refuse records that state accuracies of a net further apart than `SAME_ACCURACY`.
-
-    Raises:
-        UserError: two records do (named).
-    """
+    """Refuse (UserError) two records that state accuracies of a net further apart than `SAME_ACCURACY`."""
     first: dict[Any, tuple[Record, float]] = {}
     for record in chain(*(inputs[kind] for kind in inputs if kind not in NO_NETS)):
         for net, accuracy in accuracies(record):

@@ -221,9 +221,8 @@ def one_sample(
 ) -> Evidence:
     """A t-test that the mean of these values, two or more, is above a threshold.
 
-    Args:
-        origin: from which the effect size is measured.
-        factor, degrees: on the squared standard error, and of freedom, where values aren't independent.
+    The effect size is measured from `origin`; `factor` on the squared standard error and `degrees` of freedom are for
+    values that aren't independent.
     """
     mean, std = spread(values)
     shifted, varies, error = values - threshold, std > EQUAL, std * math.sqrt(factor / len(values))
@@ -335,19 +334,15 @@ def pair_differences(nets: pd.DataFrame, merged: pd.DataFrame, model: str) -> tu
 
 
 def shared_nets(seeds: np.ndarray) -> tuple[float, float]:
-    """What a t-test over pairs of nets has to allow for if a net is in several pairs.
+    """What a t-test over pairs of nets (their seeds, (m, 2)) has to allow for if a net is in several pairs.
 
     If the value of a pair is the sum of something of either net and something of the pair's, two pairs have at most
     half their variance V in common for each net that they share: C = V (I + S/2), S the number of nets shared. With the
     centring matrix H, the variance of the mean is then 1ᵀC1 / m², and the sample variance is tr(HC) / (m − 1) in
     expectation, with tr(HC)² / tr(HCHC) degrees of freedom (Satterthwaite).
 
-    Args:
-        seeds: (m, 2), the two nets of each pair.
-
-    Returns:
-        the factor on the squared standard error s²/m, and the degrees of freedom; 1 and m − 1 for pairs that share
-        nothing. Infinite and 0 if the pairs settle nothing: fewer than two, or the same two nets again.
+    Returns the factor on the squared standard error s²/m, and the degrees of freedom: 1 and m − 1 for pairs that share
+    nothing; infinite and 0 if they settle nothing (fewer than two, or the same two nets again).
     """
     m = len(seeds)
     common = (seeds[:, None, :, None] == seeds[None, :, None, :]).sum((2, 3)) / 2  # 1 on the diagonal

@@ -57,11 +57,8 @@ def read_filters(path: str | Path) -> Filters:
 
 
 def first_kept(nets: Iterable[Filters], model: str) -> Filters:
-    """The first net of a type that isn't left out; its first one if all are.
-
-    Raises:
-        UserError: there is no net of the type.
-    """
+    """The first net of a type that isn't left out; its first one if all are. UserError if there is no net of the
+    type."""
     of_type = [net for net in nets if net.model == model]
     if not of_type:
         raise UserError(f"there are no filters of a net of type {model}: let snakemake merge one")
@@ -69,14 +66,11 @@ def first_kept(nets: Iterable[Filters], model: str) -> Filters:
 
 
 def are_zero(norms: np.ndarray, zero: float) -> np.ndarray:
-    """Which filters of a layer are zero: their norm is less than `zero` of the largest norm in the layer.
+    """Which filters of a layer are zero: their Frobenius norm (of (c,)) is less than `zero` (0..1) of the largest
+    there.
 
     The paper has no definition; it counts by eye what is blank in Figures 5 to 8. The layer's largest filter sets the
     scale, since it doesn't depend on how many others are zero, as a mean would, and sets the colours there, too.
-
-    Args:
-        norms: Frobenius norms (c,).
-        zero: a share, 0..1.
     """
     return norms < zero * norms.max(initial=0)
 

@@ -34,9 +34,8 @@ PAIR_MERGE = {
 def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], selection: Selection) -> Inputs:
     """What a table or figure is made of, by kind, as far as it is of types that are selected.
 
-    Raises:
-        UserError: a file is missing or damaged; filters are of another net than their file's name says; two records
-            disagree on the accuracy of a net.
+    UserError if a file is missing or damaged, filters are of another net than their file's name says, or two records
+    disagree on the accuracy of a net.
     """
     inputs = {}
     for kind in kinds:
@@ -87,8 +86,7 @@ def tidy(records: Sequence[Record]) -> pd.DataFrame:
 def measured(records: Sequence[Record], key: list[str], paths: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """Columns `key`, the quantities of `paths` (floats) and `ok`, one row a record.
 
-    Raises:
-        UserError: an ok record lacks a measurement (named), or a record is given twice.
+    UserError if an ok record lacks a measurement (named), or a record is given twice.
     """
     scalars = tidy(records)
     frame = scalars.reindex(columns=["kind", *key])
@@ -126,8 +124,7 @@ def nets(
 ) -> pd.DataFrame:
     """One row a net: model, seed, the quantities (of `TRAIN` and of `FLIP_MERGE`), ok (both its records are).
 
-    Raises:
-        UserError: as `measured` and `check_agreement`.
+    UserError as `measured` and `check_agreement`.
     """
     check_agreement(inputs)
     key = ["model", "seed"]
@@ -145,8 +142,7 @@ def nets(
 def pairs(inputs: Inputs) -> pd.DataFrame:
     """One row a pair of nets (`once`), from pair_merge records: model_1, model_2, seed_1, seed_2, barrier, ok.
 
-    Raises:
-        UserError: as `measured` and `check_agreement`.
+    UserError as `measured` and `check_agreement`.
     """
     check_agreement(inputs)
     key = ["model_1", "model_2", "seed_1", "seed_2"]

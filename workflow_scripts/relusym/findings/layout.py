@@ -34,8 +34,8 @@ class Layout:
 
     Attributes:
         title: one line, the heading in Markdown and HTML, and the caption in LaTeX.
-        headings: by column, without `_mean`; the columns of `COMMON` have theirs.
-        formats: by column, as for `str.format`, or a function from value to text.
+        headings, formats: by column, without `_mean` (those of `COMMON` have theirs); as for `str.format`, or a
+            function.
         wide: share of a line in LaTeX, by column of running text.
     """
 
@@ -99,15 +99,10 @@ def write_table(
     names: Mapping[str, str] | None = None,
     endings: Sequence[str] = ("csv", "md"),
 ) -> None:
-    """Write `frame` to files that begin with `stem`, each whole or not at all.
+    """Write `frame` to files that begin with `stem`, each whole or not at all; UserError if that can't be.
 
-    Args:
-        notes: one line each, below the table: where the data come from, width, epochs, seeds.
-        names: display names of the ids in `model`, `model_1` and `model_2`.
-        endings: of csv, md, tex (booktabs) and html.
-
-    Raises:
-        UserError: the disk is full or the folder can't be written.
+    `notes` stand below the table, a line each; `names` are display names of ids in `model`, `model_1` and `model_2`;
+    `endings` are of csv, md, tex (booktabs) and html.
     """
     names = names or {}
     for ending in endings:

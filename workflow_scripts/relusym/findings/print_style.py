@@ -46,8 +46,7 @@ def panels_of(
 def write_figure(drawing: Drawing, paths: Iterable[str | Path]) -> None:
     """Write a figure to PNG or PDF, as each path ends; the same bytes from the same figure, on any day.
 
-    Raises:
-        UserError: the disk is full or the folder can't be written.
+    UserError if the disk is full or the folder can't be written.
     """
     for path in map(Path, paths):
         fields = ("Creator", "Producer", "CreationDate") if path.suffix == ".pdf" else ("Software",)

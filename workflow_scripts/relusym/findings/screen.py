@@ -15,10 +15,8 @@ HALF = 0.5
 def at_end(names: Sequence[str], folder: Path, models: Mapping[str, str], columns: int = 120) -> str:
     """The tables and figures named, as text; a table that is wider than `columns` by its path alone.
 
-    Args:
-        names: of tables and figures, or "all": Table 2 and the figure of all barriers, and where the others are.
-        folder: of the scale's results.
-        models: what tables call each type of net.
+    "all" names Table 2 and the figure of all barriers, and where the others are. `folder` is of the scale's results,
+    `models` what tables call each type of net.
     """
     every = "all" in names
     parts = []

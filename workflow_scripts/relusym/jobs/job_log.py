@@ -38,8 +38,7 @@ def printed_to(path: Path) -> Iterator[None]:
 def log_error(error: Exception, path: Path) -> str:
     """Write why a job failed to its log: a user's error as a line, any other as its traceback.
 
-    Returns:
-        what to print beside: a line, or the traceback if the log can't take it.
+    Returns what to print beside: a line, or the traceback if the log can't take it.
     """
     if isinstance(error, OSError) and error.errno in TO_MEND:
         error = UserError(

@@ -13,11 +13,7 @@ from relusym.errors import UserError
 
 
 def device_named(name: str) -> torch.device:
-    """The device a config's `device` means; auto is a GPU where there is one.
-
-    Raises:
-        UserError: a GPU is asked for and there is none.
-    """
+    """The device a config's `device` means; auto is a GPU where there is one. UserError if it isn't there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -36,10 +32,8 @@ class JobMeter:
         self.device, self.started = device, time.perf_counter()
 
     def fields(self) -> dict[str, Any]:
-        """The `code` and `cost` of a record: versions and device; seconds and peak memory in MB.
-
-        The seconds are those from here on, and those of the whole process, imports included; the memory is that of the
-        device, and the largest resident set.
+        """The `code` and `cost` of a record: versions and device; seconds and peak memory in MB, of the job and of its
+        process.
         """
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         if self.device.type == "cuda":

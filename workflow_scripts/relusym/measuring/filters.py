@@ -26,16 +26,13 @@ def filter_arrays(
     image_shape: tuple[int, ...],
     projection_seed: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """What is kept of a net's filters, as `findings.filters.Filters` describes it, and by how much equation (3) fails.
+    """What `findings.filters.Filters` describes of an ordinary net, and conv name → ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖ (equation
+    (3)).
 
     Args:
-        net: an ordinary net.
         permutations: group name → list: channel i goes with channel `permutation[i]` of the flipped net.
         image_shape: of one image, (channels, height, width).
         projection_seed: of the projection of input channels to RGB.
-
-    Returns:
-        arrays, and conv name → ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖.
     """
     groups = channel_groups(net, image_shape)
     given = {name: torch.tensor(permutation) for name, permutation in permutations.items()}

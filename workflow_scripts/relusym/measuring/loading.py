@@ -23,13 +23,9 @@ CHANCE_MARGIN = 1.1  # a net within a tenth of chance accuracy has learnt nothin
 
 
 def digest_in_use(data: Path, in_use: tuple[str, str] | None) -> str:
-    """The content digest of a file of prepared images.
+    """The content digest of a file of prepared images; UserError if it isn't the one in use.
 
-    Args:
-        in_use: the digest that the scale's other records were made from, and one of these.
-
-    Raises:
-        UserError: the images are others than those.
+    `in_use`: the digest that the scale's other records were made from, and one of these.
     """
     content = digest(data)
     if in_use is not None and content != in_use[0]:
@@ -76,8 +72,7 @@ def least_accuracy(labels: Tensor) -> float:
 def load_net(path: Path, device: torch.device) -> tuple[nn.Module, Record]:
     """A net in evaluation mode, and its checkpoint's header.
 
-    Raises:
-        UserError: the checkpoint is truncated, foreign, or doesn't fit the net that it names.
+    UserError if the checkpoint is truncated, foreign, or doesn't fit the net that it names.
     """
     return _net(path, *checkpoint.load(path, device), device)
 
@@ -99,8 +94,7 @@ def trained_net(
 ) -> tuple[nn.Module | None, Record]:
     """A net as `load_net`, if it is the one that its train record names; and that record. No net if it is absent.
 
-    Raises:
-        UserError: as `named_checkpoint` and `load_net`; a net that trained well has infinite weights, or no numbers.
+    UserError as `named_checkpoint` and `load_net`, or if a net that trained well has weights that are no numbers.
     """
     tensors, about, trained = named_checkpoint(path, record, settings, device)
     if trained["status"] == "ok" and (
@@ -117,8 +111,7 @@ def named_checkpoint(
 ) -> tuple[Tensors, Record, Record]:
     """A checkpoint's tensors and header, if it is the one that its train record names; and that record.
 
-    Raises:
-        UserError: it is damaged, another one, of another net, or made with other settings.
+    UserError if it is damaged, another one, of another net, or made with other settings.
     """
     tensors, about = checkpoint.load(path, device)
     trained = load_record(record)

@@ -42,18 +42,16 @@ Record = dict[str, Any]
 class MergeJob:
     """What a merge or a measurement is made from; nets and images are loaded when they are first asked for.
 
+    UserError is raised then, if a checkpoint is damaged, isn't the one that its train record names, or was made with
+    other settings, or if the images are damaged or others.
+
     Attributes:
         names: model and seed of each net, one or two.
         settings: as `Settings.flip_merge`, `Settings.pair_merge` or `Settings.measurement` gives them.
         checkpoints, trained: the nets, and their train records.
-        data, label: the prepared images, and what the record calls them.
+        data, label, in_use: the prepared images, what the record calls them, and see `digest_in_use`.
         batch_size: images that a net reads at once.
-        in_use: see `digest_in_use`.
         beside: the file beside the record: of a flip merge's filters, or of a net that a measurement makes.
-
-    Raises (where nets and images are loaded):
-        UserError: a checkpoint is damaged, isn't the one that its train record names, or was made with other settings;
-            the images are damaged or others.
     """
 
     names: list[tuple[str, int]]
@@ -105,11 +103,8 @@ class MergeJob:
         return nets.plain(net).to(memory_format=torch.channels_last)
 
     def snapshot(self, epoch: int) -> nn.Module:
-        """The first net as it was after so many epochs of its training.
-
-        Raises:
-            UserError: it isn't there, or another than the train record names.
-        """
+        """The first net as it was after so many epochs; UserError if that isn't there, or isn't what its record
+        names."""
         path, (model, seed) = snapshot_path(self.checkpoints[0], epoch), self.names[0]
         kept = self.train_records[0]["outputs"].get("snapshots", {})
         if not path.exists() or kept.get(str(epoch)) != sha256(path):
@@ -140,11 +135,7 @@ class MergeJob:
         return self._images(image_set.subset(self.train, count, self._data["seed"]))
 
     def choice(self, count: int | None) -> Images:
-        """A seeded choice of so many of the training images; None: those to merge on.
-
-        Raises:
-            UserError: there are fewer.
-        """
+        """A seeded choice of so many of the training images (None: those to merge on); UserError if there are fewer."""
         return self.images if count is None else self._choice(count)
 
     @cached_property
@@ -208,11 +199,8 @@ class MergeJob:
 def merge_record(job: MergeJob) -> Record:
     """Merge one net with its flipped self (Tables 2, 3 and 5), or two nets with each other (Table 4).
 
-    Returns:
-        the record. Of a flip merge it also has the net's relative invariance error.
-
-    Raises:
-        UserError: as of `MergeJob`; an identity that holds whatever the weights are doesn't.
+    The record of a flip merge also has the net's relative invariance error. UserError as of `MergeJob`, or if an
+    identity that holds whatever the weights are doesn't.
     """
     meter, flip, settings = JobMeter(job.device), len(job.names) == 1, job.settings
     record = job.header("flip_merge" if flip else "pair_merge")

@@ -40,16 +40,13 @@ class TrainJob:
     """What a net is made from.
 
     Attributes:
-        training_id: the model, or an earlier stage of its training.
-        settings: as `Settings.train` gives them.
-        data, label: the prepared images, and what the record calls them.
-        to: the checkpoint.
-        in_use: see `digest_in_use`.
+        training_id, settings: the model, or an earlier stage of its training; as `Settings.train` gives them.
+        data, label, in_use: the prepared images, what the record calls them, and see `digest_in_use`.
+        to, state: the checkpoint; see `loop.train`, removed once the checkpoint is written.
         save_every, workers: see `loop.train` and `ImageFiles`.
         snapshots: epochs after which the net is kept as well, see `snapshot_path`; 0 is before the first.
         folder: of image files to train on (ImageNet's); None: the prepared images.
         start, started: the net of the stage before, and its train record.
-        state: see `loop.train`; it is removed once the checkpoint is written.
     """
 
     training_id: str
@@ -116,17 +113,10 @@ def train_record(
 ) -> Record:
     """Train one net, in this process or in all that were started together, write its checkpoint and measure it.
 
-    Args:
-        interrupted, report: see `loop.train`.
-
-    Returns:
-        the record. Its status is "diverged" if the loss became non-finite, "degenerate" if the test accuracy is no
-        better than chance (the paper's footnote 3), else "ok".
-
-    Raises:
-        UserError: the images are damaged or others, or fewer than a batch; `start` isn't the net that `started` names,
-            or was made with other settings.
-        Interrupted: `interrupted` returned true, and the state is saved.
+    The record's status is "diverged" if the loss became non-finite, "degenerate" if the test accuracy is no better than
+    chance (the paper's footnote 3), else "ok". `interrupted` and `report`: see `loop.train`. UserError if the images
+    are damaged or others, or fewer than a batch; if `start` isn't the net that `started` names, or was made with other
+    settings. Interrupted if `interrupted` returned true, and the state is saved.
     """
     meter, device, settings = JobMeter(job.device), local_device(job.device), job.settings
     inputs = job.inputs()
@@ -197,10 +187,8 @@ def train_record(
 
 
 def weights_record(job: TrainJob, weights: Path) -> Record:
-    """The record of a net that others trained; the rest as in `train_record`.
-
-    Args:
-        weights: what `nets.weights.gather` loaded, or why it could load nothing: then the status is "absent".
+    """The record of a net that others trained, from what `nets.weights.gather` loaded; status "absent" if that is
+    nothing.
     """
     meter = JobMeter(job.device)
     tensors, about = checkpoint.load(weights, job.device)

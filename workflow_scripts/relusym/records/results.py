@@ -36,8 +36,7 @@ class Job:
     """One record to be made.
 
     Attributes:
-        kind: of the record.
-        settings: that it has to be made with.
+        kind, settings: of the record, and that it has to be made with.
         nets: whose checkpoints it is made from; of a training, the net itself.
         matching: of a merge; None for the config's.
         prepared: the file of prepared images that it reads, if any.
@@ -63,19 +62,17 @@ class Job:
 class Results:
     """What is there of a scale, against what its config asks for. A job goes by its key, `<kind>/<folder>/<seeds>`.
 
+    UserError if a folder of records can't be listed (named).
+
     Args:
         settings: of this run, which may be about a piece of the scale's seeds.
-        root: the folder of all scales.
-        data: the folder of prepared images.
+        root, data: the folders of all scales, and of prepared images.
         retry: whether a net that couldn't be had is to be tried again.
 
     Attributes:
         prefix: of every path, where they are read; the paths that methods return are without.
         broken: by record that can't be read or whose text is wrong, the line that names what is wrong with it and what
             to do. It counts as there: no job is planned for it, and only what reads it stops.
-
-    Raises:
-        UserError: a folder of records can't be listed (named).
     """
 
     def __init__(self, settings: Settings, root: str = "results", data: str = "data", retry: bool = True):
@@ -344,9 +341,8 @@ class Results:
     def shown(self, kind: str, models: Iterable[str] | None = None, matching: str | None = None) -> list[str]:
         """The jobs of a kind that tables show: those of this run, and those that other pieces have done.
 
-        Args:
-            models: only jobs all of whose nets are of these; None: of the paper's types.
-            matching: only merges by it; None for the config's.
+        Only those all of whose nets are of `models` (None: of the paper's types), merged by `matching` (None: the
+        config's).
         """
         allowed = None if models is None else {*models}
         return [
@@ -364,10 +360,8 @@ class Results:
     # ---- which images
 
     def images_in_use(self, prepared: str) -> tuple[str, str] | None:
-        """The content digest of the images that records were made from, and one of these; None without any.
-
-        Args:
-            prepared: the file of prepared images that the records' jobs read.
+        """The content digest of the images that records of jobs that read `prepared` were made from, and one of these,
+        if any.
         """
         if prepared not in self._images:
             used = (

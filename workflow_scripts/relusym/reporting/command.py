@@ -269,13 +269,10 @@ def _results_alone(json_alone: bool) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a command works on.
+    """What a command works on: the first net, on its device; a function that builds another, by weights and place.
 
-    Attributes:
-        net: the first one, on its device; build: another, by its weights and its place among the nets.
-        test, match: images to measure on and to match on.
-        labels, classes, metrics, notes: of the images.
-        about: how images were read, for JSON.
+    `test` and `match` are images to measure on and to match on, with their labels, classes, metrics and notes; `about`
+    is how they were read, for JSON.
     """
 
     net: Any

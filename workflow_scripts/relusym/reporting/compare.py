@@ -14,11 +14,9 @@ from relusym.reporting.words import barrier_text, number
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several nets.
+    """Reports of several nets, the first of them the reference.
 
-    Attributes:
-        reports: one each; the first net is the reference.
-        pairs: (row, column), of two reports' places, row > column → the net halfway between the two nets → barrier.
+    `pairs`: (row, column), of two reports' places, row > column → the net halfway between the two nets → barrier.
     """
 
     reports: list[Report]
@@ -74,13 +72,10 @@ class Comparison:
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
-    """Write `report.html`, `report.json`, and CSVs of barriers, nets and layers; each whole or not at all.
+    """Write `report.html`, `report.json`, and CSVs of barriers, nets and layers, each whole or not at all; the page's
+    path.
 
-    Returns:
-        the page's path.
-
-    Raises:
-        UserError: the folder can't be written.
+    UserError if the folder can't be written.
     """
     folder = Path(folder)
     tables = {

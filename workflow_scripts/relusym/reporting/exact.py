@@ -263,20 +263,11 @@ def seconds(nets: Mapping[str, nn.Module], shape: tuple[int, ...], count: int) -
 
 
 def write_exact(result: Exact, folder: str | Path, net: str) -> list[Path]:
-    """Write `exact.safetensors`, `exact.pt2` and `exact.json`, each whole or not at all.
+    """Write `exact.safetensors`, `exact.pt2` and `exact.json`, each whole or not at all; returns what was written.
 
-    The first is a state dict for the net's own class; the second the folded net as `torch.export` has it, with its
-    weights, for images in any number. Neither needs this library. If `torch.export` doesn't take the net, a note says
-    so in place of the second.
-
-    Args:
-        net: what the command calls the net, for the header of the state dict.
-
-    Returns:
-        what was written.
-
-    Raises:
-        UserError: the folder can't be written.
+    The first is a state dict for the net's own class, whose header calls it `net`; the second the folded net as
+    `torch.export` has it, with its weights, for images in any number. Neither needs this library. If `torch.export`
+    doesn't take the net, a note says so in place of the second. UserError if the folder can't be written.
     """
     weights, program, numbers = written = [Path(folder) / name for name in FILES]
     for path in written:

@@ -58,13 +58,9 @@ DETAILS = {
 
 
 def write_report(report: Report, folder: str | Path) -> Path:
-    """Write `report.html`, `report.json`, CSVs, and the nets as safetensors; each whole or not at all.
+    """Write `report.html`, `report.json`, CSVs, and the nets as safetensors, each whole or not at all; the page's path.
 
-    Returns:
-        the page's path.
-
-    Raises:
-        UserError: the folder can't be written.
+    UserError if the folder can't be written.
     """
     folder = Path(folder)
     remove_older(folder)

@@ -67,16 +67,13 @@ def launch(
     """Run `python -m module` in several processes, which call `work`; what the first one's function returns.
 
     If one process dies, the others are ended, and all of them start again together up to `restarts` times. What they
-    print goes to stdout and stderr.
+    print goes to stdout and stderr. UserError if a process raised one, or they failed too often; Interrupted if
+    `interrupted` returned true, and the processes saved their state.
 
     Args:
         job: JSON; the argument of that function.
         gpus: whether each process has a GPU of its own, see `local_device`.
         interrupted: asked all the time; after a yes (or any exception here) the processes are asked to end.
-
-    Raises:
-        Interrupted: `interrupted` returned true, and the processes saved their state.
-        UserError: a process raised one, or the processes failed more often than they may be restarted.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

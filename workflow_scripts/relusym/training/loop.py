@@ -28,12 +28,11 @@ REPORT_S = 2
 
 @dataclass
 class Training:
-    """What came of a training.
+    """What came of a training: the net (of SimSiam, its heads with it), a row an epoch, and whether the loss became
+    non-finite.
 
-    Attributes:
-        net: what was trained: the net, or SimSiam's heads with it.
-        history: one row an epoch; its `data_wait_share` is the share of the time that steps waited for images.
-        diverged: whether the loss became non-finite; the training ended there.
+    An epoch's `data_wait_share` is the share of the time that steps waited for images. A training that diverged ended
+    there.
     """
 
     net: nn.Module

@@ -12,13 +12,10 @@ from relusym.training.recipe import Recipe
 
 
 class Sgd:
-    """SGD with momentum and weight decay, by torch's fused kernel.
+    """SGD with momentum and weight decay, by torch's fused kernel; torch's GradScaler takes it as one of torch's.
 
     torch.optim.SGD takes the same steps, but loads torch's compiler first, which takes longer than a small training.
-
-    Attributes:
-        param_groups: as torch's optimizers have them, and its GradScaler asks for.
-        momentum_buffers: (of each parameter's shape) by parameter, from the first step on.
+    `momentum_buffers` are by parameter, of its shape, from the first step on.
     """
 
     # GradScaler's word for: it sets `grad_scale` and `found_inf`, and the kernel does the rest

@@ -13,12 +13,8 @@ from relusym.training.optimizers import Sgd
 
 @dataclass
 class State:
-    """All that a training goes on from, kept in a file.
-
-    Attributes:
-        path: the file; None keeps nothing.
-        net, optimizer, scaler: what has a state.
-        history: of the epochs that are done; one row each.
+    """All that a training goes on from (`net`, `optimizer`, `scaler`, a row an epoch), kept in a file; None keeps
+    nothing.
     """
 
     path: Path | None
@@ -30,9 +26,7 @@ class State:
     def save(self, step: int = 0, sums: Tensor | None = None) -> None:
         """Write weights, momentum, float16's scale and history, and how far an unfinished epoch is.
 
-        Args:
-            step: how many of its steps are done.
-            sums: its losses and right answers so far, (2,).
+        `step`: how many of its steps are done; `sums`: its losses and right answers so far, (2,).
         """
         if self.path is None:
             return
@@ -46,10 +40,8 @@ class State:
         checkpoint.save(self.path, tensors, about)
 
     def restore(self) -> tuple[int, Tensor | None]:
-        """Load what `save` wrote, if there is something; its step and sums.
-
-        Raises:
-            UserError: the file is truncated or foreign.
+        """Load what `save` wrote, if there is something; its step and sums. UserError if the file is truncated or
+        foreign.
         """
         if self.path is None or not self.path.exists():
             return 0, None

@@ -42,9 +42,7 @@ def _curve(record: Record) -> dict[str, object]:
 
 
 def by_curve(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a curve and way of merging.
-
-    Columns: model_1, model_2 (empty: its flipped self), way, seed, seed_2, ok, `QUANTITIES`.
+    """One row a curve and way: model_1, model_2 (empty: its flipped self), way, seed, seed_2, ok, `QUANTITIES`.
 
     The barrier at a point is what the accuracy lacks of the straight line between the endpoints' as a share of their
     mean, which is equation (4) in the middle; of losses, what is above the line.

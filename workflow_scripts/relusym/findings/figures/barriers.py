@@ -61,12 +61,8 @@ def figure(
     models: Sequence[str],
     names: Mapping[str, str],
 ) -> Drawing:
-    """A row a type: a point a net or pair, a line at their mean, a diamond at the paper's.
-
-    Args:
-        merges: from `points`.
-        paper: from `papers`.
-    """
+    """A row a type: a point a net or pair (of `points`), a line at their mean, a diamond at the paper's (of
+    `papers`)."""
     drawing, ((axes,),) = panels_of(0.9 + 0.36 * max(len(models), 1))
     for merged, (colour, marker, offset) in STYLES.items():
         means = []

@@ -29,15 +29,11 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
 
 
 def exemplary_filters(filters: np.ndarray, permutation: np.ndarray) -> list[int]:
-    """Channels that the permutation keeps among themselves, up to three: a swapped pair around a fixed one.
+    """Channels that the permutation (c,) keeps among themselves, up to three: a swapped pair around a fixed one.
 
-    Of all swapped pairs that whose filters are the most alike once flipped, next to how unlike they are as they are; of
-    all fixed channels the most symmetric. Without one of the two kinds more of the other, or fewer filters;
-    without both a cycle of three, or none.
-
-    Args:
-        filters: conv 1's (c, 3, h, w).
-        permutation: integers (c,).
+    Of all swapped pairs that whose filters (conv 1's, (c, 3, h, w)) are the most alike once flipped, next to how unlike
+    they are as they are; of all fixed channels the most symmetric. Without one of the two kinds more of the other, or
+    fewer filters; without both a cycle of three, or none.
     """
     from relusym.permutations import channel_orders
 

@@ -48,10 +48,8 @@ FIGURE8 = _figure("figure8", "conv2", ["gcnn"])
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
-    """The figure of one net of each of the types.
-
-    Raises:
-        UserError: there is no net of a type, or nothing was kept of the layer.
+    """The figure of one net of each of the types; UserError without a net of a type, or if nothing was kept of the
+    layer.
     """
     nets = [first_kept(inputs["filters"], model) for model in selection["models"]]
     how = (selection[key] for key in ("layer", "flipped_back", "zero_filter", "names"))
@@ -66,14 +64,9 @@ def colours(filters: np.ndarray) -> np.ndarray:
 
 
 def pair_grid(pairs: np.ndarray, columns: int) -> np.ndarray:
-    """All pairs on one white picture, row by row.
+    """All pairs of RGB filters (2, c, 3, k, k), `columns` a row, on one white picture: colours (height, width, 3).
 
-    Args:
-        pairs: RGB filters (2, c, 3, k, k).
-        columns: pairs in a row.
-
-    Returns:
-        colours (height, width, 3); a pair takes k · WEIGHT + APART by 2 · k · WEIGHT + WITHIN + APART dots.
+    A pair takes k · WEIGHT + APART by 2 · k · WEIGHT + WITHIN + APART dots.
     """
     left, right = colours(pairs).repeat(WEIGHT, 2).repeat(WEIGHT, 3)
     count, side = left.shape[:2]
@@ -88,14 +81,10 @@ def pair_grid(pairs: np.ndarray, columns: int) -> np.ndarray:
 def filter_pairs(
     nets: Sequence[Filters], layer: str, flipped_back: bool, zero: float, names: Mapping[str, str]
 ) -> Drawing:
-    """A panel a net, side by side: all its filters of one layer in pairs.
+    """A panel a net, side by side: all its filters of a layer, "conv1" or "conv2", in pairs; why, if it is left out.
 
-    Args:
-        nets: those to be drawn; of a net that is left out the panel says why.
-        layer: "conv1" or "conv2".
-        flipped_back: whether the right filter of a pair is flipped back to how it is in the net (Figure 1: columns 1
-            and 4 of Figure 2) or shown as it is in the permuted flipped net (Figures 5 to 8).
-        zero: as in `filters.are_zero`, whose count stands above the panel.
+    `flipped_back`: whether the right filter of a pair is flipped back to how it is in the net (Figure 1: columns 1 and
+    4 of Figure 2) or shown as it is in the permuted flipped net (Figures 5 to 8). `zero`: as in `filters.are_zero`.
     """
     width = COLUMN_WIDTH / len(nets)
     grids = [_grid(net, layer, flipped_back, len(nets)) for net in nets]

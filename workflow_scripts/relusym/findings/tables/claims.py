@@ -126,23 +126,16 @@ def claims(
 ) -> pd.DataFrame:
     """The paper's claims, tested; those about ResNets if there are any.
 
+    One row a claim, as `HEADINGS`: effect with its 95% interval (low, high); power for the paper's effect and spread,
+    at the level that the correction asks; nets_needed of a type, for what was observed here, of what is inconclusive;
+    p_value (two-sided); p_corrected (Benjamini–Hochberg over all claims; some share nets, see docs/comparison.md for
+    what that does to its level). The verdict is "held" or "did not hold" if p_corrected is below 0.05, by the effect's
+    direction, else "inconclusive"; "cannot be tested here" if nets or measurements are missing. UserError as of
+    `frames.nets` and `pairs`.
+
     Args:
-        inputs: train, flip_merge and pair_merge records.
         zero_filters: one row a net and layer: model, seed, layer, zero_filters (how many).
-        names: of types by their ids.
-        rows: the ids of ResNets by the row of the paper's Table 5 that they stand beside.
-
-    Returns:
-        One row a claim: claim, verdict, effect with its 95% interval (low, high), n, power (for the paper's effect and
-        spread, at the level that the correction asks), nets_needed (of a type, for the effect and spread observed here,
-        of what is inconclusive), test, p_value (two-sided), p_corrected (Benjamini–Hochberg over all claims; some share
-        nets, see docs/comparison.md for what that does to its level), effect_size with its measure, p_rank and
-        p_rank_min (see `Evidence`), source (where the paper says it) and remark. The verdict is "held" or "did not
-        hold" if p_corrected is below 0.05, by the effect's direction, else "inconclusive"; "cannot be tested here" if
-        nets or measurements are missing.
-
-    Raises:
-        UserError: an ok record lacks a measurement (named), is given twice, or doesn't go with the others.
+        names, rows: of types by their ids; the ids of ResNets by the row of the paper's Table 5 that they stand beside.
     """
     nets, merged = (merges[merges["ok"]] for merges in (frames.nets(inputs), frames.pairs(inputs)))
     vgg11s = paper_values.vgg11s()
@@ -224,8 +217,7 @@ def claims(
 def judged(claims: pd.DataFrame, count_untested: bool = False) -> pd.DataFrame:
     """The claims with p_corrected, verdict, power and nets_needed.
 
-    Args:
-        count_untested: whether the correction counts claims that can't be tested yet.
+    `count_untested`: whether the correction counts claims that can't be tested yet.
     """
     tested = claims["p_value"].notna()
     number = len(claims) if count_untested else int(tested.sum())

@@ -125,10 +125,8 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
 
 
 def other_than_the_papers(record: Record, selection: Selection) -> list[str]:
-    """In which settings a record isn't as the paper's: ["data", "network.width", …], as the config calls them.
-
-    Args:
-        selection: with `paper`.
+    """In which settings a record isn't as the paper's (`selection["paper"]`): ["data", "network.width", …], as in the
+    config.
     """
     papers = [selection["paper"].get(model) for model, _ in nets_of(record)]
     if None in papers:
@@ -156,22 +154,17 @@ def compare(
     layout: Layout | None = None,
     names: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
-    """Every cell of one of our tables for which the paper has a number, beside the paper's.
+    """Every cell of one of our tables for which the paper has a number, beside that of its Table `paper_number`.
+
+    One row a cell: table, row, quantity, value_mean, value_std, n, paper_value_mean, paper_value_std, paper_n;
+    difference (ours − the paper's), in_paper_stds and in_standard_errors (Welch), p_value (two-sided Welch test);
+    verdict and reason. The verdict is "within 2σ", "higher" or "lower", in σ of the paper; where the paper gives no σ,
+    "equal" to three digits, "higher" or "lower"; "not comparable" with its reason. What can't be computed, such as
+    Welch's test on one net, is NaN.
 
     Args:
-        table: as `table2.frame` gives it: means with their `…_std`, or plain numbers, each with its `paper_…`;
-            `n` counts our nets.
-        paper_number: its number in the paper.
+        table: as `table2.frame` gives it: means with their `…_std`, or plain numbers, each with its `paper_…`; n nets.
         other: by row (its ids), what ours was made with that isn't the paper's; then it isn't comparable.
-        layout: of the table, for what its quantities are called.
-        names: of its models.
-
-    Returns:
-        One row a cell: table, row, quantity, value_mean, value_std, n, paper_value_mean, paper_value_std, paper_n;
-        difference (ours − the paper's), in_paper_stds and in_standard_errors (Welch), p_value (two-sided Welch test);
-        verdict and reason. The verdict is "within 2σ", "higher" or "lower", in σ of the paper; where the paper gives no
-        σ, "equal" to three digits, "higher" or "lower"; "not comparable" with its reason. What can't be computed,
-        such as Welch's test on one net, is NaN.
     """
     keys = [column for column in ("model", "model_1", "model_2", "method") if column in table]
     columns = [

@@ -86,12 +86,11 @@ BEYOND_TABLE = Table(
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """What each table and figure was made of.
+    """One row for each table or figure, kind and origin (several where pieces come from different machines).
 
-    Returns:
-        One row for each name, kind and origin (there are several where pieces come from different machines): made,
-        kind, records, left_out (records that aren't ok), images (where the data come from), settings (the beginning of
-        the SHA-256 of all their settings), relusym, torch, python, device, precision, hours (their jobs' in all).
+    Columns: made, kind, records, left_out (records that aren't ok), images (where the data come from), settings (the
+    beginning of the SHA-256 of all their settings), relusym, torch, python, device, precision, hours (their jobs' in
+    all).
     """
     sources = {
         record["inputs"]["data"]: images

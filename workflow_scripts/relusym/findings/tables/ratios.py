@@ -38,11 +38,11 @@ Part = Sequence[tuple[float, set]]  # values, each with the nets that it is meas
 
 
 def ratios(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """One row a ratio that there are nets for: table, row, quantity, value_mean, value_std, n, verdict, reason.
+    """One row a ratio that there are nets for, as `COLUMNS`; `selection` as of `comparison`.
 
     paper_value_mean is the paper's ratio; value_std is the standard error, by jackknife over nets; n counts the nets of
     the type that has fewer. The verdict is "same direction" or "opposite direction" if the ratio's 95% interval is on
-    the paper's side of 1 or on the other, else "open". `selection`: as of `comparison`.
+    the paper's side of 1 or on the other, else "open".
     """
     names, tables, rows = selection["names"], selection["tables"], []
 
