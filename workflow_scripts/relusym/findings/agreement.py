@@ -15,6 +15,15 @@ from relusym.records.fields import images_of, nets_of
 NO_NETS = "filters", "flipped_training", "theory"  # kinds
 SAME_ACCURACY = 0.005  # one image of 200: by more, rounding on another device doesn't move it
 FAR_BELOW_ZERO = -0.05  # a barrier
+ACCURACIES = {  # by kind, those of the nets as they were trained; of a line, of its ends
+    "train": lambda record: [record["accuracy"]],
+    "flip_merge": lambda record: [record["accuracy"]["net"]],
+    "exact_gcnn": lambda record: [record["accuracy"]["net"]],
+    "pair_merge": lambda record: [record["accuracy"][net] for net in ("net_1", "net_2")],
+    "curves": lambda record: [record["curve"]["plain"]["accuracy"][end] for end in (0, -1)],
+    "during_training": lambda record: [record["epochs"][-1]["accuracy"]],
+    "symmetries": lambda record: [each["accuracy"]["net"] for each in record["symmetries"].values()],
+}
 REASONS = {"degenerate": "its accuracy is no better than chance", "diverged": "its training diverged"}
 
 
@@ -24,10 +33,9 @@ def matching_of(record: Record) -> str:
 
 
 def notes(inputs: Inputs, selection: Selection, *more: str) -> list[str]:
-    """The lines below a table: the selection's, then the images, how many records, of which precision, code, device.
+    """The lines below a table: the selection's, then images, how many records, of which precision, code and device.
 
-    The precision of trainings stands there if nets of several are in the table; then why barriers are far below zero,
-    and which nets are left out.
+    Then why barriers are far below zero, and which nets are left out.
     """
     records = list(chain(*(records for kind, records in inputs.items() if kind != "filters")))
     kinds = Counter(record["kind"] for record in records)
@@ -53,7 +61,6 @@ def notes(inputs: Inputs, selection: Selection, *more: str) -> list[str]:
 
 
 def _negative_barriers(inputs: Inputs, names: Mapping[str, str]) -> list[str]:
-    """Why a barrier is far below zero."""
     merges = [record for kind in ("flip_merge", "pair_merge") for record in inputs.get(kind, ())]
     least = min(merges, key=_barrier, default=None)
     if least is None or _barrier(least) > FAR_BELOW_ZERO:
@@ -159,24 +166,10 @@ def check_accuracies(inputs: Inputs) -> None:
 def accuracies(record: Record) -> list[tuple[tuple[str, int], float]]:
     """The accuracies that a record states of its nets as they were trained: (model, seed), accuracy."""
     kind, nets = record["kind"], nets_of(record)
-    if kind == "train":
-        values = [record["accuracy"]]
-    elif record.get("status") != "ok":
-        values = []
-    elif kind in ("flip_merge", "exact_gcnn"):
-        values = [record["accuracy"]["net"]]
-    elif kind == "pair_merge":
-        values = [record["accuracy"]["net_1"], record["accuracy"]["net_2"]]
-    elif kind == "curves":
-        line = record["curve"]["plain"]["accuracy"]
-        values = [line[0], line[-1]][: len(nets)]
-    elif kind == "during_training":
-        values = [record["epochs"][-1]["accuracy"]]
-    elif kind == "symmetries":
-        values = [measured["accuracy"]["net"] for measured in record["symmetries"].values()]
-        nets = nets * len(values)
-    else:
-        values = []
+    if kind not in ACCURACIES or (kind != "train" and record.get("status") != "ok"):
+        return []
+    values = ACCURACIES[kind](record)
+    nets = nets * len(values) if kind == "symmetries" else nets
     return [(net, value) for net, value in zip(nets, values, strict=False) if value is not None]
 
 

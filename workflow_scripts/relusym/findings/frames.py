@@ -78,9 +78,8 @@ def tidy(records: Sequence[Record]) -> pd.DataFrame:
     Lists (permutations, histories) are left out; what a record hasn't got is NaN.
     """
     frame = pd.json_normalize(list(records))
-    return frame.loc[
-        :, [not frame[column].map(lambda value: isinstance(value, list)).any() for column in frame]
-    ]
+    is_list = frame.map(lambda value: isinstance(value, list)).any()
+    return frame.loc[:, ~is_list.astype(bool)]
 
 
 def measured(records: Sequence[Record], key: list[str], paths: Mapping[str, Sequence[str]]) -> pd.DataFrame:
@@ -160,17 +159,20 @@ def summary(nets: pd.DataFrame, key: list[str], wanted: Sequence, quantities: Se
 
     One row for each of `wanted`, in their order: values of `key`, tuples if it has several.
     """
-    wanted = [tuple(row) for row in wanted] if len(key) > 1 else list(wanted)
-    index = pd.MultiIndex.from_tuples(wanted, names=key) if len(key) > 1 else pd.Index(wanted, name=key[0])
+    several = len(key) > 1
+    index = (
+        pd.MultiIndex.from_tuples(map(tuple, wanted), names=key)
+        if several
+        else pd.Index([*wanted], name=key[0])
+    )
     ok = nets[nets["ok"]].groupby(key)
-    columns = {}
-    for quantity in quantities:
-        columns[f"{quantity}_mean"] = ok[quantity].mean().reindex(index)
-        columns[f"{quantity}_std"] = ok[quantity].std(ddof=1).reindex(index)
-    n = ok.size().reindex(index, fill_value=0)
-    columns["n"] = n
-    columns["left_out"] = nets.groupby(key).size().reindex(index, fill_value=0) - n
-    return pd.DataFrame(columns, index=index).reset_index()
+    columns = {
+        f"{quantity}_{statistic}": getattr(ok[quantity], statistic)().reindex(index)
+        for quantity in quantities
+        for statistic in ("mean", "std")
+    }
+    n, both = (groups.size().reindex(index, fill_value=0) for groups in (ok, nets.groupby(key)))
+    return pd.DataFrame(columns | {"n": n, "left_out": both - n}, index=index).reset_index()
 
 
 def summary_along(

@@ -104,18 +104,16 @@ def write_table(
     `notes` stand below the table, a line each; `names` are display names of ids in `model`, `model_1` and `model_2`;
     `endings` are of csv, md, tex (booktabs) and html.
     """
-    names = names or {}
+    writers = {
+        "csv": lambda: csv(frame),
+        "md": lambda: _markdown(frame, human_table(frame, layout, names or {}), layout, notes),
+        "tex": lambda: _latex(
+            frame, human_table(frame, layout, names or {}, latex=True), Path(stem).name, layout, notes
+        ),
+        "html": lambda: page(writers["md"]()),
+    }
     for ending in endings:
-        if ending == "csv":
-            text = csv(frame)
-        elif ending == "tex":
-            text = _latex(
-                frame, human_table(frame, layout, names, latex=True), Path(stem).name, layout, notes
-            )
-        else:
-            text = _markdown(frame, human_table(frame, layout, names), layout, notes)
-            text = page(text) if ending == "html" else text
-        write_text(f"{stem}.{ending}", text)
+        write_text(f"{stem}.{ending}", writers[ending]())
 
 
 def csv(frame: pd.DataFrame) -> str:

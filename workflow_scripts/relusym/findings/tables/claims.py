@@ -71,8 +71,7 @@ def select(settings: Settings) -> Selection:
     papers = [model for model in vgg11s if model in paper_values.vgg11s()]
     models = [*(papers or vgg11s), *rows.values()]
     zero_filter = settings.sections.filters.zero_filter
-    notes = net_notes(settings, models)
-    return {"models": models, "rows": rows, "zero_filter": zero_filter, "notes": notes}
+    return {"models": models, "rows": rows, "zero_filter": zero_filter, "notes": net_notes(settings, models)}
 
 
 TABLE = Table(
@@ -92,6 +91,12 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
+    nets = frames.nets(inputs)
+    most = nets.loc[nets["ok"], "model"].value_counts().max()
+    few = (
+        f"With so few nets ({most} of a type; the paper has 24) most claims are bound to be inconclusive, which says "
+        "nothing against them",
+    ) * (most < FEW)
     return [
         "p is two-sided; corrected for all claims together after Benjamini and Hochberg. Held or did not hold: "
         f"corrected p below {LEVEL}; inconclusive: above",
@@ -102,19 +107,8 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
         "t-tests take the nets of a type to be normally distributed. A rank test doesn't, but with few nets it "
         "can't come to a small p: the least that it can come to stands beside it. It decides only where all nets "
         "of a type are equal",
-        *_few(inputs),
+        *few,
         *agreement.notes(inputs, selection),
-    ]
-
-
-def _few(inputs: Inputs) -> list[str]:
-    nets = frames.nets(inputs)
-    most = nets.loc[nets["ok"], "model"].value_counts().max()
-    if not most < FEW:
-        return []
-    return [
-        f"With so few nets ({most} of a type; the paper has 24) most claims are bound to be inconclusive, which says "
-        "nothing against them"
     ]
 
 
@@ -152,7 +146,7 @@ def claims(
         return f"Merging a {named[row]} with its flipped self has a lower barrier than merging two of them"
 
     quantities = ("gcnn_barrier", "accuracy", "invariance_error")
-    paper = {quantity: _spreads(2, ["model"], quantity) for quantity in quantities}
+    paper = {quantity: _spreads(2, "model", quantity) for quantity in quantities}
     papers_pairs = _spreads(4, ["model_1", "model_2"], "barrier")
     for model in ("cnn", "cnn_inv", "gcnn"):
         papers = papers_pairs[model, model], paper["gcnn_barrier"][model]
@@ -238,11 +232,12 @@ def judged(claims: pd.DataFrame, count_untested: bool = False) -> pd.DataFrame:
     return claims
 
 
-def _spreads(number: int, key: list[str], quantity: str) -> dict[Any, Spread]:
+def _spreads(number: int, key: str | list[str], quantity: str) -> dict[Any, Spread]:
     """The paper's means and standard deviations in one of its tables."""
     table = paper_values.table(number).set_index(key)
-    ids = table.index if len(key) > 1 else table.index.get_level_values(0)
-    return dict(zip(ids, zip(table[f"{quantity}_mean"], table[f"{quantity}_std"], strict=True), strict=True))
+    return dict(
+        zip(table.index, zip(table[f"{quantity}_mean"], table[f"{quantity}_std"], strict=True), strict=True)
+    )
 
 
 def _std(values: Sequence[float]) -> float:
