@@ -191,6 +191,11 @@ class Section(BaseModel):
         return self.model_dump(exclude_unset=True)
 
 
+def key(meaning: str, default: Any = ...) -> Any:
+    """A key of a section, what it means and its default; needed without one."""
+    return Field(default, description=meaning)
+
+
 def unknown_key(key: Any, known: Iterable[str]) -> PydanticCustomError:
     """What is wrong with a key that a section doesn't have."""
     near = "".join(f", is it {name!r}?" for name in difflib.get_close_matches(str(key), list(known), n=1))
