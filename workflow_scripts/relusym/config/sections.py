@@ -65,9 +65,8 @@ def _known_options(network: dict[str, Any]) -> dict[str, Any]:
     if name not in nets.ARCHITECTURES:
         raise together("architecture", f"{name!r} given; {allowed_names(name, nets.ARCHITECTURES)}")
     allowed = nets.options(network.get("architecture"))
-    for key in network:
-        if key not in ("architecture", *allowed):
-            raise unknown_key(key, allowed)
+    for unknown in (name for name in network if name not in ("architecture", *allowed)):
+        raise unknown_key(unknown, allowed)
     return network
 
 

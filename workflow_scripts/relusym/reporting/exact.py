@@ -3,7 +3,7 @@
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,8 +11,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from relusym import __version__, checkpoint
@@ -33,7 +31,7 @@ from relusym.nets.tied import TiedNet
 from relusym.pixels.grid import Grid, grid
 from relusym.pixels.transform import transformed
 from relusym.precision import full_float32
-from relusym.reporting.words import finite, grid_warning, number
+from relusym.reporting.words import finite, grid_warning
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 from relusym.training.loop import precision_name, train
 from relusym.training.recipe import Recipe
@@ -300,37 +298,3 @@ def exported(net: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedPro
     net = deepcopy(net).cpu().eval().requires_grad_(False)
     batch = ({0: torch.export.Dim("batch")},)
     return torch.export.export(net, (torch.zeros(2, *shape),), dynamic_shapes=batch)
-
-
-def show_exact(result: Exact, written: Iterable[Path]) -> None:
-    """One screen: accuracies, what it saves, how long it takes, and what was written where."""
-    console = Console(markup=False, emoji=False)
-    measure = "accuracy" if result.labelled else "agreement"
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("net", measure, "invariance error"):
-        table.add_column(heading, justify="left" if heading == "net" else "right")
-    for name, value in result.accuracy.items():
-        error = result.invariance_error.get(name)
-        table.add_row(NETS[name], number(value), "" if error is None else number(error))
-    console.print(table)
-    console.print()
-    for what, counts in (
-        ("free parameters", result.parameters),
-        ("multiplications an image", result.multiplications),
-    ):
-        share = counts["exact"] / counts["net"]
-        console.print(f"{what}: {counts['exact']:,} of the net's {counts['net']:,}, {share:.3f}")
-    fixed = sum(of["fixed"] for of in result.representations.values())
-    channels = fixed + sum(of["swapped"] for of in result.representations.values())
-    console.print(f"channels that are their own partner: {fixed} of {channels}")
-    for count, taken in result.seconds.items():
-        for name in (name for name in taken if name != "exact"):
-            speed = taken[name] / taken["exact"]
-            console.print(
-                f"batch of {count}: {1000 * taken['exact']:.2f} ms, {NETS[name]} {1000 * taken[name]:.2f} ms: "
-                f"{speed:.2f} times as quick",
-                soft_wrap=True,
-            )
-    for line in result.notes:
-        console.print(f"\n{line}", style="yellow")
-    console.print("\n" + "\n".join(map(str, written)), soft_wrap=True)
