@@ -2,7 +2,7 @@
 import atexit
 
 from relusym.config.checks import check_images
-from relusym.data.extent import extent_of
+from relusym.data import extent_of
 from relusym.jobs.checklist import (
     Submission,
     command_problems,

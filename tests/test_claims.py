@@ -24,7 +24,7 @@ from relusym.findings.evidence import (
     shared_nets,
     signed_rank_p,
 )
-from relusym.findings.filters import Filters
+from relusym.findings.frames import Filters
 from relusym.findings.tables import claims as tested
 from relusym.paper_values import table
 

@@ -196,9 +196,8 @@ def merge(
     device: torch.device,
     workers: int,
 ) -> tuple[dict[str, list[int]], dict[str, float]]:
-    """Match `second` to `first`, average, REPAIR; permutations and accuracies as `merging.merge` names them.
-
-    `names` are the endpoints'.
+    """Match `second` to `first`, average, REPAIR; permutations, and accuracies by `names` (the ends'), as
+    `merging.merge`.
     """
     batches, tests = (loader(split, batch_size, workers) for split in (images, test))
     permuted, permutations = deepcopy(second), {}

@@ -18,8 +18,8 @@ from benchmark.sides import device_name
 from relusym.memory import keep_freed_memory
 from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP
+from relusym.training.loop import make_optimizer
 from relusym.training.objectives import Supervised
-from relusym.training.optimizers import make_optimizer
 from relusym.training.quick_steps import quick_steps
 from relusym.training.recipe import Recipe
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from relusym import cifar10, data, nets
 from relusym.beyond import MEASUREMENTS
 from relusym.config.models import GENERATED, IMAGENET, specification
-from relusym.data.extent import Extent
+from relusym.data import Extent
 from relusym.errors import UserError
 from relusym.matching import OF_FLIPS
 from relusym.registry import one_of
@@ -204,10 +204,7 @@ def _check_beyond(settings: Settings) -> None:
 
 
 def check_images(settings: Settings, model: str | None, extent: Extent) -> None:
-    """Check all that is done with the images of a model (None: with the scale's own in Figure 3).
-
-    UserError if more are asked for than there are, or they are of a size that the net can't take.
-    """
+    """Check all that is done with the images of a model (None: with the scale's, in Figure 3), against their extent."""
     label = settings.label(model)
     if model is None:
         scale, how = settings.common, settings.flipped_training()

@@ -26,9 +26,7 @@ def specification(source: Values) -> Values:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a key stands, for messages: in the scale's `file`, unless the run's config has it `over` that (config.yaml,
-    another config file, or the command line).
-    """
+    """Where a key stands, for messages: in the scale's `file`, unless the run's config has it `over` that."""
 
     file: str
     over: Values
@@ -169,10 +167,7 @@ def models_of(scale: Scale, values: Values, place: Place) -> dict[str, Model]:
 
 
 def without_left_out(scale: Scale) -> Scale:
-    """The scale without the types that are set to null where its pairs and measurements beyond the paper name them.
-
-    A measurement that is left with none of the types it was of is left out as well.
-    """
+    """The scale without the types that are set to null, and without measurements that have none left."""
     gone = {id_ for id_, model in scale.models.items() if model is None}
     if not gone:
         return scale

@@ -28,8 +28,7 @@ from relusym.config.models import (
 )
 from relusym.config.reading import deep_merge, read_file, scale_file
 from relusym.config.sections import SHARED, ModelSection, Run, Running, Scale
-from relusym.data import DATA_SETS
-from relusym.data.extent import Extent, known_extent
+from relusym.data import DATA_SETS, Extent, known_extent
 from relusym.errors import UserError
 from relusym.matching import OF_FLIPS, SEARCHES
 from relusym.schema import unknown_key
@@ -371,10 +370,7 @@ class Settings:
         return [name for name in self.beyond if name in MEASUREMENTS]
 
     def subjects(self, name: str) -> list[tuple[Net, ...]]:
-        """What a measurement beyond the paper is made on, as far as it is of this run: nets, then pairs of nets.
-
-        `models` are the types of single nets, `pairs` those of pairs; the nets are of `seeds` (left out: of all).
-        """
+        """What a measurement beyond the paper is made on, of this run and of its `seeds`: nets, then pairs."""
         section = self.beyond[name]
         types = [tuple(pair) for pair in section.get("pairs", [])]
         nets = [(net,) for net in self.nets if net[0] in section.get("models", [])]

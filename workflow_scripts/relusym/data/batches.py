@@ -10,9 +10,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from relusym.data.augmentation import Augmented, Normalise, normalise, normalise_imagenet, shuffled
+from relusym.data.augmentation import (
+    Augmented,
+    Normalise,
+    crop_transform,
+    normalise,
+    normalise_imagenet,
+    random_views,
+    shuffled,
+    view_transform,
+)
 from relusym.data.folder import image_folder
-from relusym.data.views import crop_transform, random_views, view_transform
 from relusym.errors import UserError
 from relusym.randomness import generator, stream
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry

@@ -127,10 +127,7 @@ def render(scenes: Scenes, symmetry: Symmetry | None = HORIZONTAL_FLIP) -> Tenso
 def generate(
     train: int, test: int, seed: int, symmetry: Symmetry | None = HORIZONTAL_FLIP
 ) -> tuple[ImageSet, ImageSet]:
-    """Two sets of images with as many of each class as can be; the same seed gives the same bytes.
-
-    `symmetry`: that the distribution is invariant to; None: to none.
-    """
+    """Two sets of as many of each class as can be, the same bytes from the same seed, invariant to `symmetry`."""
     return _split("train", train, seed, symmetry), _split("test", test, seed, symmetry)
 
 

@@ -22,10 +22,7 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One split of a data set: uint8 images (N, H, W, 3); int64 labels (N,), indices into the classes' names.
-
-    `source`: what records and tables call the data.
-    """
+    """One split: images uint8 (N, H, W, 3), labels int64 (N,), the classes' names, what records call the data."""
 
     images: Tensor
     labels: Tensor
@@ -60,10 +57,7 @@ def header(classes: Iterable[str], splits: dict[str, str]) -> dict[str, Any]:
 
 
 def save(path: str | Path, train: ImageSet, test: ImageSet) -> None:
-    """Write both splits to one file, whole or not at all.
-
-    UserError if a label is of no class, the disk is full or the folder can't be written.
-    """
+    """Write both splits to one file, whole or not at all; UserError if a label is of no class, or the disk is full."""
     splits = dict(zip(SPLITS, (train, test), strict=True))
     for name, split in splits.items():
         if wrong := _of_no_class(split):

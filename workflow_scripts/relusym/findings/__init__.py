@@ -23,16 +23,35 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from relusym.findings.layout import Layout
+
+class Lazy(ModuleType):
+    """A module that is imported when something of it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(import_module(self.__name__), name)
+        setattr(self, name, value)
+        return value
+
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from matplotlib.figure import Figure as Drawing
+    from scipy import stats
+
     from relusym.config.settings import Settings
+    from relusym.findings.layout import Layout
     from relusym.records.results import Results
 else:
-    Settings = Results = Any  # which a table's job does without
+    np, pd, stats = map(
+        Lazy, ("numpy", "pandas", "scipy.stats")
+    )  # every start of Snakemake reads all declarations
+    Drawing = Settings = Results = Any  # which a table's job does without
+
+__all__ = ["Drawing", "np", "pd", "stats"]
 
 Record = dict[str, Any]
-Inputs = Mapping[str, Sequence[Any]]  # what was read, by kind: records, or `filters.Filters`
+Inputs = Mapping[str, Sequence[Any]]  # what was read, by kind: records, or `frames.Filters`
 Selection = Mapping[str, Any]
 
 BEYOND = "Beyond the paper"

@@ -33,10 +33,7 @@ def matching_of(record: Record) -> str:
 
 
 def notes(inputs: Inputs, selection: Selection, *more: str) -> list[str]:
-    """The lines below a table: the selection's, then images, how many records, of which precision, code and device.
-
-    Then why barriers are far below zero, and which nets are left out.
-    """
+    """The lines below a table: the selection's, on its records and code, on negative barriers, on nets left out."""
     records = list(chain(*(records for kind, records in inputs.items() if kind != "filters")))
     kinds = Counter(record["kind"] for record in records)
     code = {

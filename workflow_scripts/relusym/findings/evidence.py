@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from relusym.findings import Record, power
-from relusym.findings.lazy import np, pd, stats
+from relusym.findings import Record, np, pd, power, stats
 from relusym.findings.power import Power, Spread
 
 SHARE = "share of the channels"
@@ -178,10 +177,7 @@ def welch(
     low_allowed: tuple[float, float],
     margin: float = 0.0,
 ) -> dict[str, float]:
-    """Welch's test, as fields of `Evidence`; without any spread, no interval, effect size and p-value.
-
-    `…_allowed`: the factor on either squared standard error, and its degrees of freedom (`shared_nets`).
-    """
+    """Welch's test, as fields of `Evidence`; `…_allowed`: factor on a squared standard error, degrees of freedom."""
     effect, orders = high.mean() - low.mean(), math.comb(len(high) + len(low), len(high))
     p_rank = rank_sum_p(high + margin, low)
     fields = {"effect": effect, "direction": effect + margin, "p_rank": p_rank, "p_rank_min": 2 / orders}
@@ -204,10 +200,7 @@ def is_highest(
     names: Mapping[str, str],
     paper: Mapping[str, Spread] | None = None,
 ) -> Evidence:
-    """Welch's test against each other type, the least certain of which counts (an intersection–union test).
-
-    If some other type has the higher mean, it counts instead, corrected for having been picked out of all.
-    """
+    """Welch's test against each other type, the least certain of which counts; a higher one counts, corrected."""
     others = {other: is_higher(values, highest, other, 0.0, paper) for other in values if other != highest}
     n = f"{len(values.get(highest, []))} nets, {counted(len(others), 'other type')}"
     if not others or any(math.isnan(evidence.p_value) for evidence in others.values()):
@@ -303,10 +296,7 @@ def paired(differences: np.ndarray, margin: float = 0.0, seeds: np.ndarray | Non
 def flipped_against_other(
     nets: pd.DataFrame, merged: pd.DataFrame, model: str, paper: tuple[Spread, Spread] | None = None
 ) -> Evidence:
-    """For each pair of nets of one type: its barrier, less the mean of its two nets' GCNN barriers.
-
-    `paper`: its barriers of pairs, and of nets with their flipped selves.
-    """
+    """Of each pair of a type: its barrier less the mean of its nets' GCNN barriers; `paper`: pairs', and flips'."""
     differences, seeds = pair_differences(nets, merged, model)
     evidence = paired(differences, seeds=seeds)
     if paper is None:
@@ -359,10 +349,7 @@ def most_have_order_two(flip_records: Sequence[Record]) -> Evidence:
 
 
 def some_have_a_higher_order(flip_records: Sequence[Record]) -> Evidence:
-    """The count of channels of a higher order than 2; a single one settles that there are some.
-
-    The interval is of the share in a net, by t over nets.
-    """
+    """The count of channels of a higher order than 2, of which one settles it; the interval is of a net's share."""
     if not flip_records:
         return Evidence("0 nets", "count", remark="a net is needed")
     by_net = [_orders(record) for record in flip_records]

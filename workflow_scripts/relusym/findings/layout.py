@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from relusym.findings.lazy import pd
+from relusym.findings import pd
 from relusym.whole_files import write_whole
 
 COMMON = {"model": "Model", "model_1": "Model 1", "model_2": "Model 2", "n": "n", "left_out": "Left out"}
@@ -70,10 +70,7 @@ def mean_and_std(mean: float, std: float, latex: bool = False) -> str:
 
 
 def std_of(frame: pd.DataFrame, column: str) -> pd.Series | None:
-    """The standard deviations beside a column of means, NaN if there are none; None if it holds no means.
-
-    The paper's column is one of means where ours is.
-    """
+    """The standard deviations beside a column of means (the paper's is one where ours is); None if it isn't one."""
     std = f"{column.removesuffix('_mean')}_std"
     if std in frame:
         return frame[std]

@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relusym.findings.lazy import Drawing, np
+from relusym.findings import Drawing, np
 from relusym.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -44,10 +44,7 @@ def panels_of(
 
 
 def write_figure(drawing: Drawing, paths: Iterable[str | Path]) -> None:
-    """Write a figure to PNG or PDF, as each path ends; the same bytes from the same figure, on any day.
-
-    UserError if the disk is full or the folder can't be written.
-    """
+    """Write a figure to PNG or PDF, as each path ends; the same bytes from the same figure, on any day."""
     for path in map(Path, paths):
         fields = ("Creator", "Producer", "CreationDate") if path.suffix == ".pdf" else ("Software",)
         image, ending = BytesIO(), path.suffix.removeprefix(".")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from relusym.findings import Table, declared
+from relusym.findings import Table, declared, pd
 from relusym.findings.layout import human_table, number
-from relusym.findings.lazy import pd
 
 HALF = 0.5
 

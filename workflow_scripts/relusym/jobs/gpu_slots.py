@@ -27,10 +27,7 @@ def visible_gpus() -> list[str]:
 
 
 def users_folder() -> Path:
-    """This user's folder for locks of this machine, with rights 0700.
-
-    UserError if what stands there is a link, another user's, or open to others.
-    """
+    """This user's folder for locks of this machine, 0700; UserError if it is a link, another's, or open to others."""
     folder = Path(tempfile.gettempdir()) / f"relusym-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)

@@ -49,10 +49,7 @@ class JobLock:
         self.release()
 
     def acquire(self, wait: bool = True) -> None:
-        """Take the lock; if another process holds it, wait for it to end.
-
-        UserError if the folder can't be written; or `wait` is false and the other process is alive.
-        """
+        """Take the lock, or wait for it; UserError if its folder can't be written, or, without `wait`, it is held."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             first = seen = _state(self.path)

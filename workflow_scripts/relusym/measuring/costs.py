@@ -32,9 +32,7 @@ class JobMeter:
         self.device, self.started = device, time.perf_counter()
 
     def fields(self) -> dict[str, Any]:
-        """The `code` and `cost` of a record: versions and device; seconds and peak memory in MB, of the job and of its
-        process.
-        """
+        """The `code` and `cost` of a record: versions and device; seconds and peak memory in MB, of job and process."""
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         if self.device.type == "cuda":
             name, peak = (

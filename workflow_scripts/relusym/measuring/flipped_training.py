@@ -23,7 +23,7 @@ from relusym.nets.vgg import VGG11
 from relusym.precision import full_float32
 from relusym.randomness import generator, stream
 from relusym.symmetry import HORIZONTAL_FLIP
-from relusym.training.optimizers import Sgd
+from relusym.training.loop import Sgd
 
 Record = dict[str, Any]
 

@@ -23,10 +23,7 @@ CHANCE_MARGIN = 1.1  # a net within a tenth of chance accuracy has learnt nothin
 
 
 def digest_in_use(data: Path, in_use: tuple[str, str] | None) -> str:
-    """The content digest of a file of prepared images; UserError if it isn't the one in use.
-
-    `in_use`: the digest that the scale's other records were made from, and one of these.
-    """
+    """The content digest of prepared images; UserError if others are `in_use`, by their digest and one record."""
     content = digest(data)
     if in_use is not None and content != in_use[0]:
         raise UserError(
@@ -70,10 +67,7 @@ def least_accuracy(labels: Tensor) -> float:
 
 
 def load_net(path: Path, device: torch.device) -> tuple[nn.Module, Record]:
-    """A net in evaluation mode, and its checkpoint's header.
-
-    UserError if the checkpoint is truncated, foreign, or doesn't fit the net that it names.
-    """
+    """A net in evaluation mode, and its checkpoint's header; UserError if it is damaged or foreign."""
     return _net(path, *checkpoint.load(path, device), device)
 
 
@@ -109,10 +103,7 @@ def trained_net(
 def named_checkpoint(
     path: Path, record: Path, settings: Record, device: torch.device
 ) -> tuple[Tensors, Record, Record]:
-    """A checkpoint's tensors and header, if it is the one that its train record names; and that record.
-
-    UserError if it is damaged, another one, of another net, or made with other settings.
-    """
+    """A checkpoint's tensors and header, and its train record; UserError if it isn't the one that is named there."""
     tensors, about = checkpoint.load(path, device)
     trained = load_record(record)
     if sha256(path) != trained["outputs"]["checkpoint"]:

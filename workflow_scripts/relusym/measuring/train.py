@@ -1,5 +1,6 @@
 """From images to a net and its record: trained, or read from weights that others trained."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,8 @@ from relusym.measuring.loading import (
 from relusym.randomness import stream
 from relusym.records.files import snapshot_path
 from relusym.symmetry import SYMMETRIES
-from relusym.training.distributed import local_device, rank, world_size
-from relusym.training.loop import precision_name, train
-from relusym.training.progress import Progress
+from relusym.training.distributed import local_device, rank, work, world_size
+from relusym.training.loop import Progress, Reporter, precision_name, train
 from relusym.training.recipe import Recipe
 from relusym.whole_files import sha256
 
@@ -187,9 +187,7 @@ def train_record(
 
 
 def weights_record(job: TrainJob, weights: Path) -> Record:
-    """The record of a net that others trained, from what `nets.weights.gather` loaded; status "absent" if that is
-    nothing.
-    """
+    """The record of a net that others trained, from what `nets.weights.gather` loaded; "absent" if that is nothing."""
     meter = JobMeter(job.device)
     tensors, about = checkpoint.load(weights, job.device)
     inputs, score, reason = job.inputs(), None, about.get("reason")
@@ -205,3 +203,13 @@ def weights_record(job: TrainJob, weights: Path) -> Record:
     return record | {
         "reason": reason, "inputs": inputs, "accuracy": score, "history": [], **meter.fields()
     }  # fmt: skip
+
+
+def run_process(plain: dict[str, Any], interrupted: Callable[[], bool]) -> dict[str, Any]:
+    """`train_record` of a job as plain values."""
+    job = TrainJob.of(plain)
+    return train_record(job, interrupted=interrupted, report=Reporter(job.name, sys.stdout))
+
+
+if __name__ == "__main__":
+    work(run_process)

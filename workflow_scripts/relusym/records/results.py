@@ -360,9 +360,7 @@ class Results:
     # ---- which images
 
     def images_in_use(self, prepared: str) -> tuple[str, str] | None:
-        """The content digest of the images that records of jobs that read `prepared` were made from, and one of these,
-        if any.
-        """
+        """The content digest of the images that records whose jobs read `prepared` were made from, and one of these."""
         if prepared not in self._images:
             used = (
                 (digest, self.record(key))
@@ -376,10 +374,7 @@ class Results:
         return self._images[prepared]
 
     def other_images(self, prepared: str) -> str | None:
-        """One line on records that were made from other images than `prepared` holds; None if there are none.
-
-        As long as the images aren't prepared, their labels distinguish them, but for torchvision's.
-        """
+        """One line on records that were made from other images than `prepared` holds, or, without it, is labelled."""
         used = self.images_in_use(prepared)
         if used is None:
             return None

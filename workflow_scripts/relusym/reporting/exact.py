@@ -238,10 +238,7 @@ def _fine_tuned(
 
 @torch.no_grad()
 def seconds(nets: Mapping[str, nn.Module], shape: tuple[int, ...], count: int) -> dict[str, float]:
-    """Seconds that each net takes for a batch of `count` images: the median of rounds in which all take their turn.
-
-    On a CPU they are those that the process computed in, on all cores together, so that others' work counts less.
-    """
+    """Seconds a batch of `count`, the median of rounds by turns; on a CPU those that the process computed in."""
     device = device_of(next(iter(nets.values())))
     x = torch.randn(count, *shape, device=device).contiguous(memory_format=torch.channels_last)
     on_cpu = device.type == "cpu"

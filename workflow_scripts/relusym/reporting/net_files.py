@@ -26,9 +26,7 @@ SHOWN = 3  # names of tensors in a message
 
 @dataclass(frozen=True)
 class Preset:
-    """How a net's images are made, as its package says: mean and std of each channel, of images in 0…1; size of a
-    folder's.
-    """
+    """How a net's images are made, as its package says: mean and std of channels in 0…1; size of a folder's."""
 
     mean: Sequence[float]
     std: Sequence[float]
@@ -130,9 +128,7 @@ def load_object(spec: str, what: str) -> Any:
 
 
 def load_metric(spec: str) -> tuple[str, Metric]:
-    """A metric `file.py:fn` or `module:fn`, of logits and labels to one number an image, and its name; UserError if
-    none.
-    """
+    """A metric `file.py:fn` or `module:fn`, of logits and labels to one number an image, and its name."""
     if ":" not in spec:
         raise UserError(
             f"metric {spec!r} given; allowed is file.py:fn or module:fn, fn(logits, labels) → (B,)"

@@ -60,10 +60,7 @@ DETAILS = {
 
 
 def write_report(report: Report, folder: str | Path) -> Path:
-    """Write `report.html`, `report.json`, CSVs, and the nets as safetensors, each whole or not at all; the page's path.
-
-    UserError if the folder can't be written.
-    """
+    """Write the page, `report.json`, CSVs and nets, each whole or not at all; the page's path, or UserError."""
     folder = Path(folder)
     remove_older(folder)
     write_numbers(folder, tables(report), report.numbers())
@@ -254,10 +251,7 @@ def table(rows: list[list[Any]], *, names: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Reports of several nets, the first of them the reference.
-
-    `pairs`: (row, column), of two reports' places, row > column → the net halfway between the two nets → barrier.
-    """
+    """Reports of several nets; `pairs`: (row, column), two reports' places, row > column → net halfway → barrier."""
 
     reports: list[Report]
     pairs: Mapping[tuple[int, int], Mapping[str, float | None]]
@@ -311,11 +305,7 @@ class Comparison:
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
-    """Write `report.html`, `report.json`, and CSVs of barriers, nets and layers, each whole or not at all; the page's
-    path.
-
-    UserError if the folder can't be written.
-    """
+    """Write the page, `report.json` and CSVs of several nets, each whole or not at all; the page's path."""
     folder, tables = Path(folder), comparison.tables()
     write_numbers(folder, tables, comparison.numbers())
     links = (

@@ -271,10 +271,7 @@ def baselines(
     labels: Tensor,
     metrics: Mapping[str, Metric],
 ) -> dict[str, dict[str, float]]:
-    """What a merged net has to be as good as: both nets' mean logits, and the first one's over all orientations.
-
-    Returns "ensemble", and "flips" of nets that give one answer an image → metric → mean over the images.
-    """
+    """ "ensemble", both nets' mean logits, and "flips", the first's over all orientations → metric → mean."""
     nets: dict[str, nn.Module] = {"ensemble": Ensemble(first, second)}
     if labels.ndim == 1:
         nets["flips"] = Averaged(first, symmetry)

@@ -53,10 +53,7 @@ def equivariant_two_unit_error(density: Callable[[float], float]) -> float:
 
 
 def train(rng: np.random.Generator, nets: int) -> tuple[np.ndarray, float]:
-    """Errors E|f(x) − |x|| of scalar nets trained by subgradient descent (nets,), and of the equivariant net, 0.
-
-    The data are symmetric: ±x for normal x.
-    """
+    """Errors E|f(x) − |x|| of scalar nets trained on symmetric data (nets,), and of the equivariant net, 0."""
     half = np.abs(rng.standard_normal(POINTS // 2))
     x = np.concatenate([-half, half])[:, None]
     W1, W2 = rng.standard_normal((2, nets))

@@ -135,10 +135,7 @@ def _why(error: ChildFailedError, processes: int) -> str:
 
 @record
 def work(run: Callable[[dict[str, Any], Callable[[], bool]], dict[str, Any]]) -> None:
-    """What a module that `launch` starts calls: `run` with the job and the question whether to end.
-
-    What the first process's `run` returns is what `launch` returns; in it, `rank` and `world_size` are set.
-    """
+    """What a module that `launch` starts calls: `run` with the job and the question whether to end."""
     task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     if Path(task["result"]).exists():
         return  # started again, since another process failed when all was done

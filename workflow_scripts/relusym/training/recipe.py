@@ -30,11 +30,7 @@ BelowOne = Annotated[float, Field(ge=0, lt=1), Number]
 
 
 class Recipe(Section):
-    """One training, in all that its net depends on.
-
-    Raises (on creation):
-        ValueError: a value that can't be, such as a batch that the processes can't share; by `read` a UserError.
-    """
+    """One training, in all that its net depends on; ValueError (by `read` a UserError) for what can't go together."""
 
     epochs: Count = key("passes over the images")
     batch_size: Count = key("images a step, of all processes together")

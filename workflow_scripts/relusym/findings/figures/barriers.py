@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from relusym import paper_values
-from relusym.findings import Figure, Inputs, Selection, frames
-from relusym.findings.lazy import Drawing, np, pd
+from relusym.findings import Drawing, Figure, Inputs, Selection, frames, np, pd
 from relusym.findings.print_style import label_rows, panels_of, plain_axes
 from relusym.findings.selection import has_vgg11s
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from relusym.findings import Figure, Inputs, Selection, Settings
+from relusym.findings import Drawing, Figure, Inputs, Selection, Settings, np
 from relusym.findings.figures.filter_pairs import colours
-from relusym.findings.filters import Filters, first_kept
-from relusym.findings.lazy import Drawing, np
+from relusym.findings.frames import Filters, first_kept
 from relusym.findings.print_style import empty_drawing, panels_of
 from relusym.findings.selection import has_vgg11s
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from relusym.errors import UserError
-from relusym.findings import Figure, Inputs, Record, Selection
+from relusym.findings import Drawing, Figure, Inputs, Record, Selection, np, pd
 from relusym.findings.agreement import check_agreement
-from relusym.findings.lazy import Drawing, np, pd
 from relusym.findings.print_style import layer_ticks, panels_of
 from relusym.findings.selection import has_vgg11s
 

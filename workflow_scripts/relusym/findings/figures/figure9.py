@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from relusym.findings import Figure, Inputs, Selection
+from relusym.findings import Drawing, Figure, Inputs, Selection
 from relusym.findings.figures.filter_pairs import pair_grid
-from relusym.findings.filters import Filters, first_kept
-from relusym.findings.lazy import Drawing
+from relusym.findings.frames import Filters, first_kept
 from relusym.findings.print_style import COLUMN_WIDTH, empty_drawing, panels_of
 
 IN_A_ROW = 8  # pairs

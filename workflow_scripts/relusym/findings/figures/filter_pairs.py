@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from relusym.errors import UserError
-from relusym.findings import Figure, Inputs, Selection, Settings
-from relusym.findings.filters import Filters, are_zero, first_kept
-from relusym.findings.lazy import Drawing, np
+from relusym.findings import Drawing, Figure, Inputs, Selection, Settings, np
+from relusym.findings.frames import Filters, are_zero, first_kept
 from relusym.findings.print_style import COLUMN_WIDTH, panels_of
 
 if TYPE_CHECKING:
@@ -48,9 +47,7 @@ FIGURE8 = _figure("figure8", "conv2", ["gcnn"])
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
-    """The figure of one net of each of the types; UserError without a net of a type, or if nothing was kept of the
-    layer.
-    """
+    """The figure of one net of each of the types; UserError if there is none, or nothing was kept of the layer."""
     nets = [first_kept(inputs["filters"], model) for model in selection["models"]]
     how = (selection[key] for key in ("layer", "flipped_back", "zero_filter", "names"))
     return (filter_pairs(nets, *how),)
@@ -64,10 +61,7 @@ def colours(filters: np.ndarray) -> np.ndarray:
 
 
 def pair_grid(pairs: np.ndarray, columns: int) -> np.ndarray:
-    """All pairs of RGB filters (2, c, 3, k, k), `columns` a row, on one white picture: colours (height, width, 3).
-
-    A pair takes k · WEIGHT + APART by 2 · k · WEIGHT + WITHIN + APART dots.
-    """
+    """All pairs of RGB filters (2, c, 3, k, k), `columns` a row, on one white picture: colours (height, width, 3)."""
     left, right = colours(pairs).repeat(WEIGHT, 2).repeat(WEIGHT, 3)
     count, side = left.shape[:2]
     rows = -(-count // columns)

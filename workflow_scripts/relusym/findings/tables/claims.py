@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from relusym import paper_values
-from relusym.findings import Inputs, Selection, Settings, Table, agreement, frames
+from relusym.findings import Inputs, Selection, Settings, Table, agreement, frames, np, pd, stats
 from relusym.findings.evidence import (
     HELD,
     NOT_HELD,
@@ -23,9 +23,8 @@ from relusym.findings.evidence import (
     rank_correlation_of_types,
     some_have_a_higher_order,
 )
-from relusym.findings.filters import count_zero_filters
+from relusym.findings.frames import count_zero_filters
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import np, pd, stats
 from relusym.findings.power import Spread, nets_needed, rank_correlation
 from relusym.findings.selection import net_notes
 from relusym.findings.tables.ratios import LOSS, RESNET_LOSS
@@ -62,10 +61,7 @@ FEW = 10  # nets of a type, with less of which few claims can be settled
 
 
 def select(settings: Settings) -> Selection:
-    """Models: ids of the types that the claims are about; zero_filter (a share, see `filters.are_zero`), notes.
-
-    `rows`: ids of ResNets by the row of the paper's Table 5 that they stand beside.
-    """
+    """Models; `rows`: ids of ResNets by the row of the paper's Table 5 that they stand beside; zero_filter; notes."""
     vgg11s = settings.table("table2")
     rows = {row: model for model in settings.table("table5") if (row := settings.paper_row(model))}
     papers = [model for model in vgg11s if model in paper_values.vgg11s()]
@@ -145,6 +141,9 @@ def claims(
     def easier(row: str) -> str:
         return f"Merging a {named[row]} with its flipped self has a lower barrier than merging two of them"
 
+    def lowers(with_loss: str, without: str) -> str:
+        return f"Invariance loss lowers the GCNN barrier: {named[with_loss]} below {named[without]}"
+
     quantities = ("gcnn_barrier", "accuracy", "invariance_error")
     paper = {quantity: _spreads(2, "model", quantity) for quantity in quantities}
     papers_pairs = _spreads(4, ["model_1", "model_2"], "barrier")
@@ -152,39 +151,24 @@ def claims(
         papers = papers_pairs[model, model], paper["gcnn_barrier"][model]
         add(easier(model), "Section 4.1, Tables 2 and 4", flipped_against_other(nets, merged, model, papers))
     power_paper = rank_correlation(paper["invariance_error"], paper["gcnn_barrier"])
-    add(
-        "Types with a lower invariance error have a lower GCNN barrier",
-        "Section 4.1, Table 2",
-        rank_correlation_of_types(nets, "invariance_error", "gcnn_barrier", power_paper),
-    )
+    correlated = rank_correlation_of_types(nets, "invariance_error", "gcnn_barrier", power_paper)
+    add("Types with a lower invariance error have a lower GCNN barrier", "Section 4.1, Table 2", correlated)
     barrier, accuracy = (_by_model(nets, quantity) for quantity in ("gcnn_barrier", "accuracy"))
     for with_loss, without in LOSS:
-        add(
-            f"Invariance loss lowers the GCNN barrier: {named[with_loss]} below {named[without]}",
-            "Sections 4.1 and 5, Table 2",
-            is_higher(barrier, without, with_loss, paper=paper["gcnn_barrier"]),
-        )
+        lower = is_higher(barrier, without, with_loss, paper=paper["gcnn_barrier"])
+        add(lowers(with_loss, without), "Sections 4.1 and 5, Table 2", lower)
     margin = lost_by_early_invariance_loss()
     for with_loss, without in LOSS[1:]:
-        add(
-            f"Late invariance loss keeps accuracy: {named[with_loss]} at most {margin:.3f} below {named[without]}",
-            "Table 2",
-            is_higher(accuracy, with_loss, without, margin, paper["accuracy"]),
-        )
+        claim = f"Late invariance loss keeps accuracy: {named[with_loss]} at most {margin:.3f} below {named[without]}"
+        add(claim, "Table 2", is_higher(accuracy, with_loss, without, margin, paper["accuracy"]))
     best = "pgcnn_late_inv"
-    add(
-        f"{named[best]} is the most accurate type",
-        "Table 2",
-        is_highest(accuracy, best, names, paper["accuracy"]),
-    )
-    add(
-        f"A {named['gcnn']} has more zero-filters than a {named['cnn']}",
-        "Appendix A.1, Figures 6 and 8",
-        more_zero_filters(zero_filters, "gcnn", "cnn"),
-    )
-    gcnns = [
-        record for record in inputs["flip_merge"] if record["model"] == "gcnn" and record["status"] == "ok"
-    ]
+    highest = is_highest(accuracy, best, names, paper["accuracy"])
+    add(f"{named[best]} is the most accurate type", "Table 2", highest)
+    more = more_zero_filters(zero_filters, "gcnn", "cnn")
+    claim = f"A {named['gcnn']} has more zero-filters than a {named['cnn']}"
+    add(claim, "Appendix A.1, Figures 6 and 8", more)
+    flips = (record for record in inputs["flip_merge"] if record["status"] == "ok")
+    gcnns = [record for record in flips if record["model"] == "gcnn"]
     orders = f"{named['gcnn']} channels found by matching have order at most 2"
     add(f"Most {orders}", "Section 4.1, Figure 4", most_have_order_two(gcnns))
     add(f"Not all {orders}", "Section 4.1, Figure 4", some_have_a_higher_order(gcnns))
@@ -193,26 +177,16 @@ def claims(
             add(easier(row), "Section 4.2, Table 5", flipped_against_other(resnets, merged, rows[row]))
     barrier = _by_model(resnets, "gcnn_barrier")
     papers_barrier = paper_values.table(5).set_index("method")["gcnn_barrier"]
-    for pair in RESNET_LOSS:
-        if {*pair} <= {*rows}:
-            # the paper has one net of each: its effect, with the spread observed here
-            papers = {
-                rows[row]: (float(papers_barrier[row]), _std(barrier.get(rows[row], []))) for row in pair
-            }
-            with_loss, without = pair
-            add(
-                f"Invariance loss lowers the GCNN barrier: {named[with_loss]} below {named[without]}",
-                "Section 4.2, Table 5",
-                is_higher(barrier, rows[without], rows[with_loss], paper=papers),
-            )
+    for pair in (pair for pair in RESNET_LOSS if {*pair} <= {*rows}):
+        # the paper has one net of each: its effect, with the spread observed here
+        papers = {rows[row]: (float(papers_barrier[row]), _std(barrier.get(rows[row], []))) for row in pair}
+        with_loss, without = (rows[row] for row in pair)
+        add(lowers(*pair), "Section 4.2, Table 5", is_higher(barrier, without, with_loss, paper=papers))
     return judged(pd.DataFrame(tested))[[*HEADINGS]]
 
 
 def judged(claims: pd.DataFrame, count_untested: bool = False) -> pd.DataFrame:
-    """The claims with p_corrected, verdict, power and nets_needed.
-
-    `count_untested`: whether the correction counts claims that can't be tested yet.
-    """
+    """The claims with p_corrected (with `count_untested`, for those as well), verdict, power and nets_needed."""
     tested = claims["p_value"].notna()
     number = len(claims) if count_untested else int(tested.sum())
     claims["p_corrected"] = np.nan

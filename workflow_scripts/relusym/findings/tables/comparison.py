@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
-from relusym.findings import Inputs, Record, Selection, Settings, Table, agreement, declared
+from relusym.findings import Inputs, Record, Selection, Settings, Table, agreement, declared, np, pd, stats
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout, number, std_of
-from relusym.findings.lazy import np, pd, stats
 from relusym.findings.selection import findings, of_all_types, vgg11s
 from relusym.findings.selection import select as select_of
 from relusym.findings.tables.ratios import ratios
@@ -51,10 +50,7 @@ CHANCE = frozenset({"seed", "projection_seed"})  # settings that make nothing ot
 
 
 def select(settings: Settings) -> Selection:
-    """`tables`: name, such as "table2" → its selection; scale, notes.
-
-    `paper`: model → the settings of the flip merge of its counterpart at scale `paper`; empty without a valid one.
-    """
+    """`tables`: name → its selection; scale; `paper`: model → settings of its counterpart's flip merge there; notes."""
     paper = {}
     if settings.paper is not None:
         rows = {settings.paper.paper_row(model): model for model in settings.paper.table("table5")}
@@ -81,10 +77,7 @@ TABLE = Table(
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """All cells of the tables, as `compare` gives them; at another scale than the paper's, ratios in their place.
-
-    There, cells stand beside the ratios if all that they are made from has the paper's settings nevertheless.
-    """
+    """All cells of the tables, as of `compare`; at another scale, ratios, and cells made as the paper's are."""
     compared = []
     for name, shown in selection["tables"].items():
         table = declared()[name]
@@ -125,9 +118,7 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
 
 
 def other_than_the_papers(record: Record, selection: Selection) -> list[str]:
-    """In which settings a record isn't as the paper's (`selection["paper"]`): ["data", "network.width", …], as in the
-    config.
-    """
+    """In which settings a record isn't as the paper's: ["data", "network.width", …], as the config calls them."""
     papers = [selection["paper"].get(model) for model, _ in nets_of(record)]
     if None in papers:
         return ["type of net"]

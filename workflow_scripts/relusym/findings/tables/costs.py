@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
-from relusym.findings import Inputs, Record, Selection, Table
+from relusym.findings import Inputs, Record, Selection, Table, pd
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import pd
 from relusym.findings.selection import of_every_job
 
 LAYOUT = Layout(
@@ -33,11 +32,7 @@ TABLE = Table(
 
 
 def costs(records: Iterable[Record]) -> pd.DataFrame:
-    """What each kind of job cost: kind, jobs, hours (wall clock, in all), median_s, max_s, max_memory_mb.
-
-    A job is from the start of its process to its record; the memory is its largest resident set, in MB of 2²⁰ bytes.
-    Records that don't say how long their job took are passed over.
-    """
+    """What each kind of job cost, from its process's start to its record; memory is the largest resident set (MB)."""
     rows = [
         (record["kind"], cost["job_seconds"], cost.get("job_memory_mb"))
         for record in records

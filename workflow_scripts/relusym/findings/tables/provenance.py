@@ -7,10 +7,9 @@ import json
 from itertools import chain
 
 from relusym.beyond import MEASUREMENTS
-from relusym.findings import BEYOND, Inputs, Record, Selection, Settings, Table, declared
+from relusym.findings import BEYOND, Inputs, Record, Selection, Settings, Table, declared, pd
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import pd
 from relusym.findings.selection import (
     findings,
     measured_types,

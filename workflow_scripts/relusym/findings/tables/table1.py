@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from relusym.errors import UserError
-from relusym.findings import Inputs, Selection, Settings, Table
+from relusym.findings import Inputs, Selection, Settings, Table, pd
 from relusym.findings.agreement import check_agreement
 from relusym.findings.frames import TRAIN, beside_paper, measured, summary
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import pd
 from relusym.findings.selection import vgg11s
 
 LAYOUT = Layout(
