@@ -65,15 +65,10 @@ class Scenes:
     power: Tensor
 
 
-def _templates() -> Tensor:
-    """Every kind's drawing, (10, 1, 32, 32)."""
-    cells = torch.tensor(
-        [[[cell == "#" for cell in row] for row in drawing.split()] for drawing in SHAPES.values()]
-    )
-    return cells.float().repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
-
-
-TEMPLATES = _templates()
+_CELLS = torch.tensor(
+    [[[cell == "#" for cell in row] for row in drawing.split()] for drawing in SHAPES.values()]
+)
+TEMPLATES = _CELLS.float().repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]  # (10, 1, 32, 32)
 
 
 def draw(

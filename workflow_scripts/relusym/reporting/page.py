@@ -278,22 +278,14 @@ class Comparison:
     def tables(self) -> dict[str, list[list[Any]]]:
         """By name, headings first: the matrix; a row a net; each layer's equivariance error with matched channels."""
         first, names = self.reports[0], self.names
+        nets = [["net", first.measure, "of its flipped self", "invariance error", "GCNN barrier"]]
+        for report in self.reports:
+            accuracy, barrier = report.merged.accuracy, report.merged.barrier["repaired"]
+            nets.append([report.name, accuracy["net"], accuracy["flipped"], report.invariance_error, barrier])
         errors = [[layer.equivariance["matched"] for layer in report.layers] for report in self.reports]
-        layers = [layer.name for layer in first.layers]
-        nets = [
-            [
-                *(report.name, report.merged.accuracy["net"], report.merged.accuracy["flipped"]),
-                *(report.invariance_error, report.merged.barrier["repaired"]),
-            ]
-            for report in self.reports
-        ]
-        heads = ["net", first.measure, "of its flipped self", "invariance error", "GCNN barrier"]
         matrix = ([name, *row] for name, row in zip(names, self.matrix(), strict=True))
-        return {
-            "barriers": [["net", *names], *matrix],
-            "nets": [heads, *nets],
-            "layers": [["layer", *names], *(list(row) for row in zip(layers, *errors, strict=True))],
-        }
+        layers = ([layer.name, *row] for layer, *row in zip(first.layers, *errors, strict=True))
+        return {"barriers": [["net", *names], *matrix], "nets": nets, "layers": [["layer", *names], *layers]}
 
     def in_words(self) -> tuple[list[list[str]], list[list[str]]]:
         """The tables of nets and barriers as they are shown."""

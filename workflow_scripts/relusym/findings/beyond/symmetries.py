@@ -36,12 +36,14 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
     """One row a net and symmetry: model, seed, symmetry, data, invariant (by construction), ok, `QUANTITIES`."""
     rows = []
     for record in records:
-        (trained,) = record["settings"]["trained"]
+        data = record["settings"]["trained"][0]["data"]
+        # by construction; of generated images, the horizontal flip by default
+        invariant = data.get("invariant_to", "horizontal_flip") if data["dataset"] == "generated" else None
         for symmetry in record["settings"]["symmetries"]:
             row = {
                 **{key: record[key] for key in ("model", "seed")},
                 **{"symmetry": symmetry, "data": images_of(record), "ok": record["status"] == "ok"},
-                "invariant": _invariant_to(trained["data"]) == symmetry,
+                "invariant": invariant == symmetry,
             }
             if row["ok"]:
                 measured = record["symmetries"][symmetry]
@@ -51,11 +53,6 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
                 row |= {f"accuracy_{merged}": accuracy[merged] for merged in ("orbit", "whole")}
             rows.append(row)
     return pd.DataFrame(rows, columns=[*KEY, "seed", "data", "invariant", "ok", *QUANTITIES])
-
-
-def _invariant_to(data: Record) -> str | None:
-    """The symmetry that images are invariant to by construction; of generated ones, the horizontal flip by default."""
-    return data.get("invariant_to", "horizontal_flip") if data["dataset"] == "generated" else None
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:

@@ -18,7 +18,17 @@ RESNET_LOSS = (
 QUANTITIES = {"gcnn_barrier": "GCNN Barrier", "invariance_error": "Invariance Error"}
 SAME, OPPOSITE, OPEN = "same direction", "opposite direction", "open"
 
-COLUMNS = "table row quantity value_mean value_std n paper_value_mean verdict reason".split()
+COLUMNS = [
+    "table",
+    "row",
+    "quantity",
+    "value_mean",
+    "value_std",
+    "n",
+    "paper_value_mean",
+    "verdict",
+    "reason",
+]
 
 Part = Sequence[tuple[float, set]]  # values, each with the nets that it is measured on
 
