@@ -193,26 +193,11 @@ def training_rows(
     peak = here.rate(replace(task, threads=cores))
     floor, plain_floor = (speed * flop_an_image(task.width) / peak for speed in (here_speed, plain_speed))
     how = f"matrix products reach {peak / 1e12:.2f} TFLOP/s"
+    agreed = {"plain": plain_speed, "agreement": agreement, "agrees": agrees}
+    reached = {"plain": plain_floor, "at_least": floor, "how": how}
     rows = [
-        row(
-            "training",
-            "images/s",
-            here_speed,
-            task.device,
-            plain=plain_speed,
-            agreement=agreement,
-            agrees=agrees,
-            **compared,
-        ),
-        row(
-            "share of the arithmetic floor",
-            "share",
-            floor,
-            task.device,
-            plain=plain_floor,
-            at_least=floor,
-            how=how,
-        ),
+        row("training", "images/s", here_speed, task.device, **agreed, **compared),
+        row("share of the arithmetic floor", "share", floor, task.device, **reached),
     ]
     return rows, [weights for _, weights in results["here"]]
 
@@ -238,16 +223,8 @@ def merge_row(
     allowed = {name: NOISE * (2 * p * (1 - p) / test_images) ** 0.5 for name, p in accuracy.items()}
     agreement = f"{share:.2%} of {len(alike)} channels, accuracies within {max(apart.values()):.4f}"
     agrees = share >= AGREE and all(apart[name] <= allowed[name] for name in apart)
-    return row(
-        what,
-        "s",
-        seconds["here"],
-        task.device,
-        agreement=agreement,
-        agrees=agrees,
-        plain=seconds[best.name],
-        **compared,
-    )
+    columns = {"plain": seconds[best.name], "agreement": agreement, "agrees": agrees}
+    return row(what, "s", seconds["here"], task.device, **columns, **compared)
 
 
 class WorkflowCopy:

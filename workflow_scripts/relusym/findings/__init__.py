@@ -56,6 +56,7 @@ Selection = Mapping[str, Any]
 
 BEYOND = "Beyond the paper"
 SECTIONS = ("Tables", "Figures", "Theory", "Comparison with the paper", "Costs and provenance", BEYOND)
+MERGES = "train", "flip_merge", "pair_merge"  # kinds of records
 ROOMS = "tables", "figures", "beyond"
 
 

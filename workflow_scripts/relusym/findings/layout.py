@@ -45,7 +45,7 @@ class Layout:
     wide: Mapping[str, float] = field(default_factory=dict)
 
     def heading(self, column: str) -> str:
-        return {**COMMON, **self.headings}.get(column, column)
+        return {**COMMON, **self.headings}.get(column, column.replace("_", " ").capitalize())
 
 
 def number(value: float, digits: int, latex: bool = False) -> str:

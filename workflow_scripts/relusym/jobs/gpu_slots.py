@@ -41,11 +41,7 @@ def users_folder() -> Path:
 
 @contextmanager
 def gpu_slots(
-    count: int,
-    jobs_per_gpu: int,
-    *,
-    log: Callable[[str], None] = lambda line: None,
-    poll: float = 1.0,
+    count: int, jobs_per_gpu: int, *, log: Callable[[str], None] = lambda line: None, poll: float = 1.0
 ) -> Iterator[list[str]]:
     """Wait for GPUs to be free, and set CUDA_VISIBLE_DEVICES to them for the time of the context; yields their names.
 

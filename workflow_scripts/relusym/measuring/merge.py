@@ -220,8 +220,7 @@ def merge_record(job: MergeJob) -> Record:
             )
             merged: Merge = flip_merge(*job.plain, job.images, job.test, job.labels, symmetry=symmetry, **how)
             arrays, about["kernel_constraint"] = filter_arrays(
-                *(job.plain[0], symmetry, merged.permutations, job.images.shape),
-                settings["projection_seed"],
+                *(job.plain[0], symmetry, merged.permutations, job.images.shape), settings["projection_seed"]
             )
         else:
             merged = merge(*job.plain, job.images, job.test, job.labels, **how)

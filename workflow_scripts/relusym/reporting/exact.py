@@ -184,10 +184,7 @@ def exact(
             "net": sum(parameter.numel() for parameter in traced.net.parameters()),
             "exact": tied.free_parameters,
         },
-        multiplications={
-            "net": multiplications(traced, traced.net),
-            "exact": multiplications(traced, fast),
-        },
+        multiplications={"net": multiplications(traced, traced.net), "exact": multiplications(traced, fast)},
         representations={
             group: {"fixed": fixed[group], "swapped": len(of) - fixed[group]} for group, of in order.items()
         },

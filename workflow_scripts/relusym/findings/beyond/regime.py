@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from relusym.findings import BEYOND, Inputs, Selection, Settings, Table, agreement, frames, pd
+from relusym.findings import BEYOND, MERGES, Inputs, Selection, Settings, Table, agreement, frames, pd
 from relusym.findings.evidence import higher_by_pairs, pair_differences, paired
 from relusym.findings.layout import Layout
 from relusym.findings.selection import net_notes
@@ -30,7 +30,7 @@ def select(settings: Settings) -> Selection:
 TABLE = Table(
     __name__,
     LAYOUT,
-    reads=("train", "flip_merge", "pair_merge"),
+    reads=MERGES,
     exists=lambda settings: {*MODELS} <= {*settings.models},
     select=select,
     section=BEYOND,

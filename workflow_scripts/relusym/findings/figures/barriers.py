@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from relusym import paper_values
-from relusym.findings import Drawing, Figure, Inputs, Selection, frames, np, pd
+from relusym.findings import MERGES, Drawing, Figure, Inputs, Selection, frames, np, pd
 from relusym.findings.print_style import label_rows, panels_of, plain_axes
 from relusym.findings.selection import has_vgg11s
 
@@ -15,7 +15,7 @@ COLUMNS = ["model", "merged", "seed_1", "seed_2", "barrier"]
 
 FIGURE = Figure(
     __name__,
-    reads=("train", "flip_merge", "pair_merge"),
+    reads=MERGES,
     csvs=(".csv",),
     exists=has_vgg11s,
     select=lambda settings: {"models": settings.table("table2")},

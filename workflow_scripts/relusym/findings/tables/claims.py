@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from relusym import paper_values
-from relusym.findings import Inputs, Selection, Settings, Table, agreement, frames, np, pd, stats
+from relusym.findings import MERGES, Inputs, Selection, Settings, Table, agreement, frames, np, pd, stats
 from relusym.findings.evidence import (
     HELD,
     NOT_HELD,
@@ -71,12 +71,7 @@ def select(settings: Settings) -> Selection:
 
 
 TABLE = Table(
-    __name__,
-    LAYOUT,
-    reads=("train", "flip_merge", "pair_merge", "filters"),
-    select=select,
-    section="Comparison with the paper",
-    order=1,
+    __name__, LAYOUT, reads=(*MERGES, "filters"), select=select, section="Comparison with the paper", order=1
 )
 
 

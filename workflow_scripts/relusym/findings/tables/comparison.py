@@ -18,21 +18,14 @@ from relusym.records.fingerprint import differences
 LAYOUT = Layout(
     "Our tables beside the paper's",
     {
-        "table": "Table",
-        "row": "Row",
-        "quantity": "Quantity",
-        "value": "Value",
-        "difference": "Difference",
         "in_paper_stds": "In the paper's std",
         "in_standard_errors": "In standard errors (Welch)",
         "p_value": "p",
-        "verdict": "Verdict",
-        "reason": "Reason",
     },
     {
-        "difference": "{:+.2g}",
         "in_paper_stds": "{:+.1f}",
         "in_standard_errors": "{:+.1f}",
+        "difference": "{:+.2g}",
         "p_value": "{:.2g}",
     },
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
-from relusym.findings import Inputs, Record, Selection, Table, pd
+from relusym.findings import MERGES, Inputs, Record, Selection, Table, pd
 from relusym.findings.layout import Layout
 from relusym.findings.selection import of_every_job
 
@@ -13,7 +13,6 @@ LAYOUT = Layout(
     "Costs: what each kind of job took",
     {
         "kind": "Kind of job",
-        "jobs": "Jobs",
         "hours": "Hours in all",
         "median_s": "Median (s)",
         "max_s": "Longest (s)",
@@ -24,7 +23,7 @@ LAYOUT = Layout(
 TABLE = Table(
     __name__,
     LAYOUT,
-    reads=("train", "flip_merge", "pair_merge"),
+    reads=MERGES,
     select=lambda settings: {},
     keys=of_every_job,
     section="Costs and provenance",

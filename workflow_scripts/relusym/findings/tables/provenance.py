@@ -7,7 +7,7 @@ import json
 from itertools import chain
 
 from relusym.beyond import MEASUREMENTS
-from relusym.findings import BEYOND, Inputs, Record, Selection, Settings, Table, declared, pd
+from relusym.findings import BEYOND, MERGES, Inputs, Record, Selection, Settings, Table, declared, pd
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout
 from relusym.findings.selection import (
@@ -66,7 +66,7 @@ def select_beyond(settings: Settings) -> Selection:
 TABLE = Table(
     __name__,
     LAYOUT,
-    reads=("train", "flip_merge", "pair_merge", "flipped_training", "theory"),
+    reads=(*MERGES, "flipped_training", "theory"),
     select=select,
     keys=of_every_job,
     section="Costs and provenance",
@@ -75,7 +75,7 @@ BEYOND_TABLE = Table(
     __name__,
     LAYOUT,
     name="beyond_provenance",
-    reads=("train", "flip_merge", "pair_merge", *MEASUREMENTS),
+    reads=(*MERGES, *MEASUREMENTS),
     exists=lambda settings: settings.measured,
     select=select_beyond,
     keys=of_every_matching,

@@ -11,10 +11,7 @@ from relusym.findings import Inputs, Selection, declared, frames, np, pd, stats
 
 # with invariance loss, without
 LOSS = (("cnn_inv", "cnn"), ("cnn_late_inv", "cnn"), ("pgcnn_late_inv", "pgcnn"))
-RESNET_LOSS = (
-    ("torchvision_old_inv", "torchvision_old"),
-    ("torchvision_old_inv_225", "torchvision_old_225"),
-)
+RESNET_LOSS = (("torchvision_old_inv", "torchvision_old"), ("torchvision_old_inv_225", "torchvision_old_225"))
 QUANTITIES = {"gcnn_barrier": "GCNN Barrier", "invariance_error": "Invariance Error"}
 SAME, OPPOSITE, OPEN = "same direction", "opposite direction", "open"
 
