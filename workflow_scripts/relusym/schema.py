@@ -168,22 +168,14 @@ class Section(BaseModel):
 
     @classmethod
     def read(cls, values: Any, where: Where) -> Self:
-        """The section of these values.
-
-        Raises:
-            UserError: names the key, its value and what is allowed.
-        """
+        """The section of these values; UserError names the key, its value and what is allowed."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             raise UserError(in_one_line(error.errors(include_url=False), where)) from None
 
     def but(self, **changes: Any) -> Self:
-        """The same with other values of these keys.
-
-        Raises:
-            UserError: as `read`.
-        """
+        """The same with other values of these keys; UserError as of `read`."""
         return self.read(self.model_dump() | changes, dotted)
 
     def explicit(self) -> dict[str, Any]:
