@@ -9,7 +9,7 @@ from benchmark.side_by_side import benchmark, read_settings
 from benchmark.sides import device_name, slug
 from job import job
 from relusym.config.settings import Settings
-from relusym.measuring.costs import device_named
+from relusym.measuring.loading import device_named
 from relusym.whole_files import write_whole
 
 

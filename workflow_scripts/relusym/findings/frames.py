@@ -47,16 +47,10 @@ def read_filters(path: str | Path) -> Filters:
     def under(prefix: str) -> dict[str, np.ndarray]:
         return {n.removeprefix(prefix): arrays[n] for n in sorted(arrays) if n.startswith(prefix)}
 
-    return Filters(
-        described["model"],
-        described["seed"],
-        described["status"],
-        described["reason"],
-        {name: arrays[name] for name in sorted(arrays) if "." not in name},
-        under("permutation."),
-        under("norm."),
-        described.get("kernel_constraint", {}),
-    )
+    drawn = {name: arrays[name] for name in sorted(arrays) if "." not in name}
+    about = (described[key] for key in ("model", "seed", "status", "reason"))
+    constraint = described.get("kernel_constraint", {})
+    return Filters(*about, drawn, under("permutation."), under("norm."), constraint)
 
 
 def first_kept(nets: Iterable[Filters], model: str) -> Filters:
@@ -79,19 +73,11 @@ def are_zero(norms: np.ndarray, zero: float) -> np.ndarray:
 
 def count_zero_filters(nets: Iterable[Filters], zero: float) -> pd.DataFrame:
     """One row a net and layer: model, seed, layer, filters, zero_filters, smallest (norm, as share of the largest)."""
-    rows = [
-        (
-            net.model,
-            net.seed,
-            layer,
-            len(norms),
-            int(are_zero(norms, zero).sum()),
-            float(norms.min() / max(norms.max(), np.finfo(np.float32).tiny)),
-        )
-        for net in nets
-        if net.status == "ok"
-        for layer, norms in net.norms.items()
-    ]
+    rows, tiny = [], np.finfo(np.float32).tiny
+    for net in (net for net in nets if net.status == "ok"):
+        for layer, norms in net.norms.items():
+            zeros, smallest = int(are_zero(norms, zero).sum()), float(norms.min() / max(norms.max(), tiny))
+            rows.append((net.model, net.seed, layer, len(norms), zeros, smallest))
     return pd.DataFrame(rows, columns=["model", "seed", "layer", "filters", "zero_filters", "smallest"])
 
 

@@ -17,15 +17,8 @@ COLUMN_WIDTH = 5.5  # inches: the paper's
 DOTS_PER_INCH = 200
 
 # Okabe and Ito's palette with a marker each, so that a print in grey tells lines apart as well
-LINES = (
-    ("#0072B2", "o"),
-    ("#56B4E9", "s"),
-    ("#D55E00", "^"),
-    ("#E69F00", "v"),
-    ("#009E73", "D"),
-    ("#CC79A7", "P"),
-    ("#000000", "X"),
-)
+COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#000000")
+LINES = tuple(zip(COLOURS, "os^vDPX", strict=True))
 
 
 def new_drawing(height: float, width: float = COLUMN_WIDTH) -> Drawing:

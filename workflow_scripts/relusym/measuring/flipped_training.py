@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from relusym.data import image_set
 from relusym.data.augmentation import Augmented, Normalise, normalise, shuffled
 from relusym.errors import UserError
-from relusym.measuring.costs import JobMeter
-from relusym.measuring.loading import digest_in_use, normalise_of, training_images
+from relusym.measuring.loading import JobMeter, digest_in_use, normalise_of, training_images
 from relusym.merging.identities import largest_difference
 from relusym.nets.vgg import VGG11
 from relusym.precision import full_float32

@@ -13,8 +13,9 @@ from relusym import checkpoint, nets
 from relusym.data.batches import ImageFiles, ImagesOnDevice, TrainingBatches
 from relusym.evaluation.barrier import accuracy
 from relusym.evaluation.images import Images
-from relusym.measuring.costs import JobMeter, device_named
 from relusym.measuring.loading import (
+    JobMeter,
+    device_named,
     digest_in_use,
     least_accuracy,
     named_checkpoint,

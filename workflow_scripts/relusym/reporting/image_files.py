@@ -30,16 +30,8 @@ ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".w
 FOLDER = "folder"
 GIVEN = "a folder of images, CIFAR10's official folder or archive, an .npz, or a tensor file (.pt, .pth, .safetensors)"
 SHOWN = 12  # classes in a note
-DAMAGED = (
-    ValueError,
-    OSError,
-    EOFError,
-    KeyError,
-    zipfile.BadZipFile,
-    zlib.error,
-    NotImplementedError,
-    MemoryError,
-)
+DAMAGED = (ValueError, OSError, EOFError, KeyError, NotImplementedError, MemoryError, zlib.error)
+DAMAGED += (zipfile.BadZipFile,)
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 

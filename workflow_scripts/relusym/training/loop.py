@@ -99,15 +99,14 @@ class Lars(Sgd):
 
 def make_optimizer(objective: Objective, recipe: Recipe) -> Sgd:
     """The recipe's optimizer of all that an objective trains."""
-    fixed = {parameter for part in objective.fixed_rate for parameter in part.parameters()}
-    trained = [parameter for parameter in objective.net.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trained if parameter not in fixed], "fixed": False},
-        {"params": [parameter for parameter in trained if parameter in fixed], "fixed": True},
-    ]
-    groups = [group for group in groups if group["params"]]
+    still = {parameter for part in objective.fixed_rate for parameter in part.parameters()}
+    groups: dict[bool, list[Tensor]] = {False: [], True: []}
+    for parameter in objective.net.parameters():
+        if parameter.requires_grad:
+            groups[parameter in still].append(parameter)
     how = {"lr": recipe.learning_rate, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
-    return (Lars if recipe.optimizer == "lars" else Sgd)(groups, **how)
+    chosen = [{"params": params, "fixed": fixed} for fixed, params in groups.items() if params]
+    return (Lars if recipe.optimizer == "lars" else Sgd)(chosen, **how)
 
 
 def set_rate(optimizer: Sgd, recipe: Recipe, epoch: float) -> None:
