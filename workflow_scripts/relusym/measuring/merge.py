@@ -57,7 +57,7 @@ def filter_arrays(
     image_shape: tuple[int, ...],
     projection_seed: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """What `findings.filters.Filters` describes of an ordinary net, and conv name → ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖ (equation
+    """What `findings.frames.Filters` describes of an ordinary net, and conv name → ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖ (equation
     (3)).
 
     Args:

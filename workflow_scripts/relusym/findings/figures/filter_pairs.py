@@ -78,7 +78,7 @@ def filter_pairs(
     """A panel a net, side by side: all its filters of a layer, "conv1" or "conv2", in pairs; why, if it is left out.
 
     `flipped_back`: whether the right filter of a pair is flipped back to how it is in the net (Figure 1: columns 1 and
-    4 of Figure 2) or shown as it is in the permuted flipped net (Figures 5 to 8). `zero`: as in `filters.are_zero`.
+    4 of Figure 2) or shown as it is in the permuted flipped net (Figures 5 to 8). `zero`: as in `frames.are_zero`.
     """
     width = COLUMN_WIDTH / len(nets)
     grids = [_grid(net, layer, flipped_back, len(nets)) for net in nets]

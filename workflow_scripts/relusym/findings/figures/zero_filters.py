@@ -11,7 +11,7 @@ from relusym.findings.selection import has_vgg11s
 
 
 def select(settings: Settings) -> Selection:
-    """Models (ids, in order), and zero_filter (a share, see `filters.are_zero`)."""
+    """Models (ids, in order), and zero_filter (a share, see `frames.are_zero`)."""
     return {"models": settings.table("table2"), "zero_filter": settings.sections.filters.zero_filter}
 
 

@@ -84,10 +84,10 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
     nets = frames.nets(inputs)
     most = nets.loc[nets["ok"], "model"].value_counts().max()
-    few = (
+    few = [
         f"With so few nets ({most} of a type; the paper has 24) most claims are bound to be inconclusive, which says "
-        "nothing against them",
-    ) * (most < FEW)
+        "nothing against them"
+    ]
     return [
         "p is two-sided; corrected for all claims together after Benjamini and Hochberg. Held or did not hold: "
         f"corrected p below {LEVEL}; inconclusive: above",
@@ -98,7 +98,7 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
         "t-tests take the nets of a type to be normally distributed. A rank test doesn't, but with few nets it "
         "can't come to a small p: the least that it can come to stands beside it. It decides only where all nets "
         "of a type are equal",
-        *few,
+        *(few if most < FEW else []),
         *agreement.notes(inputs, selection),
     ]
 
