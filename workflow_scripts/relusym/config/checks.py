@@ -13,7 +13,7 @@ from relusym.config.models import GENERATED, IMAGENET, specification
 from relusym.data import Extent
 from relusym.errors import UserError
 from relusym.matching import OF_FLIPS
-from relusym.registry import one_of
+from relusym.schema import one_of
 from relusym.symmetry import SYMMETRIES
 
 if TYPE_CHECKING:
