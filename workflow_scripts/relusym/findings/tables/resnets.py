@@ -14,12 +14,9 @@ LAYOUT = Layout(
     "ResNets merged with their flipped selves",
     {
         "method": "Training method",
-        "name": "Name",
         "trained_by_authors": "Trained by the authors",
         "self_supervised": "Self-supervised",
-        "image_size": "Image size",
         "invariance_error": "Invariance Error",
-        "accuracy": "Accuracy",
         "flip_accuracy": "Flip-Accuracy",
         "halfway_accuracy_no_repair": "Halfway Accuracy, no REPAIR",
         "halfway_accuracy": "Halfway Accuracy",
