@@ -5,9 +5,8 @@ from conftest import refused
 from records import SELECTION, flip, made, pair, settings, train
 
 from relusym.findings import declared
-from relusym.findings.agreement import notes
 from relusym.findings.beyond import matchings
-from relusym.findings.frames import read
+from relusym.findings.frames import notes, read
 from relusym.findings.tables import table1
 from relusym.records.files import write_record
 

@@ -3,7 +3,7 @@
 from records import CODE, flip, pair, train
 
 from relusym import cifar10
-from relusym.findings import agreement, declared
+from relusym.findings import declared, frames
 from relusym.findings.tables import provenance
 
 
@@ -63,22 +63,22 @@ def test_no_records_are_no_rows():
 
 def test_the_notes_of_a_table_name_data_records_and_code():
     records = by_kind([record(), record(), record("flip_merge", device="cuda T4")])
-    first, *notes = agreement.notes(records, {"notes": ["of the config"]})
+    first, *notes = frames.notes(records, {"notes": ["of the config"]})
     assert first == "of the config"
     assert notes[:2] == ["Data: CIFAR10", "From 2 train and 1 flip_merge records"]
     assert notes[2:] == [
         "Made with relusym 0.1.0, torch 2.14.1, python 3.11, device cpu x86_64",
         "Made with relusym 0.1.0, torch 2.14.1, python 3.11, device cuda T4",
     ]
-    assert agreement.notes({}, {}) == []
+    assert frames.notes({}, {}) == []
 
 
 def test_tables_say_cifar10_for_its_content_and_doubt_what_only_its_label_says():
     copies = [record(source="my copy"), record(), record("flip_merge", status="left_out", source=None)]
-    assert agreement.notes(by_kind(copies), {})[:1] == ["Data: CIFAR10"]
+    assert frames.notes(by_kind(copies), {})[:1] == ["Data: CIFAR10"]
     assert set(made_of(copies, "table2")["images"]) == {"CIFAR10"}
     others = [made | {"inputs": made["inputs"] | {"data": "ab" * 32}} for made in copies[1:]]
-    doubted = agreement.notes(by_kind(others), {})
+    doubted = frames.notes(by_kind(others), {})
     assert doubted[:3] == [
         "Data: CIFAR10?",
         "CIFAR10?: these aren't CIFAR10's images, or not in its order (their SHA-256 begins with abababab, that of "

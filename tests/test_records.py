@@ -13,10 +13,9 @@ from records import SELECTION, a, changed, checkpoint, committed_records, flip, 
 
 from relusym import checkpoint as checkpoints
 from relusym.errors import UserError
-from relusym.findings import agreement, declared
-from relusym.findings.agreement import accuracies
+from relusym.findings import declared, frames
 from relusym.findings.beyond.curves import by_curve
-from relusym.findings.frames import once, read
+from relusym.findings.frames import accuracies, once, read
 from relusym.findings.tables import table4
 from relusym.records.fields import KINDS, problem
 from relusym.records.files import load_record, write_record
@@ -112,9 +111,9 @@ def test_every_measurement_of_a_net_agrees_with_its_training_on_its_accuracy(kin
         assert accuracies(merge)
         for (model, seed), accuracy in accuracies(merge):
             net = train(model, seed, accuracy, inputs=merge["inputs"], outputs={"checkpoint": "0" * 64})
-            agreement.check_accuracies({"train": [net], kind: [merge]})
+            frames.check_accuracies({"train": [net], kind: [merge]})
             with pytest.raises(UserError, match=f"the train record {model}-{seed} has an accuracy"):
-                agreement.check_accuracies({"train": [net | {"accuracy": accuracy / 2}], kind: [merge]})
+                frames.check_accuracies({"train": [net | {"accuracy": accuracy / 2}], kind: [merge]})
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table4", "matchings"])
@@ -130,7 +129,7 @@ def test_merges_of_one_net_are_of_one_checkpoint_even_where_its_training_is_not_
     other = flip("cnn", 0, matching="weight")
     other["inputs"] = other["inputs"] | {"checkpoints": ["c" * 64]}
     with pytest.raises(UserError, match="was made from another checkpoint"):
-        agreement.check_agreement({"flip_merge": [flip("cnn", 0), other]})
+        frames.check_agreement({"flip_merge": [flip("cnn", 0), other]})
 
 
 @pytest.mark.parametrize("name", ["cnn-1.safetensors", "gcnn-0.safetensors", "cnn-0a1b2c3d/1.safetensors"])
@@ -250,8 +249,8 @@ def test_whatever_stands_in_a_record_it_is_refused_in_one_line_or_tabulated(kind
             inputs = {each: [record] if each == kind else [] for each in reads}
             try:
                 getattr(module, "frame", getattr(module, "draw", None))(inputs, about)
-                getattr(module, "notes", agreement.notes)(inputs, about)
-                agreement.check_accuracies(inputs)
+                getattr(module, "notes", frames.notes)(inputs, about)
+                frames.check_accuracies(inputs)
             except UserError as error:
                 assert "\n" not in str(error)
 

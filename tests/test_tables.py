@@ -9,7 +9,7 @@ from records import MEASURED, MODELS, NAMES, PAIRS, SELECTION, flip, made, pair,
 from relusym import paper_values
 from relusym.beyond import MEASUREMENTS
 from relusym.errors import UserError
-from relusym.findings import Table, agreement, declared
+from relusym.findings import Table, declared, frames
 from relusym.findings.beyond import matchings
 from relusym.findings.frames import chosen, tidy
 from relusym.findings.layout import Layout, human_table, write_table
@@ -325,17 +325,15 @@ def test_notes_say_why_nets_are_left_out_and_barriers_are_far_below_zero():
     ]
     scores = {"net": 0.12, "flipped": 0.12, "halfway": 0.1, "repaired": 0.18}
     flips += [flip("cnn", 1, -0.486, scores=scores), flip("cnn", 2, 0.03)]
-    *_, negative, gcnn, cnn = agreement.notes({"train": trains, "flip_merge": flips}, {"names": NAMES})
+    *_, negative, gcnn, cnn = frames.notes({"train": trains, "flip_merge": flips}, {"names": NAMES})
     assert (
         negative.startswith("Barriers are negative, down to -0.486 (CNN-1)") and "accuracy 0.120" in negative
     )
     assert gcnn == "GCNN (all 3 nets) is left out: its accuracy is no better than chance"
     assert cnn == "CNN-0 is left out: its training diverged"
-    (merges_alone,) = (line for line in agreement.notes({"flip_merge": flips}, {}) if "left out" in line)
+    (merges_alone,) = (line for line in frames.notes({"flip_merge": flips}, {}) if "left out" in line)
     assert merges_alone.startswith("gcnn (all 3 nets)")
-    assert not any(
-        "negative" in line for line in agreement.notes({"flip_merge": [flip("cnn", 0, -0.01)]}, {})
-    )
+    assert not any("negative" in line for line in frames.notes({"flip_merge": [flip("cnn", 0, -0.01)]}, {}))
 
 
 # ---- other matchings

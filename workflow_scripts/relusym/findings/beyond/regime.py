@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from relusym.findings import BEYOND, MERGES, Inputs, Selection, Settings, Table, agreement, frames, pd
+from relusym.findings import BEYOND, MERGES, Inputs, Selection, Settings, Table, frames, pd
 from relusym.findings.evidence import higher_by_pairs, pair_differences, paired
 from relusym.findings.layout import Layout
 from relusym.findings.selection import net_notes
@@ -68,5 +68,5 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
         "were measured (docs/laptop.md)",
         "p is two-sided, corrected for the four claims together after Benjamini and Hochberg. Held or did not hold: "
         f"corrected p below {LEVEL}; inconclusive: above. The effect of the claim that D < 0 is −D",
-        *agreement.notes(inputs, selection),
+        *frames.notes(inputs, selection),
     ]

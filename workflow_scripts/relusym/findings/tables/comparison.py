@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
-from relusym.findings import Inputs, Record, Selection, Settings, Table, agreement, declared, np, pd, stats
+from relusym.findings import Inputs, Record, Selection, Settings, Table, declared, frames, np, pd, stats
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout, number, std_of
 from relusym.findings.selection import findings, of_all_types, vgg11s
@@ -107,7 +107,7 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
             "Value: a ratio of means ± its standard error, by jackknife over nets. Same direction or opposite: its 95% "
             "interval is on the paper's side of 1, or on the other; open: it includes 1",
         ]
-    return [*how, *agreement.notes(inputs, selection)]
+    return [*how, *frames.notes(inputs, selection)]
 
 
 def other_than_the_papers(record: Record, selection: Selection) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from relusym import paper_values
-from relusym.findings import Inputs, Selection, Settings, Table, agreement, pd
+from relusym.findings import Inputs, Selection, Settings, Table, frames, pd
 from relusym.findings.frames import FLIP_MERGE, nets, summary
 from relusym.findings.layout import Layout
 from relusym.findings.selection import net_notes
@@ -68,7 +68,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
-    """As `agreement.notes`, and how long trainings waited for images."""
+    """As `frames.notes`, and how long trainings waited for images."""
     waits = [wait for record in inputs["train"] if (wait := record.get("data_wait_share")) is not None]
     line = [f"Trainings waited for images {max(waits):.1%} of the time at most"] if waits else []
-    return agreement.notes(inputs, selection, *line)
+    return frames.notes(inputs, selection, *line)
