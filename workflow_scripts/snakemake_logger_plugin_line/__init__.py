@@ -66,9 +66,7 @@ class LogHandler(LogHandlerBase):
         elif event == LogEvent.GROUP_ERROR:
             jobs = len(record.job_error_info)
             self._print(f"failed: {jobs} jobs that were submitted together{_error(record.aux_logs)}")
-        elif str(record.msg).startswith(
-            "Missing metadata"
-        ):  # of every file that was made elsewhere: `--report`
+        elif str(record.msg).startswith("Missing metadata"):  # of files made elsewhere: `--report`
             self.without_metadata += 1
         elif event in (None, LogEvent.ERROR) and not str(record.msg).startswith(SAID):
             if record.levelno >= WARNING or (not self.run.total and not CHATTER.match(str(record.msg))):

@@ -103,9 +103,8 @@ class ImagesOnDevice:
             views = (self.augmented.batch(index, random),)
         else:
             some = self.images[index]
-            views = tuple(
-                self.normalise(random_views(some, random, self.symmetry)) for _ in range(self.views)
-            )
+            draw = (random_views(some, random, self.symmetry) for _ in range(self.views))
+            views = tuple(map(self.normalise, draw))
         return tuple(view[self.share] for view in views), self.labels[index[self.share]]
 
 

@@ -65,9 +65,7 @@ class Scenes:
     power: Tensor
 
 
-_CELLS = torch.tensor(
-    [[[cell == "#" for cell in row] for row in drawing.split()] for drawing in SHAPES.values()]
-)
+_CELLS = torch.tensor([[[c == "#" for c in row] for row in shape.split()] for shape in SHAPES.values()])
 TEMPLATES = _CELLS.float().repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]  # (10, 1, 32, 32)
 
 
@@ -110,9 +108,8 @@ def render(scenes: Scenes, symmetry: Symmetry | None = HORIZONTAL_FLIP) -> Tenso
         grid = affine_grid(inverse, (len(x), 1, SIZE, SIZE), align_corners=False)
         drawing = scenes.template if piece == 0 else torch.zeros_like(scenes.template)  # clutter is discs
         mask = grid_sample(TEMPLATES[drawing], grid, align_corners=False)
-        image = torch.lerp(
-            image, scenes.colour[:, piece, :, None, None].expand_as(image), mask.expand_as(image)
-        )
+        colour = scenes.colour[:, piece, :, None, None].expand_as(image)
+        image = torch.lerp(image, colour, mask.expand_as(image))
     image = image + scenes.noise
     if symmetry:
         image = symmetry.powers(image)[scenes.power, torch.arange(len(image))]

@@ -118,9 +118,8 @@ def subset(images: ImageSet, count: int | None, seed: int) -> ImageSet:
         raise UserError(
             f"{count:,} images are asked for, but {images.source} has only {have:,} here: ask for fewer"
         )
-    chosen = torch.randperm(have, generator=torch.Generator().manual_seed(seed))[:count].to(
-        images.labels.device
-    )
+    order = torch.randperm(have, generator=torch.Generator().manual_seed(seed))
+    chosen = order[:count].to(images.labels.device)
     return replace(images, images=images.images[chosen], labels=images.labels[chosen])
 
 

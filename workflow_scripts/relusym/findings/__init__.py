@@ -43,9 +43,7 @@ if TYPE_CHECKING:
     from relusym.findings.layout import Layout
     from relusym.records.results import Results
 else:
-    np, pd, stats = map(
-        Lazy, ("numpy", "pandas", "scipy.stats")
-    )  # every start of Snakemake reads all declarations
+    np, pd, stats = map(Lazy, ("numpy", "pandas", "scipy.stats"))  # all are declared at every start
     Drawing = Settings = Results = Any  # which a table's job does without
 
 __all__ = ["Drawing", "np", "pd", "stats"]

@@ -36,9 +36,8 @@ def _table(table: Table, folder: Path, models: Mapping[str, str], columns: int) 
     stem = folder / "tables" / table.name
     frame = pd.read_csv(stem.with_suffix(".csv"))
     ours = frame[[column for column in frame if not column.startswith("paper_")]]
-    text = tabulate(
-        human_table(ours, table.layout, models), "keys", "simple", showindex=False, disable_numparse=True
-    )
+    shown = human_table(ours, table.layout, models)
+    text = tabulate(shown, "keys", "simple", showindex=False, disable_numparse=True)
     files = f"{stem}.md and .csv"
     if max(map(len, text.splitlines())) > columns:
         return f"{table.layout.title}: {files}"

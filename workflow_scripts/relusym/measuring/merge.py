@@ -262,9 +262,8 @@ def merge_record(job: MergeJob) -> Record:
         how = job.matched_by | {"seed": stream(job.names[0][1], name, "matching")}
         if flip:
             (model, seed), symmetry = job.names[0], job.symmetry
-            some = image_set.subset(
-                job.train, settings["invariance_images"], stream(seed, model, "invariance")
-            )
+            random = stream(seed, model, "invariance")
+            some = image_set.subset(job.train, settings["invariance_images"], random)
             record["invariance_error"] = invariance_error(
                 job.nets[0], replace(job.images, pixels=some.images), symmetry
             )

@@ -36,9 +36,7 @@ How does a net encode a symmetry? Its accuracy and its flipped self's, its invar
 by layer how equivariant it is once channels are matched; where a merge with its flipped self fails; which strides stand
 in the way. Writes one HTML page, CSVs, all numbers as JSON, and the permuted, halfway and repaired nets. Of several
 weights, one report each, a page that has them side by side, and the barriers between them."""
-CIFAR10S = (
-    "--mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616"  # of its training images, channel by channel
-)
+CIFAR10S = "--mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616"  # of its training images
 EXACT = """\
 The exact GCNN of a net: channels are matched in pairs that a flip swaps, or with themselves, and the net is averaged
 with its flipped self, weights tied, so that a flipped image gets the same logits; then it is fine-tuned, if asked.
@@ -162,9 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser().error(
             "--size: one number, or two: of the resized shorter side, and of the square cut out of it"
         )
-    texts = [
-        part for value in vars(options).values() for part in (value if isinstance(value, list) else [value])
-    ]
+    values = (value if isinstance(value, list) else [value] for value in vars(options).values())
+    texts = [part for several in values for part in several]
     if any("\0" in text for text in texts if isinstance(text, str)):
         return _refused("an argument holds a NUL, which no name of a file can")
     try:

@@ -256,9 +256,8 @@ def _from_folder(
     except OSError as error:
         raise UserError(f"images: {error.filename} can't be read ({error.strerror})") from error
     paths = [path for path in files if path.suffix.lower() in ENDINGS]
-    others = Counter(path.suffix.lower() or "without ending" for path in files) - Counter(
-        dict.fromkeys(ENDINGS, len(files))
-    )
+    others = Counter(path.suffix.lower() or "without ending" for path in files)
+    others -= Counter(dict.fromkeys(ENDINGS, len(files)))
     passed_over = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
     if not paths:
         holds = f"no images ({', '.join(sorted(ENDINGS))})" + (f", but {passed_over}" if others else "")
@@ -281,9 +280,8 @@ def _from_folder(
 
 def _classes(folder: Path, paths: list[Path], notes: list[str]) -> tuple[tuple[str, ...], Tensor]:
     """The class folders' names, and each image's class."""
-    classes = tuple(
-        sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    )
+    folders = (entry.name for entry in folder.iterdir() if entry.is_dir())
+    classes = tuple(sorted(name for name in folders if not name.startswith(".")))
     index = {name: i for i, name in enumerate(classes)}
     outside = [path for path in paths if len(path.relative_to(folder).parts) < 2]
     if not classes or outside:

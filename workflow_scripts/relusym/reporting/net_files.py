@@ -160,9 +160,7 @@ def _from_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Preset
         ) from error
     if weights is not None and not _is_name("torchvision", weights):
         options = inspect.signature(models.get_model_builder(name)).parameters
-        alone = (
-            {"weights_backbone": None} if "weights_backbone" in options else {}
-        )  # or it would be downloaded
+        alone = {"weights_backbone": None} if "weights_backbone" in options else {}  # else downloaded
         return models.get_model(name, weights=None, **alone), None
     try:
         entry = known.DEFAULT if weights is None else known[weights]

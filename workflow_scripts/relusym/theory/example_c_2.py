@@ -19,9 +19,8 @@ from relusym.theory.cooccurrence import ANGLE, NARROW_K, image_classes
 FILTER = 3
 TEST_IMAGES = 50  # a class
 STEPS, RATE = 800, 0.05
-PIXELS_PER_RESPONSE = (
-    100  # the mean over 400 pixels is small: W₂ counts in these, so that all weights are near 1
-)
+# the mean over 400 pixels is small: W₂ counts in these, so that all weights are near 1
+PIXELS_PER_RESPONSE = 100
 INVARIANT, NOT_INVARIANT, SOLVED = 1e-4, 0.1, 0.02
 
 
@@ -84,9 +83,7 @@ def train(seed: int, nets: int, images: np.ndarray, symmetric: bool) -> tuple[Te
     """
     kinds, shares = windows(images[:, :1])
     if symmetric:
-        kinds = symmetrised(
-            kinds
-        )  # the inner products of these with ψ are those of the windows with (ψ + τψ)/2
+        kinds = symmetrised(kinds)  # whose products with ψ are the windows' with (ψ + τψ)/2
     inputs = np.hstack([kinds, np.ones((len(kinds), 1))])
     shares = shares[:, 0] * PIXELS_PER_RESPONSE
     truth = np.array([[1.0], [0.0]])

@@ -97,9 +97,8 @@ def launch(
         )
         # in a thread, where torch leaves this process's signal handlers as they are. A scheduler and a terminal warn
         # all processes; those that the thread starts inherit that they don't hear it: this one asks them
-        with ThreadPoolExecutor(
-            1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, WARNINGS)
-        ) as pool:
+        deaf = signal.pthread_sigmask, (signal.SIG_BLOCK, WARNINGS)
+        with ThreadPoolExecutor(1, "", *deaf) as pool:
             running = pool.submit(elastic_launch(config, sys.executable), "-m", module, str(task))
             try:
                 while not wait([running], ASK_S).done:

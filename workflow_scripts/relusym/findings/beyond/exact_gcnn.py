@@ -46,9 +46,8 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
         row = {"model": record["model"], "seed": record["seed"], "ok": record["status"] == "ok"}
         if row["ok"]:
             layers = record["representations"].values()
-            fixed, channels = np.sum(
-                [(layer["fixed"], layer["fixed"] + layer["swapped"]) for layer in layers], axis=0
-            )
+            counts = [(layer["fixed"], layer["fixed"] + layer["swapped"]) for layer in layers]
+            fixed, channels = np.sum(counts, axis=0)
             row |= record["accuracy"]
             row |= {
                 "free": record["parameters"]["exact"] / record["parameters"]["net"],

@@ -50,9 +50,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
         "With augmentation, D is larger after 100 epochs than after 10": longer,
         "After 100 epochs, D is larger with augmentation than without": larger,
     }
-    nothing = dict.fromkeys(
-        ("p_value", "p_rank", "p_rank_min"), float("nan")
-    )  # mean and interval alone: no claim
+    nothing = dict.fromkeys(("p_value", "p_rank", "p_rank_min"), float("nan"))  # no claim
     described = {
         f"D: {selection['names'].get(model, model)}": replace(paired(differences, seeds=seeds), **nothing)
         for model, (differences, seeds) in gaps.items()
