@@ -48,13 +48,12 @@ class Scenes:
 
     Attributes:
         template: (N,) int64, which of `TEMPLATES` is shown.
-        place: (N, 1 + clutter, 4) of the shape and each piece of clutter: centre x and y in -1..1, size as a share of
-            the image, angle in radians.
-        colour: (N, 1 + clutter, 3) of the shape and each piece of clutter, about 0..1.
-        ground: (N, 3, 4, 4) colours of a coarse background, about 0..1.
+        place: (N, 1 + clutter, 4) of the shape and each piece of clutter: centre x and y in -1..1, size, angle
+            (radians).
+        colour, ground: (N, 1 + clutter, 3) of these, and (N, 3, 4, 4) of a coarse background, about 0..1.
         noise: (N, 3, 32, 32), added to the image.
-        power: (N,) int64, by which power of the symmetry's generator the finished image is moved; of a flip 0 or 1,
-            each with probability ½, independent of all else.
+        power: (N,) int64, of the symmetry's generator, that the image is moved by; all as likely, independent of all
+            else.
     """
 
     template: Tensor

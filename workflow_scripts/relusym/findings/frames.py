@@ -18,11 +18,9 @@ from relusym.records.files import load_record
 
 @dataclass(frozen=True)
 class Filters:
-    """What is kept of one net's filters.
+    """What is kept of one net's filters; if it is left out, there are no arrays, but a reason.
 
     Attributes:
-        model, seed: the net.
-        status, reason: "ok", or "left_out" with the reason; then there are no arrays.
         drawn: "conv1" (and "conv2" of a VGG11) → float16 (2, c, 3, k, k), RGB filters of the net and, at the same
             places, of its permuted flipped net; conv 2's input channels are projected to RGB.
         permutations: the same names → int16 (c,): channel i goes with channel `permutation[i]` of the flipped net.

@@ -89,18 +89,15 @@ def read(
 ) -> Pictures:
     """Images in a random order, and their labels.
 
-    Args:
-        path: a folder, with or without class folders in it; CIFAR10's official files, as a folder or an archive; an
-            .npz or a tensor file with `images` and `labels`.
-        labels: "folder": the class folders in alphabetical order; else a .npy or .txt with one number an image, in
-            the order of the images' names; None: CIFAR10's own, those of an .npz or tensor file, or none.
-        size: of images of a folder; those of a file are taken as they are.
-        limit: at most so many images, a seeded choice.
-        split: "train" or "test" of CIFAR10's official files; None: "test".
+    UserError if there are no images, they can't be read, or are of two sizes; labels are of another length, or no whole
+    numbers from 0.
 
-    Raises:
-        UserError: there are no images, they can't be read, or are of two sizes; labels are of another length, or no
-            whole numbers from 0.
+    Args:
+        path: a folder, with or without class folders; CIFAR10's official files; an .npz or a tensor file with `images`.
+        labels: "folder": the class folders in alphabetical order; else a .npy or .txt with one number an image, in the
+            order of the images' names; None: CIFAR10's own, those of an .npz or tensor file (`labels`), or none.
+        size, limit: of images of a folder; at most so many images, a seeded choice.
+        split: "train" or "test" of CIFAR10's official files; None: "test".
     """
     source = Path(path)
     if not source.exists():

@@ -34,21 +34,16 @@ class Preset:
 
 
 def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, Preset | None]:
-    """A net by what the command line calls it, with its weights, in evaluation mode.
+    """A net by what the command line calls it, with its weights, in evaluation mode; how its images are made, if known.
+
+    UserError if there is no such net, or the weights aren't its.
 
     Args:
         spec: `file.py:callable` or `module:callable`, a callable without arguments that returns a net, or a net;
             `torchvision:name`, `timm:name`, `hf:name_or_folder`.
-        weights: a file of weights, with `:prefix` behind it if it holds several sets; "random" for those that it is
-            made with; of torchvision's nets also a name such as `IMAGENET1K_V1`; None: those that the callable gives
-            it, or the package's.
-        seed: of random weights.
-
-    Returns:
-        the net, and how its images are made, if that is known.
-
-    Raises:
-        UserError: there is no such net, or the weights aren't its.
+        weights: a file, with `:prefix` behind it if it holds several sets; "random", of `seed`; of torchvision's nets
+            also a
+            name such as `IMAGENET1K_V1`; None: those that the callable gives it, or the package's.
     """
     package, _, name = spec.partition(":")
     if not spec.rpartition(":")[0] or not spec.rpartition(":")[2]:

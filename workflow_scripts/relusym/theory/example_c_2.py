@@ -27,9 +27,8 @@ INVARIANT, NOT_INVARIANT, SOLVED = 1e-4, 0.1, 0.02
 def windows(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All that one filter with pooling can see of images (classes, images, h, w), 0 or 1, zero-padded by 1.
 
-    Returns:
-        The different 3 × 3 windows, flattened, (windows, 9), and how often each is in an image, as a share of its
-        pixels: (classes, images, windows).
+    The different 3 × 3 windows, (windows, 9), and how often each is in an image, as a share: (classes, images,
+    windows).
     """
     padded = np.pad(classes, ((0, 0), (0, 0), (1, 1), (1, 1)))
     seen = np.lib.stride_tricks.sliding_window_view(padded, (FILTER, FILTER), axis=(2, 3))
