@@ -62,7 +62,7 @@ def _each_once(entries: list) -> list:
 def _known_options(network: dict[str, Any]) -> dict[str, Any]:
     """What an architecture takes of them is checked with the model's other sections."""
     name = network.get("architecture", "vgg11")
-    if name not in nets.ARCHITECTURES:
+    if not isinstance(name, str) or name not in nets.ARCHITECTURES:
         raise together("architecture", f"{name!r} given; {allowed_names(name, nets.ARCHITECTURES)}")
     allowed = nets.options(network.get("architecture"))
     for unknown in (name for name in network if name not in ("architecture", *allowed)):
