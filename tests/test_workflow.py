@@ -15,7 +15,7 @@ import pytest
 import report_tour
 from conftest import MODELS, PAIRS, ROOT, TINY
 
-from relusym.findings.filters import read_filters
+from relusym.findings.frames import read_filters
 from relusym.records.files import load_record
 from relusym.theory import STATEMENTS
 
