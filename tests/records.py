@@ -123,9 +123,6 @@ def made(table, selection=SELECTION, **inputs):
     return table.frame({kind: inputs.get(kind, []) for kind in kinds}, selection)
 
 
-# ---- that jobs have written
-
-
 @cache
 def committed_records(kind):
     """Some of each kind that jobs have written, the shortest lists first."""

@@ -1,5 +1,3 @@
-"""Which records may stand in one table, and which of those given a table takes."""
-
 import pytest
 from conftest import refused
 from records import SELECTION, flip, made, pair, settings, train

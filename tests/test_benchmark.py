@@ -1,5 +1,3 @@
-"""The benchmark: its plain versions do what the library does, and its table has every row."""
-
 from contextlib import nullcontext
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""What the config says of measurements beyond the paper: which jobs, which settings, and what can't be."""
-
 import os
 import shutil
 import subprocess

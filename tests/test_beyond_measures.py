@@ -1,14 +1,12 @@
-"""Measurements beyond the paper, on nets of which the answer is known."""
-
 import pytest
 import torch
+from conftest import refused
 from small_nets import Images, answers, smooth_images, vgg11
 from torch import nn
 
 from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import generate
 from relusym.data.image_set import save, subset
-from relusym.errors import UserError
 from relusym.evaluation.invariance import Averaged
 from relusym.evaluation.metrics import MEASURED, evaluate
 from relusym.measuring.merge import MergeJob
@@ -35,8 +33,7 @@ def test_images_to_repair_on_are_a_seeded_choice_that_begins_that_of_the_images_
     assert torch.equal(job.images.pixels, subset(train, 50, 3).images)
     assert torch.equal(job.choice(30).pixels, job.images.pixels[:30])
     assert job.choice(None) is job.images
-    with pytest.raises(UserError, match="61 images are asked for"):
-        job.choice(61)
+    refused(lambda: job.choice(61), match="61 images are asked for")
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +51,6 @@ def merged(net, labels):
     return flip_merge(net, IMAGES, IMAGES, labels)
 
 
-# ---- scores
-
-
 def test_scores_are_accuracy_and_loss_and_over_orientations_those_of_the_mean_of_the_logits(net, labels):
     x = normalise(IMAGES.pixels)
     labels = labels.roll(1)
@@ -72,9 +66,6 @@ def test_scores_are_accuracy_and_loss_and_over_orientations_those_of_the_mean_of
             )
 
 
-# ---- curves
-
-
 def test_a_curve_has_its_nets_at_the_ends_and_the_merge_in_the_middle(aligned, labels, merged):
     found = curve(aligned, IMAGES, IMAGES, labels, 5)
     for way, middle in {"plain": "halfway", "repaired": "repaired"}.items():
@@ -83,9 +74,6 @@ def test_a_curve_has_its_nets_at_the_ends_and_the_merge_in_the_middle(aligned, l
         assert (accuracy[0], accuracy[-1]) == (merged.accuracy["net"], merged.accuracy["flipped"])
         assert accuracy[2] == pytest.approx(merged.accuracy[middle], abs=1 / 60)
     assert found["plain"]["loss"] != found["repaired"]["loss"]
-
-
-# ---- over the whole orbit
 
 
 def test_over_the_orbit_of_a_flip_the_merge_is_that_with_the_flipped_self(net, labels, merged):
@@ -125,9 +113,6 @@ def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets
             torch.testing.assert_close(tensor, sum(state[name] for state in states[:count]) / count)
         for name, aim in aims.items():
             torch.testing.assert_close(aim.std, sum(of[name].std for of in targets[:count]) / count)
-
-
-# ---- by layer
 
 
 @pytest.mark.slow(seconds=1)

@@ -1,5 +1,3 @@
-"""The targets beyond the paper at a tiny scale: run, made again, loaded."""
-
 import re
 import shutil
 from pathlib import Path

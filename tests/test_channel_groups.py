@@ -1,5 +1,3 @@
-"""Channel groups read from the traced graph, and permuting them."""
-
 import pytest
 import torch
 import torchvision

@@ -1,5 +1,3 @@
-"""The checklist before a run (on a real Slurm: test_cluster.py)."""
-
 import pytest
 from conftest import settings_of
 

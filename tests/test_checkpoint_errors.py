@@ -1,5 +1,3 @@
-"""Checkpoints that aren't what they should be are refused in one line, and left as they are."""
-
 import json
 
 import pytest

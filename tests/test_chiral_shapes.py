@@ -1,5 +1,3 @@
-"""The demo's generated images."""
-
 from dataclasses import replace
 
 import pytest

@@ -1,5 +1,3 @@
-"""CIFAR10 from each of its sources: the same bytes in the same order, and one line on what is wrong with them."""
-
 import hashlib
 import http.server
 import json
@@ -152,9 +150,6 @@ def digest(tmp_path):
     return data.digest(tmp_path / "wanted.safetensors")
 
 
-# ---- the same images from everywhere
-
-
 @pytest.mark.parametrize("source", VERSIONS)
 @pytest.mark.parametrize("form", ["folder", "parent", "renamed", "archive", "in a folder", "tar"])
 def test_both_official_versions_give_the_same_bytes_in_the_official_order(tmp_path, digest, source, form):
@@ -261,9 +256,6 @@ def test_its_extent_is_known_before_it_is_read():
         assert known_extent({"kind": source, "root": "nowhere"}) == Extent(50_000, (32, 32))
 
 
-# ---- the real thing
-
-
 @pytest.fixture
 def real():
     """Version and place of the official files."""
@@ -272,7 +264,6 @@ def real():
 
 @pytest.mark.slow(seconds=15)
 def test_the_official_files_have_the_digest_that_stands_in_the_code(real, tmp_path):
-    """In the version that is there, and in the other one, written from it."""
     source, at = real
     assert data.digest(prepared(source, at, tmp_path)) == cifar10.DIGEST
     splits = cifar10.read(at, source)
@@ -291,9 +282,6 @@ def test_the_official_files_have_the_digest_that_stands_in_the_code(real, tmp_pa
 
 def test_the_digest_of_the_whole_is_made_of_those_of_the_splits():
     assert image_set.header(cifar10.CLASSES, cifar10.SPLIT_DIGESTS)["digest"] == cifar10.DIGEST
-
-
-# ---- what is wrong with them
 
 
 def missing(files, name, batch):
@@ -431,9 +419,6 @@ def test_a_pickle_of_something_else_is_one_line(tmp_path, case):
     assert re.search(f"data_batch_3 .*{pattern}", line), line
 
 
-# ---- what tables call it
-
-
 OTHER = "0" * 64
 
 
@@ -451,9 +436,6 @@ OTHER = "0" * 64
 )
 def test_images_are_called_cifar10_for_what_they_are_and_not_for_their_label(label, content, called):
     assert images_of({"inputs": {"source": label, "data": content}}) == called
-
-
-# ---- of a report
 
 
 def read(root, **given):
@@ -494,8 +476,7 @@ def test_what_a_report_can_not_do_with_official_files_is_one_line(tmp_path):
     ):
         read(folder, size=[40])
     photos = tree(tmp_path / "photos")
-    with pytest.raises(UserError, match=r"^--split: only for CIFAR10's official files"):
-        read(photos, split="test")
+    refused(lambda: read(photos, split="test"), match=r"^--split: only for CIFAR10's official files")
     assert len(read(photos / "test", labels="folder").pixels) == COUNT
     other = pack(tmp_path / "other.tar.gz", {"1.png": b"", "2.png": b""}, "photos")
     with pytest.raises(
@@ -503,8 +484,7 @@ def test_what_a_report_can_not_do_with_official_files_is_one_line(tmp_path):
     ):
         read(other)
     np.save(tmp_path / "few.npy", np.arange(3))
-    with pytest.raises(UserError, match=r"^labels: 3 given for 20 images$"):
-        read(folder, labels=str(tmp_path / "few.npy"))
+    refused(lambda: read(folder, labels=str(tmp_path / "few.npy")), match=r"^labels: 3 given for 20 images$")
 
 
 NET = """

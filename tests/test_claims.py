@@ -1,5 +1,3 @@
-"""The paper's claims, on records in which they hold by construction, or fail, or can't be told."""
-
 import itertools
 import math
 

@@ -1,8 +1,3 @@
-"""`snakemake --profile slurm` on a real Slurm of two nodes, undisturbed and through faults, against a local run.
-
-The faults are met side by side by the trainings of one run, at a known step.
-"""
-
 import json
 import os
 import shutil

@@ -1,5 +1,3 @@
-"""The command `relusym`: nets, weights and images from files, what it prints and writes, and what it refuses."""
-
 import csv
 import errno
 import io
@@ -13,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_nets import smooth_images, vgg11
 from torch import nn
 
 from relusym import checkpoint
-from relusym.errors import UserError
 from relusym.evaluation.images import normalisation
 from relusym.evaluation.logits import logits_of
 from relusym.merging.identities import largest_difference
@@ -96,9 +94,6 @@ def run(capsys, folder, *arguments, images="photos"):
 def report(capsys, folder, *arguments, net="my_nets.py:build", images="photos", scaled=SCALED):
     given = "--partial-images", 8, "--batch-size", 10, *scaled, *arguments
     return run(capsys, folder, "report", folder / net, *given, images=images)
-
-
-# ---- report
 
 
 @pytest.fixture(scope="module")
@@ -211,9 +206,6 @@ def test_photos_are_resized_and_cropped(capsys, folder, tmp_path):
     assert code == 1 and all(word in lines[0] for word in ("give --size", "40×30", "30×50"))
 
 
-# ---- merge
-
-
 def test_merge_writes_the_merged_net(capsys, folder, tmp_path):
     out = tmp_path / "merged.safetensors"
     nets = folder / "my_nets.py:build", folder / "0.safetensors", folder / "1.pth"
@@ -237,9 +229,6 @@ def test_a_net_merged_with_itself_is_itself(capsys, folder, tmp_path):
     assert all(torch.allclose(tensor, load_file(weights)[key]) for key, tensor in load_file(out).items())
 
 
-# ---- nets and weights
-
-
 def test_nets_are_named_in_three_ways(folder, monkeypatch):
     monkeypatch.syspath_prepend(folder)
     nets = [
@@ -256,9 +245,6 @@ def test_weights_are_found_behind_wrappers_and_prefixes(folder, name):
     net, _ = build(f"{folder}/my_nets.py:build", str(folder / name), 5)
     known = load_file(folder / "0.safetensors")
     assert all(torch.equal(tensor, known[key]) for key, tensor in net.state_dict().items())
-
-
-# ---- files that people bring
 
 
 BRIGHT = """
@@ -511,9 +497,6 @@ def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
     refusal(*bright("--images", "images"), "TMPDIR", "No space left")
 
 
-# ---- what the command says, and when
-
-
 @pytest.mark.parametrize(
     ("code", "line"),
     [
@@ -592,9 +575,6 @@ def test_a_class_folders_number_that_isnt_the_nets_is_warned_of(bright):
     assert "tells 3 classes apart, and there are 2 class folders" in numbers["notes"][0]
 
 
-# ---- several nets, cards, merging by weights
-
-
 def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsys):
     class_folders("images", "abc")
     layers = "nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)"
@@ -656,9 +636,6 @@ def test_several_nets_are_reported_side_by_side(folder, capsys, tmp_path):
     assert rows[0] == ["net", *names] and float(rows[1][2]) == matrix[0][1]
 
 
-# ---- nets of timm and Hugging Face
-
-
 @pytest.mark.parametrize(
     ("how", "size"),
     [
@@ -683,8 +660,7 @@ def test_timms_nets_bring_how_their_images_are_made():
     net, preset = build("timm:resnet18", "random", 0)
     assert type(net) is type(timm.create_model("resnet18"))
     assert preset == Preset((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), Sizing(235, 224, "bicubic"))
-    with pytest.raises(UserError, match="timm has no net 'resnet1800'"):
-        build("timm:resnet1800", "random", 0)
+    refused(lambda: build("timm:resnet1800", "random", 0), match="timm has no net 'resnet1800'")
 
 
 def test_a_folder_of_hugging_faces_is_read_without_a_network(tmp_path):
@@ -700,11 +676,7 @@ def test_a_folder_of_hugging_faces_is_read_without_a_network(tmp_path):
     assert preset == Preset([0.5] * 3, [0.25] * 3, Sizing(32, 32, "bicubic"))
     other = build(f"hf:{tmp_path}", "random", 1)[0]
     assert not torch.allclose(logits_of(other(x)), made(x).logits, atol=1e-2)
-    with pytest.raises(UserError, match="can't be had"):
-        build(f"hf:{tmp_path / 'none'}", None, 0)
-
-
-# ---- what is refused
+    refused(lambda: build(f"hf:{tmp_path / 'none'}", None, 0), match="can't be had")
 
 
 def broken(folder):

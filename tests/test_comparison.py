@@ -1,5 +1,3 @@
-"""Our tables beside the paper's, on cells whose differences are worked by hand."""
-
 import math
 from copy import deepcopy
 
@@ -205,7 +203,6 @@ def test_no_net_of_another_scale_is_called_the_papers():
 
 
 def test_the_settings_of_the_scale_paper_are_the_papers():
-    """What docs/differences.md says of them; all that is compared follows from the config."""
     merge = OF_SCALE["paper"]["paper"]["cnn_late_inv"]
     train = merge["trained"][0]
     assert train["data"] == {"dataset": "cifar10", "train_images": None, "seed": 0, "size": None}
@@ -344,9 +341,6 @@ def test_the_comparison_is_written_with_the_papers_values_beside_ours(tmp_path):
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     assert page.count("<tr") == 1 + len(frame) * 3
     assert "a &lt; b" in page
-
-
-# ---- the paper's tables as files
 
 
 @pytest.mark.parametrize(

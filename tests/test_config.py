@@ -1,5 +1,3 @@
-"""The config: a scale is a file, models go over it; whatever a config says is taken, or refused in one line."""
-
 import pytest
 import yaml
 from conftest import ROOT, scale_of, settings_of, write_scale
@@ -16,12 +14,9 @@ from relusym.records.results import Results
 DEMO = scale_of(ROOT, "demo")
 SCALES = sorted(path.stem for path in (ROOT / "scales").glob("*.yaml"))
 
-# ---- scales
-
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_scale_is_whole_in_plain_yaml(scale):
-    """Any part of it may be copied: nothing in it refers to anything."""
     path = ROOT / "scales" / f"{scale}.yaml"
     check_file(path)
     tokens = yaml.scan(path.read_text(encoding="utf-8"))
@@ -91,8 +86,6 @@ def test_every_committed_record_is_of_the_settings_that_its_scales_file_gives(sc
     assert len(keys) > 15
     assert [path for path, key in keys.items() if key is None or not results.is_there(key)] == []
 
-
-# ---- whatever it says
 
 SCALARS = st.none() | st.booleans() | st.integers(-3, 2**70) | st.floats() | st.text(max_size=12)
 ANYTHING = st.recursive(

@@ -1,5 +1,3 @@
-"""What others need to carry the project on: checks, CI, the catalog's entry, the container."""
-
 import os
 import re
 import shlex
@@ -77,7 +75,6 @@ PATH="$PYTHON_FOLDER:$PATH" exec "${@:2}"
 
 
 def test_with_apptainer_every_job_runs_in_the_image_of_the_recipe(tiny, tmp_path):
-    """With a stand-in for apptainer: the command that Snakemake gives it."""
     made, stand_in = tiny(), tmp_path / "bin" / "apptainer"
     stand_in.parent.mkdir()
     stand_in.write_text(APPTAINER)

@@ -1,5 +1,3 @@
-"""README and docs name files, commands and numbers that are there."""
-
 import re
 import shlex
 import shutil
@@ -72,7 +70,6 @@ def test_every_fault_of_a_table_names_a_test_that_is_there(page):
 
 @pytest.mark.parametrize("page", COMMENTED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_file_that_is_named_exists(page):
-    """From the root, the library's folder, or the page's own; a name without a folder may stand anywhere."""
     text = LINK.sub("]", re.sub(r"https?://\S+", "", TEXT[page]))
     roots = (ROOT, ROOT / "workflow_scripts", ROOT / "workflow_scripts/relusym", page.parent)
     missing = [
@@ -187,9 +184,6 @@ def test_the_command_on_the_page_of_the_papers_scale_makes_its_tables_from_commi
     for table in ("table2", "table4"):
         written = (made.folder / f"results/paper/tables/{table}.md").read_text(encoding="utf-8")
         assert shows("docs/paper.md", table, written)
-
-
-# ---- the drawing of the rules
 
 
 def drawn():

@@ -1,5 +1,3 @@
-"""The correction of the claims' p-values, on nets that several claims share."""
-
 import numpy as np
 import pytest
 from error_rates import CLAIMS, SHARED, UNTRUE, as_records, p_values, rates, simulate

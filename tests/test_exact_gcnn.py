@@ -1,5 +1,3 @@
-"""Exact GCNNs made of ordinary nets: constrained, saved and loaded, trained, counted."""
-
 import itertools
 
 import pytest

@@ -1,5 +1,3 @@
-"""Another architecture, data set, symmetry, matching or objective: by config alone, or one module and one line."""
-
 import shutil
 from pathlib import Path
 
@@ -64,8 +62,6 @@ def sections() -> dict:
     """The scale `tiny`, without ResNets."""
     return VGG11S_ALONE | {"data": IMAGES}
 
-
-# ---- architectures, by config alone
 
 BN = {"name": "VGG11 with batch norm", "network": {"architecture": "vgg11_bn", "width": 0.0625}}
 RESNET8 = {
@@ -166,8 +162,6 @@ def test_resnets_alone_have_the_tables_and_figures_that_need_no_others(sections)
         selection.keys(Results(settings), name)
 
 
-# ---- a data set from a folder, by config alone
-
 CLASSES = 20
 
 
@@ -243,9 +237,6 @@ def test_a_bad_data_set_is_named_before_any_job(change, start):
     assert line.startswith(f"datasets.colours{start}")
 
 
-# ---- a symmetry, by config alone
-
-
 def test_vertical_flips_and_quarter_turns_are_symmetries_of_a_training_and_of_its_merge(tiny):
     group = {"group_convs": 8}
     models = {
@@ -285,9 +276,6 @@ def test_vertical_flips_and_quarter_turns_are_symmetries_of_a_training_and_of_it
     assert notes(made, "table2")[1] == "Scale tiny, turned: quarter turn"
 
 
-# ---- a matching by its name
-
-
 def matched_by_identity(clone: Clone, kind: str, before: dict) -> dict:
     """The merges that weren't there before, by their nets."""
     paths = {*(clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json")} - {*before}
@@ -322,8 +310,6 @@ def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is
     assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
 
 
-# ---- a table of one's own: a module and a caption
-
 MINE = '''
 """The accuracy of each net."""
 
@@ -352,9 +338,6 @@ def test_a_table_is_a_module_and_a_caption(committed):
     assert notes(committed, "mine")[0].startswith("Scale tiny")
     assert "Mine" in table(committed, "provenance")["made"].to_list()
     assert "results/tiny/tables/mine.md" in run.stdout
-
-
-# ---- an architecture, a data set, an objective, a matching of one's own: a class or function, a line in its registry
 
 
 class Channels(Section):

@@ -1,5 +1,3 @@
-"""The arrays of filters, what is counted in them, and the figures drawn from them."""
-
 import json
 import os
 import subprocess
@@ -10,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, config_of
+from conftest import ROOT, config_of, refused
 from docutils.core import publish_parts
 from jinja2 import StrictUndefined, Template
 from records import NAMES, flip, pair, train
@@ -150,14 +148,12 @@ def test_the_first_net_that_trained_well_is_shown():
         nets.append(Filters("cnn", seed, status, "diverged", {}, {}, {}, {}))
     assert first_kept(nets, "cnn").seed == 1
     assert first_kept(nets[:2], "cnn").seed == 0
-    with pytest.raises(UserError, match="no filters of a net of type pgcnn"):
-        first_kept(nets, "pgcnn")
+    refused(lambda: first_kept(nets, "pgcnn"), match="no filters of a net of type pgcnn")
 
 
 def test_a_checkpoint_is_no_file_of_filters(tmp_path):
     checkpoint.save(tmp_path / "net", a_net().state_dict(), {"settings": {}})
-    with pytest.raises(UserError, match="holds no filters"):
-        read_filters(tmp_path / "net")
+    refused(lambda: read_filters(tmp_path / "net"), match="holds no filters")
 
 
 def test_a_filter_below_a_share_of_the_largest_norm_is_zero_however_many_others_are():
@@ -314,8 +310,7 @@ def test_figure_3_the_two_paths_are_mirror_images(flipped, tmp_path):
 def test_figure_3_tells_settings_that_cannot_be(flipped, changed, message):
     settings, data, _ = flipped
     settings = {**settings, "training": {**settings["training"], **changed}}
-    with pytest.raises(UserError, match=message):
-        flipped_training_record(settings, data, "generated shapes", device=CPU)
+    refused(lambda: flipped_training_record(settings, data, "generated shapes", device=CPU), match=message)
 
 
 def resnet(status="ok"):
@@ -350,8 +345,6 @@ def test_figure_10_draws_both_classes(tmp_path):
     figure.savefig(tmp_path / "figure10.pdf")
     assert (tmp_path / "figure10.pdf").stat().st_size > 0
 
-
-# ---- the scripts behind the rules
 
 SCRIPT = """
 import json, runpy, sys
@@ -442,7 +435,6 @@ def test_figure_10_gets_its_images_from_the_theory(tmp_path):
 
 @pytest.mark.slow(seconds=2)
 def test_tables_figures_and_theory_start_without_torch():
-    """With it, each of these jobs would take several times as long."""
     code = "import sys; from relusym import findings, theory; theory.demonstrate('example_2_1'); "
     code += "[finding.load() for finding in findings.declared().values()]; "
     code += "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('relusym.')}; "
@@ -476,7 +468,6 @@ def test_every_table_figure_and_statement_has_a_caption_and_every_caption_its_pl
 
 @pytest.mark.parametrize("name", CAPTIONS)
 def test_captions_are_valid(name):
-    """Snakemake would only tell when the report is made."""
     models = ["cnn_inv", "cnn"] if name == "figure1" else ["gcnn"]
     selection = {"models": models, "model": "gcnn", "names": NAMES, "zero_filter": 0.125}
     config = config_of(ROOT) | {"net": {"width": 0.125, "epochs": 14}}

@@ -1,5 +1,3 @@
-"""Jobs as forks: a script runs in one as it does by itself, and whatever dies, no job is lost or done twice."""
-
 import os
 import re
 import signal
@@ -184,7 +182,6 @@ def test_it_ends_with_the_process_that_made_it(written):
 
 
 def test_importing_what_jobs_import_starts_no_thread_and_touches_no_gpu(written):
-    """Of a process with threads or a GPU's context, a fork is not whole."""
     forks = Forks(NETS + FINDINGS)
     script = written(
         "import sys, torch\n"

@@ -1,14 +1,12 @@
-"""Which strides meet a size that they can't treat symmetrically: held against nets run on flipped images."""
-
 from itertools import product
 
 import pytest
 import torch
 import torchvision
+from conftest import refused
 from small_nets import resnet
 from torch import nn
 
-from relusym.errors import UserError
 from relusym.merging.identities import largest_difference
 from relusym.nets.vgg import VGG11
 from relusym.pixels.grid import grid
@@ -131,8 +129,7 @@ def test_functions_are_read_as_layers_are():
 def test_a_net_for_one_size_alone_has_no_next_size():
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Flatten(), nn.Linear(4 * 25, 2))
     assert grid(net, (3, 10, 10), HORIZONTAL_FLIP).next_size is None
-    with pytest.raises(UserError, match="can't be run on an image of 3×12×12"):
-        grid(net, (3, 12, 12), HORIZONTAL_FLIP)
+    refused(lambda: grid(net, (3, 12, 12), HORIZONTAL_FLIP), match="can't be run on an image of 3×12×12")
 
 
 def test_vgg11_is_symmetric_at_32():

@@ -1,5 +1,3 @@
-"""The VGG11s and their group convs, and nets by their names in the config."""
-
 import subprocess
 import sys
 
@@ -107,9 +105,6 @@ def test_what_no_vgg11_can_be_is_refused(wrong):
 def test_channels_that_do_not_split_into_orientations_are_refused():
     with pytest.raises(ValueError, match="orientations"):
         RegularConv2d(3, 4)
-
-
-# ---- nets by their names
 
 
 @pytest.mark.parametrize("name", nets.ARCHITECTURES)

@@ -1,5 +1,3 @@
-"""Images in any form that a merge takes: pixels, loaders, lists; what else is refused in one line."""
-
 import weakref
 
 import numpy as np

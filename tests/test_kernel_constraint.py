@@ -1,5 +1,3 @@
-"""By how much the kernel constraint of equation (3), τ(ψ) = P₁ψP₀ᵀ, fails in a net."""
-
 import numpy as np
 import pytest
 import torch

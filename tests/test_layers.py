@@ -1,5 +1,3 @@
-"""What is measured layer by layer, and where a merge fails: on nets of which the answer is known."""
-
 import math
 
 import pytest
@@ -89,9 +87,6 @@ def test_zero_filters_are_counted():
     assert found[1].filters == 16 and found[0].kernel_constraint == pytest.approx(math.sqrt(2), rel=0.3)
 
 
-# ---- what the error comes from
-
-
 class Basis(nn.Module):
     """Filters that swap, are in a rotated basis, or are any, by the layer, and on what a classifier reads of them."""
 
@@ -142,9 +137,6 @@ def test_a_gcnns_layers_err_by_swaps_alone_and_invariant_ones_have_no_error():
     _, found, invariance = measured(net)
     assert invariance < 1e-5
     assert all(set(layer.shares.values()) == {None} for layer in found)
-
-
-# ---- where it fails
 
 
 def test_parts_hold_every_tensor_once_and_norms_go_with_their_layers():
@@ -299,9 +291,6 @@ def test_a_layer_that_alone_differs_is_where_it_fails():
     assert after > before + 0.05
     others = [one.leave_one_out["loss"] for name, one in found.items() if name != "features.conv5"]
     assert found["features.conv5"].leave_one_out["loss"] < min(others) - 0.05
-
-
-# ---- tokens
 
 
 class Sorted(nn.Module):

@@ -1,5 +1,3 @@
-"""How tables are laid out, and written as CSV, Markdown and LaTeX."""
-
 import math
 import re
 from dataclasses import replace

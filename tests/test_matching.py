@@ -1,5 +1,3 @@
-"""One pass over the images, and the matchings that are made of it."""
-
 import subprocess
 import sys
 from pathlib import Path
@@ -28,9 +26,6 @@ def pair_of(first, second, images):
     return Pair((first.state_dict(), second.state_dict()), groups, found.correlations, torch.Generator())
 
 
-# ---- images
-
-
 def test_images_are_read_in_batches_normalised_as_asked():
     pixels, device = smooth_images(10, 33), torch.device("cpu")
     images = Images(pixels, 4, normalise_imagenet)
@@ -40,9 +35,6 @@ def test_images_are_read_in_batches_normalised_as_asked():
         assert [len(batch) for batch in batches] == sizes
         assert torch.equal(torch.cat(batches), normalise_imagenet(pixels))
     assert torch.equal(images.first(3, device), normalise_imagenet(pixels[:3]))
-
-
-# ---- matching
 
 
 def plain_correlation(first, second, layer, pixels):
@@ -114,8 +106,6 @@ def test_the_identity_merges_every_channel_with_the_one_at_its_place(images):
     assert merged.checks["permuted_logits"] == 0
     assert merged.barrier["halfway"] > merge(net, other, images, images, labels).barrier["halfway"] + 0.1
 
-
-# ---- memory
 
 PEAK = """
 import resource, sys, torch

@@ -1,5 +1,3 @@
-"""Merging nets with each other and with their flipped selves, and barriers."""
-
 import gc
 import weakref
 from copy import deepcopy
@@ -31,9 +29,6 @@ LABELS = torch.arange(60) % 10
 @pytest.fixture(scope="module")
 def images():
     return Images(smooth_images(300), 150)
-
-
-# ---- merging
 
 
 @torch.no_grad()
@@ -110,9 +105,6 @@ def test_nets_of_other_architecture_are_refused(images):
             merge(one, another, images, images, torch.zeros(300, dtype=torch.int64))
 
 
-# ---- a symmetry of order 4
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("group_convs", [0, 2, 8])
 def test_the_quarter_turned_net_on_turned_images_is_the_net(images, group_convs):
@@ -153,9 +145,6 @@ def test_a_gcnn_merged_with_its_quarter_turned_self_has_a_permutation_of_order_4
     cnn = vgg11()
     other = flip_merge(cnn, images, images, answers(cnn, images), symmetry=QUARTER_TURN)
     assert min(unpermuted.barrier["halfway"], other.barrier["halfway"]) > 0.1
-
-
-# ---- accuracy and barrier
 
 
 def test_barrier_on_a_hand_worked_case():
@@ -227,9 +216,6 @@ def test_nets_are_merged_by_their_weights_without_images():
     halfway = aligned.interpolate(0.5).net.state_dict()
     assert all(torch.allclose(tensor, halfway[key]) for key, tensor in net.state_dict().items())
     assert aligned.similarity == {}
-
-
-# ---- identities
 
 
 def test_a_transformed_net_that_isnt_the_net_on_transformed_images_stops_a_flip_merge(monkeypatch):

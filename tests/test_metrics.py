@@ -1,5 +1,3 @@
-"""Labels, agreement with the net itself, and metrics of a user's own."""
-
 import pytest
 import torch
 from conftest import refused

@@ -1,5 +1,3 @@
-"""The workflow inside of another one: `module … use rule * from … as`, from a folder of its own and with a prefix."""
-
 import shutil
 
 import pandas as pd

@@ -1,5 +1,3 @@
-"""Figure 4: orders of channels, their counts and the drawing."""
-
 import io
 
 import numpy as np

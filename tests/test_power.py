@@ -1,5 +1,3 @@
-"""The power of the claims' tests: formulas against simulated nets, and what a table says of it."""
-
 import itertools
 import math
 

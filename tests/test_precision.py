@@ -1,5 +1,3 @@
-"""Float32 means float32 in measurements and trainings, on GPUs too: TF32 is emulated where there is none."""
-
 import pytest
 import torch
 from small_nets import Images, answers, resnet, smooth_images, vgg11

@@ -1,5 +1,3 @@
-"""The profiles that need no Slurm: submissions counted by a dry run, PBS by stand-ins, GPUs by name alone."""
-
 import os
 import re
 import shutil
@@ -44,9 +42,6 @@ def two_nets(clone):
     return made.folder
 
 
-# ---- Slurm
-
-
 def planned(folder, *profiles, config=()):
     """What a dry run of the paper's grid prints."""
     given = [argument for profile in profiles for argument in ("--profile", profile)]
@@ -83,8 +78,6 @@ def test_a_training_on_several_gpus_is_packed_with_no_other(clone, tmp_path):
         len(re.findall(r"^    rule train:", output, re.MULTILINE)) == 7 + 5
     )  # VGG11s, and nets from elsewhere
 
-
-# ---- PBS
 
 QSUB = """#!/bin/bash
 echo "$@" >> "$PBS/calls"
@@ -158,9 +151,6 @@ def broken_state(folder, model):
     state.parent.mkdir(parents=True, exist_ok=True)
     state.write_bytes(b"torn")
     return state
-
-
-# ---- one machine with GPUs, and what a run says
 
 
 def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(two_nets, monkeypatch):

@@ -1,5 +1,3 @@
-"""Where tables come from, by their records."""
-
 from records import CODE, flip, pair, train
 
 from relusym import cifar10
@@ -100,7 +98,6 @@ def test_what_is_made_of_filters_comes_from_flip_merges_of_its_types():
 
 
 def test_every_kind_that_a_table_or_figure_reads_is_accounted_for():
-    """Those beyond the paper in a table of their own."""
     for table, is_beyond in (("provenance", False), ("beyond_provenance", True)):
         findings = [finding for finding in declared().values() if finding.is_beyond == is_beyond]
         read = {kind for finding in findings for kind in finding.reads}

@@ -1,5 +1,3 @@
-"""Quick training steps: the same outputs and gradients, as exact as before, and only where they are quicker."""
-
 from contextlib import nullcontext
 
 import pytest
@@ -144,7 +142,6 @@ def test_negative_nans_of_a_diverged_net_are_kept():
 
 @pytest.mark.parametrize("group_convs, batch_norm", [(0, False), (2, False), (8, False), (0, True)])
 def test_a_net_has_its_own_gradients_and_layers(group_convs, batch_norm):
-    """As exact against float32 as plain steps in bfloat16; outside, the net's layers are as they were."""
     recipe = Recipe(epochs=1, batch_size=16, learning_rate=0.1, invariance_from=0.0, invariance_weight=0.3)
     torch.manual_seed(0)
     net = VGG11(1 / 16, group_convs, initialization="he", batch_norm=batch_norm).to(

@@ -1,5 +1,3 @@
-"""Records that contradict themselves or each other: refused in one line; all that doesn't need them goes on."""
-
 import copy
 import json
 import re
@@ -26,9 +24,6 @@ BEYOND = "exact_gcnn", "symmetries", "curves", "during_training", "by_layer"
 
 
 FLIP = "symmetries.horizontal_flip"
-
-
-# ---- contradictions within a record
 
 
 @pytest.mark.parametrize(
@@ -78,9 +73,6 @@ def test_a_pair_is_of_two_nets_with_a_checkpoint_each():
     assert "one checkpoint a net, 2" in problem(record | {"inputs": one})
     same = {**record["inputs"], "checkpoints": one["checkpoints"] * 2}
     assert "each another" in problem(record | {"inputs": same})
-
-
-# ---- contradictions between records
 
 
 def written(tmp_path, *records):
@@ -150,9 +142,6 @@ def test_filters_of_another_net_than_their_files_name_says_are_refused(name, tmp
         assert read(("filters",), {"filters": [str(path)]}, {})["filters"][0].seed == 0
 
 
-# ---- a pair stands once
-
-
 def test_a_pair_counts_once_whichever_way_round():
     both = [pair("cnn", 0, "cnn", 1, 0.309), pair("cnn", 1, "cnn", 0, 0.309)]
     assert once(both) == both[:1] and once(both[::-1]) == both[1:]
@@ -190,8 +179,6 @@ def test_the_seeds_of_a_type_are_paired_once_each(seeds, pairs):
     assert len(within) == pairs == len({frozenset(pair) for pair in within})
     assert len(of_scale.pairs) - pairs == len(of_scale.seeds)
 
-
-# ---- whatever stands in a record
 
 JSON = st.recursive(
     st.none()
@@ -254,9 +241,6 @@ def test_whatever_stands_in_a_record_it_is_refused_in_one_line_or_tabulated(kind
                 agreement.check_accuracies(inputs)
             except UserError as error:
                 assert "\n" not in str(error)
-
-
-# ---- a start among broken records
 
 
 def record_of(clone, **what):

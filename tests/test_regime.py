@@ -1,5 +1,3 @@
-"""The table `regime`, from records in which the answer is put in; its test, on simulated pairs that share nets."""
-
 import numpy as np
 import pytest
 from records import flip, pair, train

@@ -1,5 +1,3 @@
-"""REPAIR in convolutions and at the outputs of residual blocks, and the reset of batch norm."""
-
 from copy import deepcopy
 
 import pytest
@@ -140,7 +138,6 @@ def test_resetting_alone_misses_repairs_targets(network):
 @torch.no_grad()
 @pytest.mark.parametrize("network", [SMALL, NARROW], ids=["basic", "bottleneck"])
 def test_targets_of_nets_with_batch_norm_are_the_averages_of_batches_normalised_by_themselves(network):
-    """As REPAIR's trackers take them, reckoned here with hooks on a plain net in training mode."""
     net, some = resnet(network), Images(smooth_images(90, 33, seed=3), 30)
     trained = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     found = pair_statistics(net, net, some, channel_groups(net, some.shape)).statistics[0]

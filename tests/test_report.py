@@ -1,5 +1,3 @@
-"""The report on a net: baselines, classes, the curve, the verdict."""
-
 import pytest
 import torch
 from small_nets import Images, answers, conv_net, smooth_images, vgg11

@@ -1,5 +1,3 @@
-"""ResNets: the architecture, and the symmetry at even and odd sizes."""
-
 import pytest
 import torch
 import torchvision

@@ -1,5 +1,3 @@
-"""Tables 3 and 5 as a workflow: what a run makes, what a later one does again, and what is left out with its reason."""
-
 from collections import Counter
 
 import numpy as np
@@ -144,9 +142,6 @@ def test_a_net_whose_download_fails_is_left_out_with_its_reason_and_so_is_its_me
     assert (merge["status"], merge["reason"]) == ("left_out", "gone-0 is absent")
     notes = (results / "tables" / "table5.md").read_text(encoding="utf-8")
     assert "http://127.0.0.1:9/gone.pth can't be downloaded" in notes
-
-
-# ---- without Snakemake
 
 
 @pytest.fixture

@@ -1,5 +1,3 @@
-"""What a run shows: one line that moves, the errors, a short plan of a dry run, and at the end what was asked for."""
-
 import os
 import pty
 import re

@@ -1,5 +1,3 @@
-"""What is there and what is made again: no result lost, none mixed, none made twice for nothing."""
-
 import copy
 import hashlib
 import json
@@ -64,9 +62,6 @@ def settings(**changes):
             at = at.setdefault(part, {})
         at[last] = value
     return settings_of(**run)
-
-
-# ---- one record, without Snakemake
 
 
 @pytest.fixture
@@ -203,7 +198,6 @@ def test_numbers_are_told_apart_by_value_and_settings_of_earlier_stages_count():
 
 
 def test_the_committed_records_have_their_fingerprints():
-    """Which hold for good: a record whose path changed would be made again."""
     folders = [*(ROOT / "results").glob("*/records/*/*")]
     assert len(folders) > 100
     for folder in folders:
@@ -273,9 +267,6 @@ def test_images_that_are_not_prepared_yet_are_told_apart_by_label_but_torchvisio
         assert line_on("CIFAR10", other, cifar10__source=source) is None  # they may be those
         line = line_on("CIFAR10 as JPEG", other, cifar10__source=source)
         assert "other images (CIFAR10 as JPEG) than this config names (CIFAR10)" in line
-
-
-# ---- a whole scale
 
 
 def test_what_does_not_change_a_result_outdates_no_job(copied):
@@ -350,7 +341,6 @@ def test_before_images_are_prepared_records_are_told_apart_by_their_label(commit
 
 
 def test_a_job_refuses_other_images_than_the_records_beside_it_are_of(committed):
-    """As when they have been prepared in this very run, under the label of the others."""
     path = committed.folder / "data/generated-400-200-0.safetensors"
     committed.record("train", "cnn-0").unlink()
     results = Results(Settings.of(config_of(committed.folder), [committed.folder / "scales"]))
@@ -471,7 +461,6 @@ def test_clocks_decide_nothing(copied, time):
 
 
 def test_what_was_there_stays_until_its_successor_is_whole(copied):
-    """A changed setting, and a run that fails: record and checkpoint of the old setting are as they were."""
     parts = [f"{RESULT}/{part}" for part in ("records", "checkpoints", "filters", "tables")]
     before = files_of(copied.folder, *parts)
     flip_byte(copied.folder / "data/generated-400-200-0.safetensors", -5)
@@ -503,9 +492,6 @@ def test_the_same_records_give_the_same_bytes(committed):
     assert after == before
 
 
-# ---- another setting and back, dates, forced jobs, parts, other folders
-
-
 def test_another_setting_and_back_again_finds_the_first_results(committed):
     record = committed.path_of_statement("lemma_e_1")
     before = record.read_bytes()
@@ -527,7 +513,6 @@ def test_a_record_of_another_date_outdates_nothing(committed, time):
 
 
 def test_a_net_made_on_images_of_the_future_is_kept(copied):
-    """Snakemake deletes what is older than what it was made from."""
     set_times(copied.folder / "data", time.time() + 600)
     Path(copied.folder, copied.path("checkpoints", "train", "cnn-0")).unlink()
     copied.record("train", "cnn-0").unlink()

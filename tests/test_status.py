@@ -1,5 +1,3 @@
-"""The status screen: jobs by state, what was left out, hours, and the last words of what failed."""
-
 import os
 
 import pytest

@@ -1,5 +1,3 @@
-"""The walks of docs/structure.md lead from file to file, and pass all that a cell's arithmetic does."""
-
 import ast
 import re
 import traceback

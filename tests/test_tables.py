@@ -1,5 +1,3 @@
-"""The tables and the costs, on records whose means are worked by hand."""
-
 import math
 
 import pandas as pd
@@ -231,8 +229,6 @@ def test_the_papers_tables_are_whole():
         paper_values.table(6)
 
 
-# ---- Tables 3 and 5
-
 SCORES = {"net": 0.8, "flipped": 0.6, "halfway": 0.1, "reset": 0.5, "repaired": 0.56}
 BARRIERS = {"halfway": 0.9, "reset": 2 / 7, "repaired": 0.2}
 SHOWN = {
@@ -336,9 +332,6 @@ def test_notes_say_why_nets_are_left_out_and_barriers_are_far_below_zero():
     assert not any(
         "negative" in line for line in agreement.notes({"flip_merge": [flip("cnn", 0, -0.01)]}, {})
     )
-
-
-# ---- other matchings
 
 
 def test_weight_matchings_are_called_by_where_they_start_and_how_many_starts_reached_the_best():

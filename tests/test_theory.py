@@ -1,5 +1,3 @@
-"""Each statement of the paper holds as demonstrated, and a broken variant of it is found out."""
-
 import json
 
 import numpy as np
@@ -239,9 +237,6 @@ def test_lemma_e_1_finds_zero_a_and_b(fails):
         return {"linear": (A, A, zero, zero)}
 
     assert fails(lemma_e_1, 20, affine_pairs=linear)["smallest_defect_with_linear"] == 0
-
-
-# ---- parts of the demonstrations
 
 
 def test_proposition_d_4_needs_the_classes():

@@ -1,10 +1,9 @@
-"""Nets as people write them: traced once, permuted without a change, or refused in one line."""
-
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import refused
 from small_nets import Images, resnet, smooth_images, vgg11
 from structures import difference, with_statistics
 from torch import nn
@@ -328,8 +327,7 @@ class Depends(Net):
     ids=["bool", "item", "batch", "length", "dropout", "constant"],
 )
 def test_what_no_graph_can_show_is_refused(how, message):
-    with pytest.raises(UserError, match=message):
-        channel_groups(Depends(how))
+    refused(lambda: channel_groups(Depends(how)), match=message)
 
 
 class Gain(nn.Module):
@@ -415,8 +413,7 @@ def test_handlers_of_extending_md_serve_merges_and_reports():
     for merged in (merge(*nets, images, handlers=handlers), flip_merge(nets[0], images, handlers=handlers)):
         assert len(merged.permutations["0"]) == 8 and merged.checks["permuted_logits"] < 1e-5
     assert report(nets[0], images, partial_images=10, handlers=handlers).layers[0].equivariance["matched"] < 2
-    with pytest.raises(UserError, match="depends on the image's values"):
-        merge(*nets, images)
+    refused(lambda: merge(*nets, images), match="depends on the image's values")
 
 
 def test_what_depends_on_a_parameters_values_and_images_of_another_size_are_refused():

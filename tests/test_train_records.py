@@ -1,5 +1,3 @@
-"""From a training to its record and the records of its merges, alike for VGG11s and ResNets."""
-
 import json
 import math
 

@@ -1,5 +1,3 @@
-"""Training: recipes, objectives, determinism, resuming, and the argument of the paper's Figure 3."""
-
 import io
 import math
 import signal
@@ -11,6 +9,7 @@ from functools import cache, partial
 
 import pytest
 import torch
+from conftest import refused
 from small_nets import Images
 from small_training import (
     CPU,
@@ -47,9 +46,6 @@ def images():
     return small_images()
 
 
-# ---- recipes
-
-
 def test_the_step_schedule_divides_the_rate_by_ten_after_each_third():
     recipe = Recipe(epochs=90, batch_size=1024, learning_rate=0.4, schedule="step")
     rates = [recipe.learning_rate_at(epoch) for epoch in (0, 29.9, 30, 59.9, 60, 89.9)]
@@ -82,8 +78,7 @@ def test_late_invariance_is_on_after_its_share_of_the_epochs():
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(wrong, line):
-    with pytest.raises(UserError, match=f"^{line}$"):
-        VGG_RECIPE.but(**wrong)
+    refused(lambda: VGG_RECIPE.but(**wrong), match=f"^{line}$")
 
 
 def test_lars_scales_the_rate_by_the_weights_and_gradients_sizes():
@@ -125,9 +120,6 @@ def test_auto_precision_is_bfloat16_only_where_the_cpu_is_fast_in_it(monkeypatch
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
         assert autocast_to("auto", CPU) == dtype
         assert autocast_to("float32", CPU) == torch.float32
-
-
-# ---- objectives
 
 
 def test_invariance_measures_on_hand_worked_logits():
@@ -207,9 +199,6 @@ def test_a_linear_layer_is_trained_alone_on_what_simsiam_gave(network):
 def test_weights_of_another_architecture_are_refused():
     with pytest.raises(UserError, match="of another architecture"):
         nets.load_backbone(small_net(RESNET), small_net().state_dict())
-
-
-# ---- the loop
 
 
 def test_streams_of_types_seeds_and_purposes_differ():
@@ -365,7 +354,6 @@ def test_a_training_ended_by_a_signal_and_started_again_ends_with_the_same_bytes
 
 
 def test_flipped_initial_filters_and_flipped_batches_train_the_flipped_net(images):
-    """The argument of Figure 3: Φ̂, trained on the mirrored path, stays Φ with flipped filters."""
     net = small_net().double()
     other = HORIZONTAL_FLIP.transform(net)
     optimizers = [

@@ -1,5 +1,3 @@
-"""requirements.lock, envs/*.yaml and pyproject.toml hold to each other."""
-
 import re
 import tomllib
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Weight, involution and random matching: planted permutations are recovered, involutions are the best of all."""
-
 import itertools
 from dataclasses import replace
 
@@ -107,9 +105,6 @@ def alike(pair, permutations=None):
     return sum(
         float((tensor.double() * moved[name]).sum()) for name, tensor in first.items() if tensor.ndim > 1
     )
-
-
-# ---- more starts than one
 
 
 def vision_transformer(seed: int) -> nn.Module:

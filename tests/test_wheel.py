@@ -1,5 +1,3 @@
-"""The library as others install it: a wheel that works without Snakemake and without this folder."""
-
 import json
 import os
 import shutil

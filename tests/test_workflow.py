@@ -1,5 +1,3 @@
-"""The whole workflow at a tiny scale, and what a later run of it does again."""
-
 import os
 import re
 import shutil
@@ -190,7 +188,6 @@ def test_the_paper_scale_is_168_nets_168_flip_merges_and_144_pair_merges_and_a_p
 @pytest.mark.skipif(not report_tour.BROWSER, reason="no Chromium here: the report is not looked at")
 @pytest.mark.parametrize("state", ["finished", "committed"])
 def test_the_report_shows_every_table_and_figure_without_an_error(state, request, tmp_path):
-    """After a run, and in a fresh clone, where nothing of Snakemake's own is left."""
     folder = request.getfixturevalue(state).folder
     report = tmp_path / "report.html"
     run = request.getfixturevalue(state).snakemake("--report", str(report))
