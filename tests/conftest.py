@@ -183,21 +183,35 @@ class Clone:
             os.utime(path, (time, time))
         return made
 
+    def results(self) -> Results:
+        """What is there, by its config; with paths below the workflow's folder."""
+        return Results(Settings.of(config_of(self.folder), [self.folder / "scales"]))
+
     def path_of_statement(self, name: str) -> Path:
         """The record of a statement of the theory."""
-        results = Results(Settings.of(config_of(self.folder), [self.folder / "scales"]))
-        return self.folder / results.record(results.statement(name))
+        return self.folder / self.results().record(self.results().statement(name))
 
     def snakemake(self, *arguments: str, by: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """Run Snakemake on two cores, by another command; the result's `stdout` holds both streams in their order."""
         snakemake = [*by, sys.executable, "-m", "snakemake"] if by else snakemake_command()
         return finish(start([*snakemake, "--cores", "2", *arguments], self.folder))
 
+    def makes(self, *arguments: str, **how: Any) -> str:
+        """What a run prints that comes to a good end."""
+        run = self.snakemake(*arguments, **how)
+        assert run.returncode == 0, run.stdout
+        return run.stdout
+
+    def fails(self, *arguments: str) -> str:
+        """What a run prints that comes to a bad end."""
+        run = self.snakemake(*arguments)
+        assert run.returncode != 0 and "Traceback" not in run.stdout, run.stdout
+        return run.stdout
+
     def planned(self, *arguments: str) -> list[str]:
         """The jobs that a dry run lists, each as its rule and nets, such as `train cnn 0`; sorted."""
-        run = self.snakemake("--dry-run", "--verbose", *arguments)
-        assert run.returncode == 0, run.stdout
-        jobs = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", run.stdout, re.MULTILINE)
+        output = self.makes("--dry-run", "--verbose", *arguments)
+        jobs = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", output, re.MULTILINE)
         named = []
         for rule, about in jobs:
             line = re.search(r"^    wildcards: (.*)$", about, re.MULTILINE)
