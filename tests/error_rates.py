@@ -35,9 +35,8 @@ Z = {"gcnn": (6.0, 2.0), "cnn": (2.0, 2.0)}  # zero-filters, mean and standard d
 
 def means(untrue):
     """The types' means: the paper's, but for what is untrue; and which claims have no effect then."""
-    error, barrier, accuracy = (
-        PAPER[f"{q}_mean"].copy() for q in ("invariance_error", "gcnn_barrier", "accuracy")
-    )
+    measured = ("invariance_error", "gcnn_barrier", "accuracy")
+    error, barrier, accuracy = (PAPER[f"{quantity}_mean"].copy() for quantity in measured)
     pair_barrier = PAIRS["barrier_mean"].loc[PAIRED].copy()
     null = np.zeros(CLAIMS, bool)
     if "types" in untrue:

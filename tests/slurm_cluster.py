@@ -102,16 +102,12 @@ class SlurmCluster:
         # a job's own srun loses SLURM_CONF on the way, and each sbatch call is kept for the tests to look at
         self._shim("srun", f"export SLURM_CONF={self.conf}")
         self.sbatch_calls = folder / "log" / "sbatch.txt"
-        self._shim(
-            "sbatch",
-            f"line=$(printf '%s ' \"$@\" | tr '\\n' ' '); echo \"$line\" >> {self.sbatch_calls}",  # in one write
-        )
+        # in one write
+        line = f"line=$(printf '%s ' \"$@\" | tr '\\n' ' '); echo \"$line\" >> {self.sbatch_calls}"
+        self._shim("sbatch", line)
         strange = ("SLURM_", "SBATCH_", "SNAKEMAKE_")
         self.environment = {key: value for key, value in os.environ.items() if not key.startswith(strange)}
-        self.environment |= {
-            "PATH": os.pathsep.join((str(folder / "bin"), PATH)),
-            "SLURM_CONF": str(self.conf),
-        }
+        self.environment |= {"PATH": f"{folder / 'bin'}{os.pathsep}{PATH}", "SLURM_CONF": str(self.conf)}
 
     def _shim(self, name: str, line: str) -> None:
         shim = self.folder / "bin" / name
@@ -120,12 +116,9 @@ class SlurmCluster:
 
     def run(self, *command: str, timeout: float = 60) -> str:
         """What a command of Slurm printed."""
+        limited = ["timeout", "-k", "5", str(timeout), *command]
         return subprocess.run(
-            ["timeout", "-k", "5", str(timeout), *command],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=True,
+            limited, env=self.environment, stdout=-1, stderr=-1, text=True, check=True
         ).stdout
 
     def start(self) -> None:

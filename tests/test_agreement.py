@@ -83,9 +83,8 @@ def test_a_table_takes_the_records_of_its_types_alone(tmp_path):
 
 
 def test_that_nets_of_one_table_were_trained_in_several_precisions_is_told_below_it():
-    nets = [
-        train("cnn", seed, precision=p) for seed, p in enumerate(["float32", "bfloat16", "bfloat16", None])
-    ]
+    precisions = "float32", "bfloat16", "bfloat16", None
+    nets = [train("cnn", seed, precision=precision) for seed, precision in enumerate(precisions)]
     (line,) = [note for note in notes({"train": nets}, SELECTION) if "float" in note]
     assert line == "Trained: 2 nets in bfloat16 and 1 net in float32"
     assert not [note for note in notes({"train": nets[1:]}, SELECTION) if "float" in note]

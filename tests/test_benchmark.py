@@ -39,15 +39,8 @@ def test_the_plain_images_are_torchvisions_and_normalised_alike(splits):
 
 def test_full_batch_steps_of_the_plain_training_are_those_of_the_library(splits, float32):
     images, _ = splits
-    recipe = Recipe(
-        epochs=3,
-        batch_size=80,
-        learning_rate=0.05,
-        weight_decay=5e-4,
-        warmup_epochs=1,
-        augmentation=False,
-        precision="float32",
-    )
+    recipe = Recipe(epochs=3, batch_size=80, learning_rate=0.05, weight_decay=5e-4, warmup_epochs=1)
+    recipe = recipe.but(augmentation=False, precision="float32")
     here, plain = vgg11(0), vgg11(0)
     train_on(images, here, recipe)
     plain_training.train(plain, images, recipe, CPU, workers=0)
@@ -64,11 +57,9 @@ def test_the_plain_merge_finds_the_librarys_permutations_and_accuracies(splits, 
     ends = vgg11(0), HORIZONTAL_FLIP.transform(vgg11(0)) if names == FLIP else vgg11(1)
     here = merge(*ends, Images(images.images, 80), Images(test.images, 80), test.labels, names=names)
     permutations, accuracy = plain_merging.merge(*ends, names, images, test, 80, CPU, workers=0)
-    alike = [
-        a == b
-        for name, found in permutations.items()
-        for a, b in zip(found, here.permutations[name], strict=True)
-    ]
+    alike = torch.cat(
+        [torch.tensor(p) == torch.tensor(here.permutations[name]) for name, p in permutations.items()]
+    )
     assert sum(alike) >= side_by_side.AGREE * len(alike)
     # of one batch, a batch norm's statistics are exact
     assert accuracy == pytest.approx(here.accuracy, abs=1.5 / len(test.labels))
@@ -89,14 +80,11 @@ class Canned:
         return 1e12
 
 
-TASK = side_by_side.Task(
-    Path(), "cpu", 1, 0, 1 / 8, Recipe(epochs=1, batch_size=50, learning_rate=0.1, augmentation=False), 50, 50
-)
+RECIPE = Recipe(epochs=1, batch_size=50, learning_rate=0.1, augmentation=False)
+TASK = side_by_side.Task(Path(), "cpu", 1, 0, 1 / 8, RECIPE, 50, 50)
 
 
-@pytest.mark.parametrize(
-    ("alike", "apart", "agrees"), [(100, 0.0, True), (98, 0.0, False), (100, 0.2, False)]
-)
+@pytest.mark.parametrize("alike, apart, agrees", [(100, 0.0, True), (98, 0.0, False), (100, 0.2, False)])
 def test_merges_agree_by_their_permutations_and_accuracies(alike, apart, agrees):
     permutation = list(range(100))
     other = permutation[:alike] + permutation[alike:][::-1]
@@ -126,19 +114,10 @@ def test_machines_are_named_for_their_files():
 
 
 def test_the_grid_is_extrapolated_from_measured_rates():
-    paper = {
-        "width": 1.0,
-        "epochs": 10,
-        "images": 1000,
-        "seeds": 2,
-        "pairs": 3,
-        "invariance_from": [None, 0.0, 0.2],
-    }
-    rows = [
-        side_by_side.Row("training", "images/s", 100.0),
-        side_by_side.Row("flip merge", "s", 1.0),
-        side_by_side.Row("pair merge", "s", 2.0),
-    ]
+    paper = {"width": 1.0, "epochs": 10, "images": 1000, "seeds": 2, "pairs": 3}
+    paper |= {"invariance_from": [None, 0.0, 0.2]}
+    given = ("training", "images/s", 100.0), ("flip merge", "s", 1.0), ("pair merge", "s", 2.0)
+    rows = [side_by_side.Row(*row) for row in given]
     task = side_by_side.Task(Path(), "cuda", 1, 0, 1.0, None, 500, 500)
     (row,) = side_by_side.grid_row(paper, task, rows)
     assert row.here == pytest.approx(2 * ((1 + 2 + 1.8) * 100 + 2 * (3 * 1 + 3 * 2)) / 3600)
@@ -178,11 +157,8 @@ def test_the_workflows_own_cost_has_a_row_each(clone):
     made.configure(scale="paper", seeds=None)
     write_scale(made.folder, "paper", scale_of(ROOT, "paper") | {"seeds": 0, "beyond": {}})
     rows = side_by_side.workflow_rows(made.folder, "cpu", 1, repeats=1, demo=False, seeds=1)
-    assert [row.what for row in rows] == [
-        "dry run of the paper's grid",
-        "dry run of ten times the seeds",
-        "start-up of a job",
-    ]
+    planning = ["dry run of the paper's grid", "dry run of ten times the seeds"]
+    assert [row.what for row in rows] == [*planning, "start-up of a job"]
     assert all(row.here > 0 and row.reached == (row.here <= row.goal) for row in rows)
 
 

@@ -55,9 +55,8 @@ def test_a_type_set_to_null_is_left_out_wherever_it_is_named():
     assert left.types_paired == [pair for pair in everything.types_paired if not gone & {*pair}]
     assert left.measured == everything.measured and left.beyond["exact_gcnn"]["from_scratch"] == []
     for kind in MEASUREMENTS:
-        assert left.subjects(kind) == [
-            nets for nets in everything.subjects(kind) if not gone & {model for model, _ in nets}
-        ]
+        kept = [nets for nets in everything.subjects(kind) if not gone & {model for model, _ in nets}]
+        assert left.subjects(kind) == kept
     none = settings_of(models={"cnn_inv": None})
     assert none.measured == ["curves"]  # the others are of that type alone
 

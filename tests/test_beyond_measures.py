@@ -61,9 +61,8 @@ def test_scores_are_accuracy_and_loss_and_over_orientations_those_of_the_mean_of
             one = Averaged(net, symmetry) if symmetry else net
             found = evaluate(one, IMAGES, labels, MEASURED)[0]
             assert found["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
-            assert found["loss"] == pytest.approx(
-                float(nn.functional.cross_entropy(logits, labels)), rel=1e-4
-            )
+            loss = float(nn.functional.cross_entropy(logits, labels))
+            assert found["loss"] == pytest.approx(loss, rel=1e-4)
 
 
 def test_a_curve_has_its_nets_at_the_ends_and_the_merge_in_the_middle(aligned, labels, merged):
@@ -101,10 +100,12 @@ def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets
     for _ in range(3):
         nets.append(QUARTER_TURN.transform(nets[-1]))
     merged = []
-    monkeypatch.setattr(
-        "relusym.merging.orbit.repaired",
-        lambda traced, targets, images: [merged.append((traced.net, targets)) or traced.net],
-    )
+
+    def repaired(traced, targets, images):
+        merged.append((traced.net, targets))
+        return [traced.net]
+
+    monkeypatch.setattr("relusym.merging.orbit.repaired", repaired)
     orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, labels, matching="identity")
     states = [one.state_dict() for one in nets]
     targets = [align(net, one, IMAGES, matching="identity").statistics[1] for one in nets]

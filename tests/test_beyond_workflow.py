@@ -118,7 +118,7 @@ def test_other_settings_make_one_measurement_again_and_train_nothing(measured):
     assert jobs == CURVES
 
 
-def test_a_missing_net_of_an_earlier_epoch_has_its_training_done_again_for_that_measurement_alone(
+def test_a_missing_net_of_an_earlier_epoch_has_its_training_done_for_that_measurement_alone(
     measured, tmp_path
 ):
     made = measured.copy(tmp_path / "copy")
@@ -131,10 +131,8 @@ def test_a_missing_net_of_an_earlier_epoch_has_its_training_done_again_for_that_
     assert planned(made, "during_training") == jobs
     run = made.snakemake("during_training")
     assert run.returncode == 0, run.stdout
-    assert (
-        record(made, "during_training", "cnn-0")["epochs"]
-        == record(measured, "during_training", "cnn-0")["epochs"]
-    )
+    again, before = (record(of, "during_training", "cnn-0") for of in (made, measured))
+    assert again["epochs"] == before["epochs"]
 
 
 def test_records_say_what_was_measured(measured):
@@ -152,9 +150,8 @@ def test_records_say_what_was_measured(measured):
     assert [*turned["symmetries"]] == ["horizontal_flip", "vertical_flip", "quarter_turn"]
     assert turned["symmetries"]["quarter_turn"]["order"] == 4
     pair = record(measured, "curves", "cnn-0--cnn-1")["curve"]["plain"]["accuracy"]
-    assert (pair[0], pair[-1]) == tuple(
-        record(measured, "flip_merge", f"cnn-{i}")["accuracy"]["net"] for i in (0, 1)
-    )
+    flips = [record(measured, "flip_merge", f"cnn-{seed}") for seed in (0, 1)]
+    assert [pair[0], pair[-1]] == [flip["accuracy"]["net"] for flip in flips]
 
 
 def test_an_exact_gcnn_is_loaded_from_its_file_alone_and_is_one(measured):
@@ -218,7 +215,7 @@ def test_a_net_of_an_earlier_epoch_that_its_record_does_not_name_is_refused(copi
 
 
 @pytest.mark.parametrize("learnt", ["diverged", "nothing"])
-def test_a_mixture_that_learns_nothing_is_left_out_and_the_rest_is_measured(
+def test_a_mixture_that_learns_nothing_is_left_out_and_the_rest_is_there(
     copied_net, measured, monkeypatch, learnt
 ):
     def trained(net, recipe, job, name):

@@ -11,17 +11,13 @@ from relusym.nets.vgg import VGG11
 
 def test_groups_of_vgg11_are_the_known_ones():
     groups = channel_groups(VGG11(1 / 8))
-    assert [(g.name, g.size) for g in groups] == [
-        (f"conv{i}", c) for i, c in enumerate([8, 16, 32, 32, 64, 64, 64, 64], start=1)
-    ]
+    sizes = enumerate([8, 16, 32, 32, 64, 64, 64, 64], start=1)
+    assert [(g.name, g.size) for g in groups] == [(f"conv{i}", size) for i, size in sizes]
     for i, group in enumerate(groups, start=1):
         following = f"features.conv{i + 1}.weight" if i < 8 else "classifier.weight"
         conv = f"features.conv{i}"
-        assert set(group.places) == {
-            Place(f"{conv}.weight", 0),
-            Place(f"{conv}.bias", 0),
-            Place(following, 1),
-        }
+        places = {Place(f"{conv}.weight", 0), Place(f"{conv}.bias", 0), Place(following, 1)}
+        assert set(group.places) == places
 
 
 def known_streams(net, last_conv):
@@ -45,10 +41,11 @@ def known_streams(net, last_conv):
     return [*streams, open_stream | {Place("fc.weight", 1)}]
 
 
+LAST_CONVS = {"resnet18": 2, "resnet34": 2, "resnet50": 3, "wide_resnet50_2": 3}
+
+
 @pytest.mark.slow(seconds=2)
-@pytest.mark.parametrize(
-    ("name", "last_conv"), [("resnet18", 2), ("resnet34", 2), ("resnet50", 3), ("wide_resnet50_2", 3)]
-)
+@pytest.mark.parametrize(("name", "last_conv"), LAST_CONVS.items())
 def test_residual_streams_are_those_of_torchvisions_resnets(name, last_conv):
     net = getattr(torchvision.models, name)()
     groups = {frozenset(group.places) for group in channel_groups(net, (3, 64, 64))}
@@ -62,13 +59,7 @@ def test_residual_streams_are_those_of_torchvisions_resnets(name, last_conv):
 
 def test_block_outputs_are_the_relus_behind_the_additions():
     names = [node.name for node in block_outputs(TracedNet(build(NARROW, 10)).module())]
-    assert names == [
-        "layer1_0_relu_2",
-        "layer1_1_relu_2",
-        "layer2_0_relu_2",
-        "layer3_0_relu_2",
-        "layer4_0_relu_2",
-    ]
+    assert names == [f"layer{block}_relu_2" for block in ("1_0", "1_1", "2_0", "3_0", "4_0")]
 
 
 def test_a_permutation_that_is_no_bijection_is_refused():

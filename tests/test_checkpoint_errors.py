@@ -59,6 +59,5 @@ def test_a_checkpoint_whose_header_says_another_net_than_its_record_is_refused(c
         if about == ABOUT:
             assert named_checkpoint(path, record, SETTINGS, "cpu")[1] == about
     ((key, value),) = change.items()
-    refused(
-        lambda: named_checkpoint(path, record, SETTINGS, "cpu"), f"is of {key} {value}, and", ": delete both"
-    )
+    line = f"is of {key} {value}, and"
+    refused(lambda: named_checkpoint(path, record, SETTINGS, "cpu"), line, ": delete both")

@@ -29,6 +29,9 @@ from relusym.paper_values import table
 PAPER = table(2).set_index("model")
 PAIRS = table(4).set_index(["model_1", "model_2"])["barrier_mean"]
 SWAP, THREE_CYCLE = [1, 0, 3, 2], [1, 2, 0, 3]
+FLIP_AGAINST_PAIR = "Merging a CNN with its flipped self has a lower barrier than merging two of them"
+NOT_ALL = "Not all GCNN channels found by matching have order at most 2"
+TYPES = "Types with a lower invariance error have a lower GCNN barrier"
 MOSTLY_SWAPS = [1, 2, 0, 3, 4, 5, 7, 6]  # one three-cycle
 
 
@@ -56,11 +59,8 @@ def run(n=4, *, reverse=False, spread=1.0, models=MODELS, permutation=SWAP):
 
 
 def zero_filters(gcnn, cnn):
-    rows = [
-        (model, seed, "conv1", n)
-        for model, counts in (("gcnn", gcnn), ("cnn", cnn))
-        for seed, n in enumerate(counts)
-    ]
+    counts = {"gcnn": gcnn, "cnn": cnn}
+    rows = [(model, seed, "conv1", n) for model in counts for seed, n in enumerate(counts[model])]
     return pd.DataFrame(rows, columns=["model", "seed", "layer", "zero_filters"])
 
 
@@ -85,16 +85,12 @@ def test_all_claims_hold_on_the_papers_own_numbers_and_its_nets_would_have_settl
 
 @pytest.mark.slow(seconds=3)
 def test_no_directed_claim_holds_on_the_mirrored_numbers():
-    found = claims(
-        run(24, reverse=True, permutation=THREE_CYCLE), zero_filters([1, 2, 3, 4], [30, 31, 35, 33])
-    )
+    mirrored = run(24, reverse=True, permutation=THREE_CYCLE)
+    found = claims(mirrored, zero_filters([1, 2, 3, 4], [30, 31, 35, 33]))
     by_claim = verdicts(found)
-    symmetric = "Types with a lower invariance error have a lower GCNN barrier"  # mirrored twice
     kept = [claim for claim in by_claim if claim.startswith("Late invariance loss keeps accuracy: CNN")]
-    assert by_claim.pop(symmetric) == HELD
-    assert (
-        by_claim.pop("Not all GCNN channels found by matching have order at most 2") == HELD
-    )  # as three-cycles are
+    assert by_claim.pop(TYPES) == HELD  # mirrored twice
+    assert by_claim.pop(NOT_ALL) == HELD  # as three-cycles are
     assert by_claim.pop(kept[0]) == HELD  # a difference of 0.001 to either side is no loss of 0.009
     assert set(by_claim.values()) == {NOT_HELD}, by_claim
 
@@ -118,9 +114,7 @@ def test_too_few_nets_are_told(n, models):
 def test_nets_without_any_spread_are_told_from_proof():
     found = claims(run(4, spread=0.0, permutation=MOSTLY_SWAPS), zero_filters([], [])).set_index("claim")
     assert set(found["verdict"]) <= {HELD, OPEN, UNTESTED}
-    assert found.loc[
-        "Merging a CNN with its flipped self has a lower barrier than merging two of them", "remark"
-    ]
+    assert found.loc[FLIP_AGAINST_PAIR, "remark"]
     late = found.filter(like="Late", axis=0)
     assert (late["p_value"] == late["p_rank"]).all()
     records = run(4)
@@ -132,7 +126,7 @@ def test_nets_without_any_spread_are_told_from_proof():
 
 def test_one_channel_of_order_three_settles_that_not_all_have_two_as_the_paper_found():
     found = claims(run(4, permutation=MOSTLY_SWAPS), zero_filters([], [])).set_index("claim")
-    some = found.loc["Not all GCNN channels found by matching have order at most 2"]
+    some = found.loc[NOT_ALL]
     assert (some["verdict"], some["effect"]) == (HELD, 3 / 8)
     assert some["remark"] == "12 of 32 channels have a higher order"
     most = found.loc["Most GCNN channels found by matching have order at most 2"]
@@ -150,11 +144,7 @@ def test_channels_that_all_have_order_two_settle_both_claims():
 
 
 def test_spearmans_p_is_that_of_all_permutations():
-    found = (
-        claims(run(), zero_filters([], []))
-        .set_index("claim")
-        .loc["Types with a lower invariance error have a lower GCNN barrier"]
-    )
+    found = claims(run(), zero_filters([], [])).set_index("claim").loc[TYPES]
     assert found["effect"] == pytest.approx(1)
     assert found["p_value"] == found["p_rank_min"] == pytest.approx(2 / math.factorial(7))
 
@@ -189,9 +179,8 @@ def test_types_that_are_unrelated_are_no_more_often_found_correlated_than_they_s
 def test_types_that_are_related_are_found_so():
     random, means = np.random.default_rng(0), 3.0 * np.arange(7)
     for correlation in (-0.7, 0, 0.7):
-        found = rank_correlation_of_types(
-            nets_of_types(random, 4, correlation, means, means), "error", "barrier"
-        )
+        nets = nets_of_types(random, 4, correlation, means, means)
+        found = rank_correlation_of_types(nets, "error", "barrier")
         assert found.direction > 0 and found.p_value < 0.01
 
 
@@ -224,11 +213,8 @@ def test_no_rank_test_comes_below_the_least_that_it_can_come_to(n, tied):
 
 
 def test_a_margin_tells_no_worse_from_worse():
-    nets = {
-        "late": np.array([0.899, 0.901, 0.9]),
-        "plain": np.array([0.902, 0.903, 0.904]),
-        "bad": np.full(3, 0.7),
-    }
+    nets = {"late": [0.899, 0.901, 0.9], "plain": [0.902, 0.903, 0.904], "bad": [0.7, 0.701, 0.702]}
+    nets = {name: np.array(accuracies) for name, accuracies in nets.items()}
     nets["bad"] = nets["bad"] + [0, 0.001, 0.002]
     assert is_higher(nets, "late", "plain").direction < 0
     assert is_higher(nets, "late", "plain", 0.009).direction > 0
@@ -236,11 +222,8 @@ def test_a_margin_tells_no_worse_from_worse():
 
 
 def test_the_most_accurate_type_has_to_beat_the_second_best():
-    nets = {
-        "best": np.array([0.95, 0.94, 0.96]),
-        "second": np.array([0.93, 0.92, 0.91]),
-        "last": np.array([0.1, 0.2, 0.3]),
-    }
+    nets = {"best": [0.95, 0.94, 0.96], "second": [0.93, 0.92, 0.91], "last": [0.1, 0.2, 0.3]}
+    nets = {name: np.array(accuracies) for name, accuracies in nets.items()}
     found = is_highest(nets, "best", {"best": "the best"})
     assert found.effect == pytest.approx(0.03)
     assert found.measure == "Hedges' g to second"
@@ -297,9 +280,8 @@ def test_a_lower_barrier_of_the_flipped_self_is_found_from_pairs_and_their_own_n
 
 
 def test_hedges_g_by_hand():
-    assert hedges_g(np.array([3.0, 5.0]), np.array([1.0, 3.0])) == pytest.approx(
-        2 / math.sqrt(2) * (1 - 3 / 7)
-    )
+    found = hedges_g(np.array([3.0, 5.0]), np.array([1.0, 3.0]))
+    assert found == pytest.approx(2 / math.sqrt(2) * (1 - 3 / 7))
 
 
 def test_zero_filters_are_counted_in_the_filters_themselves():
@@ -312,15 +294,10 @@ def test_zero_filters_are_counted_in_the_filters_themselves():
     filters = [net(model, seed, n) for model, several in counts.items() for seed, n in enumerate(several)]
     about = {"models": MODELS, "names": NAMES, "notes": []}
     claim = "A GCNN has more zero-filters than a CNN"
-    found = (
-        tested.frame(run() | {"filters": filters}, about | {"zero_filter": 0.1}).set_index("claim").loc[claim]
-    )
+    inputs = run() | {"filters": filters}
+    found = tested.frame(inputs, about | {"zero_filter": 0.1}).set_index("claim").loc[claim]
     assert found["effect"] == 5 and found["n"] == "4 and 4 nets"
-    none = (
-        tested.frame(run() | {"filters": filters}, about | {"zero_filter": 0.01})
-        .set_index("claim")
-        .loc[claim]
-    )
+    none = tested.frame(inputs, about | {"zero_filter": 0.01}).set_index("claim").loc[claim]
     assert none["effect"] == 0
 
 

@@ -48,9 +48,8 @@ class Run:
         shutil.copy(ROOT / "tests" / "job_faults.py", scripts)
         for script in scripts.glob("*.py"):
             text = script.read_text(encoding="utf-8")
-            script.write_text(
-                text.replace("from job import job\n", "from job import job\nimport job_faults\n")
-            )
+            with_faults = text.replace("from job import job\n", "from job import job\nimport job_faults\n")
+            script.write_text(with_faults)
         (self.folder / "faults.json").write_text(json.dumps(faults))
         self.output = self.folder / "output.txt"
         self.pieces: dict[str, dict[str, str]] = {}
@@ -219,12 +218,11 @@ def disturb(cluster: SlurmCluster, disturbed: Run, restarted: Run) -> None:
 
 def start_soon(cluster: SlurmCluster, job: str, *changes: str) -> None:
     """Spare the two minutes that Slurm lets a requeued job wait."""
-    wait_until(
-        lambda: "JobState=PENDING" in cluster.run("scontrol", "show", "job", job),
-        120,
-        f"job {job} is in the queue",
-        poll=0.5,
-    )
+
+    def pending():
+        return "JobState=PENDING" in cluster.run("scontrol", "show", "job", job)
+
+    wait_until(pending, 120, f"job {job} is in the queue", poll=0.5)
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now", *changes)
 
 
@@ -278,9 +276,8 @@ def test_each_training_and_merge_is_one_submission_that_asks_for_one_gpu_and_no_
         assert (call["--gpus"], call["--cpus-per-task"], call["-p"]) == ("1", "1", "gpu")
         assert (call["--mem"], call["-t"]) == (("4000", "120") if training else ("6000", "30"))
         assert call["--signal"] == "USR1@120" and "--requeue" in call
-    local_jobs = {
-        event["job"].split()[0] for event in runs.whole.events("start") if event["slurm_job"] is None
-    }
+    starts = runs.whole.events("start")
+    local_jobs = {event["job"].split()[0] for event in starts if event["slurm_job"] is None}
     assert local_jobs == {"prepare_data", *TARGETS}
 
 

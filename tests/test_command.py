@@ -198,9 +198,8 @@ def test_photos_are_resized_and_cropped(capsys, folder, tmp_path):
     for i, size in enumerate(((40, 30), (30, 50))):
         Image.new("L", size, 90 * i).save(tmp_path / f"{i}.jpg")  # grey files are read as RGB
     options = "--out", tmp_path / "out", "--json"
-    code, printed, _ = report(
-        capsys, tmp_path, *options, "--size", 20, 17, net=folder / "my_nets.py:build", images=""
-    )
+    net = {"net": folder / "my_nets.py:build", "images": ""}
+    code, printed, _ = report(capsys, tmp_path, *options, "--size", 20, 17, **net)
     assert code == 0 and json.loads(printed)["image_shape"] == [3, 17, 17]
     code, _, lines = report(capsys, tmp_path, *options, net=folder / "my_nets.py:build", images="")
     assert code == 1 and all(word in lines[0] for word in ("give --size", "40×30", "30×50"))
@@ -212,9 +211,8 @@ def test_merge_writes_the_merged_net(capsys, folder, tmp_path):
     code, printed, lines = run(capsys, folder, "merge", *nets, "--out", out, *SCALED)
     assert (code, lines) == (0, []) and "halfway, with REPAIR" in printed
     assert load_file(out).keys() == load_file(folder / "0.safetensors").keys()
-    code, printed, _ = run(
-        capsys, folder, "merge", *nets, "--out", out, *SCALED, "--json", "--which", "halfway"
-    )
+    given = *nets, "--out", out, *SCALED, "--json", "--which", "halfway"
+    code, printed, _ = run(capsys, folder, "merge", *given)
     numbers = json.loads(printed)
     assert numbers["written"] == "halfway" and set(numbers["barrier"]) == {"halfway", "repaired"}
     first, second = (load_file(folder / f"{seed}.safetensors") for seed in range(2))
@@ -231,10 +229,8 @@ def test_a_net_merged_with_itself_is_itself(capsys, folder, tmp_path):
 
 def test_nets_are_named_in_three_ways(folder, monkeypatch):
     monkeypatch.syspath_prepend(folder)
-    nets = [
-        build(spec, None, 0)[0]
-        for spec in (f"{folder}/my_nets.py:build", "my_nets:build", f"{folder}/my_nets.py:net")
-    ]
+    specs = f"{folder}/my_nets.py:build", "my_nets:build", f"{folder}/my_nets.py:net"
+    nets = [build(spec, None, 0)[0] for spec in specs]
     assert all(isinstance(net, nn.Sequential) and not net.training for net in nets)
     net, preset = build("torchvision:squeezenet1_1", "random", 0)
     assert type(net).__name__ == "SqueezeNet" and preset is None
@@ -302,10 +298,8 @@ def test_class_folders_that_are_numbers_are_warned_of(bright):
     class_folders("numeric", ["9", "10", "11"])
     _, numbers, lines = bright("--images", "numeric", "--labels", "folder")
     assert numbers["accuracy"] < 0.5 and numbers["inputs"]["classes"] == ["10", "11", "9"]
-    assert (
-        "folder 10 is class 0, …, 9 is 2" in lines[0]
-        and lines[0].removeprefix("relusym: ") in numbers["notes"]
-    )
+    assert "folder 10 is class 0, …, 9 is 2" in lines[0]
+    assert lines[0].removeprefix("relusym: ") in numbers["notes"]
     class_folders("digits", ["0", "1", "2"])
     assert bright("--images", "digits", "--labels", "folder")[2] == []
 
@@ -350,10 +344,8 @@ def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
     good = {key: tensor.contiguous() for key, tensor in good.items()}
     off = good | {"4.weight": good["4.weight"].roll(1, 0)}
     on = "--images", "images", "--labels", "folder"
-    torch.save(
-        {f"{who}.{k}": v for who, of in (("student", good), ("teacher", off)) for k, v in of.items()},
-        "both.pt",
-    )
+    both = {"student": good, "teacher": off}
+    torch.save({f"{who}.{key}": of[key] for who, of in both.items() for key in of}, "both.pt")
     refusal(*bright("--weights", "both.pt", *on), "'student', 'teacher'", "both.pt:student")
     assert bright("--weights", "both.pt:student", *on)[1]["accuracy"] == 1
     assert bright("--weights", "both.pt:teacher.", *on)[1]["accuracy"] < 0.5
@@ -442,18 +434,14 @@ def test_what_is_read_is_never_written_over(bright, capsys):
     Path("out").mkdir()
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, "out/halfway.safetensors")
     before = Path("out/halfway.safetensors").read_bytes()
-    refusal(
-        *bright("--images", "images", "--weights", "out/halfway.safetensors", "--out", "out"), "also read"
-    )
+    on = "--images", "images"
+    refusal(*bright(*on, "--weights", "out/halfway.safetensors", "--out", "out"), "also read")
     assert Path("out/halfway.safetensors").read_bytes() == before
     Path("link.safetensors").symlink_to("out/halfway.safetensors")
     given = "merge bright.py:net out/halfway.safetensors random --images images --mean 0 --std 1 --out link.safetensors"
     assert main(given.split()) == 1 and Path("out/halfway.safetensors").read_bytes() == before
     capsys.readouterr()
-    refusal(
-        *bright("--images", "images", "--labels", "folder", "--out", "images/report"),
-        "among the class folders",
-    )
+    refusal(*bright(*on, "--labels", "folder", "--out", "images/report"), "among the class folders")
 
 
 def test_an_older_reports_files_dont_stay_beside_a_new_ones(bright):
@@ -617,9 +605,8 @@ def test_nets_are_merged_without_images_by_their_weights(folder, capsys, tmp_pat
 
 def test_several_nets_are_reported_side_by_side(folder, capsys, tmp_path):
     weights = [folder / "0.safetensors", folder / "1.pth", folder / "0.pth"]
-    code, printed, _ = report(
-        capsys, folder, "--labels", "folder", "--out", tmp_path, "--json", "--weights", *weights
-    )
+    given = "--labels", "folder", "--out", tmp_path, "--json", "--weights", *weights
+    code, printed, _ = report(capsys, folder, *given)
     numbers = json.loads(printed)
     names = ["0-0", "1", "0-2"]
     assert code == 0 and numbers["nets"] == names

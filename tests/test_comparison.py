@@ -61,10 +61,10 @@ def test_differences_are_in_the_papers_stds_and_in_welchs_standard_errors():
     assert (found.in_standard_errors, found.p_value) == pytest.approx((welch.statistic, welch.pvalue))
 
 
-@pytest.mark.parametrize(
-    ("mean", "verdict"),
-    [(0.8999, "within 2σ"), (0.7001, "within 2σ"), (0.9001, "higher"), (0.6999, "lower")],
-)
+VERDICTS = {0.8999: "within 2σ", 0.7001: "within 2σ", 0.9001: "higher", 0.6999: "lower"}
+
+
+@pytest.mark.parametrize(("mean", "verdict"), VERDICTS.items())
 def test_the_verdict_is_two_standard_deviations_of_the_paper(mean, verdict):
     (found,) = compare(cell(accuracy_mean=mean), 2).itertuples()
     assert (found.verdict, found.reason) == (verdict, "")
@@ -95,9 +95,8 @@ def test_nothing_made_otherwise_is_called_comparable():
 
 
 def test_a_table_of_single_nets_without_stds_is_compared_as_well():
-    paper = paper_values.table(3).drop(
-        columns=["trained_by_authors", "self_supervised", "image_size", "in_table3"]
-    )
+    unlike = ["trained_by_authors", "self_supervised", "image_size", "in_table3"]
+    paper = paper_values.table(3).drop(columns=unlike)
     frame = paper.merge(paper.rename(columns=lambda c: c if c == "method" else f"paper_{c}"), on="method")
     found = compare(frame.assign(name="a name"), 3)
     assert len(found) == 7 * 7
@@ -246,9 +245,8 @@ def test_the_comparison_is_made_from_the_records_of_each_table():
     assert cells[4, "CNN with GCNN", "Barrier"] == 0.2
     assert cells[5, "Old", "Accuracy"] == 0.8 and cells[1, "CNN", "Parameters"] == 577000
     reasons = found.set_index(["table", "row", "quantity"])["reason"]
-    assert (
-        reasons[5, "Old", "Accuracy"].startswith("other data") and "no net" in reasons[2, "GCNN", "Accuracy"]
-    )
+    assert reasons[5, "Old", "Accuracy"].startswith("other data")
+    assert "no net" in reasons[2, "GCNN", "Accuracy"]
     assert reasons[1, "CNN", "Parameters"] == "other network.width"
 
 
@@ -267,9 +265,8 @@ def run_of(barriers, pairs):
         found["flip_merge"] += [flip(model, seed, value, error=value) for seed, value in enumerate(values)]
     for model, values in pairs.items():
         neighbours = [(seed, (seed + 1) % len(values)) for seed in range(len(values))]
-        found["pair_merge"] += [
-            pair(model, a, model, b, v) for (a, b), v in zip(neighbours, values, strict=True)
-        ]
+        for (a, b), value in zip(neighbours, values, strict=True):
+            found["pair_merge"].append(pair(model, a, model, b, value))
     return found
 
 
@@ -318,11 +315,8 @@ def test_a_direction_that_the_nets_dont_settle_is_open(values, pair, reason):
 
 def test_the_error_of_a_ratio_is_that_of_leaving_out_one_net_after_the_other():
     flips = [(0.1, {("cnn", 0)}), (0.2, {("cnn", 1)}), (0.3, {("cnn", 2)})]
-    pairs = [
-        (0.4, {("cnn", 0), ("cnn", 1)}),
-        (0.5, {("cnn", 1), ("cnn", 2)}),
-        (0.6, {("cnn", 2), ("cnn", 0)}),
-    ]
+    both = zip((0.4, 0.5, 0.6), ((0, 1), (1, 2), (2, 0)), strict=True)
+    pairs = [(value, {("cnn", a), ("cnn", b)}) for value, (a, b) in both]
     left_out = np.array([0.25 / 0.5, 0.2 / 0.6, 0.15 / 0.4])
     expected = 0.2 / 0.5, math.sqrt(2 / 3 * ((left_out - left_out.mean()) ** 2).sum()), 3
     assert ratio(flips, pairs) == pytest.approx(expected)

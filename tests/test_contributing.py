@@ -9,11 +9,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-MAKE = {
-    line.partition(":")[0]
-    for line in (ROOT / "Makefile").read_text().splitlines()
-    if re.match(r"[\w-]+:", line)
-}
+TARGETS = "demo", "check", "test", "test-cluster", "lint", "format", "laptop", "bench"
+MAKE = {*re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)}
 
 
 def steps(workflow):
@@ -36,9 +33,7 @@ def test_ci_and_the_contributors_page_name_targets_of_the_makefile():
     assert {"lint", "check", "test", "test-cluster"} <= named <= MAKE
 
 
-@pytest.mark.parametrize(
-    "target", ["demo", "check", "test", "test-cluster", "lint", "format", "laptop", "bench"]
-)
+@pytest.mark.parametrize("target", TARGETS)
 def test_make_would_run_programs_and_files_that_are_there(target):
     run = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -36,9 +36,8 @@ def commands(page):
     return [shlex.split(line, comments=True)[1:] for line in typed]
 
 
-COMMANDS = [
-    shlex.join(arguments) for arguments in dict.fromkeys(tuple(c) for page in PAGES for c in commands(page))
-]
+TYPED = dict.fromkeys(tuple(arguments) for page in PAGES for arguments in commands(page))
+COMMANDS = [shlex.join(arguments) for arguments in TYPED]
 PLANNED = {  # those that change more of the config than its scale, and jobs that they plan; ImageNet isn't there
     "cifar10={": {"train cnn 0", "pair_merge gcnn 11 gcnn 0", "table2"},
     "imagenet": {"table3", "table5"},
@@ -116,14 +115,8 @@ def names():
     x = normalise(test.images)
     loader = DataLoader(TensorDataset(x, test.labels), 16)
     scale = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-    return {
-        "net": net,
-        "other": other,
-        "pixels": test.images,
-        "labels": test.labels,
-        "loader": loader,
-        **scale,
-    }
+    made = {"net": net, "other": other, "pixels": test.images, "labels": test.labels, "loader": loader}
+    return made | scale
 
 
 def test_the_snippet_of_readme_runs(names):
@@ -153,9 +146,8 @@ def test_the_net_of_the_worked_example_is_the_public_one():
 def rows(text):
     """The cells of a Markdown table, a list a line, the headings first."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("|:")
-    ]
+    cells = [line.strip("|").split("|") for line in lines if not line.startswith("|:")]
+    return [[cell.strip() for cell in row] for row in cells]
 
 
 def shows(page, table, made):

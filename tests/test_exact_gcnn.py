@@ -110,12 +110,7 @@ def test_a_gcnn_of_group_convs_is_one_already():
     net = vgg11(group_convs=8)
     groups = channel_groups(net)
     swapped = {group.name: torch.arange(group.size).reshape(-1, 2).flip(1).flatten() for group in groups}
-    by_pairs = {
-        group.name: torch.cat(
-            [torch.arange(group.size // 2) + group.size // 2, torch.arange(group.size // 2)]
-        )
-        for group in groups
-    }
+    by_pairs = {group.name: torch.arange(group.size).roll(group.size // 2) for group in groups}
     kept = [
         all(
             torch.equal(tensor, net.state_dict()[name])
@@ -129,15 +124,10 @@ def test_a_gcnn_of_group_convs_is_one_already():
 def test_an_orbit_of_a_quarter_turn_has_four_entries_and_other_orders_are_refused():
     net = VGG11(1 / 8, 0, initialization="he")
     groups = channel_groups(net)
-    cycled = {
-        group.name: torch.arange(group.size).reshape(-1, 4).roll(1, dims=1).flatten() for group in groups
-    }
+    cycled = {g.name: torch.arange(g.size).reshape(-1, 4).roll(1, dims=1).flatten() for g in groups}
     found = orbits(net, QUARTER_TURN, groups, cycled)
-    assert all(
-        (numbers.unique(return_counts=True)[1] == 4).all()
-        for name, numbers in found.items()
-        if "conv" in name
-    )
+    convs = [numbers.unique(return_counts=True)[1] for name, numbers in found.items() if "conv" in name]
+    assert all((counts == 4).all() for counts in convs)
     with pytest.raises(ValueError, match="aren't of order 2"):
         project(net, HORIZONTAL_FLIP, groups, cycled)
     assert isinstance(exact_gcnn(net, QUARTER_TURN, groups, cycled), TiedNet)
@@ -174,8 +164,7 @@ def test_free_parameters_that_are_drawn_have_an_ordinary_nets_variance_and_proje
     drawn = TiedNet(net, orbits(net, HORIZONTAL_FLIP, groups, permutations)).to_plain()
     projected = project(net, HORIZONTAL_FLIP, groups, permutations)
     for layer in ("conv3", "conv8"):
-        own, free, halved = (
-            float(getattr(one.features, layer).weight.detach().var()) for one in (net, drawn, projected)
-        )
+        weights = (getattr(one.features, layer).weight.detach() for one in (net, drawn, projected))
+        own, free, halved = (float(weight.var()) for weight in weights)
         assert free == pytest.approx(own, rel=0.02)
         assert halved == pytest.approx(own / 2, rel=0.02)

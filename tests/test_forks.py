@@ -18,7 +18,7 @@ from relusym.jobs.forks import THREADS, Forks, can_fork
 from relusym.records.files import load_record
 
 pytestmark = pytest.mark.skipif(
-    not can_fork(), reason="this system can't fork a process with numerical libraries"
+    not can_fork(), reason="no process with numerical libraries can be forked here"
 )
 
 
@@ -176,9 +176,8 @@ def test_it_ends_with_the_process_that_made_it(written):
     made.kill()
     made.wait()
     line = Path(f"/proc/{pid}/cmdline")  # empty, of one that has ended and isn't waited for
-    wait_until(
-        lambda: not line.exists() or not line.read_bytes(), MINUTES, "the process that forks ends", poll=0.05
-    )
+    ended = "the process that forks ends"
+    wait_until(lambda: not line.exists() or not line.read_bytes(), MINUTES, ended, poll=0.05)
 
 
 def test_importing_what_jobs_import_starts_no_thread_and_touches_no_gpu(written):
@@ -192,14 +191,14 @@ def test_importing_what_jobs_import_starts_no_thread_and_touches_no_gpu(written)
     assert len(list(Path(f"/proc/{forks._process.pid}/task").iterdir())) == 1
 
 
-@pytest.mark.parametrize(
-    "elsewhere", ["conda_env", "container_img", "env_modules", "shadow_dir", "no process"]
-)
+ELSEWHERE = "conda_env", "container_img", "env_modules", "shadow_dir"
+
+
+@pytest.mark.parametrize("elsewhere", [*ELSEWHERE, "no process"])
 def test_what_a_fork_can_not_be_runs_as_snakemake_runs_it(elsewhere, monkeypatch):
     ran = []
-    monkeypatch.setattr(
-        snakemake.script.PythonScript, "execute_script", lambda self, fname, edit: ran.append(fname)
-    )
+    plain = snakemake.script.PythonScript
+    monkeypatch.setattr(plain, "execute_script", lambda self, fname, edit: ran.append(fname))
     forks = Forks([])
     if elsewhere == "no process":
         forks._process.kill()
@@ -268,9 +267,8 @@ def started():
 
 def that_forks(run: subprocess.Popen) -> psutil.Process:
     """The process that forks for a run."""
-    (found,) = (
-        child for child in psutil.Process(run.pid).children() if "relusym.jobs.forks" in child.cmdline()
-    )
+    children = psutil.Process(run.pid).children()
+    (found,) = (child for child in children if "relusym.jobs.forks" in child.cmdline())
     return found
 
 

@@ -56,9 +56,8 @@ LAYERS = {
 @pytest.mark.parametrize("size", [9, 10, 11, 12])
 def test_a_layer_is_symmetric_just_where_the_flipped_one_on_flipped_images_is_it(layer, size):
     torch.manual_seed(0)
-    net = nn.Sequential(
-        LAYERS[layer](), nn.Conv2d(4 if "conv" in layer or "transposed" in layer else 3, 1, 1)
-    )
+    channels = 4 if "conv" in layer or "transposed" in layer else 3
+    net = nn.Sequential(LAYERS[layer](), nn.Conv2d(channels, 1, 1))
     x = torch.rand(2, 3, size, size)
     flipped = HORIZONTAL_FLIP.transform(net)
     holds = largest_difference(net(x).flip(-1), flipped(x.flip(-1))) < 1e-5

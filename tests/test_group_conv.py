@@ -94,9 +94,10 @@ def test_the_flipped_net_on_flipped_images_is_the_net(group_convs, width):
     assert all(torch.equal(tensor, back[name]) for name, tensor in net.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"width": 0.3}, {"width": 1 / 64}, {"group_convs": 9}, {"initialization": "zero"}]
-)
+WRONG = {"width": 0.3}, {"width": 1 / 64}, {"group_convs": 9}, {"initialization": "zero"}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_what_no_vgg11_can_be_is_refused(wrong):
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         VGG11(**wrong)

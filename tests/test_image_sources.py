@@ -39,9 +39,8 @@ def test_even_batches_of_a_loader_are_those_of_pixels():
     here, there = Images(PIXELS[:50], 16), Batches(list(normalise(PIXELS[:50]).split(16)))
     for a, b in zip(here.batches(CPU, even=True), there.batches(CPU, even=True), strict=True):
         assert len(a) in (12, 13) and torch.equal(a, b)
-    assert (
-        (len(there), there.count, there.shape) == (len(here), here.count, here.shape) == (50, 4, (3, 32, 32))
-    )
+    for images in (there, here):
+        assert (len(images), images.count, images.shape) == (50, 4, (3, 32, 32))
 
 
 @pytest.mark.slow(seconds=1)
@@ -167,9 +166,10 @@ def test_labels_may_come_in_dicts():
     assert flip_merge(net, batches).scores["loss"] == pytest.approx(merged.scores["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "labels", [LABELS / 2, LABELS - 1, torch.nn.functional.one_hot(LABELS).float(), "abc"]
-)
+ONE_HOT = torch.nn.functional.one_hot(LABELS).float()
+
+
+@pytest.mark.parametrize("labels", [LABELS / 2, LABELS - 1, ONE_HOT, "abc"])
 def test_labels_of_batches_are_whole_numbers_from_0(labels):
     refused(lambda: flip_merge(conv_net(), [(normalise(PIXELS), labels)]), "labels")
 

@@ -24,9 +24,8 @@ def measured(net, images=IMAGES, symmetry=HORIZONTAL_FLIP, **options):
     merged = flip_merge(net, images, symmetry=symmetry)
     groups = channel_groups(net, images.shape)
     sources = ErrorShares(groups)
-    errors, invariance = equivariance_errors(
-        net, images, symmetry, groups, merged.permutations, compared=sources.add, **options
-    )
+    options |= {"compared": sources.add}
+    errors, invariance = equivariance_errors(net, images, symmetry, groups, merged.permutations, **options)
     shares = sources.shares()
     return merged, layers(groups, merged.permutations, merged.similarity, errors, shares), invariance
 
@@ -104,23 +103,21 @@ class Basis(nn.Module):
         return self.head(self.basis(self.conv(x)).abs().mean((2, 3)))
 
 
+SHARES = {"swapped": (1, 0, 0), "rotated": (None, None, 0), "random": (0, 0.1, 0.9)}
+
+
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("kind", "expected"), [("swapped", (1, 0, 0)), ("rotated", (None, None, 0)), ("random", (0, 0.1, 0.9))]
-)
+@pytest.mark.parametrize(("kind", "expected"), SHARES.items())
 def test_errors_come_from_swaps_from_another_basis_or_from_no_symmetry(kind, expected):
     torch.manual_seed(0)
     net = Basis(kind)
     noise = torch.randint(256, (60, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     _, found, _ = measured(net, Images(noise, 25))
-    shares = {layer.name: layer.shares for layer in found}[
-        next(layer.name for layer in found if "basis" in layer.name)
-    ]
+    (shares,) = (layer.shares for layer in found if "basis" in layer.name)
     assert sum(shares.values()) == pytest.approx(1)
     for share, value in zip(shares.values(), expected, strict=True):
-        assert value is None or share == pytest.approx(
-            value, abs=1e-3 if value in (0, 1) and kind != "random" else 0.1
-        )
+        tolerance = 1e-3 if value in (0, 1) and kind != "random" else 0.1
+        assert value is None or share == pytest.approx(value, abs=tolerance)
     if kind == "rotated":
         assert shares["linear"] > 0.4 > shares["swap"] + 0.05
 
@@ -165,16 +162,13 @@ def test_all_parts_merged_are_the_whole_merge(net):
     net = net()
     merged = flip_merge(net, IMAGES)
     shares = []
-    found = partial_merges(
-        *(merged.nets["net"], merged.nets["permuted"], IMAGES, IMAGES, merged.labels),
-        progress=shares.append,
-    )
+    nets = merged.nets["net"], merged.nets["permuted"]
+    found = partial_merges(*nets, IMAGES, IMAGES, merged.labels, progress=shares.append)
     assert [one.part for one in found] == [part.name for part in parts(net)]
     for metric in MEASURED:
         assert found[-1].prefix[metric] == pytest.approx(merged.barriers[metric]["repaired"], abs=0.02)
-        assert (
-            found[-1].leave_one_out[metric] == found[-2].prefix[metric]
-        )  # all but the last are all up to the one before
+        # all but the last are all up to the one before
+        assert found[-1].leave_one_out[metric] == found[-2].prefix[metric]
     assert shares == sorted(shares) and len(shares) > 2 and shares[-1] == 1
 
 
@@ -215,9 +209,7 @@ def two_nets(kind):
 @pytest.mark.parametrize("held", [2**30, 0], ids=["held", "not held"])
 @pytest.mark.parametrize("same", [True, False], ids=["same images", "other images"])
 @pytest.mark.parametrize("kind", [vgg11, resnet, InPlace, transformer])
-def test_partial_merges_that_share_what_they_have_in_common_are_those_run_one_by_one(
-    kind, same, held, monkeypatch
-):
+def test_partial_merges_that_share_their_common_parts_are_those_run_one_by_one(kind, same, held, monkeypatch):
     if kind is resnet and held == 0:
         pytest.skip("nets with batch norm hold a batch at a time anyway")
     monkeypatch.setattr("relusym.merging.repair.HELD_BYTES", held)
@@ -227,10 +219,7 @@ def test_partial_merges_that_share_what_they_have_in_common_are_those_run_one_by
     before = {key: tensor.clone() for key, tensor in first.state_dict().items()}
     shared = partial_merges(first, second, images, test, None)
     assert all(torch.equal(tensor, before[key]) for key, tensor in first.state_dict().items())
-    traced = TracedNet(first)
-    nets = partial.PartialMerges(
-        traced, second, pair_statistics(traced, traced.copied(second), images, []).statistics, images
-    )
+    nets = partial_nets(first, second, images)
     assert nets.apart
     labels = answers(first, test)
     ends = [evaluate(net, test, labels, MEASURED)[0] for net in (first, second)]
@@ -242,6 +231,12 @@ def test_partial_merges_that_share_what_they_have_in_common_are_those_run_one_by
             assert getattr(shared[number], way)[metric] == pytest.approx(plain, rel=1e-4, abs=1e-5)
         losses |= {round(means["loss"], 4)}
     assert len(losses) == 2 * len(nets.parts) - 1  # all but the last part are all up to the one before
+
+
+def partial_nets(first, second, images):
+    traced = TracedNet(first)
+    statistics = pair_statistics(traced, traced.copied(second), images, []).statistics
+    return partial.PartialMerges(traced, second, statistics, images)
 
 
 @torch.no_grad()
@@ -259,10 +254,7 @@ def test_parts_that_share_a_tensor_are_merged_one_by_one():
             return self.head(x.mean((2, 3)))
 
     first, second = two_nets(Tied)
-    traced = TracedNet(first)
-    nets = partial.PartialMerges(
-        traced, second, pair_statistics(traced, traced.copied(second), IMAGES, []).statistics, IMAGES
-    )
+    nets = partial_nets(first, second, IMAGES)
     assert not nets.apart
     merged = nets.merged({1})  # the part that has the weight's first name
     mean = (first.two.weight + second.two.weight) / 2
@@ -271,9 +263,8 @@ def test_parts_that_share_a_tensor_are_merged_one_by_one():
     kept = {}
     partial_merges(first, second, IMAGES, IMAGES, answers(first, IMAGES), kept=kept)
     two_alone = nets.merged({0, 1})
-    assert kept["prefix", 1] == pytest.approx(
-        evaluate(two_alone, IMAGES, answers(first, IMAGES), MEASURED)[0], rel=1e-5
-    )
+    alone, _ = evaluate(two_alone, IMAGES, answers(first, IMAGES), MEASURED)
+    assert kept["prefix", 1] == pytest.approx(alone, rel=1e-5)
     assert kept["prefix", 1]["loss"] != plain["loss"]
 
 
@@ -283,9 +274,8 @@ def test_a_layer_that_alone_differs_is_where_it_fails():
     net = vgg11()
     other, _ = shuffled(net, [])
     torch.manual_seed(1)
-    other.features.conv5.weight.copy_(
-        torch.randn_like(other.features.conv5.weight) * net.features.conv5.weight.std()
-    )
+    weight = other.features.conv5.weight
+    weight.copy_(torch.randn_like(weight) * net.features.conv5.weight.std())
     found = {one.part: one for one in partial_merges(net, other, IMAGES, IMAGES, None)}
     before, after = found["features.conv4"].prefix["loss"], found["features.conv5"].prefix["loss"]
     assert after > before + 0.05

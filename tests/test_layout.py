@@ -63,15 +63,13 @@ def test_markdown_and_latex_are_whole_tables(tmp_path, numbered):
     assert sorted(re.findall(r"\\begin{(\w+)}", latex)) == sorted(re.findall(r"\\end{(\w+)}", latex))
     assert rf"\caption{{Table {numbered}: 50\% of cnn\_inv}}" in latex
     assert r"data: a|b\_c, 3 \& 4" in latex
-    assert not re.search(
-        r"[_#%&]", re.sub(r"^%.*|\s&\s", " ", unescaped)
-    )  # none but the comment and cell marks
+    # none but the comment and cell marks
+    assert not re.search(r"[_#%&]", re.sub(r"^%.*|\s&\s", " ", unescaped))
     assert "nan" not in latex.lower()
     body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
     assert len(body) == len(frame)
-    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {
-        len(human_table(frame, layout, NAMES).columns) - 1
-    }
+    columns = len(human_table(frame, layout, NAMES).columns)
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {columns - 1}
     formulas = re.findall(r"(?<!\\)\$[^$]*\$", latex)
     if numbered == 2:
         assert r"$0.901 \pm 2.1 \cdot 10^{-3}$" in formulas

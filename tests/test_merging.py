@@ -127,9 +127,8 @@ def test_a_gcnn_merged_with_its_quarter_turned_self_has_a_permutation_of_order_4
     net = vgg11(group_convs=8, symmetry=QUARTER_TURN)
     merged = flip_merge(net, images, images, answers(net, images), symmetry=QUARTER_TURN)
     for name, permutation in merged.permutations.items():
-        known = torch.arange(len(permutation)).roll(
-            len(permutation) // 4
-        )  # a turned net's blocks are one ahead
+        # a turned net's blocks are one ahead
+        known = torch.arange(len(permutation)).roll(len(permutation) // 4)
         assert permutation == known.tolist(), name
         squared = known[known]
         assert torch.equal(squared[squared], torch.arange(len(known)))
@@ -139,9 +138,8 @@ def test_a_gcnn_merged_with_its_quarter_turned_self_has_a_permutation_of_order_4
     assert merged.barrier["repaired"] == pytest.approx(0, abs=0.02)
     assert max(merged.checks.values()) < 1e-4
     # neither the flip's permutation nor none at all would do, and a CNN has no such permutation
-    unpermuted = flip_merge(
-        *(net, images, images, answers(net, images)), symmetry=QUARTER_TURN, matching="identity"
-    )
+    how = {"symmetry": QUARTER_TURN, "matching": "identity"}
+    unpermuted = flip_merge(net, images, images, answers(net, images), **how)
     cnn = vgg11()
     other = flip_merge(cnn, images, images, answers(cnn, images), symmetry=QUARTER_TURN)
     assert min(unpermuted.barrier["halfway"], other.barrier["halfway"]) > 0.1
@@ -202,17 +200,16 @@ def test_the_nets_of_a_merge_have_the_accuracies_that_it_reports():
     assert set(merged.nets) == {"net", "flipped", "halfway", "reset", "repaired", "permuted"}
     assert {name: accuracy(merged.nets[name], images, LABELS) for name in merged.accuracy} == merged.accuracy
     assert accuracy(merged.nets["permuted"], images, LABELS) == merged.accuracy["flipped"]
-    assert set(merged.body()) == {
-        *("accuracy", "barrier", "absolute_barrier", "permutations", "similarity", "checks")
-    }
+    keys = {"accuracy", "barrier", "absolute_barrier", "permutations", "similarity", "checks"}
+    assert set(merged.body()) == keys
 
 
 def test_nets_are_merged_by_their_weights_without_images():
     net = vgg11()
     other, planted = shuffled(net, channel_groups(net))
     aligned = merge_weights(net, other, (3, 32, 32))
-    assert all(torch.equal(planted[name][order], torch.arange(len(order)))
-               for name, order in aligned.permutations.items())  # fmt: skip
+    for name, order in aligned.permutations.items():
+        assert torch.equal(planted[name][order], torch.arange(len(order)))
     halfway = aligned.interpolate(0.5).net.state_dict()
     assert all(torch.allclose(tensor, halfway[key]) for key, tensor in net.state_dict().items())
     assert aligned.similarity == {}
@@ -225,11 +222,8 @@ def test_a_transformed_net_that_isnt_the_net_on_transformed_images_stops_a_flip_
         return flipped
 
     monkeypatch.setattr("relusym.merging.merge.transformed", wrong)
-    refused(
-        lambda: flip_merge(conv_net(), Images(PIXELS, 16)),
-        "flipped_net_on_flipped_images",
-        "no result is given",
-    )
+    merging = lambda: flip_merge(conv_net(), Images(PIXELS, 16))  # noqa: E731
+    refused(merging, "flipped_net_on_flipped_images", "no result is given")
 
 
 def test_a_net_that_sees_where_things_are_is_flipped_with_all_its_weights():

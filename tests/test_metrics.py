@@ -24,10 +24,8 @@ CPU = torch.device("cpu")
 def test_labels_of_another_kind_are_refused(labels, line):
     refused(lambda: flip_merge(conv_net(), Images(PIXELS, 16), test_labels=labels), line)
     batches = list(normalise(PIXELS).split(16))
-    refused(
-        lambda: flip_merge(conv_net(), batches, test_labels=labels),
-        line.replace("59 given for 60 images", "11 for a batch of 12"),
-    )
+    line = line.replace("59 given for 60 images", "11 for a batch of 12")
+    refused(lambda: flip_merge(conv_net(), batches, test_labels=labels), line)
 
 
 def test_without_labels_accuracy_is_agreement_with_the_net_itself():
@@ -39,9 +37,8 @@ def test_without_labels_accuracy_is_agreement_with_the_net_itself():
 
 def test_where_no_answer_is_right_the_reason_is_given():
     net, images = vgg11(), Images(PIXELS, 16)
-    merged = flip_merge(
-        net, images, test_labels=answers(net, images) * 0 + 9 - answers(net, images).mode().values
-    )
+    labels = answers(net, images) * 0 + 9 - answers(net, images).mode().values
+    merged = flip_merge(net, images, test_labels=labels)
     wrong = flip_merge(conv_net(), images, test_labels=(answers(conv_net(), images) + 1) % 10)
     assert merged.note is None or "none of the 60" in merged.note
     assert set(wrong.barrier.values()) == {None} and "right on none of the 60 test images" in wrong.note
@@ -52,22 +49,19 @@ def test_a_metric_of_ones_own_is_averaged_over_images_of_all_nets():
     net, images = vgg11(), Images(PIXELS, 16)
     merged = flip_merge(net, images, test_labels=LABELS, metrics={"margin": margin})
     logits = net(normalise(PIXELS)).detach()
-    assert merged.scores["margin"]["net"] == pytest.approx(
-        float(margin.function(logits, LABELS).mean()), rel=1e-4
-    )
+    mean = float(margin.function(logits, LABELS).mean())
+    assert merged.scores["margin"]["net"] == pytest.approx(mean, rel=1e-4)
     of = merged.scores["margin"]
-    assert merged.barriers["margin"]["halfway"] == pytest.approx(
-        (of["net"] + of["flipped"]) / 2 - of["halfway"]
-    )
+    fall = (of["net"] + of["flipped"]) / 2 - of["halfway"]
+    assert merged.barriers["margin"]["halfway"] == pytest.approx(fall)
     assert set(merged.scores) == {"accuracy", "margin"}
 
 
 def test_the_barrier_of_a_loss_is_its_rise():
     of = flip_merge(vgg11(), Images(PIXELS, 16), test_labels=LABELS)
     loss = of.scores["loss"]
-    assert of.barriers["loss"]["repaired"] == pytest.approx(
-        loss["repaired"] - (loss["net"] + loss["flipped"]) / 2
-    )
+    rise = loss["repaired"] - (loss["net"] + loss["flipped"]) / 2
+    assert of.barriers["loss"]["repaired"] == pytest.approx(rise)
 
 
 @pytest.mark.parametrize(

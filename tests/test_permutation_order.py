@@ -83,10 +83,8 @@ def test_a_broken_record_is_named():
 
 def bars(panel, layers):
     """Heights of the bars of a panel by layer and colour: {(layer, colour): height}; layers are numbered from 1."""
-    at = {
-        (layers[round(bar.get_x() + bar.get_width() / 2) - 1], bar.get_facecolor()): bar
-        for bar in panel.patches
-    }
+    places = [(layers[round(bar.get_x() + bar.get_width() / 2) - 1], bar) for bar in panel.patches]
+    at = {(layer, bar.get_facecolor()): bar for layer, bar in places}
     return {key: bar.get_height() for key, bar in at.items() if bar.get_height()}
 
 
@@ -109,11 +107,8 @@ def test_figure4_draws_the_shares_of_the_csv(read_back):
         }
     )
     assert bars(panels[2], []) == {}
-    assert [panel.get_title() for panel in panels[:3]] == [
-        "CNN\n(1 net)",
-        "GCNN\n(2 nets)",
-        "PGCNN\n(0 nets)",
-    ]
+    titles = [panel.get_title() for panel in panels[:3]]
+    assert titles == ["CNN\n(1 net)", "GCNN\n(2 nets)", "PGCNN\n(0 nets)"]
 
 
 def test_figure4_has_labelled_axes_and_a_key():

@@ -58,11 +58,8 @@ def test_the_power_of_the_rank_correlation_is_the_share_of_simulated_nets_in_whi
     means = 0.6 * np.arange(7)
     spread = {model: (mean, 1.0) for model, mean in enumerate(means)}
     random, draws = np.random.default_rng(0), 200
-    found = [
-        rank_correlation_of_types(nets_of_types(random, 6, 0.0, means, means), "error", "barrier").p_value
-        < LEVEL
-        for _ in range(draws)
-    ]
+    drawn = [nets_of_types(random, 6, 0.0, means, means) for _ in range(draws)]
+    found = [rank_correlation_of_types(nets, "error", "barrier").p_value < LEVEL for nets in drawn]
     assert within(power.rank_correlation(spread, spread)(6, LEVEL), np.mean(found), draws)
 
 
@@ -76,9 +73,8 @@ def test_the_nets_needed_are_the_fewest_that_give_the_power():
 def test_all_of_several_tests_are_settled_no_less_often_than_the_bound_says():
     random, n = np.random.default_rng(0), 6
     best, *others = (random.normal(mean, 1.0, (DRAWS, n)) for mean in (2.0, 0.3, 0.0, -0.5))
-    both = np.all(
-        [stats.ttest_ind(best, other, axis=1, equal_var=False).pvalue < LEVEL for other in others], axis=0
-    )
+    p_values = [stats.ttest_ind(best, other, axis=1, equal_var=False).pvalue for other in others]
+    both = (np.array(p_values) < LEVEL).all(0)
     bound = power.all_of([power.welch((2.0, 1.0), (mean, 1.0)) for mean in (0.3, 0.0, -0.5)])
     assert bound(n, LEVEL) <= both.mean() + 0.02
     assert bound(n, LEVEL) > both.mean() - 0.15
@@ -99,9 +95,8 @@ def test_intervals_hold_the_true_effect_in_95_percent_of_cases():
         welch += found.low < 0.5 < found.high
         own, others = random.normal(0.04, 0.01, n), random.normal(0.05, 0.01, n)
         nets = pd.DataFrame({"model": "cnn", "seed": range(n), "gcnn_barrier": own})
-        merged = pd.DataFrame(cycle(n), columns=["seed_1", "seed_2"]).assign(
-            barrier=(others + np.roll(others, -1)) / 2, model_1="cnn", model_2="cnn"
-        )
+        merged = pd.DataFrame(cycle(n), columns=["seed_1", "seed_2"]).assign(model_1="cnn", model_2="cnn")
+        merged["barrier"] = (others + np.roll(others, -1)) / 2
         found = flipped_against_other(nets, merged, "cnn")
         pairs += found.low < 0.01 < found.high
     assert within(welch / draws, 0.95, draws)
@@ -114,9 +109,8 @@ def test_a_claim_of_equal_nets_has_an_interval_of_nothing_and_needs_no_power():
 
 
 def test_a_table_says_the_power_of_every_tested_claim_and_how_many_nets_settle_an_open_one():
-    found = tested.claims(run(4, spread=8.0), zero_filters([3, 4, 5, 4], [1, 6, 2, 3]), NAMES).set_index(
-        "claim"
-    )
+    filters = zero_filters([3, 4, 5, 4], [1, 6, 2, 3])
+    found = tested.claims(run(4, spread=8.0), filters, NAMES).set_index("claim")
     by_t = found[found["test"] != "count"]
     assert by_t[["low", "high"]].notna().all(axis=None)
     assert ((by_t["low"] <= by_t["effect"]) & (by_t["effect"] <= by_t["high"])).all()
@@ -146,9 +140,8 @@ def test_claims_about_resnets_are_tested_where_there_are_rows_of_table_5():
     assert "torchvision_old_225" not in rows and len(found) == 13 + 3
     about_resnets = found[found["source"].str.contains("Section 4.2")]
     assert set(about_resnets["verdict"]) == {HELD}, about_resnets["verdict"]
-    flips = about_resnets.loc[
-        "Merging a Old ResNet with its flipped self has a lower barrier than merging two of them"
-    ]
+    claim = "Merging a Old ResNet with its flipped self has a lower barrier than merging two of them"
+    flips = about_resnets.loc[claim]
     assert flips["effect"] == pytest.approx(0.15, abs=0.002)
     assert about_resnets["power"].notna().tolist() == [False, False, True]  # it has no pairs of ResNets
     assert about_resnets["power"].iloc[-1] > 0.9  # 0.038 against 0.005, and a spread of 0.001

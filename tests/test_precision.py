@@ -70,9 +70,8 @@ def test_every_measurement_runs_in_full_float32_and_leaves_the_settings_as_they_
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_training_computes_in_the_precision_that_it_names(precision):
     images, net, seen, before = small_images(40), small_net(), [], precisions()
-    net.features.conv2.register_forward_hook(
-        lambda module, args, output: seen.append((output.dtype, precisions()))
-    )
+    conv = net.features.conv2
+    conv.register_forward_hook(lambda module, args, output: seen.append((output.dtype, precisions())))
     train_on(images, net, RESNET_RECIPE.but(epochs=1, precision=precision))
     assert seen == [(getattr(torch, precision), ["ieee"] * 3)] * len(seen) and seen
     assert precisions() == before

@@ -69,14 +69,12 @@ def test_the_papers_grid_is_one_job_each_by_default_and_45_submissions_packed(cl
 def test_a_training_on_several_gpus_is_packed_with_no_other(clone, tmp_path):
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
-    output = planned(
-        clone().folder, "slurm", "profiles/packed", config=["seeds=0", f"imagenet={{root: {tmp_path}}}"]
-    )
+    config = ["seeds=0", f"imagenet={{root: {tmp_path}}}"]
+    output = planned(clone().folder, "slurm", "profiles/packed", config=config)
     alone = re.findall(r"^rule train:\n((?:    .*\n)+)", output, re.MULTILINE)
     assert len(alone) == 5 and all(re.search(r"resources: .*\bgpu=8\b", about) for about in alone)
-    assert (
-        len(re.findall(r"^    rule train:", output, re.MULTILINE)) == 7 + 5
-    )  # VGG11s, and nets from elsewhere
+    # VGG11s, and nets from elsewhere
+    assert len(re.findall(r"^    rule train:", output, re.MULTILINE)) == 7 + 5
 
 
 QSUB = """#!/bin/bash
@@ -192,11 +190,8 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
 
     status = run(two_nets, "status", "--cores", "1")
     assert status.returncode == 0, status.stdout
-    rows = {
-        line.split()[0]: line.split()[1:6]
-        for line in status.stdout.splitlines()
-        if "_merge " in line or "train " in line
-    }
+    lines = [line.split() for line in status.stdout.splitlines() if "_merge " in line or "train " in line]
+    rows = {line[0]: line[1:6] for line in lines}
     assert rows["train"] == ["2", "1", "0", "1", "0"]  # jobs, done, running, failed, to do
     assert rows["flip_merge"] == ["2", "1", "0", "0", "1"]
     assert rows["pair_merge"] == ["1", "0", "0", "0", "1"]

@@ -89,10 +89,8 @@ def test_tables_say_cifar10_for_its_content_and_doubt_what_only_its_label_says()
 def test_what_is_made_of_filters_comes_from_flip_merges_of_its_types():
     records = [flip("cnn", 0), flip("gcnn", 0), flip("gcnn", 1), train("gcnn", 0), pair("cnn", 0, "gcnn", 0)]
     found = made_of(records, "figure8", "zero_filters", models=["gcnn"])
-    assert found[["made", "kind", "records"]].to_numpy().tolist() == [
-        ["Figure 8", "flip_merge", 2],
-        ["Zero-filters", "flip_merge", 2],
-    ]
+    counted = found[["made", "kind", "records"]].to_numpy().tolist()
+    assert counted == [["Figure 8", "flip_merge", 2], ["Zero-filters", "flip_merge", 2]]
     (claims,) = made_of(records, "claims", models=["cnn"]).itertuples()
     assert (claims.made, claims.kind, claims.records) == ("Claims", "flip_merge", 1)
 

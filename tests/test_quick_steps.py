@@ -1,4 +1,5 @@
 from contextlib import nullcontext
+from copy import deepcopy
 
 import pytest
 import torch
@@ -72,14 +73,7 @@ def test_convs_and_their_gradients_are_as_exact_as_torchs(conv, side, name, whol
 
 @pytest.mark.parametrize("conv, side, name, wholly", CONVS, ids=str)
 def test_float64_is_exact_in_it_as_well(conv, side, name, wholly):
-    conv = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        bias=conv.bias is not None,
-    ).double()
+    conv = deepcopy(conv).double()
     x, ran = torch.randn(3, conv.in_channels, side, side, dtype=torch.float64), []
     quick = gradients(conv, x, ran, dtype=torch.float64, mode=QuickSteps(conv, amx=True))
     usual = gradients(conv, x, ran, dtype=torch.float64, mode=nullcontext())
@@ -144,9 +138,8 @@ def test_negative_nans_of_a_diverged_net_are_kept():
 def test_a_net_has_its_own_gradients_and_layers(group_convs, batch_norm):
     recipe = Recipe(epochs=1, batch_size=16, learning_rate=0.1, invariance_from=0.0, invariance_weight=0.3)
     torch.manual_seed(0)
-    net = VGG11(1 / 16, group_convs, initialization="he", batch_norm=batch_norm).to(
-        memory_format=torch.channels_last
-    )
+    net = VGG11(1 / 16, group_convs, initialization="he", batch_norm=batch_norm)
+    net = net.to(memory_format=torch.channels_last)
     x, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
 
     def step(context, dtype=BFLOAT16):

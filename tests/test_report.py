@@ -48,6 +48,5 @@ def test_baselines_and_classes_are_what_they_say():
         ends = [found.merged.accuracy[name] for name in ("net", "flipped")]
         assert found.curve[way]["accuracy"][::2] == pytest.approx(ends)
     assert found.curve["plain"]["accuracy"][1] == pytest.approx(found.merged.accuracy["halfway"])
-    assert found.curve["repaired"]["loss"][1] == pytest.approx(
-        found.merged.scores["loss"]["repaired"], rel=1e-4
-    )
+    loss = found.merged.scores["loss"]["repaired"]
+    assert found.curve["repaired"]["loss"][1] == pytest.approx(loss, rel=1e-4)

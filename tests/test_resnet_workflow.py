@@ -169,9 +169,8 @@ def test_a_local_file_goes_before_any_other_source_and_makes_an_eleventh_row(pap
     imagenet = {"root": str(tmp_path)}
     with_imagenet(tmp_path)
     settings = settings_of(paper, "paper", imagenet=imagenet)
-    assert settings.absent == {
-        "byol": "no checkpoint is at hand: set models.byol.weights.file to a local file"
-    }
+    reason = "no checkpoint is at hand: set models.byol.weights.file to a local file"
+    assert settings.absent == {"byol": reason}
     rows["byol"]["weights"]["file"] = str(tmp_path / "none.pth")
     settings = settings_of(paper, "paper", imagenet=imagenet)
     assert len(settings.table("table5")) == 11

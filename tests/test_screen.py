@@ -50,9 +50,8 @@ def piped(folder, *arguments, bad="none"):
 
 def test_on_a_terminal_one_line_says_what_is_done_to_come_and_running(workflow):
     ours, its = pty.openpty()
-    run = subprocess.Popen(
-        command(), cwd=workflow, env=os.environ | {"BAD": "none", "COLUMNS": "120"}, stdout=its, stderr=its
-    )
+    variables = os.environ | {"BAD": "none", "COLUMNS": "120"}
+    run = subprocess.Popen(command(), cwd=workflow, env=variables, stdout=its, stderr=its)
     os.close(its)
     output = b""
     while True:
@@ -62,12 +61,9 @@ def test_on_a_terminal_one_line_says_what_is_done_to_come_and_running(workflow):
             break
     assert run.wait() == 0
     moving = re.findall(r"\r([^\r\n]*)\x1b\[K", output.decode())
-    assert any(re.search(r"of 4 jobs done \| train cnn-\d \(epoch 1.50 of 4\)", line) for line in moving), (
-        output
-    )
-    assert any(re.search(r"[12] of 4 jobs done \| about \d:\d\d left \| train", line) for line in moving), (
-        output
-    )
+    for pattern in (r"of 4 jobs done \| train cnn-\d \(epoch 1.50 of 4\)",
+                    r"[12] of 4 jobs done \| about \d:\d\d left \| train"):  # fmt: skip
+        assert any(re.search(pattern, line) for line in moving), output
     still = [line for line in output.decode().split("\n") if "\x1b[K4 of 4 jobs done, in 0:" in line]
     assert len(still) == 1 and output.decode().count("\n") <= 3
     (log,) = (workflow / ".snakemake" / "log").iterdir()
@@ -84,10 +80,8 @@ def test_in_a_pipe_a_run_is_a_few_whole_lines(workflow):
 
 def test_a_failed_job_is_named_with_its_log_and_the_others_go_on(workflow):
     code, output = piped(workflow, bad="cnn-1")
-    assert (
-        code == 1
-        and "failed: train cnn-1: it was killed, it seems (kill -9, memory, or its node), after: " in output
-    )
+    assert code == 1
+    assert "failed: train cnn-1: it was killed, it seems (kill -9, memory, or its node), after: " in output
     assert "after: cnn: epoch   1.50/4  loss (logs/cnn-1.log)\n" in output
     assert "2 of 4 jobs done, 1 failed" in output and len(output.splitlines()) <= 12
     assert {path.name for path in (workflow / "made").iterdir()} == {"cnn-0.txt", "cnn-2.txt"}
@@ -169,9 +163,8 @@ def test_a_run_ends_with_the_tables_and_figures_that_were_asked_for(table2, tmp_
     output = at_end(["table2", "figure4"], tmp_path, NAMES)
     assert "CNN + inv-loss  0.800 ± 1.0e-2" in output and "paper" not in output
     assert f"{tmp_path}/tables/table2.md" in output and f"Picture: {tmp_path}/figures/figure4.png" in output
-    assert at_end(["all"], tmp_path, NAMES).count("\n") <= 24 and "barriers.png" in at_end(
-        ["all"], tmp_path, NAMES
-    )
+    everything = at_end(["all"], tmp_path, NAMES)
+    assert everything.count("\n") <= 24 and "barriers.png" in everything
     assert len(at_end(["table2"], tmp_path, NAMES, columns=40).splitlines()) == 1
     assert at_end(["status"], tmp_path, NAMES) == ""
 
@@ -188,6 +181,5 @@ def test_a_run_of_committed_results_prints_them_and_says_that_nothing_was_traine
 
 def test_a_target_of_several_tables_ends_with_each_of_them(committed):
     output = committed.snakemake("compare").stdout
-    assert {f"results/tiny/tables/{name}.md" for name in ("claims", "comparison")} <= {
-        *re.findall(r"results\S+md", output)
-    }
+    tables = {f"results/tiny/tables/{name}.md" for name in ("claims", "comparison")}
+    assert tables <= {*re.findall(r"results\S+md", output)}

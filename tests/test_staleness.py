@@ -21,7 +21,7 @@ from relusym.whole_files import sha256
 
 FLIPS = [f"flip_merge {model} {seed}" for model in MODELS for seed in (0, 1)]
 FLIPS += ["flip_merge old 0", "flip_merge simsiam_odd 0"]
-RESULT = "results/tiny"
+RESULT, IMAGES = "results/tiny", "generated-400-200-0"
 
 
 def files_of(folder, *parts):
@@ -31,9 +31,8 @@ def files_of(folder, *parts):
 
 
 def kept(folder, *more):
-    return files_of(
-        folder, *(f"{RESULT}/{part}" for part in ("records", "filters", "tables", "figures", *more))
-    )
+    parts = "records", "filters", "tables", "figures", *more
+    return files_of(folder, *(f"{RESULT}/{part}" for part in parts))
 
 
 def change(path, **changes):
@@ -323,10 +322,7 @@ def test_before_images_are_prepared_records_are_told_apart_by_their_label(commit
 def test_a_job_refuses_other_images_than_the_records_beside_it_are_of(committed):
     from relusym.measuring.loading import digest_in_use
 
-    path, record = (
-        committed.folder / "data/generated-400-200-0.safetensors",
-        committed.record("train", "gcnn-0"),
-    )
+    path, record = committed.folder / f"data/{IMAGES}.safetensors", committed.record("train", "gcnn-0")
     committed.record("train", "cnn-0").unlink()
     other_images(path)  # prepared in this very run, under the label of the others
     inputs, line = load_record(record)["inputs"], r"holds other images than record .*gcnn-\w{8}/0\.json"

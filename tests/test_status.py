@@ -43,9 +43,8 @@ def test_the_screen_counts_jobs_by_state_what_was_left_out_and_hours_and_names_w
     merges = kind_status("flip_merge", {"flip_merge/cnn-f0/0": False}, folder)
     assert merges.hours_to_go is None
     lines = screen("Scale paper", [status, merges]).splitlines()
-    assert (
-        " ".join(lines[1].split()) == "kind jobs done running failed to do left out GPU-h spent GPU-h to go"
-    )
+    heads = "kind jobs done running failed to do left out GPU-h spent GPU-h to go"
+    assert " ".join(lines[1].split()) == heads
     assert lines[2].split() == ["train", "7", "3", "1", "1", "2", "1", "2.00", "2.50"]
     assert lines[4].split() == ["all", "8", "3", "1", "1", "3", "1", "2.00", "?"]
     assert lines[5] == "train: 1 diverged"

@@ -20,9 +20,9 @@ from relusym.theory import (
     symmetric_group,
 )
 
-KEYS = {
-    *("statement", "claim", "holds", "draws", "tested"),
-    *("largest_violation", "counterfactual", "measured"),
+KEYS = {"statement", "claim", "holds", "draws", "tested", "largest_violation"} | {
+    "counterfactual",
+    "measured",
 }
 
 
@@ -51,9 +51,8 @@ def test_same_seed_gives_the_same_record(name, monkeypatch, few_integer_matrices
 
 def test_s3_is_a_group_and_acts():
     identity = np.arange(symmetric_group.ORDER)
-    assert (symmetric_group.PRODUCT[0] == identity).all() and (
-        symmetric_group.PRODUCT[:, 0] == identity
-    ).all()
+    product = symmetric_group.PRODUCT
+    assert (product[0] == identity).all() and (product[:, 0] == identity).all()
     assert (np.sort(symmetric_group.PRODUCT) == identity).all()
     assert (symmetric_group.PRODUCT != symmetric_group.PRODUCT.T).any()  # not abelian
     P = symmetric_group.representation(symmetric_group.action((6, 3, 2, 1)))
@@ -62,9 +61,8 @@ def test_s3_is_a_group_and_acts():
 
 def test_distance_to_scaled_permutation():
     A = np.array([[0, 2.0], [0.5, 0]])
-    distances = random_matrices.distance_to_scaled_permutation(
-        np.stack([A, A - 0.1 * np.eye(2), A + 0.3 * np.eye(2)])
-    )
+    matrices = np.stack([A, A - 0.1 * np.eye(2), A + 0.3 * np.eye(2)])
+    distances = random_matrices.distance_to_scaled_permutation(matrices)
     assert distances == pytest.approx([0, 0.1, 0.3])
 
 
@@ -263,9 +261,7 @@ def test_windows_with_pooling_are_the_convolution():
 
 
 def test_proposition_d_1_decides_invariance_exactly():
-    W1 = np.array(
-        [[[3, 2], [2, 3]], [[3, 2], [2, 3]], [[1, -1], [-1, 1]], [[5, 1], [5, 1]], [[5, 1], [5, 2]]]
-    )
+    W1 = [[[3, 2], [2, 3]], [[3, 2], [2, 3]], [[1, -1], [-1, 1]], [[5, 1], [5, 1]], [[5, 1], [5, 2]]]
     W2 = np.array([[1, 1], [1, -1], [2, 2], [1, -1], [1, -1]])
     assert proposition_d_1.is_invariant(W1, W2).tolist() == [True, False, True, True, False]
 
@@ -278,9 +274,8 @@ def test_figure_10_shows_every_shape_in_both_orientations():
     assert (images[0].sum((1, 2)) == one).all() and (images[1].sum((1, 2)) == two).all()
     _, shares = example_c_2.windows(np.concatenate([images, images[..., ::-1]]))
     assert (shares[:2] == shares[2:]).all()  # a flipped image shows a filter the same windows
-    _, apart = example_c_2.windows(
-        np.concatenate([alone := example_c_2.image_classes(0, 50, orientations=(0,) * 4), alone[..., ::-1]])
-    )
+    alone = example_c_2.image_classes(0, 50, orientations=(0,) * 4)
+    _, apart = example_c_2.windows(np.concatenate([alone, alone[..., ::-1]]))
     assert (apart[:2] != apart[2:]).any()
 
 

@@ -62,11 +62,8 @@ def made(results, data, unit, settings, seed=0, **how):
 def nets(tmp_path_factory, data):
     """Two nets of each family: model and seed → record, checkpoint, record's file."""
     folder = tmp_path_factory.mktemp("nets")
-    return {
-        (model, seed): made(folder, data, model, settings, seed)
-        for model, settings in SETTINGS.items()
-        for seed in (0, 1)
-    }
+    names = [(model, seed) for model in SETTINGS for seed in (0, 1)]
+    return {(model, seed): made(folder, data, model, SETTINGS[model], seed) for model, seed in names}
 
 
 def merged(names, settings, files, data, filters=None):
@@ -115,9 +112,7 @@ def test_a_net_at_chance_is_recorded_as_degenerate_and_a_trained_one_is_not(tmp_
 
 @pytest.mark.slow(seconds=1)
 @FAMILIES
-def test_each_seed_is_a_net_of_its_own_that_merges_with_itself_and_with_the_other(
-    tmp_path, data, nets, model
-):
+def test_each_seed_is_a_net_that_merges_with_itself_and_with_the_other(tmp_path, data, nets, model):
     settings, names, filters = SETTINGS[model], [(model, 0), (model, 1)], tmp_path / "filters.safetensors"
     (first, *files), (second, *others) = (nets[name] for name in names)
     hashes = [record["outputs"]["checkpoint"] for record in (first, second)]

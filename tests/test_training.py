@@ -9,7 +9,7 @@ from functools import cache, partial
 
 import pytest
 import torch
-from conftest import refused
+from conftest import ROOT, SCRIPTS, refused
 from small_nets import Images
 from small_training import (
     CPU,
@@ -166,11 +166,14 @@ def test_no_gradient_flows_through_the_projection():
     assert not z_1.requires_grad and not z_2.requires_grad
 
 
-@pytest.mark.slow(seconds=1)
-@pytest.mark.parametrize("objective", ["supervised", "simsiam"])
-@pytest.mark.parametrize(
+NETWORKS = pytest.mark.parametrize(
     "network", [{"architecture": "vgg11_bn", "width": 1 / 32}, RESNET], ids=["vgg", "resnet"]
 )
+
+
+@pytest.mark.slow(seconds=1)
+@pytest.mark.parametrize("objective", ["supervised", "simsiam"])
+@NETWORKS
 def test_a_training_learns_and_says_how_long_it_waited_for_images(network, objective):
     recipe = RESNET_RECIPE.but(objective=objective, epochs=6)
     training = train_on(small_images(240, 33), small_net(network), recipe)
@@ -179,19 +182,15 @@ def test_a_training_learns_and_says_how_long_it_waited_for_images(network, objec
     assert 0 < training.data_wait_share < 1
 
 
-@pytest.mark.parametrize(
-    "network", [{"architecture": "vgg11_bn", "width": 1 / 32}, RESNET], ids=["vgg", "resnet"]
-)
+@NETWORKS
 def test_a_linear_layer_is_trained_alone_on_what_simsiam_gave(network):
     some = small_images(240, 33)
     simsiam = train_on(some, small_net(network), RESNET_RECIPE.but(objective="simsiam")).net.state_dict()
     net = small_net(network, seed=1)
     nets.load_backbone(net, simsiam)
     training = train_on(some, net, RESNET_RECIPE.but(objective="linear", epochs=1))
-    assert [name for name, p in net.named_parameters() if p.requires_grad] == [
-        f"{net.head}.weight",
-        f"{net.head}.bias",
-    ]
+    trained = [name for name, p in net.named_parameters() if p.requires_grad]
+    assert trained == [f"{net.head}.weight", f"{net.head}.bias"]
     for name, tensor in training.net.state_dict().items():
         assert name.startswith(net.head) or torch.equal(tensor, simsiam[f"encoder.{name}"]), name
 
@@ -266,7 +265,7 @@ def test_a_training_cut_off_between_epochs_ends_with_the_same_bytes(few, whole, 
 @pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [1, 13, 20], ids=["first step", "mid-epoch", "end of an epoch"])
-def test_an_interrupted_training_saves_its_state_at_that_step_and_ends_with_the_same_bytes(
+def test_an_interrupted_training_saves_its_state_at_that_step_and_ends_the_same(
     few, whole, tmp_path, kind, steps
 ):
     recipe, network = KINDS[kind]
@@ -325,18 +324,13 @@ def test_any_warning_is_noted_and_ends_nothing(number):
 @pytest.mark.slow(seconds=8)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
 def test_a_training_ended_by_a_signal_and_started_again_ends_with_the_same_bytes(
-    tmp_path, pytestconfig, uninterrupted, number
+    tmp_path, uninterrupted, number
 ):
-    paths = [pytestconfig.rootpath / "workflow_scripts", pytestconfig.rootpath / "tests"]
+    paths = {"PYTHONPATH": f"{SCRIPTS}:{ROOT / 'tests'}"}
+    command = [sys.executable, "-c", JOB, str(tmp_path / "ended"), str(tmp_path / "ended.state")]
 
     def start():
-        return subprocess.Popen(
-            [sys.executable, "-c", JOB, str(tmp_path / "ended"), str(tmp_path / "ended.state")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={"PYTHONPATH": ":".join(map(str, paths))},
-        )
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=paths)
 
     ended = start()
     state = tmp_path / "ended.state"
@@ -356,9 +350,8 @@ def test_a_training_ended_by_a_signal_and_started_again_ends_with_the_same_bytes
 def test_flipped_initial_filters_and_flipped_batches_train_the_flipped_net(images):
     net = small_net().double()
     other = HORIZONTAL_FLIP.transform(net)
-    optimizers = [
-        torch.optim.SGD(n.parameters(), 0.05, momentum=0.9, weight_decay=5e-4) for n in (net, other)
-    ]
+    how = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
+    optimizers = [torch.optim.SGD(n.parameters(), **how) for n in (net, other)]
     start = net.features.conv4.weight.detach().clone()
     for (x,), labels in batches_of(images, VGG_RECIPE).epoch(0):
         for n, optimizer, batch in zip((net, other), optimizers, (x, x.flip(-1)), strict=True):

@@ -20,9 +20,8 @@ from relusym.randomness import generator
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
 
 CPU = torch.device("cpu")
-SYMMETRIES = pytest.mark.parametrize(
-    "symmetry", [HORIZONTAL_FLIP, VERTICAL_FLIP, QUARTER_TURN], ids=lambda s: s.name
-)
+EACH = HORIZONTAL_FLIP, VERTICAL_FLIP, QUARTER_TURN
+SYMMETRIES = pytest.mark.parametrize("symmetry", EACH, ids=lambda s: s.name)
 
 
 def power(image, symmetry, k):
@@ -104,9 +103,8 @@ def test_each_image_gets_a_random_power_of_the_symmetry(symmetry):
     for i, k in enumerate(index.tolist()):
         padded = nn.functional.pad(images[k], (0, 0, 1, 1, 1, 1))
         crop = padded[top[i] : top[i] + 8, left[i] : left[i] + 8]
-        same = [
-            torch.equal(got[i], normalise(power(crop, symmetry, k)[None])[0]) for k in range(symmetry.order)
-        ]
+        powers = [normalise(power(crop, symmetry, k)[None])[0] for k in range(symmetry.order)]
+        same = [torch.equal(got[i], moved) for moved in powers]
         counts += torch.tensor(same)
     assert counts.sum() == 480 and counts.min() > 0.7 * 480 / symmetry.order
 
@@ -138,12 +136,8 @@ def test_views_differ_from_image_to_image_and_from_draw_to_draw():
 def test_a_crop_of_the_whole_image_is_a_power_of_the_symmetry_of_it(symmetry):
     images = torch.randint(0, 256, (24, 17, 17, 3), dtype=torch.uint8)
     crops = random_crops(images, generator(0, "a"), (2.0, 2.0), symmetry)  # larger than the image: all of it
-    same = torch.stack(
-        [
-            (crops - power(images, symmetry, k).float()).abs().amax((1, 2, 3)) < 0.01
-            for k in range(symmetry.order)
-        ]
-    )
+    differences = [(crops - power(images, symmetry, k).float()).abs() for k in range(symmetry.order)]
+    same = torch.stack([difference.amax((1, 2, 3)) < 0.01 for difference in differences])
     assert (same.sum(0) == 1).all() and same.any(1).all()
 
 

@@ -37,9 +37,10 @@ def environment(path):
     return python, pins(conda + pip)
 
 
-@pytest.mark.parametrize(
-    "name, version", [("torch", "2.14.1"), ("torchvision", "0.29.1"), ("snakemake", "9.27.1")]
-)
+VERSIONS = {"torch": "2.14.1", "torchvision": "0.29.1", "snakemake": "9.27.1"}
+
+
+@pytest.mark.parametrize("name, version", VERSIONS.items())
 def test_the_lock_has_the_versions_that_the_results_were_made_with(name, version):
     assert LOCK[name] == version
 
@@ -61,7 +62,7 @@ LOCKED = {
 
 
 @pytest.mark.parametrize(
-    "text", PROJECT["dependencies"] + [text for extra in LOCKED.values() for text in extra]
+    "text", [*PROJECT["dependencies"], *(text for extra in LOCKED.values() for text in extra)]
 )
 def test_the_lock_pins_every_dependency_within_its_range(text):
     requirement = Requirement(text)

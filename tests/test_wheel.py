@@ -120,7 +120,7 @@ def test_every_module_of_the_wheel_is_imported_without_snakemake(installed, tmp_
     assert all(Path(file).is_relative_to(installed) for file in files)
 
 
-def test_what_is_public_is_imported_when_it_is_asked_for_and_merges_a_net_with_its_flipped_self(
+def test_what_is_public_is_imported_when_it_is_asked_for_and_merges_a_net_with_itself_flipped(
     installed, tmp_path
 ):
     wrong, names, merged = run(PUBLIC_AND_MERGE, installed, tmp_path)
@@ -155,9 +155,8 @@ def test_the_command_runs_with_the_declared_dependencies_alone(installed, tmp_pa
     numbers, exact = map(json.loads, run(DECLARED + COMMAND, installed, tmp_path))
     assert numbers["labelled"] and numbers["grid"]["symmetric"] and len(numbers["layers"]) == 1
     assert exact["invariance_error"]["exact_fine_tuned"] < 1e-5 < exact["invariance_error"]["net"]
-    assert {path.name for path in (tmp_path / "exact").iterdir()} == {
-        f"exact.{of}" for of in ("json", "pt2", "safetensors")
-    }
+    written = {path.name for path in (tmp_path / "exact").iterdir()}
+    assert written == {f"exact.{ending}" for ending in ("json", "pt2", "safetensors")}
     assert (tmp_path / "report" / "report.html").read_text().startswith("<!doctype html>")
 
 

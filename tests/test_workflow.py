@@ -17,12 +17,13 @@ from relusym.findings.filters import read_filters
 from relusym.records.files import load_record
 from relusym.theory import STATEMENTS
 
-TABLES = {f"table{number}" for number in range(1, 6)} | {
+TABLES = {
     "theory",
     "costs",
     "comparison",
     "claims",
     "provenance",
+    *(f"table{number}" for number in range(1, 6)),
 }
 # 5 shows a type not in MODELS
 FIGURES = {f"figure{number}" for number in (1, 2, 3, 4, 6, 7, 8, 9, 10)} | {"barriers", "zero_filters"}
@@ -146,9 +147,8 @@ def test_ctrl_c_saves_every_training_ends_in_a_line_each_and_leaves_no_lock(tiny
     os.killpg(run.pid, signal.SIGINT)
     output = run.communicate(timeout=300)[0]
     assert run.returncode == 1 and "Traceback" not in output and "Exception" not in output, output
-    assert re.search(
-        r"^failed: train cnn-0: interrupted in .*the training state is saved", output, re.MULTILINE
-    )
+    line = r"^failed: train cnn-0: interrupted in .*the training state is saved"
+    assert re.search(line, output, re.MULTILINE)
     assert len(list((made.folder / "results/tiny/states").iterdir())) == 1
     assert made.planned(target, *endless) == ["train cnn 0"]
 
@@ -277,9 +277,8 @@ def test_the_laptops_committed_tables_follow_from_its_committed_records_byte_by_
     run = made.snakemake(*tables, "--config", "scale=laptop")
     assert run.returncode == 0 and tables, run.stdout
     for path in (committed / "tables").iterdir():
-        assert (
-            made.folder / "results" / "laptop" / "tables" / path.name
-        ).read_bytes() == path.read_bytes(), path
+        again = made.folder / "results/laptop/tables" / path.name
+        assert again.read_bytes() == path.read_bytes(), path
     for name in tables:
         (note,) = (made.folder / "results" / "laptop" / "notes").glob(f"{name}-*")
         assert note.read_bytes() == (committed / "notes" / note.name).read_bytes()
