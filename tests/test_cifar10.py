@@ -72,15 +72,8 @@ def python2_pickle(value):
                 shape = b"".join(map(written, value.shape)) + b"\x86"
                 made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
                 kind = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNN" + written(-1) * 2 + b"K\x00tb"
-                return (
-                    made
-                    + b"(K\x01"
-                    + shape
-                    + kind
-                    + b"\x89"
-                    + written(value.tobytes().decode("latin1"))
-                    + b"tb"
-                )
+                value = written(value.tobytes().decode("latin1"))
+                return made + b"(K\x01" + shape + kind + b"\x89" + value + b"tb"
 
     return b"\x80\x02" + written(value) + b"."
 
@@ -199,18 +192,16 @@ def test_torchvision_downloads_the_same_once_and_mends_what_is_damaged(tmp_path,
     (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"damaged")
     assert data.digest(prepared("torchvision", root, tmp_path)) == digest  # from the archive that it kept
     (root / "cifar-10-batches-py" / "data_batch_2").unlink()
-    with pytest.raises(
-        UserError, match=r"^CIFAR10 can't be had from .*root .*missing or damaged.*set cifar10\.root"
-    ):
+    line = r"^CIFAR10 can't be had from .*root .*missing or damaged.*set cifar10\.root"
+    with pytest.raises(UserError, match=line):
         prepared("torchvision", root, tmp_path, download=False)
 
 
 def tree(root, name="{index:05}"):
     """A folder a class; `name` of an image from its index in the split and within its class."""
     for split, batches in cifar10.BATCHES.items():
-        pixels, labels = (
-            np.concatenate(part) for part in zip(*(some_images()[b] for b in batches), strict=True)
-        )
+        images = zip(*(some_images()[batch] for batch in batches), strict=True)
+        pixels, labels = map(np.concatenate, images)
         for index, (image, label) in enumerate(zip(pixels, labels, strict=True)):
             to = root / split / cifar10.CLASSES[label]
             to.mkdir(parents=True, exist_ok=True)
@@ -219,7 +210,7 @@ def tree(root, name="{index:05}"):
     return root
 
 
-def test_a_folder_gives_the_same_if_the_names_tell_the_order_and_its_own_order_otherwise(
+def test_a_folder_gives_the_same_if_the_names_tell_the_order_and_else_its_own_order(
     tmp_path, digest, monkeypatch
 ):
     known = checkpoint.load_arrays(tmp_path / "wanted.safetensors", names=())[1]["splits"]
@@ -227,9 +218,8 @@ def test_a_folder_gives_the_same_if_the_names_tell_the_order_and_its_own_order_o
 
     def prepare(root):
         data.prepare({"kind": "folder", "root": str(root)}, tmp_path / "images.safetensors")
-        return image_set.load(tmp_path / "images.safetensors", "train"), data.digest(
-            tmp_path / "images.safetensors"
-        )
+        to = tmp_path / "images.safetensors"
+        return image_set.load(to, "train"), data.digest(to)
 
     for kind, name in (("padded", "{index:05}"), ("kaggle", "{index}"), ("worded", "image_{index}_of_many")):
         assert prepare(tree(tmp_path / kind, name))[1] == digest
@@ -241,13 +231,10 @@ def test_a_folder_gives_the_same_if_the_names_tell_the_order_and_its_own_order_o
     assert other != digest and image_set.split_digest(images) == known["train"]
 
 
-@pytest.mark.parametrize(
-    "write",
-    [lambda value, protocol=protocol: pickle.dumps(value, protocol) for protocol in (2, 3, 4)],
-    ids=["2", "3", "4"],
-)
-def test_what_python_3_and_a_newer_numpy_wrote_is_read_too(tmp_path, digest, write):
-    root = put(tmp_path / "cifar-10-batches-py", python_files(write=write))
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_what_python_3_and_a_newer_numpy_wrote_is_read_too(tmp_path, digest, protocol):
+    files = python_files(write=partial(pickle.dumps, protocol=protocol))
+    root = put(tmp_path / "cifar-10-batches-py", files)
     assert data.digest(prepared("python", root, tmp_path)) == digest
 
 
@@ -371,9 +358,8 @@ def test_what_is_not_there_is_one_line_that_says_what_may_be(tmp_path):
         "cifar-10-binary.tar.gz, or the folder that holds either"
     )
     put(tmp_path / "nowhere" / "cifar-10-batches-py", python_files())
-    assert refusal("binary", tmp_path / "nowhere", tmp_path) == (
-        f"{line} (there is cifar-10-batches-py: set cifar10.source: python)"
-    )
+    there = "there is cifar-10-batches-py: set cifar10.source: python"
+    assert refusal("binary", tmp_path / "nowhere", tmp_path) == f"{line} ({there})"
 
 
 class Code:
@@ -391,11 +377,8 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, name):
     ran = tmp_path / "ran"
     files = python_files() | {name: pickle.dumps({"data": Code(ran), "labels": [], "label_names": []})}
     line = refusal("python", put(tmp_path / "cifar-10-batches-py", files), tmp_path)
-    assert (
-        f"{name} asks for pathlib." in line
-        and "refused, since it could run code" in line
-        and not ran.exists()
-    )
+    assert f"{name} asks for pathlib." in line and "refused, since it could run code" in line
+    assert not ran.exists()
     pickle.loads(files[name])
     assert ran.exists()  # what any other unpickler does
 
@@ -443,7 +426,7 @@ def read(root, **given):
 
 
 @pytest.mark.parametrize("source", VERSIONS)
-def test_a_report_takes_official_files_and_their_test_images_unless_told_otherwise(
+def test_a_report_takes_official_files_and_their_test_images_unless_asked_for_others(
     tmp_path, source, monkeypatch
 ):
     version = VERSIONS[source]
@@ -471,17 +454,15 @@ def test_what_a_report_can_not_do_with_official_files_is_one_line(tmp_path):
     folder = put(tmp_path / "cifar-10-batches-bin", binary_files())
     with pytest.raises(UserError, match=r"^--labels folder .* has its labels, so leave the option out$"):
         read(folder, labels="folder")
-    with pytest.raises(
-        UserError, match=r"^--size resizes images of a folder; those of a file are taken as they are$"
-    ):
+    line = r"^--size resizes images of a folder; those of a file are taken as they are$"
+    with pytest.raises(UserError, match=line):
         read(folder, size=[40])
     photos = tree(tmp_path / "photos")
     refused(lambda: read(photos, split="test"), match=r"^--split: only for CIFAR10's official files")
     assert len(read(photos / "test", labels="folder").pixels) == COUNT
     other = pack(tmp_path / "other.tar.gz", {"1.png": b"", "2.png": b""}, "photos")
-    with pytest.raises(
-        UserError, match=r"other\.tar\.gz holds no batches of CIFAR10: allowed is cifar-10-binary"
-    ):
+    line = r"other\.tar\.gz holds no batches of CIFAR10: allowed is cifar-10-binary"
+    with pytest.raises(UserError, match=line):
         read(other)
     np.save(tmp_path / "few.npy", np.arange(3))
     refused(lambda: read(folder, labels=str(tmp_path / "few.npy")), match=r"^labels: 3 given for 20 images$")
@@ -497,30 +478,21 @@ def build():
 """
 
 
-def test_the_command_reports_on_an_official_archive_with_its_labels_and_says_whose_images_it_has(
-    tmp_path, capsys
-):
+def test_the_command_reports_on_an_official_archive_with_its_labels_and_names_its_images(tmp_path, capsys):
     (tmp_path / "net.py").write_text(NET)
     archive = pack(tmp_path / "cifar-10-python.tar.gz", python_files(), "cifar-10-batches-py")
-    given = [
-        "report",
-        f"{tmp_path / 'net.py'}:build",
-        "--images",
-        str(archive),
-        "--out",
-        str(tmp_path / "report"),
-    ]
+    given = ["report", f"{tmp_path / 'net.py'}:build", "--images", str(archive)]
+    given += ["--out", str(tmp_path / "report")]
     assert main(given) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert (
-        "give --mean and --std" in line and "for CIFAR10 have --mean 0.4914 0.4822 0.4465 --std 0.247" in line
-    )
+    assert "give --mean and --std" in line
+    assert "for CIFAR10 have --mean 0.4914 0.4822 0.4465 --std 0.247" in line
     assert main([*given, "--mean", "0.5", "--std", "0.25", "--partial-images", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == COUNT and found["labelled"] and "CIFAR10?: " in found["notes"][0]
 
 
-def test_the_exact_gcnn_is_tuned_on_the_training_images_and_measured_on_the_test_images(
+def test_the_exact_gcnn_is_tuned_on_the_training_images_and_measured_on_the_others(
     tmp_path, capsys, monkeypatch
 ):
     def refuse(net, shape):

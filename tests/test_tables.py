@@ -147,9 +147,8 @@ def test_table4_keeps_the_pairs_apart():
 def test_a_record_without_its_number_is_named():
     broken = flip("cnn", 3)
     del broken["barrier"]["repaired"]
-    with pytest.raises(
-        UserError, match=r"flip_merge record of model cnn, seed 3 lacks .*'barrier\.repaired'"
-    ):
+    line = r"flip_merge record of model cnn, seed 3 lacks .*'barrier\.repaired'"
+    with pytest.raises(UserError, match=line):
         table_2(([train("cnn", 3)], [broken]))
     with pytest.raises(UserError, match=r"train record of model cnn, seed 4 lacks .*'accuracy'"):
         table_2(([train("cnn", 4, accuracy="high")], []))
@@ -162,12 +161,8 @@ def test_a_record_given_twice_is_refused():
 
 def test_the_papers_cell_stands_beside_ours(three_types):
     human = human_table(table_2(three_types), table2.LAYOUT, NAMES).set_index("Model")
-    assert list(human.columns[:4]) == [
-        "Accuracy",
-        "Accuracy (paper)",
-        "Invariance Error",
-        "Invariance Error (paper)",
-    ]
+    named = ["Accuracy", "Accuracy (paper)", "Invariance Error", "Invariance Error (paper)"]
+    assert list(human.columns[:4]) == named
     assert list(human.columns[-2:]) == ["n", "Left out"]
     assert human.loc["CNN", "Accuracy"] == "0.850 ± 7.1e-2"
     assert human.loc["CNN w/o aug", "Invariance Error (paper)"] == "0.410 ± 4.0e-2"
@@ -220,11 +215,8 @@ def test_costs_are_written_with_and_without_jobs(tmp_path):
 def test_the_papers_tables_are_whole():
     assert [len(paper_values.table(i)) for i in (1, 2, 3, 4, 5)] == [7, 7, 7, 6, 10]
     assert tuple(paper_values.table(1)["model"]) == MODELS == tuple(paper_values.table(2)["model"])
-    assert dict(paper_values.table(1).set_index("model")["parameters"].loc[["cnn", "gcnn", "pgcnn"]]) == {
-        "cnn": 9.23e6,
-        "gcnn": 4.61e6,
-        "pgcnn": 9.19e6,
-    }
+    parameters = paper_values.table(1).set_index("model")["parameters"]
+    assert [*parameters.loc[["cnn", "gcnn", "pgcnn"]]] == [9.23e6, 4.61e6, 9.19e6]
     with pytest.raises(ValueError, match="no Table 6"):
         paper_values.table(6)
 
@@ -233,10 +225,10 @@ SCORES = {"net": 0.8, "flipped": 0.6, "halfway": 0.1, "reset": 0.5, "repaired": 
 BARRIERS = {"halfway": 0.9, "reset": 2 / 7, "repaired": 0.2}
 SHOWN = {
     "name": "A",
-    "trained_by_authors": False,
-    "self_supervised": True,
     "image_size": 225,
     "paper": "simsiam",
+    "trained_by_authors": False,
+    "self_supervised": True,
 }
 
 
@@ -268,14 +260,8 @@ def test_table5_lays_out_what_was_measured_beside_the_papers(tmp_path):
 def test_table5_has_the_papers_columns_then_the_counts_then_the_papers_values():
     columns = [column for column in table_5([], []) if not column.endswith("_std")]
     papers = [column for column in paper_values.table(5) if column != "in_table3"]
-    assert columns == [
-        "method",
-        "name",
-        *papers[1:],
-        "n",
-        "left_out",
-        *(f"paper_{name}" for name in MEASURED),
-    ]
+    counts = ["n", "left_out"]
+    assert columns == ["method", "name", *papers[1:], *counts, *(f"paper_{name}" for name in MEASURED)]
 
 
 def test_table5_has_means_and_stds_over_the_nets_of_a_type():
@@ -289,9 +275,8 @@ def test_table5_has_means_and_stds_over_the_nets_of_a_type():
 
 def test_a_row_without_its_measurement_is_named():
     scores = {"net": 0.5, "flipped": 0.5, "repaired": 0.4}
-    with pytest.raises(
-        UserError, match=r"flip_merge record of model a, .*lacks a number in 'accuracy\.reset'"
-    ):
+    line = r"flip_merge record of model a, .*lacks a number in 'accuracy\.reset'"
+    with pytest.raises(UserError, match=line):
         table_5(["a"], [merged("a", scores=scores)])
 
 
@@ -306,32 +291,25 @@ def test_what_table5_leaves_out_is_told_once_with_its_reason():
     selection = {"models": dict.fromkeys("ab", SHOWN), "notes": ["first"], "absent": {"c": "no file"}}
     notes = resnets.notes(chosen({"train": trains, "flip_merge": flips}, selection), selection)
     assert notes[0] == "first" and "Trainings waited for images 25.0% of the time at most" in notes
-    assert notes[-3:] == [
-        "c is left out: no file",
-        "a is left out: ImageNet is not at x",
-        "b-0 is left out: training is diverged",
-    ]
+    reasons = {"c": "no file", "a": "ImageNet is not at x", "b-0": "training is diverged"}
+    assert notes[-3:] == [f"{net} is left out: {reason}" for net, reason in reasons.items()]
 
 
 def test_notes_say_why_nets_are_left_out_and_barriers_are_far_below_zero():
     trains = [train("gcnn", seed, status="degenerate", reason=None) for seed in range(3)]
     trains += [train("cnn", 0, status="diverged", reason=None), train("cnn", 1, 0.12), train("cnn", 2)]
-    flips = [
-        flip("gcnn", seed, status="left_out") | {"reason": f"gcnn-{seed} is degenerate"} for seed in range(3)
-    ]
+    flips = [flip("gcnn", i, status="left_out") | {"reason": f"gcnn-{i} is degenerate"} for i in range(3)]
     scores = {"net": 0.12, "flipped": 0.12, "halfway": 0.1, "repaired": 0.18}
     flips += [flip("cnn", 1, -0.486, scores=scores), flip("cnn", 2, 0.03)]
     *_, negative, gcnn, cnn = agreement.notes({"train": trains, "flip_merge": flips}, {"names": NAMES})
-    assert (
-        negative.startswith("Barriers are negative, down to -0.486 (CNN-1)") and "accuracy 0.120" in negative
-    )
+    assert negative.startswith("Barriers are negative, down to -0.486 (CNN-1)")
+    assert "accuracy 0.120" in negative
     assert gcnn == "GCNN (all 3 nets) is left out: its accuracy is no better than chance"
     assert cnn == "CNN-0 is left out: its training diverged"
     (merges_alone,) = (line for line in agreement.notes({"flip_merge": flips}, {}) if "left out" in line)
     assert merges_alone.startswith("gcnn (all 3 nets)")
-    assert not any(
-        "negative" in line for line in agreement.notes({"flip_merge": [flip("cnn", 0, -0.01)]}, {})
-    )
+    hardly = agreement.notes({"flip_merge": [flip("cnn", 0, -0.01)]}, {})
+    assert not any("negative" in line for line in hardly)
 
 
 def test_weight_matchings_are_called_by_where_they_start_and_how_many_starts_reached_the_best():
@@ -346,25 +324,20 @@ def test_weight_matchings_are_called_by_where_they_start_and_how_many_starts_rea
     selection = of_models("cnn") | {"pairs": [], "matchings": ["weight", "weight_identity"]}
     records = {"flip_merge": [searched(0, 1), searched(1, 4), alone], "pair_merge": []}
     frame = made(matchings, selection, **records)
-    assert frame[["matching", "n"]].to_numpy().tolist() == [
-        ["weight, best of 4", 2],
-        ["weight, from the identity", 1],
-    ]
+    called = frame[["matching", "n"]].to_numpy().tolist()
+    assert called == [["weight, best of 4", 2], ["weight, from the identity", 1]]
     first, *_ = matchings.notes({"train": [], **records}, selection)
     assert first == "Weight matching: on average 2.5 of its starts (of a merge 1 to 4) reached the best"
-    assert not any(
-        "starts" in line for line in matchings.notes({"flip_merge": [alone], "pair_merge": []}, selection)
-    )
+    of_one = matchings.notes({"flip_merge": [alone], "pair_merge": []}, selection)
+    assert not any("starts" in line for line in of_one)
 
 
 def test_matchings_are_compared_by_type_and_kind_of_merge():
     flips = [flip("cnn", 0, 0.1), flip("cnn", 1, 0.3), flip("cnn", 0, 0.9, matching="identity")]
     flips += [flip("gcnn", 0, 0.2), flip("gcnn", 1, status="left_out")]
     pairs = [pair("cnn", 0, "cnn", 1, 0.5, matching="identity")]
-    selection = of_models("cnn", "gcnn") | {
-        "pairs": [("cnn", "cnn")],
-        "matchings": ["activation", "identity"],
-    }
+    selection = of_models("cnn", "gcnn") | {"pairs": [("cnn", "cnn")]}
+    selection["matchings"] = ["activation", "identity"]
     frame = made(matchings, selection, flip_merge=flips, pair_merge=pairs)
     rows = frame[["model_1", "model_2", "matching", "n", "left_out"]].to_numpy().tolist()
     assert rows == [
@@ -391,12 +364,5 @@ def test_without_repair_counts_the_net_whose_batch_norm_is_reset():
 def test_every_table_has_a_layout_and_a_module_that_makes_it(name):
     table = declared()[name]
     assert isinstance(table.layout, Layout) and table.layout.title and callable(table.load().frame)
-    assert set(table.reads) <= {
-        "train",
-        "flip_merge",
-        "pair_merge",
-        "flipped_training",
-        "theory",
-        "filters",
-        *MEASUREMENTS,
-    }
+    kinds = {"train", "flip_merge", "pair_merge", "flipped_training", "theory", "filters", *MEASUREMENTS}
+    assert set(table.reads) <= kinds

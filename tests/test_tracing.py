@@ -37,6 +37,11 @@ class Net(nn.Module):
         return self.head(self.body(x).mean((2, 3)))
 
 
+def small(*layers):
+    """These of 8 channels, and a classifier."""
+    return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
 class Normalised(Net):
     """By a buffer, one that isn't saved, and a constant made in forward."""
 
@@ -88,9 +93,8 @@ class Standardised(Net):
         w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
         x = F.relu(F.conv2d(x, w, self.a.bias, padding=1))
         rows = self.b.weight.reshape(1, 8, -1)
-        v = F.batch_norm(rows, None, None, weight=(self.gain * 0.3).view(-1), training=True).reshape_as(
-            self.b.weight
-        )
+        v = F.batch_norm(rows, None, None, weight=(self.gain * 0.3).view(-1), training=True)
+        v = v.reshape_as(self.b.weight)
         return F.relu(F.conv2d(x, v, self.b.bias, padding=1))
 
 
@@ -128,9 +132,8 @@ class Biased(Net):
         self.mlp = nn.Sequential(nn.Linear(2, 12), nn.ReLU(), nn.Linear(12, 4, bias=False))
         self.out, self.head = nn.Linear(16, 16), nn.Linear(16, 5)
         grid = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")).flatten(1)
-        self.register_buffer(
-            "apart", (grid[:, :, None] - grid[:, None]).permute(1, 2, 0).float(), persistent=False
-        )
+        apart = (grid[:, :, None] - grid[:, None]).permute(1, 2, 0).float()
+        self.register_buffer("apart", apart, persistent=False)
 
     def forward(self, x):
         x = self.patches(x).flatten(2).transpose(1, 2)
@@ -147,9 +150,8 @@ class Mixer(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem, self.norm, self.head = nn.Conv2d(3, 24, 8, 8), nn.LayerNorm(24), nn.Linear(24, 5)
-        self.t1, self.t2, self.c1, self.c2 = (
-            nn.Linear(*of) for of in ((16, 20), (20, 16), (24, 32), (32, 24))
-        )
+        sizes = (16, 20), (20, 16), (24, 32), (32, 24)
+        self.t1, self.t2, self.c1, self.c2 = (nn.Linear(*of) for of in sizes)
 
     def forward(self, x):
         x = self.stem(x).flatten(2).transpose(1, 2)
@@ -179,15 +181,8 @@ class Unfolded(Net):
         return F.relu(self.b(x))
 
 
-CHANNELS = {
-    Normalised: 16,
-    Optional: 16,
-    FromShapes: 16,
-    Standardised: 16,
-    Blurred: 16,
-    Operands: 24,
-    Unfolded: 16,
-}
+TWO_CONVS = Normalised, Optional, FromShapes, Standardised, Blurred
+CHANNELS = dict.fromkeys((*TWO_CONVS, Unfolded), 16) | {Operands: 24}
 CHANNELS |= {Frozen: 16, Biased: 16 + 16 + 16 + 12 + 4, Mixer: 24 + 32}
 
 
@@ -200,9 +195,7 @@ def test_nets_as_people_write_them_are_permuted_and_compute_the_same(kind):
     assert difference(net, groups=groups)[0] < 1e-10
 
 
-@pytest.mark.parametrize(
-    "kind", [Normalised, Optional, FromShapes, Standardised, Blurred], ids=lambda k: k.__name__
-)
+@pytest.mark.parametrize("kind", TWO_CONVS, ids=lambda kind: kind.__name__)
 def test_nets_as_people_write_them_are_merged_with_their_flipped_selves(kind):
     torch.manual_seed(0)
     net = kind().eval()
@@ -340,9 +333,7 @@ class Gain(nn.Module):
 
 
 def test_a_handler_that_leaves_something_out_is_named_though_the_weights_hide_it():
-    net = nn.Sequential(
-        nn.Conv2d(3, 8, 3), Gain(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
-    )
+    net = small(nn.Conv2d(3, 8, 3), Gain())
     wrong = Handlers()
     wrong.handler(Gain)(lambda call, x: x)
     with pytest.raises(UserError, match=r"Sequential: permuting its channels changes .* first at layer 1: "):
@@ -373,9 +364,7 @@ def test_a_merge_traces_either_net_once(monkeypatch):
 
 
 def test_a_flipped_net_is_checked_in_float64_at_a_size_that_its_strides_allow():
-    net = nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
-    )
+    net = small(nn.Conv2d(3, 8, 3, 2, 1))
     traced = TracedNet(net, (3, 16, 16))
     assert check_planted(traced, HORIZONTAL_FLIP) < 1e-12
     x = torch.randn(2, 3, 17, 17)
@@ -403,12 +392,7 @@ def test_handlers_of_extending_md_serve_merges_and_reports():
     names = {"Gain": Gain}
     exec(code, names)
     torch.manual_seed(0)
-    nets = [
-        nn.Sequential(
-            nn.Conv2d(3, 8, 3), Gain(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
-        )
-        for _ in range(2)
-    ]
+    nets = [small(nn.Conv2d(3, 8, 3), Gain()) for _ in range(2)]
     images, handlers = Images(smooth_images(40), 20), names["handlers"]
     for merged in (merge(*nets, images, handlers=handlers), flip_merge(nets[0], images, handlers=handlers)):
         assert len(merged.permutations["0"]) == 8 and merged.checks["permuted_logits"] < 1e-5
@@ -421,11 +405,9 @@ def test_what_depends_on_a_parameters_values_and_images_of_another_size_are_refu
         def forward(self, x):
             return super().forward(x) if self.head.bias.sum() > 0 else -super().forward(x)
 
-    with pytest.raises(
-        UserError, match=r"Reads can't be traced: what it does depends on a parameter's values .by bool"
-    ):
+    line = r"Reads can't be traced: what it does depends on a parameter's values .by bool"
+    with pytest.raises(UserError, match=line):
         channel_groups(Reads())
     with pytest.raises(UserError, match="Net is traced for images of 3×32×32, and these are 3×16×16"):
-        flip_merge(TracedNet(Net()).net, [torch.randn(8, 3, 16, 16)]) and channel_groups(
-            TracedNet(Net()), (3, 16, 16)
-        )
+        flip_merge(TracedNet(Net()).net, [torch.randn(8, 3, 16, 16)])
+        channel_groups(TracedNet(Net()), (3, 16, 16))
