@@ -33,16 +33,8 @@ torch.set_num_threads(1)  # nets this small only lose by more, and a busy machin
 
 ROOT = Path(__file__).parents[1]
 PARTS = (
-    "Snakefile",
-    "config.yaml",
-    "scales",
-    "rules",
-    "profiles",
-    "slurm",
-    "envs",
-    "report",
-    "workflow_scripts",
-)
+    "Snakefile", "config.yaml", "scales", "rules", "profiles", "slurm", "envs", "report", "workflow_scripts",
+)  # fmt: skip
 SCRIPTS = ROOT / "workflow_scripts"
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 

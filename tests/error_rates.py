@@ -24,12 +24,10 @@ CLAIMS = 3 + 1 + 3 + 2 + 1 + 1  # flip against pair, types, loss, late loss, mos
 # Of a net: what its error, barrier and inaccuracy, and its part in barriers of pairs, have in common.
 SHARED = {"nothing": 0.0, "half": 0.5, "most": 0.7}
 UNTRUE = {
-    "all but one": "flip pair types loss late zero",
-    "barriers": "flip pair types loss",
-    "flip against pair, late loss, zero-filters": "flip pair late zero",
-    "the loss": "loss late",
+    "all but one": "flip pair types loss late zero", "barriers": "flip pair types loss",
+    "flip against pair, late loss, zero-filters": "flip pair late zero", "the loss": "loss late",
     "flip against pair, CNN": "flip",
-}
+}  # fmt: skip
 Z = {"gcnn": (6.0, 2.0), "cnn": (2.0, 2.0)}  # zero-filters, mean and standard deviation
 
 

@@ -10,26 +10,17 @@ from relusym.records.files import load_record
 
 # of a ResNet, in the paper's order
 MEASURED = [
-    "invariance_error",
-    "accuracy",
-    "flip_accuracy",
-    "halfway_accuracy_no_repair",
-    "halfway_accuracy",
-    "gcnn_barrier_no_repair",
-    "gcnn_barrier",
-]
+    "invariance_error", "accuracy", "flip_accuracy", "halfway_accuracy_no_repair", "halfway_accuracy",
+    "gcnn_barrier_no_repair", "gcnn_barrier",
+]  # fmt: skip
 MODELS = ("cnn", "cnn_noaug", "cnn_inv", "cnn_late_inv", "gcnn", "pgcnn", "pgcnn_late_inv")
 PAIRS = [("cnn", "cnn"), ("cnn", "cnn_inv"), ("cnn", "gcnn")]
 PAIRS += [("cnn_inv", "cnn_inv"), ("cnn_inv", "gcnn"), ("gcnn", "gcnn")]
 NAMES = {
-    "cnn": "CNN",
-    "cnn_noaug": "CNN w/o aug",
-    "cnn_inv": "CNN + inv-loss",
-    "cnn_late_inv": "CNN + late inv-loss",
-    "gcnn": "GCNN",
-    "pgcnn": "PGCNN",
+    "cnn": "CNN", "cnn_noaug": "CNN w/o aug", "cnn_inv": "CNN + inv-loss",
+    "cnn_late_inv": "CNN + late inv-loss", "gcnn": "GCNN", "pgcnn": "PGCNN",
     "pgcnn_late_inv": "PGCNN + late inv-loss",
-}
+}  # fmt: skip
 CODE = {"relusym": "0.1.0", "torch": "2.14.1", "python": "3.11", "device": "cpu x86_64"}
 DATA = "da7a" * 16
 ENDS = {"flip_merge": ("net", "flipped"), "pair_merge": ("net_1", "net_2")}
@@ -77,19 +68,13 @@ def scores(kind, barrier, halfway=0.4):
 def _merge(kind, nets, barrier, status, matching, permutations, **measured):
     merging = {"images": 500} | ({"matching": matching} if matching else {})
     record = {
-        "kind": kind,
-        "status": status,
-        "reason": None if status == "ok" else "a net is left out",
+        "kind": kind, "status": status, "reason": None if status == "ok" else "a net is left out",
         "settings": {"merging": merging, "trained": [settings() for _ in nets]},
-        "inputs": {
-            "data": DATA,
-            "source": "generated shapes",
-            "checkpoints": [checkpoint(*net) for net in nets],
-        },
-        "outputs": {"filters": "f1" * 32} if kind == "flip_merge" else {},
-        "cost": {"seconds": 1.0},
+        "inputs": {"data": DATA, "source": "generated shapes",
+         "checkpoints": [checkpoint(*net) for net in nets]},
+        "outputs": {"filters": "f1" * 32} if kind == "flip_merge" else {}, "cost": {"seconds": 1.0},
         "code": CODE,
-    }
+    }  # fmt: skip
     if status == "ok":
         record |= {
             "barrier": {"halfway": 0.4, "repaired": barrier},

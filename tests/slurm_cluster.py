@@ -87,13 +87,9 @@ class SlurmCluster:
             (folder / name).mkdir(parents=True)
         ports = _free_ports(3)
         names = {
-            "folder": folder,
-            "host": socket.gethostname().partition(".")[0],
-            "user": getpass.getuser(),
-            "port": ports[0],
-            "port1": ports[1],
-            "port2": ports[2],
-        }
+            "folder": folder, "host": socket.gethostname().partition(".")[0], "user": getpass.getuser(),
+            "port": ports[0], "port1": ports[1], "port2": ports[2],
+        }  # fmt: skip
         self.conf = folder / "slurm.conf"
         self.conf.write_text(SLURM_CONF.format(**names))
         (folder / "gres.conf").write_text(GRES_CONF.format(**names))
@@ -129,12 +125,9 @@ class SlurmCluster:
         run = self.folder / "run"
         run.chmod(0o755)
         options = {
-            "key-file": key,
-            "socket": run / "munge.sock",
-            "pid-file": run / "munged.pid",
-            "log-file": self.folder / "log" / "munged.log",
-            "seed-file": run / "munge.seed",
-        }
+            "key-file": key, "socket": run / "munge.sock", "pid-file": run / "munged.pid",
+            "log-file": self.folder / "log" / "munged.log", "seed-file": run / "munge.seed",
+        }  # fmt: skip
         self.run("munged", "--force", *(f"--{name}={value}" for name, value in options.items()))
         self.start_controller("-c")
         for node in ("node1", "node2"):

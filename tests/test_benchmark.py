@@ -128,16 +128,9 @@ def test_the_grid_is_extrapolated_from_measured_rates():
 @pytest.mark.slow(seconds=30)
 def test_training_and_merges_have_a_row_each_with_ratio_goal_and_agreement():
     how = {
-        "nets": 1,
-        "width": 1 / 32,
-        "train_images": 100,
-        "test_images": 50,
-        "epochs": 1,
-        "batch_size": 50,
-        "learning_rate": 0.01,
-        "matched_images": 50,
-        "merge_batch_size": 50,
-    }
+        "nets": 1, "width": 1 / 32, "train_images": 100, "test_images": 50, "epochs": 1, "batch_size": 50,
+        "learning_rate": 0.01, "matched_images": 50, "merge_batch_size": 50,
+    }  # fmt: skip
     paper = {"width": 1.0, "epochs": 1, "images": 1, "seeds": 1, "pairs": 6, "invariance_from": [None]}
     rows = side_by_side.compared_rows(how, paper, CPU, cores=1, repeats=1)
     table = pd.DataFrame(rows).set_index("what")

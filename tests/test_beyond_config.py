@@ -71,14 +71,10 @@ def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):
     assert "Training, GCNN: learning rate 0.01, weight decay 0.08" in demo
 
 
-@pytest.mark.parametrize(
-    ("name", "images", "repair", "invariance"),
-    [
-        ("curves", "10,000", "2,000", "all test"),
-        ("by_layer_figure", "2,000", "", "all test"),
-        ("matchings", "10,000", "", "5,000 training"),
-    ],
-)
+@pytest.mark.parametrize("name, images, repair, invariance", [
+    ("curves", "10,000", "2,000", "all test"), ("by_layer_figure", "2,000", "", "all test"),
+    ("matchings", "10,000", "", "5,000 training"),
+])  # fmt: skip
 def test_notes_of_a_measurement_name_its_own_seeds_and_images(laptop, name, images, repair, invariance):
     first, *others = selection.select(laptop.settings, name)["notes"]
     assert first.endswith("; seeds 0, 9-11")
@@ -173,29 +169,23 @@ def test_what_a_measurement_depends_on_outdates_it_and_nothing_of_the_papers():
     assert [*differences(job.settings, settings_now)] == ["points"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "section", "line"),
-    [
-        (
-            "curve",
-            {},
-            "laptop.yaml: beyond: unknown key 'curve', is it 'curves'.; allowed are matchings, by_layer",
-        ),
-        ("curves", {"models": ["cn"]}, "beyond.curves.models: 'cn' given; allowed is one of cnn, "),
-        ("curves", {"pairs": [["gcnn", "pgcnn"]]}, r"curves.pairs: \[gcnn, pgcnn\] is none of the pairs"),
-        ("curves", {"point": 5}, "unknown key 'point', is it 'points'"),
-        ("curves", {"points": 2}, "points: 2 given; allowed is at least 3"),
-        ("curves", {"points": 4}, "points: 4 given; allowed is an odd number"),
-        ("curves", {"models": ["cnn"], "seeds": "40"}, "curves.seeds: 40 is none of the seeds of cnn"),
-        ("by_layer", {"pairs": [["cnn", "cnn"]]}, "unknown key 'pairs'; allowed are models, seeds, images$"),
-        ("by_layer", {"seeds": "3-0"}, "runs backwards"),
-        ("exact_gcnn", {"matching": "activation"}, "'activation' given; allowed is one of involution"),
-        ("exact_gcnn", FROM_SCRATCH, "from_scratch: 'cnn_inv' given; allowed is one of cnn"),
-        ("exact_gcnn", {"models": ["turned_cnn"]}, "models: turned_cnn's symmetry isn't of order 2"),
-        ("exact_gcnn", {"fine_tuning": {"epochs": 2}}, "the key 'learning_rate' is missing"),
-        ("symmetries", {"models": ["simsiam_odd"]}, "simsiam_odd isn't trained by a recipe"),
-    ],
-)
+@pytest.mark.parametrize("kind, section, line", [
+    ("curve", {},
+     "laptop.yaml: beyond: unknown key 'curve', is it 'curves'.; allowed are matchings, by_layer"),
+    ("curves", {"models": ["cn"]}, "beyond.curves.models: 'cn' given; allowed is one of cnn, "),
+    ("curves", {"pairs": [["gcnn", "pgcnn"]]}, r"curves.pairs: \[gcnn, pgcnn\] is none of the pairs"),
+    ("curves", {"point": 5}, "unknown key 'point', is it 'points'"),
+    ("curves", {"points": 2}, "points: 2 given; allowed is at least 3"),
+    ("curves", {"points": 4}, "points: 4 given; allowed is an odd number"),
+    ("curves", {"models": ["cnn"], "seeds": "40"}, "curves.seeds: 40 is none of the seeds of cnn"),
+    ("by_layer", {"pairs": [["cnn", "cnn"]]}, "unknown key 'pairs'; allowed are models, seeds, images$"),
+    ("by_layer", {"seeds": "3-0"}, "runs backwards"),
+    ("exact_gcnn", {"matching": "activation"}, "'activation' given; allowed is one of involution"),
+    ("exact_gcnn", FROM_SCRATCH, "from_scratch: 'cnn_inv' given; allowed is one of cnn"),
+    ("exact_gcnn", {"models": ["turned_cnn"]}, "models: turned_cnn's symmetry isn't of order 2"),
+    ("exact_gcnn", {"fine_tuning": {"epochs": 2}}, "the key 'learning_rate' is missing"),
+    ("symmetries", {"models": ["simsiam_odd"]}, "simsiam_odd isn't trained by a recipe"),
+])  # fmt: skip
 def test_what_cannot_be_is_one_line(kind, section, line):
     refused(lambda: settings(**{kind: section}), match=line)
 

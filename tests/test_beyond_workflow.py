@@ -35,16 +35,10 @@ FINE_TUNING = {"epochs": 1, "learning_rate": 0.002}
 SECTIONS = {
     "exact_gcnn": {"from_scratch": ["cnn"], "fine_tuning": FINE_TUNING, "models": ["cnn"]},
     "symmetries": {"models": ["cnn", "noaug"], "images": 60, "seeds": 0},
-    "curves": {
-        "models": ["cnn"],
-        "pairs": [["cnn", "cnn"]],
-        "points": 5,
-        "repair_images": 50,
-        "seeds": "0-1",
-    },
-    "during_training": {"models": ["cnn"], "seeds": 0},
-    "by_layer": {"models": ["cnn"]},
-}
+    "curves": {"models": ["cnn"], "pairs": [["cnn", "cnn"]], "points": 5, "repair_images": 50,
+     "seeds": "0-1"},
+    "during_training": {"models": ["cnn"], "seeds": 0}, "by_layer": {"models": ["cnn"]},
+}  # fmt: skip
 CURVES = [f"measure curves {nets}" for nets in ("cnn 0", "cnn 1", "cnn--cnn 0--1")]
 
 
@@ -193,11 +187,9 @@ def copied_net(measured, tmp_path):
     shutil.copytree((measured.folder / net).parent, tmp_path / "checkpoints")
     shutil.copytree(trained.parent, tmp_path / "records")
     files = {
-        "checkpoints": [tmp_path / "checkpoints/0.safetensors"],
-        "trained": [tmp_path / "records/0.json"],
-        "data": measured.folder / "data/generated-400-200-0.safetensors",
-        "beside": tmp_path / "made",
-    }
+        "checkpoints": [tmp_path / "checkpoints/0.safetensors"], "trained": [tmp_path / "records/0.json"],
+        "data": measured.folder / "data/generated-400-200-0.safetensors", "beside": tmp_path / "made",
+    }  # fmt: skip
     settings = record(measured, "during_training", "cnn-0")["settings"]
     names = {"names": [("cnn", 0)], "settings": settings}
     return tmp_path, names | files | {"label": "images", "batch_size": 50, "device": CPU}

@@ -308,19 +308,15 @@ def no_classes(files, name, batch):
 
 WRONG = {
     missing: (r"lacks data_batch_3(\.bin)?: ", r"lacks data_batch_3: "),
-    truncated: (
-        r"data_batch_3\.bin has 61,360 bytes, and a batch of CIFAR10 61,460: ",
-        "data_batch_3 is truncated",
-    ),
+    truncated: (r"data_batch_3\.bin has 61,360 bytes, and a batch of CIFAR10 61,460: ",
+     "data_batch_3 is truncated"),
     empty: (r"data_batch_3\.bin has 0 bytes", r"data_batch_3 is truncated or damaged \(EOFError\)"),
-    another_size: (
-        r"data_batch_3\.bin has 64,533 bytes",
-        r"data_batch_3 has data uint8 \(21, 3072\), and a batch of CIFAR10 uint8 \(20, 3072\): ",
-    ),
+    another_size: (r"data_batch_3\.bin has 64,533 bytes",
+     r"data_batch_3 has data uint8 \(21, 3072\), and a batch of CIFAR10 uint8 \(20, 3072\): "),
     another_label: ("data_batch_3.bin has the label 10, and CIFAR10 has 0 to 9",) * 2,
     other_classes: (r"batches\.meta.*: the classes are plane, automobile, .*, truck, not CIFAR10's",) * 2,
     no_classes: (r"lacks batches\.meta\.txt: ", r"lacks batches\.meta: "),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("source", VERSIONS)
@@ -405,18 +401,12 @@ def test_a_pickle_of_something_else_is_one_line(tmp_path, case):
 OTHER = "0" * 64
 
 
-@pytest.mark.parametrize(
-    ("label", "content", "called"),
-    [
-        ("CIFAR10", cifar10.DIGEST, "CIFAR10"),
-        ("my copy", cifar10.DIGEST, "CIFAR10"),
-        ("CIFAR10", OTHER, "CIFAR10?"),
-        ("cifar-10", OTHER, "CIFAR10?"),
-        ("CIFAR10 as JPEG (quality 75, 4:2:0)", OTHER, "CIFAR10 as JPEG (quality 75, 4:2:0)"),
-        ("CIFAR100", OTHER, "CIFAR100"),
-        ("my copy", OTHER, "my copy"),
-    ],
-)
+@pytest.mark.parametrize("label, content, called", [
+    ("CIFAR10", cifar10.DIGEST, "CIFAR10"), ("my copy", cifar10.DIGEST, "CIFAR10"),
+    ("CIFAR10", OTHER, "CIFAR10?"), ("cifar-10", OTHER, "CIFAR10?"),
+    ("CIFAR10 as JPEG (quality 75, 4:2:0)", OTHER, "CIFAR10 as JPEG (quality 75, 4:2:0)"),
+    ("CIFAR100", OTHER, "CIFAR100"), ("my copy", OTHER, "my copy"),
+])  # fmt: skip
 def test_images_are_called_cifar10_for_what_they_are_and_not_for_their_label(label, content, called):
     assert images_of({"inputs": {"source": label, "data": content}}) == called
 

@@ -238,18 +238,11 @@ def cycle(n):
     return [(i, (i + 1) % n) for i in range(n)]
 
 
-@pytest.mark.parametrize(
-    ("pairs", "factor", "degrees"),
-    [
-        ([(0, 1), (2, 3), (4, 5)], 1, 2),
-        (cycle(3), 4, 2),
-        (cycle(4), 3, 2),
-        (cycle(24), 2 * 23 / 22, 44**2 / (6 * 24 - 16)),
-        (cycle(2), math.inf, 0),
-        ([(0, 1)], math.inf, 0),
-        ([], math.inf, 0),
-    ],
-)
+@pytest.mark.parametrize("pairs, factor, degrees", [
+    ([(0, 1), (2, 3), (4, 5)], 1, 2), (cycle(3), 4, 2), (cycle(4), 3, 2),
+    (cycle(24), 2 * 23 / 22, 44**2 / (6 * 24 - 16)), (cycle(2), math.inf, 0), ([(0, 1)], math.inf, 0),
+    ([], math.inf, 0),
+])  # fmt: skip
 def test_what_shared_nets_take_from_a_t_test(pairs, factor, degrees):
     assert shared_nets(np.array(pairs, int).reshape(-1, 2)) == pytest.approx((factor, degrees))
 

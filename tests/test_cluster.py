@@ -237,20 +237,16 @@ def options(call: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("partition", "minutes", "options", "problem"),
-    [
-        ("gpu", 1440, "--mem 6000 --gpus=1", None),
-        ("gpu", 120, "--gres=shard:1", None),
-        ("", 1440, "--requeue --signal=USR1@120 --gpus=1", None),
-        ("gqu", 120, "--gpus=1", "Invalid partition name specified"),
-        ("gpu", 120, "--gpus=a100:1", "Requested node configuration is not available"),
-        ("gpu", 120, "--nodes=1 --gpus=3", "Requested node configuration is not available"),
-        ("gpu", 120, "--mem 64000", "Requested node configuration is not available"),
-        ("gpu", 1441, "--gpus=1", "asks for up to 1441 minutes and partition gpu allows 1440"),
-        ("", 1441, "--gpus=1", "asks for up to 1441 minutes and partition gpu allows 1440"),
-    ],
-)
+@pytest.mark.parametrize("partition, minutes, options, problem", [
+    ("gpu", 1440, "--mem 6000 --gpus=1", None), ("gpu", 120, "--gres=shard:1", None),
+    ("", 1440, "--requeue --signal=USR1@120 --gpus=1", None),
+    ("gqu", 120, "--gpus=1", "Invalid partition name specified"),
+    ("gpu", 120, "--gpus=a100:1", "Requested node configuration is not available"),
+    ("gpu", 120, "--nodes=1 --gpus=3", "Requested node configuration is not available"),
+    ("gpu", 120, "--mem 64000", "Requested node configuration is not available"),
+    ("gpu", 1441, "--gpus=1", "asks for up to 1441 minutes and partition gpu allows 1440"),
+    ("", 1441, "--gpus=1", "asks for up to 1441 minutes and partition gpu allows 1440"),
+])  # fmt: skip
 def test_the_checklist_tells_what_slurm_can_not_run(
     cluster, monkeypatch, partition, minutes, options, problem
 ):

@@ -360,18 +360,12 @@ def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
     assert bright("--weights", "same.pt", *on)[1]["accuracy"] == 1
 
 
-@pytest.mark.parametrize(
-    ("labels", "line"),
-    [
-        (np.repeat(np.arange(3), 6) + 0.5, "whole numbers"),
-        (np.repeat(np.arange(3), 6) - 1, "-1"),
-        (np.repeat(np.arange(3), 6) + 1, "labels up to 3"),
-        (np.full(18, np.nan), "whole numbers"),
-        (np.repeat(["a", "b", "c"], 6), "no numbers"),
-        (np.arange(3), "3 given for 18 images"),
-        (np.eye(3)[np.repeat(np.arange(3), 6)], "(18, 3)"),
-    ],
-)
+@pytest.mark.parametrize("labels, line", [
+    (np.repeat(np.arange(3), 6) + 0.5, "whole numbers"), (np.repeat(np.arange(3), 6) - 1, "-1"),
+    (np.repeat(np.arange(3), 6) + 1, "labels up to 3"), (np.full(18, np.nan), "whole numbers"),
+    (np.repeat(["a", "b", "c"], 6), "no numbers"), (np.arange(3), "3 given for 18 images"),
+    (np.eye(3)[np.repeat(np.arange(3), 6)], "(18, 3)"),
+])  # fmt: skip
 def test_labels_are_whole_numbers_from_0_one_an_image(bright, labels, line):
     images = [pixels_of(c, i) for c in range(3) for i in range(6)]
     np.savez("images.npz", images=images, labels=labels)
@@ -397,31 +391,23 @@ def cut(path):
     Path(path).write_bytes(Path(path).read_bytes()[:-400])
 
 
-@pytest.mark.parametrize(
-    ("name", "write", "line"),
-    [
-        ("cut.npz", cut, "truncated"),
-        ("text.npz", lambda path: Path(path).write_text("images"), "text.npz"),
-        ("lying.npz", lying, "declares 30,720,000,000 bytes"),
-        ("none.npy", lambda path: Path(path).write_bytes(b""), "truncated"),
-        ("list.pt", lambda path: torch.save([torch.zeros(2, 8, 8, 3), torch.zeros(2)], path), "holds list"),
-        ("keys.pt", lambda path: torch.save({0: torch.zeros(2), 1: torch.ones(2)}, path), "it has 0, 1"),
-        ("text.npz", lambda path: np.savez(path, images=np.array(["a", "b"])), "uint8"),
-    ],
-)
+@pytest.mark.parametrize("name, write, line", [
+    ("cut.npz", cut, "truncated"), ("text.npz", lambda path: Path(path).write_text("images"), "text.npz"),
+    ("lying.npz", lying, "declares 30,720,000,000 bytes"),
+    ("none.npy", lambda path: Path(path).write_bytes(b""), "truncated"),
+    ("list.pt", lambda path: torch.save([torch.zeros(2, 8, 8, 3), torch.zeros(2)], path), "holds list"),
+    ("keys.pt", lambda path: torch.save({0: torch.zeros(2), 1: torch.ones(2)}, path), "it has 0, 1"),
+    ("text.npz", lambda path: np.savez(path, images=np.array(["a", "b"])), "uint8"),
+])  # fmt: skip
 def test_damaged_and_other_files_of_images_are_refused_in_one_line(bright, name, write, line):
     write(name)
     refusal(*bright("--images", name), name, line)
 
 
-@pytest.mark.parametrize(
-    ("weights", "line"),
-    [
-        ([torch.zeros(2)], "no tensors by name"),
-        ({0: torch.zeros(2), 1: torch.ones(2)}, "missing: 0.weight"),
-        (torch.zeros(2), "no tensors by name"),
-    ],
-)
+@pytest.mark.parametrize("weights, line", [
+    ([torch.zeros(2)], "no tensors by name"), ({0: torch.zeros(2), 1: torch.ones(2)}, "missing: 0.weight"),
+    (torch.zeros(2), "no tensors by name"),
+])  # fmt: skip
 def test_other_files_of_weights_are_refused_in_one_line(bright, weights, line):
     class_folders("images", "abc")
     torch.save(weights, "weights.pt")

@@ -130,21 +130,14 @@ OTHERWISE |= {"warmup_epochs": 1, "crop_padding": 2, "augmentation": False, "sch
 OTHERWISE |= {"invariance_from": 0.1, "invariance_weight": 0.2, "precision": "float32"}
 
 
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({}, None),
-        ({"source": "CIFAR10 as JPEG", "digest": "0" * 64}, "data"),
-        ({"digest": "0" * 64}, "data"),
-        ({"source": "my copy"}, None),
-        ({"data__train_images": 1000}, "data.train_images"),
-        ({"data__seed": 7}, None),
-        ({"network__width": 0.25}, "network.width"),
-        ({"network__initialization": "he"}, "network.initialization"),
-        ({"network__group_convs": 3}, "network.group_convs"),
-        *(({f"training__{key}": value}, f"training.{key}") for key, value in OTHERWISE.items()),
-    ],
-)
+@pytest.mark.parametrize("change, word", [
+    ({}, None), ({"source": "CIFAR10 as JPEG", "digest": "0" * 64}, "data"), ({"digest": "0" * 64}, "data"),
+    ({"source": "my copy"}, None), ({"data__train_images": 1000}, "data.train_images"),
+    ({"data__seed": 7}, None), ({"network__width": 0.25}, "network.width"),
+    ({"network__initialization": "he"}, "network.initialization"),
+    ({"network__group_convs": 3}, "network.group_convs"),
+    *(({f"training__{key}": value}, f"training.{key}") for key, value in OTHERWISE.items()),
+])  # fmt: skip
 def test_every_setting_of_a_training_that_is_other_than_the_papers_is_named(change, word):
     for record in (made("train", "cnn_inv", **change), made("flip_merge", "cnn_inv", **change)):
         assert other_than_the_papers(record, OF_SCALE["laptop"]) == ([word] if word else [])
@@ -152,16 +145,11 @@ def test_every_setting_of_a_training_that_is_other_than_the_papers_is_named(chan
     assert other_than_the_papers(both, OF_SCALE["laptop"]) == ([word] if word else [])
 
 
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({"merging__images": 500}, "merging.images"),
-        ({"merging__matching": "identity"}, "merging.matching"),
-        ({"invariance_images": 500}, "invariance_images"),
-        ({"symmetry": "vertical_flip"}, "symmetry"),
-        ({"projection_seed": 3}, None),
-    ],
-)
+@pytest.mark.parametrize("change, word", [
+    ({"merging__images": 500}, "merging.images"), ({"merging__matching": "identity"}, "merging.matching"),
+    ({"invariance_images": 500}, "invariance_images"), ({"symmetry": "vertical_flip"}, "symmetry"),
+    ({"projection_seed": 3}, None),
+])  # fmt: skip
 def test_every_setting_of_a_merge_that_is_other_than_the_papers_is_named(change, word):
     record = made("flip_merge", "cnn", **change)
     assert other_than_the_papers(record, OF_SCALE["demo"]) == ([word] if word else [])
@@ -176,17 +164,12 @@ def test_an_absent_setting_is_its_default():
     assert other_than_the_papers(record, OF_SCALE["paper"]) == ["training.weight_decay"]
 
 
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({}, None),
-        ({"source": "generated shapes"}, "data"),
-        ({"source": None}, None),  # of a net that is left out
-        ({"network__width": 0.25}, "network.width"),
-        ({"training__epochs": 10}, "training.epochs"),
-        ({"data__train_images": 1000}, "data.train_images"),
-    ],
-)
+@pytest.mark.parametrize("change, word", [
+    ({}, None), ({"source": "generated shapes"}, "data"),
+    ({"source": None}, None),  # of a net that is left out
+    ({"network__width": 0.25}, "network.width"), ({"training__epochs": 10}, "training.epochs"),
+    ({"data__train_images": 1000}, "data.train_images"),
+])  # fmt: skip
 def test_what_is_other_than_the_papers_resnets_is_named(change, word):
     record = made("train", "torchvision_old_225", **{"source": "ImageNet", "digest": "1" * 64} | change)
     assert other_than_the_papers(record, OF_SCALE["paper"]) == ([word] if word else [])
@@ -299,14 +282,10 @@ def test_what_has_the_papers_settings_stays_comparable_at_another_scale():
     assert not [note for note in notes if "otherwise than the paper's" in note]
 
 
-@pytest.mark.parametrize(
-    ("values", "pair", "reason"),
-    [
-        ([0.1, 0.3, 0.2], [0.2, 0.19, 0.21], "interval includes 1"),
-        ([0.1, 0.2], [0.2, 0.3], "three nets"),
-        ([0.1, 0.2, 0.3], [-0.2, -0.3, 0.1], "isn't above zero"),
-    ],
-)
+@pytest.mark.parametrize("values, pair, reason", [
+    ([0.1, 0.3, 0.2], [0.2, 0.19, 0.21], "interval includes 1"), ([0.1, 0.2], [0.2, 0.3], "three nets"),
+    ([0.1, 0.2, 0.3], [-0.2, -0.3, 0.1], "isn't above zero"),
+])  # fmt: skip
 def test_a_direction_that_the_nets_dont_settle_is_open(values, pair, reason):
     found, _ = compared("demo", run_of({"cnn": values}, {"cnn": pair}))
     (row,) = found.itertuples()
@@ -337,15 +316,11 @@ def test_the_comparison_is_written_with_the_papers_values_beside_ours(tmp_path):
     assert "a &lt; b" in page
 
 
-@pytest.mark.parametrize(
-    ("number", "text", "line"),
-    [
-        (2, b"model,accuracy_mean\ncnn,high\n", r"table2\.csv: 'high' in accuracy_mean is no number"),
-        (2, b"net,accuracy_mean\ncnn,0.9\n", r"table2\.csv: .*is"),
-        (4, b"\xff\x00,\n", r"table4\.csv: no table \("),
-    ],
-    ids=["no number", "no key", "bytes"],
-)
+@pytest.mark.parametrize("number, text, line", [
+    (2, b"model,accuracy_mean\ncnn,high\n", r"table2\.csv: 'high' in accuracy_mean is no number"),
+    (2, b"net,accuracy_mean\ncnn,0.9\n", r"table2\.csv: .*is"),
+    (4, b"\xff\x00,\n", r"table4\.csv: no table \("),
+], ids=["no number", "no key", "bytes"])  # fmt: skip
 def test_a_table_of_the_paper_that_can_not_be_read_is_one_line(number, text, line, tmp_path, monkeypatch):
     (tmp_path / f"table{number}.csv").write_bytes(text)
     monkeypatch.setattr(paper_values, "files", lambda package: tmp_path)

@@ -210,17 +210,14 @@ def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_
     assert run.returncode != 0 and "were made from other images (20 colours)" in run.stdout
 
 
-@pytest.mark.parametrize(
-    ("change", "start"),
-    [
-        ({"source": "web"}, ".source: 'web' given; allowed is one of torchvision, binary, python, folder"),
-        ({"source": "torchvision"}, ".source: torchvision gives CIFAR10, which is the data set cifar10"),
-        ({"source": "binary"}, ".source: binary gives CIFAR10, which is the data set cifar10"),
-        ({"source": "python"}, ".source: python gives CIFAR10, which is the data set cifar10"),
-        ({"trian": "train"}, ": unknown key 'trian', is it 'train'?; allowed are root, train, test"),
-        ({"root": 3}, ".root: 3 given; allowed is text, in quotes: YAML takes this for a number"),
-    ],
-)
+@pytest.mark.parametrize("change, start", [
+    ({"source": "web"}, ".source: 'web' given; allowed is one of torchvision, binary, python, folder"),
+    ({"source": "torchvision"}, ".source: torchvision gives CIFAR10, which is the data set cifar10"),
+    ({"source": "binary"}, ".source: binary gives CIFAR10, which is the data set cifar10"),
+    ({"source": "python"}, ".source: python gives CIFAR10, which is the data set cifar10"),
+    ({"trian": "train"}, ": unknown key 'trian', is it 'train'?; allowed are root, train, test"),
+    ({"root": 3}, ".root: 3 given; allowed is text, in quotes: YAML takes this for a number"),
+])  # fmt: skip
 def test_a_bad_data_set_is_named_before_any_job(change, start):
     colours = coarse(Path("a"))["datasets"]["colours"] | change
     line = refused(lambda: settings_of(datasets={"colours": colours}))
@@ -232,18 +229,13 @@ def test_vertical_flips_and_quarter_turns_are_symmetries_of_a_training_and_of_it
     models = {
         "flipped": {"symmetry": "vertical_flip", "network": group},
         "turned": {"symmetry": "quarter_turn", "network": group},
-        "invariant": {
-            "symmetry": "vertical_flip",
-            "network": {"architecture": "vgg11_bn"},
-            "training": {"augmentation": True, "invariance_from": 0.0},
-        },
-    }
+        "invariant": {"symmetry": "vertical_flip", "network": {"architecture": "vgg11_bn"},
+         "training": {"augmentation": True, "invariance_from": 0.0}},
+    }  # fmt: skip
     scale = {
-        "seeds": "0",
-        "data": IMAGES | {"train_images": 400},
-        "network": {"width": 0.125, "initialization": "he"},
-        "training": TINY["training"] | {"epochs": 8},
-    }
+        "seeds": "0", "data": IMAGES | {"train_images": 400},
+        "network": {"width": 0.125, "initialization": "he"}, "training": TINY["training"] | {"epochs": 8},
+    }  # fmt: skip
     made = run_with(tiny(), "table2", models=models, scale=scale)
     trained, flips = records(made, "train"), records(made, "flip_merge")
     for model, given in models.items():

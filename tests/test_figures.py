@@ -214,17 +214,13 @@ def test_figure_1_shows_matches_as_they_are_in_the_net_and_figure_5_as_they_are_
     assert permuted.get_title().startswith("CNN, seed 0\nrelative difference 1.")
 
 
-@pytest.mark.parametrize(
-    ("permutation", "expected"),
-    [
-        ([1, 0, 2, 3, 4], {0, 1, 2}),  # a swapped pair and the most symmetric of the fixed ones
-        ([1, 0, 3, 2, 4], {0, 1, 4}),  # the pair whose filters are alike once flipped
-        ([0, 1, 2, 3, 4], {0, 1, 2, 3, 4}),  # fixed ones only
-        ([1, 2, 0, 4, 3], {3, 4}),  # a pair alone
-        ([1, 2, 3, 4, 0], set()),
-        ([1, 2, 0], {0, 1, 2}),
-    ],
-)
+@pytest.mark.parametrize("permutation, expected", [
+    ([1, 0, 2, 3, 4], {0, 1, 2}),  # a swapped pair and the most symmetric of the fixed ones
+    ([1, 0, 3, 2, 4], {0, 1, 4}),  # the pair whose filters are alike once flipped
+    ([0, 1, 2, 3, 4], {0, 1, 2, 3, 4}),  # fixed ones only
+    ([1, 2, 0, 4, 3], {3, 4}),  # a pair alone
+    ([1, 2, 3, 4, 0], set()), ([1, 2, 0], {0, 1, 2}),
+])  # fmt: skip
 def test_figure_2_takes_filters_that_the_permutation_keeps_among_themselves(permutation, expected):
     filters = np.random.default_rng(0).standard_normal((5, 3, 3, 3))
     filters[1] = filters[0, ..., ::-1]
@@ -256,13 +252,10 @@ def flipped(tmp_path_factory):
     data = tmp_path_factory.mktemp("data") / "data"
     image_set.save(data, *generate(60, 20, 0))
     settings = {
-        "data": {"dataset": "generated", "train_images": None, "seed": 0},
-        "network": VGG,
-        "training": {
-            **{"seed": 0, "steps": 12, "batch_size": 10, "learning_rate": 0.02},
-            **{"momentum": 0.9, "weight_decay": 5e-4, "crop_padding": 2},
-        },
-    }
+        "data": {"dataset": "generated", "train_images": None, "seed": 0}, "network": VGG,
+        "training": {**{"seed": 0, "steps": 12, "batch_size": 10, "learning_rate": 0.02},
+         **{"momentum": 0.9, "weight_decay": 5e-4, "crop_padding": 2}},
+    }  # fmt: skip
     return settings, data, flipped_training_record(settings, data, "generated shapes", device=CPU)
 
 
@@ -395,12 +388,10 @@ def test_the_same_records_give_the_same_bytes_on_another_day_in_another_process(
     selection = {"models": ["gcnn"], "names": NAMES, "notes": ["a note"], "zero_filter": 0.1}
     selection |= {"layer": "conv1", "flipped_back": False}
     made = {
-        "table2": (".csv", ".md", ".tex", ".html"),
-        "barriers": (".png", ".pdf", ".csv"),
-        "figure4": (".png", ".pdf", ".csv"),
-        "figure7": (".png", ".pdf"),
+        "table2": (".csv", ".md", ".tex", ".html"), "barriers": (".png", ".pdf", ".csv"),
+        "figure4": (".png", ".pdf", ".csv"), "figure7": (".png", ".pdf"),
         "zero_filters": (".png", ".pdf", ".csv", "_by_net.csv"),
-    }
+    }  # fmt: skip
     for folder, environment in (
         ("a", {"PYTHONHASHSEED": "1", "SOURCE_DATE_EPOCH": "1000000000", "TZ": "UTC"}),
         ("b", {"PYTHONHASHSEED": "2", "SOURCE_DATE_EPOCH": "1700000000", "TZ": "Asia/Tokyo"}),

@@ -67,19 +67,12 @@ def test_a_script_finds_what_it_finds_by_itself(written, tmp_path, monkeypatch, 
     assert capfd.readouterr().out == by_itself.stdout
 
 
-@pytest.mark.parametrize(
-    "text, status, ending",
-    [
-        ("print('done')", 0, ""),
-        ("raise SystemExit", 0, ""),
-        ("raise SystemExit(0)", 0, ""),
-        ("raise SystemExit(3)", 3, ""),
-        ("raise SystemExit('what is wrong')", 1, "what is wrong\n"),
-        ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
-        ("import os; os.kill(os.getpid(), 9)", -1, ""),
-        ("import sys; sys.stdout.close(); sys.stdout = open('/dev/full', 'w'); print('lost')", -1, ""),
-    ],
-)
+@pytest.mark.parametrize("text, status, ending", [
+    ("print('done')", 0, ""), ("raise SystemExit", 0, ""), ("raise SystemExit(0)", 0, ""),
+    ("raise SystemExit(3)", 3, ""), ("raise SystemExit('what is wrong')", 1, "what is wrong\n"),
+    ("1 / 0", 1, "ZeroDivisionError: division by zero\n"), ("import os; os.kill(os.getpid(), 9)", -1, ""),
+    ("import sys; sys.stdout.close(); sys.stdout = open('/dev/full', 'w'); print('lost')", -1, ""),
+])  # fmt: skip
 def test_its_exit_status_is_that_of_the_script_by_itself(text, status, ending, written, capfd):
     script = written(text)
     assert start(Forks([]), script).status() == status

@@ -30,25 +30,18 @@ class Padded(nn.Module):
 
 
 LAYERS = {
-    **{
-        f"conv {k} {s} {p} {d}": lambda k=k, s=s, p=p, d=d: nn.Conv2d(3, 4, k, s, p, d)
-        for k, s, p, d in product((1, 2, 3), (1, 2, 3), (0, 1), (1, 2))
-    },
+    **{f"conv {k} {s} {p} {d}": lambda k=k, s=s, p=p, d=d: nn.Conv2d(3, 4, k, s, p, d) for k, s, p,
+     d in product((1, 2, 3), (1, 2, 3), (0, 1), (1, 2))},
     "conv same 2": lambda: nn.Conv2d(3, 4, 2, padding="same"),
-    "conv same 3": lambda: nn.Conv2d(3, 4, 3, padding="same"),
-    "max pool 2": lambda: nn.MaxPool2d(2),
+    "conv same 3": lambda: nn.Conv2d(3, 4, 3, padding="same"), "max pool 2": lambda: nn.MaxPool2d(2),
     "max pool 3 2 1": lambda: nn.MaxPool2d(3, 2, 1),
-    "max pool ceil": lambda: nn.MaxPool2d(3, 2, ceil_mode=True),
-    "average pool": lambda: nn.AvgPool2d(2),
-    "adaptive": lambda: nn.AdaptiveAvgPool2d(4),
-    "upsample": lambda: nn.Upsample(scale_factor=2),
+    "max pool ceil": lambda: nn.MaxPool2d(3, 2, ceil_mode=True), "average pool": lambda: nn.AvgPool2d(2),
+    "adaptive": lambda: nn.AdaptiveAvgPool2d(4), "upsample": lambda: nn.Upsample(scale_factor=2),
     "bilinear": lambda: nn.Upsample(scale_factor=2, mode="bilinear"),
     "transposed": lambda: nn.ConvTranspose2d(3, 4, 3, 2, 1, output_padding=1),
-    "transposed symmetric": lambda: nn.ConvTranspose2d(3, 4, 2, 2),
-    "pad": Padded,
-    "zero pad": lambda: nn.ZeroPad2d((1, 2, 0, 0)),
-    "slices": Sliced,
-}
+    "transposed symmetric": lambda: nn.ConvTranspose2d(3, 4, 2, 2), "pad": Padded,
+    "zero pad": lambda: nn.ZeroPad2d((1, 2, 0, 0)), "slices": Sliced,
+}  # fmt: skip
 
 
 @torch.no_grad()

@@ -128,21 +128,13 @@ def test_vgg11_bn_has_a_batch_norm_after_each_conv():
 RESNET = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1]}
 
 
-@pytest.mark.parametrize(
-    ("network", "line"),
-    [
-        ({"width": 1.0}, r"^network\.architecture: None given; allowed is one of"),
-        (
-            {"architecture": "vgg11_bn", "group_convs": 2},
-            r"^network: unknown key 'group_convs'; allowed are width",
-        ),
-        ({"architecture": "resnet", "block": "basic"}, r"^network: the key 'layers' is missing"),
-        (
-            RESNET | {"layers": [1, 1, 1]},
-            r"^network\.layers: \[1, 1, 1\] given; allowed is a list of at least 4",
-        ),
-    ],
-)
+@pytest.mark.parametrize("network, line", [
+    ({"width": 1.0}, r"^network\.architecture: None given; allowed is one of"),
+    ({"architecture": "vgg11_bn", "group_convs": 2},
+     r"^network: unknown key 'group_convs'; allowed are width"),
+    ({"architecture": "resnet", "block": "basic"}, r"^network: the key 'layers' is missing"),
+    (RESNET | {"layers": [1, 1, 1]}, r"^network\.layers: \[1, 1, 1\] given; allowed is a list of at least 4"),
+])  # fmt: skip
 def test_a_network_that_cannot_be_is_refused(network, line):
     refused(lambda: nets.check(network), match=line)
 

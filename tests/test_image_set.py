@@ -75,38 +75,24 @@ def with_image(where, image):
 
 DAMAGES = {
     "no folder": (lambda tree: tree / "nowhere", r"nowhere is missing: set data\.root"),
-    "no split": (
-        lambda tree: (tree / "test").rename(tree / "tset"),
-        "test is missing: set data.train and data.test",
-    ),
+    "no split": (lambda tree: (tree / "test").rename(tree / "tset"),
+     "test is missing: set data.train and data.test"),
     "no classes": (without_classes, "train is empty"),
-    "other classes": (
-        lambda tree: (tree / "test" / "dog").rename(tree / "test" / "wolf"),
-        "differ in the classes dog, wolf",
-    ),
+    "other classes": (lambda tree: (tree / "test" / "dog").rename(tree / "test" / "wolf"),
+     "differ in the classes dog, wolf"),
     "no images": (without_images, "cat holds no images"),
-    "no image": (
-        with_bytes(lambda whole: b"no picture"),
-        r"dog/2\.png can't be read \(.*\): replace or remove",
-    ),
+    "no image": (with_bytes(lambda whole: b"no picture"),
+     r"dog/2\.png can't be read \(.*\): replace or remove"),
     "truncated": (with_bytes(lambda whole: whole[:90]), r"2\.png can't be read"),
-    "16 bits": (
-        with_image("train/dog/2.png", lambda: Image.new("I;16", (8, 8), 40_000)),
-        r"dog/2\.png has more than 8 bits a channel \(mode I;16",
-    ),
-    "32 bits": (
-        with_image("train/dog/2.tif", lambda: Image.new("F", (8, 8), 0.5)),
-        r"dog/2\.tif has more than 8 bits a channel \(mode F",
-    ),
-    "bomb": (
-        with_image("train/dog/2.png", lambda: Image.new("1", (20_000, 20_000))),
-        r"dog/2\.png can't be read \(.*decompression bomb.*\): replace or remove it",
-    ),
-    "other size": (
-        with_image("test/cat/1.png", lambda: Image.new("RGB", (9, 8))),
-        r"cat/1\.png is 9×8 pixels, not 8×8 as",
-    ),
-}
+    "16 bits": (with_image("train/dog/2.png", lambda: Image.new("I;16", (8, 8), 40_000)),
+     r"dog/2\.png has more than 8 bits a channel \(mode I;16"),
+    "32 bits": (with_image("train/dog/2.tif", lambda: Image.new("F", (8, 8), 0.5)),
+     r"dog/2\.tif has more than 8 bits a channel \(mode F"),
+    "bomb": (with_image("train/dog/2.png", lambda: Image.new("1", (20_000, 20_000))),
+     r"dog/2\.png can't be read \(.*decompression bomb.*\): replace or remove it"),
+    "other size": (with_image("test/cat/1.png", lambda: Image.new("RGB", (9, 8))),
+     r"cat/1\.png is 9×8 pixels, not 8×8 as"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("damage", "line"), DAMAGES.values(), ids=DAMAGES)
@@ -152,21 +138,14 @@ def test_a_missing_cifar10_is_named(tmp_path):
         data.prepare(spec, tmp_path / "set.safetensors", key="my.data")
 
 
-@pytest.mark.parametrize(
-    ("spec", "line"),
-    [
-        ({"kind": "mnist"}, r"^data\.kind: 'mnist' given; allowed is one of generated, .*folder"),
-        ({"kind": "folder"}, r"^data: the key 'root' is missing"),
-        (
-            {"kind": "folder", "root": 3},
-            r"^data\.root: 3 given; allowed is text, in quotes: YAML takes this for a number",
-        ),
-        (
-            {"kind": "folder", "root": "a", "tset": "b"},
-            r"^data: unknown key 'tset', is it 'test'\?; allowed are root, train, test",
-        ),
-    ],
-)
+@pytest.mark.parametrize("spec, line", [
+    ({"kind": "mnist"}, r"^data\.kind: 'mnist' given; allowed is one of generated, .*folder"),
+    ({"kind": "folder"}, r"^data: the key 'root' is missing"),
+    ({"kind": "folder", "root": 3},
+     r"^data\.root: 3 given; allowed is text, in quotes: YAML takes this for a number"),
+    ({"kind": "folder", "root": "a", "tset": "b"},
+     r"^data: unknown key 'tset', is it 'test'\?; allowed are root, train, test"),
+])  # fmt: skip
 def test_data_that_cannot_be_is_refused(spec, line):
     refused(lambda: data.check(spec), match=line)
 

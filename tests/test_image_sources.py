@@ -67,19 +67,12 @@ def test_normalisation_scales_to_0_1_first():
     assert grey.shape == (2, 1, 4, 4) and (grey == 1).all()
 
 
-@pytest.mark.parametrize(
-    ("pixels", "line"),
-    [
-        (PIXELS.permute(0, 3, 1, 2), "pixels.permute(0, 2, 3, 1)"),
-        (PIXELS.float() / 255, "is float32"),
-        (PIXELS[..., 0], "pixels[..., None]"),
-        (PIXELS[0], "pixels[None]"),
-        (torch.zeros(2, 8, 8, 4, dtype=torch.uint8), "pixels[..., :3]"),
-        (PIXELS[:0], "no images"),
-        ("photos/", "str given"),
-        (PIXELS.numpy().astype(np.int64), "is int64"),
-    ],
-)
+@pytest.mark.parametrize("pixels, line", [
+    (PIXELS.permute(0, 3, 1, 2), "pixels.permute(0, 2, 3, 1)"), (PIXELS.float() / 255, "is float32"),
+    (PIXELS[..., 0], "pixels[..., None]"), (PIXELS[0], "pixels[None]"),
+    (torch.zeros(2, 8, 8, 4, dtype=torch.uint8), "pixels[..., :3]"), (PIXELS[:0], "no images"),
+    ("photos/", "str given"), (PIXELS.numpy().astype(np.int64), "is int64"),
+])  # fmt: skip
 def test_pixels_in_another_form_are_refused_with_what_to_do(pixels, line):
     refused(lambda: Images(pixels), "Images", line, "uint8 (N, H, W, 3)")
 
@@ -93,20 +86,12 @@ def test_numpy_pixels_are_read_as_tensors_are():
     assert torch.equal(next(Images(PIXELS.numpy()).batches(CPU)), normalise(PIXELS))
 
 
-@pytest.mark.parametrize(
-    ("given", "line"),
-    [
-        (iter([normalise(PIXELS)]), "read only once"),
-        (normalise(PIXELS), "give a list of batches"),
-        ([], "empty"),
-        ([PIXELS], "uint8"),
-        ([normalise(PIXELS).permute(0, 2, 3, 1)], "x.permute(0, 3, 1, 2)"),
-        ([{"x": 1}], "a batch is dict"),
-        ([torch.full((2, 3, 8, 8), torch.nan)], "aren't finite"),
-        ("photos", "str given"),
-        (7, "int given"),
-    ],
-)
+@pytest.mark.parametrize("given, line", [
+    (iter([normalise(PIXELS)]), "read only once"), (normalise(PIXELS), "give a list of batches"),
+    ([], "empty"), ([PIXELS], "uint8"), ([normalise(PIXELS).permute(0, 2, 3, 1)], "x.permute(0, 3, 1, 2)"),
+    ([{"x": 1}], "a batch is dict"), ([torch.full((2, 3, 8, 8), torch.nan)], "aren't finite"),
+    ("photos", "str given"), (7, "int given"),
+])  # fmt: skip
 def test_batches_of_another_form_are_refused(given, line):
     refused(lambda: Batches(given), line)
 
@@ -127,15 +112,11 @@ class Augmented(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-@pytest.mark.parametrize(
-    "loader",
-    [
-        lambda data: DataLoader(data, 16, shuffle=True),
-        lambda data: DataLoader(data, 60, shuffle=True),  # all in one batch
-        lambda data: DataLoader(data, 16, sampler=WeightedRandomSampler([1.0] * 60, 60)),
-    ],
-    ids=["shuffled", "in one batch", "sampled"],
-)
+@pytest.mark.parametrize("loader", [
+    lambda data: DataLoader(data, 16, shuffle=True),
+    lambda data: DataLoader(data, 60, shuffle=True),  # all in one batch
+    lambda data: DataLoader(data, 16, sampler=WeightedRandomSampler([1.0] * 60, 60)),
+], ids=["shuffled", "in one batch", "sampled"])  # fmt: skip
 def test_images_whose_order_changes_from_pass_to_pass_are_refused(loader, labelled):
     x = normalise(PIXELS)
     data = TensorDataset(x, LABELS) if labelled else list(x)

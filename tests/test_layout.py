@@ -10,21 +10,12 @@ from relusym.findings import declared
 from relusym.findings.layout import human_table, mean_and_std, number, page, write_table
 
 
-@pytest.mark.parametrize(
-    ("value", "digits", "plain", "latex"),
-    [
-        (0.901, 3, "0.901", "0.901"),
-        (0.9, 3, "0.900", "0.900"),
-        (0.9996, 3, "1.00", "1.00"),
-        (0.09996, 3, "0.100", "0.100"),
-        (0.04, 3, "4.00e-2", r"4.00 \cdot 10^{-2}"),
-        (-0.00123, 2, "-1.2e-3", r"-1.2 \cdot 10^{-3}"),
-        (1.34e-6, 3, "1.34e-6", r"1.34 \cdot 10^{-6}"),
-        (12.34, 3, "12.3", "12.3"),
-        (99.6, 2, "1.0e2", r"1.0 \cdot 10^{2}"),
-        (0.0, 3, "0", "0"),
-    ],
-)
+@pytest.mark.parametrize("value, digits, plain, latex", [
+    (0.901, 3, "0.901", "0.901"), (0.9, 3, "0.900", "0.900"), (0.9996, 3, "1.00", "1.00"),
+    (0.09996, 3, "0.100", "0.100"), (0.04, 3, "4.00e-2", r"4.00 \cdot 10^{-2}"),
+    (-0.00123, 2, "-1.2e-3", r"-1.2 \cdot 10^{-3}"), (1.34e-6, 3, "1.34e-6", r"1.34 \cdot 10^{-6}"),
+    (12.34, 3, "12.3", "12.3"), (99.6, 2, "1.0e2", r"1.0 \cdot 10^{2}"), (0.0, 3, "0", "0"),
+])  # fmt: skip
 def test_numbers_are_written_as_in_the_paper(value, digits, plain, latex):
     assert number(value, digits) == plain
     assert number(value, digits, latex=True) == latex

@@ -12,15 +12,10 @@ LABELS = torch.arange(60) % 10
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(
-    ("labels", "line"),
-    [
-        (LABELS[:-1], "59 given for 60 images"),
-        (LABELS.float(), "float32"),
-        (LABELS + 5, "labels up to 14"),
-        (torch.tensor(3), "shape ()"),
-    ],
-)
+@pytest.mark.parametrize("labels, line", [
+    (LABELS[:-1], "59 given for 60 images"), (LABELS.float(), "float32"), (LABELS + 5, "labels up to 14"),
+    (torch.tensor(3), "shape ()"),
+])  # fmt: skip
 def test_labels_of_another_kind_are_refused(labels, line):
     refused(lambda: flip_merge(conv_net(), Images(PIXELS, 16), test_labels=labels), line)
     batches = list(normalise(PIXELS).split(16))
@@ -64,15 +59,11 @@ def test_the_barrier_of_a_loss_is_its_rise():
     assert of.barriers["loss"]["repaired"] == pytest.approx(rise)
 
 
-@pytest.mark.parametrize(
-    ("metric", "line"),
-    [
-        (lambda logits, labels: logits.mean(), "one number an image"),
-        (lambda logits, labels: 0.5, "gives float"),
-        (lambda logits, labels: logits[:, 99], "fails on logits"),
-        (lambda logits, labels: {}["key"], "KeyError: 'key' (test_metrics.py, line"),
-    ],
-)
+@pytest.mark.parametrize("metric, line", [
+    (lambda logits, labels: logits.mean(), "one number an image"),
+    (lambda logits, labels: 0.5, "gives float"), (lambda logits, labels: logits[:, 99], "fails on logits"),
+    (lambda logits, labels: {}["key"], "KeyError: 'key' (test_metrics.py, line"),
+])  # fmt: skip
 def test_a_metric_that_isnt_one_number_an_image_is_refused(metric, line):
     mine = {"mine": Metric(metric)}
     refused(lambda: flip_merge(vgg11(), Images(PIXELS, 16), metrics=mine), "metric mine", line)

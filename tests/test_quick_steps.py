@@ -82,20 +82,13 @@ def test_float64_is_exact_in_it_as_well(conv, side, name, wholly):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "conv, side, amx",
-    [
-        (nn.Conv2d(128, 4, 3, padding=1), 9, True),
-        (nn.Conv2d(127, 4, 3, padding=1), 4, True),
-        (nn.Conv2d(128, 4, 3, padding=1, groups=2), 2, True),
-        (nn.Conv2d(128, 4, 3, padding=2, dilation=2), 4, True),
-        (nn.Conv2d(128, 4, 3, padding="same"), 2, True),
-        (nn.Conv2d(256, 512, 3, padding=1), 4, False),
-        (nn.Conv2d(512, 4, 3, padding=1), 8, False),
-        (nn.Conv2d(8, 4, 1), 2, False),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("conv, side, amx", [
+    (nn.Conv2d(128, 4, 3, padding=1), 9, True), (nn.Conv2d(127, 4, 3, padding=1), 4, True),
+    (nn.Conv2d(128, 4, 3, padding=1, groups=2), 2, True),
+    (nn.Conv2d(128, 4, 3, padding=2, dilation=2), 4, True), (nn.Conv2d(128, 4, 3, padding="same"), 2, True),
+    (nn.Conv2d(256, 512, 3, padding=1), 4, False), (nn.Conv2d(512, 4, 3, padding=1), 8, False),
+    (nn.Conv2d(8, 4, 1), 2, False),
+], ids=str)  # fmt: skip
 def test_other_convs_are_left_as_they_are(conv, side, amx):
     ran, x = [], torch.randn(2, conv.in_channels, side, side)
     y, _ = gradients(conv, x, ran, dtype=BFLOAT16, mode=QuickSteps(conv, amx))

@@ -26,21 +26,15 @@ BEYOND = "exact_gcnn", "symmetries", "curves", "during_training", "by_layer"
 FLIP = "symmetries.horizontal_flip"
 
 
-@pytest.mark.parametrize(
-    ("kind", "path", "by"),
-    [
-        *((kind, f"barrier.{name}", 0.01) for kind in MERGES for name in ("halfway", "repaired")),
-        *((kind, "absolute_barrier.repaired", 0.01) for kind in MERGES),
-        *((kind, "accuracy.repaired", 0.01) for kind in MERGES),
-        ("flip_merge", "accuracy.flipped", 0.01),
-        ("symmetries", f"{FLIP}.barrier.whole", 0.01),
-        ("symmetries", f"{FLIP}.barrier.pairwise_no_repair", 0.01),
-        ("symmetries", f"{FLIP}.accuracy.orbit", 0.01),
-        ("during_training", "epochs.4.barrier", 0.5),
-        ("during_training", "epochs.4.absolute_barrier", -0.5),
-        ("flipped_training", "largest_difference.float32", 0.1),
-    ],
-)
+@pytest.mark.parametrize("kind, path, by", [
+    *((kind, f"barrier.{name}", 0.01) for kind in MERGES for name in ("halfway", "repaired")),
+    *((kind, "absolute_barrier.repaired", 0.01) for kind in MERGES),
+    *((kind, "accuracy.repaired", 0.01) for kind in MERGES), ("flip_merge", "accuracy.flipped", 0.01),
+    ("symmetries", f"{FLIP}.barrier.whole", 0.01), ("symmetries", f"{FLIP}.barrier.pairwise_no_repair", 0.01),
+    ("symmetries", f"{FLIP}.accuracy.orbit", 0.01), ("during_training", "epochs.4.barrier", 0.5),
+    ("during_training", "epochs.4.absolute_barrier", -0.5),
+    ("flipped_training", "largest_difference.float32", 0.1),
+])  # fmt: skip
 def test_a_number_that_is_not_what_follows_from_the_others_is_refused(kind, path, by):
     record = a(kind)
     value = record

@@ -195,11 +195,9 @@ def test_the_committed_records_have_their_fingerprints():
 
 FLIPPED = {f"flip_merge {model}" for model in ("cnn", "old", "simsiam_odd")}
 JOBS = {
-    *FLIPPED,
-    "pair_merge cnn gcnn",
-    *(job.replace("flip_merge", "train") for job in FLIPPED),
+    *FLIPPED, "pair_merge cnn gcnn", *(job.replace("flip_merge", "train") for job in FLIPPED),
     "train cnn_inv",
-}
+}  # fmt: skip
 CHANGED = {  # by key: a value, and the jobs whose results it changes
     **dict.fromkeys(
         ("training__save_every", "merging__batch_size", "models__old__training__workers"), (7, set())
@@ -359,17 +357,13 @@ def test_pieces_that_were_copied_together_with_old_times_are_all_in_the_table(co
     assert (pd.read_csv(table).eval("n + left_out") == 2).all() and committed.planned("table2") == []
 
 
-@pytest.mark.parametrize(
-    ("config", "remade"),
-    [
-        ("filters={zero_filter: 0.2}", {"zero_filters", "claims"}),
-        ("models={cnn: {name: Plain net}}", {"table1", "table2", "table4", "figure4"}),
-        ("models={cnn: {description: A net}}", {"table1"}),
-        ("figure9=simsiam_odd", {"figure9"}),
-        ("pairs=[[cnn, gcnn]]", {"table4", "comparison"}),
-        ("models={old: null} figure9=simsiam_odd", {"table3", "table5", "figure9"}),
-    ],
-)
+@pytest.mark.parametrize("config, remade", [
+    ("filters={zero_filter: 0.2}", {"zero_filters", "claims"}),
+    ("models={cnn: {name: Plain net}}", {"table1", "table2", "table4", "figure4"}),
+    ("models={cnn: {description: A net}}", {"table1"}), ("figure9=simsiam_odd", {"figure9"}),
+    ("pairs=[[cnn, gcnn]]", {"table4", "comparison"}),
+    ("models={old: null} figure9=simsiam_odd", {"table3", "table5", "figure9"}),
+])  # fmt: skip
 def test_tables_and_figures_show_the_present_config_and_nothing_is_measured_for_it(committed, config, remade):
     jobs = committed.planned("--config", *re.split(r" (?=\w+=)", config))
     assert remade <= {*jobs} and not measured(jobs)

@@ -13,11 +13,9 @@ from relusym.records.files import write_record
 def folder(tmp_path):
     """Logs and records of trainings: done, diverged, running, failed, of other settings, not begun, of another type."""
     hours = {
-        "cnn-f0/0": ("ok", 0.5),
-        "cnn-f0/1": ("diverged", 0.5),
-        "cnn-0f/4": ("ok", 2.0),
+        "cnn-f0/0": ("ok", 0.5), "cnn-f0/1": ("diverged", 0.5), "cnn-0f/4": ("ok", 2.0),
         "gcnn-f0/0": ("ok", 1.0),
-    }
+    }  # fmt: skip
     for name, (status, of_job) in hours.items():
         path = tmp_path / "records" / "train" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)

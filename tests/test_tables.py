@@ -33,14 +33,10 @@ def three_types():
         train("pgcnn", 1, None, status="diverged", parameters=None),
     ]
     flips = [
-        flip("cnn", 0, 0.03, error=0.2),
-        flip("cnn", 1, 0.01, error=0.4),
-        flip("gcnn", 0, -0.001, error=1e-6),
-        flip("gcnn", 1, status="left_out"),
-        flip("gcnn", 2, status="left_out"),
-        flip("pgcnn", 0, status="left_out"),
-        flip("pgcnn", 1, status="left_out"),
-    ]
+        flip("cnn", 0, 0.03, error=0.2), flip("cnn", 1, 0.01, error=0.4), flip("gcnn", 0, -0.001, error=1e-6),
+        flip("gcnn", 1, status="left_out"), flip("gcnn", 2, status="left_out"),
+        flip("pgcnn", 0, status="left_out"), flip("pgcnn", 1, status="left_out"),
+    ]  # fmt: skip
     return trains, flips
 
 
@@ -127,12 +123,9 @@ def test_table1_refuses_nets_of_different_size():
 
 def test_table4_keeps_the_pairs_apart():
     records = [
-        pair("cnn", 0, "cnn", 1, 0.1),
-        pair("cnn", 1, "cnn", 2, 0.3),
-        pair("cnn", 0, "gcnn", 0, 0.6),
-        pair("cnn", 1, "gcnn", 1, status="left_out"),
-        pair("gcnn", 0, "gcnn", 1, status="left_out"),
-    ]
+        pair("cnn", 0, "cnn", 1, 0.1), pair("cnn", 1, "cnn", 2, 0.3), pair("cnn", 0, "gcnn", 0, 0.6),
+        pair("cnn", 1, "gcnn", 1, status="left_out"), pair("gcnn", 0, "gcnn", 1, status="left_out"),
+    ]  # fmt: skip
     frame = made(table4, pair_merge=records)
     assert list(zip(frame["model_1"], frame["model_2"], strict=True)) == PAIRS
     frame = frame.set_index(["model_1", "model_2"])
@@ -224,12 +217,8 @@ def test_the_papers_tables_are_whole():
 SCORES = {"net": 0.8, "flipped": 0.6, "halfway": 0.1, "reset": 0.5, "repaired": 0.56}
 BARRIERS = {"halfway": 0.9, "reset": 2 / 7, "repaired": 0.2}
 SHOWN = {
-    "name": "A",
-    "image_size": 225,
-    "paper": "simsiam",
-    "trained_by_authors": False,
-    "self_supervised": True,
-}
+    "name": "A", "image_size": 225, "paper": "simsiam", "trained_by_authors": False, "self_supervised": True,
+}  # fmt: skip
 
 
 def merged(model, seed=0, status="ok", scores=SCORES):
@@ -282,11 +271,9 @@ def test_a_row_without_its_measurement_is_named():
 
 def test_what_table5_leaves_out_is_told_once_with_its_reason():
     trains = [
-        train("a", 0, status="absent", reason="ImageNet is not at x"),
-        train("b", 0, status="diverged"),
-        train("b", 1, data_wait_share=0.25),
-        train("mine", 0),
-    ]
+        train("a", 0, status="absent", reason="ImageNet is not at x"), train("b", 0, status="diverged"),
+        train("b", 1, data_wait_share=0.25), train("mine", 0),
+    ]  # fmt: skip
     flips = [merged("a", 0, "left_out"), merged("b", 0, "left_out"), merged("b", 1)]
     selection = {"models": dict.fromkeys("ab", SHOWN), "notes": ["first"], "absent": {"c": "no file"}}
     notes = resnets.notes(chosen({"train": trains, "flip_merge": flips}, selection), selection)

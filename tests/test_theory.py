@@ -155,11 +155,9 @@ def test_example_c_1_needs_training_that_works(fails):
     fails(example_c_1, 5, STEPS=0)
 
 
-@pytest.mark.parametrize(
-    ("other", "free", "symmetric"),
-    [(example_c_2.NARROW_K, 0, 0), (example_c_2.ANGLE, 0.5, 0.5)],
-    ids=["a_symmetric_filter_does_as_well", "no_filter_does_better_than_chance"],
-)
+@pytest.mark.parametrize("other, free, symmetric", [
+    (example_c_2.NARROW_K, 0, 0), (example_c_2.ANGLE, 0.5, 0.5),
+], ids=["a_symmetric_filter_does_as_well", "no_filter_does_better_than_chance"])  # fmt: skip
 def test_example_c_2_depends_on_the_shapes(fails, other, free, symmetric):
     draw = example_c_2.image_classes
 
@@ -200,11 +198,9 @@ def any_nets(rng, draws):
     return {"any": (rng.integers(-9, 10, (draws, 2, 2)), rng.integers(-9, 10, (draws, 2)))}
 
 
-@pytest.mark.parametrize(
-    "part",
-    [{"is_invariant": lambda W1, W2: np.ones(len(W1), bool)}, {"random_invariant_nets": any_nets}],
-    ids=["all are called invariant", "any are drawn"],
-)
+@pytest.mark.parametrize("part", [
+    {"is_invariant": lambda W1, W2: np.ones(len(W1), bool)}, {"random_invariant_nets": any_nets},
+], ids=["all are called invariant", "any are drawn"])  # fmt: skip
 def test_proposition_d_1_finds_nets_that_are_not_invariant(fails, part):
     fails(proposition_d_1, 50, **part)
 

@@ -66,17 +66,11 @@ def test_late_invariance_is_on_after_its_share_of_the_epochs():
     assert late.but(invariance_from=0.0).invariance_at(0)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "line"),
-    [
-        ({"objective": "byol"}, "objective: 'byol' given; allowed is one of supervised, simsiam, linear"),
-        (
-            {"schedule": "none"},
-            "schedule: 'none' given; allowed is one of linear, cosine, step .is it cosine..",
-        ),
-        ({"processes": 3}, "batch_size: 20 can't be shared evenly by 3 processes"),
-    ],
-)
+@pytest.mark.parametrize("wrong, line", [
+    ({"objective": "byol"}, "objective: 'byol' given; allowed is one of supervised, simsiam, linear"),
+    ({"schedule": "none"}, "schedule: 'none' given; allowed is one of linear, cosine, step .is it cosine.."),
+    ({"processes": 3}, "batch_size: 20 can't be shared evenly by 3 processes"),
+])  # fmt: skip
 def test_a_recipe_that_cannot_be_is_refused(wrong, line):
     refused(lambda: VGG_RECIPE.but(**wrong), match=f"^{line}$")
 

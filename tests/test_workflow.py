@@ -18,13 +18,8 @@ from relusym.records.files import load_record
 from relusym.theory import STATEMENTS
 
 TABLES = {
-    "theory",
-    "costs",
-    "comparison",
-    "claims",
-    "provenance",
-    *(f"table{number}" for number in range(1, 6)),
-}
+    "theory", "costs", "comparison", "claims", "provenance", *(f"table{number}" for number in range(1, 6)),
+}  # fmt: skip
 # 5 shows a type not in MODELS
 FIGURES = {f"figure{number}" for number in (1, 2, 3, 4, 6, 7, 8, 9, 10)} | {"barriers", "zero_filters"}
 AGGREGATION = {*TABLES, *FIGURES, "all"}
