@@ -1,11 +1,8 @@
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, refused, scale_of, settings_of
+from conftest import ROOT, python, refused, scale_of, settings_of
 
 from relusym.beyond import MEASUREMENTS
 from relusym.config.settings import Settings
@@ -247,14 +244,6 @@ def test_a_measurement_is_one_module_that_needs_no_pytorch_to_be_planned(tmp_pat
     library = ROOT / "workflow_scripts/relusym"
     shutil.copytree(library, tmp_path / "relusym", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "relusym/beyond/mine.py").write_text(MINE, encoding="utf-8")
-    run = subprocess.run(
-        [sys.executable, "-c", PLANNED, str(ROOT / "scales")],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    *jobs, right, wrong = run.stdout.splitlines()
+    *jobs, right, wrong = python(PLANNED, ROOT / "scales", PYTHONPATH=str(tmp_path)).splitlines()
     assert jobs == [f"measure 0.25 {nets}" for nets in ("cnn-0", "cnn-1", "cnn-0--cnn-1")]
     assert right == "None False" and wrong.startswith("can't be right (mine: 2 given")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, finish, start
 
 TARGETS = "demo", "check", "test", "test-cluster", "lint", "format", "laptop", "bench"
 MAKE = {*re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)}
@@ -77,15 +77,9 @@ def test_with_apptainer_every_job_runs_in_the_image_of_the_recipe(tiny, tmp_path
     stand_in.with_name("singularity").symlink_to(stand_in)
     image = made.folder / "envs" / "relusym.sif"
     image.touch()
-    surroundings = os.environ | {
-        "PATH": f"{stand_in.parent}:{os.environ['PATH']}",
-        "IMAGES": str(tmp_path / "images"),
-        "PYTHON_FOLDER": str(Path(sys.executable).parent),
-    }
+    site = {"PATH": f"{stand_in.parent}:{os.environ['PATH']}", "IMAGES": str(tmp_path / "images")}
     command = [sys.executable, "-m", "snakemake", "lemma_e_1", "--cores", "2", "--sdm", "apptainer"]
-    run = subprocess.run(
-        command, cwd=made.folder, env=surroundings, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
+    run = finish(start(command, made.folder, PYTHON_FOLDER=str(Path(sys.executable).parent), **site))
+    assert run.returncode == 0, run.stdout
     assert set((tmp_path / "images").read_text().split()) == {str(image)}
     assert made.path_of_statement("lemma_e_1").exists()

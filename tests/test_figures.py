@@ -1,14 +1,11 @@
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, config_of, refused
+from conftest import ROOT, SCRIPTS, config_of, python, refused
 from docutils.core import publish_parts
 from jinja2 import StrictUndefined, Template
 from records import NAMES, flip, pair, train
@@ -352,26 +349,9 @@ sys.exit("torch" in sys.modules)
 
 def run_script(made, selection, folder, environment, **inputs):
     """Run finding.py as Snakemake does, for one rule after the other, in a folder; it must do without PyTorch."""
-    scripts = ROOT / "workflow_scripts"
-    given = [
-        {
-            "script": str(scripts / "finding.py"),
-            "rule": rule,
-            "selection": selection,
-            "input": inputs,
-            "output": [f"{rule}{ending}" for ending in endings],
-        }
-        for rule, endings in made.items()
-    ]
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(given)],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(scripts)} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    same = {"script": str(SCRIPTS / "finding.py"), "selection": selection, "input": inputs}
+    rules = [same | {"rule": rule, "output": [f"{rule}{end}" for end in ends]} for rule, ends in made.items()]
+    python(SCRIPT, json.dumps(rules), folder=folder, **environment)
 
 
 @pytest.mark.slow(seconds=10)
@@ -417,16 +397,14 @@ def test_tables_figures_and_theory_start_without_torch():
     code = "import sys; from relusym import findings, theory; theory.demonstrate('example_2_1'); "
     code += "[finding.load() for finding in findings.declared().values()]; "
     code += "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('relusym.')}; "
-    code += "sys.exit('torch' in sys.modules or bool(rooms & {'data', 'nets', 'merging', 'measuring'}))"
-    scripts = ROOT / "workflow_scripts"
-    assert subprocess.run([sys.executable, "-c", code], cwd=scripts, check=False).returncode == 0
+    python(
+        code + "assert not rooms & {'data', 'nets', 'merging', 'measuring'} and 'torch' not in sys.modules"
+    )
 
 
 def test_a_start_reads_every_declaration_without_pandas():
     code = "import sys; from relusym import findings; assert len(findings.declared()) > 30; "
-    code += "sys.exit(bool({'numpy', 'pandas', 'scipy', 'matplotlib'} & {*sys.modules}))"
-    scripts = ROOT / "workflow_scripts"
-    assert subprocess.run([sys.executable, "-c", code], cwd=scripts, check=False).returncode == 0
+    python(code + "assert not {'numpy', 'pandas', 'scipy', 'matplotlib'} & {*sys.modules}")
 
 
 @pytest.mark.parametrize(

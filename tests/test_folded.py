@@ -1,10 +1,8 @@
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import refused
+from conftest import python, refused
 from safetensors.torch import load_file, save_file
 from small_nets import smooth_images
 from test_exact_gcnn import mirrored
@@ -223,12 +221,7 @@ def test_it_is_tuned_written_and_loaded_where_there_is_no_relusym(capsys, folder
         assert set(seconds) == {"net", "net_fused", "exact"} and min(seconds.values()) > 0
     x = normalise(smooth_images(5, 16, 3))
     torch.save(x, tmp_path / "x.pt")
-    (tmp_path / "load.py").write_text(LOADED)
-    loaded = subprocess.run(
-        [sys.executable, tmp_path / "load.py", tmp_path / "x.pt", out, folder],
-        capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
-    assert loaded.stdout.split("\n")[0] == "the same", loaded.stderr
+    assert python(LOADED, tmp_path / "x.pt", out, folder, folder=tmp_path).startswith("the same\n")
     assert load_file(out / "exact.safetensors").keys() == {*numbers_of(folder)}
 
 

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import conftest
 import psutil
 import pytest
 import snakemake.script
@@ -239,14 +240,8 @@ def started():
     runs = []
 
     def start(made, *arguments: str) -> subprocess.Popen:
-        run = subprocess.Popen(
-            [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
-            cwd=made.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+        run = conftest.start(command, made.folder, group=True)
         runs.append(run)
         wait_until(lambda: len(in_training(made)) >= 2, MINUTES, "two nets are trained", poll=0.05)
         return run

@@ -1,9 +1,6 @@
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import refused
+from conftest import python, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_nets import difference_from_equivariant
@@ -144,12 +141,15 @@ def test_what_only_the_net_knows_is_a_users_error_too():
         nets.build({"architecture": "vgg11", "width": 1 / 32, "group_convs": 8}, 10, QUARTER_TURN)
 
 
-def test_config_is_checked_and_symmetries_are_named_without_torch(pytestconfig):
-    code = (
-        "import sys\nfrom relusym import nets\nfrom relusym.symmetry import SYMMETRIES\n"
-        "from relusym.training.recipe import Recipe\n"
-        "nets.check({'architecture': 'vgg11'}); Recipe(epochs=1, batch_size=2, learning_rate=3.0)\n"
-        "assert 'torch' not in sys.modules"
-    )
-    scripts = str(pytestconfig.rootpath / "workflow_scripts")
-    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": scripts}, check=True)
+PLANNING = """
+import sys
+from relusym import nets
+from relusym.symmetry import SYMMETRIES
+from relusym.training.recipe import Recipe
+nets.check({"architecture": "vgg11"}); Recipe(epochs=1, batch_size=2, learning_rate=3.0)
+assert "torch" not in sys.modules
+"""
+
+
+def test_config_is_checked_and_symmetries_are_named_without_torch():
+    python(PLANNING)

@@ -1,10 +1,7 @@
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from conftest import python
 from small_nets import Images, answers, shuffled, smooth_images, vgg11
 from torch import nn
 
@@ -133,11 +130,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, sum(8 * g.size*
 
 @pytest.mark.slow(seconds=9)
 def test_matching_takes_at_most_a_fifth_more_memory_than_plain_inference():
-    scripts = Path(__file__).parents[1] / "workflow_scripts"
     peaks = {}
     for what in ("plain", "matching"):
-        command, surroundings = [sys.executable, "-c", PEAK, what], {"PYTHONPATH": str(scripts)}
-        run = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True)
-        peaks[what], tables = map(int, run.stdout.split())
+        peaks[what], tables = map(int, python(PEAK, what).split())
     assert peaks["plain"] > 7e8  # activations, and not the libraries, are what is measured
     assert peaks["matching"] <= 1.2 * peaks["plain"] + tables

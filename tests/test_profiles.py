@@ -1,36 +1,19 @@
 import os
 import re
 import shutil
-import subprocess
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import VGG11S_ALONE, latest_log, path_of, snakemake_command, write_scale
+from conftest import VGG11S_ALONE, finish, latest_log, path_of, snakemake_command, start, write_scale
 from filelock import SoftFileLease
 
 from relusym.jobs.gpu_slots import gpu_slots
 
 
-def environment(**variables):
-    kept = {
-        key: value for key, value in os.environ.items() if not key.startswith(("SNAKEMAKE", "SLURM", "CUDA"))
-    }
-    return kept | variables
-
-
 def run(folder, *arguments, **variables):
-    return subprocess.run(
-        [*snakemake_command(), *arguments],
-        cwd=folder,
-        env=environment(**variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    return finish(start([*snakemake_command(), *arguments], folder, **variables))
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +141,7 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     # GPU 7 is another's until a job has taken GPU 8, which the net that fails may free at once
     with ThreadPoolExecutor() as pool, gpu_slots(1, 1):
-        first = subprocess.Popen(
-            [*snakemake_command(), *typed],
-            cwd=two_nets,
-            env=environment(CUDA_VISIBLE_DEVICES="7,8"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        first = start([*snakemake_command(), *typed], two_nets, CUDA_VISIBLE_DEVICES="7,8")
         lock = two_nets / ".snakemake" / "relusym-tiny.lock"
         while not (holder := SoftFileLease(lock).owner) and first.poll() is None:
             time.sleep(0.05)
@@ -175,12 +151,9 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
             heard.append(first.stdout.readline())
     second = refused.result()
     assert second.returncode == 1
-    assert re.search(
-        rf"^error: .* is being done by process {holder.pid} on .* \({lock.relative_to(two_nets)}\): wait for it",
-        second.stdout,
-        re.MULTILINE,
-    )
-    output = "".join(heard) + first.communicate(timeout=900)[0]
+    held = rf"process {holder.pid} on .* \({lock.relative_to(two_nets)}\)"
+    assert re.search(rf"^error: .* is being done by {held}: wait for it", second.stdout, re.MULTILINE)
+    output = "".join(heard) + finish(first).stdout
     assert first.returncode == 1
     assert {"rule train: on GPU 7", "rule train: on GPU 8"} <= set(output.splitlines())
     log = path_of(two_nets, "logs", "train", "cnn-0")

@@ -259,7 +259,7 @@ def test_windows_with_pooling_are_the_convolution():
 def test_proposition_d_1_decides_invariance_exactly():
     W1 = [[[3, 2], [2, 3]], [[3, 2], [2, 3]], [[1, -1], [-1, 1]], [[5, 1], [5, 1]], [[5, 1], [5, 2]]]
     W2 = np.array([[1, 1], [1, -1], [2, 2], [1, -1], [1, -1]])
-    assert proposition_d_1.is_invariant(W1, W2).tolist() == [True, False, True, True, False]
+    assert proposition_d_1.is_invariant(np.array(W1), W2).tolist() == [True, False, True, True, False]
 
 
 def test_figure_10_shows_every_shape_in_both_orientations():

@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -7,11 +6,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, SCRIPTS, python
 
 pytestmark = pytest.mark.slow(seconds=5)
 
-ROOT = Path(__file__).parents[1]
-LIBRARY = ROOT / "workflow_scripts" / "relusym"
+LIBRARY = SCRIPTS / "relusym"
 
 WITHOUT_SNAKEMAKE = """
 import importlib, pkgutil, sys
@@ -93,17 +92,7 @@ def installed(tmp_path_factory):
 
 def run(code, installed, tmp_path):
     """What a Python prints that sees the wheel before any other relusym."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    process = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment | {"PYTHONPATH": str(installed)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout.splitlines()
+    return python(code, folder=tmp_path, PYTHONPATH=str(installed)).splitlines()
 
 
 def test_the_wheel_holds_the_library_with_its_data_and_nothing_else(installed):

@@ -2,7 +2,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -11,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import report_tour
-from conftest import MODELS, PAIRS, ROOT, TINY
+from conftest import MODELS, PAIRS, ROOT, TINY, finish, start
 
 from relusym.findings.filters import read_filters
 from relusym.records.files import load_record
@@ -74,16 +73,6 @@ def test_a_fresh_clone_aggregates_the_committed_records_alone(committed):
     assert {*TABLES, "all"} <= set(committed.planned()) <= AGGREGATION
 
 
-def test_an_outdated_record_is_made_again_from_the_new_settings(committed):
-    record = committed.path("records", "train", "gcnn-1", training={"batch_size": 20})
-    run = committed.snakemake(record, "--config", "training={batch_size: 20}")
-    assert run.returncode == 0, run.stdout
-    assert load_record(committed.folder / record)["settings"]["training"]["batch_size"] == 20
-    for seed in (0, 1):  # and the old ones are still there
-        before = load_record(committed.record("train", f"gcnn-{seed}"))
-        assert before["settings"]["training"]["batch_size"] == 10
-
-
 def test_other_images_to_merge_on_rerun_the_merges_but_no_training(finished):
     jobs = finished.planned("--config", "merging={images: 90}")
     assert set(PAIR_JOBS) <= set(jobs)
@@ -127,14 +116,7 @@ def test_ctrl_c_saves_every_training_ends_in_a_line_each_and_leaves_no_lock(tiny
     target = made.path("records", "train", "cnn-0", training={"epochs": 1000, "save_every": 1000})
     endless = ("--config", "training={epochs: 1000, save_every: 1000}")
     command = [sys.executable, "-m", "snakemake", "--cores", "1", target, *endless]
-    run = subprocess.Popen(
-        command,
-        cwd=made.folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # a process group of its own, as a terminal gives it
-    )
+    run = start(command, made.folder, group=True)
     log = made.folder / target.replace("records", "logs").replace(".json", ".log")
     while not (log.exists() and "epoch" in log.read_text(encoding="utf-8")):
         assert run.poll() is None, run.stdout.read()
@@ -164,8 +146,8 @@ def test_the_scheduler_looks_for_jobs_when_one_ends_and_each_second_only_with_a_
 ):
     (committed.folder / "results" / "tiny" / "tables" / "table2.csv").unlink()
     command = [sys.executable, "-c", LOOKS, "--cores", "1", "table2", *limit]
-    run = subprocess.run(command, cwd=committed.folder, capture_output=True, text=True, check=True)
-    assert "Statistics of VGG11 nets" in run.stdout and ("looks again" in run.stdout) == looks
+    output = finish(start(command, committed.folder)).stdout
+    assert "Statistics of VGG11 nets" in output and ("looks again" in output) == looks
 
 
 def test_the_paper_scale_is_168_nets_168_flip_merges_and_144_pair_merges_and_a_piece_its_seeds_of_them(clone):
