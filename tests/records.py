@@ -42,21 +42,14 @@ def settings(width=0.25, epochs=3, size=None):
 
 def train(model, seed, accuracy=0.9, status="ok", parameters=577000, **changes):
     return {
-        "kind": "train",
-        "status": status,
-        "reason": None if status == "ok" else f"training is {status}",
-        "model": model,
-        "seed": seed,
-        "settings": settings(),
+        "kind": "train", "status": status, "reason": None if status == "ok" else f"training is {status}",
+        "model": model, "seed": seed, "settings": settings(),
         "inputs": {"data": DATA, "source": "generated shapes"},
         "outputs": {"checkpoint": checkpoint(model, seed)},
-        "cost": {"seconds": 12.5, "peak_memory_mb": 500.0},
-        "parameters": parameters,
-        "accuracy": accuracy,
+        "cost": {"seconds": 12.5, "peak_memory_mb": 500.0}, "parameters": parameters, "accuracy": accuracy,
         "history": [{"epoch": 1, "loss": 2.0, "accuracy": 0.3}, {"epoch": 2, "loss": 1.0, "accuracy": 0.6}],
-        "data_wait_share": None,
-        "code": CODE,
-    } | changes
+        "data_wait_share": None, "code": CODE,
+    } | changes  # fmt: skip
 
 
 def scores(kind, barrier, halfway=0.4):

@@ -136,11 +136,8 @@ class SlurmCluster:
         def both_nodes_run() -> bool:
             hosts = subprocess.run(
                 ["timeout", "-k", "5", "20", "srun", "-N2", "-n2", "bash", "-c", "echo on $SLURMD_NODENAME"],
-                env=self.environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            ).stdout
+                env=self.environment, capture_output=True, text=True, check=False,
+            ).stdout  # fmt: skip
             return sorted(hosts.split()) == ["node1", "node2", "on", "on"]
 
         wait_until(both_nodes_run, 90, f"two nodes run a job; logs in {self.folder / 'log'}")

@@ -38,13 +38,11 @@ COMPLAINTS = {
         r"cnn-0 \(cccccccc\): run again, and it is made again",
     ),
     "checkpoint of a pair": (
-        {
-            "train": [train("cnn", 1, outputs={"checkpoint": "c" * 64})],
-            "pair_merge": [pair("cnn", 0, "cnn", 1)],
-        },
+        {"train": [train("cnn", 1, outputs={"checkpoint": "c" * 64})],
+         "pair_merge": [pair("cnn", 0, "cnn", 1)]},
         "pair_merge record cnn-0--cnn-1 was made from another checkpoint",
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", COMPLAINTS)

@@ -28,12 +28,10 @@ def record(kind, nets, status="ok", chosen=(), **measured):
     return {
         **{"kind": kind, "status": status, "reason": None, **named},
         "settings": {"merging": {"images": 500}, "trained": [settings() for _ in nets], **dict(chosen)},
-        "inputs": {
-            **{"data": DATA, "source": "generated shapes"},
-            "checkpoints": [checkpoint(*net) for net in nets],
-        },
+        "inputs": {**{"data": DATA, "source": "generated shapes"},
+         "checkpoints": [checkpoint(*net) for net in nets]},
         **{"outputs": {}, "cost": {"seconds": 1.0}, "code": CODE, **(measured if status == "ok" else {})},
-    }
+    }  # fmt: skip
 
 
 def exact(model, seed, gain=0.01, status="ok", **changes):
@@ -65,16 +63,12 @@ def turned(model, seed, of, symmetry=None):
     """Measured under each symmetry of `of`, which gives its barrier."""
     found = {
         name: {
-            **{
-                "order": 2,
-                "invariance_error": 0.3,
-                "accuracy": {"net": 0.8, "orbit": 0.75, "whole": 0.7},
-                "similarity": {},
-            },
+            **{"order": 2, "invariance_error": 0.3, "accuracy": {"net": 0.8, "orbit": 0.75, "whole": 0.7},
+             "similarity": {}},
             "barrier": {"pairwise": barrier / 2, "whole": barrier + NOISE[seed], "whole_no_repair": 0.5},
         }
         for name, barrier in of.items()
-    }
+    }  # fmt: skip
     return record("symmetries", [(model, seed)], chosen={"symmetries": [*of]}, symmetries=found)
 
 

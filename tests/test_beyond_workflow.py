@@ -49,12 +49,9 @@ def measured(tiny) -> Clone:
     noaug = {"table": None, "training": {"augmentation": False}, "data": TURNED}
     made.configure(
         training=TINY["training"] | {"snapshots": [0, 1]},
-        models={"cnn": TINY["models"]["cnn"], "noaug": noaug},
-        pairs=[["cnn", "cnn"]],
-        matchings=["activation", "involution"],
-        figure9=None,
-        beyond=SECTIONS,
-    )
+        models={"cnn": TINY["models"]["cnn"], "noaug": noaug}, pairs=[["cnn", "cnn"]],
+        matchings=["activation", "involution"], figure9=None, beyond=SECTIONS,
+    )  # fmt: skip
     run = made.snakemake("beyond")
     assert run.returncode == 0, run.stdout
     return made

@@ -69,13 +69,9 @@ class Run:
     def start(self, *arguments: str) -> subprocess.Popen:
         with self.output.open("a") as output:
             return subprocess.Popen(
-                [Path(sys.executable).with_name("snakemake"), *TARGETS, *arguments],
-                cwd=self.folder,
-                env=self.environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+                [Path(sys.executable).with_name("snakemake"), *TARGETS, *arguments], cwd=self.folder,
+                env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
 
     def finish(self, process: subprocess.Popen, seconds: float = 900) -> None:
         try:
@@ -206,10 +202,8 @@ def disturb(cluster: SlurmCluster, disturbed: Run, restarted: Run) -> None:
     logs = restarted.folder / ".snakemake" / "slurm_logs"
     wait_until(
         lambda: sum("is being done by" in log.read_text() for log in logs.rglob("rule_train/*/*.log")) == 2,
-        600,
-        "second copies wait",
-        poll=0.5,
-    )
+        600, "second copies wait", poll=0.5,
+    )  # fmt: skip
     restarted.go("cnn-0")
     restarted.go("gcnn-0")
     restarted.finish(second)

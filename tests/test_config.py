@@ -97,13 +97,11 @@ KEYS = {
     "models": st.dictionaries(MODELS | st.text(max_size=80), ANYTHING, max_size=2),
     "beyond": st.dictionaries(
         st.sampled_from(["curves", "matchings", "by_layer", "curve"]),
-        st.fixed_dictionaries(
-            {}, optional={"models": st.lists(MODELS), "seeds": SEEDS, "points": st.integers()}
-        )
-        | ANYTHING,
+        st.fixed_dictionaries({},
+         optional={"models": st.lists(MODELS), "seeds": SEEDS, "points": st.integers()}) | ANYTHING,
         max_size=2,
     ),
-}
+}  # fmt: skip
 
 
 def taken_or_refused(run):

@@ -57,13 +57,9 @@ def test_a_script_finds_what_it_finds_by_itself(written, tmp_path, monkeypatch, 
     )
     environment = {"TMPDIR": "/here"} | dict.fromkeys(THREADS, "3")
     by_itself = subprocess.run(
-        [sys.executable, script],
-        env=os.environ | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+        [sys.executable, script], env=os.environ | environment, stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
     assert Forks([]).start(script, environment=os.environ | environment).status() == 0
     assert capfd.readouterr().out == by_itself.stdout
 

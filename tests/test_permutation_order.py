@@ -60,16 +60,10 @@ def test_counts_are_means_over_the_nets_that_are_ok():
     frame = order_counts(RECORDS)
     rows = [tuple(row) for row in frame[["model", "layer", "order", "channels", "n"]].to_numpy()]
     assert rows == [
-        ("gcnn", "conv10", 2, 2.0, 2),
-        ("gcnn", "conv10", 4, 2.0, 2),
-        ("gcnn", "conv2", 1, 3.0, 2),
-        ("gcnn", "conv2", 6, 3.0, 2),
-        ("cnn", "conv10", 1, 1.0, 1),
-        ("cnn", "conv10", 3, 3.0, 1),
-        ("cnn", "conv2", 1, 1.0, 1),
-        ("cnn", "conv2", 2, 2.0, 1),
-        ("cnn", "conv2", 3, 3.0, 1),
-    ]
+        ("gcnn", "conv10", 2, 2.0, 2), ("gcnn", "conv10", 4, 2.0, 2), ("gcnn", "conv2", 1, 3.0, 2),
+        ("gcnn", "conv2", 6, 3.0, 2), ("cnn", "conv10", 1, 1.0, 1), ("cnn", "conv10", 3, 3.0, 1),
+        ("cnn", "conv2", 1, 1.0, 1), ("cnn", "conv2", 2, 2.0, 1), ("cnn", "conv2", 3, 3.0, 1),
+    ]  # fmt: skip
     assert frame["order_class"].to_list() == ["2", "4", "1", "5+", "1", "3", "1", "2", "3"]
     assert frame["share"].to_list() == pytest.approx([1 / 2] * 4 + [1 / 4, 3 / 4, 1 / 6, 1 / 3, 1 / 2])
 
@@ -99,13 +93,10 @@ def test_figure4_draws_the_shares_of_the_csv(read_back):
     layers = [layer.removeprefix("conv") for layer in frame.query("model == 'cnn'")["layer"].unique()]
     assert bars(panels[0], layers) == pytest.approx(
         {
-            ("10", colour["1"]): 1 / 4,
-            ("10", colour["3"]): 3 / 4,
-            ("2", colour["1"]): 1 / 6,
-            ("2", colour["2"]): 1 / 3,
-            ("2", colour["3"]): 1 / 2,
+            ("10", colour["1"]): 1 / 4, ("10", colour["3"]): 3 / 4, ("2", colour["1"]): 1 / 6,
+            ("2", colour["2"]): 1 / 3, ("2", colour["3"]): 1 / 2,
         }
-    )
+    )  # fmt: skip
     assert bars(panels[2], []) == {}
     titles = [panel.get_title() for panel in panels[:3]]
     assert titles == ["CNN\n(1 net)", "GCNN\n(2 nets)", "PGCNN\n(0 nets)"]

@@ -27,12 +27,10 @@ def test_a_table_has_a_row_for_each_kind_and_origin_of_its_records():
     found = made_of(records, "table1", "table2")
     counted = found[["made", "kind", "device", "records", "hours"]].to_numpy().tolist()
     assert counted == [
-        ["Table 1", "train", "cpu x86_64", 2, 1.0],
-        ["Table 1", "train", "cuda T4", 1, 0.5],
-        ["Table 2", "train", "cpu x86_64", 2, 1.0],
-        ["Table 2", "train", "cuda T4", 1, 0.5],
+        ["Table 1", "train", "cpu x86_64", 2, 1.0], ["Table 1", "train", "cuda T4", 1, 0.5],
+        ["Table 2", "train", "cpu x86_64", 2, 1.0], ["Table 2", "train", "cuda T4", 1, 0.5],
         ["Table 2", "flip_merge", "cpu x86_64", 1, 0.5],
-    ]
+    ]  # fmt: skip
 
 
 def test_other_settings_have_another_fingerprint_whatever_their_order():

@@ -328,13 +328,9 @@ def test_matchings_are_compared_by_type_and_kind_of_merge():
     frame = made(matchings, selection, flip_merge=flips, pair_merge=pairs)
     rows = frame[["model_1", "model_2", "matching", "n", "left_out"]].to_numpy().tolist()
     assert rows == [
-        ["cnn", "", "activation", 2, 0],
-        ["cnn", "", "identity", 1, 0],
-        ["gcnn", "", "activation", 1, 1],
-        ["gcnn", "", "identity", 0, 0],
-        ["cnn", "cnn", "activation", 0, 0],
-        ["cnn", "cnn", "identity", 1, 0],
-    ]
+        ["cnn", "", "activation", 2, 0], ["cnn", "", "identity", 1, 0], ["gcnn", "", "activation", 1, 1],
+        ["gcnn", "", "identity", 0, 0], ["cnn", "cnn", "activation", 0, 0], ["cnn", "cnn", "identity", 1, 0],
+    ]  # fmt: skip
     first = frame.iloc[0]
     assert (first["barrier_mean"], first["barrier_std"]) == pytest.approx((0.2, 0.2 / math.sqrt(2)))
     assert first["barrier_no_repair_mean"] == pytest.approx(0.4)
