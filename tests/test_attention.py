@@ -50,8 +50,7 @@ def test_queries_go_with_keys_and_both_of_a_head_with_its_values(structure):
     }
     for layer in ("qkv", "attention"):
         keys, values = matched[f"{layer}[:48]"], matched[f"{layer}[48:]"]
-        assert keys.tied == values.tied
-        assert [place.block for place in keys.places] == [2, 2]
+        assert keys.tied == values.tied and [place.block for place in keys.places] == [2, 2]
     assert matched["qkv[:48]"].tied != matched["attention[:48]"].tied
 
 
@@ -127,8 +126,7 @@ def test_attention_of_every_kind_keeps_what_it_computes(kind):
 @pytest.mark.parametrize("kind", ["plain", "scaled", "strided"])
 def test_heads_are_free_where_nothing_binds_them(kind):
     found = by_heads(Kind(kind))
-    sizes = sorted(group.size for group in found.values() if group.size > HEADS)
-    assert sizes == [CHANNELS, CHANNELS]
+    assert sorted(group.size for group in found.values() if group.size > HEADS) == [CHANNELS, CHANNELS]
     assert {group.heads for group in found.values()} == {HEADS} and len(
         {of.tied for of in found.values()}
     ) == 1
@@ -157,8 +155,7 @@ def test_what_belongs_to_a_head_of_a_shifted_window_goes_with_it(layer):
         ShiftedWindowAttention: ["attention.relative_position_bias_table"],
         ShiftedWindowAttentionV2: ["attention.logit_scale", "attention.cpb_mlp.2.weight"],
     }
-    assert sorted(whole) == sorted(known[layer])
-    assert difference(with_statistics(net))[0] < 1e-10
+    assert sorted(whole) == sorted(known[layer]) and difference(with_statistics(net))[0] < 1e-10
 
 
 def test_a_permuted_vision_transformer_of_torchvisions_computes_the_same():
@@ -199,8 +196,7 @@ def test_heads_are_matched_by_what_their_channels_are_worth_at_best():
     # one pair of channels that is worth more than any, but of heads that don't belong together
     first = planted["qkv[:48]"]
     tables["qkv[:48]"][0, first[CHANNELS // HEADS]] = 1.5
-    pair = Pair(({}, {}), groups, tables, generator)
-    found = match("activation", pair)
+    found = match("activation", Pair(({}, {}), groups, tables, generator))
     assert all(torch.equal(permutation, planted[name]) for name, permutation in found.permutations.items())
     assert found.permutations.keys() == planted.keys()
     greedy = match("activation", Pair(({}, {}), [], tables, generator)).permutations["qkv[:48]"]
@@ -233,8 +229,7 @@ def test_a_transformed_swin_transformer_on_transformed_images_computes_the_same(
     if block is SwinTransformerBlockV2 and symmetry.order == 4:  # its table of positions has an axis an entry
         refused(lambda: transformed(net, symmetry, (3, 64, 64)), match="symmetry quarter_turn")
         return
-    moved = transformed(net, symmetry, (3, 64, 64))
-    assert largest_difference(net(x), moved(symmetry.act(x))) < 1e-10
+    assert largest_difference(net(x), transformed(net, symmetry, (3, 64, 64))(symmetry.act(x))) < 1e-10
     assert largest_difference(net(x), net(symmetry.act(x))) > 1e-3
 
 

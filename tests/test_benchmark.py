@@ -91,16 +91,14 @@ def test_merges_agree_by_their_permutations_and_accuracies(alike, apart, agrees)
     here = Canned(1.0, ({"conv1": permutation}, {"net": 0.9, "halfway": 0.6}))
     plain = Canned(8.0, ({"conv1": other}, {"net": 0.9, "halfway": 0.6 - apart}))
     row = side_by_side.merge_row("flip merge", here, plain, TASK, [{}], 1000, cores=1, repeats=1)
-    assert row.agrees is agrees
-    assert (row.ratio, row.reached) == (8.0, True)
+    assert row.agrees is agrees and (row.ratio, row.reached) == (8.0, True)
 
 
 @pytest.mark.parametrize(("apart", "agrees"), [(0.01, True), (0.2, False)])
 def test_trainings_agree_by_their_accuracies(apart, agrees):
     here, plain = Canned(1.0, (0.9, {})), Canned(2.0, (0.9 - apart, {}))
     (row, _), _ = side_by_side.training_rows(here, plain, TASK, 1000, 1000, cores=1, repeats=1)
-    assert row.agrees is agrees
-    assert (row.ratio, row.reached) == (2.0, False)
+    assert row.agrees is agrees and (row.ratio, row.reached) == (2.0, False)
 
 
 def test_the_arithmetic_floor_is_that_of_the_papers_net():
@@ -121,8 +119,7 @@ def test_the_grid_is_extrapolated_from_measured_rates():
     task = side_by_side.Task(Path(), "cuda", 1, 0, 1.0, None, 500, 500)
     (row,) = side_by_side.grid_row(paper, task, rows)
     assert row.here == pytest.approx(2 * ((1 + 2 + 1.8) * 100 + 2 * (3 * 1 + 3 * 2)) / 3600)
-    assert row.reached
-    assert side_by_side.grid_row({**paper, "width": 0.5}, task, rows) == []
+    assert row.reached and side_by_side.grid_row({**paper, "width": 0.5}, task, rows) == []
 
 
 @pytest.mark.slow(seconds=30)
@@ -138,10 +135,8 @@ def test_training_and_merges_have_a_row_each_with_ratio_goal_and_agreement():
     assert (table[["here", "plain"]] > 0).all(axis=None)
     for what, row in table.drop("share of the arithmetic floor").iterrows():
         faster = row["here"] / row["plain"] if row["unit"] == "images/s" else row["plain"] / row["here"]
-        assert row["ratio"] == pytest.approx(faster)
-        assert row["goal"] == side_by_side.GOALS[what]["cpu"]
-        assert row["reached"] == (row["ratio"] >= row["goal"])
-        assert isinstance(row["agrees"], bool)
+        assert row["ratio"] == pytest.approx(faster) and row["goal"] == side_by_side.GOALS[what]["cpu"]
+        assert row["reached"] == (row["ratio"] >= row["goal"]) and isinstance(row["agrees"], bool)
 
 
 @pytest.mark.slow(seconds=30)

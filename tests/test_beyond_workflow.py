@@ -104,9 +104,7 @@ def test_tables_are_made_again_from_records_alone(measured, tiny):
 
 
 def test_other_settings_make_one_measurement_again_and_train_nothing(measured):
-    beyond = "beyond={curves: {points: 7}}"
-    jobs = planned(measured, "beyond", "--config", beyond)
-    assert jobs == CURVES
+    assert planned(measured, "beyond", "--config", "beyond={curves: {points: 7}}") == CURVES
 
 
 def test_a_missing_net_of_an_earlier_epoch_has_its_training_done_for_that_measurement_alone(
@@ -118,8 +116,7 @@ def test_a_missing_net_of_an_earlier_epoch_has_its_training_done_for_that_measur
     made.record("during_training", "cnn-0").unlink()
     made.record("by_layer", "cnn-1").unlink()
     assert planned(made, "by_layer") == ["measure by_layer cnn 1"]
-    jobs = ["measure during_training cnn 0", "train cnn 0"]
-    assert planned(made, "during_training") == jobs
+    assert planned(made, "during_training") == ["measure during_training cnn 0", "train cnn 0"]
     run = made.snakemake("during_training")
     assert run.returncode == 0, run.stdout
     again, before = (record(of, "during_training", "cnn-0") for of in (made, measured))

@@ -86,8 +86,7 @@ def test_all_claims_hold_on_the_papers_own_numbers_and_its_nets_would_have_settl
 @pytest.mark.slow(seconds=3)
 def test_no_directed_claim_holds_on_the_mirrored_numbers():
     mirrored = run(24, reverse=True, permutation=THREE_CYCLE)
-    found = claims(mirrored, zero_filters([1, 2, 3, 4], [30, 31, 35, 33]))
-    by_claim = verdicts(found)
+    by_claim = verdicts(claims(mirrored, zero_filters([1, 2, 3, 4], [30, 31, 35, 33])))
     kept = [claim for claim in by_claim if claim.startswith("Late invariance loss keeps accuracy: CNN")]
     assert by_claim.pop(TYPES) == HELD  # mirrored twice
     assert by_claim.pop(NOT_ALL) == HELD  # as three-cycles are
@@ -96,8 +95,7 @@ def test_no_directed_claim_holds_on_the_mirrored_numbers():
 
 
 def test_nets_that_differ_more_than_types_are_inconclusive():
-    found = claims(run(4, spread=60.0), zero_filters([], []))
-    by_claim = verdicts(found)
+    by_claim = verdicts(claims(run(4, spread=60.0), zero_filters([], [])))
     assert [by_claim[claim] for claim in by_claim if claim.startswith("Invariance loss")] == [OPEN] * 3
     assert by_claim["PGCNN + late inv-loss is the most accurate type"] == OPEN
 
@@ -106,15 +104,13 @@ def test_nets_that_differ_more_than_types_are_inconclusive():
 def test_too_few_nets_are_told(n, models):
     found = claims(run(n, models=models), zero_filters([], []))
     direct = found[~found["claim"].str.contains("matching|Types")]
-    assert set(direct["verdict"]) == {UNTESTED}
-    assert direct["p_value"].isna().all()
+    assert set(direct["verdict"]) == {UNTESTED} and direct["p_value"].isna().all()
     assert direct["remark"].str.len().min() > 0
 
 
 def test_nets_without_any_spread_are_told_from_proof():
     found = claims(run(4, spread=0.0, permutation=MOSTLY_SWAPS), zero_filters([], [])).set_index("claim")
-    assert set(found["verdict"]) <= {HELD, OPEN, UNTESTED}
-    assert found.loc[FLIP_AGAINST_PAIR, "remark"]
+    assert set(found["verdict"]) <= {HELD, OPEN, UNTESTED} and found.loc[FLIP_AGAINST_PAIR, "remark"]
     late = found.filter(like="Late", axis=0)
     assert (late["p_value"] == late["p_rank"]).all()
     records = run(4)
@@ -225,12 +221,10 @@ def test_the_most_accurate_type_has_to_beat_the_second_best():
     nets = {"best": [0.95, 0.94, 0.96], "second": [0.93, 0.92, 0.91], "last": [0.1, 0.2, 0.3]}
     nets = {name: np.array(accuracies) for name, accuracies in nets.items()}
     found = is_highest(nets, "best", {"best": "the best"})
-    assert found.effect == pytest.approx(0.03)
-    assert found.measure == "Hedges' g to second"
+    assert found.effect == pytest.approx(0.03) and found.measure == "Hedges' g to second"
     assert found.p_value == is_higher(nets, "best", "second").p_value
     beaten = is_highest(nets, "second", {"best": "the best"})
-    assert beaten.direction < 0
-    assert beaten.measure == "Hedges' g to the best"
+    assert beaten.direction < 0 and beaten.measure == "Hedges' g to the best"
     assert beaten.p_value == 2 * is_higher(nets, "second", "best").p_value
 
 
@@ -250,13 +244,11 @@ def test_what_shared_nets_take_from_a_t_test(pairs, factor, degrees):
 @pytest.mark.parametrize("n", [3, 4, 8])
 def test_pairs_that_share_nets_are_no_more_often_significant_than_they_should_be(n):
     """Values of a cycle of nets in the worst case: all of a value comes from its nets, and there is no effect."""
-    draws = 20000
-    own = np.random.default_rng(0).normal(size=(draws, n))
+    own = np.random.default_rng(0).normal(size=(20000, n))
     values = own + np.roll(own, -1, axis=1)
     factor, degrees = shared_nets(np.array(cycle(n)))
     t = values.mean(1) / np.sqrt(factor * values.var(1, ddof=1) / n)
-    significant = (2 * stats.t.sf(abs(t), degrees) < 0.05).mean()
-    assert abs(significant - 0.05) < 0.01
+    assert abs((2 * stats.t.sf(abs(t), degrees) < 0.05).mean() - 0.05) < 0.01
     as_if_apart = (stats.ttest_1samp(values, 0, axis=1).pvalue < 0.05).mean()
     assert as_if_apart > 0.1  # what it is for
 

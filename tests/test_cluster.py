@@ -177,18 +177,15 @@ def disturb(cluster: SlurmCluster, disturbed: Run, restarted: Run) -> None:
 
     cancelled, requeued, crashed = at("cnn-0", CANCELLED), at("gcnn-0", REQUEUED), at("cnn-1", CRASHED)
     wait_until(lambda: len(restarted.events("hold")) == 2, 600, "two trainings at their step")
-
     cluster.stop_controller()
     time.sleep(3)
     cluster.start_controller()
     wait_until(cluster.controller_answers, 60, "the controller is back")
     TRIED[RESTARTED[0]] += 1
-
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     second = restarted.start(*ONE_SEED)
     TRIED[RESTARTED[1]] += 1
-
     cluster.run("scancel", cancelled)
     cluster.run("scontrol", "requeue", requeued)
     cluster.crash_node("node2")

@@ -41,17 +41,14 @@ def cell(**changes):
 def test_every_cell_of_the_table_is_compared(number):
     found = compare(as_the_paper(number), number)
     cells = paper_values.table(number).filter(regex="_mean$")
-    assert len(found) == cells.size
-    assert sorted(found["value_mean"]) == sorted(cells.to_numpy().ravel())
-    assert (found["difference"] == 0).all()
-    assert set(found["verdict"]) == {"within 2σ"}
+    assert len(found) == cells.size and sorted(found["value_mean"]) == sorted(cells.to_numpy().ravel())
+    assert (found["difference"] == 0).all() and set(found["verdict"]) == {"within 2σ"}
     assert found["p_value"].to_numpy() == pytest.approx(1)
 
 
 def test_differences_are_in_the_papers_stds_and_in_welchs_standard_errors():
     (found,) = compare(cell(), 2).itertuples()
-    assert found.difference == pytest.approx(0.1)
-    assert found.in_paper_stds == pytest.approx(2)
+    assert found.difference == pytest.approx(0.1) and found.in_paper_stds == pytest.approx(2)
     assert found.in_standard_errors == pytest.approx(0.1 / math.sqrt(0.02**2 / 5 + 0.05**2 / PAPER_NETS))
     ours, papers = (  # two samples with these means and standard deviations
         mean + std * stats.zscore(np.arange(n), ddof=1)
@@ -99,8 +96,7 @@ def test_a_table_of_single_nets_without_stds_is_compared_as_well():
     paper = paper_values.table(3).drop(columns=unlike)
     frame = paper.merge(paper.rename(columns=lambda c: c if c == "method" else f"paper_{c}"), on="method")
     found = compare(frame.assign(name="a name"), 3)
-    assert len(found) == 7 * 7
-    assert set(found["row"]) == {"a name"}
+    assert len(found) == 7 * 7 and set(found["row"]) == {"a name"}
     assert set(compare(frame, 3)["row"]) == set(paper["method"])
     assert len(compare(frame[:0], 3)) == 0  # no net of which is at hand
     assert set(found["verdict"]) == {"equal"}
@@ -312,8 +308,7 @@ def test_the_comparison_is_written_with_the_papers_values_beside_ours(tmp_path):
     markdown = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert "0.901 ± 2.1e-3" in markdown and "no net of ours" in markdown
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
-    assert page.count("<tr") == 1 + len(frame) * 3
-    assert "a &lt; b" in page
+    assert page.count("<tr") == 1 + len(frame) * 3 and "a &lt; b" in page
 
 
 @pytest.mark.parametrize("number, text, line", [

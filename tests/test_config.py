@@ -26,8 +26,7 @@ def test_a_scale_is_whole_in_plain_yaml(scale):
 
 def test_config_yaml_is_a_screen_and_names_every_key_of_a_run():
     text = (ROOT / "config.yaml").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 50
-    assert [*yaml.safe_load(text)] == [*Run.model_fields]
+    assert len(text.splitlines()) <= 50 and [*yaml.safe_load(text)] == [*Run.model_fields]
     assert Settings.of(yaml.safe_load(text), [ROOT / "scales"]).run == Settings.of({}, [ROOT / "scales"]).run
 
 

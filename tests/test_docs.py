@@ -52,8 +52,7 @@ PLANNED = {  # those that change more of the config than its scale, and jobs tha
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page):
     links = LINK.findall(TEXT[page])
-    broken = [link for link in links if not (page.parent / link).exists()]
-    assert links and not broken
+    assert links and not [link for link in links if not (page.parent / link).exists()]
 
 
 @pytest.mark.parametrize("page", ["running.md", "cluster.md"])
@@ -112,8 +111,7 @@ def names():
     _, test = generate(60, 40, seed=0)
     network = {"architecture": "vgg11", "width": 1 / 32, "initialization": "he"}
     net, other = (nets.build(network, classes=10) for _ in range(2))
-    x = normalise(test.images)
-    loader = DataLoader(TensorDataset(x, test.labels), 16)
+    loader = DataLoader(TensorDataset(normalise(test.images), test.labels), 16)
     scale = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
     made = {"net": net, "other": other, "pixels": test.images, "labels": test.labels, "loader": loader}
     return made | scale
@@ -139,8 +137,7 @@ def test_the_net_of_the_worked_example_is_the_public_one():
     net, _ = net_files.build(f"{ROOT / 'docs/resnet20.py'}:ResNet20", None, 0)
     assert sum(parameter.numel() for parameter in net.parameters()) == 269722
     names = {"conv1.weight", "layer2.0.bn2.running_var", "layer3.2.conv2.weight", "linear.bias"}
-    assert names <= set(net.state_dict())
-    assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert names <= set(net.state_dict()) and net(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
 def rows(text):

@@ -16,8 +16,7 @@ from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
 
 def mirrored(size: int, fixed: int) -> torch.Tensor:
     """`fixed` channels that stay, the others swapped in pairs, in a shuffled order."""
-    order = torch.randperm(size)
-    swapped = order[fixed:].reshape(-1, 2)
+    swapped = torch.randperm(size)[fixed:].reshape(-1, 2)
     permutation = torch.arange(size)
     permutation[swapped[:, 0]], permutation[swapped[:, 1]] = swapped[:, 1], swapped[:, 0]
     return permutation
@@ -166,5 +165,4 @@ def test_free_parameters_that_are_drawn_have_an_ordinary_nets_variance_and_proje
     for layer in ("conv3", "conv8"):
         weights = (getattr(one.features, layer).weight.detach() for one in (net, drawn, projected))
         own, free, halved = (float(weight.var()) for weight in weights)
-        assert free == pytest.approx(own, rel=0.02)
-        assert halved == pytest.approx(own / 2, rel=0.02)
+        assert free == pytest.approx(own, rel=0.02) and halved == pytest.approx(own / 2, rel=0.02)

@@ -120,8 +120,7 @@ def test_a_gcnn_satisfies_the_kernel_constraint_and_another_net_does_not(tmp_pat
     gcnn = kept(tmp_path, 8, mirror_permutations(), "gcnn")
     assert set(gcnn.constraint.values()) == {0.0}
     assert all((both[0] == both[1]).all() and both.any() for both in gcnn.drawn.values())
-    cnn = kept(tmp_path, 0, mirror_permutations())
-    assert min(cnn.constraint.values()) > 1
+    assert min(kept(tmp_path, 0, mirror_permutations()).constraint.values()) > 1
 
 
 def test_a_net_left_out_has_no_arrays_and_its_figures_say_why(tmp_path):
@@ -139,8 +138,7 @@ def test_the_first_net_that_trained_well_is_shown():
     nets = [Filters("gcnn", 0, "ok", None, {}, {}, {}, {})]
     for seed, status in enumerate(("left_out", "ok", "ok")):
         nets.append(Filters("cnn", seed, status, "diverged", {}, {}, {}, {}))
-    assert first_kept(nets, "cnn").seed == 1
-    assert first_kept(nets[:2], "cnn").seed == 0
+    assert first_kept(nets, "cnn").seed == 1 and first_kept(nets[:2], "cnn").seed == 0
     refused(lambda: first_kept(nets, "pgcnn"), match="no filters of a net of type pgcnn")
 
 
@@ -262,8 +260,7 @@ def test_figure_3_the_flipped_twin_stays_the_flipped_net_on_flipped_batches_alon
     assert record["largest_difference"]["float64"] < 1e-12
     assert record["largest_difference_on_same_batches"]["float64"] > 1e-3
     for run in record["runs"].values():
-        assert len(run["loss"]) == 12
-        assert len(run["flipped_batches"]) == len(run["same_batches"]) == 13
+        assert len(run["loss"]) == 12 and len(run["flipped_batches"]) == len(run["same_batches"]) == 13
         assert run["flipped_batches"][0] == run["same_batches"][0] == 0
         assert run["flipped_batches"][1] < 1e-6 < run["same_batches"][1]
 
@@ -273,8 +270,7 @@ def test_figure_3_the_two_paths_are_mirror_images(flipped, tmp_path):
     net, twin = (np.array(flipped[2]["paths"][name]) for name in ("net", "flipped"))
     assert net.shape == (13, 2) and np.ptp(net[:, 1]) > 1e-3
     assert net * [-1, 1] == pytest.approx(twin, abs=1e-12)
-    rng = np.random.default_rng(0)
-    path = list(rng.standard_normal((4, 2, 3, 3, 3)))
+    path = list(np.random.default_rng(0).standard_normal((4, 2, 3, 3, 3)))
     for point, mirrored in zip(*in_a_plane([path, [p[..., ::-1] for p in path]]), strict=True):
         assert point * [-1, 1] == pytest.approx(mirrored)
     (figure,) = figure3.draw({"flipped_training": [flipped[2]]}, {})
@@ -299,8 +295,7 @@ def resnet(status="ok"):
 
 def test_figure_9_shows_each_filter_beside_its_match_or_says_why_not():
     net = resnet()
-    figure = figure9(net, "A net")
-    (image,) = figure.axes[0].get_images()
+    (image,) = figure9(net, "A net").axes[0].get_images()
     drawn = np.asarray(image.get_array())
     left, right = colours(net.drawn["conv1"])
     assert np.allclose(drawn[APART // 2 + WEIGHT // 2, APART // 2 + WEIGHT // 2], left[0, 0, 0])

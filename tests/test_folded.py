@@ -72,8 +72,7 @@ MADE = {
 @torch.no_grad()
 def test_a_folded_net_is_the_net_in_half_of_the_multiplications(name, symmetry):
     make, size = MADE[name]
-    shape = (3, size, size)
-    net, permutations, _ = planted(make(), shape, symmetry)
+    net, permutations, _ = planted(make(), (3, size, size), symmetry)
     fast = folded(net, symmetry, net.groups, permutations, worthwhile=0)
     x = normalise(smooth_images(20, size))
     logits = fast(x)
@@ -100,8 +99,7 @@ def test_fixed_channels_are_even_alone_and_save_a_third():
     biases = sum(len(layer.bias) for layer in fast.modules() if getattr(layer, "bias", None) is not None)
     assert weights + biases == free  # no weight is multiplied by that isn't free
     fixed = {group.name: torch.arange(group.size) for group in net.groups}
-    tied = exact_gcnn(net, HORIZONTAL_FLIP, net.groups, fixed)
-    invariant = net.copied(tied.to_plain().eval())
+    invariant = net.copied(exact_gcnn(net, HORIZONTAL_FLIP, net.groups, fixed).to_plain().eval())
     fast = folded(invariant, HORIZONTAL_FLIP, net.groups, fixed, worthwhile=0)
     assert difference(invariant.net(x), fast(x)) < 1e-5
     convs = {name: layer for name, layer in invariant.net.named_modules() if isinstance(layer, nn.Conv2d)}
@@ -140,8 +138,7 @@ def test_a_resnet18_of_torchvision_becomes_exactly_invariant():
     result = exact(net, [x], torch.arange(8))
     fast = result.folded
     assert difference(net(x), net(x.flip(-1))) > 1e-3  # so there was something to do
-    assert difference(result.plain(x), fast(x)) < 1e-5
-    assert difference(fast(x), fast(x.flip(-1))) < 1e-5
+    assert difference(result.plain(x), fast(x)) < 1e-5 and difference(fast(x), fast(x.flip(-1))) < 1e-5
     assert result.invariance_error["exact"] < 1e-5 < result.invariance_error["net"]
     assert type(result.plain) is type(net) and result.plain.state_dict().keys() == net.state_dict().keys()
     assert result.parameters["exact"] < 0.68 * result.parameters["net"]
@@ -219,8 +216,7 @@ def test_it_is_tuned_written_and_loaded_where_there_is_no_relusym(capsys, folder
     assert set(numbers["seconds"]) == {"1", "10", "100"}
     for seconds in numbers["seconds"].values():
         assert set(seconds) == {"net", "net_fused", "exact"} and min(seconds.values()) > 0
-    x = normalise(smooth_images(5, 16, 3))
-    torch.save(x, tmp_path / "x.pt")
+    torch.save(normalise(smooth_images(5, 16, 3)), tmp_path / "x.pt")
     assert python(LOADED, tmp_path / "x.pt", out, folder, folder=tmp_path).startswith("the same\n")
     assert load_file(out / "exact.safetensors").keys() == {*numbers_of(folder)}
 

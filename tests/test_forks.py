@@ -72,8 +72,7 @@ def test_a_script_finds_what_it_finds_by_itself(written, tmp_path, monkeypatch, 
 ])  # fmt: skip
 def test_its_exit_status_is_that_of_the_script_by_itself(text, status, ending, written, capfd):
     script = written(text)
-    assert start(Forks([]), script).status() == status
-    assert capfd.readouterr().err.endswith(ending)
+    assert start(Forks([]), script).status() == status and capfd.readouterr().err.endswith(ending)
     alone = subprocess.run([sys.executable, script], check=False).returncode
     assert (alone == 0) == (status == 0) and (alone == status or status == -1)
 
@@ -134,8 +133,7 @@ def test_a_process_that_does_not_answer_in_time_is_ended_and_the_script_is_not_b
     forks._process.send_signal(signal.SIGSTOP)
     with pytest.raises(ChildProcessError):
         start(forks, written(f"open({str(tmp_path / 'begun')!r}, 'w')"), within=0.1)
-    assert forks._process.wait(MINUTES) == -signal.SIGKILL
-    assert not (tmp_path / "begun").exists()
+    assert forks._process.wait(MINUTES) == -signal.SIGKILL and not (tmp_path / "begun").exists()
 
 
 def test_what_imports_left_to_be_done_at_the_end_is_not_done_by_forks(written, tmp_path, monkeypatch, capfd):

@@ -30,8 +30,7 @@ def test_a_loader_a_list_and_pixels_give_the_same_merge(net):
     first, *others = [flip_merge(net, images, test_labels=labels) for images, labels in given]
     assert first.accuracy["net"] != first.accuracy["halfway"]
     for other in others:
-        assert other.permutations == first.permutations
-        assert other.accuracy == first.accuracy
+        assert other.permutations == first.permutations and other.accuracy == first.accuracy
         assert other.scores["loss"] == pytest.approx(first.scores["loss"], rel=1e-5)
 
 

@@ -67,5 +67,4 @@ def test_filters_of_a_depthwise_conv_are_permuted_once():
     permutations = drawn(groups)
     psi, match = filters_and_matches(net, HORIZONTAL_FLIP, groups, permutations)["features.1.conv.0.0"]
     (group,) = (g for g in groups if any("features.1.conv.0.0" in p.tensor for p in g.places))
-    order = permutations[group.name]
-    assert psi.shape[1] == 1 and torch.equal(match, psi.flip(-1)[order])
+    assert psi.shape[1] == 1 and torch.equal(match, psi.flip(-1)[permutations[group.name]])

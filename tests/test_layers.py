@@ -43,8 +43,7 @@ def test_a_gcnns_layers_are_equivariant_with_the_matched_permutation_alone(symme
     permutations = {name: torch.tensor(permutation) for name, permutation in merged.permutations.items()}
     of_convs = convs(net, symmetry, groups, permutations)
     assert [conv.kernel_constraint for conv in of_convs] == [0] * 8
-    assert [conv.group for conv in of_convs] == [layer.name for layer in found]
-    assert invariance < 1e-5
+    assert [conv.group for conv in of_convs] == [layer.name for layer in found] and invariance < 1e-5
 
 
 @torch.no_grad()
@@ -71,8 +70,7 @@ def test_layers_are_measured_on_the_first_images_and_invariance_on_all():
         found = equivariance_errors(net, images, HORIZONTAL_FLIP, groups, permutations, most=most)
         errors.append(found[0]["conv3"]["matched"])
         invariance.append(found[1])
-    assert errors[0] == errors[1] != errors[2]
-    assert invariance[0] == invariance[2] != invariance[1]
+    assert errors[0] == errors[1] != errors[2] and invariance[0] == invariance[2] != invariance[1]
 
 
 def test_zero_filters_are_counted():
@@ -132,8 +130,7 @@ def test_a_gcnns_layers_err_by_swaps_alone_and_invariant_ones_have_no_error():
             if isinstance(layer, nn.Conv2d):
                 layer.weight.copy_((layer.weight + layer.weight.flip(-1)) / 2)
     _, found, invariance = measured(net)
-    assert invariance < 1e-5
-    assert all(set(layer.shares.values()) == {None} for layer in found)
+    assert invariance < 1e-5 and all(set(layer.shares.values()) == {None} for layer in found)
 
 
 def test_parts_hold_every_tensor_once_and_norms_go_with_their_layers():
@@ -262,8 +259,7 @@ def test_parts_that_share_a_tensor_are_merged_one_by_one():
     plain, _ = evaluate(merged, IMAGES, answers(first, IMAGES), MEASURED)
     kept = {}
     partial_merges(first, second, IMAGES, IMAGES, answers(first, IMAGES), kept=kept)
-    two_alone = nets.merged({0, 1})
-    alone, _ = evaluate(two_alone, IMAGES, answers(first, IMAGES), MEASURED)
+    alone, _ = evaluate(nets.merged({0, 1}), IMAGES, answers(first, IMAGES), MEASURED)
     assert kept["prefix", 1] == pytest.approx(alone, rel=1e-5)
     assert kept["prefix", 1]["loss"] != plain["loss"]
 
@@ -333,7 +329,6 @@ def test_every_layer_of_a_transformer_has_an_equivariance_error():
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.3)
     _, found, _ = measured(net)
-    assert len(found) > 6
-    assert all(layer.equivariance["matched"] is not None for layer in found)
+    assert len(found) > 6 and all(layer.equivariance["matched"] is not None for layer in found)
     assert any(layer.equivariance["matched"] > 0.1 for layer in found)
     assert group_actions(net, HORIZONTAL_FLIP, (3, 32, 32), channel_groups(net))[1] == {}

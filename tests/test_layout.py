@@ -17,15 +17,13 @@ from relusym.findings.layout import human_table, mean_and_std, number, page, wri
     (12.34, 3, "12.3", "12.3"), (99.6, 2, "1.0e2", r"1.0 \cdot 10^{2}"), (0.0, 3, "0", "0"),
 ])  # fmt: skip
 def test_numbers_are_written_as_in_the_paper(value, digits, plain, latex):
-    assert number(value, digits) == plain
-    assert number(value, digits, latex=True) == latex
+    assert number(value, digits) == plain and number(value, digits, latex=True) == latex
 
 
 def test_cells_of_many_one_and_no_net():
     assert mean_and_std(0.901, 2.1e-3) == "0.901 ± 2.1e-3"
     assert mean_and_std(0.04, 4.9e-3, latex=True) == r"$4.00 \cdot 10^{-2} \pm 4.9 \cdot 10^{-3}$"
-    assert mean_and_std(0.901, math.nan) == "0.901"
-    assert mean_and_std(math.nan, math.nan) == ""
+    assert mean_and_std(0.901, math.nan) == "0.901" and mean_and_std(math.nan, math.nan) == ""
 
 
 @pytest.mark.parametrize("numbered", [1, 2, 4])
@@ -37,20 +35,15 @@ def test_markdown_and_latex_are_whole_tables(tmp_path, numbered):
     layout = replace(table.LAYOUT, title=f"Table {numbered}: 50% of cnn_inv")
     notes = ["data: a|b_c, 3 & 4", "width 0.25"]
     write_table(frame, tmp_path / "table", layout, notes, NAMES, ["md", "tex"])
-
     markdown = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert markdown.startswith(f"# Table {numbered}: 50% of cnn_inv\n\n|")
     assert markdown.endswith("\n\n- data: a|b_c, 3 & 4\n- width 0.25\n")
     lines = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + len(frame)
-    assert len({line.count("|") for line in lines}) == 1
-    assert "nan" not in markdown.lower()
-    assert "<NA>" not in markdown
-
+    assert len(lines) == 2 + len(frame) and len({line.count("|") for line in lines}) == 1
+    assert "nan" not in markdown.lower() and "<NA>" not in markdown
     latex = (tmp_path / "table.tex").read_text(encoding="utf-8")
     unescaped = re.sub(r"\\.", "", latex)
-    assert unescaped.count("{") == unescaped.count("}")
-    assert unescaped.count("$") % 2 == 0
+    assert unescaped.count("{") == unescaped.count("}") and unescaped.count("$") % 2 == 0
     assert sorted(re.findall(r"\\begin{(\w+)}", latex)) == sorted(re.findall(r"\\end{(\w+)}", latex))
     assert rf"\caption{{Table {numbered}: 50\% of cnn\_inv}}" in latex
     assert r"data: a|b\_c, 3 \& 4" in latex

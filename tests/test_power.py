@@ -76,8 +76,7 @@ def test_all_of_several_tests_are_settled_no_less_often_than_the_bound_says():
     p_values = [stats.ttest_ind(best, other, axis=1, equal_var=False).pvalue for other in others]
     both = (np.array(p_values) < LEVEL).all(0)
     bound = power.all_of([power.welch((2.0, 1.0), (mean, 1.0)) for mean in (0.3, 0.0, -0.5)])
-    assert bound(n, LEVEL) <= both.mean() + 0.02
-    assert bound(n, LEVEL) > both.mean() - 0.15
+    assert bound(n, LEVEL) <= both.mean() + 0.02 and bound(n, LEVEL) > both.mean() - 0.15
 
 
 def test_a_certain_effect_has_power_one_and_too_few_nets_have_none():
@@ -118,8 +117,7 @@ def test_a_table_says_the_power_of_every_tested_claim_and_how_many_nets_settle_a
     assert by_t["power"].notna().tolist() == (~numbers).tolist()
     assert by_t["power"].dropna().between(0, 1).all()
     still_open = found["verdict"] == OPEN
-    assert still_open.any()
-    assert found["nets_needed"].notna().tolist() == still_open.tolist()
+    assert still_open.any() and found["nets_needed"].notna().tolist() == still_open.tolist()
     assert (found.loc[still_open, "nets_needed"] > 4).all()
 
 
@@ -141,8 +139,7 @@ def test_claims_about_resnets_are_tested_where_there_are_rows_of_table_5():
     about_resnets = found[found["source"].str.contains("Section 4.2")]
     assert set(about_resnets["verdict"]) == {HELD}, about_resnets["verdict"]
     claim = "Merging a Old ResNet with its flipped self has a lower barrier than merging two of them"
-    flips = about_resnets.loc[claim]
-    assert flips["effect"] == pytest.approx(0.15, abs=0.002)
+    assert about_resnets.loc[claim]["effect"] == pytest.approx(0.15, abs=0.002)
     assert about_resnets["power"].notna().tolist() == [False, False, True]  # it has no pairs of ResNets
     assert about_resnets["power"].iloc[-1] > 0.9  # 0.038 against 0.005, and a spread of 0.001
     none = tested.claims(run(4), zero_filters([], []), names, rows).set_index("claim")

@@ -18,8 +18,7 @@ def precisions():
 
 def in_tf32(x):
     """Rounded to the ten bits of mantissa that TF32 has."""
-    bits = x.contiguous().view(torch.int32)
-    return ((bits + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
+    return ((x.contiguous().view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
 
 
 @pytest.fixture
@@ -63,8 +62,7 @@ def test_every_measurement_runs_in_full_float32_and_leaves_the_settings_as_they_
     ):
         seen.clear()
         measure()
-        assert seen and all(precision == ["ieee"] * 3 for precision in seen)
-        assert precisions() == before
+        assert seen and all(precision == ["ieee"] * 3 for precision in seen) and precisions() == before
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

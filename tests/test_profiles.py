@@ -160,7 +160,6 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     unreadable = f"{state.relative_to(two_nets)} is truncated"
     assert re.search(rf"^failed: train cnn-0: {unreadable}.* \({log}\)$", output, re.MULTILINE)
     assert (two_nets / path_of(two_nets, "records", "flip_merge", "gcnn-0")).exists()  # the others went on
-
     status = run(two_nets, "status", "--cores", "1")
     assert status.returncode == 0, status.stdout
     lines = [line.split() for line in status.stdout.splitlines() if "_merge " in line or "train " in line]
@@ -169,7 +168,6 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     assert rows["flip_merge"] == ["2", "1", "0", "0", "1"]
     assert rows["pair_merge"] == ["1", "0", "0", "0", "1"]
     assert f"\nfailed: {log}: {unreadable}" in status.stdout
-
     state.unlink()
     again = run(two_nets, *typed, CUDA_VISIBLE_DEVICES="7,8")
     assert again.returncode == 0, again.stdout

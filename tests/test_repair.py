@@ -111,8 +111,7 @@ def test_repair_meets_its_targets_at_every_block_output(network):
     first, second, some = resnet(network, 0), resnet(network, 1), smooth_images(300, 33)
     wanted = targets(first, second, Images(some, 100))
     assert list(wanted) == list(repair_points(TracedNet(first).module()).values())
-    between = halfway(first, second)
-    repaired = repair_blocks(between, wanted, Images(some, 300))
+    repaired = repair_blocks(halfway(first, second), wanted, Images(some, 300))
     modules, outputs = dict(repaired.named_modules()), {}
     for point in wanted:
         hook = lambda module, args, output, point=point: outputs.update({point: output.double()})  # noqa: E731

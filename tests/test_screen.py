@@ -134,8 +134,7 @@ NAMES = {"cnn": "CNN", "cnn_inv": "CNN + inv-loss", "gcnn": "GCNN"}
 )
 def test_the_sentence_says_what_the_table_shows_and_no_more(table2, with_loss, beside):
     table2.loc[table2["model"] == "cnn_inv", "gcnn_barrier_mean"] = with_loss
-    output = in_words(table2, NAMES)
-    assert f"{beside} the CNN's 8.4e-2; GCNN 0." in output
+    assert f"{beside} the CNN's 8.4e-2; GCNN 0." in in_words(table2, NAMES)
     assert in_words(table2[table2["model"] != "gcnn"], NAMES) == ""
 
 

@@ -123,8 +123,7 @@ def test_a_net_whose_local_file_of_weights_has_changed_is_read_again(results):
     write_train(results(**local), "old", files={"net.pth": sha256("net.pth")})
     assert results(**local).is_there(key)
     Path("net.pth").write_bytes(b"other")
-    assert not results(**local).is_there(key)
-    assert results(**local).record(key).endswith("/0.1.json")
+    assert not results(**local).is_there(key) and results(**local).record(key).endswith("/0.1.json")
     Path("net.pth").unlink()
     assert results(**local).is_there(key)  # nothing to tell by
 
@@ -133,8 +132,7 @@ def test_a_net_that_could_not_be_had_is_tried_again(results):
     write_train(results(), status="absent")
     key = results().key("train", ("cnn", 0))
     assert not results().is_there(key) and results().record(key).endswith("/0.1.json")
-    results_of_a_job = Results(settings(), retry=False)
-    assert results_of_a_job.is_there(key)
+    assert Results(settings(), retry=False).is_there(key)
     path = results().record(key)
     write_trained(path, load_record(path.replace("0.1", "0")) | {"status": "diverged"})
     assert [each.name for each in sorted(Path(path).parent.iterdir())] == ["0.1.json", "settings.json"]
@@ -257,8 +255,7 @@ def measured(jobs):
 
 def test_what_does_not_change_a_result_outdates_no_job(finished):
     assert finished.planned("--config", "training={save_every: 2}", "merging={batch_size: 40}") == []
-    jobs = finished.planned("--config", "merging={invariance_images: 40}")
-    assert set(FLIPS) == set(measured(jobs))
+    assert set(FLIPS) == set(measured(finished.planned("--config", "merging={invariance_images: 40}")))
 
 
 @pytest.mark.parametrize("forced", [["-R", "flip_merge"], ["-F", "table2"], ["--forceall"]])

@@ -65,8 +65,7 @@ def test_the_screen_is_one_screen_however_many_jobs_failed(folder):
 def test_what_is_no_log_keeps_the_screen_from_nothing(folder, kind):
     log = folder / "logs/train/cnn-f0/7.log"
     os.mkfifo(log) if kind == "fifo" else log.mkdir()
-    status = kind_status("train", {"train/cnn-f0/7": False}, folder)
-    assert status.counts == {"to do": 1}
+    assert kind_status("train", {"train/cnn-f0/7": False}, folder).counts == {"to do": 1}
 
 
 def test_the_last_words_of_a_log_tell_a_kill_from_an_error(tmp_path):

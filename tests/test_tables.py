@@ -42,10 +42,8 @@ def three_types():
 
 def test_tidy_has_a_row_a_record_and_no_lists():
     frame = tidy([train("cnn", 0), flip("cnn", 0)])
-    assert len(frame) == 2
-    assert frame.loc[0, "settings.network.width"] == 0.25
-    assert frame.loc[1, "barrier.repaired"] == 0.04
-    assert math.isnan(frame.loc[0, "barrier.repaired"])
+    assert len(frame) == 2 and frame.loc[0, "settings.network.width"] == 0.25
+    assert frame.loc[1, "barrier.repaired"] == 0.04 and math.isnan(frame.loc[0, "barrier.repaired"])
     assert not [column for column in frame if column.startswith(("permutations", "history"))]
 
 
@@ -64,16 +62,14 @@ def test_columns_are_those_of_the_papers_csv_then_n_left_out_then_the_papers(num
 
 
 def test_table2_means_and_sample_stds(three_types):
-    frame = table_2(three_types).set_index("model")
-    cnn = frame.loc["cnn"]
+    cnn = table_2(three_types).set_index("model").loc["cnn"]
     assert cnn["accuracy_mean"] == pytest.approx(0.85)
     assert cnn["accuracy_std"] == pytest.approx(0.1 / math.sqrt(2))  # ddof 1
     assert cnn["invariance_error_mean"] == pytest.approx(0.3)
     assert cnn["invariance_error_std"] == pytest.approx(0.2 / math.sqrt(2))
     assert cnn["gcnn_barrier_mean"] == pytest.approx(0.02)
     assert cnn["gcnn_barrier_std"] == pytest.approx(0.02 / math.sqrt(2))
-    assert (cnn["n"], cnn["left_out"]) == (2, 0)
-    assert cnn["paper_gcnn_barrier_std"] == 4.9e-3
+    assert (cnn["n"], cnn["left_out"]) == (2, 0) and cnn["paper_gcnn_barrier_std"] == 4.9e-3
 
 
 def test_table2_leaves_out_degenerate_and_unmerged_nets(three_types):
@@ -103,16 +99,14 @@ def test_rows_come_in_the_order_asked_for_and_types_the_paper_lacks_have_no_pape
     frame = table_2(([train("mine", 0)], [flip("mine", 0)]), of_models("pgcnn", "mine", "cnn"))
     assert frame["model"].to_list() == ["pgcnn", "mine", "cnn"]
     mine = frame.iloc[1]
-    assert (mine["n"], mine["accuracy_mean"]) == (1, 0.9)
-    assert mine.filter(like="paper_").isna().all()
+    assert (mine["n"], mine["accuracy_mean"]) == (1, 0.9) and mine.filter(like="paper_").isna().all()
 
 
 def test_table1_counts_parameters_and_nets(three_types):
     frame = made(table1, of_models("gcnn", "cnn", "pgcnn"), train=three_types[0])
     assert frame["name"].to_list() == ["GCNN", "CNN", "PGCNN"]
     assert frame["parameters"].to_list() == [289000, 577000, pd.NA]
-    assert frame["n"].to_list() == [2, 2, 0]
-    assert frame["left_out"].to_list() == [1, 0, 2]
+    assert frame["n"].to_list() == [2, 2, 0] and frame["left_out"].to_list() == [1, 0, 2]
     assert frame["paper_parameters"].to_list() == [4_610_000, 9_230_000, 9_190_000]
 
 
@@ -155,12 +149,10 @@ def test_a_record_given_twice_is_refused():
 def test_the_papers_cell_stands_beside_ours(three_types):
     human = human_table(table_2(three_types), table2.LAYOUT, NAMES).set_index("Model")
     named = ["Accuracy", "Accuracy (paper)", "Invariance Error", "Invariance Error (paper)"]
-    assert list(human.columns[:4]) == named
-    assert list(human.columns[-2:]) == ["n", "Left out"]
+    assert list(human.columns[:4]) == named and list(human.columns[-2:]) == ["n", "Left out"]
     assert human.loc["CNN", "Accuracy"] == "0.850 ± 7.1e-2"
     assert human.loc["CNN w/o aug", "Invariance Error (paper)"] == "0.410 ± 4.0e-2"
-    assert human.loc["PGCNN", "GCNN Barrier"] == ""
-    assert human.loc["GCNN", "n"] == "1"
+    assert human.loc["PGCNN", "GCNN Barrier"] == "" and human.loc["GCNN", "n"] == "1"
 
 
 def test_csv_holds_the_numbers_to_ten_digits_and_nothing_where_there_is_none(tmp_path):
@@ -193,8 +185,7 @@ def test_costs_by_kind_of_job():
     frame = costs(COSTS_OF_JOBS).set_index("kind")
     assert frame.index.to_list() == ["train", "pair_merge"]
     assert frame.loc["train"].to_list() == [3, 3.0, 3600.0, 5400.0, 600.5]
-    assert frame.loc["pair_merge", "jobs"] == 1
-    assert math.isnan(frame.loc["pair_merge", "max_memory_mb"])
+    assert frame.loc["pair_merge", "jobs"] == 1 and math.isnan(frame.loc["pair_merge", "max_memory_mb"])
 
 
 def test_costs_are_written_with_and_without_jobs(tmp_path):
@@ -310,8 +301,7 @@ def test_weight_matchings_are_called_by_where_they_start_and_how_many_starts_rea
     alone |= {"search": {"objective": 0.4, "reached": 1, "starts": {"identity": 0.4}}}
     selection = of_models("cnn") | {"pairs": [], "matchings": ["weight", "weight_identity"]}
     records = {"flip_merge": [searched(0, 1), searched(1, 4), alone], "pair_merge": []}
-    frame = made(matchings, selection, **records)
-    called = frame[["matching", "n"]].to_numpy().tolist()
+    called = made(matchings, selection, **records)[["matching", "n"]].to_numpy().tolist()
     assert called == [["weight, best of 4", 2], ["weight, from the identity", 1]]
     first, *_ = matchings.notes({"train": [], **records}, selection)
     assert first == "Weight matching: on average 2.5 of its starts (of a merge 1 to 4) reached the best"

@@ -36,9 +36,7 @@ def few_integer_matrices(monkeypatch):
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_statement_holds(name):
     record = demonstrate(name)
-    assert record.keys() == KEYS
-    assert record["holds"] is True
-    assert record["draws"] > 0
+    assert record.keys() == KEYS and record["holds"] is True and record["draws"] > 0
     assert {type(value) for value in record["measured"].values()} <= {int, float}
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 
@@ -62,8 +60,7 @@ def test_s3_is_a_group_and_acts():
 def test_distance_to_scaled_permutation():
     A = np.array([[0, 2.0], [0.5, 0]])
     matrices = np.stack([A, A - 0.1 * np.eye(2), A + 0.3 * np.eye(2)])
-    distances = random_matrices.distance_to_scaled_permutation(matrices)
-    assert distances == pytest.approx([0, 0.1, 0.3])
+    assert random_matrices.distance_to_scaled_permutation(matrices) == pytest.approx([0, 0.1, 0.3])
 
 
 # Counterfactuals: one thing is broken, and the record says that the statement doesn't hold.
@@ -186,8 +183,7 @@ def test_example_c_2_needs_cooccurrence(fails):
 
 def test_proposition_d_1_needs_the_rewriting(fails):
     def untouched(W1, W2):
-        rho1 = np.broadcast_to(np.eye(2, dtype=int), W1.shape)
-        return W1, W2, rho1, np.full(len(W1), "none")
+        return W1, W2, np.broadcast_to(np.eye(2, dtype=int), W1.shape), np.full(len(W1), "none")
 
     measured = fails(proposition_d_1, 50, layerwise_equivariant=untouched)
     assert measured["of_them_equal_to_the_rewritten_net"] == measured["nets_rewritten"]
@@ -241,8 +237,7 @@ def test_proposition_d_4_needs_the_classes():
 
 def test_example_c_2_bound_against_a_wide_k():
     wide_k = cooccurrence.shape("#..#.", "#.#..", "##...", "#.#..", "#..#.")
-    images = example_c_2.image_classes(0, 1, (example_c_2.ANGLE, wide_k))
-    kinds, shares = example_c_2.windows(images)
+    kinds, shares = example_c_2.windows(example_c_2.image_classes(0, 1, (example_c_2.ANGLE, wide_k)))
     assert example_c_2.error_bound(kinds, shares[:, 0]) == 0
     assert example_c_2.error_bound(example_c_2.symmetrised(kinds), shares[:, 0]) == pytest.approx(1 / 3)
 
@@ -264,8 +259,7 @@ def test_proposition_d_1_decides_invariance_exactly():
 
 def test_figure_10_shows_every_shape_in_both_orientations():
     images = example_c_2.image_classes(0, 50)
-    assert images.shape == (2, 50, 20, 20)
-    assert set(np.unique(images)) == {0, 1}
+    assert images.shape == (2, 50, 20, 20) and set(np.unique(images)) == {0, 1}
     one, two = (4 * shape.sum() for shape in cooccurrence.SHAPES)
     assert (images[0].sum((1, 2)) == one).all() and (images[1].sum((1, 2)) == two).all()
     _, shares = example_c_2.windows(np.concatenate([images, images[..., ::-1]]))
@@ -280,7 +274,6 @@ def test_proposition_b_1_terms_of_one_pair_can_cancel_without_equal_rows():
     A = np.array([[-1.0, -1, 0], [-1, -1, 1], [1, 0, 0]])
     y = np.stack([[1, -scale, 0] for scale in (0.5, 2, 100)], 1)  # e_k − λe_k′
     terms = np.maximum(A @ y, 0)
-    assert (terms[0] == terms[1]).all() and terms[0].any()
-    assert abs(np.linalg.det(A)) > 0.5
+    assert (terms[0] == terms[1]).all() and terms[0].any() and abs(np.linalg.det(A)) > 0.5
     W2 = proposition_b_1.output_layer(1, 2)
     assert (W2 @ np.maximum(A @ proposition_b_1.GRID, 0) != W2 @ np.maximum(proposition_b_1.GRID, 0)).any()

@@ -112,8 +112,7 @@ def test_sgd_takes_the_very_steps_of_torchs_own(scaled):
 def test_auto_precision_is_bfloat16_only_where_the_cpu_is_fast_in_it(monkeypatch):
     for able, dtype in (({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
-        assert autocast_to("auto", CPU) == dtype
-        assert autocast_to("float32", CPU) == torch.float32
+        assert autocast_to("auto", CPU) == dtype and autocast_to("float32", CPU) == torch.float32
 
 
 def test_invariance_measures_on_hand_worked_logits():
@@ -172,8 +171,7 @@ def test_a_training_learns_and_says_how_long_it_waited_for_images(network, objec
     recipe = RESNET_RECIPE.but(objective=objective, epochs=6)
     training = train_on(small_images(240, 33), small_net(network), recipe)
     losses = [epoch["loss"] for epoch in training.history]
-    assert not training.diverged and losses[-1] < losses[0]
-    assert 0 < training.data_wait_share < 1
+    assert not training.diverged and losses[-1] < losses[0] and 0 < training.data_wait_share < 1
 
 
 @NETWORKS

@@ -42,8 +42,7 @@ def test_every_net_is_in_the_tables_or_counted_as_left_out(finished):
     assert list(table2.index) == list(MODELS)
     assert table4[["model_1", "model_2"]].to_numpy().tolist() == PAIRS
     for table, nets in ((table2, [2, 2]), (table4, [2, 1])):  # two seeds of one type are one pair
-        assert (table["n"] + table["left_out"]).tolist() == nets
-        assert table["n"].sum() > 0
+        assert (table["n"] + table["left_out"]).tolist() == nets and table["n"].sum() > 0
 
 
 def test_every_job_left_its_log_and_says_what_it_took(finished):
@@ -94,8 +93,7 @@ def test_a_missing_record_reruns_what_it_needs_and_no_other_net(committed):
 def test_a_missing_pair_record_reruns_the_trainings_of_its_two_nets(committed):
     committed.record("pair_merge", "gcnn-0", "gcnn-1").unlink()
     jobs = [job for job in committed.planned("table4") if job != "table4"]
-    wanted = ["pair_merge gcnn 0 gcnn 1", DATA, "train gcnn 0", "train gcnn 1"]
-    assert jobs == wanted
+    assert jobs == ["pair_merge gcnn 0 gcnn 1", DATA, "train gcnn 0", "train gcnn 1"]
     assert committed.planned("table2", "figure4") == []  # they read no pairs
 
 
@@ -170,8 +168,7 @@ def test_the_report_shows_every_table_and_figure_without_an_error(state, request
     run = request.getfixturevalue(state).snakemake("--report", str(report))
     assert run.returncode == 0, run.stdout
     tour = report_tour.tour(report, tmp_path)
-    assert tour["errors"] == []
-    assert "GCNN barrier" in tour["description"] and tour["rules"] > 0
+    assert tour["errors"] == [] and "GCNN barrier" in tour["description"] and tour["rules"] > 0
     # it opens with the figure of all barriers and with Table 2
     assert tour["glance"]["width"] > 200 and 0 < tour["glance"]["top"] < 600
     assert "Statistics of VGG11 nets" in tour["description"] and "(paper)" in tour["description"]
@@ -183,8 +180,7 @@ def test_the_report_shows_every_table_and_figure_without_an_error(state, request
     for path in shown:
         seen = tour["seen"][path]
         assert seen["rows"] > 0 if path.endswith(".html") else seen["width"] > 200, path
-    assert all(seen["caption"] for seen in tour["seen"].values())
-    assert report.stat().st_size < 10e6
+    assert all(seen["caption"] for seen in tour["seen"].values()) and report.stat().st_size < 10e6
 
 
 def test_figures_and_theory_are_there_in_every_form(finished):
@@ -196,8 +192,7 @@ def test_figures_and_theory_are_there_in_every_form(finished):
     assert [f"{net.model}-{net.seed}" for net in nets] == names
     zero = pd.read_csv(results / "figures" / "zero_filters_by_net.csv")
     assert len(zero) == 8 * sum(net.status == "ok" for net in nets if net.model in MODELS)
-    theory = pd.read_csv(results / "tables" / "theory.csv")
-    assert len(theory) == len(STATEMENTS)
+    assert len(pd.read_csv(results / "tables" / "theory.csv")) == len(STATEMENTS)
     for name in ("table1", "table2", "table4", "theory"):
         for ending in (".csv", ".md"):
             assert (results / "tables" / f"{name}{ending}").stat().st_size > 100
@@ -242,8 +237,7 @@ def test_another_projection_makes_the_arrays_again_with_their_merges_and_trains_
 
 def test_the_benchmark_is_run_when_it_is_asked_for_and_by_no_other_target(clone):
     made = clone()
-    assert made.planned("--force", "bench") == ["bench"]
-    assert "bench" not in made.planned()
+    assert made.planned("--force", "bench") == ["bench"] and "bench" not in made.planned()
 
 
 def test_the_laptops_committed_tables_follow_from_its_committed_records_byte_by_byte(clone):
