@@ -10,11 +10,6 @@ from relusym import paper_values
 from relusym.checkpoint import load_arrays
 from relusym.records.files import load_record
 
-TRAININGS = ["train old 0", "train simsiam_odd 0", "train simsiam_odd.pretraining 0"]
-MERGES = ["flip_merge old 0", "flip_merge simsiam_odd 0"]
-DATA = "prepare_data generated-400-200-0"
-
-
 ROWS = ("old", "simsiam_odd")
 
 
@@ -50,25 +45,6 @@ def test_at_the_even_size_the_flipped_net_is_another_and_at_the_odd_one_it_is_no
         if record["status"] == "ok":
             difference = record["checks"]["flipped_net_on_flipped_images"]
             assert difference > 1e-2 if record["model"] == "old" else difference < 1e-4
-
-
-def test_a_missing_record_reruns_its_row_and_no_other(committed):
-    committed.record("flip_merge", "simsiam_odd-0").unlink()
-    jobs = committed.planned("table3", "table5")
-    assert jobs == sorted([DATA, MERGES[1], *TRAININGS[1:], "table5"])  # Table 3 has no such row
-
-
-def test_another_recipe_of_the_linear_layer_leaves_the_pretraining(finished):
-    change = "models={simsiam_odd: {linear: {epochs: 5}}}"
-    jobs = finished.planned("table3", "table5", "--config", change)
-    assert jobs == sorted([MERGES[1], TRAININGS[1], "table5"])
-
-
-def test_several_seeds_of_a_resnet_and_its_pairs_are_planned(committed):
-    change = ("models={old: {seeds: 0-1}}", "pairs=[[old, old]]")
-    jobs = committed.planned("table4", "table5", "--config", *change)
-    made = ["flip_merge old 1", "pair_merge old 0 old 1", TRAININGS[0], "train old 1"]
-    assert jobs == sorted([DATA, *made, "table4", "table5"])
 
 
 NOTICE = (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import MODELS, ROOT, Clone, config_of, latest_log, refused, set_to_tiny, settings_of
+from conftest import ROOT, Clone, config_of, latest_log, refused, set_to_tiny, settings_of
 
 from relusym import cifar10
 from relusym.data import image_set
@@ -19,8 +19,6 @@ from relusym.records.fingerprint import differences, fingerprint
 from relusym.records.results import Results
 from relusym.whole_files import sha256
 
-FLIPS = [f"flip_merge {model} {seed}" for model in MODELS for seed in (0, 1)]
-FLIPS += ["flip_merge old 0", "flip_merge simsiam_odd 0"]
 RESULT, IMAGES = "results/tiny", "generated-400-200-0"
 
 
@@ -253,11 +251,6 @@ def measured(jobs):
     return [job for job in jobs if job.startswith(MEASURED)]
 
 
-def test_what_does_not_change_a_result_outdates_no_job(finished):
-    assert finished.planned("--config", "training={save_every: 2}", "merging={batch_size: 40}") == []
-    assert set(FLIPS) == set(measured(finished.planned("--config", "merging={invariance_images: 40}")))
-
-
 @pytest.mark.parametrize("forced", [["-R", "flip_merge"], ["-F", "table2"], ["--forceall"]])
 def test_a_forced_run_in_a_fresh_clone_keeps_every_result_whatever_fails(committed, forced):
     before = kept(committed.folder)
@@ -352,18 +345,6 @@ def test_pieces_that_were_copied_together_with_old_times_are_all_in_the_table(co
     assert committed.planned("table2") == ["table2"]
     committed.makes("table2", "--config", "seeds=0")  # of all that is there
     assert (pd.read_csv(table).eval("n + left_out") == 2).all() and committed.planned("table2") == []
-
-
-@pytest.mark.parametrize("config, remade", [
-    ("filters={zero_filter: 0.2}", {"zero_filters", "claims"}),
-    ("models={cnn: {name: Plain net}}", {"table1", "table2", "table4", "figure4"}),
-    ("models={cnn: {description: A net}}", {"table1"}), ("figure9=simsiam_odd", {"figure9"}),
-    ("pairs=[[cnn, gcnn]]", {"table4", "comparison"}),
-    ("models={old: null} figure9=simsiam_odd", {"table3", "table5", "figure9"}),
-])  # fmt: skip
-def test_tables_and_figures_show_the_present_config_and_nothing_is_measured_for_it(committed, config, remade):
-    jobs = committed.planned("--config", *re.split(r" (?=\w+=)", config))
-    assert remade <= {*jobs} and not measured(jobs)
 
 
 def test_a_change_to_the_code_of_tables_makes_them_again_and_measures_nothing(committed):

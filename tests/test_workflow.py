@@ -72,37 +72,6 @@ def test_a_fresh_clone_aggregates_the_committed_records_alone(committed):
     assert {*TABLES, "all"} <= set(committed.planned()) <= AGGREGATION
 
 
-def test_other_images_to_merge_on_rerun_the_merges_but_no_training(finished):
-    jobs = finished.planned("--config", "merging={images: 90}")
-    assert set(PAIR_JOBS) <= set(jobs)
-    assert not any(job.startswith(("train", "prepare_data")) for job in jobs)
-
-
-def test_a_missing_record_reruns_what_it_needs_and_no_other_net(committed):
-    flip = committed.record("flip_merge", "gcnn-1")
-    text = flip.read_text(encoding="utf-8")
-    flip.unlink()
-    jobs = [job for job in committed.planned() if job not in AGGREGATION]
-    assert jobs == ["flip_merge gcnn 1", DATA, "train gcnn 1"]
-    flip.write_text(text, encoding="utf-8")
-    committed.record("train", "cnn-0").unlink()
-    jobs = [job for job in committed.planned() if job not in AGGREGATION]
-    assert jobs == [DATA, "train cnn 0"]
-
-
-def test_a_missing_pair_record_reruns_the_trainings_of_its_two_nets(committed):
-    committed.record("pair_merge", "gcnn-0", "gcnn-1").unlink()
-    jobs = [job for job in committed.planned("table4") if job != "table4"]
-    assert jobs == ["pair_merge gcnn 0 gcnn 1", DATA, "train gcnn 0", "train gcnn 1"]
-    assert committed.planned("table2", "figure4") == []  # they read no pairs
-
-
-def test_a_deleted_record_is_made_again_and_the_tables_with_it_however_new_they_are(copied):
-    copied.record("flip_merge", "cnn-0").unlink()
-    jobs = set(copied.planned())
-    assert {"flip_merge cnn 0", "table2", "figure4", "costs"} <= jobs and "table4" not in jobs
-
-
 def test_a_piece_of_the_seeds_is_about_these_seeds_alone(tiny):
     jobs = tiny().planned("--config", "seeds=0")
     others = [*AGGREGATION, *ALONE, DATA, *RESNET_TRAININGS, *RESNET_MERGES]  # these have seeds of their own
@@ -225,14 +194,6 @@ def test_any_nets_filters_can_be_drawn_from_committed_arrays(committed):
     run = committed.snakemake(drawn)
     assert run.returncode == 0, run.stdout
     assert (committed.folder / drawn).read_bytes().startswith(b"%PDF")
-
-
-def test_another_projection_makes_the_arrays_again_with_their_merges_and_trains_nothing(finished):
-    jobs = finished.planned("--config", "filters={projection_seed: 1, zero_filter: 0.1}")
-    assert {job for job in jobs if job.split()[0] not in AGGREGATION} == {
-        *(f"flip_merge {model} {seed}" for model in MODELS for seed in (0, 1)),
-        *RESNET_MERGES,
-    }
 
 
 def test_the_benchmark_is_run_when_it_is_asked_for_and_by_no_other_target(clone):
