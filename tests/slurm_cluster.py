@@ -154,9 +154,6 @@ class SlurmCluster:
     def start_node(self, node: str) -> None:
         self.run("slurmd", "-N", node, "-f", str(self.conf))
 
-    def state(self, node: str) -> str:
-        """A node's state as the controller sees it, such as "idle"."""
-        return self.run("sinfo", "--noheader", f"--nodes={node}", "--partition=gpu", "--format=%T").strip()
 
     def pid(self, daemon: str) -> int | None:
         file = self.folder / "run" / f"{daemon}.pid"
@@ -178,10 +175,6 @@ class SlurmCluster:
         for pid in [self.pid(f"slurmd-{node}"), *steps, *jobs]:
             _kill(pid)
 
-    def jobs(self) -> list[tuple[str, str, str, str]]:
-        """Jobs known to the controller: id, state, node, comment (snakemake's rule and wildcards)."""
-        lines = self.run("squeue", "--noheader", "--states=all", "--format=%i|%T|%N|%k").splitlines()
-        return [tuple(line.strip().split("|", 3)) for line in lines]
 
     def stop(self) -> None:
         try:
