@@ -154,7 +154,6 @@ class SlurmCluster:
     def start_node(self, node: str) -> None:
         self.run("slurmd", "-N", node, "-f", str(self.conf))
 
-
     def pid(self, daemon: str) -> int | None:
         file = self.folder / "run" / f"{daemon}.pid"
         text = file.read_text().strip() if file.exists() else ""
@@ -174,7 +173,6 @@ class SlurmCluster:
         steps = [pid for pid, _, command in found if pid in parents and command.startswith("slurmstepd")]
         for pid in [self.pid(f"slurmd-{node}"), *steps, *jobs]:
             _kill(pid)
-
 
     def stop(self) -> None:
         try:

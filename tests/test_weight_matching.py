@@ -1,5 +1,6 @@
 import itertools
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -112,22 +113,24 @@ def vision_transformer(seed: int) -> nn.Module:
     return net
 
 
+@cache
+def planted_in_transformer(seed):
+    """The permutations that were planted in an untrained vision transformer, and the match of the two nets."""
+    pair, shuffles = planted(vision_transformer(seed), 0.1)
+    return shuffles, match("weight", pair)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_weight_matching_finds_planted_permutations_in_an_untrained_vision_transformer(seed):
-    pair, shuffles = planted(vision_transformer(seed), 0.1)
-    found = match("weight", pair)
+    shuffles, found = planted_in_transformer(seed)
     for name, shuffle in shuffles.items():
         assert torch.equal(found.permutations[name].argsort(), shuffle), name
     assert found.search.objectives["outside_in"] > 0.9  # whatever random starts are worth
 
 
 def test_from_the_identity_they_are_missed_in_some_of_these_nets():
-    def missed(seed):
-        pair, shuffles = planted(vision_transformer(seed), 0.1)
-        found = match("weight_identity", pair).permutations
-        return not all(torch.equal(found[name].argsort(), shuffle) for name, shuffle in shuffles.items())
-
-    assert sum(map(missed, range(6))) >= 2
+    starts = [planted_in_transformer(seed)[1].search.objectives for seed in range(6)]
+    assert sum(objectives["identity"] < max(objectives.values()) - 1e-6 for objectives in starts) >= 2
 
 
 def trained_apart(name: str = "vgg11") -> Pair:
