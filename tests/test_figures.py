@@ -18,7 +18,7 @@ from relusym.channels.traced import channel_groups
 from relusym.data import image_set
 from relusym.data.chiral_shapes import generate
 from relusym.errors import UserError
-from relusym.findings import Figure, declared
+from relusym.findings import declared
 from relusym.findings.figures import barriers, figure3
 from relusym.findings.figures.figure2 import exemplary_filters, figure2
 from relusym.findings.figures.figure9 import figure9
@@ -400,13 +400,6 @@ def test_tables_figures_and_theory_start_without_torch():
 def test_a_start_reads_every_declaration_without_pandas():
     code = "import sys; from relusym import findings; assert len(findings.declared()) > 30; "
     python(code + "assert not {'numpy', 'pandas', 'scipy', 'matplotlib'} & {*sys.modules}")
-
-
-@pytest.mark.parametrize(
-    "name", [name for name, finding in declared().items() if isinstance(finding, Figure)]
-)
-def test_every_figure_is_declared_by_a_module_that_draws_it(name):
-    assert callable(declared()[name].load().draw) and isinstance(declared()[name].reads, tuple)
 
 
 CAPTIONS = sorted(path.stem for path in (ROOT / "report").glob("*.rst"))

@@ -2,15 +2,15 @@ import math
 
 import pandas as pd
 import pytest
+from conftest import refused
 from records import MEASURED, MODELS, NAMES, PAIRS, SELECTION, flip, made, pair, train
 
 from relusym import paper_values
-from relusym.beyond import MEASUREMENTS
 from relusym.errors import UserError
-from relusym.findings import Table, agreement, declared
+from relusym.findings import agreement, declared
 from relusym.findings.beyond import matchings
 from relusym.findings.frames import chosen, tidy
-from relusym.findings.layout import Layout, human_table, write_table
+from relusym.findings.layout import human_table, write_table
 from relusym.findings.tables import resnets, table1, table2, table4
 from relusym.findings.tables.costs import LAYOUT as COSTS
 from relusym.findings.tables.costs import costs
@@ -23,21 +23,16 @@ def of_models(*models):
 @pytest.fixture
 def three_types():
     """cnn: two good nets; gcnn: one good, one degenerate, one not merged; pgcnn: all diverged."""
-    trains = [
-        train("cnn", 0, accuracy=0.9),
-        train("cnn", 1, accuracy=0.8),
-        train("gcnn", 0, accuracy=0.7, parameters=289000),
-        train("gcnn", 1, accuracy=0.1, status="degenerate", parameters=289000),
-        train("gcnn", 2, accuracy=0.2, parameters=289000),
-        train("pgcnn", 0, None, status="diverged", parameters=None),
-        train("pgcnn", 1, None, status="diverged", parameters=None),
+    trains = [train("cnn", 0, 0.9), train("cnn", 1, 0.8), train("gcnn", 0, 0.7), train("gcnn", 2, 0.2)]
+    trains += [train("gcnn", 1, 0.1, "degenerate")]
+    trains = [net | ({"parameters": 289000} if net["model"] == "gcnn" else {}) for net in trains]
+    trains += [train("pgcnn", seed, None, status="diverged", parameters=None) for seed in (0, 1)]
+    flips = [flip("cnn", 0, 0.03, error=0.2), flip("cnn", 1, 0.01, error=0.4)]
+    flips += [
+        flip("gcnn", 0, -0.001, error=1e-6),
+        *(flip("gcnn", seed, status="left_out") for seed in (1, 2)),
     ]
-    flips = [
-        flip("cnn", 0, 0.03, error=0.2), flip("cnn", 1, 0.01, error=0.4), flip("gcnn", 0, -0.001, error=1e-6),
-        flip("gcnn", 1, status="left_out"), flip("gcnn", 2, status="left_out"),
-        flip("pgcnn", 0, status="left_out"), flip("pgcnn", 1, status="left_out"),
-    ]  # fmt: skip
-    return trains, flips
+    return trains, [*flips, *(flip("pgcnn", seed, status="left_out") for seed in (0, 1))]
 
 
 def test_tidy_has_a_row_a_record_and_no_lists():
@@ -61,30 +56,20 @@ def test_columns_are_those_of_the_papers_csv_then_n_left_out_then_the_papers(num
     assert columns[len(papers) + 2 :] == [f"paper_{column}" for column in papers if column not in ids]
 
 
-def test_table2_means_and_sample_stds(three_types):
-    cnn = table_2(three_types).set_index("model").loc["cnn"]
-    assert cnn["accuracy_mean"] == pytest.approx(0.85)
-    assert cnn["accuracy_std"] == pytest.approx(0.1 / math.sqrt(2))  # ddof 1
-    assert cnn["invariance_error_mean"] == pytest.approx(0.3)
-    assert cnn["invariance_error_std"] == pytest.approx(0.2 / math.sqrt(2))
-    assert cnn["gcnn_barrier_mean"] == pytest.approx(0.02)
-    assert cnn["gcnn_barrier_std"] == pytest.approx(0.02 / math.sqrt(2))
-    assert (cnn["n"], cnn["left_out"]) == (2, 0) and cnn["paper_gcnn_barrier_std"] == 4.9e-3
-
-
-def test_table2_leaves_out_degenerate_and_unmerged_nets(three_types):
-    gcnn = table_2(three_types).set_index("model").loc["gcnn"]
-    assert gcnn["accuracy_mean"] == 0.7  # neither 0.1 (degenerate) nor 0.2 (merge left out)
-    assert gcnn["gcnn_barrier_mean"] == -0.001
-    assert math.isnan(gcnn["accuracy_std"])  # one net has no sample std
-    assert (gcnn["n"], gcnn["left_out"]) == (1, 2)
-
-
-def test_table2_keeps_the_row_of_a_type_without_nets(three_types):
-    pgcnn = table_2(three_types).set_index("model").loc["pgcnn"]
-    assert (pgcnn["n"], pgcnn["left_out"]) == (0, 2)
-    assert pgcnn[[column for column in pgcnn.index if column.startswith(("acc", "inv", "gcnn"))]].isna().all()
-    assert pgcnn["paper_accuracy_mean"] == 0.902
+def test_table2_has_means_and_sample_stds_of_good_nets_and_a_row_for_a_type_without(three_types):
+    frame = table_2(three_types).set_index("model")
+    measured = [
+        f"{name}_{of}" for of in ("mean", "std") for name in ("accuracy", "invariance_error", "gcnn_barrier")
+    ]
+    means, stds = [0.85, 0.3, 0.02], [0.1, 0.2, 0.02]  # of two nets: apart by √2 standard deviations, ddof 1
+    assert [*frame.loc["cnn", measured]] == pytest.approx(means + [std / math.sqrt(2) for std in stds])
+    # neither 0.1 (degenerate) nor 0.2 (merge left out); one net has no sample std
+    gcnn = [0.7, 1e-6, -0.001, *[math.nan] * 3]
+    assert [*frame.loc["gcnn", measured]] == pytest.approx(gcnn, nan_ok=True)
+    assert frame.loc["pgcnn", measured].isna().all() and frame.loc["pgcnn", "paper_accuracy_mean"] == 0.902
+    assert frame.loc["cnn", "paper_gcnn_barrier_std"] == 4.9e-3
+    counts = frame.loc[["cnn", "gcnn", "pgcnn"], ["n", "left_out"]]
+    assert counts.to_numpy().tolist() == [[2, 0], [1, 2], [0, 2]]
 
 
 @pytest.mark.parametrize("lacking", ["train", "flip_merge"])
@@ -111,8 +96,8 @@ def test_table1_counts_parameters_and_nets(three_types):
 
 
 def test_table1_refuses_nets_of_different_size():
-    with pytest.raises(UserError, match=r"cnn count 5 to 7 parameters"):
-        made(table1, train=[train("cnn", 0, parameters=5), train("cnn", 1, parameters=7)])
+    nets = [train("cnn", seed, parameters=5 + 2 * seed) for seed in (0, 1)]
+    refused(lambda: made(table1, train=nets), match=r"cnn count 5 to 7 parameters")
 
 
 def test_table4_keeps_the_pairs_apart():
@@ -331,11 +316,3 @@ def test_without_repair_counts_the_net_whose_batch_norm_is_reset():
     selection = of_models("a") | {"pairs": [], "matchings": ["activation"]}
     frame = made(matchings, selection, flip_merge=[merged("a")])
     assert frame["barrier_no_repair_mean"].tolist() == [2 / 7]
-
-
-@pytest.mark.parametrize("name", [name for name, finding in declared().items() if isinstance(finding, Table)])
-def test_every_table_has_a_layout_and_a_module_that_makes_it(name):
-    table = declared()[name]
-    assert isinstance(table.layout, Layout) and table.layout.title and callable(table.load().frame)
-    kinds = {"train", "flip_merge", "pair_merge", "flipped_training", "theory", "filters", *MEASUREMENTS}
-    assert set(table.reads) <= kinds
