@@ -9,14 +9,7 @@ from small_nets import Images, shuffled, smooth_images
 from structures import Attended, Tokens, difference, with_statistics
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models.swin_transformer import (
-    PatchMerging,
-    PatchMergingV2,
-    ShiftedWindowAttention,
-    ShiftedWindowAttentionV2,
-    SwinTransformerBlock,
-    SwinTransformerBlockV2,
-)
+from torchvision.models import swin_transformer as swins
 
 from relusym.channels.groups import head_order, permute, random_permutations
 from relusym.channels.traced import TracedNet, channel_groups
@@ -145,15 +138,15 @@ class Window(nn.Module):
         return self.head((x + self.attention(x)).mean((1, 2)))
 
 
-@pytest.mark.parametrize("layer", [ShiftedWindowAttention, ShiftedWindowAttentionV2])
+@pytest.mark.parametrize("layer", [swins.ShiftedWindowAttention, swins.ShiftedWindowAttentionV2])
 def test_what_belongs_to_a_head_of_a_shifted_window_goes_with_it(layer):
     torch.manual_seed(0)
     net = Window(layer)
     found = by_heads(net)
     whole = [place.tensor for group in found.values() if group.size == HEADS for place in group.places]
     known = {
-        ShiftedWindowAttention: ["attention.relative_position_bias_table"],
-        ShiftedWindowAttentionV2: ["attention.logit_scale", "attention.cpb_mlp.2.weight"],
+        swins.ShiftedWindowAttention: ["attention.relative_position_bias_table"],
+        swins.ShiftedWindowAttentionV2: ["attention.logit_scale", "attention.cpb_mlp.2.weight"],
     }
     assert sorted(whole) == sorted(known[layer]) and difference(with_statistics(net))[0] < 1e-10
 
@@ -167,7 +160,7 @@ def test_a_permuted_vision_transformer_of_torchvisions_computes_the_same():
 @torch.no_grad()
 @pytest.mark.parametrize("matching", ["activation", "weight"])
 @pytest.mark.parametrize(
-    "build", [Attended, partial(Window, ShiftedWindowAttention), partial(Window, ShiftedWindowAttentionV2)],
+    "build", [Attended, partial(Window, swins.ShiftedWindowAttention), partial(Window, swins.ShiftedWindowAttentionV2)],
     ids=["attended", "window", "window_v2"],
 )  # fmt: skip
 def test_planted_heads_are_found(build, matching):
@@ -211,7 +204,10 @@ def test_involutions_of_heads_are_refused_in_one_line():
 
 def swin(block, window=4):
     torch.manual_seed(0)
-    merging = {SwinTransformerBlock: PatchMerging, SwinTransformerBlockV2: PatchMergingV2}[block]
+    merging = {
+        swins.SwinTransformerBlock: swins.PatchMerging,
+        swins.SwinTransformerBlockV2: swins.PatchMergingV2,
+    }[block]
     how = {"num_classes": 10, "block": block, "downsample_layer": merging}
     net = torchvision.models.SwinTransformer([4, 4], 24, [2, 2], [2, 4], [window, window], **how)
     for name, parameter in net.named_parameters():
@@ -221,19 +217,21 @@ def swin(block, window=4):
 
 @torch.no_grad()
 @pytest.mark.parametrize("symmetry", SYMMETRIES.values(), ids=SYMMETRIES)
-@pytest.mark.parametrize("block", [SwinTransformerBlock, SwinTransformerBlockV2])
+@pytest.mark.parametrize("block", [swins.SwinTransformerBlock, swins.SwinTransformerBlockV2])
 def test_a_transformed_swin_transformer_on_transformed_images_computes_the_same(block, symmetry):
     net, x = swin(block).double(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     assert grid(net.float(), (3, 64, 64), symmetry).symmetric
     net = net.double()
-    if block is SwinTransformerBlockV2 and symmetry.order == 4:  # its table of positions has an axis an entry
+    if (
+        block is swins.SwinTransformerBlockV2 and symmetry.order == 4
+    ):  # its table of positions has an axis an entry
         refused(lambda: transformed(net, symmetry, (3, 64, 64)), match="symmetry quarter_turn")
         return
     assert largest_difference(net(x), transformed(net, symmetry, (3, 64, 64))(symmetry.act(x))) < 1e-10
     assert largest_difference(net(x), net(symmetry.act(x))) > 1e-3
 
 
-class WrittenOut(ShiftedWindowAttention):
+class WrittenOut(swins.ShiftedWindowAttention):
     """As timm's and Hugging Face's: windows lie along the images' dimension, and a mask keeps apart what is rolled."""
 
     by_function = False
@@ -276,10 +274,10 @@ class ByFunction(WrittenOut):
 @pytest.mark.parametrize("window", [4, 7])
 @pytest.mark.parametrize("kind", [WrittenOut, ByFunction])
 def test_windowed_attention_written_out_is_transformed_as_torchvisions(kind, window):
-    net = swin(SwinTransformerBlock, window)
+    net = swin(swins.SwinTransformerBlock, window)
     size, written = (64, deepcopy(net)) if window == 4 else (112, deepcopy(net))
     for layer in written.modules():
-        if isinstance(layer, ShiftedWindowAttention):
+        if isinstance(layer, swins.ShiftedWindowAttention):
             layer.__class__ = kind
     x = torch.randn(2, 3, size, size)
     assert largest_difference(net(x), written(x)) < 1e-4
@@ -300,9 +298,9 @@ def test_windowed_attention_written_out_is_transformed_as_torchvisions(kind, win
 
 @torch.no_grad()
 def test_a_table_of_positions_that_a_mask_keeps_from_moving_is_refused():
-    net = swin(SwinTransformerBlock)
+    net = swin(swins.SwinTransformerBlock)
     for layer in net.modules():
-        if isinstance(layer, ShiftedWindowAttention):
+        if isinstance(layer, swins.ShiftedWindowAttention):
             layer.__class__ = WrittenOut
     window = net.features[1][0].attn
     plain = window.windows
@@ -313,19 +311,19 @@ def test_a_table_of_positions_that_a_mask_keeps_from_moving_is_refused():
 
 @pytest.mark.slow(seconds=5)
 def test_windows_that_are_shifted_by_less_than_half_stand_in_the_way():
-    found = grid(swin(SwinTransformerBlock, 7), (3, 112, 112), HORIZONTAL_FLIP)
+    found = grid(swin(swins.SwinTransformerBlock, 7), (3, 112, 112), HORIZONTAL_FLIP)
     assert {(misfit.layer, misfit.stride, misfit.size) for misfit in found.misfits} == {
         ("shifted_window_attention in features.1.1.attn", 7, 28),
         ("shifted_window_attention in features.3.1.attn", 7, 14),
     }
     assert found.next_size is None
-    odd = grid(swin(SwinTransformerBlock), (3, 36, 36), HORIZONTAL_FLIP)  # 9 patches a side
+    odd = grid(swin(swins.SwinTransformerBlock), (3, 36, 36), HORIZONTAL_FLIP)  # 9 patches a side
     misfits = {(misfit.layer, misfit.stride, misfit.size, misfit.left_over) for misfit in odd.misfits}
     assert ("_patch_merging_pad in features.2", 2, 9, -1) in misfits
 
 
 @pytest.mark.slow(seconds=1)
-@pytest.mark.parametrize("block", [SwinTransformerBlock, SwinTransformerBlockV2])
+@pytest.mark.parametrize("block", [swins.SwinTransformerBlock, swins.SwinTransformerBlockV2])
 def test_every_layer_of_a_swin_transformer_has_an_equivariance_error_or_a_reason(block):
     net, images = swin(block), Images(smooth_images(12, 64), 6)
     merged = flip_merge(net, images)
@@ -341,7 +339,7 @@ def test_every_layer_of_a_swin_transformer_has_an_equivariance_error_or_a_reason
 
 @torch.no_grad()
 def test_a_layers_error_is_that_of_its_map_of_tokens():
-    net, images = swin(SwinTransformerBlock), Images(smooth_images(12, 64), 6)
+    net, images = swin(swins.SwinTransformerBlock), Images(smooth_images(12, 64), 6)
     groups = {group.name: group for group in channel_groups(net, images.shape)}
     [name] = [name for name, group in groups.items() if name.endswith("3.1.mlp.0")]
     permutations = {name: torch.arange(group.size) for name, group in groups.items()}

@@ -8,20 +8,7 @@ from records import MODELS, NAMES, flip, pair, train
 from scipy import stats
 
 from relusym.findings import evidence
-from relusym.findings.evidence import (
-    HELD,
-    NOT_HELD,
-    OPEN,
-    UNTESTED,
-    flipped_against_other,
-    hedges_g,
-    is_higher,
-    is_highest,
-    rank_correlation_of_types,
-    rank_sum_p,
-    shared_nets,
-    signed_rank_p,
-)
+from relusym.findings.evidence import HELD, NOT_HELD, OPEN, UNTESTED, is_higher, is_highest
 from relusym.findings.filters import Filters
 from relusym.findings.tables import claims as tested
 from relusym.paper_values import table
@@ -165,7 +152,7 @@ def test_types_that_are_unrelated_are_no_more_often_found_correlated_than_they_s
     found = naive = 0
     for _ in range(draws):
         nets = nets_of_types(random, 4, 0.7, means, random.permutation(means))
-        found += rank_correlation_of_types(nets, "error", "barrier").p_value < 0.05
+        found += evidence.rank_correlation_of_types(nets, "error", "barrier").p_value < 0.05
         of_means = stats.spearmanr(nets.groupby("model")[["error", "barrier"]].mean())
         naive += of_means.pvalue < 0.05
     assert found / draws < 0.1  # 0.05, and three standard errors
@@ -176,13 +163,13 @@ def test_types_that_are_related_are_found_so():
     random, means = np.random.default_rng(0), 3.0 * np.arange(7)
     for correlation in (-0.7, 0, 0.7):
         nets = nets_of_types(random, 4, correlation, means, means)
-        found = rank_correlation_of_types(nets, "error", "barrier")
+        found = evidence.rank_correlation_of_types(nets, "error", "barrier")
         assert found.direction > 0 and found.p_value < 0.01
 
 
 def test_types_of_one_net_each_tell_nothing_of_types():
     nets = nets_of_types(np.random.default_rng(0), 1, 0, np.arange(7), np.arange(7))
-    found = rank_correlation_of_types(nets, "error", "barrier")
+    found = evidence.rank_correlation_of_types(nets, "error", "barrier")
     assert math.isnan(found.p_value) and "two nets" in found.remark
 
 
@@ -193,10 +180,10 @@ def test_a_rank_test_of_four_and_four_nets_comes_to_no_less_than_its_least():
 
 
 def test_rank_tests_with_ties_count_permutations():
-    assert rank_sum_p(np.array([3.0, 3, 3]), np.array([1.0, 1, 2])) == pytest.approx(2 / 20)
-    assert rank_sum_p(np.array([3.0, 3, 1]), np.array([1.0, 1, 1])) == pytest.approx(8 / 20)
-    assert signed_rank_p(np.array([0.2, 0.2, 0.3])) == pytest.approx(2 / 8)
-    assert signed_rank_p(np.array([0.2, 0.4, 0.0])) == pytest.approx(2 / 4)  # a zero tells nothing
+    assert evidence.rank_sum_p(np.array([3.0, 3, 3]), np.array([1.0, 1, 2])) == pytest.approx(2 / 20)
+    assert evidence.rank_sum_p(np.array([3.0, 3, 1]), np.array([1.0, 1, 1])) == pytest.approx(8 / 20)
+    assert evidence.signed_rank_p(np.array([0.2, 0.2, 0.3])) == pytest.approx(2 / 8)
+    assert evidence.signed_rank_p(np.array([0.2, 0.4, 0.0])) == pytest.approx(2 / 4)  # a zero tells nothing
 
 
 @pytest.mark.parametrize(("n", "tied"), [(3, True), (4, True), (10, True), (10, False)])
@@ -205,7 +192,7 @@ def test_no_rank_test_comes_below_the_least_that_it_can_come_to(n, tied):
     found = is_higher({"a": high, "b": np.arange(n) // (2 if tied else 1) * 1.0 - n}, "a", "b")
     assert found.p_rank >= found.p_rank_min * (1 - 1e-9)
     assert found.p_rank <= max(found.p_rank_min, 2e-4) * (1 + 1e-9)
-    assert signed_rank_p(high) >= 0.5 ** (n - 1) * (1 - 1e-9)
+    assert evidence.signed_rank_p(high) >= 0.5 ** (n - 1) * (1 - 1e-9)
 
 
 def test_a_margin_tells_no_worse_from_worse():
@@ -238,7 +225,7 @@ def cycle(n):
     ([], math.inf, 0),
 ])  # fmt: skip
 def test_what_shared_nets_take_from_a_t_test(pairs, factor, degrees):
-    assert shared_nets(np.array(pairs, int).reshape(-1, 2)) == pytest.approx((factor, degrees))
+    assert evidence.shared_nets(np.array(pairs, int).reshape(-1, 2)) == pytest.approx((factor, degrees))
 
 
 @pytest.mark.parametrize("n", [3, 4, 8])
@@ -246,7 +233,7 @@ def test_pairs_that_share_nets_are_no_more_often_significant_than_they_should_be
     """Values of a cycle of nets in the worst case: all of a value comes from its nets, and there is no effect."""
     own = np.random.default_rng(0).normal(size=(20000, n))
     values = own + np.roll(own, -1, axis=1)
-    factor, degrees = shared_nets(np.array(cycle(n)))
+    factor, degrees = evidence.shared_nets(np.array(cycle(n)))
     t = values.mean(1) / np.sqrt(factor * values.var(1, ddof=1) / n)
     assert abs((2 * stats.t.sf(abs(t), degrees) < 0.05).mean() - 0.05) < 0.01
     as_if_apart = (stats.ttest_1samp(values, 0, axis=1).pvalue < 0.05).mean()
@@ -256,7 +243,7 @@ def test_pairs_that_share_nets_are_no_more_often_significant_than_they_should_be
 def test_a_lower_barrier_of_the_flipped_self_is_found_from_pairs_and_their_own_nets():
     nets = pd.DataFrame({"model": "cnn", "seed": range(3), "gcnn_barrier": [0.01, 0.02, 0.03]})
     pairs = pd.DataFrame({"seed_1": [0, 1, 2], "seed_2": [1, 2, 0], "barrier": [0.115, 0.126, 0.119]})
-    found = flipped_against_other(nets, pairs.assign(model_1="cnn", model_2="cnn"), "cnn")
+    found = evidence.flipped_against_other(nets, pairs.assign(model_1="cnn", model_2="cnn"), "cnn")
     differences = np.array([0.115 - 0.015, 0.126 - 0.025, 0.119 - 0.02])
     assert found.effect == pytest.approx(differences.mean())
     t = stats.ttest_1samp(differences, 0)
@@ -265,7 +252,7 @@ def test_a_lower_barrier_of_the_flipped_self_is_found_from_pairs_and_their_own_n
 
 
 def test_hedges_g_by_hand():
-    found = hedges_g(np.array([3.0, 5.0]), np.array([1.0, 3.0]))
+    found = evidence.hedges_g(np.array([3.0, 5.0]), np.array([1.0, 3.0]))
     assert found == pytest.approx(2 / math.sqrt(2) * (1 - 3 / 7))
 
 

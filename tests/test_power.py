@@ -9,15 +9,7 @@ from scipy import stats
 from test_claims import cycle, nets_of_types, run, zero_filters
 
 from relusym.findings import evidence, power
-from relusym.findings.evidence import (
-    HELD,
-    OPEN,
-    UNTESTED,
-    flipped_against_other,
-    is_higher,
-    rank_correlation_of_types,
-    shared_nets,
-)
+from relusym.findings.evidence import HELD, OPEN, UNTESTED, flipped_against_other, is_higher
 from relusym.findings.tables import claims as tested
 
 DRAWS = 20000
@@ -47,7 +39,7 @@ def test_the_power_of_a_t_test_on_nets_is_the_share_of_simulated_ones_that_find_
 
 @pytest.mark.parametrize("n", [3, 4, 7, 12, 24])
 def test_a_cycle_of_pairs_has_the_error_and_degrees_of_freedom_of_its_test(n):
-    factor, degrees = shared_nets(np.array(cycle(n)))
+    factor, degrees = evidence.shared_nets(np.array(cycle(n)))
     expected = power.t_power(1.0, 2.0 * math.sqrt(factor / n), degrees, LEVEL)
     assert power.cycle_of_pairs(1.0, 2.0)(n, LEVEL) == pytest.approx(expected)
 
@@ -59,7 +51,7 @@ def test_the_power_of_the_rank_correlation_is_the_share_of_simulated_nets_in_whi
     spread = {model: (mean, 1.0) for model, mean in enumerate(means)}
     random, draws = np.random.default_rng(0), 200
     drawn = [nets_of_types(random, 6, 0.0, means, means) for _ in range(draws)]
-    found = [rank_correlation_of_types(nets, "error", "barrier").p_value < LEVEL for nets in drawn]
+    found = [evidence.rank_correlation_of_types(nets, "error", "barrier").p_value < LEVEL for nets in drawn]
     assert within(power.rank_correlation(spread, spread)(6, LEVEL), np.mean(found), draws)
 
 

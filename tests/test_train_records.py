@@ -3,17 +3,7 @@ import math
 
 import pytest
 import torch
-from small_training import (
-    CPU,
-    RESNET,
-    RESNET_RECIPE,
-    VGG,
-    VGG_RECIPE,
-    assert_same,
-    image_tree,
-    saved,
-    settings_of,
-)
+from small_training import RESNET, RESNET_RECIPE, VGG, VGG_RECIPE, assert_same, image_tree, saved, settings_of
 
 from relusym import checkpoint
 from relusym.data import image_set, prepare
@@ -28,7 +18,7 @@ from relusym.records.files import load_record, write_record
 from relusym.records.fingerprint import fingerprint
 from relusym.whole_files import sha256
 
-LABEL = "generated shapes"
+CPU, LABEL = torch.device("cpu"), "generated shapes"
 SETTINGS = {
     "cnn": settings_of(VGG, VGG_RECIPE.but(epochs=10, invariance_from=None, precision="float32")),
     "old": settings_of(RESNET, RESNET_RECIPE.but(epochs=10), size=33),
