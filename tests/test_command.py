@@ -261,9 +261,10 @@ def net(classes=3):
 
 @pytest.fixture
 def bright(tmp_path, capsys, monkeypatch):
-    """In a folder with a net that answers with the brightest channel: a report on it, as exit code, numbers, lines."""
+    """In a folder with `images` and a net that names the brightest channel: a report, as exit code, numbers, lines."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bright.py").write_text(BRIGHT)
+    class_folders("images", "abc")
 
     def report(*arguments, net="bright.py:net"):
         given = net, "--mean", 0, "--std", 1, "--partial-images", 0, "--json", *arguments
@@ -308,19 +309,19 @@ def test_links_are_followed_and_hidden_files_left_out(bright):
     Path("linked/b").rename("linked/x")
     Path("linked/c").rename("linked/c2")
     for place, name in enumerate("abc"):
-        Path("images", name).mkdir(parents=True)
+        Path("links", name).mkdir(parents=True)
         for i in range(4):
-            Image.fromarray(pixels_of(place, i)).save(Path("images", name, f"{i}.JPG"), quality=95)
-    Path("images/a").rename("aside")
-    Path("images/a").symlink_to("../aside")
-    Path("images/b/again").symlink_to("..")  # a circle
-    Path("images/.cache").mkdir()
+            Image.fromarray(pixels_of(place, i)).save(Path("links", name, f"{i}.JPG"), quality=95)
+    Path("links/a").rename("aside")
+    Path("links/a").symlink_to("../aside")
+    Path("links/b/again").symlink_to("..")  # a circle
+    Path("links/.cache").mkdir()
     for name in (".cache/x.png", "c/._3.png"):
-        Image.fromarray(pixels_of(0)).save(Path("images", name))
+        Image.fromarray(pixels_of(0)).save(Path("links", name))
     for name in ("a/notes.txt", "b/photo.heic", "c/photo.HEIC"):
-        Path("images", name).write_text("")
-    _, numbers, lines = bright("--images", "images", "--labels", "folder")
-    assert (numbers["images"], numbers["accuracy"], numbers["classes"]) == (12, 1, ["a", "b", "c"])
+        Path("links", name).write_text("")
+    _, numbers, lines = bright("--images", "links", "--labels", "folder")
+    assert (numbers["links"], numbers["accuracy"], numbers["classes"]) == (12, 1, ["a", "b", "c"])
     assert lines == ["relusym: images: 3 files that are none were passed over: 2 .heic, 1 .txt"]
     assert list(numbers["by_class"]["net"]) == [1, 1, 1]
 
@@ -337,7 +338,6 @@ def test_images_are_read_the_way_up_that_viewers_show_them(bright):
 
 
 def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
-    class_folders("images", "abc")
     good = build("bright.py:net", None, 0)[0].state_dict()
     good = {key: tensor.contiguous() for key, tensor in good.items()}
     off = good | {"4.weight": good["4.weight"].roll(1, 0)}
@@ -406,13 +406,11 @@ def test_damaged_and_other_files_of_images_are_refused_in_one_line(bright, name,
     (torch.zeros(2), "no tensors by name"),
 ])  # fmt: skip
 def test_other_files_of_weights_are_refused_in_one_line(bright, weights, line):
-    class_folders("images", "abc")
     torch.save(weights, "weights.pt")
     refusal(*bright("--images", "images", "--weights", "weights.pt"), "weights.pt", line)
 
 
 def test_what_is_read_is_never_written_over(bright, capsys):
-    class_folders("images", "abc")
     state = build("bright.py:net", None, 0)[0].state_dict()
     Path("out").mkdir()
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, "out/halfway.safetensors")
@@ -428,7 +426,6 @@ def test_what_is_read_is_never_written_over(bright, capsys):
 
 
 def test_an_older_reports_files_dont_stay_beside_a_new_ones(bright):
-    class_folders("images", "abc")
     on = "--images", "images", "--out", "out"
     assert bright(*on, "--labels", "folder", "--curve", 3)[0] == 0
     Path("out/reset.safetensors").write_bytes(b"of a net with batch norm")
@@ -459,7 +456,6 @@ def test_an_interrupted_report_goes_on_from_its_last_layer(folder, capsys, tmp_p
 
 
 def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
-    class_folders("images", "abc")
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -468,18 +464,14 @@ def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
     refusal(*bright("--images", "images"), "TMPDIR", "No space left")
 
 
-@pytest.mark.parametrize(
-    ("code", "line"),
-    [
-        ("import sys\nsys.exit(3)", "SystemExit: 3 (theirs.py, line 2)"),
-        ("def net():\n    return {}['key']", "KeyError: 'key' (theirs.py, line 2)"),
-        (BRIGHT + "\n\nclass Mine(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-         "        self.inner = globals()['_net']()\n    def forward(self, x):\n        raise OSError('no such thing')\n"
-         "_net, net = net, Mine\n", "OSError: no such thing (theirs.py, line 23)"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("code, line", [
+    ("import sys\nsys.exit(3)", "SystemExit: 3 (theirs.py, line 2)"),
+    ("def net():\n    return {}['key']", "KeyError: 'key' (theirs.py, line 2)"),
+    (BRIGHT + "\n\nclass Mine(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+     "        self.inner = globals()['_net']()\n    def forward(self, x):\n        raise OSError('no such thing')\n"
+     "_net, net = net, Mine\n", "OSError: no such thing (theirs.py, line 23)"),
+])  # fmt: skip
 def test_a_users_own_exception_is_shown_as_theirs_with_its_line(bright, code, line):
-    class_folders("images", "abc")
     Path("theirs.py").write_text(code)
     refusal(*bright("--images", "images", net="theirs.py:net"), line)
 
@@ -509,7 +501,6 @@ subprocess.run(["echo", "of a child"])
 
 
 def test_names_are_shown_as_they_are_and_in_any_terminal(bright, monkeypatch):
-    class_folders("images", "abc")
     bracketed = "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n" \
         "        self.net = nn.ModuleDict({'[red] $x$ \\x1b': net()})\n    def forward(self, x):\n" \
         "        return self.net['[red] $x$ \\x1b'](x)\n"  # fmt: skip
@@ -525,7 +516,6 @@ def test_names_are_shown_as_they_are_and_in_any_terminal(bright, monkeypatch):
 
 
 def test_all_that_can_be_known_is_told_before_images_are_read(bright, monkeypatch):
-    class_folders("images", "abc")
     monkeypatch.setattr("relusym.reporting.image_files.read", None)
     Path("file").write_text("")
     on = "--images", "images"
@@ -541,13 +531,12 @@ def test_all_that_can_be_known_is_told_before_images_are_read(bright, monkeypatc
 
 
 def test_a_class_folders_number_that_isnt_the_nets_is_warned_of(bright):
-    class_folders("images", "ab")
-    _, numbers, _ = bright("--images", "images", "--labels", "folder")
+    class_folders("two", "ab")
+    _, numbers, _ = bright("--images", "two", "--labels", "folder")
     assert "tells 3 classes apart, and there are 2 class folders" in numbers["notes"][0]
 
 
 def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsys):
-    class_folders("images", "abc")
     layers = "nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)"
     Path("plain.py").write_text(f"from torch import nn\ndef net():\n    return nn.Sequential({layers})\n")
     on = "--images images --labels folder --mean 0 --std 1 --json"
@@ -606,17 +595,14 @@ def test_several_nets_are_reported_side_by_side(folder, capsys, tmp_path):
     assert rows[0] == ["net", *names] and float(rows[1][2]) == matrix[0][1]
 
 
-@pytest.mark.parametrize(
-    ("how", "size"),
-    [
-        ({"size": {"height": 224, "width": 224}, "resample": 2}, (224, 224, "bilinear", True)),
-        ({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224},
-          "resample": 3}, (256, 224, "bicubic", False)),
-        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}, (256, 224, "bicubic", False)),
-        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875, "resample": 3}, (384, 384, "bicubic", True)),
-        ({"size": 224, "do_resize": False}, None),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("how, size", [
+    ({"size": {"height": 224, "width": 224}, "resample": 2}, (224, 224, "bilinear", True)),
+    ({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224},
+      "resample": 3}, (256, 224, "bicubic", False)),
+    ({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}, (256, 224, "bicubic", False)),
+    ({"size": {"shortest_edge": 384}, "crop_pct": 0.875, "resample": 3}, (384, 384, "bicubic", True)),
+    ({"size": 224, "do_resize": False}, None),
+])  # fmt: skip
 def test_hugging_faces_processors_say_how_images_are_made(how, size):
     preset = preset_of_processor({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, **how})
     assert preset.mean == [0.5] * 3 and preset.std == [0.25] * 3
@@ -699,21 +685,17 @@ def test_a_users_error_is_one_line_and_exit_code_1(capsys, folder, tmp_path, cas
     assert line in lines[0] and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        (),
-        ("report",),
-        ("report", "net", "--images", "x", "--symmetry", "twist"),
-        ("merge", "net", "a", "--images", "x"),
-    ]
-    + [
-        ("report", "net", "--images", "x", "--size", size, *more) for size, *more in (("0",), ("1", "2", "3"))
-    ],
+MISUSE = (
+    "",
+    "report",
+    *(f"report net --images x {more}" for more in ("--symmetry twist", "--size 0", "--size 1 2 3")),
 )
-def test_misuse_ends_with_2(capsys, given):
+
+
+@pytest.mark.parametrize("typed", [*MISUSE, "merge net a --images x"])
+def test_misuse_ends_with_2(capsys, typed):
     with pytest.raises(SystemExit) as ended:
-        main(given)
+        main(typed.split())
     assert ended.value.code == 2 and "usage: relusym" in capsys.readouterr().err
 
 
