@@ -1,19 +1,24 @@
 import math
+import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from conftest import refused
-from records import MEASURED, MODELS, NAMES, PAIRS, SELECTION, flip, made, pair, train
+from matplotlib.mathtext import MathTextParser
+from records import CODE, MEASURED, MODELS, NAMES, PAIRS, SELECTION, flip, made, pair, settings, train
 
-from relusym import paper_values
+from relusym import cifar10, paper_values
 from relusym.errors import UserError
 from relusym.findings import agreement, declared
+from relusym.findings.agreement import notes
 from relusym.findings.beyond import matchings
-from relusym.findings.frames import chosen, tidy
-from relusym.findings.layout import human_table, write_table
-from relusym.findings.tables import resnets, table1, table2, table4
+from relusym.findings.frames import chosen, read, tidy
+from relusym.findings.layout import human_table, mean_and_std, number, page, write_table
+from relusym.findings.tables import provenance, resnets, table1, table2, table4
 from relusym.findings.tables.costs import LAYOUT as COSTS
 from relusym.findings.tables.costs import costs
+from relusym.records.files import write_record
 
 
 def of_models(*models):
@@ -316,3 +321,236 @@ def test_without_repair_counts_the_net_whose_batch_norm_is_reset():
     selection = of_models("a") | {"pairs": [], "matchings": ["activation"]}
     frame = made(matchings, selection, flip_merge=[merged("a")])
     assert frame["barrier_no_repair_mean"].tolist() == [2 / 7]
+
+
+OTHER = {"data": "0b" * 32, "source": "my copy"}
+COMPLAINTS = {
+    "data of a net": (
+        {"train": [train("cnn", 0), train("gcnn", 1, inputs=OTHER)]},
+        r"train record cnn-0 was made from generated shapes \(da7ada7a\), the train record gcnn-1 from my copy "
+        r"\(0b0b0b0b\): delete .*run again",
+    ),
+    "data of a merge": (
+        {"train": [train("cnn", 0)], "flip_merge": [flip("cnn", 0) | {"inputs": OTHER}]},
+        "the flip_merge record cnn-0 from my copy",
+    ),
+    "training": (
+        {"train": [train("cnn", 0), train("cnn", 1, settings=settings(epochs=4))]},
+        r"cnn-0 and the train record cnn-1 were made with other settings \(training.epochs 3 and 4\): run again",
+    ),
+    "training of a merged net": (
+        {"train": [train("cnn", 0, settings=settings(width=0.5))], "flip_merge": [flip("cnn", 1)]},
+        "network.width 0.5 and 0.25",
+    ),
+    "merging": (
+        {"flip_merge": [flip("cnn", 0), flip("cnn", 1) | {"settings": {"merging": {"images": 7}}}]},
+        "merging.images 500 and 7",
+    ),
+    "checkpoint": (
+        {"train": [train("cnn", 0, outputs={"checkpoint": "c" * 64})], "flip_merge": [flip("cnn", 0)]},
+        r"flip_merge record cnn-0 was made from another checkpoint \(636e6e2d\) than the one in the train record "
+        r"cnn-0 \(cccccccc\): run again, and it is made again",
+    ),
+    "checkpoint of a pair": (
+        {"train": [train("cnn", 1, outputs={"checkpoint": "c" * 64})],
+         "pair_merge": [pair("cnn", 0, "cnn", 1)]},
+        "pair_merge record cnn-0--cnn-1 was made from another checkpoint",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", COMPLAINTS)
+def test_records_that_do_not_go_together_are_refused_in_one_line(what):
+    records, complaint = COMPLAINTS[what]
+    findings = (declared()[name] for name in ("table1", "table2", "table4", "matchings"))
+    tables = [finding.load() for finding in findings if set(records) <= set(finding.reads)]
+    assert matchings in tables
+    for table in tables:
+        refused(lambda: made(table, SELECTION | {"matchings": ["activation"]}, **records), match=complaint)  # noqa: B023
+
+
+def test_records_that_go_together_are_not_refused():
+    unlike = [
+        train("cnn", 0),
+        train(
+            "cnn", 1, settings=settings() | {"seed": 1, "precision": "float32"}
+        ),  # an absent key is the default
+        train("gcnn", 0, settings=settings(epochs=4)),  # another type
+        train("pgcnn", 0, settings=settings(size=33), inputs=OTHER),  # prepared at another size
+        train("pgcnn", 1, None, "absent", settings=settings(size=33), inputs={"data": None}, outputs={}),
+    ]
+    assert made(table1, train=unlike)["n"].sum() == 4
+
+
+def test_a_table_takes_the_records_of_its_types_alone(tmp_path):
+    paths = []
+    for record in (train("cnn", 0), train("old", 0), train("gcnn", 0)):
+        paths.append(str(tmp_path / f"{record['model']}.json"))
+        write_record(paths[-1], record)
+    files = {"train": paths, "flip_merge": []}
+    for about in ({"models": ["cnn"]}, {"models": {"cnn": {}}}, {"pairs": [("cnn", "cnn")]}):
+        found = read(("train", "flip_merge"), files, about)
+        assert [record["model"] for record in found["train"]] == ["cnn"] and found["flip_merge"] == []
+    assert len(read(("train",), {"train": paths}, {"notes": []})["train"]) == 3
+
+
+def test_that_nets_of_one_table_were_trained_in_several_precisions_is_told_below_it():
+    precisions = "float32", "bfloat16", "bfloat16", None
+    nets = [train("cnn", seed, precision=precision) for seed, precision in enumerate(precisions)]
+    (line,) = [note for note in notes({"train": nets}, SELECTION) if "float" in note]
+    assert line == "Trained: 2 nets in bfloat16 and 1 net in float32"
+    assert not [note for note in notes({"train": nets[1:]}, SELECTION) if "float" in note]
+
+
+def record(kind="train", status="ok", source="CIFAR10", device="cpu x86_64", epochs=1, seconds=1800):
+    inputs = {"data": cifar10.DIGEST} | ({"source": source} if source else {})
+    made = {"kind": kind, "status": status, "inputs": inputs, "settings": {"epochs": epochs}}
+    return made | {"code": CODE | {"device": device}, "cost": {"seconds": seconds}, "precision": "float32"}
+
+
+def by_kind(records):
+    kinds = {kind: [] for kind in declared()["provenance"].reads}
+    for one in records:
+        kinds[one["kind"]].append(one)
+    return kinds
+
+
+def made_of(records, *names, models=None):
+    return provenance.frame(by_kind(records), {"made": dict.fromkeys(names, models)})
+
+
+def test_a_table_has_a_row_for_each_kind_and_origin_of_its_records():
+    records = [record(), record(), record(device="cuda T4"), record("flip_merge")]
+    found = made_of(records, "table1", "table2")
+    counted = found[["made", "kind", "device", "records", "hours"]].to_numpy().tolist()
+    assert counted == [
+        ["Table 1", "train", "cpu x86_64", 2, 1.0], ["Table 1", "train", "cuda T4", 1, 0.5],
+        ["Table 2", "train", "cpu x86_64", 2, 1.0], ["Table 2", "train", "cuda T4", 1, 0.5],
+        ["Table 2", "flip_merge", "cpu x86_64", 1, 0.5],
+    ]  # fmt: skip
+
+
+def test_other_settings_have_another_fingerprint_whatever_their_order():
+    def fingerprint(*epochs):
+        (found,) = made_of([record(epochs=n) for n in epochs], "table1").itertuples()
+        return found.settings
+
+    assert fingerprint(1, 2) == fingerprint(2, 1, 1) != fingerprint(1)
+
+
+def test_what_was_left_out_is_counted_with_the_images_of_its_data():
+    left_out = record("flip_merge", status="left_out", source=None)
+    (found,) = made_of([record("flip_merge"), left_out], "table2").itertuples()
+    assert (found.records, found.left_out, found.images) == (2, 1, "CIFAR10")
+
+
+def test_a_record_without_images_and_status_has_a_row_all_the_same():
+    theory = {"kind": "theory", "settings": {}, "code": CODE, "cost": {"seconds": 3600}}
+    (found,) = made_of([theory, record()], "theory").itertuples()
+    assert (found.records, found.left_out, found.images, found.hours) == (1, 0, "", 1.0)
+
+
+def test_no_records_are_no_rows():
+    assert len(made_of([], "table1")) == 0
+
+
+def test_the_notes_of_a_table_name_data_records_and_code():
+    records = by_kind([record(), record(), record("flip_merge", device="cuda T4")])
+    first, *notes = agreement.notes(records, {"notes": ["of the config"]})
+    assert first == "of the config"
+    assert notes[:2] == ["Data: CIFAR10", "From 2 train and 1 flip_merge records"]
+    assert notes[2:] == [
+        "Made with relusym 0.1.0, torch 2.14.1, python 3.11, device cpu x86_64",
+        "Made with relusym 0.1.0, torch 2.14.1, python 3.11, device cuda T4",
+    ]
+    assert agreement.notes({}, {}) == []
+
+
+def test_tables_say_cifar10_for_its_content_and_doubt_what_only_its_label_says():
+    copies = [record(source="my copy"), record(), record("flip_merge", status="left_out", source=None)]
+    assert agreement.notes(by_kind(copies), {})[:1] == ["Data: CIFAR10"]
+    assert set(made_of(copies, "table2")["images"]) == {"CIFAR10"}
+    others = [made | {"inputs": made["inputs"] | {"data": "ab" * 32}} for made in copies[1:]]
+    doubted = agreement.notes(by_kind(others), {})
+    assert doubted[:3] == [
+        "Data: CIFAR10?",
+        "CIFAR10?: these aren't CIFAR10's images, or not in its order (their SHA-256 begins with abababab, that of "
+        "CIFAR10's with cfd62e0d)",
+        "From 1 train and 1 flip_merge records",
+    ]
+    assert set(made_of(others, "table2")["images"]) == {"CIFAR10?"}
+
+
+def test_what_is_made_of_filters_comes_from_flip_merges_of_its_types():
+    records = [flip("cnn", 0), flip("gcnn", 0), flip("gcnn", 1), train("gcnn", 0), pair("cnn", 0, "gcnn", 0)]
+    found = made_of(records, "figure8", "zero_filters", models=["gcnn"])
+    counted = found[["made", "kind", "records"]].to_numpy().tolist()
+    assert counted == [["Figure 8", "flip_merge", 2], ["Zero-filters", "flip_merge", 2]]
+    (claims,) = made_of(records, "claims", models=["cnn"]).itertuples()
+    assert (claims.made, claims.kind, claims.records) == ("Claims", "flip_merge", 1)
+
+
+def test_every_kind_that_a_table_or_figure_reads_is_accounted_for():
+    for table, is_beyond in (("provenance", False), ("beyond_provenance", True)):
+        findings = [finding for finding in declared().values() if finding.is_beyond == is_beyond]
+        read = {kind for finding in findings for kind in finding.reads}
+        assert read - {"filters"} == set(declared()[table].reads)
+
+
+@pytest.mark.parametrize("value, digits, plain, latex", [
+    (0.901, 3, "0.901", "0.901"), (0.9, 3, "0.900", "0.900"), (0.9996, 3, "1.00", "1.00"),
+    (0.09996, 3, "0.100", "0.100"), (0.04, 3, "4.00e-2", r"4.00 \cdot 10^{-2}"),
+    (-0.00123, 2, "-1.2e-3", r"-1.2 \cdot 10^{-3}"), (1.34e-6, 3, "1.34e-6", r"1.34 \cdot 10^{-6}"),
+    (12.34, 3, "12.3", "12.3"), (99.6, 2, "1.0e2", r"1.0 \cdot 10^{2}"), (0.0, 3, "0", "0"),
+])  # fmt: skip
+def test_numbers_are_written_as_in_the_paper(value, digits, plain, latex):
+    assert number(value, digits) == plain and number(value, digits, latex=True) == latex
+
+
+def test_cells_of_many_one_and_no_net():
+    assert mean_and_std(0.901, 2.1e-3) == "0.901 ± 2.1e-3"
+    assert mean_and_std(0.04, 4.9e-3, latex=True) == r"$4.00 \cdot 10^{-2} \pm 4.9 \cdot 10^{-3}$"
+    assert mean_and_std(0.901, math.nan) == "0.901" and mean_and_std(math.nan, math.nan) == ""
+
+
+@pytest.mark.parametrize("numbered", [1, 2, 4])
+def test_markdown_and_latex_are_whole_tables(tmp_path, numbered):
+    trains = [train("cnn", 0), train("cnn", 1, 0.8), train("pgcnn", 0, None, status="diverged")]
+    flips = [flip("cnn", 0), flip("cnn", 1, 0.1), flip("pgcnn", 0, status="left_out")]
+    table = declared()[f"table{numbered}"].load()
+    frame = made(table, train=trains, flip_merge=flips, pair_merge=[pair("cnn", 0, "cnn", 1)])
+    layout = replace(table.LAYOUT, title=f"Table {numbered}: 50% of cnn_inv")
+    notes = ["data: a|b_c, 3 & 4", "width 0.25"]
+    write_table(frame, tmp_path / "table", layout, notes, NAMES, ["md", "tex"])
+    markdown = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert markdown.startswith(f"# Table {numbered}: 50% of cnn_inv\n\n|")
+    assert markdown.endswith("\n\n- data: a|b_c, 3 & 4\n- width 0.25\n")
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(frame) and len({line.count("|") for line in lines}) == 1
+    assert "nan" not in markdown.lower() and "<NA>" not in markdown
+    latex = (tmp_path / "table.tex").read_text(encoding="utf-8")
+    unescaped = re.sub(r"\\.", "", latex)
+    assert unescaped.count("{") == unescaped.count("}") and unescaped.count("$") % 2 == 0
+    assert sorted(re.findall(r"\\begin{(\w+)}", latex)) == sorted(re.findall(r"\\end{(\w+)}", latex))
+    assert rf"\caption{{Table {numbered}: 50\% of cnn\_inv}}" in latex
+    assert r"data: a|b\_c, 3 \& 4" in latex
+    # none but the comment and cell marks
+    assert not re.search(r"[_#%&]", re.sub(r"^%.*|\s&\s", " ", unescaped))
+    assert "nan" not in latex.lower()
+    body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
+    assert len(body) == len(frame)
+    columns = len(human_table(frame, layout, NAMES).columns)
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {columns - 1}
+    formulas = re.findall(r"(?<!\\)\$[^$]*\$", latex)
+    if numbered == 2:
+        assert r"$0.901 \pm 2.1 \cdot 10^{-3}$" in formulas
+    for formula in formulas:
+        MathTextParser("path").parse(formula)  # raises where LaTeX's mathematics would
+
+
+def test_the_page_of_a_table_has_the_cells_and_notes_of_its_markdown():
+    html = page("# A < B\n\n| x   |   y |\n|:----|----:|\n| a\\|b |   1 |\n\n- 3 & 4\n")
+    cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", html)
+    assert cells == ["x", "y", "a|b", "1"] and html.count("<tr>") == 2
+    assert "<h1>A &lt; B</h1>" in html and "<li>3 &amp; 4</li>" in html
+    assert "nth-child(2) { text-align: right }" in html
