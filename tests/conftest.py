@@ -211,9 +211,8 @@ class Clone:
             wildcards.pop("fingerprint", None)
             if "model_1" in wildcards:
                 wildcards = {key: wildcards[key] for key in ("model_1", "seed_1", "model_2", "seed_2")}
-            values = [
-                re.sub(r"^([\d-]+)\.\d+$", r"\1", value) for value in wildcards.values()
-            ]  # numbered seeds
+            # seeds may be numbered
+            values = [re.sub(r"^([\d-]+)\.\d+$", r"\1", value) for value in wildcards.values()]
             named.append(" ".join([rule, *values]))
         return sorted(named)
 

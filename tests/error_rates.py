@@ -143,9 +143,8 @@ def as_records(error, barrier, accuracy, pairs, zeros):
 
 
 if __name__ == "__main__":
-    print(
-        "| untrue | n | shared | FDR, BH | FDR, BY | found, BH | found, BY |\n|---|---|---|---|---|---|---|"
-    )
+    heads = "untrue", "n", "shared", "FDR, BH", "FDR, BY", "found, BH", "found, BY"
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for untrue, n, (name, shared) in product(UNTRUE, (4, 12, 24), SHARED.items()):
         (bh, found_bh), (by, found_by) = rates(int(sys.argv[1]), n, untrue, shared).values()
         print(f"| {untrue} | {n} | {name} | {bh:.3f} | {by:.3f} | {found_bh:.2f} | {found_by:.2f} |")

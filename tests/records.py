@@ -33,11 +33,8 @@ def checkpoint(model, seed):
 
 def settings(width=0.25, epochs=3, size=None):
     """Of a net's training."""
-    return {
-        "data": {"dataset": "generated", "train_images": None, "seed": 0, "size": size},
-        "network": {"width": width},
-        "training": {"epochs": epochs},
-    }
+    data = {"dataset": "generated", "train_images": None, "seed": 0, "size": size}
+    return {"data": data, "network": {"width": width}, "training": {"epochs": epochs}}
 
 
 def train(model, seed, accuracy=0.9, status="ok", parameters=577000, **changes):

@@ -120,9 +120,8 @@ def test_attention_of_every_kind_keeps_what_it_computes(kind):
 def test_heads_are_free_where_nothing_binds_them(kind):
     found = by_heads(Kind(kind))
     assert sorted(group.size for group in found.values() if group.size > HEADS) == [CHANNELS, CHANNELS]
-    assert {group.heads for group in found.values()} == {HEADS} and len(
-        {of.tied for of in found.values()}
-    ) == 1
+    assert {group.heads for group in found.values()} == {HEADS}
+    assert len({of.tied for of in found.values()}) == 1
     scaled = [group for group in found.values() if "scale" in {place.tensor for place in group.places}]
     assert len(scaled) == (kind == "scaled")
 
@@ -204,10 +203,7 @@ def test_involutions_of_heads_are_refused_in_one_line():
 
 def swin(block, window=4):
     torch.manual_seed(0)
-    merging = {
-        swins.SwinTransformerBlock: swins.PatchMerging,
-        swins.SwinTransformerBlockV2: swins.PatchMergingV2,
-    }[block]
+    merging = swins.PatchMerging if block is swins.SwinTransformerBlock else swins.PatchMergingV2
     how = {"num_classes": 10, "block": block, "downsample_layer": merging}
     net = torchvision.models.SwinTransformer([4, 4], 24, [2, 2], [2, 4], [window, window], **how)
     for name, parameter in net.named_parameters():
@@ -222,9 +218,8 @@ def test_a_transformed_swin_transformer_on_transformed_images_computes_the_same(
     net, x = swin(block).double(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     assert grid(net.float(), (3, 64, 64), symmetry).symmetric
     net = net.double()
-    if (
-        block is swins.SwinTransformerBlockV2 and symmetry.order == 4
-    ):  # its table of positions has an axis an entry
+    # its table of positions has an axis an entry
+    if block is swins.SwinTransformerBlockV2 and symmetry.order == 4:
         refused(lambda: transformed(net, symmetry, (3, 64, 64)), match="symmetry quarter_turn")
         return
     assert largest_difference(net(x), transformed(net, symmetry, (3, 64, 64))(symmetry.act(x))) < 1e-10

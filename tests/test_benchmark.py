@@ -57,9 +57,8 @@ def test_the_plain_merge_finds_the_librarys_permutations_and_accuracies(splits, 
     ends = vgg11(0), HORIZONTAL_FLIP.transform(vgg11(0)) if names == FLIP else vgg11(1)
     here = merge(*ends, Images(images.images, 80), Images(test.images, 80), test.labels, names=names)
     permutations, accuracy = plain_merging.merge(*ends, names, images, test, 80, CPU, workers=0)
-    alike = torch.cat(
-        [torch.tensor(p) == torch.tensor(here.permutations[name]) for name, p in permutations.items()]
-    )
+    pairs = ((torch.tensor(p), torch.tensor(here.permutations[name])) for name, p in permutations.items())
+    alike = torch.cat([permutation == other for permutation, other in pairs])
     assert sum(alike) >= side_by_side.AGREE * len(alike)
     # of one batch, a batch norm's statistics are exact
     assert accuracy == pytest.approx(here.accuracy, abs=1.5 / len(test.labels))

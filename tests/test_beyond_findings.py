@@ -107,11 +107,10 @@ def everything(good=True):
     for of in gains[4:8]:
         of["accuracy"]["from_scratch"] = 0.8 + sign * 0.02 + NOISE[of["seed"]]
     low, high = (0.02, 0.3) if good else (0.3, 0.02)
-    of_symmetry = [
-        turned(f"shapes_{place}_noaug", seed, {s: low if s == symmetry else high for s in SHAPES})
-        for symmetry, place in SHAPES.items()
-        for seed in SEEDS
-    ]
+    of_symmetry = []
+    for (symmetry, place), seed in itertools.product(SHAPES.items(), SEEDS):
+        barriers = {other: low if other == symmetry else high for other in SHAPES}
+        of_symmetry.append(turned(f"shapes_{place}_noaug", seed, barriers))
     for seed in SEEDS:
         other = high + 2 * NOISE[seed]
         barriers = {"horizontal_flip": low, "vertical_flip": other, "quarter_turn": other}
@@ -141,10 +140,8 @@ def everything(good=True):
                 if measure == "barrier_up_to":
                     turned_round = np.append(0.1 + 0 * values[1:], 0.1 + NOISE[of["seed"]])
                 of[measure] = dict(zip(of[measure], turned_round.tolist(), strict=True))
-    return {
-        **{"flip_merge": flips, "pair_merge": pairs, "exact_gcnn": gains, "symmetries": of_symmetry},
-        **{"curves": lines, "during_training": during, "by_layer": layers},
-    }
+    every = {"flip_merge": flips, "pair_merge": pairs, "exact_gcnn": gains, "symmetries": of_symmetry}
+    return every | {"curves": lines, "during_training": during, "by_layer": layers}
 
 
 SELECTION = {"models": [*MODELS], "pairs": [["cnn", "cnn"]], "names": NAMES, "notes": []}
@@ -170,9 +167,8 @@ def test_docs_say_how_many_claims_there_are():
 
 def test_without_records_or_with_one_net_no_claim_is_tested():
     nothing = {kind: [] for kind in everything()}
-    one = {
-        kind: [r for r in all if r.get("seed", r.get("seed_1")) == 0] for kind, all in everything().items()
-    }
+    seeds = {kind: [(r.get("seed", r.get("seed_1")), r) for r in all] for kind, all in everything().items()}
+    one = {kind: [record for seed, record in several if seed == 0] for kind, several in seeds.items()}
     for inputs in (nothing, one):
         found = beyond_claims.frame(inputs, SELECTION)
         of_more = found["claim"].str.contains("where the images are invariant")  # two types are the others
@@ -286,10 +282,8 @@ def test_symmetries_have_a_row_a_type_and_symmetry_in_the_configs_order():
     of = dict.fromkeys(SHAPES, 0.2)
     records = [turned("cnn", seed, {"quarter_turn": 0.1}) for seed in SEEDS] + [turned("cnn_inv", 0, of)]
     frame = symmetries.frame({"symmetries": records}, SELECTION | {"models": ["cnn_inv", "cnn"]})
-    assert frame[["model", "symmetry", "n"]].to_numpy().tolist() == [
-        *(["cnn_inv", name.replace("_", " "), 1] for name in SHAPES),
-        ["cnn", "quarter turn", 4],
-    ]
+    rows = [["cnn_inv", name.replace("_", " "), 1] for name in SHAPES]
+    assert frame[["model", "symmetry", "n"]].to_numpy().tolist() == [*rows, ["cnn", "quarter turn", 4]]
     assert frame["whole_mean"].iloc[-1] == pytest.approx(0.1) and frame["pairwise_mean"].iloc[-1] == 0.05
 
 

@@ -107,9 +107,7 @@ def test_other_settings_make_one_measurement_again_and_train_nothing(measured):
     assert planned(measured, "beyond", "--config", "beyond={curves: {points: 7}}") == CURVES
 
 
-def test_a_missing_net_of_an_earlier_epoch_has_its_training_done_for_that_measurement_alone(
-    measured, tmp_path
-):
+def test_a_missing_net_of_an_earlier_epoch_is_trained_again_for_that_measurement_alone(measured, tmp_path):
     made = measured.copy(tmp_path / "copy")
     net = made.folder / made.path("checkpoints", "train", "cnn-0")
     (net.parent / "during_training/0-1.safetensors").unlink()
@@ -201,9 +199,7 @@ def test_a_net_of_an_earlier_epoch_that_its_record_does_not_name_is_refused(copi
 
 
 @pytest.mark.parametrize("learnt", ["diverged", "nothing"])
-def test_a_mixture_that_learns_nothing_is_left_out_and_the_rest_is_there(
-    copied_net, measured, monkeypatch, learnt
-):
+def test_a_mixture_that_learns_nothing_is_left_out_alone(copied_net, measured, monkeypatch, learnt):
     def trained(net, recipe, job, name):
         if name == "mixture" and learnt == "diverged":
             return None

@@ -80,9 +80,10 @@ def test_a_results_folder_that_can_not_be_written_is_one_line(tmp_path):
     assert line.startswith(f"{tmp_path / 'file' / 'paper'} can't be written (") and "free space" in line
 
 
-@pytest.mark.parametrize(
-    "folder", ["data", *(f"results{rest}" for rest in ("", "/demo", "/demo/tables", "/demo/logs"))]
-)
+FOLDERS = "data", *(f"results{rest}" for rest in ("", "/demo", "/demo/tables", "/demo/logs"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_a_file_where_a_folder_belongs_is_one_line(tmp_path, folder):
     results = Results(settings_of(), root=str(tmp_path / "results"), data=str(tmp_path / "data"))
     assert in_the_way(results.folders) is None

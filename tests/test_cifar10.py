@@ -41,13 +41,12 @@ def small(request, monkeypatch):
 def some_images():
     """Pixels, (20, 32, 32, 3), and labels of each batch."""
     random = np.random.default_rng(0)
-    return {
-        name: (
-            random.integers(0, 256, (COUNT, 32, 32, 3), np.uint8),
-            random.permutation(np.arange(COUNT) % 10),
-        )
-        for name in BATCHES
-    }
+
+    def batch():
+        pixels = random.integers(0, 256, (COUNT, 32, 32, 3), np.uint8)
+        return pixels, random.permutation(np.arange(COUNT) % 10)
+
+    return {name: batch() for name in BATCHES}
 
 
 def planes(pixels):
@@ -210,7 +209,7 @@ def tree(root, name="{index:05}"):
     return root
 
 
-def test_a_folder_gives_the_same_if_the_names_tell_the_order_and_else_its_own_order(
+def test_a_folder_gives_the_same_if_names_tell_the_order_and_else_its_own_order(
     tmp_path, digest, monkeypatch
 ):
     known = checkpoint.load_arrays(tmp_path / "wanted.safetensors", names=())[1]["splits"]
@@ -349,10 +348,8 @@ def test_a_truncated_archive_is_one_line_wherever_it_ends(tmp_path, source):
 
 def test_what_is_not_there_is_one_line_that_says_what_may_be(tmp_path):
     line = refusal("binary", tmp_path / "nowhere", tmp_path)
-    assert line == (
-        f"cifar10.root: {tmp_path / 'nowhere'} given; allowed is cifar-10-batches-bin/, its archive "
-        "cifar-10-binary.tar.gz, or the folder that holds either"
-    )
+    given = f"cifar10.root: {tmp_path / 'nowhere'} given; allowed is cifar-10-batches-bin/, its archive "
+    assert line == f"{given}cifar-10-binary.tar.gz, or the folder that holds either"
     put(tmp_path / "nowhere" / "cifar-10-batches-py", python_files())
     there = "there is cifar-10-batches-py: set cifar10.source: python"
     assert refusal("binary", tmp_path / "nowhere", tmp_path) == f"{line} ({there})"
@@ -416,7 +413,7 @@ def read(root, **given):
 
 
 @pytest.mark.parametrize("source", VERSIONS)
-def test_a_report_takes_official_files_and_their_test_images_unless_asked_for_others(
+def test_a_report_takes_official_files_and_their_test_images_unless_told_others(
     tmp_path, source, monkeypatch
 ):
     version = VERSIONS[source]
@@ -482,9 +479,7 @@ def test_the_command_reports_on_an_official_archive_with_its_labels_and_names_it
     assert found["images"] == COUNT and found["labelled"] and "CIFAR10?: " in found["notes"][0]
 
 
-def test_the_exact_gcnn_is_tuned_on_the_training_images_and_measured_on_the_others(
-    tmp_path, capsys, monkeypatch
-):
+def test_an_exact_gcnn_is_tuned_on_training_images_and_measured_on_test_images(tmp_path, capsys, monkeypatch):
     def refuse(net, shape):
         raise RuntimeError("no such operation\nin a graph")
 

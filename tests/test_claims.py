@@ -123,9 +123,8 @@ def test_one_channel_of_order_three_settles_that_not_all_have_two_as_the_paper_f
     assert some["remark"] == "12 of 32 channels have a higher order"
     most = found.loc["Most GCNN channels found by matching have order at most 2"]
     assert most["effect"] == 5 / 8
-    assert (
-        most["p_value"] == most["p_rank"] == 0.125
-    )  # no spread between the nets: only the rank test is left
+    # no spread between the nets: only the rank test is left
+    assert most["p_value"] == most["p_rank"] == 0.125
 
 
 def test_channels_that_all_have_order_two_settle_both_claims():
@@ -145,10 +144,8 @@ def nets_of_types(random, n, correlation, errors, barriers):
     """Nets of as many types as there are means, with standard deviations of 1 about them."""
     own, other = random.normal(size=(2, len(errors), n))
     other = correlation * own + math.sqrt(1 - correlation**2) * other
-    rows = [
-        (model, seed, errors[model] + own[model, seed], barriers[model] + other[model, seed])
-        for model, seed in itertools.product(range(len(errors)), range(n))
-    ]
+    nets = itertools.product(range(len(errors)), range(n))
+    rows = [(m, seed, errors[m] + own[m, seed], barriers[m] + other[m, seed]) for m, seed in nets]
     return pd.DataFrame(rows, columns=["model", "seed", "error", "barrier"])
 
 

@@ -167,11 +167,11 @@ def disturb(cluster: SlurmCluster, disturbed: Run, restarted: Run) -> None:
         faults, _ = FAULTS[net]
         what, before = faults[fault]["what"], list(faults).index(fault)
         before = [f["what"] for f in list(faults.values())[:before]].count(what)
-        events = wait_until(
-            lambda: disturbed.events(what, "train " + net.replace("-", " "))[before:],
-            600,
-            f"{net} at the step where it is {fault}; {disturbed.text()}",
-        )
+
+        def events():
+            return disturbed.events(what, "train " + net.replace("-", " "))[before:]
+
+        events = wait_until(events, 600, f"{net} at the step where it is {fault}; {disturbed.text()}")
         TRIED[fault] += 1
         return events[0]["slurm_job"]
 
@@ -238,7 +238,7 @@ def options(call: str) -> dict[str, str]:
     ("gpu", 1441, "--gpus=1", "asks for up to 1441 minutes and partition gpu allows 1440"),
     ("", 1441, "--gpus=1", "asks for up to 1441 minutes and partition gpu allows 1440"),
 ])  # fmt: skip
-def test_the_checklist_tells_what_slurm_can_not_run(
+def test_the_checklist_names_what_slurm_can_not_run(
     cluster, monkeypatch, partition, minutes, options, problem
 ):
     for name in ("PATH", "SLURM_CONF"):

@@ -25,9 +25,8 @@ def as_the_paper(number):
     """The paper's table, laid out as ours are: what a run would print that got every number as the paper did."""
     paper = paper_values.table(number)
     keys = [column for column in paper if column in ("model", "model_1", "model_2")]
-    return paper.assign(n=PAPER_NETS, left_out=0).merge(
-        paper.rename(columns={column: f"paper_{column}" for column in paper if column not in keys}), on=keys
-    )
+    renamed = {column: f"paper_{column}" for column in paper if column not in keys}
+    return paper.assign(n=PAPER_NETS, left_out=0).merge(paper.rename(columns=renamed), on=keys)
 
 
 def cell(**changes):

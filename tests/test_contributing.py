@@ -141,9 +141,10 @@ LOCKED = {
 }
 
 
-@pytest.mark.parametrize(
-    "text", [*PROJECT["dependencies"], *(text for extra in LOCKED.values() for text in extra)]
-)
+NEEDED = [*PROJECT["dependencies"], *(text for extra in LOCKED.values() for text in extra)]
+
+
+@pytest.mark.parametrize("text", NEEDED)
 def test_the_lock_pins_every_dependency_within_its_range(text):
     requirement = Requirement(text)
     assert requirement.specifier.contains(LOCK[canonicalize_name(requirement.name)])

@@ -239,12 +239,9 @@ def reached(path):
     files = {LIBRARY / f"{name.replace('.', '/')}.py" for name in names}
     if "findings/tables" in str(path):
         kinds = re.findall(r"\"(\w+)\"", re.search(r"reads=\(([^)]*)\)", text)[1])
-        files |= {
-            rule
-            for rule in ROOT.glob("rules/*.smk")
-            for kind in kinds
-            if re.search(rf"^rule {kind}:", rule.read_text(encoding="utf-8"), re.MULTILINE)
-        }
+        rules = {rule: rule.read_text(encoding="utf-8") for rule in ROOT.glob("rules/*.smk")}
+        heads = re.compile(rf"^rule ({'|'.join(kinds)}):", re.MULTILINE)
+        files |= {rule for rule, lines in rules.items() if heads.search(lines)}
     return files
 
 

@@ -19,7 +19,7 @@ from relusym.jobs.forks import THREADS, Forks, can_fork
 from relusym.records.files import load_record
 
 pytestmark = pytest.mark.skipif(
-    not can_fork(), reason="no process with numerical libraries can be forked here"
+    not can_fork(), reason="a process with numerical libraries can't be forked here"
 )
 
 
@@ -56,10 +56,8 @@ def test_a_script_finds_what_it_finds_by_itself(written, tmp_path, monkeypatch, 
         f"print(*(os.environ[name] for name in ('AROUND', 'TMPDIR', *{THREADS})))\n"
     )
     environment = {"TMPDIR": "/here"} | dict.fromkeys(THREADS, "3")
-    by_itself = subprocess.run(
-        [sys.executable, script], env=os.environ | environment, stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
+    how = {"env": os.environ | environment, "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+    by_itself = subprocess.run([sys.executable, script], **how, text=True, check=True)
     assert Forks([]).start(script, environment=os.environ | environment).status() == 0
     assert capfd.readouterr().out == by_itself.stdout
 

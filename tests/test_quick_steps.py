@@ -59,8 +59,10 @@ CONVS = [
 @pytest.mark.parametrize("conv, side, name, wholly", CONVS, ids=str)
 def test_convs_and_their_gradients_are_as_exact_as_torchs(conv, side, name, wholly):
     images = torch.randn(7, conv.in_channels, side, side, generator=torch.Generator().manual_seed(0))
-    for form in (torch.contiguous_format, torch.channels_last):
-        # the same for all: some CPUs round one form unlike the other
+    for form in (
+        torch.contiguous_format,
+        torch.channels_last,
+    ):  # for all: some CPUs round one unlike the other
         ran, x = [], images.to(memory_format=form)
         y, quick = gradients(conv, x, ran, dtype=BFLOAT16, mode=QuickSteps(conv, amx=True))
         z, usual = gradients(conv, x, ran, dtype=BFLOAT16, mode=nullcontext())

@@ -124,9 +124,8 @@ def test_filters_of_another_net_than_their_files_name_says_are_refused(name, tmp
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     checkpoints.save_arrays(path, {}, about)
-    with pytest.raises(
-        UserError, match=r"holds the filters of cnn-0, not those that its name says: delete it"
-    ):
+    line = r"holds the filters of cnn-0, not those that its name says: delete it"
+    with pytest.raises(UserError, match=line):
         read(("filters",), {"filters": [str(path)]}, {})
     for right in ("cnn-0.safetensors", "cnn-0a1b2c3d/0.safetensors", "cnn-0a1b2c3d/0.1.safetensors"):
         path = tmp_path / "right" / right
@@ -150,18 +149,14 @@ def test_a_pair_counts_once_whichever_way_round():
 def test_a_curve_between_two_nets_counts_once():
     curve = next(of for of in map(load_record, pairs_of_curves()) if "model_1" in of)
     swapped = {"1": "2", "2": "1"}
-    back = curve | {
-        f"{key}_{i}": curve[f"{key}_{j}"] for key in ("model", "seed") for i, j in swapped.items()
-    }
+    swapped = [(f"{key}_{i}", f"{key}_{j}") for key in ("model", "seed") for i, j in ("12", "21")]
+    back = curve | {one: curve[other] for one, other in swapped}
     assert len(by_curve([curve, back])) == len(by_curve([curve])) == 2  # ways
 
 
 def pairs_of_curves():
-    return (
-        path
-        for path in sorted((ROOT / "results/laptop/records/curves").rglob("*.json"))
-        if path.name != "settings.json"
-    )
+    paths = sorted((ROOT / "results/laptop/records/curves").rglob("*.json"))
+    return (path for path in paths if path.name != "settings.json")
 
 
 @pytest.mark.parametrize(("seeds", "pairs"), [("0", 0), ("0-1", 1), ("0-2", 3), ("0-3", 4)])

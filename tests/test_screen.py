@@ -134,9 +134,10 @@ def table2():
 NAMES = {"cnn": "CNN", "cnn_inv": "CNN + inv-loss", "gcnn": "GCNN"}
 
 
-@pytest.mark.parametrize(
-    ("with_loss", "beside"), [(0.021, "less than half of"), (0.06, "below"), (0.084, "not below")]
-)
+BESIDE = {0.021: "less than half of", 0.06: "below", 0.084: "not below"}
+
+
+@pytest.mark.parametrize(("with_loss", "beside"), BESIDE.items())
 def test_the_sentence_says_what_the_table_shows_and_no_more(table2, with_loss, beside):
     table2.loc[table2["model"] == "cnn_inv", "gcnn_barrier_mean"] = with_loss
     assert f"{beside} the CNN's 8.4e-2; GCNN 0." in in_words(table2, NAMES)

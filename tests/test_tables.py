@@ -33,11 +33,9 @@ def three_types():
     trains = [net | ({"parameters": 289000} if net["model"] == "gcnn" else {}) for net in trains]
     trains += [train("pgcnn", seed, None, status="diverged", parameters=None) for seed in (0, 1)]
     flips = [flip("cnn", 0, 0.03, error=0.2), flip("cnn", 1, 0.01, error=0.4)]
-    flips += [
-        flip("gcnn", 0, -0.001, error=1e-6),
-        *(flip("gcnn", seed, status="left_out") for seed in (1, 2)),
-    ]
-    return trains, [*flips, *(flip("pgcnn", seed, status="left_out") for seed in (0, 1))]
+    left_out = [("gcnn", 1), ("gcnn", 2), ("pgcnn", 0), ("pgcnn", 1)]
+    flips += [flip("gcnn", 0, -0.001, error=1e-6), *(flip(*net, status="left_out") for net in left_out)]
+    return trains, flips
 
 
 def test_tidy_has_a_row_a_record_and_no_lists():
@@ -63,9 +61,8 @@ def test_columns_are_those_of_the_papers_csv_then_n_left_out_then_the_papers(num
 
 def test_table2_has_means_and_sample_stds_of_good_nets_and_a_row_for_a_type_without(three_types):
     frame = table_2(three_types).set_index("model")
-    measured = [
-        f"{name}_{of}" for of in ("mean", "std") for name in ("accuracy", "invariance_error", "gcnn_barrier")
-    ]
+    quantities = "accuracy", "invariance_error", "gcnn_barrier"
+    measured = [f"{quantity}_{of}" for of in ("mean", "std") for quantity in quantities]
     means, stds = [0.85, 0.3, 0.02], [0.1, 0.2, 0.02]  # of two nets: apart by √2 standard deviations, ddof 1
     assert [*frame.loc["cnn", measured]] == pytest.approx(means + [std / math.sqrt(2) for std in stds])
     # neither 0.1 (degenerate) nor 0.2 (merge left out); one net has no sample std
@@ -459,10 +456,8 @@ def test_the_notes_of_a_table_name_data_records_and_code():
     first, *notes = agreement.notes(records, {"notes": ["of the config"]})
     assert first == "of the config"
     assert notes[:2] == ["Data: CIFAR10", "From 2 train and 1 flip_merge records"]
-    assert notes[2:] == [
-        "Made with relusym 0.1.0, torch 2.14.1, python 3.11, device cpu x86_64",
-        "Made with relusym 0.1.0, torch 2.14.1, python 3.11, device cuda T4",
-    ]
+    code = "Made with relusym 0.1.0, torch 2.14.1, python 3.11, device"
+    assert notes[2:] == [f"{code} cpu x86_64", f"{code} cuda T4"]
     assert agreement.notes({}, {}) == []
 
 

@@ -150,9 +150,8 @@ def test_an_interrupted_training_goes_on_from_that_very_step_to_the_same_net(tmp
 def test_a_merge_of_another_checkpoint_than_its_train_record_names_is_refused(tmp_path, data, nets, model):
     (_, to, _), (_, _, record) = nets[model, 1], nets[model, 0]
     filters = tmp_path / "filters.safetensors"
-    with pytest.raises(
-        UserError, match=rf"{model}-\w+/1\.safetensors isn't the one that .*{model}-\w+/0\.json names"
-    ):
+    line = rf"{model}-\w+/1\.safetensors isn't the one that .*{model}-\w+/0\.json names"
+    with pytest.raises(UserError, match=line):
         merged([(model, 0)], [SETTINGS[model]], [(to, record)], data, filters=filters)
     assert not filters.exists()
 

@@ -91,10 +91,8 @@ def test_sgd_takes_the_very_steps_of_torchs_own(scaled):
     for make in (Sgd, partial(torch.optim.SGD, fused=True)):
         torch.manual_seed(0)
         weight, bias, unused = (torch.nn.Parameter(torch.randn(n)) for n in (40, 4, 4))
-        optimizer = make(
-            [{"params": [weight, unused]}, {"params": [bias], "weight_decay": 0.0}],
-            **{"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01},
-        )
+        how = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+        optimizer = make([{"params": [weight, unused]}, {"params": [bias], "weight_decay": 0.0}], **how)
         scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**8)
         for step in range(4):
             overflow = math.inf if scaled and step == 2 else 1.0  # a step that is left out
@@ -257,9 +255,7 @@ def test_a_training_cut_off_between_epochs_ends_with_the_same_bytes(few, whole, 
 @pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [1, 13, 20], ids=["first step", "mid-epoch", "end of an epoch"])
-def test_an_interrupted_training_saves_its_state_at_that_step_and_ends_the_same(
-    few, whole, tmp_path, kind, steps
-):
+def test_an_interrupted_training_saves_its_state_at_that_step_and_goes_on(few, whole, tmp_path, kind, steps):
     recipe, network = KINDS[kind]
     state = tmp_path / "state.safetensors"
     for seed in range(1 if steps == 20 else 2):  # the second time, it goes on from a state within an epoch

@@ -152,11 +152,8 @@ def test_the_best_of_all_starts_is_what_weight_matching_reports():
     assert found.search.body() == best | {"starts": starts}
     assert starts[found.search.best] == max(starts.values()) > min(starts.values())
     first, second = pair.states
-    norm = sum(
-        float(first[name].double().norm() * second[name].double().norm())
-        for name in first
-        if first[name].ndim > 1
-    )
+    both = [(first[name].double(), second[name].double()) for name in first if first[name].ndim > 1]
+    norm = sum(float(one.norm() * other.norm()) for one, other in both)
     assert alike(pair, found.permutations) / norm == pytest.approx(max(starts.values()), rel=1e-3)
     alone = match("weight_identity", pair)
     assert [*alone.search.objectives] == ["identity"] and alone.search.reached == 1

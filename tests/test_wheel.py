@@ -109,9 +109,7 @@ def test_every_module_of_the_wheel_is_imported_without_snakemake(installed, tmp_
     assert all(Path(file).is_relative_to(installed) for file in files)
 
 
-def test_what_is_public_is_imported_when_it_is_asked_for_and_merges_a_net_with_itself_flipped(
-    installed, tmp_path
-):
+def test_what_is_public_is_imported_when_asked_for_and_merges_a_net_with_itself_flipped(installed, tmp_path):
     wrong, names, merged = run(PUBLIC_AND_MERGE, installed, tmp_path)
     assert wrong == "module 'relusym' has no attribute 'merg'"
     assert "flip_merge" in names.split() and len(names.split()) > 8 and merged == "True 7"

@@ -113,9 +113,7 @@ cli.main(sys.argv[1:])
 
 
 @pytest.mark.parametrize("limit, looks", [((), False), (("--max-jobs-per-timespan", "9/1s"), True)])
-def test_the_scheduler_looks_for_jobs_when_one_ends_and_each_second_only_with_a_limit(
-    committed, limit, looks
-):
+def test_the_scheduler_looks_for_jobs_when_one_ends_and_each_second_with_a_limit(committed, limit, looks):
     (committed.folder / "results" / "tiny" / "tables" / "table2.csv").unlink()
     command = [sys.executable, "-c", LOOKS, "--cores", "1", "table2", *limit]
     output = finish(start(command, committed.folder)).stdout
@@ -259,9 +257,9 @@ def test_at_the_even_size_the_flipped_net_is_another_and_at_the_odd_one_it_is_no
 
 
 NOTICE = (
-    "notice: ImageNet is not at data/imagenet/train: set imagenet.root to the folder with train/ and val/; "
+    "notice: ImageNet is not at data/imagenet/train: set imagenet.root to the folder with train/ and val/"
 )
-NOTICE += "until then the rows of Tables 3 and 5 are left out"
+NOTICE += "; until then the rows of Tables 3 and 5 are left out"
 
 
 def with_imagenet(folder):
