@@ -1,7 +1,6 @@
 """The sections of the config: of each key its type, default and meaning, from which docs/config.md is made."""
 
 import re
-from collections import Counter
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, Field, create_model
@@ -21,12 +20,13 @@ from relusym.schema import (
     Section,
     Seed,
     Seeds,
+    Several,
     Share,
     Text,
     allowed_names,
     among,
+    each_once,
     refusal,
-    remark,
     together,
     unknown_key,
 )
@@ -34,11 +34,18 @@ from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.theory import STATEMENTS
 from relusym.training.recipe import Recipe
 
-NO_MARKUP = re.compile(r"[^<>$\x00-\x1f\x7f]+")
+NO_MARKUP = re.compile(r"[^<>$]+")
 ID = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 LONGEST_ID = 64  # file names hold two of them
 DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
-URL = re.compile(r"(https?|file)://\S+")
+# without . and .. as a part of the path, which is that of a file below data/weights
+URL = re.compile(
+    r"(https?|file)://(?!([^#]*/)?\.\.?(/|#|$))[!-\"$-~]*[!-\"$-.0-~]/?(#sha256=[0-9a-fA-F]{64})?"
+)
+ADDRESS = (
+    "allowed is an address in ASCII, https://…, without . and .. in its path, and at its end "
+    "#sha256= and 64 hexadecimal digits, or nothing"
+)
 LAYOUTS = Literal["auto", "plain", "module", "module.encoder", "module.base_encoder"]
 
 
@@ -51,17 +58,10 @@ def _matches(pattern: re.Pattern[str], allowed: str, but: str | None = None) -> 
     return AfterValidator(check)
 
 
-def _each_once(entries: list) -> list:
-    twice = [entry for entry, count in Counter(map(str, entries)).items() if count > 1]
-    if twice:
-        raise remark(f"{twice[0]} is listed twice; list each once")
-    return entries
-
-
 def _known_options(network: dict[str, Any]) -> dict[str, Any]:
     """What an architecture takes of them is checked with the model's other sections."""
     name = network.get("architecture", "vgg11")
-    if name not in nets.ARCHITECTURES:
+    if not isinstance(name, str) or name not in nets.ARCHITECTURES:
         raise together("architecture", f"{name!r} given; {allowed_names(name, nets.ARCHITECTURES)}")
     allowed = nets.options(network.get("architecture"))
     for key in network:
@@ -144,11 +144,11 @@ class Run(Section):
     device: Device = Field(
         "auto", description="`cpu`, `cuda`, `cuda:1` …; `auto` takes a GPU where there is one"
     )
-    threads: Count = Field(
+    threads: Several = Field(
         1,
         description="CPU threads of one job; for small nets, more jobs at once (`--cores`) beat more threads a job",
     )
-    jobs_per_gpu: Count = Field(
+    jobs_per_gpu: Several = Field(
         4,
         description="how many jobs share one GPU where no scheduler hands GPUs out (the paper: four nets on a T4)",
     )
@@ -202,7 +202,7 @@ class Running(Section):
     """How a training runs, as far as its net doesn't depend on it."""
 
     save_every: Count = Field(1, description="epochs between saved training states")
-    snapshots: Annotated[list[Few], AfterValidator(_each_once)] = Field(
+    snapshots: Annotated[list[Few], AfterValidator(each_once)] = Field(
         [], description="epochs after which the net is kept as well as at the end; 0: as initialized"
     )
     restarts: Few = Field(0, description="of all processes, if one dies")
@@ -251,9 +251,7 @@ class Weights(Section):
     file: Annotated[Any, AfterValidator(_file)] = Field(
         None, description="a local checkpoint, or [backbone, linear head]"
     )
-    urls: Annotated[
-        list[Annotated[str, _matches(URL, "allowed is an address, https://…")]], Field(min_length=1)
-    ] = Field(
+    urls: Annotated[list[Annotated[str, _matches(URL, ADDRESS)]], Field(min_length=1)] = Field(
         None, description="of one file or several, downloaded on first use; `#sha256=…` at the end is checked"
     )
     torchvision: Text = Field(
@@ -291,7 +289,7 @@ class Sections(Section):
         HORIZONTAL_FLIP.name,
         description="or `vertical_flip`, `quarter_turn`: of augmentation, invariance loss, group convs and flip merge",
     )
-    recipe: Annotated[list[Literal[*STAGES]], AfterValidator(_each_once)] = Field(
+    recipe: Annotated[list[Literal[*STAGES]], AfterValidator(each_once)] = Field(
         ["training"], description="the stages of a training, of `pretraining`, `training` and `linear`"
     )
     training: PartialTraining = Field(PartialTraining(), description="how nets are trained")
@@ -365,9 +363,9 @@ class Matchings(Selection):
     """The target `matchings`: its merges are flip_merge and pair_merge records."""
 
     pairs: Pairs = Field(None, description=OF_PAIRS)
-    matchings: OrNull[Annotated[list[Annotated[str, among(MATCHINGS)]], Field(min_length=1)]] = Field(
-        None, description="that are compared; null: the scale's `matchings`"
-    )
+    matchings: OrNull[
+        Annotated[list[Annotated[str, among(MATCHINGS)]], Field(min_length=1), AfterValidator(each_once)]
+    ] = Field(None, description="that are compared; null: the scale's `matchings`")
 
 
 BEYOND = {"matchings": Matchings} | {name: each.options for name, each in MEASUREMENTS.items()}
@@ -393,7 +391,7 @@ class Scale(Sections):
         "paired: an assumption)",
     )
     matchings: Annotated[
-        list[Annotated[str, among(MATCHINGS)]], Field(min_length=1), AfterValidator(_each_once)
+        list[Annotated[str, among(MATCHINGS)]], Field(min_length=1), AfterValidator(each_once)
     ] = Field(
         ["activation", "weight", "weight_identity", "involution", "identity", "random"],
         description="the target `matchings` compares these",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym import checkpoint
+from relusym.errors import UserError
 from relusym.training.optimizers import Sgd
 
 
@@ -49,18 +50,23 @@ class State:
         """Load what `save` wrote, if there is something; its step and sums.
 
         Raises:
-            UserError: the file is truncated or foreign.
+            UserError: the file is truncated, foreign, or the state of another net.
         """
         if self.path is None or not self.path.exists():
             return 0, None
         tensors, about = checkpoint.load(self.path, next(self.net.parameters()).device)
         weights = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
-        self.net.load_state_dict(weights)
-        for name, parameter in self.net.named_parameters():
-            if f"momentum.{name}" in tensors:
-                buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
-                self.optimizer.momentum_buffers[parameter] = buffer
-        if about["scaler"]:
-            self.scaler.load_state_dict(about["scaler"])
-        self.history += about["history"]
-        return about["step"], tensors.get("sums")
+        try:
+            self.net.load_state_dict(weights)
+            for name, parameter in self.net.named_parameters():
+                if f"momentum.{name}" in tensors:
+                    buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+                    self.optimizer.momentum_buffers[parameter] = buffer
+            if about["scaler"]:
+                self.scaler.load_state_dict(about["scaler"])
+            self.history += about["history"]
+            return about["step"], tensors.get("sums")
+        except (KeyError, RuntimeError) as error:
+            raise UserError(
+                f"{self.path} isn't the state of this training: delete it, and it starts over"
+            ) from error
