@@ -1,7 +1,10 @@
-"""timm's and Hugging Face's architectures, permuted at random: `python tests/other_nets.py` writes docs/other_nets.md.
+"""Architectures that others wrote, permuted at random: docs/nets.md (torchvision's) and docs/other_nets.md.
 
-It needs timm and transformers, which nothing else here does, and no network: all weights are drawn. About half an hour
-on one core. With names, only their rows are written anew.
+    python tests/public_nets.py torchvision    # `make nets`: a quarter of an hour on one core, 13 GB
+    python tests/public_nets.py others         # as long; timm and transformers have to be installed
+    python tests/public_nets.py NAME …         # only these rows, as to go on after an interruption
+
+It needs no network: all weights are drawn. A page is written anew after each net.
 """
 
 import os
@@ -9,17 +12,20 @@ import sys
 import warnings
 from ast import literal_eval
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import torchvision
 from torch import nn
 
 import relusym
 from relusym.evaluation.logits import logits_of
 from relusym.merging.identities import largest_difference
 
-PAGE = Path(__file__).parents[1] / "docs" / "other_nets.md"
-SIZES = 64, 96, 128, 160, 224, 240, 256
+DOCS = Path(__file__).parents[1] / "docs"
+SIZES = {"nets": (64, 70, 75, 224), "other_nets": (64, 96, 128, 160, 224, 240, 256)}
 CLASSES = 20
 TIMM = Path(__file__).with_name("timm_nets.txt").read_text().split()
 SMALL = {
@@ -53,8 +59,53 @@ REASONS = {
 }
 
 
+# page → what it is of, and by which command it is written
+PAGES = {
+    "nets": (
+        "torchvision's nets",
+        "torchvision's classification nets",
+        "make nets",
+        "timm's and Hugging Face's nets: [other_nets.md](other_nets.md).",
+    ),
+    "other_nets": (
+        "timm's and Hugging Face's nets",
+        "some architectures of timm's and Hugging Face's",
+        "python tests/public_nets.py others",
+        "torchvision's nets: [nets.md](nets.md).",
+    ),
+}
+
+
+def page_of(name):
+    """The page that has a net."""
+    return "nets" if name.startswith("torchvision:") else "other_nets"
+
+
+class Row(NamedTuple):
+    """What a page has on a net."""
+
+    size: int
+    groups: int
+    share: float
+    difference: float
+    note: str = ""
+
+
+def constructors():
+    """The names of torchvision's classification nets."""
+    return torchvision.models.list_models(torchvision.models)
+
+
 def build(name, size):
     """A net for images of a size, with drawn weights; without a prefix, timm's."""
+    if name.startswith("torchvision:"):
+        make = partial(
+            torchvision.models.get_model, name.partition(":")[2], weights=None, num_classes=CLASSES
+        )
+        try:
+            return make(image_size=size).eval()
+        except TypeError:
+            return make().eval()
     if name.startswith("hf:"):
         import transformers
 
@@ -89,8 +140,8 @@ def share(net, groups):
 
 @torch.no_grad()
 def measure(name):
-    """What the page says of a net: size, groups, share, difference, note."""
-    for size in SIZES:
+    """The row of a net."""
+    for size in SIZES[page_of(name)]:
         torch.manual_seed(0)
         try:
             net = build(name, size)
@@ -99,47 +150,47 @@ def measure(name):
         except Exception as error:  # it takes no images of this size
             problem = error
     else:
-        return [0, 0, 0.0, 0.0, f"can't be made: {problem}"]
+        return Row(0, 0, 0.0, 0.0, f"can't be made: {problem}")
     try:
         traced = relusym.TracedNet(net, (3, size, size))
-        groups = traced.groups
+        groups, planted = traced.groups, traced.planted
     except relusym.UserError as error:
-        return [size, 0, 0.0, 0.0, f"refused: {error}"]
-    planted = traced.planted
-    before = logits_of(planted.net(planted.x))
+        return Row(size, 0, 0.0, 0.0, f"refused: {error}")
     permutations = relusym.random_permutations(groups, torch.Generator().manual_seed(9))
     state = planted.net.state_dict()
     planted.net.load_state_dict(relusym.permute(state, groups, permutations))
-    difference = largest_difference(before, logits_of(planted.net(planted.x)))
+    difference = largest_difference(planted.logits, logits_of(planted.net(planted.x)))
     part = share(net, groups)
-    return [size, len(groups), part, difference, "" if part > 0.999 else REASONS.get(name, "")]
+    return Row(size, len(groups), part, difference, "" if part > 0.999 else REASONS.get(name, ""))
 
 
-def rows():
-    """What the page says already."""
-    found = {}
-    for line in PAGE.read_text(encoding="utf-8").splitlines() if PAGE.exists() else ():
+def rows(page):
+    """What a page says already: name → row."""
+    path, known = DOCS / f"{page}.md", {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         name, *cells = (cell.strip() for cell in line.split("|")[1:-1]) if line.startswith("|") else ("",)
         if len(cells) == 5 and cells[0].isdigit():
-            found[name] = [int(cells[0]), int(cells[1]), float(cells[2]), float(cells[3]), cells[4]]
-    return found
+            known[name] = Row(int(cells[0]), int(cells[1]), float(cells[2]), float(cells[3]), cells[4])
+    return known
 
 
-def page(measured):
-    """docs/other_nets.md."""
-    right = [row for row in measured.values() if row[1] and row[3] < 1e-10]
-    whole, worst = sum(row[2] > 0.999 for row in right), max(row[3] for row in right)
+def written(page, measured):
+    """A page's text."""
+    title, nets, command, other = PAGES[page]
+    right = [row for row in measured.values() if row.groups and row.difference < 1e-10]
     lines = [
-        "# timm's and Hugging Face's nets",
+        f"# {title}",
         "",
-        "Which of some architectures that nobody here wrote can be permuted, and so merged: written by",
-        "`python tests/other_nets.py`, which builds each with weights drawn at random, permutes its channel groups",
+        f"Which of {nets} can be permuted, and so merged: written by",
+        f"`{command}`, which builds each with weights drawn at random, permutes its channel groups",
         "at random and compares the logits of images in float64, at planted values. *Share*: of the channels that",
         "convolutions and linear layers write, how many are in a group; the others stay at their places.",
-        "torchvision's nets: [nets.md](nets.md).",
+        "How to merge a net of yours: [library.md](library.md); a layer of yours: [extending.md](extending.md).",
+        other,
         "",
-        f"{len(right)} of {len(measured)} work, {whole} of them with all channels; the largest difference, relative",
-        f"to the largest logit, is {worst:.0e}.",
+        f"{len(right)} of {len(measured)} work, {sum(row.share > 0.999 for row in right)} of them with all channels; "
+        "the largest difference, relative",
+        f"to the largest logit, is {max(row.difference for row in right):.0e}.",
         "",
         "| net | size | groups | share | difference | |",
         "|---|---:|---:|---:|---:|---|",
@@ -150,19 +201,30 @@ def page(measured):
     return "\n".join([*lines, ""])
 
 
-if __name__ == "__main__":
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    measured = rows()
-    for name in sys.argv[1:] or [*TIMM, *(f"hf:{name}" for name in HUGGING_FACE)]:
+def main(arguments):
+    """Measure nets one by one, each in a process of its own, whose memory goes back."""
+    named = {
+        "torchvision": [f"torchvision:{name}" for name in constructors()],
+        "others": [*TIMM, *(f"hf:{name}" for name in HUGGING_FACE)],
+    }
+    pages = {page: {} if arguments in (["torchvision"], ["others"]) else rows(page) for page in PAGES}
+    for name in [name for argument in arguments for name in named.get(argument, [argument])]:
+        page = page_of(name)
         read, write = os.pipe()
-        if not os.fork():  # memory of large nets goes back
-            os.write(write, repr(measure(name)).encode())
+        if not os.fork():
+            os.write(write, repr(tuple(measure(name))).encode())
             os._exit(0)
         os.close(write)
         with os.fdopen(read) as pipe:
             row = pipe.read()
         os.wait()
-        measured[name] = literal_eval(row) if row else [0, 0, 0.0, 0.0, "killed"]
-        print(name, measured[name], flush=True)
-        PAGE.write_text(page(measured), encoding="utf-8")
+        row = Row(*literal_eval(row)) if row else Row(0, 0, 0.0, 0.0, "killed")
+        pages[page][name.removeprefix("torchvision:")] = row
+        print(name, *row, flush=True)
+        (DOCS / f"{page}.md").write_text(written(page, pages[page]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    main(sys.argv[1:])
