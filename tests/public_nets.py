@@ -1,8 +1,8 @@
 """Architectures that others wrote, permuted at random: docs/nets.md (torchvision's) and docs/other_nets.md.
 
-    python tests/public_nets.py torchvision    # `make nets`: a quarter of an hour on one core, 13 GB
-    python tests/public_nets.py others         # as long; timm and transformers have to be installed
-    python tests/public_nets.py NAME …         # only these rows, as to go on after an interruption
+    python tests/public_nets.py torchvision    # `make nets`: one net of each family
+    python tests/public_nets.py others         # a quarter of an hour on one core; timm and transformers are needed
+    python tests/public_nets.py NAME …         # these rows alone, as `torchvision:resnet152`, or to go on
 
 It needs no network: all weights are drawn. A page is written anew after each net.
 """
@@ -12,6 +12,7 @@ import sys
 import warnings
 from ast import literal_eval
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,12 +22,16 @@ import torchvision
 from torch import nn
 
 import relusym
-from relusym.evaluation.logits import logits_of
-from relusym.merging.identities import largest_difference
 
 DOCS = Path(__file__).parents[1] / "docs"
 SIZES = {"nets": (64, 70, 75, 224), "other_nets": (64, 96, 128, 160, 224, 240, 256)}
 CLASSES = 20
+# torchvision's: one net of each of its modules, and of each kind of block; others differ in depth and width
+TORCHVISION = """
+    alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
+    mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnet50 resnext50_32x4d
+    shufflenet_v2_x0_5 squeezenet1_0 squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn vit_b_32 wide_resnet50_2
+""".strip().split()
 TIMM = Path(__file__).with_name("timm_nets.txt").read_text().split()
 SMALL = {
     "image_size": 64,
@@ -63,7 +68,7 @@ REASONS = {
 PAGES = {
     "nets": (
         "torchvision's nets",
-        "torchvision's classification nets",
+        "torchvision's classification nets, one of each family,",
         "make nets",
         "timm's and Hugging Face's nets: [other_nets.md](other_nets.md).",
     ),
@@ -91,21 +96,19 @@ class Row(NamedTuple):
     note: str = ""
 
 
-def constructors():
-    """The names of torchvision's classification nets."""
-    return torchvision.models.list_models(torchvision.models)
-
-
 def build(name, size):
     """A net for images of a size, with drawn weights; without a prefix, timm's."""
     if name.startswith("torchvision:"):
         make = partial(
             torchvision.models.get_model, name.partition(":")[2], weights=None, num_classes=CLASSES
         )
-        try:
-            return make(image_size=size).eval()
-        except TypeError:
-            return make().eval()
+        for options in (
+            {"image_size": size},
+            {"aux_logits": False},
+        ):  # what trains alone has no channels here
+            with suppress(TypeError):
+                return make(**options).eval()
+        return make().eval()
     if name.startswith("hf:"):
         import transformers
 
@@ -140,28 +143,24 @@ def share(net, groups):
 
 @torch.no_grad()
 def measure(name):
-    """The row of a net."""
+    """The row of a net; that it computes the same when it is permuted is checked by `groups` itself."""
     for size in SIZES[page_of(name)]:
         torch.manual_seed(0)
         try:
             net = build(name, size)
-            net(torch.randn(1, 3, size, size))
-            break
+            traced = relusym.TracedNet(net, (3, size, size))
+            groups = traced.groups
+        except relusym.UserError as error:
+            problem = f"refused: {error}"
+            if "can't be run" not in problem:
+                break
         except Exception as error:  # it takes no images of this size
-            problem = error
-    else:
-        return Row(0, 0, 0.0, 0.0, f"can't be made: {problem}")
-    try:
-        traced = relusym.TracedNet(net, (3, size, size))
-        groups, planted = traced.groups, traced.planted
-    except relusym.UserError as error:
-        return Row(size, 0, 0.0, 0.0, f"refused: {error}")
-    permutations = relusym.random_permutations(groups, torch.Generator().manual_seed(9))
-    state = planted.net.state_dict()
-    planted.net.load_state_dict(relusym.permute(state, groups, permutations))
-    difference = largest_difference(planted.logits, logits_of(planted.net(planted.x)))
-    part = share(net, groups)
-    return Row(size, len(groups), part, difference, "" if part > 0.999 else REASONS.get(name, ""))
+            problem = f"can't be made: {error}"
+        else:
+            part = share(net, groups)
+            note = "" if part > 0.999 else REASONS.get(name, "")
+            return Row(size, len(groups), part, traced.known["permuted"], note)
+    return Row(size, 0, 0.0, 0.0, problem)
 
 
 def rows(page):
@@ -204,7 +203,7 @@ def written(page, measured):
 def main(arguments):
     """Measure nets one by one, each in a process of its own, whose memory goes back."""
     named = {
-        "torchvision": [f"torchvision:{name}" for name in constructors()],
+        "torchvision": [f"torchvision:{name}" for name in TORCHVISION],
         "others": [*TIMM, *(f"hf:{name}" for name in HUGGING_FACE)],
     }
     pages = {page: {} if arguments in (["torchvision"], ["others"]) else rows(page) for page in PAGES}

@@ -274,9 +274,9 @@ def along_a_dimension(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
 
 
 @both("max", "min", "argmax", "argmin", "median", "nanmedian", "mode", "kthvalue", "topk", "sort")
-def ranked(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
+def ranked(call: Call, x: Any, other: Any = None, *rest: Any, **options: Any) -> Any:
     """The largest and the like, of all along a dimension; and where they are, which depends on their order."""
-    name, other = function_name(call.node), options.get("other", rest[0] if rest else None)
+    name, rest = function_name(call.node), (other, *rest)
     if isinstance(other, Labels | Weights | Tensor):
         return entrywise(call, x, other)
     results = call.result if isinstance(call.result, tuple) else (call.result,)
@@ -326,10 +326,7 @@ def compared(call: Call, x1: Any, x2: Any, dim: int | None = None, *rest: Any, *
 
 @both("cdist")
 def distances(call: Call, x1: Any, x2: Any, *rest: Any, **options: Any) -> Labels:
-    if len(x1.shape) != len(x2.shape):
-        raise call.refusal("tables of other dimensions aren't supported")
-    batch = "abcdefgh"[: len(x1.shape) - 2]
-    return contracted(call, _operands([x1, x2]), [f"{batch}im", f"{batch}jm"], f"{batch}ij")
+    return _product(call, *_operands([x1, x2]), ends=("ik", "jk"), output="ij")
 
 
 @both(nn.Softmax, nn.LogSoftmax)
@@ -419,11 +416,18 @@ def matmul(call: Call, *operands: Any) -> Labels:
     return _product(call, first, second)
 
 
-def _product(call: Call, first: Labels, second: Labels, step: str = "") -> Labels:
+def _product(
+    call: Call,
+    first: Labels,
+    second: Any,
+    step: str = "",
+    ends: tuple[str, str] = ("ik", "kj"),
+    output: str = "ij",
+) -> Labels:
     count = max(len(first.shape), len(second.shape)) - 2
     batch = "abcdefgh"[:count]
-    letters = [batch[count - len(x.shape) + 2 :] + end for x, end in ((first, "ij"), (second, "jk"))]
-    return contracted(call, [first, second], letters, batch + "ik", step)
+    letters = [batch[count - len(x.shape) + 2 :] + end for x, end in zip((first, second), ends, strict=True)]
+    return contracted(call, [first, second], letters, batch + output, step)
 
 
 @both("addmm", "baddbmm")

@@ -148,7 +148,7 @@ class TracedNet:
 
     @cached_property
     def groups(self) -> list[ChannelGroup]:
-        """Its channel groups as `channel_groups` describes them, checked.
+        """Its channel groups as `channel_groups` describes them, checked; `known["permuted"]` is the difference then.
 
         Raises:
             UserError: permuted at random, they change what the net computes; named is the first layer where it shows.
@@ -163,7 +163,10 @@ class TracedNet:
         permuted.load_state_dict(permute(state, groups, permutations), assign=True)
         graph = bound(planted.graph.graph, permuted, planted.constants)
         with torch.no_grad():
-            if not relative_difference(planted.logits, logits_of(graph(planted.x))) < LIMIT:
+            self.known["permuted"] = difference = relative_difference(
+                planted.logits, logits_of(graph(planted.x))
+            )
+            if not difference < LIMIT:
                 where = self._first_difference(graph, groups, permutations)
                 raise UserError(
                     f"{name}: permuting its channels changes what it computes, first at {where}: what happens there to "
@@ -227,7 +230,9 @@ def _draw(net: nn.Module, draw: torch.Generator) -> None:
     for key, value in net.state_dict().items():
         if not value.is_floating_point():
             continue
-        noise = torch.randn(value.shape, generator=draw, dtype=torch.float64)
+        noise = torch.randn(
+            value.shape, generator=draw
+        ).double()  # drawn in float64, it takes several times as long
         if value.ndim > 1 and "weight" in key.rpartition(".")[2]:
             noise /= max(1, value[0].numel()) ** 0.5
         elif key.endswith(("var", "scale", "gamma")) or (

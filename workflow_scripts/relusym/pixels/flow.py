@@ -315,7 +315,7 @@ def batch_norm(call: Call, x: Labels) -> Labels:
     return x
 
 
-of_pixels(nn.LocalResponseNorm, "local_response_norm")(handlers.kept)
+of_pixels("local_response_norm")(handlers.kept)
 
 
 @of_pixels("unfold", "im2col", nn.Unfold)
