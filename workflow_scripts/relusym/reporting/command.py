@@ -337,7 +337,9 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
     from relusym.reporting.report import report
 
     several = len(options.weights) > 1
-    names = _distinct([Path(weights or "").stem for weights in options.weights])
+    stems = [Path(weights or "").stem for weights in options.weights]
+    # folders, numbered where two have one name
+    names = [f"{n}-{i}" if stems.count(n) > 1 or not n else n for i, n in enumerate(stems)]
     out = Path(options.out)
     folders = [out / name for name in names] if several else [out]
     _check_outputs(options, [*(folder / name for folder in folders for name in FILES), out / "report.html"])
@@ -477,11 +479,6 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
         normalise=on.test.normalise,
     )
     return match, (batches, recipe)
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Names of folders, numbered where two are the same."""
-    return [f"{name}-{i}" if names.count(name) > 1 or not name else name for i, name in enumerate(names)]
 
 
 def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:

@@ -184,7 +184,8 @@ def _check_declared(path: Path) -> None:
             with archive.open(entry) as file:
                 version = np.lib.format.read_magic(file)
                 shape, _, kind = HEADERS[version](file)
-            declared, memory = int(np.prod(shape, dtype=object)) * kind.itemsize, _memory()
+            declared = int(np.prod(shape, dtype=object)) * kind.itemsize
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             if declared > entry.file_size:
                 raise ValueError(f"{entry.filename} declares {declared:,} bytes and has {entry.file_size:,}")
             if declared > memory:
@@ -192,10 +193,6 @@ def _check_declared(path: Path) -> None:
                     f"images: {path} holds {declared / 2**30:.0f} GiB, this machine's memory {memory / 2**30:.0f}: "
                     "give fewer images, or a folder of them"
                 )
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _numbers(labels: Any, path: str) -> Tensor:

@@ -9,9 +9,8 @@ from relusym.findings.beyond import by_layer, curves, during_training, exact_gcn
 from relusym.findings.evidence import Evidence, flipped_against_other, is_higher, paired
 from relusym.findings.layout import Layout
 from relusym.findings.selection import measured_types, net_notes, of_every_matching
-from relusym.findings.tables.claims import FORMATS, HEADINGS, LEVEL, judged
+from relusym.findings.tables.claims import COLUMNS, FORMATS, LEVEL, judged
 
-COLUMNS = {column: text for column, text in HEADINGS.items() if column not in ("power", "source")}
 LAYOUT = Layout("Beyond the paper: what was expected, tested", {"question": "Question", **COLUMNS}, FORMATS)
 
 

@@ -11,15 +11,11 @@ from relusym.findings import BEYOND, MERGES, Inputs, Selection, Settings, Table,
 from relusym.findings.evidence import higher_by_pairs, pair_differences, paired
 from relusym.findings.layout import Layout
 from relusym.findings.selection import net_notes
-from relusym.findings.tables.claims import FORMATS, HEADINGS, LEVEL, judged
+from relusym.findings.tables.claims import COLUMNS, FORMATS, LEVEL, judged
 
 EPOCHS = 10, 30, 100
 MODELS = [f"{kind}_{epochs}" for kind in ("cnn", "noaug") for epochs in EPOCHS]
-LAYOUT = Layout(
-    "As training goes on: nearer to the flipped self than to another net?",
-    {column: text for column, text in HEADINGS.items() if column not in ("power", "source")},
-    FORMATS,
-)
+LAYOUT = Layout("As training goes on: nearer to the flipped self than to another net?", COLUMNS, FORMATS)
 
 
 def select(settings: Settings) -> Selection:

@@ -48,6 +48,8 @@ HEADINGS = {  # all columns, in their order
     "source": "Where in the paper",
     "remark": "Remark",
 }
+# of what the paper doesn't say
+COLUMNS = {column: text for column, text in HEADINGS.items() if column not in ("power", "source")}
 FORMATS = {
     **dict.fromkeys(("effect", "low", "high"), "{:+.3g}"),
     "power": "{:.2f}",
