@@ -240,12 +240,8 @@ PACKAGES = {"torchvision": _from_torchvision, "timm": _from_timm, "hf": _from_hu
 
 
 def _is_name(where: str, weights: str) -> bool:
-    return (
-        where == "torchvision"
-        and weights != RANDOM
-        and not Path(weights).suffix
-        and not Path(weights).exists()
-    )
+    path = Path(weights)
+    return where == "torchvision" and weights != RANDOM and not path.suffix and not path.exists()
 
 
 def card_of(weights: str | None) -> dict[str, Any] | None:
