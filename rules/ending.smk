@@ -11,7 +11,7 @@ SEVERAL = {
 
 def print_results():
     """The tables and figures that were asked for; and that no net was trained, where records were there already."""
-    from relusym.findings import screen  # imports pandas, which a start does without
+    from relusym.findings import layout  # imports pandas, which a start does without
 
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # of ± where a terminal has ASCII alone
@@ -27,7 +27,7 @@ def print_results():
     ]
     folder = RESULTS.prefix + FOLDER
     columns = shutil.get_terminal_size((120, 24)).columns
-    if text := screen.at_end(made_of_now, Path(folder), SETTINGS.names, columns=columns):
+    if text := layout.at_end(made_of_now, Path(folder), SETTINGS.names, columns=columns):
         print(text)
         trained = {renamed(rule) for rule in (*SUBMITTED, "measure")} & {*RUN}
         if not trained and Path(f"{folder}/records/train").exists():

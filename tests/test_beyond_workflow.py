@@ -18,7 +18,7 @@ from relusym.evaluation.invariance import invariance_error
 from relusym.findings import Table, declared
 from relusym.findings.beyond import during_training
 from relusym.findings.beyond.exact_gcnn import by_net
-from relusym.findings.screen import at_end
+from relusym.findings.layout import at_end
 from relusym.measuring.loading import test_images as images_to_test_on
 from relusym.measuring.merge import MergeJob, measure_record
 from relusym.merging.layers import filters_and_matches

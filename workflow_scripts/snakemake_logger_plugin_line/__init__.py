@@ -117,7 +117,6 @@ def _of_a_config_file(message: str) -> str | None:
 
 
 def _name(record: LogRecord) -> str:
-    """A job as one reads it: its rule, and of which nets."""
     net = _net(Path(record.log[0])) if record.log else ""
     return " ".join(dict.fromkeys([record.rule_name, net or record.rule_name]))
 
@@ -207,7 +206,6 @@ class Run:
 
 
 def _error(logs: list[str]) -> str:
-    """Why a job failed, by the first of its logs that is there."""
     for path in logs:
         if words := last_words(path):
             return f": {words} ({path})"

@@ -58,14 +58,12 @@ def page() -> str:
 
 
 def _part(level: int, title: str, section: type[Section], names: list[str] | None = None) -> Iterator[str]:
-    """A section with its meaning and the table of its keys, or of some of them."""
     yield f"{'#' * level} `{title}`\n"
     yield f"{' '.join((section.__doc__ or '').split())}\n"
     yield from _table(section, names)
 
 
 def _below(level: int, section: type[Section], omit: tuple[str, ...] = (), prefix: str = "") -> Iterator[str]:
-    """The sections that are keys of a section."""
     for name, field in section.model_fields.items():
         if (inner := WHOLE.get(name) or _section(field.annotation)) and name not in omit:
             yield from _part(level, f"{prefix}{name}", inner)
@@ -102,7 +100,6 @@ def _default(field: FieldInfo, type_: Any) -> str:
 
 
 def _members(type_: Any) -> tuple[Any, ...]:
-    """The types of which one will do."""
     if get_origin(type_) is Annotated:
         return _members(get_args(type_)[0])
     return get_args(type_) if get_origin(type_) in (Union, UnionType) else (type_,)

@@ -103,7 +103,6 @@ def split_digest(split: ImageSet) -> str:
 
 
 def _of_no_class(split: ImageSet) -> str | None:
-    """What labels there are beyond the classes, if there are any."""
     wrong = split.labels[(split.labels < 0) | (split.labels >= len(split.classes))]
     return f"the label {wrong[0].item()} and {len(split.classes)} classes, from 0 on" if len(wrong) else None
 

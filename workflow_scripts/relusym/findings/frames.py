@@ -319,7 +319,6 @@ def _barrier(record: Record) -> float:
 
 
 def _left_out(records: Iterable[Record], absent: Mapping[str, str], names: Mapping[str, str]) -> list[str]:
-    """Which types, or nets of a type, are left out, and why."""
     seeds: dict[str, set[int]] = {}
     reasons: dict[tuple[str, int], str] = {}
     for record in sorted(records, key=lambda record: record["kind"] != "train"):

@@ -194,7 +194,6 @@ def _refused(why: str) -> int:
 
 
 def _tell(lines: Sequence[str]) -> None:
-    """Lines on the error stream, each as one."""
     for line in lines:
         print(f"relusym: {' '.join(line.split())}", file=sys.stderr)
 

@@ -273,7 +273,6 @@ def _from_folder(
 
 
 def _classes(folder: Path, paths: list[Path], notes: list[str]) -> tuple[tuple[str, ...], Tensor]:
-    """The class folders' names, and each image's class."""
     folders = (entry.name for entry in folder.iterdir() if entry.is_dir())
     classes = tuple(sorted(name for name in folders if not name.startswith(".")))
     index = {name: i for i, name in enumerate(classes)}

@@ -72,7 +72,6 @@ def _scores(merged: Merge, measure: str, baselines: Baselines) -> Table:
 
 
 def _line(curve: Curve) -> Table:
-    """Accuracy and loss at the points of the line."""
     headings = ["share", *(f"{metric}, {way}" for way, metrics in curve.items() for metric in metrics)]
     return _table([headings, *(map(number, row) for row in curve_rows(curve))])
 
