@@ -244,20 +244,23 @@ def partial_nets(first, second, images):
     return partial.PartialMerges(traced, second, statistics, images)
 
 
+class Tied(nn.Module):
+    """The last two convs share their weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(2))
+        self.three, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 10)
+        self.three.weight = self.two.weight
+
+    def forward(self, x):
+        for conv in (self.one, self.two, self.three):
+            x = conv(x).relu()
+        return self.head(x.mean((2, 3)))
+
+
 @torch.no_grad()
 def test_parts_that_share_a_tensor_are_merged_one_by_one():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.two = (nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(2))
-            self.three, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 10)
-            self.three.weight = self.two.weight
-
-        def forward(self, x):
-            for conv in (self.one, self.two, self.three):
-                x = conv(x).relu()
-            return self.head(x.mean((2, 3)))
-
     first, second = two_nets(Tied)
     nets = partial_nets(first, second, IMAGES)
     assert not nets.apart
@@ -333,9 +336,7 @@ def test_tokens_are_moved_as_the_pixels_that_they_stand_for(last, symmetry):
 
 def test_every_layer_of_a_transformer_has_an_equivariance_error():
     torch.manual_seed(0)
-    net = torchvision.models.VisionTransformer(32, 8, 2, 4, 24, 48, num_classes=10)
-    for parameter in net.parameters():
-        nn.init.normal_(parameter, std=0.3)
+    net = transformer()
     _, found, _ = measured(net)
     assert len(found) > 6 and all(layer.equivariance["matched"] is not None for layer in found)
     assert any(layer.equivariance["matched"] > 0.1 for layer in found)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import refused
 from small_nets import Images, answers, conv_net, resnet, shuffled, smooth_images, vgg11
+from test_layers import Tied
 from torch import nn
 
 from relusym.channels.groups import permute
@@ -159,21 +160,10 @@ def test_accuracy_counts_the_last_incomplete_batch(images):
 
 
 def test_a_weight_that_two_layers_share_is_averaged_once():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.one, self.two = (nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8))
-            self.two.weight = self.one.weight
-            self.head = nn.Linear(8, 10)
-
-        def forward(self, x):
-            x = self.one(self.stem(x).relu()).relu()
-            return self.head(self.two(x).relu().mean((2, 3)))
-
     first, second = Tied(), Tied()
     middle = halfway(first, second)
-    assert torch.allclose(middle.one.weight, (first.one.weight + second.one.weight) / 2)
-    assert middle.two.weight is middle.one.weight
+    assert torch.allclose(middle.two.weight, (first.two.weight + second.two.weight) / 2)
+    assert middle.three.weight is middle.two.weight
 
 
 def test_a_net_that_is_no_longer_needed_is_gone_at_once(images):

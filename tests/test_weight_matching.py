@@ -47,10 +47,9 @@ def share_recovered(name: str, noise: float) -> float:
     return float(torch.cat(right).float().mean())
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.3])
 @pytest.mark.parametrize("name", NETS)
-def test_weight_matching_recovers_planted_permutations(name, noise):
-    assert share_recovered(name, noise) == 1.0
+def test_weight_matching_recovers_planted_permutations_of_disturbed_weights(name):
+    assert share_recovered(name, 0.3) == 1.0
 
 
 def test_weight_matching_never_asks_for_images_and_gives_the_same_from_the_same_seed():

@@ -1,9 +1,5 @@
-import os
-import re
 import shutil
-import signal
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -81,25 +77,6 @@ def test_a_piece_of_the_seeds_is_about_these_seeds_alone(tiny):
     jobs = tiny().planned("--config", "seeds=0")
     others = [*AGGREGATION, *ALONE, DATA, *RESNET_TRAININGS, *RESNET_MERGES]  # these have seeds of their own
     assert jobs == sorted([*of_seed(0), "pair_merge cnn 0 gcnn 0", *others])
-
-
-def test_ctrl_c_saves_every_training_ends_in_a_line_each_and_leaves_no_lock(tiny):
-    made = tiny()
-    target = made.path("records", "train", "cnn-0", training={"epochs": 1000, "save_every": 1000})
-    endless = ("--config", "training={epochs: 1000, save_every: 1000}")
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", target, *endless]
-    run = start(command, made.folder, group=True)
-    log = made.folder / target.replace("records", "logs").replace(".json", ".log")
-    while not (log.exists() and "epoch" in log.read_text(encoding="utf-8")):
-        assert run.poll() is None, run.stdout.read()
-        time.sleep(0.05)
-    os.killpg(run.pid, signal.SIGINT)
-    output = run.communicate(timeout=300)[0]
-    assert run.returncode == 1 and "Traceback" not in output and "Exception" not in output, output
-    line = r"^failed: train cnn-0: interrupted in .*the training state is saved"
-    assert re.search(line, output, re.MULTILINE)
-    assert len(list((made.folder / "results/tiny/states").iterdir())) == 1
-    assert made.planned(target, *endless) == ["train cnn 0"]
 
 
 LOOKS = """
