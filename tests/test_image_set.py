@@ -114,7 +114,8 @@ def test_what_is_passed_over_or_converted_in_a_folder_of_images_is_listed(tmp_pa
     lines = data.prepare({"kind": "folder", "root": str(tmp_path)}, tmp_path / "set.safetensors")
     train, test = tmp_path / "train", tmp_path / "test"
     first, *converted, last = lines
-    assert first.endswith(f"since they are no images: {train / 'Thumbs.db'}, {train / 'cat' / 'notes.txt'}")
+    files = f"{train / 'Thumbs.db'}, {train / 'cat' / 'notes.txt'}"
+    assert first == f"passed over, since they are no images: {files}"
     modes = [(split, mode) for split in (train, test) for mode in ("L", "RGBA")]
     assert converted == [f"{split}: 1 images of mode {mode} were converted to RGB" for split, mode in modes]
     assert last == f"{tmp_path}: images of 40×40 pixels are kept as they are; image_size scales them"
