@@ -7,8 +7,8 @@ import torch
 from small_nets import Images, vgg11
 from small_training import train_on
 
-from benchmark import machine, partial_merges, plain_merging, plain_training, side_by_side
-from benchmark.workflow_timing import WorkflowCopy
+from benchmark import partial_merges, plain, side_by_side, sides
+from benchmark.side_by_side import WorkflowCopy
 from relusym.data import chiral_shapes
 from relusym.data.augmentation import normalise
 from relusym.merging.merge import FLIP, PAIR, merge
@@ -26,13 +26,12 @@ def splits():
 @pytest.fixture
 def float32(monkeypatch):
     """Both sides compute in one type, so that only what they compute can differ."""
-    for module in (plain_training, plain_merging):
-        monkeypatch.setattr(module, "autocast", lambda device: nullcontext())
+    monkeypatch.setattr(plain, "autocast", lambda device: nullcontext())
 
 
 def test_the_plain_images_are_torchvisions_and_normalised_alike(splits):
     images, _ = splits
-    ((x, y),) = plain_training.loader(images, 80, 0)
+    ((x, y),) = plain.loader(images, 80, 0)
     torch.testing.assert_close(x, normalise(images.images), rtol=0, atol=1e-5)
     assert torch.equal(y, images.labels)
 
@@ -41,12 +40,12 @@ def test_full_batch_steps_of_the_plain_training_are_those_of_the_library(splits,
     images, _ = splits
     recipe = Recipe(epochs=3, batch_size=80, learning_rate=0.05, weight_decay=5e-4, warmup_epochs=1)
     recipe = recipe.but(augmentation=False, precision="float32")
-    here, plain = vgg11(0), vgg11(0)
+    here, other = vgg11(0), vgg11(0)
     train_on(images, here, recipe)
-    plain_training.train(plain, images, recipe, CPU, workers=0)
+    plain.train(other, images, recipe, CPU, workers=0)
     assert not torch.equal(here.classifier.weight, vgg11(0).classifier.weight)
     for name, tensor in here.state_dict().items():
-        torch.testing.assert_close(plain.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(other.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow(seconds=1)
@@ -56,7 +55,7 @@ def test_the_plain_merge_finds_the_librarys_permutations_and_accuracies(splits, 
     images, test = splits
     ends = vgg11(0), HORIZONTAL_FLIP.transform(vgg11(0)) if names == FLIP else vgg11(1)
     here = merge(*ends, Images(images.images, 80), Images(test.images, 80), test.labels, names=names)
-    permutations, accuracy = plain_merging.merge(*ends, names, images, test, 80, CPU, workers=0)
+    permutations, accuracy = plain.merge(*ends, names, images, test, 80, CPU, workers=0)
     pairs = ((torch.tensor(p), torch.tensor(here.permutations[name])) for name, p in permutations.items())
     alike = torch.cat([permutation == other for permutation, other in pairs])
     assert sum(alike) >= side_by_side.AGREE * len(alike)
@@ -105,9 +104,9 @@ def test_the_arithmetic_floor_is_that_of_the_papers_net():
 
 
 def test_machines_are_named_for_their_files():
-    assert machine.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
-    assert machine.device_name(CPU, 2).endswith("2 cores")
-    assert machine.matrix_rate(CPU, torch.float32, side=64) > 0
+    assert sides.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert sides.device_name(CPU, 2).endswith("2 cores")
+    assert sides.matrix_rate(CPU, torch.float32, side=64) > 0
 
 
 def test_the_grid_is_extrapolated_from_measured_rates():

@@ -19,8 +19,7 @@ from public_files import official_cifar10
 from torchvision import datasets
 
 from relusym import checkpoint, cifar10, data
-from relusym.data import image_set
-from relusym.data.extent import Extent, known_extent
+from relusym.data import Extent, image_set, known_extent
 from relusym.errors import UserError
 from relusym.records.fields import images_of
 from relusym.reporting import image_files

@@ -14,7 +14,7 @@ from relusym.data import DATA_SETS, image_set
 from relusym.data.chiral_shapes import generate
 from relusym.findings import Figure, declared, selection
 from relusym.findings.figures import figure4, zero_filters
-from relusym.findings.filters import read_filters
+from relusym.findings.frames import read_filters
 from relusym.matching import MATCHINGS
 from relusym.matching.match import Matching, Pair
 from relusym.measuring.merge import MergeJob, merge_record

@@ -31,10 +31,10 @@ from relusym.findings.figures.figure9 import figure9
 from relusym.findings.figures.figure10 import figure10
 from relusym.findings.figures.filter_pairs import APART, WEIGHT, WITHIN, colours, filter_pairs, pair_grid
 from relusym.findings.figures.zero_filters import count_by_type, zero_filter_figure
-from relusym.findings.filters import Filters, are_zero, count_zero_filters, first_kept, read_filters
+from relusym.findings.frames import Filters, are_zero, count_zero_filters, first_kept, read_filters
 from relusym.findings.print_style import write_figure
-from relusym.measuring.filters import filter_arrays, projection_to_rgb
 from relusym.measuring.flipped_training import flipped_training_record, in_a_plane
+from relusym.measuring.merge import filter_arrays, projection_to_rgb
 from relusym.nets.vgg import VGG11
 from relusym.permutations import channel_orders
 from relusym.records.files import write_record

@@ -9,7 +9,7 @@ from relusym import checkpoint
 from relusym.data import image_set, prepare
 from relusym.data.chiral_shapes import generate
 from relusym.errors import Interrupted, UserError
-from relusym.findings.filters import read_filters
+from relusym.findings.frames import read_filters
 from relusym.measuring.merge import MergeJob, merge_record
 from relusym.measuring.train import TrainJob, train_record
 from relusym.nets import build

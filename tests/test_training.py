@@ -28,16 +28,13 @@ from torch import nn
 
 from relusym import checkpoint, nets
 from relusym.data.image_set import subset
-from relusym.errors import WARNINGS, Interrupted, UserError
+from relusym.errors import WARNINGS, Interrupted, Interruption, UserError
 from relusym.evaluation.invariance import invariance_error, relative_invariance_error
-from relusym.jobs.interruption import Interruption
 from relusym.nets.simsiam import SimSiam, simsiam_loss
 from relusym.randomness import generator, stream
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
-from relusym.training.loop import autocast_to, train
+from relusym.training.loop import Lars, Reporter, Sgd, autocast_to, train
 from relusym.training.objectives import invariance_loss
-from relusym.training.optimizers import Lars, Sgd
-from relusym.training.progress import Reporter
 from relusym.training.recipe import Recipe
 
 
@@ -282,8 +279,8 @@ from functools import partial
 from pathlib import Path
 from small_training import VGG_RECIPE, small_images, small_net, train_on
 from relusym import checkpoint
-from relusym.jobs.interruption import Interruption
-from relusym.training.progress import Reporter
+from relusym.errors import Interruption
+from relusym.training.loop import Reporter
 import torch
 torch.set_num_threads(1)
 to, state = map(Path, sys.argv[1:])

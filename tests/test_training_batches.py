@@ -10,10 +10,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from relusym import data
 from relusym.data import image_set
-from relusym.data.augmentation import MEAN, STD, Augmented, normalise
+from relusym.data.augmentation import (
+    MEAN,
+    STD,
+    Augmented,
+    crop_transform,
+    normalise,
+    random_crops,
+    random_views,
+    view_transform,
+)
 from relusym.data.batches import ImageFiles, ImagesOnDevice
 from relusym.data.chiral_shapes import generate
-from relusym.data.views import crop_transform, random_crops, random_views, view_transform
 from relusym.errors import UserError
 from relusym.measuring.loading import normalise_of
 from relusym.randomness import generator

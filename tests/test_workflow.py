@@ -13,7 +13,7 @@ from records import MEASURED
 
 from relusym import paper_values
 from relusym.checkpoint import load_arrays
-from relusym.findings.filters import read_filters
+from relusym.findings.frames import read_filters
 from relusym.records.files import load_record
 from relusym.theory import STATEMENTS
 
