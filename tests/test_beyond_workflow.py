@@ -52,8 +52,7 @@ def measured(tiny) -> Clone:
         models={"cnn": TINY["models"]["cnn"], "noaug": noaug}, pairs=[["cnn", "cnn"]],
         matchings=["activation", "involution"], figure9=None, beyond=SECTIONS,
     )  # fmt: skip
-    run = made.snakemake("beyond")
-    assert run.returncode == 0, run.stdout
+    made.makes("beyond")
     return made
 
 
@@ -97,8 +96,7 @@ def test_tables_are_made_again_from_records_alone(measured, tiny):
     folder = made.folder / "results/tiny"
     before = {path: path.read_bytes() for path in (folder / "tables").iterdir()}
     shutil.rmtree(folder / "tables")
-    run = made.snakemake("beyond")
-    assert run.returncode == 0, run.stdout
+    made.makes("beyond")
     assert not (made.folder / "data").exists()
     assert {path: path.read_bytes() for path in before} == before
 
@@ -115,8 +113,7 @@ def test_a_missing_net_of_an_earlier_epoch_is_trained_again_for_that_measurement
     made.record("by_layer", "cnn-1").unlink()
     assert planned(made, "by_layer") == ["measure by_layer cnn 1"]
     assert planned(made, "during_training") == ["measure during_training cnn 0", "train cnn 0"]
-    run = made.snakemake("during_training")
-    assert run.returncode == 0, run.stdout
+    made.makes("during_training")
     again, before = (record(of, "during_training", "cnn-0") for of in (made, measured))
     assert again["epochs"] == before["epochs"]
 

@@ -173,8 +173,7 @@ def test_the_command_on_the_page_of_the_papers_scale_makes_its_tables_from_commi
     made = clone()
     shutil.copytree(ROOT / "results/paper", made.folder / "results/paper")
     (command,) = (each for each in commands(ROOT / "docs/paper.md") if "table2" in each)
-    run = made.snakemake(*command)
-    assert run.returncode == 0 and "No net was trained" in run.stdout, run.stdout
+    assert "No net was trained" in made.makes(*command)
     for table in ("table2", "table4"):
         written = (made.folder / f"results/paper/tables/{table}.md").read_text(encoding="utf-8")
         assert shows("docs/paper.md", table, written)

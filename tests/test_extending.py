@@ -37,8 +37,7 @@ def run_with(clone: Clone, *targets: str, models, pairs=(), scale=None, **config
     sections = SHARED | {"data": IMAGES, "models": models, "pairs": [list(pair) for pair in pairs]}
     write_scale(clone.folder, "tiny", sections | (scale or {}))
     clone.configure(**config)
-    run = clone.snakemake(*targets)
-    assert run.returncode == 0, run.stdout
+    clone.makes(*targets)
     return clone
 
 
@@ -202,8 +201,7 @@ def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_
     assert [job.split()[0] for job in jobs] == ["flip_merge", "prepare_data", "table2"]
     prepared = f"data/{jobs[1].split()[1]}.safetensors"
     assert not (made.folder / prepared).exists() and made.snakemake(prepared).returncode == 0
-    run = made.snakemake("table2")
-    assert run.returncode != 0 and "were made from other images (20 colours)" in run.stdout
+    assert "were made from other images (20 colours)" in made.fails("table2")
 
 
 @pytest.mark.parametrize("change, start", [
@@ -265,8 +263,7 @@ def test_another_matching_has_its_own_records_and_table_and_nothing_else_is_made
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
     jobs = ["flip_merge bn 0", "flip_merge bn 1", "pair_merge bn 0 bn 1"]
     assert made.planned("matchings") == sorted([*jobs, "matchings"])
-    run = made.snakemake("matchings")
-    assert run.returncode == 0, run.stdout
+    made.makes("matchings")
     assert {path: path.read_bytes() for path in before} == before
     for kind, names in (("flip_merge", ["bn-0", "bn-1"]), ("pair_merge", ["bn-0--bn-1"])):
         merges = matched_by_identity(made, kind, before)
@@ -303,13 +300,12 @@ def test_a_table_is_a_module_and_a_caption(committed):
     library = committed.folder / "workflow_scripts"
     (library / "relusym/findings/tables/mine.py").write_text(MINE, encoding="utf-8")
     (committed.folder / "report/mine.rst").write_text("Each net.\n", encoding="utf-8")
-    run = committed.snakemake("mine", "provenance", by=("env", f"PYTHONPATH={library}"))
-    assert run.returncode == 0, run.stdout
+    output = committed.makes("mine", "provenance", by=("env", f"PYTHONPATH={library}"))
     made = table(committed, "mine")
     assert made["model"].tolist() == ["cnn", "cnn", "gcnn", "gcnn"] and made["accuracy"].notna().all()
     assert notes(committed, "mine")[0].startswith("Scale tiny")
     assert "Mine" in table(committed, "provenance")["made"].to_list()
-    assert "results/tiny/tables/mine.md" in run.stdout
+    assert "results/tiny/tables/mine.md" in output
 
 
 class Channels(Section):

@@ -114,8 +114,7 @@ def test_the_paper_scale_is_168_nets_168_flip_merges_and_144_pair_merges_and_a_p
 def test_the_report_shows_every_table_and_figure_without_an_error(state, request, tmp_path):
     folder = request.getfixturevalue(state).folder
     report = tmp_path / "report.html"
-    run = request.getfixturevalue(state).snakemake("--report", str(report))
-    assert run.returncode == 0, run.stdout
+    request.getfixturevalue(state).makes("--report", str(report))
     tour = report_tour.tour(report, tmp_path)
     assert tour["errors"] == [] and "GCNN barrier" in tour["description"] and tour["rules"] > 0
     # it opens with the figure of all barriers and with Table 2
@@ -152,8 +151,7 @@ def test_tex_and_pdf_are_made_for_who_asks_and_anew_when_their_table_is(committe
     asked = ["results/tiny/tables/table2.tex", "results/tiny/figures/figure4.pdf"]
     assert committed.planned(*asked) == ["for_latex figures/figure4.pdf", "for_latex tables/table2.tex"]
     assert committed.planned("latex").count("latex") == 1
-    run = committed.snakemake(*asked)
-    assert run.returncode == 0, run.stdout
+    committed.makes(*asked)
     assert (results / "figures/figure4.pdf").read_bytes().startswith(b"%PDF")
     assert r"\bottomrule" in (results / "tables/table2.tex").read_text(encoding="utf-8")
     assert committed.planned(*asked) == [] == committed.planned()
@@ -164,15 +162,13 @@ def test_tex_and_pdf_are_made_for_who_asks_and_anew_when_their_table_is(committe
     assert committed.planned("table2", asked[0]) == ["for_latex tables/table2.tex", "table2"]
     assert committed.snakemake("table2", asked[0]).returncode == 0
     assert "A GCNN" in (results / "tables/table2.tex").read_text(encoding="utf-8")
-    run = committed.snakemake("--dry-run", "results/tiny/tables/table2.pdf")
-    assert run.returncode != 0 and "nothing makes" in run.stdout
+    assert "nothing makes" in committed.fails("--dry-run", "results/tiny/tables/table2.pdf")
 
 
 def test_any_nets_filters_can_be_drawn_from_committed_arrays(committed):
     drawn = "results/tiny/figures/filters/conv2-gcnn-1.pdf"
     assert committed.planned(drawn) == ["filter_pairs conv2 gcnn 1 pdf"]
-    run = committed.snakemake(drawn)
-    assert run.returncode == 0, run.stdout
+    committed.makes(drawn)
     assert (committed.folder / drawn).read_bytes().startswith(b"%PDF")
 
 
@@ -186,8 +182,8 @@ def test_the_laptops_committed_tables_follow_from_its_committed_records_byte_by_
     for part in ("records", "filters"):
         shutil.copytree(committed / part, made.folder / "results" / "laptop" / part)
     tables = sorted({path.stem for path in (committed / "tables").iterdir()})
-    run = made.snakemake(*tables, "--config", "scale=laptop")
-    assert run.returncode == 0 and tables, run.stdout
+    made.makes(*tables, "--config", "scale=laptop")
+    assert tables
     for path in (committed / "tables").iterdir():
         again = made.folder / "results/laptop/tables" / path.name
         assert again.read_bytes() == path.read_bytes(), path
@@ -275,8 +271,7 @@ def test_what_is_not_at_hand_is_left_out_with_its_reason_and_tried_again(clone, 
     models = {row: model for row, model in given.items() if model.get("table") != "table5"}
     models |= {row: given[row] for row in ("torchvision_old_inv", "byol")}
     fresh.configure(scale="paper", device="cpu", models=models, figure9=None)
-    run = fresh.snakemake("table3", "table5")
-    assert run.returncode == 0, run.stdout
+    fresh.makes("table3", "table5")
     tables = fresh.folder / "results" / "paper" / "tables"
     notes = (tables / "table5.md").read_text(encoding="utf-8")
     assert "- BYOL is left out: ImageNet is not at data/imagenet/train: set imagenet.root" in notes
@@ -295,8 +290,7 @@ def test_a_net_whose_download_fails_is_left_out_with_its_reason_and_so_is_its_me
     models = {row: model for row, model in given.items() if model.get("table") != "table5"}
     models["gone"] = given["old"] | {"weights": {"urls": ["http://127.0.0.1:9/gone.pth"]}}
     fresh.configure(scale="demo", models=models, figure9=None)
-    run = fresh.snakemake("table5")
-    assert run.returncode == 0, run.stdout
+    fresh.makes("table5")
     results = fresh.folder / "results" / "demo"
     merge = load_record(fresh.record("flip_merge", "gone-0", scale="demo"))
     assert (merge["status"], merge["reason"]) == ("left_out", "gone-0 is absent")
@@ -390,8 +384,7 @@ def test_under_a_prefix_finished_records_are_found(finished, tiny, tmp_path):
     shutil.copytree(finished.folder / "results/tiny/records", tmp_path / "below/results/tiny/records")
     shutil.copytree(finished.folder / "results/tiny/filters", tmp_path / "below/results/tiny/filters")
     assert mine.planned() == ["accuracies", "relu_figure4", "relu_table2"]
-    ended = mine.snakemake()
-    assert ended.returncode == 0, ended.stdout
+    mine.makes()
     assert not (tmp_path / "results").exists() and not (tmp_path / "below/data").exists()
     for name in ("tables/table2.csv", "figures/figure4.png"):
         ours, its = (folder / "results/tiny" / name for folder in (tmp_path / "below", finished.folder))
