@@ -157,8 +157,8 @@ def test_both_official_versions_give_the_same_bytes_in_the_official_order(tmp_pa
         root = at.parent if form == "in a folder" else at
     to = prepared(source, root, tmp_path)
     assert data.digest(to) == digest
-    wanted, found = ((tmp_path / name).read_bytes() for name in ("wanted.safetensors", to.name))
-    assert found == wanted
+    wanted, written = ((tmp_path / name).read_bytes() for name in ("wanted.safetensors", to.name))
+    assert written == wanted
 
 
 @pytest.fixture
@@ -420,11 +420,11 @@ def test_a_report_takes_official_files_and_their_test_images_unless_told_others(
     archive = pack(tmp_path / "mine.tgz", FILES[source](), version.folder)
     pixels, labels = some_images()["test_batch"]
     for root in (folder, folder.parent, archive):
-        found = read(root)
-        order = [int(np.flatnonzero((pixels == image).all((1, 2, 3)))[0]) for image in found.pixels.numpy()]
-        assert sorted(order) == list(range(COUNT)) and found.labels.tolist() == labels[order].tolist()
-        assert found.classes == cifar10.CLASSES
-        (note,) = found.notes
+        images = read(root)
+        order = [int(np.flatnonzero((pixels == image).all((1, 2, 3)))[0]) for image in images.pixels.numpy()]
+        assert sorted(order) == list(range(COUNT)) and images.labels.tolist() == labels[order].tolist()
+        assert images.classes == cifar10.CLASSES
+        (note,) = images.notes
         assert "CIFAR10?: these aren't CIFAR10's test images" in note
     assert len(read(archive, split="train").pixels) == 5 * COUNT
     assert len(read(archive, limit=7).pixels) == 7
@@ -474,8 +474,8 @@ def test_the_command_reports_on_an_official_archive_with_its_labels_and_names_it
     assert "give --mean and --std" in line
     assert "for CIFAR10 have --mean 0.4914 0.4822 0.4465 --std 0.247" in line
     assert main([*given, "--mean", "0.5", "--std", "0.25", "--partial-images", "0", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["images"] == COUNT and found["labelled"] and "CIFAR10?: " in found["notes"][0]
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["images"] == COUNT and numbers["labelled"] and "CIFAR10?: " in numbers["notes"][0]
 
 
 def test_an_exact_gcnn_is_tuned_on_training_images_and_measured_on_test_images(tmp_path, capsys, monkeypatch):

@@ -126,8 +126,8 @@ def test_an_orbit_of_a_quarter_turn_has_four_entries_and_other_orders_are_refuse
     net = VGG11(1 / 8, 0, initialization="he")
     groups = channel_groups(net)
     cycled = {g.name: torch.arange(g.size).reshape(-1, 4).roll(1, dims=1).flatten() for g in groups}
-    found = orbits(net, QUARTER_TURN, groups, cycled)
-    convs = [numbers.unique(return_counts=True)[1] for name, numbers in found.items() if "conv" in name]
+    numbered = orbits(net, QUARTER_TURN, groups, cycled)
+    convs = [numbers.unique(return_counts=True)[1] for name, numbers in numbered.items() if "conv" in name]
     assert all((counts == 4).all() for counts in convs)
     with pytest.raises(ValueError, match="aren't of order 2"):
         project(net, HORIZONTAL_FLIP, groups, cycled)

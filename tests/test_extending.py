@@ -42,8 +42,8 @@ def run_with(clone: Clone, *targets: str, models, pairs=(), scale=None, **config
 
 
 def records(clone: Clone, kind: str) -> dict:
-    found = map(load_record, (clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json"))
-    by_nets = {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in found}
+    loaded = map(load_record, (clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json"))
+    by_nets = {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in loaded}
     return dict(sorted(by_nets.items()))
 
 
@@ -186,10 +186,10 @@ def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_
     assert trained["bn_colours-0"]["inputs"]["source"] == "20 colours"
     heads = CLASSES - 10  # logits more than of generated images, each with a weight a channel and a bias
     assert trained["bn_colours-0"]["parameters"] == trained["bn-0"]["parameters"] + heads * (32 + 1)
-    found = table(made, "table2").set_index("model")
-    assert found["n"].to_dict() == {"bn": 1, "bn_colours": 1}
-    for model in found.index:
-        assert found.loc[model, "accuracy_mean"] == trained[f"{model}-0"]["accuracy"] > 2 / CLASSES
+    frame = table(made, "table2").set_index("model")
+    assert frame["n"].to_dict() == {"bn": 1, "bn_colours": 1}
+    for model in frame.index:
+        assert frame.loc[model, "accuracy_mean"] == trained[f"{model}-0"]["accuracy"] > 2 / CLASSES
     assert "Scale tiny, On colours: colours data, all training images" in notes(made, "table2")
     assert {"Data: 20 colours", "Data: generated chiral shapes, seed 0"} <= {*notes(made, "table2")}
     shutil.copytree(first, second)
@@ -252,8 +252,8 @@ def test_vertical_flips_and_quarter_turns_are_symmetries_of_a_training_and_of_it
 def matched_by_identity(clone: Clone, kind: str, before: dict) -> dict:
     """The merges that weren't there before, by their nets."""
     paths = {*(clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json")} - {*before}
-    found = [load_record(path) for path in sorted(paths)]
-    return {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in found}
+    records = [load_record(path) for path in sorted(paths)]
+    return {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in records}
 
 
 def test_another_matching_has_its_own_records_and_table_and_nothing_else_is_made_again(families, tmp_path):

@@ -215,15 +215,15 @@ ENDLESS = ("--config", "training={epochs: 1000, save_every: 1000}")
 
 def of(run: subprocess.Popen) -> list[int]:
     """The processes of a run: those of its process group."""
-    found = []
+    collected = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             state, _, group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
         except OSError:  # it has just ended
             continue
         if int(group) == run.pid and state != "Z":
-            found.append(int(folder.name))
-    return found
+            collected.append(int(folder.name))
+    return collected
 
 
 @pytest.fixture
@@ -247,8 +247,8 @@ def started():
 def that_forks(run: subprocess.Popen) -> psutil.Process:
     """The process that forks for a run."""
     children = psutil.Process(run.pid).children()
-    (found,) = (child for child in children if "relusym.jobs.forks" in child.cmdline())
-    return found
+    (forking,) = (child for child in children if "relusym.jobs.forks" in child.cmdline())
+    return forking
 
 
 def in_training(made) -> list[str]:

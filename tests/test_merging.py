@@ -368,7 +368,7 @@ def test_resetting_alone_misses_repairs_targets(network):
 def test_targets_of_nets_with_batch_norm_are_the_averages_of_batches_normalised_by_themselves(network):
     net, some = resnet(network), Images(smooth_images(90, 33, seed=3), 30)
     trained = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    found = pair_statistics(net, net, some, channel_groups(net, some.shape)).statistics[0]
+    measured = pair_statistics(net, net, some, channel_groups(net, some.shape)).statistics[0]
     assert all(torch.equal(tensor, trained[name]) for name, tensor in net.state_dict().items())
     seen = []
     for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
@@ -379,8 +379,8 @@ def test_targets_of_nets_with_batch_norm_are_the_averages_of_batches_normalised_
     net.train()
     for x in some.batches(torch.device("cpu"), even=True):
         net(x)
-    assert len(found) == len(seen) == sum(network["layers"])
-    for statistics, batches in zip(found.values(), seen, strict=True):
+    assert len(measured) == len(seen) == sum(network["layers"])
+    for statistics, batches in zip(measured.values(), seen, strict=True):
         variances, means = (torch.stack(values).mean(0) for values in zip(*batches, strict=True))
         torch.testing.assert_close(statistics.mean, means, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(statistics.std, variances.sqrt(), rtol=1e-4, atol=1e-5)
