@@ -66,8 +66,8 @@ def simulate(random, draws, n, untrue="", shared=0.7):
     common = random.normal(size=(draws, 7, n))
 
     def spread(mean, std, sign=1):
-        own = np.sqrt(shared) * common * sign + np.sqrt(1 - shared) * random.normal(size=common.shape)
-        return mean.to_numpy()[:, None] + std.to_numpy()[:, None] * own
+        noise = np.sqrt(shared) * common * sign + np.sqrt(1 - shared) * random.normal(size=common.shape)
+        return mean.to_numpy()[:, None] + std.to_numpy()[:, None] * noise
 
     stds = [PAPER[f"{quantity}_std"] for quantity in ("invariance_error", "gcnn_barrier", "accuracy")]
     nets = spread(error, stds[0]), spread(barrier, stds[1]), spread(accuracy, stds[2], -1)
@@ -85,8 +85,8 @@ def p_values(error, barrier, accuracy, pairs, zeros):
     at = {model: i for i, model in enumerate(MODELS)}
     factor, degrees = shared_nets(np.array([(i, (i + 1) % n) for i in range(n)]))
     for i, model in enumerate(PAIRED):
-        own = barrier[:, at[model]]
-        d = pairs[:, i] - (own + np.roll(own, -1, 1)) / 2
+        flips = barrier[:, at[model]]
+        d = pairs[:, i] - (flips + np.roll(flips, -1, 1)) / 2
         t = d.mean(1) / d.std(1, ddof=1) * np.sqrt(n / factor)
         outcome.append((2 * stats.t.sf(abs(t), degrees), d.mean(1)))
     ranks = [stats.rankdata(x.mean(2), axis=1) - 4 for x in (error[..., ::2], barrier[..., 1::2])]

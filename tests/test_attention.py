@@ -279,8 +279,8 @@ def test_windowed_attention_written_out_is_transformed_as_torchvisions(kind, win
     traced = TracedNet(written, (3, size, size))
     for symmetry in SYMMETRIES.values():
         here, there = transformed(net, symmetry, (3, size, size)), transformed(traced, symmetry)
-        for (name, one), other in zip(here.state_dict().items(), there.state_dict().values(), strict=True):
-            assert torch.equal(one, other), name
+        for (name, first), other in zip(here.state_dict().items(), there.state_dict().values(), strict=True):
+            assert torch.equal(first, other), name
         fits = grid(traced, traced.image_shape, symmetry)
         if window == 4:
             assert fits.symmetric and check_planted(traced, symmetry) < 1e-12

@@ -88,15 +88,15 @@ def test_pairs_of_a_type_are_those_that_are_merged_as_far_as_their_seeds_go(lapt
 
 
 def test_nets_of_no_paper_table_are_trained_and_measured_and_stand_in_none(laptop):
-    own = {model.id for model in laptop.settings.models.values() if not model.is_in_paper}
-    assert len(own) == 18
+    unlisted = {model.id for model in laptop.settings.models.values() if not model.is_in_paper}
+    assert len(unlisted) == 18
     for kind in ("flip_merge", "pair_merge"):
-        assert not {net[0] for job in jobs(laptop, kind).values() for net in job.nets} & own
+        assert not {net[0] for job in jobs(laptop, kind).values() for net in job.nets} & unlisted
     for name in set(selection.findings(laptop.settings)) - BEYOND:
         files = selection.keys(laptop, name)
         keys = [key for several in files.values() for key in several]
         units = {unit for key in keys for unit, _ in laptop.jobs[key].nets}
-        assert not units & own, name
+        assert not units & unlisted, name
 
 
 def test_a_net_trained_for_no_symmetry_is_measured_under_all_and_others_under_their_own(laptop):

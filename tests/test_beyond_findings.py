@@ -168,8 +168,8 @@ def test_docs_say_how_many_claims_there_are():
 def test_without_records_or_with_one_net_no_claim_is_tested():
     nothing = {kind: [] for kind in everything()}
     seeds = {kind: [(r.get("seed", r.get("seed_1")), r) for r in all] for kind, all in everything().items()}
-    one = {kind: [record for seed, record in several if seed == 0] for kind, several in seeds.items()}
-    for inputs in (nothing, one):
+    single = {kind: [record for seed, record in several if seed == 0] for kind, several in seeds.items()}
+    for inputs in (nothing, single):
         frame = beyond_claims.frame(inputs, SELECTION)
         of_more = frame["claim"].str.contains("where the images are invariant")  # two types are the others
         assert set(frame.loc[~of_more, "verdict"]) == {UNTESTED} and frame["remark"].ne("").all()
@@ -261,10 +261,12 @@ def test_exact_gcnns_are_means_over_nets_and_gains_are_paired_by_net():
 def test_a_curves_largest_barrier_is_found_with_its_place_and_what_is_above_halfway():
     records = [line([("cnn", seed)], 0.02, seed=seed) for seed in SEEDS] + [line([("cnn", 0), ("cnn", 1)])]
     frame = curves.frame({"curves": records}, SELECTION | {"models": ["cnn"]}).set_index(["model_2", "way"])
-    own, other = frame.loc[("", "REPAIR")], frame.loc[("cnn", "REPAIR")]
-    assert (own["halfway_mean"], own["largest_mean"], own["place_mean"]) == pytest.approx((0.1, 0.12, 0.75))
+    flipped, other = frame.loc[("", "REPAIR")], frame.loc[("cnn", "REPAIR")]
+    assert (flipped["halfway_mean"], flipped["largest_mean"], flipped["place_mean"]) == pytest.approx(
+        (0.1, 0.12, 0.75)
+    )
     assert (other["halfway_mean"], other["excess_mean"], other["place_mean"]) == pytest.approx((0.1, 0, 0.5))
-    assert (own["n"], other["n"]) == (4, 1) and own["loss_largest_mean"] == pytest.approx(0.3)
+    assert (flipped["n"], other["n"]) == (4, 1) and flipped["loss_largest_mean"] == pytest.approx(0.3)
     assert frame.loc[("", "no REPAIR"), "halfway_mean"] == pytest.approx(0.225)
     figure, points = curves.draw({"curves": records}, SELECTION | {"models": ["cnn"]})
     assert len(points) == 5 * 2 * 5 and len(figure.axes) == 4
@@ -350,10 +352,10 @@ def test_figures_show_every_type_and_say_where_there_is_none():
 
 
 def test_records_of_other_checkpoints_or_settings_are_refused():
-    one, other = exact("cnn", 0), exact("cnn", 1)
+    first, other = exact("cnn", 0), exact("cnn", 1)
     other["settings"]["fine_tuning"] = {"epochs": 3}
-    one["settings"]["fine_tuning"] = {"epochs": 2}
-    refused(lambda: exact_gcnn.frame({"exact_gcnn": [one, other]}, SELECTION), match=r"fine_tuning\.epochs")
+    first["settings"]["fine_tuning"] = {"epochs": 2}
+    refused(lambda: exact_gcnn.frame({"exact_gcnn": [first, other]}, SELECTION), match=r"fine_tuning\.epochs")
     stranger = exact("cnn", 0)
     stranger["inputs"]["checkpoints"] = ["0" * 64]
     with pytest.raises(UserError, match="another checkpoint"):

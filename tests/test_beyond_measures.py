@@ -57,8 +57,8 @@ def test_scores_are_accuracy_and_loss_and_over_orientations_those_of_the_mean_of
         for symmetry in (None, HORIZONTAL_FLIP, QUARTER_TURN):
             views = symmetry.powers(x) if symmetry else x[None]
             logits = torch.stack([net(view) for view in views]).mean(0)
-            one = Averaged(net, symmetry) if symmetry else net
-            scores = evaluate(one, IMAGES, labels, MEASURED)[0]
+            averaged = Averaged(net, symmetry) if symmetry else net
+            scores = evaluate(averaged, IMAGES, labels, MEASURED)[0]
             assert scores["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
             loss = float(nn.functional.cross_entropy(logits, labels))
             assert scores["loss"] == pytest.approx(loss, rel=1e-4)
@@ -106,8 +106,8 @@ def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets
 
     monkeypatch.setattr("relusym.merging.orbit.repaired", repaired)
     orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, labels, matching="identity")
-    states = [one.state_dict() for one in nets]
-    targets = [align(net, one, IMAGES, matching="identity").statistics[1] for one in nets]
+    states = [each.state_dict() for each in nets]
+    targets = [align(net, each, IMAGES, matching="identity").statistics[1] for each in nets]
     for (mean, aims), count in zip(merged, (2, 4), strict=True):
         for name, tensor in mean.state_dict().items():
             torch.testing.assert_close(tensor, sum(state[name] for state in states[:count]) / count)

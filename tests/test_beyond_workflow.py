@@ -185,13 +185,13 @@ def copied_net(measured, tmp_path):
 
 
 def test_a_net_of_an_earlier_epoch_that_its_record_does_not_name_is_refused(copied_net):
-    folder, given = copied_net
+    folder, how = copied_net
     kept = folder / "checkpoints/during_training"
     shutil.copy(kept / "0-0.safetensors", kept / "0-1.safetensors")
     with pytest.raises(
         UserError, match=r"0-1\.safetensors isn't the net that the train record of cnn-0 names"
     ) as error:
-        measure_record("during_training", MergeJob(**given))
+        measure_record("during_training", MergeJob(**how))
     assert "\n" not in str(error.value)
 
 
@@ -213,9 +213,9 @@ def test_a_mixture_that_learns_nothing_is_left_out_alone(copied_net, measured, m
 
 
 def test_a_net_that_is_left_out_is_not_measured(copied_net):
-    folder, given = copied_net
+    folder, how = copied_net
     path = folder / "records/0.json"
     write_record(path, load_record(path) | {"status": "diverged"})
-    left_out = measure_record("during_training", MergeJob(**given))
+    left_out = measure_record("during_training", MergeJob(**how))
     assert (left_out["status"], left_out["reason"]) == ("left_out", "cnn-0 is diverged")
     assert "epochs" not in left_out and during_training.by_epoch([left_out]).empty

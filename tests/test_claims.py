@@ -142,10 +142,10 @@ def test_spearmans_p_is_that_of_all_permutations():
 
 def nets_of_types(random, n, correlation, errors, barriers):
     """Nets of as many types as there are means, with standard deviations of 1 about them."""
-    own, other = random.normal(size=(2, len(errors), n))
-    other = correlation * own + math.sqrt(1 - correlation**2) * other
+    inner, other = random.normal(size=(2, len(errors), n))
+    other = correlation * inner + math.sqrt(1 - correlation**2) * other
     nets = itertools.product(range(len(errors)), range(n))
-    rows = [(m, seed, errors[m] + own[m, seed], barriers[m] + other[m, seed]) for m, seed in nets]
+    rows = [(m, seed, errors[m] + inner[m, seed], barriers[m] + other[m, seed]) for m, seed in nets]
     return pd.DataFrame(rows, columns=["model", "seed", "error", "barrier"])
 
 
@@ -238,8 +238,8 @@ def test_what_shared_nets_take_from_a_t_test(pairs, factor, degrees):
 @pytest.mark.parametrize("n", [3, 4, 8])
 def test_pairs_that_share_nets_are_no_more_often_significant_than_they_should_be(n):
     """Values of a cycle of nets in the worst case: all of a value comes from its nets, and there is no effect."""
-    own = np.random.default_rng(0).normal(size=(20000, n))
-    values = own + np.roll(own, -1, axis=1)
+    by_net = np.random.default_rng(0).normal(size=(20000, n))
+    values = by_net + np.roll(by_net, -1, axis=1)
     factor, degrees = evidence.shared_nets(np.array(cycle(n)))
     t = values.mean(1) / np.sqrt(factor * values.var(1, ddof=1) / n)
     assert abs((2 * stats.t.sf(abs(t), degrees) < 0.05).mean() - 0.05) < 0.01
@@ -359,8 +359,8 @@ def test_intervals_hold_the_true_effect_in_95_percent_of_cases():
     for _ in range(draws):
         result = is_higher({"a": random.normal(1.0, 0.3, n), "b": random.normal(0.5, 0.1, n)}, "a", "b", 0.2)
         welch += result.low < 0.5 < result.high
-        own, others = random.normal(0.04, 0.01, n), random.normal(0.05, 0.01, n)
-        nets = pd.DataFrame({"model": "cnn", "seed": range(n), "gcnn_barrier": own})
+        flips, others = random.normal(0.04, 0.01, n), random.normal(0.05, 0.01, n)
+        nets = pd.DataFrame({"model": "cnn", "seed": range(n), "gcnn_barrier": flips})
         merged = pd.DataFrame(cycle(n), columns=["seed_1", "seed_2"]).assign(model_1="cnn", model_2="cnn")
         merged["barrier"] = (others + np.roll(others, -1)) / 2
         result = flipped_against_other(nets, merged, "cnn")
@@ -419,8 +419,8 @@ def test_claims_about_resnets_are_tested_where_there_are_rows_of_table_5():
 def test_the_simulation_tests_what_the_claims_test(n):
     *simulated, _ = simulate(np.random.default_rng(0), 2, n, "flip loss", 0.5)
     p, direction = p_values(*simulated)
-    one = [{m: x[1] for m, x in part.items()} if isinstance(part, dict) else part[1] for part in simulated]
-    frame = tested.claims(*as_records(*one), NAMES)
+    draw = [{m: x[1] for m, x in part.items()} if isinstance(part, dict) else part[1] for part in simulated]
+    frame = tested.claims(*as_records(*draw), NAMES)
     frame = frame[frame["p_value"].notna()]
     assert len(frame) == CLAIMS and frame["p_value"].to_numpy() == pytest.approx(p[1])
     margins = frame["claim"].str.startswith("Late") * tested.lost_by_early_invariance_loss()

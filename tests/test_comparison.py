@@ -75,9 +75,9 @@ def test_without_a_std_of_the_paper_three_digits_decide(value, verdict):
 
 
 def test_one_net_has_no_standard_error_and_no_net_no_verdict():
-    (one,) = compare(cell(accuracy_std=math.nan, n=1), 2).itertuples()
-    assert (one.verdict, one.in_paper_stds) == ("within 2σ", pytest.approx(2))
-    assert math.isnan(one.in_standard_errors) and math.isnan(one.p_value)
+    (single,) = compare(cell(accuracy_std=math.nan, n=1), 2).itertuples()
+    assert (single.verdict, single.in_paper_stds) == ("within 2σ", pytest.approx(2))
+    assert math.isnan(single.in_standard_errors) and math.isnan(single.p_value)
     (none,) = compare(cell(accuracy_mean=math.nan, accuracy_std=math.nan, n=0), 2).itertuples()
     assert (none.verdict, none.reason) == ("not comparable", "no net of ours")
 
@@ -106,17 +106,21 @@ OF_SCALE = {scale: select(settings, "comparison") for scale, settings in SETTING
 
 def made(kind, *models, source="CIFAR10", digest=cifar10.DIGEST, scale="paper", **changes):
     """A record of nets made by the scale's settings but for `changes`, by their path in a training or in a merge."""
-    given = deepcopy(getattr(SETTINGS[scale], kind)(*models))
+    settings = deepcopy(getattr(SETTINGS[scale], kind)(*models))
     for path, value in changes.items():
         *parents, last = path.split("__")
-        at = given["trained"][0] if "trained" in given and parents[:1] != ["merging"] and parents else given
+        at = (
+            settings["trained"][0]
+            if "trained" in settings and parents[:1] != ["merging"] and parents
+            else settings
+        )
         for name in parents:
             at = at[name]
         at[last] = value
     names = ("model",) if kind != "pair_merge" else ("model_1", "model_2")
     nets = dict(zip(names, models, strict=True))
     seeds = {name.replace("model", "seed"): seed for seed, name in enumerate(names)}
-    return {"kind": kind, **nets, **seeds, "inputs": {"source": source, "data": digest}, "settings": given}
+    return {"kind": kind, **nets, **seeds, "inputs": {"source": source, "data": digest}, "settings": settings}
 
 
 OTHERWISE = {"epochs": 10, "batch_size": 100, "learning_rate": 0.1, "weight_decay": 2e-3, "momentum": 0.8}

@@ -232,11 +232,11 @@ def test_vertical_flips_and_quarter_turns_are_symmetries_of_a_training_and_of_it
     }  # fmt: skip
     made = run_with(tiny(), "table2", models=models, scale=scale)
     trained, flips = records(made, "train"), records(made, "flip_merge")
-    for model, given in models.items():
+    for model, wanted in models.items():
         merged = flips[f"{model}-0"]
         assert merged["status"] == "ok" and trained[f"{model}-0"]["accuracy"] > 0.15
         settings = trained[f"{model}-0"]["settings"], merged["settings"]
-        assert [of["symmetry"] for of in settings] == [given["symmetry"]] * 2
+        assert [of["symmetry"] for of in settings] == [wanted["symmetry"]] * 2
         assert merged["checks"]["flipped_net_on_flipped_images"] < 1e-4
         assert merged["checks"]["flipped_to_identity"] == 0
     for model in ("flipped", "turned"):
@@ -275,8 +275,8 @@ def test_another_matching_has_its_own_records_and_table_and_nothing_else_is_made
     assert shown.index.tolist() == [(w, m) for w in ("", "bn") for m in ("activation", "identity")]
     assert shown["n"].tolist() == [2, 2, 1, 1]
     merges = matched_by_identity(made, "flip_merge", before).values()
-    own = [merged["barrier"]["repaired"] for merged in merges]
-    assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
+    flips = [merged["barrier"]["repaired"] for merged in merges]
+    assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(flips))
 
 
 MINE = '''
@@ -362,8 +362,8 @@ def test_what_a_registry_gets_in_one_line_is_used_by_its_name_in_the_config(sect
         "training": {"objective": "smoothed", "weight_decay": 0.0},
         "merging": {"matching": "backwards"},
     }
-    given = sections | {"models": {"mine": mine}, "pairs": [["mine", "mine"]]}
-    settings = settings_of(given, "tiny", datasets={"my_shapes": source})
+    alone = sections | {"models": {"mine": mine}, "pairs": [["mine", "mine"]]}
+    settings = settings_of(alone, "tiny", datasets={"my_shapes": source})
     images, cpu = tmp_path / "images.safetensors", torch.device("cpu")
     spec, key = settings.preparation(settings.prepared("mine"))
     data.prepare(spec, images, key=key)

@@ -253,10 +253,10 @@ def test_images_that_are_invariant_to_nothing_stand_upright():
 
 def test_some_classes_are_chiral_and_no_class_turned_or_mirrored_is_another():
     drawn = {name: torch.tensor([[c == "#" for c in row] for row in d.split()]) for name, d in SHAPES.items()}
-    for name, one in drawn.items():
+    for name, drawing in drawn.items():
         for other, shape in drawn.items():
             for symmetry in SYMMETRIES.values():
-                turned = symmetry.powers(one)[1:]
+                turned = symmetry.powers(drawing)[1:]
                 assert name == other or not any(torch.equal(power, shape) for power in turned)
     for name in ("zigzag", "hook"):
         assert not torch.equal(HORIZONTAL_FLIP.act(drawn[name]), drawn[name])

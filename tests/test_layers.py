@@ -170,7 +170,7 @@ def test_all_parts_merged_are_the_whole_merge(net):
     shares = []
     nets = merged.nets["net"], merged.nets["permuted"]
     merges = partial_merges(*nets, IMAGES, IMAGES, merged.labels, progress=shares.append)
-    assert [one.part for one in merges] == [part.name for part in parts(net)]
+    assert [merge.part for merge in merges] == [part.name for part in parts(net)]
     for metric in MEASURED:
         assert merges[-1].prefix[metric] == pytest.approx(merged.barriers[metric]["repaired"], abs=0.02)
         # all but the last are all up to the one before
@@ -283,10 +283,10 @@ def test_a_layer_that_alone_differs_is_where_it_fails():
     torch.manual_seed(1)
     weight = other.features.conv5.weight
     weight.copy_(torch.randn_like(weight) * net.features.conv5.weight.std())
-    merges = {one.part: one for one in partial_merges(net, other, IMAGES, IMAGES, None)}
+    merges = {merge.part: merge for merge in partial_merges(net, other, IMAGES, IMAGES, None)}
     before, after = merges["features.conv4"].prefix["loss"], merges["features.conv5"].prefix["loss"]
     assert after > before + 0.05
-    others = [one.leave_one_out["loss"] for name, one in merges.items() if name != "features.conv5"]
+    others = [merge.leave_one_out["loss"] for name, merge in merges.items() if name != "features.conv5"]
     assert merges["features.conv5"].leave_one_out["loss"] < min(others) - 0.05
 
 

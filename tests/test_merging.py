@@ -104,26 +104,26 @@ def test_a_resnet_merged_with_a_permuted_copy_is_itself_with_and_without_repair(
 def test_nets_merged_in_the_other_order_differ_by_the_order_of_channels_and_rounding(images, build):
     first, second = build(0), build(1)
     labels = torch.arange(len(images)) % 10
-    one, other = (merge(*nets, images, images, labels) for nets in ((first, second), (second, first)))
-    for name, permutation in one.permutations.items():
-        inverse = np.argsort(other.permutations[name]).tolist()
+    forth, back = (merge(*nets, images, images, labels) for nets in ((first, second), (second, first)))
+    for name, permutation in forth.permutations.items():
+        inverse = np.argsort(back.permutations[name]).tolist()
         assert permutation == inverse
-        assert one.similarity[name] == pytest.approx(other.similarity[name], rel=1e-4)
-    orders = {name: torch.tensor(permutation) for name, permutation in one.permutations.items()}
-    reordered = permute(other.nets["halfway"].state_dict(), one.aligned.groups, orders)
-    for name, tensor in one.nets["halfway"].state_dict().items():
+        assert forth.similarity[name] == pytest.approx(back.similarity[name], rel=1e-4)
+    orders = {name: torch.tensor(permutation) for name, permutation in forth.permutations.items()}
+    reordered = permute(back.nets["halfway"].state_dict(), forth.aligned.groups, orders)
+    for name, tensor in forth.nets["halfway"].state_dict().items():
         torch.testing.assert_close(reordered[name], tensor, rtol=1e-5, atol=1e-6)
-    assert one.scores["loss"]["net_1"] == pytest.approx(other.scores["loss"]["net_2"], rel=1e-5)
-    for name in one.barrier:
-        assert one.scores["loss"][name] == pytest.approx(other.scores["loss"][name], rel=1e-3)
-        assert one.accuracy[name] == pytest.approx(other.accuracy[name], abs=0.01)
+    assert forth.scores["loss"]["net_1"] == pytest.approx(back.scores["loss"]["net_2"], rel=1e-5)
+    for name in forth.barrier:
+        assert forth.scores["loss"][name] == pytest.approx(back.scores["loss"][name], rel=1e-3)
+        assert forth.accuracy[name] == pytest.approx(back.accuracy[name], abs=0.01)
 
 
 def test_nets_of_other_architecture_are_refused(images):
     other, wider = nn.Sequential(nn.Conv2d(3, 8, 3)), VGG11(1 / 4)
-    for one, another in combinations((vgg11(), other, wider), 2):
+    for first, another in combinations((vgg11(), other, wider), 2):
         with pytest.raises(UserError, match="of different architecture"):
-            merge(one, another, images, images, torch.zeros(300, dtype=torch.int64))
+            merge(first, another, images, images, torch.zeros(300, dtype=torch.int64))
 
 
 @torch.no_grad()

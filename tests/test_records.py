@@ -66,9 +66,9 @@ def test_a_merge_of_nets_that_are_right_on_nothing_has_no_barrier():
 def test_a_pair_is_of_two_nets_with_a_checkpoint_each():
     record = pair("cnn", 0, "cnn", 1)
     assert problem(record) is None and "allowed are two nets" in problem(record | {"seed_2": 0})
-    one = {**record["inputs"], "checkpoints": record["inputs"]["checkpoints"][:1]}
-    assert "one checkpoint a net, 2" in problem(record | {"inputs": one})
-    same = {**record["inputs"], "checkpoints": one["checkpoints"] * 2}
+    lacking = {**record["inputs"], "checkpoints": record["inputs"]["checkpoints"][:1]}
+    assert "one checkpoint a net, 2" in problem(record | {"inputs": lacking})
+    same = {**record["inputs"], "checkpoints": lacking["checkpoints"] * 2}
     assert "each another" in problem(record | {"inputs": same})
 
 
@@ -154,7 +154,7 @@ def test_a_curve_between_two_nets_counts_once():
     curve = next(of for of in map(load_record, pairs_of_curves()) if "model_1" in of)
     swapped = {"1": "2", "2": "1"}
     swapped = [(f"{key}_{i}", f"{key}_{j}") for key in ("model", "seed") for i, j in ("12", "21")]
-    back = curve | {one: curve[other] for one, other in swapped}
+    back = curve | {first: curve[other] for first, other in swapped}
     assert len(by_curve([curve, back])) == len(by_curve([curve])) == 2  # ways
 
 

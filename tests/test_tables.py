@@ -407,8 +407,8 @@ def record(kind="train", status="ok", source="CIFAR10", device="cpu x86_64", epo
 
 def by_kind(records):
     kinds = {kind: [] for kind in declared()["provenance"].reads}
-    for one in records:
-        kinds[one["kind"]].append(one)
+    for each in records:
+        kinds[each["kind"]].append(each)
     return kinds
 
 

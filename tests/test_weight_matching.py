@@ -56,8 +56,8 @@ def test_weight_matching_never_asks_for_images_and_gives_the_same_from_the_same_
     torch.manual_seed(0)
     pair, _ = planted(nets.build(NETS["vgg11"], 10), 2.0)
     again = Pair(pair.states, pair.groups, pair.correlations, torch.Generator().manual_seed(0))
-    one, other = match("weight", pair).permutations, match("weight", again).permutations
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    first, other = match("weight", pair).permutations, match("weight", again).permutations
+    assert all(torch.equal(first[name], other[name]) for name in first)
 
 
 class Residual(nn.Module):
@@ -152,7 +152,7 @@ def test_the_best_of_all_starts_is_what_weight_matching_reports():
     assert starts[matched.search.best] == max(starts.values()) > min(starts.values())
     first, second = pair.states
     both = [(first[name].double(), second[name].double()) for name in first if first[name].ndim > 1]
-    norm = sum(float(one.norm() * other.norm()) for one, other in both)
+    norm = sum(float(each.norm() * other.norm()) for each, other in both)
     assert alike(pair, matched.permutations) / norm == pytest.approx(max(starts.values()), rel=1e-3)
     alone = match("weight_identity", pair)
     assert [*alone.search.objectives] == ["identity"] and alone.search.reached == 1
@@ -235,5 +235,5 @@ def test_random_matching_draws_from_its_seed():
     labels, net = torch.arange(100) % 10, vgg11()
     how = images, images, labels
     merged = [flip_merge(net, *how, matching="random", seed=seed) for seed in (0, 0, 1)]
-    one, same, other = (each.permutations for each in merged)
-    assert one == same != other and all(sorted(p) == list(range(len(p))) for p in one.values())
+    first, same, other = (each.permutations for each in merged)
+    assert first == same != other and all(sorted(p) == list(range(len(p))) for p in first.values())

@@ -267,9 +267,9 @@ def test_at_the_paper_scale_a_dry_run_lists_every_job_of_all_ten_rows_and_names_
 
 def test_what_is_not_at_hand_is_left_out_with_its_reason_and_tried_again(clone, tmp_path):
     fresh = clone()
-    given = scale_of(fresh.folder, "paper")["models"]
-    models = {row: model for row, model in given.items() if model.get("table") != "table5"}
-    models |= {row: given[row] for row in ("torchvision_old_inv", "byol")}
+    rows = scale_of(fresh.folder, "paper")["models"]
+    models = {row: model for row, model in rows.items() if model.get("table") != "table5"}
+    models |= {row: rows[row] for row in ("torchvision_old_inv", "byol")}
     fresh.configure(scale="paper", device="cpu", models=models, figure9=None)
     fresh.makes("table3", "table5")
     tables = fresh.folder / "results" / "paper" / "tables"
@@ -286,9 +286,9 @@ def test_what_is_not_at_hand_is_left_out_with_its_reason_and_tried_again(clone, 
 
 def test_a_net_whose_download_fails_is_left_out_with_its_reason_and_so_is_its_merge(clone):
     fresh = clone()
-    given = scale_of(fresh.folder, "demo")["models"]
-    models = {row: model for row, model in given.items() if model.get("table") != "table5"}
-    models["gone"] = given["old"] | {"weights": {"urls": ["http://127.0.0.1:9/gone.pth"]}}
+    rows = scale_of(fresh.folder, "demo")["models"]
+    models = {row: model for row, model in rows.items() if model.get("table") != "table5"}
+    models["gone"] = rows["old"] | {"weights": {"urls": ["http://127.0.0.1:9/gone.pth"]}}
     fresh.configure(scale="demo", models=models, figure9=None)
     fresh.makes("table5")
     results = fresh.folder / "results" / "demo"
