@@ -4,7 +4,9 @@ import re
 
 import numpy as np
 import pytest
-from conftest import ROOT, scale_of, settings_of
+import records
+import torch
+from conftest import ROOT, refused, scale_of, settings_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from records import SELECTION, a, changed, checkpoint, committed_records, flip, made, pair, train
@@ -15,8 +17,10 @@ from relusym.findings import declared, frames
 from relusym.findings.beyond.curves import by_curve
 from relusym.findings.frames import accuracies, once, read
 from relusym.findings.tables import table4
+from relusym.measuring.loading import named_checkpoint, trained_net
 from relusym.records.fields import KINDS, problem
 from relusym.records.files import load_record, write_record
+from relusym.whole_files import sha256
 
 MERGES = "flip_merge", "pair_merge"
 BEYOND = "exact_gcnn", "symmetries", "curves", "during_training", "by_layer"
@@ -61,9 +65,9 @@ def test_a_merge_of_nets_that_are_right_on_nothing_has_no_barrier():
 def test_a_pair_is_of_two_nets_with_a_checkpoint_each():
     record = pair("cnn", 0, "cnn", 1)
     assert problem(record) is None and "allowed are two nets" in problem(record | {"seed_2": 0})
-    one = {**record["inputs"], "checkpoints": record["inputs"]["checkpoints"][:1]}
-    assert "one checkpoint a net, 2" in problem(record | {"inputs": one})
-    same = {**record["inputs"], "checkpoints": one["checkpoints"] * 2}
+    lacking = {**record["inputs"], "checkpoints": record["inputs"]["checkpoints"][:1]}
+    assert "one checkpoint a net, 2" in problem(record | {"inputs": lacking})
+    same = {**record["inputs"], "checkpoints": lacking["checkpoints"] * 2}
     assert "each another" in problem(record | {"inputs": same})
 
 
@@ -149,7 +153,7 @@ def test_a_curve_between_two_nets_counts_once():
     curve = next(of for of in map(load_record, pairs_of_curves()) if "model_1" in of)
     swapped = {"1": "2", "2": "1"}
     swapped = [(f"{key}_{i}", f"{key}_{j}") for key in ("model", "seed") for i, j in ("12", "21")]
-    back = curve | {one: curve[other] for one, other in swapped}
+    back = curve | {first: curve[other] for first, other in swapped}
     assert len(by_curve([curve, back])) == len(by_curve([curve])) == 2  # ways
 
 
@@ -243,14 +247,62 @@ def test_a_start_names_each_broken_record_and_makes_all_that_does_not_need_it(co
     broken.write_text("{}", encoding="utf-8")
     name = str(broken.relative_to(committed.folder))
     line = f"record {name} lacks the field 'kind'"
-    run = committed.snakemake("--dry-run", "table1")
-    assert run.returncode == 0 and f"notice: {line}" in run.stdout and "Error" not in run.stdout
+    output = committed.makes("--dry-run", "table1")
+    assert f"notice: {line}" in output and "Error" not in output
     (committed.folder / "results/tiny/tables/table1.csv").unlink()
-    run = committed.snakemake("table1", "table2", "table4")
-    assert run.returncode != 0 and "Traceback" not in run.stdout
+    output = committed.fails("table1", "table2", "table4")
     again = ": delete it, and it is made again\n"
-    assert re.search(rf"error in rule table2: {re.escape(line)}.*{again}", run.stdout)
+    assert re.search(rf"error in rule table2: {re.escape(line)}.*{again}", output)
     assert (committed.folder / "results/tiny/tables/table1.csv").exists() and broken.read_text() == "{}"
-    assert "error in rule table4" not in run.stdout and committed.snakemake("status").returncode == 0
+    assert "error in rule table4" not in output and committed.snakemake("status").returncode == 0
     broken.unlink()
     assert "flip_merge gcnn 1" in committed.planned("table2")
+
+
+SETTINGS = {"network": {"architecture": "vgg11", "width": 1 / 32}, "symmetry": "horizontal_flip"}
+ABOUT = {"model": "cnn", "seed": 0, "settings": SETTINGS, "classes": 10}
+
+
+def header(metadata):
+    """A safetensors file without tensors, its header's text as given."""
+    text = json.dumps({"__metadata__": metadata}).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+CONTENTS = {
+    "weights that are no numbers": ({"conv1.weight": torch.full((2,), torch.nan)},
+     "cnn-0.safetensors has weights that are no numbers, in conv1.weight"),
+    "infinite weights": ({"conv1.weight": torch.full((2,), torch.inf)}, "has weights that are no numbers"),
+    "another net": ({"conv1.weight": torch.ones(2)},
+     "doesn't hold a net of this project: delete it, and it is"),
+    "header that is no JSON": (header({"relusym": "{"}), "was not written by this project: delete it, and"),
+    "header of another project": (header({"relusym": "[1]"}), "was not written by this project"),
+    "broken header": (b'\x10\0\0\0\0\0\0\0{"broken": \n\n', "is truncated or no safetensors file ("),
+    "empty": (b"", "is truncated or no safetensors file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "line"), CONTENTS.values(), ids=CONTENTS)
+def test_a_checkpoint_that_can_not_be_is_refused_in_one_line(content, line, tmp_path):
+    path, record = tmp_path / "cnn-0.safetensors", tmp_path / "cnn-0.json"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        checkpoints.save(path, content, ABOUT)
+    write_record(record, records.train("cnn", 0, settings=SETTINGS, outputs={"checkpoint": sha256(path)}))
+    before = path.read_bytes(), record.read_bytes()
+    refused(lambda: trained_net(path, record, SETTINGS, torch.device("cpu")), "cnn-0.safetensors", line)
+    assert (path.read_bytes(), record.read_bytes()) == before
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"model": "gcnn"}])
+def test_a_checkpoint_whose_header_says_another_net_than_its_record_is_refused(change, tmp_path):
+    path, record = tmp_path / "cnn-0.safetensors", tmp_path / "cnn-0.json"
+    for about in (ABOUT, ABOUT | change):
+        checkpoints.save(path, {}, about)
+        write_record(record, records.train("cnn", 0, settings=SETTINGS, outputs={"checkpoint": sha256(path)}))
+        if about == ABOUT:
+            assert named_checkpoint(path, record, SETTINGS, "cpu")[1] == about
+    ((key, value),) = change.items()
+    line = f"is of {key} {value}, and"
+    refused(lambda: named_checkpoint(path, record, SETTINGS, "cpu"), line, ": delete both")

@@ -385,8 +385,8 @@ def test_a_table_takes_the_records_of_its_types_alone(tmp_path):
         write_record(paths[-1], record)
     files = {"train": paths, "flip_merge": []}
     for about in ({"models": ["cnn"]}, {"models": {"cnn": {}}}, {"pairs": [("cnn", "cnn")]}):
-        found = read(("train", "flip_merge"), files, about)
-        assert [record["model"] for record in found["train"]] == ["cnn"] and found["flip_merge"] == []
+        taken = read(("train", "flip_merge"), files, about)
+        assert [record["model"] for record in taken["train"]] == ["cnn"] and taken["flip_merge"] == []
     assert len(read(("train",), {"train": paths}, {"notes": []})["train"]) == 3
 
 
@@ -406,8 +406,8 @@ def record(kind="train", status="ok", source="CIFAR10", device="cpu x86_64", epo
 
 def by_kind(records):
     kinds = {kind: [] for kind in declared()["provenance"].reads}
-    for one in records:
-        kinds[one["kind"]].append(one)
+    for each in records:
+        kinds[each["kind"]].append(each)
     return kinds
 
 
@@ -417,8 +417,8 @@ def made_of(records, *names, models=None):
 
 def test_a_table_has_a_row_for_each_kind_and_origin_of_its_records():
     records = [record(), record(), record(device="cuda T4"), record("flip_merge")]
-    found = made_of(records, "table1", "table2")
-    counted = found[["made", "kind", "device", "records", "hours"]].to_numpy().tolist()
+    frame = made_of(records, "table1", "table2")
+    counted = frame[["made", "kind", "device", "records", "hours"]].to_numpy().tolist()
     assert counted == [
         ["Table 1", "train", "cpu x86_64", 2, 1.0], ["Table 1", "train", "cuda T4", 1, 0.5],
         ["Table 2", "train", "cpu x86_64", 2, 1.0], ["Table 2", "train", "cuda T4", 1, 0.5],
@@ -428,22 +428,22 @@ def test_a_table_has_a_row_for_each_kind_and_origin_of_its_records():
 
 def test_other_settings_have_another_fingerprint_whatever_their_order():
     def fingerprint(*epochs):
-        (found,) = made_of([record(epochs=n) for n in epochs], "table1").itertuples()
-        return found.settings
+        (row,) = made_of([record(epochs=n) for n in epochs], "table1").itertuples()
+        return row.settings
 
     assert fingerprint(1, 2) == fingerprint(2, 1, 1) != fingerprint(1)
 
 
 def test_what_was_left_out_is_counted_with_the_images_of_its_data():
     left_out = record("flip_merge", status="left_out", source=None)
-    (found,) = made_of([record("flip_merge"), left_out], "table2").itertuples()
-    assert (found.records, found.left_out, found.images) == (2, 1, "CIFAR10")
+    (row,) = made_of([record("flip_merge"), left_out], "table2").itertuples()
+    assert (row.records, row.left_out, row.images) == (2, 1, "CIFAR10")
 
 
 def test_a_record_without_images_and_status_has_a_row_all_the_same():
     theory = {"kind": "theory", "settings": {}, "code": CODE, "cost": {"seconds": 3600}}
-    (found,) = made_of([theory, record()], "theory").itertuples()
-    assert (found.records, found.left_out, found.images, found.hours) == (1, 0, "", 1.0)
+    (row,) = made_of([theory, record()], "theory").itertuples()
+    assert (row.records, row.left_out, row.images, row.hours) == (1, 0, "", 1.0)
 
 
 def test_no_records_are_no_rows():
@@ -477,8 +477,8 @@ def test_tables_say_cifar10_for_its_content_and_doubt_what_only_its_label_says()
 
 def test_what_is_made_of_filters_comes_from_flip_merges_of_its_types():
     records = [flip("cnn", 0), flip("gcnn", 0), flip("gcnn", 1), train("gcnn", 0), pair("cnn", 0, "gcnn", 0)]
-    found = made_of(records, "figure8", "zero_filters", models=["gcnn"])
-    counted = found[["made", "kind", "records"]].to_numpy().tolist()
+    frame = made_of(records, "figure8", "zero_filters", models=["gcnn"])
+    counted = frame[["made", "kind", "records"]].to_numpy().tolist()
     assert counted == [["Figure 8", "flip_merge", 2], ["Zero-filters", "flip_merge", 2]]
     (claims,) = made_of(records, "claims", models=["cnn"]).itertuples()
     assert (claims.made, claims.kind, claims.records) == ("Claims", "flip_merge", 1)
