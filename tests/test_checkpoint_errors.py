@@ -6,10 +6,12 @@ import pytest
 import records
 import torch
 from conftest import refused
+from torch import nn
 
 from relusym import checkpoint
 from relusym.measuring.loading import named_checkpoint, trained_net
 from relusym.records.files import write_record
+from relusym.training.state import State
 from relusym.whole_files import sha256
 
 SETTINGS = {"network": {"architecture": "vgg11", "width": 1 / 32}, "symmetry": "horizontal_flip"}
@@ -37,6 +39,25 @@ CONTENTS = {
     "broken header": (b'\x10\0\0\0\0\0\0\0{"broken": \n\n', "is truncated or no safetensors file ("),
     "empty": (b"", "is truncated or no safetensors file"),
 }
+
+
+def test_the_state_of_another_training_is_told(tmp_path):
+    path, net = tmp_path / "cnn-0.safetensors", nn.Linear(2, 3)
+    for tensors, about in (
+        ({}, {}),
+        (net.state_dict(), {"status": "ok"}),
+        ({"net.weight": torch.ones(9)}, {"history": []}),
+    ):
+        checkpoint.save(path, tensors, about)
+        state = State(path, net, None, None, [])
+        refused(
+            state.restore,
+            match=r"cnn-0\.safetensors isn't the state of this training: delete it, and it starts over",
+        )
+    checkpoint.save(
+        path, {f"net.{name}": tensor for name, tensor in net.state_dict().items()}, {"scaler": {}}
+    )
+    refused(State(path, net, None, None, []).restore, match="isn't the state")
 
 
 @pytest.mark.parametrize(("content", "line"), CONTENTS.values(), ids=CONTENTS)

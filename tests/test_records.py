@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from conftest import ROOT, scale_of, settings_of
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import SELECTION, a, changed, checkpoint, committed_records, flip, made, pair, train
 
@@ -220,7 +220,7 @@ def places(value, path=()):
 
 
 @pytest.mark.slow(seconds=30)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(st.sampled_from([*KINDS]), st.data())
 def test_whatever_stands_in_a_record_it_is_refused_in_one_line_or_tabulated(kind, data):
     record = copy.deepcopy(data.draw(st.sampled_from(committed_records(kind))))

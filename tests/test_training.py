@@ -358,7 +358,7 @@ def test_a_training_ended_by_a_signal_and_started_again_ends_with_the_same_bytes
     output = ended.communicate(timeout=300)[1]
     assert ended.returncode != 0 and ("the training state is saved" in output) == (number != signal.SIGKILL)
     assert state.exists() and not (tmp_path / "ended").exists()
-    lines = start().communicate(timeout=120)[0].splitlines()
+    lines = start().communicate(timeout=300)[0].splitlines()
     assert 0 < len(lines) < 20  # it went on, it didn't start over
     assert_same(saved(tmp_path / "ended"), uninterrupted)
     assert not list(tmp_path.glob("*.part*"))
