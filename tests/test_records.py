@@ -7,9 +7,10 @@ import pytest
 import records
 import torch
 from conftest import ROOT, refused, scale_of, settings_of
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import SELECTION, a, changed, checkpoint, committed_records, flip, made, pair, train
+from torch import nn
 
 from relusym import checkpoint as checkpoints
 from relusym.errors import UserError
@@ -20,6 +21,7 @@ from relusym.findings.tables import table4
 from relusym.measuring.loading import named_checkpoint, trained_net
 from relusym.records.fields import KINDS, problem
 from relusym.records.files import load_record, write_record
+from relusym.training.loop import State
 from relusym.whole_files import sha256
 
 MERGES = "flip_merge", "pair_merge"
@@ -198,7 +200,7 @@ def places(value, path=()):
 
 
 @pytest.mark.slow(seconds=30)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(st.sampled_from([*KINDS]), st.data())
 def test_whatever_stands_in_a_record_it_is_refused_in_one_line_or_tabulated(kind, data):
     record = copy.deepcopy(data.draw(st.sampled_from(committed_records(kind))))
@@ -280,6 +282,25 @@ CONTENTS = {
     "broken header": (b'\x10\0\0\0\0\0\0\0{"broken": \n\n', "is truncated or no safetensors file ("),
     "empty": (b"", "is truncated or no safetensors file"),
 }  # fmt: skip
+
+
+def test_the_state_of_another_training_is_told(tmp_path):
+    path, net = tmp_path / "cnn-0.safetensors", nn.Linear(2, 3)
+    for tensors, about in (
+        ({}, {}),
+        (net.state_dict(), {"status": "ok"}),
+        ({"net.weight": torch.ones(9)}, {"history": []}),
+    ):
+        checkpoints.save(path, tensors, about)
+        state = State(path, net, None, None, [])
+        refused(
+            state.restore,
+            match=r"cnn-0\.safetensors isn't the state of this training: delete it, and it starts over",
+        )
+    checkpoints.save(
+        path, {f"net.{name}": tensor for name, tensor in net.state_dict().items()}, {"scaler": {}}
+    )
+    refused(State(path, net, None, None, []).restore, match="isn't the state")
 
 
 @pytest.mark.parametrize(("content", "line"), CONTENTS.values(), ids=CONTENTS)

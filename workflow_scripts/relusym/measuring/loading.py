@@ -154,6 +154,8 @@ class JobMeter:
             )
         else:
             name, peak = platform.machine(), resident
+        seconds = time.perf_counter() - self.started
+        since_start = time.time() - psutil.Process().create_time()  # by a clock that may be set back
         return {
             "code": {
                 "relusym": relusym.__version__,
@@ -162,9 +164,9 @@ class JobMeter:
                 "device": f"{self.device.type} {name}",
             },
             "cost": {
-                "seconds": round(time.perf_counter() - self.started, 2),
+                "seconds": round(seconds, 2),
                 "peak_memory_mb": round(peak, 1),
-                "job_seconds": round(time.time() - psutil.Process().create_time(), 2),
+                "job_seconds": round(max(seconds, since_start), 2),
                 "job_memory_mb": round(resident, 1),
             },
         }
