@@ -59,7 +59,12 @@ def endless():
 
 
 VALUES = [  # where, key, value, and a pattern of what is allowed
-    ("run", "scale", "papr", r"one of demo, laptop, laptop_original, paper, regime \(is it paper\?\)$"),
+    (
+        "run",
+        "scale",
+        "papr",
+        r"one of demo, identifiability, laptop, laptop_original, paper, regime \(is it paper\?\)$",
+    ),
     ("run", "scale", None, "text$"),
     ("run", "device", "gpu", "auto, cpu, cuda, or one GPU, such as cuda:1$"),
     ("run", "device", "cpu\n", "auto, cpu"),

@@ -24,7 +24,7 @@ def layers(names: str, *sizes: str) -> tuple[type[nn.Module], ...]:
 
 SIZES = "1d", "2d", "3d"
 ACTIVATIONS = layers(
-    "ReLU ReLU6 LeakyReLU RReLU ELU SELU CELU GELU SiLU Mish Hardswish Hardtanh Softplus PReLU"
+    "ReLU ReLU6 LeakyReLU RReLU ELU SELU CELU GELU SiLU Mish Hardswish Hardtanh Tanh Softplus PReLU"
 )
 ADDITIONS = {"add", "iadd", "add_"}
 BATCH_NORMS = (*layers("BatchNorm", *SIZES), nn.SyncBatchNorm)
@@ -33,12 +33,13 @@ CONVS = layers("Conv", *SIZES)
 TRANSPOSED = layers("ConvTranspose", *SIZES)
 FUNCTIONS = {
     "activating": """
-        relu relu_ relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh softplus clamp_min prelu""",
+        relu relu_ relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh tanh tanh_ softplus clamp_min
+        prelu""",
     "entrywise": """
         add iadd add_ sub isub sub_ subtract rsub mul imul mul_ multiply div div_ truediv itruediv true_divide floordiv
         pow pow_ ipow maximum minimum addcmul addcdiv where lerp atan2 clamp clamp_ clip clamp_max exp exp_ expm1 log
         log1p log2 sqrt sqrt_ rsqrt square abs neg sign erf sin cos reciprocal round floor ceil nan_to_num hardshrink
-        softshrink sigmoid sigmoid_ hardsigmoid tanh tanh_ softsign logsigmoid hardtanh_ silu_ hardswish_ elu_ mish_
+        softshrink sigmoid sigmoid_ hardsigmoid softsign logsigmoid hardtanh_ silu_ hardswish_ elu_ mish_
         leaky_relu_ masked_fill masked_fill_ gt lt ge le eq ne logical_and logical_or logical_not invert""",
     "same": """
         dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout stochastic_depth contiguous clone detach to
@@ -418,9 +419,7 @@ def patch_merging(call: Call, x: Labels) -> Labels:
 
 @both(
     *(activation for activation in ACTIVATIONS if activation is not nn.PReLU),
-    *layers(
-        "Sigmoid Hardsigmoid Tanh Softsign LogSigmoid Tanhshrink Hardshrink Softshrink Threshold Identity"
-    ),
+    *layers("Sigmoid Hardsigmoid Softsign LogSigmoid Tanhshrink Hardshrink Softshrink Threshold Identity"),
     *layers("Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout"),
 )
 @both(*NAMES["same"])

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from relusym import nets
+from relusym.beyond.declaration import PARTS_OF_MODELS
 from relusym.config.reading import deep_merge
 from relusym.config.sections import SHARED, STAGES, Data, Merging, ModelSection, Scale, Sections, Training
 from relusym.schema import dotted
@@ -191,7 +192,7 @@ def without_left_out(scale: Scale) -> Scale:
     beyond = {}
     for name in scale.beyond.model_fields_set:
         if (section := getattr(scale.beyond, name)) is not None:
-            lists = ("models", "pairs", "from_scratch")
+            lists = ("models", "pairs", *PARTS_OF_MODELS)
             changed = {key: kept(value) for key in lists if (value := getattr(section, key, None))}
             left = [
                 changed.get(key) or []

@@ -16,10 +16,11 @@ from relusym import __version__
 from relusym.channels.groups import ChannelGroup
 from relusym.channels.traced import TracedNet
 from relusym.channels.tracing import Handlers
-from relusym.errors import listed
+from relusym.errors import UserError, listed
 from relusym.evaluation.images import AnyImages, ImageSource, as_images
 from relusym.evaluation.invariance import Averaged, Ensemble
 from relusym.evaluation.metrics import TOP_1, Metric, evaluate
+from relusym.matching import WITH_FACTORS
 from relusym.merging.layers import Conv, ErrorShares, Layer, convs, equivariance_errors, group_actions, layers
 from relusym.merging.merge import METRICS, Merge, curve, flip_merge
 from relusym.merging.partial import Partial, Which, partial_merges
@@ -149,7 +150,7 @@ def report(
         metrics: measured beside the accuracy, by name.
         partial_images: how many of the images the partial merges are made with and measured on, a seeded choice; 0
             leaves them out.
-        matching: its name in `matching.MATCHINGS`.
+        matching: its name in `matching.PERMUTATIONS_ALONE`.
         curve_points: at how many points of the line from the net to its transformed self nets are measured; 0: none.
         seed: of all random choices.
         classes: their names, if they are known.
@@ -161,8 +162,10 @@ def report(
             merges are all made in one pass.
 
     Raises:
-        UserError: as of `flip_merge`.
+        UserError: as of `flip_merge`; or the matching is one with factors, which layers aren't compared by.
     """
+    if matching in WITH_FACTORS:
+        raise UserError(f"matching {matching}: not of reports, which compare layers by permutations alone")
     test = as_images(images)
     match = test if match_images is None else as_images(match_images)
     progress("matching and merging", 0)
