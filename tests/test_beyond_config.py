@@ -70,7 +70,7 @@ def test_a_type_set_to_null_is_left_out_wherever_it_is_named():
     assert gone & {*everything.models} == gone and not gone & {*left.models}
     assert left.types_paired == [pair for pair in everything.types_paired if not gone & {*pair}]
     assert left.measured == everything.measured and left.beyond["exact_gcnn"]["from_scratch"] == []
-    for kind in MEASUREMENTS:
+    for kind in everything.measured:
         assert left.subjects(kind) == [
             nets for nets in everything.subjects(kind) if not gone & {model for model, _ in nets}
         ]

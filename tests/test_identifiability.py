@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TINY, refused, settings_of
-from records import CODE, DATA, checkpoint, settings
+from records import identifiable
 from small_nets import Images, shuffled, smooth_images, vgg11
 
 from relusym.channels.groups import rescale
@@ -276,27 +276,14 @@ def record(model, seed, good):
     }
     if model == "gcnn" and not good:
         barriers["unread"] = 0.02
-    measured = {
-        name: {
-            "accuracy": {"net": 0.5, "flipped": 0.5, "halfway": 0.4, "repaired": 0.5 * (1 - barrier)},
-            "barrier": {"halfway": 0.2, "repaired": barrier},
-            "similarity": 0.5,
-            "channels": 100,
-            "negative": 0,
-            "spread": 0.0,
-            "gone": None,
-        }
-        for place, (name, of_type) in enumerate(barriers.items())
-        for barrier in [of_type + np.roll(NOISE, place)[seed - SEEDS[0]]]
-    }
-    trained = settings()
-    return {
-        **{"kind": "identifiability", "status": "ok", "reason": None, "model": model, "seed": seed},
-        "settings": {"merging": {"images": 500}, "trained": [trained], "variants": [*measured]},
-        "inputs": {"data": DATA, "source": "generated", "checkpoints": [checkpoint(model, seed)]},
-        **{"outputs": {}, "cost": {"seconds": 1.0}, "code": CODE, "invariance_error": 0.1},
-        "variants": measured,
-    }
+    return identifiable(
+        model,
+        seed,
+        {
+            name: barrier + np.roll(NOISE, place)[seed - SEEDS[0]]
+            for place, (name, barrier) in enumerate(barriers.items())
+        },
+    )
 
 
 def records(good, seeds=SEEDS):
@@ -373,8 +360,8 @@ def test_the_whole_is_made_by_one_command_from_images_to_table_and_figure(tiny):
         network=TINY["network"] | {"pooling": "average"},
         models={
             "relu_inv": cnn | loss,
-            "tanh": cnn | {"network": {"activation": "tanh"}},
-            "gelu": cnn | {"network": {"activation": "gelu"}},
+            "tanh": cnn | {"name": "tanh", "network": {"activation": "tanh"}},
+            "gelu": cnn | {"name": "GELU", "network": {"activation": "gelu"}},
         },
         pairs=[],
         figure9=None,
