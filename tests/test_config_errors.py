@@ -174,7 +174,7 @@ LINES = [  # where, changes, and how the line begins: with the key of the first,
         "demo",
         {"models.old.network": {"widht": 1}},
         "models.old.network: unknown key 'widht', is it 'width'?; allowed are width, "
-        "initialization, group_convs, block, layers, blocks, shortcut",
+        "initialization, activation, pooling, group_convs, block, layers, blocks, shortcut",
     ),
     (
         "demo",

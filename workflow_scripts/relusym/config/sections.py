@@ -10,7 +10,7 @@ from relusym import nets, paper_values
 from relusym.beyond import MEASUREMENTS
 from relusym.beyond.declaration import OF_PAIRS, Pairs, Selection
 from relusym.data import SymmetryName
-from relusym.matching import PERMUTATIONS_ALONE, STARTS
+from relusym.matching import MATCHINGS, STARTS
 from relusym.schema import (
     Count,
     Few,
@@ -224,7 +224,7 @@ STAGES: dict[str, dict[str, Any]] = {
 class Merging(Section):
     """What nets are merged and measured on."""
 
-    matching: Annotated[str, among(PERMUTATIONS_ALONE)] = Field(
+    matching: Annotated[str, among(MATCHINGS)] = Field(
         "activation",
         description="`activation` (the paper's), `weight` (no images; the best of several starts), `weight_identity` "
         "(from the identity alone, as in git-re-basin), `involution` (activation matching among the permutations that "
@@ -365,8 +365,8 @@ class Matchings(Selection):
     """The target `matchings`: its merges are flip_merge and pair_merge records."""
 
     pairs: Pairs = Field(None, description=OF_PAIRS)
-    matchings: OrNull[Annotated[list[Annotated[str, among(PERMUTATIONS_ALONE)]], Field(min_length=1)]] = (
-        Field(None, description="that are compared; null: the scale's `matchings`")
+    matchings: OrNull[Annotated[list[Annotated[str, among(MATCHINGS)]], Field(min_length=1)]] = Field(
+        None, description="that are compared; null: the scale's `matchings`"
     )
 
 
@@ -393,7 +393,7 @@ class Scale(Sections):
         "paired: an assumption)",
     )
     matchings: Annotated[
-        list[Annotated[str, among(PERMUTATIONS_ALONE)]], Field(min_length=1), AfterValidator(_each_once)
+        list[Annotated[str, among(MATCHINGS)]], Field(min_length=1), AfterValidator(_each_once)
     ] = Field(
         ["activation", "weight", "weight_identity", "involution", "identity", "random"],
         description="the target `matchings` compares these",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from relusym.channels.groups import ChannelGroup, random_permutations
 from relusym.errors import UserError
-from relusym.matching import MATCHINGS, STARTS
+from relusym.matching import MATCHINGS, STARTS, WITH_FACTORS
 from relusym.registry import one_of
 
 SAME = 1e-9  # objectives that differ by less are of the same permutations, up to rounding
@@ -248,6 +248,7 @@ def match(name: str, pair: Pair) -> Matching:
     Raises:
         UserError: there is none of this name.
     """
-    if name not in MATCHINGS:
-        raise UserError(one_of("matching", name, MATCHINGS))
-    return MATCHINGS[name].load()(pair)
+    known = MATCHINGS | WITH_FACTORS
+    if name not in known:
+        raise UserError(one_of("matching", name, known))
+    return known[name].load()(pair)

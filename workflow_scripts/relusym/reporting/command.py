@@ -13,7 +13,7 @@ from typing import Any
 
 from relusym import __version__
 from relusym.errors import UserError, listed, theirs, users_line
-from relusym.matching import OF_FLIPS, PERMUTATIONS_ALONE
+from relusym.matching import MATCHINGS, OF_FLIPS
 from relusym.memory import keep_freed_memory
 from relusym.symmetry import SYMMETRIES
 from relusym.whole_files import check_writable
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         help="safetensors or a state dict (never runs code), FILE:PREFIX if it holds several sets; 'random'; of "
         "torchvision's nets also a name. Not given: as the callable makes the net, or the package's weights",
     )
-    _add_common(report, PERMUTATIONS_ALONE, images=True)
+    _add_common(report, MATCHINGS, images=True)
     report.add_argument(
         "--out", default="report", metavar="FOLDER", help="where it is written (default: report)"
     )
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     two = commands.add_parser("merge", help="merge two nets of one architecture", description=MERGE)
     two.add_argument("net", help=NET)
     two.add_argument("weights", nargs=2, metavar="FILE", help="weights of the first and of the second net")
-    _add_common(two, [name for name in PERMUTATIONS_ALONE if name not in OF_FLIPS], images=False)
+    _add_common(two, [name for name in MATCHINGS if name not in OF_FLIPS], images=False)
     two.add_argument(
         "--out", required=True, metavar="FILE", help="where the merged net is written (.safetensors)"
     )

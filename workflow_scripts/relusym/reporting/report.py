@@ -150,7 +150,7 @@ def report(
         metrics: measured beside the accuracy, by name.
         partial_images: how many of the images the partial merges are made with and measured on, a seeded choice; 0
             leaves them out.
-        matching: its name in `matching.PERMUTATIONS_ALONE`.
+        matching: its name in `matching.MATCHINGS`.
         curve_points: at how many points of the line from the net to its transformed self nets are measured; 0: none.
         seed: of all random choices.
         classes: their names, if they are known.
