@@ -12,7 +12,7 @@ from relusym import data
 from relusym.config.checks import check_images
 from relusym.config.reading import check_file
 from relusym.config.settings import Settings
-from relusym.data.extent import extent_of
+from relusym.data import extent_of
 from relusym.schema import seed_list
 
 MINE = {"source": "folder", "root": "r", "train": "train", "label": "x"}

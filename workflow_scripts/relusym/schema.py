@@ -168,27 +168,24 @@ class Section(BaseModel):
 
     @classmethod
     def read(cls, values: Any, where: Where) -> Self:
-        """The section of these values.
-
-        Raises:
-            UserError: names the key, its value and what is allowed.
-        """
+        """The section of these values; UserError names the key, its value and what is allowed."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             raise UserError(in_one_line(error.errors(include_url=False), where)) from None
 
     def but(self, **changes: Any) -> Self:
-        """The same with other values of these keys.
-
-        Raises:
-            UserError: as `read`.
-        """
+        """The same with other values of these keys; UserError as of `read`."""
         return self.read(self.model_dump() | changes, dotted)
 
     def explicit(self) -> dict[str, Any]:
         """The keys that aren't left to their defaults, as plain values."""
         return self.model_dump(exclude_unset=True)
+
+
+def key(meaning: str, default: Any = ...) -> Any:
+    """A key of a section, what it means and its default; needed without one."""
+    return Field(default, description=meaning)
 
 
 def unknown_key(key: Any, known: Iterable[str]) -> PydanticCustomError:

@@ -16,11 +16,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast wher
 
 
 def scale_file(name: str, folders: Sequence[str | Path]) -> Path:
-    """The file of a scale, in the first folder that has one of that name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The file of a scale, in the first folder that has one of that name. Raises UserError: there is none."""
     files = {path.stem: path for folder in reversed(folders) for path in sorted(Path(folder).glob("*.yaml"))}
     if name not in files:
         raise UserError(one_of("scale", name, sorted(files)))
@@ -28,11 +24,7 @@ def scale_file(name: str, folders: Sequence[str | Path]) -> Path:
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """The sections of a YAML file.
-
-    Raises:
-        UserError: as `check_file`.
-    """
+    """The sections of a YAML file. Raises UserError: as `check_file`."""
     check_file(path)
     return yaml.load(Path(path).read_text(encoding="utf-8"), LOADER)
 
@@ -40,9 +32,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
 def check_file(path: str | Path) -> None:
     """Check what Snakemake passes over, or reports without a line, when it reads a config file.
 
-    Raises:
-        UserError: names the file and the line of what isn't UTF-8 or YAML, of a key that stands there twice, of a
-            section that holds itself, and of seeds whose _ YAML would drop.
+    UserError names the file and the line of what isn't UTF-8 or YAML, of a key that stands there twice, of a section
+    that holds itself, and of seeds whose _ YAML would drop.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -107,14 +98,9 @@ def _sections(top: yaml.Node) -> Iterator[yaml.MappingNode]:
 
 
 def check_command_line(values: dict[str, Any], words: Iterable[str]) -> None:
-    """Check what Snakemake makes of `--config`.
+    """Check what Snakemake makes of `--config`: the `values` that it understood of the `words` of the command line.
 
-    Args:
-        values: what it understood.
-        words: of the command line.
-
-    Raises:
-        UserError: a key without a value, or seeds whose _ Python drops.
+    UserError for a key without a value, or seeds whose _ Python drops.
     """
     for key, value in values.items():
         if value is None:

@@ -27,11 +27,7 @@ def visible_gpus() -> list[str]:
 
 
 def users_folder() -> Path:
-    """This user's folder for locks of this machine, with rights 0700.
-
-    Raises:
-        UserError: what stands there is a link, another user's, or open to others.
-    """
+    """This user's folder for locks of this machine, 0700; UserError if it is a link, another's, or open to others."""
     folder = Path(tempfile.gettempdir()) / f"relusym-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -45,26 +41,17 @@ def users_folder() -> Path:
 
 @contextmanager
 def gpu_slots(
-    count: int,
-    jobs_per_gpu: int,
-    *,
-    log: Callable[[str], None] = lambda line: None,
-    poll: float = 1.0,
+    count: int, jobs_per_gpu: int, *, log: Callable[[str], None] = lambda line: None, poll: float = 1.0
 ) -> Iterator[list[str]]:
-    """Wait for GPUs to be free, and set CUDA_VISIBLE_DEVICES to them for the time of the context.
+    """Wait for GPUs to be free, and set CUDA_VISIBLE_DEVICES to them for the time of the context; yields their names.
 
-    Enter it before CUDA is first used. Where the machine has no GPU, nothing happens.
+    Enter it before CUDA is first used. Where the machine has no GPU, nothing happens. UserError if more GPUs are asked
+    for than there are, or the folder of locks isn't the user's alone.
 
     Args:
         count: one GPU is shared with other jobs, the least busy first; of more, each is taken as a whole.
         jobs_per_gpu: how many jobs share one GPU.
         log: gets one line if all GPUs are busy.
-
-    Yields:
-        the names of the GPUs taken.
-
-    Raises:
-        UserError: more GPUs are asked for than there are; or the folder of locks isn't the user's alone.
     """
     gpus = visible_gpus()
     if not gpus:

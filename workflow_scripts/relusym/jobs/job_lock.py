@@ -26,12 +26,8 @@ PATIENCE = 90.0  # seconds without a touch after which an owner that may be aliv
 class JobLock:
     """The right to do one job, held from `acquire` to `release`; also a context manager that waits for it.
 
-    Args:
-        path: of the lock's file, in a folder that all nodes share.
-        log: gets one line about whom this process waits for.
-
-    Attributes:
-        waited: whether another process held the lock when this one came.
+    Its file is at `path`, in a folder that all nodes share; `log` gets one line about whom this process waits for.
+    `waited` says whether another process held the lock when this one came.
     """
 
     def __init__(
@@ -53,11 +49,7 @@ class JobLock:
         self.release()
 
     def acquire(self, wait: bool = True) -> None:
-        """Take the lock; if another process holds it, wait for it to end.
-
-        Raises:
-            UserError: the folder can't be written; or `wait` is false and the other process is alive.
-        """
+        """Take the lock, or wait for it; UserError if its folder can't be written, or, without `wait`, it is held."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             first = seen = _state(self.path)

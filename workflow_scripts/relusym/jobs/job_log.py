@@ -36,11 +36,7 @@ def printed_to(path: Path) -> Iterator[None]:
 
 
 def log_error(error: Exception, path: Path) -> str:
-    """Write why a job failed to its log: a user's error as a line, any other as its traceback.
-
-    Returns:
-        what to print beside: a line, or the traceback if the log can't take it.
-    """
+    """Write why a job failed to its log, a user's error as a line, any other as its traceback; what to print beside."""
     if isinstance(error, OSError) and error.errno in TO_MEND:
         error = UserError(
             f"{error.filename or path}: {error.strerror}; free space, change its rights, or move away what is there"

@@ -23,8 +23,7 @@ RESTORE = "give its folder the file back, or delete the folder"
 def load_record_or_none(path: str | Path) -> Record | None:
     """A record with its settings, every field of it checked; None if there is none.
 
-    Raises:
-        UserError: it can't be read, isn't JSON, has a key twice, lacks a field, or has one that can't be right (named).
+    UserError if it can't be read, isn't JSON, has a key twice, lacks a field, or has one that can't be right (named).
     """
     from relusym.records.fields import problem  # here, since merging in a library needs no records
 
@@ -44,11 +43,7 @@ def load_record_or_none(path: str | Path) -> Record | None:
 
 
 def load_record(path: str | Path) -> Record:
-    """As `load_record_or_none`.
-
-    Raises:
-        UserError: as there, or it is missing.
-    """
+    """As `load_record_or_none`. Raises UserError: as there, or it is missing."""
     record = load_record_or_none(path)
     if record is None:
         raise UserError(f"record {path} is missing: let snakemake make it")
@@ -58,10 +53,8 @@ def load_record(path: str | Path) -> Record:
 def write_record(path: str | Path, record: Record) -> None:
     """Write `record` as JSON, its `settings` into the file of that name in its folder, if it isn't there.
 
-    Raises:
-        ValueError: a field is missing or can't be right, see `fields`; JSON has no not-a-number and no infinity; the
-            folder is of records with other settings.
-        UserError: the disk is full or the folder can't be written.
+    ValueError if a field is missing or can't be right (`fields`), is not-a-number or infinite, or the folder is of
+    records with other settings; UserError if the disk is full or the folder can't be written.
     """
     from relusym.records.fields import problem
 
@@ -82,12 +75,9 @@ def write_record(path: str | Path, record: Record) -> None:
 
 
 def write_trained(path: str | Path, record: Record) -> None:
-    """Write the record of a net; one that has come out the same keeps its record, to the byte.
+    """Write the record of a net, as `write_record`; one that has come out the same keeps its record, to the byte.
 
     A broken one is written anew. Records of earlier tries at the same net, which couldn't be had, go.
-
-    Raises:
-        ValueError, UserError: as of `write_record`.
     """
     path = Path(path)
     if _outcome(_unbroken(path)) != _outcome(record):
