@@ -55,12 +55,21 @@ def _number(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 Number = WrapValidator(_number)
 Count = Annotated[int, Field(ge=1, le=10_000_000), Number]
 Few = Annotated[int, Field(ge=0, le=1024), Number]
+Several = Annotated[int, Field(ge=1, le=1024), Number]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1), Number]
 Share = Annotated[float, Field(ge=0, le=1), Number]
 Positive = Annotated[float, Field(gt=0, le=1000), Number]
 NotNegative = Annotated[float, Field(ge=0, le=1000), Number]
 Flag = Annotated[bool, Number]
-Text = Annotated[str, Field(min_length=1)]
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable() or text.isspace():
+        raise refusal("allowed is text of one line")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
 
 T = TypeVar("T")
 
@@ -130,6 +139,14 @@ def seed_list(value: Any) -> list[int]:
     if twice:
         raise remark(f"{twice[0]} is listed twice in {value}; list each seed once")
     return seeds
+
+
+def each_once(entries: list) -> list:
+    """Entries none of which stands twice."""
+    twice = [entry for entry, count in Counter(map(str, entries)).items() if count > 1]
+    if twice:
+        raise remark(f"{twice[0]} is listed twice; list each once")
+    return entries
 
 
 Seeds = Annotated[list[int], BeforeValidator(seed_list)]

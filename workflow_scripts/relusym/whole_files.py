@@ -33,6 +33,8 @@ def write_whole(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())  # a full disk may show only here
         part.chmod(0o666 & ~_umask())  # until now its owner's alone
         part.replace(path)
+    except (ConnectionError, TimeoutError):  # of a download, and not of the disk
+        raise
     except OSError as error:
         raise UserError(
             f"{path} can't be written ({error.strerror}): free space or change the folder"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +134,8 @@ def _check_names(settings: Settings) -> None:
     """Of two models that a table shows by one name, no reader knows which is which."""
     first: dict[Any, str] = {}
     for model in settings.models.values():
-        what = (model.table, model.name, *(() if model.is_in_paper else (model.symmetry, str(model.data))))
+        name = " ".join(unicodedata.normalize("NFKC", model.name).casefold().split())
+        what = (model.table, name, *(() if model.is_in_paper else (model.symmetry, str(model.data))))
         if (other := first.setdefault(what, model.id)) != model.id:
             raise UserError(
                 f"{settings.place('models', model.id, 'name')}: {model.name!r} given, the name of {other}; "

@@ -146,6 +146,19 @@ class Model:
         return next(({key: source, "layout": weights.layout} for key, source in sources if source), None)
 
     @property
+    def origin(self) -> Values | None:
+        """`weights` as its net depends on them: without the hashes that addresses end with, which are checked alone."""
+        weights = self.weights or {}
+        bare = {"urls": [url.partition("#")[0] for url in weights.get("urls", [])]}
+        return weights | (bare if bare["urls"] else {}) or None
+
+    @property
+    def pinned(self) -> dict[str, str]:
+        """The SHA-256 that the addresses of its weights end with, by the name of the file."""
+        parts = [url.partition("#sha256=") for url in (self.weights or {}).get("urls", [])]
+        return {address.rstrip("/").rpartition("/")[2]: pin.lower() for address, _, pin in parts if pin}
+
+    @property
     def files(self) -> list[str]:
         """The local checkpoint files that the config names."""
         file = (self.weights or {}).get("file", [])

@@ -10,6 +10,7 @@ import yaml
 from relusym.errors import UserError
 from relusym.registry import one_of
 from relusym.schema import SEEDS_ALLOWED
+from relusym.whole_files import open_file
 
 DEEPEST = 100  # sections in sections, at which no config arrives
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is built
@@ -26,7 +27,12 @@ def scale_file(name: str, folders: Sequence[str | Path]) -> Path:
 def read_file(path: str | Path) -> dict[str, Any]:
     """The sections of a YAML file. Raises UserError: as `check_file`."""
     check_file(path)
-    return yaml.load(Path(path).read_text(encoding="utf-8"), LOADER)
+    return yaml.load(_text(path), LOADER)
+
+
+def _text(path: str | Path) -> str:
+    with open_file(path) as file:
+        return file.read().decode("utf-8")
 
 
 def check_file(path: str | Path) -> None:
@@ -36,9 +42,10 @@ def check_file(path: str | Path) -> None:
     that holds itself, and of seeds whose _ YAML would drop.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = _text(path)
         _check_depth(path, text)
         top = yaml.compose(text, LOADER)
+        yaml.load(text, LOADER)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -51,6 +58,8 @@ def check_file(path: str | Path) -> None:
         raise UserError(f"{path}, line {line}: no YAML ({error.problem or error.context})") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: no YAML ({' '.join(str(error).split())})") from error
+    except (ValueError, KeyError) as error:  # of a date, a number or a tag that YAML can't make a value of
+        raise UserError(f"{path}: a value is no YAML ({error}); put it in quotes") from error
     if not isinstance(top, yaml.MappingNode):
         raise UserError(f"{path}: no keys in it; it should hold `key: value` lines, as config.yaml does")
     for section in _sections(top):

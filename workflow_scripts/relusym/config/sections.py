@@ -1,7 +1,6 @@
 """The sections of the config: of each key its type, default and meaning, from which docs/config.md is made."""
 
 import re
-from collections import Counter
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, Field, create_model
@@ -21,13 +20,14 @@ from relusym.schema import (
     Section,
     Seed,
     Seeds,
+    Several,
     Share,
     Text,
     allowed_names,
     among,
+    each_once,
     key,
     refusal,
-    remark,
     together,
     unknown_key,
 )
@@ -35,11 +35,18 @@ from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.theory import STATEMENTS
 from relusym.training.recipe import Recipe
 
-NO_MARKUP = re.compile(r"[^<>$\x00-\x1f\x7f]+")
+NO_MARKUP = re.compile(r"[^<>$]+")
 ID = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 LONGEST_ID = 64  # file names hold two of them
 DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
-URL = re.compile(r"(https?|file)://\S+")
+# without . and .. as a part of the path, which is that of a file below data/weights
+URL = re.compile(
+    r"(https?|file)://(?!([^#]*/)?\.\.?(/|#|$))[!-\"$-~]*[!-\"$-.0-~]/?(#sha256=[0-9a-fA-F]{64})?"
+)
+ADDRESS = (
+    "allowed is an address in ASCII, https://…, without . and .. in its path, and at its end "
+    "#sha256= and 64 hexadecimal digits, or nothing"
+)
 LAYOUTS = Literal["auto", "plain", "module", "module.encoder", "module.base_encoder"]
 
 
@@ -52,17 +59,10 @@ def _matches(pattern: re.Pattern[str], allowed: str, but: str | None = None) -> 
     return AfterValidator(check)
 
 
-def _each_once(entries: list) -> list:
-    twice = [entry for entry, count in Counter(map(str, entries)).items() if count > 1]
-    if twice:
-        raise remark(f"{twice[0]} is listed twice; list each once")
-    return entries
-
-
 def _known_options(network: dict[str, Any]) -> dict[str, Any]:
     """What an architecture takes of them is checked with the model's other sections."""
     name = network.get("architecture", "vgg11")
-    if name not in nets.ARCHITECTURES:
+    if not isinstance(name, str) or name not in nets.ARCHITECTURES:
         raise together("architecture", f"{name!r} given; {allowed_names(name, nets.ARCHITECTURES)}")
     allowed = nets.options(network.get("architecture"))
     for unknown in (name for name in network if name not in ("architecture", *allowed)):
@@ -138,10 +138,10 @@ class Run(Section):
         "only these of the scale's seeds, such as 0-3 or [0, 5]; null: all. Pieces combine", None
     )
     device: Device = key("`cpu`, `cuda`, `cuda:1` …; `auto` takes a GPU where there is one", "auto")
-    threads: Count = key(
+    threads: Several = key(
         "CPU threads of one job; for small nets, more jobs at once (`--cores`) beat more threads a job", 1
     )
-    jobs_per_gpu: Count = key(
+    jobs_per_gpu: Several = key(
         "how many jobs share one GPU where no scheduler hands GPUs out (the paper: four nets on a T4)", 4
     )
     cifar10: Source = key(
@@ -188,7 +188,7 @@ class Running(Section):
     """How a training runs, as far as its net doesn't depend on it."""
 
     save_every: Count = key("epochs between saved training states", 1)
-    snapshots: Annotated[list[Few], AfterValidator(_each_once)] = key(
+    snapshots: Annotated[list[Few], AfterValidator(each_once)] = key(
         "epochs after which the net is kept as well as at the end; 0: as initialized", []
     )
     restarts: Few = key("of all processes, if one dies", 0)
@@ -233,9 +233,9 @@ class Weights(Section):
     """Where a model's weights come from, if no training is to make them: of several, the first of these."""
 
     file: Annotated[Any, AfterValidator(_file)] = key("a local checkpoint, or [backbone, linear head]", None)
-    urls: Annotated[
-        list[Annotated[str, _matches(URL, "allowed is an address, https://…")]], Field(min_length=1)
-    ] = key("of one file or several, downloaded on first use; `#sha256=…` at the end is checked", None)
+    urls: Annotated[list[Annotated[str, _matches(URL, ADDRESS)]], Field(min_length=1)] = key(
+        "of one file or several, downloaded on first use; `#sha256=…` at the end is checked", None
+    )
     torchvision: Text = key("the name of one of torchvision's enums of weights, as IMAGENET1K_V1", None)
     layout: LAYOUTS = key(
         "what stands before torchvision's names of the tensors in a file; `auto`: any of these", "auto"
@@ -267,7 +267,7 @@ class Sections(Section):
         "or `vertical_flip`, `quarter_turn`: of augmentation, invariance loss, group convs and flip merge",
         HORIZONTAL_FLIP.name,
     )
-    recipe: Annotated[list[Literal[*STAGES]], AfterValidator(_each_once)] = key(
+    recipe: Annotated[list[Literal[*STAGES]], AfterValidator(each_once)] = key(
         "the stages of a training, of `pretraining`, `training` and `linear`", ["training"]
     )
     training: PartialTraining = key("how nets are trained", PartialTraining())
@@ -363,7 +363,7 @@ class Scale(Sections):
         [],
     )
     matchings: Annotated[
-        list[Annotated[str, among(MATCHINGS)]], Field(min_length=1), AfterValidator(_each_once)
+        list[Annotated[str, among(MATCHINGS)]], Field(min_length=1), AfterValidator(each_once)
     ] = key(
         "the target `matchings` compares these",
         ["activation", "weight", "weight_identity", "involution", "identity", "random"],

@@ -197,7 +197,7 @@ class Settings:
             "symmetry": model.symmetry,
         }
         if stage is None:
-            return settings | {"weights": model.weights}
+            return settings | {"weights": model.origin}
         settings["training"] = model.stages[stage].settings()
         start = self.start_of(training_id)
         return settings | ({"start": self.train(start)} if start else {})

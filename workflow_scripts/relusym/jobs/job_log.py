@@ -16,7 +16,7 @@ ERROR = "error: "  # what the line of a user's error begins with
 DONE = "done"  # the last line of a job that ended well
 # full disks, folders without rights, folders where files belong: what the user has to mend
 TO_MEND = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
     *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO),
 }
 

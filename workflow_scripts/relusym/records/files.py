@@ -1,6 +1,8 @@
 """Records: one small JSON a job, written whole or not at all; their settings stand once in their folder."""
 
+import errno
 import json
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +17,7 @@ from relusym.whole_files import open_file, write_whole
 Record = dict[str, Any]
 NUMBERS = re.compile(r"\[\n[-+.,\deE\s]*\]")  # a raw line break is in no string
 KEY = re.compile(rb'"\s*:')  # as many as there are keys, or more: text may hold it
+LARGEST = 1 << 28  # bytes, a hundred times the permutations of a large net
 SETTINGS = "settings.json"  # in each folder of records, those that all of them were made with
 DELETE = "delete it, and it is made again"
 RESTORE = "give its folder the file back, or delete the folder"
@@ -37,6 +40,8 @@ def load_record_or_none(path: str | Path) -> Record | None:
             record["settings"] = _settings(settings, settings.stat().st_mtime_ns)
         except FileNotFoundError as error:
             raise UserError(f"record {path} has no {SETTINGS} beside it: {RESTORE}") from error
+        except OSError as error:
+            raise UserError(f"{settings} can't be read ({error.strerror}): {RESTORE}") from error
     if wrong := problem(record):
         raise UserError(f"record {path} {wrong}: {DELETE}")
     return record
@@ -53,8 +58,8 @@ def load_record(path: str | Path) -> Record:
 def write_record(path: str | Path, record: Record) -> None:
     """Write `record` as JSON, its `settings` into the file of that name in its folder, if it isn't there.
 
-    ValueError if a field is missing or can't be right (`fields`), is not-a-number or infinite, or the folder is of
-    records with other settings; UserError if the disk is full or the folder can't be written.
+    ValueError if a field is missing or can't be right (`fields`), is not-a-number or infinite; UserError if the disk
+    is full, the folder can't be written, or it is of records with other settings.
     """
     from relusym.records.fields import problem
 
@@ -69,7 +74,7 @@ def write_record(path: str | Path, record: Record) -> None:
         with write_whole(settings) as part:
             part.write_text(json.dumps(record["settings"], indent=1) + "\n", encoding="utf-8")
     elif non_default(_load(settings, RESTORE)) != non_default(record["settings"]):
-        raise ValueError(f"record {path} was made with other settings than those in {settings}")
+        raise UserError(f"record {path} was made with other settings than those in {settings}: {RESTORE}")
     with write_whole(path) as part:
         part.write_text(text + "\n", encoding="utf-8")
 
@@ -104,13 +109,18 @@ def _outcome(record: Record) -> Record:
 
 @lru_cache(64)
 def _settings(path: Path, time: int) -> Any:
-    return _load(path, RESTORE)
+    settings = _load(path, RESTORE)
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} can't be right ({settings!r:.60} stands in it): {RESTORE}")
+    return settings
 
 
 def _load(path: str | Path, what_to_do: str = DELETE) -> Any:
     try:
         with open_file(path) as file:
-            text = file.read()
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         # a fourth of the time of json.loads, but of a key that stands twice, it keeps the last
         value = from_json(text)
         return value if _keys(value) == len(KEY.findall(text)) else json.loads(text, object_pairs_hook=_once)

@@ -19,7 +19,7 @@ from relusym.config.settings import Net, Settings
 from relusym.data import digest as digest_of
 from relusym.errors import UserError
 from relusym.records.fields import images_of, nets_of
-from relusym.records.files import load_record_or_none, snapshot_path
+from relusym.records.files import RESTORE, SETTINGS, load_record_or_none, snapshot_path
 from relusym.records.fingerprint import fingerprint
 from relusym.theory import STATEMENTS
 from relusym.whole_files import sha256
@@ -28,7 +28,7 @@ Record = dict[str, Any]
 
 SUBMITTED = "train", "flip_merge", "pair_merge"  # the paper's jobs that a cluster gets
 # seeds, and the number of those that aren't the first
-RECORD = re.compile(r"(\d+(?:--\d+)?)(?:\.(\d+))?\.json")
+RECORD = re.compile(r"(\d+(?:--\d+)?)(?:\.([1-9][0-9]{0,8}))?\.json")
 
 
 def numbered(key: str, number: int) -> str:
@@ -298,6 +298,10 @@ class Results:
             types = [re.sub("[ .]", "_", record.get("statement", "").lower())]
         its_seeds = "--".join(str(seed) for _, seed in nets) or seeds
         its = f"{record['kind']}/{'--'.join(types)}-{self._fingerprints[folder]}/{its_seeds}"
+        if its != key and its.replace(self._fingerprints[folder], folder.rpartition("-")[2]) == key:
+            raise UserError(
+                f"{self.folder}/records/{folder}/{SETTINGS} isn't what its folder is named after: {RESTORE}"
+            )
         if its != key:
             raise UserError(
                 f"record {path} is of {its}, not of {key}: give each record its name back, or delete it, and it is "
@@ -314,9 +318,10 @@ class Results:
             return True
         try:
             if job.kind == "train":
-                files = map(Path, self.settings.model_of(job.nets[0][0]).files)
+                model = self.settings.model_of(job.nets[0][0])
+                files = {file.name: sha256(file) for file in map(Path, model.files) if file.is_file()}
                 read = record["inputs"].get("files", {})
-                return any(read.get(file.name) != sha256(file) for file in files if file.is_file())
+                return any(read.get(name) != hash_ for name, hash_ in (files | model.pinned).items())
             for net, checkpoint in zip(job.nets, record["inputs"].get("checkpoints", []), strict=False):
                 trained = self.load(self.key("train", net)) or {}
                 if trained.get("outputs", {}).get("checkpoint") not in (None, checkpoint):

@@ -15,7 +15,7 @@ from torch.optim.sgd import sgd
 
 from relusym import checkpoint
 from relusym.data.batches import TrainingBatches
-from relusym.errors import Interrupted
+from relusym.errors import Interrupted, UserError
 from relusym.precision import full_float32
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 from relusym.training.distributed import any_process, mean_over_processes, rank, world_size
@@ -140,20 +140,25 @@ class State:
         checkpoint.save(self.path, tensors, about)
 
     def restore(self) -> tuple[int, Tensor | None]:
-        """Load what `save` wrote, if there is something; its step and sums. UserError if it is truncated or foreign."""
+        """Load what `save` wrote, if there is something; its step and sums. UserError if it isn't of this net."""
         if self.path is None or not self.path.exists():
             return 0, None
         tensors, about = checkpoint.load(self.path, next(self.net.parameters()).device)
         weights = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
-        self.net.load_state_dict(weights)
-        for name, parameter in self.net.named_parameters():
-            if f"momentum.{name}" in tensors:
-                buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
-                self.optimizer.momentum_buffers[parameter] = buffer
-        if about["scaler"]:
-            self.scaler.load_state_dict(about["scaler"])
-        self.history += about["history"]
-        return about["step"], tensors.get("sums")
+        try:
+            self.net.load_state_dict(weights)
+            for name, parameter in self.net.named_parameters():
+                if f"momentum.{name}" in tensors:
+                    buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+                    self.optimizer.momentum_buffers[parameter] = buffer
+            if about["scaler"]:
+                self.scaler.load_state_dict(about["scaler"])
+            self.history += about["history"]
+            return about["step"], tensors.get("sums")
+        except (KeyError, RuntimeError) as error:
+            raise UserError(
+                f"{self.path} isn't the state of this training: delete it, and it starts over"
+            ) from error
 
 
 @dataclass
