@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from relusym.findings import Figure, Inputs, Record, Selection, Table, agreement
+from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, agreement, np, pd
 from relusym.findings.agreement import check_agreement
 from relusym.findings.evidence import Evidence, is_higher, paired
 from relusym.findings.frames import in_order
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import Drawing, np, pd
 from relusym.findings.print_style import LINES, empty_drawing, label_rows, legend_above, panels_of, plain_axes
 from relusym.findings.selection import beyond
 from relusym.findings.tables.claims import FORMATS, HEADINGS, LEVEL, judged
