@@ -188,7 +188,7 @@ class TracedNet:
             scaled.load_state_dict(rescale(planted.net.state_dict(), [group], factors))
             graph = bound(planted.graph.graph, scaled, planted.constants)
             with torch.no_grad():
-                if _difference(planted.logits, logits_of(graph(planted.x))) < LIMIT:
+                if relative_difference(planted.logits, logits_of(graph(planted.x))) < LIMIT:
                     admitted.append(group.name)
         return frozenset(admitted)
 
