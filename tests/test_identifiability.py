@@ -322,7 +322,7 @@ def test_claims_on_nets_that_are_all_alike_are_settled_at_the_level_that_is_aske
         found += [
             evidence.p_value < 0.05
             for text, evidence in identifiability.claims(nets, str)
-            if "less than" not in text
+            if "by less than" not in text
         ]
     assert 0.02 < np.mean(found) < 0.08
     assert OPEN in {*frame(several)["verdict"]}

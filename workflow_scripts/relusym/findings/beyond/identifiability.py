@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, agreement, np, pd
+from relusym.beyond.identifiability import LARGER_GROUP
+from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, agreement, pd
 from relusym.findings.agreement import check_agreement
 from relusym.findings.evidence import Evidence, is_higher, paired
 from relusym.findings.frames import in_order
@@ -41,40 +42,26 @@ DECLARED = beyond("identifiability", order=8)
 TABLE = Table(__name__, LAYOUT, **DECLARED)
 FIGURE = Figure(__name__, name="identifiability_figure", csvs=(".csv",), **DECLARED)
 KEY = ["model", "seed", "variant"]
-QUANTITIES = [
-    "barrier",
-    "barrier_no_repair",
-    "accuracy",
-    "similarity",
-    "channels",
-    "negative",
-    "spread",
-    "gone",
-]
-ACTIVATIONS = {
-    "relu": "scaled_activation",
-    "leaky": "scaled_activation",
-    "gelu": "activation",
-    "tanh": "signed_activation",
-}
+TYPES = {"relu": "relu", "leaky": "leaky_relu", "gelu": "gelu", "tanh": "tanh"}
+MEASURED = "similarity", "channels", "negative", "spread", "gone"
+QUANTITIES = ["barrier", "barrier_no_repair", "accuracy", *MEASURED, "invariance_error"]
+# of the types of nets, by what the barrier is taken over
+ACTIVATIONS = {type_: LARGER_GROUP.get(activation, "activation") for type_, activation in TYPES.items()}
 Claim = tuple[str, Evidence]
 
 
 def by_net(records: Sequence[Record]) -> pd.DataFrame:
-    """One row an ok net and variant: `KEY`, `QUANTITIES` (accuracy: of the net itself), invariance_error."""
+    """One row an ok net and variant: `KEY` and `QUANTITIES`; the accuracy is the net's."""
     rows = [
-        {
-            **{"model": record["model"], "seed": record["seed"], "variant": name},
-            **{quantity: measured[quantity] for quantity in QUANTITIES[3:]},
-            **{"barrier": measured["barrier"]["repaired"], "accuracy": measured["accuracy"]["net"]},
-            "barrier_no_repair": measured["barrier"]["halfway"],
-            "invariance_error": record["invariance_error"],
-        }
+        {key: record[key] for key in ("model", "seed", "invariance_error")}
+        | {quantity: measured[quantity] for quantity in MEASURED}
+        | {"variant": name, "accuracy": measured["accuracy"]["net"]}
+        | {"barrier": measured["barrier"]["repaired"], "barrier_no_repair": measured["barrier"]["halfway"]}
         for record in records
         if record["status"] == "ok"
         for name, measured in record["variants"].items()
     ]
-    return pd.DataFrame(rows, columns=[*KEY, *QUANTITIES, "invariance_error"])
+    return pd.DataFrame(rows, columns=[*KEY, *QUANTITIES])
 
 
 def claims(nets: pd.DataFrame, name: Callable[[str], str]) -> Iterator[Claim]:
@@ -98,50 +85,30 @@ def claims(nets: pd.DataFrame, name: Callable[[str], str]) -> Iterator[Claim]:
             {model: of(model, group).to_numpy() for model, group in groups.items()}, high, low, margin
         )
 
+    small = f"by less than {SMALL}"
     for model in ("tanh", "tanh_inv"):
-        yield (
-            f"{name(model)}: without signs the barrier is higher",
-            above(model, "activation", "signed_activation"),
-        )
+        evidence = above(model, "activation", "signed_activation")
+        yield f"{name(model)}: without signs the barrier is higher", evidence
     for model in ("relu", "relu_inv"):
-        yield (
-            f"{name(model)}: without scales the barrier is less than {SMALL} higher",
-            above(model, "activation", "scaled_activation", SMALL),
-        )
+        evidence = above(model, "activation", "scaled_activation", SMALL)
+        yield f"{name(model)}: without scales the barrier is higher {small}", evidence
     for model in ACTIVATIONS:
-        yield (
-            f"Invariance loss lowers the barrier: {name(f'{model}_inv')} below {name(model)}",
-            types(model, f"{model}_inv"),
-        )
+        loss = f"{model}_inv"
+        yield f"Invariance loss lowers the barrier: {name(loss)} below {name(model)}", types(model, loss)
     for model in ("leaky_inv", "gelu_inv", "tanh_inv"):
-        yield (
-            f"The barrier of {name(model)} is less than {CLOSE} above that of {name('relu_inv')}",
-            types("relu_inv", model, CLOSE),
-        )
-    yield (
-        f"The barrier of {name('tanh_inv')} is below that of {name('gelu_inv')}",
-        types("gelu_inv", "tanh_inv"),
-    )
+        higher = f"above that of {name('relu_inv')} by less than {CLOSE}"
+        yield f"The barrier of {name(model)} is {higher}", types("relu_inv", model, CLOSE)
+    lower = f"The barrier of {name('tanh_inv')} is below that of {name('gelu_inv')}"
+    yield lower, types("gelu_inv", "tanh_inv")
     for model in ("relu_inv", "gcnn"):
-        yield (
-            f"{name(model)}: silent channels raise it by less than {SMALL}",
-            above(model, "silent", margin=SMALL),
-        )
-        yield (
-            f"{name(model)}: all channels twice raise it by less than {SMALL}",
-            above(model, "split", margin=SMALL),
-        )
+        yield f"{name(model)}: silent channels raise it {small}", above(model, "silent", margin=SMALL)
+        yield f"{name(model)}: all channels twice raise it {small}", above(model, "split", margin=SMALL)
         yield f"{name(model)}: some channels twice raise it", above(model, "duplicated")
     yield f"{name('relu_inv')}: unread channels raise it", above("relu_inv", "unread")
-    yield (
-        f"{name('gcnn')}: unread channels raise it by less than {SMALL}",
-        above("gcnn", "unread", margin=SMALL),
-    )
+    yield f"{name('gcnn')}: unread channels raise it {small}", above("gcnn", "unread", margin=SMALL)
     for model in ("relu", "relu_inv"):
-        yield (
-            f"{name(model)}: two towers that may swap have a barrier of less than {SMALL}",
-            paired(-of(model, "towers").to_numpy(), SMALL),
-        )
+        zero = paired(-of(model, "towers").to_numpy(), SMALL)
+        yield f"{name(model)}: with two towers that may swap it is above zero {small}", zero
         yield f"{name(model)}: if they may not, it is higher", above(model, "towers_apart", "towers")
 
 
@@ -154,21 +121,14 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
         return selection["names"].get(model, model)
 
     rows = [{"claim": text, **vars(evidence)} for text, evidence in claims(nets, name)]
-    described = [
-        {
-            "claim": f"{name(model)}, {VARIANTS[variant]}: barrier",
-            **vars(_described(group["barrier"].to_numpy(float))),
-        }
-        for (model, variant), group in nets.groupby(["model", "variant"], sort=False)
-    ]
-    tested = judged(pd.DataFrame(rows), count_untested=True)
+    tested, described = judged(pd.DataFrame(rows), count_untested=True), []
+    nothing = dict.fromkeys(
+        ("p_value", "p_rank", "p_rank_min"), float("nan")
+    )  # no claim, but mean and interval
+    for (model, variant), group in nets.groupby(["model", "variant"], sort=False):
+        mean = replace(paired(group["barrier"].to_numpy(float)), test="", remark="", **nothing)
+        described.append({"claim": f"{name(model)}, {VARIANTS[variant]}: barrier", **vars(mean)})
     return pd.concat([tested, pd.DataFrame(described, columns=tested.columns)])[[*LAYOUT.headings]]
-
-
-def _described(barriers: np.ndarray) -> Evidence:
-    """Mean and interval alone: nothing is claimed."""
-    nothing = dict.fromkeys(("p_value", "p_rank", "p_rank_min"), float("nan"))
-    return replace(paired(barriers), test="", remark="", **nothing)
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
@@ -176,6 +136,7 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
         "Not in the paper; written down before it was measured (docs/identifiability.md)",
         "p is two-sided; corrected for these claims together after Benjamini and Hochberg. Held or did not hold: "
         f"corrected p below {LEVEL}, or, where all nets are equal, their mean, whatever p is; inconclusive: above",
+        "Where a barrier is to be higher by less than so much, the effect is by how much it is lower",
         *agreement.notes(inputs, selection),
     ]
 
