@@ -126,11 +126,11 @@ def measure(job: MergeJob) -> dict[str, Any]:
     for name in job.settings["variants"]:
         if name in ("activation", *LARGER_GROUP.values()):
             variants[name] = merged(plain, name)
-        elif name == "pruned":  # of what is dead on the images: elsewhere it may not be, so logits may differ
+        elif name == "pruned":  # of what is dead on these images, of which `x` are some
             deviations = pair_statistics(plain, plain, job.images, groups).deviations
             silent = {group: both[0] == 0 for group, both in deviations.items()}
             net, gone = reduced(plain, groups, silent)
-            variants[name] = merged(net.to(memory_format=torch.channels_last).eval(), gone=sum(gone.values()))
+            variants[name] = merged(same(net, plain), gone=sum(gone.values()))
         elif name in EDITS:
             draw = generator(stream(seed, model, "redundant"), name)
             wide = same(redundant(plain, groups, name, draw), plain)
