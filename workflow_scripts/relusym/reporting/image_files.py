@@ -23,7 +23,7 @@ from relusym.data.folder import open_image
 from relusym.data.image_set import SplitHash
 from relusym.errors import UserError, listed
 from relusym.evaluation.images import whole_numbers
-from relusym.nets.weights import read_tensors
+from relusym.nets.weights import read_contents
 from relusym.randomness import generator
 
 ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
@@ -34,16 +34,8 @@ LABELS = "labels", "label", "y", "targets", "target", "arr_1", "y_test", "test_l
 FOLDER = "folder"
 GIVEN = "a folder of images, CIFAR10's official folder or archive, an .npz, or a tensor file (.pt, .pth, .safetensors)"
 SHOWN = 12  # classes in a note
-DAMAGED = (
-    ValueError,
-    OSError,
-    EOFError,
-    KeyError,
-    zipfile.BadZipFile,
-    zlib.error,
-    NotImplementedError,
-    MemoryError,
-)
+DAMAGED = (ValueError, OSError, EOFError, KeyError, NotImplementedError, MemoryError, zlib.error)
+DAMAGED += (zipfile.BadZipFile,)
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -51,10 +43,8 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 class Sizing:
     """How images of a folder are brought to one size.
 
-    Attributes:
-        resize: what the shorter side is resized to, or, with `squash`, both sides.
-        crop: the square that is cut out of the middle.
-        filter: Pillow's, by its name.
+    The shorter side is resized to `resize` (with `squash`, both sides) by Pillow's filter of that name; then the square
+    `crop` is cut out of the middle.
     """
 
     resize: int
@@ -76,13 +66,9 @@ class Sizing:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images as they were read.
+    """Images as they were read: uint8 (N, H, W, 3) or (N, H, W, 1); int64 labels (N,), or None.
 
-    Attributes:
-        pixels: uint8 (N, H, W, 3) or (N, H, W, 1).
-        labels: int64 (N,), or None.
-        classes: the class folders' names, or CIFAR10's, or none.
-        notes: what a reader has to know of them, a line each.
+    `classes`: the class folders' names, or CIFAR10's, or none; `notes`: what a reader has to know of them, a line each.
     """
 
     pixels: Tensor
@@ -188,7 +174,7 @@ def _contents(path: Path) -> dict[Any, Any]:
         ) from error
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise UserError(f"images: {path} given; allowed is {GIVEN}")
-    contents = read_tensors(path)
+    contents = read_contents(path)
     if isinstance(contents, Tensor):
         return {"images": contents}
     if isinstance(contents, tuple | list) and len(contents) == 2:
