@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, finish, snakemake_command, start
 from records import CODE, train
 
-from relusym.findings.screen import at_end, in_words
+from relusym.findings.layout import at_end, in_words
 from relusym.jobs.job_lock import JobLock
 from relusym.jobs.job_log import last_words
 from relusym.jobs.status import kind_status, screen, type_of

@@ -143,7 +143,7 @@ def test_an_interrupted_training_goes_on_from_that_very_step_to_the_same_net(tmp
     assert len(steps) == settings["training"]["epochs"] * (200 // settings["training"]["batch_size"])
     assert_same(saved(to), saved(net))
     assert record["accuracy"] == whole["accuracy"] and not state.exists()
-    losses = [[epoch["loss"] for epoch in one["history"]] for one in (record, whole)]
+    losses = [[epoch["loss"] for epoch in each["history"]] for each in (record, whole)]
     assert losses[0] == pytest.approx(losses[1])
 
 

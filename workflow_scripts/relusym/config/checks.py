@@ -14,7 +14,7 @@ from relusym.config.models import GENERATED, IMAGENET, specification
 from relusym.data import Extent
 from relusym.errors import UserError
 from relusym.matching import OF_FLIPS
-from relusym.registry import one_of
+from relusym.schema import one_of
 from relusym.symmetry import SYMMETRIES
 
 if TYPE_CHECKING:
@@ -232,7 +232,6 @@ def check_images(settings: Settings, model: str | None, extent: Extent) -> None:
 
 
 def _at_most(key: str, asked: int | None, have: int, label: str) -> int:
-    """How many images are used."""
     if asked is not None and asked > have:
         raise UserError(f"{key}: {asked} given; allowed is at most {have}, the training images of {label}")
     return have if asked is None else asked
@@ -241,7 +240,6 @@ def _at_most(key: str, asked: int | None, have: int, label: str) -> int:
 def _fitting(
     key: str, size: int | None, sides: tuple[int, int], architecture: str, label: str
 ) -> tuple[int, int]:
-    """The sides that the images are brought to."""
     allowed = nets.SIDES.get(architecture)
     brought_to = (size, size) if size else sides
     if allowed and not {*brought_to} <= {*allowed}:

@@ -1,6 +1,6 @@
 """Which channel of one net goes with which of another (section 3)."""
 
-from relusym.registry import Entry
+from relusym.schema import Entry
 
 # By their names in the config. Another is one function from `matching.Pair` to `matching.Matching`, and one line here.
 MATCHINGS = {

@@ -16,7 +16,7 @@ from torch import Tensor
 from relusym.channels.groups import ChannelGroup, random_permutations
 from relusym.errors import UserError
 from relusym.matching import MATCHINGS, STARTS
-from relusym.registry import one_of
+from relusym.schema import one_of
 
 SAME = 1e-9  # objectives that differ by less are of the same permutations, up to rounding
 

@@ -42,9 +42,8 @@ def training_images(data: Path, settings: Record, label: str, device: torch.devi
     """The images that a net trains on and is matched on: all, or a seeded choice, at the net's size."""
     images = image_set.load(data, "train", device, source=label)
     if settings["dataset"] != "imagenet":  # whose file holds the choice alone
-        images = _sized(
-            image_set.subset(images, settings["train_images"], settings["seed"]), settings["size"]
-        )
+        images = image_set.subset(images, settings["train_images"], settings["seed"])
+        images = _sized(images, settings["size"])
     return images
 
 

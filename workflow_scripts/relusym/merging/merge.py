@@ -33,7 +33,7 @@ from relusym.merging.repair import repaired, reset_batch_norm
 from relusym.pixels.transform import check_planted, transformed
 from relusym.precision import full_float32
 from relusym.randomness import generator
-from relusym.registry import one_of
+from relusym.schema import one_of
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
 PAIR, FLIP = ("net_1", "net_2"), ("net", "flipped")  # the endpoints' names in records

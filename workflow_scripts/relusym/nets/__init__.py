@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from relusym.errors import UserError
-from relusym.registry import Entry, choose
-from relusym.schema import Number, Section, Where
+from relusym.schema import Entry, Number, Section, Where, choose
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
