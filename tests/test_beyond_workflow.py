@@ -27,8 +27,9 @@ from relusym.symmetry import HORIZONTAL_FLIP
 
 CPU = torch.device("cpu")
 TURNED = {"invariant_to": "quarter_turn"}
-# but for the table of a scale of its own
-BEYOND = {name for name, finding in declared().items() if finding.is_beyond} - {"regime"}
+# but for those of scales of their own
+APART = {"regime", "identifiability", "identifiability_figure"}
+BEYOND = {name for name, finding in declared().items() if finding.is_beyond} - APART
 TABLES = {name for name in BEYOND if isinstance(declared()[name], Table)}
 TABLES_AND_FIGURES = {*BEYOND, "beyond"}
 FINE_TUNING = {"epochs": 1, "learning_rate": 0.002}

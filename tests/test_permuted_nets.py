@@ -385,7 +385,7 @@ QUICK = (
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
 def test_a_permuted_net_of_torchvisions_computes_the_same(name):
     row = measure(f"torchvision:{name}")
-    assert row.difference < 1e-10 and row.groups > 6 and row.share > 0.999
+    assert row.difference < 1e-10 and row.groups > 6 and row.share > 0.99
 
 
 @pytest.mark.slow(seconds=2)
@@ -404,4 +404,4 @@ def test_the_page_of_nets_has_every_module_of_torchvisions_and_none_is_refused_o
     }
     page = rows("nets")
     assert {module_of[name] for name in page} == set(module_of.values())
-    assert all(row.groups and row.difference < 1e-10 and row.share > 0.999 for row in page.values())
+    assert all(row.groups and row.difference < 1e-10 and row.share > 0.99 for row in page.values())

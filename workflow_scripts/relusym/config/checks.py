@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from relusym import cifar10, data, nets
 from relusym.beyond import MEASUREMENTS
+from relusym.beyond.declaration import PARTS_OF_MODELS
 from relusym.config.models import GENERATED, IMAGENET, specification
 from relusym.data import Extent
 from relusym.errors import UserError
@@ -184,7 +185,8 @@ def _check_beyond(settings: Settings) -> None:
             return settings.place("beyond", name, *path)
 
         models, pairs = section.get("models", []), section.get("pairs", [])
-        for model in [*models, *section.get("from_scratch", [])]:
+        parts = [(option, model) for option in PARTS_OF_MODELS for model in section.get(option, [])]
+        for model in [*models, *(model for _, model in parts)]:
             _one_of(key("models"), model, settings.models)
             if name != "matchings" and settings.models[model].recipe[-1:] != ["training"]:
                 raise UserError(f"{key('models')}: {model} isn't trained by a recipe that ends in `training`")
@@ -195,8 +197,8 @@ def _check_beyond(settings: Settings) -> None:
         known = {seed for model in chosen for seed in settings.models[model].seeds}
         if unknown := {*section.get("seeds", [])} - known:
             raise UserError(f"{key('seeds')}: {min(unknown)} is none of the seeds of {', '.join(chosen)}")
-        for model in section.get("from_scratch", []):
-            _one_of(key("from_scratch"), model, models)
+        for option, model in parts:
+            _one_of(key(option), model, models)
         if name in MEASUREMENTS and MEASUREMENTS[name].flips_alone:
             turning = (m for m in models if SYMMETRIES[settings.models[m].symmetry].order > 2)
             for model in turning:

@@ -12,6 +12,13 @@ MATCHINGS = {
     "random": Entry("relusym.matching.match:random"),
 }
 
+# More of them, by which a channel goes with a multiple of another: `merge`, `flip_merge` and `align` carry the factors
+# along. What has permutations alone, as configs, records, reports and measures of layers, takes none of these.
+WITH_FACTORS = {
+    "signed_activation": Entry("relusym.matching.match:signed_activation"),
+    "scaled_activation": Entry("relusym.matching.match:scaled_activation"),
+}
+
 # Those of a net and its flipped self alone: no pair of two nets is merged by them.
 OF_FLIPS = {"involution"}
 

@@ -28,6 +28,12 @@ class VGG11BNOptions(Section):
     initialization: Literal["pytorch", "he"] = Field(
         "pytorch", description="`he` keeps the signal's size through the ReLUs; `pytorch` is PyTorch's own"
     )
+    activation: Literal["relu", "leaky_relu", "gelu", "tanh"] = Field(
+        "relu", description="after each conv; `leaky_relu` with slope 0.1"
+    )
+    pooling: Literal["max", "average"] = Field(
+        "max", description="of 2×2 pixels; signs pass through `average` alone"
+    )
 
 
 class VGG11Options(VGG11BNOptions):

@@ -23,10 +23,14 @@ from relusym.data.folder import open_image
 from relusym.data.image_set import SplitHash
 from relusym.errors import UserError, listed
 from relusym.evaluation.images import whole_numbers
-from relusym.nets.weights import read_tensors
+from relusym.nets.weights import read_contents
 from relusym.randomness import generator
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
+ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+OF_MACOS = "__MACOSX"  # what its archives have beside the folder
+# Names of entries in files, in lower case; of a file that has training images, too, the test images.
+IMAGES = "images", "image", "x", "data", "arr_0", "x_test", "test_images"
+LABELS = "labels", "label", "y", "targets", "target", "arr_1", "y_test", "test_labels"
 FOLDER = "folder"
 GIVEN = "a folder of images, CIFAR10's official folder or archive, an .npz, or a tensor file (.pt, .pth, .safetensors)"
 SHOWN = 12  # classes in a note
@@ -117,7 +121,8 @@ def read(
     if official:
         return _from_cifar10(*official, split or "test", labels).chosen(limit, seed)
     contents = _contents(source)
-    pixels = contents.get("images", contents.get("x"))
+    entries = {str(key).lower(): value for key, value in contents.items()}
+    pixels, inside = (next((entries[n] for n in names if n in entries), None) for names in (IMAGES, LABELS))
     if pixels is None:
         entries = listed([str(key) for key in contents], SHOWN) or "none"
         raise UserError(f"images: {path} has no entry 'images'; it has {entries}")
@@ -125,7 +130,6 @@ def read(
         raise UserError(
             f"images: those of {path} are {type(pixels).__name__}; an array (N, H, W, 3) is needed"
         )
-    inside = contents.get("labels", contents.get("y"))
     known = _labels(labels) if labels else None if inside is None else _numbers(inside, path)
     try:
         pictures = Pictures(torch.as_tensor(pixels), known)
@@ -167,9 +171,11 @@ def _contents(path: Path) -> dict[Any, Any]:
         ) from error
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise UserError(f"images: {path} given; allowed is {GIVEN}")
-    contents = read_tensors(path)
+    contents = read_contents(path)
     if isinstance(contents, Tensor):
         return {"images": contents}
+    if isinstance(contents, tuple | list) and len(contents) == 2:
+        return dict(zip(("images", "labels"), contents, strict=True))
     if not isinstance(contents, dict):
         raise UserError(
             f"images: {path} holds {type(contents).__name__}; a tensor, or a dict of images and labels"
@@ -196,19 +202,7 @@ def _check_declared(path: Path) -> None:
 
 
 def _numbers(labels: Any, path: str) -> Tensor:
-    """One label an image, int64 (N,); whole numbers that are written as fractions, or in a column, are taken."""
-    try:
-        labels = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"labels of {path} are no numbers: whole numbers from 0 are needed") from error
-    if labels.is_floating_point():
-        if not torch.equal(labels, labels.floor()):
-            raise UserError(
-                f"labels of {path} aren't whole numbers from 0, such as {labels[labels != labels.floor()][0]}"
-            )
-        labels = labels.long()
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
+    """`whole_numbers` of a file."""
     try:
         return whole_numbers(labels)
     except UserError as error:
@@ -234,7 +228,7 @@ def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     """All files that aren't hidden, links followed, but none in a circle."""
     real = os.path.realpath(folder)
     for path in folder.iterdir() if real not in above else ():
-        if path.name.startswith("."):
+        if path.name.startswith(".") or path.name == OF_MACOS:
             continue
         if path.is_dir():
             yield from _files(path, (*above, real))
@@ -274,7 +268,7 @@ def _from_folder(
 
 def _classes(folder: Path, paths: list[Path], notes: list[str]) -> tuple[tuple[str, ...], Tensor]:
     folders = (entry.name for entry in folder.iterdir() if entry.is_dir())
-    classes = tuple(sorted(name for name in folders if not name.startswith(".")))
+    classes = tuple(sorted(name for name in folders if not name.startswith(".") and name != OF_MACOS))
     index = {name: i for i, name in enumerate(classes)}
     outside = [path for path in paths if len(path.relative_to(folder).parts) < 2]
     if not classes or outside:
