@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from relusym.beyond.identifiability import LARGER_GROUP
-from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, agreement, pd
-from relusym.findings.agreement import check_agreement
+from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, frames, pd
 from relusym.findings.evidence import Evidence, is_higher, paired
-from relusym.findings.frames import in_order
+from relusym.findings.frames import check_agreement, in_order
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import LINES, empty_drawing, label_rows, legend_above, panels_of, plain_axes
 from relusym.findings.selection import beyond
@@ -137,7 +136,7 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
         "p is two-sided; corrected for these claims together after Benjamini and Hochberg. Held or did not hold: "
         f"corrected p below {LEVEL}, or, where all nets are equal, their mean, whatever p is; inconclusive: above",
         "Where a barrier is to be higher by less than so much, the effect is by how much it is lower",
-        *agreement.notes(inputs, selection),
+        *frames.notes(inputs, selection),
     ]
 
 
