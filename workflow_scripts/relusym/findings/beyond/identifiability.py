@@ -12,7 +12,7 @@ from relusym.findings.frames import check_agreement, in_order
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import LINES, empty_drawing, label_rows, legend_above, panels_of, plain_axes
 from relusym.findings.selection import beyond
-from relusym.findings.tables.claims import FORMATS, HEADINGS, LEVEL, judged
+from relusym.findings.tables.claims import COLUMNS, FORMATS, LEVEL, judged
 
 SMALL = 0.01  # a barrier that is of no account
 CLOSE = 0.05  # between types, whose barriers vary more
@@ -32,11 +32,8 @@ VARIANTS = {
     "towers": "two towers that may swap",
     "towers_apart": "two towers, each by itself",
 }
-LAYOUT = Layout(
-    "Identifiability: is the barrier as low as the group that one matches over allows?",
-    {column: text for column, text in HEADINGS.items() if column not in ("power", "source")},
-    FORMATS,
-)
+TITLE = "Identifiability: is the barrier as low as the group that one matches over allows?"
+LAYOUT = Layout(TITLE, COLUMNS, FORMATS)
 DECLARED = beyond("identifiability", order=8)
 TABLE = Table(__name__, LAYOUT, **DECLARED)
 FIGURE = Figure(__name__, name="identifiability_figure", csvs=(".csv",), **DECLARED)
