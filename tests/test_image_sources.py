@@ -22,13 +22,13 @@ X = normalise(PIXELS)
 @pytest.mark.parametrize("net", [vgg11, lambda: resnet(size=32)], ids=["vgg11", "resnet"])
 def test_a_loader_a_list_and_pixels_give_the_same_merge(net):
     net, x = net(), normalise(PIXELS)
-    given = [
+    forms = [
         (Images(PIXELS, 16), LABELS),
         (DataLoader(TensorDataset(x, LABELS), 16), None),
         ([(some, labels) for some, labels in zip(x.split(16), LABELS.split(16), strict=True)], None),
         (list(x.split(16)), LABELS),
     ]
-    first, *others = [flip_merge(net, images, test_labels=labels) for images, labels in given]
+    first, *others = [flip_merge(net, images, test_labels=labels) for images, labels in forms]
     assert first.accuracy["net"] != first.accuracy["halfway"]
     for other in others:
         assert other.permutations == first.permutations and other.accuracy == first.accuracy
@@ -52,7 +52,7 @@ def test_no_more_than_three_of_a_loaders_batches_are_held_at_once():
             for start in range(0, 60, 10):
                 x = normalise(PIXELS[start : start + 10])
                 made.append(weakref.ref(x))
-                largest.append(sum(one() is not None for one in made))
+                largest.append(sum(each() is not None for each in made))
                 yield x
 
     flip_merge(resnet(size=32), Loader())

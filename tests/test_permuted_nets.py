@@ -170,7 +170,7 @@ class Drawn(nn.Module):
 
 
 @pytest.mark.slow(seconds=2)
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(st.lists(st.sampled_from([*LAYERS, *OPERATIONS]), min_size=2, max_size=8), st.integers(0, 99))
 def test_nets_drawn_at_random_keep_their_logits_under_random_permutations(names, seed):
     torch.manual_seed(seed)

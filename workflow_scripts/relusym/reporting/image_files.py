@@ -93,18 +93,15 @@ def read(
 ) -> Pictures:
     """Images in a random order, and their labels.
 
-    Args:
-        path: a folder, with or without class folders in it; CIFAR10's official files, as a folder or an archive; an
-            .npz or a tensor file with `images` and `labels`.
-        labels: "folder": the class folders in alphabetical order; else a .npy or .txt with one number an image, in
-            the order of the images' names; None: CIFAR10's own, those of an .npz or tensor file, or none.
-        size: of images of a folder; those of a file are taken as they are.
-        limit: at most so many images, a seeded choice.
-        split: "train" or "test" of CIFAR10's official files; None: "test".
+    UserError if there are no images, they can't be read, or are of two sizes; labels are of another length, or no whole
+    numbers from 0.
 
-    Raises:
-        UserError: there are no images, they can't be read, or are of two sizes; labels are of another length, or no
-            whole numbers from 0.
+    Args:
+        path: a folder, with or without class folders; CIFAR10's official files; an .npz or a tensor file with `images`.
+        labels: "folder": the class folders in alphabetical order; else a .npy or .txt with one number an image, in the
+            order of the images' names; None: CIFAR10's own, those of an .npz or tensor file (`labels`), or none.
+        size, limit: of images of a folder; at most so many images, a seeded choice.
+        split: "train" or "test" of CIFAR10's official files; None: "test".
     """
     source = Path(path)
     if not source.exists():
@@ -193,7 +190,8 @@ def _check_declared(path: Path) -> None:
             with archive.open(entry) as file:
                 version = np.lib.format.read_magic(file)
                 shape, _, kind = HEADERS[version](file)
-            declared, memory = int(np.prod(shape, dtype=object)) * kind.itemsize, _memory()
+            declared = int(np.prod(shape, dtype=object)) * kind.itemsize
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             if declared > entry.file_size:
                 raise ValueError(f"{entry.filename} declares {declared:,} bytes and has {entry.file_size:,}")
             if declared > memory:
@@ -201,10 +199,6 @@ def _check_declared(path: Path) -> None:
                     f"images: {path} holds {declared / 2**30:.0f} GiB, this machine's memory {memory / 2**30:.0f}: "
                     "give fewer images, or a folder of them"
                 )
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _numbers(labels: Any, path: str) -> Tensor:
@@ -250,9 +244,8 @@ def _from_folder(
     except OSError as error:
         raise UserError(f"images: {error.filename} can't be read ({error.strerror})") from error
     paths = [path for path in files if path.suffix.lower() in ENDINGS]
-    others = Counter(path.suffix.lower() or "without ending" for path in files) - Counter(
-        dict.fromkeys(ENDINGS, len(files))
-    )
+    others = Counter(path.suffix.lower() or "without ending" for path in files)
+    others -= Counter(dict.fromkeys(ENDINGS, len(files)))
     passed_over = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
     if not paths:
         holds = f"no images ({', '.join(sorted(ENDINGS))})" + (f", but {passed_over}" if others else "")
@@ -274,14 +267,8 @@ def _from_folder(
 
 
 def _classes(folder: Path, paths: list[Path], notes: list[str]) -> tuple[tuple[str, ...], Tensor]:
-    """The class folders' names, and each image's class."""
-    classes = tuple(
-        sorted(
-            entry.name
-            for entry in folder.iterdir()
-            if entry.is_dir() and not entry.name.startswith(".") and entry.name != OF_MACOS
-        )
-    )
+    folders = (entry.name for entry in folder.iterdir() if entry.is_dir())
+    classes = tuple(sorted(name for name in folders if not name.startswith(".") and name != OF_MACOS))
     index = {name: i for i, name in enumerate(classes)}
     outside = [path for path in paths if len(path.relative_to(folder).parts) < 2]
     if not classes or outside:
