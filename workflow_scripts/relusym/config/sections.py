@@ -331,13 +331,16 @@ class Theory(Section):
     draws: Draws = key("how many, by statement", Draws())
 
 
+MatchingNames = Annotated[
+    list[Annotated[str, among(MATCHINGS)]], Field(min_length=1), AfterValidator(each_once)
+]
+
+
 class Matchings(Selection):
     """The target `matchings`: its merges are flip_merge and pair_merge records."""
 
     pairs: Pairs = key(OF_PAIRS, None)
-    matchings: OrNull[Annotated[list[Annotated[str, among(MATCHINGS)]], Field(min_length=1)]] = key(
-        "that are compared; null: the scale's `matchings`", None
-    )
+    matchings: OrNull[MatchingNames] = key("that are compared; null: the scale's `matchings`", None)
 
 
 BEYOND = {"matchings": Matchings} | {name: each.options for name, each in MEASUREMENTS.items()}
@@ -362,9 +365,7 @@ class Scale(Sections):
         "paired: an assumption)",
         [],
     )
-    matchings: Annotated[
-        list[Annotated[str, among(MATCHINGS)]], Field(min_length=1), AfterValidator(each_once)
-    ] = key(
+    matchings: MatchingNames = key(
         "the target `matchings` compares these",
         ["activation", "weight", "weight_identity", "involution", "identity", "random"],
     )
