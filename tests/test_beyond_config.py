@@ -13,6 +13,7 @@ from relusym.records.fingerprint import differences
 from relusym.records.results import Results
 
 BEYOND = {name for name, finding in declared().items() if finding.is_beyond}
+APART = {"regime", "identifiability", "identifiability_figure"}  # of scales of their own
 LAPTOP = scale_of(ROOT, "laptop")
 FROM_SCRATCH = {"models": ["cnn"], "from_scratch": ["cnn_inv"]}
 
@@ -31,17 +32,30 @@ def jobs(results, kind):
 
 
 def test_the_laptop_measures_everything_on_four_seeds_of_each_type(laptop):
-    assert sorted(laptop.settings.measured) == [*MEASUREMENTS]
-    for kind in MEASUREMENTS:
+    assert {*laptop.settings.measured} == {*MEASUREMENTS} - {"identifiability"}
+    for kind in laptop.settings.measured:
         planned = jobs(laptop, kind).values()
         assert {seed for job in planned for _, seed in job.nets} == {0, 9, 10, 11}
         for model in {job.nets[0][0] for job in planned if len(job.nets) == 1}:
             assert sum(job.nets[0][0] == model and len(job.nets) == 1 for job in planned) == 4
-    assert {*selection.findings(laptop.settings)} & BEYOND == BEYOND - {"regime"}
+    assert {*selection.findings(laptop.settings)} & BEYOND == BEYOND - APART
 
 
 def test_the_scale_regime_has_the_table_of_its_claims():
     assert "regime" in selection.findings(settings_of(scale="regime"))
+
+
+def test_the_scale_identifiability_measures_each_net_by_what_its_activation_admits():
+    results = Results(settings_of(scale="identifiability"))
+    assert APART - {"regime"} <= {*selection.findings(results.settings)}
+    measured = jobs(results, "identifiability").values()
+    variants = {job.nets[0][0]: job.settings["variants"] for job in measured}
+    assert len(measured) == 36 and not jobs(results, "flip_merge")
+    assert variants["gelu"] == ["activation"] and variants["tanh"] == ["activation", "signed_activation"]
+    assert variants["relu"][-2:] == ["towers", "towers_apart"] and len(variants["relu_inv"]) == 13
+    seeds = {seed for job in measured for _, seed in job.nets}
+    others = [settings_of(scale=name) for name in ("laptop", "regime", "paper")]
+    assert not seeds & {seed for other in others for _, seed in other.nets}
 
 
 def test_a_type_set_to_null_is_left_out_wherever_it_is_named():
@@ -51,7 +65,7 @@ def test_a_type_set_to_null_is_left_out_wherever_it_is_named():
     assert gone & {*everything.models} == gone and not gone & {*left.models}
     assert left.types_paired == [pair for pair in everything.types_paired if not gone & {*pair}]
     assert left.measured == everything.measured and left.beyond["exact_gcnn"]["from_scratch"] == []
-    for kind in MEASUREMENTS:
+    for kind in everything.measured:
         kept = [nets for nets in everything.subjects(kind) if not gone & {model for model, _ in nets}]
         assert left.subjects(kind) == kept
     none = settings_of(models={"cnn_inv": None})

@@ -18,7 +18,7 @@ from relusym.evaluation.invariance import invariance_error
 from relusym.findings import Table, declared
 from relusym.findings.beyond import during_training
 from relusym.findings.beyond.exact_gcnn import by_net
-from relusym.findings.screen import at_end
+from relusym.findings.layout import at_end
 from relusym.measuring.loading import test_images as images_to_test_on
 from relusym.measuring.merge import MergeJob, measure_record
 from relusym.merging.layers import filters_and_matches
@@ -27,8 +27,9 @@ from relusym.symmetry import HORIZONTAL_FLIP
 
 CPU = torch.device("cpu")
 TURNED = {"invariant_to": "quarter_turn"}
-# but for the table of a scale of its own
-BEYOND = {name for name, finding in declared().items() if finding.is_beyond} - {"regime"}
+# but for those of scales of their own
+APART = {"regime", "identifiability", "identifiability_figure"}
+BEYOND = {name for name, finding in declared().items() if finding.is_beyond} - APART
 TABLES = {name for name in BEYOND if isinstance(declared()[name], Table)}
 TABLES_AND_FIGURES = {*BEYOND, "beyond"}
 FINE_TUNING = {"epochs": 1, "learning_rate": 0.002}

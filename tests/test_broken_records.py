@@ -23,7 +23,7 @@ WHOLE = {kind: {"train": TRAIN, "flip_merge": FLIP}.get(kind) or a(kind) for kin
 # ---- a number or a text that can't be
 
 ORBIT = "symmetries.horizontal_flip"
-BEYOND = "exact_gcnn", "symmetries", "curves", "during_training", "by_layer"
+BEYOND = "exact_gcnn", "symmetries", "curves", "during_training", "by_layer", "identifiability"
 BROKEN = [
     ("exact_gcnn", "accuracy.net", 5, "less than or equal to 1"),
     ("exact_gcnn", "accuracy.exact", -7, "greater than or equal to 0"),
@@ -47,6 +47,9 @@ BROKEN = [
     ("curves", "curve.repaired", GONE, "lacks the field 'curve.repaired'"),
     ("during_training", "epochs.1.accuracy", -7, "greater than or equal to 0"),
     ("during_training", "epochs.0", GONE, "those of the settings"),
+    ("identifiability", "variants.towers", GONE, "those of the settings"),
+    ("identifiability", "variants.activation.channels", 0, "greater than or equal to 1"),
+    ("identifiability", "variants.activation.accuracy.repaired", 0.3, r"equation \(4\)"),
     ("theory", "holds", "yes", "valid boolean"),
     ("theory", "measured", {"defect": "none"}, "valid number"),
     ("flipped_training", "runs.float64.loss.0", GONE, "as many points as there are steps"),

@@ -316,12 +316,13 @@ def test_links_are_followed_and_hidden_files_left_out(bright):
     Path("links/a").symlink_to("../aside")
     Path("links/b/again").symlink_to("..")  # a circle
     Path("links/.cache").mkdir()
-    for name in (".cache/x.png", "c/._3.png"):
+    Path("links/__MACOSX").mkdir()
+    for name in (".cache/x.png", "c/._3.png", "__MACOSX/1.png"):
         Image.fromarray(pixels_of(0)).save(Path("links", name))
     for name in ("a/notes.txt", "b/photo.heic", "c/photo.HEIC"):
         Path("links", name).write_text("")
     _, numbers, lines = bright("--images", "links", "--labels", "folder")
-    assert (numbers["links"], numbers["accuracy"], numbers["classes"]) == (12, 1, ["a", "b", "c"])
+    assert (numbers["images"], numbers["accuracy"], numbers["classes"]) == (12, 1, ["a", "b", "c"])
     assert lines == ["relusym: images: 3 files that are none were passed over: 2 .heic, 1 .txt"]
     assert list(numbers["by_class"]["net"]) == [1, 1, 1]
 
@@ -356,6 +357,21 @@ def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
     assert bright("--weights", "beside.pt:", *on)[1]["accuracy"] == 1
     torch.save({"model": good, "ema": good}, "same.pt")
     assert bright("--weights", "same.pt", *on)[1]["accuracy"] == 1
+
+
+NAMES = "images labels|x y|X y|data targets|image label|arr_0 arr_1|x_test y_test|test_images test_labels"
+
+
+@pytest.mark.parametrize("names", NAMES.split("|"))
+def test_arrays_have_the_names_that_data_sets_give_them(tmp_path, names):
+    images, labels = names.split()
+    pixels, numbers = np.stack([pixels_of(c) for c in range(3)]), np.arange(3)
+    others = {"x_train": pixels[:0], "train_images": pixels[:0]}
+    np.savez(tmp_path / "a.npz", **{images: pixels, labels: numbers[:, None]}, **others)
+    torch.save((torch.tensor(pixels), torch.tensor(numbers)), tmp_path / "a.pt")
+    for name in ("a.npz", "a.pt"):
+        pictures = image_files.read(str(tmp_path / name))
+        assert [pixels_of(c).tolist() for c in pictures.labels] == pictures.pixels.tolist()
 
 
 @pytest.mark.parametrize("labels, line", [

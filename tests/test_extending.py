@@ -23,8 +23,7 @@ from relusym.nets import ARCHITECTURES
 from relusym.records.fields import nets_of
 from relusym.records.files import load_record, write_record
 from relusym.records.results import Results
-from relusym.registry import Entry
-from relusym.schema import Count, Section
+from relusym.schema import Count, Entry, Section
 from relusym.training.objectives import Supervised
 from relusym.training.recipe import OBJECTIVES
 

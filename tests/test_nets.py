@@ -93,7 +93,7 @@ def test_only_the_gcnn_is_invariant_to_its_symmetry(symmetry):
 
 
 @given(st.integers(0, 8), st.sampled_from([1 / 32, 1 / 16, 3 / 32]))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_the_flipped_net_on_flipped_images_is_the_net(group_convs, width):
     torch.manual_seed(group_convs)
     net = VGG11(width, group_convs, initialization="he").to_plain()

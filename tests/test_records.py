@@ -7,20 +7,21 @@ import pytest
 import records
 import torch
 from conftest import ROOT, refused, scale_of, settings_of
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import SELECTION, a, changed, checkpoint, committed_records, flip, made, pair, train
+from torch import nn
 
 from relusym import checkpoint as checkpoints
 from relusym.errors import UserError
-from relusym.findings import agreement, declared
-from relusym.findings.agreement import accuracies
+from relusym.findings import declared, frames
 from relusym.findings.beyond.curves import by_curve
-from relusym.findings.frames import once, read
+from relusym.findings.frames import accuracies, once, read
 from relusym.findings.tables import table4
 from relusym.measuring.loading import named_checkpoint, trained_net
 from relusym.records.fields import KINDS, problem
 from relusym.records.files import load_record, write_record
+from relusym.training.loop import State
 from relusym.whole_files import sha256
 
 MERGES = "flip_merge", "pair_merge"
@@ -101,9 +102,9 @@ def test_every_measurement_of_a_net_agrees_with_its_training_on_its_accuracy(kin
         assert accuracies(merge)
         for (model, seed), accuracy in accuracies(merge):
             net = train(model, seed, accuracy, inputs=merge["inputs"], outputs={"checkpoint": "0" * 64})
-            agreement.check_accuracies({"train": [net], kind: [merge]})
+            frames.check_accuracies({"train": [net], kind: [merge]})
             with pytest.raises(UserError, match=f"the train record {model}-{seed} has an accuracy"):
-                agreement.check_accuracies({"train": [net | {"accuracy": accuracy / 2}], kind: [merge]})
+                frames.check_accuracies({"train": [net | {"accuracy": accuracy / 2}], kind: [merge]})
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table4", "matchings"])
@@ -119,7 +120,7 @@ def test_merges_of_one_net_are_of_one_checkpoint_even_where_its_training_is_not_
     other = flip("cnn", 0, matching="weight")
     other["inputs"] = other["inputs"] | {"checkpoints": ["c" * 64]}
     with pytest.raises(UserError, match="was made from another checkpoint"):
-        agreement.check_agreement({"flip_merge": [flip("cnn", 0), other]})
+        frames.check_agreement({"flip_merge": [flip("cnn", 0), other]})
 
 
 @pytest.mark.parametrize("name", ["cnn-1.safetensors", "gcnn-0.safetensors", "cnn-0a1b2c3d/1.safetensors"])
@@ -199,7 +200,7 @@ def places(value, path=()):
 
 
 @pytest.mark.slow(seconds=30)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(st.sampled_from([*KINDS]), st.data())
 def test_whatever_stands_in_a_record_it_is_refused_in_one_line_or_tabulated(kind, data):
     record = copy.deepcopy(data.draw(st.sampled_from(committed_records(kind))))
@@ -228,8 +229,8 @@ def test_whatever_stands_in_a_record_it_is_refused_in_one_line_or_tabulated(kind
             inputs = {each: [record] if each == kind else [] for each in reads}
             try:
                 getattr(module, "frame", getattr(module, "draw", None))(inputs, about)
-                getattr(module, "notes", agreement.notes)(inputs, about)
-                agreement.check_accuracies(inputs)
+                getattr(module, "notes", frames.notes)(inputs, about)
+                frames.check_accuracies(inputs)
             except UserError as error:
                 assert "\n" not in str(error)
 
@@ -281,6 +282,25 @@ CONTENTS = {
     "broken header": (b'\x10\0\0\0\0\0\0\0{"broken": \n\n', "is truncated or no safetensors file ("),
     "empty": (b"", "is truncated or no safetensors file"),
 }  # fmt: skip
+
+
+def test_the_state_of_another_training_is_told(tmp_path):
+    path, net = tmp_path / "cnn-0.safetensors", nn.Linear(2, 3)
+    for tensors, about in (
+        ({}, {}),
+        (net.state_dict(), {"status": "ok"}),
+        ({"net.weight": torch.ones(9)}, {"history": []}),
+    ):
+        checkpoints.save(path, tensors, about)
+        state = State(path, net, None, None, [])
+        refused(
+            state.restore,
+            match=r"cnn-0\.safetensors isn't the state of this training: delete it, and it starts over",
+        )
+    checkpoints.save(
+        path, {f"net.{name}": tensor for name, tensor in net.state_dict().items()}, {"scaler": {}}
+    )
+    refused(State(path, net, None, None, []).restore, match="isn't the state")
 
 
 @pytest.mark.parametrize(("content", "line"), CONTENTS.values(), ids=CONTENTS)

@@ -10,10 +10,9 @@ from records import CODE, MEASURED, MODELS, NAMES, PAIRS, SELECTION, flip, made,
 
 from relusym import cifar10, paper_values
 from relusym.errors import UserError
-from relusym.findings import agreement, declared
-from relusym.findings.agreement import notes
+from relusym.findings import declared, frames
 from relusym.findings.beyond import matchings
-from relusym.findings.frames import chosen, read, tidy
+from relusym.findings.frames import chosen, notes, read, tidy
 from relusym.findings.layout import human_table, mean_and_std, number, page, write_table
 from relusym.findings.tables import provenance, resnets, table1, table2, table4
 from relusym.findings.tables.costs import LAYOUT as COSTS
@@ -266,14 +265,14 @@ def test_notes_say_why_nets_are_left_out_and_barriers_are_far_below_zero():
     flips = [flip("gcnn", i, status="left_out") | {"reason": f"gcnn-{i} is degenerate"} for i in range(3)]
     scores = {"net": 0.12, "flipped": 0.12, "halfway": 0.1, "repaired": 0.18}
     flips += [flip("cnn", 1, -0.486, scores=scores), flip("cnn", 2, 0.03)]
-    *_, negative, gcnn, cnn = agreement.notes({"train": trains, "flip_merge": flips}, {"names": NAMES})
+    *_, negative, gcnn, cnn = frames.notes({"train": trains, "flip_merge": flips}, {"names": NAMES})
     assert negative.startswith("Barriers are negative, down to -0.486 (CNN-1)")
     assert "accuracy 0.120" in negative
     assert gcnn == "GCNN (all 3 nets) is left out: its accuracy is no better than chance"
     assert cnn == "CNN-0 is left out: its training diverged"
-    (merges_alone,) = (line for line in agreement.notes({"flip_merge": flips}, {}) if "left out" in line)
+    (merges_alone,) = (line for line in frames.notes({"flip_merge": flips}, {}) if "left out" in line)
     assert merges_alone.startswith("gcnn (all 3 nets)")
-    hardly = agreement.notes({"flip_merge": [flip("cnn", 0, -0.01)]}, {})
+    hardly = frames.notes({"flip_merge": [flip("cnn", 0, -0.01)]}, {})
     assert not any("negative" in line for line in hardly)
 
 
@@ -453,20 +452,20 @@ def test_no_records_are_no_rows():
 
 def test_the_notes_of_a_table_name_data_records_and_code():
     records = by_kind([record(), record(), record("flip_merge", device="cuda T4")])
-    first, *notes = agreement.notes(records, {"notes": ["of the config"]})
+    first, *notes = frames.notes(records, {"notes": ["of the config"]})
     assert first == "of the config"
     assert notes[:2] == ["Data: CIFAR10", "From 2 train and 1 flip_merge records"]
     code = "Made with relusym 0.1.0, torch 2.14.1, python 3.11, device"
     assert notes[2:] == [f"{code} cpu x86_64", f"{code} cuda T4"]
-    assert agreement.notes({}, {}) == []
+    assert frames.notes({}, {}) == []
 
 
 def test_tables_say_cifar10_for_its_content_and_doubt_what_only_its_label_says():
     copies = [record(source="my copy"), record(), record("flip_merge", status="left_out", source=None)]
-    assert agreement.notes(by_kind(copies), {})[:1] == ["Data: CIFAR10"]
+    assert frames.notes(by_kind(copies), {})[:1] == ["Data: CIFAR10"]
     assert set(made_of(copies, "table2")["images"]) == {"CIFAR10"}
     others = [made | {"inputs": made["inputs"] | {"data": "ab" * 32}} for made in copies[1:]]
-    doubted = agreement.notes(by_kind(others), {})
+    doubted = frames.notes(by_kind(others), {})
     assert doubted[:3] == [
         "Data: CIFAR10?",
         "CIFAR10?: these aren't CIFAR10's images, or not in its order (their SHA-256 begins with abababab, that of "

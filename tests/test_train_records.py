@@ -10,6 +10,7 @@ from relusym.data import image_set, prepare
 from relusym.data.chiral_shapes import generate
 from relusym.errors import Interrupted, UserError
 from relusym.findings.frames import read_filters
+from relusym.measuring import loading
 from relusym.measuring.merge import MergeJob, merge_record
 from relusym.measuring.train import TrainJob, train_record
 from relusym.nets import build
@@ -209,3 +210,10 @@ def test_nets_are_kept_at_the_epochs_that_are_asked_for_also_if_the_training_was
     assert checkpoint.load(paths[1])[1]["epoch"] == 1
     torch.manual_seed(stream(0, "cnn", "weights"))
     assert_same(saved(paths[0]), build(settings["network"], 10).state_dict())
+
+
+def test_a_clock_that_was_set_back_costs_no_record(monkeypatch):
+    meter = loading.JobMeter(torch.device("cpu"))
+    monkeypatch.setattr(loading.time, "time", lambda: 0.0)
+    cost = meter.fields()["cost"]
+    assert cost["job_seconds"] == cost["seconds"] >= 0

@@ -54,7 +54,7 @@ def test_every_job_left_its_log_and_says_what_it_took(finished):
     assert len(records) == trained + merged + len(PAIR_JOBS) + len(ALONE)
     for path in paths:
         cost = load_record(path)["cost"]  # of its fork, where a job is one
-        assert path.parts[-3] == "theory" or 0 < cost["seconds"] <= cost["job_seconds"] < 500, path
+        assert path.parts[-3] == "theory" or 0 < cost["seconds"] <= cost["job_seconds"] < 86400, path
         assert path.parts[-3] != "train" or cost["job_memory_mb"] > 100, path
     for name in ("flipped_training", *(f"theory/{statement}" for statement in STATEMENTS)):  # on no net
         assert (results / "logs" / f"{name}.log").read_text(encoding="utf-8")

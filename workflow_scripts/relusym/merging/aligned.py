@@ -3,13 +3,21 @@
 from collections import defaultdict
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from relusym.channels.groups import ChannelGroup, by_node, has_batch_norm, order_of, permute
+from relusym.channels.groups import (
+    ChannelGroup,
+    by_node,
+    factors_of,
+    has_batch_norm,
+    order_of,
+    permute,
+    rescale,
+)
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import layer_of
 from relusym.errors import UserError
@@ -82,10 +90,12 @@ class PairStatistics:
         correlations: group name → Pearson correlations of the first net's channels with the second's, float64 (C, C),
             after ReLU.
         statistics: of either net, statistics of what REPAIR corrects, by the names of `repair.repair_points`.
+        deviations: group name → standard deviations of either net's channels, as of `correlations`.
     """
 
     correlations: dict[str, Tensor]
     statistics: tuple[dict[str, Statistics], dict[str, Statistics]]
+    deviations: dict[str, tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
@@ -139,7 +149,11 @@ def pair_statistics(
         a, b = (block_statistics(net, images) for net in (first, second))
     else:
         a, b = ({name: moments.statistics() for name, moments in sums.items()} for sums in single)
-    return PairStatistics({name: moments.correlation(EPSILON) for name, moments in joint.items()}, (a, b))
+    return PairStatistics(
+        {name: moments.correlation(EPSILON) for name, moments in joint.items()},
+        (a, b),
+        {name: (x.first.statistics().std, x.second.statistics().std) for name, x in joint.items()},
+    )
 
 
 Targets = dict[str, Statistics]
@@ -174,6 +188,7 @@ class Aligned:
         statistics: either net's, by the names of `repair.repair_points`, in the first one's order.
         checks: of `identities`, that the second net's logits are what they were.
         search: of a matching that searches, what its starts came to.
+        factors: group name → float (C,), by which the second net's channels were multiplied, in the first one's order.
     """
 
     traced: TracedNet
@@ -184,6 +199,7 @@ class Aligned:
     statistics: tuple[Targets, Targets]
     checks: dict[str, float]
     search: Search | None = None
+    factors: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def first(self) -> nn.Module:
@@ -217,29 +233,37 @@ def align(
     groups = first.groups
     measured = pair_statistics(first, second, images, groups, answered)
     states = first.net.state_dict(), second.net.state_dict()
-    pair = Pair(states, groups, measured.correlations, generator(seed, matching), order, starts)
+    draw, admits = generator(seed, matching), first.admits
+    pair = Pair(states, groups, measured.correlations, draw, order, starts, measured.deviations, admits)
     matched = match(matching, pair)
-    permutations, permuted = matched.permutations, deepcopy(second.net)
-    permuted.load_state_dict(permute(states[1], groups, permutations))
+    permutations, factors, permuted = matched.permutations, matched.factors, deepcopy(second.net)
+    permuted.load_state_dict(rescale(permute(states[1], groups, permutations), groups, factors))
     x = images.first(CHECK_IMAGES, device_of(first.net))
     logits = [answers(second.module(net), x) for net in (second.net, permuted)]
     checks = {"permuted_logits": largest_difference(*logits)}
     hold(checks)
-    ordered = _in_order(measured.statistics[1], groups, permutations, first.module())
+    ordered = _in_order(measured.statistics[1], groups, permutations, factors, first.module())
     statistics = measured.statistics[0], ordered
     similarity, search = matched.similarity, matched.search
-    return Aligned(first, permuted, groups, permutations, similarity, statistics, checks, search)
+    return Aligned(first, permuted, groups, permutations, similarity, statistics, checks, search, factors)
 
 
 def _in_order(
-    second: Targets, groups: list[ChannelGroup], permutations: dict[str, Tensor], graph: fx.GraphModule
+    second: Targets,
+    groups: list[ChannelGroup],
+    permutations: dict[str, Tensor],
+    factors: dict[str, Tensor],
+    graph: fx.GraphModule,
 ) -> Targets:
-    """The second net's statistics as they are once its channels are permuted."""
+    """The second net's statistics as they are once its channels are permuted and multiplied."""
     points, ordered = repair_points(graph), {}
     for node in graph.graph.nodes:
         if (name := points.get(node.name)) in second:
             layer = layer_of(graph, node)
             dim = len(node.meta["shape"]) + channel_dim(layer) if isinstance(layer, CORRECTED) else 1
-            order = order_of(node.name, len(second[name].mean), groups, permutations, dim)
+            size = len(second[name].mean)
+            order = order_of(node.name, size, groups, permutations, dim)
             ordered[name] = second[name].permuted(order)
+            if factors:
+                ordered[name] = ordered[name].times(factors_of(node.name, size, groups, factors, dim))
     return ordered
