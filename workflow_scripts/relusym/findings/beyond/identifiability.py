@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from relusym.beyond.identifiability import LARGER_GROUP
-from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, agreement, pd
-from relusym.findings.agreement import check_agreement
+from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, frames, pd
 from relusym.findings.evidence import Evidence, is_higher, paired
-from relusym.findings.frames import in_order
+from relusym.findings.frames import check_agreement, in_order
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import LINES, empty_drawing, label_rows, legend_above, panels_of, plain_axes
 from relusym.findings.selection import beyond
-from relusym.findings.tables.claims import FORMATS, HEADINGS, LEVEL, judged
+from relusym.findings.tables.claims import COLUMNS, FORMATS, LEVEL, judged
 
 SMALL = 0.01  # a barrier that is of no account
 CLOSE = 0.05  # between types, whose barriers vary more
@@ -33,11 +32,8 @@ VARIANTS = {
     "towers": "two towers that may swap",
     "towers_apart": "two towers, each by itself",
 }
-LAYOUT = Layout(
-    "Identifiability: is the barrier as low as the group that one matches over allows?",
-    {column: text for column, text in HEADINGS.items() if column not in ("power", "source")},
-    FORMATS,
-)
+TITLE = "Identifiability: is the barrier as low as the group that one matches over allows?"
+LAYOUT = Layout(TITLE, COLUMNS, FORMATS)
 DECLARED = beyond("identifiability", order=8)
 TABLE = Table(__name__, LAYOUT, **DECLARED)
 FIGURE = Figure(__name__, name="identifiability_figure", csvs=(".csv",), **DECLARED)
@@ -137,7 +133,7 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
         "p is two-sided; corrected for these claims together after Benjamini and Hochberg. Held or did not hold: "
         f"corrected p below {LEVEL}, or, where all nets are equal, their mean, whatever p is; inconclusive: above",
         "Where a barrier is to be higher by less than so much, the effect is by how much it is lower",
-        *agreement.notes(inputs, selection),
+        *frames.notes(inputs, selection),
     ]
 
 
