@@ -122,7 +122,7 @@ def test_the_time_left_is_that_of_the_jobs_to_do_by_the_means_of_their_rules(mon
 
 @pytest.fixture
 def table2():
-    frame = pd.DataFrame({"model": NAMES, "gcnn_barrier_mean": [0.084, 0.021, 0.0]})
+    frame = pd.DataFrame({"model": [*NAMES], "gcnn_barrier_mean": [0.084, 0.021, 0.0]})
     same = {
         "accuracy_mean": 0.8, "accuracy_std": 0.01, "invariance_error_mean": 0.1,
         "invariance_error_std": 0.01,
