@@ -408,7 +408,7 @@ def cut(path):
     ("cut.npz", cut, "truncated"), ("text.npz", lambda path: Path(path).write_text("images"), "text.npz"),
     ("lying.npz", lying, "declares 30,720,000,000 bytes"),
     ("none.npy", lambda path: Path(path).write_bytes(b""), "truncated"),
-    ("list.pt", lambda path: torch.save([torch.zeros(2, 8, 8, 3), torch.zeros(2)], path), "holds list"),
+    ("list.pt", lambda path: torch.save([torch.zeros(2)] * 3, path), "holds list"),
     ("keys.pt", lambda path: torch.save({0: torch.zeros(2), 1: torch.ones(2)}, path), "it has 0, 1"),
     ("text.npz", lambda path: np.savez(path, images=np.array(["a", "b"])), "uint8"),
 ])  # fmt: skip

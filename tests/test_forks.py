@@ -317,6 +317,7 @@ def test_a_kill_of_the_process_that_forks_costs_no_job(tiny, finished, started):
     merges = merges_of(made)
     run = started(made, *merges)
     that_forks(run).kill()
-    assert run.returncode == 0, run.communicate(timeout=MINUTES)[0]
+    output = run.communicate(timeout=MINUTES)[0]
+    assert run.returncode == 0, output
     for merge in merges:
         assert load_record(made.folder / merge)["barrier"] == load_record(finished.folder / merge)["barrier"]

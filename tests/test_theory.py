@@ -143,7 +143,8 @@ def test_example_c_1_needs_a_symmetric_distribution(fails):
     def shifted(x):
         return np.exp(-((x - 0.1) ** 2) / 2) / np.sqrt(2 * np.pi)
 
-    assert fails(example_c_1, 50, DENSITIES={"shifted": shifted})["ratio_shifted"] < 0.49
+    densities = example_c_1.DENSITIES | {"shifted": shifted}
+    assert fails(example_c_1, 50, DENSITIES=densities)["ratio_shifted"] < 0.49
 
 
 def test_example_c_1_needs_training_that_works(fails):
