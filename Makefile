@@ -1,11 +1,13 @@
-# make demo · make check · make test · make test-cluster · make lint · make format · make laptop · make bench · make nets: each
+# make install · make demo · make check · make test · make test-cluster · make lint · make format · make laptop · make bench · make nets: each
 # builds .venv from requirements.lock first, if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
 
-.PHONY: demo laptop bench nets check test test-cluster lint format
+.PHONY: install demo laptop bench nets check test test-cluster lint format
+install: $(VENV)/.installed
+
 demo: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) all beyond --config scale=demo
 	@$(BIN)/snakemake all beyond --config scale=demo --report report.html --quiet all
@@ -57,6 +59,7 @@ docs/rules.svg: docs/rules.dot # needs graphviz
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "relu-symmetries needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@echo "Installing requirements.lock into $(VENV): some minutes, 6 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .

@@ -29,6 +29,8 @@ def files(name):
     is_table = isinstance(finding, Table)
     endings = [".csv", ".md"] if is_table else finding.csvs
     outputs = [update(stem(name) + ending) for ending in endings]
+    if MAIN and not (ROOT / f"report/{name}.rst").exists():
+        sys.exit(f"error: {name} has no caption in the report: write it as report/{name}.rst")
     if is_table and not REPORT:
         return outputs
     shown = in_report(

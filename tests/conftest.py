@@ -198,9 +198,9 @@ class Clone:
         assert run.returncode == 0, run.stdout
         return run.stdout
 
-    def fails(self, *arguments: str) -> str:
+    def fails(self, *arguments: str, **how: Any) -> str:
         """What a run prints that comes to a bad end."""
-        run = self.snakemake(*arguments)
+        run = self.snakemake(*arguments, **how)
         assert run.returncode != 0 and "Traceback" not in run.stdout, run.stdout
         return run.stdout
 

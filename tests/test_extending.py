@@ -298,8 +298,10 @@ def frame(inputs, selection):
 def test_a_table_is_a_module_and_a_caption(committed):
     library = committed.folder / "workflow_scripts"
     (library / "relusym/findings/tables/mine.py").write_text(MINE, encoding="utf-8")
+    by = "env", f"PYTHONPATH={library}"
+    assert "mine has no caption in the report: write it as report/mine.rst" in committed.fails("mine", by=by)
     (committed.folder / "report/mine.rst").write_text("Each net.\n", encoding="utf-8")
-    output = committed.makes("mine", "provenance", by=("env", f"PYTHONPATH={library}"))
+    output = committed.makes("mine", "provenance", by=by)
     made = table(committed, "mine")
     assert made["model"].tolist() == ["cnn", "cnn", "gcnn", "gcnn"] and made["accuracy"].notna().all()
     assert notes(committed, "mine")[0].startswith("Scale tiny")

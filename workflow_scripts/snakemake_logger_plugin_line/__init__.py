@@ -181,7 +181,8 @@ class Run:
     def plan(self) -> str:
         """What a dry run would do: of each rule how many jobs, and the first of them by name."""
         single = [rule for rule, number in self.to_do.items() if number == 1 and self.planned[rule] == [rule]]
-        lines = [f"Would run {self.total:,} jobs (the full list: --verbose):"]
+        jobs = "1 job" if self.total == 1 else f"{self.total:,} jobs"
+        lines = [f"Would run {jobs} (the full list: --verbose):"]
         for rule in self.to_do.keys() - single:
             names = sorted(self.planned[rule])
             lines.append(

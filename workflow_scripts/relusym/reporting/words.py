@@ -112,4 +112,4 @@ def grid_text(grid: Grid) -> str:
 def _next_size(grid: Grid) -> str:
     if grid.next_size is None:
         return "No larger size was found at which it could be."
-    return f"The next size at which it can be is {grid.next_size}."
+    return f"{grid.next_size} is the next size at which it could be equivariant."
