@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from relusym.barrier import barrier
 from relusym.channels.groups import has_batch_norm
 from relusym.channels.traced import as_traced
-from relusym.evaluation.barrier import accuracy, barrier
 from relusym.evaluation.images import ImageSource
+from relusym.evaluation.metrics import accuracy
 from relusym.matching import STARTS
 from relusym.merging.aligned import align, interpolate
 from relusym.merging.repair import repaired, reset_batch_norm
