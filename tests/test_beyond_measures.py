@@ -13,8 +13,8 @@ from relusym.evaluation.invariance import Averaged
 from relusym.evaluation.metrics import MEASURED, evaluate
 from relusym.measuring.merge import MergeJob
 from relusym.merging.aligned import align
+from relusym.merging.many import orbit_merge
 from relusym.merging.merge import curve, flip_merge
-from relusym.merging.orbit import orbit_merge
 from relusym.merging.partial import prefix_barriers
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
 
@@ -114,7 +114,7 @@ def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets
         nets.append(QUARTER_TURN.transform(nets[-1]))
     merged = []
     monkeypatch.setattr(
-        "relusym.merging.orbit.repaired",
+        "relusym.merging.many.repaired",
         lambda traced, targets, images: [merged.append((traced.net, targets)) or traced.net],
     )
     orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, labels, matching="identity")

@@ -230,6 +230,33 @@ def test_merge_writes_the_merged_net(capsys, folder, tmp_path):
     assert torch.allclose(load_file(out)["0.weight"], (first["0.weight"] + second["0.weight"][order]) / 2)
 
 
+def test_three_nets_are_merged_to_one_beside_each_matched_to_the_first(capsys, folder, tmp_path):
+    out, names = tmp_path / "merged.safetensors", ("0.safetensors", "1.pth", "0.pth")
+    given = "merge", folder / "my_nets.py:build", *(folder / name for name in names), "--out", out, *SCALED
+    code, printed, lines = run(capsys, folder, *given)
+    assert (code, lines) == (0, []) and "the mean of all, with REPAIR is written to" in " ".join(
+        printed.split()
+    )
+    assert "each matched to the first alone" in printed and "all nets' mean logits" in printed
+    numbers = json.loads(run(capsys, folder, *given, "--which", "halfway", "--json")[1])
+    assert set(numbers["barrier"]) == {"halfway", "repaired", "pairwise", "pairwise_repaired"}
+    mean = sum(numbers["scores"]["accuracy"][f"net_{i}"] for i in (1, 2, 3)) / 3
+    for name, barrier in numbers["barrier"].items():
+        assert barrier == pytest.approx(1 - numbers["scores"]["accuracy"][name] / mean)
+    states = [load_file(folder / f"{seed}.safetensors") for seed in (0, 1, 0)]
+    order = [torch.tensor(numbers["permutations"][f"net_{i}"]["0"]) for i in (1, 2, 3)]
+    whole = sum(state["0.weight"][p] for state, p in zip(states, order, strict=True)) / 3
+    assert torch.allclose(load_file(out)["0.weight"], whole) and torch.equal(order[0], order[2])
+    about = checkpoint.load(out)[1]
+    assert about["of"] == [str(folder / name) for name in names] and about["which"] == "halfway"
+    assert about["barrier"] == numbers["barrier"]
+    for more in (["--matching", "weight"], ["--curve", "3"], ["--permuted", tmp_path / "p.safetensors"]):
+        code, _, lines = run(capsys, folder, *given, *more)
+        assert code == 1 and lines[0].startswith(
+            "relusym: more than two nets are matched by their activations"
+        )
+
+
 def test_a_net_merged_with_itself_is_itself(capsys, folder, tmp_path):
     out, weights = tmp_path / "merged.safetensors", folder / "0.safetensors"
     given = folder / "my_nets.py:build", weights, weights, "--out", out, "--which", "halfway"

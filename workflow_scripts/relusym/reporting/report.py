@@ -170,7 +170,7 @@ def report(
     merged = flip_merge(net, match, test, labels, **how)
     traced = merged.traced
     progress("baselines", 0)
-    both = baselines(traced.net, merged.nets["flipped"], symmetry, test, merged.labels, metrics)
+    both = baselines([traced.net, merged.nets["flipped"]], symmetry, test, merged.labels, metrics)
     line = {}
     if curve_points:
         progress("the line between", 0)
@@ -224,21 +224,20 @@ def report(
 
 
 def baselines(
-    first: nn.Module,
-    second: nn.Module,
+    merged: Sequence[nn.Module],
     symmetry: Symmetry,
     test: ImageSource,
     labels: Tensor,
     metrics: Mapping[str, Metric],
 ) -> dict[str, dict[str, float]]:
-    """What a merged net has to be as good as: both nets' mean logits, and the first one's over all orientations.
+    """What a merged net has to be as good as: all nets' mean logits, and the first one's over all orientations.
 
     Returns:
         "ensemble", and "flips" of nets that give one answer an image → metric → mean over the images.
     """
-    nets: dict[str, nn.Module] = {"ensemble": Ensemble(first, second)}
+    nets: dict[str, nn.Module] = {"ensemble": Ensemble(*merged)}
     if labels.ndim == 1:
-        nets["flips"] = Averaged(first, symmetry)
+        nets["flips"] = Averaged(merged[0], symmetry)
     metrics = {"accuracy": TOP_1, **metrics}
     return {name: evaluate(net, test, labels, metrics)[0] for name, net in nets.items()}
 

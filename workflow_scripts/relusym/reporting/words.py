@@ -18,6 +18,14 @@ NETS = {
     "ensemble": "both nets' mean logits",
     "flips": "mean logits over orientations",
 }
+MANY = NETS | {  # of more nets than two
+    "halfway": "the mean of all, as it is",
+    "reset": "the mean of all, batch norms reset",
+    "repaired": "the mean of all, with REPAIR",
+    "pairwise": "each matched to the first alone",
+    "pairwise_repaired": "each to the first, with REPAIR",
+    "ensemble": "all nets' mean logits",
+}
 MOVED = {
     "horizontal_flip": "flipped left to right",
     "vertical_flip": "flipped upside down",
