@@ -662,6 +662,22 @@ def test_nets_are_merged_without_images_by_their_weights(folder, capsys, tmp_pat
         assert main([*given, *more]) == 1 and line in capsys.readouterr().err
 
 
+def test_the_lie_derivative_stands_beside_the_barrier_if_it_is_asked_for(folder, capsys, tmp_path):
+    given = "--weights", folder / "0.safetensors", "--out", tmp_path, "--json"
+    numbers = json.loads(report(capsys, folder, *given)[1])
+    assert "lie_derivative" not in numbers and not (tmp_path / "lie_derivative.csv").exists()
+    lie = json.loads(report(capsys, folder, *given, "--lie-derivative", 8)[1])["lie_derivative"]
+    rows = list(csv.DictReader((tmp_path / "lie_derivative.csv").open()))
+    assert [row["layer"] for row in rows] == ["0", "2", "6", "whole net"] and lie["images"] == 8
+    assert [float(row["lie_rotation"]) for row in rows[:3]] == [
+        of["rotation"] for of in lie["layers"].values()
+    ]
+    barriers = {part["part"]: part["up_to"]["accuracy"] for part in numbers["where_it_fails"]}
+    assert [float(row["up_to_accuracy"]) for row in rows[:3]] == [barriers[row["layer"]] for row in rows[:3]]
+    assert float(rows[3]["lie_translation"]) == lie["total"]["translation"] > 0
+    assert "the Lie derivative by layer" in (tmp_path / "report.html").read_text()
+
+
 def test_several_nets_are_reported_side_by_side(folder, capsys, tmp_path):
     weights = [folder / "0.safetensors", folder / "1.pth", folder / "0.pth"]
     code, printed, _ = report(

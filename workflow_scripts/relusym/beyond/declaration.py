@@ -34,7 +34,12 @@ class Options(Selection):
     )
 
 
-NOT_IN_SETTINGS = {*Options.model_fields, "pairs", "matching"}
+NOT_IN_SETTINGS = {
+    *Options.model_fields,
+    "pairs",
+    "matching",
+    "lie_images",
+}  # or added by `Measurement.settings`
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Measurement:
             from its section, the first net's model, the settings upstream, and the epochs at which that net is kept.
         snapshots: the epochs at which it reads a net, by its settings.
         flips_alone: whether its nets' symmetry has to be of order 2.
+        several: whether it is of as many nets of a type as the largest of its option `counts`.
     """
 
     options: type[Options]
@@ -57,3 +63,4 @@ class Measurement:
     settings: Callable[[Values, str, Values, list[int]], Values] = lambda *_: {}
     snapshots: Callable[[Values], list[int]] = lambda settings: []
     flips_alone: bool = False
+    several: bool = False

@@ -283,9 +283,20 @@ class Settings(Sources):
     def subjects(self, name: str) -> list[tuple[Net, ...]]:
         """What a measurement beyond the paper is made on, as far as it is of this run: nets, then pairs of nets.
 
-        `models` are the types of single nets, `pairs` those of pairs; the nets are of `seeds` (left out: of all).
+        `models` are the types of single nets, `pairs` those of pairs; the nets are of `seeds` (left out: of all). Of
+        several nets, the first is, and the others are those of the next seeds of its type, cyclically.
         """
         section = self.beyond[name]
+        if MEASUREMENTS[name].several:
+            chosen, count = {*self.nets}, max(section["counts"])
+            sets = [
+                tuple((model, seed) for seed in (seeds + seeds)[place : place + count])
+                for model in section.get("models", [])
+                for seeds in [self.models[model].seeds]
+                for place, first in enumerate(seeds)
+                if first in section.get("seeds", seeds)
+            ]
+            return [nets for nets in sets if chosen.issuperset(nets)]
         types = [tuple(pair) for pair in section.get("pairs", [])]
         nets = [(net,) for net in self.nets if net[0] in section.get("models", [])]
         pairs = [pair for pair in self.pairs if (pair[0][0], pair[1][0]) in types]

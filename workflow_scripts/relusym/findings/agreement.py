@@ -178,6 +178,8 @@ def accuracies(record: Record) -> list[tuple[tuple[str, int], float]]:
         values = [line[0], line[-1]][: len(nets)]
     elif kind == "during_training":
         values = [record["epochs"][-1]["accuracy"]]
+    elif kind == "universe":
+        values = record["accuracy"]
     elif kind == "symmetries":
         values = [measured["accuracy"]["net"] for measured in record["symmetries"].values()]
         nets = nets * len(values)

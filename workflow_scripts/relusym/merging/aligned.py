@@ -89,6 +89,14 @@ class PairStatistics:
     correlations: dict[str, Tensor]
     statistics: tuple[dict[str, Statistics], ...]
 
+    def by_net(self, groups: list[ChannelGroup], count: int | None = None) -> dict[str, Tensor]:
+        """Of N nets, or the first so many: group name → correlations, float64 (N, C, N, C)."""
+        sizes = {group.name: (-1, group.size) for group in groups}
+        return {
+            name: table.unflatten(1, sizes[name]).unflatten(0, sizes[name])[:count, :, :count]
+            for name, table in self.correlations.items()
+        }
+
 
 def pair_statistics(
     first: nn.Module | TracedNet,
@@ -337,11 +345,7 @@ def align_many(
     first, count, states = all_traced[0], len(nets), [traced.net.state_dict() for traced in all_traced]
     groups = first.groups
     measured = measured or joint_statistics(all_traced, images, groups, answered)
-    tables = {}
-    for group in groups:
-        if (table := measured.correlations.get(group.name)) is not None:
-            by_net = table.unflatten(1, (-1, group.size)).unflatten(0, (-1, group.size))
-            tables[group.name] = by_net[:count, :, :count]
+    tables = measured.by_net(groups, count)
     if matching == CYCLIC:
         permutations = cyclic(groups, tables)
     elif matching == UNIVERSE:

@@ -70,6 +70,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="images that each partial merge is corrected and measured on; 0 leaves them out (default: 100)",
     )
+    report.add_argument(
+        "--lie-derivative",
+        type=_count(0),
+        default=0,
+        metavar="N",
+        help="measure on N images how far each layer is from equivariant under small moves and turns (default: 0)",
+    )
 
     two = commands.add_parser("merge", help="merge nets of one architecture", description=MERGE)
     two.add_argument("net", help=NET)
@@ -415,6 +422,7 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
                 metrics=on.metrics,
                 partial_images=options.partial_images,
                 curve_points=options.curve,
+                lie_images=options.lie_derivative,
                 seed=options.seed,
                 name=name if several else net_files.name_of(options.net, net),
                 classes=on.classes,

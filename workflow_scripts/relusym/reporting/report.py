@@ -16,11 +16,12 @@ from relusym import __version__
 from relusym.channels.groups import ChannelGroup
 from relusym.channels.traced import TracedNet
 from relusym.channels.tracing import Handlers
-from relusym.errors import listed
+from relusym.errors import UserError, listed
 from relusym.evaluation.images import AnyImages, ImageSource, as_images
 from relusym.evaluation.invariance import Averaged, Ensemble
 from relusym.evaluation.metrics import TOP_1, Metric, evaluate
 from relusym.merging.layers import Conv, ErrorShares, Layer, convs, equivariance_errors, group_actions, layers
+from relusym.merging.lie_derivative import LieDerivative, lie_derivative
 from relusym.merging.merge import METRICS, Merge, curve, flip_merge
 from relusym.merging.partial import Partial, Which, partial_merges
 from relusym.pixels.grid import Grid, grid
@@ -53,6 +54,7 @@ class Report:
         baselines: what the merged net is measured against, "ensemble" (mean logits of the net and its transformed self)
             and "flips" (of the net on all orientations of an image) → metric → mean over the images.
         curve: as `merge.curve` gives it, from the net to its transformed self; empty if it wasn't asked for.
+        lie: the Lie derivative under small moves and turns; None if it wasn't asked for, or as `notes` say.
         classes: names of the classes, where they are known.
         inputs: how images were read, where that is known.
     """
@@ -73,6 +75,7 @@ class Report:
     partners: list[Partners] = field(default_factory=list, repr=False)
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     curve: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    lie: LieDerivative | None = None
     classes: tuple[str, ...] = ()
     inputs: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -99,6 +102,7 @@ class Report:
                 for partial in self.partial
             ],
             "grid": asdict(self.grid) | {"symmetric": self.grid.symmetric},
+            **({"lie_derivative": self.lie.numbers()} if self.lie else {}),
         }
 
 
@@ -133,6 +137,7 @@ def report(
     metrics: Mapping[str, Metric] = METRICS,
     partial_images: int = 100,
     curve_points: int = 0,
+    lie_images: int = 0,
     seed: int = 0,
     name: str | None = None,
     classes: Sequence[str] = (),
@@ -151,6 +156,7 @@ def report(
             leaves them out.
         matching: its name in `matching.MATCHINGS`.
         curve_points: at how many points of the line from the net to its transformed self nets are measured; 0: none.
+        lie_images: on how many of the images the Lie derivative is measured, the first ones; 0: none.
         seed: of all random choices.
         classes: their names, if they are known.
         name: what the report calls the net; None: its class.
@@ -186,6 +192,13 @@ def report(
     shares = sources.shares()
     del sources  # it holds two matrices for each layer
     without = [group for group in groups if group.name not in errors]
+    lie, unknown = None, []
+    if lie_images:
+        progress("Lie derivative", 0)
+        try:
+            lie = lie_derivative(traced, test, lie_images, seed=seed)
+        except UserError as error:
+            unknown = [str(error)]
     partial, chosen = [], torch.tensor([])
     if partial_images:
         some, chosen = test.sample(partial_images, seed)
@@ -218,8 +231,9 @@ def report(
         partners=partners(traced, test, symmetry, groups, permutations),
         baselines=both,
         curve=line,
+        lie=lie,
         classes=tuple(classes),
-        notes=[*merged.all_notes, *_unmeasured(traced, symmetry, test.shape, without)],
+        notes=[*merged.all_notes, *_unmeasured(traced, symmetry, test.shape, without), *unknown],
     )
 
 
