@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import torchvision
 from small_nets import Images, answers, resnet, shuffled, smooth_images, vgg11
 
 from relusym.channels.groups import ChannelGroup
@@ -33,7 +34,12 @@ def powers(permutation, count):
 # ---- one universe
 
 
-@pytest.mark.parametrize(("make", "images"), [(vgg11, IMAGES), (resnet, ODD)])
+def transformer():
+    torch.manual_seed(0)
+    return torchvision.models.VisionTransformer(32, 8, 2, 4, 48, 96, num_classes=10).eval()
+
+
+@pytest.mark.parametrize(("make", "images"), [(vgg11, IMAGES), (resnet, ODD), (transformer, IMAGES)])
 def test_planted_permutations_of_several_nets_are_found_exactly_and_cycles_are_the_identity(make, images):
     net = make()
     groups = channel_groups(net, images.shape)
