@@ -152,7 +152,9 @@ def made(table, selection=SELECTION, **inputs):
 
 @cache
 def committed_records(kind):
-    """Some of each kind that jobs have written, the shortest lists first."""
+    """Some of each kind that jobs have written, the shortest lists first; of those that none has yet, one made up."""
+    if kind == "universe":
+        return [several("cnn", range(3))]
     paths = sorted((ROOT / "results" / "laptop" / "records" / kind).rglob("*.json"))
     written = [load_record(path) for path in paths if path.name != "settings.json"]
     written.sort(key=lambda record: "model_1" in record)  # single nets first
@@ -164,8 +166,8 @@ def committed_records(kind):
 
 
 def a(kind):
-    """A committed record of a kind, or, where none is yet, one made up, to be changed."""
-    return copy.deepcopy(several("cnn", range(3)) if kind == "universe" else committed_records(kind)[0])
+    """A committed record of a kind, to be changed."""
+    return copy.deepcopy(committed_records(kind)[0])
 
 
 GONE = object()

@@ -13,7 +13,6 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -110,28 +109,28 @@ def lie_derivative(
     if flow.fixed:
         where, why = next(iter(flow.fixed.items()))
         raise UserError(f"no Lie derivative: {where}: {why}")
-    dims = {node.name: tree_map(_dims(node.name), labels) for node, labels in flow.labels.items()}
+    dims = {node.name: _dims(node.name, tree_leaves(labels)) for node, labels in flow.labels.items()}
 
-    def rates(values: Any, node: fx.Node) -> Any:
-        """Of each tensor that a node writes: how fast it changes, (3, …); of a vector, zero."""
-        leaves = zip(tree_leaves(values), _leaves(dims.get(node.name)), strict=False)
-        return [generators(x, where, size, circular=circular) if where else 0.0 for x, where in leaves]
+    def rates(node: fx.Node, values: Any) -> list[Tensor | None]:
+        """Of each tensor that a node writes: how fast it changes, (3, …); None of a vector, which is of no place."""
+        leaves = zip(tree_leaves(values), dims.get(node.name, []), strict=False)
+        return [generators(x, where, size, circular=circular) if where else None for x, where in leaves]
 
-    squares: dict[str, dict[str, Tensor | float]] = defaultdict(lambda: dict.fromkeys(TRANSFORMATIONS, 0.0))
-    count, at_once = 0, max(1, HELD // (8 * sum(_entries(node) for node in graph.graph.nodes)))
+    sums: dict[str, Tensor | float] = defaultdict(float)
+    entries = sum(prod(shape[1:]) for node in graph.graph.nodes
+                  if isinstance(shape := node.meta.get("shape"), torch.Size))  # fmt: skip
+    count, at_once = 0, max(1, HELD // (8 * entries))
     with evaluating(traced.net):
         for batch in images.batches(device_of(traced.net)):
             for x in batch[: most - count].split(at_once):
                 for layer, changes in _contributions(graph, x, rates, seed).items():
-                    for name, which in TRANSFORMATIONS.items():
-                        of_images = changes[which].double().square().sum(2).mean(0)
-                        squares[layer][name] += of_images.sum()
+                    sums[layer] = sums[layer] + changes.square().sum((1, 2))
                 count += len(x)
             if count >= most:
                 break
     roots = {
-        layer: {name: float(value / count) ** 0.5 for name, value in sums.items()}
-        for layer, sums in squares.items()
+        layer: {name: float(squares[which].mean() / count) ** 0.5 for name, which in TRANSFORMATIONS.items()}
+        for layer, squares in sums.items()
     }
     total = roots.pop("")
     if not any(roots["input"].values()):  # nothing comes before the first layer
@@ -139,130 +138,65 @@ def lie_derivative(
     return LieDerivative(roots, total, count)
 
 
-def _dims(node: str) -> Callable[[Any], tuple[int, int] | tuple[()]]:
-    """Where the height and width of a tensor are, by its labels; nothing of a vector or of a map of one pixel."""
-
-    def dims(labels: Any) -> tuple[int, int] | tuple[()]:
-        if not isinstance(labels, Labels) or not labels.varies or len(labels.shape) < 3:
-            return ()
-        if len(labels.varies) != 2 or 0 in labels.varies:
-            raise UserError(f"no Lie derivative: at {node}, pixels aren't along a height and a width")
-        return tuple(labels.varies)
-
-    return dims
-
-
-def _leaves(dims: Any) -> list[tuple[int, ...]]:
-    return tree_leaves(
-        dims, is_leaf=lambda x: isinstance(x, tuple) and all(isinstance(each, int) for each in x)
-    )
-
-
-def _entries(node: fx.Node) -> int:
-    shape = node.meta.get("shape")
-    return prod(shape[1:]) if isinstance(shape, torch.Size) else 0
+def _dims(node: str, labels: list[Any]) -> list[tuple[int, ...]]:
+    """Where the height and width of each tensor are, by its labels; nothing of a vector or of a map of one pixel."""
+    maps = [x.varies if isinstance(x, Labels) and len(x.shape) > 2 else [] for x in labels]
+    if any(varies and (len(varies) != 2 or 0 in varies) for varies in maps):
+        raise UserError(f"no Lie derivative: at {node}, pixels aren't along a height and a width")
+    return [tuple(varies) for varies in maps]
 
 
 @torch.enable_grad()
 def _contributions(
-    graph: fx.GraphModule, x: Tensor, rates: Callable[[Any, fx.Node], list[Any]], seed: int
+    graph: fx.GraphModule, x: Tensor, rates: Callable[[fx.Node, Any], list[Tensor | None]], seed: int
 ) -> dict[str, Tensor]:
-    """Layer → what it contributes to the changes of the probabilities, (3, B, directions); "": all of them."""
-    interpreter, known, written, errors = fx.Interpreter(graph), {}, [], []
-    interpreter.args_iter = iter([x.detach().requires_grad_()])
-    weighted, layers, logits = ["input"], [], None
+    """Layer → what it contributes to the changes of the probabilities, float64 (3, B, directions); "": all of them.
+
+    With z the rate of a map and g the slope of an answer there, a layer's own derivative is df·z_read − z_written, and
+    what that does to the answer ⟨g_read, z_read⟩ − ⟨g_written, z_written⟩, where g_read is the slope by way of this
+    layer alone: each reads copies of its own.
+    """
+    interpreter = fx.Interpreter(graph)
+    known, moving, terms, weighted = {}, {}, [], ["input"]
     for node in graph.graph.nodes:
         if node.op == "output":
             logits = logits_of(fx.map_arg(node.args[0], known.__getitem__))
             break
-        its = layer_of(graph, node)
-        if its is not None and getattr(its, "weight", None) is not None and its.weight.ndim > 1:
+        layer = layer_of(graph, node)
+        if layer is not None and any(parameter.ndim > 1 for parameter in layer.parameters()):
             weighted.append(str(node.target))
-        known[node] = _run(interpreter, node, known)
-        if node.op in ("placeholder", "get_attr"):
-            continue
-        parts = tree_leaves(known[node])
-        for place, error in enumerate(_errors(interpreter, node, known, rates)):
-            if isinstance(error, Tensor) and parts[place].requires_grad:
-                written.append(parts[place])
-                errors.append(error)
-                layers.append(weighted[-1])
+        read = {each: tree_map(_copied, known[each]) for each in node.all_input_nodes}
+        if node.op == "placeholder":
+            known[node] = x.detach().requires_grad_()
+        else:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), read.__getitem__)
+            known[node] = getattr(interpreter, node.op)(node.target, args, kwargs)
+        moving[node] = rates(node, known[node])
+        for sign, of_node in ((1, read), (-1, {node: known[node]} if read else {})):
+            for each, values in of_node.items():
+                parts = zip(tree_leaves(values), moving[each], strict=False)
+                terms += [(weighted[-1], sign, part, rate) for part, rate in parts
+                          if rate is not None and part.requires_grad]  # fmt: skip
     if logits.ndim != 2:
         raise UserError(
             f"no Lie derivative: logits of shape {tuple(logits.shape)}; one answer an image is needed"
         )
     answers = logits.softmax(1)
-    directions = torch.eye(answers.shape[1], device=x.device)
+    directions = torch.eye(answers.shape[1])
     if len(directions) > PROBES:
-        draw = torch.randn(PROBES, answers.shape[1], generator=generator(seed, "probes")) / PROBES**0.5
-        directions = draw.to(x.device)
-    changes = {name: x.new_zeros(3, len(x), len(directions)) for name in ("", *weighted)}
-    for k, direction in enumerate(directions):
-        slopes = torch.autograd.grad(
-            (answers @ direction).sum(), written, retain_graph=True, allow_unused=True
-        )
-        for name, slope, error in zip(layers, slopes, errors, strict=True):
+        directions = torch.randn(PROBES, answers.shape[1], generator=generator(seed, "probes")) / PROBES**0.5
+    changes = {name: x.new_zeros(3, len(x), len(directions), dtype=torch.float64) for name in ("", *weighted)}
+    for k, direction in enumerate(directions.to(x.device)):
+        answer, parts = (answers @ direction).sum(), [part for *_, part, _ in terms]
+        slopes = torch.autograd.grad(answer, parts, retain_graph=True, allow_unused=True)
+        for (name, sign, _, rate), slope in zip(terms, slopes, strict=True):
             if slope is not None:
+                change = sign * (slope * rate).flatten(2).sum(2, dtype=torch.float64)
                 for key in (name, ""):
-                    changes[key][:, :, k] += (slope * error).flatten(2).sum(2)
+                    changes[key][:, :, k] += change
     return changes
 
 
-def _run(interpreter: fx.Interpreter, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
-    """A node's output; what it reads stays as it is, though it works in place."""
-    if node.op == "placeholder":
-        return next(interpreter.args_iter)
-    read = fx.map_arg((node.args, node.kwargs), known.__getitem__)
-    args, kwargs = tree_map(lambda part: part.clone() if isinstance(part, Tensor) else part, read)
-    return getattr(interpreter, node.op)(node.target, args, kwargs)
-
-
-@torch.no_grad()
-def _errors(
-    interpreter: fx.Interpreter,
-    node: fx.Node,
-    known: dict[fx.Node, Any],
-    rates: Callable[[Any, fx.Node], list[Any]],
-) -> list[Tensor | float]:
-    """Of each tensor that a node writes, its own L(f) = df·(rate of what it reads) − the rate of what it writes."""
-    read = {each: rates(known[each], each) for each in node.all_input_nodes}
-    if not any(isinstance(rate, Tensor) for of_node in read.values() for rate in of_node):
-        return []
-    pushed = [_pushed(interpreter, node, known, read, which) for which in range(3)]
-    return [
-        torch.stack(tangents) - rate if tangents[0] is not None else 0.0
-        for tangents, rate in zip(zip(*pushed, strict=True), rates(known[node], node), strict=False)
-    ]
-
-
-def _pushed(
-    interpreter: fx.Interpreter,
-    node: fx.Node,
-    known: dict[fx.Node, Any],
-    read: dict[fx.Node, list[Tensor | float]],
-    which: int,
-) -> list[Tensor | None]:
-    """How fast what a node writes changes if what it reads does so at the rates of one generator."""
-    with forward_ad.dual_level():
-        dual = dict(known)
-        for each, of_node in read.items():
-            left = iter(of_node)
-            dual[each] = tree_map(lambda part, left=left: _dual(part, next(left, 0.0), which), known[each])
-        try:
-            return [_tangent(output) for output in tree_leaves(_run(interpreter, node, dual))]
-        except (NotImplementedError, RuntimeError) as error:
-            raise UserError(f"no Lie derivative: {node.name} has no forward derivative") from error
-
-
-def _dual(part: Any, rate: Tensor | float, which: int) -> Any:
-    if not isinstance(part, Tensor) or not part.is_floating_point():
-        return part
-    part = part.detach()
-    return forward_ad.make_dual(part, rate[which]) if isinstance(rate, Tensor) else part
-
-
-def _tangent(output: Any) -> Tensor | None:
-    if not isinstance(output, Tensor):
-        return None
-    primal, tangent = forward_ad.unpack_dual(output)
-    return torch.zeros_like(primal) if tangent is None else tangent
+def _copied(part: Any) -> Any:
+    """What a layer may change in place."""
+    return part.clone() if isinstance(part, Tensor) else part

@@ -29,7 +29,7 @@ def by_set(records: Sequence[Record]) -> pd.DataFrame:
     """One row a set of nets and number of them: model, count, seed (the first one's), ok, `QUANTITIES`."""
     rows = []
     for record in records:
-        for count in record["settings"]["counts"]:
+        for count in record["settings"].get("counts", ()):
             row = {
                 "model": record["model"],
                 "count": count,
