@@ -114,7 +114,9 @@ def lie_derivative(
     def rates(node: fx.Node, values: Any) -> list[Tensor | None]:
         """Of each tensor that a node writes: how fast it changes, (3, …); None of a vector, which is of no place."""
         leaves = zip(tree_leaves(values), dims.get(node.name, []), strict=False)
-        return [generators(x, where, size, circular=circular) if where else None for x, where in leaves]
+        return [
+            generators(x.detach(), where, size, circular=circular) if where else None for x, where in leaves
+        ]
 
     sums: dict[str, Tensor | float] = defaultdict(float)
     entries = sum(prod(shape[1:]) for node in graph.graph.nodes
@@ -154,7 +156,7 @@ def _contributions(
 
     With z the rate of a map and g the slope of an answer there, a layer's own derivative is df·z_read − z_written, and
     what that does to the answer ⟨g_read, z_read⟩ − ⟨g_written, z_written⟩, where g_read is the slope by way of this
-    layer alone: each reads copies of its own.
+    layer alone.
     """
     interpreter = fx.Interpreter(graph)
     known, moving, terms, weighted = {}, {}, [], ["input"]
@@ -165,11 +167,12 @@ def _contributions(
         layer = layer_of(graph, node)
         if layer is not None and any(parameter.ndim > 1 for parameter in layer.parameters()):
             weighted.append(str(node.target))
-        read = {each: tree_map(_copied, known[each]) for each in node.all_input_nodes}
+        read = {each: tree_map(_edge, known[each]) for each in node.all_input_nodes}
         if node.op == "placeholder":
             known[node] = x.detach().requires_grad_()
         else:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), read.__getitem__)
+            copies = {each: tree_map(_copied, values) for each, values in read.items()}  # which it may change
+            args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
             known[node] = getattr(interpreter, node.op)(node.target, args, kwargs)
         moving[node] = rates(node, known[node])
         for sign, of_node in ((1, read), (-1, {node: known[node]} if read else {})):
@@ -197,6 +200,9 @@ def _contributions(
     return changes
 
 
+def _edge(part: Any) -> Any:
+    return part.view_as(part) if isinstance(part, Tensor) else part
+
+
 def _copied(part: Any) -> Any:
-    """What a layer may change in place."""
     return part.clone() if isinstance(part, Tensor) else part
