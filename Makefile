@@ -23,9 +23,9 @@ bench: $(VENV)/.installed
 check: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not workflow" --ignore tests/test_cluster.py
 
-# docs/nets.md: which of torchvision's nets can be merged; about an hour.
+# docs/nets.md: which of torchvision's nets can be merged; a quarter of an hour on one core.
 nets: $(VENV)/.installed
-	$(BIN)/python tests/torchvision_nets.py
+	$(BIN)/python tests/public_nets.py torchvision
 
 # All but those on a real Slurm, on all cores.
 test: $(VENV)/.installed

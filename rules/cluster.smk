@@ -2,7 +2,7 @@
 import atexit
 
 from relusym.config.checks import check_images
-from relusym.data.extent import extent_of
+from relusym.data import extent_of
 from relusym.jobs.checklist import (
     Submission,
     command_problems,
@@ -61,7 +61,7 @@ def unfit():
                 if extent := extent_of(SETTINGS.preparation_for(model)[0], Path(prepared)):
                     check_images(SETTINGS, model, extent)
         if device.startswith("cuda") and runs_here() and any(job.resources.get("gpu") for job in run):
-            from relusym.measuring.costs import device_named  # imports PyTorch
+            from relusym.measuring.loading import device_named  # imports PyTorch
 
             device_named(device)
     except UserError as error:

@@ -23,6 +23,7 @@ except UserError as error:  # the paper's tables, which it reads
 # Thousands of jobs stay till the end: searching them for garbage takes a fifth of a dry run.
 gc.freeze()
 gc.set_threshold(100_000)
+read_once()
 
 try:
     SETTINGS = Settings.of(config, ["scales", ROOT / "scales"])

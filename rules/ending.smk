@@ -13,6 +13,8 @@ def print_results():
     """The tables and figures that were asked for; and that no net was trained, where records were there already."""
     from relusym.findings import screen  # imports pandas, which a start does without
 
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # of ± where a terminal has ASCII alone
     targets = words_of_command_line()[0] or {renamed("all")}
     asked = [name for name in ("all", *FINDINGS) if renamed(name) in targets]
     for name in ("compare", "beyond"):

@@ -22,7 +22,7 @@ def cores(training_id):
 
 
 if not MAIN:
-    # A scheduler's warning (relusym/jobs/interruption.py) goes to every process of a job. The shell and the Snakemake around
+    # A scheduler's warning (relusym/errors.py) goes to every process of a job. The shell and the Snakemake around
     # the script leave it to the script, which would be killed half-way through saving if they ended first.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     shell.prefix("trap '' TERM USR1; set -euo pipefail; ")

@@ -14,7 +14,7 @@ rule weights:  # needs the internet; read anew for each net that they are to mak
     conda:
         ENVIRONMENT
     params:
-        settings=lambda w: SETTINGS.train(w.model),
+        settings=lambda w: SETTINGS.train(w.model) | {"weights": SETTINGS.models[w.model].weights},
         cache="data/weights",
     script:
         "../workflow_scripts/weights.py"

@@ -33,27 +33,24 @@ torch.set_num_threads(1)  # nets this small only lose by more, and a busy machin
 
 ROOT = Path(__file__).parents[1]
 PARTS = (
-    "Snakefile",
-    "config.yaml",
-    "scales",
-    "rules",
-    "profiles",
-    "slurm",
-    "envs",
-    "report",
-    "workflow_scripts",
-)
+    "Snakefile", "config.yaml", "scales", "rules", "profiles", "slurm", "envs", "report", "workflow_scripts",
+)  # fmt: skip
+SCRIPTS = ROOT / "workflow_scripts"
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    return yaml.load(path.read_text(encoding="utf-8"), LOADER)
 
 
 def config_of(folder: Path) -> dict[str, Any]:
     """What config.yaml of a workflow says."""
-    return yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), LOADER)
+    return read_yaml(folder / "config.yaml")
 
 
 def scale_of(folder: Path, name: str) -> dict[str, Any]:
     """What the file of a scale says."""
-    return yaml.load((folder / "scales" / f"{name}.yaml").read_text(encoding="utf-8"), LOADER)
+    return read_yaml(folder / "scales" / f"{name}.yaml")
 
 
 def write_scale(folder: Path, name: str, sections: dict[str, Any]) -> None:
@@ -77,6 +74,31 @@ commands = cache(Commands)  # made by the first test that runs Snakemake
 def snakemake_command() -> list[str]:
     """What runs Snakemake: a fork where a process can be forked."""
     return commands().snakemake if can_fork() else [sys.executable, "-m", "snakemake"]
+
+
+def start(command: Sequence[str], folder: Path, group: bool = False, **variables: str) -> subprocess.Popen:
+    """A command, both its streams in their order as `stdout`; group: in a process group, as a terminal gives it."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SNAKEMAKE", "SLURM", "CUDA"))}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=kept | variables, start_new_session=group, **pipes)
+
+
+def finish(run: subprocess.Popen, seconds: float = 900) -> subprocess.CompletedProcess[str]:
+    """What a started command ended with."""
+    try:
+        output = run.communicate(timeout=seconds)[0]
+        return subprocess.CompletedProcess(run.args, run.returncode, output)
+    finally:
+        run.kill()
+
+
+def python(code: str, *arguments: object, folder: Path | None = None, **variables: str) -> str:
+    """What a Python prints that has this checkout's library."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(SCRIPTS)} | variables
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
 
 
 def latest_log(folder: Path) -> str:
@@ -153,43 +175,45 @@ class Clone:
             os.utime(path, (time, time))
         return made
 
+    def results(self) -> Results:
+        """What is there, by its config; with paths below the workflow's folder."""
+        return Results(Settings.of(config_of(self.folder), [self.folder / "scales"]))
+
     def path_of_statement(self, name: str) -> Path:
         """The record of a statement of the theory."""
-        results = Results(Settings.of(config_of(self.folder), [self.folder / "scales"]))
-        return self.folder / results.record(results.statement(name))
+        return self.folder / self.results().record(self.results().statement(name))
 
     def snakemake(self, *arguments: str, by: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """Run Snakemake on two cores, by another command; the result's `stdout` holds both streams in their order."""
         snakemake = [*by, sys.executable, "-m", "snakemake"] if by else snakemake_command()
-        command = [*snakemake, "--cores", "2", *arguments]
-        surroundings = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
-        return subprocess.run(
-            command,
-            cwd=self.folder,
-            env=surroundings,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=500,
-            check=False,
-        )
+        return finish(start([*snakemake, "--cores", "2", *arguments], self.folder))
+
+    def makes(self, *arguments: str, **how: Any) -> str:
+        """What a run prints that comes to a good end."""
+        run = self.snakemake(*arguments, **how)
+        assert run.returncode == 0, run.stdout
+        return run.stdout
+
+    def fails(self, *arguments: str) -> str:
+        """What a run prints that comes to a bad end."""
+        run = self.snakemake(*arguments)
+        assert run.returncode != 0 and "Traceback" not in run.stdout, run.stdout
+        return run.stdout
 
     def planned(self, *arguments: str) -> list[str]:
         """The jobs that a dry run lists, each as its rule and nets, such as `train cnn 0`; sorted."""
-        run = self.snakemake("--dry-run", "--verbose", *arguments)
-        assert run.returncode == 0, run.stdout
-        jobs = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", run.stdout, re.MULTILINE)
-        values = [re.search(r"^    wildcards: (.*)$", about, re.MULTILINE) for _, about in jobs]
+        output = self.makes("--dry-run", "--verbose", *arguments)
+        jobs = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", output, re.MULTILINE)
         named = []
-        for (rule, _), found in zip(jobs, values, strict=True):
-            wildcards = dict(re.findall(r"(\w+)=([^,]+)", found[1] if found else ""))
+        for rule, about in jobs:
+            line = re.search(r"^    wildcards: (.*)$", about, re.MULTILINE)
+            wildcards = dict(re.findall(r"(\w+)=([^,]+)", line[1] if line else ""))
             wildcards.pop("fingerprint", None)
             if "model_1" in wildcards:
                 wildcards = {key: wildcards[key] for key in ("model_1", "seed_1", "model_2", "seed_2")}
-            # a seed may be numbered
-            named.append(
-                " ".join([rule, *(re.sub(r"^([\d-]+)\.\d+$", r"\1", of) for of in wildcards.values())])
-            )
+            # seeds may be numbered
+            values = [re.sub(r"^([\d-]+)\.\d+$", r"\1", value) for value in wildcards.values()]
+            named.append(" ".join([rule, *values]))
         return sorted(named)
 
     def path(self, room: str, kind: str, *nets: str, **changes: Any) -> str:
@@ -201,15 +225,7 @@ class Clone:
         return self.folder / self.path("records", kind, *nets, **changes)
 
 
-CLONES = {
-    "clone",
-    "tiny",
-    "finished",
-    "copied",
-    "committed",
-    "checkout",
-    "workflow",
-}  # fixtures of whole workflows
+CLONES = {"clone", "tiny", "finished", "copied", "committed", "checkout", "workflow"}  # of whole workflows
 
 
 def pytest_collection_modifyitems(items):
@@ -228,42 +244,26 @@ MODELS = ("cnn", "gcnn")
 PAIRS = [["cnn", "gcnn"], ["gcnn", "gcnn"]]
 VGG11S = {model: scale_of(ROOT, "paper")["models"][model] for model in MODELS}
 RESNET = {
-    "table": "table5",
-    "seeds": 0,
+    **{"table": "table5", "seeds": 0, "merging": {"images": 200, "batch_size": 100}},
     "network": {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1], "width": 0.125},
     "training": {
-        "epochs": 5,
-        "batch_size": 40,
-        "learning_rate": 0.02,
-        "schedule": "cosine",
-        "warmup_epochs": 0,
+        **{"epochs": 5, "batch_size": 40, "learning_rate": 0.02, "schedule": "cosine", "warmup_epochs": 0}
     },
-    "merging": {"images": 200, "batch_size": 100},
 }
 RESNETS = {
     "old": RESNET | {"image_size": 32, "paper": "torchvision_old"},
     "simsiam_odd": RESNET
-    | {
-        "image_size": 33,
-        "paper": "simsiam_225",
-        "recipe": ["pretraining", "linear"],
-        "pretraining": {"epochs": 1, "dimensions": 32, "bottleneck": 8},
-        "linear": {"epochs": 3, "learning_rate": 0.15},
-    },
+    | {"image_size": 33, "paper": "simsiam_225", "recipe": ["pretraining", "linear"]}
+    | {"pretraining": {"epochs": 1, "dimensions": 32, "bottleneck": 8}}
+    | {"linear": {"epochs": 3, "learning_rate": 0.15}},
 }
 SHARED = {  # by all models of the scale `tiny`
     "seeds": "0-1",
     "data": {"dataset": "generated", "train_images": 400, "test_images": 200, "seed": 0},
     "network": {"width": 0.03125, "initialization": "he"},
     "training": {
-        "epochs": 3,
-        "batch_size": 10,
-        "learning_rate": 0.01,
-        "weight_decay": 0.0005,
-        "warmup_epochs": 1,
-        "crop_padding": 2,
-        "invariance_weight": 0.3,
-        "precision": "float32",
+        **{"epochs": 3, "batch_size": 10, "learning_rate": 0.01, "weight_decay": 0.0005, "warmup_epochs": 1},
+        **{"crop_padding": 2, "invariance_weight": 0.3, "precision": "float32"},
     },
     "merging": {"images": 100, "invariance_images": 50, "batch_size": 50},
     "flipped_training": {"seed": 0, "steps": 2, "batch_size": 4, "learning_rate": 0.01},

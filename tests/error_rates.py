@@ -24,20 +24,17 @@ CLAIMS = 3 + 1 + 3 + 2 + 1 + 1  # flip against pair, types, loss, late loss, mos
 # Of a net: what its error, barrier and inaccuracy, and its part in barriers of pairs, have in common.
 SHARED = {"nothing": 0.0, "half": 0.5, "most": 0.7}
 UNTRUE = {
-    "all but one": "flip pair types loss late zero",
-    "barriers": "flip pair types loss",
-    "flip against pair, late loss, zero-filters": "flip pair late zero",
-    "the loss": "loss late",
+    "all but one": "flip pair types loss late zero", "barriers": "flip pair types loss",
+    "flip against pair, late loss, zero-filters": "flip pair late zero", "the loss": "loss late",
     "flip against pair, CNN": "flip",
-}
+}  # fmt: skip
 Z = {"gcnn": (6.0, 2.0), "cnn": (2.0, 2.0)}  # zero-filters, mean and standard deviation
 
 
 def means(untrue):
     """The types' means: the paper's, but for what is untrue; and which claims have no effect then."""
-    error, barrier, accuracy = (
-        PAPER[f"{q}_mean"].copy() for q in ("invariance_error", "gcnn_barrier", "accuracy")
-    )
+    measured = ("invariance_error", "gcnn_barrier", "accuracy")
+    error, barrier, accuracy = (PAPER[f"{quantity}_mean"].copy() for quantity in measured)
     pair_barrier = PAIRS["barrier_mean"].loc[PAIRED].copy()
     null = np.zeros(CLAIMS, bool)
     if "types" in untrue:
@@ -146,9 +143,8 @@ def as_records(error, barrier, accuracy, pairs, zeros):
 
 
 if __name__ == "__main__":
-    print(
-        "| untrue | n | shared | FDR, BH | FDR, BY | found, BH | found, BY |\n|---|---|---|---|---|---|---|"
-    )
+    heads = "untrue", "n", "shared", "FDR, BH", "FDR, BY", "found, BH", "found, BY"
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for untrue, n, (name, shared) in product(UNTRUE, (4, 12, 24), SHARED.items()):
         (bh, found_bh), (by, found_by) = rates(int(sys.argv[1]), n, untrue, shared).values()
         print(f"| {untrue} | {n} | {name} | {bh:.3f} | {by:.3f} | {found_bh:.2f} | {found_by:.2f} |")

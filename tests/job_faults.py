@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import __main__
-from relusym.jobs.interruption import Interruption
+from relusym.errors import Interruption
 
 HERE = Path("faults")
 HERE.mkdir(exist_ok=True)

@@ -5,20 +5,12 @@ import sys
 from importlib import import_module
 
 MODULES = (
-    "torch",
-    "torchvision",
-    "scipy.optimize",
-    "scipy.stats",
-    "pandas",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.backends.backend_pdf",
+    "torch", "torchvision", "scipy.optimize", "scipy.stats", "pandas", "matplotlib.figure",
+    "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf",
     "jsonschema",  # Snakemake's own need
-    "snakemake.cli",
-    "snakemake.script",
-    "smart_open",  # and nbformat: what Snakemake imports late
+    "snakemake.cli", "snakemake.script", "smart_open",  # and nbformat: what Snakemake imports late
     "nbformat",
-)
+)  # fmt: skip
 LIBRARY = (module.name for module in pkgutil.walk_packages(import_module("relusym").__path__, "relusym."))
 for name in (*MODULES, *LIBRARY):
     import_module(name)

@@ -10,26 +10,17 @@ from relusym.records.files import load_record
 
 # of a ResNet, in the paper's order
 MEASURED = [
-    "invariance_error",
-    "accuracy",
-    "flip_accuracy",
-    "halfway_accuracy_no_repair",
-    "halfway_accuracy",
-    "gcnn_barrier_no_repair",
-    "gcnn_barrier",
-]
+    "invariance_error", "accuracy", "flip_accuracy", "halfway_accuracy_no_repair", "halfway_accuracy",
+    "gcnn_barrier_no_repair", "gcnn_barrier",
+]  # fmt: skip
 MODELS = ("cnn", "cnn_noaug", "cnn_inv", "cnn_late_inv", "gcnn", "pgcnn", "pgcnn_late_inv")
 PAIRS = [("cnn", "cnn"), ("cnn", "cnn_inv"), ("cnn", "gcnn")]
 PAIRS += [("cnn_inv", "cnn_inv"), ("cnn_inv", "gcnn"), ("gcnn", "gcnn")]
 NAMES = {
-    "cnn": "CNN",
-    "cnn_noaug": "CNN w/o aug",
-    "cnn_inv": "CNN + inv-loss",
-    "cnn_late_inv": "CNN + late inv-loss",
-    "gcnn": "GCNN",
-    "pgcnn": "PGCNN",
+    "cnn": "CNN", "cnn_noaug": "CNN w/o aug", "cnn_inv": "CNN + inv-loss",
+    "cnn_late_inv": "CNN + late inv-loss", "gcnn": "GCNN", "pgcnn": "PGCNN",
     "pgcnn_late_inv": "PGCNN + late inv-loss",
-}
+}  # fmt: skip
 CODE = {"relusym": "0.1.0", "torch": "2.14.1", "python": "3.11", "device": "cpu x86_64"}
 DATA = "da7a" * 16
 ENDS = {"flip_merge": ("net", "flipped"), "pair_merge": ("net_1", "net_2")}
@@ -42,30 +33,20 @@ def checkpoint(model, seed):
 
 def settings(width=0.25, epochs=3, size=None):
     """Of a net's training."""
-    return {
-        "data": {"dataset": "generated", "train_images": None, "seed": 0, "size": size},
-        "network": {"width": width},
-        "training": {"epochs": epochs},
-    }
+    data = {"dataset": "generated", "train_images": None, "seed": 0, "size": size}
+    return {"data": data, "network": {"width": width}, "training": {"epochs": epochs}}
 
 
 def train(model, seed, accuracy=0.9, status="ok", parameters=577000, **changes):
     return {
-        "kind": "train",
-        "status": status,
-        "reason": None if status == "ok" else f"training is {status}",
-        "model": model,
-        "seed": seed,
-        "settings": settings(),
+        "kind": "train", "status": status, "reason": None if status == "ok" else f"training is {status}",
+        "model": model, "seed": seed, "settings": settings(),
         "inputs": {"data": DATA, "source": "generated shapes"},
         "outputs": {"checkpoint": checkpoint(model, seed)},
-        "cost": {"seconds": 12.5, "peak_memory_mb": 500.0},
-        "parameters": parameters,
-        "accuracy": accuracy,
+        "cost": {"seconds": 12.5, "peak_memory_mb": 500.0}, "parameters": parameters, "accuracy": accuracy,
         "history": [{"epoch": 1, "loss": 2.0, "accuracy": 0.3}, {"epoch": 2, "loss": 1.0, "accuracy": 0.6}],
-        "data_wait_share": None,
-        "code": CODE,
-    } | changes
+        "data_wait_share": None, "code": CODE,
+    } | changes  # fmt: skip
 
 
 def scores(kind, barrier, halfway=0.4):
@@ -77,19 +58,13 @@ def scores(kind, barrier, halfway=0.4):
 def _merge(kind, nets, barrier, status, matching, permutations, **measured):
     merging = {"images": 500} | ({"matching": matching} if matching else {})
     record = {
-        "kind": kind,
-        "status": status,
-        "reason": None if status == "ok" else "a net is left out",
+        "kind": kind, "status": status, "reason": None if status == "ok" else "a net is left out",
         "settings": {"merging": merging, "trained": [settings() for _ in nets]},
-        "inputs": {
-            "data": DATA,
-            "source": "generated shapes",
-            "checkpoints": [checkpoint(*net) for net in nets],
-        },
-        "outputs": {"filters": "f1" * 32} if kind == "flip_merge" else {},
-        "cost": {"seconds": 1.0},
+        "inputs": {"data": DATA, "source": "generated shapes",
+         "checkpoints": [checkpoint(*net) for net in nets]},
+        "outputs": {"filters": "f1" * 32} if kind == "flip_merge" else {}, "cost": {"seconds": 1.0},
         "code": CODE,
-    }
+    }  # fmt: skip
     if status == "ok":
         record |= {
             "barrier": {"halfway": 0.4, "repaired": barrier},
@@ -145,9 +120,6 @@ def made(table, selection=SELECTION, **inputs):
     """A table's frame from records by kind; there are none of the other kinds that its module reads."""
     kinds = next(finding.reads for finding in declared().values() if finding.module == table.__name__)
     return table.frame({kind: inputs.get(kind, []) for kind in kinds}, selection)
-
-
-# ---- that jobs have written
 
 
 @cache

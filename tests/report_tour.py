@@ -74,24 +74,10 @@ def tour(report: Path, scratch: Path) -> dict:
     text = report.read_text(encoding="utf-8").replace("<head>", f"<head>{LISTEN}", 1)
     copy = scratch / "tour.html"
     copy.write_text(TOUR.join(text.rsplit("</body>", 1)), encoding="utf-8")
-    run = subprocess.run(
-        [
-            BROWSER,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            f"--user-data-dir={scratch / 'browser'}",
-            "--host-resolver-rules=MAP * ~NOTFOUND",  # nothing may come from the network
-            "--virtual-time-budget=120000",
-            "--dump-dom",
-            copy.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    found = re.search(r'<pre id="tour">(.*?)</pre>', run.stdout, re.DOTALL)
-    assert found, run.stderr[-2000:]
-    return json.loads(html.unescape(found[1]))
+    offline = "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND"
+    how = "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={scratch / 'browser'}", *offline
+    command = [BROWSER, *how, "--virtual-time-budget=120000", "--dump-dom", copy.as_uri()]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    seen = re.search(r'<pre id="tour">(.*?)</pre>', run.stdout, re.DOTALL)
+    assert seen, run.stderr[-2000:]
+    return json.loads(html.unescape(seen[1]))

@@ -87,13 +87,9 @@ class SlurmCluster:
             (folder / name).mkdir(parents=True)
         ports = _free_ports(3)
         names = {
-            "folder": folder,
-            "host": socket.gethostname().partition(".")[0],
-            "user": getpass.getuser(),
-            "port": ports[0],
-            "port1": ports[1],
-            "port2": ports[2],
-        }
+            "folder": folder, "host": socket.gethostname().partition(".")[0], "user": getpass.getuser(),
+            "port": ports[0], "port1": ports[1], "port2": ports[2],
+        }  # fmt: skip
         self.conf = folder / "slurm.conf"
         self.conf.write_text(SLURM_CONF.format(**names))
         (folder / "gres.conf").write_text(GRES_CONF.format(**names))
@@ -102,16 +98,12 @@ class SlurmCluster:
         # a job's own srun loses SLURM_CONF on the way, and each sbatch call is kept for the tests to look at
         self._shim("srun", f"export SLURM_CONF={self.conf}")
         self.sbatch_calls = folder / "log" / "sbatch.txt"
-        self._shim(
-            "sbatch",
-            f"line=$(printf '%s ' \"$@\" | tr '\\n' ' '); echo \"$line\" >> {self.sbatch_calls}",  # in one write
-        )
+        # in one write
+        line = f"line=$(printf '%s ' \"$@\" | tr '\\n' ' '); echo \"$line\" >> {self.sbatch_calls}"
+        self._shim("sbatch", line)
         strange = ("SLURM_", "SBATCH_", "SNAKEMAKE_")
         self.environment = {key: value for key, value in os.environ.items() if not key.startswith(strange)}
-        self.environment |= {
-            "PATH": os.pathsep.join((str(folder / "bin"), PATH)),
-            "SLURM_CONF": str(self.conf),
-        }
+        self.environment |= {"PATH": f"{folder / 'bin'}{os.pathsep}{PATH}", "SLURM_CONF": str(self.conf)}
 
     def _shim(self, name: str, line: str) -> None:
         shim = self.folder / "bin" / name
@@ -120,12 +112,9 @@ class SlurmCluster:
 
     def run(self, *command: str, timeout: float = 60) -> str:
         """What a command of Slurm printed."""
+        limited = ["timeout", "-k", "5", str(timeout), *command]
         return subprocess.run(
-            ["timeout", "-k", "5", str(timeout), *command],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=True,
+            limited, env=self.environment, stdout=-1, stderr=-1, text=True, check=True
         ).stdout
 
     def start(self) -> None:
@@ -136,12 +125,9 @@ class SlurmCluster:
         run = self.folder / "run"
         run.chmod(0o755)
         options = {
-            "key-file": key,
-            "socket": run / "munge.sock",
-            "pid-file": run / "munged.pid",
-            "log-file": self.folder / "log" / "munged.log",
-            "seed-file": run / "munge.seed",
-        }
+            "key-file": key, "socket": run / "munge.sock", "pid-file": run / "munged.pid",
+            "log-file": self.folder / "log" / "munged.log", "seed-file": run / "munge.seed",
+        }  # fmt: skip
         self.run("munged", "--force", *(f"--{name}={value}" for name, value in options.items()))
         self.start_controller("-c")
         for node in ("node1", "node2"):
@@ -150,11 +136,8 @@ class SlurmCluster:
         def both_nodes_run() -> bool:
             hosts = subprocess.run(
                 ["timeout", "-k", "5", "20", "srun", "-N2", "-n2", "bash", "-c", "echo on $SLURMD_NODENAME"],
-                env=self.environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            ).stdout
+                env=self.environment, capture_output=True, text=True, check=False,
+            ).stdout  # fmt: skip
             return sorted(hosts.split()) == ["node1", "node2", "on", "on"]
 
         wait_until(both_nodes_run, 90, f"two nodes run a job; logs in {self.folder / 'log'}")
@@ -170,10 +153,6 @@ class SlurmCluster:
 
     def start_node(self, node: str) -> None:
         self.run("slurmd", "-N", node, "-f", str(self.conf))
-
-    def state(self, node: str) -> str:
-        """A node's state as the controller sees it, such as "idle"."""
-        return self.run("sinfo", "--noheader", f"--nodes={node}", "--partition=gpu", "--format=%T").strip()
 
     def pid(self, daemon: str) -> int | None:
         file = self.folder / "run" / f"{daemon}.pid"
@@ -194,11 +173,6 @@ class SlurmCluster:
         steps = [pid for pid, _, command in found if pid in parents and command.startswith("slurmstepd")]
         for pid in [self.pid(f"slurmd-{node}"), *steps, *jobs]:
             _kill(pid)
-
-    def jobs(self) -> list[tuple[str, str, str, str]]:
-        """Jobs known to the controller: id, state, node, comment (snakemake's rule and wildcards)."""
-        lines = self.run("squeue", "--noheader", "--states=all", "--format=%i|%T|%N|%k").splitlines()
-        return [tuple(line.strip().split("|", 3)) for line in lines]
 
     def stop(self) -> None:
         try:

@@ -19,26 +19,13 @@ VGG = {"architecture": "vgg11", "width": 1 / 32, "initialization": "he"}
 RESNET = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1], "width": 0.125}
 
 VGG_RECIPE = Recipe(
-    epochs=3,
-    batch_size=20,
-    learning_rate=0.02,
-    weight_decay=5e-4,
-    warmup_epochs=1,
-    crop_padding=2,
-    invariance_weight=0.3,
-    invariance_from=0.4,
-)
+    epochs=3, batch_size=20, learning_rate=0.02, weight_decay=5e-4, warmup_epochs=1, crop_padding=2,
+    invariance_weight=0.3, invariance_from=0.4,
+)  # fmt: skip
 RESNET_RECIPE = Recipe(
-    epochs=2,
-    batch_size=40,
-    learning_rate=0.1 * 40 / 256,
-    schedule="cosine",
-    weight_decay=5e-4,
-    crop_padding=2,
-    precision="float32",
-    dimensions=32,
-    bottleneck=8,
-)
+    epochs=2, batch_size=40, learning_rate=0.1 * 40 / 256, schedule="cosine", weight_decay=5e-4,
+    crop_padding=2, precision="float32", dimensions=32, bottleneck=8,
+)  # fmt: skip
 
 
 def small_images(count: int = 200, size: int = 32) -> ImageSet:
@@ -66,27 +53,17 @@ def image_tree(root: Path) -> Path:
 def settings_of(network, recipe: Recipe, size: int | None = None, dataset: str = "generated", **more):
     """What `Settings.train` gives for such a training."""
     return {
-        "data": {"dataset": dataset, "train_images": None, "seed": 0, "size": size},
-        "network": network,
-        "symmetry": "horizontal_flip",
-        "training": recipe.model_dump(),
-    } | more
+        "data": {"dataset": dataset, "train_images": None, "seed": 0, "size": size}, "network": network,
+        "symmetry": "horizontal_flip", "training": recipe.model_dump(),
+    } | more  # fmt: skip
 
 
 def batches_of(images: ImageSet, recipe: Recipe, symmetry=HORIZONTAL_FLIP) -> ImagesOnDevice:
     return ImagesOnDevice(
-        images.images,
-        images.labels,
-        len(images.classes),
-        batch_size=recipe.batch_size,
-        seed=0,
-        name="net",
-        views=recipe.views,
-        crop_padding=recipe.crop_padding,
-        symmetry=symmetry if recipe.augmentation else None,
-        rank=rank(),
-        processes=world_size(),
-    )
+        images.images, images.labels, len(images.classes), batch_size=recipe.batch_size, seed=0, name="net",
+        views=recipe.views, crop_padding=recipe.crop_padding,
+        symmetry=symmetry if recipe.augmentation else None, rank=rank(), processes=world_size(),
+    )  # fmt: skip
 
 
 def train_on(images: ImageSet, net, recipe: Recipe, **how) -> Training:

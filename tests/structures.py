@@ -5,6 +5,7 @@ from small_nets import shuffled
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
+from torchvision.ops import deform_conv2d
 
 from relusym.channels.traced import channel_groups
 
@@ -265,6 +266,90 @@ class Upscaled(nn.Module):
         x = F.pixel_shuffle(self.stem(x).relu(), 2)
         return self.head(F.pixel_unshuffle(self.mid(x).relu(), 2).mean((2, 3)))
 
+
+class Between(nn.Module):
+    """12 channels, what an operation makes of them and of parameters, and a convolution that reads it."""
+
+    def __init__(self, operation, channels=12, *shapes):
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(channels, 8, 3, padding=1)
+        self.head, self.operation = nn.Linear(8, 5), operation
+        self.weights = nn.ParameterList(torch.randn(shape) / 3 for shape in shapes)
+
+    def forward(self, x):
+        return self.head(self.last(self.operation(self.stem(x).relu(), *self.weights)).relu().mean((2, 3)))
+
+
+def masked(x):
+    x = x.clone()
+    x[x < 0.3] = 0
+    return x
+
+
+def filled(x):
+    y = torch.empty(x.shape[0], 24, *x.shape[2:], dtype=x.dtype)
+    y[:, :12], y[:, 12:] = x, -x
+    return y
+
+
+def attention_of_maxima(x):
+    return x * torch.sigmoid(
+        torch.cat([x.max(1)[0].unsqueeze(1), x.mean(1, keepdim=True)], 1).sum(1, keepdim=True)
+    )
+
+
+def rows(x):
+    """A map's pixels, channels last."""
+    return x.transpose(1, 2).transpose(2, 3).flatten(1, 2)
+
+
+def mapped(rows, size=16):
+    """A map of such rows."""
+    return rows.transpose(1, 2).unflatten(2, (size, size))
+
+
+KERNEL, MATRIX = (7, 12, 3, 3), (12, 7)
+# name → operation, how many channels it gives, shapes of its parameters
+BETWEEN = {
+    "maxima of channels": (attention_of_maxima, 12),
+    "maxout": (lambda x: x.view(-1, 6, 2, *x.shape[2:]).max(2)[0], 6),
+    "larger of halves": (lambda x: torch.max(*x.chunk(2, 1)), 6),
+    "sorted": (lambda x: x + x.sort(1)[0].mean(1, keepdim=True), 12),
+    "k largest pixels": (lambda x: x * x.flatten(2).topk(3).values.mean(2)[..., None, None], 12),
+    "median": (lambda x: x - x.flatten(2).median(2).values[..., None, None], 12),
+    "winners": (lambda x: x * (x >= x.topk(6, dim=1).values[:, -1:]), 12),
+    "sums along rows": (lambda x: x.cumsum(3), 12),
+    "frequencies": (lambda x: torch.fft.fft2(x).real, 12),
+    "cosines": (lambda x: x * F.cosine_similarity(x, x.flip(3), 1).unsqueeze(1), 12),
+    "distances": (lambda x, w: x * torch.cdist(rows(x), w).amin(2).view(-1, 1, 16, 16), 12, (7, 12)),
+    "einsum with dots": (lambda x, w: mapped(torch.einsum("...c,co->...o", rows(x), w)), 7, MATRIX),
+    "einsum without output": (lambda x, w: torch.einsum("achw,cb", x, w), 7, MATRIX),
+    "addmm": (lambda x, b, w: mapped(torch.addmm(b, rows(x).reshape(-1, 12), w).view(-1, 256, 7)), 7, (7,), MATRIX),
+    "tensordot": (lambda x, w: torch.tensordot(x, w, dims=([1], [0])).permute(0, 3, 1, 2), 7, MATRIX),
+    "tied kernel": (lambda x, w: F.conv_transpose2d(F.conv2d(x, w, padding=1).relu(), w, padding=1), 12, KERNEL),
+    "scaled kernel": (lambda x, w: F.conv2d(x, w / w.square().sum((1, 2, 3), keepdim=True), padding=1), 7, KERNEL),
+    "signs of a kernel": (lambda x, w: F.conv2d(x, (w.sign() - w).detach() + w, padding=1), 7, KERNEL),
+    "normalised weights": (lambda x, w: F.conv2d(F.normalize(x), F.normalize(w)), 7, (7, 12, 1, 1)),
+    "softmax of parameters": (lambda x, w: w.softmax(0)[0] * x + w.softmax(0)[1] * x.square(), 12, (2,)),
+    "instance norm": (lambda x, w, b: F.instance_norm(x, weight=w, bias=b), 12, (12,), (12,)),
+    "gate": (lambda x: F.glu(x, 1), 6),
+    "neighbouring pixels": (lambda x, w: mapped(F.unfold(x, 3, padding=1).transpose(1, 2) @ w), 7, (108, 7)),
+    "patches": (lambda x, w: mapped(rows(x.unfold(2, 4, 4).unfold(3, 4, 4)).flatten(2) @ w, 4), 7, (192, 7)),
+    "a mask": (masked, 12),
+    "parts of an empty map": (filled, 24),
+    "out=": (lambda x: torch.mul(x, 2, out=torch.empty_like(x)), 12),
+    "copied": (lambda x: torch.empty_like(x).copy_(x), 12),
+    "sampled": (lambda x, w: F.grid_sample(x, w.expand(len(x), 16, 16, 2)), 12, (1, 16, 16, 2)),
+    "moved kernels": (
+        lambda x, w, o: deform_conv2d(x, o.expand(len(x), 18, 16, 16), w, padding=1), 7, KERNEL, (1, 18, 1, 1)
+    ),
+}  # fmt: skip
+UNFLIPPED_BETWEEN = {
+    "sums along rows": "depends on the order of what lies along dimension 3",
+    "frequencies": "depends on the order of what lies along dimension 2",
+    "sampled": "the effect of grid_sample on pixels is unknown",
+    "moved kernels": "the effect of deform_conv2d on pixels is unknown",
+}
 
 STRUCTURES = (
     *(

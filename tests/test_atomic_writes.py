@@ -1,10 +1,15 @@
 """Files are written whole or not at all, also on a full disk."""
 
 import errno
+import io
 import os
 import resource
+import shutil
 import signal
+import sys
+import threading
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +22,10 @@ from matplotlib.figure import Figure
 from relusym import checkpoint
 from relusym.data import image_set
 from relusym.errors import UserError
-from relusym.findings.layout import Layout, write_table
+from relusym.findings.fingerprint import write_note
+from relusym.findings.layout import Layout, write_table, write_text
 from relusym.findings.print_style import write_figure
+from relusym.jobs.job_lock import JobLock
 from relusym.records.files import load_record, load_record_or_none, write_record
 from relusym.whole_files import sha256, write_whole
 
@@ -142,15 +149,102 @@ def test_two_that_write_one_file_write_different_temporary_files(tmp_path):
     assert (tmp_path / "a.json").read_text() == "first" and len(list(tmp_path.iterdir())) == 1
 
 
+# ---- whichever call of the system fails
+
+
+def a_note(path):
+    made = path.with_name("table2.csv")
+    write_text(made, "n\n1\n")
+    write_note(path, "table2", "0" * 16, [made])
+
+
+def a_lock(path):
+    with JobLock(path, beat=0.05, patience=0.5) as lock:
+        lock.check()
+
+
+WRITTEN = {
+    "cnn-0.json": a_record,
+    "cnn-0.safetensors": a_checkpoint,
+    "images.safetensors": prepared_images,
+    "table2.csv": a_table,
+    "figure4.png": a_figure,
+    "notes/table2-0000000000000000.sha256": a_note,
+    "cnn-0.lock": a_lock,
+}
+CALLS = [(os, name) for name in ("open", "write", "fsync", "replace", "link", "mkdir", "chmod", "unlink")]
+CALLS.append((io, "open"))
+
+
+class Faults:
+    """In this thread, of the calls of the system for files below a folder, those that `fail` names do so."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder, self.count, self.failed = str(folder), 0, []
+        for module, name in CALLS:
+            monkeypatch.setattr(module, name, partial(self._call, getattr(module, name), name))
+
+    def set(self, number=0, first=-1, last=-1):
+        self.number, self.first, self.last, self.count, self.failed = number, first, last, 0, []
+
+    def _call(self, call, name, file, *arguments, **options):
+        path = str(Path(f"/proc/self/fd/{file}").readlink()) if isinstance(file, int) else os.fspath(file)
+        if path.startswith(self.folder) and threading.current_thread() is threading.main_thread():
+            self.count += 1
+            if self.first < self.count <= self.last:
+                self.failed.append(name)
+                raise OSError(self.number, os.strerror(self.number), path)
+        return call(file, *arguments, **options)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the path of a descriptor is read in /proc")
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS], ids=os.strerror)
+@pytest.mark.parametrize("name", WRITTEN)
+def test_whichever_call_fails_a_line_tells_it_and_nothing_is_half_written(tmp_path, monkeypatch, name, code):
+    folder, path = tmp_path / "written", tmp_path / "written" / name
+    path.parent.mkdir(parents=True)
+    faults = Faults(folder, monkeypatch)
+    faults.set()
+    WRITTEN[name](path)
+    calls, whole = faults.count, contents(folder)
+    assert calls > 4
+    for once in (True, False):  # a call, or it and all after it
+        for first in range(calls):
+            shutil.rmtree(folder)
+            path.parent.mkdir(parents=True)
+            older = {} if first % 2 or name.endswith(".lock") else {name: b"older"}
+            if older:
+                path.write_bytes(b"older")
+            faults.set(code, first, first + 1 if once else calls * 9)
+            try:
+                WRITTEN[name](path)
+                refused = False
+            except UserError as error:
+                refused = True
+                assert "\n" not in str(error) and os.strerror(code) in str(error)
+            failed = {*faults.failed}
+            faults.set()
+            left = contents(folder)
+            assert failed and (refused or left == whole or "unlink" in failed)
+            assert not older or left[name] in (b"older", whole[name])
+            # else a temporary file may be left, or a lock, which the next run takes over
+            if "unlink" not in failed and (once or not name.endswith(".lock")):
+                assert all(content in (whole.get(file), older.get(file)) for file, content in left.items())
+
+
 @pytest.fixture
 def no_longer():
-    """Whoever waits for more than ten seconds is ended."""
+    """Whoever waits for more than a minute is ended."""
 
     def end(number, frame):
         raise TimeoutError
 
     before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(10)
+    signal.alarm(60)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)

@@ -1,13 +1,8 @@
-"""What the config says of measurements beyond the paper: which jobs, which settings, and what can't be."""
-
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, refused, scale_of, settings_of
+from conftest import ROOT, python, refused, scale_of, settings_of
 
 from relusym.beyond import MEASUREMENTS
 from relusym.config.settings import Settings
@@ -58,9 +53,8 @@ def test_a_type_set_to_null_is_left_out_wherever_it_is_named():
     assert left.types_paired == [pair for pair in everything.types_paired if not gone & {*pair}]
     assert left.measured == everything.measured and left.beyond["exact_gcnn"]["from_scratch"] == []
     for kind in left.measured:
-        assert left.subjects(kind) == [
-            nets for nets in everything.subjects(kind) if not gone & {model for model, _ in nets}
-        ]
+        kept = [nets for nets in everything.subjects(kind) if not gone & {model for model, _ in nets}]
+        assert left.subjects(kind) == kept
     none = settings_of(models={"cnn_inv": None})
     assert none.measured == ["curves", "universe"]  # the others are of that type alone
 
@@ -75,14 +69,10 @@ def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):
     assert "Training, GCNN: learning rate 0.01, weight decay 0.08" in demo
 
 
-@pytest.mark.parametrize(
-    ("name", "images", "repair", "invariance"),
-    [
-        ("curves", "10,000", "2,000", "all test"),
-        ("by_layer_figure", "2,000", "", "all test"),
-        ("matchings", "10,000", "", "5,000 training"),
-    ],
-)
+@pytest.mark.parametrize("name, images, repair, invariance", [
+    ("curves", "10,000", "2,000", "all test"), ("by_layer_figure", "2,000", "", "all test"),
+    ("matchings", "10,000", "", "5,000 training"),
+])  # fmt: skip
 def test_notes_of_a_measurement_name_its_own_seeds_and_images(laptop, name, images, repair, invariance):
     first, *others = selection.select(laptop.settings, name)["notes"]
     assert first.endswith("; seeds 0, 9-11")
@@ -115,9 +105,8 @@ def test_a_net_trained_for_no_symmetry_is_measured_under_all_and_others_under_th
     every = ["horizontal_flip", "vertical_flip", "quarter_turn"]
     noaug = {model for model in found if model.endswith("noaug")}
     assert len(noaug) == 4 and all(found[model] == every for model in noaug)
-    assert (
-        found["turned_inv"] == found["shapes_turned_gcnn"] == ["quarter_turn"] and found["cnn"] == every[:1]
-    )
+    assert found["turned_inv"] == found["shapes_turned_gcnn"] == ["quarter_turn"]
+    assert found["cnn"] == every[:1]
 
 
 def test_generated_images_of_each_symmetry_are_files_of_their_own(laptop):
@@ -196,35 +185,25 @@ def test_what_a_measurement_depends_on_outdates_it_and_nothing_of_the_papers():
     assert [*differences(job.settings, settings_now)] == ["points"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "section", "line"),
-    [
-        (
-            "curve",
-            {},
-            "laptop.yaml: beyond: unknown key 'curve', is it 'curves'.; allowed are matchings, by_layer",
-        ),
-        ("curves", {"models": ["cn"]}, "beyond.curves.models: 'cn' given; allowed is one of cnn, "),
-        ("curves", {"pairs": [["gcnn", "pgcnn"]]}, r"curves.pairs: \[gcnn, pgcnn\] is none of the pairs"),
-        ("curves", {"point": 5}, "unknown key 'point', is it 'points'"),
-        ("curves", {"points": 2}, "points: 2 given; allowed is at least 3"),
-        ("curves", {"points": 4}, "points: 4 given; allowed is an odd number"),
-        ("curves", {"models": ["cnn"], "seeds": "40"}, "curves.seeds: 40 is none of the seeds of cnn"),
-        (
-            "by_layer",
-            {"pairs": [["cnn", "cnn"]]},
-            "unknown key 'pairs'; allowed are models, seeds, images, lie_images$",
-        ),
-        ("by_layer", {"seeds": "3-0"}, "runs backwards"),
-        ("exact_gcnn", {"matching": "activation"}, "'activation' given; allowed is one of involution"),
-        ("exact_gcnn", FROM_SCRATCH, "from_scratch: 'cnn_inv' given; allowed is one of cnn"),
-        ("exact_gcnn", {"models": ["turned_cnn"]}, "models: turned_cnn's symmetry isn't of order 2"),
-        ("exact_gcnn", {"fine_tuning": {"epochs": 2}}, "the key 'learning_rate' is missing"),
-        ("universe", {"models": ["cnn"], "counts": [5, 3]}, "counts.*allowed are ascending numbers"),
-        ("universe", {"models": ["cnn"], "counts": [13]}, "universe.counts: 13 given; cnn has 12 seeds"),
-        ("symmetries", {"models": ["simsiam_odd"]}, "simsiam_odd isn't trained by a recipe"),
-    ],
-)
+@pytest.mark.parametrize("kind, section, line", [
+    ("curve", {},
+     "laptop.yaml: beyond: unknown key 'curve', is it 'curves'.; allowed are matchings, by_layer"),
+    ("curves", {"models": ["cn"]}, "beyond.curves.models: 'cn' given; allowed is one of cnn, "),
+    ("curves", {"pairs": [["gcnn", "pgcnn"]]}, r"curves.pairs: \[gcnn, pgcnn\] is none of the pairs"),
+    ("curves", {"point": 5}, "unknown key 'point', is it 'points'"),
+    ("curves", {"points": 2}, "points: 2 given; allowed is at least 3"),
+    ("curves", {"points": 4}, "points: 4 given; allowed is an odd number"),
+    ("curves", {"models": ["cnn"], "seeds": "40"}, "curves.seeds: 40 is none of the seeds of cnn"),
+    ("by_layer", {"pairs": [["cnn", "cnn"]]}, "unknown key 'pairs'; allowed are models, seeds, images, lie"),
+    ("by_layer", {"seeds": "3-0"}, "runs backwards"),
+    ("exact_gcnn", {"matching": "activation"}, "'activation' given; allowed is one of involution"),
+    ("exact_gcnn", FROM_SCRATCH, "from_scratch: 'cnn_inv' given; allowed is one of cnn"),
+    ("exact_gcnn", {"models": ["turned_cnn"]}, "models: turned_cnn's symmetry isn't of order 2"),
+    ("exact_gcnn", {"fine_tuning": {"epochs": 2}}, "the key 'learning_rate' is missing"),
+    ("universe", {"models": ["cnn"], "counts": [5, 3]}, "counts.*allowed are ascending numbers"),
+    ("universe", {"models": ["cnn"], "counts": [13]}, "universe.counts: 13 given; cnn has 12 seeds"),
+    ("symmetries", {"models": ["simsiam_odd"]}, "simsiam_odd isn't trained by a recipe"),
+])  # fmt: skip
 def test_what_cannot_be_is_one_line(kind, section, line):
     refused(lambda: settings(**{kind: section}), match=line)
 
@@ -286,14 +265,6 @@ def test_a_measurement_is_one_module_that_needs_no_pytorch_to_be_planned(tmp_pat
     library = ROOT / "workflow_scripts/relusym"
     shutil.copytree(library, tmp_path / "relusym", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "relusym/beyond/mine.py").write_text(MINE, encoding="utf-8")
-    run = subprocess.run(
-        [sys.executable, "-c", PLANNED, str(ROOT / "scales")],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    *jobs, right, wrong = run.stdout.splitlines()
+    *jobs, right, wrong = python(PLANNED, ROOT / "scales", PYTHONPATH=str(tmp_path)).splitlines()
     assert jobs == [f"measure 0.25 {nets}" for nets in ("cnn-0", "cnn-1", "cnn-0--cnn-1")]
     assert right == "None False" and wrong.startswith("can't be right (mine: 2 given")

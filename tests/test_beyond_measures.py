@@ -1,14 +1,12 @@
-"""Measurements beyond the paper, on nets of which the answer is known."""
-
 import pytest
 import torch
+from conftest import refused
 from small_nets import Images, answers, smooth_images, vgg11
 from torch import nn
 
 from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import generate
 from relusym.data.image_set import save, subset
-from relusym.errors import UserError
 from relusym.evaluation.invariance import Averaged
 from relusym.evaluation.metrics import MEASURED, evaluate
 from relusym.measuring.merge import MergeJob
@@ -33,10 +31,8 @@ def test_images_to_repair_on_are_a_seeded_choice_that_begins_that_of_the_images_
     settings = {"trained": [{"data": data}], "merging": {"images": 50}}
     job = MergeJob([("cnn", 0)], settings, [], [], path, "shapes", 25, torch.device("cpu"))
     assert torch.equal(job.images.pixels, subset(train, 50, 3).images)
-    assert torch.equal(job.choice(30).pixels, job.images.pixels[:30])
-    assert job.choice(None) is job.images
-    with pytest.raises(UserError, match="61 images are asked for"):
-        job.choice(61)
+    assert torch.equal(job.choice(30).pixels, job.images.pixels[:30]) and job.choice(None) is job.images
+    refused(lambda: job.choice(61), match="61 images are asked for")
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +50,6 @@ def merged(net, labels):
     return flip_merge(net, IMAGES, IMAGES, labels)
 
 
-# ---- scores
-
-
 def test_scores_are_accuracy_and_loss_and_over_orientations_those_of_the_mean_of_the_logits(net, labels):
     x = normalise(IMAGES.pixels)
     labels = labels.roll(1)
@@ -67,12 +60,8 @@ def test_scores_are_accuracy_and_loss_and_over_orientations_those_of_the_mean_of
             one = Averaged(net, symmetry) if symmetry else net
             found = evaluate(one, IMAGES, labels, MEASURED)[0]
             assert found["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
-            assert found["loss"] == pytest.approx(
-                float(nn.functional.cross_entropy(logits, labels)), rel=1e-4
-            )
-
-
-# ---- curves
+            loss = float(nn.functional.cross_entropy(logits, labels))
+            assert found["loss"] == pytest.approx(loss, rel=1e-4)
 
 
 def test_a_curve_has_its_nets_at_the_ends_and_the_merge_in_the_middle(aligned, labels, merged):
@@ -83,9 +72,6 @@ def test_a_curve_has_its_nets_at_the_ends_and_the_merge_in_the_middle(aligned, l
         assert (accuracy[0], accuracy[-1]) == (merged.accuracy["net"], merged.accuracy["flipped"])
         assert accuracy[2] == pytest.approx(merged.accuracy[middle], abs=1 / 60)
     assert found["plain"]["loss"] != found["repaired"]["loss"]
-
-
-# ---- over the whole orbit
 
 
 def test_over_the_orbit_of_a_flip_the_merge_is_that_with_the_flipped_self(net, labels, merged):
@@ -113,10 +99,12 @@ def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets
     for _ in range(3):
         nets.append(QUARTER_TURN.transform(nets[-1]))
     merged = []
-    monkeypatch.setattr(
-        "relusym.merging.many.repaired",
-        lambda traced, targets, images: [merged.append((traced.net, targets)) or traced.net],
-    )
+
+    def repaired(traced, targets, images):
+        merged.append((traced.net, targets))
+        return [traced.net]
+
+    monkeypatch.setattr("relusym.merging.many.repaired", repaired)
     orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, labels, matching="identity")
     states = [one.state_dict() for one in nets]
     targets = [align(net, one, IMAGES, matching="identity").statistics[1] for one in nets]
@@ -125,9 +113,6 @@ def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets
             torch.testing.assert_close(tensor, sum(state[name] for state in states[:count]) / count)
         for name, aim in aims.items():
             torch.testing.assert_close(aim.std, sum(of[name].std for of in targets[:count]) / count)
-
-
-# ---- by layer
 
 
 @pytest.mark.slow(seconds=1)

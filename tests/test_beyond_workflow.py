@@ -1,5 +1,3 @@
-"""The targets beyond the paper at a tiny scale: run, made again, loaded."""
-
 import re
 import shutil
 from pathlib import Path
@@ -37,17 +35,11 @@ FINE_TUNING = {"epochs": 1, "learning_rate": 0.002}
 SECTIONS = {
     "exact_gcnn": {"from_scratch": ["cnn"], "fine_tuning": FINE_TUNING, "models": ["cnn"]},
     "symmetries": {"models": ["cnn", "noaug"], "images": 60, "seeds": 0},
-    "curves": {
-        "models": ["cnn"],
-        "pairs": [["cnn", "cnn"]],
-        "points": 5,
-        "repair_images": 50,
-        "seeds": "0-1",
-    },
-    "during_training": {"models": ["cnn"], "seeds": 0},
-    "by_layer": {"models": ["cnn"], "lie_images": 20},
+    "curves": {"models": ["cnn"], "pairs": [["cnn", "cnn"]], "points": 5, "repair_images": 50,
+     "seeds": "0-1"},
+    "during_training": {"models": ["cnn"], "seeds": 0}, "by_layer": {"models": ["cnn"], "lie_images": 20},
     "universe": {"models": ["cnn"], "seeds": 0},
-}
+}  # fmt: skip
 CURVES = [f"measure curves {nets}" for nets in ("cnn 0", "cnn 1", "cnn--cnn 0--1")]
 
 
@@ -58,12 +50,9 @@ def measured(tiny) -> Clone:
     noaug = {"table": None, "training": {"augmentation": False}, "data": TURNED}
     made.configure(
         training=TINY["training"] | {"snapshots": [0, 1]},
-        models={"cnn": TINY["models"]["cnn"] | {"seeds": "0-2"}, "noaug": noaug},
-        pairs=[["cnn", "cnn"]],
-        matchings=["activation", "involution"],
-        figure9=None,
-        beyond=SECTIONS,
-    )
+        models={"cnn": TINY["models"]["cnn"] | {"seeds": "0-2"}, "noaug": noaug}, pairs=[["cnn", "cnn"]],
+        matchings=["activation", "involution"], figure9=None, beyond=SECTIONS,
+    )  # fmt: skip
     run = made.snakemake("beyond")
     assert run.returncode == 0, run.stdout
     return made
@@ -116,28 +105,21 @@ def test_tables_are_made_again_from_records_alone(measured, tiny):
 
 
 def test_other_settings_make_one_measurement_again_and_train_nothing(measured):
-    beyond = "beyond={curves: {points: 7}}"
-    jobs = planned(measured, "beyond", "--config", beyond)
-    assert jobs == CURVES
+    assert planned(measured, "beyond", "--config", "beyond={curves: {points: 7}}") == CURVES
 
 
-def test_a_missing_net_of_an_earlier_epoch_has_its_training_done_again_for_that_measurement_alone(
-    measured, tmp_path
-):
+def test_a_missing_net_of_an_earlier_epoch_is_trained_again_for_that_measurement_alone(measured, tmp_path):
     made = measured.copy(tmp_path / "copy")
     net = made.folder / made.path("checkpoints", "train", "cnn-0")
     (net.parent / "during_training/0-1.safetensors").unlink()
     made.record("during_training", "cnn-0").unlink()
     made.record("by_layer", "cnn-1").unlink()
     assert planned(made, "by_layer") == ["measure by_layer cnn 1"]
-    jobs = ["measure during_training cnn 0", "train cnn 0"]
-    assert planned(made, "during_training") == jobs
+    assert planned(made, "during_training") == ["measure during_training cnn 0", "train cnn 0"]
     run = made.snakemake("during_training")
     assert run.returncode == 0, run.stdout
-    assert (
-        record(made, "during_training", "cnn-0")["epochs"]
-        == record(measured, "during_training", "cnn-0")["epochs"]
-    )
+    again, before = (record(of, "during_training", "cnn-0") for of in (made, measured))
+    assert again["epochs"] == before["epochs"]
 
 
 def test_records_say_what_was_measured(measured):
@@ -160,9 +142,8 @@ def test_records_say_what_was_measured(measured):
     assert [*turned["symmetries"]] == ["horizontal_flip", "vertical_flip", "quarter_turn"]
     assert turned["symmetries"]["quarter_turn"]["order"] == 4
     pair = record(measured, "curves", "cnn-0--cnn-1")["curve"]["plain"]["accuracy"]
-    assert (pair[0], pair[-1]) == tuple(
-        record(measured, "flip_merge", f"cnn-{i}")["accuracy"]["net"] for i in (0, 1)
-    )
+    flips = [record(measured, "flip_merge", f"cnn-{seed}") for seed in (0, 1)]
+    assert [pair[0], pair[-1]] == [flip["accuracy"]["net"] for flip in flips]
 
 
 def test_an_exact_gcnn_is_loaded_from_its_file_alone_and_is_one(measured):
@@ -204,11 +185,9 @@ def copied_net(measured, tmp_path):
     shutil.copytree((measured.folder / net).parent, tmp_path / "checkpoints")
     shutil.copytree(trained.parent, tmp_path / "records")
     files = {
-        "checkpoints": [tmp_path / "checkpoints/0.safetensors"],
-        "trained": [tmp_path / "records/0.json"],
-        "data": measured.folder / "data/generated-400-200-0.safetensors",
-        "beside": tmp_path / "made",
-    }
+        "checkpoints": [tmp_path / "checkpoints/0.safetensors"], "trained": [tmp_path / "records/0.json"],
+        "data": measured.folder / "data/generated-400-200-0.safetensors", "beside": tmp_path / "made",
+    }  # fmt: skip
     settings = record(measured, "during_training", "cnn-0")["settings"]
     names = {"names": [("cnn", 0)], "settings": settings}
     return tmp_path, names | files | {"label": "images", "batch_size": 50, "device": CPU}
@@ -226,9 +205,7 @@ def test_a_net_of_an_earlier_epoch_that_its_record_does_not_name_is_refused(copi
 
 
 @pytest.mark.parametrize("learnt", ["diverged", "nothing"])
-def test_a_mixture_that_learns_nothing_is_left_out_and_the_rest_is_measured(
-    copied_net, measured, monkeypatch, learnt
-):
+def test_a_mixture_that_learns_nothing_is_left_out_alone(copied_net, measured, monkeypatch, learnt):
     def trained(net, recipe, job, name):
         if name == "mixture" and learnt == "diverged":
             return None

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -60,7 +61,12 @@ BROKEN = [
     ("flipped_training", "runs.float64.loss.0", GONE, "as many points as there are steps"),
     ("flipped_training", "paths.net.0", [1.0, 2.0, 3.0], "at most 2 items"),
     ("train", "seed", GONE, "lacks the field 'seed'"),
-    ("train", "seed", True, "valid integer"),
+    *(("train", "seed", seed, "valid integer|greater than") for seed in (True, 0.0, "0", -1, math.nan, [0])),
+    *(("train", "model", model, "text of one line") for model in ("a\nb", "a\0", "a\u2028")),
+    ("train", "history.0.loss", math.inf, "finite"),
+    ("train", "history", [[]], "valid object|valid dictionary"),
+    ("train", "history", {}, "valid list"),
+    ("train", "history.0.accuracy", [0.5], "valid number"),
     ("train", "outputs.checkpoint", GONE, r"lacks the field 'outputs\.checkpoint'"),
     ("flip_merge", "outputs.filters", GONE, r"lacks the field 'outputs\.filters'"),
     ("pair_merge", "accuracy.net_2", GONE, r"lacks the field 'accuracy\.net_2'"),
@@ -209,6 +215,43 @@ def of_bytes(content):
     return {"train/cnn-0.json": lambda path: path.write_bytes(content)}
 
 
+SPOILED = {
+    "another's": lambda path: path.write_text(json.dumps({"data": {"seed": 1}})),
+    "list": lambda path: path.write_text("[]"),
+    "half": lambda path: path.write_text("{"),
+    "folder": Path.mkdir,
+    "pipe": os.mkfifo,
+    "link to itself": lambda path: path.symlink_to(path.name),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+def test_settings_that_are_not_those_of_their_folder_are_named_and_nothing_is_written_beside(spoil, tmp_path):
+    results = Results(settings_of(seeds="0-1"), root=str(tmp_path / "results"))
+    (path, settings), (other, _) = place(results, "train/cnn-0.json"), place(results, "train/cnn-1.json")
+    write_record(path, TRAIN | {"settings": settings})
+    path.with_name("settings.json").unlink()
+    spoil(path.with_name("settings.json"))
+    assert results.is_there(results.key("train", ("cnn", 0)))
+    (line,) = results.broken.values()
+    assert re.search(
+        r"settings\.json .*: (give its folder the file back, or delete the folder|make it)", line
+    )
+    if not path.with_name("settings.json").is_symlink():  # to nothing, which a new file replaces
+        refused(lambda: write_record(other, records.train("cnn", 1) | {"settings": settings}))
+        assert not other.exists()
+
+
+def test_a_file_whose_number_is_not_written_as_ours_is_no_record_and_plans_nothing(tmp_path):
+    results = Results(settings_of(), root=str(tmp_path / "results"))
+    path, settings = place(results, "train/cnn-0.json")
+    write_record(path, TRAIN | {"settings": settings})
+    for name in ("0.01.json", "0.0.json", "0.٣.json", "00.json", "0.json.bak", ".0.part.json"):
+        path.with_name(name).write_text("{}")
+    key = results.key("train", ("cnn", 0))
+    assert results.name(key) == key and results.is_there(key) and not results.broken
+
+
 CNN, NO_JSON = r"train/cnn-\w{8}/0", r"cnn-\w{8}/0\.json is not valid JSON"
 NO_KIND, UNREADABLE = r"cnn-\w{8}/0\.json lacks the field 'kind'", r"cnn-\w{8}/0\.json can't be read"
 FILES = {
@@ -216,7 +259,10 @@ FILES = {
         train(accuracy=17),
         rf"{CNN}\.json can't be right \(accuracy: 17 given; .*\): delete it, and it is made again$",
     ),
-    "null for an object": (train(settings=None), r"\(settings: None given; allowed is a valid object\)"),
+    "null for an object": (
+        train(settings=None),
+        r"settings\.json can't be right \(None stands in it\): give its folder the file back",
+    ),
     "other model": (train(model="gcnn"), rf"{CNN}\.json is of train/gcnn-\w{{8}}/0, not of {CNN}: give each"),
     "swapped": (
         {"train/cnn-0.json": records.train("cnn", 1), "train/cnn-1.json": records.train("cnn", 0)},
@@ -235,6 +281,14 @@ FILES = {
     "empty": (of_bytes(b""), NO_JSON),
     "bytes": (of_bytes(b"\x00\x01"), NO_JSON),
     "not UTF-8": (of_bytes(b'"\xe9"'), NO_JSON),
+    "UTF-16": (of_bytes("{}".encode("utf-16")), NO_JSON),
+    "a mark before it": (of_bytes(b"\xef\xbb\xbf{}"), NO_JSON),
+    "two": (of_bytes(b"{}{}"), NO_JSON),
+    "number of 5000 digits": (of_bytes(b'{"seed": ' + b"9" * 5000 + b"}"), NO_JSON),
+    "a terabyte": (
+        {"train/cnn-0.json": lambda path: (path.touch(), os.truncate(path, 10**12))},
+        rf"{UNREADABLE} \(File too large\)",
+    ),
     "deeply nested": (of_bytes(b"[" * 100_000), rf"{NO_JSON} \(recursion"),
     "no record": (of_bytes(b"[1, 2]"), NO_KIND),
     "null": (of_bytes(b"null"), NO_KIND),
@@ -253,6 +307,11 @@ FILES = {
 }
 
 
+def contents(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: path.stat().st_size > 2**30 or path.read_bytes() for path in files}
+
+
 @pytest.mark.parametrize(("files", "line"), FILES.values(), ids=FILES)
 def test_at_a_start_a_broken_record_is_named_in_one_line_and_left_as_it_is(files, line, tmp_path):
     results = Results(settings_of(seeds="0-1"), root=str(tmp_path / "results"))
@@ -267,7 +326,7 @@ def test_at_a_start_a_broken_record_is_named_in_one_line_and_left_as_it_is(files
         path.with_name("settings.json").write_text(json.dumps(settings), encoding="utf-8")
         body = {key: value for key, value in content.items() if key != "settings"}
         path.write_text(json.dumps(body), encoding="utf-8")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = contents(tmp_path)
     try:
         there = {key: results.is_there(key) for key in results.jobs}
         message = next(iter(results.broken.values()))
@@ -276,5 +335,5 @@ def test_at_a_start_a_broken_record_is_named_in_one_line_and_left_as_it_is(files
     except UserError as error:  # of a folder that can't be listed
         message = str(error)
         assert "Not a directory" in message and not results.broken
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert contents(tmp_path) == before
     assert "\n" not in message and re.search(line, message), message

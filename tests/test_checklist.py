@@ -1,5 +1,3 @@
-"""The checklist before a run (on a real Slurm: test_cluster.py)."""
-
 import pytest
 from conftest import settings_of
 
@@ -10,9 +8,8 @@ from relusym.records.results import Results
 from relusym.whole_files import check_writable
 
 PARTITIONS = "cpu*|infinite\ngpu|4:00:00\nlong|1-02:30:00\nquick|30:00\n"
-REFUSED = (
-    "sbatch: error: invalid partition specified: gqu\nallocation failure: Invalid partition name specified\n"
-)
+INVALID = "Invalid partition name specified"
+REFUSED = f"sbatch: error: invalid partition specified: gqu\nallocation failure: {INVALID}\n"
 
 
 @pytest.fixture
@@ -70,9 +67,8 @@ def test_a_missing_or_silent_scheduler_is_one_line(monkeypatch, slurm):
     monkeypatch.setattr(checklist, "_asked", lambda command: (False, ""))
     assert "controller doesn't answer" in slurm_problems([], "sacct")[0]
     monkeypatch.setattr(checklist.shutil, "which", lambda name: None)
-    assert slurm_problems([], "sacct")[0].startswith(
-        "sbatch, srun, squeue, sinfo: not found; run snakemake on a node"
-    )
+    absent = "sbatch, srun, squeue, sinfo: not found; run snakemake on a node"
+    assert slurm_problems([], "sacct")[0].startswith(absent)
 
 
 def test_a_results_folder_that_can_not_be_written_is_one_line(tmp_path):
@@ -84,9 +80,10 @@ def test_a_results_folder_that_can_not_be_written_is_one_line(tmp_path):
     assert line.startswith(f"{tmp_path / 'file' / 'paper'} can't be written (") and "free space" in line
 
 
-@pytest.mark.parametrize(
-    "folder", ["results", "results/demo", "results/demo/tables", "results/demo/logs", "data"]
-)
+FOLDERS = "data", *(f"results{rest}" for rest in ("", "/demo", "/demo/tables", "/demo/logs"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_a_file_where_a_folder_belongs_is_one_line(tmp_path, folder):
     results = Results(settings_of(), root=str(tmp_path / "results"), data=str(tmp_path / "data"))
     assert in_the_way(results.folders) is None

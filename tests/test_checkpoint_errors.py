@@ -1,5 +1,3 @@
-"""Checkpoints that aren't what they should be are refused in one line, and left as they are."""
-
 import json
 
 import pytest
@@ -23,20 +21,16 @@ def header(metadata):
 
 
 CONTENTS = {
-    "weights that are no numbers": (
-        {"conv1.weight": torch.full((2,), torch.nan)},
-        "cnn-0.safetensors has weights that are no numbers, in conv1.weight",
-    ),
+    "weights that are no numbers": ({"conv1.weight": torch.full((2,), torch.nan)},
+     "cnn-0.safetensors has weights that are no numbers, in conv1.weight"),
     "infinite weights": ({"conv1.weight": torch.full((2,), torch.inf)}, "has weights that are no numbers"),
-    "another net": (
-        {"conv1.weight": torch.ones(2)},
-        "doesn't hold a net of this project: delete it, and it is",
-    ),
+    "another net": ({"conv1.weight": torch.ones(2)},
+     "doesn't hold a net of this project: delete it, and it is"),
     "header that is no JSON": (header({"relusym": "{"}), "was not written by this project: delete it, and"),
     "header of another project": (header({"relusym": "[1]"}), "was not written by this project"),
     "broken header": (b'\x10\0\0\0\0\0\0\0{"broken": \n\n', "is truncated or no safetensors file ("),
     "empty": (b"", "is truncated or no safetensors file"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("content", "line"), CONTENTS.values(), ids=CONTENTS)
@@ -61,6 +55,5 @@ def test_a_checkpoint_whose_header_says_another_net_than_its_record_is_refused(c
         if about == ABOUT:
             assert named_checkpoint(path, record, SETTINGS, "cpu")[1] == about
     ((key, value),) = change.items()
-    refused(
-        lambda: named_checkpoint(path, record, SETTINGS, "cpu"), f"is of {key} {value}, and", ": delete both"
-    )
+    line = f"is of {key} {value}, and"
+    refused(lambda: named_checkpoint(path, record, SETTINGS, "cpu"), line, ": delete both")

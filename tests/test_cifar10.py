@@ -1,5 +1,3 @@
-"""CIFAR10 from each of its sources: the same bytes in the same order, and one line on what is wrong with them."""
-
 import hashlib
 import http.server
 import json
@@ -21,8 +19,7 @@ from public_files import official_cifar10
 from torchvision import datasets
 
 from relusym import checkpoint, cifar10, data
-from relusym.data import image_set
-from relusym.data.extent import Extent, known_extent
+from relusym.data import Extent, image_set, known_extent
 from relusym.errors import UserError
 from relusym.records.fields import images_of
 from relusym.reporting import image_files
@@ -43,13 +40,12 @@ def small(request, monkeypatch):
 def some_images():
     """Pixels, (20, 32, 32, 3), and labels of each batch."""
     random = np.random.default_rng(0)
-    return {
-        name: (
-            random.integers(0, 256, (COUNT, 32, 32, 3), np.uint8),
-            random.permutation(np.arange(COUNT) % 10),
-        )
-        for name in BATCHES
-    }
+
+    def batch():
+        pixels = random.integers(0, 256, (COUNT, 32, 32, 3), np.uint8)
+        return pixels, random.permutation(np.arange(COUNT) % 10)
+
+    return {name: batch() for name in BATCHES}
 
 
 def planes(pixels):
@@ -74,15 +70,8 @@ def python2_pickle(value):
                 shape = b"".join(map(written, value.shape)) + b"\x86"
                 made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
                 kind = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNN" + written(-1) * 2 + b"K\x00tb"
-                return (
-                    made
-                    + b"(K\x01"
-                    + shape
-                    + kind
-                    + b"\x89"
-                    + written(value.tobytes().decode("latin1"))
-                    + b"tb"
-                )
+                value = written(value.tobytes().decode("latin1"))
+                return made + b"(K\x01" + shape + kind + b"\x89" + value + b"tb"
 
     return b"\x80\x02" + written(value) + b"."
 
@@ -152,9 +141,6 @@ def digest(tmp_path):
     return data.digest(tmp_path / "wanted.safetensors")
 
 
-# ---- the same images from everywhere
-
-
 @pytest.mark.parametrize("source", VERSIONS)
 @pytest.mark.parametrize("form", ["folder", "parent", "renamed", "archive", "in a folder", "tar"])
 def test_both_official_versions_give_the_same_bytes_in_the_official_order(tmp_path, digest, source, form):
@@ -204,18 +190,16 @@ def test_torchvision_downloads_the_same_once_and_mends_what_is_damaged(tmp_path,
     (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"damaged")
     assert data.digest(prepared("torchvision", root, tmp_path)) == digest  # from the archive that it kept
     (root / "cifar-10-batches-py" / "data_batch_2").unlink()
-    with pytest.raises(
-        UserError, match=r"^CIFAR10 can't be had from .*root .*missing or damaged.*set cifar10\.root"
-    ):
+    line = r"^CIFAR10 can't be had from .*root .*missing or damaged.*set cifar10\.root"
+    with pytest.raises(UserError, match=line):
         prepared("torchvision", root, tmp_path, download=False)
 
 
 def tree(root, name="{index:05}"):
     """A folder a class; `name` of an image from its index in the split and within its class."""
     for split, batches in cifar10.BATCHES.items():
-        pixels, labels = (
-            np.concatenate(part) for part in zip(*(some_images()[b] for b in batches), strict=True)
-        )
+        images = zip(*(some_images()[batch] for batch in batches), strict=True)
+        pixels, labels = map(np.concatenate, images)
         for index, (image, label) in enumerate(zip(pixels, labels, strict=True)):
             to = root / split / cifar10.CLASSES[label]
             to.mkdir(parents=True, exist_ok=True)
@@ -224,7 +208,7 @@ def tree(root, name="{index:05}"):
     return root
 
 
-def test_a_folder_gives_the_same_if_the_names_tell_the_order_and_its_own_order_otherwise(
+def test_a_folder_gives_the_same_if_names_tell_the_order_and_else_its_own_order(
     tmp_path, digest, monkeypatch
 ):
     known = checkpoint.load_arrays(tmp_path / "wanted.safetensors", names=())[1]["splits"]
@@ -232,9 +216,8 @@ def test_a_folder_gives_the_same_if_the_names_tell_the_order_and_its_own_order_o
 
     def prepare(root):
         data.prepare({"kind": "folder", "root": str(root)}, tmp_path / "images.safetensors")
-        return image_set.load(tmp_path / "images.safetensors", "train"), data.digest(
-            tmp_path / "images.safetensors"
-        )
+        to = tmp_path / "images.safetensors"
+        return image_set.load(to, "train"), data.digest(to)
 
     for kind, name in (("padded", "{index:05}"), ("kaggle", "{index}"), ("worded", "image_{index}_of_many")):
         assert prepare(tree(tmp_path / kind, name))[1] == digest
@@ -246,22 +229,16 @@ def test_a_folder_gives_the_same_if_the_names_tell_the_order_and_its_own_order_o
     assert other != digest and image_set.split_digest(images) == known["train"]
 
 
-@pytest.mark.parametrize(
-    "write",
-    [lambda value, protocol=protocol: pickle.dumps(value, protocol) for protocol in (2, 3, 4)],
-    ids=["2", "3", "4"],
-)
-def test_what_python_3_and_a_newer_numpy_wrote_is_read_too(tmp_path, digest, write):
-    root = put(tmp_path / "cifar-10-batches-py", python_files(write=write))
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_what_python_3_and_a_newer_numpy_wrote_is_read_too(tmp_path, digest, protocol):
+    files = python_files(write=partial(pickle.dumps, protocol=protocol))
+    root = put(tmp_path / "cifar-10-batches-py", files)
     assert data.digest(prepared("python", root, tmp_path)) == digest
 
 
 def test_its_extent_is_known_before_it_is_read():
     for source in cifar10.SOURCES:
         assert known_extent({"kind": source, "root": "nowhere"}) == Extent(50_000, (32, 32))
-
-
-# ---- the real thing
 
 
 @pytest.fixture
@@ -272,7 +249,6 @@ def real():
 
 @pytest.mark.slow(seconds=15)
 def test_the_official_files_have_the_digest_that_stands_in_the_code(real, tmp_path):
-    """In the version that is there, and in the other one, written from it."""
     source, at = real
     assert data.digest(prepared(source, at, tmp_path)) == cifar10.DIGEST
     splits = cifar10.read(at, source)
@@ -291,9 +267,6 @@ def test_the_official_files_have_the_digest_that_stands_in_the_code(real, tmp_pa
 
 def test_the_digest_of_the_whole_is_made_of_those_of_the_splits():
     assert image_set.header(cifar10.CLASSES, cifar10.SPLIT_DIGESTS)["digest"] == cifar10.DIGEST
-
-
-# ---- what is wrong with them
 
 
 def missing(files, name, batch):
@@ -333,19 +306,15 @@ def no_classes(files, name, batch):
 
 WRONG = {
     missing: (r"lacks data_batch_3(\.bin)?: ", r"lacks data_batch_3: "),
-    truncated: (
-        r"data_batch_3\.bin has 61,360 bytes, and a batch of CIFAR10 61,460: ",
-        "data_batch_3 is truncated",
-    ),
+    truncated: (r"data_batch_3\.bin has 61,360 bytes, and a batch of CIFAR10 61,460: ",
+     "data_batch_3 is truncated"),
     empty: (r"data_batch_3\.bin has 0 bytes", r"data_batch_3 is truncated or damaged \(EOFError\)"),
-    another_size: (
-        r"data_batch_3\.bin has 64,533 bytes",
-        r"data_batch_3 has data uint8 \(21, 3072\), and a batch of CIFAR10 uint8 \(20, 3072\): ",
-    ),
+    another_size: (r"data_batch_3\.bin has 64,533 bytes",
+     r"data_batch_3 has data uint8 \(21, 3072\), and a batch of CIFAR10 uint8 \(20, 3072\): "),
     another_label: ("data_batch_3.bin has the label 10, and CIFAR10 has 0 to 9",) * 2,
     other_classes: (r"batches\.meta.*: the classes are plane, automobile, .*, truck, not CIFAR10's",) * 2,
     no_classes: (r"lacks batches\.meta\.txt: ", r"lacks batches\.meta: "),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("source", VERSIONS)
@@ -378,14 +347,11 @@ def test_a_truncated_archive_is_one_line_wherever_it_ends(tmp_path, source):
 
 def test_what_is_not_there_is_one_line_that_says_what_may_be(tmp_path):
     line = refusal("binary", tmp_path / "nowhere", tmp_path)
-    assert line == (
-        f"cifar10.root: {tmp_path / 'nowhere'} given; allowed is cifar-10-batches-bin/, its archive "
-        "cifar-10-binary.tar.gz, or the folder that holds either"
-    )
+    given = f"cifar10.root: {tmp_path / 'nowhere'} given; allowed is cifar-10-batches-bin/, its archive "
+    assert line == f"{given}cifar-10-binary.tar.gz, or the folder that holds either"
     put(tmp_path / "nowhere" / "cifar-10-batches-py", python_files())
-    assert refusal("binary", tmp_path / "nowhere", tmp_path) == (
-        f"{line} (there is cifar-10-batches-py: set cifar10.source: python)"
-    )
+    there = "there is cifar-10-batches-py: set cifar10.source: python"
+    assert refusal("binary", tmp_path / "nowhere", tmp_path) == f"{line} ({there})"
 
 
 class Code:
@@ -403,11 +369,8 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, name):
     ran = tmp_path / "ran"
     files = python_files() | {name: pickle.dumps({"data": Code(ran), "labels": [], "label_names": []})}
     line = refusal("python", put(tmp_path / "cifar-10-batches-py", files), tmp_path)
-    assert (
-        f"{name} asks for pathlib." in line
-        and "refused, since it could run code" in line
-        and not ran.exists()
-    )
+    assert f"{name} asks for pathlib." in line and "refused, since it could run code" in line
+    assert not ran.exists()
     pickle.loads(files[name])
     assert ran.exists()  # what any other unpickler does
 
@@ -431,29 +394,17 @@ def test_a_pickle_of_something_else_is_one_line(tmp_path, case):
     assert re.search(f"data_batch_3 .*{pattern}", line), line
 
 
-# ---- what tables call it
-
-
 OTHER = "0" * 64
 
 
-@pytest.mark.parametrize(
-    ("label", "content", "called"),
-    [
-        ("CIFAR10", cifar10.DIGEST, "CIFAR10"),
-        ("my copy", cifar10.DIGEST, "CIFAR10"),
-        ("CIFAR10", OTHER, "CIFAR10?"),
-        ("cifar-10", OTHER, "CIFAR10?"),
-        ("CIFAR10 as JPEG (quality 75, 4:2:0)", OTHER, "CIFAR10 as JPEG (quality 75, 4:2:0)"),
-        ("CIFAR100", OTHER, "CIFAR100"),
-        ("my copy", OTHER, "my copy"),
-    ],
-)
+@pytest.mark.parametrize("label, content, called", [
+    ("CIFAR10", cifar10.DIGEST, "CIFAR10"), ("my copy", cifar10.DIGEST, "CIFAR10"),
+    ("CIFAR10", OTHER, "CIFAR10?"), ("cifar-10", OTHER, "CIFAR10?"),
+    ("CIFAR10 as JPEG (quality 75, 4:2:0)", OTHER, "CIFAR10 as JPEG (quality 75, 4:2:0)"),
+    ("CIFAR100", OTHER, "CIFAR100"), ("my copy", OTHER, "my copy"),
+])  # fmt: skip
 def test_images_are_called_cifar10_for_what_they_are_and_not_for_their_label(label, content, called):
     assert images_of({"inputs": {"source": label, "data": content}}) == called
-
-
-# ---- of a report
 
 
 def read(root, **given):
@@ -461,7 +412,7 @@ def read(root, **given):
 
 
 @pytest.mark.parametrize("source", VERSIONS)
-def test_a_report_takes_official_files_and_their_test_images_unless_told_otherwise(
+def test_a_report_takes_official_files_and_their_test_images_unless_told_others(
     tmp_path, source, monkeypatch
 ):
     version = VERSIONS[source]
@@ -489,22 +440,18 @@ def test_what_a_report_can_not_do_with_official_files_is_one_line(tmp_path):
     folder = put(tmp_path / "cifar-10-batches-bin", binary_files())
     with pytest.raises(UserError, match=r"^--labels folder .* has its labels, so leave the option out$"):
         read(folder, labels="folder")
-    with pytest.raises(
-        UserError, match=r"^--size resizes images of a folder; those of a file are taken as they are$"
-    ):
+    line = r"^--size resizes images of a folder; those of a file are taken as they are$"
+    with pytest.raises(UserError, match=line):
         read(folder, size=[40])
     photos = tree(tmp_path / "photos")
-    with pytest.raises(UserError, match=r"^--split: only for CIFAR10's official files"):
-        read(photos, split="test")
+    refused(lambda: read(photos, split="test"), match=r"^--split: only for CIFAR10's official files")
     assert len(read(photos / "test", labels="folder").pixels) == COUNT
     other = pack(tmp_path / "other.tar.gz", {"1.png": b"", "2.png": b""}, "photos")
-    with pytest.raises(
-        UserError, match=r"other\.tar\.gz holds no batches of CIFAR10: allowed is cifar-10-binary"
-    ):
+    line = r"other\.tar\.gz holds no batches of CIFAR10: allowed is cifar-10-binary"
+    with pytest.raises(UserError, match=line):
         read(other)
     np.save(tmp_path / "few.npy", np.arange(3))
-    with pytest.raises(UserError, match=r"^labels: 3 given for 20 images$"):
-        read(folder, labels=str(tmp_path / "few.npy"))
+    refused(lambda: read(folder, labels=str(tmp_path / "few.npy")), match=r"^labels: 3 given for 20 images$")
 
 
 NET = """
@@ -517,32 +464,21 @@ def build():
 """
 
 
-def test_the_command_reports_on_an_official_archive_with_its_labels_and_says_whose_images_it_has(
-    tmp_path, capsys
-):
+def test_the_command_reports_on_an_official_archive_with_its_labels_and_names_its_images(tmp_path, capsys):
     (tmp_path / "net.py").write_text(NET)
     archive = pack(tmp_path / "cifar-10-python.tar.gz", python_files(), "cifar-10-batches-py")
-    given = [
-        "report",
-        f"{tmp_path / 'net.py'}:build",
-        "--images",
-        str(archive),
-        "--out",
-        str(tmp_path / "report"),
-    ]
+    given = ["report", f"{tmp_path / 'net.py'}:build", "--images", str(archive)]
+    given += ["--out", str(tmp_path / "report")]
     assert main(given) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert (
-        "give --mean and --std" in line and "for CIFAR10 have --mean 0.4914 0.4822 0.4465 --std 0.247" in line
-    )
+    assert "give --mean and --std" in line
+    assert "for CIFAR10 have --mean 0.4914 0.4822 0.4465 --std 0.247" in line
     assert main([*given, "--mean", "0.5", "--std", "0.25", "--partial-images", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == COUNT and found["labelled"] and "CIFAR10?: " in found["notes"][0]
 
 
-def test_the_exact_gcnn_is_tuned_on_the_training_images_and_measured_on_the_test_images(
-    tmp_path, capsys, monkeypatch
-):
+def test_an_exact_gcnn_is_tuned_on_training_images_and_measured_on_test_images(tmp_path, capsys, monkeypatch):
     def refuse(net, shape):
         raise RuntimeError("no such operation\nin a graph")
 

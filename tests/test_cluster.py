@@ -1,8 +1,3 @@
-"""`snakemake --profile slurm` on a real Slurm of two nodes, undisturbed and through faults, against a local run.
-
-The faults are met side by side by the trainings of one run, at a known step.
-"""
-
 import json
 import os
 import shutil
@@ -53,9 +48,8 @@ class Run:
         shutil.copy(ROOT / "tests" / "job_faults.py", scripts)
         for script in scripts.glob("*.py"):
             text = script.read_text(encoding="utf-8")
-            script.write_text(
-                text.replace("from job import job\n", "from job import job\nimport job_faults\n")
-            )
+            with_faults = text.replace("from job import job\n", "from job import job\nimport job_faults\n")
+            script.write_text(with_faults)
         (self.folder / "faults.json").write_text(json.dumps(faults))
         self.output = self.folder / "output.txt"
         self.pieces: dict[str, dict[str, str]] = {}
@@ -75,13 +69,9 @@ class Run:
     def start(self, *arguments: str) -> subprocess.Popen:
         with self.output.open("a") as output:
             return subprocess.Popen(
-                [Path(sys.executable).with_name("snakemake"), *TARGETS, *arguments],
-                cwd=self.folder,
-                env=self.environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+                [Path(sys.executable).with_name("snakemake"), *TARGETS, *arguments], cwd=self.folder,
+                env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
 
     def finish(self, process: subprocess.Popen, seconds: float = 900) -> None:
         try:
@@ -177,28 +167,25 @@ def disturb(cluster: SlurmCluster, disturbed: Run, restarted: Run) -> None:
         faults, _ = FAULTS[net]
         what, before = faults[fault]["what"], list(faults).index(fault)
         before = [f["what"] for f in list(faults.values())[:before]].count(what)
-        events = wait_until(
-            lambda: disturbed.events(what, "train " + net.replace("-", " "))[before:],
-            600,
-            f"{net} at the step where it is {fault}; {disturbed.text()}",
-        )
+
+        def events():
+            return disturbed.events(what, "train " + net.replace("-", " "))[before:]
+
+        events = wait_until(events, 600, f"{net} at the step where it is {fault}; {disturbed.text()}")
         TRIED[fault] += 1
         return events[0]["slurm_job"]
 
     cancelled, requeued, crashed = at("cnn-0", CANCELLED), at("gcnn-0", REQUEUED), at("cnn-1", CRASHED)
     wait_until(lambda: len(restarted.events("hold")) == 2, 600, "two trainings at their step")
-
     cluster.stop_controller()
     time.sleep(3)
     cluster.start_controller()
     wait_until(cluster.controller_answers, 60, "the controller is back")
     TRIED[RESTARTED[0]] += 1
-
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     second = restarted.start(*ONE_SEED)
     TRIED[RESTARTED[1]] += 1
-
     cluster.run("scancel", cancelled)
     cluster.run("scontrol", "requeue", requeued)
     cluster.crash_node("node2")
@@ -212,10 +199,8 @@ def disturb(cluster: SlurmCluster, disturbed: Run, restarted: Run) -> None:
     logs = restarted.folder / ".snakemake" / "slurm_logs"
     wait_until(
         lambda: sum("is being done by" in log.read_text() for log in logs.rglob("rule_train/*/*.log")) == 2,
-        600,
-        "second copies wait",
-        poll=0.5,
-    )
+        600, "second copies wait", poll=0.5,
+    )  # fmt: skip
     restarted.go("cnn-0")
     restarted.go("gcnn-0")
     restarted.finish(second)
@@ -224,12 +209,11 @@ def disturb(cluster: SlurmCluster, disturbed: Run, restarted: Run) -> None:
 
 def start_soon(cluster: SlurmCluster, job: str, *changes: str) -> None:
     """Spare the two minutes that Slurm lets a requeued job wait."""
-    wait_until(
-        lambda: "JobState=PENDING" in cluster.run("scontrol", "show", "job", job),
-        120,
-        f"job {job} is in the queue",
-        poll=0.5,
-    )
+
+    def pending():
+        return "JobState=PENDING" in cluster.run("scontrol", "show", "job", job)
+
+    wait_until(pending, 120, f"job {job} is in the queue", poll=0.5)
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now", *changes)
 
 
@@ -244,21 +228,17 @@ def options(call: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("partition", "minutes", "options", "problem"),
-    [
-        ("gpu", 1440, "--mem 6000 --gpus=1", None),
-        ("gpu", 120, "--gres=shard:1", None),
-        ("", 1440, "--requeue --signal=USR1@120 --gpus=1", None),
-        ("gqu", 120, "--gpus=1", "Invalid partition name specified"),
-        ("gpu", 120, "--gpus=a100:1", "Requested node configuration is not available"),
-        ("gpu", 120, "--nodes=1 --gpus=3", "Requested node configuration is not available"),
-        ("gpu", 120, "--mem 64000", "Requested node configuration is not available"),
-        ("gpu", 1441, "--gpus=1", "asks for up to 1441 minutes and partition gpu allows 1440"),
-        ("", 1441, "--gpus=1", "asks for up to 1441 minutes and partition gpu allows 1440"),
-    ],
-)
-def test_the_checklist_tells_what_slurm_can_not_run(
+@pytest.mark.parametrize("partition, minutes, options, problem", [
+    ("gpu", 1440, "--mem 6000 --gpus=1", None), ("gpu", 120, "--gres=shard:1", None),
+    ("", 1440, "--requeue --signal=USR1@120 --gpus=1", None),
+    ("gqu", 120, "--gpus=1", "Invalid partition name specified"),
+    ("gpu", 120, "--gpus=a100:1", "Requested node configuration is not available"),
+    ("gpu", 120, "--nodes=1 --gpus=3", "Requested node configuration is not available"),
+    ("gpu", 120, "--mem 64000", "Requested node configuration is not available"),
+    ("gpu", 1441, "--gpus=1", "asks for up to 1441 minutes and partition gpu allows 1440"),
+    ("", 1441, "--gpus=1", "asks for up to 1441 minutes and partition gpu allows 1440"),
+])  # fmt: skip
+def test_the_checklist_names_what_slurm_can_not_run(
     cluster, monkeypatch, partition, minutes, options, problem
 ):
     for name in ("PATH", "SLURM_CONF"):
@@ -283,9 +263,8 @@ def test_each_training_and_merge_is_one_submission_that_asks_for_one_gpu_and_no_
         assert (call["--gpus"], call["--cpus-per-task"], call["-p"]) == ("1", "1", "gpu")
         assert (call["--mem"], call["-t"]) == (("4000", "120") if training else ("6000", "30"))
         assert call["--signal"] == "USR1@120" and "--requeue" in call
-    local_jobs = {
-        event["job"].split()[0] for event in runs.whole.events("start") if event["slurm_job"] is None
-    }
+    starts = runs.whole.events("start")
+    local_jobs = {event["job"].split()[0] for event in starts if event["slurm_job"] is None}
     assert local_jobs == {"prepare_data", *TARGETS}
 
 

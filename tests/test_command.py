@@ -1,5 +1,3 @@
-"""The command `relusym`: nets, weights and images from files, what it prints and writes, and what it refuses."""
-
 import csv
 import errno
 import io
@@ -13,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_nets import smooth_images, vgg11
 from torch import nn
 
 from relusym import checkpoint
-from relusym.errors import UserError
 from relusym.evaluation.images import normalisation
 from relusym.evaluation.logits import logits_of
 from relusym.merging.identities import largest_difference
@@ -98,9 +96,6 @@ def report(capsys, folder, *arguments, net="my_nets.py:build", images="photos", 
     return run(capsys, folder, "report", folder / net, *given, images=images)
 
 
-# ---- report
-
-
 @pytest.fixture(scope="module")
 def labelled(folder, tmp_path_factory):
     """A report on a net with labels: its folder, exit code, output, and lines of the error stream."""
@@ -140,8 +135,7 @@ def test_the_page_stands_alone_and_needs_no_script(labelled):
     page = (labelled[0] / "report.html").read_text()
     assert "<script" not in page and not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
     assert "url(" not in page and "@import" not in page and "$" not in page
-    assert page.count("data:image/svg+xml;base64,") == 7
-    assert "can&#x27;t be equivariant" in page
+    assert page.count("data:image/svg+xml;base64,") == 7 and "can&#x27;t be equivariant" in page
 
 
 @pytest.mark.slow(seconds=1)
@@ -194,8 +188,7 @@ def test_a_metric_of_ones_own_is_in_every_table(capsys, folder, tmp_path):
 def test_the_same_seed_gives_the_same_report(capsys, folder, tmp_path):
     options = "--json", "--out", tmp_path, "--limit", 13
     runs = [report(capsys, folder, *options, "--seed", seed)[1] for seed in (1, 1, 2)]
-    assert runs[0] == runs[1] != runs[2]
-    assert json.loads(runs[0])["images"] == 13
+    assert runs[0] == runs[1] != runs[2] and json.loads(runs[0])["images"] == 13
 
 
 @pytest.mark.slow(seconds=2)
@@ -203,15 +196,11 @@ def test_photos_are_resized_and_cropped(capsys, folder, tmp_path):
     for i, size in enumerate(((40, 30), (30, 50))):
         Image.new("L", size, 90 * i).save(tmp_path / f"{i}.jpg")  # grey files are read as RGB
     options = "--out", tmp_path / "out", "--json"
-    code, printed, _ = report(
-        capsys, tmp_path, *options, "--size", 20, 17, net=folder / "my_nets.py:build", images=""
-    )
+    net = {"net": folder / "my_nets.py:build", "images": ""}
+    code, printed, _ = report(capsys, tmp_path, *options, "--size", 20, 17, **net)
     assert code == 0 and json.loads(printed)["image_shape"] == [3, 17, 17]
     code, _, lines = report(capsys, tmp_path, *options, net=folder / "my_nets.py:build", images="")
     assert code == 1 and all(word in lines[0] for word in ("give --size", "40×30", "30×50"))
-
-
-# ---- merge
 
 
 def test_merge_writes_the_merged_net(capsys, folder, tmp_path):
@@ -220,9 +209,8 @@ def test_merge_writes_the_merged_net(capsys, folder, tmp_path):
     code, printed, lines = run(capsys, folder, "merge", *nets, "--out", out, *SCALED)
     assert (code, lines) == (0, []) and "halfway, with REPAIR" in printed
     assert load_file(out).keys() == load_file(folder / "0.safetensors").keys()
-    code, printed, _ = run(
-        capsys, folder, "merge", *nets, "--out", out, *SCALED, "--json", "--which", "halfway"
-    )
+    given = *nets, "--out", out, *SCALED, "--json", "--which", "halfway"
+    code, printed, _ = run(capsys, folder, "merge", *given)
     numbers = json.loads(printed)
     assert numbers["written"] == "halfway" and set(numbers["barrier"]) == {"halfway", "repaired"}
     first, second = (load_file(folder / f"{seed}.safetensors") for seed in range(2))
@@ -264,15 +252,10 @@ def test_a_net_merged_with_itself_is_itself(capsys, folder, tmp_path):
     assert all(torch.allclose(tensor, load_file(weights)[key]) for key, tensor in load_file(out).items())
 
 
-# ---- nets and weights
-
-
 def test_nets_are_named_in_three_ways(folder, monkeypatch):
     monkeypatch.syspath_prepend(folder)
-    nets = [
-        build(spec, None, 0)[0]
-        for spec in (f"{folder}/my_nets.py:build", "my_nets:build", f"{folder}/my_nets.py:net")
-    ]
+    specs = f"{folder}/my_nets.py:build", "my_nets:build", f"{folder}/my_nets.py:net"
+    nets = [build(spec, None, 0)[0] for spec in specs]
     assert all(isinstance(net, nn.Sequential) and not net.training for net in nets)
     net, preset = build("torchvision:squeezenet1_1", "random", 0)
     assert type(net).__name__ == "SqueezeNet" and preset is None
@@ -283,9 +266,6 @@ def test_weights_are_found_behind_wrappers_and_prefixes(folder, name):
     net, _ = build(f"{folder}/my_nets.py:build", str(folder / name), 5)
     known = load_file(folder / "0.safetensors")
     assert all(torch.equal(tensor, known[key]) for key, tensor in net.state_dict().items())
-
-
-# ---- files that people bring
 
 
 BRIGHT = """
@@ -308,9 +288,10 @@ def net(classes=3):
 
 @pytest.fixture
 def bright(tmp_path, capsys, monkeypatch):
-    """In a folder with a net that answers with the brightest channel: a report on it, as exit code, numbers, lines."""
+    """In a folder with `images` and a net that names the brightest channel: a report, as exit code, numbers, lines."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bright.py").write_text(BRIGHT)
+    class_folders("images", "abc")
 
     def report(*arguments, net="bright.py:net"):
         given = net, "--mean", 0, "--std", 1, "--partial-images", 0, "--json", *arguments
@@ -343,10 +324,8 @@ def test_class_folders_that_are_numbers_are_warned_of(bright):
     class_folders("numeric", ["9", "10", "11"])
     _, numbers, lines = bright("--images", "numeric", "--labels", "folder")
     assert numbers["accuracy"] < 0.5 and numbers["inputs"]["classes"] == ["10", "11", "9"]
-    assert (
-        "folder 10 is class 0, …, 9 is 2" in lines[0]
-        and lines[0].removeprefix("relusym: ") in numbers["notes"]
-    )
+    assert "folder 10 is class 0, …, 9 is 2" in lines[0]
+    assert lines[0].removeprefix("relusym: ") in numbers["notes"]
     class_folders("digits", ["0", "1", "2"])
     assert bright("--images", "digits", "--labels", "folder")[2] == []
 
@@ -357,19 +336,19 @@ def test_links_are_followed_and_hidden_files_left_out(bright):
     Path("linked/b").rename("linked/x")
     Path("linked/c").rename("linked/c2")
     for place, name in enumerate("abc"):
-        Path("images", name).mkdir(parents=True)
+        Path("links", name).mkdir(parents=True)
         for i in range(4):
-            Image.fromarray(pixels_of(place, i)).save(Path("images", name, f"{i}.JPG"), quality=95)
-    Path("images/a").rename("aside")
-    Path("images/a").symlink_to("../aside")
-    Path("images/b/again").symlink_to("..")  # a circle
-    Path("images/.cache").mkdir()
+            Image.fromarray(pixels_of(place, i)).save(Path("links", name, f"{i}.JPG"), quality=95)
+    Path("links/a").rename("aside")
+    Path("links/a").symlink_to("../aside")
+    Path("links/b/again").symlink_to("..")  # a circle
+    Path("links/.cache").mkdir()
     for name in (".cache/x.png", "c/._3.png"):
-        Image.fromarray(pixels_of(0)).save(Path("images", name))
+        Image.fromarray(pixels_of(0)).save(Path("links", name))
     for name in ("a/notes.txt", "b/photo.heic", "c/photo.HEIC"):
-        Path("images", name).write_text("")
-    _, numbers, lines = bright("--images", "images", "--labels", "folder")
-    assert (numbers["images"], numbers["accuracy"], numbers["classes"]) == (12, 1, ["a", "b", "c"])
+        Path("links", name).write_text("")
+    _, numbers, lines = bright("--images", "links", "--labels", "folder")
+    assert (numbers["links"], numbers["accuracy"], numbers["classes"]) == (12, 1, ["a", "b", "c"])
     assert lines == ["relusym: images: 3 files that are none were passed over: 2 .heic, 1 .txt"]
     assert list(numbers["by_class"]["net"]) == [1, 1, 1]
 
@@ -386,15 +365,12 @@ def test_images_are_read_the_way_up_that_viewers_show_them(bright):
 
 
 def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
-    class_folders("images", "abc")
     good = build("bright.py:net", None, 0)[0].state_dict()
     good = {key: tensor.contiguous() for key, tensor in good.items()}
     off = good | {"4.weight": good["4.weight"].roll(1, 0)}
     on = "--images", "images", "--labels", "folder"
-    torch.save(
-        {f"{who}.{k}": v for who, of in (("student", good), ("teacher", off)) for k, v in of.items()},
-        "both.pt",
-    )
+    both = {"student": good, "teacher": off}
+    torch.save({f"{who}.{key}": of[key] for who, of in both.items() for key in of}, "both.pt")
     refusal(*bright("--weights", "both.pt", *on), "'student', 'teacher'", "both.pt:student")
     assert bright("--weights", "both.pt:student", *on)[1]["accuracy"] == 1
     assert bright("--weights", "both.pt:teacher.", *on)[1]["accuracy"] < 0.5
@@ -409,21 +385,14 @@ def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
     assert bright("--weights", "same.pt", *on)[1]["accuracy"] == 1
 
 
-@pytest.mark.parametrize(
-    ("labels", "line"),
-    [
-        (np.repeat(np.arange(3), 6) + 0.5, "whole numbers"),
-        (np.repeat(np.arange(3), 6) - 1, "-1"),
-        (np.repeat(np.arange(3), 6) + 1, "labels up to 3"),
-        (np.full(18, np.nan), "whole numbers"),
-        (np.repeat(["a", "b", "c"], 6), "no numbers"),
-        (np.arange(3), "3 given for 18 images"),
-        (np.eye(3)[np.repeat(np.arange(3), 6)], "(18, 3)"),
-    ],
-)
+@pytest.mark.parametrize("labels, line", [
+    (np.repeat(np.arange(3), 6) + 0.5, "whole numbers"), (np.repeat(np.arange(3), 6) - 1, "-1"),
+    (np.repeat(np.arange(3), 6) + 1, "labels up to 3"), (np.full(18, np.nan), "whole numbers"),
+    (np.repeat(["a", "b", "c"], 6), "no numbers"), (np.arange(3), "3 given for 18 images"),
+    (np.eye(3)[np.repeat(np.arange(3), 6)], "(18, 3)"),
+])  # fmt: skip
 def test_labels_are_whole_numbers_from_0_one_an_image(bright, labels, line):
-    images = [pixels_of(c, i) for c in range(3) for i in range(6)]
-    np.savez("images.npz", images=images, labels=labels)
+    np.savez("images.npz", images=[pixels_of(c, i) for c in range(3) for i in range(6)], labels=labels)
     refusal(*bright("--images", "images.npz"), "label", line)
 
 
@@ -446,59 +415,44 @@ def cut(path):
     Path(path).write_bytes(Path(path).read_bytes()[:-400])
 
 
-@pytest.mark.parametrize(
-    ("name", "write", "line"),
-    [
-        ("cut.npz", cut, "truncated"),
-        ("text.npz", lambda path: Path(path).write_text("images"), "text.npz"),
-        ("lying.npz", lying, "declares 30,720,000,000 bytes"),
-        ("none.npy", lambda path: Path(path).write_bytes(b""), "truncated"),
-        ("list.pt", lambda path: torch.save([torch.zeros(2, 8, 8, 3), torch.zeros(2)], path), "holds list"),
-        ("keys.pt", lambda path: torch.save({0: torch.zeros(2), 1: torch.ones(2)}, path), "it has 0, 1"),
-        ("text.npz", lambda path: np.savez(path, images=np.array(["a", "b"])), "uint8"),
-    ],
-)
+@pytest.mark.parametrize("name, write, line", [
+    ("cut.npz", cut, "truncated"), ("text.npz", lambda path: Path(path).write_text("images"), "text.npz"),
+    ("lying.npz", lying, "declares 30,720,000,000 bytes"),
+    ("none.npy", lambda path: Path(path).write_bytes(b""), "truncated"),
+    ("list.pt", lambda path: torch.save([torch.zeros(2, 8, 8, 3), torch.zeros(2)], path), "holds list"),
+    ("keys.pt", lambda path: torch.save({0: torch.zeros(2), 1: torch.ones(2)}, path), "it has 0, 1"),
+    ("text.npz", lambda path: np.savez(path, images=np.array(["a", "b"])), "uint8"),
+])  # fmt: skip
 def test_damaged_and_other_files_of_images_are_refused_in_one_line(bright, name, write, line):
     write(name)
     refusal(*bright("--images", name), name, line)
 
 
-@pytest.mark.parametrize(
-    ("weights", "line"),
-    [
-        ([torch.zeros(2)], "no tensors by name"),
-        ({0: torch.zeros(2), 1: torch.ones(2)}, "missing: 0.weight"),
-        (torch.zeros(2), "no tensors by name"),
-    ],
-)
+@pytest.mark.parametrize("weights, line", [
+    ([torch.zeros(2)], "no tensors by name"), ({0: torch.zeros(2), 1: torch.ones(2)}, "missing: 0.weight"),
+    (torch.zeros(2), "no tensors by name"),
+])  # fmt: skip
 def test_other_files_of_weights_are_refused_in_one_line(bright, weights, line):
-    class_folders("images", "abc")
     torch.save(weights, "weights.pt")
     refusal(*bright("--images", "images", "--weights", "weights.pt"), "weights.pt", line)
 
 
 def test_what_is_read_is_never_written_over(bright, capsys):
-    class_folders("images", "abc")
     state = build("bright.py:net", None, 0)[0].state_dict()
     Path("out").mkdir()
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, "out/halfway.safetensors")
     before = Path("out/halfway.safetensors").read_bytes()
-    refusal(
-        *bright("--images", "images", "--weights", "out/halfway.safetensors", "--out", "out"), "also read"
-    )
+    on = "--images", "images"
+    refusal(*bright(*on, "--weights", "out/halfway.safetensors", "--out", "out"), "also read")
     assert Path("out/halfway.safetensors").read_bytes() == before
     Path("link.safetensors").symlink_to("out/halfway.safetensors")
     given = "merge bright.py:net out/halfway.safetensors random --images images --mean 0 --std 1 --out link.safetensors"
     assert main(given.split()) == 1 and Path("out/halfway.safetensors").read_bytes() == before
     capsys.readouterr()
-    refusal(
-        *bright("--images", "images", "--labels", "folder", "--out", "images/report"),
-        "among the class folders",
-    )
+    refusal(*bright(*on, "--labels", "folder", "--out", "images/report"), "among the class folders")
 
 
 def test_an_older_reports_files_dont_stay_beside_a_new_ones(bright):
-    class_folders("images", "abc")
     on = "--images", "images", "--out", "out"
     assert bright(*on, "--labels", "folder", "--curve", 3)[0] == 0
     Path("out/reset.safetensors").write_bytes(b"of a net with batch norm")
@@ -529,7 +483,6 @@ def test_an_interrupted_report_goes_on_from_its_last_layer(folder, capsys, tmp_p
 
 
 def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
-    class_folders("images", "abc")
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -538,21 +491,14 @@ def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
     refusal(*bright("--images", "images"), "TMPDIR", "No space left")
 
 
-# ---- what the command says, and when
-
-
-@pytest.mark.parametrize(
-    ("code", "line"),
-    [
-        ("import sys\nsys.exit(3)", "SystemExit: 3 (theirs.py, line 2)"),
-        ("def net():\n    return {}['key']", "KeyError: 'key' (theirs.py, line 2)"),
-        (BRIGHT + "\n\nclass Mine(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-         "        self.inner = globals()['_net']()\n    def forward(self, x):\n        raise OSError('no such thing')\n"
-         "_net, net = net, Mine\n", "OSError: no such thing (theirs.py, line 23)"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("code, line", [
+    ("import sys\nsys.exit(3)", "SystemExit: 3 (theirs.py, line 2)"),
+    ("def net():\n    return {}['key']", "KeyError: 'key' (theirs.py, line 2)"),
+    (BRIGHT + "\n\nclass Mine(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+     "        self.inner = globals()['_net']()\n    def forward(self, x):\n        raise OSError('no such thing')\n"
+     "_net, net = net, Mine\n", "OSError: no such thing (theirs.py, line 23)"),
+])  # fmt: skip
 def test_a_users_own_exception_is_shown_as_theirs_with_its_line(bright, code, line):
-    class_folders("images", "abc")
     Path("theirs.py").write_text(code)
     refusal(*bright("--images", "images", net="theirs.py:net"), line)
 
@@ -582,7 +528,6 @@ subprocess.run(["echo", "of a child"])
 
 
 def test_names_are_shown_as_they_are_and_in_any_terminal(bright, monkeypatch):
-    class_folders("images", "abc")
     bracketed = "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n" \
         "        self.net = nn.ModuleDict({'[red] $x$ \\x1b': net()})\n    def forward(self, x):\n" \
         "        return self.net['[red] $x$ \\x1b'](x)\n"  # fmt: skip
@@ -598,7 +543,6 @@ def test_names_are_shown_as_they_are_and_in_any_terminal(bright, monkeypatch):
 
 
 def test_all_that_can_be_known_is_told_before_images_are_read(bright, monkeypatch):
-    class_folders("images", "abc")
     monkeypatch.setattr("relusym.reporting.image_files.read", None)
     Path("file").write_text("")
     on = "--images", "images"
@@ -614,16 +558,12 @@ def test_all_that_can_be_known_is_told_before_images_are_read(bright, monkeypatc
 
 
 def test_a_class_folders_number_that_isnt_the_nets_is_warned_of(bright):
-    class_folders("images", "ab")
-    _, numbers, _ = bright("--images", "images", "--labels", "folder")
+    class_folders("two", "ab")
+    _, numbers, _ = bright("--images", "two", "--labels", "folder")
     assert "tells 3 classes apart, and there are 2 class folders" in numbers["notes"][0]
 
 
-# ---- several nets, cards, merging by weights
-
-
 def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsys):
-    class_folders("images", "abc")
     layers = "nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)"
     Path("plain.py").write_text(f"from torch import nn\ndef net():\n    return nn.Sequential({layers})\n")
     on = "--images images --labels folder --mean 0 --std 1 --json"
@@ -680,9 +620,8 @@ def test_the_lie_derivative_stands_beside_the_barrier_if_it_is_asked_for(folder,
 
 def test_several_nets_are_reported_side_by_side(folder, capsys, tmp_path):
     weights = [folder / "0.safetensors", folder / "1.pth", folder / "0.pth"]
-    code, printed, _ = report(
-        capsys, folder, "--labels", "folder", "--out", tmp_path, "--json", "--weights", *weights
-    )
+    given = "--labels", "folder", "--out", tmp_path, "--json", "--weights", *weights
+    code, printed, _ = report(capsys, folder, *given)
     numbers = json.loads(printed)
     names = ["0-0", "1", "0-2"]
     assert code == 0 and numbers["nets"] == names
@@ -699,20 +638,14 @@ def test_several_nets_are_reported_side_by_side(folder, capsys, tmp_path):
     assert rows[0] == ["net", *names] and float(rows[1][2]) == matrix[0][1]
 
 
-# ---- nets of timm and Hugging Face
-
-
-@pytest.mark.parametrize(
-    ("how", "size"),
-    [
-        ({"size": {"height": 224, "width": 224}, "resample": 2}, (224, 224, "bilinear", True)),
-        ({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224},
-          "resample": 3}, (256, 224, "bicubic", False)),
-        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}, (256, 224, "bicubic", False)),
-        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875, "resample": 3}, (384, 384, "bicubic", True)),
-        ({"size": 224, "do_resize": False}, None),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("how, size", [
+    ({"size": {"height": 224, "width": 224}, "resample": 2}, (224, 224, "bilinear", True)),
+    ({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224},
+      "resample": 3}, (256, 224, "bicubic", False)),
+    ({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}, (256, 224, "bicubic", False)),
+    ({"size": {"shortest_edge": 384}, "crop_pct": 0.875, "resample": 3}, (384, 384, "bicubic", True)),
+    ({"size": 224, "do_resize": False}, None),
+])  # fmt: skip
 def test_hugging_faces_processors_say_how_images_are_made(how, size):
     preset = preset_of_processor({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, **how})
     assert preset.mean == [0.5] * 3 and preset.std == [0.25] * 3
@@ -726,8 +659,7 @@ def test_timms_nets_bring_how_their_images_are_made():
     net, preset = build("timm:resnet18", "random", 0)
     assert type(net) is type(timm.create_model("resnet18"))
     assert preset == Preset((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), Sizing(235, 224, "bicubic"))
-    with pytest.raises(UserError, match="timm has no net 'resnet1800'"):
-        build("timm:resnet1800", "random", 0)
+    refused(lambda: build("timm:resnet1800", "random", 0), match="timm has no net 'resnet1800'")
 
 
 def test_a_folder_of_hugging_faces_is_read_without_a_network(tmp_path):
@@ -743,11 +675,7 @@ def test_a_folder_of_hugging_faces_is_read_without_a_network(tmp_path):
     assert preset == Preset([0.5] * 3, [0.25] * 3, Sizing(32, 32, "bicubic"))
     other = build(f"hf:{tmp_path}", "random", 1)[0]
     assert not torch.allclose(logits_of(other(x)), made(x).logits, atol=1e-2)
-    with pytest.raises(UserError, match="can't be had"):
-        build(f"hf:{tmp_path / 'none'}", None, 0)
-
-
-# ---- what is refused
+    refused(lambda: build(f"hf:{tmp_path / 'none'}", None, 0), match="can't be had")
 
 
 def broken(folder):
@@ -797,25 +725,17 @@ def test_a_users_error_is_one_line_and_exit_code_1(capsys, folder, tmp_path, cas
     given = [text.format(folder) if isinstance(text, str) else text for text in given]
     code, printed, lines = report(capsys, folder, *given, *out, net=net, **options)
     assert (code, printed, len(lines)) == (1, "", 1) and lines[0].startswith("relusym: "), lines
-    assert line in lines[0]
-    assert not (tmp_path / "out").exists()
+    assert line in lines[0] and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        (),
-        ("report",),
-        ("report", "net", "--images", "x", "--symmetry", "twist"),
-        ("merge", "net", "a", "--images", "x"),
-    ]
-    + [
-        ("report", "net", "--images", "x", "--size", size, *more) for size, *more in (("0",), ("1", "2", "3"))
-    ],
-)
-def test_misuse_ends_with_2(capsys, given):
+MISUSE = "--symmetry twist", "--size 0", "--size 1 2 3"
+MISUSE = "", "report", "merge net a --images x", *(f"report net --images x {more}" for more in MISUSE)
+
+
+@pytest.mark.parametrize("typed", MISUSE)
+def test_misuse_ends_with_2(capsys, typed):
     with pytest.raises(SystemExit) as ended:
-        main(given)
+        main(typed.split())
     assert ended.value.code == 2 and "usage: relusym" in capsys.readouterr().err
 
 

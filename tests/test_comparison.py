@@ -1,5 +1,3 @@
-"""Our tables beside the paper's, on cells whose differences are worked by hand."""
-
 import math
 from copy import deepcopy
 
@@ -27,9 +25,8 @@ def as_the_paper(number):
     """The paper's table, laid out as ours are: what a run would print that got every number as the paper did."""
     paper = paper_values.table(number)
     keys = [column for column in paper if column in ("model", "model_1", "model_2")]
-    return paper.assign(n=PAPER_NETS, left_out=0).merge(
-        paper.rename(columns={column: f"paper_{column}" for column in paper if column not in keys}), on=keys
-    )
+    renamed = {column: f"paper_{column}" for column in paper if column not in keys}
+    return paper.assign(n=PAPER_NETS, left_out=0).merge(paper.rename(columns=renamed), on=keys)
 
 
 def cell(**changes):
@@ -43,17 +40,14 @@ def cell(**changes):
 def test_every_cell_of_the_table_is_compared(number):
     found = compare(as_the_paper(number), number)
     cells = paper_values.table(number).filter(regex="_mean$")
-    assert len(found) == cells.size
-    assert sorted(found["value_mean"]) == sorted(cells.to_numpy().ravel())
-    assert (found["difference"] == 0).all()
-    assert set(found["verdict"]) == {"within 2σ"}
+    assert len(found) == cells.size and sorted(found["value_mean"]) == sorted(cells.to_numpy().ravel())
+    assert (found["difference"] == 0).all() and set(found["verdict"]) == {"within 2σ"}
     assert found["p_value"].to_numpy() == pytest.approx(1)
 
 
 def test_differences_are_in_the_papers_stds_and_in_welchs_standard_errors():
     (found,) = compare(cell(), 2).itertuples()
-    assert found.difference == pytest.approx(0.1)
-    assert found.in_paper_stds == pytest.approx(2)
+    assert found.difference == pytest.approx(0.1) and found.in_paper_stds == pytest.approx(2)
     assert found.in_standard_errors == pytest.approx(0.1 / math.sqrt(0.02**2 / 5 + 0.05**2 / PAPER_NETS))
     ours, papers = (  # two samples with these means and standard deviations
         mean + std * stats.zscore(np.arange(n), ddof=1)
@@ -63,10 +57,10 @@ def test_differences_are_in_the_papers_stds_and_in_welchs_standard_errors():
     assert (found.in_standard_errors, found.p_value) == pytest.approx((welch.statistic, welch.pvalue))
 
 
-@pytest.mark.parametrize(
-    ("mean", "verdict"),
-    [(0.8999, "within 2σ"), (0.7001, "within 2σ"), (0.9001, "higher"), (0.6999, "lower")],
-)
+VERDICTS = {0.8999: "within 2σ", 0.7001: "within 2σ", 0.9001: "higher", 0.6999: "lower"}
+
+
+@pytest.mark.parametrize(("mean", "verdict"), VERDICTS.items())
 def test_the_verdict_is_two_standard_deviations_of_the_paper(mean, verdict):
     (found,) = compare(cell(accuracy_mean=mean), 2).itertuples()
     assert (found.verdict, found.reason) == (verdict, "")
@@ -91,19 +85,16 @@ def test_one_net_has_no_standard_error_and_no_net_no_verdict():
 def test_nothing_made_otherwise_is_called_comparable():
     rows = [(model,) for model in paper_values.table(2)["model"]]
     found = compare(as_the_paper(2), 2, {row: ["data", "network.width"] for row in rows})
-    assert set(found["verdict"]) == {"not comparable"}
+    assert set(found["verdict"]) == {"not comparable"} and found["in_paper_stds"].notna().all()
     assert set(found["reason"]) == {"other data, network.width"}
-    assert found["in_paper_stds"].notna().all()
 
 
 def test_a_table_of_single_nets_without_stds_is_compared_as_well():
-    paper = paper_values.table(3).drop(
-        columns=["trained_by_authors", "self_supervised", "image_size", "in_table3"]
-    )
+    unlike = ["trained_by_authors", "self_supervised", "image_size", "in_table3"]
+    paper = paper_values.table(3).drop(columns=unlike)
     frame = paper.merge(paper.rename(columns=lambda c: c if c == "method" else f"paper_{c}"), on="method")
     found = compare(frame.assign(name="a name"), 3)
-    assert len(found) == 7 * 7
-    assert set(found["row"]) == {"a name"}
+    assert len(found) == 7 * 7 and set(found["row"]) == {"a name"}
     assert set(compare(frame, 3)["row"]) == set(paper["method"])
     assert len(compare(frame[:0], 3)) == 0  # no net of which is at hand
     assert set(found["verdict"]) == {"equal"}
@@ -131,43 +122,36 @@ def made(kind, *models, source="CIFAR10", digest=cifar10.DIGEST, scale="paper", 
 OTHERWISE = {"epochs": 10, "batch_size": 100, "learning_rate": 0.1, "weight_decay": 2e-3, "momentum": 0.8}
 OTHERWISE |= {"warmup_epochs": 1, "crop_padding": 2, "augmentation": False, "schedule": "cosine"}
 OTHERWISE |= {"invariance_from": 0.1, "invariance_weight": 0.2, "precision": "float32"}
+NETS = ("train", "cnn_inv"), ("flip_merge", "cnn_inv"), ("pair_merge", "cnn_inv", "gcnn")
+MERGE, RESNET = [("flip_merge", "cnn")], [("train", "torchvision_old_225")]
+IMAGENET = {"source": "ImageNet", "digest": "1" * 64}
+OTHERWISE |= {"warmup_epochs": 1, "crop_padding": 2, "augmentation": False, "schedule": "cosine"}
+OTHERWISE |= {"invariance_from": 0.1, "invariance_weight": 0.2, "precision": "float32"}
 
 
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({}, None),
-        ({"source": "CIFAR10 as JPEG", "digest": "0" * 64}, "data"),
-        ({"digest": "0" * 64}, "data"),
-        ({"source": "my copy"}, None),
-        ({"data__train_images": 1000}, "data.train_images"),
-        ({"data__seed": 7}, None),
-        ({"network__width": 0.25}, "network.width"),
-        ({"network__initialization": "he"}, "network.initialization"),
-        ({"network__group_convs": 3}, "network.group_convs"),
-        *(({f"training__{key}": value}, f"training.{key}") for key, value in OTHERWISE.items()),
-    ],
-)
-def test_every_setting_of_a_training_that_is_other_than_the_papers_is_named(change, word):
-    for record in (made("train", "cnn_inv", **change), made("flip_merge", "cnn_inv", **change)):
-        assert other_than_the_papers(record, OF_SCALE["laptop"]) == ([word] if word else [])
-    both = made("pair_merge", "cnn_inv", "gcnn", **change)
-    assert other_than_the_papers(both, OF_SCALE["laptop"]) == ([word] if word else [])
-
-
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({"merging__images": 500}, "merging.images"),
-        ({"merging__matching": "identity"}, "merging.matching"),
-        ({"invariance_images": 500}, "invariance_images"),
-        ({"symmetry": "vertical_flip"}, "symmetry"),
-        ({"projection_seed": 3}, None),
-    ],
-)
-def test_every_setting_of_a_merge_that_is_other_than_the_papers_is_named(change, word):
-    record = made("flip_merge", "cnn", **change)
-    assert other_than_the_papers(record, OF_SCALE["demo"]) == ([word] if word else [])
+@pytest.mark.parametrize("scale, records, change, word", [
+    *(("laptop", NETS, change, None) for change in ({}, {"source": "my copy"}, {"data__seed": 7})),
+    ("laptop", NETS, {"source": "CIFAR10 as JPEG", "digest": "0" * 64}, "data"),
+    ("laptop", NETS, {"digest": "0" * 64}, "data"),
+    ("laptop", NETS, {"data__train_images": 1000}, "data.train_images"),
+    ("laptop", NETS, {"network__width": 0.25}, "network.width"),
+    ("laptop", NETS, {"network__initialization": "he"}, "network.initialization"),
+    ("laptop", NETS, {"network__group_convs": 3}, "network.group_convs"),
+    *(("laptop", NETS, {f"training__{key}": value}, f"training.{key}") for key, value in OTHERWISE.items()),
+    ("demo", MERGE, {"merging__images": 500}, "merging.images"),
+    ("demo", MERGE, {"merging__matching": "identity"}, "merging.matching"),
+    ("demo", MERGE, {"invariance_images": 500}, "invariance_images"),
+    ("demo", MERGE, {"symmetry": "vertical_flip"}, "symmetry"), ("demo", MERGE, {"projection_seed": 3}, None),
+    ("paper", RESNET, IMAGENET, None), ("paper", RESNET, IMAGENET | {"source": "generated shapes"}, "data"),
+    ("paper", RESNET, IMAGENET | {"source": None}, None),  # of a net that is left out
+    ("paper", RESNET, IMAGENET | {"network__width": 0.25}, "network.width"),
+    ("paper", RESNET, IMAGENET | {"training__epochs": 10}, "training.epochs"),
+    ("paper", RESNET, IMAGENET | {"data__train_images": 1000}, "data.train_images"),
+])  # fmt: skip
+def test_every_setting_that_is_other_than_the_papers_is_named(scale, records, change, word):
+    for kind, *models in records:
+        words = other_than_the_papers(made(kind, *models, **change), OF_SCALE[scale])
+        assert words == ([word] if word else [])
 
 
 def test_an_absent_setting_is_its_default():
@@ -177,22 +161,6 @@ def test_an_absent_setting_is_its_default():
     assert other_than_the_papers(record, OF_SCALE["paper"]) == []
     del record["settings"]["training"]["weight_decay"]  # whose default isn't the paper's
     assert other_than_the_papers(record, OF_SCALE["paper"]) == ["training.weight_decay"]
-
-
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({}, None),
-        ({"source": "generated shapes"}, "data"),
-        ({"source": None}, None),  # of a net that is left out
-        ({"network__width": 0.25}, "network.width"),
-        ({"training__epochs": 10}, "training.epochs"),
-        ({"data__train_images": 1000}, "data.train_images"),
-    ],
-)
-def test_what_is_other_than_the_papers_resnets_is_named(change, word):
-    record = made("train", "torchvision_old_225", **{"source": "ImageNet", "digest": "1" * 64} | change)
-    assert other_than_the_papers(record, OF_SCALE["paper"]) == ([word] if word else [])
 
 
 @pytest.mark.slow(seconds=1)
@@ -205,7 +173,6 @@ def test_no_net_of_another_scale_is_called_the_papers():
 
 
 def test_the_settings_of_the_scale_paper_are_the_papers():
-    """What docs/differences.md says of them; all that is compared follows from the config."""
     merge = OF_SCALE["paper"]["paper"]["cnn_late_inv"]
     train = merge["trained"][0]
     assert train["data"] == {"dataset": "cifar10", "train_images": None, "seed": 0, "size": None}
@@ -249,9 +216,8 @@ def test_the_comparison_is_made_from_the_records_of_each_table():
     assert cells[4, "CNN with GCNN", "Barrier"] == 0.2
     assert cells[5, "Old", "Accuracy"] == 0.8 and cells[1, "CNN", "Parameters"] == 577000
     reasons = found.set_index(["table", "row", "quantity"])["reason"]
-    assert (
-        reasons[5, "Old", "Accuracy"].startswith("other data") and "no net" in reasons[2, "GCNN", "Accuracy"]
-    )
+    assert reasons[5, "Old", "Accuracy"].startswith("other data")
+    assert "no net" in reasons[2, "GCNN", "Accuracy"]
     assert reasons[1, "CNN", "Parameters"] == "other network.width"
 
 
@@ -270,9 +236,8 @@ def run_of(barriers, pairs):
         found["flip_merge"] += [flip(model, seed, value, error=value) for seed, value in enumerate(values)]
     for model, values in pairs.items():
         neighbours = [(seed, (seed + 1) % len(values)) for seed in range(len(values))]
-        found["pair_merge"] += [
-            pair(model, a, model, b, v) for (a, b), v in zip(neighbours, values, strict=True)
-        ]
+        for (a, b), value in zip(neighbours, values, strict=True):
+            found["pair_merge"].append(pair(model, a, model, b, value))
     return found
 
 
@@ -305,14 +270,10 @@ def test_what_has_the_papers_settings_stays_comparable_at_another_scale():
     assert not [note for note in notes if "otherwise than the paper's" in note]
 
 
-@pytest.mark.parametrize(
-    ("values", "pair", "reason"),
-    [
-        ([0.1, 0.3, 0.2], [0.2, 0.19, 0.21], "interval includes 1"),
-        ([0.1, 0.2], [0.2, 0.3], "three nets"),
-        ([0.1, 0.2, 0.3], [-0.2, -0.3, 0.1], "isn't above zero"),
-    ],
-)
+@pytest.mark.parametrize("values, pair, reason", [
+    ([0.1, 0.3, 0.2], [0.2, 0.19, 0.21], "interval includes 1"), ([0.1, 0.2], [0.2, 0.3], "three nets"),
+    ([0.1, 0.2, 0.3], [-0.2, -0.3, 0.1], "isn't above zero"),
+])  # fmt: skip
 def test_a_direction_that_the_nets_dont_settle_is_open(values, pair, reason):
     found, _ = compared("demo", run_of({"cnn": values}, {"cnn": pair}))
     (row,) = found.itertuples()
@@ -321,11 +282,8 @@ def test_a_direction_that_the_nets_dont_settle_is_open(values, pair, reason):
 
 def test_the_error_of_a_ratio_is_that_of_leaving_out_one_net_after_the_other():
     flips = [(0.1, {("cnn", 0)}), (0.2, {("cnn", 1)}), (0.3, {("cnn", 2)})]
-    pairs = [
-        (0.4, {("cnn", 0), ("cnn", 1)}),
-        (0.5, {("cnn", 1), ("cnn", 2)}),
-        (0.6, {("cnn", 2), ("cnn", 0)}),
-    ]
+    both = zip((0.4, 0.5, 0.6), ((0, 1), (1, 2), (2, 0)), strict=True)
+    pairs = [(value, {("cnn", a), ("cnn", b)}) for value, (a, b) in both]
     left_out = np.array([0.25 / 0.5, 0.2 / 0.6, 0.15 / 0.4])
     expected = 0.2 / 0.5, math.sqrt(2 / 3 * ((left_out - left_out.mean()) ** 2).sum()), 3
     assert ratio(flips, pairs) == pytest.approx(expected)
@@ -342,22 +300,14 @@ def test_the_comparison_is_written_with_the_papers_values_beside_ours(tmp_path):
     markdown = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert "0.901 ± 2.1e-3" in markdown and "no net of ours" in markdown
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
-    assert page.count("<tr") == 1 + len(frame) * 3
-    assert "a &lt; b" in page
+    assert page.count("<tr") == 1 + len(frame) * 3 and "a &lt; b" in page
 
 
-# ---- the paper's tables as files
-
-
-@pytest.mark.parametrize(
-    ("number", "text", "line"),
-    [
-        (2, b"model,accuracy_mean\ncnn,high\n", r"table2\.csv: 'high' in accuracy_mean is no number"),
-        (2, b"net,accuracy_mean\ncnn,0.9\n", r"table2\.csv: .*is"),
-        (4, b"\xff\x00,\n", r"table4\.csv: no table \("),
-    ],
-    ids=["no number", "no key", "bytes"],
-)
+@pytest.mark.parametrize("number, text, line", [
+    (2, b"model,accuracy_mean\ncnn,high\n", r"table2\.csv: 'high' in accuracy_mean is no number"),
+    (2, b"net,accuracy_mean\ncnn,0.9\n", r"table2\.csv: .*is"),
+    (4, b"\xff\x00,\n", r"table4\.csv: no table \("),
+], ids=["no number", "no key", "bytes"])  # fmt: skip
 def test_a_table_of_the_paper_that_can_not_be_read_is_one_line(number, text, line, tmp_path, monkeypatch):
     (tmp_path / f"table{number}.csv").write_bytes(text)
     monkeypatch.setattr(paper_values, "files", lambda package: tmp_path)

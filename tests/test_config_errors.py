@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import os
 import re
 
 import pytest
@@ -12,7 +13,7 @@ from relusym import data
 from relusym.config.checks import check_images
 from relusym.config.reading import check_file
 from relusym.config.settings import Settings
-from relusym.data.extent import extent_of
+from relusym.data import extent_of
 from relusym.schema import seed_list
 
 MINE = {"source": "folder", "root": "r", "train": "train", "label": "x"}
@@ -63,15 +64,41 @@ VALUES = [  # where, key, value, and a pattern of what is allowed
     ("run", "scale", None, "text$"),
     ("run", "device", "gpu", "auto, cpu, cuda, or one GPU, such as cuda:1$"),
     ("run", "device", "cpu\n", "auto, cpu"),
+    *(
+        ("run", "device", device, "auto, cpu")
+        for device in ("mps", "CPU", "cuda:", "cuda:-1", "cuda:٣", "cuda:0,1", " cuda")
+    ),
+    *(("run", "device", device, "text") for device in (["cuda"], 0, True)),
     ("run", "threads", "many", f"{A_NUMBER}$"),
+    *(("run", "threads", number, "at least 1$") for number in (0, -1)),
+    *(("run", key, 10**9, "at most 1024$") for key in ("threads", "jobs_per_gpu")),
     ("run", "cifar10.source", "web", "one of torchvision, binary, python, folder"),
     ("run", "cifar10.root", "", "text of at least 1 character"),
     ("demo", "network.architecture", "vgg", "one of vgg11, "),
+    ("demo", "network.architecture", ["vgg11"], "one of vgg11, "),
     ("demo", "network.initialization", "zeros", "one of pytorch, he"),
     ("demo", "data.dataset", "images", "one of generated, cifar10, imagenet"),
     ("run", "models.cnn.training.augmentation", "maybe", "true or false$"),
     ("paper", "models.dino.weights.urls", None, "a list$"),
     ("paper", "models.dino.recipe.0", ["supervised"], "one of training, pretr"),
+    *(
+        ("paper", "models.dino.weights.urls.0", [f"https://h/{path}"], "an address in ASCII")
+        for path in (
+            "a.pth#sha256=12",
+            "a.pth#",
+            "../a.pth",
+            "a/./b",
+            "a/..",
+            "a b",
+            "ä.pth",
+            "\0.pth",
+            "a\n",
+        )
+    ),
+    *(
+        ("paper", "models.dino.weights.urls.0", [url], "an address in ASCII")
+        for url in ("ftp://h/a", "file:///", "https:///", "file://..", "/a.pth", "h/a.pth", "")
+    ),
     ("paper", "models.byol.weights.layout", "mine", "one of auto, plain, module"),
     ("paper", "models.byol.paper", "boyl", r"one of torchvision_new, .* \(is it byol\?\), or null$"),
     ("paper", "models.simsiam_225.training.schedule", "steps", "one of linear, cosine, step"),
@@ -117,12 +144,23 @@ VALUES = [  # where, key, value, and a pattern of what is allowed
     ("run", "models.cnn.name", datetime.date(2023, 12, 10), "text, in quotes: YAML takes this for a date$"),
     # names that break file names, pages or pictures
     ("run", "models.cnn.name", "<b>CNN</b>", "text"),
+    *(
+        ("run", "models.cnn.name", name, "text of one line$")
+        for name in (" ", "CNN\u200b", "C\u00a0NN", "a\u2028b", "a\x85b", "a\nb", "\0")
+    ),
+    *(
+        ("run", key, "a\nb", "text of one line$")
+        for key in ("cifar10.root", "cifar10.train", "imagenet.root")
+    ),
     ("run", "models.cnn.name", r"$\bad$", "text of one"),
     ("run", "cifar10.label", "a\n| b", ""),
     # seeds
     ("run", "seeds", "first", SEEDS),
     ("run", "seeds", -1, SEEDS),
-    ("run", "seeds", 1.0, SEEDS),
+    *(
+        ("run", "seeds", seeds, SEEDS)
+        for seeds in (1.0, True, [], [[0]], [0, True], {"a": 1}, "٣", "0, 1", "1e0")
+    ),
     ("run", "seeds", "", SEEDS),
     ("run", "seeds", "0-1000000000", "at most 10,000"),
     ("demo", "seeds", "0-1000000000", "at most 10,000 s"),
@@ -139,7 +177,7 @@ def test_a_value_that_can_not_be_is_refused_with_its_key_and_what_is_allowed(
     where, key, value, allowed, tmp_path
 ):
     line = refusal(tmp_path, where, {key.removesuffix(".0"): value})
-    shown = value[0] if key.endswith("recipe.0") or key == "pairs.0" else value
+    shown = value[0] if key.endswith(".0") else value
     start = f"{file_of(where)}{key}: {shown!r} given; allowed "
     assert re.match(f"{re.escape(start)}(is|are) {allowed}", line), line
 
@@ -197,6 +235,11 @@ LINES = [  # where, changes, and how the line begins: with the key of the first,
         {"models.cnn_inv.name": "CNN"},
         ": 'CNN' given, the name of cnn; give each model a name of its own",
     ),
+    (
+        "run",
+        {"models.cnn_inv.name": "ｃnn "},
+        ": 'ｃnn ' given, the name of cnn; give each model a name of its own",
+    ),
     # values that go with no others
     (
         "run",
@@ -222,6 +265,10 @@ LINES = [  # where, changes, and how the line begins: with the key of the first,
         ": [linear] given; a linear layer needs a stage before it",
     ),
     ("demo", {"models.old.recipe": ["training"] * 2}, ": training is listed twice; list each once"),
+    ("run", {"matchings": ["weight"] * 2}, ": weight is listed twice; list each once"),
+    ("run", {"beyond.matchings.matchings": ["weight"] * 2}, ": weight is listed twice"),
+    ("run", {"beyond.curves.models": ["cnn"] * 2}, ": cnn is listed twice"),
+    ("run", {"beyond.curves.pairs": [["cnn", "gcnn"]] * 2}, ": ['cnn', 'gcnn'] is listed twice"),
     (
         "run",
         {"models.cnn.training.objective": "simsiam"},
@@ -299,6 +346,15 @@ FILES = [
     (b"demo\n", ": no keys in it"),
     (b"", ": no keys in it"),
     (b"scale: demo\nseeds: 0_1\n", ", line 2: seeds: 0_1 given; allowed are"),
+    (b"a: 2023-02-30\n", r": a value is no YAML \(day is out of range.*\); put it in quotes$"),
+    (b"a: " + b"9" * 5000, r": a value is no YAML \("),
+    (b"a: !!int x\n", r": a value is no YAML \("),
+    (b"a: !!bool x\n", r": a value is no YAML \('x'\)"),
+    (b"b: 1\na: !!python/object:os.system x\n", r", line 2: no YAML \(could not determine a constructor"),
+    (b"a: =\n", ", line 1: no YAML"),
+    (b"? [a, b]\n: c\n", r", line 1: no YAML \(found unhashable key"),
+    (b"<<: 3\n", ", line 1: no YAML"),
+    ("scale: demo\n".encode("utf-16"), ", line 1: the byte 0xff isn't UTF-8"),
 ]
 
 
@@ -307,6 +363,11 @@ def test_a_config_file_that_can_not_be_read_is_refused_in_one_line(content, line
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
     refused(lambda: check_file(path), match=rf"config\.yaml{line}")
+
+
+def test_a_config_file_that_is_a_pipe_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / "config.yaml")
+    refused(lambda: check_file(tmp_path / "config.yaml"), match=r"config\.yaml can't be read \(Not a file\)$")
 
 
 # ---- images of a folder that don't go with the config

@@ -1,21 +1,20 @@
-"""What others need to carry the project on: checks, CI, the catalog's entry, the container."""
-
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, finish, start
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
-MAKE = {
-    line.partition(":")[0]
-    for line in (ROOT / "Makefile").read_text().splitlines()
-    if re.match(r"[\w-]+:", line)
-}
+TARGETS = "demo", "check", "test", "test-cluster", "lint", "format", "laptop", "bench"
+MAKE = {*re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)}
 
 
 def steps(workflow):
@@ -38,9 +37,7 @@ def test_ci_and_the_contributors_page_name_targets_of_the_makefile():
     assert {"lint", "check", "test", "test-cluster"} <= named <= MAKE
 
 
-@pytest.mark.parametrize(
-    "target", ["demo", "check", "test", "test-cluster", "lint", "format", "laptop", "bench"]
-)
+@pytest.mark.parametrize("target", TARGETS)
 def test_make_would_run_programs_and_files_that_are_there(target):
     run = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
@@ -77,7 +74,6 @@ PATH="$PYTHON_FOLDER:$PATH" exec "${@:2}"
 
 
 def test_with_apptainer_every_job_runs_in_the_image_of_the_recipe(tiny, tmp_path):
-    """With a stand-in for apptainer: the command that Snakemake gives it."""
     made, stand_in = tiny(), tmp_path / "bin" / "apptainer"
     stand_in.parent.mkdir()
     stand_in.write_text(APPTAINER)
@@ -85,15 +81,76 @@ def test_with_apptainer_every_job_runs_in_the_image_of_the_recipe(tiny, tmp_path
     stand_in.with_name("singularity").symlink_to(stand_in)
     image = made.folder / "envs" / "relusym.sif"
     image.touch()
-    surroundings = os.environ | {
-        "PATH": f"{stand_in.parent}:{os.environ['PATH']}",
-        "IMAGES": str(tmp_path / "images"),
-        "PYTHON_FOLDER": str(Path(sys.executable).parent),
-    }
+    site = {"PATH": f"{stand_in.parent}:{os.environ['PATH']}", "IMAGES": str(tmp_path / "images")}
     command = [sys.executable, "-m", "snakemake", "lemma_e_1", "--cores", "2", "--sdm", "apptainer"]
-    run = subprocess.run(
-        command, cwd=made.folder, env=surroundings, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
+    run = finish(start(command, made.folder, PYTHON_FOLDER=str(Path(sys.executable).parent), **site))
+    assert run.returncode == 0, run.stdout
     assert set((tmp_path / "images").read_text().split()) == {str(image)}
     assert made.path_of_statement("lemma_e_1").exists()
+
+
+ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def pins(lines):
+    """Name → version of lines such as `numpy==2.4.6  # why`; any other line is an error."""
+    requirements = [Requirement(text) for line in lines if (text := line.partition("#")[0].strip())]
+    pinned = {canonicalize_name(r.name): [(s.operator, s.version) for s in r.specifier] for r in requirements}
+    assert len(pinned) == len(requirements), "a package is listed twice"
+    loose = {name for name, given in pinned.items() if [operator for operator, _ in given] != ["=="]}
+    assert not loose, f"not pinned to one version: {loose}"
+    return {name: given[0][1] for name, given in pinned.items()}
+
+
+LOCK = pins((ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines())
+
+
+def environment(path):
+    """Python's version and the pins of a conda environment, those of its pip section with them."""
+    dependencies = yaml.safe_load(path.read_text(encoding="utf-8"))["dependencies"]
+    names = [dependency for dependency in dependencies if isinstance(dependency, str)]
+    (python,) = [name.partition("=")[2].lstrip("=") for name in names if name.startswith("python=")]
+    conda = [name.replace("=", "==") if "==" not in name else name for name in names]
+    conda = [name for name in conda if not name.startswith(("python=", "pip"))]
+    pip = [name for dependency in dependencies if isinstance(dependency, dict) for name in dependency["pip"]]
+    return python, pins(conda + pip)
+
+
+VERSIONS = {"torch": "2.14.1", "torchvision": "0.29.1", "snakemake": "9.27.1"}
+
+
+@pytest.mark.parametrize("name, version", VERSIONS.items())
+def test_the_lock_has_the_versions_that_the_results_were_made_with(name, version):
+    assert LOCK[name] == version
+
+
+@pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.stem)
+def test_an_environment_has_the_locks_versions_of_all_that_the_library_needs(path):
+    python, pinned = environment(path)
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python)
+    assert pinned == {name: LOCK.get(name) for name in pinned}
+    needed = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    assert needed <= set(pinned)
+
+
+LOCKED = {
+    name: extra
+    for name, extra in PROJECT["optional-dependencies"].items()
+    if name not in ("timm", "transformers")  # other people's nets, which no result was made with
+}
+
+
+NEEDED = [*PROJECT["dependencies"], *(text for extra in LOCKED.values() for text in extra)]
+
+
+@pytest.mark.parametrize("text", NEEDED)
+def test_the_lock_pins_every_dependency_within_its_range(text):
+    requirement = Requirement(text)
+    assert requirement.specifier.contains(LOCK[canonicalize_name(requirement.name)])
+
+
+def test_every_environment_that_a_rule_names_is_there():
+    rules = [path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk")]
+    named = {name for text in rules for name in re.findall(r"\benvs/[\w.-]+", text)}
+    assert named and {ROOT / name for name in named} == set(ENVIRONMENTS)

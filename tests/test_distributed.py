@@ -91,7 +91,7 @@ def test_of_several_processes_that_failed_a_killed_one_is_named_and_then_the_fir
 
 LAUNCHER = """
 import json, sys
-from relusym.jobs.interruption import Interruption
+from relusym.errors import Interruption
 from relusym.training.distributed import launch
 with Interruption() as interrupted:
     launch("training_worker", json.loads(sys.argv[1]), 2, 3, interrupted=interrupted)

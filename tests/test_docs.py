@@ -1,13 +1,15 @@
-"""README and docs name files, commands and numbers that are there."""
-
+import ast
 import re
 import shlex
 import shutil
+import traceback
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
+from small_nets import Images, smooth_images, vgg11
 from snakemake.cli import parse_args
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -16,6 +18,7 @@ from relusym.config.docs import page
 from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import generate
 from relusym.findings import declared
+from relusym.merging import merge as merging
 from relusym.reporting import net_files
 from relusym.theory import STATEMENTS
 
@@ -38,9 +41,8 @@ def commands(page):
     return [shlex.split(line, comments=True)[1:] for line in typed]
 
 
-COMMANDS = [
-    shlex.join(arguments) for arguments in dict.fromkeys(tuple(c) for page in PAGES for c in commands(page))
-]
+TYPED = dict.fromkeys(tuple(arguments) for page in PAGES for arguments in commands(page))
+COMMANDS = [shlex.join(arguments) for arguments in TYPED]
 PLANNED = {  # those that change more of the config than its scale, and jobs that they plan; ImageNet isn't there
     "cifar10={": {"train cnn 0", "pair_merge gcnn 11 gcnn 0", "table2"},
     "imagenet": {"table3", "table5"},
@@ -55,8 +57,7 @@ PLANNED = {  # those that change more of the config than its scale, and jobs tha
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page):
     links = LINK.findall(TEXT[page])
-    broken = [link for link in links if not (page.parent / link).exists()]
-    assert links and not broken
+    assert links and not [link for link in links if not (page.parent / link).exists()]
 
 
 @pytest.mark.parametrize("page", ["running.md", "cluster.md"])
@@ -72,7 +73,6 @@ def test_every_fault_of_a_table_names_a_test_that_is_there(page):
 
 @pytest.mark.parametrize("page", COMMENTED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_file_that_is_named_exists(page):
-    """From the root, the library's folder, or the page's own; a name without a folder may stand anywhere."""
     text = LINK.sub("]", re.sub(r"https?://\S+", "", TEXT[page]))
     roots = (ROOT, ROOT / "workflow_scripts", ROOT / "workflow_scripts/relusym", page.parent)
     missing = [
@@ -116,17 +116,10 @@ def names():
     _, test = generate(60, 40, seed=0)
     network = {"architecture": "vgg11", "width": 1 / 32, "initialization": "he"}
     net, other = (nets.build(network, classes=10) for _ in range(2))
-    x = normalise(test.images)
-    loader = DataLoader(TensorDataset(x, test.labels), 16)
+    loader = DataLoader(TensorDataset(normalise(test.images), test.labels), 16)
     scale = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-    return {
-        "net": net,
-        "other": other,
-        "pixels": test.images,
-        "labels": test.labels,
-        "loader": loader,
-        **scale,
-    }
+    made = {"net": net, "other": other, "pixels": test.images, "labels": test.labels, "loader": loader}
+    return made | scale
 
 
 def test_the_snippet_of_readme_runs(names):
@@ -149,16 +142,14 @@ def test_the_net_of_the_worked_example_is_the_public_one():
     net, _ = net_files.build(f"{ROOT / 'docs/resnet20.py'}:ResNet20", None, 0)
     assert sum(parameter.numel() for parameter in net.parameters()) == 269722
     names = {"conv1.weight", "layer2.0.bn2.running_var", "layer3.2.conv2.weight", "linear.bias"}
-    assert names <= set(net.state_dict())
-    assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert names <= set(net.state_dict()) and net(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
 def rows(text):
     """The cells of a Markdown table, a list a line, the headings first."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("|:")
-    ]
+    cells = [line.strip("|").split("|") for line in lines if not line.startswith("|:")]
+    return [[cell.strip() for cell in row] for row in cells]
 
 
 def shows(page, table, made):
@@ -187,9 +178,6 @@ def test_the_command_on_the_page_of_the_papers_scale_makes_its_tables_from_commi
     for table in ("table2", "table4"):
         written = (made.folder / f"results/paper/tables/{table}.md").read_text(encoding="utf-8")
         assert shows("docs/paper.md", table, written)
-
-
-# ---- the drawing of the rules
 
 
 def drawn():
@@ -224,3 +212,58 @@ def test_the_picture_is_of_the_drawing():
     picture = (ROOT / "docs/rules.svg").read_text(encoding="utf-8")
     texts = {word for text in re.findall(r"<text[^>]*>([^<]*)</text>", picture) for word in text.split()}
     assert texts == {*chain(*drawn()[0].values())}
+
+
+PAGE = (ROOT / "docs/structure.md").read_text(encoding="utf-8")
+LIBRARY = ROOT / "workflow_scripts"
+
+
+def walk(title):
+    """The files of a walk, in order: those that its lines link to."""
+    lines = re.search(rf"^{re.escape(title)}.*:\n((?:\d+\. .*\n)+)", PAGE, re.MULTILINE)[1]
+    return [(ROOT / "docs" / link).resolve() for link in re.findall(r"\]\(([^)]+)\)", lines)]
+
+
+TABLE_4, REPORT = walk("A cell of Table 4"), walk("`relusym report`")
+
+
+def reached(path):
+    """The files that a file imports, or, of a rule, its scripts; of a table, the rules that make its records."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".smk":
+        return {(path.parent / script).resolve() for script in re.findall(r'"(\.\./[^"]+\.py)"', text)}
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    files = {LIBRARY / f"{name.replace('.', '/')}.py" for name in names}
+    if "findings/tables" in str(path):
+        kinds = re.findall(r"\"(\w+)\"", re.search(r"reads=\(([^)]*)\)", text)[1])
+        rules = {rule: rule.read_text(encoding="utf-8") for rule in ROOT.glob("rules/*.smk")}
+        heads = re.compile(rf"^rule ({'|'.join(kinds)}):", re.MULTILINE)
+        files |= {rule for rule, lines in rules.items() if heads.search(lines)}
+    return files
+
+
+@pytest.mark.parametrize(("files", "most"), [(TABLE_4, 6), (REPORT, 12)], ids=["Table 4", "report"])
+def test_each_file_of_a_walk_is_reached_from_one_before_it(files, most):
+    assert 4 < len(files) <= most  # Table 4's rule and its script are one step
+    for place, path in enumerate(files[1:], 1):
+        assert any(path in reached(earlier) for earlier in files[:place]), path
+
+
+def test_the_walk_to_a_cells_arithmetic_passes_every_file_that_the_merge_does(monkeypatch):
+    passed = []
+
+    def traced(first, second, halfway):
+        passed.append([Path(frame.filename) for frame in traceback.extract_stack()])
+        return merging.absolute(first, second, halfway)
+
+    monkeypatch.setattr(merging, "absolute", merging.barrier, raising=False)
+    monkeypatch.setattr(merging, "barrier", traced)
+    net, other = vgg11(0), vgg11(1)
+    images = Images(smooth_images(40), batch_size=20)
+    merging.merge(net, other, images, images, torch.arange(40) % 10)
+    (first, *_) = passed
+    on_the_way = {path for path in first if LIBRARY / "relusym" in path.parents}
+    assert on_the_way - {LIBRARY / "relusym/precision.py"} <= {*TABLE_4}

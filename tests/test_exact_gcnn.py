@@ -1,25 +1,29 @@
-"""Exact GCNNs made of ordinary nets: constrained, saved and loaded, trained, counted."""
-
 import itertools
+import json
 
 import pytest
 import torch
+from conftest import python, refused
+from safetensors.torch import load_file, save_file
 from small_nets import smooth_images, vgg11
 from torch import nn
 
 from relusym import nets
-from relusym.channels.traced import channel_groups
+from relusym.channels.traced import TracedNet, channel_groups
 from relusym.data.augmentation import normalise
+from relusym.errors import UserError
 from relusym.merging.exact_gcnn import exact_gcnn, matched_self, orbits, project
+from relusym.merging.folded import Folded, folded, fused, multiplications
 from relusym.nets.tied import TiedNet
 from relusym.nets.vgg import VGG11
-from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
+from relusym.reporting.command import main
+from relusym.reporting.exact import exact
+from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
 
 
 def mirrored(size: int, fixed: int) -> torch.Tensor:
     """`fixed` channels that stay, the others swapped in pairs, in a shuffled order."""
-    order = torch.randperm(size)
-    swapped = order[fixed:].reshape(-1, 2)
+    swapped = torch.randperm(size)[fixed:].reshape(-1, 2)
     permutation = torch.arange(size)
     permutation[swapped[:, 0]], permutation[swapped[:, 1]] = swapped[:, 1], swapped[:, 0]
     return permutation
@@ -112,34 +116,19 @@ def test_a_gcnn_of_group_convs_is_one_already():
     net = vgg11(group_convs=8)
     groups = channel_groups(net)
     swapped = {group.name: torch.arange(group.size).reshape(-1, 2).flip(1).flatten() for group in groups}
-    by_pairs = {
-        group.name: torch.cat(
-            [torch.arange(group.size // 2) + group.size // 2, torch.arange(group.size // 2)]
-        )
-        for group in groups
-    }
-    kept = [
-        all(
-            torch.equal(tensor, net.state_dict()[name])
-            for name, tensor in project(net, HORIZONTAL_FLIP, groups, p).state_dict().items()
-        )
-        for p in (swapped, by_pairs)
-    ]
+    by_pairs = {group.name: torch.arange(group.size).roll(group.size // 2) for group in groups}
+    projected = [project(net, HORIZONTAL_FLIP, groups, p).state_dict() for p in (swapped, by_pairs)]
+    kept = [all(torch.equal(of[name], net.state_dict()[name]) for name in of) for of in projected]
     assert any(kept)
 
 
 def test_an_orbit_of_a_quarter_turn_has_four_entries_and_other_orders_are_refused():
     net = VGG11(1 / 8, 0, initialization="he")
     groups = channel_groups(net)
-    cycled = {
-        group.name: torch.arange(group.size).reshape(-1, 4).roll(1, dims=1).flatten() for group in groups
-    }
+    cycled = {g.name: torch.arange(g.size).reshape(-1, 4).roll(1, dims=1).flatten() for g in groups}
     found = orbits(net, QUARTER_TURN, groups, cycled)
-    assert all(
-        (numbers.unique(return_counts=True)[1] == 4).all()
-        for name, numbers in found.items()
-        if "conv" in name
-    )
+    convs = [numbers.unique(return_counts=True)[1] for name, numbers in found.items() if "conv" in name]
+    assert all((counts == 4).all() for counts in convs)
     with pytest.raises(ValueError, match="aren't of order 2"):
         project(net, HORIZONTAL_FLIP, groups, cycled)
     assert isinstance(exact_gcnn(net, QUARTER_TURN, groups, cycled), TiedNet)
@@ -176,8 +165,234 @@ def test_free_parameters_that_are_drawn_have_an_ordinary_nets_variance_and_proje
     drawn = TiedNet(net, orbits(net, HORIZONTAL_FLIP, groups, permutations)).to_plain()
     projected = project(net, HORIZONTAL_FLIP, groups, permutations)
     for layer in ("conv3", "conv8"):
-        own, free, halved = (
-            float(getattr(one.features, layer).weight.detach().var()) for one in (net, drawn, projected)
-        )
-        assert free == pytest.approx(own, rel=0.02)
-        assert halved == pytest.approx(own / 2, rel=0.02)
+        weights = (getattr(one.features, layer).weight.detach() for one in (net, drawn, projected))
+        own, free, halved = (float(weight.var()) for weight in weights)
+        assert free == pytest.approx(own, rel=0.02) and halved == pytest.approx(own / 2, rel=0.02)
+
+
+FLIPS = (HORIZONTAL_FLIP, VERTICAL_FLIP)
+
+
+class Odds(nn.Module):
+    """Kernels of even and uneven sides, strides, dilation, concatenated groups, a linear layer that reads pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 5, stride=2, padding=(1, 2))
+        self.b = nn.Conv2d(8, 6, (1, 2), stride=(2, 1))
+        self.c = nn.Conv2d(14, 10, 3, dilation=2, padding=2)
+        self.deep = nn.Conv2d(10, 10, 3, padding=1, groups=10)
+        self.linear, self.head = nn.Linear(10 * 3 * 3, 12), nn.Linear(12, 4)
+
+    def forward(self, x):
+        y = torch.relu(self.a(x))
+        z = torch.relu(self.b(nn.functional.pad(y, (0, 1))))
+        y = torch.relu(self.c(torch.cat([y, nn.functional.interpolate(z, y.shape[2:])], 1)))
+        y = nn.functional.adaptive_avg_pool2d(torch.relu(self.deep(y)), 3)
+        return self.head(torch.relu(self.linear(y.flatten(1))))
+
+
+def planted(net, shape, symmetry, fixed_share=0.0):
+    """A net with random batch norms, made a GCNN by involutions that fix a share of the channels, or one if uneven."""
+    torch.manual_seed(0)
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.uniform_(-1, 1)
+            layer.running_var.uniform_(0.5, 2)
+    traced = TracedNet(net.eval(), shape)
+    fixed = {group.name: int(group.size * fixed_share) // 2 * 2 + group.size % 2 for group in traced.groups}
+    permutations = {group.name: mirrored(group.size, fixed[group.name]) for group in traced.groups}
+    tied = exact_gcnn(traced, symmetry, traced.groups, permutations)
+    return traced.copied(tied.to_plain().eval()), permutations, tied.free_parameters
+
+
+def difference(one, other):
+    return float((one - other).abs().max() / one.abs().max())
+
+
+MADE = {
+    "vgg11": (lambda: nets.build({"architecture": "vgg11", "width": 1 / 8, "initialization": "he"}, 10), 32),
+    "vgg11_bn": (lambda: nets.build({"architecture": "vgg11_bn", "width": 1 / 8}, 10), 32),
+    "resnet20": (lambda: nets.build({"architecture": "cifar_resnet", "blocks": 3, "width": 0.5}, 10), 33),
+    "odds": (Odds, 21),
+}
+
+
+@pytest.mark.slow(seconds=2)
+@pytest.mark.parametrize("symmetry", FLIPS, ids=lambda symmetry: symmetry.name)
+@pytest.mark.parametrize("name", MADE)
+@torch.no_grad()
+def test_a_folded_net_is_the_net_in_half_of_the_multiplications(name, symmetry):
+    make, size = MADE[name]
+    net, permutations, _ = planted(make(), (3, size, size), symmetry)
+    fast = folded(net, symmetry, net.groups, permutations, worthwhile=0)
+    x = normalise(smooth_images(20, size))
+    logits = fast(x)
+    assert difference(net.net(x), logits) < 1e-5 and difference(fused(net)(x), logits) < 1e-5
+    counts = [multiplications(net, of) for of in (net.net, fast)]
+    linear = [layer for layer in net.net.modules() if type(layer) in (nn.Conv2d, nn.Linear)]
+    dense = sum(getattr(layer, "groups", 1) == 1 for layer in linear)
+    assert sum(isinstance(layer, Folded) for layer in fast.modules()) == dense
+    if name != "odds":  # whose strides aren't symmetric, and which has a depthwise conv
+        assert 2 * counts[1] == counts[0]
+        assert difference(logits, fast(symmetry.act(x))) < 1e-5 < difference(x, symmetry.act(x))
+
+
+@pytest.mark.slow(seconds=1)
+@torch.no_grad()
+def test_fixed_channels_are_even_alone_and_save_a_third():
+    make, size = MADE["vgg11"]
+    net, permutations, free = planted(make(), (3, size, size), HORIZONTAL_FLIP, 0.4)
+    fast = folded(net, HORIZONTAL_FLIP, net.groups, permutations, worthwhile=0)
+    x = normalise(smooth_images(20))
+    assert difference(net.net(x), fast(x)) < 1e-5
+    layers = [layer for layer in fast.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    weights = sum(layer.weight.numel() for layer in layers)
+    biases = sum(len(layer.bias) for layer in fast.modules() if getattr(layer, "bias", None) is not None)
+    assert weights + biases == free  # no weight is multiplied by that isn't free
+    fixed = {group.name: torch.arange(group.size) for group in net.groups}
+    invariant = net.copied(exact_gcnn(net, HORIZONTAL_FLIP, net.groups, fixed).to_plain().eval())
+    fast = folded(invariant, HORIZONTAL_FLIP, net.groups, fixed, worthwhile=0)
+    assert difference(invariant.net(x), fast(x)) < 1e-5
+    convs = {name: layer for name, layer in invariant.net.named_modules() if isinstance(layer, nn.Conv2d)}
+    for name, conv in convs.items():
+        assert 3 * fast.get_submodule(name).even.weight.numel() == 2 * conv.weight.numel()
+        assert fast.get_submodule(name).odd is None
+    assert isinstance(fast.get_submodule("classifier"), nn.Linear)  # of fixed channels nothing is saved
+
+
+def test_layers_that_would_save_little_stay():
+    make, size = MADE["vgg11"]
+    net, permutations, _ = planted(make(), (3, size, size), HORIZONTAL_FLIP)
+    made = [folded(net, HORIZONTAL_FLIP, net.groups, permutations, least) for least in (0, 100, 1e9)]
+    counts = [sum(isinstance(layer, Folded) for layer in fast.modules()) for fast in made]
+    assert counts == [9, 3, 0]  # 4.5·64·64 multiplications for 128 channels are 144
+
+
+def test_a_net_that_is_no_gcnn_and_a_quarter_turn_are_refused():
+    make, size = MADE["vgg11"]
+    net, permutations, _ = planted(make(), (3, size, size), HORIZONTAL_FLIP)
+    with torch.no_grad():
+        net.net.features.conv3.weight[0, 0, 0, 0] += 0.1
+    with pytest.raises(UserError, match="the folded net isn't the net"):
+        folded(net, HORIZONTAL_FLIP, net.groups, permutations, worthwhile=0)
+    refused(lambda: folded(net, QUARTER_TURN, net.groups, permutations), match="of order 4")
+    refused(lambda: exact(net.net, [torch.randn(4, 3, 32, 32)], symmetry=QUARTER_TURN), match="made of flips")
+
+
+@pytest.mark.slow(seconds=12)
+@torch.no_grad()
+def test_a_resnet18_of_torchvision_becomes_exactly_invariant():
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    net = torchvision.models.resnet18(num_classes=10).eval()
+    x = normalise(smooth_images(8, 65))
+    result = exact(net, [x], torch.arange(8))
+    fast = result.folded
+    assert difference(net(x), net(x.flip(-1))) > 1e-3  # so there was something to do
+    assert difference(result.plain(x), fast(x)) < 1e-5 and difference(fast(x), fast(x.flip(-1))) < 1e-5
+    assert result.invariance_error["exact"] < 1e-5 < result.invariance_error["net"]
+    assert type(result.plain) is type(net) and result.plain.state_dict().keys() == net.state_dict().keys()
+    assert result.parameters["exact"] < 0.68 * result.parameters["net"]
+    assert any(isinstance(layer, Folded) for layer in fast.modules())
+
+
+NET = """
+from torch import nn
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(3, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4), nn.Conv2d(256, 256, 3, padding=1),
+        nn.BatchNorm2d(256), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 2),
+    )
+
+def bare():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+"""
+LOADED = """
+import sys
+sys.modules["relusym"] = None  # importing it fails
+import torch
+from safetensors.torch import load_file
+x, folder = torch.load(sys.argv[1]), sys.argv[2]
+sys.path.insert(0, sys.argv[3])
+from the_net import build
+plain = build().eval()
+plain.load_state_dict(load_file(folder + "/exact.safetensors"))
+net = torch.export.load(folder + "/exact.pt2").module()
+with torch.no_grad():
+    for count in (1, 3, len(x)):
+        here, expected = net(x[:count]), plain(x[:count])
+        size = expected.abs().max()
+        assert (here - expected).abs().max() < 1e-5 * size
+        assert (here - net(x[:count].flip(-1))).abs().max() < 1e-5 * size
+print("the same")
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A net, and images of two classes, which differ in their upper half, to train and to test."""
+    made = tmp_path_factory.mktemp("exact")
+    (made / "the_net.py").write_text(NET)
+    for name, count, seed in (("train", 60, 1), ("test", 30, 2)):
+        pixels, labels = smooth_images(count, 16, seed), torch.arange(count) % 2
+        pixels[labels == 1, :8] //= 4
+        save_file({"images": pixels, "labels": labels}, made / f"{name}.safetensors")
+    return made
+
+
+def run(capsys, folder, *arguments, net="build"):
+    """Exit code, output, and the lines of the error stream."""
+    scaled = ("--mean", "0.5", "--std", "0.25", "--batch-size", "10", "--images", folder / "test.safetensors")
+    code = main(["exact", *map(str, (f"{folder}/the_net.py:{net}", *scaled, *arguments))])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err.splitlines()
+
+
+@pytest.mark.slow(seconds=15)
+def test_it_is_tuned_written_and_loaded_where_there_is_no_relusym(capsys, folder, tmp_path):
+    out = tmp_path / "out"
+    tuning = "--train-images", folder / "train.safetensors", "--fine-tune", 3
+    code, printed, errors = run(capsys, folder, *tuning, "--out", out, "--json", "--timing")
+    assert (code, errors) == (0, [])
+    numbers = json.loads(printed)
+    assert numbers == json.loads((out / "exact.json").read_text())
+    assert {path.name for path in out.iterdir()} == {"exact.safetensors", "exact.pt2", "exact.json"}
+    accuracy, error = numbers["accuracy"], numbers["invariance_error"]
+    assert list(accuracy) == ["net", "test_time", "exact", "exact_fine_tuned"]
+    assert accuracy["exact_fine_tuned"] >= 0.9 and accuracy["exact_fine_tuned"] > accuracy["exact"]
+    assert max(error["exact"], error["exact_fine_tuned"]) < 1e-5 < 1e-3 < error["net"]
+    assert numbers["parameters"]["exact"] < 0.68 * numbers["parameters"]["net"]
+    assert numbers["multiplications"]["exact"] < 0.75 * numbers["multiplications"]["net"]
+    assert set(numbers["seconds"]) == {"1", "10", "100"}
+    for seconds in numbers["seconds"].values():
+        assert set(seconds) == {"net", "net_fused", "exact"} and min(seconds.values()) > 0
+    torch.save(normalise(smooth_images(5, 16, 3)), tmp_path / "x.pt")
+    assert python(LOADED, tmp_path / "x.pt", out, folder, folder=tmp_path).startswith("the same\n")
+    assert load_file(out / "exact.safetensors").keys() == {*numbers_of(folder)}
+
+
+def numbers_of(folder):
+    """The names of the tensors of the folder's net."""
+    space = {}
+    exec((folder / "the_net.py").read_text(), space)
+    return space["build"]().state_dict()
+
+
+@pytest.mark.slow(seconds=1)
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--fine-tune", 1), "--train-images: --fine-tune needs images to train on"),
+        (("--symmetry", "quarter_turn"), "an exact GCNN is made of flips"),
+        (("--fine-tune", 1, "--train-images", "nowhere"), "images: there is no nowhere"),
+        (("--fine-tune", 9, "--learning-rate", "900", "--train-images", "TRAIN"), "diverges at a learning rate"),
+        (("--fine-tune", 1, "--learning-rate", "-1", "--train-images", "TRAIN"), "--learning-rate: -1"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_a_line_and_nothing_is_written(capsys, folder, tmp_path, arguments, line):
+    arguments = [folder / "train.safetensors" if part == "TRAIN" else part for part in arguments]
+    code, printed, errors = run(capsys, folder, *arguments, "--out", tmp_path / "out", net="bare")
+    assert (code, printed, len(errors)) == (1, "", 1) and line in errors[0]
+    assert not (tmp_path / "out").exists()

@@ -1,5 +1,3 @@
-"""Another architecture, data set, symmetry, matching or objective: by config alone, or one module and one line."""
-
 import shutil
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from relusym.data import DATA_SETS, image_set
 from relusym.data.chiral_shapes import generate
 from relusym.findings import Figure, declared, selection
 from relusym.findings.figures import figure4, zero_filters
-from relusym.findings.filters import read_filters
+from relusym.findings.frames import read_filters
 from relusym.matching import MATCHINGS
 from relusym.matching.match import Matching, Pair
 from relusym.measuring.merge import MergeJob, merge_record
@@ -65,14 +63,9 @@ def sections() -> dict:
     return VGG11S_ALONE | {"data": IMAGES}
 
 
-# ---- architectures, by config alone
-
 BN = {"name": "VGG11 with batch norm", "network": {"architecture": "vgg11_bn", "width": 0.0625}}
-RESNET8 = {
-    "name": "ResNet8",
-    "network": {"architecture": "cifar_resnet", "blocks": 1, "width": 0.25},
-    "training": {"learning_rate": 0.05},
-}
+RESNET8 = {"name": "ResNet8", "network": {"architecture": "cifar_resnet", "blocks": 1, "width": 0.25}}
+RESNET8["training"] = {"learning_rate": 0.05}
 FAMILIES = {"models": {"bn": BN, "resnet8": RESNET8}, "pairs": [("bn", "bn"), ("resnet8", "resnet8")]}
 
 
@@ -98,9 +91,8 @@ def test_nets_with_batch_norm_and_resnets_stand_in_the_tables_as_means_over_thei
 
 def test_notes_say_what_differs_between_the_nets_of_a_table(families):
     first, other, training, rate, *_ = notes(families, "table2")
-    assert first == (
-        "Scale tiny: generated data, 200 training images; vgg11_bn, width 0.0625, initialization he; seeds 0-1"
-    )
+    data = "Scale tiny: generated data, 200 training images"
+    assert first == f"{data}; vgg11_bn, width 0.0625, initialization he; seeds 0-1"
     assert other == "Scale tiny, ResNet8: cifar_resnet, width 0.25, blocks 1"
     assert training.startswith("Training: 3 epochs, batch 10, learning rate 0.01, linear schedule")
     assert rate == "Training, ResNet8: learning rate 0.05"
@@ -111,8 +103,7 @@ def test_a_type_moves_to_table_5_by_one_key_and_nothing_is_trained_again(familie
     models = {"bn": BN, "resnet8": RESNET8 | {"table": "table5"}}
     before = records(made, "train")
     run_with(made, "table2", "table5", models=models)
-    assert records(made, "train") == before
-    assert table(made, "table2")["model"].tolist() == ["bn"]
+    assert records(made, "train") == before and table(made, "table2")["model"].tolist() == ["bn"]
     (row,) = table(made, "table5").itertuples()
     assert (row.method, row.name, row.n) == ("resnet8", "ResNet8", 2)
     flips = records(made, "flip_merge")
@@ -124,20 +115,16 @@ def test_a_type_moves_to_table_5_by_one_key_and_nothing_is_trained_again(familie
 def test_figures_number_the_layers_of_each_architecture_from_one(families):
     about = {"models": ["bn", "resnet8"], "names": {}, "zero_filter": 0.1}
     figure, counts = figure4.draw({"flip_merge": [*records(families, "flip_merge").values()]}, about)
-    layers = {
-        "bn": 8,
-        "resnet8": 6,
-    }  # convs; the two inside each block but the last, and three residual streams
+    # convs; the two inside each block but the last, and three residual streams
+    layers = {"bn": 8, "resnet8": 6}
     for panel, model in zip(figure.axes, about["models"], strict=False):
         assert counts[counts["model"] == model]["layer"].nunique() == layers[model]
         bars = sorted({round(bar.get_x() + bar.get_width() / 2) for bar in panel.patches})
         assert bars == list(range(1, layers[model] + 1))
         assert [label.get_text() for label in panel.get_xticklabels()] == [str(i) for i in range(1, 9)]
     assert figure.get_supxlabel() == "Conv layer"  # the two differ in their widths
-    filters = [
-        read_filters(path) for path in sorted((families.folder / RESULTS / "filters").glob("*/*.safetensors"))
-    ]
-    figure, by_type, _ = zero_filters.draw({"filters": filters}, about)
+    paths = sorted((families.folder / RESULTS / "filters").glob("*/*.safetensors"))
+    figure, by_type, _ = zero_filters.draw({"filters": [read_filters(path) for path in paths]}, about)
     assert by_type["model"].value_counts().to_dict() == {"bn": 8, "resnet8": 9}  # all convs
     for panel in figure.axes:
         assert panel.get_xlim()[1] < 10 and len(panel.get_xticks()) == 9
@@ -166,8 +153,6 @@ def test_resnets_alone_have_the_tables_and_figures_that_need_no_others(sections)
         selection.keys(Results(settings), name)
 
 
-# ---- a data set from a folder, by config alone
-
 CLASSES = 20
 
 
@@ -189,11 +174,8 @@ def coarse(root: Path) -> dict:
     """What the config says of such a tree: the data set, and a model on it beside one on the scale's images."""
     source = {"source": "folder", "root": str(root), "train": "train", "test": "test", "label": "20 colours"}
     on_it = BN | {"name": "On colours", "data": {"dataset": "colours", "train_images": None}}
-    return {
-        "datasets": {"colours": source},
-        "models": {"bn": BN, "bn_colours": on_it},
-        "scale": {"seeds": "0"},
-    }
+    models = {"bn": BN, "bn_colours": on_it}
+    return {"datasets": {"colours": source}, "models": models, "scale": {"seeds": "0"}}
 
 
 def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_from_it(tiny, tmp_path):
@@ -211,7 +193,6 @@ def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_
         assert found.loc[model, "accuracy_mean"] == trained[f"{model}-0"]["accuracy"] > 2 / CLASSES
     assert "Scale tiny, On colours: colours data, all training images" in notes(made, "table2")
     assert {"Data: 20 colours", "Data: generated chiral shapes, seed 0"} <= {*notes(made, "table2")}
-
     shutil.copytree(first, second)
     Image.new("RGB", (32, 32)).save(second / "train" / "class_00" / "0.png")
     made.configure(datasets=coarse(second)["datasets"])
@@ -220,30 +201,23 @@ def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_
     jobs = made.planned("table2")
     assert [job.split()[0] for job in jobs] == ["flip_merge", "prepare_data", "table2"]
     prepared = f"data/{jobs[1].split()[1]}.safetensors"
-    assert not (made.folder / prepared).exists()
-    assert made.snakemake(prepared).returncode == 0
+    assert not (made.folder / prepared).exists() and made.snakemake(prepared).returncode == 0
     run = made.snakemake("table2")
     assert run.returncode != 0 and "were made from other images (20 colours)" in run.stdout
 
 
-@pytest.mark.parametrize(
-    ("change", "start"),
-    [
-        ({"source": "web"}, ".source: 'web' given; allowed is one of torchvision, binary, python, folder"),
-        ({"source": "torchvision"}, ".source: torchvision gives CIFAR10, which is the data set cifar10"),
-        ({"source": "binary"}, ".source: binary gives CIFAR10, which is the data set cifar10"),
-        ({"source": "python"}, ".source: python gives CIFAR10, which is the data set cifar10"),
-        ({"trian": "train"}, ": unknown key 'trian', is it 'train'?; allowed are root, train, test"),
-        ({"root": 3}, ".root: 3 given; allowed is text, in quotes: YAML takes this for a number"),
-    ],
-)
+@pytest.mark.parametrize("change, start", [
+    ({"source": "web"}, ".source: 'web' given; allowed is one of torchvision, binary, python, folder"),
+    ({"source": "torchvision"}, ".source: torchvision gives CIFAR10, which is the data set cifar10"),
+    ({"source": "binary"}, ".source: binary gives CIFAR10, which is the data set cifar10"),
+    ({"source": "python"}, ".source: python gives CIFAR10, which is the data set cifar10"),
+    ({"trian": "train"}, ": unknown key 'trian', is it 'train'?; allowed are root, train, test"),
+    ({"root": 3}, ".root: 3 given; allowed is text, in quotes: YAML takes this for a number"),
+])  # fmt: skip
 def test_a_bad_data_set_is_named_before_any_job(change, start):
     colours = coarse(Path("a"))["datasets"]["colours"] | change
     line = refused(lambda: settings_of(datasets={"colours": colours}))
     assert line.startswith(f"datasets.colours{start}")
-
-
-# ---- a symmetry, by config alone
 
 
 def test_vertical_flips_and_quarter_turns_are_symmetries_of_a_training_and_of_its_merge(tiny):
@@ -251,28 +225,20 @@ def test_vertical_flips_and_quarter_turns_are_symmetries_of_a_training_and_of_it
     models = {
         "flipped": {"symmetry": "vertical_flip", "network": group},
         "turned": {"symmetry": "quarter_turn", "network": group},
-        "invariant": {
-            "symmetry": "vertical_flip",
-            "network": {"architecture": "vgg11_bn"},
-            "training": {"augmentation": True, "invariance_from": 0.0},
-        },
-    }
+        "invariant": {"symmetry": "vertical_flip", "network": {"architecture": "vgg11_bn"},
+         "training": {"augmentation": True, "invariance_from": 0.0}},
+    }  # fmt: skip
     scale = {
-        "seeds": "0",
-        "data": IMAGES | {"train_images": 400},
-        "network": {"width": 0.125, "initialization": "he"},
-        "training": TINY["training"] | {"epochs": 8},
-    }
+        "seeds": "0", "data": IMAGES | {"train_images": 400},
+        "network": {"width": 0.125, "initialization": "he"}, "training": TINY["training"] | {"epochs": 8},
+    }  # fmt: skip
     made = run_with(tiny(), "table2", models=models, scale=scale)
     trained, flips = records(made, "train"), records(made, "flip_merge")
     for model, given in models.items():
         merged = flips[f"{model}-0"]
         assert merged["status"] == "ok" and trained[f"{model}-0"]["accuracy"] > 0.15
-        assert (
-            trained[f"{model}-0"]["settings"]["symmetry"]
-            == given["symmetry"]
-            == merged["settings"]["symmetry"]
-        )
+        settings = trained[f"{model}-0"]["settings"], merged["settings"]
+        assert [of["symmetry"] for of in settings] == [given["symmetry"]] * 2
         assert merged["checks"]["flipped_net_on_flipped_images"] < 1e-4
         assert merged["checks"]["flipped_to_identity"] == 0
     for model in ("flipped", "turned"):
@@ -285,9 +251,6 @@ def test_vertical_flips_and_quarter_turns_are_symmetries_of_a_training_and_of_it
     assert notes(made, "table2")[1] == "Scale tiny, turned: quarter turn"
 
 
-# ---- a matching by its name
-
-
 def matched_by_identity(clone: Clone, kind: str, before: dict) -> dict:
     """The merges that weren't there before, by their nets."""
     paths = {*(clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json")} - {*before}
@@ -295,9 +258,7 @@ def matched_by_identity(clone: Clone, kind: str, before: dict) -> dict:
     return {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in found}
 
 
-def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is_made_again(
-    families, tmp_path
-):
+def test_another_matching_has_its_own_records_and_table_and_nothing_else_is_made_again(families, tmp_path):
     made = families.copy(tmp_path / "copy")
     made.configure(models={"bn": BN}, pairs=[["bn", "bn"]], matchings=["activation", "identity"])
     folder = made.folder / RESULTS / "records"
@@ -316,13 +277,10 @@ def test_another_matching_has_records_and_a_table_of_its_own_and_nothing_else_is
     shown = table(made, "matchings").fillna({"model_2": ""}).set_index(["model_2", "matching"])
     assert shown.index.tolist() == [(w, m) for w in ("", "bn") for m in ("activation", "identity")]
     assert shown["n"].tolist() == [2, 2, 1, 1]
-    own = [
-        merged["barrier"]["repaired"] for merged in matched_by_identity(made, "flip_merge", before).values()
-    ]
+    merges = matched_by_identity(made, "flip_merge", before).values()
+    own = [merged["barrier"]["repaired"] for merged in merges]
     assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
 
-
-# ---- a table of one's own: a module and a caption
 
 MINE = '''
 """The accuracy of each net."""
@@ -352,9 +310,6 @@ def test_a_table_is_a_module_and_a_caption(committed):
     assert notes(committed, "mine")[0].startswith("Scale tiny")
     assert "Mine" in table(committed, "provenance")["made"].to_list()
     assert "results/tiny/tables/mine.md" in run.stdout
-
-
-# ---- an architecture, a data set, an objective, a matching of one's own: a class or function, a line in its registry
 
 
 class Channels(Section):
@@ -417,9 +372,8 @@ def test_what_a_registry_gets_in_one_line_is_used_by_its_name_in_the_config(sect
     spec, key = settings.preparation(settings.prepared("mine"))
     data.prepare(spec, images, key=key)
     label = settings.label("mine")
-    nets, trained = (
-        [tmp_path / f"{seed}{ending}" for seed in (0, 1)] for ending in (".safetensors", ".json")
-    )
+    nets = [tmp_path / f"{seed}.safetensors" for seed in (0, 1)]
+    trained = [net.with_suffix(".json") for net in nets]
     for seed in (0, 1):
         record = train_record(TrainJob("mine", seed, settings.train("mine"), images, label, nets[seed], cpu))
         assert record["inputs"]["source"] == "My shapes"

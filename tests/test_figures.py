@@ -1,18 +1,17 @@
-"""The arrays of filters, what is counted in them, and the figures drawn from them."""
-
+import io
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, config_of
+from conftest import ROOT, SCRIPTS, config_of, python, refused
 from docutils.core import publish_parts
+from hypothesis import given
+from hypothesis import strategies as st
 from jinja2 import StrictUndefined, Template
+from matplotlib.colors import to_rgba
 from records import NAMES, flip, pair, train
 from small_training import CPU, VGG
 from torch.overrides import TorchFunctionMode
@@ -23,18 +22,21 @@ from relusym.channels.traced import channel_groups
 from relusym.data import image_set
 from relusym.data.chiral_shapes import generate
 from relusym.errors import UserError
-from relusym.findings import Figure, declared
+from relusym.findings import declared
 from relusym.findings.figures import barriers, figure3
+from relusym.findings.figures import figure4 as drawing
 from relusym.findings.figures.figure2 import exemplary_filters, figure2
+from relusym.findings.figures.figure4 import COLOURS, figure4, order_counts
 from relusym.findings.figures.figure9 import figure9
 from relusym.findings.figures.figure10 import figure10
 from relusym.findings.figures.filter_pairs import APART, WEIGHT, WITHIN, colours, filter_pairs, pair_grid
 from relusym.findings.figures.zero_filters import count_by_type, zero_filter_figure
-from relusym.findings.filters import Filters, are_zero, count_zero_filters, first_kept, read_filters
+from relusym.findings.frames import Filters, are_zero, count_zero_filters, first_kept, read_filters
 from relusym.findings.print_style import write_figure
-from relusym.measuring.filters import filter_arrays, projection_to_rgb
 from relusym.measuring.flipped_training import flipped_training_record, in_a_plane
+from relusym.measuring.merge import filter_arrays, projection_to_rgb
 from relusym.nets.vgg import VGG11
+from relusym.permutations import channel_orders
 from relusym.records.files import write_record
 from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.theory import STATEMENTS, example_c_2
@@ -108,10 +110,8 @@ def test_the_arrays_are_the_net_beside_its_permuted_flipped_self():
     arrays, constraint = arrays_of(net, permutations)
     orders = {f"conv{i}": torch.from_numpy(order) for i, order in enumerate(permutations, start=1)}
     matched = permute(HORIZONTAL_FLIP.transform(net).state_dict(), channel_groups(net), orders)
-    weights = [
-        np.stack([s[f"features.conv{i}.weight"].numpy() for s in (net.state_dict(), matched)])
-        for i in range(1, 9)
-    ]
+    states, names = (net.state_dict(), matched), [f"features.conv{i}.weight" for i in range(1, 9)]
+    weights = [np.stack([state[name].numpy() for state in states]) for name in names]
     assert np.array_equal(arrays["conv1"], weights[0].astype(np.float16))
     projected = np.tensordot(weights[1], projection_to_rgb(CHANNELS[0], 0), (2, 1))  # RGB comes out last
     assert np.allclose(arrays["conv2"], np.moveaxis(projected, -1, 2), atol=2e-3)
@@ -127,8 +127,7 @@ def test_a_gcnn_satisfies_the_kernel_constraint_and_another_net_does_not(tmp_pat
     gcnn = kept(tmp_path, 8, mirror_permutations(), "gcnn")
     assert set(gcnn.constraint.values()) == {0.0}
     assert all((both[0] == both[1]).all() and both.any() for both in gcnn.drawn.values())
-    cnn = kept(tmp_path, 0, mirror_permutations())
-    assert min(cnn.constraint.values()) > 1
+    assert min(kept(tmp_path, 0, mirror_permutations()).constraint.values()) > 1
 
 
 def test_a_net_left_out_has_no_arrays_and_its_figures_say_why(tmp_path):
@@ -138,26 +137,21 @@ def test_a_net_left_out_has_no_arrays_and_its_figures_say_why(tmp_path):
     drawn = filter_pairs([net, net], "conv1", True, 0.1, NAMES)
     assert "cnn-0 is diverged" in drawn.axes[0].get_title()
     assert "cnn-0 is diverged" in figure2(net, NAMES).texts[0].get_text()
-    write_figure(
-        zero_filter_figure(count_by_type(count_zero_filters([net], 0.1), ["cnn"]), ["cnn"], 0.1, NAMES),
-        [tmp_path / "z.png"],
-    )
+    by_type = count_by_type(count_zero_filters([net], 0.1), ["cnn"])
+    write_figure(zero_filter_figure(by_type, ["cnn"], 0.1, NAMES), [tmp_path / "z.png"])
 
 
 def test_the_first_net_that_trained_well_is_shown():
     nets = [Filters("gcnn", 0, "ok", None, {}, {}, {}, {})]
     for seed, status in enumerate(("left_out", "ok", "ok")):
         nets.append(Filters("cnn", seed, status, "diverged", {}, {}, {}, {}))
-    assert first_kept(nets, "cnn").seed == 1
-    assert first_kept(nets[:2], "cnn").seed == 0
-    with pytest.raises(UserError, match="no filters of a net of type pgcnn"):
-        first_kept(nets, "pgcnn")
+    assert first_kept(nets, "cnn").seed == 1 and first_kept(nets[:2], "cnn").seed == 0
+    refused(lambda: first_kept(nets, "pgcnn"), match="no filters of a net of type pgcnn")
 
 
 def test_a_checkpoint_is_no_file_of_filters(tmp_path):
     checkpoint.save(tmp_path / "net", a_net().state_dict(), {"settings": {}})
-    with pytest.raises(UserError, match="holds no filters"):
-        read_filters(tmp_path / "net")
+    refused(lambda: read_filters(tmp_path / "net"), match="holds no filters")
 
 
 def test_a_filter_below_a_share_of_the_largest_norm_is_zero_however_many_others_are():
@@ -180,22 +174,14 @@ def test_zero_filters_are_counted_by_layer_and_type():
     by_net = count_zero_filters(nets, 0.1)
     assert by_net["zero_filters"].tolist() == [2, 0, 0, 1, 0, 0]
     by_type = count_by_type(by_net, ["cnn", "gcnn"]).set_index(["model", "layer"])
-    assert by_type.index.tolist() == [
-        ("cnn", "conv1"),
-        ("cnn", "conv2"),
-        ("gcnn", "conv1"),
-        ("gcnn", "conv2"),
-    ]
+    assert by_type.index.tolist() == [(m, layer) for m in ("cnn", "gcnn") for layer in ("conv1", "conv2")]
     first = by_type.loc[("gcnn", "conv1")]
     assert (first["zero_filters_mean"], first["share_mean"], first["n"]) == (1, 0.25, 2)
     assert first["zero_filters_std"] == pytest.approx(2**0.5)
     assert pd.isna(by_type.loc[("cnn", "conv1"), "share_std"])
     figure = zero_filter_figure(by_type.reset_index(), ["cnn", "gcnn"], 0.1, NAMES)
-    assert [text.get_text() for text in figure.legends[0].texts] == [
-        "CNN (1)",
-        "GCNN (2)",
-        "below: zero-filter",
-    ]
+    legend = [text.get_text() for text in figure.legends[0].texts]
+    assert legend == ["CNN (1)", "GCNN (2)", "below: zero-filter"]
 
 
 def test_each_filter_is_drawn_left_of_its_match():
@@ -221,9 +207,8 @@ def test_a_weight_of_zero_is_grey_and_a_layer_of_zeros_too():
 
 def test_figure_1_shows_matches_as_they_are_in_the_net_and_figure_5_as_they_are_permuted(tmp_path):
     net = kept(tmp_path, 0, random_permutations())
-    back, permuted = (
-        filter_pairs([net], "conv1", flipped_back, 0.1, NAMES).axes[0] for flipped_back in (True, False)
-    )
+    figures = (filter_pairs([net], "conv1", flipped_back, 0.1, NAMES) for flipped_back in (True, False))
+    back, permuted = (figure.axes[0] for figure in figures)
     original, matched = net.drawn["conv1"]
     order = net.permutations["conv1"]
     assert np.array_equal(back.images[0].get_array(), pair_grid(np.stack([original, original[order]]), 8))
@@ -231,17 +216,13 @@ def test_figure_1_shows_matches_as_they_are_in_the_net_and_figure_5_as_they_are_
     assert permuted.get_title().startswith("CNN, seed 0\nrelative difference 1.")
 
 
-@pytest.mark.parametrize(
-    ("permutation", "expected"),
-    [
-        ([1, 0, 2, 3, 4], {0, 1, 2}),  # a swapped pair and the most symmetric of the fixed ones
-        ([1, 0, 3, 2, 4], {0, 1, 4}),  # the pair whose filters are alike once flipped
-        ([0, 1, 2, 3, 4], {0, 1, 2, 3, 4}),  # fixed ones only
-        ([1, 2, 0, 4, 3], {3, 4}),  # a pair alone
-        ([1, 2, 3, 4, 0], set()),
-        ([1, 2, 0], {0, 1, 2}),
-    ],
-)
+@pytest.mark.parametrize("permutation, expected", [
+    ([1, 0, 2, 3, 4], {0, 1, 2}),  # a swapped pair and the most symmetric of the fixed ones
+    ([1, 0, 3, 2, 4], {0, 1, 4}),  # the pair whose filters are alike once flipped
+    ([0, 1, 2, 3, 4], {0, 1, 2, 3, 4}),  # fixed ones only
+    ([1, 2, 0, 4, 3], {3, 4}),  # a pair alone
+    ([1, 2, 3, 4, 0], set()), ([1, 2, 0], {0, 1, 2}),
+])  # fmt: skip
 def test_figure_2_takes_filters_that_the_permutation_keeps_among_themselves(permutation, expected):
     filters = np.random.default_rng(0).standard_normal((5, 3, 3, 3))
     filters[1] = filters[0, ..., ::-1]
@@ -273,13 +254,10 @@ def flipped(tmp_path_factory):
     data = tmp_path_factory.mktemp("data") / "data"
     image_set.save(data, *generate(60, 20, 0))
     settings = {
-        "data": {"dataset": "generated", "train_images": None, "seed": 0},
-        "network": VGG,
-        "training": {
-            **{"seed": 0, "steps": 12, "batch_size": 10, "learning_rate": 0.02},
-            **{"momentum": 0.9, "weight_decay": 5e-4, "crop_padding": 2},
-        },
-    }
+        "data": {"dataset": "generated", "train_images": None, "seed": 0}, "network": VGG,
+        "training": {**{"seed": 0, "steps": 12, "batch_size": 10, "learning_rate": 0.02},
+         **{"momentum": 0.9, "weight_decay": 5e-4, "crop_padding": 2}},
+    }  # fmt: skip
     return settings, data, flipped_training_record(settings, data, "generated shapes", device=CPU)
 
 
@@ -289,8 +267,7 @@ def test_figure_3_the_flipped_twin_stays_the_flipped_net_on_flipped_batches_alon
     assert record["largest_difference"]["float64"] < 1e-12
     assert record["largest_difference_on_same_batches"]["float64"] > 1e-3
     for run in record["runs"].values():
-        assert len(run["loss"]) == 12
-        assert len(run["flipped_batches"]) == len(run["same_batches"]) == 13
+        assert len(run["loss"]) == 12 and len(run["flipped_batches"]) == len(run["same_batches"]) == 13
         assert run["flipped_batches"][0] == run["same_batches"][0] == 0
         assert run["flipped_batches"][1] < 1e-6 < run["same_batches"][1]
 
@@ -300,22 +277,21 @@ def test_figure_3_the_two_paths_are_mirror_images(flipped, tmp_path):
     net, twin = (np.array(flipped[2]["paths"][name]) for name in ("net", "flipped"))
     assert net.shape == (13, 2) and np.ptp(net[:, 1]) > 1e-3
     assert net * [-1, 1] == pytest.approx(twin, abs=1e-12)
-    rng = np.random.default_rng(0)
-    path = list(rng.standard_normal((4, 2, 3, 3, 3)))
+    path = list(np.random.default_rng(0).standard_normal((4, 2, 3, 3, 3)))
     for point, mirrored in zip(*in_a_plane([path, [p[..., ::-1] for p in path]]), strict=True):
         assert point * [-1, 1] == pytest.approx(mirrored)
     (figure,) = figure3.draw({"flipped_training": [flipped[2]]}, {})
     write_figure(figure, [tmp_path / "figure3.png", tmp_path / "figure3.pdf"])
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"), [({"learning_rate": 1e9}, "diverged"), ({"batch_size": 61}, "more than the 60")]
-)
+IMPOSSIBLE = ({"learning_rate": 1e9}, "diverged"), ({"batch_size": 61}, "more than the 60")
+
+
+@pytest.mark.parametrize(("changed", "message"), IMPOSSIBLE)
 def test_figure_3_tells_settings_that_cannot_be(flipped, changed, message):
     settings, data, _ = flipped
     settings = {**settings, "training": {**settings["training"], **changed}}
-    with pytest.raises(UserError, match=message):
-        flipped_training_record(settings, data, "generated shapes", device=CPU)
+    refused(lambda: flipped_training_record(settings, data, "generated shapes", device=CPU), match=message)
 
 
 def resnet(status="ok"):
@@ -326,8 +302,7 @@ def resnet(status="ok"):
 
 def test_figure_9_shows_each_filter_beside_its_match_or_says_why_not():
     net = resnet()
-    figure = figure9(net, "A net")
-    (image,) = figure.axes[0].get_images()
+    (image,) = figure9(net, "A net").axes[0].get_images()
     drawn = np.asarray(image.get_array())
     left, right = colours(net.drawn["conv1"])
     assert np.allclose(drawn[APART // 2 + WEIGHT // 2, APART // 2 + WEIGHT // 2], left[0, 0, 0])
@@ -350,8 +325,6 @@ def test_figure_10_draws_both_classes(tmp_path):
     figure.savefig(tmp_path / "figure10.pdf")
     assert (tmp_path / "figure10.pdf").stat().st_size > 0
 
-
-# ---- the scripts behind the rules
 
 SCRIPT = """
 import json, runpy, sys
@@ -378,26 +351,9 @@ sys.exit("torch" in sys.modules)
 
 def run_script(made, selection, folder, environment, **inputs):
     """Run finding.py as Snakemake does, for one rule after the other, in a folder; it must do without PyTorch."""
-    scripts = ROOT / "workflow_scripts"
-    given = [
-        {
-            "script": str(scripts / "finding.py"),
-            "rule": rule,
-            "selection": selection,
-            "input": inputs,
-            "output": [f"{rule}{ending}" for ending in endings],
-        }
-        for rule, endings in made.items()
-    ]
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(given)],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(scripts)} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    same = {"script": str(SCRIPTS / "finding.py"), "selection": selection, "input": inputs}
+    rules = [same | {"rule": rule, "output": [f"{rule}{end}" for end in ends]} for rule, ends in made.items()]
+    python(SCRIPT, json.dumps(rules), folder=folder, **environment)
 
 
 @pytest.mark.slow(seconds=10)
@@ -414,12 +370,10 @@ def test_the_same_records_give_the_same_bytes_on_another_day_in_another_process(
     selection = {"models": ["gcnn"], "names": NAMES, "notes": ["a note"], "zero_filter": 0.1}
     selection |= {"layer": "conv1", "flipped_back": False}
     made = {
-        "table2": (".csv", ".md", ".tex", ".html"),
-        "barriers": (".png", ".pdf", ".csv"),
-        "figure4": (".png", ".pdf", ".csv"),
-        "figure7": (".png", ".pdf"),
+        "table2": (".csv", ".md", ".tex", ".html"), "barriers": (".png", ".pdf", ".csv"),
+        "figure4": (".png", ".pdf", ".csv"), "figure7": (".png", ".pdf"),
         "zero_filters": (".png", ".pdf", ".csv", "_by_net.csv"),
-    }
+    }  # fmt: skip
     for folder, environment in (
         ("a", {"PYTHONHASHSEED": "1", "SOURCE_DATE_EPOCH": "1000000000", "TZ": "UTC"}),
         ("b", {"PYTHONHASHSEED": "2", "SOURCE_DATE_EPOCH": "1700000000", "TZ": "Asia/Tokyo"}),
@@ -442,27 +396,16 @@ def test_figure_10_gets_its_images_from_the_theory(tmp_path):
 
 @pytest.mark.slow(seconds=2)
 def test_tables_figures_and_theory_start_without_torch():
-    """With it, each of these jobs would take several times as long."""
     code = "import sys; from relusym import findings, theory; theory.demonstrate('example_2_1'); "
     code += "[finding.load() for finding in findings.declared().values()]; "
     code += "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('relusym.')}; "
-    code += "sys.exit('torch' in sys.modules or bool(rooms & {'data', 'nets', 'merging', 'measuring'}))"
-    scripts = ROOT / "workflow_scripts"
-    assert subprocess.run([sys.executable, "-c", code], cwd=scripts, check=False).returncode == 0
+    rooms = "not rooms & {'data', 'nets', 'merging', 'measuring'}"
+    python(f"{code}assert {rooms} and 'torch' not in sys.modules")
 
 
 def test_a_start_reads_every_declaration_without_pandas():
     code = "import sys; from relusym import findings; assert len(findings.declared()) > 30; "
-    code += "sys.exit(bool({'numpy', 'pandas', 'scipy', 'matplotlib'} & {*sys.modules}))"
-    scripts = ROOT / "workflow_scripts"
-    assert subprocess.run([sys.executable, "-c", code], cwd=scripts, check=False).returncode == 0
-
-
-@pytest.mark.parametrize(
-    "name", [name for name, finding in declared().items() if isinstance(finding, Figure)]
-)
-def test_every_figure_is_declared_by_a_module_that_draws_it(name):
-    assert callable(declared()[name].load().draw) and isinstance(declared()[name].reads, tuple)
+    python(code + "assert not {'numpy', 'pandas', 'scipy', 'matplotlib'} & {*sys.modules}")
 
 
 CAPTIONS = sorted(path.stem for path in (ROOT / "report").glob("*.rst"))
@@ -476,18 +419,15 @@ def test_every_table_figure_and_statement_has_a_caption_and_every_caption_its_pl
 
 @pytest.mark.parametrize("name", CAPTIONS)
 def test_captions_are_valid(name):
-    """Snakemake would only tell when the report is made."""
     models = ["cnn_inv", "cnn"] if name == "figure1" else ["gcnn"]
     selection = {"models": models, "model": "gcnn", "names": NAMES, "zero_filter": 0.125}
     config = config_of(ROOT) | {"net": {"width": 0.125, "epochs": 14}}
-    given = SimpleNamespace(
-        params=SimpleNamespace(selection=selection), config=config, wildcards=SimpleNamespace()
-    )
+    params = SimpleNamespace(selection=selection)
+    given = SimpleNamespace(params=params, config=config, wildcards=SimpleNamespace())
     text = Template((ROOT / "report" / f"{name}.rst").read_text(encoding="utf-8"), undefined=StrictUndefined)
     filled = text.render(snakemake=given, files=[])  # without results: Snakemake fills these in
-    body = publish_parts(filled, writer="html", settings_overrides={"halt_level": 2, "report_level": 2})[
-        "body"
-    ]
+    strict = {"halt_level": 2, "report_level": 2}
+    body = publish_parts(filled, writer="html", settings_overrides=strict)["body"]
     assert len(body) > 100 and "{{" not in body and "{%" not in body
     assert FILLED.get(name, "") in " ".join(body.split())
 
@@ -499,25 +439,131 @@ def test_the_figure_at_a_glance_has_a_point_for_every_net_and_pair_and_lines_at_
             inputs["train"].append(train(model, seed))
             status = "ok" if (model, seed) != ("pgcnn", 0) else "left_out"
             inputs["flip_merge"].append(flip(model, seed, barrier + 0.01 * seed, status))
-    inputs["pair_merge"] += [
-        pair("cnn", 0, "cnn", 1, 0.1),
-        pair("cnn", 1, "cnn", 2, 0.2),
-        pair("cnn", 0, "gcnn", 0),
-    ]
+    pairs = (("cnn", 0, "cnn", 1, 0.1), ("cnn", 1, "cnn", 2, 0.2), ("cnn", 0, "gcnn", 0))
+    inputs["pair_merge"] += [pair(*each) for each in pairs]
     figure, points = barriers.draw(inputs, {"models": ["gcnn", "cnn", "pgcnn"], "names": NAMES})
     counted = points.groupby(["model", "merged"]).size().to_dict()
     flips = {("gcnn", barriers.FLIP): 3, ("cnn", barriers.FLIP): 3, ("pgcnn", barriers.FLIP): 2}
     assert counted == flips | {("cnn", barriers.PAIR): 2}
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["GCNN", "CNN", "PGCNN"]
-    means = sorted(
-        line.get_xdata()[0]
-        for line in axes.lines
-        if len(set(line.get_xdata())) == 1 and line.get_linewidth() > 1
-    )
+    lines = [(line.get_xdata(), line.get_linewidth()) for line in axes.lines]
+    means = sorted(xs[0] for xs, width in lines if len(set(xs)) == 1 and width > 1)
     assert means == pytest.approx([0.01, 0.05, 0.06, 0.15])
-    diamonds = {float(x) for marks in axes.collections for x, _ in marks.get_offsets()} - set(
-        points["barrier"]
-    )
+    marks = {float(x) for marks in axes.collections for x, _ in marks.get_offsets()}
+    diamonds = marks - set(points["barrier"])
     assert {0.04, 0.0508, 8.92e-4, 0.0659, 0.0309} <= diamonds  # the paper's means
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first type on top
+
+
+def record(model, seed, permutations):
+    status = "ok" if permutations else "left_out"
+    return flip(model, seed, status=status, permutations=permutations)
+
+
+RECORDS = [
+    # conv10 before conv2: the order of the layers is the net's, not the alphabet's
+    record("gcnn", 0, {"conv10": [1, 0, 3, 2], "conv2": [0, 1, 2, 3, 4, 5]}),
+    record("gcnn", 1, {"conv10": [1, 2, 3, 0], "conv2": [1, 2, 3, 4, 5, 0]}),
+    record("gcnn", 2, None),
+    record("cnn", 0, {"conv10": [0, 2, 3, 1], "conv2": [1, 0, 3, 4, 2, 5]}),
+    record("pgcnn", 0, None),
+]
+
+
+def literal_orders(permutation):
+    orders = []
+    for channel in range(len(permutation)):
+        k, at = 1, permutation[channel]
+        while at != channel:
+            k, at = k + 1, permutation[at]
+        orders.append(k)
+    return orders
+
+
+@given(st.integers(1, 60).flatmap(lambda size: st.permutations(range(size))))
+def test_channel_orders_equal_literal_iteration(permutation):
+    assert channel_orders(permutation).tolist() == literal_orders(permutation)
+
+
+def test_channel_orders_by_hand():
+    assert channel_orders([0]).tolist() == [1]
+    assert channel_orders([0, 2, 1, 4, 5, 3]).tolist() == [1, 2, 2, 3, 3, 3]
+    assert channel_orders(np.roll(np.arange(512), 1)).tolist() == [512] * 512
+
+
+@pytest.mark.parametrize("wrong", [[0, 0], [1, 2], [-1, 0], [], [[0, 1]], [0.0, 1.0], ["a"], [[0], [0, 1]]])
+def test_what_is_no_permutation_is_refused(wrong):
+    with pytest.raises(ValueError):
+        channel_orders(wrong)
+
+
+def test_counts_are_means_over_the_nets_that_are_ok():
+    frame = order_counts(RECORDS)
+    rows = [tuple(row) for row in frame[["model", "layer", "order", "channels", "n"]].to_numpy()]
+    assert rows == [
+        ("gcnn", "conv10", 2, 2.0, 2), ("gcnn", "conv10", 4, 2.0, 2), ("gcnn", "conv2", 1, 3.0, 2),
+        ("gcnn", "conv2", 6, 3.0, 2), ("cnn", "conv10", 1, 1.0, 1), ("cnn", "conv10", 3, 3.0, 1),
+        ("cnn", "conv2", 1, 1.0, 1), ("cnn", "conv2", 2, 2.0, 1), ("cnn", "conv2", 3, 3.0, 1),
+    ]  # fmt: skip
+    assert frame["order_class"].to_list() == ["2", "4", "1", "5+", "1", "3", "1", "2", "3"]
+    assert frame["share"].to_list() == pytest.approx([1 / 2] * 4 + [1 / 4, 3 / 4, 1 / 6, 1 / 3, 1 / 2])
+
+
+def test_a_broken_record_is_named():
+    with pytest.raises(UserError, match=r"cnn-3, conv2: not a permutation of 3 channels"):
+        order_counts([record("cnn", 3, {"conv1": [0], "conv2": [0, 1, 1]})])
+    with pytest.raises(UserError, match=r"cnn-4 lacks 'permutations'"):
+        order_counts([flip("cnn", 4) | {"permutations": None}])
+
+
+def bars(panel, layers):
+    """Heights of the bars of a panel by layer and colour: {(layer, colour): height}; layers are numbered from 1."""
+    places = [(layers[round(bar.get_x() + bar.get_width() / 2) - 1], bar) for bar in panel.patches]
+    at = {(layer, bar.get_facecolor()): bar for layer, bar in places}
+    return {key: bar.get_height() for key, bar in at.items() if bar.get_height()}
+
+
+@pytest.mark.parametrize("read_back", [False, True])
+def test_figure4_draws_the_shares_of_the_csv(read_back):
+    frame = order_counts(RECORDS)
+    if read_back:  # without "5+", whose absence makes the CSV's column one of integers
+        frame = frame[(frame["order"] < 5)]
+        frame = pd.read_csv(io.StringIO(frame.to_csv(index=False)))
+    panels = figure4(frame, ["cnn", "gcnn", "pgcnn"], NAMES).axes
+    colour = {order_class: to_rgba(value) for order_class, value in COLOURS.items()}
+    layers = [layer.removeprefix("conv") for layer in frame.query("model == 'cnn'")["layer"].unique()]
+    assert bars(panels[0], layers) == pytest.approx(
+        {
+            ("10", colour["1"]): 1 / 4, ("10", colour["3"]): 3 / 4, ("2", colour["1"]): 1 / 6,
+            ("2", colour["2"]): 1 / 3, ("2", colour["3"]): 1 / 2,
+        }
+    )  # fmt: skip
+    assert bars(panels[2], []) == {}
+    titles = [panel.get_title() for panel in panels[:3]]
+    assert titles == ["CNN\n(1 net)", "GCNN\n(2 nets)", "PGCNN\n(0 nets)"]
+
+
+def test_figure4_has_labelled_axes_and_a_key():
+    figure = figure4(order_counts(RECORDS), ["cnn", "gcnn"], NAMES)
+    assert figure.get_supxlabel() == "Conv layer (4, 6 channels)"
+    assert figure.get_supylabel() == "Share of the layer's channels"
+    labels = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
+    assert labels == ["5 or more", "4", "3", "2 (swapped)", "1 (fixed)"]
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf"])
+@pytest.mark.parametrize("records", [RECORDS, []])
+def test_figure4_can_be_saved(ending, records):
+    buffer = io.BytesIO()
+    figure4(order_counts(records), ["cnn", "gcnn", "pgcnn"], NAMES).savefig(buffer, format=ending)
+    assert buffer.getvalue().startswith({"png": b"\x89PNG", "pdf": b"%PDF"}[ending])
+
+
+def test_figure4_and_its_numbers_come_from_the_records():
+    figure, counts = drawing.draw({"flip_merge": RECORDS}, {"models": ["mine", "gcnn"], "names": NAMES})
+    assert [panel.get_title() for panel in figure.axes[:2]] == ["mine\n(0 nets)", "GCNN\n(2 nets)"]
+    pd.testing.assert_frame_equal(counts, order_counts(RECORDS))
+    other = flip("gcnn", 3) | {"inputs": {"data": "0b" * 32, "source": "my copy"}}
+    with pytest.raises(UserError, match="gcnn-3 from my copy"):
+        drawing.draw({"flip_merge": [*RECORDS, other]}, {"models": ["gcnn"], "names": NAMES})

@@ -1,5 +1,3 @@
-"""Jobs as forks: a script runs in one as it does by itself, and whatever dies, no job is lost or done twice."""
-
 import os
 import re
 import signal
@@ -9,6 +7,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import conftest
 import psutil
 import pytest
 import snakemake.script
@@ -20,7 +19,7 @@ from relusym.jobs.forks import THREADS, Forks, can_fork
 from relusym.records.files import load_record
 
 pytestmark = pytest.mark.skipif(
-    not can_fork(), reason="this system can't fork a process with numerical libraries"
+    not can_fork(), reason="a process with numerical libraries can't be forked here"
 )
 
 
@@ -57,35 +56,21 @@ def test_a_script_finds_what_it_finds_by_itself(written, tmp_path, monkeypatch, 
         f"print(*(os.environ[name] for name in ('AROUND', 'TMPDIR', *{THREADS})))\n"
     )
     environment = {"TMPDIR": "/here"} | dict.fromkeys(THREADS, "3")
-    by_itself = subprocess.run(
-        [sys.executable, script],
-        env=os.environ | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    how = {"env": os.environ | environment, "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+    by_itself = subprocess.run([sys.executable, script], **how, text=True, check=True)
     assert Forks([]).start(script, environment=os.environ | environment).status() == 0
     assert capfd.readouterr().out == by_itself.stdout
 
 
-@pytest.mark.parametrize(
-    "text, status, ending",
-    [
-        ("print('done')", 0, ""),
-        ("raise SystemExit", 0, ""),
-        ("raise SystemExit(0)", 0, ""),
-        ("raise SystemExit(3)", 3, ""),
-        ("raise SystemExit('what is wrong')", 1, "what is wrong\n"),
-        ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
-        ("import os; os.kill(os.getpid(), 9)", -1, ""),
-        ("import sys; sys.stdout.close(); sys.stdout = open('/dev/full', 'w'); print('lost')", -1, ""),
-    ],
-)
+@pytest.mark.parametrize("text, status, ending", [
+    ("print('done')", 0, ""), ("raise SystemExit", 0, ""), ("raise SystemExit(0)", 0, ""),
+    ("raise SystemExit(3)", 3, ""), ("raise SystemExit('what is wrong')", 1, "what is wrong\n"),
+    ("1 / 0", 1, "ZeroDivisionError: division by zero\n"), ("import os; os.kill(os.getpid(), 9)", -1, ""),
+    ("import sys; sys.stdout.close(); sys.stdout = open('/dev/full', 'w'); print('lost')", -1, ""),
+])  # fmt: skip
 def test_its_exit_status_is_that_of_the_script_by_itself(text, status, ending, written, capfd):
     script = written(text)
-    assert start(Forks([]), script).status() == status
-    assert capfd.readouterr().err.endswith(ending)
+    assert start(Forks([]), script).status() == status and capfd.readouterr().err.endswith(ending)
     alone = subprocess.run([sys.executable, script], check=False).returncode
     assert (alone == 0) == (status == 0) and (alone == status or status == -1)
 
@@ -146,8 +131,7 @@ def test_a_process_that_does_not_answer_in_time_is_ended_and_the_script_is_not_b
     forks._process.send_signal(signal.SIGSTOP)
     with pytest.raises(ChildProcessError):
         start(forks, written(f"open({str(tmp_path / 'begun')!r}, 'w')"), within=0.1)
-    assert forks._process.wait(MINUTES) == -signal.SIGKILL
-    assert not (tmp_path / "begun").exists()
+    assert forks._process.wait(MINUTES) == -signal.SIGKILL and not (tmp_path / "begun").exists()
 
 
 def test_what_imports_left_to_be_done_at_the_end_is_not_done_by_forks(written, tmp_path, monkeypatch, capfd):
@@ -178,13 +162,11 @@ def test_it_ends_with_the_process_that_made_it(written):
     made.kill()
     made.wait()
     line = Path(f"/proc/{pid}/cmdline")  # empty, of one that has ended and isn't waited for
-    wait_until(
-        lambda: not line.exists() or not line.read_bytes(), MINUTES, "the process that forks ends", poll=0.05
-    )
+    ended = "the process that forks ends"
+    wait_until(lambda: not line.exists() or not line.read_bytes(), MINUTES, ended, poll=0.05)
 
 
 def test_importing_what_jobs_import_starts_no_thread_and_touches_no_gpu(written):
-    """Of a process with threads or a GPU's context, a fork is not whole."""
     forks = Forks(NETS + FINDINGS)
     script = written(
         "import sys, torch\n"
@@ -195,14 +177,14 @@ def test_importing_what_jobs_import_starts_no_thread_and_touches_no_gpu(written)
     assert len(list(Path(f"/proc/{forks._process.pid}/task").iterdir())) == 1
 
 
-@pytest.mark.parametrize(
-    "elsewhere", ["conda_env", "container_img", "env_modules", "shadow_dir", "no process"]
-)
+ELSEWHERE = "conda_env", "container_img", "env_modules", "shadow_dir"
+
+
+@pytest.mark.parametrize("elsewhere", [*ELSEWHERE, "no process"])
 def test_what_a_fork_can_not_be_runs_as_snakemake_runs_it(elsewhere, monkeypatch):
     ran = []
-    monkeypatch.setattr(
-        snakemake.script.PythonScript, "execute_script", lambda self, fname, edit: ran.append(fname)
-    )
+    plain = snakemake.script.PythonScript
+    monkeypatch.setattr(plain, "execute_script", lambda self, fname, edit: ran.append(fname))
     forks = Forks([])
     if elsewhere == "no process":
         forks._process.kill()
@@ -250,14 +232,8 @@ def started():
     runs = []
 
     def start(made, *arguments: str) -> subprocess.Popen:
-        run = subprocess.Popen(
-            [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
-            cwd=made.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+        run = conftest.start(command, made.folder, group=True)
         runs.append(run)
         wait_until(lambda: len(in_training(made)) >= 2, MINUTES, "two nets are trained", poll=0.05)
         return run
@@ -271,9 +247,8 @@ def started():
 
 def that_forks(run: subprocess.Popen) -> psutil.Process:
     """The process that forks for a run."""
-    (found,) = (
-        child for child in psutil.Process(run.pid).children() if "relusym.jobs.forks" in child.cmdline()
-    )
+    children = psutil.Process(run.pid).children()
+    (found,) = (child for child in children if "relusym.jobs.forks" in child.cmdline())
     return found
 
 

@@ -110,9 +110,10 @@ def test_more_gpus_than_there_are_is_one_line_and_none_at_all_is_a_cpu(tmp_path,
         gpu_slots(3, 1),
     ):
         pass
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with gpu_slots(1, 4) as taken:
-        assert taken == []
+    for none in ("", "-1", " ", ",", "-1,0"):  # as CUDA takes them
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        with gpu_slots(1, 4) as taken:
+            assert taken == []
 
 
 def test_the_locks_lie_in_a_folder_that_the_user_alone_can_enter(temporary, monkeypatch):

@@ -1,19 +1,18 @@
-"""Prepared data sets, and the folders that they come from."""
-
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import refused
+from conftest import python, refused
 from PIL import Image
 
 from relusym import checkpoint, data
 from relusym.data import folder, image_set
+from relusym.data.chiral_shapes import SHAPES, draw, generate, render
 from relusym.errors import UserError
+from relusym.randomness import generator
+from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
 
 
 @pytest.fixture
@@ -77,38 +76,24 @@ def with_image(where, image):
 
 DAMAGES = {
     "no folder": (lambda tree: tree / "nowhere", r"nowhere is missing: set data\.root"),
-    "no split": (
-        lambda tree: (tree / "test").rename(tree / "tset"),
-        "test is missing: set data.train and data.test",
-    ),
+    "no split": (lambda tree: (tree / "test").rename(tree / "tset"),
+     "test is missing: set data.train and data.test"),
     "no classes": (without_classes, "train is empty"),
-    "other classes": (
-        lambda tree: (tree / "test" / "dog").rename(tree / "test" / "wolf"),
-        "differ in the classes dog, wolf",
-    ),
+    "other classes": (lambda tree: (tree / "test" / "dog").rename(tree / "test" / "wolf"),
+     "differ in the classes dog, wolf"),
     "no images": (without_images, "cat holds no images"),
-    "no image": (
-        with_bytes(lambda whole: b"no picture"),
-        r"dog/2\.png can't be read \(.*\): replace or remove",
-    ),
+    "no image": (with_bytes(lambda whole: b"no picture"),
+     r"dog/2\.png can't be read \(.*\): replace or remove"),
     "truncated": (with_bytes(lambda whole: whole[:90]), r"2\.png can't be read"),
-    "16 bits": (
-        with_image("train/dog/2.png", lambda: Image.new("I;16", (8, 8), 40_000)),
-        r"dog/2\.png has more than 8 bits a channel \(mode I;16",
-    ),
-    "32 bits": (
-        with_image("train/dog/2.tif", lambda: Image.new("F", (8, 8), 0.5)),
-        r"dog/2\.tif has more than 8 bits a channel \(mode F",
-    ),
-    "bomb": (
-        with_image("train/dog/2.png", lambda: Image.new("1", (20_000, 20_000))),
-        r"dog/2\.png can't be read \(.*decompression bomb.*\): replace or remove it",
-    ),
-    "other size": (
-        with_image("test/cat/1.png", lambda: Image.new("RGB", (9, 8))),
-        r"cat/1\.png is 9×8 pixels, not 8×8 as",
-    ),
-}
+    "16 bits": (with_image("train/dog/2.png", lambda: Image.new("I;16", (8, 8), 40_000)),
+     r"dog/2\.png has more than 8 bits a channel \(mode I;16"),
+    "32 bits": (with_image("train/dog/2.tif", lambda: Image.new("F", (8, 8), 0.5)),
+     r"dog/2\.tif has more than 8 bits a channel \(mode F"),
+    "bomb": (with_image("train/dog/2.png", lambda: Image.new("1", (20_000, 20_000))),
+     r"dog/2\.png can't be read \(.*decompression bomb.*\): replace or remove it"),
+    "other size": (with_image("test/cat/1.png", lambda: Image.new("RGB", (9, 8))),
+     r"cat/1\.png is 9×8 pixels, not 8×8 as"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("damage", "line"), DAMAGES.values(), ids=DAMAGES)
@@ -128,15 +113,11 @@ def test_what_is_passed_over_or_converted_in_a_folder_of_images_is_listed(tmp_pa
     (tmp_path / "train" / "Thumbs.db").touch()
     lines = data.prepare({"kind": "folder", "root": str(tmp_path)}, tmp_path / "set.safetensors")
     train, test = tmp_path / "train", tmp_path / "test"
-    assert lines == [
-        f"passed over, since they are no images: {train / 'Thumbs.db'}, {train / 'cat' / 'notes.txt'}",
-        *(
-            f"{split}: 1 images of mode {mode} were converted to RGB"
-            for split in (train, test)
-            for mode in ("L", "RGBA")
-        ),
-        f"{tmp_path}: images of 40×40 pixels are kept as they are; image_size scales them",
-    ]
+    first, *converted, last = lines
+    assert first.endswith(f"since they are no images: {train / 'Thumbs.db'}, {train / 'cat' / 'notes.txt'}")
+    modes = [(split, mode) for split in (train, test) for mode in ("L", "RGBA")]
+    assert converted == [f"{split}: 1 images of mode {mode} were converted to RGB" for split, mode in modes]
+    assert last == f"{tmp_path}: images of 40×40 pixels are kept as they are; image_size scales them"
     pixels = image_set.load(tmp_path / "set.safetensors", "train").images[:, 0, 0].tolist()
     assert pixels == [[7, 7, 7], [1, 2, 3]]
 
@@ -154,24 +135,16 @@ def test_a_missing_cifar10_is_named(tmp_path):
         data.prepare(spec, tmp_path / "set.safetensors", key="my.data")
 
 
-@pytest.mark.parametrize(
-    ("spec", "line"),
-    [
-        ({"kind": "mnist"}, r"^data\.kind: 'mnist' given; allowed is one of generated, .*folder"),
-        ({"kind": "folder"}, r"^data: the key 'root' is missing"),
-        (
-            {"kind": "folder", "root": 3},
-            r"^data\.root: 3 given; allowed is text, in quotes: YAML takes this for a number",
-        ),
-        (
-            {"kind": "folder", "root": "a", "tset": "b"},
-            r"^data: unknown key 'tset', is it 'test'\?; allowed are root, train, test",
-        ),
-    ],
-)
+@pytest.mark.parametrize("spec, line", [
+    ({"kind": "mnist"}, r"^data\.kind: 'mnist' given; allowed is one of generated, .*folder"),
+    ({"kind": "folder"}, r"^data: the key 'root' is missing"),
+    ({"kind": "folder", "root": 3},
+     r"^data\.root: 3 given; allowed is text, in quotes: YAML takes this for a number"),
+    ({"kind": "folder", "root": "a", "tset": "b"},
+     r"^data: unknown key 'tset', is it 'test'\?; allowed are root, train, test"),
+])  # fmt: skip
 def test_data_that_cannot_be_is_refused(spec, line):
-    with pytest.raises(UserError, match=line):
-        data.check(spec)
+    refused(lambda: data.check(spec), match=line)
 
 
 @pytest.fixture
@@ -222,16 +195,9 @@ def test_one_changed_byte_in_prepared_images_is_noticed(prepared, place):
     refused(lambda: image_set.load(prepared, "train"), match=line)
 
 
-def test_the_digest_is_read_without_torch(prepared, pytestconfig):
+def test_the_digest_is_read_without_torch(prepared):
     code = "import sys\nfrom relusym import data\nprint(data.digest(sys.argv[1]))\nassert 'torch' not in sys.modules"
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(prepared)],
-        env={"PYTHONPATH": str(pytestconfig.rootpath / "workflow_scripts")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert run.stdout.strip() == data.digest(prepared)
+    assert python(code, prepared).strip() == data.digest(prepared)
 
 
 def test_a_subset_is_a_seeded_choice_without_repetition(tree):
@@ -240,5 +206,56 @@ def test_a_subset_is_a_seeded_choice_without_repetition(tree):
     assert torch.equal(chosen.images, image_set.subset(train, 4, seed=1).images)
     assert len(chosen.images.flatten(1).unique(dim=0)) == 4
     assert image_set.subset(train, None, seed=1) is train
-    with pytest.raises(UserError, match="7 images are asked for"):
-        image_set.subset(train, 7, seed=1)
+    refused(lambda: image_set.subset(train, 7, seed=1), match="7 images are asked for")
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others():
+    first, again, other = (generate(60, 20, seed) for seed in (3, 3, 4))
+    for a, b, c in zip(first, again, other, strict=True):
+        assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+        assert not torch.equal(a.images, c.images)
+    assert first[0].images.shape == (60, 32, 32, 3) and first[0].images.dtype == torch.uint8
+
+
+def test_classes_are_balanced_and_train_and_test_have_no_image_in_common():
+    train, test = generate(100, 50, 0)
+    assert train.labels.bincount().tolist() == [10] * 10 and test.labels.bincount().tolist() == [5] * 10
+    assert len(torch.cat([train.images, test.images]).flatten(1).unique(dim=0)) == 150
+
+
+def test_no_pixel_tells_an_image_from_a_mirrored_one():
+    """Mean of (image minus mirror image), in standard errors: its square averages to 1 over the pixels."""
+    images = generate(4000, 10, 1)[0].images.double()
+    difference = (images - images.flip(2))[:, :, :16]  # the right half is the left half's negative
+    errors = difference.mean(0) / (difference.std(0) / len(images) ** 0.5)
+    assert 0.5 < errors.square().mean() < 2  # 29 if no image is mirrored
+
+
+@pytest.mark.parametrize("symmetry", SYMMETRIES.values(), ids=lambda symmetry: symmetry.name)
+def test_generated_images_are_moved_by_each_power_of_their_symmetry_as_often(symmetry):
+    labels = torch.arange(10).repeat(200)
+    scenes = draw(labels, generator(0, "a test"), symmetry)
+    n, p = len(labels), 1 / symmetry.order
+    counts = scenes.power.bincount(minlength=symmetry.order).double()
+    assert len(counts) == symmetry.order and ((counts - n * p).abs() < 4 * (n * p * (1 - p)) ** 0.5).all()
+    few = replace(scenes, **{name: of[:50] for name, of in vars(scenes).items()})
+    images = render(few, symmetry)
+    moved = render(replace(few, power=(few.power + 1) % symmetry.order), symmetry)
+    assert torch.equal(moved, symmetry.act(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+def test_images_that_are_invariant_to_nothing_stand_upright():
+    free, flipped = (generate(60, 10, 0, symmetry)[0].images for symmetry in (None, HORIZONTAL_FLIP))
+    as_drawn = (free == flipped).flatten(1).all(1)
+    assert (as_drawn ^ (free == flipped.flip(2)).flatten(1).all(1)).all() and 15 < as_drawn.sum() < 45
+
+
+def test_some_classes_are_chiral_and_no_class_turned_or_mirrored_is_another():
+    drawn = {name: torch.tensor([[c == "#" for c in row] for row in d.split()]) for name, d in SHAPES.items()}
+    for name, one in drawn.items():
+        for other, shape in drawn.items():
+            for symmetry in SYMMETRIES.values():
+                turned = symmetry.powers(one)[1:]
+                assert name == other or not any(torch.equal(power, shape) for power in turned)
+    for name in ("zigzag", "hook"):
+        assert not torch.equal(HORIZONTAL_FLIP.act(drawn[name]), drawn[name])

@@ -1,5 +1,3 @@
-"""Images in any form that a merge takes: pixels, loaders, lists; what else is refused in one line."""
-
 import weakref
 
 import numpy as np
@@ -32,8 +30,7 @@ def test_a_loader_a_list_and_pixels_give_the_same_merge(net):
     first, *others = [flip_merge(net, images, test_labels=labels) for images, labels in given]
     assert first.accuracy["net"] != first.accuracy["halfway"]
     for other in others:
-        assert other.permutations == first.permutations
-        assert other.accuracy == first.accuracy
+        assert other.permutations == first.permutations and other.accuracy == first.accuracy
         assert other.scores["loss"] == pytest.approx(first.scores["loss"], rel=1e-5)
 
 
@@ -41,9 +38,8 @@ def test_even_batches_of_a_loader_are_those_of_pixels():
     here, there = Images(PIXELS[:50], 16), Batches(list(normalise(PIXELS[:50]).split(16)))
     for a, b in zip(here.batches(CPU, even=True), there.batches(CPU, even=True), strict=True):
         assert len(a) in (12, 13) and torch.equal(a, b)
-    assert (
-        (len(there), there.count, there.shape) == (len(here), here.count, here.shape) == (50, 4, (3, 32, 32))
-    )
+    for images in (there, here):
+        assert (len(images), images.count, images.shape) == (50, 4, (3, 32, 32))
 
 
 @pytest.mark.slow(seconds=1)
@@ -70,19 +66,12 @@ def test_normalisation_scales_to_0_1_first():
     assert grey.shape == (2, 1, 4, 4) and (grey == 1).all()
 
 
-@pytest.mark.parametrize(
-    ("pixels", "line"),
-    [
-        (PIXELS.permute(0, 3, 1, 2), "pixels.permute(0, 2, 3, 1)"),
-        (PIXELS.float() / 255, "is float32"),
-        (PIXELS[..., 0], "pixels[..., None]"),
-        (PIXELS[0], "pixels[None]"),
-        (torch.zeros(2, 8, 8, 4, dtype=torch.uint8), "pixels[..., :3]"),
-        (PIXELS[:0], "no images"),
-        ("photos/", "str given"),
-        (PIXELS.numpy().astype(np.int64), "is int64"),
-    ],
-)
+@pytest.mark.parametrize("pixels, line", [
+    (PIXELS.permute(0, 3, 1, 2), "pixels.permute(0, 2, 3, 1)"), (PIXELS.float() / 255, "is float32"),
+    (PIXELS[..., 0], "pixels[..., None]"), (PIXELS[0], "pixels[None]"),
+    (torch.zeros(2, 8, 8, 4, dtype=torch.uint8), "pixels[..., :3]"), (PIXELS[:0], "no images"),
+    ("photos/", "str given"), (PIXELS.numpy().astype(np.int64), "is int64"),
+])  # fmt: skip
 def test_pixels_in_another_form_are_refused_with_what_to_do(pixels, line):
     refused(lambda: Images(pixels), "Images", line, "uint8 (N, H, W, 3)")
 
@@ -96,20 +85,12 @@ def test_numpy_pixels_are_read_as_tensors_are():
     assert torch.equal(next(Images(PIXELS.numpy()).batches(CPU)), normalise(PIXELS))
 
 
-@pytest.mark.parametrize(
-    ("given", "line"),
-    [
-        (iter([normalise(PIXELS)]), "read only once"),
-        (normalise(PIXELS), "give a list of batches"),
-        ([], "empty"),
-        ([PIXELS], "uint8"),
-        ([normalise(PIXELS).permute(0, 2, 3, 1)], "x.permute(0, 3, 1, 2)"),
-        ([{"x": 1}], "a batch is dict"),
-        ([torch.full((2, 3, 8, 8), torch.nan)], "aren't finite"),
-        ("photos", "str given"),
-        (7, "int given"),
-    ],
-)
+@pytest.mark.parametrize("given, line", [
+    (iter([normalise(PIXELS)]), "read only once"), (normalise(PIXELS), "give a list of batches"),
+    ([], "empty"), ([PIXELS], "uint8"), ([normalise(PIXELS).permute(0, 2, 3, 1)], "x.permute(0, 3, 1, 2)"),
+    ([{"x": 1}], "a batch is dict"), ([torch.full((2, 3, 8, 8), torch.nan)], "aren't finite"),
+    ("photos", "str given"), (7, "int given"),
+])  # fmt: skip
 def test_batches_of_another_form_are_refused(given, line):
     refused(lambda: Batches(given), line)
 
@@ -130,15 +111,11 @@ class Augmented(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-@pytest.mark.parametrize(
-    "loader",
-    [
-        lambda data: DataLoader(data, 16, shuffle=True),
-        lambda data: DataLoader(data, 60, shuffle=True),  # all in one batch
-        lambda data: DataLoader(data, 16, sampler=WeightedRandomSampler([1.0] * 60, 60)),
-    ],
-    ids=["shuffled", "in one batch", "sampled"],
-)
+@pytest.mark.parametrize("loader", [
+    lambda data: DataLoader(data, 16, shuffle=True),
+    lambda data: DataLoader(data, 60, shuffle=True),  # all in one batch
+    lambda data: DataLoader(data, 16, sampler=WeightedRandomSampler([1.0] * 60, 60)),
+], ids=["shuffled", "in one batch", "sampled"])  # fmt: skip
 def test_images_whose_order_changes_from_pass_to_pass_are_refused(loader, labelled):
     x = normalise(PIXELS)
     data = TensorDataset(x, LABELS) if labelled else list(x)
@@ -169,9 +146,10 @@ def test_labels_may_come_in_dicts():
     assert flip_merge(net, batches).scores["loss"] == pytest.approx(merged.scores["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "labels", [LABELS / 2, LABELS - 1, torch.nn.functional.one_hot(LABELS).float(), "abc"]
-)
+ONE_HOT = torch.nn.functional.one_hot(LABELS).float()
+
+
+@pytest.mark.parametrize("labels", [LABELS / 2, LABELS - 1, ONE_HOT, "abc"])
 def test_labels_of_batches_are_whole_numbers_from_0(labels):
     refused(lambda: flip_merge(conv_net(), [(normalise(PIXELS), labels)]), "labels")
 

@@ -1,13 +1,22 @@
 """What is left of a job that ends in an error, a warning or a disk that is full."""
 
+import inspect
+import io
+import itertools
 import os
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from relusym.errors import WARNINGS
+from job import job
+from relusym.errors import WARNINGS, UserError
 
+NUMBERS = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP
 JOB = """
 import resource, sys
 from types import SimpleNamespace
@@ -108,7 +117,7 @@ def test_a_link_to_nowhere_is_no_lock(tmp_path, run_job):
 
 
 @pytest.mark.parametrize("what", ["pass", "raise UserError('wrong')"])
-@pytest.mark.parametrize("number", WARNINGS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.name)
 def test_a_warning_at_the_very_end_changes_nothing(tmp_path, run_job, what, number):
     log = tmp_path / "logs" / "cnn-0.log"
     kill = f"import os; os.kill(os.getpid(), {int(number)})"
@@ -118,7 +127,7 @@ def test_a_warning_at_the_very_end_changes_nothing(tmp_path, run_job, what, numb
     assert (done.returncode, done.stderr) == (len(words) and 1, words)
 
 
-@pytest.mark.parametrize("number", WARNINGS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.name)
 def test_a_warning_ends_a_job_that_can_not_save_its_state_in_a_line(tmp_path, run_job, number):
     log = tmp_path / "logs" / "cnn-0.log"
     done = run_job(log, f"import os; os.kill(os.getpid(), {int(number)})")
@@ -131,3 +140,60 @@ def test_below_nohup_the_end_of_the_terminal_ends_no_job(tmp_path, run_job):
     log = tmp_path / "logs" / "cnn-0.log"
     done = run_job(log, "import os, signal; os.kill(os.getpid(), signal.SIGHUP)", by=["nohup"])
     assert done.returncode == 0 and log.read_text().endswith("done\n")
+
+
+TRACED = {"workflow_scripts", "jobs", "filelock"}  # folders
+
+
+@pytest.mark.parametrize("ends", [None, UserError("wrong"), KeyError("accuracy")], ids=repr)
+def test_whenever_a_warning_comes_a_job_ends_well_or_in_a_line_and_leaves_no_lock(
+    tmp_path, monkeypatch, ends
+):
+    monkeypatch.setitem(sys.modules, "torch", None)  # which a job sets to its threads
+    log, moment, came = tmp_path / "cnn-0.log", itertools.count(), []
+    nothing = {"rule": "train", "params": {}, "resources": {}, "output": {}, "threads": 1}
+
+    def warn(frame, *_):  # when a function is called
+        code, heard = frame.f_code, signal.getsignal(signal.SIGTERM) is not died
+        if Path(code.co_filename).parent.name not in TRACED or code.co_flags & inspect.CO_GENERATOR:
+            return
+        if heard and next(calls) == when:
+            came.append(code.co_name)
+            signal.raise_signal(signal.SIGTERM)
+
+    def died(*_):
+        raise AssertionError("no job was at work")
+
+    def run(terminal):
+        with redirect_stderr(terminal), job(SimpleNamespace(log=[str(log)], **nothing)):
+            if ends:
+                raise ends
+
+    before = {number: signal.getsignal(number) for number in WARNINGS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    for when in moment:
+        calls, terminal = itertools.count(), io.StringIO()
+        signal.signal(signal.SIGTERM, died)
+        try:
+            sys.settrace(warn)
+            run(terminal)
+            status = 0
+        except SystemExit as ended:
+            status = ended.code
+        finally:
+            sys.settrace(None)
+            for number in WARNINGS:  # some that are blocked may wait
+                signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        line, words = terminal.getvalue(), log.read_text().splitlines() if log.exists() else []
+        assert line.count("\n") == status == bool(line) and line.startswith(
+            "error in rule train: "[: len(line)]
+        )
+        assert not words or status == (words[-1] != "done"), (when, line, words)
+        assert {path.name for path in tmp_path.iterdir()} <= {log.name}
+        log.unlink(missing_ok=True)
+        if len(came) <= when:
+            break
+    assert len(came) > 30

@@ -1,11 +1,10 @@
-"""What is measured layer by layer, and where a merge fails: on nets of which the answer is known."""
-
 import math
 
+import numpy as np
 import pytest
 import torch
 import torchvision
-from small_nets import Images, answers, resnet, shuffled, smooth_images, vgg11
+from small_nets import NARROW, Images, answers, resnet, shuffled, smooth_images, vgg11
 from torch import nn
 
 from relusym.channels.traced import TracedNet, channel_groups
@@ -14,10 +13,18 @@ from relusym.evaluation.invariance import invariance_error
 from relusym.evaluation.metrics import MEASURED, evaluate
 from relusym.merging import partial
 from relusym.merging.aligned import pair_statistics
-from relusym.merging.layers import ErrorShares, convs, equivariance_errors, group_actions, layers
+from relusym.merging.layers import (
+    ErrorShares,
+    convs,
+    equivariance_errors,
+    filters_and_matches,
+    group_actions,
+    kernel_constraint,
+    layers,
+)
 from relusym.merging.merge import flip_merge
 from relusym.merging.partial import partial_merges, parts
-from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
+from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
 
 IMAGES = Images(smooth_images(60), 25)
 
@@ -26,9 +33,8 @@ def measured(net, images=IMAGES, symmetry=HORIZONTAL_FLIP, **options):
     merged = flip_merge(net, images, symmetry=symmetry)
     groups = channel_groups(net, images.shape)
     sources = ErrorShares(groups)
-    errors, invariance = equivariance_errors(
-        net, images, symmetry, groups, merged.permutations, compared=sources.add, **options
-    )
+    options |= {"compared": sources.add}
+    errors, invariance = equivariance_errors(net, images, symmetry, groups, merged.permutations, **options)
     shares = sources.shares()
     return merged, layers(groups, merged.permutations, merged.similarity, errors, shares), invariance
 
@@ -46,8 +52,7 @@ def test_a_gcnns_layers_are_equivariant_with_the_matched_permutation_alone(symme
     permutations = {name: torch.tensor(permutation) for name, permutation in merged.permutations.items()}
     of_convs = convs(net, symmetry, groups, permutations)
     assert [conv.kernel_constraint for conv in of_convs] == [0] * 8
-    assert [conv.group for conv in of_convs] == [layer.name for layer in found]
-    assert invariance < 1e-5
+    assert [conv.group for conv in of_convs] == [layer.name for layer in found] and invariance < 1e-5
 
 
 @torch.no_grad()
@@ -74,8 +79,7 @@ def test_layers_are_measured_on_the_first_images_and_invariance_on_all():
         found = equivariance_errors(net, images, HORIZONTAL_FLIP, groups, permutations, most=most)
         errors.append(found[0]["conv3"]["matched"])
         invariance.append(found[1])
-    assert errors[0] == errors[1] != errors[2]
-    assert invariance[0] == invariance[2] != invariance[1]
+    assert errors[0] == errors[1] != errors[2] and invariance[0] == invariance[2] != invariance[1]
 
 
 def test_zero_filters_are_counted():
@@ -87,9 +91,6 @@ def test_zero_filters_are_counted():
     found = convs(net, HORIZONTAL_FLIP, groups, identity)
     assert [conv.zero_filters for conv in found] == [0, 2, 0, 0, 0, 0, 0, 0]
     assert found[1].filters == 16 and found[0].kernel_constraint == pytest.approx(math.sqrt(2), rel=0.3)
-
-
-# ---- what the error comes from
 
 
 class Basis(nn.Module):
@@ -109,23 +110,21 @@ class Basis(nn.Module):
         return self.head(self.basis(self.conv(x)).abs().mean((2, 3)))
 
 
+SHARES = {"swapped": (1, 0, 0), "rotated": (None, None, 0), "random": (0, 0.1, 0.9)}
+
+
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("kind", "expected"), [("swapped", (1, 0, 0)), ("rotated", (None, None, 0)), ("random", (0, 0.1, 0.9))]
-)
+@pytest.mark.parametrize(("kind", "expected"), SHARES.items())
 def test_errors_come_from_swaps_from_another_basis_or_from_no_symmetry(kind, expected):
     torch.manual_seed(0)
     net = Basis(kind)
     noise = torch.randint(256, (60, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     _, found, _ = measured(net, Images(noise, 25))
-    shares = {layer.name: layer.shares for layer in found}[
-        next(layer.name for layer in found if "basis" in layer.name)
-    ]
+    (shares,) = (layer.shares for layer in found if "basis" in layer.name)
     assert sum(shares.values()) == pytest.approx(1)
     for share, value in zip(shares.values(), expected, strict=True):
-        assert value is None or share == pytest.approx(
-            value, abs=1e-3 if value in (0, 1) and kind != "random" else 0.1
-        )
+        tolerance = 1e-3 if value in (0, 1) and kind != "random" else 0.1
+        assert value is None or share == pytest.approx(value, abs=tolerance)
     if kind == "rotated":
         assert shares["linear"] > 0.4 > shares["swap"] + 0.05
 
@@ -140,11 +139,7 @@ def test_a_gcnns_layers_err_by_swaps_alone_and_invariant_ones_have_no_error():
             if isinstance(layer, nn.Conv2d):
                 layer.weight.copy_((layer.weight + layer.weight.flip(-1)) / 2)
     _, found, invariance = measured(net)
-    assert invariance < 1e-5
-    assert all(set(layer.shares.values()) == {None} for layer in found)
-
-
-# ---- where it fails
+    assert invariance < 1e-5 and all(set(layer.shares.values()) == {None} for layer in found)
 
 
 def test_parts_hold_every_tensor_once_and_norms_go_with_their_layers():
@@ -173,16 +168,13 @@ def test_all_parts_merged_are_the_whole_merge(net):
     net = net()
     merged = flip_merge(net, IMAGES)
     shares = []
-    found = partial_merges(
-        *(merged.nets["net"], merged.nets["permuted"], IMAGES, IMAGES, merged.labels),
-        progress=shares.append,
-    )
+    nets = merged.nets["net"], merged.nets["permuted"]
+    found = partial_merges(*nets, IMAGES, IMAGES, merged.labels, progress=shares.append)
     assert [one.part for one in found] == [part.name for part in parts(net)]
     for metric in MEASURED:
         assert found[-1].prefix[metric] == pytest.approx(merged.barriers[metric]["repaired"], abs=0.02)
-        assert (
-            found[-1].leave_one_out[metric] == found[-2].prefix[metric]
-        )  # all but the last are all up to the one before
+        # all but the last are all up to the one before
+        assert found[-1].leave_one_out[metric] == found[-2].prefix[metric]
     assert shares == sorted(shares) and len(shares) > 2 and shares[-1] == 1
 
 
@@ -220,25 +212,19 @@ def two_nets(kind):
 
 
 @pytest.mark.slow(seconds=8)
-@pytest.mark.parametrize("held", [2**30, 0], ids=["held", "not held"])
-@pytest.mark.parametrize("same", [True, False], ids=["same images", "other images"])
-@pytest.mark.parametrize("kind", [vgg11, resnet, InPlace, transformer])
-def test_partial_merges_that_share_what_they_have_in_common_are_those_run_one_by_one(
-    kind, same, held, monkeypatch
-):
-    if kind is resnet and held == 0:
-        pytest.skip("nets with batch norm hold a batch at a time anyway")
-    monkeypatch.setattr("relusym.merging.repair.HELD_BYTES", held)
+@pytest.mark.parametrize("kind, same, held", [  # nets with batch norm hold a batch at a time anyway
+    (vgg11, False, True), (vgg11, True, False), (resnet, True, True), (resnet, False, True),
+    (InPlace, False, False), (InPlace, True, True), (transformer, False, True), (transformer, True, False),
+])  # fmt: skip
+def test_partial_merges_that_share_their_common_parts_are_those_run_one_by_one(kind, same, held, monkeypatch):
+    monkeypatch.setattr("relusym.merging.repair.HELD_BYTES", 2**30 if held else 0)
     first, second = two_nets(kind)
     images = Images(smooth_images(30), 12)
     test = images if same else Images(smooth_images(20, seed=2), 8)
     before = {key: tensor.clone() for key, tensor in first.state_dict().items()}
     shared = partial_merges(first, second, images, test, None)
     assert all(torch.equal(tensor, before[key]) for key, tensor in first.state_dict().items())
-    traced = TracedNet(first)
-    nets = partial.PartialMerges(
-        traced, second, pair_statistics(traced, traced.copied(second), images, []).statistics, images
-    )
+    nets = partial_nets(first, second, images)
     assert nets.apart
     labels = answers(first, test)
     ends = [evaluate(net, test, labels, MEASURED)[0] for net in (first, second)]
@@ -250,6 +236,12 @@ def test_partial_merges_that_share_what_they_have_in_common_are_those_run_one_by
             assert getattr(shared[number], way)[metric] == pytest.approx(plain, rel=1e-4, abs=1e-5)
         losses |= {round(means["loss"], 4)}
     assert len(losses) == 2 * len(nets.parts) - 1  # all but the last part are all up to the one before
+
+
+def partial_nets(first, second, images):
+    traced = TracedNet(first)
+    statistics = pair_statistics(traced, traced.copied(second), images, []).statistics
+    return partial.PartialMerges(traced, second, statistics, images)
 
 
 @torch.no_grad()
@@ -267,10 +259,7 @@ def test_parts_that_share_a_tensor_are_merged_one_by_one():
             return self.head(x.mean((2, 3)))
 
     first, second = two_nets(Tied)
-    traced = TracedNet(first)
-    nets = partial.PartialMerges(
-        traced, second, pair_statistics(traced, traced.copied(second), IMAGES, []).statistics, IMAGES
-    )
+    nets = partial_nets(first, second, IMAGES)
     assert not nets.apart
     merged = nets.merged({1})  # the part that has the weight's first name
     mean = (first.two.weight + second.two.weight) / 2
@@ -278,10 +267,8 @@ def test_parts_that_share_a_tensor_are_merged_one_by_one():
     plain, _ = evaluate(merged, IMAGES, answers(first, IMAGES), MEASURED)
     kept = {}
     partial_merges(first, second, IMAGES, IMAGES, answers(first, IMAGES), kept=kept)
-    two_alone = nets.merged({0, 1})
-    assert kept["prefix", 1] == pytest.approx(
-        evaluate(two_alone, IMAGES, answers(first, IMAGES), MEASURED)[0], rel=1e-5
-    )
+    alone, _ = evaluate(nets.merged({0, 1}), IMAGES, answers(first, IMAGES), MEASURED)
+    assert kept["prefix", 1] == pytest.approx(alone, rel=1e-5)
     assert kept["prefix", 1]["loss"] != plain["loss"]
 
 
@@ -291,17 +278,13 @@ def test_a_layer_that_alone_differs_is_where_it_fails():
     net = vgg11()
     other, _ = shuffled(net, [])
     torch.manual_seed(1)
-    other.features.conv5.weight.copy_(
-        torch.randn_like(other.features.conv5.weight) * net.features.conv5.weight.std()
-    )
+    weight = other.features.conv5.weight
+    weight.copy_(torch.randn_like(weight) * net.features.conv5.weight.std())
     found = {one.part: one for one in partial_merges(net, other, IMAGES, IMAGES, None)}
     before, after = found["features.conv4"].prefix["loss"], found["features.conv5"].prefix["loss"]
     assert after > before + 0.05
     others = [one.leave_one_out["loss"] for name, one in found.items() if name != "features.conv5"]
     assert found["features.conv5"].leave_one_out["loss"] < min(others) - 0.05
-
-
-# ---- tokens
 
 
 class Sorted(nn.Module):
@@ -354,7 +337,67 @@ def test_every_layer_of_a_transformer_has_an_equivariance_error():
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.3)
     _, found, _ = measured(net)
-    assert len(found) > 6
-    assert all(layer.equivariance["matched"] is not None for layer in found)
+    assert len(found) > 6 and all(layer.equivariance["matched"] is not None for layer in found)
     assert any(layer.equivariance["matched"] > 0.1 for layer in found)
     assert group_actions(net, HORIZONTAL_FLIP, (3, 32, 32), channel_groups(net))[1] == {}
+
+
+def drawn(groups, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {group.name: torch.randperm(group.size, generator=generator) for group in groups}
+
+
+@pytest.mark.parametrize("symmetry", [HORIZONTAL_FLIP, VERTICAL_FLIP, QUARTER_TURN], ids=lambda s: s.name)
+def test_a_gcnn_satisfies_it_with_the_known_permutations_and_with_no_others(symmetry):
+    net = vgg11(group_convs=8, symmetry=symmetry)
+    groups = channel_groups(net)
+    known = {g.name: torch.arange(g.size).roll(g.size // symmetry.order) for g in groups}
+    found = filters_and_matches(net, symmetry, groups, known)
+    assert list(found) == [f"features.conv{i}" for i in range(1, 9)]
+    assert all(kernel_constraint(*pair) == 0 for pair in found.values())
+    others = filters_and_matches(net, symmetry, groups, drawn(groups))
+    assert all(kernel_constraint(*pair) > 0.5 for pair in others.values())
+
+
+def test_filters_of_a_vgg11_are_flipped_and_permuted_at_both_ends_but_for_rgb():
+    net = vgg11().to(memory_format=torch.channels_last)
+    groups = channel_groups(net)
+    permutations = drawn(groups)
+    before = None
+    for name, (psi, match) in filters_and_matches(net, HORIZONTAL_FLIP, groups, permutations).items():
+        kernel = net.get_submodule(name).weight.detach().numpy()
+        after = permutations[name.split(".")[1]].numpy()
+        expected = kernel[after, ..., ::-1]
+        expected = expected if before is None else expected[:, before]
+        assert np.array_equal(psi.numpy(), kernel) and np.array_equal(match.numpy(), expected)
+        fails = np.linalg.norm(expected - kernel) / np.linalg.norm(kernel)
+        assert kernel_constraint(psi, match) == pytest.approx(fails, rel=1e-5)
+        before = after
+
+
+def test_filters_of_a_resnet_are_permuted_by_the_streams_that_they_read_and_write():
+    net = resnet(NARROW)
+    groups = channel_groups(net, (3, 33, 33))
+    permutations = drawn(groups)
+    found = filters_and_matches(net, HORIZONTAL_FLIP, groups, permutations)
+    assert list(found) == [name for name, layer in net.named_modules() if isinstance(layer, torch.nn.Conv2d)]
+    # each conv: the groups that it writes and reads
+    for name, writes, reads in (
+        ("conv1", "conv1", None),
+        ("layer1.0.conv1", "layer1.0.conv1", "conv1"),
+        ("layer1.0.conv3", "layer1.1.conv3", "layer1.0.conv2"),
+        ("layer1.1.conv1", "layer1.1.conv1", "layer1.1.conv3"),
+        ("layer2.0.downsample.0", "layer2.0.downsample.0", "layer1.1.conv3"),
+    ):
+        psi, match = found[name]
+        expected = psi.flip(-1)[permutations[writes]]
+        assert torch.equal(match, expected if reads is None else expected[:, permutations[reads]]), name
+
+
+def test_filters_of_a_depthwise_conv_are_permuted_once():
+    net = torchvision.models.mobilenet_v2(width_mult=0.25)
+    groups = channel_groups(net, (3, 32, 32))
+    permutations = drawn(groups)
+    psi, match = filters_and_matches(net, HORIZONTAL_FLIP, groups, permutations)["features.1.conv.0.0"]
+    (group,) = (g for g in groups if any("features.1.conv.0.0" in p.tensor for p in g.places))
+    assert psi.shape[1] == 1 and torch.equal(match, psi.flip(-1)[permutations[group.name]])

@@ -1,12 +1,7 @@
-"""One pass over the images, and the matchings that are made of it."""
-
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from conftest import python
 from small_nets import Images, answers, shuffled, smooth_images, vgg11
 from torch import nn
 
@@ -28,9 +23,6 @@ def pair_of(first, second, images):
     return Pair((first.state_dict(), second.state_dict()), groups, found.correlations, torch.Generator())
 
 
-# ---- images
-
-
 def test_images_are_read_in_batches_normalised_as_asked():
     pixels, device = smooth_images(10, 33), torch.device("cpu")
     images = Images(pixels, 4, normalise_imagenet)
@@ -40,9 +32,6 @@ def test_images_are_read_in_batches_normalised_as_asked():
         assert [len(batch) for batch in batches] == sizes
         assert torch.equal(torch.cat(batches), normalise_imagenet(pixels))
     assert torch.equal(images.first(3, device), normalise_imagenet(pixels[:3]))
-
-
-# ---- matching
 
 
 def plain_correlation(first, second, layer, pixels):
@@ -115,8 +104,6 @@ def test_the_identity_merges_every_channel_with_the_one_at_its_place(images):
     assert merged.barrier["halfway"] > merge(net, other, images, images, labels).barrier["halfway"] + 0.1
 
 
-# ---- memory
-
 PEAK = """
 import resource, sys, torch
 from relusym.data.augmentation import normalise
@@ -143,11 +130,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, sum(8 * g.size*
 
 @pytest.mark.slow(seconds=9)
 def test_matching_takes_at_most_a_fifth_more_memory_than_plain_inference():
-    scripts = Path(__file__).parents[1] / "workflow_scripts"
     peaks = {}
     for what in ("plain", "matching"):
-        command, surroundings = [sys.executable, "-c", PEAK, what], {"PYTHONPATH": str(scripts)}
-        run = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True)
-        peaks[what], tables = map(int, run.stdout.split())
+        peaks[what], tables = map(int, python(PEAK, what).split())
     assert peaks["plain"] > 7e8  # activations, and not the libraries, are what is measured
     assert peaks["matching"] <= 1.2 * peaks["plain"] + tables

@@ -1,5 +1,3 @@
-"""Merging nets with each other and with their flipped selves, and barriers."""
-
 import gc
 import weakref
 from copy import deepcopy
@@ -33,9 +31,6 @@ def images():
     return Images(smooth_images(300), 150)
 
 
-# ---- merging
-
-
 @torch.no_grad()
 def test_a_gcnn_merged_with_its_flipped_self_under_the_known_permutation_is_itself():
     net = vgg11(group_convs=8)
@@ -52,12 +47,10 @@ def test_a_gcnn_merged_with_its_flipped_self_under_the_known_permutation_is_itse
 def test_a_flip_merge_reports_checks_that_hold(images):
     labels = torch.arange(300) % 10
     merged = flip_merge(vgg11(group_convs=8), Images(images.pixels, 100), images, labels)
-    assert merged.checks["flipped_to_identity"] == 0
-    assert max(merged.checks.values()) < 1e-4
+    assert merged.checks["flipped_to_identity"] == 0 and max(merged.checks.values()) < 1e-4
     assert set(merged.accuracy) == {"net", "flipped", "halfway", "repaired"}
     assert merged.accuracy["net"] == pytest.approx(merged.accuracy["flipped"], abs=0.011)
-    known = np.roll(np.arange(8), 4).tolist()
-    assert merged.permutations["conv1"] == known
+    assert merged.permutations["conv1"] == np.roll(np.arange(8), 4).tolist()
 
 
 @pytest.mark.slow(seconds=2)
@@ -110,9 +103,6 @@ def test_nets_of_other_architecture_are_refused(images):
             merge(one, another, images, images, torch.zeros(300, dtype=torch.int64))
 
 
-# ---- a symmetry of order 4
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("group_convs", [0, 2, 8])
 def test_the_quarter_turned_net_on_turned_images_is_the_net(images, group_convs):
@@ -135,9 +125,8 @@ def test_a_gcnn_merged_with_its_quarter_turned_self_has_a_permutation_of_order_4
     net = vgg11(group_convs=8, symmetry=QUARTER_TURN)
     merged = flip_merge(net, images, images, answers(net, images), symmetry=QUARTER_TURN)
     for name, permutation in merged.permutations.items():
-        known = torch.arange(len(permutation)).roll(
-            len(permutation) // 4
-        )  # a turned net's blocks are one ahead
+        # a turned net's blocks are one ahead
+        known = torch.arange(len(permutation)).roll(len(permutation) // 4)
         assert permutation == known.tolist(), name
         squared = known[known]
         assert torch.equal(squared[squared], torch.arange(len(known)))
@@ -147,15 +136,11 @@ def test_a_gcnn_merged_with_its_quarter_turned_self_has_a_permutation_of_order_4
     assert merged.barrier["repaired"] == pytest.approx(0, abs=0.02)
     assert max(merged.checks.values()) < 1e-4
     # neither the flip's permutation nor none at all would do, and a CNN has no such permutation
-    unpermuted = flip_merge(
-        *(net, images, images, answers(net, images)), symmetry=QUARTER_TURN, matching="identity"
-    )
+    how = {"symmetry": QUARTER_TURN, "matching": "identity"}
+    unpermuted = flip_merge(net, images, images, answers(net, images), **how)
     cnn = vgg11()
     other = flip_merge(cnn, images, images, answers(cnn, images), symmetry=QUARTER_TURN)
     assert min(unpermuted.barrier["halfway"], other.barrier["halfway"]) > 0.1
-
-
-# ---- accuracy and barrier
 
 
 def test_barrier_on_a_hand_worked_case():
@@ -213,23 +198,19 @@ def test_the_nets_of_a_merge_have_the_accuracies_that_it_reports():
     assert set(merged.nets) == {"net", "flipped", "halfway", "reset", "repaired", "permuted"}
     assert {name: accuracy(merged.nets[name], images, LABELS) for name in merged.accuracy} == merged.accuracy
     assert accuracy(merged.nets["permuted"], images, LABELS) == merged.accuracy["flipped"]
-    assert set(merged.body()) == {
-        *("accuracy", "barrier", "absolute_barrier", "permutations", "similarity", "checks")
-    }
+    keys = {"accuracy", "barrier", "absolute_barrier", "permutations", "similarity", "checks"}
+    assert set(merged.body()) == keys
 
 
 def test_nets_are_merged_by_their_weights_without_images():
     net = vgg11()
     other, planted = shuffled(net, channel_groups(net))
     aligned = merge_weights(net, other, (3, 32, 32))
-    assert all(torch.equal(planted[name][order], torch.arange(len(order)))
-               for name, order in aligned.permutations.items())  # fmt: skip
+    for name, order in aligned.permutations.items():
+        assert torch.equal(planted[name][order], torch.arange(len(order)))
     halfway = aligned.interpolate(0.5).net.state_dict()
     assert all(torch.allclose(tensor, halfway[key]) for key, tensor in net.state_dict().items())
     assert aligned.similarity == {}
-
-
-# ---- identities
 
 
 def test_a_transformed_net_that_isnt_the_net_on_transformed_images_stops_a_flip_merge(monkeypatch):
@@ -239,11 +220,8 @@ def test_a_transformed_net_that_isnt_the_net_on_transformed_images_stops_a_flip_
         return flipped
 
     monkeypatch.setattr("relusym.merging.merge.transformed", wrong)
-    refused(
-        lambda: flip_merge(conv_net(), Images(PIXELS, 16)),
-        "flipped_net_on_flipped_images",
-        "no result is given",
-    )
+    merging = lambda: flip_merge(conv_net(), Images(PIXELS, 16))  # noqa: E731
+    refused(merging, "flipped_net_on_flipped_images", "no result is given")
 
 
 def test_a_net_that_sees_where_things_are_is_flipped_with_all_its_weights():

@@ -10,6 +10,8 @@ from small_nets import Images, Wrapped, conv_net, resnet, smooth_images, vgg11
 from torch import nn
 from torch.nn import functional as F
 
+from relusym.channels.groups import permute
+from relusym.channels.traced import channel_groups
 from relusym.evaluation.barrier import accuracy
 from relusym.evaluation.invariance import invariance_error
 from relusym.merging.merge import flip_merge, merge
@@ -131,6 +133,20 @@ def zero():
     return net
 
 
+def patched():
+    net = conv_net()
+    forward = net.forward
+    net.forward = lambda x: 2 * forward(x)
+    return net
+
+
+def hooked():
+    net = conv_net()
+    net.scale = scale = nn.Parameter(torch.rand(8, 1, 1))
+    net[1].register_forward_hook(lambda layer, inputs, output: output * scale)
+    return net
+
+
 def batch_statistics():
     return nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), *list(conv_net())[1:]
@@ -153,6 +169,12 @@ def batch_statistics():
         (lambda: conv_net().to("meta"), "meta device"),
         (lambda: torch.ao.quantization.quantize_dynamic(conv_net(), {nn.Linear}), "quantised"),
         (lambda: torch.jit.script(conv_net()), "scripted"),
+        (
+            lambda: nn.Sequential(torch.jit.script(conv_net()[:2]), *conv_net()[2:]),
+            "layer 0 (Sequential) is scripted",
+        ),
+        (patched, "its forward is replaced by a function that holds the net"),
+        (hooked, "permuting its channels changes what it computes, first at layer 1"),
         (zero, "all zero"),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
@@ -171,6 +193,49 @@ def test_whole_numbers_of_two_nets_have_to_be_the_same():
     images = [torch.randn(8, 3, 32, 32)]
     refused(lambda: merge(Table(0), Table(1), images), "table (torch.int64) of net_1 and of net_2", "differ")
     assert merge(Table(0), Table(0), images).accuracy["halfway"] == 1
+
+
+class Caching(nn.Module):
+    """Keeps what it computes of its weights until its mode is set, and has them added up in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.bias, self.more = (
+            nn.Conv2d(3, 8, 3),
+            nn.Parameter(torch.randn(8).round()),
+            torch.ones(8),
+        )
+        self.head, self.known, self.added = nn.Linear(8 * 4, 5), {}, False
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.known.clear()
+        if mode == self.added:
+            self.bias.data += -self.more if mode else self.more
+            self.added = not mode
+        return self
+
+    def forward(self, x):
+        bias = self.known.setdefault("bias", self.bias[:, None, None] * 2)
+        x = F.adaptive_avg_pool2d(F.relu(self.conv(x) + bias), 2)
+        return self.head(x.view(x.size(0), -1))  # which channels last in memory don't allow
+
+
+@torch.no_grad()
+def test_a_net_that_keeps_what_it_computed_of_its_weights_is_measured_by_those_that_it_has():
+    net, x = Caching().train(), torch.randn(20, 3, 8, 8)
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    other = deepcopy(net).eval()
+    other(x)
+    groups = channel_groups(other, (3, 8, 8))
+    other.load_state_dict(permute(other.state_dict(), groups, {"conv": torch.arange(8).flip(0)}))
+    expected = deepcopy(net).eval()(x)
+    assert torch.allclose(other(x), expected, atol=1e-5)
+    assert set(merge(net, other.train(), [x]).barrier.values()) == {0.0}
+    assert net.training and not net.known and not net.added
+    assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
+    assert torch.equal(net.eval()(x), expected)
 
 
 def test_nothing_is_left_on_a_net():

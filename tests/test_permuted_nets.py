@@ -9,12 +9,22 @@ import torchvision
 from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from public_nets import measure, rows
 from small_nets import Images, answers, shuffled, smooth_images
-from structures import STRUCTURES, Excited, Twice, UNet, difference, with_statistics
+from structures import (
+    BETWEEN,
+    STRUCTURES,
+    UNFLIPPED_BETWEEN,
+    Between,
+    Excited,
+    Twice,
+    UNet,
+    difference,
+    with_statistics,
+)
 from torch import fx, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
-from torchvision_nets import PAGE, constructors, measure
 
 from relusym.channels.groups import Place, permute
 from relusym.channels.traced import TracedNet, channel_groups
@@ -24,7 +34,7 @@ from relusym.merging.aligned import pair_statistics
 from relusym.merging.merge import merge
 from relusym.merging.repair import reset_batch_norm
 from relusym.nets import build
-from relusym.pixels.transform import transformed
+from relusym.pixels.transform import flip, transformed
 from relusym.symmetry import SYMMETRIES
 
 UNFLIPPED = {"Additions", "Upscaled"}  # a stride on an even width, pixels of channels
@@ -59,6 +69,21 @@ def test_a_transformed_net_on_transformed_images_computes_the_same(structure, sy
         for a, b in zip(net.parameters(), moved.parameters(), strict=True)
         if a.ndim == 4
     )
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Default grid_sample")
+@pytest.mark.parametrize("name", BETWEEN)
+def test_what_an_operation_makes_of_channels_is_permuted_with_them_and_flipped(name):
+    torch.manual_seed(0)
+    net = with_statistics(Between(*BETWEEN[name])).float()
+    traced, x = TracedNet(net, (3, 16, 16)), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    kept, moved = difference(deepcopy(net).double(), 16, groups=traced.groups)
+    assert kept < 1e-10 and moved > 10 and not traced.fixed
+    if name in UNFLIPPED_BETWEEN:
+        refused(lambda: flip(traced), match=UNFLIPPED_BETWEEN[name])
+    else:
+        assert torch.allclose(flip(traced).double()(x.flip(-1)), net.double()(x), atol=1e-5)
 
 
 def inverse(symmetry, x):
@@ -187,10 +212,10 @@ def test_what_cannot_be_permuted_is_refused_in_one_line_that_names_it(change, me
     [
         (lambda: nn.LSTM(12, 12), "lstm in 2.function"),
         (lambda: partial(torch.cumsum, dim=1), "cumsum in 2"),
-        (lambda: partial(torch.sort, dim=1), "sort in 2"),
+        (lambda: lambda x: x * x.argmax(1, keepdim=True), "argmax in 2"),
         (lambda: nn.LocalResponseNorm(3), "local_response_norm in 2.function"),
     ],
-    ids=["LSTM", "cumsum", "sort", "neighbouring channels"],
+    ids=["LSTM", "cumsum", "argmax", "neighbouring channels"],
 )
 def test_channels_that_an_unknown_operation_reads_stay_and_the_others_are_permuted(operation, name):
     net = nn.Sequential(
@@ -359,8 +384,8 @@ QUICK = (
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
 def test_a_permuted_net_of_torchvisions_computes_the_same(name):
-    found = measure(name)
-    assert found["difference"] < 1e-10 and found["groups"] > 6
+    row = measure(f"torchvision:{name}")
+    assert row.difference < 1e-10 and row.groups > 6 and row.share > 0.999
 
 
 @pytest.mark.slow(seconds=2)
@@ -372,13 +397,11 @@ def test_a_permuted_segmentation_net_computes_the_same_at_both_its_heads():
     assert found < 1e-10 and moved > 3_000
 
 
-def test_the_page_of_nets_lists_torchvisions_and_none_is_wrong():
-    text = PAGE.read_text(encoding="utf-8")
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in text.splitlines()
-        if line.startswith("| ")
-    ][1:]
-    assert [row[0] for row in rows] == constructors()
-    assert "**wrong**" not in text
-    assert sum(bool(row[4]) for row in rows) >= 0.85 * len(rows)
+def test_the_page_of_nets_has_every_module_of_torchvisions_and_none_is_refused_or_wrong():
+    module_of = {
+        name: torchvision.models.get_model_builder(name).__module__
+        for name in torchvision.models.list_models(torchvision.models)
+    }
+    page = rows("nets")
+    assert {module_of[name] for name in page} == set(module_of.values())
+    assert all(row.groups and row.difference < 1e-10 and row.share > 0.999 for row in page.values())

@@ -1,5 +1,3 @@
-"""Float32 means float32 in measurements and trainings, on GPUs too: TF32 is emulated where there is none."""
-
 import pytest
 import torch
 from small_nets import Images, answers, resnet, smooth_images, vgg11
@@ -20,8 +18,7 @@ def precisions():
 
 def in_tf32(x):
     """Rounded to the ten bits of mantissa that TF32 has."""
-    bits = x.contiguous().view(torch.int32)
-    return ((bits + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
+    return ((x.contiguous().view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
 
 
 @pytest.fixture
@@ -65,16 +62,14 @@ def test_every_measurement_runs_in_full_float32_and_leaves_the_settings_as_they_
     ):
         seen.clear()
         measure()
-        assert seen and all(precision == ["ieee"] * 3 for precision in seen)
-        assert precisions() == before
+        assert seen and all(precision == ["ieee"] * 3 for precision in seen) and precisions() == before
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_training_computes_in_the_precision_that_it_names(precision):
     images, net, seen, before = small_images(40), small_net(), [], precisions()
-    net.features.conv2.register_forward_hook(
-        lambda module, args, output: seen.append((output.dtype, precisions()))
-    )
+    conv = net.features.conv2
+    conv.register_forward_hook(lambda module, args, output: seen.append((output.dtype, precisions())))
     train_on(images, net, RESNET_RECIPE.but(epochs=1, precision=precision))
     assert seen == [(getattr(torch, precision), ["ieee"] * 3)] * len(seen) and seen
     assert precisions() == before

@@ -1,38 +1,19 @@
-"""The profiles that need no Slurm: submissions counted by a dry run, PBS by stand-ins, GPUs by name alone."""
-
 import os
 import re
 import shutil
-import subprocess
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import VGG11S_ALONE, latest_log, path_of, snakemake_command, write_scale
+from conftest import VGG11S_ALONE, finish, latest_log, path_of, snakemake_command, start, write_scale
 from filelock import SoftFileLease
 
 from relusym.jobs.gpu_slots import gpu_slots
 
 
-def environment(**variables):
-    kept = {
-        key: value for key, value in os.environ.items() if not key.startswith(("SNAKEMAKE", "SLURM", "CUDA"))
-    }
-    return kept | variables
-
-
 def run(folder, *arguments, **variables):
-    return subprocess.run(
-        [*snakemake_command(), *arguments],
-        cwd=folder,
-        env=environment(**variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    return finish(start([*snakemake_command(), *arguments], folder, **variables))
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +23,6 @@ def two_nets(clone):
     write_scale(made.folder, "tiny", VGG11S_ALONE | {"seeds": 0, "pairs": [["cnn", "gcnn"]]})
     made.configure(scale="tiny")
     return made.folder
-
-
-# ---- Slurm
 
 
 def planned(folder, *profiles, config=()):
@@ -74,17 +52,13 @@ def test_the_papers_grid_is_one_job_each_by_default_and_45_submissions_packed(cl
 def test_a_training_on_several_gpus_is_packed_with_no_other(clone, tmp_path):
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
-    output = planned(
-        clone().folder, "slurm", "profiles/packed", config=["seeds=0", f"imagenet={{root: {tmp_path}}}"]
-    )
+    config = ["seeds=0", f"imagenet={{root: {tmp_path}}}"]
+    output = planned(clone().folder, "slurm", "profiles/packed", config=config)
     alone = re.findall(r"^rule train:\n((?:    .*\n)+)", output, re.MULTILINE)
     assert len(alone) == 5 and all(re.search(r"resources: .*\bgpu=8\b", about) for about in alone)
-    assert (
-        len(re.findall(r"^    rule train:", output, re.MULTILINE)) == 7 + 5
-    )  # VGG11s, and nets from elsewhere
+    # VGG11s, and nets from elsewhere
+    assert len(re.findall(r"^    rule train:", output, re.MULTILINE)) == 7 + 5
 
-
-# ---- PBS
 
 QSUB = """#!/bin/bash
 echo "$@" >> "$PBS/calls"
@@ -160,9 +134,6 @@ def broken_state(folder, model):
     return state
 
 
-# ---- one machine with GPUs, and what a run says
-
-
 def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(two_nets, monkeypatch):
     shutil.rmtree(two_nets / "results", ignore_errors=True)
     state = broken_state(two_nets, "cnn")
@@ -170,14 +141,7 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     # GPU 7 is another's until a job has taken GPU 8, which the net that fails may free at once
     with ThreadPoolExecutor() as pool, gpu_slots(1, 1):
-        first = subprocess.Popen(
-            [*snakemake_command(), *typed],
-            cwd=two_nets,
-            env=environment(CUDA_VISIBLE_DEVICES="7,8"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        first = start([*snakemake_command(), *typed], two_nets, CUDA_VISIBLE_DEVICES="7,8")
         lock = two_nets / ".snakemake" / "relusym-tiny.lock"
         while not (holder := SoftFileLease(lock).owner) and first.poll() is None:
             time.sleep(0.05)
@@ -187,31 +151,23 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
             heard.append(first.stdout.readline())
     second = refused.result()
     assert second.returncode == 1
-    assert re.search(
-        rf"^error: .* is being done by process {holder.pid} on .* \({lock.relative_to(two_nets)}\): wait for it",
-        second.stdout,
-        re.MULTILINE,
-    )
-    output = "".join(heard) + first.communicate(timeout=900)[0]
+    held = rf"process {holder.pid} on .* \({lock.relative_to(two_nets)}\)"
+    assert re.search(rf"^error: .* is being done by {held}: wait for it", second.stdout, re.MULTILINE)
+    output = "".join(heard) + finish(first).stdout
     assert first.returncode == 1
     assert {"rule train: on GPU 7", "rule train: on GPU 8"} <= set(output.splitlines())
     log = path_of(two_nets, "logs", "train", "cnn-0")
     unreadable = f"{state.relative_to(two_nets)} is truncated"
     assert re.search(rf"^failed: train cnn-0: {unreadable}.* \({log}\)$", output, re.MULTILINE)
     assert (two_nets / path_of(two_nets, "records", "flip_merge", "gcnn-0")).exists()  # the others went on
-
     status = run(two_nets, "status", "--cores", "1")
     assert status.returncode == 0, status.stdout
-    rows = {
-        line.split()[0]: line.split()[1:6]
-        for line in status.stdout.splitlines()
-        if "_merge " in line or "train " in line
-    }
+    lines = [line.split() for line in status.stdout.splitlines() if "_merge " in line or "train " in line]
+    rows = {line[0]: line[1:6] for line in lines}
     assert rows["train"] == ["2", "1", "0", "1", "0"]  # jobs, done, running, failed, to do
     assert rows["flip_merge"] == ["2", "1", "0", "0", "1"]
     assert rows["pair_merge"] == ["1", "0", "0", "0", "1"]
     assert f"\nfailed: {log}: {unreadable}" in status.stdout
-
     state.unlink()
     again = run(two_nets, *typed, CUDA_VISIBLE_DEVICES="7,8")
     assert again.returncode == 0, again.stdout

@@ -1,5 +1,3 @@
-"""Public nets on the original images, through the workflow's and the command's code: figures that others published."""
-
 import numpy as np
 import pytest
 import torch

@@ -1,6 +1,5 @@
-"""Quick training steps: the same outputs and gradients, as exact as before, and only where they are quicker."""
-
 from contextlib import nullcontext
+from copy import deepcopy
 
 import pytest
 import torch
@@ -60,8 +59,10 @@ CONVS = [
 @pytest.mark.parametrize("conv, side, name, wholly", CONVS, ids=str)
 def test_convs_and_their_gradients_are_as_exact_as_torchs(conv, side, name, wholly):
     images = torch.randn(7, conv.in_channels, side, side, generator=torch.Generator().manual_seed(0))
-    for form in (torch.contiguous_format, torch.channels_last):
-        # the same for all: some CPUs round one form unlike the other
+    for form in (
+        torch.contiguous_format,
+        torch.channels_last,
+    ):  # for all: some CPUs round one unlike the other
         ran, x = [], images.to(memory_format=form)
         y, quick = gradients(conv, x, ran, dtype=BFLOAT16, mode=QuickSteps(conv, amx=True))
         z, usual = gradients(conv, x, ran, dtype=BFLOAT16, mode=nullcontext())
@@ -74,14 +75,7 @@ def test_convs_and_their_gradients_are_as_exact_as_torchs(conv, side, name, whol
 
 @pytest.mark.parametrize("conv, side, name, wholly", CONVS, ids=str)
 def test_float64_is_exact_in_it_as_well(conv, side, name, wholly):
-    conv = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        bias=conv.bias is not None,
-    ).double()
+    conv = deepcopy(conv).double()
     x, ran = torch.randn(3, conv.in_channels, side, side, dtype=torch.float64), []
     quick = gradients(conv, x, ran, dtype=torch.float64, mode=QuickSteps(conv, amx=True))
     usual = gradients(conv, x, ran, dtype=torch.float64, mode=nullcontext())
@@ -90,20 +84,13 @@ def test_float64_is_exact_in_it_as_well(conv, side, name, wholly):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "conv, side, amx",
-    [
-        (nn.Conv2d(128, 4, 3, padding=1), 9, True),
-        (nn.Conv2d(127, 4, 3, padding=1), 4, True),
-        (nn.Conv2d(128, 4, 3, padding=1, groups=2), 2, True),
-        (nn.Conv2d(128, 4, 3, padding=2, dilation=2), 4, True),
-        (nn.Conv2d(128, 4, 3, padding="same"), 2, True),
-        (nn.Conv2d(256, 512, 3, padding=1), 4, False),
-        (nn.Conv2d(512, 4, 3, padding=1), 8, False),
-        (nn.Conv2d(8, 4, 1), 2, False),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("conv, side, amx", [
+    (nn.Conv2d(128, 4, 3, padding=1), 9, True), (nn.Conv2d(127, 4, 3, padding=1), 4, True),
+    (nn.Conv2d(128, 4, 3, padding=1, groups=2), 2, True),
+    (nn.Conv2d(128, 4, 3, padding=2, dilation=2), 4, True), (nn.Conv2d(128, 4, 3, padding="same"), 2, True),
+    (nn.Conv2d(256, 512, 3, padding=1), 4, False), (nn.Conv2d(512, 4, 3, padding=1), 8, False),
+    (nn.Conv2d(8, 4, 1), 2, False),
+], ids=str)  # fmt: skip
 def test_other_convs_are_left_as_they_are(conv, side, amx):
     ran, x = [], torch.randn(2, conv.in_channels, side, side)
     y, _ = gradients(conv, x, ran, dtype=BFLOAT16, mode=QuickSteps(conv, amx))
@@ -144,12 +131,10 @@ def test_negative_nans_of_a_diverged_net_are_kept():
 
 @pytest.mark.parametrize("group_convs, batch_norm", [(0, False), (2, False), (8, False), (0, True)])
 def test_a_net_has_its_own_gradients_and_layers(group_convs, batch_norm):
-    """As exact against float32 as plain steps in bfloat16; outside, the net's layers are as they were."""
     recipe = Recipe(epochs=1, batch_size=16, learning_rate=0.1, invariance_from=0.0, invariance_weight=0.3)
     torch.manual_seed(0)
-    net = VGG11(1 / 16, group_convs, initialization="he", batch_norm=batch_norm).to(
-        memory_format=torch.channels_last
-    )
+    net = VGG11(1 / 16, group_convs, initialization="he", batch_norm=batch_norm)
+    net = net.to(memory_format=torch.channels_last)
     x, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
 
     def step(context, dtype=BFLOAT16):

@@ -1,5 +1,3 @@
-"""The table `regime`, from records in which the answer is put in; its test, on simulated pairs that share nets."""
-
 import numpy as np
 import pytest
 from records import flip, pair, train
@@ -20,9 +18,8 @@ def inputs(gaps, seeds=SEEDS):
             partner = seeds[(seed + 1 - seeds[0]) % len(seeds)]
             several["train"].append(train(model, seed))
             several["flip_merge"].append(flip(model, seed, 0.1))
-            several["pair_merge"].append(
-                pair(model, seed, model, partner, 0.1 + gaps.get(model, 0) + NOISE[seed])
-            )
+            gap = 0.1 + gaps.get(model, 0) + NOISE[seed]
+            several["pair_merge"].append(pair(model, seed, model, partner, gap))
     return several
 
 
@@ -54,8 +51,6 @@ def test_the_test_between_two_types_holds_its_level_where_pairs_share_nets(share
         by_net = random.normal(size=(draws, nets))
         return share * by_net[:, seeds].sum(2) + (1 - share) * random.normal(size=(draws, nets))
 
-    p = [
-        higher_by_pairs((a, seeds), (b, seeds)).p_value
-        for a, b in zip(type_of_nets(), type_of_nets(), strict=True)
-    ]
+    types = zip(type_of_nets(), type_of_nets(), strict=True)
+    p = [higher_by_pairs((a, seeds), (b, seeds)).p_value for a, b in types]
     assert np.mean(np.array(p) < 0.05) < 0.07

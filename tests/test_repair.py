@@ -1,5 +1,3 @@
-"""REPAIR in convolutions and at the outputs of residual blocks, and the reset of batch norm."""
-
 from copy import deepcopy
 
 import pytest
@@ -113,13 +111,11 @@ def test_repair_meets_its_targets_at_every_block_output(network):
     first, second, some = resnet(network, 0), resnet(network, 1), smooth_images(300, 33)
     wanted = targets(first, second, Images(some, 100))
     assert list(wanted) == list(repair_points(TracedNet(first).module()).values())
-    between = halfway(first, second)
-    repaired = repair_blocks(between, wanted, Images(some, 300))
+    repaired = repair_blocks(halfway(first, second), wanted, Images(some, 300))
     modules, outputs = dict(repaired.named_modules()), {}
     for point in wanted:
-        modules[f"{point}_repair"].register_forward_hook(
-            lambda module, args, output, point=point: outputs.__setitem__(point, output.double())
-        )
+        hook = lambda module, args, output, point=point: outputs.update({point: output.double()})  # noqa: E731
+        modules[f"{point}_repair"].register_forward_hook(hook)
     repaired(normalise(some))
     for point, target in wanted.items():
         std, mean = torch.std_mean(outputs[point], (0, 2, 3))
@@ -140,7 +136,6 @@ def test_resetting_alone_misses_repairs_targets(network):
 @torch.no_grad()
 @pytest.mark.parametrize("network", [SMALL, NARROW], ids=["basic", "bottleneck"])
 def test_targets_of_nets_with_batch_norm_are_the_averages_of_batches_normalised_by_themselves(network):
-    """As REPAIR's trackers take them, reckoned here with hooks on a plain net in training mode."""
     net, some = resnet(network), Images(smooth_images(90, 33, seed=3), 30)
     trained = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     found = pair_statistics(net, net, some, channel_groups(net, some.shape)).statistics[0]
@@ -149,11 +144,8 @@ def test_targets_of_nets_with_batch_norm_are_the_averages_of_batches_normalised_
     for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
         for block in stage:
             seen.append([])
-            block.register_forward_hook(
-                lambda module, args, output, to=seen[-1]: to.append(
-                    torch.var_mean(output.double(), (0, 2, 3))
-                )
-            )
+            taken = lambda module, args, y, to=seen[-1]: to.append(torch.var_mean(y.double(), (0, 2, 3)))  # noqa: E731
+            block.register_forward_hook(taken)
     net.train()
     for x in some.batches(torch.device("cpu"), even=True):
         net(x)
@@ -172,7 +164,6 @@ def test_targets_of_nets_with_batch_norm_dont_depend_on_their_trained_statistics
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean += 0.5
             module.running_var *= 2
-    for statistics, same in zip(
-        *(of.values() for of in pair_statistics(net, other, some, groups).statistics), strict=True
-    ):
+    both = (of.values() for of in pair_statistics(net, other, some, groups).statistics)
+    for statistics, same in zip(*both, strict=True):
         assert torch.equal(statistics.mean, same.mean) and torch.equal(statistics.std, same.std)

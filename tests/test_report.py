@@ -1,10 +1,11 @@
-"""The report on a net: baselines, classes, the curve, the verdict."""
-
 import pytest
 import torch
+from conftest import refused
 from small_nets import Images, answers, conv_net, smooth_images, vgg11
 
 from relusym.data.augmentation import normalise
+from relusym.evaluation.metrics import Metric
+from relusym.merging.merge import flip_merge
 from relusym.reporting.report import report
 from relusym.reporting.words import verdict
 from relusym.symmetry import HORIZONTAL_FLIP
@@ -50,6 +51,62 @@ def test_baselines_and_classes_are_what_they_say():
         ends = [found.merged.accuracy[name] for name in ("net", "flipped")]
         assert found.curve[way]["accuracy"][::2] == pytest.approx(ends)
     assert found.curve["plain"]["accuracy"][1] == pytest.approx(found.merged.accuracy["halfway"])
-    assert found.curve["repaired"]["loss"][1] == pytest.approx(
-        found.merged.scores["loss"]["repaired"], rel=1e-4
-    )
+    loss = found.merged.scores["loss"]["repaired"]
+    assert found.curve["repaired"]["loss"][1] == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("labels, line", [
+    (LABELS[:-1], "59 given for 60 images"), (LABELS.float(), "float32"), (LABELS + 5, "labels up to 14"),
+    (torch.tensor(3), "shape ()"),
+])  # fmt: skip
+def test_labels_of_another_kind_are_refused(labels, line):
+    refused(lambda: flip_merge(conv_net(), Images(PIXELS, 16), test_labels=labels), line)
+    batches = list(normalise(PIXELS).split(16))
+    line = line.replace("59 given for 60 images", "11 for a batch of 12")
+    refused(lambda: flip_merge(conv_net(), batches, test_labels=labels), line)
+
+
+def test_without_labels_accuracy_is_agreement_with_the_net_itself():
+    net, images = vgg11(), Images(PIXELS, 16)
+    merged = flip_merge(net, images)
+    assert merged.accuracy == flip_merge(net, images, test_labels=answers(net, images)).accuracy
+    assert merged.accuracy["net"] == 1 > merged.accuracy["halfway"]
+
+
+def test_where_no_answer_is_right_the_reason_is_given():
+    net, images = vgg11(), Images(PIXELS, 16)
+    labels = answers(net, images) * 0 + 9 - answers(net, images).mode().values
+    merged = flip_merge(net, images, test_labels=labels)
+    wrong = flip_merge(conv_net(), images, test_labels=(answers(conv_net(), images) + 1) % 10)
+    assert merged.note is None or "none of the 60" in merged.note
+    assert set(wrong.barrier.values()) == {None} and "right on none of the 60 test images" in wrong.note
+
+
+def test_a_metric_of_ones_own_is_averaged_over_images_of_all_nets():
+    margin = Metric(lambda logits, labels: logits.gather(1, labels[:, None])[:, 0] - logits.mean(1))
+    net, images = vgg11(), Images(PIXELS, 16)
+    merged = flip_merge(net, images, test_labels=LABELS, metrics={"margin": margin})
+    logits = net(normalise(PIXELS)).detach()
+    mean = float(margin.function(logits, LABELS).mean())
+    assert merged.scores["margin"]["net"] == pytest.approx(mean, rel=1e-4)
+    of = merged.scores["margin"]
+    fall = (of["net"] + of["flipped"]) / 2 - of["halfway"]
+    assert merged.barriers["margin"]["halfway"] == pytest.approx(fall)
+    assert set(merged.scores) == {"accuracy", "margin"}
+
+
+def test_the_barrier_of_a_loss_is_its_rise():
+    of = flip_merge(vgg11(), Images(PIXELS, 16), test_labels=LABELS)
+    loss = of.scores["loss"]
+    rise = loss["repaired"] - (loss["net"] + loss["flipped"]) / 2
+    assert of.barriers["loss"]["repaired"] == pytest.approx(rise)
+
+
+@pytest.mark.parametrize("metric, line", [
+    (lambda logits, labels: logits.mean(), "one number an image"),
+    (lambda logits, labels: 0.5, "gives float"), (lambda logits, labels: logits[:, 99], "fails on logits"),
+    (lambda logits, labels: {}["key"], "KeyError: 'key' (test_report.py, line"),
+])  # fmt: skip
+def test_a_metric_that_isnt_one_number_an_image_is_refused(metric, line):
+    mine = {"mine": Metric(metric)}
+    refused(lambda: flip_merge(vgg11(), Images(PIXELS, 16), metrics=mine), "metric mine", line)

@@ -1,8 +1,11 @@
 """ResNet checkpoints from elsewhere: key layouts, what doesn't fit, code in files, downloads."""
 
+import contextlib
 import http.server
 import pickle
+import random
 import threading
+import warnings
 from functools import partial
 
 import pytest
@@ -20,8 +23,9 @@ from relusym.nets.weights import (
     read_tensors,
     to_torchvision,
 )
-from relusym.whole_files import sha256
+from relusym.whole_files import sha256, write_whole
 
+SMALL = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1], "width": 1 / 64}
 RESNET50 = {"architecture": "resnet", "block": "bottleneck", "layers": [3, 4, 6, 3], "width": 1.0}
 
 
@@ -131,11 +135,10 @@ def test_counters_that_old_files_lack_are_no_fault(state):
 
 
 def test_weights_that_are_no_numbers_are_refused():
-    network = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1], "width": 1 / 64}
-    state = build(network, 10).state_dict()
+    state = build(SMALL, 10).state_dict()
     state["fc.bias"][0] = float("nan")
     with pytest.raises(UserError, match=r"mine\.pth doesn't fit the net: not all numbers: fc\.bias"):
-        to_torchvision([("mine.pth", state)], network)
+        to_torchvision([("mine.pth", state)], SMALL)
 
 
 def test_a_file_of_something_else_is_told():
@@ -284,10 +287,94 @@ def test_a_first_download_that_is_no_checkpoint_is_not_kept(server, tmp_path):
     assert not [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
 
 
-def test_what_cannot_be_reached_is_not_at_hand(server, tmp_path):
+@pytest.mark.parametrize(
+    "address",
+    ["{url}/none.pth", "{url}/\0", "https://ä/ä.pth", "https://h:x/a", "http://[::1/a", "file:///etc"],
+)
+def test_what_cannot_be_reached_is_not_at_hand(server, tmp_path, address):
     _, url = server
-    with pytest.raises(UnavailableError, match=r"none\.pth can't be downloaded"):
-        fetch(f"{url}/none.pth", tmp_path)
+    with pytest.raises(UnavailableError, match=r"can't be downloaded") as error:
+        fetch(address.format(url=url), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+ANSWERS = {
+    "no HTTP": b"garbage\r\n\r\n",
+    "nothing": b"",
+    "no length": b"HTTP/1.1 200 OK\r\nContent-Length: abc\r\n\r\nxx",
+    "half a chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
+    "in a circle": b"HTTP/1.1 302 x\r\nLocation: /a.pth\r\n\r\n",
+    "to a local file": b"HTTP/1.1 302 x\r\nLocation: file:///etc/passwd\r\n\r\n",
+    "many headers": b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 300 + b"\r\n",
+    "empty": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    "bytes": b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc",
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_whatever_a_server_answers_is_told_in_one_line_and_not_kept(server, tmp_path, monkeypatch, answer):
+    monkeypatch.setattr(Handler, "do_GET", lambda handler: handler.wfile.write(answer))
+    line = refused(lambda: fetch(f"{server[1]}/a.pth", tmp_path / "kept"))
+    assert len(line) < 400 and not [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+
+
+def test_a_connection_that_is_lost_is_no_full_disk(tmp_path):
+    for lost in (ConnectionResetError, TimeoutError):
+        with pytest.raises(lost), write_whole(tmp_path / "a.pth"):
+            raise lost
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("note", [b"", b"\xe9", b"12", b"\xef\xbb\xbf" + b"0" * 64, None], ids=repr)
+def test_a_recorded_checksum_that_is_none_is_named(server, tmp_path, note):
+    folder, url = server
+    torch.save({"conv1.weight": torch.ones(5)}, folder / "a.pth")
+    path = fetch(f"{url}/a.pth", tmp_path).with_name("a.pth.sha256")
+    path.unlink()
+    path.mkdir() if note is None else path.write_bytes(note)
+    refused(lambda: fetch(f"{url}/a.pth", tmp_path), match=r"a\.pth\.sha256 .*: delete it")
+
+
+def test_a_name_that_no_file_can_have_is_refused(tmp_path):
+    refused(lambda: fetch(f"https://h/{'a' * 300}", tmp_path), match="more than 200 characters")
+
+
+@pytest.mark.parametrize(
+    "content", [[torch.ones(1)], torch.ones(3), 3, None, "a", {}, {1: torch.ones(1)}], ids=type
+)
+def test_a_checkpoint_of_no_tensors_by_name_is_told(tmp_path, content):
+    torch.save(content, tmp_path / "a.pth")
+    refused(lambda: gather({"file": str(tmp_path / "a.pth")}, SMALL, tmp_path), match="no tensors")
+
+
+ODD = {
+    "complex": torch.ones(10, dtype=torch.cfloat),
+    "sparse": torch.ones(10).to_sparse(),
+    "meta": torch.ones(10, device="meta"),
+    "scalar": torch.tensor(1.0),
+}
+
+
+@pytest.mark.parametrize("name", ["fc.bias", "fc.weight"])
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_tensors_that_no_net_has_are_told(odd, name):
+    state = build(SMALL, 10).state_dict() | {name: odd}
+    refused(lambda: to_torchvision([("a.pth", state)], SMALL), match="doesn't fit the net")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_whatever_bytes_a_checkpoint_has_it_is_read_or_told(tmp_path, zipped):
+    draw, path = random.Random(0), tmp_path / "a.pth"
+    torch.save({"conv1.weight": torch.ones(5), "x": [1]}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for _ in range(200):
+        spoiled = bytearray(whole)
+        for _ in range(draw.choice([1, 3, 20])):
+            spoiled[draw.randrange(len(whole))] = draw.randrange(256)
+        path.write_bytes(spoiled)
+        with contextlib.suppress(UserError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert isinstance(read_tensors(path), dict)
 
 
 def test_torchvision_names_are_checked(tmp_path):

@@ -1,5 +1,3 @@
-"""What a run shows: one line that moves, the errors, a short plan of a dry run, and at the end what was asked for."""
-
 import os
 import pty
 import re
@@ -8,9 +6,14 @@ from logging import INFO, LogRecord
 
 import pandas as pd
 import pytest
-from conftest import ROOT, snakemake_command
+from conftest import ROOT, finish, snakemake_command, start
+from records import CODE, train
 
 from relusym.findings.screen import at_end, in_words
+from relusym.jobs.job_lock import JobLock
+from relusym.jobs.job_log import last_words
+from relusym.jobs.status import kind_status, screen, type_of
+from relusym.records.files import write_record
 from snakemake_logger_plugin_line import Run
 
 SNAKEFILE = """
@@ -38,23 +41,14 @@ def command(*arguments):
 
 
 def piped(folder, *arguments, bad="none"):
-    run = subprocess.run(
-        command(*arguments),
-        cwd=folder,
-        env=os.environ | {"BAD": bad},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    run = finish(start(command(*arguments), folder, BAD=bad))
     return run.returncode, run.stdout
 
 
 def test_on_a_terminal_one_line_says_what_is_done_to_come_and_running(workflow):
     ours, its = pty.openpty()
-    run = subprocess.Popen(
-        command(), cwd=workflow, env=os.environ | {"BAD": "none", "COLUMNS": "120"}, stdout=its, stderr=its
-    )
+    variables = os.environ | {"BAD": "none", "COLUMNS": "120"}
+    run = subprocess.Popen(command(), cwd=workflow, env=variables, stdout=its, stderr=its)
     os.close(its)
     output = b""
     while True:
@@ -64,12 +58,9 @@ def test_on_a_terminal_one_line_says_what_is_done_to_come_and_running(workflow):
             break
     assert run.wait() == 0
     moving = re.findall(r"\r([^\r\n]*)\x1b\[K", output.decode())
-    assert any(re.search(r"of 4 jobs done \| train cnn-\d \(epoch 1.50 of 4\)", line) for line in moving), (
-        output
-    )
-    assert any(re.search(r"[12] of 4 jobs done \| about \d:\d\d left \| train", line) for line in moving), (
-        output
-    )
+    for pattern in (r"of 4 jobs done \| train cnn-\d \(epoch 1.50 of 4\)",
+                    r"[12] of 4 jobs done \| about \d:\d\d left \| train"):  # fmt: skip
+        assert any(re.search(pattern, line) for line in moving), output
     still = [line for line in output.decode().split("\n") if "\x1b[K4 of 4 jobs done, in 0:" in line]
     assert len(still) == 1 and output.decode().count("\n") <= 3
     (log,) = (workflow / ".snakemake" / "log").iterdir()
@@ -86,10 +77,8 @@ def test_in_a_pipe_a_run_is_a_few_whole_lines(workflow):
 
 def test_a_failed_job_is_named_with_its_log_and_the_others_go_on(workflow):
     code, output = piped(workflow, bad="cnn-1")
-    assert (
-        code == 1
-        and "failed: train cnn-1: it was killed, it seems (kill -9, memory, or its node), after: " in output
-    )
+    assert code == 1
+    assert "failed: train cnn-1: it was killed, it seems (kill -9, memory, or its node), after: " in output
     assert "after: cnn: epoch   1.50/4  loss (logs/cnn-1.log)\n" in output
     assert "2 of 4 jobs done, 1 failed" in output and len(output.splitlines()) <= 12
     assert {path.name for path in (workflow / "made").iterdir()} == {"cnn-0.txt", "cnn-2.txt"}
@@ -111,7 +100,7 @@ def test_what_is_wrong_with_a_call_is_shown(workflow):
 
 def event(name, **about):
     record = LogRecord("snakemake", INFO, "", 0, None, None, None)
-    record.__dict__.update(about)
+    vars(record).update(about)
     return name, record
 
 
@@ -133,35 +122,25 @@ def test_the_time_left_is_that_of_the_jobs_to_do_by_the_means_of_their_rules(mon
 
 @pytest.fixture
 def table2():
-    barriers = {"cnn": 0.084, "cnn_inv": 0.021, "gcnn": 0.0}
-    rows = [
-        {
-            "model": model,
-            "accuracy_mean": 0.8,
-            "accuracy_std": 0.01,
-            "invariance_error_mean": 0.1,
-            "invariance_error_std": 0.01,
-            "gcnn_barrier_mean": barrier,
-            "gcnn_barrier_std": 0.002,
-            "n": 2,
-            "left_out": 0,
-            "paper_gcnn_barrier_mean": 0.04,
-        }
-        for model, barrier in barriers.items()
-    ]
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame({"model": NAMES, "gcnn_barrier_mean": [0.084, 0.021, 0.0]})
+    same = {
+        "accuracy_mean": 0.8, "accuracy_std": 0.01, "invariance_error_mean": 0.1,
+        "invariance_error_std": 0.01,
+    }  # fmt: skip
+    same |= {"gcnn_barrier_std": 0.002, "n": 2, "left_out": 0, "paper_gcnn_barrier_mean": 0.04}
+    return frame.assign(**same)
 
 
 NAMES = {"cnn": "CNN", "cnn_inv": "CNN + inv-loss", "gcnn": "GCNN"}
 
 
-@pytest.mark.parametrize(
-    ("with_loss", "beside"), [(0.021, "less than half of"), (0.06, "below"), (0.084, "not below")]
-)
+BESIDE = {0.021: "less than half of", 0.06: "below", 0.084: "not below"}
+
+
+@pytest.mark.parametrize(("with_loss", "beside"), BESIDE.items())
 def test_the_sentence_says_what_the_table_shows_and_no_more(table2, with_loss, beside):
     table2.loc[table2["model"] == "cnn_inv", "gcnn_barrier_mean"] = with_loss
-    output = in_words(table2, NAMES)
-    assert f"{beside} the CNN's 8.4e-2; GCNN 0." in output
+    assert f"{beside} the CNN's 8.4e-2; GCNN 0." in in_words(table2, NAMES)
     assert in_words(table2[table2["model"] != "gcnn"], NAMES) == ""
 
 
@@ -171,9 +150,8 @@ def test_a_run_ends_with_the_tables_and_figures_that_were_asked_for(table2, tmp_
     output = at_end(["table2", "figure4"], tmp_path, NAMES)
     assert "CNN + inv-loss  0.800 ± 1.0e-2" in output and "paper" not in output
     assert f"{tmp_path}/tables/table2.md" in output and f"Picture: {tmp_path}/figures/figure4.png" in output
-    assert at_end(["all"], tmp_path, NAMES).count("\n") <= 24 and "barriers.png" in at_end(
-        ["all"], tmp_path, NAMES
-    )
+    everything = at_end(["all"], tmp_path, NAMES)
+    assert everything.count("\n") <= 24 and "barriers.png" in everything
     assert len(at_end(["table2"], tmp_path, NAMES, columns=40).splitlines()) == 1
     assert at_end(["status"], tmp_path, NAMES) == ""
 
@@ -182,14 +160,90 @@ def test_a_run_of_committed_results_prints_them_and_says_that_nothing_was_traine
     for note in (committed.folder / "results/tiny/notes").glob("table2-*"):
         note.unlink()
     for _ in range(2):  # first the table is made, then there is nothing to do
-        run = committed.snakemake("table2")
-        assert run.returncode == 0, run.stdout
-        assert "GCNN Barrier" in run.stdout and "results/tiny/tables/table2.md" in run.stdout
-        assert run.stdout.rstrip().endswith("To train them yourself, move results/tiny away first.")
+        output = committed.makes("table2")
+        assert "GCNN Barrier" in output and "results/tiny/tables/table2.md" in output
+        assert output.rstrip().endswith("To train them yourself, move results/tiny away first.")
 
 
 def test_a_target_of_several_tables_ends_with_each_of_them(committed):
     output = committed.snakemake("compare").stdout
-    assert {f"results/tiny/tables/{name}.md" for name in ("claims", "comparison")} <= {
-        *re.findall(r"results\S+md", output)
-    }
+    tables = {f"results/tiny/tables/{name}.md" for name in ("claims", "comparison")}
+    assert tables <= {*re.findall(r"results\S+md", output)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Logs and records of trainings: done, diverged, running, failed, of other settings, not begun, of another type."""
+    hours = {
+        "cnn-f0/0": ("ok", 0.5), "cnn-f0/1": ("diverged", 0.5), "cnn-0f/4": ("ok", 2.0),
+        "gcnn-f0/0": ("ok", 1.0),
+    }  # fmt: skip
+    for name, (status, of_job) in hours.items():
+        path = tmp_path / "records" / "train" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cost = {"seconds": 1.0, "job_seconds": 3600 * of_job}
+        write_record(path, train("cnn", 0, status=status, cost=cost, code=CODE | {"device": "cuda Tesla T4"}))
+    logs = tmp_path / "logs" / "train" / "cnn-f0"
+    logs.mkdir(parents=True)
+    (logs / "3.log").write_text("cnn-3: epoch 1\nerror: no space left\n")
+    with JobLock(logs / "2.lock"):
+        yield tmp_path
+
+
+def test_the_screen_counts_jobs_by_state_what_was_left_out_and_hours_and_names_what_failed(folder):
+    jobs = {f"train/cnn-f0/{seed}": seed < 2 for seed in range(5)}
+    jobs |= {"train/gcnn-f0/0": True, "train/gcnn-f0/1": False}
+    status = kind_status("train", jobs, folder)
+    assert status.counts == {"done": 3, "running": 1, "failed": 1, "to do": 2}
+    assert status.outcomes == {"ok": 2, "diverged": 1}
+    (folder / "records/train/cnn-f0/1.json").write_text("{}")
+    assert kind_status("train", jobs, folder).outcomes == {"ok": 2, "broken": 1}
+    assert status.hours_spent == pytest.approx(0.5 * 2 + 1)
+    assert status.hours_to_go == pytest.approx(0.5 * 3 + 1)  # three cnn, one gcnn, each at its own mean
+    merges = kind_status("flip_merge", {"flip_merge/cnn-f0/0": False}, folder)
+    assert merges.hours_to_go is None
+    lines = screen("Scale paper", [status, merges]).splitlines()
+    heads = "kind jobs done running failed to do left out GPU-h spent GPU-h to go"
+    assert " ".join(lines[1].split()) == heads
+    assert lines[2].split() == ["train", "7", "3", "1", "1", "2", "1", "2.00", "2.50"]
+    assert lines[4].split() == ["all", "8", "3", "1", "1", "3", "1", "2.00", "?"]
+    assert lines[5] == "train: 1 diverged"
+    assert lines[6] == f"failed: {folder / 'logs' / 'train' / 'cnn-f0' / '3.log'}: no space left"
+    assert len(lines) == 7 and max(map(len, lines[:6])) <= 100
+
+
+def test_the_screen_is_one_screen_however_many_jobs_failed(folder):
+    logs = folder / "logs" / "train" / "gcnn-f0"
+    logs.mkdir()
+    for seed in range(100):
+        (logs / f"{seed}.log").write_text("")
+    jobs = {f"train/gcnn-f0/{seed}": False for seed in range(1, 101)}
+    lines = screen("Scale paper", [kind_status("train", jobs, folder)]).splitlines()
+    assert len(lines) <= 24 and lines[-1] == "failed: 91 more"
+    assert lines[-2].endswith("gcnn-f0/8.log: it was killed, it seems (kill -9, memory, or its node)")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder"])
+def test_what_is_no_log_keeps_the_screen_from_nothing(folder, kind):
+    log = folder / "logs/train/cnn-f0/7.log"
+    os.mkfifo(log) if kind == "fifo" else log.mkdir()
+    assert kind_status("train", {"train/cnn-f0/7": False}, folder).counts == {"to do": 1}
+
+
+def test_the_last_words_of_a_log_tell_a_kill_from_an_error(tmp_path):
+    log, killed = tmp_path / "cnn-0.log", "it was killed, it seems (kill -9, memory, or its node)"
+    for text, words in {
+        "cnn-0: epoch   1.50/3  loss 1.2\n": f"{killed}, after: cnn-0: epoch   1.50/3  loss 1.2",
+        "": killed,
+        "epoch 1\nerror: no space left\n": "no space left",
+        "epoch 1\nTraceback (most recent call last):\n  File\nKeyError: 'a'\n": "KeyError: 'a'",
+        "cnn-0: ok\ndone\n": None,
+    }.items():
+        log.write_text(text)
+        assert last_words(log) == words
+    assert last_words(tmp_path / "none.log") is None
+
+
+def test_a_jobs_type_is_that_of_its_nets():
+    names = ["train/cnn-3f9a1c2b/3", "train/pgcnn_late_inv-3f9a1c2b/12", "pair_merge/cnn--gcnn-3f9a1c2b/0--1"]
+    assert [type_of(name) for name in names] == ["cnn", "pgcnn_late_inv", "cnn--gcnn"]

@@ -1,21 +1,24 @@
-"""The tables and the costs, on records whose means are worked by hand."""
-
 import math
+import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
-from records import MEASURED, MODELS, NAMES, PAIRS, SELECTION, flip, made, pair, train
+from conftest import refused
+from matplotlib.mathtext import MathTextParser
+from records import CODE, MEASURED, MODELS, NAMES, PAIRS, SELECTION, flip, made, pair, settings, train
 
-from relusym import paper_values
-from relusym.beyond import MEASUREMENTS
+from relusym import cifar10, paper_values
 from relusym.errors import UserError
-from relusym.findings import Table, agreement, declared
+from relusym.findings import agreement, declared
+from relusym.findings.agreement import notes
 from relusym.findings.beyond import matchings
-from relusym.findings.frames import chosen, tidy
-from relusym.findings.layout import Layout, human_table, write_table
-from relusym.findings.tables import resnets, table1, table2, table4
+from relusym.findings.frames import chosen, read, tidy
+from relusym.findings.layout import human_table, mean_and_std, number, page, write_table
+from relusym.findings.tables import provenance, resnets, table1, table2, table4
 from relusym.findings.tables.costs import LAYOUT as COSTS
 from relusym.findings.tables.costs import costs
+from relusym.records.files import write_record
 
 
 def of_models(*models):
@@ -25,33 +28,20 @@ def of_models(*models):
 @pytest.fixture
 def three_types():
     """cnn: two good nets; gcnn: one good, one degenerate, one not merged; pgcnn: all diverged."""
-    trains = [
-        train("cnn", 0, accuracy=0.9),
-        train("cnn", 1, accuracy=0.8),
-        train("gcnn", 0, accuracy=0.7, parameters=289000),
-        train("gcnn", 1, accuracy=0.1, status="degenerate", parameters=289000),
-        train("gcnn", 2, accuracy=0.2, parameters=289000),
-        train("pgcnn", 0, None, status="diverged", parameters=None),
-        train("pgcnn", 1, None, status="diverged", parameters=None),
-    ]
-    flips = [
-        flip("cnn", 0, 0.03, error=0.2),
-        flip("cnn", 1, 0.01, error=0.4),
-        flip("gcnn", 0, -0.001, error=1e-6),
-        flip("gcnn", 1, status="left_out"),
-        flip("gcnn", 2, status="left_out"),
-        flip("pgcnn", 0, status="left_out"),
-        flip("pgcnn", 1, status="left_out"),
-    ]
+    trains = [train("cnn", 0, 0.9), train("cnn", 1, 0.8), train("gcnn", 0, 0.7), train("gcnn", 2, 0.2)]
+    trains += [train("gcnn", 1, 0.1, "degenerate")]
+    trains = [net | ({"parameters": 289000} if net["model"] == "gcnn" else {}) for net in trains]
+    trains += [train("pgcnn", seed, None, status="diverged", parameters=None) for seed in (0, 1)]
+    flips = [flip("cnn", 0, 0.03, error=0.2), flip("cnn", 1, 0.01, error=0.4)]
+    left_out = [("gcnn", 1), ("gcnn", 2), ("pgcnn", 0), ("pgcnn", 1)]
+    flips += [flip("gcnn", 0, -0.001, error=1e-6), *(flip(*net, status="left_out") for net in left_out)]
     return trains, flips
 
 
 def test_tidy_has_a_row_a_record_and_no_lists():
     frame = tidy([train("cnn", 0), flip("cnn", 0)])
-    assert len(frame) == 2
-    assert frame.loc[0, "settings.network.width"] == 0.25
-    assert frame.loc[1, "barrier.repaired"] == 0.04
-    assert math.isnan(frame.loc[0, "barrier.repaired"])
+    assert len(frame) == 2 and frame.loc[0, "settings.network.width"] == 0.25
+    assert frame.loc[1, "barrier.repaired"] == 0.04 and math.isnan(frame.loc[0, "barrier.repaired"])
     assert not [column for column in frame if column.startswith(("permutations", "history"))]
 
 
@@ -69,32 +59,19 @@ def test_columns_are_those_of_the_papers_csv_then_n_left_out_then_the_papers(num
     assert columns[len(papers) + 2 :] == [f"paper_{column}" for column in papers if column not in ids]
 
 
-def test_table2_means_and_sample_stds(three_types):
+def test_table2_has_means_and_sample_stds_of_good_nets_and_a_row_for_a_type_without(three_types):
     frame = table_2(three_types).set_index("model")
-    cnn = frame.loc["cnn"]
-    assert cnn["accuracy_mean"] == pytest.approx(0.85)
-    assert cnn["accuracy_std"] == pytest.approx(0.1 / math.sqrt(2))  # ddof 1
-    assert cnn["invariance_error_mean"] == pytest.approx(0.3)
-    assert cnn["invariance_error_std"] == pytest.approx(0.2 / math.sqrt(2))
-    assert cnn["gcnn_barrier_mean"] == pytest.approx(0.02)
-    assert cnn["gcnn_barrier_std"] == pytest.approx(0.02 / math.sqrt(2))
-    assert (cnn["n"], cnn["left_out"]) == (2, 0)
-    assert cnn["paper_gcnn_barrier_std"] == 4.9e-3
-
-
-def test_table2_leaves_out_degenerate_and_unmerged_nets(three_types):
-    gcnn = table_2(three_types).set_index("model").loc["gcnn"]
-    assert gcnn["accuracy_mean"] == 0.7  # neither 0.1 (degenerate) nor 0.2 (merge left out)
-    assert gcnn["gcnn_barrier_mean"] == -0.001
-    assert math.isnan(gcnn["accuracy_std"])  # one net has no sample std
-    assert (gcnn["n"], gcnn["left_out"]) == (1, 2)
-
-
-def test_table2_keeps_the_row_of_a_type_without_nets(three_types):
-    pgcnn = table_2(three_types).set_index("model").loc["pgcnn"]
-    assert (pgcnn["n"], pgcnn["left_out"]) == (0, 2)
-    assert pgcnn[[column for column in pgcnn.index if column.startswith(("acc", "inv", "gcnn"))]].isna().all()
-    assert pgcnn["paper_accuracy_mean"] == 0.902
+    quantities = "accuracy", "invariance_error", "gcnn_barrier"
+    measured = [f"{quantity}_{of}" for of in ("mean", "std") for quantity in quantities]
+    means, stds = [0.85, 0.3, 0.02], [0.1, 0.2, 0.02]  # of two nets: apart by √2 standard deviations, ddof 1
+    assert [*frame.loc["cnn", measured]] == pytest.approx(means + [std / math.sqrt(2) for std in stds])
+    # neither 0.1 (degenerate) nor 0.2 (merge left out); one net has no sample std
+    gcnn = [0.7, 1e-6, -0.001, *[math.nan] * 3]
+    assert [*frame.loc["gcnn", measured]] == pytest.approx(gcnn, nan_ok=True)
+    assert frame.loc["pgcnn", measured].isna().all() and frame.loc["pgcnn", "paper_accuracy_mean"] == 0.902
+    assert frame.loc["cnn", "paper_gcnn_barrier_std"] == 4.9e-3
+    counts = frame.loc[["cnn", "gcnn", "pgcnn"], ["n", "left_out"]]
+    assert counts.to_numpy().tolist() == [[2, 0], [1, 2], [0, 2]]
 
 
 @pytest.mark.parametrize("lacking", ["train", "flip_merge"])
@@ -109,32 +86,27 @@ def test_rows_come_in_the_order_asked_for_and_types_the_paper_lacks_have_no_pape
     frame = table_2(([train("mine", 0)], [flip("mine", 0)]), of_models("pgcnn", "mine", "cnn"))
     assert frame["model"].to_list() == ["pgcnn", "mine", "cnn"]
     mine = frame.iloc[1]
-    assert (mine["n"], mine["accuracy_mean"]) == (1, 0.9)
-    assert mine.filter(like="paper_").isna().all()
+    assert (mine["n"], mine["accuracy_mean"]) == (1, 0.9) and mine.filter(like="paper_").isna().all()
 
 
 def test_table1_counts_parameters_and_nets(three_types):
     frame = made(table1, of_models("gcnn", "cnn", "pgcnn"), train=three_types[0])
     assert frame["name"].to_list() == ["GCNN", "CNN", "PGCNN"]
     assert frame["parameters"].to_list() == [289000, 577000, pd.NA]
-    assert frame["n"].to_list() == [2, 2, 0]
-    assert frame["left_out"].to_list() == [1, 0, 2]
+    assert frame["n"].to_list() == [2, 2, 0] and frame["left_out"].to_list() == [1, 0, 2]
     assert frame["paper_parameters"].to_list() == [4_610_000, 9_230_000, 9_190_000]
 
 
 def test_table1_refuses_nets_of_different_size():
-    with pytest.raises(UserError, match=r"cnn count 5 to 7 parameters"):
-        made(table1, train=[train("cnn", 0, parameters=5), train("cnn", 1, parameters=7)])
+    nets = [train("cnn", seed, parameters=5 + 2 * seed) for seed in (0, 1)]
+    refused(lambda: made(table1, train=nets), match=r"cnn count 5 to 7 parameters")
 
 
 def test_table4_keeps_the_pairs_apart():
     records = [
-        pair("cnn", 0, "cnn", 1, 0.1),
-        pair("cnn", 1, "cnn", 2, 0.3),
-        pair("cnn", 0, "gcnn", 0, 0.6),
-        pair("cnn", 1, "gcnn", 1, status="left_out"),
-        pair("gcnn", 0, "gcnn", 1, status="left_out"),
-    ]
+        pair("cnn", 0, "cnn", 1, 0.1), pair("cnn", 1, "cnn", 2, 0.3), pair("cnn", 0, "gcnn", 0, 0.6),
+        pair("cnn", 1, "gcnn", 1, status="left_out"), pair("gcnn", 0, "gcnn", 1, status="left_out"),
+    ]  # fmt: skip
     frame = made(table4, pair_merge=records)
     assert list(zip(frame["model_1"], frame["model_2"], strict=True)) == PAIRS
     frame = frame.set_index(["model_1", "model_2"])
@@ -149,9 +121,8 @@ def test_table4_keeps_the_pairs_apart():
 def test_a_record_without_its_number_is_named():
     broken = flip("cnn", 3)
     del broken["barrier"]["repaired"]
-    with pytest.raises(
-        UserError, match=r"flip_merge record of model cnn, seed 3 lacks .*'barrier\.repaired'"
-    ):
+    line = r"flip_merge record of model cnn, seed 3 lacks .*'barrier\.repaired'"
+    with pytest.raises(UserError, match=line):
         table_2(([train("cnn", 3)], [broken]))
     with pytest.raises(UserError, match=r"train record of model cnn, seed 4 lacks .*'accuracy'"):
         table_2(([train("cnn", 4, accuracy="high")], []))
@@ -164,17 +135,11 @@ def test_a_record_given_twice_is_refused():
 
 def test_the_papers_cell_stands_beside_ours(three_types):
     human = human_table(table_2(three_types), table2.LAYOUT, NAMES).set_index("Model")
-    assert list(human.columns[:4]) == [
-        "Accuracy",
-        "Accuracy (paper)",
-        "Invariance Error",
-        "Invariance Error (paper)",
-    ]
-    assert list(human.columns[-2:]) == ["n", "Left out"]
+    named = ["Accuracy", "Accuracy (paper)", "Invariance Error", "Invariance Error (paper)"]
+    assert list(human.columns[:4]) == named and list(human.columns[-2:]) == ["n", "Left out"]
     assert human.loc["CNN", "Accuracy"] == "0.850 ± 7.1e-2"
     assert human.loc["CNN w/o aug", "Invariance Error (paper)"] == "0.410 ± 4.0e-2"
-    assert human.loc["PGCNN", "GCNN Barrier"] == ""
-    assert human.loc["GCNN", "n"] == "1"
+    assert human.loc["PGCNN", "GCNN Barrier"] == "" and human.loc["GCNN", "n"] == "1"
 
 
 def test_csv_holds_the_numbers_to_ten_digits_and_nothing_where_there_is_none(tmp_path):
@@ -207,8 +172,7 @@ def test_costs_by_kind_of_job():
     frame = costs(COSTS_OF_JOBS).set_index("kind")
     assert frame.index.to_list() == ["train", "pair_merge"]
     assert frame.loc["train"].to_list() == [3, 3.0, 3600.0, 5400.0, 600.5]
-    assert frame.loc["pair_merge", "jobs"] == 1
-    assert math.isnan(frame.loc["pair_merge", "max_memory_mb"])
+    assert frame.loc["pair_merge", "jobs"] == 1 and math.isnan(frame.loc["pair_merge", "max_memory_mb"])
 
 
 def test_costs_are_written_with_and_without_jobs(tmp_path):
@@ -222,26 +186,17 @@ def test_costs_are_written_with_and_without_jobs(tmp_path):
 def test_the_papers_tables_are_whole():
     assert [len(paper_values.table(i)) for i in (1, 2, 3, 4, 5)] == [7, 7, 7, 6, 10]
     assert tuple(paper_values.table(1)["model"]) == MODELS == tuple(paper_values.table(2)["model"])
-    assert dict(paper_values.table(1).set_index("model")["parameters"].loc[["cnn", "gcnn", "pgcnn"]]) == {
-        "cnn": 9.23e6,
-        "gcnn": 4.61e6,
-        "pgcnn": 9.19e6,
-    }
+    parameters = paper_values.table(1).set_index("model")["parameters"]
+    assert [*parameters.loc[["cnn", "gcnn", "pgcnn"]]] == [9.23e6, 4.61e6, 9.19e6]
     with pytest.raises(ValueError, match="no Table 6"):
         paper_values.table(6)
 
 
-# ---- Tables 3 and 5
-
 SCORES = {"net": 0.8, "flipped": 0.6, "halfway": 0.1, "reset": 0.5, "repaired": 0.56}
 BARRIERS = {"halfway": 0.9, "reset": 2 / 7, "repaired": 0.2}
 SHOWN = {
-    "name": "A",
-    "trained_by_authors": False,
-    "self_supervised": True,
-    "image_size": 225,
-    "paper": "simsiam",
-}
+    "name": "A", "image_size": 225, "paper": "simsiam", "trained_by_authors": False, "self_supervised": True,
+}  # fmt: skip
 
 
 def merged(model, seed=0, status="ok", scores=SCORES):
@@ -272,14 +227,8 @@ def test_table5_lays_out_what_was_measured_beside_the_papers(tmp_path):
 def test_table5_has_the_papers_columns_then_the_counts_then_the_papers_values():
     columns = [column for column in table_5([], []) if not column.endswith("_std")]
     papers = [column for column in paper_values.table(5) if column != "in_table3"]
-    assert columns == [
-        "method",
-        "name",
-        *papers[1:],
-        "n",
-        "left_out",
-        *(f"paper_{name}" for name in MEASURED),
-    ]
+    counts = ["n", "left_out"]
+    assert columns == ["method", "name", *papers[1:], *counts, *(f"paper_{name}" for name in MEASURED)]
 
 
 def test_table5_has_means_and_stds_over_the_nets_of_a_type():
@@ -293,52 +242,39 @@ def test_table5_has_means_and_stds_over_the_nets_of_a_type():
 
 def test_a_row_without_its_measurement_is_named():
     scores = {"net": 0.5, "flipped": 0.5, "repaired": 0.4}
-    with pytest.raises(
-        UserError, match=r"flip_merge record of model a, .*lacks a number in 'accuracy\.reset'"
-    ):
+    line = r"flip_merge record of model a, .*lacks a number in 'accuracy\.reset'"
+    with pytest.raises(UserError, match=line):
         table_5(["a"], [merged("a", scores=scores)])
 
 
 def test_what_table5_leaves_out_is_told_once_with_its_reason():
     trains = [
-        train("a", 0, status="absent", reason="ImageNet is not at x"),
-        train("b", 0, status="diverged"),
-        train("b", 1, data_wait_share=0.25),
-        train("mine", 0),
-    ]
+        train("a", 0, status="absent", reason="ImageNet is not at x"), train("b", 0, status="diverged"),
+        train("b", 1, data_wait_share=0.25), train("mine", 0),
+    ]  # fmt: skip
     flips = [merged("a", 0, "left_out"), merged("b", 0, "left_out"), merged("b", 1)]
     selection = {"models": dict.fromkeys("ab", SHOWN), "notes": ["first"], "absent": {"c": "no file"}}
     notes = resnets.notes(chosen({"train": trains, "flip_merge": flips}, selection), selection)
     assert notes[0] == "first" and "Trainings waited for images 25.0% of the time at most" in notes
-    assert notes[-3:] == [
-        "c is left out: no file",
-        "a is left out: ImageNet is not at x",
-        "b-0 is left out: training is diverged",
-    ]
+    reasons = {"c": "no file", "a": "ImageNet is not at x", "b-0": "training is diverged"}
+    assert notes[-3:] == [f"{net} is left out: {reason}" for net, reason in reasons.items()]
 
 
 def test_notes_say_why_nets_are_left_out_and_barriers_are_far_below_zero():
     trains = [train("gcnn", seed, status="degenerate", reason=None) for seed in range(3)]
     trains += [train("cnn", 0, status="diverged", reason=None), train("cnn", 1, 0.12), train("cnn", 2)]
-    flips = [
-        flip("gcnn", seed, status="left_out") | {"reason": f"gcnn-{seed} is degenerate"} for seed in range(3)
-    ]
+    flips = [flip("gcnn", i, status="left_out") | {"reason": f"gcnn-{i} is degenerate"} for i in range(3)]
     scores = {"net": 0.12, "flipped": 0.12, "halfway": 0.1, "repaired": 0.18}
     flips += [flip("cnn", 1, -0.486, scores=scores), flip("cnn", 2, 0.03)]
     *_, negative, gcnn, cnn = agreement.notes({"train": trains, "flip_merge": flips}, {"names": NAMES})
-    assert (
-        negative.startswith("Barriers are negative, down to -0.486 (CNN-1)") and "accuracy 0.120" in negative
-    )
+    assert negative.startswith("Barriers are negative, down to -0.486 (CNN-1)")
+    assert "accuracy 0.120" in negative
     assert gcnn == "GCNN (all 3 nets) is left out: its accuracy is no better than chance"
     assert cnn == "CNN-0 is left out: its training diverged"
     (merges_alone,) = (line for line in agreement.notes({"flip_merge": flips}, {}) if "left out" in line)
     assert merges_alone.startswith("gcnn (all 3 nets)")
-    assert not any(
-        "negative" in line for line in agreement.notes({"flip_merge": [flip("cnn", 0, -0.01)]}, {})
-    )
-
-
-# ---- other matchings
+    hardly = agreement.notes({"flip_merge": [flip("cnn", 0, -0.01)]}, {})
+    assert not any("negative" in line for line in hardly)
 
 
 def test_weight_matchings_are_called_by_where_they_start_and_how_many_starts_reached_the_best():
@@ -352,36 +288,26 @@ def test_weight_matchings_are_called_by_where_they_start_and_how_many_starts_rea
     alone |= {"search": {"objective": 0.4, "reached": 1, "starts": {"identity": 0.4}}}
     selection = of_models("cnn") | {"pairs": [], "matchings": ["weight", "weight_identity"]}
     records = {"flip_merge": [searched(0, 1), searched(1, 4), alone], "pair_merge": []}
-    frame = made(matchings, selection, **records)
-    assert frame[["matching", "n"]].to_numpy().tolist() == [
-        ["weight, best of 4", 2],
-        ["weight, from the identity", 1],
-    ]
+    called = made(matchings, selection, **records)[["matching", "n"]].to_numpy().tolist()
+    assert called == [["weight, best of 4", 2], ["weight, from the identity", 1]]
     first, *_ = matchings.notes({"train": [], **records}, selection)
     assert first == "Weight matching: on average 2.5 of its starts (of a merge 1 to 4) reached the best"
-    assert not any(
-        "starts" in line for line in matchings.notes({"flip_merge": [alone], "pair_merge": []}, selection)
-    )
+    of_one = matchings.notes({"flip_merge": [alone], "pair_merge": []}, selection)
+    assert not any("starts" in line for line in of_one)
 
 
 def test_matchings_are_compared_by_type_and_kind_of_merge():
     flips = [flip("cnn", 0, 0.1), flip("cnn", 1, 0.3), flip("cnn", 0, 0.9, matching="identity")]
     flips += [flip("gcnn", 0, 0.2), flip("gcnn", 1, status="left_out")]
     pairs = [pair("cnn", 0, "cnn", 1, 0.5, matching="identity")]
-    selection = of_models("cnn", "gcnn") | {
-        "pairs": [("cnn", "cnn")],
-        "matchings": ["activation", "identity"],
-    }
+    selection = of_models("cnn", "gcnn") | {"pairs": [("cnn", "cnn")]}
+    selection["matchings"] = ["activation", "identity"]
     frame = made(matchings, selection, flip_merge=flips, pair_merge=pairs)
     rows = frame[["model_1", "model_2", "matching", "n", "left_out"]].to_numpy().tolist()
     assert rows == [
-        ["cnn", "", "activation", 2, 0],
-        ["cnn", "", "identity", 1, 0],
-        ["gcnn", "", "activation", 1, 1],
-        ["gcnn", "", "identity", 0, 0],
-        ["cnn", "cnn", "activation", 0, 0],
-        ["cnn", "cnn", "identity", 1, 0],
-    ]
+        ["cnn", "", "activation", 2, 0], ["cnn", "", "identity", 1, 0], ["gcnn", "", "activation", 1, 1],
+        ["gcnn", "", "identity", 0, 0], ["cnn", "cnn", "activation", 0, 0], ["cnn", "cnn", "identity", 1, 0],
+    ]  # fmt: skip
     first = frame.iloc[0]
     assert (first["barrier_mean"], first["barrier_std"]) == pytest.approx((0.2, 0.2 / math.sqrt(2)))
     assert first["barrier_no_repair_mean"] == pytest.approx(0.4)
@@ -394,16 +320,232 @@ def test_without_repair_counts_the_net_whose_batch_norm_is_reset():
     assert frame["barrier_no_repair_mean"].tolist() == [2 / 7]
 
 
-@pytest.mark.parametrize("name", [name for name, finding in declared().items() if isinstance(finding, Table)])
-def test_every_table_has_a_layout_and_a_module_that_makes_it(name):
-    table = declared()[name]
-    assert isinstance(table.layout, Layout) and table.layout.title and callable(table.load().frame)
-    assert set(table.reads) <= {
-        "train",
-        "flip_merge",
-        "pair_merge",
-        "flipped_training",
-        "theory",
-        "filters",
-        *MEASUREMENTS,
-    }
+OTHER = {"data": "0b" * 32, "source": "my copy"}
+COMPLAINTS = {
+    "data of a net": (
+        {"train": [train("cnn", 0), train("gcnn", 1, inputs=OTHER)]},
+        r"train record cnn-0 was made from generated shapes \(da7ada7a\), the train record gcnn-1 from my copy "
+        r"\(0b0b0b0b\): delete .*run again",
+    ),
+    "data of a merge": (
+        {"train": [train("cnn", 0)], "flip_merge": [flip("cnn", 0) | {"inputs": OTHER}]},
+        "the flip_merge record cnn-0 from my copy",
+    ),
+    "training": (
+        {"train": [train("cnn", 0), train("cnn", 1, settings=settings(epochs=4))]},
+        r"cnn-0 and the train record cnn-1 were made with other settings \(training.epochs 3 and 4\): run again",
+    ),
+    "training of a merged net": (
+        {"train": [train("cnn", 0, settings=settings(width=0.5))], "flip_merge": [flip("cnn", 1)]},
+        "network.width 0.5 and 0.25",
+    ),
+    "merging": (
+        {"flip_merge": [flip("cnn", 0), flip("cnn", 1) | {"settings": {"merging": {"images": 7}}}]},
+        "merging.images 500 and 7",
+    ),
+    "checkpoint": (
+        {"train": [train("cnn", 0, outputs={"checkpoint": "c" * 64})], "flip_merge": [flip("cnn", 0)]},
+        r"flip_merge record cnn-0 was made from another checkpoint \(636e6e2d\) than the one in the train record "
+        r"cnn-0 \(cccccccc\): run again, and it is made again",
+    ),
+    "checkpoint of a pair": (
+        {"train": [train("cnn", 1, outputs={"checkpoint": "c" * 64})],
+         "pair_merge": [pair("cnn", 0, "cnn", 1)]},
+        "pair_merge record cnn-0--cnn-1 was made from another checkpoint",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", COMPLAINTS)
+def test_records_that_do_not_go_together_are_refused_in_one_line(what):
+    records, complaint = COMPLAINTS[what]
+    findings = (declared()[name] for name in ("table1", "table2", "table4", "matchings"))
+    tables = [finding.load() for finding in findings if set(records) <= set(finding.reads)]
+    assert matchings in tables
+    for table in tables:
+        refused(lambda: made(table, SELECTION | {"matchings": ["activation"]}, **records), match=complaint)  # noqa: B023
+
+
+def test_records_that_go_together_are_not_refused():
+    unlike = [
+        train("cnn", 0),
+        train(
+            "cnn", 1, settings=settings() | {"seed": 1, "precision": "float32"}
+        ),  # an absent key is the default
+        train("gcnn", 0, settings=settings(epochs=4)),  # another type
+        train("pgcnn", 0, settings=settings(size=33), inputs=OTHER),  # prepared at another size
+        train("pgcnn", 1, None, "absent", settings=settings(size=33), inputs={"data": None}, outputs={}),
+    ]
+    assert made(table1, train=unlike)["n"].sum() == 4
+
+
+def test_a_table_takes_the_records_of_its_types_alone(tmp_path):
+    paths = []
+    for record in (train("cnn", 0), train("old", 0), train("gcnn", 0)):
+        paths.append(str(tmp_path / f"{record['model']}.json"))
+        write_record(paths[-1], record)
+    files = {"train": paths, "flip_merge": []}
+    for about in ({"models": ["cnn"]}, {"models": {"cnn": {}}}, {"pairs": [("cnn", "cnn")]}):
+        found = read(("train", "flip_merge"), files, about)
+        assert [record["model"] for record in found["train"]] == ["cnn"] and found["flip_merge"] == []
+    assert len(read(("train",), {"train": paths}, {"notes": []})["train"]) == 3
+
+
+def test_that_nets_of_one_table_were_trained_in_several_precisions_is_told_below_it():
+    precisions = "float32", "bfloat16", "bfloat16", None
+    nets = [train("cnn", seed, precision=precision) for seed, precision in enumerate(precisions)]
+    (line,) = [note for note in notes({"train": nets}, SELECTION) if "float" in note]
+    assert line == "Trained: 2 nets in bfloat16 and 1 net in float32"
+    assert not [note for note in notes({"train": nets[1:]}, SELECTION) if "float" in note]
+
+
+def record(kind="train", status="ok", source="CIFAR10", device="cpu x86_64", epochs=1, seconds=1800):
+    inputs = {"data": cifar10.DIGEST} | ({"source": source} if source else {})
+    made = {"kind": kind, "status": status, "inputs": inputs, "settings": {"epochs": epochs}}
+    return made | {"code": CODE | {"device": device}, "cost": {"seconds": seconds}, "precision": "float32"}
+
+
+def by_kind(records):
+    kinds = {kind: [] for kind in declared()["provenance"].reads}
+    for one in records:
+        kinds[one["kind"]].append(one)
+    return kinds
+
+
+def made_of(records, *names, models=None):
+    return provenance.frame(by_kind(records), {"made": dict.fromkeys(names, models)})
+
+
+def test_a_table_has_a_row_for_each_kind_and_origin_of_its_records():
+    records = [record(), record(), record(device="cuda T4"), record("flip_merge")]
+    found = made_of(records, "table1", "table2")
+    counted = found[["made", "kind", "device", "records", "hours"]].to_numpy().tolist()
+    assert counted == [
+        ["Table 1", "train", "cpu x86_64", 2, 1.0], ["Table 1", "train", "cuda T4", 1, 0.5],
+        ["Table 2", "train", "cpu x86_64", 2, 1.0], ["Table 2", "train", "cuda T4", 1, 0.5],
+        ["Table 2", "flip_merge", "cpu x86_64", 1, 0.5],
+    ]  # fmt: skip
+
+
+def test_other_settings_have_another_fingerprint_whatever_their_order():
+    def fingerprint(*epochs):
+        (found,) = made_of([record(epochs=n) for n in epochs], "table1").itertuples()
+        return found.settings
+
+    assert fingerprint(1, 2) == fingerprint(2, 1, 1) != fingerprint(1)
+
+
+def test_what_was_left_out_is_counted_with_the_images_of_its_data():
+    left_out = record("flip_merge", status="left_out", source=None)
+    (found,) = made_of([record("flip_merge"), left_out], "table2").itertuples()
+    assert (found.records, found.left_out, found.images) == (2, 1, "CIFAR10")
+
+
+def test_a_record_without_images_and_status_has_a_row_all_the_same():
+    theory = {"kind": "theory", "settings": {}, "code": CODE, "cost": {"seconds": 3600}}
+    (found,) = made_of([theory, record()], "theory").itertuples()
+    assert (found.records, found.left_out, found.images, found.hours) == (1, 0, "", 1.0)
+
+
+def test_no_records_are_no_rows():
+    assert len(made_of([], "table1")) == 0
+
+
+def test_the_notes_of_a_table_name_data_records_and_code():
+    records = by_kind([record(), record(), record("flip_merge", device="cuda T4")])
+    first, *notes = agreement.notes(records, {"notes": ["of the config"]})
+    assert first == "of the config"
+    assert notes[:2] == ["Data: CIFAR10", "From 2 train and 1 flip_merge records"]
+    code = "Made with relusym 0.1.0, torch 2.14.1, python 3.11, device"
+    assert notes[2:] == [f"{code} cpu x86_64", f"{code} cuda T4"]
+    assert agreement.notes({}, {}) == []
+
+
+def test_tables_say_cifar10_for_its_content_and_doubt_what_only_its_label_says():
+    copies = [record(source="my copy"), record(), record("flip_merge", status="left_out", source=None)]
+    assert agreement.notes(by_kind(copies), {})[:1] == ["Data: CIFAR10"]
+    assert set(made_of(copies, "table2")["images"]) == {"CIFAR10"}
+    others = [made | {"inputs": made["inputs"] | {"data": "ab" * 32}} for made in copies[1:]]
+    doubted = agreement.notes(by_kind(others), {})
+    assert doubted[:3] == [
+        "Data: CIFAR10?",
+        "CIFAR10?: these aren't CIFAR10's images, or not in its order (their SHA-256 begins with abababab, that of "
+        "CIFAR10's with cfd62e0d)",
+        "From 1 train and 1 flip_merge records",
+    ]
+    assert set(made_of(others, "table2")["images"]) == {"CIFAR10?"}
+
+
+def test_what_is_made_of_filters_comes_from_flip_merges_of_its_types():
+    records = [flip("cnn", 0), flip("gcnn", 0), flip("gcnn", 1), train("gcnn", 0), pair("cnn", 0, "gcnn", 0)]
+    found = made_of(records, "figure8", "zero_filters", models=["gcnn"])
+    counted = found[["made", "kind", "records"]].to_numpy().tolist()
+    assert counted == [["Figure 8", "flip_merge", 2], ["Zero-filters", "flip_merge", 2]]
+    (claims,) = made_of(records, "claims", models=["cnn"]).itertuples()
+    assert (claims.made, claims.kind, claims.records) == ("Claims", "flip_merge", 1)
+
+
+def test_every_kind_that_a_table_or_figure_reads_is_accounted_for():
+    for table, is_beyond in (("provenance", False), ("beyond_provenance", True)):
+        findings = [finding for finding in declared().values() if finding.is_beyond == is_beyond]
+        read = {kind for finding in findings for kind in finding.reads}
+        assert read - {"filters"} == set(declared()[table].reads)
+
+
+@pytest.mark.parametrize("value, digits, plain, latex", [
+    (0.901, 3, "0.901", "0.901"), (0.9, 3, "0.900", "0.900"), (0.9996, 3, "1.00", "1.00"),
+    (0.09996, 3, "0.100", "0.100"), (0.04, 3, "4.00e-2", r"4.00 \cdot 10^{-2}"),
+    (-0.00123, 2, "-1.2e-3", r"-1.2 \cdot 10^{-3}"), (1.34e-6, 3, "1.34e-6", r"1.34 \cdot 10^{-6}"),
+    (12.34, 3, "12.3", "12.3"), (99.6, 2, "1.0e2", r"1.0 \cdot 10^{2}"), (0.0, 3, "0", "0"),
+])  # fmt: skip
+def test_numbers_are_written_as_in_the_paper(value, digits, plain, latex):
+    assert number(value, digits) == plain and number(value, digits, latex=True) == latex
+
+
+def test_cells_of_many_one_and_no_net():
+    assert mean_and_std(0.901, 2.1e-3) == "0.901 ± 2.1e-3"
+    assert mean_and_std(0.04, 4.9e-3, latex=True) == r"$4.00 \cdot 10^{-2} \pm 4.9 \cdot 10^{-3}$"
+    assert mean_and_std(0.901, math.nan) == "0.901" and mean_and_std(math.nan, math.nan) == ""
+
+
+@pytest.mark.parametrize("numbered", [1, 2, 4])
+def test_markdown_and_latex_are_whole_tables(tmp_path, numbered):
+    trains = [train("cnn", 0), train("cnn", 1, 0.8), train("pgcnn", 0, None, status="diverged")]
+    flips = [flip("cnn", 0), flip("cnn", 1, 0.1), flip("pgcnn", 0, status="left_out")]
+    table = declared()[f"table{numbered}"].load()
+    frame = made(table, train=trains, flip_merge=flips, pair_merge=[pair("cnn", 0, "cnn", 1)])
+    layout = replace(table.LAYOUT, title=f"Table {numbered}: 50% of cnn_inv")
+    notes = ["data: a|b_c, 3 & 4", "width 0.25"]
+    write_table(frame, tmp_path / "table", layout, notes, NAMES, ["md", "tex"])
+    markdown = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert markdown.startswith(f"# Table {numbered}: 50% of cnn_inv\n\n|")
+    assert markdown.endswith("\n\n- data: a|b_c, 3 & 4\n- width 0.25\n")
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(frame) and len({line.count("|") for line in lines}) == 1
+    assert "nan" not in markdown.lower() and "<NA>" not in markdown
+    latex = (tmp_path / "table.tex").read_text(encoding="utf-8")
+    unescaped = re.sub(r"\\.", "", latex)
+    assert unescaped.count("{") == unescaped.count("}") and unescaped.count("$") % 2 == 0
+    assert sorted(re.findall(r"\\begin{(\w+)}", latex)) == sorted(re.findall(r"\\end{(\w+)}", latex))
+    assert rf"\caption{{Table {numbered}: 50\% of cnn\_inv}}" in latex
+    assert r"data: a|b\_c, 3 \& 4" in latex
+    # none but the comment and cell marks
+    assert not re.search(r"[_#%&]", re.sub(r"^%.*|\s&\s", " ", unescaped))
+    assert "nan" not in latex.lower()
+    body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
+    assert len(body) == len(frame)
+    columns = len(human_table(frame, layout, NAMES).columns)
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {columns - 1}
+    formulas = re.findall(r"(?<!\\)\$[^$]*\$", latex)
+    if numbered == 2:
+        assert r"$0.901 \pm 2.1 \cdot 10^{-3}$" in formulas
+    for formula in formulas:
+        MathTextParser("path").parse(formula)  # raises where LaTeX's mathematics would
+
+
+def test_the_page_of_a_table_has_the_cells_and_notes_of_its_markdown():
+    html = page("# A < B\n\n| x   |   y |\n|:----|----:|\n| a\\|b |   1 |\n\n- 3 & 4\n")
+    cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", html)
+    assert cells == ["x", "y", "a|b", "1"] and html.count("<tr>") == 2
+    assert "<h1>A &lt; B</h1>" in html and "<li>3 &amp; 4</li>" in html
+    assert "nth-child(2) { text-align: right }" in html

@@ -1,5 +1,3 @@
-"""Each statement of the paper holds as demonstrated, and a broken variant of it is found out."""
-
 import json
 
 import numpy as np
@@ -22,10 +20,8 @@ from relusym.theory import (
     symmetric_group,
 )
 
-KEYS = {
-    *("statement", "claim", "holds", "draws", "tested"),
-    *("largest_violation", "counterfactual", "measured"),
-}
+KEYS = {"statement", "claim", "holds", "draws", "tested"}
+KEYS |= {"largest_violation", "counterfactual", "measured"}
 
 
 @pytest.fixture
@@ -38,9 +34,7 @@ def few_integer_matrices(monkeypatch):
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_statement_holds(name):
     record = demonstrate(name)
-    assert record.keys() == KEYS
-    assert record["holds"] is True
-    assert record["draws"] > 0
+    assert record.keys() == KEYS and record["holds"] is True and record["draws"] > 0
     assert {type(value) for value in record["measured"].values()} <= {int, float}
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 
@@ -53,9 +47,8 @@ def test_same_seed_gives_the_same_record(name, monkeypatch, few_integer_matrices
 
 def test_s3_is_a_group_and_acts():
     identity = np.arange(symmetric_group.ORDER)
-    assert (symmetric_group.PRODUCT[0] == identity).all() and (
-        symmetric_group.PRODUCT[:, 0] == identity
-    ).all()
+    product = symmetric_group.PRODUCT
+    assert (product[0] == identity).all() and (product[:, 0] == identity).all()
     assert (np.sort(symmetric_group.PRODUCT) == identity).all()
     assert (symmetric_group.PRODUCT != symmetric_group.PRODUCT.T).any()  # not abelian
     P = symmetric_group.representation(symmetric_group.action((6, 3, 2, 1)))
@@ -64,10 +57,8 @@ def test_s3_is_a_group_and_acts():
 
 def test_distance_to_scaled_permutation():
     A = np.array([[0, 2.0], [0.5, 0]])
-    distances = random_matrices.distance_to_scaled_permutation(
-        np.stack([A, A - 0.1 * np.eye(2), A + 0.3 * np.eye(2)])
-    )
-    assert distances == pytest.approx([0, 0.1, 0.3])
+    matrices = np.stack([A, A - 0.1 * np.eye(2), A + 0.3 * np.eye(2)])
+    assert random_matrices.distance_to_scaled_permutation(matrices) == pytest.approx([0, 0.1, 0.3])
 
 
 # Counterfactuals: one thing is broken, and the record says that the statement doesn't hold.
@@ -159,11 +150,9 @@ def test_example_c_1_needs_training_that_works(fails):
     fails(example_c_1, 5, STEPS=0)
 
 
-@pytest.mark.parametrize(
-    ("other", "free", "symmetric"),
-    [(example_c_2.NARROW_K, 0, 0), (example_c_2.ANGLE, 0.5, 0.5)],
-    ids=["a_symmetric_filter_does_as_well", "no_filter_does_better_than_chance"],
-)
+@pytest.mark.parametrize("other, free, symmetric", [
+    (example_c_2.NARROW_K, 0, 0), (example_c_2.ANGLE, 0.5, 0.5),
+], ids=["a_symmetric_filter_does_as_well", "no_filter_does_better_than_chance"])  # fmt: skip
 def test_example_c_2_depends_on_the_shapes(fails, other, free, symmetric):
     draw = example_c_2.image_classes
 
@@ -192,8 +181,7 @@ def test_example_c_2_needs_cooccurrence(fails):
 
 def test_proposition_d_1_needs_the_rewriting(fails):
     def untouched(W1, W2):
-        rho1 = np.broadcast_to(np.eye(2, dtype=int), W1.shape)
-        return W1, W2, rho1, np.full(len(W1), "none")
+        return W1, W2, np.broadcast_to(np.eye(2, dtype=int), W1.shape), np.full(len(W1), "none")
 
     measured = fails(proposition_d_1, 50, layerwise_equivariant=untouched)
     assert measured["of_them_equal_to_the_rewritten_net"] == measured["nets_rewritten"]
@@ -204,11 +192,9 @@ def any_nets(rng, draws):
     return {"any": (rng.integers(-9, 10, (draws, 2, 2)), rng.integers(-9, 10, (draws, 2)))}
 
 
-@pytest.mark.parametrize(
-    "part",
-    [{"is_invariant": lambda W1, W2: np.ones(len(W1), bool)}, {"random_invariant_nets": any_nets}],
-    ids=["all are called invariant", "any are drawn"],
-)
+@pytest.mark.parametrize("part", [
+    {"is_invariant": lambda W1, W2: np.ones(len(W1), bool)}, {"random_invariant_nets": any_nets},
+], ids=["all are called invariant", "any are drawn"])  # fmt: skip
 def test_proposition_d_1_finds_nets_that_are_not_invariant(fails, part):
     fails(proposition_d_1, 50, **part)
 
@@ -241,9 +227,6 @@ def test_lemma_e_1_finds_zero_a_and_b(fails):
     assert fails(lemma_e_1, 20, affine_pairs=linear)["smallest_defect_with_linear"] == 0
 
 
-# ---- parts of the demonstrations
-
-
 def test_proposition_d_4_needs_the_classes():
     measured = proposition_d_4.demonstrate()["measured"]
     without = measured["of_them_with_an_action_on_the_image_of_phi_itself"]
@@ -252,8 +235,7 @@ def test_proposition_d_4_needs_the_classes():
 
 def test_example_c_2_bound_against_a_wide_k():
     wide_k = cooccurrence.shape("#..#.", "#.#..", "##...", "#.#..", "#..#.")
-    images = example_c_2.image_classes(0, 1, (example_c_2.ANGLE, wide_k))
-    kinds, shares = example_c_2.windows(images)
+    kinds, shares = example_c_2.windows(example_c_2.image_classes(0, 1, (example_c_2.ANGLE, wide_k)))
     assert example_c_2.error_bound(kinds, shares[:, 0]) == 0
     assert example_c_2.error_bound(example_c_2.symmetrised(kinds), shares[:, 0]) == pytest.approx(1 / 3)
 
@@ -268,24 +250,20 @@ def test_windows_with_pooling_are_the_convolution():
 
 
 def test_proposition_d_1_decides_invariance_exactly():
-    W1 = np.array(
-        [[[3, 2], [2, 3]], [[3, 2], [2, 3]], [[1, -1], [-1, 1]], [[5, 1], [5, 1]], [[5, 1], [5, 2]]]
-    )
+    W1 = [[[3, 2], [2, 3]], [[3, 2], [2, 3]], [[1, -1], [-1, 1]], [[5, 1], [5, 1]], [[5, 1], [5, 2]]]
     W2 = np.array([[1, 1], [1, -1], [2, 2], [1, -1], [1, -1]])
-    assert proposition_d_1.is_invariant(W1, W2).tolist() == [True, False, True, True, False]
+    assert proposition_d_1.is_invariant(np.array(W1), W2).tolist() == [True, False, True, True, False]
 
 
 def test_figure_10_shows_every_shape_in_both_orientations():
     images = example_c_2.image_classes(0, 50)
-    assert images.shape == (2, 50, 20, 20)
-    assert set(np.unique(images)) == {0, 1}
+    assert images.shape == (2, 50, 20, 20) and set(np.unique(images)) == {0, 1}
     one, two = (4 * shape.sum() for shape in cooccurrence.SHAPES)
     assert (images[0].sum((1, 2)) == one).all() and (images[1].sum((1, 2)) == two).all()
     _, shares = example_c_2.windows(np.concatenate([images, images[..., ::-1]]))
     assert (shares[:2] == shares[2:]).all()  # a flipped image shows a filter the same windows
-    _, apart = example_c_2.windows(
-        np.concatenate([alone := example_c_2.image_classes(0, 50, orientations=(0,) * 4), alone[..., ::-1]])
-    )
+    alone = example_c_2.image_classes(0, 50, orientations=(0,) * 4)
+    _, apart = example_c_2.windows(np.concatenate([alone, alone[..., ::-1]]))
     assert (apart[:2] != apart[2:]).any()
 
 
@@ -294,7 +272,6 @@ def test_proposition_b_1_terms_of_one_pair_can_cancel_without_equal_rows():
     A = np.array([[-1.0, -1, 0], [-1, -1, 1], [1, 0, 0]])
     y = np.stack([[1, -scale, 0] for scale in (0.5, 2, 100)], 1)  # e_k − λe_k′
     terms = np.maximum(A @ y, 0)
-    assert (terms[0] == terms[1]).all() and terms[0].any()
-    assert abs(np.linalg.det(A)) > 0.5
+    assert (terms[0] == terms[1]).all() and terms[0].any() and abs(np.linalg.det(A)) > 0.5
     W2 = proposition_b_1.output_layer(1, 2)
     assert (W2 @ np.maximum(A @ proposition_b_1.GRID, 0) != W2 @ np.maximum(proposition_b_1.GRID, 0)).any()

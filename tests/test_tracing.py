@@ -1,11 +1,11 @@
-"""Nets as people write them: traced once, permuted without a change, or refused in one line."""
-
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from small_nets import Images, resnet, smooth_images, vgg11
+import torchvision
+from conftest import refused
+from small_nets import NARROW, Images, resnet, smooth_images, vgg11
 from structures import difference, with_statistics
 from torch import nn
 from torch.nn import functional as F
@@ -13,11 +13,13 @@ from torch.nn.utils import parametrize, prune
 from torchvision.ops import FrozenBatchNorm2d
 
 from relusym.channels import traced as tracing
-from relusym.channels.groups import permute, random_permutations
+from relusym.channels.groups import Place, block_outputs, permute, random_permutations
 from relusym.channels.traced import TracedNet, channel_groups
 from relusym.channels.tracing import Handlers
 from relusym.errors import UserError
 from relusym.merging.merge import flip_merge, merge
+from relusym.nets import build
+from relusym.nets.vgg import VGG11
 from relusym.pixels.transform import check_planted, flip
 from relusym.reporting.report import report
 from relusym.symmetry import HORIZONTAL_FLIP
@@ -36,6 +38,11 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.head(self.body(x).mean((2, 3)))
+
+
+def small(*layers):
+    """These of 8 channels, and a classifier."""
+    return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
 
 
 class Normalised(Net):
@@ -89,9 +96,8 @@ class Standardised(Net):
         w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
         x = F.relu(F.conv2d(x, w, self.a.bias, padding=1))
         rows = self.b.weight.reshape(1, 8, -1)
-        v = F.batch_norm(rows, None, None, weight=(self.gain * 0.3).view(-1), training=True).reshape_as(
-            self.b.weight
-        )
+        v = F.batch_norm(rows, None, None, weight=(self.gain * 0.3).view(-1), training=True)
+        v = v.reshape_as(self.b.weight)
         return F.relu(F.conv2d(x, v, self.b.bias, padding=1))
 
 
@@ -129,9 +135,8 @@ class Biased(Net):
         self.mlp = nn.Sequential(nn.Linear(2, 12), nn.ReLU(), nn.Linear(12, 4, bias=False))
         self.out, self.head = nn.Linear(16, 16), nn.Linear(16, 5)
         grid = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")).flatten(1)
-        self.register_buffer(
-            "apart", (grid[:, :, None] - grid[:, None]).permute(1, 2, 0).float(), persistent=False
-        )
+        apart = (grid[:, :, None] - grid[:, None]).permute(1, 2, 0).float()
+        self.register_buffer("apart", apart, persistent=False)
 
     def forward(self, x):
         x = self.patches(x).flatten(2).transpose(1, 2)
@@ -148,9 +153,8 @@ class Mixer(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem, self.norm, self.head = nn.Conv2d(3, 24, 8, 8), nn.LayerNorm(24), nn.Linear(24, 5)
-        self.t1, self.t2, self.c1, self.c2 = (
-            nn.Linear(*of) for of in ((16, 20), (20, 16), (24, 32), (32, 24))
-        )
+        sizes = (16, 20), (20, 16), (24, 32), (32, 24)
+        self.t1, self.t2, self.c1, self.c2 = (nn.Linear(*of) for of in sizes)
 
     def forward(self, x):
         x = self.stem(x).flatten(2).transpose(1, 2)
@@ -180,15 +184,8 @@ class Unfolded(Net):
         return F.relu(self.b(x))
 
 
-CHANNELS = {
-    Normalised: 16,
-    Optional: 16,
-    FromShapes: 16,
-    Standardised: 16,
-    Blurred: 16,
-    Operands: 24,
-    Unfolded: 16,
-}
+TWO_CONVS = Normalised, Optional, FromShapes, Standardised, Blurred
+CHANNELS = dict.fromkeys((*TWO_CONVS, Unfolded), 16) | {Operands: 24}
 CHANNELS |= {Frozen: 16, Biased: 16 + 16 + 16 + 12 + 4, Mixer: 24 + 32}
 
 
@@ -201,9 +198,7 @@ def test_nets_as_people_write_them_are_permuted_and_compute_the_same(kind):
     assert difference(net, groups=groups)[0] < 1e-10
 
 
-@pytest.mark.parametrize(
-    "kind", [Normalised, Optional, FromShapes, Standardised, Blurred], ids=lambda k: k.__name__
-)
+@pytest.mark.parametrize("kind", TWO_CONVS, ids=lambda kind: kind.__name__)
 def test_nets_as_people_write_them_are_merged_with_their_flipped_selves(kind):
     torch.manual_seed(0)
     net = kind().eval()
@@ -278,13 +273,16 @@ def test_a_net_that_computes_weights_from_parameters_is_merged_as_with_the_weigh
 
 
 def test_a_parameter_that_another_layer_shares_is_left_to_it_when_a_parametrized_one_is_computed():
+    class Stemmed(Net):
+        def forward(self, x):
+            return super().forward(self.stem(x))
+
     torch.manual_seed(0)
-    net, x = Net(), torch.randn(2, 3, 16, 16)
+    net, x = Stemmed(), torch.randn(2, 3, 16, 16)
     net.a = nn.Conv2d(8, 8, 3, padding=1)
     net.stem = nn.Conv2d(3, 8, 1)
     net.b.weight = net.a.weight
     parametrize.register_parametrization(net.b, "weight", Symmetric())
-    net.forward = lambda x: Net.forward(net, net.stem(x))
     assert torch.allclose(TracedNet(net).net.body(net.stem(x)), net.body(net.stem(x)), atol=1e-6)
 
 
@@ -312,24 +310,17 @@ class Depends(Net):
         return super().forward(self.how(x))
 
 
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        (
-            lambda x: x if x.sum() > 0 else -x,
-            "can't be traced: what it does depends on the image's values .by bool",
-        ),
-        (lambda x: x * x.max().item(), "depends on the image's values .by item"),
-        (lambda x: x - x.mean(0), "what it computes of an image depends on the other images of its batch"),
-        (lambda x: x if len(x) < 3 else x * 2, "calls other operations on 3 images than on 2"),
-        (lambda x: F.dropout(x, 0.5), "something else each time, in evaluation mode: it draws at random"),
-        (lambda x: torch.ones(2, 3, 32, 32), "doesn't depend on the image"),
-    ],
-    ids=["bool", "item", "batch", "length", "dropout", "constant"],
-)
+@pytest.mark.parametrize("how, message", [
+    (lambda x: x if x.sum() > 0 else -x,
+     "can't be traced: what it does depends on the image's values .by bool"),
+    (lambda x: x * x.max().item(), "depends on the image's values .by item"),
+    (lambda x: x - x.mean(0), "what it computes of an image depends on the other images of its batch"),
+    (lambda x: x if len(x) < 3 else x * 2, "calls other operations on 3 images than on 2"),
+    (lambda x: F.dropout(x, 0.5), "something else each time, in evaluation mode: it draws at random"),
+    (lambda x: torch.ones(2, 3, 32, 32), "doesn't depend on the image"),
+], ids=["bool", "item", "batch", "length", "dropout", "constant"])  # fmt: skip
 def test_what_no_graph_can_show_is_refused(how, message):
-    with pytest.raises(UserError, match=message):
-        channel_groups(Depends(how))
+    refused(lambda: channel_groups(Depends(how)), match=message)
 
 
 class Gain(nn.Module):
@@ -342,9 +333,7 @@ class Gain(nn.Module):
 
 
 def test_a_handler_that_leaves_something_out_is_named_though_the_weights_hide_it():
-    net = nn.Sequential(
-        nn.Conv2d(3, 8, 3), Gain(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
-    )
+    net = small(nn.Conv2d(3, 8, 3), Gain())
     wrong = Handlers()
     wrong.handler(Gain)(lambda call, x: x)
     with pytest.raises(UserError, match=r"Sequential: permuting its channels changes .* first at layer 1: "):
@@ -375,9 +364,7 @@ def test_a_merge_traces_either_net_once(monkeypatch):
 
 
 def test_a_flipped_net_is_checked_in_float64_at_a_size_that_its_strides_allow():
-    net = nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
-    )
+    net = small(nn.Conv2d(3, 8, 3, 2, 1))
     traced = TracedNet(net, (3, 16, 16))
     assert check_planted(traced, HORIZONTAL_FLIP) < 1e-12
     x = torch.randn(2, 3, 17, 17)
@@ -405,18 +392,12 @@ def test_handlers_of_extending_md_serve_merges_and_reports():
     names = {"Gain": Gain}
     exec(code, names)
     torch.manual_seed(0)
-    nets = [
-        nn.Sequential(
-            nn.Conv2d(3, 8, 3), Gain(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
-        )
-        for _ in range(2)
-    ]
+    nets = [small(nn.Conv2d(3, 8, 3), Gain()) for _ in range(2)]
     images, handlers = Images(smooth_images(40), 20), names["handlers"]
     for merged in (merge(*nets, images, handlers=handlers), flip_merge(nets[0], images, handlers=handlers)):
         assert len(merged.permutations["0"]) == 8 and merged.checks["permuted_logits"] < 1e-5
     assert report(nets[0], images, partial_images=10, handlers=handlers).layers[0].equivariance["matched"] < 2
-    with pytest.raises(UserError, match="depends on the image's values"):
-        merge(*nets, images)
+    refused(lambda: merge(*nets, images), match="depends on the image's values")
 
 
 def test_what_depends_on_a_parameters_values_and_images_of_another_size_are_refused():
@@ -424,11 +405,71 @@ def test_what_depends_on_a_parameters_values_and_images_of_another_size_are_refu
         def forward(self, x):
             return super().forward(x) if self.head.bias.sum() > 0 else -super().forward(x)
 
-    with pytest.raises(
-        UserError, match=r"Reads can't be traced: what it does depends on a parameter's values .by bool"
-    ):
+    line = r"Reads can't be traced: what it does depends on a parameter's values .by bool"
+    with pytest.raises(UserError, match=line):
         channel_groups(Reads())
     with pytest.raises(UserError, match="Net is traced for images of 3×32×32, and these are 3×16×16"):
-        flip_merge(TracedNet(Net()).net, [torch.randn(8, 3, 16, 16)]) and channel_groups(
-            TracedNet(Net()), (3, 16, 16)
-        )
+        flip_merge(TracedNet(Net()).net, [torch.randn(8, 3, 16, 16)])
+        channel_groups(TracedNet(Net()), (3, 16, 16))
+
+
+def test_groups_of_vgg11_are_the_known_ones():
+    groups = channel_groups(VGG11(1 / 8))
+    sizes = enumerate([8, 16, 32, 32, 64, 64, 64, 64], start=1)
+    assert [(g.name, g.size) for g in groups] == [(f"conv{i}", size) for i, size in sizes]
+    for i, group in enumerate(groups, start=1):
+        following = f"features.conv{i + 1}.weight" if i < 8 else "classifier.weight"
+        conv = f"features.conv{i}"
+        places = {Place(f"{conv}.weight", 0), Place(f"{conv}.bias", 0), Place(following, 1)}
+        assert set(group.places) == places
+
+
+def known_streams(net, last_conv):
+    """torchvision's structure: of each stage, the places that its residual stream indexes."""
+
+    def written(conv, norm):
+        yield Place(f"{conv}.weight", 0)
+        yield from (Place(f"{norm}.{name}", 0) for name in ("weight", "bias", "running_mean", "running_var"))
+
+    streams, open_stream = [], set(written("conv1", "bn1"))
+    for stage in range(1, 5):
+        layer = getattr(net, f"layer{stage}")
+        for i, block in enumerate(layer):
+            name = f"layer{stage}.{i}"
+            open_stream.add(Place(f"{name}.conv1.weight", 1))
+            if block.downsample is not None:  # a new stream begins
+                open_stream.add(Place(f"{name}.downsample.0.weight", 1))
+                streams.append(open_stream)
+                open_stream = set(written(f"{name}.downsample.0", f"{name}.downsample.1"))
+            open_stream |= set(written(f"{name}.conv{last_conv}", f"{name}.bn{last_conv}"))
+    return [*streams, open_stream | {Place("fc.weight", 1)}]
+
+
+LAST_CONVS = {"resnet18": 2, "resnet34": 2, "resnet50": 3, "wide_resnet50_2": 3}
+
+
+@pytest.mark.slow(seconds=2)
+@pytest.mark.parametrize(("name", "last_conv"), LAST_CONVS.items())
+def test_residual_streams_are_those_of_torchvisions_resnets(name, last_conv):
+    net = getattr(torchvision.models, name)()
+    groups = {frozenset(group.places) for group in channel_groups(net, (3, 64, 64))}
+    streams = known_streams(net, last_conv)
+    assert len(streams) == (5 if last_conv == 3 else 4)
+    for stream in streams:
+        assert frozenset(stream) in groups
+    blocks = sum(len(getattr(net, f"layer{stage}")) for stage in range(1, 5))
+    assert len(groups) == len(streams) + blocks * (last_conv - 1)
+
+
+def test_block_outputs_are_the_relus_behind_the_additions():
+    names = [node.name for node in block_outputs(TracedNet(build(NARROW, 10)).module())]
+    assert names == [f"layer{block}_relu_2" for block in ("1_0", "1_1", "2_0", "3_0", "4_0")]
+
+
+def test_a_permutation_that_is_no_bijection_is_refused():
+    net = VGG11(1 / 16)
+    groups = channel_groups(net)
+    permutations = {group.name: torch.arange(group.size) for group in groups}
+    permutations["conv4"][0] = permutations["conv4"][1]
+    with pytest.raises(ValueError, match="conv4"):
+        permute(net.state_dict(), groups, permutations)

@@ -1,27 +1,15 @@
-"""From a training to its record and the records of its merges, alike for VGG11s and ResNets."""
-
 import json
 import math
 
 import pytest
 import torch
-from small_training import (
-    CPU,
-    RESNET,
-    RESNET_RECIPE,
-    VGG,
-    VGG_RECIPE,
-    assert_same,
-    image_tree,
-    saved,
-    settings_of,
-)
+from small_training import RESNET, RESNET_RECIPE, VGG, VGG_RECIPE, assert_same, image_tree, saved, settings_of
 
 from relusym import checkpoint
 from relusym.data import image_set, prepare
 from relusym.data.chiral_shapes import generate
 from relusym.errors import Interrupted, UserError
-from relusym.findings.filters import read_filters
+from relusym.findings.frames import read_filters
 from relusym.measuring.merge import MergeJob, merge_record
 from relusym.measuring.train import TrainJob, train_record
 from relusym.nets import build
@@ -30,7 +18,7 @@ from relusym.records.files import load_record, write_record
 from relusym.records.fingerprint import fingerprint
 from relusym.whole_files import sha256
 
-LABEL = "generated shapes"
+CPU, LABEL = torch.device("cpu"), "generated shapes"
 SETTINGS = {
     "cnn": settings_of(VGG, VGG_RECIPE.but(epochs=10, invariance_from=None, precision="float32")),
     "old": settings_of(RESNET, RESNET_RECIPE.but(epochs=10), size=33),
@@ -64,11 +52,8 @@ def made(results, data, unit, settings, seed=0, **how):
 def nets(tmp_path_factory, data):
     """Two nets of each family: model and seed → record, checkpoint, record's file."""
     folder = tmp_path_factory.mktemp("nets")
-    return {
-        (model, seed): made(folder, data, model, settings, seed)
-        for model, settings in SETTINGS.items()
-        for seed in (0, 1)
-    }
+    names = [(model, seed) for model in SETTINGS for seed in (0, 1)]
+    return {(model, seed): made(folder, data, model, SETTINGS[model], seed) for model, seed in names}
 
 
 def merged(names, settings, files, data, filters=None):
@@ -117,9 +102,7 @@ def test_a_net_at_chance_is_recorded_as_degenerate_and_a_trained_one_is_not(tmp_
 
 @pytest.mark.slow(seconds=1)
 @FAMILIES
-def test_each_seed_is_a_net_of_its_own_that_merges_with_itself_and_with_the_other(
-    tmp_path, data, nets, model
-):
+def test_each_seed_is_a_net_that_merges_with_itself_and_with_the_other(tmp_path, data, nets, model):
     settings, names, filters = SETTINGS[model], [(model, 0), (model, 1)], tmp_path / "filters.safetensors"
     (first, *files), (second, *others) = (nets[name] for name in names)
     hashes = [record["outputs"]["checkpoint"] for record in (first, second)]
@@ -167,9 +150,8 @@ def test_an_interrupted_training_goes_on_from_that_very_step_to_the_same_net(tmp
 def test_a_merge_of_another_checkpoint_than_its_train_record_names_is_refused(tmp_path, data, nets, model):
     (_, to, _), (_, _, record) = nets[model, 1], nets[model, 0]
     filters = tmp_path / "filters.safetensors"
-    with pytest.raises(
-        UserError, match=rf"{model}-\w+/1\.safetensors isn't the one that .*{model}-\w+/0\.json names"
-    ):
+    line = rf"{model}-\w+/1\.safetensors isn't the one that .*{model}-\w+/0\.json names"
+    with pytest.raises(UserError, match=line):
         merged([(model, 0)], [SETTINGS[model]], [(to, record)], data, filters=filters)
     assert not filters.exists()
 

@@ -1,5 +1,3 @@
-"""Training: recipes, objectives, determinism, resuming, and the argument of the paper's Figure 3."""
-
 import io
 import math
 import signal
@@ -11,6 +9,7 @@ from functools import cache, partial
 
 import pytest
 import torch
+from conftest import ROOT, SCRIPTS, refused
 from small_nets import Images
 from small_training import (
     CPU,
@@ -29,25 +28,19 @@ from torch import nn
 
 from relusym import checkpoint, nets
 from relusym.data.image_set import subset
-from relusym.errors import WARNINGS, Interrupted, UserError
+from relusym.errors import WARNINGS, Interrupted, Interruption, UserError
 from relusym.evaluation.invariance import invariance_error, relative_invariance_error
-from relusym.jobs.interruption import Interruption
 from relusym.nets.simsiam import SimSiam, simsiam_loss
 from relusym.randomness import generator, stream
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
-from relusym.training.loop import autocast_to, train
+from relusym.training.loop import Lars, Reporter, Sgd, autocast_to, train
 from relusym.training.objectives import invariance_loss
-from relusym.training.optimizers import Lars, Sgd
-from relusym.training.progress import Reporter
 from relusym.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
 def images():
     return small_images()
-
-
-# ---- recipes
 
 
 def test_the_step_schedule_divides_the_rate_by_ten_after_each_third():
@@ -70,20 +63,13 @@ def test_late_invariance_is_on_after_its_share_of_the_epochs():
     assert late.but(invariance_from=0.0).invariance_at(0)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "line"),
-    [
-        ({"objective": "byol"}, "objective: 'byol' given; allowed is one of supervised, simsiam, linear"),
-        (
-            {"schedule": "none"},
-            "schedule: 'none' given; allowed is one of linear, cosine, step .is it cosine..",
-        ),
-        ({"processes": 3}, "batch_size: 20 can't be shared evenly by 3 processes"),
-    ],
-)
+@pytest.mark.parametrize("wrong, line", [
+    ({"objective": "byol"}, "objective: 'byol' given; allowed is one of supervised, simsiam, linear"),
+    ({"schedule": "none"}, "schedule: 'none' given; allowed is one of linear, cosine, step .is it cosine.."),
+    ({"processes": 3}, "batch_size: 20 can't be shared evenly by 3 processes"),
+])  # fmt: skip
 def test_a_recipe_that_cannot_be_is_refused(wrong, line):
-    with pytest.raises(UserError, match=f"^{line}$"):
-        VGG_RECIPE.but(**wrong)
+    refused(lambda: VGG_RECIPE.but(**wrong), match=f"^{line}$")
 
 
 def test_lars_scales_the_rate_by_the_weights_and_gradients_sizes():
@@ -102,10 +88,8 @@ def test_sgd_takes_the_very_steps_of_torchs_own(scaled):
     for make in (Sgd, partial(torch.optim.SGD, fused=True)):
         torch.manual_seed(0)
         weight, bias, unused = (torch.nn.Parameter(torch.randn(n)) for n in (40, 4, 4))
-        optimizer = make(
-            [{"params": [weight, unused]}, {"params": [bias], "weight_decay": 0.0}],
-            **{"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01},
-        )
+        how = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+        optimizer = make([{"params": [weight, unused]}, {"params": [bias], "weight_decay": 0.0}], **how)
         scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**8)
         for step in range(4):
             overflow = math.inf if scaled and step == 2 else 1.0  # a step that is left out
@@ -123,11 +107,7 @@ def test_sgd_takes_the_very_steps_of_torchs_own(scaled):
 def test_auto_precision_is_bfloat16_only_where_the_cpu_is_fast_in_it(monkeypatch):
     for able, dtype in (({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
-        assert autocast_to("auto", CPU) == dtype
-        assert autocast_to("float32", CPU) == torch.float32
-
-
-# ---- objectives
+        assert autocast_to("auto", CPU) == dtype and autocast_to("float32", CPU) == torch.float32
 
 
 def test_invariance_measures_on_hand_worked_logits():
@@ -174,32 +154,30 @@ def test_no_gradient_flows_through_the_projection():
     assert not z_1.requires_grad and not z_2.requires_grad
 
 
-@pytest.mark.slow(seconds=1)
-@pytest.mark.parametrize("objective", ["supervised", "simsiam"])
-@pytest.mark.parametrize(
+NETWORKS = pytest.mark.parametrize(
     "network", [{"architecture": "vgg11_bn", "width": 1 / 32}, RESNET], ids=["vgg", "resnet"]
 )
+
+
+@pytest.mark.slow(seconds=1)
+@pytest.mark.parametrize("objective", ["supervised", "simsiam"])
+@NETWORKS
 def test_a_training_learns_and_says_how_long_it_waited_for_images(network, objective):
     recipe = RESNET_RECIPE.but(objective=objective, epochs=6)
     training = train_on(small_images(240, 33), small_net(network), recipe)
     losses = [epoch["loss"] for epoch in training.history]
-    assert not training.diverged and losses[-1] < losses[0]
-    assert 0 < training.data_wait_share < 1
+    assert not training.diverged and losses[-1] < losses[0] and 0 < training.data_wait_share < 1
 
 
-@pytest.mark.parametrize(
-    "network", [{"architecture": "vgg11_bn", "width": 1 / 32}, RESNET], ids=["vgg", "resnet"]
-)
+@NETWORKS
 def test_a_linear_layer_is_trained_alone_on_what_simsiam_gave(network):
     some = small_images(240, 33)
     simsiam = train_on(some, small_net(network), RESNET_RECIPE.but(objective="simsiam")).net.state_dict()
     net = small_net(network, seed=1)
     nets.load_backbone(net, simsiam)
     training = train_on(some, net, RESNET_RECIPE.but(objective="linear", epochs=1))
-    assert [name for name, p in net.named_parameters() if p.requires_grad] == [
-        f"{net.head}.weight",
-        f"{net.head}.bias",
-    ]
+    trained = [name for name, p in net.named_parameters() if p.requires_grad]
+    assert trained == [f"{net.head}.weight", f"{net.head}.bias"]
     for name, tensor in training.net.state_dict().items():
         assert name.startswith(net.head) or torch.equal(tensor, simsiam[f"encoder.{name}"]), name
 
@@ -207,9 +185,6 @@ def test_a_linear_layer_is_trained_alone_on_what_simsiam_gave(network):
 def test_weights_of_another_architecture_are_refused():
     with pytest.raises(UserError, match="of another architecture"):
         nets.load_backbone(small_net(RESNET), small_net().state_dict())
-
-
-# ---- the loop
 
 
 def test_streams_of_types_seeds_and_purposes_differ():
@@ -277,9 +252,7 @@ def test_a_training_cut_off_between_epochs_ends_with_the_same_bytes(few, whole, 
 @pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [1, 13, 20], ids=["first step", "mid-epoch", "end of an epoch"])
-def test_an_interrupted_training_saves_its_state_at_that_step_and_ends_with_the_same_bytes(
-    few, whole, tmp_path, kind, steps
-):
+def test_an_interrupted_training_saves_its_state_at_that_step_and_goes_on(few, whole, tmp_path, kind, steps):
     recipe, network = KINDS[kind]
     state = tmp_path / "state.safetensors"
     for seed in range(1 if steps == 20 else 2):  # the second time, it goes on from a state within an epoch
@@ -306,8 +279,8 @@ from functools import partial
 from pathlib import Path
 from small_training import VGG_RECIPE, small_images, small_net, train_on
 from relusym import checkpoint
-from relusym.jobs.interruption import Interruption
-from relusym.training.progress import Reporter
+from relusym.errors import Interruption
+from relusym.training.loop import Reporter
 import torch
 torch.set_num_threads(1)
 to, state = map(Path, sys.argv[1:])
@@ -336,18 +309,13 @@ def test_any_warning_is_noted_and_ends_nothing(number):
 @pytest.mark.slow(seconds=8)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
 def test_a_training_ended_by_a_signal_and_started_again_ends_with_the_same_bytes(
-    tmp_path, pytestconfig, uninterrupted, number
+    tmp_path, uninterrupted, number
 ):
-    paths = [pytestconfig.rootpath / "workflow_scripts", pytestconfig.rootpath / "tests"]
+    paths = {"PYTHONPATH": f"{SCRIPTS}:{ROOT / 'tests'}"}
+    command = [sys.executable, "-c", JOB, str(tmp_path / "ended"), str(tmp_path / "ended.state")]
 
     def start():
-        return subprocess.Popen(
-            [sys.executable, "-c", JOB, str(tmp_path / "ended"), str(tmp_path / "ended.state")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={"PYTHONPATH": ":".join(map(str, paths))},
-        )
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=paths)
 
     ended = start()
     state = tmp_path / "ended.state"
@@ -365,12 +333,10 @@ def test_a_training_ended_by_a_signal_and_started_again_ends_with_the_same_bytes
 
 
 def test_flipped_initial_filters_and_flipped_batches_train_the_flipped_net(images):
-    """The argument of Figure 3: Φ̂, trained on the mirrored path, stays Φ with flipped filters."""
     net = small_net().double()
     other = HORIZONTAL_FLIP.transform(net)
-    optimizers = [
-        torch.optim.SGD(n.parameters(), 0.05, momentum=0.9, weight_decay=5e-4) for n in (net, other)
-    ]
+    how = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
+    optimizers = [torch.optim.SGD(n.parameters(), **how) for n in (net, other)]
     start = net.features.conv4.weight.detach().clone()
     for (x,), labels in batches_of(images, VGG_RECIPE).epoch(0):
         for n, optimizer, batch in zip((net, other), optimizers, (x, x.flip(-1)), strict=True):

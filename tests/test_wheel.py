@@ -1,7 +1,4 @@
-"""The library as others install it: a wheel that works without Snakemake and without this folder."""
-
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -9,11 +6,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, SCRIPTS, python
 
 pytestmark = pytest.mark.slow(seconds=5)
 
-ROOT = Path(__file__).parents[1]
-LIBRARY = ROOT / "workflow_scripts" / "relusym"
+LIBRARY = SCRIPTS / "relusym"
 
 WITHOUT_SNAKEMAKE = """
 import importlib, pkgutil, sys
@@ -95,17 +92,7 @@ def installed(tmp_path_factory):
 
 def run(code, installed, tmp_path):
     """What a Python prints that sees the wheel before any other relusym."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    process = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment | {"PYTHONPATH": str(installed)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout.splitlines()
+    return python(code, folder=tmp_path, PYTHONPATH=str(installed)).splitlines()
 
 
 def test_the_wheel_holds_the_library_with_its_data_and_nothing_else(installed):
@@ -122,13 +109,10 @@ def test_every_module_of_the_wheel_is_imported_without_snakemake(installed, tmp_
     assert all(Path(file).is_relative_to(installed) for file in files)
 
 
-def test_what_is_public_is_imported_when_it_is_asked_for_and_merges_a_net_with_its_flipped_self(
-    installed, tmp_path
-):
+def test_what_is_public_is_imported_when_asked_for_and_merges_a_net_with_itself_flipped(installed, tmp_path):
     wrong, names, merged = run(PUBLIC_AND_MERGE, installed, tmp_path)
     assert wrong == "module 'relusym' has no attribute 'merg'"
-    assert "flip_merge" in names.split() and len(names.split()) > 8
-    assert merged == "True 7"
+    assert "flip_merge" in names.split() and len(names.split()) > 8 and merged == "True 7"
 
 
 NET = """
@@ -157,9 +141,8 @@ def test_the_command_runs_with_the_declared_dependencies_alone(installed, tmp_pa
     numbers, exact = map(json.loads, run(DECLARED + COMMAND, installed, tmp_path))
     assert numbers["labelled"] and numbers["grid"]["symmetric"] and len(numbers["layers"]) == 1
     assert exact["invariance_error"]["exact_fine_tuned"] < 1e-5 < exact["invariance_error"]["net"]
-    assert {path.name for path in (tmp_path / "exact").iterdir()} == {
-        f"exact.{of}" for of in ("json", "pt2", "safetensors")
-    }
+    written = {path.name for path in (tmp_path / "exact").iterdir()}
+    assert written == {f"exact.{ending}" for ending in ("json", "pt2", "safetensors")}
     assert (tmp_path / "report" / "report.html").read_text().startswith("<!doctype html>")
 
 

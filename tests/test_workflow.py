@@ -1,31 +1,29 @@
-"""The whole workflow at a tiny scale, and what a later run of it does again."""
-
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import report_tour
-from conftest import MODELS, PAIRS, ROOT, TINY
+import yaml
+from conftest import MODELS, PAIRS, ROOT, TINY, Clone, config_of, finish, scale_of, settings_of, start
+from records import MEASURED
 
-from relusym.findings.filters import read_filters
+from relusym import paper_values
+from relusym.checkpoint import load_arrays
+from relusym.findings.frames import read_filters
 from relusym.records.files import load_record
 from relusym.theory import STATEMENTS
 
-TABLES = {f"table{number}" for number in range(1, 6)} | {
-    "theory",
-    "costs",
-    "comparison",
-    "claims",
-    "provenance",
-}
+TABLES = {
+    "theory", "costs", "comparison", "claims", "provenance", *(f"table{number}" for number in range(1, 6)),
+}  # fmt: skip
 # 5 shows a type not in MODELS
 FIGURES = {f"figure{number}" for number in (1, 2, 3, 4, 6, 7, 8, 9, 10)} | {"barriers", "zero_filters"}
 AGGREGATION = {*TABLES, *FIGURES, "all"}
@@ -49,8 +47,7 @@ def test_every_net_is_in_the_tables_or_counted_as_left_out(finished):
     assert list(table2.index) == list(MODELS)
     assert table4[["model_1", "model_2"]].to_numpy().tolist() == PAIRS
     for table, nets in ((table2, [2, 2]), (table4, [2, 1])):  # two seeds of one type are one pair
-        assert (table["n"] + table["left_out"]).tolist() == nets
-        assert table["n"].sum() > 0
+        assert (table["n"] + table["left_out"]).tolist() == nets and table["n"].sum() > 0
 
 
 def test_every_job_left_its_log_and_says_what_it_took(finished):
@@ -80,48 +77,6 @@ def test_a_fresh_clone_aggregates_the_committed_records_alone(committed):
     assert {*TABLES, "all"} <= set(committed.planned()) <= AGGREGATION
 
 
-def test_an_outdated_record_is_made_again_from_the_new_settings(committed):
-    record = committed.path("records", "train", "gcnn-1", training={"batch_size": 20})
-    run = committed.snakemake(record, "--config", "training={batch_size: 20}")
-    assert run.returncode == 0, run.stdout
-    assert load_record(committed.folder / record)["settings"]["training"]["batch_size"] == 20
-    for seed in (0, 1):  # and the old ones are still there
-        before = load_record(committed.record("train", f"gcnn-{seed}"))
-        assert before["settings"]["training"]["batch_size"] == 10
-
-
-def test_other_images_to_merge_on_rerun_the_merges_but_no_training(finished):
-    jobs = finished.planned("--config", "merging={images: 90}")
-    assert set(PAIR_JOBS) <= set(jobs)
-    assert not any(job.startswith(("train", "prepare_data")) for job in jobs)
-
-
-def test_a_missing_record_reruns_what_it_needs_and_no_other_net(committed):
-    flip = committed.record("flip_merge", "gcnn-1")
-    text = flip.read_text(encoding="utf-8")
-    flip.unlink()
-    jobs = [job for job in committed.planned() if job not in AGGREGATION]
-    assert jobs == ["flip_merge gcnn 1", DATA, "train gcnn 1"]
-    flip.write_text(text, encoding="utf-8")
-    committed.record("train", "cnn-0").unlink()
-    jobs = [job for job in committed.planned() if job not in AGGREGATION]
-    assert jobs == [DATA, "train cnn 0"]
-
-
-def test_a_missing_pair_record_reruns_the_trainings_of_its_two_nets(committed):
-    committed.record("pair_merge", "gcnn-0", "gcnn-1").unlink()
-    jobs = [job for job in committed.planned("table4") if job != "table4"]
-    wanted = ["pair_merge gcnn 0 gcnn 1", DATA, "train gcnn 0", "train gcnn 1"]
-    assert jobs == wanted
-    assert committed.planned("table2", "figure4") == []  # they read no pairs
-
-
-def test_a_deleted_record_is_made_again_and_the_tables_with_it_however_new_they_are(copied):
-    copied.record("flip_merge", "cnn-0").unlink()
-    jobs = set(copied.planned())
-    assert {"flip_merge cnn 0", "table2", "figure4", "costs"} <= jobs and "table4" not in jobs
-
-
 def test_a_piece_of_the_seeds_is_about_these_seeds_alone(tiny):
     jobs = tiny().planned("--config", "seeds=0")
     others = [*AGGREGATION, *ALONE, DATA, *RESNET_TRAININGS, *RESNET_MERGES]  # these have seeds of their own
@@ -133,14 +88,7 @@ def test_ctrl_c_saves_every_training_ends_in_a_line_each_and_leaves_no_lock(tiny
     target = made.path("records", "train", "cnn-0", training={"epochs": 1000, "save_every": 1000})
     endless = ("--config", "training={epochs: 1000, save_every: 1000}")
     command = [sys.executable, "-m", "snakemake", "--cores", "1", target, *endless]
-    run = subprocess.Popen(
-        command,
-        cwd=made.folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # a process group of its own, as a terminal gives it
-    )
+    run = start(command, made.folder, group=True)
     log = made.folder / target.replace("records", "logs").replace(".json", ".log")
     while not (log.exists() and "epoch" in log.read_text(encoding="utf-8")):
         assert run.poll() is None, run.stdout.read()
@@ -148,9 +96,8 @@ def test_ctrl_c_saves_every_training_ends_in_a_line_each_and_leaves_no_lock(tiny
     os.killpg(run.pid, signal.SIGINT)
     output = run.communicate(timeout=300)[0]
     assert run.returncode == 1 and "Traceback" not in output and "Exception" not in output, output
-    assert re.search(
-        r"^failed: train cnn-0: interrupted in .*the training state is saved", output, re.MULTILINE
-    )
+    line = r"^failed: train cnn-0: interrupted in .*the training state is saved"
+    assert re.search(line, output, re.MULTILINE)
     assert len(list((made.folder / "results/tiny/states").iterdir())) == 1
     assert made.planned(target, *endless) == ["train cnn 0"]
 
@@ -166,13 +113,11 @@ cli.main(sys.argv[1:])
 
 
 @pytest.mark.parametrize("limit, looks", [((), False), (("--max-jobs-per-timespan", "9/1s"), True)])
-def test_the_scheduler_looks_for_jobs_when_one_ends_and_each_second_only_with_a_limit(
-    committed, limit, looks
-):
+def test_the_scheduler_looks_for_jobs_when_one_ends_and_each_second_with_a_limit(committed, limit, looks):
     (committed.folder / "results" / "tiny" / "tables" / "table2.csv").unlink()
     command = [sys.executable, "-c", LOOKS, "--cores", "1", "table2", *limit]
-    run = subprocess.run(command, cwd=committed.folder, capture_output=True, text=True, check=True)
-    assert "Statistics of VGG11 nets" in run.stdout and ("looks again" in run.stdout) == looks
+    output = finish(start(command, committed.folder)).stdout
+    assert "Statistics of VGG11 nets" in output and ("looks again" in output) == looks
 
 
 def test_the_paper_scale_is_168_nets_168_flip_merges_and_144_pair_merges_and_a_piece_its_seeds_of_them(clone):
@@ -190,14 +135,12 @@ def test_the_paper_scale_is_168_nets_168_flip_merges_and_144_pair_merges_and_a_p
 @pytest.mark.skipif(not report_tour.BROWSER, reason="no Chromium here: the report is not looked at")
 @pytest.mark.parametrize("state", ["finished", "committed"])
 def test_the_report_shows_every_table_and_figure_without_an_error(state, request, tmp_path):
-    """After a run, and in a fresh clone, where nothing of Snakemake's own is left."""
     folder = request.getfixturevalue(state).folder
     report = tmp_path / "report.html"
     run = request.getfixturevalue(state).snakemake("--report", str(report))
     assert run.returncode == 0, run.stdout
     tour = report_tour.tour(report, tmp_path)
-    assert tour["errors"] == []
-    assert "GCNN barrier" in tour["description"] and tour["rules"] > 0
+    assert tour["errors"] == [] and "GCNN barrier" in tour["description"] and tour["rules"] > 0
     # it opens with the figure of all barriers and with Table 2
     assert tour["glance"]["width"] > 200 and 0 < tour["glance"]["top"] < 600
     assert "Statistics of VGG11 nets" in tour["description"] and "(paper)" in tour["description"]
@@ -209,8 +152,7 @@ def test_the_report_shows_every_table_and_figure_without_an_error(state, request
     for path in shown:
         seen = tour["seen"][path]
         assert seen["rows"] > 0 if path.endswith(".html") else seen["width"] > 200, path
-    assert all(seen["caption"] for seen in tour["seen"].values())
-    assert report.stat().st_size < 10e6
+    assert all(seen["caption"] for seen in tour["seen"].values()) and report.stat().st_size < 10e6
 
 
 def test_figures_and_theory_are_there_in_every_form(finished):
@@ -222,8 +164,7 @@ def test_figures_and_theory_are_there_in_every_form(finished):
     assert [f"{net.model}-{net.seed}" for net in nets] == names
     zero = pd.read_csv(results / "figures" / "zero_filters_by_net.csv")
     assert len(zero) == 8 * sum(net.status == "ok" for net in nets if net.model in MODELS)
-    theory = pd.read_csv(results / "tables" / "theory.csv")
-    assert len(theory) == len(STATEMENTS)
+    assert len(pd.read_csv(results / "tables" / "theory.csv")) == len(STATEMENTS)
     for name in ("table1", "table2", "table4", "theory"):
         for ending in (".csv", ".md"):
             assert (results / "tables" / f"{name}{ending}").stat().st_size > 100
@@ -258,18 +199,9 @@ def test_any_nets_filters_can_be_drawn_from_committed_arrays(committed):
     assert (committed.folder / drawn).read_bytes().startswith(b"%PDF")
 
 
-def test_another_projection_makes_the_arrays_again_with_their_merges_and_trains_nothing(finished):
-    jobs = finished.planned("--config", "filters={projection_seed: 1, zero_filter: 0.1}")
-    assert {job for job in jobs if job.split()[0] not in AGGREGATION} == {
-        *(f"flip_merge {model} {seed}" for model in MODELS for seed in (0, 1)),
-        *RESNET_MERGES,
-    }
-
-
 def test_the_benchmark_is_run_when_it_is_asked_for_and_by_no_other_target(clone):
     made = clone()
-    assert made.planned("--force", "bench") == ["bench"]
-    assert "bench" not in made.planned()
+    assert made.planned("--force", "bench") == ["bench"] and "bench" not in made.planned()
 
 
 def test_the_laptops_committed_tables_follow_from_its_committed_records_byte_by_byte(clone):
@@ -280,9 +212,214 @@ def test_the_laptops_committed_tables_follow_from_its_committed_records_byte_by_
     run = made.snakemake(*tables, "--config", "scale=laptop")
     assert run.returncode == 0 and tables, run.stdout
     for path in (committed / "tables").iterdir():
-        assert (
-            made.folder / "results" / "laptop" / "tables" / path.name
-        ).read_bytes() == path.read_bytes(), path
+        again = made.folder / "results/laptop/tables" / path.name
+        assert again.read_bytes() == path.read_bytes(), path
     for name in tables:
         (note,) = (made.folder / "results" / "laptop" / "notes").glob(f"{name}-*")
         assert note.read_bytes() == (committed / "notes" / note.name).read_bytes()
+
+
+ROWS = ("old", "simsiam_odd")
+
+
+def merges(clone):
+    return [load_record(clone.record("flip_merge", f"{row}-0")) for row in ROWS]
+
+
+def test_table_5_has_every_measured_column_of_every_row_and_table_3_its_part(finished):
+    folder = finished.folder / "results" / "tiny" / "tables"
+    five, three = (pd.read_csv(folder / f"table{number}.csv") for number in (5, 3))
+    known = merges(finished)
+    ok = [record["model"] for record in known if record["status"] == "ok"]
+    assert len(known) == 2 and "old" in ok and five["method"].tolist() == ok
+    assert five[MEASURED].notna().all(axis=None) and five["paper_gcnn_barrier"].notna().all()
+    assert three["method"].tolist() == ["old"]
+    pd.testing.assert_frame_equal(three, five[five["method"] == "old"].reset_index(drop=True))
+
+
+def test_figure_9_is_drawn_from_small_arrays_without_a_checkpoint(finished, committed):
+    figures = finished.folder / "results" / "tiny" / "figures"
+    assert (figures / "figure9.png").read_bytes().startswith(b"\x89PNG")
+    arrays, about = load_arrays(finished.folder / finished.path("filters", "flip_merge", "old-0"))
+    assert arrays["conv1"].shape == (2, 8, 3, 7, 7) and about["status"] == "ok"
+    stream = merges(finished)[0]["permutations"]["layer1.0.conv2"]
+    filters, matches = arrays["conv1"]  # the stem writes to the first blocks' residual stream
+    assert np.array_equal(matches, filters[stream][..., ::-1])
+    (committed.folder / "results" / "tiny" / "figures" / "figure9.png").unlink()
+    assert committed.planned("figure9") == ["figure9"]
+
+
+def test_at_the_even_size_the_flipped_net_is_another_and_at_the_odd_one_it_is_not(finished):
+    for record in merges(finished):
+        if record["status"] == "ok":
+            difference = record["checks"]["flipped_net_on_flipped_images"]
+            assert difference > 1e-2 if record["model"] == "old" else difference < 1e-4
+
+
+NOTICE = (
+    "notice: ImageNet is not at data/imagenet/train: set imagenet.root to the folder with train/ and val/"
+)
+NOTICE += "; until then the rows of Tables 3 and 5 are left out"
+
+
+def with_imagenet(folder):
+    """Folders as ImageNet has them, and what names them on the command line."""
+    for split in ("train", "val"):
+        (folder / split).mkdir()
+    return f"imagenet={{root: {folder}}}"
+
+
+def test_at_the_paper_scale_a_dry_run_lists_every_job_of_all_ten_rows_and_names_the_key(clone, tmp_path):
+    fresh = clone()
+    run = fresh.snakemake("--dry-run", "table3", "table5", "--config", "scale=paper")
+    assert [line for line in run.stdout.splitlines() if "ImageNet" in line] == [NOTICE]
+    assert fresh.planned("table3", "table5", "--config", "scale=paper") == ["table3", "table5"]
+    config = ("--config", "scale=paper", with_imagenet(tmp_path))
+    rows = set(paper_values.table(5)["method"])
+    # the paper names no source of BYOL's weights
+    jobs = fresh.planned("table3", "table5", *config)
+    rules = Counter(job.split()[0] for job in jobs)
+    assert {job.split()[1] for job in jobs if job.startswith("flip_merge")} == rows - {"byol"}
+    assert rules["flip_merge"] == 9 and rules["train"] == 9 + 1 and rules["weights"] == 5
+    assert rules["prepare_data"] == 2 and rules["table3"] == rules["table5"] == 1
+    (tmp_path / "byol.pth").touch()
+    file = f"models={{byol: {{weights: {{file: {tmp_path}/byol.pth}}}}}}"
+    rules = Counter(job.split()[0] for job in fresh.planned("table3", "table5", *config, file))
+    assert rules["flip_merge"] == 10 and rules["train"] == 10 + 1 and rules["weights"] == 6
+    variant = ", ".join(f"{row}: {{data: {{resize: 232}}}}" for row in rows)
+    variant = f"models={{{variant}}}"
+    prepared = [job for job in fresh.planned("table5", *config, variant) if job.startswith("prepare_data")]
+    assert len(prepared) == 2 and all("-232-22" in job and job.endswith("-5000-0") for job in prepared)
+
+
+def test_what_is_not_at_hand_is_left_out_with_its_reason_and_tried_again(clone, tmp_path):
+    fresh = clone()
+    given = scale_of(fresh.folder, "paper")["models"]
+    models = {row: model for row, model in given.items() if model.get("table") != "table5"}
+    models |= {row: given[row] for row in ("torchvision_old_inv", "byol")}
+    fresh.configure(scale="paper", device="cpu", models=models, figure9=None)
+    run = fresh.snakemake("table3", "table5")
+    assert run.returncode == 0, run.stdout
+    tables = fresh.folder / "results" / "paper" / "tables"
+    notes = (tables / "table5.md").read_text(encoding="utf-8")
+    assert "- BYOL is left out: ImageNet is not at data/imagenet/train: set imagenet.root" in notes
+    assert len(pd.read_csv(tables / "table5.csv")) == 0
+    (tmp_path / "byol.pth").touch()
+    byol = f"models={{byol: {{weights: {{file: {tmp_path}/byol.pth}}}}}}"
+    jobs = fresh.planned("table5", "--config", with_imagenet(tmp_path), byol)
+    assert "train torchvision_old_inv 0" in jobs and "flip_merge byol 0" in jobs
+    again = fresh.snakemake("table5")
+    assert "Nothing to be done" in again.stdout, again.stdout  # for the same reason
+
+
+def test_a_net_whose_download_fails_is_left_out_with_its_reason_and_so_is_its_merge(clone):
+    fresh = clone()
+    given = scale_of(fresh.folder, "demo")["models"]
+    models = {row: model for row, model in given.items() if model.get("table") != "table5"}
+    models["gone"] = given["old"] | {"weights": {"urls": ["http://127.0.0.1:9/gone.pth"]}}
+    fresh.configure(scale="demo", models=models, figure9=None)
+    run = fresh.snakemake("table5")
+    assert run.returncode == 0, run.stdout
+    results = fresh.folder / "results" / "demo"
+    merge = load_record(fresh.record("flip_merge", "gone-0", scale="demo"))
+    assert (merge["status"], merge["reason"]) == ("left_out", "gone-0 is absent")
+    notes = (results / "tables" / "table5.md").read_text(encoding="utf-8")
+    assert "http://127.0.0.1:9/gone.pth can't be downloaded" in notes
+
+
+@pytest.fixture
+def paper():
+    return scale_of(ROOT, "paper")
+
+
+def test_the_papers_ten_rows_ship_and_table_3_is_seven_of_them(paper):
+    settings, five = settings_of(paper, "paper"), paper_values.table(5)
+    assert settings.table("table5") == five["method"].tolist()
+    assert settings.in_table3 == five[five["in_table3"] == "yes"]["method"].tolist()
+    for _, row in five.iterrows():
+        shown = settings.shown(row["method"])
+        assert shown["image_size"] == row["image_size"] and shown["paper"] == row["method"]
+        for flag in ("trained_by_authors", "self_supervised"):
+            assert shown[flag] == (row[flag] == "yes")
+
+
+def test_a_local_file_goes_before_any_other_source_and_makes_an_eleventh_row(paper, tmp_path):
+    (tmp_path / "net.pth").touch()
+    rows, file = paper["models"], str(tmp_path / "net.pth")
+    rows["mine"] = rows["byol"] | {"name": "Mine", "weights": {"file": file}}
+    rows["torchvision_old_inv"]["weights"] = {"file": file}
+    rows["torchvision_old"]["weights"]["file"] = file
+    imagenet = {"root": str(tmp_path)}
+    with_imagenet(tmp_path)
+    settings = settings_of(paper, "paper", imagenet=imagenet)
+    reason = "no checkpoint is at hand: set models.byol.weights.file to a local file"
+    assert settings.absent == {"byol": reason}
+    rows["byol"]["weights"]["file"] = str(tmp_path / "none.pth")
+    settings = settings_of(paper, "paper", imagenet=imagenet)
+    assert len(settings.table("table5")) == 11
+    for row in ("mine", "torchvision_old_inv", "torchvision_old"):
+        assert settings.train(row)["weights"] == {"file": file, "layout": "auto"}
+        assert settings.models[row].recipe == [] and settings.models[row].training_ids == [row]
+    assert settings.models["torchvision_old_225"].recipe == ["training"]
+    reason = f"the checkpoint {tmp_path}/none.pth is missing: set models.byol.weights.file"
+    assert settings.absent == {"byol": reason}
+    assert settings.paper_row("mine") is None and "mine" not in settings.in_table3
+
+
+SNAKEFILE = """
+configfile: "mine.yaml"
+
+module relu:
+    snakefile: "{clone}/Snakefile"
+    config: config
+    {prefix}
+
+use rule * from relu as relu_*
+
+rule accuracies:
+    default_target: True
+    input: rules.relu_table2.output, rules.relu_lemma_2_2.output, rules.relu_figure4.output
+    output: "accuracies.txt"
+    shell: "cut -d, -f1,2 {{input[0]}} > {{output}}"
+"""
+
+
+@pytest.mark.slow(seconds=20)
+def test_a_workflow_uses_ours_under_a_prefix_with_its_own_config_and_in_its_own_folder(tiny, tmp_path):
+    made = tiny()
+    config = config_of(made.folder) | {"seeds": 0, "models": dict.fromkeys(TINY["models"])}
+    config |= {"models": config["models"] | {"cnn": {"name": "Mine"}}, "figure9": None}
+    mine, outer = Clone.at(tmp_path), tmp_path
+    (outer / "mine.yaml").write_text(yaml.safe_dump(config))
+    (outer / "Snakefile").write_text(SNAKEFILE.format(clone=made.folder, prefix=""))
+    run = mine.snakemake
+    ended = run()
+    assert ended.returncode == 0, ended.stdout
+    table = pd.read_csv(outer / "results/tiny/tables/table2.csv")
+    assert table["model"].tolist() == ["cnn"] and (table["n"] + table["left_out"]).tolist() == [1]
+    assert (outer / "accuracies.txt").read_text().startswith("model,accuracy_mean\ncnn,")
+    assert (outer / "results/tiny/figures/figure4.png").exists()
+    assert not (made.folder / "results").exists() and not (made.folder / "data").exists()
+    assert "Nothing to be done" in run("--rerun-triggers", "mtime").stdout
+    assert "relu_train" in run("--rerun-triggers", "mtime", "--forcerun", "relu_train", "--dry-run").stdout
+
+
+@pytest.mark.slow(seconds=10)
+def test_under_a_prefix_finished_records_are_found(finished, tiny, tmp_path):
+    made = tiny()
+    mine = Clone.at(tmp_path)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config_of(made.folder)))
+    (tmp_path / "Snakefile").write_text(SNAKEFILE.format(clone=made.folder, prefix='prefix: "below"'))
+    shutil.copytree(finished.folder / "results/tiny/records", tmp_path / "below/results/tiny/records")
+    shutil.copytree(finished.folder / "results/tiny/filters", tmp_path / "below/results/tiny/filters")
+    assert mine.planned() == ["accuracies", "relu_figure4", "relu_table2"]
+    ended = mine.snakemake()
+    assert ended.returncode == 0, ended.stdout
+    assert not (tmp_path / "results").exists() and not (tmp_path / "below/data").exists()
+    for name in ("tables/table2.csv", "figures/figure4.png"):
+        ours, its = (folder / "results/tiny" / name for folder in (tmp_path / "below", finished.folder))
+        assert ours.read_bytes() == its.read_bytes()
+    assert "Nothing to be done" in mine.snakemake().stdout
+    other = config_of(made.folder) | {"training": {"weight_decay": 0.5}}  # which is another net
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(other))
+    assert {"relu_train cnn 0", "relu_table2", "accuracies"} <= {*mine.planned()}

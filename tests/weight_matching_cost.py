@@ -21,12 +21,8 @@ def main(width: float = 0.5) -> None:
     for whom, second in {"its flipped self": flipped, "another": other}.items():
         for matching, starts in (("weight_identity", 1), ("weight", STARTS)):
             states = net.state_dict(), second.state_dict()
-            pair = Pair(
-                states,
-                groups,
-                {group.name: torch.zeros(group.size, group.size) for group in groups},
-                torch.Generator(),
-            )
+            tables = {group.name: torch.zeros(group.size, group.size) for group in groups}
+            pair = Pair(states, groups, tables, torch.Generator())
             before = time.process_time()
             search = match(matching, pair).search
             print(

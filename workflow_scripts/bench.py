@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmark.machine import device_name, slug
-from benchmark.settings import read_settings
-from benchmark.side_by_side import benchmark
+from benchmark.side_by_side import benchmark, read_settings
+from benchmark.sides import device_name, slug
 from job import job
 from relusym.config.settings import Settings
-from relusym.measuring.costs import device_named
+from relusym.measuring.loading import device_named
 from relusym.whole_files import write_whole
 
 
@@ -42,13 +41,7 @@ if __name__ == "__main__":  # the processes of the benchmark import this file to
         root = Path(snakemake.params.root)
         device = device_named(snakemake.params.device)
         name = device_name(device, snakemake.threads)
-        rows = benchmark(
-            read_settings(),
-            paper_grid(root),
-            root,
-            device,
-            snakemake.threads,
-        )
+        rows = benchmark(read_settings(), paper_grid(root), root, device, snakemake.threads)
         rows.insert(0, "machine", name)
         shown = rows[["what", "unit", "here", "plain", "ratio", "goal", "reached", "agrees"]].map(in_words)
         table = f"{name}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n"

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from job import job
-from relusym.measuring.costs import device_named
 from relusym.measuring.flipped_training import flipped_training_record
+from relusym.measuring.loading import device_named
 from relusym.records.files import write_record
 
 with job(snakemake):

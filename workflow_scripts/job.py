@@ -27,10 +27,6 @@ def job(snakemake) -> Iterator[JobLock]:
     """
     gc.freeze()  # nor is it looked through at the end
     gc.enable()
-    for number in filter(
-        hears, WARNINGS
-    ):  # ignored by the processes around this one, see rules/resources.smk
-        signal.signal(number, _end)
     if torch := sys.modules.get("torch"):  # tables do without, and start in half the time
         torch.set_num_threads(snakemake.threads)
         torch.set_flush_denormal(True)
@@ -41,17 +37,22 @@ def job(snakemake) -> Iterator[JobLock]:
         print(f"rule {snakemake.rule}: {line}", file=terminal, flush=True)
 
     try:
-        with JobLock(path.with_suffix(".lock"), log) as lock:
-            if lock.waited and _is_done(snakemake):
-                log(f"{path.stem} was done by the other copy")
-                sys.exit(0)
-            with printed_to(path), _gpus(snakemake, log):
-                try:
-                    yield lock
-                finally:
-                    _hear_no_more()
+        try:
+            # ignored by the processes around this one, see rules/resources.smk
+            for number in filter(hears, WARNINGS):
+                signal.signal(number, _end)
+            with JobLock(path.with_suffix(".lock"), log) as lock:
+                if lock.waited and _is_done(snakemake):
+                    log(f"{path.stem} was done by the other copy")
+                    sys.exit(0)
+                with printed_to(path), _gpus(snakemake, log):
+                    try:
+                        yield lock
+                    finally:
+                        _hear_no_more()
+        finally:
+            _hear_no_more()
     except Exception as error:
-        _hear_no_more()
         print(f"error in rule {snakemake.rule}: {log_error(error, path)}", file=terminal, flush=True)
         sys.exit(1)
 
@@ -65,6 +66,7 @@ def _hear_no_more() -> None:
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     """What a warning does to a job that can't save its state: it ends at once, and gives its lock and its GPU back."""
+    _hear_no_more()
     raise Interrupted(
         f"ended by {signal.Signals(number).name} before it was done; it starts over when it runs again"
     )

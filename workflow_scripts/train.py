@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from job import job
-from relusym.jobs.interruption import Interruption
+from relusym.errors import Interruption
 from relusym.measuring.train import TrainJob, train_record, weights_record
 from relusym.records.files import write_trained
 from relusym.training.distributed import launch
-from relusym.training.progress import Reporter
+from relusym.training.loop import Reporter
 
 with job(snakemake) as lock, Interruption() as warned:
     params = snakemake.params
@@ -23,7 +23,7 @@ with job(snakemake) as lock, Interruption() as warned:
     elif (processes := train_job.settings["training"]["processes"]) == 1:
         record = train_record(train_job, interrupted=interrupted, report=Reporter(train_job.name))
     else:
-        module, gpus = "relusym.measuring.train_process", train_job.device.type == "cuda"
+        module, gpus = "relusym.measuring.train", train_job.device.type == "cuda"
         record = launch(module, plain, processes, params.restarts, gpus=gpus, interrupted=interrupted)
     write_trained(snakemake.output.record, record)
     print(f"{train_job.name}: {record['status']}, accuracy {record['accuracy']}")

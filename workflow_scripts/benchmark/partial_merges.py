@@ -17,7 +17,7 @@ import torchvision
 from torch import nn
 from torchvision.models import efficientnet
 
-from benchmark.machine import device_name
+from benchmark.sides import device_name
 from relusym.channels.traced import TracedNet
 from relusym.evaluation.images import Images, normalisation
 from relusym.evaluation.metrics import MEASURED, evaluate
@@ -75,13 +75,12 @@ def images(count: int, size: int) -> Images:
 def plain_losses(first: nn.Module, second: nn.Module, some: Images) -> dict[tuple[str, int], float]:
     """Each net made, corrected and measured by itself: loss by which net it is."""
     traced = TracedNet(first, some.shape)
-    nets = PartialMerges(
-        traced, second, pair_statistics(traced, traced.copied(second), some, []).statistics, some
-    )
+    statistics = pair_statistics(traced, traced.copied(second), some, []).statistics
+    nets = PartialMerges(traced, second, statistics, some)
     labels = evaluate(first, some, None, MEASURED)[1]
     return {
-        which: evaluate(nets.merged(chosen), some, labels, MEASURED)[0]["loss"]
-        for which, chosen in nets.which()
+        which: evaluate(nets.merged(parts), some, labels, MEASURED)[0]["loss"]
+        for which, parts in nets.which()
     }
 
 
@@ -98,18 +97,10 @@ def main(name: str, count: int = 500, plain_count: int = 50, size: int = 224) ->
     partial_merges(first, second, some, some, None)
     here = (time.process_time() - started) / count
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    shared: dict[tuple[str, int], float] = {}
-    parts = partial_merges(first, second, few, few, None)
-    end = [
-        evaluate(net, few, evaluate(first, few, None, MEASURED)[1], MEASURED)[0]["loss"]
-        for net in (first, second)
-    ]
-    for number, part in enumerate(parts):
-        shared |= {
-            ("prefix", number): part.prefix["loss"],
-            ("leave_one_out", number): part.leave_one_out["loss"],
-        }
-    apart = max(abs(loss - sum(end) / 2 - shared[which]) for which, loss in plain.items())
+    parts, labels = partial_merges(first, second, few, few, None), evaluate(first, few, None, MEASURED)[1]
+    end = [evaluate(net, few, labels, MEASURED)[0]["loss"] for net in (first, second)]
+    losses = (getattr(parts[number], kind)["loss"] for kind, number in plain)
+    apart = max(abs(loss - sum(end) / 2 - other) for loss, other in zip(plain.values(), losses, strict=True))
     print(
         f"| {name} | {size} | {len(parts)} | {count} | {here * count:.0f} | {seconds * count:.0f} | "
         f"{seconds / here:.1f} | {peak:.1f} | {apart:.1e} |"

@@ -1,6 +1,11 @@
 """The benchmark: both sides by turns, medians, ratios, and whether their results agree."""
 
+import os
+import shutil
 import statistics
+import subprocess
+import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,15 +15,21 @@ from typing import Any
 
 import pandas as pd
 import torch
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark import sides
-from benchmark.settings import Bench
 from benchmark.sides import Side, Task, Weights
-from benchmark.workflow_timing import WorkflowCopy
+from relusym.config.models import Place
+from relusym.config.reading import read_file
+from relusym.config.settings import Settings
 from relusym.data import chiral_shapes, image_set
 from relusym.data.augmentation import normalise
+from relusym.errors import UserError
 from relusym.nets.vgg import VGG11
+from relusym.records.files import load_record
+from relusym.records.results import Results
+from relusym.schema import Count, Flag, OrNull, Positive, Section
 from relusym.training.recipe import Recipe
 
 AGREE = 0.99  # share of channels that both sides must match alike
@@ -35,15 +46,46 @@ GOALS = {  # of one row on CPU and GPU: at least (ratios, shares), or at most (s
 }
 
 
+LEFT_OUT = {"data", "results", "tests", "docs"}  # of no use in a copy, or made by runs
+START_UP = "start_up"  # a scale with one small training
+
+
+class Device(Section):
+    """Trainings and merges on one kind of device."""
+
+    nets: OrNull[Count]
+    width: Positive
+    train_images: Count
+    test_images: Count
+    epochs: Count
+    batch_size: Count
+    learning_rate: Positive
+    matched_images: Count
+    merge_batch_size: Count
+
+
+class Bench(Section):
+    """The whole benchmark."""
+
+    repeats: Count
+    demo: Flag
+    cpu: Device
+    cuda: Device
+
+
+def read_settings() -> Bench:
+    """The settings in bench.yaml, beside this file; UserError names what is wrong with them."""
+    path = Path(__file__).with_name("bench.yaml")
+    return Bench.read(read_file(path), Place(path.name, {}))
+
+
 @dataclass(frozen=True)
 class Row:
-    """One quantity.
+    """One quantity, `what` in `unit`.
 
     Attributes:
-        what, unit: the quantity.
         here, plain: medians of this project's and of the plain way's values.
-        ratio: how many times as fast this project is.
-        goal, reached: see `GOALS`.
+        ratio: how many times as fast this project is; goal, reached: see `GOALS`.
         agreement: how far the two sides' results agree, and `agrees`: whether that is enough.
         how: how each side ran.
     """
@@ -90,15 +132,12 @@ def contenders(
     """This project with as many nets at once as it has processes; the plain way with one net, and with as many."""
     nets = len(here.processes)
     share = max(1, cores // nets)
-    contending = [
-        Contender("here", here, ours, replace(task, threads=share), nets),
-        Contender("plain", plain, theirs, replace(task, threads=cores, workers=cores), 1),
+    ways = [
+        ("here", here, ours, replace(task, threads=share), nets),
+        ("plain", plain, theirs, replace(task, threads=cores, workers=cores), 1),
+        ("plain, several", plain, theirs, replace(task, threads=share, workers=share), nets),
     ]
-    if nets > 1:
-        contending.append(
-            Contender("plain, several", plain, theirs, replace(task, threads=share, workers=share), nets)
-        )
-    return contending
+    return [Contender(*way) for way in ways[: 2 + (nets > 1)]]
 
 
 def by_turns(
@@ -140,39 +179,27 @@ def training_rows(
     seconds, results = by_turns(
         contending, lambda each, repeat: [repeat * each.nets + i for i in range(each.nets)], repeats
     )
-    seen = images // task.training.batch_size * task.training.batch_size * task.training.epochs
-    speed = {name: seen / value for name, value in seconds.items()}
+    recipe = task.training
+    seen = images // recipe.batch_size * recipe.batch_size * recipe.epochs
     best, compared = against_plain(contending, seconds)
+    here_speed, plain_speed = (seen / seconds[name] for name in ("here", best.name))
     ours = [score for score, _ in results["here"]]
     theirs = [score for each in contending[1:] for score, _ in results[each.name]]
-    difference = statistics.mean(ours) - statistics.mean(theirs)
+    chance, other = statistics.mean(ours), statistics.mean(theirs)
     errors = [statistics.variance(scores) / len(scores) for scores in (ours, theirs) if len(scores) > 1]
-    chance = statistics.mean(ours)
     error = (sum(errors) + 2 * chance * (1 - chance) / test_images) ** 0.5
+    agreement = f"accuracy {chance:.3f} and {other:.3f} (standard error of the difference {error:.3f})"
+    agrees = abs(chance - other) <= NOISE * error
     peak = here.rate(replace(task, threads=cores))
-    floor = {name: value * flop_an_image(task.width) / peak for name, value in speed.items()}
-    return [
-        row(
-            "training",
-            "images/s",
-            speed["here"],
-            task.device,
-            plain=speed[best.name],
-            agreement=f"accuracy {statistics.mean(ours):.3f} and {statistics.mean(theirs):.3f} "
-            f"(standard error of the difference {error:.3f})",
-            agrees=abs(difference) <= NOISE * error,
-            **compared,
-        ),
-        row(
-            "share of the arithmetic floor",
-            "share",
-            floor["here"],
-            task.device,
-            plain=floor[best.name],
-            at_least=floor["here"],
-            how=f"matrix products reach {peak / 1e12:.2f} TFLOP/s",
-        ),
-    ], [weights for _, weights in results["here"]]
+    floor, plain_floor = (speed * flop_an_image(task.width) / peak for speed in (here_speed, plain_speed))
+    how = f"matrix products reach {peak / 1e12:.2f} TFLOP/s"
+    agreed = {"plain": plain_speed, "agreement": agreement, "agrees": agrees}
+    reached = {"plain": plain_floor, "at_least": floor, "how": how}
+    rows = [
+        row("training", "images/s", here_speed, task.device, **agreed, **compared),
+        row("share of the arithmetic floor", "share", floor, task.device, **reached),
+    ]
+    return rows, [weights for _, weights in results["here"]]
 
 
 def merge_row(
@@ -190,22 +217,77 @@ def merge_row(
     seconds, results = by_turns(contending, lambda each, repeat: [tuple(nets)] * each.nets, repeats)
     best, compared = against_plain(contending, seconds)
     (ours, accuracy), (theirs, plain_accuracy) = results["here"][0], results[best.name][0]
-    alike = [
-        a == b for name, permutation in ours.items() for a, b in zip(permutation, theirs[name], strict=True)
-    ]
+    alike = [a == b for name in ours for a, b in zip(ours[name], theirs[name], strict=True)]
     share = sum(alike) / len(alike)
     apart = {name: abs(score - plain_accuracy[name]) for name, score in accuracy.items()}
     allowed = {name: NOISE * (2 * p * (1 - p) / test_images) ** 0.5 for name, p in accuracy.items()}
-    return row(
-        what,
-        "s",
-        seconds["here"],
-        task.device,
-        plain=seconds[best.name],
-        agreement=f"{share:.2%} of {len(alike)} channels, accuracies within {max(apart.values()):.4f}",
-        agrees=share >= AGREE and all(apart[name] <= allowed[name] for name in apart),
-        **compared,
-    )
+    agreement = f"{share:.2%} of {len(alike)} channels, accuracies within {max(apart.values()):.4f}"
+    agrees = share >= AGREE and all(apart[name] <= allowed[name] for name in apart)
+    columns = {"plain": seconds[best.name], "agreement": agreement, "agrees": agrees}
+    return row(what, "s", seconds["here"], task.device, **columns, **compared)
+
+
+class WorkflowCopy:
+    """A copy of the workflow at `root` in another folder, as in a fresh clone."""
+
+    def __init__(self, root: Path, folder: Path):
+        self.folder = folder
+        made = shutil.ignore_patterns(".*", "__pycache__")
+
+        def left_out(at: str, names: list[str]) -> set[str]:
+            return made(at, names) | (LEFT_OUT if Path(at) == root else set())  # relusym has a room `data`
+
+        shutil.copytree(root, folder, ignore=left_out, dirs_exist_ok=True)
+        self.add_scale(START_UP, start_up_scale(self.scale("demo")))
+
+    def scale(self, name: str) -> dict[str, Any]:
+        """The sections of a scale."""
+        return yaml.safe_load((self.folder / f"scales/{name}.yaml").read_text(encoding="utf-8"))
+
+    def add_scale(self, name: str, sections: dict[str, Any]) -> None:
+        text = yaml.safe_dump(sections, sort_keys=False)
+        (self.folder / f"scales/{name}.yaml").write_text(text, encoding="utf-8")
+
+    def seconds(self, *arguments: str) -> float:
+        """How long Snakemake takes; UserError if it fails."""
+        env = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
+        command = [sys.executable, "-m", "snakemake", *arguments]
+        started = time.monotonic()
+        run = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
+        if run.returncode:
+            raise UserError(f"bench: {' '.join(arguments)} failed: {(run.stdout + run.stderr)[-2000:]}")
+        return time.monotonic() - started
+
+    def dry_run(self, scale: str, seeds: str | None = None) -> float:
+        """Seconds to plan a scale's jobs from scratch; `seeds` instead of the scale's own, such as 0-239."""
+        if seeds:
+            scale, sections = f"{scale}_more", self.scale(scale) | {"seeds": seeds}
+            self.add_scale(scale, sections)
+        return self.seconds("--dry-run", "--quiet", "--cores", "1", "--config", f"scale={scale}")
+
+    def start_up(self, device: str) -> float:
+        """Seconds from a training job's start to its first useful work: its whole time without its record's."""
+        results = Results(Settings.of({"scale": START_UP}, [self.folder / "scales"]))
+        record = results.record(results.key("train", ("cnn", 0)))
+        self.seconds("--cores", "1", "--force", record, "--config", f"scale={START_UP}", f"device={device}")
+        cost = load_record(self.folder / record)["cost"]
+        return cost["job_seconds"] - cost["seconds"]
+
+    def run(self, scale: str, cores: int, device: str) -> tuple[float, float]:
+        """Run a scale: seconds from start to end, and the sum of its jobs' useful seconds, once all is imported."""
+        wall = self.seconds("--cores", str(cores), "--config", f"scale={scale}", f"device={device}")
+        records = sorted(self.folder.glob(f"results/{scale}/records/*/*/[0-9]*.json"))
+        return wall, sum(load_record(record)["cost"]["seconds"] for record in records)
+
+
+def start_up_scale(demo: dict[str, Any]) -> dict[str, Any]:
+    """The demo's VGG11s with one short training."""
+    training = {**demo["training"], "epochs": 1, "warmup_epochs": 0}
+    data = {**demo["data"], "train_images": 200, "test_images": 100}
+    merging = {**demo["merging"], "images": 100, "invariance_images": 100}
+    models = {id_: model for id_, model in demo["models"].items() if model.get("table") != "table5"}
+    kept = {key: value for key, value in demo.items() if key not in ("figure9", "beyond")}
+    return kept | {"seeds": "0", "data": data, "training": training, "merging": merging, "models": models}
 
 
 def workflow_rows(root: Path, device: str, cores: int, repeats: int, demo: bool, seeds: int) -> list[Row]:
@@ -218,11 +300,9 @@ def workflow_rows(root: Path, device: str, cores: int, repeats: int, demo: bool,
             "start-up of a job": lambda: copy.start_up(device),
         }
         copy.start_up(device)  # images are prepared, files read once
-        seconds = defaultdict(list)
-        for _ in range(repeats):
-            for what, run in timed.items():
-                seconds[what].append(run())
-        rows = [row(what, "s", statistics.median(values), device) for what, values in seconds.items()]
+        rounds = [[run() for run in timed.values()] for _ in range(repeats)]
+        medians = map(statistics.median, zip(*rounds, strict=True))
+        rows = [row(what, "s", seconds, device) for what, seconds in zip(timed, medians, strict=True)]
         if demo:
             wall, useful = copy.run("demo", cores, device)
             rows.append(Row("the demo, from start to end", "s", wall, how=f"on {cores} cores"))
@@ -250,30 +330,19 @@ def compared_rows(
 ) -> list[Row]:
     """Training and merges, on both sides; arguments as of `benchmark`, `how` is the settings' part for the device."""
     at_once = how["nets"] or cores
-    training = Recipe(
-        epochs=how["epochs"],
-        batch_size=how["batch_size"],
-        learning_rate=how["learning_rate"],
-        momentum=0.9,
-        weight_decay=5e-4,
-        warmup_epochs=how["epochs"] / 4,
-        crop_padding=4,
-    )
+    chosen = {key: how[key] for key in ("epochs", "batch_size", "learning_rate")}
+    training = Recipe(**chosen, weight_decay=5e-4, warmup_epochs=how["epochs"] / 4, crop_padding=4)
     images, tests = how["train_images"], how["test_images"]
     with TemporaryDirectory() as folder:
         data = Path(folder) / "images.safetensors"
         image_set.save(data, *chiral_shapes.generate(images, tests, 0))
-        task = Task(
-            data, str(device), 1, 0, how["width"], training, how["matched_images"], how["merge_batch_size"]
-        )
-        here, plain = Side(at_once), Side(at_once)
-        try:
+        merging = how["matched_images"], how["merge_batch_size"]
+        task = Task(data, str(device), 1, 0, how["width"], training, *merging)
+        with Side(at_once) as here, Side(at_once) as plain:
             rows, weights = training_rows(here, plain, task, images, tests, cores, repeats)
             for what, count in (("flip merge", 1), ("pair merge", 2)):
-                nets = weights[:count] if len(weights) >= count else weights * count
+                nets = (weights * count)[:count]
                 rows.append(merge_row(what, here, plain, task, nets, tests, cores, repeats))
-        finally:
-            here.close(), plain.close()
         return rows + grid_row(paper, task, rows)
 
 
@@ -283,12 +352,9 @@ def benchmark(
     """All rows.
 
     Args:
-        settings: of bench.yaml.
         paper: the scale paper's `width`, `epochs`, number of `images`, `seeds` and `pairs`, and `invariance_from` of
             each of its model types.
-        root: the workflow's folder.
-        device: both sides compute on it.
-        cores: CPU cores that both sides may use.
+        root, device, cores: the workflow's folder; what both sides compute on; how many CPU cores they may use.
     """
     repeats, how = settings.repeats, getattr(settings, device.type).model_dump()
     rows = compared_rows(how, paper, device, cores, repeats)

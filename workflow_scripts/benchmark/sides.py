@@ -5,9 +5,13 @@ counts is the time from the first net's start to the last one's end.
 """
 
 import multiprocessing
+import platform
+import re
+import statistics
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmark.machine import clock, matrix_rate
 from relusym.data import image_set
 from relusym.data.augmentation import normalise
 from relusym.data.batches import ImagesOnDevice
@@ -32,6 +35,43 @@ from relusym.training.recipe import Recipe
 
 Weights = dict[str, np.ndarray]  # a net's state, as it goes from process to process
 Nets = tuple[Weights, ...]  # one for a flip merge, two for a pair merge
+REPEATS = 7
+SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices: large enough to reach the device's rate
+
+
+def clock(device: torch.device) -> float:
+    """Seconds on a clock that all processes share, once everything asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()
+
+
+def device_name(device: torch.device, cores: int) -> str:
+    """The GPU's name, or the CPU's with the number of cores in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(models, platform.processor() or platform.machine())}, {cores} cores"
+
+
+def slug(name: str) -> str:
+    """A name as a file's: small letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
+    """FLOP/s of products of square matrices, with torch's present number of threads; the median of several."""
+    side = side or SIDE[device.type]
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    a @ b  # the first product sets things up
+    seconds = []
+    for _ in range(REPEATS):
+        started = clock(device)
+        a @ b
+        seconds.append(clock(device) - started)
+    return 2 * side**3 / statistics.median(seconds)
 
 
 @dataclass(frozen=True)
@@ -39,13 +79,10 @@ class Task:
     """What one process does.
 
     Attributes:
-        data: the prepared images.
-        device: name of the device.
+        data, device: the prepared images, and what is computed on.
         threads, workers: CPU threads of the process; worker processes of its DataLoaders (plain only).
-        width: of the nets.
-        training: how a net is trained.
-        matched: number of training images that merges match on.
-        batch_size: of merges.
+        width, training: of the nets, and how one is trained.
+        matched, batch_size: number of training images that merges match on, and of images that they read at once.
     """
 
     data: Path
@@ -69,19 +106,15 @@ class Task:
         return net
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """When a process started and ended (seconds on the shared clock), and what came out."""
-
-    started: float
-    ended: float
-    result: Any
-
-
 @lru_cache
 def images(data: Path, split: str, device: str) -> ImageSet:
     """A split of the benchmark's images, read once a process."""
     return image_set.load(data, split, device)
+
+
+Outcome = tuple[
+    float, float, Any
+]  # when a process started and ended, seconds on the shared clock; what came out
 
 
 def _train(task: Task, seed: int, training: Callable[[VGG11], object]) -> Outcome:
@@ -93,27 +126,22 @@ def _train(task: Task, seed: int, training: Callable[[VGG11], object]) -> Outcom
     ended = clock(device)
     test = images(task.data, "test", task.device)
     weights = {name: tensor.cpu().numpy() for name, tensor in net.state_dict().items()}
-    return Outcome(
-        started, ended, (accuracy(net, Images(test.images, normalise=normalise), test.labels), weights)
-    )
+    return started, ended, (accuracy(net, Images(test.images, normalise=normalise), test.labels), weights)
 
 
 def train_here(task: Task, seed: int) -> Outcome:
     """This project's training."""
     prepare()
-    split = images(task.data, "train", task.device)
+    split, how = images(task.data, "train", task.device), task.training
+    chosen = {
+        "batch_size": how.batch_size,
+        "crop_padding": how.crop_padding,
+        "seed": seed,
+        "name": "benchmark",
+    }
 
     def training(net: VGG11) -> None:
-        how = task.training
-        batches = ImagesOnDevice(
-            split.images,
-            split.labels,
-            len(split.classes),
-            batch_size=how.batch_size,
-            seed=seed,
-            name="benchmark",
-            crop_padding=how.crop_padding,
-        )
+        batches = ImagesOnDevice(split.images, split.labels, len(split.classes), **chosen)
         train(net, batches, how, device=torch.device(task.device))
 
     return _train(task, seed, training)
@@ -121,16 +149,10 @@ def train_here(task: Task, seed: int) -> Outcome:
 
 def train_plainly(task: Task, seed: int) -> Outcome:
     """The plain training."""
-    from benchmark import (
-        plain_training,
-    )  # here: it needs torchvision, which the other side starts without
+    from benchmark import plain  # here: it needs torchvision, which the other side starts without
 
-    split = images(task.data, "train", "cpu")
-    return _train(
-        task,
-        seed,
-        lambda net: plain_training.train(net, split, task.training, torch.device(task.device), task.workers),
-    )
+    how = images(task.data, "train", "cpu"), task.training, torch.device(task.device), task.workers
+    return _train(task, seed, lambda net: plain.train(net, *how))
 
 
 def merge_here(task: Task, weights: Nets) -> Outcome:
@@ -138,36 +160,29 @@ def merge_here(task: Task, weights: Nets) -> Outcome:
     prepare()
     torch.set_num_threads(task.threads)
     device = torch.device(task.device)
-    train_set, test = (images(task.data, split, task.device) for split in ("train", "test"))
-    nets = [task.load(one).to(memory_format=torch.channels_last) for one in weights]
-    some, tests = (
-        Images(x, task.batch_size, normalise) for x in (train_set.images[: task.matched], test.images)
-    )
+    split, test = (images(task.data, name, task.device) for name in ("train", "test"))
+    nets = [task.load(each).to(memory_format=torch.channels_last) for each in weights]
+    pixels = split.images[: task.matched], test.images
+    some, tests = (Images(each, task.batch_size, normalise) for each in pixels)
     started = clock(device)
     merged = (flip_merge if len(nets) == 1 else merge)(*nets, some, tests, test.labels)
-    return Outcome(started, clock(device), (merged.permutations, merged.accuracy))
+    return started, clock(device), (merged.permutations, merged.accuracy)
 
 
 def merge_plainly(task: Task, weights: Nets) -> Outcome:
     """The plain merge; permutations and accuracies."""
-    from benchmark import plain_merging
+    from benchmark import plain
 
     torch.set_num_threads(task.threads)
     device = torch.device(task.device)
-    train_set, test = (images(task.data, split, "cpu") for split in ("train", "test"))
-    matched = ImageSet(
-        train_set.images[: task.matched],
-        train_set.labels[: task.matched],
-        train_set.classes,
-        train_set.source,
-    )
-    nets = [task.load(one) for one in weights]
+    split, test = (images(task.data, name, "cpu") for name in ("train", "test"))
+    some = replace(split, images=split.images[: task.matched], labels=split.labels[: task.matched])
+    nets = [task.load(each) for each in weights]
     started = clock(device)
     flip = len(nets) == 1
-    ends = (nets[0], HORIZONTAL_FLIP.transform(nets[0])) if flip else nets
-    names = FLIP if flip else PAIR
-    result = plain_merging.merge(*ends, names, matched, test, task.batch_size, device, task.workers)
-    return Outcome(started, clock(device), result)
+    ends, names = ((nets[0], HORIZONTAL_FLIP.transform(nets[0])), FLIP) if flip else (nets, PAIR)
+    result = plain.merge(*ends, names, some, test, task.batch_size, device, task.workers)
+    return started, clock(device), result
 
 
 def prepare() -> None:
@@ -190,19 +205,20 @@ class Side:
         spawn = multiprocessing.get_context("spawn")  # a forked process can't use a GPU
         self.processes = [ProcessPoolExecutor(1, mp_context=spawn) for _ in range(nets)]
 
-    def run(self, function: Callable[..., Outcome], task: Task, given: list) -> tuple[float, list]:
-        """`function(task, x)` for every x in `given`, each in its process at once: seconds in all, and the results."""
-        used = self.processes[: len(given)]
-        futures = [process.submit(function, task, x) for process, x in zip(used, given, strict=True)]
-        done = [future.result() for future in futures]
-        seconds = max(outcome.ended for outcome in done) - min(outcome.started for outcome in done)
-        return seconds, [outcome.result for outcome in done]
+    def run(self, function: Callable[..., Outcome], task: Task, arguments: list) -> tuple[float, list]:
+        """`function(task, x)` for every x, each in its process at once: seconds in all, and the results."""
+        pairs = zip(self.processes, arguments, strict=False)
+        futures = [process.submit(function, task, x) for process, x in pairs]
+        started, ended, results = zip(*(future.result() for future in futures), strict=True)
+        return max(ended) - min(started), [*results]
 
     def rate(self, task: Task) -> float:
         """FLOP/s of matrix products in one process."""
         return self.processes[0].submit(rate, task).result()
 
-    def close(self) -> None:
-        """End the processes."""
+    def __enter__(self) -> "Side":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         for process in self.processes:
             process.shutdown()

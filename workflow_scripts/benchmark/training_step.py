@@ -10,17 +10,16 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import product
 
 import torch
 
-from benchmark.machine import device_name
+from benchmark.sides import device_name
 from relusym.memory import keep_freed_memory
 from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP
+from relusym.training.loop import make_optimizer
 from relusym.training.objectives import Supervised
-from relusym.training.optimizers import make_optimizer
 from relusym.training.quick_steps import quick_steps
 from relusym.training.recipe import Recipe
 
@@ -34,26 +33,13 @@ TYPES = {
 SIZES = ((1 / 4, 100), (1 / 2, 100), (1, 500))  # width, images a step
 
 
-@dataclass(frozen=True)
-class Row:
-    """Least milliseconds of a step of a type of net, without and with `quick_steps`."""
-
-    type: str
-    width: float
-    images: int
-    plain: float
-    quick: float
-    ratio: float
-
-
 def step_of(
     width: float, images: int, quick: bool, group_convs: int = 0, **recipe: float
 ) -> Callable[[], None]:
     """A function that takes one training step, as `loop.train` does."""
     torch.manual_seed(0)
-    how = Recipe(
-        epochs=1, batch_size=images, learning_rate=0.05, weight_decay=0.0018, invariance_weight=0.15, **recipe
-    )
+    rates = {"learning_rate": 0.05, "weight_decay": 0.0018, "invariance_weight": 0.15}
+    how = Recipe(epochs=1, batch_size=images, **rates, **recipe)
     net = VGG11(width, group_convs, initialization="he").to(memory_format=torch.channels_last)
     objective = Supervised(net, how, HORIZONTAL_FLIP)
     optimizer = make_optimizer(objective, how)
@@ -71,8 +57,8 @@ def step_of(
     return step
 
 
-def row(kind: str, width: float, images: int, repeats: int) -> Row:
-    """Both ways by turns."""
+def milliseconds(kind: str, width: float, images: int, repeats: int) -> list[float]:
+    """Least of a step of a type of net, without and with `quick_steps`, by turns."""
     steps = [step_of(width, images, quick, **TYPES[kind]) for quick in (False, True)]
     least = [float("inf")] * 2
     for repeat in range(-1, repeats):  # the first sets things up
@@ -80,9 +66,8 @@ def row(kind: str, width: float, images: int, repeats: int) -> Row:
             started = time.thread_time()
             step()
             if repeat >= 0:
-                least[i] = min(least[i], time.thread_time() - started)
-    plain, quick = (1000 * seconds for seconds in least)
-    return Row(kind, width, images, plain, quick, plain / quick)
+                least[i] = min(least[i], 1000 * (time.thread_time() - started))
+    return least
 
 
 if __name__ == "__main__":
@@ -94,8 +79,7 @@ if __name__ == "__main__":
     print("| type | width | images | plain | quick | ratio |\n|:---|---:|---:|---:|---:|---:|")
     for (width, images), kind in product(SIZES, TYPES):
         # a long step needs fewer repeats
-        timed = row(kind, width, images, repeats if images < 500 else max(1, repeats // 5))
+        plain, quick = milliseconds(kind, width, images, repeats if images < 500 else max(1, repeats // 5))
         print(
-            f"| {kind} | {width} | {images} | {timed.plain:.1f} | {timed.quick:.1f} | {timed.ratio:.2f} |",
-            flush=True,
+            f"| {kind} | {width} | {images} | {plain:.1f} | {quick:.1f} | {plain / quick:.2f} |", flush=True
         )

@@ -45,11 +45,7 @@ def save_arrays(path: str | Path, arrays: dict[str, np.ndarray], about: dict[str
 def load(
     path: str | Path, device: str | torch.device = "cpu", names: Iterable[str] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (of `names` only; None: all) and what `save` wrote about them.
-
-    Raises:
-        UserError: the file is missing, truncated, or not written by `save`.
-    """
+    """The tensors (of `names` only; None: all) and what `save` wrote about them; UserError if it isn't its file."""
     return _load(path, "pt", str(device), names)
 
 
@@ -61,11 +57,7 @@ def load_arrays(
 
 
 def shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of a file's tensors by their names, of which it reads none.
-
-    Raises:
-        UserError: as `load`.
-    """
+    """The shapes of a file's tensors by their names, of which it reads none; UserError as of `load`."""
     with _opened(path, "np", "cpu") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 

@@ -62,9 +62,7 @@ AGAIN = "restore it, or download CIFAR10's archive again"
 def name_of(label: str, digest: str | None) -> str:
     """What tables call images: "CIFAR10" if their content is, "CIFAR10?" if only their label is that, else their label.
 
-    Args:
-        label: from the config.
-        digest: of the prepared images; None if there is none to hold the label against.
+    `digest`: of the prepared images; None if there is none to hold the label against.
     """
     if digest == DIGEST:
         return NAME
@@ -73,11 +71,7 @@ def name_of(label: str, digest: str | None) -> str:
 
 
 def doubt(digest: str, split: str | None = None) -> str:
-    """The line that explains "CIFAR10?".
-
-    Args:
-        digest: of the prepared images, or of the split.
-    """
+    """The line that explains "CIFAR10?", of the digest of the prepared images, or of the split's."""
     official, what = (SPLIT_DIGESTS[split], f"{split} images") if split else (DIGEST, "images")
     return (
         f"{NAME}?: these aren't {NAME}'s {what}, or not in its order (their SHA-256 begins with {digest[:8]}, that of "
@@ -89,14 +83,9 @@ def doubt(digest: str, split: str | None = None) -> str:
 
 
 def find(root: str | Path, source: str, key: str) -> Path:
-    """The folder or the archive of an official version: `root` itself, or in it.
+    """The folder or the archive of an official version (of `VERSIONS`): `root` itself, or in it.
 
-    Args:
-        source: one of `VERSIONS`.
-        key: where the config has `root`, for messages.
-
-    Raises:
-        UserError: it isn't there.
+    `key`: where the config has `root`, for the UserError if it isn't there.
     """
     if (at := _located(Path(root), VERSIONS[source])) is not None:
         return at
@@ -125,8 +114,7 @@ def _located(path: Path, version: Version) -> Path | None:
 def recognised(path: Path) -> tuple[str, Path] | None:
     """The version of official files, and where they are, if `path` is or holds either; None if it doesn't.
 
-    Raises:
-        UserError: it is a damaged archive, or one of something else.
+    UserError if it is a damaged archive, or one of something else.
     """
     if not path.is_file():
         places = ((name, _located(path, version)) for name, version in VERSIONS.items())
@@ -150,14 +138,8 @@ def read(at: Path, source: str, splits: Iterable[str] = BATCHES) -> dict[str, tu
     """The images of each split, uint8 (N, 32, 32, 3), and their labels, int64 (N,), in the official order.
 
     The Python version's files are pickles. They are read by an unpickler that admits NumPy's arrays and plain values
-    alone, so that no code in them is ever run.
-
-    Args:
-        at: as `find` gives it.
-        source: one of `VERSIONS`.
-
-    Raises:
-        UserError: a batch is missing, truncated, of another size or with other labels, or the classes are others.
+    alone, so that no code in them is ever run. `at` and `source`: as of `find`. UserError if a batch is missing,
+    truncated, of another size or with other labels, or the classes are others.
     """
     import numpy as np  # here, since every start of Snakemake reads the names above
 

@@ -5,6 +5,7 @@ import sysconfig
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 # SIGTERM: scancel, preemption, time limit; SIGUSR1: `sbatch --signal=USR1@120`, two minutes before the time limit;
 # SIGINT: Ctrl-C, SIGHUP: a terminal that is closed, which every process of the terminal gets
@@ -46,3 +47,28 @@ def users_line(error: BaseException) -> str | None:
 
 class Interrupted(UserError):
     """A signal ended a job before it was done; the message is on where it goes on from."""
+
+
+class Interruption:
+    """Within the context, a warning no longer ends the process: calling the object returns whether there was any.
+
+    Main thread only. Before and after, signals do what they did.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+
+    def __enter__(self) -> "Interruption":
+        heard = filter(hears, WARNINGS)
+        self._before = {number: signal.signal(number, self._note) for number in heard}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        return self._came
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._came = True

@@ -7,16 +7,9 @@ from scipy.sparse.csgraph import connected_components
 
 
 def channel_orders(permutation: ArrayLike) -> np.ndarray:
-    """Order of each channel c: the smallest k ≥ 1 with Pᵏ(c) = c, the length of the cycle that c is on.
+    """Order of each channel c, int64 (channels,): the smallest k ≥ 1 with Pᵏ(c) = c, the length of its cycle.
 
-    Args:
-        permutation: integers (channels,), P(c) = permutation[c]; the inverse has the same orders.
-
-    Returns:
-        int64 (channels,).
-
-    Raises:
-        ValueError: not a permutation of 0 … channels − 1, or empty.
+    P(c) = permutation[c], integers; the inverse has the same orders. ValueError if it is no permutation, or empty.
     """
     permutation = np.asarray(permutation)
     channels = np.arange(permutation.size)

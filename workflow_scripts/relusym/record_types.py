@@ -12,7 +12,15 @@ Barrier = Annotated[float, Field(le=1)]  # equation (4); 1 if the net halfway is
 AbsoluteBarrier = Annotated[float, Field(ge=-1, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
-Text = Annotated[str, Field(min_length=1)]
+
+
+def _is_one_line(text: str) -> str:
+    if not text.isprintable():
+        raise contradiction("allowed is text of one line")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_is_one_line)]
 Point = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 ROUNDING = 1e-6  # by which numbers that follow from each other may differ

@@ -12,12 +12,7 @@ from relusym.schema import Section, Where, allowed_names, dotted
 
 @dataclass(frozen=True)
 class Entry:
-    """One choice of a registry.
-
-    Attributes:
-        path: "module:name" of a class or function.
-        options: the section of its keys in the config.
-    """
+    """One choice of a registry: "module:name" of a class or function, and the section of its keys in the config."""
 
     path: str
     options: type[Section] = Section
@@ -37,11 +32,8 @@ def choose(
 ) -> tuple[Entry, Section]:
     """The entry that `values[selector]` names, and its options; imports nothing.
 
-    Args:
-        key: where `values` stand in the config, for messages; or what a message calls each key in it.
-
-    Raises:
-        UserError: names the key, its value and what is allowed.
+    `key`: where `values` stand in the config, for messages; or what a message calls each key in it. UserError names the
+    key, its value and what is allowed.
     """
 
     where = key if callable(key) else partial(dotted, key)

@@ -55,12 +55,21 @@ def _number(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 Number = WrapValidator(_number)
 Count = Annotated[int, Field(ge=1, le=10_000_000), Number]
 Few = Annotated[int, Field(ge=0, le=1024), Number]
+Several = Annotated[int, Field(ge=1, le=1024), Number]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1), Number]
 Share = Annotated[float, Field(ge=0, le=1), Number]
 Positive = Annotated[float, Field(gt=0, le=1000), Number]
 NotNegative = Annotated[float, Field(ge=0, le=1000), Number]
 Flag = Annotated[bool, Number]
-Text = Annotated[str, Field(min_length=1)]
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable() or text.isspace():
+        raise refusal("allowed is text of one line")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
 
 T = TypeVar("T")
 
@@ -132,6 +141,14 @@ def seed_list(value: Any) -> list[int]:
     return seeds
 
 
+def each_once(entries: list) -> list:
+    """Entries none of which stands twice."""
+    twice = [entry for entry, count in Counter(map(str, entries)).items() if count > 1]
+    if twice:
+        raise remark(f"{twice[0]} is listed twice; list each once")
+    return entries
+
+
 Seeds = Annotated[list[int], BeforeValidator(seed_list)]
 
 
@@ -168,27 +185,24 @@ class Section(BaseModel):
 
     @classmethod
     def read(cls, values: Any, where: Where) -> Self:
-        """The section of these values.
-
-        Raises:
-            UserError: names the key, its value and what is allowed.
-        """
+        """The section of these values; UserError names the key, its value and what is allowed."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             raise UserError(in_one_line(error.errors(include_url=False), where)) from None
 
     def but(self, **changes: Any) -> Self:
-        """The same with other values of these keys.
-
-        Raises:
-            UserError: as `read`.
-        """
+        """The same with other values of these keys; UserError as of `read`."""
         return self.read(self.model_dump() | changes, dotted)
 
     def explicit(self) -> dict[str, Any]:
         """The keys that aren't left to their defaults, as plain values."""
         return self.model_dump(exclude_unset=True)
+
+
+def key(meaning: str, default: Any = ...) -> Any:
+    """A key of a section, what it means and its default; needed without one."""
+    return Field(default, description=meaning)
 
 
 def unknown_key(key: Any, known: Iterable[str]) -> PydanticCustomError:

@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 class Symmetry:
     """The generator τ of a cyclic group that acts on the two spatial dimensions of images and of conv kernels.
 
-    Attributes:
-        name: what it is called in configs and records.
-        order: smallest k with τᵏ = identity.
-        act: τ on the last two dimensions (height, width) of any tensor.
+    `order`: smallest k with τᵏ = identity; `act`: τ on the last two dimensions (height, width) of any tensor.
     """
 
     name: str
@@ -31,8 +28,7 @@ class Symmetry:
     def powers(self, spatial: Tensor) -> Tensor:
         """τ⁰ to τⁿ⁻¹ of the last two dimensions of `spatial`, n the order: (n, *shape).
 
-        Raises:
-            UserError: τ doesn't keep the shape, as a quarter turn of a non-square image.
+        UserError if τ doesn't keep the shape, as a quarter turn of a non-square image.
         """
         import torch  # here, so that jobs without it start in a tenth of the time
 
@@ -55,10 +51,7 @@ class Symmetry:
 
         It allows it if all spatial layers commute with τ (no stride-2 layer on an even width, see A.2.1) and no weights
         belong to single pixels (`pixels.transform.transformed` moves those, too); `net` itself is left as it is.
-
-        Raises:
-            UserError: τ doesn't keep the shape of a kernel, as a quarter turn of one that isn't square; or a layer's
-                kernel is no parameter.
+        UserError if a kernel isn't square where τ is a quarter turn, or is no parameter.
         """
         import torch
 

@@ -17,11 +17,9 @@ from relusym.errors import UserError
 def write_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces it at the end, so that `path` is whole or absent.
 
-    The temporary file keeps the ending of `path` (matplotlib and torchvision choose a format by it). If the
-    body raises, the temporary file is removed and an older `path` stays as it was.
-
-    Raises:
-        UserError: the disk is full or the folder can't be written.
+    The temporary file keeps the ending of `path` (matplotlib and torchvision choose a format by it). If the body
+    raises, it is removed and an older `path` stays as it was. UserError if the disk is full or the folder can't be
+    written.
     """
     path, part = Path(path), None
     try:
@@ -35,6 +33,8 @@ def write_whole(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())  # a full disk may show only here
         part.chmod(0o666 & ~_umask())  # until now its owner's alone
         part.replace(path)
+    except (ConnectionError, TimeoutError):  # of a download, and not of the disk
+        raise
     except OSError as error:
         raise UserError(
             f"{path} can't be written ({error.strerror}): free space or change the folder"
@@ -46,11 +46,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Try whether files can be written in a folder, or, if there is none yet, in that above; nothing is left.
-
-    Raises:
-        UserError: they can't.
-    """
+    """UserError if no files can be written in a folder, or, if there is none yet, in that above; nothing is left."""
     whole = Path(folder).absolute()
     above = next(path for path in (whole, *whole.parents) if path.exists())
     try:
@@ -77,11 +73,7 @@ def open_file(path: str | Path) -> BinaryIO:
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal.
-
-    Raises:
-        UserError: it can't be read.
-    """
+    """SHA-256 of a file's bytes, as hexadecimal; UserError if it can't be read."""
     try:
         with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

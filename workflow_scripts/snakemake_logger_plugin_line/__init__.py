@@ -25,16 +25,7 @@ from relusym.whole_files import open_file
 
 EVERY_S = 1  # between two looks of the moving line
 EVERY_S_IN_A_FILE = 30  # between two lines where nothing can move, such as in a pipe
-CHATTER = (
-    "Using workflow",
-    "Config file",
-    "Assuming",
-    "Building DAG",
-    "Using shell",
-    "Adding",
-    "Conda env",
-    "Singularity",
-)
+CHATTER = re.compile("Using (workflow|shell)|Config file|Assuming|Building DAG|Adding|Conda env|Singularity")
 # of failed jobs, each of which has its line already
 SAID = ("RuleException:\nCalledProcessError in", "Cannot restore", "WorkflowError:\nAt least one job did not")
 NAMED = 4  # jobs of a rule that a dry run names
@@ -66,7 +57,7 @@ class LogHandler(LogHandlerBase):
             self.handleError(record)
 
     def _take(self, record: LogRecord) -> None:
-        event = getattr(record, "event", None)
+        event, now = getattr(record, "event", None), time.monotonic()
         self.run.take(event, record)
         if self.common_settings.verbose or self.common_settings.debug_dag:
             self._print(self.format(record))
@@ -80,16 +71,12 @@ class LogHandler(LogHandlerBase):
         ):  # of every file that was made elsewhere: `--report`
             self.without_metadata += 1
         elif event in (None, LogEvent.ERROR) and not str(record.msg).startswith(SAID):
-            if record.levelno >= WARNING or (not self.run.total and not str(record.msg).startswith(CHATTER)):
+            if record.levelno >= WARNING or (not self.run.total and not CHATTER.match(str(record.msg))):
                 self._print(_of_a_config_file(str(record.msg)) or str(record.msg))
-        elif event == LogEvent.JOB_FINISHED and self._is_due():
+        elif event == LogEvent.JOB_FINISHED and not self.moves and now - self.printed > EVERY_S_IN_A_FILE:
             self._print(self.run.line())
 
-    def _is_due(self) -> bool:
-        return not self.moves and time.monotonic() - self.printed > EVERY_S_IN_A_FILE
-
     def _print(self, text: str) -> None:
-        """A line of its own, above the moving one."""
         self.printed = time.monotonic()
         print(f"\r\x1b[K{text}" if self.moves else text, file=self.stream, flush=True)
 
@@ -182,12 +169,8 @@ class Run:
         left = self._seconds_left()
         running = ", ".join(_name(job) + _epoch(job) for job, _ in self.running.values())
         failed = f", {len(self.failed)} failed" if self.failed else ""
-        parts = [
-            f"{self.done} of {self.total} jobs done{failed}",
-            left and f"about {_time(left)} left",
-            running,
-        ]
-        return " | ".join(filter(None, parts))
+        done = f"{self.done} of {self.total} jobs done{failed}"
+        return " | ".join(filter(None, [done, left and f"about {_time(left)} left", running]))
 
     def summary(self) -> str:
         """How it ended."""
@@ -217,13 +200,11 @@ class Run:
         every = [seconds for some in self.seconds.values() for seconds in some]
         if not every:
             return None
-        means = {rule: sum(some) / len(some) for rule, some in self.seconds.items()}
-        mean = sum(every) / len(every)
-        work = sum(number * means.get(rule, mean) for rule, number in self.to_do.items())
-        begun = sum(
-            min(time.monotonic() - began, means.get(job.rule_name, mean))
-            for job, began in self.running.values()
-        )
+        means = defaultdict(lambda: sum(every) / len(every))
+        means |= {rule: sum(some) / len(some) for rule, some in self.seconds.items()}
+        work = sum(number * means[rule] for rule, number in self.to_do.items())
+        now = time.monotonic()
+        begun = sum(min(now - began, means[job.rule_name]) for job, began in self.running.values())
         return (work - begun) / max(1, self.at_once)
 
 
@@ -236,7 +217,7 @@ def _error(logs: list[str]) -> str:
 
 
 def _epoch(job: LogRecord) -> str:
-    """How far a training is, by its log (training/progress.py)."""
+    """How far a training is, by its log (training/loop.py)."""
     try:
         with open_file(job.log[0]) as log:
             log.seek(max(0, log.seek(0, 2) - 400))
@@ -247,7 +228,5 @@ def _epoch(job: LogRecord) -> str:
 
 
 def _time(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return (
-        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
-    )
+    (hours, minutes), seconds = divmod(round(seconds) // 60, 60), round(seconds) % 60
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

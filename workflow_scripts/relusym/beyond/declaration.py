@@ -6,23 +6,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from relusym.record_types import Fields
-from relusym.schema import Count, OrNull, Section, Seeds, Text
+from relusym.schema import Count, OrNull, Section, Seeds, Text, each_once
 
 if TYPE_CHECKING:
     from relusym.measuring.merge import MergeJob
 
 Values = dict[str, Any]
-Pairs = OrNull[list[Annotated[list[Text], Field(min_length=2, max_length=2)]]]
+Pairs = OrNull[
+    Annotated[list[Annotated[list[Text], Field(min_length=2, max_length=2)]], AfterValidator(each_once)]
+]
 OF_PAIRS = "of the scale's `pairs`, those that it is of"
 
 
 class Selection(Section):
     """Which nets a measurement is of."""
 
-    models: OrNull[list[Text]] = Field(None, description="the types of single nets")
+    models: OrNull[Annotated[list[Text], AfterValidator(each_once)]] = Field(
+        None, description="the types of single nets"
+    )
     seeds: OrNull[Seeds] = Field(None, description="left out: all")
 
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from relusym.channels.labels import FIXED, Labels, UnionFind, Weights
 from relusym.channels.tracing import Handler, Handlers, describe, function_name, layer_of
-from relusym.errors import UserError
+from relusym.errors import UserError, theirs
 
 # Handlers that take parameters that were combined with constants, entry by entry.
 ENTRYWISE: set[Handler] = set()
@@ -47,7 +47,7 @@ class Flow(fx.Interpreter):
         self.writers: dict[fx.Node, Tensor] = {}
         self.fixed: dict[str, str] = {}
         self.extra_traceback = False
-        self.tensors = net.state_dict(keep_vars=True)
+        self.net, self.tensors = net, net.state_dict(keep_vars=True)
         self.names: dict[int, list[str]] = {}
         for name, tensor in self.tensors.items():
             self.names.setdefault(id(tensor), []).append(name)
@@ -87,7 +87,8 @@ class Flow(fx.Interpreter):
         if not followed or not any(isinstance(part, Tensor) for part in tree_leaves(result)):
             return result
         layer = layer_of(self.module, node)
-        keys = type(layer).__mro__ if layer is not None else [function_name(node)]
+        name = function_name(node)  # what works in place is known by its bare name
+        keys = type(layer).__mro__ if layer is not None else [name, name and name.strip("_")]
         handler = next((self.handlers[key] for key in keys if key in self.handlers), None)
         call = Call(self, node, result, layer)
         try:
@@ -97,7 +98,12 @@ class Flow(fx.Interpreter):
                     f"the effect of {called} on {self.what} is unknown; register a handler for it"
                 )
             call.check(handler, *known)
-            return handler(call, *known[0], **known[1])
+            try:
+                return handler(call, *known[0], **known[1])
+            except (IndexError, RuntimeError, TypeError) as error:  # called as its handler doesn't expect
+                if not handler.__module__.startswith(__package__.partition(".")[0]):
+                    raise
+                raise call.refusal(f"it is called in a way that isn't known ({theirs(error)})") from error
         except Unknown as reason:
             return self.unknown(call, inputs, reason)
 
@@ -138,6 +144,13 @@ def refuse(net: nn.Module) -> None:
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor) and weight is not (layer._parameters | layer._buffers).get("weight"):
             raise UserError(f"layer {name}: its weight is computed; make a parameter of it first")
+        held = [getattr(cell.cell_contents, "__self__", cell.cell_contents)
+                for cell in getattr(vars(layer).get("forward"), "__closure__", None) or ()]  # fmt: skip
+        if any(isinstance(x, nn.Module) for x in held):
+            raise UserError(
+                f"{f'layer {name}' if name else type(layer).__name__}: its forward is replaced by a function that "
+                "holds the net, so that a copy would compute with this net's weights: define it in a class"
+            )
     memory: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in net.state_dict(keep_vars=True).items():
         if nn.parameter.is_lazy(tensor):

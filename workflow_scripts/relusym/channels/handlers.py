@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 from functools import partial
 from typing import Any
 
@@ -32,17 +33,18 @@ INSTANCE_NORMS = layers("InstanceNorm", *SIZES)
 CONVS = layers("Conv", *SIZES)
 TRANSPOSED = layers("ConvTranspose", *SIZES)
 FUNCTIONS = {
-    "activating": """
-        relu relu_ relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh softplus clamp_min prelu""",
+    "activating": "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh softplus clamp_min prelu",
     "entrywise": """
-        add iadd add_ sub isub sub_ subtract rsub mul imul mul_ multiply div div_ truediv itruediv true_divide floordiv
-        pow pow_ ipow maximum minimum addcmul addcdiv where lerp atan2 clamp clamp_ clip clamp_max exp exp_ expm1 log
-        log1p log2 sqrt sqrt_ rsqrt square abs neg sign erf sin cos reciprocal round floor ceil nan_to_num hardshrink
-        softshrink sigmoid sigmoid_ hardsigmoid tanh tanh_ softsign logsigmoid hardtanh_ silu_ hardswish_ elu_ mish_
-        leaky_relu_ masked_fill masked_fill_ gt lt ge le eq ne logical_and logical_or logical_not invert""",
+        add iadd sub isub subtract rsub mul imul multiply div truediv itruediv true_divide floordiv divide pow ipow
+        float_power maximum minimum fmax fmin addcmul addcdiv where lerp atan2 hypot logaddexp xlogy remainder fmod mod
+        clamp clip clamp_max exp exp2 expm1 log log1p log2 log10 sqrt rsqrt square abs neg negative sign sgn erf erfc
+        sin cos tan sinh cosh asinh atan sinc reciprocal round floor ceil trunc frac nan_to_num heaviside hardshrink
+        softshrink tanhshrink threshold sigmoid hardsigmoid tanh softsign logsigmoid logit masked_fill gt lt ge le eq ne
+        greater less logical_and logical_or logical_xor logical_not invert bitwise_and bitwise_or and or isnan isinf
+        isfinite complex polar conj angle""",
     "same": """
         dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout stochastic_depth contiguous clone detach to
-        type float double half bfloat16 requires_grad_""",
+        type float double half bfloat16 bool int long requires_grad""",
     "moves": """
         view reshape flatten unflatten permute transpose swapaxes movedim moveaxis t unsqueeze squeeze expand expand_as
         view_as reshape_as broadcast_to getattr getitem chunk split split_with_sizes tensor_split unbind narrow select
@@ -115,6 +117,32 @@ def conv_function(
     return convolved(call, input, weight, bias, groups, False, 1 - len(weight.shape))
 
 
+@handler("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_function(
+    call: Call, input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
+    output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+) -> Labels:  # fmt: skip
+    return convolved(call, input, weight, bias, groups, True, 1 - len(weight.shape))
+
+
+@handler("deform_conv2d")
+def deformed(call: Call, input: Labels, weight: Any, offset: Any, mask: Any, bias: Any, *rest: Any) -> Labels:
+    """torchvision's; its offsets and its mask have an order, and are the same for all channels that it reads."""
+    if offset.shape[1] != 2 * weight.shape[2:].numel():
+        raise call.refusal("offsets of several groups of channels aren't supported")
+    stay(call, offset, mask)
+    return convolved(call, input, weight, bias, input.shape[1] // weight.shape[1], False, -3)
+
+
+def stay(call: Call, *operands: Any) -> None:
+    """What operands have stays at its place."""
+    for x in operands:
+        if isinstance(x, Labels):
+            call.relations.join(x.ids, torch.tensor(FIXED), call.node.name)
+        elif isinstance(x, Weights):
+            call.fix(x)
+
+
 @handler(nn.Linear)
 def linear(call: Call, x: Any) -> Labels:
     return convolved(call, x, "weight", None if call.layer.bias is None else "bias", 1, False, -1)
@@ -142,7 +170,7 @@ def batch_norm(call: Call, x: Labels) -> Labels:
     return Labels.along(no_constants(labels) if indexed else labels, 1, call.shape)
 
 
-@handler("batch_norm")
+@handler("batch_norm", "instance_norm")
 def batch_norm_function(
     call: Call, input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None, *rest: Any,
     **options: Any,
@@ -236,9 +264,69 @@ def reduction(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
 
 
 @both("softmax", "log_softmax", "normalize")
-def along_a_dimension(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
+def along_a_dimension(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
+    if isinstance(
+        x, Weights
+    ):  # whatever their order, each entry is computed of itself and of all along the dimension
+        return x
     rest = rest[1:] if function_name(call.node) == "normalize" else rest  # whose first option is its order
     return _mixed(call, x, options.get("dim", rest[0] if rest else 1))
+
+
+@both("max", "min", "argmax", "argmin", "median", "nanmedian", "mode", "kthvalue", "topk", "sort")
+def ranked(call: Call, x: Any, other: Any = None, *rest: Any, **options: Any) -> Any:
+    """The largest and the like, of all along a dimension; and where they are, which depends on their order."""
+    name, rest = function_name(call.node), (other, *rest)
+    if isinstance(other, Labels | Weights | Tensor):
+        return entrywise(call, x, other)
+    results = call.result if isinstance(call.result, tuple) else (call.result,)
+    rest = rest[1:] if name in ("kthvalue", "topk") else rest
+    default = -1 if name in ("kthvalue", "topk", "sort") or len(results) > 1 else None
+    dim = options.get("dim", rest[0] if rest else default)
+    if (name.startswith("arg") and dim is None) or (isinstance(x, Weights) and len(results) > 1):
+        raise call.refusal("it uses where the largest is")
+    if isinstance(x, Weights) or dim is None:
+        return reduction(call, x, *([] if dim is None else [dim]))
+    where = name.startswith("arg") or any(
+        function_name(user) == "getitem" and user.args[1] == 1 for user in call.node.users
+    )
+    dim %= len(x.shape)
+    if where and dim in x.varies:
+        raise call.refusal("it uses where the largest is")
+    ids = call.mix(x, [dim])
+    ids = ids if results[0].ndim == len(x.shape) else ids.squeeze(dim)
+    labels = tuple(Labels(result.shape, ids) for result in results)
+    return labels if isinstance(call.result, tuple) else labels[0]
+
+
+@both(
+    "cumsum",
+    "cumprod",
+    "logcumsumexp",
+    "diff",
+    *(f"fft_{i}{r}fft{d}" for i in ("", "i") for r in ("", "r") for d in ("", "2")),
+)
+def in_order(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
+    """What depends on the order along dimensions."""
+    name = function_name(call.node)
+    rest = rest[1:] if name.startswith("fft") or name == "diff" else rest  # whose first option is a number
+    dims = options.get("dim", rest[0] if rest else (-2, -1) if name.endswith("2") else -1)
+    dims = [dim % len(x.shape) for dim in ([dims] if isinstance(dims, int) else dims)]
+    if set(dims) & set(x.varies):
+        raise call.refusal(f"it depends on the order of what lies along dimension {dims[0]}")
+    return Labels(call.shape, x.ids)
+
+
+@both("cosine_similarity", "pairwise_distance")
+def compared(call: Call, x1: Any, x2: Any, dim: int | None = None, *rest: Any, **options: Any) -> Labels:
+    letters = "abcdefgh"[: len(x1.shape)]
+    dim = -1 if function_name(call.node) == "pairwise_distance" else 1 if dim is None else dim
+    return contracted(call, _operands([x1, x2]), [letters] * 2, letters.replace(letters[dim], ""))
+
+
+@both("cdist")
+def distances(call: Call, x1: Any, x2: Any, *rest: Any, **options: Any) -> Labels:
+    return _product(call, *_operands([x1, x2]), ends=("ik", "jk"), output="ij")
 
 
 @both(nn.Softmax, nn.LogSoftmax)
@@ -251,9 +339,10 @@ def _mixed(call: Call, x: Labels, dim: int) -> Labels:
     return Labels(call.shape, x.ids)
 
 
-@both(nn.GLU)
-def glu(call: Call, x: Labels) -> Labels:
-    return call.combine(*(Labels.of(half) for half in x.entries.chunk(2, call.layer.dim)))
+@both(nn.GLU, "glu")
+def glu(call: Call, input: Labels, dim: int = -1) -> Labels:
+    dim = dim if call.layer is None else call.layer.dim
+    return call.combine(*(Labels.of(half) for half in input.entries.chunk(2, dim)))
 
 
 # ---- products of matrices, and attention
@@ -302,7 +391,17 @@ def einsum(call: Call, equation: str, *operands: Any) -> Labels:
     operands = operands[0] if isinstance(operands[0], tuple | list) else operands
     reads, arrow, output = equation.replace(" ", "").partition("->")
     letters = reads.split(",")
-    if not arrow or "." in equation or any(len(set(names)) < len(names) for names in letters):
+    if not arrow:
+        once = [letter for letter in sorted(set(reads) - {",", "."}) if reads.count(letter) == 1]
+        output = "..." * ("..." in reads) + "".join(once)
+    spare = [letter for letter in string.ascii_letters if letter not in equation]
+    most = 0
+    for i, (names, x) in enumerate(zip(letters, operands, strict=True)):
+        if "..." in names:
+            count = len(x.shape) - len(names) + 3
+            letters[i], most = names.replace("...", "".join(spare[:count][::-1])), max(most, count)
+    output = output.replace("...", "".join(spare[:most][::-1]))
+    if any(len(set(names)) < len(names) for names in letters):
         raise call.refusal(f"einsum {equation!r} isn't supported")
     return contracted(call, _operands(operands), letters, output)
 
@@ -317,11 +416,35 @@ def matmul(call: Call, *operands: Any) -> Labels:
     return _product(call, first, second)
 
 
-def _product(call: Call, first: Labels, second: Labels, step: str = "") -> Labels:
+def _product(
+    call: Call,
+    first: Labels,
+    second: Any,
+    step: str = "",
+    ends: tuple[str, str] = ("ik", "kj"),
+    output: str = "ij",
+) -> Labels:
     count = max(len(first.shape), len(second.shape)) - 2
     batch = "abcdefgh"[:count]
-    letters = [batch[count - len(x.shape) + 2 :] + end for x, end in ((first, "ij"), (second, "jk"))]
-    return contracted(call, [first, second], letters, batch + "ik", step)
+    letters = [batch[count - len(x.shape) + 2 :] + end for x, end in zip((first, second), ends, strict=True)]
+    return contracted(call, [first, second], letters, batch + output, step)
+
+
+@both("addmm", "baddbmm")
+def added_product(call: Call, input: Any, first: Any, second: Any, **options: Any) -> Any:
+    return call.combine(call.flow.handlers["matmul"](call, first, second), input)
+
+
+@both("tensordot")
+def tensor_product(call: Call, a: Any, b: Any, dims: Any = 2, **options: Any) -> Labels:
+    first, second = ([*range(-dims, 0)], [*range(dims)]) if isinstance(dims, int) else dims
+    letters = [list(string.ascii_lowercase[: len(a.shape)]), list(string.ascii_uppercase[: len(b.shape)])]
+    for i, j in zip(first, second, strict=True):
+        letters[1][j] = letters[0][i]
+    output = [
+        letter for letter in letters[0] + letters[1] if (letter in letters[0]) != (letter in letters[1])
+    ]
+    return contracted(call, _operands([a, b]), ["".join(names) for names in letters], "".join(output))
 
 
 def _operands(operands: Any) -> list[Labels | Weights]:
@@ -490,12 +613,25 @@ def _moved(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
 ENTRYWISE.update((kept, entrywise, moves, attention))
 
 
-@handler("set_item")
-def assigned(call: Call, x: Labels, index: Any, value: Any) -> Labels:
-    """What takes the place of some entries is joined with what was there."""
-    part = Labels.of(x.entries[index])
-    call.combine(part, value, shape=part.shape)
-    return x
+@both("set_item")
+def assigned(call: Call, x: Any, index: Any, value: Any) -> Labels:
+    """Other entries in the place of some; where a mask says which, either may be there."""
+    value = torch.tensor(float(value)) if isinstance(value, int | float) else value
+    if any(isinstance(part, Labels) for part in tree_leaves(index)):
+        if not isinstance(index, Labels) or index.shape != x.shape:
+            raise call.refusal("it is assigned to where it isn't known")
+        return call.combine(x, index, value)
+    entries = constant(call, x).entries.clone()
+    part = entries[index].clone()
+    labels = constant(call, value).entries.expand(part.shape)
+    if isinstance(value, Weights):
+        call.meet(value, Labels.of(part).ids)
+        labels = part
+    entries[index] = torch.iinfo(entries.dtype).min
+    rest, labels = call.relations.distinct([entries, labels])
+    rest = rest.clone()
+    rest[index] = labels
+    return Labels.of(rest)
 
 
 @both("cat", "concat", "concatenate")
@@ -572,6 +708,12 @@ def spatial(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
     if not isinstance(call.result, Tensor):
         raise call.refusal("pooling that returns indices isn't supported")
     return Labels.along(call.along(x, 1), 1, call.shape)
+
+
+@handler("grid_sample")
+def sampled(call: Call, input: Labels, grid: Any, *rest: Any, **options: Any) -> Labels:
+    stay(call, grid)
+    return Labels.along(call.along(input, 1), 1, call.shape)
 
 
 @both("embedding")

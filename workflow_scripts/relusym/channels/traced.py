@@ -16,6 +16,7 @@ from relusym.channels.handlers import CONVS, TRANSPOSED
 from relusym.channels.labels import Labels
 from relusym.channels.tracing import (
     REGISTERED,
+    REPLAYED,
     Handlers,
     bound,
     describe,
@@ -25,7 +26,7 @@ from relusym.channels.tracing import (
     unwrapped,
 )
 from relusym.errors import UserError
-from relusym.evaluation.logits import logits_of
+from relusym.evaluation.logits import evaluating, logits_of
 
 LIMIT = 1e-10  # relative difference in float64: right nets are within 1e-14, wrong ones at 1e-3 and more
 DRAWS = 12  # of permutations, of which that is checked that moves most
@@ -125,8 +126,19 @@ class TracedNet:
                 net.load_state_dict(before)
                 _vary(net, draw)
                 logits = logits_of(graph(x))
+        name = type(net).__name__
         if not logits.isfinite().all():
-            raise UserError(f"{type(net).__name__}: its logits aren't finite with weights drawn at random")
+            raise UserError(f"{name}: its logits aren't finite with weights drawn at random")
+        try:
+            with torch.no_grad(), evaluating(net):
+                copied = logits_of(net(x))
+        except Exception:  # as of a net that casts to float32
+            copied = logits
+        if not relative_difference(logits, copied) < REPLAYED:
+            raise UserError(
+                f"{name}: a copy of it doesn't compute with the copy's weights: is its forward replaced, "
+                "or is there a hook, by a function that holds the net's layers?"
+            )
         return Planted(net, graph, constants, x, logits)
 
     @property
@@ -136,21 +148,25 @@ class TracedNet:
 
     @cached_property
     def groups(self) -> list[ChannelGroup]:
-        """Its channel groups as `channel_groups` describes them, checked.
+        """Its channel groups as `channel_groups` describes them, checked; `known["permuted"]` is the difference then.
 
         Raises:
             UserError: permuted at random, they change what the net computes; named is the first layer where it shows.
         """
         groups, planted = groups_of(self.flow(Flow)), self.planted
         name = type(self.net).__name__
-        if not _difference(planted.logits[:1], logits_of(self.flow(Flow).result)) < LIMIT:
+        if not relative_difference(planted.logits[:1], logits_of(self.flow(Flow).result)) < LIMIT:
             raise UserError(f"{name}: what it computes of an image depends on the other images of its batch")
         permutations = _moving(groups)
-        permuted = deepcopy(planted.net)
-        permuted.load_state_dict(permute(planted.net.state_dict(), groups, permutations))
+        state = planted.net.state_dict(keep_vars=True)
+        permuted = deepcopy(planted.net, {id(tensor): tensor for tensor in state.values()})  # and no values
+        permuted.load_state_dict(permute(state, groups, permutations), assign=True)
         graph = bound(planted.graph.graph, permuted, planted.constants)
         with torch.no_grad():
-            if not _difference(planted.logits, logits_of(graph(planted.x))) < LIMIT:
+            self.known["permuted"] = difference = relative_difference(
+                planted.logits, logits_of(graph(planted.x))
+            )
+            if not difference < LIMIT:
                 where = self._first_difference(graph, groups, permutations)
                 raise UserError(
                     f"{name}: permuting its channels changes what it computes, first at {where}: what happens there to "
@@ -162,7 +178,7 @@ class TracedNet:
         self, permuted: fx.GraphModule, groups: list[ChannelGroup], permutations: dict[str, Tensor]
     ) -> str:
         planted, flow = self.planted, self.flow(Flow)
-        outputs = [_Kept(graph).kept(planted.x) for graph in (planted.graph, permuted)]
+        outputs = [kept_outputs(graph, planted.x) for graph in (planted.graph, permuted)]
         for node in planted.graph.graph.nodes:
             labels = flow.labels.get(node)
             if not isinstance(labels, Labels) or len(labels.varies) > 1:
@@ -171,7 +187,7 @@ class TracedNet:
             for dim in labels.varies:
                 order = order_of(node.name, here.shape[dim], groups, permutations, dim)
                 here = here.index_select(dim, order.to(here.device))
-            if not _difference(here, there) < LIMIT:
+            if not relative_difference(here, there) < LIMIT:
                 return describe(node)
         return "its output"
 
@@ -190,7 +206,7 @@ def _moving(groups: list[ChannelGroup]) -> dict[str, Tensor]:
     return permutations
 
 
-def _difference(expected: Tensor, x: Tensor) -> float:
+def relative_difference(expected: Tensor, x: Tensor) -> float:
     if expected.shape != x.shape:
         return float("inf")
     return float((expected - x).norm() / expected.norm().clamp(min=1e-30))
@@ -214,7 +230,9 @@ def _draw(net: nn.Module, draw: torch.Generator) -> None:
     for key, value in net.state_dict().items():
         if not value.is_floating_point():
             continue
-        noise = torch.randn(value.shape, generator=draw, dtype=torch.float64)
+        noise = torch.randn(
+            value.shape, generator=draw
+        ).double()  # drawn in float64, it takes several times as long
         if value.ndim > 1 and "weight" in key.rpartition(".")[2]:
             noise /= max(1, value[0].numel()) ** 0.5
         elif key.endswith(("var", "scale", "gamma")) or (
@@ -253,18 +271,19 @@ class _Scaled(fx.Interpreter):
         return result / size
 
 
-class _Kept(fx.Interpreter):
-    """Keeps what every node returns."""
+def kept_outputs(graph: fx.GraphModule, x: Tensor) -> dict[str, Any]:
+    """What every node returns."""
+    results: dict[str, Any] = {}
 
-    def kept(self, x: Tensor) -> dict[str, Any]:
-        self.results: dict[str, Any] = {}
-        self.run(x)
-        return self.results
+    class Kept(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            results[n.name] = result.clone() if isinstance(result, Tensor) else result
+            return result
 
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        self.results[n.name] = result.clone() if isinstance(result, Tensor) else result
-        return result
+    with torch.no_grad():
+        Kept(graph).run(x)
+    return results
 
 
 def channel_groups(

@@ -84,7 +84,8 @@ PROJECTIONS: dict[Operation, Projection] = {}
 SHAPED = {"reshape_as": "reshape", "view_as": "view", "expand_as": "expand"}
 READING = {"__bool__", "__int__", "__float__", "__index__", "__contains__", "__array__",
            "item", "tolist", "numpy"}  # fmt: skip
-FILLED = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
+FILLED = {"zeros_like", "ones_like", "full_like", "empty_like",
+          "new_zeros", "new_ones", "new_full", "new_empty"}  # fmt: skip
 WEIGHT_HOOKS = {
     WeightNorm: nn.utils.remove_weight_norm,
     SpectralNorm: nn.utils.remove_spectral_norm,
@@ -102,9 +103,11 @@ def unwrapped(net: nn.Module) -> nn.Module:
     Raises:
         UserError: a scripted net, which shows no operation.
     """
+    for path, layer in net.named_modules() if isinstance(net, nn.Module) else ():
+        if isinstance(layer, torch.jit.ScriptModule):
+            name = f"layer {path} ({layer.original_name})" if path else layer.original_name
+            raise UserError(f"{name} is scripted: give the net that it was made from")
     while True:
-        if isinstance(net, torch.jit.ScriptModule):
-            raise UserError(f"{net.original_name} is scripted: give the net that it was made from")
         if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
             net = net.module
         elif isinstance(inner := getattr(net, "_orig_mod", None), nn.Module):
@@ -184,7 +187,10 @@ class Recorder(TorchFunctionMode):
             result = {str(key): part for key, part in result.items() if _tensors(part)}
         node = self.graph.output(self._nodes_of(result))
         if not any(source.meta.get("image") for source in node.all_input_nodes):
-            raise UserError("what it returns doesn't depend on the image by operations of PyTorch")
+            raise UserError(
+                "what it returns doesn't depend on the image by operations of PyTorch; scripted and compiled functions "
+                "and vmap hide theirs: call the plain ones"
+            )
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs, outside = kwargs or {}, self.inside
@@ -212,9 +218,13 @@ class Recorder(TorchFunctionMode):
             self._record("call_function", torch.full, (tuple(result.shape), value), kind, result)
         elif name in ("to", "type_as") and any(isinstance(x, Tensor) for x in args[1:]):
             self._record("call_method", "to", (args[0], result.device, result.dtype), {}, result)
+        elif name == "copy_":
+            self._record("call_method", "expand", (args[1], *result.shape), {}, result)
         elif name in SHAPED:  # the other tensor gives its shape alone
             self._record("call_method", SHAPED[name], (args[0], *result.shape), {}, result)
         elif _tensors(result):
+            if isinstance(kwargs.get("out"), Tensor):  # it is the result
+                kwargs = {key: x for key, x in kwargs.items() if key != "out"}
             self._record(*_called(func, name, args, kwargs), result)
         return result
 
@@ -359,6 +369,8 @@ def _called(func: Callable, name: str, args: tuple, kwargs: dict) -> tuple[str, 
         return "call_function", getattr(operator, bare), args, kwargs
     if name == "squeeze" and len(args) == 1 and not kwargs:  # not the batch, if it is of one image
         return "call_method", name, (args[0], tuple(i for i, n in enumerate(args[0].shape) if n == 1)), {}
+    if func is Tensor.view and not kwargs and not isinstance(args[1], torch.dtype):
+        return "call_method", "reshape", args, {}  # in any memory format
     if getattr(torch.Tensor, name, None) is func and not isinstance(func, BuiltinFunctionType):
         return "call_method", name, args, kwargs
     return "call_function", func, args, kwargs

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from relusym import cifar10, data, nets
 from relusym.beyond import MEASUREMENTS
-from relusym.config.sources import GENERATED, IMAGENET, specification
-from relusym.data.extent import Extent
+from relusym.config.models import GENERATED, IMAGENET, specification
+from relusym.data import Extent
 from relusym.errors import UserError
 from relusym.matching import OF_FLIPS
 from relusym.registry import one_of
@@ -37,20 +38,14 @@ def check(settings: Settings) -> None:
             check_images(settings, model, extent)
     _check_pairs(settings)
     _check_beyond(settings)
-    unknown = {*settings.seeds} - {*settings.all_seeds}
-    if unknown:
-        raise UserError(
-            f"seeds: {min(unknown)} is none of the scale {settings.scale}'s seeds, {_in_short(settings.all_seeds)}"
-        )
+    if unknown := {*settings.seeds} - {*(seeds := settings.all_seeds)}:
+        short = f"{seeds[0]}, {seeds[1]} … {seeds[-1]}" if len(seeds) >= 5 else ", ".join(map(str, seeds))
+        raise UserError(f"seeds: {min(unknown)} is none of the scale {settings.scale}'s seeds, {short}")
 
 
 def _one_of(key: str, value: str, allowed) -> None:
     if value not in allowed:
         raise UserError(one_of(key, value, allowed))
-
-
-def _in_short(seeds: list[int]) -> str:
-    return ", ".join(map(str, seeds)) if len(seeds) < 5 else f"{seeds[0]}, {seeds[1]} … {seeds[-1]}"
 
 
 def _check_sources(settings: Settings) -> None:
@@ -76,8 +71,8 @@ def _check_source(key: str, source: dict) -> None:
 
 def _check_splits(key: str, source: dict, test: str) -> None:
     """The images to test on are others than those to train on."""
-    splits = [os.path.normpath(source.get(split, split)) for split in ("train", test)]
-    if source.get("source") not in cifar10.SOURCES and splits[0] == splits[1]:
+    train, other = (os.path.normpath(source.get(split, split)) for split in ("train", test))
+    if source.get("source") not in cifar10.SOURCES and train == other:
         raise UserError(
             f"{key}.{test}: {source.get(test, test)!r} given, the folder of {key}.train; name the test images' folder"
         )
@@ -126,23 +121,20 @@ def _check_model(settings: Settings, model: Model) -> None:
 
 def _check_recipe(model: Model) -> None:
     """Stages that make a classifier, in an order in which each can start from the one before."""
-    stages, key = [*model.stages], model.key("recipe")
-    shown = f"[{', '.join(stages)}]"
-    if stages and model.stages[stages[-1]].objective == "simsiam":
-        raise UserError(
-            f"{key}: {shown} given; the last stage has to make a classifier, as training and linear do"
-        )
-    if stages and model.stages[stages[0]].objective == "linear":
-        raise UserError(
-            f"{key}: {shown} given; a linear layer needs a stage before it, whose net it is trained on"
-        )
+    objectives = [stage.objective for stage in model.stages.values()]
+    shown = f"{model.key('recipe')}: [{', '.join(model.stages)}] given"
+    if objectives[-1:] == ["simsiam"]:
+        raise UserError(f"{shown}; the last stage has to make a classifier, as training and linear do")
+    if objectives[:1] == ["linear"]:
+        raise UserError(f"{shown}; a linear layer needs a stage before it, whose net it is trained on")
 
 
 def _check_names(settings: Settings) -> None:
     """Of two models that a table shows by one name, no reader knows which is which."""
     first: dict[Any, str] = {}
     for model in settings.models.values():
-        what = (model.table, model.name, *(() if model.is_in_paper else (model.symmetry, str(model.data))))
+        name = " ".join(unicodedata.normalize("NFKC", model.name).casefold().split())
+        what = (model.table, name, *(() if model.is_in_paper else (model.symmetry, str(model.data))))
         if (other := first.setdefault(what, model.id)) != model.id:
             raise UserError(
                 f"{settings.place('models', model.id, 'name')}: {model.name!r} given, the name of {other}; "
@@ -209,19 +201,15 @@ def _check_beyond(settings: Settings) -> None:
         for model in section.get("from_scratch", []):
             _one_of(key("from_scratch"), model, models)
         if name in MEASUREMENTS and MEASUREMENTS[name].flips_alone:
-            for model in models:
-                if SYMMETRIES[settings.models[model].symmetry].order > 2:
-                    raise UserError(
-                        f"{key('models')}: {model}'s symmetry isn't of order 2, so no involution matches it"
-                    )
+            turning = (m for m in models if SYMMETRIES[settings.models[m].symmetry].order > 2)
+            for model in turning:
+                raise UserError(
+                    f"{key('models')}: {model}'s symmetry isn't of order 2, so no involution matches it"
+                )
 
 
 def check_images(settings: Settings, model: str | None, extent: Extent) -> None:
-    """Check all that is done with the images of a model; None: with the scale's own in Figure 3.
-
-    Raises:
-        UserError: more images are asked for than there are, or they are of a size that the net can't take.
-    """
+    """Check all that is done with the images of a model (None: with the scale's, in Figure 3), against their extent."""
     label = settings.label(model)
     if model is None:
         scale, how = settings.common, settings.flipped_training()

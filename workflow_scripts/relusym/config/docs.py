@@ -21,18 +21,19 @@ START = """\
 in config.yaml, a scale's keys go before its file: `--config scale=laptop 'training={batch_size: 200}'`. A model has the
 sections of its scale, key by key, but for what its own entry says. Numbers may be written as 1e-3, too.
 """
-BASES = (
-    (bool, "true or false"),
-    (int, "whole number"),
-    (float, "number"),
-    (str, "text"),
-)
+LIMITS = {"ge": "from", "gt": "above", "le": "to", "lt": "below", "multiple_of": "in steps of"}
 WHOLE = {"training": sections.Training}  # of what the sections have in part
 NAMED = {
     sections.Seeds: "seeds, such as 3, 0-3, or [0, 5]",
     sections.Id: "id",
     sections.Device: "device",
     sections.Pair: "pair of models",
+    bool: "true or false",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    NoneType: "null",
+    Any: "text or list",
 }
 
 
@@ -76,10 +77,7 @@ def _below(
 def _section(annotation: Any) -> type[Section] | None:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
-    for part in get_args(annotation):
-        if inner := _section(part):
-            return inner
-    return None
+    return next(filter(None, map(_section, get_args(annotation))), None)
 
 
 def _table(section: type[Section], names: list[str] | None = None) -> Iterator[str]:
@@ -93,20 +91,16 @@ def _table(section: type[Section], names: list[str] | None = None) -> Iterator[s
 
 
 def _default(field: FieldInfo, type_: Any) -> str:
+    value = field.default
     if field.is_required():
         return "(needed)"
-    value = field.default
-    if isinstance(value, Section):
+    if isinstance(value, Section) or value == "" or (value is None and NoneType not in _members(type_)):
         return ""
-    if value is None:
-        return "null" if NoneType in _members(type_) else ""
-    if isinstance(value, bool):
-        return str(value).lower()
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, dict):
-        return "`{" + ", ".join(f"{key}: {inner}" for key, inner in value.items()) + "}`"
-    if isinstance(value, list):
-        return f"`[{', '.join(map(str, value))}]`"
-    return f"`{value}`" if value != "" else ""
+        value = "{" + ", ".join(f"{key}: {inner}" for key, inner in value.items()) + "}"
+    return f"`[{', '.join(map(str, value))}]`" if isinstance(value, list) else f"`{value}`"
 
 
 def _members(type_: Any) -> tuple[Any, ...]:
@@ -117,47 +111,26 @@ def _members(type_: Any) -> tuple[Any, ...]:
 
 
 def _type(type_: Any) -> str:
-    for named, text in NAMED.items():
-        if type_ == named:
-            return text
+    if named := next((text for each, text in NAMED.items() if type_ == each), None):
+        return named
     members = _members(type_)
     if len(members) > 1:
-        return " or ".join("null" if member is NoneType else _type(member) for member in members)
-    (base,) = members
-    bounds = [m for part in getattr(type_, "__metadata__", ()) for m in getattr(part, "metadata", [])]
-    text = _base(base)
-    limits = [
-        f"{word} {getattr(bound, key):,.10g}"
-        for key, word in (
-            ("ge", "from"),
-            ("gt", "above"),
-            ("le", "to"),
-            ("lt", "below"),
-            ("multiple_of", "in steps of"),
-        )
-        for bound in bounds
-        if hasattr(bound, key)
-    ]
-    return f"{text} {' '.join(limits)}" if limits and base in (int, float) else text
-
-
-def _base(base: Any) -> str:
-    origin, inner = get_origin(base), get_args(base)
-    if origin is Annotated:
-        return _type(base)
+        return " or ".join(map(_type, members))
+    origin, inner = get_origin(members[0]), get_args(members[0])
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in inner)
     if origin is list:
         return f"list: {_type(inner[0])}"
-    if base is Any or origin is dict:
-        return (
-            "sections by id"
-            if origin is dict and _section(inner[1])
-            else "see there"
-            if origin is dict
-            else "text or list"
-        )
-    return next((text for type_, text in BASES if base is type_), "section")
+    if origin is dict:
+        return "sections by id" if _section(inner[1]) else "see there"
+    bounds = [m for part in getattr(type_, "__metadata__", ()) for m in getattr(part, "metadata", [])]
+    limits = (
+        f"{word} {getattr(bound, key):,.10g}"
+        for key, word in LIMITS.items()
+        for bound in bounds
+        if hasattr(bound, key)
+    )
+    return " ".join([NAMED.get(members[0], "section"), *limits])
 
 
 if __name__ == "__main__":

@@ -2,24 +2,31 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 from relusym import nets
 from relusym.config.reading import deep_merge
-from relusym.config.sections import SHARED, STAGES, Data, Merging, ModelSection, Scale, Sections, Training
+from relusym.config.sections import SHARED, STAGES, Data, ModelSection, Scale, Sections, Training
+from relusym.data import DATA_SETS
 from relusym.schema import dotted
 
 Values = dict[str, Any]
 
 
+GENERATED, IMAGENET = "generated", "imagenet"
+
+
+def specification(source: Values) -> Values:
+    """A data set's entry of the config as `data.prepare` takes it; `train` and `test` count where the kind has them."""
+    options = DATA_SETS[source["source"]].options.model_fields
+    unused = {"source", "label", *({"root", "train", "test"} - {*options})}
+    return {"kind": source["source"], **{key: value for key, value in source.items() if key not in unused}}
+
+
 @dataclass(frozen=True)
 class Place:
-    """Where a key stands, for messages.
-
-    Attributes:
-        file: of the scale.
-        over: what the run's config has over that: config.yaml, another config file, or the command line.
-    """
+    """Where a key stands, for messages: in the scale's `file`, unless the run's config has it `over` that."""
 
     file: str
     over: Values
@@ -48,12 +55,9 @@ class Model:
     """One type of nets: the sections of its entry over those of its scale.
 
     Attributes:
-        id: its key among the scale's models.
-        entry: what differs, by its key among the scale's models.
-        values: the scale's file and the run's config in one, as plain values.
-        place: what messages call their keys.
-        shared: the scale's sections.
-        seeds: one net each.
+        id, entry: its key among the scale's models, and what differs there.
+        values: the scale's file and the run's config in one, as plain values; `place`: what messages call their keys.
+        shared, seeds: the scale's sections; one net each.
     """
 
     id: str
@@ -83,6 +87,10 @@ class Model:
         values = deep_merge(self.shared, self.entry.model_dump(include={*SHARED}, exclude_unset=True))
         return Sections.model_validate({key: value for key, value in values.items() if key != "network"})
 
+    table, image_size, symmetry, merging = (
+        property(attrgetter(f"sections.{key}")) for key in ("table", "image_size", "symmetry", "merging")
+    )
+
     @property
     def name(self) -> str:
         """What tables call it."""
@@ -92,18 +100,6 @@ class Model:
     def is_in_paper(self) -> bool:
         """Whether it is part of the reproduction, and not of measurements beyond the paper alone."""
         return self.table is not None
-
-    @property
-    def table(self) -> str | None:
-        return self.sections.table
-
-    @property
-    def image_size(self) -> int | None:
-        return self.sections.image_size
-
-    @property
-    def symmetry(self) -> str:
-        return self.sections.symmetry
 
     @cached_property
     def data(self) -> Data:
@@ -126,10 +122,6 @@ class Model:
         return network | options.explicit()
 
     @property
-    def merging(self) -> Merging:
-        return self.sections.merging
-
-    @property
     def recipe(self) -> list[str]:
         """The stages of its training; none if its weights come from elsewhere."""
         return [] if self.weights else self.sections.recipe
@@ -149,10 +141,21 @@ class Model:
     def weights(self) -> Values | None:
         """Where its weights come from, a file before any other source; None if a training makes them."""
         weights = self.entry.weights
-        for key in ("file", "urls", "torchvision") if weights else ():
-            if source := getattr(weights, key):
-                return {key: source, "layout": weights.layout}
-        return None
+        sources = ((key, getattr(weights, key, None)) for key in ("file", "urls", "torchvision"))
+        return next(({key: source, "layout": weights.layout} for key, source in sources if source), None)
+
+    @property
+    def origin(self) -> Values | None:
+        """`weights` as its net depends on them: without the hashes that addresses end with, which are checked alone."""
+        weights = self.weights or {}
+        bare = {"urls": [url.partition("#")[0] for url in weights.get("urls", [])]}
+        return weights | (bare if bare["urls"] else {}) or None
+
+    @property
+    def pinned(self) -> dict[str, str]:
+        """The SHA-256 that the addresses of its weights end with, by the name of the file."""
+        parts = [url.partition("#sha256=") for url in (self.weights or {}).get("urls", [])]
+        return {address.rstrip("/").rpartition("/")[2]: pin.lower() for address, _, pin in parts if pin}
 
     @property
     def files(self) -> list[str]:
@@ -177,10 +180,7 @@ def models_of(scale: Scale, values: Values, place: Place) -> dict[str, Model]:
 
 
 def without_left_out(scale: Scale) -> Scale:
-    """The scale without the types that are set to null where its pairs and measurements beyond the paper name them.
-
-    A measurement that is left with none of the types it was of is left out as well.
-    """
+    """The scale without the types that are set to null, and without measurements that have none left."""
     gone = {id_ for id_, model in scale.models.items() if model is None}
     if not gone:
         return scale
@@ -191,14 +191,9 @@ def without_left_out(scale: Scale) -> Scale:
     beyond = {}
     for name in scale.beyond.model_fields_set:
         if (section := getattr(scale.beyond, name)) is not None:
-            lists = ("models", "pairs", "from_scratch")
-            changed = {key: kept(value) for key in lists if (value := getattr(section, key, None))}
-            left = [
-                changed.get(key) or []
-                for key in ("models", "pairs")
-                if getattr(section, key, None) is not None
-            ]
+            lists = {key: getattr(section, key, None) for key in ("models", "pairs", "from_scratch")}
+            changed = {key: kept(value) for key, value in lists.items() if value}
+            left = [changed.get(key, []) for key in ("models", "pairs") if lists[key] is not None]
             beyond[name] = None if left and not any(left) else section.model_copy(update=changed)
-    return scale.model_copy(
-        update={"pairs": kept(scale.pairs), "beyond": scale.beyond.model_copy(update=beyond)}
-    )
+    update = {"pairs": kept(scale.pairs), "beyond": scale.beyond.model_copy(update=beyond)}
+    return scale.model_copy(update=update)

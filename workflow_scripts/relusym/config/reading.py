@@ -10,17 +10,14 @@ import yaml
 from relusym.errors import UserError
 from relusym.registry import one_of
 from relusym.schema import SEEDS_ALLOWED
+from relusym.whole_files import open_file
 
 DEEPEST = 100  # sections in sections, at which no config arrives
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is built
 
 
 def scale_file(name: str, folders: Sequence[str | Path]) -> Path:
-    """The file of a scale, in the first folder that has one of that name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The file of a scale, in the first folder that has one of that name. Raises UserError: there is none."""
     files = {path.stem: path for folder in reversed(folders) for path in sorted(Path(folder).glob("*.yaml"))}
     if name not in files:
         raise UserError(one_of("scale", name, sorted(files)))
@@ -28,26 +25,27 @@ def scale_file(name: str, folders: Sequence[str | Path]) -> Path:
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """The sections of a YAML file.
-
-    Raises:
-        UserError: as `check_file`.
-    """
+    """The sections of a YAML file. Raises UserError: as `check_file`."""
     check_file(path)
-    return yaml.load(Path(path).read_text(encoding="utf-8"), LOADER)
+    return yaml.load(_text(path), LOADER)
+
+
+def _text(path: str | Path) -> str:
+    with open_file(path) as file:
+        return file.read().decode("utf-8")
 
 
 def check_file(path: str | Path) -> None:
     """Check what Snakemake passes over, or reports without a line, when it reads a config file.
 
-    Raises:
-        UserError: names the file and the line of what isn't UTF-8 or YAML, of a key that stands there twice, of a
-            section that holds itself, and of seeds whose _ YAML would drop.
+    UserError names the file and the line of what isn't UTF-8 or YAML, of a key that stands there twice, of a section
+    that holds itself, and of seeds whose _ YAML would drop.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = _text(path)
         _check_depth(path, text)
         top = yaml.compose(text, LOADER)
+        yaml.load(text, LOADER)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -60,6 +58,8 @@ def check_file(path: str | Path) -> None:
         raise UserError(f"{path}, line {line}: no YAML ({error.problem or error.context})") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: no YAML ({' '.join(str(error).split())})") from error
+    except (ValueError, KeyError) as error:  # of a date, a number or a tag that YAML can't make a value of
+        raise UserError(f"{path}: a value is no YAML ({error}); put it in quotes") from error
     if not isinstance(top, yaml.MappingNode):
         raise UserError(f"{path}: no keys in it; it should hold `key: value` lines, as config.yaml does")
     for section in _sections(top):
@@ -107,14 +107,9 @@ def _sections(top: yaml.Node) -> Iterator[yaml.MappingNode]:
 
 
 def check_command_line(values: dict[str, Any], words: Iterable[str]) -> None:
-    """Check what Snakemake makes of `--config`.
+    """Check what Snakemake makes of `--config`: the `values` that it understood of the `words` of the command line.
 
-    Args:
-        values: what it understood.
-        words: of the command line.
-
-    Raises:
-        UserError: a key without a value, or seeds whose _ Python drops.
+    UserError for a key without a value, or seeds whose _ Python drops.
     """
     for key, value in values.items():
         if value is None:

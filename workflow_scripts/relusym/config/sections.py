@@ -1,7 +1,6 @@
 """The sections of the config: of each key its type, default and meaning, from which docs/config.md is made."""
 
 import re
-from collections import Counter
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, Field, create_model
@@ -21,12 +20,14 @@ from relusym.schema import (
     Section,
     Seed,
     Seeds,
+    Several,
     Share,
     Text,
     allowed_names,
     among,
+    each_once,
+    key,
     refusal,
-    remark,
     together,
     unknown_key,
 )
@@ -34,11 +35,18 @@ from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.theory import STATEMENTS
 from relusym.training.recipe import Recipe
 
-NO_MARKUP = re.compile(r"[^<>$\x00-\x1f\x7f]+")
+NO_MARKUP = re.compile(r"[^<>$]+")
 ID = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 LONGEST_ID = 64  # file names hold two of them
 DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
-URL = re.compile(r"(https?|file)://\S+")
+# without . and .. as a part of the path, which is that of a file below data/weights
+URL = re.compile(
+    r"(https?|file)://(?!([^#]*/)?\.\.?(/|#|$))[!-\"$-~]*[!-\"$-.0-~]/?(#sha256=[0-9a-fA-F]{64})?"
+)
+ADDRESS = (
+    "allowed is an address in ASCII, https://…, without . and .. in its path, and at its end "
+    "#sha256= and 64 hexadecimal digits, or nothing"
+)
 LAYOUTS = Literal["auto", "plain", "module", "module.encoder", "module.base_encoder"]
 
 
@@ -51,22 +59,14 @@ def _matches(pattern: re.Pattern[str], allowed: str, but: str | None = None) -> 
     return AfterValidator(check)
 
 
-def _each_once(entries: list) -> list:
-    twice = [entry for entry, count in Counter(map(str, entries)).items() if count > 1]
-    if twice:
-        raise remark(f"{twice[0]} is listed twice; list each once")
-    return entries
-
-
 def _known_options(network: dict[str, Any]) -> dict[str, Any]:
     """What an architecture takes of them is checked with the model's other sections."""
     name = network.get("architecture", "vgg11")
-    if name not in nets.ARCHITECTURES:
+    if not isinstance(name, str) or name not in nets.ARCHITECTURES:
         raise together("architecture", f"{name!r} given; {allowed_names(name, nets.ARCHITECTURES)}")
     allowed = nets.options(network.get("architecture"))
-    for key in network:
-        if key not in ("architecture", *allowed):
-            raise unknown_key(key, allowed)
+    for unknown in (name for name in network if name not in ("architecture", *allowed)):
+        raise unknown_key(unknown, allowed)
     return network
 
 
@@ -107,58 +107,49 @@ class Source(Section):
     model_config = ConfigDict(extra="allow")  # the options of a source of one's own
     __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_plain_value)]] = Field(init=False)
 
-    source: Text = Field(
-        description="`torchvision` (downloads on first use), `binary` or `python` (CIFAR10's official files), or "
+    source: Text = key(
+        "`torchvision` (downloads on first use), `binary` or `python` (CIFAR10's official files), or "
         "`folder` (a tree of images)"
     )
-    root: Text = Field(
-        None,
-        description="of a download: where it goes; of official files: cifar-10-batches-bin or -py, its archive, or the "
+    root: Text = key(
+        "of a download: where it goes; of official files: cifar-10-batches-bin or -py, its archive, or the "
         "folder that holds either; of a folder: the tree, `<root>/<split>/<class>/<image>`",
+        None,
     )
-    train: Text = Field("train", description="of a folder: the name of the split's folder")
-    test: Text = Field("test", description="likewise")
-    label: Label = Field(
-        description="what records call the images, and tables, too, unless their content says otherwise"
-    )
+    train: Text = key("of a folder: the name of the split's folder", "train")
+    test: Text = key("likewise", "test")
+    label: Label = key("what records call the images, and tables, too, unless their content says otherwise")
 
 
 class ImageNetSource(Section):
     """Where ImageNet is, `<root>/<train or val>/<wnid>/<image>`; if it isn't there, its nets are left out."""
 
-    root: Text = Field("data/imagenet", description="the folder of both")
-    train: Text = Field("train", description="of the training images")
-    val: Text = Field("val", description="of those to test on")
-    label: Label = Field("ImageNet", description="what records and tables call the images")
+    root: Text = key("the folder of both", "data/imagenet")
+    train: Text = key("of the training images", "train")
+    val: Text = key("of those to test on", "val")
+    label: Label = key("what records and tables call the images", "ImageNet")
 
 
 class Run(Section):
     """What a run is about, of whatever scale."""
 
-    scale: Id = Field(
-        "demo", description="a file in scales/, of yours or this project's: `demo` is scales/demo.yaml"
+    scale: Id = key("a file in scales/, of yours or this project's: `demo` is scales/demo.yaml", "demo")
+    seeds: OrNull[Seeds] = key(
+        "only these of the scale's seeds, such as 0-3 or [0, 5]; null: all. Pieces combine", None
     )
-    seeds: OrNull[Seeds] = Field(
-        None, description="only these of the scale's seeds, such as 0-3 or [0, 5]; null: all. Pieces combine"
+    device: Device = key("`cpu`, `cuda`, `cuda:1` …; `auto` takes a GPU where there is one", "auto")
+    threads: Several = key(
+        "CPU threads of one job; for small nets, more jobs at once (`--cores`) beat more threads a job", 1
     )
-    device: Device = Field(
-        "auto", description="`cpu`, `cuda`, `cuda:1` …; `auto` takes a GPU where there is one"
+    jobs_per_gpu: Several = key(
+        "how many jobs share one GPU where no scheduler hands GPUs out (the paper: four nets on a T4)", 4
     )
-    threads: Count = Field(
-        1,
-        description="CPU threads of one job; for small nets, more jobs at once (`--cores`) beat more threads a job",
+    cifar10: Source = key(
+        "where CIFAR10 comes from", Source(source="torchvision", root="data/cifar10", label="CIFAR10")
     )
-    jobs_per_gpu: Count = Field(
-        4,
-        description="how many jobs share one GPU where no scheduler hands GPUs out (the paper: four nets on a T4)",
-    )
-    cifar10: Source = Field(
-        Source(source="torchvision", root="data/cifar10", label="CIFAR10"),
-        description="where CIFAR10 comes from",
-    )
-    imagenet: ImageNetSource = Field(ImageNetSource(), description="where ImageNet is")
-    datasets: dict[Id, Source] = Field(
-        {}, description="more data sets from folders, by the name that `data: {dataset: …}` gives"
+    imagenet: ImageNetSource = key("where ImageNet is", ImageNetSource())
+    datasets: dict[Id, Source] = key(
+        "more data sets from folders, by the name that `data: {dataset: …}` gives", {}
     )
 
 
@@ -168,29 +159,24 @@ class Run(Section):
 class Normalisation(Section):
     """Of pixels in 0…1, a number for each colour."""
 
-    mean: Channels = Field(description="that is subtracted")
-    std: Annotated[list[Positive], Field(min_length=3, max_length=3)] = Field(
-        description="that is divided by"
-    )
+    mean: Channels = key("that is subtracted")
+    std: Annotated[list[Positive], Field(min_length=3, max_length=3)] = key("that is divided by")
 
 
 class Data(Section):
     """The images that nets are trained and tested on."""
 
-    dataset: Text = Field(
-        "generated", description="`generated` (images of shapes), `cifar10`, `imagenet`, or one of `datasets`"
+    dataset: Text = key(
+        "`generated` (images of shapes), `cifar10`, `imagenet`, or one of `datasets`", "generated"
     )
-    train_images: OrNull[Count] = Field(None, description="a seeded choice of so many; null: all")
-    seed: Seed = Field(0, description="of that choice, and of generated images")
-    test_images: OrNull[Count] = Field(None, description="of generated images alone")
-    invariant_to: OrNull[SymmetryName] = Field(
-        HORIZONTAL_FLIP.name,
-        description="of generated images alone: the symmetry that their classes don't depend on",
+    train_images: OrNull[Count] = key("a seeded choice of so many; null: all", None)
+    seed: Seed = key("of that choice, and of generated images", 0)
+    test_images: OrNull[Count] = key("of generated images alone", None)
+    invariant_to: OrNull[SymmetryName] = key(
+        "of generated images alone: the symmetry that their classes don't depend on", HORIZONTAL_FLIP.name
     )
-    resize: OrNull[Side] = Field(None, description="of ImageNet alone: the shorter side before the crop")
-    normalisation: OrNull[Normalisation] = Field(
-        None, description="`{mean: [r, g, b], std: [r, g, b]}`; null: CIFAR10's"
-    )
+    resize: OrNull[Side] = key("of ImageNet alone: the shorter side before the crop", None)
+    normalisation: OrNull[Normalisation] = key("`{mean: [r, g, b], std: [r, g, b]}`; null: CIFAR10's", None)
 
     def settings(self) -> dict[str, Any]:
         """What a training depends on."""
@@ -201,12 +187,12 @@ class Data(Section):
 class Running(Section):
     """How a training runs, as far as its net doesn't depend on it."""
 
-    save_every: Count = Field(1, description="epochs between saved training states")
-    snapshots: Annotated[list[Few], AfterValidator(_each_once)] = Field(
-        [], description="epochs after which the net is kept as well as at the end; 0: as initialized"
+    save_every: Count = key("epochs between saved training states", 1)
+    snapshots: Annotated[list[Few], AfterValidator(each_once)] = key(
+        "epochs after which the net is kept as well as at the end; 0: as initialized", []
     )
-    restarts: Few = Field(0, description="of all processes, if one dies")
-    workers: Few = Field(0, description="that read image files, of each process")
+    restarts: Few = key("of all processes, if one dies", 0)
+    workers: Few = key("that read image files, of each process", 0)
 
 
 class Training(Running, Recipe):
@@ -224,44 +210,35 @@ STAGES: dict[str, dict[str, Any]] = {
 class Merging(Section):
     """What nets are merged and measured on."""
 
-    matching: Annotated[str, among(MATCHINGS)] = Field(
-        "activation",
-        description="`activation` (the paper's), `weight` (no images; the best of several starts), `weight_identity` "
+    matching: Annotated[str, among(MATCHINGS)] = key(
+        "`activation` (the paper's), `weight` (no images; the best of several starts), `weight_identity` "
         "(from the identity alone, as in git-re-basin), `involution` (activation matching among the permutations that "
         "undo themselves, as a flip does; of a net with its flipped self alone), `identity` (no permutation), `random`",
+        "activation",
     )
-    starts: Count = Field(
+    starts: Count = key(
+        "of weight matching: the identity, activation matching's permutations, outside in, and random ones",
         STARTS,
-        description="of weight matching: the identity, activation matching's permutations, outside in, and random ones",
     )
-    images: OrNull[Count] = Field(
-        None,
-        description="training images that channels are matched, batch norm reset and REPAIR's statistics taken on; "
+    images: OrNull[Count] = key(
+        "training images that channels are matched, batch norm reset and REPAIR's statistics taken on; "
         "null: all",
+        None,
     )
-    invariance_images: Count = Field(
-        5000, description="training images that the invariance error is averaged over"
-    )
-    batch_size: Count = Field(500, description="images at once; no result depends on it")
+    invariance_images: Count = key("training images that the invariance error is averaged over", 5000)
+    batch_size: Count = key("images at once; no result depends on it", 500)
 
 
 class Weights(Section):
     """Where a model's weights come from, if no training is to make them: of several, the first of these."""
 
-    file: Annotated[Any, AfterValidator(_file)] = Field(
-        None, description="a local checkpoint, or [backbone, linear head]"
+    file: Annotated[Any, AfterValidator(_file)] = key("a local checkpoint, or [backbone, linear head]", None)
+    urls: Annotated[list[Annotated[str, _matches(URL, ADDRESS)]], Field(min_length=1)] = key(
+        "of one file or several, downloaded on first use; `#sha256=…` at the end is checked", None
     )
-    urls: Annotated[
-        list[Annotated[str, _matches(URL, "allowed is an address, https://…")]], Field(min_length=1)
-    ] = Field(
-        None, description="of one file or several, downloaded on first use; `#sha256=…` at the end is checked"
-    )
-    torchvision: Text = Field(
-        None, description="the name of one of torchvision's enums of weights, as IMAGENET1K_V1"
-    )
-    layout: LAYOUTS = Field(
-        "auto",
-        description="what stands before torchvision's names of the tensors in a file; `auto`: any of these",
+    torchvision: Text = key("the name of one of torchvision's enums of weights, as IMAGENET1K_V1", None)
+    layout: LAYOUTS = key(
+        "what stands before torchvision's names of the tensors in a file; `auto`: any of these", "auto"
     )
 
 
@@ -269,8 +246,7 @@ def _partial(section: type[Section]) -> Any:
     """The section with no key required: what other sections leave out."""
     types = get_type_hints(section, include_extras=True)
     fields = {
-        name: (types[name], Field(None, description=field.description))
-        for name, field in section.model_fields.items()
+        name: (types[name], key(field.description, None)) for name, field in section.model_fields.items()
     }
     return create_model(f"Partial{section.__name__}", __base__=Section, __doc__=section.__doc__, **fields)
 
@@ -281,92 +257,86 @@ PartialTraining = _partial(Training)
 class Sections(Section):
     """What all models of a scale have, and each model over that."""
 
-    data: Data = Field(Data(), description="the images")
-    image_size: OrNull[Side] = Field(None, description="pixels that images are scaled to; null: as they are")
-    network: Annotated[dict[str, Any], AfterValidator(_known_options)] = Field(
+    data: Data = key("the images", Data())
+    image_size: OrNull[Side] = key("pixels that images are scaled to; null: as they are", None)
+    network: Annotated[dict[str, Any], AfterValidator(_known_options)] = key(
+        "`architecture` and its options; those of another architecture don't count",
         {"architecture": "vgg11", "group_convs": 0},
-        description="`architecture` and its options; those of another architecture don't count",
     )
-    symmetry: SymmetryName = Field(
+    symmetry: SymmetryName = key(
+        "or `vertical_flip`, `quarter_turn`: of augmentation, invariance loss, group convs and flip merge",
         HORIZONTAL_FLIP.name,
-        description="or `vertical_flip`, `quarter_turn`: of augmentation, invariance loss, group convs and flip merge",
     )
-    recipe: Annotated[list[Literal[*STAGES]], AfterValidator(_each_once)] = Field(
-        ["training"], description="the stages of a training, of `pretraining`, `training` and `linear`"
+    recipe: Annotated[list[Literal[*STAGES]], AfterValidator(each_once)] = key(
+        "the stages of a training, of `pretraining`, `training` and `linear`", ["training"]
     )
-    training: PartialTraining = Field(PartialTraining(), description="how nets are trained")
-    pretraining: PartialTraining = Field(
+    training: PartialTraining = key("how nets are trained", PartialTraining())
+    pretraining: PartialTraining = key(
+        "what differs in this stage: by default `objective: simsiam, schedule: cosine`", PartialTraining()
+    )
+    linear: PartialTraining = key(
+        "likewise: `objective: linear, schedule: cosine, weight_decay: 0, warmup_epochs: 0`",
         PartialTraining(),
-        description="what differs in this stage: by default `objective: simsiam, schedule: cosine`",
     )
-    linear: PartialTraining = Field(
-        PartialTraining(),
-        description="likewise: `objective: linear, schedule: cosine, weight_decay: 0, warmup_epochs: 0`",
-    )
-    merging: Merging = Field(Merging(), description="how they are merged and measured")
-    table: OrNull[Literal["table2", "table5"]] = Field(
-        "table2",
-        description="which of the paper's tables shows them; null: none, measurements beyond the paper alone",
+    merging: Merging = key("how they are merged and measured", Merging())
+    table: OrNull[Literal["table2", "table5"]] = key(
+        "which of the paper's tables shows them; null: none, measurements beyond the paper alone", "table2"
     )
 
 
 class ModelSection(Sections):
     """One type of nets: a name, and what differs from the scale's sections."""
 
-    name: Label = Field(None, description="what tables call it; by default its id")
-    description: Label = Field("", description="for Table 1")
-    seeds: OrNull[Seeds] = Field(None, description="one net each; null: the scale's")
-    weights: OrNull[Weights] = Field(
-        None, description="where weights come from, if no training is to make them"
+    name: Label = key("what tables call it; by default its id", None)
+    description: Label = key("for Table 1", "")
+    seeds: OrNull[Seeds] = key("one net each; null: the scale's", None)
+    weights: OrNull[Weights] = key("where weights come from, if no training is to make them", None)
+    paper: OrNull[Row] = key(
+        "the row of the paper's Table 5 that it stands beside, if its id isn't that row's", None
     )
-    paper: OrNull[Row] = Field(
-        None, description="the row of the paper's Table 5 that it stands beside, if its id isn't that row's"
-    )
-    trained_by_authors: Flag = Field(None, description="for Table 5; by default the paper's row's")
-    self_supervised: Flag = Field(None, description="likewise")
+    trained_by_authors: Flag = key("for Table 5; by default the paper's row's", None)
+    self_supervised: Flag = key("likewise", None)
 
 
 class Filters(Section):
     """The arrays of filters beside the records, for Figures 1, 2 and 5 to 9, and the count of zero-filters."""
 
-    projection_seed: Seed = Field(0, description="of the random projection of conv 2's input channels to RGB")
-    zero_filter: Share = Field(
-        0.1, description="a filter whose norm is below this share of the largest in its layer counts as zero"
+    projection_seed: Seed = key("of the random projection of conv 2's input channels to RGB", 0)
+    zero_filter: Share = key(
+        "a filter whose norm is below this share of the largest in its layer counts as zero", 0.1
     )
 
 
 class FlippedTraining(Section):
     """Figure 3: a net and its flipped counterpart, trained side by side on batches and on the flipped batches."""
 
-    seed: Seed = Field(0, description="of the net and of the batches")
-    steps: Count = Field(50, description="of either")
-    batch_size: Count = Field(16, description="images a step")
-    learning_rate: Positive = Field(
-        0.01, description="constant; momentum, weight decay and padding are the scale's"
-    )
+    seed: Seed = key("of the net and of the batches", 0)
+    steps: Count = key("of either", 50)
+    batch_size: Count = key("images a step", 16)
+    learning_rate: Positive = key("constant; momentum, weight decay and padding are the scale's", 0.01)
 
 
 Draws = create_model(
     "Draws",
     __base__=Section,
     __doc__="How many random draws each of the paper's statements is tested on.",
-    **{name: (Count, Field(draws, description=what)) for name, (draws, what) in STATEMENTS.items()},
+    **{name: (Count, key(what, draws)) for name, (draws, what) in STATEMENTS.items()},
 )
 
 
 class Theory(Section):
     """The demonstrations of the paper's statements."""
 
-    seed: Seed = Field(0, description="of all draws")
-    draws: Draws = Field(Draws(), description="how many, by statement")
+    seed: Seed = key("of all draws", 0)
+    draws: Draws = key("how many, by statement", Draws())
 
 
 class Matchings(Selection):
     """The target `matchings`: its merges are flip_merge and pair_merge records."""
 
-    pairs: Pairs = Field(None, description=OF_PAIRS)
-    matchings: OrNull[Annotated[list[Annotated[str, among(MATCHINGS)]], Field(min_length=1)]] = Field(
-        None, description="that are compared; null: the scale's `matchings`"
+    pairs: Pairs = key(OF_PAIRS, None)
+    matchings: OrNull[Annotated[list[Annotated[str, among(MATCHINGS)]], Field(min_length=1)]] = key(
+        "that are compared; null: the scale's `matchings`", None
     )
 
 
@@ -375,34 +345,34 @@ Beyond = create_model(
     "Beyond",
     __base__=Section,
     __doc__="Measurements beyond the paper (docs/beyond.md), each with the nets that it is of.",
-    **{name: (OrNull[section], Field(None, description=section.__doc__)) for name, section in BEYOND.items()},
+    **{name: (OrNull[section], key(section.__doc__, None)) for name, section in BEYOND.items()},
 )
 
 
 class Scale(Sections):
     """Which nets, how each is made, what is merged with what."""
 
-    seeds: Seeds = Field(description="one net of each type for each, such as 0-3")
-    models: dict[Id, OrNull[ModelSection]] = Field(
-        description="the types of nets, by an id; null removes a type, also from pairs and measurements that name it"
+    seeds: Seeds = key("one net of each type for each, such as 0-3")
+    models: dict[Id, OrNull[ModelSection]] = key(
+        "the types of nets, by an id; null removes a type, also from pairs and measurements that name it"
     )
-    pairs: list[Pair] = Field(
-        [],
-        description="which types are merged with each other. Two types: seed i with seed i. One: seed i with the next "
+    pairs: list[Pair] = key(
+        "which types are merged with each other. Two types: seed i with seed i. One: seed i with the next "
         "seed of the type, the last with the first; two seeds are one pair (the paper doesn't say which seeds it "
         "paired: an assumption)",
+        [],
     )
     matchings: Annotated[
-        list[Annotated[str, among(MATCHINGS)]], Field(min_length=1), AfterValidator(_each_once)
-    ] = Field(
+        list[Annotated[str, among(MATCHINGS)]], Field(min_length=1), AfterValidator(each_once)
+    ] = key(
+        "the target `matchings` compares these",
         ["activation", "weight", "weight_identity", "involution", "identity", "random"],
-        description="the target `matchings` compares these",
     )
-    figure9: OrNull[Text] = Field(None, description="the model whose filters Figure 9 shows")
-    filters: Filters = Field(Filters(), description="arrays of filters")
-    flipped_training: FlippedTraining = Field(FlippedTraining(), description="Figure 3")
-    theory: Theory = Field(Theory(), description="the paper's statements")
-    beyond: Beyond = Field(Beyond(), description="measurements beyond the paper")
+    figure9: OrNull[Text] = key("the model whose filters Figure 9 shows", None)
+    filters: Filters = key("arrays of filters", Filters())
+    flipped_training: FlippedTraining = key("Figure 3", FlippedTraining())
+    theory: Theory = key("the paper's statements", Theory())
+    beyond: Beyond = key("measurements beyond the paper", Beyond())
 
 
 SHARED = (*Sections.model_fields,)

@@ -5,43 +5,51 @@ Nothing here imports PyTorch: Snakemake reads it at every start.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from relusym import paper_values
+from relusym import cifar10, paper_values
 from relusym.beyond import MEASUREMENTS
 from relusym.beyond.declaration import NOT_IN_SETTINGS
 from relusym.config import checks
-from relusym.config.models import Model, Place, Values, models_of, without_left_out
+from relusym.config.models import (
+    GENERATED,
+    IMAGENET,
+    Model,
+    Place,
+    Values,
+    models_of,
+    specification,
+    without_left_out,
+)
 from relusym.config.reading import deep_merge, read_file, scale_file
 from relusym.config.sections import SHARED, ModelSection, Run, Running, Scale
-from relusym.config.sources import IMAGENET, Sources
+from relusym.data import DATA_SETS, Extent, known_extent
 from relusym.errors import UserError
 from relusym.matching import OF_FLIPS, SEARCHES
 from relusym.schema import unknown_key
-from relusym.symmetry import SYMMETRIES
+from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
 from relusym.training.recipe import Recipe
 
+PLACE = "source", "root", "train", "test"
+INVARIANT_TO = HORIZONTAL_FLIP.name  # of generated images, by default
 Net = tuple[str, int]  # model and seed
 
 FIGURE_3 = "momentum", "weight_decay", "crop_padding"  # what its trainings have from the scale's
 
 
 @dataclass(frozen=True)
-class Settings(Sources):
+class Settings:
     """A valid config, resolved to its scale.
 
     Attributes:
-        run: what the run is about.
-        sections: of its scale.
-        values: the scale's file with the run's config over it, as plain values.
-        place: what messages call their keys.
+        run, sections: what the run is about, and the sections of its scale.
+        values: the scale's file with the run's config over it, as plain values; `place`: what messages call their keys.
         folders: where scales are looked for.
-
-    Raises (on creation by `of`):
-        UserError: the config is not valid.
     """
 
     run: Run
@@ -52,7 +60,7 @@ class Settings(Sources):
 
     @classmethod
     def of(cls, config: Values, folders: Sequence[str | Path] = ("scales",)) -> Settings:
-        """The settings of a run.
+        """The settings of a run; UserError if the config isn't valid.
 
         Args:
             config: the keys of `Run`; beside them, those of `Scale` go before the scale's file.
@@ -141,8 +149,8 @@ class Settings(Sources):
     def pairs(self) -> list[tuple[Net, Net]]:
         """Every pair of nets to merge: two types by seed; one type seed by next seed of the type, cyclically.
 
-        A pair stands once, whichever way round: two seeds of one type are one pair. Of a run on some of the seeds, only
-        the pairs whose two nets are both in it.
+        A pair stands once, whichever way round. Of a run on some of the seeds, only pairs whose two nets are both in
+        it.
         """
         nets, pairs = set(self.nets), {}
         for first, second in self.types_paired:
@@ -189,7 +197,7 @@ class Settings(Sources):
             "symmetry": model.symmetry,
         }
         if stage is None:
-            return settings | {"weights": model.weights}
+            return settings | {"weights": model.origin}
         settings["training"] = model.stages[stage].settings()
         start = self.start_of(training_id)
         return settings | ({"start": self.train(start)} if start else {})
@@ -244,19 +252,99 @@ class Settings(Sources):
         return {name: reason for name, reason in reasons.items() if reason}
 
     def _absence(self, model: Model) -> str | None:
-        if model.data.dataset == IMAGENET:
-            for folder in self.imagenet.values():
-                if not Path(folder).is_dir():
-                    return (
-                        f"ImageNet is not at {folder}: set imagenet.root to the folder with train/ and val/"
-                    )
+        folders = self.imagenet.values() if model.data.dataset == IMAGENET else ()
+        for folder in (folder for folder in folders if not Path(folder).is_dir()):
+            return f"ImageNet is not at {folder}: set imagenet.root to the folder with train/ and val/"
         key = f"models.{model.id}.weights.file"
-        for file in model.files:
-            if not Path(file).is_file():
-                return f"the checkpoint {file} is missing: set {key}"
+        for file in (file for file in model.files if not Path(file).is_file()):
+            return f"the checkpoint {file} is missing: set {key}"
         if not model.weights and not model.recipe:
             return f"no checkpoint is at hand: set {key} to a local file"
         return None
+
+    # ---- images
+
+    def source(self, dataset: str) -> Values:
+        """Where a data set comes from, and its label."""
+        if dataset == GENERATED:
+            return {"source": GENERATED, "label": "generated chiral shapes"}
+        if dataset == IMAGENET:
+            place = self.run.imagenet.model_dump()
+            return {"source": IMAGENET, "test": place.pop("val"), **place}
+        return (self.run.cifar10 if dataset == "cifar10" else self.run.datasets[dataset]).explicit()
+
+    def label(self, model: str | None = None) -> str:
+        """What records and tables call a model's images (or the scale's)."""
+        data = self._model(model).data
+        label = self.source(data.dataset)["label"]
+        if data.dataset != GENERATED:
+            return label
+        if (symmetry := data.invariant_to) != INVARIANT_TO:
+            label += (
+                f" invariant to the {symmetry}".replace("_", " ") if symmetry else " invariant to no symmetry"
+            )
+        return f"{label}, seed {data.seed}"
+
+    def _model(self, model: str | None) -> Model:
+        return self.models[model] if model else self.common
+
+    def prepared(self, model: str | None = None) -> str:
+        """The name of the file of prepared images that a model (or the scale) reads; each source has its own."""
+        data = self._model(model).data
+        if data.dataset == GENERATED:
+            ending = "" if data.invariant_to == INVARIANT_TO else f"-{data.invariant_to}"
+            return f"generated-{data.train_images}-{data.test_images}-{data.seed}{ending}"
+        source = self.source(data.dataset)
+        others = [value for key, value in source.items() if key not in (*PLACE, "label")]
+        place = json.dumps([*(source.get(key) for key in PLACE), *others])
+        name = f"{data.dataset}-{source['source']}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+        if data.dataset != IMAGENET:
+            return name
+        net = self.models[model]
+        return f"{name}-{data.resize}-{net.image_size}-{net.merging.images}-{data.seed}"
+
+    def preparation(self, prepared: str) -> tuple[Values, str]:
+        """How the file of that name is prepared, as `data.prepare` takes it, and where the config has it."""
+        return self.preparation_for(self.readers(prepared)[0])
+
+    def readers(self, prepared: str) -> list[str | None]:
+        """The models that read the file of that name; None for the scale itself, whose Figure 3 does."""
+        return [
+            model for model in (None, *self.models) if self._reads(model) and self.prepared(model) == prepared
+        ]
+
+    def preparation_for(self, model: str | None) -> tuple[Values, str]:
+        """As `preparation`, of the images of a model or of the scale."""
+        net, data = self._model(model), self._model(model).data
+        source = self.source(data.dataset)
+        if data.dataset == GENERATED:
+            options = DATA_SETS[GENERATED].options.model_fields
+            chosen = {key: getattr(data, key) for key in options if key in data.explicit() or key == "seed"}
+            return {"kind": GENERATED, **chosen}, net.key("data")
+        if data.dataset == IMAGENET:
+            folders = {"root": source["root"], "train": source["train"], "val": source["test"]}
+            how = {"resize": data.resize, "seed": data.seed, "size": net.image_size}
+            return {"kind": IMAGENET, **folders, **how, "train_images": net.merging.images}, IMAGENET
+        key = data.dataset if data.dataset == "cifar10" else f"datasets.{data.dataset}"
+        return specification(source), key
+
+    def known_extent(self, model: str | None) -> Extent | None:
+        """The extent of the images of a model or of the scale, if it is known wherever they come from."""
+        return known_extent(self.preparation_for(model)[0]) if self._reads(model) else None
+
+    def known_digest(self, model: str | None) -> str | None:
+        """As `known_extent`, of the images' content."""
+        return cifar10.DIGEST if self.preparation_for(model)[0]["kind"] == "torchvision" else None
+
+    def _reads(self, model: str | None) -> bool:
+        """ImageNet is prepared for a model's image size alone."""
+        return model is not None or self.common.data.dataset != IMAGENET
+
+    @cached_property
+    def imagenet(self) -> dict[str, str]:
+        """ImageNet's folders, "train" and "test"."""
+        source = self.source(IMAGENET)
+        return {split: str(Path(source["root"]) / source[split]) for split in ("train", "test")}
 
     # ---- beyond the paper: of which nets, and on what each measurement depends
 
@@ -265,11 +353,12 @@ class Settings(Sources):
         """By name, the scale's measurements beyond the paper: their options, and which nets are chosen."""
         # in the order of the scale's file
         sections = {name: getattr(self.sections.beyond, name) for name in self.values.get("beyond", {})}
+        chosen = "models", "pairs", "seeds"
         return {
             name: {
                 key: value
                 for key, value in section.model_dump().items()
-                if key not in ("models", "pairs", "seeds") or value is not None
+                if key not in chosen or value is not None
             }
             for name, section in sections.items()
             if section is not None
@@ -281,10 +370,9 @@ class Settings(Sources):
         return [name for name in self.beyond if name in MEASUREMENTS]
 
     def subjects(self, name: str) -> list[tuple[Net, ...]]:
-        """What a measurement beyond the paper is made on, as far as it is of this run: nets, then pairs of nets.
+        """What a measurement beyond the paper is made on, of this run and of its `seeds`: nets, then pairs.
 
-        `models` are the types of single nets, `pairs` those of pairs; the nets are of `seeds` (left out: of all). Of
-        several nets, the first is, and the others are those of the next seeds of its type, cyclically.
+        Of several nets the first is of `seeds`, the others are of the seeds that follow it, cyclically.
         """
         section = self.beyond[name]
         if MEASUREMENTS[name].several:
@@ -358,14 +446,9 @@ class Settings(Sources):
 
     def shown(self, model: str) -> Values:
         """What Tables 3 and 5 show of a model besides its measurements; its config goes before its paper's row."""
-        entry, row = self.models[model].entry, self.paper_row(model)
+        net, row = self.models[model], self.paper_row(model)
         published, flags = paper_values.resnets()[row] if row else {}, {}
         for key in ("trained_by_authors", "self_supervised"):
-            flag = getattr(entry, key)
+            flag = getattr(net.entry, key)
             flags[key] = published.get(key) == "yes" if flag is None else flag
-        return {
-            "name": self.models[model].name,
-            **flags,
-            "image_size": self.models[model].image_size,
-            "paper": row,
-        }
+        return {"name": net.name, **flags, "image_size": net.image_size, "paper": row}

@@ -1,9 +1,11 @@
 """The data sets by their kind in the config. Another kind is one module here and one line in `DATA_SETS`."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-from relusym import checkpoint
+from relusym import checkpoint, cifar10
 from relusym.errors import UserError
 from relusym.registry import Entry, choose
 from relusym.schema import Count, Flag, OrNull, Section, Seed, Text, among
@@ -62,47 +64,91 @@ DATA_SETS = {
     "binary": Entry("relusym.data.folder:prepare_binary", Files),
     "python": Entry("relusym.data.folder:prepare_python", Files),
     "folder": Entry("relusym.data.folder:prepare", Folder),
-    "imagenet": Entry("relusym.data.imagenet:prepare", ImageNet),
+    "imagenet": Entry("relusym.data.folder:prepare_imagenet", ImageNet),
 }
 
 
 def check(spec: dict[str, Any], key: str = "data") -> None:
-    """Check a data set's kind and options, without importing torch.
-
-    Args:
-        key: where they stand in the config.
-
-    Raises:
-        UserError: names the key, its value and what is allowed.
-    """
+    """Check a data set's kind and options, which stand at `key` of the config, without importing torch."""
     choose(DATA_SETS, "kind", spec, key)
 
 
 def prepare(spec: dict[str, Any], to: Path, workers: int = 0, key: str = "data") -> list[str]:
-    """Write a data set's prepared file, which `image_set.load` reads.
+    """Write a data set's prepared file, which `image_set.load` reads; a line on each thing passed over or converted.
+
+    UserError if the images aren't there, or something is wrong with them.
 
     Args:
         spec: the kind and its options.
         workers: processes that decode images, where there are many.
-        key: as in `check`.
-
-    Returns:
-        a line on each thing that was passed over or converted.
-
-    Raises:
-        UserError: the images aren't there, or something is wrong with them.
+        key: where they stand in the config.
     """
     data_set, options = choose(DATA_SETS, "kind", spec, key)
     return data_set.load()(to, workers=workers, key=key, **options.model_dump()) or []
 
 
 def digest(path: str | Path) -> str:
-    """SHA-256 of what a prepared file holds: classes, labels and images of both splits. Reads the header alone.
-
-    Raises:
-        UserError: the file is missing, truncated or foreign.
-    """
+    """SHA-256 of what a prepared file holds, from its header alone; UserError if it is missing or foreign."""
     about = checkpoint.load_arrays(path, names=())[1]
     if "digest" not in about:
         raise UserError(f"{path} holds no prepared images: delete it, and it is prepared again")
     return about["digest"]
+
+
+# of torchvision.datasets.folder
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+class Extent(NamedTuple):
+    """The number of training images, and the sides of all images in pixels (height, width)."""
+
+    train: int
+    sides: tuple[int, int]
+
+
+CIFAR10 = Extent(50_000, (32, 32))
+
+
+def known_extent(spec: dict[str, Any]) -> Extent | None:
+    """The extent of a data set that is the same wherever it comes from; None if that depends on its files."""
+    if spec["kind"] == "generated":
+        return Extent(spec["train_images"], (32, 32))
+    return CIFAR10 if spec["kind"] in cifar10.SOURCES else None
+
+
+def extent_of(spec: dict[str, Any], prepared: Path) -> Extent | None:
+    """The extent of a data set, if it is known: from the prepared file's header, or from its folder.
+
+    None for ImageNet, whose prepared file has a choice of the training images alone. UserError if it is truncated or
+    foreign.
+
+    Args:
+        spec: as in `data.prepare`.
+        prepared: the file, which needn't be there.
+    """
+    if known := known_extent(spec):
+        return known
+    if spec["kind"] == "imagenet":
+        return None
+    if prepared.exists():
+        shape = checkpoint.shapes(prepared).get("train_images", (0, 0, 0))
+        return Extent(shape[0], shape[1:3])
+    return _of_folder(Path(spec["root"]) / spec.get("train", "train")) if spec["kind"] == "folder" else None
+
+
+def _of_folder(split: Path) -> Extent | None:
+    from PIL import Image
+
+    files = list(image_files(split))
+    try:
+        with Image.open(min(files)) as image:
+            return Extent(len(files), image.size[::-1])
+    except (ValueError, OSError):  # none, or none that can be read: preparing them names which
+        return None
+
+
+def image_files(split: Path) -> Iterator[str]:
+    """The images of one split, `<class>/<image>`, by their endings."""
+    for folder in os.scandir(split) if split.is_dir() else ():
+        if folder.is_dir():
+            yield from (file.path for file in os.scandir(folder) if file.name.lower().endswith(ENDINGS))

@@ -10,9 +10,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from relusym.data.augmentation import Augmented, Normalise, normalise, normalise_imagenet, shuffled
+from relusym.data.augmentation import (
+    Augmented,
+    Normalise,
+    crop_transform,
+    normalise,
+    normalise_imagenet,
+    random_views,
+    shuffled,
+    view_transform,
+)
 from relusym.data.folder import image_folder
-from relusym.data.views import crop_transform, random_views, view_transform
 from relusym.errors import UserError
 from relusym.randomness import generator, stream
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
@@ -49,19 +57,16 @@ def _steps(count: int, batch_size: int) -> int:
 
 
 class ImagesOnDevice:
-    """TrainingBatches of uint8 images that live on the device; see `TrainingBatches`.
+    """TrainingBatches of uint8 images that live on the device.
+
+    UserError if a batch is larger than the set, or the symmetry doesn't keep the images' shape.
 
     Args:
-        images, labels: uint8 (N, H, W, 3) and int64 (N,).
-        classes: how many there are.
-        views: 1, a crop after zero padding, or 2 random views as SimSiam's.
-        crop_padding: pixels on each side, for one view.
+        images, labels, classes: uint8 (N, H, W, 3) and int64 (N,); how many classes there are.
+        views: 1, a crop after zero padding of `crop_padding` pixels, or 2 random views as SimSiam's.
         symmetry: of which each image gets a random power; None for none.
         normalise: how pixels become a net's input.
         rank, processes: this process, from 0, and how many share each batch.
-
-    Raises:
-        UserError: a batch is larger than the set, or the symmetry doesn't keep the images' shape.
     """
 
     def __init__(
@@ -105,17 +110,15 @@ class ImagesOnDevice:
 
 
 class ImageFiles:
-    """TrainingBatches of ImageNet's files, decoded and augmented by worker processes; see `TrainingBatches`.
+    """TrainingBatches of ImageNet's files, decoded and augmented by worker processes.
+
+    UserError if the folder is missing or has no images, or fewer than a batch.
 
     Args:
-        root: the folder with one folder a class.
-        size: of the images, in pixels.
+        root, size: the folder with one folder a class; of the images, in pixels.
         views: 1, torchvision's random resized crop, or 2 random views as SimSiam's.
         symmetry, normalise, rank, processes: as in `ImagesOnDevice`.
         workers: worker processes of each training process.
-
-    Raises:
-        UserError: the folder is missing or has no images, or fewer than a batch.
     """
 
     def __init__(

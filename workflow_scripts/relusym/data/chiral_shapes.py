@@ -65,15 +65,10 @@ class Scenes:
     power: Tensor
 
 
-def _templates() -> Tensor:
-    """Every kind's drawing, (10, 1, 32, 32)."""
-    cells = torch.tensor(
-        [[[cell == "#" for cell in row] for row in drawing.split()] for drawing in SHAPES.values()]
-    )
-    return cells.float().repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
-
-
-TEMPLATES = _templates()
+_CELLS = torch.tensor(
+    [[[cell == "#" for cell in row] for row in drawing.split()] for drawing in SHAPES.values()]
+)
+TEMPLATES = _CELLS.float().repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]  # (10, 1, 32, 32)
 
 
 def draw(
@@ -127,11 +122,7 @@ def render(scenes: Scenes, symmetry: Symmetry | None = HORIZONTAL_FLIP) -> Tenso
 def generate(
     train: int, test: int, seed: int, symmetry: Symmetry | None = HORIZONTAL_FLIP
 ) -> tuple[ImageSet, ImageSet]:
-    """Two sets of images with as many of each class as can be; the same seed gives the same bytes.
-
-    Args:
-        symmetry: that the distribution is invariant to; None: to none.
-    """
+    """Two sets of as many of each class as can be, the same bytes from the same seed, invariant to `symmetry`."""
     return _split("train", train, seed, symmetry), _split("test", test, seed, symmetry)
 
 

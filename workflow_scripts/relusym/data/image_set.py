@@ -22,14 +22,7 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One split of a data set.
-
-    Attributes:
-        images: uint8 (N, H, W, 3).
-        labels: int64 (N,), indices into `classes`.
-        classes: names.
-        source: what records and tables call the data.
-    """
+    """One split: images uint8 (N, H, W, 3), labels int64 (N,), the classes' names, what records call the data."""
 
     images: Tensor
     labels: Tensor
@@ -64,11 +57,7 @@ def header(classes: Iterable[str], splits: dict[str, str]) -> dict[str, Any]:
 
 
 def save(path: str | Path, train: ImageSet, test: ImageSet) -> None:
-    """Write both splits to one file, whole or not at all.
-
-    Raises:
-        UserError: a label is of no class; the disk is full or the folder can't be written.
-    """
+    """Write both splits to one file, whole or not at all; UserError if a label is of no class, or the disk is full."""
     splits = dict(zip(SPLITS, (train, test), strict=True))
     for name, split in splits.items():
         if wrong := _of_no_class(split):
@@ -84,11 +73,8 @@ def load(
 ) -> ImageSet:
     """Read one split, "train" or "test", of what `save` wrote, and check that nothing of it has changed.
 
-    Args:
-        source: what records and tables call the data; None: the file's name.
-
-    Raises:
-        UserError: the file is missing, truncated, foreign or changed, or has a label of no class.
+    `source`: what records and tables call the data; None: the file's name. UserError if the file is missing, truncated,
+    foreign or changed, or has a label of no class.
     """
     names = f"{split}_images", f"{split}_labels"
     tensors, about = checkpoint.load(path, "cpu", names)
@@ -123,11 +109,8 @@ def _of_no_class(split: ImageSet) -> str | None:
 
 
 def subset(images: ImageSet, count: int | None, seed: int) -> ImageSet:
-    """A seeded choice of `count` images without replacement; None: all of them, in their order.
-
-    Raises:
-        UserError: more images are asked for than there are.
-    """
+    """A seeded choice of `count` images without replacement; None: all, in their order. UserError if there are
+    fewer."""
     if count is None:
         return images
     have = len(images.labels)

@@ -1,12 +1,16 @@
 """Nets of others as this package reads them: what they have to be, their mode, and where their logits are."""
 
+import sys
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from relusym.errors import UserError, theirs
@@ -14,31 +18,49 @@ from relusym.evaluation.images import ImageSource, device_of
 
 # keys of outputs that are dicts, as of Hugging Face's nets and torchvision's segmentation
 LOGITS = "logits", "out"
+CONTAINERS = dict, OrderedDict, list, set
 CHECKED = 4  # images that a net is tried on before the work
 ROUNDING = 1e-3  # the largest relative difference between logits that should be the same
+
+
+class _AnyLayout(TorchFunctionMode):
+    """Images come with channels last, which most nets compute quicker; `view` after a flatten works all the same."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.view and not kwargs and not isinstance(args[1], torch.dtype):
+            func = Tensor.reshape
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def evaluating(*nets: nn.Module) -> Iterator[None]:
     """Within, the nets are in evaluation mode; afterwards, every module has the mode and the attributes that it had.
 
-    So nothing stays that tracing, or the net's own forward, left on it.
+    So nothing stays that tracing, or the net's own forward, left on it, as in a cache. What its own `eval` and `train`
+    do, such as emptying one, holds.
     """
-    before = [
-        (held, dict(held))
-        for net in nets
-        for module in net.modules()
-        if not isinstance(module, torch.jit.ScriptModule)
-        for held in (module._parameters, module._buffers, module._modules, vars(module))
+    modules = [
+        module for net in nets for module in net.modules() if not isinstance(module, torch.jit.ScriptModule)
     ]
+    modes = [(module, module.training) for module in modules]
+    training = [net for net in nets if net.training]
     for net in nets:
         net.eval()
+    before = [(vars(module), dict(vars(module))) for module in modules]
+    held = [(x, copy(x)) for _, entries in before for x in entries.values() if type(x) in CONTAINERS]
+    # compiled parts run as they were written, whose operations show; without torch.compile, its module isn't there
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     try:
-        yield
+        with eager, _AnyLayout():
+            yield
     finally:
-        for held, entries in before:
-            held.clear()
-            held.update(entries)
+        for x, entries in (*before, *held):
+            x.clear()
+            (x.extend if isinstance(x, list) else x.update)(entries)
+        for net in training:
+            net.train()
+        for module, mode in modes:
+            module.training = mode
 
 
 def logits_of(output: Any) -> Tensor:

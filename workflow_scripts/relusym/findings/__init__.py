@@ -23,20 +23,40 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from relusym.findings.layout import Layout
+
+class Lazy(ModuleType):
+    """A module that is imported when something of it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(import_module(self.__name__), name)
+        setattr(self, name, value)
+        return value
+
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from matplotlib.figure import Figure as Drawing
+    from scipy import stats
+
     from relusym.config.settings import Settings
+    from relusym.findings.layout import Layout
     from relusym.records.results import Results
 else:
-    Settings = Results = Any  # which a table's job does without
+    np, pd, stats = map(
+        Lazy, ("numpy", "pandas", "scipy.stats")
+    )  # every start of Snakemake reads all declarations
+    Drawing = Settings = Results = Any  # which a table's job does without
+
+__all__ = ["Drawing", "np", "pd", "stats"]
 
 Record = dict[str, Any]
-Inputs = Mapping[str, Sequence[Any]]  # what was read, by kind: records, or `filters.Filters`
+Inputs = Mapping[str, Sequence[Any]]  # what was read, by kind: records, or `frames.Filters`
 Selection = Mapping[str, Any]
 
 BEYOND = "Beyond the paper"
 SECTIONS = ("Tables", "Figures", "Theory", "Comparison with the paper", "Costs and provenance", BEYOND)
+MERGES = "train", "flip_merge", "pair_merge"  # kinds of records
 ROOMS = "tables", "figures", "beyond"
 
 
@@ -45,14 +65,11 @@ class Finding:
     """What is declared of a table or figure alike.
 
     Attributes:
-        module: that declares and makes it.
-        name: of its target; by default the module's.
+        module, name: that declares and makes it; of its target, by default the module's.
         reads: the kinds of records that it is made of; "filters" for the arrays beside flip-merge records.
-        select: what of the config it shows.
-        exists: whether a scale has it.
+        select, exists: what of the config it shows; whether a scale has it.
         keys: of its records, a kind at a time; by default those of the types that it selects.
-        section: of the report.
-        order: among those of its section; then by name.
+        section, order: of the report, and among those of its section; then by name.
     """
 
     module: str

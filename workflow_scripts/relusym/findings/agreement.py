@@ -15,6 +15,16 @@ from relusym.records.fields import images_of, nets_of
 NO_NETS = "filters", "flipped_training", "theory"  # kinds
 SAME_ACCURACY = 0.005  # one image of 200: by more, rounding on another device doesn't move it
 FAR_BELOW_ZERO = -0.05  # a barrier
+ACCURACIES = {  # by kind, those of the nets as they were trained; of a line, of its ends
+    "train": lambda record: [record["accuracy"]],
+    "flip_merge": lambda record: [record["accuracy"]["net"]],
+    "exact_gcnn": lambda record: [record["accuracy"]["net"]],
+    "pair_merge": lambda record: [record["accuracy"][net] for net in ("net_1", "net_2")],
+    "curves": lambda record: [record["curve"]["plain"]["accuracy"][end] for end in (0, -1)],
+    "during_training": lambda record: [record["epochs"][-1]["accuracy"]],
+    "universe": lambda record: record["accuracy"],
+    "symmetries": lambda record: [each["accuracy"]["net"] for each in record["symmetries"].values()],
+}
 REASONS = {"degenerate": "its accuracy is no better than chance", "diverged": "its training diverged"}
 
 
@@ -24,11 +34,7 @@ def matching_of(record: Record) -> str:
 
 
 def notes(inputs: Inputs, selection: Selection, *more: str) -> list[str]:
-    """The lines below a table: the selection's, then the images, how many records, of which precision, code, device.
-
-    The precision of trainings stands there if nets of several are in the table; then why barriers are far below zero,
-    and which nets are left out.
-    """
+    """The lines below a table: the selection's, on its records and code, on negative barriers, on nets left out."""
     records = list(chain(*(records for kind, records in inputs.items() if kind != "filters")))
     kinds = Counter(record["kind"] for record in records)
     code = {
@@ -53,7 +59,6 @@ def notes(inputs: Inputs, selection: Selection, *more: str) -> list[str]:
 
 
 def _negative_barriers(inputs: Inputs, names: Mapping[str, str]) -> list[str]:
-    """Why a barrier is far below zero."""
     merges = [record for kind in ("flip_merge", "pair_merge") for record in inputs.get(kind, ())]
     least = min(merges, key=_barrier, default=None)
     if least is None or _barrier(least) > FAR_BELOW_ZERO:
@@ -99,13 +104,11 @@ def _left_out(records: Iterable[Record], absent: Mapping[str, str], names: Mappi
 
 
 def check_agreement(inputs: Inputs) -> None:
-    """Refuse records that can't be averaged: of other data, of nets trained otherwise, of other checkpoints.
+    """Refuse records that can't be averaged (UserError).
 
-    Raises:
-        UserError: two records for the same data set and image size (of generated images: number and seed, too) were
-            made from images of other content; two records disagree on how a type is trained or merged; a merge was made
-            from another checkpoint than the one that the net's train record, or another merge's, names; one checkpoint
-            stands for two nets.
+    Two for the same data set and image size (of generated images: number and seed, too) were made from images of other
+    content; two disagree on how a type is trained or merged; a merge was made from another checkpoint than the one that
+    the net's train record, or another merge's, names; one checkpoint stands for two nets.
     """
     records = [record for kind in inputs if kind not in NO_NETS for record in inputs[kind]]
     images, settings, hashes, nets = {}, {}, {}, {}
@@ -146,11 +149,7 @@ def check_agreement(inputs: Inputs) -> None:
 
 
 def check_accuracies(inputs: Inputs) -> None:
-    """Refuse records that state accuracies of a net further apart than `SAME_ACCURACY`.
-
-    Raises:
-        UserError: two records do (named).
-    """
+    """Refuse (UserError) two records that state accuracies of a net further apart than `SAME_ACCURACY`."""
     first: dict[Any, tuple[Record, float]] = {}
     for record in chain(*(inputs[kind] for kind in inputs if kind not in NO_NETS)):
         for net, accuracy in accuracies(record):
@@ -165,26 +164,10 @@ def check_accuracies(inputs: Inputs) -> None:
 def accuracies(record: Record) -> list[tuple[tuple[str, int], float]]:
     """The accuracies that a record states of its nets as they were trained: (model, seed), accuracy."""
     kind, nets = record["kind"], nets_of(record)
-    if kind == "train":
-        values = [record["accuracy"]]
-    elif record.get("status") != "ok":
-        values = []
-    elif kind in ("flip_merge", "exact_gcnn"):
-        values = [record["accuracy"]["net"]]
-    elif kind == "pair_merge":
-        values = [record["accuracy"]["net_1"], record["accuracy"]["net_2"]]
-    elif kind == "curves":
-        line = record["curve"]["plain"]["accuracy"]
-        values = [line[0], line[-1]][: len(nets)]
-    elif kind == "during_training":
-        values = [record["epochs"][-1]["accuracy"]]
-    elif kind == "universe":
-        values = record["accuracy"]
-    elif kind == "symmetries":
-        values = [measured["accuracy"]["net"] for measured in record["symmetries"].values()]
-        nets = nets * len(values)
-    else:
-        values = []
+    if kind not in ACCURACIES or (kind != "train" and record.get("status") != "ok"):
+        return []
+    values = ACCURACIES[kind](record)
+    nets = nets * len(values) if kind == "symmetries" else nets
     return [(net, value) for net, value in zip(nets, values, strict=False) if value is not None]
 
 

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from relusym.findings import Record, power
-from relusym.findings.lazy import np, pd, stats
+from relusym.findings import Record, np, pd, power, stats
 from relusym.findings.power import Power, Spread
 
 SHARE = "share of the channels"
@@ -23,13 +22,12 @@ HELD, NOT_HELD, OPEN, UNTESTED = "held", "did not hold", "inconclusive", "cannot
 
 @dataclass(frozen=True)
 class Evidence:
-    """The result of a test. `effect` is in the measure's own unit; `p_value` is two-sided.
+    """The result of a test. `effect` is in the measure's own unit, with its 95% interval low, high; `p_value` is
+    two-sided.
 
-    low, high: the effect's 95% interval.
     direction: positive if it is as the paper says, negative if it is the opposite.
     p_rank, p_rank_min: of a rank test of the same, and the least that it can come to with so few nets.
-    settled: a verdict that needs no p-value.
-    remark: why there is nothing, or what to bear in mind.
+    settled: a verdict that needs no p-value; remark: why there is nothing, or what to bear in mind.
     nets: of the type that has the fewest.
     power_paper, power_observed: the test's power for the paper's effect and spread, and for those observed here.
     """
@@ -78,17 +76,17 @@ def rank_correlation_of_types(
         nets[place % 2 == half].groupby("model")[quantity] for half, quantity in enumerate((first, second))
     ]
     means = pd.concat([half.mean() for half in halves], axis=1, join="inner")
-    n = counted(len(means), "type")
+    n, orders = counted(len(means), "type"), math.factorial(len(means))
     if len(means) < 3:
         return Evidence(n, test, remark="three types of two nets or more are needed")
     ranks = stats.rankdata(means.to_numpy(), axis=0)
     if not ranks.std(axis=0).all():
         return Evidence(n, test, remark="all types are equal")
-    rho = stats.permutation_test(
+    exact = stats.permutation_test(
         (ranks[:, 0],),
         lambda order, axis: rowwise_correlation(order, ranks[:, 1]),  # Pearson's, of ranks, is Spearman's
         permutation_type="pairings",
-        n_resamples=math.factorial(len(means)),
+        n_resamples=orders,
     )
     random = np.random.default_rng(0)
 
@@ -102,18 +100,17 @@ def rank_correlation_of_types(
     spreads = (
         {model: spread(group.to_numpy()) for model, group in whole[quantity]} for quantity in (first, second)
     )
+    rho, p = float(exact.statistic), float(exact.pvalue)
     return Evidence(
         n,
         test,
-        effect=float(rho.statistic),
+        **dict.fromkeys(("effect", "effect_size", "direction"), rho),
         low=float(low),
         high=float(high),
-        effect_size=float(rho.statistic),
         measure="Spearman's ρ",
-        direction=float(rho.statistic),
-        p_value=float(rho.pvalue),
-        p_rank=float(rho.pvalue),
-        p_rank_min=2 / math.factorial(len(means)),
+        p_value=p,
+        p_rank=p,
+        p_rank_min=2 / orders,
         nets=int(whole.size().min()),
         power_paper=power_paper,
         power_observed=power.rank_correlation(*spreads),
@@ -136,38 +133,65 @@ def is_higher(
 ) -> Evidence:
     """Welch's test that the mean of type `high` is above that of `low`, or less than `margin` below it.
 
-    Two types share no randomness even for the same seed, so that nets aren't paired.
-
-    Args:
-        paper: its mean and standard deviation, by type.
+    Two types share no randomness even for the same seed, so that nets aren't paired. `paper`: its means and standard
+    deviations, by type.
     """
-    high_values, low_values = (np.asarray(values.get(model, [])) for model in (high, low))
-    n = f"{len(high_values)} and {len(low_values)} nets"
-    if min(len(high_values), len(low_values)) < 2:
+    first, second = (np.asarray(values.get(model, [])) for model in (high, low))
+    nets = min(len(first), len(second))
+    n = f"{len(first)} and {len(second)} nets"
+    if nets < 2:
         return Evidence(n, "Welch's t", remark="two nets or more of either type are needed")
-    shifted = high_values + margin
-    effect = high_values.mean() - low_values.mean()
-    varies = shifted.std() + low_values.std() > 0
-    p_rank = rank_sum_p(shifted, low_values)
-    welch = stats.ttest_ind(shifted, low_values, equal_var=False) if varies else None
-    bounds = welch.confidence_interval(SHARE_OF_NETS) if varies else (math.nan, math.nan)
+    test = f"Welch's t against −{margin:.3f}" if margin else "Welch's t"
+    evidence = welch(first, second, (1, len(first) - 1), (1, len(second) - 1), margin)
+    varies = not math.isnan(evidence["low"])
     return Evidence(
         n,
-        f"Welch's t against −{margin:.3f}" if margin else "Welch's t",
-        effect=effect,
-        low=float(bounds[0]) - margin,
-        high=float(bounds[1]) - margin,
-        effect_size=hedges_g(high_values, low_values) if varies else math.nan,
+        test,
+        **evidence | ({} if varies else {"p_value": evidence["p_rank"]}),
         measure="Hedges' g",
-        direction=effect + margin,
-        p_value=float(welch.pvalue) if varies else p_rank,
-        p_rank=p_rank,
-        p_rank_min=2 / math.comb(len(shifted) + len(low_values), len(shifted)),
         remark="" if varies else NO_SPREAD,
-        nets=min(len(high_values), len(low_values)),
+        nets=nets,
         power_paper=power.welch(paper[high], paper[low], margin) if paper else None,
-        power_observed=power.welch(spread(high_values), spread(low_values), margin) if varies else None,
+        power_observed=power.welch(spread(first), spread(second), margin) if varies else None,
     )
+
+
+def higher_by_pairs(high: tuple[np.ndarray, np.ndarray], low: tuple[np.ndarray, np.ndarray]) -> Evidence:
+    """Welch's test that the mean over one type's pairs (of `pair_differences`) is above another's; they may share
+    nets."""
+    nets = min(np.unique(seeds).size for _, seeds in (high, low))
+    n, test = f"{counted(nets, 'net')} of a type", "Welch, for shared nets"
+    allowed = [shared_nets(seeds) for _, seeds in (high, low)]
+    if not all(degrees for _, degrees in allowed):
+        return Evidence(n, test, remark="pairs of three nets or more of either type are needed")
+    evidence = welch(high[0], low[0], *allowed)
+    if math.isnan(evidence["low"]):
+        return Evidence(n, test, effect=evidence["effect"], remark="all pairs of a type are equal")
+    return Evidence(n, test, **evidence, measure="Hedges' g of the differences", nets=nets)
+
+
+def welch(
+    high: np.ndarray,
+    low: np.ndarray,
+    high_allowed: tuple[float, float],
+    low_allowed: tuple[float, float],
+    margin: float = 0.0,
+) -> dict[str, float]:
+    """Welch's test, as fields of `Evidence`; `…_allowed`: factor on a squared standard error, degrees of freedom."""
+    effect, orders = high.mean() - low.mean(), math.comb(len(high) + len(low), len(high))
+    p_rank = rank_sum_p(high + margin, low)
+    fields = {"effect": effect, "direction": effect + margin, "p_rank": p_rank, "p_rank_min": 2 / orders}
+    sides = (high, high_allowed), (low, low_allowed)
+    variances = [factor * values.var(ddof=1) / len(values) for values, (factor, _) in sides]
+    error = math.sqrt(sum(variances))
+    if not error:
+        return fields | dict.fromkeys(("low", "high", "effect_size", "p_value"), math.nan)
+    degrees = sum(variances) ** 2 / sum(
+        v**2 / each for v, (_, (_, each)) in zip(variances, sides, strict=True)
+    )
+    p_value = 2 * float(stats.t.sf(abs(effect + margin) / error, degrees))
+    g = hedges_g(high, low)
+    return fields | interval(effect, error, degrees) | {"effect_size": g, "p_value": p_value}
 
 
 def is_highest(
@@ -176,10 +200,7 @@ def is_highest(
     names: Mapping[str, str],
     paper: Mapping[str, Spread] | None = None,
 ) -> Evidence:
-    """Welch's test against each other type, the least certain of which counts (an intersection–union test).
-
-    If some other type has the higher mean, it counts instead, corrected for having been picked out of all.
-    """
+    """Welch's test against each other type, the least certain of which counts; a higher one counts, corrected."""
     others = {other: is_higher(values, highest, other, 0.0, paper) for other in values if other != highest}
     n = f"{len(values.get(highest, []))} nets, {counted(len(others), 'other type')}"
     if not others or any(math.isnan(evidence.p_value) for evidence in others.values()):
@@ -223,9 +244,8 @@ def one_sample(
 ) -> Evidence:
     """A t-test that the mean of these values, two or more, is above a threshold.
 
-    Args:
-        origin: from which the effect size is measured.
-        factor, degrees: on the squared standard error, and of freedom, where values aren't independent.
+    The effect size is measured from `origin`; `factor` on the squared standard error and `degrees` of freedom are for
+    values that aren't independent.
     """
     mean, std = spread(values)
     shifted, varies, error = values - threshold, std > EQUAL, std * math.sqrt(factor / len(values))
@@ -252,10 +272,8 @@ def paired(differences: np.ndarray, margin: float = 0.0, seeds: np.ndarray | Non
     """A t-test that the mean of one difference a net is above 0, or less than `margin` below it.
 
     For quantities of the same net, whose randomness is the net's. If all nets are equal, as where a largest barrier is
-    always the halfway one, there is nothing to test: a margin settles it.
-
-    Args:
-        seeds: (n, 2), if the differences are of pairs of nets, which may share them (`shared_nets`).
+    always the halfway one, there is nothing to test: a margin settles it. `seeds`: (n, 2), if the differences are of
+    pairs of nets, which may share them (`shared_nets`).
     """
     differences = np.asarray(differences, float)
     m = len(differences)
@@ -278,11 +296,7 @@ def paired(differences: np.ndarray, margin: float = 0.0, seeds: np.ndarray | Non
 def flipped_against_other(
     nets: pd.DataFrame, merged: pd.DataFrame, model: str, paper: tuple[Spread, Spread] | None = None
 ) -> Evidence:
-    """For each pair of nets of one type: its barrier, less the mean of its two nets' GCNN barriers.
-
-    Args:
-        paper: its barriers of pairs, and of nets with their flipped selves.
-    """
+    """Of each pair of a type: its barrier less the mean of its nets' GCNN barriers; `paper`: pairs', and flips'."""
     differences, seeds = pair_differences(nets, merged, model)
     evidence = paired(differences, seeds=seeds)
     if paper is None:
@@ -291,42 +305,6 @@ def flipped_against_other(
     (pairs, pairs_std), (flip, flip_std) = paper
     power_paper = power.cycle_of_pairs(pairs - flip, math.hypot(pairs_std, flip_std / math.sqrt(2)))
     return replace(evidence, power_paper=power_paper)
-
-
-def higher_by_pairs(high: tuple[np.ndarray, np.ndarray], low: tuple[np.ndarray, np.ndarray]) -> Evidence:
-    """Welch's t-test that the mean over one type's pairs is above that over another's; pairs of a type may share nets.
-
-    Args:
-        high, low: as from `pair_differences`.
-    """
-    nets = [np.unique(seeds).size for _, seeds in (high, low)]
-    n = f"{counted(min(nets), 'net')} of a type"
-    test = "Welch, for shared nets"
-    allowed = [shared_nets(seeds) for _, seeds in (high, low)]
-    if not all(degrees for _, degrees in allowed):
-        return Evidence(n, test, remark="pairs of three nets or more of either type are needed")
-    (mean, std), (mean_low, std_low) = (spread(values) for values, _ in (high, low))
-    variances = [
-        factor * std**2 / len(values)
-        for (factor, _), (values, _), std in zip(allowed, (high, low), (std, std_low), strict=True)
-    ]
-    error = math.sqrt(sum(variances))
-    if not error:
-        return Evidence(n, test, effect=mean - mean_low, remark="all pairs of a type are equal")
-    degrees = sum(variances) ** 2 / sum(v**2 / d for v, (_, d) in zip(variances, allowed, strict=True))
-    return Evidence(
-        n,
-        test,
-        effect=mean - mean_low,
-        **interval(mean - mean_low, error, degrees),
-        effect_size=hedges_g(high[0], low[0]),
-        measure="Hedges' g of the differences",
-        direction=mean - mean_low,
-        p_value=2 * float(stats.t.sf(abs(mean - mean_low) / error, degrees)),
-        p_rank=rank_sum_p(high[0], low[0]),
-        p_rank_min=2 / math.comb(len(high[0]) + len(low[0]), len(high[0])),
-        nets=min(nets),
-    )
 
 
 def pair_differences(nets: pd.DataFrame, merged: pd.DataFrame, model: str) -> tuple[np.ndarray, np.ndarray]:
@@ -339,19 +317,15 @@ def pair_differences(nets: pd.DataFrame, merged: pd.DataFrame, model: str) -> tu
 
 
 def shared_nets(seeds: np.ndarray) -> tuple[float, float]:
-    """What a t-test over pairs of nets has to allow for if a net is in several pairs.
+    """What a t-test over pairs of nets (their seeds, (m, 2)) has to allow for if a net is in several pairs.
 
     If the value of a pair is the sum of something of either net and something of the pair's, two pairs have at most
     half their variance V in common for each net that they share: C = V (I + S/2), S the number of nets shared. With the
     centring matrix H, the variance of the mean is then 1ᵀC1 / m², and the sample variance is tr(HC) / (m − 1) in
     expectation, with tr(HC)² / tr(HCHC) degrees of freedom (Satterthwaite).
 
-    Args:
-        seeds: (m, 2), the two nets of each pair.
-
-    Returns:
-        the factor on the squared standard error s²/m, and the degrees of freedom; 1 and m − 1 for pairs that share
-        nothing. Infinite and 0 if the pairs settle nothing: fewer than two, or the same two nets again.
+    Returns the factor on the squared standard error s²/m, and the degrees of freedom: 1 and m − 1 for pairs that share
+    nothing; infinite and 0 if they settle nothing (fewer than two, or the same two nets again).
     """
     m = len(seeds)
     common = (seeds[:, None, :, None] == seeds[None, :, None, :]).sum((2, 3)) / 2  # 1 on the diagonal
@@ -375,10 +349,7 @@ def most_have_order_two(flip_records: Sequence[Record]) -> Evidence:
 
 
 def some_have_a_higher_order(flip_records: Sequence[Record]) -> Evidence:
-    """The count of channels of a higher order than 2; a single one settles that there are some.
-
-    The interval is of the share in a net, by t over nets.
-    """
+    """The count of channels of a higher order than 2, of which one settles it; the interval is of a net's share."""
     if not flip_records:
         return Evidence("0 nets", "count", remark="a net is needed")
     by_net = [_orders(record) for record in flip_records]
@@ -398,7 +369,6 @@ def some_have_a_higher_order(flip_records: Sequence[Record]) -> Evidence:
 
 
 def _orders(record: Record) -> np.ndarray:
-    """Orders of all channels of all layers of one net."""
     from relusym.permutations import channel_orders
 
     return np.concatenate([channel_orders(permutation) for permutation in record["permutations"].values()])

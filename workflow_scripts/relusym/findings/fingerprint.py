@@ -33,14 +33,8 @@ def _line(path: str) -> str:
 
 
 def fingerprint(name: str, selection: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> str:
-    """Of what a table or figure is made of.
-
-    Args:
-        inputs: by kind, the files that it reads.
-
-    Raises:
-        UserError: one of them is missing.
-    """
+    """Of what a table or figure is made of: `inputs` are the files that it reads, by kind; UserError if one is
+    missing."""
     parts = [
         name,
         json.dumps(selection),
@@ -53,9 +47,8 @@ def fingerprint(name: str, selection: Mapping[str, Any], inputs: Mapping[str, Se
 def write_note(note: str | Path, name: str, made_from: str, outputs: Sequence[str]) -> None:
     """Write the note of `outputs`, which are there, whole; older ones go.
 
-    Args:
-        note: where it is waited for, which may have been named before all inputs were there.
-        made_from: its fingerprint.
+    `note`: where it is waited for, which may have been named before all inputs were there; `made_from`: its
+    fingerprint.
     """
     named = Path(outputs[0]).absolute().parents[1] / "notes" / f"{name}-{made_from}.sha256"
     lines = [f"{sha256(output)}  {output}" for output in outputs]

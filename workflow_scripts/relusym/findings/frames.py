@@ -2,16 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from relusym import paper_values
+from relusym import checkpoint, paper_values
 from relusym.errors import UserError
-from relusym.findings import Inputs, Record, Selection
+from relusym.findings import Inputs, Record, Selection, np, pd
 from relusym.findings.agreement import check_accuracies, check_agreement, matching_of
-from relusym.findings.filters import Filters, read_filters
-from relusym.findings.lazy import pd
 from relusym.records.fields import nets_of
 from relusym.records.files import load_record
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What is kept of one net's filters.
+
+    Attributes:
+        model, seed: the net.
+        status, reason: "ok", or "left_out" with the reason; then there are no arrays.
+        drawn: "conv1" (and "conv2" of a VGG11) → float16 (2, c, 3, k, k), RGB filters of the net and, at the same
+            places, of its permuted flipped net; conv 2's input channels are projected to RGB.
+        permutations: the same names → int16 (c,): channel i goes with channel `permutation[i]` of the flipped net.
+        norms: conv name → float32 (c,), Frobenius norm of each whole filter.
+        constraint: conv name → by how much τ(ψ) = P₁ψP₀ᵀ (equation (3)) fails, ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖.
+    """
+
+    model: str
+    seed: int
+    status: str
+    reason: str | None
+    drawn: dict[str, np.ndarray]
+    permutations: dict[str, np.ndarray]
+    norms: dict[str, np.ndarray]
+    constraint: dict[str, float]
+
+
+def read_filters(path: str | Path) -> Filters:
+    """One net's filters. Raises UserError: the file is missing, truncated or no file of filters."""
+    arrays, described = checkpoint.load_arrays(path)
+    if described.get("kind") != "filters":
+        raise UserError(f"{path} holds no filters: delete it, and it is made again")
+
+    def under(prefix: str) -> dict[str, np.ndarray]:
+        return {n.removeprefix(prefix): arrays[n] for n in sorted(arrays) if n.startswith(prefix)}
+
+    drawn = {name: arrays[name] for name in sorted(arrays) if "." not in name}
+    about = (described[key] for key in ("model", "seed", "status", "reason"))
+    constraint = described.get("kernel_constraint", {})
+    return Filters(*about, drawn, under("permutation."), under("norm."), constraint)
+
+
+def first_kept(nets: Iterable[Filters], model: str) -> Filters:
+    """The first net of a type that isn't left out; its first one if all are; UserError if there is none."""
+    of_type = [net for net in nets if net.model == model]
+    if not of_type:
+        raise UserError(f"there are no filters of a net of type {model}: let snakemake merge one")
+    return next((net for net in of_type if net.status == "ok"), of_type[0])
+
+
+def are_zero(norms: np.ndarray, zero: float) -> np.ndarray:
+    """Which filters of a layer are zero: their Frobenius norm (of (c,)) is less than `zero` (0..1) of the largest
+    there.
+
+    The paper has no definition; it counts by eye what is blank in Figures 5 to 8. The layer's largest filter sets the
+    scale, since it doesn't depend on how many others are zero, as a mean would, and sets the colours there, too.
+    """
+    return norms < zero * norms.max(initial=0)
+
+
+def count_zero_filters(nets: Iterable[Filters], zero: float) -> pd.DataFrame:
+    """One row a net and layer: model, seed, layer, filters, zero_filters, smallest (norm, as share of the largest)."""
+    rows, tiny = [], np.finfo(np.float32).tiny
+    for net in (net for net in nets if net.status == "ok"):
+        for layer, norms in net.norms.items():
+            zeros, smallest = int(are_zero(norms, zero).sum()), float(norms.min() / max(norms.max(), tiny))
+            rows.append((net.model, net.seed, layer, len(norms), zeros, smallest))
+    return pd.DataFrame(rows, columns=["model", "seed", "layer", "filters", "zero_filters", "smallest"])
+
 
 # Where each quantity stands in a record: of several paths the first that it has. Without REPAIR, nets with batch norm
 # have their statistics reset; other nets have nothing to reset.
@@ -34,9 +102,8 @@ PAIR_MERGE = {
 def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], selection: Selection) -> Inputs:
     """What a table or figure is made of, by kind, as far as it is of types that are selected.
 
-    Raises:
-        UserError: a file is missing or damaged; filters are of another net than their file's name says; two records
-            disagree on the accuracy of a net.
+    UserError if a file is missing or damaged, filters are of another net than their file's name says, or two records
+    disagree on the accuracy of a net.
     """
     inputs = {}
     for kind in kinds:
@@ -74,22 +141,14 @@ def chosen(inputs: Inputs, selection: Selection) -> Inputs:
 
 
 def tidy(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a record, one column a scalar, named by its path: `accuracy.net`, `settings.epochs`.
-
-    Lists (permutations, histories) are left out; what a record hasn't got is NaN.
-    """
+    """One row a record, one column a scalar, by its path: `accuracy.net`; no lists; NaN for what it hasn't got."""
     frame = pd.json_normalize(list(records))
-    return frame.loc[
-        :, [not frame[column].map(lambda value: isinstance(value, list)).any() for column in frame]
-    ]
+    is_list = frame.map(lambda value: isinstance(value, list)).any()
+    return frame.loc[:, ~is_list.astype(bool)]
 
 
 def measured(records: Sequence[Record], key: list[str], paths: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Columns `key`, the quantities of `paths` (floats) and `ok`, one row a record.
-
-    Raises:
-        UserError: an ok record lacks a measurement (named), or a record is given twice.
-    """
+    """Columns `key`, `paths` (floats) and `ok`, a row a record; UserError if one lacks a number or is given twice."""
     scalars = tidy(records)
     frame = scalars.reindex(columns=["kind", *key])
     frame["ok"] = scalars.reindex(columns=["status"])["status"].eq("ok")
@@ -124,11 +183,7 @@ def nets(
     trained: Sequence[str] = ("accuracy",),
     merged: Sequence[str] = ("invariance_error", "gcnn_barrier"),
 ) -> pd.DataFrame:
-    """One row a net: model, seed, the quantities (of `TRAIN` and of `FLIP_MERGE`), ok (both its records are).
-
-    Raises:
-        UserError: as `measured` and `check_agreement`.
-    """
+    """One row a net: model, seed, the quantities (of `TRAIN` and of `FLIP_MERGE`), ok (both its records are)."""
     check_agreement(inputs)
     key = ["model", "seed"]
     both = pd.merge(
@@ -143,11 +198,7 @@ def nets(
 
 
 def pairs(inputs: Inputs) -> pd.DataFrame:
-    """One row a pair of nets (`once`), from pair_merge records: model_1, model_2, seed_1, seed_2, barrier, ok.
-
-    Raises:
-        UserError: as `measured` and `check_agreement`.
-    """
+    """One row a pair of nets (`once`): model_1, model_2, seed_1, seed_2, barrier, ok."""
     check_agreement(inputs)
     key = ["model_1", "model_2", "seed_1", "seed_2"]
     return measured(once(inputs["pair_merge"]), key, {"barrier": PAIR_MERGE["barrier"]})
@@ -164,17 +215,20 @@ def summary(nets: pd.DataFrame, key: list[str], wanted: Sequence, quantities: Se
 
     One row for each of `wanted`, in their order: values of `key`, tuples if it has several.
     """
-    wanted = [tuple(row) for row in wanted] if len(key) > 1 else list(wanted)
-    index = pd.MultiIndex.from_tuples(wanted, names=key) if len(key) > 1 else pd.Index(wanted, name=key[0])
+    several = len(key) > 1
+    index = (
+        pd.MultiIndex.from_tuples(map(tuple, wanted), names=key)
+        if several
+        else pd.Index([*wanted], name=key[0])
+    )
     ok = nets[nets["ok"]].groupby(key)
-    columns = {}
-    for quantity in quantities:
-        columns[f"{quantity}_mean"] = ok[quantity].mean().reindex(index)
-        columns[f"{quantity}_std"] = ok[quantity].std(ddof=1).reindex(index)
-    n = ok.size().reindex(index, fill_value=0)
-    columns["n"] = n
-    columns["left_out"] = nets.groupby(key).size().reindex(index, fill_value=0) - n
-    return pd.DataFrame(columns, index=index).reset_index()
+    columns = {
+        f"{quantity}_{statistic}": getattr(ok[quantity], statistic)().reindex(index)
+        for quantity in quantities
+        for statistic in ("mean", "std")
+    }
+    n, both = (groups.size().reindex(index, fill_value=0) for groups in (ok, nets.groupby(key)))
+    return pd.DataFrame(columns | {"n": n, "left_out": both - n}, index=index).reset_index()
 
 
 def summary_along(

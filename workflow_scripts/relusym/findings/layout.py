@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from relusym.findings.lazy import pd
+from relusym.findings import pd
 from relusym.whole_files import write_whole
 
 COMMON = {"model": "Model", "model_1": "Model 1", "model_2": "Model 2", "n": "n", "left_out": "Left out"}
@@ -34,8 +34,8 @@ class Layout:
 
     Attributes:
         title: one line, the heading in Markdown and HTML, and the caption in LaTeX.
-        headings: by column, without `_mean`; the columns of `COMMON` have theirs.
-        formats: by column, as for `str.format`, or a function from value to text.
+        headings, formats: by column, without `_mean` (those of `COMMON` have theirs); as for `str.format`, or a
+            function.
         wide: share of a line in LaTeX, by column of running text.
     """
 
@@ -45,7 +45,7 @@ class Layout:
     wide: Mapping[str, float] = field(default_factory=dict)
 
     def heading(self, column: str) -> str:
-        return {**COMMON, **self.headings}.get(column, column)
+        return {**COMMON, **self.headings}.get(column, column.replace("_", " ").capitalize())
 
 
 def number(value: float, digits: int, latex: bool = False) -> str:
@@ -70,10 +70,7 @@ def mean_and_std(mean: float, std: float, latex: bool = False) -> str:
 
 
 def std_of(frame: pd.DataFrame, column: str) -> pd.Series | None:
-    """The standard deviations beside a column of means, NaN if there are none; None if it holds no means.
-
-    The paper's column is one of means where ours is.
-    """
+    """The standard deviations beside a column of means (the paper's is one where ours is); None if it isn't one."""
     std = f"{column.removesuffix('_mean')}_std"
     if std in frame:
         return frame[std]
@@ -99,28 +96,21 @@ def write_table(
     names: Mapping[str, str] | None = None,
     endings: Sequence[str] = ("csv", "md"),
 ) -> None:
-    """Write `frame` to files that begin with `stem`, each whole or not at all.
+    """Write `frame` to files that begin with `stem`, each whole or not at all; UserError if that can't be.
 
-    Args:
-        notes: one line each, below the table: where the data come from, width, epochs, seeds.
-        names: display names of the ids in `model`, `model_1` and `model_2`.
-        endings: of csv, md, tex (booktabs) and html.
-
-    Raises:
-        UserError: the disk is full or the folder can't be written.
+    `notes` stand below the table, a line each; `names` are display names of ids in `model`, `model_1` and `model_2`;
+    `endings` are of csv, md, tex (booktabs) and html.
     """
-    names = names or {}
+    writers = {
+        "csv": lambda: csv(frame),
+        "md": lambda: _markdown(frame, human_table(frame, layout, names or {}), layout, notes),
+        "tex": lambda: _latex(
+            frame, human_table(frame, layout, names or {}, latex=True), Path(stem).name, layout, notes
+        ),
+        "html": lambda: page(writers["md"]()),
+    }
     for ending in endings:
-        if ending == "csv":
-            text = csv(frame)
-        elif ending == "tex":
-            text = _latex(
-                frame, human_table(frame, layout, names, latex=True), Path(stem).name, layout, notes
-            )
-        else:
-            text = _markdown(frame, human_table(frame, layout, names), layout, notes)
-            text = page(text) if ending == "html" else text
-        write_text(f"{stem}.{ending}", text)
+        write_text(f"{stem}.{ending}", writers[ending]())
 
 
 def csv(frame: pd.DataFrame) -> str:
@@ -129,11 +119,7 @@ def csv(frame: pd.DataFrame) -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all.
-
-    Raises:
-        UserError: the disk is full or the folder can't be written.
-    """
+    """Write a text file whole or not at all. Raises UserError: the disk is full or the folder can't be written."""
     with write_whole(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
 

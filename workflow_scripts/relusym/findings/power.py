@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import permutations
 
-from relusym.findings.lazy import np, stats
+from relusym.findings import np, stats
 
 # From the number of nets of a type and the level of the test to the probability that it finds the effect.
 Power = Callable[[int, float], float]

@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relusym.findings.lazy import Drawing, np
+from relusym.findings import Drawing, np
 from relusym.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -17,15 +17,8 @@ COLUMN_WIDTH = 5.5  # inches: the paper's
 DOTS_PER_INCH = 200
 
 # Okabe and Ito's palette with a marker each, so that a print in grey tells lines apart as well
-LINES = (
-    ("#0072B2", "o"),
-    ("#56B4E9", "s"),
-    ("#D55E00", "^"),
-    ("#E69F00", "v"),
-    ("#009E73", "D"),
-    ("#CC79A7", "P"),
-    ("#000000", "X"),
-)
+COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#000000")
+LINES = tuple(zip(COLOURS, "os^vDPX", strict=True))
 
 
 def new_drawing(height: float, width: float = COLUMN_WIDTH) -> Drawing:
@@ -44,11 +37,7 @@ def panels_of(
 
 
 def write_figure(drawing: Drawing, paths: Iterable[str | Path]) -> None:
-    """Write a figure to PNG or PDF, as each path ends; the same bytes from the same figure, on any day.
-
-    Raises:
-        UserError: the disk is full or the folder can't be written.
-    """
+    """Write a figure to PNG or PDF, as each path ends; the same bytes from the same figure, on any day."""
     for path in map(Path, paths):
         fields = ("Creator", "Producer", "CreationDate") if path.suffix == ".pdf" else ("Software",)
         image, ending = BytesIO(), path.suffix.removeprefix(".")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from relusym.findings import Table, declared
+from relusym.findings import Table, declared, pd
 from relusym.findings.layout import human_table, number
-from relusym.findings.lazy import pd
 
 HALF = 0.5
 
@@ -15,10 +14,8 @@ HALF = 0.5
 def at_end(names: Sequence[str], folder: Path, models: Mapping[str, str], columns: int = 120) -> str:
     """The tables and figures named, as text; a table that is wider than `columns` by its path alone.
 
-    Args:
-        names: of tables and figures, or "all": Table 2 and the figure of all barriers, and where the others are.
-        folder: of the scale's results.
-        models: what tables call each type of net.
+    "all" names Table 2 and the figure of all barriers, and where the others are. `folder` is of the scale's results,
+    `models` what tables call each type of net.
     """
     every = "all" in names
     parts = []

@@ -32,10 +32,7 @@ def select(settings: Settings, name: str) -> Selection:
 
 
 def keys(results: Results, name: str) -> dict[str, list[str]]:
-    """By kind, the jobs whose records a table or figure shows: all that are done, and those of this run.
-
-    Those of "filters" are flip merges, whose arrays it shows.
-    """
+    """By kind, the jobs whose records ("filters": arrays beside flip merges) it shows: all done, and this run's."""
     finding, selection = declared()[name], select(results.settings, name)
 
     def of_kind(kind: str) -> list[str]:
@@ -143,11 +140,7 @@ def measured_types(settings: Settings) -> list[str]:
 
 
 def net_notes(settings: Settings, models: Iterable[str], section: Values | None = None) -> list[str]:
-    """What a reader of a table has to know of its nets: data, architecture, training and merging, and what differs.
-
-    Args:
-        section: of the measurement beyond the paper that the table shows.
-    """
+    """What a reader has to know of a table's nets, and what differs; `section`: of the measurement that it shows."""
     section, nets = section or {}, [settings.models[model] for model in models]
     if not nets:
         return []

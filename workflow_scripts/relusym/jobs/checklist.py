@@ -22,11 +22,7 @@ class Submission(NamedTuple):
 
 
 def slurm_problems(submissions: Iterable[Submission], status_command: str | None) -> list[str]:
-    """What is wrong between this machine, Slurm and the jobs to submit; empty if nothing is.
-
-    Args:
-        status_command: the profile's `slurm-status-command`.
-    """
+    """What is wrong between this machine, Slurm and the jobs to submit; `status_command`: the profile's."""
     absent = [name for name in ("sbatch", "srun", "squeue", "sinfo") if shutil.which(name) is None]
     if absent:
         return [

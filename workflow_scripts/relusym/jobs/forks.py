@@ -37,11 +37,7 @@ def can_fork() -> bool:
 
 @dataclass
 class Fork:
-    """A fork that is at work.
-
-    Attributes:
-        pid: of its process.
-    """
+    """A fork that is at work. `pid`: of its process."""
 
     pid: int
     _answers: socket.socket
@@ -57,11 +53,7 @@ class Fork:
 
 
 class Forks:
-    """The process that forks, for as long as this one lives.
-
-    Args:
-        modules: what it imports first, as far as it is there.
-    """
+    """The process that forks, for as long as this one lives; it imports `modules` first, as far as they are there."""
 
     def __init__(self, modules: Sequence[str]):
         self._asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -79,15 +71,11 @@ class Forks:
         streams: Sequence[int] = (),
         within: float = START_WITHIN,
     ) -> Fork:
-        """Run `python command…`, a script with its arguments, in a fork.
+        """Run `python command…`, a script with its arguments, in a fork, with all of its variables as `environment`.
 
-        Args:
-            environment: all of its variables.
-            streams: descriptors of its standard input, output and error; none: an empty input, and this process's own.
-            within: seconds.
-
-        Raises:
-            ChildProcessError: the process that forks has ended or doesn't answer, and the script was not begun.
+        `streams` are descriptors of its standard input, output and error; none: an empty input, and this process's own.
+        ChildProcessError: the process that forks has ended or doesn't answer `within` seconds, and the script was not
+        begun.
         """
         answers, answering = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         message = json.dumps([command, environment, str(Path(folder).absolute())]).encode()
@@ -160,11 +148,7 @@ def _become(
 
 
 def _status_of(work: Callable[[], object]) -> int:
-    """Work as the whole of a process: exceptions and output are printed, functions of `atexit` are called.
-
-    Returns:
-        The exit status that Python would end with.
-    """
+    """Work as the whole of a process; the exit status that Python would end with."""
     status = 0
     try:
         work()

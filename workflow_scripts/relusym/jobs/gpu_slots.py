@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -21,17 +22,14 @@ def visible_gpus() -> list[str]:
     """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, else all of the machine (NVIDIA's)."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return [name for name in chosen.split(",") if name.strip()]
+        names = takewhile(lambda name: name.strip() != "-1", chosen.split(","))  # which hides all behind it
+        return [name for name in names if name.strip()]
     numbers = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
     return sorted(numbers, key=int)
 
 
 def users_folder() -> Path:
-    """This user's folder for locks of this machine, with rights 0700.
-
-    Raises:
-        UserError: what stands there is a link, another user's, or open to others.
-    """
+    """This user's folder for locks of this machine, 0700; UserError if it is a link, another's, or open to others."""
     folder = Path(tempfile.gettempdir()) / f"relusym-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -45,26 +43,17 @@ def users_folder() -> Path:
 
 @contextmanager
 def gpu_slots(
-    count: int,
-    jobs_per_gpu: int,
-    *,
-    log: Callable[[str], None] = lambda line: None,
-    poll: float = 1.0,
+    count: int, jobs_per_gpu: int, *, log: Callable[[str], None] = lambda line: None, poll: float = 1.0
 ) -> Iterator[list[str]]:
-    """Wait for GPUs to be free, and set CUDA_VISIBLE_DEVICES to them for the time of the context.
+    """Wait for GPUs to be free, and set CUDA_VISIBLE_DEVICES to them for the time of the context; yields their names.
 
-    Enter it before CUDA is first used. Where the machine has no GPU, nothing happens.
+    Enter it before CUDA is first used. Where the machine has no GPU, nothing happens. UserError if more GPUs are asked
+    for than there are, or the folder of locks isn't the user's alone.
 
     Args:
         count: one GPU is shared with other jobs, the least busy first; of more, each is taken as a whole.
         jobs_per_gpu: how many jobs share one GPU.
         log: gets one line if all GPUs are busy.
-
-    Yields:
-        the names of the GPUs taken.
-
-    Raises:
-        UserError: more GPUs are asked for than there are; or the folder of locks isn't the user's alone.
     """
     gpus = visible_gpus()
     if not gpus:

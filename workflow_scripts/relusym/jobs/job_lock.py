@@ -18,6 +18,7 @@ import psutil
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from relusym.errors import UserError
+from relusym.whole_files import open_file
 
 BEAT = 10.0  # seconds between touches
 PATIENCE = 90.0  # seconds without a touch after which an owner that may be alive counts as dead
@@ -26,12 +27,8 @@ PATIENCE = 90.0  # seconds without a touch after which an owner that may be aliv
 class JobLock:
     """The right to do one job, held from `acquire` to `release`; also a context manager that waits for it.
 
-    Args:
-        path: of the lock's file, in a folder that all nodes share.
-        log: gets one line about whom this process waits for.
-
-    Attributes:
-        waited: whether another process held the lock when this one came.
+    Its file is at `path`, in a folder that all nodes share; `log` gets one line about whom this process waits for.
+    `waited` says whether another process held the lock when this one came.
     """
 
     def __init__(
@@ -53,11 +50,7 @@ class JobLock:
         self.release()
 
     def acquire(self, wait: bool = True) -> None:
-        """Take the lock; if another process holds it, wait for it to end.
-
-        Raises:
-            UserError: the folder can't be written; or `wait` is false and the other process is alive.
-        """
+        """Take the lock, or wait for it; UserError if its folder can't be written, or, without `wait`, it is held."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             first = seen = _state(self.path)
@@ -81,6 +74,9 @@ class JobLock:
             raise UserError(
                 f"{self.path} can't be written ({error.strerror}): free space or change the folder"
             ) from error
+        except BaseException:  # a warning, when the lock may have been taken
+            self.release()
+            raise
 
     def release(self) -> None:
         """Give the lock back; nothing happens if it was taken over."""
@@ -94,9 +90,16 @@ class JobLock:
         """
         if time.monotonic() - self._looked < 1:
             return
-        if not self._lease.is_lock_held_by_us:
-            raise UserError(f"{self.path.stem} was taken over by {owner(self.path)}: this copy stops")
         self._looked = time.monotonic()
+        if any(self._lease.is_lock_held_by_us for _ in range(2)):  # one read may fail
+            return
+        try:
+            open_file(self.path).close()
+        except FileNotFoundError:
+            pass
+        except OSError:  # as long as the file system doesn't answer, nobody takes it over either
+            return
+        raise UserError(f"{self.path.stem} was taken over by {owner(self.path)}: this copy stops")
 
     def _take(self) -> bool:
         try:

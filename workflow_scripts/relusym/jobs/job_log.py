@@ -16,7 +16,7 @@ ERROR = "error: "  # what the line of a user's error begins with
 DONE = "done"  # the last line of a job that ended well
 # full disks, folders without rights, folders where files belong: what the user has to mend
 TO_MEND = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
     *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO),
 }
 
@@ -36,11 +36,7 @@ def printed_to(path: Path) -> Iterator[None]:
 
 
 def log_error(error: Exception, path: Path) -> str:
-    """Write why a job failed to its log: a user's error as a line, any other as its traceback.
-
-    Returns:
-        what to print beside: a line, or the traceback if the log can't take it.
-    """
+    """Write why a job failed to its log, a user's error as a line, any other as its traceback; what to print beside."""
     if isinstance(error, OSError) and error.errno in TO_MEND:
         error = UserError(
             f"{error.filename or path}: {error.strerror}; free space, change its rights, or move away what is there"

@@ -19,15 +19,10 @@ NAMED = 8  # failed jobs whose last line is shown
 
 @dataclass(frozen=True)
 class KindStatus:
-    """One kind of job.
+    """One kind of job: its jobs by state (of `STATES`); those done by `status` and by device; logs of those that
+    failed.
 
-    Attributes:
-        counts: jobs by state, of `STATES`.
-        outcomes: jobs that are done by the `status` in their records.
-        devices: jobs that are done by what they ran on ("cpu", "cuda").
-        failed: logs of the jobs that failed.
-        hours_spent: in the jobs that are done, of which an interrupted one has only its last run.
-        hours_to_go: None if no job of the kind is done.
+    Of hours spent, an interrupted job has only its last run; hours to go are None if no job of the kind is done.
     """
 
     kind: str
@@ -40,15 +35,11 @@ class KindStatus:
 
 
 def kind_status(kind: str, jobs: dict[str, bool], folder: Path) -> KindStatus:
-    """The status of all jobs of one kind.
+    """The status of all jobs of one kind: by name, `<kind>/<types>-<fingerprint>/<seeds>`, whether each is done.
 
-    Args:
-        jobs: name, as `<kind>/<types>-<fingerprint>/<seeds>` → whether the job is done.
-        folder: of the scale's results, in whose `records` and `logs` files have these names.
-
-    "failed" is a job that left a log of how it failed and no record; its lock lies beside the log (job.py). The hours
-    to go are the jobs not done times the mean of those that are, each type of net (or pair of types) with its own mean
-    if it has one.
+    In `folder`, of the scale's results, `records` and `logs` have files of these names. "failed" is a job that left a
+    log of how it failed and no record; its lock lies beside the log (job.py). The hours to go are the jobs not done
+    times the mean of those that are, each type of net (or pair of types) with its own mean if it has one.
     """
     counts, outcomes, devices, open_types, failed = Counter(), Counter(), Counter(), Counter(), []
     hours: dict[str, list[float]] = defaultdict(list)

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from relusym.data import image_set
 from relusym.data.augmentation import Augmented, Normalise, normalise, shuffled
 from relusym.errors import UserError
-from relusym.measuring.costs import JobMeter
-from relusym.measuring.loading import digest_in_use, normalise_of, training_images
+from relusym.measuring.loading import JobMeter, digest_in_use, normalise_of, training_images
 from relusym.merging.identities import largest_difference
 from relusym.nets.vgg import VGG11
 from relusym.precision import full_float32
 from relusym.randomness import generator, stream
 from relusym.symmetry import HORIZONTAL_FLIP
-from relusym.training.optimizers import Sgd
+from relusym.training.loop import Sgd
 
 Record = dict[str, Any]
 
@@ -51,16 +50,11 @@ def batches(
 
 @full_float32()
 def train_side_by_side(images: image_set.ImageSet, settings: Record, dtype: torch.dtype) -> Record:
-    """Φ, Φ̂ and the counterfactual twin, trained by SGD with cross-entropy.
+    """Φ, Φ̂ and the counterfactual twin, trained by SGD with cross-entropy; UserError if the training diverged.
 
-    Returns:
-        loss: Φ's, one a step.
-        flipped_batches, same_batches: largest difference of the twin's weights from Φ's flipped ones, relative to the
-            largest weight, before training and after each step.
-        paths: [net, twin], conv 1's filters at each of these points, (steps + 1, c, 3, 3, 3).
-
-    Raises:
-        UserError: the training diverged.
+    Returns loss (Φ's, one a step); flipped_batches and same_batches, the largest difference of the twin's weights from
+    Φ's flipped ones, relative to the largest weight, before training and after each step; paths, [net, twin], conv 1's
+    filters at each of these points, (steps + 1, c, 3, 3, 3).
     """
     how, network = settings["training"], settings["network"]
     torch.manual_seed(stream(how["seed"], "Figure 3", "weights"))
@@ -114,14 +108,10 @@ def in_a_plane(paths: list[list[np.ndarray]]) -> list[np.ndarray]:
 
 
 def flipped_training_record(settings: Record, data: Path, label: str, *, device: torch.device) -> Record:
-    """The record of Figure 3.
+    """The record of Figure 3, by `Settings.flipped_training` on the prepared images `data`.
 
-    Args:
-        settings: as `Settings.flipped_training` gives them.
-        data, label: the prepared images, and what the record calls them.
-
-    In float64 the two nets agree up to rounding; in float32 rounding differs between a convolution and the flipped
-    one, and training amplifies that, so both are measured.
+    In float64 the two nets agree up to rounding; in float32 rounding differs between a convolution and the flipped one,
+    and training amplifies that, so both are measured.
     """
     meter = JobMeter(device)
     images = training_images(data, {"size": None, **settings["data"]}, label, device)

@@ -1,12 +1,17 @@
-"""What a job reads: prepared images and trained nets, each checked against what its record names."""
+"""What a job reads, prepared images and trained nets, each checked against what its record names; what it took."""
 
+import platform
+import resource
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
+import relusym
 from relusym import checkpoint, nets
 from relusym.data import augmentation, digest, image_set
 from relusym.data.image_set import ImageSet
@@ -23,14 +28,7 @@ CHANCE_MARGIN = 1.1  # a net within a tenth of chance accuracy has learnt nothin
 
 
 def digest_in_use(data: Path, in_use: tuple[str, str] | None) -> str:
-    """The content digest of a file of prepared images.
-
-    Args:
-        in_use: the digest that the scale's other records were made from, and one of these.
-
-    Raises:
-        UserError: the images are others than those.
-    """
+    """The content digest of prepared images; UserError if others are `in_use`, by their digest and one record."""
     content = digest(data)
     if in_use is not None and content != in_use[0]:
         raise UserError(
@@ -74,11 +72,7 @@ def least_accuracy(labels: Tensor) -> float:
 
 
 def load_net(path: Path, device: torch.device) -> tuple[nn.Module, Record]:
-    """A net in evaluation mode, and its checkpoint's header.
-
-    Raises:
-        UserError: the checkpoint is truncated, foreign, or doesn't fit the net that it names.
-    """
+    """A net in evaluation mode, and its checkpoint's header; UserError if it is damaged or foreign."""
     return _net(path, *checkpoint.load(path, device), device)
 
 
@@ -99,8 +93,7 @@ def trained_net(
 ) -> tuple[nn.Module | None, Record]:
     """A net as `load_net`, if it is the one that its train record names; and that record. No net if it is absent.
 
-    Raises:
-        UserError: as `named_checkpoint` and `load_net`; a net that trained well has infinite weights, or no numbers.
+    UserError as `named_checkpoint` and `load_net`, or if a net that trained well has weights that are no numbers.
     """
     tensors, about, trained = named_checkpoint(path, record, settings, device)
     if trained["status"] == "ok" and (
@@ -115,11 +108,7 @@ def trained_net(
 def named_checkpoint(
     path: Path, record: Path, settings: Record, device: torch.device
 ) -> tuple[Tensors, Record, Record]:
-    """A checkpoint's tensors and header, if it is the one that its train record names; and that record.
-
-    Raises:
-        UserError: it is damaged, another one, of another net, or made with other settings.
-    """
+    """A checkpoint's tensors and header, and its train record; UserError if it isn't the one that is named there."""
     tensors, about = checkpoint.load(path, device)
     trained = load_record(record)
     if sha256(path) != trained["outputs"]["checkpoint"]:
@@ -135,3 +124,48 @@ def named_checkpoint(
     if non_default(about.get("settings")) != non_default(settings):
         raise UserError(f"checkpoint {path} was made with other settings: delete it, and it is made again")
     return tensors, about, trained
+
+
+def device_named(name: str) -> torch.device:
+    """The device a config's `device` means; auto is a GPU where there is one. UserError if it isn't there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"device: {name} is asked for, but torch {torch.__version__} sees no GPU; set device: cpu"
+        )
+    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
+        raise UserError(f"device: {name} given; allowed is at most cuda:{torch.cuda.device_count() - 1}")
+    return torch.device(name)
+
+
+class JobMeter:
+    """What a job takes from here on, and what it ran with."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.started = device, time.perf_counter()
+
+    def fields(self) -> dict[str, Any]:
+        """The `code` and `cost` of a record: versions and device; seconds and peak memory in MB, of job and process."""
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        if self.device.type == "cuda":
+            name, peak = (
+                torch.cuda.get_device_name(self.device),
+                torch.cuda.max_memory_allocated(self.device) / 2**20,
+            )
+        else:
+            name, peak = platform.machine(), resident
+        return {
+            "code": {
+                "relusym": relusym.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "device": f"{self.device.type} {name}",
+            },
+            "cost": {
+                "seconds": round(time.perf_counter() - self.started, 2),
+                "peak_memory_mb": round(peak, 1),
+                "job_seconds": round(time.time() - psutil.Process().create_time(), 2),
+                "job_memory_mb": round(resident, 1),
+            },
+        }

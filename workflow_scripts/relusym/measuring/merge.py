@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from relusym import checkpoint, nets
 from relusym.beyond import MEASUREMENTS
+from relusym.channels.traced import channel_groups
 from relusym.data import image_set
 from relusym.data.image_set import ImageSet
 from relusym.errors import UserError
 from relusym.evaluation.images import Images
 from relusym.evaluation.invariance import invariance_error
-from relusym.measuring.costs import JobMeter, device_named
-from relusym.measuring.filters import filter_arrays
 from relusym.measuring.loading import (
+    JobMeter,
+    device_named,
     digest_in_use,
     least_accuracy,
     load_net,
@@ -28,6 +29,7 @@ from relusym.measuring.loading import (
     training_images,
 )
 from relusym.merging.identities import hold
+from relusym.merging.layers import filters_and_matches, kernel_constraint
 from relusym.merging.merge import Merge, flip_merge, merge
 from relusym.nets.group_conv import RegularConv2d
 from relusym.randomness import stream
@@ -38,22 +40,68 @@ from relusym.whole_files import sha256
 Record = dict[str, Any]
 
 
+DRAWN = 2  # convs, from the first on, whose filters are kept and not only their norms
+RGB = 3
+
+
+def projection_to_rgb(channels: int, seed: int) -> np.ndarray:
+    """A random projection matrix (3, channels), the same for all nets of one width."""
+    rng = np.random.default_rng(stream(seed, "projection to RGB", channels))
+    return rng.standard_normal((RGB, channels)) / np.sqrt(channels)
+
+
+def filter_arrays(
+    net: nn.Module,
+    symmetry: Symmetry,
+    permutations: dict[str, list[int]],
+    image_shape: tuple[int, ...],
+    projection_seed: int,
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """What `findings.frames.Filters` describes of an ordinary net, and conv name → ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖ (equation
+    (3)).
+
+    Args:
+        permutations: group name → list: channel i goes with channel `permutation[i]` of the flipped net.
+        image_shape: of one image, (channels, height, width).
+        projection_seed: of the projection of input channels to RGB.
+    """
+    groups = channel_groups(net, image_shape)
+    given = {name: torch.tensor(permutation) for name, permutation in permutations.items()}
+    group_of = {
+        place.tensor.removesuffix(".weight"): group.name
+        for group in groups
+        for place in group.places
+        if place.dim == 0
+    }
+    arrays, constraint = {}, {}
+    for number, (conv, pair) in enumerate(filters_and_matches(net, symmetry, groups, given).items()):
+        name = conv.removeprefix("features.")
+        constraint[name] = kernel_constraint(*pair)
+        psi, matched = (kernel.cpu().numpy() for kernel in pair)
+        arrays[f"norm.{name}"] = np.sqrt(np.square(psi, dtype=np.float64).sum((1, 2, 3))).astype(np.float32)
+        if number < DRAWN and "." not in name:  # of a ResNet, the stem
+            both = np.stack([psi, matched])
+            if psi.shape[1] != RGB:
+                both = np.einsum("rc,nochw->norhw", projection_to_rgb(psi.shape[1], projection_seed), both)
+            arrays[name] = both.astype(np.float16)  # to be looked at
+            arrays[f"permutation.{name}"] = np.array(permutations[group_of[conv]], np.int16)
+    return arrays, constraint
+
+
 @dataclass(frozen=True)
 class MergeJob:
     """What a merge or a measurement is made from; nets and images are loaded when they are first asked for.
+
+    UserError is raised then, if a checkpoint is damaged, isn't the one that its train record names, or was made with
+    other settings, or if the images are damaged or others.
 
     Attributes:
         names: model and seed of each net: one, two, or several of a type.
         settings: as `Settings.flip_merge`, `Settings.pair_merge` or `Settings.measurement` gives them.
         checkpoints, trained: the nets, and their train records.
-        data, label: the prepared images, and what the record calls them.
+        data, label, in_use: the prepared images, what the record calls them, and see `digest_in_use`.
         batch_size: images that a net reads at once.
-        in_use: see `digest_in_use`.
         beside: the file beside the record: of a flip merge's filters, or of a net that a measurement makes.
-
-    Raises (where nets and images are loaded):
-        UserError: a checkpoint is damaged, isn't the one that its train record names, or was made with other settings;
-            the images are damaged or others.
     """
 
     names: list[tuple[str, int]]
@@ -105,11 +153,8 @@ class MergeJob:
         return nets.plain(net).to(memory_format=torch.channels_last)
 
     def snapshot(self, epoch: int) -> nn.Module:
-        """The first net as it was after so many epochs of its training.
-
-        Raises:
-            UserError: it isn't there, or another than the train record names.
-        """
+        """The first net as it was after so many epochs; UserError if that isn't there, or isn't what its record
+        names."""
         path, (model, seed) = snapshot_path(self.checkpoints[0], epoch), self.names[0]
         kept = self.train_records[0]["outputs"].get("snapshots", {})
         if not path.exists() or kept.get(str(epoch)) != sha256(path):
@@ -140,11 +185,7 @@ class MergeJob:
         return self._images(image_set.subset(self.train, count, self._data["seed"]))
 
     def choice(self, count: int | None) -> Images:
-        """A seeded choice of so many of the training images; None: those to merge on.
-
-        Raises:
-            UserError: there are fewer.
-        """
+        """A seeded choice of so many of the training images (None: those to merge on); UserError if there are fewer."""
         return self.images if count is None else self._choice(count)
 
     @cached_property
@@ -210,11 +251,8 @@ class MergeJob:
 def merge_record(job: MergeJob) -> Record:
     """Merge one net with its flipped self (Tables 2, 3 and 5), or two nets with each other (Table 4).
 
-    Returns:
-        the record. Of a flip merge it also has the net's relative invariance error.
-
-    Raises:
-        UserError: as of `MergeJob`; an identity that holds whatever the weights are doesn't.
+    The record of a flip merge also has the net's relative invariance error. UserError as of `MergeJob`, or if an
+    identity that holds whatever the weights are doesn't.
     """
     meter, flip, settings = JobMeter(job.device), len(job.names) == 1, job.settings
     record = job.header("flip_merge" if flip else "pair_merge")
@@ -234,12 +272,11 @@ def merge_record(job: MergeJob) -> Record:
             )
             merged: Merge = flip_merge(*job.plain, job.images, job.test, job.labels, symmetry=symmetry, **how)
             arrays, about["kernel_constraint"] = filter_arrays(
-                *(job.plain[0], symmetry, merged.permutations, job.images.shape),
-                settings["projection_seed"],
+                *(job.plain[0], symmetry, merged.permutations, job.images.shape), settings["projection_seed"]
             )
         else:
             merged = merge(*job.plain, job.images, job.test, job.labels, **how)
-        constraint = {"kernel_constraint": max(map(kernel_constraint, job.nets))}
+        constraint = {"kernel_constraint": max(map(group_conv_constraint, job.nets))}
         hold(constraint)
         merged.checks |= constraint
         record |= merged.body()
@@ -259,7 +296,7 @@ def measure_record(kind: str, job: MergeJob) -> Record:
     return record | meter.fields()
 
 
-def kernel_constraint(net: nn.Module) -> float:
+def group_conv_constraint(net: nn.Module) -> float:
     """Largest violation of equation (3) by any group conv of `net`; 0 if it has none."""
     convs = [module for module in net.modules() if isinstance(module, RegularConv2d)]
     return max((conv.check_kernel_constraint() for conv in convs), default=0.0)

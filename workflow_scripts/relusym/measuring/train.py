@@ -1,5 +1,6 @@
 """From images to a net and its record: trained, or read from weights that others trained."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from relusym import checkpoint, nets
 from relusym.data.batches import ImageFiles, ImagesOnDevice, TrainingBatches
 from relusym.evaluation.barrier import accuracy
 from relusym.evaluation.images import Images
-from relusym.measuring.costs import JobMeter, device_named
 from relusym.measuring.loading import (
+    JobMeter,
+    device_named,
     digest_in_use,
     least_accuracy,
     named_checkpoint,
@@ -24,9 +26,8 @@ from relusym.measuring.loading import (
 from relusym.randomness import stream
 from relusym.records.files import snapshot_path
 from relusym.symmetry import SYMMETRIES
-from relusym.training.distributed import local_device, rank, world_size
-from relusym.training.loop import precision_name, train
-from relusym.training.progress import Progress
+from relusym.training.distributed import local_device, rank, work, world_size
+from relusym.training.loop import Progress, Reporter, precision_name, train
 from relusym.training.recipe import Recipe
 from relusym.whole_files import sha256
 
@@ -40,16 +41,13 @@ class TrainJob:
     """What a net is made from.
 
     Attributes:
-        training_id: the model, or an earlier stage of its training.
-        settings: as `Settings.train` gives them.
-        data, label: the prepared images, and what the record calls them.
-        to: the checkpoint.
-        in_use: see `digest_in_use`.
+        training_id, settings: the model, or an earlier stage of its training; as `Settings.train` gives them.
+        data, label, in_use: the prepared images, what the record calls them, and see `digest_in_use`.
+        to, state: the checkpoint; see `loop.train`, removed once the checkpoint is written.
         save_every, workers: see `loop.train` and `ImageFiles`.
         snapshots: epochs after which the net is kept as well, see `snapshot_path`; 0 is before the first.
         folder: of image files to train on (ImageNet's); None: the prepared images.
         start, started: the net of the stage before, and its train record.
-        state: see `loop.train`; it is removed once the checkpoint is written.
     """
 
     training_id: str
@@ -116,17 +114,10 @@ def train_record(
 ) -> Record:
     """Train one net, in this process or in all that were started together, write its checkpoint and measure it.
 
-    Args:
-        interrupted, report: see `loop.train`.
-
-    Returns:
-        the record. Its status is "diverged" if the loss became non-finite, "degenerate" if the test accuracy is no
-        better than chance (the paper's footnote 3), else "ok".
-
-    Raises:
-        UserError: the images are damaged or others, or fewer than a batch; `start` isn't the net that `started` names,
-            or was made with other settings.
-        Interrupted: `interrupted` returned true, and the state is saved.
+    The record's status is "diverged" if the loss became non-finite, "degenerate" if the test accuracy is no better than
+    chance (the paper's footnote 3), else "ok". `interrupted` and `report`: see `loop.train`. UserError if the images
+    are damaged or others, or fewer than a batch; if `start` isn't the net that `started` names, or was made with other
+    settings. Interrupted if `interrupted` returned true, and the state is saved.
     """
     meter, device, settings = JobMeter(job.device), local_device(job.device), job.settings
     inputs = job.inputs()
@@ -197,11 +188,7 @@ def train_record(
 
 
 def weights_record(job: TrainJob, weights: Path) -> Record:
-    """The record of a net that others trained; the rest as in `train_record`.
-
-    Args:
-        weights: what `nets.weights.gather` loaded, or why it could load nothing: then the status is "absent".
-    """
+    """The record of a net that others trained, from what `nets.weights.gather` loaded; "absent" if that is nothing."""
     meter = JobMeter(job.device)
     tensors, about = checkpoint.load(weights, job.device)
     inputs, score, reason = job.inputs(), None, about.get("reason")
@@ -217,3 +204,13 @@ def weights_record(job: TrainJob, weights: Path) -> Record:
     return record | {
         "reason": reason, "inputs": inputs, "accuracy": score, "history": [], **meter.fields()
     }  # fmt: skip
+
+
+def run_process(plain: dict[str, Any], interrupted: Callable[[], bool]) -> dict[str, Any]:
+    """`train_record` of a job as plain values."""
+    job = TrainJob.of(plain)
+    return train_record(job, interrupted=interrupted, report=Reporter(job.name, sys.stdout))
+
+
+if __name__ == "__main__":
+    work(run_process)

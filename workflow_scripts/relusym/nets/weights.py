@@ -6,17 +6,17 @@ import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from relusym.errors import UserError, listed
 from relusym.nets import build
-from relusym.whole_files import sha256, write_whole
+from relusym.whole_files import open_file, sha256, write_whole
 
 State = dict[str, Tensor]
 
@@ -32,6 +32,7 @@ PROJECTION = re.compile(r"fc\.\d+\.")  # a self-supervised head in place of the 
 HASH = re.compile(r"sha256=[0-9a-fA-F]{64}")  # at the end of an address
 LINEAR_HEAD = re.compile(r"(?:module\.)?(?:linear|fc)\.(weight|bias)")
 TIMEOUT_S = 60
+LONGEST_PART = 200  # of an address, which is a file's name
 
 
 class UnavailableError(UserError):
@@ -47,7 +48,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error):  # and not an operation, which any text may seem to ask for
             raise UserError(
@@ -55,10 +56,15 @@ def read_tensors(path: Path) -> dict[str, Any]:
                 "state dict alone"
             ) from error
         raise UserError(f"{path} is truncated or no checkpoint: replace it") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError) as error:
+    except Exception as error:  # of any kind, where bytes are others than PyTorch wrote
         raise UserError(
             f"{path} is truncated or no checkpoint ({type(error).__name__}): replace it"
         ) from error
+    if not isinstance(contents, dict):
+        raise UserError(
+            f"checkpoint {path} holds no tensors by name but a {type(contents).__name__}: save a state dict"
+        )
+    return contents
 
 
 def fetch(url: str, folder: Path, log: Callable[[str], None] = print) -> Path:
@@ -80,6 +86,8 @@ def fetch(url: str, folder: Path, log: Callable[[str], None] = print) -> Path:
     parts = [part for part in address.partition("://")[2].split("/") if part]
     if not parts or {".", ".."} & {*parts}:
         raise UserError(f"{url}: . and .. can be no part of an address of weights; give it without")
+    if max(map(len, parts)) > LONGEST_PART:
+        raise UserError(f"{url[:60]}…: a part of the address has more than {LONGEST_PART} characters")
     path = folder.joinpath(*parts)
     if _is_as_recorded(path, log) and pinned in (None, sha256(path)):
         return path
@@ -119,8 +127,8 @@ def download(url: str, path: Path) -> None:
                 raise UserError(
                     f"{url}: {came:,} of {int(promised):,} bytes came: run again to fetch it again"
                 )
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
+    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError, ValueError) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())
         raise UnavailableError(
             f"{url} can't be downloaded ({reason}): try again, or set its `weights.file`"
         ) from error
@@ -163,7 +171,16 @@ def _note(path: Path) -> Path:
 
 
 def _recorded(path: Path) -> str | None:
-    return _note(path).read_text(encoding="utf-8").strip() if _note(path).exists() else None
+    try:
+        with open_file(_note(path)) as file:
+            text = file.read(100).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{_note(path)} can't be read ({error.strerror}): delete it") from error
+    if not HASH.fullmatch(f"sha256={text}"):
+        raise UserError(f"{_note(path)} holds no SHA-256: delete it, and it is written anew")
+    return text.lower()
 
 
 def _record(path: Path) -> None:
@@ -203,7 +220,11 @@ def to_torchvision(
         names.append(name)
         for wrapper in WRAPPERS:
             contents = contents[wrapper] if isinstance(contents.get(wrapper), dict) else contents
-        tensors = {key: value for key, value in contents.items() if isinstance(value, Tensor)}
+        tensors = {
+            key: value
+            for key, value in contents.items()
+            if isinstance(value, Tensor) and isinstance(key, str)
+        }
         kind = next((kind for kind, prefix in PREFIXES.items() if f"{prefix}conv1.weight" in tensors), None)
         if kind is None:
             head = {match[1]: key for key in tensors if (match := LINEAR_HEAD.fullmatch(key))}
@@ -233,7 +254,7 @@ def to_torchvision(
 
 def _fitting(state: State, network: dict[str, Any], names: str) -> State:
     """The state dict, if it has just the tensors of the net; counters that old files lack are set to zero."""
-    classes = len(state["fc.weight"]) if "fc.weight" in state else 1000
+    classes = next(iter(state["fc.weight"].shape), 1000) if "fc.weight" in state else 1000
     with torch.device("meta"):
         expected = build(network, classes).state_dict()
     counters = {key: torch.tensor(0) for key in expected if key.endswith(".num_batches_tracked")}
@@ -257,9 +278,15 @@ def misfits(state: State, expected: State, most: int | None = None) -> str:
             for key, tensor in state.items()
             if key in expected and tensor.shape != expected[key].shape
         ],
-        "not all numbers": [key for key, tensor in state.items() if not tensor.isfinite().all()],
+        "not all numbers": [key for key, tensor in state.items() if not _are_numbers(tensor)],
     }
     return "; ".join(f"{how}: {listed(keys, most)}" for how, keys in wrong.items() if keys)
+
+
+def _are_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor has its values in memory, all of them real and finite."""
+    odd = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex()
+    return not odd and bool(tensor.isfinite().all())
 
 
 def gather(

@@ -18,15 +18,11 @@ TEXTS += ("trained_by_authors", "self_supervised", "in_table3")
 
 
 def table(number: int) -> pd.DataFrame:
-    """The paper's Table `number` (1 to 5), numbers as floats.
+    """The paper's Table `number` (1 to 5; others are a ValueError), numbers as floats.
 
-    Table 1 has the columns model, name, description, parameters. The paper states the parameters
-    once for each architecture, in the description; here they are a column, filled for all its types.
-    Table 3 is the part of Table 5 with `in_table3`.
-
-    Raises:
-        ValueError: the paper has no such table.
-        UserError: the file of the table has been changed to what is none.
+    Table 1 states the parameters once for each architecture, in the description; here they are a column, filled for all
+    its types. Table 3 is the part of Table 5 with `in_table3`. UserError if the file has been changed to what is no
+    table.
     """
     import pandas as pd  # here, since every start of Snakemake asks only for what follows
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -241,7 +242,7 @@ def _brought(labels: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 of_pixels = partial(handler, on="pixels")
 UNKNOWN = "its effect on pixels is unknown"
-RESIZING = handlers.conv, handlers.conv_function, handlers.spatial
+RESIZING = handlers.conv, handlers.conv_function, handlers.transposed_function, handlers.spatial
 
 
 @of_pixels(*(key for key, known in REGISTERED.channels.items() if known in RESIZING))
@@ -250,12 +251,23 @@ def resized(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
     called = (type(call.layer).__name__ if call.layer is not None else function_name(call.node)).lower()
     if called.startswith("adaptive") and set(call.shape[2:]) == {1}:
         return Labels(call.shape, call.mix(x, [*range(2, len(call.shape))]))
+    if len(call.shape) != 4 and not x.varies:  # along channels
+        return Labels.alike(FIXED, call.shape)
     if len(call.shape) != 4 or not set(x.varies) <= {1, 2, 3}:
         raise call.refusal(UNKNOWN)
     if 1 in x.varies:  # pixels of one patch are beside each other, as channels
         if not isinstance(call.layer, nn.Conv2d) or call.layer.groups > 1:
             raise call.refusal(UNKNOWN)
         call.index("weight", 1, call.along(x, 1))
+    kernel = options.get("weight", rest[0] if rest else None)
+    if isinstance(kernel, Weights) and kernel.shape[2:].numel() > 1:  # of layers, a symmetry transforms them
+        layers = dict(call.flow.net.named_modules())
+        others = {name: entries for name, entries in kernel.sources.items()
+                  if not isinstance(layers[name.rpartition(".")[0]], nn.Conv2d | nn.ConvTranspose2d)}  # fmt: skip
+        call.meet(
+            replace(kernel, sources=others),
+            call.relations.pixels(*kernel.shape[2:]).reshape(1, 1, *kernel.shape[2:]),
+        )
     return call.flow.grid(call.shape)
 
 
@@ -303,7 +315,20 @@ def batch_norm(call: Call, x: Labels) -> Labels:
     return x
 
 
-@of_pixels(*INSTANCE_NORMS, nn.GroupNorm, nn.PReLU, "group_norm", "batch_norm", "prelu")
+of_pixels("local_response_norm")(handlers.kept)
+
+
+@of_pixels("unfold", "im2col", nn.Unfold)
+def unfolded(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
+    """Windows of a dimension, or patches as columns: every pixel is at several places."""
+    if call.node.op == "call_method":
+        return handlers.moves(call, x, *rest, **options)
+    entries = x.ids[:1].expand(1, *x.shape[1:]).double()
+    columns = call.layer(entries) if call.layer is not None else call.node.target(entries, *rest, **options)
+    return Labels(call.shape, Labels.of(columns.long()).ids)
+
+
+@of_pixels(*INSTANCE_NORMS, nn.GroupNorm, nn.PReLU, "group_norm", "batch_norm", "instance_norm", "prelu")
 def weights_of_channels(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
     if isinstance(x, Weights):  # they are standardised
         return handlers.batch_norm_function(call, x, *rest, **options)

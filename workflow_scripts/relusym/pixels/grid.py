@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import describe, function_name, record
+from relusym.evaluation.logits import logits_of
 from relusym.symmetry import Symmetry
 
 WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
@@ -21,6 +22,7 @@ PADS = (nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
 WINDOW_FUNCTIONS = {  # with where kernel, stride, padding and dilation stand among the arguments
     "max_pool2d": {"kernel_size": 1, "stride": 2, "padding": 3, "dilation": 4},
     "avg_pool2d": {"kernel_size": 1, "stride": 2, "padding": 3},
+    "conv2d": {"weight": 1, "stride": 3, "padding": 4, "dilation": 5},
 }
 # Of maps with channels last: torchvision's Swin Transformer's, and what others cut into windows after it.
 SHIFTED = ("shifted_window_attention", "shifted_window_attention_v2")
@@ -96,10 +98,12 @@ def _grid(traced: TracedNet, image_shape: tuple[int, int, int], symmetry: Symmet
     for more in range(1, SEARCHED if misfits else 0):
         shape = (channels, height + more, width + more)
         try:
-            graph = record(without, torch.empty(2, *shape, device="meta"), traced.handlers)[0].graph
+            recorder, result = record(without, torch.empty(2, *shape, device="meta"), traced.handlers)
+            if len(logits_of(result)) != 2:  # `view(-1, channels)` makes images of pixels
+                break
         except Exception:  # such a net takes images of one size alone; it raises what it likes
             break
-        if not _misfits(graph, traced.net, shape, symmetry)[0]:
+        if not _misfits(recorder.graph, traced.net, shape, symmetry)[0]:
             next_size = size + more
             break
     return Grid(size, misfits, offset, next_size)
@@ -176,7 +180,7 @@ def _tokens(node: fx.Node, axis: int) -> tuple[int, int] | None:
 def _left_over(net: nn.Module, node: fx.Node, axis: int, size: int, out: int) -> tuple[float, int]:
     """A layer's stride along an axis, and how many positions of its input are left over at the far end."""
     layer = net.get_submodule(node.target) if node.op == "call_module" else None
-    name = getattr(node.target, "__name__", node.target)
+    name = function_name(node)
     sides = slice(2 * (3 - axis), 2 * (3 - axis) + 2)  # of an axis in what pads
     if isinstance(layer, WINDOWS):
         window = {key: getattr(layer, key, 1) for key in ("kernel_size", "stride", "padding", "dilation")}
@@ -185,6 +189,8 @@ def _left_over(net: nn.Module, node: fx.Node, axis: int, size: int, out: int) ->
         positional = {key: node.args[i] for key, i in at.items() if i < len(node.args)}
         named = {key: node.kwargs[key] for key in at if key in node.kwargs}
         window = {"stride": None, "padding": 0, "dilation": 1} | positional | named
+        if "weight" in window:
+            window |= {"kernel_size": _shape(window["weight"])[2:], "stride": window["stride"] or 1}
         window["stride"] = window["stride"] or window["kernel_size"]
     elif isinstance(layer, nn.ConvTranspose2d):
         stride = _along(layer.stride, axis)
@@ -199,8 +205,8 @@ def _left_over(net: nn.Module, node: fx.Node, axis: int, size: int, out: int) ->
         part = node.args[1][axis]
         start, _, stride = part.indices(size) if isinstance(part, slice) else (0, size, 1)
         return stride, size - 1 - (start + (out - 1) * stride) - start
-    elif (name == "pad" and len(node.args[1]) > sides.start) or isinstance(layer, PADS):
-        before, after = (node.args[1] if layer is None else layer.padding)[sides]
+    elif (name == "pad" and len(_padding(node)) > sides.start) or isinstance(layer, PADS):
+        before, after = (_padding(node) if layer is None else layer.padding)[sides]
         return 1, before - after
     else:  # adaptive pools and interpolation are symmetric, the rest moves nothing
         return size / out, 0
@@ -208,6 +214,10 @@ def _left_over(net: nn.Module, node: fx.Node, axis: int, size: int, out: int) ->
     reach, padding = dilation * (kernel - 1), window["padding"]
     padding = {"same": reach // 2, "valid": 0}[padding] if isinstance(padding, str) else _along(padding, axis)
     return stride, size - 1 + 2 * padding - (out - 1) * stride - reach
+
+
+def _padding(node: fx.Node) -> tuple[int, ...]:
+    return node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
 
 
 def _along(value: int | tuple[int, int], axis: int) -> int:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from relusym.channels.labels import Labels, move_entries
-from relusym.channels.traced import LIMIT, TracedNet, as_traced
+from relusym.channels.traced import LIMIT, TracedNet, as_traced, kept_outputs, relative_difference
+from relusym.channels.tracing import bound, describe
 from relusym.errors import UserError
 from relusym.evaluation.logits import logits_of
 from relusym.pixels.flow import PixelFlow, UnshiftedFlow
@@ -47,12 +48,7 @@ def flip(
         UserError: as of `transformed`; or the flipped net isn't right at values drawn at random, in float64.
     """
     traced = as_traced(net, image_shape)
-    difference = check_planted(traced, symmetry)
-    if difference is not None and not difference <= LIMIT:
-        raise UserError(
-            f"{type(traced.net).__name__}: transformed by {symmetry.name}, it isn't the net on transformed images, so "
-            "some layer sees where things are"
-        )
+    check_planted(traced, symmetry)
     return transformed(traced, symmetry)
 
 
@@ -83,6 +79,9 @@ def check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
 
     Returns:
         None: unchecked, since there is no such size, or the net takes images of one size alone.
+
+    Raises:
+        UserError: it is more than rounding; named is the first layer where it shows.
     """
     if ("planted", symmetry.name) not in traced.known:
         traced.known["planted", symmetry.name] = _check_planted(traced, symmetry)
@@ -103,8 +102,28 @@ def _check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
         here, there = logits_of(planted.net(x)), logits_of(moved(symmetry.act(x)))
     except RuntimeError:  # of another size
         return None
-    here = symmetry.act(here) if here.ndim == 4 else here
-    return float((here - there).norm() / here.norm().clamp(min=1e-30))
+    if len(here) != len(x):  # pixels became images
+        return None
+    difference = relative_difference(symmetry.act(here) if here.ndim == 4 else here, there)
+    if not difference < LIMIT:
+        where = f"; it shows first at {_first_difference(traced, moved, symmetry)}" if x is planted.x else ""
+        raise UserError(
+            f"{type(traced.net).__name__}: transformed by {symmetry.name}, it isn't the net on transformed images, so "
+            f"some layer sees where things are{where}"
+        )
+    return difference
+
+
+def _first_difference(traced: TracedNet, moved: nn.Module, symmetry: Symmetry) -> str:
+    planted = traced.planted
+    graphs = planted.graph, bound(planted.graph.graph, moved, planted.constants)
+    here, there = (
+        kept_outputs(graph, x) for graph, x in zip(graphs, (planted.x, symmetry.act(planted.x)), strict=True)
+    )
+    for name, act in actions(traced, symmetry, here).items():
+        if callable(act) and not relative_difference(act(here[name]), there[name]) < LIMIT:
+            return describe(next(node for node in planted.graph.graph.nodes if node.name == name))
+    return "its output"
 
 
 Action = Callable[[Tensor], Tensor]

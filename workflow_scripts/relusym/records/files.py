@@ -1,6 +1,8 @@
 """Records: one small JSON a job, written whole or not at all; their settings stand once in their folder."""
 
+import errno
 import json
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +17,7 @@ from relusym.whole_files import open_file, write_whole
 Record = dict[str, Any]
 NUMBERS = re.compile(r"\[\n[-+.,\deE\s]*\]")  # a raw line break is in no string
 KEY = re.compile(rb'"\s*:')  # as many as there are keys, or more: text may hold it
+LARGEST = 1 << 28  # bytes, a hundred times the permutations of a large net
 SETTINGS = "settings.json"  # in each folder of records, those that all of them were made with
 DELETE = "delete it, and it is made again"
 RESTORE = "give its folder the file back, or delete the folder"
@@ -23,8 +26,7 @@ RESTORE = "give its folder the file back, or delete the folder"
 def load_record_or_none(path: str | Path) -> Record | None:
     """A record with its settings, every field of it checked; None if there is none.
 
-    Raises:
-        UserError: it can't be read, isn't JSON, has a key twice, lacks a field, or has one that can't be right (named).
+    UserError if it can't be read, isn't JSON, has a key twice, lacks a field, or has one that can't be right (named).
     """
     from relusym.records.fields import problem  # here, since merging in a library needs no records
 
@@ -38,17 +40,15 @@ def load_record_or_none(path: str | Path) -> Record | None:
             record["settings"] = _settings(settings, settings.stat().st_mtime_ns)
         except FileNotFoundError as error:
             raise UserError(f"record {path} has no {SETTINGS} beside it: {RESTORE}") from error
+        except OSError as error:
+            raise UserError(f"{settings} can't be read ({error.strerror}): {RESTORE}") from error
     if wrong := problem(record):
         raise UserError(f"record {path} {wrong}: {DELETE}")
     return record
 
 
 def load_record(path: str | Path) -> Record:
-    """As `load_record_or_none`.
-
-    Raises:
-        UserError: as there, or it is missing.
-    """
+    """As `load_record_or_none`. Raises UserError: as there, or it is missing."""
     record = load_record_or_none(path)
     if record is None:
         raise UserError(f"record {path} is missing: let snakemake make it")
@@ -58,10 +58,8 @@ def load_record(path: str | Path) -> Record:
 def write_record(path: str | Path, record: Record) -> None:
     """Write `record` as JSON, its `settings` into the file of that name in its folder, if it isn't there.
 
-    Raises:
-        ValueError: a field is missing or can't be right, see `fields`; JSON has no not-a-number and no infinity; the
-            folder is of records with other settings.
-        UserError: the disk is full or the folder can't be written.
+    ValueError if a field is missing or can't be right (`fields`), is not-a-number or infinite; UserError if the disk
+    is full, the folder can't be written, or it is of records with other settings.
     """
     from relusym.records.fields import problem
 
@@ -76,18 +74,15 @@ def write_record(path: str | Path, record: Record) -> None:
         with write_whole(settings) as part:
             part.write_text(json.dumps(record["settings"], indent=1) + "\n", encoding="utf-8")
     elif non_default(_load(settings, RESTORE)) != non_default(record["settings"]):
-        raise ValueError(f"record {path} was made with other settings than those in {settings}")
+        raise UserError(f"record {path} was made with other settings than those in {settings}: {RESTORE}")
     with write_whole(path) as part:
         part.write_text(text + "\n", encoding="utf-8")
 
 
 def write_trained(path: str | Path, record: Record) -> None:
-    """Write the record of a net; one that has come out the same keeps its record, to the byte.
+    """Write the record of a net, as `write_record`; one that has come out the same keeps its record, to the byte.
 
     A broken one is written anew. Records of earlier tries at the same net, which couldn't be had, go.
-
-    Raises:
-        ValueError, UserError: as of `write_record`.
     """
     path = Path(path)
     if _outcome(_unbroken(path)) != _outcome(record):
@@ -114,13 +109,18 @@ def _outcome(record: Record) -> Record:
 
 @lru_cache(64)
 def _settings(path: Path, time: int) -> Any:
-    return _load(path, RESTORE)
+    settings = _load(path, RESTORE)
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} can't be right ({settings!r:.60} stands in it): {RESTORE}")
+    return settings
 
 
 def _load(path: str | Path, what_to_do: str = DELETE) -> Any:
     try:
         with open_file(path) as file:
-            text = file.read()
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         # a fourth of the time of json.loads, but of a key that stands twice, it keeps the last
         value = from_json(text)
         return value if _keys(value) == len(KEY.findall(text)) else json.loads(text, object_pairs_hook=_once)

@@ -68,10 +68,7 @@ def differences(
     defaults: Any = DEFAULTS,
     path: str = "",
 ) -> Iterator[str]:
-    """Where two settings differ, such as "training.epochs", the keys in `without` aside.
-
-    A key that is absent from either counts as its default.
-    """
+    """Where two settings differ, such as "training.epochs", but for keys in `without`; an absent key is its default."""
     if not (isinstance(settings, dict) and isinstance(others, dict)):
         if settings != others:
             yield path

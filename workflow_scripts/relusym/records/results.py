@@ -19,7 +19,7 @@ from relusym.config.settings import Net, Settings
 from relusym.data import digest as digest_of
 from relusym.errors import UserError
 from relusym.records.fields import images_of, nets_of
-from relusym.records.files import load_record_or_none, snapshot_path
+from relusym.records.files import RESTORE, SETTINGS, load_record_or_none, snapshot_path
 from relusym.records.fingerprint import fingerprint
 from relusym.theory import STATEMENTS
 from relusym.whole_files import sha256
@@ -28,7 +28,11 @@ Record = dict[str, Any]
 
 SUBMITTED = "train", "flip_merge", "pair_merge"  # the paper's jobs that a cluster gets
 # seeds, and the number of those that aren't the first
-RECORD = re.compile(r"(\d+(?:--\d+)*)(?:\.(\d+))?\.json")
+RECORD = re.compile(r"(\d+(?:--\d+)*)(?:\.([1-9][0-9]{0,8}))?\.json")
+
+
+def numbered(key: str, number: int) -> str:
+    return f"{key}.{number}" if number else key
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,7 @@ class Job:
     """One record to be made.
 
     Attributes:
-        kind: of the record.
-        settings: that it has to be made with.
+        kind, settings: of the record, and that it has to be made with.
         nets: whose checkpoints it is made from; of a training, the net itself.
         matching: of a merge; None for the config's.
         prepared: the file of prepared images that it reads, if any.
@@ -63,19 +66,17 @@ class Job:
 class Results:
     """What is there of a scale, against what its config asks for. A job goes by its key, `<kind>/<folder>/<seeds>`.
 
+    UserError if a folder of records can't be listed (named).
+
     Args:
         settings: of this run, which may be about a piece of the scale's seeds.
-        root: the folder of all scales.
-        data: the folder of prepared images.
+        root, data: the folders of all scales, and of prepared images.
         retry: whether a net that couldn't be had is to be tried again.
 
     Attributes:
         prefix: of every path, where they are read; the paths that methods return are without.
         broken: by record that can't be read or whose text is wrong, the line that names what is wrong with it and what
             to do. It counts as there: no job is planned for it, and only what reads it stops.
-
-    Raises:
-        UserError: a folder of records can't be listed (named).
     """
 
     def __init__(self, settings: Settings, root: str = "results", data: str = "data", retry: bool = True):
@@ -91,34 +92,26 @@ class Results:
 
     # ---- where things lie
 
-    def path(self, room: str, key: str, ending: str = ".json") -> str:
-        """A file of a job in one of the folders of a scale."""
-        return f"{self.folder}/{room}/{self.name(key)}{ending}"
-
     def record(self, key: str) -> str:
-        return self.path("records", key)
+        return f"{self.folder}/records/{self.name(key)}.json"
 
     def filters(self, key: str) -> str:
         """The arrays beside the record of a flip merge."""
-        return self._filters(self.name(key))
-
-    def _filters(self, name: str) -> str:
-        return f"{self.folder}/filters/{name.partition('/')[2]}.safetensors"
+        return self._arrays("filters", self.name(key))
 
     def checkpoint(self, net: Net) -> str:
-        return self._checkpoint(self.name(self.key("train", net)))
+        return self._arrays("checkpoints", self.name(self.key("train", net)))
+
+    def _arrays(self, room: str, name: str) -> str:
+        return f"{self.folder}/{room}/{name.partition('/')[2]}.safetensors"
 
     def _trained(self, net: Net, snapshots: Iterable[int]) -> str:
         """The name of a training; of another, to be done, if nets of earlier epochs are missing beside its own."""
         name = self.name(key := self.key("train", net))
-        if self._exists(path := self._checkpoint(name)) and not all(
-            self._exists(str(snapshot_path(Path(path), epoch))) for epoch in snapshots
-        ):
-            name = self._numbered(key, self._free(key))
-        return name
-
-    def _checkpoint(self, name: str) -> str:
-        return f"{self.folder}/checkpoints/{name.partition('/')[2]}.safetensors"
+        path = self._arrays("checkpoints", name)
+        kept = (str(snapshot_path(Path(path), epoch)) for epoch in snapshots)
+        whole = not self._exists(path) or all(map(self._exists, kept))
+        return name if whole else numbered(key, self._free(key))
 
     def prepared(self, model: str | None = None) -> str:
         return f"{self.data}/{self.settings.prepared(model)}.safetensors"
@@ -148,17 +141,14 @@ class Results:
         """The settings of a kind of job on nets of these types, and the folder's name with their fingerprint."""
 
         def made_with(kind: str, types: tuple[str, ...], matching: str | None = None) -> tuple[Record, str]:
-            if kind == "theory":
-                settings = self.settings.theory(types[0])
+            if kind in ("theory", "train"):
+                settings = getattr(self.settings, kind)(types[0])
             elif kind == "flipped_training":
                 settings = self.settings.flipped_training()
-            elif kind == "train":
-                settings = self.settings.train(types[0])
             elif kind in MEASUREMENTS:
                 settings = self.settings.measurement(kind, *types)
             else:
-                merge = self.settings.flip_merge if kind == "flip_merge" else self.settings.pair_merge
-                settings = merge(*types, matching)
+                settings = getattr(self.settings, kind)(*types, matching)
             return settings, f"{'--'.join(types)}-{fingerprint(settings)}"
 
         return cache(made_with)
@@ -229,7 +219,7 @@ class Results:
             snapshots = MEASUREMENTS[job.kind].snapshots(job.settings)
         if nets:
             names = [self._trained(net, snapshots) for net in nets]
-            inputs["nets"] = [self._checkpoint(name) for name in names]
+            inputs["nets"] = [self._arrays("checkpoints", name) for name in names]
             inputs["trained"] = [f"{self.folder}/records/{name}.json" for name in names]
         return inputs
 
@@ -257,11 +247,8 @@ class Results:
         if key not in self._names:
             current = (n for n in reversed(self._numbers(key)) if not self._is_outdated(key, n))
             number = next(current, None)
-            self._names[key] = self._numbered(key, self._free(key) if number is None else number)
+            self._names[key] = numbered(key, self._free(key) if number is None else number)
         return self._names[key]
-
-    def _numbered(self, key: str, number: int) -> str:
-        return f"{key}.{number}" if number else key
 
     def _numbers(self, key: str) -> list[int]:
         """Of the records that are there by a job's name, in order."""
@@ -311,6 +298,10 @@ class Results:
             types = [re.sub("[ .]", "_", record.get("statement", "").lower())]
         its_seeds = "--".join(str(seed) for _, seed in nets) or seeds
         its = f"{record['kind']}/{'--'.join(types)}-{self._fingerprints[folder]}/{its_seeds}"
+        if its != key and its.replace(self._fingerprints[folder], folder.rpartition("-")[2]) == key:
+            raise UserError(
+                f"{self.folder}/records/{folder}/{SETTINGS} isn't what its folder is named after: {RESTORE}"
+            )
         if its != key:
             raise UserError(
                 f"record {path} is of {its}, not of {key}: give each record its name back, or delete it, and it is "
@@ -319,7 +310,7 @@ class Results:
 
     def _is_outdated(self, key: str, number: int) -> bool:
         """Whether a record is of other files than those that are there, as far as they are there."""
-        name = self._numbered(key, number)
+        name = numbered(key, number)
         job, record = self.jobs[key], self._load(key, f"{name}.json")
         if record is None or "inputs" not in record:
             return False
@@ -327,15 +318,16 @@ class Results:
             return True
         try:
             if job.kind == "train":
-                files = map(Path, self.settings.model_of(job.nets[0][0]).files)
+                model = self.settings.model_of(job.nets[0][0])
+                files = {file.name: sha256(file) for file in map(Path, model.files) if file.is_file()}
                 read = record["inputs"].get("files", {})
-                return any(read.get(file.name) != sha256(file) for file in files if file.is_file())
+                return any(read.get(name) != hash_ for name, hash_ in (files | model.pinned).items())
             for net, checkpoint in zip(job.nets, record["inputs"].get("checkpoints", []), strict=False):
                 trained = self.load(self.key("train", net)) or {}
                 if trained.get("outputs", {}).get("checkpoint") not in (None, checkpoint):
                     return True
             if job.kind == "flip_merge":
-                filters = Path(self.prefix + self._filters(name))
+                filters = Path(self.prefix + self._arrays("filters", name))
                 return filters.is_file() and sha256(filters) != record["outputs"]["filters"]
         except UserError as error:  # of a file that can't be read
             self.broken[f"{name}.json"] = str(error)
@@ -344,9 +336,8 @@ class Results:
     def shown(self, kind: str, models: Iterable[str] | None = None, matching: str | None = None) -> list[str]:
         """The jobs of a kind that tables show: those of this run, and those that other pieces have done.
 
-        Args:
-            models: only jobs all of whose nets are of these; None: of the paper's types.
-            matching: only merges by it; None for the config's.
+        Only those all of whose nets are of `models` (None: of the paper's types), merged by `matching` (None: the
+        config's).
         """
         allowed = None if models is None else {*models}
         return [
@@ -364,11 +355,7 @@ class Results:
     # ---- which images
 
     def images_in_use(self, prepared: str) -> tuple[str, str] | None:
-        """The content digest of the images that records were made from, and one of these; None without any.
-
-        Args:
-            prepared: the file of prepared images that the records' jobs read.
-        """
+        """The content digest of the images that records whose jobs read `prepared` were made from, and one of these."""
         if prepared not in self._images:
             used = (
                 (digest, self.record(key))
@@ -382,10 +369,7 @@ class Results:
         return self._images[prepared]
 
     def other_images(self, prepared: str) -> str | None:
-        """One line on records that were made from other images than `prepared` holds; None if there are none.
-
-        As long as the images aren't prepared, their labels distinguish them, but for torchvision's.
-        """
+        """One line on records that were made from other images than `prepared` holds, or, without it, is labelled."""
         used = self.images_in_use(prepared)
         if used is None:
             return None

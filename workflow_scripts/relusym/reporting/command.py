@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,18 @@ from relusym.symmetry import SYMMETRIES
 from relusym.whole_files import check_writable
 
 NET = "a net: file.py:callable or module:callable (without arguments), torchvision:name, timm:name or hf:name_or_folder"
+WEIGHTS = """\
+safetensors or a state dict (never runs code), FILE:PREFIX if it holds several sets; 'random'; of torchvision's nets
+also a name. Not given: as the callable makes the net, or the package's weights"""
+IMAGES = """\
+a folder; CIFAR10's official folder or archive, binary or Python; an .npz or a tensor file (entries images, labels)"""
+LABELS = """\
+'folder': class folders in alphabetical order; or a .npy or .txt, one number an image. Without labels, accuracy is
+agreement with the net itself. CIFAR10's official files have their own"""
+TRAIN_IMAGES = """\
+images to match, take statistics and fine-tune on, as --images (default: of CIFAR10's official files the training
+images)"""
+OUT = "where it is written (default: {})"
 UNFINISHED = "unfinished.json"  # what an interrupted report goes on from
 REPORT = """\
 How does a net encode a symmetry? Its accuracy and its flipped self's, its invariance error, its GCNN barrier; layer
@@ -51,32 +62,15 @@ def parser() -> argparse.ArgumentParser:
         "report", help="how, and where, a net encodes a symmetry", description=REPORT
     )
     report.add_argument("net", help=NET)
-    report.add_argument(
-        "--weights",
-        metavar="FILE",
-        nargs="+",
-        default=[None],
-        help="safetensors or a state dict (never runs code), FILE:PREFIX if it holds several sets; 'random'; of "
-        "torchvision's nets also a name. Not given: as the callable makes the net, or the package's weights",
-    )
+    report.add_argument("--weights", metavar="FILE", nargs="+", default=[None], help=WEIGHTS)
     _add_common(report, MATCHINGS, images=True)
-    report.add_argument(
-        "--out", default="report", metavar="FOLDER", help="where it is written (default: report)"
+    report.add_argument("--out", default="report", metavar="FOLDER", help=OUT.format("report"))
+    several = "images that each partial merge is corrected and measured on; 0 leaves them out (default: 100)"
+    _add_number(report, "--partial-images", 0, several, 100)
+    moves = (
+        "measure on N images how far each layer is from equivariant under small moves and turns (default: 0)"
     )
-    report.add_argument(
-        "--partial-images",
-        type=_count(0),
-        default=100,
-        metavar="N",
-        help="images that each partial merge is corrected and measured on; 0 leaves them out (default: 100)",
-    )
-    report.add_argument(
-        "--lie-derivative",
-        type=_count(0),
-        default=0,
-        metavar="N",
-        help="measure on N images how far each layer is from equivariant under small moves and turns (default: 0)",
-    )
+    _add_number(report, "--lie-derivative", 0, moves, 0)
 
     two = commands.add_parser("merge", help="merge nets of one architecture", description=MERGE)
     two.add_argument("net", help=NET)
@@ -100,97 +94,52 @@ def parser() -> argparse.ArgumentParser:
     three.add_argument("--weights", metavar="FILE", nargs=1, default=[None], help="as of report, one file")
     _add_common(three, (), images=True)
     three.set_defaults(metric=None)
-    three.add_argument(
-        "--fine-tune", type=_count(0), default=0, metavar="N", help="epochs of fine-tuning (default: none)"
-    )
-    three.add_argument(
-        "--train-images",
-        metavar="PATH",
-        help="images to match, take statistics and fine-tune on, as --images (default: of CIFAR10's official files "
-        "the training images)",
-    )
+    _add_number(three, "--fine-tune", 0, "epochs of fine-tuning (default: none)", 0)
+    three.add_argument("--train-images", metavar="PATH", help=TRAIN_IMAGES)
     three.add_argument("--train-labels", metavar="folder | FILE", help="their labels, as --labels")
-    three.add_argument(
-        "--learning-rate",
-        type=float,
-        default=0.01,
-        metavar="RATE",
-        help="of fine-tuning, falling linearly to zero (default: 0.01)",
+    rate = "of fine-tuning, falling linearly to zero (default: 0.01)"
+    three.add_argument("--learning-rate", type=float, default=0.01, metavar="RATE", help=rate)
+    padding = (
+        "pixels of zeros around a training image before its random crop (default: 0; 4 is usual of CIFAR10)"
     )
-    three.add_argument(
-        "--crop-padding",
-        type=_count(0),
-        default=0,
-        metavar="N",
-        help="pixels of zeros around a training image before its random crop (default: 0; 4 is usual of CIFAR10)",
-    )
-    three.add_argument(
-        "--timing", action="store_true", help="time the net and the exact one, at batches of 1, 10 and 100"
-    )
-    three.add_argument(
-        "--out", default="exact", metavar="FOLDER", help="where it is written (default: exact)"
-    )
+    _add_number(three, "--crop-padding", 0, padding, 0)
+    timing = "time the net and the exact one, at batches of 1, 10 and 100"
+    three.add_argument("--timing", action="store_true", help=timing)
+    three.add_argument("--out", default="exact", metavar="FOLDER", help=OUT.format("exact"))
     return whole
 
 
+def _add_number(
+    command: argparse.ArgumentParser, name: str, least: int, what: str, default: int | None = None
+) -> None:
+    command.add_argument(name, type=_count(least), default=default, metavar="N", help=what)
+
+
 def _add_common(command: argparse.ArgumentParser, matchings: Sequence[str], *, images: bool) -> None:
-    command.add_argument(
-        "--images",
-        required=images,
-        metavar="PATH",
-        help="a folder; CIFAR10's official folder or archive, binary or Python; an .npz or a tensor file (entries "
-        "images, labels)",
-    )
-    command.add_argument(
-        "--split", choices=("test", "train"), help="of CIFAR10's official files (default: test)"
-    )
-    command.add_argument(
-        "--labels",
-        metavar="folder | FILE",
-        help="'folder': class folders in alphabetical order; or a .npy or .txt, one number an image. Without labels, "
-        "accuracy is agreement with the net itself. CIFAR10's official files have their own",
-    )
+    command.add_argument("--images", required=images, metavar="PATH", help=IMAGES)
+    split = "of CIFAR10's official files (default: test)"
+    command.add_argument("--split", choices=("test", "train"), help=split)
+    command.add_argument("--labels", metavar="folder | FILE", help=LABELS)
     known = "of each channel, of images scaled to 0…1 (default: what torchvision, timm or Hugging Face say)"
     command.add_argument("--mean", type=float, nargs="+", help=known)
     command.add_argument("--std", type=float, nargs="+", help=known)
-    command.add_argument(
-        "--size",
-        type=_count(1),
-        nargs="+",
-        metavar="N",
-        help="resize the shorter side [and crop the middle]: 256 224 (default: as for --mean)",
-    )
-    command.add_argument(
-        "--limit", type=_count(1), metavar="N", help="at most so many images, a seeded choice"
-    )
-    command.add_argument(
-        "--match-images",
-        type=_count(1),
-        default=2000,
-        metavar="N",
-        help="at most so many of them to match channels and take statistics on (default: 2000)",
-    )
+    size = "resize the shorter side [and crop the middle]: 256 224 (default: as for --mean)"
+    command.add_argument("--size", type=_count(1), nargs="+", metavar="N", help=size)
+    _add_number(command, "--limit", 1, "at most so many images, a seeded choice")
+    match = "at most so many of them to match channels and take statistics on (default: 2000)"
+    _add_number(command, "--match-images", 1, match, 2000)
     command.add_argument("--symmetry", choices=SYMMETRIES, default="horizontal_flip")
     if matchings:
         command.add_argument("--matching", choices=matchings, default="activation")
-        command.add_argument(
-            "--curve",
-            type=_count(2),
-            default=0,
-            metavar="N",
-            help="measure N nets on the line from the first to the second, both included, as they are and with REPAIR",
-        )
-        command.add_argument(
-            "--metric",
-            metavar="FILE.PY:FN",
-            help="fn(logits, labels) → one number an image, larger is better",
-        )
+        line = "measure N nets on the line from the first to the second, both included, as they are and with REPAIR"
+        _add_number(command, "--curve", 2, line, 0)
+        metric = "fn(logits, labels) → one number an image, larger is better"
+        command.add_argument("--metric", metavar="FILE.PY:FN", help=metric)
     command.add_argument("--seed", type=_count(0, 2**63 - 1), default=0)
-    command.add_argument("--batch-size", type=_count(1), default=50, metavar="N", help="(default: 50)")
+    _add_number(command, "--batch-size", 1, "(default: 50)", 50)
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
-    command.add_argument(
-        "--json", action="store_true", help="print one JSON object with every number, and no screen"
-    )
+    json_alone = "print one JSON object with every number, and no screen"
+    command.add_argument("--json", action="store_true", help=json_alone)
 
 
 def _count(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -279,13 +228,10 @@ def _results_alone(json_alone: bool) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a command works on.
+    """What a command works on: the first net, on its device; a function that builds another, by weights and place.
 
-    Attributes:
-        net: the first one, on its device; build: another, by its weights and its place among the nets.
-        test, match: images to measure on and to match on.
-        labels, classes, metrics, notes: of the images.
-        about: how images were read, for JSON.
+    `test` and `match` are images to measure on and to match on, with their labels, classes, metrics and notes; `about`
+    is how they were read, for JSON.
     """
 
     net: Any
@@ -397,8 +343,7 @@ def _device(name: str) -> Any:
 def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     from relusym.merging.merge import merge
     from relusym.reporting import net_files, screen
-    from relusym.reporting.compare import Comparison, write_comparison
-    from relusym.reporting.page import FILES, write_report
+    from relusym.reporting.page import FILES, Comparison, write_comparison, write_report
     from relusym.reporting.report import report
 
     several = len(options.weights) > 1
@@ -426,7 +371,7 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
                 seed=options.seed,
                 name=name if several else net_files.name_of(options.net, net),
                 classes=on.classes,
-                progress=partial(_stage, progress, f"{i + 1}: " if several else ""),
+                progress=lambda stage, done, before=f"{i + 1}: " * several: progress(before + stage, done),
                 unfinished=folder / UNFINISHED,
             )
             measured.notes[:0], measured.inputs = on.notes, on.about
@@ -458,7 +403,7 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
 
 def _exact(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     from relusym.reporting import net_files, screen
-    from relusym.reporting.exact import FILES, exact, show_exact, write_exact
+    from relusym.reporting.exact import FILES, exact, write_exact
 
     out = Path(options.out)
     _check_outputs(options, [out / name for name in FILES])
@@ -479,7 +424,7 @@ def _exact(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
         result.inputs, result.notes[:0] = on.about, on.notes
         progress("writing", 0)
         written = write_exact(result, out, options.net)
-    return result.numbers(), lambda: show_exact(result, written)
+    return result.numbers(), lambda: screen.show_exact(result, written)
 
 
 def _train_images(options: argparse.Namespace) -> str | None:
@@ -543,10 +488,6 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
         normalise=on.test.normalise,
     )
     return match, (batches, recipe)
-
-
-def _stage(progress: Callable[[str, float], None], before: str, stage: str, done: float) -> None:
-    progress(before + stage, done)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

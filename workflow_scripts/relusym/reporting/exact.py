@@ -3,7 +3,7 @@
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,8 +11,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from relusym import __version__, checkpoint
@@ -33,7 +31,7 @@ from relusym.nets.tied import TiedNet
 from relusym.pixels.grid import Grid, grid
 from relusym.pixels.transform import transformed
 from relusym.precision import full_float32
-from relusym.reporting.words import finite, grid_warning, number
+from relusym.reporting.words import finite, grid_warning
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 from relusym.training.loop import precision_name, train
 from relusym.training.recipe import Recipe
@@ -186,10 +184,7 @@ def exact(
             "net": sum(parameter.numel() for parameter in traced.net.parameters()),
             "exact": tied.free_parameters,
         },
-        multiplications={
-            "net": multiplications(traced, traced.net),
-            "exact": multiplications(traced, fast),
-        },
+        multiplications={"net": multiplications(traced, traced.net), "exact": multiplications(traced, fast)},
         representations={
             group: {"fixed": fixed[group], "swapped": len(of) - fixed[group]} for group, of in order.items()
         },
@@ -240,10 +235,7 @@ def _fine_tuned(
 
 @torch.no_grad()
 def seconds(nets: Mapping[str, nn.Module], shape: tuple[int, ...], count: int) -> dict[str, float]:
-    """Seconds that each net takes for a batch of `count` images: the median of rounds in which all take their turn.
-
-    On a CPU they are those that the process computed in, on all cores together, so that others' work counts less.
-    """
+    """Seconds a batch of `count`, the median of rounds by turns; on a CPU those that the process computed in."""
     device = device_of(next(iter(nets.values())))
     x = torch.randn(count, *shape, device=device).contiguous(memory_format=torch.channels_last)
     on_cpu = device.type == "cpu"
@@ -263,20 +255,11 @@ def seconds(nets: Mapping[str, nn.Module], shape: tuple[int, ...], count: int) -
 
 
 def write_exact(result: Exact, folder: str | Path, net: str) -> list[Path]:
-    """Write `exact.safetensors`, `exact.pt2` and `exact.json`, each whole or not at all.
+    """Write `exact.safetensors`, `exact.pt2` and `exact.json`, each whole or not at all; returns what was written.
 
-    The first is a state dict for the net's own class; the second the folded net as `torch.export` has it, with its
-    weights, for images in any number. Neither needs this library. If `torch.export` doesn't take the net, a note says
-    so in place of the second.
-
-    Args:
-        net: what the command calls the net, for the header of the state dict.
-
-    Returns:
-        what was written.
-
-    Raises:
-        UserError: the folder can't be written.
+    The first is a state dict for the net's own class, whose header calls it `net`; the second the folded net as
+    `torch.export` has it, with its weights, for images in any number. Neither needs this library. If `torch.export`
+    doesn't take the net, a note says so in place of the second. UserError if the folder can't be written.
     """
     weights, program, numbers = written = [Path(folder) / name for name in FILES]
     for path in written:
@@ -309,37 +292,3 @@ def exported(net: nn.Module, shape: tuple[int, ...]) -> torch.export.ExportedPro
     net = deepcopy(net).cpu().eval().requires_grad_(False)
     batch = ({0: torch.export.Dim("batch")},)
     return torch.export.export(net, (torch.zeros(2, *shape),), dynamic_shapes=batch)
-
-
-def show_exact(result: Exact, written: Iterable[Path]) -> None:
-    """One screen: accuracies, what it saves, how long it takes, and what was written where."""
-    console = Console(markup=False, emoji=False)
-    measure = "accuracy" if result.labelled else "agreement"
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("net", measure, "invariance error"):
-        table.add_column(heading, justify="left" if heading == "net" else "right")
-    for name, value in result.accuracy.items():
-        error = result.invariance_error.get(name)
-        table.add_row(NETS[name], number(value), "" if error is None else number(error))
-    console.print(table)
-    console.print()
-    for what, counts in (
-        ("free parameters", result.parameters),
-        ("multiplications an image", result.multiplications),
-    ):
-        share = counts["exact"] / counts["net"]
-        console.print(f"{what}: {counts['exact']:,} of the net's {counts['net']:,}, {share:.3f}")
-    fixed = sum(of["fixed"] for of in result.representations.values())
-    channels = fixed + sum(of["swapped"] for of in result.representations.values())
-    console.print(f"channels that are their own partner: {fixed} of {channels}")
-    for count, taken in result.seconds.items():
-        for name in (name for name in taken if name != "exact"):
-            speed = taken[name] / taken["exact"]
-            console.print(
-                f"batch of {count}: {1000 * taken['exact']:.2f} ms, {NETS[name]} {1000 * taken[name]:.2f} ms: "
-                f"{speed:.2f} times as quick",
-                soft_wrap=True,
-            )
-    for line in result.notes:
-        console.print(f"\n{line}", style="yellow")
-    console.print("\n" + "\n".join(map(str, written)), soft_wrap=True)

@@ -30,16 +30,8 @@ ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".w
 FOLDER = "folder"
 GIVEN = "a folder of images, CIFAR10's official folder or archive, an .npz, or a tensor file (.pt, .pth, .safetensors)"
 SHOWN = 12  # classes in a note
-DAMAGED = (
-    ValueError,
-    OSError,
-    EOFError,
-    KeyError,
-    zipfile.BadZipFile,
-    zlib.error,
-    NotImplementedError,
-    MemoryError,
-)
+DAMAGED = (ValueError, OSError, EOFError, KeyError, NotImplementedError, MemoryError, zlib.error)
+DAMAGED += (zipfile.BadZipFile,)
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -47,10 +39,8 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 class Sizing:
     """How images of a folder are brought to one size.
 
-    Attributes:
-        resize: what the shorter side is resized to, or, with `squash`, both sides.
-        crop: the square that is cut out of the middle.
-        filter: Pillow's, by its name.
+    The shorter side is resized to `resize` (with `squash`, both sides) by Pillow's filter of that name; then the square
+    `crop` is cut out of the middle.
     """
 
     resize: int
@@ -72,13 +62,9 @@ class Sizing:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images as they were read.
+    """Images as they were read: uint8 (N, H, W, 3) or (N, H, W, 1); int64 labels (N,), or None.
 
-    Attributes:
-        pixels: uint8 (N, H, W, 3) or (N, H, W, 1).
-        labels: int64 (N,), or None.
-        classes: the class folders' names, or CIFAR10's, or none.
-        notes: what a reader has to know of them, a line each.
+    `classes`: the class folders' names, or CIFAR10's, or none; `notes`: what a reader has to know of them, a line each.
     """
 
     pixels: Tensor

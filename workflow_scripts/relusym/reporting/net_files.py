@@ -26,12 +26,7 @@ SHOWN = 3  # names of tensors in a message
 
 @dataclass(frozen=True)
 class Preset:
-    """How a net's images are made, as the package says that it comes from.
-
-    Attributes:
-        mean, std: of each channel, of images scaled to 0…1.
-        size: of images of a folder.
-    """
+    """How a net's images are made, as its package says: mean and std of channels in 0…1; size of a folder's."""
 
     mean: Sequence[float]
     std: Sequence[float]
@@ -77,11 +72,7 @@ def name_of(spec: str, net: nn.Module) -> str:
 
 
 def called(made: Any, spec: str) -> nn.Module:
-    """A net, or what a callable without arguments makes.
-
-    Raises:
-        UserError: it needs arguments, fails, or makes something else.
-    """
+    """A net, or what a callable without arguments makes; UserError if it needs some, fails, or makes something else."""
     if not isinstance(made, nn.Module):
         if not callable(made):
             raise UserError(
@@ -105,11 +96,8 @@ def called(made: Any, spec: str) -> nn.Module:
 
 
 def load_object(spec: str, what: str) -> Any:
-    """What `file.py:name` or `module:name` names.
-
-    Raises:
-        UserError: the file or module is missing, can't be imported, or has no such name.
-    """
+    """What `file.py:name` or `module:name` names; UserError if it is missing, can't be imported, or has no such
+    name."""
     where, _, name = spec.rpartition(":")
     try:
         if where.endswith(".py"):
@@ -140,11 +128,7 @@ def load_object(spec: str, what: str) -> Any:
 
 
 def load_metric(spec: str) -> tuple[str, Metric]:
-    """A metric `file.py:fn` or `module:fn`, of logits and labels to one number an image, and its name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """A metric `file.py:fn` or `module:fn`, of logits and labels to one number an image, and its name."""
     if ":" not in spec:
         raise UserError(
             f"metric {spec!r} given; allowed is file.py:fn or module:fn, fn(logits, labels) → (B,)"
@@ -283,12 +267,8 @@ def card_of(weights: str | None) -> dict[str, Any] | None:
 def load_weights(net: nn.Module, path: str) -> None:
     """Load a state dict into a net: safetensors, or what torch.save wrote; wrappers and prefixes are found.
 
-    Args:
-        path: the file, with `:prefix` behind it, such as `last.pt:ema`, if several sets of weights in it fit.
-
-    Raises:
-        UserError: the file is missing or damaged, holds code, or another net's weights; or several sets fit, and none
-            is chosen.
+    Behind the file in `path` stands `:prefix`, as in `last.pt:ema`, if several sets of weights in it fit. UserError if
+    the file is missing or damaged, holds code, or another net's weights; or if several sets fit, and none is chosen.
     """
     file, _, prefix = path.rpartition(":")
     if Path(path).is_file() or not file:

@@ -1,10 +1,12 @@
-"""A report as files: one HTML page that needs no network and no scripts, tables, numbers, and the nets."""
+"""A report as files: one HTML page that needs no network and no scripts, tables, numbers, and the nets; so of
+several."""
 
 import base64
 import csv
 import io
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -24,9 +26,9 @@ from relusym.reporting.words import (
     curve_rows,
     finite,
     grid_text,
-    grid_warning,
     number,
     verdict,
+    warnings,
 )
 from relusym.whole_files import write_whole
 
@@ -59,14 +61,7 @@ DETAILS = {
 
 
 def write_report(report: Report, folder: str | Path) -> Path:
-    """Write `report.html`, `report.json`, CSVs, and the nets as safetensors; each whole or not at all.
-
-    Returns:
-        the page's path.
-
-    Raises:
-        UserError: the folder can't be written.
-    """
+    """Write the page, `report.json`, CSVs and nets, each whole or not at all; the page's path, or UserError."""
     folder = Path(folder)
     remove_older(folder)
     write_numbers(folder, tables(report), report.numbers())
@@ -195,6 +190,7 @@ def page(report: Report) -> str:
         for name, title in DETAILS.items()
         if len(rows.get(name, ())) > 1
     ]
+    lines = "".join(f"<p>{escape(line)}</p>" for line in warnings(report))
     words = {
         "name": report.name,
         "verdict": verdict(report),
@@ -214,7 +210,7 @@ def page(report: Report) -> str:
         **{key: escape(text) for key, text in words.items()},
         **{name: _picture(name, drawn.get(name)) for name in PICTURES},
         tiles=_tiles(report),
-        warnings=_warnings([*grid_warning(report.grid, report.name), *report.notes]),
+        warnings=f"<div class='warning'>{lines}</div>" if lines else "",
         scores=table(rows["nets"], names=True),
         misfits=table(rows["grid"]) if len(rows["grid"]) > 1 else "",
         details="".join(details),
@@ -237,11 +233,6 @@ def _tiles(report: Report) -> str:
     )
 
 
-def _warnings(lines: Iterable[str]) -> str:
-    text = "".join(f"<p>{escape(line)}</p>" for line in lines)
-    return f"<div class='warning'>{text}</div>" if text else ""
-
-
 def _picture(name: str, svg: str | None) -> str:
     if svg is None:
         return "" if name == "curve" else "<p class='soft'>There is nothing to show.</p>"
@@ -254,10 +245,81 @@ def table(rows: list[list[Any]], *, names: bool = False) -> str:
     head = "".join(f"<th>{escape(str(cell).replace('_', ' '))}</th>" for cell in rows[0])
     lines = []
     for first, *rest in rows[1:]:
-        cells = [NETS.get(first, first) if names else first, *map(_cell, rest)]
+        cells = [
+            NETS.get(first, first) if names else first,
+            *(str(cell) if isinstance(cell, int | str) else number(cell) for cell in rest),
+        ]
         lines.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def _cell(value: Any) -> str:
-    return str(value) if isinstance(value, int | str) else number(value)
+# ---- several nets side by side
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Reports of several nets; `pairs`: (row, column), two reports' places, row > column → net halfway → barrier."""
+
+    reports: list[Report]
+    pairs: Mapping[tuple[int, int], Mapping[str, float | None]]
+
+    @property
+    def names(self) -> list[str]:
+        return [report.name for report in self.reports]
+
+    def matrix(self, which: str = "repaired") -> list[list[float | None]]:
+        """Barriers between all nets; on the diagonal, of each with its transformed self (the GCNN barrier)."""
+        flips = {(i, i): report.merged.barrier for i, report in enumerate(self.reports)}
+        barriers, places = flips | {**self.pairs}, range(len(self.reports))
+        return [[barriers[max(i, j), min(i, j)][which] for j in places] for i in places]
+
+    def numbers(self) -> dict[str, Any]:
+        """Every number, for JSON."""
+        return {
+            "relusym": __version__,
+            "nets": self.names,
+            "barriers": {which: self.matrix(which) for which in self.reports[0].merged.barrier},
+            "reports": {report.name: report.numbers() for report in self.reports},
+        }
+
+    def tables(self) -> dict[str, list[list[Any]]]:
+        """By name, headings first: the matrix; a row a net; each layer's equivariance error with matched channels."""
+        first, names = self.reports[0], self.names
+        nets = [["net", first.measure, "of its flipped self", "invariance error", "GCNN barrier"]]
+        for report in self.reports:
+            accuracy, barrier = report.merged.accuracy, report.merged.barrier["repaired"]
+            nets.append([report.name, accuracy["net"], accuracy["flipped"], report.invariance_error, barrier])
+        errors = [[layer.equivariance["matched"] for layer in report.layers] for report in self.reports]
+        matrix = ([name, *row] for name, row in zip(names, self.matrix(), strict=True))
+        layers = ([layer.name, *row] for layer, *row in zip(first.layers, *errors, strict=True))
+        return {"barriers": [["net", *names], *matrix], "nets": nets, "layers": [["layer", *names], *layers]}
+
+    def in_words(self) -> tuple[list[list[str]], list[list[str]]]:
+        """The tables of nets and barriers as they are shown."""
+        nets, pairs = (self.tables()[name] for name in ("nets", "barriers"))
+        return (
+            [nets[0], *([name, *map(number, row), barrier_text(last)] for name, *row, last in nets[1:])],
+            [pairs[0], *([name, *map(barrier_text, row)] for name, *row in pairs[1:])],
+        )
+
+
+def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
+    """Write the page, `report.json` and CSVs of several nets, each whole or not at all; the page's path."""
+    folder, tables = Path(folder), comparison.tables()
+    write_numbers(folder, tables, comparison.numbers())
+    links = (
+        f"<a href='{escape(name, quote=True)}/report.html'>{escape(name)}</a>" for name in comparison.names
+    )
+    nets, matrix = comparison.in_words()
+    page = filled(
+        "compare.html",
+        count=len(comparison.reports),
+        links=", ".join(links),
+        measure=comparison.reports[0].measure,
+        barriers=table(matrix),
+        nets=table(nets),
+        layers=table(tables["layers"]),
+        version=__version__,
+    )
+    write_text(folder / "report.html", page)
+    return folder / "report.html"

@@ -9,30 +9,64 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from relusym import __version__
-from relusym.channels.groups import ChannelGroup
+from relusym.channels.groups import ChannelGroup, by_node
 from relusym.channels.traced import TracedNet
 from relusym.channels.tracing import Handlers
 from relusym.errors import UserError, listed
-from relusym.evaluation.images import AnyImages, ImageSource, as_images
+from relusym.evaluation.images import AnyImages, ImageSource, as_images, device_of
 from relusym.evaluation.invariance import Averaged, Ensemble
+from relusym.evaluation.logits import evaluating
 from relusym.evaluation.metrics import TOP_1, Metric, evaluate
-from relusym.merging.layers import Conv, ErrorShares, Layer, convs, equivariance_errors, group_actions, layers
+from relusym.merging.aligned import Lockstep
+from relusym.merging.layers import (
+    Conv,
+    ErrorShares,
+    Layer,
+    convs,
+    equivariance_errors,
+    group_actions,
+    group_output,
+    layers,
+)
 from relusym.merging.lie_derivative import LieDerivative, lie_derivative
 from relusym.merging.merge import METRICS, Merge, curve, flip_merge
 from relusym.merging.partial import Partial, Which, partial_merges
 from relusym.pixels.grid import Grid, grid
-from relusym.reporting.partners import Partners, partners
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 from relusym.whole_files import write_whole
 
 PLAIN = ("name", "symmetry", "labelled", "images", "matched_images", "partial_images", "image_shape", "inputs",
          "classes", "invariance_error", "baselines", "curve", "notes")  # fields that JSON has as they are  # fmt: skip
 LAYER_IMAGES = 256  # that activations are compared on, layer by layer
+SHOWN = 3  # layers whose channels and partners are shown as pictures
+SMALLEST = 6  # pixels of a map that one can make something out of
 Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Partners:
+    """A channel and its partner, on one image.
+
+    Attributes:
+        layer, channel, partner: the channel group's name, and which channels of it.
+        correlation: of the two maps, the second one moved back.
+        image, moved: the image and the transformed one as the net reads them, scaled to 0…1, float32 (H, W, C).
+        here, there: the channel on the image, and the partner on the transformed one, float32 (h, w).
+    """
+
+    layer: str
+    channel: int
+    partner: int
+    correlation: float
+    image: np.ndarray
+    moved: np.ndarray
+    here: np.ndarray
+    there: np.ndarray
 
 
 @dataclass
@@ -192,6 +226,9 @@ def report(
     shares = sources.shares()
     del sources  # it holds two matrices for each layer
     without = [group for group in groups if group.name not in errors]
+    unmeasured = defaultdict(list)  # by why it is
+    for group, why in group_actions(traced, symmetry, test.shape, without)[1].items() if without else ():
+        unmeasured[why].append(group)
     lie, unknown = None, []
     if lie_images:
         progress("Lie derivative", 0)
@@ -233,7 +270,11 @@ def report(
         curve=line,
         lie=lie,
         classes=tuple(classes),
-        notes=[*merged.all_notes, *_unmeasured(traced, symmetry, test.shape, without), *unknown],
+        notes=[
+            *merged.all_notes,
+            *(f"no equivariance error of {listed(names, 3)}: {why}" for why, names in unmeasured.items()),
+            *unknown,
+        ],
     )
 
 
@@ -244,11 +285,7 @@ def baselines(
     labels: Tensor,
     metrics: Mapping[str, Metric],
 ) -> dict[str, dict[str, float]]:
-    """What a merged net has to be as good as: all nets' mean logits, and the first one's over all orientations.
-
-    Returns:
-        "ensemble", and "flips" of nets that give one answer an image → metric → mean over the images.
-    """
+    """ "ensemble", all nets' mean logits, and "flips", the first's over all orientations → metric → mean."""
     nets: dict[str, nn.Module] = {"ensemble": Ensemble(*merged)}
     if labels.ndim == 1:
         nets["flips"] = Averaged(merged[0], symmetry)
@@ -256,11 +293,53 @@ def baselines(
     return {name: evaluate(net, test, labels, metrics)[0] for name, net in nets.items()}
 
 
-def _unmeasured(
-    net: TracedNet, symmetry: Symmetry, image_shape: tuple[int, ...], groups: list[ChannelGroup]
-) -> list[str]:
-    """Why groups have no equivariance error, in one line a reason."""
-    named = defaultdict(list)
-    for name, reason in group_actions(net, symmetry, image_shape, groups)[1].items() if groups else ():
-        named[reason].append(name)
-    return [f"no equivariance error of {listed(names, 3)}: {reason}" for reason, names in named.items()]
+@torch.no_grad()
+def partners(
+    traced: TracedNet,
+    images: ImageSource,
+    symmetry: Symmetry,
+    groups: list[ChannelGroup],
+    permutations: Mapping[str, Tensor],
+) -> list[Partners]:
+    """Of a few layers with maps large enough to look at, the channel that its partner mirrors best on one image.
+
+    A channel that goes with another is shown before one that is its own partner.
+    """
+    x = images.first(1, device_of(traced.net))
+    back = symmetry.inverse(x)
+    maps: dict[str, Tensor] = {}
+    compared_at = by_node(groups)
+
+    def visit(node: str, outputs: list[Tensor]) -> None:
+        for group in compared_at.get(node, ()):
+            if (group.matched.dim, group.matched.block, group.heads) != (1, 1, 1):
+                continue  # tokens, and what attention computes, make no picture
+            output = group_output(group, outputs[0])
+            if output.ndim == 4 and min(output.shape[2:]) >= SMALLEST:
+                maps[group.name] = output.float().cpu().clone()
+
+    with evaluating(traced.net):
+        Lockstep([traced.module(inside=True)]).run([torch.cat([x, back])], visit)
+    mapped = [group for group in groups if group.name in maps]
+    places = np.linspace(0, len(mapped) - 1, min(SHOWN, len(mapped))).round().astype(int)
+    pairs = []
+    for group in (mapped[place] for place in places):
+        permutation = torch.as_tensor(permutations[group.name]).cpu()
+        here, there = maps[group.name]
+        mirrored = symmetry.act(there)[permutation]
+        a, b = (m.flatten(1) - m.flatten(1).mean(1, keepdim=True) for m in (here, mirrored))
+        correlation = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-12)
+        strength = a.norm(dim=1).minimum(b.norm(dim=1))
+        swapped = permutation != torch.arange(group.size)
+        score = correlation.clamp(min=0) * (strength / strength.max().clamp(min=1e-12)).sqrt() + swapped
+        channel = int(score.argmax())
+        partner = int(permutation[channel])
+        shown = _picture(x[0]), _picture(back[0]), here[channel].numpy(), there[partner].numpy()
+        pairs.append(Partners(group.name, channel, partner, float(correlation[channel]), *shown))
+    return pairs
+
+
+def _picture(x: Tensor) -> np.ndarray:
+    x = x.float().cpu()
+    low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
+    return ((x - low) / (high - low).clamp(min=1e-12)).permute(1, 2, 0).numpy()

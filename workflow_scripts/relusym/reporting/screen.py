@@ -10,7 +10,9 @@ from rich.table import Table
 
 from relusym.merging.layers import WAYS
 from relusym.merging.merge import Merge
-from relusym.reporting.compare import Comparison
+from relusym.reporting.exact import NETS as EXACT_NETS
+from relusym.reporting.exact import Exact
+from relusym.reporting.page import Comparison
 from relusym.reporting.report import Report
 from relusym.reporting.words import MANY, NETS, barrier_text, curve_rows, number, verdict, warnings
 
@@ -149,3 +151,30 @@ def show_comparison(comparison: Comparison, page: Path) -> None:
 def show_written(which: str, path: str) -> None:
     """What was written where."""
     _console().print(f"{which} is written to {path}", soft_wrap=True)
+
+
+def show_exact(result: Exact, written: Iterable[Path]) -> None:
+    """One screen: accuracies, what it saves, how long it takes, and what was written where."""
+    console = _console()
+    rows = [["net", "accuracy" if result.labelled else "agreement", "invariance error"]]
+    for name, value in result.accuracy.items():
+        error = result.invariance_error.get(name)
+        rows.append([EXACT_NETS[name], number(value), "" if error is None else number(error)])
+    console.print(_table(rows))
+    console.print()
+    counts = {"free parameters": result.parameters, "multiplications an image": result.multiplications}
+    for what, of_nets in counts.items():
+        exact, net = of_nets["exact"], of_nets["net"]
+        console.print(f"{what}: {exact:,} of the net's {net:,}, {exact / net:.3f}")
+    fixed, swapped = (sum(each[k] for each in result.representations.values()) for k in ("fixed", "swapped"))
+    console.print(f"channels that are their own partner: {fixed} of {fixed + swapped}")
+    for count, taken in result.seconds.items():
+        for name in (name for name in taken if name != "exact"):
+            console.print(
+                f"batch of {count}: {1000 * taken['exact']:.2f} ms, {EXACT_NETS[name]} {1000 * taken[name]:.2f} ms: "
+                f"{taken[name] / taken['exact']:.2f} times as quick",
+                soft_wrap=True,
+            )
+    for line in result.notes:
+        console.print(f"\n{line}", style="yellow")
+    console.print("\n" + "\n".join(map(str, written)), soft_wrap=True)

@@ -33,10 +33,7 @@ STATEMENTS = {
 
 
 def demonstrate(name: str, **settings: int) -> dict[str, Any]:
-    """The record body of one of `STATEMENTS`; `settings` (seed, draws) go to its module.
-
-    Only this module is imported, since one of them needs PyTorch and the others start faster without.
-    """
+    """The record body of one of `STATEMENTS`, of seed and draws; imports its module alone, since one needs PyTorch."""
     return import_module(f"relusym.theory.{name}").demonstrate(**settings)
 
 

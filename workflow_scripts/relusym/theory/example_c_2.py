@@ -76,16 +76,11 @@ def error_bound(kinds: np.ndarray, shares: np.ndarray) -> float:
 
 
 def train(seed: int, nets: int, images: np.ndarray, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Train `nets` one-filter CNNs side by side by Adam on (f(x) − s(x))², the rate falling to 0.
+    """Train `nets` one-filter CNNs side by side by Adam on (f(x) − s(x))², the rate falling to 0: ψ (nets, 1, 3, 3), t,
+    W₂ (nets,).
 
-    All images of a class have the same windows, so one of each is all the data there is.
-
-    Args:
-        images: of two classes, (2, images, h, w).
-        symmetric: whether ψ must be horizontally symmetric, as layerwise equivariance demands of a single filter.
-
-    Returns:
-        ψ (nets, 1, 3, 3), t (nets,) and W₂ (nets,), float32.
+    All images of a class of `images` (2, images, h, w) have the same windows, so one of each is all the data there is.
+    `symmetric`: whether ψ must be horizontally symmetric, as layerwise equivariance demands of a single filter.
     """
     kinds, shares = windows(images[:, :1])
     if symmetric:

@@ -65,10 +65,7 @@ def not_commuting(
 
 
 def exhaust() -> dict[str, int]:
-    """Every invertible 3 × 3 matrix with entries in ENTRIES, without rounding; B is ReLU(A), as x = e_k demands.
-
-    Whether the pair satisfies the equation is decided at the proof's points.
-    """
+    """Every invertible 3 × 3 matrix with entries in ENTRIES, exactly, at the proof's points; B is ReLU(A)."""
     A = all_matrices(3, ENTRIES)
     A = A[np.abs(np.linalg.det(A)) > 0.5]
     chunks = np.array_split(A, 32)  # the points of all matrices at once would fill the memory

@@ -38,15 +38,10 @@ def is_invariant(W1: np.ndarray, W2: np.ndarray) -> np.ndarray:
 
 
 def layerwise_equivariant(W1: np.ndarray, W2: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Rewrite invariant nets by the case analysis of the paper's proof.
+    """Rewrite invariant nets W₁ (nets, 2, 2), W₂ (nets, 2), int64, by the case analysis of the paper's proof.
 
-    Args:
-        W1: first layers, int64 (nets, 2, 2).
-        W2: second layers, int64 (nets, 2).
-
-    Returns:
-        V₁ (nets, 2, 2), V₂ (nets, 2) with entries ±1, ρ₁(h) (nets, 2, 2), and the case of the proof for each net.
-        Of a net that isn't invariant nothing is promised.
+    Returns V₁ (nets, 2, 2), V₂ (nets, 2) with entries ±1, ρ₁(h) (nets, 2, 2), and the case of the proof for each net.
+    Of a net that isn't invariant nothing is promised.
     """
     V1, V2 = np.abs(W2)[..., None] * W1, np.where(W2 < 0, -1, 1)  # non-negative factors pass through ReLU
     upper, lower = V1[:, 0], V1[:, 1]

@@ -12,10 +12,7 @@ COPIES = 3  # as many points of Y as of Z, times this, in the second part
 
 
 def equivariant_maps(rng: np.random.Generator, draws: int) -> np.ndarray:
-    """Random equivariant maps X → Z, int (draws, 12): where each x goes.
-
-    In every orbit the first point goes to any point that its stabiliser fixes, the others follow.
-    """
+    """Random equivariant maps X → Z, int (draws, 12): an orbit's first point goes where its stabiliser fixes."""
     maps = np.empty((draws, POINTS), int)
     for start in np.cumsum((0, *ORBITS[:-1])):
         stabiliser = ACTION[:, start] == start

@@ -26,10 +26,7 @@ def invertible(rng: np.random.Generator, draws: int, size: int) -> np.ndarray:
 
 
 def distance_to_scaled_permutation(matrices: np.ndarray) -> np.ndarray:
-    """How far invertible matrices (..., n, n) are from a scaled permutation; 0 for exactly those, (...).
-
-    The largest of all negative parts and of the second largest magnitude of every row.
-    """
+    """How far invertible (..., n, n) are from a scaled permutation, (...): negative parts, second largest entries."""
     negative = np.maximum(-matrices, 0).max((-2, -1))
     second = np.sort(np.abs(matrices), -1)[..., -2].max(-1)
     return np.maximum(negative, second)

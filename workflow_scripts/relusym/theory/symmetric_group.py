@@ -20,12 +20,7 @@ PRODUCT = _index(ELEMENTS[:, ELEMENTS])
 _EVEN = np.linalg.det(np.eye(3)[ELEMENTS]) > 0
 
 # Up to isomorphism all transitive actions of S₃, by the number of points: ACTIONS[n][g, x] is where g takes point x
-ACTIONS = {
-    6: PRODUCT,
-    3: ELEMENTS,
-    2: np.where(_EVEN[:, None], [0, 1], [1, 0]),
-    1: np.zeros((ORDER, 1), int),
-}
+ACTIONS = {6: PRODUCT, 3: ELEMENTS, 2: np.where(_EVEN[:, None], [0, 1], [1, 0]), 1: np.zeros((ORDER, 1), int)}
 
 
 def action(orbits: tuple[int, ...]) -> np.ndarray:

@@ -67,16 +67,13 @@ def launch(
     """Run `python -m module` in several processes, which call `work`; what the first one's function returns.
 
     If one process dies, the others are ended, and all of them start again together up to `restarts` times. What they
-    print goes to stdout and stderr.
+    print goes to stdout and stderr. UserError if a process raised one, or they failed too often; Interrupted if
+    `interrupted` returned true, and the processes saved their state.
 
     Args:
         job: JSON; the argument of that function.
         gpus: whether each process has a GPU of its own, see `local_device`.
         interrupted: asked all the time; after a yes (or any exception here) the processes are asked to end.
-
-    Raises:
-        Interrupted: `interrupted` returned true, and the processes saved their state.
-        UserError: a process raised one, or the processes failed more often than they may be restarted.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -138,10 +135,7 @@ def _why(error: ChildFailedError, processes: int) -> str:
 
 @record
 def work(run: Callable[[dict[str, Any], Callable[[], bool]], dict[str, Any]]) -> None:
-    """What a module that `launch` starts calls: `run` with the job and the question whether to end.
-
-    What the first process's `run` returns is what `launch` returns; in it, `rank` and `world_size` are set.
-    """
+    """What a module that `launch` starts calls: `run` with the job and the question whether to end."""
     task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     if Path(task["result"]).exists():
         return  # started again, since another process failed when all was done

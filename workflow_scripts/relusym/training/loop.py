@@ -1,39 +1,208 @@
 """The training of one net: resumable, in one process or several, the same bytes from the same seed."""
 
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.sgd import sgd
 
+from relusym import checkpoint
 from relusym.data.batches import TrainingBatches
-from relusym.errors import Interrupted
+from relusym.errors import Interrupted, UserError
 from relusym.precision import full_float32
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 from relusym.training.distributed import any_process, mean_over_processes, rank, world_size
-from relusym.training.optimizers import make_optimizer, set_rate
-from relusym.training.progress import Progress
+from relusym.training.objectives import Objective
 from relusym.training.quick_steps import quick_steps
 from relusym.training.recipe import OBJECTIVES, Recipe
-from relusym.training.state import State
 
 CHECK_STEPS = 50  # reading the loss makes a GPU wait, so there only so often
 REPORT_S = 2
 
 
+class Sgd:
+    """SGD with momentum and weight decay, by torch's fused kernel; torch's GradScaler takes it as one of torch's.
+
+    torch.optim.SGD takes the same steps, but loads torch's compiler first, which takes longer than a small training.
+    `momentum_buffers` are by parameter, of its shape, from the first step on.
+    """
+
+    # GradScaler's word for: it sets `grad_scale` and `found_inf`, and the kernel does the rest
+    _step_supports_amp_scaling = True
+
+    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, momentum: float, weight_decay: float):
+        self.param_groups = [
+            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, **group} for group in groups
+        ]
+        self.momentum_buffers: dict[Tensor, Tensor] = {}
+
+    def zero_grad(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            buffers = [self.momentum_buffers.get(parameter) for parameter in trained]
+            how = {key: group[key] for key in ("lr", "momentum", "weight_decay")}
+            sgd(
+                trained,
+                [parameter.grad for parameter in trained],
+                buffers,
+                fused=True,
+                grad_scale=getattr(self, "grad_scale", None),
+                found_inf=getattr(self, "found_inf", None),
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                **how,
+            )
+            if group["momentum"]:
+                self.momentum_buffers.update(zip(trained, buffers, strict=True))
+
+
+class Lars(Sgd):
+    """SGD whose rate for each weight, not bias, is scaled by ‖weight‖ / ‖gradient‖ (You et al. 2017)."""
+
+    _step_supports_amp_scaling = False
+
+    def __init__(self, groups, lr: float, momentum: float, weight_decay: float, trust: float = 1e-3):
+        super().__init__(groups, lr, momentum, weight_decay)
+        self.trust = trust
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                update = parameter.grad
+                if parameter.ndim > 1:
+                    update = update.add(parameter, alpha=group["weight_decay"])
+                    size, change = parameter.norm(), update.norm()
+                    scale = torch.where((size > 0) & (change > 0), self.trust * size / change, 1.0)
+                    update = update * scale
+                if parameter not in self.momentum_buffers:
+                    self.momentum_buffers[parameter] = torch.zeros_like(parameter)
+                momentum = self.momentum_buffers[parameter].mul_(group["momentum"]).add_(update)
+                parameter.sub_(momentum, alpha=group["lr"])
+
+
+def make_optimizer(objective: Objective, recipe: Recipe) -> Sgd:
+    """The recipe's optimizer of all that an objective trains."""
+    still = {parameter for part in objective.fixed_rate for parameter in part.parameters()}
+    groups: dict[bool, list[Tensor]] = {False: [], True: []}
+    for parameter in objective.net.parameters():
+        if parameter.requires_grad:
+            groups[parameter in still].append(parameter)
+    how = {"lr": recipe.learning_rate, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
+    chosen = [{"params": params, "fixed": fixed} for fixed, params in groups.items() if params]
+    return (Lars if recipe.optimizer == "lars" else Sgd)(chosen, **how)
+
+
+def set_rate(optimizer: Sgd, recipe: Recipe, epoch: float) -> None:
+    """Set the learning rate of a point in training, in epochs."""
+    rate = recipe.learning_rate_at(epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate if group["fixed"] else rate
+
+
+@dataclass
+class State:
+    """All that a training goes on from (net, optimizer, scaler, a row an epoch), kept in a file, if there is a path."""
+
+    path: Path | None
+    net: nn.Module
+    optimizer: Sgd
+    scaler: torch.amp.GradScaler
+    history: list[dict[str, Any]]
+
+    def save(self, step: int = 0, sums: Tensor | None = None) -> None:
+        """Write weights, momentum, float16's scale, history; of an unfinished epoch, steps done and sums, (2,)."""
+        if self.path is None:
+            return
+        tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
+        for name, parameter in self.net.named_parameters():
+            if parameter in self.optimizer.momentum_buffers:  # a frozen one has none
+                tensors[f"momentum.{name}"] = self.optimizer.momentum_buffers[parameter]
+        if sums is not None:
+            tensors["sums"] = sums
+        about = {"history": self.history, "step": step, "scaler": self.scaler.state_dict()}
+        checkpoint.save(self.path, tensors, about)
+
+    def restore(self) -> tuple[int, Tensor | None]:
+        """Load what `save` wrote, if there is something; its step and sums. UserError if it isn't of this net."""
+        if self.path is None or not self.path.exists():
+            return 0, None
+        tensors, about = checkpoint.load(self.path, next(self.net.parameters()).device)
+        weights = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
+        try:
+            self.net.load_state_dict(weights)
+            for name, parameter in self.net.named_parameters():
+                if f"momentum.{name}" in tensors:
+                    buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+                    self.optimizer.momentum_buffers[parameter] = buffer
+            if about["scaler"]:
+                self.scaler.load_state_dict(about["scaler"])
+            self.history += about["history"]
+            return about["step"], tensors.get("sums")
+        except (KeyError, RuntimeError) as error:
+            raise UserError(
+                f"{self.path} isn't the state of this training: delete it, and it starts over"
+            ) from error
+
+
+@dataclass
+class Progress:
+    """Where a training is: `epoch` of `epochs`, mean loss and accuracy of the epoch so far, speed, time left."""
+
+    epoch: float
+    epochs: int
+    loss: float
+    accuracy: float
+    images_per_second: float
+    seconds_left: float
+    epoch_done: bool
+
+    def line(self, name: str) -> str:
+        """All of it in one line."""
+        minutes, seconds = divmod(round(self.seconds_left), 60)
+        return (
+            f"{name}: epoch {self.epoch:6.2f}/{self.epochs}  loss {self.loss:.3f}  accuracy {self.accuracy:.3f}  "
+            f"{self.images_per_second:6.0f} images/s  {minutes}:{seconds:02d} left"
+        )
+
+
+class Reporter:
+    """A line in the log every half minute and after each epoch; Snakemake's line shows the last of them."""
+
+    def __init__(self, name: str, stream: TextIO | None = None, every_s: float = 30):
+        self.name, self.stream, self.every_s = name, stream, every_s
+        self.last = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.epoch_done or now - self.last >= self.every_s:
+            self.last = now
+            print(progress.line(self.name), file=self.stream or sys.stdout, flush=True)
+
+
 @dataclass
 class Training:
-    """What came of a training.
+    """What came of a training: the net (of SimSiam, its heads with it), a row an epoch, and whether the loss became
+    non-finite.
 
-    Attributes:
-        net: what was trained: the net, or SimSiam's heads with it.
-        history: one row an epoch; its `data_wait_share` is the share of the time that steps waited for images.
-        diverged: whether the loss became non-finite; the training ended there.
+    An epoch's `data_wait_share` is the share of the time that steps waited for images. A training that diverged ended
+    there.
     """
 
     net: nn.Module

@@ -6,7 +6,19 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from relusym.registry import Entry
-from relusym.schema import Count, Few, Flag, NotNegative, Number, OrNull, Positive, Section, among, together
+from relusym.schema import (
+    Count,
+    Few,
+    Flag,
+    NotNegative,
+    Number,
+    OrNull,
+    Positive,
+    Section,
+    among,
+    key,
+    together,
+)
 
 # Each is made from the net, the recipe and the symmetry; see `objectives.Objective`.
 OBJECTIVES = {
@@ -18,49 +30,37 @@ BelowOne = Annotated[float, Field(ge=0, lt=1), Number]
 
 
 class Recipe(Section):
-    """One training, in all that its net depends on.
+    """One training, in all that its net depends on; ValueError (by `read` a UserError) for what can't go together."""
 
-    Raises (on creation):
-        ValueError: a value that can't be, such as a batch that the processes can't share; by `read` a UserError.
-    """
-
-    epochs: Count = Field(description="passes over the images")
-    batch_size: Count = Field(description="images a step, of all processes together")
-    learning_rate: Positive = Field(description="its peak")
-    objective: Annotated[str, among(OBJECTIVES)] = Field(
+    epochs: Count = key("passes over the images")
+    batch_size: Count = key("images a step, of all processes together")
+    learning_rate: Positive = key("its peak")
+    objective: Annotated[str, among(OBJECTIVES)] = key(
+        "`supervised`, `simsiam`, or `linear`: a linear layer on the frozen net of the stage before",
         "supervised",
-        description="`supervised`, `simsiam`, or `linear`: a linear layer on the frozen net of the stage before",
     )
-    schedule: Literal["linear", "cosine", "step"] = Field(
-        "linear", description="`linear` and `cosine` end at zero; `step`: ÷10 after each third of the epochs"
+    schedule: Literal["linear", "cosine", "step"] = key(
+        "`linear` and `cosine` end at zero; `step`: ÷10 after each third of the epochs", "linear"
     )
-    momentum: BelowOne = Field(0.9, description="of SGD")
-    weight_decay: NotNegative = Field(0.0, description="of SGD")
-    warmup_epochs: NotNegative = Field(
-        0, description="over which the learning rate grows to its peak from zero"
+    momentum: BelowOne = key("of SGD", 0.9)
+    weight_decay: NotNegative = key("of SGD", 0.0)
+    warmup_epochs: NotNegative = key("over which the learning rate grows to its peak from zero", 0)
+    optimizer: Literal["sgd", "lars"] = key("`lars`: layers at rates of their own, for large batches", "sgd")
+    crop_padding: Few = key("pixels of zeros around an image before its random crop", 0)
+    augmentation: Flag = key(
+        "each training image is moved by a random element of the group: flipped with probability 1/2", True
     )
-    optimizer: Literal["sgd", "lars"] = Field(
-        "sgd", description="`lars`: layers at rates of their own, for large batches"
+    invariance_weight: NotNegative = key("factor on the invariance loss", 1.0)
+    invariance_from: OrNull[BelowOne] = key(
+        "share of the epochs after which the invariance loss is on; null: never", None
     )
-    crop_padding: Few = Field(0, description="pixels of zeros around an image before its random crop")
-    augmentation: Flag = Field(
-        True,
-        description="each training image is moved by a random element of the group: flipped with probability 1/2",
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "of forward and backward pass; `auto`: bfloat16 where the device is fast in it, else float32", "auto"
     )
-    invariance_weight: NotNegative = Field(1.0, description="factor on the invariance loss")
-    invariance_from: OrNull[BelowOne] = Field(
-        None, description="share of the epochs after which the invariance loss is on; null: never"
-    )
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
-        description="of forward and backward pass; `auto`: bfloat16 where the device is fast in it, else float32",
-    )
-    sync_batch_norm: Flag = Field(
-        False, description="whether batch norm sees all processes' batches; GPUs only"
-    )
-    processes: Count = Field(1, description="that train one net together, each on a GPU of its own")
-    dimensions: Count = Field(2048, description="of SimSiam's projection")
-    bottleneck: Count = Field(512, description="of the hidden layer of SimSiam's predictor")
+    sync_batch_norm: Flag = key("whether batch norm sees all processes' batches; GPUs only", False)
+    processes: Count = key("that train one net together, each on a GPU of its own", 1)
+    dimensions: Count = key("of SimSiam's projection", 2048)
+    bottleneck: Count = key("of the hidden layer of SimSiam's predictor", 512)
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from relusym.findings import Figure, Inputs, Record, Selection, Table
+from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, np, pd
 from relusym.findings.agreement import check_agreement
 from relusym.findings.frames import once, summary
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import Drawing, np, pd
 from relusym.findings.print_style import COLUMN_WIDTH, empty_drawing, legend_above, panels_of, plain_axes
 from relusym.findings.selection import beyond, types_merged
 from relusym.records.fields import nets_of
@@ -42,9 +41,7 @@ def _curve(record: Record) -> dict[str, object]:
 
 
 def by_curve(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a curve and way of merging.
-
-    Columns: model_1, model_2 (empty: its flipped self), way, seed, seed_2, ok, `QUANTITIES`.
+    """One row a curve and way: model_1, model_2 (empty: its flipped self), way, seed, seed_2, ok, `QUANTITIES`.
 
     The barrier at a point is what the accuracy lacks of the straight line between the endpoints' as a share of their
     mean, which is equation (4) in the middle; of losses, what is above the line.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from relusym.findings import Figure, Inputs, Record, Selection, Table
+from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, np, pd
 from relusym.findings.agreement import check_agreement
 from relusym.findings.evidence import is_higher, paired
 from relusym.findings.frames import summary, tidy
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import Drawing, np, pd
 from relusym.findings.print_style import LINES, label_rows, legend_above, panels_of, plain_axes
 from relusym.findings.selection import beyond
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from relusym.findings import Figure, Inputs, Record, Selection, Settings, Table, agreement
+from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Settings, Table, agreement, np, pd
 from relusym.findings.agreement import check_agreement, matching_of
 from relusym.findings.frames import PAIR_MERGE, measured, once, summary
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import Drawing, np, pd
 from relusym.findings.print_style import LINES, label_rows, legend_above, panels_of, plain_axes
 from relusym.findings.selection import beyond, of_every_matching, types_merged
 from relusym.matching import OF_FLIPS

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from relusym.findings import BEYOND, Inputs, Selection, Settings, Table, agreement, frames
-from relusym.findings.evidence import Evidence, higher_by_pairs, pair_differences, paired
+from relusym.findings import BEYOND, MERGES, Inputs, Selection, Settings, Table, agreement, frames, pd
+from relusym.findings.evidence import higher_by_pairs, pair_differences, paired
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import pd
 from relusym.findings.selection import net_notes
 from relusym.findings.tables.claims import FORMATS, HEADINGS, LEVEL, judged
 
@@ -31,7 +30,7 @@ def select(settings: Settings) -> Selection:
 TABLE = Table(
     __name__,
     LAYOUT,
-    reads=("train", "flip_merge", "pair_merge"),
+    reads=MERGES,
     exists=lambda settings: {*MODELS} <= {*settings.models},
     select=select,
     section=BEYOND,
@@ -41,33 +40,26 @@ TABLE = Table(
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """One row a claim, corrected for the four together, then D of each type and length, which no claim is about."""
-    nets, pairs = frames.nets(inputs), frames.pairs(inputs)
-    nets, pairs = nets[nets["ok"]], pairs[pairs["ok"]]
+    nets, pairs = (merges[merges["ok"]] for merges in (frames.nets(inputs), frames.pairs(inputs)))
     gaps = {model: pair_differences(nets, pairs, model) for model in MODELS}
-    with_augmentation, without = gaps["cnn_100"], gaps["noaug_100"]
+    augmented, without = gaps["cnn_100"], gaps["noaug_100"]
+    longer, larger = higher_by_pairs(augmented, gaps["cnn_10"]), higher_by_pairs(augmented, without)
     claims = {
-        "After 100 epochs with augmentation, D > 0": paired(with_augmentation[0], seeds=with_augmentation[1]),
+        "After 100 epochs with augmentation, D > 0": paired(augmented[0], seeds=augmented[1]),
         "After 100 epochs without augmentation, D < 0": paired(-without[0], seeds=without[1]),
-        "With augmentation, D is larger after 100 epochs than after 10": higher_by_pairs(
-            with_augmentation, gaps["cnn_10"]
-        ),
-        "After 100 epochs, D is larger with augmentation than without": higher_by_pairs(
-            with_augmentation, without
-        ),
+        "With augmentation, D is larger after 100 epochs than after 10": longer,
+        "After 100 epochs, D is larger with augmentation than without": larger,
     }
+    nothing = dict.fromkeys(
+        ("p_value", "p_rank", "p_rank_min"), float("nan")
+    )  # mean and interval alone: no claim
     described = {
-        f"D: {selection['names'].get(model, model)}": _described(paired(differences, seeds=seeds))
+        f"D: {selection['names'].get(model, model)}": replace(paired(differences, seeds=seeds), **nothing)
         for model, (differences, seeds) in gaps.items()
     }
     rows = [{"claim": text, **vars(evidence)} for text, evidence in (claims | described).items()]
-    return pd.concat([judged(pd.DataFrame(rows[:4]), count_untested=True), pd.DataFrame(rows[4:])])[
-        [*LAYOUT.headings]
-    ]
-
-
-def _described(evidence: Evidence) -> Evidence:
-    """Mean and interval alone: nothing is claimed."""
-    return replace(evidence, p_value=float("nan"), p_rank=float("nan"), p_rank_min=float("nan"))
+    tested = judged(pd.DataFrame(rows[:4]), count_untested=True)
+    return pd.concat([tested, pd.DataFrame(rows[4:])])[[*LAYOUT.headings]]
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:

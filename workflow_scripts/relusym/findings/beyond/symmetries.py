@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from itertools import product
 from textwrap import fill
 
-from relusym.findings import Figure, Inputs, Record, Selection, Table
+from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, pd
 from relusym.findings.agreement import check_agreement
 from relusym.findings.frames import in_order, summary
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import Drawing, pd
 from relusym.findings.print_style import LINES, empty_drawing, label_rows, panels_of, plain_axes
 from relusym.findings.selection import beyond
 from relusym.records.fields import images_of
@@ -37,12 +36,14 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
     """One row a net and symmetry: model, seed, symmetry, data, invariant (by construction), ok, `QUANTITIES`."""
     rows = []
     for record in records:
-        (trained,) = record["settings"]["trained"]
+        data = record["settings"]["trained"][0]["data"]
+        # by construction; of generated images, the horizontal flip by default
+        invariant = data.get("invariant_to", "horizontal_flip") if data["dataset"] == "generated" else None
         for symmetry in record["settings"]["symmetries"]:
             row = {
                 **{key: record[key] for key in ("model", "seed")},
                 **{"symmetry": symmetry, "data": images_of(record), "ok": record["status"] == "ok"},
-                "invariant": _invariant_to(trained["data"]) == symmetry,
+                "invariant": invariant == symmetry,
             }
             if row["ok"]:
                 measured = record["symmetries"][symmetry]
@@ -52,11 +53,6 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
                 row |= {f"accuracy_{merged}": accuracy[merged] for merged in ("orbit", "whole")}
             rows.append(row)
     return pd.DataFrame(rows, columns=[*KEY, "seed", "data", "invariant", "ok", *QUANTITIES])
-
-
-def _invariant_to(data: Record) -> str | None:
-    """The symmetry that images are invariant to by construction; of generated ones, the horizontal flip by default."""
-    return data.get("invariant_to", "horizontal_flip") if data["dataset"] == "generated" else None
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:

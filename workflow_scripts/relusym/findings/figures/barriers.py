@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from relusym import paper_values
-from relusym.findings import Figure, Inputs, Selection, frames
-from relusym.findings.lazy import Drawing, np, pd
+from relusym.findings import MERGES, Drawing, Figure, Inputs, Selection, frames, np, pd
 from relusym.findings.print_style import label_rows, panels_of, plain_axes
 from relusym.findings.selection import has_vgg11s
 
@@ -16,7 +15,7 @@ COLUMNS = ["model", "merged", "seed_1", "seed_2", "barrier"]
 
 FIGURE = Figure(
     __name__,
-    reads=("train", "flip_merge", "pair_merge"),
+    reads=MERGES,
     csvs=(".csv",),
     exists=has_vgg11s,
     select=lambda settings: {"models": settings.table("table2")},
@@ -32,13 +31,14 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
 def points(inputs: Inputs, models: Sequence[str]) -> pd.DataFrame:
     """One row a net or pair of nets of one type: model, merged (`FLIP` or `PAIR`), seed_1, seed_2, barrier."""
     nets, pairs = frames.nets(inputs), frames.pairs(inputs)
-    nets = nets.rename(columns={"seed": "seed_1", "gcnn_barrier": "barrier"})
-    nets = nets.assign(merged=FLIP, seed_2=pd.NA)
-    pairs = pairs[pairs["model_1"] == pairs["model_2"]].rename(columns={"model_1": "model"})
-    pairs = pairs.assign(merged=PAIR)
-    merges = pd.concat(
-        [several.loc[several["ok"].astype(bool), COLUMNS].astype(object) for several in (nets, pairs)]
+    nets = nets.rename(columns={"seed": "seed_1", "gcnn_barrier": "barrier"}).assign(
+        merged=FLIP, seed_2=pd.NA
     )
+    pairs = (
+        pairs[pairs["model_1"] == pairs["model_2"]].rename(columns={"model_1": "model"}).assign(merged=PAIR)
+    )
+    both = [several.loc[several["ok"].astype(bool), COLUMNS].astype(object) for several in (nets, pairs)]
+    merges = pd.concat(both)
     merges = merges[merges["model"].isin(models)]
     merges = merges.assign(barrier=merges["barrier"].astype(float))
     return frames.in_order(merges.sort_values(["merged", "seed_1"], kind="stable"), models)
@@ -48,11 +48,11 @@ def papers() -> dict[tuple[str, str], float]:
     """The paper's means by model and what it was merged with."""
     flips, pairs = paper_values.table(2), paper_values.table(4)
     pairs = pairs[pairs["model_1"] == pairs["model_2"]]
-    means = {
-        FLIP: zip(flips["model"], flips["gcnn_barrier_mean"], strict=True),
-        PAIR: zip(pairs["model_1"], pairs["barrier_mean"], strict=True),
-    }
-    return {(model, merged): mean for merged, several in means.items() for model, mean in several}
+    means = (
+        (FLIP, flips["model"], flips["gcnn_barrier_mean"]),
+        (PAIR, pairs["model_1"], pairs["barrier_mean"]),
+    )
+    return {(model, merged): mean for merged, *both in means for model, mean in zip(*both, strict=True)}
 
 
 def figure(
@@ -61,12 +61,8 @@ def figure(
     models: Sequence[str],
     names: Mapping[str, str],
 ) -> Drawing:
-    """A row a type: a point a net or pair, a line at their mean, a diamond at the paper's.
-
-    Args:
-        merges: from `points`.
-        paper: from `papers`.
-    """
+    """A row a type: a point a net or pair (of `points`), a line at their mean, a diamond at the paper's (of
+    `papers`)."""
     drawing, ((axes,),) = panels_of(0.9 + 0.36 * max(len(models), 1))
     for merged, (colour, marker, offset) in STYLES.items():
         means = []

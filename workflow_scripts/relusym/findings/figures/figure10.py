@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from relusym.findings import Figure, Inputs, Selection
-from relusym.findings.lazy import Drawing, np
+from relusym.findings import Drawing, Figure, Inputs, Selection, np
 from relusym.findings.print_style import COLUMN_WIDTH, panels_of
 
 FIGURE = Figure(
@@ -21,11 +20,7 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
 
 
 def figure10(classes: np.ndarray) -> Drawing:
-    """A row a class of Example C.2, shapes dark on white.
-
-    Args:
-        classes: images (classes, images, height, width) with 0 and 1.
-    """
+    """A row a class of Example C.2, shapes dark on white, from images (classes, images, height, width) with 0 and 1."""
     images = classes.shape[1]
     drawing, rows = panels_of(2 * COLUMN_WIDTH / images + 0.1, len(classes), images)
     for number, (row, drawn) in enumerate(zip(rows, classes, strict=True), start=1):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from relusym.findings import Figure, Inputs, Selection, Settings
+from relusym.findings import Drawing, Figure, Inputs, Selection, Settings, np
 from relusym.findings.figures.filter_pairs import colours
-from relusym.findings.filters import Filters, first_kept
-from relusym.findings.lazy import Drawing, np
+from relusym.findings.frames import Filters, first_kept
 from relusym.findings.print_style import empty_drawing, panels_of
 from relusym.findings.selection import has_vgg11s
 
@@ -24,24 +23,16 @@ FIGURE = Figure(__name__, reads=("filters",), exists=has_vgg11s, select=select)
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
-    """Figure 2 of one net.
-
-    Raises:
-        UserError: there is no net of the type.
-    """
+    """Figure 2 of one net. Raises UserError: there is no net of the type."""
     return (figure2(first_kept(inputs["filters"], selection["model"]), selection["names"]),)
 
 
 def exemplary_filters(filters: np.ndarray, permutation: np.ndarray) -> list[int]:
-    """Channels that the permutation keeps among themselves, up to three: a swapped pair around a fixed one.
+    """Channels that the permutation (c,) keeps among themselves, up to three: a swapped pair around a fixed one.
 
-    Of all swapped pairs that whose filters are the most alike once flipped, next to how unlike they are as they are; of
-    all fixed channels the most symmetric. Without one of the two kinds more of the other, or fewer filters;
-    without both a cycle of three, or none.
-
-    Args:
-        filters: conv 1's (c, 3, h, w).
-        permutation: integers (c,).
+    Of all swapped pairs that whose filters (conv 1's, (c, 3, h, w)) are the most alike once flipped, next to how unlike
+    they are as they are; of all fixed channels the most symmetric. Without one of the two kinds more of the other, or
+    fewer filters; without both a cycle of three, or none.
     """
     from relusym.permutations import channel_orders
 

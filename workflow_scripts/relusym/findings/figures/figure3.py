@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from relusym.findings import Figure, Inputs, Selection
-from relusym.findings.lazy import Drawing, np
+from relusym.findings import Drawing, Figure, Inputs, Selection, np
 from relusym.findings.print_style import LINES, panels_of, plain_axes
 
 CURVES = {  # precision and twin: label, line of `LINES`, dashes

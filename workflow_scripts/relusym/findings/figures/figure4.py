@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from relusym.errors import UserError
-from relusym.findings import Figure, Inputs, Record, Selection
+from relusym.findings import Drawing, Figure, Inputs, Record, Selection, np, pd
 from relusym.findings.agreement import check_agreement
-from relusym.findings.lazy import Drawing, np, pd
 from relusym.findings.print_style import layer_ticks, panels_of
 from relusym.findings.selection import has_vgg11s
 
@@ -25,11 +24,7 @@ FIGURE = Figure(
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
-    """Figure 4, a panel a type, and its numbers.
-
-    Raises:
-        UserError: as `order_counts`, or records don't go together.
-    """
+    """Figure 4, a panel a type, and its numbers. Raises UserError: as `order_counts`, or records don't go together."""
     check_agreement(inputs)
     counts = order_counts(inputs["flip_merge"])
     return figure4(counts, selection["models"], selection["names"]), counts
@@ -38,12 +33,9 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
 def order_counts(flip_records: Sequence[Record]) -> pd.DataFrame:
     """How many channels have which order, mean over the nets of a type whose flip-merge record is ok.
 
-    Returns:
-        One row for each model, layer and order that occurs: model, layer, order, order_class ("1", "2", "3",
-        "4", "5+"), channels (mean number a net), share (of the layer's channels), n (nets).
-
-    Raises:
-        UserError: a record lacks its permutations or holds one that isn't a bijection (named).
+    One row for each model, layer and order that occurs: model, layer, order, order_class ("1" to "4", "5+"), channels
+    (mean number a net), share (of the layer's channels), n (nets). UserError if a record lacks its permutations or
+    holds one that isn't a bijection.
     """
     from relusym.permutations import channel_orders
 
@@ -75,14 +67,12 @@ def order_counts(flip_records: Sequence[Record]) -> pd.DataFrame:
 
 
 def figure4(frame: pd.DataFrame, models: Sequence[str], names: Mapping[str, str]) -> Drawing:
-    """Figure 4: a panel a type, a bar a layer, parted by the order of its channels.
+    """Figure 4: a panel a type of `models`, in their order (empty without nets), a bar a layer, parted by its channels'
+    order.
 
-    Bars show shares, since layers differ eightfold in width; the widths stand below if all types have the same, the
-    numbers in `frame`. Layers are numbered in each net's order, since nets of other architectures name them otherwise.
-
-    Args:
-        frame: from `order_counts`.
-        models: ids, one panel each, in this order; a type without nets gets an empty panel that says so.
+    Bars show shares, since layers differ eightfold in width; the widths stand below if all types have the same. Layers
+    are numbered in each net's order, since nets of other architectures name them otherwise. `frame`: from
+    `order_counts`.
     """
     from matplotlib.patches import Patch
 

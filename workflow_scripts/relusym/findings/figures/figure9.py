@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from relusym.findings import Figure, Inputs, Selection
+from relusym.findings import Drawing, Figure, Inputs, Selection
 from relusym.findings.figures.filter_pairs import pair_grid
-from relusym.findings.filters import Filters, first_kept
-from relusym.findings.lazy import Drawing
+from relusym.findings.frames import Filters, first_kept
 from relusym.findings.print_style import COLUMN_WIDTH, empty_drawing, panels_of
 
 IN_A_ROW = 8  # pairs
@@ -19,11 +18,7 @@ FIGURE = Figure(
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
-    """Figure 9 of one net, or why there is none.
-
-    Raises:
-        UserError: there is no net of the type, and no reason.
-    """
+    """Figure 9 of one net, or why there is none. Raises UserError: there is no net of the type, and no reason."""
     model, nets = selection["model"], inputs["filters"]
     name = selection["names"].get(model, model)
     if not nets and (reason := selection.get("absent", {}).get(model)):

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from relusym.errors import UserError
-from relusym.findings import Figure, Inputs, Selection, Settings
-from relusym.findings.filters import Filters, are_zero, first_kept
-from relusym.findings.lazy import Drawing, np
+from relusym.findings import Drawing, Figure, Inputs, Selection, Settings, np
+from relusym.findings.frames import Filters, are_zero, first_kept
 from relusym.findings.print_style import COLUMN_WIDTH, panels_of
 
 if TYPE_CHECKING:
@@ -48,11 +47,7 @@ FIGURE8 = _figure("figure8", "conv2", ["gcnn"])
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
-    """The figure of one net of each of the types.
-
-    Raises:
-        UserError: there is no net of a type, or nothing was kept of the layer.
-    """
+    """The figure of one net of each of the types; UserError if there is none, or nothing was kept of the layer."""
     nets = [first_kept(inputs["filters"], model) for model in selection["models"]]
     how = (selection[key] for key in ("layer", "flipped_back", "zero_filter", "names"))
     return (filter_pairs(nets, *how),)
@@ -66,15 +61,7 @@ def colours(filters: np.ndarray) -> np.ndarray:
 
 
 def pair_grid(pairs: np.ndarray, columns: int) -> np.ndarray:
-    """All pairs on one white picture, row by row.
-
-    Args:
-        pairs: RGB filters (2, c, 3, k, k).
-        columns: pairs in a row.
-
-    Returns:
-        colours (height, width, 3); a pair takes k · WEIGHT + APART by 2 · k · WEIGHT + WITHIN + APART dots.
-    """
+    """All pairs of RGB filters (2, c, 3, k, k), `columns` a row, on one white picture: colours (height, width, 3)."""
     left, right = colours(pairs).repeat(WEIGHT, 2).repeat(WEIGHT, 3)
     count, side = left.shape[:2]
     rows = -(-count // columns)
@@ -88,14 +75,10 @@ def pair_grid(pairs: np.ndarray, columns: int) -> np.ndarray:
 def filter_pairs(
     nets: Sequence[Filters], layer: str, flipped_back: bool, zero: float, names: Mapping[str, str]
 ) -> Drawing:
-    """A panel a net, side by side: all its filters of one layer in pairs.
+    """A panel a net, side by side: all its filters of a layer, "conv1" or "conv2", in pairs; why, if it is left out.
 
-    Args:
-        nets: those to be drawn; of a net that is left out the panel says why.
-        layer: "conv1" or "conv2".
-        flipped_back: whether the right filter of a pair is flipped back to how it is in the net (Figure 1: columns 1
-            and 4 of Figure 2) or shown as it is in the permuted flipped net (Figures 5 to 8).
-        zero: as in `filters.are_zero`, whose count stands above the panel.
+    `flipped_back`: whether the right filter of a pair is flipped back to how it is in the net (Figure 1: columns 1 and
+    4 of Figure 2) or shown as it is in the permuted flipped net (Figures 5 to 8). `zero`: as in `frames.are_zero`.
     """
     width = COLUMN_WIDTH / len(nets)
     grids = [_grid(net, layer, flipped_back, len(nets)) for net in nets]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from relusym.findings import Figure, Inputs, Selection, Settings
-from relusym.findings.filters import count_zero_filters
-from relusym.findings.lazy import Drawing, np, pd
+from relusym.findings import Drawing, Figure, Inputs, Selection, Settings, np, pd
+from relusym.findings.frames import count_zero_filters
 from relusym.findings.print_style import LINES, layer_ticks, panels_of, plain_axes
 from relusym.findings.selection import has_vgg11s
 
 
 def select(settings: Settings) -> Selection:
-    """Models (ids, in order), and zero_filter (a share, see `filters.are_zero`)."""
+    """Models (ids, in order), and zero_filter (a share, see `frames.are_zero`)."""
     return {"models": settings.table("table2"), "zero_filter": settings.sections.filters.zero_filter}
 
 
@@ -51,10 +50,7 @@ def count_by_type(by_net: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
 def zero_filter_figure(
     by_type: pd.DataFrame, models: Sequence[str], zero: float, names: Mapping[str, str]
 ) -> Drawing:
-    """Two panels over the conv layers, a line a model type: the share of zero-filters, and the smallest filter.
-
-    The second shows how near to zero the filters came where none got there. Layers are numbered as in Figure 4.
-    """
+    """Over the conv layers, numbered as in Figure 4, a line a type: the share of zero-filters, the smallest filter."""
     drawing, ((left, right),) = panels_of(2.9, 1, 2)
     spread = np.linspace(-0.24, 0.24, len(models)) if len(models) > 1 else [0.0]
     for model, (colour, marker), shift in zip(models, LINES * len(models), spread, strict=False):

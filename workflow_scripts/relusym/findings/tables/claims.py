@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from relusym import paper_values
-from relusym.findings import Inputs, Selection, Settings, Table, agreement, frames
+from relusym.findings import MERGES, Inputs, Selection, Settings, Table, agreement, frames, np, pd, stats
 from relusym.findings.evidence import (
     HELD,
     NOT_HELD,
@@ -23,9 +23,8 @@ from relusym.findings.evidence import (
     rank_correlation_of_types,
     some_have_a_higher_order,
 )
-from relusym.findings.filters import count_zero_filters
+from relusym.findings.frames import count_zero_filters
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import np, pd, stats
 from relusym.findings.power import Spread, nets_needed, rank_correlation
 from relusym.findings.selection import net_notes
 from relusym.findings.tables.ratios import LOSS, RESNET_LOSS
@@ -62,26 +61,17 @@ FEW = 10  # nets of a type, with less of which few claims can be settled
 
 
 def select(settings: Settings) -> Selection:
-    """Models: ids of the types that the claims are about; zero_filter (a share, see `filters.are_zero`), notes.
-
-    `rows`: ids of ResNets by the row of the paper's Table 5 that they stand beside.
-    """
+    """Models; `rows`: ids of ResNets by the row of the paper's Table 5 that they stand beside; zero_filter; notes."""
     vgg11s = settings.table("table2")
     rows = {row: model for model in settings.table("table5") if (row := settings.paper_row(model))}
     papers = [model for model in vgg11s if model in paper_values.vgg11s()]
     models = [*(papers or vgg11s), *rows.values()]
     zero_filter = settings.sections.filters.zero_filter
-    notes = net_notes(settings, models)
-    return {"models": models, "rows": rows, "zero_filter": zero_filter, "notes": notes}
+    return {"models": models, "rows": rows, "zero_filter": zero_filter, "notes": net_notes(settings, models)}
 
 
 TABLE = Table(
-    __name__,
-    LAYOUT,
-    reads=("train", "flip_merge", "pair_merge", "filters"),
-    select=select,
-    section="Comparison with the paper",
-    order=1,
+    __name__, LAYOUT, reads=(*MERGES, "filters"), select=select, section="Comparison with the paper", order=1
 )
 
 
@@ -92,6 +82,12 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
+    nets = frames.nets(inputs)
+    most = nets.loc[nets["ok"], "model"].value_counts().max()
+    few = [
+        f"With so few nets ({most} of a type; the paper has 24) most claims are bound to be inconclusive, which says "
+        "nothing against them"
+    ]
     return [
         "p is two-sided; corrected for all claims together after Benjamini and Hochberg. Held or did not hold: "
         f"corrected p below {LEVEL}; inconclusive: above",
@@ -102,19 +98,8 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
         "t-tests take the nets of a type to be normally distributed. A rank test doesn't, but with few nets it "
         "can't come to a small p: the least that it can come to stands beside it. It decides only where all nets "
         "of a type are equal",
-        *_few(inputs),
+        *(few if most < FEW else []),
         *agreement.notes(inputs, selection),
-    ]
-
-
-def _few(inputs: Inputs) -> list[str]:
-    nets = frames.nets(inputs)
-    most = nets.loc[nets["ok"], "model"].value_counts().max()
-    if not most < FEW:
-        return []
-    return [
-        f"With so few nets ({most} of a type; the paper has 24) most claims are bound to be inconclusive, which says "
-        "nothing against them"
     ]
 
 
@@ -126,23 +111,16 @@ def claims(
 ) -> pd.DataFrame:
     """The paper's claims, tested; those about ResNets if there are any.
 
+    One row a claim, as `HEADINGS`: effect with its 95% interval (low, high); power for the paper's effect and spread,
+    at the level that the correction asks; nets_needed of a type, for what was observed here, of what is inconclusive;
+    p_value (two-sided); p_corrected (Benjamini–Hochberg over all claims; some share nets, see docs/comparison.md for
+    what that does to its level). The verdict is "held" or "did not hold" if p_corrected is below 0.05, by the effect's
+    direction, else "inconclusive"; "cannot be tested here" if nets or measurements are missing. UserError as of
+    `frames.nets` and `pairs`.
+
     Args:
-        inputs: train, flip_merge and pair_merge records.
         zero_filters: one row a net and layer: model, seed, layer, zero_filters (how many).
-        names: of types by their ids.
-        rows: the ids of ResNets by the row of the paper's Table 5 that they stand beside.
-
-    Returns:
-        One row a claim: claim, verdict, effect with its 95% interval (low, high), n, power (for the paper's effect and
-        spread, at the level that the correction asks), nets_needed (of a type, for the effect and spread observed here,
-        of what is inconclusive), test, p_value (two-sided), p_corrected (Benjamini–Hochberg over all claims; some share
-        nets, see docs/comparison.md for what that does to its level), effect_size with its measure, p_rank and
-        p_rank_min (see `Evidence`), source (where the paper says it) and remark. The verdict is "held" or "did not
-        hold" if p_corrected is below 0.05, by the effect's direction, else "inconclusive"; "cannot be tested here" if
-        nets or measurements are missing.
-
-    Raises:
-        UserError: an ok record lacks a measurement (named), is given twice, or doesn't go with the others.
+        names, rows: of types by their ids; the ids of ResNets by the row of the paper's Table 5 that they stand beside.
     """
     nets, merged = (merges[merges["ok"]] for merges in (frames.nets(inputs), frames.pairs(inputs)))
     vgg11s = paper_values.vgg11s()
@@ -158,46 +136,34 @@ def claims(
     def easier(row: str) -> str:
         return f"Merging a {named[row]} with its flipped self has a lower barrier than merging two of them"
 
+    def lowers(with_loss: str, without: str) -> str:
+        return f"Invariance loss lowers the GCNN barrier: {named[with_loss]} below {named[without]}"
+
     quantities = ("gcnn_barrier", "accuracy", "invariance_error")
-    paper = {quantity: _spreads(2, ["model"], quantity) for quantity in quantities}
+    paper = {quantity: _spreads(2, "model", quantity) for quantity in quantities}
     papers_pairs = _spreads(4, ["model_1", "model_2"], "barrier")
     for model in ("cnn", "cnn_inv", "gcnn"):
         papers = papers_pairs[model, model], paper["gcnn_barrier"][model]
         add(easier(model), "Section 4.1, Tables 2 and 4", flipped_against_other(nets, merged, model, papers))
     power_paper = rank_correlation(paper["invariance_error"], paper["gcnn_barrier"])
-    add(
-        "Types with a lower invariance error have a lower GCNN barrier",
-        "Section 4.1, Table 2",
-        rank_correlation_of_types(nets, "invariance_error", "gcnn_barrier", power_paper),
-    )
+    correlated = rank_correlation_of_types(nets, "invariance_error", "gcnn_barrier", power_paper)
+    add("Types with a lower invariance error have a lower GCNN barrier", "Section 4.1, Table 2", correlated)
     barrier, accuracy = (_by_model(nets, quantity) for quantity in ("gcnn_barrier", "accuracy"))
     for with_loss, without in LOSS:
-        add(
-            f"Invariance loss lowers the GCNN barrier: {named[with_loss]} below {named[without]}",
-            "Sections 4.1 and 5, Table 2",
-            is_higher(barrier, without, with_loss, paper=paper["gcnn_barrier"]),
-        )
+        lower = is_higher(barrier, without, with_loss, paper=paper["gcnn_barrier"])
+        add(lowers(with_loss, without), "Sections 4.1 and 5, Table 2", lower)
     margin = lost_by_early_invariance_loss()
     for with_loss, without in LOSS[1:]:
-        add(
-            f"Late invariance loss keeps accuracy: {named[with_loss]} at most {margin:.3f} below {named[without]}",
-            "Table 2",
-            is_higher(accuracy, with_loss, without, margin, paper["accuracy"]),
-        )
+        claim = f"Late invariance loss keeps accuracy: {named[with_loss]} at most {margin:.3f} below {named[without]}"
+        add(claim, "Table 2", is_higher(accuracy, with_loss, without, margin, paper["accuracy"]))
     best = "pgcnn_late_inv"
-    add(
-        f"{named[best]} is the most accurate type",
-        "Table 2",
-        is_highest(accuracy, best, names, paper["accuracy"]),
-    )
-    add(
-        f"A {named['gcnn']} has more zero-filters than a {named['cnn']}",
-        "Appendix A.1, Figures 6 and 8",
-        more_zero_filters(zero_filters, "gcnn", "cnn"),
-    )
-    gcnns = [
-        record for record in inputs["flip_merge"] if record["model"] == "gcnn" and record["status"] == "ok"
-    ]
+    highest = is_highest(accuracy, best, names, paper["accuracy"])
+    add(f"{named[best]} is the most accurate type", "Table 2", highest)
+    more = more_zero_filters(zero_filters, "gcnn", "cnn")
+    claim = f"A {named['gcnn']} has more zero-filters than a {named['cnn']}"
+    add(claim, "Appendix A.1, Figures 6 and 8", more)
+    flips = (record for record in inputs["flip_merge"] if record["status"] == "ok")
+    gcnns = [record for record in flips if record["model"] == "gcnn"]
     orders = f"{named['gcnn']} channels found by matching have order at most 2"
     add(f"Most {orders}", "Section 4.1, Figure 4", most_have_order_two(gcnns))
     add(f"Not all {orders}", "Section 4.1, Figure 4", some_have_a_higher_order(gcnns))
@@ -206,27 +172,16 @@ def claims(
             add(easier(row), "Section 4.2, Table 5", flipped_against_other(resnets, merged, rows[row]))
     barrier = _by_model(resnets, "gcnn_barrier")
     papers_barrier = paper_values.table(5).set_index("method")["gcnn_barrier"]
-    for pair in RESNET_LOSS:
-        if {*pair} <= {*rows}:
-            # the paper has one net of each: its effect, with the spread observed here
-            papers = {
-                rows[row]: (float(papers_barrier[row]), _std(barrier.get(rows[row], []))) for row in pair
-            }
-            with_loss, without = pair
-            add(
-                f"Invariance loss lowers the GCNN barrier: {named[with_loss]} below {named[without]}",
-                "Section 4.2, Table 5",
-                is_higher(barrier, rows[without], rows[with_loss], paper=papers),
-            )
+    for pair in (pair for pair in RESNET_LOSS if {*pair} <= {*rows}):
+        # the paper has one net of each: its effect, with the spread observed here
+        papers = {rows[row]: (float(papers_barrier[row]), _std(barrier.get(rows[row], []))) for row in pair}
+        with_loss, without = (rows[row] for row in pair)
+        add(lowers(*pair), "Section 4.2, Table 5", is_higher(barrier, without, with_loss, paper=papers))
     return judged(pd.DataFrame(tested))[[*HEADINGS]]
 
 
 def judged(claims: pd.DataFrame, count_untested: bool = False) -> pd.DataFrame:
-    """The claims with p_corrected, verdict, power and nets_needed.
-
-    Args:
-        count_untested: whether the correction counts claims that can't be tested yet.
-    """
+    """The claims with p_corrected (with `count_untested`, for those as well), verdict, power and nets_needed."""
     tested = claims["p_value"].notna()
     number = len(claims) if count_untested else int(tested.sum())
     claims["p_corrected"] = np.nan
@@ -246,11 +201,12 @@ def judged(claims: pd.DataFrame, count_untested: bool = False) -> pd.DataFrame:
     return claims
 
 
-def _spreads(number: int, key: list[str], quantity: str) -> dict[Any, Spread]:
+def _spreads(number: int, key: str | list[str], quantity: str) -> dict[Any, Spread]:
     """The paper's means and standard deviations in one of its tables."""
     table = paper_values.table(number).set_index(key)
-    ids = table.index if len(key) > 1 else table.index.get_level_values(0)
-    return dict(zip(ids, zip(table[f"{quantity}_mean"], table[f"{quantity}_std"], strict=True), strict=True))
+    return dict(
+        zip(table.index, zip(table[f"{quantity}_mean"], table[f"{quantity}_std"], strict=True), strict=True)
+    )
 
 
 def _std(values: Sequence[float]) -> float:

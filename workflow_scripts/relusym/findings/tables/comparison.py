@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
-from relusym.findings import Inputs, Record, Selection, Settings, Table, agreement, declared
+from relusym.findings import Inputs, Record, Selection, Settings, Table, agreement, declared, np, pd, stats
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout, number, std_of
-from relusym.findings.lazy import np, pd, stats
 from relusym.findings.selection import findings, of_all_types, vgg11s
 from relusym.findings.selection import select as select_of
 from relusym.findings.tables.ratios import ratios
@@ -19,21 +18,14 @@ from relusym.records.fingerprint import differences
 LAYOUT = Layout(
     "Our tables beside the paper's",
     {
-        "table": "Table",
-        "row": "Row",
-        "quantity": "Quantity",
-        "value": "Value",
-        "difference": "Difference",
         "in_paper_stds": "In the paper's std",
         "in_standard_errors": "In standard errors (Welch)",
         "p_value": "p",
-        "verdict": "Verdict",
-        "reason": "Reason",
     },
     {
-        "difference": "{:+.2g}",
         "in_paper_stds": "{:+.1f}",
         "in_standard_errors": "{:+.1f}",
+        "difference": "{:+.2g}",
         "p_value": "{:.2g}",
     },
 )
@@ -51,10 +43,7 @@ CHANCE = frozenset({"seed", "projection_seed"})  # settings that make nothing ot
 
 
 def select(settings: Settings) -> Selection:
-    """`tables`: name, such as "table2" → its selection; scale, notes.
-
-    `paper`: model → the settings of the flip merge of its counterpart at scale `paper`; empty without a valid one.
-    """
+    """`tables`: name → its selection; scale; `paper`: model → settings of its counterpart's flip merge there; notes."""
     paper = {}
     if settings.paper is not None:
         rows = {settings.paper.paper_row(model): model for model in settings.paper.table("table5")}
@@ -81,10 +70,7 @@ TABLE = Table(
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """All cells of the tables, as `compare` gives them; at another scale than the paper's, ratios in their place.
-
-    There, cells stand beside the ratios if all that they are made from has the paper's settings nevertheless.
-    """
+    """All cells of the tables, as of `compare`; at another scale, ratios, and cells made as the paper's are."""
     compared = []
     for name, shown in selection["tables"].items():
         table = declared()[name]
@@ -125,11 +111,7 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
 
 
 def other_than_the_papers(record: Record, selection: Selection) -> list[str]:
-    """In which settings a record isn't as the paper's: ["data", "network.width", …], as the config calls them.
-
-    Args:
-        selection: with `paper`.
-    """
+    """In which settings a record isn't as the paper's: ["data", "network.width", …], as the config calls them."""
     papers = [selection["paper"].get(model) for model, _ in nets_of(record)]
     if None in papers:
         return ["type of net"]
@@ -156,22 +138,17 @@ def compare(
     layout: Layout | None = None,
     names: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
-    """Every cell of one of our tables for which the paper has a number, beside the paper's.
+    """Every cell of one of our tables for which the paper has a number, beside that of its Table `paper_number`.
+
+    One row a cell: table, row, quantity, value_mean, value_std, n, paper_value_mean, paper_value_std, paper_n;
+    difference (ours − the paper's), in_paper_stds and in_standard_errors (Welch), p_value (two-sided Welch test);
+    verdict and reason. The verdict is "within 2σ", "higher" or "lower", in σ of the paper; where the paper gives no σ,
+    "equal" to three digits, "higher" or "lower"; "not comparable" with its reason. What can't be computed, such as
+    Welch's test on one net, is NaN.
 
     Args:
-        table: as `table2.frame` gives it: means with their `…_std`, or plain numbers, each with its `paper_…`;
-            `n` counts our nets.
-        paper_number: its number in the paper.
+        table: as `table2.frame` gives it: means with their `…_std`, or plain numbers, each with its `paper_…`; n nets.
         other: by row (its ids), what ours was made with that isn't the paper's; then it isn't comparable.
-        layout: of the table, for what its quantities are called.
-        names: of its models.
-
-    Returns:
-        One row a cell: table, row, quantity, value_mean, value_std, n, paper_value_mean, paper_value_std, paper_n;
-        difference (ours − the paper's), in_paper_stds and in_standard_errors (Welch), p_value (two-sided Welch test);
-        verdict and reason. The verdict is "within 2σ", "higher" or "lower", in σ of the paper; where the paper gives no
-        σ, "equal" to three digits, "higher" or "lower"; "not comparable" with its reason. What can't be computed,
-        such as Welch's test on one net, is NaN.
     """
     keys = [column for column in ("model", "model_1", "model_2", "method") if column in table]
     columns = [

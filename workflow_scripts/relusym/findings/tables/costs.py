@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
-from relusym.findings import Inputs, Record, Selection, Table
+from relusym.findings import MERGES, Inputs, Record, Selection, Table, pd
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import pd
 from relusym.findings.selection import of_every_job
 
 LAYOUT = Layout(
     "Costs: what each kind of job took",
     {
         "kind": "Kind of job",
-        "jobs": "Jobs",
         "hours": "Hours in all",
         "median_s": "Median (s)",
         "max_s": "Longest (s)",
@@ -25,7 +23,7 @@ LAYOUT = Layout(
 TABLE = Table(
     __name__,
     LAYOUT,
-    reads=("train", "flip_merge", "pair_merge"),
+    reads=MERGES,
     select=lambda settings: {},
     keys=of_every_job,
     section="Costs and provenance",
@@ -33,11 +31,7 @@ TABLE = Table(
 
 
 def costs(records: Iterable[Record]) -> pd.DataFrame:
-    """What each kind of job cost: kind, jobs, hours (wall clock, in all), median_s, max_s, max_memory_mb.
-
-    A job is from the start of its process to its record; the memory is its largest resident set, in MB of 2²⁰ bytes.
-    Records that don't say how long their job took are passed over.
-    """
+    """What each kind of job cost, from its process's start to its record; memory is the largest resident set (MB)."""
     rows = [
         (record["kind"], cost["job_seconds"], cost.get("job_memory_mb"))
         for record in records

@@ -7,10 +7,9 @@ import json
 from itertools import chain
 
 from relusym.beyond import MEASUREMENTS
-from relusym.findings import BEYOND, Inputs, Record, Selection, Settings, Table, declared
+from relusym.findings import BEYOND, MERGES, Inputs, Record, Selection, Settings, Table, declared, pd
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import pd
 from relusym.findings.selection import (
     findings,
     measured_types,
@@ -67,7 +66,7 @@ def select_beyond(settings: Settings) -> Selection:
 TABLE = Table(
     __name__,
     LAYOUT,
-    reads=("train", "flip_merge", "pair_merge", "flipped_training", "theory"),
+    reads=(*MERGES, "flipped_training", "theory"),
     select=select,
     keys=of_every_job,
     section="Costs and provenance",
@@ -76,7 +75,7 @@ BEYOND_TABLE = Table(
     __name__,
     LAYOUT,
     name="beyond_provenance",
-    reads=("train", "flip_merge", "pair_merge", *MEASUREMENTS),
+    reads=(*MERGES, *MEASUREMENTS),
     exists=lambda settings: settings.measured,
     select=select_beyond,
     keys=of_every_matching,
@@ -86,12 +85,11 @@ BEYOND_TABLE = Table(
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """What each table and figure was made of.
+    """One row for each table or figure, kind and origin (several where pieces come from different machines).
 
-    Returns:
-        One row for each name, kind and origin (there are several where pieces come from different machines): made,
-        kind, records, left_out (records that aren't ok), images (where the data come from), settings (the beginning of
-        the SHA-256 of all their settings), relusym, torch, python, device, precision, hours (their jobs' in all).
+    Columns: made, kind, records, left_out (records that aren't ok), images (where the data come from), settings (the
+    beginning of the SHA-256 of all their settings), relusym, torch, python, device, precision, hours (their jobs' in
+    all).
     """
     sources = {
         record["inputs"]["data"]: images

@@ -7,18 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from relusym import paper_values
-from relusym.findings import Inputs, Selection, declared, frames
-from relusym.findings.lazy import np, pd, stats
+from relusym.findings import Inputs, Selection, declared, frames, np, pd, stats
 
-LOSS = (
-    ("cnn_inv", "cnn"),
-    ("cnn_late_inv", "cnn"),
-    ("pgcnn_late_inv", "pgcnn"),
-)  # with invariance loss, without
-RESNET_LOSS = (
-    ("torchvision_old_inv", "torchvision_old"),
-    ("torchvision_old_inv_225", "torchvision_old_225"),
-)
+# with invariance loss, without
+LOSS = (("cnn_inv", "cnn"), ("cnn_late_inv", "cnn"), ("pgcnn_late_inv", "pgcnn"))
+RESNET_LOSS = (("torchvision_old_inv", "torchvision_old"), ("torchvision_old_inv_225", "torchvision_old_225"))
 QUANTITIES = {"gcnn_barrier": "GCNN Barrier", "invariance_error": "Invariance Error"}
 SAME, OPPOSITE, OPEN = "same direction", "opposite direction", "open"
 
@@ -38,14 +31,11 @@ Part = Sequence[tuple[float, set]]  # values, each with the nets that it is meas
 
 
 def ratios(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """One row a ratio that there are nets for: table, row, quantity, value_mean, value_std, n, verdict, reason.
+    """One row a ratio that there are nets for, as `COLUMNS`; `selection` as of `comparison`.
 
     paper_value_mean is the paper's ratio; value_std is the standard error, by jackknife over nets; n counts the nets of
     the type that has fewer. The verdict is "same direction" or "opposite direction" if the ratio's 95% interval is on
     the paper's side of 1 or on the other, else "open".
-
-    Args:
-        selection: as of `comparison`.
     """
     names, tables, rows = selection["names"], selection["tables"], []
 
@@ -59,30 +49,28 @@ def ratios(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     if "table4" in tables:
         flips = _nets(inputs, "table2", tables)
         pairs = frames.pairs(_of_table(inputs, "table4", tables))
-        pairs = pairs[pairs["ok"]]
+        pairs = pairs[pairs["ok"] & (pairs["model_1"] == pairs["model_2"])]
         same = four[four["model_1"] == four["model_2"]].set_index("model_1")["barrier_mean"]
         for model, paper in same.items():
-            merges = pairs[(pairs["model_1"] == model) & (pairs["model_2"] == model)]
-            both = [
-                (row.barrier, {(model, row.seed_1), (model, row.seed_2)})
-                for row in merges.itertuples(index=False)
-            ]
+            merges = pairs[pairs["model_1"] == model].itertuples(index=False)
+            both = [(row.barrier, {(model, row.seed_1), (model, row.seed_2)}) for row in merges]
             flip, expected = _part(flips, model, "gcnn_barrier"), two.loc[model, "gcnn_barrier_mean"] / paper
             add(4, names.get(model, model), "GCNN Barrier / Barrier of two", flip, both, expected)
-    for table, number, loss, papers, ending in (
-        ("table2", 2, LOSS, two, "_mean"),
-        ("table5", 5, RESNET_LOSS, five, ""),
-    ):
+    papers = {"table2": (2, LOSS, two, "_mean"), "table5": (5, RESNET_LOSS, five, "")}
+    for table, (number, loss, paper, ending) in papers.items():
         if table not in tables:
             continue
-        nets, ours = _nets(inputs, table, tables), _by_paper_row(tables[table]["models"])
-        for top, bottom in loss:
-            if top in ours and bottom in ours:
-                row = " / ".join(names.get(ours[model], ours[model]) for model in (top, bottom))
-                for quantity, heading in QUANTITIES.items():
-                    expected = papers.loc[top, quantity + ending] / papers.loc[bottom, quantity + ending]
-                    parts = (_part(nets, ours[model], quantity) for model in (top, bottom))
-                    add(number, row, heading, *parts, expected)
+        nets, models = _nets(inputs, table, tables), tables[table]["models"]
+        is_by_row = isinstance(models, dict)
+        ours = {
+            models[model]["paper"] if is_by_row else model: model for model in models
+        }  # by the paper's row
+        for top, bottom in (pair for pair in loss if {*pair} <= {*ours}):
+            row = " / ".join(names.get(ours[model], ours[model]) for model in (top, bottom))
+            for quantity, heading in QUANTITIES.items():
+                expected = paper.loc[top, quantity + ending] / paper.loc[bottom, quantity + ending]
+                parts = (_part(nets, ours[model], quantity) for model in (top, bottom))
+                add(number, row, heading, *parts, expected)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -116,11 +104,6 @@ def direction(value: float, error: float, n: int, paper: float) -> tuple[str, st
     if abs(value - 1) <= stats.t.ppf(0.975, n - 1) * error:
         return OPEN, "the 95% interval includes 1"
     return (SAME if (value < 1) == (paper < 1) else OPPOSITE), ""
-
-
-def _by_paper_row(models: Any) -> dict[str, str]:
-    """Our model by the paper's row."""
-    return {models[model]["paper"] if isinstance(models, dict) else model: model for model in models}
 
 
 def _of_table(inputs: Inputs, table: str, tables: Selection) -> Inputs:

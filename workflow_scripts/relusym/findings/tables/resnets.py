@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from relusym import paper_values
-from relusym.findings import Inputs, Selection, Settings, Table, agreement
+from relusym.findings import Inputs, Selection, Settings, Table, agreement, pd
 from relusym.findings.frames import FLIP_MERGE, nets, summary
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import pd
 from relusym.findings.selection import net_notes
 
 LAYOUT = Layout(
@@ -31,10 +30,7 @@ LAYOUT = Layout(
 
 
 def select(settings: Settings, models: list[str]) -> Selection:
-    """Models, in order, by id: {name, image_size, trained_by_authors, self_supervised, paper}.
-
-    `paper` is the row of the paper's Table 5 that a type stands beside, or None. `absent`: id → why there is no net.
-    """
+    """Models by id: name, image_size, flags, and `paper`, its row of Table 5 or None; `absent`: id → why; notes."""
     return {
         "models": {model: settings.shown(model) for model in models},
         "absent": {model: reason for model, reason in settings.absent.items() if model in models},
@@ -59,10 +55,7 @@ TABLE5 = _table(5, lambda settings: settings.table("table5"))
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """The columns of the paper's CSV with the type's name and each mean's `…_std`, n, left_out, then the paper's.
-
-    One row for each of the types of which a net is measured.
-    """
+    """One row a type with a net: name, means with `…_std`, n, left_out, then the paper's."""
     models, quantities = selection["models"], list(FLIP_MERGE)
     measured = summary(nets(inputs, [], quantities), ["model"], models, quantities)
     measured = measured[measured["n"] > 0].reset_index(drop=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from relusym.errors import UserError
-from relusym.findings import Inputs, Selection, Settings, Table
+from relusym.findings import Inputs, Selection, Settings, Table, pd
 from relusym.findings.agreement import check_agreement
 from relusym.findings.frames import TRAIN, beside_paper, measured, summary
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import pd
 from relusym.findings.selection import vgg11s
 
 LAYOUT = Layout(
@@ -30,10 +29,8 @@ TABLE = Table(__name__, LAYOUT, reads=("train",), select=select, paper=1)
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """model, name, description, parameters (counted in our nets), n, left_out, paper_parameters.
 
-    n counts the nets that trained well, left_out those that diverged, are degenerate or not at hand.
-
-    Raises:
-        UserError: a record lacks its parameter count or is given twice, or nets of one type differ in size.
+    n counts the nets that trained well, left_out those that diverged, are degenerate or not at hand. Raises UserError:
+    a record lacks its parameter count or is given twice, or nets of one type differ in size.
     """
     check_agreement(inputs)
     nets = measured(inputs["train"], ["model", "seed"], {"parameters": TRAIN["parameters"]})

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from relusym.findings import Inputs, Selection, Table
+from relusym.findings import Inputs, Selection, Table, pd
 from relusym.findings.frames import beside_paper, nets, summary
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import pd
 from relusym.findings.selection import vgg11s
 
 LAYOUT = Layout(
@@ -16,9 +15,6 @@ TABLE = Table(__name__, LAYOUT, reads=("train", "flip_merge"), select=vgg11s, pa
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """The columns of the paper's CSV, n, left_out, then the paper's as `paper_…`; one row a type.
-
-    A net counts in n if both its train record and its flip-merge record are ok, in left_out otherwise.
-    """
+    """The paper's columns, n (nets both of whose records are ok), left_out, `paper_…`; one row a type."""
     measured = summary(nets(inputs), ["model"], selection["models"], list(LAYOUT.headings))
     return beside_paper(measured, 2, ["model"])

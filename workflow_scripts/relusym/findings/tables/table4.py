@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from relusym.findings import Inputs, Selection, Settings, Table
+from relusym.findings import Inputs, Selection, Settings, Table, pd
 from relusym.findings.frames import beside_paper, pairs, summary
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import pd
 from relusym.findings.selection import net_notes, types_in
 
 LAYOUT = Layout("Merging nets trained in different manners", {"barrier": "Barrier"})

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from relusym.findings import Inputs, Selection, Table
+from relusym.findings import Inputs, Selection, Table, pd
 from relusym.findings.layout import Layout
-from relusym.findings.lazy import pd
 
 LAYOUT = Layout(
     "The paper's statements, tested",

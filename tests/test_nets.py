@@ -1,18 +1,19 @@
-"""The VGG11s and their group convs, and nets by their names in the config."""
-
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import refused
+import torchvision
+from conftest import python, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_nets import difference_from_equivariant
+from small_nets import SMALL, difference_from_equivariant, smooth_images
+from torch import nn
 
 from relusym import nets
+from relusym.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise_imagenet
 from relusym.errors import UserError
+from relusym.merging.identities import largest_difference
+from relusym.nets import build
 from relusym.nets.group_conv import LiftingConv2d, RegularConv2d
+from relusym.nets.resnet import ScaledResNet
 from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, SYMMETRIES
 
@@ -37,8 +38,7 @@ def difference_of(conv, channels):
 def test_group_convs_are_equivariant(symmetry, layer, channels):
     torch.manual_seed(0)
     conv = layer(channels, 16, symmetry=symmetry)
-    assert difference_of(conv, channels) < 1e-5
-    assert conv.check_kernel_constraint() == 0
+    assert difference_of(conv, channels) < 1e-5 and conv.check_kernel_constraint() == 0
     assert conv.bias.numel() == 16 // symmetry.order
 
 
@@ -49,8 +49,7 @@ def test_a_broken_layer_is_not_equivariant():
 
     torch.manual_seed(0)
     broken = Broken(8, 16)
-    assert difference_of(broken, 8) > 0.1
-    assert broken.check_kernel_constraint() > 0.01
+    assert difference_of(broken, 8) > 0.1 and broken.check_kernel_constraint() > 0.01
 
 
 @pytest.mark.parametrize("group_convs", [0, 2, 8])
@@ -96,9 +95,10 @@ def test_the_flipped_net_on_flipped_images_is_the_net(group_convs, width):
     assert all(torch.equal(tensor, back[name]) for name, tensor in net.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"width": 0.3}, {"width": 1 / 64}, {"group_convs": 9}, {"initialization": "zero"}]
-)
+WRONG = {"width": 0.3}, {"width": 1 / 64}, {"group_convs": 9}, {"initialization": "zero"}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_what_no_vgg11_can_be_is_refused(wrong):
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         VGG11(**wrong)
@@ -107,9 +107,6 @@ def test_what_no_vgg11_can_be_is_refused(wrong):
 def test_channels_that_do_not_split_into_orientations_are_refused():
     with pytest.raises(ValueError, match="orientations"):
         RegularConv2d(3, 4)
-
-
-# ---- nets by their names
 
 
 @pytest.mark.parametrize("name", nets.ARCHITECTURES)
@@ -132,21 +129,13 @@ def test_vgg11_bn_has_a_batch_norm_after_each_conv():
 RESNET = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1]}
 
 
-@pytest.mark.parametrize(
-    ("network", "line"),
-    [
-        ({"width": 1.0}, r"^network\.architecture: None given; allowed is one of"),
-        (
-            {"architecture": "vgg11_bn", "group_convs": 2},
-            r"^network: unknown key 'group_convs'; allowed are width",
-        ),
-        ({"architecture": "resnet", "block": "basic"}, r"^network: the key 'layers' is missing"),
-        (
-            RESNET | {"layers": [1, 1, 1]},
-            r"^network\.layers: \[1, 1, 1\] given; allowed is a list of at least 4",
-        ),
-    ],
-)
+@pytest.mark.parametrize("network, line", [
+    ({"width": 1.0}, r"^network\.architecture: None given; allowed is one of"),
+    ({"architecture": "vgg11_bn", "group_convs": 2},
+     r"^network: unknown key 'group_convs'; allowed are width"),
+    ({"architecture": "resnet", "block": "basic"}, r"^network: the key 'layers' is missing"),
+    (RESNET | {"layers": [1, 1, 1]}, r"^network\.layers: \[1, 1, 1\] given; allowed is a list of at least 4"),
+])  # fmt: skip
 def test_a_network_that_cannot_be_is_refused(network, line):
     refused(lambda: nets.check(network), match=line)
 
@@ -156,12 +145,68 @@ def test_what_only_the_net_knows_is_a_users_error_too():
         nets.build({"architecture": "vgg11", "width": 1 / 32, "group_convs": 8}, 10, QUARTER_TURN)
 
 
-def test_config_is_checked_and_symmetries_are_named_without_torch(pytestconfig):
-    code = (
-        "import sys\nfrom relusym import nets\nfrom relusym.symmetry import SYMMETRIES\n"
-        "from relusym.training.recipe import Recipe\n"
-        "nets.check({'architecture': 'vgg11'}); Recipe(epochs=1, batch_size=2, learning_rate=3.0)\n"
-        "assert 'torch' not in sys.modules"
-    )
-    scripts = str(pytestconfig.rootpath / "workflow_scripts")
-    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": scripts}, check=True)
+PLANNING = """
+import sys
+from relusym import nets
+from relusym.symmetry import SYMMETRIES
+from relusym.training.recipe import Recipe
+nets.check({"architecture": "vgg11"}); Recipe(epochs=1, batch_size=2, learning_rate=3.0)
+assert "torch" not in sys.modules
+"""
+
+
+def test_config_is_checked_and_symmetries_are_named_without_torch():
+    python(PLANNING)
+
+
+def test_at_width_one_the_net_is_torchvisions():
+    ours = ScaledResNet("bottleneck", [3, 4, 6, 3]).state_dict()
+    theirs = torchvision.models.resnet50().state_dict()
+    assert {name: tensor.shape for name, tensor in ours.items()} == {n: t.shape for n, t in theirs.items()}
+
+
+def test_three_blocks_a_stage_make_resnet20():
+    net = build({"architecture": "cifar_resnet", "blocks": 3}, 10)
+    weights = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert len(weights) + 1 == 20 and [weights[i].shape[0] for i in (0, 7, 13)] == [16, 32, 64]
+    assert sum(p.numel() for p in net.parameters()) == 272_474  # 0.27 million, and the shortcuts' 2,752
+    seen = []
+    net.layer3.register_forward_hook(lambda module, args, output: seen.append(output.shape[1:]))
+    assert net.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10) and seen == [(64, 8, 8)]
+
+
+def test_padded_shortcuts_take_every_second_pixel_and_add_zero_channels_before_and_after():
+    net = build({"architecture": "cifar_resnet", "shortcut": "pad"}, 10)
+    assert sum(p.numel() for p in net.parameters()) == 269_722
+    x = torch.randn(2, 16, 7, 7)
+    y = net.layer2[0].downsample(x)
+    assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2]) and y.shape == (2, 32, 4, 4)
+    assert not y[:, :8].any() and not y[:, 24:].any()
+    assert net.layer3[0].downsample(torch.randn(1, 32, 8, 8)).shape == (1, 64, 4, 4)
+
+
+@pytest.mark.parametrize(("size", "widths"), [(32, [32, 16, 8, 4, 2]), (33, [33, 17, 9, 5, 3])])
+def test_small_images_keep_the_parity_of_every_width_that_a_stride_sees(size, widths):
+    net, seen = build(SMALL, 10).eval(), []
+    for module in net.modules():
+        strides = isinstance(module, nn.Conv2d | nn.MaxPool2d) and module.stride in (2, (2, 2))
+        if strides and module.kernel_size != (1, 1):  # the shortcut sees what the block sees
+            module.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[-1]))
+    net(torch.zeros(1, 3, size, size))
+    assert seen == widths
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("size", "equal"), [(225, True), (224, False)])
+def test_the_flipped_resnet50_on_flipped_images_is_the_net_at_225_and_not_at_224(size, equal):
+    torch.manual_seed(0)
+    net = torchvision.models.resnet50(num_classes=10).eval()
+    x = normalise_imagenet(smooth_images(1, size))
+    difference = largest_difference(net(x), HORIZONTAL_FLIP.transform(net)(HORIZONTAL_FLIP.act(x)))
+    assert difference < 1e-4 if equal else difference > 1e-2
+
+
+def test_imagenets_normalisation_is_torchvisions_preset():
+    preset = torchvision.models.ResNet50_Weights.IMAGENET1K_V2.transforms()
+    torch.testing.assert_close(torch.tensor(IMAGENET_MEAN) / 255, torch.tensor(preset.mean))
+    torch.testing.assert_close(torch.tensor(IMAGENET_STD) / 255, torch.tensor(preset.std))

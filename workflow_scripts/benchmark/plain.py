@@ -1,31 +1,95 @@
-"""The plain way to merge two VGG11s: one pass a layer and net to match, REPAIR by tracked nets, DataLoaders throughout.
+"""The plain way of the public notebooks on REPAIR and VGG11 (Jordan et al. 2023), with libraries' usual settings.
 
-As the public REPAIR notebooks do it (Jordan et al. 2023), with the libraries' usual settings.
+To train: torchvision's data set with a transform an image, a DataLoader with workers, autocast, SGD. To merge two
+VGG11s: one pass a layer and net to match, REPAIR by tracked nets, DataLoaders throughout.
 """
 
 from collections import OrderedDict
 from copy import deepcopy
+from multiprocessing import get_all_start_methods
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import CIFAR10, VisionDataset
 
-from benchmark.plain_training import autocast, loader
+from relusym.data.augmentation import MEAN, STD
 from relusym.data.image_set import ImageSet
 from relusym.nets.vgg import VGG11
+from relusym.training.loop import autocast_to
+from relusym.training.recipe import Recipe
 
 LAYERS = 8
 
 
+class CIFAR10Like(CIFAR10):
+    """Any images in the form of torchvision's CIFAR10: an array in memory, a PIL image and its transforms a look-up."""
+
+    def __init__(self, images: ImageSet, transform: transforms.Compose):
+        VisionDataset.__init__(self, root="", transform=transform)
+        self.data, self.targets = images.images.cpu().numpy(), images.labels.tolist()
+
+
+def loader(
+    images: ImageSet, batch_size: int, workers: int, *, padding=0, flip=False, shuffle=False
+) -> DataLoader:
+    """Batches of normalised images, NCHW, and labels; with `shuffle` also cropped after padding and flipped."""
+    steps = [transforms.RandomCrop(images.images.shape[1:3], padding=padding)] if padding else []
+    steps += [transforms.RandomHorizontalFlip()] if flip else []
+    steps += [transforms.ToTensor(), transforms.Normalize(np.divide(MEAN, 255), np.divide(STD, 255))]
+    return DataLoader(
+        CIFAR10Like(images, transforms.Compose(steps)),
+        batch_size,
+        shuffle,
+        drop_last=shuffle,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        # the platform's usual one: in a process that was spawned, as the benchmark's are, workers would be, too
+        multiprocessing_context=get_all_start_methods()[0] if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """float16 on a GPU, as in the notebooks; bfloat16 on a CPU that is fast in it."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", torch.float16)
+    return torch.autocast("cpu", torch.bfloat16, enabled=autocast_to("auto", device) == torch.bfloat16)
+
+
+def train(net: nn.Module, images: ImageSet, recipe: Recipe, device: torch.device, workers: int) -> None:
+    """Train `net`, on `device`, in place with cross-entropy."""
+    how = {"padding": recipe.crop_padding, "flip": recipe.augmentation, "shuffle": True}
+    batches = loader(images, recipe.batch_size, workers, **how)
+    rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
+    optimizer = torch.optim.SGD(net.parameters(), rate, momentum, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: recipe.learning_rate_at(step / len(batches)) / rate
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+    net.train()
+    for _ in range(recipe.epochs):
+        for x, y in batches:
+            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+            optimizer.zero_grad()
+            with autocast(device):
+                loss = nn.functional.cross_entropy(net(x), y)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            schedule.step()
+
+
 def front(net: VGG11, layer: int) -> nn.Sequential:
     """The net up to the ReLU of its `layer`-th conv."""
-    modules: OrderedDict[str, nn.Module] = OrderedDict()
-    for name, module in net.features.named_children():
-        modules[name] = module
-        if name == f"relu{layer}":
-            break
-    return nn.Sequential(modules)
+    modules = OrderedDict(net.features.named_children())
+    names = list(modules)
+    return nn.Sequential(
+        OrderedDict((name, modules[name]) for name in names[: names.index(f"relu{layer}") + 1])
+    )
 
 
 @torch.no_grad()
@@ -34,19 +98,14 @@ def correlation(first: nn.Module, second: nn.Module, batches: DataLoader, device
     count, sums, squares, outer = 0, [0, 0], [0, 0], 0
     for x, _ in batches:
         x = x.to(device)
-        outputs = []
-        for i, net in enumerate((first, second)):
-            y = net(x).double()
-            y = y.permute(0, 2, 3, 1).reshape(-1, y.shape[1])
-            sums[i] += y.sum(0)
-            squares[i] += y.square().sum(0)
-            outputs.append(y)
+        outputs = [net(x).double().movedim(1, -1).flatten(0, 2) for net in (first, second)]
+        sums = [total + y.sum(0) for total, y in zip(sums, outputs, strict=True)]
+        squares = [total + y.square().sum(0) for total, y in zip(squares, outputs, strict=True)]
         outer += outputs[0].T @ outputs[1]
         count += len(outputs[0])
     means = [total / count for total in sums]
     stds = [(square / count - mean**2).sqrt() for square, mean in zip(squares, means, strict=True)]
-    table = (outer / count - torch.outer(*means)) / (torch.outer(*stds) + 1e-4)
-    return table.nan_to_num(0)
+    return ((outer / count - torch.outer(*means)) / (torch.outer(*stds) + 1e-4)).nan_to_num(0)
 
 
 def permute(net: VGG11, layer: int, permutation: Tensor) -> None:
@@ -137,9 +196,8 @@ def merge(
     device: torch.device,
     workers: int,
 ) -> tuple[dict[str, list[int]], dict[str, float]]:
-    """Match `second` to `first`, average, REPAIR; permutations and accuracies as `merging.merge` names them.
-
-    `names` are the endpoints'.
+    """Match `second` to `first`, average, REPAIR; permutations, and accuracies by `names` (the ends'), as
+    `merging.merge`.
     """
     batches, tests = (loader(split, batch_size, workers) for split in (images, test))
     permuted, permutations = deepcopy(second), {}
@@ -151,9 +209,6 @@ def merge(
     halfway = deepcopy(first)
     for mean, end in zip(halfway.parameters(), permuted.parameters(), strict=True):
         mean.lerp_(end, 0.5)
-    nets = {
-        **dict(zip(names, (first, second), strict=True)),
-        "halfway": halfway,
-        "repaired": repaired(halfway, first, permuted, batches, device),
-    }
+    fixed = repaired(halfway, first, permuted, batches, device)
+    nets = dict(zip((*names, "halfway", "repaired"), (first, second, halfway, fixed), strict=True))
     return permutations, {name: accuracy(net, tests, device) for name, net in nets.items()}

@@ -1,0 +1,229 @@
+"""Architectures that others wrote, permuted at random: docs/nets.md (torchvision's) and docs/other_nets.md.
+
+    python tests/public_nets.py torchvision    # `make nets`: one net of each family
+    python tests/public_nets.py others         # a quarter of an hour on one core; timm and transformers are needed
+    python tests/public_nets.py NAME …         # these rows alone, as `torchvision:resnet152`, or to go on
+
+It needs no network: all weights are drawn. A page is written anew after each net.
+"""
+
+import os
+import sys
+import warnings
+from ast import literal_eval
+from collections import Counter
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torchvision
+from torch import nn
+
+import relusym
+
+DOCS = Path(__file__).parents[1] / "docs"
+SIZES = {"nets": (64, 70, 75, 224), "other_nets": (64, 96, 128, 160, 224, 240, 256)}
+CLASSES = 20
+# torchvision's: one net of each of its modules, and of each kind of block; others differ in depth and width
+TORCHVISION = """
+    alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
+    mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnet50 resnext50_32x4d
+    shufflenet_v2_x0_5 squeezenet1_0 squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn vit_b_32 wide_resnet50_2
+""".strip().split()
+TIMM = Path(__file__).with_name("timm_nets.txt").read_text().split()
+SMALL = {
+    "image_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_size": 32,
+    "patch_size": 16,
+}
+STAGES = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}
+HUGGING_FACE = {
+    "ResNet": STAGES | {"embedding_size": 16},
+    "ViT": SMALL,
+    "DeiT": SMALL,
+    "ConvNext": STAGES,
+    "MobileNetV2": {"image_size": 64, "depth_multiplier": 0.35},
+    "RegNet": STAGES | {"embedding_size": 16, "groups_width": 8},
+    "Swin": {"image_size": 64, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
+    "Dinov2": SMALL,
+}
+# Why channels of a net stay at their places.
+REASONS = {
+    "ecaresnet26t": "its attention's kernels run along channels, which gives each its neighbours",
+    "eva02_tiny_patch14_224": "rotary position embeddings turn queries' and keys' channels in pairs",
+    "mixer_s32_224": "what lies between two layers along tokens stays",
+    "lambda_resnet26t": "queries' channels lie along a dimension of a convolution over positions",
+    "halonet26t": "channels of heads that share a table of relative positions stay",
+    "coat_tiny": "one linear layer along the tokens of three scales joins their channels",
+    "mvitv2_tiny": "channels of heads that share convolutions and a table of relative positions stay",
+    "sequencer2d_s": "its recurrent layers' channels stay",
+}
+
+
+# page → what it is of, and by which command it is written
+PAGES = {
+    "nets": (
+        "torchvision's nets",
+        "torchvision's classification nets, one of each family,",
+        "make nets",
+        "timm's and Hugging Face's nets: [other_nets.md](other_nets.md).",
+    ),
+    "other_nets": (
+        "timm's and Hugging Face's nets",
+        "some architectures of timm's and Hugging Face's",
+        "python tests/public_nets.py others",
+        "torchvision's nets: [nets.md](nets.md).",
+    ),
+}
+
+
+def page_of(name):
+    """The page that has a net."""
+    return "nets" if name.startswith("torchvision:") else "other_nets"
+
+
+class Row(NamedTuple):
+    """What a page has on a net."""
+
+    size: int
+    groups: int
+    share: float
+    difference: float
+    note: str = ""
+
+
+def build(name, size):
+    """A net for images of a size, with drawn weights; without a prefix, timm's."""
+    if name.startswith("torchvision:"):
+        make = partial(
+            torchvision.models.get_model, name.partition(":")[2], weights=None, num_classes=CLASSES
+        )
+        for options in (
+            {"image_size": size},
+            {"aux_logits": False},
+        ):  # what trains alone has no channels here
+            with suppress(TypeError):
+                return make(**options).eval()
+        return make().eval()
+    if name.startswith("hf:"):
+        import transformers
+
+        kind, options = name.removeprefix("hf:"), HUGGING_FACE[name.removeprefix("hf:")]
+        config = getattr(transformers, f"{kind}Config")(**options, num_labels=CLASSES)
+        return getattr(transformers, f"{kind}ForImageClassification")(config).eval()
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=CLASSES, img_size=size).eval()
+    except TypeError:
+        return timm.create_model(name, pretrained=False, num_classes=CLASSES).eval()
+
+
+def share(net, groups):
+    """Of the channels that convolutions and linear layers write, the last ones left out, how many are in a group."""
+    moved = Counter()
+    for group in groups:
+        for place in group.places:
+            if place.dim == 0:
+                moved[place.tensor] += place.index(group.size).numel()
+    layers = {
+        name: layer
+        for name, layer in net.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
+    }
+    written = {
+        f"{name}.weight": len(layer.weight) for name, layer in layers.items() if len(layer.weight) != CLASSES
+    }
+    return sum(min(moved[name], count) for name, count in written.items()) / sum(written.values())
+
+
+@torch.no_grad()
+def measure(name):
+    """The row of a net; that it computes the same when it is permuted is checked by `groups` itself."""
+    for size in SIZES[page_of(name)]:
+        torch.manual_seed(0)
+        try:
+            net = build(name, size)
+            traced = relusym.TracedNet(net, (3, size, size))
+            groups = traced.groups
+        except relusym.UserError as error:
+            problem = f"refused: {error}"
+            if "can't be run" not in problem:
+                break
+        except Exception as error:  # it takes no images of this size
+            problem = f"can't be made: {error}"
+        else:
+            part = share(net, groups)
+            note = "" if part > 0.999 else REASONS.get(name, "")
+            return Row(size, len(groups), part, traced.known["permuted"], note)
+    return Row(size, 0, 0.0, 0.0, problem)
+
+
+def rows(page):
+    """What a page says already: name → row."""
+    path, known = DOCS / f"{page}.md", {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        name, *cells = (cell.strip() for cell in line.split("|")[1:-1]) if line.startswith("|") else ("",)
+        if len(cells) == 5 and cells[0].isdigit():
+            known[name] = Row(int(cells[0]), int(cells[1]), float(cells[2]), float(cells[3]), cells[4])
+    return known
+
+
+def written(page, measured):
+    """A page's text."""
+    title, nets, command, other = PAGES[page]
+    right = [row for row in measured.values() if row.groups and row.difference < 1e-10]
+    lines = [
+        f"# {title}",
+        "",
+        f"Which of {nets} can be permuted, and so merged: written by",
+        f"`{command}`, which builds each with weights drawn at random, permutes its channel groups",
+        "at random and compares the logits of images in float64, at planted values. *Share*: of the channels that",
+        "convolutions and linear layers write, how many are in a group; the others stay at their places.",
+        "How to merge a net of yours: [library.md](library.md); a layer of yours: [extending.md](extending.md).",
+        other,
+        "",
+        f"{len(right)} of {len(measured)} work, {sum(row.share > 0.999 for row in right)} of them with all channels; "
+        "the largest difference, relative",
+        f"to the largest logit, is {max(row.difference for row in right):.0e}.",
+        "",
+        "| net | size | groups | share | difference | |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for name, (size, groups, part, difference, note) in sorted(measured.items()):
+        note = "**wrong**" if groups and not difference < 1e-10 else note
+        lines.append(f"| {name} | {size} | {groups} | {part:.3f} | {difference:.1e} | {note} |")
+    return "\n".join([*lines, ""])
+
+
+def main(arguments):
+    """Measure nets one by one, each in a process of its own, whose memory goes back."""
+    named = {
+        "torchvision": [f"torchvision:{name}" for name in TORCHVISION],
+        "others": [*TIMM, *(f"hf:{name}" for name in HUGGING_FACE)],
+    }
+    pages = {page: {} if arguments in (["torchvision"], ["others"]) else rows(page) for page in PAGES}
+    for name in [name for argument in arguments for name in named.get(argument, [argument])]:
+        page = page_of(name)
+        read, write = os.pipe()
+        if not os.fork():
+            os.write(write, repr(tuple(measure(name))).encode())
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            row = pipe.read()
+        os.wait()
+        row = Row(*literal_eval(row)) if row else Row(0, 0, 0.0, 0.0, "killed")
+        pages[page][name.removeprefix("torchvision:")] = row
+        print(name, *row, flush=True)
+        (DOCS / f"{page}.md").write_text(written(page, pages[page]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    main(sys.argv[1:])
