@@ -11,10 +11,8 @@ SEVERAL = {
 
 def print_results():
     """The tables and figures that were asked for; and that no net was trained, where records were there already."""
-    from relusym.findings import screen  # imports pandas, which a start does without
+    from relusym.findings import layout  # imports pandas, which a start does without
 
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # of ± where a terminal has ASCII alone
     targets = words_of_command_line()[0] or {renamed("all")}
     asked = [name for name in ("all", *FINDINGS) if renamed(name) in targets]
     for name in ("compare", "beyond"):
@@ -27,8 +25,9 @@ def print_results():
     ]
     folder = RESULTS.prefix + FOLDER
     columns = shutil.get_terminal_size((120, 24)).columns
-    if text := screen.at_end(made_of_now, Path(folder), SETTINGS.names, columns=columns):
-        print(text)
+    if text := layout.at_end(made_of_now, Path(folder), SETTINGS.names, columns=columns):
+        encoding = sys.stdout.encoding or "ascii"  # which may lack ±
+        print(text.encode(encoding, "replace").decode(encoding))
         trained = {renamed(rule) for rule in (*SUBMITTED, "measure")} & {*RUN}
         if not trained and Path(f"{folder}/records/train").exists():
             print(

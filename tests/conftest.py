@@ -19,6 +19,8 @@ import torch
 import yaml
 from filelock import FileLock
 from forks import Commands
+from hypothesis import HealthCheck
+from hypothesis import settings as how
 
 from relusym.config.reading import LOADER
 from relusym.config.sections import Draws, Run
@@ -29,6 +31,8 @@ from relusym.records.results import Results
 
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # below nohup; what tests start is to hear it
     signal.signal(signal.SIGHUP, lambda *_: None)
+how.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+how.load_profile("any machine")
 torch.set_num_threads(1)  # nets this small only lose by more, and a busy machine makes them crawl
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +87,7 @@ def start(command: Sequence[str], folder: Path, group: bool = False, **variables
     return subprocess.Popen(command, cwd=folder, env=kept | variables, start_new_session=group, **pipes)
 
 
-def finish(run: subprocess.Popen, seconds: float = 900) -> subprocess.CompletedProcess[str]:
+def finish(run: subprocess.Popen, seconds: float = 3000) -> subprocess.CompletedProcess[str]:
     """What a started command ended with."""
     try:
         output = run.communicate(timeout=seconds)[0]

@@ -66,8 +66,8 @@ def simulate(random, draws, n, untrue="", shared=0.7):
     common = random.normal(size=(draws, 7, n))
 
     def spread(mean, std, sign=1):
-        own = np.sqrt(shared) * common * sign + np.sqrt(1 - shared) * random.normal(size=common.shape)
-        return mean.to_numpy()[:, None] + std.to_numpy()[:, None] * own
+        noise = np.sqrt(shared) * common * sign + np.sqrt(1 - shared) * random.normal(size=common.shape)
+        return mean.to_numpy()[:, None] + std.to_numpy()[:, None] * noise
 
     stds = [PAPER[f"{quantity}_std"] for quantity in ("invariance_error", "gcnn_barrier", "accuracy")]
     nets = spread(error, stds[0]), spread(barrier, stds[1]), spread(accuracy, stds[2], -1)
@@ -81,34 +81,34 @@ def simulate(random, draws, n, untrue="", shared=0.7):
 
 def p_values(error, barrier, accuracy, pairs, zeros):
     """(draws, CLAIMS) p-values and directions, as `claims` gives them, of all draws at once."""
-    n, found = error.shape[2], []
+    n, outcome = error.shape[2], []
     at = {model: i for i, model in enumerate(MODELS)}
     factor, degrees = shared_nets(np.array([(i, (i + 1) % n) for i in range(n)]))
     for i, model in enumerate(PAIRED):
-        own = barrier[:, at[model]]
-        d = pairs[:, i] - (own + np.roll(own, -1, 1)) / 2
+        flips = barrier[:, at[model]]
+        d = pairs[:, i] - (flips + np.roll(flips, -1, 1)) / 2
         t = d.mean(1) / d.std(1, ddof=1) * np.sqrt(n / factor)
-        found.append((2 * stats.t.sf(abs(t), degrees), d.mean(1)))
+        outcome.append((2 * stats.t.sf(abs(t), degrees), d.mean(1)))
     ranks = [stats.rankdata(x.mean(2), axis=1) - 4 for x in (error[..., ::2], barrier[..., 1::2])]
     every = np.sort([abs(np.dot(order, range(-3, 4))) for order in permutations(range(-3, 4))])
     rho = (ranks[0] * ranks[1]).sum(1)
-    found.append((1 - np.searchsorted(every, abs(rho) - 0.5) / len(every), rho))
+    outcome.append((1 - np.searchsorted(every, abs(rho) - 0.5) / len(every), rho))
 
     def welch(high, low, margin=0.0):
         result = stats.ttest_ind(high + margin, low, axis=1, equal_var=False)
         return result.pvalue, result.statistic
 
-    found += [welch(barrier[:, at[without]], barrier[:, at[loss]]) for loss, without in LOSS]
+    outcome += [welch(barrier[:, at[without]], barrier[:, at[loss]]) for loss, without in LOSS]
     margin = lost_by_early_invariance_loss()
-    found += [welch(accuracy[:, at[loss]], accuracy[:, at[without]], margin) for loss, without in LOSS[1:]]
+    outcome += [welch(accuracy[:, at[loss]], accuracy[:, at[without]], margin) for loss, without in LOSS[1:]]
     others = [i for i in range(7) if MODELS[i] != BEST]
     ps = np.stack([welch(accuracy[:, at[BEST]], accuracy[:, i])[0] for i in others])
     ahead = accuracy[:, at[BEST]].mean(1) - accuracy[:, others].mean(2).T
     nearest = np.take_along_axis(ps, ahead.argmin(0)[None], 0)[0]
     p = np.where(ahead.min(0) > 0, ps.max(0), np.minimum(1, len(others) * nearest))
-    found.append((p, ahead.min(0)))
-    found.append(welch(zeros["gcnn"], zeros["cnn"]))
-    return tuple(np.stack(values, 1) for values in zip(*found, strict=True))
+    outcome.append((p, ahead.min(0)))
+    outcome.append(welch(zeros["gcnn"], zeros["cnn"]))
+    return tuple(np.stack(values, 1) for values in zip(*outcome, strict=True))
 
 
 def rates(draws, n, untrue, shared, seed=0):
@@ -120,13 +120,13 @@ def rates(draws, n, untrue, shared, seed=0):
     truth[:3] = np.sign(pairs - barrier[PAIRED])
     truth[9] = np.sign(accuracy[BEST] - accuracy.drop(BEST).max())
     truth[null] = 0
-    found = {}
+    collected = {}
     for method in ("bh", "by"):
         settled = stats.false_discovery_control(p, axis=1, method=method) < 0.05
         wrong = settled & (np.sign(direction) != truth)
         share = wrong.sum(1) / np.maximum(settled.sum(1), 1)
-        found[method] = share.mean(), (settled & ~wrong).sum(1).mean() / (truth != 0).sum()
-    return found
+        collected[method] = share.mean(), (settled & ~wrong).sum(1).mean() / (truth != 0).sum()
+    return collected
 
 
 def as_records(error, barrier, accuracy, pairs, zeros):

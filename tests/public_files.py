@@ -23,8 +23,8 @@ def _place(variable):
 def official_cifar10():
     """Version and place of the official files; skips the test without them."""
     place = _place(IMAGES)
-    found = cifar10.recognised(place) if place.exists() else None
-    return found or pytest.skip(f"no official CIFAR10 in {place}: set {IMAGES} to its folder or archive")
+    official = cifar10.recognised(place) if place.exists() else None
+    return official or pytest.skip(f"no official CIFAR10 in {place}: set {IMAGES} to its folder or archive")
 
 
 def public_resnet(name, to):

@@ -113,6 +113,24 @@ def several(model, seeds, barrier=0.1, gain=0.02, status="ok", counts=(3,)):
     return record
 
 
+def identifiable(model="relu", seed=60, barriers=(("activation", 0.05), ("towers", 0.0))):
+    """A net merged with its flipped self in several ways, with these barriers by variant."""
+    record = _merge("identifiability", [(model, seed)], 0.05, "left_out", "activation", None)
+    measured = {
+        name: {
+            "accuracy": {"net": 0.5, "flipped": 0.5, "halfway": 0.4, "repaired": 0.5 * (1 - barrier)},
+            "barrier": {"halfway": 0.2, "repaired": float(barrier)},
+            **{"similarity": 0.5, "channels": 100, "negative": 0, "spread": 0.0, "gone": None},
+        }
+        for name, barrier in dict(barriers).items()
+    }
+    record["settings"]["variants"] = [*measured]
+    return record | {
+        **{"status": "ok", "reason": None, "model": model, "seed": seed},
+        **{"invariance_error": 0.1, "variants": measured},
+    }
+
+
 SELECTION = {"models": MODELS, "pairs": PAIRS, "names": NAMES, "descriptions": {}, "notes": []}
 
 
@@ -122,11 +140,17 @@ def made(table, selection=SELECTION, **inputs):
     return table.frame({kind: inputs.get(kind, []) for kind in kinds}, selection)
 
 
+MADE_UP = {
+    "identifiability": identifiable,
+    "universe": lambda: several("cnn", range(3)),
+}  # of kinds that none are committed of yet
+
+
 @cache
 def committed_records(kind):
-    """Some of each kind that jobs have written, the shortest lists first; of those that none has yet, one made up."""
-    if kind == "universe":
-        return [several("cnn", range(3))]
+    """Some of each kind that jobs have written, the shortest lists first."""
+    if kind in MADE_UP:
+        return [MADE_UP[kind]()]
     paths = sorted((ROOT / "results" / "laptop" / "records" / kind).rglob("*.json"))
     written = [load_record(path) for path in paths if path.name != "settings.json"]
     written.sort(key=lambda record: "model_1" in record)  # single nets first

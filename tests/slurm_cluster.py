@@ -166,11 +166,11 @@ class SlurmCluster:
 
     def crash_node(self, node: str) -> None:
         """End the node's slurmd and all processes of its jobs at once, as a power cut does."""
-        found = _processes()
-        jobs = {pid for pid, environment, _ in found if f"SLURMD_NODENAME={node}" in environment}
+        processes = _processes()
+        jobs = {pid for pid, environment, _ in processes if f"SLURMD_NODENAME={node}" in environment}
         parents = {_parent(pid) for pid in jobs}
         # slurmstepd first, or it would tell the controller
-        steps = [pid for pid, _, command in found if pid in parents and command.startswith("slurmstepd")]
+        steps = [pid for pid, _, command in processes if pid in parents and command.startswith("slurmstepd")]
         for pid in [self.pid(f"slurmd-{node}"), *steps, *jobs]:
             _kill(pid)
 
@@ -192,11 +192,11 @@ class SlurmCluster:
 
 def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
     return ports
 
 
@@ -214,10 +214,10 @@ def _parent(pid: int) -> int | None:
 
 def _processes() -> list[tuple[int, list[str], str]]:
     """Pid, environment and command line of every process that may be looked at."""
-    found = []
+    collected = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             environment = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
             command = (folder / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-            found.append((int(folder.name), environment, command))
-    return found
+            collected.append((int(folder.name), environment, command))
+    return collected

@@ -31,8 +31,8 @@ def by_heads(net, size=32):
 
 @pytest.mark.parametrize("structure", [Tokens, Attended], ids=lambda structure: structure.__name__)
 def test_queries_go_with_keys_and_both_of_a_head_with_its_values(structure):
-    found = by_heads(structure())
-    matched = {name: group for name, group in found.items() if group.size == CHANNELS}
+    groups = by_heads(structure())
+    matched = {name: group for name, group in groups.items() if group.size == CHANNELS}
     assert {
         name: (group.heads, len({p.tensor for p in group.places})) for name, group in matched.items()
     } == {
@@ -61,11 +61,11 @@ def test_a_permutation_that_tears_heads_apart_is_refused():
 
 def test_random_permutations_move_heads_and_the_channels_within():
     groups = list(by_heads(Attended()).values())
-    found = random_permutations(groups, torch.Generator().manual_seed(0))
+    permutations = random_permutations(groups, torch.Generator().manual_seed(0))
     for group in groups:
-        heads = head_order(found[group.name], HEADS)
+        heads = head_order(permutations[group.name], HEADS)
         assert (heads == heads[:, :1]).all() and heads[:, 0].tolist() != list(range(HEADS))
-        within = found[group.name].reshape(HEADS, -1) % (group.size // HEADS)
+        within = permutations[group.name].reshape(HEADS, -1) % (group.size // HEADS)
         assert (within.sort(1).values == torch.arange(group.size // HEADS)).all()
         assert len({tuple(row) for row in within.tolist()}) == HEADS
 
@@ -112,17 +112,17 @@ BOUND = "shared", "scaled", "talking", "strided"
 @pytest.mark.parametrize("kind", ["plain", "grouped", "one_key", "normed", *BOUND])
 def test_attention_of_every_kind_keeps_what_it_computes(kind):
     torch.manual_seed(0)
-    found, moved = difference(with_statistics(Kind(kind)))
-    assert found < 1e-10 and moved > 10
+    error, moved = difference(with_statistics(Kind(kind)))
+    assert error < 1e-10 and moved > 10
 
 
 @pytest.mark.parametrize("kind", ["plain", "scaled", "strided"])
 def test_heads_are_free_where_nothing_binds_them(kind):
-    found = by_heads(Kind(kind))
-    assert sorted(group.size for group in found.values() if group.size > HEADS) == [CHANNELS, CHANNELS]
-    assert {group.heads for group in found.values()} == {HEADS}
-    assert len({of.tied for of in found.values()}) == 1
-    scaled = [group for group in found.values() if "scale" in {place.tensor for place in group.places}]
+    groups = by_heads(Kind(kind))
+    assert sorted(group.size for group in groups.values() if group.size > HEADS) == [CHANNELS, CHANNELS]
+    assert {group.heads for group in groups.values()} == {HEADS}
+    assert len({of.tied for of in groups.values()}) == 1
+    scaled = [group for group in groups.values() if "scale" in {place.tensor for place in group.places}]
     assert len(scaled) == (kind == "scaled")
 
 
@@ -141,8 +141,8 @@ class Window(nn.Module):
 def test_what_belongs_to_a_head_of_a_shifted_window_goes_with_it(layer):
     torch.manual_seed(0)
     net = Window(layer)
-    found = by_heads(net)
-    whole = [place.tensor for group in found.values() if group.size == HEADS for place in group.places]
+    groups = by_heads(net)
+    whole = [place.tensor for group in groups.values() if group.size == HEADS for place in group.places]
     known = {
         swins.ShiftedWindowAttention: ["attention.relative_position_bias_table"],
         swins.ShiftedWindowAttentionV2: ["attention.logit_scale", "attention.cpb_mlp.2.weight"],
@@ -152,8 +152,8 @@ def test_what_belongs_to_a_head_of_a_shifted_window_goes_with_it(layer):
 
 def test_a_permuted_vision_transformer_of_torchvisions_computes_the_same():
     torch.manual_seed(0)
-    found, moved = difference(with_statistics(torchvision.models.VisionTransformer(32, 8, 3, 4, 24, 48)))
-    assert found < 1e-10 and moved > 200
+    error, moved = difference(with_statistics(torchvision.models.VisionTransformer(32, 8, 3, 4, 24, 48)))
+    assert error < 1e-10 and moved > 200
 
 
 @torch.no_grad()
@@ -188,9 +188,9 @@ def test_heads_are_matched_by_what_their_channels_are_worth_at_best():
     # one pair of channels that is worth more than any, but of heads that don't belong together
     first = planted["qkv[:48]"]
     tables["qkv[:48]"][0, first[CHANNELS // HEADS]] = 1.5
-    found = match("activation", Pair(({}, {}), groups, tables, generator))
-    assert all(torch.equal(permutation, planted[name]) for name, permutation in found.permutations.items())
-    assert found.permutations.keys() == planted.keys()
+    matched = match("activation", Pair(({}, {}), groups, tables, generator))
+    assert all(torch.equal(permutation, planted[name]) for name, permutation in matched.permutations.items())
+    assert matched.permutations.keys() == planted.keys()
     greedy = match("activation", Pair(({}, {}), [], tables, generator)).permutations["qkv[:48]"]
     assert greedy.tolist() != first.tolist()
 
@@ -279,8 +279,8 @@ def test_windowed_attention_written_out_is_transformed_as_torchvisions(kind, win
     traced = TracedNet(written, (3, size, size))
     for symmetry in SYMMETRIES.values():
         here, there = transformed(net, symmetry, (3, size, size)), transformed(traced, symmetry)
-        for (name, one), other in zip(here.state_dict().items(), there.state_dict().values(), strict=True):
-            assert torch.equal(one, other), name
+        for (name, first), other in zip(here.state_dict().items(), there.state_dict().values(), strict=True):
+            assert torch.equal(first, other), name
         fits = grid(traced, traced.image_shape, symmetry)
         if window == 4:
             assert fits.symmetric and check_planted(traced, symmetry) < 1e-12
@@ -306,12 +306,12 @@ def test_a_table_of_positions_that_a_mask_keeps_from_moving_is_refused():
 
 @pytest.mark.slow(seconds=5)
 def test_windows_that_are_shifted_by_less_than_half_stand_in_the_way():
-    found = grid(swin(swins.SwinTransformerBlock, 7), (3, 112, 112), HORIZONTAL_FLIP)
-    assert {(misfit.layer, misfit.stride, misfit.size) for misfit in found.misfits} == {
+    fit = grid(swin(swins.SwinTransformerBlock, 7), (3, 112, 112), HORIZONTAL_FLIP)
+    assert {(misfit.layer, misfit.stride, misfit.size) for misfit in fit.misfits} == {
         ("shifted_window_attention in features.1.1.attn", 7, 28),
         ("shifted_window_attention in features.3.1.attn", 7, 14),
     }
-    assert found.next_size is None
+    assert fit.next_size is None
     odd = grid(swin(swins.SwinTransformerBlock), (3, 36, 36), HORIZONTAL_FLIP)  # 9 patches a side
     misfits = {(misfit.layer, misfit.stride, misfit.size, misfit.left_over) for misfit in odd.misfits}
     assert ("_patch_merging_pad in features.2", 2, 9, -1) in misfits

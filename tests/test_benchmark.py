@@ -112,8 +112,8 @@ def test_machines_are_named_for_their_files():
 def test_the_grid_is_extrapolated_from_measured_rates():
     paper = {"width": 1.0, "epochs": 10, "images": 1000, "seeds": 2, "pairs": 3}
     paper |= {"invariance_from": [None, 0.0, 0.2]}
-    given = ("training", "images/s", 100.0), ("flip merge", "s", 1.0), ("pair merge", "s", 2.0)
-    rows = [side_by_side.Row(*row) for row in given]
+    measured = ("training", "images/s", 100.0), ("flip merge", "s", 1.0), ("pair merge", "s", 2.0)
+    rows = [side_by_side.Row(*row) for row in measured]
     task = side_by_side.Task(Path(), "cuda", 1, 0, 1.0, None, 500, 500)
     (row,) = side_by_side.grid_row(paper, task, rows)
     assert row.here == pytest.approx(2 * ((1 + 2 + 1.8) * 100 + 2 * (3 * 1 + 3 * 2)) / 3600)

@@ -13,8 +13,8 @@ from relusym.records.fingerprint import differences
 from relusym.records.results import Results
 
 BEYOND = {name for name, finding in declared().items() if finding.is_beyond}
+APART = {"regime", "identifiability", "identifiability_figure", "universe"}  # of other scales
 LAPTOP = scale_of(ROOT, "laptop")
-LATER = {"universe"}  # which laptop_original measures
 FROM_SCRATCH = {"models": ["cnn"], "from_scratch": ["cnn_inv"]}
 
 
@@ -32,17 +32,30 @@ def jobs(results, kind):
 
 
 def test_the_laptop_measures_everything_on_four_seeds_of_each_type(laptop):
-    assert sorted(laptop.settings.measured) == [kind for kind in MEASUREMENTS if kind not in LATER]
+    assert {*laptop.settings.measured} == {*MEASUREMENTS} - APART
     for kind in laptop.settings.measured:
-        found = jobs(laptop, kind).values()
-        assert {seed for job in found for _, seed in job.nets} == {0, 9, 10, 11}
-        for model in {job.nets[0][0] for job in found if len(job.nets) == 1}:
-            assert sum(job.nets[0][0] == model and len(job.nets) == 1 for job in found) == 4
-    assert {*selection.findings(laptop.settings)} & BEYOND == BEYOND - {"regime"} - LATER
+        planned = jobs(laptop, kind).values()
+        assert {seed for job in planned for _, seed in job.nets} == {0, 9, 10, 11}
+        for model in {job.nets[0][0] for job in planned if len(job.nets) == 1}:
+            assert sum(job.nets[0][0] == model and len(job.nets) == 1 for job in planned) == 4
+    assert {*selection.findings(laptop.settings)} & BEYOND == BEYOND - APART
 
 
 def test_the_scale_regime_has_the_table_of_its_claims():
     assert "regime" in selection.findings(settings_of(scale="regime"))
+
+
+def test_the_scale_identifiability_measures_each_net_by_what_its_activation_admits():
+    results = Results(settings_of(scale="identifiability"))
+    assert APART - {"regime", "universe"} <= {*selection.findings(results.settings)}
+    measured = jobs(results, "identifiability").values()
+    variants = {job.nets[0][0]: job.settings["variants"] for job in measured}
+    assert len(measured) == 36 and not jobs(results, "flip_merge")
+    assert variants["gelu"] == ["activation"] and variants["tanh"] == ["activation", "signed_activation"]
+    assert variants["relu"][-2:] == ["towers", "towers_apart"] and len(variants["relu_inv"]) == 13
+    seeds = {seed for job in measured for _, seed in job.nets}
+    others = [settings_of(scale=name) for name in ("laptop", "regime", "paper")]
+    assert not seeds & {seed for other in others for _, seed in other.nets}
 
 
 def test_a_type_set_to_null_is_left_out_wherever_it_is_named():
@@ -52,7 +65,7 @@ def test_a_type_set_to_null_is_left_out_wherever_it_is_named():
     assert gone & {*everything.models} == gone and not gone & {*left.models}
     assert left.types_paired == [pair for pair in everything.types_paired if not gone & {*pair}]
     assert left.measured == everything.measured and left.beyond["exact_gcnn"]["from_scratch"] == []
-    for kind in left.measured:
+    for kind in everything.measured:
         kept = [nets for nets in everything.subjects(kind) if not gone & {model for model, _ in nets}]
         assert left.subjects(kind) == kept
     none = settings_of(models={"cnn_inv": None})
@@ -89,24 +102,24 @@ def test_pairs_of_a_type_are_those_that_are_merged_as_far_as_their_seeds_go(lapt
 
 
 def test_nets_of_no_paper_table_are_trained_and_measured_and_stand_in_none(laptop):
-    own = {model.id for model in laptop.settings.models.values() if not model.is_in_paper}
-    assert len(own) == 18
+    unlisted = {model.id for model in laptop.settings.models.values() if not model.is_in_paper}
+    assert len(unlisted) == 18
     for kind in ("flip_merge", "pair_merge"):
-        assert not {net[0] for job in jobs(laptop, kind).values() for net in job.nets} & own
+        assert not {net[0] for job in jobs(laptop, kind).values() for net in job.nets} & unlisted
     for name in set(selection.findings(laptop.settings)) - BEYOND:
         files = selection.keys(laptop, name)
         keys = [key for several in files.values() for key in several]
         units = {unit for key in keys for unit, _ in laptop.jobs[key].nets}
-        assert not units & own, name
+        assert not units & unlisted, name
 
 
 def test_a_net_trained_for_no_symmetry_is_measured_under_all_and_others_under_their_own(laptop):
-    found = {job.nets[0][0]: job.settings["symmetries"] for job in jobs(laptop, "symmetries").values()}
+    planned = {job.nets[0][0]: job.settings["symmetries"] for job in jobs(laptop, "symmetries").values()}
     every = ["horizontal_flip", "vertical_flip", "quarter_turn"]
-    noaug = {model for model in found if model.endswith("noaug")}
-    assert len(noaug) == 4 and all(found[model] == every for model in noaug)
-    assert found["turned_inv"] == found["shapes_turned_gcnn"] == ["quarter_turn"]
-    assert found["cnn"] == every[:1]
+    noaug = {model for model in planned if model.endswith("noaug")}
+    assert len(noaug) == 4 and all(planned[model] == every for model in noaug)
+    assert planned["turned_inv"] == planned["shapes_turned_gcnn"] == ["quarter_turn"]
+    assert planned["cnn"] == every[:1]
 
 
 def test_generated_images_of_each_symmetry_are_files_of_their_own(laptop):
@@ -131,8 +144,8 @@ def test_matchings_are_compared_on_the_nets_of_their_section_and_involutions_on_
 
 def test_the_starts_of_weight_matching_outdate_its_merges_and_no_other():
     def merges(**merging):
-        found = Results(settings_of(merging=merging)).jobs
-        return {key: job.settings for key, job in found.items() if job.kind == "flip_merge"}
+        planned = Results(settings_of(merging=merging)).jobs
+        return {key: job.settings for key, job in planned.items() if job.kind == "flip_merge"}
 
     before, after = merges(), merges(starts=3)
     changed = {key for key in before if key not in after}

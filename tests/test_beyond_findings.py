@@ -69,7 +69,7 @@ def line(nets, excess=0.0, points=5, seed=0):
 
 def turned(model, seed, of, symmetry=None):
     """Measured under each symmetry of `of`, which gives its barrier."""
-    found = {
+    result = {
         name: {
             **{"order": 2, "invariance_error": 0.3, "accuracy": {"net": 0.8, "orbit": 0.75, "whole": 0.7},
              "similarity": {}},
@@ -77,7 +77,7 @@ def turned(model, seed, of, symmetry=None):
         }
         for name, barrier in of.items()
     }  # fmt: skip
-    return record("symmetries", [(model, seed)], chosen={"symmetries": [*of]}, symmetries=found)
+    return record("symmetries", [(model, seed)], chosen={"symmetries": [*of]}, symmetries=result)
 
 
 def trained(model, seed, barriers):
@@ -164,11 +164,11 @@ SELECTION["later"] = ["universe"]
 
 def test_every_claim_holds_where_it_is_put_in_and_none_where_its_opposite_is():
     for good, verdict in ((True, HELD), (False, NOT_HELD)):
-        found = beyond_claims.frame(everything(good), SELECTION)
-        verdicts = found.set_index("claim")["verdict"]
+        frame = beyond_claims.frame(everything(good), SELECTION)
+        verdicts = frame.set_index("claim")["verdict"]
         assert set(verdicts) == {verdict}, verdicts[verdicts != verdict]
-        assert (found["p_corrected"] >= found["p_value"]).all()
-    assert found["question"].nunique() == 7 and found["claim"].is_unique
+        assert (frame["p_corrected"] >= frame["p_value"]).all()
+    assert frame["question"].nunique() == 7 and frame["claim"].is_unique
 
 
 def test_docs_say_how_many_claims_there_are():
@@ -193,11 +193,11 @@ def test_claims_of_a_later_section_correct_those_of_scales_that_measure_it_alone
 def test_without_records_or_with_one_net_no_claim_is_tested():
     nothing = {kind: [] for kind in everything()}
     seeds = {kind: [(r.get("seed", r.get("seed_1")), r) for r in all] for kind, all in everything().items()}
-    one = {kind: [record for seed, record in several if seed == 0] for kind, several in seeds.items()}
-    for inputs in (nothing, one):
-        found = beyond_claims.frame(inputs, SELECTION)
-        of_more = found["claim"].str.contains("where the images are invariant")  # two types are the others
-        assert set(found.loc[~of_more, "verdict"]) == {UNTESTED} and found["remark"].ne("").all()
+    single = {kind: [record for seed, record in several if seed == 0] for kind, several in seeds.items()}
+    for inputs in (nothing, single):
+        frame = beyond_claims.frame(inputs, SELECTION)
+        of_more = frame["claim"].str.contains("where the images are invariant")  # two types are the others
+        assert set(frame.loc[~of_more, "verdict"]) == {UNTESTED} and frame["remark"].ne("").all()
 
 
 def test_a_paired_test_is_students_and_its_margin_shifts_what_is_tested_and_not_the_effect():
@@ -206,8 +206,8 @@ def test_a_paired_test_is_students_and_its_margin_shifts_what_is_tested_and_not_
     assert plain.p_value == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
     assert shifted.p_value == pytest.approx(stats.ttest_1samp(differences, -0.02).pvalue)
     interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-    for found in (plain, shifted):
-        assert (found.effect, found.low, found.high) == pytest.approx((differences.mean(), *interval))
+    for result in (plain, shifted):
+        assert (result.effect, result.low, result.high) == pytest.approx((differences.mean(), *interval))
     assert shifted.direction == pytest.approx(differences.mean() + 0.02)
     equal = np.array([0.83, 0.82, 0.81, 0.8]) - np.array([0.82, 0.81, 0.8, 0.79])  # but for rounding
     assert paired(equal).p_value == paired(equal).p_rank == 0.125 and not paired(equal).settled
@@ -216,8 +216,8 @@ def test_a_paired_test_is_students_and_its_margin_shifts_what_is_tested_and_not_
 
 
 def test_lines_between_pairs_are_tested_as_pairs_that_share_nets():
-    found = beyond_claims.frame(everything(), SELECTION)
-    of_pairs = found[found["claim"].str.contains("to another, the largest barrier")]
+    frame = beyond_claims.frame(everything(), SELECTION)
+    of_pairs = frame[frame["claim"].str.contains("to another, the largest barrier")]
     assert len(of_pairs) == 2 and of_pairs["test"].str.startswith("paired t, for shared nets, against").all()
     assert of_pairs["n"].str.fullmatch(r"\d+ pairs of \d+ nets").all()
     differences, seeds = np.array([0.01, -0.002, 0.005]), np.array([[9, 10], [10, 11], [11, 0]])
@@ -230,21 +230,21 @@ def test_lines_between_pairs_are_tested_as_pairs_that_share_nets():
 
 def test_a_mixture_from_scratch_shares_nothing_with_its_net_and_is_tested_by_welchs_test():
     inputs = everything()
-    found = beyond_claims.frame(inputs, SELECTION).set_index("claim")
-    (claim,) = found.index[found.index.str.startswith("The mixture of")]
+    frame = beyond_claims.frame(inputs, SELECTION).set_index("claim")
+    (claim,) = frame.index[frame.index.str.startswith("The mixture of")]
     accuracies = [r["accuracy"] for r in inputs["exact_gcnn"] if r["model"] == "cnn_inv"]
     columns = ([of[key] for of in accuracies] for key in ("from_scratch", "net"))
     welch = stats.ttest_ind(*columns, equal_var=False)
-    assert found.loc[claim, "test"] == "Welch's t" and found.loc[claim, "n"] == "4 and 4 nets"
-    assert found.loc[claim, "p_value"] == pytest.approx(welch.pvalue)
+    assert frame.loc[claim, "test"] == "Welch's t" and frame.loc[claim, "n"] == "4 and 4 nets"
+    assert frame.loc[claim, "p_value"] == pytest.approx(welch.pvalue)
     gains = exact_gcnn.gains(inputs["exact_gcnn"], ["cnn_inv"]).set_index("comparison")
     shown = gains.loc["mixture from scratch − net", ["low", "high"]].tolist()
     assert shown == pytest.approx([*welch.confidence_interval(0.95)])
 
 
 def test_where_all_nets_are_equal_the_remark_says_that_no_p_value_settles_it():
-    found = paired(np.zeros(4), 0.01)
-    assert found.settled == HELD and found.p_value > 0.05 and "whatever p is" in found.remark
+    result = paired(np.zeros(4), 0.01)
+    assert result.settled == HELD and result.p_value > 0.05 and "whatever p is" in result.remark
 
 
 def test_claims_that_are_not_tested_yet_count_in_the_correction():
@@ -260,9 +260,9 @@ def test_noise_alone_is_inconclusive():
     for of in inputs["exact_gcnn"]:
         for name in of["accuracy"]:
             of["accuracy"][name] = 0.8 + 0.02 * random.standard_normal()
-    found = beyond_claims.frame(inputs, SELECTION)
+    frame = beyond_claims.frame(inputs, SELECTION)
     # within a margin is another question
-    of_gains = found[(found["question"] == "exact_gcnn") & ~found["claim"].str.contains("within")]
+    of_gains = frame[(frame["question"] == "exact_gcnn") & ~frame["claim"].str.contains("within")]
     assert set(of_gains["verdict"]) == {OPEN}
 
 
@@ -286,10 +286,12 @@ def test_exact_gcnns_are_means_over_nets_and_gains_are_paired_by_net():
 def test_a_curves_largest_barrier_is_found_with_its_place_and_what_is_above_halfway():
     records = [line([("cnn", seed)], 0.02, seed=seed) for seed in SEEDS] + [line([("cnn", 0), ("cnn", 1)])]
     frame = curves.frame({"curves": records}, SELECTION | {"models": ["cnn"]}).set_index(["model_2", "way"])
-    own, other = frame.loc[("", "REPAIR")], frame.loc[("cnn", "REPAIR")]
-    assert (own["halfway_mean"], own["largest_mean"], own["place_mean"]) == pytest.approx((0.1, 0.12, 0.75))
+    flipped, other = frame.loc[("", "REPAIR")], frame.loc[("cnn", "REPAIR")]
+    assert (flipped["halfway_mean"], flipped["largest_mean"], flipped["place_mean"]) == pytest.approx(
+        (0.1, 0.12, 0.75)
+    )
     assert (other["halfway_mean"], other["excess_mean"], other["place_mean"]) == pytest.approx((0.1, 0, 0.5))
-    assert (own["n"], other["n"]) == (4, 1) and own["loss_largest_mean"] == pytest.approx(0.3)
+    assert (flipped["n"], other["n"]) == (4, 1) and flipped["loss_largest_mean"] == pytest.approx(0.3)
     assert frame.loc[("", "no REPAIR"), "halfway_mean"] == pytest.approx(0.225)
     figure, points = curves.draw({"curves": records}, SELECTION | {"models": ["cnn"]})
     assert len(points) == 5 * 2 * 5 and len(figure.axes) == 4
@@ -299,8 +301,8 @@ def test_a_curves_largest_barrier_is_found_with_its_place_and_what_is_above_half
 def test_unequal_ends_have_no_barrier_if_the_line_between_is_straight():
     straight = line([("cnn", 0)])
     straight["curve"]["repaired"]["accuracy"] = [0.9, 0.85, 0.8, 0.75, 0.7]
-    found = curves.by_curve([straight]).set_index("way").loc["repaired"]
-    assert found["largest"] == pytest.approx(0, abs=1e-12)
+    straight_line = curves.by_curve([straight]).set_index("way").loc["repaired"]
+    assert straight_line["largest"] == pytest.approx(0, abs=1e-12)
 
 
 def test_symmetries_have_a_row_a_type_and_symmetry_in_the_configs_order():
@@ -399,10 +401,10 @@ def test_figures_show_every_type_and_say_where_there_is_none():
 
 
 def test_records_of_other_checkpoints_or_settings_are_refused():
-    one, other = exact("cnn", 0), exact("cnn", 1)
+    first, other = exact("cnn", 0), exact("cnn", 1)
     other["settings"]["fine_tuning"] = {"epochs": 3}
-    one["settings"]["fine_tuning"] = {"epochs": 2}
-    refused(lambda: exact_gcnn.frame({"exact_gcnn": [one, other]}, SELECTION), match=r"fine_tuning\.epochs")
+    first["settings"]["fine_tuning"] = {"epochs": 2}
+    refused(lambda: exact_gcnn.frame({"exact_gcnn": [first, other]}, SELECTION), match=r"fine_tuning\.epochs")
     stranger = exact("cnn", 0)
     stranger["inputs"]["checkpoints"] = ["0" * 64]
     with pytest.raises(UserError, match="another checkpoint"):

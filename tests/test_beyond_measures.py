@@ -57,37 +57,37 @@ def test_scores_are_accuracy_and_loss_and_over_orientations_those_of_the_mean_of
         for symmetry in (None, HORIZONTAL_FLIP, QUARTER_TURN):
             views = symmetry.powers(x) if symmetry else x[None]
             logits = torch.stack([net(view) for view in views]).mean(0)
-            one = Averaged(net, symmetry) if symmetry else net
-            found = evaluate(one, IMAGES, labels, MEASURED)[0]
-            assert found["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
+            averaged = Averaged(net, symmetry) if symmetry else net
+            scores = evaluate(averaged, IMAGES, labels, MEASURED)[0]
+            assert scores["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
             loss = float(nn.functional.cross_entropy(logits, labels))
-            assert found["loss"] == pytest.approx(loss, rel=1e-4)
+            assert scores["loss"] == pytest.approx(loss, rel=1e-4)
 
 
 def test_a_curve_has_its_nets_at_the_ends_and_the_merge_in_the_middle(aligned, labels, merged):
-    found = curve(aligned, IMAGES, IMAGES, labels, 5)
+    curves = curve(aligned, IMAGES, IMAGES, labels, 5)
     for way, middle in {"plain": "halfway", "repaired": "repaired"}.items():
-        accuracy = found[way]["accuracy"]
-        assert len(accuracy) == len(found[way]["loss"]) == 5
+        accuracy = curves[way]["accuracy"]
+        assert len(accuracy) == len(curves[way]["loss"]) == 5
         assert (accuracy[0], accuracy[-1]) == (merged.accuracy["net"], merged.accuracy["flipped"])
         assert accuracy[2] == pytest.approx(merged.accuracy[middle], abs=1 / 60)
-    assert found["plain"]["loss"] != found["repaired"]["loss"]
+    assert curves["plain"]["loss"] != curves["repaired"]["loss"]
 
 
 def test_over_the_orbit_of_a_flip_the_merge_is_that_with_the_flipped_self(net, labels, merged):
-    found = orbit_merge(net, HORIZONTAL_FLIP, IMAGES, IMAGES, labels)
-    assert found.barrier["whole"] == found.barrier["pairwise"]
-    assert found.barrier["pairwise"] == pytest.approx(merged.barrier["repaired"], abs=0.02)
-    assert found.barrier["whole_no_repair"] == pytest.approx(merged.barrier["halfway"], abs=0.02)
+    merged_orbit = orbit_merge(net, HORIZONTAL_FLIP, IMAGES, IMAGES, labels)
+    assert merged_orbit.barrier["whole"] == merged_orbit.barrier["pairwise"]
+    assert merged_orbit.barrier["pairwise"] == pytest.approx(merged.barrier["repaired"], abs=0.02)
+    assert merged_orbit.barrier["whole_no_repair"] == pytest.approx(merged.barrier["halfway"], abs=0.02)
     ends = (merged.accuracy["net"] + merged.accuracy["flipped"]) / 2
-    assert found.accuracy["orbit"] == pytest.approx(ends)
+    assert merged_orbit.accuracy["orbit"] == pytest.approx(ends)
 
 
 @pytest.mark.slow(seconds=1)
 def test_a_gcnn_of_quarter_turns_has_no_barrier_over_its_orbit_of_four_and_another_net_has():
     gcnn = vgg11(group_convs=8, symmetry=QUARTER_TURN)
-    found = orbit_merge(gcnn, QUARTER_TURN, IMAGES, IMAGES, answers(gcnn, IMAGES))
-    assert all(abs(barrier) < 0.02 for barrier in found.barrier.values())
+    merged_orbit = orbit_merge(gcnn, QUARTER_TURN, IMAGES, IMAGES, answers(gcnn, IMAGES))
+    assert all(abs(barrier) < 0.02 for barrier in merged_orbit.barrier.values())
     net = vgg11()
     other = orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, answers(net, IMAGES))
     assert other.barrier["whole"] > 0.05 and other.barrier["whole"] != other.barrier["pairwise"]
@@ -106,8 +106,8 @@ def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets
 
     monkeypatch.setattr("relusym.merging.many.repaired", repaired)
     orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, labels, matching="identity")
-    states = [one.state_dict() for one in nets]
-    targets = [align(net, one, IMAGES, matching="identity").statistics[1] for one in nets]
+    states = [each.state_dict() for each in nets]
+    targets = [align(net, each, IMAGES, matching="identity").statistics[1] for each in nets]
     for (mean, aims), count in zip(merged, (2, 4), strict=True):
         for name, tensor in mean.state_dict().items():
             torch.testing.assert_close(tensor, sum(state[name] for state in states[:count]) / count)
@@ -117,6 +117,6 @@ def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets
 
 @pytest.mark.slow(seconds=1)
 def test_all_layers_merged_are_the_whole_merge(aligned, labels, merged):
-    found = prefix_barriers(aligned, IMAGES, IMAGES, labels)
-    assert [*found] == [*(f"features.conv{i}" for i in range(1, 9)), "classifier"]
-    assert found["classifier"] == pytest.approx(merged.barrier["repaired"], abs=0.02)
+    barriers = prefix_barriers(aligned, IMAGES, IMAGES, labels)
+    assert [*barriers] == [*(f"features.conv{i}" for i in range(1, 9)), "classifier"]
+    assert barriers["classifier"] == pytest.approx(merged.barrier["repaired"], abs=0.02)

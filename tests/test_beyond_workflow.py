@@ -18,7 +18,7 @@ from relusym.evaluation.invariance import invariance_error
 from relusym.findings import Table, declared
 from relusym.findings.beyond import during_training
 from relusym.findings.beyond.exact_gcnn import by_net
-from relusym.findings.screen import at_end
+from relusym.findings.layout import at_end
 from relusym.measuring.loading import test_images as images_to_test_on
 from relusym.measuring.merge import MergeJob, measure_record
 from relusym.merging.layers import filters_and_matches
@@ -27,8 +27,9 @@ from relusym.symmetry import HORIZONTAL_FLIP
 
 CPU = torch.device("cpu")
 TURNED = {"invariant_to": "quarter_turn"}
-# but for the table of a scale of its own
-BEYOND = {name for name, finding in declared().items() if finding.is_beyond} - {"regime"}
+# but for those of scales of their own
+APART = {"regime", "identifiability", "identifiability_figure"}
+BEYOND = {name for name, finding in declared().items() if finding.is_beyond} - APART
 TABLES = {name for name in BEYOND if isinstance(declared()[name], Table)}
 TABLES_AND_FIGURES = {*BEYOND, "beyond"}
 FINE_TUNING = {"epochs": 1, "learning_rate": 0.002}
@@ -53,8 +54,7 @@ def measured(tiny) -> Clone:
         models={"cnn": TINY["models"]["cnn"] | {"seeds": "0-1,3"}, "noaug": noaug}, pairs=[["cnn", "cnn"]],
         matchings=["activation", "involution"], figure9=None, beyond=SECTIONS,
     )  # fmt: skip
-    run = made.snakemake("beyond")
-    assert run.returncode == 0, run.stdout
+    made.makes("beyond")
     return made
 
 
@@ -98,8 +98,7 @@ def test_tables_are_made_again_from_records_alone(measured, tiny):
     folder = made.folder / "results/tiny"
     before = {path: path.read_bytes() for path in (folder / "tables").iterdir()}
     shutil.rmtree(folder / "tables")
-    run = made.snakemake("beyond")
-    assert run.returncode == 0, run.stdout
+    made.makes("beyond")
     assert not (made.folder / "data").exists()
     assert {path: path.read_bytes() for path in before} == before
 
@@ -116,8 +115,7 @@ def test_a_missing_net_of_an_earlier_epoch_is_trained_again_for_that_measurement
     made.record("by_layer", "cnn-1").unlink()
     assert planned(made, "by_layer") == ["measure by_layer cnn 1"]
     assert planned(made, "during_training") == ["measure during_training cnn 0", "train cnn 0"]
-    run = made.snakemake("during_training")
-    assert run.returncode == 0, run.stdout
+    made.makes("during_training")
     again, before = (record(of, "during_training", "cnn-0") for of in (made, measured))
     assert again["epochs"] == before["epochs"]
 
@@ -194,13 +192,13 @@ def copied_net(measured, tmp_path):
 
 
 def test_a_net_of_an_earlier_epoch_that_its_record_does_not_name_is_refused(copied_net):
-    folder, given = copied_net
+    folder, how = copied_net
     kept = folder / "checkpoints/during_training"
     shutil.copy(kept / "0-0.safetensors", kept / "0-1.safetensors")
     with pytest.raises(
         UserError, match=r"0-1\.safetensors isn't the net that the train record of cnn-0 names"
     ) as error:
-        measure_record("during_training", MergeJob(**given))
+        measure_record("during_training", MergeJob(**how))
     assert "\n" not in str(error.value)
 
 
@@ -222,9 +220,9 @@ def test_a_mixture_that_learns_nothing_is_left_out_alone(copied_net, measured, m
 
 
 def test_a_net_that_is_left_out_is_not_measured(copied_net):
-    folder, given = copied_net
+    folder, how = copied_net
     path = folder / "records/0.json"
     write_record(path, load_record(path) | {"status": "diverged"})
-    left_out = measure_record("during_training", MergeJob(**given))
+    left_out = measure_record("during_training", MergeJob(**how))
     assert (left_out["status"], left_out["reason"]) == ("left_out", "cnn-0 is diverged")
     assert "epochs" not in left_out and during_training.by_epoch([left_out]).empty

@@ -23,7 +23,7 @@ WHOLE = {kind: {"train": TRAIN, "flip_merge": FLIP}.get(kind) or a(kind) for kin
 # ---- a number or a text that can't be
 
 ORBIT = "symmetries.horizontal_flip"
-BEYOND = "exact_gcnn", "symmetries", "curves", "during_training", "by_layer"
+BEYOND = "exact_gcnn", "symmetries", "curves", "during_training", "by_layer", "identifiability"
 BROKEN = [
     ("exact_gcnn", "accuracy.net", 5, "less than or equal to 1"),
     ("exact_gcnn", "accuracy.exact", -7, "greater than or equal to 0"),
@@ -56,6 +56,9 @@ BROKEN = [
     ("universe", "merged.3", GONE, "the counts of the settings"),
     ("universe", "seeds", [0, 1], "one seed a checkpoint"),
     ("universe", "cycles", GONE, "lacks the field 'cycles'"),
+    ("identifiability", "variants.towers", GONE, "those of the settings"),
+    ("identifiability", "variants.activation.channels", 0, "greater than or equal to 1"),
+    ("identifiability", "variants.activation.accuracy.repaired", 0.3, r"equation \(4\)"),
     ("theory", "holds", "yes", "valid boolean"),
     ("theory", "measured", {"defect": "none"}, "valid number"),
     ("flipped_training", "runs.float64.loss.0", GONE, "as many points as there are steps"),

@@ -157,8 +157,8 @@ def test_both_official_versions_give_the_same_bytes_in_the_official_order(tmp_pa
         root = at.parent if form == "in a folder" else at
     to = prepared(source, root, tmp_path)
     assert data.digest(to) == digest
-    wanted, found = ((tmp_path / name).read_bytes() for name in ("wanted.safetensors", to.name))
-    assert found == wanted
+    wanted, written = ((tmp_path / name).read_bytes() for name in ("wanted.safetensors", to.name))
+    assert written == wanted
 
 
 @pytest.fixture
@@ -223,9 +223,9 @@ def test_a_folder_gives_the_same_if_names_tell_the_order_and_else_its_own_order(
         assert prepare(tree(tmp_path / kind, name))[1] == digest
     images, other = prepare(tree(tmp_path / "within", "{within:04}"))
     assert other != digest and images.labels.tolist() == sorted(images.labels.tolist())  # by class
-    one = tree(tmp_path / "changed") / "test" / "cat"
-    Image.new("RGB", (32, 32)).save(min(one.iterdir()))
-    images, other = prepare(one.parents[1])
+    cats = tree(tmp_path / "changed") / "test" / "cat"
+    Image.new("RGB", (32, 32)).save(min(cats.iterdir()))
+    images, other = prepare(cats.parents[1])
     assert other != digest and image_set.split_digest(images) == known["train"]
 
 
@@ -347,8 +347,8 @@ def test_a_truncated_archive_is_one_line_wherever_it_ends(tmp_path, source):
 
 def test_what_is_not_there_is_one_line_that_says_what_may_be(tmp_path):
     line = refusal("binary", tmp_path / "nowhere", tmp_path)
-    given = f"cifar10.root: {tmp_path / 'nowhere'} given; allowed is cifar-10-batches-bin/, its archive "
-    assert line == f"{given}cifar-10-binary.tar.gz, or the folder that holds either"
+    start = f"cifar10.root: {tmp_path / 'nowhere'} given; allowed is cifar-10-batches-bin/, its archive "
+    assert line == f"{start}cifar-10-binary.tar.gz, or the folder that holds either"
     put(tmp_path / "nowhere" / "cifar-10-batches-py", python_files())
     there = "there is cifar-10-batches-py: set cifar10.source: python"
     assert refusal("binary", tmp_path / "nowhere", tmp_path) == f"{line} ({there})"
@@ -420,17 +420,17 @@ def test_a_report_takes_official_files_and_their_test_images_unless_told_others(
     archive = pack(tmp_path / "mine.tgz", FILES[source](), version.folder)
     pixels, labels = some_images()["test_batch"]
     for root in (folder, folder.parent, archive):
-        found = read(root)
-        order = [int(np.flatnonzero((pixels == image).all((1, 2, 3)))[0]) for image in found.pixels.numpy()]
-        assert sorted(order) == list(range(COUNT)) and found.labels.tolist() == labels[order].tolist()
-        assert found.classes == cifar10.CLASSES
-        (note,) = found.notes
+        images = read(root)
+        order = [int(np.flatnonzero((pixels == image).all((1, 2, 3)))[0]) for image in images.pixels.numpy()]
+        assert sorted(order) == list(range(COUNT)) and images.labels.tolist() == labels[order].tolist()
+        assert images.classes == cifar10.CLASSES
+        (note,) = images.notes
         assert "CIFAR10?: these aren't CIFAR10's test images" in note
     assert len(read(archive, split="train").pixels) == 5 * COUNT
     assert len(read(archive, limit=7).pixels) == 7
     np.save(tmp_path / "own.npy", np.arange(COUNT))
-    given = read(folder, labels=str(tmp_path / "own.npy"))
-    assert given.labels.tolist() == order  # the same seeded choice, by place in the file
+    labelled = read(folder, labels=str(tmp_path / "own.npy"))
+    assert labelled.labels.tolist() == order  # the same seeded choice, by place in the file
     digest = image_set.SplitHash().update(pixels, labels.astype(np.int64)).hexdigest(cifar10.CLASSES)
     monkeypatch.setattr(cifar10, "SPLIT_DIGESTS", cifar10.SPLIT_DIGESTS | {"test": digest})
     assert read(folder).notes == ()
@@ -467,15 +467,15 @@ def build():
 def test_the_command_reports_on_an_official_archive_with_its_labels_and_names_its_images(tmp_path, capsys):
     (tmp_path / "net.py").write_text(NET)
     archive = pack(tmp_path / "cifar-10-python.tar.gz", python_files(), "cifar-10-batches-py")
-    given = ["report", f"{tmp_path / 'net.py'}:build", "--images", str(archive)]
-    given += ["--out", str(tmp_path / "report")]
-    assert main(given) == 1
+    typed = ["report", f"{tmp_path / 'net.py'}:build", "--images", str(archive)]
+    typed += ["--out", str(tmp_path / "report")]
+    assert main(typed) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "give --mean and --std" in line
     assert "for CIFAR10 have --mean 0.4914 0.4822 0.4465 --std 0.247" in line
-    assert main([*given, "--mean", "0.5", "--std", "0.25", "--partial-images", "0", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["images"] == COUNT and found["labelled"] and "CIFAR10?: " in found["notes"][0]
+    assert main([*typed, "--mean", "0.5", "--std", "0.25", "--partial-images", "0", "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["images"] == COUNT and numbers["labelled"] and "CIFAR10?: " in numbers["notes"][0]
 
 
 def test_an_exact_gcnn_is_tuned_on_training_images_and_measured_on_test_images(tmp_path, capsys, monkeypatch):
@@ -485,12 +485,12 @@ def test_an_exact_gcnn_is_tuned_on_training_images_and_measured_on_test_images(t
     monkeypatch.setattr("relusym.reporting.exact.exported", refuse)
     (tmp_path / "net.py").write_text(NET)
     folder = put(tmp_path / "cifar-10-batches-bin", binary_files())
-    given = ["exact", f"{tmp_path / 'net.py'}:build", "--images", str(folder), "--out", str(tmp_path / "out")]
-    given += ["--mean", "0.5", "--std", "0.25", "--fine-tune", "1", "--batch-size", "10", "--json"]
-    assert main([*given, "--split", "train"]) == 1
+    typed = ["exact", f"{tmp_path / 'net.py'}:build", "--images", str(folder), "--out", str(tmp_path / "out")]
+    typed += ["--mean", "0.5", "--std", "0.25", "--fine-tune", "1", "--batch-size", "10", "--json"]
+    assert main([*typed, "--split", "train"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "--split train: they are what is trained on" in line and not (tmp_path / "out").exists()
-    assert main(given) == 0
+    assert main(typed) == 0
     numbers = json.loads(capsys.readouterr().out)
     assert (numbers["images"], numbers["fine_tuning"]["images"]) == (COUNT, 5 * COUNT)
     assert "doesn't take the net: no such operation" in numbers["notes"][-1]

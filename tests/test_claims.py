@@ -38,20 +38,20 @@ def run(n=4, *, reverse=False, spread=1.0, models=MODELS, permutation=SWAP):
     """
     sign = -1 if reverse else 1
     offsets = spread * (np.linspace(-1, 1, n) if n > 1 else np.zeros(1))
-    found = {"train": [], "flip_merge": [], "pair_merge": []}
+    records = {"train": [], "flip_merge": [], "pair_merge": []}
     for model, seed in itertools.product(models, range(n)):
         accuracy, error, barrier = (
             sign
             * (PAPER.loc[model, f"{quantity}_mean"] + offsets[seed] * PAPER.loc[model, f"{quantity}_std"])
             for quantity in ("accuracy", "invariance_error", "gcnn_barrier")
         )
-        found["train"].append(train(model, seed, accuracy))
+        records["train"].append(train(model, seed, accuracy))
         permutations = {"conv1": permutation}
-        found["flip_merge"].append(flip(model, seed, barrier, error=error, permutations=permutations))
+        records["flip_merge"].append(flip(model, seed, barrier, error=error, permutations=permutations))
     for model, seed in itertools.product([model for model in models if (model, model) in PAIRS], range(n)):
         barrier = sign * (PAIRS[model, model] + 1e-3 * offsets[(seed * 3 + 1) % n])
-        found["pair_merge"].append(pair(model, seed, model, (seed + 1) % n, barrier))
-    return found
+        records["pair_merge"].append(pair(model, seed, model, (seed + 1) % n, barrier))
+    return records
 
 
 def zero_filters(gcnn, cnn):
@@ -70,13 +70,13 @@ def verdicts(frame):
 
 @pytest.mark.slow(seconds=3)
 def test_all_claims_hold_on_the_papers_own_numbers_and_its_nets_would_have_settled_them():
-    found = claims(run(24, permutation=MOSTLY_SWAPS), zero_filters([30, 31, 35, 33], [1, 2, 3, 4]))
-    assert len(found) == 3 + 1 + 3 + 2 + 1 + 1 + 2
-    assert set(found["verdict"]) == {HELD}, verdicts(found)
-    assert found["effect"].notna().all()
-    tested = found[found["test"] != "count"]
+    frame = claims(run(24, permutation=MOSTLY_SWAPS), zero_filters([30, 31, 35, 33], [1, 2, 3, 4]))
+    assert len(frame) == 3 + 1 + 3 + 2 + 1 + 1 + 2
+    assert set(frame["verdict"]) == {HELD}, verdicts(frame)
+    assert frame["effect"].notna().all()
+    tested = frame[frame["test"] != "count"]
     assert (tested["p_corrected"] >= tested["p_value"]).all()
-    assert (found["power"].dropna() > 0.95).all() and found["power"].notna().any()
+    assert (frame["power"].dropna() > 0.95).all() and frame["power"].notna().any()
 
 
 @pytest.mark.slow(seconds=3)
@@ -98,16 +98,16 @@ def test_nets_that_differ_more_than_types_are_inconclusive():
 
 @pytest.mark.parametrize(("n", "models"), [(1, MODELS), (4, ["pgcnn"]), (0, MODELS)])
 def test_too_few_nets_are_told(n, models):
-    found = claims(run(n, models=models), zero_filters([], []))
-    direct = found[~found["claim"].str.contains("matching|Types")]
+    frame = claims(run(n, models=models), zero_filters([], []))
+    direct = frame[~frame["claim"].str.contains("matching|Types")]
     assert set(direct["verdict"]) == {UNTESTED} and direct["p_value"].isna().all()
     assert direct["remark"].str.len().min() > 0
 
 
 def test_nets_without_any_spread_are_told_from_proof():
-    found = claims(run(4, spread=0.0, permutation=MOSTLY_SWAPS), zero_filters([], [])).set_index("claim")
-    assert set(found["verdict"]) <= {HELD, OPEN, UNTESTED} and found.loc[FLIP_AGAINST_PAIR, "remark"]
-    late = found.filter(like="Late", axis=0)
+    frame = claims(run(4, spread=0.0, permutation=MOSTLY_SWAPS), zero_filters([], [])).set_index("claim")
+    assert set(frame["verdict"]) <= {HELD, OPEN, UNTESTED} and frame.loc[FLIP_AGAINST_PAIR, "remark"]
+    late = frame.filter(like="Late", axis=0)
     assert (late["p_value"] == late["p_rank"]).all()
     records = run(4)
     for record in records["flip_merge"]:
@@ -117,35 +117,35 @@ def test_nets_without_any_spread_are_told_from_proof():
 
 
 def test_one_channel_of_order_three_settles_that_not_all_have_two_as_the_paper_found():
-    found = claims(run(4, permutation=MOSTLY_SWAPS), zero_filters([], [])).set_index("claim")
-    some = found.loc[NOT_ALL]
+    frame = claims(run(4, permutation=MOSTLY_SWAPS), zero_filters([], [])).set_index("claim")
+    some = frame.loc[NOT_ALL]
     assert (some["verdict"], some["effect"]) == (HELD, 3 / 8)
     assert some["remark"] == "12 of 32 channels have a higher order"
-    most = found.loc["Most GCNN channels found by matching have order at most 2"]
+    most = frame.loc["Most GCNN channels found by matching have order at most 2"]
     assert most["effect"] == 5 / 8
     # no spread between the nets: only the rank test is left
     assert most["p_value"] == most["p_rank"] == 0.125
 
 
 def test_channels_that_all_have_order_two_settle_both_claims():
-    found = claims(run(2), zero_filters([], [])).set_index("claim")
-    both = found[found.index.str.contains("matching")]
+    frame = claims(run(2), zero_filters([], [])).set_index("claim")
+    both = frame[frame.index.str.contains("matching")]
     assert list(both["verdict"]) == [HELD, NOT_HELD]  # most have, and none hasn't
     assert both["p_value"].isna().all()
 
 
 def test_spearmans_p_is_that_of_all_permutations():
-    found = claims(run(), zero_filters([], [])).set_index("claim").loc[TYPES]
-    assert found["effect"] == pytest.approx(1)
-    assert found["p_value"] == found["p_rank_min"] == pytest.approx(2 / math.factorial(7))
+    frame = claims(run(), zero_filters([], [])).set_index("claim").loc[TYPES]
+    assert frame["effect"] == pytest.approx(1)
+    assert frame["p_value"] == frame["p_rank_min"] == pytest.approx(2 / math.factorial(7))
 
 
 def nets_of_types(random, n, correlation, errors, barriers):
     """Nets of as many types as there are means, with standard deviations of 1 about them."""
-    own, other = random.normal(size=(2, len(errors), n))
-    other = correlation * own + math.sqrt(1 - correlation**2) * other
+    inner, other = random.normal(size=(2, len(errors), n))
+    other = correlation * inner + math.sqrt(1 - correlation**2) * other
     nets = itertools.product(range(len(errors)), range(n))
-    rows = [(m, seed, errors[m] + own[m, seed], barriers[m] + other[m, seed]) for m, seed in nets]
+    rows = [(m, seed, errors[m] + inner[m, seed], barriers[m] + other[m, seed]) for m, seed in nets]
     return pd.DataFrame(rows, columns=["model", "seed", "error", "barrier"])
 
 
@@ -155,13 +155,13 @@ def test_types_that_are_unrelated_are_no_more_often_found_correlated_than_they_s
     """Two quantities that are correlated within a type, while all types are equal, or differ in either at random."""
     monkeypatch.setattr(evidence, "RESAMPLES", 9)  # of the interval, which isn't looked at
     random, draws, means = np.random.default_rng(0), 200, differ * np.arange(7)
-    found = naive = 0
+    result = naive = 0
     for _ in range(draws):
         nets = nets_of_types(random, 4, 0.7, means, random.permutation(means))
-        found += evidence.rank_correlation_of_types(nets, "error", "barrier").p_value < 0.05
+        result += evidence.rank_correlation_of_types(nets, "error", "barrier").p_value < 0.05
         of_means = stats.spearmanr(nets.groupby("model")[["error", "barrier"]].mean())
         naive += of_means.pvalue < 0.05
-    assert found / draws < 0.1  # 0.05, and three standard errors
+    assert result / draws < 0.1  # 0.05, and three standard errors
     assert differ or naive / draws > 0.25  # what the halves are for
 
 
@@ -169,21 +169,21 @@ def test_types_that_are_related_are_found_so():
     random, means = np.random.default_rng(0), 3.0 * np.arange(7)
     for correlation in (-0.7, 0, 0.7):
         nets = nets_of_types(random, 4, correlation, means, means)
-        found = evidence.rank_correlation_of_types(nets, "error", "barrier")
-        assert found.direction > 0 and found.p_value < 0.01
+        result = evidence.rank_correlation_of_types(nets, "error", "barrier")
+        assert result.direction > 0 and result.p_value < 0.01
 
 
 def test_types_of_one_net_each_tell_nothing_of_types():
     nets = nets_of_types(np.random.default_rng(0), 1, 0, np.arange(7), np.arange(7))
-    found = evidence.rank_correlation_of_types(nets, "error", "barrier")
-    assert math.isnan(found.p_value) and "two nets" in found.remark
+    result = evidence.rank_correlation_of_types(nets, "error", "barrier")
+    assert math.isnan(result.p_value) and "two nets" in result.remark
 
 
 def test_a_rank_test_of_four_and_four_nets_comes_to_no_less_than_its_least():
-    found = is_higher({"a": np.array([5.0, 6, 7, 8]), "b": np.array([1.0, 2, 3, 4])}, "a", "b")
-    assert found.p_rank == found.p_rank_min == pytest.approx(2 / 70)
+    result = is_higher({"a": np.array([5.0, 6, 7, 8]), "b": np.array([1.0, 2, 3, 4])}, "a", "b")
+    assert result.p_rank == result.p_rank_min == pytest.approx(2 / 70)
     welch = stats.ttest_ind([5, 6, 7, 8], [1, 2, 3, 4], equal_var=False)
-    assert found.p_value == pytest.approx(welch.pvalue, rel=1e-13)
+    assert result.p_value == pytest.approx(welch.pvalue, rel=1e-13)
 
 
 def test_rank_tests_with_ties_count_permutations():
@@ -196,9 +196,9 @@ def test_rank_tests_with_ties_count_permutations():
 @pytest.mark.parametrize(("n", "tied"), [(3, True), (4, True), (10, True), (10, False)])
 def test_no_rank_test_comes_below_the_least_that_it_can_come_to(n, tied):
     high = np.full(n, 2.0) if tied else 100.0 + np.arange(n)
-    found = is_higher({"a": high, "b": np.arange(n) // (2 if tied else 1) * 1.0 - n}, "a", "b")
-    assert found.p_rank >= found.p_rank_min * (1 - 1e-9)
-    assert found.p_rank <= max(found.p_rank_min, 2e-4) * (1 + 1e-9)
+    result = is_higher({"a": high, "b": np.arange(n) // (2 if tied else 1) * 1.0 - n}, "a", "b")
+    assert result.p_rank >= result.p_rank_min * (1 - 1e-9)
+    assert result.p_rank <= max(result.p_rank_min, 2e-4) * (1 + 1e-9)
     assert evidence.signed_rank_p(high) >= 0.5 ** (n - 1) * (1 - 1e-9)
 
 
@@ -214,9 +214,9 @@ def test_a_margin_tells_no_worse_from_worse():
 def test_the_most_accurate_type_has_to_beat_the_second_best():
     nets = {"best": [0.95, 0.94, 0.96], "second": [0.93, 0.92, 0.91], "last": [0.1, 0.2, 0.3]}
     nets = {name: np.array(accuracies) for name, accuracies in nets.items()}
-    found = is_highest(nets, "best", {"best": "the best"})
-    assert found.effect == pytest.approx(0.03) and found.measure == "Hedges' g to second"
-    assert found.p_value == is_higher(nets, "best", "second").p_value
+    result = is_highest(nets, "best", {"best": "the best"})
+    assert result.effect == pytest.approx(0.03) and result.measure == "Hedges' g to second"
+    assert result.p_value == is_higher(nets, "best", "second").p_value
     beaten = is_highest(nets, "second", {"best": "the best"})
     assert beaten.direction < 0 and beaten.measure == "Hedges' g to the best"
     assert beaten.p_value == 2 * is_higher(nets, "second", "best").p_value
@@ -238,8 +238,8 @@ def test_what_shared_nets_take_from_a_t_test(pairs, factor, degrees):
 @pytest.mark.parametrize("n", [3, 4, 8])
 def test_pairs_that_share_nets_are_no_more_often_significant_than_they_should_be(n):
     """Values of a cycle of nets in the worst case: all of a value comes from its nets, and there is no effect."""
-    own = np.random.default_rng(0).normal(size=(20000, n))
-    values = own + np.roll(own, -1, axis=1)
+    by_net = np.random.default_rng(0).normal(size=(20000, n))
+    values = by_net + np.roll(by_net, -1, axis=1)
     factor, degrees = evidence.shared_nets(np.array(cycle(n)))
     t = values.mean(1) / np.sqrt(factor * values.var(1, ddof=1) / n)
     assert abs((2 * stats.t.sf(abs(t), degrees) < 0.05).mean() - 0.05) < 0.01
@@ -250,17 +250,17 @@ def test_pairs_that_share_nets_are_no_more_often_significant_than_they_should_be
 def test_a_lower_barrier_of_the_flipped_self_is_found_from_pairs_and_their_own_nets():
     nets = pd.DataFrame({"model": "cnn", "seed": range(3), "gcnn_barrier": [0.01, 0.02, 0.03]})
     pairs = pd.DataFrame({"seed_1": [0, 1, 2], "seed_2": [1, 2, 0], "barrier": [0.115, 0.126, 0.119]})
-    found = evidence.flipped_against_other(nets, pairs.assign(model_1="cnn", model_2="cnn"), "cnn")
+    result = evidence.flipped_against_other(nets, pairs.assign(model_1="cnn", model_2="cnn"), "cnn")
     differences = np.array([0.115 - 0.015, 0.126 - 0.025, 0.119 - 0.02])
-    assert found.effect == pytest.approx(differences.mean())
+    assert result.effect == pytest.approx(differences.mean())
     t = stats.ttest_1samp(differences, 0)
-    assert found.p_value == pytest.approx(2 * stats.t.sf(t.statistic / 2, 2))
-    assert found.n == "3 pairs of 3 nets"
+    assert result.p_value == pytest.approx(2 * stats.t.sf(t.statistic / 2, 2))
+    assert result.n == "3 pairs of 3 nets"
 
 
 def test_hedges_g_by_hand():
-    found = evidence.hedges_g(np.array([3.0, 5.0]), np.array([1.0, 3.0]))
-    assert found == pytest.approx(2 / math.sqrt(2) * (1 - 3 / 7))
+    result = evidence.hedges_g(np.array([3.0, 5.0]), np.array([1.0, 3.0]))
+    assert result == pytest.approx(2 / math.sqrt(2) * (1 - 3 / 7))
 
 
 def test_zero_filters_are_counted_in_the_filters_themselves():
@@ -274,8 +274,8 @@ def test_zero_filters_are_counted_in_the_filters_themselves():
     about = {"models": MODELS, "names": NAMES, "notes": []}
     claim = "A GCNN has more zero-filters than a CNN"
     inputs = run() | {"filters": filters}
-    found = tested.frame(inputs, about | {"zero_filter": 0.1}).set_index("claim").loc[claim]
-    assert found["effect"] == 5 and found["n"] == "4 and 4 nets"
+    frame = tested.frame(inputs, about | {"zero_filter": 0.1}).set_index("claim").loc[claim]
+    assert frame["effect"] == 5 and frame["n"] == "4 and 4 nets"
     none = tested.frame(inputs, about | {"zero_filter": 0.01}).set_index("claim").loc[claim]
     assert none["effect"] == 0
 
@@ -300,8 +300,8 @@ def within(found, expected, draws=DRAWS):
 def test_welchs_power_is_the_share_of_simulated_tests_that_find_the_effect(n):
     random = np.random.default_rng(n)
     high, low = random.normal(0.9, 0.02, (DRAWS, n)), random.normal(0.88, 0.01, (DRAWS, n))
-    found = stats.ttest_ind(high, low, axis=1, equal_var=False)
-    share = ((found.pvalue < LEVEL) & (found.statistic > 0)).mean()
+    tests = stats.ttest_ind(high, low, axis=1, equal_var=False)
+    share = ((tests.pvalue < LEVEL) & (tests.statistic > 0)).mean()
     # Welch's degrees of freedom are estimated in the test and known in the formula
     assert abs(power.welch((0.9, 0.02), (0.88, 0.01))(n, LEVEL) - share) < (0.06 if n == 3 else 0.02)
 
@@ -326,8 +326,8 @@ def test_the_power_of_the_rank_correlation_is_the_share_of_simulated_nets_in_whi
     spread = {model: (mean, 1.0) for model, mean in enumerate(means)}
     random, draws = np.random.default_rng(0), 200
     drawn = [nets_of_types(random, 6, 0.0, means, means) for _ in range(draws)]
-    found = [evidence.rank_correlation_of_types(nets, "error", "barrier").p_value < LEVEL for nets in drawn]
-    assert within(power.rank_correlation(spread, spread)(6, LEVEL), np.mean(found), draws)
+    result = [evidence.rank_correlation_of_types(nets, "error", "barrier").p_value < LEVEL for nets in drawn]
+    assert within(power.rank_correlation(spread, spread)(6, LEVEL), np.mean(result), draws)
 
 
 def test_the_nets_needed_are_the_fewest_that_give_the_power():
@@ -357,53 +357,53 @@ def test_intervals_hold_the_true_effect_in_95_percent_of_cases():
     random, draws, n = np.random.default_rng(0), 400, 6
     welch = pairs = 0
     for _ in range(draws):
-        found = is_higher({"a": random.normal(1.0, 0.3, n), "b": random.normal(0.5, 0.1, n)}, "a", "b", 0.2)
-        welch += found.low < 0.5 < found.high
-        own, others = random.normal(0.04, 0.01, n), random.normal(0.05, 0.01, n)
-        nets = pd.DataFrame({"model": "cnn", "seed": range(n), "gcnn_barrier": own})
+        result = is_higher({"a": random.normal(1.0, 0.3, n), "b": random.normal(0.5, 0.1, n)}, "a", "b", 0.2)
+        welch += result.low < 0.5 < result.high
+        flips, others = random.normal(0.04, 0.01, n), random.normal(0.05, 0.01, n)
+        nets = pd.DataFrame({"model": "cnn", "seed": range(n), "gcnn_barrier": flips})
         merged = pd.DataFrame(cycle(n), columns=["seed_1", "seed_2"]).assign(model_1="cnn", model_2="cnn")
         merged["barrier"] = (others + np.roll(others, -1)) / 2
-        found = flipped_against_other(nets, merged, "cnn")
-        pairs += found.low < 0.01 < found.high
+        result = flipped_against_other(nets, merged, "cnn")
+        pairs += result.low < 0.01 < result.high
     assert within(welch / draws, 0.95, draws)
     assert within(pairs / draws, 0.95, draws)  # with all of a pair's barrier its nets': the worst case
 
 
 def test_a_claim_of_equal_nets_has_an_interval_of_nothing_and_needs_no_power():
-    found = tested.claims(run(4, spread=0.0), zero_filters([], []), NAMES).set_index("claim")
-    assert found["nets_needed"].isna().all()
+    frame = tested.claims(run(4, spread=0.0), zero_filters([], []), NAMES).set_index("claim")
+    assert frame["nets_needed"].isna().all()
 
 
 def test_a_table_says_the_power_of_every_tested_claim_and_how_many_nets_settle_an_open_one():
     filters = zero_filters([3, 4, 5, 4], [1, 6, 2, 3])
-    found = tested.claims(run(4, spread=8.0), filters, NAMES).set_index("claim")
-    by_t = found[found["test"] != "count"]
+    frame = tested.claims(run(4, spread=8.0), filters, NAMES).set_index("claim")
+    by_t = frame[frame["test"] != "count"]
     assert by_t[["low", "high"]].notna().all(axis=None)
     assert ((by_t["low"] <= by_t["effect"]) & (by_t["effect"] <= by_t["high"])).all()
     numbers = by_t.index.str.contains("matching|zero-filters")  # of which the paper has none
     assert by_t["power"].notna().tolist() == (~numbers).tolist()
     assert by_t["power"].dropna().between(0, 1).all()
-    still_open = found["verdict"] == OPEN
-    assert still_open.any() and found["nets_needed"].notna().tolist() == still_open.tolist()
-    assert (found.loc[still_open, "nets_needed"] > 4).all()
+    still_open = frame["verdict"] == OPEN
+    assert still_open.any() and frame["nets_needed"].notna().tolist() == still_open.tolist()
+    assert (frame.loc[still_open, "nets_needed"] > 4).all()
 
 
 def resnets(old=0.05, inv=0.02, pairs=0.2, n=4):
-    found = {"train": [], "flip_merge": [], "pair_merge": []}
+    records = {"train": [], "flip_merge": [], "pair_merge": []}
     for (model, barrier), seed in itertools.product({"old": old, "old_inv": inv}.items(), range(n)):
-        found["train"].append(train(model, seed, 0.9 + 0.001 * seed))
-        found["flip_merge"].append(flip(model, seed, barrier + 0.001 * (seed % 3)))
-        found["pair_merge"].append(pair(model, seed, model, (seed + 1) % n, pairs + 0.001 * (3 * seed % 4)))
-    return found
+        records["train"].append(train(model, seed, 0.9 + 0.001 * seed))
+        records["flip_merge"].append(flip(model, seed, barrier + 0.001 * (seed % 3)))
+        records["pair_merge"].append(pair(model, seed, model, (seed + 1) % n, pairs + 0.001 * (3 * seed % 4)))
+    return records
 
 
 def test_claims_about_resnets_are_tested_where_there_are_rows_of_table_5():
     rows = {"torchvision_old": "old", "torchvision_old_inv": "old_inv"}
     names = NAMES | {"old": "Old ResNet", "old_inv": "Old ResNet + inv-loss"}
     both = {kind: run(4)[kind] + several for kind, several in resnets().items()}
-    found = tested.claims(both, zero_filters([], []), names, rows).set_index("claim")
-    assert "torchvision_old_225" not in rows and len(found) == 13 + 3
-    about_resnets = found[found["source"].str.contains("Section 4.2")]
+    frame = tested.claims(both, zero_filters([], []), names, rows).set_index("claim")
+    assert "torchvision_old_225" not in rows and len(frame) == 13 + 3
+    about_resnets = frame[frame["source"].str.contains("Section 4.2")]
     assert set(about_resnets["verdict"]) == {HELD}, about_resnets["verdict"]
     claim = "Merging a Old ResNet with its flipped self has a lower barrier than merging two of them"
     assert about_resnets.loc[claim]["effect"] == pytest.approx(0.15, abs=0.002)
@@ -419,14 +419,14 @@ def test_claims_about_resnets_are_tested_where_there_are_rows_of_table_5():
 def test_the_simulation_tests_what_the_claims_test(n):
     *simulated, _ = simulate(np.random.default_rng(0), 2, n, "flip loss", 0.5)
     p, direction = p_values(*simulated)
-    one = [{m: x[1] for m, x in part.items()} if isinstance(part, dict) else part[1] for part in simulated]
-    found = tested.claims(*as_records(*one), NAMES)
-    found = found[found["p_value"].notna()]
-    assert len(found) == CLAIMS and found["p_value"].to_numpy() == pytest.approx(p[1])
-    margins = found["claim"].str.startswith("Late") * tested.lost_by_early_invariance_loss()
-    assert ((found["effect"] + margins).to_numpy() > 0).tolist() == (direction[1] > 0).tolist()
-    corrected = stats.false_discovery_control(found["p_value"], method="bh")
-    assert found["p_corrected"].to_numpy() == pytest.approx(corrected)
+    draw = [{m: x[1] for m, x in part.items()} if isinstance(part, dict) else part[1] for part in simulated]
+    frame = tested.claims(*as_records(*draw), NAMES)
+    frame = frame[frame["p_value"].notna()]
+    assert len(frame) == CLAIMS and frame["p_value"].to_numpy() == pytest.approx(p[1])
+    margins = frame["claim"].str.startswith("Late") * tested.lost_by_early_invariance_loss()
+    assert ((frame["effect"] + margins).to_numpy() > 0).tolist() == (direction[1] > 0).tolist()
+    corrected = stats.false_discovery_control(frame["p_value"], method="bh")
+    assert frame["p_corrected"].to_numpy() == pytest.approx(corrected)
 
 
 @pytest.mark.slow(seconds=1)

@@ -87,8 +87,8 @@ class Run:
     def events(self, event: str | None = None, job: str | None = None) -> list[dict]:
         file = self.folder / "faults" / "events.jsonl"
         lines = file.read_text().splitlines() if file.exists() else []
-        found = [json.loads(line) for line in lines]
-        return [e for e in found if event in (None, e["event"]) and job in (None, e["job"])]
+        records = [json.loads(line) for line in lines]
+        return [e for e in records if event in (None, e["event"]) and job in (None, e["job"])]
 
     def go(self, net: str) -> None:
         (self.folder / "faults" / f"{net}.go").touch()
@@ -99,8 +99,8 @@ class Run:
 
     def tables(self) -> dict[str, str]:
         results = self.folder / "results" / "tiny"
-        found = [*results.glob("tables/table*.csv"), *results.glob("figures/figure4.csv")]
-        return {path.name: path.read_text(encoding="utf-8") for path in found}
+        paths = [*results.glob("tables/table*.csv"), *results.glob("figures/figure4.csv")]
+        return {path.name: path.read_text(encoding="utf-8") for path in paths}
 
 
 @pytest.fixture(scope="module")
@@ -220,12 +220,12 @@ def start_soon(cluster: SlurmCluster, job: str, *changes: str) -> None:
 def options(call: str) -> dict[str, str]:
     """The options of an sbatch call that a site sees: `--mem 4000` and `--mem=4000` alike."""
     words = call.partition("--wrap")[0].split()
-    found = {}
+    collected = {}
     for word, following in zip(words, [*words[1:], "-"], strict=True):
         if word.startswith("-"):
             key, _, value = word.partition("=")
-            found[key] = value or ("" if following.startswith("-") else following)
-    return found
+            collected[key] = value or ("" if following.startswith("-") else following)
+    return collected
 
 
 @pytest.mark.parametrize("partition, minutes, options, problem", [
@@ -244,8 +244,8 @@ def test_the_checklist_names_what_slurm_can_not_run(
     for name in ("PATH", "SLURM_CONF"):
         monkeypatch.setenv(name, cluster.environment[name])
     options = f"{f'-p {partition}' if partition else ''} -t 120 {options}"
-    found = slurm_problems([Submission("train", partition, minutes, options)], "squeue")
-    assert len(found) == (problem is not None) and all(problem in line for line in found)
+    problems = slurm_problems([Submission("train", partition, minutes, options)], "squeue")
+    assert len(problems) == (problem is not None) and all(problem in line for line in problems)
 
 
 def test_the_cluster_gives_the_local_runs_weights_and_tables(runs):

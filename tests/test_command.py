@@ -92,18 +92,18 @@ def run(capsys, folder, *arguments, images="photos"):
 
 
 def report(capsys, folder, *arguments, net="my_nets.py:build", images="photos", scaled=SCALED):
-    given = "--partial-images", 8, "--batch-size", 10, *scaled, *arguments
-    return run(capsys, folder, "report", folder / net, *given, images=images)
+    typed = "--partial-images", 8, "--batch-size", 10, *scaled, *arguments
+    return run(capsys, folder, "report", folder / net, *typed, images=images)
 
 
 @pytest.fixture(scope="module")
 def labelled(folder, tmp_path_factory):
     """A report on a net with labels: its folder, exit code, output, and lines of the error stream."""
     out = tmp_path_factory.mktemp("report") / "report"
-    given = "--partial-images", 8, "--batch-size", 10, *SCALED, "--weights", folder / "0.safetensors"
-    given = *given, "--labels", "folder", "--images", folder / "photos", "--out", out
+    typed = "--partial-images", 8, "--batch-size", 10, *SCALED, "--weights", folder / "0.safetensors"
+    typed = *typed, "--labels", "folder", "--images", folder / "photos", "--out", out
     with redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()) as lines:
-        code = main(["report", f"{folder / 'my_nets.py'}:build", *map(str, given)])
+        code = main(["report", f"{folder / 'my_nets.py'}:build", *map(str, typed)])
     return out, code, printed.getvalue(), lines.getvalue().splitlines()
 
 
@@ -209,8 +209,8 @@ def test_merge_writes_the_merged_net(capsys, folder, tmp_path):
     code, printed, lines = run(capsys, folder, "merge", *nets, "--out", out, *SCALED)
     assert (code, lines) == (0, []) and "halfway, with REPAIR" in printed
     assert load_file(out).keys() == load_file(folder / "0.safetensors").keys()
-    given = *nets, "--out", out, *SCALED, "--json", "--which", "halfway"
-    code, printed, _ = run(capsys, folder, "merge", *given)
+    typed = *nets, "--out", out, *SCALED, "--json", "--which", "halfway"
+    code, printed, _ = run(capsys, folder, "merge", *typed)
     numbers = json.loads(printed)
     assert numbers["written"] == "halfway" and set(numbers["barrier"]) == {"halfway", "repaired"}
     first, second = (load_file(folder / f"{seed}.safetensors") for seed in range(2))
@@ -247,8 +247,8 @@ def test_three_nets_are_merged_to_one_beside_each_matched_to_the_first(capsys, f
 
 def test_a_net_merged_with_itself_is_itself(capsys, folder, tmp_path):
     out, weights = tmp_path / "merged.safetensors", folder / "0.safetensors"
-    given = folder / "my_nets.py:build", weights, weights, "--out", out, "--which", "halfway"
-    assert run(capsys, folder, "merge", *given, *SCALED)[0] == 0
+    typed = folder / "my_nets.py:build", weights, weights, "--out", out, "--which", "halfway"
+    assert run(capsys, folder, "merge", *typed, *SCALED)[0] == 0
     assert all(torch.allclose(tensor, load_file(weights)[key]) for key, tensor in load_file(out).items())
 
 
@@ -294,8 +294,8 @@ def bright(tmp_path, capsys, monkeypatch):
     class_folders("images", "abc")
 
     def report(*arguments, net="bright.py:net"):
-        given = net, "--mean", 0, "--std", 1, "--partial-images", 0, "--json", *arguments
-        code = main(["report", *map(str, given)])
+        typed = net, "--mean", 0, "--std", 1, "--partial-images", 0, "--json", *arguments
+        code = main(["report", *map(str, typed)])
         printed = capsys.readouterr()
         return code, json.loads(printed.out) if code == 0 else printed.out, printed.err.splitlines()
 
@@ -343,12 +343,13 @@ def test_links_are_followed_and_hidden_files_left_out(bright):
     Path("links/a").symlink_to("../aside")
     Path("links/b/again").symlink_to("..")  # a circle
     Path("links/.cache").mkdir()
-    for name in (".cache/x.png", "c/._3.png"):
+    Path("links/__MACOSX").mkdir()
+    for name in (".cache/x.png", "c/._3.png", "__MACOSX/1.png"):
         Image.fromarray(pixels_of(0)).save(Path("links", name))
     for name in ("a/notes.txt", "b/photo.heic", "c/photo.HEIC"):
         Path("links", name).write_text("")
     _, numbers, lines = bright("--images", "links", "--labels", "folder")
-    assert (numbers["links"], numbers["accuracy"], numbers["classes"]) == (12, 1, ["a", "b", "c"])
+    assert (numbers["images"], numbers["accuracy"], numbers["classes"]) == (12, 1, ["a", "b", "c"])
     assert lines == ["relusym: images: 3 files that are none were passed over: 2 .heic, 1 .txt"]
     assert list(numbers["by_class"]["net"]) == [1, 1, 1]
 
@@ -383,6 +384,21 @@ def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
     assert bright("--weights", "beside.pt:", *on)[1]["accuracy"] == 1
     torch.save({"model": good, "ema": good}, "same.pt")
     assert bright("--weights", "same.pt", *on)[1]["accuracy"] == 1
+
+
+NAMES = "images labels|x y|X y|data targets|image label|arr_0 arr_1|x_test y_test|test_images test_labels"
+
+
+@pytest.mark.parametrize("names", NAMES.split("|"))
+def test_arrays_have_the_names_that_data_sets_give_them(tmp_path, names):
+    images, labels = names.split()
+    pixels, numbers = np.stack([pixels_of(c) for c in range(3)]), np.arange(3)
+    others = {"x_train": pixels[:0], "train_images": pixels[:0]}
+    np.savez(tmp_path / "a.npz", **{images: pixels, labels: numbers[:, None]}, **others)
+    torch.save((torch.tensor(pixels), torch.tensor(numbers)), tmp_path / "a.pt")
+    for name in ("a.npz", "a.pt"):
+        pictures = image_files.read(str(tmp_path / name))
+        assert [pixels_of(c).tolist() for c in pictures.labels] == pictures.pixels.tolist()
 
 
 @pytest.mark.parametrize("labels, line", [
@@ -446,8 +462,8 @@ def test_what_is_read_is_never_written_over(bright, capsys):
     refusal(*bright(*on, "--weights", "out/halfway.safetensors", "--out", "out"), "also read")
     assert Path("out/halfway.safetensors").read_bytes() == before
     Path("link.safetensors").symlink_to("out/halfway.safetensors")
-    given = "merge bright.py:net out/halfway.safetensors random --images images --mean 0 --std 1 --out link.safetensors"
-    assert main(given.split()) == 1 and Path("out/halfway.safetensors").read_bytes() == before
+    typed = "merge bright.py:net out/halfway.safetensors random --images images --mean 0 --std 1 --out link.safetensors"
+    assert main(typed.split()) == 1 and Path("out/halfway.safetensors").read_bytes() == before
     capsys.readouterr()
     refusal(*bright(*on, "--labels", "folder", "--out", "images/report"), "among the class folders")
 
@@ -520,8 +536,8 @@ class Loud(nn.Module):
 subprocess.run(["echo", "of a child"])
 """
     Path("loud.py").write_text(BRIGHT + loud)
-    given = "--mean 0 --std 1 --partial-images 0 --json --images images"
-    code = main(f"report loud.py:Loud {given}".split())
+    typed = "--mean 0 --std 1 --partial-images 0 --json --images images"
+    code = main(f"report loud.py:Loud {typed}".split())
     printed = capfd.readouterr()
     assert code == 0 and json.loads(printed.out)["name"] == "Loud" and len(printed.out.splitlines()) == 1
     assert all(word in printed.err for word in ("imported", "forward", "written", "of a child"))
@@ -534,8 +550,8 @@ def test_names_are_shown_as_they_are_and_in_any_terminal(bright, monkeypatch):
     Path("b[red].py").write_text(BRIGHT + bracketed)
     terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
     monkeypatch.setattr("sys.stdout", terminal)
-    given = "--mean 0 --std 1 --partial-images 3 --images images --labels folder --out out[/red]"
-    assert main(f"report b[red].py:Net {given}".split()) == 0
+    typed = "--mean 0 --std 1 --partial-images 3 --images images --labels folder --out out[/red]"
+    assert main(f"report b[red].py:Net {typed}".split()) == 0
     terminal.flush()
     shown = terminal.buffer.getvalue().decode("ascii")
     assert "net.[red] $x$" in shown and "out[/red]/report.html" in shown
@@ -552,9 +568,9 @@ def test_all_that_can_be_known_is_told_before_images_are_read(bright, monkeypatc
     refusal(*bright(*on, "--metric", "bright.py:f1"), "no 'f1'")
     refusal(*bright(*on, "--weights", "none.pt"), "there is no file")
     refusal(*bright(*on, net="bright.py:nut"), "no 'nut'")
-    for given in (("--seed", "9223372036854775808"), ("--matching", "telepathy"), ("--curve", "1")):
+    for typed in (("--seed", "9223372036854775808"), ("--matching", "telepathy"), ("--curve", "1")):
         with pytest.raises(SystemExit):
-            bright(*on, *given)
+            bright(*on, *typed)
 
 
 def test_a_class_folders_number_that_isnt_the_nets_is_warned_of(bright):
@@ -567,8 +583,8 @@ def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsy
     layers = "nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)"
     Path("plain.py").write_text(f"from torch import nn\ndef net():\n    return nn.Sequential({layers})\n")
     on = "--images images --labels folder --mean 0 --std 1 --json"
-    given = f"merge plain.py:net random random {on} --out m.safetensors --permuted p.safetensors --curve 3"
-    assert main(given.split()) == 0
+    typed = f"merge plain.py:net random random {on} --out m.safetensors --permuted p.safetensors --curve 3"
+    assert main(typed.split()) == 0
     numbers = json.loads(capsys.readouterr().out)
     assert numbers["scores"]["loss"]["net_1"] != numbers["scores"]["loss"]["net_2"]
     assert set(numbers["baselines"]) == {"ensemble", "flips"} and len(numbers["curve"]["plain"]["loss"]) == 3
@@ -590,8 +606,8 @@ def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsy
 def test_nets_are_merged_without_images_by_their_weights(folder, capsys, tmp_path):
     net, out = f"{folder / 'my_nets.py'}:build", str(tmp_path / "m.safetensors")
     weights = [str(folder / f"{seed}.safetensors") for seed in range(2)]
-    given = ["merge", net, *weights, "--out", out]
-    assert main([*given, "--matching", "weight", "--size", "16", "--json"]) == 0
+    typed = ["merge", net, *weights, "--out", out]
+    assert main([*typed, "--matching", "weight", "--size", "16", "--json"]) == 0
     numbers = json.loads(capsys.readouterr().out)
     first, second, merged = map(load_file, (*weights, out))
     order = torch.tensor(numbers["permutations"]["0"])
@@ -599,7 +615,7 @@ def test_nets_are_merged_without_images_by_their_weights(folder, capsys, tmp_pat
     assert checkpoint.load(out)[1]["matching"] == "weight"
     for more, line in (([], "--images: needed"), (["--matching", "weight"], "--size: without images"),
                        (["--matching", "weight", "--size", "16", "--which", "repaired"], "to correct")):  # fmt: skip
-        assert main([*given, *more]) == 1 and line in capsys.readouterr().err
+        assert main([*typed, *more]) == 1 and line in capsys.readouterr().err
 
 
 def test_the_lie_derivative_stands_beside_the_barrier_if_it_is_asked_for(folder, capsys, tmp_path):
@@ -620,8 +636,8 @@ def test_the_lie_derivative_stands_beside_the_barrier_if_it_is_asked_for(folder,
 
 def test_several_nets_are_reported_side_by_side(folder, capsys, tmp_path):
     weights = [folder / "0.safetensors", folder / "1.pth", folder / "0.pth"]
-    given = "--labels", "folder", "--out", tmp_path, "--json", "--weights", *weights
-    code, printed, _ = report(capsys, folder, *given)
+    typed = "--labels", "folder", "--out", tmp_path, "--json", "--weights", *weights
+    code, printed, _ = report(capsys, folder, *typed)
     numbers = json.loads(printed)
     names = ["0-0", "1", "0-2"]
     assert code == 0 and numbers["nets"] == names
@@ -720,10 +736,10 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_users_error_is_one_line_and_exit_code_1(capsys, folder, tmp_path, case):
     broken(folder)
-    (net, *given), options, line = REFUSED[case]
-    out = () if "--out" in given else ("--out", tmp_path / "out")
-    given = [text.format(folder) if isinstance(text, str) else text for text in given]
-    code, printed, lines = report(capsys, folder, *given, *out, net=net, **options)
+    (net, *typed), options, line = REFUSED[case]
+    out = () if "--out" in typed else ("--out", tmp_path / "out")
+    typed = [text.format(folder) if isinstance(text, str) else text for text in typed]
+    code, printed, lines = report(capsys, folder, *typed, *out, net=net, **options)
     assert (code, printed, len(lines)) == (1, "", 1) and lines[0].startswith("relusym: "), lines
     assert line in lines[0] and not (tmp_path / "out").exists()
 
@@ -740,9 +756,9 @@ def test_misuse_ends_with_2(capsys, typed):
 
 
 def test_help_is_enough_to_begin(capsys):
-    for given in (("--help",), ("report", "--help"), ("merge", "--help"), ("exact", "--help")):
+    for typed in (("--help",), ("report", "--help"), ("merge", "--help"), ("exact", "--help")):
         with pytest.raises(SystemExit) as ended:
-            main(given)
+            main(typed)
         assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert "file.py:callable" in printed and "--labels" in printed and "--fine-tune" in printed

@@ -38,23 +38,23 @@ def cell(**changes):
 
 @pytest.mark.parametrize("number", [2, 4])
 def test_every_cell_of_the_table_is_compared(number):
-    found = compare(as_the_paper(number), number)
+    frame = compare(as_the_paper(number), number)
     cells = paper_values.table(number).filter(regex="_mean$")
-    assert len(found) == cells.size and sorted(found["value_mean"]) == sorted(cells.to_numpy().ravel())
-    assert (found["difference"] == 0).all() and set(found["verdict"]) == {"within 2σ"}
-    assert found["p_value"].to_numpy() == pytest.approx(1)
+    assert len(frame) == cells.size and sorted(frame["value_mean"]) == sorted(cells.to_numpy().ravel())
+    assert (frame["difference"] == 0).all() and set(frame["verdict"]) == {"within 2σ"}
+    assert frame["p_value"].to_numpy() == pytest.approx(1)
 
 
 def test_differences_are_in_the_papers_stds_and_in_welchs_standard_errors():
-    (found,) = compare(cell(), 2).itertuples()
-    assert found.difference == pytest.approx(0.1) and found.in_paper_stds == pytest.approx(2)
-    assert found.in_standard_errors == pytest.approx(0.1 / math.sqrt(0.02**2 / 5 + 0.05**2 / PAPER_NETS))
+    (row,) = compare(cell(), 2).itertuples()
+    assert row.difference == pytest.approx(0.1) and row.in_paper_stds == pytest.approx(2)
+    assert row.in_standard_errors == pytest.approx(0.1 / math.sqrt(0.02**2 / 5 + 0.05**2 / PAPER_NETS))
     ours, papers = (  # two samples with these means and standard deviations
         mean + std * stats.zscore(np.arange(n), ddof=1)
         for mean, std, n in ((0.9, 0.02, 5), (0.8, 0.05, PAPER_NETS))
     )
     welch = stats.ttest_ind(ours, papers, equal_var=False)
-    assert (found.in_standard_errors, found.p_value) == pytest.approx((welch.statistic, welch.pvalue))
+    assert (row.in_standard_errors, row.p_value) == pytest.approx((welch.statistic, welch.pvalue))
 
 
 VERDICTS = {0.8999: "within 2σ", 0.7001: "within 2σ", 0.9001: "higher", 0.6999: "lower"}
@@ -62,42 +62,42 @@ VERDICTS = {0.8999: "within 2σ", 0.7001: "within 2σ", 0.9001: "higher", 0.6999
 
 @pytest.mark.parametrize(("mean", "verdict"), VERDICTS.items())
 def test_the_verdict_is_two_standard_deviations_of_the_paper(mean, verdict):
-    (found,) = compare(cell(accuracy_mean=mean), 2).itertuples()
-    assert (found.verdict, found.reason) == (verdict, "")
+    (row,) = compare(cell(accuracy_mean=mean), 2).itertuples()
+    assert (row.verdict, row.reason) == (verdict, "")
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(9225610, "equal"), (9.24e6, "higher"), (4612810, "lower")])
 def test_without_a_std_of_the_paper_three_digits_decide(value, verdict):
     frame = pd.DataFrame({"model": ["cnn"], "parameters": [value], "n": [5], "paper_parameters": [9.23e6]})
-    (found,) = compare(frame, 1).itertuples()
-    assert found.verdict == verdict
-    assert math.isnan(found.in_paper_stds) and math.isnan(found.in_standard_errors)
+    (row,) = compare(frame, 1).itertuples()
+    assert row.verdict == verdict
+    assert math.isnan(row.in_paper_stds) and math.isnan(row.in_standard_errors)
 
 
 def test_one_net_has_no_standard_error_and_no_net_no_verdict():
-    (one,) = compare(cell(accuracy_std=math.nan, n=1), 2).itertuples()
-    assert (one.verdict, one.in_paper_stds) == ("within 2σ", pytest.approx(2))
-    assert math.isnan(one.in_standard_errors) and math.isnan(one.p_value)
+    (single,) = compare(cell(accuracy_std=math.nan, n=1), 2).itertuples()
+    assert (single.verdict, single.in_paper_stds) == ("within 2σ", pytest.approx(2))
+    assert math.isnan(single.in_standard_errors) and math.isnan(single.p_value)
     (none,) = compare(cell(accuracy_mean=math.nan, accuracy_std=math.nan, n=0), 2).itertuples()
     assert (none.verdict, none.reason) == ("not comparable", "no net of ours")
 
 
 def test_nothing_made_otherwise_is_called_comparable():
     rows = [(model,) for model in paper_values.table(2)["model"]]
-    found = compare(as_the_paper(2), 2, {row: ["data", "network.width"] for row in rows})
-    assert set(found["verdict"]) == {"not comparable"} and found["in_paper_stds"].notna().all()
-    assert set(found["reason"]) == {"other data, network.width"}
+    frame = compare(as_the_paper(2), 2, {row: ["data", "network.width"] for row in rows})
+    assert set(frame["verdict"]) == {"not comparable"} and frame["in_paper_stds"].notna().all()
+    assert set(frame["reason"]) == {"other data, network.width"}
 
 
 def test_a_table_of_single_nets_without_stds_is_compared_as_well():
     unlike = ["trained_by_authors", "self_supervised", "image_size", "in_table3"]
     paper = paper_values.table(3).drop(columns=unlike)
     frame = paper.merge(paper.rename(columns=lambda c: c if c == "method" else f"paper_{c}"), on="method")
-    found = compare(frame.assign(name="a name"), 3)
-    assert len(found) == 7 * 7 and set(found["row"]) == {"a name"}
+    cells = compare(frame.assign(name="a name"), 3)
+    assert len(cells) == 7 * 7 and set(cells["row"]) == {"a name"}
     assert set(compare(frame, 3)["row"]) == set(paper["method"])
     assert len(compare(frame[:0], 3)) == 0  # no net of which is at hand
-    assert set(found["verdict"]) == {"equal"}
+    assert set(cells["verdict"]) == {"equal"}
 
 
 SETTINGS = {scale: settings_of(scale=scale) for scale in ("demo", "laptop", "paper")}
@@ -106,17 +106,21 @@ OF_SCALE = {scale: select(settings, "comparison") for scale, settings in SETTING
 
 def made(kind, *models, source="CIFAR10", digest=cifar10.DIGEST, scale="paper", **changes):
     """A record of nets made by the scale's settings but for `changes`, by their path in a training or in a merge."""
-    given = deepcopy(getattr(SETTINGS[scale], kind)(*models))
+    settings = deepcopy(getattr(SETTINGS[scale], kind)(*models))
     for path, value in changes.items():
         *parents, last = path.split("__")
-        at = given["trained"][0] if "trained" in given and parents[:1] != ["merging"] and parents else given
+        at = (
+            settings["trained"][0]
+            if "trained" in settings and parents[:1] != ["merging"] and parents
+            else settings
+        )
         for name in parents:
             at = at[name]
         at[last] = value
     names = ("model",) if kind != "pair_merge" else ("model_1", "model_2")
     nets = dict(zip(names, models, strict=True))
     seeds = {name.replace("model", "seed"): seed for seed, name in enumerate(names)}
-    return {"kind": kind, **nets, **seeds, "inputs": {"source": source, "data": digest}, "settings": given}
+    return {"kind": kind, **nets, **seeds, "inputs": {"source": source, "data": digest}, "settings": settings}
 
 
 OTHERWISE = {"epochs": 10, "batch_size": 100, "learning_rate": 0.1, "weight_decay": 2e-3, "momentum": 0.8}
@@ -209,43 +213,43 @@ def test_the_comparison_is_made_from_the_records_of_each_table():
         "flip_merge": [flip("cnn", 0, 0.1), flip("old", 0, 0.3, scores=scores)],
         "pair_merge": [pair("cnn", 0, "gcnn", 0, 0.2)],
     }
-    found, _ = compared("paper", inputs)
-    assert found.groupby("table").size().to_dict() == {1: 7, 2: 21, 4: 6, 5: 7}
-    cells = found.set_index(["table", "row", "quantity"])["value_mean"]
+    frame, _ = compared("paper", inputs)
+    assert frame.groupby("table").size().to_dict() == {1: 7, 2: 21, 4: 6, 5: 7}
+    cells = frame.set_index(["table", "row", "quantity"])["value_mean"]
     assert cells[2, "CNN", "Accuracy"] == 0.91 and cells[2, "CNN", "GCNN Barrier"] == 0.1
     assert cells[4, "CNN with GCNN", "Barrier"] == 0.2
     assert cells[5, "Old", "Accuracy"] == 0.8 and cells[1, "CNN", "Parameters"] == 577000
-    reasons = found.set_index(["table", "row", "quantity"])["reason"]
+    reasons = frame.set_index(["table", "row", "quantity"])["reason"]
     assert reasons[5, "Old", "Accuracy"].startswith("other data")
     assert "no net" in reasons[2, "GCNN", "Accuracy"]
     assert reasons[1, "CNN", "Parameters"] == "other network.width"
 
 
 def test_a_row_is_comparable_if_its_own_nets_are_whatever_others_are():
-    found = compare(as_the_paper(2), 2, {("cnn",): ["network.width"]})
-    verdicts = found.groupby("row")["verdict"].unique().map(list).to_dict()
+    frame = compare(as_the_paper(2), 2, {("cnn",): ["network.width"]})
+    verdicts = frame.groupby("row")["verdict"].unique().map(list).to_dict()
     assert verdicts.pop("cnn") == ["not comparable"]
     assert set(map(tuple, verdicts.values())) == {("within 2σ",)}
 
 
 def run_of(barriers, pairs):
     """Records of nets by their barriers, and of the pairs of neighbours."""
-    found = {"train": [], "flip_merge": [], "pair_merge": []}
+    records = {"train": [], "flip_merge": [], "pair_merge": []}
     for model, values in barriers.items():
-        found["train"] += [train(model, seed) for seed in range(len(values))]
-        found["flip_merge"] += [flip(model, seed, value, error=value) for seed, value in enumerate(values)]
+        records["train"] += [train(model, seed) for seed in range(len(values))]
+        records["flip_merge"] += [flip(model, seed, value, error=value) for seed, value in enumerate(values)]
     for model, values in pairs.items():
         neighbours = [(seed, (seed + 1) % len(values)) for seed in range(len(values))]
         for (a, b), value in zip(neighbours, values, strict=True):
-            found["pair_merge"].append(pair(model, a, model, b, value))
-    return found
+            records["pair_merge"].append(pair(model, a, model, b, value))
+    return records
 
 
 def test_at_another_scale_directions_and_ratios_are_compared_and_one_line_says_so():
     barriers = {"cnn": [0.1, 0.11, 0.12], "cnn_inv": [0.05, 0.06, 0.04], "cnn_late_inv": [0.2, 0.21, 0.19]}
     barriers["gcnn"] = [-0.001, 0.0, 0.0]
-    found, notes = compared("laptop", run_of(barriers, {"cnn": [0.2, 0.22, 0.24], "gcnn": [0.1, 0.11, 0.12]}))
-    rows = found.set_index(["row", "quantity"])
+    frame, notes = compared("laptop", run_of(barriers, {"cnn": [0.2, 0.22, 0.24], "gcnn": [0.1, 0.11, 0.12]}))
+    rows = frame.set_index(["row", "quantity"])
     flip_to_pair = rows.xs("GCNN Barrier / Barrier of two", level=1)
     assert flip_to_pair.loc["CNN", "value_mean"] == pytest.approx(0.5)
     paper = PAPER_2.loc["cnn", "gcnn_barrier_mean"] / PAPER_4.loc[("cnn", "cnn"), "barrier_mean"]
@@ -255,7 +259,7 @@ def test_at_another_scale_directions_and_ratios_are_compared_and_one_line_says_s
     assert loss.loc["CNN + inv-loss / CNN", "value_mean"] == pytest.approx(5 / 11)
     assert loss.loc["CNN + inv-loss / CNN", "verdict"] == "same direction"
     assert loss.loc["CNN + late inv-loss / CNN", "verdict"] == "opposite direction"
-    assert len(found) == 2 + 2 * 2 and "not comparable" not in set(found["verdict"])
+    assert len(frame) == 2 + 2 * 2 and "not comparable" not in set(frame["verdict"])
     lines = [note for note in notes if "otherwise than the paper's" in note]
     assert len(lines) == 1 and "network.width" in lines[0] and "training.epochs" in lines[0]
 
@@ -265,8 +269,8 @@ def test_what_has_the_papers_settings_stays_comparable_at_another_scale():
     for record in inputs["train"] + inputs["flip_merge"]:
         like = made(record["kind"], "cnn")
         record |= {"settings": like["settings"], "inputs": record["inputs"] | like["inputs"]}
-    found, notes = compared("mine", inputs)
-    assert set(found["table"]) == {1, 2} and len(found) == 1 + 3
+    frame, notes = compared("mine", inputs)
+    assert set(frame["table"]) == {1, 2} and len(frame) == 1 + 3
     assert not [note for note in notes if "otherwise than the paper's" in note]
 
 
@@ -275,8 +279,8 @@ def test_what_has_the_papers_settings_stays_comparable_at_another_scale():
     ([0.1, 0.2, 0.3], [-0.2, -0.3, 0.1], "isn't above zero"),
 ])  # fmt: skip
 def test_a_direction_that_the_nets_dont_settle_is_open(values, pair, reason):
-    found, _ = compared("demo", run_of({"cnn": values}, {"cnn": pair}))
-    (row,) = found.itertuples()
+    frame, _ = compared("demo", run_of({"cnn": values}, {"cnn": pair}))
+    (row,) = frame.itertuples()
     assert row.verdict == "open" and reason in row.reason
 
 

@@ -1,3 +1,6 @@
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
 import yaml
 from conftest import ROOT, scale_of, settings_of, write_scale
@@ -5,7 +8,7 @@ from hypothesis import given
 from hypothesis import settings as how
 from hypothesis import strategies as st
 
-from relusym.config.reading import check_file
+from relusym.config.reading import check_file, read_file
 from relusym.config.sections import SHARED, Run, Scale
 from relusym.config.settings import Settings
 from relusym.errors import UserError
@@ -91,6 +94,9 @@ SEEDS |= st.from_regex(r"[0-9,\-_ ]{0,12}", fullmatch=True)
 KEYS = {
     "pairs": st.lists(st.lists(MODELS, max_size=3), max_size=4) | ANYTHING,
     "seeds": SEEDS | ANYTHING,
+    "jobs_per_gpu": st.integers(-2, 2**70) | ANYTHING,
+    "matchings": st.lists(st.sampled_from(["weight", "identity", "weigth"]) | ANYTHING, max_size=3)
+    | ANYTHING,
     "threads": st.integers(-2, 5) | st.sampled_from(["2", "2.0", "two", "1e3", "nan"]) | ANYTHING,
     "device": st.from_regex(r"(cpu|cuda|auto|gpu)?(:[0-9]*)?\n?", fullmatch=True) | ANYTHING,
     "models": st.dictionaries(MODELS | st.text(max_size=80), ANYTHING, max_size=2),
@@ -114,7 +120,7 @@ def taken_or_refused(run):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_any_value_of_a_key_is_taken_or_refused_in_a_line_that_begins_with_the_key(key):
-    @how(max_examples=150, deadline=None, derandomize=True)
+    @how(max_examples=150, derandomize=True)
     @given(KEYS[key])
     def check(value):
         try:
@@ -129,7 +135,7 @@ def test_any_value_of_a_key_is_taken_or_refused_in_a_line_that_begins_with_the_k
     check()
 
 
-@how(max_examples=400, deadline=None, derandomize=True)
+@how(max_examples=400, derandomize=True)
 @given(
     st.sampled_from([*Run.model_fields, *Scale.model_fields]),
     st.sampled_from(
@@ -139,3 +145,48 @@ def test_any_value_of_a_key_is_taken_or_refused_in_a_line_that_begins_with_the_k
 )
 def test_anything_anywhere_is_taken_or_refused_in_one_line(section, key, value):
     taken_or_refused({section: value if key is None else {key: value}})
+
+
+TOKENS = [
+    "!!int x",
+    "2023-02-30",
+    "&a ",
+    "*a",
+    "? ",
+    ": ",
+    "\t",
+    "[",
+    "{",
+    "<<: ",
+    "=",
+    "%",
+    "---",
+    "!x ",
+    "'",
+    "- ",
+]
+TOKENS += ["!!binary é", "!!timestamp x", "\n ", "\u2028", ".inf"]
+
+
+@how(max_examples=300, derandomize=True)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 10**4), st.sampled_from(TOKENS).map(str.encode) | st.binary(min_size=1, max_size=3)
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_whatever_bytes_stand_in_a_config_file_it_is_read_or_refused_in_one_line(edits):
+    text = (ROOT / "config.yaml").read_bytes()
+    for place, what in edits:
+        place %= len(text)
+        text = text[:place] + what + text[place:]
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "config.yaml")
+        path.write_bytes(text)
+        try:
+            read_file(path)
+        except UserError as error:
+            assert "\n" not in str(error)

@@ -60,7 +60,12 @@ def endless():
 
 
 VALUES = [  # where, key, value, and a pattern of what is allowed
-    ("run", "scale", "papr", r"one of demo, laptop, laptop_original, paper, regime \(is it paper\?\)$"),
+    (
+        "run",
+        "scale",
+        "papr",
+        r"one of demo, identifiability, laptop, laptop_original, paper, regime \(is it paper\?\)$",
+    ),
     ("run", "scale", None, "text$"),
     ("run", "device", "gpu", "auto, cpu, cuda, or one GPU, such as cuda:1$"),
     ("run", "device", "cpu\n", "auto, cpu"),
@@ -207,7 +212,7 @@ LINES = [  # where, changes, and how the line begins: with the key of the first,
         "demo",
         {"models.old.network": {"widht": 1}},
         "models.old.network: unknown key 'widht', is it 'width'?; allowed are width, "
-        "initialization, group_convs, block, layers, blocks, shortcut",
+        "initialization, activation, pooling, group_convs, block, layers, blocks, shortcut",
     ),
     (
         "demo",

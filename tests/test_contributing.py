@@ -98,9 +98,11 @@ def pins(lines):
     requirements = [Requirement(text) for line in lines if (text := line.partition("#")[0].strip())]
     pinned = {canonicalize_name(r.name): [(s.operator, s.version) for s in r.specifier] for r in requirements}
     assert len(pinned) == len(requirements), "a package is listed twice"
-    loose = {name for name, given in pinned.items() if [operator for operator, _ in given] != ["=="]}
+    loose = {
+        name for name, specifiers in pinned.items() if [operator for operator, _ in specifiers] != ["=="]
+    }
     assert not loose, f"not pinned to one version: {loose}"
-    return {name: given[0][1] for name, given in pinned.items()}
+    return {name: specifiers[0][1] for name, specifiers in pinned.items()}
 
 
 LOCK = pins((ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines())

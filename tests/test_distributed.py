@@ -103,10 +103,10 @@ def test_when_the_launcher_is_warned_or_dies_all_processes_stop_at_one_step_and_
     job, alone, number
 ):
     folder, state = Path(job["folder"]), Path(job["state"])
+    (folder / "wait").touch()  # in the second epoch, for the end
     launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, json.dumps(job)], stderr=subprocess.PIPE, text=True
     )
-    (folder / "wait").touch()  # in the second epoch, for the end
     while not (folder / "is waiting").exists():
         assert launcher.poll() is None
         time.sleep(0.01)

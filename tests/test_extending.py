@@ -23,8 +23,7 @@ from relusym.nets import ARCHITECTURES
 from relusym.records.fields import nets_of
 from relusym.records.files import load_record, write_record
 from relusym.records.results import Results
-from relusym.registry import Entry
-from relusym.schema import Count, Section
+from relusym.schema import Count, Entry, Section
 from relusym.training.objectives import Supervised
 from relusym.training.recipe import OBJECTIVES
 
@@ -37,14 +36,13 @@ def run_with(clone: Clone, *targets: str, models, pairs=(), scale=None, **config
     sections = SHARED | {"data": IMAGES, "models": models, "pairs": [list(pair) for pair in pairs]}
     write_scale(clone.folder, "tiny", sections | (scale or {}))
     clone.configure(**config)
-    run = clone.snakemake(*targets)
-    assert run.returncode == 0, run.stdout
+    clone.makes(*targets)
     return clone
 
 
 def records(clone: Clone, kind: str) -> dict:
-    found = map(load_record, (clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json"))
-    by_nets = {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in found}
+    loaded = map(load_record, (clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json"))
+    by_nets = {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in loaded}
     return dict(sorted(by_nets.items()))
 
 
@@ -187,10 +185,10 @@ def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_
     assert trained["bn_colours-0"]["inputs"]["source"] == "20 colours"
     heads = CLASSES - 10  # logits more than of generated images, each with a weight a channel and a bias
     assert trained["bn_colours-0"]["parameters"] == trained["bn-0"]["parameters"] + heads * (32 + 1)
-    found = table(made, "table2").set_index("model")
-    assert found["n"].to_dict() == {"bn": 1, "bn_colours": 1}
-    for model in found.index:
-        assert found.loc[model, "accuracy_mean"] == trained[f"{model}-0"]["accuracy"] > 2 / CLASSES
+    frame = table(made, "table2").set_index("model")
+    assert frame["n"].to_dict() == {"bn": 1, "bn_colours": 1}
+    for model in frame.index:
+        assert frame.loc[model, "accuracy_mean"] == trained[f"{model}-0"]["accuracy"] > 2 / CLASSES
     assert "Scale tiny, On colours: colours data, all training images" in notes(made, "table2")
     assert {"Data: 20 colours", "Data: generated chiral shapes, seed 0"} <= {*notes(made, "table2")}
     shutil.copytree(first, second)
@@ -202,8 +200,7 @@ def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_
     assert [job.split()[0] for job in jobs] == ["flip_merge", "prepare_data", "table2"]
     prepared = f"data/{jobs[1].split()[1]}.safetensors"
     assert not (made.folder / prepared).exists() and made.snakemake(prepared).returncode == 0
-    run = made.snakemake("table2")
-    assert run.returncode != 0 and "were made from other images (20 colours)" in run.stdout
+    assert "were made from other images (20 colours)" in made.fails("table2")
 
 
 @pytest.mark.parametrize("change, start", [
@@ -234,11 +231,11 @@ def test_vertical_flips_and_quarter_turns_are_symmetries_of_a_training_and_of_it
     }  # fmt: skip
     made = run_with(tiny(), "table2", models=models, scale=scale)
     trained, flips = records(made, "train"), records(made, "flip_merge")
-    for model, given in models.items():
+    for model, wanted in models.items():
         merged = flips[f"{model}-0"]
         assert merged["status"] == "ok" and trained[f"{model}-0"]["accuracy"] > 0.15
         settings = trained[f"{model}-0"]["settings"], merged["settings"]
-        assert [of["symmetry"] for of in settings] == [given["symmetry"]] * 2
+        assert [of["symmetry"] for of in settings] == [wanted["symmetry"]] * 2
         assert merged["checks"]["flipped_net_on_flipped_images"] < 1e-4
         assert merged["checks"]["flipped_to_identity"] == 0
     for model in ("flipped", "turned"):
@@ -254,8 +251,8 @@ def test_vertical_flips_and_quarter_turns_are_symmetries_of_a_training_and_of_it
 def matched_by_identity(clone: Clone, kind: str, before: dict) -> dict:
     """The merges that weren't there before, by their nets."""
     paths = {*(clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json")} - {*before}
-    found = [load_record(path) for path in sorted(paths)]
-    return {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in found}
+    records = [load_record(path) for path in sorted(paths)]
+    return {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in records}
 
 
 def test_another_matching_has_its_own_records_and_table_and_nothing_else_is_made_again(families, tmp_path):
@@ -265,8 +262,7 @@ def test_another_matching_has_its_own_records_and_table_and_nothing_else_is_made
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
     jobs = ["flip_merge bn 0", "flip_merge bn 1", "pair_merge bn 0 bn 1"]
     assert made.planned("matchings") == sorted([*jobs, "matchings"])
-    run = made.snakemake("matchings")
-    assert run.returncode == 0, run.stdout
+    made.makes("matchings")
     assert {path: path.read_bytes() for path in before} == before
     for kind, names in (("flip_merge", ["bn-0", "bn-1"]), ("pair_merge", ["bn-0--bn-1"])):
         merges = matched_by_identity(made, kind, before)
@@ -278,8 +274,8 @@ def test_another_matching_has_its_own_records_and_table_and_nothing_else_is_made
     assert shown.index.tolist() == [(w, m) for w in ("", "bn") for m in ("activation", "identity")]
     assert shown["n"].tolist() == [2, 2, 1, 1]
     merges = matched_by_identity(made, "flip_merge", before).values()
-    own = [merged["barrier"]["repaired"] for merged in merges]
-    assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(own))
+    flips = [merged["barrier"]["repaired"] for merged in merges]
+    assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(flips))
 
 
 MINE = '''
@@ -303,13 +299,12 @@ def test_a_table_is_a_module_and_a_caption(committed):
     library = committed.folder / "workflow_scripts"
     (library / "relusym/findings/tables/mine.py").write_text(MINE, encoding="utf-8")
     (committed.folder / "report/mine.rst").write_text("Each net.\n", encoding="utf-8")
-    run = committed.snakemake("mine", "provenance", by=("env", f"PYTHONPATH={library}"))
-    assert run.returncode == 0, run.stdout
+    output = committed.makes("mine", "provenance", by=("env", f"PYTHONPATH={library}"))
     made = table(committed, "mine")
     assert made["model"].tolist() == ["cnn", "cnn", "gcnn", "gcnn"] and made["accuracy"].notna().all()
     assert notes(committed, "mine")[0].startswith("Scale tiny")
     assert "Mine" in table(committed, "provenance")["made"].to_list()
-    assert "results/tiny/tables/mine.md" in run.stdout
+    assert "results/tiny/tables/mine.md" in output
 
 
 class Channels(Section):
@@ -366,8 +361,8 @@ def test_what_a_registry_gets_in_one_line_is_used_by_its_name_in_the_config(sect
         "training": {"objective": "smoothed", "weight_decay": 0.0},
         "merging": {"matching": "backwards"},
     }
-    given = sections | {"models": {"mine": mine}, "pairs": [["mine", "mine"]]}
-    settings = settings_of(given, "tiny", datasets={"my_shapes": source})
+    alone = sections | {"models": {"mine": mine}, "pairs": [["mine", "mine"]]}
+    settings = settings_of(alone, "tiny", datasets={"my_shapes": source})
     images, cpu = tmp_path / "images.safetensors", torch.device("cpu")
     spec, key = settings.preparation(settings.prepared("mine"))
     data.prepare(spec, images, key=key)

@@ -161,8 +161,8 @@ def test_a_filter_below_a_share_of_the_largest_norm_is_zero_however_many_others_
 
 
 def net_with_norms(model, seed, *norms):
-    given = {f"conv{i}": np.array(n, np.float32) for i, n in enumerate(norms, start=1)}
-    return Filters(model, seed, "ok", None, {}, {}, given, {})
+    by_layer = {f"conv{i}": np.array(n, np.float32) for i, n in enumerate(norms, start=1)}
+    return Filters(model, seed, "ok", None, {}, {}, by_layer, {})
 
 
 def test_zero_filters_are_counted_by_layer_and_type():
@@ -423,9 +423,9 @@ def test_captions_are_valid(name):
     selection = {"models": models, "model": "gcnn", "names": NAMES, "zero_filter": 0.125}
     config = config_of(ROOT) | {"net": {"width": 0.125, "epochs": 14}}
     params = SimpleNamespace(selection=selection)
-    given = SimpleNamespace(params=params, config=config, wildcards=SimpleNamespace())
+    job = SimpleNamespace(params=params, config=config, wildcards=SimpleNamespace())
     text = Template((ROOT / "report" / f"{name}.rst").read_text(encoding="utf-8"), undefined=StrictUndefined)
-    filled = text.render(snakemake=given, files=[])  # without results: Snakemake fills these in
+    filled = text.render(snakemake=job, files=[])  # without results: Snakemake fills these in
     strict = {"halt_level": 2, "report_level": 2}
     body = publish_parts(filled, writer="html", settings_overrides=strict)["body"]
     assert len(body) > 100 and "{{" not in body and "{%" not in body

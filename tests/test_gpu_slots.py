@@ -91,7 +91,7 @@ def test_threads_of_one_process_do_not_share_a_slot(tmp_path, monkeypatch):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(300)
     assert len(most) == 5 and max(most) == 1
 
 

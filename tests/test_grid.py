@@ -59,14 +59,14 @@ def test_a_layer_is_symmetric_just_where_the_flipped_one_on_flipped_images_is_it
 @pytest.mark.slow(seconds=1)
 def test_resnet50_at_224_is_off_by_31_pixels_and_fits_225():
     net = torchvision.models.resnet50()
-    found = grid(net, (3, 224, 224), HORIZONTAL_FLIP)
-    assert [(misfit.layer, misfit.stride, misfit.size, misfit.pixels) for misfit in found.misfits] == [
+    fit = grid(net, (3, 224, 224), HORIZONTAL_FLIP)
+    assert [(misfit.layer, misfit.stride, misfit.size, misfit.pixels) for misfit in fit.misfits] == [
         ("conv1", 2, 224, 1), ("maxpool", 2, 112, 2), ("layer2.0.conv2", 2, 56, 4),
         ("layer2.0.downsample.0", 2, 56, 4), ("layer3.0.conv2", 2, 28, 8),
         ("layer3.0.downsample.0", 2, 28, 8), ("layer4.0.conv2", 2, 14, 16),
         ("layer4.0.downsample.0", 2, 14, 16),
     ]  # fmt: skip
-    assert (found.size, found.offset, found.next_size) == (224, 31, 225)
+    assert (fit.size, fit.offset, fit.next_size) == (224, 31, 225)
     odd = grid(net, (3, 225, 225), HORIZONTAL_FLIP)
     assert odd.symmetric and odd.offset == 0 and odd.next_size is None
 

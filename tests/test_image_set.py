@@ -114,7 +114,8 @@ def test_what_is_passed_over_or_converted_in_a_folder_of_images_is_listed(tmp_pa
     lines = data.prepare({"kind": "folder", "root": str(tmp_path)}, tmp_path / "set.safetensors")
     train, test = tmp_path / "train", tmp_path / "test"
     first, *converted, last = lines
-    assert first.endswith(f"since they are no images: {train / 'Thumbs.db'}, {train / 'cat' / 'notes.txt'}")
+    files = f"{train / 'Thumbs.db'}, {train / 'cat' / 'notes.txt'}"
+    assert first == f"passed over, since they are no images: {files}"
     modes = [(split, mode) for split in (train, test) for mode in ("L", "RGBA")]
     assert converted == [f"{split}: 1 images of mode {mode} were converted to RGB" for split, mode in modes]
     assert last == f"{tmp_path}: images of 40×40 pixels are kept as they are; image_size scales them"
@@ -252,10 +253,10 @@ def test_images_that_are_invariant_to_nothing_stand_upright():
 
 def test_some_classes_are_chiral_and_no_class_turned_or_mirrored_is_another():
     drawn = {name: torch.tensor([[c == "#" for c in row] for row in d.split()]) for name, d in SHAPES.items()}
-    for name, one in drawn.items():
+    for name, drawing in drawn.items():
         for other, shape in drawn.items():
             for symmetry in SYMMETRIES.values():
-                turned = symmetry.powers(one)[1:]
+                turned = symmetry.powers(drawing)[1:]
                 assert name == other or not any(torch.equal(power, shape) for power in turned)
     for name in ("zigzag", "hook"):
         assert not torch.equal(HORIZONTAL_FLIP.act(drawn[name]), drawn[name])

@@ -15,19 +15,20 @@ from relusym.merging.merge import flip_merge, merge
 PIXELS = smooth_images(60)
 LABELS = torch.arange(60) % 10
 CPU = torch.device("cpu")
+X = normalise(PIXELS)
 
 
 @pytest.mark.slow(seconds=4)
 @pytest.mark.parametrize("net", [vgg11, lambda: resnet(size=32)], ids=["vgg11", "resnet"])
 def test_a_loader_a_list_and_pixels_give_the_same_merge(net):
     net, x = net(), normalise(PIXELS)
-    given = [
+    forms = [
         (Images(PIXELS, 16), LABELS),
         (DataLoader(TensorDataset(x, LABELS), 16), None),
         ([(some, labels) for some, labels in zip(x.split(16), LABELS.split(16), strict=True)], None),
         (list(x.split(16)), LABELS),
     ]
-    first, *others = [flip_merge(net, images, test_labels=labels) for images, labels in given]
+    first, *others = [flip_merge(net, images, test_labels=labels) for images, labels in forms]
     assert first.accuracy["net"] != first.accuracy["halfway"]
     for other in others:
         assert other.permutations == first.permutations and other.accuracy == first.accuracy
@@ -51,7 +52,7 @@ def test_no_more_than_three_of_a_loaders_batches_are_held_at_once():
             for start in range(0, 60, 10):
                 x = normalise(PIXELS[start : start + 10])
                 made.append(weakref.ref(x))
-                largest.append(sum(one() is not None for one in made))
+                largest.append(sum(each() is not None for each in made))
                 yield x
 
     flip_merge(resnet(size=32), Loader())
@@ -88,11 +89,13 @@ def test_numpy_pixels_are_read_as_tensors_are():
 @pytest.mark.parametrize("given, line", [
     (iter([normalise(PIXELS)]), "read only once"), (normalise(PIXELS), "give a list of batches"),
     ([], "empty"), ([PIXELS], "uint8"), ([normalise(PIXELS).permute(0, 2, 3, 1)], "x.permute(0, 3, 1, 2)"),
-    ([{"x": 1}], "a batch is dict"), ([torch.full((2, 3, 8, 8), torch.nan)], "aren't finite"),
+    ([{"pictures": 1}], "a batch is dict"), ([[X, X.flip(-1), LABELS]], "a batch is list"),
+    ([X, X * torch.nan], "batch 2 holds values that aren't finite"), ([X, X[:0]], "a batch holds none"),
+    ([torch.full((2, 3, 8, 8), torch.nan)], "aren't finite"),
     ("photos", "str given"), (7, "int given"),
 ])  # fmt: skip
 def test_batches_of_another_form_are_refused(given, line):
-    refused(lambda: Batches(given), line)
+    refused(lambda: len(Batches(given)), line)
 
 
 def test_images_of_two_sizes_are_refused():
@@ -144,6 +147,16 @@ def test_labels_may_come_in_dicts():
     batches = [{"pixel_values": a, "labels": b} for a, b in zip(x.split(16), LABELS.split(16), strict=True)]
     merged = flip_merge(net, Images(PIXELS, 16), test_labels=LABELS)
     assert flip_merge(net, batches).scores["loss"] == pytest.approx(merged.scores["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("batch", [
+    (X, LABELS, [f"{i}.png" for i in range(60)]), (X, LABELS.float()), (X, LABELS[:, None]),
+    (X, LABELS.to(torch.uint8)), {"img": X, "target": LABELS},
+    {"x": X, "y": LABELS, "index": torch.arange(60)},
+])  # fmt: skip
+def test_batches_come_as_data_sets_give_them(batch):
+    ((x, labels),) = Batches([batch]).pairs(CPU)
+    assert torch.equal(x, X) and torch.equal(labels, LABELS) and labels.dtype == torch.int64
 
 
 ONE_HOT = torch.nn.functional.one_hot(LABELS).float()

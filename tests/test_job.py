@@ -142,7 +142,7 @@ def test_below_nohup_the_end_of_the_terminal_ends_no_job(tmp_path, run_job):
     assert done.returncode == 0 and log.read_text().endswith("done\n")
 
 
-TRACED = {"workflow_scripts", "jobs", "filelock"}  # folders
+TRACED = {"workflow_scripts", "relusym", "jobs", "filelock"}  # folders
 
 
 @pytest.mark.parametrize("ends", [None, UserError("wrong"), KeyError("accuracy")], ids=repr)

@@ -42,8 +42,8 @@ def measured(net, images=IMAGES, symmetry=HORIZONTAL_FLIP, **options):
 @pytest.mark.parametrize("symmetry", [HORIZONTAL_FLIP, QUARTER_TURN], ids=lambda symmetry: symmetry.name)
 def test_a_gcnns_layers_are_equivariant_with_the_matched_permutation_alone(symmetry):
     net = vgg11(group_convs=8, symmetry=symmetry)
-    merged, found, invariance = measured(net, symmetry=symmetry)
-    for layer in found:
+    merged, per_layer, invariance = measured(net, symmetry=symmetry)
+    for layer in per_layer:
         assert layer.equivariance["matched"] < 1e-5 and layer.correlation > 0.99
         assert min(layer.equivariance["identity"], layer.equivariance["random"]) > 0.3
         orders = (layer.fixed, layer.swapped, layer.longer)
@@ -52,20 +52,20 @@ def test_a_gcnns_layers_are_equivariant_with_the_matched_permutation_alone(symme
     permutations = {name: torch.tensor(permutation) for name, permutation in merged.permutations.items()}
     of_convs = convs(net, symmetry, groups, permutations)
     assert [conv.kernel_constraint for conv in of_convs] == [0] * 8
-    assert [conv.group for conv in of_convs] == [layer.name for layer in found] and invariance < 1e-5
+    assert [conv.group for conv in of_convs] == [layer.name for layer in per_layer] and invariance < 1e-5
 
 
 @torch.no_grad()
 def test_errors_are_the_quotient_of_the_norms_of_a_layers_activations():
     net = vgg11()
-    merged, found, invariance = measured(net)
+    merged, per_layer, invariance = measured(net)
     x = normalise(IMAGES.pixels)
     first = nn.Sequential(*list(net.features)[:2])  # the first conv and its ReLU
     here, there = first(x), first(x.flip(-1)).flip(-1)
     known = {"matched": merged.permutations["conv1"], "identity": range(8)}
     for way, permutation in known.items():
         expected = (here - there[:, list(permutation)]).norm() / here.norm()
-        assert found[0].equivariance[way] == pytest.approx(float(expected), rel=1e-4)
+        assert per_layer[0].equivariance[way] == pytest.approx(float(expected), rel=1e-4)
     assert invariance == pytest.approx(invariance_error(net, IMAGES), rel=1e-5)
 
 
@@ -76,9 +76,9 @@ def test_layers_are_measured_on_the_first_images_and_invariance_on_all():
     groups = channel_groups(net)
     permutations = flip_merge(net, IMAGES).permutations
     for images, most in ((IMAGES, 25), (few, None), (IMAGES, None)):
-        found = equivariance_errors(net, images, HORIZONTAL_FLIP, groups, permutations, most=most)
-        errors.append(found[0]["conv3"]["matched"])
-        invariance.append(found[1])
+        both = equivariance_errors(net, images, HORIZONTAL_FLIP, groups, permutations, most=most)
+        errors.append(both[0]["conv3"]["matched"])
+        invariance.append(both[1])
     assert errors[0] == errors[1] != errors[2] and invariance[0] == invariance[2] != invariance[1]
 
 
@@ -88,9 +88,9 @@ def test_zero_filters_are_counted():
         net.features.conv2.weight[[3, 5]] *= 1e-3
     groups = channel_groups(net)
     identity = {group.name: torch.arange(group.size) for group in groups}
-    found = convs(net, HORIZONTAL_FLIP, groups, identity)
-    assert [conv.zero_filters for conv in found] == [0, 2, 0, 0, 0, 0, 0, 0]
-    assert found[1].filters == 16 and found[0].kernel_constraint == pytest.approx(math.sqrt(2), rel=0.3)
+    kernels = convs(net, HORIZONTAL_FLIP, groups, identity)
+    assert [conv.zero_filters for conv in kernels] == [0, 2, 0, 0, 0, 0, 0, 0]
+    assert kernels[1].filters == 16 and kernels[0].kernel_constraint == pytest.approx(math.sqrt(2), rel=0.3)
 
 
 class Basis(nn.Module):
@@ -119,8 +119,8 @@ def test_errors_come_from_swaps_from_another_basis_or_from_no_symmetry(kind, exp
     torch.manual_seed(0)
     net = Basis(kind)
     noise = torch.randint(256, (60, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    _, found, _ = measured(net, Images(noise, 25))
-    (shares,) = (layer.shares for layer in found if "basis" in layer.name)
+    _, per_layer, _ = measured(net, Images(noise, 25))
+    (shares,) = (layer.shares for layer in per_layer if "basis" in layer.name)
     assert sum(shares.values()) == pytest.approx(1)
     for share, value in zip(shares.values(), expected, strict=True):
         tolerance = 1e-3 if value in (0, 1) and kind != "random" else 0.1
@@ -131,23 +131,23 @@ def test_errors_come_from_swaps_from_another_basis_or_from_no_symmetry(kind, exp
 
 def test_a_gcnns_layers_err_by_swaps_alone_and_invariant_ones_have_no_error():
     net = vgg11(group_convs=8)
-    _, found, _ = measured(net)
-    for layer in found:
+    _, per_layer, _ = measured(net)
+    for layer in per_layer:
         assert layer.shares == pytest.approx({"swap": 1, "linear": 0, "rest": 0}, abs=2e-3)
     with torch.no_grad():  # every filter is its own mirror image
         for layer in net.features:
             if isinstance(layer, nn.Conv2d):
                 layer.weight.copy_((layer.weight + layer.weight.flip(-1)) / 2)
-    _, found, invariance = measured(net)
-    assert invariance < 1e-5 and all(set(layer.shares.values()) == {None} for layer in found)
+    _, per_layer, invariance = measured(net)
+    assert invariance < 1e-5 and all(set(layer.shares.values()) == {None} for layer in per_layer)
 
 
 def test_parts_hold_every_tensor_once_and_norms_go_with_their_layers():
     net = resnet()
-    found = parts(net)
-    assert sorted(key for part in found for key in part.tensors) == sorted(net.state_dict())
-    assert [part.name for part in found][:3] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]
-    assert {key.split(".")[0] for key in found[0].tensors} == {"conv1", "bn1"}
+    net_parts = parts(net)
+    assert sorted(key for part in net_parts for key in part.tensors) == sorted(net.state_dict())
+    assert [part.name for part in net_parts][:3] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]
+    assert {key.split(".")[0] for key in net_parts[0].tensors} == {"conv1", "bn1"}
     blocks = [f"layer{stage}.0" for stage in range(1, 5)]
     assert [part.name for part in parts(net, most=6)] == ["conv1", *blocks, "fc"]
     assert [part.name for part in parts(net, most=3)][1] == "layer1"  # there is nothing coarser
@@ -157,8 +157,8 @@ def test_parts_hold_every_tensor_once_and_norms_go_with_their_layers():
 @pytest.mark.parametrize("net", [vgg11, lambda: resnet(size=32)], ids=["vgg11", "resnet"])
 def test_a_net_and_its_permuted_copy_fail_nowhere(net):
     net = net()
-    found = partial_merges(net, net, IMAGES, IMAGES, None)
-    for part in found:
+    merges = partial_merges(net, net, IMAGES, IMAGES, None)
+    for part in merges:
         assert abs(part.prefix["loss"]) < 0.2 and abs(part.prefix["accuracy"]) < 0.1
 
 
@@ -169,12 +169,12 @@ def test_all_parts_merged_are_the_whole_merge(net):
     merged = flip_merge(net, IMAGES)
     shares = []
     nets = merged.nets["net"], merged.nets["permuted"]
-    found = partial_merges(*nets, IMAGES, IMAGES, merged.labels, progress=shares.append)
-    assert [one.part for one in found] == [part.name for part in parts(net)]
+    merges = partial_merges(*nets, IMAGES, IMAGES, merged.labels, progress=shares.append)
+    assert [merge.part for merge in merges] == [part.name for part in parts(net)]
     for metric in MEASURED:
-        assert found[-1].prefix[metric] == pytest.approx(merged.barriers[metric]["repaired"], abs=0.02)
+        assert merges[-1].prefix[metric] == pytest.approx(merged.barriers[metric]["repaired"], abs=0.02)
         # all but the last are all up to the one before
-        assert found[-1].leave_one_out[metric] == found[-2].prefix[metric]
+        assert merges[-1].leave_one_out[metric] == merges[-2].prefix[metric]
     assert shares == sorted(shares) and len(shares) > 2 and shares[-1] == 1
 
 
@@ -244,20 +244,23 @@ def partial_nets(first, second, images):
     return partial.PartialMerges(traced, second, statistics, images)
 
 
+class Tied(nn.Module):
+    """The last two convs share their weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(2))
+        self.three, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 10)
+        self.three.weight = self.two.weight
+
+    def forward(self, x):
+        for conv in (self.one, self.two, self.three):
+            x = conv(x).relu()
+        return self.head(x.mean((2, 3)))
+
+
 @torch.no_grad()
 def test_parts_that_share_a_tensor_are_merged_one_by_one():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.two = (nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(2))
-            self.three, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 10)
-            self.three.weight = self.two.weight
-
-        def forward(self, x):
-            for conv in (self.one, self.two, self.three):
-                x = conv(x).relu()
-            return self.head(x.mean((2, 3)))
-
     first, second = two_nets(Tied)
     nets = partial_nets(first, second, IMAGES)
     assert not nets.apart
@@ -280,11 +283,11 @@ def test_a_layer_that_alone_differs_is_where_it_fails():
     torch.manual_seed(1)
     weight = other.features.conv5.weight
     weight.copy_(torch.randn_like(weight) * net.features.conv5.weight.std())
-    found = {one.part: one for one in partial_merges(net, other, IMAGES, IMAGES, None)}
-    before, after = found["features.conv4"].prefix["loss"], found["features.conv5"].prefix["loss"]
+    merges = {merge.part: merge for merge in partial_merges(net, other, IMAGES, IMAGES, None)}
+    before, after = merges["features.conv4"].prefix["loss"], merges["features.conv5"].prefix["loss"]
     assert after > before + 0.05
-    others = [one.leave_one_out["loss"] for name, one in found.items() if name != "features.conv5"]
-    assert found["features.conv5"].leave_one_out["loss"] < min(others) - 0.05
+    others = [merge.leave_one_out["loss"] for name, merge in merges.items() if name != "features.conv5"]
+    assert merges["features.conv5"].leave_one_out["loss"] < min(others) - 0.05
 
 
 class Sorted(nn.Module):
@@ -311,7 +314,7 @@ def test_tokens_are_moved_as_the_pixels_that_they_stand_for(last, symmetry):
     net = Sorted(last)
     twin = net.conv.weight[:4]  # channels and their transformed ones
     net.conv.weight.copy_(torch.cat([twin, symmetry.act(twin)]) if symmetry.order == 2 else net.conv.weight)
-    merged, found, _ = measured(net, symmetry=symmetry)
+    merged, per_layer, _ = measured(net, symmetry=symmetry)
     x = normalise(IMAGES.pixels)
     back = x
     for _ in range(symmetry.order - 1):
@@ -322,7 +325,7 @@ def test_tokens_are_moved_as_the_pixels_that_they_stand_for(last, symmetry):
 
     whole, there = tokens(x), symmetry.act(tokens(back))
     class_token = net.mix(net.token[0, 0]).relu()
-    [layer] = [of for of in found if of.name == "mix"]
+    [layer] = [of for of in per_layer if of.name == "mix"]
     for way, permutation in {"matched": merged.permutations["mix"], "identity": list(range(8))}.items():
         squares, norm = (whole - there[:, permutation]).square().sum(), whole.square().sum()
         if not last:
@@ -333,12 +336,10 @@ def test_tokens_are_moved_as_the_pixels_that_they_stand_for(last, symmetry):
 
 def test_every_layer_of_a_transformer_has_an_equivariance_error():
     torch.manual_seed(0)
-    net = torchvision.models.VisionTransformer(32, 8, 2, 4, 24, 48, num_classes=10)
-    for parameter in net.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    _, found, _ = measured(net)
-    assert len(found) > 6 and all(layer.equivariance["matched"] is not None for layer in found)
-    assert any(layer.equivariance["matched"] > 0.1 for layer in found)
+    net = transformer()
+    _, per_layer, _ = measured(net)
+    assert len(per_layer) > 6 and all(layer.equivariance["matched"] is not None for layer in per_layer)
+    assert any(layer.equivariance["matched"] > 0.1 for layer in per_layer)
     assert group_actions(net, HORIZONTAL_FLIP, (3, 32, 32), channel_groups(net))[1] == {}
 
 
@@ -352,9 +353,9 @@ def test_a_gcnn_satisfies_it_with_the_known_permutations_and_with_no_others(symm
     net = vgg11(group_convs=8, symmetry=symmetry)
     groups = channel_groups(net)
     known = {g.name: torch.arange(g.size).roll(g.size // symmetry.order) for g in groups}
-    found = filters_and_matches(net, symmetry, groups, known)
-    assert list(found) == [f"features.conv{i}" for i in range(1, 9)]
-    assert all(kernel_constraint(*pair) == 0 for pair in found.values())
+    kernels = filters_and_matches(net, symmetry, groups, known)
+    assert list(kernels) == [f"features.conv{i}" for i in range(1, 9)]
+    assert all(kernel_constraint(*pair) == 0 for pair in kernels.values())
     others = filters_and_matches(net, symmetry, groups, drawn(groups))
     assert all(kernel_constraint(*pair) > 0.5 for pair in others.values())
 
@@ -379,8 +380,10 @@ def test_filters_of_a_resnet_are_permuted_by_the_streams_that_they_read_and_writ
     net = resnet(NARROW)
     groups = channel_groups(net, (3, 33, 33))
     permutations = drawn(groups)
-    found = filters_and_matches(net, HORIZONTAL_FLIP, groups, permutations)
-    assert list(found) == [name for name, layer in net.named_modules() if isinstance(layer, torch.nn.Conv2d)]
+    kernels = filters_and_matches(net, HORIZONTAL_FLIP, groups, permutations)
+    assert list(kernels) == [
+        name for name, layer in net.named_modules() if isinstance(layer, torch.nn.Conv2d)
+    ]
     # each conv: the groups that it writes and reads
     for name, writes, reads in (
         ("conv1", "conv1", None),
@@ -389,7 +392,7 @@ def test_filters_of_a_resnet_are_permuted_by_the_streams_that_they_read_and_writ
         ("layer1.1.conv1", "layer1.1.conv1", "layer1.1.conv3"),
         ("layer2.0.downsample.0", "layer2.0.downsample.0", "layer1.1.conv3"),
     ):
-        psi, match = found[name]
+        psi, match = kernels[name]
         expected = psi.flip(-1)[permutations[writes]]
         assert torch.equal(match, expected if reads is None else expected[:, permutations[reads]]), name
 

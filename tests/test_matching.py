@@ -19,8 +19,8 @@ def images():
 
 def pair_of(first, second, images):
     groups = channel_groups(first, images.shape)
-    found = pair_statistics(first, second, images, groups)
-    return Pair((first.state_dict(), second.state_dict()), groups, found.correlations, torch.Generator())
+    statistics = pair_statistics(first, second, images, groups)
+    return Pair((first.state_dict(), second.state_dict()), groups, statistics.correlations, torch.Generator())
 
 
 def test_images_are_read_in_batches_normalised_as_asked():
@@ -53,9 +53,9 @@ def plain_correlation(first, second, layer, pixels):
 @torch.no_grad()
 def test_single_pass_correlations_equal_one_pass_a_layer(images):
     first, second = vgg11(0), vgg11(1)
-    found = pair_statistics(first, second, Images(images.pixels, 70), channel_groups(first))
-    assert list(found.correlations) == [f"conv{i}" for i in range(1, 9)]
-    for layer, table in found.correlations.items():
+    statistics = pair_statistics(first, second, Images(images.pixels, 70), channel_groups(first))
+    assert list(statistics.correlations) == [f"conv{i}" for i in range(1, 9)]
+    for layer, table in statistics.correlations.items():
         plain = plain_correlation(first, second, layer, images.pixels)
         torch.testing.assert_close(table, plain, rtol=0, atol=5e-6)
 
@@ -65,18 +65,18 @@ def test_single_pass_correlations_equal_one_pass_a_layer(images):
 def test_a_planted_permutation_is_recovered_exactly(images):
     net = vgg11()
     other, planted = shuffled(net, channel_groups(net))
-    found = match("activation", pair_of(net, other, images)).permutations
+    permutations = match("activation", pair_of(net, other, images)).permutations
     for name, permutation in planted.items():
-        assert torch.equal(found[name], permutation.argsort()), name
+        assert torch.equal(permutations[name], permutation.argsort()), name
     merged = merge(net, other, images, images, torch.arange(300) % 10)
     assert merged.accuracy["halfway"] == merged.accuracy["net_1"]
 
 
 def test_activation_matching_has_the_largest_sum_of_correlations_on_a_hand_worked_table():
     table = torch.tensor([[0.9, 0.8, 0.0], [0.0, 0.1, 0.7], [0.6, 0.0, 0.2]], dtype=torch.float64)
-    found = match("activation", Pair(({}, {}), [], {"conv1": table}, torch.Generator()))
-    assert found.permutations["conv1"].tolist() == [1, 2, 0]  # and not the greedy 0.9 first
-    assert found.similarity["conv1"] == pytest.approx(0.7)
+    matched = match("activation", Pair(({}, {}), [], {"conv1": table}, torch.Generator()))
+    assert matched.permutations["conv1"].tolist() == [1, 2, 0]  # and not the greedy 0.9 first
+    assert matched.similarity["conv1"] == pytest.approx(0.7)
 
 
 @torch.no_grad()

@@ -7,19 +7,42 @@ import numpy as np
 import pytest
 import torch
 from conftest import refused
-from small_nets import Images, answers, conv_net, resnet, shuffled, smooth_images, vgg11
+from small_nets import (
+    NARROW,
+    SMALL,
+    Images,
+    answers,
+    conv_net,
+    resnet,
+    shuffled,
+    smooth_images,
+    targets,
+    vgg11,
+)
+from small_training import RESNET_RECIPE, small_images, small_net, train_on
+from test_layers import Tied
 from torch import nn
 
 from relusym.channels.groups import permute
-from relusym.channels.traced import channel_groups
+from relusym.channels.traced import TracedNet, channel_groups
 from relusym.data.augmentation import normalise
 from relusym.errors import UserError
 from relusym.evaluation.barrier import absolute_barrier, accuracy, barrier
+from relusym.evaluation.invariance import invariance_error
+from relusym.merging.aligned import pair_statistics
 from relusym.merging.identities import LIMITS, hold, largest_difference
 from relusym.merging.merge import flip_merge, halfway, merge, merge_weights
-from relusym.merging.repair import LayerByLayer
+from relusym.merging.repair import (
+    LayerByLayer,
+    repair,
+    repair_blocks,
+    repair_points,
+    reset_batch_norm,
+    unfused,
+)
 from relusym.nets.vgg import VGG11
 from relusym.pixels.transform import transformed
+from relusym.precision import full_float32
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
 
 PIXELS = smooth_images(60)
@@ -81,26 +104,26 @@ def test_a_resnet_merged_with_a_permuted_copy_is_itself_with_and_without_repair(
 def test_nets_merged_in_the_other_order_differ_by_the_order_of_channels_and_rounding(images, build):
     first, second = build(0), build(1)
     labels = torch.arange(len(images)) % 10
-    one, other = (merge(*nets, images, images, labels) for nets in ((first, second), (second, first)))
-    for name, permutation in one.permutations.items():
-        inverse = np.argsort(other.permutations[name]).tolist()
+    forth, back = (merge(*nets, images, images, labels) for nets in ((first, second), (second, first)))
+    for name, permutation in forth.permutations.items():
+        inverse = np.argsort(back.permutations[name]).tolist()
         assert permutation == inverse
-        assert one.similarity[name] == pytest.approx(other.similarity[name], rel=1e-4)
-    orders = {name: torch.tensor(permutation) for name, permutation in one.permutations.items()}
-    reordered = permute(other.nets["halfway"].state_dict(), one.aligned.groups, orders)
-    for name, tensor in one.nets["halfway"].state_dict().items():
+        assert forth.similarity[name] == pytest.approx(back.similarity[name], rel=1e-4)
+    orders = {name: torch.tensor(permutation) for name, permutation in forth.permutations.items()}
+    reordered = permute(back.nets["halfway"].state_dict(), forth.aligned.groups, orders)
+    for name, tensor in forth.nets["halfway"].state_dict().items():
         torch.testing.assert_close(reordered[name], tensor, rtol=1e-5, atol=1e-6)
-    assert one.scores["loss"]["net_1"] == pytest.approx(other.scores["loss"]["net_2"], rel=1e-5)
-    for name in one.barrier:
-        assert one.scores["loss"][name] == pytest.approx(other.scores["loss"][name], rel=1e-3)
-        assert one.accuracy[name] == pytest.approx(other.accuracy[name], abs=0.01)
+    assert forth.scores["loss"]["net_1"] == pytest.approx(back.scores["loss"]["net_2"], rel=1e-5)
+    for name in forth.barrier:
+        assert forth.scores["loss"][name] == pytest.approx(back.scores["loss"][name], rel=1e-3)
+        assert forth.accuracy[name] == pytest.approx(back.accuracy[name], abs=0.01)
 
 
 def test_nets_of_other_architecture_are_refused(images):
     other, wider = nn.Sequential(nn.Conv2d(3, 8, 3)), VGG11(1 / 4)
-    for one, another in combinations((vgg11(), other, wider), 2):
+    for first, another in combinations((vgg11(), other, wider), 2):
         with pytest.raises(UserError, match="of different architecture"):
-            merge(one, another, images, images, torch.zeros(300, dtype=torch.int64))
+            merge(first, another, images, images, torch.zeros(300, dtype=torch.int64))
 
 
 @torch.no_grad()
@@ -159,21 +182,10 @@ def test_accuracy_counts_the_last_incomplete_batch(images):
 
 
 def test_a_weight_that_two_layers_share_is_averaged_once():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.one, self.two = (nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8))
-            self.two.weight = self.one.weight
-            self.head = nn.Linear(8, 10)
-
-        def forward(self, x):
-            x = self.one(self.stem(x).relu()).relu()
-            return self.head(self.two(x).relu().mean((2, 3)))
-
     first, second = Tied(), Tied()
     middle = halfway(first, second)
-    assert torch.allclose(middle.one.weight, (first.one.weight + second.one.weight) / 2)
-    assert middle.two.weight is middle.one.weight
+    assert torch.allclose(middle.two.weight, (first.two.weight + second.two.weight) / 2)
+    assert middle.three.weight is middle.two.weight
 
 
 def test_a_net_that_is_no_longer_needed_is_gone_at_once(images):
@@ -235,3 +247,226 @@ def test_an_identity_that_doesnt_hold_stops_with_one_line(name, value):
     refused(lambda: hold({name: value}), name)
     hold({name: value}, exempt=(name,))
     hold({name: 0.0})
+
+
+PLAIN = {"architecture": "vgg11_bn", "width": 1 / 8}
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return smooth_images(300)
+
+
+@torch.no_grad()
+def test_repair_meets_its_targets_in_every_layer(pixels):
+    first, second = vgg11(0), vgg11(1)
+    wanted = targets(first, second, Images(pixels))
+    between = halfway(first, second)
+    repaired, _ = repair(between, wanted, Images(pixels, 64))
+    before = pair_statistics(between, repaired, Images(pixels), channel_groups(first)).statistics
+    assert any((before[0][conv].std / target.std - 1).abs().max() > 0.2 for conv, target in wanted.items())
+    for conv, target in wanted.items():
+        torch.testing.assert_close(before[1][conv].std, target.std, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(before[1][conv].mean, target.mean, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_fused_equals_unfused_repair(pixels):
+    first, second = vgg11(0), vgg11(1)
+    between = halfway(first, second)
+    repaired, rescalings = repair(between, targets(first, second, Images(pixels)), Images(pixels))
+    x = normalise(pixels[:50])
+    assert largest_difference(unfused(between, rescalings, x), repaired(x)) < 1e-5
+    assert largest_difference(between(x), repaired(x)) > 1e-2
+    assert [name for name, _ in repaired.named_modules()] == [name for name, _ in between.named_modules()]
+
+
+class InPlace(nn.Module):
+    """Residual blocks without batch norm, of layers that overwrite what they read."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8, 8))
+        self.relu, self.head = nn.ReLU(inplace=True), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.relu(self.convs[0](x))
+        for conv in self.convs[1:]:
+            x += conv(x)
+            x = self.relu(x)
+        return self.head(x.mean((2, 3)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build_net", [vgg11, lambda seed: InPlace()], ids=["vgg11", "in_place"])
+def test_maps_that_there_is_no_room_for_are_held_a_batch_at_a_time(pixels, monkeypatch, build_net):
+    first, second = build_net(0), build_net(1)
+    between, some = halfway(first, second), Images(pixels[:60], 25)
+    wanted = targets(first, second, some)
+    held = repair(between, wanted, some)[0]
+    for room in (0, 60 * 8 * 16 * 16 * 4):  # none, or from the second conv on
+        monkeypatch.setattr("relusym.merging.repair.HELD_BYTES", room)
+        again = repair(between, wanted, some)[0]
+        x = normalise(pixels[:20])
+        assert largest_difference(held(x), again(x)) < 1e-5
+        run = LayerByLayer(deepcopy(between), some)
+        for place in [i for i, node in enumerate(run.nodes) if node.name in run.points]:
+            run.measure(place)
+            taken = sum(of.nbytes for env in run.environments for of in env.values())
+            assert taken <= room
+
+
+@torch.no_grad()
+def test_repair_of_a_net_to_its_own_statistics_leaves_it(pixels):
+    net = vgg11()
+    repaired, _ = repair(net, targets(net, net, Images(pixels)), Images(pixels))
+    assert largest_difference(net(normalise(pixels)), repaired(normalise(pixels))) < 1e-2
+
+
+@torch.no_grad()
+def test_reset_batch_norms_hold_the_statistics_of_the_images():
+    net, some = resnet(), smooth_images(90, 33, seed=3)
+    reset = reset_batch_norm(net, Images(some, 30))
+    first = net.conv1(normalise(some)).permute(1, 0, 2, 3).flatten(1)
+    torch.testing.assert_close(reset.bn1.running_mean, first.mean(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(reset.bn1.running_var, first.var(1), rtol=0.05, atol=1e-4)
+    assert not torch.allclose(net.bn1.running_mean, reset.bn1.running_mean, atol=1e-3)
+    assert not reset.training
+
+
+@pytest.mark.slow(seconds=1)
+@torch.no_grad()
+@pytest.mark.parametrize("network", [SMALL, NARROW, PLAIN], ids=["basic", "bottleneck", "no residual blocks"])
+def test_repair_meets_its_targets_at_every_block_output(network):
+    first, second, some = resnet(network, 0), resnet(network, 1), smooth_images(300, 33)
+    wanted = targets(first, second, Images(some, 100))
+    assert list(wanted) == list(repair_points(TracedNet(first).module()).values())
+    repaired = repair_blocks(halfway(first, second), wanted, Images(some, 300))
+    modules, outputs = dict(repaired.named_modules()), {}
+    for point in wanted:
+        hook = lambda module, args, output, point=point: outputs.update({point: output.double()})  # noqa: E731
+        modules[f"{point}_repair"].register_forward_hook(hook)
+    repaired(normalise(some))
+    for point, target in wanted.items():
+        std, mean = torch.std_mean(outputs[point], (0, 2, 3))
+        torch.testing.assert_close(mean, target.mean, rtol=0.01, atol=0.01)
+        torch.testing.assert_close(std, target.std, rtol=0.02, atol=0.01)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("network", [SMALL, PLAIN], ids=["basic", "no residual blocks"])
+def test_resetting_alone_misses_repairs_targets(network):
+    first, second, some = resnet(network, 0), resnet(network, 1), Images(smooth_images(200, 33), 200)
+    wanted = targets(first, second, some)
+    reset = reset_batch_norm(halfway(first, second), some)
+    has = pair_statistics(reset, reset, some, channel_groups(reset, some.shape)).statistics[0]
+    assert max(float((has[point].std / target.std - 1).abs().max()) for point, target in wanted.items()) > 0.2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("network", [SMALL, NARROW], ids=["basic", "bottleneck"])
+def test_targets_of_nets_with_batch_norm_are_the_averages_of_batches_normalised_by_themselves(network):
+    net, some = resnet(network), Images(smooth_images(90, 33, seed=3), 30)
+    trained = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    measured = pair_statistics(net, net, some, channel_groups(net, some.shape)).statistics[0]
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in net.state_dict().items())
+    seen = []
+    for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+        for block in stage:
+            seen.append([])
+            taken = lambda module, args, y, to=seen[-1]: to.append(torch.var_mean(y.double(), (0, 2, 3)))  # noqa: E731
+            block.register_forward_hook(taken)
+    net.train()
+    for x in some.batches(torch.device("cpu"), even=True):
+        net(x)
+    assert len(measured) == len(seen) == sum(network["layers"])
+    for statistics, batches in zip(measured.values(), seen, strict=True):
+        variances, means = (torch.stack(values).mean(0) for values in zip(*batches, strict=True))
+        torch.testing.assert_close(statistics.mean, means, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(statistics.std, variances.sqrt(), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_targets_of_nets_with_batch_norm_dont_depend_on_their_trained_statistics():
+    net, some = resnet(), Images(smooth_images(90, 33, seed=3), 30)
+    other, groups = deepcopy(net), channel_groups(net, some.shape)
+    for module in other.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean += 0.5
+            module.running_var *= 2
+    both = (of.values() for of in pair_statistics(net, other, some, groups).statistics)
+    for statistics, same in zip(*both, strict=True):
+        assert torch.equal(statistics.mean, same.mean) and torch.equal(statistics.std, same.std)
+
+
+KINDS = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
+
+
+def precisions():
+    return [kind.fp32_precision for kind in KINDS]
+
+
+def in_tf32(x):
+    """Rounded to the ten bits of mantissa that TF32 has."""
+    return ((x.contiguous().view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
+
+
+@pytest.fixture
+def on_ampere(monkeypatch):
+    """Convolutions round their operands as a GPU from Ampere on does, if PyTorch's settings let it."""
+    conv = nn.Conv2d._conv_forward
+
+    def forward(self, x, weight, bias):
+        if torch.backends.cudnn.conv.fp32_precision == "tf32":
+            x, weight = in_tf32(x), in_tf32(weight)
+        return conv(self, x, weight, bias)
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", forward)
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"  # PyTorch's default
+
+
+@torch.no_grad()
+def test_a_gcnn_is_invariant_to_float32s_precision_on_a_gpu_with_tf32(on_ampere):
+    net, images = vgg11(group_convs=8), Images(smooth_images(100))
+    assert invariance_error(net, images) < 1e-5
+    x = images.first(100, torch.device("cpu"))
+    logits, moved = net(x), net(x.flip(3))
+    error = (logits - moved).norm(dim=1) / (logits.norm(dim=1) + moved.norm(dim=1)) * 2
+    assert error.mean() > 1e-4  # what it would be
+
+
+@pytest.mark.slow(seconds=1)
+@pytest.mark.parametrize("net", [vgg11, resnet])
+def test_every_measurement_runs_in_full_float32_and_leaves_the_settings_as_they_were(net):
+    net, images, before, seen = net(), Images(smooth_images(60, 33), 30), precisions(), []
+    labels = answers(net, images)
+    other = Images(images.pixels, 30)
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(lambda *_: seen.append(precisions()))
+    for measure in (
+        lambda: accuracy(net, images, labels),
+        lambda: invariance_error(net, images),
+        lambda: merge(net, net, images, other, labels),
+        lambda: flip_merge(net, images, other, labels),
+    ):
+        seen.clear()
+        measure()
+        assert seen and all(precision == ["ieee"] * 3 for precision in seen) and precisions() == before
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_training_computes_in_the_precision_that_it_names(precision):
+    images, net, seen, before = small_images(40), small_net(), [], precisions()
+    conv = net.features.conv2
+    conv.register_forward_hook(lambda module, args, output: seen.append((output.dtype, precisions())))
+    train_on(images, net, RESNET_RECIPE.but(epochs=1, precision=precision))
+    assert seen == [(getattr(torch, precision), ["ieee"] * 3)] * len(seen) and seen
+    assert precisions() == before
+
+
+def test_the_settings_come_back_after_an_error():
+    before = precisions()
+    with pytest.raises(RuntimeError), full_float32():
+        raise RuntimeError
+    assert precisions() == before

@@ -170,7 +170,7 @@ class Drawn(nn.Module):
 
 
 @pytest.mark.slow(seconds=2)
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(st.lists(st.sampled_from([*LAYERS, *OPERATIONS]), min_size=2, max_size=8), st.integers(0, 99))
 def test_nets_drawn_at_random_keep_their_logits_under_random_permutations(names, seed):
     torch.manual_seed(seed)
@@ -385,7 +385,7 @@ QUICK = (
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
 def test_a_permuted_net_of_torchvisions_computes_the_same(name):
     row = measure(f"torchvision:{name}")
-    assert row.difference < 1e-10 and row.groups > 6 and row.share > 0.999
+    assert row.difference < 1e-10 and row.groups > 6 and row.share > 0.99
 
 
 @pytest.mark.slow(seconds=2)
@@ -404,4 +404,4 @@ def test_the_page_of_nets_has_every_module_of_torchvisions_and_none_is_refused_o
     }
     page = rows("nets")
     assert {module_of[name] for name in page} == set(module_of.values())
-    assert all(row.groups and row.difference < 1e-10 and row.share > 0.999 for row in page.values())
+    assert all(row.groups and row.difference < 1e-10 and row.share > 0.99 for row in page.values())

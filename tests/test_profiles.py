@@ -27,8 +27,8 @@ def two_nets(clone):
 
 def planned(folder, *profiles, config=()):
     """What a dry run of the paper's grid prints."""
-    given = [argument for profile in profiles for argument in ("--profile", profile)]
-    dry = run(folder, *given, "--config", "scale=paper", *config, "--dry-run", "--verbose")
+    typed = [argument for profile in profiles for argument in ("--profile", profile)]
+    dry = run(folder, *typed, "--config", "scale=paper", *config, "--dry-run", "--verbose")
     assert dry.returncode == 0, dry.stdout
     return dry.stdout
 

@@ -4,20 +4,25 @@ import re
 
 import numpy as np
 import pytest
-from conftest import ROOT, scale_of, settings_of
-from hypothesis import HealthCheck, given, settings
+import records
+import torch
+from conftest import ROOT, refused, scale_of, settings_of
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import SELECTION, a, changed, checkpoint, committed_records, flip, made, pair, train
+from torch import nn
 
 from relusym import checkpoint as checkpoints
 from relusym.errors import UserError
-from relusym.findings import agreement, declared
-from relusym.findings.agreement import accuracies
+from relusym.findings import declared, frames
 from relusym.findings.beyond.curves import by_curve
-from relusym.findings.frames import once, read
+from relusym.findings.frames import accuracies, once, read
 from relusym.findings.tables import table4
+from relusym.measuring.loading import named_checkpoint, trained_net
 from relusym.records.fields import KINDS, problem
 from relusym.records.files import load_record, write_record
+from relusym.training.loop import State
+from relusym.whole_files import sha256
 
 MERGES = "flip_merge", "pair_merge"
 BEYOND = "exact_gcnn", "symmetries", "curves", "during_training", "by_layer"
@@ -62,9 +67,9 @@ def test_a_merge_of_nets_that_are_right_on_nothing_has_no_barrier():
 def test_a_pair_is_of_two_nets_with_a_checkpoint_each():
     record = pair("cnn", 0, "cnn", 1)
     assert problem(record) is None and "allowed are two nets" in problem(record | {"seed_2": 0})
-    one = {**record["inputs"], "checkpoints": record["inputs"]["checkpoints"][:1]}
-    assert "one checkpoint a net, 2" in problem(record | {"inputs": one})
-    same = {**record["inputs"], "checkpoints": one["checkpoints"] * 2}
+    lacking = {**record["inputs"], "checkpoints": record["inputs"]["checkpoints"][:1]}
+    assert "one checkpoint a net, 2" in problem(record | {"inputs": lacking})
+    same = {**record["inputs"], "checkpoints": lacking["checkpoints"] * 2}
     assert "each another" in problem(record | {"inputs": same})
 
 
@@ -97,9 +102,9 @@ def test_every_measurement_of_a_net_agrees_with_its_training_on_its_accuracy(kin
         assert accuracies(merge)
         for (model, seed), accuracy in accuracies(merge):
             net = train(model, seed, accuracy, inputs=merge["inputs"], outputs={"checkpoint": "0" * 64})
-            agreement.check_accuracies({"train": [net], kind: [merge]})
+            frames.check_accuracies({"train": [net], kind: [merge]})
             with pytest.raises(UserError, match=f"the train record {model}-{seed} has an accuracy"):
-                agreement.check_accuracies({"train": [net | {"accuracy": accuracy / 2}], kind: [merge]})
+                frames.check_accuracies({"train": [net | {"accuracy": accuracy / 2}], kind: [merge]})
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table4", "matchings"])
@@ -115,7 +120,7 @@ def test_merges_of_one_net_are_of_one_checkpoint_even_where_its_training_is_not_
     other = flip("cnn", 0, matching="weight")
     other["inputs"] = other["inputs"] | {"checkpoints": ["c" * 64]}
     with pytest.raises(UserError, match="was made from another checkpoint"):
-        agreement.check_agreement({"flip_merge": [flip("cnn", 0), other]})
+        frames.check_agreement({"flip_merge": [flip("cnn", 0), other]})
 
 
 @pytest.mark.parametrize("name", ["cnn-1.safetensors", "gcnn-0.safetensors", "cnn-0a1b2c3d/1.safetensors"])
@@ -150,7 +155,7 @@ def test_a_curve_between_two_nets_counts_once():
     curve = next(of for of in map(load_record, pairs_of_curves()) if "model_1" in of)
     swapped = {"1": "2", "2": "1"}
     swapped = [(f"{key}_{i}", f"{key}_{j}") for key in ("model", "seed") for i, j in ("12", "21")]
-    back = curve | {one: curve[other] for one, other in swapped}
+    back = curve | {first: curve[other] for first, other in swapped}
     assert len(by_curve([curve, back])) == len(by_curve([curve])) == 2  # ways
 
 
@@ -195,7 +200,7 @@ def places(value, path=()):
 
 
 @pytest.mark.slow(seconds=30)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(st.sampled_from([*KINDS]), st.data())
 def test_whatever_stands_in_a_record_it_is_refused_in_one_line_or_tabulated(kind, data):
     record = copy.deepcopy(data.draw(st.sampled_from(committed_records(kind))))
@@ -224,8 +229,8 @@ def test_whatever_stands_in_a_record_it_is_refused_in_one_line_or_tabulated(kind
             inputs = {each: [record] if each == kind else [] for each in reads}
             try:
                 getattr(module, "frame", getattr(module, "draw", None))(inputs, about)
-                getattr(module, "notes", agreement.notes)(inputs, about)
-                agreement.check_accuracies(inputs)
+                getattr(module, "notes", frames.notes)(inputs, about)
+                frames.check_accuracies(inputs)
             except UserError as error:
                 assert "\n" not in str(error)
 
@@ -244,14 +249,81 @@ def test_a_start_names_each_broken_record_and_makes_all_that_does_not_need_it(co
     broken.write_text("{}", encoding="utf-8")
     name = str(broken.relative_to(committed.folder))
     line = f"record {name} lacks the field 'kind'"
-    run = committed.snakemake("--dry-run", "table1")
-    assert run.returncode == 0 and f"notice: {line}" in run.stdout and "Error" not in run.stdout
+    output = committed.makes("--dry-run", "table1")
+    assert f"notice: {line}" in output and "Error" not in output
     (committed.folder / "results/tiny/tables/table1.csv").unlink()
-    run = committed.snakemake("table1", "table2", "table4")
-    assert run.returncode != 0 and "Traceback" not in run.stdout
+    output = committed.fails("table1", "table2", "table4")
     again = ": delete it, and it is made again\n"
-    assert re.search(rf"error in rule table2: {re.escape(line)}.*{again}", run.stdout)
+    assert re.search(rf"error in rule table2: {re.escape(line)}.*{again}", output)
     assert (committed.folder / "results/tiny/tables/table1.csv").exists() and broken.read_text() == "{}"
-    assert "error in rule table4" not in run.stdout and committed.snakemake("status").returncode == 0
+    assert "error in rule table4" not in output and committed.snakemake("status").returncode == 0
     broken.unlink()
     assert "flip_merge gcnn 1" in committed.planned("table2")
+
+
+SETTINGS = {"network": {"architecture": "vgg11", "width": 1 / 32}, "symmetry": "horizontal_flip"}
+ABOUT = {"model": "cnn", "seed": 0, "settings": SETTINGS, "classes": 10}
+
+
+def header(metadata):
+    """A safetensors file without tensors, its header's text as given."""
+    text = json.dumps({"__metadata__": metadata}).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+CONTENTS = {
+    "weights that are no numbers": ({"conv1.weight": torch.full((2,), torch.nan)},
+     "cnn-0.safetensors has weights that are no numbers, in conv1.weight"),
+    "infinite weights": ({"conv1.weight": torch.full((2,), torch.inf)}, "has weights that are no numbers"),
+    "another net": ({"conv1.weight": torch.ones(2)},
+     "doesn't hold a net of this project: delete it, and it is"),
+    "header that is no JSON": (header({"relusym": "{"}), "was not written by this project: delete it, and"),
+    "header of another project": (header({"relusym": "[1]"}), "was not written by this project"),
+    "broken header": (b'\x10\0\0\0\0\0\0\0{"broken": \n\n', "is truncated or no safetensors file ("),
+    "empty": (b"", "is truncated or no safetensors file"),
+}  # fmt: skip
+
+
+def test_the_state_of_another_training_is_told(tmp_path):
+    path, net = tmp_path / "cnn-0.safetensors", nn.Linear(2, 3)
+    for tensors, about in (
+        ({}, {}),
+        (net.state_dict(), {"status": "ok"}),
+        ({"net.weight": torch.ones(9)}, {"history": []}),
+    ):
+        checkpoints.save(path, tensors, about)
+        state = State(path, net, None, None, [])
+        refused(
+            state.restore,
+            match=r"cnn-0\.safetensors isn't the state of this training: delete it, and it starts over",
+        )
+    checkpoints.save(
+        path, {f"net.{name}": tensor for name, tensor in net.state_dict().items()}, {"scaler": {}}
+    )
+    refused(State(path, net, None, None, []).restore, match="isn't the state")
+
+
+@pytest.mark.parametrize(("content", "line"), CONTENTS.values(), ids=CONTENTS)
+def test_a_checkpoint_that_can_not_be_is_refused_in_one_line(content, line, tmp_path):
+    path, record = tmp_path / "cnn-0.safetensors", tmp_path / "cnn-0.json"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        checkpoints.save(path, content, ABOUT)
+    write_record(record, records.train("cnn", 0, settings=SETTINGS, outputs={"checkpoint": sha256(path)}))
+    before = path.read_bytes(), record.read_bytes()
+    refused(lambda: trained_net(path, record, SETTINGS, torch.device("cpu")), "cnn-0.safetensors", line)
+    assert (path.read_bytes(), record.read_bytes()) == before
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"model": "gcnn"}])
+def test_a_checkpoint_whose_header_says_another_net_than_its_record_is_refused(change, tmp_path):
+    path, record = tmp_path / "cnn-0.safetensors", tmp_path / "cnn-0.json"
+    for about in (ABOUT, ABOUT | change):
+        checkpoints.save(path, {}, about)
+        write_record(record, records.train("cnn", 0, settings=SETTINGS, outputs={"checkpoint": sha256(path)}))
+        if about == ABOUT:
+            assert named_checkpoint(path, record, SETTINGS, "cpu")[1] == about
+    ((key, value),) = change.items()
+    line = f"is of {key} {value}, and"
+    refused(lambda: named_checkpoint(path, record, SETTINGS, "cpu"), line, ": delete both")

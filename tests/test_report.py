@@ -36,23 +36,23 @@ def test_baselines_and_classes_are_what_they_say():
     net, images, x = vgg11(), Images(PIXELS, 16), normalise(PIXELS)
     labels = answers(net, images)
     labels[::3] = (labels[::3] + 1) % 10
-    found = report(net, images, labels, partial_images=0, curve_points=3)
+    reported = report(net, images, labels, partial_images=0, curve_points=3)
     flipped = HORIZONTAL_FLIP.transform(net)
     with torch.no_grad():
         logits = {"net": net(x), "ensemble": net(x) + flipped(x), "flips": net(x) + net(x.flip(-1))}
     right = {name: of.argmax(1) == labels for name, of in logits.items()}
-    assert found.merged.accuracy["net"] == pytest.approx(float(right["net"].double().mean()))
+    assert reported.merged.accuracy["net"] == pytest.approx(float(right["net"].double().mean()))
     for name in ("ensemble", "flips"):
-        assert found.baselines[name]["accuracy"] == pytest.approx(float(right[name].double().mean()))
-    for i, share in enumerate(found.merged.by_class["net"]):
+        assert reported.baselines[name]["accuracy"] == pytest.approx(float(right[name].double().mean()))
+    for i, share in enumerate(reported.merged.by_class["net"]):
         of = right["net"][labels == i].double()
         assert share == (pytest.approx(float(of.mean())) if len(of) else None)
     for way in ("plain", "repaired"):
-        ends = [found.merged.accuracy[name] for name in ("net", "flipped")]
-        assert found.curve[way]["accuracy"][::2] == pytest.approx(ends)
-    assert found.curve["plain"]["accuracy"][1] == pytest.approx(found.merged.accuracy["halfway"])
-    loss = found.merged.scores["loss"]["repaired"]
-    assert found.curve["repaired"]["loss"][1] == pytest.approx(loss, rel=1e-4)
+        ends = [reported.merged.accuracy[name] for name in ("net", "flipped")]
+        assert reported.curve[way]["accuracy"][::2] == pytest.approx(ends)
+    assert reported.curve["plain"]["accuracy"][1] == pytest.approx(reported.merged.accuracy["halfway"])
+    loss = reported.merged.scores["loss"]["repaired"]
+    assert reported.curve["repaired"]["loss"][1] == pytest.approx(loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("labels, line", [

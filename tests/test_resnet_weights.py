@@ -6,8 +6,10 @@ import pickle
 import random
 import threading
 import warnings
+from argparse import Namespace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -163,6 +165,14 @@ def test_a_checkpoint_with_a_pickle_payload_is_refused(tmp_path, zipped):
     with pytest.raises(UserError, match=r"bad\.pth holds more than tensors.*refused"):
         read_tensors(tmp_path / "bad.pth")
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_training_scripts_save_beside_weights_is_read(tmp_path):
+    beside = {"args": Namespace(lr=0.1), "accuracy": np.float64(93.1), "losses": np.arange(3.0)}
+    torch.save({"model": {"weight": torch.ones(1)}, **beside}, tmp_path / "last.pth")
+    contents = read_tensors(tmp_path / "last.pth")
+    assert contents["model"]["weight"] == 1 and contents["accuracy"] == 93.1
+    assert contents["args"] == beside["args"] and contents["losses"].tolist() == [0, 1, 2]
 
 
 def test_a_bare_pickle_is_refused(tmp_path):

@@ -126,6 +126,19 @@ def test_a_net_whose_local_file_of_weights_has_changed_is_read_again(results):
     assert results(**local).is_there(key)  # nothing to tell by
 
 
+def test_weights_of_another_hash_than_their_address_ends_with_are_read_again_and_no_path_depends_on_it(
+    results,
+):
+    def pinned(*ends):
+        return results(models__old__weights={"urls": ["https://h/net.pth" + "".join(ends)]})
+
+    key = pinned().key("train", ("old", 0))
+    write_train(pinned(), "old", files={"net.pth": "a" * 64})
+    assert pinned().is_there(key) and pinned("#sha256=", "A" * 64).is_there(key)
+    assert pinned("#sha256=", "b" * 64).record(key).endswith("/0.1.json")
+    assert pinned("#sha256=", "b" * 64).settings.models["old"].weights["urls"][0].endswith("b")
+
+
 def test_a_net_that_could_not_be_had_is_tried_again(results):
     write_train(results(), status="absent")
     key = results().key("train", ("cnn", 0))

@@ -10,10 +10,9 @@ from records import CODE, MEASURED, MODELS, NAMES, PAIRS, SELECTION, flip, made,
 
 from relusym import cifar10, paper_values
 from relusym.errors import UserError
-from relusym.findings import agreement, declared
-from relusym.findings.agreement import notes
+from relusym.findings import declared, frames
 from relusym.findings.beyond import matchings
-from relusym.findings.frames import chosen, read, tidy
+from relusym.findings.frames import chosen, notes, read, tidy
 from relusym.findings.layout import human_table, mean_and_std, number, page, write_table
 from relusym.findings.tables import provenance, resnets, table1, table2, table4
 from relusym.findings.tables.costs import LAYOUT as COSTS
@@ -266,14 +265,14 @@ def test_notes_say_why_nets_are_left_out_and_barriers_are_far_below_zero():
     flips = [flip("gcnn", i, status="left_out") | {"reason": f"gcnn-{i} is degenerate"} for i in range(3)]
     scores = {"net": 0.12, "flipped": 0.12, "halfway": 0.1, "repaired": 0.18}
     flips += [flip("cnn", 1, -0.486, scores=scores), flip("cnn", 2, 0.03)]
-    *_, negative, gcnn, cnn = agreement.notes({"train": trains, "flip_merge": flips}, {"names": NAMES})
+    *_, negative, gcnn, cnn = frames.notes({"train": trains, "flip_merge": flips}, {"names": NAMES})
     assert negative.startswith("Barriers are negative, down to -0.486 (CNN-1)")
     assert "accuracy 0.120" in negative
     assert gcnn == "GCNN (all 3 nets) is left out: its accuracy is no better than chance"
     assert cnn == "CNN-0 is left out: its training diverged"
-    (merges_alone,) = (line for line in agreement.notes({"flip_merge": flips}, {}) if "left out" in line)
+    (merges_alone,) = (line for line in frames.notes({"flip_merge": flips}, {}) if "left out" in line)
     assert merges_alone.startswith("gcnn (all 3 nets)")
-    hardly = agreement.notes({"flip_merge": [flip("cnn", 0, -0.01)]}, {})
+    hardly = frames.notes({"flip_merge": [flip("cnn", 0, -0.01)]}, {})
     assert not any("negative" in line for line in hardly)
 
 
@@ -386,8 +385,8 @@ def test_a_table_takes_the_records_of_its_types_alone(tmp_path):
         write_record(paths[-1], record)
     files = {"train": paths, "flip_merge": []}
     for about in ({"models": ["cnn"]}, {"models": {"cnn": {}}}, {"pairs": [("cnn", "cnn")]}):
-        found = read(("train", "flip_merge"), files, about)
-        assert [record["model"] for record in found["train"]] == ["cnn"] and found["flip_merge"] == []
+        taken = read(("train", "flip_merge"), files, about)
+        assert [record["model"] for record in taken["train"]] == ["cnn"] and taken["flip_merge"] == []
     assert len(read(("train",), {"train": paths}, {"notes": []})["train"]) == 3
 
 
@@ -407,8 +406,8 @@ def record(kind="train", status="ok", source="CIFAR10", device="cpu x86_64", epo
 
 def by_kind(records):
     kinds = {kind: [] for kind in declared()["provenance"].reads}
-    for one in records:
-        kinds[one["kind"]].append(one)
+    for each in records:
+        kinds[each["kind"]].append(each)
     return kinds
 
 
@@ -418,8 +417,8 @@ def made_of(records, *names, models=None):
 
 def test_a_table_has_a_row_for_each_kind_and_origin_of_its_records():
     records = [record(), record(), record(device="cuda T4"), record("flip_merge")]
-    found = made_of(records, "table1", "table2")
-    counted = found[["made", "kind", "device", "records", "hours"]].to_numpy().tolist()
+    frame = made_of(records, "table1", "table2")
+    counted = frame[["made", "kind", "device", "records", "hours"]].to_numpy().tolist()
     assert counted == [
         ["Table 1", "train", "cpu x86_64", 2, 1.0], ["Table 1", "train", "cuda T4", 1, 0.5],
         ["Table 2", "train", "cpu x86_64", 2, 1.0], ["Table 2", "train", "cuda T4", 1, 0.5],
@@ -429,22 +428,22 @@ def test_a_table_has_a_row_for_each_kind_and_origin_of_its_records():
 
 def test_other_settings_have_another_fingerprint_whatever_their_order():
     def fingerprint(*epochs):
-        (found,) = made_of([record(epochs=n) for n in epochs], "table1").itertuples()
-        return found.settings
+        (row,) = made_of([record(epochs=n) for n in epochs], "table1").itertuples()
+        return row.settings
 
     assert fingerprint(1, 2) == fingerprint(2, 1, 1) != fingerprint(1)
 
 
 def test_what_was_left_out_is_counted_with_the_images_of_its_data():
     left_out = record("flip_merge", status="left_out", source=None)
-    (found,) = made_of([record("flip_merge"), left_out], "table2").itertuples()
-    assert (found.records, found.left_out, found.images) == (2, 1, "CIFAR10")
+    (row,) = made_of([record("flip_merge"), left_out], "table2").itertuples()
+    assert (row.records, row.left_out, row.images) == (2, 1, "CIFAR10")
 
 
 def test_a_record_without_images_and_status_has_a_row_all_the_same():
     theory = {"kind": "theory", "settings": {}, "code": CODE, "cost": {"seconds": 3600}}
-    (found,) = made_of([theory, record()], "theory").itertuples()
-    assert (found.records, found.left_out, found.images, found.hours) == (1, 0, "", 1.0)
+    (row,) = made_of([theory, record()], "theory").itertuples()
+    assert (row.records, row.left_out, row.images, row.hours) == (1, 0, "", 1.0)
 
 
 def test_no_records_are_no_rows():
@@ -453,20 +452,20 @@ def test_no_records_are_no_rows():
 
 def test_the_notes_of_a_table_name_data_records_and_code():
     records = by_kind([record(), record(), record("flip_merge", device="cuda T4")])
-    first, *notes = agreement.notes(records, {"notes": ["of the config"]})
+    first, *notes = frames.notes(records, {"notes": ["of the config"]})
     assert first == "of the config"
     assert notes[:2] == ["Data: CIFAR10", "From 2 train and 1 flip_merge records"]
     code = "Made with relusym 0.1.0, torch 2.14.1, python 3.11, device"
     assert notes[2:] == [f"{code} cpu x86_64", f"{code} cuda T4"]
-    assert agreement.notes({}, {}) == []
+    assert frames.notes({}, {}) == []
 
 
 def test_tables_say_cifar10_for_its_content_and_doubt_what_only_its_label_says():
     copies = [record(source="my copy"), record(), record("flip_merge", status="left_out", source=None)]
-    assert agreement.notes(by_kind(copies), {})[:1] == ["Data: CIFAR10"]
+    assert frames.notes(by_kind(copies), {})[:1] == ["Data: CIFAR10"]
     assert set(made_of(copies, "table2")["images"]) == {"CIFAR10"}
     others = [made | {"inputs": made["inputs"] | {"data": "ab" * 32}} for made in copies[1:]]
-    doubted = agreement.notes(by_kind(others), {})
+    doubted = frames.notes(by_kind(others), {})
     assert doubted[:3] == [
         "Data: CIFAR10?",
         "CIFAR10?: these aren't CIFAR10's images, or not in its order (their SHA-256 begins with abababab, that of "
@@ -478,8 +477,8 @@ def test_tables_say_cifar10_for_its_content_and_doubt_what_only_its_label_says()
 
 def test_what_is_made_of_filters_comes_from_flip_merges_of_its_types():
     records = [flip("cnn", 0), flip("gcnn", 0), flip("gcnn", 1), train("gcnn", 0), pair("cnn", 0, "gcnn", 0)]
-    found = made_of(records, "figure8", "zero_filters", models=["gcnn"])
-    counted = found[["made", "kind", "records"]].to_numpy().tolist()
+    frame = made_of(records, "figure8", "zero_filters", models=["gcnn"])
+    counted = frame[["made", "kind", "records"]].to_numpy().tolist()
     assert counted == [["Figure 8", "flip_merge", 2], ["Zero-filters", "flip_merge", 2]]
     (claims,) = made_of(records, "claims", models=["cnn"]).itertuples()
     assert (claims.made, claims.kind, claims.records) == ("Claims", "flip_merge", 1)

@@ -258,8 +258,8 @@ def test_proposition_d_1_decides_invariance_exactly():
 def test_figure_10_shows_every_shape_in_both_orientations():
     images = example_c_2.image_classes(0, 50)
     assert images.shape == (2, 50, 20, 20) and set(np.unique(images)) == {0, 1}
-    one, two = (4 * shape.sum() for shape in cooccurrence.SHAPES)
-    assert (images[0].sum((1, 2)) == one).all() and (images[1].sum((1, 2)) == two).all()
+    first, two = (4 * shape.sum() for shape in cooccurrence.SHAPES)
+    assert (images[0].sum((1, 2)) == first).all() and (images[1].sum((1, 2)) == two).all()
     _, shares = example_c_2.windows(np.concatenate([images, images[..., ::-1]]))
     assert (shares[:2] == shares[2:]).all()  # a flipped image shows a filter the same windows
     alone = example_c_2.image_classes(0, 50, orientations=(0,) * 4)

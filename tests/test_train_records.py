@@ -10,6 +10,7 @@ from relusym.data import image_set, prepare
 from relusym.data.chiral_shapes import generate
 from relusym.errors import Interrupted, UserError
 from relusym.findings.frames import read_filters
+from relusym.measuring import loading
 from relusym.measuring.merge import MergeJob, merge_record
 from relusym.measuring.train import TrainJob, train_record
 from relusym.nets import build
@@ -142,7 +143,7 @@ def test_an_interrupted_training_goes_on_from_that_very_step_to_the_same_net(tmp
     assert len(steps) == settings["training"]["epochs"] * (200 // settings["training"]["batch_size"])
     assert_same(saved(to), saved(net))
     assert record["accuracy"] == whole["accuracy"] and not state.exists()
-    losses = [[epoch["loss"] for epoch in one["history"]] for one in (record, whole)]
+    losses = [[epoch["loss"] for epoch in each["history"]] for each in (record, whole)]
     assert losses[0] == pytest.approx(losses[1])
 
 
@@ -209,3 +210,10 @@ def test_nets_are_kept_at_the_epochs_that_are_asked_for_also_if_the_training_was
     assert checkpoint.load(paths[1])[1]["epoch"] == 1
     torch.manual_seed(stream(0, "cnn", "weights"))
     assert_same(saved(paths[0]), build(settings["network"], 10).state_dict())
+
+
+def test_a_clock_that_was_set_back_costs_no_record(monkeypatch):
+    meter = loading.JobMeter(torch.device("cpu"))
+    monkeypatch.setattr(loading.time, "time", lambda: 0.0)
+    cost = meter.fields()["cost"]
+    assert cost["job_seconds"] == cost["seconds"] >= 0

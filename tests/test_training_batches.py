@@ -62,13 +62,17 @@ def test_normalisation_is_by_cifar10s_mean_and_std():
 
 
 def test_a_normalisation_of_the_configs_own_is_that_of_training_and_of_measuring():
-    own = normalise_of({"dataset": "cifar10", "normalisation": {"mean": [0.5] * 3, "std": [0.25, 0.5, 1]}})
+    scaling = normalise_of(
+        {"dataset": "cifar10", "normalisation": {"mean": [0.5] * 3, "std": [0.25, 0.5, 1]}}
+    )
     images = torch.randint(0, 256, (8, 6, 6, 3), dtype=torch.uint8)
     scaled = images.permute(0, 3, 1, 2) / 255
     expected = (scaled - 0.5) / torch.tensor([0.25, 0.5, 1])[:, None, None]
-    torch.testing.assert_close(own(images), expected)
+    torch.testing.assert_close(scaling(images), expected)
     labels = torch.arange(8)
-    batches = ImagesOnDevice(images, labels, 8, batch_size=8, seed=0, name="a", symmetry=None, normalise=own)
+    batches = ImagesOnDevice(
+        images, labels, 8, batch_size=8, seed=0, name="a", symmetry=None, normalise=scaling
+    )
     (((view,), drawn),) = batches.epoch(0)
     torch.testing.assert_close(view, expected[drawn])
     assert normalise_of({"dataset": "cifar10"}) is normalise
@@ -186,9 +190,9 @@ def test_processes_share_every_batch_of_the_whole(views):
 
     whole, shares = epoch(0, 1), [epoch(0, 2), epoch(1, 2)]
     assert len(whole) == 3
-    for (some_views, labels), one, other in zip(whole, *shares, strict=True):
-        assert torch.equal(labels[0::2], one[1]) and torch.equal(labels[1::2], other[1])
-        for view, a, b in zip(some_views, one[0], other[0], strict=True):
+    for (some_views, labels), first, other in zip(whole, *shares, strict=True):
+        assert torch.equal(labels[0::2], first[1]) and torch.equal(labels[1::2], other[1])
+        for view, a, b in zip(some_views, first[0], other[0], strict=True):
             assert torch.equal(view[0::2], a) and torch.equal(view[1::2], b)
     (later,) = epoch(0, 1, start=2)
     assert all(torch.equal(a, b) for a, b in zip(later[0], whole[2][0], strict=True))
@@ -231,8 +235,8 @@ def test_too_few_images_and_differing_classes_are_named(tree, tmp_path):
 
 
 def labels_and_views(root, number, start=0, **how):
-    given = {"batch_size": 8, "seed": 0, "name": "a"} | how
-    return list(ImageFiles(root / "train", 33, CPU, **given).epoch(number, start))
+    arguments = {"batch_size": 8, "seed": 0, "name": "a"} | how
+    return list(ImageFiles(root / "train", 33, CPU, **arguments).epoch(number, start))
 
 
 @pytest.mark.parametrize("views", [1, 2])

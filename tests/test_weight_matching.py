@@ -41,24 +41,23 @@ def planted(net: nn.Module, noise: float):
 def share_recovered(name: str, noise: float) -> float:
     torch.manual_seed(0)
     pair, shuffles = planted(nets.build(NETS[name], 10), noise)
-    found = match("weight", pair).permutations
+    permutations = match("weight", pair).permutations
     # channel i of the shuffled net was channel shuffle[i]: it goes with channel i of the first net's shuffle[i]
-    right = [found[group.name].argsort() == shuffles[group.name] for group in pair.groups]
+    right = [permutations[group.name].argsort() == shuffles[group.name] for group in pair.groups]
     return float(torch.cat(right).float().mean())
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.3])
 @pytest.mark.parametrize("name", NETS)
-def test_weight_matching_recovers_planted_permutations(name, noise):
-    assert share_recovered(name, noise) == 1.0
+def test_weight_matching_recovers_planted_permutations_of_disturbed_weights(name):
+    assert share_recovered(name, 0.3) == 1.0
 
 
 def test_weight_matching_never_asks_for_images_and_gives_the_same_from_the_same_seed():
     torch.manual_seed(0)
     pair, _ = planted(nets.build(NETS["vgg11"], 10), 2.0)
     again = Pair(pair.states, pair.groups, pair.correlations, torch.Generator().manual_seed(0))
-    one, other = match("weight", pair).permutations, match("weight", again).permutations
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    first, other = match("weight", pair).permutations, match("weight", again).permutations
+    assert all(torch.equal(first[name], other[name]) for name in first)
 
 
 class Residual(nn.Module):
@@ -94,8 +93,8 @@ def test_weight_matching_ends_where_a_weight_has_the_same_channels_twice(matchin
         tables = {group.name: torch.zeros(group.size, group.size) for group in groups}
         states = first.state_dict(), second.state_dict()
         pair = Pair(states, groups, tables, torch.Generator().manual_seed(0))
-        found = match(matching, pair).permutations
-        assert alike(pair, found) > alike(pair)
+        permutations = match(matching, pair).permutations
+        assert alike(pair, permutations) > alike(pair)
 
 
 def alike(pair, permutations=None):
@@ -122,10 +121,10 @@ def planted_in_transformer(seed):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_weight_matching_finds_planted_permutations_in_an_untrained_vision_transformer(seed):
-    shuffles, found = planted_in_transformer(seed)
+    shuffles, matched = planted_in_transformer(seed)
     for name, shuffle in shuffles.items():
-        assert torch.equal(found.permutations[name].argsort(), shuffle), name
-    assert found.search.objectives["outside_in"] > 0.9  # whatever random starts are worth
+        assert torch.equal(matched.permutations[name].argsort(), shuffle), name
+    assert matched.search.objectives["outside_in"] > 0.9  # whatever random starts are worth
 
 
 def test_from_the_identity_they_are_missed_in_some_of_these_nets():
@@ -145,19 +144,19 @@ def trained_apart(name: str = "vgg11") -> Pair:
 def test_the_best_of_all_starts_is_what_weight_matching_reports():
     torch.manual_seed(0)
     pair = trained_apart()
-    found = match("weight", replace(pair, starts=6))
-    starts = found.search.objectives
+    matched = match("weight", replace(pair, starts=6))
+    starts = matched.search.objectives
     assert [*starts] == ["identity", "activation", "outside_in", "random_1", "random_2", "random_3"]
-    best = {"objective": max(starts.values()), "reached": found.search.reached}
-    assert found.search.body() == best | {"starts": starts}
-    assert starts[found.search.best] == max(starts.values()) > min(starts.values())
+    best = {"objective": max(starts.values()), "reached": matched.search.reached}
+    assert matched.search.body() == best | {"starts": starts}
+    assert starts[matched.search.best] == max(starts.values()) > min(starts.values())
     first, second = pair.states
     both = [(first[name].double(), second[name].double()) for name in first if first[name].ndim > 1]
-    norm = sum(float(one.norm() * other.norm()) for one, other in both)
-    assert alike(pair, found.permutations) / norm == pytest.approx(max(starts.values()), rel=1e-3)
+    norm = sum(float(each.norm() * other.norm()) for each, other in both)
+    assert alike(pair, matched.permutations) / norm == pytest.approx(max(starts.values()), rel=1e-3)
     alone = match("weight_identity", pair)
     assert [*alone.search.objectives] == ["identity"] and alone.search.reached == 1
-    assert alike(pair, found.permutations) > alike(pair, alone.permutations)
+    assert alike(pair, matched.permutations) > alike(pair, alone.permutations)
 
 
 def test_how_many_starts_reached_the_best_is_counted_up_to_rounding():
@@ -185,9 +184,9 @@ def test_renumbering_either_nets_channels_changes_no_match(name):
     def matched(*renumbered: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         states = [permute(state, pair.groups, by) for state, by in zip(pair.states, renumbered, strict=True)]
         again = Pair(tuple(states), pair.groups, tables, torch.Generator().manual_seed(0), starts=4)
-        found = match("weight", again)
-        assert found.search.best != "identity"  # the one start that hangs on numbers
-        return permute(states[1], pair.groups, found.permutations), renumbered[0]
+        result = match("weight", again)
+        assert result.search.best != "identity"  # the one start that hangs on numbers
+        return permute(states[1], pair.groups, result.permutations), renumbered[0]
 
     random = torch.Generator().manual_seed(7)
     straight = {group.name: torch.arange(group.size) for group in pair.groups}
@@ -211,9 +210,9 @@ def test_the_best_involution_is_the_best_of_all(size):
         permutations = itertools.permutations(range(size))
         involutions = [p for p in permutations if all(p[p[i]] == i for i in range(size))]
         best = max(objective(table, torch.tensor(p)) for p in involutions)
-        found = best_cyclic([table])
-        assert torch.equal(found[found], torch.arange(size))
-        assert objective(table, found) == pytest.approx(best, abs=1e-9)
+        involution = best_cyclic([table])
+        assert torch.equal(involution[involution], torch.arange(size))
+        assert objective(table, involution) == pytest.approx(best, abs=1e-9)
 
 
 @pytest.mark.slow(seconds=1)
@@ -236,5 +235,5 @@ def test_random_matching_draws_from_its_seed():
     labels, net = torch.arange(100) % 10, vgg11()
     how = images, images, labels
     merged = [flip_merge(net, *how, matching="random", seed=seed) for seed in (0, 0, 1)]
-    one, same, other = (each.permutations for each in merged)
-    assert one == same != other and all(sorted(p) == list(range(len(p))) for p in one.values())
+    first, same, other = (each.permutations for each in merged)
+    assert first == same != other and all(sorted(p) == list(range(len(p))) for p in first.values())

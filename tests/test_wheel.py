@@ -103,16 +103,12 @@ def test_the_wheel_holds_the_library_with_its_data_and_nothing_else(installed):
     assert {"relusym/paper_values/table2.csv", "relusym/reporting/page.html"} <= library
 
 
-def test_every_module_of_the_wheel_is_imported_without_snakemake(installed, tmp_path):
-    count, *files = run(WITHOUT_SNAKEMAKE, installed, tmp_path)
-    assert int(count) == len([*(installed / "relusym").rglob("*.py")])
-    assert all(Path(file).is_relative_to(installed) for file in files)
-
-
-def test_what_is_public_is_imported_when_asked_for_and_merges_a_net_with_itself_flipped(installed, tmp_path):
-    wrong, names, merged = run(PUBLIC_AND_MERGE, installed, tmp_path)
+def test_what_is_public_merges_a_net_and_every_module_is_imported_without_snakemake(installed, tmp_path):
+    wrong, names, merged, count, *files = run(PUBLIC_AND_MERGE + WITHOUT_SNAKEMAKE, installed, tmp_path)
     assert wrong == "module 'relusym' has no attribute 'merg'"
     assert "flip_merge" in names.split() and len(names.split()) > 8 and merged == "True 7"
+    assert int(count) == len([*(installed / "relusym").rglob("*.py")])
+    assert all(Path(file).is_relative_to(installed) for file in files)
 
 
 NET = """

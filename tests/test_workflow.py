@@ -1,9 +1,5 @@
-import os
-import re
 import shutil
-import signal
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -58,7 +54,7 @@ def test_every_job_left_its_log_and_says_what_it_took(finished):
     assert len(records) == trained + merged + len(PAIR_JOBS) + len(ALONE)
     for path in paths:
         cost = load_record(path)["cost"]  # of its fork, where a job is one
-        assert path.parts[-3] == "theory" or 0 < cost["seconds"] <= cost["job_seconds"] < 500, path
+        assert path.parts[-3] == "theory" or 0 < cost["seconds"] <= cost["job_seconds"] < 86400, path
         assert path.parts[-3] != "train" or cost["job_memory_mb"] > 100, path
     for name in ("flipped_training", *(f"theory/{statement}" for statement in STATEMENTS)):  # on no net
         assert (results / "logs" / f"{name}.log").read_text(encoding="utf-8")
@@ -81,25 +77,6 @@ def test_a_piece_of_the_seeds_is_about_these_seeds_alone(tiny):
     jobs = tiny().planned("--config", "seeds=0")
     others = [*AGGREGATION, *ALONE, DATA, *RESNET_TRAININGS, *RESNET_MERGES]  # these have seeds of their own
     assert jobs == sorted([*of_seed(0), "pair_merge cnn 0 gcnn 0", *others])
-
-
-def test_ctrl_c_saves_every_training_ends_in_a_line_each_and_leaves_no_lock(tiny):
-    made = tiny()
-    target = made.path("records", "train", "cnn-0", training={"epochs": 1000, "save_every": 1000})
-    endless = ("--config", "training={epochs: 1000, save_every: 1000}")
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", target, *endless]
-    run = start(command, made.folder, group=True)
-    log = made.folder / target.replace("records", "logs").replace(".json", ".log")
-    while not (log.exists() and "epoch" in log.read_text(encoding="utf-8")):
-        assert run.poll() is None, run.stdout.read()
-        time.sleep(0.05)
-    os.killpg(run.pid, signal.SIGINT)
-    output = run.communicate(timeout=300)[0]
-    assert run.returncode == 1 and "Traceback" not in output and "Exception" not in output, output
-    line = r"^failed: train cnn-0: interrupted in .*the training state is saved"
-    assert re.search(line, output, re.MULTILINE)
-    assert len(list((made.folder / "results/tiny/states").iterdir())) == 1
-    assert made.planned(target, *endless) == ["train cnn 0"]
 
 
 LOOKS = """
@@ -137,8 +114,7 @@ def test_the_paper_scale_is_168_nets_168_flip_merges_and_144_pair_merges_and_a_p
 def test_the_report_shows_every_table_and_figure_without_an_error(state, request, tmp_path):
     folder = request.getfixturevalue(state).folder
     report = tmp_path / "report.html"
-    run = request.getfixturevalue(state).snakemake("--report", str(report))
-    assert run.returncode == 0, run.stdout
+    request.getfixturevalue(state).makes("--report", str(report))
     tour = report_tour.tour(report, tmp_path)
     assert tour["errors"] == [] and "GCNN barrier" in tour["description"] and tour["rules"] > 0
     # it opens with the figure of all barriers and with Table 2
@@ -175,8 +151,7 @@ def test_tex_and_pdf_are_made_for_who_asks_and_anew_when_their_table_is(committe
     asked = ["results/tiny/tables/table2.tex", "results/tiny/figures/figure4.pdf"]
     assert committed.planned(*asked) == ["for_latex figures/figure4.pdf", "for_latex tables/table2.tex"]
     assert committed.planned("latex").count("latex") == 1
-    run = committed.snakemake(*asked)
-    assert run.returncode == 0, run.stdout
+    committed.makes(*asked)
     assert (results / "figures/figure4.pdf").read_bytes().startswith(b"%PDF")
     assert r"\bottomrule" in (results / "tables/table2.tex").read_text(encoding="utf-8")
     assert committed.planned(*asked) == [] == committed.planned()
@@ -187,15 +162,13 @@ def test_tex_and_pdf_are_made_for_who_asks_and_anew_when_their_table_is(committe
     assert committed.planned("table2", asked[0]) == ["for_latex tables/table2.tex", "table2"]
     assert committed.snakemake("table2", asked[0]).returncode == 0
     assert "A GCNN" in (results / "tables/table2.tex").read_text(encoding="utf-8")
-    run = committed.snakemake("--dry-run", "results/tiny/tables/table2.pdf")
-    assert run.returncode != 0 and "nothing makes" in run.stdout
+    assert "nothing makes" in committed.fails("--dry-run", "results/tiny/tables/table2.pdf")
 
 
 def test_any_nets_filters_can_be_drawn_from_committed_arrays(committed):
     drawn = "results/tiny/figures/filters/conv2-gcnn-1.pdf"
     assert committed.planned(drawn) == ["filter_pairs conv2 gcnn 1 pdf"]
-    run = committed.snakemake(drawn)
-    assert run.returncode == 0, run.stdout
+    committed.makes(drawn)
     assert (committed.folder / drawn).read_bytes().startswith(b"%PDF")
 
 
@@ -209,8 +182,8 @@ def test_the_laptops_committed_tables_follow_from_its_committed_records_byte_by_
     for part in ("records", "filters"):
         shutil.copytree(committed / part, made.folder / "results" / "laptop" / part)
     tables = sorted({path.stem for path in (committed / "tables").iterdir()})
-    run = made.snakemake(*tables, "--config", "scale=laptop")
-    assert run.returncode == 0 and tables, run.stdout
+    made.makes(*tables, "--config", "scale=laptop")
+    assert tables
     for path in (committed / "tables").iterdir():
         again = made.folder / "results/laptop/tables" / path.name
         assert again.read_bytes() == path.read_bytes(), path
@@ -294,12 +267,11 @@ def test_at_the_paper_scale_a_dry_run_lists_every_job_of_all_ten_rows_and_names_
 
 def test_what_is_not_at_hand_is_left_out_with_its_reason_and_tried_again(clone, tmp_path):
     fresh = clone()
-    given = scale_of(fresh.folder, "paper")["models"]
-    models = {row: model for row, model in given.items() if model.get("table") != "table5"}
-    models |= {row: given[row] for row in ("torchvision_old_inv", "byol")}
+    rows = scale_of(fresh.folder, "paper")["models"]
+    models = {row: model for row, model in rows.items() if model.get("table") != "table5"}
+    models |= {row: rows[row] for row in ("torchvision_old_inv", "byol")}
     fresh.configure(scale="paper", device="cpu", models=models, figure9=None)
-    run = fresh.snakemake("table3", "table5")
-    assert run.returncode == 0, run.stdout
+    fresh.makes("table3", "table5")
     tables = fresh.folder / "results" / "paper" / "tables"
     notes = (tables / "table5.md").read_text(encoding="utf-8")
     assert "- BYOL is left out: ImageNet is not at data/imagenet/train: set imagenet.root" in notes
@@ -314,12 +286,11 @@ def test_what_is_not_at_hand_is_left_out_with_its_reason_and_tried_again(clone, 
 
 def test_a_net_whose_download_fails_is_left_out_with_its_reason_and_so_is_its_merge(clone):
     fresh = clone()
-    given = scale_of(fresh.folder, "demo")["models"]
-    models = {row: model for row, model in given.items() if model.get("table") != "table5"}
-    models["gone"] = given["old"] | {"weights": {"urls": ["http://127.0.0.1:9/gone.pth"]}}
+    rows = scale_of(fresh.folder, "demo")["models"]
+    models = {row: model for row, model in rows.items() if model.get("table") != "table5"}
+    models["gone"] = rows["old"] | {"weights": {"urls": ["http://127.0.0.1:9/gone.pth"]}}
     fresh.configure(scale="demo", models=models, figure9=None)
-    run = fresh.snakemake("table5")
-    assert run.returncode == 0, run.stdout
+    fresh.makes("table5")
     results = fresh.folder / "results" / "demo"
     merge = load_record(fresh.record("flip_merge", "gone-0", scale="demo"))
     assert (merge["status"], merge["reason"]) == ("left_out", "gone-0 is absent")
@@ -413,8 +384,7 @@ def test_under_a_prefix_finished_records_are_found(finished, tiny, tmp_path):
     shutil.copytree(finished.folder / "results/tiny/records", tmp_path / "below/results/tiny/records")
     shutil.copytree(finished.folder / "results/tiny/filters", tmp_path / "below/results/tiny/filters")
     assert mine.planned() == ["accuracies", "relu_figure4", "relu_table2"]
-    ended = mine.snakemake()
-    assert ended.returncode == 0, ended.stdout
+    mine.makes()
     assert not (tmp_path / "results").exists() and not (tmp_path / "below/data").exists()
     for name in ("tables/table2.csv", "figures/figure4.png"):
         ours, its = (folder / "results/tiny" / name for folder in (tmp_path / "below", finished.folder))

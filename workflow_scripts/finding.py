@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from job import job
-from relusym.findings import Table, agreement, declared
+from relusym.findings import Table, declared, frames
 from relusym.findings.fingerprint import fingerprint, write_note
 from relusym.findings.frames import read
 from relusym.findings.layout import csv, write_table, write_text
@@ -15,7 +15,7 @@ with job(snakemake):
     module, inputs = finding.load(), read(finding.reads, params.files, selection)
     outputs = [path for path in snakemake.output if path != note]
     if isinstance(finding, Table):
-        notes = getattr(module, "notes", agreement.notes)(inputs, selection)
+        notes = getattr(module, "notes", frames.notes)(inputs, selection)
         endings = [Path(path).suffix[1:] for path in outputs]
         stem = outputs[0].rpartition(".")[0]
         frame = module.frame(inputs, selection)

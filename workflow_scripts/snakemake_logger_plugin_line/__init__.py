@@ -66,9 +66,7 @@ class LogHandler(LogHandlerBase):
         elif event == LogEvent.GROUP_ERROR:
             jobs = len(record.job_error_info)
             self._print(f"failed: {jobs} jobs that were submitted together{_error(record.aux_logs)}")
-        elif str(record.msg).startswith(
-            "Missing metadata"
-        ):  # of every file that was made elsewhere: `--report`
+        elif str(record.msg).startswith("Missing metadata"):  # of files made elsewhere: `--report`
             self.without_metadata += 1
         elif event in (None, LogEvent.ERROR) and not str(record.msg).startswith(SAID):
             if record.levelno >= WARNING or (not self.run.total and not CHATTER.match(str(record.msg))):
@@ -119,7 +117,6 @@ def _of_a_config_file(message: str) -> str | None:
 
 
 def _name(record: LogRecord) -> str:
-    """A job as one reads it: its rule, and of which nets."""
     net = _net(Path(record.log[0])) if record.log else ""
     return " ".join(dict.fromkeys([record.rule_name, net or record.rule_name]))
 
@@ -209,7 +206,6 @@ class Run:
 
 
 def _error(logs: list[str]) -> str:
-    """Why a job failed, by the first of its logs that is there."""
     for path in logs:
         if words := last_words(path):
             return f": {words} ({path})"

@@ -38,12 +38,9 @@ class Options(Selection):
     )
 
 
-NOT_IN_SETTINGS = {
-    *Options.model_fields,
-    "pairs",
-    "matching",
-    "lie_images",
-}  # or added by `Measurement.settings`
+# Options that name those of `models` of which something more is measured.
+PARTS_OF_MODELS = "from_scratch", "redundant", "towers"
+NOT_IN_SETTINGS = {*Options.model_fields, *PARTS_OF_MODELS, "pairs", "matching", "lie_images"}
 
 
 @dataclass(frozen=True)

@@ -313,6 +313,36 @@ def permute(
     return permuted
 
 
+def rescale(
+    state: dict[str, Tensor], groups: list[ChannelGroup], factors: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The state dict with the channels of groups multiplied by `factors`, float (C,), and what reads them divided.
+
+    The net's function stays if `TracedNet.admits` such factors. Where a batch norm writes the channels, signs go to the
+    convolution before it, so that its weights are those of a net that was trained so, and sizes to the batch norm.
+    """
+    scaled = copy(state)
+    for group in groups:
+        if group.name not in factors:
+            continue
+        normed = any(place.tensor.endswith(".running_var") for place in group.places)
+        for place in group.places:
+            tensor = scaled[place.tensor]
+            factor = factors[group.name].to(tensor)
+            layer, _, kind = place.tensor.rpartition(".")
+            if place.dim:
+                factor = 1 / factor
+            elif f"{layer}.running_var" in state:
+                if kind != "bias":
+                    factor = {"weight": factor.abs(), "running_mean": factor.sign()}.get(kind, factor**0)
+            elif normed:
+                factor = factor.sign()
+            by = tensor.new_ones(tensor.shape[place.dim])
+            by[place.index(group.size, tensor.device)] = factor[:, None]
+            scaled[place.tensor] = tensor * by.reshape(-1, *[1] * (tensor.ndim - 1 - place.dim))
+    return scaled
+
+
 def head_order(permutation: Tensor, heads: int) -> Tensor:
     """From which head each channel comes, int64 (heads, C / heads)."""
     rows = permutation.reshape(heads, -1)
@@ -344,6 +374,18 @@ def order_of(
             if (place.tensor, place.dim) == (node, dim):
                 order = order[reordered(place, group.size, permutations[group.name], size)]
     return order
+
+
+def factors_of(
+    node: str, size: int, groups: list[ChannelGroup], factors: dict[str, Tensor], dim: int = 1
+) -> Tensor:
+    """By what `rescale` multiplies a dimension of a node's output, float64 (size,)."""
+    by = torch.ones(size, dtype=torch.float64)
+    for group in groups:
+        for place in group.outputs:
+            if group.name in factors and (place.tensor, place.dim) == (node, dim):
+                by[place.index(group.size)] *= factors[group.name].cpu()[:, None]
+    return by
 
 
 def reordered(place: Place, channels: int, permutation: Tensor, size: int) -> Tensor:

@@ -25,7 +25,7 @@ def layers(names: str, *sizes: str) -> tuple[type[nn.Module], ...]:
 
 SIZES = "1d", "2d", "3d"
 ACTIVATIONS = layers(
-    "ReLU ReLU6 LeakyReLU RReLU ELU SELU CELU GELU SiLU Mish Hardswish Hardtanh Softplus PReLU"
+    "ReLU ReLU6 LeakyReLU RReLU ELU SELU CELU GELU SiLU Mish Hardswish Hardtanh Tanh Softplus PReLU"
 )
 ADDITIONS = {"add", "iadd", "add_"}
 BATCH_NORMS = (*layers("BatchNorm", *SIZES), nn.SyncBatchNorm)
@@ -33,13 +33,14 @@ INSTANCE_NORMS = layers("InstanceNorm", *SIZES)
 CONVS = layers("Conv", *SIZES)
 TRANSPOSED = layers("ConvTranspose", *SIZES)
 FUNCTIONS = {
-    "activating": "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh softplus clamp_min prelu",
+    "activating": """
+        relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh tanh softplus clamp_min prelu""",
     "entrywise": """
         add iadd sub isub subtract rsub mul imul multiply div truediv itruediv true_divide floordiv divide pow ipow
         float_power maximum minimum fmax fmin addcmul addcdiv where lerp atan2 hypot logaddexp xlogy remainder fmod mod
         clamp clip clamp_max exp exp2 expm1 log log1p log2 log10 sqrt rsqrt square abs neg negative sign sgn erf erfc
         sin cos tan sinh cosh asinh atan sinc reciprocal round floor ceil trunc frac nan_to_num heaviside hardshrink
-        softshrink tanhshrink threshold sigmoid hardsigmoid tanh softsign logsigmoid logit masked_fill gt lt ge le eq ne
+        softshrink tanhshrink threshold sigmoid hardsigmoid softsign logsigmoid logit masked_fill gt lt ge le eq ne
         greater less logical_and logical_or logical_xor logical_not invert bitwise_and bitwise_or and or isnan isinf
         isfinite complex polar conj angle""",
     "same": """
@@ -541,9 +542,7 @@ def patch_merging(call: Call, x: Labels) -> Labels:
 
 @both(
     *(activation for activation in ACTIVATIONS if activation is not nn.PReLU),
-    *layers(
-        "Sigmoid Hardsigmoid Tanh Softsign LogSigmoid Tanhshrink Hardshrink Softshrink Threshold Identity"
-    ),
+    *layers("Sigmoid Hardsigmoid Softsign LogSigmoid Tanhshrink Hardshrink Softshrink Threshold Identity"),
     *layers("Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout"),
 )
 @both(*NAMES["same"])

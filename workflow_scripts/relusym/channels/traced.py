@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from relusym.channels.flow import Flow, refuse
-from relusym.channels.groups import ChannelGroup, groups_of, order_of, permute, random_permutations
+from relusym.channels.groups import ChannelGroup, groups_of, order_of, permute, random_permutations, rescale
 from relusym.channels.handlers import CONVS, TRANSPOSED
 from relusym.channels.labels import Labels
 from relusym.channels.tracing import (
@@ -173,6 +173,24 @@ class TracedNet:
                     "channels isn't known; register a handler for it"
                 )
         return groups
+
+    def admits(self, factor: float) -> frozenset[str]:
+        """The groups each of whose channels may be multiplied by this number without changing what the net computes.
+
+        By -1 where activations are odd, by 2 where they are positively homogeneous, if all that reads them is, too;
+        tried in float64, as the groups are.
+        """
+        planted, admitted = self.planted, []
+        for group in self.groups:
+            every_second = torch.arange(group.size) % 2 == 0
+            factors = {group.name: torch.where(every_second, factor, 1.0).double()}
+            scaled = deepcopy(planted.net)
+            scaled.load_state_dict(rescale(planted.net.state_dict(), [group], factors))
+            graph = bound(planted.graph.graph, scaled, planted.constants)
+            with torch.no_grad():
+                if relative_difference(planted.logits, logits_of(graph(planted.x))) < LIMIT:
+                    admitted.append(group.name)
+        return frozenset(admitted)
 
     def _first_difference(
         self, permuted: fx.GraphModule, groups: list[ChannelGroup], permutations: dict[str, Tensor]

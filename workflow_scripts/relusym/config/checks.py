@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from relusym import cifar10, data, nets
 from relusym.beyond import MEASUREMENTS
+from relusym.beyond.declaration import PARTS_OF_MODELS
 from relusym.config.models import GENERATED, IMAGENET, specification
 from relusym.data import Extent
 from relusym.errors import UserError
 from relusym.matching import OF_FLIPS
-from relusym.registry import one_of
+from relusym.schema import one_of
 from relusym.symmetry import SYMMETRIES
 
 if TYPE_CHECKING:
@@ -184,7 +185,8 @@ def _check_beyond(settings: Settings) -> None:
             return settings.place("beyond", name, *path)
 
         models, pairs = section.get("models", []), section.get("pairs", [])
-        for model in [*models, *section.get("from_scratch", [])]:
+        parts = [(option, model) for option in PARTS_OF_MODELS for model in section.get(option, [])]
+        for model in [*models, *(model for _, model in parts)]:
             _one_of(key("models"), model, settings.models)
             if name != "matchings" and settings.models[model].recipe[-1:] != ["training"]:
                 raise UserError(f"{key('models')}: {model} isn't trained by a recipe that ends in `training`")
@@ -198,8 +200,8 @@ def _check_beyond(settings: Settings) -> None:
         for model in models if "counts" in section else ():
             if (seeds := len(settings.models[model].seeds)) < (count := max(section["counts"])):
                 raise UserError(f"{key('counts')}: {count} given; {model} has {seeds} seeds, so no more nets")
-        for model in section.get("from_scratch", []):
-            _one_of(key("from_scratch"), model, models)
+        for option, model in parts:
+            _one_of(key(option), model, models)
         if name in MEASUREMENTS and MEASUREMENTS[name].flips_alone:
             turning = (m for m in models if SYMMETRIES[settings.models[m].symmetry].order > 2)
             for model in turning:
@@ -235,7 +237,6 @@ def check_images(settings: Settings, model: str | None, extent: Extent) -> None:
 
 
 def _at_most(key: str, asked: int | None, have: int, label: str) -> int:
-    """How many images are used."""
     if asked is not None and asked > have:
         raise UserError(f"{key}: {asked} given; allowed is at most {have}, the training images of {label}")
     return have if asked is None else asked
@@ -244,7 +245,6 @@ def _at_most(key: str, asked: int | None, have: int, label: str) -> int:
 def _fitting(
     key: str, size: int | None, sides: tuple[int, int], architecture: str, label: str
 ) -> tuple[int, int]:
-    """The sides that the images are brought to."""
     allowed = nets.SIDES.get(architecture)
     brought_to = (size, size) if size else sides
     if allowed and not {*brought_to} <= {*allowed}:

@@ -41,7 +41,7 @@ def page() -> str:
     """The page, as Markdown."""
     parts = [START, "## The run: config.yaml\n", *_table(Run), *_below(3, Run)]
     parts += ["## A scale: `scales/<scale>.yaml`\n", *_table(Scale)]
-    parts += _below(3, Scale, skipped=("pretraining", "linear", "beyond", "models"))
+    parts += _below(3, Scale, omit=("pretraining", "linear", "beyond", "models"))
     parts += ["### `network`\n", "`architecture` is one of these, with its options:\n"]
     for name, entry in nets.ARCHITECTURES.items():
         parts += _part(4, f"architecture: {name}", entry.options)
@@ -58,18 +58,14 @@ def page() -> str:
 
 
 def _part(level: int, title: str, section: type[Section], names: list[str] | None = None) -> Iterator[str]:
-    """A section with its meaning and the table of its keys, or of some of them."""
     yield f"{'#' * level} `{title}`\n"
     yield f"{' '.join((section.__doc__ or '').split())}\n"
     yield from _table(section, names)
 
 
-def _below(
-    level: int, section: type[Section], skipped: tuple[str, ...] = (), prefix: str = ""
-) -> Iterator[str]:
-    """The sections that are keys of a section."""
+def _below(level: int, section: type[Section], omit: tuple[str, ...] = (), prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
-        if (inner := WHOLE.get(name) or _section(field.annotation)) and name not in skipped:
+        if (inner := WHOLE.get(name) or _section(field.annotation)) and name not in omit:
             yield from _part(level, f"{prefix}{name}", inner)
             yield from _below(level + 1, inner, prefix=f"{prefix}{name}.")
 
@@ -104,7 +100,6 @@ def _default(field: FieldInfo, type_: Any) -> str:
 
 
 def _members(type_: Any) -> tuple[Any, ...]:
-    """The types of which one will do."""
     if get_origin(type_) is Annotated:
         return _members(get_args(type_)[0])
     return get_args(type_) if get_origin(type_) in (Union, UnionType) else (type_,)

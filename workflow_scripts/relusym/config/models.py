@@ -6,6 +6,7 @@ from operator import attrgetter
 from typing import Any
 
 from relusym import nets
+from relusym.beyond.declaration import PARTS_OF_MODELS
 from relusym.config.reading import deep_merge
 from relusym.config.sections import SHARED, STAGES, Data, ModelSection, Scale, Sections, Training
 from relusym.data import DATA_SETS
@@ -191,7 +192,7 @@ def without_left_out(scale: Scale) -> Scale:
     beyond = {}
     for name in scale.beyond.model_fields_set:
         if (section := getattr(scale.beyond, name)) is not None:
-            lists = {key: getattr(section, key, None) for key in ("models", "pairs", "from_scratch")}
+            lists = {key: getattr(section, key, None) for key in ("models", "pairs", *PARTS_OF_MODELS)}
             changed = {key: kept(value) for key, value in lists.items() if value}
             left = [changed.get(key, []) for key in ("models", "pairs") if lists[key] is not None]
             beyond[name] = None if left and not any(left) else section.model_copy(update=changed)

@@ -8,8 +8,7 @@ from typing import Any
 import yaml
 
 from relusym.errors import UserError
-from relusym.registry import one_of
-from relusym.schema import SEEDS_ALLOWED
+from relusym.schema import SEEDS_ALLOWED, one_of
 from relusym.whole_files import open_file
 
 DEEPEST = 100  # sections in sections, at which no config arrives

@@ -309,9 +309,7 @@ class Settings:
 
     def readers(self, prepared: str) -> list[str | None]:
         """The models that read the file of that name; None for the scale itself, whose Figure 3 does."""
-        return [
-            model for model in (None, *self.models) if self._reads(model) and self.prepared(model) == prepared
-        ]
+        return [id_ for id_ in (None, *self.models) if self._reads(id_) and self.prepared(id_) == prepared]
 
     def preparation_for(self, model: str | None) -> tuple[Values, str]:
         """As `preparation`, of the images of a model or of the scale."""

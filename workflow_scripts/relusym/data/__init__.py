@@ -7,8 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 from relusym import checkpoint, cifar10
 from relusym.errors import UserError
-from relusym.registry import Entry, choose
-from relusym.schema import Count, Flag, OrNull, Section, Seed, Text, among
+from relusym.schema import Count, Entry, Flag, OrNull, Section, Seed, Text, among, choose
 from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
 
 SymmetryName = Annotated[str, among(SYMMETRIES)]

@@ -30,15 +30,11 @@ Batch = tuple[tuple[Tensor, ...], Tensor]
 
 
 class TrainingBatches(Protocol):
-    """Where a training gets its batches.
+    """Where a training gets its batches, of `batch_size` images of all processes together, `steps` an epoch.
 
     Every process draws whole batches and takes its own share of each, so that any number of processes train on the same
-    images in the same order. What is drawn depends on the seed, the name and the epoch alone.
-
-    Attributes:
-        batch_size: images of all processes together; a last incomplete batch is dropped.
-        steps: batches an epoch.
-        classes: how many there are.
+    images in the same order. What is drawn depends on the seed, the name and the epoch alone. A last incomplete batch
+    is dropped. `classes`: how many there are.
     """
 
     batch_size: int
@@ -103,9 +99,8 @@ class ImagesOnDevice:
             views = (self.augmented.batch(index, random),)
         else:
             some = self.images[index]
-            views = tuple(
-                self.normalise(random_views(some, random, self.symmetry)) for _ in range(self.views)
-            )
+            draw = (random_views(some, random, self.symmetry) for _ in range(self.views))
+            views = tuple(map(self.normalise, draw))
         return tuple(view[self.share] for view in views), self.labels[index[self.share]]
 
 

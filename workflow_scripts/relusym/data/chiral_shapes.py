@@ -48,13 +48,12 @@ class Scenes:
 
     Attributes:
         template: (N,) int64, which of `TEMPLATES` is shown.
-        place: (N, 1 + clutter, 4) of the shape and each piece of clutter: centre x and y in -1..1, size as a share of
-            the image, angle in radians.
-        colour: (N, 1 + clutter, 3) of the shape and each piece of clutter, about 0..1.
-        ground: (N, 3, 4, 4) colours of a coarse background, about 0..1.
+        place: (N, 1 + clutter, 4) of the shape and each piece of clutter: centre x and y in -1..1, size, angle
+            (radians).
+        colour, ground: (N, 1 + clutter, 3) of these, and (N, 3, 4, 4) of a coarse background, about 0..1.
         noise: (N, 3, 32, 32), added to the image.
-        power: (N,) int64, by which power of the symmetry's generator the finished image is moved; of a flip 0 or 1,
-            each with probability ½, independent of all else.
+        power: (N,) int64, of the symmetry's generator, that the image is moved by; all as likely, independent of all
+            else.
     """
 
     template: Tensor
@@ -65,9 +64,7 @@ class Scenes:
     power: Tensor
 
 
-_CELLS = torch.tensor(
-    [[[cell == "#" for cell in row] for row in drawing.split()] for drawing in SHAPES.values()]
-)
+_CELLS = torch.tensor([[[c == "#" for c in row] for row in shape.split()] for shape in SHAPES.values()])
 TEMPLATES = _CELLS.float().repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]  # (10, 1, 32, 32)
 
 
@@ -110,9 +107,8 @@ def render(scenes: Scenes, symmetry: Symmetry | None = HORIZONTAL_FLIP) -> Tenso
         grid = affine_grid(inverse, (len(x), 1, SIZE, SIZE), align_corners=False)
         drawing = scenes.template if piece == 0 else torch.zeros_like(scenes.template)  # clutter is discs
         mask = grid_sample(TEMPLATES[drawing], grid, align_corners=False)
-        image = torch.lerp(
-            image, scenes.colour[:, piece, :, None, None].expand_as(image), mask.expand_as(image)
-        )
+        colour = scenes.colour[:, piece, :, None, None].expand_as(image)
+        image = torch.lerp(image, colour, mask.expand_as(image))
     image = image + scenes.noise
     if symmetry:
         image = symmetry.powers(image)[scenes.power, torch.arange(len(image))]

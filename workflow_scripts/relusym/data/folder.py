@@ -142,9 +142,7 @@ def _read(split: Path, classes: Iterable[str], notes: list[str]) -> ImageSet:
         if array.shape != arrays[0].shape:
             sizes = ["×".join(map(str, a.shape[1::-1])) for a in (array, arrays[0])]
             raise UserError(f"image {path} is {sizes[0]} pixels, not {sizes[1]} as {files[0]}")
-    notes += [
-        f"{split}: {count} images of mode {mode} were converted to RGB" for mode, count in modes.items()
-    ]
+    notes += [f"{split}: {n} images of mode {mode} were converted to RGB" for mode, n in modes.items()]
     images = ImageSet(torch.from_numpy(np.stack(arrays)), torch.tensor(labels), tuple(classes), str(split))
     return _in_official_order(images, files)
 

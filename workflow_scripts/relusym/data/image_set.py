@@ -103,7 +103,6 @@ def split_digest(split: ImageSet) -> str:
 
 
 def _of_no_class(split: ImageSet) -> str | None:
-    """What labels there are beyond the classes, if there are any."""
     wrong = split.labels[(split.labels < 0) | (split.labels >= len(split.classes))]
     return f"the label {wrong[0].item()} and {len(split.classes)} classes, from 0 on" if len(wrong) else None
 
@@ -118,9 +117,8 @@ def subset(images: ImageSet, count: int | None, seed: int) -> ImageSet:
         raise UserError(
             f"{count:,} images are asked for, but {images.source} has only {have:,} here: ask for fewer"
         )
-    chosen = torch.randperm(have, generator=torch.Generator().manual_seed(seed))[:count].to(
-        images.labels.device
-    )
+    order = torch.randperm(have, generator=torch.Generator().manual_seed(seed))
+    chosen = order[:count].to(images.labels.device)
     return replace(images, images=images.images[chosen], labels=images.labels[chosen])
 
 

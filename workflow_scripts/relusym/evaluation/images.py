@@ -19,7 +19,8 @@ COLOURS = (1, 3)  # channels of an image, grey or RGB
 AT_ONCE = 2**22  # entries of images that are run at once where it isn't a batch that is run
 SEEN = 256  # entries of an image by which it is recognised
 # Keys of batches that are dicts, such as Hugging Face's and its data sets'.
-PIXELS, LABELS = ("pixel_values", "images", "image"), ("labels", "label")
+PIXELS = "pixel_values", "images", "image", "img", "inputs", "input", "x"
+LABELS = "labels", "label", "targets", "target", "y"
 LAYOUT = "uint8 (N, H, W, 3), or (N, H, W, 1) of a net that reads grey images"
 
 
@@ -173,8 +174,8 @@ class Batches(ImageSource):
     """Images that come in batches from elsewhere, such as a DataLoader or a list, already normalised.
 
     Args:
-        given: can be iterated any number of times, always in the same order; each item float32 (B, C, H, W), or that
-            and labels (B,), or a dict of `pixel_values` and `labels`.
+        items: can be iterated any number of times, always in the same order; each float32 (B, C, H, W), or a tuple of
+            that, labels (B,) and whatever else, or a dict of `pixel_values` and `labels`.
 
     Raises:
         UserError: it can be read only once, is empty, its batches are something else, or, in a later pass, others.
@@ -200,8 +201,6 @@ class Batches(ImageSource):
         first = next(self.pairs(torch.device("cpu")), None)
         if first is None:
             raise UserError("no images: the DataLoader or list of batches is empty")
-        if not first[0].isfinite().all():
-            raise UserError("images: the first batch holds values that aren't finite")
 
     def _counts(self) -> tuple[int, int]:
         if self.counted is None:
@@ -227,8 +226,10 @@ class Batches(ImageSource):
                 x = next((item[key] for key in PIXELS if key in item), item)
                 labels = next((item[key] for key in LABELS if key in item), None)
             else:
-                x, labels = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+                x, labels = _parted(item)
             x = self._batch(x)
+            if self.counted is None and not x.isfinite().all():
+                raise UserError(f"images: batch {batches + 1} holds values that aren't finite")
             labels = None if labels is None else whole_numbers(labels)
             self._recognise(batches, x, labels)
             batches, images = batches + 1, images + len(x)
@@ -274,6 +275,8 @@ class Batches(ImageSource):
                 f"a batch of shape {tuple(x.shape)} and type {x.dtype} given; allowed is normalised float32 "
                 "(B, C, H, W); pixels are given as Images(pixels, normalise=…)"
             )
+        if not len(x):
+            raise UserError("images: a batch holds none")
         shape = tuple(x.shape[1:])
         if self._shape is None:
             if shape[2] in COLOURS and shape[0] not in COLOURS:
@@ -286,8 +289,15 @@ class Batches(ImageSource):
         return x.float()
 
 
+def _parted(item: Any) -> tuple[Any, Any]:
+    """A batch's images and labels, which may have indices or paths behind them; a second view is no label."""
+    if not isinstance(item, tuple | list) or (len(item) > 2 and getattr(item[1], "ndim", 1) > 2):
+        return item, None
+    return (*item, None, None)[:2]
+
+
 def whole_numbers(labels: Any) -> Tensor:
-    """Labels as int64.
+    """Labels as int64; whole numbers that are written as fractions, or in a column, are taken.
 
     Raises:
         UserError: they aren't whole numbers from 0.
@@ -295,8 +305,16 @@ def whole_numbers(labels: Any) -> Tensor:
     try:
         labels = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"labels: {type(labels).__name__} given; allowed is int64 (N,)") from error
-    if labels.is_floating_point() or labels.is_complex() or labels.ndim < 1:
+        raise UserError(
+            f"labels: {type(labels).__name__} of no numbers given; allowed is int64 (N,)"
+        ) from error
+    if labels.is_floating_point():
+        if (fractions := labels[labels != labels.floor()]).numel():
+            raise UserError(f"labels aren't whole numbers from 0, such as {fractions[0]:g}")
+        labels = labels.long()
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.is_complex() or labels.ndim < 1:
         raise UserError(
             f"labels of type {labels.dtype} and shape {tuple(labels.shape)} given; allowed is int64 (N,)"
         )

@@ -3,7 +3,7 @@
 A table or figure is declared by one module of `tables`, `figures` or `beyond`, as a `Table` or a `Figure`:
 - `TABLE = Table(__name__, LAYOUT, reads=…, select=…)`, beside a function `frame(inputs, selection)`: one row a row of
   the table. Ids of models stand in `model`, `model_1`, `model_2`; a mean is followed by its `…_std`; the paper's value
-  of a column is in `paper_…`. A function `notes(inputs, selection)`, if other lines than `agreement.notes` stand below.
+  of a column is in `paper_…`. A function `notes(inputs, selection)`, if other lines than `frames.notes` stand below.
 - `FIGURE = Figure(__name__, reads=…, select=…)`, beside a function `draw(inputs, selection)`, which returns the drawing
   and the frames of its CSV files.
 
@@ -43,9 +43,7 @@ if TYPE_CHECKING:
     from relusym.findings.layout import Layout
     from relusym.records.results import Results
 else:
-    np, pd, stats = map(
-        Lazy, ("numpy", "pandas", "scipy.stats")
-    )  # every start of Snakemake reads all declarations
+    np, pd, stats = map(Lazy, ("numpy", "pandas", "scipy.stats"))  # all are declared at every start
     Drawing = Settings = Results = Any  # which a table's job does without
 
 __all__ = ["Drawing", "np", "pd", "stats"]

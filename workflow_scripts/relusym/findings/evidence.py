@@ -72,9 +72,7 @@ def rank_correlation_of_types(
     test = "Spearman, exact, over halves of the nets"
     nets = nets.sort_values("seed")
     place = nets.groupby("model").cumcount()
-    halves = [
-        nets[place % 2 == half].groupby("model")[quantity] for half, quantity in enumerate((first, second))
-    ]
+    halves = [nets[place % 2 == half].groupby("model")[key] for half, key in enumerate((first, second))]
     means = pd.concat([half.mean() for half in halves], axis=1, join="inner")
     n, orders = counted(len(means), "type"), math.factorial(len(means))
     if len(means) < 3:
@@ -97,9 +95,7 @@ def rank_correlation_of_types(
     rhos = rowwise_correlation(*(stats.rankdata(types, axis=0).T for types in drawn))
     low, high = np.nanquantile(rhos, [(1 - SHARE_OF_NETS) / 2, (1 + SHARE_OF_NETS) / 2])
     whole = nets[nets["model"].isin(means.index)].groupby("model")
-    spreads = (
-        {model: spread(group.to_numpy()) for model, group in whole[quantity]} for quantity in (first, second)
-    )
+    spreads = ({model: spread(nets.to_numpy()) for model, nets in whole[key]} for key in (first, second))
     rho, p = float(exact.statistic), float(exact.pvalue)
     return Evidence(
         n,
@@ -186,9 +182,7 @@ def welch(
     error = math.sqrt(sum(variances))
     if not error:
         return fields | dict.fromkeys(("low", "high", "effect_size", "p_value"), math.nan)
-    degrees = sum(variances) ** 2 / sum(
-        v**2 / each for v, (_, (_, each)) in zip(variances, sides, strict=True)
-    )
+    degrees = sum(variances) ** 2 / sum(v**2 / d for v, (_, (_, d)) in zip(variances, sides, strict=True))
     p_value = 2 * float(stats.t.sf(abs(effect + margin) / error, degrees))
     g = hedges_g(high, low)
     return fields | interval(effect, error, degrees) | {"effect_size": g, "p_value": p_value}

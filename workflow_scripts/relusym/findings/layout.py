@@ -1,4 +1,4 @@
-"""How a table is laid out to be read, and written as CSV, Markdown, LaTeX and HTML."""
+"""How a table is laid out to be read, written as CSV, Markdown, LaTeX and HTML, and shown at the end of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from relusym.findings import pd
+from relusym.findings import Table, declared, pd
 from relusym.whole_files import write_whole
 
 COMMON = {"model": "Model", "model_1": "Model 1", "model_2": "Model 2", "n": "n", "left_out": "Left out"}
@@ -207,3 +207,51 @@ def page(markdown: str) -> str:
 def _alignment(frame: pd.DataFrame, layout: Layout) -> list[str]:
     numeric = pd.api.types.is_numeric_dtype
     return ["right" if numeric(frame[column]) else "left" for _, column in _shown(frame, layout)]
+
+
+def at_end(names: Sequence[str], folder: Path, models: Mapping[str, str], columns: int = 120) -> str:
+    """The tables and figures named, as text; a table that is wider than `columns` by its path alone.
+
+    "all" names Table 2 and the figure of all barriers, and where the others are. `folder` is of the scale's results,
+    `models` what tables call each type of net.
+    """
+    every = "all" in names
+    parts = []
+    for name in ["table2", "barriers"] if every else names:
+        finding = declared().get(name)
+        if isinstance(finding, Table):
+            parts.append(_table(finding, folder, models, columns))
+        elif finding:
+            parts.append(f"Picture: {folder / 'figures' / name}.png")
+    if every:
+        parts.append(f"Everything: {folder}/tables and {folder}/figures")
+    return "\n".join(parts)
+
+
+def _table(table: Table, folder: Path, models: Mapping[str, str], columns: int) -> str:
+    from tabulate import tabulate
+
+    stem = folder / "tables" / table.name
+    frame = pd.read_csv(stem.with_suffix(".csv"))
+    ours = frame[[column for column in frame if not column.startswith("paper_")]]
+    shown = human_table(ours, table.layout, models)
+    text = tabulate(shown, "keys", "simple", showindex=False, disable_numparse=True)
+    files = f"{stem}.md and .csv"
+    if max(map(len, text.splitlines())) > columns:
+        return f"{table.layout.title}: {files}"
+    words = [in_words(frame, models)] if table.name == "table2" else []
+    return "\n".join(["", table.layout.title, text, *filter(None, words), files])
+
+
+def in_words(table2: pd.DataFrame, models: Mapping[str, str]) -> str:
+    """The GCNN barriers of Table 2 in a sentence; empty if it lacks one of the types that are compared."""
+    means = table2.set_index("model")["gcnn_barrier_mean"].dropna()
+    if not {"cnn", "cnn_inv", "gcnn"} <= {*means.index}:
+        return ""
+    without, with_loss = means["cnn"], means["cnn_inv"]
+    beside = "below" if with_loss < without else "not below"
+    beside = "less than half of" if with_loss < without / 2 else beside
+    return (
+        f"GCNN barrier, zero in a net that is equivariant in every layer: {models['cnn_inv']} {number(with_loss, 2)}, "
+        f"{beside} the {models['cnn']}'s {number(without, 2)}; {models['gcnn']} {number(means['gcnn'], 2)}."
+    )

@@ -74,9 +74,6 @@ class JobLock:
             raise UserError(
                 f"{self.path} can't be written ({error.strerror}): free space or change the folder"
             ) from error
-        except BaseException:  # a warning, when the lock may have been taken
-            self.release()
-            raise
 
     def release(self) -> None:
         """Give the lock back; nothing happens if it was taken over."""

@@ -70,9 +70,7 @@ def kind_status(kind: str, jobs: dict[str, bool], folder: Path) -> KindStatus:
     to_go = None
     if every or not open_types:
         means = {type_: mean(several) for type_, several in hours.items()}
-        to_go = sum(
-            (count * means.get(type_, sum(every) / len(every)) for type_, count in open_types.items()), 0.0
-        )
+        to_go = sum((n * means.get(type_, mean(every)) for type_, n in open_types.items()), 0.0)
     return KindStatus(kind, counts, outcomes, devices, failed, sum(every), to_go)
 
 

@@ -4,8 +4,8 @@ Another matching is a function from `Pair` to `Matching`, and its line in `relus
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from relusym.channels.groups import ChannelGroup, random_permutations
 from relusym.errors import UserError
-from relusym.matching import MATCHINGS, STARTS
-from relusym.registry import one_of
+from relusym.matching import MATCHINGS, STARTS, WITH_FACTORS
+from relusym.schema import one_of
 
 State = dict[str, Tensor]
 SAME = 1e-9  # objectives that differ by less are of the same permutations, up to rounding
@@ -60,11 +60,14 @@ class Matching:
             second.
         similarity: group name → mean correlation of the matched channels.
         search: of a matching that searches, what its starts came to.
+        factors: group name → float (C,): channel i goes with `factors[i]` times channel `permutation[i]`; of a group
+            that isn't here, with that channel as it is.
     """
 
     permutations: dict[str, Tensor]
     similarity: dict[str, float]
     search: Search | None = None
+    factors: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Pair:
         generator: for matchings that draw, on the CPU.
         order: of the symmetry, if the second net is the first one transformed by it.
         starts: of a matching that searches, how many it tries.
+        deviations: group name → standard deviations of either net's channels, float64 (C,) twice.
+        admits: which groups' channels may be multiplied by a number (`TracedNet.admits`).
     """
 
     states: tuple[State, State]
@@ -86,6 +91,8 @@ class Pair:
     generator: torch.Generator
     order: int | None = None
     starts: int = STARTS
+    deviations: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    admits: Callable[[float], frozenset[str]] = lambda factor: frozenset()
 
     def matched_by(self, permutations: dict[str, Tensor], search: Search | None = None) -> Matching:
         """The matching of these permutations, one of each group, int64 (C,)."""
@@ -104,6 +111,50 @@ def activation(pair: Pair) -> Matching:
     """Activation matching (Li et al. 2015): the permutations that maximise the matched channels' correlations."""
     states = [[state] for state in pair.states]
     return pair.matched_by(assigned(pair.groups, without_ties(pair.groups, pair.correlations, *states)))
+
+
+def signed_activation(pair: Pair) -> Matching:
+    """Activation matching up to signs: assignment on |correlation|, and each channel with the sign of its correlation.
+
+    Raises:
+        UserError: there are no channels that may be negated.
+    """
+    signed = pair.admits(-1.0)
+    if not signed:
+        raise UserError(
+            "matching signed_activation: negating channels changes what this net computes, so signs can't be matched: "
+            "its activations aren't odd, as tanh is, or what reads them isn't, as a max pool"
+        )
+    tables = {name: table.abs() if name in signed else table for name, table in pair.correlations.items()}
+    matched = activation(replace(pair, correlations=tables))
+    factors = {}
+    for name in signed & pair.correlations.keys():
+        permutation = matched.permutations[name]
+        correlations = pair.correlations[name].cpu()[range(len(permutation)), permutation]
+        factors[name] = torch.where(correlations < -SILENT, -1.0, 1.0).to(correlations)
+    return replace(matched, factors=factors)
+
+
+def scaled_activation(pair: Pair) -> Matching:
+    """Activation matching up to positive scales: a matched channel is brought to the standard deviation of its partner.
+
+    Raises:
+        UserError: there are no channels that may be scaled.
+    """
+    scaled = pair.admits(2.0)
+    if not scaled:
+        raise UserError(
+            "matching scaled_activation: scaling channels changes what this net computes: its activations aren't "
+            "positively homogeneous, as ReLU is"
+        )
+    matched = activation(pair)
+    factors = {}
+    for name in scaled & pair.deviations.keys():
+        here, there = (deviations.cpu() for deviations in pair.deviations[name])
+        there = there[matched.permutations[name]]
+        dead = torch.minimum(here, there) < SILENT  # has no scale
+        factors[name] = torch.where(dead, 1.0, here / there.clamp(min=SILENT))
+    return replace(matched, factors=factors)
 
 
 def without_ties(
@@ -211,6 +262,7 @@ def match(name: str, pair: Pair) -> Matching:
     Raises:
         UserError: there is none of this name.
     """
-    if name not in MATCHINGS:
-        raise UserError(one_of("matching", name, MATCHINGS))
-    return MATCHINGS[name].load()(pair)
+    known = MATCHINGS | WITH_FACTORS
+    if name not in known:
+        raise UserError(one_of("matching", name, known))
+    return known[name].load()(pair)

@@ -58,7 +58,8 @@ def train_side_by_side(images: image_set.ImageSet, settings: Record, dtype: torc
     """
     how, network = settings["training"], settings["network"]
     torch.manual_seed(stream(how["seed"], "Figure 3", "weights"))
-    net = VGG11(network["width"], 0, len(images.classes), initialization=network["initialization"])
+    drawn = {key: network[key] for key in ("initialization", "activation", "pooling") if key in network}
+    net = VGG11(network["width"], 0, len(images.classes), **drawn)
     net = net.to(images.images.device, dtype)
     nets = [net, HORIZONTAL_FLIP.transform(net), HORIZONTAL_FLIP.transform(net)]
     sgd = [how[key] for key in ("learning_rate", "momentum", "weight_decay")]

@@ -42,9 +42,8 @@ def training_images(data: Path, settings: Record, label: str, device: torch.devi
     """The images that a net trains on and is matched on: all, or a seeded choice, at the net's size."""
     images = image_set.load(data, "train", device, source=label)
     if settings["dataset"] != "imagenet":  # whose file holds the choice alone
-        images = _sized(
-            image_set.subset(images, settings["train_images"], settings["seed"]), settings["size"]
-        )
+        images = image_set.subset(images, settings["train_images"], settings["seed"])
+        images = _sized(images, settings["size"])
     return images
 
 
@@ -155,6 +154,8 @@ class JobMeter:
             )
         else:
             name, peak = platform.machine(), resident
+        seconds = time.perf_counter() - self.started
+        since_start = time.time() - psutil.Process().create_time()  # by a clock that may be set back
         return {
             "code": {
                 "relusym": relusym.__version__,
@@ -163,9 +164,9 @@ class JobMeter:
                 "device": f"{self.device.type} {name}",
             },
             "cost": {
-                "seconds": round(time.perf_counter() - self.started, 2),
+                "seconds": round(seconds, 2),
                 "peak_memory_mb": round(peak, 1),
-                "job_seconds": round(time.time() - psutil.Process().create_time(), 2),
+                "job_seconds": round(max(seconds, since_start), 2),
                 "job_memory_mb": round(resident, 1),
             },
         }

@@ -118,17 +118,10 @@ class MergeJob:
     @classmethod
     def of(cls, plain: Record) -> Self:
         """The job whose paths are text, as the workflow's rules give them."""
-        return cls(
-            **plain
-            | {
-                "names": [(model, seed) for model, seed in plain["names"]],
-                "checkpoints": [Path(path) for path in plain["checkpoints"]],
-                "trained": [Path(path) for path in plain["trained"]],
-                "data": Path(plain["data"]),
-                "device": device_named(plain["device"]),
-                "beside": Path(plain["beside"]) if plain["beside"] else None,
-            }
-        )
+        values = plain | {key: [Path(path) for path in plain[key]] for key in ("checkpoints", "trained")}
+        values |= {key: Path(plain[key]) if plain[key] else None for key in ("data", "beside")}
+        names = [(model, seed) for model, seed in plain["names"]]
+        return cls(**values | {"names": names, "device": device_named(plain["device"])})
 
     @cached_property
     def _loaded(self) -> list[tuple[nn.Module | None, Record]]:
@@ -264,9 +257,8 @@ def merge_record(job: MergeJob) -> Record:
         how = job.matched_by | {"seed": stream(job.names[0][1], name, "matching")}
         if flip:
             (model, seed), symmetry = job.names[0], job.symmetry
-            some = image_set.subset(
-                job.train, settings["invariance_images"], stream(seed, model, "invariance")
-            )
+            random = stream(seed, model, "invariance")
+            some = image_set.subset(job.train, settings["invariance_images"], random)
             record["invariance_error"] = invariance_error(
                 job.nets[0], replace(job.images, pixels=some.images), symmetry
             )

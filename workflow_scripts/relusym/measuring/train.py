@@ -134,14 +134,12 @@ def train_record(
         "processes": world_size(),
     }
     if job.folder:
-        batches: TrainingBatches = ImageFiles(
-            job.folder, settings["data"]["size"], device, workers=job.workers, **how
-        )
+        size = settings["data"]["size"]
+        batches: TrainingBatches = ImageFiles(job.folder, size, device, workers=job.workers, **how)
     else:
         images = training_images(job.data, settings["data"], job.label, device)
-        batches = ImagesOnDevice(
-            *(images.images, images.labels, len(images.classes)), crop_padding=recipe.crop_padding, **how
-        )
+        split, how["crop_padding"] = (images.images, images.labels, len(images.classes)), recipe.crop_padding
+        batches = ImagesOnDevice(*split, **how)
     torch.manual_seed(stream(job.seed, job.training_id, "weights"))
     net = nets.build(settings["network"], batches.classes, symmetry)
     if job.start:

@@ -3,18 +3,26 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from relusym.channels.groups import ChannelGroup, by_node, has_batch_norm, order_of, permute
+from relusym.channels.groups import (
+    ChannelGroup,
+    by_node,
+    factors_of,
+    has_batch_norm,
+    order_of,
+    permute,
+    rescale,
+)
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import layer_of
 from relusym.errors import UserError
 from relusym.evaluation.images import ImageSource, device_of
-from relusym.matching import STARTS
+from relusym.matching import MATCHINGS, STARTS
 from relusym.matching.cyclic import cyclic
 from relusym.matching.match import Pair, Search, match, without_ties
 from relusym.matching.universe import universe
@@ -22,6 +30,7 @@ from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_diff
 from relusym.merging.moments import JointMoments, Moments, Statistics, samples, samples_of
 from relusym.merging.repair import CORRECTED, block_statistics, channel_dim, repair_points
 from relusym.randomness import generator
+from relusym.schema import one_of
 
 # Called with a node's name and the outputs of all nets there.
 Visit = Callable[[str, list[Tensor]], None]
@@ -84,10 +93,12 @@ class PairStatistics:
         correlations: group name → Pearson correlations of the first net's channels with the second's, float64 (C, C),
             after ReLU. Of N nets, of all nets' channels, net by net, with all nets', (NC, NC).
         statistics: of each net, statistics of what REPAIR corrects, by the names of `repair.repair_points`.
+        deviations: group name → standard deviations of either net's channels, as of `correlations`; empty of N nets.
     """
 
     correlations: dict[str, Tensor]
     statistics: tuple[dict[str, Statistics], ...]
+    deviations: dict[str, tuple[Tensor, Tensor]]
 
     def by_net(self, groups: list[ChannelGroup], count: int | None = None) -> dict[str, Tensor]:
         """Of N nets, or the first so many: group name → correlations, float64 (N, C, N, C)."""
@@ -169,7 +180,8 @@ def joint_statistics(
     else:
         statistics = [{name: moments.statistics() for name, moments in sums.items()} for sums in single]
     correlations = {name: moments.correlation(EPSILON) for name, moments in joint.items()}
-    return PairStatistics(correlations, tuple(statistics))
+    deviations = {name: (x.first.statistics().std, x.second.statistics().std) for name, x in joint.items()}
+    return PairStatistics(correlations, tuple(statistics), {} if all_with_all else deviations)
 
 
 Targets = dict[str, Statistics]
@@ -204,6 +216,7 @@ class Aligned:
         statistics: either net's, by the names of `repair.repair_points`, in the first one's order.
         checks: of `identities`, that the second net's logits are what they were.
         search: of a matching that searches, what its starts came to.
+        factors: group name → float (C,), by which the second net's channels were multiplied, in the first one's order.
     """
 
     traced: TracedNet
@@ -214,6 +227,7 @@ class Aligned:
     statistics: tuple[Targets, Targets]
     checks: dict[str, float]
     search: Search | None = None
+    factors: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def first(self) -> nn.Module:
@@ -247,31 +261,39 @@ def align(
     groups = first.groups
     measured = pair_statistics(first, second, images, groups, answered)
     states = first.net.state_dict(), second.net.state_dict()
-    pair = Pair(states, groups, measured.correlations, generator(seed, matching), order, starts)
+    draw, admits = generator(seed, matching), first.admits
+    pair = Pair(states, groups, measured.correlations, draw, order, starts, measured.deviations, admits)
     matched = match(matching, pair)
-    permutations, permuted = matched.permutations, deepcopy(second.net)
-    permuted.load_state_dict(permute(states[1], groups, permutations))
+    permutations, factors, permuted = matched.permutations, matched.factors, deepcopy(second.net)
+    permuted.load_state_dict(rescale(permute(states[1], groups, permutations), groups, factors))
     x = images.first(CHECK_IMAGES, device_of(first.net))
     logits = [answers(second.module(net), x) for net in (second.net, permuted)]
     checks = {"permuted_logits": largest_difference(*logits)}
     hold(checks)
-    ordered = in_order(measured.statistics[1], groups, permutations, first.module())
+    ordered = in_order(measured.statistics[1], groups, permutations, factors, first.module())
     statistics = measured.statistics[0], ordered
     similarity, search = matched.similarity, matched.search
-    return Aligned(first, permuted, groups, permutations, similarity, statistics, checks, search)
+    return Aligned(first, permuted, groups, permutations, similarity, statistics, checks, search, factors)
 
 
 def in_order(
-    statistics: Targets, groups: list[ChannelGroup], permutations: dict[str, Tensor], graph: fx.GraphModule
+    statistics: Targets,
+    groups: list[ChannelGroup],
+    permutations: dict[str, Tensor],
+    factors: dict[str, Tensor],
+    graph: fx.GraphModule,
 ) -> Targets:
-    """A net's statistics as they are once its channels are permuted."""
+    """A net's statistics as they are once its channels are permuted and multiplied."""
     points, ordered = repair_points(graph), {}
     for node in graph.graph.nodes:
         if (name := points.get(node.name)) in statistics:
             layer = layer_of(graph, node)
             dim = len(node.meta["shape"]) + channel_dim(layer) if isinstance(layer, CORRECTED) else 1
-            order = order_of(node.name, len(statistics[name].mean), groups, permutations, dim)
+            size = len(statistics[name].mean)
+            order = order_of(node.name, size, groups, permutations, dim)
             ordered[name] = statistics[name].permuted(order)
+            if factors:
+                ordered[name] = ordered[name].times(factors_of(node.name, size, groups, factors, dim))
     return ordered
 
 
@@ -341,6 +363,8 @@ def align_many(
     Raises:
         UserError: as of `merge.merge`; or as of `cyclic.cyclic`.
     """
+    if matching not in (UNIVERSE, CYCLIC, *MATCHINGS):
+        raise UserError(one_of("matching", matching, (UNIVERSE, CYCLIC, *MATCHINGS)))
     all_traced = [as_traced(net, images.shape) for net in nets]
     first, count, states = all_traced[0], len(nets), [traced.net.state_dict() for traced in all_traced]
     groups = first.groups
@@ -370,7 +394,7 @@ def align_many(
         logits = [answers(first.module(net), x) for net in (traced.net, aligned[-1])]
         checks["permuted_logits"] = max(largest_difference(*logits), checks.get("permuted_logits", 0.0))
     hold(checks)
-    statistics = [in_order(of_net, groups, permutation, first.module())
+    statistics = [in_order(of_net, groups, permutation, {}, first.module())
                   for of_net, permutation in zip(measured.statistics, permutations, strict=False)]  # fmt: skip
     similarity = {name: _matched(table, torch.stack([of_net[name] for of_net in permutations]))
                   for name, table in tables.items()}  # fmt: skip

@@ -25,6 +25,7 @@ LIMITS = {
     ),
     "flipped_to_identity": (0.0, "transforming the net until it should be itself gave another net"),
     "kernel_constraint": (1e-5, "a group convolution's kernel isn't equivariant"),
+    "edited_net": (1e-5, "a net edited so that its function stays computes another"),
     "folded": (LIMIT, "the folded net isn't the net that it was made of"),
 }
 

@@ -25,7 +25,7 @@ from relusym.evaluation.metrics import (
     evaluate,
     evaluated,
 )
-from relusym.matching import MATCHINGS, OF_FLIPS, STARTS
+from relusym.matching import MATCHINGS, OF_FLIPS, STARTS, WITH_FACTORS
 from relusym.matching.match import Search
 from relusym.merging.aligned import Aligned, AlignedNets, Answered, Targets, align, interpolate
 from relusym.merging.identities import check_transformed
@@ -33,7 +33,7 @@ from relusym.merging.repair import repaired, reset_batch_norm
 from relusym.pixels.transform import check_planted, transformed
 from relusym.precision import full_float32
 from relusym.randomness import generator
-from relusym.registry import one_of
+from relusym.schema import one_of
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 
 PAIR, FLIP = ("net_1", "net_2"), ("net", "flipped")  # the endpoints' names in records
@@ -181,7 +181,7 @@ def merge(
         test_images: what accuracies are measured on; None: `images`.
         test_labels: int64 (N,); None: those that the batches of `test_images` bring, or, if they bring none, the first
             net's own answers, so that accuracies are the shares of images on which nets agree with it.
-        matching: its name in `matching.MATCHINGS`.
+        matching: its name in `matching.MATCHINGS` or `WITH_FACTORS`; of these, the factors are in `Merge.aligned`.
         starts: of a matching that searches, how many it tries.
         seed: of a matching that draws.
         names: the endpoints' names in `Merge.accuracy`.
@@ -325,8 +325,8 @@ def check_nets(
 
 def check_how(matching: str, seed: int, order: int | None) -> None:
     """Raises UserError for a matching or seed that there isn't, before any work."""
-    if matching not in MATCHINGS:
-        raise UserError(one_of("matching", matching, MATCHINGS))
+    if matching not in (known := MATCHINGS | WITH_FACTORS):
+        raise UserError(one_of("matching", matching, known))
     if matching in OF_FLIPS and order != 2:
         raise UserError(
             f"matching {matching}: only for a net and its own transformed self, by a symmetry of order 2 such as a flip"

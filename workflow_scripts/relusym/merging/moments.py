@@ -55,6 +55,11 @@ class Statistics:
         index = permutation.to(self.mean.device)
         return Statistics(self.mean[index], self.std[index])
 
+    def times(self, factors: Tensor) -> "Statistics":
+        """Those of the net whose channels are multiplied by these, (C,)."""
+        factors = factors.to(self.mean)
+        return Statistics(self.mean * factors, self.std * factors.abs())
+
 
 class Moments:
     """First and second moments of channels: count, sum and sum of squares of the samples so far.

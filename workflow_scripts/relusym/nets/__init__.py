@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from relusym.errors import UserError
-from relusym.registry import Entry, choose
-from relusym.schema import Number, Section, Where
+from relusym.schema import Entry, Number, Section, Where, choose
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,6 +27,12 @@ class VGG11BNOptions(Section):
     width: VGGWidth = Field(1.0, description="factor on all channel counts")
     initialization: Literal["pytorch", "he"] = Field(
         "pytorch", description="`he` keeps the signal's size through the ReLUs; `pytorch` is PyTorch's own"
+    )
+    activation: Literal["relu", "leaky_relu", "gelu", "tanh"] = Field(
+        "relu", description="after each conv; `leaky_relu` with slope 0.1"
+    )
+    pooling: Literal["max", "average"] = Field(
+        "max", description="of 2×2 pixels; signs pass through `average` alone"
     )
 
 

@@ -11,10 +11,17 @@ from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
 CHANNELS = (64, 128, 256, 256, 512, 512, 512, 512)
 POOL_AFTER = (1, 2, 4, 6, 8)
 INITIALIZATIONS = ("pytorch", "he")
+ACTIVATIONS = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "leaky_relu": lambda: nn.LeakyReLU(0.1, inplace=True),
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+}
+POOLINGS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
 
 
 class VGG11(nn.Module):
-    """VGG11 for 32×32 images: eight 3×3 convs, five 2×2 max pools, one linear layer.
+    """VGG11 for 32×32 images: eight 3×3 convs, five 2×2 pools, one linear layer.
 
     Args:
         width: factor on all channel counts (1 is the paper's); each must come out whole and even.
@@ -25,12 +32,14 @@ class VGG11(nn.Module):
         initialization: "pytorch" leaves PyTorch's initial values, as the public VGG11 notebook does; "he" draws
             conv weights from N(0, 2 / fan_in) with zero biases, which keeps the signal's size through the ReLUs.
         batch_norm: whether a batch norm follows each conv; not with group convs.
+        activation: of `ACTIVATIONS`; leaky ReLU's slope is 0.1.
+        pooling: of `POOLINGS`. A max pool isn't odd, even after an odd activation: max(−x) = −min(x).
 
-    Layers: `features.conv1` … `features.conv8` (with `norm…`, `relu…`, `pool…`), `pool` (over orientations; only after
-    eight group convs) and `classifier`.
+    Layers: `features.conv1` … `features.conv8` (with `norm…`, `relu…` or as the activation is called, `pool…`), `pool`
+    (over orientations; only after eight group convs) and `classifier`.
 
     Raises:
-        ValueError: a width or number of group convs that doesn't fit.
+        ValueError: a width or number of group convs that doesn't fit; a choice that there isn't.
     """
 
     head = "classifier"
@@ -43,11 +52,19 @@ class VGG11(nn.Module):
         symmetry: Symmetry | None = None,
         initialization: str = "pytorch",
         batch_norm: bool = False,
+        activation: str = "relu",
+        pooling: str = "max",
     ):
         super().__init__()
         symmetry = symmetry or HORIZONTAL_FLIP
-        if initialization not in INITIALIZATIONS:
-            raise ValueError(f"initialization is {initialization!r}, not one of {', '.join(INITIALIZATIONS)}")
+        choices = {
+            "initialization": (initialization, INITIALIZATIONS),
+            "activation": (activation, ACTIVATIONS),
+            "pooling": (pooling, POOLINGS),
+        }
+        for key, (choice, allowed) in choices.items():
+            if choice not in allowed:
+                raise ValueError(f"{key} is {choice!r}, not one of {', '.join(allowed)}")
         if not 0 <= group_convs <= len(CHANNELS):
             raise ValueError(f"group_convs is {group_convs}, not in 0..{len(CHANNELS)}")
         if batch_norm and group_convs:
@@ -65,11 +82,12 @@ class VGG11(nn.Module):
                 layers[f"conv{i}"] = group_conv(channels, out, symmetry=symmetry)
             if batch_norm:
                 layers[f"norm{i}"] = nn.BatchNorm2d(out)
-            layers[f"relu{i}"] = nn.ReLU(inplace=True)
+            layers[f"{activation}{i}"] = ACTIVATIONS[activation]()
             if i in POOL_AFTER:
-                layers[f"pool{i}"] = nn.MaxPool2d(2)
+                layers[f"pool{i}"] = POOLINGS[pooling](2)
             channels = out
         self.width, self.group_convs, self.classes, self.symmetry = width, group_convs, classes, symmetry
+        self.functions = {"activation": activation, "pooling": pooling}
         self.features = nn.Sequential(layers)
         invariant = group_convs == len(CHANNELS)
         self.pool = OrientationPool(symmetry.order) if invariant else nn.Identity()
@@ -89,7 +107,7 @@ class VGG11(nn.Module):
         """An ordinary VGG11 with the same function: group convs written out, orientation pool in the linear layer."""
         if self.group_convs == 0:
             return self
-        plain = VGG11(self.width, 0, self.classes, self.symmetry)
+        plain = VGG11(self.width, 0, self.classes, self.symmetry, **self.functions)
         for name, module in self.features.named_children():
             if isinstance(module, RegularConv2d):
                 module = module.to_plain()
@@ -108,6 +126,8 @@ def vgg11_bn(
     classes: int = 10,
     symmetry: Symmetry | None = None,
     initialization: str = "pytorch",
+    activation: str = "relu",
+    pooling: str = "max",
 ) -> VGG11:
     """VGG11 with a batch norm after each conv; arguments as of `VGG11`."""
-    return VGG11(width, 0, classes, symmetry, initialization, batch_norm=True)
+    return VGG11(width, 0, classes, symmetry, initialization, True, activation, pooling)

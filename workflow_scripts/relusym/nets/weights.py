@@ -1,5 +1,6 @@
 """ResNet weights from elsewhere: fetched once, read without running code, brought to torchvision's names."""
 
+import argparse
 import pickle
 import re
 import shutil
@@ -10,6 +11,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -32,6 +34,15 @@ PROJECTION = re.compile(r"fc\.\d+\.")  # a self-supervised head in place of the 
 HASH = re.compile(r"sha256=[0-9a-fA-F]{64}")  # at the end of an address
 LINEAR_HEAD = re.compile(r"(?:module\.)?(?:linear|fc)\.(weight|bias)")
 TIMEOUT_S = 60
+# Beside tensors, training scripts save their arguments, and accuracies that NumPy has computed: plain data.
+PLAIN = [
+    argparse.Namespace,
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"),
+    *((getattr(np._core.multiarray, name), f"numpy.{core}.multiarray.{name}")
+      for name in ("scalar", "_reconstruct") for core in ("core", "_core")),
+]  # fmt: skip
 LONGEST_PART = 200  # of an address, which is a file's name
 
 
@@ -40,6 +51,20 @@ class UnavailableError(UserError):
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
+    """As `read_contents`, of a file that holds tensors by name.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    contents = read_contents(path)
+    if not isinstance(contents, dict):
+        raise UserError(
+            f"checkpoint {path} holds no tensors by name but a {type(contents).__name__}: save a state dict"
+        )
+    return contents
+
+
+def read_contents(path: Path) -> Any:
     """What a checkpoint file holds: `torch.save`'s or safetensors'. No code in it is ever run.
 
     Raises:
@@ -48,23 +73,19 @@ def read_tensors(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(PLAIN):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error):  # and not an operation, which any text may seem to ask for
+        if kind := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):  # and not any text's operation
             raise UserError(
-                f"checkpoint {path} holds more than tensors, and loading it could run code: refused; save its "
-                "state dict alone"
+                f"checkpoint {path} holds more than tensors ({kind[1]}), and loading it could run code: refused; save "
+                "its state dict alone"
             ) from error
         raise UserError(f"{path} is truncated or no checkpoint: replace it") from error
     except Exception as error:  # of any kind, where bytes are others than PyTorch wrote
         raise UserError(
             f"{path} is truncated or no checkpoint ({type(error).__name__}): replace it"
         ) from error
-    if not isinstance(contents, dict):
-        raise UserError(
-            f"checkpoint {path} holds no tensors by name but a {type(contents).__name__}: save a state dict"
-        )
-    return contents
 
 
 def fetch(url: str, folder: Path, log: Callable[[str], None] = print) -> Path:

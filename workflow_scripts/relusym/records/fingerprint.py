@@ -15,7 +15,13 @@ LENGTH = 8  # of a fingerprint, in hexadecimal digits
 DEFAULTS: dict[str, Any] = {
     "symmetry": "horizontal_flip",
     "merging": {"matching": "activation", "starts": 1},
-    "network": {"architecture": "vgg11", "group_convs": 0, "shortcut": "conv"},
+    "network": {
+        "architecture": "vgg11",
+        "group_convs": 0,
+        "shortcut": "conv",
+        "activation": "relu",
+        "pooling": "max",
+    },
     "training": {
         "objective": "supervised",
         "schedule": "linear",

@@ -36,9 +36,7 @@ How does a net encode a symmetry? Its accuracy and its flipped self's, its invar
 by layer how equivariant it is once channels are matched; where a merge with its flipped self fails; which strides stand
 in the way. Writes one HTML page, CSVs, all numbers as JSON, and the permuted, halfway and repaired nets. Of several
 weights, one report each, a page that has them side by side, and the barriers between them."""
-CIFAR10S = (
-    "--mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616"  # of its training images, channel by channel
-)
+CIFAR10S = "--mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616"  # of its training images
 EXACT = """\
 The exact GCNN of a net: channels are matched in pairs that a flip swaps, or with themselves, and the net is averaged
 with its flipped self, weights tied, so that a flipped image gets the same logits; then it is fine-tuned, if asked.
@@ -169,9 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser().error(
             "--size: one number, or two: of the resized shorter side, and of the square cut out of it"
         )
-    texts = [
-        part for value in vars(options).values() for part in (value if isinstance(value, list) else [value])
-    ]
+    values = (value if isinstance(value, list) else [value] for value in vars(options).values())
+    texts = [part for several in values for part in several]
     if any("\0" in text for text in texts if isinstance(text, str)):
         return _refused("an argument holds a NUL, which no name of a file can")
     try:
@@ -204,7 +201,6 @@ def _refused(why: str) -> int:
 
 
 def _tell(lines: Sequence[str]) -> None:
-    """Lines on the error stream, each as one."""
     for line in lines:
         print(f"relusym: {' '.join(line.split())}", file=sys.stderr)
 
@@ -347,7 +343,9 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
     from relusym.reporting.report import report
 
     several = len(options.weights) > 1
-    names = _distinct([Path(weights or "").stem for weights in options.weights])
+    stems = [Path(weights or "").stem for weights in options.weights]
+    # folders, numbered where two have one name
+    names = [f"{n}-{i}" if stems.count(n) > 1 or not n else n for i, n in enumerate(stems)]
     out = Path(options.out)
     folders = [out / name for name in names] if several else [out]
     _check_outputs(options, [*(folder / name for folder in folders for name in FILES), out / "report.html"])
@@ -488,11 +486,6 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
         normalise=on.test.normalise,
     )
     return match, (batches, recipe)
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Names of folders, numbered where two are the same."""
-    return [f"{name}-{i}" if names.count(name) > 1 or not name else name for i, name in enumerate(names)]
 
 
 def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:

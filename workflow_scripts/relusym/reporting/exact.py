@@ -266,9 +266,8 @@ def write_exact(result: Exact, folder: str | Path, net: str) -> list[Path]:
         path.unlink(missing_ok=True)  # none stays beside those of another run
     which = "exact_fine_tuned" if result.fine_tuning else "exact"
     about = {key: getattr(result, key) for key in ("symmetry", "accuracy", "invariance_error")}
-    checkpoint.save(
-        weights, result.plain.state_dict(), {"relusym": __version__, "net": net, "which": which} | about
-    )
+    about = {"relusym": __version__, "net": net, "which": which} | about
+    checkpoint.save(weights, result.plain.state_dict(), about)
     try:
         made = exported(result.folded, result.image_shape)
     except Exception as error:  # whatever it doesn't know

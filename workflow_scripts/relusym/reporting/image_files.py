@@ -23,10 +23,14 @@ from relusym.data.folder import open_image
 from relusym.data.image_set import SplitHash
 from relusym.errors import UserError, listed
 from relusym.evaluation.images import whole_numbers
-from relusym.nets.weights import read_tensors
+from relusym.nets.weights import read_contents
 from relusym.randomness import generator
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
+ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+OF_MACOS = "__MACOSX"  # what its archives have beside the folder
+# Names of entries in files, in lower case; of a file that has training images, too, the test images.
+IMAGES = "images", "image", "x", "data", "arr_0", "x_test", "test_images"
+LABELS = "labels", "label", "y", "targets", "target", "arr_1", "y_test", "test_labels"
 FOLDER = "folder"
 GIVEN = "a folder of images, CIFAR10's official folder or archive, an .npz, or a tensor file (.pt, .pth, .safetensors)"
 SHOWN = 12  # classes in a note
@@ -89,18 +93,15 @@ def read(
 ) -> Pictures:
     """Images in a random order, and their labels.
 
-    Args:
-        path: a folder, with or without class folders in it; CIFAR10's official files, as a folder or an archive; an
-            .npz or a tensor file with `images` and `labels`.
-        labels: "folder": the class folders in alphabetical order; else a .npy or .txt with one number an image, in
-            the order of the images' names; None: CIFAR10's own, those of an .npz or tensor file, or none.
-        size: of images of a folder; those of a file are taken as they are.
-        limit: at most so many images, a seeded choice.
-        split: "train" or "test" of CIFAR10's official files; None: "test".
+    UserError if there are no images, they can't be read, or are of two sizes; labels are of another length, or no whole
+    numbers from 0.
 
-    Raises:
-        UserError: there are no images, they can't be read, or are of two sizes; labels are of another length, or no
-            whole numbers from 0.
+    Args:
+        path: a folder, with or without class folders; CIFAR10's official files; an .npz or a tensor file with `images`.
+        labels: "folder": the class folders in alphabetical order; else a .npy or .txt with one number an image, in the
+            order of the images' names; None: CIFAR10's own, those of an .npz or tensor file (`labels`), or none.
+        size, limit: of images of a folder; at most so many images, a seeded choice.
+        split: "train" or "test" of CIFAR10's official files; None: "test".
     """
     source = Path(path)
     if not source.exists():
@@ -120,7 +121,8 @@ def read(
     if official:
         return _from_cifar10(*official, split or "test", labels).chosen(limit, seed)
     contents = _contents(source)
-    pixels = contents.get("images", contents.get("x"))
+    entries = {str(key).lower(): value for key, value in contents.items()}
+    pixels, inside = (next((entries[n] for n in names if n in entries), None) for names in (IMAGES, LABELS))
     if pixels is None:
         entries = listed([str(key) for key in contents], SHOWN) or "none"
         raise UserError(f"images: {path} has no entry 'images'; it has {entries}")
@@ -128,7 +130,6 @@ def read(
         raise UserError(
             f"images: those of {path} are {type(pixels).__name__}; an array (N, H, W, 3) is needed"
         )
-    inside = contents.get("labels", contents.get("y"))
     known = _labels(labels) if labels else None if inside is None else _numbers(inside, path)
     try:
         pictures = Pictures(torch.as_tensor(pixels), known)
@@ -170,9 +171,11 @@ def _contents(path: Path) -> dict[Any, Any]:
         ) from error
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise UserError(f"images: {path} given; allowed is {GIVEN}")
-    contents = read_tensors(path)
+    contents = read_contents(path)
     if isinstance(contents, Tensor):
         return {"images": contents}
+    if isinstance(contents, tuple | list) and len(contents) == 2:
+        return dict(zip(("images", "labels"), contents, strict=True))
     if not isinstance(contents, dict):
         raise UserError(
             f"images: {path} holds {type(contents).__name__}; a tensor, or a dict of images and labels"
@@ -187,7 +190,8 @@ def _check_declared(path: Path) -> None:
             with archive.open(entry) as file:
                 version = np.lib.format.read_magic(file)
                 shape, _, kind = HEADERS[version](file)
-            declared, memory = int(np.prod(shape, dtype=object)) * kind.itemsize, _memory()
+            declared = int(np.prod(shape, dtype=object)) * kind.itemsize
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             if declared > entry.file_size:
                 raise ValueError(f"{entry.filename} declares {declared:,} bytes and has {entry.file_size:,}")
             if declared > memory:
@@ -197,24 +201,8 @@ def _check_declared(path: Path) -> None:
                 )
 
 
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def _numbers(labels: Any, path: str) -> Tensor:
-    """One label an image, int64 (N,); whole numbers that are written as fractions, or in a column, are taken."""
-    try:
-        labels = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"labels of {path} are no numbers: whole numbers from 0 are needed") from error
-    if labels.is_floating_point():
-        if not torch.equal(labels, labels.floor()):
-            raise UserError(
-                f"labels of {path} aren't whole numbers from 0, such as {labels[labels != labels.floor()][0]}"
-            )
-        labels = labels.long()
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
+    """`whole_numbers` of a file."""
     try:
         return whole_numbers(labels)
     except UserError as error:
@@ -240,7 +228,7 @@ def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     """All files that aren't hidden, links followed, but none in a circle."""
     real = os.path.realpath(folder)
     for path in folder.iterdir() if real not in above else ():
-        if path.name.startswith("."):
+        if path.name.startswith(".") or path.name == OF_MACOS:
             continue
         if path.is_dir():
             yield from _files(path, (*above, real))
@@ -256,9 +244,8 @@ def _from_folder(
     except OSError as error:
         raise UserError(f"images: {error.filename} can't be read ({error.strerror})") from error
     paths = [path for path in files if path.suffix.lower() in ENDINGS]
-    others = Counter(path.suffix.lower() or "without ending" for path in files) - Counter(
-        dict.fromkeys(ENDINGS, len(files))
-    )
+    others = Counter(path.suffix.lower() or "without ending" for path in files)
+    others -= Counter(dict.fromkeys(ENDINGS, len(files)))
     passed_over = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
     if not paths:
         holds = f"no images ({', '.join(sorted(ENDINGS))})" + (f", but {passed_over}" if others else "")
@@ -280,10 +267,8 @@ def _from_folder(
 
 
 def _classes(folder: Path, paths: list[Path], notes: list[str]) -> tuple[tuple[str, ...], Tensor]:
-    """The class folders' names, and each image's class."""
-    classes = tuple(
-        sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    )
+    folders = (entry.name for entry in folder.iterdir() if entry.is_dir())
+    classes = tuple(sorted(name for name in folders if not name.startswith(".") and name != OF_MACOS))
     index = {name: i for i, name in enumerate(classes)}
     outside = [path for path in paths if len(path.relative_to(folder).parts) < 2]
     if not classes or outside:

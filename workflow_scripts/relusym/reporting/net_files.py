@@ -34,21 +34,16 @@ class Preset:
 
 
 def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, Preset | None]:
-    """A net by what the command line calls it, with its weights, in evaluation mode.
+    """A net by what the command line calls it, with its weights, in evaluation mode; how its images are made, if known.
+
+    UserError if there is no such net, or the weights aren't its.
 
     Args:
         spec: `file.py:callable` or `module:callable`, a callable without arguments that returns a net, or a net;
             `torchvision:name`, `timm:name`, `hf:name_or_folder`.
-        weights: a file of weights, with `:prefix` behind it if it holds several sets; "random" for those that it is
-            made with; of torchvision's nets also a name such as `IMAGENET1K_V1`; None: those that the callable gives
-            it, or the package's.
-        seed: of random weights.
-
-    Returns:
-        the net, and how its images are made, if that is known.
-
-    Raises:
-        UserError: there is no such net, or the weights aren't its.
+        weights: a file, with `:prefix` behind it if it holds several sets; "random", of `seed`; of torchvision's nets
+            also a
+            name such as `IMAGENET1K_V1`; None: those that the callable gives it, or the package's.
     """
     package, _, name = spec.partition(":")
     if not spec.rpartition(":")[0] or not spec.rpartition(":")[2]:
@@ -160,9 +155,7 @@ def _from_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Preset
         ) from error
     if weights is not None and not _is_name("torchvision", weights):
         options = inspect.signature(models.get_model_builder(name)).parameters
-        alone = (
-            {"weights_backbone": None} if "weights_backbone" in options else {}
-        )  # or it would be downloaded
+        alone = {"weights_backbone": None} if "weights_backbone" in options else {}  # else downloaded
         return models.get_model(name, weights=None, **alone), None
     try:
         entry = known.DEFAULT if weights is None else known[weights]
@@ -247,12 +240,8 @@ PACKAGES = {"torchvision": _from_torchvision, "timm": _from_timm, "hf": _from_hu
 
 
 def _is_name(where: str, weights: str) -> bool:
-    return (
-        where == "torchvision"
-        and weights != RANDOM
-        and not Path(weights).suffix
-        and not Path(weights).exists()
-    )
+    path = Path(weights)
+    return where == "torchvision" and weights != RANDOM and not path.suffix and not path.exists()
 
 
 def card_of(weights: str | None) -> dict[str, Any] | None:

@@ -177,9 +177,8 @@ def _rows(measured: Iterable[Any], *headings: str) -> list[list[Any]]:
 def page(report: Report) -> str:
     """The HTML page."""
     merged, drawn, rows = report.merged, pictures(report), tables(report)
-    steps = (
-        f" On {report.partial_images} images." if report.partial else " They were left out of this report."
-    )
+    steps = f" On {report.partial_images} images."
+    steps = steps if report.partial else " They were left out of this report."
     agreement = (
         " There are no labels: accuracies are the shares of images on which a net agrees with the net itself."
     )

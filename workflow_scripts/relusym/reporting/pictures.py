@@ -149,9 +149,8 @@ def _orbits(report: Report) -> Figure:
         "swaps with its partner": (BLUE, count["swapped"]),
         "on a longer cycle": (LIGHT_GREY, count["longer"]),
     }
-    return _stacked(
-        [f"{layer.name}  ({layer.channels})" for layer in report.layers], shares, "share of channels"
-    )
+    names = [f"{layer.name}  ({layer.channels})" for layer in report.layers]
+    return _stacked(names, shares, "share of channels")
 
 
 def _sources(report: Report) -> Figure | None:

@@ -22,6 +22,7 @@ from relusym.evaluation.images import AnyImages, ImageSource, as_images, device_
 from relusym.evaluation.invariance import Averaged, Ensemble
 from relusym.evaluation.logits import evaluating
 from relusym.evaluation.metrics import TOP_1, Metric, evaluate
+from relusym.matching import WITH_FACTORS
 from relusym.merging.aligned import Lockstep
 from relusym.merging.layers import (
     Conv,
@@ -201,8 +202,10 @@ def report(
             merges are all made in one pass.
 
     Raises:
-        UserError: as of `flip_merge`.
+        UserError: as of `flip_merge`; or the matching is one with factors, which layers aren't compared by.
     """
+    if matching in WITH_FACTORS:
+        raise UserError(f"matching {matching}: not of reports, which compare layers by permutations alone")
     test = as_images(images)
     match = test if match_images is None else as_images(match_images)
     progress("matching and merging", 0)

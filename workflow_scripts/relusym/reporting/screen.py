@@ -28,9 +28,8 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
     console = Console(stderr=True, quiet=quiet)
     left = TimeRemainingColumn(elapsed_when_finished=True)
     columns = TextColumn("{task.description:<22}", markup=False), BarColumn(), TimeElapsedColumn(), left
-    with Progress(
-        *columns, console=console, transient=True, disable=quiet or not console.is_terminal
-    ) as bars:
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bars:
         tasks: dict[str, int] = {}
 
         def show(stage: str, done: float) -> None:
@@ -80,7 +79,6 @@ def _words(merged: Merge) -> dict[str, str]:
 
 
 def _line(curve: Curve) -> Table:
-    """Accuracy and loss at the points of the line."""
     headings = ["share", *(f"{metric}, {way}" for way, metrics in curve.items() for metric in metrics)]
     return _table([headings, *(map(number, row) for row in curve_rows(curve))])
 

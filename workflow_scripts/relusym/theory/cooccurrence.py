@@ -1,5 +1,7 @@
 """Images with cooccurrence of equivariant features: the two classes of Figure 10, for Example C.2."""
 
+from itertools import product
+
 import numpy as np
 
 from relusym.randomness import stream
@@ -33,11 +35,10 @@ def image_classes(
     classes = []
     for drawn in shapes:
         tiles = np.zeros((2, 2, 2, CELL, CELL), np.float32)  # by orientation, first row and first column
-        for orientation, twin in enumerate((drawn, drawn[:, ::-1])):
-            for row, top in enumerate(starts):
-                for column, left in enumerate(starts):
-                    height, width = drawn.shape
-                    tiles[orientation, row, column, top : top + height, left : left + width] = twin
+        height, width = drawn.shape
+        for (row, top), (column, left) in product(enumerate(starts), repeat=2):
+            twins = np.stack([drawn, drawn[:, ::-1]])
+            tiles[:, row, column, top : top + height, left : left + width] = twins
         turned = rng.permuted(np.tile(orientations, (images, 1)), axis=1)
         row, column = rng.integers(2, size=(2, images, 4))
         cells = tiles[turned, row, column].reshape(images, 2, 2, CELL, CELL)

@@ -19,18 +19,16 @@ from relusym.theory.cooccurrence import ANGLE, NARROW_K, image_classes
 FILTER = 3
 TEST_IMAGES = 50  # a class
 STEPS, RATE = 800, 0.05
-PIXELS_PER_RESPONSE = (
-    100  # the mean over 400 pixels is small: W₂ counts in these, so that all weights are near 1
-)
+# the mean over 400 pixels is small: W₂ counts in these, so that all weights are near 1
+PIXELS_PER_RESPONSE = 100
 INVARIANT, NOT_INVARIANT, SOLVED = 1e-4, 0.1, 0.02
 
 
 def windows(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All that one filter with pooling can see of images (classes, images, h, w), 0 or 1, zero-padded by 1.
 
-    Returns:
-        The different 3 × 3 windows, flattened, (windows, 9), and how often each is in an image, as a share of its
-        pixels: (classes, images, windows).
+    The different 3 × 3 windows, (windows, 9), and how often each is in an image, as a share: (classes, images,
+    windows).
     """
     padded = np.pad(classes, ((0, 0), (0, 0), (1, 1), (1, 1)))
     seen = np.lib.stride_tricks.sliding_window_view(padded, (FILTER, FILTER), axis=(2, 3))
@@ -84,9 +82,7 @@ def train(seed: int, nets: int, images: np.ndarray, symmetric: bool) -> tuple[Te
     """
     kinds, shares = windows(images[:, :1])
     if symmetric:
-        kinds = symmetrised(
-            kinds
-        )  # the inner products of these with ψ are those of the windows with (ψ + τψ)/2
+        kinds = symmetrised(kinds)  # whose products with ψ are the windows' with (ψ + τψ)/2
     inputs = np.hstack([kinds, np.ones((len(kinds), 1))])
     shares = shares[:, 0] * PIXELS_PER_RESPONSE
     truth = np.array([[1.0], [0.0]])

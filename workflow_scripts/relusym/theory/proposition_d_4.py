@@ -18,9 +18,7 @@ def equivariant_maps(rng: np.random.Generator, draws: int) -> np.ndarray:
         stabiliser = ACTION[:, start] == start
         allowed = np.flatnonzero((ACTION[stabiliser] == np.arange(POINTS)).all(0))
         image = rng.choice(allowed, draws)
-        maps[:, ACTION[:, start]] = ACTION[
-            :, image
-        ].T  # twice the same if two elements agree on the first point
+        maps[:, ACTION[:, start]] = ACTION[:, image].T  # the same where two elements agree there
     return maps
 
 

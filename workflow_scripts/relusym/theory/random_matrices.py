@@ -34,6 +34,5 @@ def distance_to_scaled_permutation(matrices: np.ndarray) -> np.ndarray:
 
 def all_matrices(size: int, entries: range) -> np.ndarray:
     """Every matrix with the given integer entries, float64 (len(entries) ** size², size, size)."""
-    return np.stack(np.meshgrid(*[np.array(entries, float)] * size**2, indexing="ij"), -1).reshape(
-        -1, size, size
-    )
+    grid = np.meshgrid(*[np.array(entries, float)] * size**2, indexing="ij")
+    return np.stack(grid, -1).reshape(-1, size, size)

@@ -4,9 +4,7 @@ from itertools import permutations
 
 import numpy as np
 
-ELEMENTS = np.array(
-    list(permutations(range(3)))
-)  # element g sends i to ELEMENTS[g, i]; the first is the identity
+ELEMENTS = np.array(list(permutations(range(3))))  # g sends i to ELEMENTS[g, i]; first the identity
 ORDER = len(ELEMENTS)
 
 

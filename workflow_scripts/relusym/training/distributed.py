@@ -97,9 +97,8 @@ def launch(
         )
         # in a thread, where torch leaves this process's signal handlers as they are. A scheduler and a terminal warn
         # all processes; those that the thread starts inherit that they don't hear it: this one asks them
-        with ThreadPoolExecutor(
-            1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, WARNINGS)
-        ) as pool:
+        deaf = signal.pthread_sigmask, (signal.SIG_BLOCK, WARNINGS)
+        with ThreadPoolExecutor(1, "", *deaf) as pool:
             running = pool.submit(elastic_launch(config, sys.executable), "-m", module, str(task))
             try:
                 while not wait([running], ASK_S).done:
@@ -118,7 +117,6 @@ def launch(
 
 
 def _why(error: ChildFailedError, processes: int) -> str:
-    """One line on why processes failed: a user's error, or how the first one died."""
     for failure in error.failures.values():
         message = failure.error_file_data["message"]
         kind, _, text = (message["message"] if isinstance(message, dict) else message).partition(": ")
@@ -156,7 +154,6 @@ def work(run: Callable[[dict[str, Any], Callable[[], bool]], dict[str, Any]]) ->
 
 @contextmanager
 def _process_group(gpus: bool) -> Iterator[None]:
-    """Join the processes that were started together."""
     # torch keeps the store when it starts the processes again; without a prefix they would wait for the dead ones
     store, number, world = next(distributed.rendezvous("env://"))
     store = distributed.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)

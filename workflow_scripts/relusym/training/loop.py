@@ -232,20 +232,18 @@ def train(
 ) -> Training:
     """Train `net` in place; in each of several processes, if they were started together.
 
+    Interrupted if `interrupted` returned true: the next training with the same `state` goes on from that very step, and
+    ends with the same weights as one that was never interrupted.
+
     Args:
         net: the objective's own layers are drawn from torch's global random stream, then all goes to `device`.
         symmetry: of the invariance loss.
-        state: where the first process keeps the training state. If the file is there, the training goes on from it.
-            The caller names the file so that other settings never meet it, and removes it once what came of the
-            training is written.
-        save_every: epochs between saved states.
+        state: where the first process keeps the training state, every `save_every` epochs; if it is there, the training
+            goes
+            on from it. The caller names it so that other settings never meet it, and removes it in the end.
         interrupted: asked after every step; once any process's returns true, the state is saved and the training ends.
-        report: is given the progress by the first process, at least once an epoch.
-        snapshot: is given the net by the first process before the first epoch (0) and after each one (1, 2, …).
-
-    Raises:
-        Interrupted: `interrupted` returned true. The next training with the same `state` goes on from that very step,
-            and ends with the same weights as one that was never interrupted.
+        report, snapshot: in the first process, get the progress, at least once an epoch, and the net before the first
+            epoch (0) and after each one (1, 2, …).
     """
     objective = OBJECTIVES[recipe.objective].load()(net, recipe, symmetry)
     if recipe.sync_batch_norm and world_size() > 1 and device.type == "cuda":

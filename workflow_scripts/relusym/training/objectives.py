@@ -9,16 +9,17 @@ from relusym.nets.simsiam import SimSiam, simsiam_loss
 from relusym.symmetry import Symmetry
 from relusym.training.recipe import Recipe
 
+Views = tuple[Tensor, ...]
+
 
 class Objective(Protocol):
     """What is trained and on what loss; made from a net, a recipe and a symmetry.
 
     Attributes:
-        views: how many views of each image it takes.
-        classifies: whether its net is a classifier, whose accuracy is measured.
-        frozen: whether the net's layers stay in evaluation mode.
+        views, classifies: how many views of each image it takes; whether its net is a classifier, whose accuracy
+            counts.
+        frozen, fixed_rate: whether the net's layers stay in evaluation mode; what keeps its peak learning rate.
         net: the module with all that is trained; its state dict is what the training gives.
-        fixed_rate: parts of it whose learning rate stays at its peak.
     """
 
     views: ClassVar[int]
@@ -27,16 +28,10 @@ class Objective(Protocol):
     net: nn.Module
     fixed_rate: tuple[nn.Module, ...]
 
-    def loss(
-        self, forward: nn.Module, views: tuple[Tensor, ...], labels: Tensor, epoch: int
-    ) -> tuple[Tensor, Tensor]:
-        """The loss, and how many images were right, both of shape ().
+    def loss(self, forward: nn.Module, views: Views, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """The loss, and how many images were right, both of shape (), in an epoch from 0.
 
-        Args:
-            forward: the net, wrapped for several processes.
-            views: float32 (B, 3, H, W) each.
-            labels: int64 (B,).
-            epoch: counted from 0.
+        `forward`: the net, wrapped for several processes; `views`: float32 (B, 3, H, W) each; `labels`: int64 (B,).
         """
         ...
 
@@ -50,9 +45,7 @@ class Supervised:
     def __init__(self, net: nn.Module, recipe: Recipe, symmetry: Symmetry):
         self.net, self.recipe, self.symmetry = net, recipe, symmetry
 
-    def loss(
-        self, forward: nn.Module, views: tuple[Tensor, ...], labels: Tensor, epoch: int
-    ) -> tuple[Tensor, Tensor]:
+    def loss(self, forward: nn.Module, views: Views, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         (x,) = views
         if self.recipe.invariance_at(epoch):
             logits, moved = forward(torch.cat([x, self.symmetry.act(x)])).float().chunk(2)
@@ -92,8 +85,6 @@ class SelfSupervised:
         self.net = SimSiam(net, recipe.dimensions, recipe.bottleneck)
         self.fixed_rate = (self.net.predictor,)
 
-    def loss(
-        self, forward: nn.Module, views: tuple[Tensor, ...], labels: Tensor, epoch: int
-    ) -> tuple[Tensor, Tensor]:
+    def loss(self, forward: nn.Module, views: Views, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         outputs = forward(*views)
         return simsiam_loss(*(output.float() for output in outputs)), labels.new_zeros(())

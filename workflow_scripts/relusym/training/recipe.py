@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from relusym.registry import Entry
 from relusym.schema import (
     Count,
+    Entry,
     Few,
     Flag,
     NotNegative,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, pd
-from relusym.findings.agreement import check_agreement
-from relusym.findings.frames import summary_along
+from relusym.findings.frames import check_agreement, summary_along
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import LINES, layer_ticks, legend_above, panels_of, plain_axes
 from relusym.findings.selection import beyond

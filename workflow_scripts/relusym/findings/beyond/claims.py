@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from relusym.findings import BEYOND, Inputs, Selection, Settings, Table, agreement, np, pd
+from relusym.findings import BEYOND, Inputs, Selection, Settings, Table, frames, np, pd
 from relusym.findings.beyond import (
     by_layer,
     curves,
@@ -17,9 +17,8 @@ from relusym.findings.beyond import (
 from relusym.findings.evidence import Evidence, flipped_against_other, is_higher, paired
 from relusym.findings.layout import Layout
 from relusym.findings.selection import measured_types, net_notes, of_every_matching
-from relusym.findings.tables.claims import FORMATS, HEADINGS, LEVEL, judged
+from relusym.findings.tables.claims import COLUMNS, FORMATS, LEVEL, judged
 
-COLUMNS = {column: text for column, text in HEADINGS.items() if column not in ("power", "source")}
 LAYOUT = Layout("Beyond the paper: what was expected, tested", {"question": "Question", **COLUMNS}, FORMATS)
 
 
@@ -53,7 +52,7 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
         "Not in the paper; written down before it was measured (docs/beyond.md)",
         f"p is two-sided; corrected for all these claims together after Benjamini and Hochberg. Held or did not hold: "
         f"corrected p below {LEVEL}, or, where all nets are equal, their mean, whatever p is; inconclusive: above",
-        *agreement.notes(inputs, selection),
+        *frames.notes(inputs, selection),
     ]
 
 

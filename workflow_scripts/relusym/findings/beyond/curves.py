@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, np, pd
-from relusym.findings.agreement import check_agreement
-from relusym.findings.frames import once, summary
+from relusym.findings.frames import check_agreement, once, summary
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import COLUMN_WIDTH, empty_drawing, legend_above, panels_of, plain_axes
 from relusym.findings.selection import beyond, types_merged

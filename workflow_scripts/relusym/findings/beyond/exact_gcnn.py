@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, np, pd
-from relusym.findings.agreement import check_agreement
 from relusym.findings.evidence import is_higher, paired
-from relusym.findings.frames import summary, tidy
+from relusym.findings.frames import check_agreement, summary, tidy
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import LINES, label_rows, legend_above, panels_of, plain_axes
 from relusym.findings.selection import beyond
@@ -47,9 +46,8 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
         row = {"model": record["model"], "seed": record["seed"], "ok": record["status"] == "ok"}
         if row["ok"]:
             layers = record["representations"].values()
-            fixed, channels = np.sum(
-                [(layer["fixed"], layer["fixed"] + layer["swapped"]) for layer in layers], axis=0
-            )
+            counts = [(layer["fixed"], layer["fixed"] + layer["swapped"]) for layer in layers]
+            fixed, channels = np.sum(counts, axis=0)
             row |= record["accuracy"]
             row |= {
                 "free": record["parameters"]["exact"] / record["parameters"]["net"],

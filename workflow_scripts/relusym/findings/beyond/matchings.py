@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Settings, Table, agreement, np, pd
-from relusym.findings.agreement import check_agreement, matching_of
-from relusym.findings.frames import PAIR_MERGE, measured, once, summary
+from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Settings, Table, frames, np, pd
+from relusym.findings.frames import PAIR_MERGE, check_agreement, matching_of, measured, once, summary
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import LINES, label_rows, legend_above, panels_of, plain_axes
 from relusym.findings.selection import beyond, of_every_matching, types_merged
@@ -47,10 +46,10 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
-    """As `agreement.notes`, and how many starts of a matching that searches came to its best."""
+    """As `frames.notes`, and how many starts of a matching that searches came to its best."""
     searches = [search for record in _merges(inputs) if (search := record.get("search"))]
     reached = [search["reached"] for search in searches if len(search["starts"]) > 1]
-    usual = agreement.notes(inputs, selection)
+    usual = frames.notes(inputs, selection)
     if not reached:
         return usual
     return [

@@ -7,19 +7,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from relusym.findings import BEYOND, MERGES, Inputs, Selection, Settings, Table, agreement, frames, pd
+from relusym.findings import BEYOND, MERGES, Inputs, Selection, Settings, Table, frames, pd
 from relusym.findings.evidence import higher_by_pairs, pair_differences, paired
 from relusym.findings.layout import Layout
 from relusym.findings.selection import net_notes
-from relusym.findings.tables.claims import FORMATS, HEADINGS, LEVEL, judged
+from relusym.findings.tables.claims import COLUMNS, FORMATS, LEVEL, judged
 
 EPOCHS = 10, 30, 100
 MODELS = [f"{kind}_{epochs}" for kind in ("cnn", "noaug") for epochs in EPOCHS]
-LAYOUT = Layout(
-    "As training goes on: nearer to the flipped self than to another net?",
-    {column: text for column, text in HEADINGS.items() if column not in ("power", "source")},
-    FORMATS,
-)
+LAYOUT = Layout("As training goes on: nearer to the flipped self than to another net?", COLUMNS, FORMATS)
 
 
 def select(settings: Settings) -> Selection:
@@ -50,9 +46,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
         "With augmentation, D is larger after 100 epochs than after 10": longer,
         "After 100 epochs, D is larger with augmentation than without": larger,
     }
-    nothing = dict.fromkeys(
-        ("p_value", "p_rank", "p_rank_min"), float("nan")
-    )  # mean and interval alone: no claim
+    nothing = dict.fromkeys(("p_value", "p_rank", "p_rank_min"), float("nan"))  # no claim
     described = {
         f"D: {selection['names'].get(model, model)}": replace(paired(differences, seeds=seeds), **nothing)
         for model, (differences, seeds) in gaps.items()
@@ -68,5 +62,5 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
         "were measured (docs/laptop.md)",
         "p is two-sided, corrected for the four claims together after Benjamini and Hochberg. Held or did not hold: "
         f"corrected p below {LEVEL}; inconclusive: above. The effect of the claim that D < 0 is −D",
-        *agreement.notes(inputs, selection),
+        *frames.notes(inputs, selection),
     ]

@@ -7,8 +7,7 @@ from itertools import product
 from textwrap import fill
 
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, pd
-from relusym.findings.agreement import check_agreement
-from relusym.findings.frames import in_order, summary
+from relusym.findings.frames import check_agreement, in_order, summary
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import LINES, empty_drawing, label_rows, panels_of, plain_axes
 from relusym.findings.selection import beyond

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from relusym.findings import Inputs, Record, Selection, Table, pd
-from relusym.findings.agreement import check_agreement
-from relusym.findings.frames import in_order, summary
+from relusym.findings.frames import check_agreement, in_order, summary
 from relusym.findings.layout import Layout
 from relusym.findings.selection import beyond
 

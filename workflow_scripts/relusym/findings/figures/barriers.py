@@ -31,12 +31,10 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
 def points(inputs: Inputs, models: Sequence[str]) -> pd.DataFrame:
     """One row a net or pair of nets of one type: model, merged (`FLIP` or `PAIR`), seed_1, seed_2, barrier."""
     nets, pairs = frames.nets(inputs), frames.pairs(inputs)
-    nets = nets.rename(columns={"seed": "seed_1", "gcnn_barrier": "barrier"}).assign(
-        merged=FLIP, seed_2=pd.NA
-    )
-    pairs = (
-        pairs[pairs["model_1"] == pairs["model_2"]].rename(columns={"model_1": "model"}).assign(merged=PAIR)
-    )
+    nets = nets.rename(columns={"seed": "seed_1", "gcnn_barrier": "barrier"})
+    nets = nets.assign(merged=FLIP, seed_2=pd.NA)
+    pairs = pairs[pairs["model_1"] == pairs["model_2"]].rename(columns={"model_1": "model"})
+    pairs = pairs.assign(merged=PAIR)
     both = [several.loc[several["ok"].astype(bool), COLUMNS].astype(object) for several in (nets, pairs)]
     merges = pd.concat(both)
     merges = merges[merges["model"].isin(models)]
@@ -68,9 +66,8 @@ def figure(
         means = []
         points = {"s": 13, "marker": marker, "facecolor": colour, "linewidth": 0}
         for row, model in enumerate(models):
-            values = merges.loc[
-                (merges["model"] == model) & (merges["merged"] == merged), "barrier"
-            ].to_numpy()
+            is_row = (merges["model"] == model) & (merges["merged"] == merged)
+            values = merges.loc[is_row, "barrier"].to_numpy()
             y = row - offset  # rows run downwards
             spread = np.resize([-0.06, 0.0, 0.06], len(values))  # so that near ones don't hide each other
             axes.scatter(values, y + spread, alpha=0.45, zorder=2, **points)

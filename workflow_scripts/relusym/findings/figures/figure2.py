@@ -39,9 +39,8 @@ def exemplary_filters(filters: np.ndarray, permutation: np.ndarray) -> list[int]
     permutation = np.asarray(permutation, int)
     orders = channel_orders(permutation)
     flipped = filters[..., ::-1]
-    asymmetry, mismatch = (
-        np.sqrt(np.square(filters - other).sum((1, 2, 3))) for other in (flipped, flipped[permutation])
-    )
+    differences = filters - flipped, filters - flipped[permutation]
+    asymmetry, mismatch = (np.sqrt(np.square(each).sum((1, 2, 3))) for each in differences)
     strength = np.sqrt(np.square(filters).sum((1, 2, 3)))
     least = 0.1 * strength.max()  # so that the weakest filters aren't chosen
     swapped = [c for c in np.argsort(mismatch / (asymmetry + least)) if orders[c] == 2]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from relusym.errors import UserError
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, np, pd
-from relusym.findings.agreement import check_agreement
+from relusym.findings.frames import check_agreement
 from relusym.findings.print_style import layer_ticks, panels_of
 from relusym.findings.selection import has_vgg11s
 

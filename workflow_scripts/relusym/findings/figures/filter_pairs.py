@@ -121,7 +121,6 @@ def _in_numbers(net: Filters, layer: str, zero: float) -> str:
 
 
 def _number_rows(panel: Axes, net: Filters, layer: str, size: tuple[int, ...]) -> None:
-    """Each row labelled with the number of its first filter."""
     if net.status != "ok":
         panel.set_yticks([])
         return

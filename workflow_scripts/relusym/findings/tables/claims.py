@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from relusym import paper_values
-from relusym.findings import MERGES, Inputs, Selection, Settings, Table, agreement, frames, np, pd, stats
+from relusym.findings import MERGES, Inputs, Selection, Settings, Table, frames, np, pd, stats
 from relusym.findings.evidence import (
     HELD,
     NOT_HELD,
@@ -48,6 +48,8 @@ HEADINGS = {  # all columns, in their order
     "source": "Where in the paper",
     "remark": "Remark",
 }
+# of what the paper doesn't say
+COLUMNS = {column: text for column, text in HEADINGS.items() if column not in ("power", "source")}
 FORMATS = {
     **dict.fromkeys(("effect", "low", "high"), "{:+.3g}"),
     "power": "{:.2f}",
@@ -99,7 +101,7 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
         "can't come to a small p: the least that it can come to stands beside it. It decides only where all nets "
         "of a type are equal",
         *(few if most < FEW else []),
-        *agreement.notes(inputs, selection),
+        *frames.notes(inputs, selection),
     ]
 
 

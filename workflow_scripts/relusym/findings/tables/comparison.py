@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
-from relusym.findings import Inputs, Record, Selection, Settings, Table, agreement, declared, np, pd, stats
+from relusym.findings import Inputs, Record, Selection, Settings, Table, declared, frames, np, pd, stats
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout, number, std_of
 from relusym.findings.selection import findings, of_all_types, vgg11s
@@ -107,7 +107,7 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
             "Value: a ratio of means ± its standard error, by jackknife over nets. Same direction or opposite: its 95% "
             "interval is on the paper's side of 1, or on the other; open: it includes 1",
         ]
-    return [*how, *agreement.notes(inputs, selection)]
+    return [*how, *frames.notes(inputs, selection)]
 
 
 def other_than_the_papers(record: Record, selection: Selection) -> list[str]:
@@ -121,9 +121,8 @@ def other_than_the_papers(record: Record, selection: Selection) -> list[str]:
     ]
     if "trained" in ours:
         keys = [key for key in papers[0] if key == "merging" or (key != "trained" and len(papers) == 1)]
-        compared.append(
-            ({key: ours[key] for key in keys if key in ours}, {key: papers[0][key] for key in keys})
-        )
+        mine = {key: ours[key] for key in keys if key in ours}
+        compared.append((mine, {key: papers[0][key] for key in keys}))
     words = [word for mine, paper in compared for word in differences(mine, paper, without=CHANCE)]
     data = PAPER_DATA.get(papers[0]["trained"][0]["data"]["dataset"])
     if images_of(record) not in (None, data):
@@ -160,9 +159,8 @@ def compare(
     named = [" with ".join((names or {}).get(model, model) for model in row) for row in ids]
     rows = table.get("name", pd.Series(named, table.index, dtype=object))
     layout = layout or Layout("")
-    cells = pd.concat(
-        [_cells(table, rows, column, layout).assign(ids=ids) for column in columns], ignore_index=True
-    )
+    parts = [_cells(table, rows, column, layout).assign(ids=ids) for column in columns]
+    cells = pd.concat(parts, ignore_index=True)
     cells.insert(0, "table", paper_number)
     cells = cells[cells["paper_value_mean"].notna()].reset_index(drop=True)
     cells["difference"] = cells["value_mean"] - cells["paper_value_mean"]

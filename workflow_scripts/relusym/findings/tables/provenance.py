@@ -22,22 +22,10 @@ from relusym.findings.selection import (
 from relusym.records.fields import images_of
 
 ORIGIN = ("relusym", "torch", "python", "device")
+COLUMNS = ["made", "kind", "records", "left_out", "images", "settings", *ORIGIN, "precision", "hours"]
 LAYOUT = Layout(
     "Provenance: what the tables and figures were made of",
-    {
-        "made": "Made",
-        "kind": "Kind of job",
-        "records": "Records",
-        "left_out": "Left out",
-        "images": "Images",
-        "settings": "Settings",
-        "relusym": "relusym",
-        "torch": "torch",
-        "python": "Python",
-        "device": "Device",
-        "precision": "Precision",
-        "hours": "Hours in all",
-    },
+    {"kind": "Kind of job", "relusym": "relusym", "torch": "torch", "hours": "Hours in all"},
     {"hours": "{:.3f}"},
 )
 
@@ -120,7 +108,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
                         "hours": group["seconds"].sum() / 3600,
                     }
                 )
-    return pd.DataFrame(rows, columns=[*LAYOUT.headings])
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:

@@ -62,9 +62,7 @@ def ratios(inputs: Inputs, selection: Selection) -> pd.DataFrame:
             continue
         nets, models = _nets(inputs, table, tables), tables[table]["models"]
         is_by_row = isinstance(models, dict)
-        ours = {
-            models[model]["paper"] if is_by_row else model: model for model in models
-        }  # by the paper's row
+        ours = {models[model]["paper"] if is_by_row else model: model for model in models}  # by paper's row
         for top, bottom in (pair for pair in loss if {*pair} <= {*ours}):
             row = " / ".join(names.get(ours[model], ours[model]) for model in (top, bottom))
             for quantity, heading in QUANTITIES.items():

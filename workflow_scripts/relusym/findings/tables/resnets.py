@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from relusym import paper_values
-from relusym.findings import Inputs, Selection, Settings, Table, agreement, pd
+from relusym.findings import Inputs, Selection, Settings, Table, frames, pd
 from relusym.findings.frames import FLIP_MERGE, nets, summary
 from relusym.findings.layout import Layout
 from relusym.findings.selection import net_notes
@@ -14,12 +14,9 @@ LAYOUT = Layout(
     "ResNets merged with their flipped selves",
     {
         "method": "Training method",
-        "name": "Name",
         "trained_by_authors": "Trained by the authors",
         "self_supervised": "Self-supervised",
-        "image_size": "Image size",
         "invariance_error": "Invariance Error",
-        "accuracy": "Accuracy",
         "flip_accuracy": "Flip-Accuracy",
         "halfway_accuracy_no_repair": "Halfway Accuracy, no REPAIR",
         "halfway_accuracy": "Halfway Accuracy",
@@ -71,7 +68,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
-    """As `agreement.notes`, and how long trainings waited for images."""
+    """As `frames.notes`, and how long trainings waited for images."""
     waits = [wait for record in inputs["train"] if (wait := record.get("data_wait_share")) is not None]
     line = [f"Trainings waited for images {max(waits):.1%} of the time at most"] if waits else []
-    return agreement.notes(inputs, selection, *line)
+    return frames.notes(inputs, selection, *line)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from relusym.errors import UserError
 from relusym.findings import Inputs, Selection, Settings, Table, pd
-from relusym.findings.agreement import check_agreement
-from relusym.findings.frames import TRAIN, beside_paper, measured, summary
+from relusym.findings.frames import TRAIN, beside_paper, check_agreement, measured, summary
 from relusym.findings.layout import Layout
 from relusym.findings.selection import vgg11s
 

@@ -5,16 +5,10 @@ from __future__ import annotations
 from relusym.findings import Inputs, Selection, Table, pd
 from relusym.findings.layout import Layout
 
+COLUMNS = ["statement", "tested", "draws", "largest_violation", "counterfactual", "holds"]
 LAYOUT = Layout(
     "The paper's statements, tested",
-    {
-        "statement": "Statement",
-        "tested": "What was tested",
-        "draws": "Draws",
-        "largest_violation": "Largest violation",
-        "counterfactual": "Where its assumptions fail",
-        "holds": "Holds",
-    },
+    {"tested": "What was tested", "counterfactual": "Where its assumptions fail"},
     {"largest_violation": "{:.2g}"},
     {"tested": 0.5, "counterfactual": 0.5},
 )
@@ -29,7 +23,7 @@ TABLE = Table(
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """One row a statement; holds is "yes" or "no"."""
-    statements = pd.DataFrame(inputs["theory"], columns=list(LAYOUT.headings))
+    statements = pd.DataFrame(inputs["theory"], columns=COLUMNS)
     return statements.assign(holds=statements["holds"].map({True: "yes", False: "no"}))
 
 

@@ -1,0 +1,391 @@
+"""Signs and scales carried along in matching, redundant channels, two towers; the claims, and the whole run."""
+
+import itertools
+from copy import deepcopy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, refused, settings_of
+from records import identifiable
+from small_nets import Images, shuffled, smooth_images, vgg11
+
+from relusym.channels.groups import rescale
+from relusym.channels.redundancy import EDITS, reduced, redundant, towers
+from relusym.channels.traced import TracedNet, channel_groups
+from relusym.errors import UserError
+from relusym.evaluation.invariance import Averaged, Ensemble
+from relusym.findings.beyond import identifiability
+from relusym.findings.evidence import HELD, NOT_HELD, OPEN, UNTESTED
+from relusym.merging.aligned import pair_statistics
+from relusym.merging.merge import flip_merge, merge
+from relusym.merging.repair import reset_batch_norm
+from relusym.nets.vgg import ACTIVATIONS, VGG11
+from relusym.records.fields import problem
+from relusym.reporting.report import report
+from relusym.symmetry import HORIZONTAL_FLIP
+
+CPU = torch.device("cpu")
+ALL = {f"conv{i}" for i in range(1, 9)}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return Images(smooth_images(200), 100)
+
+
+@torch.no_grad()
+def a_net(activation="relu", pooling="average", batch_norm=False):
+    torch.manual_seed(0)
+    net = VGG11(1 / 8, 0, 10, None, "he", batch_norm, activation, pooling)
+    for layer in net.features:
+        if isinstance(layer, torch.nn.Conv2d):
+            # average pools make maps smaller, and matching takes small ones for dead; tanh's must not saturate
+            layer.weight *= 1 if activation == "tanh" else 2
+            torch.nn.init.normal_(layer.bias, std=0.3)
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
+            torch.nn.init.normal_(layer.bias, std=0.3)
+    return reset_batch_norm(net, Images(smooth_images(64), 64)) if batch_norm else net.eval()
+
+
+def planted(net, admitted, factors):
+    """The net with its channels in another order, and those that may be multiplied by factors drawn from these."""
+    groups = channel_groups(net)
+    other, order = shuffled(net, groups)
+    draw = torch.Generator().manual_seed(3)
+    chosen = {
+        group.name: factors[torch.randint(len(factors), (group.size,), generator=draw)]
+        for group in groups
+        if group.name in admitted
+    }
+    other.load_state_dict(rescale(other.state_dict(), groups, chosen))
+    return other, order, chosen
+
+
+# ---- activations, and what they admit
+
+
+@pytest.mark.parametrize("pooling", ["max", "average"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_signs_pass_where_activation_and_pool_are_odd_and_scales_where_they_are_homogeneous(
+    activation, pooling
+):
+    net = TracedNet(a_net(activation, pooling))
+    signed = {"average": ALL, "max": {"conv3", "conv5", "conv7"}}[pooling]  # no pool reads these
+    assert net.admits(-1.0) == (signed if activation == "tanh" else set())
+    assert net.admits(2.0) == (ALL if activation in ("relu", "leaky_relu") else set())
+    assert all(group.node.startswith(f"features_{activation}") for group in net.groups)
+
+
+def test_a_group_convolutional_net_keeps_its_activation_and_pools_when_written_out():
+    net = VGG11(1 / 8, 8, activation="tanh", pooling="average").eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), net.to_plain()(x))
+
+
+def test_a_choice_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="activation is 'sine', not one of relu, leaky_relu, gelu, tanh"):
+        VGG11(activation="sine")
+    with pytest.raises(ValueError, match="pooling is 'min', not one of max, average"):
+        VGG11(pooling="min")
+
+
+@pytest.mark.parametrize(("pooling", "batch_norm"), [("average", False), ("average", True), ("max", False)])
+@torch.no_grad()
+def test_planted_permutations_and_signs_are_found_exactly_and_leave_no_barrier(images, pooling, batch_norm):
+    net = a_net("tanh", pooling, batch_norm)
+    admitted = TracedNet(net).admits(-1.0)
+    other, order, signs = planted(net, admitted, torch.tensor([-1.0, 1.0]))
+    x = images.first(100, CPU)
+    torch.testing.assert_close(other(x), net(x), rtol=0, atol=1e-4)
+    merged = merge(net, other, images, matching="signed_activation")
+    for name, permutation in order.items():
+        back = permutation.argsort()
+        assert merged.permutations[name] == back.tolist()
+        if name in admitted:
+            assert torch.equal(merged.aligned.factors[name].float(), signs[name][back]), name
+    torch.testing.assert_close(merged.nets["halfway"](x), net(x), rtol=0, atol=1e-4)
+    with_itself = merge(net, net, images, matching="identity")
+    assert merged.barrier["halfway"] == 0 and merged.barrier == with_itself.barrier
+    repaired = [each.nets["repaired"](x) for each in (merged, with_itself)]
+    torch.testing.assert_close(*repaired, rtol=0, atol=1e-3)
+    statistics = merged.aligned.statistics
+    for name, here in statistics[0].items():
+        torch.testing.assert_close(here.mean, statistics[1][name].mean, rtol=0, atol=1e-3)
+    # the smaller group finds no such order
+    assert merge(net, other, images).barrier["halfway"] > 0.1
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@torch.no_grad()
+def test_planted_permutations_and_scales_are_found_exactly(images, activation):
+    net = a_net(activation)
+    other, order, scales = planted(net, ALL, torch.tensor([0.25, 1.0, 3.0]))
+    deviations = pair_statistics(net, net, images, channel_groups(net)).deviations
+    x = images.first(100, CPU)
+    merged = merge(net, other, images, matching="scaled_activation")
+    for name, permutation in order.items():
+        back = permutation.argsort()
+        assert merged.permutations[name] == back.tolist()
+        alive = deviations[name][0] > 0.01  # dead channels have no scale
+        wanted, found = (each[alive] for each in (1 / scales[name][back], merged.aligned.factors[name]))
+        assert alive.float().mean() > 0.9
+        torch.testing.assert_close(found.float(), wanted, rtol=1e-3, atol=0)
+    torch.testing.assert_close(merged.nets["halfway"](x), net(x), rtol=1e-3, atol=1e-2)
+    by_permutation = merge(net, other, images)
+    assert by_permutation.permutations == merged.permutations
+    assert not torch.allclose(by_permutation.nets["halfway"](x), net(x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("matching", "activations"),
+    [("signed_activation", ["relu", "leaky_relu", "gelu"]), ("scaled_activation", ["gelu", "tanh"])],
+)
+def test_signs_and_scales_are_refused_where_the_activation_has_none(images, matching, activations):
+    for activation in activations:
+        net = a_net(activation)
+        with pytest.raises(UserError, match=f"matching {matching}: (negating|scaling) channels") as error:
+            flip_merge(net, images, matching=matching)
+        assert "\n" not in str(error.value)
+
+
+def test_where_factors_would_be_lost_such_a_matching_is_refused(images):
+    with pytest.raises(UserError, match="matching signed_activation: not of reports"):
+        report(a_net("tanh"), images, matching="signed_activation")
+    refused(
+        lambda: settings_of(scale="demo", merging={"matching": "signed_activation"}),
+        match="merging.matching: 'signed_activation' given; allowed is one of activation, weight",
+    )
+
+
+# ---- redundant channels
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("edit", EDITS)
+@torch.no_grad()
+def test_redundant_channels_change_nothing_and_are_all_found_again(images, edit, activation):
+    net, x = a_net(activation), images.first(100, CPU)
+    wide = redundant(net, channel_groups(net), edit, torch.Generator().manual_seed(1))
+    groups = channel_groups(wide)
+    added = sum(group.size for group in groups) - sum(group.size for group in channel_groups(net))
+    assert added == sum(group.size for group in channel_groups(net)) // (1 if edit == "split" else 4)
+    largest = float(net(x).abs().max())
+    torch.testing.assert_close(wide(x), net(x), rtol=0, atol=1e-5 * largest)
+    again, gone = reduced(wide, groups)
+    assert sum(gone.values()) == added
+    for name, tensor in net.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_channels_that_are_dead_on_the_images_are_pruned_if_they_are_named():
+    net = a_net()
+    groups = channel_groups(net)
+    net.features.conv2.bias[3] = -1e4
+    silent = {group.name: torch.zeros(group.size, dtype=torch.bool) for group in groups}
+    silent["conv2"][3] = True
+    assert sum(reduced(net, groups)[1].values()) == 0
+    pruned, gone = reduced(net, groups, silent)
+    assert gone == {name: int(name == "conv2") for name in silent}
+    x = torch.randn(8, 3, 32, 32)
+    torch.testing.assert_close(pruned(x), net(x))
+    silent["conv2"][:] = True
+    with pytest.raises(UserError, match="group conv2: no channel of it does anything"):
+        reduced(net, groups, silent)
+
+
+@torch.no_grad()
+def test_an_equivariant_net_stays_one_with_dead_channels_and_split_ones_but_not_with_some_twice(images):
+    gcnn = vgg11(group_convs=8)
+    groups, barriers = channel_groups(gcnn), {}
+    for edit in EDITS:
+        wide = redundant(gcnn, groups, edit, torch.Generator().manual_seed(1))
+        barriers[edit] = flip_merge(wide, images).barrier["repaired"]
+    assert barriers["silent"] == barriers["unread"] == barriers["split"] == 0
+    assert barriers["duplicated"] > 0.05
+
+
+@torch.no_grad()
+def test_a_net_of_split_channels_is_merged_to_what_the_net_is_merged_to(images):
+    net, x = vgg11(), images.first(100, CPU)
+    wide = redundant(net, channel_groups(net), "split", torch.Generator().manual_seed(1))
+    one, other = (flip_merge(each, images).nets["halfway"](x) for each in (net, wide))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-3 * float(one.abs().max()))
+
+
+def test_layers_whose_channels_cannot_be_added_to_are_refused():
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.PReLU(8), torch.nn.Flatten(), torch.nn.Linear(8 * 900, 4)
+    )
+    with pytest.raises(UserError, match="layer 1: channels of a PReLU can't be added or taken away here"):
+        redundant(net, channel_groups(net), "split", torch.Generator())
+
+
+@torch.no_grad()
+def test_two_towers_are_the_averaged_net_and_equivariant_by_swapping_if_they_may(images):
+    net, x = vgg11(), images.first(100, CPU)
+    flipped = HORIZONTAL_FLIP.transform(net)
+    both, apart = towers(net, flipped, channel_groups(net)), Ensemble(net, flipped)
+    for made in (both, apart):
+        torch.testing.assert_close(made(x), Averaged(net, HORIZONTAL_FLIP)(x), rtol=0, atol=1e-5)
+    swapped, separate = flip_merge(both, images), flip_merge(apart, images)
+    assert swapped.barrier == {"halfway": 0, "repaired": 0}
+    for permutation in swapped.permutations.values():
+        half = len(permutation) // 2
+        assert permutation == [(i + half) % len(permutation) for i in range(len(permutation))]
+    assert len(separate.permutations) == 2 * len(swapped.permutations) and separate.barrier["repaired"] > 0.05
+
+
+# ---- claims, from records in which the answer is put in
+
+SEEDS, NOISE = range(60, 64), np.array([-1, 1, -0.5, 0.5]) * 1e-3
+MODELS = [f"{activation}{loss}" for activation in identifiability.ACTIVATIONS for loss in ("", "_inv")]
+MODELS += ["gcnn"]
+SELECTION = {"models": MODELS, "names": {"relu": "ReLU"}, "notes": []}
+
+
+def record(model, seed, good):
+    """Barriers as expected, or the other way round."""
+    at = 0.04 if model.endswith("_inv") == good else 0.08
+    if model == "gcnn":
+        at = 0.0
+    if model == "gelu_inv":
+        at += 0.02 if good else -0.01
+    if model in ("leaky_inv", "gelu_inv", "tanh_inv") and not good:
+        at += 0.1 + 0.01 * (model == "tanh_inv")
+    step = 0.02 if good else -0.02
+    larger = identifiability.ACTIVATIONS.get(model.removesuffix("_inv"))
+    higher = {
+        "duplicated": step,
+        "unread": step * (model != "gcnn" or not good),
+        "split": 0.02 - max(step, 0),
+    }
+    barriers = {
+        "activation": at,
+        **({larger: at} if larger == "activation" else {}),
+        **({larger: at - step} if larger == "signed_activation" else {}),
+        **({larger: at - 0.02 * (not good)} if larger == "scaled_activation" else {}),
+        **({edit: at + more for edit, more in higher.items()}),
+        "silent": at + 0.02 * (not good),
+        "towers": 0.02 * (not good),
+        "towers_apart": step + 0.02 * (not good),
+    }
+    if model == "gcnn" and not good:
+        barriers["unread"] = 0.02
+    return identifiable(
+        model,
+        seed,
+        {
+            name: barrier + np.roll(NOISE, place)[seed - SEEDS[0]]
+            for place, (name, barrier) in enumerate(barriers.items())
+        },
+    )
+
+
+def records(good, seeds=SEEDS):
+    return [record(model, seed, good) for model, seed in itertools.product(MODELS, seeds)]
+
+
+def frame(several):
+    return identifiability.frame({"identifiability": several}, SELECTION)
+
+
+def test_claims_hold_where_their_answer_is_put_in_and_not_where_the_opposite_is():
+    claims = 24
+    good, bad = frame(records(True)), frame(records(False))
+    assert set(good["verdict"][:claims]) == {HELD}, good[["claim", "verdict"]][:claims].to_string()
+    assert {*bad["verdict"][:claims]} == {NOT_HELD}
+    assert good["verdict"][claims:].isna().all() and good["p_value"][claims:].isna().all()
+    alone = frame(records(True, seeds=[60]))["verdict"][:claims]
+    assert {*alone} == {UNTESTED}
+    assert len(frame([])) == claims
+
+
+def test_each_type_and_variant_has_its_mean_below_the_claims():
+    described = frame(records(True)).set_index("claim")
+    assert described.loc["ReLU, permutations: barrier", "effect"] == pytest.approx(0.08, abs=1e-6)
+    assert described.loc["gcnn, some channels twice: barrier", "effect"] == pytest.approx(0.02, abs=1e-6)
+
+
+def test_claims_on_nets_that_are_all_alike_are_settled_at_the_level_that_is_asked():
+    random, found = np.random.default_rng(0), []
+    for _ in range(60):
+        several = records(True)
+        for made in several:
+            for name, measured in made["variants"].items():
+                measured["barrier"]["repaired"] = 0.05 + 0.01 * random.normal() + 0 * len(name)
+        nets = identifiability.by_net(several)
+        found += [
+            evidence.p_value < 0.05
+            for text, evidence in identifiability.claims(nets, str)
+            if "by less than" not in text
+        ]
+    assert 0.02 < np.mean(found) < 0.08
+    assert OPEN in {*frame(several)["verdict"]}
+
+
+def test_the_figure_has_every_net_and_variant():
+    drawing, numbers = identifiability.draw({"identifiability": records(True)}, SELECTION)
+    assert len(numbers) == sum(len(each["variants"]) for each in records(True))
+    above, below = drawing.axes
+    assert above.get_yticklabels()[0].get_text() == "ReLU"
+    assert len(below.get_yticklabels()) == len(MODELS) * 6
+    identifiability.draw({"identifiability": []}, SELECTION)
+
+
+def test_a_record_that_contradicts_itself_is_refused():
+    made = record("relu", 60, True)
+    assert problem(made) is None
+    wrong = deepcopy(made)
+    wrong["variants"]["towers"]["barrier"]["repaired"] += 0.1
+    assert "by equation (4) of the accuracies" in problem(wrong)
+    del made["variants"]["split"]
+    assert "allowed are those of the settings" in problem(made)
+
+
+# ---- the whole run
+
+
+@pytest.mark.workflow
+@pytest.mark.slow(seconds=60)
+def test_the_whole_is_made_by_one_command_from_images_to_table_and_figure(tiny):
+    made = tiny()
+    cnn = TINY["models"]["cnn"] | {"table": None}
+    loss = {"training": {"invariance_from": 0.0}}
+    made.configure(
+        network=TINY["network"] | {"pooling": "average"},
+        models={
+            "relu_inv": cnn | loss,
+            "tanh": cnn | {"name": "tanh", "network": {"activation": "tanh"}},
+            "gelu": cnn | {"name": "GELU", "network": {"activation": "gelu"}},
+        },
+        pairs=[],
+        figure9=None,
+        beyond={
+            "identifiability": {
+                **{"models": ["relu_inv", "tanh", "gelu"], "redundant": ["relu_inv"]},
+                **{"towers": ["relu_inv"], "images": 60},
+            }
+        },
+    )
+    targets = ("identifiability", "identifiability_figure")
+    run = made.snakemake(*targets)
+    assert run.returncode == 0, run.stdout
+    stem = made.folder / "results/tiny/tables/identifiability"
+    table = pd.read_csv(f"{stem}.csv")
+    assert (table["verdict"].notna()).sum() == 24
+    assert (made.folder / "results/tiny/figures/identifiability_figure.png").stat().st_size > 1000
+    numbers = pd.read_csv(made.folder / "results/tiny/figures/identifiability_figure.csv")
+    of_relu = numbers[(numbers["model"] == "relu_inv") & (numbers["seed"] == 0)].set_index("variant")
+    assert [*of_relu.index] == [name for name in identifiability.VARIANTS if name != "signed_activation"]
+    assert of_relu.loc["towers", "barrier"] == 0
+    for edit in EDITS:
+        assert of_relu.loc[f"{edit}_reduced", "gone"] > 0
+        assert of_relu.loc[f"{edit}_reduced", "barrier"] == pytest.approx(
+            of_relu.loc["activation", "barrier"]
+        )
+    assert not made.planned(*targets)

@@ -1,0 +1,165 @@
+"""Barriers by what may be permuted between layers, of nets with redundant channels, and of nets made invariant."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from relusym.beyond import declaration
+from relusym.record_types import Barrier, Fields, NotNegative, Share, Shares, check_barrier, contradiction
+from relusym.schema import Text
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from relusym.measuring.merge import MergeJob
+    from relusym.merging.merge import Merge
+
+# What leaves a layer's activation as it is, beside permutations.
+LARGER_GROUP = {"relu": "scaled_activation", "leaky_relu": "scaled_activation", "tanh": "signed_activation"}
+EDITS = "silent", "unread", "duplicated", "split"  # of `channels.redundancy`, which imports PyTorch
+TOWERS = "towers", "towers_apart"
+
+
+class Options(declaration.Options):
+    """Nets by their activation, made redundant, and made invariant as two towers."""
+
+    redundant: list[Text] = Field([], description="of `models`, those that are given redundant channels, too")
+    towers: list[Text] = Field(
+        [], description="of `models`, those that are made invariant by two towers, too"
+    )
+
+
+class Accuracy(Shares):
+    net: Share
+    flipped: Share
+    halfway: Share
+    repaired: Share
+
+
+class Barriers(Fields):
+    halfway: Barrier | None
+    repaired: Barrier | None
+
+
+class Variant(Fields):
+    """A net merged with its flipped self.
+
+    `similarity`: mean over all channels; `gone`: of a net without the channels that it could do without, how many;
+    `negative`: how many channels go with another's negative; `spread`: of the logarithms of the factors' sizes.
+    """
+
+    accuracy: Accuracy
+    barrier: Barriers
+    similarity: float
+    channels: Annotated[int, Field(ge=1)]
+    negative: Annotated[int, Field(ge=0)]
+    spread: NotNegative
+    gone: Annotated[int, Field(ge=0)] | None = None
+
+    @field_validator("barrier")
+    @classmethod
+    def _follows_from_accuracies(cls, barrier: Barriers, info: ValidationInfo) -> Barriers:
+        if accuracy := info.data.get("accuracy"):
+            mean = (accuracy.net + accuracy.flipped) / 2
+            for name in Barriers.model_fields:
+                check_barrier(name, getattr(barrier, name), mean, getattr(accuracy, name))
+        return barrier
+
+
+class Body(Fields):
+    settings: dict[str, Any]
+    invariance_error: NotNegative
+    variants: dict[str, Variant]
+
+    @field_validator("variants")
+    @classmethod
+    def _are_all_there(cls, variants: dict[str, Variant], info: ValidationInfo) -> dict[str, Variant]:
+        wanted = info.data.get("settings", {}).get("variants")
+        if wanted != [*variants]:
+            raise contradiction(f"allowed are those of the settings, {wanted!r}")
+        return variants
+
+
+def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: list[int]) -> dict[str, Any]:
+    """What is measured of a net, in order."""
+    activation = upstream["trained"][0]["network"].get("activation", "relu")
+    variants = ["activation", *([LARGER_GROUP[activation]] if activation in LARGER_GROUP else [])]
+    if model in section["redundant"]:
+        variants += ["pruned", *(f"{edit}{state}" for edit in EDITS for state in ("", "_reduced"))]
+    variants += TOWERS if model in section["towers"] else ()
+    return {"variants": variants}
+
+
+def measure(job: MergeJob) -> dict[str, Any]:
+    """The net by each matching; with redundant channels, and rid of them; with its flipped self in one of two towers.
+
+    Raises:
+        UserError: a net that was edited so that its function stays computes another.
+    """
+    import torch
+
+    from relusym.channels.redundancy import reduced, redundant, towers
+    from relusym.channels.traced import as_traced
+    from relusym.evaluation.invariance import Averaged, Ensemble, invariance_error
+    from relusym.merging.aligned import pair_statistics
+    from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_difference
+    from relusym.merging.merge import flip_merge
+    from relusym.randomness import generator, stream
+
+    (plain,), (model, seed), symmetry = job.plain, job.names[0], job.symmetry
+    groups = as_traced(plain, job.images.shape).groups
+    x = job.images.first(CHECK_IMAGES, job.device)
+
+    def same(net: nn.Module, expected: nn.Module) -> nn.Module:
+        net = net.to(memory_format=torch.channels_last).eval()
+        with torch.no_grad():
+            hold({"edited_net": largest_difference(answers(expected, x), answers(net, x))})
+        return net
+
+    def merged(net: nn.Module, matching: str = "activation", gone: int | None = None) -> dict[str, Any]:
+        how = {"symmetry": symmetry, "matching": matching}
+        return _variant(flip_merge(net, job.images, job.test, job.labels, **how), gone)
+
+    variants = {}
+    for name in job.settings["variants"]:
+        if name in ("activation", *LARGER_GROUP.values()):
+            variants[name] = merged(plain, name)
+        elif name == "pruned":  # of what is dead on these images, of which `x` are some
+            deviations = pair_statistics(plain, plain, job.images, groups).deviations
+            silent = {group: both[0] == 0 for group, both in deviations.items()}
+            net, gone = reduced(plain, groups, silent)
+            variants[name] = merged(same(net, plain), gone=sum(gone.values()))
+        elif name in EDITS:
+            draw = generator(stream(seed, model, "redundant"), name)
+            wide = same(redundant(plain, groups, name, draw), plain)
+            variants[name] = merged(wide)
+        elif name.endswith("_reduced"):
+            net, gone = reduced(wide, as_traced(wide, job.images.shape).groups)
+            variants[name] = merged(same(net, wide), gone=sum(gone.values()))
+        else:
+            flipped = symmetry.transform(plain)
+            both = towers(plain, flipped, groups) if name == "towers" else Ensemble(plain, flipped)
+            variants[name] = merged(same(both, Averaged(plain, symmetry)))
+    return {"invariance_error": invariance_error(job.nets[0], job.test, symmetry), "variants": variants}
+
+
+def _variant(merge: Merge, gone: int | None) -> dict[str, Any]:
+    import torch
+
+    sizes = {name: len(permutation) for name, permutation in merge.permutations.items()}
+    factors = torch.cat([*merge.aligned.factors.values(), torch.zeros(0)])
+    channels = sum(sizes.values())
+    return {
+        "accuracy": {name: merge.accuracy[name] for name in Accuracy.model_fields},
+        "barrier": {name: merge.barrier[name] for name in Barriers.model_fields},
+        "similarity": sum(merge.similarity[name] * size for name, size in sizes.items()) / channels,
+        "channels": channels,
+        "negative": int((factors < 0).sum()),
+        "spread": float(factors.abs().log().std(correction=0)) if len(factors) else 0.0,
+        "gone": gone,
+    }
+
+
+MEASUREMENT = declaration.Measurement(Options, Body, measure, settings, flips_alone=True)

@@ -1,0 +1,167 @@
+"""Is a layerwise-equivariant net forced? Barriers by activation, with redundant channels, and of two towers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from relusym.beyond.identifiability import LARGER_GROUP
+from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, frames, pd
+from relusym.findings.evidence import Evidence, is_higher, paired
+from relusym.findings.frames import check_agreement, in_order
+from relusym.findings.layout import Layout
+from relusym.findings.print_style import LINES, empty_drawing, label_rows, legend_above, panels_of, plain_axes
+from relusym.findings.selection import beyond
+from relusym.findings.tables.claims import COLUMNS, FORMATS, LEVEL, judged
+
+SMALL = 0.01  # a barrier that is of no account
+CLOSE = 0.05  # between types, whose barriers vary more
+VARIANTS = {
+    "activation": "permutations",
+    "scaled_activation": "permutations and scales",
+    "signed_activation": "permutations and signs",
+    "pruned": "without dead channels",
+    "silent": "with silent channels",
+    "silent_reduced": "with silent channels, pruned",
+    "unread": "with unread channels",
+    "unread_reduced": "with unread channels, pruned",
+    "duplicated": "some channels twice",
+    "duplicated_reduced": "some channels twice, merged back",
+    "split": "all channels twice",
+    "split_reduced": "all channels twice, merged back",
+    "towers": "two towers that may swap",
+    "towers_apart": "two towers, each by itself",
+}
+TITLE = "Identifiability: is the barrier as low as the group that one matches over allows?"
+LAYOUT = Layout(TITLE, COLUMNS, FORMATS)
+DECLARED = beyond("identifiability", order=8)
+TABLE = Table(__name__, LAYOUT, **DECLARED)
+FIGURE = Figure(__name__, name="identifiability_figure", csvs=(".csv",), **DECLARED)
+KEY = ["model", "seed", "variant"]
+TYPES = {"relu": "relu", "leaky": "leaky_relu", "gelu": "gelu", "tanh": "tanh"}
+MEASURED = "similarity", "channels", "negative", "spread", "gone"
+QUANTITIES = ["barrier", "barrier_no_repair", "accuracy", *MEASURED, "invariance_error"]
+# of the types of nets, by what the barrier is taken over
+ACTIVATIONS = {type_: LARGER_GROUP.get(activation, "activation") for type_, activation in TYPES.items()}
+Claim = tuple[str, Evidence]
+
+
+def by_net(records: Sequence[Record]) -> pd.DataFrame:
+    """One row an ok net and variant: `KEY` and `QUANTITIES`; the accuracy is the net's."""
+    rows = [
+        {key: record[key] for key in ("model", "seed", "invariance_error")}
+        | {quantity: measured[quantity] for quantity in MEASURED}
+        | {"variant": name, "accuracy": measured["accuracy"]["net"]}
+        | {"barrier": measured["barrier"]["repaired"], "barrier_no_repair": measured["barrier"]["halfway"]}
+        for record in records
+        if record["status"] == "ok"
+        for name, measured in record["variants"].items()
+    ]
+    return pd.DataFrame(rows, columns=[*KEY, *QUANTITIES])
+
+
+def claims(nets: pd.DataFrame, name: Callable[[str], str]) -> Iterator[Claim]:
+    """What is expected (docs/identifiability.md), each with its test."""
+    barriers = nets.pivot_table("barrier", ["model", "seed"], "variant").reindex(columns=[*VARIANTS])
+
+    def of(model: str, variant: str) -> pd.Series:
+        """Barriers of a type's nets, by seed."""
+        found = barriers[variant] if len(barriers) else pd.Series(dtype=float, index=barriers.index)
+        return found[found.index.get_level_values("model") == model].droplevel("model").dropna()
+
+    def above(model: str, high: str, low: str = "activation", margin: float = 0.0) -> Evidence:
+        """That one variant's barrier is above another's; with a margin, that it isn't above by so much."""
+        differences = (of(model, high) - of(model, low)).dropna().to_numpy()
+        return paired(-differences, margin) if margin else paired(differences)
+
+    def types(high: str, low: str, margin: float = 0.0) -> Evidence:
+        """That the barrier of one type is above another's, each by its activation's group."""
+        groups = {model: ACTIVATIONS[model.removesuffix("_inv")] for model in (high, low)}
+        return is_higher(
+            {model: of(model, group).to_numpy() for model, group in groups.items()}, high, low, margin
+        )
+
+    small = f"by less than {SMALL}"
+    for model in ("tanh", "tanh_inv"):
+        evidence = above(model, "activation", "signed_activation")
+        yield f"{name(model)}: without signs the barrier is higher", evidence
+    for model in ("relu", "relu_inv"):
+        evidence = above(model, "activation", "scaled_activation", SMALL)
+        yield f"{name(model)}: without scales the barrier is higher {small}", evidence
+    for model in ACTIVATIONS:
+        loss = f"{model}_inv"
+        yield f"Invariance loss lowers the barrier: {name(loss)} below {name(model)}", types(model, loss)
+    for model in ("leaky_inv", "gelu_inv", "tanh_inv"):
+        higher = f"above that of {name('relu_inv')} by less than {CLOSE}"
+        yield f"The barrier of {name(model)} is {higher}", types("relu_inv", model, CLOSE)
+    lower = f"The barrier of {name('tanh_inv')} is below that of {name('gelu_inv')}"
+    yield lower, types("gelu_inv", "tanh_inv")
+    for model in ("relu_inv", "gcnn"):
+        yield f"{name(model)}: silent channels raise it {small}", above(model, "silent", margin=SMALL)
+        yield f"{name(model)}: all channels twice raise it {small}", above(model, "split", margin=SMALL)
+        yield f"{name(model)}: some channels twice raise it", above(model, "duplicated")
+    yield f"{name('relu_inv')}: unread channels raise it", above("relu_inv", "unread")
+    yield f"{name('gcnn')}: unread channels raise it {small}", above("gcnn", "unread", margin=SMALL)
+    for model in ("relu", "relu_inv"):
+        zero = paired(-of(model, "towers").to_numpy(), SMALL)
+        yield f"{name(model)}: with two towers that may swap it is above zero {small}", zero
+        yield f"{name(model)}: if they may not, it is higher", above(model, "towers_apart", "towers")
+
+
+def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
+    """One row a claim, corrected for all together, then each type's barrier by variant, which no claim is about."""
+    check_agreement(inputs)
+    nets = in_order(by_net(inputs["identifiability"]), selection["models"])
+
+    def name(model: str) -> str:
+        return selection["names"].get(model, model)
+
+    rows = [{"claim": text, **vars(evidence)} for text, evidence in claims(nets, name)]
+    tested, described = judged(pd.DataFrame(rows), count_untested=True), []
+    nothing = dict.fromkeys(
+        ("p_value", "p_rank", "p_rank_min"), float("nan")
+    )  # no claim, but mean and interval
+    for (model, variant), group in nets.groupby(["model", "variant"], sort=False):
+        mean = replace(paired(group["barrier"].to_numpy(float)), test="", remark="", **nothing)
+        described.append({"claim": f"{name(model)}, {VARIANTS[variant]}: barrier", **vars(mean)})
+    return pd.concat([tested, pd.DataFrame(described, columns=tested.columns)])[[*LAYOUT.headings]]
+
+
+def notes(inputs: Inputs, selection: Selection) -> list[str]:
+    return [
+        "Not in the paper; written down before it was measured (docs/identifiability.md)",
+        "p is two-sided; corrected for these claims together after Benjamini and Hochberg. Held or did not hold: "
+        f"corrected p below {LEVEL}, or, where all nets are equal, their mean, whatever p is; inconclusive: above",
+        "Where a barrier is to be higher by less than so much, the effect is by how much it is lower",
+        *frames.notes(inputs, selection),
+    ]
+
+
+def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
+    """Each net's barrier: above by type and matching, below of nets that were edited; and the numbers."""
+    check_agreement(inputs)
+    nets = in_order(by_net(inputs["identifiability"]), selection["models"])
+    if nets.empty:
+        return empty_drawing("no nets"), nets
+    matchings = [*dict.fromkeys(["activation", *ACTIVATIONS.values()])]
+    named = nets.assign(type=nets["model"].map(lambda model: selection["names"].get(model, model)))
+    is_matching = named["variant"].isin(matchings)
+    by_matching, others = named[is_matching], named[~is_matching]
+    types = [*by_matching["type"].unique()]
+    edited = [*others.groupby(["type", "variant"], sort=False).groups]
+    height = 1.2 + 0.17 * (len(types) + len(edited))
+    drawing, panels = panels_of(height, 2, sharex=True, height_ratios=[len(types), max(len(edited), 1)])
+    above, below = panels[:, 0]
+    for matching, (colour, marker) in zip(sorted(matchings, key=[*VARIANTS].index), LINES[::2], strict=False):
+        some = by_matching[by_matching["variant"] == matching]
+        style = {"s": 14, "color": colour, "marker": marker, "alpha": 0.7, "linewidth": 0}
+        above.scatter(some["barrier"], some["type"].map(types.index), label=VARIANTS[matching], **style)
+    for row, (of_type, variant) in enumerate(edited):
+        some = others[(others["type"] == of_type) & (others["variant"] == variant)]
+        below.scatter(some["barrier"], [row] * len(some), s=14, color="0.3", alpha=0.7, linewidth=0)
+    label_rows(above, types)
+    label_rows(below, [f"{of_type}, {VARIANTS[variant]}" for of_type, variant in edited])
+    below.set_xlabel("Barrier with REPAIR", fontsize=8)
+    plain_axes(above, below)
+    legend_above(drawing, above, 3)
+    return drawing, nets
