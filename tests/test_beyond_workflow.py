@@ -13,8 +13,8 @@ from relusym.beyond import exact_gcnn
 from relusym.beyond.exact_gcnn import load
 from relusym.channels.traced import channel_groups
 from relusym.errors import UserError
-from relusym.evaluation.barrier import accuracy
 from relusym.evaluation.invariance import invariance_error
+from relusym.evaluation.metrics import accuracy
 from relusym.findings import Table, declared
 from relusym.findings.beyond import during_training
 from relusym.findings.beyond.exact_gcnn import by_net

@@ -23,12 +23,13 @@ from small_training import RESNET_RECIPE, small_images, small_net, train_on
 from test_layers import Tied
 from torch import nn
 
+from relusym.barrier import absolute_barrier, barrier
 from relusym.channels.groups import permute
 from relusym.channels.traced import TracedNet, channel_groups
 from relusym.data.augmentation import normalise
 from relusym.errors import UserError
-from relusym.evaluation.barrier import absolute_barrier, accuracy, barrier
 from relusym.evaluation.invariance import invariance_error
+from relusym.evaluation.metrics import accuracy
 from relusym.merging.aligned import pair_statistics
 from relusym.merging.identities import LIMITS, hold, largest_difference
 from relusym.merging.merge import flip_merge, halfway, merge, merge_weights

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from relusym.channels.groups import permute
 from relusym.channels.traced import channel_groups
-from relusym.evaluation.barrier import accuracy
 from relusym.evaluation.invariance import invariance_error
+from relusym.evaluation.metrics import accuracy
 from relusym.merging.merge import flip_merge, merge
 
 PIXELS = smooth_images(60)

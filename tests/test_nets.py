@@ -12,9 +12,9 @@ from torch import nn
 from relusym import nets
 from relusym.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise_imagenet
 from relusym.errors import UserError
-from relusym.evaluation.barrier import accuracy
 from relusym.evaluation.images import Images, normalisation
 from relusym.evaluation.invariance import invariance_error
+from relusym.evaluation.metrics import accuracy
 from relusym.measuring.loading import normalise_of
 from relusym.merging.identities import largest_difference
 from relusym.nets import build

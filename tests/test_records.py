@@ -286,21 +286,12 @@ CONTENTS = {
 
 def test_the_state_of_another_training_is_told(tmp_path):
     path, net = tmp_path / "cnn-0.safetensors", nn.Linear(2, 3)
-    for tensors, about in (
-        ({}, {}),
-        (net.state_dict(), {"status": "ok"}),
-        ({"net.weight": torch.ones(9)}, {"history": []}),
-    ):
+    its = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
+    line = r"cnn-0\.safetensors isn't the state of this training: delete it, and it starts over"
+    others = {"net.weight": torch.ones(9)}, {"history": []}
+    for tensors, about in (({}, {}), (net.state_dict(), {"status": "ok"}), others, (its, {"scaler": {}})):
         checkpoints.save(path, tensors, about)
-        state = State(path, net, None, None, [])
-        refused(
-            state.restore,
-            match=r"cnn-0\.safetensors isn't the state of this training: delete it, and it starts over",
-        )
-    checkpoints.save(
-        path, {f"net.{name}": tensor for name, tensor in net.state_dict().items()}, {"scaler": {}}
-    )
-    refused(State(path, net, None, None, []).restore, match="isn't the state")
+        refused(State(path, net, None, None, []).restore, match=line)
 
 
 @pytest.mark.parametrize(("content", "line"), CONTENTS.values(), ids=CONTENTS)

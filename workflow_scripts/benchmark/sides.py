@@ -23,8 +23,8 @@ from relusym.data import image_set
 from relusym.data.augmentation import normalise
 from relusym.data.batches import ImagesOnDevice
 from relusym.data.image_set import ImageSet
-from relusym.evaluation.barrier import accuracy
 from relusym.evaluation.images import Images
+from relusym.evaluation.metrics import accuracy
 from relusym.memory import keep_freed_memory
 from relusym.merging.merge import FLIP, PAIR, flip_merge, merge
 from relusym.nets.vgg import VGG11

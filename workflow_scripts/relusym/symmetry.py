@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 class Symmetry:
     """The generator τ of a cyclic group that acts on the two spatial dimensions of images and of conv kernels.
 
-    `order`: smallest k with τᵏ = identity; `act`: τ on the last two dimensions (height, width) of any tensor.
+    `order`: smallest k with τᵏ = identity; `act`: τ on the last two dimensions (height, width) of any
+    tensor; `moved`: what it makes of an image, in words.
     """
 
     name: str
     order: int
     act: Callable[[Tensor], Tensor]
+    moved: str
 
     def powers(self, spatial: Tensor) -> Tensor:
         """τ⁰ to τⁿ⁻¹ of the last two dimensions of `spatial`, n the order: (n, *shape).
@@ -72,7 +74,7 @@ class Symmetry:
         return transformed
 
 
-HORIZONTAL_FLIP = Symmetry("horizontal_flip", 2, methodcaller("flip", -1))
-VERTICAL_FLIP = Symmetry("vertical_flip", 2, methodcaller("flip", -2))
-QUARTER_TURN = Symmetry("quarter_turn", 4, methodcaller("rot90", 1, (-2, -1)))
+HORIZONTAL_FLIP = Symmetry("horizontal_flip", 2, methodcaller("flip", -1), "flipped left to right")
+VERTICAL_FLIP = Symmetry("vertical_flip", 2, methodcaller("flip", -2), "flipped upside down")
+QUARTER_TURN = Symmetry("quarter_turn", 4, methodcaller("rot90", 1, (-2, -1)), "turned by 90°")
 SYMMETRIES = {symmetry.name: symmetry for symmetry in (HORIZONTAL_FLIP, VERTICAL_FLIP, QUARTER_TURN)}

@@ -116,8 +116,8 @@ def measure(job: MergeJob) -> Record:
     """
     import torch
 
-    from relusym.evaluation.barrier import accuracy as accuracy_of
     from relusym.evaluation.invariance import Averaged, invariance_error
+    from relusym.evaluation.metrics import accuracy as accuracy_of
     from relusym.merging.aligned import align
     from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn, orbits
     from relusym.merging.identities import hold

@@ -80,9 +80,8 @@ def measure(job: MergeJob) -> dict[str, Any]:
     import torch
 
     from relusym.channels.traced import as_traced
-    from relusym.evaluation.barrier import accuracy as accuracy_of
-    from relusym.evaluation.barrier import barrier
     from relusym.evaluation.invariance import Ensemble
+    from relusym.evaluation.metrics import accuracy as accuracy_of
     from relusym.matching.match import assigned
     from relusym.merging.aligned import UNIVERSE, align_many, joint_statistics
     from relusym.merging.merge import corrected

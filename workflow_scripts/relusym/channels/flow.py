@@ -100,7 +100,7 @@ class Flow(fx.Interpreter):
             call.check(handler, *known)
             try:
                 return handler(call, *known[0], **known[1])
-            except (IndexError, RuntimeError, TypeError) as error:  # called as its handler doesn't expect
+            except (AttributeError, IndexError, RuntimeError, TypeError) as error:  # another way of calling
                 if not handler.__module__.startswith(__package__.partition(".")[0]):
                     raise
                 raise call.refusal(f"it is called in a way that isn't known ({theirs(error)})") from error

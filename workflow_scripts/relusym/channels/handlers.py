@@ -37,12 +37,12 @@ FUNCTIONS = {
         relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh tanh softplus clamp_min prelu""",
     "entrywise": """
         add iadd sub isub subtract rsub mul imul multiply div truediv itruediv true_divide floordiv divide pow ipow
-        float_power maximum minimum fmax fmin addcmul addcdiv where lerp atan2 hypot logaddexp xlogy remainder fmod mod
-        clamp clip clamp_max exp exp2 expm1 log log1p log2 log10 sqrt rsqrt square abs neg negative sign sgn erf erfc
-        sin cos tan sinh cosh asinh atan sinc reciprocal round floor ceil trunc frac nan_to_num heaviside hardshrink
-        softshrink tanhshrink threshold sigmoid hardsigmoid softsign logsigmoid logit masked_fill gt lt ge le eq ne
-        greater less logical_and logical_or logical_xor logical_not invert bitwise_and bitwise_or and or isnan isinf
-        isfinite complex polar conj angle""",
+        float_power maximum minimum fmax fmin addcmul addcdiv where lerp atan2 hypot logaddexp xlogy remainder fmod
+        mod clamp clip clamp_max exp exp2 expm1 log log1p log2 log10 sqrt rsqrt square abs neg negative sign sgn erf
+        erfc sin cos tan asin acos atan sinh cosh asinh acosh sinc reciprocal round floor ceil trunc frac nan_to_num
+        heaviside hardshrink softshrink tanhshrink threshold sigmoid hardsigmoid softsign logsigmoid logit
+        masked_fill gt lt ge le eq ne greater less logical_and logical_or logical_xor logical_not invert bitwise_and
+        bitwise_or and or isnan isinf isfinite complex polar conj angle""",
     "same": """
         dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout stochastic_depth contiguous clone detach to
         type float double half bfloat16 bool int long requires_grad""",
@@ -246,7 +246,19 @@ def group_norm(call: Call, x: Labels) -> Labels:
 # ---- sums, means and the like
 
 
-@both("mean", "sum", "amax", "amin", "prod", "var", "std", "norm", "vector_norm", "logsumexp")
+@both(
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "prod",
+    "var",
+    "std",
+    "norm",
+    "linalg_norm",
+    "linalg_vector_norm",
+    "logsumexp",
+)
 def reduction(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
     rest = rest[1:] if "norm" in function_name(call.node) else rest  # whose first option is its order
     dims = options.get("dim", rest[0] if rest else None)
@@ -335,8 +347,8 @@ def softmax(call: Call, x: Labels) -> Labels:
     return _mixed(call, x, call.layer.dim)
 
 
-def _mixed(call: Call, x: Labels, dim: int) -> Labels:
-    call.mix(x, [dim % len(x.shape)])
+def _mixed(call: Call, x: Labels, dims: int | list[int]) -> Labels:
+    call.mix(x, [dim % len(x.shape) for dim in ([dims] if isinstance(dims, int) else dims)])
     return Labels(call.shape, x.ids)
 
 
@@ -701,12 +713,20 @@ def pad(call: Call, x: Labels, pad: Any, mode: str = "constant", value: float | 
     ),
     *layers("LPPool1d LPPool2d Upsample UpsamplingNearest2d UpsamplingBilinear2d"),
     *(name + size for name in NAMES["pools"] for size in SIZES),
+    *(f"{name}{size}_with_indices" for name in ("max_pool", "adaptive_max_pool") for size in SIZES),
     *("lp_pool2d", "interpolate", "upsample", "boolean_dispatch"),
 )
-def spatial(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
-    if not isinstance(call.result, Tensor):
-        raise call.refusal("pooling that returns indices isn't supported")
-    return Labels.along(call.along(x, 1), 1, call.shape)
+def spatial(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
+    if isinstance(x, Weights):  # a table of positions, of another size
+        labels = call.relations.fresh(x.shape[1])
+        call.index(x, 1, labels)
+    else:
+        labels = call.along(x, 1)
+    if isinstance(call.result, Tensor):
+        return Labels.along(labels, 1, call.shape)
+    return tuple(
+        Labels.along(labels, 1, part.shape) for part in call.result
+    )  # the second is where the largest are
 
 
 @handler("grid_sample")

@@ -20,6 +20,7 @@ from relusym.channels.tracing import (
     Handlers,
     bound,
     describe,
+    function_name,
     mapped,
     show_projections,
     trace,
@@ -31,6 +32,7 @@ from relusym.evaluation.logits import evaluating, logits_of
 LIMIT = 1e-10  # relative difference in float64: right nets are within 1e-14, wrong ones at 1e-3 and more
 DRAWS = 12  # of permutations, of which that is checked that moves most
 FLOATS = {torch.float16, torch.bfloat16, torch.float32}
+CREATED = {"zeros", "ones", "empty", "eye", "linspace"}
 CASTS = {"float", "half", "bfloat16"}
 
 
@@ -119,14 +121,20 @@ class TracedNet:
         x = torch.randn(2, *self.image_shape, generator=draw, dtype=torch.float64)
         x = x.to(next(net.parameters(), x).device)
         before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-        with torch.no_grad():
-            _draw(net, draw)
-            logits = logits_of(_Scaled(graph).run(x))
-            if not logits.isfinite().all():  # as of an exponential
-                net.load_state_dict(before)
-                _vary(net, draw)
-                logits = logits_of(graph(x))
         name = type(net).__name__
+        try:
+            with torch.no_grad():
+                _draw(net, draw)
+                logits = logits_of(_Scaled(graph).run(x))
+                if not logits.isfinite().all():  # as of an exponential
+                    net.load_state_dict(before)
+                    _vary(net, draw)
+                    logits = logits_of(graph(x))
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"{name} can't be run in float64, in which channels are checked: {reason}"
+            ) from error
         if not logits.isfinite().all():
             raise UserError(f"{name}: its logits aren't finite with weights drawn at random")
         try:
@@ -240,6 +248,8 @@ def _in_float64(graph: fx.Graph) -> fx.Graph:
         if node.op == "call_method" and node.target in CASTS:
             node.target = "double"
         node.args, node.kwargs = mapped(wide, node.args), mapped(wide, node.kwargs)
+        if function_name(node) in CREATED and node.kwargs.get("dtype") is None:
+            node.kwargs = {**node.kwargs, "dtype": torch.float64}
     return graph
 
 

@@ -431,7 +431,7 @@ def trace(
     nodes, others = list(graph.nodes), list(more.graph.nodes)
     if [(node.op, str(node.target)) for node in nodes] != [(node.op, str(node.target)) for node in others]:
         raise UserError(f"{name} calls other operations on {BATCHES[1]} images than on {BATCHES[0]}")
-    sizes = _Sizes(graph, nodes[0])
+    sizes, depending = _Sizes(graph, nodes[0]), {}
     for node, other in zip(nodes, others, strict=True):
         value, same = (
             n.meta.pop("constant", run.free.get(n.target)) for n, run in ((node, few), (other, more))
@@ -449,10 +449,16 @@ def trace(
                     whole or user.meta.get("varies", user.op == "output")
                 ),
             )
-        elif value is not None and node.op == "get_attr":
-            raise UserError(
-                f"{name}: a constant of shape {tuple(value.shape)} depends on the number of images"
-            )
+        elif value is not None and (node.op == "get_attr" or function_name(node) in ("fill_", "zero_")):
+            entries = torch.cat([value.flatten(), same.flatten()])
+            if entries.numel() and bool((entries == entries[0]).all()):  # as zeros beside the channels
+                shape = mapped(sizes.matched, tuple(value.shape), tuple(same.shape))
+                with graph.inserting_before(node):
+                    full = graph.call_function(torch.full, (shape, entries[0].item()), {"dtype": value.dtype})
+                full.meta = {"shape": value.shape, "varies": False}
+                node.replace_all_uses_with(full)
+            else:
+                depending[node] = value.shape
         node.args = mapped(sizes.matched, node.args, other.args)
         node.kwargs = mapped(sizes.matched, node.kwargs, other.kwargs)
     kept, behind = set(), [nodes[-1]]
@@ -460,6 +466,10 @@ def trace(
         if (node := behind.pop()) not in kept:
             kept.add(node)
             behind += node.all_input_nodes
+    for node in kept & depending.keys():
+        raise UserError(
+            f"{name}: a constant of shape {tuple(depending[node])} depends on the number of images"
+        )
     for node in reversed(list(graph.nodes)):
         if node not in kept and node.op != "placeholder":
             graph.erase_node(node)
@@ -473,7 +483,8 @@ def trace(
                     f"{name} computes something else each time, in evaluation mode: it draws at random"
                 )
             raise UserError(
-                f"{name} can't be traced: it computes what PyTorch doesn't show, or by the image's values"
+                f"{name} can't be traced: it computes what PyTorch doesn't show, such as in place on a part of "
+                "a tensor, or by the image's values"
             )
     return graph, constants
 

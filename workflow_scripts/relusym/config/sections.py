@@ -95,6 +95,7 @@ Device = Annotated[str, _matches(DEVICE, "allowed is auto, cpu, cuda, or one GPU
 Side = Annotated[int, Field(ge=8, le=4096), Number]
 Pair = Annotated[list[Text], Field(min_length=2, max_length=2)]
 Channels = Annotated[list[Annotated[float, Number]], Field(min_length=3, max_length=3)]
+Compared = Annotated[list[Annotated[str, among(MATCHINGS)]], Field(min_length=1), AfterValidator(each_once)]
 Row = Annotated[str, among(paper_values.resnets())]
 
 
@@ -331,13 +332,14 @@ class Theory(Section):
     draws: Draws = key("how many, by statement", Draws())
 
 
+Compared = Annotated[list[Annotated[str, among(MATCHINGS)]], Field(min_length=1), AfterValidator(each_once)]
+
+
 class Matchings(Selection):
     """The target `matchings`: its merges are flip_merge and pair_merge records."""
 
     pairs: Pairs = key(OF_PAIRS, None)
-    matchings: OrNull[Annotated[list[Annotated[str, among(MATCHINGS)]], Field(min_length=1)]] = key(
-        "that are compared; null: the scale's `matchings`", None
-    )
+    matchings: OrNull[Compared] = key("that are compared; null: the scale's `matchings`", None)
 
 
 BEYOND = {"matchings": Matchings} | {name: each.options for name, each in MEASUREMENTS.items()}
@@ -362,9 +364,7 @@ class Scale(Sections):
         "paired: an assumption)",
         [],
     )
-    matchings: Annotated[
-        list[Annotated[str, among(MATCHINGS)]], Field(min_length=1), AfterValidator(each_once)
-    ] = key(
+    matchings: Compared = key(
         "the target `matchings` compares these",
         ["activation", "weight", "weight_identity", "involution", "identity", "random"],
     )

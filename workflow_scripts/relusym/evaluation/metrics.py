@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from relusym.barrier import absolute_barrier
 from relusym.errors import UserError, theirs
 from relusym.evaluation.images import AnyImages, Images, ImageSource, as_images, device_of, whole_numbers
 from relusym.evaluation.logits import evaluating, logits_of
@@ -27,7 +28,7 @@ class Metric:
 
     def absolute_barrier(self, first: float, second: float, halfway: float) -> float:
         """By how much the halfway net is worse than its endpoints' mean, in the metric's units."""
-        worse = (first + second) / 2 - halfway
+        worse = absolute_barrier(first, second, halfway)
         return -worse if self.lower_is_better else worse
 
 
@@ -160,6 +161,11 @@ def evaluate(
     """
     scores = evaluated(net, images, labels, metrics)
     return scores.means(), scores.labels
+
+
+def accuracy(net: nn.Module, images: AnyImages, labels: Tensor | None = None) -> float:
+    """Share of the images whose largest logit is at `labels`, int64 (N,), or at those that the batches bring."""
+    return evaluate(net, images, labels, {"accuracy": TOP_1})[0]["accuracy"]
 
 
 def check_metrics(

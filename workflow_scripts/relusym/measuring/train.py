@@ -11,8 +11,8 @@ from torch import nn
 
 from relusym import checkpoint, nets
 from relusym.data.batches import ImageFiles, ImagesOnDevice, TrainingBatches
-from relusym.evaluation.barrier import accuracy
 from relusym.evaluation.images import Images
+from relusym.evaluation.metrics import accuracy
 from relusym.measuring.loading import (
     JobMeter,
     device_named,

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from relusym.barrier import barrier
 from relusym.channels.groups import has_batch_norm
 from relusym.channels.traced import as_traced
 from relusym.channels.tracing import Handlers, unwrapped
 from relusym.errors import UserError
-from relusym.evaluation.barrier import accuracy, barrier
 from relusym.evaluation.images import AnyImages, ImageSource, as_images
 from relusym.evaluation.logits import evaluating
-from relusym.evaluation.metrics import Metric
+from relusym.evaluation.metrics import Metric, accuracy
 from relusym.matching import STARTS
 from relusym.merging.aligned import align_many, joint_statistics
 from relusym.merging.merge import (

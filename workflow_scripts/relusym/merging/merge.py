@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from relusym.barrier import barrier
 from relusym.channels.groups import ChannelGroup, has_batch_norm
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import Handlers, unwrapped
 from relusym.errors import UserError
-from relusym.evaluation.barrier import barrier
 from relusym.evaluation.images import AnyImages, ImageSource, as_images
 from relusym.evaluation.logits import check_net, evaluating, logits_of
 from relusym.evaluation.metrics import (

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from relusym.barrier import barrier
 from relusym.channels.groups import has_batch_norm
 from relusym.channels.handlers import BATCH_NORMS
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import layer_of
-from relusym.evaluation.barrier import accuracy, barrier
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.evaluation.logits import evaluating, logits_of
-from relusym.evaluation.metrics import MEASURED, TOP_1, Metric, Scores, evaluate
+from relusym.evaluation.metrics import MEASURED, TOP_1, Metric, Scores, accuracy, evaluate
 from relusym.merging.aligned import Aligned, Targets, distinct, interpolate, pair_statistics
 from relusym.merging.repair import (
     LayerByLayer,

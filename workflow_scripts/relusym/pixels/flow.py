@@ -246,8 +246,16 @@ RESIZING = handlers.conv, handlers.conv_function, handlers.transposed_function, 
 
 
 @of_pixels(*(key for key, known in REGISTERED.channels.items() if known in RESIZING))
-def resized(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
+def resized(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
     """A map of another size, whose pixels come from neighbourhoods of the former one's, or one number of all."""
+    if isinstance(x, Weights) and len(x.shape) == 4:  # a table of positions
+        call.meet(x, call.flow.grid(x.shape).ids)
+        return call.flow.grid(call.shape)
+    if not isinstance(x, Labels):
+        raise call.refusal(UNKNOWN)
+    if not isinstance(call.result, Tensor):  # the second is where the largest are
+        return tuple(call.flow.grid(part.shape) if i == 0 else Labels.alike(FIXED, part.shape)
+                     for i, part in enumerate(call.result))  # fmt: skip
     called = (type(call.layer).__name__ if call.layer is not None else function_name(call.node)).lower()
     if called.startswith("adaptive") and set(call.shape[2:]) == {1}:
         return Labels(call.shape, call.mix(x, [*range(2, len(call.shape))]))
@@ -289,6 +297,8 @@ def linear(
         for dim in (1, 2):
             sides = (x.shape[dim] if side == dim else 1 for side in (1, 2))
             call.index(x, dim, call.relations.pixels(*sides))
+        return Labels.alike(FIXED, call.shape)
+    if isinstance(x, Weights):  # as learned queries, which are at no pixel
         return Labels.alike(FIXED, call.shape)
     if not isinstance(x, Labels):
         raise call.refusal("it reads positions that are in no state dict, so they can't be moved")

@@ -20,7 +20,6 @@ from relusym.merging.merge import Merge
 from relusym.reporting.pictures import pictures
 from relusym.reporting.report import Report
 from relusym.reporting.words import (
-    MOVED,
     NETS,
     barrier_text,
     curve_rows,
@@ -30,6 +29,7 @@ from relusym.reporting.words import (
     verdict,
     warnings,
 )
+from relusym.symmetry import SYMMETRIES
 from relusym.whole_files import write_whole
 
 TABLES = ("nets", "layers", "convs", "where_it_fails", "grid", "classes", "curve", "lie_derivative")
@@ -193,7 +193,7 @@ def page(report: Report) -> str:
     words = {
         "name": report.name,
         "verdict": verdict(report),
-        "moved": MOVED.get(report.symmetry, report.symmetry),
+        "moved": SYMMETRIES[report.symmetry].moved,
         "against": "" if report.labelled else agreement,
         "partial": steps,
         "grid": grid_text(report.grid),

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from relusym.merging.layers import SHARES
 from relusym.reporting.report import Report
-from relusym.reporting.words import MOVED, NETS
+from relusym.reporting.words import NETS
+from relusym.symmetry import SYMMETRIES
 
 WIDTH = 8.4  # inches: the page's column
 INK, PALE, GRID = "#222222", "#9a9a9a", "#e4e4e4"
@@ -230,7 +231,7 @@ def _partners(report: Report) -> Figure | None:
         return None
     figure = Figure(figsize=(WIDTH, 1.85 * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, 4, squeeze=False)
-    moved = MOVED.get(report.symmetry, report.symmetry)
+    moved = SYMMETRIES[report.symmetry].moved
     for panels, pair in zip(grid, report.partners, strict=True):
         colour = {"cmap": "gray", "vmin": 0, "vmax": 1} if pair.image.shape[2] == 1 else {}
         scale = {

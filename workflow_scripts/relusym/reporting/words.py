@@ -6,6 +6,7 @@ from typing import Any
 
 from relusym.pixels.grid import Grid
 from relusym.reporting.report import Report
+from relusym.symmetry import SYMMETRIES
 
 NETS = {
     "net": "the net",
@@ -25,11 +26,6 @@ MANY = NETS | {  # of more nets than two
     "pairwise": "each matched to the first alone",
     "pairwise_repaired": "each to the first, with REPAIR",
     "ensemble": "all nets' mean logits",
-}
-MOVED = {
-    "horizontal_flip": "flipped left to right",
-    "vertical_flip": "flipped upside down",
-    "quarter_turn": "turned by 90°",
 }
 DEGREES = (  # the largest GCNN barrier of each, and what it means
     (0.01, "it encodes the symmetry layer by layer, as a group-equivariant CNN does"),
@@ -72,7 +68,7 @@ def curve_rows(curve: Mapping[str, Mapping[str, list[float]]]) -> list[list[floa
 def verdict(report: Report) -> str:
     """One sentence: what the net's merge with its transformed self keeps, and what that means."""
     accuracy, barrier = report.merged.accuracy, report.merged.barrier["repaired"]
-    moved = MOVED.get(report.symmetry, report.symmetry)
+    moved = SYMMETRIES[report.symmetry].moved
     kept = (
         f"{report.name} merged halfway with itself {moved}, channels permuted to match: {report.measure} "
         f"{accuracy['repaired']:.4f} with REPAIR, of the net's {accuracy['net']:.4f}"

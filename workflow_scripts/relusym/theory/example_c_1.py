@@ -7,9 +7,14 @@ from scipy.integrate import quad_vec
 
 from relusym.randomness import stream
 
+
+def normal(x: float) -> float:
+    return np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+
+
 # Densities that are symmetric about the origin and have a mean of |x|
 DENSITIES: dict[str, Callable[[float], float]] = {
-    "normal": lambda x: np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi),
+    "normal": normal,
     "laplace": lambda x: np.exp(-abs(x)) / 2,
     "student_t_3": lambda x: 2 / (np.pi * np.sqrt(3) * (1 + x**2 / 3) ** 2),
     "two_normals": lambda x: (np.exp(-((x - 2) ** 2) / 2) + np.exp(-((x + 2) ** 2) / 2)) / np.sqrt(8 * np.pi),
@@ -74,7 +79,7 @@ def demonstrate(seed: int = 0, draws: int = 1000) -> dict:
         holds &= two_units <= QUADRATURE_TOLERANCE
     errors, equivariant = train(rng, draws)
     ratios = errors / equivariant
-    shifted = expected_error(np.array([1.0, 0.0]), np.ones(2), lambda x: DENSITIES["normal"](x - 0.5))
+    shifted = expected_error(np.array([1.0, 0.0]), np.ones(2), lambda x: normal(x - 0.5))
     shifted_ratio = float(shifted[0] / shifted[1])
     off_half = [abs(measured[f"ratio_{name}"] - 0.5) for name in DENSITIES]
     holds &= abs(ratios.min() - 0.5) <= TRAINING_TOLERANCE
