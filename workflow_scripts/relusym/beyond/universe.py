@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from relusym.barrier import barrier as barrier_of
 from relusym.beyond import declaration
 from relusym.record_types import Barrier, Fields, Share, check_barrier, contradiction
 from relusym.schema import Number, refusal
@@ -111,7 +112,7 @@ def measure(job: MergeJob) -> dict[str, Any]:
             "ensemble": accuracy_of(Ensemble(*job.plain[:count]), job.test, job.labels),
             "accuracy": of_merged,
             "barrier": {
-                name: barrier(mean, mean, value) if mean else None for name, value in of_merged.items()
+                name: barrier_of(mean, mean, value) if mean else None for name, value in of_merged.items()
             },
         }
     tables, there = measured.by_net(traced[0].groups), {}
