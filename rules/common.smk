@@ -64,8 +64,8 @@ wildcard_constraints:
     seed_1=r"\d+",
     seed_2=r"\d+(\.\d+)?",
     measurement="|".join(MEASUREMENTS),
-    nets=rf"({ANY_MODEL})(--({ANY_MODEL}))?",
-    seeds=r"\d+(--\d+)?(\.\d+)?",
+    nets=rf"({ANY_MODEL})(--({ANY_MODEL}))*",
+    seeds=r"\d+(--\d+)*(\.\d+)?",
 
 
 def job_of(path, w):

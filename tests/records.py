@@ -89,6 +89,30 @@ def pair(model_1, seed_1, model_2, seed_2, barrier=0.05, status="ok", *, matchin
     return _merge("pair_merge", both, barrier, status, matching, permutations) | nets
 
 
+def several(model, seeds, barrier=0.1, gain=0.02, status="ok", counts=(3,)):
+    """Nets merged to one: a barrier with REPAIR in one universe, and `gain` more where each is matched to the first."""
+    nets = [(model, seed) for seed in seeds]
+    record = _merge("universe", nets, barrier, "left_out", "activation", None)
+    record |= {"status": status, "reason": None, "model": model, "seeds": list(seeds)}
+    record["settings"]["counts"] = list(counts)
+    barriers = {
+        "universe": barrier,
+        "universe_no_repair": 0.4,
+        "pairwise": barrier + gain,
+        "pairwise_no_repair": 0.5,
+    }
+    merged = {
+        "mean": 0.9,
+        "ensemble": 0.92,
+        "accuracy": {name: 0.9 * (1 - value) for name, value in barriers.items()},
+        "barrier": barriers,
+    }
+    if status == "ok":
+        record |= {"accuracy": [0.9] * len(nets), "merged": {str(count): merged for count in counts}}
+        record |= {"cycles": 0.5, "similarity": {"conv1": 0.6}}
+    return record
+
+
 def identifiable(model="relu", seed=60, barriers=(("activation", 0.05), ("towers", 0.0))):
     """A net merged with its flipped self in several ways, with these barriers by variant."""
     record = _merge("identifiability", [(model, seed)], 0.05, "left_out", "activation", None)
@@ -116,7 +140,10 @@ def made(table, selection=SELECTION, **inputs):
     return table.frame({kind: inputs.get(kind, []) for kind in kinds}, selection)
 
 
-MADE_UP = {"identifiability": identifiable}  # of kinds that none are committed of yet
+MADE_UP = {
+    "identifiability": identifiable,
+    "universe": lambda: several("cnn", range(3)),
+}  # of kinds that none are committed of yet
 
 
 @cache

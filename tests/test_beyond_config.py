@@ -13,7 +13,7 @@ from relusym.records.fingerprint import differences
 from relusym.records.results import Results
 
 BEYOND = {name for name, finding in declared().items() if finding.is_beyond}
-APART = {"regime", "identifiability", "identifiability_figure"}  # of scales of their own
+APART = {"regime", "identifiability", "identifiability_figure", "universe"}  # of other scales
 LAPTOP = scale_of(ROOT, "laptop")
 FROM_SCRATCH = {"models": ["cnn"], "from_scratch": ["cnn_inv"]}
 
@@ -32,7 +32,7 @@ def jobs(results, kind):
 
 
 def test_the_laptop_measures_everything_on_four_seeds_of_each_type(laptop):
-    assert {*laptop.settings.measured} == {*MEASUREMENTS} - {"identifiability"}
+    assert {*laptop.settings.measured} == {*MEASUREMENTS} - APART
     for kind in laptop.settings.measured:
         planned = jobs(laptop, kind).values()
         assert {seed for job in planned for _, seed in job.nets} == {0, 9, 10, 11}
@@ -47,7 +47,7 @@ def test_the_scale_regime_has_the_table_of_its_claims():
 
 def test_the_scale_identifiability_measures_each_net_by_what_its_activation_admits():
     results = Results(settings_of(scale="identifiability"))
-    assert APART - {"regime"} <= {*selection.findings(results.settings)}
+    assert APART - {"regime", "universe"} <= {*selection.findings(results.settings)}
     measured = jobs(results, "identifiability").values()
     variants = {job.nets[0][0]: job.settings["variants"] for job in measured}
     assert len(measured) == 36 and not jobs(results, "flip_merge")
@@ -69,7 +69,7 @@ def test_a_type_set_to_null_is_left_out_wherever_it_is_named():
         kept = [nets for nets in everything.subjects(kind) if not gone & {model for model, _ in nets}]
         assert left.subjects(kind) == kept
     none = settings_of(models={"cnn_inv": None})
-    assert none.measured == ["curves"]  # the others are of that type alone
+    assert none.measured == ["curves", "universe"]  # the others are of that type alone
 
 
 def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):
@@ -158,6 +158,25 @@ def test_the_starts_of_weight_matching_outdate_its_merges_and_no_other():
     assert [*differences(old, before[key])] == ["merging.starts"]
 
 
+def test_several_nets_are_those_of_a_seed_and_the_next_ones_and_of_three_none_is_in_two_sets():
+    found = jobs(Results(settings_of(scale="laptop_original")), "universe")
+    sets = [job.nets for job in found.values()]
+    assert len(sets) == 12 and {len(nets) for nets in sets} == {8}
+    assert [seed for _, seed in sets[-1]] == [9, 10, 11, 0, 1, 2, 3, 4]
+    assert all(len({model for model, _ in nets}) == 1 and len({*nets}) == 8 for nets in sets)
+    first = [net for nets in sets for net in nets[:3]]
+    assert len(first) == len({*first}) == 36
+    assert all(len(job.settings["trained"]) == 8 and "seeds" not in job.settings for job in found.values())
+    some = settings_of(scale="laptop_original", beyond={"universe": {"counts": [3]}}, seeds="0-5")
+    assert {nets[0][1] for nets in some.subjects("universe")} == {0, 3}
+
+
+def test_the_lie_derivative_is_in_the_settings_of_records_that_have_it_alone():
+    of = {scale: next(iter(jobs(Results(settings_of(scale=scale)), "by_layer").values()))
+          for scale in ("laptop", "laptop_original")}  # fmt: skip
+    assert "lie_images" not in of["laptop"].settings and of["laptop_original"].settings["lie_images"] == 500
+
+
 def test_during_training_is_at_the_epochs_that_are_kept_and_the_last(laptop):
     (job, *_) = jobs(laptop, "during_training").values()
     assert job.settings["epochs"] == [0, 1, 2, 5, 10]
@@ -188,12 +207,14 @@ def test_what_a_measurement_depends_on_outdates_it_and_nothing_of_the_papers():
     ("curves", {"points": 2}, "points: 2 given; allowed is at least 3"),
     ("curves", {"points": 4}, "points: 4 given; allowed is an odd number"),
     ("curves", {"models": ["cnn"], "seeds": "40"}, "curves.seeds: 40 is none of the seeds of cnn"),
-    ("by_layer", {"pairs": [["cnn", "cnn"]]}, "unknown key 'pairs'; allowed are models, seeds, images$"),
+    ("by_layer", {"pairs": [["cnn", "cnn"]]}, "unknown key 'pairs'; allowed are models, seeds, images, lie"),
     ("by_layer", {"seeds": "3-0"}, "runs backwards"),
     ("exact_gcnn", {"matching": "activation"}, "'activation' given; allowed is one of involution"),
     ("exact_gcnn", FROM_SCRATCH, "from_scratch: 'cnn_inv' given; allowed is one of cnn"),
     ("exact_gcnn", {"models": ["turned_cnn"]}, "models: turned_cnn's symmetry isn't of order 2"),
     ("exact_gcnn", {"fine_tuning": {"epochs": 2}}, "the key 'learning_rate' is missing"),
+    ("universe", {"models": ["cnn"], "counts": [5, 3]}, "counts.*allowed are ascending numbers"),
+    ("universe", {"models": ["cnn"], "counts": [13]}, "universe.counts: 13 given; cnn has 12 seeds"),
     ("symmetries", {"models": ["simsiam_odd"]}, "simsiam_odd isn't trained by a recipe"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_line(kind, section, line):

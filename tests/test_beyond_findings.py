@@ -5,11 +5,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import refused
-from records import CODE, DATA, NAMES, checkpoint, flip, pair, settings, train
+from records import CODE, DATA, NAMES, checkpoint, flip, pair, settings, several, train
 from scipy import stats
 
 from relusym.errors import UserError
-from relusym.findings.beyond import by_layer, curves, during_training, exact_gcnn, matchings, symmetries
+from relusym.findings.beyond import (
+    by_layer,
+    curves,
+    during_training,
+    exact_gcnn,
+    matchings,
+    symmetries,
+    universe,
+)
 from relusym.findings.beyond import claims as beyond_claims
 from relusym.findings.evidence import HELD, NOT_HELD, OPEN, UNTESTED, Evidence, paired, shared_nets
 from relusym.findings.tables.claims import judged
@@ -140,12 +148,18 @@ def everything(good=True):
                 if measure == "barrier_up_to":
                     turned_round = np.append(0.1 + 0 * values[1:], 0.1 + NOISE[of["seed"]])
                 of[measure] = dict(zip(of[measure], turned_round.tolist(), strict=True))
+    sets = [
+        several(model, range(3 * seed, 3 * seed + 3), 0.2 + less + NOISE[seed], sign * 0.03 + NOISE[seed] / 9)
+        for model, less in inv.items()
+        for seed in SEEDS
+    ]
     every = {"flip_merge": flips, "pair_merge": pairs, "exact_gcnn": gains, "symmetries": of_symmetry}
-    return every | {"curves": lines, "during_training": during, "by_layer": layers}
+    return every | {"universe": sets, "curves": lines, "during_training": during, "by_layer": layers}
 
 
 SELECTION = {"models": [*MODELS], "pairs": [["cnn", "cnn"]], "names": NAMES, "notes": []}
 SELECTION["matchings"] = ["activation", "weight_identity"]
+SELECTION["later"] = ["universe"]
 
 
 def test_every_claim_holds_where_it_is_put_in_and_none_where_its_opposite_is():
@@ -154,15 +168,26 @@ def test_every_claim_holds_where_it_is_put_in_and_none_where_its_opposite_is():
         verdicts = frame.set_index("claim")["verdict"]
         assert set(verdicts) == {verdict}, verdicts[verdicts != verdict]
         assert (frame["p_corrected"] >= frame["p_value"]).all()
-    assert frame["question"].nunique() == 6 and frame["claim"].is_unique
+    assert frame["question"].nunique() == 7 and frame["claim"].is_unique
 
 
 def test_docs_say_how_many_claims_there_are():
     from conftest import ROOT
 
     text = (ROOT / "docs/beyond.md").read_text(encoding="utf-8")
-    count = len(beyond_claims.frame(everything(), SELECTION))
-    assert f"among all {count} of this page" in " ".join(text.split())
+    first, every = (
+        len(beyond_claims.frame(everything(), SELECTION | {"later": later})) for later in ([], ["universe"])
+    )
+    assert f"among all {first} of sections 1 to 6" in " ".join(text.split()) and every == first + 3
+
+
+def test_claims_of_a_later_section_correct_those_of_scales_that_measure_it_alone():
+    found = [beyond_claims.frame(everything(), SELECTION | {"later": later}) for later in ([], ["universe"])]
+    before, after = (claims.set_index("claim")["p_corrected"] for claims in found)
+    assert set(after.index) - set(before.index) == set(
+        found[1].loc[found[1]["question"] == "universe", "claim"]
+    )
+    assert (after[before.index] > before).any()
 
 
 def test_without_records_or_with_one_net_no_claim_is_tested():
@@ -307,6 +332,30 @@ def test_by_layer_a_row_is_a_type_and_layer_and_the_last_has_a_barrier_alone():
     assert frame.loc[("cnn", 3), "barrier_up_to_mean"] == pytest.approx(0.003)
     assert frame.loc[("cnn", 9), "barrier_up_to_mean"] == pytest.approx(0.1)
     assert frame["equivariance_error_mean"].isna().sum() == 2 and set(frame["left_out"]) == {0}
+
+
+def test_lie_derivatives_are_columns_of_records_that_have_them_and_change_no_others():
+    records = [layered("cnn", seed) for seed in SEEDS]
+    plain = by_layer.frame({"by_layer": records}, SELECTION)
+    for of in records:
+        for name in ("lie_translation", "lie_rotation"):
+            of[name] = {layer: 0.01 * i for i, layer in enumerate(of["barrier_up_to"])}
+    found = by_layer.frame({"by_layer": records}, SELECTION)
+    assert [column for column in found if column not in plain] == [
+        f"lie_{name}_{what}" for name in ("translation", "rotation") for what in ("mean", "std")
+    ]
+    pd.testing.assert_frame_equal(found[[*plain]], plain)
+    assert found["lie_rotation_mean"].tolist() == pytest.approx([0.01 * i for i in range(9)])
+
+
+def test_several_nets_are_a_row_a_type_and_number_of_them():
+    records = [several("cnn", range(i, i + 5), 0.1 * i, counts=(3, 5)) for i in (1, 2)]
+    records.append(several("cnn", range(8, 13), status="left_out", counts=(3, 5)))
+    found = universe.frame({"universe": records}, SELECTION).set_index(["model", "count"])
+    assert found.index.to_list() == [("cnn", 3), ("cnn", 5)] and found["n"].tolist() == [2, 2]
+    assert found["left_out"].tolist() == [1, 1]
+    assert found.loc[("cnn", 3), "universe_mean"] == pytest.approx(0.15)
+    assert found.loc[("cnn", 5), "pairwise_mean"] == pytest.approx(0.17)
 
 
 def test_of_symmetries_the_panels_are_tinted_where_the_images_are_invariant():

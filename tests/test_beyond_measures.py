@@ -11,8 +11,8 @@ from relusym.evaluation.invariance import Averaged
 from relusym.evaluation.metrics import MEASURED, evaluate
 from relusym.measuring.merge import MergeJob
 from relusym.merging.aligned import align
+from relusym.merging.many import orbit_merge
 from relusym.merging.merge import curve, flip_merge
-from relusym.merging.orbit import orbit_merge
 from relusym.merging.partial import prefix_barriers
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
 
@@ -104,7 +104,7 @@ def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets
         merged.append((traced.net, targets))
         return [traced.net]
 
-    monkeypatch.setattr("relusym.merging.orbit.repaired", repaired)
+    monkeypatch.setattr("relusym.merging.many.repaired", repaired)
     orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, labels, matching="identity")
     states = [each.state_dict() for each in nets]
     targets = [align(net, each, IMAGES, matching="identity").statistics[1] for each in nets]

@@ -38,7 +38,8 @@ SECTIONS = {
     "symmetries": {"models": ["cnn", "noaug"], "images": 60, "seeds": 0},
     "curves": {"models": ["cnn"], "pairs": [["cnn", "cnn"]], "points": 5, "repair_images": 50,
      "seeds": "0-1"},
-    "during_training": {"models": ["cnn"], "seeds": 0}, "by_layer": {"models": ["cnn"]},
+    "during_training": {"models": ["cnn"], "seeds": 0}, "by_layer": {"models": ["cnn"], "lie_images": 20},
+    "universe": {"models": ["cnn"], "seeds": 0},
 }  # fmt: skip
 CURVES = [f"measure curves {nets}" for nets in ("cnn 0", "cnn 1", "cnn--cnn 0--1")]
 
@@ -50,7 +51,7 @@ def measured(tiny) -> Clone:
     noaug = {"table": None, "training": {"augmentation": False}, "data": TURNED}
     made.configure(
         training=TINY["training"] | {"snapshots": [0, 1]},
-        models={"cnn": TINY["models"]["cnn"], "noaug": noaug}, pairs=[["cnn", "cnn"]],
+        models={"cnn": TINY["models"]["cnn"] | {"seeds": "0-1,3"}, "noaug": noaug}, pairs=[["cnn", "cnn"]],
         matchings=["activation", "involution"], figure9=None, beyond=SECTIONS,
     )  # fmt: skip
     made.makes("beyond")
@@ -72,7 +73,7 @@ def test_every_table_and_figure_is_there_and_a_second_run_has_nothing_to_do(meas
             assert stem.with_suffix(ending).stat().st_size > 200, name
     assert measured.planned("beyond") == []
     claims = pd.read_csv(measured.folder / "results/tiny/tables/beyond_claims.csv")
-    assert claims["question"].nunique() == 6
+    assert claims["question"].nunique() == 7
 
 
 def test_the_screen_shows_each_table_as_its_page_does(measured):
@@ -127,6 +128,11 @@ def test_records_say_what_was_measured(measured):
     assert [*last["equivariance_error"]] == [f"conv{i}" for i in range(1, 9)]
     layers = record(measured, "by_layer", "cnn-0")
     assert layers["barrier_up_to"]["classifier"] == pytest.approx(flip["barrier"]["repaired"], abs=0.03)
+    assert [*layers["lie_rotation"]] == [*layers["lie_translation"]] == [*layers["barrier_up_to"]]
+    merged = record(measured, "universe", "cnn-0--cnn-1--cnn-3")
+    nets = [record(measured, "flip_merge", f"cnn-{i}")["accuracy"]["net"] for i in (0, 1, 3)]
+    assert merged["accuracy"] == nets and merged["seeds"] == [0, 1, 3]
+    assert merged["merged"]["3"]["mean"] == pytest.approx(sum(nets) / 3) and 0 <= merged["cycles"] <= 1
     curve = record(measured, "curves", "cnn-0")["curve"]
     assert curve["plain"]["accuracy"][2] == pytest.approx(flip["accuracy"]["halfway"], abs=0.011)
     turned = record(measured, "symmetries", "noaug-0")

@@ -218,6 +218,33 @@ def test_merge_writes_the_merged_net(capsys, folder, tmp_path):
     assert torch.allclose(load_file(out)["0.weight"], (first["0.weight"] + second["0.weight"][order]) / 2)
 
 
+def test_three_nets_are_merged_to_one_beside_each_matched_to_the_first(capsys, folder, tmp_path):
+    out, names = tmp_path / "merged.safetensors", ("0.safetensors", "1.pth", "0.pth")
+    given = "merge", folder / "my_nets.py:build", *(folder / name for name in names), "--out", out, *SCALED
+    code, printed, lines = run(capsys, folder, *given)
+    assert (code, lines) == (0, []) and "the mean of all, with REPAIR is written to" in " ".join(
+        printed.split()
+    )
+    assert "each matched to the first alone" in printed and "all nets' mean logits" in printed
+    numbers = json.loads(run(capsys, folder, *given, "--which", "halfway", "--json")[1])
+    assert set(numbers["barrier"]) == {"halfway", "repaired", "pairwise", "pairwise_repaired"}
+    mean = sum(numbers["scores"]["accuracy"][f"net_{i}"] for i in (1, 2, 3)) / 3
+    for name, barrier in numbers["barrier"].items():
+        assert barrier == pytest.approx(1 - numbers["scores"]["accuracy"][name] / mean)
+    states = [load_file(folder / f"{seed}.safetensors") for seed in (0, 1, 0)]
+    order = [torch.tensor(numbers["permutations"][f"net_{i}"]["0"]) for i in (1, 2, 3)]
+    whole = sum(state["0.weight"][p] for state, p in zip(states, order, strict=True)) / 3
+    assert torch.allclose(load_file(out)["0.weight"], whole) and torch.equal(order[0], order[2])
+    about = checkpoint.load(out)[1]
+    assert about["of"] == [str(folder / name) for name in names] and about["which"] == "halfway"
+    assert about["barrier"] == numbers["barrier"]
+    for more in (["--matching", "weight"], ["--curve", "3"], ["--permuted", tmp_path / "p.safetensors"]):
+        code, _, lines = run(capsys, folder, *given, *more)
+        assert code == 1 and lines[0].startswith(
+            "relusym: more than two nets are matched by their activations"
+        )
+
+
 def test_a_net_merged_with_itself_is_itself(capsys, folder, tmp_path):
     out, weights = tmp_path / "merged.safetensors", folder / "0.safetensors"
     typed = folder / "my_nets.py:build", weights, weights, "--out", out, "--which", "halfway"
@@ -589,6 +616,22 @@ def test_nets_are_merged_without_images_by_their_weights(folder, capsys, tmp_pat
     for more, line in (([], "--images: needed"), (["--matching", "weight"], "--size: without images"),
                        (["--matching", "weight", "--size", "16", "--which", "repaired"], "to correct")):  # fmt: skip
         assert main([*typed, *more]) == 1 and line in capsys.readouterr().err
+
+
+def test_the_lie_derivative_stands_beside_the_barrier_if_it_is_asked_for(folder, capsys, tmp_path):
+    given = "--weights", folder / "0.safetensors", "--out", tmp_path, "--json"
+    numbers = json.loads(report(capsys, folder, *given)[1])
+    assert "lie_derivative" not in numbers and not (tmp_path / "lie_derivative.csv").exists()
+    lie = json.loads(report(capsys, folder, *given, "--lie-derivative", 8)[1])["lie_derivative"]
+    rows = list(csv.DictReader((tmp_path / "lie_derivative.csv").open()))
+    assert [row["layer"] for row in rows] == ["0", "2", "6", "whole net"] and lie["images"] == 8
+    assert [float(row["lie_rotation"]) for row in rows[:3]] == [
+        of["rotation"] for of in lie["layers"].values()
+    ]
+    barriers = {part["part"]: part["up_to"]["accuracy"] for part in numbers["where_it_fails"]}
+    assert [float(row["up_to_accuracy"]) for row in rows[:3]] == [barriers[row["layer"]] for row in rows[:3]]
+    assert float(rows[3]["lie_translation"]) == lie["total"]["translation"] > 0
+    assert "the Lie derivative by layer" in (tmp_path / "report.html").read_text()
 
 
 def test_several_nets_are_reported_side_by_side(folder, capsys, tmp_path):

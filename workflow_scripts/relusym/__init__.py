@@ -24,6 +24,7 @@ _PUBLIC = {
     "grid": "relusym.pixels.grid:grid",
     "handler": "relusym.channels.tracing:handler",
     "merge": "relusym.merging.merge:merge",
+    "merge_many": "relusym.merging.many:merge_many",
     "normalisation": "relusym.evaluation.images:normalisation",
     "permute": "relusym.channels.groups:permute",
     "random_permutations": "relusym.channels.groups:random_permutations",

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from relusym.beyond import declaration
 from relusym.record_types import Barrier, Fields, NotNegative
+from relusym.schema import Count, OrNull
 
 if TYPE_CHECKING:
     from relusym.measuring.merge import MergeJob
@@ -16,13 +17,27 @@ if TYPE_CHECKING:
 class Options(declaration.Options):
     """Which layer's permutation the barrier comes from."""
 
+    lie_images: OrNull[Count] = Field(
+        None, description="test images that the Lie derivative is measured on, too; null: none"
+    )
+
 
 class Body(Fields):
-    """Each layer's equivariance error, and the barrier if it and all before it are merged."""
+    """Each layer's equivariance error, and the barrier if it and all before it are merged.
+
+    `lie_translation` and `lie_rotation`: what each layer contributes to the Lie derivative; None if it isn't measured.
+    """
 
     equivariance_error: Annotated[dict[str, NotNegative], Field(min_length=1)]
     barrier_up_to: Annotated[dict[str, Barrier | None], Field(min_length=1)]
     similarity: dict[str, float]
+    lie_translation: dict[str, NotNegative] | None = None
+    lie_rotation: dict[str, NotNegative] | None = None
+
+
+def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: list[int]) -> dict[str, Any]:
+    """Records without it are those of before there was the option."""
+    return {"lie_images": section["lie_images"]} if section["lie_images"] else {}
 
 
 def measure(job: MergeJob) -> dict[str, Any]:
@@ -30,6 +45,7 @@ def measure(job: MergeJob) -> dict[str, Any]:
     from relusym.channels.traced import as_traced
     from relusym.merging.aligned import align
     from relusym.merging.layers import equivariance_errors
+    from relusym.merging.lie_derivative import TRANSFORMATIONS, lie_derivative
     from relusym.merging.partial import prefix_barriers
 
     (net,), symmetry = job.plain, job.symmetry
@@ -37,11 +53,19 @@ def measure(job: MergeJob) -> dict[str, Any]:
     flipped = traced.copied(symmetry.transform(net))
     aligned = align(traced, flipped, job.images, **job.matched_by, order=symmetry.order)
     errors, _ = equivariance_errors(traced, job.test, symmetry, aligned.groups, aligned.permutations)
+    lie = {}
+    if count := job.settings.get("lie_images"):
+        measured = lie_derivative(traced, job.test, count)
+        lie = {
+            f"lie_{name}": {layer: of_layer[name] for layer, of_layer in measured.layers.items()}
+            for name in TRANSFORMATIONS
+        }
     return {
+        **lie,
         "equivariance_error": {name: ways["matched"] for name, ways in errors.items()},
         "similarity": aligned.similarity,
         "barrier_up_to": prefix_barriers(aligned, job.images, job.test, job.labels),
     }
 
 
-MEASUREMENT = declaration.Measurement(Options, Body, measure)
+MEASUREMENT = declaration.Measurement(Options, Body, measure, settings)

@@ -40,7 +40,7 @@ class Options(Selection):
 
 # Options that name those of `models` of which something more is measured.
 PARTS_OF_MODELS = "from_scratch", "redundant", "towers"
-NOT_IN_SETTINGS = {*Options.model_fields, *PARTS_OF_MODELS, "pairs", "matching"}
+NOT_IN_SETTINGS = {*Options.model_fields, *PARTS_OF_MODELS, "pairs", "matching", "lie_images"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Measurement:
             from its section, the first net's model, the settings upstream, and the epochs at which that net is kept.
         snapshots: the epochs at which it reads a net, by its settings.
         flips_alone: whether its nets' symmetry has to be of order 2.
+        several: whether it is of as many nets of a type as the largest of its option `counts`.
     """
 
     options: type[Options]
@@ -63,3 +64,4 @@ class Measurement:
     settings: Callable[[Values, str, Values, list[int]], Values] = lambda *_: {}
     snapshots: Callable[[Values], list[int]] = lambda settings: []
     flips_alone: bool = False
+    several: bool = False

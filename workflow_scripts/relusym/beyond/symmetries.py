@@ -79,7 +79,7 @@ def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: lis
 def measure(job: MergeJob) -> dict[str, Any]:
     """Of each symmetry: `OrbitMerge`, with the invariance error over the test images."""
     from relusym.evaluation.invariance import invariance_error
-    from relusym.merging.orbit import orbit_merge
+    from relusym.merging.many import orbit_merge
 
     merges = {}
     for name in job.settings["symmetries"]:

@@ -197,6 +197,9 @@ def _check_beyond(settings: Settings) -> None:
         known = {seed for model in chosen for seed in settings.models[model].seeds}
         if unknown := {*section.get("seeds", [])} - known:
             raise UserError(f"{key('seeds')}: {min(unknown)} is none of the seeds of {', '.join(chosen)}")
+        for model in models if "counts" in section else ():
+            if (seeds := len(settings.models[model].seeds)) < (count := max(section["counts"])):
+                raise UserError(f"{key('counts')}: {count} given; {model} has {seeds} seeds, so no more nets")
         for option, model in parts:
             _one_of(key(option), model, models)
         if name in MEASUREMENTS and MEASUREMENTS[name].flips_alone:

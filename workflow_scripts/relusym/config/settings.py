@@ -368,8 +368,21 @@ class Settings:
         return [name for name in self.beyond if name in MEASUREMENTS]
 
     def subjects(self, name: str) -> list[tuple[Net, ...]]:
-        """What a measurement beyond the paper is made on, of this run and of its `seeds`: nets, then pairs."""
+        """What a measurement beyond the paper is made on, of this run and of its `seeds`: nets, then pairs.
+
+        Of several nets the first is of `seeds`, the others are of the seeds that follow it, cyclically.
+        """
         section = self.beyond[name]
+        if MEASUREMENTS[name].several:
+            chosen, count = {*self.nets}, max(section["counts"])
+            sets = [
+                tuple((model, seed) for seed in (seeds + seeds)[place : place + count])
+                for model in section.get("models", [])
+                for seeds in [self.models[model].seeds]
+                for place, first in enumerate(seeds)
+                if first in section.get("seeds", seeds)
+            ]
+            return [nets for nets in sets if chosen.issuperset(nets)]
         types = [tuple(pair) for pair in section.get("pairs", [])]
         nets = [(net,) for net in self.nets if net[0] in section.get("models", [])]
         pairs = [pair for pair in self.pairs if (pair[0][0], pair[1][0]) in types]

@@ -265,6 +265,7 @@ ACCURACIES = {  # by kind, those of the nets as they were trained; of a line, of
     "pair_merge": lambda record: [record["accuracy"][net] for net in ("net_1", "net_2")],
     "curves": lambda record: [record["curve"]["plain"]["accuracy"][end] for end in (0, -1)],
     "during_training": lambda record: [record["epochs"][-1]["accuracy"]],
+    "universe": lambda record: record["accuracy"],
     "symmetries": lambda record: [each["accuracy"]["net"] for each in record["symmetries"].values()],
 }
 REASONS = {"degenerate": "its accuracy is no better than chance", "diverged": "its training diverged"}

@@ -7,7 +7,7 @@ MATCHINGS = {
     "activation": Entry("relusym.matching.match:activation"),
     "weight": Entry("relusym.matching.weight:weight"),
     "weight_identity": Entry("relusym.matching.weight:weight_identity"),
-    "involution": Entry("relusym.matching.involution:involution"),
+    "involution": Entry("relusym.matching.cyclic:involution"),
     "identity": Entry("relusym.matching.match:identity"),
     "random": Entry("relusym.matching.match:random"),
 }

@@ -4,7 +4,7 @@ Another matching is a function from `Pair` to `Matching`, and its line in `relus
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from relusym.errors import UserError
 from relusym.matching import MATCHINGS, STARTS, WITH_FACTORS
 from relusym.schema import one_of
 
+State = dict[str, Tensor]
 SAME = 1e-9  # objectives that differ by less are of the same permutations, up to rounding
 
 
@@ -84,7 +85,7 @@ class Pair:
         admits: which groups' channels may be multiplied by a number (`TracedNet.admits`).
     """
 
-    states: tuple[dict[str, Tensor], dict[str, Tensor]]
+    states: tuple[State, State]
     groups: list[ChannelGroup]
     correlations: dict[str, Tensor]
     generator: torch.Generator
@@ -108,7 +109,8 @@ class Pair:
 
 def activation(pair: Pair) -> Matching:
     """Activation matching (Li et al. 2015): the permutations that maximise the matched channels' correlations."""
-    return pair.matched_by(assigned(pair.groups, _without_ties(pair)))
+    states = [[state] for state in pair.states]
+    return pair.matched_by(assigned(pair.groups, without_ties(pair.groups, pair.correlations, *states)))
 
 
 def signed_activation(pair: Pair) -> Matching:
@@ -155,19 +157,31 @@ def scaled_activation(pair: Pair) -> Matching:
     return replace(matched, factors=factors)
 
 
-def _without_ties(pair: Pair) -> dict[str, Tensor]:
+def without_ties(
+    groups: list[ChannelGroup],
+    correlations: Mapping[str, Tensor],
+    first: Sequence[State],
+    second: Sequence[State],
+) -> dict[str, Tensor]:
     """The correlations, where channels that correlate with none, as dead ones, differ by what their weights are like.
 
-    So they go with each other in one way, however either net's channels are numbered.
+    So they go with each other in one way, however the nets' channels are numbered.
+
+    Args:
+        correlations: group name → of the first nets' channels, net by net, with the second ones', float64.
+        first, second: the nets' state dicts.
     """
-    tables = dict(pair.correlations)
-    for group in pair.groups:
+    tables = dict(correlations)
+    for group in groups:
         table = tables.get(group.name)
         if table is None:
             continue
         dead = [table.abs().amax(dim) < SILENT for dim in (1, 0)]
         if any(silent.any() for silent in dead):
-            here, there = (_moments(state, group).to(table) for state in pair.states)
+            here, there = (
+                torch.cat([_moments(state, group) for state in states]).to(table)
+                for states in (first, second)
+            )
             size = torch.stack([here.abs().amax(0), there.abs().amax(0)]).amax(0).clamp(min=1e-30)
             apart = torch.cdist(here / size, there / size, p=1) / max(1, here.shape[1])
             either = dead[0][:, None] | dead[1]
@@ -175,7 +189,7 @@ def _without_ties(pair: Pair) -> dict[str, Tensor]:
     return tables
 
 
-def _moments(state: dict[str, Tensor], group: ChannelGroup) -> Tensor:
+def _moments(state: State, group: ChannelGroup) -> Tensor:
     """Sums of the first three powers of each channel's weights at each place, which no renumbering changes, (C, n)."""
     sums = []
     for place in group.places:

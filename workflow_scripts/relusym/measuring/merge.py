@@ -96,7 +96,7 @@ class MergeJob:
     other settings, or if the images are damaged or others.
 
     Attributes:
-        names: model and seed of each net, one or two.
+        names: model and seed of each net: one, two, or several of a type.
         settings: as `Settings.flip_merge`, `Settings.pair_merge` or `Settings.measurement` gives them.
         checkpoints, trained: the nets, and their train records.
         data, label, in_use: the prepared images, what the record calls them, and see `digest_in_use`.
@@ -214,6 +214,8 @@ class MergeJob:
         """Models and seeds as a record has them."""
         if len(self.names) == 1:
             return dict(zip(("model", "seed"), self.names[0], strict=True))
+        if len(self.names) > 2:  # of one type
+            return {"model": self.names[0][0], "seeds": [seed for _, seed in self.names]}
         (first, seed_1), (second, seed_2) = self.names
         return {"model_1": first, "seed_1": seed_1, "model_2": second, "seed_2": seed_2}
 

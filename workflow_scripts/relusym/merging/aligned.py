@@ -1,7 +1,7 @@
 """Two nets whose channels match: what any merge of them starts from, halfway or elsewhere, of all layers or of some."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,12 +22,15 @@ from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import layer_of
 from relusym.errors import UserError
 from relusym.evaluation.images import ImageSource, device_of
-from relusym.matching import STARTS
-from relusym.matching.match import Pair, Search, match
+from relusym.matching import MATCHINGS, STARTS
+from relusym.matching.cyclic import cyclic
+from relusym.matching.match import Pair, Search, match, without_ties
+from relusym.matching.universe import universe
 from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_difference
 from relusym.merging.moments import JointMoments, Moments, Statistics, samples, samples_of
 from relusym.merging.repair import CORRECTED, block_statistics, channel_dim, repair_points
 from relusym.randomness import generator
+from relusym.schema import one_of
 
 # Called with a node's name and the outputs of all nets there.
 Visit = Callable[[str, list[Tensor]], None]
@@ -84,21 +87,28 @@ PIECE = 2**23  # entries of a feature map that are added up at once: more would 
 
 @dataclass
 class PairStatistics:
-    """What passes over the images measure of two nets.
+    """What passes over the images measure of two nets, or more.
 
     Attributes:
         correlations: group name → Pearson correlations of the first net's channels with the second's, float64 (C, C),
-            after ReLU.
-        statistics: of either net, statistics of what REPAIR corrects, by the names of `repair.repair_points`.
-        deviations: group name → standard deviations of either net's channels, as of `correlations`.
+            after ReLU. Of N nets, of all nets' channels, net by net, with all nets', (NC, NC).
+        statistics: of each net, statistics of what REPAIR corrects, by the names of `repair.repair_points`.
+        deviations: group name → standard deviations of either net's channels, as of `correlations`; empty of N nets.
     """
 
     correlations: dict[str, Tensor]
-    statistics: tuple[dict[str, Statistics], dict[str, Statistics]]
+    statistics: tuple[dict[str, Statistics], ...]
     deviations: dict[str, tuple[Tensor, Tensor]]
 
+    def by_net(self, groups: list[ChannelGroup], count: int | None = None) -> dict[str, Tensor]:
+        """Of N nets, or the first so many: group name → correlations, float64 (N, C, N, C)."""
+        sizes = {group.name: (-1, group.size) for group in groups}
+        return {
+            name: table.unflatten(1, sizes[name]).unflatten(0, sizes[name])[:count, :, :count]
+            for name, table in self.correlations.items()
+        }
 
-@torch.no_grad()
+
 def pair_statistics(
     first: nn.Module | TracedNet,
     second: nn.Module | TracedNet,
@@ -106,7 +116,20 @@ def pair_statistics(
     groups: list[ChannelGroup],
     answered: Answered | None = None,
 ) -> PairStatistics:
-    """One pass of both nets over `images`; no more than one batch of one layer's activations is held.
+    """`joint_statistics` of two nets, whose channels are correlated with the other net's alone."""
+    return joint_statistics([first, second], images, groups, answered, all_with_all=False)
+
+
+@torch.no_grad()
+def joint_statistics(
+    nets: Sequence[nn.Module | TracedNet],
+    images: ImageSource,
+    groups: list[ChannelGroup],
+    answered: Answered | None = None,
+    *,
+    all_with_all: bool = True,
+) -> PairStatistics:
+    """One pass of all nets over `images`; no more than one batch of one layer's activations is held.
 
     One pass serves all groups: a layer permuted together with the next layer's inputs leaves all later activations as
     they were. It also serves REPAIR, but for nets with batch norm: those are matched as trained, in evaluation mode,
@@ -115,45 +138,50 @@ def pair_statistics(
     Args:
         groups: those to match; none leaves correlations out.
         answered: sees the nets' outputs, in evaluation mode, without a pass of their own.
+        all_with_all: whether each net's channels are correlated with those of all.
 
     Raises:
         UserError: the nets are of different architecture.
     """
-    first, second = (as_traced(net, images.shape) for net in (first, second))
-    nets = first.net.eval(), second.net.eval()
-    graphs = [traced.module(inside=True) for traced in (first, second)]
-    lockstep, device = Lockstep(graphs), device_of(first.net)
+    all_traced = [as_traced(net, images.shape) for net in nets]
+    for traced in all_traced:
+        traced.net.eval()
+    graphs = [traced.module(inside=True) for traced in all_traced]
+    lockstep, device, normed = (
+        Lockstep(graphs),
+        device_of(all_traced[0].net),
+        has_batch_norm(all_traced[0].net),
+    )
     matched = by_node(groups)
-    points = {} if has_batch_norm(nets[0]) else repair_points(graphs[0])
+    points = {} if normed else repair_points(graphs[0])
     dims = {node: channel_dim(graphs[0].get_submodule(layer)) for node, layer in points.items()}
     joint: dict[str, JointMoments] = defaultdict(JointMoments)
-    single: tuple[dict[str, Moments], dict[str, Moments]] = (defaultdict(Moments), defaultdict(Moments))
+    single: list[dict[str, Moments]] = [defaultdict(Moments) for _ in nets]
 
     def visit(node: str, outputs: list[Tensor]) -> None:
         if node not in matched and node not in points:
             return
-        at_once = max(1, len(outputs[0]) * PIECE // outputs[0].numel())
+        at_once = max(1, len(outputs[0]) * 2 * PIECE // (outputs[0].numel() * len(outputs)))
         for piece in zip(*(output.split(at_once) for output in outputs), strict=True):
             for group in matched.get(node, ()):
-                joint[group.name].add(*(samples_of(output, group.matched, group.size) for output in piece))
+                channels = [samples_of(output, group.matched, group.size) for output in piece]
+                joint[group.name].add(*([torch.cat(channels, 1)] * 2 if all_with_all else channels))
             if node in points:
                 for moments, output in zip(single, piece, strict=True):
                     moments[points[node]].add(samples(output, dims[node]))
 
     if matched or points or answered:
         for x, labels in images.pairs(device):
-            outputs = lockstep.run([x, x], visit)
+            outputs = lockstep.run([x] * len(nets), visit)
             if answered:
                 answered(outputs, labels)
-    if has_batch_norm(nets[0]):
-        a, b = (block_statistics(net, images) for net in (first, second))
+    if normed:
+        statistics = [block_statistics(net, images) for net in all_traced]
     else:
-        a, b = ({name: moments.statistics() for name, moments in sums.items()} for sums in single)
-    return PairStatistics(
-        {name: moments.correlation(EPSILON) for name, moments in joint.items()},
-        (a, b),
-        {name: (x.first.statistics().std, x.second.statistics().std) for name, x in joint.items()},
-    )
+        statistics = [{name: moments.statistics() for name, moments in sums.items()} for sums in single]
+    correlations = {name: moments.correlation(EPSILON) for name, moments in joint.items()}
+    deviations = {name: (x.first.statistics().std, x.second.statistics().std) for name, x in joint.items()}
+    return PairStatistics(correlations, tuple(statistics), {} if all_with_all else deviations)
 
 
 Targets = dict[str, Statistics]
@@ -242,28 +270,139 @@ def align(
     logits = [answers(second.module(net), x) for net in (second.net, permuted)]
     checks = {"permuted_logits": largest_difference(*logits)}
     hold(checks)
-    ordered = _in_order(measured.statistics[1], groups, permutations, factors, first.module())
+    ordered = in_order(measured.statistics[1], groups, permutations, factors, first.module())
     statistics = measured.statistics[0], ordered
     similarity, search = matched.similarity, matched.search
     return Aligned(first, permuted, groups, permutations, similarity, statistics, checks, search, factors)
 
 
-def _in_order(
-    second: Targets,
+def in_order(
+    statistics: Targets,
     groups: list[ChannelGroup],
     permutations: dict[str, Tensor],
     factors: dict[str, Tensor],
     graph: fx.GraphModule,
 ) -> Targets:
-    """The second net's statistics as they are once its channels are permuted and multiplied."""
+    """A net's statistics as they are once its channels are permuted and multiplied."""
     points, ordered = repair_points(graph), {}
     for node in graph.graph.nodes:
-        if (name := points.get(node.name)) in second:
+        if (name := points.get(node.name)) in statistics:
             layer = layer_of(graph, node)
             dim = len(node.meta["shape"]) + channel_dim(layer) if isinstance(layer, CORRECTED) else 1
-            size = len(second[name].mean)
+            size = len(statistics[name].mean)
             order = order_of(node.name, size, groups, permutations, dim)
-            ordered[name] = second[name].permuted(order)
+            ordered[name] = statistics[name].permuted(order)
             if factors:
                 ordered[name] = ordered[name].times(factors_of(node.name, size, groups, factors, dim))
     return ordered
+
+
+# ---- more nets than two
+
+UNIVERSE, CYCLIC = "universe", "cyclic"  # matchings of several nets, beside those of pairs to the first
+
+
+@dataclass(frozen=True)
+class AlignedNets:
+    """Nets and how their channels match.
+
+    Attributes:
+        traced: the first net.
+        nets: all, in the first one's order.
+        groups: their channel groups.
+        permutations: of each net: group name → int64 (C,): channel i is its channel `permutation[i]` as it was.
+        similarity: group name → mean correlations of each two nets' matched channels, float64 (N, N).
+        statistics: each net's, by the names of `repair.repair_points`, in the first one's order.
+        checks: of `identities`, that the nets' logits are what they were.
+    """
+
+    traced: TracedNet
+    nets: list[nn.Module]
+    groups: list[ChannelGroup]
+    permutations: list[dict[str, Tensor]]
+    similarity: dict[str, Tensor]
+    statistics: list[Targets]
+    checks: dict[str, float]
+
+    @torch.no_grad()
+    def mean(self, count: int | None = None) -> TracedNet:
+        """The net whose every weight is the mean of all nets', or of the first so many."""
+        mean = self.nets[0]
+        for number, net in enumerate(self.nets[1:count], 2):
+            mean = interpolate(mean, net, 1 / number)
+        return self.traced.copied(mean)
+
+    def targets(self, count: int | None = None) -> Targets:
+        """REPAIR's target statistics of it."""
+        targets = self.statistics[0]
+        for number, others in enumerate(self.statistics[1:count], 2):
+            targets = {name: target.towards(others[name], 1 / number) for name, target in targets.items()}
+        return targets
+
+
+@torch.no_grad()
+def align_many(
+    nets: Sequence[nn.Module | TracedNet],
+    images: ImageSource,
+    *,
+    matching: str = UNIVERSE,
+    starts: int = STARTS,
+    seed: int = 0,
+    order: int | None = None,
+    answered: Answered | None = None,
+    measured: PairStatistics | None = None,
+) -> AlignedNets:
+    """Match the channels of several nets.
+
+    Args:
+        matching: "universe", cycle-consistent; "cyclic", if the nets are a net's transformed selves, by each power of a
+            symmetry in order; or a name in `matching.MATCHINGS`, by which each is matched to the first alone.
+        order: of the symmetry, if the second net is the first transformed by it.
+        measured: of `joint_statistics` of these nets, or of more that begin with them, if it is there already.
+
+    Raises:
+        UserError: as of `merge.merge`; or as of `cyclic.cyclic`.
+    """
+    if matching not in (UNIVERSE, CYCLIC, *MATCHINGS):
+        raise UserError(one_of("matching", matching, (UNIVERSE, CYCLIC, *MATCHINGS)))
+    all_traced = [as_traced(net, images.shape) for net in nets]
+    first, count, states = all_traced[0], len(nets), [traced.net.state_dict() for traced in all_traced]
+    groups = first.groups
+    measured = measured or joint_statistics(all_traced, images, groups, answered)
+    tables = measured.by_net(groups, count)
+    if matching == CYCLIC:
+        permutations = cyclic(groups, tables)
+    elif matching == UNIVERSE:
+        flat = {name: table.flatten(2).flatten(0, 1) for name, table in tables.items()}
+        flat = without_ties(groups, flat, states, states)
+        permutations = universe(
+            groups, {name: table.reshape(tables[name].shape) for name, table in flat.items()}
+        )
+    else:
+        permutations = [{group.name: torch.arange(group.size) for group in groups}]
+        for i in range(1, count):
+            of_pair = {name: table[0, :, i] for name, table in tables.items()}
+            how = generator(seed, matching), order if i == 1 else None, starts
+            permutations.append(
+                match(matching, Pair((states[0], states[i]), groups, of_pair, *how)).permutations
+            )
+    aligned, checks = [first.net], {}
+    x = images.first(CHECK_IMAGES, device_of(first.net))
+    for traced, permutation in zip(all_traced[1:], permutations[1:], strict=True):
+        aligned.append(deepcopy(traced.net))
+        aligned[-1].load_state_dict(permute(traced.net.state_dict(), groups, permutation))
+        logits = [answers(first.module(net), x) for net in (traced.net, aligned[-1])]
+        checks["permuted_logits"] = max(largest_difference(*logits), checks.get("permuted_logits", 0.0))
+    hold(checks)
+    statistics = [in_order(of_net, groups, permutation, {}, first.module())
+                  for of_net, permutation in zip(measured.statistics, permutations, strict=False)]  # fmt: skip
+    similarity = {name: _matched(table, torch.stack([of_net[name] for of_net in permutations]))
+                  for name, table in tables.items()}  # fmt: skip
+    return AlignedNets(first, aligned, groups, permutations, similarity, statistics, checks)
+
+
+def _matched(table: Tensor, permutations: Tensor) -> Tensor:
+    """Mean correlations of matched channels, (N, C, N, C) and (N, C) → (N, N)."""
+    nets = torch.arange(len(permutations))
+    here, there = (nets[:, None, None], permutations[:, None]), (nets[None, :, None], permutations[None])
+    return table.cpu()[*here, *there].mean(-1)

@@ -51,7 +51,7 @@ def project(
 
     Args:
         net: as of `matched_self`.
-        permutations: with Pⁿ = 1, n the symmetry's order, as of `involution.involution`.
+        permutations: with Pⁿ = 1, n the symmetry's order, as of `cyclic.involution` or `cyclic.cyclic`.
 
     Raises:
         ValueError: they haven't.

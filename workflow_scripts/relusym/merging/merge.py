@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym.barrier import barrier
-from relusym.channels.groups import has_batch_norm
+from relusym.channels.groups import ChannelGroup, has_batch_norm
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import Handlers, unwrapped
 from relusym.errors import UserError
@@ -27,7 +27,7 @@ from relusym.evaluation.metrics import (
 )
 from relusym.matching import MATCHINGS, OF_FLIPS, STARTS, WITH_FACTORS
 from relusym.matching.match import Search
-from relusym.merging.aligned import Aligned, align, interpolate
+from relusym.merging.aligned import Aligned, AlignedNets, Answered, Targets, align, interpolate
 from relusym.merging.identities import check_transformed
 from relusym.merging.repair import repaired, reset_batch_norm
 from relusym.pixels.transform import check_planted, transformed
@@ -46,11 +46,12 @@ class Merge:
     """What merging two nets measured, and the nets.
 
     Attributes:
-        accuracy: of both endpoints ("net_1" and "net_2", or "net" and "flipped"), and of the net halfway between them
+        accuracy: of the endpoints ("net_1", "net_2" …, or "net" and "flipped"), and of the net halfway between them
             as it is ("halfway"), of nets with batch norm also with its statistics reset ("reset"), and with REPAIR
             ("repaired"), as fractions of the test images.
         barrier: of the nets in between, equation (4); None if both endpoints are at zero.
-        permutations: group name → list: channel i of the first net goes with channel `permutation[i]` of the second.
+        permutations: group name → list: channel i of the first net goes with channel `permutation[i]` of the second; of
+            more nets, such a dict of each by its name.
         similarity: group name → mean correlation of the matched channels.
         checks: largest relative differences that should be zero up to rounding.
         search: of a matching that searches, what its starts came to.
@@ -68,7 +69,7 @@ class Merge:
 
     accuracy: dict[str, float]
     barrier: dict[str, float | None]
-    permutations: dict[str, list[int]]
+    permutations: dict[str, Any]
     similarity: dict[str, float]
     checks: dict[str, float]
     search: Search | None = None
@@ -77,7 +78,7 @@ class Merge:
     alike: dict[str, str] = field(default_factory=dict)
     by_class: dict[str, list[float | None]] = field(default_factory=dict, repr=False)
     labels: Tensor | None = field(default=None, repr=False, compare=False)
-    aligned: Aligned | None = field(default=None, repr=False, compare=False)
+    aligned: Aligned | AlignedNets | None = field(default=None, repr=False, compare=False)
     notes: list[str] = field(default_factory=list, repr=False, compare=False)
     traced: TracedNet | None = field(default=None, repr=False, compare=False)
     nets: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
@@ -106,9 +107,9 @@ class Merge:
     @property
     def note(self) -> str | None:
         """Why there are no barriers, or why they mean nothing, if so."""
-        first, second = list(self.accuracy)[:2]
         if all(value is None for value in self.barrier.values()):
-            return f"no barrier: {first} and {second} are right on none of the {len(self.labels)} test images"
+            ends = " and ".join(name for name in self.accuracy if name not in self.barrier)
+            return f"no barrier: {ends} are right on none of the {len(self.labels)} test images"
         for name, why in self.alike.items():
             return f"{name} doesn't tell these images apart: {why}; so its barrier means nothing (random weights?)"
         return None
@@ -147,7 +148,7 @@ def merge_weights(
         check_net(name, net, images)
     with evaluating(first, second):
         aligned = align(first, second, images, matching="weight", seed=seed)
-    _check_aligned(aligned, PAIR)
+    check_alike(aligned.first, aligned.second, aligned.groups, PAIR)
     return replace(aligned, similarity={}, statistics=({}, {}))
 
 
@@ -196,16 +197,7 @@ def merge(
     test = images if test_images is None else as_images(test_images)
     check_how(matching, seed, order)
     first, second = unwrapped(first), unwrapped(second)
-    logits = [check_net(name, net, images) for name, net in zip(names, (first, second), strict=True)]
-    shapes, others = (
-        {key: tensor.shape for key, tensor in net.state_dict().items()} for net in (first, second)
-    )
-    if shapes != others:
-        differing = next(key for key in {**shapes, **others} if shapes.get(key) != others.get(key))
-        raise UserError(
-            f"the nets are of different architecture, as in {differing}: only nets of one can be merged"
-        )
-    check_metrics(logits[0], test_labels, test, metrics)
+    check_nets(dict(zip(names, (first, second), strict=True)), images, test, test_labels, metrics)
     with evaluating(first, second):
         traced = [as_traced(net, images.shape, handlers) for net in (first, second)]
         how = {"matching": matching, "starts": starts, "seed": seed, "order": order}
@@ -223,54 +215,112 @@ def _merge(
     how: dict[str, Any],
 ) -> Merge:
     """As `merge`, of nets that are checked; `how` are `align`'s options."""
-    metrics = {"accuracy": TOP_1, **metrics}
-    ends = {name: Scores(metrics, check_labels(labels, test)) for name in names}
-
-    def answered(outputs: list[Any], labels: Tensor | None) -> None:
-        for scores, output in zip(ends.values(), outputs, strict=True):
-            labels = scores.add(logits_of(output), labels)  # the second one's labels are those of the first
-
+    ends = dict(zip(names, (first.net, second.net), strict=True))
+    seen, answered = ends_scores(ends, test, labels, metrics)
     aligned = align(first, second, images, answered=answered if test is images else None, **how)
-    _check_aligned(aligned, names)
-    permuted, middle = aligned.second, halfway(first.net, aligned.second)
-    inner = {"halfway": middle}
-    if has_batch_norm(first.net):
-        inner["reset"] = reset_batch_norm(middle, images)
-    inner["repaired"], fused = repaired(first.copied(middle), aligned.targets(), images)
-    nets = {**dict(zip(names, (first.net, second.net), strict=True)), **inner}
-    by_net, by_class, alike = {}, {}, {}
-    for name, net in nets.items():
-        measured = name in ends and test is images  # as channels were
-        answers = ends[name] if measured else evaluated(net, test, labels, metrics)
-        by_net[name], by_class[name], labels = answers.means(), answers.by_class, answers.labels
-        if name in ends and (why := answers.alike):
-            alike[name] = why
-    scores = {metric: {name: values[metric] for name, values in by_net.items()} for metric in metrics}
-    accuracies = scores["accuracy"]
-    at_ends = [accuracies[name] for name in names]
-    return Merge(
-        accuracy=accuracies,
-        barrier={name: barrier(*at_ends, accuracies[name]) if any(at_ends) else None for name in inner},
+    check_alike(aligned.first, aligned.second, aligned.groups, names)
+    inner, fused = corrected(aligned.interpolate(0.5), aligned.targets(), images)
+    merged = Merge(
+        **scored(ends, inner, seen if test is images else {}, test, labels, metrics),
         permutations={name: permutation.tolist() for name, permutation in aligned.permutations.items()},
         similarity=aligned.similarity,
         checks=aligned.checks | fused,
         search=aligned.search,
-        scores=scores,
-        barriers={
+        aligned=aligned,
+        notes=fixed_notes(first),
+        traced=first,
+    )
+    merged.nets["permuted"] = aligned.second
+    return merged
+
+
+def fixed_notes(traced: TracedNet) -> list[str]:
+    """Which channels can't be permuted, a line each."""
+    return [f"channels stay at their places at {what}: {why}" for what, why in traced.fixed.items()]
+
+
+def ends_scores(
+    ends: Mapping[str, nn.Module], test: ImageSource, labels: Tensor | None, metrics: Mapping[str, Metric]
+) -> tuple[dict[str, Scores], Answered]:
+    """Scores of nets that are measured as their channels are, and what takes their logits in."""
+    scores = {name: Scores({"accuracy": TOP_1, **metrics}, check_labels(labels, test)) for name in ends}
+
+    def answered(outputs: list[Any], labels: Tensor | None) -> None:
+        for each, output in zip(scores.values(), outputs, strict=True):
+            labels = each.add(logits_of(output), labels)  # all others' labels are those of the first
+
+    return scores, answered
+
+
+def corrected(
+    merged: TracedNet, targets: Targets, images: ImageSource
+) -> tuple[dict[str, nn.Module], dict[str, float]]:
+    """A merged net as it is ("halfway"), with its batch norms "reset", if it has any, and "repaired"; and checks."""
+    inner = {"halfway": merged.net}
+    if has_batch_norm(merged.net):
+        inner["reset"] = reset_batch_norm(merged.net, images)
+    inner["repaired"], checks = repaired(merged, targets, images)
+    return inner, checks
+
+
+def scored(
+    ends: Mapping[str, nn.Module],
+    inner: Mapping[str, nn.Module],
+    seen: Mapping[str, Scores],
+    test: ImageSource,
+    labels: Tensor | None,
+    metrics: Mapping[str, Metric],
+) -> dict[str, Any]:
+    """The fields of `Merge` that are measured of the nets; `seen` are those of the ends, if they were measured."""
+    metrics, nets = {"accuracy": TOP_1, **metrics}, {**ends, **inner}
+    by_net, by_class, alike = {}, {}, {}
+    for name, net in nets.items():
+        answers = seen[name] if name in seen else evaluated(net, test, labels, metrics)
+        by_net[name], by_class[name], labels = answers.means(), answers.by_class, answers.labels
+        if name in ends and (why := answers.alike):
+            alike[name] = why
+    scores = {metric: {name: values[metric] for name, values in by_net.items()} for metric in metrics}
+    means = {metric: sum(values[end] for end in ends) / len(ends) for metric, values in scores.items()}
+    accuracy, mean = scores["accuracy"], means["accuracy"]
+    return {
+        "accuracy": accuracy,
+        "barrier": {name: barrier(mean, mean, accuracy[name]) if mean else None for name in inner},
+        "scores": scores,
+        "barriers": {
             metric: {
-                name: metrics[metric].absolute_barrier(*(values[end] for end in names), values[name])
+                name: metrics[metric].absolute_barrier(means[metric], means[metric], values[name])
                 for name in inner
             }
             for metric, values in scores.items()
         },
-        alike=alike,
-        by_class=by_class,
-        labels=labels,
-        aligned=aligned,
-        notes=[f"channels stay at their places at {what}: {why}" for what, why in first.fixed.items()],
-        traced=first,
-        nets=nets | {"permuted": permuted},
+        "alike": alike,
+        "by_class": by_class,
+        "labels": labels,
+        "nets": nets,
+    }
+
+
+def check_nets(
+    ends: Mapping[str, nn.Module],
+    images: ImageSource,
+    test: ImageSource,
+    labels: Tensor | None,
+    metrics: Mapping[str, Metric],
+) -> None:
+    """Raises UserError for nets that can't be run or differ in architecture; for labels or metrics that don't fit."""
+    logits = [check_net(name, net, images) for name, net in ends.items()]
+    shapes, *others = (
+        {key: tensor.shape for key, tensor in net.state_dict().items()} for net in ends.values()
     )
+    for its_shapes in others:
+        if shapes != its_shapes:
+            differing = next(
+                key for key in {**shapes, **its_shapes} if shapes.get(key) != its_shapes.get(key)
+            )
+            raise UserError(
+                f"the nets are of different architecture, as in {differing}: only nets of one can be merged"
+            )
+    check_metrics(logits[0], labels, test, metrics)
 
 
 def check_how(matching: str, seed: int, order: int | None) -> None:
@@ -285,10 +335,12 @@ def check_how(matching: str, seed: int, order: int | None) -> None:
         raise UserError(f"seed: {seed} given; allowed is a whole number from 0 to 2^63 - 1")
 
 
-def _check_aligned(aligned: Aligned, names: tuple[str, str]) -> None:
-    """Raises UserError if there was nothing to match, or if the nets differ in whole numbers other than counts."""
-    first, others = aligned.first, aligned.second.state_dict()
-    if not aligned.groups:
+def check_alike(
+    first: nn.Module, second: nn.Module, groups: list[ChannelGroup], names: tuple[str, str]
+) -> None:
+    """Raises UserError if there is nothing to match, or if the nets differ in whole numbers other than counts."""
+    others = second.state_dict()
+    if not groups:
         raise UserError(
             f"{type(first).__name__} has no layer whose channels can be permuted: there is nothing to match"
         )

@@ -77,7 +77,7 @@ class Train(Made):
 class Measured(Made):
     """The header of a merge, or of a measurement beyond the paper."""
 
-    nets: ClassVar[int]
+    nets: ClassVar[int | None]
     status: Literal["ok", "left_out"]
     reason: str | None = None
     inputs: Inputs
@@ -87,8 +87,9 @@ class Measured(Made):
     @classmethod
     def _has_each_net_once(cls, inputs: Inputs) -> Inputs:
         hashes = [each for each in inputs.checkpoints if each]
-        if (inputs.checkpoints and len(inputs.checkpoints) != cls.nets) or len({*hashes}) < len(hashes):
-            raise contradiction(f"allowed is one checkpoint a net, {cls.nets}, each another")
+        count = len(inputs.checkpoints)
+        if (count and count != (cls.nets or count)) or len({*hashes}) < len(hashes):
+            raise contradiction(f"allowed is one checkpoint a net, {cls.nets or count}, each another")
         return inputs
 
 
@@ -119,6 +120,22 @@ class TwoNets(Measured):
         if (info.data.get("model_1"), info.data.get("seed_1")) == (info.data.get("model_2"), seed):
             raise contradiction("allowed are two nets")
         return seed
+
+
+class SeveralNets(Measured):
+    """Of one type, by their seeds."""
+
+    nets: ClassVar = None
+    model: Text
+    seeds: Annotated[list[Seed], Field(min_length=2)]
+
+    @field_validator("seeds")
+    @classmethod
+    def _are_of_the_checkpoints(cls, seeds: list[int], info: ValidationInfo) -> list[int]:
+        checkpoints = info.data["inputs"].checkpoints if "inputs" in info.data else []
+        if len({*seeds}) < len(seeds) or (checkpoints and len(checkpoints) != len(seeds)):
+            raise contradiction("allowed is one seed a checkpoint, each another")
+        return seeds
 
 
 class Search(Fields):
@@ -244,7 +261,7 @@ KINDS: dict[str, tuple[type[Made], type[Fields] | None]] = {
     "train": (Train, None),
     "flip_merge": (FlipHeader, FlipMerge),
     "pair_merge": (TwoNets, PairMerge),
-    **{name: (OneNet, measurement.body) for name, measurement in MEASUREMENTS.items()},
+    **{name: (SeveralNets if each.several else OneNet, each.body) for name, each in MEASUREMENTS.items()},
     "flipped_training": (FlippedTraining, None),
     "theory": (Theory, None),
 }
@@ -284,8 +301,10 @@ NETS = (("model", "seed"), ("model_1", "seed_1"), ("model_2", "seed_2"))
 
 
 def nets_of(record: dict[str, Any]) -> list[tuple[str, int]]:
-    """The nets that a record is of: one, two of a pair merge, or none."""
+    """The nets that a record is of: one, two of a pair merge, several of a type, or none."""
     named = fields_of(record)[0].model_fields
+    if "seeds" in named:
+        return [(record["model"], seed) for seed in record["seeds"]]
     return [(record[model], record[seed]) for model, seed in NETS if model in named and model in record]
 
 

@@ -28,7 +28,7 @@ Record = dict[str, Any]
 
 SUBMITTED = "train", "flip_merge", "pair_merge"  # the paper's jobs that a cluster gets
 # seeds, and the number of those that aren't the first
-RECORD = re.compile(r"(\d+(?:--\d+)?)(?:\.([1-9][0-9]{0,8}))?\.json")
+RECORD = re.compile(r"(\d+(?:--\d+)*)(?:\.([1-9][0-9]{0,8}))?\.json")
 
 
 def numbered(key: str, number: int) -> str:

@@ -43,8 +43,9 @@ with its flipped self, weights tied, so that a flipped image gets the same logit
 Writes its weights for the net's class, and the net in fewer multiplications for torch.export.load: neither needs
 relusym."""
 MERGE = """\
-Match the channels of two nets of one architecture, and average their weights. By their weights alone (--matching
-weight), it needs no images."""
+Match the channels of nets of one architecture, and average their weights. Two nets, by their weights alone (--matching
+weight), need no images. More than two are matched so that going round any cycle of them is the identity (C2M3, of
+activations), and each to the first alone beside it; barriers are relative to the mean of all nets' accuracies."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,10 +65,14 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", default="report", metavar="FOLDER", help=OUT.format("report"))
     several = "images that each partial merge is corrected and measured on; 0 leaves them out (default: 100)"
     _add_number(report, "--partial-images", 0, several, 100)
+    moves = (
+        "measure on N images how far each layer is from equivariant under small moves and turns (default: 0)"
+    )
+    _add_number(report, "--lie-derivative", 0, moves, 0)
 
-    two = commands.add_parser("merge", help="merge two nets of one architecture", description=MERGE)
+    two = commands.add_parser("merge", help="merge nets of one architecture", description=MERGE)
     two.add_argument("net", help=NET)
-    two.add_argument("weights", nargs=2, metavar="FILE", help="weights of the first and of the second net")
+    two.add_argument("weights", nargs="+", metavar="FILE", help="weights of each net, at least two")
     _add_common(two, [name for name in MATCHINGS if name not in OF_FLIPS], images=False)
     two.add_argument(
         "--out", required=True, metavar="FILE", help="where the merged net is written (.safetensors)"
@@ -156,6 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     if options.command == "merge":
         del options.symmetry
+        if len(options.weights) < 2:
+            parser().error("the weights of at least two nets are needed")
     if options.size and len(options.size) > 2:
         parser().error(
             "--size: one number, or two: of the resized shorter side, and of the square cut out of it"
@@ -358,6 +365,7 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
                 metrics=on.metrics,
                 partial_images=options.partial_images,
                 curve_points=options.curve,
+                lie_images=options.lie_derivative,
                 seed=options.seed,
                 name=name if several else net_files.name_of(options.net, net),
                 classes=on.classes,
@@ -482,6 +490,7 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
 
 def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     from relusym import checkpoint
+    from relusym.merging.many import merge_many
     from relusym.merging.merge import curve, merge
     from relusym.reporting import screen
     from relusym.reporting.page import card
@@ -494,22 +503,30 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
     if len({path.resolve() for path in written}) < len(written):
         raise UserError(f"--permuted: {options.permuted} is --out as well")
     _check_outputs(options, written)
+    several = len(options.weights) > 2
+    if several and (
+        options.images is None or options.matching != "activation" or options.curve or options.permuted
+    ):
+        raise UserError(
+            "more than two nets are matched by their activations: give --images, and leave out --matching, --curve and "
+            "--permuted"
+        )
     if options.images is None:
         return _merge_by_weights(options)
     with screen.progress(quiet=options.json) as progress:
         progress("nets and images", 0)
         on = _inputs(options, options.weights[0])
-        second = on.build(options.weights[1], 1)
+        nets = [on.net, *(on.build(weights, i) for i, weights in enumerate(options.weights[1:], 1))]
         progress("matching and merging", 0)
-        merged = merge(
-            *(on.net, second, on.match, on.test, on.labels),
-            matching=options.matching,
-            seed=options.seed,
-            metrics=on.metrics,
-        )
+        how = {"metrics": on.metrics}
+        if several:
+            merged = merge_many(nets, on.match, on.test, on.labels, **how)
+        else:
+            how |= {"matching": options.matching, "seed": options.seed}
+            merged = merge(*nets, on.match, on.test, on.labels, **how)
         progress("baselines", 0)
         flip = SYMMETRIES["horizontal_flip"]
-        beside = baselines(on.net, second, flip, on.test, merged.labels, on.metrics)
+        beside = baselines(nets, flip, on.test, merged.labels, on.metrics)
         line = {}
         if options.curve:
             progress("the line between", 0)
@@ -598,7 +615,7 @@ def _merge_by_weights(options: argparse.Namespace) -> tuple[dict[str, Any], Call
         "permutations": order,
         "checks": aligned.checks,
     }
-    return numbers, lambda: screen.show_written("halfway", options.out)
+    return numbers, lambda: screen.show_written("halfway, as it is,", options.out)
 
 
 def _fits(net: Any, first: Any) -> bool:

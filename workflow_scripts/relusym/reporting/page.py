@@ -32,7 +32,7 @@ from relusym.reporting.words import (
 from relusym.symmetry import SYMMETRIES
 from relusym.whole_files import write_whole
 
-TABLES = ("nets", "layers", "convs", "where_it_fails", "grid", "classes", "curve")
+TABLES = ("nets", "layers", "convs", "where_it_fails", "grid", "classes", "curve", "lie_derivative")
 SAVED = ("permuted", "halfway", "reset", "repaired")
 FILES = (
     "report.html",
@@ -56,6 +56,7 @@ DETAILS = {
     "where_it_fails": "Partial merges",
     "classes": "Accuracy by class",
     "curve": "The line between the net and its flipped self",
+    "lie_derivative": "Under small moves and turns: the Lie derivative by layer, a pixel, and the barrier up to it",
 }
 
 
@@ -123,7 +124,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def tables(report: Report) -> dict[str, list[list[Any]]]:
-    """The tables by name, headings first: those of `TABLES`, without classes and curve where there are none."""
+    """The tables by name, headings first: those of `TABLES`, without the last three where there are none."""
     merged, metrics = report.merged, list(report.merged.scores)
     nets = [["net", *metrics, "barrier", *(f"absolute_barrier_{metric}" for metric in metrics)]]
     for net in merged.accuracy:
@@ -155,6 +156,12 @@ def tables(report: Report) -> dict[str, list[list[Any]]]:
     if report.curve:
         headings = [f"{way}_{metric}" for way, values in report.curve.items() for metric in values]
         rows["curve"] = [["share", *headings], *curve_rows(report.curve)]
+    if report.lie:
+        barriers = {partial.part: partial.prefix["accuracy"] for partial in report.partial}
+        headings = ["layer", *(f"lie_{name}" for name in report.lie.total), "up_to_accuracy"]
+        layers = report.lie.layers | {"whole net": report.lie.total}
+        rows["lie_derivative"] = [headings, *([name, *of_layer.values(), barriers.get(name)]
+                                              for name, of_layer in layers.items())]  # fmt: skip
     return rows
 
 

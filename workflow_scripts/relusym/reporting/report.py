@@ -34,6 +34,7 @@ from relusym.merging.layers import (
     group_output,
     layers,
 )
+from relusym.merging.lie_derivative import LieDerivative, lie_derivative
 from relusym.merging.merge import METRICS, Merge, curve, flip_merge
 from relusym.merging.partial import Partial, Which, partial_merges
 from relusym.pixels.grid import Grid, grid
@@ -88,6 +89,7 @@ class Report:
         baselines: what the merged net is measured against, "ensemble" (mean logits of the net and its transformed self)
             and "flips" (of the net on all orientations of an image) → metric → mean over the images.
         curve: as `merge.curve` gives it, from the net to its transformed self; empty if it wasn't asked for.
+        lie: the Lie derivative under small moves and turns; None if it wasn't asked for, or as `notes` say.
         classes: names of the classes, where they are known.
         inputs: how images were read, where that is known.
     """
@@ -108,6 +110,7 @@ class Report:
     partners: list[Partners] = field(default_factory=list, repr=False)
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     curve: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    lie: LieDerivative | None = None
     classes: tuple[str, ...] = ()
     inputs: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -134,6 +137,7 @@ class Report:
                 for partial in self.partial
             ],
             "grid": asdict(self.grid) | {"symmetric": self.grid.symmetric},
+            **({"lie_derivative": self.lie.numbers()} if self.lie else {}),
         }
 
 
@@ -168,6 +172,7 @@ def report(
     metrics: Mapping[str, Metric] = METRICS,
     partial_images: int = 100,
     curve_points: int = 0,
+    lie_images: int = 0,
     seed: int = 0,
     name: str | None = None,
     classes: Sequence[str] = (),
@@ -186,6 +191,7 @@ def report(
             leaves them out.
         matching: its name in `matching.MATCHINGS`.
         curve_points: at how many points of the line from the net to its transformed self nets are measured; 0: none.
+        lie_images: on how many of the images the Lie derivative is measured, the first ones; 0: none.
         seed: of all random choices.
         classes: their names, if they are known.
         name: what the report calls the net; None: its class.
@@ -207,7 +213,7 @@ def report(
     merged = flip_merge(net, match, test, labels, **how)
     traced = merged.traced
     progress("baselines", 0)
-    both = baselines(traced.net, merged.nets["flipped"], symmetry, test, merged.labels, metrics)
+    both = baselines([traced.net, merged.nets["flipped"]], symmetry, test, merged.labels, metrics)
     line = {}
     if curve_points:
         progress("the line between", 0)
@@ -226,6 +232,13 @@ def report(
     unmeasured = defaultdict(list)  # by why it is
     for group, why in group_actions(traced, symmetry, test.shape, without)[1].items() if without else ():
         unmeasured[why].append(group)
+    lie, unknown = None, []
+    if lie_images:
+        progress("Lie derivative", 0)
+        try:
+            lie = lie_derivative(traced, test, lie_images, seed=seed)
+        except UserError as error:
+            unknown = [str(error)]
     partial, chosen = [], torch.tensor([])
     if partial_images:
         some, chosen = test.sample(partial_images, seed)
@@ -258,26 +271,27 @@ def report(
         partners=partners(traced, test, symmetry, groups, permutations),
         baselines=both,
         curve=line,
+        lie=lie,
         classes=tuple(classes),
         notes=[
             *merged.all_notes,
             *(f"no equivariance error of {listed(names, 3)}: {why}" for why, names in unmeasured.items()),
+            *unknown,
         ],
     )
 
 
 def baselines(
-    first: nn.Module,
-    second: nn.Module,
+    merged: Sequence[nn.Module],
     symmetry: Symmetry,
     test: ImageSource,
     labels: Tensor,
     metrics: Mapping[str, Metric],
 ) -> dict[str, dict[str, float]]:
-    """ "ensemble", both nets' mean logits, and "flips", the first's over all orientations → metric → mean."""
-    nets: dict[str, nn.Module] = {"ensemble": Ensemble(first, second)}
+    """ "ensemble", all nets' mean logits, and "flips", the first's over all orientations → metric → mean."""
+    nets: dict[str, nn.Module] = {"ensemble": Ensemble(*merged)}
     if labels.ndim == 1:
-        nets["flips"] = Averaged(first, symmetry)
+        nets["flips"] = Averaged(merged[0], symmetry)
     metrics = {"accuracy": TOP_1, **metrics}
     return {name: evaluate(net, test, labels, metrics)[0] for name, net in nets.items()}
 

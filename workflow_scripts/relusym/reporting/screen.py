@@ -14,7 +14,7 @@ from relusym.reporting.exact import NETS as EXACT_NETS
 from relusym.reporting.exact import Exact
 from relusym.reporting.page import Comparison
 from relusym.reporting.report import Report
-from relusym.reporting.words import NETS, barrier_text, curve_rows, number, verdict, warnings
+from relusym.reporting.words import MANY, NETS, barrier_text, curve_rows, number, verdict, warnings
 
 MOST_LAYERS = 24  # rows of a table that still fit one screen
 Baselines = Mapping[str, Mapping[str, float]]
@@ -63,12 +63,19 @@ def _table(rows: Iterable[Iterable[str]], *, no_wrap: bool = False) -> Table:
 
 def _scores(merged: Merge, measure: str, baselines: Baselines) -> Table:
     rows = [["net", *(measure if metric == "accuracy" else metric for metric in merged.scores), "barrier"]]
+    words = _words(merged)
     for name in merged.accuracy:
         barrier = barrier_text(merged.barrier[name]) if name in merged.barrier else ""
-        rows.append([NETS.get(name, name), *(number(nets[name]) for nets in merged.scores.values()), barrier])
+        rows.append(
+            [words.get(name, name), *(number(nets[name]) for nets in merged.scores.values()), barrier]
+        )
     for name, values in baselines.items():
-        rows.append([NETS.get(name, name), *(number(values[metric]) for metric in merged.scores), ""])
+        rows.append([words.get(name, name), *(number(values[metric]) for metric in merged.scores), ""])
     return _table(rows)
+
+
+def _words(merged: Merge) -> dict[str, str]:
+    return MANY if "pairwise" in merged.barrier else NETS
 
 
 def _line(curve: Curve) -> Table:
@@ -124,7 +131,7 @@ def show_merge(
     for note in notes:
         console.print(note, style="yellow")
     console.print()
-    show_written(which, path)
+    show_written(_words(merged)[which], path)
 
 
 def show_comparison(comparison: Comparison, page: Path) -> None:
@@ -141,7 +148,7 @@ def show_comparison(comparison: Comparison, page: Path) -> None:
 
 def show_written(which: str, path: str) -> None:
     """What was written where."""
-    _console().print(f"{NETS.get(which, which)} is written to {path}", soft_wrap=True)
+    _console().print(f"{which} is written to {path}", soft_wrap=True)
 
 
 def show_exact(result: Exact, written: Iterable[Path]) -> None:

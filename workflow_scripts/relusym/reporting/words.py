@@ -19,6 +19,14 @@ NETS = {
     "ensemble": "both nets' mean logits",
     "flips": "mean logits over orientations",
 }
+MANY = NETS | {  # of more nets than two
+    "halfway": "the mean of all, as it is",
+    "reset": "the mean of all, batch norms reset",
+    "repaired": "the mean of all, with REPAIR",
+    "pairwise": "each matched to the first alone",
+    "pairwise_repaired": "each to the first, with REPAIR",
+    "ensemble": "all nets' mean logits",
+}
 DEGREES = (  # the largest GCNN barrier of each, and what it means
     (0.01, "it encodes the symmetry layer by layer, as a group-equivariant CNN does"),
     (0.1, "it is close to a group-equivariant CNN"),

@@ -14,19 +14,28 @@ MEASURED = {
     "equivariance_error": "Equivariance error of the layer",
     "barrier_up_to": "Barrier if merged up to the layer",
 }
-LAYOUT = Layout("By layer: where the barrier comes from", {"layer": "Layer", **MEASURED})
+LIE = {  # of records that have it
+    "lie_translation": "Lie derivative, moved by a pixel",
+    "lie_rotation": "Lie derivative, turned by a pixel",
+}
+LAYOUT = Layout("By layer: where the barrier comes from", {"layer": "Layer", **MEASURED, **LIE})
 TABLE = Table(__name__, LAYOUT, **beyond("by_layer", order=5))
 FIGURE = Figure(__name__, name="by_layer_figure", csvs=(".csv",), **beyond("by_layer", order=5))
 
 
+def measures(records: Sequence[Record]) -> dict[str, str]:
+    """What the records have, and its heading."""
+    return MEASURED | {key: text for key, text in LIE.items() if any(record.get(key) for record in records)}
+
+
 def by_net(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a net, measure (of `MEASURED`) and layer (numbered from 1, and its name): its value."""
+    """One row a net, measure (of `measures`) and layer (numbered from 1, and its name): its value."""
     rows = [
         (record["model"], record["seed"], measure, number, name, value)
         for record in records
         if record["status"] == "ok"
-        for measure in MEASURED
-        for number, (name, value) in enumerate(record[measure].items(), start=1)
+        for measure in measures(records)
+        for number, (name, value) in enumerate((record.get(measure) or {}).items(), start=1)
     ]
     frame = pd.DataFrame(rows, columns=["model", "seed", "measure", "layer", "name", "value"])
     return frame.astype({"value": float})
@@ -37,8 +46,8 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     check_agreement(inputs)
     records = inputs["by_layer"]
     nets = by_net(records).pivot(index=["model", "seed", "layer"], columns="measure", values="value")
-    nets = nets.reindex(columns=[*MEASURED]).reset_index()
-    return summary_along(nets, records, "layer", selection["models"], [*MEASURED])
+    nets = nets.reindex(columns=[*measures(records)]).reset_index()
+    return summary_along(nets, records, "layer", selection["models"], [*measures(records)])
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from relusym.findings import BEYOND, Inputs, Selection, Settings, Table, frames, np, pd
-from relusym.findings.beyond import by_layer, curves, during_training, exact_gcnn, matchings, symmetries
+from relusym.findings.beyond import (
+    by_layer,
+    curves,
+    during_training,
+    exact_gcnn,
+    matchings,
+    symmetries,
+    universe,
+)
 from relusym.findings.evidence import Evidence, flipped_against_other, is_higher, paired
 from relusym.findings.layout import Layout
 from relusym.findings.selection import measured_types, net_notes, of_every_matching
@@ -15,13 +23,15 @@ LAYOUT = Layout("Beyond the paper: what was expected, tested", {"question": "Que
 
 
 def select(settings: Settings) -> Selection:
-    """Models: ids of the types that are measured; notes."""
+    """Models: ids of the types that are measured; which of `LATER` are; notes."""
     models = measured_types(settings)
-    return {"models": models, "notes": net_notes(settings, models)}
+    later = [question for question in settings.measured if question in LATER]
+    return {"models": models, "later": later, "notes": net_notes(settings, models)}
 
 
 SMALL = 0.01  # a barrier, or an accuracy, that is of no account
 FROM_IDENTITY = "weight_identity"  # the weight matching that the claims were written of
+THREE = 3  # nets a set, no net in two sets
 TYPES = "cnn", "cnn_inv", "cnn_late_inv"  # ordinary nets; GCNNs are exact already
 Claim = tuple[str, Evidence]
 
@@ -31,6 +41,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     tested = [
         {"question": question, "claim": claim, "source": "", **vars(evidence)}
         for question, claims in QUESTIONS.items()
+        if question not in LATER or question in selection.get("later", ())
         for claim, evidence in claims(inputs, lambda model: selection["names"].get(model, model))
     ]
     return judged(pd.DataFrame(tested), count_untested=True)[[*LAYOUT.headings]]
@@ -201,6 +212,24 @@ def _on_layers(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
         yield claim, paired(rest.to_numpy(float))
 
 
+def _on_universes(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
+    sets = universe.by_set(inputs["universe"])
+    sets = sets[sets["ok"].astype(bool) & (sets["count"] == THREE)].astype(
+        {"universe": float, "pairwise": float}
+    )
+    for model in TYPES[:2]:
+        of_type = sets[sets["model"] == model]
+        yield (
+            f"{name(model)}: of three nets, one universe gives a lower barrier than matching each to the first",
+            paired((of_type["pairwise"] - of_type["universe"]).dropna().to_numpy()),
+        )
+    barriers = {model: group.dropna().to_numpy() for model, group in sets.groupby("model")["universe"]}
+    yield (
+        f"Invariance loss lowers the barrier of three nets in one universe: {name('cnn_inv')} below {name('cnn')}",
+        is_higher(barriers, "cnn", "cnn_inv"),
+    )
+
+
 QUESTIONS = {
     "matchings": _on_matchings,
     "exact_gcnn": _on_exact_gcnns,
@@ -208,7 +237,10 @@ QUESTIONS = {
     "curves": _on_curves,
     "during_training": _on_training,
     "by_layer": _on_layers,
+    "universe": _on_universes,
 }
+# Written down when others were measured: a scale without them corrects for the others alone, as it did.
+LATER = {"universe"}
 TABLE = Table(
     __name__,
     LAYOUT,

@@ -1,0 +1,134 @@
+"""The Lie derivative: zero of what is equivariant, known in other cases, and the sum of what layers contribute."""
+
+import pytest
+import torch
+import torchvision
+from small_nets import Images, resnet, smooth_images, vgg11
+from torch import nn
+
+from relusym.errors import UserError
+from relusym.merging.lie_derivative import generators, lie_derivative
+
+IMAGES = Images(smooth_images(12), 5)
+
+
+def test_generators_are_the_derivatives_of_what_they_move_on_maps_that_are_linear():
+    rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(6.0), indexing="ij")
+    x = (2 * rows + 3 * columns)[None, None]
+    down, right, turn = generators(x, (2, 3), (16, 12))
+    inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
+    # two pixels of the image are one of the map's
+    assert (down[inner] == 1).all() and (right[inner] == 1.5).all()
+    expected = ((columns - 2.5) * 2 - (rows - 3.5) * 3) * 2 / 12
+    torch.testing.assert_close(turn[inner], expected[None, None][inner])
+    turned = generators(x.permute(0, 2, 3, 1), (1, 2), (16, 12))
+    torch.testing.assert_close(turned, torch.stack([down, right, turn]).permute(0, 1, 3, 4, 2))
+
+
+def circular():
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"),
+             nn.Conv2d(8, 8, 5, padding=2, padding_mode="circular")]  # fmt: skip
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    return nn.Sequential(convs[0], nn.ReLU(), convs[1], *head).eval()
+
+
+NOISE = Images(
+    torch.randint(256, (6, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)), 5
+)
+
+
+def test_circular_convs_of_circularly_moved_images_have_none_and_a_pointwise_layer_in_between_adds_all():
+    net = circular()
+    linear = nn.Sequential(net[0], *net[2:]).eval()
+    rounding = lie_derivative(linear, NOISE, circular=True).total["translation"]
+    found = lie_derivative(net, NOISE, circular=True)
+    assert found.layers["0"]["translation"] == pytest.approx(found.total["translation"], rel=1e-3)
+    assert max(rounding, found.layers["2"]["translation"]) < 1e-3 * found.total["translation"]
+    assert (
+        lie_derivative(linear, NOISE).total["translation"] > 1e2 * rounding
+    )  # mirrored where convs are circular
+
+
+class Weighted(nn.Module):
+    """Logits (s, −s), s the sum of an image's pixels, each times its column."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3 * 32 * 32, 2)
+        columns = torch.arange(32.0).expand(3, 32, 32).flatten() * 1e-4
+        self.head.weight = nn.Parameter(torch.stack([columns, -columns]))
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
+@torch.no_grad()
+def test_a_layer_that_reads_pixels_one_by_one_has_the_derivative_that_is_worked_out_by_hand():
+    net = Weighted()
+    x = IMAGES.first(5, torch.device("cpu"))
+    found = lie_derivative(net, IMAGES, 5)
+    right = torch.zeros_like(x)
+    right[..., 1:-1] = (x[..., 2:] - x[..., :-2]) / 2
+    down = torch.zeros_like(x)
+    down[..., 1:-1, :] = (x[..., 2:, :] - x[..., :-2, :]) / 2
+    p = net(x).softmax(1)[:, 0]
+    # p₀ = σ(2s): dp₀ = 2 p₀ p₁ ds, and dp₁ = −dp₀
+    squares = [
+        (2 * p * (1 - p) * (moved.flatten(1) @ net.head.weight[0])) ** 2 * 2 for moved in (right, down)
+    ]
+    assert found.total["translation"] == pytest.approx(float(torch.stack(squares).mean()) ** 0.5, rel=1e-4)
+    assert found.images == 5
+
+
+def moved(x, axis, t):
+    """An image moved by t pixels, interpolated, mirrored at its edges."""
+    padded = nn.functional.pad(x, (1, 1, 1, 1), mode="reflect").movedim(2 + axis, -1)
+    whole = padded[..., 1:-1] + (t * (padded[..., 2:] - padded[..., 1:-1]) if t > 0
+                                 else t * (padded[..., 1:-1] - padded[..., :-2]))  # fmt: skip
+    whole = whole.movedim(-1, 2 + axis)
+    return whole[..., 1:-1] if axis == 0 else whole[..., 1:-1, :]
+
+
+@pytest.mark.parametrize(
+    ("make", "images", "size"), [(vgg11, IMAGES, 32), (resnet, Images(smooth_images(6, 33), 5), 33)]
+)
+@torch.no_grad()
+def test_contributions_add_up_to_the_derivative_that_finite_differences_give(make, images, size):
+    net = make()
+    found = lie_derivative(net, images, 5)
+    net = net.double()
+    x = images.first(5, torch.device("cpu")).double()
+    t, squares = 1e-4, 0.0
+    for axis in (0, 1):
+        ends = [net(moved(x, axis, sign * t)).softmax(1) for sign in (1, -1)]
+        squares += float(((ends[0] - ends[1]) / (2 * t)).square().sum(1).mean()) / 2
+    assert found.total["translation"] == pytest.approx(squares**0.5, rel=0.02)
+    assert len(found.layers) == sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in net.modules())
+
+
+def test_a_net_stays_as_it_is_and_many_classes_are_measured_in_random_directions():
+    net = vgg11().train()
+    state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    few = lie_derivative(net, IMAGES)
+    wide = nn.Linear(64, 100)
+    with torch.no_grad():
+        wide.weight[:], wide.bias[:] = 0, -1e3
+        wide.weight[:10], wide.bias[:10] = net.classifier.weight, net.classifier.bias
+    net.classifier = wide
+    many = lie_derivative(net, IMAGES)
+    assert many.total["translation"] == pytest.approx(few.total["translation"], rel=0.4)
+    assert net.training and all(
+        torch.equal(net.state_dict()[key], state[key]) for key in state if "classifier" not in key
+    )
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_tokens_are_refused_in_one_line():
+    torch.manual_seed(0)
+    transformer = torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=10).eval()
+    with pytest.raises(
+        UserError, match=r"no Lie derivative: at .*, pixels aren't along a height and a width"
+    ):
+        lie_derivative(transformer, IMAGES)

@@ -1,0 +1,129 @@
+"""Several nets of a type merged to one, matched to one universe of channels or each to the first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+
+from relusym.barrier import barrier as barrier_of
+from relusym.beyond import declaration
+from relusym.record_types import Barrier, Fields, Share, check_barrier, contradiction
+from relusym.schema import Number, refusal
+
+if TYPE_CHECKING:
+    from relusym.measuring.merge import MergeJob
+
+MERGED = "universe", "universe_no_repair", "pairwise", "pairwise_no_repair"
+
+
+def _ascending(counts: list[int]) -> list[int]:
+    if counts != sorted({*counts}):
+        raise refusal("allowed are ascending numbers, each once")
+    return counts
+
+
+class Options(declaration.Options):
+    """Several nets of a type merged to one: those of each of `seeds` and of the seeds that follow it, cyclically."""
+
+    counts: Annotated[
+        list[Annotated[int, Field(ge=3, le=32), Number]], Field(min_length=1), AfterValidator(_ascending)
+    ] = Field([3], description="how many nets are merged")
+
+
+class Merged(Fields):
+    """Of so many nets: `mean` and `ensemble`, of the nets' accuracies and of their mean logits; the merged nets."""
+
+    mean: Share
+    ensemble: Share
+    accuracy: dict[str, Share]
+    barrier: dict[str, Barrier | None]
+
+    @field_validator("barrier")
+    @classmethod
+    def _follows_from_accuracies(
+        cls, barriers: dict[str, float | None], info: ValidationInfo
+    ) -> dict[str, float | None]:
+        mean, accuracy = info.data.get("mean"), info.data.get("accuracy")
+        if mean is not None and accuracy is not None:
+            if {*accuracy} != {*MERGED} or {*barriers} != {*MERGED}:
+                raise contradiction(f"allowed are those of {', '.join(MERGED)}")
+            for name, value in barriers.items():
+                check_barrier(name, value, mean, accuracy[name])
+        return barriers
+
+
+class Body(Fields):
+    """What is measured of the most nets that are merged, and of so many of them.
+
+    `accuracy`: each net's. `cycles`: the share of channels that pairwise matchings bring from the first net to the
+    second, the third and back to where they were; of a universe, all are. `similarity`: by channel group, the mean
+    correlation of matched channels over all pairs of nets, in a universe.
+    """
+
+    settings: dict[str, Any]
+    accuracy: list[Share]
+    merged: dict[str, Merged]
+    cycles: Share
+    similarity: dict[str, float]
+
+    @field_validator("merged")
+    @classmethod
+    def _are_all_there(cls, merged: dict[str, Merged], info: ValidationInfo) -> dict[str, Merged]:
+        counts = info.data.get("settings", {}).get("counts")
+        if not isinstance(counts, list) or {*map(str, counts)} != {*merged}:
+            raise contradiction(f"allowed are the counts of the settings, {counts!r}")
+        return merged
+
+
+def measure(job: MergeJob) -> dict[str, Any]:
+    """The fields of `Body`; channels are correlated in one pass, for all counts together."""
+    import torch
+
+    from relusym.channels.traced import as_traced
+    from relusym.evaluation.invariance import Ensemble
+    from relusym.evaluation.metrics import accuracy as accuracy_of
+    from relusym.matching.match import assigned
+    from relusym.merging.aligned import UNIVERSE, align_many, joint_statistics
+    from relusym.merging.merge import corrected
+
+    traced = [as_traced(net, job.images.shape) for net in job.plain]
+    measured = joint_statistics(traced, job.images, traced[0].groups)
+    accuracies = [accuracy_of(net, job.test, job.labels) for net in job.plain]
+    merged, similarity = {}, {}
+    for count in job.settings["counts"]:
+        nets, mean = traced[:count], sum(accuracies[:count]) / count
+        of_merged = {}
+        for name, matching in {"universe": UNIVERSE, "pairwise": job.matched_by["matching"]}.items():
+            aligned = align_many(
+                nets, job.images, **job.matched_by | {"matching": matching}, measured=measured
+            )
+            inner, _ = corrected(aligned.mean(), aligned.targets(), job.images)
+            of_merged[name] = accuracy_of(inner["repaired"], job.test, job.labels)
+            plain = inner.get("reset", inner["halfway"])
+            of_merged[f"{name}_no_repair"] = accuracy_of(plain, job.test, job.labels)
+            if matching == UNIVERSE:
+                apart = ~torch.eye(count, dtype=torch.bool)
+                similarity = {
+                    group: float(table[apart].mean()) for group, table in aligned.similarity.items()
+                }
+        merged[str(count)] = {
+            "mean": mean,
+            "ensemble": accuracy_of(Ensemble(*job.plain[:count]), job.test, job.labels),
+            "accuracy": of_merged,
+            "barrier": {
+                name: barrier_of(mean, mean, value) if mean else None for name, value in of_merged.items()
+            },
+        }
+    tables, there = measured.by_net(traced[0].groups), {}
+    for here, other in ((0, 1), (1, 2), (2, 0)):
+        pair = assigned(traced[0].groups, {name: table[here, :, other] for name, table in tables.items()})
+        there = {
+            name: permutation[there[name]] if there else permutation for name, permutation in pair.items()
+        }
+    back = torch.cat([permutation == torch.arange(len(permutation)) for permutation in there.values()])
+    cycles = float(back.double().mean())
+    return {"accuracy": accuracies, "merged": merged, "cycles": cycles, "similarity": similarity}
+
+
+MEASUREMENT = declaration.Measurement(Options, Body, measure, several=True)

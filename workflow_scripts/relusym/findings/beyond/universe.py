@@ -1,0 +1,50 @@
+"""Several nets of a type merged to one: barriers by type and number of nets, in a universe and each to the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from relusym.findings import Inputs, Record, Selection, Table, pd
+from relusym.findings.frames import check_agreement, in_order, summary
+from relusym.findings.layout import Layout
+from relusym.findings.selection import beyond
+
+QUANTITIES = {
+    "mean": "Accuracy, mean of the nets",
+    "ensemble": "Accuracy of their mean logits",
+    "universe": "Barrier, one universe",
+    "pairwise": "Barrier, each to the first",
+    "universe_no_repair": "One universe, no REPAIR",
+    "pairwise_no_repair": "Each to the first, no REPAIR",
+    "cycles": "Channels that pairwise matchings bring back",
+}
+LAYOUT = Layout("Several nets merged to one", {"count": "Nets", **QUANTITIES, "n": "Sets of nets"})
+TABLE = Table(__name__, LAYOUT, **beyond("universe", order=6))
+KEY = ["model", "count"]
+
+
+def by_set(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a set of nets and number of them: model, count, seed (the first one's), ok, `QUANTITIES`."""
+    rows = []
+    for record in records:
+        for count in record["settings"].get("counts", ()):
+            row = {
+                "model": record["model"],
+                "count": count,
+                "seed": record["seeds"][0],
+                "ok": record["status"] == "ok",
+            }
+            if row["ok"]:
+                merged = record["merged"][str(count)]
+                row |= {key: merged[key] for key in ("mean", "ensemble")} | merged["barrier"]
+                row |= {"cycles": record["cycles"]}
+            rows.append(row)
+    return pd.DataFrame(rows, columns=[*KEY, "seed", "ok", *QUANTITIES])
+
+
+def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
+    """One row a type and number of nets, mean and standard deviation over sets of nets, n, left_out."""
+    check_agreement(inputs)
+    sets = in_order(by_set(inputs["universe"]), selection["models"])
+    wanted = list(sets.drop_duplicates(KEY)[KEY].itertuples(index=False, name=None))
+    return summary(sets, KEY, wanted, list(QUANTITIES))

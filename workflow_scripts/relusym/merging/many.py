@@ -1,0 +1,146 @@
+"""Merging more than two nets: matched to one universe of channels, or a net with all its transformed selves at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from relusym.barrier import barrier
+from relusym.channels.groups import has_batch_norm
+from relusym.channels.traced import as_traced
+from relusym.channels.tracing import Handlers, unwrapped
+from relusym.errors import UserError
+from relusym.evaluation.images import AnyImages, ImageSource, as_images
+from relusym.evaluation.logits import evaluating
+from relusym.evaluation.metrics import Metric, accuracy
+from relusym.matching import STARTS
+from relusym.merging.aligned import align_many, joint_statistics
+from relusym.merging.merge import (
+    METRICS,
+    Merge,
+    check_alike,
+    check_nets,
+    corrected,
+    ends_scores,
+    fixed_notes,
+    scored,
+)
+from relusym.merging.repair import repaired, reset_batch_norm
+from relusym.precision import full_float32
+from relusym.symmetry import Symmetry
+
+
+@torch.no_grad()
+@full_float32()
+def merge_many(
+    nets: Sequence[nn.Module],
+    images: AnyImages,
+    test_images: AnyImages | None = None,
+    test_labels: Tensor | None = None,
+    *,
+    metrics: Mapping[str, Metric] = METRICS,
+    handlers: Handlers | None = None,
+) -> Merge:
+    """Merge several nets to one: match all to one universe of channels, average, REPAIR (`universe.universe`).
+
+    Args and Raises: as of `merge.merge`; and if there are less than two.
+
+    Returns:
+        "halfway", "reset" and "repaired" are the mean of all nets, "pairwise" (reset, of nets with batch norm) and
+        "pairwise_repaired" that of the nets matched to the first alone. Barriers are relative to the mean of all;
+        `permutations` and `aligned` are by net.
+    """
+    images = as_images(images)
+    test = images if test_images is None else as_images(test_images)
+    if len(nets) < 2:
+        raise UserError(f"{len(nets)} nets given; at least two are merged")
+    ends = {f"net_{i}": unwrapped(net) for i, net in enumerate(nets, 1)}
+    check_nets(ends, images, test, test_labels, metrics)
+    with evaluating(*ends.values()):
+        traced = [as_traced(net, images.shape, handlers) for net in ends.values()]
+        ends = {name: net.net for name, net in zip(ends, traced, strict=True)}
+        seen, answered = ends_scores(ends, test, test_labels, metrics)
+        measured = joint_statistics(traced, images, traced[0].groups, answered if test is images else None)
+        aligned = align_many(traced, images, measured=measured)
+        for name, net in zip(ends, aligned.nets, strict=True):
+            check_alike(aligned.nets[0], net, aligned.groups, ("net_1", name))
+        inner, checks = corrected(aligned.mean(), aligned.targets(), images)
+        to_first = align_many(traced, images, matching="activation", measured=measured)
+        baseline, others = corrected(to_first.mean(), to_first.targets(), images)
+        inner |= {
+            "pairwise": baseline.get("reset", baseline["halfway"]),
+            "pairwise_repaired": baseline["repaired"],
+        }
+        apart = ~torch.eye(len(nets), dtype=torch.bool)
+        return Merge(
+            **scored(ends, inner, seen if test is images else {}, test, test_labels, metrics),
+            permutations={name: {group: permutation.tolist() for group, permutation in of_net.items()}
+                          for name, of_net in zip(ends, aligned.permutations, strict=True)},
+            similarity={name: float(table[apart].mean()) for name, table in aligned.similarity.items()},
+            checks={name: max(value, others.get(name, value)) for name, value in (aligned.checks | checks).items()},
+            aligned=aligned,
+            notes=fixed_notes(aligned.traced),
+            traced=aligned.traced,
+        )  # fmt: skip
+
+
+# ---- a net and its transformed selves
+
+
+@dataclass(frozen=True)
+class OrbitMerge:
+    """What merging over an orbit measured, as fractions of the test images.
+
+    Attributes:
+        accuracy: of the net ("net"), on average of all transformed nets and it ("orbit"), and of the merged nets:
+            "pairwise", of the net and its once transformed self, and "whole", of all, each also with "_no_repair".
+        barrier: of the merged nets, equation (4) with as many endpoints as there are; None if all are at zero.
+        similarity: group name → mean correlation of channels with their matches in the once transformed net.
+    """
+
+    accuracy: dict[str, float]
+    barrier: dict[str, float | None]
+    similarity: dict[str, float]
+
+
+@torch.no_grad()
+@full_float32()
+def orbit_merge(
+    net: nn.Module,
+    symmetry: Symmetry,
+    images: ImageSource,
+    test_images: ImageSource,
+    labels: Tensor,
+    *,
+    matching: str = "activation",
+    starts: int = STARTS,
+) -> OrbitMerge:
+    """Merge a net with its selves transformed by every power of τ, matched as of `align_many`.
+
+    With "cyclic", the mean of all is a GCNN, exactly, before REPAIR. Of a symmetry of order 2, "whole" is "pairwise",
+    the merge with the flipped self.
+    """
+    turned = [net]
+    for _ in range(symmetry.order - 1):
+        turned.append(symmetry.transform(turned[-1]))
+    traced = as_traced(net, images.shape)
+    copies = [traced.copied(each) for each in turned]
+    aligned = align_many(copies, images, matching=matching, starts=starts, order=symmetry.order)
+    ends = [accuracy(end, test_images, labels) for end in aligned.nets]
+    accuracies, barriers = {"net": ends[0], "orbit": sum(ends) / len(ends)}, {}
+    merges = {"pairwise": 2, "whole": len(ends)}
+    for name, count in merges.items():
+        if name == "whole" and count == 2:
+            accuracies |= {key.replace("pairwise", name): accuracies[key] for key in barriers}
+            barriers |= {key.replace("pairwise", name): value for key, value in barriers.items()}
+            continue
+        merged = aligned.mean(count)
+        fixed = repaired(merged, aligned.targets(count), images)[0]
+        plain = reset_batch_norm(merged.net, images) if has_batch_norm(net) else merged.net
+        mean = sum(ends[:count]) / count
+        for key, candidate in {name: fixed, f"{name}_no_repair": plain}.items():
+            accuracies[key] = accuracy(candidate, test_images, labels)
+            barriers[key] = barrier(mean, mean, accuracies[key]) if mean else None
+    similarity = {name: float(table[0, 1]) for name, table in aligned.similarity.items()}
+    return OrbitMerge(accuracies, barriers, similarity)
