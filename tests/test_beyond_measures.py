@@ -4,6 +4,7 @@ from conftest import refused
 from small_nets import Images, answers, smooth_images, vgg11
 from torch import nn
 
+from relusym.beyond.declaration import Job
 from relusym.data.augmentation import normalise
 from relusym.data.chiral_shapes import generate
 from relusym.data.image_set import save, subset
@@ -120,3 +121,8 @@ def test_all_layers_merged_are_the_whole_merge(aligned, labels, merged):
     barriers = prefix_barriers(aligned, IMAGES, IMAGES, labels)
     assert [*barriers] == [*(f"features.conv{i}" for i in range(1, 9)), "classifier"]
     assert barriers["classifier"] == pytest.approx(merged.barrier["repaired"], abs=0.02)
+
+
+def test_a_measurements_job_has_all_that_a_measurement_may_read():
+    read = {*Job.__annotations__, *(name for name in vars(Job) if name in ("as_plain", "snapshot", "choice"))}
+    assert len(read) == 16 and read <= {*dir(MergeJob), *MergeJob.__dataclass_fields__}

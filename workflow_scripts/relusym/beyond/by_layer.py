@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from relusym.beyond import declaration
 from relusym.record_types import Barrier, Fields, NotNegative
 from relusym.schema import Count, OrNull
-
-if TYPE_CHECKING:
-    from relusym.measuring.merge import MergeJob
 
 
 class Options(declaration.Options):
@@ -40,7 +37,7 @@ def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: lis
     return {"lie_images": section["lie_images"]} if section["lie_images"] else {}
 
 
-def measure(job: MergeJob) -> dict[str, Any]:
+def measure(job: declaration.Job) -> dict[str, Any]:
     """The fields of `Body` of one net."""
     from relusym.channels.traced import as_traced
     from relusym.merging.aligned import align

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from relusym.beyond import declaration
 from relusym.record_types import Fields, NotNegative, Share, contradiction
 from relusym.schema import Count, Number, OrNull, refusal
-
-if TYPE_CHECKING:
-    from relusym.measuring.merge import MergeJob
 
 
 def _odd(points: int) -> int:
@@ -62,7 +59,7 @@ class Body(Fields):
         return curve
 
 
-def measure(job: MergeJob) -> dict[str, Any]:
+def measure(job: declaration.Job) -> dict[str, Any]:
     """From a net to its aligned flipped self, or to another net."""
     from relusym.merging.aligned import align
     from relusym.merging.merge import curve

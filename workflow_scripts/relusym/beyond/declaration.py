@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import AfterValidator, Field
 
@@ -12,7 +13,12 @@ from relusym.record_types import Fields
 from relusym.schema import Count, OrNull, Section, Seeds, Text, each_once
 
 if TYPE_CHECKING:
-    from relusym.measuring.merge import MergeJob
+    import torch
+    from torch import Tensor, nn
+
+    from relusym.data.image_set import ImageSet
+    from relusym.evaluation.images import Images
+    from relusym.symmetry import Symmetry
 
 Values = dict[str, Any]
 Pairs = OrNull[
@@ -43,6 +49,44 @@ PARTS_OF_MODELS = "from_scratch", "redundant", "towers"
 NOT_IN_SETTINGS = {*Options.model_fields, *PARTS_OF_MODELS, "pairs", "matching", "lie_images"}
 
 
+class Job(Protocol):
+    """What a measurement reads, loaded when it is first asked for: a `measuring.merge.MergeJob`.
+
+    Attributes:
+        names: model and seed of each net.
+        settings: all that the record depends on.
+        nets, plain: as they were trained, and the same as ordinary nets, which can be merged.
+        train, images: what they were trained on, and the images of it to merge on.
+        test, labels: the test images and their labels, int64 (N,).
+        least_accuracy: on them, of a net that has learnt nothing.
+        matched_by: how channels are matched, as arguments of `merge` and `align`.
+        beside: the file to write beside the record, if there is to be one.
+    """
+
+    names: list[tuple[str, int]]
+    settings: Values
+    device: torch.device
+    beside: Path | None
+    nets: list[nn.Module]
+    plain: list[nn.Module]
+    train: ImageSet
+    images: Images
+    test: Images
+    labels: Tensor
+    least_accuracy: float
+    symmetry: Symmetry
+    matched_by: Values
+
+    def as_plain(self, net: nn.Module) -> nn.Module:
+        """An ordinary net with the function of `net`."""
+
+    def snapshot(self, epoch: int) -> nn.Module:
+        """The first net as it was after so many epochs."""
+
+    def choice(self, count: int | None) -> Images:
+        """So many of the training images, by the data's seed; None: those to merge on."""
+
+
 @dataclass(frozen=True)
 class Measurement:
     """All that the workflow has to know of a measurement.
@@ -60,7 +104,7 @@ class Measurement:
 
     options: type[Options]
     body: type[Fields]
-    measure: Callable[[MergeJob], Values]
+    measure: Callable[[Job], Values]
     settings: Callable[[Values, str, Values, list[int]], Values] = lambda *_: {}
     snapshots: Callable[[Values], list[int]] = lambda settings: []
     flips_alone: bool = False

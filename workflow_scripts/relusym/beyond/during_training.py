@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -16,9 +16,6 @@ from relusym.record_types import (
     Share,
     contradiction,
 )
-
-if TYPE_CHECKING:
-    from relusym.measuring.merge import MergeJob
 
 
 class Options(declaration.Options):
@@ -65,7 +62,7 @@ def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: lis
     return {"epochs": [*sorted(epoch for epoch in snapshots if epoch < last), last]}
 
 
-def measure(job: MergeJob) -> dict[str, Any]:
+def measure(job: declaration.Job) -> dict[str, Any]:
     """The fields of `MeasuredEpoch` at each epoch that the net was kept at, and at the end."""
     from relusym.merging.layers import equivariance_errors
     from relusym.merging.merge import flip_merge

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from relusym.measuring.merge import MergeJob
     from relusym.nets.tied import TiedNet
 
 Record = dict[str, Any]
@@ -108,7 +107,7 @@ def settings(section: dict, model: str, upstream: Record, snapshots: list[int]) 
     return {"from_scratch": model in section["from_scratch"]}
 
 
-def measure(job: MergeJob) -> Record:
+def measure(job: declaration.Job) -> Record:
     """The exact GCNN of one net, kept beside the checkpoints, and the accuracies of all that it is compared with.
 
     Raises:
@@ -186,7 +185,7 @@ def measure(job: MergeJob) -> Record:
     }
 
 
-def initial(plain: nn.Module, job: MergeJob) -> nn.Module:
+def initial(plain: nn.Module, job: declaration.Job) -> nn.Module:
     """An ordinary net of the same shapes with its architecture's initial weights."""
     from relusym import nets
 
@@ -197,7 +196,7 @@ def initial(plain: nn.Module, job: MergeJob) -> nn.Module:
     return nets.build(network, classes, job.symmetry).to(next(plain.parameters()).device)
 
 
-def trained(net: nn.Module, recipe: Recipe, job: MergeJob, name: str) -> nn.Module | None:
+def trained(net: nn.Module, recipe: Recipe, job: declaration.Job, name: str) -> nn.Module | None:
     """The net, trained in place on batches that depend on the seed and `name` alone; None if the training diverged."""
     from relusym.data.batches import ImagesOnDevice
     from relusym.training.loop import train

@@ -13,7 +13,6 @@ from relusym.schema import Text
 if TYPE_CHECKING:
     from torch import nn
 
-    from relusym.measuring.merge import MergeJob
     from relusym.merging.merge import Merge
 
 # What leaves a layer's activation as it is, beside permutations.
@@ -92,7 +91,7 @@ def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: lis
     return {"variants": variants}
 
 
-def measure(job: MergeJob) -> dict[str, Any]:
+def measure(job: declaration.Job) -> dict[str, Any]:
     """The net by each matching; with redundant channels, and rid of them; with its flipped self in one of two towers.
 
     Raises:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from relusym.beyond import declaration
 from relusym.record_types import Barrier, Fields, NotNegative, Share, Shares, check_barrier, contradiction
 from relusym.symmetry import SYMMETRIES
-
-if TYPE_CHECKING:
-    from relusym.measuring.merge import MergeJob
 
 
 class Options(declaration.Options):
@@ -76,7 +73,7 @@ def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: lis
     return {"symmetries": [*SYMMETRIES] if trained_for_none else [upstream["symmetry"]]}
 
 
-def measure(job: MergeJob) -> dict[str, Any]:
+def measure(job: declaration.Job) -> dict[str, Any]:
     """Of each symmetry: `OrbitMerge`, with the invariance error over the test images."""
     from relusym.evaluation.invariance import invariance_error
     from relusym.merging.many import orbit_merge

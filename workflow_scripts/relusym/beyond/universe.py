@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
@@ -10,9 +10,6 @@ from relusym.barrier import barrier as barrier_of
 from relusym.beyond import declaration
 from relusym.record_types import Barrier, Fields, Share, check_barrier, contradiction
 from relusym.schema import Number, refusal
-
-if TYPE_CHECKING:
-    from relusym.measuring.merge import MergeJob
 
 MERGED = "universe", "universe_no_repair", "pairwise", "pairwise_no_repair"
 
@@ -76,7 +73,7 @@ class Body(Fields):
         return merged
 
 
-def measure(job: MergeJob) -> dict[str, Any]:
+def measure(job: declaration.Job) -> dict[str, Any]:
     """The fields of `Body`; channels are correlated in one pass, for all counts together."""
     import torch
 
