@@ -141,7 +141,7 @@ def test_training_and_merges_have_a_row_each_with_ratio_goal_and_agreement():
 def test_the_workflows_own_cost_has_a_row_each(clone, tmp_path, monkeypatch):
     folder = clone().folder
     copy = WorkflowCopy(folder, tmp_path)
-    assert copy.dry_run("demo", "0") > 0 < copy.start_up("cpu")
+    assert copy.dry_run("demo", "0-3") > 0 < copy.start_up("cpu")
     for method in ("dry_run", "start_up"):
         monkeypatch.setattr(WorkflowCopy, method, lambda self, *how: float(len(how)))
     rows = side_by_side.workflow_rows(folder, "cpu", 1, repeats=1, demo=False, seeds=1)

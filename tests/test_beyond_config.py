@@ -214,7 +214,7 @@ def test_what_a_measurement_depends_on_outdates_it_and_nothing_of_the_papers():
     ("exact_gcnn", {"models": ["turned_cnn"]}, "models: turned_cnn's symmetry isn't of order 2"),
     ("exact_gcnn", {"fine_tuning": {"epochs": 2}}, "the key 'learning_rate' is missing"),
     ("universe", {"models": ["cnn"], "counts": [5, 3]}, "counts.*allowed are ascending numbers"),
-    ("universe", {"models": ["cnn"], "counts": [13]}, "universe.counts: 13 given; cnn has 12 seeds"),
+    ("universe", {"models": ["cnn"], "counts": [13]}, "universe.counts: 13 given; cnn has 12 nets"),
     ("symmetries", {"models": ["simsiam_odd"]}, "simsiam_odd isn't trained by a recipe"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_line(kind, section, line):

@@ -199,7 +199,7 @@ def _check_beyond(settings: Settings) -> None:
             raise UserError(f"{key('seeds')}: {min(unknown)} is none of the seeds of {', '.join(chosen)}")
         for model in models if "counts" in section else ():
             if (seeds := len(settings.models[model].seeds)) < (count := max(section["counts"])):
-                raise UserError(f"{key('counts')}: {count} given; {model} has {seeds} seeds, so no more nets")
+                raise UserError(f"{key('counts')}: {count} given; {model} has {seeds} nets, one a seed")
         for option, model in parts:
             _one_of(key(option), model, models)
         if name in MEASUREMENTS and MEASUREMENTS[name].flips_alone:
