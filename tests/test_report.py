@@ -56,8 +56,8 @@ def test_baselines_and_classes_are_what_they_say():
 
 
 @pytest.mark.parametrize("labels, line", [
-    (LABELS[:-1], "59 given for 60 images"), (LABELS + 0.5, "aren't whole numbers from 0"), (LABELS + 5, "labels up to 14"),
-    (torch.tensor(3), "shape ()"),
+    (LABELS[:-1], "59 given for 60 images"), (LABELS + 0.5, "aren't whole numbers from 0"),
+    (LABELS + 5, "labels up to 14"), (torch.tensor(3), "shape ()"),
 ])  # fmt: skip
 def test_labels_of_another_kind_are_refused(labels, line):
     refused(lambda: flip_merge(conv_net(), Images(PIXELS, 16), test_labels=labels), line)
