@@ -29,7 +29,11 @@ def print_results():
         encoding = sys.stdout.encoding or "ascii"  # which may lack ±
         print(text.encode(encoding, "replace").decode(encoding))
         trained = {renamed(rule) for rule in (*SUBMITTED, "measure")} & {*RUN}
-        if not trained and Path(f"{folder}/records/train").exists() and not Path(f"{folder}/checkpoints").exists():
+        if (
+            not trained
+            and Path(f"{folder}/records/train").exists()
+            and not Path(f"{folder}/checkpoints").exists()
+        ):
             print(
                 f"No net was trained: {folder}/records has them all. To train them yourself, move {folder} away first."
             )
