@@ -103,9 +103,9 @@ def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets
 
     def repaired(traced, targets, images):
         merged.append((traced.net, targets))
-        return [traced.net]
+        return traced.net, {}
 
-    monkeypatch.setattr("relusym.merging.many.repaired", repaired)
+    monkeypatch.setattr("relusym.merging.merge.repaired", repaired)
     orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, labels, matching="identity")
     states = [each.state_dict() for each in nets]
     targets = [align(net, each, IMAGES, matching="identity").statistics[1] for each in nets]

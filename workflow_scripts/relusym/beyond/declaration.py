@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo
 
-from relusym.record_types import Fields
+from relusym.record_types import Fields, contradiction
 from relusym.schema import Count, OrNull, Section, Seeds, Text, each_once
 
 if TYPE_CHECKING:
@@ -47,6 +47,13 @@ class Options(Selection):
 # Options that name those of `models` of which something more is measured.
 PARTS_OF_MODELS = "from_scratch", "redundant", "towers"
 NOT_IN_SETTINGS = {*Options.model_fields, *PARTS_OF_MODELS, "pairs", "matching", "lie_images"}
+
+
+def check_measured(measured: list, info: ValidationInfo) -> None:
+    """Refuse a field of a record that isn't of what its settings say under the same name, in that order."""
+    wanted = info.data.get("settings", {}).get(info.field_name)
+    if wanted != measured:
+        raise contradiction(f"allowed are those of the settings, {wanted!r}")
 
 
 class Job(Protocol):

@@ -50,9 +50,7 @@ class Body(Fields):
     @field_validator("epochs")
     @classmethod
     def _are_all_there(cls, epochs: list[MeasuredEpoch], info: ValidationInfo) -> list[MeasuredEpoch]:
-        wanted = info.data.get("settings", {}).get("epochs")
-        if wanted != [each.epoch for each in epochs]:
-            raise contradiction(f"allowed are those of the settings, {wanted!r}")
+        declaration.check_measured([each.epoch for each in epochs], info)
         return epochs
 
 

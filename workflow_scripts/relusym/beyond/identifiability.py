@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from relusym.beyond import declaration
-from relusym.record_types import Barrier, Fields, NotNegative, Share, Shares, check_barrier, contradiction
+from relusym.record_types import Barrier, Fields, NotNegative, Share, Shares, check_barrier
 from relusym.schema import Text
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ class Body(Fields):
     @field_validator("variants")
     @classmethod
     def _are_all_there(cls, variants: dict[str, Variant], info: ValidationInfo) -> dict[str, Variant]:
-        wanted = info.data.get("settings", {}).get("variants")
-        if wanted != [*variants]:
-            raise contradiction(f"allowed are those of the settings, {wanted!r}")
+        declaration.check_measured([*variants], info)
         return variants
 
 

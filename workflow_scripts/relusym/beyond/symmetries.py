@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from relusym.beyond import declaration
-from relusym.record_types import Barrier, Fields, NotNegative, Share, Shares, check_barrier, contradiction
+from relusym.record_types import Barrier, Fields, NotNegative, Share, Shares, check_barrier
 from relusym.symmetry import SYMMETRIES
 
 
@@ -60,9 +60,7 @@ class Body(Fields):
     @field_validator("symmetries")
     @classmethod
     def _are_all_there(cls, symmetries: dict[str, OrbitMerge], info: ValidationInfo) -> dict[str, OrbitMerge]:
-        wanted = info.data.get("settings", {}).get("symmetries")
-        if not isinstance(wanted, list) or [*map(str, wanted)] != [*symmetries]:
-            raise contradiction(f"allowed are those of the settings, {wanted!r}")
+        declaration.check_measured([*symmetries], info)
         return symmetries
 
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from relusym.barrier import barrier
-from relusym.channels.groups import has_batch_norm
 from relusym.channels.traced import as_traced
 from relusym.channels.tracing import Handlers, unwrapped
 from relusym.errors import UserError
@@ -26,7 +25,6 @@ from relusym.merging.merge import (
     fixed_notes,
     scored,
 )
-from relusym.merging.repair import repaired, reset_batch_norm
 from relusym.precision import full_float32
 from relusym.symmetry import Symmetry
 
@@ -135,11 +133,10 @@ def orbit_merge(
             accuracies |= {key.replace("pairwise", name): accuracies[key] for key in barriers}
             barriers |= {key.replace("pairwise", name): value for key, value in barriers.items()}
             continue
-        merged = aligned.mean(count)
-        fixed = repaired(merged, aligned.targets(count), images)[0]
-        plain = reset_batch_norm(merged.net, images) if has_batch_norm(net) else merged.net
+        inner, _ = corrected(aligned.mean(count), aligned.targets(count), images)
+        plain = inner.get("reset", inner["halfway"])
         mean = sum(ends[:count]) / count
-        for key, candidate in {name: fixed, f"{name}_no_repair": plain}.items():
+        for key, candidate in {name: inner["repaired"], f"{name}_no_repair": plain}.items():
             accuracies[key] = accuracy(candidate, test_images, labels)
             barriers[key] = barrier(mean, mean, accuracies[key]) if mean else None
     similarity = {name: float(table[0, 1]) for name, table in aligned.similarity.items()}
