@@ -29,6 +29,13 @@ try:
     SETTINGS = Settings.of(config, ["scales", ROOT / "scales"])
 except UserError as error:
     sys.exit(f"config error: {error}")
+if MAIN:
+    for name in SETTINGS.unread(CONFIG_WORDS):
+        print(
+            f"notice: nothing at scale {SETTINGS.scale} reads {name}; 'data={{dataset: {name}}}' beside it has the "
+            "scale's nets trained on it",
+            file=sys.stderr,
+        )
 config = {  # for report/workflow.rst
     **config,
     "net": {"width": SETTINGS.common.network.get("width", 1), "epochs": SETTINGS.sections.training.epochs},

@@ -155,7 +155,7 @@ def test_two_that_write_one_file_write_different_temporary_files(tmp_path):
 def a_note(path):
     made = path.with_name("table2.csv")
     write_text(made, "n\n1\n")
-    write_note(path, "table2", "0" * 16, [made])
+    write_note(path, "table2", "0" * 16, {}, [made])
 
 
 def a_lock(path):

@@ -3,7 +3,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
-from conftest import ROOT, scale_of, settings_of, write_scale
+from conftest import ROOT, refused, scale_of, settings_of, write_scale
 from hypothesis import given
 from hypothesis import settings as how
 from hypothesis import strategies as st
@@ -51,6 +51,25 @@ def test_what_the_run_says_goes_before_the_scales_file_and_a_models_own_before_b
     assert cnn["batch_size"] == gcnn["batch_size"] == 25
     assert (cnn["learning_rate"], gcnn["learning_rate"]) == (0.5, 0.01)
     assert settings.models["cnn_noaug"].image_size == 40 and settings.models["gcnn"].image_size is None
+
+
+@pytest.mark.parametrize(
+    ("scale", "data"), [("demo", {"dataset": "cifar10"}), ("laptop", {"dataset": "mine"})]
+)
+def test_a_scale_is_pointed_at_other_images_by_one_key(scale, data):
+    mine = {"source": "folder", "root": "mine", "label": "Mine"}
+    plain, settings = (
+        settings_of(scale=scale, datasets={"mine": mine}, **how) for how in ({}, {"data": data})
+    )
+    assert settings.train("cnn")["data"]["dataset"] == data["dataset"]
+    assert {*settings.train("cnn")["data"]} == {*plain.train("cnn")["data"]} - {"test_images", "invariant_to"}
+    over = {"cifar10": {}, "datasets": {"mine": mine}}
+    assert data["dataset"] in plain.unread(over) and data["dataset"] not in settings.unread(over)
+    refusal = "data.test_images: only for generated images"
+    refused(
+        lambda: settings_of(scale=scale, datasets={"mine": mine}, data=data | {"test_images": 9}),
+        match=refusal,
+    )
 
 
 def test_a_scale_needs_seeds_models_and_how_to_train_them_alone():

@@ -23,16 +23,15 @@ from small_training import RESNET_RECIPE, small_images, small_net, train_on
 from test_layers import Tied
 from torch import nn
 
-from relusym.barrier import absolute_barrier, barrier
 from relusym.channels.groups import permute
 from relusym.channels.traced import TracedNet, channel_groups
 from relusym.data.augmentation import normalise
 from relusym.errors import UserError
 from relusym.evaluation.invariance import invariance_error
-from relusym.evaluation.metrics import accuracy
+from relusym.evaluation.metrics import TOP_1, accuracy
 from relusym.merging.aligned import pair_statistics
 from relusym.merging.identities import LIMITS, hold, largest_difference
-from relusym.merging.merge import flip_merge, halfway, merge, merge_weights
+from relusym.merging.merge import barrier, flip_merge, halfway, merge, merge_weights
 from relusym.merging.repair import (
     LayerByLayer,
     repair,
@@ -168,11 +167,10 @@ def test_a_gcnn_merged_with_its_quarter_turned_self_has_a_permutation_of_order_4
 
 
 def test_barrier_on_a_hand_worked_case():
-    assert absolute_barrier(0.9, 0.7, 0.6) == pytest.approx(0.2)
-    assert barrier(0.9, 0.7, 0.6) == pytest.approx(0.25)
-    assert barrier(0.5, 0.5, 0.6) == pytest.approx(-0.2)
-    with pytest.raises(ZeroDivisionError):
-        barrier(0.0, 0.0, 0.0)
+    assert TOP_1.absolute_barrier(0.9, 0.7, 0.6) == pytest.approx(0.2)
+    assert barrier((0.9 + 0.7) / 2, 0.6) == pytest.approx(0.25)
+    assert barrier(0.5, 0.6) == pytest.approx(-0.2)
+    assert barrier(0.0, 0.0) is None
 
 
 def test_accuracy_counts_the_last_incomplete_batch(images):

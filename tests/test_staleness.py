@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -375,6 +376,28 @@ def test_a_table_that_was_edited_by_hand_is_made_again(committed):
     table.write_bytes(before.replace(b"cnn", b"CNN"))
     assert committed.planned("table2") == ["table2"]
     assert committed.snakemake("table2").returncode == 0 and table.read_bytes() == before
+
+
+def test_the_note_of_a_table_names_the_records_that_it_read(committed):
+    folder = committed.folder
+    (note,) = (folder / RESULT / "notes").glob("table4-*.sha256")
+    lines = [line for line in note.read_text().splitlines() if line.startswith("# ")]
+    expanded = subprocess.run(
+        ["bash", "-c", "echo " + " ".join(line[2:] for line in lines)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    pairs = {
+        str(path.relative_to(folder))
+        for path in (folder / RESULT / "records/pair_merge").rglob("[0-9]*.json")
+    }
+    trained = {path for path in expanded if "/records/train/" in path}
+    assert {*expanded} == pairs | trained and len(expanded) == len({*expanded})
+    assert all((folder / path).is_file() for path in expanded)
+    assert (
+        subprocess.run(["sha256sum", "-c", "--strict", note], cwd=folder, capture_output=True).returncode == 0
+    )
 
 
 def test_a_start_writes_nothing(tiny):

@@ -28,4 +28,5 @@ with job(snakemake):
             write_text(path, csv(frame))
     if note:
         committed = [path for path in outputs if not path.endswith(".html")]
-        write_note(note, params.name, fingerprint(params.name, selection, params.files), committed)
+        made_from = fingerprint(params.name, selection, params.files)
+        write_note(note, params.name, made_from, params.files, committed)

@@ -5,8 +5,6 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
-from relusym.barrier import barrier
-
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -45,7 +43,7 @@ def contradiction(why: str) -> PydanticCustomError:
 
 def check_barrier(name: str, value: float | None, mean: float, accuracy: float) -> None:
     """Refuse a barrier that isn't equation (4) of its accuracies."""
-    expected = barrier(mean, mean, accuracy) if mean else None
+    expected = (mean - accuracy) / mean if mean else None
     if (value is None) != (expected is None) or (value is not None and abs(value - expected) > ROUNDING):
         is_ = "there is none" if expected is None else f"it is {expected:.6g}"
         raise contradiction(f"by equation (4) of the accuracies, {is_} for {name!r}")

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from relusym.barrier import barrier as barrier_of
 from relusym.beyond import declaration
 from relusym.record_types import Barrier, Fields, Share, check_barrier, contradiction
 from relusym.schema import Number, refusal
@@ -82,7 +81,7 @@ def measure(job: declaration.Job) -> dict[str, Any]:
     from relusym.evaluation.metrics import accuracy as accuracy_of
     from relusym.matching.match import assigned
     from relusym.merging.aligned import UNIVERSE, align_many, joint_statistics
-    from relusym.merging.merge import corrected
+    from relusym.merging.merge import barrier, corrected
 
     traced = [as_traced(net, job.images.shape) for net in job.plain]
     measured = joint_statistics(traced, job.images, traced[0].groups)
@@ -108,9 +107,7 @@ def measure(job: declaration.Job) -> dict[str, Any]:
             "mean": mean,
             "ensemble": accuracy_of(Ensemble(*job.plain[:count]), job.test, job.labels),
             "accuracy": of_merged,
-            "barrier": {
-                name: barrier_of(mean, mean, value) if mean else None for name, value in of_merged.items()
-            },
+            "barrier": {name: barrier(mean, value) for name, value in of_merged.items()},
         }
     tables, there = measured.by_net(traced[0].groups), {}
     for here, other in ((0, 1), (1, 2), (2, 0)):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from relusym import cifar10, data, nets
 from relusym.beyond import MEASUREMENTS
 from relusym.beyond.declaration import PARTS_OF_MODELS
-from relusym.config.models import GENERATED, IMAGENET, specification
+from relusym.config.models import GENERATED, IMAGENET, OF_GENERATED, specification
 from relusym.data import Extent
 from relusym.errors import UserError
 from relusym.matching import OF_FLIPS
@@ -84,7 +84,7 @@ def _check_data(settings: Settings, model: Model) -> None:
     known = (GENERATED, "cifar10", IMAGENET, *settings.run.datasets)
     _one_of(model.key("data", "dataset"), images.dataset, known)
     if images.dataset != GENERATED:
-        for name in ("test_images", "invariant_to"):
+        for name in OF_GENERATED:
             if name in images.model_fields_set:
                 raise UserError(f"{model.key('data', name)}: only for generated images; remove the key")
     elif images.train_images is None or images.test_images is None:

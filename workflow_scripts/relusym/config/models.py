@@ -16,6 +16,7 @@ Values = dict[str, Any]
 
 
 GENERATED, IMAGENET = "generated", "imagenet"
+OF_GENERATED = "test_images", "invariant_to"  # keys of `data`
 
 
 def specification(source: Values) -> Values:
@@ -104,11 +105,14 @@ class Model:
 
     @cached_property
     def data(self) -> Data:
-        """Its images; what counts for generated images alone isn't passed on to others."""
+        """Its images; where others are named than its scale's (the run's config: than the file's), what counts for
+        generated images alone isn't passed on to them."""
         values = self.sections.data.explicit()
-        if self.sections.data.dataset != "generated":
-            for key in ("test_images", "invariant_to"):
-                if self.id and not has(self.values, "models", self.id, "data", key):
+        if self.sections.data.dataset != GENERATED:
+            path = ("models", self.id, "data") if self.id else ("data",)
+            by_run = not self.id and has(self.place.over, *path, "dataset")
+            for key in OF_GENERATED:
+                if not has(self.place.over if by_run else self.values, *path, key):
                     values.pop(key, None)
         return Data.read(values, lambda *path, at=None: self.key("data", *path, at=at))
 

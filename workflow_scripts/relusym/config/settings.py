@@ -273,6 +273,12 @@ class Settings:
             return {"source": IMAGENET, "test": place.pop("val"), **place}
         return (self.run.cifar10 if dataset == "cifar10" else self.run.datasets[dataset]).explicit()
 
+    def unread(self, over: Values) -> list[str]:
+        """Of the data sets that a part of the run's config names, those that nothing at this scale reads."""
+        read = {model.data.dataset for model in (self.common, *self.models.values())}
+        names = [name for name in ("cifar10", IMAGENET) if name in over]
+        return [name for name in [*names, *over.get("datasets", {})] if name not in read]
+
     def label(self, model: str | None = None) -> str:
         """What records and tables call a model's images (or the scale's)."""
         data = self._model(model).data

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relusym.barrier import absolute_barrier
 from relusym.errors import UserError, theirs
 from relusym.evaluation.images import AnyImages, Images, ImageSource, as_images, device_of, whole_numbers
 from relusym.evaluation.logits import evaluating, logits_of
@@ -27,8 +26,8 @@ class Metric:
     lower_is_better: bool = False
 
     def absolute_barrier(self, first: float, second: float, halfway: float) -> float:
-        """By how much the halfway net is worse than its endpoints' mean, in the metric's units."""
-        worse = absolute_barrier(first, second, halfway)
+        """Equation (4) without its denominator: by how much the halfway net is worse, in the metric's units."""
+        worse = (first + second) / 2 - halfway
         return -worse if self.lower_is_better else worse
 
 

@@ -1,13 +1,15 @@
 """Whether a table or figure shows what it would show now: a note beside it has the fingerprint of that in its name.
 
 The fingerprint is of the config's part, the code of this package and the bytes of every file that is read. The note
-holds the hash of every file that was written, in the format of `sha256sum -c`.
+holds the hash of every file that was written, in the format of `sha256sum -c`, and, as comments of that, which files
+were read: a line a folder, as bash expands it.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +46,22 @@ def fingerprint(name: str, selection: Mapping[str, Any], inputs: Mapping[str, Se
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:LENGTH]
 
 
-def write_note(note: str | Path, name: str, made_from: str, outputs: Sequence[str]) -> None:
+def write_note(
+    note: str | Path,
+    name: str,
+    made_from: str,
+    inputs: Mapping[str, Sequence[str]],
+    outputs: Sequence[str],
+) -> None:
     """Write the note of `outputs`, which are there, whole; older ones go.
 
-    `note`: where it is waited for, which may have been named before all inputs were there; `made_from`: its
+    `note`: where it is waited for, which may have been named before all `inputs` were there; `made_from`: their
     fingerprint.
     """
     named = Path(outputs[0]).absolute().parents[1] / "notes" / f"{name}-{made_from}.sha256"
-    lines = [f"{sha256(output)}  {output}" for output in outputs]
+    lines = [f"{sha256(output)}  {output}" for output in outputs] + [
+        f"# {line}" for line in by_folder(inputs)
+    ]
     written = {named, Path(note).absolute()}
     for path in written:
         with write_whole(path) as part:
@@ -60,11 +70,22 @@ def write_note(note: str | Path, name: str, made_from: str, outputs: Sequence[st
             older.unlink()
 
 
+def by_folder(inputs: Mapping[str, Sequence[str]]) -> list[str]:
+    """The files as a line a folder: `records/pair_merge/cnn--gcnn-1f2e3d4c/{0--0,1--1}.json`."""
+    folders: dict[tuple[str, str], list[str]] = {}
+    for path in map(Path, dict.fromkeys(chain(*inputs.values()))):
+        folders.setdefault((str(path.parent), path.suffix), []).append(path.stem)
+    return [
+        f"{folder}/{{{','.join(stems)}}}{suffix}" if len(stems) > 1 else f"{folder}/{stems[0]}{suffix}"
+        for (folder, suffix), stems in folders.items()
+    ]
+
+
 def is_whole(note: str | Path) -> bool:
     """Whether the files that a note names are as they were written."""
     try:
         lines = Path(note).read_text(encoding="utf-8").splitlines()
-        written = dict(reversed(line.split("  ", 1)) for line in lines)
+        written = dict(reversed(line.split("  ", 1)) for line in lines if not line.startswith("#"))
         return all(sha256(file) == known for file, known in written.items())
     except (OSError, ValueError, UserError):
         return False

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from relusym.barrier import barrier
 from relusym.channels.traced import as_traced
 from relusym.channels.tracing import Handlers, unwrapped
 from relusym.errors import UserError
@@ -18,6 +17,7 @@ from relusym.merging.aligned import align_many, joint_statistics
 from relusym.merging.merge import (
     METRICS,
     Merge,
+    barrier,
     check_alike,
     check_nets,
     corrected,
@@ -138,6 +138,6 @@ def orbit_merge(
         mean = sum(ends[:count]) / count
         for key, candidate in {name: inner["repaired"], f"{name}_no_repair": plain}.items():
             accuracies[key] = accuracy(candidate, test_images, labels)
-            barriers[key] = barrier(mean, mean, accuracies[key]) if mean else None
+            barriers[key] = barrier(mean, accuracies[key])
     similarity = {name: float(table[0, 1]) for name, table in aligned.similarity.items()}
     return OrbitMerge(accuracies, barriers, similarity)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relusym.barrier import barrier
 from relusym.channels.groups import ChannelGroup, has_batch_norm
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import Handlers, unwrapped
@@ -118,6 +117,14 @@ class Merge:
     def all_notes(self) -> list[str]:
         """`note`, if there is one, and `notes`."""
         return [*([self.note] if self.note else []), *self.notes]
+
+
+def barrier(mean: float, halfway: float) -> float | None:
+    """Equation (4): the share of the endpoints' mean performance, ½(ζ(θ₁) + ζ(θ₂)), that the halfway net lacks.
+
+    None if the endpoints are at zero.
+    """
+    return (mean - halfway) / mean if mean else None
 
 
 def halfway(first: nn.Module, second: nn.Module) -> nn.Module:
@@ -284,7 +291,7 @@ def scored(
     accuracy, mean = scores["accuracy"], means["accuracy"]
     return {
         "accuracy": accuracy,
-        "barrier": {name: barrier(mean, mean, accuracy[name]) if mean else None for name in inner},
+        "barrier": {name: barrier(mean, accuracy[name]) for name in inner},
         "scores": scores,
         "barriers": {
             metric: {

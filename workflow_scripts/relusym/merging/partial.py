@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from relusym.barrier import barrier
 from relusym.channels.groups import has_batch_norm
 from relusym.channels.handlers import BATCH_NORMS
 from relusym.channels.traced import TracedNet, as_traced
@@ -26,6 +25,7 @@ from relusym.evaluation.images import ImageSource, device_of
 from relusym.evaluation.logits import evaluating, logits_of
 from relusym.evaluation.metrics import MEASURED, TOP_1, Metric, Scores, accuracy, evaluate
 from relusym.merging.aligned import Aligned, Targets, distinct, interpolate, pair_statistics
+from relusym.merging.merge import barrier
 from relusym.merging.repair import (
     LayerByLayer,
     Layers,
@@ -338,12 +338,12 @@ def prefix_barriers(
 
     The last layer's is the barrier of the whole merge. Of a net without batch norm.
     """
-    ends = [accuracy(net, test_images, labels) for net in (aligned.first, aligned.second)]
+    mean = sum(accuracy(net, test_images, labels) for net in (aligned.first, aligned.second)) / 2
     nets = PartialMerges(aligned.traced, aligned.second, aligned.statistics, images, sys.maxsize)
     metrics, scores = {"accuracy": TOP_1}, {}
     _one_by_one(nets, test_images, lambda: Scores(metrics, labels), scores, kinds={"prefix"})
-    return {part.name: barrier(*ends, scores["prefix", number]["accuracy"]) if any(ends) else None
-            for number, part in enumerate(nets.parts)}  # fmt: skip
+    accuracies = (scores["prefix", number]["accuracy"] for number in range(len(nets.parts)))
+    return {part.name: barrier(mean, value) for part, value in zip(nets.parts, accuracies, strict=True)}
 
 
 @torch.no_grad()
