@@ -94,17 +94,14 @@ def is_to_do(key):
     return not RESULTS.is_there(key) or is_asked_again(key)
 
 
-def is_there(file):
-    return Path(RESULTS.prefix + file).exists()
-
-
 @cache
 def file_to_wait_for(key):
     """One of a job that is to do: whatever waits for it has all that it makes."""
     outputs = RESULTS.outputs(key)
-    return next((file for file in outputs if not is_there(file)), outputs[0])
+    return next((file for file in outputs if not RESULTS.exists(file)), outputs[0])
 
 
+@cache
 def waits_for(key):
     """What a job waits for: of the files that it reads, those that are made first.
 
@@ -112,14 +109,14 @@ def waits_for(key):
     of a file that is whole, the date means nothing.
     """
     job, inputs = RESULTS.jobs[key], RESULTS.inputs(key)
-    net = job.kind == "train" and not is_there(RESULTS.checkpoint(job.nets[0]))
+    net = job.kind == "train" and not RESULTS.exists(RESULTS.checkpoint(job.nets[0]))
     if not (net or is_to_do(key)):
         return []
     files = [inputs["weights"]] if "weights" in inputs else []
-    if "data" in inputs and not is_there(inputs["data"]):
+    if "data" in inputs and not RESULTS.exists(inputs["data"]):
         files.append(inputs["data"])
     for checkpoint, record in zip(inputs.get("nets", []), inputs.get("trained", []), strict=True):
-        if not is_there(checkpoint) or not is_there(record) or is_to_do(RESULTS.key_of(record)):
+        if not RESULTS.exists(checkpoint) or not RESULTS.exists(record) or is_to_do(RESULTS.key_of(record)):
             files += [checkpoint, record]
     return files
 

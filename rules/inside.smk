@@ -27,7 +27,8 @@ renamed = inside(lambda: workflow.modifier.modify_rulename, lambda name: name)
 # A module that is given its config reads no file of ours. Without: by whose Snakefile is being run.
 TAKES_CONFIG_FILE = inside(lambda: not workflow.modifier.skip_configfile, True)
 IS_MAIN_SNAKEFILE = inside(
-    lambda: workflow.modifier.is_main_snakefile(), str(workflow.basedir) == str(workflow.current_basedir)
+    lambda: workflow.modifier.is_main_snakefile(),
+    str(workflow.basedir) == os.path.dirname(str(workflow.current_basedir)),
 )
 # Keys of the command line and files of `--configfile`, for errors that name them. Without: config.yaml alone is checked.
 CONFIG_WORDS = inside(lambda: workflow.config_settings.config, {})
@@ -122,18 +123,20 @@ def lift_default_limit():
 
 
 def read_once():
-    """Read a script's source and a function's parameters once, and not for each job again: a third of a plan of thousands.
+    """Read a script's source and a function's parameters, and look up who makes a file, once and not for each job again: half of
+    a plan of thousands.
 
     Without: slower.
     """
 
     def read():
         import snakemake.common
+        import snakemake.dag
         import snakemake.rules
         import snakemake.script
 
         source, parameters = snakemake.script.get_source, snakemake.common.get_function_params
-        sources, known = {}, {}
+        update, sources, known = snakemake.dag.DAG.update, {}, {}
 
         def get_source(path, sourcecache, basedir=None, wildcards=None, params=None):
             if "{" in str(path):
@@ -150,8 +153,18 @@ def read_once():
                 known[code] = parameters(function)
             return known[code]
 
+        async def update_once(self, jobs, file=None, known_producers=None, **how):
+            makers = (
+                {} if known_producers is None else known_producers
+            )  # Snakemake itself enters files that no rule makes
+            job = await update(self, jobs, file=file, known_producers=makers, **how)
+            if file is not None:
+                makers[file] = [job]
+            return job
+
         snakemake.script.get_source = get_source
         snakemake.common.get_function_params = snakemake.rules.get_function_params = get_function_params
+        snakemake.dag.DAG.update = update_once
 
     inside(read, None)
 

@@ -6,6 +6,7 @@ a merge of another checkpoint than its net's record names isn't, nor is a net of
 couldn't be had. Such a file keeps its name, and the record that is to be made gets a number: `<seeds>.1.json`.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -110,7 +111,7 @@ class Results:
         name = self.name(key := self.key("train", net))
         path = self._arrays("checkpoints", name)
         kept = (str(snapshot_path(Path(path), epoch)) for epoch in snapshots)
-        whole = not self._exists(path) or all(map(self._exists, kept))
+        whole = not self.exists(path) or all(map(self.exists, kept))
         return name if whole else numbered(key, self._free(key))
 
     def prepared(self, model: str | None = None) -> str:
@@ -234,7 +235,7 @@ class Results:
         if key not in self._there:
             record, file = self.load(key), f"{self.name(key)}.json"
             self._there[key] = file in self.broken or (
-                record is not None and (not key.startswith("flip_merge/") or self._exists(self.filters(key)))
+                record is not None and (not key.startswith("flip_merge/") or self.exists(self.filters(key)))
             )
         return self._there[key]
 
@@ -272,8 +273,8 @@ class Results:
     def _free(self, key: str) -> int:
         return next(number for number in count() if number not in self._numbers(key))
 
-    def _exists(self, path: str) -> bool:
-        return Path(self.prefix + path).exists()
+    def exists(self, path: str) -> bool:
+        return os.path.exists(self.prefix + path)  # noqa: PTH110, of tens of thousands, in half the time
 
     def _load(self, key: str, file: str) -> Record | None:
         """A record, which is of the nets and settings in its path."""
@@ -378,7 +379,7 @@ class Results:
         model = job.nets[0][0].partition(".")[0] if job.nets else None
         label = self.settings.label(model)
         known = (
-            digest_of(self.prefix + prepared) if self._exists(prepared) else self.settings.known_digest(model)
+            digest_of(self.prefix + prepared) if self.exists(prepared) else self.settings.known_digest(model)
         )
         if digest == known if known else record["inputs"].get("source") == label:
             return None
