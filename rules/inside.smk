@@ -123,20 +123,20 @@ def lift_default_limit():
 
 
 def read_once():
-    """Read a script's source and a function's parameters, and look up who makes a file, once and not for each job again: half of
-    a plan of thousands.
+    """Read a script's source and a function's parameters, and look up a file's rule, once and not for each job again: two
+    fifths of a plan of thousands.
 
     Without: slower.
     """
 
     def read():
         import snakemake.common
-        import snakemake.dag
+        import snakemake.output_index
         import snakemake.rules
         import snakemake.script
 
         source, parameters = snakemake.script.get_source, snakemake.common.get_function_params
-        update, sources, known = snakemake.dag.DAG.update, {}, {}
+        index, sources, known = snakemake.output_index.OutputIndex, {}, {}
 
         def get_source(path, sourcecache, basedir=None, wildcards=None, params=None):
             if "{" in str(path):
@@ -153,18 +153,9 @@ def read_once():
                 known[code] = parameters(function)
             return known[code]
 
-        async def update_once(self, jobs, file=None, known_producers=None, **how):
-            makers = (
-                {} if known_producers is None else known_producers
-            )  # Snakemake itself enters files that no rule makes
-            job = await update(self, jobs, file=file, known_producers=makers, **how)
-            if file is not None:
-                makers[file] = [job]
-            return job
-
         snakemake.script.get_source = get_source
         snakemake.common.get_function_params = snakemake.rules.get_function_params = get_function_params
-        snakemake.dag.DAG.update = update_once
+        index.match_producers = cache(index.match_producers)
 
     inside(read, None)
 
