@@ -179,6 +179,7 @@ def _of_a_merge(model: Model) -> dict[str, Any]:
 
 
 def _check_beyond(settings: Settings) -> None:
+    others: dict[str, str] = {}  # seeds that there aren't, as of a scale that has been cut down
     for name, section in settings.beyond.items():
 
         def key(*path: str, name: str = name) -> str:
@@ -193,10 +194,10 @@ def _check_beyond(settings: Settings) -> None:
         for pair in pairs:
             if tuple(pair) not in settings.types_paired:
                 raise UserError(f"{key('pairs')}: [{', '.join(pair)}] is none of the pairs that are merged")
-        chosen = [*models, *itertools.chain(*pairs)] or [*settings.models]
+        chosen = [*dict.fromkeys([*models, *itertools.chain(*pairs)])] or [*settings.models]
         known = {seed for model in chosen for seed in settings.models[model].seeds}
         if unknown := {*section.get("seeds", [])} - known:
-            raise UserError(f"{key('seeds')}: {min(unknown)} is none of the seeds of {', '.join(chosen)}")
+            others[key("seeds")] = f"{min(unknown)} is none of the seeds of {', '.join(chosen)}"
         for model in models if "counts" in section else ():
             if (seeds := len(settings.models[model].seeds)) < (count := max(section["counts"])):
                 raise UserError(f"{key('counts')}: {count} given; {model} has {seeds} nets, one a seed")
@@ -208,38 +209,48 @@ def _check_beyond(settings: Settings) -> None:
                 raise UserError(
                     f"{key('models')}: {model}'s symmetry isn't of order 2, so no involution matches it"
                 )
+    for first, line in others.items():
+        raise UserError(f"{first}: {line}{_likewise([*others][1:])}")
 
 
 def check_images(settings: Settings, model: str | None, extent: Extent) -> None:
     """Check all that is done with the images of a model (None: with the scale's, in Figure 3), against their extent."""
     label = settings.label(model)
+    net = settings.models[model] if model else settings.common
+    _at_most({net.key("data", "train_images"): net.data.train_images}, extent.train, label)
+    have = extent.train if net.data.train_images is None else net.data.train_images
     if model is None:
-        scale, how = settings.common, settings.flipped_training()
-        have = _at_most(scale.key("data", "train_images"), how["data"]["train_images"], extent.train, label)
-        key = settings.place("flipped_training", "batch_size")
-        _at_most(key, how["training"]["batch_size"], have, label)
-        sides = _fitting(scale.key("image_size"), how["data"].get("size"), extent.sides, "vgg11", label)
-        _check_padding(scale.key("training", "crop_padding"), how["training"]["crop_padding"], sides)
+        how = settings.flipped_training()
+        _at_most(
+            {settings.place("flipped_training", "batch_size"): how["training"]["batch_size"]}, have, label
+        )
+        sides = _fitting(net.key("image_size"), how["data"].get("size"), extent.sides, "vgg11", label)
+        _check_padding(net.key("training", "crop_padding"), how["training"]["crop_padding"], sides)
         return
-    net = settings.models[model]
-    have = _at_most(net.key("data", "train_images"), net.data.train_images, extent.train, label)
-    for option in ("images", "invariance_images"):
-        _at_most(net.key("merging", option), getattr(net.merging, option), have, label)
+    asked = {net.key("merging", key): getattr(net.merging, key) for key in ("images", "invariance_images")}
     for name, section in settings.beyond.items():
         if any(model in types for types in (section.get("models", []), *section.get("pairs", []))):
-            for option in ("images", "repair_images"):
-                _at_most(settings.place("beyond", name, option), section.get(option), have, label)
+            for key in ("images", "repair_images"):
+                asked[settings.place("beyond", name, key)] = section.get(key)
+    asked |= {net.stage_key(stage, "batch_size"): how.batch_size for stage, how in net.stages.items()}
+    _at_most(asked, have, label)
     key = net.key("image_size") if net.image_size else settings.place("models", net.id, "image_size")
     sides = _fitting(key, net.image_size, extent.sides, net.network["architecture"], label)
     for stage, how in net.stages.items():
-        _at_most(net.stage_key(stage, "batch_size"), how.batch_size, have, label)
         _check_padding(net.stage_key(stage, "crop_padding"), how.crop_padding, sides)
 
 
-def _at_most(key: str, asked: int | None, have: int, label: str) -> int:
-    if asked is not None and asked > have:
-        raise UserError(f"{key}: {asked} given; allowed is at most {have}, the training images of {label}")
-    return have if asked is None else asked
+def _at_most(asked: dict[str, int | None], have: int, label: str) -> None:
+    if over := {key: count for key, count in asked.items() if count is not None and count > have}:
+        key, *others = over
+        raise UserError(
+            f"{key}: {over[key]} given; allowed is at most {have}, the training images of {label}{_likewise(others)}"
+        )
+
+
+def _likewise(keys: list[str]) -> str:
+    """The end of a line that is as true of other keys."""
+    return f"; likewise {', '.join(key.rpartition(': ')[2] for key in keys)}" if keys else ""
 
 
 def _fitting(
