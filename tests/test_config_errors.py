@@ -298,7 +298,7 @@ LINES = [  # where, changes, and how the line begins: with the key of the first,
     (
         "laptop",
         {"seeds": "0-1"},
-        "beyond.matchings.seeds: 9 is none of the seeds of cnn, .*, pgcnn_late_inv; likewise beyond.exact_gcnn.seeds, .*beyond.by_layer.seeds",
+        "beyond.matchings.seeds: 9 is none of .*, pgcnn_late_inv; likewise beyond.exact_gcnn.seeds, .*by_layer.seeds",
     ),
     ("run", {"beyond.matchings": {"models": None, "seeds": 7}}, "beyond.matchings.seeds: 7 is none of"),
     ("demo", {"training.warmup_epochs": 100}, ": 100 isn't less than the 14 epochs"),
