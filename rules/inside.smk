@@ -123,8 +123,8 @@ def lift_default_limit():
 
 
 def read_once():
-    """Read a script's source and a function's parameters, and look up a file's rule, once and not for each job again: two
-    fifths of a plan of thousands.
+    """Read a script's source and a function's parameters, and look up a file's rule, once and not for each job again: a
+    third of a plan of thousands.
 
     Without: slower.
     """

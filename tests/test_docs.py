@@ -251,6 +251,20 @@ def test_each_file_of_a_walk_is_reached_from_one_before_it(files, most):
         assert any(path in reached(earlier) for earlier in files[:place]), path
 
 
+def test_a_keys_walk_has_every_file_that_says_or_does_something_about_it():
+    rooms = [
+        LIBRARY / "relusym" / room for room in ("config", "records", "training", "measuring", "data", "nets")
+    ]
+    files = {path for room in rooms for path in room.rglob("*.py")}
+    text = PAGE.partition("A key of the config")[2].partition("Whether a record")[0]
+    named = {
+        (ROOT / "docs" / link).resolve()
+        for link in re.findall(r"^\d\. \[[^]]+\]\(([^)]+)\)", text, re.MULTILINE)
+    }
+    assert named == {path for path in files if "invariance_weight" in path.read_text(encoding="utf-8")}
+    assert len(named) == 3
+
+
 def test_the_walk_to_a_cells_arithmetic_passes_every_file_that_the_merge_does(monkeypatch):
     passed = []
 
