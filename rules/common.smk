@@ -29,7 +29,7 @@ try:
     SETTINGS = Settings.of(config, ["scales", ROOT / "scales"])
 except UserError as error:
     sys.exit(f"config error: {error}")
-if MAIN:
+if MAIN and TAKES_CONFIG_FILE:
     for name in SETTINGS.unread(CONFIG_WORDS):
         print(
             f"notice: nothing at scale {SETTINGS.scale} reads {name}; 'data={{dataset: {name}}}' beside it has the "
