@@ -44,7 +44,8 @@ def commands(page):
 TYPED = dict.fromkeys(tuple(arguments) for page in PAGES for arguments in commands(page))
 COMMANDS = [shlex.join(arguments) for arguments in TYPED]
 PLANNED = {  # those that change more of the config than its scale, and jobs that they plan; ImageNet isn't there
-    "cifar10={": {"train cnn 0", "pair_merge gcnn 11 gcnn 0", "table2"},
+    "laptop 'cifar10={": {"train cnn 0", "pair_merge gcnn 11 gcnn 0", "table2"},
+    "demo 'data={dataset: cifar10}'": {"prepare_data cifar10-binary-29734480", "train cnn 0", "table2"},
     "imagenet": {"table3", "table5"},
     "models={byol": {"table5"},
     "cifar_resnet": {"train mine 2", "flip_merge mine 2", "table2", "train cnn 0"},
