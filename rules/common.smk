@@ -28,7 +28,7 @@ read_once()
 try:
     SETTINGS = Settings.of(config, ["scales", ROOT / "scales"])
 except UserError as error:
-    sys.exit(f"config error: {error}")
+    sys.exit("\n".join(f"config error: {line}" for line in str(error).split("\n")))
 config = {  # for report/workflow.rst
     **config,
     "net": {"width": SETTINGS.common.network.get("width", 1), "epochs": SETTINGS.sections.training.epochs},
