@@ -28,7 +28,7 @@ read_once()
 try:
     SETTINGS = Settings.of(config, ["scales", ROOT / "scales"])
 except UserError as error:
-    sys.exit(f"config error: {error}")
+    sys.exit("\n".join(f"config error: {line}" for line in str(error).split("\n")))
 if MAIN and TAKES_CONFIG_FILE:
     for name in SETTINGS.unread(CONFIG_WORDS):
         print(

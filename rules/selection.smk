@@ -111,7 +111,7 @@ if MAIN and REPORT:
     os.environ.update(RELUSYM_REPORT="1")
     for name in FINDINGS:
         markdown = Path(f"{RESULTS.prefix}{stem(name)}.md")
-        if isinstance(FINDINGS[name], Table) and markdown.exists():
+        if isinstance(FINDINGS[name], Table) and markdown.is_file():
             try:
                 write_text(markdown.with_suffix(".html"), page(markdown.read_text(encoding="utf-8")))
             except UserError as error:

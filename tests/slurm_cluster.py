@@ -140,7 +140,7 @@ class SlurmCluster:
             ).stdout  # fmt: skip
             return sorted(hosts.split()) == ["node1", "node2", "on", "on"]
 
-        wait_until(both_nodes_run, 90, f"two nodes run a job; logs in {self.folder / 'log'}")
+        wait_until(both_nodes_run, 600, f"two nodes run a job; logs in {self.folder / 'log'}")
 
     def start_controller(self, *options: str) -> None:
         self.run("slurmctld", "-i", "-f", str(self.conf), *options)
@@ -162,7 +162,7 @@ class SlurmCluster:
     def stop_controller(self) -> None:
         pid = self.pid("slurmctld")
         os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: not Path(f"/proc/{pid}").exists(), 60, "the controller ends")
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), 600, "the controller ends")
 
     def crash_node(self, node: str) -> None:
         """End the node's slurmd and all processes of its jobs at once, as a power cut does."""
@@ -177,7 +177,7 @@ class SlurmCluster:
     def stop(self) -> None:
         try:
             self.run("scancel", "--user", getpass.getuser())
-            wait_until(lambda: not self.run("squeue", "--noheader").strip(), 30, "all jobs end", poll=0.5)
+            wait_until(lambda: not self.run("squeue", "--noheader").strip(), 600, "all jobs end", poll=0.5)
         except (AssertionError, subprocess.SubprocessError):
             pass  # the pids below end it all
         pids = [self.pid(file.stem) for file in (self.folder / "run").glob("*.pid")]

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from relusym import checkpoint
 from relusym.data import image_set
 from relusym.errors import UserError
-from relusym.findings.fingerprint import write_note
+from relusym.findings.fingerprint import is_whole, write_note
 from relusym.findings.layout import Layout, write_table, write_text
 from relusym.findings.print_style import write_figure
 from relusym.jobs.job_lock import JobLock
@@ -139,6 +139,12 @@ def test_a_planted_link_is_not_followed_and_the_file_is_its_owners_until_it_is_w
         part.write_text("whole")
     assert target.read_text() == "mine"
     assert path.read_text() == "whole" and not path.is_symlink()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path.name)])
+def test_what_stands_where_a_note_belongs_makes_its_table_anew_and_keeps_nobody_waiting(tmp_path, make):
+    make(tmp_path / "table2-0.sha256")
+    assert not is_whole(tmp_path / "table2-0.sha256")
 
 
 def test_two_that_write_one_file_write_different_temporary_files(tmp_path):

@@ -267,7 +267,7 @@ for key, job in results.jobs.items():
         print(job.rule, job.settings["share"], "--".join(f"{model}-{seed}" for model, seed in job.nets))
 record = {
     "kind": "mine", "status": "ok", "model": "cnn", "seed": 0, "settings": {}, "cost": {}, "mine": 0.25,
-    "inputs": {"checkpoints": [None]}, "outputs": {},
+    "inputs": {"data": "0" * 64, "source": "mine", "checkpoints": ["0" * 64]}, "outputs": {},
 }
 print(problem(record), "torch" in sys.modules)
 print(problem(record | {"mine": 2}))

@@ -38,6 +38,33 @@ BROKEN = [
     ("symmetries", f"{ORBIT}.accuracy.net", math.nan, "finite"),
     ("symmetries", "symmetries", {}, "those of the settings"),
     ("symmetries", f"{ORBIT}.order", 1, "greater than or equal to 2"),
+    ("symmetries", f"{ORBIT}.order", 4, "the order 2 of the horizontal_flip"),
+    ("symmetries", f"{ORBIT}.similarity.conv1", 5, "less than or equal to 1"),
+    ("by_layer", "similarity.conv1", -2, "greater than or equal to -1"),
+    ("during_training", "epochs.0.similarity.conv1", 5, "less than or equal to 1"),
+    ("during_training", "epochs.1.barrier", None, "by the accuracy, there is a barrier"),
+    ("identifiability", "variants.activation.similarity", 5, "less than or equal to 1"),
+    ("universe", "merged.3.mean", 0.91, r"by equation .4.|have another mean"),
+    ("universe", "accuracy.0", 0.5, "of the accuracies, 3 nets have another mean"),
+    ("universe", "accuracy", [0.9], "of the accuracies, 3 nets have another mean"),
+    ("universe", "similarity.conv1", 5, "less than or equal to 1"),
+    ("flip_merge", "similarity", {"conv1": 5}, "less than or equal to 1"),
+    ("flip_merge", "barrier.halfway", GONE, "of the accuracies, 'halfway' has none"),
+    ("pair_merge", "absolute_barrier.repaired", GONE, "of the accuracies, 'repaired' has none"),
+    ("flip_merge", "permutations", {}, "at least 1 item"),
+    ("train", "data_wait_share", "a lot", "valid number"),
+    ("theory", "measured", {}, "at least 1 item"),
+    *(
+        (kind, f"inputs.{key}", GONE, f"allowed are inputs with '{key}'")
+        for kind in ("train", "flip_merge", "pair_merge", *BEYOND)
+        for key in ("data", "source")
+    ),
+    *(
+        (kind, "inputs.checkpoints", GONE, "allowed are inputs with 'checkpoints'")
+        for kind in ("flip_merge", "pair_merge", *BEYOND)
+    ),
+    ("pair_merge", "inputs.checkpoints.1", None, "the checkpoint of every net"),
+    *(("train", key, "a\nb", "text of one line") for key in ("reason", "inputs.source", "code.device")),
     ("by_layer", "barrier_up_to.classifier", 1.5, "less than or equal to 1"),
     ("by_layer", "equivariance_error.conv1", math.inf, "finite"),
     ("by_layer", "barrier_up_to", {}, "at least 1 item"),

@@ -238,7 +238,7 @@ def test_what_python_3_and_a_newer_numpy_wrote_is_read_too(tmp_path, digest, pro
 
 def test_its_extent_is_known_before_it_is_read():
     for source in cifar10.SOURCES:
-        assert known_extent({"kind": source, "root": "nowhere"}) == Extent(50_000, (32, 32))
+        assert known_extent({"kind": source, "root": "nowhere"}) == Extent(50_000, (32, 32), 10_000)
 
 
 @pytest.fixture

@@ -180,7 +180,7 @@ def disturb(cluster: SlurmCluster, disturbed: Run, restarted: Run) -> None:
     cluster.stop_controller()
     time.sleep(3)
     cluster.start_controller()
-    wait_until(cluster.controller_answers, 60, "the controller is back")
+    wait_until(cluster.controller_answers, 600, "the controller is back")
     TRIED[RESTARTED[0]] += 1
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
@@ -213,7 +213,7 @@ def start_soon(cluster: SlurmCluster, job: str, *changes: str) -> None:
     def pending():
         return "JobState=PENDING" in cluster.run("scontrol", "show", "job", job)
 
-    wait_until(pending, 120, f"job {job} is in the queue", poll=0.5)
+    wait_until(pending, 600, f"job {job} is in the queue", poll=0.5)
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now", *changes)
 
 

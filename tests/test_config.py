@@ -129,12 +129,21 @@ KEYS = {
 
 
 def taken_or_refused(run):
-    """Taken, or refused in one line."""
+    """Taken, or refused in one line a key."""
     try:
         return Settings.of({"scale": "demo"} | run, [ROOT / "scales"])
     except UserError as error:
-        assert "\n" not in str(error) and len(str(error)) < 1000, str(error)
+        lines_of(error)
         return None
+
+
+def lines_of(error):
+    """The lines of an error, each of which is one, another, and no page."""
+    lines = str(error).split("\n")
+    assert len({*lines}) == len(lines) and all(
+        line.isprintable() and 0 < len(line) < 1000 for line in lines
+    ), lines
+    return lines
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -146,7 +155,8 @@ def test_any_value_of_a_key_is_taken_or_refused_in_a_line_that_begins_with_the_k
             settings = Settings.of({"scale": "demo", key: value}, [ROOT / "scales"])
         except UserError as error:
             # what a model says may be what its scale's own keys don't go with
-            assert "\n" not in str(error) and (str(error).startswith(key) or key == "models"), str(error)
+            lines = lines_of(error)
+            assert key == "models" or all(line.startswith(key) for line in lines), lines
         else:
             assert settings.run.threads >= 1 and {*settings.seeds} <= {0, 1, 2}
             assert all(pair[0] != pair[1] for pair in settings.pairs)

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -74,6 +75,12 @@ def with_image(where, image):
     return lambda tree: image().save(tree / where)
 
 
+def with_a_pipe(tree):
+    path = tree / "train" / "dog" / "2.png"
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGES = {
     "no folder": (lambda tree: tree / "nowhere", r"nowhere is missing: set data\.root"),
     "no split": (lambda tree: (tree / "test").rename(tree / "tset"),
@@ -84,6 +91,7 @@ DAMAGES = {
     "no images": (without_images, "cat holds no images"),
     "no image": (with_bytes(lambda whole: b"no picture"),
      r"dog/2\.png can't be read \(.*\): replace or remove"),
+    "pipe": (with_a_pipe, r"2\.png can't be read \(.*Not a file.*\): replace or remove it"),
     "truncated": (with_bytes(lambda whole: whole[:90]), r"2\.png can't be read"),
     "16 bits": (with_image("train/dog/2.png", lambda: Image.new("I;16", (8, 8), 40_000)),
      r"dog/2\.png has more than 8 bits a channel \(mode I;16"),

@@ -1,5 +1,6 @@
 """What is left of a job that ends in an error, a warning or a disk that is full."""
 
+import contextlib
 import inspect
 import io
 import itertools
@@ -7,14 +8,15 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr
+from contextlib import nullcontext, redirect_stderr
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from job import job
-from relusym.errors import WARNINGS, UserError
+from relusym.errors import WARNINGS, Interruption, UserError
 
 NUMBERS = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP
 JOB = """
@@ -145,29 +147,43 @@ def test_below_nohup_the_end_of_the_terminal_ends_no_job(tmp_path, run_job):
 TRACED = {"workflow_scripts", "relusym", "jobs", "filelock"}  # folders
 
 
-@pytest.mark.parametrize("ends", [None, UserError("wrong"), KeyError("accuracy")], ids=repr)
+@cache
+def is_traced(code):
+    file = code.co_filename
+    is_ours = file == contextlib.__file__ or Path(file).parent.name in TRACED
+    return is_ours and not code.co_flags & inspect.CO_GENERATOR
+
+
+@pytest.mark.parametrize(
+    ("ends", "within"),
+    [
+        *((ends, nullcontext) for ends in (None, UserError("wrong"), KeyError("accuracy"))),
+        *((ends, Interruption) for ends in (None, UserError("wrong"))),  # as in a training
+    ],
+    ids=repr,
+)
 def test_whenever_a_warning_comes_a_job_ends_well_or_in_a_line_and_leaves_no_lock(
-    tmp_path, monkeypatch, ends
+    tmp_path, monkeypatch, ends, within
 ):
     monkeypatch.setitem(sys.modules, "torch", None)  # which a job sets to its threads
     log, moment, came = tmp_path / "cnn-0.log", itertools.count(), []
     nothing = {"rule": "train", "params": {}, "resources": {}, "output": {}, "threads": 1}
 
     def warn(frame, *_):  # when a function is called
-        code, heard = frame.f_code, signal.getsignal(signal.SIGTERM) is not died
-        if Path(code.co_filename).parent.name not in TRACED or code.co_flags & inspect.CO_GENERATOR:
+        heard = signal.getsignal(signal.SIGTERM) is not died
+        if not is_traced(frame.f_code):
             return
         if heard and next(calls) == when:
-            came.append(code.co_name)
+            came.append(frame.f_code.co_name)
             signal.raise_signal(signal.SIGTERM)
 
     def died(*_):
         raise AssertionError("no job was at work")
 
     def run(terminal):
-        with redirect_stderr(terminal), job(SimpleNamespace(log=[str(log)], **nothing)):
+        with redirect_stderr(terminal), job(SimpleNamespace(log=[str(log)], **nothing)), within():
             if ends:
-                raise ends
+                raise type(ends)(*ends.args)
 
     before = {number: signal.getsignal(number) for number in WARNINGS}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -9,18 +9,20 @@ import torch
 from conftest import ROOT, refused, scale_of, settings_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from records import SELECTION, a, changed, checkpoint, committed_records, flip, made, pair, train
+from records import SELECTION, a, changed, checkpoint, committed_records, flip, made, pair, several, train
 from torch import nn
 
 from relusym import checkpoint as checkpoints
 from relusym.errors import UserError
-from relusym.findings import declared, frames
+from relusym.findings import declared, frames, selection
+from relusym.findings.beyond import universe
 from relusym.findings.beyond.curves import by_curve
 from relusym.findings.frames import accuracies, once, read
 from relusym.findings.tables import table4
 from relusym.measuring.loading import named_checkpoint, trained_net
 from relusym.records.fields import KINDS, problem
 from relusym.records.files import load_record, write_record
+from relusym.records.results import Results
 from relusym.training.loop import State
 from relusym.whole_files import sha256
 
@@ -96,7 +98,9 @@ def test_the_training_and_the_merges_of_a_net_agree_on_its_accuracy(tmp_path):
             read(kinds, written(folder, train("cnn", 0, 0.7), merge), {})
 
 
-@pytest.mark.parametrize("kind", [kind for kind in (*MERGES, *BEYOND) if kind != "by_layer"])
+@pytest.mark.parametrize(
+    "kind", [*MERGES, "identifiability", *(kind for kind in BEYOND if kind != "by_layer")]
+)
 def test_every_measurement_of_a_net_agrees_with_its_training_on_its_accuracy(kind, tmp_path):
     for merge in committed_records(kind):
         assert accuracies(merge)
@@ -105,6 +109,34 @@ def test_every_measurement_of_a_net_agrees_with_its_training_on_its_accuracy(kin
             frames.check_accuracies({"train": [net], kind: [merge]})
             with pytest.raises(UserError, match=f"the train record {model}-{seed} has an accuracy"):
                 frames.check_accuracies({"train": [net | {"accuracy": accuracy / 2}], kind: [merge]})
+
+
+def test_a_set_of_nets_that_are_merged_counts_once_in_whichever_order():
+    turned = [several("cnn", seeds) for seeds in ((0, 1, 2), (1, 2, 0), (2, 0, 1))]
+    table = made(
+        universe, SELECTION, universe=[*turned, several("cnn", (1, 2, 3)), several("gcnn", (0, 1, 2))]
+    )
+    assert dict(zip(table["model"], table["n"], strict=True)) == {"cnn": 2, "gcnn": 1}
+
+
+@pytest.mark.parametrize("kind", ["curves", "exact_gcnn", "symmetries"])
+def test_what_is_measured_beyond_the_paper_is_held_against_the_trainings_though_no_table_shows_both(
+    kind, tmp_path
+):
+    settings = settings_of(scale="laptop")
+    results = Results(settings, root=str(ROOT / "results"))
+    keys = selection.keys(results, kind)
+    assert keys["train"] and "train" not in declared()[kind].reads
+    files = {each: [results.record(key) for key in several] for each, several in keys.items()}
+    inputs = read((kind,), files, {})
+    assert {*inputs} == {kind}
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    net = load_record(files["train"][0])
+    changed_one = written(wrong, net | {"accuracy": net["accuracy"] / 2})["train"]
+    line = f"the train record {net['model']}-{net['seed']} has an accuracy|of {net['accuracy'] / 2:g}: delete"
+    with pytest.raises(UserError, match=line):
+        read((kind,), files | {"train": [*changed_one, *files["train"][1:]]}, {})
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table4", "matchings"])

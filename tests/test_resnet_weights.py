@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import refused
+from conftest import refused, settings_of
 
 from relusym.errors import UserError
 from relusym.nets import build
@@ -25,7 +25,7 @@ from relusym.nets.weights import (
     read_tensors,
     to_torchvision,
 )
-from relusym.whole_files import sha256, write_whole
+from relusym.whole_files import distinct_names, sha256, write_whole
 
 SMALL = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1], "width": 1 / 64}
 RESNET50 = {"architecture": "resnet", "block": "bottleneck", "layers": [3, 4, 6, 3], "width": 1.0}
@@ -276,6 +276,29 @@ def test_an_address_leads_to_no_file_outside_the_folder_of_downloads(server, tmp
     with pytest.raises(UserError, match=r"\. and \.\. can be no part of an address"):
         fetch(address.format(url=url), tmp_path / "data" / "weights")
     assert mine.read_text() == "mine" and not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("path", ["a/" * 2000 + "a.pth", "a" * 300])
+def test_an_address_that_is_too_long_for_a_path_is_refused_in_one_line(tmp_path, path):
+    refused(
+        lambda: fetch(f"https://h/{path}", tmp_path), match=r"^https://h/a.*…: the address has more than 1000"
+    )
+
+
+def test_of_files_of_one_name_each_has_its_hash_in_the_record(state, tmp_path):
+    files = [tmp_path / "backbone" / "a.pth", tmp_path / "head" / "a.pth"]
+    for file, contents in zip(files, (without_head(state), head(state, "fc")), strict=True):
+        file.parent.mkdir()
+        torch.save(contents, file)
+    _, about = gather({"file": [*map(str, files)]}, RESNET50, tmp_path)
+    assert about["files"] == {f"{file.parent.name}/a.pth": sha256(file) for file in files}
+    model = settings_of(scale="paper", models={"dino": {"weights": {"file": [*map(str, files)]}}}).models[
+        "dino"
+    ]
+    assert distinct_names(model.files) == [*about["files"]]
+    pins = [f"https://h/{name}#sha256={'0' * 64}" for name in about["files"]]
+    model = settings_of(scale="paper", models={"dino": {"weights": {"urls": pins}}}).models["dino"]
+    assert model.pinned == dict.fromkeys(about["files"], "0" * 64)
 
 
 def test_a_download_that_ends_early_is_refused_and_fetched_again(server, tmp_path):

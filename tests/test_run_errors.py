@@ -116,6 +116,14 @@ RUNS = {
         [DRY, "--config", "seeds=0_1"],
         "config error: seeds: 0_1 given; allowed are seeds such as",
     ),
+    "seeds [0, 1_0]": (
+        [DRY, "--config", "seeds=[0,1_0]"],
+        r"config error: seeds: \[0,1_0\] given; allowed are seeds such as",
+    ),
+    "two settings": (
+        [DRY, "--config", "training={epochs: 0, batch_size: 0}"],
+        "config error: training.batch_size: 0 given; allowed is at least 1$",
+    ),
     "setting": (
         [DRY, "--config", "threads=2.0"],
         "config error: threads: 2.0 given; allowed is a whole number$",

@@ -1,6 +1,7 @@
 import os
 import pty
 import re
+import select
 import subprocess
 from logging import INFO, LogRecord
 
@@ -22,7 +23,9 @@ rule all:
 rule train:
     output: "made/{net}.txt"
     log: "logs/{net}.log"
-    shell: "echo 'cnn: epoch   1.50/4  loss' > {log}; sleep 2; test {wildcards.net} != $BAD && touch {output}"
+    shell: "echo 'cnn: epoch   1.50/4  loss' > {log}; "
+           "while [ -e wait ] && ! mv go went 2> /dev/null; do sleep 0.1; done; "
+           "test {wildcards.net} != $BAD && touch {output}"
 """
 
 
@@ -46,21 +49,29 @@ def piped(folder, *arguments, bad="none"):
 
 
 def test_on_a_terminal_one_line_says_what_is_done_to_come_and_running(workflow):
+    (workflow / "wait").touch()  # until what is to be seen is there; a file `go` ends one job
+    first = rb"of 4 jobs done \| train cnn-\d \(epoch 1.50 of 4\)"
+    second = rb"[12] of 4 jobs done \| about \d:\d\d left \| train"
     ours, its = pty.openpty()
     variables = os.environ | {"BAD": "none", "COLUMNS": "120"}
     run = subprocess.Popen(command(), cwd=workflow, env=variables, stdout=its, stderr=its)
     os.close(its)
     output = b""
-    while True:
-        try:
-            output += os.read(ours, 4096)
-        except OSError:  # the other end is closed
-            break
+    for pattern in (first, second, None):
+        moving = []
+        while pattern is None or not any(re.search(pattern, line) for line in moving):
+            assert select.select([ours], [], [], 1500)[0], output  # seconds, of a busy machine
+            try:
+                output += os.read(ours, 4096)
+            except OSError:  # the other end is closed
+                assert pattern is None, output
+                break
+            moving = re.findall(rb"\r([^\r\n]*)\x1b\[K", output)
+        if pattern == first:
+            (workflow / "go").touch()
+        elif pattern == second:
+            (workflow / "wait").unlink()
     assert run.wait() == 0
-    moving = re.findall(r"\r([^\r\n]*)\x1b\[K", output.decode())
-    for pattern in (r"of 4 jobs done \| train cnn-\d \(epoch 1.50 of 4\)",
-                    r"[12] of 4 jobs done \| about \d:\d\d left \| train"):  # fmt: skip
-        assert any(re.search(pattern, line) for line in moving), output
     still = [line for line in output.decode().split("\n") if "\x1b[K4 of 4 jobs done, in 0:" in line]
     assert len(still) == 1 and output.decode().count("\n") <= 3
     (log,) = (workflow / ".snakemake" / "log").iterdir()

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
-from relusym.errors import WARNINGS, Interrupted, hears
+from relusym.errors import WARNINGS, Interrupted, Interruption, hears
 from relusym.jobs.gpu_slots import gpu_slots
 from relusym.jobs.job_lock import JobLock
 from relusym.jobs.job_log import log_error, printed_to
@@ -18,13 +17,26 @@ from relusym.memory import keep_freed_memory
 gc.disable()  # until all is imported, none of which is garbage: looking for it takes a fifth of a small job's time
 
 
-@contextmanager
-def job(snakemake) -> Iterator[JobLock]:
+class job:
     """Send output to the rule's log, keep to its threads, and end on an error with one line on the terminal.
 
     The log has a user's error as that line, any other as its traceback; the terminal has it if the log can't take it.
-    Yields the lock under which no other copy of this job is at work, such as one of a scheduler that was killed.
+    Entered, it gives the lock under which no other copy of this job is at work, such as one of a scheduler that was
+    killed.
     """
+
+    def __init__(self, snakemake):
+        self._context = _job(snakemake)
+
+    def __enter__(self) -> JobLock:
+        return self._context.__enter__()
+
+    def __exit__(self, *raised) -> bool | None:
+        return self._context.__exit__(*raised)
+
+
+@contextmanager
+def _job(snakemake) -> Iterator[JobLock]:
     gc.freeze()  # nor is it looked through at the end
     gc.enable()
     if torch := sys.modules.get("torch"):  # tables do without, and start in half the time
@@ -64,8 +76,16 @@ def _hear_no_more() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
+# From the start of these on, the work has ended, well or not; it takes until `_hear_no_more` to say so.
+LEAVING = job.__exit__.__code__, Interruption.__exit__.__code__
+
+
+def _end(number: int, frame: FrameType | None) -> None:
     """What a warning does to a job that can't save its state: it ends at once, and gives its lock and its GPU back."""
+    while frame:
+        if frame.f_code in LEAVING:
+            return
+        frame = frame.f_back
     _hear_no_more()
     raise Interrupted(
         f"ended by {signal.Signals(number).name} before it was done; it starts over when it runs again"

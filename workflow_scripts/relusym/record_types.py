@@ -10,6 +10,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Barrier = Annotated[float, Field(le=1)]  # equation (4); 1 if the net halfway is right on no image
 AbsoluteBarrier = Annotated[float, Field(ge=-1, le=1)]
+Similarity = Annotated[float, Field(ge=-1.001, le=1.001)]  # a mean correlation, rounded
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 

@@ -5,6 +5,7 @@ import pkgutil
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -32,6 +33,7 @@ WORDS = {"null": None, "~": None, "true": True, "false": False, "yes": True, "no
 
 MOST_SEEDS, LARGEST_SEED = 10_000, 2**32 - 1
 SEEDS_ALLOWED = "allowed are seeds such as 3, 0-3, or [0, 5]"
+PLAIN = re.compile(r"[-+.0-9eE]+|[-+]?\.?(inf|nan)", re.IGNORECASE)
 SEEDS = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?(,[0-9]{1,20}(-[0-9]{1,20})?)*")
 
 
@@ -41,11 +43,10 @@ def plain(value: Any) -> Any:
         return value
     if value.lower() in WORDS:
         return WORDS[value.lower()]
-    for number in (int, float):
-        try:
-            return number(value)
-        except ValueError:
-            pass
+    if PLAIN.fullmatch(value):  # not every text that Python would take for a number
+        for number in (int, float):
+            with suppress(ValueError):
+                return number(value)
     return value
 
 
@@ -157,7 +158,7 @@ Seeds = Annotated[list[int], BeforeValidator(seed_list)]
 
 def dotted(*path: str | int, at: Any = None) -> str:
     """What a message calls a key, if where it stands goes without saying."""
-    return ".".join(map(str, path))
+    return ".".join(part if part.isprintable() else repr(part) for part in map(str, path))
 
 
 def together(key: str, text: str) -> PydanticCustomError:
@@ -188,11 +189,12 @@ class Section(BaseModel):
 
     @classmethod
     def read(cls, values: Any, where: Where) -> Self:
-        """The section of these values; UserError names the key, its value and what is allowed."""
+        """The section of these values; UserError names each key that is wrong, its value and what is allowed."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise UserError(in_one_line(error.errors(include_url=False), where)) from None
+            raise_all(in_lines(error.errors(include_url=False), where))
+            raise
 
     def but(self, **changes: Any) -> Self:
         """The same with other values of these keys; UserError as of `read`."""
@@ -238,8 +240,30 @@ QUOTED = re.compile("'([^']*)'")
 SECTIONS = "dict_type", "model_type", "model_attributes_type"
 
 
-def in_one_line(errors: list[ErrorDetails], where: Where) -> str:
-    """The first of pydantic's errors as who wrote the config needs it: the key, its value, what is allowed."""
+def raise_all(lines: Iterable[str | None]) -> None:
+    """UserError of these lines, each once, if there are any."""
+    if text := "\n".join(dict.fromkeys(filter(None, lines))):
+        raise UserError(text) from None
+
+
+def in_lines(errors: list[ErrorDetails], where: Where) -> Iterable[str]:
+    """Each of pydantic's errors as who wrote the config needs it: the key, its value, what is allowed."""
+    sections, keys = set(), set()  # those with a line on all that is missing there, and those that can't be
+    for place, error in enumerate(errors):
+        at, is_missing, is_key = error["loc"], error["type"] == "missing", error["loc"][-1:] == ("[key]",)
+        if (is_missing and at[:-1] in sections) or (
+            not is_key and any(at[:n] in keys for n in range(len(at) + 1))
+        ):
+            continue
+        yield _in_one_line(errors[place:], where)
+        if is_missing:
+            sections.add(at[:-1])
+        elif is_key:
+            keys.add(at[:-1])
+
+
+def _in_one_line(errors: list[ErrorDetails], where: Where) -> str:
+    """The first of these errors; keys that are missing beside another stand in its line."""
     error, *others = errors
     kind, path, context = error["type"], [*error["loc"]], error.get("ctx", {})
     value = path[-2] if path[-1:] == ["[key]"] else error["input"]
@@ -328,5 +352,6 @@ def choose(
     try:
         options = entry.options.read({k: v for k, v in values.items() if k != selector}, where)
     except UserError as error:
-        raise UserError(f"{error} ({selector} {name})") from None
+        raise_all(f"{line} ({selector} {name})" for line in str(error).split("\n"))
+        raise
     return entry, options

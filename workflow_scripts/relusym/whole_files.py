@@ -5,8 +5,9 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,6 +71,13 @@ def open_file(path: str | Path) -> BinaryIO:
         file.close()
         raise OSError(errno.EINVAL, "Not a file", str(path))
     return file
+
+
+def distinct_names(files: Iterable[str | Path]) -> list[str]:
+    """What files, or addresses, are called among each other: their names, with as many folders as tell them apart."""
+    parts = [Path(file).parts for file in files]
+    kept = next(n for n in count(1) if len({each[-n:] for each in parts}) == len({*parts}))
+    return ["/".join(each[-kept:]) for each in parts]
 
 
 def sha256(path: str | Path) -> str:

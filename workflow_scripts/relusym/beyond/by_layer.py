@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from relusym.beyond import declaration
-from relusym.record_types import Barrier, Fields, NotNegative
+from relusym.record_types import Barrier, Fields, NotNegative, Similarity
 from relusym.schema import Count, OrNull
 
 
@@ -27,7 +27,7 @@ class Body(Fields):
 
     equivariance_error: Annotated[dict[str, NotNegative], Field(min_length=1)]
     barrier_up_to: Annotated[dict[str, Barrier | None], Field(min_length=1)]
-    similarity: dict[str, float]
+    similarity: dict[str, Similarity]
     lie_translation: dict[str, NotNegative] | None = None
     lie_rotation: dict[str, NotNegative] | None = None
 

@@ -24,6 +24,7 @@ Values = dict[str, Any]
 Pairs = OrNull[
     Annotated[list[Annotated[list[Text], Field(min_length=2, max_length=2)]], AfterValidator(each_once)]
 ]
+Parts = Annotated[list[Text], AfterValidator(each_once)]
 OF_PAIRS = "of the scale's `pairs`, those that it is of"
 
 

@@ -14,6 +14,7 @@ from relusym.record_types import (
     Fields,
     NotNegative,
     Share,
+    Similarity,
     contradiction,
 )
 
@@ -29,12 +30,15 @@ class MeasuredEpoch(Fields):
     absolute_barrier: AbsoluteBarrier
     invariance_error: NotNegative
     equivariance_error: dict[str, NotNegative]
-    similarity: dict[str, float] = {}
+    similarity: dict[str, Similarity] = {}
 
     @field_validator("absolute_barrier")
     @classmethod
     def _follows_from_barrier(cls, absolute: float, info: ValidationInfo) -> float:
-        if isinstance(barrier := info.data.get("barrier"), float) and "accuracy" in info.data:
+        barrier = info.data.get("barrier")
+        if barrier is None and "barrier" in info.data and info.data.get("accuracy"):
+            raise contradiction("by the accuracy, there is a barrier")
+        if isinstance(barrier, float) and "accuracy" in info.data:
             # the mean of the net's accuracy and its flipped self's, which may be anything
             means = info.data["accuracy"] / 2, (1 + info.data["accuracy"]) / 2
             low, high = sorted(barrier * mean for mean in means)

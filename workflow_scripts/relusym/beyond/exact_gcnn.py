@@ -13,7 +13,7 @@ from relusym.beyond import declaration
 from relusym.errors import UserError
 from relusym.record_types import Count, Fields, NotNegative, Share, Shares, contradiction
 from relusym.schema import Count as CountOption
-from relusym.schema import Positive, Section, Text
+from relusym.schema import Positive, Section
 from relusym.symmetry import SYMMETRIES
 from relusym.training.recipe import Recipe
 from relusym.whole_files import sha256
@@ -41,7 +41,7 @@ class Options(declaration.Options):
         "involution", description="the only one whose halfway net is a GCNN"
     )
     fine_tuning: FineTuning = Field(FineTuning(epochs=2, learning_rate=0.005), description="of both nets")
-    from_scratch: list[Text] = Field(
+    from_scratch: declaration.Parts = Field(
         [], description="of `models`, those whose mixture is trained from scratch, too"
     )
 

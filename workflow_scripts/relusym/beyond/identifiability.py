@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from relusym.beyond import declaration
-from relusym.record_types import Barrier, Fields, NotNegative, Share, Shares, check_barrier
-from relusym.schema import Text
+from relusym.record_types import Barrier, Fields, NotNegative, Share, Shares, Similarity, check_barrier
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,8 +23,10 @@ TOWERS = "towers", "towers_apart"
 class Options(declaration.Options):
     """Nets by their activation, made redundant, and made invariant as two towers."""
 
-    redundant: list[Text] = Field([], description="of `models`, those that are given redundant channels, too")
-    towers: list[Text] = Field(
+    redundant: declaration.Parts = Field(
+        [], description="of `models`, those that are given redundant channels, too"
+    )
+    towers: declaration.Parts = Field(
         [], description="of `models`, those that are made invariant by two towers, too"
     )
 
@@ -51,7 +52,7 @@ class Variant(Fields):
 
     accuracy: Accuracy
     barrier: Barriers
-    similarity: float
+    similarity: Similarity
     channels: Annotated[int, Field(ge=1)]
     negative: Annotated[int, Field(ge=0)]
     spread: NotNegative

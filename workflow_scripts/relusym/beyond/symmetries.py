@@ -8,7 +8,16 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from relusym.beyond import declaration
-from relusym.record_types import Barrier, Fields, NotNegative, Share, Shares, check_barrier
+from relusym.record_types import (
+    Barrier,
+    Fields,
+    NotNegative,
+    Share,
+    Shares,
+    Similarity,
+    check_barrier,
+    contradiction,
+)
 from relusym.symmetry import SYMMETRIES
 
 
@@ -37,7 +46,7 @@ class OrbitMerge(Fields):
     invariance_error: NotNegative
     accuracy: OrbitAccuracy
     barrier: OrbitBarrier
-    similarity: dict[str, float]
+    similarity: dict[str, Similarity]
 
     @field_validator("barrier")
     @classmethod
@@ -61,6 +70,9 @@ class Body(Fields):
     @classmethod
     def _are_all_there(cls, symmetries: dict[str, OrbitMerge], info: ValidationInfo) -> dict[str, OrbitMerge]:
         declaration.check_measured([*symmetries], info)
+        for name, merge in symmetries.items():
+            if merge.order != (order := SYMMETRIES[name].order):
+                raise contradiction(f"allowed is the order {order} of the {name}")
         return symmetries
 
 

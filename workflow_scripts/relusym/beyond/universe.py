@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from relusym.beyond import declaration
-from relusym.record_types import Barrier, Fields, Share, check_barrier, contradiction
+from relusym.record_types import ROUNDING, Barrier, Fields, Share, Similarity, check_barrier, contradiction
 from relusym.schema import Number, refusal
 
 MERGED = "universe", "universe_no_repair", "pairwise", "pairwise_no_repair"
@@ -61,7 +61,7 @@ class Body(Fields):
     accuracy: list[Share]
     merged: dict[str, Merged]
     cycles: Share
-    similarity: dict[str, float]
+    similarity: dict[str, Similarity]
 
     @field_validator("merged")
     @classmethod
@@ -69,6 +69,13 @@ class Body(Fields):
         counts = info.data.get("settings", {}).get("counts")
         if not isinstance(counts, list) or {*map(str, counts)} != {*merged}:
             raise contradiction(f"allowed are the counts of the settings, {counts!r}")
+        accuracy = info.data.get("accuracy", [])
+        for count in counts if accuracy else ():
+            if (
+                len(accuracy) < count
+                or abs(merged[str(count)].mean - sum(accuracy[:count]) / count) > ROUNDING
+            ):
+                raise contradiction(f"of the accuracies, {count} nets have another mean")
         return merged
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import unicodedata
 from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from relusym import cifar10, data, nets
@@ -15,7 +19,7 @@ from relusym.config.models import GENERATED, IMAGENET, OF_GENERATED, specificati
 from relusym.data import Extent
 from relusym.errors import UserError
 from relusym.matching import OF_FLIPS
-from relusym.schema import one_of
+from relusym.schema import one_of, raise_all
 from relusym.symmetry import SYMMETRIES
 
 if TYPE_CHECKING:
@@ -26,19 +30,44 @@ NOT_IN_PLAIN_NETS = "group_convs", "initialization"  # of two nets that are merg
 
 
 def check(settings: Settings) -> None:
-    """Raises UserError for the first thing that can't be."""
-    _check_sources(settings)
-    _check_data(settings, settings.common)
-    for model in settings.models.values():
-        _check_model(settings, model)
-    _check_names(settings)
-    if (figure9 := settings.sections.figure9) is not None:
-        _one_of(settings.place("figure9"), figure9, settings.sections.models)
-    for model in (None, *settings.models):
-        if extent := settings.known_extent(model):
-            check_images(settings, model, extent)
-    _check_pairs(settings)
-    _check_beyond(settings)
+    """Raises UserError: a line for each thing that can't be, as far as one doesn't hide others."""
+    models = settings.models.values()
+    _all(_check_sources, _check_data, *(partial(_check_model, model=model) for model in models))(settings)
+    _all(_check_names, _check_figure9, _check_known_images, _check_resize, _check_snapshots)(settings)
+    _all(_check_pairs, _check_beyond, _check_seeds)(settings)
+
+
+def _all(*checks: Callable[[Settings], None]) -> Callable[[Settings], None]:
+    """All checks in one, which names each key that is wrong once."""
+
+    def check(settings: Settings) -> None:
+        lines: dict[str, str] = {}
+        for each in checks:
+            try:
+                each(settings)
+            except UserError as error:
+                for line in str(error).split("\n"):
+                    lines.setdefault(re.match(r"(.*?\.yaml: )?[^ ]*", line)[0], line)
+        raise_all(lines.values())
+
+    return check
+
+
+def _check_figure9(settings: Settings) -> None:
+    # filters are kept of what is merged for the paper's tables
+    not_merged = {model.id for model in settings.models.values() if not model.is_in_paper}
+    shown = [id_ for id_ in settings.sections.models if id_ not in not_merged]
+    if shown and (figure9 := settings.sections.figure9) is not None:
+        _one_of(settings.place("figure9"), figure9, shown)
+
+
+def _check_known_images(settings: Settings) -> None:
+    extents = {model: settings.known_extent(model) for model in (None, *settings.models)}
+    known = [(model, extent) for model, extent in extents.items() if extent]
+    _all(*(partial(check_images, model=model, extent=extent) for model, extent in known))(settings)
+
+
+def _check_seeds(settings: Settings) -> None:
     if unknown := {*settings.seeds} - {*(seeds := settings.all_seeds)}:
         short = f"{seeds[0]}, {seeds[1]} … {seeds[-1]}" if len(seeds) >= 5 else ", ".join(map(str, seeds))
         raise UserError(f"seeds: {min(unknown)} is none of the scale {settings.scale}'s seeds, {short}")
@@ -79,7 +108,8 @@ def _check_splits(key: str, source: dict, test: str) -> None:
         )
 
 
-def _check_data(settings: Settings, model: Model) -> None:
+def _check_data(settings: Settings, model: Model | None = None) -> None:
+    model = model or settings.common
     images = model.data
     known = (GENERATED, "cifar10", IMAGENET, *settings.run.datasets)
     _one_of(model.key("data", "dataset"), images.dataset, known)
@@ -89,6 +119,32 @@ def _check_data(settings: Settings, model: Model) -> None:
                 raise UserError(f"{model.key('data', name)}: only for generated images; remove the key")
     elif images.train_images is None or images.test_images is None:
         raise UserError(f"{model.key('data')}: generated images need numbers train_images and test_images")
+
+
+def _check_resize(settings: Settings) -> None:
+    """The scale's is for those of its models that are on ImageNet."""
+    models = settings.models.values()
+    own = [model for model in models if model.entry.data.resize and model.data.dataset != IMAGENET]
+    if not own and settings.common.data.resize and all(m.data.dataset != IMAGENET for m in models):
+        own = [settings.common]
+    for model in own:
+        raise UserError(f"{model.key('data', 'resize')}: only for ImageNet; remove the key")
+
+
+def _check_snapshots(settings: Settings) -> None:
+    """A net is kept only as far as some net is trained."""
+    longest: dict[str, int] = {}
+    asked: dict[str, int] = {}
+    for model in settings.models.values():
+        for stage, how in model.stages.items():
+            key = model.stage_key(stage, "snapshots")
+            longest[key] = max(longest.get(key, 0), how.epochs)
+            asked[key] = max([*how.snapshots, 0])
+    raise_all(
+        f"{key}: {asked[key]} given; allowed is at most {epochs}, the epochs of the training"
+        for key, epochs in longest.items()
+        if asked[key] > epochs
+    )
 
 
 def _check_model(settings: Settings, model: Model) -> None:
@@ -179,91 +235,106 @@ def _of_a_merge(model: Model) -> dict[str, Any]:
 
 
 def _check_beyond(settings: Settings) -> None:
-    others: dict[str, str] = {}  # seeds that there aren't, as of a scale that has been cut down
-    for name, section in settings.beyond.items():
+    sections = settings.beyond.items()
+    _all(*(partial(_check_measurement, name=name, section=section) for name, section in sections))(settings)
 
-        def key(*path: str, name: str = name) -> str:
-            return settings.place("beyond", name, *path)
 
-        models, pairs = section.get("models", []), section.get("pairs", [])
-        parts = [(option, model) for option in PARTS_OF_MODELS for model in section.get(option, [])]
-        for model in [*models, *(model for _, model in parts)]:
-            _one_of(key("models"), model, settings.models)
-            if name != "matchings" and settings.models[model].recipe[-1:] != ["training"]:
-                raise UserError(f"{key('models')}: {model} isn't trained by a recipe that ends in `training`")
-        for pair in pairs:
-            if tuple(pair) not in settings.types_paired:
-                raise UserError(f"{key('pairs')}: [{', '.join(pair)}] is none of the pairs that are merged")
-        chosen = [*dict.fromkeys([*models, *itertools.chain(*pairs)])] or [*settings.models]
-        known = {seed for model in chosen for seed in settings.models[model].seeds}
-        if unknown := {*section.get("seeds", [])} - known:
-            others[key("seeds")] = f"{min(unknown)} is none of the seeds of {', '.join(chosen)}"
-        for model in models if "counts" in section else ():
-            if (seeds := len(settings.models[model].seeds)) < (count := max(section["counts"])):
-                raise UserError(f"{key('counts')}: {count} given; {model} has {seeds} nets, one a seed")
-        for option, model in parts:
-            _one_of(key(option), model, models)
-        if name in MEASUREMENTS and MEASUREMENTS[name].flips_alone:
-            turning = (m for m in models if SYMMETRIES[settings.models[m].symmetry].order > 2)
-            for model in turning:
-                raise UserError(
-                    f"{key('models')}: {model}'s symmetry isn't of order 2, so no involution matches it"
-                )
-    for first, line in others.items():
-        raise UserError(f"{first}: {line}{_likewise([*others][1:])}")
+def _check_measurement(settings: Settings, name: str, section: dict[str, Any]) -> None:
+    def key(*path: str) -> str:
+        return settings.place("beyond", name, *path)
+
+    models, pairs = section.get("models", []), section.get("pairs", [])
+    parts = [(option, model) for option in PARTS_OF_MODELS for model in section.get(option, [])]
+    for model in [*models, *(model for _, model in parts)]:
+        _one_of(key("models"), model, settings.models)
+        if name != "matchings" and settings.models[model].recipe[-1:] != ["training"]:
+            raise UserError(f"{key('models')}: {model} isn't trained by a recipe that ends in `training`")
+    for pair in pairs:
+        if tuple(pair) not in settings.types_paired:
+            raise UserError(f"{key('pairs')}: [{', '.join(pair)}] is none of the pairs that are merged")
+    chosen = [*dict.fromkeys([*models, *itertools.chain(*pairs)])] or [*settings.models]
+    known = {seed for model in chosen for seed in settings.models[model].seeds}
+    if unknown := {*section.get("seeds", [])} - known:
+        raise UserError(f"{key('seeds')}: {min(unknown)} is none of the seeds of {', '.join(chosen)}")
+    if pairs and "seeds" in section:
+        whole = replace(settings, run=settings.run.model_copy(update={"seeds": None}))
+        merged = {(a, b) for (a, i), (b, j) in whole.pairs if {i, j} <= {*section["seeds"]}}
+        for pair in (pair for pair in pairs if tuple(pair) not in merged):
+            raise UserError(
+                f"{key('seeds')}: no two nets of [{', '.join(pair)}] that are merged have these seeds"
+            )
+    for model in models if "counts" in section else ():
+        if (seeds := len(settings.models[model].seeds)) < (count := max(section["counts"])):
+            raise UserError(f"{key('counts')}: {count} given; {model} has {seeds} nets, one a seed")
+    for option, model in parts:
+        _one_of(key(option), model, models)
+    if name in MEASUREMENTS and MEASUREMENTS[name].flips_alone:
+        turning = (m for m in models if SYMMETRIES[settings.models[m].symmetry].order > 2)
+        for model in turning:
+            raise UserError(
+                f"{key('models')}: {model}'s symmetry isn't of order 2, so no involution matches it"
+            )
 
 
 def check_images(settings: Settings, model: str | None, extent: Extent) -> None:
     """Check all that is done with the images of a model (None: with the scale's, in Figure 3), against their extent."""
+    raise_all(_too_many(settings, model, extent))
+
+
+def _too_many(settings: Settings, model: str | None, extent: Extent) -> Iterator[str | None]:
     label = settings.label(model)
-    net = settings.models[model] if model else settings.common
-    _at_most({net.key("data", "train_images"): net.data.train_images}, extent.train, label)
-    have = extent.train if net.data.train_images is None else net.data.train_images
     if model is None:
-        how = settings.flipped_training()
-        _at_most(
-            {settings.place("flipped_training", "batch_size"): how["training"]["batch_size"]}, have, label
-        )
-        sides = _fitting(net.key("image_size"), how["data"].get("size"), extent.sides, "vgg11", label)
-        _check_padding(net.key("training", "crop_padding"), how["training"]["crop_padding"], sides)
+        scale, how = settings.common, settings.flipped_training()
+        asked, key = how["data"]["train_images"], settings.place("flipped_training", "batch_size")
+        yield _above(scale.key("data", "train_images"), asked, extent.train, label)
+        yield _above(key, how["training"]["batch_size"], _have(asked, extent), label)
+        size = how["data"].get("size")
+        yield _unfit(scale.key("image_size"), size, extent.sides, "vgg11", label)
+        padding = how["training"]["crop_padding"]
+        yield _wide(scale.key("training", "crop_padding"), padding, size, extent.sides)
         return
-    asked = {net.key("merging", key): getattr(net.merging, key) for key in ("images", "invariance_images")}
+    net = settings.models[model]
+    have = _have(net.data.train_images, extent)
+    yield _above(net.key("data", "train_images"), net.data.train_images, extent.train, label)
+    for option in ("images", "invariance_images"):
+        yield _above(net.key("merging", option), getattr(net.merging, option), have, label)
     for name, section in settings.beyond.items():
         if any(model in types for types in (section.get("models", []), *section.get("pairs", []))):
-            for key in ("images", "repair_images"):
-                asked[settings.place("beyond", name, key)] = section.get(key)
-    asked |= {net.stage_key(stage, "batch_size"): how.batch_size for stage, how in net.stages.items()}
-    _at_most(asked, have, label)
+            for option in ("images", "repair_images"):
+                yield _above(settings.place("beyond", name, option), section.get(option), have, label)
+            if extent.test is not None:
+                key = settings.place("beyond", name, "lie_images")
+                yield _above(key, section.get("lie_images"), extent.test, label, "test")
     key = net.key("image_size") if net.image_size else settings.place("models", net.id, "image_size")
-    sides = _fitting(key, net.image_size, extent.sides, net.network["architecture"], label)
+    yield _unfit(key, net.image_size, extent.sides, net.network["architecture"], label)
     for stage, how in net.stages.items():
-        _check_padding(net.stage_key(stage, "crop_padding"), how.crop_padding, sides)
+        yield _above(net.stage_key(stage, "batch_size"), how.batch_size, have, label)
+        yield _wide(net.stage_key(stage, "crop_padding"), how.crop_padding, net.image_size, extent.sides)
 
 
-def _at_most(asked: dict[str, int | None], have: int, label: str) -> None:
-    if over := {key: count for key, count in asked.items() if count is not None and count > have}:
-        key, *others = over
-        raise UserError(
-            f"{key}: {over[key]} given; allowed is at most {have}, the training images of {label}{_likewise(others)}"
-        )
+def _have(asked: int | None, extent: Extent) -> int:
+    """The training images that a net has of those that there are."""
+    return extent.train if asked is None else min(asked, extent.train)
 
 
-def _likewise(keys: list[str]) -> str:
-    """The end of a line that is as true of other keys."""
-    return f"; likewise {', '.join(key.rpartition(': ')[2] for key in keys)}" if keys else ""
+def _above(key: str, asked: int | None, have: int, label: str, split: str = "training") -> str | None:
+    if asked is None or asked <= have:
+        return None
+    return f"{key}: {asked} given; allowed is at most {have}, the {split} images of {label}"
 
 
-def _fitting(
-    key: str, size: int | None, sides: tuple[int, int], architecture: str, label: str
-) -> tuple[int, int]:
+def _unfit(key: str, size: int | None, sides: tuple[int, int], architecture: str, label: str) -> str | None:
     allowed = nets.SIDES.get(architecture)
-    brought_to = (size, size) if size else sides
-    if allowed and not {*brought_to} <= {*allowed}:
-        what = f"{size} given" if size else f"{label} has images of {sides[1]}×{sides[0]} pixels"
-        raise UserError(f"{key}: {what}; {architecture} takes {allowed[0]} to {allowed[-1]} pixels")
-    return brought_to
+    if not allowed or {*((size, size) if size else sides)} <= {*allowed}:
+        return None
+    what = f"{size} given" if size else f"{label} has images of {sides[1]}×{sides[0]} pixels"
+    return f"{key}: {what}; {architecture} takes {allowed[0]} to {allowed[-1]} pixels"
 
 
-def _check_padding(key: str, padding: int, sides: tuple[int, int]) -> None:
-    if padding >= min(sides):
-        raise UserError(f"{key}: {padding} given; allowed is less than the images' {min(sides)} pixels")
+def _wide(key: str, padding: int, size: int | None, sides: tuple[int, int]) -> str | None:
+    least = size or min(sides)
+    return (
+        f"{key}: {padding} given; allowed is less than the images' {least} pixels"
+        if padding >= least
+        else None
+    )

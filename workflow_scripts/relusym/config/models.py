@@ -11,6 +11,7 @@ from relusym.config.reading import deep_merge
 from relusym.config.sections import SHARED, STAGES, Data, ModelSection, Scale, Sections, Training
 from relusym.data import DATA_SETS
 from relusym.schema import dotted
+from relusym.whole_files import distinct_names
 
 Values = dict[str, Any]
 
@@ -158,9 +159,10 @@ class Model:
 
     @property
     def pinned(self) -> dict[str, str]:
-        """The SHA-256 that the addresses of its weights end with, by the name of the file."""
+        """The SHA-256 that the addresses of its weights end with, by `distinct_names`."""
         parts = [url.partition("#sha256=") for url in (self.weights or {}).get("urls", [])]
-        return {address.rstrip("/").rpartition("/")[2]: pin.lower() for address, _, pin in parts if pin}
+        names = distinct_names(address for address, *_ in parts)
+        return {name: pin.lower() for name, (*_, pin) in zip(names, parts, strict=True) if pin}
 
     @property
     def files(self) -> list[str]:

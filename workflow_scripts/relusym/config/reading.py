@@ -12,6 +12,9 @@ from relusym.schema import SEEDS_ALLOWED, one_of
 from relusym.whole_files import open_file
 
 DEEPEST = 100  # sections in sections, at which no config arrives
+NUMERIC = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+# not octal or in base 60, as YAML takes 010 and 1:30
+DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)|[^:]*[.eE][^:]*")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is built
 
 
@@ -38,7 +41,7 @@ def check_file(path: str | Path) -> None:
     """Check what Snakemake passes over, or reports without a line, when it reads a config file.
 
     UserError names the file and the line of what isn't UTF-8 or YAML, of a key that stands there twice, of a section
-    that holds itself, and of seeds whose _ YAML would drop.
+    that holds itself, of seeds whose _ YAML would drop, and of a number that it takes for another.
     """
     try:
         text = _text(path)
@@ -70,8 +73,15 @@ def check_file(path: str | Path) -> None:
                     f"{path}, line {line}: the key {name!r} stands in line {first[name]} already; keep one"
                 )
             first[name] = line
-            if key.value == "seeds" and "_" in value.value:
-                raise UserError(f"{path}, line {line}: seeds: {value.value} given; {SEEDS_ALLOWED}")
+            for number in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if key.value == "seeds" and "_" in number.value:
+                    raise UserError(f"{path}, line {line}: seeds: {number.value} given; {SEEDS_ALLOWED}")
+                if number.tag in NUMERIC and not DECIMAL.fullmatch(number.value):
+                    taken = LOADER("").construct_object(number)
+                    raise UserError(
+                        f"{path}, line {line}: {key.value}: YAML takes {number.value} for {taken}; write it as a "
+                        "decimal number"
+                    )
 
 
 def _check_depth(path: str | Path, text: str) -> None:
@@ -116,7 +126,7 @@ def check_command_line(values: dict[str, Any], words: Iterable[str]) -> None:
                 f"{key}: nothing given (is a variable of the shell unset?); write {key}=null for none"
             )
     for word in words:
-        if re.fullmatch(r"seeds=[\d_]*_[\d_]*", word):
+        if re.fullmatch(r"seeds=[\d,\[\] -]*\d_[\d_,\[\] -]*", word):
             raise UserError(f"seeds: {word.removeprefix('seeds=')} given; {SEEDS_ALLOWED}")
 
 

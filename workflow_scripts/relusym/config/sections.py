@@ -38,7 +38,7 @@ from relusym.training.recipe import Recipe
 NO_MARKUP = re.compile(r"[^<>$]+")
 ID = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 LONGEST_ID = 64  # file names hold two of them
-DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?")
 # without . and .. as a part of the path, which is that of a file below data/weights
 URL = re.compile(
     r"(https?|file)://(?!([^#]*/)?\.\.?(/|#|$))[!-\"$-~]*[!-\"$-.0-~]/?(#sha256=[0-9a-fA-F]{64})?"
@@ -80,7 +80,14 @@ def _file(value: Any) -> Any:
     files = value if isinstance(value, list) else [value]
     if value is not None and not (files and all(isinstance(file, str) and file for file in files)):
         raise refusal("allowed is a file, [backbone, linear head], or null")
+    _are_others(files if value else [])
     return value
+
+
+def _are_others(files: list[str]) -> list[str]:
+    """Files, or addresses, none of which is another's; some file systems take a.pth for A.pth."""
+    each_once([file.partition("#")[0].casefold() for file in files])
+    return files
 
 
 Label = Annotated[Text, _matches(NO_MARKUP, "allowed is text of one line without <, > and $")]
@@ -234,9 +241,11 @@ class Weights(Section):
     """Where a model's weights come from, if no training is to make them: of several, the first of these."""
 
     file: Annotated[Any, AfterValidator(_file)] = key("a local checkpoint, or [backbone, linear head]", None)
-    urls: Annotated[list[Annotated[str, _matches(URL, ADDRESS)]], Field(min_length=1)] = key(
-        "of one file or several, downloaded on first use; `#sha256=…` at the end is checked", None
-    )
+    urls: Annotated[
+        list[Annotated[str, Field(max_length=1000), _matches(URL, ADDRESS)]],
+        Field(min_length=1),
+        AfterValidator(_are_others),
+    ] = key("of one file or several, downloaded on first use; `#sha256=…` at the end is checked", None)
     torchvision: Text = key("the name of one of torchvision's enums of weights, as IMAGENET1K_V1", None)
     layout: LAYOUTS = key(
         "what stands before torchvision's names of the tensors in a file; `auto`: any of these", "auto"

@@ -430,7 +430,8 @@ class Settings:
     @property
     def figure9(self) -> str | None:
         """The model whose filters Figure 9 shows; None if the scale has no such model."""
-        return self.sections.figure9 if self.sections.figure9 in self.models else None
+        model = self.models.get(self.sections.figure9)
+        return model.id if model and model.is_in_paper else None
 
     @property
     def names(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ from relusym import checkpoint, cifar10
 from relusym.errors import UserError
 from relusym.schema import Count, Entry, Flag, OrNull, Section, Seed, Text, among, choose
 from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
+from relusym.whole_files import open_file
 
 SymmetryName = Annotated[str, among(SYMMETRIES)]
 
@@ -99,19 +100,20 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".w
 
 
 class Extent(NamedTuple):
-    """The number of training images, and the sides of all images in pixels (height, width)."""
+    """The number of training images, the sides of all images in pixels (height, width), the number of test images."""
 
     train: int
     sides: tuple[int, int]
+    test: int | None = None  # of a folder that isn't prepared yet
 
 
-CIFAR10 = Extent(50_000, (32, 32))
+CIFAR10 = Extent(50_000, (32, 32), 10_000)
 
 
 def known_extent(spec: dict[str, Any]) -> Extent | None:
     """The extent of a data set that is the same wherever it comes from; None if that depends on its files."""
     if spec["kind"] == "generated":
-        return Extent(spec["train_images"], (32, 32))
+        return Extent(spec["train_images"], (32, 32), spec["test_images"])
     return CIFAR10 if spec["kind"] in cifar10.SOURCES else None
 
 
@@ -130,8 +132,9 @@ def extent_of(spec: dict[str, Any], prepared: Path) -> Extent | None:
     if spec["kind"] == "imagenet":
         return None
     if prepared.exists():
-        shape = checkpoint.shapes(prepared).get("train_images", (0, 0, 0))
-        return Extent(shape[0], shape[1:3])
+        shapes = checkpoint.shapes(prepared)
+        shape, test = (shapes.get(f"{split}_images", (0, 0, 0)) for split in ("train", "test"))
+        return Extent(shape[0], shape[1:3], test[0])
     return _of_folder(Path(spec["root"]) / spec.get("train", "train")) if spec["kind"] == "folder" else None
 
 
@@ -140,7 +143,8 @@ def _of_folder(split: Path) -> Extent | None:
 
     files = list(image_files(split))
     try:
-        with Image.open(min(files)) as image:
+        open_file(first := min(files)).close()
+        with Image.open(first) as image:
             return Extent(len(files), image.size[::-1])
     except (ValueError, OSError):  # none, or none that can be read: preparing them names which
         return None

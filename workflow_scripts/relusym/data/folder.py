@@ -23,7 +23,7 @@ from relusym.data import CIFAR10, ENDINGS
 from relusym.data.image_set import SPLITS, ImageSet, SplitHash, header, save, split_digest
 from relusym.errors import UserError
 from relusym.randomness import generator
-from relusym.whole_files import write_whole
+from relusym.whole_files import open_file, write_whole
 
 
 def prepare(to: Path, *, root: str, train: str, test: str, workers: int, key: str) -> list[str]:
@@ -160,6 +160,7 @@ def _in_official_order(images: ImageSet, files: list[Path]) -> ImageSet:
 def open_image(path: str | Path, modes: Counter[str] | None = None) -> Image.Image:
     """An image file as RGB; `modes` counts what was converted. UserError if it can't be read, or has over 8 bits."""
     try:
+        open_file(path).close()  # a pipe would keep Pillow waiting
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):  # Pillow would clip them, to white
                 raise UserError(

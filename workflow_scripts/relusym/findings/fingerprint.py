@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from relusym.errors import UserError
-from relusym.whole_files import sha256, write_whole
+from relusym.whole_files import open_file, sha256, write_whole
 
 LENGTH = 16  # hexadecimal digits
 
@@ -84,7 +84,8 @@ def by_folder(inputs: Mapping[str, Sequence[str]]) -> list[str]:
 def is_whole(note: str | Path) -> bool:
     """Whether the files that a note names are as they were written."""
     try:
-        lines = Path(note).read_text(encoding="utf-8").splitlines()
+        with open_file(note) as file:
+            lines = file.read().decode("utf-8").splitlines()
         written = dict(reversed(line.split("  ", 1)) for line in lines if not line.startswith("#"))
         return all(sha256(file) == known for file, known in written.items())
     except (OSError, ValueError, UserError):

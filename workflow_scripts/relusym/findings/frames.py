@@ -103,15 +103,15 @@ def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], selection: Se
     """What a table or figure is made of, by kind, as far as it is of types that are selected.
 
     UserError if a file is missing or damaged, filters are of another net than their file's name says, or two records
-    disagree on the accuracy of a net.
+    disagree on the accuracy of a net; those of `train` are held against the others even where they aren't asked for.
     """
     inputs = {}
-    for kind in kinds:
+    for kind in {**dict.fromkeys(kinds), **files}:
         reader = _named_filters if kind == "filters" else load_record
         inputs[kind] = [reader(path) for path in files.get(kind, [])]
     inputs = chosen(inputs, selection)
     check_accuracies(inputs)
-    return inputs
+    return {kind: inputs[kind] for kind in kinds}
 
 
 def _named_filters(path: str) -> Filters:
@@ -261,6 +261,7 @@ FAR_BELOW_ZERO = -0.05  # a barrier
 ACCURACIES = {  # by kind, those of the nets as they were trained; of a line, of its ends
     "train": lambda record: [record["accuracy"]],
     "flip_merge": lambda record: [record["accuracy"]["net"]],
+    "identifiability": lambda record: [record["variants"]["activation"]["accuracy"]["net"]],
     "exact_gcnn": lambda record: [record["accuracy"]["net"]],
     "pair_merge": lambda record: [record["accuracy"][net] for net in ("net_1", "net_2")],
     "curves": lambda record: [record["curve"]["plain"]["accuracy"][end] for end in (0, -1)],

@@ -32,7 +32,10 @@ def select(settings: Settings, name: str) -> Selection:
 
 
 def keys(results: Results, name: str) -> dict[str, list[str]]:
-    """By kind, the jobs whose records ("filters": arrays beside flip merges) it shows: all done, and this run's."""
+    """By kind, the jobs whose records ("filters": arrays beside flip merges) it shows: all done, and this run's.
+
+    Beside measurements beyond the paper, the trainings of their nets that are done, to hold their accuracies against.
+    """
     finding, selection = declared()[name], select(results.settings, name)
 
     def of_kind(kind: str) -> list[str]:
@@ -44,7 +47,12 @@ def keys(results: Results, name: str) -> dict[str, list[str]]:
             return results.shown(kind, [*results.settings.models])
         return (finding.keys or of_types)(results, "flip_merge" if kind == "filters" else kind, selection)
 
-    return {kind: of_kind(kind) for kind in finding.reads}
+    shown = {kind: of_kind(kind) for kind in finding.reads}
+    if "train" not in shown and not MEASUREMENTS.keys().isdisjoint(shown):
+        nets = dict.fromkeys(net for keys in shown.values() for key in keys for net in results.jobs[key].nets)
+        trained = (results.key("train", net) for net in nets)
+        shown["train"] = [key for key in trained if results.is_there(key) and results.load(key)]
+    return shown
 
 
 # ---- whose records, as `keys` of a declaration

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from relusym.errors import UserError, listed
 from relusym.nets import build
-from relusym.whole_files import open_file, sha256, write_whole
+from relusym.whole_files import distinct_names, open_file, sha256, write_whole
 
 State = dict[str, Tensor]
 
@@ -43,7 +43,7 @@ PLAIN = [
     *((getattr(np._core.multiarray, name), f"numpy.{core}.multiarray.{name}")
       for name in ("scalar", "_reconstruct") for core in ("core", "_core")),
 ]  # fmt: skip
-LONGEST_PART = 200  # of an address, which is a file's name
+LONGEST, LONGEST_PART = 1000, 200  # characters of an address, which is a path, and of a file's name in it
 
 
 class UnavailableError(UserError):
@@ -107,8 +107,10 @@ def fetch(url: str, folder: Path, log: Callable[[str], None] = print) -> Path:
     parts = [part for part in address.partition("://")[2].split("/") if part]
     if not parts or {".", ".."} & {*parts}:
         raise UserError(f"{url}: . and .. can be no part of an address of weights; give it without")
-    if max(map(len, parts)) > LONGEST_PART:
-        raise UserError(f"{url[:60]}…: a part of the address has more than {LONGEST_PART} characters")
+    if max(map(len, parts)) > LONGEST_PART or len(address) > LONGEST:
+        raise UserError(
+            f"{url[:60]}…: the address has more than {LONGEST} characters, or a part of it more than {LONGEST_PART}"
+        )
     path = folder.joinpath(*parts)
     if _is_as_recorded(path, log) and pinned in (None, sha256(path)):
         return path
@@ -337,6 +339,6 @@ def gather(
     state, dropped = to_torchvision(files, network, weights.get("layout", "auto"))
     return state, {
         "classes": len(state["fc.weight"]),
-        "files": {path.name: sha256(path) for path in paths},
+        "files": dict(zip(distinct_names(paths), map(sha256, paths), strict=True)),
         "dropped": dropped,
     }

@@ -20,6 +20,7 @@ from relusym.record_types import (
     Seed,
     Share,
     Shares,
+    Similarity,
     Text,
     check_barrier,
     contradiction,
@@ -35,9 +36,15 @@ class Cost(Fields):
 
 class Inputs(Fields):
     data: Hash | None = None
-    source: str | None = None
+    source: Text | None = None
     checkpoints: list[Hash | None] = []
     files: dict[str, Hash] = {}
+
+    def check(self, status: str | None, *others: str) -> None:
+        """Refuse that what was measured is of no images, or has none of `others`."""
+        for name in ("data", "source", *others) if status == "ok" else ():
+            if not getattr(self, name):
+                raise contradiction(f"allowed are inputs with '{name}'")
 
 
 class Made(Fields):
@@ -45,7 +52,7 @@ class Made(Fields):
 
     settings: dict[str, Any]
     cost: Cost
-    code: dict[str, str] = {}
+    code: dict[str, Text] = {}
 
 
 # ---- the paper's nets and merges
@@ -63,7 +70,7 @@ class Checkpoint(Fields):
 
 class Train(Made):
     status: Literal["ok", "diverged", "degenerate", "absent"]
-    reason: str | None = None
+    reason: Text | None = None
     model: Text
     seed: Seed
     inputs: Inputs
@@ -72,6 +79,13 @@ class Train(Made):
     history: list[Epoch]
     parameters: Count | None = None
     precision: Text | None = None
+    data_wait_share: Share | None = None
+
+    @field_validator("inputs")
+    @classmethod
+    def _are_named(cls, inputs: Inputs, info: ValidationInfo) -> Inputs:
+        inputs.check(info.data.get("status"))
+        return inputs
 
 
 class Measured(Made):
@@ -79,14 +93,17 @@ class Measured(Made):
 
     nets: ClassVar[int | None]
     status: Literal["ok", "left_out"]
-    reason: str | None = None
+    reason: Text | None = None
     inputs: Inputs
     outputs: dict[str, Hash]
 
     @field_validator("inputs")
     @classmethod
-    def _has_each_net_once(cls, inputs: Inputs) -> Inputs:
+    def _has_each_net_once(cls, inputs: Inputs, info: ValidationInfo) -> Inputs:
+        inputs.check(info.data.get("status"), "checkpoints")
         hashes = [each for each in inputs.checkpoints if each]
+        if info.data.get("status") == "ok" and len(hashes) < len(inputs.checkpoints):
+            raise contradiction("allowed is the checkpoint of every net")
         count = len(inputs.checkpoints)
         if (count and count != (cls.nets or count)) or len({*hashes}) < len(hashes):
             raise contradiction(f"allowed is one checkpoint a net, {cls.nets or count}, each another")
@@ -151,9 +168,9 @@ class Merge(Fields):
     accuracy: Shares
     barrier: dict[str, Barrier | None]
     absolute_barrier: dict[str, AbsoluteBarrier]
-    permutations: dict[str, Permutation]
+    permutations: Annotated[dict[str, Permutation], Field(min_length=1)]
     checks: dict[str, float]
-    similarity: dict[str, float] = {}
+    similarity: dict[str, Similarity] = {}
     search: Search | None = None
 
     @field_validator("barrier", "absolute_barrier")
@@ -170,6 +187,8 @@ class Merge(Fields):
                 check_barrier(name, value, mean, accuracy[name])
             elif abs(value - (mean - accuracy[name])) > ROUNDING:
                 raise contradiction(f"by the accuracies, it is {mean - accuracy[name]:.6g} for {name!r}")
+        if lacking := [name for name in accuracy if name not in (*barriers, *cls.ends)]:
+            raise contradiction(f"of the accuracies, {lacking[0]!r} has none")
         return barriers
 
 
@@ -253,7 +272,7 @@ class Theory(Made):
     tested: Text
     largest_violation: NotNegative
     counterfactual: Text
-    measured: dict[str, float]
+    measured: Annotated[dict[str, float], Field(min_length=1)]
 
 
 # Of each kind, what all its records have, and what those have that weren't left out.

@@ -23,7 +23,7 @@ from relusym.records.fields import images_of, nets_of
 from relusym.records.files import RESTORE, SETTINGS, load_record_or_none, snapshot_path
 from relusym.records.fingerprint import fingerprint
 from relusym.theory import STATEMENTS
-from relusym.whole_files import sha256
+from relusym.whole_files import distinct_names, sha256
 
 Record = dict[str, Any]
 
@@ -320,7 +320,8 @@ class Results:
         try:
             if job.kind == "train":
                 model = self.settings.model_of(job.nets[0][0])
-                files = {file.name: sha256(file) for file in map(Path, model.files) if file.is_file()}
+                there = zip(distinct_names(model.files), model.files, strict=True)
+                files = {name: sha256(file) for name, file in there if Path(file).is_file()}
                 read = record["inputs"].get("files", {})
                 return any(read.get(name) != hash_ for name, hash_ in (files | model.pinned).items())
             for net, checkpoint in zip(job.nets, record["inputs"].get("checkpoints", []), strict=False):

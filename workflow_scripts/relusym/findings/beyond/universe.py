@@ -24,10 +24,17 @@ KEY = ["model", "count"]
 
 
 def by_set(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a set of nets and number of them: model, count, seed (the first one's), ok, `QUANTITIES`."""
-    rows = []
+    """One row a set of nets and number of them: model, count, seed (the first one's), ok, `QUANTITIES`.
+
+    A set of nets stands once, in whichever order: of as many seeds as there are, all sets are one.
+    """
+    rows, sets = [], set()
     for record in records:
         for count in record["settings"].get("counts", ()):
+            nets = record["model"], frozenset(record["seeds"][:count])
+            if nets in sets:
+                continue
+            sets.add(nets)
             row = {
                 "model": record["model"],
                 "count": count,
