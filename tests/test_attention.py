@@ -5,7 +5,7 @@ import pytest
 import torch
 import torchvision
 from conftest import refused
-from small_nets import Images, shuffled, smooth_images
+from small_nets import Images, net_of, shuffled, smooth_images
 from structures import Attended, Tokens, difference, with_statistics
 from torch import nn
 from torch.nn import functional as F
@@ -33,14 +33,10 @@ def by_heads(net, size=32):
 def test_queries_go_with_keys_and_both_of_a_head_with_its_values(structure):
     groups = by_heads(structure())
     matched = {name: group for name, group in groups.items() if group.size == CHANNELS}
-    assert {
-        name: (group.heads, len({p.tensor for p in group.places})) for name, group in matched.items()
-    } == {
-        "qkv[:48]": (HEADS, 2),  # weight and bias
-        "qkv[48:]": (HEADS, 3),  # and the layer that reads the values
-        "attention[:48]": (HEADS, 2),
-        "attention[48:]": (HEADS, 3),
-    }
+    counts = {name: (group.heads, len({p.tensor for p in group.places})) for name, group in matched.items()}
+    # weight and bias; and the layer that reads the values
+    by_half = {"[:48]": (HEADS, 2), "[48:]": (HEADS, 3)}
+    assert counts == {f"{name}{half}": by_half[half] for name in ("qkv", "attention") for half in by_half}
     for layer in ("qkv", "attention"):
         keys, values = matched[f"{layer}[:48]"], matched[f"{layer}[48:]"]
         assert keys.tied == values.tied and [place.block for place in keys.places] == [2, 2]
@@ -126,15 +122,13 @@ def test_heads_are_free_where_nothing_binds_them(kind):
     assert len(scaled) == (kind == "scaled")
 
 
-class Window(nn.Module):
-    def __init__(self, layer):
-        super().__init__()
-        self.patches, self.attention = nn.Conv2d(3, CHANNELS, 4, 4), layer(CHANNELS, [4, 4], [2, 2], HEADS)
-        self.head = nn.Linear(CHANNELS, 10)
-
-    def forward(self, x):
-        x = self.patches(x).permute(0, 2, 3, 1)
-        return self.head((x + self.attention(x)).mean((1, 2)))
+@net_of(lambda layer: {
+    "patches": nn.Conv2d(3, CHANNELS, 4, 4), "attention": layer(CHANNELS, [4, 4], [2, 2], HEADS),
+    "head": nn.Linear(CHANNELS, 10),
+})  # fmt: skip
+def Window(self, x):
+    x = self.patches(x).permute(0, 2, 3, 1)
+    return self.head((x + self.attention(x)).mean((1, 2)))
 
 
 @pytest.mark.parametrize("layer", [swins.ShiftedWindowAttention, swins.ShiftedWindowAttentionV2])

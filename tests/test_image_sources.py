@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import refused
 from small_nets import Images, conv_net, resnet, smooth_images, vgg11
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from relusym.data.augmentation import normalise
@@ -22,12 +23,9 @@ X = normalise(PIXELS)
 @pytest.mark.parametrize("net", [vgg11, lambda: resnet(size=32)], ids=["vgg11", "resnet"])
 def test_a_loader_a_list_and_pixels_give_the_same_merge(net):
     net, x = net(), normalise(PIXELS)
-    forms = [
-        (Images(PIXELS, 16), LABELS),
-        (DataLoader(TensorDataset(x, LABELS), 16), None),
-        ([(some, labels) for some, labels in zip(x.split(16), LABELS.split(16), strict=True)], None),
-        (list(x.split(16)), LABELS),
-    ]
+    both = list(zip(x.split(16), LABELS.split(16), strict=True))
+    forms = [(Images(PIXELS, 16), LABELS), (DataLoader(TensorDataset(x, LABELS), 16), None), (both, None)]
+    forms.append((list(x.split(16)), LABELS))
     first, *others = [flip_merge(net, images, test_labels=labels) for images, labels in forms]
     assert first.accuracy["net"] != first.accuracy["halfway"]
     for other in others:
@@ -104,8 +102,6 @@ def test_images_of_two_sizes_are_refused():
 
 
 class Augmented(torch.utils.data.Dataset):
-    """Images that are flipped at random."""
-
     def __len__(self):
         return len(PIXELS)
 
@@ -159,10 +155,7 @@ def test_batches_come_as_data_sets_give_them(batch):
     assert torch.equal(x, X) and torch.equal(labels, LABELS) and labels.dtype == torch.int64
 
 
-ONE_HOT = torch.nn.functional.one_hot(LABELS).float()
-
-
-@pytest.mark.parametrize("labels", [LABELS / 2, LABELS - 1, ONE_HOT, "abc"])
+@pytest.mark.parametrize("labels", [LABELS / 2, LABELS - 1, nn.functional.one_hot(LABELS).float(), "abc"])
 def test_labels_of_batches_are_whole_numbers_from_0(labels):
     refused(lambda: flip_merge(conv_net(), [(normalise(PIXELS), labels)]), "labels")
 
