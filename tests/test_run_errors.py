@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import records
-from conftest import Clone, config_of, set_to_tiny
+from conftest import Clone, config_of, obstruct, set_to_tiny
 from PIL import Image
 
 from relusym import cifar10, data
@@ -54,7 +54,6 @@ def ends_with(checkout):
 
 @contextmanager
 def config(clone, change):
-    """Other bytes of config.yaml."""
     path = clone.folder / "config.yaml"
     before = path.read_bytes()
     path.write_bytes(change(before))
@@ -64,7 +63,6 @@ def config(clone, change):
 
 @contextmanager
 def mine(clone, content):
-    """A config file of the user's own."""
     (clone.folder / "mine.yaml").write_bytes(content)
     yield
     (clone.folder / "mine.yaml").unlink()
@@ -112,25 +110,19 @@ OTHER_PAIR = "results/tiny/records/pair_merge/cnn--cnn-01234567/0--1.json"
 DRY = "--dry-run"
 RUNS = {
     "empty variable": ([DRY, "--config", "seeds="], r"config error: seeds: nothing given \(is a variable"),
-    "seeds 0_1": (
-        [DRY, "--config", "seeds=0_1"],
-        "config error: seeds: 0_1 given; allowed are seeds such as",
-    ),
-    "setting": (
-        [DRY, "--config", "threads=2.0"],
-        "config error: threads: 2.0 given; allowed is a whole number$",
-    ),
+    "seeds 0_1": ([DRY, "--config", "seeds=0_1"],
+     "config error: seeds: 0_1 given; allowed are seeds such as"),
+    "setting": ([DRY, "--config", "threads=2.0"],
+     "config error: threads: 2.0 given; allowed is a whole number$"),
     "target": ([DRY, "tabel2"], rf"{nothing_makes('tabel2')}; is it table2\? Targets are .*table2, .*claims"),
     "forced rule": ([DRY, "-R", "trian"], rf"{nothing_makes('trian')}; is it train\?"),
     "net of no seed": ([DRY, OTHER_NET], rf"{nothing_makes(OTHER_NET)}\. Targets are"),
     "pair that isn't asked for": ([DRY, OTHER_PAIR], nothing_makes(OTHER_PAIR)),
-    "config file that isn't there": (
-        [DRY, "--configfile", "mine.yaml"],
-        r"config error: mine\.yaml can't be read \(No such file or directory\)$",
-    ),
+    "config file that isn't there": ([DRY, "--configfile", "mine.yaml"],
+     r"config error: mine\.yaml can't be read \(No such file or directory\)$"),
     "GPU that isn't there": (["table1", "--config", "device=cuda:99"], "error: device: cuda:99 "),
     "no qsub": (["table1", "--profile", "profiles/pbs"], "  q(sub|del): not found; run snakemake on a node"),
-}
+}  # fmt: skip
 SPOILED = {
     "key twice": (
         lambda clone: config(clone, lambda text: b"scale: demo\n" + text),
@@ -179,19 +171,14 @@ def test_a_folder_that_can_not_be_written(checkout, ends_with, folder):
         path.chmod(before)
 
 
-def obstruct(path, kind):
-    path.parent.mkdir(parents=True)
-    path.mkdir() if kind == "folder" else os.mkfifo(path)
-
-
-@pytest.mark.parametrize("kind", ["folder", "pipe"])
+@pytest.mark.parametrize("kind", ["folder", "fifo"])
 @pytest.mark.parametrize("file", ["logs/figure10.log", "figures/figure10.png"])
 def test_a_folder_or_a_pipe_where_a_file_belongs(checkout, ends_with, kind, file):
     obstruct(checkout.folder / "results/tiny" / file, kind)
     ends_with(f"error: results/tiny/{file} isn't a file, and one belongs there: move it away$", "figure10")
 
 
-UNREADABLE = {"folder": "Is a directory", "pipe": "Not a file", "rights": "Permission denied"}
+UNREADABLE = {"folder": "Is a directory", "fifo": "Not a file", "rights": "Permission denied"}
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
