@@ -109,11 +109,8 @@ def made(kind, *models, source="CIFAR10", digest=cifar10.DIGEST, scale="paper", 
     settings = deepcopy(getattr(SETTINGS[scale], kind)(*models))
     for path, value in changes.items():
         *parents, last = path.split("__")
-        at = (
-            settings["trained"][0]
-            if "trained" in settings and parents[:1] != ["merging"] and parents
-            else settings
-        )
+        of_a_net = "trained" in settings and parents and parents[0] != "merging"
+        at = settings["trained"][0] if of_a_net else settings
         for name in parents:
             at = at[name]
         at[last] = value
@@ -129,8 +126,6 @@ OTHERWISE |= {"invariance_from": 0.1, "invariance_weight": 0.2, "precision": "fl
 NETS = ("train", "cnn_inv"), ("flip_merge", "cnn_inv"), ("pair_merge", "cnn_inv", "gcnn")
 MERGE, RESNET = [("flip_merge", "cnn")], [("train", "torchvision_old_225")]
 IMAGENET = {"source": "ImageNet", "digest": "1" * 64}
-OTHERWISE |= {"warmup_epochs": 1, "crop_padding": 2, "augmentation": False, "schedule": "cosine"}
-OTHERWISE |= {"invariance_from": 0.1, "invariance_weight": 0.2, "precision": "float32"}
 
 
 @pytest.mark.parametrize("scale, records, change, word", [
