@@ -417,6 +417,7 @@ def test_a_table_has_a_row_for_each_kind_and_origin_of_its_records():
         ["Table 2", "train", "cpu x86_64", 2, 1.0], ["Table 2", "train", "cuda T4", 1, 0.5],
         ["Table 2", "flip_merge", "cpu x86_64", 1, 0.5],
     ]  # fmt: skip
+    assert len(made_of([], "table1")) == 0
 
 
 def test_other_settings_have_another_fingerprint_whatever_their_order():
@@ -437,10 +438,6 @@ def test_a_record_without_images_and_status_has_a_row_all_the_same():
     theory = {"kind": "theory", "settings": {}, "code": CODE, "cost": {"seconds": 3600}}
     (row,) = made_of([theory, record()], "theory").itertuples()
     assert (row.records, row.left_out, row.images, row.hours) == (1, 0, "", 1.0)
-
-
-def test_no_records_are_no_rows():
-    assert len(made_of([], "table1")) == 0
 
 
 def test_the_notes_of_a_table_name_data_records_and_code():
