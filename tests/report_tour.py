@@ -77,7 +77,7 @@ def tour(report: Path, scratch: Path) -> dict:
     offline = "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND"
     how = "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={scratch / 'browser'}", *offline
     command = [BROWSER, *how, "--virtual-time-budget=120000", "--dump-dom", copy.as_uri()]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=True)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     seen = re.search(r'<pre id="tour">(.*?)</pre>', run.stdout, re.DOTALL)
     assert seen, run.stderr[-2000:]
     return json.loads(html.unescape(seen[1]))
