@@ -102,7 +102,13 @@ KEYS = {
 }  # fmt: skip
 
 
-WITHIN = {key for name in SHARED if isinstance(DEMO.get(name), dict) for key in DEMO[name]}  # of sections
+def taken_or_refused(run):
+    """Taken, or refused in one line."""
+    try:
+        return Settings.of({"scale": "demo"} | run, [ROOT / "scales"])
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000, str(error)
+        return None
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -123,13 +129,15 @@ def test_any_value_of_a_key_is_taken_or_refused_in_a_line_that_begins_with_the_k
 
 
 @how(max_examples=400, derandomize=True)
-@given(st.sampled_from([*Run.model_fields, *Scale.model_fields]), st.sampled_from([None, *WITHIN]), ANYTHING)
+@given(
+    st.sampled_from([*Run.model_fields, *Scale.model_fields]),
+    st.sampled_from(
+        [None, *{key for name in SHARED for key in DEMO.get(name, ()) if isinstance(DEMO[name], dict)}]
+    ),
+    ANYTHING,
+)
 def test_anything_anywhere_is_taken_or_refused_in_one_line(section, key, value):
-    run = {"scale": "demo", section: value if key is None else {key: value}}
-    try:
-        Settings.of(run, [ROOT / "scales"])
-    except UserError as error:
-        assert "\n" not in str(error) and len(str(error)) < 1000, str(error)
+    taken_or_refused({section: value if key is None else {key: value}})
 
 
 TOKENS = [

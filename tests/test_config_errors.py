@@ -21,9 +21,6 @@ DELETED = object()
 A_NUMBER = "a whole number"
 SEEDS = r"seeds such as 3, 0-3, or \[0, 5\]"
 SCALES = "demo", "laptop", "paper"
-URLS = [f"https://h/{path}" for path in ("a.pth#sha256=12", "a.pth#", "../a.pth", "a/./b", "a/..", "a b")]
-URLS += ["https://h/ä.pth", "https://h/\0.pth", "https://h/a\n", "ftp://h/a", "file:///", "https:///"]
-URLS += ["file://..", "/a.pth", "h/a.pth", ""]
 
 
 def set_keys(sections, changes):
@@ -62,19 +59,23 @@ def endless():
     return section
 
 
-def each(where, key, values, allowed):
-    return [(where, key, value, allowed) for value in values]
-
-
 VALUES = [  # where, key, value, and a pattern of what is allowed
-    ("run", "scale", "papr",
-     r"one of demo, identifiability, laptop, laptop_original, paper, regime \(is it paper\?\)$"),
+    (
+        "run",
+        "scale",
+        "papr",
+        r"one of demo, identifiability, laptop, laptop_original, paper, regime \(is it paper\?\)$",
+    ),
     ("run", "scale", None, "text$"),
     ("run", "device", "gpu", "auto, cpu, cuda, or one GPU, such as cuda:1$"),
     ("run", "device", "cpu\n", "auto, cpu"),
-    *each("run", "device", ("mps", "CPU", "cuda:", "cuda:-1", "cuda:٣", "cuda:0,1", " cuda"), "auto, cpu"),
-    *each("run", "device", (["cuda"], 0, True), "text"),
-    ("run", "threads", "many", f"{A_NUMBER}$"), *each("run", "threads", (0, -1), "at least 1$"),
+    *(
+        ("run", "device", device, "auto, cpu")
+        for device in ("mps", "CPU", "cuda:", "cuda:-1", "cuda:٣", "cuda:0,1", " cuda")
+    ),
+    *(("run", "device", device, "text") for device in (["cuda"], 0, True)),
+    ("run", "threads", "many", f"{A_NUMBER}$"),
+    *(("run", "threads", number, "at least 1$") for number in (0, -1)),
     *(("run", key, 10**9, "at most 1024$") for key in ("threads", "jobs_per_gpu")),
     ("run", "cifar10.source", "web", "one of torchvision, binary, python, folder"),
     ("run", "cifar10.root", "", "text of at least 1 character"),
@@ -85,7 +86,24 @@ VALUES = [  # where, key, value, and a pattern of what is allowed
     ("run", "models.cnn.training.augmentation", "maybe", "true or false$"),
     ("paper", "models.dino.weights.urls", None, "a list$"),
     ("paper", "models.dino.recipe.0", ["supervised"], "one of training, pretr"),
-    *each("paper", "models.dino.weights.urls.0", [[url] for url in URLS], "an address in ASCII"),
+    *(
+        ("paper", "models.dino.weights.urls.0", [f"https://h/{path}"], "an address in ASCII")
+        for path in (
+            "a.pth#sha256=12",
+            "a.pth#",
+            "../a.pth",
+            "a/./b",
+            "a/..",
+            "a b",
+            "ä.pth",
+            "\0.pth",
+            "a\n",
+        )
+    ),
+    *(
+        ("paper", "models.dino.weights.urls.0", [url], "an address in ASCII")
+        for url in ("ftp://h/a", "file:///", "https:///", "file://..", "/a.pth", "h/a.pth", "")
+    ),
     ("paper", "models.byol.weights.layout", "mine", "one of auto, plain, module"),
     ("paper", "models.byol.paper", "boyl", r"one of torchvision_new, .* \(is it byol\?\), or null$"),
     ("paper", "models.simsiam_225.training.schedule", "steps", "one of linear, cosine, step"),
@@ -131,24 +149,38 @@ VALUES = [  # where, key, value, and a pattern of what is allowed
     ("run", "models.cnn.name", datetime.date(2023, 12, 10), "text, in quotes: YAML takes this for a date$"),
     # names that break file names, pages or pictures
     ("run", "models.cnn.name", "<b>CNN</b>", "text"),
-    *each("run", "models.cnn.name",
-     (" ", "CNN\u200b", "C\u00a0NN", "a\u2028b", "a\x85b", "a\nb", "\0"), "text of one line$"),
-    *(("run", key, "a\nb", "text of one line$") for key in ("cifar10.root", "cifar10.train", "imagenet.root")),
+    *(
+        ("run", "models.cnn.name", name, "text of one line$")
+        for name in (" ", "CNN\u200b", "C\u00a0NN", "a\u2028b", "a\x85b", "a\nb", "\0")
+    ),
+    *(
+        ("run", key, "a\nb", "text of one line$")
+        for key in ("cifar10.root", "cifar10.train", "imagenet.root")
+    ),
     ("run", "models.cnn.name", r"$\bad$", "text of one"),
     ("run", "cifar10.label", "a\n| b", ""),
     # seeds
     ("run", "seeds", "first", SEEDS),
     ("run", "seeds", -1, SEEDS),
-    *each("run", "seeds", (1.0, True, [], [[0]], [0, True], {"a": 1}, "٣", "0, 1", "1e0", ""), SEEDS),
+    *(
+        ("run", "seeds", seeds, SEEDS)
+        for seeds in (1.0, True, [], [[0]], [0, True], {"a": 1}, "٣", "0, 1", "1e0")
+    ),
+    ("run", "seeds", "", SEEDS),
     ("run", "seeds", "0-1000000000", "at most 10,000"),
     ("demo", "seeds", "0-1000000000", "at most 10,000 s"),
     ("demo", "seeds", f"0,{2**64}", ".* none above 4"),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize("case", VALUES, ids=[f"{w}-{k}-{str(v)[:20]!a}" for w, k, v, _ in VALUES])
-def test_a_value_that_can_not_be_is_refused_with_its_key_and_what_is_allowed(case, tmp_path):
-    where, key, value, allowed = case
+@pytest.mark.parametrize(
+    ("where", "key", "value", "allowed"),
+    VALUES,
+    ids=[f"{where}-{key}-{str(value)[:20]!a}" for where, key, value, _ in VALUES],
+)
+def test_a_value_that_can_not_be_is_refused_with_its_key_and_what_is_allowed(
+    where, key, value, allowed, tmp_path
+):
     line = refusal(tmp_path, where, {key.removesuffix(".0"): value})
     shown = value[0] if key.endswith(".0") else value
     start = f"{file_of(where)}{key}: {shown!r} given; allowed "
@@ -161,17 +193,32 @@ LINES = [  # where, changes, and how the line begins: with the key of the first,
     ("run", {"scales": {"demo": {}}}, "config: unknown key 'scales', is it 'scale'?; allowed are"),
     ("run", {"defaults.network.groups": 1}, "config: unknown key 'defaults'; allowed are scale, "),
     ("demo", {"modles": {}}, "unknown key 'modles', is it 'models'?; allowed are"),
-    ("demo", {"training.batchsize": 40},
-     "training: unknown key 'batchsize', is it 'batch_size'?; allowed are"),
-    ("run", {"models.cnn.network": {"group_conv": 8}},
-     ": unknown key 'group_conv', is it 'group_convs'?; allowed are width, init"),
-    ("demo", {"network.initialisation": "he"},
-     "network: unknown key 'initialisation', is it 'initialization'?"),
-    ("demo", {"models.old.network": {"widht": 1}},
-     "models.old.network: unknown key 'widht', is it 'width'?; allowed are width, "
-     "initialization, activation, pooling, group_convs, block, layers, blocks, shortcut"),
-    ("demo", {"models.old.network": {"architecture": "cifar_resnet", "layer": 1}},
-     ": unknown key 'layer'; allowed are blocks, width, shortcut"),
+    (
+        "demo",
+        {"training.batchsize": 40},
+        "training: unknown key 'batchsize', is it 'batch_size'?; allowed are",
+    ),
+    (
+        "run",
+        {"models.cnn.network": {"group_conv": 8}},
+        ": unknown key 'group_conv', is it 'group_convs'?; allowed are width, init",
+    ),
+    (
+        "demo",
+        {"network.initialisation": "he"},
+        "network: unknown key 'initialisation', is it 'initialization'?",
+    ),
+    (
+        "demo",
+        {"models.old.network": {"widht": 1}},
+        "models.old.network: unknown key 'widht', is it 'width'?; allowed are width, "
+        "initialization, activation, pooling, group_convs, block, layers, blocks, shortcut",
+    ),
+    (
+        "demo",
+        {"models.old.network": {"architecture": "cifar_resnet", "layer": 1}},
+        ": unknown key 'layer'; allowed are blocks, width, shortcut",
+    ),
     ("paper", {"models.byol.sorce": "file"}, "models.byol: unknown key 'sorce'"),
     ("demo", {"models.old.family": "vgg"}, "models.old: unknown key 'family'; allowed are data"),
     ("run", {"training": {1: 2}}, ": unknown key 1; allowed are epochs"),
@@ -188,43 +235,79 @@ LINES = [  # where, changes, and how the line begins: with the key of the first,
     ("run", {"models.all": {}}, "models: 'all' given; allowed are small letters and digits"),
     ("run", {"models.a__b": {}}, "models: 'a__b' given; allowed are small letters and digits"),
     ("run", {"models.a\n": {}}, r"models: 'a\n' given; allowed are small letters"),
-    ("run", {"models.cnn_inv.name": "CNN"},
-     ": 'CNN' given, the name of cnn; give each model a name of its own"),
-    ("run", {"models.cnn_inv.name": "ｃnn "},
-     ": 'ｃnn ' given, the name of cnn; give each model a name of its own"),
+    (
+        "run",
+        {"models.cnn_inv.name": "CNN"},
+        ": 'CNN' given, the name of cnn; give each model a name of its own",
+    ),
+    (
+        "run",
+        {"models.cnn_inv.name": "ｃnn "},
+        ": 'ｃnn ' given, the name of cnn; give each model a name of its own",
+    ),
     # values that go with no others
-    ("run", {"pairs": [["cnn", "resnet"]]},
-     ": [cnn, resnet] names 'resnet', which isn't trained; the types under `models` are cnn, cnn_noaug, "),
+    (
+        "run",
+        {"pairs": [["cnn", "resnet"]]},
+        ": [cnn, resnet] names 'resnet', which isn't trained; the types under `models` are cnn, cnn_noaug, ",
+    ),
     ("run", {"pairs": [["cnn", "gcnn"]] * 2}, ": [cnn, gcnn] is listed twice; list each pair once"),
-    ("run", {"cifar10": MINE | {"test": "./train"}},
-     "cifar10.test: './train' given, the folder of cifar10.train"),
+    (
+        "run",
+        {"cifar10": MINE | {"test": "./train"}},
+        "cifar10.test: './train' given, the folder of cifar10.train",
+    ),
     ("run", {"imagenet.val": "train"}, ": 'train' given, the folder of imagenet.train"),
     ("run", {"datasets": {"cifar10": MINE}}, "datasets.cifar10: this data set is there already"),
-    ("run", {"models.simsiam_odd.recipe": ["pretraining"]},
-     ": [pretraining] given; the last stage has to make a classifier, as"),
-    ("run", {"models.simsiam_odd.recipe": ["linear"]},
-     ": [linear] given; a linear layer needs a stage before it"),
+    (
+        "run",
+        {"models.simsiam_odd.recipe": ["pretraining"]},
+        ": [pretraining] given; the last stage has to make a classifier, as",
+    ),
+    (
+        "run",
+        {"models.simsiam_odd.recipe": ["linear"]},
+        ": [linear] given; a linear layer needs a stage before it",
+    ),
     ("demo", {"models.old.recipe": ["training"] * 2}, ": training is listed twice; list each once"),
     ("run", {"matchings": ["weight"] * 2}, ": weight is listed twice; list each once"),
     ("run", {"beyond.matchings.matchings": ["weight"] * 2}, ": weight is listed twice"),
     ("run", {"beyond.curves.models": ["cnn"] * 2}, ": cnn is listed twice"),
     ("run", {"beyond.curves.pairs": [["cnn", "gcnn"]] * 2}, ": ['cnn', 'gcnn'] is listed twice"),
-    ("run", {"models.cnn.training.objective": "simsiam"},
-     "scales/demo.yaml: recipe: [training] given; the last stage has to make a classifier"),
-    ("run", {"merging.matching": "involution"},
-     ": 'involution' given, which matches no pair of two nets, such as [cnn, cnn] of `pairs`"),
-    ("run", {"models.cnn_noaug": {"symmetry": "quarter_turn", "merging": {"matching": "involution"}}},
-     "models.cnn_noaug.merging.matching: 'involution' given; the symmetry of cnn_noaug isn't of order 2"),
-    ("run", {"network.width": 1 / 32, "models.gcnn.symmetry": "quarter_turn", "pairs": [], "beyond": {}},
-     ": 0.03125 given; the 2 channels of gcnn's first group conv don't split into 4 orientations"),
+    (
+        "run",
+        {"models.cnn.training.objective": "simsiam"},
+        "scales/demo.yaml: recipe: [training] given; the last stage has to make a classifier",
+    ),
+    (
+        "run",
+        {"merging.matching": "involution"},
+        ": 'involution' given, which matches no pair of two nets, such as [cnn, cnn] of `pairs`",
+    ),
+    (
+        "run",
+        {"models.cnn_noaug": {"symmetry": "quarter_turn", "merging": {"matching": "involution"}}},
+        "models.cnn_noaug.merging.matching: 'involution' given; the symmetry of cnn_noaug isn't of order 2",
+    ),
+    (
+        "run",
+        {"network.width": 1 / 32, "models.gcnn.symmetry": "quarter_turn", "pairs": [], "beyond": {}},
+        ": 0.03125 given; the 2 channels of gcnn's first group conv don't split into 4 orientations",
+    ),
     ("run", {"beyond.curves.seeds": [0, 7]}, ": 7 is none of the seeds of cnn, cnn_inv"),
     ("run", {"beyond.matchings": {"models": None, "seeds": 7}}, "beyond.matchings.seeds: 7 is none of"),
     ("demo", {"training.warmup_epochs": 100}, ": 100 isn't less than the 14 epochs"),
     ("demo", {"models.old.training.warmup_epochs": 9}, ": 9 isn't less than the 4 epochs"),
-    ("run", {"models.cnn_inv.training": {"invariance_from": 0.9, "epochs": 4, "warmup_epochs": 1}},
-     "models.cnn_inv.training.invariance_from: 0.9 given; .* never be on in 4 epochs; allowed is at most 0.75"),
-    ("paper", {"models.torchvision_old_inv.training.processes": 3},
-     "models.torchvision_old_inv.training.batch_size: 256 can't be shared evenly by 3 processes"),
+    (
+        "run",
+        {"models.cnn_inv.training": {"invariance_from": 0.9, "epochs": 4, "warmup_epochs": 1}},
+        "models.cnn_inv.training.invariance_from: 0.9 given; .* never be on in 4 epochs; allowed is at most 0.75",
+    ),
+    (
+        "paper",
+        {"models.torchvision_old_inv.training.processes": 3},
+        "models.torchvision_old_inv.training.batch_size: 256 can't be shared evenly by 3 processes",
+    ),
     ("laptop", {"data.train_images": 1000}, "merging.images: 10000 given; allowed is at most 1000, "),
     ("run", {"models.cnn.image_size": 16}, ": 16 given; vgg11 takes 32 to 63 pixels"),
     ("paper", {"models.dino.data.resize": 200}, ": 200 given; a crop of 224 pixels"),
@@ -234,10 +317,12 @@ LINES = [  # where, changes, and how the line begins: with the key of the first,
     ("run", {"seeds": [0, 0]}, ": 0 is listed twice in [0, 0]"),
     ("run", {"seeds": "2-0"}, ": the range 2-0 runs backwards; write 0-2"),
     ("run", {"seeds": 99}, ": 99 is none of the scale demo's seeds"),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize("where, changes, start", LINES, ids=[f"{w} {line[:60]}" for w, _, line in LINES])
+@pytest.mark.parametrize(
+    ("where", "changes", "start"), LINES, ids=[f"{where} {start[:60]}" for where, _, start in LINES]
+)
 def test_a_config_that_can_not_be_is_refused_in_one_line(where, changes, start, tmp_path):
     line = refusal(tmp_path, where, changes)
     start = next(iter(changes)) + start if start.startswith(":") else start
@@ -248,8 +333,9 @@ def test_a_config_that_can_not_be_is_refused_in_one_line(where, changes, start, 
 def test_a_key_is_named_where_it_stands_whichever_goes_over_it(tmp_path):
     line = refusal(tmp_path, "demo", {"training.epochs": 0}, run={"training.batch_size": 40})
     assert line == "scales/demo.yaml: training.epochs: 0 given; allowed is at least 1"
-    changes = {"models.cnn.training": {"epochs": 10}}
-    line = refusal(tmp_path, "demo", changes, run={"training.warmup_epochs": 20})
+    line = refusal(
+        tmp_path, "demo", {"models.cnn.training": {"epochs": 10}}, run={"training.warmup_epochs": 20}
+    )
     assert line == "training.warmup_epochs: 20 isn't less than the 10 epochs"
 
 
@@ -305,7 +391,9 @@ IMAGES = [  # sides of three images, changes of the scale, and how the line begi
 ]
 
 
-@pytest.mark.parametrize("side, changes, start", IMAGES)
+@pytest.mark.parametrize(
+    ("side", "changes", "start"), IMAGES, ids=[f"{side} {start}" for side, _, start in IMAGES]
+)
 def test_images_that_the_config_does_not_fit_are_refused_before_they_are_prepared_and_after(
     side, changes, start, tmp_path
 ):

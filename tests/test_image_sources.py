@@ -5,7 +5,6 @@ import pytest
 import torch
 from conftest import refused
 from small_nets import Images, conv_net, resnet, smooth_images, vgg11
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from relusym.data.augmentation import normalise
@@ -155,7 +154,10 @@ def test_batches_come_as_data_sets_give_them(batch):
     assert torch.equal(x, X) and torch.equal(labels, LABELS) and labels.dtype == torch.int64
 
 
-@pytest.mark.parametrize("labels", [LABELS / 2, LABELS - 1, nn.functional.one_hot(LABELS).float(), "abc"])
+ONE_HOT = torch.nn.functional.one_hot(LABELS).float()
+
+
+@pytest.mark.parametrize("labels", [LABELS / 2, LABELS - 1, ONE_HOT, "abc"])
 def test_labels_of_batches_are_whole_numbers_from_0(labels):
     refused(lambda: flip_merge(conv_net(), [(normalise(PIXELS), labels)]), "labels")
 

@@ -140,26 +140,36 @@ def batch_statistics():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("net, line", [
-    (lambda: Body(F.dropout), "random in evaluation mode"),
-    (lambda: Body(lambda x: x + 0.1 * torch.randn_like(x)), "random in evaluation mode"),
-    (lambda: Body(lambda x: x - x.mean(0)), "other"),
-    (batch_statistics, "of its batch"),
-    (Counts, "seen changes whenever the net runs"),
-    (Int8, "scale is torch.int8"),
-    (float8, "0.weight is torch.float8_e4m3fn"),
-    (sparse, "4.weight is sparse"),
-    (lambda: nn.Sequential(nn.LazyConv2d(8, 3), *list(conv_net())[1:]), "lazy"),
-    (lambda: conv_net().to("meta"), "meta device"),
-    (lambda: torch.ao.quantization.quantize_dynamic(conv_net(), {nn.Linear}), "quantised"),
-    (lambda: torch.jit.script(conv_net()), "scripted"),
-    (lambda: nn.Sequential(torch.jit.script(conv_net()[:2]), *conv_net()[2:]), "layer 0 (Sequential) is scripted"),
-    (patched, "its forward is replaced by a function that holds the net"),
-    (hooked, "permuting its channels changes what it computes, first at layer 1"),
-    (zero, "all zero"),
-    (lambda: nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "nothing to match"),
-    (lambda: Body(lambda x: {}["key"]), "KeyError: 'key' (test_net_checks.py, line"),
-], ids=lambda of: "" if isinstance(of, str) else getattr(of, "__name__", ""))  # fmt: skip
+@pytest.mark.parametrize(
+    ("net", "line"),
+    [
+        (lambda: Body(F.dropout), "random in evaluation mode"),
+        (lambda: Body(lambda x: x + 0.1 * torch.randn_like(x)), "random in evaluation mode"),
+        (lambda: Body(lambda x: x - x.mean(0)), "other"),
+        (batch_statistics, "of its batch"),
+        (Counts, "seen changes whenever the net runs"),
+        (Int8, "scale is torch.int8"),
+        (float8, "0.weight is torch.float8_e4m3fn"),
+        (sparse, "4.weight is sparse"),
+        (lambda: nn.Sequential(nn.LazyConv2d(8, 3), *list(conv_net())[1:]), "lazy"),
+        (lambda: conv_net().to("meta"), "meta device"),
+        (lambda: torch.ao.quantization.quantize_dynamic(conv_net(), {nn.Linear}), "quantised"),
+        (lambda: torch.jit.script(conv_net()), "scripted"),
+        (
+            lambda: nn.Sequential(torch.jit.script(conv_net()[:2]), *conv_net()[2:]),
+            "layer 0 (Sequential) is scripted",
+        ),
+        (patched, "its forward is replaced by a function that holds the net"),
+        (hooked, "permuting its channels changes what it computes, first at layer 1"),
+        (zero, "all zero"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            "nothing to match",
+        ),
+        (lambda: Body(lambda x: {}["key"]), "KeyError: 'key' (test_net_checks.py, line"),
+    ],
+    ids=lambda of: "" if isinstance(of, str) else getattr(of, "__name__", ""),
+)
 def test_nets_that_cant_be_measured_rightly_are_refused_before_the_work(net, line, monkeypatch):
     monkeypatch.setattr("relusym.merging.repair.repair", None)  # of all steps the longest
     refused(lambda: flip_merge(net(), Images(PIXELS, 16)), line)

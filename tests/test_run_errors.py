@@ -110,19 +110,25 @@ OTHER_PAIR = "results/tiny/records/pair_merge/cnn--cnn-01234567/0--1.json"
 DRY = "--dry-run"
 RUNS = {
     "empty variable": ([DRY, "--config", "seeds="], r"config error: seeds: nothing given \(is a variable"),
-    "seeds 0_1": ([DRY, "--config", "seeds=0_1"],
-     "config error: seeds: 0_1 given; allowed are seeds such as"),
-    "setting": ([DRY, "--config", "threads=2.0"],
-     "config error: threads: 2.0 given; allowed is a whole number$"),
+    "seeds 0_1": (
+        [DRY, "--config", "seeds=0_1"],
+        "config error: seeds: 0_1 given; allowed are seeds such as",
+    ),
+    "setting": (
+        [DRY, "--config", "threads=2.0"],
+        "config error: threads: 2.0 given; allowed is a whole number$",
+    ),
     "target": ([DRY, "tabel2"], rf"{nothing_makes('tabel2')}; is it table2\? Targets are .*table2, .*claims"),
     "forced rule": ([DRY, "-R", "trian"], rf"{nothing_makes('trian')}; is it train\?"),
     "net of no seed": ([DRY, OTHER_NET], rf"{nothing_makes(OTHER_NET)}\. Targets are"),
     "pair that isn't asked for": ([DRY, OTHER_PAIR], nothing_makes(OTHER_PAIR)),
-    "config file that isn't there": ([DRY, "--configfile", "mine.yaml"],
-     r"config error: mine\.yaml can't be read \(No such file or directory\)$"),
+    "config file that isn't there": (
+        [DRY, "--configfile", "mine.yaml"],
+        r"config error: mine\.yaml can't be read \(No such file or directory\)$",
+    ),
     "GPU that isn't there": (["table1", "--config", "device=cuda:99"], "error: device: cuda:99 "),
     "no qsub": (["table1", "--profile", "profiles/pbs"], "  q(sub|del): not found; run snakemake on a node"),
-}  # fmt: skip
+}
 SPOILED = {
     "key twice": (
         lambda clone: config(clone, lambda text: b"scale: demo\n" + text),
