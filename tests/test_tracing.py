@@ -282,9 +282,13 @@ def test_a_state_dict_with_parametrizations_is_refused_by_permute_in_one_line():
         HORIZONTAL_FLIP.transform(net)
 
 
-@net_of(lambda how: {"net": Net(), "how": how})
-def Depends(self, x):
-    return self.net(self.how(x))
+class Depends(Net):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x):
+        return super().forward(self.how(x))
 
 
 @pytest.mark.parametrize("how, message", [
