@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,17 +48,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """What config.yaml of a workflow says."""
     return read_yaml(folder / "config.yaml")
 
 
 def scale_of(folder: Path, name: str) -> dict[str, Any]:
-    """What the file of a scale says."""
     return read_yaml(folder / "scales" / f"{name}.yaml")
 
 
 def write_scale(folder: Path, name: str, sections: dict[str, Any]) -> None:
-    """Write the file of a scale."""
     path = folder / "scales" / f"{name}.yaml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.dump(sections, Dumper=DUMPER, sort_keys=False), encoding="utf-8")
@@ -88,7 +85,6 @@ def start(command: Sequence[str], folder: Path, group: bool = False, **variables
 
 
 def finish(run: subprocess.Popen, seconds: float = 3000) -> subprocess.CompletedProcess[str]:
-    """What a started command ended with."""
     try:
         output = run.communicate(timeout=seconds)[0]
         return subprocess.CompletedProcess(run.args, run.returncode, output)
@@ -103,6 +99,24 @@ def python(code: str, *arguments: object, folder: Path | None = None, **variable
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return run.stdout
+
+
+@pytest.fixture
+def child() -> Iterator[Callable[..., subprocess.Popen]]:
+    """A function that starts a Python with this checkout's library and the tests' modules; it ends with the test."""
+    started = []
+
+    def start(code: str, *arguments: object, **variables: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": f"{SCRIPTS}:{ROOT / 'tests'}"} | variables
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        started.append(subprocess.Popen(command, **pipes, text=True, env=environment))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def latest_log(folder: Path) -> str:
@@ -131,6 +145,15 @@ def refused(call: Callable[[], Any], *parts: str, match: str = "") -> str:
     line = str(error.value)
     assert "\n" not in line and all(part in line for part in parts) and re.search(match, line), line
     return line
+
+
+def obstruct(path: Path, kind: str) -> None:
+    """Put a fifo, a folder, a link to itself or a link to nowhere where a file belongs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind.startswith("link"):
+        path.symlink_to(path.name if kind == "link to itself" else "nowhere")
+    else:
+        {"fifo": os.mkfifo, "folder": Path.mkdir}[kind](path)
 
 
 class Clone:
@@ -184,7 +207,6 @@ class Clone:
         return Results(Settings.of(config_of(self.folder), [self.folder / "scales"]))
 
     def path_of_statement(self, name: str) -> Path:
-        """The record of a statement of the theory."""
         return self.folder / self.results().record(self.results().statement(name))
 
     def snakemake(self, *arguments: str, by: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
@@ -221,11 +243,9 @@ class Clone:
         return sorted(named)
 
     def path(self, room: str, kind: str, *nets: str, **changes: Any) -> str:
-        """As `path_of`, in this clone."""
         return path_of(self.folder, room, kind, *nets, **changes)
 
     def record(self, kind: str, *nets: str, **changes: Any) -> Path:
-        """The record of a job."""
         return self.folder / self.path("records", kind, *nets, **changes)
 
 
@@ -247,12 +267,10 @@ def pytest_collection_modifyitems(items):
 MODELS = ("cnn", "gcnn")
 PAIRS = [["cnn", "gcnn"], ["gcnn", "gcnn"]]
 VGG11S = {model: scale_of(ROOT, "paper")["models"][model] for model in MODELS}
+COSINE = {"epochs": 5, "batch_size": 40, "learning_rate": 0.02, "schedule": "cosine", "warmup_epochs": 0}
 RESNET = {
-    **{"table": "table5", "seeds": 0, "merging": {"images": 200, "batch_size": 100}},
+    **{"table": "table5", "seeds": 0, "merging": {"images": 200, "batch_size": 100}, "training": COSINE},
     "network": {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1], "width": 0.125},
-    "training": {
-        **{"epochs": 5, "batch_size": 40, "learning_rate": 0.02, "schedule": "cosine", "warmup_epochs": 0}
-    },
 }
 RESNETS = {
     "old": RESNET | {"image_size": 32, "paper": "torchvision_old"},
@@ -262,24 +280,21 @@ RESNETS = {
     | {"linear": {"epochs": 3, "learning_rate": 0.15}},
 }
 SHARED = {  # by all models of the scale `tiny`
-    "seeds": "0-1",
-    "data": {"dataset": "generated", "train_images": 400, "test_images": 200, "seed": 0},
+    "seeds": "0-1", "data": {"dataset": "generated", "train_images": 400, "test_images": 200, "seed": 0},
     "network": {"width": 0.03125, "initialization": "he"},
     "training": {
-        **{"epochs": 3, "batch_size": 10, "learning_rate": 0.01, "weight_decay": 0.0005, "warmup_epochs": 1},
-        **{"crop_padding": 2, "invariance_weight": 0.3, "precision": "float32"},
-    },
+     **{"epochs": 3, "batch_size": 10, "learning_rate": 0.01, "weight_decay": 0.0005, "warmup_epochs": 1},
+     **{"crop_padding": 2, "invariance_weight": 0.3, "precision": "float32"}},
     "merging": {"images": 100, "invariance_images": 50, "batch_size": 50},
     "flipped_training": {"seed": 0, "steps": 2, "batch_size": 4, "learning_rate": 0.01},
     "theory": {"seed": 0, "draws": dict.fromkeys(Draws.model_fields, 200)},
-}
+}  # fmt: skip
 VGG11S_ALONE = SHARED | {"models": VGG11S, "pairs": PAIRS}
 TINY = SHARED | {"models": VGG11S | RESNETS, "pairs": PAIRS, "figure9": "old"}
 
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory) -> Callable[[], Clone]:
-    """A function that makes a fresh clone of the workflow."""
     return lambda: Clone(tmp_path_factory.mktemp("clone"))
 
 

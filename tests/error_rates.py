@@ -130,7 +130,6 @@ def rates(draws, n, untrue, shared, seed=0):
 
 
 def as_records(error, barrier, accuracy, pairs, zeros):
-    """One draw as `claims` takes it."""
     n = error.shape[1]
     made = {"train": [], "flip_merge": [], "pair_merge": []}
     for (i, model), seed in product(enumerate(MODELS), range(n)):

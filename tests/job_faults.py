@@ -25,14 +25,10 @@ interrupted, steps = Interruption.__call__, 0
 
 def note(event):
     about = {
-        "event": event,
-        "job": NAME,
-        "steps": steps,
-        "time": time.time(),
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
-        "node": os.environ.get("SLURMD_NODENAME"),
+        "event": event, "job": NAME, "steps": steps, "time": time.time(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"), "node": os.environ.get("SLURMD_NODENAME"),
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
-    }
+    }  # fmt: skip
     with EVENTS.open("a") as file:
         file.write(json.dumps(about) + "\n")
 

@@ -33,24 +33,16 @@ TORCHVISION = """
     shufflenet_v2_x0_5 squeezenet1_0 squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn vit_b_32 wide_resnet50_2
 """.strip().split()
 TIMM = Path(__file__).with_name("timm_nets.txt").read_text().split()
-SMALL = {
-    "image_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "hidden_size": 32,
-    "patch_size": 16,
-}
+SMALL = {"image_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL |= {"hidden_size": 32, "patch_size": 16}
 STAGES = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}
 HUGGING_FACE = {
-    "ResNet": STAGES | {"embedding_size": 16},
-    "ViT": SMALL,
-    "DeiT": SMALL,
-    "ConvNext": STAGES,
+    "ResNet": STAGES | {"embedding_size": 16}, "ViT": SMALL, "DeiT": SMALL, "ConvNext": STAGES,
     "MobileNetV2": {"image_size": 64, "depth_multiplier": 0.35},
     "RegNet": STAGES | {"embedding_size": 16, "groups_width": 8},
     "Swin": {"image_size": 64, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
     "Dinov2": SMALL,
-}
+}  # fmt: skip
 # Why channels of a net stay at their places.
 REASONS = {
     "ecaresnet26t": "its attention's kernels run along channels, which gives each its neighbours",
@@ -67,23 +59,14 @@ REASONS = {
 
 # page → what it is of, and by which command it is written
 PAGES = {
-    "nets": (
-        "torchvision's nets",
-        "torchvision's classification nets, one of each family,",
-        "make nets",
-        "timm's and Hugging Face's nets: [other_nets.md](other_nets.md).",
-    ),
-    "other_nets": (
-        "timm's and Hugging Face's nets",
-        "some architectures of timm's and Hugging Face's",
-        "python tests/public_nets.py others",
-        "torchvision's nets: [nets.md](nets.md).",
-    ),
-}
+    "nets": ("torchvision's nets", "torchvision's classification nets, one of each family,", "make nets",
+     "timm's and Hugging Face's nets: [other_nets.md](other_nets.md)."),
+    "other_nets": ("timm's and Hugging Face's nets", "some architectures of timm's and Hugging Face's",
+     "python tests/public_nets.py others", "torchvision's nets: [nets.md](nets.md)."),
+}  # fmt: skip
 
 
 def page_of(name):
-    """The page that has a net."""
     return "nets" if name.startswith("torchvision:") else "other_nets"
 
 
@@ -100,9 +83,8 @@ class Row(NamedTuple):
 def build(name, size):
     """A net for images of a size, with drawn weights; without a prefix, timm's."""
     if name.startswith("torchvision:"):
-        make = partial(
-            torchvision.models.get_model, name.partition(":")[2], weights=None, num_classes=CLASSES
-        )
+        how = {"weights": None, "num_classes": CLASSES}
+        make = partial(torchvision.models.get_model, name.partition(":")[2], **how)
         for options in (
             {"image_size": size},
             {"aux_logits": False},
@@ -131,14 +113,9 @@ def share(net, groups):
         for place in group.places:
             if place.dim == 0:
                 moved[place.tensor] += place.index(group.size).numel()
-    layers = {
-        name: layer
-        for name, layer in net.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
-    }
-    written = {
-        f"{name}.weight": len(layer.weight) for name, layer in layers.items() if len(layer.weight) != CLASSES
-    }
+    kinds, modules = nn.Linear | nn.Conv1d | nn.Conv2d, net.named_modules()
+    counts = {f"{name}.weight": len(layer.weight) for name, layer in modules if isinstance(layer, kinds)}
+    written = {name: count for name, count in counts.items() if count != CLASSES}
     return sum(min(moved[name], count) for name, count in written.items()) / sum(written.values())
 
 
@@ -175,7 +152,6 @@ def rows(page):
 
 
 def written(page, measured):
-    """A page's text."""
     title, nets, command, other = PAGES[page]
     right = [row for row in measured.values() if row.groups and row.difference < 1e-10]
     lines = [

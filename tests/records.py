@@ -27,12 +27,10 @@ ENDS = {"flip_merge": ("net", "flipped"), "pair_merge": ("net_1", "net_2")}
 
 
 def checkpoint(model, seed):
-    """The hash of a net's checkpoint."""
     return f"{model}-{seed}".encode().hex().ljust(64, "0")
 
 
 def settings(width=0.25, epochs=3, size=None):
-    """Of a net's training."""
     data = {"dataset": "generated", "train_images": None, "seed": 0, "size": size}
     return {"data": data, "network": {"width": width}, "training": {"epochs": epochs}}
 
@@ -95,18 +93,12 @@ def several(model, seeds, barrier=0.1, gain=0.02, status="ok", counts=(3,)):
     record = _merge("universe", nets, barrier, "left_out", "activation", None)
     record |= {"status": status, "reason": None, "model": model, "seeds": list(seeds)}
     record["settings"]["counts"] = list(counts)
-    barriers = {
-        "universe": barrier,
-        "universe_no_repair": 0.4,
-        "pairwise": barrier + gain,
-        "pairwise_no_repair": 0.5,
-    }
+    barriers = {"universe": barrier, "universe_no_repair": 0.4}
+    barriers |= {"pairwise": barrier + gain, "pairwise_no_repair": 0.5}
     merged = {
-        "mean": 0.9,
-        "ensemble": 0.92,
-        "accuracy": {name: 0.9 * (1 - value) for name, value in barriers.items()},
-        "barrier": barriers,
-    }
+        "mean": 0.9, "ensemble": 0.92,
+        "accuracy": {name: 0.9 * (1 - value) for name, value in barriers.items()}, "barrier": barriers,
+    }  # fmt: skip
     if status == "ok":
         record |= {"accuracy": [0.9] * len(nets), "merged": {str(count): merged for count in counts}}
         record |= {"cycles": 0.5, "similarity": {"conv1": 0.6}}
@@ -116,14 +108,11 @@ def several(model, seeds, barrier=0.1, gain=0.02, status="ok", counts=(3,)):
 def identifiable(model="relu", seed=60, barriers=(("activation", 0.05), ("towers", 0.0))):
     """A net merged with its flipped self in several ways, with these barriers by variant."""
     record = _merge("identifiability", [(model, seed)], 0.05, "left_out", "activation", None)
-    measured = {
-        name: {
-            "accuracy": {"net": 0.5, "flipped": 0.5, "halfway": 0.4, "repaired": 0.5 * (1 - barrier)},
-            "barrier": {"halfway": 0.2, "repaired": float(barrier)},
-            **{"similarity": 0.5, "channels": 100, "negative": 0, "spread": 0.0, "gone": None},
-        }
-        for name, barrier in dict(barriers).items()
-    }
+    measured = {name: {
+        "accuracy": {"net": 0.5, "flipped": 0.5, "halfway": 0.4, "repaired": 0.5 * (1 - barrier)},
+        "barrier": {"halfway": 0.2, "repaired": float(barrier)},
+        **{"similarity": 0.5, "channels": 100, "negative": 0, "spread": 0.0, "gone": None},
+    } for name, barrier in dict(barriers).items()}  # fmt: skip
     record["settings"]["variants"] = [*measured]
     return record | {
         **{"status": "ok", "reason": None, "model": model, "seed": seed},
@@ -162,7 +151,6 @@ def committed_records(kind):
 
 
 def a(kind):
-    """A committed record of a kind, to be changed."""
     return copy.deepcopy(committed_records(kind)[0])
 
 

@@ -111,11 +111,9 @@ class SlurmCluster:
         shim.chmod(0o755)
 
     def run(self, *command: str, timeout: float = 60) -> str:
-        """What a command of Slurm printed."""
         limited = ["timeout", "-k", "5", str(timeout), *command]
-        return subprocess.run(
-            limited, env=self.environment, stdout=-1, stderr=-1, text=True, check=True
-        ).stdout
+        how = {"stdout": -1, "stderr": -1, "text": True, "check": True}
+        return subprocess.run(limited, env=self.environment, **how).stdout
 
     def start(self) -> None:
         key = self.folder / "munge.key"

@@ -91,6 +91,21 @@ def difference_from_equivariant(layer, x, act_on_input, act_on_output):
     return float((layer(act_on_input(x)) - act_on_output(y)).abs().max() / y.abs().max())
 
 
+def net_of(parts):
+    """Makes a class of nets of a function, their `forward`; `parts` gives their layers and parameters by name."""
+
+    def made(forward):
+        def set_up(self, *arguments, **options):
+            nn.Module.__init__(self)
+            for name, part in parts(*arguments, **options).items():
+                setattr(self, name, part)
+
+        body = {"__init__": set_up, "forward": forward, "__doc__": forward.__doc__}
+        return type(forward.__name__, (nn.Module,), body | {"__module__": forward.__module__})
+
+    return made
+
+
 def conv_net(*layers):
     torch.manual_seed(0)
     layers = layers or (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))

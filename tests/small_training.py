@@ -78,5 +78,4 @@ def assert_same(one, other, tolerance: float = 0) -> None:
 
 
 def saved(path: str | Path):
-    """A checkpoint's tensors."""
     return checkpoint.load(path)[0]

@@ -1,7 +1,7 @@
 """Small nets, one for each thing that nets do with channels, and whether permuting one keeps what it computes."""
 
 import torch
-from small_nets import shuffled
+from small_nets import net_of, shuffled
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
@@ -10,274 +10,207 @@ from torchvision.ops import deform_conv2d
 from relusym.channels.traced import channel_groups
 
 
-class Dense(nn.Module):
+@net_of(lambda: {
+    "stem": nn.Conv2d(3, 8, 3, padding=1), "head": nn.Linear(20, 10),
+    "layers": nn.ModuleList(
+     nn.Sequential(nn.BatchNorm2d(8 + 4 * i), nn.ReLU(), nn.Conv2d(8 + 4 * i, 4, 3, padding=1)) for i in range(3)),
+})  # fmt: skip
+def Dense(self, x):
     """Every layer reads all earlier ones, concatenated."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm2d(8 + 4 * i), nn.ReLU(), nn.Conv2d(8 + 4 * i, 4, 3, padding=1))
-            for i in range(3)
-        )
-        self.head = nn.Linear(20, 10)
-
-    def forward(self, x):
-        found = [self.stem(x)]
-        for layer in self.layers:
-            found.append(layer(torch.cat(found, 1)))
-        return self.head(torch.cat(found, 1).relu().mean((2, 3)))
+    read = [self.stem(x)]
+    for layer in self.layers:
+        read.append(layer(torch.cat(read, 1)))
+    return self.head(torch.cat(read, 1).relu().mean((2, 3)))
 
 
-class Shuffled(nn.Module):
+@net_of(lambda: {
+    "stem": nn.Conv2d(3, 24, 3, padding=1), "first": nn.Sequential(nn.Conv2d(12, 12, 1), nn.BatchNorm2d(12), nn.ReLU()),
+    "other": nn.Sequential(nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.Conv2d(12, 12, 1), nn.ReLU()),
+    "head": nn.Conv2d(24, 16, 1), "classifier": nn.Linear(16, 10),
+})  # fmt: skip
+def Shuffled(self, x):
     """Halves, one of which goes on, and a shuffle, as in ShuffleNet V2."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 24, 3, padding=1)
-        self.one = nn.Sequential(nn.Conv2d(12, 12, 1), nn.BatchNorm2d(12), nn.ReLU())
-        self.other = nn.Sequential(
-            nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.Conv2d(12, 12, 1), nn.ReLU()
-        )
-        self.head = nn.Conv2d(24, 16, 1)
-        self.classifier = nn.Linear(16, 10)
-
-    def forward(self, x):
-        x = self.stem(x).relu()
-        for branch in (self.one, self.other):
-            passed, read = x.chunk(2, dim=1)
-            x = torch.cat([passed, branch(read)], 1)
-            count, channels, height, width = x.shape
-            x = x.view(count, 2, channels // 2, height, width).transpose(1, 2).contiguous().flatten(1, 2)
-        return self.classifier(self.head(x).relu().mean([2, 3]))
+    x = self.stem(x).relu()
+    for branch in (self.first, self.other):
+        passed, read = x.chunk(2, dim=1)
+        x = torch.cat([passed, branch(read)], 1)
+        count, channels, height, width = x.shape
+        x = x.view(count, 2, channels // 2, height, width).transpose(1, 2).contiguous().flatten(1, 2)
+    return self.classifier(self.head(x).relu().mean([2, 3]))
 
 
-class Excited(nn.Module):
+@net_of(lambda: {
+    "stem": nn.Conv2d(3, 16, 3, padding=1, bias=False), "grouped": nn.Conv2d(16, 24, 3, padding=1, groups=8),
+    "depthwise": nn.Conv2d(24, 48, 3, padding=1, groups=24), "squeeze": nn.Conv2d(48, 4, 1),
+    "excite": nn.Conv2d(4, 48, 1), "project": nn.Conv2d(48, 16, 1), "head": nn.Linear(16, 10),
+})  # fmt: skip
+def Excited(self, x):
     """Squeeze-and-excitation, grouped and depthwise convolutions, and a residual stream."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.grouped = nn.Conv2d(16, 24, 3, padding=1, groups=8)
-        self.depthwise = nn.Conv2d(24, 48, 3, padding=1, groups=24)
-        self.squeeze, self.excite = nn.Conv2d(48, 4, 1), nn.Conv2d(4, 48, 1)
-        self.project = nn.Conv2d(48, 16, 1)
-        self.head = nn.Linear(16, 10)
-
-    def forward(self, x):
-        x = F.silu(self.stem(x))
-        y = F.silu(self.depthwise(F.silu(self.grouped(x))))
-        y = y * torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1)))))
-        x = x + self.project(y)
-        return self.head(torch.flatten(F.avg_pool2d(x.relu(), 32), 1))
+    x = F.silu(self.stem(x))
+    y = F.silu(self.depthwise(F.silu(self.grouped(x))))
+    y = y * torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1)))))
+    x = x + self.project(y)
+    return self.head(torch.flatten(F.avg_pool2d(x.relu(), 32), 1))
 
 
-class Normed(nn.Module):
+@net_of(lambda: {
+    "layers": nn.Sequential(
+     *(nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(8, 16), nn.PReLU(16)),
+     *(nn.Conv2d(16, 16, 3, padding=1), nn.GroupNorm(2, 16), nn.ReLU()),
+     *(nn.Conv2d(16, 12, 3, padding=1), nn.InstanceNorm2d(12, affine=True), nn.PReLU()),
+     *(nn.Conv2d(12, 12, 3, padding=1), nn.GroupNorm(1, 12), nn.Softplus())),
+    "head": nn.Linear(8, 10),
+})  # fmt: skip
+def Normed(self, x):
     """Group norms of many and of few groups, instance norm, PReLU, and a slice of channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(
-            *(nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(8, 16), nn.PReLU(16)),
-            *(nn.Conv2d(16, 16, 3, padding=1), nn.GroupNorm(2, 16), nn.ReLU()),
-            *(nn.Conv2d(16, 12, 3, padding=1), nn.InstanceNorm2d(12, affine=True), nn.PReLU()),
-            *(nn.Conv2d(12, 12, 3, padding=1), nn.GroupNorm(1, 12), nn.Softplus()),
-        )
-        self.head = nn.Linear(8, 10)
-
-    def forward(self, x):
-        x = self.layers(x)
-        return self.head((x[:, :8] + x[:, 4:]).mean(3).mean(2))
+    x = self.layers(x)
+    return self.head((x[:, :8] + x[:, 4:]).mean(3).mean(2))
 
 
-class ChannelsLast(nn.Module):
+@net_of(lambda: {
+    "stem": nn.Conv2d(3, 12, 4, 4), "depthwise": nn.Conv2d(12, 12, 3, padding=1, groups=12),
+    "norm": nn.LayerNorm(12), "up": nn.Linear(12, 32), "down": nn.Linear(32, 12),
+    "scale": nn.Parameter(torch.rand(12, 1, 1) + 0.5), "last": nn.LayerNorm(12), "head": nn.Linear(12, 10),
+})  # fmt: skip
+def ChannelsLast(self, x):
     """As ConvNeXt: layer norm, linear layers and a learned scale, with channels last."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 12, 4, 4)
-        self.depthwise, self.norm = nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.LayerNorm(12)
-        self.up, self.down = nn.Linear(12, 32), nn.Linear(32, 12)
-        self.scale = nn.Parameter(torch.rand(12, 1, 1) + 0.5)
-        self.last, self.head = nn.LayerNorm(12), nn.Linear(12, 10)
-
-    def forward(self, x):
-        x = self.stem(x)
-        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        x = x + self.scale * self.down(F.gelu(self.up(y))).permute(0, 3, 1, 2)
-        return self.head(self.last(x.flatten(2).transpose(1, 2)).mean(1))
+    x = self.stem(x)
+    y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+    x = x + self.scale * self.down(F.gelu(self.up(y))).permute(0, 3, 1, 2)
+    return self.head(self.last(x.flatten(2).transpose(1, 2)).mean(1))
 
 
-class UNet(nn.Module):
+def block(before, after):
+    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+
+
+@net_of(lambda: {
+    "down": nn.ModuleList([block(3, 8), block(8, 16), block(16, 24)]), "up1": nn.ConvTranspose2d(24, 16, 2, 2),
+    "fuse1": block(32, 12), "fuse2": block(20, 8), "head": nn.Conv2d(8, 5, 1),
+})  # fmt: skip
+def UNet(self, x):
     """Two steps down and up, with skips and a transposed convolution; it ends in a conv, for each pixel."""
-
-    def __init__(self):
-        super().__init__()
-        self.down = nn.ModuleList([self.block(3, 8), self.block(8, 16), self.block(16, 24)])
-        self.up1 = nn.ConvTranspose2d(24, 16, 2, 2)
-        self.fuse1, self.fuse2 = self.block(32, 12), self.block(20, 8)
-        self.head = nn.Conv2d(8, 5, 1)
-
-    @staticmethod
-    def block(before, after):
-        return nn.Sequential(
-            nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
-        )
-
-    def forward(self, x):
-        a = self.down[0](x)
-        b = self.down[1](F.max_pool2d(a, 2))
-        c = self.down[2](F.max_pool2d(b, 2))
-        b = self.fuse1(torch.cat([self.up1(c), b], 1))
-        a = self.fuse2(torch.cat([a, F.interpolate(b, scale_factor=2, mode="bilinear")], 1))
-        return self.head(a)
+    a = self.down[0](x)
+    b = self.down[1](F.max_pool2d(a, 2))
+    c = self.down[2](F.max_pool2d(b, 2))
+    b = self.fuse1(torch.cat([self.up1(c), b], 1))
+    a = self.fuse2(torch.cat([a, F.interpolate(b, scale_factor=2, mode="bilinear")], 1))
+    return self.head(a)
 
 
-class Tokens(nn.Module):
+def tokens():
+    return {
+        "patches": nn.Conv2d(3, 24, 8, 8), "token": nn.Parameter(torch.randn(1, 1, 24)),
+        "positions": nn.Parameter(torch.randn(1, 17, 24)), "norm": nn.LayerNorm(24), "qkv": nn.Linear(24, 72),
+        "out": nn.Linear(24, 24), "attention": nn.MultiheadAttention(24, 4, batch_first=True),
+        "head": nn.Linear(24, 10),
+    }  # fmt: skip
+
+
+@net_of(tokens)
+def Tokens(self, x, written_out=True):
     """Attention written out, with a class token and position embeddings."""
-
-    written_out = True
-
-    def __init__(self):
-        super().__init__()
-        self.patches = nn.Conv2d(3, 24, 8, 8)
-        self.token, self.positions = nn.Parameter(torch.randn(1, 1, 24)), nn.Parameter(torch.randn(1, 17, 24))
-        self.norm, self.qkv, self.out = nn.LayerNorm(24), nn.Linear(24, 72), nn.Linear(24, 24)
-        self.attention = nn.MultiheadAttention(24, 4, batch_first=True)
-        self.head = nn.Linear(24, 10)
-
-    def forward(self, x):
-        x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
-        q, k, v = self.qkv(self.norm(x)).reshape(x.shape[0], 17, 3, 4, 6).permute(2, 0, 3, 1, 4).unbind(0)
-        if self.written_out:
-            y = torch.softmax(q @ k.transpose(-2, -1) * 6**-0.5, -1) @ v
-        else:
-            y = F.scaled_dot_product_attention(q, k, v)
-        x = x + self.out(y.transpose(1, 2).reshape(x.shape[0], 17, 24))
-        x = x + self.attention(x, x, x, need_weights=False)[0]
-        return self.head(self.norm(x)[:, 0])
+    x = self.patches(x).flatten(2).transpose(1, 2)
+    x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+    q, k, v = self.qkv(self.norm(x)).reshape(x.shape[0], 17, 3, 4, 6).permute(2, 0, 3, 1, 4).unbind(0)
+    if written_out:
+        y = torch.softmax(q @ k.transpose(-2, -1) * 6**-0.5, -1) @ v
+    else:
+        y = F.scaled_dot_product_attention(q, k, v)
+    x = x + self.out(y.transpose(1, 2).reshape(x.shape[0], 17, 24))
+    x = x + self.attention(x, x, x, need_weights=False)[0]
+    return self.head(self.norm(x)[:, 0])
 
 
-class Attended(Tokens):
+@net_of(tokens)
+def Attended(self, x):
     """The same by PyTorch's function."""
+    return Tokens.forward(self, x, written_out=False)
 
-    written_out = False
 
-
-class Flattened(nn.Module):
+@net_of(lambda: {
+    "conv": nn.Conv2d(3, 6, 3, padding=1), "norm": nn.BatchNorm1d(6 * 64), "hidden": nn.Linear(6 * 64, 20),
+    "after": nn.BatchNorm1d(20), "head": nn.Linear(20, 10),
+})  # fmt: skip
+def Flattened(self, x):
     """A linear layer that reads a map of 8×8 pixels, and batch norms after the flatten and after the layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm1d(6 * 64)
-        self.hidden, self.after, self.head = nn.Linear(6 * 64, 20), nn.BatchNorm1d(20), nn.Linear(20, 10)
-
-    def forward(self, x):
-        x = F.max_pool2d(self.conv(x).relu(), 4)
-        x = self.norm(x.reshape(x.size(0), -1))
-        return self.head(self.after(self.hidden(x)).relu())
+    x = F.max_pool2d(self.conv(x).relu(), 4)
+    x = self.norm(x.reshape(x.size(0), -1))
+    return self.head(self.after(self.hidden(x)).relu())
 
 
-class Twice(nn.Module):
+def twice():
+    single = nn.Conv2d(12, 12, 1)
+    convs = {"stem": nn.Conv2d(3, 12, 3, padding=1), "again": nn.Conv2d(12, 12, 3, padding=1)}
+    return convs | {"one": single, "same": single, "head": nn.Linear(12, 10)}
+
+
+@net_of(twice)
+def Twice(self, x):
     """A layer that is called twice, and another under two names."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.again = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
-        self.one = nn.Conv2d(12, 12, 1)
-        self.same = self.one
-        self.head = nn.Linear(12, 10)
-
-    def forward(self, x):
-        x = self.again(self.again(self.stem(x).relu()).relu()).relu()
-        return self.head(self.same(self.one(x).relu()).relu().mean((2, 3)))
+    x = self.again(self.again(self.stem(x).relu()).relu()).relu()
+    return self.head(self.same(self.one(x).relu()).relu().mean((2, 3)))
 
 
-class Tied(nn.Module):
-    """Two layers that share a parameter, and one whose weight is used transposed by a function."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.one, self.two = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 1), nn.Conv2d(12, 12, 1)
-        self.two.weight = self.one.weight
-        self.head = nn.Linear(12, 10)
-
-    def forward(self, x):
-        return self.head(self.two(self.one(self.stem(x).relu()).relu()).relu().mean((2, 3)))
+def tied():
+    first, second = nn.Conv2d(12, 12, 1), nn.Conv2d(12, 12, 1)
+    second.weight = first.weight
+    return {"stem": nn.Conv2d(3, 12, 3), "first": first, "second": second, "head": nn.Linear(12, 10)}
 
 
-class Additions(nn.Module):
+@net_of(tied)
+def Tied(self, x):
+    """Two layers that share a parameter."""
+    return self.head(self.second(self.first(self.stem(x).relu()).relu()).relu().mean((2, 3)))
+
+
+@net_of(lambda: {
+    "small": nn.Conv2d(3, 3, 3, padding=1), "wide": nn.Conv2d(3, 16, 3, padding=1), "grey": nn.Conv2d(16, 1, 1),
+    "constant": nn.Parameter(torch.randn(16, 1, 1)), "strided": nn.Conv2d(16, 32, 3, 2, padding=1),
+    "head": nn.Linear(32, 10),
+})  # fmt: skip
+def Additions(self, x):
     """A skip to the input, one channel added to all, a learned constant a channel, and zero channels beside."""
-
-    def __init__(self):
-        super().__init__()
-        self.one, self.two = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 16, 3, padding=1)
-        self.grey, self.constant = nn.Conv2d(16, 1, 1), nn.Parameter(torch.randn(16, 1, 1))
-        self.three = nn.Conv2d(16, 32, 3, 2, padding=1)
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, x):
-        x = self.two(x + self.one(x).relu()).relu()
-        x = x * torch.sigmoid(self.grey(x)) + self.constant
-        x = self.three(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 8, 8))
-        return self.head(x.relu().amax((2, 3)))
+    x = self.wide(x + self.small(x).relu()).relu()
+    x = x * torch.sigmoid(self.grey(x)) + self.constant
+    x = self.strided(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 8, 8))
+    return self.head(x.relu().amax((2, 3)))
 
 
-class Focused(nn.Module):
+@net_of(lambda: {
+    "stem": nn.Conv2d(3, 6, 3, padding=1), "norm": nn.BatchNorm2d(24), "conv": nn.Conv2d(24, 12, 3),
+    "head": nn.Linear(12, 10),
+})  # fmt: skip
+def Focused(self, x):
     """A layer that reads the pixels of a patch beside each other, as channels, normalised."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.norm, self.conv = (
-            nn.Conv2d(3, 6, 3, padding=1),
-            nn.BatchNorm2d(24),
-            nn.Conv2d(24, 12, 3),
-        )
-        self.head = nn.Linear(12, 10)
-
-    def forward(self, x):
-        x = self.stem(x).relu()
-        x = torch.cat([x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)
-        return self.head(self.conv(self.norm(x)).relu().mean((2, 3)))
+    x = self.stem(x).relu()
+    x = torch.cat([x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)
+    return self.head(self.conv(self.norm(x)).relu().mean((2, 3)))
 
 
-class Several(nn.Module):
+@net_of(lambda: {"stem": nn.Conv2d(3, 12, 3), "map": nn.Conv2d(12, 4, 1), "head": nn.Linear(12, 10)})
+def Several(self, x):
     """Several outputs, in a dict and a tuple."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.map, self.head = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 4, 1), nn.Linear(12, 10)
-
-    def forward(self, x):
-        x = self.stem(x).relu()
-        return {"logits": self.head(x.mean((2, 3))), "maps": (self.map(x), x.amax(1))}
+    x = self.stem(x).relu()
+    return {"logits": self.head(x.mean((2, 3))), "maps": (self.map(x), x.amax(1))}
 
 
-class Upscaled(nn.Module):
+@net_of(lambda: {
+    "stem": nn.Conv2d(3, 24, 3, padding=1), "mid": nn.Conv2d(6, 8, 3, padding=1), "head": nn.Linear(32, 10),
+})  # fmt: skip
+def Upscaled(self, x):
     """Channels that become pixels, and pixels that become channels."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.mid = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, x):
-        x = F.pixel_shuffle(self.stem(x).relu(), 2)
-        return self.head(F.pixel_unshuffle(self.mid(x).relu(), 2).mean((2, 3)))
+    x = F.pixel_shuffle(self.stem(x).relu(), 2)
+    return self.head(F.pixel_unshuffle(self.mid(x).relu(), 2).mean((2, 3)))
 
 
-class Between(nn.Module):
+@net_of(lambda operation, channels=12, *shapes: {
+    "stem": nn.Conv2d(3, 12, 3, padding=1), "last": nn.Conv2d(channels, 8, 3, padding=1), "head": nn.Linear(8, 5),
+    "operation": operation, "weights": nn.ParameterList(torch.randn(shape) / 3 for shape in shapes),
+})  # fmt: skip
+def Between(self, x):
     """12 channels, what an operation makes of them and of parameters, and a convolution that reads it."""
-
-    def __init__(self, operation, channels=12, *shapes):
-        super().__init__()
-        self.stem, self.last = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(channels, 8, 3, padding=1)
-        self.head, self.operation = nn.Linear(8, 5), operation
-        self.weights = nn.ParameterList(torch.randn(shape) / 3 for shape in shapes)
-
-    def forward(self, x):
-        return self.head(self.last(self.operation(self.stem(x).relu(), *self.weights)).relu().mean((2, 3)))
+    return self.head(self.last(self.operation(self.stem(x).relu(), *self.weights)).relu().mean((2, 3)))
 
 
 def masked(x):
@@ -293,9 +226,8 @@ def filled(x):
 
 
 def attention_of_maxima(x):
-    return x * torch.sigmoid(
-        torch.cat([x.max(1)[0].unsqueeze(1), x.mean(1, keepdim=True)], 1).sum(1, keepdim=True)
-    )
+    maxima = torch.cat([x.max(1)[0].unsqueeze(1), x.mean(1, keepdim=True)], 1)
+    return x * torch.sigmoid(maxima.sum(1, keepdim=True))
 
 
 def rows(x):
@@ -356,22 +288,12 @@ UNFLIPPED_BETWEEN = {
 }
 
 STRUCTURES = (
-    *(
-        Dense,
-        Shuffled,
-        Excited,
-        Normed,
-        ChannelsLast,
-        UNet,
-        Tokens,
-        Flattened,
-        Twice,
-        Tied,
-        Additions,
-        Several,
-    ),
-    *(Upscaled, Attended, Focused),
+    *(Dense, Shuffled, Excited, Normed, ChannelsLast, UNet, Tokens, Flattened, Twice, Tied, Additions),
+    *(Several, Upscaled, Attended, Focused),
 )
+
+
+NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d | nn.GroupNorm | nn.LayerNorm
 
 
 @torch.no_grad()
@@ -380,9 +302,7 @@ def with_statistics(net):
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
-        if isinstance(
-            module, nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d | nn.GroupNorm | nn.LayerNorm
-        ):
+        if isinstance(module, NORMS):
             if getattr(module, "running_mean", None) is not None:
                 module.running_mean.uniform_(-0.1, 0.1), module.running_var.uniform_(0.5, 2)
             module.weight.uniform_(0.5, 1.5), module.bias.uniform_(-0.5, 0.5)

@@ -82,13 +82,10 @@ def turned(model, seed, of, symmetry=None):
 
 def trained(model, seed, barriers):
     layers = {f"conv{i}": 0.1 * i for i in range(1, 9)}
-    epochs = [
-        {
-            **{"epoch": epoch, "accuracy": 0.5, "barrier": barrier + NOISE[seed], "invariance_error": 0.1},
-            "equivariance_error": {name: error + NOISE[seed] * error for name, error in layers.items()},
-        }
-        for epoch, barrier in zip((0, 1, 10), barriers, strict=True)
-    ]
+    epochs = [{
+        **{"epoch": epoch, "accuracy": 0.5, "barrier": barrier + NOISE[seed], "invariance_error": 0.1},
+        "equivariance_error": {name: error + NOISE[seed] * error for name, error in layers.items()},
+    } for epoch, barrier in zip((0, 1, 10), barriers, strict=True)]  # fmt: skip
     return record("during_training", [(model, seed)], epochs=epochs)
 
 
@@ -148,11 +145,9 @@ def everything(good=True):
                 if measure == "barrier_up_to":
                     turned_round = np.append(0.1 + 0 * values[1:], 0.1 + NOISE[of["seed"]])
                 of[measure] = dict(zip(of[measure], turned_round.tolist(), strict=True))
-    sets = [
-        several(model, range(3 * seed, 3 * seed + 3), 0.2 + less + NOISE[seed], sign * 0.03 + NOISE[seed] / 9)
-        for model, less in inv.items()
-        for seed in SEEDS
-    ]
+    several_of = lambda seed: range(3 * seed, 3 * seed + 3)  # noqa: E731
+    at = [(model, several_of(seed), 0.2 + less, NOISE[seed]) for model, less in inv.items() for seed in SEEDS]
+    sets = [several(model, seeds, at + noise, sign * 0.03 + noise / 9) for model, seeds, at, noise in at]
     every = {"flip_merge": flips, "pair_merge": pairs, "exact_gcnn": gains, "symmetries": of_symmetry}
     return every | {"universe": sets, "curves": lines, "during_training": during, "by_layer": layers}
 
@@ -175,18 +170,16 @@ def test_docs_say_how_many_claims_there_are():
     from conftest import ROOT
 
     text = (ROOT / "docs/beyond.md").read_text(encoding="utf-8")
-    first, every = (
-        len(beyond_claims.frame(everything(), SELECTION | {"later": later})) for later in ([], ["universe"])
-    )
+    selections = [SELECTION | {"later": later} for later in ([], ["universe"])]
+    first, every = (len(beyond_claims.frame(everything(), selection)) for selection in selections)
     assert f"among all {first} of sections 1 to 6" in " ".join(text.split()) and every == first + 3
 
 
 def test_claims_of_a_later_section_correct_those_of_scales_that_measure_it_alone():
     found = [beyond_claims.frame(everything(), SELECTION | {"later": later}) for later in ([], ["universe"])]
     before, after = (claims.set_index("claim")["p_corrected"] for claims in found)
-    assert set(after.index) - set(before.index) == set(
-        found[1].loc[found[1]["question"] == "universe", "claim"]
-    )
+    later = found[1].loc[found[1]["question"] == "universe", "claim"]
+    assert {*after.index} - {*before.index} == {*later}
     assert (after[before.index] > before).any()
 
 
@@ -287,10 +280,8 @@ def test_a_curves_largest_barrier_is_found_with_its_place_and_what_is_above_half
     records = [line([("cnn", seed)], 0.02, seed=seed) for seed in SEEDS] + [line([("cnn", 0), ("cnn", 1)])]
     frame = curves.frame({"curves": records}, SELECTION | {"models": ["cnn"]}).set_index(["model_2", "way"])
     flipped, other = frame.loc[("", "REPAIR")], frame.loc[("cnn", "REPAIR")]
-    assert (flipped["halfway_mean"], flipped["largest_mean"], flipped["place_mean"]) == pytest.approx(
-        (0.1, 0.12, 0.75)
-    )
-    assert (other["halfway_mean"], other["excess_mean"], other["place_mean"]) == pytest.approx((0.1, 0, 0.5))
+    assert [*flipped[["halfway_mean", "largest_mean", "place_mean"]]] == pytest.approx([0.1, 0.12, 0.75])
+    assert [*other[["halfway_mean", "excess_mean", "place_mean"]]] == pytest.approx([0.1, 0, 0.5])
     assert (flipped["n"], other["n"]) == (4, 1) and flipped["loss_largest_mean"] == pytest.approx(0.3)
     assert frame.loc[("", "no REPAIR"), "halfway_mean"] == pytest.approx(0.225)
     figure, points = curves.draw({"curves": records}, SELECTION | {"models": ["cnn"]})
@@ -341,9 +332,8 @@ def test_lie_derivatives_are_columns_of_records_that_have_them_and_change_no_oth
         for name in ("lie_translation", "lie_rotation"):
             of[name] = {layer: 0.01 * i for i, layer in enumerate(of["barrier_up_to"])}
     found = by_layer.frame({"by_layer": records}, SELECTION)
-    assert [column for column in found if column not in plain] == [
-        f"lie_{name}_{what}" for name in ("translation", "rotation") for what in ("mean", "std")
-    ]
+    lie = [f"lie_{name}_{what}" for name in ("translation", "rotation") for what in ("mean", "std")]
+    assert [column for column in found if column not in plain] == lie
     pd.testing.assert_frame_equal(found[[*plain]], plain)
     assert found["lie_rotation_mean"].tolist() == pytest.approx([0.01 * i for i in range(9)])
 
@@ -371,18 +361,13 @@ def test_of_symmetries_the_panels_are_tinted_where_the_images_are_invariant():
     models = sorted({of["model"] for of in inputs["symmetries"]})
     figure, points = symmetries.draw(inputs, SELECTION | {"models": models})
     assert len(points) == len(symmetries.by_net(inputs["symmetries"]))
-    assert set(points.loc[points["invariant"], ["model", "symmetry"]].itertuples(index=False, name=None)) == {
-        (f"shapes_{place}_noaug", symmetry) for symmetry, place in SHAPES.items()
-    }
+    shown = points.loc[points["invariant"], ["model", "symmetry"]].itertuples(index=False, name=None)
+    assert {*shown} == {(f"shapes_{place}_noaug", symmetry) for symmetry, place in SHAPES.items()}
     columns = [panel.get_title() for panel in figure.axes[: len(SHAPES)]]
-    tinted = {
-        (
-            columns[place % len(SHAPES)],
-            figure.axes[place - place % len(SHAPES) + len(SHAPES) - 1].texts[0].get_text().replace("\n", " "),
-        )
-        for place, panel in enumerate(figure.axes)
-        if panel.get_facecolor()[:3] != (1, 1, 1)
-    }
+    tinted = {(
+        columns[place % len(SHAPES)],
+        figure.axes[place - place % len(SHAPES) + len(SHAPES) - 1].texts[0].get_text().replace("\n", " "),
+    ) for place, panel in enumerate(figure.axes) if panel.get_facecolor()[:3] != (1, 1, 1)}  # fmt: skip
     assert tinted == {(symmetry.replace("_", " "), f"shapes, {symmetry}") for symmetry in SHAPES}
     assert "no nets" in symmetries.draw({"symmetries": []}, SELECTION)[0].texts[0].get_text()
 

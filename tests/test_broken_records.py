@@ -74,12 +74,8 @@ BROKEN = [
     ("curves", "curve.repaired", GONE, "lacks the field 'curve.repaired'"),
     ("during_training", "epochs.1.accuracy", -7, "greater than or equal to 0"),
     ("during_training", "epochs.0", GONE, "those of the settings"),
-    (
-        "universe",
-        "merged.3.barrier.universe",
-        0.5,
-        "by equation .4. of the accuracies, it is 0.1 for 'universe'",
-    ),
+    ("universe", "merged.3.barrier.universe", 0.5,
+     "by equation .4. of the accuracies, it is 0.1 for 'universe'"),
     ("universe", "merged.3", GONE, "the counts of the settings"),
     ("universe", "seeds", [0, 1], "one seed a checkpoint"),
     ("universe", "cycles", GONE, "lacks the field 'cycles'"),
@@ -94,8 +90,7 @@ BROKEN = [
     *(("train", "seed", seed, "valid integer|greater than") for seed in (True, 0.0, "0", -1, math.nan, [0])),
     *(("train", "model", model, "text of one line") for model in ("a\nb", "a\0", "a\u2028")),
     ("train", "history.0.loss", math.inf, "finite"),
-    ("train", "history", [[]], "valid object|valid dictionary"),
-    ("train", "history", {}, "valid list"),
+    ("train", "history", [[]], "valid object|valid dictionary"), ("train", "history", {}, "valid list"),
     ("train", "history.0.accuracy", [0.5], "valid number"),
     ("train", "outputs.checkpoint", GONE, r"lacks the field 'outputs\.checkpoint'"),
     ("flip_merge", "outputs.filters", GONE, r"lacks the field 'outputs\.filters'"),
@@ -106,24 +101,16 @@ BROKEN = [
     ("train", "accuracy", True, "accuracy: True given; allowed is a valid number"),
     ("train", "accuracy", "0.5", "accuracy: '0.5' given; allowed is a valid number"),
     ("train", "accuracy", math.nan, "accuracy: nan given; allowed is a finite number"),
-    (
-        "train",
-        "status",
-        "fine",
-        "status: 'fine' given; allowed is 'ok', 'diverged', 'degenerate' or 'absent'",
-    ),
+    ("train", "status", "fine",
+     "status: 'fine' given; allowed is 'ok', 'diverged', 'degenerate' or 'absent'"),
     ("train", "outputs.checkpoint", "0x1", r"outputs\.checkpoint: '0x1' given; "),
     ("train", "cost.job_seconds", "long", r"cost\.job_seconds: 'long' given; allowed is a valid number"),
     ("train", "cost.job_seconds", -4.0, r"cost\.job_seconds: -4\.0 given; allowed"),
     ("flip_merge", "accuracy", None, "accuracy: None given; allowed is a valid object"),
-    (
-        "flip_merge",
-        "permutations.conv1",
-        [0, 0],
-        r"permutations\.conv1: \[0, 0\] given; allowed is each of 0 to 1 once",
-    ),
+    ("flip_merge", "permutations.conv1", [0, 0],
+     r"permutations\.conv1: \[0, 0\] given; allowed is each of 0 to 1 once"),
     ("flip_merge", "permutations.conv1", [1, 2], r"permutations\.conv1: \[1, 2\] given; allowed"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "path", "value", "allowed"), BROKEN)
@@ -247,12 +234,9 @@ def of_bytes(content):
 
 SPOILED = {
     "another's": lambda path: path.write_text(json.dumps({"data": {"seed": 1}})),
-    "list": lambda path: path.write_text("[]"),
-    "half": lambda path: path.write_text("{"),
-    "folder": Path.mkdir,
-    "pipe": os.mkfifo,
-    "link to itself": lambda path: path.symlink_to(path.name),
-}
+    "list": lambda path: path.write_text("[]"), "half": lambda path: path.write_text("{"),
+    "folder": Path.mkdir, "pipe": os.mkfifo, "link to itself": lambda path: path.symlink_to(path.name),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
@@ -285,56 +269,36 @@ def test_a_file_whose_number_is_not_written_as_ours_is_no_record_and_plans_nothi
 CNN, NO_JSON = r"train/cnn-\w{8}/0", r"cnn-\w{8}/0\.json is not valid JSON"
 NO_KIND, UNREADABLE = r"cnn-\w{8}/0\.json lacks the field 'kind'", r"cnn-\w{8}/0\.json can't be read"
 FILES = {
-    "accuracy 17": (
-        train(accuracy=17),
-        rf"{CNN}\.json can't be right \(accuracy: 17 given; .*\): delete it, and it is made again$",
-    ),
-    "null for an object": (
-        train(settings=None),
-        r"settings\.json can't be right \(None stands in it\): give its folder the file back",
-    ),
+    "accuracy 17": (train(accuracy=17),
+     rf"{CNN}\.json can't be right \(accuracy: 17 given; .*\): delete it, and it is made again$"),
+    "null for an object": (train(settings=None),
+     r"settings\.json can't be right \(None stands in it\): give its folder the file back"),
     "other model": (train(model="gcnn"), rf"{CNN}\.json is of train/gcnn-\w{{8}}/0, not of {CNN}: give each"),
-    "swapped": (
-        {"train/cnn-0.json": records.train("cnn", 1), "train/cnn-1.json": records.train("cnn", 0)},
-        rf"{CNN}\.json is of train/cnn-\w{{8}}/1, not of {CNN}: give each record its name back",
-    ),
-    "pair the wrong way round": (
-        {"pair_merge/cnn-0--gcnn-0.json": records.pair("gcnn", 0, "cnn", 0)},
-        r"is of pair_merge/gcnn--cnn-\w{8}/0--0, not",
-    ),
+    "swapped": ({"train/cnn-0.json": records.train("cnn", 1), "train/cnn-1.json": records.train("cnn", 0)},
+     rf"{CNN}\.json is of train/cnn-\w{{8}}/1, not of {CNN}: give each record its name back"),
+    "pair the wrong way round": ({"pair_merge/cnn-0--gcnn-0.json": records.pair("gcnn", 0, "cnn", 0)},
+     r"is of pair_merge/gcnn--cnn-\w{8}/0--0, not"),
     "other kind": ({"train/cnn-0.json": FLIP}, rf"is of flip_merge/cnn-\w{{8}}/0, not of {CNN}"),
-    "other statement": (
-        {"theory/lemma_e_1.json": WHOLE["theory"]},
-        r"is of theory/example_2_1-\w{8}/0, not of theory/lemma_e_1-\w{8}/0",
-    ),
+    "other statement": ({"theory/lemma_e_1.json": WHOLE["theory"]},
+     r"is of theory/example_2_1-\w{8}/0, not of theory/lemma_e_1-\w{8}/0"),
     "no JSON": (of_bytes(b'{"kind": "train", '), rf"{NO_JSON} \(.*\): delete it, and it is made again$"),
-    "empty": (of_bytes(b""), NO_JSON),
-    "bytes": (of_bytes(b"\x00\x01"), NO_JSON),
-    "not UTF-8": (of_bytes(b'"\xe9"'), NO_JSON),
-    "UTF-16": (of_bytes("{}".encode("utf-16")), NO_JSON),
-    "a mark before it": (of_bytes(b"\xef\xbb\xbf{}"), NO_JSON),
-    "two": (of_bytes(b"{}{}"), NO_JSON),
+    "empty": (of_bytes(b""), NO_JSON), "bytes": (of_bytes(b"\x00\x01"), NO_JSON),
+    "not UTF-8": (of_bytes(b'"\xe9"'), NO_JSON), "UTF-16": (of_bytes("{}".encode("utf-16")), NO_JSON),
+    "a mark before it": (of_bytes(b"\xef\xbb\xbf{}"), NO_JSON), "two": (of_bytes(b"{}{}"), NO_JSON),
     "number of 5000 digits": (of_bytes(b'{"seed": ' + b"9" * 5000 + b"}"), NO_JSON),
-    "a terabyte": (
-        {"train/cnn-0.json": lambda path: (path.touch(), os.truncate(path, 10**12))},
-        rf"{UNREADABLE} \(File too large\)",
-    ),
+    "a terabyte": ({"train/cnn-0.json": lambda path: (path.touch(), os.truncate(path, 10**12))},
+     rf"{UNREADABLE} \(File too large\)"),
     "deeply nested": (of_bytes(b"[" * 100_000), rf"{NO_JSON} \(recursion"),
-    "no record": (of_bytes(b"[1, 2]"), NO_KIND),
-    "null": (of_bytes(b"null"), NO_KIND),
+    "no record": (of_bytes(b"[1, 2]"), NO_KIND), "null": (of_bytes(b"null"), NO_KIND),
     "no kind of record": ({"train/cnn-0.json": {"kind": "letter"}}, NO_KIND),
     "kind that is a list": ({"train/cnn-0.json": {"kind": []}}, NO_KIND),
     "folder": ({"train/cnn-0.json": Path.mkdir}, rf"{UNREADABLE} \(Is a directory\): "),
-    "link to itself": (
-        {"train/cnn-0.json": lambda path: path.symlink_to(path.name)},
-        rf"{UNREADABLE} \(Too many levels",
-    ),
+    "link to itself": ({"train/cnn-0.json": lambda path: path.symlink_to(path.name)},
+     rf"{UNREADABLE} \(Too many levels"),
     "file for the records' folder": ({"train": Path.touch}, rf"{UNREADABLE} \(Not a directory\)"),
-    "no settings": (
-        of_bytes(json.dumps(TRAIN).encode()),
-        r"cnn-\w{8}/0\.json has no settings\.json beside it: give its folder the file back",
-    ),
-}
+    "no settings": (of_bytes(json.dumps(TRAIN).encode()),
+     r"cnn-\w{8}/0\.json has no settings\.json beside it: give its folder the file back"),
+}  # fmt: skip
 
 
 def contents(folder):

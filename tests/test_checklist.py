@@ -37,25 +37,16 @@ def test_a_site_in_order_has_no_problems(slurm):
     assert slurm_problems([Submission("figure", "", 10**6, "")], "squeue") == []
 
 
-@pytest.mark.parametrize(
-    ("accounts", "submission", "problem"),
-    [
-        (
-            True,
-            ("train", "gqu", 120, "-p gqu -t 120"),
-            "Slurm refuses train: Invalid partition name specified (`sbatch --test-only -p gqu -t 120`); "
-            "set slurm_partition to one of cpu, gpu, long, quick that has",
-        ),
-        (
-            True,
-            ("train", "gpu", 300, "-p gpu"),
-            "up to 300 minutes and partition gpu allows 240; set `set-resources: {train: {runtime: 240}}`",
-        ),
-        (True, ("train", "long", 1591, "-p long"), "partition long allows 1590; "),
-        (True, ("train", "quick", 31, "-p quick"), "partition quick allows 30; "),
-        (False, ("train", "gpu", 1, ""), "keeps no accounts; set it to squeue"),
-    ],
-)
+@pytest.mark.parametrize(("accounts", "submission", "problem"), [
+    (True, ("train", "gqu", 120, "-p gqu -t 120"),
+     "Slurm refuses train: Invalid partition name specified (`sbatch --test-only -p gqu -t 120`); "
+     "set slurm_partition to one of cpu, gpu, long, quick that has"),
+    (True, ("train", "gpu", 300, "-p gpu"),
+     "up to 300 minutes and partition gpu allows 240; set `set-resources: {train: {runtime: 240}}`"),
+    (True, ("train", "long", 1591, "-p long"), "partition long allows 1590; "),
+    (True, ("train", "quick", 31, "-p quick"), "partition quick allows 30; "),
+    (False, ("train", "gpu", 1, ""), "keeps no accounts; set it to squeue"),
+])  # fmt: skip
 def test_each_problem_of_a_site_is_one_line_that_says_what_to_set(slurm, accounts, submission, problem):
     slurm(accounts)
     (line,) = slurm_problems([Submission(*submission)], "sacct")

@@ -222,9 +222,8 @@ def test_three_nets_are_merged_to_one_beside_each_matched_to_the_first(capsys, f
     out, names = tmp_path / "merged.safetensors", ("0.safetensors", "1.pth", "0.pth")
     given = "merge", folder / "my_nets.py:build", *(folder / name for name in names), "--out", out, *SCALED
     code, printed, lines = run(capsys, folder, *given)
-    assert (code, lines) == (0, []) and "the mean of all, with REPAIR is written to" in " ".join(
-        printed.split()
-    )
+    words = " ".join(printed.split())
+    assert (code, lines) == (0, []) and "the mean of all, with REPAIR is written to" in words
     assert "each matched to the first alone" in printed and "all nets' mean logits" in printed
     numbers = json.loads(run(capsys, folder, *given, "--which", "halfway", "--json")[1])
     assert set(numbers["barrier"]) == {"halfway", "repaired", "pairwise", "pairwise_repaired"}
@@ -625,9 +624,8 @@ def test_the_lie_derivative_stands_beside_the_barrier_if_it_is_asked_for(folder,
     lie = json.loads(report(capsys, folder, *given, "--lie-derivative", 8)[1])["lie_derivative"]
     rows = list(csv.DictReader((tmp_path / "lie_derivative.csv").open()))
     assert [row["layer"] for row in rows] == ["0", "2", "6", "whole net"] and lie["images"] == 8
-    assert [float(row["lie_rotation"]) for row in rows[:3]] == [
-        of["rotation"] for of in lie["layers"].values()
-    ]
+    rotations = [of["rotation"] for of in lie["layers"].values()]
+    assert [float(row["lie_rotation"]) for row in rows[:3]] == rotations
     barriers = {part["part"]: part["up_to"]["accuracy"] for part in numbers["where_it_fails"]}
     assert [float(row["up_to_accuracy"]) for row in rows[:3]] == [barriers[row["layer"]] for row in rows[:3]]
     assert float(rows[3]["lie_translation"]) == lie["total"]["translation"] > 0

@@ -98,9 +98,7 @@ def pins(lines):
     requirements = [Requirement(text) for line in lines if (text := line.partition("#")[0].strip())]
     pinned = {canonicalize_name(r.name): [(s.operator, s.version) for s in r.specifier] for r in requirements}
     assert len(pinned) == len(requirements), "a package is listed twice"
-    loose = {
-        name for name, specifiers in pinned.items() if [operator for operator, _ in specifiers] != ["=="]
-    }
+    loose = {name for name, by in pinned.items() if [operator for operator, _ in by] != ["=="]}
     assert not loose, f"not pinned to one version: {loose}"
     return {name: specifiers[0][1] for name, specifiers in pinned.items()}
 
@@ -136,14 +134,9 @@ def test_an_environment_has_the_locks_versions_of_all_that_the_library_needs(pat
     assert needed <= set(pinned)
 
 
-LOCKED = {
-    name: extra
-    for name, extra in PROJECT["optional-dependencies"].items()
-    if name not in ("timm", "transformers")  # other people's nets, which no result was made with
-}
-
-
-NEEDED = [*PROJECT["dependencies"], *(text for extra in LOCKED.values() for text in extra)]
+OTHERS = "timm", "transformers"  # other people's nets, which no result was made with
+LOCKED = [extra for name, extra in PROJECT["optional-dependencies"].items() if name not in OTHERS]
+NEEDED = [*PROJECT["dependencies"], *(text for extra in LOCKED for text in extra)]
 
 
 @pytest.mark.parametrize("text", NEEDED)

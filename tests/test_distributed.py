@@ -2,18 +2,17 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import refused
+from slurm_cluster import wait_until
 from small_training import assert_same, saved
 from training_worker import run
 
 from relusym import checkpoint
-from relusym.errors import Interrupted, UserError
+from relusym.errors import Interrupted
 from relusym.training.distributed import _why, launch
 
 pytestmark = pytest.mark.slow(seconds=10)
@@ -41,11 +40,8 @@ def alone(tmp_path_factory):
 
 def test_a_killed_process_ends_the_job_with_one_line_and_the_next_run_goes_on(job, alone):
     (Path(job["folder"]) / "kill").touch()
-    with pytest.raises(
-        UserError, match=r"one of the 2 training processes was killed \(signal 9\).*goes on"
-    ) as error:
-        launch("training_worker", job, 2)
-    assert "\n" not in str(error.value)
+    line = r"one of the 2 training processes was killed \(signal 9\).*goes on"
+    refused(lambda: launch("training_worker", job, 2), match=line)
     assert len(checkpoint.load(job["state"])[1]["history"]) == 2
     run(job)  # by one process
     assert_same(alone, saved(job["to"]), 1e-5)
@@ -70,18 +66,14 @@ def test_a_process_that_fails_when_all_is_done_makes_nobody_train_again(job):
 
 def test_a_users_error_in_a_process_is_the_users_error_of_the_job(job):
     (Path(job["folder"]) / "user error").touch()
-    with pytest.raises(UserError, match=r"^image a\.jpg can't be read: replace it$"):
-        launch("training_worker", job, 1)
+    refused(lambda: launch("training_worker", job, 1), match=r"^image a\.jpg can't be read: replace it$")
 
 
 def test_of_several_processes_that_failed_a_killed_one_is_named_and_then_the_first():
     def reason(*failed):
-        failures = {
-            number: SimpleNamespace(
-                exitcode=code, timestamp=time, error_file_data={"message": "RuntimeError: x"}
-            )
-            for number, (code, time) in enumerate(failed)
-        }
+        about = {"error_file_data": {"message": "RuntimeError: x"}}
+        failures = [SimpleNamespace(exitcode=code, timestamp=time, **about) for code, time in failed]
+        failures = dict(enumerate(failures))
         return _why(SimpleNamespace(failures=failures), len(failed))
 
     assert reason((3, 1), (1, 2)).startswith("one of the 2 training processes failed (3), ")
@@ -99,27 +91,20 @@ with Interruption() as interrupted:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
-def test_when_the_launcher_is_warned_or_dies_all_processes_stop_at_one_step_and_the_next_run_goes_on_from_it(
-    job, alone, number
+def test_when_the_launcher_is_warned_or_dies_all_stop_at_one_step_and_the_next_run_goes_on(
+    job, alone, child, number
 ):
     folder, state = Path(job["folder"]), Path(job["state"])
     (folder / "wait").touch()  # in the second epoch, for the end
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, json.dumps(job)], stderr=subprocess.PIPE, text=True
-    )
-    while not (folder / "is waiting").exists():
-        assert launcher.poll() is None
-        time.sleep(0.01)
+    launcher, waiting = child(LAUNCHER, json.dumps(job)), folder / "is waiting"
+    wait_until(lambda: waiting.exists() or launcher.poll() is not None, 1500, "all wait", poll=0.01)
     launcher.send_signal(number)
-    launcher.wait(timeout=300)
-    assert launcher.returncode != 0
+    assert launcher.wait(timeout=1500) != 0
     if number == signal.SIGTERM:
         line = launcher.stderr.read().splitlines()[-1]
         assert line.startswith("relusym.errors.Interrupted: interrupted in epoch 1.33 of 3")
     (folder / "wait").unlink()
-    deadline = time.monotonic() + 300
-    while checkpoint.load(state)[1]["step"] == 0 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: checkpoint.load(state)[1]["step"], 1500, "the state is saved", poll=0.01)
     about = checkpoint.load(state)[1]
     assert (len(about["history"]), about["step"]) == (1, 2)
     run(job)

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from conftest import python, refused
 from safetensors.torch import load_file, save_file
-from small_nets import smooth_images, vgg11
+from small_nets import net_of, smooth_images, vgg11
 from torch import nn
 
 from relusym import nets
@@ -170,26 +170,18 @@ def test_free_parameters_that_are_drawn_have_an_ordinary_nets_variance_and_proje
         assert free == pytest.approx(variance, rel=0.02) and halved == pytest.approx(variance / 2, rel=0.02)
 
 
-FLIPS = (HORIZONTAL_FLIP, VERTICAL_FLIP)
-
-
-class Odds(nn.Module):
+@net_of(lambda: {
+    "a": nn.Conv2d(3, 8, 5, stride=2, padding=(1, 2)), "b": nn.Conv2d(8, 6, (1, 2), stride=(2, 1)),
+    "c": nn.Conv2d(14, 10, 3, dilation=2, padding=2), "deep": nn.Conv2d(10, 10, 3, padding=1, groups=10),
+    "linear": nn.Linear(10 * 3 * 3, 12), "head": nn.Linear(12, 4),
+})  # fmt: skip
+def Odds(self, x):
     """Kernels of even and uneven sides, strides, dilation, concatenated groups, a linear layer that reads pixels."""
-
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Conv2d(3, 8, 5, stride=2, padding=(1, 2))
-        self.b = nn.Conv2d(8, 6, (1, 2), stride=(2, 1))
-        self.c = nn.Conv2d(14, 10, 3, dilation=2, padding=2)
-        self.deep = nn.Conv2d(10, 10, 3, padding=1, groups=10)
-        self.linear, self.head = nn.Linear(10 * 3 * 3, 12), nn.Linear(12, 4)
-
-    def forward(self, x):
-        y = torch.relu(self.a(x))
-        z = torch.relu(self.b(nn.functional.pad(y, (0, 1))))
-        y = torch.relu(self.c(torch.cat([y, nn.functional.interpolate(z, y.shape[2:])], 1)))
-        y = nn.functional.adaptive_avg_pool2d(torch.relu(self.deep(y)), 3)
-        return self.head(torch.relu(self.linear(y.flatten(1))))
+    y = torch.relu(self.a(x))
+    z = torch.relu(self.b(nn.functional.pad(y, (0, 1))))
+    y = torch.relu(self.c(torch.cat([y, nn.functional.interpolate(z, y.shape[2:])], 1)))
+    y = nn.functional.adaptive_avg_pool2d(torch.relu(self.deep(y)), 3)
+    return self.head(torch.relu(self.linear(y.flatten(1))))
 
 
 def planted(net, shape, symmetry, fixed_share=0.0):
@@ -219,7 +211,7 @@ MADE = {
 
 
 @pytest.mark.slow(seconds=2)
-@pytest.mark.parametrize("symmetry", FLIPS, ids=lambda symmetry: symmetry.name)
+@pytest.mark.parametrize("symmetry", [HORIZONTAL_FLIP, VERTICAL_FLIP], ids=lambda symmetry: symmetry.name)
 @pytest.mark.parametrize("name", MADE)
 @torch.no_grad()
 def test_a_folded_net_is_the_net_in_half_of_the_multiplications(name, symmetry):
@@ -283,7 +275,6 @@ def test_a_net_that_is_no_gcnn_and_a_quarter_turn_are_refused():
 @pytest.mark.slow(seconds=12)
 @torch.no_grad()
 def test_a_resnet_of_torchvisions_becomes_exactly_invariant():
-
     torch.manual_seed(0)
     net = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10).eval()
     x = normalise(smooth_images(8, 65))
@@ -375,25 +366,24 @@ def test_it_is_tuned_written_and_loaded_where_there_is_no_relusym(capsys, folder
 
 
 def numbers_of(folder):
-    """The names of the tensors of the folder's net."""
     space = {}
     exec((folder / "the_net.py").read_text(), space)
     return space["build"]().state_dict()
 
 
+TRAIN = "--train-images {}/train.safetensors"
+
+
 @pytest.mark.slow(seconds=1)
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (("--fine-tune", 1), "--train-images: --fine-tune needs images to train on"),
-        (("--symmetry", "quarter_turn"), "an exact GCNN is made of flips"),
-        (("--fine-tune", 1, "--train-images", "nowhere"), "images: there is no nowhere"),
-        (("--fine-tune", 9, "--learning-rate", "900", "--train-images", "TRAIN"), "diverges at a learning rate"),
-        (("--fine-tune", 1, "--learning-rate", "-1", "--train-images", "TRAIN"), "--learning-rate: -1"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("arguments, line", [
+    ("--fine-tune 1", "--train-images: --fine-tune needs images to train on"),
+    ("--symmetry quarter_turn", "an exact GCNN is made of flips"),
+    ("--fine-tune 1 --train-images nowhere", "images: there is no nowhere"),
+    (f"--fine-tune 9 --learning-rate 900 {TRAIN}", "diverges at a learning rate"),
+    (f"--fine-tune 1 --learning-rate -1 {TRAIN}", "--learning-rate: -1"),
+])  # fmt: skip
 def test_what_is_wrong_is_a_line_and_nothing_is_written(capsys, folder, tmp_path, arguments, line):
-    arguments = [folder / "train.safetensors" if part == "TRAIN" else part for part in arguments]
-    code, printed, errors = run(capsys, folder, *arguments, "--out", tmp_path / "out", net="bare")
+    typed = arguments.format(folder).split()
+    code, printed, errors = run(capsys, folder, *typed, "--out", tmp_path / "out", net="bare")
     assert (code, printed, len(errors)) == (1, "", 1) and line in errors[0]
     assert not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import SHARED, TINY, VGG11S, VGG11S_ALONE, Clone, refused, settings_of, write_scale
 from PIL import Image
+from small_nets import net_of
 from torch import nn
 
 from relusym import data
@@ -40,8 +41,9 @@ def run_with(clone: Clone, *targets: str, models, pairs=(), scale=None, **config
     return clone
 
 
-def records(clone: Clone, kind: str) -> dict:
-    loaded = map(load_record, (clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json"))
+def records(clone: Clone, kind: str, but=()) -> dict:
+    """Of a kind, by their nets; but for those in these files."""
+    loaded = map(load_record, {*(clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json")} - {*but})
     by_nets = {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in loaded}
     return dict(sorted(by_nets.items()))
 
@@ -57,7 +59,6 @@ def notes(clone: Clone, name: str) -> list[str]:
 
 @pytest.fixture
 def sections() -> dict:
-    """The scale `tiny`, without ResNets."""
     return VGG11S_ALONE | {"data": IMAGES}
 
 
@@ -248,13 +249,6 @@ def test_vertical_flips_and_quarter_turns_are_symmetries_of_a_training_and_of_it
     assert notes(made, "table2")[1] == "Scale tiny, turned: quarter turn"
 
 
-def matched_by_identity(clone: Clone, kind: str, before: dict) -> dict:
-    """The merges that weren't there before, by their nets."""
-    paths = {*(clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json")} - {*before}
-    records = [load_record(path) for path in sorted(paths)]
-    return {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in records}
-
-
 def test_another_matching_has_its_own_records_and_table_and_nothing_else_is_made_again(families, tmp_path):
     made = families.copy(tmp_path / "copy")
     made.configure(models={"bn": BN}, pairs=[["bn", "bn"]], matchings=["activation", "identity"])
@@ -265,7 +259,7 @@ def test_another_matching_has_its_own_records_and_table_and_nothing_else_is_made
     made.makes("matchings")
     assert {path: path.read_bytes() for path in before} == before
     for kind, names in (("flip_merge", ["bn-0", "bn-1"]), ("pair_merge", ["bn-0--bn-1"])):
-        merges = matched_by_identity(made, kind, before)
+        merges = records(made, kind, but=before)
         assert list(merges) == names
         for merged in merges.values():
             assert merged["settings"]["merging"]["matching"] == "identity"
@@ -273,8 +267,7 @@ def test_another_matching_has_its_own_records_and_table_and_nothing_else_is_made
     shown = table(made, "matchings").fillna({"model_2": ""}).set_index(["model_2", "matching"])
     assert shown.index.tolist() == [(w, m) for w in ("", "bn") for m in ("activation", "identity")]
     assert shown["n"].tolist() == [2, 2, 1, 1]
-    merges = matched_by_identity(made, "flip_merge", before).values()
-    flips = [merged["barrier"]["repaired"] for merged in merges]
+    flips = [merged["barrier"]["repaired"] for merged in records(made, "flip_merge", but=before).values()]
     assert shown.loc[("", "identity"), "barrier_mean"] == pytest.approx(np.mean(flips))
 
 
@@ -317,19 +310,12 @@ class Shapes(Section):
     count: Count
 
 
-class Shallow(nn.Module):
-    """One conv and a linear layer."""
-
-    head = "classifier"
-
-    def __init__(self, channels, classes, symmetry=None):
-        super().__init__()
-        self.conv, self.relu = nn.Conv2d(3, channels, 5, 2), nn.ReLU()
-        self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        self.classifier = nn.Linear(channels, classes)
-
-    def forward(self, x):
-        return self.classifier(self.flatten(self.pool(self.relu(self.conv(x)))))
+@net_of(lambda channels, classes, symmetry=None: {
+    "conv": nn.Conv2d(3, channels, 5, 2), "relu": nn.ReLU(), "pool": nn.AdaptiveAvgPool2d(1),
+    "flatten": nn.Flatten(), "classifier": nn.Linear(channels, classes), "head": "classifier",
+})  # fmt: skip
+def Shallow(self, x):
+    return self.classifier(self.flatten(self.pool(self.relu(self.conv(x)))))
 
 
 def prepare_shapes(to, *, count, workers, key):
@@ -338,8 +324,6 @@ def prepare_shapes(to, *, count, workers, key):
 
 
 class Smoothed(Supervised):
-    """Cross-entropy with smoothed labels."""
-
     def loss(self, forward, views, labels, epoch):
         logits = forward(*views).float()
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=1.0)

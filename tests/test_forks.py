@@ -18,11 +18,8 @@ from forked_script import FEW, FINDINGS, NETS, ForkedScript, run_as_forks
 from relusym.jobs.forks import THREADS, Forks, can_fork
 from relusym.records.files import load_record
 
-pytestmark = pytest.mark.skipif(
-    not can_fork(), reason="a process with numerical libraries can't be forked here"
-)
-
-
+UNABLE = "a process with numerical libraries can't be forked here"
+pytestmark = pytest.mark.skipif(not can_fork(), reason=UNABLE)
 MINUTES = 1500  # seconds, of a busy machine
 
 
@@ -256,7 +253,6 @@ def started():
 
 
 def that_forks(run: subprocess.Popen) -> psutil.Process:
-    """The process that forks for a run."""
     children = psutil.Process(run.pid).children()
     (forking,) = (child for child in children if "relusym.jobs.forks" in child.cmdline())
     return forking
@@ -270,11 +266,9 @@ def in_training(made) -> list[str]:
 
 
 @pytest.mark.slow(seconds=20)
-@pytest.mark.parametrize(
-    "number, forks", [(signal.SIGINT, 0), (signal.SIGHUP, 2)], ids=["Ctrl-C", "closed terminal"]
-)
-def test_each_fork_ends_in_a_line_with_its_state_saved_and_no_process_is_left(tiny, started, number, forks):
-    made = tiny()
+@pytest.mark.parametrize("ending", ["Ctrl-C", "closed terminal"])
+def test_each_fork_ends_in_a_line_with_its_state_saved_and_no_process_is_left(tiny, started, ending):
+    made, (number, forks) = tiny(), {"Ctrl-C": (signal.SIGINT, 0)}.get(ending, (signal.SIGHUP, 2))
     alone = made.path("records", "train", "cnn-0", training={"epochs": 1000, "save_every": 1000})
     target, count = ("table2", 2) if forks else (alone, 1)  # a few jobs are no forks
     run = started(made, target, *ENDLESS, count=count)
@@ -291,7 +285,6 @@ def test_each_fork_ends_in_a_line_with_its_state_saved_and_no_process_is_left(ti
 
 
 def merges_of(made, **changes) -> list[str]:
-    """The records of two flip merges."""
     return [made.path("records", "flip_merge", f"cnn-{seed}", **changes) for seed in range(2)]
 
 

@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 import threading
 import time
 
 import pytest
+from conftest import obstruct, refused
 
 from relusym.errors import UserError
 from relusym.jobs.gpu_slots import gpu_slots, users_folder, visible_gpus
@@ -22,32 +22,14 @@ with gpu_slots(int(sys.argv[1]), 2, poll=0.02):
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path, monkeypatch):
-    """The machine's folder for temporary files."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
 
 
 @pytest.fixture
-def take(tmp_path, pytestconfig):
+def take(tmp_path, child):
     """A function that starts a process that takes GPUs of two, two jobs on each, until it reads a line."""
-    started = []
-
-    def start(count=1):
-        scripts = str(pytestconfig.rootpath / "workflow_scripts")
-        environment = os.environ | {
-            "PYTHONPATH": scripts,
-            "CUDA_VISIBLE_DEVICES": "0,1",
-            "TMPDIR": str(tmp_path),
-        }
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        command = [sys.executable, "-c", TAKE, str(count)]
-        started.append(subprocess.Popen(command, **pipes, text=True, env=environment))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+    return lambda count=1: child(TAKE, count, CUDA_VISIBLE_DEVICES="0,1", TMPDIR=str(tmp_path))
 
 
 @pytest.mark.slow(seconds=1)
@@ -105,11 +87,7 @@ def test_the_environment_is_as_before_afterwards(tmp_path, monkeypatch):
 
 def test_more_gpus_than_there_are_is_one_line_and_none_at_all_is_a_cpu(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with (
-        pytest.raises(UserError, match="asks for 3 GPUs, and 2 are visible"),
-        gpu_slots(3, 1),
-    ):
-        pass
+    refused(lambda: gpu_slots(3, 1).__enter__(), match="asks for 3 GPUs, and 2 are visible")
     for none in ("", "-1", " ", ",", "-1,0"):  # as CUDA takes them
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
         with gpu_slots(1, 4) as taken:
@@ -121,9 +99,8 @@ def test_the_locks_lie_in_a_folder_that_the_user_alone_can_enter(temporary, monk
     with gpu_slots(1, 1):
         (folder,) = temporary.iterdir()
         assert folder == users_folder() and folder.name == f"relusym-{os.getuid()}"
-        assert folder.stat().st_mode & 0o777 == 0o700 and [slot.name for slot in folder.iterdir()] == [
-            "gpu-0.0"
-        ]
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert [slot.name for slot in folder.iterdir()] == ["gpu-0.0"]
 
 
 @pytest.mark.parametrize("planted", ["link", "link to nowhere", "open to all", "file", "another's"])
@@ -145,11 +122,7 @@ def test_a_folder_that_another_user_planted_is_refused_and_what_it_leads_to_is_l
             uid = os.getuid()
             monkeypatch.setattr(os, "getuid", lambda: uid + 1)
             folder.rename(temporary / f"relusym-{uid + 1}")
-    with (
-        pytest.raises(UserError, match=r"relusym-\d+ isn't a folder that you alone can enter"),
-        gpu_slots(1, 1),
-    ):
-        pass
+    refused(lambda: gpu_slots(1, 1).__enter__(), match=r"relusym-\d+ isn't a folder that you alone can enter")
     assert private.stat().st_mode & 0o777 == 0o700 and not list(private.iterdir())
     assert not (temporary / "nowhere").exists()
 
@@ -158,13 +131,10 @@ def test_a_folder_that_another_user_planted_is_refused_and_what_it_leads_to_is_l
 def test_a_slot_that_is_no_file_neither_hangs_nor_is_followed(temporary, monkeypatch, kind):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     slot = users_folder() / "gpu-0.0"
-    if kind == "fifo":
-        os.mkfifo(slot)
-    else:
-        slot.symlink_to(temporary / "nowhere")
+    obstruct(slot, kind)
     try:
         with gpu_slots(1, 1) as taken:
             assert taken == ["0"]
     except UserError as error:
         assert "gpu-0.0 can't be locked" in str(error)
-    assert not (temporary / "nowhere").exists()
+    assert not slot.with_name("nowhere").exists()

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 from conftest import refused
-from small_nets import resnet
+from small_nets import net_of, resnet
 from torch import nn
 
 from relusym.merging.identities import largest_difference
@@ -13,20 +13,15 @@ from relusym.pixels.grid import grid
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
 
 
-class Sliced(nn.Module):
+@net_of(lambda: {"conv": nn.Conv2d(3, 3, 3, 2, 1)})
+def Sliced(self, x):
     """A conv, and beside it every second pixel of the image, as ResNets' shortcuts of option A."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, 2, 1)
-
-    def forward(self, x):
-        return self.conv(x) + x[:, :, ::2, ::2]
+    return self.conv(x) + x[:, :, ::2, ::2]
 
 
-class Padded(nn.Module):
-    def forward(self, x):
-        return nn.functional.pad(x, (0, 1, 0, 1))
+@net_of(lambda function: {"function": function})
+def Applied(self, x):
+    return self.function(x)
 
 
 LAYERS = {
@@ -39,7 +34,8 @@ LAYERS = {
     "adaptive": lambda: nn.AdaptiveAvgPool2d(4), "upsample": lambda: nn.Upsample(scale_factor=2),
     "bilinear": lambda: nn.Upsample(scale_factor=2, mode="bilinear"),
     "transposed": lambda: nn.ConvTranspose2d(3, 4, 3, 2, 1, output_padding=1),
-    "transposed symmetric": lambda: nn.ConvTranspose2d(3, 4, 2, 2), "pad": Padded,
+    "transposed symmetric": lambda: nn.ConvTranspose2d(3, 4, 2, 2),
+    "pad": lambda: Applied(lambda x: nn.functional.pad(x, (0, 1, 0, 1))),
     "zero pad": lambda: nn.ZeroPad2d((1, 2, 0, 0)), "slices": Sliced,
 }  # fmt: skip
 
@@ -94,14 +90,6 @@ def test_what_counts_is_the_axis_that_is_mirrored():
 
 
 def test_functions_are_read_as_layers_are():
-    class Net(nn.Module):
-        def __init__(self, pool):
-            super().__init__()
-            self.pool = pool
-
-        def forward(self, x):
-            return self.pool(x)
-
     for size, symmetric in ((10, False), (11, True)):
         for pool in (
             nn.MaxPool2d(3, 2, 1),
@@ -109,7 +97,7 @@ def test_functions_are_read_as_layers_are():
             lambda x: nn.functional.max_pool2d(x, kernel_size=3, stride=2, padding=1),
             lambda x: nn.functional.avg_pool2d(x, 3, padding=1, stride=2),
         ):
-            assert grid(Net(pool), (3, size, size), HORIZONTAL_FLIP).symmetric == symmetric
+            assert grid(Applied(pool), (3, size, size), HORIZONTAL_FLIP).symmetric == symmetric
 
 
 def test_a_net_for_one_size_alone_has_no_next_size():

@@ -22,12 +22,9 @@ X = normalise(PIXELS)
 @pytest.mark.parametrize("net", [vgg11, lambda: resnet(size=32)], ids=["vgg11", "resnet"])
 def test_a_loader_a_list_and_pixels_give_the_same_merge(net):
     net, x = net(), normalise(PIXELS)
-    forms = [
-        (Images(PIXELS, 16), LABELS),
-        (DataLoader(TensorDataset(x, LABELS), 16), None),
-        ([(some, labels) for some, labels in zip(x.split(16), LABELS.split(16), strict=True)], None),
-        (list(x.split(16)), LABELS),
-    ]
+    both = list(zip(x.split(16), LABELS.split(16), strict=True))
+    forms = [(Images(PIXELS, 16), LABELS), (DataLoader(TensorDataset(x, LABELS), 16), None), (both, None)]
+    forms.append((list(x.split(16)), LABELS))
     first, *others = [flip_merge(net, images, test_labels=labels) for images, labels in forms]
     assert first.accuracy["net"] != first.accuracy["halfway"]
     for other in others:
@@ -104,8 +101,6 @@ def test_images_of_two_sizes_are_refused():
 
 
 class Augmented(torch.utils.data.Dataset):
-    """Images that are flipped at random."""
-
     def __len__(self):
         return len(PIXELS)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import obstruct
 
 from job import job
 from relusym.errors import WARNINGS, Interruption, UserError
@@ -70,9 +71,8 @@ def test_of_an_unexpected_error_the_log_has_the_traceback_and_the_terminal_one_l
     terminal, log = ended(UNEXPECTED)
     assert terminal == f"error in rule train: KeyError: 'accuracy'; see {tmp_path / 'logs' / 'cnn-0.log'}\n"
     lines = log.splitlines()
-    assert (
-        lines[:2] == ["epoch 1", "Traceback (most recent call last):"] and lines[-1] == "KeyError: 'accuracy'"
-    )
+    first = ["epoch 1", "Traceback (most recent call last):"]
+    assert lines[:2] == first and lines[-1] == "KeyError: 'accuracy'"
 
 
 def test_of_a_users_error_both_have_the_one_line(ended):
@@ -92,18 +92,12 @@ def test_on_a_disk_that_is_full_when_the_error_comes_the_terminal_has_it(ended, 
     assert terminal == LINE if what == EXPECTED else terminal.endswith("KeyError: 'accuracy'\n")
 
 
-@pytest.mark.parametrize("kind", ["fifo", "folder", "link in a circle"])
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link to itself"])
 def test_what_stands_where_the_log_belongs_is_told_in_one_line_and_keeps_nobody_waiting(
     tmp_path, run_job, kind
 ):
     log = tmp_path / "logs" / "cnn-0.log"
-    log.parent.mkdir()
-    if kind == "fifo":
-        os.mkfifo(log)
-    elif kind == "folder":
-        log.mkdir()
-    else:
-        log.symlink_to(log)
+    obstruct(log, kind)
     done = run_job(log, "pass")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"error in rule train: {log}: ") and MEND in done.stderr
@@ -111,8 +105,7 @@ def test_what_stands_where_the_log_belongs_is_told_in_one_line_and_keeps_nobody_
 
 def test_a_link_to_nowhere_is_no_lock(tmp_path, run_job):
     log = tmp_path / "logs" / "cnn-0.log"
-    log.parent.mkdir()
-    log.with_suffix(".lock").symlink_to("nowhere")
+    obstruct(log.with_suffix(".lock"), "link to nowhere")
     done = run_job(log, "pass")
     assert done.returncode == 0 and log.read_text() == "epoch 1\ndone\n"
     assert [*log.parent.iterdir()] == [log]
@@ -204,9 +197,8 @@ def test_whenever_a_warning_comes_a_job_ends_well_or_in_a_line_and_leaves_no_loc
             for number, handler in before.items():
                 signal.signal(number, handler)
         line, words = terminal.getvalue(), log.read_text().splitlines() if log.exists() else []
-        assert line.count("\n") == status == bool(line) and line.startswith(
-            "error in rule train: "[: len(line)]
-        )
+        assert line.count("\n") == status == bool(line)
+        assert line.startswith("error in rule train: "[: len(line)])
         assert not words or status == (words[-1] != "done"), (when, line, words)
         assert {path.name for path in tmp_path.iterdir()} <= {log.name}
         log.unlink(missing_ok=True)

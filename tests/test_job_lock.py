@@ -3,14 +3,12 @@
 import errno
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
 
 import psutil
 import pytest
-from conftest import refused
+from conftest import obstruct, refused
 
 from relusym.errors import UserError
 from relusym.jobs.job_lock import PATIENCE, JobLock, _state, is_held, owner
@@ -33,22 +31,9 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def hold(path, pytestconfig):
+def hold(path, child):
     """A function that starts a process that takes the lock, holds it until it reads a line, and gives it back."""
-    started = []
-
-    def start():
-        environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath / "workflow_scripts")}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        started.append(
-            subprocess.Popen([sys.executable, "-c", HOLD, str(path)], **pipes, text=True, env=environment)
-        )
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+    return lambda: child(HOLD, path)
 
 
 @pytest.fixture
@@ -90,7 +75,6 @@ def test_a_second_copy_waits_says_for_whom_and_goes_on_when_the_first_has_ended(
 
 
 def refusal(path):
-    """The line with which a copy that doesn't wait is refused."""
     return refused(lambda: JobLock(path).acquire(wait=False))
 
 
@@ -107,13 +91,13 @@ def test_one_that_does_not_wait_is_refused_at_another_machines_next_heartbeat(pa
     assert clock.now < 12
 
 
-@pytest.mark.parametrize("dated", [0, 4_070_908_800], ids=["1970", "2099"])
-@pytest.mark.parametrize(
-    "text", [ELSEWHERE, "", ELSEWHERE.replace("90", "30")], ids=["whole", "empty", "of other patience"]
-)
-def test_one_that_does_not_wait_takes_over_a_lock_without_a_heartbeat_whatever_its_date(
-    path, elsewhere, text, dated
-):
+DATES = pytest.mark.parametrize("dated", [0, 4_070_908_800], ids=["1970", "2099"])
+TEXTS = {"whole": ELSEWHERE, "empty": "", "of other patience": ELSEWHERE.replace("90", "30")}
+
+
+@DATES
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_one_that_does_not_wait_takes_over_a_lock_without_a_heartbeat(path, elsewhere, text, dated):
     clock = elsewhere(beats_for=0)
     path.write_text(text)
     os.utime(path, (dated, dated))
@@ -144,7 +128,7 @@ def test_another_machines_lock_is_taken_over_ninety_seconds_after_its_last_heart
         lock.check()
 
 
-@pytest.mark.parametrize("dated", [0, 4_070_908_800], ids=["1970", "2099"])
+@DATES
 def test_at_a_glance_a_lock_is_held_unless_its_process_is_gone_whatever_its_date(path, hold, dated):
     assert not is_held(path)
     with JobLock(path):
@@ -169,8 +153,7 @@ def test_a_copy_that_was_taken_over_while_paused_stops(path):
     path.unlink()
     path.write_text(ELSEWHERE)
     time.sleep(1)  # it looks once a second
-    with pytest.raises(UserError, match="cnn-0 was taken over by process 1 on other"):
-        lock.check()
+    refused(lambda: lock.check(), match="cnn-0 was taken over by process 1 on other")
     lock.release()
     assert path.exists()  # the other's lock
 
@@ -244,12 +227,7 @@ def test_who_died_while_it_was_its_turn_to_take_over_is_no_obstacle(path, dead):
 @pytest.mark.parametrize("kind", ["link to nowhere", "fifo", "torn"])
 def test_what_is_no_lock_is_taken_over_and_what_a_link_leads_to_is_left_alone(path, kind):
     path.parent.mkdir()
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "torn":
-        path.write_text("filelo")
-    else:
-        path.symlink_to(path.with_name("elsewhere"))
+    path.write_text("filelo") if kind == "torn" else obstruct(path, kind)
     with JobLock(path, **QUICK) as lock:
         lock.check()
         assert path.is_file() and not path.is_symlink()
@@ -258,10 +236,8 @@ def test_what_is_no_lock_is_taken_over_and_what_a_link_leads_to_is_left_alone(pa
 
 def test_a_folder_that_can_not_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        UserError, match=r"cnn-0\.lock can't be written \(.*\): free space or change the folder"
-    ):
-        JobLock(tmp_path / "file" / "cnn-0.lock").acquire()
+    line = r"cnn-0\.lock can't be written \(.*\): free space or change the folder"
+    refused(lambda: JobLock(tmp_path / "file" / "cnn-0.lock").acquire(), match=line)
 
 
 def test_a_lock_that_can_not_be_written_for_want_of_space_leaves_no_file(path, monkeypatch):

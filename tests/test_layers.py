@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from small_nets import NARROW, Images, answers, resnet, shuffled, smooth_images, vgg11
+from small_nets import NARROW, Images, answers, net_of, resnet, shuffled, smooth_images, vgg11
 from torch import nn
 
 from relusym.channels.traced import TracedNet, channel_groups
@@ -178,20 +178,17 @@ def test_all_parts_merged_are_the_whole_merge(net):
     assert shares == sorted(shares) and len(shares) > 2 and shares[-1] == 1
 
 
-class InPlace(nn.Module):
+@net_of(lambda: {
+    "convs": nn.ModuleList(nn.Conv2d(c, 12, 3, padding=1) for c in (3, 12, 12)), "relu": nn.ReLU(inplace=True),
+    "head": nn.Linear(12, 10),
+})  # fmt: skip
+def InPlace(self, x):
     """Without batch norm; layers change what earlier ones wrote, one is called twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(c, 12, 3, padding=1) for c in (3, 12, 12))
-        self.relu, self.head = nn.ReLU(inplace=True), nn.Linear(12, 10)
-
-    def forward(self, x):
-        x = self.relu(self.convs[0](x))
-        for conv in (*self.convs[1:], self.convs[1]):
-            x += conv(x)
-            x = self.relu(x)
-        return self.head(x.mean((2, 3)))
+    x = self.relu(self.convs[0](x))
+    for conv in (*self.convs[1:], self.convs[1]):
+        x += conv(x)
+        x = self.relu(x)
+    return self.head(x.mean((2, 3)))
 
 
 def transformer():
@@ -244,19 +241,18 @@ def partial_nets(first, second, images):
     return partial.PartialMerges(traced, second, statistics, images)
 
 
-class Tied(nn.Module):
+def tied():
+    one, two, three = (nn.Conv2d(channels, 8, 3, padding=1) for channels in (3, 8, 8))
+    three.weight = two.weight
+    return {"one": one, "two": two, "three": three, "head": nn.Linear(8, 10)}
+
+
+@net_of(tied)
+def Tied(self, x):
     """The last two convs share their weight."""
-
-    def __init__(self):
-        super().__init__()
-        self.one, self.two = (nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(2))
-        self.three, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 10)
-        self.three.weight = self.two.weight
-
-    def forward(self, x):
-        for conv in (self.one, self.two, self.three):
-            x = conv(x).relu()
-        return self.head(x.mean((2, 3)))
+    for conv in (self.one, self.two, self.three):
+        x = conv(x).relu()
+    return self.head(x.mean((2, 3)))
 
 
 @torch.no_grad()
@@ -290,20 +286,17 @@ def test_a_layer_that_alone_differs_is_where_it_fails():
     assert merges["features.conv5"].leave_one_out["loss"] < min(others) - 0.05
 
 
-class Sorted(nn.Module):
+@net_of(lambda last: {
+    "conv": nn.Conv2d(3, 8, 8, 8), "token": nn.Parameter(torch.randn(1, 1, 8)), "mix": nn.Linear(8, 8), "last": last,
+    "head": nn.Linear(8, 10),
+})  # fmt: skip
+def Sorted(self, x):
     """Tokens of an equivariant convolution with a class token, in a net of several layouts."""
-
-    def __init__(self, last):
-        super().__init__()
-        self.conv, self.token = nn.Conv2d(3, 8, 8, 8), nn.Parameter(torch.randn(1, 1, 8))
-        self.mix, self.last, self.head = nn.Linear(8, 8), last, nn.Linear(8, 10)
-
-    def forward(self, x):
-        x = self.conv(x)
-        if self.last:  # (B, H, W, C)
-            return self.head(self.mix(x.permute(0, 2, 3, 1)).relu().mean((1, 2)))
-        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
-        return self.head(self.mix(x).relu().mean(1))
+    x = self.conv(x)
+    if self.last:  # (B, H, W, C)
+        return self.head(self.mix(x.permute(0, 2, 3, 1)).relu().mean((1, 2)))
+    x = torch.cat([self.token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
+    return self.head(self.mix(x).relu().mean(1))
 
 
 @torch.no_grad()
@@ -343,8 +336,8 @@ def test_every_layer_of_a_transformer_has_an_equivariance_error():
     assert group_actions(net, HORIZONTAL_FLIP, (3, 32, 32), channel_groups(net))[1] == {}
 
 
-def drawn(groups, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+def drawn(groups):
+    generator = torch.Generator().manual_seed(0)
     return {group.name: torch.randperm(group.size, generator=generator) for group in groups}
 
 
@@ -381,17 +374,14 @@ def test_filters_of_a_resnet_are_permuted_by_the_streams_that_they_read_and_writ
     groups = channel_groups(net, (3, 33, 33))
     permutations = drawn(groups)
     kernels = filters_and_matches(net, HORIZONTAL_FLIP, groups, permutations)
-    assert list(kernels) == [
-        name for name, layer in net.named_modules() if isinstance(layer, torch.nn.Conv2d)
-    ]
+    assert list(kernels) == [name for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)]
     # each conv: the groups that it writes and reads
     for name, writes, reads in (
-        ("conv1", "conv1", None),
-        ("layer1.0.conv1", "layer1.0.conv1", "conv1"),
+        ("conv1", "conv1", None), ("layer1.0.conv1", "layer1.0.conv1", "conv1"),
         ("layer1.0.conv3", "layer1.1.conv3", "layer1.0.conv2"),
         ("layer1.1.conv1", "layer1.1.conv1", "layer1.1.conv3"),
         ("layer2.0.downsample.0", "layer2.0.downsample.0", "layer1.1.conv3"),
-    ):
+    ):  # fmt: skip
         psi, match = kernels[name]
         expected = psi.flip(-1)[permutations[writes]]
         assert torch.equal(match, expected if reads is None else expected[:, permutations[reads]]), name

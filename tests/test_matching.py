@@ -3,7 +3,6 @@ import pytest
 import torch
 from conftest import python
 from small_nets import Images, answers, shuffled, smooth_images, vgg11
-from torch import nn
 
 from relusym.channels.traced import channel_groups
 from relusym.data.augmentation import normalise, normalise_imagenet
@@ -38,10 +37,8 @@ def plain_correlation(first, second, layer, pixels):
     """One pass a layer, in float64 throughout, as the notebooks do it."""
     outputs = []
     for net in (first, second):
-        cut = list(net.features.named_children())
-        until = [name for name, _ in cut].index(f"relu{layer[-1]}") + 1
-        front = nn.Sequential(*(module for _, module in cut[:until]))
-        y = front(normalise(pixels)).double()
+        until = [*net.features._modules].index(f"relu{layer[-1]}") + 1
+        y = net.features[:until](normalise(pixels)).double()
         outputs.append(y.permute(0, 2, 3, 1).reshape(-1, y.shape[1]))
     a, b = (y - y.mean(0) for y in outputs)
     covariance = a.T @ b / len(a)
@@ -109,8 +106,7 @@ import resource, sys, torch
 from relusym.data.augmentation import normalise
 from relusym.channels.traced import TracedNet, channel_groups
 from relusym.evaluation.images import Images
-from relusym.merging.aligned import Lockstep
-from relusym.merging.aligned import pair_statistics
+from relusym.merging.aligned import Lockstep, pair_statistics
 from relusym.nets import build
 
 torch.set_num_threads(1)

@@ -20,7 +20,7 @@ from small_nets import (
     vgg11,
 )
 from small_training import RESNET_RECIPE, small_images, small_net, train_on
-from test_layers import Tied
+from test_layers import InPlace, Tied
 from torch import nn
 
 from relusym.channels.groups import permute
@@ -43,7 +43,7 @@ from relusym.merging.repair import (
 from relusym.nets.vgg import VGG11
 from relusym.pixels.transform import transformed
 from relusym.precision import full_float32
-from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
+from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, SYMMETRIES
 
 PIXELS = smooth_images(60)
 LABELS = torch.arange(60) % 10
@@ -52,19 +52,6 @@ LABELS = torch.arange(60) % 10
 @pytest.fixture(scope="module")
 def images():
     return Images(smooth_images(300), 150)
-
-
-@torch.no_grad()
-def test_a_gcnn_merged_with_its_flipped_self_under_the_known_permutation_is_itself():
-    net = vgg11(group_convs=8)
-    groups = channel_groups(net)
-    known = {group.name: torch.arange(group.size).roll(group.size // 2) for group in groups}
-    flipped = HORIZONTAL_FLIP.transform(net)
-    assert not torch.equal(flipped.features.conv1.weight, net.features.conv1.weight)
-    flipped.load_state_dict(permute(flipped.state_dict(), groups, known))
-    merged = halfway(net, flipped)
-    for name, tensor in net.state_dict().items():
-        torch.testing.assert_close(merged.state_dict()[name], tensor, rtol=0, atol=1e-6)
 
 
 def test_a_flip_merge_reports_checks_that_hold(images):
@@ -127,19 +114,20 @@ def test_nets_of_other_architecture_are_refused(images):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("symmetry", SYMMETRIES.values(), ids=SYMMETRIES)
 @pytest.mark.parametrize("group_convs", [0, 2, 8])
-def test_the_quarter_turned_net_on_turned_images_is_the_net(images, group_convs):
-    net = vgg11(group_convs=group_convs, symmetry=QUARTER_TURN)
+def test_the_transformed_net_on_transformed_images_is_the_net(images, group_convs, symmetry):
+    net = vgg11(group_convs=group_convs, symmetry=symmetry)
     x = normalise(images.pixels[:20])
-    turned, moved = QUARTER_TURN.transform(net), QUARTER_TURN.act(x)
+    turned, moved = symmetry.transform(net), symmetry.act(x)
     assert largest_difference(net(x), turned(moved)) < 1e-5
     # only the GCNN's own logits are invariant
     assert (largest_difference(net(x), net(moved)) < 1e-5) == (group_convs == 8)
     powers = [net]
-    for _ in range(4):
-        powers.append(QUARTER_TURN.transform(powers[-1]))
+    for _ in range(symmetry.order):
+        powers.append(symmetry.transform(powers[-1]))
     alike = [torch.equal(net.features.conv2.weight, power.features.conv2.weight) for power in powers]
-    assert alike == [True, False, False, False, True]
+    assert alike == [True, *[False] * (symmetry.order - 1), True]
 
 
 @pytest.mark.slow(seconds=2)
@@ -278,22 +266,6 @@ def test_fused_equals_unfused_repair(pixels):
     assert largest_difference(unfused(between, rescalings, x), repaired(x)) < 1e-5
     assert largest_difference(between(x), repaired(x)) > 1e-2
     assert [name for name, _ in repaired.named_modules()] == [name for name, _ in between.named_modules()]
-
-
-class InPlace(nn.Module):
-    """Residual blocks without batch norm, of layers that overwrite what they read."""
-
-    def __init__(self):
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8, 8))
-        self.relu, self.head = nn.ReLU(inplace=True), nn.Linear(8, 10)
-
-    def forward(self, x):
-        x = self.relu(self.convs[0](x))
-        for conv in self.convs[1:]:
-            x += conv(x)
-            x = self.relu(x)
-        return self.head(x.mean((2, 3)))
 
 
 @torch.no_grad()

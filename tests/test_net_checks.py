@@ -18,7 +18,6 @@ from relusym.merging.merge import flip_merge, merge
 
 PIXELS = smooth_images(60)
 LABELS = torch.arange(60) % 10
-CPU = torch.device("cpu")
 
 
 @pytest.mark.slow(seconds=1)
@@ -37,15 +36,10 @@ def test_every_module_stays_in_the_mode_that_it_was_in():
 
 
 @pytest.mark.slow(seconds=1)
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda logits: (logits, logits.relu()),
-        lambda logits: {"features": logits.relu(), "logits": logits},
-        lambda logits: OrderedDict(out=logits, aux=logits.relu()),
-    ],
-    ids=["tuple", "logits", "out"],
-)
+@pytest.mark.parametrize("wrap", [
+    lambda logits: (logits, logits.relu()), lambda logits: {"features": logits.relu(), "logits": logits},
+    lambda logits: OrderedDict(out=logits, aux=logits.relu()),
+], ids=["tuple", "logits", "out"])  # fmt: skip
 def test_logits_are_found_in_tuples_and_dicts(wrap):
     net, images = vgg11(), Images(PIXELS, 16)
     merged = flip_merge(Wrapped(net, wrap), images, test_labels=LABELS)
@@ -58,22 +52,17 @@ def poisoned():
     return net
 
 
-@pytest.mark.parametrize(
-    ("net", "line"),
-    [
-        (lambda: conv_net().half(), "net.float()"),
-        (lambda: conv_net().double(), "net.float()"),
-        (poisoned, "0.weight holds values that aren't finite"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), *list(conv_net())[1:]), "nothing to transform"),
-        (lambda: conv_net()[1:], "can't read images of shape (3, 32, 32)"),
-        (lambda: nn.Sequential(nn.Flatten()), "no parameters"),
-        (lambda: Wrapped(conv_net(), lambda logits: logits.mean()), "wrap it in a module"),
-        (lambda: Wrapped(conv_net(), lambda logits: "ten"), "wrap it in a module"),
-        (lambda: Wrapped(conv_net(), lambda logits: logits / 0), "logits of the first images aren't finite"),
-        (lambda: "resnet18", "str; allowed is a torch.nn.Module"),
-    ],
-    ids=["half", "double", "nan", "pointwise", "shapes", "empty", "scalar", "text", "infinite", "name"],
-)
+@pytest.mark.parametrize("net, line", [
+    (lambda: conv_net().half(), "net.float()"), (lambda: conv_net().double(), "net.float()"),
+    (poisoned, "0.weight holds values that aren't finite"),
+    (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), *list(conv_net())[1:]), "nothing to transform"),
+    (lambda: conv_net()[1:], "can't read images of shape (3, 32, 32)"),
+    (lambda: nn.Sequential(nn.Flatten()), "no parameters"),
+    (lambda: Wrapped(conv_net(), lambda logits: logits.mean()), "wrap it in a module"),
+    (lambda: Wrapped(conv_net(), lambda logits: "ten"), "wrap it in a module"),
+    (lambda: Wrapped(conv_net(), lambda logits: logits / 0), "logits of the first images aren't finite"),
+    (lambda: "resnet18", "str; allowed is a torch.nn.Module"),
+], ids=["half", "double", "nan", "pointwise", "shapes", "empty", "scalar", "text", "infinite", "name"])  # fmt: skip
 def test_nets_that_cant_be_merged_are_refused(net, line):
     refused(lambda: flip_merge(net(), Images(PIXELS, 16)), line)
 
@@ -108,8 +97,6 @@ class Int8(Body):
 
 
 class Table(Body):
-    """With whole numbers that may be of any use."""
-
     def __init__(self, start=0):
         super().__init__()
         self.register_buffer("table", torch.arange(start, start + 8))
@@ -148,9 +135,8 @@ def hooked():
 
 
 def batch_statistics():
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), *list(conv_net())[1:]
-    )
+    conv, *others = conv_net()
+    return nn.Sequential(conv, nn.BatchNorm2d(8, track_running_stats=False), *others)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -252,14 +238,13 @@ def test_nothing_is_left_on_a_net():
     assert set(merged.barrier.values()) == {0.0}
 
 
-@pytest.mark.parametrize(
-    "given",
-    [{"matching": "telepathy"}, {"matching": "involution"}, {"seed": -1}, {"seed": 2**63}, {"seed": 0.5}],
-)
-def test_what_isnt_there_is_told_before_the_work(given, monkeypatch):
+MATCHINGS = "one of activation, weight, weight_identity, involution, "
+
+
+@pytest.mark.parametrize("key, value, line", [
+    ("matching", "telepathy", MATCHINGS), ("matching", "involution", ""), ("seed", -1, ""), ("seed", 2**63, ""),
+    ("seed", 0.5, ""),
+])  # fmt: skip
+def test_what_isnt_there_is_told_before_the_work(key, value, line, monkeypatch):
     monkeypatch.setattr("relusym.merging.merge.check_net", None)
-    line = refused(lambda: merge(conv_net(), conv_net(), Images(PIXELS, 16), **given), *map(str, given))
-    assert (
-        given != {"matching": "telepathy"}
-        or "one of activation, weight, weight_identity, involution, " in line
-    )
+    refused(lambda: merge(conv_net(), conv_net(), Images(PIXELS, 16), **{key: value}), key, line)

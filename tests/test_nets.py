@@ -3,8 +3,6 @@ import pytest
 import torch
 import torchvision
 from conftest import ROOT, python, refused, settings_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from public_files import official_cifar10, public_resnet
 from small_nets import SMALL, difference_from_equivariant, smooth_images
 from torch import nn
@@ -92,18 +90,6 @@ def test_only_the_gcnn_is_invariant_to_its_symmetry(symmetry):
             assert difference(gcnn, other, x) > 1e-3
 
 
-@given(st.integers(0, 8), st.sampled_from([1 / 32, 1 / 16, 3 / 32]))
-@settings(max_examples=12)
-def test_the_flipped_net_on_flipped_images_is_the_net(group_convs, width):
-    torch.manual_seed(group_convs)
-    net = VGG11(width, group_convs, initialization="he").to_plain()
-    x = torch.randn(2, 3, 32, 32)
-    flipped = HORIZONTAL_FLIP.transform(net)
-    torch.testing.assert_close(flipped(x.flip(-1)), net(x), rtol=1e-4, atol=1e-6)
-    back = HORIZONTAL_FLIP.transform(flipped).state_dict()
-    assert all(torch.equal(tensor, back[name]) for name, tensor in net.state_dict().items())
-
-
 WRONG = {"width": 0.3}, {"width": 1 / 64}, {"group_convs": 9}, {"initialization": "zero"}
 
 
@@ -111,11 +97,6 @@ WRONG = {"width": 0.3}, {"width": 1 / 64}, {"group_convs": 9}, {"initialization"
 def test_what_no_vgg11_can_be_is_refused(wrong):
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         VGG11(**wrong)
-
-
-def test_channels_that_do_not_split_into_orientations_are_refused():
-    with pytest.raises(ValueError, match="orientations"):
-        RegularConv2d(3, 4)
 
 
 @pytest.mark.parametrize("name", nets.ARCHITECTURES)

@@ -10,7 +10,7 @@ from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from public_nets import measure, rows
-from small_nets import Images, answers, shuffled, smooth_images
+from small_nets import Images, answers, net_of, shuffled, smooth_images
 from structures import (
     BETWEEN,
     STRUCTURES,
@@ -53,10 +53,8 @@ def test_a_permuted_net_computes_the_same(structure):
 @pytest.mark.parametrize("structure", FLIPPED, ids=lambda structure: structure.__name__)
 def test_a_transformed_net_on_transformed_images_computes_the_same(structure, symmetry):
     if structure.__name__ == "Normed" and symmetry.order == 4:  # sums over rows
-        with pytest.raises(
-            UserError, match="the net combines pixels in a way that doesn't commute with quarter_turn"
-        ):
-            transformed(structure(), symmetry, (3, 32, 32))
+        line = "the net combines pixels in a way that doesn't commute with quarter_turn"
+        refused(lambda: transformed(structure(), symmetry, (3, 32, 32)), match=line)
         return
     torch.manual_seed(0)
     net, x = with_statistics(structure()), torch.randn(2, 3, 32, 32, dtype=torch.float64)
@@ -64,11 +62,8 @@ def test_a_transformed_net_on_transformed_images_computes_the_same(structure, sy
     for one, other in zip(tree_leaves(net(x)), tree_leaves(moved(symmetry.act(x))), strict=True):
         other = inverse(symmetry, other) if other.shape[-2:] in ((32, 32), (30, 30)) else other
         assert float((one - other).abs().max() / one.abs().max()) < 1e-10
-    assert any(
-        not torch.equal(a, b)
-        for a, b in zip(net.parameters(), moved.parameters(), strict=True)
-        if a.ndim == 4
-    )
+    pairs = zip(net.parameters(), moved.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs if a.ndim == 4)
 
 
 @torch.no_grad()
@@ -94,84 +89,67 @@ def inverse(symmetry, x):
 
 # ---- random nets
 
-LAYERS = {
-    "conv": lambda c: (nn.Conv2d(c, 8, 3, padding=1, bias=False), 8),
-    "wider": lambda c: (nn.Conv2d(c, 12, 1), 12),
-    "depthwise": lambda c: (nn.Conv2d(c, c, 3, padding=1, groups=c), c),
-    "grouped": lambda c: (nn.Conv2d(c, c, 3, padding=1, groups=c // 2), c),
-    "transposed": lambda c: (nn.ConvTranspose2d(c, 8, 3, padding=1), 8),
-    "batch norm": lambda c: (nn.BatchNorm2d(c), c),
-    "group norm": lambda c: (nn.GroupNorm(c // 2, c), c),
-    "groups of many": lambda c: (nn.GroupNorm(2, c), c),
-    "instance norm": lambda c: (nn.InstanceNorm2d(c, affine=True), c),
-    "prelu": lambda c: (nn.PReLU(c), c),
-    "relu": lambda c: (nn.ReLU(), c),
-    "gelu": lambda c: (nn.GELU(), c),
-    "pool": lambda c: (nn.AvgPool2d(3, 1, 1), c),
-}
-OPERATIONS = ("residual", "dense", "halves", "product", "pad", "slice", "last", "shuffle", "stack")
+
+def layer(make, width=lambda b, c: c):
+    """One that reads and writes channels: it is made of how many there are."""
+    return lambda b, c: make(c), width, lambda f, x, y, w: f(x)
+
+
+def operation(act, width=lambda b, c: c, make=lambda b, c: nn.Identity()):
+    return make, width, act
+
+
+# name → a layer, made of how many channels there were before and are now; how many there are after it; what is
+# done with the layer, a map, the map before it and the number of channels
+OPERATIONS = {
+    "conv": layer(lambda c: nn.Conv2d(c, 8, 3, padding=1, bias=False), lambda b, c: 8),
+    "wider": layer(lambda c: nn.Conv2d(c, 12, 1), lambda b, c: 12),
+    "depthwise": layer(lambda c: nn.Conv2d(c, c, 3, padding=1, groups=c)),
+    "grouped": layer(lambda c: nn.Conv2d(c, c, 3, padding=1, groups=c // 2)),
+    "transposed": layer(lambda c: nn.ConvTranspose2d(c, 8, 3, padding=1), lambda b, c: 8),
+    "batch norm": layer(nn.BatchNorm2d), "group norm": layer(lambda c: nn.GroupNorm(c // 2, c)),
+    "groups of many": layer(lambda c: nn.GroupNorm(2, c)),
+    "instance norm": layer(lambda c: nn.InstanceNorm2d(c, affine=True)), "prelu": layer(nn.PReLU),
+    "relu": layer(lambda c: nn.ReLU()), "gelu": layer(lambda c: nn.GELU()),
+    "pool": layer(lambda c: nn.AvgPool2d(3, 1, 1)),
+    "residual": operation(lambda f, x, y, w: x + f(y), make=lambda b, c: nn.Conv2d(b, c, 1)),
+    "product": operation(lambda f, x, y, w: x * torch.sigmoid(f(y).mean((2, 3), keepdim=True)),
+     make=lambda b, c: nn.Conv2d(b, c, 1)),
+    "dense": operation(lambda f, x, y, w: torch.cat([y, x], 1), lambda b, c: b + c),
+    "halves": operation(lambda f, x, y, w: torch.cat([x.chunk(2, 1)[1].relu(), x.chunk(2, 1)[0]], 1)),
+    "pad": operation(lambda f, x, y, w: nn.functional.pad(x, (0, 0, 0, 0, 1, 3)), lambda b, c: c + 4),
+    "slice": operation(lambda f, x, y, w: x[:, :w], lambda b, c: max(4, c - 2)),
+    "last": operation(lambda f, x, y, w: f(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), lambda b, c: 8,
+     lambda b, c: nn.Sequential(nn.LayerNorm(c), nn.Linear(c, 8))),
+    "shuffle": operation(lambda f, x, y, w: x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)),
+    "stack": operation(lambda f, x, y, w: torch.stack([x, x.relu()], 2).flatten(1, 2), lambda b, c: 2 * c),
+}  # fmt: skip
 
 
 class Drawn(nn.Module):
-    """A net of the layers and operations of these names, one after another."""
+    """A net of the operations of these names, one after another."""
 
     def __init__(self, names):
         super().__init__()
-        self.names, self.layers, self.widths, channels, before = names, nn.ModuleDict(), [], 4, 4
+        self.names, self.layers, self.widths, channels, before = names, nn.ModuleList(), [], 4, 4
         self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        for i, name in enumerate(names):
-            now = channels
-            if name in LAYERS:
-                self.layers[str(i)], now = LAYERS[name](channels)
-            elif name in ("residual", "product"):
-                self.layers[str(i)] = nn.Conv2d(before, channels, 1)
-            elif name == "dense":
-                now = channels + before
-            elif name == "pad":
-                now = channels + 4
-            elif name == "slice":
-                now = max(4, channels - 2)
-            elif name == "last":
-                self.layers[str(i)] = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 8))
-                now = 8
-            elif name == "stack":
-                now = 2 * channels
-            before, channels = channels, now
-            self.widths.append(now)
+        for name in names:
+            make, width, _ = OPERATIONS[name]
+            self.layers.append(make(before, channels))
+            before, channels = channels, width(before, channels)
+            self.widths.append(channels)
         self.head = nn.Linear(channels, 10)
 
     def forward(self, x):
         before = x = self.stem(x)
-        for i, name in enumerate(self.names):
-            layer, read = self.layers[str(i)] if str(i) in self.layers else None, x  # noqa: SIM401  no dict
-            if name in LAYERS:
-                x = layer(x)
-            elif name == "residual":
-                x = x + layer(before)
-            elif name == "product":
-                x = x * torch.sigmoid(layer(before).mean((2, 3), keepdim=True))
-            elif name == "dense":
-                x = torch.cat([before, x], 1)
-            elif name == "halves":
-                one, other = x.chunk(2, 1)
-                x = torch.cat([other.relu(), one], 1)
-            elif name == "pad":
-                x = nn.functional.pad(x, (0, 0, 0, 0, 1, 3))
-            elif name == "slice":
-                x = x[:, : self.widths[i]]
-            elif name == "last":
-                x = layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            elif name == "shuffle":
-                x = x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
-            elif name == "stack":
-                x = torch.stack([x, x.relu()], 2).flatten(1, 2)
-            before = read
+        for name, layer, width in zip(self.names, self.layers, self.widths, strict=True):
+            before, x = x, OPERATIONS[name][2](layer, x, before, width)
         return self.head(x.mean((2, 3)))
 
 
 @pytest.mark.slow(seconds=2)
 @settings(max_examples=60, derandomize=True)
-@given(st.lists(st.sampled_from([*LAYERS, *OPERATIONS]), min_size=2, max_size=8), st.integers(0, 99))
+@given(st.lists(st.sampled_from([*OPERATIONS]), min_size=2, max_size=8), st.integers(0, 99))
 def test_nets_drawn_at_random_keep_their_logits_under_random_permutations(names, seed):
     torch.manual_seed(seed)
     found, _ = difference(with_statistics(Drawn(names)), 6, seed)
@@ -188,18 +166,13 @@ def test_a_permutation_of_a_layer_that_is_called_twice_is_the_same_at_both_ends(
     assert {("same.weight", 1), ("same.bias", 0), ("head.weight", 1)} <= indexed
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda n: n.insert(1, Halved(12, 12, 1)), "layer 1: its weight is computed"),
-        (
-            lambda n: n[2].register_parameter("weight", nn.Parameter(n[1].weight[:10, :, 0, 0].detach())),
-            "shares memory",
-        ),
-        (lambda n: n.insert(1, nn.LazyConv2d(12, 1)), r"1\.weight has no shape yet; run the net once"),
-        (lambda n: n.insert(1, nn.Conv2d(7, 12, 1)), "can't be run on an image of 3×8×8: .*7"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda n: n.insert(1, Halved(12, 12, 1)), "layer 1: its weight is computed"),
+    (lambda n: n[2].register_parameter("weight", nn.Parameter(n[1].weight[:10, :, 0, 0].detach())),
+     "shares memory"),
+    (lambda n: n.insert(1, nn.LazyConv2d(12, 1)), r"1\.weight has no shape yet; run the net once"),
+    (lambda n: n.insert(1, nn.Conv2d(7, 12, 1)), "can't be run on an image of 3×8×8: .*7"),
+])  # fmt: skip
 @pytest.mark.filterwarnings("ignore")
 def test_what_cannot_be_permuted_is_refused_in_one_line_that_names_it(change, message):
     net = nn.Sequential(nn.Conv2d(3, 12, 8), nn.Conv2d(12, 12, 1), Rows(12, 10))
@@ -207,21 +180,15 @@ def test_what_cannot_be_permuted_is_refused_in_one_line_that_names_it(change, me
     refused(lambda: channel_groups(net, (3, 8, 8)), match=message)
 
 
-@pytest.mark.parametrize(
-    ("operation", "name"),
-    [
-        (lambda: nn.LSTM(12, 12), "lstm in 2.function"),
-        (lambda: partial(torch.cumsum, dim=1), "cumsum in 2"),
-        (lambda: lambda x: x * x.argmax(1, keepdim=True), "argmax in 2"),
-        (lambda: nn.LocalResponseNorm(3), "local_response_norm in 2.function"),
-    ],
-    ids=["LSTM", "cumsum", "argmax", "neighbouring channels"],
-)
+@pytest.mark.parametrize(("operation", "name"), [
+    (lambda: nn.LSTM(12, 12), "lstm in 2.function"),
+    (lambda: partial(torch.cumsum, dim=1), "cumsum in 2"),
+    (lambda: lambda x: x * x.argmax(1, keepdim=True), "argmax in 2"),
+    (lambda: nn.LocalResponseNorm(3), "local_response_norm in 2.function"),
+], ids=["LSTM", "cumsum", "argmax", "neighbouring channels"])  # fmt: skip
 def test_channels_that_an_unknown_operation_reads_stay_and_the_others_are_permuted(operation, name):
-    net = nn.Sequential(
-        nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 1), First(operation()), nn.Conv2d(12, 12, 1), nn.ReLU()
-    )
-    net.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10)))
+    net = nn.Sequential(nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 1), First(operation()), nn.Conv2d(12, 12, 1))
+    net.append(nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10)))
     traced = TracedNet(net, (3, 8, 8))
     assert [group.name for group in traced.groups] == ["0", "3"] and list(traced.fixed) == [name]
     assert difference(with_statistics(net), 8)[0] < 1e-10
@@ -237,18 +204,13 @@ class Halved(nn.Conv2d):
         return self.doubled / 2
 
 
-class First(nn.Module):
+@net_of(lambda function: {"function": function})
+def First(self, x):
     """The first of what an operation returns, on rows of channels last."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        if isinstance(self.function, nn.LSTM):
-            return self.function(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).unflatten(2, x.shape[2:])
-        result = self.function(x)
-        return result if isinstance(result, torch.Tensor) else result[0]
+    if isinstance(self.function, nn.LSTM):
+        return self.function(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).unflatten(2, x.shape[2:])
+    result = self.function(x)
+    return result if isinstance(result, torch.Tensor) else result[0]
 
 
 class Rows(nn.Linear):
@@ -271,14 +233,11 @@ def test_nets_in_half_and_double_precision_have_the_same_groups():
 
 
 def test_groups_of_one_name_get_names_of_their_own():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.features = nn.ModuleDict({"conv": nn.Conv2d(3, 8, 3)})
-            self.conv, self.head = nn.Conv2d(8, 8, 3), nn.Linear(8, 10)
+    parts = {"features": nn.ModuleDict({"conv": nn.Conv2d(3, 8, 3)}), "conv": nn.Conv2d(8, 8, 3)}
 
-        def forward(self, x):
-            return self.head(self.conv(self.features["conv"](x).relu()).relu().mean((2, 3)))
+    @net_of(lambda: parts | {"head": nn.Linear(8, 10)})
+    def Two(self, x):
+        return self.head(self.conv(self.features["conv"](x).relu()).relu().mean((2, 3)))
 
     assert [group.name for group in channel_groups(Two())] == ["conv", "conv#2"]
 
@@ -291,16 +250,11 @@ def test_groups_that_are_a_part_of_a_layers_channels_say_which():
     assert difference(with_statistics(net))[0] < 1e-10
 
 
-class Gain(nn.Module):
+@net_of(lambda channels: {"gain": nn.Parameter(torch.randn(channels))})
+def Gain(self, x):
     """A layer of a user's own: y = (1 + gain) · x, by NumPy, which PyTorch doesn't show."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.gain = nn.Parameter(torch.randn(channels))
-
-    def forward(self, x):
-        gain = (1 + self.gain).detach().numpy()
-        return torch.from_numpy(gain[:, None, None] * x.detach().numpy())
+    gain = (1 + self.gain).detach().numpy()
+    return torch.from_numpy(gain[:, None, None] * x.detach().numpy())
 
 
 def test_the_groups_of_a_group_norm_are_permuted_whole_and_the_channels_within_each():
@@ -324,11 +278,9 @@ def test_a_layer_of_ones_own_is_one_handler():
         call.index("gain", 0, call.along(x, 1))
         return x
 
-    net = nn.Sequential(
-        nn.Conv2d(3, 8, 3), Gain(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
-    )
-    with pytest.raises(UserError, match="depends on a parameter's values"):
-        channel_groups(net)
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), Gain(8), nn.ReLU(), *head)
+    refused(lambda: channel_groups(net), match="depends on a parameter's values")
     groups = channel_groups(net, handlers=mine)
     assert Place("1.gain", 0) in groups[0].places
     assert difference(with_statistics(net), groups=groups)[0] < 1e-10
@@ -366,22 +318,14 @@ def test_a_planted_permutation_with_noise_is_recovered(structure):
 
 # ---- torchvision's
 
-QUICK = (
-    *(
-        "alexnet",
-        "convnext_tiny",
-        "densenet121",
-        "efficientnet_b0",
-        "googlenet",
-        "mnasnet0_5",
-        "mobilenet_v3_small",
-    ),
-    *("regnet_y_400mf", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t"),
-)
+QUICK = """
+    alexnet convnext_tiny densenet121 efficientnet_b0 googlenet mnasnet0_5 mobilenet_v3_small regnet_y_400mf
+    resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_1 swin_t
+"""
 
 
 @pytest.mark.slow(seconds=2)
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", QUICK.split())
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
 def test_a_permuted_net_of_torchvisions_computes_the_same(name):
     row = measure(f"torchvision:{name}")
@@ -398,10 +342,7 @@ def test_a_permuted_segmentation_net_computes_the_same_at_both_its_heads():
 
 
 def test_the_page_of_nets_has_every_module_of_torchvisions_and_none_is_refused_or_wrong():
-    module_of = {
-        name: torchvision.models.get_model_builder(name).__module__
-        for name in torchvision.models.list_models(torchvision.models)
-    }
-    page = rows("nets")
+    names, page = torchvision.models.list_models(torchvision.models), rows("nets")
+    module_of = {name: torchvision.models.get_model_builder(name).__module__ for name in names}
     assert {module_of[name] for name in page} == set(module_of.values())
     assert all(row.groups and row.difference < 1e-10 and row.share > 0.99 for row in page.values())

@@ -18,7 +18,6 @@ def run(folder, *arguments, **variables):
 
 @pytest.fixture(scope="module")
 def two_nets(clone):
-    """A clone set to one cnn and one gcnn at the scale `tiny`."""
     made = clone()
     write_scale(made.folder, "tiny", VGG11S_ALONE | {"seeds": 0, "pairs": [["cnn", "gcnn"]]})
     made.configure(scale="tiny")

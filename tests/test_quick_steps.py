@@ -33,14 +33,6 @@ def small_ones_too(monkeypatch):
     monkeypatch.setattr(quick_steps, "RELU_POOL", (1, 1))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 CONVS = [
     (nn.Conv2d(130, 10, 3, padding=1), 2, "_DenseBackward", None),
     (nn.Conv2d(6, 10, 3, padding=1, bias=False), 2, "_DenseBackward", None),
@@ -59,10 +51,7 @@ CONVS = [
 @pytest.mark.parametrize("conv, side, name, wholly", CONVS, ids=str)
 def test_convs_and_their_gradients_are_as_exact_as_torchs(conv, side, name, wholly):
     images = torch.randn(7, conv.in_channels, side, side, generator=torch.Generator().manual_seed(0))
-    for form in (
-        torch.contiguous_format,
-        torch.channels_last,
-    ):  # for all: some CPUs round one unlike the other
+    for form in (torch.contiguous_format, torch.channels_last):  # some CPUs round one unlike the other
         ran, x = [], images.to(memory_format=form)
         y, quick = gradients(conv, x, ran, dtype=BFLOAT16, mode=QuickSteps(conv, amx=True))
         z, usual = gradients(conv, x, ran, dtype=BFLOAT16, mode=nullcontext())

@@ -11,7 +11,6 @@ SELECTION = {"models": regime.MODELS, "names": {}, "notes": []}
 
 
 def inputs(gaps, seeds=SEEDS):
-    """D of each type and length as put in."""
     several = {"train": [], "flip_merge": [], "pair_merge": []}
     for model in regime.MODELS:
         for seed in seeds:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import records
-from conftest import Clone, config_of, set_to_tiny
+from conftest import Clone, config_of, obstruct, set_to_tiny
 from PIL import Image
 
 from relusym import cifar10, data
@@ -54,7 +54,6 @@ def ends_with(checkout):
 
 @contextmanager
 def config(clone, change):
-    """Other bytes of config.yaml."""
     path = clone.folder / "config.yaml"
     before = path.read_bytes()
     path.write_bytes(change(before))
@@ -64,7 +63,6 @@ def config(clone, change):
 
 @contextmanager
 def mine(clone, content):
-    """A config file of the user's own."""
     (clone.folder / "mine.yaml").write_bytes(content)
     yield
     (clone.folder / "mine.yaml").unlink()
@@ -187,19 +185,14 @@ def test_a_folder_that_can_not_be_written(checkout, ends_with, folder):
         path.chmod(before)
 
 
-def obstruct(path, kind):
-    path.parent.mkdir(parents=True)
-    path.mkdir() if kind == "folder" else os.mkfifo(path)
-
-
-@pytest.mark.parametrize("kind", ["folder", "pipe"])
+@pytest.mark.parametrize("kind", ["folder", "fifo"])
 @pytest.mark.parametrize("file", ["logs/figure10.log", "figures/figure10.png"])
 def test_a_folder_or_a_pipe_where_a_file_belongs(checkout, ends_with, kind, file):
     obstruct(checkout.folder / "results/tiny" / file, kind)
     ends_with(f"error: results/tiny/{file} isn't a file, and one belongs there: move it away$", "figure10")
 
 
-UNREADABLE = {"folder": "Is a directory", "pipe": "Not a file", "rights": "Permission denied"}
+UNREADABLE = {"folder": "Is a directory", "fifo": "Not a file", "rights": "Permission denied"}
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)

@@ -7,7 +7,7 @@ from logging import INFO, LogRecord
 
 import pandas as pd
 import pytest
-from conftest import ROOT, finish, snakemake_command, start
+from conftest import ROOT, finish, obstruct, snakemake_command, start
 from records import CODE, train
 
 from relusym.findings.layout import at_end, in_words
@@ -104,11 +104,6 @@ def test_a_dry_run_counts_jobs_by_rule_and_lists_them_all_when_asked(workflow):
     assert code == 0 and len(re.findall(r"^(?:local)?rule train:$", output, re.MULTILINE)) == 3
 
 
-def test_what_is_wrong_with_a_call_is_shown(workflow):
-    code, output = piped(workflow, "nothing_of_the_kind")
-    assert code == 1 and "nothing_of_the_kind" in output and "Traceback" not in output
-
-
 def event(name, **about):
     record = LogRecord("snakemake", INFO, "", 0, None, None, None)
     vars(record).update(about)
@@ -142,10 +137,9 @@ def table2():
 NAMES = {"cnn": "CNN", "cnn_inv": "CNN + inv-loss", "gcnn": "GCNN"}
 
 
-BESIDE = {0.021: "less than half of", 0.06: "below", 0.084: "not below"}
-
-
-@pytest.mark.parametrize(("with_loss", "beside"), BESIDE.items())
+@pytest.mark.parametrize("with_loss, beside", [
+    (0.021, "less than half of"), (0.06, "below"), (0.084, "not below"),
+])  # fmt: skip
 def test_the_sentence_says_what_the_table_shows_and_no_more(table2, with_loss, beside):
     table2.loc[table2["model"] == "cnn_inv", "gcnn_barrier_mean"] = with_loss
     assert f"{beside} the CNN's 8.4e-2; GCNN 0." in in_words(table2, NAMES)
@@ -234,8 +228,7 @@ def test_the_screen_is_one_screen_however_many_jobs_failed(folder):
 
 @pytest.mark.parametrize("kind", ["fifo", "folder"])
 def test_what_is_no_log_keeps_the_screen_from_nothing(folder, kind):
-    log = folder / "logs/train/cnn-f0/7.log"
-    os.mkfifo(log) if kind == "fifo" else log.mkdir()
+    obstruct(folder / "logs/train/cnn-f0/7.log", kind)
     assert kind_status("train", {"train/cnn-f0/7": False}, folder).counts == {"to do": 1}
 
 

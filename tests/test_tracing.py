@@ -5,7 +5,7 @@ import pytest
 import torch
 import torchvision
 from conftest import refused
-from small_nets import NARROW, Images, resnet, smooth_images, vgg11
+from small_nets import NARROW, Images, net_of, resnet, smooth_images, vgg11
 from structures import difference, with_statistics
 from torch import nn
 from torch.nn import functional as F
@@ -84,21 +84,16 @@ class FromShapes(Net):
         return self.head(F.avg_pool2d(x, x.size()[2:]).squeeze())
 
 
-class Standardised(Net):
+@net_of(lambda: {**Net()._modules, "gain": nn.Parameter(torch.rand(8, 1, 1, 1) + 0.5)})
+def Standardised(self, x):
     """Weights computed from parameters: standardised by hand, and by a batch norm with a gain."""
-
-    def __init__(self):
-        super().__init__()
-        self.gain = nn.Parameter(torch.rand(8, 1, 1, 1) + 0.5)
-
-    def body(self, x):
-        w = self.a.weight
-        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
-        x = F.relu(F.conv2d(x, w, self.a.bias, padding=1))
-        rows = self.b.weight.reshape(1, 8, -1)
-        v = F.batch_norm(rows, None, None, weight=(self.gain * 0.3).view(-1), training=True)
-        v = v.reshape_as(self.b.weight)
-        return F.relu(F.conv2d(x, v, self.b.bias, padding=1))
+    w = self.a.weight
+    w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+    x = F.relu(F.conv2d(x, w, self.a.bias, padding=1))
+    rows = self.b.weight.reshape(1, 8, -1)
+    v = F.batch_norm(rows, None, None, weight=(self.gain * 0.3).view(-1), training=True)
+    x = F.relu(F.conv2d(x, v.reshape_as(self.b.weight), self.b.bias, padding=1))
+    return self.head(x.mean((2, 3)))
 
 
 class Blurred(Net):
@@ -111,18 +106,15 @@ class Blurred(Net):
         return F.relu(self.b(F.conv2d(x, kernel, padding=1, groups=x.shape[1])))
 
 
-class Operands(Net):
+@net_of(lambda: {
+    **Net()._modules, "power": nn.Parameter(torch.rand(1, 8, 1, 1) + 1),
+    "most": nn.Parameter(torch.rand(8, 1, 1)), "matrix": nn.Parameter(torch.randn(8, 8)),
+})  # fmt: skip
+def Operands(self, x):
     """Parameters as exponents and bounds, and a product of matrices with one."""
-
-    def __init__(self):
-        super().__init__()
-        self.power, self.most = nn.Parameter(torch.rand(1, 8, 1, 1) + 1), nn.Parameter(torch.rand(8, 1, 1))
-        self.matrix = nn.Parameter(torch.randn(8, 8))
-
-    def forward(self, x):
-        x = torch.clamp(F.relu(self.a(x)) ** self.power, max=self.most)
-        x = F.relu(self.b(x)).mean((2, 3))
-        return self.head(F.relu(x @ self.matrix))
+    x = torch.clamp(F.relu(self.a(x)) ** self.power, max=self.most)
+    x = F.relu(self.b(x)).mean((2, 3))
+    return self.head(F.relu(x @ self.matrix))
 
 
 class Biased(Net):
@@ -147,30 +139,21 @@ class Biased(Net):
         return self.head((x + self.out(y.transpose(1, 2).flatten(2))).mean(1))
 
 
-class Mixer(nn.Module):
+@net_of(lambda: {
+    "stem": nn.Conv2d(3, 24, 8, 8), "norm": nn.LayerNorm(24), "t1": nn.Linear(16, 20), "t2": nn.Linear(20, 16),
+    "c1": nn.Linear(24, 32), "c2": nn.Linear(32, 24), "head": nn.Linear(24, 5),
+})  # fmt: skip
+def Mixer(self, x):
     """Layers along tokens, whose channels x + f(x) keeps."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.norm, self.head = nn.Conv2d(3, 24, 8, 8), nn.LayerNorm(24), nn.Linear(24, 5)
-        sizes = (16, 20), (20, 16), (24, 32), (32, 24)
-        self.t1, self.t2, self.c1, self.c2 = (nn.Linear(*of) for of in sizes)
-
-    def forward(self, x):
-        x = self.stem(x).flatten(2).transpose(1, 2)
-        x = x + self.t2(F.gelu(self.t1(self.norm(x).transpose(1, 2)))).transpose(1, 2)
-        return self.head((x + self.c2(F.gelu(self.c1(x)))).mean(1))
+    x = self.stem(x).flatten(2).transpose(1, 2)
+    x = x + self.t2(F.gelu(self.t1(self.norm(x).transpose(1, 2)))).transpose(1, 2)
+    return self.head((x + self.c2(F.gelu(self.c1(x)))).mean(1))
 
 
-class Frozen(Net):
+@net_of(lambda: {**Net()._modules, "norm": FrozenBatchNorm2d(8)})
+def Frozen(self, x):
     """Batch norms that are all buffers."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm = FrozenBatchNorm2d(8)
-
-    def body(self, x):
-        return F.relu(self.b(F.relu(self.norm(self.a(x)))))
+    return self.head(F.relu(self.b(F.relu(self.norm(self.a(x))))).mean((2, 3)))
 
 
 class Unfolded(Net):
@@ -234,18 +217,16 @@ class Symmetric(nn.Module):
         return (weight + weight.flip(-1)) / 2
 
 
+registered = parametrize.register_parametrization
 COMPUTED = {
     "weight norm": nn.utils.parametrizations.weight_norm,
     "spectral norm": nn.utils.parametrizations.spectral_norm,
     "orthogonal": nn.utils.parametrizations.orthogonal,
-    "two of them": lambda layer: parametrize.register_parametrization(
-        nn.utils.parametrizations.weight_norm(layer), "weight", Symmetric()
-    ),
-    "bias": lambda layer: parametrize.register_parametrization(layer, "bias", nn.Softplus()),
-    "weight norm by a hook": nn.utils.weight_norm,
-    "spectral norm by a hook": nn.utils.spectral_norm,
+    "two of them": lambda layer: registered(nn.utils.parametrizations.weight_norm(layer), "weight",
+     Symmetric()), "bias": lambda layer: registered(layer, "bias", nn.Softplus()),
+    "weight norm by a hook": nn.utils.weight_norm, "spectral norm by a hook": nn.utils.spectral_norm,
     "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.3),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("compute", COMPUTED.values(), ids=COMPUTED)
@@ -282,7 +263,7 @@ def test_a_parameter_that_another_layer_shares_is_left_to_it_when_a_parametrized
     net.a = nn.Conv2d(8, 8, 3, padding=1)
     net.stem = nn.Conv2d(3, 8, 1)
     net.b.weight = net.a.weight
-    parametrize.register_parametrization(net.b, "weight", Symmetric())
+    registered(net.b, "weight", Symmetric())
     assert torch.allclose(TracedNet(net).net.body(net.stem(x)), net.body(net.stem(x)), atol=1e-6)
 
 
@@ -323,13 +304,9 @@ def test_what_no_graph_can_show_is_refused(how, message):
     refused(lambda: channel_groups(Depends(how)), match=message)
 
 
-class Gain(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(8))
-
-    def forward(self, x):
-        return x * self.gain[:, None, None]
+@net_of(lambda: {"gain": nn.Parameter(torch.ones(8))})
+def Gain(self, x):
+    return x * self.gain[:, None, None]
 
 
 def test_a_handler_that_leaves_something_out_is_named_though_the_weights_hide_it():
@@ -377,15 +354,10 @@ def test_a_flipped_net_is_checked_in_float64_at_a_size_that_its_strides_allow():
 
 @pytest.mark.slow(seconds=2)
 def test_handlers_of_extending_md_serve_merges_and_reports():
-    class Gain(nn.Module):
+    @net_of(lambda: {"gain": nn.Parameter(torch.rand(8) + 0.5)})
+    def Gain(self, x):
         """By NumPy, in evaluation mode."""
-
-        def __init__(self):
-            super().__init__()
-            self.gain = nn.Parameter(torch.rand(8) + 0.5)
-
-        def forward(self, x):
-            return torch.from_numpy(x.detach().numpy() * self.gain.detach().numpy()[:, None, None])
+        return torch.from_numpy(x.detach().numpy() * self.gain.detach().numpy()[:, None, None])
 
     page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
     (code,) = (of for of in re.findall(r"```python\n(.*?)```", page, re.S) if "Handlers()" in of)

@@ -28,7 +28,6 @@ FAMILIES = pytest.mark.parametrize("model", SETTINGS)
 
 
 def changed(settings, **training):
-    """Settings with other values in their `training`."""
     return settings | {"training": settings["training"] | training}
 
 

@@ -62,17 +62,14 @@ def test_normalisation_is_by_cifar10s_mean_and_std():
 
 
 def test_a_normalisation_of_the_configs_own_is_that_of_training_and_of_measuring():
-    scaling = normalise_of(
-        {"dataset": "cifar10", "normalisation": {"mean": [0.5] * 3, "std": [0.25, 0.5, 1]}}
-    )
+    scale = {"mean": [0.5] * 3, "std": [0.25, 0.5, 1]}
+    scaling = normalise_of({"dataset": "cifar10", "normalisation": scale})
     images = torch.randint(0, 256, (8, 6, 6, 3), dtype=torch.uint8)
     scaled = images.permute(0, 3, 1, 2) / 255
     expected = (scaled - 0.5) / torch.tensor([0.25, 0.5, 1])[:, None, None]
     torch.testing.assert_close(scaling(images), expected)
-    labels = torch.arange(8)
-    batches = ImagesOnDevice(
-        images, labels, 8, batch_size=8, seed=0, name="a", symmetry=None, normalise=scaling
-    )
+    how = {"batch_size": 8, "seed": 0, "name": "a", "symmetry": None}
+    batches = ImagesOnDevice(images, torch.arange(8), 8, normalise=scaling, **how)
     (((view,), drawn),) = batches.epoch(0)
     torch.testing.assert_close(view, expected[drawn])
     assert normalise_of({"dataset": "cifar10"}) is normalise
@@ -181,11 +178,8 @@ def test_processes_share_every_batch_of_the_whole(views):
     some = generate(60, 10, 0)[0]
 
     def epoch(rank, processes, start=0):
-        batches = ImagesOnDevice(
-            *(some.images, some.labels, 10),
-            **{"batch_size": 20, "seed": 0, "name": "a", "views": views, "crop_padding": 2},
-            **{"rank": rank, "processes": processes},
-        )
+        how = {"batch_size": 20, "seed": 0, "name": "a", "views": views, "crop_padding": 2}
+        batches = ImagesOnDevice(some.images, some.labels, 10, rank=rank, processes=processes, **how)
         return list(batches.epoch(3, start))
 
     whole, shares = epoch(0, 1), [epoch(0, 2), epoch(1, 2)]

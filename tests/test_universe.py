@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torchvision
+from conftest import refused
 from small_nets import Images, answers, resnet, shuffled, smooth_images, vgg11
 
 from relusym.channels.groups import ChannelGroup
@@ -39,6 +40,14 @@ def transformer():
     return torchvision.models.VisionTransformer(32, 8, 2, 4, 48, 96, num_classes=10).eval()
 
 
+def turned_thrice(net):
+    """A net and its selves turned by 90°, 180° and 270°."""
+    nets = [net]
+    for _ in range(3):
+        nets.append(QUARTER_TURN.transform(nets[-1]))
+    return nets
+
+
 @pytest.mark.parametrize(("make", "images"), [(vgg11, IMAGES), (resnet, ODD), (transformer, IMAGES)])
 def test_planted_permutations_of_several_nets_are_found_exactly_and_cycles_are_the_identity(make, images):
     net = make()
@@ -69,9 +78,8 @@ def test_dead_channels_of_copies_go_with_each_other():
 
 def worth(table, permutations):
     nets = range(len(permutations))
-    return sum(
-        float(table[i, permutations[i], j, permutations[j]].sum()) for i in nets for j in nets if i != j
-    )
+    pairs = itertools.permutations(nets, 2)
+    return sum(float(table[i, permutations[i], j, permutations[j]].sum()) for i, j in pairs)
 
 
 def test_the_universe_is_the_best_of_all_of_small_tables_and_never_worse_than_matching_to_one_net():
@@ -114,15 +122,13 @@ def test_two_nets_at_once_are_merged_as_a_pair_is():
     nets = vgg11(0), vgg11(1)
     labels = answers(nets[0], IMAGES)
     both, pair = merge_many(nets, IMAGES, test_labels=labels), merge(*nets, IMAGES, test_labels=labels)
-    assert both.permutations["net_2"] == pair.permutations and both.similarity == pytest.approx(
-        pair.similarity
-    )
+    assert both.permutations["net_2"] == pair.permutations
+    assert both.similarity == pytest.approx(pair.similarity)
     assert both.accuracy["repaired"] == pytest.approx(pair.accuracy["repaired"], abs=0.011)
 
 
 def test_nets_of_another_architecture_and_a_single_one_are_refused_in_one_line():
-    with pytest.raises(UserError, match="1 nets given; at least two are merged"):
-        merge_many([vgg11()], IMAGES)
+    refused(lambda: merge_many([vgg11()], IMAGES), match="1 nets given; at least two are merged")
     with pytest.raises(UserError, match="the nets are of different architecture"):
         merge_many([vgg11(), vgg11(1), resnet()], IMAGES)
 
@@ -169,9 +175,7 @@ def test_a_gcnn_of_quarter_turns_with_its_channels_shuffled_is_found_exactly():
     net, _ = shuffled(gcnn, groups)
     found = orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, answers(net, IMAGES), matching="cyclic")
     assert set(found.barrier.values()) == {0.0}
-    turned = [net]
-    for _ in range(3):
-        turned.append(QUARTER_TURN.transform(turned[-1]))
+    turned = turned_thrice(net)
     turns = align_many(turned, IMAGES, matching="cyclic").permutations
     for name, turn in turns[1].items():
         assert [torch.equal(p, of[name]) for p, of in zip(powers(turn, 3), turns, strict=True)] == [True] * 4
@@ -182,10 +186,7 @@ def test_a_gcnn_of_quarter_turns_with_its_channels_shuffled_is_found_exactly():
 
 @torch.no_grad()
 def test_the_mean_of_any_nets_four_turned_copies_is_a_gcnn_if_matched_cyclically_and_not_otherwise():
-    net = vgg11()
-    turned = [net]
-    for _ in range(3):
-        turned.append(QUARTER_TURN.transform(turned[-1]))
+    turned = turned_thrice(vgg11())
     x = IMAGES.first(50, torch.device("cpu"))
     errors = {}
     for matching in ("cyclic", "universe", "activation"):

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 import torchvision
-from small_nets import Images, smooth_images, vgg11
+from small_nets import Images, net_of, smooth_images, vgg11
 from structures import Attended, with_statistics
 from torch import nn
 
@@ -60,20 +60,16 @@ def test_weight_matching_never_asks_for_images_and_gives_the_same_from_the_same_
     assert all(torch.equal(first[name], other[name]) for name in first)
 
 
-class Residual(nn.Module):
+@net_of(lambda: {
+    "stem": nn.Conv2d(3, 8, 3), "convs": nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)),
+    "classifier": nn.Linear(8, 4),
+})  # fmt: skip
+def Residual(self, x):
     """Blocks of a single conv: each reads and writes the channels of one stream, so that its weight has them twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3)
-        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
-        self.classifier = nn.Linear(8, 4)
-
-    def forward(self, x):
-        x = self.stem(x)
-        for conv in self.convs:
-            x = x + conv(x).relu()
-        return self.classifier(x.mean((2, 3)))
+    x = self.stem(x)
+    for conv in self.convs:
+        x = x + conv(x).relu()
+    return self.classifier(x.mean((2, 3)))
 
 
 @pytest.mark.parametrize("matching", ["weight", "weight_identity"])

@@ -75,7 +75,6 @@ print(merged.accuracy["net"] == merged.accuracy["flipped"], len(paper_values.tab
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The wheel, unpacked into an empty folder."""
     source, to = (tmp_path_factory.mktemp(name) for name in ("source", "installed"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source)

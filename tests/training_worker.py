@@ -48,12 +48,9 @@ def run(job, interrupted=lambda: False):
         return interrupted()
 
     training = train_on(
-        small_images(120),
-        small_net(),
-        VGG_RECIPE.but(precision="float32"),
-        state=Path(job["state"]) if job["state"] else None,
-        interrupted=asks,
-    )
+        small_images(120), small_net(), VGG_RECIPE.but(precision="float32"),
+        state=Path(job["state"]) if job["state"] else None, interrupted=asks,
+    )  # fmt: skip
     if rank() == 0:
         checkpoint.save(job["to"], training.net.state_dict(), {})
     return {"epochs": len(training.history)}
