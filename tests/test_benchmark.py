@@ -150,9 +150,9 @@ def test_the_workflows_own_cost_has_a_row_each(clone, tmp_path, monkeypatch):
     assert all(row.reached == (row.here <= row.goal) for row in rows)
 
 
-@pytest.mark.slow(seconds=3)
+@pytest.mark.slow(seconds=5)
 def test_partial_merges_are_those_of_nets_run_one_by_one(capsys):
-    partial_merges.main("vgg11", 4, 2, 32)
+    partial_merges.main("vgg11", 4, 3, 32)
     name, size, parts, images, *_, peak, apart = capsys.readouterr().out.strip(" |\n").split(" | ")
     assert (name, size, parts, images) == ("vgg11", "32", "9", "4")
     assert 0.1 < float(peak) < 8 and float(apart) < partial_merges.AGREE

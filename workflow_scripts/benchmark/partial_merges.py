@@ -1,15 +1,18 @@
 """A report's partial merges against each net made and run as a whole, on one thread: time and memory.
 
-    PYTHONPATH=workflow_scripts python -m benchmark.partial_merges NET [IMAGES [PLAIN_IMAGES [SIZE]]]
+    PYTHONPATH=workflow_scripts python -m benchmark.partial_merges NET [IMAGES [SAMPLED [SIZE]]]
 
 NET is vgg11 (the paper's, or, where SIZE isn't 32, torchvision's), resnet50 or efficientnet_lite0. Weights are random,
-and images noise: time depends on neither. The plain way's seconds are those of PLAIN_IMAGES images, times IMAGES /
-PLAIN_IMAGES. Seconds are the process's CPU time, so that other work on the machine matters little.
+and images noise: time depends on neither. Of the plain way's nets, SAMPLED are made, spread over the depth, on as many
+images and in batches of as many; since each takes the same passes, their mean counts for all. Both ways run at once, in
+a process each, so that other work slows down both. Seconds are CPU time.
 """
 
+import multiprocessing
 import resource
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import torch
@@ -23,7 +26,7 @@ from relusym.evaluation.images import Images, normalisation
 from relusym.evaluation.metrics import MEASURED, evaluate
 from relusym.memory import keep_freed_memory
 from relusym.merging.aligned import pair_statistics
-from relusym.merging.partial import PartialMerges, partial_merges
+from relusym.merging.partial import PartialMerges, Which, partial_merges
 from relusym.nets.vgg import VGG11
 
 CPU = torch.device("cpu")
@@ -72,38 +75,41 @@ def images(count: int, size: int) -> Images:
 
 
 @torch.no_grad()
-def plain_losses(first: nn.Module, second: nn.Module, some: Images) -> dict[tuple[str, int], float]:
-    """Each net made, corrected and measured by itself: loss by which net it is."""
+def plain(name: str, count: int, sampled: int, size: int) -> tuple[float, dict[Which, float]]:
+    """Seconds of all nets, each made, corrected and measured by itself; and the barriers in loss of those sampled."""
+    torch.set_num_threads(1)
+    first, second = (build(name, size, seed) for seed in (0, 1))
+    some, started = images(count, size), time.process_time()
     traced = TracedNet(first, some.shape)
     statistics = pair_statistics(traced, traced.copied(second), some, []).statistics
     nets = PartialMerges(traced, second, statistics, some)
-    labels = evaluate(first, some, None, MEASURED)[1]
-    return {
-        which: evaluate(nets.merged(parts), some, labels, MEASURED)[0]["loss"]
-        for which, parts in nets.which()
-    }
+    end, labels = evaluate(first, some, None, MEASURED)
+    ends = [means["loss"] for means in (end, evaluate(second, some, labels, MEASURED)[0])]
+    shared, every, barriers = time.process_time() - started, list(nets.which()), {}
+    started = time.process_time()
+    for place in torch.linspace(0, len(every) - 1, sampled).round().int():
+        which, parts = every[place]
+        loss = evaluate(nets.merged(parts), some, labels, MEASURED)[0]["loss"]
+        barriers[which] = MEASURED["loss"].absolute_barrier(*ends, loss)
+    return shared + (time.process_time() - started) * len(every) / sampled, barriers
 
 
-def main(name: str, count: int = 500, plain_count: int = 50, size: int = 224) -> None:
+def main(name: str, count: int = 500, sampled: int = 4, size: int = 224) -> None:
     """Print a row of the table."""
     first, second = (build(name, size, seed) for seed in (0, 1))
-    some, few = images(count, size), images(plain_count, size)
     partial_merges(first, second, images(2, size), images(2, size), None)  # sets things up
-    started = time.process_time()
-    plain = plain_losses(first, second, few)
-    seconds = (time.process_time() - started) / plain_count
     keep_freed_memory()  # as the command does
-    started = time.process_time()
-    partial_merges(first, second, some, some, None)
-    here = (time.process_time() - started) / count
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other:
+        side = other.submit(plain, name, count, sampled, size)
+        some, started = images(count, size), time.process_time()
+        parts = partial_merges(first, second, some, some, None)
+        here = time.process_time() - started
+        seconds, barriers = side.result()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    parts, labels = partial_merges(first, second, few, few, None), evaluate(first, few, None, MEASURED)[1]
-    end = [evaluate(net, few, labels, MEASURED)[0]["loss"] for net in (first, second)]
-    losses = (getattr(parts[number], kind)["loss"] for kind, number in plain)
-    apart = max(abs(loss - sum(end) / 2 - other) for loss, other in zip(plain.values(), losses, strict=True))
+    apart = max(abs(getattr(parts[number], kind)["loss"] - loss) for (kind, number), loss in barriers.items())
     print(
-        f"| {name} | {size} | {len(parts)} | {count} | {here * count:.0f} | {seconds * count:.0f} | "
-        f"{seconds / here:.1f} | {peak:.1f} | {apart:.1e} |"
+        f"| {name} | {size} | {len(parts)} | {count} | {here:.0f} | {seconds:.0f} | {seconds / here:.1f} | "
+        f"{peak:.1f} | {apart:.1e} |"
     )
     if apart > AGREE:
         sys.exit(f"the losses of the two ways differ by {apart}")
