@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, pd
 from relusym.findings.frames import check_agreement, summary_along
 from relusym.findings.layout import Layout
-from relusym.findings.print_style import LINES, layer_ticks, legend_above, panels_of, plain_axes
+from relusym.findings.print_style import LINES, layer_ticks, legend_above, panels_of
 from relusym.findings.selection import beyond
 
 MEASURED = {
@@ -62,9 +62,7 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
             style = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 1, "elinewidth": 0.6}
             name = selection["names"].get(model, model)
             panel.errorbar(means.index, means["mean"], means["std"].fillna(0), label=name, **style)
-        panel.set_xticks(layer_ticks(int(shown["layer"].max()) if len(shown) else 0))
-        panel.set_xlabel("Layer", fontsize=8)
-        panel.set_title(label, fontsize=8)
-    plain_axes(*panels)
+        ticks = layer_ticks(int(shown["layer"].max()) if len(shown) else 0)
+        panel.set(xticks=ticks, xlabel="Layer", title=label)
     legend_above(drawing, panels[0], 4)
     return drawing, nets

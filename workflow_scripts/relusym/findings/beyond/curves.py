@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, np, pd
 from relusym.findings.frames import check_agreement, once, summary
 from relusym.findings.layout import Layout
-from relusym.findings.print_style import COLUMN_WIDTH, empty_drawing, legend_above, panels_of, plain_axes
+from relusym.findings.print_style import COLUMN_WIDTH, empty_drawing, legend_above, panels_of
 from relusym.findings.selection import beyond, types_merged
 from relusym.records.fields import nets_of
 
@@ -106,8 +106,7 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
         other = names.get(second, second) if second else "its flipped self"
         column[0].set_title(f"{names.get(first, first)},\n{other}", fontsize=7)
     for panel, label in zip(panels[:, 0], ("Accuracy", "Loss"), strict=True):
-        panel.set_ylabel(label, fontsize=8)
-    drawing.supxlabel("Share of the way from one net to the other", fontsize=8)
-    plain_axes(*panels.flat)
+        panel.set_ylabel(label)
+    drawing.supxlabel("Share of the way from one net to the other")
     legend_above(drawing, panels[0, 0], 2)
     return drawing, curves

@@ -8,7 +8,7 @@ from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, 
 from relusym.findings.evidence import is_higher, paired
 from relusym.findings.frames import check_agreement, summary, tidy
 from relusym.findings.layout import Layout
-from relusym.findings.print_style import LINES, label_rows, legend_above, panels_of, plain_axes
+from relusym.findings.print_style import LINES, label_rows, legend_above, panels_of
 from relusym.findings.selection import beyond
 
 ACCURACIES = {
@@ -99,7 +99,6 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
         off = np.nan_to_num(np.abs(rows[["low", "high"]].to_numpy(float).T - x.to_numpy(float)))
         axes.errorbar(x, y, xerr=off, fmt=marker, color=colour, markersize=4, linewidth=1, label=comparison)
     label_rows(axes, [selection["names"].get(model, model) for model in models])
-    axes.set_xlabel("Difference in accuracy, mean and 95% interval over nets", fontsize=8)
-    plain_axes(axes)
+    axes.set_xlabel("Difference in accuracy, mean and 95% interval over nets")
     legend_above(drawing, axes, 2)
     return drawing, gained

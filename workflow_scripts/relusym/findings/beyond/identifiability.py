@@ -10,7 +10,7 @@ from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, 
 from relusym.findings.evidence import Evidence, is_higher, paired
 from relusym.findings.frames import check_agreement, in_order
 from relusym.findings.layout import Layout
-from relusym.findings.print_style import LINES, empty_drawing, label_rows, legend_above, panels_of, plain_axes
+from relusym.findings.print_style import LINES, empty_drawing, label_rows, legend_above, panels_of
 from relusym.findings.selection import beyond
 from relusym.findings.tables.claims import COLUMNS, FORMATS, LEVEL, judged
 
@@ -161,7 +161,6 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
         below.scatter(some["barrier"], [row] * len(some), s=14, color="0.3", alpha=0.7, linewidth=0)
     label_rows(above, types)
     label_rows(below, [f"{of_type}, {VARIANTS[variant]}" for of_type, variant in edited])
-    below.set_xlabel("Barrier with REPAIR", fontsize=8)
-    plain_axes(above, below)
+    below.set_xlabel("Barrier with REPAIR")
     legend_above(drawing, above, 3)
     return drawing, nets

@@ -5,7 +5,7 @@ from __future__ import annotations
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Settings, Table, frames, np, pd
 from relusym.findings.frames import PAIR_MERGE, check_agreement, matching_of, measured, once, summary
 from relusym.findings.layout import Layout
-from relusym.findings.print_style import LINES, label_rows, legend_above, panels_of, plain_axes
+from relusym.findings.print_style import LINES, label_rows, legend_above, panels_of
 from relusym.findings.selection import beyond, of_every_matching, types_merged
 from relusym.matching import OF_FLIPS
 
@@ -102,15 +102,9 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
             values = by_matching.loc[is_row, "barrier"].to_numpy(float)
             y = np.full(len(values), row + 0.7 * ((place + 0.5) / len(matchings) - 0.5))
             axes.scatter(values, y, alpha=0.6, linewidth=0, **style)
-    label_rows(
-        axes,
-        [
-            f"{names.get(first, first)} · {names.get(second, second) if second else 'flipped'}"
-            for first, second in types
-        ],
-    )
-    axes.set_xlabel("Barrier with REPAIR (linear below 0.01, logarithmic above)", fontsize=8)
-    plain_axes(axes)
+    names = {"": "flipped", **names}
+    label_rows(axes, [" · ".join(names.get(model, model) for model in pair) for pair in types])
+    axes.set_xlabel("Barrier with REPAIR (linear below 0.01, logarithmic above)")
     axes.grid(axis="y", color="0.93", linewidth=0.6)
     legend_above(drawing, axes, 5)
     return drawing, merges

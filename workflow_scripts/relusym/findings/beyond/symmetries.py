@@ -9,7 +9,7 @@ from textwrap import fill
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, pd
 from relusym.findings.frames import check_agreement, in_order, summary
 from relusym.findings.layout import Layout
-from relusym.findings.print_style import LINES, empty_drawing, label_rows, panels_of, plain_axes
+from relusym.findings.print_style import LINES, empty_drawing, label_rows, panels_of
 from relusym.findings.selection import beyond
 from relusym.records.fields import images_of
 
@@ -84,11 +84,10 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
             x = shown.loc[shown["type"] == name, "whole"]
             panel.scatter(x, [row] * len(x), s=14, color=colour, marker=marker, alpha=0.7, linewidth=0)
         label_rows(panel, types)
-    plain_axes(*panels.flat)
     for panel, symmetry in zip(panels[0], symmetries, strict=True):
-        panel.set_title(symmetry.replace("_", " "), fontsize=8)
+        panel.set_title(symmetry.replace("_", " "))
     for row, source in zip(panels, sources, strict=True):
         label = fill(source, 24)
         row[-1].annotate(label, (1.03, 0.5), xycoords="axes fraction", fontsize=7, va="center")
-    drawing.supxlabel("Barrier over the whole orbit", fontsize=8)
+    drawing.supxlabel("Barrier over the whole orbit")
     return drawing, nets

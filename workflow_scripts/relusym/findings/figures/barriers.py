@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from relusym import paper_values
 from relusym.findings import MERGES, Drawing, Figure, Inputs, Selection, frames, np, pd
-from relusym.findings.print_style import label_rows, panels_of, plain_axes
+from relusym.findings.print_style import label_rows, legend_above, panels_of
 from relusym.findings.selection import has_vgg11s
 
 FLIP, PAIR = "with its flipped self", "with another net of its type"
@@ -83,13 +83,10 @@ def figure(
     axes.plot([], [], color="0.3", linewidth=1.8, label="mean")
     axes.scatter([], [], s=22, marker="D", facecolor="white", edgecolor="0.3", label="mean in the paper")
     label_rows(axes, [names.get(model, model) for model in models])
-    axes.set_xlabel("Barrier: share of the accuracy that the halfway net lacks", fontsize=8)
-    plain_axes(axes)
+    axes.set_xlabel("Barrier: share of the accuracy that the halfway net lacks")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color="0.92", linewidth=0.6, zorder=0)
     axes.set_axisbelow(True)
-    drawing.legend(
-        loc="outside upper center", ncols=4, fontsize=7, frameon=False, handletextpad=0.4, columnspacing=1.2
-    )
+    legend_above(drawing, axes, 4, handletextpad=0.4, columnspacing=1.2)
     return drawing

@@ -71,10 +71,11 @@ def figure2(net: Filters, names: Mapping[str, str]) -> Drawing:
     channels = [chosen, chosen, matched, matched]
     drawing, panels = panels_of(0.55 + 0.95 * len(chosen), len(chosen), len(STEPS))
     for column, (step, title) in enumerate(zip(steps, STEPS, strict=True)):
-        panels[0, column].set_title(title, fontsize=8)
+        panels[0, column].set_title(title)
         for panel, image, channel in zip(panels[:, column], step, channels[column], strict=True):
             panel.imshow(image, interpolation="nearest", vmin=0, vmax=1)
             panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_visible(True)
             panel.set_xlabel(f"channel {channel}", fontsize=7, labelpad=2)
     for row, channel in enumerate(matched):  # from where step 2 has it to where step 3 wants it
         arrow = ConnectionPatch(
@@ -89,5 +90,5 @@ def figure2(net: Filters, names: Mapping[str, str]) -> Drawing:
             linewidth=1,
         )
         drawing.add_artist(arrow)
-    drawing.supylabel(f"Filters of conv 1, {name}", fontsize=8)
+    drawing.supylabel(f"Filters of conv 1, {name}")
     return drawing

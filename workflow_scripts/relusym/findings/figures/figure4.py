@@ -96,25 +96,17 @@ def figure4(frame: pd.DataFrame, models: Sequence[str], names: Mapping[str, str]
             panel.text(0.5, 0.5, "no nets", transform=panel.transAxes, ha="center", va="center", fontsize=7)
         n = int(nets["n"].max()) if len(nets) else 0
         panel.set_title(f"{names.get(model, model)}\n({n} net{'s' * (n != 1)})", fontsize=7, linespacing=1.1)
-        panel.set_xticks(layer_ticks(max(map(len, layers.values()), default=0)))
-        panel.set_ylim(0, 1)
-        panel.tick_params(labelsize=7, length=2, pad=2, labelbottom=panel in lowest)
-        panel.spines[["top", "right"]].set_visible(False)
+        panel.set(xticks=layer_ticks(max(map(len, layers.values()), default=0)), ylim=(0, 1))
+        panel.tick_params(pad=2, labelbottom=panel in lowest)
     for panel in panels[len(models) :]:
         panel.set_axis_off()
     key = [Patch(facecolor=colour, label=LABELS[order_class]) for order_class, colour in COLOURS.items()]
-    legend = panels[len(models)].legend(
-        handles=key[::-1],
-        title="Order of a channel",
-        title_fontsize=7,
-        fontsize=7,
-        loc="center",
-        frameon=False,
-    )
+    title = {"title": "Order of a channel", "title_fontsize": 7}
+    legend = panels[len(models)].legend(handles=key[::-1], loc="center", **title)
     legend.set_in_layout(False)  # it may overhang its place without pushing the panels apart
     channels = frame.groupby(["model", "layer"], sort=False)["channels"].sum()
     widths = {tuple(channels[model].round().astype(int)) for model in layers}
     text = f" ({', '.join(map(str, widths.pop()))} channels)" if len(widths) == 1 else ""
-    drawing.supxlabel(f"Conv layer{text}", fontsize=8)
-    drawing.supylabel("Share of the layer's channels", fontsize=8)
+    drawing.supxlabel(f"Conv layer{text}")
+    drawing.supylabel("Share of the layer's channels")
     return drawing

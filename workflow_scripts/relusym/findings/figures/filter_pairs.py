@@ -94,7 +94,7 @@ def filter_pairs(
         panel.imshow(grid, interpolation="nearest", vmin=0, vmax=1)
         _number_rows(panel, net, layer, grid.shape)
     match = "its match in the same net" if flipped_back else "its match in the permuted flipped net"
-    drawing.supxlabel(f"Conv {layer[-1]}: pairs of a filter (left) and {match} (right)", fontsize=8)
+    drawing.supxlabel(f"Conv {layer[-1]}: pairs of a filter (left) and {match} (right)")
     return drawing
 
 

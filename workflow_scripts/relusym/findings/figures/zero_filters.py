@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from relusym.findings import Drawing, Figure, Inputs, Selection, Settings, np, pd
 from relusym.findings.frames import count_zero_filters
-from relusym.findings.print_style import LINES, layer_ticks, panels_of, plain_axes
+from relusym.findings.print_style import LINES, layer_ticks, panels_of
 from relusym.findings.selection import has_vgg11s
 
 
@@ -61,15 +61,12 @@ def zero_filter_figure(
         left.errorbar(x, rows["share_mean"], rows["share_std"].fillna(0), zorder=2, elinewidth=0.6, **style)
         right.plot(x, rows["smallest"], label=f"{names.get(model, model)} ({n})", **style)
     right.axhline(zero, color="0.4", linewidth=0.8, linestyle="--", label="below: zero-filter")
-    left.set_ylabel("Zero-filters, share of the layer", fontsize=8)
-    right.set_ylabel("Smallest norm / largest norm", fontsize=8)
-    left.set_ylim(0, max(0.1, 1.1 * by_type["share_mean"].max()) if len(by_type) else 0.1)
-    right.set_ylim(0, 1)
+    highest = max(0.1, 1.1 * by_type["share_mean"].max()) if len(by_type) else 0.1
+    left.set(ylim=(0, highest), ylabel="Zero-filters, share of the layer")
+    right.set(ylim=(0, 1), ylabel="Smallest norm / largest norm")
+    ticks = layer_ticks(by_type["model"].value_counts().max() if len(by_type) else 0)
     for panel in (left, right):
-        panel.set_xlabel("Conv layer", fontsize=8)
-        panel.set_xticks(layer_ticks(by_type["model"].value_counts().max() if len(by_type) else 0))
-    plain_axes(left, right)
-    drawing.legend(
-        *right.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=6.5, frameon=False
-    )
+        panel.set(xlabel="Conv layer", xticks=ticks)
+    handles = right.get_legend_handles_labels()
+    drawing.legend(*handles, loc="outside lower center", ncols=4, fontsize=6.5)
     return drawing
