@@ -218,12 +218,6 @@ def is_highest(
     )
 
 
-def more_zero_filters(zero_filters: pd.DataFrame, high: str, low: str) -> Evidence:
-    """Welch's test on the number of zero-filters in all conv layers of a net."""
-    counts = zero_filters.groupby(["model", "seed"])["zero_filters"].sum()
-    return is_higher({model: group.to_numpy(float) for model, group in counts.groupby("model")}, high, low)
-
-
 def one_sample(
     values: np.ndarray,
     threshold: float,

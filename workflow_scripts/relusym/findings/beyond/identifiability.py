@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from relusym.beyond.identifiability import LARGER_GROUP
-from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, frames, pd
+from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, pd
 from relusym.findings.evidence import Evidence, is_higher, paired
 from relusym.findings.frames import check_agreement, in_order
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import LINES, empty_drawing, label_rows, legend_above, panels_of
 from relusym.findings.selection import beyond
-from relusym.findings.tables.claims import COLUMNS, FORMATS, LEVEL, judged
+from relusym.findings.tables.claims import COLUMNS, FORMATS, judged_beside, notes_on
 
 SMALL = 0.01  # a barrier that is of no account
 CLOSE = 0.05  # between types, whose barriers vary more
@@ -66,8 +66,8 @@ def claims(nets: pd.DataFrame, name: Callable[[str], str]) -> Iterator[Claim]:
 
     def of(model: str, variant: str) -> pd.Series:
         """Barriers of a type's nets, by seed."""
-        found = barriers[variant] if len(barriers) else pd.Series(dtype=float, index=barriers.index)
-        return found[found.index.get_level_values("model") == model].droplevel("model").dropna()
+        of_variant = barriers[variant].astype(float)
+        return of_variant[of_variant.index.get_level_values("model") == model].droplevel("model").dropna()
 
     def above(model: str, high: str, low: str = "activation", margin: float = 0.0) -> Evidence:
         """That one variant's barrier is above another's; with a margin, that it isn't above by so much."""
@@ -77,9 +77,7 @@ def claims(nets: pd.DataFrame, name: Callable[[str], str]) -> Iterator[Claim]:
     def types(high: str, low: str, margin: float = 0.0) -> Evidence:
         """That the barrier of one type is above another's, each by its activation's group."""
         groups = {model: ACTIVATIONS[model.removesuffix("_inv")] for model in (high, low)}
-        return is_higher(
-            {model: of(model, group).to_numpy() for model, group in groups.items()}, high, low, margin
-        )
+        return is_higher({model: of(model, group) for model, group in groups.items()}, high, low, margin)
 
     small = f"by less than {SMALL}"
     for model in ("tanh", "tanh_inv"):
@@ -116,25 +114,17 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     def name(model: str) -> str:
         return selection["names"].get(model, model)
 
-    rows = [{"claim": text, **vars(evidence)} for text, evidence in claims(nets, name)]
-    tested, described = judged(pd.DataFrame(rows), count_untested=True), []
-    nothing = dict.fromkeys(
-        ("p_value", "p_rank", "p_rank_min"), float("nan")
-    )  # no claim, but mean and interval
-    for (model, variant), group in nets.groupby(["model", "variant"], sort=False):
-        mean = replace(paired(group["barrier"].to_numpy(float)), test="", remark="", **nothing)
-        described.append({"claim": f"{name(model)}, {VARIANTS[variant]}: barrier", **vars(mean)})
-    return pd.concat([tested, pd.DataFrame(described, columns=tested.columns)])[[*LAYOUT.headings]]
+    described = (
+        (f"{name(model)}, {VARIANTS[variant]}: barrier", replace(paired(barriers), test="", remark=""))
+        for (model, variant), barriers in nets.groupby(["model", "variant"], sort=False)["barrier"]
+    )
+    return judged_beside(claims(nets, name), described)
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
-    return [
-        "Not in the paper; written down before it was measured (docs/identifiability.md)",
-        "p is two-sided; corrected for these claims together after Benjamini and Hochberg. Held or did not hold: "
-        f"corrected p below {LEVEL}, or, where all nets are equal, their mean, whatever p is; inconclusive: above",
-        "Where a barrier is to be higher by less than so much, the effect is by how much it is lower",
-        *frames.notes(inputs, selection),
-    ]
+    first = "Not in the paper; written down before it was measured (docs/identifiability.md)"
+    lower = "Where a barrier is to be higher by less than so much, the effect is by how much it is lower"
+    return notes_on(inputs, selection, "these claims", first, lower)
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
