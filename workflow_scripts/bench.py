@@ -14,14 +14,12 @@ from relusym.whole_files import write_whole
 
 
 def in_words(value):
-    """A cell of the table to read."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if pd.isna(value) else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def paper_grid(root):
-    """The paper's grid, as far as its duration depends on it."""
     paper = Settings.of({"scale": "paper"}, [root / "scales"])
     models = [paper.models[model] for model in paper.table("table2")]
     how = [model.stages["training"] for model in models]

@@ -49,7 +49,6 @@ class LogHandler(LogHandlerBase):
             threading.Thread(target=self._keep_moving, daemon=True).start()
 
     def emit(self, record: LogRecord) -> None:
-        """Take in what Snakemake reports; see `logging.Handler`."""
         try:
             with self.lock:
                 self._take(record)
@@ -143,7 +142,6 @@ class Run:
         self.planned: dict[str, list[str]] = defaultdict(list)
 
     def take(self, event: str | None, record: LogRecord) -> None:
-        """An event and what Snakemake says of it."""
         if event == LogEvent.RUN_INFO and not self.total:
             self.to_do = Counter({rule: number for rule, number in record.stats.items() if rule != "total"})
             self.total = self.to_do.total()
@@ -170,7 +168,6 @@ class Run:
         return " | ".join(filter(None, [done, left and f"about {_time(left)} left", running]))
 
     def summary(self) -> str:
-        """How it ended."""
         failed = f", {len(self.failed)} failed" if self.failed else ""
         what = f"{self.done} of {self.total} jobs"
         if self.total == 1 and not failed:

@@ -8,14 +8,14 @@ from pydantic import Field
 
 from relusym.beyond import declaration
 from relusym.record_types import Barrier, Fields, NotNegative
-from relusym.schema import Count, OrNull
+from relusym.schema import Count, OrNull, key
 
 
 class Options(declaration.Options):
     """Which layer's permutation the barrier comes from."""
 
-    lie_images: OrNull[Count] = Field(
-        None, description="test images that the Lie derivative is measured on, too; null: none"
+    lie_images: OrNull[Count] = key(
+        "test images that the Lie derivative is measured on, too; null: none", None
     )
 
 

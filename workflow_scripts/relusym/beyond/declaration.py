@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from relusym.record_types import Fields, contradiction
-from relusym.schema import Count, OrNull, Section, Seeds, Text, each_once
+from relusym.schema import Count, OrNull, Section, Seeds, Text, each_once, key
 
 if TYPE_CHECKING:
     import torch
@@ -30,18 +30,14 @@ OF_PAIRS = "of the scale's `pairs`, those that it is of"
 class Selection(Section):
     """Which nets a measurement is of."""
 
-    models: OrNull[Annotated[list[Text], AfterValidator(each_once)]] = Field(
-        None, description="the types of single nets"
-    )
-    seeds: OrNull[Seeds] = Field(None, description="left out: all")
+    models: OrNull[Annotated[list[Text], AfterValidator(each_once)]] = key("the types of single nets", None)
+    seeds: OrNull[Seeds] = key("left out: all", None)
 
 
 class Options(Selection):
     """What every measurement has."""
 
-    images: OrNull[Count] = Field(
-        None, description="training images to merge on; null: as many as the model's tables"
-    )
+    images: OrNull[Count] = key("training images to merge on; null: as many as the model's tables", None)
 
 
 # Options that name those of `models` of which something more is measured.
@@ -49,11 +45,15 @@ PARTS_OF_MODELS = "from_scratch", "redundant", "towers"
 NOT_IN_SETTINGS = {*Options.model_fields, *PARTS_OF_MODELS, "pairs", "matching", "lie_images"}
 
 
-def check_measured(measured: list, info: ValidationInfo) -> None:
-    """Refuse a field of a record that isn't of what its settings say under the same name, in that order."""
+def _as_in_settings(measured: dict | list, info: ValidationInfo) -> dict | list:
     wanted = info.data.get("settings", {}).get(info.field_name)
-    if wanted != measured:
+    if wanted != [getattr(each, "epoch", each) for each in measured]:
         raise contradiction(f"allowed are those of the settings, {wanted!r}")
+    return measured
+
+
+# A field of a record that is of what its settings, which stand before it, have under the same name, in that order
+AsInSettings = AfterValidator(_as_in_settings)
 
 
 class Job(Protocol):

@@ -101,12 +101,8 @@ def rank_correlation_of_types(
         n,
         test,
         **dict.fromkeys(("effect", "effect_size", "direction"), rho),
-        low=float(low),
-        high=float(high),
-        measure="Spearman's ρ",
-        p_value=p,
-        p_rank=p,
-        p_rank_min=2 / orders,
+        **{"low": float(low), "high": float(high), "measure": "Spearman's ρ"},
+        **{"p_value": p, "p_rank": p, "p_rank_min": 2 / orders},
         nets=int(whole.size().min()),
         power_paper=power_paper,
         power_observed=power.rank_correlation(*spreads),
@@ -121,10 +117,10 @@ def rowwise_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def is_higher(
-    values: dict[str, np.ndarray],
+    values: Mapping[str, np.ndarray],
     high: str,
     low: str,
-    margin: float = 0.0,
+    margin=0.0,
     paper: Mapping[str, Spread] | None = None,
 ) -> Evidence:
     """Welch's test that the mean of type `high` is above that of `low`, or less than `margin` below it.
@@ -138,18 +134,12 @@ def is_higher(
     if nets < 2:
         return Evidence(n, "Welch's t", remark="two nets or more of either type are needed")
     test = f"Welch's t against −{margin:.3f}" if margin else "Welch's t"
-    evidence = welch(first, second, (1, len(first) - 1), (1, len(second) - 1), margin)
-    varies = not math.isnan(evidence["low"])
-    return Evidence(
-        n,
-        test,
-        **evidence | ({} if varies else {"p_value": evidence["p_rank"]}),
-        measure="Hedges' g",
-        remark="" if varies else NO_SPREAD,
-        nets=nets,
-        power_paper=power.welch(paper[high], paper[low], margin) if paper else None,
-        power_observed=power.welch(spread(first), spread(second), margin) if varies else None,
-    )
+    fields = welch(first, second, (1, len(first) - 1), (1, len(second) - 1), margin=margin)
+    power_paper = power.welch(paper[high], paper[low], margin) if paper else None
+    evidence = Evidence(n, test, **fields, measure="Hedges' g", nets=nets, power_paper=power_paper)
+    if math.isnan(evidence.low):
+        return replace(evidence, p_value=evidence.p_rank, remark=NO_SPREAD)
+    return replace(evidence, power_observed=power.welch(spread(first), spread(second), margin))
 
 
 def higher_by_pairs(high: tuple[np.ndarray, np.ndarray], low: tuple[np.ndarray, np.ndarray]) -> Evidence:
@@ -167,29 +157,26 @@ def higher_by_pairs(high: tuple[np.ndarray, np.ndarray], low: tuple[np.ndarray, 
 
 
 def welch(
-    high: np.ndarray,
-    low: np.ndarray,
-    high_allowed: tuple[float, float],
-    low_allowed: tuple[float, float],
-    margin: float = 0.0,
+    high: np.ndarray, low: np.ndarray, *allowed: tuple[float, float], margin: float = 0.0
 ) -> dict[str, float]:
-    """Welch's test, as fields of `Evidence`; `…_allowed`: factor on a squared standard error, degrees of freedom."""
+    """Welch's test, as fields of `Evidence`; `allowed`: of either, factor on a squared standard error, and degrees of
+    freedom."""
     effect, orders = high.mean() - low.mean(), math.comb(len(high) + len(low), len(high))
     p_rank = rank_sum_p(high + margin, low)
     fields = {"effect": effect, "direction": effect + margin, "p_rank": p_rank, "p_rank_min": 2 / orders}
-    sides = (high, high_allowed), (low, low_allowed)
-    variances = [factor * values.var(ddof=1) / len(values) for values, (factor, _) in sides]
-    error = math.sqrt(sum(variances))
-    if not error:
+    (factor, freedom), (other_factor, other_freedom) = allowed
+    variance = factor * high.var(ddof=1) / len(high)
+    other = other_factor * low.var(ddof=1) / len(low)
+    if not (error := math.sqrt(variance + other)):
         return fields | dict.fromkeys(("low", "high", "effect_size", "p_value"), math.nan)
-    degrees = sum(variances) ** 2 / sum(v**2 / d for v, (_, (_, d)) in zip(variances, sides, strict=True))
+    degrees = (variance + other) ** 2 / (variance**2 / freedom + other**2 / other_freedom)
     p_value = 2 * float(stats.t.sf(abs(effect + margin) / error, degrees))
     g = hedges_g(high, low)
     return fields | interval(effect, error, degrees) | {"effect_size": g, "p_value": p_value}
 
 
 def is_highest(
-    values: dict[str, np.ndarray],
+    values: Mapping[str, np.ndarray],
     highest: str,
     names: Mapping[str, str],
     paper: Mapping[str, Spread] | None = None,

@@ -101,12 +101,11 @@ def write_table(
     `notes` stand below the table, a line each; `names` are display names of ids in `model`, `model_1` and `model_2`;
     `endings` are of csv, md, tex (booktabs) and html.
     """
+    names = names or {}
     writers = {
         "csv": lambda: csv(frame),
-        "md": lambda: _markdown(frame, human_table(frame, layout, names or {}), layout, notes),
-        "tex": lambda: _latex(
-            frame, human_table(frame, layout, names or {}, latex=True), Path(stem).name, layout, notes
-        ),
+        "md": lambda: _markdown(frame, layout, names, notes),
+        "tex": lambda: _latex(frame, layout, names, notes, Path(stem).name),
         "html": lambda: page(writers["md"]()),
     }
     for ending in endings:
@@ -151,16 +150,20 @@ def _text(text: str, latex: bool) -> str:
     return text.translate(LATEX_SPECIAL) if latex else text.replace("|", r"\|")
 
 
-def _markdown(frame: pd.DataFrame, cells: pd.DataFrame, layout: Layout, notes: Sequence[str]) -> str:
-    body = cells.to_markdown(index=False, disable_numparse=True, colalign=_alignment(frame, layout))
+def _markdown(frame: pd.DataFrame, layout: Layout, names: Mapping[str, str], notes: Sequence[str]) -> str:
+    how = {"index": False, "disable_numparse": True, "colalign": _alignment(frame, layout)}
+    body = human_table(frame, layout, names).to_markdown(**how)
     return "\n".join([f"# {layout.title}", "", body, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
 
 
-def _latex(frame: pd.DataFrame, cells: pd.DataFrame, label: str, layout: Layout, notes: Sequence[str]) -> str:
+def _latex(
+    frame: pd.DataFrame, layout: Layout, names: Mapping[str, str], notes: Sequence[str], label: str
+) -> str:
     form = "".join(
         rf"p{{{layout.wide[column]}\linewidth}}" if column in layout.wide else side[0]
         for (_, column), side in zip(_shown(frame, layout), _alignment(frame, layout), strict=True)
     )
+    cells = human_table(frame, layout, names, latex=True)
     lines = [
         r"% needs \usepackage{booktabs,adjustbox}",
         r"\begin{table}",
@@ -185,22 +188,19 @@ def page(markdown: str) -> str:
         if line.startswith("|")
     ]
     rules = ""
-    for i, side in enumerate(sides):
-        is_short = max((len(row[i]) for row in rows), default=0) < 32
-        rules += f"th:nth-child({i + 1}), td:nth-child({i + 1}) "
-        rules += f"{{ text-align: {'right' if side.endswith(':') else 'left'} }}\n"
-        rules += f"td:nth-child({i + 1}) {{ {'white-space: nowrap' if is_short else 'min-width: 24em'} }}\n"
-
-    def row(cells: list[str], tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>\n"
-
+    for i, side in enumerate(sides, start=1):
+        is_short = max((len(row[i - 1]) for row in rows), default=0) < 32
+        rules += f"th:nth-child({i}), td:nth-child({i}) {{ text-align: {'right' if side[-1] == ':' else 'left'} }}\n"
+        rules += f"td:nth-child({i}) {{ {'white-space: nowrap' if is_short else 'min-width: 24em'} }}\n"
     title = escape(lines[0].removeprefix("# "))
     notes = "".join(f"<li>{escape(line[2:])}</li>\n" for line in lines if line.startswith("- "))
+    with pd.option_context("display.max_colwidth", None):
+        table = pd.DataFrame(rows, columns=head).to_html(index=False, border=0, justify="inherit")
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         f"<style>\n{STYLE}{rules}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f"<table>\n<thead>\n{row(head, 'th')}</thead>\n<tbody>\n{''.join(row(cells, 'td') for cells in rows)}"
-        f"</tbody>\n</table>\n<ul>\n{notes}</ul>\n</body>\n</html>\n"
+        f"{table}\n"
+        f"<ul>\n{notes}</ul>\n</body>\n</html>\n"
     )
 
 

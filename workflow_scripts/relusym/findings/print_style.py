@@ -36,7 +36,6 @@ def style() -> AbstractContextManager:
 
 
 def new_drawing(height: float, width: float = COLUMN_WIDTH) -> Drawing:
-    """A drawing of this size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

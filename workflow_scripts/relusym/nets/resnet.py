@@ -28,12 +28,7 @@ class ScaledResNet(ResNet):
     head = "fc"
 
     def __init__(
-        self,
-        block: str,
-        layers: list[int],
-        width: float = 1.0,
-        classes: int = 1000,
-        symmetry: Symmetry | None = None,
+        self, block: str, layers: list[int], width=1.0, classes=1000, symmetry: Symmetry | None = None
     ):
         super().__init__(BLOCKS[block], layers, num_classes=classes)
         if width == 1:
@@ -46,9 +41,13 @@ class ScaledResNet(ResNet):
             channels, stride = stem * 2**stage, 1 if stage == 0 else 2
             setattr(self, f"layer{stage + 1}", self._make_layer(BLOCKS[block], channels, blocks, stride))
         self.fc = nn.Linear(self.inplanes, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        _initialize_convs(self)
+
+
+def _initialize_convs(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 class PaddedShortcut(nn.Module):
@@ -99,10 +98,11 @@ class CIFARResNet(nn.Module):
             layer = nn.Sequential()
             for block in range(blocks):
                 stride = 2 if stage > 1 and block == 0 else 1
-                beside = None
-                if (before != after or stride != 1) and shortcut == "pad":
+                if before == after and stride == 1:
+                    beside = None
+                elif shortcut == "pad":
                     beside = PaddedShortcut(before, after, stride)
-                elif before != after or stride != 1:
+                else:
                     conv = nn.Conv2d(before, after, 1, stride, bias=False)
                     beside = nn.Sequential(conv, nn.BatchNorm2d(after))
                 layer.append(BasicBlock(before, after, stride, beside))
@@ -110,9 +110,7 @@ class CIFARResNet(nn.Module):
             setattr(self, f"layer{stage}", layer)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(before, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        _initialize_convs(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, classes) of normalised images (B, 3, H, W)."""

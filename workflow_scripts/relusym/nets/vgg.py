@@ -1,6 +1,7 @@
 """The paper's VGG11s: plain, GCNN and partial GCNN (section 4.1, Table 1)."""
 
 from collections import OrderedDict
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +37,8 @@ class VGG11(nn.Module):
         pooling: of `POOLINGS`. A max pool isn't odd, even after an odd activation: max(−x) = −min(x).
 
     Layers: `features.conv1` … `features.conv8` (with `norm…`, `relu…` or as the activation is called, `pool…`), `pool`
-    (over orientations; only after eight group convs) and `classifier`.
-
-    Raises:
-        ValueError: a width or number of group convs that doesn't fit; a choice that there isn't.
+    (over orientations; only after eight group convs) and `classifier`. ValueError for a width or number of group convs
+    that doesn't fit, or a choice that there isn't.
     """
 
     head = "classifier"
@@ -121,13 +120,4 @@ class VGG11(nn.Module):
         return plain.to(weight.device).train(self.training)
 
 
-def vgg11_bn(
-    width: float = 1.0,
-    classes: int = 10,
-    symmetry: Symmetry | None = None,
-    initialization: str = "pytorch",
-    activation: str = "relu",
-    pooling: str = "max",
-) -> VGG11:
-    """VGG11 with a batch norm after each conv; arguments as of `VGG11`."""
-    return VGG11(width, 0, classes, symmetry, initialization, True, activation, pooling)
+vgg11_bn = partial(VGG11, batch_norm=True)  # without group convs

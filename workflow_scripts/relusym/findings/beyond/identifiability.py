@@ -61,7 +61,6 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def claims(nets: pd.DataFrame, name: Callable[[str], str]) -> Iterator[Claim]:
-    """What is expected (docs/identifiability.md), each with its test."""
     barriers = nets.pivot_table("barrier", ["model", "seed"], "variant").reindex(columns=[*VARIANTS])
 
     def of(model: str, variant: str) -> pd.Series:

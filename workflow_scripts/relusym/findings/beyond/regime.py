@@ -17,7 +17,6 @@ LAYOUT = Layout("As training goes on: nearer to the flipped self than to another
 
 
 def select(settings: Settings) -> Selection:
-    """Models: ids of the types; notes."""
     return {"models": MODELS, "notes": net_notes(settings, MODELS)}
 
 

@@ -23,7 +23,6 @@ FIGURE = Figure(
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
-    """The figure, and its points."""
     merges = points(inputs, selection["models"])
     return figure(merges, papers(), selection["models"], selection["names"]), merges
 
@@ -43,7 +42,6 @@ def points(inputs: Inputs, models: Sequence[str]) -> pd.DataFrame:
 
 
 def papers() -> dict[tuple[str, str], float]:
-    """The paper's means by model and what it was merged with."""
     flips, pairs = paper_values.table(2), paper_values.table(4)
     pairs = pairs[pairs["model_1"] == pairs["model_2"]]
     means = (

@@ -13,7 +13,6 @@ FIGURE = Figure(
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
-    """Figure 10, of the theory's images."""
     from relusym.theory.cooccurrence import image_classes
 
     return (figure10(image_classes(selection["seed"], selection["images"])),)

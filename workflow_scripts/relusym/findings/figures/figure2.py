@@ -15,7 +15,6 @@ SHOWN = 3  # filters
 
 
 def select(settings: Settings) -> Selection:
-    """Model: the type of whose first net that isn't left out."""
     return {"model": "cnn_inv" if "cnn_inv" in settings.models else settings.table("table2")[0]}
 
 
@@ -55,7 +54,6 @@ def exemplary_filters(filters: np.ndarray, permutation: np.ndarray) -> list[int]
 
 
 def figure2(net: Filters, names: Mapping[str, str]) -> Drawing:
-    """Figure 2 from three filters of the net's conv 1: original, flipped, permuted to align, flipped back."""
     from matplotlib.patches import ConnectionPatch
 
     name = f"{names.get(net.model, net.model)}, seed {net.seed}"

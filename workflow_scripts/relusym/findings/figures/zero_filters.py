@@ -19,7 +19,6 @@ FIGURE = Figure(__name__, reads=("filters",), csvs=(".csv", "_by_net.csv"), exis
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame, pd.DataFrame]:
-    """The figure, its numbers by type, and by net."""
     models, zero = selection["models"], selection["zero_filter"]
     by_net = count_zero_filters(inputs["filters"], zero)
     by_type = count_by_type(by_net, models)

@@ -145,7 +145,6 @@ def claims(
 def _evidence(
     inputs: Inputs, zero_filters: pd.DataFrame, names: Mapping[str, str], rows: Mapping[str, str]
 ) -> Iterator[tuple[str, str, Evidence]]:
-    """Each claim, where it is in the paper, and its test."""
     nets, merged = (merges[merges["ok"]] for merges in (frames.nets(inputs), frames.pairs(inputs)))
     vgg11s = paper_values.vgg11s()
     resnets = nets[nets["model"].isin([model for row, model in rows.items() if row not in vgg11s])]

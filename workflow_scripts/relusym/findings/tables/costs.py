@@ -50,7 +50,6 @@ def costs(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """As `costs`, of all records."""
     return costs(chain(*(inputs[kind] for kind in TABLE.reads)))
 
 

@@ -11,7 +11,6 @@ from relusym.findings import BEYOND, MERGES, Inputs, Record, Selection, Settings
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout
 from relusym.findings.selection import (
-    findings,
     measured_types,
     net_notes,
     of_every_job,
@@ -45,8 +44,8 @@ def select_beyond(settings: Settings) -> Selection:
     models = measured_types(settings)
     made = {
         name: types_in(finding.select(settings))
-        for name in findings(settings)
-        if (finding := declared()[name]).is_beyond and finding != BEYOND_TABLE
+        for name, finding in declared().items()
+        if finding.exists(settings) and finding.is_beyond and finding != BEYOND_TABLE
     }
     return {"models": models, "made": made, "notes": net_notes(settings, models)}
 
