@@ -44,10 +44,10 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """One row a type and layer (the last has no error), mean and standard deviation over nets, n, left_out."""
     check_agreement(inputs)
-    records = inputs["by_layer"]
+    records, quantities = inputs["by_layer"], [*measures(inputs["by_layer"])]
     nets = by_net(records).pivot(index=["model", "seed", "layer"], columns="measure", values="value")
-    nets = nets.reindex(columns=[*measures(records)]).reset_index()
-    return summary_along(nets, records, "layer", selection["models"], [*measures(records)])
+    nets = nets.reindex(columns=quantities).reset_index()
+    return summary_along(nets, records, "layer", selection["models"], quantities)
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:

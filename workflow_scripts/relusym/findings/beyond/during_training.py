@@ -67,13 +67,12 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
     for panel in panels[0, len(SHOWN) :]:
         panel.set_axis_off()
     epochs = sorted(by_layer["epoch"].unique())
-    for place, panel in enumerate(panels[1]):
-        if place >= len(models):
-            panel.set_axis_off()
-            continue
-        _draw_errors(panel, by_layer[by_layer["model"] == models[place]], epochs)
-        highest = max(1.05 * np.nanmax(by_layer["equivariance_error"]), 0.1)
-        panel.set(ylim=(0, highest), xlabel=f"Layer, {names.get(models[place], models[place])}")
+    for panel in panels[1, len(models) :]:
+        panel.set_axis_off()
+    highest = max(1.05 * np.nanmax(by_layer["equivariance_error"]), 0.1)
+    for panel, model in zip(panels[1], models, strict=False):
+        _draw_errors(panel, by_layer[by_layer["model"] == model], epochs)
+        panel.set(ylim=(0, highest), xlabel=f"Layer, {names.get(model, model)}")
     panels[1, 0].set_ylabel("Equivariance error")
     legend_above(drawing, panels[0, 0], 4)
     panels[1, 0].legend(fontsize=6)

@@ -45,16 +45,10 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
     for record in records:
         row = {"model": record["model"], "seed": record["seed"], "ok": record["status"] == "ok"}
         if row["ok"]:
-            layers = record["representations"].values()
-            counts = [(layer["fixed"], layer["fixed"] + layer["swapped"]) for layer in layers]
-            fixed, channels = np.sum(counts, axis=0)
-            row |= record["accuracy"]
-            row |= {
-                "free": record["parameters"]["exact"] / record["parameters"]["net"],
-                "fixed": fixed / channels,
-                "error_net": record["invariance_error"]["net"],
-                "error_exact": record["invariance_error"]["exact"],
-            }
+            parameters, error = record["parameters"], record["invariance_error"]
+            layers = pd.DataFrame(record["representations"].values()).sum()
+            row |= record["accuracy"] | {"error_net": error["net"], "error_exact": error["exact"]}
+            row |= {"free": parameters["exact"] / parameters["net"], "fixed": layers["fixed"] / layers.sum()}
         rows.append(row)
     return tidy(rows).reindex(columns=["model", "seed", "ok", *ACCURACIES, *MEASURED])
 
@@ -73,10 +67,9 @@ def gains(records: Sequence[Record], models: Sequence[str]) -> pd.DataFrame:
         for comparison, (first, second) in COMPARED.items():
             differences = (nets_of_type[first] - nets_of_type[second]).dropna().to_numpy(float)
             if differences.size:
+                evidence = paired(differences)
                 if first == "from_scratch":
                     evidence = is_higher(trained_apart(nets_of_type, model), first, second)
-                else:
-                    evidence = paired(differences)
                 gain = differences.mean(), evidence.low, evidence.high, differences.size
                 rows.append((model, comparison, *gain))
     return pd.DataFrame(rows, columns=["model", "comparison", "gain", "low", "high", "n"])

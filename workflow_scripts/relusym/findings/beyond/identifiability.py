@@ -137,7 +137,7 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
     is_matching = named["variant"].isin(matchings)
     by_matching, others = named[is_matching], named[~is_matching]
     types = [*by_matching["type"].unique()]
-    edited = [*others.groupby(["type", "variant"], sort=False).groups]
+    edited = others.groupby(["type", "variant"], sort=False)["barrier"]
     height = 1.2 + 0.17 * (len(types) + len(edited))
     drawing, panels = panels_of(height, 2, sharex=True, height_ratios=[len(types), max(len(edited), 1)])
     above, below = panels[:, 0]
@@ -145,11 +145,10 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
         some = by_matching[by_matching["variant"] == matching]
         style = {"s": 14, "color": colour, "marker": marker, "alpha": 0.7, "linewidth": 0}
         above.scatter(some["barrier"], some["type"].map(types.index), label=VARIANTS[matching], **style)
-    for row, (of_type, variant) in enumerate(edited):
-        some = others[(others["type"] == of_type) & (others["variant"] == variant)]
-        below.scatter(some["barrier"], [row] * len(some), s=14, color="0.3", alpha=0.7, linewidth=0)
+    for row, (_, barriers) in enumerate(edited):
+        below.scatter(barriers, [row] * len(barriers), s=14, color="0.3", alpha=0.7, linewidth=0)
     label_rows(above, types)
-    label_rows(below, [f"{of_type}, {VARIANTS[variant]}" for of_type, variant in edited])
+    label_rows(below, [f"{of_type}, {VARIANTS[variant]}" for (of_type, variant), _ in edited])
     below.set_xlabel("Barrier with REPAIR")
     legend_above(drawing, above, 3)
     return drawing, nets

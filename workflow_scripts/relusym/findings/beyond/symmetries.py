@@ -38,18 +38,14 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
         data = record["settings"]["trained"][0]["data"]
         # by construction; of generated images, the horizontal flip by default
         invariant = data.get("invariant_to", "horizontal_flip") if data["dataset"] == "generated" else None
+        about = {"model": record["model"], "seed": record["seed"], "data": images_of(record)}
         for symmetry in record["settings"]["symmetries"]:
-            row = {
-                **{key: record[key] for key in ("model", "seed")},
-                **{"symmetry": symmetry, "data": images_of(record), "ok": record["status"] == "ok"},
-                "invariant": invariant == symmetry,
-            }
-            if row["ok"]:
-                measured = record["symmetries"][symmetry]
-                accuracy, barrier = measured["accuracy"], measured["barrier"]
-                row |= {"accuracy": accuracy["net"], "invariance_error": measured["invariance_error"]}
-                row |= {name: barrier[name] for name in ("pairwise", "whole", "whole_no_repair")}
-                row |= {f"accuracy_{merged}": accuracy[merged] for merged in ("orbit", "whole")}
+            row = about | {"symmetry": symmetry, "invariant": invariant == symmetry, "ok": False}
+            if record["status"] == "ok":
+                merged = record["symmetries"][symmetry]
+                accuracies = {f"accuracy_{name}": value for name, value in merged["accuracy"].items()}
+                row |= merged["barrier"] | accuracies | {"accuracy": merged["accuracy"]["net"], "ok": True}
+                row["invariance_error"] = merged["invariance_error"]
             rows.append(row)
     return pd.DataFrame(rows, columns=[*KEY, "seed", "data", "invariant", "ok", *QUANTITIES])
 

@@ -76,17 +76,9 @@ def figure2(net: Filters, names: Mapping[str, str]) -> Drawing:
             panel.spines[:].set_visible(True)
             panel.set_xlabel(f"channel {channel}", fontsize=7, labelpad=2)
     for row, channel in enumerate(matched):  # from where step 2 has it to where step 3 wants it
-        arrow = ConnectionPatch(
-            (1.06, 0.5),
-            (-0.06, 0.5),
-            "axes fraction",
-            "axes fraction",
-            axesA=panels[chosen.index(channel), 1],
-            axesB=panels[row, 2],
-            arrowstyle="-|>",
-            color="0.3",
-            linewidth=1,
-        )
-        drawing.add_artist(arrow)
+        ends = {"axesA": panels[chosen.index(channel), 1], "axesB": panels[row, 2]}
+        style = {"arrowstyle": "-|>", "color": "0.3", "linewidth": 1}
+        places = (1.06, 0.5), (-0.06, 0.5), "axes fraction", "axes fraction"
+        drawing.add_artist(ConnectionPatch(*places, **ends, **style))
     drawing.supylabel(f"Filters of conv 1, {name}")
     return drawing
