@@ -36,8 +36,7 @@ def paper_grid(root):
 if __name__ == "__main__":  # the processes of the benchmark import this file too
     terminal = sys.stderr
     with job(snakemake):
-        root = Path(snakemake.params.root)
-        device = device_named(snakemake.params.device)
+        root, device = Path(snakemake.params.root), device_named(snakemake.params.device)
         name = device_name(device, snakemake.threads)
         rows = benchmark(read_settings(), paper_grid(root), root, device, snakemake.threads)
         rows.insert(0, "machine", name)

@@ -57,18 +57,7 @@ AsInSettings = AfterValidator(_as_in_settings)
 
 
 class Job(Protocol):
-    """What a measurement reads, loaded when it is first asked for: a `measuring.merge.MergeJob`.
-
-    Attributes:
-        names: model and seed of each net.
-        settings: all that the record depends on.
-        nets, plain: as they were trained, and the same as ordinary nets, which can be merged.
-        train, images: what they were trained on, and the images of it to merge on.
-        test, labels: the test images and their labels, int64 (N,).
-        least_accuracy: on them, of a net that has learnt nothing.
-        matched_by: how channels are matched, as arguments of `merge` and `align`.
-        beside: the file to write beside the record, if there is to be one.
-    """
+    """What a measurement reads, loaded when it is first asked for: a `measuring.merge.MergeJob`, which says more."""
 
     names: list[tuple[str, int]]
     settings: Values
@@ -84,14 +73,11 @@ class Job(Protocol):
     symmetry: Symmetry
     matched_by: Values
 
-    def as_plain(self, net: nn.Module) -> nn.Module:
-        """An ordinary net with the function of `net`."""
+    def as_plain(self, net: nn.Module) -> nn.Module: ...
 
-    def snapshot(self, epoch: int) -> nn.Module:
-        """The first net as it was after so many epochs."""
+    def snapshot(self, epoch: int) -> nn.Module: ...
 
-    def choice(self, count: int | None) -> Images:
-        """So many of the training images, by the data's seed; None: those to merge on."""
+    def choice(self, count: int | None) -> Images: ...
 
 
 @dataclass(frozen=True)

@@ -35,18 +35,14 @@ def style() -> AbstractContextManager:
     return rc_context(STYLE)
 
 
-def new_drawing(height: float, width: float = COLUMN_WIDTH) -> Drawing:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def panels_of(
     height: float, rows: int = 1, columns: int = 1, width: float = COLUMN_WIDTH, **how: Any
 ) -> tuple[Drawing, np.ndarray]:
-    """A drawing, and its panels: an array of axes (rows, columns)."""
-    drawing = new_drawing(height, width)
-    return drawing, drawing.subplots(rows, columns, squeeze=False, **how)
+    """A drawing of this size in inches, and its panels: an array of axes (rows, columns); none if there are no rows."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(width, height), layout="constrained")
+    return drawing, drawing.subplots(rows, columns, squeeze=False, **how) if rows else np.array([])
 
 
 def write_figure(drawing: Drawing, paths: Iterable[str | Path]) -> None:
@@ -62,7 +58,7 @@ def write_figure(drawing: Drawing, paths: Iterable[str | Path]) -> None:
 
 def empty_drawing(text: str) -> Drawing:
     """A figure that says why there is nothing to see."""
-    drawing = new_drawing(1)
+    drawing, _ = panels_of(1, rows=0)
     drawing.text(0.5, 0.5, text, ha="center", va="center", fontsize=8)
     return drawing
 

@@ -59,12 +59,11 @@ def order_counts(flip_records: Sequence[Record]) -> pd.DataFrame:
 
 
 def figure4(frame: pd.DataFrame, models: Sequence[str], names: Mapping[str, str]) -> Drawing:
-    """Figure 4: a panel a type of `models`, in their order (empty without nets), a bar a layer, parted by its channels'
-    order.
+    """A panel a type, in their order (empty without nets), a bar a layer, parted by its channels' order, of
+    `order_counts`.
 
     Bars show shares, since layers differ eightfold in width; the widths stand below if all types have the same. Layers
-    are numbered in each net's order, since nets of other architectures name them otherwise. `frame`: from
-    `order_counts`.
+    are numbered in each net's order, since nets of other architectures name them otherwise.
     """
     from matplotlib.patches import Patch
 
@@ -79,11 +78,10 @@ def figure4(frame: pd.DataFrame, models: Sequence[str], names: Mapping[str, str]
         nets, numbers = frame[frame["model"] == model], range(1, len(layers.get(model, [])) + 1)
         shares = nets.pivot_table("share", "layer", "order_class", "sum", fill_value=0)
         shares = shares.reindex(index=layers.get(model, []), columns=list(COLOURS), fill_value=0)
-        bottom = np.zeros(len(numbers))
-        for order_class, colour in COLOURS.items():
-            share = shares[order_class].to_numpy()
-            panel.bar(numbers, share, 0.86, bottom, color=colour, edgecolor="white", linewidth=0.4)
-            bottom += share
+        below = shares.cumsum(axis=1).shift(axis=1, fill_value=0)
+        for order, colour in COLOURS.items():
+            style = {"color": colour, "edgecolor": "white", "linewidth": 0.4}
+            panel.bar(numbers, shares[order], 0.86, below[order], **style)
         if nets.empty:
             panel.text(0.5, 0.5, "no nets", transform=panel.transAxes, ha="center", va="center", fontsize=7)
         n = int(nets["n"].max()) if len(nets) else 0

@@ -31,19 +31,13 @@ def count_by_type(by_net: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
     """
     by_net = by_net.assign(share=by_net["zero_filters"] / by_net["filters"])
     by_net["model"] = pd.Categorical(by_net["model"], list(models), ordered=True)
-    return (
-        by_net.groupby(["model", "layer"], observed=True, sort=True)
-        .agg(
-            filters=("filters", "first"),
-            zero_filters_mean=("zero_filters", "mean"),
-            zero_filters_std=("zero_filters", "std"),
-            share_mean=("share", "mean"),
-            share_std=("share", "std"),
-            smallest=("smallest", "median"),
-            n=("seed", "size"),
-        )
-        .reset_index()
+    over = by_net.groupby(["model", "layer"], observed=True, sort=True)
+    spreads = {f"{key}_{how}": (key, how) for key in ("zero_filters", "share") for how in ("mean", "std")}
+    first, last = (
+        {"filters": ("filters", "first")},
+        {"smallest": ("smallest", "median"), "n": ("seed", "size")},
     )
+    return over.agg(**first, **spreads, **last).reset_index()
 
 
 def zero_filter_figure(
