@@ -75,25 +75,18 @@ def read_settings() -> Bench:
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity, `what` in `unit`.
-
-    Attributes:
-        here, plain: medians of this project's and of the plain way's values.
-        ratio: how many times as fast this project is; goal, reached: see `GOALS`.
-        agreement: how far the two sides' results agree, and `agrees`: whether that is enough.
-        how: how each side ran.
-    """
+    """A quantity, `what` in `unit`."""
 
     what: str
     unit: str
-    here: float
-    plain: float | None = None
-    ratio: float | None = None
-    goal: float | None = None
+    here: float  # the median of this project's values
+    plain: float | None = None  # of the plain way's
+    ratio: float | None = None  # how many times as fast this project is
+    goal: float | None = None  # of `GOALS`
     reached: bool | None = None
-    agreement: str = ""
-    agrees: bool | None = None
-    how: str = ""
+    agreement: str = ""  # how far the two sides' results agree
+    agrees: bool | None = None  # whether that is enough
+    how: str = ""  # each side ran
 
 
 def row(what: str, unit: str, here: float, device: str, *, at_least: float | None = None, **columns) -> Row:

@@ -76,23 +76,16 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = Non
 
 @dataclass(frozen=True)
 class Task:
-    """What one process does.
+    """What a process does."""
 
-    Attributes:
-        data, device: the prepared images, and what is computed on.
-        threads, workers: CPU threads of the process; worker processes of its DataLoaders (plain only).
-        width, training: of the nets, and how one is trained.
-        matched, batch_size: number of training images that merges match on, and of images that they read at once.
-    """
-
-    data: Path
+    data: Path  # the prepared images
     device: str
     threads: int
-    workers: int
-    width: float
+    workers: int  # processes of its DataLoaders (plain only)
+    width: float  # of the nets
     training: Recipe
-    matched: int
-    batch_size: int
+    matched: int  # training images that merges match on
+    batch_size: int  # of merges
 
     def net(self, seed: int) -> VGG11:
         """An untrained net, the same on both sides."""

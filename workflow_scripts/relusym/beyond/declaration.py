@@ -82,23 +82,14 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Measurement:
-    """All that the workflow has to know of a measurement.
+    """All that the workflow has to know of a measurement."""
 
-    Attributes:
-        options: its section in the config, below `beyond`; with `pairs`, it may be of two nets.
-        body: what its record has, besides the header.
-        measure: from the job to the body.
-        settings: what its record depends on besides its options and what is upstream, the nets and how they are merged:
-            from its section, the first net's model, the settings upstream, and the epochs at which that net is kept.
-        snapshots: the epochs at which it reads a net, by its settings.
-        flips_alone: whether its nets' symmetry has to be of order 2.
-        several: whether it is of as many nets of a type as the largest of its option `counts`.
-    """
-
-    options: type[Options]
-    body: type[Fields]
-    measure: Callable[[Job], Values]
+    options: type[Options]  # its section in the config, below `beyond`; with `pairs`, it may be of two nets
+    body: type[Fields]  # what its record has, besides the header
+    measure: Callable[[Job], Values]  # the body
+    # what its record depends on besides its options and what is upstream, the nets and how they are merged: from its
+    # section, the first net's model, the settings upstream, and the epochs at which that net is kept
     settings: Callable[[Values, str, Values, list[int]], Values] = lambda *_: {}
-    snapshots: Callable[[Values], list[int]] = lambda settings: []
-    flips_alone: bool = False
-    several: bool = False
+    snapshots: Callable[[Values], list[int]] = lambda settings: []  # the epochs at which it reads a net
+    flips_alone: bool = False  # whether its nets' symmetry has to be of order 2
+    several: bool = False  # whether it is of as many nets of a type as the largest of its option `counts`

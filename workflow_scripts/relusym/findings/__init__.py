@@ -60,32 +60,26 @@ ROOMS = "tables", "figures", "beyond"
 
 @dataclass(frozen=True)
 class Finding:
-    """What is declared of a table or figure alike.
+    """What is declared of a table or figure alike."""
 
-    Attributes:
-        module, name: that declares and makes it; of its target, by default the module's.
-        reads: the kinds of records that it is made of; "filters" for the arrays beside flip-merge records.
-        select, exists: what of the config it shows; whether a scale has it.
-        keys: of its records, a kind at a time; by default those of the types that it selects.
-        section, order: of the report, and among those of its section; then by name.
-    """
-
-    module: str
+    module: str  # that declares and makes it
     _: KW_ONLY
-    reads: tuple[str, ...]
-    select: Callable[[Settings], Selection]
-    exists: Callable[[Settings], Any] = lambda settings: True
+    reads: tuple[
+        str, ...
+    ]  # kinds of records that it is made of; "filters": the arrays beside flip-merge records
+    select: Callable[[Settings], Selection]  # what of the config it shows
+    exists: Callable[[Settings], Any] = lambda settings: True  # whether a scale has it
+    # of its records, a kind at a time; None: of the types that it selects
     keys: Callable[[Results, str, Selection], list[str]] | None = None
-    name: str = ""
-    section: str = ""
-    order: int = 0
+    name: str = ""  # of its target; the module's, if it is empty
+    section: str = ""  # of the report
+    order: int = 0  # among those of its section; then by name
 
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.module.rpartition(".")[2])
 
     def load(self) -> ModuleType:
-        """The module that makes it."""
         return import_module(self.module)
 
     @property

@@ -22,32 +22,24 @@ HELD, NOT_HELD, OPEN, UNTESTED = "held", "did not hold", "inconclusive", "cannot
 
 @dataclass(frozen=True)
 class Evidence:
-    """The result of a test. `effect` is in the measure's own unit, with its 95% interval low, high; `p_value` is
-    two-sided.
-
-    direction: positive if it is as the paper says, negative if it is the opposite.
-    p_rank, p_rank_min: of a rank test of the same, and the least that it can come to with so few nets.
-    settled: a verdict that needs no p-value; remark: why there is nothing, or what to bear in mind.
-    nets: of the type that has the fewest.
-    power_paper, power_observed: the test's power for the paper's effect and spread, and for those observed here.
-    """
+    """The result of a test."""
 
     n: str
     test: str
-    effect: float = math.nan
-    low: float = math.nan
+    effect: float = math.nan  # in the measure's unit
+    low: float = math.nan  # of its 95% interval
     high: float = math.nan
     effect_size: float = math.nan
     measure: str = ""
-    direction: float = math.nan
-    p_value: float = math.nan
-    p_rank: float = math.nan
-    p_rank_min: float = math.nan
-    settled: str = ""
-    remark: str = ""
-    nets: int = 0
-    power_paper: Power | None = None
-    power_observed: Power | None = None
+    direction: float = math.nan  # positive if it is as the paper says, negative if it is the opposite
+    p_value: float = math.nan  # two-sided
+    p_rank: float = math.nan  # of a rank test of the same
+    p_rank_min: float = math.nan  # the least that it can come to with so few nets
+    settled: str = ""  # a verdict that needs no p-value
+    remark: str = ""  # why there is nothing, or what to bear in mind
+    nets: int = 0  # of the type that has the fewest
+    power_paper: Power | None = None  # the test's power for the paper's effect and spread
+    power_observed: Power | None = None  # for those observed here
 
 
 def interval(effect: float, error: float, degrees: float) -> dict[str, float]:

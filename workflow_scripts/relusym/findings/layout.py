@@ -30,19 +30,12 @@ LATEX_SPECIAL = str.maketrans(
 
 @dataclass(frozen=True)
 class Layout:
-    """What a table looks like.
+    """What a table looks like; by column, without `_mean`."""
 
-    Attributes:
-        title: one line, the heading in Markdown and HTML, and the caption in LaTeX.
-        headings, formats: by column, without `_mean` (those of `COMMON` have theirs); as for `str.format`, or a
-            function.
-        wide: share of a line in LaTeX, by column of running text.
-    """
-
-    title: str
-    headings: Mapping[str, str] = field(default_factory=dict)
-    formats: Mapping[str, str | Callable[[float], str]] = field(default_factory=dict)
-    wide: Mapping[str, float] = field(default_factory=dict)
+    title: str  # a line, the heading in Markdown and HTML, and the caption in LaTeX
+    headings: Mapping[str, str] = field(default_factory=dict)  # of those that aren't in `COMMON`
+    formats: Mapping[str, str | Callable[[float], str]] = field(default_factory=dict)  # as for `str.format`
+    wide: Mapping[str, float] = field(default_factory=dict)  # share of a line in LaTeX, of running text
 
     def heading(self, column: str) -> str:
         return {**COMMON, **self.headings}.get(column, column.replace("_", " ").capitalize())
@@ -96,10 +89,9 @@ def write_table(
     names: Mapping[str, str] | None = None,
     endings: Sequence[str] = ("csv", "md"),
 ) -> None:
-    """Write `frame` to files that begin with `stem`, each whole or not at all; UserError if that can't be.
+    """Write `frame` to files `stem`.csv, .md, .tex (booktabs) and .html, each whole or not at all, else a UserError.
 
-    `notes` stand below the table, a line each; `names` are display names of ids in `model`, `model_1` and `model_2`;
-    `endings` are of csv, md, tex (booktabs) and html.
+    `notes` stand below the table; `names` are display names of ids in `model`, `model_1` and `model_2`.
     """
     names = names or {}
     writers = {

@@ -17,12 +17,7 @@ class ScaledResNet(ResNet):
     Stem and strides are those for ImageNet: five layers of stride 2, which see the widths 224, 112, 56, 28, 14 of
     ImageNet's images, and 32, 16, 8, 4, 2 of CIFAR10's; at 225 and 33 they see odd widths only (A.2.1).
 
-    Args:
-        block: "basic" or "bottleneck".
-        layers: residual blocks in each of the four stages.
-        width: factor on all channel counts.
-        classes: number of logits.
-        symmetry: unused, since it has no group convs.
+    Arguments are `nets.ResNetOptions`, number of `classes` (logits), and `symmetry`, which it has no group convs for.
     """
 
     head = "fc"
@@ -65,17 +60,10 @@ class PaddedShortcut(nn.Module):
 
 class CIFARResNet(nn.Module):
     """ResNet20 and its kin (He et al. 2016, section 4.2): a 3×3 stem and three stages of basic blocks; the second and
-    third begin with stride 2.
+    third begin with stride 2. Layers are named as in torchvision's ResNets.
 
-    Args:
-        blocks: in each stage; 3 make ResNet20, 9 make ResNet56.
-        width: factor on all channel counts.
-        classes: number of logits.
-        symmetry: unused, since it has no group convs.
-        shortcut: of a block that changes size: "conv", a 1×1 conv with batch norm (option B), or "pad", which has no
-            weights (option A).
-
-    Layers: named as in torchvision's ResNets.
+    Arguments as of `ScaledResNet`, of `nets.CIFARResNetOptions`; `shortcut`: of a block that changes size, "conv", a
+    1×1 conv with batch norm (option B), or "pad", which has no weights (option A).
     """
 
     head = "fc"

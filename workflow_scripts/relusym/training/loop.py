@@ -101,13 +101,6 @@ def make_optimizer(objective: Objective, recipe: Recipe) -> Sgd:
     return kind(groups, recipe.learning_rate, recipe.momentum, recipe.weight_decay)
 
 
-def set_rate(optimizer: Sgd, recipe: Recipe, epoch: float) -> None:
-    """Set the learning rate of a point in training, in epochs."""
-    rate = recipe.learning_rate_at(epoch)
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate if group["fixed"] else rate
-
-
 @dataclass
 class State:
     """All that a training goes on from (net, optimizer, scaler, a row an epoch), kept in a file, if there is a path."""
@@ -186,20 +179,15 @@ class Reporter:
 
 @dataclass
 class Training:
-    """What came of a training: the net (of SimSiam, its heads with it), a row an epoch, and whether the loss became
-    non-finite.
+    """What came of a training."""
 
-    An epoch's `data_wait_share` is the share of the time that steps waited for images. A training that diverged ended
-    there.
-    """
-
-    net: nn.Module
-    history: list[dict[str, Any]] = field(default_factory=list)
-    diverged: bool = False
+    net: nn.Module  # of SimSiam, its heads with it
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
+    diverged: bool = False  # the loss became non-finite, and the training ended there
 
     @property
     def data_wait_share(self) -> float | None:
-        """Mean over the epochs; None if there are none."""
+        """Share of the time that steps waited for images, mean over the epochs; None if there are none."""
         waits = [epoch["data_wait_share"] for epoch in self.history]
         return round(sum(waits) / len(waits), 4) if waits else None
 
@@ -255,7 +243,9 @@ def train(
         sums = torch.zeros(2, device=device) if sums is None else sums  # losses and right answers
         for step, (views, labels) in enumerate(batches.epoch(epoch, skipped), start=skipped + 1):
             waited += time.perf_counter() - asked
-            set_rate(optimizer, recipe, epoch + (step - 1) / steps)
+            rate = recipe.learning_rate_at(epoch + (step - 1) / steps)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate if group["fixed"] else rate
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), quick:
                 loss, right = objective.loss(forward, views, labels, epoch)
             scaler.scale(loss).backward()
