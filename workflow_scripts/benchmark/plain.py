@@ -187,8 +187,7 @@ def merge(
     workers: int,
 ) -> tuple[dict[str, list[int]], dict[str, float]]:
     """Match `second` to `first`, average, REPAIR; permutations, and accuracies by `names` (the ends'), as
-    `merging.merge`.
-    """
+    `merging.merge`."""
     batches, tests = (loader(split, batch_size, workers) for split in (images, test))
     permuted, permutations = deepcopy(second), {}
     for layer in range(1, LAYERS + 1):

@@ -130,8 +130,7 @@ def race(
     contending: Sequence[Contender], arguments: Callable[[Contender, int], list], repeats: int
 ) -> tuple[Contender, dict[str, float], dict[str, list], dict[str, Any]]:
     """Each contender once, then each again, …: the fastest plain one, median seconds a net and all results, by name,
-    and a row's columns on this project against it.
-    """
+    and a row's columns on this project against it."""
     times, results = defaultdict(list), defaultdict(list)
     for repeat in range(repeats):
         for each in contending:
@@ -291,10 +290,8 @@ def workflow_rows(root: Path, device: str, cores: int, repeats: int, demo: bool,
 
 
 def grid_row(paper: dict[str, Any], task: Task, rows: Sequence[Row]) -> list[Row]:
-    """How long the paper's grid would take at the measured rates, if its nets are as wide as those measured.
-
-    An epoch with the invariance loss sees every image twice, and merges are taken to grow with the images they match.
-    """
+    """How long the paper's grid would take at the measured rates, if its nets are as wide as those measured. An epoch
+    with the invariance loss sees every image twice, and merges are taken to grow with the images they match."""
     if paper["width"] != task.width:
         return []
     measured = {each.what: each.here for each in rows}

@@ -20,10 +20,8 @@ class Options(declaration.Options):
 
 
 class Body(Fields):
-    """Each layer's equivariance error, and the barrier if it and all before it are merged.
-
-    `lie_translation` and `lie_rotation`: what each layer contributes to the Lie derivative; None if it isn't measured.
-    """
+    """Each layer's equivariance error, and the barrier if it and all before it are merged. `lie_translation` and
+    `lie_rotation`: what each layer contributes to the Lie derivative; None if it isn't measured."""
 
     equivariance_error: Annotated[dict[str, NotNegative], Field(min_length=1)]
     barrier_up_to: Annotated[dict[str, Barrier | None], Field(min_length=1)]

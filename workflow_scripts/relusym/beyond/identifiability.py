@@ -83,10 +83,7 @@ def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: lis
 
 def measure(job: declaration.Job) -> dict[str, Any]:
     """The net by each matching; with redundant channels, and rid of them; with its flipped self in one of two towers.
-
-    Raises:
-        UserError: a net that was edited so that its function stays computes another.
-    """
+    Raises: UserError: a net that was edited so that its function stays computes another."""
     import torch
 
     from relusym.channels.redundancy import reduced, redundant, towers

@@ -209,11 +209,8 @@ def one_sample(
     degrees: float | None = None,
     power_of: Callable[[float, float], Power] = power.one_sample,
 ) -> Evidence:
-    """A t-test that the mean of these values, two or more, is above a threshold.
-
-    The effect size is measured from `origin`; `factor` on the squared standard error and `degrees` of freedom are for
-    values that aren't independent.
-    """
+    """A t-test that the mean of these values, two or more, is above a threshold. The effect size is measured from
+    `origin`; `factor` on the squared standard error and `degrees` of freedom are for values that aren't independent."""
     mean, std = spread(values)
     shifted, varies, error = values - threshold, std > EQUAL, std * math.sqrt(factor / len(values))
     degrees = len(values) - 1 if degrees is None else degrees

@@ -45,11 +45,8 @@ def fingerprint(name: str, selection: Mapping[str, Any], inputs: Mapping[str, Se
 
 
 def write_note(note: str | Path, name: str, made_from: str, outputs: Sequence[str]) -> None:
-    """Write the note of `outputs`, which are there, whole; older ones go.
-
-    `note`: where it is waited for, which may have been named before all inputs were there; `made_from`: its
-    fingerprint.
-    """
+    """Write the note of `outputs`, which are there, whole; older ones go. `note`: where it is waited for, which may
+    have been named before all inputs were there; `made_from`: its fingerprint."""
     named = Path(outputs[0]).absolute().parents[1] / "notes" / f"{name}-{made_from}.sha256"
     lines = [f"{sha256(output)}  {output}" for output in outputs]
     written = {named, Path(note).absolute()}

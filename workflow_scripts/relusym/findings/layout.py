@@ -90,9 +90,7 @@ def write_table(
     endings: Sequence[str] = ("csv", "md"),
 ) -> None:
     """Write `frame` to files `stem`.csv, .md, .tex (booktabs) and .html, each whole or not at all, else a UserError.
-
-    `notes` stand below the table; `names` are display names of ids in `model`, `model_1` and `model_2`.
-    """
+    `notes` stand below the table; `names` are display names of ids in `model`, `model_1` and `model_2`."""
     names = names or {}
     writers = {
         "csv": lambda: csv(frame),

@@ -83,11 +83,8 @@ def options(architecture: str | None = None) -> list[str]:
 
 
 def check(network: dict[str, Any], key: str | Where = "network") -> Section:
-    """The options of a config's `network` section, checked without importing torch.
-
-    `key`: where the section stands in the config, or what a message calls each key in it. UserError names the key, its
-    value and what is allowed.
-    """
+    """The options of a config's `network` section, checked without importing torch. `key`: where the section stands in
+    the config, or what a message calls each key in it. UserError names the key, its value and what is allowed."""
     return choose(ARCHITECTURES, "architecture", network, key)[1]
 
 
@@ -113,9 +110,7 @@ def plain(net: nn.Module) -> nn.Module:
 
 def load_backbone(net: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Load all but the linear layer from the state dict of another training of this net, SimSiam's or any other.
-
-    UserError if the state dict is of another net.
-    """
+    UserError if the state dict is of another net."""
     from relusym.nets.simsiam import ENCODER
 
     encoder = {name[len(ENCODER) :]: t for name, t in tensors.items() if name.startswith(ENCODER)}

@@ -62,10 +62,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def read_contents(path: Path) -> Any:
-    """What a checkpoint file holds: `torch.save`'s or safetensors'. No code in it is ever run.
-
-    UserError if the file is truncated, no checkpoint, or holds more than tensors and plain values.
-    """
+    """What a checkpoint file holds: `torch.save`'s or safetensors'. No code in it is ever run. UserError if the file is
+    truncated, no checkpoint, or holds more than tensors and plain values."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -124,10 +122,8 @@ def fetch(url: str, folder: Path, log: Callable[[str], None] = print) -> Path:
 
 
 def download(url: str, path: Path) -> None:
-    """Write what is at `url` to `path`, whole or not at all.
-
-    UnavailableError if the server can't be reached, or doesn't have it; UserError if it ends before its length.
-    """
+    """Write what is at `url` to `path`, whole or not at all. UnavailableError if the server can't be reached, or
+    doesn't have it; UserError if it ends before its length."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, write_whole(path) as part:
             with part.open("wb") as file:
@@ -262,10 +258,8 @@ def to_torchvision(
 
 
 def misfits(state: State, expected: State, most: int | None = None) -> str:
-    """By what a state dict differs from a net's, and which tensors have NaN or infinity; "" if it fits.
-
-    `most`: names listed of a kind; None: all.
-    """
+    """By what a state dict differs from a net's, and which tensors have NaN or infinity; "" if it fits. `most`: names
+    listed of a kind; None: all."""
     wrong = {
         "missing": [key for key in expected if key not in state],
         "surplus": [key for key in state if key not in expected],

@@ -18,10 +18,8 @@ def defect(A: np.ndarray, B: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.nda
 
 
 def affine_pairs(rng: np.random.Generator, draws: int, size: int) -> dict[str, tuple[np.ndarray, ...]]:
-    """Random (A, B, a, b) with A and B invertible and a or b not 0, |(a, b)| at most 1; the hard ones last.
-
-    x = 0 leaves b = ReLU(a) as the only candidate, and Lemma 2.2 suggests A = B = PD.
-    """
+    """Random (A, B, a, b) with A and B invertible and a or b not 0, |(a, b)| at most 1; the hard ones last. x = 0
+    leaves b = ReLU(a) as the only candidate, and Lemma 2.2 suggests A = B = PD."""
     A, B = invertible(rng, draws, size), invertible(rng, draws, size)
     scaled = scaled_permutations(rng, draws, size)
     a, b = rng.standard_normal((2, draws, size))

@@ -22,10 +22,8 @@ class Objective(Protocol):
     fixed_rate: tuple[nn.Module, ...]  # what keeps its peak learning rate
 
     def loss(self, forward: nn.Module, views: Views, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """The loss, and how many images were right, both of shape (), in an epoch from 0.
-
-        `forward`: the net, wrapped for several processes; `views`: float32 (B, 3, H, W) each; `labels`: int64 (B,).
-        """
+        """The loss, and how many images were right, both of shape (), in an epoch from 0. `forward`: the net, wrapped
+        for several processes; `views`: float32 (B, 3, H, W) each; `labels`: int64 (B,)."""
         ...
 
 

@@ -26,9 +26,8 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame, p
 
 
 def count_by_type(by_net: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
-    """One row a model type and layer, over its nets: model, layer, filters, zero_filters_mean and _std (sample's,
-    NaN for one net), share_mean and _std (of the layer's filters), smallest (median), n.
-    """
+    """One row a model type and layer, over its nets: model, layer, filters, zero_filters_mean and _std (sample's, NaN
+    for one net), share_mean and _std (of the layer's filters), smallest (median), n."""
     by_net = by_net.assign(share=by_net["zero_filters"] / by_net["filters"])
     by_net["model"] = pd.Categorical(by_net["model"], list(models), ordered=True)
     over = by_net.groupby(["model", "layer"], observed=True, sort=True)
