@@ -115,18 +115,11 @@ class Figure(Finding):
 @cache
 def declared() -> dict[str, Table | Figure]:
     """Every table, then every figure, by name: those of one section together."""
-    modules = [
-        import_module(f"{__name__}.{room}.{module.name}")
-        for room in ROOMS
-        for module in iter_modules(import_module(f"{__name__}.{room}").__path__)
-    ]
-    findings = {
-        value.name: value
-        for module in modules
-        for value in vars(module).values()
-        if isinstance(value, Finding) and value.module == module.__name__
-    }
-    return dict(sorted(findings.items(), key=lambda item: _place(item[1])))
+    rooms = [import_module(f"{__name__}.{room}") for room in ROOMS]
+    names = [module.name for room in rooms for module in iter_modules(room.__path__, f"{room.__name__}.")]
+    values = [(name, value) for name in names for value in vars(import_module(name)).values()]
+    findings = [value for name, value in values if isinstance(value, Finding) and value.module == name]
+    return {finding.name: finding for finding in sorted(findings, key=_place)}
 
 
 def _place(finding: Finding) -> tuple[Any, ...]:

@@ -265,7 +265,7 @@ def flipped_against_other(
     evidence = paired(differences, seeds=seeds)
     if paper is None:
         return evidence
-    # as if a pair's barrier said nothing of its nets' flips
+    # as if a pair's barrier were independent of its nets' flips
     (pairs, pairs_std), (flip, flip_std) = paper
     power_paper = power.cycle_of_pairs(pairs - flip, math.hypot(pairs_std, flip_std / math.sqrt(2)))
     return replace(evidence, power_paper=power_paper)

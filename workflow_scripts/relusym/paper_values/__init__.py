@@ -1,4 +1,4 @@
-"""The paper's own tables, as transcribed in `table*.csv`."""
+"""The paper's tables, as transcribed in `table*.csv`."""
 
 from __future__ import annotations
 

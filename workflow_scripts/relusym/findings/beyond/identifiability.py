@@ -61,22 +61,24 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def claims(nets: pd.DataFrame, name: Callable[[str], str]) -> Iterator[Claim]:
-    barriers = nets.pivot_table("barrier", ["model", "seed"], "variant").reindex(columns=[*VARIANTS])
+    by_variant = nets.pivot_table("barrier", ["model", "seed"], "variant").reindex(columns=[*VARIANTS])
 
-    def of(model: str, variant: str) -> pd.Series:
+    def barriers_of(model: str, variant: str) -> pd.Series:
         """Barriers of a type's nets, by seed."""
-        of_variant = barriers[variant].astype(float)
-        return of_variant[of_variant.index.get_level_values("model") == model].droplevel("model").dropna()
+        barriers = by_variant[variant].astype(float)
+        return barriers[barriers.index.get_level_values("model") == model].droplevel("model").dropna()
 
     def above(model: str, high: str, low: str = "activation", margin: float = 0.0) -> Evidence:
         """That one variant's barrier is above another's; with a margin, that it isn't above by so much."""
-        differences = (of(model, high) - of(model, low)).dropna().to_numpy()
+        differences = (barriers_of(model, high) - barriers_of(model, low)).dropna().to_numpy()
         return paired(-differences, margin) if margin else paired(differences)
 
     def types(high: str, low: str, margin: float = 0.0) -> Evidence:
         """That the barrier of one type is above another's, each by its activation's group."""
         groups = {model: ACTIVATIONS[model.removesuffix("_inv")] for model in (high, low)}
-        return is_higher({model: of(model, group) for model, group in groups.items()}, high, low, margin)
+        return is_higher(
+            {model: barriers_of(model, group) for model, group in groups.items()}, high, low, margin
+        )
 
     small = f"by less than {SMALL}"
     for model in ("tanh", "tanh_inv"):
@@ -100,7 +102,7 @@ def claims(nets: pd.DataFrame, name: Callable[[str], str]) -> Iterator[Claim]:
     yield f"{name('relu_inv')}: unread channels raise it", above("relu_inv", "unread")
     yield f"{name('gcnn')}: unread channels raise it {small}", above("gcnn", "unread", margin=SMALL)
     for model in ("relu", "relu_inv"):
-        zero = paired(-of(model, "towers").to_numpy(), SMALL)
+        zero = paired(-barriers_of(model, "towers").to_numpy(), SMALL)
         yield f"{name(model)}: with two towers that may swap it is above zero {small}", zero
         yield f"{name(model)}: if they may not, it is higher", above(model, "towers_apart", "towers")
 

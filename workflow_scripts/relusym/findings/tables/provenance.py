@@ -111,7 +111,7 @@ def _digest(text: str) -> str:
 
 
 def _described(record: Record, sources: dict[str, str]) -> Record:
-    """What tells a record's origin; a merge of a net that is left out has looked at no image, but names its data."""
+    """A record's origin; a merge of a net that is left out has looked at no image, but names its data."""
     data = record.get("inputs", {}).get("data")
     return {
         "kind": record["kind"],
