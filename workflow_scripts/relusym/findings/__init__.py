@@ -52,8 +52,8 @@ Record = dict[str, Any]
 Inputs = Mapping[str, Sequence[Any]]  # what was read, by kind: records, or `frames.Filters`
 Selection = Mapping[str, Any]
 
-BEYOND = "Beyond the paper"
-SECTIONS = ("Tables", "Figures", "Theory", "Comparison with the paper", "Costs and provenance", BEYOND)
+COMPARISON, BEYOND = "Comparison with the paper", "Beyond the paper"
+SECTIONS = ("Tables", "Figures", "Theory", COMPARISON, "Costs and provenance", BEYOND)
 MERGES = "train", "flip_merge", "pair_merge"  # kinds of records
 ROOMS = "tables", "figures", "beyond"
 

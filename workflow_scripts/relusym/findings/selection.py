@@ -69,6 +69,11 @@ def of_every_matching(results: Results, kind: str, selection: Selection) -> list
     return [key for key in keys if settings.is_in_matchings(results.jobs[key].nets)]
 
 
+# parts of declarations: of all that is made for the paper's tables; of all measured beyond it
+OF_EVERY_JOB = {"keys": of_every_job, "section": "Costs and provenance"}
+OF_ALL_MEASURED = {"keys": of_every_matching, "section": BEYOND, "exists": lambda settings: settings.measured}
+
+
 # ---- what is selected
 
 
@@ -89,6 +94,9 @@ def types_merged(selection: Selection) -> list[tuple[str, str]]:
 
 def has_vgg11s(settings: Settings) -> bool:
     return bool(settings.table("table2"))
+
+
+OF_VGG11S = {"exists": has_vgg11s, "select": lambda settings: {"models": settings.table("table2")}}
 
 
 def vgg11s(settings: Settings) -> Selection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from relusym.findings import BEYOND, Inputs, Selection, Settings, Table, np, pd
+from relusym.findings import Inputs, Selection, Settings, Table, np, pd
 from relusym.findings.beyond import (
     by_layer,
     curves,
@@ -16,7 +16,7 @@ from relusym.findings.beyond import (
 )
 from relusym.findings.evidence import Evidence, flipped_against_other, is_higher, paired
 from relusym.findings.layout import Layout
-from relusym.findings.selection import measured_types, net_notes, of_every_matching
+from relusym.findings.selection import OF_ALL_MEASURED, measured_types, net_notes
 from relusym.findings.tables.claims import COLUMNS, FORMATS, by_model, judged, notes_on
 
 LAYOUT = Layout("Beyond the paper: what was expected, tested", {"question": "Question", **COLUMNS}, FORMATS)
@@ -203,14 +203,6 @@ QUESTIONS = {
 }
 # Written down when others were measured: a scale without them corrects for the others alone, as it did.
 LATER = {"universe"}
-TABLE = Table(
-    __name__,
-    LAYOUT,
-    name="beyond_claims",
-    reads=("flip_merge", "pair_merge", *(name for name in QUESTIONS if name != "matchings")),
-    exists=lambda settings: settings.measured,
-    select=select,
-    keys=of_every_matching,
-    section=BEYOND,
-    order=len(QUESTIONS),
-)
+READS = ("flip_merge", "pair_merge", *(name for name in QUESTIONS if name != "matchings"))
+NAMED = {"name": "beyond_claims", "order": len(QUESTIONS), **OF_ALL_MEASURED}
+TABLE = Table(__name__, LAYOUT, reads=READS, select=select, **NAMED)

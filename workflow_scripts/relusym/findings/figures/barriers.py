@@ -7,19 +7,13 @@ from collections.abc import Mapping, Sequence
 from relusym import paper_values
 from relusym.findings import MERGES, Drawing, Figure, Inputs, Selection, frames, np, pd
 from relusym.findings.print_style import label_rows, legend_above, panels_of
-from relusym.findings.selection import has_vgg11s
+from relusym.findings.selection import OF_VGG11S
 
 FLIP, PAIR = "with its flipped self", "with another net of its type"
 STYLES = {FLIP: ("#0072B2", "o", 0.17), PAIR: ("#D55E00", "s", -0.17)}  # colour, marker, offset from the row
 COLUMNS = ["model", "merged", "seed_1", "seed_2", "barrier"]
 
-FIGURE = Figure(
-    __name__,
-    reads=MERGES,
-    csvs=(".csv",),
-    exists=has_vgg11s,
-    select=lambda settings: {"models": settings.table("table2")},
-)
+FIGURE = Figure(__name__, reads=MERGES, csvs=(".csv",), **OF_VGG11S)
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:

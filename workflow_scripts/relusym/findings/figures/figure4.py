@@ -8,13 +8,13 @@ from relusym.errors import UserError
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, np, pd
 from relusym.findings.frames import check_agreement
 from relusym.findings.print_style import layer_ticks, panels_of
-from relusym.findings.selection import has_vgg11s, vgg11s
+from relusym.findings.selection import OF_VGG11S
 
 # after ColorBrewer's RdYlBu: safe for colour-blind readers; neighbours differ in lightness too (grey print)
 COLOURS = {"1": "#2c7bb6", "2": "#abd9e9", "3": "#fee090", "4": "#f98e52", "5+": "#b2182b"}
 LABELS = {"1": "1 (fixed)", "2": "2 (swapped)", "3": "3", "4": "4", "5+": "5 or more"}
 
-FIGURE = Figure(__name__, reads=("flip_merge",), csvs=(".csv",), exists=has_vgg11s, select=vgg11s)
+FIGURE = Figure(__name__, reads=("flip_merge",), csvs=(".csv",), **OF_VGG11S)
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from relusym import paper_values
-from relusym.findings import MERGES, Inputs, Selection, Settings, Table, frames, np, pd, stats
+from relusym.findings import COMPARISON, MERGES, Inputs, Selection, Settings, Table, frames, np, pd, stats
 from relusym.findings.evidence import (
     HELD,
     NOT_HELD,
@@ -71,9 +71,7 @@ def select(settings: Settings) -> Selection:
     return {"models": models, "rows": rows, "zero_filter": zero_filter, "notes": net_notes(settings, models)}
 
 
-TABLE = Table(
-    __name__, LAYOUT, reads=(*MERGES, "filters"), select=select, section="Comparison with the paper", order=1
-)
+TABLE = Table(__name__, LAYOUT, reads=(*MERGES, "filters"), select=select, section=COMPARISON, order=1)
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:

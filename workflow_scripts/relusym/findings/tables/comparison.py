@@ -9,6 +9,7 @@ from typing import Any
 
 from relusym import paper_values
 from relusym.findings import (
+    COMPARISON,
     MERGES,
     Inputs,
     Record,
@@ -76,14 +77,7 @@ def select(settings: Settings) -> Selection:
     }
 
 
-TABLE = Table(
-    __name__,
-    LAYOUT,
-    reads=MERGES,
-    select=select,
-    keys=of_all_types,
-    section="Comparison with the paper",
-)
+TABLE = Table(__name__, LAYOUT, reads=MERGES, select=select, keys=of_all_types, section=COMPARISON)
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:

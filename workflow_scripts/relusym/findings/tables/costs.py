@@ -7,7 +7,7 @@ from itertools import chain
 
 from relusym.findings import MERGES, Inputs, Record, Selection, Table, pd
 from relusym.findings.layout import Layout
-from relusym.findings.selection import of_every_job
+from relusym.findings.selection import OF_EVERY_JOB
 
 LAYOUT = Layout(
     "Costs: what each kind of job took",
@@ -20,14 +20,7 @@ LAYOUT = Layout(
     },
     {"hours": "{:.3f}", "median_s": "{:.1f}", "max_s": "{:.1f}", "max_memory_mb": "{:.0f}"},
 )
-TABLE = Table(
-    __name__,
-    LAYOUT,
-    reads=MERGES,
-    select=lambda settings: {},
-    keys=of_every_job,
-    section="Costs and provenance",
-)
+TABLE = Table(__name__, LAYOUT, reads=MERGES, select=lambda settings: {}, **OF_EVERY_JOB)
 
 
 def costs(records: Iterable[Record]) -> pd.DataFrame:

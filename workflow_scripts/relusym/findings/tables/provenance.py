@@ -11,10 +11,10 @@ from relusym.findings import BEYOND, MERGES, Inputs, Record, Selection, Settings
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout
 from relusym.findings.selection import (
+    OF_ALL_MEASURED,
+    OF_EVERY_JOB,
     measured_types,
     net_notes,
-    of_every_job,
-    of_every_matching,
     types_in,
     vgg11s,
 )
@@ -50,25 +50,9 @@ def select_beyond(settings: Settings) -> Selection:
     return {"models": models, "made": made, "notes": net_notes(settings, models)}
 
 
-TABLE = Table(
-    __name__,
-    LAYOUT,
-    reads=(*MERGES, "flipped_training", "theory"),
-    select=select,
-    keys=of_every_job,
-    section="Costs and provenance",
-)
-BEYOND_TABLE = Table(
-    __name__,
-    LAYOUT,
-    name="beyond_provenance",
-    reads=(*MERGES, *MEASUREMENTS),
-    exists=lambda settings: settings.measured,
-    select=select_beyond,
-    keys=of_every_matching,
-    section=BEYOND,
-    order=len(MEASUREMENTS) + 1,
-)
+TABLE = Table(__name__, LAYOUT, reads=(*MERGES, "flipped_training", "theory"), select=select, **OF_EVERY_JOB)
+BEYOND_NAMED = {"name": "beyond_provenance", "order": len(MEASUREMENTS) + 1, **OF_ALL_MEASURED}
+BEYOND_TABLE = Table(__name__, LAYOUT, reads=(*MERGES, *MEASUREMENTS), select=select_beyond, **BEYOND_NAMED)
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
