@@ -176,11 +176,9 @@ def training_rows(
     compared |= {"plain": plain_speed, "agreement": agreement, "agrees": agrees}
     how = f"matrix products reach {peak / 1e12:.2f} TFLOP/s"
     reached = {"plain": plain_floor, "at_least": floor, "how": how}
-    rows = [
-        row("training", "images/s", here_speed, task.device, **compared),
-        row("share of the arithmetic floor", "share", floor, task.device, **reached),
-    ]
-    return rows, [weights for _, weights in results["here"]]
+    speed = row("training", "images/s", here_speed, task.device, **compared)
+    share = row("share of the arithmetic floor", "share", floor, task.device, **reached)
+    return [speed, share], [weights for _, weights in results["here"]]
 
 
 def merge_row(

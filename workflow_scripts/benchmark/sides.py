@@ -127,15 +127,11 @@ def _train(task: Task, seed: int, training: Callable[[VGG11], object]) -> Outcom
 def train_here(task: Task, seed: int) -> Outcome:
     prepare()
     split, how = images(task.data, "train", task.device), task.training
-    chosen = {
-        "batch_size": how.batch_size,
-        "crop_padding": how.crop_padding,
-        "seed": seed,
-        "name": "benchmark",
-    }
+    chosen = {"batch_size": how.batch_size, "crop_padding": how.crop_padding, "seed": seed}
 
     def training(net: VGG11) -> None:
-        batches = ImagesOnDevice(split.images, split.labels, len(split.classes), **chosen)
+        labelled = split.images, split.labels, len(split.classes)
+        batches = ImagesOnDevice(*labelled, **chosen, name="benchmark")
         train(net, batches, how, device=torch.device(task.device))
 
     return _train(task, seed, training)

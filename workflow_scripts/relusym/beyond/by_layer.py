@@ -51,16 +51,11 @@ def measure(job: declaration.Job) -> dict[str, Any]:
     lie = {}
     if count := job.settings.get("lie_images"):
         measured = lie_derivative(traced, job.test, count)
-        lie = {
-            f"lie_{name}": {layer: of_layer[name] for layer, of_layer in measured.layers.items()}
-            for name in TRANSFORMATIONS
-        }
-    return {
-        **lie,
-        "equivariance_error": {name: ways["matched"] for name, ways in errors.items()},
-        "similarity": aligned.similarity,
-        "barrier_up_to": prefix_barriers(aligned, job.images, job.test, job.labels),
-    }
+        for name in TRANSFORMATIONS:
+            lie[f"lie_{name}"] = {layer: of_layer[name] for layer, of_layer in measured.layers.items()}
+    matched = {name: ways["matched"] for name, ways in errors.items()}
+    barriers = prefix_barriers(aligned, job.images, job.test, job.labels)
+    return lie | {"equivariance_error": matched, "similarity": aligned.similarity, "barrier_up_to": barriers}
 
 
 MEASUREMENT = declaration.Measurement(Options, Body, measure, settings)

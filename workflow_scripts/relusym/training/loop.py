@@ -296,10 +296,9 @@ def train(
 def _interrupt(kept: State, progress: Progress, step: int = 0, sums: torch.Tensor | None = None) -> None:
     if rank() == 0:
         kept.save(step, sums)
-    saved = (
-        "the training state is saved, and the next run goes on from it" if kept.path else "no state is kept"
-    )
-    raise Interrupted(f"interrupted in epoch {progress.epoch:.2f} of {progress.epochs}; {saved}")
+    saved = "the training state is saved, and the next run goes on from it"
+    what = saved if kept.path else "no state is kept"
+    raise Interrupted(f"interrupted in epoch {progress.epoch:.2f} of {progress.epochs}; {what}")
 
 
 def precision_name(precision: str, device: torch.device) -> str:

@@ -23,14 +23,11 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
 
 def points(inputs: Inputs, models: Sequence[str]) -> pd.DataFrame:
     """One row a net or pair of nets of one type: model, merged (`FLIP` or `PAIR`), seed_1, seed_2, barrier."""
-    nets, pairs = frames.nets(inputs), frames.pairs(inputs)
-    nets = nets.rename(columns={"seed": "seed_1", "gcnn_barrier": "barrier"}).assign(
-        merged=FLIP, seed_2=pd.NA
-    )
-    pairs = (
-        pairs[pairs["model_1"] == pairs["model_2"]].rename(columns={"model_1": "model"}).assign(merged=PAIR)
-    )
-    both = [several.loc[several["ok"].astype(bool), COLUMNS].astype(object) for several in (nets, pairs)]
+    nets = frames.nets(inputs).rename(columns={"seed": "seed_1", "gcnn_barrier": "barrier"})
+    pairs = frames.pairs(inputs).rename(columns={"model_1": "model"})
+    pairs = pairs[pairs["model"] == pairs["model_2"]]
+    both = [nets.assign(merged=FLIP, seed_2=pd.NA), pairs.assign(merged=PAIR)]
+    both = [several.loc[several["ok"].astype(bool), COLUMNS].astype(object) for several in both]
     merges = pd.concat(both).astype({"barrier": float})
     merges = merges[merges["model"].isin(models)].sort_values(["merged", "seed_1"], kind="stable")
     return frames.in_order(merges, models)
@@ -40,11 +37,8 @@ def papers() -> dict[tuple[str, str], float]:
     flips, pairs = paper_values.table(2), paper_values.table(4)
     pairs = pairs[pairs["model_1"] == pairs["model_2"]]
     flips, pairs = flips.set_index("model")["gcnn_barrier_mean"], pairs.set_index("model_1")["barrier_mean"]
-    return {
-        (model, merged): mean
-        for merged, means in ((FLIP, flips), (PAIR, pairs))
-        for model, mean in means.items()
-    }
+    both = (FLIP, flips), (PAIR, pairs)
+    return {(model, merged): mean for merged, means in both for model, mean in means.items()}
 
 
 def figure(

@@ -30,13 +30,12 @@ def count_by_type(by_net: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
     for one net), share_mean and _std (of the layer's filters), smallest (median), n."""
     by_net = by_net.assign(share=by_net["zero_filters"] / by_net["filters"])
     by_net["model"] = pd.Categorical(by_net["model"], list(models), ordered=True)
-    over = by_net.groupby(["model", "layer"], observed=True, sort=True)
+    by = by_net.groupby(["model", "layer"], observed=True, sort=True)
     spreads = {f"{key}_{how}": (key, how) for key in ("zero_filters", "share") for how in ("mean", "std")}
-    first, last = (
-        {"filters": ("filters", "first")},
-        {"smallest": ("smallest", "median"), "n": ("seed", "size")},
+    table = by.agg(
+        filters=("filters", "first"), **spreads, smallest=("smallest", "median"), n=("seed", "size")
     )
-    return over.agg(**first, **spreads, **last).reset_index()
+    return table.reset_index()
 
 
 def zero_filter_figure(

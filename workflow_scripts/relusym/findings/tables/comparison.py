@@ -164,25 +164,20 @@ def compare(
         other: by row (its ids), what ours was made with that isn't the paper's; then it isn't comparable.
     """
     keys = [column for column in ("model", "model_1", "model_2", "method") if column in table]
-    columns = [
-        column
-        for column in table
-        if f"paper_{column}" in table and column not in keys and not column.endswith("_std")
-    ]
+    columns = [column for column in table if f"paper_{column}" in table and column not in keys]
     ids = [tuple(row) for row in table[keys].itertuples(index=False)]
     named = [" with ".join((names or {}).get(model, model) for model in row) for row in ids]
     rows = table.get("name", pd.Series(named, table.index, dtype=object))
     layout = layout or Layout("")
+    columns = [column for column in columns if not column.endswith("_std")]
     parts = [_cells(table, rows, column, layout).assign(ids=ids) for column in columns]
     cells = pd.concat(parts, ignore_index=True)
     cells.insert(0, "table", paper_number)
     cells = cells[cells["paper_value_mean"].notna()].reset_index(drop=True)
     cells["difference"] = cells["value_mean"] - cells["paper_value_mean"]
     cells["in_paper_stds"] = cells["difference"] / cells["paper_value_std"]
-    ours, papers = (
-        cells[[f"{side}value_mean", f"{side}value_std", f"{side}n"]].to_numpy(float, na_value=np.nan).T
-        for side in ("", "paper_")
-    )
+    sides = ([f"{side}value_mean", f"{side}value_std", f"{side}n"] for side in ("", "paper_"))
+    ours, papers = (cells[names].to_numpy(float, na_value=np.nan).T for names in sides)
     with np.errstate(divide="ignore", invalid="ignore"):
         welch = stats.ttest_ind_from_stats(*ours, *papers, equal_var=False)
     cells["in_standard_errors"], cells["p_value"] = welch.statistic, welch.pvalue
@@ -260,10 +255,8 @@ def ratios(inputs: Inputs, selection: Selection) -> pd.DataFrame:
                 for model_1, model_2, first, second, barrier, ok in pairs.itertuples(index=False)
                 if ok and model_1 == model_2 == model
             ]
-            flip, expected = (
-                flips("table2", model, "gcnn_barrier"),
-                two.loc[model, "gcnn_barrier_mean"] / paper,
-            )
+            flip = flips("table2", model, "gcnn_barrier")
+            expected = two.loc[model, "gcnn_barrier_mean"] / paper
             add(4, names.get(model, model), "GCNN Barrier / Barrier of two", flip, both, expected)
     papers = {"table2": (2, LOSS, two, "_mean"), "table5": (5, RESNET_LOSS, five, "")}
     for table, (paper_number, loss, paper, ending) in papers.items():

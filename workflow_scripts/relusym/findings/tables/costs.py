@@ -25,11 +25,8 @@ TABLE = Table(__name__, LAYOUT, reads=MERGES, select=lambda settings: {}, **OF_E
 
 def costs(records: Iterable[Record]) -> pd.DataFrame:
     """What each kind of job cost, from its process's start to its record; memory is the largest resident set (MB)."""
-    rows = [
-        (record["kind"], cost["job_seconds"], cost.get("job_memory_mb"))
-        for record in records
-        if "job_seconds" in (cost := record["cost"])
-    ]
+    costs = [(record["kind"], record["cost"]) for record in records if "job_seconds" in record["cost"]]
+    rows = [(kind, cost["job_seconds"], cost.get("job_memory_mb")) for kind, cost in costs]
     jobs = pd.DataFrame(rows, columns=["kind", "s", "memory"]).astype({"s": float, "memory": float})
     table = jobs.groupby("kind", sort=False).agg(
         jobs=("s", "size"),
