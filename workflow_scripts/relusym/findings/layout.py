@@ -182,15 +182,17 @@ def page(markdown: str) -> str:
         is_short = max((len(row[i - 1]) for row in rows), default=0) < 32
         rules += f"th:nth-child({i}), td:nth-child({i}) {{ text-align: {'right' if side[-1] == ':' else 'left'} }}\n"
         rules += f"td:nth-child({i}) {{ {'white-space: nowrap' if is_short else 'min-width: 24em'} }}\n"
+
+    def row(cells: list[str], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>\n"
+
     title = escape(lines[0].removeprefix("# "))
     notes = "".join(f"<li>{escape(line[2:])}</li>\n" for line in lines if line.startswith("- "))
-    with pd.option_context("display.max_colwidth", None):
-        table = pd.DataFrame(rows, columns=head).to_html(index=False, border=0, justify="inherit")
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         f"<style>\n{STYLE}{rules}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f"{table}\n"
-        f"<ul>\n{notes}</ul>\n</body>\n</html>\n"
+        f"<table>\n<thead>\n{row(head, 'th')}</thead>\n<tbody>\n{''.join(row(cells, 'td') for cells in rows)}"
+        f"</tbody>\n</table>\n<ul>\n{notes}</ul>\n</body>\n</html>\n"
     )
 
 
