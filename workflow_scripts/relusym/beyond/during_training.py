@@ -58,17 +58,10 @@ def measure(job: declaration.Job) -> dict[str, Any]:
         merged = flip_merge(plain, job.images, job.test, job.labels, **how)
         traced, permutations = merged.traced, merged.permutations
         errors, invariance = equivariance_errors(traced, job.test, job.symmetry, traced.groups, permutations)
-        epochs.append(
-            {
-                "epoch": epoch,
-                "accuracy": merged.accuracy["net"],
-                "barrier": merged.barrier["repaired"],
-                "absolute_barrier": merged.absolute_barrier["repaired"],
-                "invariance_error": invariance,
-                "equivariance_error": {name: ways["matched"] for name, ways in errors.items()},
-                "similarity": merged.similarity,
-            }
-        )
+        measured = {"epoch": epoch, "accuracy": merged.accuracy["net"], "barrier": merged.barrier["repaired"]}
+        measured |= {"absolute_barrier": merged.absolute_barrier["repaired"], "invariance_error": invariance}
+        matched = {name: ways["matched"] for name, ways in errors.items()}
+        epochs.append(measured | {"equivariance_error": matched, "similarity": merged.similarity})
     return {"epochs": epochs}
 
 

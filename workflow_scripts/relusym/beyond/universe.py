@@ -102,14 +102,11 @@ def measure(job: declaration.Job) -> dict[str, Any]:
                 similarity = {
                     group: float(table[apart].mean()) for group, table in aligned.similarity.items()
                 }
-        merged[str(count)] = {
-            "mean": mean,
-            "ensemble": accuracy_of(Ensemble(*job.plain[:count]), job.test, job.labels),
-            "accuracy": of_merged,
-            "barrier": {
-                name: barrier_of(mean, mean, value) if mean else None for name, value in of_merged.items()
-            },
+        ensemble = accuracy_of(Ensemble(*job.plain[:count]), job.test, job.labels)
+        barriers = {
+            name: barrier_of(mean, mean, value) if mean else None for name, value in of_merged.items()
         }
+        merged[str(count)] = {"mean": mean, "ensemble": ensemble, "accuracy": of_merged, "barrier": barriers}
     tables, there = measured.by_net(traced[0].groups), {}
     for here, other in ((0, 1), (1, 2), (2, 0)):
         pair = assigned(traced[0].groups, {name: table[here, :, other] for name, table in tables.items()})

@@ -89,16 +89,12 @@ def rank_correlation_of_types(
     whole = nets[nets["model"].isin(means.index)].groupby("model")
     spreads = ({model: spread(nets.to_numpy()) for model, nets in whole[key]} for key in (first, second))
     rho, p = float(exact.statistic), float(exact.pvalue)
-    return Evidence(
-        n,
-        test,
-        **dict.fromkeys(("effect", "effect_size", "direction"), rho),
-        **{"low": float(low), "high": float(high), "measure": "Spearman's ρ"},
-        **{"p_value": p, "p_rank": p, "p_rank_min": 2 / orders},
-        nets=int(whole.size().min()),
-        power_paper=power_paper,
-        power_observed=power.rank_correlation(*spreads),
+    fields = dict.fromkeys(("effect", "effect_size", "direction"), rho) | dict.fromkeys(
+        ("p_value", "p_rank"), p
     )
+    fields |= {"low": float(low), "high": float(high), "measure": "Spearman's ρ", "p_rank_min": 2 / orders}
+    fields |= {"nets": int(whole.size().min()), "power_paper": power_paper}
+    return Evidence(n, test, **fields, power_observed=power.rank_correlation(*spreads))
 
 
 def rowwise_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -215,21 +211,13 @@ def one_sample(
     shifted, varies, error = values - threshold, std > EQUAL, std * math.sqrt(factor / len(values))
     degrees = len(values) - 1 if degrees is None else degrees
     p_rank = signed_rank_p(shifted) if shifted.any() else 1.0
-    return Evidence(
-        n,
-        test,
-        effect=mean,
-        **interval(mean, error, degrees),
-        effect_size=(mean - origin) / std if varies else math.nan,
-        measure=measure,
-        direction=mean - threshold,
-        p_value=2 * float(stats.t.sf(abs(shifted.mean() / error), degrees)) if varies else p_rank,
-        p_rank=p_rank,
-        p_rank_min=0.5 ** (len(values) - 1),
-        remark="" if varies else NO_SPREAD,
-        nets=len(values),
-        power_observed=power_of(mean - threshold, std) if varies else None,
-    )
+    fields = {"effect": mean, "measure": measure, "direction": mean - threshold, "nets": len(values)}
+    fields |= interval(mean, error, degrees) | {"p_rank": p_rank, "p_rank_min": 0.5 ** (len(values) - 1)}
+    if not varies:
+        return Evidence(n, test, **fields, p_value=p_rank, remark=NO_SPREAD)
+    p_value = 2 * float(stats.t.sf(abs(shifted.mean() / error), degrees))
+    fields |= {"effect_size": (mean - origin) / std, "power_observed": power_of(mean - threshold, std)}
+    return Evidence(n, test, **fields, p_value=p_value)
 
 
 def paired(differences: np.ndarray, margin: float = 0.0, seeds: np.ndarray | None = None) -> Evidence:
@@ -321,15 +309,10 @@ def some_have_a_higher_order(flip_records: Sequence[Record]) -> Evidence:
     orders = np.concatenate(by_net)
     higher, n = int((orders > 2).sum()), len(shares)
     error = spread(shares)[1] / math.sqrt(n) if n > 1 else math.nan
-    return Evidence(
-        counted(n, "net"),
-        "count",
-        effect=higher / orders.size,
-        **interval(float(shares.mean()), error, n - 1),
-        measure=f"{SHARE} with a higher order",
-        settled=HELD if higher else NOT_HELD,
-        remark=f"{higher:,} of {orders.size:,} channels have a higher order",
-    )
+    fields = interval(float(shares.mean()), error, n - 1) | {"effect": higher / orders.size}
+    fields |= {"measure": f"{SHARE} with a higher order", "settled": HELD if higher else NOT_HELD}
+    remark = f"{higher:,} of {orders.size:,} channels have a higher order"
+    return Evidence(counted(n, "net"), "count", **fields, remark=remark)
 
 
 def _orders(record: Record) -> np.ndarray:

@@ -111,13 +111,10 @@ def beyond(name: str, order: int) -> Mapping[str, Any]:
         selection = beyond_selection(settings, name)
         return {**selection, "notes": net_notes(settings, selection["models"], settings.beyond.get(name))}
 
-    return {
-        "section": BEYOND,
-        "order": order,
-        "exists": lambda settings: name in settings.measured,
-        "reads": (name,),
-        "select": select,
-    }
+    def exists(settings: Settings) -> bool:
+        return name in settings.measured
+
+    return {"section": BEYOND, "order": order, "exists": exists, "reads": (name,), "select": select}
 
 
 def beyond_selection(settings: Settings, name: str) -> dict[str, Any]:
@@ -165,13 +162,10 @@ def _net(net: Model, section: Values) -> list[str]:
     options = [f"width {width:g}"] if width is not None else []
     options += [f"{key} {value}" for key, value in network.items() if key != "group_convs"]
     size = net.image_size if net.table == "table2" else None  # Table 5 has a column of it
-    return [
-        f"{net.data.dataset} data, {_count(net.data.train_images)}",
-        UNSCALED if size is None else f"images scaled to {size} pixels",
-        ", ".join([architecture, *options]),
-        net.symmetry.replace("_", " "),
-        f"{'seeds' if len(seeds) > 1 else 'seed'} {_ranges(seeds)}",
-    ]
+    data = f"{net.data.dataset} data, {_count(net.data.train_images)}"
+    scaled = UNSCALED if size is None else f"images scaled to {size} pixels"
+    symmetry, named = net.symmetry.replace("_", " "), "seeds" if len(seeds) > 1 else "seed"
+    return [data, scaled, ", ".join([architecture, *options]), symmetry, f"{named} {_ranges(seeds)}"]
 
 
 def _ranges(seeds: list[int]) -> str:
@@ -183,14 +177,8 @@ def _ranges(seeds: list[int]) -> str:
 def _stage(net: Model, stage: str) -> list[str]:
     how = net.stages[stage]
     weight = [how.objective, f"invariance weight {how.invariance_weight:g}"] if stage == "training" else []
-    return [
-        f"{how.epochs} epochs",
-        f"batch {how.batch_size}",
-        f"learning rate {how.learning_rate:g}",
-        f"{how.schedule} schedule",
-        *weight,
-        f"weight decay {how.weight_decay:g}",
-    ]
+    steps = [f"{how.epochs} epochs", f"batch {how.batch_size}", f"learning rate {how.learning_rate:g}"]
+    return [*steps, f"{how.schedule} schedule", *weight, f"weight decay {how.weight_decay:g}"]
 
 
 def _merging(net: Model, section: Values) -> list[str]:

@@ -302,8 +302,5 @@ def gather(
     if "torchvision" not in weights:
         files = [(str(path), read_tensors(path)) for path in paths]
     state, dropped = to_torchvision(files, network, weights.get("layout", "auto"))
-    return state, {
-        "classes": len(state["fc.weight"]),
-        "files": {path.name: sha256(path) for path in paths},
-        "dropped": dropped,
-    }
+    files = {path.name: sha256(path) for path in paths}
+    return state, {"classes": len(state["fc.weight"]), "files": files, "dropped": dropped}

@@ -263,16 +263,11 @@ def train(
                     return result
                 now = time.perf_counter()
                 speed = (step - skipped) * batches.batch_size / (now - started)
-                progress = Progress(
-                    epoch=epoch + step / steps,
-                    epochs=recipe.epochs,
-                    loss=total / step,
-                    accuracy=correct * world_size() / (step * batches.batch_size),
-                    images_per_second=speed,
-                    seconds_left=((recipe.epochs - epoch) * steps - step) * batches.batch_size / speed,
-                    epoch_done=step == steps,
-                )
-                if rank() == 0 and (step == steps or now - reported > REPORT_S):
+                accuracy = correct * world_size() / (step * batches.batch_size)
+                left = ((recipe.epochs - epoch) * steps - step) * batches.batch_size / speed
+                at, is_done = epoch + step / steps, step == steps
+                progress = Progress(at, recipe.epochs, total / step, accuracy, speed, left, is_done)
+                if rank() == 0 and (is_done or now - reported > REPORT_S):
                     reported = now
                     report(progress)
             if ending and step < steps:

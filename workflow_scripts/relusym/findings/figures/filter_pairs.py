@@ -21,12 +21,9 @@ IN_A_ROW = (2, 4, 8, 16)  # pairs
 
 def select(settings: Settings, layer: str, models: Sequence[str], flipped_back: bool = False) -> Selection:
     """Models (a panel each, of its first net that isn't left out), and the rest as in `filter_pairs`."""
-    return {
-        "models": [model for model in models if model in settings.models],
-        "layer": layer,
-        "flipped_back": flipped_back,
-        "zero_filter": settings.sections.filters.zero_filter,
-    }
+    present = [model for model in models if model in settings.models]
+    zero = settings.sections.filters.zero_filter
+    return {"models": present, "layer": layer, "flipped_back": flipped_back, "zero_filter": zero}
 
 
 def _figure(name: str, layer: str, models: Sequence[str], flipped_back: bool = False) -> Figure:
