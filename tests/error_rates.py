@@ -14,7 +14,7 @@ from scipy import stats
 from relusym import paper_values
 from relusym.findings.evidence import shared_nets
 from relusym.findings.tables.claims import lost_by_early_invariance_loss
-from relusym.findings.tables.ratios import LOSS
+from relusym.findings.tables.comparison import LOSS
 
 PAPER = paper_values.table(2).set_index("model").loc[list(MODELS)]
 PAIRS = paper_values.table(4).query("model_1 == model_2").set_index("model_1")

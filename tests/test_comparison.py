@@ -14,8 +14,7 @@ from relusym.errors import UserError
 from relusym.findings.layout import write_table
 from relusym.findings.selection import select
 from relusym.findings.tables import comparison, table2
-from relusym.findings.tables.comparison import PAPER_NETS, compare, other_than_the_papers
-from relusym.findings.tables.ratios import ratio
+from relusym.findings.tables.comparison import PAPER_NETS, compare, other_than_the_papers, ratio
 
 PAPER_2 = paper_values.table(2).set_index("model")
 PAPER_4 = paper_values.table(4).set_index(["model_1", "model_2"])

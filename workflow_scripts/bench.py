@@ -14,14 +14,12 @@ from relusym.whole_files import write_whole
 
 
 def in_words(value):
-    """A cell of the table to read."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if pd.isna(value) else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def paper_grid(root):
-    """The paper's grid, as far as its duration depends on it."""
     paper = Settings.of({"scale": "paper"}, [root / "scales"])
     models = [paper.models[model] for model in paper.table("table2")]
     how = [model.stages["training"] for model in models]
@@ -38,8 +36,7 @@ def paper_grid(root):
 if __name__ == "__main__":  # the processes of the benchmark import this file too
     terminal = sys.stderr
     with job(snakemake):
-        root = Path(snakemake.params.root)
-        device = device_named(snakemake.params.device)
+        root, device = Path(snakemake.params.root), device_named(snakemake.params.device)
         name = device_name(device, snakemake.threads)
         rows = benchmark(read_settings(), paper_grid(root), root, device, snakemake.threads)
         rows.insert(0, "machine", name)

@@ -7,7 +7,7 @@ from relusym.findings import Table, declared, frames
 from relusym.findings.fingerprint import fingerprint, write_note
 from relusym.findings.frames import read
 from relusym.findings.layout import csv, write_table, write_text
-from relusym.findings.print_style import write_figure
+from relusym.findings.print_style import style, write_figure
 
 with job(snakemake):
     params, selection = snakemake.params, snakemake.params.selection
@@ -21,8 +21,9 @@ with job(snakemake):
         frame = module.frame(inputs, selection)
         write_table(frame, stem, finding.layout, notes, selection["names"], endings)
     else:
-        drawing, *frames = module.draw(inputs, selection)
-        write_figure(drawing, [path for path in outputs if not path.endswith(".csv")])
+        with style():
+            drawing, *frames = module.draw(inputs, selection)
+            write_figure(drawing, [path for path in outputs if not path.endswith(".csv")])
         csvs = [path for path in outputs if path.endswith(".csv")]
         for path, frame in zip(csvs, frames, strict=bool(csvs)):
             write_text(path, csv(frame))

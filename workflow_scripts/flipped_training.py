@@ -8,12 +8,7 @@ from relusym.measuring.loading import device_named
 from relusym.records.files import write_record
 
 with job(snakemake):
-    # a few steps of a narrow net, in float64 too: a CPU does as well
-    record = flipped_training_record(
-        snakemake.params.settings,
-        Path(snakemake.params.data),
-        snakemake.params.label,
-        device=device_named("cpu"),
-    )
+    params, device = snakemake.params, device_named("cpu")  # does as well for a few steps of a narrow net
+    record = flipped_training_record(params.settings, Path(params.data), params.label, device=device)
     write_record(snakemake.output.record, record)
     print(f"largest difference to the flipped net: {record['largest_difference']}")

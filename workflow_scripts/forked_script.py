@@ -15,11 +15,7 @@ from relusym.jobs.forks import THREADS, Forks, can_fork
 FEW = 2  # scripts that are done as soon without
 # What Snakemake puts into a script needs the last two
 FINDINGS = ("pandas", "scipy.stats", "matplotlib.figure", "snakemake.logging", "snakemake.iocontainers")
-NETS = (
-    "torch",
-    "torchvision.transforms.v2",
-    *(f"relusym.measuring.{job}" for job in ("train", "merge")),
-)
+NETS = ("torch", "torchvision.transforms.v2", "relusym.measuring.train", "relusym.measuring.merge")
 
 
 def run_as_forks(scripts: Sequence[str]) -> None:
@@ -36,11 +32,7 @@ class ForkedScript(snakemake.script.PythonScript):
     forks: ClassVar[Forks]
 
     def execute_script(self, fname: str, edit: bool = False) -> None:
-        """Run the script to its end; see `snakemake.script.ScriptBase`.
-
-        Raises:
-            subprocess.CalledProcessError: it failed.
-        """
+        """Run the script to its end; subprocess.CalledProcessError if it fails."""
         if self.conda_env or self.container_img or self.env_modules or self.shadow_dir:
             return super().execute_script(fname, edit)
         try:

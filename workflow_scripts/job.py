@@ -101,15 +101,11 @@ def _is_done(snakemake) -> bool:
 @contextmanager
 def _gpus(snakemake, log) -> Iterator[None]:
     """GPUs of this machine for a job that asks for some, unless a scheduler (or the config) has chosen them."""
-    jobs_per_gpu = snakemake.params.get("jobs_per_gpu")
-    if (
-        jobs_per_gpu is None
-        or not snakemake.resources.get("gpu")
-        or snakemake.params.device not in ("auto", "cuda")
-    ):
+    jobs_per_gpu, wanted = snakemake.params.get("jobs_per_gpu"), snakemake.resources.get("gpu")
+    if jobs_per_gpu is None or not wanted or snakemake.params.device not in ("auto", "cuda"):
         yield
         return
-    with gpu_slots(snakemake.resources.gpu, jobs_per_gpu, log=log) as gpus:
+    with gpu_slots(wanted, jobs_per_gpu, log=log) as gpus:
         if gpus:
             log(f"on GPU {', '.join(gpus)}")
         yield

@@ -4,7 +4,6 @@ To train: torchvision's data set with a transform an image, a DataLoader with wo
 VGG11s: one pass a layer and net to match, REPAIR by tracked nets, DataLoaders throughout.
 """
 
-from collections import OrderedDict
 from copy import deepcopy
 from multiprocessing import get_all_start_methods
 
@@ -61,7 +60,6 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def train(net: nn.Module, images: ImageSet, recipe: Recipe, device: torch.device, workers: int) -> None:
-    """Train `net`, on `device`, in place with cross-entropy."""
     how = {"padding": recipe.crop_padding, "flip": recipe.augmentation, "shuffle": True}
     batches = loader(images, recipe.batch_size, workers, **how)
     rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
@@ -84,12 +82,8 @@ def train(net: nn.Module, images: ImageSet, recipe: Recipe, device: torch.device
 
 
 def front(net: VGG11, layer: int) -> nn.Sequential:
-    """The net up to the ReLU of its `layer`-th conv."""
-    modules = OrderedDict(net.features.named_children())
-    names = list(modules)
-    return nn.Sequential(
-        OrderedDict((name, modules[name]) for name in names[: names.index(f"relu{layer}") + 1])
-    )
+    names = [name for name, _ in net.features.named_children()]
+    return net.features[: names.index(f"relu{layer}") + 1]
 
 
 @torch.no_grad()
@@ -129,13 +123,8 @@ class Tracked(nn.Module):
         normed = self.norm(y)
         return normed if self.rescale else y
 
-    def fused(self) -> nn.Conv2d:
-        """The conv with its batch norm in its weights."""
-        return torch.nn.utils.fuse_conv_bn_eval(self.conv.eval(), self.norm.eval())
-
 
 def tracked(net: VGG11) -> VGG11:
-    """A copy of `net` that tracks the statistics of its convs' outputs."""
     net = deepcopy(net)
     for layer in range(1, LAYERS + 1):
         setattr(net.features, f"conv{layer}", Tracked(getattr(net.features, f"conv{layer}")))
@@ -169,13 +158,14 @@ def repaired(halfway: VGG11, first: VGG11, second: VGG11, batches: DataLoader, d
         conv.norm.bias.copy_(sum(end.norm.running_mean for end in convs) / 2)
     reset_statistics(net, batches, device)
     for layer in range(1, LAYERS + 1):
-        setattr(net.features, f"conv{layer}", getattr(net.features, f"conv{layer}").fused())
+        conv = getattr(net.features, f"conv{layer}")
+        fused = nn.utils.fuse_conv_bn_eval(conv.conv.eval(), conv.norm.eval())
+        setattr(net.features, f"conv{layer}", fused)
     return net
 
 
 @torch.no_grad()
 def accuracy(net: nn.Module, batches: DataLoader, device: torch.device) -> float:
-    """Share of the images whose largest logit is at their label."""
     net.eval()
     correct = count = 0
     with autocast(device):
@@ -197,8 +187,7 @@ def merge(
     workers: int,
 ) -> tuple[dict[str, list[int]], dict[str, float]]:
     """Match `second` to `first`, average, REPAIR; permutations, and accuracies by `names` (the ends'), as
-    `merging.merge`.
-    """
+    `merging.merge`."""
     batches, tests = (loader(split, batch_size, workers) for split in (images, test))
     permuted, permutations = deepcopy(second), {}
     for layer in range(1, LAYERS + 1):

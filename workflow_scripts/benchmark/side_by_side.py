@@ -34,7 +34,7 @@ from relusym.training.recipe import Recipe
 
 AGREE = 0.99  # share of channels that both sides must match alike
 NOISE = 3  # standard errors that accuracies may differ by
-GOALS = {  # of one row on CPU and GPU: at least (ratios, shares), or at most (seconds, hours)
+GOALS = {  # of a row on CPU and GPU: at least (ratios, shares), or at most (seconds, hours)
     "training": {"cpu": 3.0, "cuda": 5.0},
     "share of the arithmetic floor": {"cuda": 0.35},
     "flip merge": {"cpu": 6.0, "cuda": 8.0},
@@ -44,15 +44,11 @@ GOALS = {  # of one row on CPU and GPU: at least (ratios, shares), or at most (s
     "start-up of a job": {"cpu": 3.0, "cuda": 6.0},
     "the paper's grid, extrapolated": {"cuda": 1.0},
 }
-
-
 LEFT_OUT = {"data", "results", "tests", "docs"}  # of no use in a copy, or made by runs
 START_UP = "start_up"  # a scale with one small training
 
 
 class Device(Section):
-    """Trainings and merges on one kind of device."""
-
     nets: OrNull[Count]
     width: Positive
     train_images: Count
@@ -65,8 +61,6 @@ class Device(Section):
 
 
 class Bench(Section):
-    """The whole benchmark."""
-
     repeats: Count
     demo: Flag
     cpu: Device
@@ -81,25 +75,18 @@ def read_settings() -> Bench:
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity, `what` in `unit`.
-
-    Attributes:
-        here, plain: medians of this project's and of the plain way's values.
-        ratio: how many times as fast this project is; goal, reached: see `GOALS`.
-        agreement: how far the two sides' results agree, and `agrees`: whether that is enough.
-        how: how each side ran.
-    """
+    """A quantity, `what` in `unit`."""
 
     what: str
     unit: str
-    here: float
-    plain: float | None = None
-    ratio: float | None = None
-    goal: float | None = None
+    here: float  # the median of this project's values
+    plain: float | None = None  # of the plain way's
+    ratio: float | None = None  # how many times as fast this project is
+    goal: float | None = None  # of `GOALS`
     reached: bool | None = None
-    agreement: str = ""
-    agrees: bool | None = None
-    how: str = ""
+    agreement: str = ""  # how far the two sides' results agree
+    agrees: bool | None = None  # whether that is enough
+    how: str = ""  # each side ran
 
 
 def row(what: str, unit: str, here: float, device: str, *, at_least: float | None = None, **columns) -> Row:
@@ -121,7 +108,6 @@ class Contender:
 
     @property
     def how(self) -> str:
-        """In words."""
         workers = f" + {self.task.workers} workers" if self.task.workers else ""
         return f"{self.nets} at once, each {self.task.threads} threads{workers}"
 
@@ -140,26 +126,22 @@ def contenders(
     return [Contender(*way) for way in ways[: 2 + (nets > 1)]]
 
 
-def by_turns(
+def race(
     contending: Sequence[Contender], arguments: Callable[[Contender, int], list], repeats: int
-) -> tuple[dict[str, float], dict[str, list]]:
-    """Each contender once, then each again, …: median seconds a net, and all results, by name."""
-    seconds, results = defaultdict(list), defaultdict(list)
+) -> tuple[Contender, dict[str, float], dict[str, list], dict[str, Any]]:
+    """Each contender once, then each again, …: the fastest plain one, median seconds a net and all results, by name,
+    and a row's columns on this project against it."""
+    times, results = defaultdict(list), defaultdict(list)
     for repeat in range(repeats):
         for each in contending:
             took, outcomes = each.side.run(each.function, each.task, arguments(each, repeat))
-            seconds[each.name].append(took / each.nets)
+            times[each.name].append(took / each.nets)
             results[each.name] += outcomes
-    return {name: statistics.median(values) for name, values in seconds.items()}, results
-
-
-def against_plain(
-    contending: Sequence[Contender], seconds: dict[str, float]
-) -> tuple[Contender, dict[str, Any]]:
-    """The fastest plain contender, and a row's columns on this project against it."""
+    seconds = {name: statistics.median(values) for name, values in times.items()}
     best = min(contending[1:], key=lambda each: seconds[each.name])
     ratio = seconds[best.name] / seconds["here"]
-    return best, {"ratio": ratio, "at_least": ratio, "how": f"{contending[0].how}; plain: {best.how}"}
+    how = f"{contending[0].how}; plain: {best.how}"
+    return best, seconds, results, {"ratio": ratio, "at_least": ratio, "how": how}
 
 
 def flop_an_image(width: float) -> int:
@@ -176,12 +158,11 @@ def training_rows(
 ) -> tuple[list[Row], list[Weights]]:
     """Training on both sides; also the weights of this project's nets, for the merges."""
     contending = contenders(here, plain, sides.train_here, sides.train_plainly, task, cores)
-    seconds, results = by_turns(
+    best, seconds, results, compared = race(
         contending, lambda each, repeat: [repeat * each.nets + i for i in range(each.nets)], repeats
     )
     recipe = task.training
     seen = images // recipe.batch_size * recipe.batch_size * recipe.epochs
-    best, compared = against_plain(contending, seconds)
     here_speed, plain_speed = (seen / seconds[name] for name in ("here", best.name))
     ours = [score for score, _ in results["here"]]
     theirs = [score for each in contending[1:] for score, _ in results[each.name]]
@@ -192,14 +173,12 @@ def training_rows(
     agrees = abs(chance - other) <= NOISE * error
     peak = here.rate(replace(task, threads=cores))
     floor, plain_floor = (speed * flop_an_image(task.width) / peak for speed in (here_speed, plain_speed))
+    compared |= {"plain": plain_speed, "agreement": agreement, "agrees": agrees}
     how = f"matrix products reach {peak / 1e12:.2f} TFLOP/s"
-    agreed = {"plain": plain_speed, "agreement": agreement, "agrees": agrees}
     reached = {"plain": plain_floor, "at_least": floor, "how": how}
-    rows = [
-        row("training", "images/s", here_speed, task.device, **agreed, **compared),
-        row("share of the arithmetic floor", "share", floor, task.device, **reached),
-    ]
-    return rows, [weights for _, weights in results["here"]]
+    speed = row("training", "images/s", here_speed, task.device, **compared)
+    share = row("share of the arithmetic floor", "share", floor, task.device, **reached)
+    return [speed, share], [weights for _, weights in results["here"]]
 
 
 def merge_row(
@@ -214,8 +193,9 @@ def merge_row(
 ) -> Row:
     """A flip merge (one net's weights) or a pair merge (two nets') on both sides."""
     contending = contenders(here, plain, sides.merge_here, sides.merge_plainly, task, cores)
-    seconds, results = by_turns(contending, lambda each, repeat: [tuple(nets)] * each.nets, repeats)
-    best, compared = against_plain(contending, seconds)
+    best, seconds, results, compared = race(
+        contending, lambda each, repeat: [tuple(nets)] * each.nets, repeats
+    )
     (ours, accuracy), (theirs, plain_accuracy) = results["here"][0], results[best.name][0]
     alike = [a == b for name in ours for a, b in zip(ours[name], theirs[name], strict=True)]
     share = sum(alike) / len(alike)
@@ -223,8 +203,8 @@ def merge_row(
     allowed = {name: NOISE * (2 * p * (1 - p) / test_images) ** 0.5 for name, p in accuracy.items()}
     agreement = f"{share:.2%} of {len(alike)} channels, accuracies within {max(apart.values()):.4f}"
     agrees = share >= AGREE and all(apart[name] <= allowed[name] for name in apart)
-    columns = {"plain": seconds[best.name], "agreement": agreement, "agrees": agrees}
-    return row(what, "s", seconds["here"], task.device, **columns, **compared)
+    compared |= {"plain": seconds[best.name], "agreement": agreement, "agrees": agrees}
+    return row(what, "s", seconds["here"], task.device, **compared)
 
 
 class WorkflowCopy:
@@ -238,15 +218,13 @@ class WorkflowCopy:
             return made(at, names) | (LEFT_OUT if Path(at) == root else set())  # relusym has a room `data`
 
         shutil.copytree(root, folder, ignore=left_out, dirs_exist_ok=True)
-        self.add_scale(START_UP, start_up_scale(self.scale("demo")))
+        self.add_scale(START_UP, "demo", start_up_scale)
 
-    def scale(self, name: str) -> dict[str, Any]:
-        """The sections of a scale."""
-        return yaml.safe_load((self.folder / f"scales/{name}.yaml").read_text(encoding="utf-8"))
-
-    def add_scale(self, name: str, sections: dict[str, Any]) -> None:
-        text = yaml.safe_dump(sections, sort_keys=False)
-        (self.folder / f"scales/{name}.yaml").write_text(text, encoding="utf-8")
+    def add_scale(self, name: str, like: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """A scale whose sections are those of another, changed."""
+        file, other = (self.folder / f"scales/{scale}.yaml" for scale in (name, like))
+        sections = change(yaml.safe_load(other.read_text(encoding="utf-8")))
+        file.write_text(yaml.safe_dump(sections, sort_keys=False), encoding="utf-8")
 
     def seconds(self, *arguments: str) -> float:
         """How long Snakemake takes; UserError if it fails."""
@@ -261,8 +239,8 @@ class WorkflowCopy:
     def dry_run(self, scale: str, seeds: str | None = None) -> float:
         """Seconds to plan a scale's jobs from scratch; `seeds` instead of the scale's own, such as 0-239."""
         if seeds:
-            scale, sections = f"{scale}_more", self.scale(scale) | {"seeds": seeds}
-            self.add_scale(scale, sections)
+            self.add_scale(f"{scale}_more", scale, lambda sections: sections | {"seeds": seeds})
+            scale = f"{scale}_more"
         return self.seconds("--dry-run", "--quiet", "--cores", "1", "--config", f"scale={scale}")
 
     def start_up(self, device: str) -> float:
@@ -274,7 +252,6 @@ class WorkflowCopy:
         return cost["job_seconds"] - cost["seconds"]
 
     def run(self, scale: str, cores: int, device: str) -> tuple[float, float]:
-        """Run a scale: seconds from start to end, and the sum of its jobs' useful seconds, once all is imported."""
         wall = self.seconds("--cores", str(cores), "--config", f"scale={scale}", f"device={device}")
         records = sorted(self.folder.glob(f"results/{scale}/records/*/*/[0-9]*.json"))
         return wall, sum(load_record(record)["cost"]["seconds"] for record in records)
@@ -311,10 +288,8 @@ def workflow_rows(root: Path, device: str, cores: int, repeats: int, demo: bool,
 
 
 def grid_row(paper: dict[str, Any], task: Task, rows: Sequence[Row]) -> list[Row]:
-    """How long the paper's grid would take at the measured rates, if its nets are as wide as those measured.
-
-    An epoch with the invariance loss sees every image twice, and merges are taken to grow with the images they match.
-    """
+    """How long the paper's grid would take at the measured rates, if its nets are as wide as those measured. An epoch
+    with the invariance loss sees every image twice, and merges are taken to grow with the images they match."""
     if paper["width"] != task.width:
         return []
     measured = {each.what: each.here for each in rows}
@@ -351,10 +326,9 @@ def benchmark(
 ) -> pd.DataFrame:
     """All rows.
 
-    Args:
-        paper: the scale paper's `width`, `epochs`, number of `images`, `seeds` and `pairs`, and `invariance_from` of
-            each of its model types.
-        root, device, cores: the workflow's folder; what both sides compute on; how many CPU cores they may use.
+    `paper`: the scale paper's `width`, `epochs`, number of `images`, `seeds` and `pairs`, and `invariance_from` of each
+    of its model types; `root`, `device`, `cores`: the workflow's folder, what both sides compute on, and how many CPU
+    cores they may use.
     """
     repeats, how = settings.repeats, getattr(settings, device.type).model_dump()
     rows = compared_rows(how, paper, device, cores, repeats)

@@ -76,23 +76,16 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = Non
 
 @dataclass(frozen=True)
 class Task:
-    """What one process does.
+    """What a process does."""
 
-    Attributes:
-        data, device: the prepared images, and what is computed on.
-        threads, workers: CPU threads of the process; worker processes of its DataLoaders (plain only).
-        width, training: of the nets, and how one is trained.
-        matched, batch_size: number of training images that merges match on, and of images that they read at once.
-    """
-
-    data: Path
+    data: Path  # the prepared images
     device: str
     threads: int
-    workers: int
-    width: float
+    workers: int  # processes of its DataLoaders (plain only)
+    width: float  # of the nets
     training: Recipe
-    matched: int
-    batch_size: int
+    matched: int  # training images that merges match on
+    batch_size: int  # of merges
 
     def net(self, seed: int) -> VGG11:
         """An untrained net, the same on both sides."""
@@ -100,7 +93,6 @@ class Task:
         return VGG11(self.width, initialization="he").to(self.device)
 
     def load(self, weights: Weights) -> VGG11:
-        """A net with these weights."""
         net = VGG11(self.width).to(self.device).eval()
         net.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
         return net
@@ -112,43 +104,40 @@ def images(data: Path, split: str, device: str) -> ImageSet:
     return image_set.load(data, split, device)
 
 
-Outcome = tuple[
-    float, float, Any
-]  # when a process started and ended, seconds on the shared clock; what came out
+# When a process started and ended, seconds on the shared clock; what came out
+Outcome = tuple[float, float, Any]
+
+
+def timed(task: Task, work: Callable[[], Any]) -> Outcome:
+    """What `work` comes to, by the process's threads."""
+    torch.set_num_threads(task.threads)
+    started = clock(torch.device(task.device))
+    result = work()
+    return started, clock(torch.device(task.device)), result
 
 
 def _train(task: Task, seed: int, training: Callable[[VGG11], object]) -> Outcome:
-    """Time the training of a net; its test accuracy and weights."""
-    torch.set_num_threads(task.threads)
-    device, net = torch.device(task.device), task.net(seed)
-    started = clock(device)
-    training(net)
-    ended = clock(device)
+    net = task.net(seed)
+    started, ended, _ = timed(task, lambda: training(net))
     test = images(task.data, "test", task.device)
     weights = {name: tensor.cpu().numpy() for name, tensor in net.state_dict().items()}
     return started, ended, (accuracy(net, Images(test.images, normalise=normalise), test.labels), weights)
 
 
 def train_here(task: Task, seed: int) -> Outcome:
-    """This project's training."""
     prepare()
     split, how = images(task.data, "train", task.device), task.training
-    chosen = {
-        "batch_size": how.batch_size,
-        "crop_padding": how.crop_padding,
-        "seed": seed,
-        "name": "benchmark",
-    }
+    chosen = {"batch_size": how.batch_size, "crop_padding": how.crop_padding, "seed": seed}
 
     def training(net: VGG11) -> None:
-        batches = ImagesOnDevice(split.images, split.labels, len(split.classes), **chosen)
+        labelled = split.images, split.labels, len(split.classes)
+        batches = ImagesOnDevice(*labelled, **chosen, name="benchmark")
         train(net, batches, how, device=torch.device(task.device))
 
     return _train(task, seed, training)
 
 
 def train_plainly(task: Task, seed: int) -> Outcome:
-    """The plain training."""
     from benchmark import plain  # here: it needs torchvision, which the other side starts without
 
     how = images(task.data, "train", "cpu"), task.training, torch.device(task.device), task.workers
@@ -156,37 +145,31 @@ def train_plainly(task: Task, seed: int) -> Outcome:
 
 
 def merge_here(task: Task, weights: Nets) -> Outcome:
-    """This project's merge; permutations and accuracies."""
     prepare()
-    torch.set_num_threads(task.threads)
-    device = torch.device(task.device)
     split, test = (images(task.data, name, task.device) for name in ("train", "test"))
     nets = [task.load(each).to(memory_format=torch.channels_last) for each in weights]
     pixels = split.images[: task.matched], test.images
     some, tests = (Images(each, task.batch_size, normalise) for each in pixels)
-    started = clock(device)
-    merged = (flip_merge if len(nets) == 1 else merge)(*nets, some, tests, test.labels)
-    return started, clock(device), (merged.permutations, merged.accuracy)
+    merging = flip_merge if len(nets) == 1 else merge
+    started, ended, merged = timed(task, lambda: merging(*nets, some, tests, test.labels))
+    return started, ended, (merged.permutations, merged.accuracy)
 
 
 def merge_plainly(task: Task, weights: Nets) -> Outcome:
-    """The plain merge; permutations and accuracies."""
     from benchmark import plain
 
-    torch.set_num_threads(task.threads)
-    device = torch.device(task.device)
     split, test = (images(task.data, name, "cpu") for name in ("train", "test"))
     some = replace(split, images=split.images[: task.matched], labels=split.labels[: task.matched])
-    nets = [task.load(each) for each in weights]
-    started = clock(device)
-    flip = len(nets) == 1
-    ends, names = ((nets[0], HORIZONTAL_FLIP.transform(nets[0])), FLIP) if flip else (nets, PAIR)
-    result = plain.merge(*ends, names, some, test, task.batch_size, device, task.workers)
-    return started, clock(device), result
+    nets, names = [task.load(each) for each in weights], PAIR if len(weights) == 2 else FLIP
+    how = names, some, test, task.batch_size, torch.device(task.device), task.workers
+
+    def merging() -> tuple:
+        return plain.merge(nets[0], nets[1] if nets[1:] else HORIZONTAL_FLIP.transform(nets[0]), *how)
+
+    return timed(task, merging)
 
 
 def prepare() -> None:
-    """What this project's jobs do before their work, see `job.py`."""
     torch.set_flush_denormal(True)
     keep_freed_memory()
 

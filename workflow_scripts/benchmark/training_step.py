@@ -24,18 +24,12 @@ from relusym.training.quick_steps import quick_steps
 from relusym.training.recipe import Recipe
 
 CPU, DTYPE = torch.device("cpu"), torch.bfloat16
-TYPES = {
-    "cnn": {},
-    "cnn_inv": {"invariance_from": 0.0},
-    "gcnn": {"group_convs": 8},
-    "pgcnn": {"group_convs": 2},
-}
+INVARIANT = {"invariance_from": 0.0}
+TYPES = {"cnn": {}, "cnn_inv": INVARIANT, "gcnn": {"group_convs": 8}, "pgcnn": {"group_convs": 2}}
 SIZES = ((1 / 4, 100), (1 / 2, 100), (1, 500))  # width, images a step
 
 
-def step_of(
-    width: float, images: int, quick: bool, group_convs: int = 0, **recipe: float
-) -> Callable[[], None]:
+def step_of(width: float, images: int, quick: bool, group_convs=0, **recipe: float) -> Callable[[], None]:
     """A function that takes one training step, as `loop.train` does."""
     torch.manual_seed(0)
     rates = {"learning_rate": 0.05, "weight_decay": 0.0018, "invariance_weight": 0.15}
@@ -80,6 +74,5 @@ if __name__ == "__main__":
     for (width, images), kind in product(SIZES, TYPES):
         # a long step needs fewer repeats
         plain, quick = milliseconds(kind, width, images, repeats if images < 500 else max(1, repeats // 5))
-        print(
-            f"| {kind} | {width} | {images} | {plain:.1f} | {quick:.1f} | {plain / quick:.2f} |", flush=True
-        )
+        row = f"| {kind} | {width} | {images} | {plain:.1f} | {quick:.1f} | {plain / quick:.2f} |"
+        print(row, flush=True)

@@ -27,7 +27,11 @@ EVERY_S = 1  # between two looks of the moving line
 EVERY_S_IN_A_FILE = 30  # between two lines where nothing can move, such as in a pipe
 CHATTER = re.compile("Using (workflow|shell)|Config file|Assuming|Building DAG|Adding|Conda env|Singularity")
 # of failed jobs, each of which has its line already
-SAID = ("RuleException:\nCalledProcessError in", "Cannot restore", "WorkflowError:\nAt least one job did not")
+REPEATED = (
+    "RuleException:\nCalledProcessError in",
+    "Cannot restore",
+    "WorkflowError:\nAt least one job did not",
+)
 NAMED = 4  # jobs of a rule that a dry run names
 
 
@@ -49,7 +53,6 @@ class LogHandler(LogHandlerBase):
             threading.Thread(target=self._keep_moving, daemon=True).start()
 
     def emit(self, record: LogRecord) -> None:
-        """Take in what Snakemake reports; see `logging.Handler`."""
         try:
             with self.lock:
                 self._take(record)
@@ -68,7 +71,7 @@ class LogHandler(LogHandlerBase):
             self._print(f"failed: {jobs} jobs that were submitted together{_error(record.aux_logs)}")
         elif str(record.msg).startswith("Missing metadata"):  # of files made elsewhere: `--report`
             self.without_metadata += 1
-        elif event in (None, LogEvent.ERROR) and not str(record.msg).startswith(SAID):
+        elif event in (None, LogEvent.ERROR) and not str(record.msg).startswith(REPEATED):
             if record.levelno >= WARNING or (not self.run.total and not CHATTER.match(str(record.msg))):
                 self._print(_of_a_config_file(str(record.msg)) or str(record.msg))
         elif event == LogEvent.JOB_FINISHED and not self.moves and now - self.printed > EVERY_S_IN_A_FILE:
@@ -89,10 +92,8 @@ class LogHandler(LogHandlerBase):
         """The last line: how much was done, or would be."""
         self.closed.set()
         with self.lock:
-            if self.without_metadata:
-                self._print(
-                    f"Times of {self.without_metadata} files that were made elsewhere are unknown to the report"
-                )
+            if count := self.without_metadata:
+                self._print(f"Times of {count} files that were made elsewhere are unknown to the report")
                 self.without_metadata = 0
             if self.common_settings.dryrun and self.run.total:
                 self._print(self.run.plan())
@@ -143,7 +144,6 @@ class Run:
         self.planned: dict[str, list[str]] = defaultdict(list)
 
     def take(self, event: str | None, record: LogRecord) -> None:
-        """An event and what Snakemake says of it."""
         if event == LogEvent.RUN_INFO and not self.total:
             self.to_do = Counter({rule: number for rule, number in record.stats.items() if rule != "total"})
             self.total = self.to_do.total()
@@ -165,18 +165,18 @@ class Run:
         """What is done, how long the rest takes, and what is running."""
         left = self._seconds_left()
         running = ", ".join(_name(job) + _epoch(job) for job, _ in self.running.values())
-        failed = f", {len(self.failed)} failed" if self.failed else ""
-        done = f"{self.done} of {self.total} jobs done{failed}"
+        done = f"{self.done} of {self.total} jobs done{self._failures()}"
         return " | ".join(filter(None, [done, left and f"about {_time(left)} left", running]))
 
     def summary(self) -> str:
-        """How it ended."""
-        failed = f", {len(self.failed)} failed" if self.failed else ""
         what = f"{self.done} of {self.total} jobs"
-        if self.total == 1 and not failed:
+        if self.total == 1 and not self.failed:
             ((rule, (name, *_)),) = self.planned.items()
             what = rule if name == rule else f"{rule} {name}"
-        return f"{what} done{failed}, in {_time(time.monotonic() - self.started)}"
+        return f"{what} done{self._failures()}, in {_time(time.monotonic() - self.started)}"
+
+    def _failures(self) -> str:
+        return f", {len(self.failed)} failed" if self.failed else ""
 
     def plan(self) -> str:
         """What a dry run would do: of each rule how many jobs, and the first of them by name."""
@@ -185,12 +185,10 @@ class Run:
         lines = [f"Would run {jobs} (the full list: --verbose):"]
         for rule in self.to_do.keys() - single:
             names = sorted(self.planned[rule])
-            lines.append(
-                f"{self.to_do[rule]:8,} {rule}: {', '.join(names[:NAMED] + ['…'] * (len(names) > NAMED))}"
-            )
-        others = textwrap.wrap(
-            ", ".join(single), 90, initial_indent="       1 of each: ", subsequent_indent=" " * 18
-        )
+            first = names[:NAMED] + ["…"] * (len(names) > NAMED)
+            lines.append(f"{self.to_do[rule]:8,} {rule}: {', '.join(first)}")
+        indents = {"initial_indent": "       1 of each: ", "subsequent_indent": " " * 18}
+        others = textwrap.wrap(", ".join(single), 90, **indents)
         return "\n".join([lines[0], *sorted(lines[1:], reverse=True), *others])
 
     def _seconds_left(self) -> float | None:
@@ -218,10 +216,10 @@ def _epoch(job: LogRecord) -> str:
     try:
         with open_file(job.log[0]) as log:
             log.seek(max(0, log.seek(0, 2) - 400))
-            found = re.findall(r"epoch +([\d.]+)/(\d+)", log.read().decode(errors="replace"))
+            epochs = re.findall(r"epoch +([\d.]+)/(\d+)", log.read().decode(errors="replace"))
     except (IndexError, OSError):
         return ""
-    return f" (epoch {found[-1][0]} of {found[-1][1]})" if found else ""
+    return " (epoch {} of {})".format(*epochs[-1]) if epochs else ""
 
 
 def _time(seconds: float) -> str:

@@ -8,22 +8,20 @@ from pydantic import Field
 
 from relusym.beyond import declaration
 from relusym.record_types import Barrier, Fields, NotNegative, Similarity
-from relusym.schema import Count, OrNull
+from relusym.schema import Count, OrNull, key
 
 
 class Options(declaration.Options):
     """Which layer's permutation the barrier comes from."""
 
-    lie_images: OrNull[Count] = Field(
-        None, description="test images that the Lie derivative is measured on, too; null: none"
+    lie_images: OrNull[Count] = key(
+        "test images that the Lie derivative is measured on, too; null: none", None
     )
 
 
 class Body(Fields):
-    """Each layer's equivariance error, and the barrier if it and all before it are merged.
-
-    `lie_translation` and `lie_rotation`: what each layer contributes to the Lie derivative; None if it isn't measured.
-    """
+    """Each layer's equivariance error, and the barrier if it and all before it are merged. `lie_translation` and
+    `lie_rotation`: what each layer contributes to the Lie derivative; None if it isn't measured."""
 
     equivariance_error: Annotated[dict[str, NotNegative], Field(min_length=1)]
     barrier_up_to: Annotated[dict[str, Barrier | None], Field(min_length=1)]
@@ -53,16 +51,11 @@ def measure(job: declaration.Job) -> dict[str, Any]:
     lie = {}
     if count := job.settings.get("lie_images"):
         measured = lie_derivative(traced, job.test, count)
-        lie = {
-            f"lie_{name}": {layer: of_layer[name] for layer, of_layer in measured.layers.items()}
-            for name in TRANSFORMATIONS
-        }
-    return {
-        **lie,
-        "equivariance_error": {name: ways["matched"] for name, ways in errors.items()},
-        "similarity": aligned.similarity,
-        "barrier_up_to": prefix_barriers(aligned, job.images, job.test, job.labels),
-    }
+        for name in TRANSFORMATIONS:
+            lie[f"lie_{name}"] = {layer: of_layer[name] for layer, of_layer in measured.layers.items()}
+    matched = {name: ways["matched"] for name, ways in errors.items()}
+    barriers = prefix_barriers(aligned, job.images, job.test, job.labels)
+    return lie | {"equivariance_error": matched, "similarity": aligned.similarity, "barrier_up_to": barriers}
 
 
 MEASUREMENT = declaration.Measurement(Options, Body, measure, settings)

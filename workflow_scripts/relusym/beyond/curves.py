@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from relusym.beyond import declaration
 from relusym.record_types import Fields, NotNegative, Share, contradiction
-from relusym.schema import Count, Number, OrNull, refusal
+from relusym.schema import Count, Number, OrNull, key, refusal
 
 
 def _odd(points: int) -> int:
@@ -20,13 +20,11 @@ def _odd(points: int) -> int:
 class Options(declaration.Options):
     """The accuracy along the line between two nets."""
 
-    pairs: declaration.Pairs = Field(None, description=declaration.OF_PAIRS)
-    points: Annotated[int, Field(ge=3, le=1001), AfterValidator(_odd), Number] = Field(
-        21, description="of each curve; odd, so that one is halfway"
+    pairs: declaration.Pairs = key(declaration.OF_PAIRS, None)
+    points: Annotated[int, Field(ge=3, le=1001), AfterValidator(_odd), Number] = key(
+        "of each curve; odd, so that one is halfway", 21
     )
-    repair_images: OrNull[Count] = Field(
-        None, description="that REPAIR's statistics are taken on; null: as `images`"
-    )
+    repair_images: OrNull[Count] = key("that REPAIR's statistics are taken on; null: as `images`", None)
 
 
 class Line(Fields):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from relusym.record_types import Fields, contradiction
-from relusym.schema import Count, OrNull, Section, Seeds, Text, each_once
+from relusym.schema import Count, OrNull, Section, Seeds, Text, each_once, key
 
 if TYPE_CHECKING:
     import torch
@@ -31,18 +31,14 @@ OF_PAIRS = "of the scale's `pairs`, those that it is of"
 class Selection(Section):
     """Which nets a measurement is of."""
 
-    models: OrNull[Annotated[list[Text], AfterValidator(each_once)]] = Field(
-        None, description="the types of single nets"
-    )
-    seeds: OrNull[Seeds] = Field(None, description="left out: all")
+    models: OrNull[Annotated[list[Text], AfterValidator(each_once)]] = key("the types of single nets", None)
+    seeds: OrNull[Seeds] = key("left out: all", None)
 
 
 class Options(Selection):
     """What every measurement has."""
 
-    images: OrNull[Count] = Field(
-        None, description="training images to merge on; null: as many as the model's tables"
-    )
+    images: OrNull[Count] = key("training images to merge on; null: as many as the model's tables", None)
 
 
 # Options that name those of `models` of which something more is measured.
@@ -50,26 +46,19 @@ PARTS_OF_MODELS = "from_scratch", "redundant", "towers"
 NOT_IN_SETTINGS = {*Options.model_fields, *PARTS_OF_MODELS, "pairs", "matching", "lie_images"}
 
 
-def check_measured(measured: list, info: ValidationInfo) -> None:
-    """Refuse a field of a record that isn't of what its settings say under the same name, in that order."""
+def _as_in_settings(measured: dict | list, info: ValidationInfo) -> dict | list:
     wanted = info.data.get("settings", {}).get(info.field_name)
-    if wanted != measured:
+    if wanted != [getattr(each, "epoch", each) for each in measured]:
         raise contradiction(f"allowed are those of the settings, {wanted!r}")
+    return measured
+
+
+# A field of a record that is of what its settings, which stand before it, have under the same name, in that order
+AsInSettings = AfterValidator(_as_in_settings)
 
 
 class Job(Protocol):
-    """What a measurement reads, loaded when it is first asked for: a `measuring.merge.MergeJob`.
-
-    Attributes:
-        names: model and seed of each net.
-        settings: all that the record depends on.
-        nets, plain: as they were trained, and the same as ordinary nets, which can be merged.
-        train, images: what they were trained on, and the images of it to merge on.
-        test, labels: the test images and their labels, int64 (N,).
-        least_accuracy: on them, of a net that has learnt nothing.
-        matched_by: how channels are matched, as arguments of `merge` and `align`.
-        beside: the file to write beside the record, if there is to be one.
-    """
+    """What a measurement reads, loaded when it is first asked for: a `measuring.merge.MergeJob`, which says more."""
 
     names: list[tuple[str, int]]
     settings: Values
@@ -85,35 +74,23 @@ class Job(Protocol):
     symmetry: Symmetry
     matched_by: Values
 
-    def as_plain(self, net: nn.Module) -> nn.Module:
-        """An ordinary net with the function of `net`."""
+    def as_plain(self, net: nn.Module) -> nn.Module: ...
 
-    def snapshot(self, epoch: int) -> nn.Module:
-        """The first net as it was after so many epochs."""
+    def snapshot(self, epoch: int) -> nn.Module: ...
 
-    def choice(self, count: int | None) -> Images:
-        """So many of the training images, by the data's seed; None: those to merge on."""
+    def choice(self, count: int | None) -> Images: ...
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """All that the workflow has to know of a measurement.
+    """All that the workflow has to know of a measurement."""
 
-    Attributes:
-        options: its section in the config, below `beyond`; with `pairs`, it may be of two nets.
-        body: what its record has, besides the header.
-        measure: from the job to the body.
-        settings: what its record depends on besides its options and what is upstream, the nets and how they are merged:
-            from its section, the first net's model, the settings upstream, and the epochs at which that net is kept.
-        snapshots: the epochs at which it reads a net, by its settings.
-        flips_alone: whether its nets' symmetry has to be of order 2.
-        several: whether it is of as many nets of a type as the largest of its option `counts`.
-    """
-
-    options: type[Options]
-    body: type[Fields]
-    measure: Callable[[Job], Values]
+    options: type[Options]  # its section in the config, below `beyond`; with `pairs`, it may be of two nets
+    body: type[Fields]  # what its record has, besides the header
+    measure: Callable[[Job], Values]  # the body
+    # what its record depends on besides its options and what is upstream, the nets and how they are merged: from its
+    # section, the first net's model, the settings upstream, and the epochs at which that net is kept
     settings: Callable[[Values, str, Values, list[int]], Values] = lambda *_: {}
-    snapshots: Callable[[Values], list[int]] = lambda settings: []
-    flips_alone: bool = False
-    several: bool = False
+    snapshots: Callable[[Values], list[int]] = lambda settings: []  # the epochs at which it reads a net
+    flips_alone: bool = False  # whether its nets' symmetry has to be of order 2
+    several: bool = False  # whether it is of as many nets of a type as the largest of its option `counts`

@@ -49,13 +49,7 @@ class MeasuredEpoch(Fields):
 
 class Body(Fields):
     settings: dict[str, Any]
-    epochs: Annotated[list[MeasuredEpoch], Field(min_length=1)]
-
-    @field_validator("epochs")
-    @classmethod
-    def _are_all_there(cls, epochs: list[MeasuredEpoch], info: ValidationInfo) -> list[MeasuredEpoch]:
-        declaration.check_measured([each.epoch for each in epochs], info)
-        return epochs
+    epochs: Annotated[list[MeasuredEpoch], Field(min_length=1), declaration.AsInSettings]
 
 
 def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: list[int]) -> dict[str, Any]:
@@ -70,26 +64,16 @@ def measure(job: declaration.Job) -> dict[str, Any]:
     from relusym.merging.merge import flip_merge
 
     *kept, _ = job.settings["epochs"]
-    epochs = []
+    epochs, how = [], job.matched_by | {"symmetry": job.symmetry}
     for epoch in job.settings["epochs"]:
         plain = job.as_plain(job.snapshot(epoch)) if epoch in kept else job.plain[0]
-        merged = flip_merge(
-            *(plain, job.images, job.test, job.labels), symmetry=job.symmetry, **job.matched_by
-        )
-        errors, invariance = equivariance_errors(
-            *(merged.traced, job.test, job.symmetry, merged.traced.groups, merged.permutations)
-        )
-        epochs.append(
-            {
-                "epoch": epoch,
-                "accuracy": merged.accuracy["net"],
-                "barrier": merged.barrier["repaired"],
-                "absolute_barrier": merged.absolute_barrier["repaired"],
-                "invariance_error": invariance,
-                "equivariance_error": {name: ways["matched"] for name, ways in errors.items()},
-                "similarity": merged.similarity,
-            }
-        )
+        merged = flip_merge(plain, job.images, job.test, job.labels, **how)
+        traced, permutations = merged.traced, merged.permutations
+        errors, invariance = equivariance_errors(traced, job.test, job.symmetry, traced.groups, permutations)
+        measured = {"epoch": epoch, "accuracy": merged.accuracy["net"], "barrier": merged.barrier["repaired"]}
+        measured |= {"absolute_barrier": merged.absolute_barrier["repaired"], "invariance_error": invariance}
+        matched = {name: ways["matched"] for name, ways in errors.items()}
+        epochs.append(measured | {"equivariance_error": matched, "similarity": merged.similarity})
     return {"epochs": epochs}
 
 

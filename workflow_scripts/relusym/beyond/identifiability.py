@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from relusym.beyond import declaration
 from relusym.record_types import Barrier, Fields, NotNegative, Share, Shares, Similarity, check_barrier
+from relusym.schema import key
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,12 +24,8 @@ TOWERS = "towers", "towers_apart"
 class Options(declaration.Options):
     """Nets by their activation, made redundant, and made invariant as two towers."""
 
-    redundant: declaration.Parts = Field(
-        [], description="of `models`, those that are given redundant channels, too"
-    )
-    towers: declaration.Parts = Field(
-        [], description="of `models`, those that are made invariant by two towers, too"
-    )
+    redundant: declaration.Parts = key("of `models`, those that are given redundant channels, too", [])
+    towers: declaration.Parts = key("of `models`, those that are made invariant by two towers, too", [])
 
 
 class Accuracy(Shares):
@@ -71,13 +68,7 @@ class Variant(Fields):
 class Body(Fields):
     settings: dict[str, Any]
     invariance_error: NotNegative
-    variants: dict[str, Variant]
-
-    @field_validator("variants")
-    @classmethod
-    def _are_all_there(cls, variants: dict[str, Variant], info: ValidationInfo) -> dict[str, Variant]:
-        declaration.check_measured([*variants], info)
-        return variants
+    variants: Annotated[dict[str, Variant], declaration.AsInSettings]
 
 
 def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: list[int]) -> dict[str, Any]:
@@ -92,10 +83,7 @@ def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: lis
 
 def measure(job: declaration.Job) -> dict[str, Any]:
     """The net by each matching; with redundant channels, and rid of them; with its flipped self in one of two towers.
-
-    Raises:
-        UserError: a net that was edited so that its function stays computes another.
-    """
+    Raises: UserError: a net that was edited so that its function stays computes another."""
     import torch
 
     from relusym.channels.redundancy import reduced, redundant, towers
@@ -116,30 +104,29 @@ def measure(job: declaration.Job) -> dict[str, Any]:
             hold({"edited_net": largest_difference(answers(expected, x), answers(net, x))})
         return net
 
-    def merged(net: nn.Module, matching: str = "activation", gone: int | None = None) -> dict[str, Any]:
-        how = {"symmetry": symmetry, "matching": matching}
-        return _variant(flip_merge(net, job.images, job.test, job.labels, **how), gone)
-
     variants = {}
     for name in job.settings["variants"]:
+        net, gone, matching = plain, None, "activation"
         if name in ("activation", *LARGER_GROUP.values()):
-            variants[name] = merged(plain, name)
+            matching = name
         elif name == "pruned":  # of what is dead on these images, of which `x` are some
             deviations = pair_statistics(plain, plain, job.images, groups).deviations
             silent = {group: both[0] == 0 for group, both in deviations.items()}
             net, gone = reduced(plain, groups, silent)
-            variants[name] = merged(same(net, plain), gone=sum(gone.values()))
+            net = same(net, plain)
         elif name in EDITS:
             draw = generator(stream(seed, model, "redundant"), name)
-            wide = same(redundant(plain, groups, name, draw), plain)
-            variants[name] = merged(wide)
+            net = wide = same(redundant(plain, groups, name, draw), plain)
         elif name.endswith("_reduced"):
             net, gone = reduced(wide, as_traced(wide, job.images.shape).groups)
-            variants[name] = merged(same(net, wide), gone=sum(gone.values()))
+            net = same(net, wide)
         else:
             flipped = symmetry.transform(plain)
             both = towers(plain, flipped, groups) if name == "towers" else Ensemble(plain, flipped)
-            variants[name] = merged(same(both, Averaged(plain, symmetry)))
+            net = same(both, Averaged(plain, symmetry))
+        how = {"symmetry": symmetry, "matching": matching}
+        merge = flip_merge(net, job.images, job.test, job.labels, **how)
+        variants[name] = _variant(merge, gone and sum(gone.values()))
     return {"invariance_error": invariance_error(job.nets[0], job.test, symmetry), "variants": variants}
 
 

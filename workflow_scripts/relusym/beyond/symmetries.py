@@ -53,23 +53,20 @@ class OrbitMerge(Fields):
     def _follows_from_accuracies(cls, barrier: OrbitBarrier, info: ValidationInfo) -> OrbitBarrier:
         if "accuracy" in info.data and "order" in info.data:
             accuracy = info.data["accuracy"]
-            for name, value in barrier:
-                # a larger orbit's record doesn't have the accuracy of the once transformed net by itself
-                if name in OrbitBarrier.model_fields and (
-                    name.startswith("whole") or info.data["order"] == 2
-                ):
-                    check_barrier(name, value, accuracy.orbit, getattr(accuracy, name))
+            # a larger orbit's record doesn't have the accuracy of the once transformed net by itself
+            whole = [name for name in OrbitBarrier.model_fields if name.startswith("whole")]
+            for name in whole if info.data["order"] > 2 else OrbitBarrier.model_fields:
+                check_barrier(name, getattr(barrier, name), accuracy.orbit, getattr(accuracy, name))
         return barrier
 
 
 class Body(Fields):
     settings: dict[str, Any]
-    symmetries: dict[str, OrbitMerge]
+    symmetries: Annotated[dict[str, OrbitMerge], declaration.AsInSettings]
 
     @field_validator("symmetries")
     @classmethod
-    def _are_all_there(cls, symmetries: dict[str, OrbitMerge], info: ValidationInfo) -> dict[str, OrbitMerge]:
-        declaration.check_measured([*symmetries], info)
+    def _are_of_their_orders(cls, symmetries: dict[str, OrbitMerge]) -> dict[str, OrbitMerge]:
         for name, merge in symmetries.items():
             if merge.order != (order := SYMMETRIES[name].order):
                 raise contradiction(f"allowed is the order {order} of the {name}")

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from relusym.beyond import declaration
 from relusym.record_types import ROUNDING, Barrier, Fields, Share, Similarity, check_barrier, contradiction
-from relusym.schema import Number, refusal
+from relusym.schema import Number, key, refusal
 
 MERGED = "universe", "universe_no_repair", "pairwise", "pairwise_no_repair"
 
@@ -24,7 +24,7 @@ class Options(declaration.Options):
 
     counts: Annotated[
         list[Annotated[int, Field(ge=3, le=32), Number]], Field(min_length=1), AfterValidator(_ascending)
-    ] = Field([3], description="how many nets are merged")
+    ] = key("how many nets are merged", [3])
 
 
 class Merged(Fields):
@@ -37,9 +37,7 @@ class Merged(Fields):
 
     @field_validator("barrier")
     @classmethod
-    def _follows_from_accuracies(
-        cls, barriers: dict[str, float | None], info: ValidationInfo
-    ) -> dict[str, float | None]:
+    def _follows_from_accuracies(cls, barriers: dict, info: ValidationInfo) -> dict:
         mean, accuracy = info.data.get("mean"), info.data.get("accuracy")
         if mean is not None and accuracy is not None:
             if {*accuracy} != {*MERGED} or {*barriers} != {*MERGED}:
@@ -110,18 +108,13 @@ def measure(job: declaration.Job) -> dict[str, Any]:
                 similarity = {
                     group: float(table[apart].mean()) for group, table in aligned.similarity.items()
                 }
-        merged[str(count)] = {
-            "mean": mean,
-            "ensemble": accuracy_of(Ensemble(*job.plain[:count]), job.test, job.labels),
-            "accuracy": of_merged,
-            "barrier": {name: barrier(mean, value) for name, value in of_merged.items()},
-        }
+        ensemble = accuracy_of(Ensemble(*job.plain[:count]), job.test, job.labels)
+        barriers = {name: barrier(mean, value) for name, value in of_merged.items()}
+        merged[str(count)] = {"mean": mean, "ensemble": ensemble, "accuracy": of_merged, "barrier": barriers}
     tables, there = measured.by_net(traced[0].groups), {}
     for here, other in ((0, 1), (1, 2), (2, 0)):
         pair = assigned(traced[0].groups, {name: table[here, :, other] for name, table in tables.items()})
-        there = {
-            name: permutation[there[name]] if there else permutation for name, permutation in pair.items()
-        }
+        there = {name: order[there.get(name, slice(None))] for name, order in pair.items()}
     back = torch.cat([permutation == torch.arange(len(permutation)) for permutation in there.values()])
     cycles = float(back.double().mean())
     return {"accuracy": accuracies, "merged": merged, "cycles": cycles, "similarity": similarity}

@@ -52,40 +52,34 @@ Record = dict[str, Any]
 Inputs = Mapping[str, Sequence[Any]]  # what was read, by kind: records, or `frames.Filters`
 Selection = Mapping[str, Any]
 
-BEYOND = "Beyond the paper"
-SECTIONS = ("Tables", "Figures", "Theory", "Comparison with the paper", "Costs and provenance", BEYOND)
+COMPARISON, BEYOND = "Comparison with the paper", "Beyond the paper"
+SECTIONS = ("Tables", "Figures", "Theory", COMPARISON, "Costs and provenance", BEYOND)
 MERGES = "train", "flip_merge", "pair_merge"  # kinds of records
 ROOMS = "tables", "figures", "beyond"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is declared of a table or figure alike.
+    """What is declared of a table or figure alike."""
 
-    Attributes:
-        module, name: that declares and makes it; of its target, by default the module's.
-        reads: the kinds of records that it is made of; "filters" for the arrays beside flip-merge records.
-        select, exists: what of the config it shows; whether a scale has it.
-        keys: of its records, a kind at a time; by default those of the types that it selects.
-        section, order: of the report, and among those of its section; then by name.
-    """
-
-    module: str
+    module: str  # that declares and makes it
     _: KW_ONLY
-    reads: tuple[str, ...]
-    select: Callable[[Settings], Selection]
-    exists: Callable[[Settings], Any] = lambda settings: True
+    reads: tuple[
+        str, ...
+    ]  # kinds of records that it is made of; "filters": the arrays beside flip-merge records
+    select: Callable[[Settings], Selection]  # what of the config it shows
+    exists: Callable[[Settings], Any] = lambda settings: True  # whether a scale has it
+    # of its records, a kind at a time; None: of the types that it selects
     keys: Callable[[Results, str, Selection], list[str]] | None = None
-    name: str = ""
-    section: str = ""
-    order: int = 0
+    name: str = ""  # of its target; the module's, if it is empty
+    section: str = ""  # of the report
+    order: int = 0  # among those of its section; then by name
 
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", self.module.rpartition(".")[2])
 
     def load(self) -> ModuleType:
-        """The module that makes it."""
         return import_module(self.module)
 
     @property
@@ -121,18 +115,11 @@ class Figure(Finding):
 @cache
 def declared() -> dict[str, Table | Figure]:
     """Every table, then every figure, by name: those of one section together."""
-    modules = [
-        import_module(f"{__name__}.{room}.{module.name}")
-        for room in ROOMS
-        for module in iter_modules(import_module(f"{__name__}.{room}").__path__)
-    ]
-    findings = {
-        value.name: value
-        for module in modules
-        for value in vars(module).values()
-        if isinstance(value, Finding) and value.module == module.__name__
-    }
-    return dict(sorted(findings.items(), key=lambda item: _place(item[1])))
+    rooms = [import_module(f"{__name__}.{room}") for room in ROOMS]
+    names = [module.name for room in rooms for module in iter_modules(room.__path__, f"{room.__name__}.")]
+    values = [(name, value) for name in names for value in vars(import_module(name)).values()]
+    findings = [value for name, value in values if isinstance(value, Finding) and value.module == name]
+    return {finding.name: finding for finding in sorted(findings, key=_place)}
 
 
 def _place(finding: Finding) -> tuple[Any, ...]:

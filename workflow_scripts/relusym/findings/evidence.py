@@ -22,32 +22,24 @@ HELD, NOT_HELD, OPEN, UNTESTED = "held", "did not hold", "inconclusive", "cannot
 
 @dataclass(frozen=True)
 class Evidence:
-    """The result of a test. `effect` is in the measure's own unit, with its 95% interval low, high; `p_value` is
-    two-sided.
-
-    direction: positive if it is as the paper says, negative if it is the opposite.
-    p_rank, p_rank_min: of a rank test of the same, and the least that it can come to with so few nets.
-    settled: a verdict that needs no p-value; remark: why there is nothing, or what to bear in mind.
-    nets: of the type that has the fewest.
-    power_paper, power_observed: the test's power for the paper's effect and spread, and for those observed here.
-    """
+    """The result of a test."""
 
     n: str
     test: str
-    effect: float = math.nan
-    low: float = math.nan
+    effect: float = math.nan  # in the measure's unit
+    low: float = math.nan  # of its 95% interval
     high: float = math.nan
     effect_size: float = math.nan
     measure: str = ""
-    direction: float = math.nan
-    p_value: float = math.nan
-    p_rank: float = math.nan
-    p_rank_min: float = math.nan
-    settled: str = ""
-    remark: str = ""
-    nets: int = 0
-    power_paper: Power | None = None
-    power_observed: Power | None = None
+    direction: float = math.nan  # positive if it is as the paper says, negative if it is the opposite
+    p_value: float = math.nan  # two-sided
+    p_rank: float = math.nan  # of a rank test of the same
+    p_rank_min: float = math.nan  # the least that it can come to with so few nets
+    settled: str = ""  # a verdict that needs no p-value
+    remark: str = ""  # why there is nothing, or what to bear in mind
+    nets: int = 0  # of the type that has the fewest
+    power_paper: Power | None = None  # the test's power for the paper's effect and spread
+    power_observed: Power | None = None  # for those observed here
 
 
 def interval(effect: float, error: float, degrees: float) -> dict[str, float]:
@@ -97,20 +89,12 @@ def rank_correlation_of_types(
     whole = nets[nets["model"].isin(means.index)].groupby("model")
     spreads = ({model: spread(nets.to_numpy()) for model, nets in whole[key]} for key in (first, second))
     rho, p = float(exact.statistic), float(exact.pvalue)
-    return Evidence(
-        n,
-        test,
-        **dict.fromkeys(("effect", "effect_size", "direction"), rho),
-        low=float(low),
-        high=float(high),
-        measure="Spearman's ρ",
-        p_value=p,
-        p_rank=p,
-        p_rank_min=2 / orders,
-        nets=int(whole.size().min()),
-        power_paper=power_paper,
-        power_observed=power.rank_correlation(*spreads),
+    fields = dict.fromkeys(("effect", "effect_size", "direction"), rho) | dict.fromkeys(
+        ("p_value", "p_rank"), p
     )
+    fields |= {"low": float(low), "high": float(high), "measure": "Spearman's ρ", "p_rank_min": 2 / orders}
+    fields |= {"nets": int(whole.size().min()), "power_paper": power_paper}
+    return Evidence(n, test, **fields, power_observed=power.rank_correlation(*spreads))
 
 
 def rowwise_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -121,10 +105,10 @@ def rowwise_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def is_higher(
-    values: dict[str, np.ndarray],
+    values: Mapping[str, np.ndarray],
     high: str,
     low: str,
-    margin: float = 0.0,
+    margin=0.0,
     paper: Mapping[str, Spread] | None = None,
 ) -> Evidence:
     """Welch's test that the mean of type `high` is above that of `low`, or less than `margin` below it.
@@ -138,18 +122,12 @@ def is_higher(
     if nets < 2:
         return Evidence(n, "Welch's t", remark="two nets or more of either type are needed")
     test = f"Welch's t against −{margin:.3f}" if margin else "Welch's t"
-    evidence = welch(first, second, (1, len(first) - 1), (1, len(second) - 1), margin)
-    varies = not math.isnan(evidence["low"])
-    return Evidence(
-        n,
-        test,
-        **evidence | ({} if varies else {"p_value": evidence["p_rank"]}),
-        measure="Hedges' g",
-        remark="" if varies else NO_SPREAD,
-        nets=nets,
-        power_paper=power.welch(paper[high], paper[low], margin) if paper else None,
-        power_observed=power.welch(spread(first), spread(second), margin) if varies else None,
-    )
+    fields = welch(first, second, (1, len(first) - 1), (1, len(second) - 1), margin=margin)
+    power_paper = power.welch(paper[high], paper[low], margin) if paper else None
+    evidence = Evidence(n, test, **fields, measure="Hedges' g", nets=nets, power_paper=power_paper)
+    if math.isnan(evidence.low):
+        return replace(evidence, p_value=evidence.p_rank, remark=NO_SPREAD)
+    return replace(evidence, power_observed=power.welch(spread(first), spread(second), margin))
 
 
 def higher_by_pairs(high: tuple[np.ndarray, np.ndarray], low: tuple[np.ndarray, np.ndarray]) -> Evidence:
@@ -167,29 +145,26 @@ def higher_by_pairs(high: tuple[np.ndarray, np.ndarray], low: tuple[np.ndarray, 
 
 
 def welch(
-    high: np.ndarray,
-    low: np.ndarray,
-    high_allowed: tuple[float, float],
-    low_allowed: tuple[float, float],
-    margin: float = 0.0,
+    high: np.ndarray, low: np.ndarray, *allowed: tuple[float, float], margin: float = 0.0
 ) -> dict[str, float]:
-    """Welch's test, as fields of `Evidence`; `…_allowed`: factor on a squared standard error, degrees of freedom."""
+    """Welch's test, as fields of `Evidence`; `allowed`: of either, factor on a squared standard error, and degrees of
+    freedom."""
     effect, orders = high.mean() - low.mean(), math.comb(len(high) + len(low), len(high))
     p_rank = rank_sum_p(high + margin, low)
     fields = {"effect": effect, "direction": effect + margin, "p_rank": p_rank, "p_rank_min": 2 / orders}
-    sides = (high, high_allowed), (low, low_allowed)
-    variances = [factor * values.var(ddof=1) / len(values) for values, (factor, _) in sides]
-    error = math.sqrt(sum(variances))
-    if not error:
+    (factor, freedom), (other_factor, other_freedom) = allowed
+    variance = factor * high.var(ddof=1) / len(high)
+    other = other_factor * low.var(ddof=1) / len(low)
+    if not (error := math.sqrt(variance + other)):
         return fields | dict.fromkeys(("low", "high", "effect_size", "p_value"), math.nan)
-    degrees = sum(variances) ** 2 / sum(v**2 / d for v, (_, (_, d)) in zip(variances, sides, strict=True))
+    degrees = (variance + other) ** 2 / (variance**2 / freedom + other**2 / other_freedom)
     p_value = 2 * float(stats.t.sf(abs(effect + margin) / error, degrees))
     g = hedges_g(high, low)
     return fields | interval(effect, error, degrees) | {"effect_size": g, "p_value": p_value}
 
 
 def is_highest(
-    values: dict[str, np.ndarray],
+    values: Mapping[str, np.ndarray],
     highest: str,
     names: Mapping[str, str],
     paper: Mapping[str, Spread] | None = None,
@@ -218,12 +193,6 @@ def is_highest(
     )
 
 
-def more_zero_filters(zero_filters: pd.DataFrame, high: str, low: str) -> Evidence:
-    """Welch's test on the number of zero-filters in all conv layers of a net."""
-    counts = zero_filters.groupby(["model", "seed"])["zero_filters"].sum()
-    return is_higher({model: group.to_numpy(float) for model, group in counts.groupby("model")}, high, low)
-
-
 def one_sample(
     values: np.ndarray,
     threshold: float,
@@ -236,30 +205,19 @@ def one_sample(
     degrees: float | None = None,
     power_of: Callable[[float, float], Power] = power.one_sample,
 ) -> Evidence:
-    """A t-test that the mean of these values, two or more, is above a threshold.
-
-    The effect size is measured from `origin`; `factor` on the squared standard error and `degrees` of freedom are for
-    values that aren't independent.
-    """
+    """A t-test that the mean of these values, two or more, is above a threshold. The effect size is measured from
+    `origin`; `factor` on the squared standard error and `degrees` of freedom are for values that aren't independent."""
     mean, std = spread(values)
     shifted, varies, error = values - threshold, std > EQUAL, std * math.sqrt(factor / len(values))
     degrees = len(values) - 1 if degrees is None else degrees
     p_rank = signed_rank_p(shifted) if shifted.any() else 1.0
-    return Evidence(
-        n,
-        test,
-        effect=mean,
-        **interval(mean, error, degrees),
-        effect_size=(mean - origin) / std if varies else math.nan,
-        measure=measure,
-        direction=mean - threshold,
-        p_value=2 * float(stats.t.sf(abs(shifted.mean() / error), degrees)) if varies else p_rank,
-        p_rank=p_rank,
-        p_rank_min=0.5 ** (len(values) - 1),
-        remark="" if varies else NO_SPREAD,
-        nets=len(values),
-        power_observed=power_of(mean - threshold, std) if varies else None,
-    )
+    fields = {"effect": mean, "measure": measure, "direction": mean - threshold, "nets": len(values)}
+    fields |= interval(mean, error, degrees) | {"p_rank": p_rank, "p_rank_min": 0.5 ** (len(values) - 1)}
+    if not varies:
+        return Evidence(n, test, **fields, p_value=p_rank, remark=NO_SPREAD)
+    p_value = 2 * float(stats.t.sf(abs(shifted.mean() / error), degrees))
+    fields |= {"effect_size": (mean - origin) / std, "power_observed": power_of(mean - threshold, std)}
+    return Evidence(n, test, **fields, p_value=p_value)
 
 
 def paired(differences: np.ndarray, margin: float = 0.0, seeds: np.ndarray | None = None) -> Evidence:
@@ -295,7 +253,7 @@ def flipped_against_other(
     evidence = paired(differences, seeds=seeds)
     if paper is None:
         return evidence
-    # as if a pair's barrier said nothing of its nets' flips
+    # as if a pair's barrier were independent of its nets' flips
     (pairs, pairs_std), (flip, flip_std) = paper
     power_paper = power.cycle_of_pairs(pairs - flip, math.hypot(pairs_std, flip_std / math.sqrt(2)))
     return replace(evidence, power_paper=power_paper)
@@ -351,15 +309,10 @@ def some_have_a_higher_order(flip_records: Sequence[Record]) -> Evidence:
     orders = np.concatenate(by_net)
     higher, n = int((orders > 2).sum()), len(shares)
     error = spread(shares)[1] / math.sqrt(n) if n > 1 else math.nan
-    return Evidence(
-        counted(n, "net"),
-        "count",
-        effect=higher / orders.size,
-        **interval(float(shares.mean()), error, n - 1),
-        measure=f"{SHARE} with a higher order",
-        settled=HELD if higher else NOT_HELD,
-        remark=f"{higher:,} of {orders.size:,} channels have a higher order",
-    )
+    fields = interval(float(shares.mean()), error, n - 1) | {"effect": higher / orders.size}
+    fields |= {"measure": f"{SHARE} with a higher order", "settled": HELD if higher else NOT_HELD}
+    remark = f"{higher:,} of {orders.size:,} channels have a higher order"
+    return Evidence(counted(n, "net"), "count", **fields, remark=remark)
 
 
 def _orders(record: Record) -> np.ndarray:

@@ -37,12 +37,8 @@ def _line(path: str) -> str:
 def fingerprint(name: str, selection: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> str:
     """Of what a table or figure is made of: `inputs` are the files that it reads, by kind; UserError if one is
     missing."""
-    parts = [
-        name,
-        json.dumps(selection),
-        _code(),
-        *(_line(path) for several in inputs.values() for path in several),
-    ]
+    lines = [_line(path) for several in inputs.values() for path in several]
+    parts = [name, json.dumps(selection), _code(), *lines]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:LENGTH]
 
 

@@ -30,19 +30,12 @@ LATEX_SPECIAL = str.maketrans(
 
 @dataclass(frozen=True)
 class Layout:
-    """What a table looks like.
+    """What a table looks like; by column, without `_mean`."""
 
-    Attributes:
-        title: one line, the heading in Markdown and HTML, and the caption in LaTeX.
-        headings, formats: by column, without `_mean` (those of `COMMON` have theirs); as for `str.format`, or a
-            function.
-        wide: share of a line in LaTeX, by column of running text.
-    """
-
-    title: str
-    headings: Mapping[str, str] = field(default_factory=dict)
-    formats: Mapping[str, str | Callable[[float], str]] = field(default_factory=dict)
-    wide: Mapping[str, float] = field(default_factory=dict)
+    title: str  # a line, the heading in Markdown and HTML, and the caption in LaTeX
+    headings: Mapping[str, str] = field(default_factory=dict)  # of those that aren't in `COMMON`
+    formats: Mapping[str, str | Callable[[float], str]] = field(default_factory=dict)  # as for `str.format`
+    wide: Mapping[str, float] = field(default_factory=dict)  # share of a line in LaTeX, of running text
 
     def heading(self, column: str) -> str:
         return {**COMMON, **self.headings}.get(column, column.replace("_", " ").capitalize())
@@ -96,17 +89,13 @@ def write_table(
     names: Mapping[str, str] | None = None,
     endings: Sequence[str] = ("csv", "md"),
 ) -> None:
-    """Write `frame` to files that begin with `stem`, each whole or not at all; UserError if that can't be.
-
-    `notes` stand below the table, a line each; `names` are display names of ids in `model`, `model_1` and `model_2`;
-    `endings` are of csv, md, tex (booktabs) and html.
-    """
+    """Write `frame` to files `stem`.csv, .md, .tex (booktabs) and .html, each whole or not at all, else a UserError.
+    `notes` stand below the table; `names` are display names of ids in `model`, `model_1` and `model_2`."""
+    names = names or {}
     writers = {
         "csv": lambda: csv(frame),
-        "md": lambda: _markdown(frame, human_table(frame, layout, names or {}), layout, notes),
-        "tex": lambda: _latex(
-            frame, human_table(frame, layout, names or {}, latex=True), Path(stem).name, layout, notes
-        ),
+        "md": lambda: _markdown(frame, layout, names, notes),
+        "tex": lambda: _latex(frame, layout, names, notes, Path(stem).name),
         "html": lambda: page(writers["md"]()),
     }
     for ending in endings:
@@ -151,16 +140,20 @@ def _text(text: str, latex: bool) -> str:
     return text.translate(LATEX_SPECIAL) if latex else text.replace("|", r"\|")
 
 
-def _markdown(frame: pd.DataFrame, cells: pd.DataFrame, layout: Layout, notes: Sequence[str]) -> str:
-    body = cells.to_markdown(index=False, disable_numparse=True, colalign=_alignment(frame, layout))
+def _markdown(frame: pd.DataFrame, layout: Layout, names: Mapping[str, str], notes: Sequence[str]) -> str:
+    how = {"index": False, "disable_numparse": True, "colalign": _alignment(frame, layout)}
+    body = human_table(frame, layout, names).to_markdown(**how)
     return "\n".join([f"# {layout.title}", "", body, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
 
 
-def _latex(frame: pd.DataFrame, cells: pd.DataFrame, label: str, layout: Layout, notes: Sequence[str]) -> str:
+def _latex(
+    frame: pd.DataFrame, layout: Layout, names: Mapping[str, str], notes: Sequence[str], label: str
+) -> str:
     form = "".join(
         rf"p{{{layout.wide[column]}\linewidth}}" if column in layout.wide else side[0]
         for (_, column), side in zip(_shown(frame, layout), _alignment(frame, layout), strict=True)
     )
+    cells = human_table(frame, layout, names, latex=True)
     lines = [
         r"% needs \usepackage{booktabs,adjustbox}",
         r"\begin{table}",
@@ -185,11 +178,10 @@ def page(markdown: str) -> str:
         if line.startswith("|")
     ]
     rules = ""
-    for i, side in enumerate(sides):
-        is_short = max((len(row[i]) for row in rows), default=0) < 32
-        rules += f"th:nth-child({i + 1}), td:nth-child({i + 1}) "
-        rules += f"{{ text-align: {'right' if side.endswith(':') else 'left'} }}\n"
-        rules += f"td:nth-child({i + 1}) {{ {'white-space: nowrap' if is_short else 'min-width: 24em'} }}\n"
+    for i, side in enumerate(sides, start=1):
+        is_short = max((len(row[i - 1]) for row in rows), default=0) < 32
+        rules += f"th:nth-child({i}), td:nth-child({i}) {{ text-align: {'right' if side[-1] == ':' else 'left'} }}\n"
+        rules += f"td:nth-child({i}) {{ {'white-space: nowrap' if is_short else 'min-width: 24em'} }}\n"
 
     def row(cells: list[str], tag: str) -> str:
         return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>\n"

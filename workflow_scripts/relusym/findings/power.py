@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import permutations
@@ -74,13 +75,12 @@ def rank_correlation(first: Mapping[str, Spread], second: Mapping[str, Spread]) 
         sizes = (n + 1) // 2, n // 2  # the halves that the two means are over
         if not min(sizes):
             return 0.0
-        ranks = [
+        first_ranks, second_ranks = (
             random.normal(means, stds / math.sqrt(size), (DRAWS, len(means))).argsort(1).argsort(1)
             for (means, stds), size in zip((spread.T for spread in spreads), sizes, strict=True)
-        ]
-        centre = (len(first) - 1) / 2
-        products = ((ranks[0] - centre) * (ranks[1] - centre)).sum(1)
-        null = _null(len(first))
+        )
+        centre, null = (len(first) - 1) / 2, _null(len(first))
+        products = ((first_ranks - centre) * (second_ranks - centre)).sum(1)
         # two-sided: as many of all permutations are at least as far from zero
         p = 2 * (1 - np.searchsorted(null, products - 0.25) / len(null))
         return float((p < level).mean())
@@ -97,10 +97,6 @@ def _null(types: int) -> np.ndarray:
 
 def nets_needed(power: Power, level: float) -> float:
     """The least number of nets of a type that gives the power `SETTLES`; infinite if `MOST` don't."""
-    if power(MOST, level) < SETTLES:
-        return math.inf
-    too_few, enough = 1, MOST
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        too_few, enough = (too_few, middle) if power(middle, level) >= SETTLES else (middle, enough)
-    return float(enough)
+    numbers = range(2, MOST + 1)
+    place = bisect_left(numbers, SETTLES, key=lambda n: power(n, level))
+    return float(numbers[place]) if place < len(numbers) else math.inf

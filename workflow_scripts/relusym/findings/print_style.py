@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,25 +16,33 @@ if TYPE_CHECKING:
 
 COLUMN_WIDTH = 5.5  # inches: the paper's
 DOTS_PER_INCH = 200
+STYLE = {  # small letters, and no frame
+    **dict.fromkeys(("axes.titlesize", "axes.labelsize", "figure.labelsize"), 8),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 7),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+}
 
 # Okabe and Ito's palette with a marker each, so that a print in grey tells lines apart as well
 COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#000000")
 LINES = tuple(zip(COLOURS, "os^vDPX", strict=True))
 
 
-def new_drawing(height: float, width: float = COLUMN_WIDTH) -> Drawing:
-    """A drawing of this size in inches."""
-    from matplotlib.figure import Figure
+def style() -> AbstractContextManager:
+    """Within, figures are drawn and written in `STYLE`."""
+    from matplotlib import rc_context
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return rc_context(STYLE)
 
 
 def panels_of(
     height: float, rows: int = 1, columns: int = 1, width: float = COLUMN_WIDTH, **how: Any
 ) -> tuple[Drawing, np.ndarray]:
-    """A drawing, and its panels: an array of axes (rows, columns)."""
-    drawing = new_drawing(height, width)
-    return drawing, drawing.subplots(rows, columns, squeeze=False, **how)
+    """A drawing of this size in inches, and its panels: an array of axes (rows, columns); none if there are no rows."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(width, height), layout="constrained")
+    return drawing, drawing.subplots(rows, columns, squeeze=False, **how) if rows else np.array([])
 
 
 def write_figure(drawing: Drawing, paths: Iterable[str | Path]) -> None:
@@ -49,7 +58,7 @@ def write_figure(drawing: Drawing, paths: Iterable[str | Path]) -> None:
 
 def empty_drawing(text: str) -> Drawing:
     """A figure that says why there is nothing to see."""
-    drawing = new_drawing(1)
+    drawing, _ = panels_of(1, rows=0)
     drawing.text(0.5, 0.5, text, ha="center", va="center", fontsize=8)
     return drawing
 
@@ -59,21 +68,13 @@ def layer_ticks(layers: int) -> range:
     return range(1, layers + 1, -(-layers // 12) or 1)
 
 
-def plain_axes(*panels: Axes) -> None:
-    """Small numbers on the left and below, and no frame."""
-    for panel in panels:
-        panel.tick_params(labelsize=7, length=2)
-        panel.spines[["top", "right"]].set_visible(False)
-
-
 def label_rows(panel: Axes, labels: Sequence[str]) -> None:
     """Name the rows of a panel, at 0, 1, … from above, and draw the line at which what they show is zero."""
-    panel.set_yticks(range(len(labels)), labels, fontsize=7)
+    panel.set_yticks(range(len(labels)), labels)
     panel.set_ylim(max(len(labels), 1) - 0.5, -0.5)
     panel.axvline(0, color="0.75", linewidth=0.8, zorder=0)
 
 
-def legend_above(drawing: Drawing, panel: Axes, columns: int) -> None:
+def legend_above(drawing: Drawing, panel: Axes, columns: int, **how: Any) -> None:
     """The key of one panel, above all of them."""
-    handles, labels = panel.get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside upper center", ncols=columns, fontsize=7, frameon=False)
+    drawing.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=columns, **how)

@@ -15,19 +15,15 @@ if TYPE_CHECKING:
 
 UNSCALED = "images as they are"
 USUAL = UNSCALED, "horizontal flip", "supervised"  # goes without saying, if it is so of all nets
-STRIDES = {
-    "resnet": 5,
-    "cifar_resnet": 2,
-}  # of two, in all, that meet an even width if the image's is a power of two
+# of two, in all, that meet an even width if the image's is a power of two
+STRIDES = {"resnet": 5, "cifar_resnet": 2}
 
 
 def findings(settings: Settings) -> list[str]:
-    """The tables, then the figures, of a scale."""
     return [name for name, finding in declared().items() if finding.exists(settings)]
 
 
 def select(settings: Settings, name: str) -> Selection:
-    """What of the config a table or figure shows."""
     return {"names": settings.names, **declared()[name].select(settings)}
 
 
@@ -75,19 +71,21 @@ def of_every_job(results: Results, kind: str, selection: Selection) -> list[str]
 def of_every_matching(results: Results, kind: str, selection: Selection) -> list[str]:
     """Of the nets that the target `matchings` is about, merged by each matching."""
     settings = results.settings
-    return [
-        key
-        for matching in ((None,) if kind == "train" else (None, *settings.matchings))
-        for key in results.shown(kind, beyond_selection(settings, "matchings")["models"], matching)
-        if settings.is_in_matchings(results.jobs[key].nets)
-    ]
+    models = beyond_selection(settings, "matchings")["models"]
+    matchings = (None,) if kind == "train" else (None, *settings.matchings)
+    keys = chain(*(results.shown(kind, models, matching) for matching in matchings))
+    return [key for key in keys if settings.is_in_matchings(results.jobs[key].nets)]
+
+
+# parts of declarations: of all that is made for the paper's tables; of all measured beyond it
+OF_EVERY_JOB = {"keys": of_every_job, "section": "Costs and provenance"}
+OF_ALL_MEASURED = {"keys": of_every_matching, "section": BEYOND, "exists": lambda settings: settings.measured}
 
 
 # ---- what is selected
 
 
 def reproduced(settings: Settings) -> list[str]:
-    """The types that stand in some table of the paper's."""
     return [model.id for model in settings.models.values() if model.is_in_paper]
 
 
@@ -106,8 +104,10 @@ def has_vgg11s(settings: Settings) -> bool:
     return bool(settings.table("table2"))
 
 
+OF_VGG11S = {"exists": has_vgg11s, "select": lambda settings: {"models": settings.table("table2")}}
+
+
 def vgg11s(settings: Settings) -> Selection:
-    """The types of Table 2, and the notes on them."""
     models = settings.table("table2")
     return {"models": models, "notes": net_notes(settings, models)}
 
@@ -119,13 +119,10 @@ def beyond(name: str, order: int) -> Mapping[str, Any]:
         selection = beyond_selection(settings, name)
         return {**selection, "notes": net_notes(settings, selection["models"], settings.beyond.get(name))}
 
-    return {
-        "section": BEYOND,
-        "order": order,
-        "exists": lambda settings: name in settings.measured,
-        "reads": (name,),
-        "select": select,
-    }
+    def exists(settings: Settings) -> bool:
+        return name in settings.measured
+
+    return {"section": BEYOND, "order": order, "exists": exists, "reads": (name,), "select": select}
 
 
 def beyond_selection(settings: Settings, name: str) -> dict[str, Any]:
@@ -157,16 +154,12 @@ def net_notes(settings: Settings, models: Iterable[str], section: Values | None 
         trained = [net for net in nets if stage in net.recipe]
         lines += _lines(trained, lambda net, stage=stage: _stage(net, stage), ", ", stage.capitalize())
     lines += _lines(nets, lambda net: _merging(net, section), "; ", "Merging")
-    misaligned = {
-        (size, strides)
-        for net in nets
-        if (strides := STRIDES.get(net.network["architecture"])) and (size := net.image_size) in (32, 64)
-    }
+    strided = {(net.image_size, STRIDES.get(net.network["architecture"], 0)) for net in nets}
     return lines + [
         f"At {size} pixels the {strides} strides of a flipped net are off by {2**strides - 1} pixels in all, "
         f"{(2**strides - 1) / size:.0%} of the width (the paper's ResNet50 at 224: 14%): accuracies fall by that "
         "alone, and barriers can be negative"
-        for size, strides in sorted(misaligned)
+        for size, strides in sorted(pair for pair in strided if pair[0] in (32, 64) and pair[1])
     ]
 
 
@@ -177,13 +170,10 @@ def _net(net: Model, section: Values) -> list[str]:
     options = [f"width {width:g}"] if width is not None else []
     options += [f"{key} {value}" for key, value in network.items() if key != "group_convs"]
     size = net.image_size if net.table == "table2" else None  # Table 5 has a column of it
-    return [
-        f"{net.data.dataset} data, {_count(net.data.train_images)}",
-        UNSCALED if size is None else f"images scaled to {size} pixels",
-        ", ".join([architecture, *options]),
-        net.symmetry.replace("_", " "),
-        f"{'seeds' if len(seeds) > 1 else 'seed'} {_ranges(seeds)}",
-    ]
+    data = f"{net.data.dataset} data, {_count(net.data.train_images)}"
+    scaled = UNSCALED if size is None else f"images scaled to {size} pixels"
+    symmetry, named = net.symmetry.replace("_", " "), "seeds" if len(seeds) > 1 else "seed"
+    return [data, scaled, ", ".join([architecture, *options]), symmetry, f"{named} {_ranges(seeds)}"]
 
 
 def _ranges(seeds: list[int]) -> str:
@@ -195,14 +185,8 @@ def _ranges(seeds: list[int]) -> str:
 def _stage(net: Model, stage: str) -> list[str]:
     how = net.stages[stage]
     weight = [how.objective, f"invariance weight {how.invariance_weight:g}"] if stage == "training" else []
-    return [
-        f"{how.epochs} epochs",
-        f"batch {how.batch_size}",
-        f"learning rate {how.learning_rate:g}",
-        f"{how.schedule} schedule",
-        *weight,
-        f"weight decay {how.weight_decay:g}",
-    ]
+    steps = [f"{how.epochs} epochs", f"batch {how.batch_size}", f"learning rate {how.learning_rate:g}"]
+    return [*steps, f"{how.schedule} schedule", *weight, f"weight decay {how.weight_decay:g}"]
 
 
 def _merging(net: Model, section: Values) -> list[str]:
@@ -222,16 +206,12 @@ def _count(images: int | None) -> str:
 def _lines(nets: list[Model], describe: Callable[[Model], list[str]], comma: str, what: str) -> list[str]:
     """A line on the first net, then one on each other kind of nets: their names, and the parts that differ."""
     descriptions = [describe(net) for net in nets]
-    first, parts = descriptions[0], zip(*descriptions, strict=True)
-    common = [
-        part for part, of_all in zip(first, parts, strict=True) if {*of_all} - {*USUAL} or len({*of_all}) > 1
-    ]
-    others: dict[str, list[str]] = {}
+    first, of_all = descriptions[0], map(set, zip(*descriptions, strict=True))
+    common = [part for part, kinds in zip(first, of_all, strict=True) if kinds - {*USUAL} or len(kinds) > 1]
+    others: dict[str, dict[str, None]] = {}
     for net, description in zip(nets, descriptions, strict=True):
         differing = [part for part, usual in zip(description, first, strict=True) if part != usual]
         if differing:
-            others.setdefault(comma.join(differing), []).append(net.name)
-    return [
-        f"{what}: {comma.join(common)}",
-        *(f"{what}, {'; '.join(dict.fromkeys(names))}: {text}" for text, names in others.items()),
-    ]
+            others.setdefault(comma.join(differing), {})[net.name] = None
+    lines = [f"{what}, {'; '.join(names)}: {text}" for text, names in others.items()]
+    return [f"{what}: {comma.join(common)}", *lines]

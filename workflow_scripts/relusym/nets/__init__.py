@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from relusym.errors import UserError
-from relusym.schema import Entry, Number, Section, Where, choose
+from relusym.schema import Entry, Number, Section, Where, choose, key
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,53 +16,48 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Field(ge=1, le=1000), Number]
 Width = Annotated[float, Field(ge=1 / 64, le=16), Number]
-VGGWidth = Annotated[
-    float, Field(gt=0, multiple_of=1 / 32, le=16), Number
-]  # 64 channels and more come out whole and even
+# 64 channels and more come out whole and even
+VGGWidth = Annotated[float, Field(gt=0, multiple_of=1 / 32, le=16), Number]
 
 
 class VGG11BNOptions(Section):
     """A VGG11 with a batch norm after each conv."""
 
-    width: VGGWidth = Field(1.0, description="factor on all channel counts")
-    initialization: Literal["pytorch", "he"] = Field(
-        "pytorch", description="`he` keeps the signal's size through the ReLUs; `pytorch` is PyTorch's own"
+    width: VGGWidth = key("factor on all channel counts", 1.0)
+    initialization: Literal["pytorch", "he"] = key(
+        "`he` keeps the signal's size through the ReLUs; `pytorch` is PyTorch's own", "pytorch"
     )
-    activation: Literal["relu", "leaky_relu", "gelu", "tanh"] = Field(
-        "relu", description="after each conv; `leaky_relu` with slope 0.1"
+    activation: Literal["relu", "leaky_relu", "gelu", "tanh"] = key(
+        "after each conv; `leaky_relu` with slope 0.1", "relu"
     )
-    pooling: Literal["max", "average"] = Field(
-        "max", description="of 2×2 pixels; signs pass through `average` alone"
-    )
+    pooling: Literal["max", "average"] = key("of 2×2 pixels; signs pass through `average` alone", "max")
 
 
 class VGG11Options(VGG11BNOptions):
     """The paper's VGG11s."""
 
-    group_convs: Annotated[int, Field(ge=0, le=8), Number] = Field(
-        0, description="how many of the convs, from the first on, are group convs (8: the GCNN, 2: the PGCNN)"
+    group_convs: Annotated[int, Field(ge=0, le=8), Number] = key(
+        "how many of the convs, from the first on, are group convs (8: the GCNN, 2: the PGCNN)", 0
     )
 
 
 class ResNetOptions(Section):
     """torchvision's ResNets."""
 
-    block: Literal["basic", "bottleneck"] = Field(
-        description="`bottleneck` with layers [3, 4, 6, 3]: ResNet50"
+    block: Literal["basic", "bottleneck"] = key("`bottleneck` with layers [3, 4, 6, 3]: ResNet50")
+    layers: Annotated[list[Count], Field(min_length=4, max_length=4)] = key(
+        "blocks of each of the four stages"
     )
-    layers: Annotated[list[Count], Field(min_length=4, max_length=4)] = Field(
-        description="blocks of each of the four stages"
-    )
-    width: Width = Field(1.0, description="factor on all channel counts")
+    width: Width = key("factor on all channel counts", 1.0)
 
 
 class CIFARResNetOptions(Section):
     """The ResNets of three stages for images of 32×32 pixels: 6 `blocks` + 2 layers."""
 
-    blocks: Count = Field(3, description="of each stage; 3: ResNet20")
-    width: Width = Field(1.0, description="factor on all channel counts")
-    shortcut: Literal["conv", "pad"] = Field(
-        "conv", description="where a stage begins: a 1×1 conv, or zeros in new channels"
+    blocks: Count = key("of each stage; 3: ResNet20", 3)
+    width: Width = key("factor on all channel counts", 1.0)
+    shortcut: Literal["conv", "pad"] = key(
+        "where a stage begins: a 1×1 conv, or zeros in new channels", "conv"
     )
 
 
@@ -83,40 +78,23 @@ SIDES = {"vgg11": range(32, 64), "vgg11_bn": range(32, 64)}
 
 def options(architecture: str | None = None) -> list[str]:
     """The keys that a `network` section may have, of this architecture (none if there is no such) or of any."""
-    named = (
-        ARCHITECTURES if architecture is None else [name for name in ARCHITECTURES if name == architecture]
-    )
-    return list(
-        dict.fromkeys(option for name in named for option in ARCHITECTURES[name].options.model_fields)
-    )
+    entries = [entry for name, entry in ARCHITECTURES.items() if architecture in (None, name)]
+    return list(dict.fromkeys(option for entry in entries for option in entry.options.model_fields))
 
 
 def check(network: dict[str, Any], key: str | Where = "network") -> Section:
-    """Check a config's `network` section, without importing torch.
-
-    Args:
-        network: the architecture's name and its options.
-        key: where the section stands in the config; or what a message calls each key in it.
-
-    Returns:
-        the options.
-
-    Raises:
-        UserError: names the key, its value and what is allowed.
-    """
+    """The options of a config's `network` section, checked without importing torch. `key`: where the section stands in
+    the config, or what a message calls each key in it. UserError names the key, its value and what is allowed."""
     return choose(ARCHITECTURES, "architecture", network, key)[1]
 
 
 def build(network: dict[str, Any], classes: int, symmetry: Symmetry | None = None) -> nn.Module:
-    """An untrained net, its weights drawn from torch's global random stream.
+    """An untrained net, its weights drawn from torch's global random stream; UserError for a network that can't be.
 
     Args:
         network: as in `check`.
         classes: number of logits.
         symmetry: the group of its group convs, if it has any; None: the horizontal flip.
-
-    Raises:
-        UserError: a network that can't be.
     """
     architecture, options = choose(ARCHITECTURES, "architecture", network, "network")
     try:
@@ -132,19 +110,13 @@ def plain(net: nn.Module) -> nn.Module:
 
 def load_backbone(net: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Load all but the linear layer from the state dict of another training of this net, SimSiam's or any other.
-
-    Raises:
-        UserError: the state dict is of another net.
-    """
+    UserError if the state dict is of another net."""
     from relusym.nets.simsiam import ENCODER
 
-    if encoder := {
-        name.removeprefix(ENCODER): tensor for name, tensor in tensors.items() if name.startswith(ENCODER)
-    }:
-        tensors = encoder
+    encoder = {name[len(ENCODER) :]: t for name, t in tensors.items() if name.startswith(ENCODER)}
     head = f"{net.head}."
-    backbone = {name: tensor for name, tensor in tensors.items() if not name.startswith(head)}
-    linear = {name: tensor for name, tensor in net.state_dict().items() if name.startswith(head)}
+    backbone = {name: t for name, t in (encoder or tensors).items() if not name.startswith(head)}
+    linear = {name: t for name, t in net.state_dict().items() if name.startswith(head)}
     try:
         net.load_state_dict(backbone | linear)
     except RuntimeError as error:

@@ -14,24 +14,17 @@ class RegularConv2d(nn.Module):
     """3×3-like "same" convolution between regular feature maps; orientations share weights and bias.
 
     Args:
-        in_channels, out_channels: channels of the feature maps, all orientations together.
+        in_channels, out_channels: channels of the feature maps, all orientations together (else a ValueError).
         kernel_size: side of the square kernel, odd.
         symmetry: the group, by its generator.
 
     Shapes: weight (out_channels / order, in_channels, k, k), bias (out_channels / order,).
-
-    Raises:
-        ValueError: channels that don't split into orientations.
     """
 
     lifting = False
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int = 3,
-        symmetry: Symmetry = HORIZONTAL_FLIP,
+        self, in_channels: int, out_channels: int, kernel_size=3, symmetry: Symmetry = HORIZONTAL_FLIP
     ):
         super().__init__()
         order = symmetry.order

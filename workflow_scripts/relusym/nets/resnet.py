@@ -17,23 +17,13 @@ class ScaledResNet(ResNet):
     Stem and strides are those for ImageNet: five layers of stride 2, which see the widths 224, 112, 56, 28, 14 of
     ImageNet's images, and 32, 16, 8, 4, 2 of CIFAR10's; at 225 and 33 they see odd widths only (A.2.1).
 
-    Args:
-        block: "basic" or "bottleneck".
-        layers: residual blocks in each of the four stages.
-        width: factor on all channel counts.
-        classes: number of logits.
-        symmetry: unused, since it has no group convs.
+    Arguments are `nets.ResNetOptions`, number of `classes` (logits), and `symmetry`, which it has no group convs for.
     """
 
     head = "fc"
 
     def __init__(
-        self,
-        block: str,
-        layers: list[int],
-        width: float = 1.0,
-        classes: int = 1000,
-        symmetry: Symmetry | None = None,
+        self, block: str, layers: list[int], width=1.0, classes=1000, symmetry: Symmetry | None = None
     ):
         super().__init__(BLOCKS[block], layers, num_classes=classes)
         if width == 1:
@@ -46,9 +36,13 @@ class ScaledResNet(ResNet):
             channels, stride = stem * 2**stage, 1 if stage == 0 else 2
             setattr(self, f"layer{stage + 1}", self._make_layer(BLOCKS[block], channels, blocks, stride))
         self.fc = nn.Linear(self.inplanes, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        _initialize_convs(self)
+
+
+def _initialize_convs(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 class PaddedShortcut(nn.Module):
@@ -66,17 +60,10 @@ class PaddedShortcut(nn.Module):
 
 class CIFARResNet(nn.Module):
     """ResNet20 and its kin (He et al. 2016, section 4.2): a 3×3 stem and three stages of basic blocks; the second and
-    third begin with stride 2.
+    third begin with stride 2. Layers are named as in torchvision's ResNets.
 
-    Args:
-        blocks: in each stage; 3 make ResNet20, 9 make ResNet56.
-        width: factor on all channel counts.
-        classes: number of logits.
-        symmetry: unused, since it has no group convs.
-        shortcut: of a block that changes size: "conv", a 1×1 conv with batch norm (option B), or "pad", which has no
-            weights (option A).
-
-    Layers: named as in torchvision's ResNets.
+    Arguments as of `ScaledResNet`, of `nets.CIFARResNetOptions`; `shortcut`: of a block that changes size, "conv", a
+    1×1 conv with batch norm (option B), or "pad", which has no weights (option A).
     """
 
     head = "fc"
@@ -99,10 +86,11 @@ class CIFARResNet(nn.Module):
             layer = nn.Sequential()
             for block in range(blocks):
                 stride = 2 if stage > 1 and block == 0 else 1
-                beside = None
-                if (before != after or stride != 1) and shortcut == "pad":
+                if before == after and stride == 1:
+                    beside = None
+                elif shortcut == "pad":
                     beside = PaddedShortcut(before, after, stride)
-                elif before != after or stride != 1:
+                else:
                     conv = nn.Conv2d(before, after, 1, stride, bias=False)
                     beside = nn.Sequential(conv, nn.BatchNorm2d(after))
                 layer.append(BasicBlock(before, after, stride, beside))
@@ -110,9 +98,7 @@ class CIFARResNet(nn.Module):
             setattr(self, f"layer{stage}", layer)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(before, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        _initialize_convs(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, classes) of normalised images (B, 3, H, W)."""

@@ -1,6 +1,7 @@
 """The paper's VGG11s: plain, GCNN and partial GCNN (section 4.1, Table 1)."""
 
 from collections import OrderedDict
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,23 +24,17 @@ POOLINGS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
 class VGG11(nn.Module):
     """VGG11 for 32×32 images: eight 3×3 convs, five 2×2 pools, one linear layer.
 
-    Args:
-        width: factor on all channel counts (1 is the paper's); each must come out whole and even.
-        group_convs: how many of the eight convs, from the first on, are group convs with regular channels:
-            0 is the paper's CNN, 8 its GCNN, 2 its PGCNN.
-        classes: number of logits.
+    Arguments are `nets.VGG11Options`, number of `classes` (logits), and:
+        width: channel counts must come out whole and even.
         symmetry: the group of the group convs; None: the horizontal flip.
-        initialization: "pytorch" leaves PyTorch's initial values, as the public VGG11 notebook does; "he" draws
-            conv weights from N(0, 2 / fan_in) with zero biases, which keeps the signal's size through the ReLUs.
+        initialization: "pytorch" is the public VGG11 notebook's; "he" draws conv weights from N(0, 2 / fan_in) with
+            zero biases.
         batch_norm: whether a batch norm follows each conv; not with group convs.
-        activation: of `ACTIVATIONS`; leaky ReLU's slope is 0.1.
-        pooling: of `POOLINGS`. A max pool isn't odd, even after an odd activation: max(−x) = −min(x).
+        pooling: a max pool isn't odd, even after an odd activation: max(−x) = −min(x).
 
     Layers: `features.conv1` … `features.conv8` (with `norm…`, `relu…` or as the activation is called, `pool…`), `pool`
-    (over orientations; only after eight group convs) and `classifier`.
-
-    Raises:
-        ValueError: a width or number of group convs that doesn't fit; a choice that there isn't.
+    (over orientations; only after eight group convs) and `classifier`. ValueError for a width or number of group convs
+    that doesn't fit, or a choice that there isn't.
     """
 
     head = "classifier"
@@ -121,13 +116,4 @@ class VGG11(nn.Module):
         return plain.to(weight.device).train(self.training)
 
 
-def vgg11_bn(
-    width: float = 1.0,
-    classes: int = 10,
-    symmetry: Symmetry | None = None,
-    initialization: str = "pytorch",
-    activation: str = "relu",
-    pooling: str = "max",
-) -> VGG11:
-    """VGG11 with a batch norm after each conv; arguments as of `VGG11`."""
-    return VGG11(width, 0, classes, symmetry, initialization, True, activation, pooling)
+vgg11_bn = partial(VGG11, batch_norm=True)  # without group convs

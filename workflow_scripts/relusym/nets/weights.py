@@ -44,6 +44,7 @@ PLAIN = [
       for name in ("scalar", "_reconstruct") for core in ("core", "_core")),
 ]  # fmt: skip
 LONGEST, LONGEST_PART = 1000, 200  # characters of an address, which is a path, and of a file's name in it
+UNREACHABLE = urllib.error.URLError, TimeoutError, ConnectionError
 
 
 class UnavailableError(UserError):
@@ -51,11 +52,7 @@ class UnavailableError(UserError):
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """As `read_contents`, of a file that holds tensors by name.
-
-    Raises:
-        UserError: it holds something else.
-    """
+    """As `read_contents`, of a file that holds tensors by name; UserError if it holds something else."""
     contents = read_contents(path)
     if not isinstance(contents, dict):
         raise UserError(
@@ -65,11 +62,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def read_contents(path: Path) -> Any:
-    """What a checkpoint file holds: `torch.save`'s or safetensors'. No code in it is ever run.
-
-    Raises:
-        UserError: the file is truncated, no checkpoint, or holds more than tensors and plain values.
-    """
+    """What a checkpoint file holds: `torch.save`'s or safetensors'. No code in it is ever run. UserError if the file is
+    truncated, no checkpoint, or holds more than tensors and plain values."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -93,12 +87,8 @@ def fetch(url: str, folder: Path, log: Callable[[str], None] = print) -> Path:
 
     Its SHA-256 has to be the one that the address ends with (`#sha256=…`), if it does. It is recorded beside the file
     (`.sha256`) when that has once been read as a checkpoint; ever after it has to be the same. A file that is not
-    (truncated, changed) is fetched again.
-
-    Raises:
-        UnavailableError: it can't be downloaded.
-        UserError: the address leads out of `folder`; what comes down is truncated, no checkpoint, or not what it has
-            to be.
+    (truncated, changed) is fetched again. UnavailableError if it can't be downloaded; UserError if the address leads
+    out of `folder`, or what comes down is truncated, no checkpoint, or not what it has to be.
     """
     address, _, fragment = url.partition("#")
     if fragment and not HASH.fullmatch(fragment):
@@ -134,12 +124,8 @@ def fetch(url: str, folder: Path, log: Callable[[str], None] = print) -> Path:
 
 
 def download(url: str, path: Path) -> None:
-    """Write what is at `url` to `path`, whole or not at all.
-
-    Raises:
-        UnavailableError: the server can't be reached, or doesn't have it.
-        UserError: it ends before its length.
-    """
+    """Write what is at `url` to `path`, whole or not at all. UnavailableError if the server can't be reached, or
+    doesn't have it; UserError if it ends before its length."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, write_whole(path) as part:
             with part.open("wb") as file:
@@ -150,19 +136,20 @@ def download(url: str, path: Path) -> None:
                 raise UserError(
                     f"{url}: {came:,} of {int(promised):,} bytes came: run again to fetch it again"
                 )
-    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError, ValueError) as error:
-        reason = " ".join(str(getattr(error, "reason", error)).split())
-        raise UnavailableError(
-            f"{url} can't be downloaded ({reason}): try again, or set its `weights.file`"
-        ) from error
+    except (*UNREACHABLE, HTTPException, ValueError) as error:
+        raise _unavailable(url, error) from error
+
+
+def _unavailable(url: str, error: Exception) -> UnavailableError:
+    reason = " ".join(str(getattr(error, "reason", error)).split())
+    return UnavailableError(f"{url} can't be downloaded ({reason}): try again, or set its `weights.file`")
 
 
 def from_torchvision(name: str, folder: Path, log: Callable[[str], None] = print) -> tuple[State, Path]:
-    """torchvision's ResNet50 weights by their name in its enum, through its own loader, and the file they are in.
+    """torchvision's ResNet50 weights by their name in its enum, through its loader, and the file they are in.
 
-    Raises:
-        UnavailableError: they can't be downloaded.
-        UserError: torchvision has no such weights, or what came down has another hash than its name says.
+    UnavailableError if they can't be downloaded; UserError if torchvision has no such weights, or what came down has
+    another hash than its name says.
     """
     from torchvision.models import get_weight
 
@@ -177,11 +164,8 @@ def from_torchvision(name: str, folder: Path, log: Callable[[str], None] = print
         state = weights.get_state_dict(
             progress=False, check_hash=True, weights_only=True, map_location="cpu", model_dir=str(folder)
         )
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise UnavailableError(
-            f"{weights.url} can't be downloaded ({getattr(error, 'reason', error)}): try again, or set its "
-            "`weights.file`"
-        ) from error
+    except UNREACHABLE as error:
+        raise _unavailable(weights.url, error) from error
     except RuntimeError as error:
         path.unlink(missing_ok=True)
         raise UserError(f"{weights.url}: {error}: run again to fetch it again") from error
@@ -223,18 +207,15 @@ def _is_as_recorded(path: Path, log: Callable[[str], None]) -> bool:
 def to_torchvision(
     files: Iterable[tuple[str, dict[str, Any]]], network: dict[str, Any], layout: str = "auto"
 ) -> tuple[State, list[str]]:
-    """A ResNet's state dict with torchvision's names, from the contents of one or several checkpoint files.
+    """A ResNet's state dict with torchvision's names, and what was left out of it: projection heads, predictors,
+    momentum encoders.
+
+    UserError names all tensors that are missing, surplus or of another shape; or says that it is another layout.
 
     Args:
         files: name and contents of each: a whole net, or a backbone and a linear head.
         network: the config's `network` section.
         layout: one of `PREFIXES`, or "auto" for any of them.
-
-    Returns:
-        the state dict, and what was left out of it: projection heads, predictors, momentum encoders.
-
-    Raises:
-        UserError: another layout, or tensors that are missing, surplus or of another shape; all named.
     """
     state: State = {}
     dropped: list[str] = []
@@ -243,11 +224,7 @@ def to_torchvision(
         names.append(name)
         for wrapper in WRAPPERS:
             contents = contents[wrapper] if isinstance(contents.get(wrapper), dict) else contents
-        tensors = {
-            key: value
-            for key, value in contents.items()
-            if isinstance(value, Tensor) and isinstance(key, str)
-        }
+        tensors = {k: v for k, v in contents.items() if isinstance(v, Tensor) and isinstance(k, str)}
         kind = next((kind for kind, prefix in PREFIXES.items() if f"{prefix}conv1.weight" in tensors), None)
         if kind is None:
             head = {match[1]: key for key in tensors if (match := LINEAR_HEAD.fullmatch(key))}
@@ -272,27 +249,19 @@ def to_torchvision(
                 dropped.append(key)
             else:
                 state[plain] = tensor
-    return _fitting(state, network, ", ".join(names)), dropped
-
-
-def _fitting(state: State, network: dict[str, Any], names: str) -> State:
-    """The state dict, if it has just the tensors of the net; counters that old files lack are set to zero."""
     classes = next(iter(state["fc.weight"].shape), 1000) if "fc.weight" in state else 1000
     with torch.device("meta"):
         expected = build(network, classes).state_dict()
     counters = {key: torch.tensor(0) for key in expected if key.endswith(".num_batches_tracked")}
-    state = counters | state
+    state = counters | state  # which old files lack
     if wrong := misfits(state, expected):
-        raise UserError(f"checkpoint {names} doesn't fit the net: {wrong}")
-    return {key: state[key] for key in expected}
+        raise UserError(f"checkpoint {', '.join(names)} doesn't fit the net: {wrong}")
+    return {key: state[key] for key in expected}, dropped
 
 
 def misfits(state: State, expected: State, most: int | None = None) -> str:
-    """By what a state dict differs from a net's, and which tensors have NaN or infinity; "" if it fits.
-
-    Args:
-        most: names listed of a kind; None: all.
-    """
+    """By what a state dict differs from a net's, and which tensors have NaN or infinity; "" if it fits. `most`: names
+    listed of a kind; None: all."""
     wrong = {
         "missing": [key for key in expected if key not in state],
         "surplus": [key for key in state if key not in expected],
@@ -317,15 +286,13 @@ def gather(
 ) -> tuple[State, dict[str, Any]]:
     """A net's weights from where its config says, and what to keep about them: `classes`, `files`, `dropped`.
 
+    UnavailableError if they can't be downloaded; UserError if what is there isn't such a net.
+
     Args:
         weights: the config's `weights` section: `file` (a path or several), `urls`, or `torchvision` (a name in its
             enum); `layout` as in `to_torchvision`.
         network: the config's `network` section.
         folder: where downloads are kept.
-
-    Raises:
-        UnavailableError: they can't be downloaded.
-        UserError: what is there isn't such a net.
     """
     if file := weights.get("file"):
         paths = [Path(path) for path in ([file] if isinstance(file, str) else file)]
@@ -337,8 +304,5 @@ def gather(
     if "torchvision" not in weights:
         files = [(str(path), read_tensors(path)) for path in paths]
     state, dropped = to_torchvision(files, network, weights.get("layout", "auto"))
-    return state, {
-        "classes": len(state["fc.weight"]),
-        "files": dict(zip(distinct_names(paths), map(sha256, paths), strict=True)),
-        "dropped": dropped,
-    }
+    files = dict(zip(distinct_names(paths), map(sha256, paths), strict=True))
+    return state, {"classes": len(state["fc.weight"]), "files": files, "dropped": dropped}

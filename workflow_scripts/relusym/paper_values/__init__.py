@@ -1,4 +1,4 @@
-"""The paper's own tables, as transcribed in `table*.csv`."""
+"""The paper's tables, as transcribed in `table*.csv`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from relusym.errors import UserError
 
 if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
     import pandas as pd
 
 _KEYS = {1: ("model",), 2: ("model",), 4: ("model_1", "model_2"), 5: ("method", "in_table3")}
@@ -31,32 +33,33 @@ def table(number: int) -> pd.DataFrame:
     if number == 3:
         five = table(5)
         return five[five["in_table3"] == "yes"].reset_index(drop=True)
-    file = files(__name__) / f"table{number}.csv"
-    try:
-        frame = pd.read_csv(file.open(encoding="utf-8"))
-    except ValueError as error:  # pandas's own errors, and what isn't UTF-8
-        raise UserError(f"{file}: no table ({' '.join(str(error).split())}); restore it") from error
+    frame = pd.DataFrame(_rows(number)).replace("", None)
     for column in frame.columns.difference(TEXTS):
         numbers = pd.to_numeric(frame[column], errors="coerce")
         if len(wrong := frame[column][numbers.isna() & frame[column].notna()]):
-            raise UserError(f"{file}: {wrong.iloc[0]!r} in {column} is no number; restore it")
-    if missing := {*_KEYS[number]} - {*frame.columns}:
-        raise UserError(f"{file}: the column {min(missing)} is missing; restore it")
+            raise UserError(f"{_file(number)}: {wrong.iloc[0]!r} in {column} is no number; restore it")
+        frame[column] = numbers
     return frame
 
 
 @cache
 def _rows(number: int) -> list[dict[str, str]]:
-    path = files(__name__) / f"table{number}.csv"
+    file = _file(number)
     try:
-        with path.open(encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except ValueError as error:
-        raise UserError(f"{path}: no table ({error}); restore it") from error
+        with file.open(encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+        if any(None in row for row in rows):
+            raise ValueError("a row has more cells than there are columns")
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{file}: no table ({error}); restore it") from error
     for column in _KEYS[number]:
         if not rows or not all(row.get(column) for row in rows):
-            raise UserError(f"{path}: the column {column} is missing, or empty in a row; restore it")
+            raise UserError(f"{file}: the column {column} is missing, or empty in a row; restore it")
     return rows
+
+
+def _file(number: int) -> Traversable:
+    return files(__name__) / f"table{number}.csv"
 
 
 def vgg11s() -> list[str]:

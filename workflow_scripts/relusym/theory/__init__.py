@@ -43,17 +43,7 @@ def record(name: str, settings: dict[str, int]) -> dict[str, Any]:
 
     started = time.perf_counter()
     body = demonstrate(name, **settings)
-    return {
-        "kind": "theory",
-        **body,
-        "settings": settings,
-        "code": {
-            "relusym": relusym.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "cost": {
-            "seconds": round(time.perf_counter() - started, 2),
-            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1),
-        },
-    }
+    code = {"relusym": relusym.__version__, "numpy": np.__version__, "python": platform.python_version()}
+    memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+    cost = {"seconds": round(time.perf_counter() - started, 2), "peak_memory_mb": memory}
+    return {"kind": "theory", **body, "settings": settings, "code": code, "cost": cost}

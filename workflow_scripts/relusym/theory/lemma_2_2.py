@@ -3,13 +3,8 @@
 import numpy as np
 
 from relusym.randomness import stream
-from relusym.theory.random_matrices import (
-    all_matrices,
-    distance_to_scaled_permutation,
-    invertible,
-    positive_scales,
-    scaled_permutations,
-)
+from relusym.theory import random_matrices
+from relusym.theory.random_matrices import invertible, positive_scales, scaled_permutations
 
 SIZES = (2, 3, 4, 5, 6)
 ENTRIES = range(-1, 3)  # of the 3 × 3 matrices that are all tried
@@ -24,9 +19,9 @@ def witnesses(A: np.ndarray) -> np.ndarray:
     an error in A shows in proportion.
     """
     draws, size, _ = A.shape
-    units = np.broadcast_to(np.concatenate([np.eye(size), -np.eye(size)], axis=1), (draws, size, 2 * size))
-    k, other = np.triu_indices(size, 1)
     unit = np.eye(size)
+    units = np.broadcast_to(np.concatenate([unit, -unit], axis=1), (draws, size, 2 * size))
+    k, other = np.triu_indices(size, 1)
     pairs = A[:, :, k, None] * unit[other] - A[:, :, other, None] * unit[k]
     pairs = pairs.reshape(draws, -1, size).swapaxes(1, 2)
     largest = np.abs(pairs).max(1, keepdims=True)
@@ -48,8 +43,7 @@ def not_commuting(
     rng: np.random.Generator, draws: int, size: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Invertible pairs (A, B) outside Lemma 2.2; where x = e_k allows, B is the only candidate left, ReLU(A)."""
-    scaled = scaled_permutations(rng, draws, size)
-    dense = invertible(rng, draws, size)
+    scaled, dense = scaled_permutations(rng, draws, size), invertible(rng, draws, size)
     signs = np.where(rng.random((draws, size)) < 0.5, -1.0, 1.0)
     signs[:, 0] = -1
     signed = scaled * signs[:, None]
@@ -66,11 +60,10 @@ def not_commuting(
 
 def exhaust() -> dict[str, int]:
     """Every invertible 3 × 3 matrix with entries in ENTRIES, exactly, at the proof's points; B is ReLU(A)."""
-    A = all_matrices(3, ENTRIES)
-    A = A[np.abs(np.linalg.det(A)) > 0.5]
+    A = random_matrices.all_invertible(3, ENTRIES)
     chunks = np.array_split(A, 32)  # the points of all matrices at once would fill the memory
     commutes = np.concatenate([defect(part, np.maximum(part, 0), witnesses(part)) == 0 for part in chunks])
-    scaled = distance_to_scaled_permutation(A) == 0
+    scaled = random_matrices.distance_to_scaled_permutation(A) == 0
     return {
         "integer_matrices": len(A),
         "integer_matrices_that_commute": int(commutes.sum()),
@@ -90,17 +83,16 @@ def demonstrate(seed: int = 0, draws: int = 2000) -> dict:
         for kind, (A, B) in not_commuting(rng, draws, size).items():
             smallest[kind] = min(float(defect(A, B, witnesses(A)).min()), smallest.get(kind, np.inf))
     counted = exhaust()
+    against = counted["integer_matrices_against_the_lemma"]
     return {
         "statement": "Lemma 2.2",
         "claim": "Among invertible matrices exactly the scaled permutations A = B = PD satisfy ReLU(Ax) = B ReLU(x) "
         "for all x.",
-        "holds": largest <= ROUNDING
-        and min(smallest.values()) >= VIOLATION
-        and counted["integer_matrices_against_the_lemma"] == 0,
+        "holds": largest <= ROUNDING and min(smallest.values()) >= VIOLATION and against == 0,
         "draws": draws * len(SIZES),
         "tested": "ReLU(Ax) = B ReLU(x) for random A = B = PD, sizes "
         f"{SIZES[0]} to {SIZES[-1]}; every invertible 3 x 3 matrix with entries {ENTRIES[0]} to {ENTRIES[-1]}",
-        "largest_violation": max(largest, float(counted["integer_matrices_against_the_lemma"])),
+        "largest_violation": max(largest, float(against)),
         "counterfactual": "Other invertible A and B (dense, orthogonal, signed, nearly scaled permutations): the two "
         f"sides differ by at least {min(smallest.values()):.2g}",
         "measured": {

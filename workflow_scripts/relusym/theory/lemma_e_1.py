@@ -3,7 +3,7 @@
 import numpy as np
 
 from relusym.randomness import stream
-from relusym.theory.random_matrices import all_matrices, invertible, scaled_permutations
+from relusym.theory.random_matrices import all_invertible, invertible, scaled_permutations
 
 SIZES = (1, 2, 3, 4, 5)
 MULTIPLES = np.array([0.0, 1.0, -1.0, -2.0])  # the proof inserts these multiples of A⁻¹a
@@ -18,39 +18,34 @@ def defect(A: np.ndarray, B: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.nda
 
 
 def affine_pairs(rng: np.random.Generator, draws: int, size: int) -> dict[str, tuple[np.ndarray, ...]]:
-    """Random (A, B, a, b) with A and B invertible and a or b not 0, |(a, b)| at most 1; the hard ones last.
-
-    x = 0 leaves b = ReLU(a) as the only candidate, and Lemma 2.2 suggests A = B = PD.
-    """
+    """Random (A, B, a, b) with A and B invertible and a or b not 0, |(a, b)| at most 1; the hard ones last. x = 0
+    leaves b = ReLU(a) as the only candidate, and Lemma 2.2 suggests A = B = PD."""
     A, B = invertible(rng, draws, size), invertible(rng, draws, size)
     scaled = scaled_permutations(rng, draws, size)
     a, b = rng.standard_normal((2, draws, size))
     a, b = a / np.abs(a).max(1, keepdims=True), b / np.abs(b).max(1, keepdims=True)
-    negative = -np.abs(a)
     zero = np.zeros_like(a)
     return {
         "free_a_and_b": (A, B, a, b),
         "b_forced": (A, B, a, np.maximum(a, 0)),
         "only_b": (A, B, zero, b),
         "scaled_permutation_and_b_forced": (scaled, scaled, a, np.maximum(a, 0)),
-        "scaled_permutation_and_negative_a": (scaled, scaled, negative, zero),
+        "scaled_permutation_and_negative_a": (scaled, scaled, -np.abs(a), zero),
     }
 
 
 def largest_linear_defect(rng: np.random.Generator, draws: int) -> float:
     """Largest |ReLU(Ax) − A ReLU(x)| of scaled permutations, which a = b = 0 leaves, at random points."""
-    largest = 0.0
+    largest = []
     for size in SIZES:
-        A = scaled_permutations(rng, draws, size)
-        x = rng.standard_normal((draws, size, 32))
-        largest = max(largest, float(np.abs(np.maximum(A @ x, 0) - A @ np.maximum(x, 0)).max()))
-    return largest
+        A, x = scaled_permutations(rng, draws, size), rng.standard_normal((draws, size, 32))
+        largest.append(float(np.abs(np.maximum(A @ x, 0) - A @ np.maximum(x, 0)).max()))
+    return max(largest)
 
 
 def exhaust() -> dict[str, int]:
     """All invertible 2 × 2 A and B and all a and b with entries −1, 0, 1, without rounding (|det| is 1 or 2)."""
-    matrices = all_matrices(2, range(-1, 2))
-    matrices = matrices[np.abs(np.linalg.det(matrices)) > 0.5]
+    matrices = all_invertible(2, range(-1, 2))
     vectors = np.stack(np.meshgrid(*[np.arange(-1.0, 2)] * 4, indexing="ij"), -1).reshape(-1, 4)
     i, j, k = np.indices((len(matrices), len(matrices), len(vectors))).reshape(3, -1)
     satisfied = defect(matrices[i], matrices[j], vectors[k, :2], vectors[k, 2:]) <= ROUNDING
@@ -64,8 +59,7 @@ def exhaust() -> dict[str, int]:
 def demonstrate(seed: int = 0, draws: int = 2000) -> dict:
     """`draws` cases of every kind in each size at the proof's four points, and every small integer case."""
     rng = np.random.default_rng(stream(seed, "Lemma E.1"))
-    smallest: dict[str, float] = {}
-    satisfied = 0
+    smallest, satisfied = {}, 0
     for size in SIZES:
         for kind, case in affine_pairs(rng, draws, size).items():
             defects = defect(*case)

@@ -3,12 +3,8 @@
 import numpy as np
 
 from relusym.randomness import stream
-from relusym.theory.random_matrices import (
-    distance_to_scaled_permutation,
-    invertible,
-    permutations,
-    positive_scales,
-)
+from relusym.theory import random_matrices
+from relusym.theory.random_matrices import invertible
 from relusym.theory.symmetric_group import PRODUCT, action, representation
 
 # Orbits of S₃ on the 6 hidden units; in each the first one is moved
@@ -50,7 +46,8 @@ def condition_defect(W1: np.ndarray, W2: np.ndarray, rho0: np.ndarray, rho2: np.
     """How far W₁ρ₀(g)W₁⁻¹ = W₂⁻¹ρ₂(g)W₂ = P(g)D(g) is from true, over all g: (draws,)."""
     before = W1[:, None] @ rho0 @ np.linalg.inv(W1)[:, None]
     after = np.linalg.inv(W2)[:, None] @ rho2 @ W2[:, None]
-    return np.maximum(distance_to_scaled_permutation(before).max(1), np.abs(before - after).max((1, 2, 3)))
+    distance = random_matrices.distance_to_scaled_permutation(before).max(1)
+    return np.maximum(distance, np.abs(before - after).max((1, 2, 3)))
 
 
 def representation_error(rho: np.ndarray) -> float:
@@ -69,7 +66,8 @@ def layer_defect(
 
 def bases(rng: np.random.Generator, draws: int) -> np.ndarray:
     """Bases T in which a permutation representation becomes a scaled one, in a random order of the units."""
-    return positive_scales(rng, draws, SIZE)[:, :, None] * permutations(rng, draws, SIZE)
+    scales = random_matrices.positive_scales(rng, draws, SIZE)[:, :, None]
+    return scales * random_matrices.permutations(rng, draws, SIZE)
 
 
 def perturbed(
@@ -80,9 +78,8 @@ def perturbed(
     rho1 = hidden_representation(P, T)
     rho0, rho2 = surrounding_representations(W1, W2, rho1, rho1)
     dense = hidden_representation(P, T + 0.1 * invertible(rng, draws, SIZE))
-    signs = np.where(np.arange(SIZE) == 0, -1.0, 1.0)  # unit 0 is moved, so a negative entry moves with it
-    signed = hidden_representation(P, T * signs)
-    other = hidden_representation(P, T * np.where(np.arange(SIZE) == 0, 1.1, 1.0))
+    moved = np.arange(SIZE) == 0  # unit 0, and what is done to it moves with it
+    signed, other = (hidden_representation(P, T * np.where(moved, by, 1.0)) for by in (-1.0, 1.1))
     return {
         "dense_hidden_representation": (W1, W2, *surrounding_representations(W1, W2, dense, dense)),
         "signed_permutations": (W1, W2, *surrounding_representations(W1, W2, signed, signed)),
@@ -95,17 +92,15 @@ def demonstrate(seed: int = 0, draws: int = 200) -> dict:
     """`draws` nets from every kind of scaled permutation representation of S₃, as built and perturbed."""
     rng = np.random.default_rng(stream(seed, "Proposition 2.3"))
     built = {"equivariance_error": 0.0, "representation_error": 0.0, "layer_defect": 0.0}
-    broken: dict[str, float] = {}
-    agreed = compared = 0
+    broken, agreed, compared = {}, 0, 0
     for orbits in ORBITS:
         P = representation(action(orbits))
         W1, W2, T = invertible(rng, draws, SIZE), invertible(rng, draws, SIZE), bases(rng, draws)
         x = rng.standard_normal((draws, SIZE, POINTS))
         rho1 = hidden_representation(P, T)
         rho0, rho2 = surrounding_representations(W1, W2, rho1, rho1)
-        error = equivariance_error(W1, W2, rho0, rho2, x)
         errors = {
-            "equivariance_error": float(error.max()),
+            "equivariance_error": float(equivariance_error(W1, W2, rho0, rho2, x).max()),
             "representation_error": max(representation_error(rho0), representation_error(rho2)),
             "layer_defect": layer_defect(W1, W2, rho0, rho1, rho2),
         }

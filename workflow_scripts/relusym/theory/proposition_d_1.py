@@ -66,8 +66,7 @@ def equivariant_layers(V1: np.ndarray, V2: np.ndarray, rho1: np.ndarray) -> np.n
 def every_small_net() -> tuple[np.ndarray, np.ndarray]:
     """All W₁ and W₂ with entries in FIRST_ENTRIES and SECOND_ENTRIES, int64 (60025, 2, 2) and (60025, 2)."""
     entries = [np.array(FIRST_ENTRIES)] * 4 + [np.array(SECOND_ENTRIES)] * 2
-    weights = np.stack(np.meshgrid(*entries, indexing="ij"), -1).reshape(-1, 6)
-    return weights[:, :4].reshape(-1, 2, 2), weights[:, 4:]
+    return layers(np.stack(np.meshgrid(*entries, indexing="ij"), -1).reshape(-1, 6))
 
 
 def random_invariant_nets(rng: np.random.Generator, draws: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -76,19 +75,20 @@ def random_invariant_nets(rng: np.random.Generator, draws: int) -> dict[str, tup
     a, b = rng.integers(1, LARGEST + 1, (2, draws))
     sign = rng.choice([-1, 1], draws)
     zero = np.zeros(draws, int)
-
-    def nets(*weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        stacked = np.stack(weights, -1)
-        return stacked[:, :4].reshape(-1, 2, 2), stacked[:, 4:]
-
-    return {
-        "twin_units": nets(b * p, b * q, a * q, a * p, sign * a, sign * b),
-        "symmetric_units": nets(p, p, q, q, r, s),
-        "cancelling_units": nets(b * p, b * q, a * p, a * q, sign * a, -sign * b),
-        "mirrored_units": nets(b * p, -b * p, -a * p, a * p, sign * a, sign * b),
-        "dead_unit": nets(p, p, r, s, q, zero),
-        "dead_net": nets(p, q, r, s, zero, zero),
+    weights = {
+        "twin_units": (b * p, b * q, a * q, a * p, sign * a, sign * b),
+        "symmetric_units": (p, p, q, q, r, s),
+        "cancelling_units": (b * p, b * q, a * p, a * q, sign * a, -sign * b),
+        "mirrored_units": (b * p, -b * p, -a * p, a * p, sign * a, sign * b),
+        "dead_unit": (p, p, r, s, q, zero),
+        "dead_net": (p, q, r, s, zero, zero),
     }
+    return {kind: layers(np.stack(numbers, -1)) for kind, numbers in weights.items()}
+
+
+def layers(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """W₁ (nets, 2, 2) and W₂ (nets, 2) of weights (nets, 6)."""
+    return weights[:, :4].reshape(-1, 2, 2), weights[:, 4:]
 
 
 def demonstrate(seed: int = 0, draws: int = 5000) -> dict:

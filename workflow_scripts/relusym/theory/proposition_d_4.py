@@ -37,10 +37,8 @@ def factor(rng: np.random.Generator, composition: np.ndarray, copies: int) -> tu
 
 
 def is_action(acts: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Whether maps (draws, 6, n), restricted to the points `present` (draws, n), act as a group: bool (draws,).
-
-    They must stay within, satisfy (8), α(i, y) = y, and (9), α(hg, y) = α(h, α(g, y)).
-    """
+    """Whether maps (draws, 6, n), restricted to the points `present` (draws, n), act as a group: bool (draws,). They
+    must stay within, satisfy (8), α(i, y) = y, and (9), α(hg, y) = α(h, α(g, y))."""
     draws = np.arange(len(acts))[:, None, None]
     inside = present[draws, acts]
     identity = acts[:, 0] == np.arange(acts.shape[2])

@@ -32,7 +32,8 @@ def distance_to_scaled_permutation(matrices: np.ndarray) -> np.ndarray:
     return np.maximum(negative, second)
 
 
-def all_matrices(size: int, entries: range) -> np.ndarray:
-    """Every matrix with the given integer entries, float64 (len(entries) ** size², size, size)."""
+def all_invertible(size: int, entries: range) -> np.ndarray:
+    """Every invertible matrix with these integer entries, float64 (…, size, size)."""
     grid = np.meshgrid(*[np.array(entries, float)] * size**2, indexing="ij")
-    return np.stack(grid, -1).reshape(-1, size, size)
+    matrices = np.stack(grid, -1).reshape(-1, size, size)
+    return matrices[np.abs(np.linalg.det(matrices)) > 0.5]

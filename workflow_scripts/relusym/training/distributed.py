@@ -70,10 +70,8 @@ def launch(
     print goes to stdout and stderr. UserError if a process raised one, or they failed too often; Interrupted if
     `interrupted` returned true, and the processes saved their state.
 
-    Args:
-        job: JSON; the argument of that function.
-        gpus: whether each process has a GPU of its own, see `local_device`.
-        interrupted: asked all the time; after a yes (or any exception here) the processes are asked to end.
+    `job`: JSON, the argument of that function; `gpus`: whether each process has a GPU to itself, see `local_device`;
+    `interrupted`: asked all the time; after a yes (or any exception here) the processes are asked to end.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -83,18 +81,11 @@ def launch(
         paths = {"result": str(result), "end": str(end)}
         about = {"job": job, "gpus": gpus, "launcher": os.getpid(), **paths}
         task.write_text(json.dumps(about), encoding="utf-8")
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=processes,
-            max_restarts=restarts,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
-            logs_specs=DefaultLogsSpecs(log_dir=folder, tee=Std.ALL),
-            log_line_prefix_template="[${rank}] ",
-        )
+        logs = DefaultLogsSpecs(log_dir=folder, tee=Std.ALL)
+        here = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost"}
+        here |= {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": processes, "run_id": uuid.uuid4().hex}
+        prefix = "[${rank}] "
+        config = LaunchConfig(**here, max_restarts=restarts, logs_specs=logs, log_line_prefix_template=prefix)
         # in a thread, where torch leaves this process's signal handlers as they are. A scheduler and a terminal warn
         # all processes; those that the thread starts inherit that they don't hear it: this one asks them
         deaf = signal.pthread_sigmask, (signal.SIG_BLOCK, WARNINGS)

@@ -38,9 +38,8 @@ class Sgd:
     _step_supports_amp_scaling = True
 
     def __init__(self, groups: Sequence[dict[str, Any]], lr: float, momentum: float, weight_decay: float):
-        self.param_groups = [
-            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, **group} for group in groups
-        ]
+        how = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        self.param_groups = [how | group for group in groups]
         self.momentum_buffers: dict[Tensor, Tensor] = {}
 
     def zero_grad(self) -> None:
@@ -50,22 +49,14 @@ class Sgd:
 
     @torch.no_grad()
     def step(self) -> None:
+        usual = {"fused": True, "dampening": 0.0, "nesterov": False, "maximize": False}
+        scaling = {key: getattr(self, key, None) for key in ("grad_scale", "found_inf")}
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            gradients = [parameter.grad for parameter in trained]
             buffers = [self.momentum_buffers.get(parameter) for parameter in trained]
             how = {key: group[key] for key in ("lr", "momentum", "weight_decay")}
-            sgd(
-                trained,
-                [parameter.grad for parameter in trained],
-                buffers,
-                fused=True,
-                grad_scale=getattr(self, "grad_scale", None),
-                found_inf=getattr(self, "found_inf", None),
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-                **how,
-            )
+            sgd(trained, gradients, buffers, **usual, **scaling, **how)
             if group["momentum"]:
                 self.momentum_buffers.update(zip(trained, buffers, strict=True))
 
@@ -100,20 +91,14 @@ class Lars(Sgd):
 def make_optimizer(objective: Objective, recipe: Recipe) -> Sgd:
     """The recipe's optimizer of all that an objective trains."""
     still = {parameter for part in objective.fixed_rate for parameter in part.parameters()}
-    groups: dict[bool, list[Tensor]] = {False: [], True: []}
-    for parameter in objective.net.parameters():
-        if parameter.requires_grad:
-            groups[parameter in still].append(parameter)
-    how = {"lr": recipe.learning_rate, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
-    chosen = [{"params": params, "fixed": fixed} for fixed, params in groups.items() if params]
-    return (Lars if recipe.optimizer == "lars" else Sgd)(chosen, **how)
-
-
-def set_rate(optimizer: Sgd, recipe: Recipe, epoch: float) -> None:
-    """Set the learning rate of a point in training, in epochs."""
-    rate = recipe.learning_rate_at(epoch)
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate if group["fixed"] else rate
+    trained = [parameter for parameter in objective.net.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": params, "fixed": fixed}
+        for fixed in (False, True)
+        if (params := [parameter for parameter in trained if (parameter in still) == fixed])
+    ]
+    kind = Lars if recipe.optimizer == "lars" else Sgd
+    return kind(groups, recipe.learning_rate, recipe.momentum, recipe.weight_decay)
 
 
 @dataclass
@@ -156,9 +141,8 @@ class State:
             self.history += about["history"]
             return about["step"], tensors.get("sums")
         except (KeyError, RuntimeError) as error:
-            raise UserError(
-                f"{self.path} isn't the state of this training: delete it, and it starts over"
-            ) from error
+            message = f"{self.path} isn't the state of this training: delete it, and it starts over"
+            raise UserError(message) from error
 
 
 @dataclass
@@ -173,14 +157,6 @@ class Progress:
     seconds_left: float
     epoch_done: bool
 
-    def line(self, name: str) -> str:
-        """All of it in one line."""
-        minutes, seconds = divmod(round(self.seconds_left), 60)
-        return (
-            f"{name}: epoch {self.epoch:6.2f}/{self.epochs}  loss {self.loss:.3f}  accuracy {self.accuracy:.3f}  "
-            f"{self.images_per_second:6.0f} images/s  {minutes}:{seconds:02d} left"
-        )
-
 
 class Reporter:
     """A line in the log every half minute and after each epoch; Snakemake's line shows the last of them."""
@@ -189,29 +165,29 @@ class Reporter:
         self.name, self.stream, self.every_s = name, stream, every_s
         self.last = time.monotonic()
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, at: Progress) -> None:
         now = time.monotonic()
-        if progress.epoch_done or now - self.last >= self.every_s:
+        if at.epoch_done or now - self.last >= self.every_s:
             self.last = now
-            print(progress.line(self.name), file=self.stream or sys.stdout, flush=True)
+            minutes, seconds = divmod(round(at.seconds_left), 60)
+            line = (
+                f"{self.name}: epoch {at.epoch:6.2f}/{at.epochs}  loss {at.loss:.3f}  accuracy {at.accuracy:.3f}  "
+                f"{at.images_per_second:6.0f} images/s  {minutes}:{seconds:02d} left"
+            )
+            print(line, file=self.stream or sys.stdout, flush=True)
 
 
 @dataclass
 class Training:
-    """What came of a training: the net (of SimSiam, its heads with it), a row an epoch, and whether the loss became
-    non-finite.
+    """What came of a training."""
 
-    An epoch's `data_wait_share` is the share of the time that steps waited for images. A training that diverged ended
-    there.
-    """
-
-    net: nn.Module
-    history: list[dict[str, Any]] = field(default_factory=list)
-    diverged: bool = False
+    net: nn.Module  # of SimSiam, its heads with it
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
+    diverged: bool = False  # the loss became non-finite, and the training ended there
 
     @property
     def data_wait_share(self) -> float | None:
-        """Mean over the epochs; None if there are none."""
+        """Share of the time that steps waited for images, mean over the epochs; None if there are none."""
         waits = [epoch["data_wait_share"] for epoch in self.history]
         return round(sum(waits) / len(waits), 4) if waits else None
 
@@ -239,8 +215,7 @@ def train(
         net: the objective's own layers are drawn from torch's global random stream, then all goes to `device`.
         symmetry: of the invariance loss.
         state: where the first process keeps the training state, every `save_every` epochs; if it is there, the training
-            goes
-            on from it. The caller names it so that other settings never meet it, and removes it in the end.
+            goes on from it. The caller names it so that other settings never meet it, and removes it in the end.
         interrupted: asked after every step; once any process's returns true, the state is saved and the training ends.
         report, snapshot: in the first process, get the progress, at least once an epoch, and the net before the first
             epoch (0) and after each one (1, 2, …).
@@ -268,7 +243,9 @@ def train(
         sums = torch.zeros(2, device=device) if sums is None else sums  # losses and right answers
         for step, (views, labels) in enumerate(batches.epoch(epoch, skipped), start=skipped + 1):
             waited += time.perf_counter() - asked
-            set_rate(optimizer, recipe, epoch + (step - 1) / steps)
+            rate = recipe.learning_rate_at(epoch + (step - 1) / steps)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate if group["fixed"] else rate
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), quick:
                 loss, right = objective.loss(forward, views, labels, epoch)
             scaler.scale(loss).backward()
@@ -286,31 +263,20 @@ def train(
                     return result
                 now = time.perf_counter()
                 speed = (step - skipped) * batches.batch_size / (now - started)
-                progress = Progress(
-                    epoch=epoch + step / steps,
-                    epochs=recipe.epochs,
-                    loss=total / step,
-                    accuracy=correct * world_size() / (step * batches.batch_size),
-                    images_per_second=speed,
-                    seconds_left=((recipe.epochs - epoch) * steps - step) * batches.batch_size / speed,
-                    epoch_done=step == steps,
-                )
-                if rank() == 0 and (step == steps or now - reported > REPORT_S):
+                accuracy = correct * world_size() / (step * batches.batch_size)
+                left = ((recipe.epochs - epoch) * steps - step) * batches.batch_size / speed
+                at, is_done = epoch + step / steps, step == steps
+                progress = Progress(at, recipe.epochs, total / step, accuracy, speed, left, is_done)
+                if rank() == 0 and (is_done or now - reported > REPORT_S):
                     reported = now
                     report(progress)
             if ending and step < steps:
                 _interrupt(kept, progress, step, means)
             asked = time.perf_counter()
-        spent = time.perf_counter() - started
-        result.history.append(
-            {
-                "epoch": epoch + 1,
-                "loss": progress.loss,
-                "accuracy": progress.accuracy,
-                "images_per_second": round(progress.images_per_second, 1),
-                "data_wait_share": round(waited / spent, 4),
-            }
-        )
+        share = round(waited / (time.perf_counter() - started), 4)
+        rate = {"images_per_second": round(progress.images_per_second, 1), "data_wait_share": share}
+        row = {"epoch": epoch + 1, "loss": progress.loss, "accuracy": progress.accuracy, **rate}
+        result.history.append(row)
         done, sums = 0, None
         if rank() == 0:
             snapshot(epoch + 1, net)
@@ -325,14 +291,9 @@ def train(
 def _interrupt(kept: State, progress: Progress, step: int = 0, sums: torch.Tensor | None = None) -> None:
     if rank() == 0:
         kept.save(step, sums)
-    raise Interrupted(
-        f"interrupted in epoch {progress.epoch:.2f} of {progress.epochs}; "
-        + (
-            "the training state is saved, and the next run goes on from it"
-            if kept.path
-            else "no state is kept"
-        )
-    )
+    saved = "the training state is saved, and the next run goes on from it"
+    what = saved if kept.path else "no state is kept"
+    raise Interrupted(f"interrupted in epoch {progress.epoch:.2f} of {progress.epochs}; {what}")
 
 
 def precision_name(precision: str, device: torch.device) -> str:

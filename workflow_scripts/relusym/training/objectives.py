@@ -13,26 +13,17 @@ Views = tuple[Tensor, ...]
 
 
 class Objective(Protocol):
-    """What is trained and on what loss; made from a net, a recipe and a symmetry.
+    """What is trained and on what loss; made from a net, a recipe and a symmetry."""
 
-    Attributes:
-        views, classifies: how many views of each image it takes; whether its net is a classifier, whose accuracy
-            counts.
-        frozen, fixed_rate: whether the net's layers stay in evaluation mode; what keeps its peak learning rate.
-        net: the module with all that is trained; its state dict is what the training gives.
-    """
-
-    views: ClassVar[int]
-    classifies: ClassVar[bool]
-    frozen: ClassVar[bool]
-    net: nn.Module
-    fixed_rate: tuple[nn.Module, ...]
+    views: ClassVar[int]  # of each image
+    classifies: ClassVar[bool]  # whether its net is a classifier, whose accuracy counts
+    frozen: ClassVar[bool]  # whether the net's layers stay in evaluation mode
+    net: nn.Module  # with all that is trained; its state dict is what the training gives
+    fixed_rate: tuple[nn.Module, ...]  # what keeps its peak learning rate
 
     def loss(self, forward: nn.Module, views: Views, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """The loss, and how many images were right, both of shape (), in an epoch from 0.
-
-        `forward`: the net, wrapped for several processes; `views`: float32 (B, 3, H, W) each; `labels`: int64 (B,).
-        """
+        """The loss, and how many images were right, both of shape (), in an epoch from 0. `forward`: the net, wrapped
+        for several processes; `views`: float32 (B, 3, H, W) each; `labels`: int64 (B,)."""
         ...
 
 

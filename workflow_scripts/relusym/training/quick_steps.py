@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,13 +56,8 @@ class QuickSteps(TorchFunctionMode):
         super().__init__()
         self.amx = amx
         self.wide = any(weight.ndim == 4 and weight.shape[1] >= CHANNELS for weight in net.parameters())
-        self.pools = [
-            pair
-            for layers in net.modules()
-            if isinstance(layers, nn.Sequential)
-            for pair in pairwise(layers)
-            if isinstance(pair[0], nn.ReLU) and isinstance(pair[1], nn.MaxPool2d) and _halves(pair[1])
-        ]
+        pairs = chain(*(pairwise(layers) for layers in net.modules() if isinstance(layers, nn.Sequential)))
+        self.pools = [(first, pool) for first, pool in pairs if isinstance(first, nn.ReLU) and _halves(pool)]
 
     def __enter__(self) -> "QuickSteps":
         for activation, pool in self.pools:
@@ -181,10 +176,8 @@ class _Windows(torch.autograd.Function):
         if not wholly:
             ctx.save_for_backward(x, weight)
             return torch.conv2d(x, weight, bias, stride, padding)
-        kernel = weight.shape[2:]
-        pixels = [
-            size + 2 * more - side + 1 for size, more, side in zip(x.shape[2:], padding, kernel, strict=True)
-        ]
+        kernel, sizes = weight.shape[2:], zip(x.shape[2:], padding, weight.shape[2:], strict=True)
+        pixels = [size + 2 * more - side + 1 for size, more, side in sizes]
         windows = _windows(x, kernel, pixels, stride, padding)
         ctx.save_for_backward(windows, weight)
         return _product(windows, weight.permute(0, 2, 3, 1).flatten(1), bias, (len(weight), *pixels))
@@ -267,18 +260,18 @@ def _built() -> ctypes.CDLL | None:
     """`relu_pool.c`, compiled for this machine; None where that can't be done."""
     options = ("-O3", "-march=native", "-mprefer-vector-width=256", "-shared", "-fPIC")
     with TemporaryDirectory() as folder:
-        library = Path(folder) / "relu_pool.so"
-        source = Path(__file__).with_name("relu_pool.c")
+        library, source = Path(folder) / "relu_pool.so", Path(__file__).with_name("relu_pool.c")
+        command = [os.environ.get("CC", "cc"), *options, source, "-o", library]
         try:
-            subprocess.run(
-                [os.environ.get("CC", "cc"), *options, source, "-o", library], check=True, capture_output=True
-            )
+            subprocess.run(command, check=True, capture_output=True)
             return ctypes.CDLL(str(library))
         except (OSError, subprocess.CalledProcessError):
             return None
 
 
-def _halves(pool: nn.MaxPool2d) -> bool:
-    """Whether a pool takes the largest of each 2×2 pixels, and nothing more."""
+def _halves(pool: nn.Module) -> bool:
+    """Whether a layer takes the largest of each 2×2 pixels, and nothing more."""
+    if not isinstance(pool, nn.MaxPool2d):
+        return False
     how = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
     return how in ((2, 2, 0, 1), ((2, 2), (2, 2), 0, 1)) and not (pool.ceil_mode or pool.return_indices)

@@ -66,19 +66,17 @@ class Recipe(Section):
     def _goes_together(self) -> Self:
         start, last = self.invariance_from, self.epochs - 1
         if self.warmup_epochs >= self.epochs:
-            raise together(
-                "warmup_epochs", f"{self.warmup_epochs:g} isn't less than the {self.epochs} epochs"
-            )
+            why = f"{self.warmup_epochs:g} isn't less than the {self.epochs} epochs"
+            raise together("warmup_epochs", why)
         if start is not None and start * self.epochs > last > 0:  # a single epoch is a rehearsal
-            raise together(
-                "invariance_from",
+            why = (
                 f"{start} given; the invariance loss would never be on in {self.epochs} epochs; allowed is at most "
-                f"{last / self.epochs:.3g}, or null",
+                f"{last / self.epochs:.3g}, or null"
             )
+            raise together("invariance_from", why)
         if self.batch_size % self.processes:
-            raise together(
-                "batch_size", f"{self.batch_size} can't be shared evenly by {self.processes} processes"
-            )
+            why = f"{self.batch_size} can't be shared evenly by {self.processes} processes"
+            raise together("batch_size", why)
         return self
 
     def settings(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, pd
 from relusym.findings.frames import check_agreement, summary_along
 from relusym.findings.layout import Layout
-from relusym.findings.print_style import LINES, layer_ticks, legend_above, panels_of, plain_axes
+from relusym.findings.print_style import LINES, layer_ticks, legend_above, panels_of
 from relusym.findings.selection import beyond
 
 MEASURED = {
@@ -44,10 +44,10 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """One row a type and layer (the last has no error), mean and standard deviation over nets, n, left_out."""
     check_agreement(inputs)
-    records = inputs["by_layer"]
+    records, quantities = inputs["by_layer"], [*measures(inputs["by_layer"])]
     nets = by_net(records).pivot(index=["model", "seed", "layer"], columns="measure", values="value")
-    nets = nets.reindex(columns=[*measures(records)]).reset_index()
-    return summary_along(nets, records, "layer", selection["models"], [*measures(records)])
+    nets = nets.reindex(columns=quantities).reset_index()
+    return summary_along(nets, records, "layer", selection["models"], quantities)
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
@@ -62,9 +62,7 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
             style = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 1, "elinewidth": 0.6}
             name = selection["names"].get(model, model)
             panel.errorbar(means.index, means["mean"], means["std"].fillna(0), label=name, **style)
-        panel.set_xticks(layer_ticks(int(shown["layer"].max()) if len(shown) else 0))
-        panel.set_xlabel("Layer", fontsize=8)
-        panel.set_title(label, fontsize=8)
-    plain_axes(*panels)
+        ticks = layer_ticks(int(shown["layer"].max()) if len(shown) else 0)
+        panel.set(xticks=ticks, xlabel="Layer", title=label)
     legend_above(drawing, panels[0], 4)
     return drawing, nets

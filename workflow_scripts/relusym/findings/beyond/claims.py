@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from relusym.findings import BEYOND, Inputs, Selection, Settings, Table, frames, np, pd
+from relusym.findings import Inputs, Selection, Settings, Table, np, pd
 from relusym.findings.beyond import (
     by_layer,
     curves,
@@ -16,8 +16,8 @@ from relusym.findings.beyond import (
 )
 from relusym.findings.evidence import Evidence, flipped_against_other, is_higher, paired
 from relusym.findings.layout import Layout
-from relusym.findings.selection import measured_types, net_notes, of_every_matching
-from relusym.findings.tables.claims import COLUMNS, FORMATS, LEVEL, judged
+from relusym.findings.selection import OF_ALL_MEASURED, measured_types, net_notes
+from relusym.findings.tables.claims import COLUMNS, FORMATS, by_model, judged, notes_on
 
 LAYOUT = Layout("Beyond the paper: what was expected, tested", {"question": "Question", **COLUMNS}, FORMATS)
 
@@ -48,17 +48,16 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
-    return [
-        "Not in the paper; written down before it was measured (docs/beyond.md)",
-        f"p is two-sided; corrected for all these claims together after Benjamini and Hochberg. Held or did not hold: "
-        f"corrected p below {LEVEL}, or, where all nets are equal, their mean, whatever p is; inconclusive: above",
-        *frames.notes(inputs, selection),
-    ]
+    first = "Not in the paper; written down before it was measured (docs/beyond.md)"
+    return notes_on(inputs, selection, "all these claims", first)
+
+
+def _ok(merges: pd.DataFrame) -> pd.DataFrame:
+    return merges[merges["ok"].astype(bool)]
 
 
 def _on_matchings(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
-    merges = matchings.by_merge({kind: inputs[kind] for kind in ("flip_merge", "pair_merge")})
-    merges = merges[merges["ok"].astype(bool)]
+    merges = _ok(matchings.by_merge({kind: inputs[kind] for kind in ("flip_merge", "pair_merge")}))
     flips = merges[merges["model_2"] == ""].pivot_table("barrier", ["model_1", "seed"], "matching")
     flips = flips.reindex(columns=["activation", FROM_IDENTITY, "involution"])
 
@@ -68,92 +67,73 @@ def _on_matchings(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]
         return (barriers[second] - barriers[first]).dropna().to_numpy()
 
     for model in TYPES[:2]:
-        claim = f"{name(model)}: activation matching gives a lower GCNN barrier than weight matching from the identity"
-        yield claim, paired(less("activation", FROM_IDENTITY, model))
+        claim = "activation matching gives a lower GCNN barrier than weight matching from the identity"
+        yield f"{name(model)}: {claim}", paired(less("activation", FROM_IDENTITY, model))
     for model in TYPES[:2]:
         claim = f"{name(model)}: enforcing P² = 1 raises the GCNN barrier by less than {SMALL}"
         yield claim, paired(less("involution", "activation", model), SMALL)
-    by_weight = merges[merges["matching"] == FROM_IDENTITY]
+    by_weight, start = (
+        merges[merges["matching"] == FROM_IDENTITY],
+        "By weight matching from the identity too,",
+    )
     nets = by_weight[by_weight["model_2"] == ""]
     nets = nets.rename(columns={"model_1": "model", "barrier": "gcnn_barrier"})
     for model in TYPES[:2]:
-        claim = (
-            f"By weight matching from the identity too, merging a {name(model)} with its flipped self has a lower "
-            "barrier than two"
-        )
+        claim = f"{start} merging a {name(model)} with its flipped self has a lower barrier than two"
         yield claim, flipped_against_other(nets, by_weight[by_weight["model_2"] != ""], model)
-    barriers = {model: group.to_numpy() for model, group in nets.groupby("model")["gcnn_barrier"]}
-    claim = (
-        "By weight matching from the identity too, invariance loss lowers the GCNN barrier: "
-        f"{name('cnn_inv')} below {name('cnn')}"
-    )
-    yield claim, is_higher(barriers, "cnn", "cnn_inv")
+    claim = f"{start} invariance loss lowers the GCNN barrier: {name('cnn_inv')} below {name('cnn')}"
+    yield claim, is_higher(by_model(nets, "gcnn_barrier"), "cnn", "cnn_inv")
 
 
 def _on_exact_gcnns(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
-    nets = exact_gcnn.by_net(inputs["exact_gcnn"])
-    nets = nets[nets["ok"].astype(bool)]
-    both = "fine_tuned_test_time"
+    nets = _ok(exact_gcnn.by_net(inputs["exact_gcnn"]))
+    more = "its exact GCNN is more accurate than the net"
+    at_most = f"its exact GCNN is at most {SMALL} less accurate than the net over both orientations"
     compared = {
-        ("exact", "net"): "the barrier is negative, its exact GCNN more accurate than the net",
-        (
-            "exact_fine_tuned",
-            "fine_tuned",
-        ): "with the same fine-tuning, its exact GCNN is more accurate than the net",
-        (
-            "exact_fine_tuned",
-            both,
-        ): f"fine-tuned, its exact GCNN is at most {SMALL} less accurate than the net over both orientations",
+        ("exact", "net"): (0.0, "the barrier is negative, its exact GCNN more accurate than the net"),
+        ("exact_fine_tuned", "fine_tuned"): (0.0, f"with the same fine-tuning, {more}"),
+        ("exact_fine_tuned", "fine_tuned_test_time"): (SMALL, f"fine-tuned, {at_most}"),
     }
-    for (first, second), text in compared.items():
+    for (first, second), (margin, text) in compared.items():
         for model in TYPES:
             accuracies = nets[nets["model"] == model]
             gained = (accuracies[first] - accuracies[second]).dropna().to_numpy(float)
-            yield f"{name(model)}: {text}", paired(gained, SMALL if second == both else 0.0)
+            yield f"{name(model)}: {text}", paired(gained, margin)
     claim = f"The mixture of a {name('cnn_inv')}, trained from scratch, is more accurate than the net"
     yield claim, is_higher(exact_gcnn.trained_apart(nets, "cnn_inv"), "from_scratch", "net")
 
 
 def _on_symmetries(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
-    nets = symmetries.by_net(inputs["symmetries"])
-    nets = nets[nets["ok"].astype(bool)]
+    nets = _ok(symmetries.by_net(inputs["symmetries"]))
 
-    def by_seed(model: str, symmetry: str) -> pd.Series:
-        barriers = nets[(nets["model"] == model) & (nets["symmetry"] == symmetry)]
-        return barriers.set_index("seed")["whole"].astype(float).dropna()
-
-    def barriers(model: str, symmetry: str) -> np.ndarray:
-        return by_seed(model, symmetry).to_numpy()
+    def barriers(model: str, symmetry: str) -> pd.Series:
+        """By seed."""
+        merged = nets[(nets["model"] == model) & (nets["symmetry"] == symmetry)]
+        return merged.set_index("seed")["whole"].astype(float).dropna()
 
     shapes = {"horizontal_flip": "horizontal", "vertical_flip": "vertical", "quarter_turn": "turned"}
+    words = {symmetry: symmetry.replace("_", " ") for symmetry in shapes}
     for symmetry, place in shapes.items():
         # a distribution that turns leave as it is isn't left so by flips, and the other way round
         others = [barriers(f"shapes_{other}_noaug", symmetry) for other in shapes.values() if other != place]
-        invariant = barriers(f"shapes_{place}_noaug", symmetry)
-        claim = (
-            f"Generated shapes, no augmentation: the barrier under the {symmetry.replace('_', ' ')} is lower where the "
-            "images are invariant to it"
-        )
-        yield (
-            claim,
-            is_higher({"invariant": invariant, "others": np.concatenate(others)}, "others", "invariant"),
-        )
-    flipped = by_seed("cnn_noaug", "horizontal_flip")
-    for symmetry in ("vertical_flip", "quarter_turn"):
-        claim = (
-            f"CIFAR10, no augmentation: the barrier under the horizontal flip is lower than under the "
-            f"{symmetry.replace('_', ' ')}"
-        )
-        yield claim, paired((by_seed("cnn_noaug", symmetry) - flipped).dropna().to_numpy())
-    for symmetry, prefix in {"vertical_flip": "vertical", "quarter_turn": "turned"}.items():
-        by_type = {kind: barriers(f"{prefix}_{kind}", symmetry) for kind in ("cnn", "inv")}
-        claim = f"CIFAR10, {symmetry.replace('_', ' ')}: invariance loss lowers the barrier"
-        yield claim, is_higher(by_type, "cnn", "inv")
+        by_images = {"invariant": barriers(f"shapes_{place}_noaug", symmetry), "others": pd.concat(others)}
+        claim = f"the barrier under the {words[symmetry]} is lower where the images are invariant to it"
+        tested = is_higher(by_images, "others", "invariant")
+        yield f"Generated shapes, no augmentation: {claim}", tested
+    flipped, (_, *others) = barriers("cnn_noaug", "horizontal_flip"), shapes
+    for symmetry in others:
+        claim = f"the barrier under the horizontal flip is lower than under the {words[symmetry]}"
+        more = (barriers("cnn_noaug", symmetry) - flipped).dropna().to_numpy()
+        yield f"CIFAR10, no augmentation: {claim}", paired(more)
+    for symmetry in others:
+        by_loss = {loss: barriers(f"{shapes[symmetry]}_{loss}", symmetry) for loss in ("cnn", "inv")}
+        claim = f"CIFAR10, {words[symmetry]}: invariance loss lowers the barrier"
+        yield claim, is_higher(by_loss, "cnn", "inv")
 
 
 def _on_curves(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
-    merged = curves.by_curve(inputs["curves"])
-    merged = merged[merged["ok"].astype(bool) & (merged["way"] == "repaired")]
+    merged = _ok(curves.by_curve(inputs["curves"]))
+    merged = merged[merged["way"] == "repaired"]
     for model in TYPES[:2]:
         for other, whom in {"": "its flipped self", model: "another"}.items():
             lines = merged[(merged["model_1"] == model) & (merged["model_2"] == other)]
@@ -166,68 +146,50 @@ def _on_training(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
     by_layer = during_training.by_epoch(inputs["during_training"])
     nets = by_layer.drop_duplicates(["model", "seed", "epoch"])
     by_epoch = nets.pivot_table("barrier", ["model", "seed"], "epoch")
-    early = 1 if 1 in by_epoch.columns else None
-    barriers = pd.DataFrame(columns=["early", "last"])
-    if early:
-        barriers = by_epoch.loc[:, [early, by_epoch.columns.max()]].set_axis(["early", "last"], axis=1)
-
-    def of_type(model: str) -> pd.DataFrame:
-        return barriers[barriers.index.get_level_values(0) == model] if len(barriers) else barriers
-
+    ends = by_epoch.reindex(columns=[1, by_epoch.columns.max()]).set_axis(["early", "last"], axis=1)
+    ends = ends.assign(less=ends["early"] - ends["last"]).reset_index()
+    early, less = by_model(ends, "early"), by_model(ends, "less")
     for model in TYPES[:2]:
         claim = f"{name(model)}: the GCNN barrier is lower at the end of training than after the first epoch"
-        yield claim, paired((of_type(model)["early"] - of_type(model)["last"]).dropna().to_numpy(float))
-    claim = (
-        f"After one epoch already, the GCNN barrier of a {name('cnn_inv')} is below that of a {name('cnn')}"
-    )
-    yield (
-        claim,
-        is_higher({model: of_type(model)["early"].to_numpy(float) for model in TYPES[:2]}, "cnn", "cnn_inv"),
-    )
-    errors = by_layer[by_layer["epoch"] == early].groupby(["model", "seed"], sort=False)["equivariance_error"]
-    deeper = (errors.last() - errors.first()).reset_index()
+        yield claim, paired(less.get(model, []))
+    claim = f"the GCNN barrier of a {name('cnn_inv')} is below that of a {name('cnn')}"
+    yield f"After one epoch already, {claim}", is_higher(early, "cnn", "cnn_inv")
+    errors = by_layer[by_layer["epoch"] == 1].groupby(["model", "seed"], sort=False)["equivariance_error"]
+    deeper = by_model((errors.last() - errors.first()).reset_index(), "equivariance_error")
     claim = f"{name('cnn')}: after one epoch the last layer is further from equivariant than the first"
-    yield claim, paired(deeper.loc[deeper["model"] == "cnn", "equivariance_error"].to_numpy(float))
+    yield claim, paired(deeper.get("cnn", []))
 
 
 def _on_layers(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
     measured = by_layer.by_net(inputs["by_layer"])
 
-    def of_type(model: str, measure: str) -> pd.DataFrame:
+    def of_type(model: str, measure: str) -> np.ndarray:
         """A row a net, a column a layer."""
         values = measured[(measured["model"] == model) & (measured["measure"] == measure)]
-        return values.pivot_table("value", "seed", "layer")
+        layers = values.pivot_table("value", "seed", "layer").to_numpy(float)
+        return layers if layers.size else np.zeros((0, 1))
 
     for model in TYPES[:2]:
         errors = of_type(model, "equivariance_error")
-        deeper = errors.iloc[:, -1] - errors.iloc[:, 0] if errors.size else pd.Series(dtype=float)
         claim = f"{name(model)}: the last conv layer is further from equivariant than the first"
-        yield claim, paired(deeper.to_numpy(float))
+        yield claim, paired(errors[:, -1] - errors[:, 0])
     for model in TYPES[:2]:
         barriers = of_type(model, "barrier_up_to")
-        half, rest = (len(barriers.columns) + 1) // 2, pd.Series(dtype=float)
-        if barriers.size:
-            rest = barriers.iloc[:, -1] - 2 * barriers.iloc[:, half - 1]
+        half = (barriers.shape[1] + 1) // 2
         claim = f"{name(model)}: the first half of the layers carries less than half of the barrier"
-        yield claim, paired(rest.to_numpy(float))
+        yield claim, paired(barriers[:, -1] - 2 * barriers[:, half - 1])
 
 
 def _on_universes(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]:
-    sets = universe.by_set(inputs["universe"])
-    sets = sets[sets["ok"].astype(bool) & (sets["count"] == THREE)].astype(
-        {"universe": float, "pairwise": float}
-    )
+    sets = _ok(universe.by_set(inputs["universe"]))
+    sets = sets[sets["count"] == THREE].astype({"universe": float, "pairwise": float})
+    less = by_model(sets.assign(less=sets["pairwise"] - sets["universe"]), "less")
     for model in TYPES[:2]:
-        of_type = sets[sets["model"] == model]
-        yield (
-            f"{name(model)}: of three nets, one universe gives a lower barrier than matching each to the first",
-            paired((of_type["pairwise"] - of_type["universe"]).dropna().to_numpy()),
-        )
-    barriers = {model: group.dropna().to_numpy() for model, group in sets.groupby("model")["universe"]}
-    yield (
-        f"Invariance loss lowers the barrier of three nets in one universe: {name('cnn_inv')} below {name('cnn')}",
-        is_higher(barriers, "cnn", "cnn_inv"),
-    )
+        claim = "of three nets, one universe gives a lower barrier than matching each to the first"
+        yield f"{name(model)}: {claim}", paired(less.get(model, []))
+    claim = "Invariance loss lowers the barrier of three nets in one universe: "
+    below = f"{name('cnn_inv')} below {name('cnn')}"
+    yield claim + below, is_higher(by_model(sets, "universe"), "cnn", "cnn_inv")
 
 
 QUESTIONS = {
@@ -241,14 +203,6 @@ QUESTIONS = {
 }
 # Written down when others were measured: a scale without them corrects for the others alone, as it did.
 LATER = {"universe"}
-TABLE = Table(
-    __name__,
-    LAYOUT,
-    name="beyond_claims",
-    reads=("flip_merge", "pair_merge", *(name for name in QUESTIONS if name != "matchings")),
-    exists=lambda settings: settings.measured,
-    select=select,
-    keys=of_every_matching,
-    section=BEYOND,
-    order=len(QUESTIONS),
-)
+READS = ("flip_merge", "pair_merge", *(name for name in QUESTIONS if name != "matchings"))
+NAMED = {"name": "beyond_claims", "order": len(QUESTIONS), **OF_ALL_MEASURED}
+TABLE = Table(__name__, LAYOUT, reads=READS, select=select, **NAMED)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, np, pd
 from relusym.findings.frames import check_agreement, once, summary
 from relusym.findings.layout import Layout
-from relusym.findings.print_style import COLUMN_WIDTH, empty_drawing, legend_above, panels_of, plain_axes
+from relusym.findings.print_style import COLUMN_WIDTH, empty_drawing, legend_above, panels_of
 from relusym.findings.selection import beyond, types_merged
 from relusym.records.fields import nets_of
 
@@ -34,8 +34,7 @@ def above_the_line(values: Sequence[float]) -> np.ndarray:
 
 def _curve(record: Record) -> dict[str, object]:
     """model_1, model_2 (empty: its flipped self), seed, seed_2."""
-    (model, seed), *others = nets_of(record)
-    other, seed_2 = others[0] if others else ("", None)
+    (model, seed), (other, seed_2) = [*nets_of(record), ("", None)][:2]
     return {"model_1": model, "model_2": other, "seed": seed, "seed_2": seed_2}
 
 
@@ -52,15 +51,10 @@ def by_curve(records: Sequence[Record]) -> pd.DataFrame:
             if row["ok"]:
                 accuracy, loss = (np.array(record["curve"][way][metric]) for metric in ("accuracy", "loss"))
                 barrier = -above_the_line(accuracy) / max((accuracy[0] + accuracy[-1]) / 2, 1e-12)
-                middle, loss_barrier = (len(barrier) - 1) // 2, above_the_line(loss)
-                row |= {
-                    "halfway": barrier[middle],
-                    "largest": barrier.max(),
-                    "excess": barrier.max() - barrier[middle],
-                    "place": barrier.argmax() / (len(barrier) - 1) if barrier.max() > 1e-9 else np.nan,
-                    "loss_halfway": loss_barrier[middle],
-                    "loss_largest": loss_barrier.max(),
-                }
+                loss_barrier, last, largest = above_the_line(loss), len(barrier) - 1, barrier.max()
+                halfway, place = barrier[last // 2], barrier.argmax() / last if largest > 1e-9 else np.nan
+                losses = loss_barrier[last // 2], loss_barrier.max()
+                row |= zip(QUANTITIES, (halfway, largest, largest - halfway, place, *losses), strict=True)
             rows.append(row)
     return pd.DataFrame(rows, columns=[*KEY, "seed", "seed_2", "ok", *QUANTITIES])
 
@@ -76,15 +70,12 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 def points(records: Sequence[Record]) -> pd.DataFrame:
     """One row a curve, way of merging and point: model_1, model_2, seed, way, share of the way, accuracy, loss."""
     columns = [*KEY, "seed", "share", "accuracy", "loss"]
-    curves = [
-        pd.DataFrame(record["curve"][way]).assign(
-            **_curve(record), way=way, share=np.linspace(0, 1, len(record["curve"][way]["accuracy"]))
-        )
-        for record in once(records)
-        if record["status"] == "ok"
-        for way in WAYS
-    ]
-    return pd.concat(curves)[columns] if curves else pd.DataFrame(columns=columns)
+    curves = [pd.DataFrame(columns=columns)]
+    for record in once(records):
+        for way in WAYS if record["status"] == "ok" else ():
+            curve = pd.DataFrame(record["curve"][way]).assign(**_curve(record), way=way)
+            curves.append(curve.assign(share=np.linspace(0, 1, len(curve)))[columns])
+    return pd.concat(curves[1:] or curves)
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
@@ -106,8 +97,7 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
         other = names.get(second, second) if second else "its flipped self"
         column[0].set_title(f"{names.get(first, first)},\n{other}", fontsize=7)
     for panel, label in zip(panels[:, 0], ("Accuracy", "Loss"), strict=True):
-        panel.set_ylabel(label, fontsize=8)
-    drawing.supxlabel("Share of the way from one net to the other", fontsize=8)
-    plain_axes(*panels.flat)
+        panel.set_ylabel(label)
+    drawing.supxlabel("Share of the way from one net to the other")
     legend_above(drawing, panels[0, 0], 2)
     return drawing, curves

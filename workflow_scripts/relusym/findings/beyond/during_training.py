@@ -14,7 +14,6 @@ from relusym.findings.print_style import (
     layer_ticks,
     legend_above,
     panels_of,
-    plain_axes,
 )
 from relusym.findings.selection import beyond
 
@@ -64,22 +63,19 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
             style = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 1}
             panel.plot(over.index, over["mean"], label=names.get(model, model), **style)
             panel.fill_between(over.index, over["min"], over["max"], color=colour, alpha=0.2, linewidth=0)
-        panel.set_title(label, fontsize=8)
-        panel.set_xlabel("Epoch", fontsize=8)
+        panel.set(title=label, xlabel="Epoch")
     for panel in panels[0, len(SHOWN) :]:
         panel.set_axis_off()
     epochs = sorted(by_layer["epoch"].unique())
-    for place, panel in enumerate(panels[1]):
-        if place >= len(models):
-            panel.set_axis_off()
-            continue
-        _draw_errors(panel, by_layer[by_layer["model"] == models[place]], epochs)
-        panel.set_ylim(0, max(1.05 * np.nanmax(by_layer["equivariance_error"]), 0.1))
-        panel.set_xlabel(f"Layer, {names.get(models[place], models[place])}", fontsize=8)
-    panels[1, 0].set_ylabel("Equivariance error", fontsize=8)
-    plain_axes(*panels.flat)
+    for panel in panels[1, len(models) :]:
+        panel.set_axis_off()
+    highest = max(1.05 * np.nanmax(by_layer["equivariance_error"]), 0.1)
+    for panel, model in zip(panels[1], models, strict=False):
+        _draw_errors(panel, by_layer[by_layer["model"] == model], epochs)
+        panel.set(ylim=(0, highest), xlabel=f"Layer, {names.get(model, model)}")
+    panels[1, 0].set_ylabel("Equivariance error")
     legend_above(drawing, panels[0, 0], 4)
-    panels[1, 0].legend(fontsize=6, frameon=False)
+    panels[1, 0].legend(fontsize=6)
     return drawing, by_layer
 
 

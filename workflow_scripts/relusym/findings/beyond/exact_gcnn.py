@@ -8,7 +8,7 @@ from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, 
 from relusym.findings.evidence import is_higher, paired
 from relusym.findings.frames import check_agreement, summary, tidy
 from relusym.findings.layout import Layout
-from relusym.findings.print_style import LINES, label_rows, legend_above, panels_of, plain_axes
+from relusym.findings.print_style import LINES, label_rows, legend_above, panels_of
 from relusym.findings.selection import beyond
 
 ACCURACIES = {
@@ -45,16 +45,10 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
     for record in records:
         row = {"model": record["model"], "seed": record["seed"], "ok": record["status"] == "ok"}
         if row["ok"]:
-            layers = record["representations"].values()
-            counts = [(layer["fixed"], layer["fixed"] + layer["swapped"]) for layer in layers]
-            fixed, channels = np.sum(counts, axis=0)
-            row |= record["accuracy"]
-            row |= {
-                "free": record["parameters"]["exact"] / record["parameters"]["net"],
-                "fixed": fixed / channels,
-                "error_net": record["invariance_error"]["net"],
-                "error_exact": record["invariance_error"]["exact"],
-            }
+            parameters, error = record["parameters"], record["invariance_error"]
+            layers = pd.DataFrame(record["representations"].values()).sum()
+            row |= record["accuracy"] | {"error_net": error["net"], "error_exact": error["exact"]}
+            row |= {"free": parameters["exact"] / parameters["net"], "fixed": layers["fixed"] / layers.sum()}
         rows.append(row)
     return tidy(rows).reindex(columns=["model", "seed", "ok", *ACCURACIES, *MEASURED])
 
@@ -73,10 +67,9 @@ def gains(records: Sequence[Record], models: Sequence[str]) -> pd.DataFrame:
         for comparison, (first, second) in COMPARED.items():
             differences = (nets_of_type[first] - nets_of_type[second]).dropna().to_numpy(float)
             if differences.size:
+                evidence = paired(differences)
                 if first == "from_scratch":
                     evidence = is_higher(trained_apart(nets_of_type, model), first, second)
-                else:
-                    evidence = paired(differences)
                 gain = differences.mean(), evidence.low, evidence.high, differences.size
                 rows.append((model, comparison, *gain))
     return pd.DataFrame(rows, columns=["model", "comparison", "gain", "low", "high", "n"])
@@ -99,7 +92,6 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
         off = np.nan_to_num(np.abs(rows[["low", "high"]].to_numpy(float).T - x.to_numpy(float)))
         axes.errorbar(x, y, xerr=off, fmt=marker, color=colour, markersize=4, linewidth=1, label=comparison)
     label_rows(axes, [selection["names"].get(model, model) for model in models])
-    axes.set_xlabel("Difference in accuracy, mean and 95% interval over nets", fontsize=8)
-    plain_axes(axes)
+    axes.set_xlabel("Difference in accuracy, mean and 95% interval over nets")
     legend_above(drawing, axes, 2)
     return drawing, gained

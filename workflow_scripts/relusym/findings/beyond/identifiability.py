@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from relusym.beyond.identifiability import LARGER_GROUP
-from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, frames, pd
+from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, pd
 from relusym.findings.evidence import Evidence, is_higher, paired
 from relusym.findings.frames import check_agreement, in_order
 from relusym.findings.layout import Layout
-from relusym.findings.print_style import LINES, empty_drawing, label_rows, legend_above, panels_of, plain_axes
+from relusym.findings.print_style import LINES, empty_drawing, label_rows, legend_above, panels_of
 from relusym.findings.selection import beyond
-from relusym.findings.tables.claims import COLUMNS, FORMATS, LEVEL, judged
+from relusym.findings.tables.claims import COLUMNS, FORMATS, judged_beside, notes_on
 
 SMALL = 0.01  # a barrier that is of no account
 CLOSE = 0.05  # between types, whose barriers vary more
@@ -61,24 +61,23 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def claims(nets: pd.DataFrame, name: Callable[[str], str]) -> Iterator[Claim]:
-    """What is expected (docs/identifiability.md), each with its test."""
-    barriers = nets.pivot_table("barrier", ["model", "seed"], "variant").reindex(columns=[*VARIANTS])
+    by_variant = nets.pivot_table("barrier", ["model", "seed"], "variant").reindex(columns=[*VARIANTS])
 
-    def of(model: str, variant: str) -> pd.Series:
+    def barriers_of(model: str, variant: str) -> pd.Series:
         """Barriers of a type's nets, by seed."""
-        found = barriers[variant] if len(barriers) else pd.Series(dtype=float, index=barriers.index)
-        return found[found.index.get_level_values("model") == model].droplevel("model").dropna()
+        barriers = by_variant[variant].astype(float)
+        return barriers[barriers.index.get_level_values("model") == model].droplevel("model").dropna()
 
     def above(model: str, high: str, low: str = "activation", margin: float = 0.0) -> Evidence:
         """That one variant's barrier is above another's; with a margin, that it isn't above by so much."""
-        differences = (of(model, high) - of(model, low)).dropna().to_numpy()
+        differences = (barriers_of(model, high) - barriers_of(model, low)).dropna().to_numpy()
         return paired(-differences, margin) if margin else paired(differences)
 
     def types(high: str, low: str, margin: float = 0.0) -> Evidence:
         """That the barrier of one type is above another's, each by its activation's group."""
         groups = {model: ACTIVATIONS[model.removesuffix("_inv")] for model in (high, low)}
         return is_higher(
-            {model: of(model, group).to_numpy() for model, group in groups.items()}, high, low, margin
+            {model: barriers_of(model, group) for model, group in groups.items()}, high, low, margin
         )
 
     small = f"by less than {SMALL}"
@@ -103,7 +102,7 @@ def claims(nets: pd.DataFrame, name: Callable[[str], str]) -> Iterator[Claim]:
     yield f"{name('relu_inv')}: unread channels raise it", above("relu_inv", "unread")
     yield f"{name('gcnn')}: unread channels raise it {small}", above("gcnn", "unread", margin=SMALL)
     for model in ("relu", "relu_inv"):
-        zero = paired(-of(model, "towers").to_numpy(), SMALL)
+        zero = paired(-barriers_of(model, "towers").to_numpy(), SMALL)
         yield f"{name(model)}: with two towers that may swap it is above zero {small}", zero
         yield f"{name(model)}: if they may not, it is higher", above(model, "towers_apart", "towers")
 
@@ -116,25 +115,17 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     def name(model: str) -> str:
         return selection["names"].get(model, model)
 
-    rows = [{"claim": text, **vars(evidence)} for text, evidence in claims(nets, name)]
-    tested, described = judged(pd.DataFrame(rows), count_untested=True), []
-    nothing = dict.fromkeys(
-        ("p_value", "p_rank", "p_rank_min"), float("nan")
-    )  # no claim, but mean and interval
-    for (model, variant), group in nets.groupby(["model", "variant"], sort=False):
-        mean = replace(paired(group["barrier"].to_numpy(float)), test="", remark="", **nothing)
-        described.append({"claim": f"{name(model)}, {VARIANTS[variant]}: barrier", **vars(mean)})
-    return pd.concat([tested, pd.DataFrame(described, columns=tested.columns)])[[*LAYOUT.headings]]
+    described = (
+        (f"{name(model)}, {VARIANTS[variant]}: barrier", replace(paired(barriers), test="", remark=""))
+        for (model, variant), barriers in nets.groupby(["model", "variant"], sort=False)["barrier"]
+    )
+    return judged_beside(claims(nets, name), described)
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
-    return [
-        "Not in the paper; written down before it was measured (docs/identifiability.md)",
-        "p is two-sided; corrected for these claims together after Benjamini and Hochberg. Held or did not hold: "
-        f"corrected p below {LEVEL}, or, where all nets are equal, their mean, whatever p is; inconclusive: above",
-        "Where a barrier is to be higher by less than so much, the effect is by how much it is lower",
-        *frames.notes(inputs, selection),
-    ]
+    first = "Not in the paper; written down before it was measured (docs/identifiability.md)"
+    lower = "Where a barrier is to be higher by less than so much, the effect is by how much it is lower"
+    return notes_on(inputs, selection, "these claims", first, lower)
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
@@ -148,7 +139,7 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
     is_matching = named["variant"].isin(matchings)
     by_matching, others = named[is_matching], named[~is_matching]
     types = [*by_matching["type"].unique()]
-    edited = [*others.groupby(["type", "variant"], sort=False).groups]
+    edited = others.groupby(["type", "variant"], sort=False)["barrier"]
     height = 1.2 + 0.17 * (len(types) + len(edited))
     drawing, panels = panels_of(height, 2, sharex=True, height_ratios=[len(types), max(len(edited), 1)])
     above, below = panels[:, 0]
@@ -156,12 +147,10 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
         some = by_matching[by_matching["variant"] == matching]
         style = {"s": 14, "color": colour, "marker": marker, "alpha": 0.7, "linewidth": 0}
         above.scatter(some["barrier"], some["type"].map(types.index), label=VARIANTS[matching], **style)
-    for row, (of_type, variant) in enumerate(edited):
-        some = others[(others["type"] == of_type) & (others["variant"] == variant)]
-        below.scatter(some["barrier"], [row] * len(some), s=14, color="0.3", alpha=0.7, linewidth=0)
+    for row, (_, barriers) in enumerate(edited):
+        below.scatter(barriers, [row] * len(barriers), s=14, color="0.3", alpha=0.7, linewidth=0)
     label_rows(above, types)
-    label_rows(below, [f"{of_type}, {VARIANTS[variant]}" for of_type, variant in edited])
-    below.set_xlabel("Barrier with REPAIR", fontsize=8)
-    plain_axes(above, below)
+    label_rows(below, [f"{of_type}, {VARIANTS[variant]}" for (of_type, variant), _ in edited])
+    below.set_xlabel("Barrier with REPAIR")
     legend_above(drawing, above, 3)
     return drawing, nets

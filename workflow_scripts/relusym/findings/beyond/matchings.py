@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Settings, Table, frames, np, pd
 from relusym.findings.frames import PAIR_MERGE, check_agreement, matching_of, measured, once, summary
 from relusym.findings.layout import Layout
-from relusym.findings.print_style import LINES, label_rows, legend_above, panels_of, plain_axes
+from relusym.findings.print_style import LINES, label_rows, legend_above, panels_of
 from relusym.findings.selection import beyond, of_every_matching, types_merged
 from relusym.matching import OF_FLIPS
 
@@ -23,24 +25,17 @@ def select(settings: Settings) -> Selection:
     return {**COMMON["select"](settings), **matchings}
 
 
-DECLARED = COMMON | {
-    "reads": ("train", "flip_merge", "pair_merge"),
-    "exists": lambda settings: True,
-    "select": select,
-    "keys": of_every_matching,
-}
+OF_MATCHINGS = {"select": select, "exists": lambda settings: True, "keys": of_every_matching}
+DECLARED = COMMON | {"reads": ("train", "flip_merge", "pair_merge")} | OF_MATCHINGS
 TABLE = Table(__name__, LAYOUT, **DECLARED)
 FIGURE = Figure(__name__, name="matchings_figure", csvs=(".csv",), **DECLARED)
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """model_1, model_2 (empty: merged with its flipped self), matching, the barriers' mean and std, n, left_out."""
-    rows = [
-        (*types, matching)
-        for types in types_merged(selection)
-        for matching in selection["matchings"]
-        if not types[1] or matching not in selection.get("flips_only", [])
-    ]
+    flips_only = selection.get("flips_only", [])
+    every = product(types_merged(selection), selection["matchings"])
+    rows = [(*types, matching) for types, matching in every if not types[1] or matching not in flips_only]
     merges = summary(by_merge(inputs), KEY, rows, list(PAIR_MERGE))
     return merges.replace({"matching": headings(inputs)})
 
@@ -49,14 +44,14 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
     """As `frames.notes`, and how many starts of a matching that searches came to its best."""
     searches = [search for record in _merges(inputs) if (search := record.get("search"))]
     reached = [search["reached"] for search in searches if len(search["starts"]) > 1]
-    usual = frames.notes(inputs, selection)
-    if not reached:
-        return usual
-    return [
-        f"Weight matching: on average {np.mean(reached):.1f} of its starts (of a merge {min(reached)} to "
-        f"{max(reached)}) reached the best",
-        *usual,
-    ]
+    lines = frames.notes(inputs, selection)
+    if reached:
+        of_a_merge = f"(of a merge {min(reached)} to {max(reached)})"
+        lines.insert(
+            0,
+            f"Weight matching: on average {np.mean(reached):.1f} of its starts {of_a_merge} reached the best",
+        )
+    return lines
 
 
 def _merges(inputs: Inputs) -> list[Record]:
@@ -67,10 +62,8 @@ def headings(inputs: Inputs) -> dict[str, str]:
     """What tables call weight matchings: by where they start, or by how many starts there were."""
     merging = (record["settings"].get("merging", {}) for record in _merges(inputs))
     starts = " or ".join(map(str, sorted({how["starts"] for how in merging if "starts" in how})))
-    return {
-        "weight": f"weight, best of {starts}" if starts else "weight",
-        "weight_identity": "weight, from the identity",
-    }
+    weight = f"weight, best of {starts}" if starts else "weight"
+    return {"weight": weight, "weight_identity": "weight, from the identity"}
 
 
 def by_merge(inputs: Inputs) -> pd.DataFrame:
@@ -102,15 +95,9 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
             values = by_matching.loc[is_row, "barrier"].to_numpy(float)
             y = np.full(len(values), row + 0.7 * ((place + 0.5) / len(matchings) - 0.5))
             axes.scatter(values, y, alpha=0.6, linewidth=0, **style)
-    label_rows(
-        axes,
-        [
-            f"{names.get(first, first)} · {names.get(second, second) if second else 'flipped'}"
-            for first, second in types
-        ],
-    )
-    axes.set_xlabel("Barrier with REPAIR (linear below 0.01, logarithmic above)", fontsize=8)
-    plain_axes(axes)
+    names = {"": "flipped", **names}
+    label_rows(axes, [" · ".join(names.get(model, model) for model in pair) for pair in types])
+    axes.set_xlabel("Barrier with REPAIR (linear below 0.01, logarithmic above)")
     axes.grid(axis="y", color="0.93", linewidth=0.6)
     legend_above(drawing, axes, 5)
     return drawing, merges

@@ -5,13 +5,11 @@ D is the mean over pairs of nets of a pair's barrier less the mean of its two ne
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from relusym.findings import BEYOND, MERGES, Inputs, Selection, Settings, Table, frames, pd
 from relusym.findings.evidence import higher_by_pairs, pair_differences, paired
 from relusym.findings.layout import Layout
 from relusym.findings.selection import net_notes
-from relusym.findings.tables.claims import COLUMNS, FORMATS, LEVEL, judged
+from relusym.findings.tables.claims import COLUMNS, FORMATS, LEVEL, judged_beside
 
 EPOCHS = 10, 30, 100
 MODELS = [f"{kind}_{epochs}" for kind in ("cnn", "noaug") for epochs in EPOCHS]
@@ -19,7 +17,6 @@ LAYOUT = Layout("As training goes on: nearer to the flipped self than to another
 
 
 def select(settings: Settings) -> Selection:
-    """Models: ids of the types; notes."""
     return {"models": MODELS, "notes": net_notes(settings, MODELS)}
 
 
@@ -46,14 +43,11 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
         "With augmentation, D is larger after 100 epochs than after 10": longer,
         "After 100 epochs, D is larger with augmentation than without": larger,
     }
-    nothing = dict.fromkeys(("p_value", "p_rank", "p_rank_min"), float("nan"))  # no claim
     described = {
-        f"D: {selection['names'].get(model, model)}": replace(paired(differences, seeds=seeds), **nothing)
+        f"D: {selection['names'].get(model, model)}": paired(differences, seeds=seeds)
         for model, (differences, seeds) in gaps.items()
     }
-    rows = [{"claim": text, **vars(evidence)} for text, evidence in (claims | described).items()]
-    tested = judged(pd.DataFrame(rows[:4]), count_untested=True)
-    return pd.concat([tested, pd.DataFrame(rows[4:])])[[*LAYOUT.headings]]
+    return judged_beside(claims.items(), described.items())
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:

@@ -9,7 +9,7 @@ from textwrap import fill
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, pd
 from relusym.findings.frames import check_agreement, in_order, summary
 from relusym.findings.layout import Layout
-from relusym.findings.print_style import LINES, empty_drawing, label_rows, panels_of, plain_axes
+from relusym.findings.print_style import LINES, empty_drawing, label_rows, panels_of
 from relusym.findings.selection import beyond
 from relusym.records.fields import images_of
 
@@ -38,18 +38,14 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
         data = record["settings"]["trained"][0]["data"]
         # by construction; of generated images, the horizontal flip by default
         invariant = data.get("invariant_to", "horizontal_flip") if data["dataset"] == "generated" else None
+        about = {"model": record["model"], "seed": record["seed"], "data": images_of(record)}
         for symmetry in record["settings"]["symmetries"]:
-            row = {
-                **{key: record[key] for key in ("model", "seed")},
-                **{"symmetry": symmetry, "data": images_of(record), "ok": record["status"] == "ok"},
-                "invariant": invariant == symmetry,
-            }
-            if row["ok"]:
-                measured = record["symmetries"][symmetry]
-                accuracy, barrier = measured["accuracy"], measured["barrier"]
-                row |= {"accuracy": accuracy["net"], "invariance_error": measured["invariance_error"]}
-                row |= {name: barrier[name] for name in ("pairwise", "whole", "whole_no_repair")}
-                row |= {f"accuracy_{merged}": accuracy[merged] for merged in ("orbit", "whole")}
+            row = about | {"symmetry": symmetry, "invariant": invariant == symmetry, "ok": False}
+            if record["status"] == "ok":
+                merged = record["symmetries"][symmetry]
+                accuracies = {f"accuracy_{name}": value for name, value in merged["accuracy"].items()}
+                row |= merged["barrier"] | accuracies | {"accuracy": merged["accuracy"]["net"], "ok": True}
+                row["invariance_error"] = merged["invariance_error"]
             rows.append(row)
     return pd.DataFrame(rows, columns=[*KEY, "seed", "data", "invariant", "ok", *QUANTITIES])
 
@@ -84,11 +80,10 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
             x = shown.loc[shown["type"] == name, "whole"]
             panel.scatter(x, [row] * len(x), s=14, color=colour, marker=marker, alpha=0.7, linewidth=0)
         label_rows(panel, types)
-    plain_axes(*panels.flat)
     for panel, symmetry in zip(panels[0], symmetries, strict=True):
-        panel.set_title(symmetry.replace("_", " "), fontsize=8)
+        panel.set_title(symmetry.replace("_", " "))
     for row, source in zip(panels, sources, strict=True):
         label = fill(source, 24)
         row[-1].annotate(label, (1.03, 0.5), xycoords="axes fraction", fontsize=7, va="center")
-    drawing.supxlabel("Barrier over the whole orbit", fontsize=8)
+    drawing.supxlabel("Barrier over the whole orbit")
     return drawing, nets

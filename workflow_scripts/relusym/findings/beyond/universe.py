@@ -30,22 +30,15 @@ def by_set(records: Sequence[Record]) -> pd.DataFrame:
     """
     rows, sets = [], set()
     for record in records:
+        about = {"model": record["model"], "seed": record["seeds"][0], "ok": record["status"] == "ok"}
         for count in record["settings"].get("counts", ()):
             nets = record["model"], frozenset(record["seeds"][:count])
             if nets in sets:
                 continue
             sets.add(nets)
-            row = {
-                "model": record["model"],
-                "count": count,
-                "seed": record["seeds"][0],
-                "ok": record["status"] == "ok",
-            }
-            if row["ok"]:
-                merged = record["merged"][str(count)]
-                row |= {key: merged[key] for key in ("mean", "ensemble")} | merged["barrier"]
-                row |= {"cycles": record["cycles"]}
-            rows.append(row)
+            merged = record["merged"][str(count)] if about["ok"] else {"barrier": {}}
+            measured = merged | merged["barrier"] | {"cycles": record.get("cycles")}
+            rows.append(about | {"count": count} | measured)
     return pd.DataFrame(rows, columns=[*KEY, "seed", "ok", *QUANTITIES])
 
 

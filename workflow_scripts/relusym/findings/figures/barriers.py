@@ -6,51 +6,39 @@ from collections.abc import Mapping, Sequence
 
 from relusym import paper_values
 from relusym.findings import MERGES, Drawing, Figure, Inputs, Selection, frames, np, pd
-from relusym.findings.print_style import label_rows, panels_of, plain_axes
-from relusym.findings.selection import has_vgg11s
+from relusym.findings.print_style import label_rows, legend_above, panels_of
+from relusym.findings.selection import OF_VGG11S
 
 FLIP, PAIR = "with its flipped self", "with another net of its type"
 STYLES = {FLIP: ("#0072B2", "o", 0.17), PAIR: ("#D55E00", "s", -0.17)}  # colour, marker, offset from the row
 COLUMNS = ["model", "merged", "seed_1", "seed_2", "barrier"]
 
-FIGURE = Figure(
-    __name__,
-    reads=MERGES,
-    csvs=(".csv",),
-    exists=has_vgg11s,
-    select=lambda settings: {"models": settings.table("table2")},
-)
+FIGURE = Figure(__name__, reads=MERGES, csvs=(".csv",), **OF_VGG11S)
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
-    """The figure, and its points."""
     merges = points(inputs, selection["models"])
     return figure(merges, papers(), selection["models"], selection["names"]), merges
 
 
 def points(inputs: Inputs, models: Sequence[str]) -> pd.DataFrame:
     """One row a net or pair of nets of one type: model, merged (`FLIP` or `PAIR`), seed_1, seed_2, barrier."""
-    nets, pairs = frames.nets(inputs), frames.pairs(inputs)
-    nets = nets.rename(columns={"seed": "seed_1", "gcnn_barrier": "barrier"})
-    nets = nets.assign(merged=FLIP, seed_2=pd.NA)
-    pairs = pairs[pairs["model_1"] == pairs["model_2"]].rename(columns={"model_1": "model"})
-    pairs = pairs.assign(merged=PAIR)
-    both = [several.loc[several["ok"].astype(bool), COLUMNS].astype(object) for several in (nets, pairs)]
-    merges = pd.concat(both)
-    merges = merges[merges["model"].isin(models)]
-    merges = merges.assign(barrier=merges["barrier"].astype(float))
-    return frames.in_order(merges.sort_values(["merged", "seed_1"], kind="stable"), models)
+    nets = frames.nets(inputs).rename(columns={"seed": "seed_1", "gcnn_barrier": "barrier"})
+    pairs = frames.pairs(inputs).rename(columns={"model_1": "model"})
+    pairs = pairs[pairs["model"] == pairs["model_2"]]
+    both = [nets.assign(merged=FLIP, seed_2=pd.NA), pairs.assign(merged=PAIR)]
+    both = [several.loc[several["ok"].astype(bool), COLUMNS].astype(object) for several in both]
+    merges = pd.concat(both).astype({"barrier": float})
+    merges = merges[merges["model"].isin(models)].sort_values(["merged", "seed_1"], kind="stable")
+    return frames.in_order(merges, models)
 
 
 def papers() -> dict[tuple[str, str], float]:
-    """The paper's means by model and what it was merged with."""
     flips, pairs = paper_values.table(2), paper_values.table(4)
     pairs = pairs[pairs["model_1"] == pairs["model_2"]]
-    means = (
-        (FLIP, flips["model"], flips["gcnn_barrier_mean"]),
-        (PAIR, pairs["model_1"], pairs["barrier_mean"]),
-    )
-    return {(model, merged): mean for merged, *both in means for model, mean in zip(*both, strict=True)}
+    flips, pairs = flips.set_index("model")["gcnn_barrier_mean"], pairs.set_index("model_1")["barrier_mean"]
+    both = (FLIP, flips), (PAIR, pairs)
+    return {(model, merged): mean for merged, means in both for model, mean in means.items()}
 
 
 def figure(
@@ -59,9 +47,9 @@ def figure(
     models: Sequence[str],
     names: Mapping[str, str],
 ) -> Drawing:
-    """A row a type: a point a net or pair (of `points`), a line at their mean, a diamond at the paper's (of
-    `papers`)."""
+    """A row a type: a point a net or pair (of `points`), a line at their mean, a diamond at the paper's."""
     drawing, ((axes,),) = panels_of(0.9 + 0.36 * max(len(models), 1))
+    diamond = {"s": 22, "marker": "D", "facecolor": "white"}
     for merged, (colour, marker, offset) in STYLES.items():
         means = []
         points = {"s": 13, "marker": marker, "facecolor": colour, "linewidth": 0}
@@ -74,22 +62,17 @@ def figure(
             if len(values):
                 means.append((values.mean(), y))
             if (model, merged) in paper:
-                axes.scatter(
-                    paper[model, merged], y, s=22, marker="D", facecolor="white", edgecolor=colour, zorder=4
-                )
+                axes.scatter(paper[model, merged], y, edgecolor=colour, zorder=4, **diamond)
         for mean, y in means:
             axes.plot([mean, mean], [y - 0.15, y + 0.15], color=colour, linewidth=1.8, zorder=3)
         axes.scatter([], [], alpha=0.6, label=merged, **points)
     axes.plot([], [], color="0.3", linewidth=1.8, label="mean")
-    axes.scatter([], [], s=22, marker="D", facecolor="white", edgecolor="0.3", label="mean in the paper")
+    axes.scatter([], [], edgecolor="0.3", label="mean in the paper", **diamond)
     label_rows(axes, [names.get(model, model) for model in models])
-    axes.set_xlabel("Barrier: share of the accuracy that the halfway net lacks", fontsize=8)
-    plain_axes(axes)
+    axes.set_xlabel("Barrier: share of the accuracy that the halfway net lacks")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color="0.92", linewidth=0.6, zorder=0)
     axes.set_axisbelow(True)
-    drawing.legend(
-        loc="outside upper center", ncols=4, fontsize=7, frameon=False, handletextpad=0.4, columnspacing=1.2
-    )
+    legend_above(drawing, axes, 4, handletextpad=0.4, columnspacing=1.2)
     return drawing

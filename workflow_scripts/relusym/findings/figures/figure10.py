@@ -13,7 +13,6 @@ FIGURE = Figure(
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
-    """Figure 10, of the theory's images."""
     from relusym.theory.cooccurrence import image_classes
 
     return (figure10(image_classes(selection["seed"], selection["images"])),)
@@ -24,8 +23,9 @@ def figure10(classes: np.ndarray) -> Drawing:
     images = classes.shape[1]
     drawing, rows = panels_of(2 * COLUMN_WIDTH / images + 0.1, len(classes), images)
     for number, (row, drawn) in enumerate(zip(rows, classes, strict=True), start=1):
-        row[0].set_ylabel(f"class {number}")
+        row[0].set_ylabel(f"class {number}", fontsize=10)
         for axes, image in zip(row, drawn, strict=True):
             axes.imshow(image, cmap="gray_r", interpolation="nearest", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(True)
     return drawing

@@ -15,7 +15,6 @@ SHOWN = 3  # filters
 
 
 def select(settings: Settings) -> Selection:
-    """Model: the type of whose first net that isn't left out."""
     return {"model": "cnn_inv" if "cnn_inv" in settings.models else settings.table("table2")[0]}
 
 
@@ -55,7 +54,6 @@ def exemplary_filters(filters: np.ndarray, permutation: np.ndarray) -> list[int]
 
 
 def figure2(net: Filters, names: Mapping[str, str]) -> Drawing:
-    """Figure 2 from three filters of the net's conv 1: original, flipped, permuted to align, flipped back."""
     from matplotlib.patches import ConnectionPatch
 
     name = f"{names.get(net.model, net.model)}, seed {net.seed}"
@@ -71,23 +69,16 @@ def figure2(net: Filters, names: Mapping[str, str]) -> Drawing:
     channels = [chosen, chosen, matched, matched]
     drawing, panels = panels_of(0.55 + 0.95 * len(chosen), len(chosen), len(STEPS))
     for column, (step, title) in enumerate(zip(steps, STEPS, strict=True)):
-        panels[0, column].set_title(title, fontsize=8)
+        panels[0, column].set_title(title)
         for panel, image, channel in zip(panels[:, column], step, channels[column], strict=True):
             panel.imshow(image, interpolation="nearest", vmin=0, vmax=1)
             panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_visible(True)
             panel.set_xlabel(f"channel {channel}", fontsize=7, labelpad=2)
     for row, channel in enumerate(matched):  # from where step 2 has it to where step 3 wants it
-        arrow = ConnectionPatch(
-            (1.06, 0.5),
-            (-0.06, 0.5),
-            "axes fraction",
-            "axes fraction",
-            axesA=panels[chosen.index(channel), 1],
-            axesB=panels[row, 2],
-            arrowstyle="-|>",
-            color="0.3",
-            linewidth=1,
-        )
-        drawing.add_artist(arrow)
-    drawing.supylabel(f"Filters of conv 1, {name}", fontsize=8)
+        ends = {"axesA": panels[chosen.index(channel), 1], "axesB": panels[row, 2]}
+        style = {"arrowstyle": "-|>", "color": "0.3", "linewidth": 1}
+        places = (1.06, 0.5), (-0.06, 0.5), "axes fraction", "axes fraction"
+        drawing.add_artist(ConnectionPatch(*places, **ends, **style))
+    drawing.supylabel(f"Filters of conv 1, {name}")
     return drawing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from relusym.findings import Drawing, Figure, Inputs, Selection, np
-from relusym.findings.print_style import LINES, panels_of, plain_axes
+from relusym.findings.print_style import LINES, panels_of
 
 CURVES = {  # precision and twin: label, line of `LINES`, dashes
     ("float64", "flipped_batches"): ("flipped batches, float64", 0, "-"),
@@ -21,11 +21,9 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
     for (precision, twin), (label, line, dashes) in CURVES.items():
         differences = np.maximum(record["runs"][precision][twin], smallest)  # 0 has no place on the axis
         left.plot(differences, dashes, color=LINES[line][0], linewidth=1.2, label=label)
-    left.set_yscale("log")
-    left.set_ylim(smallest / 10, 10)
-    left.set_xlabel("Step of SGD", fontsize=8)
-    left.set_ylabel("Largest difference to the flipped net,\nrelative to the largest weight", fontsize=8)
-    left.legend(fontsize=6.5, frameon=False, loc="center right")
+    left.set(yscale="log", ylim=(smallest / 10, 10), xlabel="Step of SGD")
+    left.set_ylabel("Largest difference to the flipped net,\nrelative to the largest weight")
+    left.legend(fontsize=6.5, loc="center right")
     for name, label, line in (("net", r"net $\Phi$", 0), ("flipped", r"twin $\hat\Phi$", 2)):
         x, y = np.transpose(record["paths"][name])
         colour, marker = LINES[line]
@@ -33,8 +31,6 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing]:
         right.plot(x[:1], y[:1], marker=marker, color=colour, markerfacecolor="white", markersize=4)
         right.plot(x[-1:], y[-1:], marker=marker, color=colour, markersize=4)
     right.axvline(0, color="0.5", linewidth=0.8, linestyle=":")
-    right.set_xlabel("Antisymmetric part of the filters", fontsize=8)
-    right.set_ylabel("Change of the symmetric part", fontsize=8)
-    right.legend(fontsize=6.5, frameon=False, loc="upper center")
-    plain_axes(left, right)
+    right.set(xlabel="Antisymmetric part of the filters", ylabel="Change of the symmetric part")
+    right.legend(fontsize=6.5, loc="upper center")
     return (drawing,)

@@ -8,19 +8,13 @@ from relusym.errors import UserError
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, np, pd
 from relusym.findings.frames import check_agreement
 from relusym.findings.print_style import layer_ticks, panels_of
-from relusym.findings.selection import has_vgg11s
+from relusym.findings.selection import OF_VGG11S
 
 # after ColorBrewer's RdYlBu: safe for colour-blind readers; neighbours differ in lightness too (grey print)
 COLOURS = {"1": "#2c7bb6", "2": "#abd9e9", "3": "#fee090", "4": "#f98e52", "5+": "#b2182b"}
 LABELS = {"1": "1 (fixed)", "2": "2 (swapped)", "3": "3", "4": "4", "5+": "5 or more"}
 
-FIGURE = Figure(
-    __name__,
-    reads=("flip_merge",),
-    csvs=(".csv",),
-    exists=has_vgg11s,
-    select=lambda settings: {"models": settings.table("table2")},
-)
+FIGURE = Figure(__name__, reads=("flip_merge",), csvs=(".csv",), **OF_VGG11S)
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
@@ -40,9 +34,7 @@ def order_counts(flip_records: Sequence[Record]) -> pd.DataFrame:
     from relusym.permutations import channel_orders
 
     rows = []
-    for record in flip_records:
-        if record["status"] != "ok":
-            continue
+    for record in (record for record in flip_records if record["status"] == "ok"):
         net = f"{record['model']}-{record['seed']}"
         if not record.get("permutations"):
             raise UserError(f"flip_merge record {net} lacks 'permutations': delete it, and it is made again")
@@ -67,12 +59,11 @@ def order_counts(flip_records: Sequence[Record]) -> pd.DataFrame:
 
 
 def figure4(frame: pd.DataFrame, models: Sequence[str], names: Mapping[str, str]) -> Drawing:
-    """Figure 4: a panel a type of `models`, in their order (empty without nets), a bar a layer, parted by its channels'
-    order.
+    """A panel a type, in their order (empty without nets), a bar a layer, parted by its channels' order, of
+    `order_counts`.
 
     Bars show shares, since layers differ eightfold in width; the widths stand below if all types have the same. Layers
-    are numbered in each net's order, since nets of other architectures name them otherwise. `frame`: from
-    `order_counts`.
+    are numbered in each net's order, since nets of other architectures name them otherwise.
     """
     from matplotlib.patches import Patch
 
@@ -87,34 +78,25 @@ def figure4(frame: pd.DataFrame, models: Sequence[str], names: Mapping[str, str]
         nets, numbers = frame[frame["model"] == model], range(1, len(layers.get(model, [])) + 1)
         shares = nets.pivot_table("share", "layer", "order_class", "sum", fill_value=0)
         shares = shares.reindex(index=layers.get(model, []), columns=list(COLOURS), fill_value=0)
-        bottom = np.zeros(len(numbers))
-        for order_class, colour in COLOURS.items():
-            share = shares[order_class].to_numpy()
-            panel.bar(numbers, share, 0.86, bottom, color=colour, edgecolor="white", linewidth=0.4)
-            bottom += share
+        below = shares.cumsum(axis=1).shift(axis=1, fill_value=0)
+        for order, colour in COLOURS.items():
+            style = {"color": colour, "edgecolor": "white", "linewidth": 0.4}
+            panel.bar(numbers, shares[order], 0.86, below[order], **style)
         if nets.empty:
             panel.text(0.5, 0.5, "no nets", transform=panel.transAxes, ha="center", va="center", fontsize=7)
         n = int(nets["n"].max()) if len(nets) else 0
         panel.set_title(f"{names.get(model, model)}\n({n} net{'s' * (n != 1)})", fontsize=7, linespacing=1.1)
-        panel.set_xticks(layer_ticks(max(map(len, layers.values()), default=0)))
-        panel.set_ylim(0, 1)
-        panel.tick_params(labelsize=7, length=2, pad=2, labelbottom=panel in lowest)
-        panel.spines[["top", "right"]].set_visible(False)
+        panel.set(xticks=layer_ticks(max(map(len, layers.values()), default=0)), ylim=(0, 1))
+        panel.tick_params(pad=2, labelbottom=panel in lowest)
     for panel in panels[len(models) :]:
         panel.set_axis_off()
     key = [Patch(facecolor=colour, label=LABELS[order_class]) for order_class, colour in COLOURS.items()]
-    legend = panels[len(models)].legend(
-        handles=key[::-1],
-        title="Order of a channel",
-        title_fontsize=7,
-        fontsize=7,
-        loc="center",
-        frameon=False,
-    )
+    title = {"title": "Order of a channel", "title_fontsize": 7}
+    legend = panels[len(models)].legend(handles=key[::-1], loc="center", **title)
     legend.set_in_layout(False)  # it may overhang its place without pushing the panels apart
     channels = frame.groupby(["model", "layer"], sort=False)["channels"].sum()
     widths = {tuple(channels[model].round().astype(int)) for model in layers}
     text = f" ({', '.join(map(str, widths.pop()))} channels)" if len(widths) == 1 else ""
-    drawing.supxlabel(f"Conv layer{text}", fontsize=8)
-    drawing.supylabel("Share of the layer's channels", fontsize=8)
+    drawing.supxlabel(f"Conv layer{text}")
+    drawing.supylabel("Share of the layer's channels")
     return drawing

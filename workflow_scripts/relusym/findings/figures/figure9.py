@@ -32,10 +32,8 @@ def figure9(net: Filters, name: str) -> Drawing:
         return empty_drawing(f"{name} is left out: {net.reason}")
     grid = pair_grid(net.drawn["conv1"], IN_A_ROW)
     drawing, ((panel,),) = panels_of(COLUMN_WIDTH * grid.shape[0] / grid.shape[1] + 0.5)
-    panel.set_title(name, fontsize=8)
+    panel.set_title(name)
     panel.imshow(grid, interpolation="nearest", vmin=0, vmax=1)
     panel.set_axis_off()
-    drawing.supxlabel(
-        "Pairs of a filter (left) and its match in the permuted flipped net (right)", fontsize=8
-    )
+    drawing.supxlabel("Pairs of a filter (left) and its match in the permuted flipped net (right)")
     return drawing

@@ -21,12 +21,9 @@ IN_A_ROW = (2, 4, 8, 16)  # pairs
 
 def select(settings: Settings, layer: str, models: Sequence[str], flipped_back: bool = False) -> Selection:
     """Models (a panel each, of its first net that isn't left out), and the rest as in `filter_pairs`."""
-    return {
-        "models": [model for model in models if model in settings.models],
-        "layer": layer,
-        "flipped_back": flipped_back,
-        "zero_filter": settings.sections.filters.zero_filter,
-    }
+    present = [model for model in models if model in settings.models]
+    zero = settings.sections.filters.zero_filter
+    return {"models": present, "layer": layer, "flipped_back": flipped_back, "zero_filter": zero}
 
 
 def _figure(name: str, layer: str, models: Sequence[str], flipped_back: bool = False) -> Figure:
@@ -86,15 +83,18 @@ def filter_pairs(
     drawing, (panels,) = panels_of(height + 0.75, 1, len(nets))
     drawing.get_layout_engine().set(h_pad=0.04, w_pad=0.03)
     for number, (net, grid, panel) in enumerate(zip(nets, grids, panels, strict=True)):
-        name = names.get(net.model, net.model)
-        title = f"Net {chr(ord('A') + number)}: {name}" if len(nets) > 1 else name
-        panel.set_title(f"{title}, seed {net.seed}\n{_in_numbers(net, layer, zero)}", fontsize=7.5)
+        name, in_numbers = names.get(net.model, net.model), f"left out: {net.reason}"
         panel.spines[:].set_visible(False)
-        panel.set_xticks([])
+        panel.set(xticks=[], yticks=[])
         panel.imshow(grid, interpolation="nearest", vmin=0, vmax=1)
-        _number_rows(panel, net, layer, grid.shape)
+        if net.status == "ok":
+            zeros = f"{are_zero(net.norms[layer], zero).sum()} of {len(net.norms[layer])} zero-filters"
+            in_numbers = f"relative difference {net.constraint[layer]:.2f}, {zeros}"
+            _number_rows(panel, net, layer, grid.shape)
+        title = f"Net {chr(ord('A') + number)}: {name}" if len(nets) > 1 else name
+        panel.set_title(f"{title}, seed {net.seed}\n{in_numbers}", fontsize=7.5)
     match = "its match in the same net" if flipped_back else "its match in the permuted flipped net"
-    drawing.supxlabel(f"Conv {layer[-1]}: pairs of a filter (left) and {match} (right)", fontsize=8)
+    drawing.supxlabel(f"Conv {layer[-1]}: pairs of a filter (left) and {match} (right)")
     return drawing
 
 
@@ -112,18 +112,7 @@ def _grid(net: Filters, layer: str, flipped_back: bool, panels: int) -> np.ndarr
     return pair_grid(np.stack([original, matched]), columns)
 
 
-def _in_numbers(net: Filters, layer: str, zero: float) -> str:
-    if net.status != "ok":
-        return f"left out: {net.reason}"
-    norms = net.norms[layer]
-    zeros = are_zero(norms, zero).sum()
-    return f"relative difference {net.constraint[layer]:.2f}, {zeros} of {len(norms)} zero-filters"
-
-
 def _number_rows(panel: Axes, net: Filters, layer: str, size: tuple[int, ...]) -> None:
-    if net.status != "ok":
-        panel.set_yticks([])
-        return
     count, side = net.drawn[layer].shape[1], WEIGHT * net.drawn[layer].shape[-1]
     columns = size[1] // (2 * side + WITHIN + APART)
     rows = np.arange(-(-count // columns))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from relusym.findings import Drawing, Figure, Inputs, Selection, Settings, np, pd
 from relusym.findings.frames import count_zero_filters
-from relusym.findings.print_style import LINES, layer_ticks, panels_of, plain_axes
+from relusym.findings.print_style import LINES, layer_ticks, panels_of
 from relusym.findings.selection import has_vgg11s
 
 
@@ -19,7 +19,6 @@ FIGURE = Figure(__name__, reads=("filters",), csvs=(".csv", "_by_net.csv"), exis
 
 
 def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame, pd.DataFrame]:
-    """The figure, its numbers by type, and by net."""
     models, zero = selection["models"], selection["zero_filter"]
     by_net = count_zero_filters(inputs["filters"], zero)
     by_type = count_by_type(by_net, models)
@@ -27,24 +26,16 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame, p
 
 
 def count_by_type(by_net: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
-    """One row a model type and layer, over its nets: model, layer, filters, zero_filters_mean and _std (sample's,
-    NaN for one net), share_mean and _std (of the layer's filters), smallest (median), n.
-    """
+    """One row a model type and layer, over its nets: model, layer, filters, zero_filters_mean and _std (sample's, NaN
+    for one net), share_mean and _std (of the layer's filters), smallest (median), n."""
     by_net = by_net.assign(share=by_net["zero_filters"] / by_net["filters"])
     by_net["model"] = pd.Categorical(by_net["model"], list(models), ordered=True)
-    return (
-        by_net.groupby(["model", "layer"], observed=True, sort=True)
-        .agg(
-            filters=("filters", "first"),
-            zero_filters_mean=("zero_filters", "mean"),
-            zero_filters_std=("zero_filters", "std"),
-            share_mean=("share", "mean"),
-            share_std=("share", "std"),
-            smallest=("smallest", "median"),
-            n=("seed", "size"),
-        )
-        .reset_index()
+    by = by_net.groupby(["model", "layer"], observed=True, sort=True)
+    spreads = {f"{key}_{how}": (key, how) for key in ("zero_filters", "share") for how in ("mean", "std")}
+    table = by.agg(
+        filters=("filters", "first"), **spreads, smallest=("smallest", "median"), n=("seed", "size")
     )
+    return table.reset_index()
 
 
 def zero_filter_figure(
@@ -61,15 +52,12 @@ def zero_filter_figure(
         left.errorbar(x, rows["share_mean"], rows["share_std"].fillna(0), zorder=2, elinewidth=0.6, **style)
         right.plot(x, rows["smallest"], label=f"{names.get(model, model)} ({n})", **style)
     right.axhline(zero, color="0.4", linewidth=0.8, linestyle="--", label="below: zero-filter")
-    left.set_ylabel("Zero-filters, share of the layer", fontsize=8)
-    right.set_ylabel("Smallest norm / largest norm", fontsize=8)
-    left.set_ylim(0, max(0.1, 1.1 * by_type["share_mean"].max()) if len(by_type) else 0.1)
-    right.set_ylim(0, 1)
+    highest = max(0.1, 1.1 * by_type["share_mean"].max()) if len(by_type) else 0.1
+    left.set(ylim=(0, highest), ylabel="Zero-filters, share of the layer")
+    right.set(ylim=(0, 1), ylabel="Smallest norm / largest norm")
+    ticks = layer_ticks(by_type["model"].value_counts().max() if len(by_type) else 0)
     for panel in (left, right):
-        panel.set_xlabel("Conv layer", fontsize=8)
-        panel.set_xticks(layer_ticks(by_type["model"].value_counts().max() if len(by_type) else 0))
-    plain_axes(left, right)
-    drawing.legend(
-        *right.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=6.5, frameon=False
-    )
+        panel.set(xlabel="Conv layer", xticks=ticks)
+    handles = right.get_legend_handles_labels()
+    drawing.legend(*handles, loc="outside lower center", ncols=4, fontsize=6.5)
     return drawing

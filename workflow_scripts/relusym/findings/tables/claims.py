@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 from relusym import paper_values
-from relusym.findings import MERGES, Inputs, Selection, Settings, Table, frames, np, pd, stats
+from relusym.findings import COMPARISON, MERGES, Inputs, Selection, Settings, Table, frames, np, pd, stats
 from relusym.findings.evidence import (
     HELD,
     NOT_HELD,
@@ -18,7 +18,6 @@ from relusym.findings.evidence import (
     flipped_against_other,
     is_higher,
     is_highest,
-    more_zero_filters,
     most_have_order_two,
     rank_correlation_of_types,
     some_have_a_higher_order,
@@ -27,7 +26,7 @@ from relusym.findings.frames import count_zero_filters
 from relusym.findings.layout import Layout
 from relusym.findings.power import Spread, nets_needed, rank_correlation
 from relusym.findings.selection import net_notes
-from relusym.findings.tables.ratios import LOSS, RESNET_LOSS
+from relusym.findings.tables.comparison import LOSS, RESNET_LOSS
 
 HEADINGS = {  # all columns, in their order
     "claim": "Claim",
@@ -72,9 +71,7 @@ def select(settings: Settings) -> Selection:
     return {"models": models, "rows": rows, "zero_filter": zero_filter, "notes": net_notes(settings, models)}
 
 
-TABLE = Table(
-    __name__, LAYOUT, reads=(*MERGES, "filters"), select=select, section="Comparison with the paper", order=1
-)
+TABLE = Table(__name__, LAYOUT, reads=(*MERGES, "filters"), select=select, section=COMPARISON, order=1)
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
@@ -86,13 +83,12 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
     nets = frames.nets(inputs)
     most = nets.loc[nets["ok"], "model"].value_counts().max()
-    few = [
+    few = (
         f"With so few nets ({most} of a type; the paper has 24) most claims are bound to be inconclusive, which says "
         "nothing against them"
-    ]
+    )
     return [
-        "p is two-sided; corrected for all claims together after Benjamini and Hochberg. Held or did not hold: "
-        f"corrected p below {LEVEL}; inconclusive: above",
+        _correction("all claims"),
         "Power: the probability that so many nets as here, were they as the paper's, settle the claim at the level "
         "that the correction asks of it. Nets that would settle it: with a power of 0.8, for the effect and spread "
         "observed here. Empty where the paper gives no number or a count settles it; of ResNets it has one net each, "
@@ -100,9 +96,22 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
         "t-tests take the nets of a type to be normally distributed. A rank test doesn't, but with few nets it "
         "can't come to a small p: the least that it can come to stands beside it. It decides only where all nets "
         "of a type are equal",
-        *(few if most < FEW else []),
+        *([few] if most < FEW else []),
         *frames.notes(inputs, selection),
     ]
+
+
+def notes_on(inputs: Inputs, selection: Selection, which: str, first: str, *more: str) -> list[str]:
+    """Of a table of claims beyond the paper, some of which have a margin; `which` are corrected together."""
+    where_equal = ", or, where all nets are equal, their mean, whatever p is"
+    return [first, _correction(which, where_equal), *more, *frames.notes(inputs, selection)]
+
+
+def _correction(which: str, or_where: str = "") -> str:
+    return (
+        f"p is two-sided; corrected for {which} together after Benjamini and Hochberg. Held or did not hold: "
+        f"corrected p below {LEVEL}{or_where}; inconclusive: above"
+    )
 
 
 def claims(
@@ -124,16 +133,22 @@ def claims(
         zero_filters: one row a net and layer: model, seed, layer, zero_filters (how many).
         names, rows: of types by their ids; the ids of ResNets by the row of the paper's Table 5 that they stand beside.
     """
+    tested = [
+        {"claim": claim, "source": source, **vars(evidence)}
+        for claim, source, evidence in _evidence(inputs, zero_filters, names, rows or {})
+    ]
+    return judged(pd.DataFrame(tested))[[*HEADINGS]]
+
+
+def _evidence(
+    inputs: Inputs, zero_filters: pd.DataFrame, names: Mapping[str, str], rows: Mapping[str, str]
+) -> Iterator[tuple[str, str, Evidence]]:
     nets, merged = (merges[merges["ok"]] for merges in (frames.nets(inputs), frames.pairs(inputs)))
     vgg11s = paper_values.vgg11s()
-    rows = {model: model for model in vgg11s} | dict(rows or {})
-    named = {row: names.get(model, model) for row, model in rows.items()}
     resnets = nets[nets["model"].isin([model for row, model in rows.items() if row not in vgg11s])]
     nets = nets[nets["model"].isin(vgg11s)]  # the claims are about no other types
-    tested: list[dict[str, Any]] = []
-
-    def add(claim: str, source: str, evidence: Evidence) -> None:
-        tested.append({"claim": claim, "source": source, **vars(evidence)})
+    rows = {model: model for model in vgg11s} | dict(rows)
+    named = {row: names.get(model, model) for row, model in rows.items()}
 
     def easier(row: str) -> str:
         return f"Merging a {named[row]} with its flipped self has a lower barrier than merging two of them"
@@ -141,45 +156,46 @@ def claims(
     def lowers(with_loss: str, without: str) -> str:
         return f"Invariance loss lowers the GCNN barrier: {named[with_loss]} below {named[without]}"
 
-    quantities = ("gcnn_barrier", "accuracy", "invariance_error")
-    paper = {quantity: _spreads(2, "model", quantity) for quantity in quantities}
-    papers_pairs = _spreads(4, ["model_1", "model_2"], "barrier")
+    errors, barriers, accuracies = (
+        _spreads(2, "model", quantity) for quantity in ("invariance_error", "gcnn_barrier", "accuracy")
+    )
+    pairs = _spreads(4, ["model_1", "model_2"], "barrier")
     for model in ("cnn", "cnn_inv", "gcnn"):
-        papers = papers_pairs[model, model], paper["gcnn_barrier"][model]
-        add(easier(model), "Section 4.1, Tables 2 and 4", flipped_against_other(nets, merged, model, papers))
-    power_paper = rank_correlation(paper["invariance_error"], paper["gcnn_barrier"])
-    correlated = rank_correlation_of_types(nets, "invariance_error", "gcnn_barrier", power_paper)
-    add("Types with a lower invariance error have a lower GCNN barrier", "Section 4.1, Table 2", correlated)
-    barrier, accuracy = (_by_model(nets, quantity) for quantity in ("gcnn_barrier", "accuracy"))
-    for with_loss, without in LOSS:
-        lower = is_higher(barrier, without, with_loss, paper=paper["gcnn_barrier"])
-        add(lowers(with_loss, without), "Sections 4.1 and 5, Table 2", lower)
+        tested = flipped_against_other(nets, merged, model, (pairs[model, model], barriers[model]))
+        yield easier(model), "Section 4.1, Tables 2 and 4", tested
+    power_paper = rank_correlation(errors, barriers)
+    tested = rank_correlation_of_types(nets, "invariance_error", "gcnn_barrier", power_paper)
+    yield "Types with a lower invariance error have a lower GCNN barrier", "Section 4.1, Table 2", tested
+    barrier, accuracy = by_model(nets, "gcnn_barrier"), by_model(nets, "accuracy")
+    for pair in LOSS:
+        lower = is_higher(barrier, *reversed(pair), paper=barriers)
+        yield lowers(*pair), "Sections 4.1 and 5, Table 2", lower
     margin = lost_by_early_invariance_loss()
     for with_loss, without in LOSS[1:]:
         claim = f"Late invariance loss keeps accuracy: {named[with_loss]} at most {margin:.3f} below {named[without]}"
-        add(claim, "Table 2", is_higher(accuracy, with_loss, without, margin, paper["accuracy"]))
+        yield claim, "Table 2", is_higher(accuracy, with_loss, without, margin, accuracies)
     best = "pgcnn_late_inv"
-    highest = is_highest(accuracy, best, names, paper["accuracy"])
-    add(f"{named[best]} is the most accurate type", "Table 2", highest)
-    more = more_zero_filters(zero_filters, "gcnn", "cnn")
+    yield f"{named[best]} is the most accurate type", "Table 2", is_highest(accuracy, best, names, accuracies)
     claim = f"A {named['gcnn']} has more zero-filters than a {named['cnn']}"
-    add(claim, "Appendix A.1, Figures 6 and 8", more)
+    counts = zero_filters.groupby(["model", "seed"])["zero_filters"].sum().reset_index()
+    more = is_higher(by_model(counts, "zero_filters"), "gcnn", "cnn")
+    yield claim, "Appendix A.1, Figures 6 and 8", more
     flips = (record for record in inputs["flip_merge"] if record["status"] == "ok")
     gcnns = [record for record in flips if record["model"] == "gcnn"]
     orders = f"{named['gcnn']} channels found by matching have order at most 2"
-    add(f"Most {orders}", "Section 4.1, Figure 4", most_have_order_two(gcnns))
-    add(f"Not all {orders}", "Section 4.1, Figure 4", some_have_a_higher_order(gcnns))
+    yield f"Most {orders}", "Section 4.1, Figure 4", most_have_order_two(gcnns)
+    yield f"Not all {orders}", "Section 4.1, Figure 4", some_have_a_higher_order(gcnns)
     for row in chain(*zip(*RESNET_LOSS, strict=True)):
         if row in rows:
-            add(easier(row), "Section 4.2, Table 5", flipped_against_other(resnets, merged, rows[row]))
-    barrier = _by_model(resnets, "gcnn_barrier")
-    papers_barrier = paper_values.table(5).set_index("method")["gcnn_barrier"]
+            tested = flipped_against_other(resnets, merged, rows[row])
+            yield easier(row), "Section 4.2, Table 5", tested
+    barrier = by_model(resnets, "gcnn_barrier")
+    in_paper = paper_values.table(5).set_index("method")["gcnn_barrier"]
     for pair in (pair for pair in RESNET_LOSS if {*pair} <= {*rows}):
         # the paper has one net of each: its effect, with the spread observed here
-        papers = {rows[row]: (float(papers_barrier[row]), _std(barrier.get(rows[row], []))) for row in pair}
-        with_loss, without = (rows[row] for row in pair)
-        add(lowers(*pair), "Section 4.2, Table 5", is_higher(barrier, without, with_loss, paper=papers))
-    return judged(pd.DataFrame(tested))[[*HEADINGS]]
+        paper = {rows[row]: (float(in_paper[row]), _std(barrier.get(rows[row], []))) for row in pair}
+        lower = is_higher(barrier, *(rows[row] for row in reversed(pair)), paper=paper)
+        yield lowers(*pair), "Section 4.2, Table 5", lower
 
 
 def judged(claims: pd.DataFrame, count_untested: bool = False) -> pd.DataFrame:
@@ -203,20 +219,34 @@ def judged(claims: pd.DataFrame, count_untested: bool = False) -> pd.DataFrame:
     return claims
 
 
+def judged_beside(
+    claims: Iterable[tuple[str, Evidence]], described: Iterable[tuple[str, Evidence]]
+) -> pd.DataFrame:
+    """The claims, all corrected together, then means with their intervals, which no claim is about."""
+    tested, others = (
+        [{"claim": text, **vars(evidence)} for text, evidence in rows] for rows in (claims, described)
+    )
+    judgements = judged(pd.DataFrame(tested), count_untested=True)
+    rows = pd.DataFrame(others, columns=judgements.columns)
+    rows[["p_value", "p_rank", "p_rank_min"]] = math.nan
+    return pd.concat([judgements, rows])[[*COLUMNS]]
+
+
 def _spreads(number: int, key: str | list[str], quantity: str) -> dict[Any, Spread]:
     """The paper's means and standard deviations in one of its tables."""
     table = paper_values.table(number).set_index(key)
-    return dict(
-        zip(table.index, zip(table[f"{quantity}_mean"], table[f"{quantity}_std"], strict=True), strict=True)
-    )
+    return {
+        row: (mean, std) for row, mean, std in table[[f"{quantity}_mean", f"{quantity}_std"]].itertuples()
+    }
 
 
 def _std(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def _by_model(nets: pd.DataFrame, quantity: str) -> dict[str, np.ndarray]:
-    return {model: group.to_numpy() for model, group in nets.groupby("model")[quantity]}
+def by_model(nets: pd.DataFrame, quantity: str) -> dict[str, np.ndarray]:
+    """The numbers that there are of each type's nets, float64."""
+    return {model: group.dropna().to_numpy(float) for model, group in nets.groupby("model")[quantity]}
 
 
 def _verdict(row: pd.Series) -> str:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from relusym.findings import Inputs, Record, Selection, Settings, Table, declared, frames, np, pd, stats
+from relusym import paper_values
+from relusym.findings import (
+    COMPARISON,
+    MERGES,
+    Inputs,
+    Record,
+    Selection,
+    Settings,
+    Table,
+    declared,
+    frames,
+    np,
+    pd,
+    stats,
+)
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout, number, std_of
 from relusym.findings.selection import findings, of_all_types, vgg11s
 from relusym.findings.selection import select as select_of
-from relusym.findings.tables.ratios import ratios
 from relusym.records.fields import images_of, nets_of
 from relusym.records.fingerprint import differences
 
@@ -23,10 +37,8 @@ LAYOUT = Layout(
         "p_value": "p",
     },
     {
-        "in_paper_stds": "{:+.1f}",
-        "in_standard_errors": "{:+.1f}",
-        "difference": "{:+.2g}",
-        "p_value": "{:.2g}",
+        **dict.fromkeys(("in_paper_stds", "in_standard_errors"), "{:+.1f}"),
+        **{"difference": "{:+.2g}", "p_value": "{:.2g}"},
     },
 )
 
@@ -40,6 +52,12 @@ DIGITS = 3  # of the values that the paper gives without a standard deviation
 PAPER_DATA = {"cifar10": "CIFAR10", "imagenet": "ImageNet"}  # what tables call the paper's images
 COUNTED = {"network.architecture", "network.width", "network.group_convs"}  # by the parameters of Table 1
 CHANCE = frozenset({"seed", "projection_seed"})  # settings that make nothing other than the paper's
+
+# Ratios that mean something at any settings: flip barrier to pair barrier; with invariance loss, to without
+LOSS = (("cnn_inv", "cnn"), ("cnn_late_inv", "cnn"), ("pgcnn_late_inv", "pgcnn"))
+RESNET_LOSS = (("torchvision_old_inv", "torchvision_old"), ("torchvision_old_inv_225", "torchvision_old_225"))
+QUANTITIES = {"gcnn_barrier": "GCNN Barrier", "invariance_error": "Invariance Error"}
+Part = Sequence[tuple[float, set]]  # values, each with the nets that it is measured on
 
 
 def select(settings: Settings) -> Selection:
@@ -59,22 +77,14 @@ def select(settings: Settings) -> Selection:
     }
 
 
-TABLE = Table(
-    __name__,
-    LAYOUT,
-    reads=("train", "flip_merge", "pair_merge"),
-    select=select,
-    keys=of_all_types,
-    section="Comparison with the paper",
-)
+TABLE = Table(__name__, LAYOUT, reads=MERGES, select=select, keys=of_all_types, section=COMPARISON)
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """All cells of the tables, as of `compare`; at another scale, ratios, and cells made as the paper's are."""
     compared = []
     for name, shown in selection["tables"].items():
-        table = declared()[name]
-        of_table = chosen({kind: inputs[kind] for kind in table.reads}, shown)
+        table, of_table = declared()[name], _of_table(inputs, name, shown)
         other: dict[tuple[str, ...], list[str]] = {}
         for record in chain(*of_table.values()):
             words = other_than_the_papers(record, selection)
@@ -87,6 +97,10 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     if selection["scale"] != "paper":
         compared.append(ratios(inputs, selection))
     return pd.concat([cells for cells in compared if len(cells)] or compared[-1:], ignore_index=True)
+
+
+def _of_table(inputs: Inputs, name: str, selection: Selection) -> Inputs:
+    return chosen({kind: inputs[kind] for kind in declared()[name].reads}, selection)
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
@@ -150,25 +164,20 @@ def compare(
         other: by row (its ids), what ours was made with that isn't the paper's; then it isn't comparable.
     """
     keys = [column for column in ("model", "model_1", "model_2", "method") if column in table]
-    columns = [
-        column
-        for column in table
-        if f"paper_{column}" in table and column not in keys and not column.endswith("_std")
-    ]
+    columns = [column for column in table if f"paper_{column}" in table and column not in keys]
     ids = [tuple(row) for row in table[keys].itertuples(index=False)]
     named = [" with ".join((names or {}).get(model, model) for model in row) for row in ids]
     rows = table.get("name", pd.Series(named, table.index, dtype=object))
     layout = layout or Layout("")
+    columns = [column for column in columns if not column.endswith("_std")]
     parts = [_cells(table, rows, column, layout).assign(ids=ids) for column in columns]
     cells = pd.concat(parts, ignore_index=True)
     cells.insert(0, "table", paper_number)
     cells = cells[cells["paper_value_mean"].notna()].reset_index(drop=True)
     cells["difference"] = cells["value_mean"] - cells["paper_value_mean"]
     cells["in_paper_stds"] = cells["difference"] / cells["paper_value_std"]
-    ours, papers = (
-        cells[[f"{side}value_mean", f"{side}value_std", f"{side}n"]].to_numpy(float, na_value=np.nan).T
-        for side in ("", "paper_")
-    )
+    sides = ([f"{side}value_mean", f"{side}value_std", f"{side}n"] for side in ("", "paper_"))
+    ours, papers = (cells[names].to_numpy(float, na_value=np.nan).T for names in sides)
     with np.errstate(divide="ignore", invalid="ignore"):
         welch = stats.ttest_ind_from_stats(*ours, *papers, equal_var=False)
     cells["in_standard_errors"], cells["p_value"] = welch.statistic, welch.pvalue
@@ -208,3 +217,88 @@ def _verdict(cell: pd.Series, other: list[str]) -> tuple[str, str]:
     else:
         verdict = f"within {WITHIN}σ" if abs(cell["in_paper_stds"]) <= WITHIN else None
     return verdict or ("higher" if cell["difference"] > 0 else "lower"), ""
+
+
+def ratios(inputs: Inputs, selection: Selection) -> pd.DataFrame:
+    """One row a ratio that there are nets for; `selection` as of `select`.
+
+    paper_value_mean is the paper's ratio; value_std is the standard error, by jackknife over nets; n counts the nets of
+    the type that has fewer. The verdict is "same direction" or "opposite direction" if the ratio's 95% interval is on
+    the paper's side of 1 or on the other, else "open".
+    """
+    names, tables, rows = selection["names"], selection["tables"], []
+    columns = ["table", "row", "quantity", "value_mean", "value_std", "n", "paper_value_mean"]
+
+    def add(table: int, row: str, quantity: str, top: Part, bottom: Part, paper: float) -> None:
+        if top and bottom:
+            value, error, n = ratio(top, bottom)
+            rows.append((table, row, quantity, value, error, n, paper, *_direction(value, error, n, paper)))
+
+    merged = {
+        table: frames.nets(_of_table(inputs, table, tables[table]), [], list(QUANTITIES))
+        for table in ("table2", "table5")
+        if table in tables
+    }
+
+    def flips(table: str, model: str, quantity: str) -> Part:
+        nets = merged[table][merged[table]["ok"] & (merged[table]["model"] == model)]
+        return [(value, {(model, seed)}) for seed, value in zip(nets["seed"], nets[quantity], strict=True)]
+
+    two, five = paper_values.table(2).set_index("model"), paper_values.table(5).set_index("method")
+    if "table4" in tables:
+        pairs, four = frames.pairs(_of_table(inputs, "table4", tables["table4"])), paper_values.table(4)
+        for model, paper in (
+            four[four["model_1"] == four["model_2"]].set_index("model_1")["barrier_mean"].items()
+        ):
+            both = [
+                (barrier, {(model, first), (model, second)})
+                for model_1, model_2, first, second, barrier, ok in pairs.itertuples(index=False)
+                if ok and model_1 == model_2 == model
+            ]
+            flip = flips("table2", model, "gcnn_barrier")
+            expected = two.loc[model, "gcnn_barrier_mean"] / paper
+            add(4, names.get(model, model), "GCNN Barrier / Barrier of two", flip, both, expected)
+    papers = {"table2": (2, LOSS, two, "_mean"), "table5": (5, RESNET_LOSS, five, "")}
+    for table, (paper_number, loss, paper, ending) in papers.items():
+        models = tables.get(table, {}).get("models", {})
+        is_by_row = isinstance(models, dict)
+        ours = {models[model]["paper"] if is_by_row else model: model for model in models}  # by paper's row
+        for top, bottom in (pair for pair in loss if {*pair} <= {*ours}):
+            row = " / ".join(names.get(ours[model], ours[model]) for model in (top, bottom))
+            for quantity, heading in QUANTITIES.items():
+                expected = paper.loc[top, quantity + ending] / paper.loc[bottom, quantity + ending]
+                parts = (flips(table, ours[model], quantity) for model in (top, bottom))
+                add(paper_number, row, heading, *parts, expected)
+    return pd.DataFrame(rows, columns=[*columns, "verdict", "reason"])
+
+
+def ratio(top: Part, bottom: Part) -> tuple[float, float, int]:
+    """The ratio of two means, its standard error, and how many nets there are of the type that has fewer.
+
+    The error is the jackknife's, over the nets of each type: with a net, all that is measured on it is left out. NaN
+    for fewer than three nets; the ratio is NaN if what it is divided by isn't above zero.
+    """
+
+    def without(net: Any = None) -> float:
+        means = [np.mean([value for value, nets in part if net not in nets]) for part in (top, bottom)]
+        return float(means[0] / means[1]) if means[1] > 0 else math.nan
+
+    nets = sorted(set().union(*(nets for _, nets in (*top, *bottom))))
+    types = [[net for net in nets if net[0] == model] for model in dict.fromkeys(model for model, _ in nets)]
+    fewest = min(map(len, types))
+    if fewest < 3:
+        return without(), math.nan, fewest
+    left_out = [np.array([without(net) for net in of_type]) for of_type in types]
+    variance = sum((len(values) - 1) * values.var() for values in left_out)
+    return without(), math.sqrt(variance), fewest
+
+
+def _direction(value: float, error: float, n: int, paper: float) -> tuple[str, str]:
+    """The verdict on a ratio beside the paper's, and why it is open."""
+    if n < 3:
+        return "open", "three nets or more of a type are needed"
+    if math.isnan(error):
+        return "open", "what it is divided by isn't above zero"
+    if abs(value - 1) <= stats.t.ppf(0.975, n - 1) * error:
+        return "open", "the 95% interval includes 1"
+    return ("same" if (value < 1) == (paper < 1) else "opposite") + " direction", ""

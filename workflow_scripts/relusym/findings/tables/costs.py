@@ -7,7 +7,7 @@ from itertools import chain
 
 from relusym.findings import MERGES, Inputs, Record, Selection, Table, pd
 from relusym.findings.layout import Layout
-from relusym.findings.selection import of_every_job
+from relusym.findings.selection import OF_EVERY_JOB
 
 LAYOUT = Layout(
     "Costs: what each kind of job took",
@@ -20,23 +20,13 @@ LAYOUT = Layout(
     },
     {"hours": "{:.3f}", "median_s": "{:.1f}", "max_s": "{:.1f}", "max_memory_mb": "{:.0f}"},
 )
-TABLE = Table(
-    __name__,
-    LAYOUT,
-    reads=MERGES,
-    select=lambda settings: {},
-    keys=of_every_job,
-    section="Costs and provenance",
-)
+TABLE = Table(__name__, LAYOUT, reads=MERGES, select=lambda settings: {}, **OF_EVERY_JOB)
 
 
 def costs(records: Iterable[Record]) -> pd.DataFrame:
     """What each kind of job cost, from its process's start to its record; memory is the largest resident set (MB)."""
-    rows = [
-        (record["kind"], cost["job_seconds"], cost.get("job_memory_mb"))
-        for record in records
-        if "job_seconds" in (cost := record["cost"])
-    ]
+    costs = [(record["kind"], record["cost"]) for record in records if "job_seconds" in record["cost"]]
+    rows = [(kind, cost["job_seconds"], cost.get("job_memory_mb")) for kind, cost in costs]
     jobs = pd.DataFrame(rows, columns=["kind", "s", "memory"]).astype({"s": float, "memory": float})
     table = jobs.groupby("kind", sort=False).agg(
         jobs=("s", "size"),
@@ -50,7 +40,6 @@ def costs(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
-    """As `costs`, of all records."""
     return costs(chain(*(inputs[kind] for kind in TABLE.reads)))
 
 

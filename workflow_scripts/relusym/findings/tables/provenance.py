@@ -11,11 +11,10 @@ from relusym.findings import BEYOND, MERGES, Inputs, Record, Selection, Settings
 from relusym.findings.frames import chosen
 from relusym.findings.layout import Layout
 from relusym.findings.selection import (
-    findings,
+    OF_ALL_MEASURED,
+    OF_EVERY_JOB,
     measured_types,
     net_notes,
-    of_every_job,
-    of_every_matching,
     types_in,
     vgg11s,
 )
@@ -45,31 +44,15 @@ def select_beyond(settings: Settings) -> Selection:
     models = measured_types(settings)
     made = {
         name: types_in(finding.select(settings))
-        for name in findings(settings)
-        if (finding := declared()[name]).is_beyond and finding != BEYOND_TABLE
+        for name, finding in declared().items()
+        if finding.exists(settings) and finding.is_beyond and finding != BEYOND_TABLE
     }
     return {"models": models, "made": made, "notes": net_notes(settings, models)}
 
 
-TABLE = Table(
-    __name__,
-    LAYOUT,
-    reads=(*MERGES, "flipped_training", "theory"),
-    select=select,
-    keys=of_every_job,
-    section="Costs and provenance",
-)
-BEYOND_TABLE = Table(
-    __name__,
-    LAYOUT,
-    name="beyond_provenance",
-    reads=(*MERGES, *MEASUREMENTS),
-    exists=lambda settings: settings.measured,
-    select=select_beyond,
-    keys=of_every_matching,
-    section=BEYOND,
-    order=len(MEASUREMENTS) + 1,
-)
+TABLE = Table(__name__, LAYOUT, reads=(*MERGES, "flipped_training", "theory"), select=select, **OF_EVERY_JOB)
+BEYOND_NAMED = {"name": "beyond_provenance", "order": len(MEASUREMENTS) + 1, **OF_ALL_MEASURED}
+BEYOND_TABLE = Table(__name__, LAYOUT, reads=(*MERGES, *MEASUREMENTS), select=select_beyond, **BEYOND_NAMED)
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
@@ -84,45 +67,42 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
         for record in chain(*inputs.values())
         if (images := images_of(record)) and record["inputs"].get("data")
     }
+    origin = ["made", "kind", "images", *ORIGIN, "precision"]
     rows = []
     for name, models in selection["made"].items():
         finding = declared()[name]
         # arrays of filters are the other output of a flip merge
         kinds = dict.fromkeys("flip_merge" if kind == "filters" else kind for kind in finding.reads)
         of_models = chosen(inputs, {"models": models or []})
-        for kind in kinds:
-            described = pd.DataFrame([_described(record, sources) for record in of_models.get(kind, [])])
-            if described.empty:
-                continue
-            origin = ["images", *ORIGIN, "precision"]
-            for values, group in described.groupby(origin, sort=False):
-                settings = "\n".join(sorted(set(group["settings"])))
-                rows.append(
-                    {
-                        "made": finding.label,
-                        "kind": kind,
-                        "records": len(group),
-                        "left_out": int((group["status"] != "ok").sum()),
-                        **dict(zip(origin, values, strict=True)),
-                        "settings": hashlib.sha256(settings.encode()).hexdigest()[:8],
-                        "hours": group["seconds"].sum() / 3600,
-                    }
-                )
-    return pd.DataFrame(rows, columns=COLUMNS)
+        records = chain(*(of_models.get(kind, []) for kind in kinds))
+        rows += [{"made": finding.label} | _described(record, sources) for record in records]
+    described = pd.DataFrame(rows, columns=[*origin, "left_out", "settings", "hours"])
+    table = described.groupby(origin, sort=False).agg(
+        records=("left_out", "size"),
+        left_out=("left_out", "sum"),
+        settings=("settings", lambda texts: _digest("\n".join(sorted({*texts})))),
+        hours=("hours", "sum"),
+    )
+    return table.reset_index()[COLUMNS]
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
     return ["Settings: the beginning of the SHA-256 of all settings in the records", *selection["notes"]]
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def _described(record: Record, sources: dict[str, str]) -> Record:
-    """What tells a record's origin; a merge of a net that is left out has looked at no image, but names its data."""
-    inputs, code = record.get("inputs", {}), record.get("code", {})
+    """A record's origin; a merge of a net that is left out has looked at no image, but names its data."""
+    data = record.get("inputs", {}).get("data")
     return {
-        "status": record.get("status", "ok"),
-        "images": images_of(record) or sources.get(inputs.get("data"), ""),
+        "kind": record["kind"],
+        "left_out": record.get("status", "ok") != "ok",
+        "images": images_of(record) or sources.get(data, ""),
         "settings": json.dumps(record["settings"], sort_keys=True),
-        **{field: code.get(field, "") for field in ORIGIN},
+        **{field: record.get("code", {}).get(field, "") for field in ORIGIN},
         "precision": record.get("precision") or "",
-        "seconds": record.get("cost", {}).get("seconds", 0.0),
+        "hours": record.get("cost", {}).get("seconds", 0.0) / 3600,
     }

@@ -42,14 +42,9 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     models = list(selection["models"])
     sizes = nets.groupby("model")["parameters"].first().reindex(models)
     counted = beside_paper(summary(nets, ["model"], models, []), 1, ["model"])
-    return pd.DataFrame(
-        {
-            "model": models,
-            "name": [selection["names"].get(model, model) for model in models],
-            "description": [selection["descriptions"].get(model, "") for model in models],
-            "parameters": sizes.astype("Int64").array,
-            "n": counted["n"],
-            "left_out": counted["left_out"],
-            "paper_parameters": counted["paper_parameters"].astype("Int64"),
-        }
-    )
+    return counted[["model", "n", "left_out", "paper_parameters"]].assign(
+        name=[selection["names"].get(model, model) for model in models],
+        description=[selection["descriptions"].get(model, "") for model in models],
+        parameters=sizes.astype("Int64").array,
+        paper_parameters=counted["paper_parameters"].astype("Int64"),
+    )[["model", "name", "description", "parameters", "n", "left_out", "paper_parameters"]]
