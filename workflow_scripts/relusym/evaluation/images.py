@@ -197,6 +197,7 @@ class Batches(ImageSource):
         self.items = items
         self.counted: tuple[int, int] | None = None  # batches and images, known after the first time through
         self._shape: tuple[int, int, int] | None = None
+        self._labelled: bool | None = None
         self._checksums: list[int] = []
         first = next(self.pairs(torch.device("cpu")), None)
         if first is None:
@@ -231,6 +232,10 @@ class Batches(ImageSource):
             if self.counted is None and not x.isfinite().all():
                 raise UserError(f"images: batch {batches + 1} holds values that aren't finite")
             labels = None if labels is None else whole_numbers(labels)
+            self._labelled = labels is not None if self._labelled is None else self._labelled
+            if self._labelled != (labels is not None):
+                has = "no labels" if self._labelled else "labels"
+                raise UserError(f"images: batch {batches + 1} has {has}, unlike others")
             self._recognise(batches, x, labels)
             batches, images = batches + 1, images + len(x)
             x = x.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)

@@ -98,8 +98,11 @@ def _check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
         more = fits.next_size - fits.size
         x = torch.nn.functional.pad(x, (0, more, 0, more), mode="replicate")
     moved = _moved(traced, planted.net, symmetry)
+    nets = planted.net, moved
+    if x is planted.x:  # else the nets themselves, of whose graphs some hold sizes
+        nets = planted.graph, bound(planted.graph.graph, moved, planted.constants)
     try:
-        here, there = logits_of(planted.net(x)), logits_of(moved(symmetry.act(x)))
+        here, there = (logits_of(net(view)) for net, view in zip(nets, (x, symmetry.act(x)), strict=True))
     except RuntimeError:  # of another size
         return None
     if len(here) != len(x):  # pixels became images
