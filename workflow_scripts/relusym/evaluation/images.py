@@ -313,6 +313,8 @@ def whole_numbers(labels: Any) -> Tensor:
         raise UserError(
             f"labels: {type(labels).__name__} of no numbers given; allowed is int64 (N,)"
         ) from error
+    if not labels.dtype.is_signed:  # of which PyTorch compares few
+        labels = labels.long()
     if labels.is_floating_point():
         if (fractions := labels[labels != labels.floor()]).numel():
             raise UserError(f"labels aren't whole numbers from 0, such as {fractions[0]:g}")
