@@ -425,8 +425,11 @@ def matmul(call: Call, *operands: Any) -> Labels:
     first, second = _operands(operands)
     if isinstance(second, Weights) and len(second.shape) == 2:
         return convolved(call, first, second, None, 1, True, -1)
-    if min(len(first.shape), len(second.shape)) < 2:
-        raise call.refusal("products with vectors aren't supported")
+    if len(first.shape) < 2:
+        raise call.refusal("products of vectors with others aren't supported")
+    if len(second.shape) == 1:
+        places = "abcdefgh"[: len(first.shape) - 1]
+        return contracted(call, [first, second], [f"{places}k", "k"], places)
     return _product(call, first, second)
 
 

@@ -177,6 +177,7 @@ class Recorder(TorchFunctionMode):
         self.reads: dict[str, fx.Node] = {}
         # views by indices: of what
         self.parts: Mapping[Tensor, tuple[Tensor, Any]] = WeakTensorKeyDictionary()
+        self.unseen: list[str] = []  # what changes a part of a tensor that isn't known
         self.owners: list[str] = []
         self.inside = False
 
@@ -236,6 +237,8 @@ class Recorder(TorchFunctionMode):
 
     def _note_part(self, name: str, args: tuple, result: Tensor) -> None:
         """What is done in place to a part of a tensor, `x[:, :8].mul_(2)`, is assigned to it."""
+        if result is args[0] and result._base is not None and result not in self.parts:
+            self.unseen.append(name + f" in {self.owners[-1]}" * bool(self.owners))
         if name == "__getitem__" and result is not args[0] and result._base is not None:
             self.parts[result] = args
         while result is args[0] and result in self.parts:
@@ -504,9 +507,10 @@ def trace(
                 raise UserError(
                     f"{name} computes something else each time, in evaluation mode: it draws at random"
                 )
+            where = f": by {few.unseen[0]}, it may be" if few.unseen else ""
             raise UserError(
                 f"{name} can't be traced: it computes what PyTorch doesn't show, such as in place on a part of "
-                "a tensor, or by the image's values"
+                f"a tensor, or by the image's values{where}"
             )
     return graph, constants
 
