@@ -356,7 +356,6 @@ BETWEEN = {
     "a constant of its type": (lambda x: x * x.new_tensor([2.0]), 12),
     "rounded": (lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127), 12),
     "a stack beside what it is of": (lambda x: x + torch.stack([x, x.square()]).mean(0), 12),
-    "weighted branches": (lambda x, w: torch.stack([x, x.square()], -1) @ w.softmax(0), 12, (2,)),
     "a kernel and its sum": (lambda x, w: F.conv2d(x, w, padding=1) - F.conv2d(x, w.sum((2, 3), True)), 7, KERNEL),
     "a kernel in another": (lambda x, w, v: F.conv2d(x, w + F.pad(v, [1] * 4), padding=1), 7, KERNEL, (7, 12, 1, 1)),
     "a kernel of constants": (lambda x: F.conv2d(x, SOBEL.expand(12, 1, 3, 3).to(x), padding=1, groups=12), 12),

@@ -210,14 +210,15 @@ class Asked(Net):
 
 
 class Means(Net):
-    """An operation that isn't known, of what is at no pixel."""
+    """An operation that isn't known, of what is at no pixel, and branches with a weight each."""
 
     def __init__(self):
         super().__init__()
-        self.both = nn.Bilinear(8, 8, 8)
+        self.both, self.shares = nn.Bilinear(8, 8, 8), nn.Parameter(torch.rand(2))
 
     def body(self, x):
         x = super().body(x)
+        x = torch.stack([x, x.square()], -1) @ self.shares.softmax(0)
         return x * self.both(*[x.mean((2, 3))] * 2)[:, :, None, None]
 
 
@@ -369,7 +370,7 @@ class Depends(Net):
     (lambda x: F.dropout(x, 0.5), "something else each time, in evaluation mode: it draws at random"),
     (lambda x: torch.ones(2, 3, 32, 32), "doesn't depend on the image"),
     (rows_in_place, "by mul_, it may be"),
-], ids=["bool", "item", "batch", "length", "dropout", "constant"])  # fmt: skip
+], ids=["bool", "item", "batch", "length", "dropout", "constant", "in place"])  # fmt: skip
 def test_what_no_graph_can_show_is_refused(how, message):
     refused(lambda: channel_groups(Depends(how)), match=message)
 

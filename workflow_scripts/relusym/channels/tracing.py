@@ -238,7 +238,8 @@ class Recorder(TorchFunctionMode):
     def _note_part(self, name: str, args: tuple, result: Tensor) -> None:
         """What is done in place to a part of a tensor, `x[:, :8].mul_(2)`, is assigned to it."""
         if result is args[0] and result._base is not None and result not in self.parts:
-            self.unseen.append(name + f" in {self.owners[-1]}" * bool(self.owners))
+            owner = self.owners[-1] if self.owners else ""
+            self.unseen.append(f"{name} in {owner}" if owner else name)
         if name == "__getitem__" and result is not args[0] and result._base is not None:
             self.parts[result] = args
         while result is args[0] and result in self.parts:

@@ -44,6 +44,8 @@ def flip(
 ) -> nn.Module:
     """The flipped net, which answers on flipped images as the net does on images; arguments as of `transformed`.
 
+    Where strides aren't symmetric, it is off by what `grid` says, and unchecked if they are at no size.
+
     Raises:
         UserError: as of `transformed`; or the flipped net isn't right at values drawn at random, in float64.
     """
