@@ -230,6 +230,13 @@ def attention_of_maxima(x):
     return x * torch.sigmoid(maxima.sum(1, keepdim=True))
 
 
+def halved_in_place(x):
+    x = x.clone()
+    x[:, :6].mul_(0.5)
+    x[:, 6:][:, 3:].copy_(x[:, :3])
+    return x
+
+
 def rows(x):
     """A map's pixels, channels last."""
     return x.transpose(1, 2).transpose(2, 3).flatten(1, 2)
@@ -241,6 +248,7 @@ def mapped(rows, size=16):
 
 
 KERNEL, MATRIX = (7, 12, 3, 3), (12, 7)
+SOBEL = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
 # name → operation, how many channels it gives, shapes of its parameters
 BETWEEN = {
     "maxima of channels": (attention_of_maxima, 12),
@@ -276,6 +284,13 @@ BETWEEN = {
     "out=": (lambda x: torch.mul(x, 2, out=torch.empty_like(x)), 12),
     "copied": (lambda x: torch.empty_like(x).copy_(x), 12),
     "sampled": (lambda x, w: F.grid_sample(x, w.expand(len(x), 16, 16, 2)), 12, (1, 16, 16, 2)),
+    "a part in place": (halved_in_place, 12),
+    "a constant of its type": (lambda x: x * x.new_tensor([2.0]), 12),
+    "rounded": (lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127), 12),
+    "a stack beside what it is of": (lambda x: x + torch.stack([x, x.square()]).mean(0), 12),
+    "a kernel and its sum": (lambda x, w: F.conv2d(x, w, padding=1) - F.conv2d(x, w.sum((2, 3), True)), 7, KERNEL),
+    "a kernel in another": (lambda x, w, v: F.conv2d(x, w + F.pad(v, [1] * 4), padding=1), 7, KERNEL, (7, 12, 1, 1)),
+    "a kernel of constants": (lambda x: F.conv2d(x, SOBEL.expand(12, 1, 3, 3).to(x), padding=1, groups=12), 12),
     "moved kernels": (
         lambda x, w, o: deform_conv2d(x, o.expand(len(x), 18, 16, 16), w, padding=1), 7, KERNEL, (1, 18, 1, 1)
     ),
@@ -284,6 +299,7 @@ UNFLIPPED_BETWEEN = {
     "sums along rows": "depends on the order of what lies along dimension 3",
     "frequencies": "depends on the order of what lies along dimension 2",
     "sampled": "the effect of grid_sample on pixels is unknown",
+    "a kernel of constants": "it isn't the net on transformed images.*first at conv2d",
     "moved kernels": "the effect of deform_conv2d on pixels is unknown",
 }
 

@@ -26,7 +26,7 @@ from relusym.reporting import image_files
 from relusym.reporting.command import main
 from relusym.reporting.image_files import Sizing
 from relusym.reporting.net_files import Preset, build, load_weights, preset_of_processor
-from relusym.symmetry import HORIZONTAL_FLIP
+from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
 
 NETS = """
 from torch import nn
@@ -411,6 +411,35 @@ def test_labels_are_whole_numbers_from_0_one_an_image(bright, labels, line):
     refusal(*bright("--images", "images.npz"), "label", line)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16])
+def test_labels_may_be_whole_numbers_of_any_type(bright, kind):
+    images = [pixels_of(c, i) for c in range(3) for i in range(6)]
+    np.savez("images.npz", images=images, labels=np.repeat(np.arange(3), 6).astype(kind))
+    assert bright("--images", "images.npz")[1]["accuracy"] == 1
+
+
+def test_a_text_of_labels_may_begin_with_a_byte_order_mark_and_not_be_empty(bright):
+    Path("labels.txt").write_text("".join(f"{c}\n" * 6 for c in range(3)), encoding="utf-8-sig")
+    assert bright("--images", "images", "--labels", "labels.txt")[1]["accuracy"] == 1
+    Path("labels.txt").write_text("")
+    refusal(*bright("--images", "images", "--labels", "labels.txt"), "0 given for 18 images")
+
+
+def test_photos_are_read_in_grey_by_a_net_that_reads_grey_images(bright):
+    Path("grey.py").write_text(
+        BRIGHT.replace("def net", "def colours")
+        + """
+
+def net():
+    made = colours()
+    made[0] = torch.nn.Conv2d(1, 3, 3)
+    return made
+"""
+    )
+    code, numbers, lines = bright("--images", "images", "--labels", "folder", net="grey.py:net")
+    assert (code, numbers["image_shape"], lines) == (0, [1, 16, 16], [])
+
+
 def test_labels_may_be_written_as_fractions_and_in_a_column(bright):
     images = [pixels_of(c, i) for c in range(3) for i in range(6)]
     np.savez("images.npz", images=images, labels=np.repeat(np.arange(3.0), 6)[:, None])
@@ -443,13 +472,21 @@ def test_damaged_and_other_files_of_images_are_refused_in_one_line(bright, name,
     refusal(*bright("--images", name), name, line)
 
 
+SIZES = {"0.weight": (3, 3, 3, 3), "4.weight": (3, 3), "4.bias": (3,)}
+
+
 @pytest.mark.parametrize("weights, line", [
     ([torch.zeros(2)], "no tensors by name"), ({0: torch.zeros(2), 1: torch.ones(2)}, "missing: 0.weight"),
     (torch.zeros(2), "no tensors by name"),
+    (dict.fromkeys(SIZES, torch.int8), "0.weight is torch.int8"),
+    (dict.fromkeys(SIZES, torch.float32), "not all numbers: 0.weight"),
 ])  # fmt: skip
 def test_other_files_of_weights_are_refused_in_one_line(bright, weights, line):
+    if isinstance(weights, dict) and weights.keys() == SIZES.keys():
+        fill = float("nan") if weights["4.bias"].is_floating_point else 1
+        weights = {key: torch.full(SIZES[key], fill, dtype=kind) for key, kind in weights.items()}
     torch.save(weights, "weights.pt")
-    refusal(*bright("--images", "images", "--weights", "weights.pt"), "weights.pt", line)
+    refusal(*bright("--images", "images", "--weights", "weights.pt"), line)
 
 
 def test_what_is_read_is_never_written_over(bright, capsys):
@@ -495,6 +532,14 @@ def test_an_interrupted_report_goes_on_from_its_last_layer(folder, capsys, tmp_p
     assert not (tmp_path / "out" / "unfinished.json").exists()
     made[:] = [None] * 4
     assert report(capsys, folder, *on)[1] == printed and len(made) == 4 + 6
+    for other in (("--match-images", 20), ("--metric", f"{folder / 'my_nets.py'}:margin")):  # it begins anew
+        made[:] = [None] * 4
+        assert report(capsys, folder, *on, *other)[0] == 0
+        whole = len(made)
+        made.clear()
+        assert report(capsys, folder, *on)[0] == 130
+        made[:] = [None] * 4
+        assert report(capsys, folder, *on, *other)[0] == 0 and len(made) == whole
 
 
 def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
@@ -602,11 +647,32 @@ def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsy
     assert cards["m.safetensors"] == about and cards["p.safetensors"]["which"] == "permuted"
 
 
+@pytest.mark.parametrize(
+    "missing, line", [("timm", "timm isn't installed"), ("tqdm", "No module named 'tqdm'")]
+)
+def test_a_package_that_cant_be_imported_is_named_with_the_reason(monkeypatch, missing, line):
+    def absent(name):
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr("importlib.import_module", absent)
+    refused(lambda: build("timm:resnet10t", "random", 0), line, "pip install 'relusym[timm]'")
+
+
+def test_the_mean_over_orientations_beside_a_merge_is_over_those_of_the_symmetry(folder, capsys, tmp_path):
+    weights = [folder / f"{seed}.safetensors" for seed in range(2)]
+    typed = folder / "my_nets.py:build", *weights, "--out", tmp_path / "m.safetensors", *SCALED, "--json"
+    losses = [
+        json.loads(run(capsys, folder, "merge", *typed, "--symmetry", name)[1])["baselines"]["flips"]["loss"]
+        for name in SYMMETRIES
+    ]
+    assert len(set(losses)) == 3
+
+
 def test_nets_are_merged_without_images_by_their_weights(folder, capsys, tmp_path):
     net, out = f"{folder / 'my_nets.py'}:build", str(tmp_path / "m.safetensors")
     weights = [str(folder / f"{seed}.safetensors") for seed in range(2)]
     typed = ["merge", net, *weights, "--out", out]
-    assert main([*typed, "--matching", "weight", "--size", "16", "--json"]) == 0
+    assert main([*typed, "--matching", "weight", "--size", "16", "--mean", "0.5", "--json"]) == 0
     numbers = json.loads(capsys.readouterr().out)
     first, second, merged = map(load_file, (*weights, out))
     order = torch.tensor(numbers["permutations"]["0"])

@@ -131,7 +131,7 @@ def test_images_that_change_from_pass_to_pass_are_refused():
         def __iter__(self):
             return iter(x[: next(self.sizes, 60)].split(10))
 
-    refused(lambda: flip_merge(conv_net(), Changing([40] * 6)), "batch 5 isn't the same in every pass")
+    refused(lambda: flip_merge(conv_net(), Changing([40] * 7)), "batch 5 isn't the same in every pass")
     batches = Batches(Changing([60, 60, 40, 30]))
     assert len(batches) == 40
     refused(lambda: list(batches.batches(CPU)), "4 batches in one pass and 3")
@@ -152,6 +152,13 @@ def test_labels_may_come_in_dicts():
 def test_batches_come_as_data_sets_give_them(batch):
     ((x, labels),) = Batches([batch]).pairs(CPU)
     assert torch.equal(x, X) and torch.equal(labels, LABELS) and labels.dtype == torch.int64
+
+
+def test_labels_that_only_some_batches_bring_are_refused():
+    refused(lambda: flip_merge(conv_net(), [(X[:30], LABELS[:30]), X[30:]]), "batch 2 has no labels")
+    refused(
+        lambda: flip_merge(conv_net(), [X[:30], (X[30:], LABELS[30:])]), "batch 2 has labels, unlike others"
+    )
 
 
 ONE_HOT = torch.nn.functional.one_hot(LABELS).float()

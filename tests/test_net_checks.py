@@ -14,6 +14,7 @@ from relusym.channels.groups import permute
 from relusym.channels.traced import channel_groups
 from relusym.evaluation.invariance import invariance_error
 from relusym.evaluation.metrics import accuracy
+from relusym.merging.many import merge_many
 from relusym.merging.merge import flip_merge, merge
 
 PIXELS = smooth_images(60)
@@ -146,6 +147,7 @@ def batch_statistics():
         (lambda: Body(F.dropout), "random in evaluation mode"),
         (lambda: Body(lambda x: x + 0.1 * torch.randn_like(x)), "random in evaluation mode"),
         (lambda: Body(lambda x: x - x.mean(0)), "other"),
+        (lambda: nn.Sequential(nn.ReLU(inplace=True), *conv_net()), "changes the images that it reads"),
         (batch_statistics, "of its batch"),
         (Counts, "seen changes whenever the net runs"),
         (Int8, "scale is torch.int8"),
@@ -179,6 +181,44 @@ def test_whole_numbers_of_two_nets_have_to_be_the_same():
     images = [torch.randn(8, 3, 32, 32)]
     refused(lambda: merge(Table(0), Table(1), images), "table (torch.int64) of net_1 and of net_2", "differ")
     assert merge(Table(0), Table(0), images).accuracy["halfway"] == 1
+
+
+def random_features():
+    net = Body()
+    net.register_buffer(
+        "features", torch.randn(8, generator=torch.Generator().manual_seed(1)), persistent=False
+    )
+    net.through = lambda x: x * net.features
+    return net
+
+
+def with_activation(layer):
+    net = conv_net()
+    net[1] = layer
+    return net
+
+
+@pytest.mark.parametrize("other", [lambda: Body(lambda x: 2 * x), lambda: Body(F.gelu), random_features])
+def test_nets_that_differ_beside_their_weights_are_refused(other):
+    refused(lambda: merge(Body(), other(), Images(PIXELS, 16)), "an activation, an option or a tensor")
+    refused(lambda: merge_many([Body(), Body(), other()], Images(PIXELS, 16)), "different architecture")
+
+
+def test_nets_may_differ_in_what_counts_in_training_alone():
+    refused(lambda: merge(conv_net(), with_activation(nn.GELU()), Images(PIXELS, 16)), "an activation")
+    merge(conv_net(), with_activation(nn.ReLU(inplace=True)), Images(PIXELS, 16))
+
+
+def test_the_callers_autocast_doesnt_reach_what_is_measured():
+    expected = merge(conv_net(), conv_net(), Images(PIXELS, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert merge(conv_net(), conv_net(), Images(PIXELS, 16)).scores == expected.scores
+
+
+def test_what_a_net_counts_is_as_it_was_after_its_groups_were_read():
+    net = Counts()
+    channel_groups(net, (3, 8, 8))
+    assert not net.seen.any()
 
 
 class Caching(nn.Module):

@@ -167,9 +167,47 @@ class Unfolded(Net):
         return F.relu(self.b(x))
 
 
+class Twice(Net):
+    """A layer's weight is read before the layer is called."""
+
+    def body(self, x):
+        x = F.relu(self.a(x))
+        return F.relu(self.b(x + F.conv2d(x, torch.sign(self.b.weight), padding=1)))
+
+
+class Asked(Net):
+    """Attention that learned queries ask."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries, self.attention = (
+            nn.Parameter(torch.randn(1, 4, 8)),
+            nn.MultiheadAttention(8, 2, batch_first=True),
+        )
+
+    def body(self, x):
+        x = super().body(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        asked = self.attention(self.queries.expand(len(x), -1, -1), tokens, tokens)[0].mean(1)
+        return x * asked[:, :, None, None]
+
+
+class Means(Net):
+    """An operation that isn't known, of what is at no pixel, and branches with a weight each."""
+
+    def __init__(self):
+        super().__init__()
+        self.both, self.shares = nn.Bilinear(8, 8, 8), nn.Parameter(torch.rand(2))
+
+    def body(self, x):
+        x = super().body(x)
+        x = torch.stack([x, x.square()], -1) @ self.shares.softmax(0)
+        return x * self.both(*[x.mean((2, 3))] * 2)[:, :, None, None]
+
+
 TWO_CONVS = Normalised, Optional, FromShapes, Standardised, Blurred
 CHANNELS = dict.fromkeys((*TWO_CONVS, Unfolded), 16) | {Operands: 24}
-CHANNELS |= {Frozen: 16, Biased: 16 + 16 + 16 + 12 + 4, Mixer: 24 + 32}
+CHANNELS |= {Twice: 8, Asked: 16, Means: 8, Frozen: 16, Biased: 16 + 16 + 16 + 12 + 4, Mixer: 24 + 32}
 
 
 @pytest.mark.parametrize("kind", CHANNELS, ids=lambda kind: kind.__name__)
@@ -179,6 +217,13 @@ def test_nets_as_people_write_them_are_permuted_and_compute_the_same(kind):
     groups = channel_groups(net, (3, 32, 32))
     assert sum(group.size for group in groups) == CHANNELS[kind]
     assert difference(net, groups=groups)[0] < 1e-10
+
+
+@pytest.mark.parametrize("kind", [Twice, Asked, Means], ids=lambda kind: kind.__name__)
+def test_nets_as_people_write_them_are_flipped(kind):
+    torch.manual_seed(0)
+    net, x = kind(), torch.randn(4, 3, 16, 16)
+    assert torch.allclose(flip(net, (3, 16, 16))(x.flip(-1)), net(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", TWO_CONVS, ids=lambda kind: kind.__name__)
@@ -282,6 +327,12 @@ def test_a_state_dict_with_parametrizations_is_refused_by_permute_in_one_line():
         HORIZONTAL_FLIP.transform(net)
 
 
+def rows_in_place(x):
+    x = x + 1
+    x.transpose(1, 2).mul_(2)
+    return x
+
+
 class Depends(Net):
     def __init__(self, how):
         super().__init__()
@@ -299,7 +350,8 @@ class Depends(Net):
     (lambda x: x if len(x) < 3 else x * 2, "calls other operations on 3 images than on 2"),
     (lambda x: F.dropout(x, 0.5), "something else each time, in evaluation mode: it draws at random"),
     (lambda x: torch.ones(2, 3, 32, 32), "doesn't depend on the image"),
-], ids=["bool", "item", "batch", "length", "dropout", "constant"])  # fmt: skip
+    (rows_in_place, "by mul_, it may be"),
+], ids=["bool", "item", "batch", "length", "dropout", "constant", "in place"])  # fmt: skip
 def test_what_no_graph_can_show_is_refused(how, message):
     refused(lambda: channel_groups(Depends(how)), match=message)
 

@@ -339,8 +339,12 @@ class Call:
             both = [x.flatten() for x in torch.broadcast_tensors(entries, ids)]
             pairs = torch.stack(both).unique(dim=1)
             pairs = pairs[:, pairs[0] >= 0]
-            met = self.relations.gathered(*pairs, tensor.numel(), self.node.name)
-            self.flow.place(name, Labels.of(met.reshape(tensor.shape)), self)
+            met = self.relations.gathered(*pairs, tensor.numel(), self.node.name).reshape(tensor.shape)
+            places = torch.unravel_index(pairs[0], tensor.shape) if weights.pooled else ()
+            for dim, place in enumerate(places):
+                if not place.any():  # of all that is pooled, `sources` has the first
+                    met = met.narrow(dim, 0, 1)
+            self.flow.place(name, Labels.of(met.expand(tensor.shape)), self)
 
     def _names(self, weights: str | Weights) -> list[str]:
         """All names in the state dict of a tensor that a handler means."""

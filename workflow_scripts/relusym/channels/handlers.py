@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
 from relusym.channels.flow import ENTRYWISE, Call
@@ -42,7 +43,7 @@ FUNCTIONS = {
         erfc sin cos tan asin acos atan sinh cosh asinh acosh sinc reciprocal round floor ceil trunc frac nan_to_num
         heaviside hardshrink softshrink tanhshrink threshold sigmoid hardsigmoid softsign logsigmoid logit
         masked_fill gt lt ge le eq ne greater less logical_and logical_or logical_xor logical_not invert bitwise_and
-        bitwise_or and or isnan isinf isfinite complex polar conj angle""",
+        bitwise_or and or isnan isinf isfinite fake_quantize_per_tensor_affine complex polar conj angle""",
     "same": """
         dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout stochastic_depth contiguous clone detach to
         type float double half bfloat16 bool int long requires_grad""",
@@ -424,8 +425,11 @@ def matmul(call: Call, *operands: Any) -> Labels:
     first, second = _operands(operands)
     if isinstance(second, Weights) and len(second.shape) == 2:
         return convolved(call, first, second, None, 1, True, -1)
-    if min(len(first.shape), len(second.shape)) < 2:
-        raise call.refusal("products with vectors aren't supported")
+    if len(first.shape) < 2:
+        raise call.refusal("products of vectors with others aren't supported")
+    if len(second.shape) == 1:
+        places = "abcdefgh"[: len(first.shape) - 1]
+        return contracted(call, [first, second], [f"{places}k", "k"], places)
     return _product(call, first, second)
 
 
@@ -488,8 +492,12 @@ def heads_of(call: Call, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @handler(nn.MultiheadAttention)
-def multihead_attention(call: Call, query: Labels, key: Labels, value: Labels, **options: Any) -> tuple:
+def multihead_attention(call: Call, query: Any, key: Labels, value: Labels, **options: Any) -> tuple:
     layer = call.layer
+    if isinstance(query, Weights):  # learned
+        labels = call.along(key, -1)
+        call.index(query, len(query.shape) - 1, labels)
+        query = Labels.along(labels, len(query.shape) - 1, query.shape)
     if not layer._qkv_same_embed_dim or layer.bias_k is not None or options.get("attn_mask") is not None:
         raise call.refusal("attention of this kind isn't supported")
     read = call.along(query, -1)
@@ -687,8 +695,14 @@ def constant(call: Call, x: Any) -> Labels:
 
 
 @handler("pad")
-def pad(call: Call, x: Labels, pad: Any, mode: str = "constant", value: float | None = None) -> Labels:
+def pad(call: Call, x: Any, pad: Any, mode: str = "constant", value: float | None = None) -> Any:
     """Constants beside channels are entries of their own; beside pixels they belong to the channel."""
+    if isinstance(x, Weights) and mode == "constant" and not x.pooled:
+        # as a kernel of 1×1 that is added to a larger one
+        sources = {name: F.pad(ids.expand(x.shape), pad, value=-1) for name, ids in x.sources.items()}
+        return Weights(call.shape, sources)
+    if not isinstance(x, Labels):
+        raise call.refusal("what it does with parameters or constants isn't known")
     pads = {x.ids.ndim - 1 - i // 2: tuple(pad[i : i + 2]) for i in range(0, len(pad), 2)}
     ids = x.ids
     for dim in x.varies:

@@ -206,7 +206,7 @@ class UnionFind:
                     if FIXED in channels:
                         changed |= self._unite([head, FIXED])
                         channels -= {FIXED}
-                    elif len(channels) == 1:
+                    elif len(channels) == 1 or self.root(head) in channels:
                         changed |= self._unite([head, *channels])
                     if self.root(head) in channels or not channels:
                         continue

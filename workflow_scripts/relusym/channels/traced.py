@@ -285,7 +285,8 @@ class _Scaled(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule):
         super().__init__(graph)
-        self.scaled: set[int] = set()
+        # those that are read beside layers stay, since something may have been computed of them already
+        self.scaled = {id(self.fetch_attr(n.target)) for n in graph.graph.nodes if n.op == "get_attr"}
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         result, layer = super().call_module(target, args, kwargs), self.fetch_attr(target)

@@ -175,6 +175,9 @@ class Recorder(TorchFunctionMode):
         self.paths = {id(module): path for path, module in reversed(list(net.named_modules()))}
         self.state = {id(tensor): name for name, tensor in reversed(net.state_dict(keep_vars=True).items())}
         self.reads: dict[str, fx.Node] = {}
+        # views by indices: of what
+        self.parts: Mapping[Tensor, tuple[Tensor, Any]] = WeakTensorKeyDictionary()
+        self.unseen: list[str] = []  # what changes a part of a tensor that isn't known
         self.owners: list[str] = []
         self.inside = False
 
@@ -222,11 +225,27 @@ class Recorder(TorchFunctionMode):
             self._record("call_method", "expand", (args[1], *result.shape), {}, result)
         elif name in SHAPED:  # the other tensor gives its shape alone
             self._record("call_method", SHAPED[name], (args[0], *result.shape), {}, result)
+        elif name == "new_tensor" and not _tensors(args[1:]):  # of numbers: a constant
+            pass
         elif _tensors(result):
             if isinstance(kwargs.get("out"), Tensor):  # it is the result
                 kwargs = {key: x for key, x in kwargs.items() if key != "out"}
             self._record(*_called(func, name, args, kwargs), result)
+        if isinstance(result, Tensor) and args:
+            self._note_part(name, args, result)
         return result
+
+    def _note_part(self, name: str, args: tuple, result: Tensor) -> None:
+        """What is done in place to a part of a tensor, `x[:, :8].mul_(2)`, is assigned to it."""
+        if result is args[0] and result._base is not None and result not in self.parts:
+            owner = self.owners[-1] if self.owners else ""
+            self.unseen.append(f"{name} in {owner}" if owner else name)
+        if name == "__getitem__" and result is not args[0] and result._base is not None:
+            self.parts[result] = args
+        while result is args[0] and result in self.parts:
+            whole, index = self.parts[result]
+            self._record("call_function", set_item, (whole, index, result), {}, whole)
+            args = (result := whole, None)
 
     def call_layer(self, original: Callable, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """In place of `nn.Module.__call__`: layers that have handlers are nodes of their own."""
@@ -397,8 +416,15 @@ def record(net: nn.Module, x: Tensor, handlers: Handlers = REGISTERED) -> tuple[
     """What a net calls on a batch of images, and what it returns."""
     recorder = Recorder(net, handlers)
     recorder.input(x)
-    with torch.no_grad(), evaluating(net), _recording(recorder):
-        result = net(x)
+    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    with torch.no_grad(), evaluating(net):
+        try:
+            with _recording(recorder):
+                result = net(x)
+        finally:
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):  # as of a net that counts its images
+                    buffer.copy_(before)
     recorder.output(result)
     return recorder, result
 
@@ -482,9 +508,10 @@ def trace(
                 raise UserError(
                     f"{name} computes something else each time, in evaluation mode: it draws at random"
                 )
+            where = f": by {few.unseen[0]}, it may be" if few.unseen else ""
             raise UserError(
                 f"{name} can't be traced: it computes what PyTorch doesn't show, such as in place on a part of "
-                "a tensor, or by the image's values"
+                f"a tensor, or by the image's values{where}"
             )
     return graph, constants
 

@@ -197,6 +197,7 @@ class Batches(ImageSource):
         self.items = items
         self.counted: tuple[int, int] | None = None  # batches and images, known after the first time through
         self._shape: tuple[int, int, int] | None = None
+        self._labelled: bool | None = None
         self._checksums: list[int] = []
         first = next(self.pairs(torch.device("cpu")), None)
         if first is None:
@@ -231,6 +232,10 @@ class Batches(ImageSource):
             if self.counted is None and not x.isfinite().all():
                 raise UserError(f"images: batch {batches + 1} holds values that aren't finite")
             labels = None if labels is None else whole_numbers(labels)
+            self._labelled = labels is not None if self._labelled is None else self._labelled
+            if self._labelled != (labels is not None):
+                has = "no labels" if self._labelled else "labels"
+                raise UserError(f"images: batch {batches + 1} has {has}, unlike others")
             self._recognise(batches, x, labels)
             batches, images = batches + 1, images + len(x)
             x = x.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
@@ -308,6 +313,8 @@ def whole_numbers(labels: Any) -> Tensor:
         raise UserError(
             f"labels: {type(labels).__name__} of no numbers given; allowed is int64 (N,)"
         ) from error
+    if not labels.dtype.is_signed:  # of which PyTorch compares few
+        labels = labels.long()
     if labels.is_floating_point():
         if (fractions := labels[labels != labels.floor()]).numel():
             raise UserError(f"labels aren't whole numbers from 0, such as {fractions[0]:g}")

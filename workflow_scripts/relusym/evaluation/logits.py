@@ -3,7 +3,7 @@
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy
 from typing import Any
 
@@ -51,7 +51,11 @@ def evaluating(*nets: nn.Module) -> Iterator[None]:
     # compiled parts run as they were written, whose operations show; without torch.compile, its module isn't there
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     try:
-        with eager, _AnyLayout():
+        with ExitStack() as stack:
+            stack.enter_context(eager)
+            stack.enter_context(_AnyLayout())
+            for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):  # the caller's, not a net's own
+                stack.enter_context(torch.autocast(kind, enabled=False))
             yield
     finally:
         for x, entries in (*before, *held):
@@ -100,10 +104,15 @@ def check_net(name: str, net: nn.Module, images: ImageSource) -> Tensor:
     _check_weights(name, net)
     x = images.first(CHECKED, device_of(net))
     buffers = {key: buffer.clone() for key, buffer in net.named_buffers()}
+    tried = x.clone()
     with evaluating(net):
         try:
-            logits, again = (logits_of(net(x)) for _ in range(2))
-            part = logits_of(net(x[: (len(x) + 1) // 2]))
+            logits = logits_of(net(tried))
+            if not torch.equal(tried, x):
+                raise UserError(
+                    "it changes the images that it reads, in place: give it `x = x.clone()` as its forward's first line"
+                )
+            again, part = (logits_of(net(view)) for view in (x, x[: (len(x) + 1) // 2]))
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         except Exception as error:  # the user's own code may raise anything

@@ -26,7 +26,7 @@ from relusym.matching import MATCHINGS, STARTS
 from relusym.matching.cyclic import cyclic
 from relusym.matching.match import Pair, Search, match, without_ties
 from relusym.matching.universe import universe
-from relusym.merging.identities import CHECK_IMAGES, answers, hold, largest_difference
+from relusym.merging.identities import CHECK_IMAGES, LIMITS, answers, hold, largest_difference
 from relusym.merging.moments import JointMoments, Moments, Statistics, samples, samples_of
 from relusym.merging.repair import CORRECTED, block_statistics, channel_dim, repair_points
 from relusym.randomness import generator
@@ -244,6 +244,20 @@ class Aligned:
         return {name: first[name].towards(second[name], share) for name in first}
 
 
+def _check_function(first: TracedNet, second: TracedNet, x: Tensor) -> None:
+    """Raises UserError if the first net, with the second's weights, computes something else than the second."""
+    if second.graph is first.graph:  # a copy of it
+        return
+    with_weights = deepcopy(first.net)
+    with_weights.load_state_dict(second.net.state_dict())
+    logits = [answers(traced.module(net), x) for traced, net in ((second, second.net), (first, with_weights))]
+    if not largest_difference(*logits) < LIMITS["permuted_logits"][0]:
+        raise UserError(
+            "the nets are of different architecture: with the second's weights, the first computes something else than "
+            "the second, so an activation, an option or a tensor that isn't in the state dict differs"
+        )
+
+
 @torch.no_grad()
 def align(
     first: nn.Module | TracedNet,
@@ -258,7 +272,8 @@ def align(
 ) -> Aligned:
     """Match the channels of `second` to those of `first`; arguments and errors as of `merge.merge`."""
     first, second = (as_traced(net, images.shape) for net in (first, second))
-    groups = first.groups
+    groups, x = first.groups, images.first(CHECK_IMAGES, device_of(first.net))
+    _check_function(first, second, x)
     measured = pair_statistics(first, second, images, groups, answered)
     states = first.net.state_dict(), second.net.state_dict()
     draw, admits = generator(seed, matching), first.admits
@@ -266,7 +281,6 @@ def align(
     matched = match(matching, pair)
     permutations, factors, permuted = matched.permutations, matched.factors, deepcopy(second.net)
     permuted.load_state_dict(rescale(permute(states[1], groups, permutations), groups, factors))
-    x = images.first(CHECK_IMAGES, device_of(first.net))
     logits = [answers(second.module(net), x) for net in (second.net, permuted)]
     checks = {"permuted_logits": largest_difference(*logits)}
     hold(checks)
@@ -367,7 +381,9 @@ def align_many(
         raise UserError(one_of("matching", matching, (UNIVERSE, CYCLIC, *MATCHINGS)))
     all_traced = [as_traced(net, images.shape) for net in nets]
     first, count, states = all_traced[0], len(nets), [traced.net.state_dict() for traced in all_traced]
-    groups = first.groups
+    groups, x = first.groups, images.first(CHECK_IMAGES, device_of(first.net))
+    for traced in all_traced[1:]:
+        _check_function(first, traced, x)
     measured = measured or joint_statistics(all_traced, images, groups, answered)
     tables = measured.by_net(groups, count)
     if matching == CYCLIC:
@@ -387,7 +403,6 @@ def align_many(
                 match(matching, Pair((states[0], states[i]), groups, of_pair, *how)).permutations
             )
     aligned, checks = [first.net], {}
-    x = images.first(CHECK_IMAGES, device_of(first.net))
     for traced, permutation in zip(all_traced[1:], permutations[1:], strict=True):
         aligned.append(deepcopy(traced.net))
         aligned[-1].load_state_dict(permute(traced.net.state_dict(), groups, permutation))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from relusym.channels import handlers
 from relusym.channels.flow import ENTRYWISE, Call, Flow
@@ -160,7 +161,11 @@ class PixelFlow(Flow):
         pass
 
     def unknown(self, call: Any, inputs: Any, reason: UserError) -> Any:
-        raise reason
+        labelled = [x for x in inputs if isinstance(x, Labels)]
+        if not labelled or any(x.varies for x in labelled):
+            raise reason
+        # whatever it computes of what is at no pixel is at none
+        return tree_map(lambda x: Labels.alike(FIXED, x.shape) if isinstance(x, Tensor) else x, call.result)
 
     def place(self, name: str, labels: Labels, call: Any) -> None:
         before = self.places.get(name)
@@ -280,7 +285,9 @@ def resized(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
 
 
 @of_pixels("pad")
-def padded(call: Call, x: Labels, pad: Any, *rest: Any, **options: Any) -> Labels:
+def padded(call: Call, x: Any, pad: Any, *rest: Any, **options: Any) -> Any:
+    if isinstance(x, Weights):
+        return handlers.pad(call, x, pad, *rest, **options)
     return resized(call, x) if any(pad) else x
 
 
@@ -348,8 +355,10 @@ def weights_of_channels(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
 
 
 @of_pixels(nn.MultiheadAttention)
-def multihead_attention(call: Call, query: Labels, key: Labels, value: Labels, **options: Any) -> tuple:
+def multihead_attention(call: Call, query: Any, key: Labels, value: Labels, **options: Any) -> tuple:
     """Attention asks for no order of its tokens."""
+    if isinstance(query, Weights):  # learned, and at no pixel
+        query = Labels.alike(FIXED, query.shape)
     if len(query.shape) - 1 in query.varies:
         raise call.refusal(UNKNOWN)
     weights = None if call.result[1] is None else Labels.alike(FIXED, call.result[1].shape)

@@ -44,6 +44,8 @@ def flip(
 ) -> nn.Module:
     """The flipped net, which answers on flipped images as the net does on images; arguments as of `transformed`.
 
+    Where strides aren't symmetric, it is off by what `grid` says, and unchecked if they are at no size.
+
     Raises:
         UserError: as of `transformed`; or the flipped net isn't right at values drawn at random, in float64.
     """
@@ -98,8 +100,11 @@ def _check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
         more = fits.next_size - fits.size
         x = torch.nn.functional.pad(x, (0, more, 0, more), mode="replicate")
     moved = _moved(traced, planted.net, symmetry)
+    nets = planted.net, moved
+    if x is planted.x:  # else the nets themselves, of whose graphs some hold sizes
+        nets = planted.graph, bound(planted.graph.graph, moved, planted.constants)
     try:
-        here, there = logits_of(planted.net(x)), logits_of(moved(symmetry.act(x)))
+        here, there = (logits_of(net(view)) for net, view in zip(nets, (x, symmetry.act(x)), strict=True))
     except RuntimeError:  # of another size
         return None
     if len(here) != len(x):  # pixels became images

@@ -159,10 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # what a terminal in ASCII can't show
     options = parser().parse_args(arguments)
     keep_freed_memory()
-    if options.command == "merge":
-        del options.symmetry
-        if len(options.weights) < 2:
-            parser().error("the weights of at least two nets are needed")
+    if options.command == "merge" and len(options.weights) < 2:
+        parser().error("the weights of at least two nets are needed")
     if options.size and len(options.size) > 2:
         parser().error(
             "--size: one number, or two: of the resized shorter side, and of the square cut out of it"
@@ -270,7 +268,8 @@ def _inputs(options: argparse.Namespace, weights: str | None) -> _Inputs:
     elif preset and Path(options.images).is_dir() and not recognised(Path(options.images)):
         size = preset.size
     pictures = image_files.read(
-        options.images, options.labels, size, options.limit, options.seed, options.split
+        *(options.images, options.labels, size, options.limit, options.seed, options.split),
+        grey=net_files.reads_grey(net),
     )
     channels = pictures.pixels.shape[-1]
     mean, std = (list(values) * (channels if len(values) == 1 else 1) for values in (mean, std))
@@ -456,7 +455,8 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
     split = "train" if recognised(Path(path)) else None
     size = on.about["size"]
     size = image_files.Sizing(**size) if size and Path(path).is_dir() and not split else None
-    pictures = image_files.read(path, options.train_labels, size, None, options.seed, split)
+    grey = on.test.pixels.shape[-1] == 1
+    pictures = image_files.read(path, options.train_labels, size, None, options.seed, split, grey)
     on.notes.extend(pictures.notes)
     _tell(pictures.notes)
     if tuple(pictures.pixels.shape[1:]) != tuple(on.test.pixels.shape[1:]):
@@ -490,6 +490,7 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
 
 def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     from relusym import checkpoint
+    from relusym.channels.groups import has_batch_norm
     from relusym.merging.many import merge_many
     from relusym.merging.merge import curve, merge
     from relusym.reporting import screen
@@ -517,6 +518,8 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
         progress("nets and images", 0)
         on = _inputs(options, options.weights[0])
         nets = [on.net, *(on.build(weights, i) for i, weights in enumerate(options.weights[1:], 1))]
+        if options.which == "reset" and not has_batch_norm(on.net):
+            raise UserError("--which: reset given, but a net without batch norm has halfway or repaired")
         progress("matching and merging", 0)
         how = {"metrics": on.metrics}
         if several:
@@ -525,8 +528,7 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
             how |= {"matching": options.matching, "seed": options.seed}
             merged = merge(*nets, on.match, on.test, on.labels, **how)
         progress("baselines", 0)
-        flip = SYMMETRIES["horizontal_flip"]
-        beside = baselines(nets, flip, on.test, merged.labels, on.metrics)
+        beside = baselines(nets, SYMMETRIES[options.symmetry], on.test, merged.labels, on.metrics)
         line = {}
         if options.curve:
             progress("the line between", 0)
@@ -534,8 +536,6 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
     like = merged.traced.net
     fits = [n for n in ("repaired", "reset", "halfway") if n in merged.nets and _fits(merged.nets[n], like)]
     which = options.which or fits[0]
-    if which not in merged.nets:
-        raise UserError(f"--which: {which} given, but a net without batch norm has halfway or repaired")
     how = _of(options) | {"images": len(on.test), "labelled": on.labels is not None}
     checkpoint.save(options.out, merged.nets[which].state_dict(), card(merged, options.net, which) | how)
     if options.permuted:
@@ -602,7 +602,7 @@ def _merge_by_weights(options: argparse.Namespace) -> tuple[dict[str, Any], Call
         raise UserError(
             "--size: without images, give how many pixels high and wide the net's images are, such as 32"
         )
-    channels = len(options.mean or (preset and preset.mean) or "RGB")
+    channels = 1 if net_files.reads_grey(first) else 3
     aligned = merge_weights(first.to(device), second.to(device), (channels, side, side), options.seed)
     about = {"relusym": __version__, "net": options.net, **_of(options), "images": 0}
     checkpoint.save(options.out, aligned.interpolate(0.5).net.state_dict(), about | {"which": "halfway"})

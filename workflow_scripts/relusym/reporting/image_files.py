@@ -90,6 +90,7 @@ def read(
     limit: int | None = None,
     seed: int = 0,
     split: str | None = None,
+    grey: bool = False,
 ) -> Pictures:
     """Images in a random order, and their labels.
 
@@ -101,6 +102,7 @@ def read(
         labels: "folder": the class folders in alphabetical order; else a .npy or .txt with one number an image, in the
             order of the images' names; None: CIFAR10's own, those of an .npz or tensor file (`labels`), or none.
         size, limit: of images of a folder; at most so many images, a seeded choice.
+        grey: of a folder, (N, H, W, 1), photos in colour converted.
         split: "train" or "test" of CIFAR10's official files; None: "test".
     """
     source = Path(path)
@@ -112,7 +114,7 @@ def read(
             f"--split: only for CIFAR10's official files, and {path} is something else; leave it out"
         )
     if source.is_dir() and not official:
-        return _from_folder(source, labels, size, limit, seed)
+        return _from_folder(source, labels, size, limit, seed, grey)
     if size is not None:
         raise UserError("--size resizes images of a folder; those of a file are taken as they are")
     if labels == FOLDER:
@@ -215,7 +217,11 @@ def _labels(path: str) -> Tensor:
             f"labels: {path!r} given; allowed is 'folder', or a .npy or .txt with one number an image"
         )
     try:
-        numbers = np.load(path, allow_pickle=False) if path.endswith(".npy") else np.loadtxt(path, ndmin=1)
+        if path.endswith(".npy"):
+            numbers = np.load(path, allow_pickle=False)
+        else:
+            text = Path(path).read_text(encoding="utf-8-sig").split()
+            numbers = np.array(text, dtype=float)
     except DAMAGED as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -237,7 +243,7 @@ def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def _from_folder(
-    folder: Path, labels: str | None, size: Sizing | None, limit: int | None, seed: int
+    folder: Path, labels: str | None, size: Sizing | None, limit: int | None, seed: int, grey: bool
 ) -> Pictures:
     try:
         files = sorted(_files(folder))
@@ -262,7 +268,7 @@ def _from_folder(
         if len(known) != len(paths):
             raise UserError(f"labels: {len(known)} given for {len(paths)} images")
     order = torch.randperm(len(paths), generator=generator(seed, "images"))[:limit]
-    pixels = _decoded([paths[i] for i in order.tolist()], size)
+    pixels = _decoded([paths[i] for i in order.tolist()], size, grey)
     return Pictures(pixels, None if known is None else known[order], classes, tuple(notes))
 
 
@@ -287,12 +293,13 @@ def _classes(folder: Path, paths: list[Path], notes: list[str]) -> tuple[tuple[s
     return classes, known
 
 
-def _decoded(paths: list[Path], size: Sizing | None) -> Tensor:
-    """The images, (N, H, W, 3), in a file without a name that only the pages in use are read of."""
+def _decoded(paths: list[Path], size: Sizing | None, grey: bool) -> Tensor:
+    """The images, (N, H, W, 3 or 1), in a file without a name that only the pages in use are read of."""
     pixels, first = None, paths[0]
     for i, path in enumerate(paths):
         image = ImageOps.exif_transpose(open_image(path))  # the way up that viewers show it
-        array = np.asarray(image if size is None else size(image))
+        image = image if size is None else size(image)
+        array = np.asarray(image.convert("L"))[..., None] if grey else np.asarray(image)
         if pixels is None:
             pixels = _held((len(paths), *array.shape))
         if array.shape != pixels.shape[1:]:
@@ -309,7 +316,9 @@ def _held(shape: tuple[int, ...]) -> np.ndarray:
     count = int(np.prod(shape))
     try:
         file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as what is mapped)
-        os.posix_fallocate(file.fileno(), 0, count)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, count)
+        file.truncate(count)
         return np.memmap(file, np.uint8, "r+", shape=shape)
     except OSError as error:
         raise UserError(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from relusym import checkpoint
 from relusym.errors import UserError, listed, theirs
+from relusym.evaluation.images import COLOURS
 from relusym.evaluation.metrics import Metric
 from relusym.nets.weights import misfits, read_tensors
 from relusym.reporting.image_files import Sizing
@@ -56,6 +57,12 @@ def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, Preset 
     if weights is not None and weights != RANDOM and not _is_name(package, weights):
         load_weights(net, weights)
     return net.eval().to(memory_format=torch.channels_last), preset
+
+
+def reads_grey(net: nn.Module) -> bool:
+    """Whether its first convolution that could read an image reads one of a single channel."""
+    convs = (layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
+    return next((conv.in_channels for conv in convs if conv.in_channels in COLOURS), 3) == 1
 
 
 def name_of(spec: str, net: nn.Module) -> str:
@@ -142,7 +149,12 @@ def _package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"{name} isn't installed: pip install 'relusym[{name}]'") from error
+        why = (
+            "isn't installed"
+            if getattr(error, "name", name) == name
+            else f"can't be imported ({_line(error)})"
+        )
+        raise UserError(f"{name} {why}: pip install 'relusym[{name}]'") from error
 
 
 def _from_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Preset | None]:
@@ -279,7 +291,7 @@ def load_weights(net: nn.Module, path: str) -> None:
         state = sets[name if name in sets else within[0]]
     else:
         state = max((fitting or sets).values(), key=lambda state: sum(key in state for key in expected))
-        if any(not _same(state, other, expected) for other in fitting.values()):
+        if any(other is not state and not _same(state, other, expected) for other in fitting.values()):
             raise UserError(
                 f"weights {file} holds {len(fitting)} sets that fit, {_names(fitting)}: choose one, such as "
                 f"{file}:{next(iter(fitting))}"
@@ -288,6 +300,10 @@ def load_weights(net: nn.Module, path: str) -> None:
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise UserError(
                 f"weights {file}: {key} is sparse, quantised or without values; plain tensors are needed"
+            )
+        if key in expected and expected[key].is_floating_point() and not tensor.is_floating_point():
+            raise UserError(
+                f"weights {file}: {key} is {tensor.dtype}, as of a quantised net: give plain float32 tensors"
             )
     state = {k: v for k, v in expected.items() if k.endswith(".num_batches_tracked")} | state
     if wrong := misfits(state, expected, most=SHOWN):

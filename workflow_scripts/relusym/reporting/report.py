@@ -142,10 +142,14 @@ class Report:
 
 
 class Unfinished(dict):
-    """Scores of partial merges, which a file keeps as they come, for whoever computes the same of the same tensors."""
+    """Scores of partial merges, which a file keeps as they come, for whoever computes the same of the same tensors.
 
-    def __init__(self, path: Path, tensors: Iterable[Tensor]):
-        self.path, digest = path, hashlib.sha256(__version__.encode())
+    Args:
+        how: whatever else they depend on.
+    """
+
+    def __init__(self, path: Path, tensors: Iterable[Tensor], how: str):
+        self.path, digest = path, hashlib.sha256(f"{__version__} {how}".encode())
         for tensor in tensors:
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
         self.digest = digest.hexdigest()
@@ -247,7 +251,13 @@ def report(
         kept = None
         if unfinished:
             tensors = [*traced.net.state_dict().values(), *permuted.state_dict().values(), chosen_labels]
-            kept = Unfinished(unfinished, [*tensors, *some.batches(torch.device("cpu"))])
+            for read in (some, corrected_on):
+                tensors += read.batches(torch.device("cpu"))
+            scores = {
+                metric: {name: f"{value:.3g}" for name, value in values.items()}
+                for metric, values in merged.scores.items()
+            }
+            kept = Unfinished(unfinished, tensors, json.dumps(scores))  # a metric shows in what it gives
         partial = partial_merges(
             *(traced, permuted, corrected_on, some, chosen_labels),
             metrics={"accuracy": TOP_1, **metrics},
