@@ -332,7 +332,7 @@ def test_a_net_that_is_no_gcnn_and_a_quarter_turn_are_refused():
     make, size = MADE["vgg11"]
     net, permutations, _ = planted(make(), (3, size, size), HORIZONTAL_FLIP)
     with torch.no_grad():
-        net.net.features.conv3.weight[0, 0, 0, 0] += 0.1
+        net.net.features.conv3.weight[:, :, 0, 0] += 0.1  # dead channels wouldn't show it
     with pytest.raises(UserError, match="the folded net isn't the net"):
         folded(net, HORIZONTAL_FLIP, net.groups, permutations, worthwhile=0)
     refused(lambda: folded(net, QUARTER_TURN, net.groups, permutations), match="of order 4")
