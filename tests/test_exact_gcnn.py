@@ -1,5 +1,6 @@
 import itertools
 import json
+import shutil
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from relusym.merging.folded import Folded, folded, fused, multiplications
 from relusym.nets.tied import TiedNet
 from relusym.nets.vgg import VGG11
 from relusym.reporting.command import main
-from relusym.reporting.exact import exact
+from relusym.reporting.exact import exact, exported
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
 
 
@@ -261,11 +262,69 @@ def test_layers_that_would_save_little_stay():
     assert counts == [9, 3, 0]  # 4.5·64·64 multiplications for 128 channels are 144
 
 
+class Narrow(nn.Module):
+    """A convolution from 64 to 64 channels, which is worth folding in a compiled net alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)
+        self.head = nn.Linear(64, 4)
+
+    def forward(self, x):
+        y = torch.relu(self.second(torch.relu(self.first(x))))
+        return self.head(nn.functional.adaptive_avg_pool2d(y, 1).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    torch.manual_seed(0)
+    x = normalise(smooth_images(8, 8))
+    return Narrow().eval(), x
+
+
+def test_of_a_net_to_compile_narrow_layers_are_folded_and_a_failing_compiler_is_a_note(narrow, monkeypatch):
+    net, x = narrow
+
+    class Failing(nn.Sequential):
+        def forward(self, x):
+            raise torch._dynamo.exc.BackendCompilerFailed("inductor", ValueError("no C++ compiler"), None)
+
+    monkeypatch.setattr(torch, "compile", Failing)
+    interpreted, compiled = exact(net, [x]), exact(net, [x], compiled=True, timing=True)
+    assert isinstance(interpreted.folded.second, nn.Conv2d) and isinstance(compiled.folded.second, Folded)
+    assert (interpreted.compiled, compiled.compiled, compiled.seconds) == (False, True, {})
+    assert compiled.multiplications["exact"] < interpreted.multiplications["exact"]
+    assert any("no C++ compiler" in note and "aren't timed" in note for note in compiled.notes)
+
+
+def test_a_size_that_strides_leave_no_exact_invariance_at_is_named():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    net = nn.Sequential(*layers, nn.Linear(8, 4)).eval()
+    for size, notes in ((8, 2), (9, 0)):
+        result = exact(net, [normalise(smooth_images(8, size))])
+        assert (result.invariance_error["exact"] < 1e-5) == (notes == 0) and len(result.notes) == notes
+        assert not notes or "isn't invariant at this size" in result.notes[1]
+
+
+@pytest.mark.slow(seconds=30)
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@torch.no_grad()
+def test_an_exported_net_compiles_to_the_same_logits_for_any_number_of_images(narrow):
+    net, x = narrow
+    result = exact(net, [x], compiled=True)
+    compiled = torch.compile(exported(result.folded, result.image_shape).module())
+    for count in (8, 3):
+        logits, expected = compiled(x[:count]), result.plain(x[:count])
+        assert difference(expected, logits) < 1e-5 and difference(logits, compiled(x[:count].flip(-1))) < 1e-5
+    assert float(expected.std(0).max()) > 1e-3 * float(expected.abs().max())  # images have different logits
+
+
 def test_a_net_that_is_no_gcnn_and_a_quarter_turn_are_refused():
     make, size = MADE["vgg11"]
     net, permutations, _ = planted(make(), (3, size, size), HORIZONTAL_FLIP)
     with torch.no_grad():
-        net.net.features.conv3.weight[0, 0, 0, 0] += 0.1
+        net.net.features.conv3.weight[:, :, 0, 0] += 0.1  # dead channels wouldn't show it
     with pytest.raises(UserError, match="the folded net isn't the net"):
         folded(net, HORIZONTAL_FLIP, net.groups, permutations, worthwhile=0)
     refused(lambda: folded(net, QUARTER_TURN, net.groups, permutations), match="of order 4")

@@ -101,6 +101,11 @@ def parser() -> argparse.ArgumentParser:
         "pixels of zeros around a training image before its random crop (default: 0; 4 is usual of CIFAR10)"
     )
     _add_number(three, "--crop-padding", 0, padding, 0)
+    compiled = (
+        "fold every layer that saves multiplications, for torch.compile: slower before it compiles the net, and mostly "
+        "quicker after if channels are swapped, not fixed; --timing then times compiled nets"
+    )
+    three.add_argument("--compiled", action="store_true", help=compiled)
     timing = "time the net and the exact one, at batches of 1, 10 and 100"
     three.add_argument("--timing", action="store_true", help=timing)
     three.add_argument("--out", default="exact", metavar="FOLDER", help=OUT.format("exact"))
@@ -414,6 +419,7 @@ def _exact(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
             match_images=match,
             symmetry=SYMMETRIES[options.symmetry],
             training=training,
+            compiled=options.compiled,
             timing=options.timing,
             name=net_files.name_of(options.net, on.net),
             progress=progress,

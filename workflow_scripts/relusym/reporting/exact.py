@@ -25,7 +25,7 @@ from relusym.evaluation.logits import check_net
 from relusym.evaluation.metrics import TOP_1, check_metrics, evaluate
 from relusym.merging.aligned import align
 from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn
-from relusym.merging.folded import folded, fused, multiplications
+from relusym.merging.folded import WORTHWHILE, folded, fused, multiplications
 from relusym.merging.identities import check_transformed
 from relusym.nets.tied import TiedNet
 from relusym.pixels.grid import Grid, grid
@@ -47,6 +47,10 @@ NETS = {
     "exact_fine_tuned": "exact GCNN, fine-tuned",
     "net_fused": "the net, batch norms fused",
 }
+NOT_INVARIANT = (
+    "So the exact GCNN isn't invariant at this size, though its kernels satisfy the constraint: give images of the "
+    "next size that is named (photos: --size 256 225, say)."
+)
 Progress = Callable[[str, float], None]
 
 
@@ -66,6 +70,7 @@ class Exact:
         permutations, similarity: as of `Merge`.
         grid: how the strides meet the images' size: where they do so symmetrically, the GCNN is invariant to rounding.
         fine_tuning: how it was fine-tuned, with its loss and training accuracy by epoch; None: not at all.
+        compiled: whether it is folded for `torch.compile`, and nets are timed compiled.
         seconds: if it was timed, batch size → net → seconds of a batch, the median; on a CPU those of its processes.
         plain: the GCNN as a net of the same class, each of whose kernels satisfies equation (3).
         folded: the same in half of the multiplications, as `merging.folded` makes it.
@@ -88,6 +93,7 @@ class Exact:
     plain: nn.Module = field(repr=False)
     folded: nn.Module = field(repr=False)
     fine_tuning: dict[str, Any] | None = None
+    compiled: bool = False
     seconds: dict[int, dict[str, float]] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -112,6 +118,7 @@ def exact(
     match_images: AnyImages | None = None,
     symmetry: Symmetry = HORIZONTAL_FLIP,
     training: tuple[ImagesOnDevice, Recipe] | None = None,
+    compiled: bool = False,
     timing: bool = False,
     name: str | None = None,
     handlers: Handlers | None = None,
@@ -124,7 +131,9 @@ def exact(
         images, labels: what it is measured on, as of `report`.
         match_images: those that channels are matched and statistics taken on; None: `images`.
         training: the batches and the recipe that it is fine-tuned by.
-        timing: whether nets are timed, on batches of `BATCHES`.
+        compiled: whether the folded net is meant for `torch.compile`, which takes sums and differences of channels in
+            one pass: then every layer is folded that has fewer multiplications for it.
+        timing: whether nets are timed, on batches of `BATCHES`; with `compiled`, as `torch.compile` makes them.
         handlers: of layers that PyTorch doesn't have, as of `merge`.
         progress: called with each stage's name and the share of it that is done.
 
@@ -159,7 +168,8 @@ def exact(
         fine_tuning = _fine_tuned(tied, *training, symmetry, progress)
         nets["exact_fine_tuned"] = tied.eval().to_plain().eval()
     plain = nets[list(nets)[-1]]
-    fast = folded(traced.copied(plain), symmetry, groups, permutations)
+    worthwhile = 0 if compiled else WORTHWHILE
+    fast = folded(traced.copied(plain), symmetry, groups, permutations, worthwhile)
     progress("measuring", 0)
     scores, used = evaluate(traced.net, test, labels, {"accuracy": TOP_1})
     accuracy = scores | {"net": scores["accuracy"]}
@@ -194,8 +204,10 @@ def exact(
         plain=plain,
         folded=fast,
         fine_tuning=fine_tuning,
+        compiled=compiled,
         notes=[
             *grid_warning(met, called),
+            *([] if met.symmetric else [NOT_INVARIANT]),
             *(f"channels stay at their places at {what}: {why}" for what, why in traced.fixed.items()),
         ],
     )
@@ -204,7 +216,14 @@ def exact(
         timed = {"net": traced.net, "exact": fast}
         if has_batch_norm(traced.net):
             timed["net_fused"] = fused(traced)
-        result.seconds = {count: seconds(timed, test.shape, count) for count in BATCHES}
+        try:
+            if compiled:
+                timed = {key: torch.compile(module) for key, module in timed.items()}
+            result.seconds = {count: seconds(timed, test.shape, count) for count in BATCHES}
+        except (
+            torch._dynamo.exc.TorchDynamoException
+        ) as error:  # no C++ compiler, or a net that it doesn't take
+            result.notes.append(f"nets aren't timed, since torch.compile fails: {first_line(error)}")
     return result
 
 
@@ -271,9 +290,8 @@ def write_exact(result: Exact, folder: str | Path, net: str) -> list[Path]:
     try:
         made = exported(result.folded, result.image_shape)
     except Exception as error:  # whatever it doesn't know
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         result.notes.append(
-            f"{program.name} isn't written, since torch.export doesn't take the net: {reason}"
+            f"{program.name} isn't written, since torch.export doesn't take the net: {first_line(error)}"
         )
         written.remove(program)
     else:
@@ -283,6 +301,11 @@ def write_exact(result: Exact, folder: str | Path, net: str) -> list[Path]:
     with write_whole(numbers) as part:
         part.write_text(json.dumps(finite(result.numbers()), allow_nan=False) + "\n", encoding="utf-8")
     return written
+
+
+def first_line(error: Exception) -> str:
+    error = getattr(error, "inner_exception", error)  # of torch.compile's back end
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @torch.no_grad()
