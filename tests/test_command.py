@@ -647,6 +647,20 @@ def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsy
     assert cards["m.safetensors"] == about and cards["p.safetensors"]["which"] == "permuted"
 
 
+def test_no_net_is_written_that_its_own_layers_cannot_hold(bright, capsys):
+    layers = "nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)"
+    Path("normed.py").write_text(f"from torch import nn\ndef net():\n    return nn.Sequential({layers})\n")
+    typed = "merge normed.py:net random random --images images --labels folder --mean 0 --std 1 --out m.safetensors"
+    assert main([*typed.split(), "--which", "repaired"]) == 1
+    assert "allowed is reset or halfway" in capsys.readouterr().err and not Path("m.safetensors").exists()
+    assert main(typed.split()) == 0 and checkpoint.load("m.safetensors")[1]["which"] == "reset"
+    assert main([*typed.replace("random random", "m.safetensors random").split()]) == 1  # --out is an input
+    assert (
+        main(typed.replace("random random", "m.safetensors random").replace("--out m", "--out n").split())
+        == 0
+    )
+
+
 @pytest.mark.parametrize(
     "missing, line", [("timm", "timm isn't installed"), ("tqdm", "No module named 'tqdm'")]
 )

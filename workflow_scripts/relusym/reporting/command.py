@@ -542,6 +542,11 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
     like = merged.traced.net
     fits = [n for n in ("repaired", "reset", "halfway") if n in merged.nets and _fits(merged.nets[n], like)]
     which = options.which or fits[0]
+    if which not in fits:
+        raise UserError(
+            f"--which: {which} given, whose corrections don't fit the net's own layers; allowed is {' or '.join(fits)} "
+            f"(relusym.merge returns it in Python)"
+        )
     how = _of(options) | {"images": len(on.test), "labelled": on.labels is not None}
     checkpoint.save(options.out, merged.nets[which].state_dict(), card(merged, options.net, which) | how)
     if options.permuted:
