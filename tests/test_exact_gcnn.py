@@ -254,6 +254,22 @@ def test_fixed_channels_are_even_alone_and_save_a_third():
     assert isinstance(fast.get_submodule("classifier"), nn.Linear)  # of fixed channels nothing is saved
 
 
+@pytest.mark.parametrize("fixed", [0, 2, 8])
+@torch.no_grad()
+def test_channels_that_are_last_in_memory_stay_last(fixed):
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 5, 5).contiguous(memory_format=torch.channels_last)
+    swapped, alone = torch.arange(8).split([8 - fixed, fixed])
+    partner = torch.cat([swapped.roll(len(swapped) // 2), alone])
+    fold, laid_out = Folded(nn.Conv2d(8, 8, 3, padding=1), partner, partner, -1), []
+    for conv in (fold.even, fold.odd):
+        if conv is not None:
+            conv.register_forward_pre_hook(lambda layer, inputs: laid_out.append(inputs[0]))
+    laid_out.append(fold(x))
+    assert len(laid_out) == 3 - (fold.odd is None)
+    assert all(y.is_contiguous(memory_format=torch.channels_last) for y in laid_out)
+
+
 def test_layers_that_would_save_little_stay():
     make, size = MADE["vgg11"]
     net, permutations, _ = planted(make(), (3, size, size), HORIZONTAL_FLIP)

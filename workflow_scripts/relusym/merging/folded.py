@@ -67,7 +67,8 @@ class Folded(nn.Module):
             self.runs[name] = (int(channels[0]) if len(channels) else 0, len(channels)) if run else None
         pair, other, alone = _parts(writes)
         order = torch.cat([pair, other, alone]).argsort()
-        self.pairs, self.ordered = len(pair), bool((order.diff() == 1).all())
+        self.swaps, self.ordered = bool(len(pair)), bool((order.diff() == 1).all())
+        self.written = [len(part) for part in (pair, alone) if len(part)]
         self.register_buffer("order", order, persistent=False)
         self.conv, self.axis = isinstance(layer, nn.Conv2d), axis
         self.dim = 1 if self.conv else -1
@@ -103,22 +104,26 @@ class Folded(nn.Module):
         return made
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the layer gives, up to rounding."""
+        """What the layer gives, up to rounding.
+
+        Its channels stay last in memory: `torch.cat` would put them first for an empty part, compiled for a view.
+        """
         if self.conv and any(self.padding):
             x = nn.functional.pad(x, self.padding)
         first, second, fixed = (self._columns(x, name) for name in ("first", "second", "fixed"))
         left = first + fixed[: self.half]
         right = second[::-1] + fixed[::-1][: self.half]
-        both = [a + b for a, b in zip(left, right, strict=True)] + fixed[self.half : self.taps - self.half]
-        even = self.even(torch.cat(both, self.dim))
-        if not self.pairs:
+        middle = [tap.clone() for tap in fixed[self.half : self.taps - self.half]]
+        even = self.even(torch.cat([a + b for a, b in zip(left, right, strict=True)] + middle, self.dim))
+        if not self.swaps:
             return even if self.ordered else even.index_select(self.dim, self.order)
-        swapped, alone = even.split([self.pairs, even.shape[self.dim] - self.pairs], self.dim)
+        swapped, *alone = even.split(self.written, self.dim)
         if self.odd is None:
-            y = torch.cat([swapped, swapped, alone], self.dim)
+            parts = [swapped, swapped, *alone]
         else:
             odd = self.odd(torch.cat([a - b for a, b in zip(left, right, strict=True)], self.dim))
-            y = torch.cat([swapped + odd, swapped - odd, alone], self.dim)
+            parts = [swapped + odd, swapped - odd, *(part.clone() for part in alone)]
+        y = torch.cat(parts, self.dim)
         return y if self.ordered else y.index_select(self.dim, self.order)
 
     def _columns(self, x: Tensor, name: str) -> list[Tensor]:
