@@ -180,6 +180,10 @@ def test_a_pair_counts_once_whichever_way_round():
     by_weight = pair("cnn", 1, "cnn", 0, 0.5, matching="weight")
     others = [pair("cnn", 0, "cnn_inv", 0), pair("cnn", 1, "cnn_inv", 0), by_weight]
     assert once([*both, *others]) == [both[0], *others]  # other nets, another matching
+    apart = [both[0], pair("cnn", 1, "cnn", 0, 0.32)]
+    refused(
+        lambda: once(apart), match="cnn-0--cnn-1 has a barrier of 0.309, .*cnn-1--cnn-0, .*same nets, of 0.32"
+    )
 
 
 def test_a_curve_between_two_nets_counts_once():

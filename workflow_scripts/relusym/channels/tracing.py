@@ -423,7 +423,7 @@ def record(net: nn.Module, x: Tensor, handlers: Handlers = REGISTERED) -> tuple[
                 result = net(x)
         finally:
             for buffer, before in buffers:
-                if not torch.equal(buffer, before):  # as of a net that counts its images
+                if not (buffer.is_meta or torch.equal(buffer, before)):  # as of a net that counts its images
                     buffer.copy_(before)
     recorder.output(result)
     return recorder, result

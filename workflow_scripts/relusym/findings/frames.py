@@ -165,13 +165,23 @@ def measured(records: Sequence[Record], key: list[str], paths: Mapping[str, Sequ
 
 
 def once(records: Sequence[Record]) -> list[Record]:
-    """The records without those of a pair that stands already the other way round: a pair is one merge."""
-    first: dict[tuple, list] = {}
-    return [
-        record
-        for record in records
-        if (nets := nets_of(record)) == first.setdefault((matching_of(record), frozenset(nets)), nets)
-    ]
+    """The records without those of a pair that stands already the other way round: a pair is one merge.
+
+    UserError if the two have barriers further apart than the accuracies of a net may be.
+    """
+    first, kept = {}, []
+    for record in records:
+        other = first.setdefault((matching_of(record), frozenset(nets_of(record))), record)
+        if nets_of(other) == nets_of(record):
+            kept.append(record)
+            continue
+        ours, theirs = ((each.get("barrier") or {}).get("repaired") for each in (record, other))
+        if None not in (ours, theirs) and abs(ours - theirs) > SAME_ACCURACY + 1e-9:
+            raise UserError(
+                f"the {_named(other)} has a barrier of {theirs:g}, the {_named(record)}, which is of the same nets, of "
+                f"{ours:g}: delete the record that is wrong, and it is made again"
+            )
+    return kept
 
 
 def _row_named(record: pd.Series, key: list[str]) -> str:

@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable
 from http.client import HTTPException
@@ -127,6 +128,9 @@ def download(url: str, path: Path) -> None:
     """Write what is at `url` to `path`, whole or not at all. UnavailableError if the server can't be reached, or
     doesn't have it; UserError if it ends before its length."""
     try:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme == "file" and not Path(urllib.request.url2pathname(parts.path)).is_file():
+            raise ValueError("no regular file")  # a pipe or a device may never end
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, write_whole(path) as part:
             with part.open("wb") as file:
                 shutil.copyfileobj(answer, file)
