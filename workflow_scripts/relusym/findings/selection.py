@@ -30,7 +30,7 @@ def select(settings: Settings, name: str) -> Selection:
 def keys(results: Results, name: str) -> dict[str, list[str]]:
     """By kind, the jobs whose records ("filters": arrays beside flip merges) it shows: all done, and this run's.
 
-    Beside measurements beyond the paper, the trainings of their nets that are done, to hold their accuracies against.
+    Beside measurements beyond the paper, the trainings of their nets, to hold their accuracies against.
     """
     finding, selection = declared()[name], select(results.settings, name)
 
@@ -45,9 +45,14 @@ def keys(results: Results, name: str) -> dict[str, list[str]]:
 
     shown = {kind: of_kind(kind) for kind in finding.reads}
     if "train" not in shown and not MEASUREMENTS.keys().isdisjoint(shown):
-        nets = dict.fromkeys(net for keys in shown.values() for key in keys for net in results.jobs[key].nets)
-        trained = (results.key("train", net) for net in nets)
-        shown["train"] = [key for key in trained if results.is_there(key) and results.load(key)]
+        trained: dict[str, bool] = {}  # whether it is made before all that waits for it is
+        for key in chain(*shown.values()):
+            for net in results.jobs[key].nets:
+                training = results.key("train", net)
+                trained[training] = trained.get(training, False) or not results.is_there(key)
+        shown["train"] = [
+            key for key, made in trained.items() if (results.load(key) if results.is_there(key) else made)
+        ]
     return shown
 
 

@@ -46,8 +46,8 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
         row = {"model": record["model"], "seed": record["seed"], "ok": record["status"] == "ok"}
         if row["ok"]:
             parameters, error = record["parameters"], record["invariance_error"]
-            layers = pd.DataFrame(record["representations"].values()).sum()
-            row |= record["accuracy"] | {"error_net": error["net"], "error_exact": error["exact"]}
+            layers = pd.DataFrame(record["representations"].values())[["fixed", "swapped"]].sum()
+            row = record["accuracy"] | row | {"error_net": error["net"], "error_exact": error["exact"]}
             row |= {"free": parameters["exact"] / parameters["net"], "fixed": layers["fixed"] / layers.sum()}
         rows.append(row)
     return tidy(rows).reindex(columns=["model", "seed", "ok", *ACCURACIES, *MEASURED])

@@ -44,7 +44,9 @@ def by_net(records: Sequence[Record]) -> pd.DataFrame:
             if record["status"] == "ok":
                 merged = record["symmetries"][symmetry]
                 accuracies = {f"accuracy_{name}": value for name, value in merged["accuracy"].items()}
-                row |= merged["barrier"] | accuracies | {"accuracy": merged["accuracy"]["net"], "ok": True}
+                row = (
+                    merged["barrier"] | accuracies | row | {"accuracy": merged["accuracy"]["net"], "ok": True}
+                )
                 row["invariance_error"] = merged["invariance_error"]
             rows.append(row)
     return pd.DataFrame(rows, columns=[*KEY, "seed", "data", "invariant", "ok", *QUANTITIES])

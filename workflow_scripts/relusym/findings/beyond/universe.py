@@ -38,7 +38,7 @@ def by_set(records: Sequence[Record]) -> pd.DataFrame:
             sets.add(nets)
             merged = record["merged"][str(count)] if about["ok"] else {"barrier": {}}
             measured = merged | merged["barrier"] | {"cycles": record.get("cycles")}
-            rows.append(about | {"count": count} | measured)
+            rows.append(measured | about | {"count": count})  # what else a record has goes over none of these
     return pd.DataFrame(rows, columns=[*KEY, "seed", "ok", *QUANTITIES])
 
 
