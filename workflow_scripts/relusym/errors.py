@@ -27,6 +27,11 @@ def listed(names: Sequence[str], most: int | None = None) -> str:
     return ", ".join(names[:most]) + (f" and {left} more" if left else "")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its kind if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def theirs(error: BaseException) -> str:
     """An exception of the user's code in a line: its kind, its message, and the last line of that code in its trace."""
     message = " ".join(str(error).split()) or "without a word"

@@ -64,9 +64,8 @@ class Finding:
 
     module: str  # that declares and makes it
     _: KW_ONLY
-    reads: tuple[
-        str, ...
-    ]  # kinds of records that it is made of; "filters": the arrays beside flip-merge records
+    # kinds of records that it is made of; "filters": the arrays beside flip-merge records
+    reads: tuple[str, ...]
     select: Callable[[Settings], Selection]  # what of the config it shows
     exists: Callable[[Settings], Any] = lambda settings: True  # whether a scale has it
     # of its records, a kind at a time; None: of the types that it selects

@@ -545,7 +545,7 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
     if which not in fits:
         raise UserError(
             f"--which: {which} given, whose corrections don't fit the net's own layers; allowed is {' or '.join(fits)} "
-            f"(relusym.merge returns it in Python)"
+            "(relusym.merge returns it in Python)"
         )
     how = _of(options) | {"images": len(on.test), "labelled": on.labels is not None}
     checkpoint.save(options.out, merged.nets[which].state_dict(), card(merged, options.net, which) | how)

@@ -18,7 +18,7 @@ from relusym.channels.groups import has_batch_norm
 from relusym.channels.traced import TracedNet
 from relusym.channels.tracing import Handlers
 from relusym.data.batches import ImagesOnDevice
-from relusym.errors import UserError
+from relusym.errors import UserError, first_line
 from relusym.evaluation.images import AnyImages, as_images, device_of
 from relusym.evaluation.invariance import Averaged, invariance_error
 from relusym.evaluation.logits import check_net
@@ -223,7 +223,8 @@ def exact(
         except (
             torch._dynamo.exc.TorchDynamoException
         ) as error:  # no C++ compiler, or a net that it doesn't take
-            result.notes.append(f"nets aren't timed, since torch.compile fails: {first_line(error)}")
+            reason = first_line(getattr(error, "inner_exception", error))  # of its back end
+            result.notes.append(f"nets aren't timed, since torch.compile fails: {reason}")
     return result
 
 
@@ -301,11 +302,6 @@ def write_exact(result: Exact, folder: str | Path, net: str) -> list[Path]:
     with write_whole(numbers) as part:
         part.write_text(json.dumps(finite(result.numbers()), allow_nan=False) + "\n", encoding="utf-8")
     return written
-
-
-def first_line(error: Exception) -> str:
-    error = getattr(error, "inner_exception", error)  # of torch.compile's back end
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @torch.no_grad()

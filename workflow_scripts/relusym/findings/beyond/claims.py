@@ -72,10 +72,8 @@ def _on_matchings(inputs: Inputs, name: Callable[[str], str]) -> Iterator[Claim]
     for model in TYPES[:2]:
         claim = f"{name(model)}: enforcing P² = 1 raises the GCNN barrier by less than {SMALL}"
         yield claim, paired(less("involution", "activation", model), SMALL)
-    by_weight, start = (
-        merges[merges["matching"] == FROM_IDENTITY],
-        "By weight matching from the identity too,",
-    )
+    by_weight = merges[merges["matching"] == FROM_IDENTITY]
+    start = "By weight matching from the identity too,"
     nets = by_weight[by_weight["model_2"] == ""]
     nets = nets.rename(columns={"model_1": "model", "barrier": "gcnn_barrier"})
     for model in TYPES[:2]:
