@@ -327,9 +327,13 @@ def test_a_state_dict_with_parametrizations_is_refused_by_permute_in_one_line():
         HORIZONTAL_FLIP.transform(net)
 
 
-def rows_in_place(x):
-    x = x + 1
-    x.transpose(1, 2).mul_(2)
+def halves_in_place(x):
+    torch._foreach_mul_(list((x := x + 1).chunk(2, 2)), 2)
+    return x
+
+
+def strided_in_place(x):
+    (x := x + 1).as_strided((2, 3), (1, 1)).mul_(2)
     return x
 
 
@@ -350,8 +354,9 @@ class Depends(Net):
     (lambda x: x if len(x) < 3 else x * 2, "calls other operations on 3 images than on 2"),
     (lambda x: F.dropout(x, 0.5), "something else each time, in evaluation mode: it draws at random"),
     (lambda x: torch.ones(2, 3, 32, 32), "doesn't depend on the image"),
-    (rows_in_place, "by mul_, it may be"),
-], ids=["bool", "item", "batch", "length", "dropout", "constant", "in place"])  # fmt: skip
+    (halves_in_place, "foreach_mul changes in place what it doesn't return"),
+    (strided_in_place, "what mul changes in place shares memory with other tensors in a way that isn't known"),
+], ids=["bool", "item", "batch", "length", "dropout", "constant", "in place", "strided"])  # fmt: skip
 def test_what_no_graph_can_show_is_refused(how, message):
     refused(lambda: channel_groups(Depends(how)), match=message)
 
