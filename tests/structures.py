@@ -39,6 +39,31 @@ def Shuffled(self, x):
     return self.classifier(self.head(x).relu().mean([2, 3]))
 
 
+class Unit(nn.Module):
+    """ShuffleNet V1's."""
+
+    def __init__(self, before, after, groups, stride):
+        super().__init__()
+        middle = after // 4
+        self.first = nn.Conv2d(before, middle, 1, groups=groups if before > 24 else 1)
+        self.depthwise = nn.Conv2d(middle, middle, 3, stride, 1, groups=middle)
+        self.last = nn.Conv2d(middle, after - before * (stride > 1), 1, groups=groups)
+        self.shuffle, self.stride = nn.ChannelShuffle(groups), stride
+
+    def forward(self, x):
+        y = self.last(self.depthwise(self.shuffle(self.first(x).relu())))
+        return (torch.cat([F.avg_pool2d(x, 3, 2, 1), y], 1) if self.stride > 1 else x + y).relu()
+
+
+def shuffle_net(groups, width):
+    """ShuffleNet V1, of two units: one that halves the map, and a residual one."""
+    units = nn.Sequential(Unit(24, width, groups, 2), Unit(width, width, groups, 1))
+    return nn.Sequential(
+        *(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), units),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)),
+    )
+
+
 @net_of(lambda: {
     "stem": nn.Conv2d(3, 16, 3, padding=1, bias=False), "grouped": nn.Conv2d(16, 24, 3, padding=1, groups=8),
     "depthwise": nn.Conv2d(24, 48, 3, padding=1, groups=24), "squeeze": nn.Conv2d(48, 4, 1),

@@ -156,6 +156,41 @@ def Frozen(self, x):
     return self.head(F.relu(self.b(F.relu(self.norm(self.a(x))))).mean((2, 3)))
 
 
+class Masked(nn.Conv2d):
+    """As of a pruned net or PixelCNN: its mask is a buffer."""
+
+    def __init__(self):
+        super().__init__(8, 8, 3, padding=1)
+        self.register_buffer("mask", (torch.rand(8, 8, 3, 3) > 0.3).float())
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight * self.mask, self.bias, padding=1)
+
+
+class LowRank(nn.Linear):
+    """LoRA's."""
+
+    def __init__(self):
+        super().__init__(8, 8)
+        self.up, self.down = nn.Parameter(torch.rand(8, 2)), nn.Parameter(torch.rand(2, 8))
+
+    def forward(self, x):
+        return F.linear(x, self.weight + 0.5 * (self.up @ self.down), self.bias)
+
+
+class Computed(Net):
+    """Weights that are computed when they are used."""
+
+    def __init__(self):
+        super().__init__()
+        self.masked, self.low_rank = Masked(), LowRank()
+        self.register_buffer("order", torch.randperm(8))
+
+    def body(self, x):
+        x = self.masked(super().body(x)).index_select(1, self.order).relu()
+        return self.low_rank(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).relu()
+
+
 class Unfolded(Net):
     """Patches as columns and back, and a part of the channels that is written anew."""
 
@@ -207,7 +242,15 @@ class Means(Net):
 
 TWO_CONVS = Normalised, Optional, FromShapes, Standardised, Blurred
 CHANNELS = dict.fromkeys((*TWO_CONVS, Unfolded), 16) | {Operands: 24}
-CHANNELS |= {Twice: 8, Asked: 16, Means: 8, Frozen: 16, Biased: 16 + 16 + 16 + 12 + 4, Mixer: 24 + 32}
+CHANNELS |= {
+    Computed: 32,
+    Twice: 8,
+    Asked: 16,
+    Means: 8,
+    Frozen: 16,
+    Biased: 16 + 16 + 16 + 12 + 4,
+    Mixer: 24 + 32,
+}
 
 
 @pytest.mark.parametrize("kind", CHANNELS, ids=lambda kind: kind.__name__)
@@ -219,7 +262,7 @@ def test_nets_as_people_write_them_are_permuted_and_compute_the_same(kind):
     assert difference(net, groups=groups)[0] < 1e-10
 
 
-@pytest.mark.parametrize("kind", [Twice, Asked, Means], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [Twice, Asked, Means, Computed], ids=lambda kind: kind.__name__)
 def test_nets_as_people_write_them_are_flipped(kind):
     torch.manual_seed(0)
     net, x = kind(), torch.randn(4, 3, 16, 16)

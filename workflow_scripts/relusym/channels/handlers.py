@@ -405,7 +405,7 @@ def contracted(call: Call, operands: list[Any], letters: list[str], output: str,
     shape = torch.Size([sizes[letter] for letter in order])
     summed = range(len(output), len(order))
     mixed = call.mix(Labels(shape, ids), [*summed], step)
-    for dim, letter in enumerate(output):
+    for dim, letter in enumerate(output) if mixed.numel() == 1 else ():
         its = [(x, names.index(letter)) for x, names in pairs if letter in names and sizes[letter] > 1]
         alone = its and all(isinstance(x, Weights) for x, _ in its) and any(ids.shape[i] > 1 for i in summed)
         if alone and (written := call.relations.written(sizes[letter])) is not None:

@@ -353,10 +353,10 @@ def linear(
 
 
 def along_pixels(call: Call, x: Labels, dim: int, weight: Any, bias: Any, reads: int = 1) -> Labels:
-    """A layer that reads pixels along a dimension, and, if channels lie along another, writes some again."""
+    """A layer that reads pixels along a dimension, and, if channels alone lie along others, writes some again."""
     call.index(weight, reads, call.along(x, dim))
     ids = call.mix(x, [dim])
-    if len(x.shape) > 2:
+    if len(x.shape) > 2 and x.varies == [dim]:
         written = call.relations.written(call.shape[dim])
         call.index(weight, 1 - reads, written)
         call.index(bias, 0, written)
