@@ -13,7 +13,13 @@ from relusym.records.fingerprint import differences
 from relusym.records.results import Results
 
 BEYOND = {name for name, finding in declared().items() if finding.is_beyond}
-APART = {"regime", "identifiability", "identifiability_figure", "universe"}  # of other scales
+APART = {
+    "regime",
+    "identifiability",
+    "identifiability_figure",
+    "universe",
+    "invariance_errors",
+}  # of other scales
 LAPTOP = scale_of(ROOT, "laptop")
 FROM_SCRATCH = {"models": ["cnn"], "from_scratch": ["cnn_inv"]}
 
@@ -47,7 +53,7 @@ def test_the_scale_regime_has_the_table_of_its_claims():
 
 def test_the_scale_identifiability_measures_each_net_by_what_its_activation_admits():
     results = Results(settings_of(scale="identifiability"))
-    assert APART - {"regime", "universe"} <= {*selection.findings(results.settings)}
+    assert APART - {"regime", "universe", "invariance_errors"} <= {*selection.findings(results.settings)}
     measured = jobs(results, "identifiability").values()
     variants = {job.nets[0][0]: job.settings["variants"] for job in measured}
     assert len(measured) == 36 and not jobs(results, "flip_merge")

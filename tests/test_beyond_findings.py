@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import refused
-from records import CODE, DATA, NAMES, checkpoint, flip, pair, settings, several, train
+from records import CODE, DATA, NAMES, checkpoint, flip, invariant, pair, settings, several, train
 from scipy import stats
 
 from relusym.errors import UserError
@@ -14,6 +14,7 @@ from relusym.findings.beyond import (
     curves,
     during_training,
     exact_gcnn,
+    invariance_errors,
     matchings,
     symmetries,
     universe,
@@ -314,6 +315,23 @@ def test_during_training_a_row_is_a_type_and_epoch_with_its_first_and_last_layer
     assert frame.loc[("cnn", 1), "first_mean"] == pytest.approx(0.1)
     assert frame.loc[("cnn", 1), "last_std"] == pytest.approx(0.8 * NOISE.std(ddof=1))
     assert set(frame["n"]) == {4} and set(frame["left_out"]) == {1}
+
+
+def test_invariance_errors_have_a_row_a_type_and_names_the_papers_error_and_accuracy():
+    inputs = {
+        "invariance_errors": [
+            invariant("cnn", 0, 0.9),
+            invariant("cnn", 1, 0.8),
+            invariant("cnn_inv", 0, 0.7),
+        ]
+    }
+    frame = invariance_errors.frame(inputs, SELECTION).set_index("model")
+    assert frame.loc["cnn", "accuracy_mean"] == pytest.approx(0.85) and frame.loc["cnn", "n"] == 2
+    assert frame.loc["cnn_inv", ["test_mean", "train_mean", "crops_mean"]].to_list() == [0.05, 0.04, 0.06]
+    assert (
+        "invariance error 0.0628 ± 0.007, accuracy 0.892 ± 0.002"
+        in invariance_errors.notes(inputs, SELECTION)[0]
+    )
 
 
 def test_by_layer_a_row_is_a_type_and_layer_and_the_last_has_a_barrier_alone():

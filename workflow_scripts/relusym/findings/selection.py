@@ -189,9 +189,12 @@ def _ranges(seeds: list[int]) -> str:
 
 def _stage(net: Model, stage: str) -> list[str]:
     how = net.stages[stage]
-    weight = [how.objective, f"invariance weight {how.invariance_weight:g}"] if stage == "training" else []
+    other = "" if how.invariance_loss == "mean_norm" else f" of the {how.invariance_loss.replace('_', ' ')}"
+    loss = (
+        [how.objective, f"invariance weight {how.invariance_weight:g}{other}"] if stage == "training" else []
+    )
     steps = [f"{how.epochs} epochs", f"batch {how.batch_size}", f"learning rate {how.learning_rate:g}"]
-    return [*steps, f"{how.schedule} schedule", *weight, f"weight decay {how.weight_decay:g}"]
+    return [*steps, f"{how.schedule} schedule", *loss, f"weight decay {how.weight_decay:g}"]
 
 
 def _merging(net: Model, section: Values) -> list[str]:
