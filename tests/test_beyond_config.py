@@ -165,14 +165,14 @@ def test_the_starts_of_weight_matching_outdate_its_merges_and_no_other():
 
 
 def test_several_nets_are_those_of_a_seed_and_the_next_ones_and_of_three_none_is_in_two_sets():
-    found = jobs(Results(settings_of(scale="laptop_original")), "universe")
-    sets = [job.nets for job in found.values()]
+    planned = jobs(Results(settings_of(scale="laptop_original")), "universe")
+    sets = [job.nets for job in planned.values()]
     assert len(sets) == 12 and {len(nets) for nets in sets} == {8}
     assert [seed for _, seed in sets[-1]] == [9, 10, 11, 0, 1, 2, 3, 4]
     assert all(len({model for model, _ in nets}) == 1 and len({*nets}) == 8 for nets in sets)
     first = [net for nets in sets for net in nets[:3]]
     assert len(first) == len({*first}) == 36
-    assert all(len(job.settings["trained"]) == 8 and "seeds" not in job.settings for job in found.values())
+    assert all(len(job.settings["trained"]) == 8 and "seeds" not in job.settings for job in planned.values())
     some = settings_of(scale="laptop_original", beyond={"universe": {"counts": [3]}}, seeds="0-5")
     assert {nets[0][1] for nets in some.subjects("universe")} == {0, 3}
 
