@@ -8,7 +8,7 @@ from relusym.beyond import declaration
 from relusym.record_types import Fields, NotNegative, Share, Shares
 
 
-class Options(declaration.Options):
+class Options(declaration.Selection):
     """The invariance error on other images: which ones the paper has, it doesn't say."""
 
 

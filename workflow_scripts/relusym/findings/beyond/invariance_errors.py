@@ -14,7 +14,7 @@ HEADINGS = {
     "crops": "Invariance error, training crops",
 }
 LAYOUT = Layout("Readings of the invariance loss", HEADINGS)
-TABLE = Table(__name__, LAYOUT, **beyond("invariance_errors", order=10))
+TABLE = Table(__name__, LAYOUT, **beyond("invariance_errors", order=10, merged=False))
 
 
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
