@@ -120,6 +120,15 @@ def identifiable(model="relu", seed=60, barriers=(("activation", 0.05), ("towers
     }
 
 
+def invariant(model="cnn", seed=0, accuracy=0.9, errors=(0.05, 0.04, 0.06)):
+    """A net's invariance errors over test images, training images and crops."""
+    record = _merge("invariance_errors", [(model, seed)], 0.05, "left_out", None, None)
+    record["settings"]["merging"] = {}
+    errors = dict(zip(("test", "train", "crops"), errors, strict=True))
+    net = {"status": "ok", "reason": None, "model": model, "seed": seed}
+    return record | net | {"accuracy": {"net": accuracy}, "invariance_error": errors}
+
+
 SELECTION = {"models": MODELS, "pairs": PAIRS, "names": NAMES, "descriptions": {}, "notes": []}
 
 
@@ -131,6 +140,7 @@ def made(table, selection=SELECTION, **inputs):
 
 MADE_UP = {
     "identifiability": identifiable,
+    "invariance_errors": invariant,
     "universe": lambda: several("cnn", range(3)),
 }  # of kinds that none are committed of yet
 

@@ -74,8 +74,8 @@ def shuffled(net, groups, seed=5):
 
 def targets(first, second, images):
     """Two nets' average statistics, channel by channel without any matching."""
-    found = pair_statistics(first, second, images, channel_groups(first, images.shape))
-    return {point: has.towards(found.statistics[1][point]) for point, has in found.statistics[0].items()}
+    pairs = pair_statistics(first, second, images, channel_groups(first, images.shape))
+    return {point: has.towards(pairs.statistics[1][point]) for point, has in pairs.statistics[0].items()}
 
 
 def answers(net, images):

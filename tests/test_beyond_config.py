@@ -13,7 +13,13 @@ from relusym.records.fingerprint import differences
 from relusym.records.results import Results
 
 BEYOND = {name for name, finding in declared().items() if finding.is_beyond}
-APART = {"regime", "identifiability", "identifiability_figure", "universe"}  # of other scales
+APART = {
+    "regime",
+    "identifiability",
+    "identifiability_figure",
+    "universe",
+    "invariance_errors",
+}  # of other scales
 LAPTOP = scale_of(ROOT, "laptop")
 FROM_SCRATCH = {"models": ["cnn"], "from_scratch": ["cnn_inv"]}
 
@@ -47,7 +53,7 @@ def test_the_scale_regime_has_the_table_of_its_claims():
 
 def test_the_scale_identifiability_measures_each_net_by_what_its_activation_admits():
     results = Results(settings_of(scale="identifiability"))
-    assert APART - {"regime", "universe"} <= {*selection.findings(results.settings)}
+    assert APART - {"regime", "universe", "invariance_errors"} <= {*selection.findings(results.settings)}
     measured = jobs(results, "identifiability").values()
     variants = {job.nets[0][0]: job.settings["variants"] for job in measured}
     assert len(measured) == 36 and not jobs(results, "flip_merge")
@@ -159,14 +165,14 @@ def test_the_starts_of_weight_matching_outdate_its_merges_and_no_other():
 
 
 def test_several_nets_are_those_of_a_seed_and_the_next_ones_and_of_three_none_is_in_two_sets():
-    found = jobs(Results(settings_of(scale="laptop_original")), "universe")
-    sets = [job.nets for job in found.values()]
+    planned = jobs(Results(settings_of(scale="laptop_original")), "universe")
+    sets = [job.nets for job in planned.values()]
     assert len(sets) == 12 and {len(nets) for nets in sets} == {8}
     assert [seed for _, seed in sets[-1]] == [9, 10, 11, 0, 1, 2, 3, 4]
     assert all(len({model for model, _ in nets}) == 1 and len({*nets}) == 8 for nets in sets)
     first = [net for nets in sets for net in nets[:3]]
     assert len(first) == len({*first}) == 36
-    assert all(len(job.settings["trained"]) == 8 and "seeds" not in job.settings for job in found.values())
+    assert all(len(job.settings["trained"]) == 8 and "seeds" not in job.settings for job in planned.values())
     some = settings_of(scale="laptop_original", beyond={"universe": {"counts": [3]}}, seeds="0-5")
     assert {nets[0][1] for nets in some.subjects("universe")} == {0, 3}
 

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import refused
-from records import CODE, DATA, NAMES, checkpoint, flip, pair, settings, several, train
+from records import CODE, DATA, NAMES, checkpoint, flip, invariant, pair, settings, several, train
 from scipy import stats
 
 from relusym.errors import UserError
@@ -14,6 +14,7 @@ from relusym.findings.beyond import (
     curves,
     during_training,
     exact_gcnn,
+    invariance_errors,
     matchings,
     symmetries,
     universe,
@@ -176,9 +177,9 @@ def test_docs_say_how_many_claims_there_are():
 
 
 def test_claims_of_a_later_section_correct_those_of_scales_that_measure_it_alone():
-    found = [beyond_claims.frame(everything(), SELECTION | {"later": later}) for later in ([], ["universe"])]
-    before, after = (claims.set_index("claim")["p_corrected"] for claims in found)
-    later = found[1].loc[found[1]["question"] == "universe", "claim"]
+    frames = [beyond_claims.frame(everything(), SELECTION | {"later": later}) for later in ([], ["universe"])]
+    before, after = (claims.set_index("claim")["p_corrected"] for claims in frames)
+    later = frames[1].loc[frames[1]["question"] == "universe", "claim"]
     assert {*after.index} - {*before.index} == {*later}
     assert (after[before.index] > before).any()
 
@@ -316,6 +317,23 @@ def test_during_training_a_row_is_a_type_and_epoch_with_its_first_and_last_layer
     assert set(frame["n"]) == {4} and set(frame["left_out"]) == {1}
 
 
+def test_invariance_errors_have_a_row_a_type_and_names_the_papers_error_and_accuracy():
+    inputs = {
+        "invariance_errors": [
+            invariant("cnn", 0, 0.9),
+            invariant("cnn", 1, 0.8),
+            invariant("cnn_inv", 0, 0.7),
+        ]
+    }
+    frame = invariance_errors.frame(inputs, SELECTION).set_index("model")
+    assert frame.loc["cnn", "accuracy_mean"] == pytest.approx(0.85) and frame.loc["cnn", "n"] == 2
+    assert frame.loc["cnn_inv", ["test_mean", "train_mean", "crops_mean"]].to_list() == [0.05, 0.04, 0.06]
+    assert (
+        "invariance error 0.0628 ± 0.007, accuracy 0.892 ± 0.002"
+        in invariance_errors.notes(inputs, SELECTION)[0]
+    )
+
+
 def test_by_layer_a_row_is_a_type_and_layer_and_the_last_has_a_barrier_alone():
     records = [layered(model, seed) for model in MODELS[:2] for seed in SEEDS]
     frame = by_layer.frame({"by_layer": records}, SELECTION).set_index(["model", "layer"])
@@ -331,21 +349,21 @@ def test_lie_derivatives_are_columns_of_records_that_have_them_and_change_no_oth
     for of in records:
         for name in ("lie_translation", "lie_rotation"):
             of[name] = {layer: 0.01 * i for i, layer in enumerate(of["barrier_up_to"])}
-    found = by_layer.frame({"by_layer": records}, SELECTION)
+    frame = by_layer.frame({"by_layer": records}, SELECTION)
     lie = [f"lie_{name}_{what}" for name in ("translation", "rotation") for what in ("mean", "std")]
-    assert [column for column in found if column not in plain] == lie
-    pd.testing.assert_frame_equal(found[[*plain]], plain)
-    assert found["lie_rotation_mean"].tolist() == pytest.approx([0.01 * i for i in range(9)])
+    assert [column for column in frame if column not in plain] == lie
+    pd.testing.assert_frame_equal(frame[[*plain]], plain)
+    assert frame["lie_rotation_mean"].tolist() == pytest.approx([0.01 * i for i in range(9)])
 
 
 def test_several_nets_are_a_row_a_type_and_number_of_them():
     records = [several("cnn", range(i, i + 5), 0.1 * i, counts=(3, 5)) for i in (1, 2)]
     records.append(several("cnn", range(8, 13), status="left_out", counts=(3, 5)))
-    found = universe.frame({"universe": records}, SELECTION).set_index(["model", "count"])
-    assert found.index.to_list() == [("cnn", 3), ("cnn", 5)] and found["n"].tolist() == [2, 2]
-    assert found["left_out"].tolist() == [1, 1]
-    assert found.loc[("cnn", 3), "universe_mean"] == pytest.approx(0.15)
-    assert found.loc[("cnn", 5), "pairwise_mean"] == pytest.approx(0.17)
+    frame = universe.frame({"universe": records}, SELECTION).set_index(["model", "count"])
+    assert frame.index.to_list() == [("cnn", 3), ("cnn", 5)] and frame["n"].tolist() == [2, 2]
+    assert frame["left_out"].tolist() == [1, 1]
+    assert frame.loc[("cnn", 3), "universe_mean"] == pytest.approx(0.15)
+    assert frame.loc[("cnn", 5), "pairwise_mean"] == pytest.approx(0.17)
 
 
 def test_of_symmetries_the_panels_are_tinted_where_the_images_are_invariant():

@@ -38,7 +38,7 @@ SECTIONS = {
     "curves": {"models": ["cnn"], "pairs": [["cnn", "cnn"]], "points": 5, "repair_images": 50,
      "seeds": "0-1"},
     "during_training": {"models": ["cnn"], "seeds": 0}, "by_layer": {"models": ["cnn"], "lie_images": 20},
-    "universe": {"models": ["cnn"], "seeds": 0},
+    "universe": {"models": ["cnn"], "seeds": 0}, "invariance_errors": {"models": ["cnn", "noaug"], "seeds": 0},
 }  # fmt: skip
 CURVES = [f"measure curves {nets}" for nets in ("cnn 0", "cnn 1", "cnn--cnn 0--1")]
 
@@ -134,7 +134,10 @@ def test_records_say_what_was_measured(measured):
     assert merged["merged"]["3"]["mean"] == pytest.approx(sum(nets) / 3) and 0 <= merged["cycles"] <= 1
     curve = record(measured, "curves", "cnn-0")["curve"]
     assert curve["plain"]["accuracy"][2] == pytest.approx(flip["accuracy"]["halfway"], abs=0.011)
+    errors = record(measured, "invariance_errors", "noaug-0")["invariance_error"]
     turned = record(measured, "symmetries", "noaug-0")
+    assert errors["test"] == turned["symmetries"]["horizontal_flip"]["invariance_error"]
+    assert len({*errors.values()}) == 3 and max(errors.values()) < 2 * min(errors.values())
     assert turned["inputs"]["source"] == "generated chiral shapes invariant to the quarter turn, seed 0"
     assert [*turned["symmetries"]] == ["horizontal_flip", "vertical_flip", "quarter_turn"]
     assert turned["symmetries"]["quarter_turn"]["order"] == 4

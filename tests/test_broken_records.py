@@ -40,6 +40,8 @@ BROKEN = [
     ("symmetries", f"{ORBIT}.order", 1, "greater than or equal to 2"),
     ("symmetries", f"{ORBIT}.order", 4, "the order 2 of the horizontal_flip"),
     ("symmetries", f"{ORBIT}.similarity.conv1", 5, "less than or equal to 1"),
+    ("invariance_errors", "invariance_error.crops", -1, "greater than or equal to 0"),
+    ("invariance_errors", "accuracy.net", GONE, "lacks the field 'accuracy.net'"),
     ("by_layer", "similarity.conv1", -2, "greater than or equal to -1"),
     ("during_training", "epochs.0.similarity.conv1", 5, "less than or equal to 1"),
     ("during_training", "epochs.1.barrier", None, "by the accuracy, there is a barrier"),

@@ -289,9 +289,9 @@ def test_with_few_nets_a_note_says_that_inconclusive_claims_are_expected(nets, c
 DRAWS, LEVEL = 20000, 0.05
 
 
-def within(found, expected, draws=DRAWS):
+def within(share, expected, draws=DRAWS):
     """Equal up to three standard errors of a share of so many draws."""
-    return abs(found - expected) < 3 * math.sqrt(max(expected * (1 - expected), 1e-3) / draws)
+    return abs(share - expected) < 3 * math.sqrt(max(expected * (1 - expected), 1e-3) / draws)
 
 
 @pytest.mark.parametrize("n", [3, 6, 12])

@@ -129,9 +129,9 @@ def test_planted_permutations_and_scales_are_found_exactly(images, activation):
         back = permutation.argsort()
         assert merged.permutations[name] == back.tolist()
         alive = deviations[name][0] > 0.01  # dead channels have no scale
-        wanted, found = (each[alive] for each in (1 / scales[name][back], merged.aligned.factors[name]))
+        wanted, factors = (each[alive] for each in (1 / scales[name][back], merged.aligned.factors[name]))
         assert alive.float().mean() > 0.9
-        torch.testing.assert_close(found.float(), wanted, rtol=1e-3, atol=0)
+        torch.testing.assert_close(factors.float(), wanted, rtol=1e-3, atol=0)
     torch.testing.assert_close(merged.nets["halfway"](x), net(x), rtol=1e-3, atol=1e-2)
     by_permutation = merge(net, other, images)
     assert by_permutation.permutations == merged.permutations
@@ -299,7 +299,7 @@ def test_each_type_and_variant_has_its_mean_below_the_claims():
 
 
 def test_claims_on_nets_that_are_all_alike_are_settled_at_the_level_that_is_asked():
-    random, found = np.random.default_rng(0), []
+    random, significant = np.random.default_rng(0), []
     for _ in range(60):
         several = records(True)
         for made in several:
@@ -307,8 +307,8 @@ def test_claims_on_nets_that_are_all_alike_are_settled_at_the_level_that_is_aske
                 measured["barrier"]["repaired"] = 0.05 + 0.01 * random.normal() + 0 * len(name)
         nets = identifiability.by_net(several)
         claims = [of for text, of in identifiability.claims(nets, str) if "by less than" not in text]
-        found += [evidence.p_value < 0.05 for evidence in claims]
-    assert 0.02 < np.mean(found) < 0.08
+        significant += [evidence.p_value < 0.05 for evidence in claims]
+    assert 0.02 < np.mean(significant) < 0.08
     assert OPEN in {*frame(several)["verdict"]}
 
 

@@ -41,9 +41,9 @@ def test_circular_convs_of_circularly_moved_images_have_none_and_a_pointwise_lay
     net = circular()
     linear = nn.Sequential(net[0], *net[2:]).eval()
     rounding = lie_derivative(linear, NOISE, circular=True).total["translation"]
-    found = lie_derivative(net, NOISE, circular=True)
-    assert found.layers["0"]["translation"] == pytest.approx(found.total["translation"], rel=1e-3)
-    assert max(rounding, found.layers["2"]["translation"]) < 1e-3 * found.total["translation"]
+    measured = lie_derivative(net, NOISE, circular=True)
+    assert measured.layers["0"]["translation"] == pytest.approx(measured.total["translation"], rel=1e-3)
+    assert max(rounding, measured.layers["2"]["translation"]) < 1e-3 * measured.total["translation"]
     mirrored = lie_derivative(linear, NOISE)  # where convs are circular
     assert mirrored.total["translation"] > 1e2 * rounding
 
@@ -55,7 +55,7 @@ def test_a_layer_that_reads_pixels_one_by_one_has_the_derivative_that_is_worked_
     columns = columns.expand(3, 32, 32).flatten()
     net[1].weight[:], net[1].bias[:] = torch.stack([columns, -columns]), 0
     x = IMAGES.first(5, torch.device("cpu"))
-    found = lie_derivative(net, IMAGES, 5)
+    measured = lie_derivative(net, IMAGES, 5)
     right = torch.zeros_like(x)
     right[..., 1:-1] = (x[..., 2:] - x[..., :-2]) / 2
     down = torch.zeros_like(x)
@@ -64,8 +64,8 @@ def test_a_layer_that_reads_pixels_one_by_one_has_the_derivative_that_is_worked_
     # p₀ = σ(2s): dp₀ = 2 p₀ p₁ ds, and dp₁ = −dp₀
     by_direction = [moved.flatten(1) @ net[1].weight[0] for moved in (right, down)]
     squares = [(2 * p * (1 - p) * of_sums) ** 2 * 2 for of_sums in by_direction]
-    assert found.total["translation"] == pytest.approx(float(torch.stack(squares).mean()) ** 0.5, rel=1e-4)
-    assert found.images == 5
+    assert measured.total["translation"] == pytest.approx(float(torch.stack(squares).mean()) ** 0.5, rel=1e-4)
+    assert measured.images == 5
 
 
 def moved(x, axis, t):
@@ -81,15 +81,15 @@ def moved(x, axis, t):
 @torch.no_grad()
 def test_contributions_add_up_to_the_derivative_that_finite_differences_give(make, images):
     net = make()
-    found = lie_derivative(net, images, 5)
+    measured = lie_derivative(net, images, 5)
     net = net.double()
     x = images.first(5, torch.device("cpu")).double()
     t, squares = 1e-4, 0.0
     for axis in (0, 1):
         ends = [net(moved(x, axis, sign * t)).softmax(1) for sign in (1, -1)]
         squares += float(((ends[0] - ends[1]) / (2 * t)).square().sum(1).mean()) / 2
-    assert found.total["translation"] == pytest.approx(squares**0.5, rel=0.02)
-    assert len(found.layers) == sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in net.modules())
+    assert measured.total["translation"] == pytest.approx(squares**0.5, rel=0.02)
+    assert len(measured.layers) == sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in net.modules())
 
 
 def test_a_net_stays_as_it_is_and_many_classes_are_measured_in_random_directions():

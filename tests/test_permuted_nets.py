@@ -45,8 +45,8 @@ FLIPPED = [structure for structure in STRUCTURES if structure.__name__ not in UN
 @pytest.mark.parametrize("structure", STRUCTURES, ids=lambda structure: structure.__name__)
 def test_a_permuted_net_computes_the_same(structure):
     torch.manual_seed(0)
-    found, moved = difference(with_statistics(structure()))
-    assert found < 1e-10 and moved > 10
+    error, moved = difference(with_statistics(structure()))
+    assert error < 1e-10 and moved > 10
 
 
 @torch.no_grad()
@@ -153,8 +153,8 @@ class Drawn(nn.Module):
 @given(st.lists(st.sampled_from([*OPERATIONS]), min_size=2, max_size=8), st.integers(0, 99))
 def test_nets_drawn_at_random_keep_their_logits_under_random_permutations(names, seed):
     torch.manual_seed(seed)
-    found, _ = difference(with_statistics(Drawn(names)), 6, seed)
-    assert found < 1e-10, names
+    error, _ = difference(with_statistics(Drawn(names)), 6, seed)
+    assert error < 1e-10, names
 
 
 # ---- what is met twice, computed or traced
@@ -326,8 +326,10 @@ def test_a_planted_permutation_with_noise_is_recovered(structure):
     for parameter in other.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=1e-3 * float(parameter.abs().mean()))
     merged = merge(net, other, some, some, answers(net, some))
-    found = pair_statistics(net, net, some, groups).correlations
-    alive = {name: table.diag() > 0.99 for name, table in found.items()}  # others correlate with nothing
+    correlations = pair_statistics(net, net, some, groups).correlations
+    alive = {
+        name: table.diag() > 0.99 for name, table in correlations.items()
+    }  # others correlate with nothing
     assert torch.cat(list(alive.values())).float().mean() > 0.4
     for name, permutation in planted.items():
         right = torch.tensor(merged.permutations[name]) == permutation.argsort()
@@ -358,8 +360,8 @@ def test_a_permuted_segmentation_net_computes_the_same_at_both_its_heads():
     torch.manual_seed(0)
     how = {"weights": None, "weights_backbone": None, "aux_loss": True}
     net = torchvision.models.get_model("deeplabv3_mobilenet_v3_large", **how)
-    found, moved = difference(with_statistics(net), 33)
-    assert found < 1e-10 and moved > 3_000
+    error, moved = difference(with_statistics(net), 33)
+    assert error < 1e-10 and moved > 3_000
 
 
 def test_the_page_of_nets_has_every_module_of_torchvisions_and_none_is_refused_or_wrong():

@@ -78,9 +78,9 @@ def test_every_layout_is_read_from_files(state, tmp_path, name):
         paths.append(tmp_path / f"{i}.pth")
         torch.save(contents, paths[-1])
     given = {"file": [str(path) for path in paths], "layout": "auto"}
-    found, about = gather(given, RESNET50, tmp_path)
-    assert list(found) == list(state)
-    assert all(torch.equal(found[key], tensor) for key, tensor in state.items())
+    gathered, about = gather(given, RESNET50, tmp_path)
+    assert list(gathered) == list(state)
+    assert all(torch.equal(gathered[key], tensor) for key, tensor in state.items())
     assert about["classes"] == 1000 and about["files"] == {path.name: sha256(path) for path in paths}
     heads = {"SimSiam": 3 + 1, "MoCo-v3": 3 + 1 + len(without_head(state)) + 3}
     assert len(about["dropped"]) == heads.get(name, 0)
@@ -92,8 +92,8 @@ def test_the_public_cifar_resnets_layout_is_read(tmp_path):
     state = build(network, 10).state_dict()
     names = {name: f"module.{name.replace('fc.', 'linear.')}" for name in state}
     torch.save({"state_dict": {names[key]: tensor for key, tensor in state.items()}}, tmp_path / "a.th")
-    found, about = gather({"file": str(tmp_path / "a.th")}, network, tmp_path)
-    assert list(found) == list(state) and all(torch.equal(found[key], state[key]) for key in state)
+    gathered, about = gather({"file": str(tmp_path / "a.th")}, network, tmp_path)
+    assert list(gathered) == list(state) and all(torch.equal(gathered[key], state[key]) for key in state)
     assert about["classes"] == 10 and not about["dropped"]
 
 

@@ -30,7 +30,7 @@ from relusym.nets.simsiam import SimSiam, simsiam_loss
 from relusym.randomness import generator, stream
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN
 from relusym.training.loop import Lars, Reporter, Sgd, autocast_to, train
-from relusym.training.objectives import invariance_loss
+from relusym.training.objectives import INVARIANCE_LOSSES
 from relusym.training.recipe import Recipe
 
 
@@ -98,21 +98,34 @@ def test_auto_precision_is_bfloat16_only_where_the_cpu_is_fast_in_it(monkeypatch
 
 
 def test_invariance_measures_on_hand_worked_logits():
-    logits, moved = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]])
-    assert invariance_loss(logits, moved) == pytest.approx(2.5)
-    assert relative_invariance_error(logits, moved).tolist() == pytest.approx([2.0, 0.0])
+    logits, moved = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[0.0, 0.0], [13.0, 0.0]])
+    assert relative_invariance_error(logits, moved).tolist() == pytest.approx([2.0, 12 / 7])
+    losses = {name: float(loss(logits, moved)) for name, loss in INVARIANCE_LOSSES.items()}
+    assert losses == pytest.approx({"mean_norm": (5 + 12) / 2, "whole_batch": 13 / 2, "mean_square": 169 / 4})
 
 
 @pytest.mark.slow(seconds=1)
-@pytest.mark.parametrize("symmetry", [HORIZONTAL_FLIP, QUARTER_TURN], ids=lambda s: s.name)
-def test_the_invariance_loss_brings_the_logits_of_an_image_and_of_its_moved_one_together(images, symmetry):
+@pytest.mark.parametrize(
+    ("symmetry", "loss", "weight"),
+    [
+        (HORIZONTAL_FLIP, "mean_norm", 3.0),
+        (QUARTER_TURN, "mean_norm", 3.0),
+        (HORIZONTAL_FLIP, "whole_batch", 12.0),
+        (HORIZONTAL_FLIP, "mean_square", 30.0),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_the_invariance_loss_brings_the_logits_of_an_image_and_of_its_moved_one_together(
+    images, symmetry, loss, weight
+):
     errors = {}
-    for weight in (0.0, 3.0):
-        recipe = VGG_RECIPE.but(epochs=6, invariance_from=0.0, invariance_weight=weight, augmentation=False)
+    how = VGG_RECIPE.but(epochs=6, invariance_from=0.0, invariance_loss=loss, augmentation=False)
+    for factor in (0.0, weight):
+        recipe = how.but(invariance_weight=factor)
         net = small_net()
         train(net, batches_of(images, recipe), recipe, device=CPU, symmetry=symmetry)
-        errors[weight] = invariance_error(net, Images(images.images), symmetry)
-    assert errors[3.0] < 0.7 * errors[0.0]
+        errors[factor] = invariance_error(net, Images(images.images), symmetry)
+    assert errors[weight] < 0.7 * errors[0.0]
 
 
 def test_batch_norm_sees_the_flipped_images_of_the_invariance_loss():

@@ -71,8 +71,8 @@ def test_dead_channels_of_copies_go_with_each_other():
     net.features.conv3.bias[:5] = -1e3
     groups = channel_groups(net)
     copies, planted = zip(*(shuffled(net, groups, seed) for seed in range(2)), strict=True)
-    found = align_many([net, *copies], IMAGES).permutations
-    for permutations, shuffles in zip(found[1:], planted, strict=True):
+    of_nets = align_many([net, *copies], IMAGES).permutations
+    for permutations, shuffles in zip(of_nets[1:], planted, strict=True):
         assert torch.equal(permutations["conv3"], shuffles["conv3"].argsort())
 
 
@@ -88,12 +88,12 @@ def test_the_universe_is_the_best_of_all_of_small_tables_and_never_worse_than_ma
         draw = torch.randn(9, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         table = (draw + draw.T).view(3, 3, 3, 3)
         groups = [ChannelGroup("conv", 3, (), "")]
-        found = worth(table, [p["conv"] for p in universe(groups, {"conv": table})])
+        reached = worth(table, [p["conv"] for p in universe(groups, {"conv": table})])
         every = [torch.tensor(p) for p in itertools.permutations(range(3))]
         most = max(worth(table, [every[0], p, q]) for p in every for q in every)
         to_first = [max(every, key=lambda p, i=i: float(table[0, every[0], i, p].sum())) for i in (1, 2)]
-        assert worth(table, [every[0], *to_first]) - 1e-9 <= found <= most + 1e-9
-        best += found > most - 1e-9
+        assert worth(table, [every[0], *to_first]) - 1e-9 <= reached <= most + 1e-9
+        best += reached > most - 1e-9
     assert best >= 11
 
 
@@ -163,9 +163,9 @@ def test_every_result_is_of_order_four_exactly_whatever_the_tables(size):
     for seed in range(20):
         draw = torch.Generator().manual_seed(seed)
         first, second = (torch.randn(size, size, generator=draw, dtype=torch.float64) for _ in range(2))
-        found = best_cyclic([first, second + second.T, first.T])
-        assert torch.equal(found.sort().values, torch.arange(size))
-        assert torch.equal(powers(found, 4)[4], torch.arange(size))
+        turn = best_cyclic([first, second + second.T, first.T])
+        assert torch.equal(turn.sort().values, torch.arange(size))
+        assert torch.equal(powers(turn, 4)[4], torch.arange(size))
 
 
 @torch.no_grad()
@@ -173,8 +173,8 @@ def test_a_gcnn_of_quarter_turns_with_its_channels_shuffled_is_found_exactly():
     gcnn = vgg11(group_convs=8, symmetry=QUARTER_TURN)
     groups = channel_groups(gcnn)
     net, _ = shuffled(gcnn, groups)
-    found = orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, answers(net, IMAGES), matching="cyclic")
-    assert set(found.barrier.values()) == {0.0}
+    merged = orbit_merge(net, QUARTER_TURN, IMAGES, IMAGES, answers(net, IMAGES), matching="cyclic")
+    assert set(merged.barrier.values()) == {0.0}
     turned = turned_thrice(net)
     turns = align_many(turned, IMAGES, matching="cyclic").permutations
     for name, turn in turns[1].items():

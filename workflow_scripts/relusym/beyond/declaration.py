@@ -36,7 +36,7 @@ class Selection(Section):
 
 
 class Options(Selection):
-    """What every measurement has."""
+    """What every measurement has that merges."""
 
     images: OrNull[Count] = key("training images to merge on; null: as many as the model's tables", None)
 
@@ -85,7 +85,7 @@ class Job(Protocol):
 class Measurement:
     """All that the workflow has to know of a measurement."""
 
-    options: type[Options]  # its section in the config, below `beyond`; with `pairs`, it may be of two nets
+    options: type[Selection]  # its section in the config, below `beyond`; with `pairs`, it may be of two nets
     body: type[Fields]  # what its record has, besides the header
     measure: Callable[[Job], Values]  # the body
     # what its record depends on besides its options and what is upstream, the nets and how they are merged: from its

@@ -417,7 +417,7 @@ class Settings:
         """All that a measurement beyond the paper depends on."""
         section = self.beyond[name]
         settings = self._merging(section.get("matching"), *models)
-        if section["images"] is not None:
+        if section.get("images") is not None:
             settings["merging"] = settings["merging"] | {"images": section["images"]}
         if len(models) == 1:
             settings["symmetry"] = self.models[models[0]].symmetry

@@ -272,7 +272,7 @@ ACCURACIES = {  # by kind, those of the nets as they were trained; of a line, of
     "train": lambda record: [record["accuracy"]],
     "flip_merge": lambda record: [record["accuracy"]["net"]],
     "identifiability": lambda record: [record["variants"]["activation"]["accuracy"]["net"]],
-    "exact_gcnn": lambda record: [record["accuracy"]["net"]],
+    **dict.fromkeys(("exact_gcnn", "invariance_errors"), lambda record: [record["accuracy"]["net"]]),
     "pair_merge": lambda record: [record["accuracy"][net] for net in ("net_1", "net_2")],
     "curves": lambda record: [record["curve"]["plain"]["accuracy"][end] for end in (0, -1)],
     "during_training": lambda record: [record["epochs"][-1]["accuracy"]],

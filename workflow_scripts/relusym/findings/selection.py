@@ -117,12 +117,14 @@ def vgg11s(settings: Settings) -> Selection:
     return {"models": models, "notes": net_notes(settings, models)}
 
 
-def beyond(name: str, order: int) -> Mapping[str, Any]:
-    """What the declarations of a measurement beyond the paper have in common, by its section of the config."""
+def beyond(name: str, order: int, *, merged: bool = True) -> Mapping[str, Any]:
+    """What the declarations of a measurement beyond the paper have in common, by its section of the config; `merged`:
+    whether it merges."""
 
     def select(settings: Settings) -> Selection:
         selection = beyond_selection(settings, name)
-        return {**selection, "notes": net_notes(settings, selection["models"], settings.beyond.get(name))}
+        notes = net_notes(settings, selection["models"], settings.beyond.get(name), merged=merged)
+        return {**selection, "notes": notes}
 
     def exists(settings: Settings) -> bool:
         return name in settings.measured
@@ -149,7 +151,9 @@ def measured_types(settings: Settings) -> list[str]:
 # ---- notes on nets
 
 
-def net_notes(settings: Settings, models: Iterable[str], section: Values | None = None) -> list[str]:
+def net_notes(
+    settings: Settings, models: Iterable[str], section: Values | None = None, *, merged: bool = True
+) -> list[str]:
     """What a reader has to know of a table's nets, and what differs; `section`: of the measurement that it shows."""
     section, nets = section or {}, [settings.models[model] for model in models]
     if not nets:
@@ -158,7 +162,8 @@ def net_notes(settings: Settings, models: Iterable[str], section: Values | None 
     for stage in dict.fromkeys(stage for net in nets for stage in net.recipe):
         trained = [net for net in nets if stage in net.recipe]
         lines += _lines(trained, lambda net, stage=stage: _stage(net, stage), ", ", stage.capitalize())
-    lines += _lines(nets, lambda net: _merging(net, section), "; ", "Merging")
+    if merged:
+        lines += _lines(nets, lambda net: _merging(net, section), "; ", "Merging")
     strided = {(net.image_size, STRIDES.get(net.network["architecture"], 0)) for net in nets}
     return lines + [
         f"At {size} pixels the {strides} strides of a flipped net are off by {2**strides - 1} pixels in all, "
@@ -189,9 +194,12 @@ def _ranges(seeds: list[int]) -> str:
 
 def _stage(net: Model, stage: str) -> list[str]:
     how = net.stages[stage]
-    weight = [how.objective, f"invariance weight {how.invariance_weight:g}"] if stage == "training" else []
+    other = "" if how.invariance_loss == "mean_norm" else f" of the {how.invariance_loss.replace('_', ' ')}"
+    loss = (
+        [how.objective, f"invariance weight {how.invariance_weight:g}{other}"] if stage == "training" else []
+    )
     steps = [f"{how.epochs} epochs", f"batch {how.batch_size}", f"learning rate {how.learning_rate:g}"]
-    return [*steps, f"{how.schedule} schedule", *weight, f"weight decay {how.weight_decay:g}"]
+    return [*steps, f"{how.schedule} schedule", *loss, f"weight decay {how.weight_decay:g}"]
 
 
 def _merging(net: Model, section: Values) -> list[str]:

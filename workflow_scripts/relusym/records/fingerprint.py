@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
         "optimizer": "sgd",
         "crop_padding": 0,
         "augmentation": True,
+        "invariance_loss": "mean_norm",
         "invariance_weight": 1.0,
         "invariance_from": None,
         "precision": "auto",

@@ -1,5 +1,6 @@
 """What a training minimises. Another objective is one class here and one line in `recipe.OBJECTIVES`."""
 
+from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 import torch
@@ -41,6 +42,7 @@ class Supervised:
         if self.recipe.invariance_at(epoch):
             logits, moved = forward(torch.cat([x, self.symmetry.act(x)])).float().chunk(2)
             loss = nn.functional.cross_entropy(logits, labels)
+            invariance_loss = INVARIANCE_LOSSES[self.recipe.invariance_loss]
             loss = loss + self.recipe.invariance_weight * invariance_loss(logits, moved)
         else:
             logits = forward(x).float()
@@ -48,9 +50,12 @@ class Supervised:
         return loss, (logits.detach().argmax(1) == labels).sum()
 
 
-def invariance_loss(logits: Tensor, logits_moved: Tensor) -> Tensor:
-    """Mean over the batch of ‖Φ(x) − Φ(τx)‖₂; both arguments (B, classes). Shape ()."""
-    return torch.linalg.vector_norm(logits - logits_moved, dim=1).mean()
+# Of logits (B, classes) of images and of moved ones, shape (); the paper doesn't say which (docs/paper.md).
+INVARIANCE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean_norm": lambda here, there: torch.linalg.vector_norm(here - there, dim=1).mean(),
+    "whole_batch": lambda here, there: torch.linalg.vector_norm(here - there) / len(here),
+    "mean_square": nn.functional.mse_loss,
+}
 
 
 class Linear(Supervised):

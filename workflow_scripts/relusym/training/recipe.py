@@ -50,6 +50,11 @@ class Recipe(Section):
     augmentation: Flag = key(
         "each training image is moved by a random element of the group: flipped with probability 1/2", True
     )
+    invariance_loss: Literal["mean_norm", "whole_batch", "mean_square"] = key(
+        "of the differences of two views' logits: `mean_norm` over images; `whole_batch`: norm of all of a batch's, "
+        "by the number of images; `mean_square` of their entries",
+        "mean_norm",
+    )
     invariance_weight: NotNegative = key("factor on the invariance loss", 1.0)
     invariance_from: OrNull[BelowOne] = key(
         "share of the epochs after which the invariance loss is on; null: never", None
@@ -74,6 +79,10 @@ class Recipe(Section):
                 f"{last / self.epochs:.3g}, or null"
             )
             raise together("invariance_from", why)
+        if self.invariance_loss == "whole_batch" and self.processes > 1:
+            raise together(
+                "invariance_loss", "whole_batch given, which one process alone has; allowed is another"
+            )
         if self.batch_size % self.processes:
             why = f"{self.batch_size} can't be shared evenly by {self.processes} processes"
             raise together("batch_size", why)
@@ -83,7 +92,7 @@ class Recipe(Section):
         """What a net depends on: without the keys that its objective or its loss doesn't read."""
         unread = set() if self.objective == "simsiam" else {"dimensions", "bottleneck"}
         if self.invariance_from is None:
-            unread.add("invariance_weight")
+            unread |= {"invariance_weight", "invariance_loss"}
         return self.model_dump(include={*Recipe.model_fields} - unread)
 
     @property

@@ -1,0 +1,63 @@
+"""The relative invariance error over images of each kind that the paper may have measured it on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from relusym.beyond import declaration
+from relusym.record_types import Fields, NotNegative, Share, Shares
+
+
+class Options(declaration.Selection):
+    """The invariance error on other images: which ones the paper has, it doesn't say."""
+
+
+class Accuracy(Shares):
+    net: Share
+
+
+class Errors(Fields):
+    """Over all test images, all training images, and a random crop of each of these, as in training."""
+
+    test: NotNegative
+    train: NotNegative
+    crops: NotNegative
+
+
+class Body(Fields):
+    accuracy: Accuracy
+    invariance_error: Errors
+
+
+def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: list[int]) -> dict[str, Any]:
+    """Nothing is merged."""
+    return {"merging": {}}
+
+
+def measure(job: declaration.Job) -> dict[str, Any]:
+    """The fields of `Body` of one net."""
+    from dataclasses import replace
+
+    import torch
+
+    from relusym.data.augmentation import Augmented
+    from relusym.evaluation.invariance import invariance_error
+    from relusym.evaluation.metrics import accuracy
+    from relusym.randomness import generator
+
+    (net,), ((model, seed),) = job.nets, job.names
+    padding = job.settings["trained"][0].get("training", {}).get("crop_padding", 0)
+    augmented = Augmented(job.train.images, padding, None, normalise=lambda pixels: pixels)
+    every = torch.arange(len(job.train.labels), device=job.device)
+    crops = augmented.batch(every, generator(seed, model, "crops"))
+    on = {"test": job.test, "train": replace(job.test, pixels=job.train.images)}
+    on["crops"] = replace(job.test, pixels=crops)
+    return {
+        "accuracy": {"net": accuracy(net, job.test, job.labels)},
+        "invariance_error": {
+            name: invariance_error(net, images, job.symmetry) for name, images in on.items()
+        },
+    }
+
+
+MEASUREMENT = declaration.Measurement(Options, Body, measure, settings)
