@@ -178,9 +178,8 @@ class Recorder(TorchFunctionMode):
         # what shares memory with another tensor: with which, by which method of it, and its arguments
         self.views: Mapping[Tensor, tuple[Tensor, str, tuple, dict]] = WeakTensorKeyDictionary()
         self.times: Mapping[Tensor, int] = WeakTensorKeyDictionary()  # since when a tensor has its node
-        self.changes: dict[
-            int, tuple[int, str]
-        ] = {}  # memory → when it was last changed in place, and by what
+        # memory → when it was last changed in place, and by what
+        self.changes: dict[int, tuple[int, str]] = {}
         self.clock = 0
         self.before: dict[int, Tensor] = {}  # what a constant was before it is changed in place
         self.autocast = False
@@ -213,9 +212,8 @@ class Recorder(TorchFunctionMode):
         with self._inside():
             name, versions = getattr(func, "__name__", ""), _versions((args, kwargs))
             if name.startswith("__i") or (name.endswith("_") and not name.endswith("__")):
-                self.before = {
-                    id(x): x.clone() for x in args[:1] if isinstance(x, Tensor) and not self._varies(x)
-                }
+                constants = [x for x in args[:1] if isinstance(x, Tensor) and not self._varies(x)]
+                self.before = {id(x): x.clone() for x in constants}
             result = func(*args, **kwargs)
             self._note(func, args, kwargs, result, _changed(versions))
             self.before = {}
@@ -365,26 +363,13 @@ class Recorder(TorchFunctionMode):
     def _record(self, op: str, target: Any, args: tuple, kwargs: dict, result: Any) -> None:
         varies = op == "call_module" or self._depends((args, kwargs))
         args, kwargs = self._nodes_of((args, kwargs), constants=varies)
-        image = any(
-            source.meta.get("image") for source in tree_leaves((args, kwargs)) if isinstance(source, fx.Node)
-        )
-        in_place = isinstance(result, Tensor) and args and isinstance(args[0], fx.Node)
-        if (
-            in_place
-            and self.nodes.get(result) is args[0]
-            and (result in self.views or not args[0].meta["image"])
-        ):
-            args = (
-                self.graph.call_method("clone", args[:1]),
-                *args[1:],
-            )  # nothing else is changed when it runs again
-            args[0].meta = {
-                "shape": result.shape,
-                "varies": varies,
-                "image": image,
-                "owners": tuple(self.owners),
-            }
+        in_place = isinstance(result, Tensor) and args and self.nodes.get(result, self) is args[0]
+        if in_place and (result in self.views or not args[0].meta["image"]):
+            copied = self.graph.call_method("clone", args[:1])  # nothing else is to change when it runs again
+            copied.meta = {"shape": result.shape, "varies": varies, "image": args[0].meta["image"]}
+            args = copied, *args[1:]
         node = self.graph.create_node(op, target, args, kwargs)
+        image = any(source.meta.get("image") for source in node.all_input_nodes)
         node.meta = {"varies": varies, "image": image, "owners": tuple(self.owners)}
         if isinstance(result, Tensor):
             node.meta["shape"] = result.shape
