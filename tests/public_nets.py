@@ -51,7 +51,6 @@ REASONS = {
     "lambda_resnet26t": "queries' channels lie along a dimension of a convolution over positions",
     "halonet26t": "channels of heads that share a table of relative positions stay",
     "coat_tiny": "one linear layer along the tokens of three scales joins their channels",
-    "mvitv2_tiny": "channels of heads that share convolutions and a table of relative positions stay",
     "sequencer2d_s": "its recurrent layers' channels stay",
     "torchvision:shufflenet_v2_x0_5": "a few channels take ways through the shuffles that no other takes",
 }

@@ -39,6 +39,31 @@ def Shuffled(self, x):
     return self.classifier(self.head(x).relu().mean([2, 3]))
 
 
+class Unit(nn.Module):
+    """ShuffleNet V1's."""
+
+    def __init__(self, before, after, groups, stride):
+        super().__init__()
+        middle = after // 4
+        self.first = nn.Conv2d(before, middle, 1, groups=groups if before > 24 else 1)
+        self.depthwise = nn.Conv2d(middle, middle, 3, stride, 1, groups=middle)
+        self.last = nn.Conv2d(middle, after - before * (stride > 1), 1, groups=groups)
+        self.shuffle, self.stride = nn.ChannelShuffle(groups), stride
+
+    def forward(self, x):
+        y = self.last(self.depthwise(self.shuffle(self.first(x).relu())))
+        return (torch.cat([F.avg_pool2d(x, 3, 2, 1), y], 1) if self.stride > 1 else x + y).relu()
+
+
+def shuffle_net(groups, width):
+    """ShuffleNet V1, of two units: one that halves the map, and a residual one."""
+    units = nn.Sequential(Unit(24, width, groups, 2), Unit(width, width, groups, 1))
+    return nn.Sequential(
+        *(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), units),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)),
+    )
+
+
 @net_of(lambda: {
     "stem": nn.Conv2d(3, 16, 3, padding=1, bias=False), "grouped": nn.Conv2d(16, 24, 3, padding=1, groups=8),
     "depthwise": nn.Conv2d(24, 48, 3, padding=1, groups=24), "squeeze": nn.Conv2d(48, 4, 1),
@@ -237,6 +262,47 @@ def halved_in_place(x):
     return x
 
 
+def views_in_place(x):
+    x, (a, b) = x.clone(), x.chunk(2, 1)
+    x.narrow(1, 0, 6).add_(1.5), x.chunk(2, 1)[1].mul_(2), x.unbind(2)[3].mul_(3), x.select(2, 5).fill_(0.5)
+    x.unflatten(1, (2, 6))[:, 0].neg_(), x.transpose(1, 3)[..., 6:].mul_(0.5), x.data.mul_(2)
+    F.relu(x.view(-1, 2, 6, 256)[:, 1].sub_(0.5), inplace=True)
+    part = x.narrow(1, 6, 6)
+    part.masked_fill_(part < 0.3, 0).copy_(part + 1)
+    return torch.add(x, torch.cat([a, b], 1), out=torch.zeros(len(x), 24, 16, 16).to(x)[:, 12:])
+
+
+def views_of_what_changes(x):
+    x = x.clone()
+    flat, first = x.flatten(2), x[:, :6]
+    x.narrow(1, 3, 6).mul_(3), first.add_(1)
+    return torch.cat([first, flat[:, 6:].view(-1, 6, *x.shape[2:])], 1)
+
+
+def sums_in_place(x, a):
+    y, scale = torch.zeros_like(x), torch.zeros(12, 1, 1, dtype=x.dtype)
+    scale += a[:, None, None]
+    y += x * scale
+    y[:, :6] += x[:, 6:]
+    y.narrow(1, 6, 6).add_(x[:, :6])
+    return y
+
+
+def cross(x, w, rows, columns):
+    """ACNet's kernel."""
+    w = w.clone()
+    w[:, :, 1:2] += rows
+    w.narrow(3, 1, 1).add_(columns)
+    return F.conv2d(x, w, padding=1)
+
+
+def causal(x, w):
+    w = w.clone()
+    w[:, :, 1, 2:] = 0
+    w[:, :, 2] = 0
+    return F.conv2d(x, w, padding=1)
+
+
 def rows(x):
     """A map's pixels, channels last."""
     return x.transpose(1, 2).transpose(2, 3).flatten(1, 2)
@@ -247,7 +313,18 @@ def mapped(rows, size=16):
     return rows.transpose(1, 2).unflatten(2, (size, size))
 
 
-KERNEL, MATRIX = (7, 12, 3, 3), (12, 7)
+def gated(along):
+    """As gMLP: pixels weighted by what a layer along pixels makes of them."""
+
+    def gate(x, w, b):
+        x = F.avg_pool2d(x, 4).flatten(2)
+        return (x * along(x, w, b)).unflatten(2, (4, 4))
+
+    return gate
+
+
+KERNEL, MATRIX, TOKENS = (7, 12, 3, 3), (12, 7), ((16, 16), (16,))
+ORDER = torch.tensor([3, 0, 7, 11, 1, 2, 10, 5, 4, 9, 8, 6])
 SOBEL = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
 # name → operation, how many channels it gives, shapes of its parameters
 BETWEEN = {
@@ -291,6 +368,31 @@ BETWEEN = {
     "a kernel and its sum": (lambda x, w: F.conv2d(x, w, padding=1) - F.conv2d(x, w.sum((2, 3), True)), 7, KERNEL),
     "a kernel in another": (lambda x, w, v: F.conv2d(x, w + F.pad(v, [1] * 4), padding=1), 7, KERNEL, (7, 12, 1, 1)),
     "a kernel of constants": (lambda x: F.conv2d(x, SOBEL.expand(12, 1, 3, 3).to(x), padding=1, groups=12), 12),
+    "views in place": (views_in_place, 12),
+    "views of what changes": (views_of_what_changes, 12),
+    "sums in place": (sums_in_place, 12, (12,)),
+    "an order": (lambda x: x[:, ORDER], 12),
+    "some channels": (lambda x: x.gather(1, ORDER[:7, None, None].expand(len(x), 7, 16, 16)), 7),
+    "to an order": (lambda x: torch.zeros_like(x).index_copy(1, ORDER, x).index_fill(1, ORDER[:2], 0.5), 12),
+    "a kernel of low rank": (lambda x, w, b, a: F.conv2d(x, w + (b @ a).view(w.shape)), 7, KERNEL, (7, 2), (2, 108)),
+    "a product of tensors": (
+        lambda x, a, b, c: F.conv2d(x, torch.einsum("or,ir,hr->oih", a, b, c)[..., None]), 7, (7, 2), (12, 2), (3, 2)
+    ),
+    "low rank of other products": (
+        lambda x, w, b, a, s: F.conv2d(x, (s / (w + b @ a).norm(dim=1, keepdim=True) * (w + b @ a))[:, :, None, None]),
+        7, (7, 12), (7, 2), (2, 12), (7, 1),
+    ),
+    "a kernel that is turned": (
+        lambda x, w: F.conv2d(x, torch.stack([w, w.flip(-1)], 1).flatten(0, 1), padding=1), 14, KERNEL
+    ),
+    "a cross in a kernel": (cross, 7, KERNEL, (7, 12, 1, 3), (7, 12, 3, 1)),
+    "zeros in a kernel": (causal, 7, KERNEL),
+    "a gate along pixels": (gated(F.linear), 12, *TOKENS),
+    "a gate of tokens as channels": (
+        gated(lambda x, w, b: F.conv1d(x.transpose(1, 2), w[..., None], b).transpose(1, 2)), 12, *TOKENS
+    ),
+    "a gate by einsum": (gated(lambda x, w, b: torch.einsum("bcn,mn->bcm", x, w) + b), 12, *TOKENS),
+    "two layers along pixels": (gated(lambda x, w, v: F.linear(F.linear(x, w).relu(), v)), 12, (9, 16), (16, 9)),
     "moved kernels": (
         lambda x, w, o: deform_conv2d(x, o.expand(len(x), 18, 16, 16), w, padding=1), 7, KERNEL, (1, 18, 1, 1)
     ),
@@ -299,6 +401,8 @@ UNFLIPPED_BETWEEN = {
     "sums along rows": "depends on the order of what lies along dimension 3",
     "frequencies": "depends on the order of what lies along dimension 2",
     "sampled": "the effect of grid_sample on pixels is unknown",
+    "a kernel that is turned": "it isn't the net on transformed images.*first at conv2d",
+    "zeros in a kernel": "the net combines pixels in a way that doesn't commute with horizontal_flip",
     "a kernel of constants": "it isn't the net on transformed images.*first at conv2d",
     "moved kernels": "the effect of deform_conv2d on pixels is unknown",
 }

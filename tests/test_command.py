@@ -4,6 +4,9 @@ import io
 import json
 import os
 import re
+import socket
+import subprocess
+import sys
 import zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -56,6 +59,17 @@ net = build()
 number = 7
 """
 SCALED = ("--mean", "0.5", "--std", "0.25")
+# of timm: its nets are downloaded, and asked for again and again unless the hub's client knows that there is no network
+STAND_IN = """
+import os
+
+def is_model(name):
+    return True
+
+def create_model(name, pretrained):
+    assert pretrained and os.environ["HF_HUB_OFFLINE"] == "1", "asks for minutes"
+    raise RuntimeError("not in the cache")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -754,6 +768,34 @@ def test_timms_nets_bring_how_their_images_are_made():
     assert type(net) is type(timm.create_model("resnet18"))
     assert preset == Preset((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), Sizing(235, 224, "bicubic"))
     refused(lambda: build("timm:resnet1800", "random", 0), match="timm has no net 'resnet1800'")
+
+
+def test_a_net_of_a_hub_that_isnt_reached_is_refused_within_seconds(monkeypatch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        hub = f"http://127.0.0.1:{server.getsockname()[1]}"  # nobody listens there any more
+    for key, value in {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "", "HF_HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(key, value)
+    (tmp_path / "timm.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    line = f"timm's resnet10t can't be had ({hub} can't be reached: "
+    refused(lambda: build("timm:resnet10t", None, 0), line, "give --weights FILE, or --weights random")
+    assert os.environ.pop("HF_HUB_OFFLINE") == "1"
+
+
+@pytest.mark.parametrize(
+    "package, net", [("timm", "timm:resnet10t"), ("transformers", "hf:microsoft/resnet-18")]
+)
+def test_nets_of_a_package_are_refused_within_seconds_without_a_network(tmp_path, package, net):
+    """In a process of its own, in which the hub's client isn't imported yet."""
+    pytest.importorskip(package, reason=f"{package} isn't installed")
+    typed = "import sys; from relusym.reporting.command import main; sys.exit(main(sys.argv[1:]))"
+    typed = [sys.executable, "-c", typed, "report", net, "--images", tmp_path, "--out", tmp_path / "out"]
+    env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    env["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run(typed, capture_output=True, text=True, env=env, timeout=600)
+    assert done.returncode == 1 and "127.0.0.1:9 can't be reached" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "Retrying" not in done.stderr
 
 
 def test_a_folder_of_hugging_faces_is_read_without_a_network(tmp_path):

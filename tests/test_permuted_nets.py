@@ -20,6 +20,7 @@ from structures import (
     Twice,
     UNet,
     difference,
+    shuffle_net,
     with_statistics,
 )
 from torch import fx, nn
@@ -157,6 +158,26 @@ def test_nets_drawn_at_random_keep_their_logits_under_random_permutations(names,
 
 
 # ---- what is met twice, computed or traced
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups, width", [(1, 144), (2, 200), (3, 240), (4, 272), (8, 384)])
+def test_shufflenet_v1_is_flipped_and_what_its_groups_share_stays(groups, width):
+    """Grouped convolutions that read parts of each other's groups leave no two channels alike, but in one group."""
+    torch.manual_seed(0)
+    net, x = with_statistics(shuffle_net(groups, width)), torch.randn(2, 3, 33, 33, dtype=torch.float64)
+    kept, moved = difference(net, 33)
+    assert kept < 1e-10 and (moved > 100 if groups == 1 else moved == 0)
+    assert difference_of(flip(net, (3, 33, 33))(x.flip(-1)), net(x)) < 1e-10
+    if groups == 3:
+        refused(
+            lambda: merge(net.float(), net, [torch.randn(4, 3, 33, 33)]),
+            "has no layer whose channels can be permuted",
+        )
+
+
+def difference_of(first, second):
+    return float((first - second).abs().max() / first.abs().max())
 
 
 def test_a_permutation_of_a_layer_that_is_called_twice_is_the_same_at_both_ends():

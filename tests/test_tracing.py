@@ -156,6 +156,41 @@ def Frozen(self, x):
     return self.head(F.relu(self.b(F.relu(self.norm(self.a(x))))).mean((2, 3)))
 
 
+class Masked(nn.Conv2d):
+    """As of a pruned net or PixelCNN: its mask is a buffer."""
+
+    def __init__(self):
+        super().__init__(8, 8, 3, padding=1)
+        self.register_buffer("mask", (torch.rand(8, 8, 3, 3) > 0.3).float())
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight * self.mask, self.bias, padding=1)
+
+
+class LowRank(nn.Linear):
+    """LoRA's."""
+
+    def __init__(self):
+        super().__init__(8, 8)
+        self.up, self.down = nn.Parameter(torch.rand(8, 2)), nn.Parameter(torch.rand(2, 8))
+
+    def forward(self, x):
+        return F.linear(x, self.weight + 0.5 * (self.up @ self.down), self.bias)
+
+
+class Computed(Net):
+    """Weights that are computed when they are used."""
+
+    def __init__(self):
+        super().__init__()
+        self.masked, self.low_rank = Masked(), LowRank()
+        self.register_buffer("order", torch.randperm(8))
+
+    def body(self, x):
+        x = self.masked(super().body(x)).index_select(1, self.order).relu()
+        return self.low_rank(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).relu()
+
+
 class Unfolded(Net):
     """Patches as columns and back, and a part of the channels that is written anew."""
 
@@ -207,7 +242,15 @@ class Means(Net):
 
 TWO_CONVS = Normalised, Optional, FromShapes, Standardised, Blurred
 CHANNELS = dict.fromkeys((*TWO_CONVS, Unfolded), 16) | {Operands: 24}
-CHANNELS |= {Twice: 8, Asked: 16, Means: 8, Frozen: 16, Biased: 16 + 16 + 16 + 12 + 4, Mixer: 24 + 32}
+CHANNELS |= {
+    Computed: 32,
+    Twice: 8,
+    Asked: 16,
+    Means: 8,
+    Frozen: 16,
+    Biased: 16 + 16 + 16 + 12 + 4,
+    Mixer: 24 + 32,
+}
 
 
 @pytest.mark.parametrize("kind", CHANNELS, ids=lambda kind: kind.__name__)
@@ -219,7 +262,7 @@ def test_nets_as_people_write_them_are_permuted_and_compute_the_same(kind):
     assert difference(net, groups=groups)[0] < 1e-10
 
 
-@pytest.mark.parametrize("kind", [Twice, Asked, Means], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [Twice, Asked, Means, Computed], ids=lambda kind: kind.__name__)
 def test_nets_as_people_write_them_are_flipped(kind):
     torch.manual_seed(0)
     net, x = kind(), torch.randn(4, 3, 16, 16)
@@ -327,9 +370,13 @@ def test_a_state_dict_with_parametrizations_is_refused_by_permute_in_one_line():
         HORIZONTAL_FLIP.transform(net)
 
 
-def rows_in_place(x):
-    x = x + 1
-    x.transpose(1, 2).mul_(2)
+def halves_in_place(x):
+    torch._foreach_mul_(list((x := x + 1).chunk(2, 2)), 2)
+    return x
+
+
+def strided_in_place(x):
+    (x := x + 1).as_strided((2, 3), (1, 1)).mul_(2)
     return x
 
 
@@ -350,8 +397,9 @@ class Depends(Net):
     (lambda x: x if len(x) < 3 else x * 2, "calls other operations on 3 images than on 2"),
     (lambda x: F.dropout(x, 0.5), "something else each time, in evaluation mode: it draws at random"),
     (lambda x: torch.ones(2, 3, 32, 32), "doesn't depend on the image"),
-    (rows_in_place, "by mul_, it may be"),
-], ids=["bool", "item", "batch", "length", "dropout", "constant", "in place"])  # fmt: skip
+    (halves_in_place, "foreach_mul changes in place what it doesn't return"),
+    (strided_in_place, "what mul changes in place shares memory with other tensors in a way that isn't known"),
+], ids=["bool", "item", "batch", "length", "dropout", "constant", "in place", "strided"])  # fmt: skip
 def test_what_no_graph_can_show_is_refused(how, message):
     refused(lambda: channel_groups(Depends(how)), match=message)
 

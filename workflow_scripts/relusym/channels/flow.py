@@ -85,7 +85,7 @@ class Flow(fx.Interpreter):
         followed = any(isinstance(x, Labels | Weights) for x in inputs)
         followed |= node.op == "call_module" and node.meta["varies"]
         if not followed or not any(isinstance(part, Tensor) for part in tree_leaves(result)):
-            return result
+            return result.clone() if isinstance(result, Tensor) else result  # it may be changed in place
         layer = layer_of(self.module, node)
         name = function_name(node)  # what works in place is known by its bare name
         keys = type(layer).__mro__ if layer is not None else [name, name and name.strip("_")]
@@ -313,17 +313,18 @@ class Call:
     def _combined(self, weights: list[Weights], beside: tuple[Tensor, ...]) -> Weights:
         """What is computed entry by entry of parameters: of one of them, of the same entries, or of sums over them."""
         sources: dict[str, Tensor] = {}
-        for parameter in sorted(weights, key=lambda parameter: parameter.pooled):
-            for name, entries in parameter.sources.items():
-                entries = padded(entries, self.result.ndim)
-                known = sources.setdefault(name, entries)
-                if known is not entries:
-                    if parameter.pooled:
-                        for dim, size in enumerate(entries.shape):
-                            known = known.narrow(dim, 0, 1) if size == 1 else known
-                    if known.shape != entries.shape or not torch.equal(known, entries):
-                        raise self.refusal(f"{name} is used in several ways")
-        return Weights(self.shape, sources, all(parameter.pooled for parameter in weights), beside)
+        every = [(name in parameter.pooled, name, padded(entries, self.result.ndim))
+                 for parameter in weights for name, entries in parameter.sources.items()]  # fmt: skip
+        every.sort(key=lambda each: (each[0], -each[2].numel()))
+        for pooled, name, entries in every:
+            known = sources.setdefault(name, entries)
+            if known is not entries:
+                for dim, size in enumerate(entries.shape) if pooled else ():
+                    known = known.narrow(dim, 0, 1) if size == 1 else known
+                if known.shape != entries.shape or not torch.equal(known, entries):
+                    raise self.refusal(f"{name} is used in several ways")
+        whole = {name for pooled, name, _ in every if not pooled}
+        return Weights(self.shape, sources, frozenset(sources.keys() - whole), beside)
 
     def meet(self, weights: Weights, ids: Tensor) -> None:
         """Weights that meet channels entry by entry, broadcast, are indexed by them."""
@@ -339,8 +340,8 @@ class Call:
             both = [x.flatten() for x in torch.broadcast_tensors(entries, ids)]
             pairs = torch.stack(both).unique(dim=1)
             pairs = pairs[:, pairs[0] >= 0]
-            met = self.relations.gathered(*pairs, tensor.numel(), self.node.name).reshape(tensor.shape)
-            places = torch.unravel_index(pairs[0], tensor.shape) if weights.pooled else ()
+            met = self.relations.gathered(*pairs, tensor.shape, self.node.name)
+            places = torch.unravel_index(pairs[0], tensor.shape) if name in weights.pooled else ()
             for dim, place in enumerate(places):
                 if not place.any():  # of all that is pooled, `sources` has the first
                     met = met.narrow(dim, 0, 1)

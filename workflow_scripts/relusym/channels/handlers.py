@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import string
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
-from relusym.channels.flow import ENTRYWISE, Call
+from relusym.channels.flow import ENTRYWISE, Call, padded
 from relusym.channels.labels import FIXED, Labels, Weights
-from relusym.channels.tracing import PROJECTIONS, function_name, handler
+from relusym.channels.tracing import PROJECTIONS, function_name, handler, view_of
 
 both = partial(handler, on="both")
 
@@ -50,10 +51,11 @@ FUNCTIONS = {
     "moves": """
         view reshape flatten unflatten permute transpose swapaxes movedim moveaxis t unsqueeze squeeze expand expand_as
         view_as reshape_as broadcast_to getattr getitem chunk split split_with_sizes tensor_split unbind narrow select
-        index_select flip rot90 repeat repeat_interleave tile stack hstack vstack pixel_shuffle pixel_unshuffle
-        channel_shuffle diagonal""",
+        index_select gather take_along_dim flip rot90 repeat repeat_interleave tile stack hstack vstack dstack
+        pixel_shuffle pixel_unshuffle channel_shuffle diagonal view_of""",
     "pools": "max_pool avg_pool adaptive_avg_pool adaptive_max_pool",
 }
+STACKS = {"stack", "hstack", "vstack", "dstack"}
 NAMES = {kind: names.split() for kind, names in FUNCTIONS.items()}
 ACTIVATING = set(NAMES["activating"])
 
@@ -100,7 +102,7 @@ def _filtered(call: Call, x: Any, weight: Any, bias: Any, groups: int, dim: int)
     """A convolution with a kernel that is no parameter, as a fixed blur: each channel's the same, or channels stay."""
     same = isinstance(weight, Tensor) and bool((weight == weight[:1]).all())
     if not (same and isinstance(x, Labels) and groups == len(weight) == x.shape[dim]) or bias is not None:
-        raise call.refusal("its kernel isn't a parameter")
+        raise call.refusal("its kernel is computed in a way that isn't known")
     return Labels.along(call.along(x, dim), dim % len(call.shape), call.shape)
 
 
@@ -271,8 +273,9 @@ def reduction(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
         sources = {name: ids.expand(x.shape) for name, ids in x.sources.items()}
         for dim in dims:
             sources = {name: ids.narrow(dim, 0, 1) for name, ids in sources.items()}
-        sources = {name: ids.reshape([ids.shape[dim] for dim in kept]) for name, ids in sources.items()}
-        return Weights(call.shape, sources, pooled=True)
+        sources = {name: Labels.of(ids.reshape([ids.shape[dim] for dim in kept])).ids
+                   for name, ids in sources.items()}  # fmt: skip
+        return Weights(call.shape, sources, frozenset(sources))
     ids = call.mix(x, dims)
     return Labels(call.shape, ids.reshape([ids.shape[dim] for dim in kept]))
 
@@ -378,6 +381,10 @@ def contracted(call: Call, operands: list[Any], letters: list[str], output: str,
         return entries.permute(where)[tuple(slice(None) if letter in names else None for letter in order)]
 
     pairs = list(zip(operands, letters, strict=True))
+    if not any(isinstance(x, Labels) for x in operands):
+        return _of_weights(call, [({name: arranged(padded(entries, len(names)), names)
+                                    for name, entries in x.sources.items()}, x.pooled) for x, names in pairs],
+                           len(output))  # fmt: skip
     aligned = [(arranged(x.ids, names), x, names) for x, names in pairs if isinstance(x, Labels)]
     varies = {letter for ids, *_ in aligned for letter, n in zip(order, ids.shape, strict=True) if n > 1}
     ids, known = None, ()
@@ -392,12 +399,34 @@ def contracted(call: Call, operands: list[Any], letters: list[str], output: str,
         ids = torch.full([1] * len(order), FIXED)
     for weights, names in pairs:
         if isinstance(weights, Weights):
-            moved = {name: arranged(entries.expand(weights.shape), names)
+            moved = {name: arranged(padded(entries, len(names)), names)
                      for name, entries in weights.sources.items()}  # fmt: skip
-            call.meet(Weights(next(iter(moved.values())).shape, moved), ids)
+            call.meet(Weights(next(iter(moved.values())).shape, moved, weights.pooled), ids)
     shape = torch.Size([sizes[letter] for letter in order])
-    mixed = call.mix(Labels(shape, ids), list(range(len(output), len(order))), step)
+    summed = range(len(output), len(order))
+    mixed = call.mix(Labels(shape, ids), [*summed], step)
+    for dim, letter in enumerate(output) if mixed.numel() == 1 else ():
+        its = [(x, names.index(letter)) for x, names in pairs if letter in names and sizes[letter] > 1]
+        alone = its and all(isinstance(x, Weights) for x, _ in its) and any(ids.shape[i] > 1 for i in summed)
+        if alone and (written := call.relations.written(sizes[letter])) is not None:
+            for weights, where in its:
+                call.index(weights, where, written)
+            mixed = call.relations.join(mixed, Labels.along(written, dim, shape).ids, call.node.name)
     return Labels(shape[: len(output)], mixed.reshape(mixed.shape[: len(output)]))
+
+
+def _of_weights(call: Call, factors: list[tuple[dict[str, Tensor], frozenset[str]]], kept: int) -> Weights:
+    """A product of parameters, as of two matrices of low rank: what they have along summed dimensions stays."""
+    sources: dict[str, Tensor] = {}
+    pooled: set[str] = set()
+    for moved, known in factors:
+        for name, entries in moved.items():
+            if name in sources:
+                raise call.refusal(f"{name} is used in several ways")
+            first = entries[(slice(None),) * kept + (slice(1),) * (entries.ndim - kept)]
+            sources[name] = first.reshape(entries.shape[:kept])
+            pooled |= {name} if first.shape != entries.shape or name in known else set()
+    return Weights(call.shape, sources, frozenset(pooled))
 
 
 @both("einsum")
@@ -423,7 +452,7 @@ def einsum(call: Call, equation: str, *operands: Any) -> Labels:
 @handler("matmul", "bmm", "imatmul")
 def matmul(call: Call, *operands: Any) -> Labels:
     first, second = _operands(operands)
-    if isinstance(second, Weights) and len(second.shape) == 2:
+    if isinstance(first, Labels) and isinstance(second, Weights) and len(second.shape) == 2:
         return convolved(call, first, second, None, 1, True, -1)
     if len(first.shape) < 2:
         raise call.refusal("products of vectors with others aren't supported")
@@ -592,19 +621,33 @@ def entrywise(call: Call, *operands: Any, **named: Any) -> Any:
 def moves(call: Call, *operands: Any, **options: Any) -> Any:
     """The same operation on the labels themselves."""
     x, *rest = operands
-    if isinstance(x, tuple | list) and call.node.target is not torch.stack:
+    joined = function_name(call.node) in STACKS
+    if isinstance(x, tuple | list) and not joined:
         return x[rest[0]]  # of a tuple of tensors
-    if isinstance(x, Tensor):
-        raise call.refusal("what moves a constant depends on the image")
-    if weights := [leaf for leaf in tree_leaves((operands, options)) if isinstance(leaf, Weights)]:
-        if len(weights) > 1 or weights[0] is not x:
-            raise call.refusal(f"{weights[0].name} is used in a way that isn't known")
+    for beside in tree_leaves((rest, options)):
+        if isinstance(beside, Labels) or (isinstance(x, Tensor) and isinstance(beside, Weights)):
+            raise call.refusal("which entries it takes depends on the image or on parameters")
+        if isinstance(beside, Weights):
+            raise call.refusal(f"{beside.name}, which isn't of whole numbers, says which entries it takes")
+    if isinstance(x, Weights):
         return _moved_weights(call, x, *rest, **options)
-    if call.node.target is torch.stack:
+    if joined and any(isinstance(piece, Weights) for piece in x):
+        if call.node.target is not torch.stack or any(isinstance(piece, Labels) for piece in x):
+            raise call.refusal("what it does with parameters isn't known")
+        dim = options.get("dim", rest[0] if rest else 0)
+        return _weights_beside(call, [_unsqueezed(piece, dim) for piece in x], dim % call.result.ndim)
+    if joined:
         operands = call.relations.distinct([constant(call, piece).entries for piece in x]), *rest
     operands, options = tree_map(lambda x: x.entries if isinstance(x, Labels) else x, (operands, options))
     moved = _moved(call, *operands, **options)
     return Labels.of(moved) if isinstance(moved, Tensor) else tuple(map(Labels.of, moved))
+
+
+def _unsqueezed(x: Weights | Tensor, dim: int) -> Weights | Tensor:
+    if isinstance(x, Tensor):
+        return x.unsqueeze(dim)
+    sources = {name: entries.expand(x.shape).unsqueeze(dim) for name, entries in x.sources.items()}
+    return Weights(next(iter(sources.values())).shape, sources, x.pooled)
 
 
 def _moved_weights(call: Call, weights: Weights, *rest: Any, **options: Any) -> Weights | tuple[Weights, ...]:
@@ -633,24 +676,65 @@ ENTRYWISE.update((kept, entrywise, moves, attention))
 
 
 @both("set_item")
-def assigned(call: Call, x: Any, index: Any, value: Any) -> Labels:
+def assigned(call: Call, x: Any, index: Any, value: Any) -> Any:
     """Other entries in the place of some; where a mask says which, either may be there."""
     value = torch.tensor(float(value)) if isinstance(value, int | float) else value
     if any(isinstance(part, Labels) for part in tree_leaves(index)):
         if not isinstance(index, Labels) or index.shape != x.shape:
             raise call.refusal("it is assigned to where it isn't known")
         return call.combine(x, index, value)
-    entries = constant(call, x).entries.clone()
-    part = entries[index].clone()
+    return _put(call, x, lambda x: x[index], value)
+
+
+@both("set_view")
+def assigned_to_view(call: Call, x: Any, value: Any, *view: Any, **kwargs: Any) -> Any:
+    """What was done in place to a view of a tensor."""
+    return _put(call, x, lambda x: view_of(x, *view, **kwargs), value)
+
+
+@both("index_copy", "index_fill", "scatter")
+def assigned_by_index(call: Call, x: Any, dim: int, index: Any, value: Any) -> Any:
+    if not isinstance(index, Tensor):
+        raise call.refusal("it is assigned to where it isn't known")
+    value = torch.tensor(float(value)) if isinstance(value, int | float) else value
+    if function_name(call.node).startswith("scatter"):
+        return _put(call, x, lambda x: x.gather(dim, index), value)
+    return _put(call, x, lambda x: x.index_select(dim, index), value)
+
+
+def _put(call: Call, x: Any, part_of: Callable[[Tensor], Tensor], value: Any) -> Any:
+    if isinstance(x, Weights) and isinstance(value, Weights | Tensor):
+        return _weights_in_another(call, x, part_of, value)
+    entries = constant(call, x).entries.clone(memory_format=torch.contiguous_format)
+    where = part_of(torch.arange(entries.numel()).view(entries.shape))
+    part = entries.view(-1)[where]
     labels = constant(call, value).entries.expand(part.shape)
     if isinstance(value, Weights):
         call.meet(value, Labels.of(part).ids)
         labels = part
-    entries[index] = torch.iinfo(entries.dtype).min
+    entries.view(-1)[where] = torch.iinfo(entries.dtype).min
     rest, labels = call.relations.distinct([entries, labels])
-    rest = rest.clone()
-    rest[index] = labels
+    rest = rest.clone(memory_format=torch.contiguous_format)
+    rest.view(-1)[where] = labels
     return Labels.of(rest)
+
+
+def _weights_in_another(
+    call: Call, x: Weights, part_of: Callable[[Tensor], Tensor], value: Weights | Tensor
+) -> Weights:
+    others = value.sources if isinstance(value, Weights) else {}
+    if x.pooled or (others and value.pooled) or x.beside or (others and value.beside):
+        raise call.refusal("what is computed of parameters is joined")
+    sources = {}
+    where = part_of(torch.arange(x.shape.numel()).view(x.shape))
+    apart = torch.zeros(x.shape)
+    apart.view(-1)[where] = 1
+    within = len(x.shape) > 3 and set(Labels.of(apart).varies) <= {*range(2, len(x.shape))}  # a kernel
+    for name in {**x.sources, **others}:
+        entries, part = (known.get(name, torch.tensor(-1)) for known in (x.sources, others))
+        sources[name] = entries.expand(x.shape).clone(memory_format=torch.contiguous_format)
+        sources[name].view(-1)[where] = part.expand(where.shape)
+    return Weights(x.shape, sources, beside=() if within else (apart,))
 
 
 @both("cat", "concat", "concatenate")

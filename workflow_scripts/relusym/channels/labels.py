@@ -71,13 +71,14 @@ class Weights:
         shape: the tensor's.
         sources: name in the state dict → which of that tensor's entries, counted from 0 in memory's order, each entry
             is made of, int64, broadcastable to `shape`; -1: of none.
-        pooled: whether each entry is made of all entries along the dimensions of size 1, alike, as a mean is.
+        pooled: of which tensors each entry is made of all entries along some dimensions, as a mean or a product of
+            matrices is; `sources` has the first of them.
         beside: constants that each entry is made of, too, broadcastable to `shape`, as a mask on position biases.
     """
 
     shape: torch.Size
     sources: dict[str, Tensor]
-    pooled: bool = False
+    pooled: frozenset[str] = frozenset()
     beside: tuple[Tensor, ...] = ()
 
     @property
@@ -250,12 +251,26 @@ class UnionFind:
             ids = self.join(ids, piece, where)
         return ids
 
-    def gathered(self, places: Tensor, labels: Tensor, count: int, where: Hashable) -> Tensor:
-        """Labels of `count` entries of a parameter, which meet channels at places: an entry's are joined."""
-        met = torch.full([count], FIXED)
+    def written(self, count: int) -> Tensor | None:
+        """Labels along a dimension that a parameter alone has in a product: it stays."""
+        return None
+
+    def gathered(self, places: Tensor, labels: Tensor, shape: torch.Size, where: Hashable) -> Tensor:
+        """Labels of a parameter's entries, which meet channels at places: an entry's are joined.
+
+        Entries that meet none, as those that are set to zero, have those of others along a dimension, if it can be.
+        """
+        none = torch.iinfo(labels.dtype).min
+        met = torch.full([math.prod(shape)], none)
         met[places] = labels
         self.join(met[places], labels, where)
-        return met
+        met = met.reshape(shape)
+        for dim in range(len(shape)) if bool((met == none).any()) else ():
+            along = met.amax([other for other in range(len(shape)) if other != dim], keepdim=True)
+            if bool(((met == along) | (met == none)).all()):
+                met = along.expand(shape)
+                break
+        return torch.where(met == none, FIXED, met)
 
     def mark(self, ids: Tensor, how: Hashable) -> None:
         """Set channels apart from those that aren't marked so."""

@@ -6,6 +6,7 @@ Below, what operations do to pixels, where it isn't what they do to channels (`c
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -38,12 +39,15 @@ class PixelRelations:
         grids: the first label of each map's pixels → its height and width; labels are counted row by row.
         derived: the first of the labels that are made together → their members, int64 (labels, members), and whether
             these are in an order.
+        opened: the first label of what a layer along pixels writes → the labels of the map that it came to lie at;
+            as long as there is none, they themselves, which stay.
     """
 
     def __init__(self) -> None:
         self.count = FIXED + 1
         self.grids: dict[int, tuple[int, int]] = {}
         self.derived: dict[int, tuple[np.ndarray, bool]] = {}
+        self.opened: dict[int, Tensor] = {}
         self._constants: dict[Hashable, int] = {}
 
     def fresh(self, count: int) -> Tensor:
@@ -56,6 +60,24 @@ class PixelRelations:
         ids = self.fresh(height * width)
         self.grids[int(ids[0])] = height, width
         return ids
+
+    def written(self, count: int) -> Tensor:
+        """Labels of what a layer along pixels writes: it is at the pixels of the first map that it meets."""
+        ids = self.fresh(count)
+        self.opened[int(ids[0])] = ids
+        return ids
+
+    def _lies_at(self, ids: Tensor, others: Tensor) -> bool:
+        """Whether these are labels of what a layer along pixels wrote that lies at those pixels, from now on."""
+        first = int(ids.flatten()[0])
+        known = self.opened.get(first)
+        if known is None or ids.shape != others.shape or len(known) != ids.numel():
+            return False
+        if int(known[0]) == first:
+            if len(others.unique()) < others.numel() or bool((others <= FIXED).any()):
+                return False
+            self.opened[first] = known = others.flatten()
+        return torch.equal(known, others.flatten())
 
     def constant(self, value: Hashable) -> int:
         """The label of what is at no pixel, and the same wherever it is."""
@@ -84,6 +106,9 @@ class PixelRelations:
         for a, b in ((first, second), (second, first)):
             if torch.equal(a, b) or (b.numel() == 1 and b <= FIXED):
                 return torch.broadcast_tensors(a, b)[0] if a.numel() > 1 else a
+        for a, b in ((second, first), (first, second)):
+            if self._lies_at(a, b):
+                return b
         first, second = torch.broadcast_tensors(first, second)
         if first.numel() > MOST:
             raise UserError(f"{where}: it combines more than {MOST:,} pairs of pixels")
@@ -102,22 +127,22 @@ class PixelRelations:
     def join_along(self, ids: Tensor, dims: list[int], where: Hashable) -> Tensor:
         return self.nest(ids, dims, where) if dims else ids
 
-    def gathered(self, places: Tensor, labels: Tensor, count: int, where: Hashable) -> Tensor:
-        """Labels of `count` entries of a parameter, which meet pixels at some places: of all that an entry meets."""
-        met = torch.full([count], FIXED)
+    def gathered(self, places: Tensor, labels: Tensor, shape: torch.Size, where: Hashable) -> Tensor:
+        """Labels of a parameter's entries, which meet pixels at some places: of all that an entry meets."""
+        met = torch.full([math.prod(shape)], FIXED)
         if len(places):
             entries, row, counts = torch.unique_consecutive(places, return_inverse=True, return_counts=True)
             rows = torch.full([len(entries), int(counts.max())], NONE)
             rows[row, torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]] = labels
             met[entries] = self.derive(rows.numpy(), False)
-        return met
+        return met.reshape(shape)
 
     def distinct(self, pieces: Sequence[Tensor]) -> list[Tensor]:
         return list(pieces)
 
     def beside(self, pieces: Sequence[Tensor], where: Hashable) -> Tensor | None:
         """Labels of maps beside each other, as channels of a new one; None if they are different pixels of one map."""
-        starts = np.array(sorted([*self.grids, *self.derived]))
+        starts = np.array(sorted([*self.grids, *self.derived, *self.opened]))
         maps = [
             set(np.searchsorted(starts, piece.unique().numpy(), "right").tolist()) - {0} for piece in pieces
         ]
@@ -188,8 +213,8 @@ class PixelFlow(Flow):
             UserError: a map's shape changes, or pixels that are combined are brought to some that aren't.
         """
         brought = np.arange(self.relations.count)
-        grids, derived = self.relations.grids, self.relations.derived
-        for first in sorted([*grids, *derived]):
+        grids, derived, opened = self.relations.grids, self.relations.derived, self.relations.opened
+        for first in [*grids, *sorted([*derived, *opened])]:
             if first in grids:
                 height, width = grids[first]
                 where = symmetry.act(torch.arange(height * width).reshape(1, height, width))
@@ -199,7 +224,7 @@ class PixelFlow(Flow):
                     )
                 where = where.flatten().numpy()
             else:
-                rows, ordered = derived[first]
+                rows, ordered = derived[first] if first in derived else (opened[first][:, None].numpy(), True)
                 keys, wanted = (_keys(x, ordered) for x in (rows, _brought(rows, brought)))
                 order = np.argsort(keys)
                 where = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)]
@@ -266,6 +291,14 @@ def resized(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
         return Labels(call.shape, call.mix(x, [*range(2, len(call.shape))]))
     if len(call.shape) != 4 and not x.varies:  # along channels
         return Labels.alike(FIXED, call.shape)
+    if called == "conv1d" and x.varies == [1]:  # tokens are its channels
+        if call.layer is not None:
+            weight, bias = "weight", None if call.layer.bias is None else "bias"
+        else:
+            weight, bias = rest[0], (*rest, options.get("bias"))[1]
+        reads = (call.layer.weight if call.layer is not None else weight).shape[1]
+        if reads == x.shape[1]:
+            return along_pixels(call, x, 1, weight, bias)
     if len(call.shape) != 4 or not set(x.varies) <= {1, 2, 3}:
         raise call.refusal(UNKNOWN)
     if 1 in x.varies:  # pixels of one patch are beside each other, as channels
@@ -274,9 +307,9 @@ def resized(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
         call.index("weight", 1, call.along(x, 1))
     kernel = options.get("weight", rest[0] if rest else None)
     if isinstance(kernel, Weights) and kernel.shape[2:].numel() > 1:  # of layers, a symmetry transforms them
-        layers = dict(call.flow.net.named_modules())
-        others = {name: entries for name, entries in kernel.sources.items()
-                  if not isinstance(layers[name.rpartition(".")[0]], nn.Conv2d | nn.ConvTranspose2d)}  # fmt: skip
+        done = {f"{path}.weight".lstrip(".") for path, layer in call.flow.net.named_modules()
+                if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)}  # fmt: skip
+        others = {name: entries for name, entries in kernel.sources.items() if name not in done}
         call.meet(
             replace(kernel, sources=others),
             call.relations.pixels(*kernel.shape[2:]).reshape(1, 1, *kernel.shape[2:]),
@@ -312,13 +345,28 @@ def linear(
     last = len(x.shape) - 1
     if last not in x.varies:
         return Labels(call.shape, x.ids)
-    call.index(weight, reads, call.along(x, last))
-    return Labels(call.shape, call.mix(x, [last]))
+    if call.layer is not None:
+        bias = None if call.layer.bias is None else "bias"
+    else:
+        bias = rest[0] if rest else options.get("bias")
+    return along_pixels(call, x, last, weight, bias, reads)
+
+
+def along_pixels(call: Call, x: Labels, dim: int, weight: Any, bias: Any, reads: int = 1) -> Labels:
+    """A layer that reads pixels along a dimension, and, if channels alone lie along others, writes some again."""
+    call.index(weight, reads, call.along(x, dim))
+    ids = call.mix(x, [dim])
+    if len(x.shape) > 2 and x.varies == [dim]:
+        written = call.relations.written(call.shape[dim])
+        call.index(weight, 1 - reads, written)
+        call.index(bias, 0, written)
+        ids = call.relations.join(ids, Labels.along(written, dim, call.shape).ids, call.node.name)
+    return Labels(call.shape, ids)
 
 
 @of_pixels("matmul", "bmm", "imatmul")
 def matmul(call: Call, first: Any, second: Any) -> Labels:
-    if isinstance(second, Weights) and len(second.shape) == 2:
+    if not isinstance(first, Weights) and isinstance(second, Weights) and len(second.shape) == 2:
         return linear(call, first, second, reads=0)
     return handlers.matmul(call, first, second)
 

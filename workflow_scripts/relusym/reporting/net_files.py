@@ -3,12 +3,17 @@
 import importlib
 import importlib.util
 import inspect
+import os
+import ssl
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +28,7 @@ from relusym.reporting.image_files import Sizing
 NAMED = "file.py:callable, module:callable, torchvision:name, timm:name or hf:name_or_folder"
 RANDOM = "random"
 SHOWN = 3  # names of tensors in a message
+HUB_SECONDS = 5  # that Hugging Face's hub has to answer
 
 
 @dataclass(frozen=True)
@@ -190,14 +196,34 @@ def _from_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Preset
     return net, Preset(made.mean, made.std, size)
 
 
+def _without_hub() -> str | None:
+    """Why Hugging Face's hub can't be reached, if so: its client, imported after this, then reads its cache alone.
+
+    Left to itself, the client asks again for minutes.
+    """
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urlopen(Request(hub, method="HEAD"), timeout=HUB_SECONDS).close()
+    except (HTTPError, HTTPException, ValueError):  # it answers, or its client knows better what is wrong
+        return None
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):  # the client has certificates that Python may lack
+            return None
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        return f"{hub} can't be reached: {reason}"
+    return None
+
+
 def _from_timm(name: str, weights: str | None) -> tuple[nn.Module, Preset]:
+    offline = _without_hub() if weights is None else None
     timm = _package("timm")
     if not timm.is_model(name.partition(".")[0]):
         raise UserError(f"timm has no net {name!r}: timm.list_models() lists them")
     try:
         net = timm.create_model(name, pretrained=weights is None)
     except Exception as error:  # of the hub, of its client, of the network, by many names
-        raise UserError(_not_to_be_had("timm", name, error)) from error
+        raise UserError(_not_to_be_had("timm", name, offline, error)) from error
     how = timm.data.resolve_model_data_config(net)
     crop = how["input_size"][-1]
     squash = how["crop_mode"] == "squash"
@@ -206,15 +232,17 @@ def _from_timm(name: str, weights: str | None) -> tuple[nn.Module, Preset]:
 
 
 def _from_hugging_face(name: str, weights: str | None) -> tuple[nn.Module, Preset | None]:
+    local = {"local_files_only": Path(name).is_dir()}
+    offline = None if local["local_files_only"] else _without_hub()
     transformers = _package("transformers")
-    nets, local = transformers.AutoModelForImageClassification, {"local_files_only": Path(name).is_dir()}
+    nets = transformers.AutoModelForImageClassification
     try:
         if weights is None:
             net = nets.from_pretrained(name, **local)
         else:
             net = nets.from_config(transformers.AutoConfig.from_pretrained(name, **local))
     except Exception as error:  # of the hub, of its client, of the network, by many names
-        raise UserError(_not_to_be_had("Hugging Face", name, error)) from error
+        raise UserError(_not_to_be_had("Hugging Face", name, offline, error)) from error
     try:
         reader = importlib.import_module("transformers.image_processing_utils").BaseImageProcessor
         how = reader.get_image_processor_dict(name, **local)[0]
@@ -242,8 +270,8 @@ def preset_of_processor(how: Mapping[str, Any]) -> Preset | None:
     return Preset(*normal, size)
 
 
-def _not_to_be_had(package: str, name: str, error: Exception) -> str:
-    why = f"{type(error).__name__}: {_line(error)}"
+def _not_to_be_had(package: str, name: str, offline: str | None, error: Exception) -> str:
+    why = offline or f"{type(error).__name__}: {_line(error)}"
     return f"{package}'s {name} can't be had ({why}): give --weights FILE, or --weights random"
 
 
