@@ -169,7 +169,7 @@ def exact(
         nets["exact_fine_tuned"] = tied.eval().to_plain().eval()
     plain = nets[list(nets)[-1]]
     worthwhile = 0 if compiled else WORTHWHILE
-    fast = folded(traced.copied(plain), symmetry, groups, permutations, worthwhile)
+    fast = folded(traced.copied(plain), symmetry, groups, permutations, worthwhile, compiled)
     progress("measuring", 0)
     scores, used = evaluate(traced.net, test, labels, {"accuracy": TOP_1})
     accuracy = scores | {"net": scores["accuracy"]}
