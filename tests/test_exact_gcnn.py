@@ -15,7 +15,7 @@ from relusym.channels.traced import TracedNet, channel_groups
 from relusym.data.augmentation import normalise
 from relusym.errors import UserError
 from relusym.merging.exact_gcnn import exact_gcnn, matched_self, orbits, project
-from relusym.merging.folded import Folded, folded, fused, largest, multiplications
+from relusym.merging.folded import COMPILED_SHARE, Folded, folded, fused, largest, multiplications
 from relusym.nets.tied import TiedNet
 from relusym.nets.vgg import VGG11
 from relusym.reporting.command import main
@@ -323,13 +323,29 @@ def test_layers_that_would_save_little_stay():
     assert counts == [9, 3, 0]  # 4.5·64·64 multiplications for 128 channels are 144
 
 
+def test_of_a_net_to_compile_layers_stay_whose_channels_fill_no_sixteens():
+    made = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
+    net, permutations, _ = planted(made, (3, 65, 65), HORIZONTAL_FLIP, 1 / 6)  # of 64: 54 swapped, 10 fixed
+    fast = folded(net, HORIZONTAL_FLIP, net.groups, permutations, 0, True, COMPILED_SHARE)
+    layers = {name: layer for name, layer in fast.named_modules() if isinstance(layer, nn.Conv2d | Folded)}
+    kept = {
+        name
+        for name, layer in layers.items()
+        if type(layer) is nn.Conv2d and name[-4:] not in ("even", ".odd")
+    }
+    assert kept == {"conv1", "layer1.0.conv1", "layer1.0.conv2"}  # 37 and 27 channels count as 48 and 32
+    x = normalise(smooth_images(4, 65))
+    with torch.no_grad():
+        assert difference(net.net(x), fast(x)) < 1e-5 and difference(fast(x), fast(x.flip(-1))) < 1e-5
+
+
 class Narrow(nn.Module):
-    """A convolution from 64 to 64 channels, which is worth folding in a compiled net alone."""
+    """A convolution from 128 to 128 channels, which is worth folding in a compiled net alone."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)
-        self.head = nn.Linear(64, 4)
+        self.first, self.second = nn.Conv2d(3, 128, 3, padding=1), nn.Conv2d(128, 128, 3, padding=1)
+        self.head = nn.Linear(128, 4)
 
     def forward(self, x):
         y = torch.relu(self.second(torch.relu(self.first(x))))

@@ -49,6 +49,9 @@ from relusym.symmetry import Symmetry
 # differences take time, too. Of 3×3 kernels, those from 128 to 128 channels (288, if all are swapped) lost time where
 # it was measured, and those from 128 to 256 (384) won.
 WORTHWHILE = 320
+# Share of its multiplications that a layer may keep to be folded in a compiled net. Convolutions write 16 channels at
+# once, so those of 37 and 27, of 64 channels of which 10 are fixed, take as long as those of 48 and 32: that lost time.
+COMPILED_SHARE, AT_ONCE = 0.6, 16
 CHANNELWISE = (
     *(layer for layer in ACTIVATIONS if layer is not nn.PReLU),
     *layers("Identity Dropout MaxPool2d AvgPool2d AdaptiveAvgPool2d AdaptiveMaxPool2d"),
@@ -275,6 +278,7 @@ def folded(
     permutations: Permutations,
     worthwhile: float = WORTHWHILE,
     compiled: bool = False,
+    share: float = 1.0,
 ) -> nn.Module:
     """The net with its batch norms fused into its convolutions, and layers `Folded` where that is worthwhile.
 
@@ -285,6 +289,8 @@ def folded(
         net: satisfies the kernel constraint, as of `exact_gcnn(…).to_plain()`; it stays as it is.
         permutations: with P² = 1, that it satisfies it with.
         worthwhile: multiplications that a layer saves for each channel that it reads or writes; 0: fold what saves any.
+        share: of its multiplications that a folded layer may keep, written channels counted up to whole `AT_ONCE`s; 1:
+            any, not counted so.
         compiled: whether it is meant for `torch.compile`: then layers hand on their channels in parts, see `_Apart`.
 
     Raises:
@@ -319,10 +325,11 @@ def folded(
             for dim in range(2)
         )
         made = Folded(layer, reads, writes, axis)
-        saved = layer.weight.numel() - sum(
-            of.weight.numel() for of in (made.even, made.odd) if of is not None
-        )
-        if saved > 0 and saved >= worthwhile * sum(layer.weight.shape[:2]):
+        weights = [part.weight for part in (made.even, made.odd) if part is not None]
+        every, kept = layer.weight.numel(), sum(weight.numel() for weight in weights)
+        counted = sum(-(-len(weight) // AT_ONCE) * AT_ONCE * weight[0].numel() for weight in weights)
+        saves = every > kept and every - kept >= worthwhile * sum(layer.weight.shape[:2])
+        if saves and (share == 1 or counted <= share * every):
             wide.set_submodule(name, made)
     order = (lambda module: _Apart(module).transform()) if compiled else (lambda module: module)
     hold({"folded": largest_difference(expected, _planted_logits(net, wide, order))})
