@@ -87,7 +87,9 @@ def _nets(report: Report) -> Figure:
         inside = score > 0.15
         how = {"color": "white" if inside else INK, "ha": "right" if inside else "left"}
         axes.text(score, place, f" {score:.4f} ", va="center", fontsize=8.5, **how)
-    axes.axvline(mean, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.9)  # behind bars, and their numbers
+    axes.axvline(
+        mean, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.9
+    )  # behind bars, and their numbers
     side = "right" if mean > 0.6 else "left"
     axes.text(mean, -0.62, " mean of both endpoints ", fontsize=8, va="bottom", ha=side)
     axes.set_yticks(range(len(scores)), [NETS.get(name, name) for name in scores])
