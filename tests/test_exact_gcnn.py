@@ -15,7 +15,7 @@ from relusym.channels.traced import TracedNet, channel_groups
 from relusym.data.augmentation import normalise
 from relusym.errors import UserError
 from relusym.merging.exact_gcnn import exact_gcnn, matched_self, orbits, project
-from relusym.merging.folded import Folded, folded, fused, multiplications
+from relusym.merging.folded import COMPILED_SHARE, Folded, folded, fused, largest, multiplications
 from relusym.nets.tied import TiedNet
 from relusym.nets.vgg import VGG11
 from relusym.reporting.command import main
@@ -214,11 +214,12 @@ MADE = {
 @pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("symmetry", [HORIZONTAL_FLIP, VERTICAL_FLIP], ids=lambda symmetry: symmetry.name)
 @pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("compiled", [False, True], ids=["interpreted", "to_compile"])
 @torch.no_grad()
-def test_a_folded_net_is_the_net_in_half_of_the_multiplications(name, symmetry):
+def test_a_folded_net_is_the_net_in_half_of_the_multiplications(compiled, name, symmetry):
     make, size = MADE[name]
     net, permutations, _ = planted(make(), (3, size, size), symmetry)
-    fast = folded(net, symmetry, net.groups, permutations, worthwhile=0)
+    fast = folded(net, symmetry, net.groups, permutations, worthwhile=0, compiled=compiled)
     x = normalise(smooth_images(20, size))
     logits = fast(x)
     assert difference(net.net(x), logits) < 1e-5 and difference(fused(net)(x), logits) < 1e-5
@@ -229,6 +230,50 @@ def test_a_folded_net_is_the_net_in_half_of_the_multiplications(name, symmetry):
     if name != "odds":  # whose strides aren't symmetric, and which has a depthwise conv
         assert 2 * counts[1] == counts[0]
         assert difference(logits, fast(symmetry.act(x))) < 1e-5 < difference(x, symmetry.act(x))
+
+
+@pytest.mark.slow(seconds=3)
+@pytest.mark.parametrize("fixed_share", [0, 0.4])
+@torch.no_grad()
+def test_a_resnet_to_compile_hands_on_parts_of_its_channels_through_pools_and_sums(fixed_share):
+    made = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
+    net, permutations, _ = planted(made, (3, 65, 65), HORIZONTAL_FLIP, fixed_share)
+    fast = folded(net, HORIZONTAL_FLIP, net.groups, permutations, worthwhile=0, compiled=True)
+    x = normalise(smooth_images(8, 65))
+    logits = fast(x)
+    assert difference(net.net(x), logits) < 1e-5 and difference(logits, fast(x.flip(-1))) < 1e-5
+    assert float(logits.std(0).max()) > 1e-3 * float(logits.abs().max())  # images have different logits
+    reading = [node for node in fast.graph.nodes if node.op == "call_module" and "conv" in node.target]
+    assert [len(node.args[0]) for node in reading[1:]] == (len(reading) - 1) * [3 if fixed_share else 2]
+    assert [node.target for node in fast.graph.nodes].count(torch.cat) == 1  # before the head
+
+
+@net_of(lambda: {
+    "a": nn.Conv2d(3, 8, 3, padding=1), "b": nn.Conv2d(8, 8, 3, padding=1), "relu": nn.ReLU(inplace=True),
+    "head": nn.Linear(8, 4),
+})  # fmt: skip
+def InPlace(self, x):
+    """What an activation or a sum changes in place is read again."""
+    y = self.a(x)
+    self.relu(y)
+    z = self.b(y)
+    z += y
+    return self.head(nn.functional.adaptive_avg_pool2d(torch.relu_(y) + z, 1).flatten(1))
+
+
+@torch.no_grad()
+def test_what_is_changed_in_place_is_changed_in_a_net_to_compile():
+    net, permutations, _ = planted(InPlace(), (3, 9, 9), HORIZONTAL_FLIP, 0.25)
+    fast = folded(net, HORIZONTAL_FLIP, net.groups, permutations, worthwhile=0, compiled=True)
+    x = normalise(smooth_images(8, 9))
+    assert difference(net.net(x), fast(x)) < 1e-5
+    assert any(isinstance(layer, Folded) for layer in fast.modules())
+
+
+@pytest.mark.parametrize("pool", [(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 0), (5, 2, 2)])
+def test_the_largest_entries_of_shifted_maps_are_a_max_pools(pool):
+    x = torch.randn(2, 3, 11, 8) - 2
+    assert torch.equal(largest(x, *pool), nn.functional.max_pool2d(x, *pool))
 
 
 @pytest.mark.slow(seconds=1)
@@ -278,13 +323,29 @@ def test_layers_that_would_save_little_stay():
     assert counts == [9, 3, 0]  # 4.5·64·64 multiplications for 128 channels are 144
 
 
+def test_of_a_net_to_compile_layers_stay_whose_channels_fill_no_sixteens():
+    made = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
+    net, permutations, _ = planted(made, (3, 65, 65), HORIZONTAL_FLIP, 1 / 6)  # of 64: 54 swapped, 10 fixed
+    fast = folded(net, HORIZONTAL_FLIP, net.groups, permutations, 0, True, COMPILED_SHARE)
+    layers = {name: layer for name, layer in fast.named_modules() if isinstance(layer, nn.Conv2d | Folded)}
+    kept = {
+        name
+        for name, layer in layers.items()
+        if type(layer) is nn.Conv2d and name[-4:] not in ("even", ".odd")
+    }
+    assert kept == {"conv1", "layer1.0.conv1", "layer1.0.conv2"}  # 37 and 27 channels count as 48 and 32
+    x = normalise(smooth_images(4, 65))
+    with torch.no_grad():
+        assert difference(net.net(x), fast(x)) < 1e-5 and difference(fast(x), fast(x.flip(-1))) < 1e-5
+
+
 class Narrow(nn.Module):
-    """A convolution from 64 to 64 channels, which is worth folding in a compiled net alone."""
+    """A convolution from 128 to 128 channels, which is worth folding in a compiled net alone."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)
-        self.head = nn.Linear(64, 4)
+        self.first, self.second = nn.Conv2d(3, 128, 3, padding=1), nn.Conv2d(128, 128, 3, padding=1)
+        self.head = nn.Linear(128, 4)
 
     def forward(self, x):
         y = torch.relu(self.second(torch.relu(self.first(x))))

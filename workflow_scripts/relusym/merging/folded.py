@@ -22,16 +22,21 @@ All this is of a flip; nothing depends on the images' size, nor on whether strid
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial, reduce
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from relusym.channels.groups import ChannelGroup, permute, reordered
+from relusym.channels.handlers import ACTIVATIONS, ADDITIONS, layers
 from relusym.channels.traced import TracedNet
-from relusym.channels.tracing import bound, layer_of
+from relusym.channels.tracing import bound, function_name, layer_of
 from relusym.errors import UserError
 from relusym.evaluation.logits import logits_of
 from relusym.merging.exact_gcnn import Permutations
@@ -44,6 +49,13 @@ from relusym.symmetry import Symmetry
 # differences take time, too. Of 3×3 kernels, those from 128 to 128 channels (288, if all are swapped) lost time where
 # it was measured, and those from 128 to 256 (384) won.
 WORTHWHILE = 320
+# Share of its multiplications that a layer may keep to be folded in a compiled net. Convolutions write 16 channels at
+# once, so those of 37 and 27, of 64 channels of which 10 are fixed, take as long as those of 48 and 32: that lost time.
+COMPILED_SHARE, AT_ONCE = 0.6, 16
+CHANNELWISE = (
+    *(layer for layer in ACTIVATIONS if layer is not nn.PReLU),
+    *layers("Identity Dropout MaxPool2d AvgPool2d AdaptiveAvgPool2d AdaptiveMaxPool2d"),
+)
 
 
 class Folded(nn.Module):
@@ -51,6 +63,8 @@ class Folded(nn.Module):
 
     Attributes:
         even, odd: ordinary layers; `odd` is None if nothing that is read or written is odd.
+        read, written: how many channels are the first of two, the second, and fixed; parts without any are left out.
+        gather, order: where those read stand, and those written belong, if they aren't in that order; else None.
 
     Args:
         layer: satisfies the kernel constraint; of a convolution, with groups 1 and zeros for padding.
@@ -60,35 +74,37 @@ class Folded(nn.Module):
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, reads: Tensor, writes: Tensor, axis: int):
         super().__init__()
-        self.runs: dict[str, tuple[int, int] | None] = {}
-        for name, channels in zip(("first", "second", "fixed"), _parts(reads), strict=True):
-            self.register_buffer(name, channels, persistent=False)
-            run = bool((channels.diff() == 1).all())
-            self.runs[name] = (int(channels[0]) if len(channels) else 0, len(channels)) if run else None
+        self.read, self.written = (
+            [len(part) for part in _parts(partner) if len(part)] for partner in (reads, writes)
+        )
+        orders = {"gather": torch.cat(_parts(reads)), "order": torch.cat(_parts(writes)).argsort()}
+        for name, order in orders.items():
+            in_order = bool((order.diff() == 1).all())
+            self.register_buffer(name, None if in_order else order, persistent=False)
         pair, other, alone = _parts(writes)
-        order = torch.cat([pair, other, alone]).argsort()
-        self.swaps, self.ordered = bool(len(pair)), bool((order.diff() == 1).all())
-        self.written = [len(part) for part in (pair, alone) if len(part)]
-        self.register_buffer("order", order, persistent=False)
         self.conv, self.axis = isinstance(layer, nn.Conv2d), axis
         self.dim = 1 if self.conv else -1
         taps = layer.weight.detach().split(1, axis) if self.conv else (layer.weight.detach(),)
         self.taps, self.half = len(taps), len(taps) // 2
         even = [torch.cat([(tap[pair] + tap[other]) / 2, tap[alone]]) for tap in taps]
         odd = [(tap[pair] - tap[other]) / 2 for tap in taps]
-        self.even = self._layer(layer, even, even[: self.taps - self.half])
-        self.odd = self._layer(layer, odd, odd[: self.half])
+        self.even = self._layer(layer, even, even[: self.taps - self.half], reads)
+        self.odd = self._layer(layer, odd, odd[: self.half], reads)
         if layer.bias is not None:
             self.even.bias = nn.Parameter(layer.bias.detach()[torch.cat([pair, alone])])
         if self.conv:
             at = axis + 2  # of what is given along rows and along columns
-            self.stride, self.dilation = layer.stride[at], layer.dilation[at]
-            self.padding = (0, 0) * (at == 0) + (layer.padding[at],) * 2
+            self.stride, self.dilation, self.padding = (
+                side[at] for side in (layer.stride, layer.dilation, layer.padding)
+            )
         self.to(layer.weight.device)
 
-    def _layer(self, layer: nn.Module, taps: list[Tensor], of_fixed: list[Tensor]) -> nn.Module | None:
+    def _layer(
+        self, layer: nn.Module, taps: list[Tensor], fixed_taps: list[Tensor], reads: Tensor
+    ) -> nn.Module | None:
         """An ordinary layer that reads the taps of the first of each two channels, then those of fixed channels."""
-        weight = torch.cat([tap[:, self.first] for tap in taps] + [tap[:, self.fixed] for tap in of_fixed], 1)
+        first, _, fixed = _parts(reads)
+        weight = torch.cat([tap[:, first] for tap in taps] + [tap[:, fixed] for tap in fixed_taps], 1)
         if not weight.numel():
             return None
         writes, reads, *kernel = weight.shape
@@ -103,40 +119,63 @@ class Folded(nn.Module):
         made.weight = nn.Parameter(weight)
         return made
 
-    def forward(self, x: Tensor) -> Tensor:
-        """What the layer gives, up to rounding.
+    def forward(
+        self, x: Tensor | list[Tensor], apart: bool = False, write_out: bool = False
+    ) -> Tensor | list[Tensor]:
+        """What the layer gives, up to rounding; its channels are last in memory.
 
-        Its channels stay last in memory: `torch.cat` would put them first for an empty part, compiled for a view.
+        Args:
+            x: the layer's input, or its parts, as of `read`.
+            apart: whether its parts are returned, as of `written`.
+            write_out: whether padding starts a new pass over memory, compiled: where x takes long to compute.
         """
-        if self.conv and any(self.padding):
-            x = nn.functional.pad(x, self.padding)
-        first, second, fixed = (self._columns(x, name) for name in ("first", "second", "fixed"))
+        if isinstance(x, Tensor):
+            x = x if self.gather is None else x.index_select(self.dim, self.gather)
+            x = x.split(self.read, self.dim)
+        parts = [self._columns(part.movedim(self.dim, -1), write_out) for part in x]
+        first, second = parts[:2] if len(parts) > 1 else ([], [])
+        fixed = parts[-1] if len(parts) != 2 else []
         left = first + fixed[: self.half]
         right = second[::-1] + fixed[::-1][: self.half]
-        middle = [tap.clone() for tap in fixed[self.half : self.taps - self.half]]
-        even = self.even(torch.cat([a + b for a, b in zip(left, right, strict=True)] + middle, self.dim))
-        if not self.swaps:
-            return even if self.ordered else even.index_select(self.dim, self.order)
-        swapped, *alone = even.split(self.written, self.dim)
-        if self.odd is None:
-            parts = [swapped, swapped, *alone]
+        middle = fixed[self.half : self.taps - self.half]
+        even = self._read(self.even, [a + b for a, b in zip(left, right, strict=True)] + middle)
+        if len(self.written) == 1:
+            parts = [even]
         else:
-            odd = self.odd(torch.cat([a - b for a, b in zip(left, right, strict=True)], self.dim))
-            parts = [swapped + odd, swapped - odd, *(part.clone() for part in alone)]
-        y = torch.cat(parts, self.dim)
-        return y if self.ordered else y.index_select(self.dim, self.order)
+            swapped, *alone = even.split(self.written[1:], self.dim)
+            if self.odd is None:
+                parts = [swapped, swapped, *alone]
+            else:
+                odd = self._read(self.odd, [a - b for a, b in zip(left, right, strict=True)])
+                parts = [swapped + odd, swapped - odd, *alone]
+        if apart:
+            return parts
+        y = joined(parts, self.dim)
+        return y if self.order is None else y.index_select(self.dim, self.order)
 
-    def _columns(self, x: Tensor, name: str) -> list[Tensor]:
-        """What each of the kernel's columns reads of these channels at every place; nothing, if there are none."""
-        run = self.runs[name]
-        if run and not run[1]:
-            return []
-        x = x.narrow(self.dim, *run) if run else x.index_select(self.dim, getattr(self, name))
+    def _read(self, layer: nn.Module, columns: list[Tensor]) -> Tensor:
+        return layer(torch.cat(columns, -1).movedim(-1, self.dim))
+
+    def _columns(self, part: Tensor, write_out: bool) -> list[Tensor]:
+        """What each of the kernel's columns reads of these channels, which are last, at every place."""
         if not self.conv:
-            return [x]
-        last = x.shape[self.axis] - self.dilation * (self.taps - 1)  # exclusive, of the first column
-        parts = [slice(t * self.dilation, t * self.dilation + last, self.stride) for t in range(self.taps)]
-        return [x[..., part] if self.axis == -1 else x[..., part, :] for part in parts]
+            return [part]
+        dim = self.axis - 1
+        if self.padding:
+            if write_out:
+                shape = list(part.shape)
+                shape[dim] = self.padding
+                part = torch.cat([part.new_zeros(shape), part, part.new_zeros(shape)], dim)
+            else:
+                part = nn.functional.pad(part, [0, 0] * (-1 - dim) + [self.padding] * 2)
+        last = part.shape[dim] - self.dilation * (self.taps - 1)  # exclusive, of the first column
+        columns = [slice(t * self.dilation, t * self.dilation + last, self.stride) for t in range(self.taps)]
+        return [part[..., column, :] if dim == -2 else part[..., column, :, :] for column in columns]
+
+
+def joined(parts: list[Tensor], dim: int = 1) -> Tensor:
+    """Parts of the channels together; in memory they are last, as `torch.cat` alone wouldn't have them, compiled."""
+    return torch.cat([part.movedim(dim, -1) for part in parts], -1).movedim(-1, dim)
 
 
 def _parts(partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,6 +185,91 @@ def _parts(partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return first, partner[first], channels[channels == partner]
 
 
+class Parts(list[fx.Proxy]):
+    """A tensor's channels in parts, as of `Folded.written`; `pooled` as a max pool gave them."""
+
+    sizes: list[int]
+    pooled = False
+
+    def each(self, function: Callable[..., fx.Proxy], *others: list[fx.Proxy]) -> Parts:
+        parts = Parts(map(function, self, *others))
+        parts.sizes = self.sizes
+        return parts
+
+
+class _Apart(fx.Transformer):
+    """A net to be compiled, whose folded layers hand on parts of the channels, through what acts on each alone.
+
+    So what is between two layers' convolutions is one pass over memory, and two where maps are pooled: the largest of
+    several is taken once, not for each column that reads it. Parts that are joined would be written and read once more.
+    """
+
+    def fetch_args_kwargs_from_env(self, node: fx.Node) -> tuple[Any, Any]:
+        """With parts joined."""
+
+        def whole(read: fx.Node) -> Any:
+            if isinstance(self.env[read], Parts):
+                self.env[read] = joined(self.env[read])  # for all that read it, as it may be changed in place
+            return self.env[read]
+
+        return fx.node.map_arg(node.args, whole), fx.node.map_arg(node.kwargs, whole)
+
+    def run_node(self, node: fx.Node) -> Any:
+        """The proxy of what a node gives, or the parts."""
+        parts = self._apart(node)
+        return super().run_node(node) if parts is None else parts
+
+    def _apart(self, node: fx.Node) -> Parts | None:
+        """What a node gives, in parts; None where it takes or gives the whole."""
+        target = node.target
+        layer = self.fetch_attr(target) if node.op == "call_module" else None
+        read = [self.env[arg] if isinstance(arg, fx.Node) else arg for arg in node.args]
+        if isinstance(layer, Folded) and len(read) == 1 and layer.conv:
+            fits = isinstance(read[0], Parts) and layer.gather is None and read[0].sizes == layer.read
+            apart = layer.order is None and len(layer.written) > 1
+            (x,) = (list(read[0]),) if fits else self.fetch_args_kwargs_from_env(node)[0]
+            how = {"apart": apart, "write_out": fits and read[0].pooled}
+            made = self.tracer.create_proxy("call_module", target, (x,), how)
+            if not apart:
+                return made
+            parts = Parts(made[place] for place in range(len(layer.written)))
+            parts.sizes = layer.written
+            return parts
+        if not read or not isinstance(read[0], Parts) or node.kwargs:
+            return None
+        first, *others = read
+        name = function_name(node)
+        in_place = name in ("iadd", "add_") or getattr(layer, "inplace", False)
+        if in_place and len(node.args[0].users) > 1:  # so that others read what was changed
+            return None
+        if name in ADDITIONS:
+            alike = len(others) == 1 and isinstance(others[0], Parts) and others[0].sizes == first.sizes
+            return first.each(operator.add, others[0]) if alike else None
+        if others or not isinstance(layer, CHANNELWISE):
+            return None
+        if in_place:
+            layer.inplace = False  # of a part, compiled, a copy of all
+        how = tuple(getattr(layer, option, None) for option in ("kernel_size", "stride", "padding"))
+        pools = type(layer) is nn.MaxPool2d and (layer.dilation, layer.ceil_mode) == (1, False)
+        if pools and {*map(type, how)} == {int}:
+            call = partial(self.tracer.create_proxy, "call_function", largest)
+        else:
+            how, call = (), partial(self.tracer.create_proxy, "call_module", target)
+        parts = first.each(lambda part: call((part, *how), {}))
+        parts.pooled = isinstance(layer, nn.MaxPool2d) or (first.pooled and isinstance(layer, nn.Identity))
+        return parts
+
+
+def largest(x: Tensor, size: int, stride: int, padding: int) -> Tensor:
+    """`max_pool2d` as largest entries of shifted maps, which compilers take together with what is done before it."""
+    x = nn.functional.pad(x, [padding] * 4, value=float("-inf")) if padding else x
+    for dim in (-2, -1):
+        last = x.shape[dim] - size + 1
+        shifted = [x.movedim(dim, -1)[..., start : start + last : stride] for start in range(size)]
+        x = reduce(torch.maximum, shifted).movedim(-1, dim)
+    return x
+
+
 @torch.no_grad()
 def folded(
     net: TracedNet,
@@ -153,6 +277,8 @@ def folded(
     groups: list[ChannelGroup],
     permutations: Permutations,
     worthwhile: float = WORTHWHILE,
+    compiled: bool = False,
+    share: float = 1.0,
 ) -> nn.Module:
     """The net with its batch norms fused into its convolutions, and layers `Folded` where that is worthwhile.
 
@@ -163,6 +289,9 @@ def folded(
         net: satisfies the kernel constraint, as of `exact_gcnn(…).to_plain()`; it stays as it is.
         permutations: with P² = 1, that it satisfies it with.
         worthwhile: multiplications that a layer saves for each channel that it reads or writes; 0: fold what saves any.
+        share: of its multiplications that a folded layer may keep, written channels counted up to whole `AT_ONCE`s; 1:
+            any, not counted so.
+        compiled: whether it is meant for `torch.compile`: then layers hand on their channels in parts, see `_Apart`.
 
     Raises:
         UserError: the symmetry is of another order than 2; in float64 the folded net isn't the net.
@@ -196,13 +325,15 @@ def folded(
             for dim in range(2)
         )
         made = Folded(layer, reads, writes, axis)
-        saved = layer.weight.numel() - sum(
-            of.weight.numel() for of in (made.even, made.odd) if of is not None
-        )
-        if saved > 0 and saved >= worthwhile * sum(layer.weight.shape[:2]):
+        weights = [part.weight for part in (made.even, made.odd) if part is not None]
+        every, kept = layer.weight.numel(), sum(weight.numel() for weight in weights)
+        counted = sum(-(-len(weight) // AT_ONCE) * AT_ONCE * weight[0].numel() for weight in weights)
+        saves = every > kept and every - kept >= worthwhile * sum(layer.weight.shape[:2])
+        if saves and (share == 1 or counted <= share * every):
             wide.set_submodule(name, made)
-    hold({"folded": largest_difference(expected, _planted_logits(net, wide))})
-    return net.module(wide.to(next(net.net.parameters()).dtype))
+    order = (lambda module: _Apart(module).transform()) if compiled else (lambda module: module)
+    hold({"folded": largest_difference(expected, _planted_logits(net, wide, order))})
+    return order(net.module(wide.to(next(net.net.parameters()).dtype)))
 
 
 def _partners(
@@ -226,10 +357,12 @@ def _partners(
     return order
 
 
-def _planted_logits(net: TracedNet, wide: nn.Module) -> Tensor:
-    """What a copy in float64 says of two random images."""
+def _planted_logits(
+    net: TracedNet, wide: nn.Module, order: Callable[[fx.GraphModule], fx.GraphModule] = lambda module: module
+) -> Tensor:
+    """What a copy in float64 answers to two random images, its operations in another order."""
     planted = net.planted
-    return logits_of(bound(planted.graph.graph, wide, planted.constants)(planted.x))
+    return logits_of(order(bound(planted.graph.graph, wide, planted.constants))(planted.x))
 
 
 def fused(net: TracedNet) -> nn.Module:
@@ -255,9 +388,9 @@ def _fuse_batch_norms(net: TracedNet, copy: nn.Module) -> None:
 
 def multiplications(net: TracedNet, module: nn.Module) -> int:
     """Of convolutions and linear layers, an image: of the net itself, or of the folded one, `module`."""
-    total = 0
+    total, modules = 0, dict(module.named_modules())
     for node in net.graph.nodes:
-        layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        layer = modules.get(str(node.target)) if node.op == "call_module" else None
         parts = (layer.even, layer.odd) if isinstance(layer, Folded) else (layer,)
         if isinstance(layer, Folded | nn.Conv2d | nn.Linear):
             shape = node.meta["shape"]

@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_number(three, "--crop-padding", 0, padding, 0)
     compiled = (
-        "fold every layer that saves multiplications, for torch.compile: slower before it compiles the net, and mostly "
+        "fold the layers that pay once torch.compile has compiled the net: slower before that, and mostly "
         "quicker after if channels are swapped, not fixed; --timing then times compiled nets"
     )
     three.add_argument("--compiled", action="store_true", help=compiled)
