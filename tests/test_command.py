@@ -780,7 +780,9 @@ def test_a_net_of_a_hub_that_isnt_reached_is_refused_within_seconds(monkeypatch,
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     line = f"timm's resnet10t can't be had ({hub} can't be reached: "
     refused(lambda: build("timm:resnet10t", None, 0), line, "give --weights FILE, or --weights random")
-    assert os.environ.pop("HF_HUB_OFFLINE") == "1"
+    assert os.environ.pop("HF_HUB_OFFLINE") == "1" and sys.modules.pop("timm").__file__.startswith(
+        str(tmp_path)
+    )
 
 
 @pytest.mark.parametrize(
