@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from relusym.beyond import declaration
@@ -36,8 +37,6 @@ def settings(section: dict, model: str, upstream: dict[str, Any], snapshots: lis
 
 def measure(job: declaration.Job) -> dict[str, Any]:
     """The fields of `Body` of one net."""
-    from dataclasses import replace
-
     import torch
 
     from relusym.data.augmentation import Augmented
@@ -50,8 +49,8 @@ def measure(job: declaration.Job) -> dict[str, Any]:
     augmented = Augmented(job.train.images, padding, None, normalise=lambda pixels: pixels)
     every = torch.arange(len(job.train.labels), device=job.device)
     crops = augmented.batch(every, generator(seed, model, "crops"))
-    on = {"test": job.test, "train": replace(job.test, pixels=job.train.images)}
-    on["crops"] = replace(job.test, pixels=crops)
+    trained_on = {"train": job.train.images, "crops": crops}
+    on = {"test": job.test} | {name: replace(job.test, pixels=pixels) for name, pixels in trained_on.items()}
     return {
         "accuracy": {"net": accuracy(net, job.test, job.labels)},
         "invariance_error": {
