@@ -540,10 +540,10 @@ def test_an_interrupted_report_goes_on_from_its_last_layer(folder, capsys, tmp_p
     monkeypatch.setattr(LayerByLayer, "fork", interrupted)
     on = "--json", "--out", tmp_path / "out", "--weights", folder / "0.safetensors"
     assert report(capsys, folder, *on)[0] == 130 and len(made) == 4
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished.json"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished.safetensors"]
     code, printed, _ = report(capsys, folder, *on)
     assert code == 0 and len(made) == 4 + 6 - 3  # of three layers, two partial merges each
-    assert not (tmp_path / "out" / "unfinished.json").exists()
+    assert not (tmp_path / "out" / "unfinished.safetensors").exists()
     made[:] = [None] * 4
     assert report(capsys, folder, *on)[1] == printed and len(made) == 4 + 6
     for other in (("--match-images", 20), ("--metric", f"{folder / 'my_nets.py'}:margin")):  # it begins anew

@@ -24,6 +24,7 @@ from relusym.merging.layers import (
 )
 from relusym.merging.merge import flip_merge
 from relusym.merging.partial import partial_merges, parts
+from relusym.reporting.report import Unfinished
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
 
 IMAGES = Images(smooth_images(60), 25)
@@ -264,11 +265,33 @@ def test_parts_that_share_a_tensor_are_merged_one_by_one():
     mean = (first.two.weight + second.two.weight) / 2
     assert merged.three.weight is merged.two.weight and torch.allclose(merged.two.weight, mean)
     plain, _ = evaluate(merged, IMAGES, answers(first, IMAGES), MEASURED)
-    kept = {}
+    kept = partial.Kept()
     partial_merges(first, second, IMAGES, IMAGES, answers(first, IMAGES), kept=kept)
     alone, _ = evaluate(nets.merged({0, 1}), IMAGES, answers(first, IMAGES), MEASURED)
     assert kept["prefix", 1] == pytest.approx(alone, rel=1e-5)
     assert kept["prefix", 1]["loss"] != plain["loss"]
+
+
+@pytest.mark.slow(seconds=2)
+def test_interrupted_partial_merges_with_batch_norm_go_on_from_a_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr("relusym.reporting.report.SAVE_S", 0)
+    (first, second), images, read = two_nets(resnet), Images(smooth_images(30), 10), []
+    run = partial._Branches.run
+    monkeypatch.setattr(partial._Branches, "run", lambda self, x: read.append(len(x)) or run(self, x))
+    how = first, second, images, images, None
+    whole = partial_merges(*how)
+    assert len(read) == 3 + 3  # batches for the statistics, and to measure
+
+    def interrupt(done):
+        if done > 0.3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        partial_merges(*how, kept=Unfinished(tmp_path / "kept", [], ""), progress=interrupt)
+    for other, batches in (("", 1 + 3), ("other", 3 + 3)):
+        read.clear()
+        assert partial_merges(*how, kept=Unfinished(tmp_path / "kept", [], other)) == whole
+        assert len(read) == batches
 
 
 @pytest.mark.slow(seconds=1)

@@ -7,7 +7,7 @@ in the net, and from there again the others, as they are in the net ("prefix" of
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -111,6 +111,25 @@ def _by_depth(layers: list[tuple[str, list[str]]], depth: int) -> dict[str, list
     for name, keys in layers:
         named.setdefault(".".join(name.split(".")[:depth]), []).extend(keys)
     return named
+
+
+class Kept(dict[Which, dict[str, float]]):
+    """Scores of partial merges that are made, and batch norms that are reset in part: what a call goes on from.
+
+    Attributes:
+        batches: how many the batch norms have read.
+        buffers: theirs, by then.
+    """
+
+    def __init__(
+        self, scores: Mapping[Which, dict[str, float]] = {}, batches: int = 0, buffers: Sequence[Tensor] = ()
+    ):
+        super().__init__(scores)
+        self.batches, self.buffers = batches, buffers
+
+    def read(self, batches: int, buffers: Sequence[Tensor]) -> None:
+        """Keep `buffers` as they are after so many batches."""
+        self.batches, self.buffers = batches, buffers
 
 
 class PartialMerges:
@@ -340,7 +359,7 @@ def prefix_barriers(
     """
     mean = sum(accuracy(net, test_images, labels) for net in (aligned.first, aligned.second)) / 2
     nets = PartialMerges(aligned.traced, aligned.second, aligned.statistics, images, sys.maxsize)
-    metrics, scores = {"accuracy": TOP_1}, {}
+    metrics, scores = {"accuracy": TOP_1}, Kept()
     _one_by_one(nets, test_images, lambda: Scores(metrics, labels), scores, kinds={"prefix"})
     accuracies = (scores["prefix", number]["accuracy"] for number in range(len(nets.parts)))
     return {part.name: barrier(mean, value) for part, value in zip(nets.parts, accuracies, strict=True)}
@@ -357,7 +376,7 @@ def partial_merges(
     *,
     metrics: Mapping[str, Metric] = MEASURED,
     progress: Progress = lambda done: None,
-    kept: MutableMapping[Which, dict[str, float]] | None = None,
+    kept: Kept | None = None,
 ) -> list[Partial]:
     """Barriers of partial merges, each with REPAIR, in the order of the net's layers.
 
@@ -368,18 +387,16 @@ def partial_merges(
         images: those that statistics are taken on; of nets without batch norm it is quicker if they are `test` itself.
         test, labels: what the nets are measured on, int64 (N,); None as in `merge`.
         progress: called with the share that is done.
-        kept: scores that are there already, and to which those of nets without batch norm are added as they come.
+        kept: what an interrupted call has made, from which this goes on, and to which it adds as it comes.
     """
     traced = as_traced(first, images.shape)
     statistics = pair_statistics(traced, traced.copied(second), images, []).statistics
     nets = PartialMerges(traced, second, statistics, images)
     end, labels = evaluate(traced.net, test, labels, metrics)
     ends = end, evaluate(second, test, labels, metrics)[0]
-    scores = {} if kept is None else kept
-    if has_batch_norm(traced.net) and nets.apart:
-        scores = _side_by_side(nets, test, lambda: Scores(metrics, labels), progress)
-    else:
-        _one_by_one(nets, test, lambda: Scores(metrics, labels), scores, progress)
+    scores = Kept() if kept is None else kept
+    compute = _side_by_side if has_batch_norm(traced.net) and nets.apart else _one_by_one
+    compute(nets, test, lambda: Scores(metrics, labels), scores, progress)
     barriers = {
         which: {
             name: metric.absolute_barrier(*(end[name] for end in ends), means[name])
@@ -394,16 +411,21 @@ def partial_merges(
 
 
 def _side_by_side(
-    nets: PartialMerges, test: ImageSource, new: Callable[[], Scores], progress: Progress
-) -> Mapping[Which, dict[str, float]]:
-    """The scores of all partial merges of a net with batch norm, batch by batch."""
+    nets: PartialMerges, test: ImageSource, new: Callable[[], Scores], kept: Kept, progress: Progress
+) -> None:
+    """Set `kept` to the scores of all partial merges of a net with batch norm, batch by batch."""
     device, branches, images = device_of(nets.first.net), _Branches(nets), nets.images
+    buffers = [buffer for norm in branches.norms for buffer in norm.buffers()]
     scores: dict[Which, Scores] = defaultdict(new)
     whole, done = len(images) + len(test), 0
     with resetting(branches.norms):
-        for x in images.batches(device, even=True):
-            for _ in branches.run(x):
-                pass
+        for buffer, value in zip(buffers, kept.buffers, strict=kept.batches > 0):
+            buffer.copy_(value)
+        for batch, x in enumerate(images.batches(device, even=True), 1):
+            if batch > kept.batches:
+                for _ in branches.run(x):
+                    pass
+                kept.read(batch, buffers)
             done += len(x)
             progress(done / whole)
     for x in test.batches(device):
@@ -411,14 +433,14 @@ def _side_by_side(
             scores[which].add(logits_of(output))
         done += len(x)
         progress(done / whole)
-    return {which: sums.means() for which, sums in scores.items()}
+    kept |= {which: sums.means() for which, sums in scores.items()}
 
 
 def _one_by_one(
     nets: PartialMerges,
     test: ImageSource,
     new: Callable[[], Scores],
-    kept: MutableMapping[Which, dict[str, float]],
+    kept: Kept,
     progress: Progress = lambda done: None,
     kinds: Collection[str] = ("prefix", "leave_one_out"),
 ) -> None:

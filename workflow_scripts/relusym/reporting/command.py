@@ -30,7 +30,7 @@ TRAIN_IMAGES = """\
 images to match, take statistics and fine-tune on, as --images (default: of CIFAR10's official files the training
 images)"""
 OUT = "where it is written (default: {})"
-UNFINISHED = "unfinished.json"  # what an interrupted report goes on from
+UNFINISHED = "unfinished.safetensors"  # what an interrupted report goes on from
 REPORT = """\
 How does a net encode a symmetry? Its accuracy and its flipped self's, its invariance error, its GCNN barrier; layer
 by layer how equivariant it is once channels are matched; where a merge with its flipped self fails; which strides stand

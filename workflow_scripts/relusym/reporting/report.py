@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relusym import __version__
+from relusym import __version__, checkpoint
 from relusym.channels.groups import ChannelGroup, by_node
 from relusym.channels.traced import TracedNet
 from relusym.channels.tracing import Handlers
@@ -36,15 +37,15 @@ from relusym.merging.layers import (
 )
 from relusym.merging.lie_derivative import LieDerivative, lie_derivative
 from relusym.merging.merge import METRICS, Merge, curve, flip_merge
-from relusym.merging.partial import Partial, Which, partial_merges
+from relusym.merging.partial import Kept, Partial, Which, partial_merges
 from relusym.pixels.grid import Grid, grid
 from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
-from relusym.whole_files import write_whole
 
 PLAIN = ("name", "symmetry", "labelled", "images", "matched_images", "partial_images", "image_shape", "inputs",
          "classes", "invariance_error", "baselines", "curve", "notes")  # fields that JSON has as they are  # fmt: skip
 LAYER_IMAGES = 256  # that activations are compared on, layer by layer
 SHOWN = 3  # layers whose channels and partners are shown as pictures
+SAVE_S = 10  # an unfinished report with batch norm is kept only so often
 SMALLEST = 6  # pixels of a map that one can make something out of
 Progress = Callable[[str, float], None]
 
@@ -141,28 +142,39 @@ class Report:
         }
 
 
-class Unfinished(dict):
-    """Scores of partial merges, which a file keeps as they come, for whoever computes the same of the same tensors.
+class Unfinished(Kept):
+    """Partial merges, which a file keeps as they come, for whoever computes the same of the same tensors.
 
     Args:
         how: whatever else they depend on.
     """
 
     def __init__(self, path: Path, tensors: Iterable[Tensor], how: str):
+        super().__init__()
         self.path, digest = path, hashlib.sha256(f"{__version__} {how}".encode())
         for tensor in tensors:
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-        self.digest = digest.hexdigest()
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["of"] == self.digest:
-                self.update({(kind, i): scores for kind, i, scores in kept["scores"]})
+        self.digest, self.written = digest.hexdigest(), time.monotonic()
+        with suppress(UserError, ValueError, TypeError, KeyError):
+            buffers, about = checkpoint.load(path)
+            if about["of"] == self.digest:
+                scores = {(kind, i): scores for kind, i, scores in about["scores"]}
+                super().__init__(scores, about["batches"], [buffers[str(i)] for i in range(len(buffers))])
 
     def __setitem__(self, which: Which, scores: dict[str, float]) -> None:
         super().__setitem__(which, scores)
-        kept = {"of": self.digest, "scores": [[*key, value] for key, value in self.items()]}
-        with write_whole(self.path) as part:
-            part.write_text(json.dumps(kept), encoding="utf-8")
+        self._write()
+
+    def read(self, batches: int, buffers: Sequence[Tensor]) -> None:
+        super().read(batches, buffers)
+        if time.monotonic() - self.written >= SAVE_S:
+            self._write()
+
+    def _write(self) -> None:
+        scores = [[*which, values] for which, values in self.items()]
+        about = {"of": self.digest, "scores": scores, "batches": self.batches}
+        checkpoint.save(self.path, {str(i): buffer for i, buffer in enumerate(self.buffers)}, about)
+        self.written = time.monotonic()
 
 
 def report(
@@ -201,9 +213,9 @@ def report(
         name: what the report calls the net; None: its class.
         handlers: of layers that PyTorch doesn't have, as of `merge`.
         progress: called with each stage's name and the share of it that is done.
-        unfinished: a file that the partial merges' scores are kept in one by one, so that a report that was interrupted
-            goes on from its last layer; whoever has the report removes it. Not of nets with batch norm, whose partial
-            merges are all made in one pass.
+        unfinished: a file that partial merges are kept in, so that a report that was interrupted goes on from its last
+            layer, or, of a net with batch norm, whose layers are merged side by side, from one of the last batches
+            that statistics are taken on; whoever has the report removes it.
 
     Raises:
         UserError: as of `flip_merge`; or the matching is one with factors, which layers aren't compared by.
