@@ -1,4 +1,6 @@
+import argparse
 import csv
+import ctypes
 import errno
 import io
 import json
@@ -10,6 +12,7 @@ import sys
 import zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +31,7 @@ from relusym.merging.repair import LayerByLayer
 from relusym.reporting import image_files
 from relusym.reporting.command import main
 from relusym.reporting.image_files import Sizing
-from relusym.reporting.net_files import Preset, build, load_weights, preset_of_processor
+from relusym.reporting.net_files import Preset, build, check_drawn, load_weights, preset_of_processor
 from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
 
 NETS = """
@@ -281,6 +284,74 @@ def test_weights_are_found_behind_wrappers_and_prefixes(folder, name):
     assert all(torch.equal(tensor, known[key]) for key, tensor in net.state_dict().items())
 
 
+def test_weights_are_found_beside_what_training_scripts_save_and_by_what_a_file_holds(folder, tmp_path):
+    known = load_file(folder / "0.safetensors")
+    args = argparse.Namespace(folder=Path("runs"), more=SimpleNamespace(epochs=3))
+    torch.save(
+        {"state_dict": {f"net.{k}": v for k, v in known.items()}, "args": args}, tmp_path / "last.ckpt"
+    )
+    save_file(known, tmp_path / "weights.ST")
+    for name in ("last.ckpt", "weights.ST"):
+        net, _ = build(f"{folder}/my_nets.py:build", str(tmp_path / name), 5)
+        assert all(torch.equal(tensor, known[key]) for key, tensor in net.state_dict().items())
+    torch.jit.script(net).save(tmp_path / "scripted.pt")
+    refused(lambda: load_weights(net, str(tmp_path / "scripted.pt")), "scripted net", "state dict")
+
+
+SHARED = """
+import functools, torch
+from my_nets import build
+torch.manual_seed(0)
+made, cached = build(), functools.cache(build)
+"""
+
+
+@pytest.mark.parametrize("net", ["shared:made", "shared:cached", "{}/again.py:made"])
+def test_nets_that_are_one_object_get_weights_of_their_own(folder, tmp_path, monkeypatch, net):
+    monkeypatch.syspath_prepend(folder), monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "shared.py").write_text(SHARED)
+    (tmp_path / "again.py").write_text("from shared import made")
+    monkeypatch.delitem(sys.modules, "shared", raising=False)
+    nets = [build(net.format(tmp_path), str(folder / f"{i}.safetensors"), i)[0] for i in range(2)]
+    for i, made in enumerate(nets):
+        assert torch.equal(made[0].weight, load_file(folder / f"{i}.safetensors")["0.weight"])
+
+
+def test_random_nets_are_others_though_a_module_sets_a_seed_or_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(folder)
+    seeded = "import torch\nfrom my_nets import build as inner\ntorch.manual_seed(0)\n"
+    seeded += "def build():\n    return inner()\ndef same():\n    torch.manual_seed(0)\n    return inner()\n"
+    (tmp_path / "seeded.py").write_text(seeded)
+    for name in ("build", "same"):
+        spec = f"{tmp_path / 'seeded.py'}:{name}"
+        nets = [build(spec, "random", i)[0] for i in range(2)]
+        check_drawn(spec, nets, ["random", "0.pt"])
+        if name == "build":
+            check_drawn(spec, nets, ["random", "random"])
+    refused(lambda: check_drawn(spec, nets, ["random", "random"]), "seeded.py:same", "set a seed")
+
+
+@pytest.mark.parametrize("line", [
+    "torch.set_default_dtype(torch.float64)", "torch.set_default_device('meta')",
+    "torch.set_grad_enabled(False)", "os.chdir('/')",
+])  # fmt: skip
+def test_what_a_users_module_sets_for_the_process_ends_with_it(tmp_path, line):
+    before = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(), Path.cwd()
+    code = f"import os, torch\n{line}\ndef net():\n    with torch.device('cpu'):\n"
+    (tmp_path / "sets.py").write_text(f"{code}        return torch.nn.Conv2d(3, 4, 3).float()\n")
+    build(f"{tmp_path / 'sets.py'}:net", None, 0)
+    after = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(), Path.cwd()
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    "net, line", [("LazyConv2d(8, 3)", "lazy"), ("Conv2d(3, 8, 3, device='meta')", "meta device")]
+)
+def test_nets_without_values_are_refused_by_name(tmp_path, net, line):
+    (tmp_path / "without.py").write_text(f"from torch import nn\ndef net():\n    return nn.{net}\n")
+    refused(lambda: build(f"{tmp_path / 'without.py'}:net", None, 0), "weight", line)
+
+
 BRIGHT = """
 import torch
 from torch import nn
@@ -361,9 +432,12 @@ def test_links_are_followed_and_hidden_files_left_out(bright):
         Image.fromarray(pixels_of(0)).save(Path("links", name))
     for name in ("a/notes.txt", "b/photo.heic", "c/photo.HEIC"):
         Path("links", name).write_text("")
+    Path("links/c/gone.png").symlink_to("nowhere.png")
     _, numbers, lines = bright("--images", "links", "--labels", "folder")
     assert (numbers["images"], numbers["accuracy"], numbers["classes"]) == (12, 1, ["a", "b", "c"])
-    assert lines == ["relusym: images: 3 files that are none were passed over: 2 .heic, 1 .txt"]
+    assert lines == [
+        "relusym: images: 4 files that are none were passed over: 2 .heic, 1 .txt, 1 broken links"
+    ]
     assert list(numbers["by_class"]["net"]) == [1, 1, 1]
 
 
@@ -376,6 +450,28 @@ def test_images_are_read_the_way_up_that_viewers_show_them(bright):
     Image.fromarray(pixels).save("turned/a.png", exif=exif)
     read = image_files.read("turned").pixels[0].numpy()
     assert read.shape == (12, 8, 3) and (read[:3] == 200).all() and (read[3:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "exif", [b"XX*\0", b"II*\0\x08\0\0\0\xff\xff" + b"\1" * 40], ids=["header", "entries"]
+)
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_images_whose_exif_data_is_damaged_are_read_as_they_lie(tmp_path, exif):
+    Image.fromarray(pixels_of(0, shape=(8, 12))).save(tmp_path / "a.jpg", exif=b"Exif\0\0" + exif)
+    assert image_files.read(str(tmp_path)).pixels.shape == (1, 8, 12, 3)
+
+
+def test_labels_in_the_order_of_numbers_that_names_as_text_arent_in_are_warned_of(bright):
+    Path("numbered").mkdir()
+    for i in range(12):
+        Image.fromarray(pixels_of(i % 3, i)).save(f"numbered/img{i}.png")
+    np.savetxt("labels.txt", np.arange(12) % 3, fmt="%d")
+    _, _, lines = bright("--images", "numbered", "--labels", "labels.txt")
+    assert "img10.png comes before img2.png" in lines[0]
+    for i in range(12):
+        Path(f"numbered/img{i}.png").rename(f"numbered/img{i:02}.png")
+    _, numbers, lines = bright("--images", "numbered", "--labels", "labels.txt")
+    assert (numbers["accuracy"], lines) == (1, [])
 
 
 def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
@@ -425,11 +521,13 @@ def test_labels_are_whole_numbers_from_0_one_an_image(bright, labels, line):
     refusal(*bright("--images", "images.npz"), "label", line)
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16, ">i4", ">f8"])
 def test_labels_may_be_whole_numbers_of_any_type(bright, kind):
     images = [pixels_of(c, i) for c in range(3) for i in range(6)]
-    np.savez("images.npz", images=images, labels=np.repeat(np.arange(3), 6).astype(kind))
-    assert bright("--images", "images.npz")[1]["accuracy"] == 1
+    others = {"names": np.array(["a", None])}  # aren't read
+    np.savez("images.npz", images=images, labels=np.repeat(np.arange(3), 6).astype(kind), **others)
+    Path("images.npz").rename("images.NPZ")
+    assert bright("--images", "images.NPZ")[1]["accuracy"] == 1
 
 
 def test_a_text_of_labels_may_begin_with_a_byte_order_mark_and_not_be_empty(bright):
@@ -479,7 +577,10 @@ def cut(path):
     ("none.npy", lambda path: Path(path).write_bytes(b""), "truncated"),
     ("list.pt", lambda path: torch.save([torch.zeros(2)] * 3, path), "holds list"),
     ("keys.pt", lambda path: torch.save({0: torch.zeros(2), 1: torch.ones(2)}, path), "it has 0, 1"),
-    ("text.npz", lambda path: np.savez(path, images=np.array(["a", "b"])), "uint8"),
+    ("text.npz", lambda path: np.savez(path, images=np.array(["a", "b"])), "no numbers"),
+    ("halves.npz", lambda path: np.savez(path, images=np.zeros((2, 8, 8, 3), ">u2")), "uint8"),
+    ("objects.npz", lambda path: np.savez(path, images=np.array(["a", None])), "Python objects"),
+    ("sparse.pt", lambda path: torch.save({"images": torch.zeros(2, 8, 8, 3).to_sparse()}, path), "plain"),
 ])  # fmt: skip
 def test_damaged_and_other_files_of_images_are_refused_in_one_line(bright, name, write, line):
     write(name)
@@ -516,6 +617,14 @@ def test_what_is_read_is_never_written_over(bright, capsys):
     assert main(typed.split()) == 1 and Path("out/halfway.safetensors").read_bytes() == before
     capsys.readouterr()
     refusal(*bright(*on, "--labels", "folder", "--out", "images/report"), "among the class folders")
+    on = "--images images --mean 0 --std 1 --fine-tune 1 --train-images exact/exact.safetensors --out exact"
+    Path("out").rename("exact"), Path("exact/halfway.safetensors").rename("exact/exact.safetensors")
+    assert main(f"exact bright.py:net {on}".split()) == 1 and "also read" in capsys.readouterr().err
+    Path("exact/exact.safetensors").rename("exact/model.safetensors")
+    on = "--images images --mean 0 --std 1 --out ./exact/model.safetensors"
+    assert main(f"merge hf:exact random random {on}".split()) == 1
+    assert "also read" in capsys.readouterr().err
+    assert Path("exact/model.safetensors").read_bytes() == before
 
 
 def test_an_older_reports_files_dont_stay_beside_a_new_ones(bright):
@@ -526,6 +635,14 @@ def test_an_older_reports_files_dont_stay_beside_a_new_ones(bright):
     assert bright(*on)[0] == 0
     left = {path.name for path in Path("out").iterdir()}
     assert "mine.txt" in left and not left & {"classes.csv", "curve.csv", "reset.safetensors"}
+    weights = [f"{i}/x.pt" for i in range(2)]
+    for path in (*weights, "x-0.pt"):
+        Path(path).parent.mkdir(exist_ok=True)
+        torch.save(build("bright.py:net", None, 0)[0].state_dict(), path)
+    assert bright(*on, "--weights", *weights, "x-0.pt")[1]["nets"] == ["x-0", "x-1", "x-0-2"]
+    left = {path.name for path in Path("out").iterdir()}
+    assert "barriers.csv" in left and not left & {"halfway.safetensors", "convs.csv"}
+    assert bright(*on)[0] == 0 and not Path("out/barriers.csv").exists()
 
 
 def test_an_interrupted_report_goes_on_from_its_last_layer(folder, capsys, tmp_path, monkeypatch):
@@ -571,6 +688,8 @@ def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
     (BRIGHT + "\n\nclass Mine(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
      "        self.inner = globals()['_net']()\n    def forward(self, x):\n        raise OSError('no such thing')\n"
      "_net, net = net, Mine\n", "OSError: no such thing (theirs.py, line 23)"),
+    (BRIGHT + "\n\nclass Mine(nn.Sequential):\n    def forward(self, x):\n        raise SystemExit(0)\n"
+     "_net = net\ndef net():\n    return Mine(_net())\n", "SystemExit: 0 (theirs.py, line 20)"),
 ])  # fmt: skip
 def test_a_users_own_exception_is_shown_as_theirs_with_its_line(bright, code, line):
     Path("theirs.py").write_text(code)
@@ -601,6 +720,42 @@ subprocess.run(["echo", "of a child"])
     assert all(word in printed.err for word in ("imported", "forward", "written", "of a child"))
 
 
+SHORT = "--mean 0 --std 1 --partial-images 0 --images images"
+
+
+def test_what_a_net_prints_after_the_end_isnt_beside_its_json(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    class_folders("images", "abc")
+    late = "\nimport ctypes\ndef late():\n    ctypes.CDLL(None).printf(b'kept in C')\n    return net()\n"
+    Path("late.py").write_text(BRIGHT + late)
+    monkeypatch.setattr("sys.argv", f"relusym report late.py:late {SHORT} --json".split())
+    kept = os.dup(1)
+    assert main() == 0
+    os.write(1, b"at the end")
+    ctypes.CDLL(None).fflush(None)
+    os.dup2(kept, 1), os.close(kept)
+    printed = capfd.readouterr()
+    assert json.loads(printed.out)["name"] == "late"
+    assert "kept in C" in printed.err and "at the end" in printed.err
+
+
+@pytest.mark.parametrize("more", ["", "--json"])
+def test_output_that_cant_be_shown_is_no_traceback(tmp_path, monkeypatch, capfd, more):
+    monkeypatch.chdir(tmp_path)
+    class_folders("images", "abc")
+    Path("bright.py").write_text(BRIGHT)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with Path("/dev/full").open("w") as full, os.fdopen(writing, "w") as closed:
+        for stream, lines in ((full, ["relusym: what was measured can't be shown"]), (closed, [])):
+            monkeypatch.setattr("sys.stdout", stream)
+            try:
+                assert main(f"report bright.py:net {SHORT} {more}".split()) == 1
+            except SystemExit as ended:  # rich's, of a pipe that is closed
+                assert ended.code == 1
+            assert [line.partition(" (")[0] for line in capfd.readouterr().err.splitlines()] == lines
+
+
 def test_names_are_shown_as_they_are_and_in_any_terminal(bright, monkeypatch):
     bracketed = "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n" \
         "        self.net = nn.ModuleDict({'[red] $x$ \\x1b': net()})\n    def forward(self, x):\n" \
@@ -622,6 +777,13 @@ def test_all_that_can_be_known_is_told_before_images_are_read(bright, monkeypatc
     on = "--images", "images"
     refusal(*bright(*on, "--out", "file/report"), "can't be written")
     refusal(*bright(*on, "--out", "a\0b"), "NUL")
+    refusal(*bright(*on, "--labels", ""), "empty")
+    refusal(*bright(*on, "--out", "a" * 300), "too long")
+    Path("gone").symlink_to("nowhere/at/all"), Path("circle").symlink_to("circle")
+    refusal(*bright(*on, "--out", "gone"), "can't be written")
+    refusal(*bright(*on, "--out", "circle"), "can't be written")
+    refusal(*bright(*on, "--device", "meta"), "meta")
+    refusal(*bright(*on, "--metric", "bright.py:accuracy"), "another name")
     refusal(*bright(*on, "--device", "abacus"), "abacus")
     refusal(*bright(*on, "--metric", "bright.py:f1"), "no 'f1'")
     refusal(*bright(*on, "--weights", "none.pt"), "there is no file")
@@ -844,6 +1006,12 @@ REFUSED = {
     "not normalised": ((NET,), {"scaled": ()}, "give --mean and --std"),
     "means": ((NET,), {"scaled": ("--mean", 0, 0, "--std", 1)}, "--mean has 2"),
     "std": ((NET,), {"scaled": ("--mean", 0, "--std", 0)}, "positive std"),
+    "nan": ((NET,), {"scaled": ("--mean", "nan", "--std", 1)}, "finite mean"),
+    "levels": (
+        (NET,),
+        {"scaled": ("--mean", 124, 116, 104, "--std", 58, 57, 57)},
+        "divide mean and std by 255",
+    ),
     "no images": ((NET,), {"images": "empty"}, "holds no images"),
     "nowhere": ((NET,), {"images": "nowhere"}, "there is no"),
     "no image": ((NET,), {"images": "damaged"}, "x.jpg can't be read"),
@@ -866,7 +1034,7 @@ def test_a_users_error_is_one_line_and_exit_code_1(capsys, folder, tmp_path, cas
     assert line in lines[0] and not (tmp_path / "out").exists()
 
 
-MISUSE = "--symmetry twist", "--size 0", "--size 1 2 3"
+MISUSE = "--symmetry twist", "--size 0", "--size 1 2 3", "--size 224 256", f"--batch-size {10**23}"
 MISUSE = "", "report", "merge net a --images x", *(f"report net --images x {more}" for more in MISUSE)
 
 

@@ -135,6 +135,16 @@ def hooked():
     return net
 
 
+def inferring():
+    with torch.inference_mode():
+        return conv_net()
+
+
+class Extra(Body):
+    def get_extra_state(self):
+        return {"seen": 3}
+
+
 def batch_statistics():
     conv, *others = conv_net()
     return nn.Sequential(conv, nn.BatchNorm2d(8, track_running_stats=False), *others)
@@ -164,6 +174,8 @@ def batch_statistics():
         (patched, "its forward is replaced by a function that holds the net"),
         (hooked, "permuting its channels changes what it computes, first at layer 1"),
         (zero, "all zero"),
+        (inferring, "made in inference mode"),
+        (Extra, "get_extra_state"),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
             "nothing to match",
@@ -283,7 +295,7 @@ MATCHINGS = "one of activation, weight, weight_identity, involution, "
 
 @pytest.mark.parametrize("key, value, line", [
     ("matching", "telepathy", MATCHINGS), ("matching", "involution", ""), ("seed", -1, ""), ("seed", 2**63, ""),
-    ("seed", 0.5, ""),
+    ("seed", 0.5, ""), ("starts", 0, ""),
 ])  # fmt: skip
 def test_what_isnt_there_is_told_before_the_work(key, value, line, monkeypatch):
     monkeypatch.setattr("relusym.merging.merge.check_net", None)

@@ -5,7 +5,7 @@ from small_nets import Images, answers, conv_net, smooth_images, vgg11
 
 from relusym.data.augmentation import normalise
 from relusym.evaluation.metrics import Metric
-from relusym.merging.merge import flip_merge
+from relusym.merging.merge import METRICS, flip_merge
 from relusym.reporting.report import report
 from relusym.reporting.words import verdict
 from relusym.symmetry import HORIZONTAL_FLIP
@@ -110,3 +110,21 @@ def test_the_barrier_of_a_loss_is_its_rise():
 def test_a_metric_that_isnt_one_number_an_image_is_refused(metric, line):
     mine = {"mine": Metric(metric)}
     refused(lambda: flip_merge(vgg11(), Images(PIXELS, 16), metrics=mine), "metric mine", line)
+
+
+def test_metrics_are_by_names_of_their_own_and_change_nothing():
+    net, images = conv_net(), Images(PIXELS, 16)
+
+    def changes(logits, labels):
+        labels.zero_()
+        return logits.zero_().sum(1)
+
+    metrics = {"changes": Metric(changes)} | METRICS
+    plain = flip_merge(net, images, test_labels=LABELS)
+    merged = flip_merge(net, images, test_labels=LABELS, metrics=metrics)
+    assert (merged.accuracy, merged.scores["loss"]) == (plain.accuracy, plain.scores["loss"])
+    for metrics, line in (
+        ({"accuracy": Metric(changes)}, "another name"), ({"mine": changes}, "relusym.Metric(function)"),
+        ([Metric(changes)], "a dict"),
+    ):  # fmt: skip
+        refused(lambda metrics=metrics: flip_merge(net, images, metrics=metrics), line)

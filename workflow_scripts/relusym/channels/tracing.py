@@ -118,12 +118,17 @@ def unwrapped(net: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
+def copied(net: nn.Module) -> nn.Module:
+    """A copy of a net; weights that hooks have computed have a history, and aren't copied with it."""
+    computed = [x for layer in net.modules() for x in vars(layer).values() if isinstance(x, Tensor)]
+    return deepcopy(net, {id(x): x.detach().clone() for x in computed})
+
+
+@torch.no_grad()
 def _with_plain_weights(net: nn.Module) -> nn.Module:
     if not any(parametrize.is_parametrized(layer) or _weight_hooks(layer) for layer in net.modules()):
         return net
-    # weights that hooks have computed have a history, and aren't copied with it
-    computed = [x for layer in net.modules() for x in vars(layer).values() if isinstance(x, Tensor)]
-    plain = deepcopy(net, {id(x): x.detach().clone() for x in computed})
+    plain = copied(net)
     modes = {layer: layer.training for layer in plain.modules()}
     plain.eval()
     for layer in modes:

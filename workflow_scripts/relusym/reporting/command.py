@@ -5,10 +5,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from relusym import __version__
 from relusym.errors import UserError, listed, theirs, users_line
@@ -138,18 +138,18 @@ def _add_common(command: argparse.ArgumentParser, matchings: Sequence[str], *, i
         _add_number(command, "--curve", 2, line, 0)
         metric = "fn(logits, labels) → one number an image, larger is better"
         command.add_argument("--metric", metavar="FILE.PY:FN", help=metric)
-    command.add_argument("--seed", type=_count(0, 2**63 - 1), default=0)
+    command.add_argument("--seed", type=_count(0), default=0)
     _add_number(command, "--batch-size", 1, "(default: 50)", 50)
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
     json_alone = "print one JSON object with every number, and no screen"
     command.add_argument("--json", action="store_true", help=json_alone)
 
 
-def _count(least: int, most: int | None = None) -> Callable[[str], int]:
+def _count(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
     def count(text: str) -> int:
         value = int(text)
-        if value < least or (most is not None and value > most):
-            allowed = f"at least {least}" if most is None else f"{least} to {most}"
+        if not least <= value <= most:
+            allowed = f"at least {least}" if value < least else f"at most {most}"
             raise argparse.ArgumentTypeError(f"{value} given; allowed is {allowed}")
         return value
 
@@ -166,22 +166,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     if options.command == "merge" and len(options.weights) < 2:
         parser().error("the weights of at least two nets are needed")
-    if options.size and len(options.size) > 2:
+    if options.size and (len(options.size) > 2 or options.size[-1] > options.size[0]):
         parser().error(
-            "--size: one number, or two: of the resized shorter side, and of the square cut out of it"
+            "--size: one number, or two: of the resized shorter side, and of the square cut out of it, which isn't "
+            "larger"
         )
     values = (value if isinstance(value, list) else [value] for value in vars(options).values())
-    texts = [part for several in values for part in several]
-    if any("\0" in text for text in texts if isinstance(text, str)):
-        return _refused("an argument holds a NUL, which no name of a file can")
+    texts = [part for several in values for part in several if isinstance(part, str)]
+    if any("\0" in text or not text for text in texts):
+        return _refused("an argument is empty, or holds a NUL, which no name of a file can")
     try:
-        with _results_alone(options.json):
+        with _results_alone(options.json, arguments is None) as stream:
             numbers, show = {"report": _report, "merge": _merge, "exact": _exact}[options.command](options)
+            return _shown(numbers, stream) if options.json else _shown(show, stream)
     except UserError as error:
         return _refused(str(error))
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):
             return _refused(
                 "there isn't enough memory: give a smaller --batch-size, or fewer images by --limit"
@@ -189,12 +191,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if users_line(error) is None:
             raise
         return _refused(f"the net or the metric fails: {theirs(error)}")
+
+
+def _shown(results: Callable[[], None] | dict[str, Any], stream: TextIO | None) -> int:
+    """Show the results, as one JSON object if they are numbers; the command's exit code."""
     from relusym.reporting.words import finite
 
-    if options.json:
-        print(json.dumps(finite(numbers), allow_nan=False))
-    else:
-        show()
+    try:
+        if callable(results):
+            results()
+        else:
+            print(json.dumps(finite(results), allow_nan=False), file=stream)
+        if stream:
+            stream.flush()
+    except OSError as error:
+        with suppress(OSError):  # what is left, which would be written again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, BrokenPipeError):  # the reader has enough, as `head` has
+            return 1
+        return _refused(f"what was measured can't be shown ({error.strerror})")
     return 0
 
 
@@ -209,19 +224,26 @@ def _tell(lines: Sequence[str]) -> None:
 
 
 @contextmanager
-def _results_alone(json_alone: bool) -> Iterator[None]:
-    """Within, if stdout is to hold one JSON object, whatever a net prints goes to the error stream."""
-    if not json_alone:
-        yield
+def _results_alone(json_alone: bool, ends: bool) -> Iterator[TextIO | None]:
+    """Where results go. If that is to hold one JSON object, whatever else is printed goes to the error stream.
+
+    So it does after the context, too, if the process `ends` then: threads go on, and libraries empty their buffers.
+    """
+    stream = sys.stdout
+    if not json_alone or stream is None:
+        yield stream
         return
-    sys.stdout.flush()
+    stream.flush()
     kept = os.dup(1)  # what libraries and child processes write to
+    if stream is sys.__stdout__:
+        stream = os.fdopen(os.dup(1), "w", encoding=stream.encoding)
     os.dup2(2, 1)
     try:
         with redirect_stdout(sys.stderr):
-            yield
+            yield stream
     finally:
-        os.dup2(kept, 1)
+        if not ends:
+            os.dup2(kept, 1)
         os.close(kept)
 
 
@@ -310,17 +332,19 @@ def _inputs(options: argparse.Namespace, weights: str | None) -> _Inputs:
 def _check_outputs(options: argparse.Namespace, written: Sequence[Path]) -> None:
     """Raises UserError if what is to be written can't be, or is what is read."""
     for path in written:
-        check_writable(path.parent.absolute())
-    texts = [options.net, options.images, options.labels, options.metric, *options.weights]
-    read = [Path(part) for text in texts if text for part in {text, text.rpartition(":")[0]} if part]
+        check_writable(path)
+    names = ("net", "images", "labels", "train_images", "train_labels", "metric")
+    texts = [*(getattr(options, name, None) for name in names), *options.weights]
+    parts = {part for text in texts if text for part in (text, *text.rpartition(":")[::2])}
+    read, hub = [Path(part) for part in parts if os.access(part, os.F_OK)], Path(options.net[3:])
+    read += hub.iterdir() if options.net.startswith("hf:") and hub.is_dir() else ()
     for path in written:
-        if same := [
-            str(source) for source in read if source.exists() and path.exists() and path.samefile(source)
-        ]:
+        if same := [source for source in read if path.exists() and path.samefile(source)]:
             raise UserError(f"--out: {path} is also read ({same[0]}): choose another")
         if path.is_dir():
             raise UserError(f"--out: {path} is a folder; allowed is a file")
-        if options.labels == "folder" and Path(options.images).resolve() in path.resolve().parents:
+        whole, images = (Path(os.path.realpath(place)) for place in (path, options.images or ""))
+        if options.labels == "folder" and images in whole.parents:
             raise UserError(
                 f"--out: {path} lies among the class folders in {options.images}: choose another place"
             )
@@ -331,13 +355,22 @@ def _device(name: str) -> Any:
 
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"--device: {name!r} can't be used ({reason}); allowed is auto, cpu or cuda"
         ) from error
     return device
+
+
+def _nets(options: argparse.Namespace, on: _Inputs) -> list[Any]:
+    """All nets, the first and others; UserError if random ones are the same."""
+    from relusym.reporting.net_files import check_drawn
+
+    nets = [on.net, *(on.build(weights, i) for i, weights in enumerate(options.weights[1:], 1))]
+    check_drawn(options.net, nets, options.weights)
+    return nets
 
 
 def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
@@ -348,15 +381,17 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
 
     several = len(options.weights) > 1
     stems = [Path(weights or "").stem for weights in options.weights]
-    # folders, numbered where two have one name
+    # folders, numbered where two have one name; all of them where that isn't enough
     names = [f"{n}-{i}" if stems.count(n) > 1 or not n else n for i, n in enumerate(stems)]
+    if len({*names, "report.html"}) <= len(names):
+        names = [f"{n}-{i}" for i, n in enumerate(stems)]
     out = Path(options.out)
     folders = [out / name for name in names] if several else [out]
     _check_outputs(options, [*(folder / name for folder in folders for name in FILES), out / "report.html"])
     with screen.progress(quiet=options.json) as progress:
         progress("net and images", 0)
         on = _inputs(options, options.weights[0])
-        nets = [on.net, *(on.build(weights, i) for i, weights in enumerate(options.weights[1:], 1))]
+        nets = _nets(options, on)
         reports = []
         for i, (net, name, folder) in enumerate(zip(nets, names, folders, strict=True)):
             measured = report(
@@ -503,11 +538,11 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
     from relusym.reporting.page import card
     from relusym.reporting.report import baselines
 
-    written = [Path(path) for path in (options.out, options.permuted) if path]
+    written = [Path(path) for path in (options.out, options.permuted) if path is not None]
     for path in written:
         if path.suffix != ".safetensors":
             raise UserError(f"--out: {path} given; allowed is a file that ends in .safetensors")
-    if len({path.resolve() for path in written}) < len(written):
+    if len({*map(os.path.realpath, written)}) < len(written):
         raise UserError(f"--permuted: {options.permuted} is --out as well")
     _check_outputs(options, written)
     several = len(options.weights) > 2
@@ -523,9 +558,11 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
     with screen.progress(quiet=options.json) as progress:
         progress("nets and images", 0)
         on = _inputs(options, options.weights[0])
-        nets = [on.net, *(on.build(weights, i) for i, weights in enumerate(options.weights[1:], 1))]
+        nets = _nets(options, on)
         if options.which == "reset" and not has_batch_norm(on.net):
             raise UserError("--which: reset given, but a net without batch norm has halfway or repaired")
+        if options.which == "repaired" and has_batch_norm(on.net):
+            raise UserError(_not_held("repaired", ["reset", "halfway"]))
         progress("matching and merging", 0)
         how = {"metrics": on.metrics}
         if several:
@@ -543,10 +580,7 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
     fits = [n for n in ("repaired", "reset", "halfway") if n in merged.nets and _fits(merged.nets[n], like)]
     which = options.which or fits[0]
     if which not in fits:
-        raise UserError(
-            f"--which: {which} given, whose corrections don't fit the net's own layers; allowed is {' or '.join(fits)} "
-            "(relusym.merge returns it in Python)"
-        )
+        raise UserError(_not_held(which, fits))
     how = _of(options) | {"images": len(on.test), "labelled": on.labels is not None}
     checkpoint.save(options.out, merged.nets[which].state_dict(), card(merged, options.net, which) | how)
     if options.permuted:
@@ -572,6 +606,13 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
         baselines=beside,
         curve=line,
         notes=notes,
+    )
+
+
+def _not_held(which: str, fits: Sequence[str]) -> str:
+    return (
+        f"--which: {which} given, whose corrections don't fit the net's own layers; allowed is {' or '.join(fits)} "
+        "(relusym.merge returns it in Python)"
     )
 
 
@@ -608,6 +649,7 @@ def _merge_by_weights(options: argparse.Namespace) -> tuple[dict[str, Any], Call
     device = _device(options.device)
     first, preset = net_files.build(options.net, options.weights[0], options.seed)
     second, _ = net_files.build(options.net, options.weights[1], options.seed + 1)
+    net_files.check_drawn(options.net, (first, second), options.weights)
     side = options.size[-1] if options.size else preset.size.crop if preset and preset.size else None
     if side is None:
         raise UserError(

@@ -6,7 +6,8 @@ import inspect
 import os
 import ssl
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -19,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from relusym import checkpoint
+from relusym.channels.tracing import copied
 from relusym.errors import UserError, listed, theirs
 from relusym.evaluation.images import COLOURS
-from relusym.evaluation.metrics import Metric
+from relusym.evaluation.logits import without_values
+from relusym.evaluation.metrics import MEASURED, Metric
 from relusym.nets.weights import misfits, read_tensors
 from relusym.reporting.image_files import Sizing
 
@@ -49,20 +52,53 @@ def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, Preset 
         spec: `file.py:callable` or `module:callable`, a callable without arguments that returns a net, or a net;
             `torchvision:name`, `timm:name`, `hf:name_or_folder`.
         weights: a file, with `:prefix` behind it if it holds several sets; "random", of `seed`; of torchvision's nets
-            also a
-            name such as `IMAGENET1K_V1`; None: those that the callable gives it, or the package's.
+            also a name such as `IMAGENET1K_V1`; None: those that the callable gives it, or the package's.
     """
     package, _, name = spec.partition(":")
     if not spec.rpartition(":")[0] or not spec.rpartition(":")[2]:
         raise UserError(f"net {spec!r} given; allowed is {NAMED}")
-    torch.manual_seed(seed)
+    preset = None
     if package in PACKAGES:
+        torch.manual_seed(seed)
         net, preset = PACKAGES[package](name, weights)
     else:
-        net, preset = called(load_object(spec, "net"), spec), None
+        with _settings_kept():
+            made = load_object(spec, "net")
+            torch.manual_seed(seed)  # which an import may change
+            net = called(made, spec)
+    for key, tensor in net.named_parameters():
+        if wrong := without_values(tensor):
+            raise UserError(f"net {spec}: {key} {wrong}")
+    if package not in PACKAGES:
+        net = copied(net)  # a module gives the same net whenever it is asked
     if weights is not None and weights != RANDOM and not _is_name(package, weights):
         load_weights(net, weights)
     return net.eval().to(memory_format=torch.channels_last), preset
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """What users' code sets for the whole process, such as PyTorch's default type, ends with the context."""
+    folder, kind, device = Path.cwd(), torch.get_default_dtype(), torch.get_default_device()
+    with torch.set_grad_enabled(torch.is_grad_enabled()):
+        try:
+            yield
+        finally:
+            os.chdir(folder)
+            torch.set_default_dtype(kind)
+            if torch.get_default_device() != device:
+                torch.set_default_device(None)
+
+
+def check_drawn(spec: str, nets: Sequence[nn.Module], weights: Sequence[str | None]) -> None:
+    """UserError if nets with random weights have the same ones."""
+    drawn = [net.state_dict() for net, which in zip(nets, weights, strict=True) if which == RANDOM]
+    first = drawn[0] if drawn else {}
+    if any(all(torch.equal(x, other[key]) for key, x in first.items()) for other in drawn[1:]):
+        raise UserError(
+            f"weights random: net {spec} has the same ones whenever it is made, so there are no two to merge: it "
+            "should neither set a seed nor be a net that is there already"
+        )
 
 
 def reads_grey(net: nn.Module) -> bool:
@@ -141,14 +177,16 @@ def load_metric(spec: str) -> tuple[str, Metric]:
         raise UserError(
             f"metric {spec!r} given; allowed is file.py:fn or module:fn, fn(logits, labels) → (B,)"
         )
-    metric = load_object(spec, "metric")
-    if isinstance(metric, Metric):
-        return spec.rpartition(":")[2], metric
-    if not callable(metric):
+    name = spec.rpartition(":")[2]
+    if name in MEASURED:
+        raise UserError(f"metric {spec}: {name} is measured in any case; give yours another name")
+    with _settings_kept():
+        metric = load_object(spec, "metric")
+    if not callable(metric) and not isinstance(metric, Metric):
         raise UserError(
             f"metric {spec} is {type(metric).__name__}; a function of logits and labels is needed"
         )
-    return spec.rpartition(":")[2], Metric(metric)
+    return name, metric if isinstance(metric, Metric) else Metric(metric)
 
 
 def _package(name: str) -> ModuleType:

@@ -93,7 +93,7 @@ def remove_older(folder: Path) -> None:
     except (OSError, ValueError):
         return
     if isinstance(older, dict) and "relusym" in older:
-        for name in FILES:
+        for name in (*FILES, "barriers.csv"):
             (folder / name).unlink(missing_ok=True)
 
 
@@ -305,6 +305,7 @@ class Comparison:
 def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
     """Write the page, `report.json` and CSVs of several nets, each whole or not at all; the page's path."""
     folder, tables = Path(folder), comparison.tables()
+    remove_older(folder)
     write_numbers(folder, tables, comparison.numbers())
     links = (
         f"<a href='{escape(name, quote=True)}/report.html'>{escape(name)}</a>" for name in comparison.names
