@@ -344,6 +344,14 @@ def test_what_a_users_module_sets_for_the_process_ends_with_it(tmp_path, line):
     assert after == before
 
 
+def test_a_net_may_have_tensors_of_any_number_of_dimensions(tmp_path):
+    code = "import torch\ndef net():\n    made = torch.nn.Conv2d(3, 4, 3)\n"
+    code += "    made.bank = torch.nn.Parameter(torch.zeros(2, 4, 3, 3, 3))\n    return made\n"
+    (tmp_path / "bank.py").write_text(code)
+    made = build(f"{tmp_path / 'bank.py'}:net", None, 0)[0]
+    assert made.weight.is_contiguous(memory_format=torch.channels_last) and made.bank.ndim == 5
+
+
 @pytest.mark.parametrize(
     "net, line", [("LazyConv2d(8, 3)", "lazy"), ("Conv2d(3, 8, 3, device='meta')", "meta device")]
 )
@@ -491,6 +499,11 @@ def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
     torch.save(good | {f"ema.{k}": v for k, v in off.items()}, "beside.pt")
     refusal(*bright("--weights", "beside.pt", *on), "''", "'ema'")
     assert bright("--weights", "beside.pt:", *on)[1]["accuracy"] == 1
+    normed = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    averaged = {key: 2 * parameter.detach() for key, parameter in normed.named_parameters()}
+    torch.save({"model": normed.state_dict(), "ema": averaged}, "averaged.pt")  # of parameters alone
+    refused(lambda: load_weights(normed, "averaged.pt"), "'ema', 'model'")
+    load_weights(normed, "averaged.pt:model")
     torch.save({"model": good, "ema": good}, "same.pt")
     assert bright("--weights", "same.pt", *on)[1]["accuracy"] == 1
 
@@ -646,11 +659,11 @@ def test_an_older_reports_files_dont_stay_beside_a_new_ones(bright):
 
 
 def test_an_interrupted_report_goes_on_from_its_last_layer(folder, capsys, tmp_path, monkeypatch):
-    made, fork = [], LayerByLayer.fork
+    made, fork, stop = [], LayerByLayer.fork, [4]
 
     def interrupted(self, layers):
         made.append(layers)
-        if len(made) == 4:
+        if len(made) in stop:
             raise KeyboardInterrupt
         return fork(self, layers)
 
@@ -671,6 +684,11 @@ def test_an_interrupted_report_goes_on_from_its_last_layer(folder, capsys, tmp_p
         assert report(capsys, folder, *on)[0] == 130
         made[:] = [None] * 4
         assert report(capsys, folder, *on, *other)[0] == 0 and len(made) == whole
+    stop[0], on = 10, (*on, folder / "1.safetensors")  # in the second net
+    made.clear()
+    assert report(capsys, folder, *on)[0] == 130
+    assert report(capsys, folder, *on)[0] == 0 and len(made) == 10 + 12 - 9
+    assert not list(tmp_path.rglob("unfinished*"))
 
 
 def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
@@ -797,6 +815,8 @@ def test_a_class_folders_number_that_isnt_the_nets_is_warned_of(bright):
     class_folders("two", "ab")
     _, numbers, _ = bright("--images", "two", "--labels", "folder")
     assert "tells 3 classes apart, and there are 2 class folders" in numbers["notes"][0]
+    class_folders("four", "abc"), Path("images/a").rename("four/d")
+    refusal(*bright("--images", "four", "--labels", "folder"), "labels up to 3, but the net has 3 classes")
 
 
 def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsys):

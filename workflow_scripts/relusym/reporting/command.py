@@ -24,8 +24,8 @@ also a name. Not given: as the callable makes the net, or the package's weights"
 IMAGES = """\
 a folder; CIFAR10's official folder or archive, binary or Python; an .npz or a tensor file (entries images, labels)"""
 LABELS = """\
-'folder': class folders in alphabetical order; or a .npy or .txt, one number an image. Without labels, accuracy is
-agreement with the net itself. CIFAR10's official files have their own"""
+'folder': class folders in alphabetical order; or a .npy or .txt, one number an image, in the order of the images'
+names as text. Without labels, accuracy is agreement with the net itself. CIFAR10's official files have their own"""
 TRAIN_IMAGES = """\
 images to match, take statistics and fine-tune on, as --images (default: of CIFAR10's official files the training
 images)"""
@@ -184,7 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (Exception, SystemExit) as error:
-        if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):
+        kind = type(error).__name__
+        if kind in ("MemoryError", "OutOfMemoryError") or "DefaultCPUAllocator" in str(error):
             return _refused(
                 "there isn't enough memory: give a smaller --batch-size, or fewer images by --limit"
             )
@@ -311,7 +312,7 @@ def _inputs(options: argparse.Namespace, weights: str | None) -> _Inputs:
         else test
     )
     notes, outputs = list(pictures.notes), check_net("net", net, test).shape[1]
-    if pictures.classes and pictures.labels is not None and len(pictures.classes) != outputs:
+    if pictures.classes and pictures.labels is not None and len(pictures.classes) < outputs:
         notes.append(
             f"labels: the net tells {outputs} classes apart, and there are {len(pictures.classes)} class folders, "
             f"which are taken for its first; if they are others, give --labels FILE"
@@ -414,7 +415,6 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
             measured.notes[:0], measured.inputs = on.notes, on.about
             progress("writing", 0)
             page = write_report(measured, folder)
-            (folder / UNFINISHED).unlink(missing_ok=True)
             measured.merged.nets.clear()
             measured.merged.aligned = None
             reports.append(measured)
@@ -433,6 +433,8 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
             }
             comparison = Comparison(reports, pairs)
             page = write_comparison(comparison, out)
+    for folder in folders:
+        (folder / UNFINISHED).unlink(missing_ok=True)
     if several:
         return comparison.numbers(), lambda: screen.show_comparison(comparison, page)
     return measured.numbers(), lambda: screen.show_report(measured, page)

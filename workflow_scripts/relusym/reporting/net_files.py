@@ -73,7 +73,12 @@ def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, Preset 
         net = copied(net)  # a module gives the same net whenever it is asked
     if weights is not None and weights != RANDOM and not _is_name(package, weights):
         load_weights(net, weights)
-    return net.eval().to(memory_format=torch.channels_last), preset
+    for tensor in (*net.parameters(), *net.buffers()):
+        if (
+            tensor.ndim == 4 and not tensor.is_quantized
+        ):  # a bank of kernels has more, which Module.to doesn't take
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return net.eval(), preset
 
 
 @contextmanager
@@ -342,11 +347,14 @@ def load_weights(net: nn.Module, path: str) -> None:
         file, prefix = path, None
     if not Path(file).is_file():
         raise UserError(f"weights: there is no file {file}")
-    expected = net.state_dict()
-    sets = _sets(read_tensors(Path(file)), expected)
+    expected, parameters = net.state_dict(), dict(net.named_parameters(remove_duplicate=False))
+    needed = {
+        key: expected[key] for key in expected if key in parameters
+    } or expected  # an average may be of these
+    sets = _sets(read_tensors(Path(file)), needed)
     if not sets:
         raise UserError(f"weights {file} holds no tensors by name: a state dict is needed")
-    fitting = {name: state for name, state in sets.items() if _fits(state, expected)}
+    fitting = {name: state for name, state in sets.items() if _fits(state, needed)}
     if prefix is not None:
         name = prefix.removesuffix(".")
         within = [place for place in fitting or sets if name and f".{name}." in f".{place}."]
@@ -402,10 +410,7 @@ def _sets(contents: Any, expected: Mapping[str, Tensor], path: str = "") -> dict
 
 
 def _fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
-    return all(
-        key.endswith(".num_batches_tracked") or (key in state and state[key].shape == tensor.shape)
-        for key, tensor in expected.items()
-    )
+    return all(key in state and state[key].shape == tensor.shape for key, tensor in expected.items())
 
 
 def _same(state: Mapping[str, Tensor], other: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
