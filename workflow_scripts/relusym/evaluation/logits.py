@@ -128,6 +128,8 @@ def check_net(name: str, net: nn.Module, images: ImageSource) -> Tensor:
         raise UserError(f"{name}: {len(logits)} logits for {len(x)} images: (B, classes) is needed")
     if logits.shape[1] < 2:
         raise UserError(f"{name}: logits of shape {tuple(logits.shape)}; at least two classes are needed")
+    if not logits.is_floating_point():
+        raise UserError(f"{name}: its logits are {logits.dtype}; floating-point numbers are needed")
     if not logits.isfinite().all():
         raise UserError(f"{name}: logits of the first images aren't finite")
     if not logits.any():

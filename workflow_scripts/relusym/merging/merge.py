@@ -34,9 +34,10 @@ from relusym.pixels.transform import check_planted, transformed
 from relusym.precision import full_float32
 from relusym.randomness import generator
 from relusym.schema import one_of
-from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
+from relusym.symmetry import HORIZONTAL_FLIP, Symmetry, as_symmetry
 
 PAIR, FLIP = ("net_1", "net_2"), ("net", "flipped")  # the endpoints' names in records
+INNER = "halfway", "reset", "repaired", "permuted"  # names of other nets
 METRICS = {"loss": LOSS}  # measured beside the accuracy
 RECORDED = ("accuracy", "barrier", "absolute_barrier", "permutations", "similarity", "checks")
 
@@ -204,6 +205,8 @@ def merge(
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
     check_how(matching, seed, order, starts)
+    if len({*names, *INNER}) != 2 + len(INNER):
+        raise UserError(f"names: {names} given; allowed are two that differ, and none of {', '.join(INNER)}")
     first, second = unwrapped(first), unwrapped(second)
     check_nets(dict(zip(names, (first, second), strict=True)), images, test, test_labels, metrics)
     with evaluating(first, second):
@@ -370,7 +373,7 @@ def flip_merge(
     test_images: AnyImages | None = None,
     test_labels: Tensor | None = None,
     *,
-    symmetry: Symmetry = HORIZONTAL_FLIP,
+    symmetry: Symmetry | str = HORIZONTAL_FLIP,
     matching: str = "activation",
     starts: int = STARTS,
     seed: int = 0,
@@ -388,6 +391,7 @@ def flip_merge(
     """
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
+    symmetry = as_symmetry(symmetry)
     check_how(matching, seed, symmetry.order, starts)
     net = unwrapped(net)
     check_metrics(check_net(FLIP[0], net, images), test_labels, test, metrics)
