@@ -60,7 +60,7 @@ REASONS = {
 PAGES = {
     "nets": ("torchvision's nets", "torchvision's classification nets, one of each family,", "make nets",
      "timm's and Hugging Face's nets: [other_nets.md](other_nets.md)."),
-    "other_nets": ("timm's and Hugging Face's nets", "some architectures of timm's and Hugging Face's",
+    "other_nets": ("timm's and Hugging Face's nets", "timm's and Hugging Face's architectures",
      "python tests/public_nets.py others", "torchvision's nets: [nets.md](nets.md)."),
 }  # fmt: skip
 
@@ -158,9 +158,9 @@ def written(page, measured):
         "",
         f"Which of {nets} can be permuted, and so merged?",
         f"`{command}` writes this page: it builds each net with random weights, permutes its",
-        "channel groups at random and compares the logits of images in float64, at planted values. *Share*: of the channels",
-        "written by convolutions and linear layers, how many are in a group; the others stay at their places. To merge your",
-        "net, see [library.md](library.md); for a layer of your own, [extending.md](extending.md).",
+        "channel groups at random and compares the logits of images in float64, at planted values. *Share*: of the",
+        "channels written by convolutions and linear layers, how many are in a group; the others stay at their places.",
+        "To merge your net, see [library.md](library.md); for a layer of your own, [extending.md](extending.md).",
         other,
         "",
         f"{len(right)} of {len(measured)} work, {sum(row.share > 0.999 for row in right)} of them with all channels. "
