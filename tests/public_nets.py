@@ -60,7 +60,7 @@ REASONS = {
 PAGES = {
     "nets": ("torchvision's nets", "torchvision's classification nets, one of each family,", "make nets",
      "timm's and Hugging Face's nets: [other_nets.md](other_nets.md)."),
-    "other_nets": ("timm's and Hugging Face's nets", "timm's and Hugging Face's architectures",
+    "other_nets": ("timm's and Hugging Face's nets", "these timm and Hugging Face architectures",
      "python tests/public_nets.py others", "torchvision's nets: [nets.md](nets.md)."),
 }  # fmt: skip
 
