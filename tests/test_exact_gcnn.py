@@ -15,7 +15,7 @@ from relusym.channels.traced import TracedNet, channel_groups
 from relusym.data.augmentation import normalise
 from relusym.errors import UserError
 from relusym.merging.exact_gcnn import exact_gcnn, matched_self, orbits, project
-from relusym.merging.folded import COMPILED_SHARE, Folded, folded, fused, largest, multiplications
+from relusym.merging.folded import Folded, folded, fused, largest, multiplications
 from relusym.nets.tied import TiedNet
 from relusym.nets.vgg import VGG11
 from relusym.reporting.command import main
@@ -318,7 +318,9 @@ def test_channels_that_are_last_in_memory_stay_last(fixed):
 def test_layers_that_would_save_little_stay():
     make, size = MADE["vgg11"]
     net, permutations, _ = planted(make(), (3, size, size), HORIZONTAL_FLIP)
-    made = [folded(net, HORIZONTAL_FLIP, net.groups, permutations, least) for least in (0, 100, 1e9)]
+    made = [
+        folded(net, HORIZONTAL_FLIP, net.groups, permutations, worthwhile=least) for least in (0, 100, 1e9)
+    ]
     counts = [sum(isinstance(layer, Folded) for layer in fast.modules()) for fast in made]
     assert counts == [9, 3, 0]  # 4.5·64·64 multiplications for 128 channels are 144
 
@@ -326,7 +328,7 @@ def test_layers_that_would_save_little_stay():
 def test_of_a_net_to_compile_layers_stay_whose_channels_fill_no_sixteens():
     made = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
     net, permutations, _ = planted(made, (3, 65, 65), HORIZONTAL_FLIP, 1 / 6)  # of 64: 54 swapped, 10 fixed
-    fast = folded(net, HORIZONTAL_FLIP, net.groups, permutations, 0, True, COMPILED_SHARE)
+    fast = folded(net, HORIZONTAL_FLIP, net.groups, permutations, compiled=True)
     layers = {name: layer for name, layer in fast.named_modules() if isinstance(layer, nn.Conv2d | Folded)}
     kept = {
         name

@@ -1,9 +1,12 @@
+import io
 import os
 import pty
 import re
 import select
 import subprocess
+import time
 from logging import INFO, LogRecord
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,7 +18,7 @@ from relusym.jobs.job_lock import JobLock
 from relusym.jobs.job_log import last_words
 from relusym.jobs.status import kind_status, screen, type_of
 from relusym.records.files import write_record
-from snakemake_logger_plugin_line import Run
+from snakemake_logger_plugin_line import LogHandler, Run
 
 SNAKEFILE = """
 rule all:
@@ -86,6 +89,26 @@ def test_in_a_pipe_a_run_is_a_few_whole_lines(workflow):
     assert code == 0 and output.splitlines()[-1].startswith("Nothing to be done")
 
 
+def test_in_a_pipe_a_line_says_how_far_a_long_job_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("snakemake_logger_plugin_line.EVERY_S_IN_A_FILE", 0.01)
+    lines, log = io.StringIO(), tmp_path / "cnn-0.log"
+    monkeypatch.setattr("sys.stderr", lines)
+    settings = dict.fromkeys(("stdout", "dryrun", "quiet", "verbose", "debug_dag"), False)
+    shown = LogHandler(SimpleNamespace(**settings), None)
+    shown.emit(event("run_info", stats={"train": 2, "total": 2})[1])
+    shown.emit(event("job_info", jobid=1, rule_name="train", log=[str(log)])[1])
+    for epoch in ("1.50", "2.25"):
+        log.write_text(f"cnn: epoch   {epoch}/4  loss 1")
+        line = f"0 of 2 jobs done | train cnn-0 (epoch {epoch} of 4)"
+        until = time.monotonic() + 60
+        while line not in lines.getvalue().splitlines() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert line in lines.getvalue().splitlines()
+    shown.close()
+    printed = lines.getvalue().splitlines()
+    assert len(set(printed)) == len(printed)  # none twice
+
+
 def test_a_failed_job_is_named_with_its_log_and_the_others_go_on(workflow):
     code, output = piped(workflow, bad="cnn-1")
     assert code == 1
@@ -106,7 +129,7 @@ def test_a_dry_run_counts_jobs_by_rule_and_lists_them_all_when_asked(workflow):
 
 def event(name, **about):
     record = LogRecord("snakemake", INFO, "", 0, None, None, None)
-    vars(record).update(about)
+    vars(record).update(about, event=name)
     return name, record
 
 

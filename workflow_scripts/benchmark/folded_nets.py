@@ -21,7 +21,7 @@ from relusym.channels.traced import TracedNet
 from relusym.evaluation.invariance import relative_invariance_error
 from relusym.memory import keep_freed_memory
 from relusym.merging.exact_gcnn import exact_gcnn
-from relusym.merging.folded import COMPILED_SHARE, folded, fused
+from relusym.merging.folded import folded, fused
 from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP
 
@@ -44,7 +44,7 @@ def main(name: str, fixed: float = 0.0, images: int = 100, rounds: int = 9) -> N
         swapped = torch.randperm(group.size)[int(group.size * fixed) // 2 * 2 :].view(-1, 2)
         pairs[group.name] = torch.arange(group.size).index_put((swapped,), swapped.flip(1))
     tied = traced.copied(exact_gcnn(traced, HORIZONTAL_FLIP, traced.groups, pairs).to_plain().eval())
-    fast = folded(tied, HORIZONTAL_FLIP, tied.groups, pairs, 0, compiled=True, share=COMPILED_SHARE)
+    fast = folded(tied, HORIZONTAL_FLIP, tied.groups, pairs, compiled=True)
     x = torch.randn(images, *shape).contiguous(memory_format=torch.channels_last)
     expected, logits, flipped = (
         f(part) for f, part in ((tied.net, x[:4]), (fast, x[:4]), (fast, x[:4].flip(-1)))

@@ -24,7 +24,7 @@ from relusym.jobs.job_log import last_words
 from relusym.whole_files import open_file
 
 EVERY_S = 1  # between two looks of the moving line
-EVERY_S_IN_A_FILE = 30  # between two lines where nothing can move, such as in a pipe
+EVERY_S_IN_A_FILE = 60  # where nothing can move, such as in a pipe: a line, if something has changed
 CHATTER = re.compile("Using (workflow|shell)|Config file|Assuming|Building DAG|Adding|Conda env|Singularity")
 # of failed jobs, each of which has its line already
 REPEATED = (
@@ -36,7 +36,7 @@ NAMED = 4  # jobs of a rule that a dry run names
 
 
 class LogHandler(LogHandlerBase):
-    """On a terminal, a line that says what is done, running and to come; elsewhere, one every half minute."""
+    """On a terminal, a line that says what is done, running and to come; elsewhere, one every minute."""
 
     writes_to_stream, writes_to_file = True, False
     has_filter = has_formatter = needs_rulegraph = False  # Snakemake's own, for `--verbose`
@@ -44,13 +44,13 @@ class LogHandler(LogHandlerBase):
     def __post_init__(self) -> None:
         settings = self.common_settings
         self.stream = sys.stdout if settings.stdout else sys.stderr
-        self.moves = self.stream.isatty() and not settings.dryrun and not settings.quiet
+        shows = not settings.dryrun and not settings.quiet
+        self.moves = self.stream.isatty() and shows
         self.run = Run()
-        self.printed = time.monotonic()
         self.without_metadata = 0
         self.closed = threading.Event()
-        if self.moves:
-            threading.Thread(target=self._keep_moving, daemon=True).start()
+        if self.moves or (shows and not settings.verbose):
+            threading.Thread(target=self._keep_showing, daemon=True).start()
 
     def emit(self, record: LogRecord) -> None:
         try:
@@ -60,7 +60,7 @@ class LogHandler(LogHandlerBase):
             self.handleError(record)
 
     def _take(self, record: LogRecord) -> None:
-        event, now = getattr(record, "event", None), time.monotonic()
+        event = getattr(record, "event", None)
         self.run.take(event, record)
         if self.common_settings.verbose or self.common_settings.debug_dag:
             self._print(self.format(record))
@@ -71,22 +71,29 @@ class LogHandler(LogHandlerBase):
             self._print(f"failed: {jobs} jobs that were submitted together{_error(record.aux_logs)}")
         elif str(record.msg).startswith("Missing metadata"):  # of files made elsewhere: `--report`
             self.without_metadata += 1
-        elif event in (None, LogEvent.ERROR) and not str(record.msg).startswith(REPEATED):
-            if record.levelno >= WARNING or (not self.run.total and not CHATTER.match(str(record.msg))):
-                self._print(_of_a_config_file(str(record.msg)) or str(record.msg))
-        elif event == LogEvent.JOB_FINISHED and not self.moves and now - self.printed > EVERY_S_IN_A_FILE:
-            self._print(self.run.line())
+        elif (
+            event in (None, LogEvent.ERROR)
+            and not str(record.msg).startswith(REPEATED)
+            and (record.levelno >= WARNING or (not self.run.total and not CHATTER.match(str(record.msg))))
+        ):
+            self._print(_of_a_config_file(str(record.msg)) or str(record.msg))
 
     def _print(self, text: str) -> None:
-        self.printed = time.monotonic()
         print(f"\r\x1b[K{text}" if self.moves else text, file=self.stream, flush=True)
 
-    def _keep_moving(self) -> None:
-        while not self.closed.wait(EVERY_S):
+    def _keep_showing(self) -> None:
+        last = ""
+        while not self.closed.wait(EVERY_S if self.moves else EVERY_S_IN_A_FILE):
             with self.lock:
-                if self.run.total and not self.closed.is_set():
-                    line = self.run.line()[: shutil.get_terminal_size().columns - 1]
+                if not self.run.total or self.closed.is_set():
+                    continue
+                line = self.run.line()
+                if self.moves:
+                    line = line[: shutil.get_terminal_size().columns - 1]
                     print(f"\r{line}\x1b[K", end="", file=self.stream, flush=True)
+                elif line != last:
+                    self._print(line)
+                last = line
 
     def close(self) -> None:
         """The last line: how much was done, or would be."""

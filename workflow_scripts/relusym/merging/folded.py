@@ -276,9 +276,8 @@ def folded(
     symmetry: Symmetry,
     groups: list[ChannelGroup],
     permutations: Permutations,
-    worthwhile: float = WORTHWHILE,
     compiled: bool = False,
-    share: float = 1.0,
+    worthwhile: float | None = None,
 ) -> nn.Module:
     """The net with its batch norms fused into its convolutions, and layers `Folded` where that is worthwhile.
 
@@ -288,10 +287,10 @@ def folded(
     Args:
         net: satisfies the kernel constraint, as of `exact_gcnn(…).to_plain()`; it stays as it is.
         permutations: with P² = 1, that it satisfies it with.
-        worthwhile: multiplications that a layer saves for each channel that it reads or writes; 0: fold what saves any.
-        share: of its multiplications that a folded layer may keep, written channels counted up to whole `AT_ONCE`s; 1:
-            any, not counted so.
-        compiled: whether it is meant for `torch.compile`: then layers hand on their channels in parts, see `_Apart`.
+        compiled: whether it is meant for `torch.compile`: then layers hand on their channels in parts, see `_Apart`,
+            and are folded if they keep at most `COMPILED_SHARE` of their multiplications, else if they save
+            `WORTHWHILE`.
+        worthwhile: multiplications for each channel that a layer has to save instead; 0: fold whatever saves any.
 
     Raises:
         UserError: the symmetry is of another order than 2; in float64 the folded net isn't the net.
@@ -327,9 +326,13 @@ def folded(
         made = Folded(layer, reads, writes, axis)
         weights = [part.weight for part in (made.even, made.odd) if part is not None]
         every, kept = layer.weight.numel(), sum(weight.numel() for weight in weights)
-        counted = sum(-(-len(weight) // AT_ONCE) * AT_ONCE * weight[0].numel() for weight in weights)
-        saves = every > kept and every - kept >= worthwhile * sum(layer.weight.shape[:2])
-        if saves and (share == 1 or counted <= share * every):
+        if compiled and worthwhile is None:
+            counted = sum(-(-len(weight) // AT_ONCE) * AT_ONCE * weight[0].numel() for weight in weights)
+            saves = counted <= COMPILED_SHARE * every
+        else:
+            least = WORTHWHILE if worthwhile is None else worthwhile
+            saves = every - kept >= max(1, least * sum(layer.weight.shape[:2]))
+        if saves:
             wide.set_submodule(name, made)
     order = (lambda module: _Apart(module).transform()) if compiled else (lambda module: module)
     hold({"folded": largest_difference(expected, _planted_logits(net, wide, order))})

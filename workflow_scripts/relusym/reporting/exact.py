@@ -25,7 +25,7 @@ from relusym.evaluation.logits import check_net
 from relusym.evaluation.metrics import TOP_1, check_metrics, evaluate
 from relusym.merging.aligned import align
 from relusym.merging.exact_gcnn import corrected_halfway, exact_gcnn
-from relusym.merging.folded import COMPILED_SHARE, folded, fused, multiplications
+from relusym.merging.folded import folded, fused, multiplications
 from relusym.merging.identities import check_transformed
 from relusym.nets.tied import TiedNet
 from relusym.pixels.grid import Grid, grid
@@ -132,7 +132,7 @@ def exact(
         match_images: those that channels are matched and statistics taken on; None: `images`.
         training: the batches and the recipe that it is fine-tuned by.
         compiled: whether the folded net is meant for `torch.compile`, which takes sums and differences of channels in
-            one pass: then every layer is folded that keeps at most `COMPILED_SHARE` of its multiplications.
+            one pass, so that more layers are worth folding.
         timing: whether nets are timed, on batches of `BATCHES`; with `compiled`, as `torch.compile` makes them.
         handlers: of layers that PyTorch doesn't have, as of `merge`.
         progress: called with each stage's name and the share of it that is done.
@@ -168,8 +168,7 @@ def exact(
         fine_tuning = _fine_tuned(tied, *training, symmetry, progress)
         nets["exact_fine_tuned"] = tied.eval().to_plain().eval()
     plain = nets[list(nets)[-1]]
-    how = {"worthwhile": 0, "compiled": True, "share": COMPILED_SHARE} if compiled else {}
-    fast = folded(traced.copied(plain), symmetry, groups, permutations, **how)
+    fast = folded(traced.copied(plain), symmetry, groups, permutations, compiled)
     progress("measuring", 0)
     scores, used = evaluate(traced.net, test, labels, {"accuracy": TOP_1})
     accuracy = scores | {"net": scores["accuracy"]}
