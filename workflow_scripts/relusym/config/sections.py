@@ -282,7 +282,8 @@ class Sections(Section):
         "what differs in this stage; by default `objective: simsiam, schedule: cosine`", PartialTraining()
     )
     linear: PartialTraining = key(
-        "what differs in this stage; by default `objective: linear, schedule: cosine, weight_decay: 0, warmup_epochs: 0`",
+        "what differs in this stage; by default `objective: linear, schedule: cosine, weight_decay: 0, "
+        "warmup_epochs: 0`",
         PartialTraining(),
     )
     merging: Merging = key("how nets are merged and measured", Merging())
