@@ -140,7 +140,10 @@ def _add_common(command: argparse.ArgumentParser, matchings: Sequence[str], *, i
     if matchings:
         how = "how channels are matched (default: activation)"
         command.add_argument("--matching", choices=matchings, default="activation", help=how)
-        line = "measure N nets on the line from the first to the second (report: to its flipped self), with and without REPAIR"
+        line = (
+            "measure N nets, both ends included, on the line from the first net to the second (report: to its "
+            "flipped self), with and without REPAIR"
+        )
         _add_number(command, "--curve", 2, line, 0)
         metric = "fn(logits, labels) → one number per image; larger is better"
         command.add_argument("--metric", metavar="FILE.PY:FN", help=metric)
