@@ -45,14 +45,14 @@ HUGGING_FACE = {
 }  # fmt: skip
 # Why channels of a net stay at their places.
 REASONS = {
-    "ecaresnet26t": "its attention's kernels run along channels, which gives each its neighbours",
-    "eva02_tiny_patch14_224": "rotary position embeddings turn queries' and keys' channels in pairs",
-    "mixer_s32_224": "what lies between two layers along tokens stays",
+    "ecaresnet26t": "its attention convolves along channels, which fixes each one's neighbours",
+    "eva02_tiny_patch14_224": "rotary position embeddings rotate queries' and keys' channels in pairs",
+    "mixer_s32_224": "channels between two layers along tokens stay",
     "lambda_resnet26t": "queries' channels lie along a dimension of a convolution over positions",
     "halonet26t": "channels of heads that share a table of relative positions stay",
     "coat_tiny": "one linear layer along the tokens of three scales joins their channels",
     "sequencer2d_s": "its recurrent layers' channels stay",
-    "torchvision:shufflenet_v2_x0_5": "a few channels take ways through the shuffles that no other takes",
+    "torchvision:shufflenet_v2_x0_5": "a few channels take paths through the shuffles that no other takes",
 }
 
 
@@ -60,7 +60,7 @@ REASONS = {
 PAGES = {
     "nets": ("torchvision's nets", "torchvision's classification nets, one of each family,", "make nets",
      "timm's and Hugging Face's nets: [other_nets.md](other_nets.md)."),
-    "other_nets": ("timm's and Hugging Face's nets", "some architectures of timm's and Hugging Face's",
+    "other_nets": ("timm's and Hugging Face's nets", "these timm and Hugging Face architectures",
      "python tests/public_nets.py others", "torchvision's nets: [nets.md](nets.md)."),
 }  # fmt: skip
 
@@ -156,16 +156,15 @@ def written(page, measured):
     lines = [
         f"# {title}",
         "",
-        f"Which of {nets} can be permuted, and so merged: written by",
-        f"`{command}`, which builds each with weights drawn at random, permutes its channel groups",
-        "at random and compares the logits of images in float64, at planted values. *Share*: of the channels that",
-        "convolutions and linear layers write, how many are in a group; the others stay at their places.",
-        "How to merge a net of yours: [library.md](library.md); a layer of yours: [extending.md](extending.md).",
+        f"Which of {nets} can be permuted, and so merged?",
+        f"`{command}` writes this page: it builds each net with random weights, permutes its",
+        "channel groups at random and compares the logits of images in float64, at planted values. *Share*: of the",
+        "channels written by convolutions and linear layers, how many are in a group; the others stay at their places.",
+        "To merge your net, see [library.md](library.md); for a layer of your own, [extending.md](extending.md).",
         other,
         "",
-        f"{len(right)} of {len(measured)} work, {sum(row.share > 0.999 for row in right)} of them with all channels; "
-        "the largest difference, relative",
-        f"to the largest logit, is {max(row.difference for row in right):.0e}.",
+        f"{len(right)} of {len(measured)} work, {sum(row.share > 0.999 for row in right)} of them with all channels. "
+        f"Relative to the largest logit, the largest difference is {max(row.difference for row in right):.0e}.",
         "",
         "| net | size | groups | share | difference | |",
         "|---|---:|---:|---:|---:|---|",

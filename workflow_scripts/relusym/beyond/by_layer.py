@@ -14,9 +14,7 @@ from relusym.schema import Count, OrNull, key
 class Options(declaration.Options):
     """Which layer's permutation the barrier comes from."""
 
-    lie_images: OrNull[Count] = key(
-        "test images that the Lie derivative is measured on, too; null: none", None
-    )
+    lie_images: OrNull[Count] = key("test images to measure the Lie derivative on, too; null: none", None)
 
 
 class Body(Fields):

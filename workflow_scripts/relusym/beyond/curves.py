@@ -24,7 +24,7 @@ class Options(declaration.Options):
     points: Annotated[int, Field(ge=3, le=1001), AfterValidator(_odd), Number] = key(
         "of each curve; odd, so that one is halfway", 21
     )
-    repair_images: OrNull[Count] = key("that REPAIR's statistics are taken on; null: as `images`", None)
+    repair_images: OrNull[Count] = key("images for REPAIR's statistics; null: as `images`", None)
 
 
 class Line(Fields):

@@ -25,20 +25,20 @@ Pairs = OrNull[
     Annotated[list[Annotated[list[Text], Field(min_length=2, max_length=2)]], AfterValidator(each_once)]
 ]
 Parts = Annotated[list[Text], AfterValidator(each_once)]
-OF_PAIRS = "of the scale's `pairs`, those that it is of"
+OF_PAIRS = "which of the scale's `pairs`"
 
 
 class Selection(Section):
     """Which nets a measurement is of."""
 
-    models: OrNull[Annotated[list[Text], AfterValidator(each_once)]] = key("the types of single nets", None)
-    seeds: OrNull[Seeds] = key("left out: all", None)
+    models: OrNull[Annotated[list[Text], AfterValidator(each_once)]] = key("which types of nets", None)
+    seeds: OrNull[Seeds] = key("null: all", None)
 
 
 class Options(Selection):
     """What every measurement has that merges."""
 
-    images: OrNull[Count] = key("training images to merge on; null: as many as the model's tables", None)
+    images: OrNull[Count] = key("training images to merge on; null: as many as for the model's tables", None)
 
 
 # Options that name those of `models` of which something more is measured.

@@ -30,8 +30,8 @@ Record = dict[str, Any]
 class FineTuning(Section):
     """Of the exact GCNN and of the net itself."""
 
-    epochs: CountOption = Field(description="of the training images")
-    learning_rate: Positive = Field(description="its peak, at the start")
+    epochs: CountOption = Field(description="over the training images")
+    learning_rate: Positive = Field(description="the peak, at the start")
 
 
 class Options(declaration.Options):
@@ -42,7 +42,7 @@ class Options(declaration.Options):
     )
     fine_tuning: FineTuning = Field(FineTuning(epochs=2, learning_rate=0.005), description="of both nets")
     from_scratch: declaration.Parts = Field(
-        [], description="of `models`, those whose mixture is trained from scratch, too"
+        [], description="which of `models` also have their mixture trained from scratch"
     )
 
 

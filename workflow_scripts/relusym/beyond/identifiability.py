@@ -24,8 +24,8 @@ TOWERS = "towers", "towers_apart"
 class Options(declaration.Options):
     """Nets by their activation, made redundant, and made invariant as two towers."""
 
-    redundant: declaration.Parts = key("of `models`, those that are given redundant channels, too", [])
-    towers: declaration.Parts = key("of `models`, those that are made invariant by two towers, too", [])
+    redundant: declaration.Parts = key("which of `models` are also measured with redundant channels", [])
+    towers: declaration.Parts = key("which of `models` are also made invariant by two towers", [])
 
 
 class Accuracy(Shares):

@@ -10,7 +10,7 @@ from relusym.record_types import Fields, NotNegative, Share, Shares
 
 
 class Options(declaration.Selection):
-    """The invariance error on other images: which ones the paper has, it doesn't say."""
+    """The invariance error on other images, since the paper doesn't say which it used."""
 
 
 class Accuracy(Shares):

@@ -22,7 +22,7 @@ from relusym.symmetry import SYMMETRIES
 
 
 class Options(declaration.Options):
-    """Of single nets, under their symmetries."""
+    """Single nets under their symmetries."""
 
 
 class OrbitAccuracy(Shares):

@@ -285,7 +285,8 @@ def permute(
     W₁ ↦ P₁W₁, Wⱼ ↦ PⱼWⱼPⱼ₋₁ᵀ, W_L ↦ W_LP_L₋₁ᵀ (section 3); the net's function stays.
 
     Raises:
-        UserError: a group's permutation is missing, or no bijection that leaves heads whole; the state dict is another net's, or that of a net before its weights were computed.
+        UserError: a group's permutation is missing, or no bijection that leaves heads whole; the state dict is another
+            net's, or that of a net before its weights were computed.
     """
     permuted = copy(state)  # with the versions of layers that a state dict keeps beside
     orders: dict[int | None, Tensor] = {}

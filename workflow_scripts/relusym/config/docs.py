@@ -17,9 +17,9 @@ START = """\
 (Made by `make docs/config.md` from the sections that check what a config says,
 [sections.py](../workflow_scripts/relusym/config/sections.py).)
 
-[config.yaml](../config.yaml) says what a run is about, a file of [scales](../scales) all else. On the command line, and
-in config.yaml, a scale's keys go before its file: `--config scale=laptop 'training={batch_size: 200}'`. A model has the
-sections of its scale, key by key, but for what its own entry says. Numbers may be written as 1e-3, too.
+[config.yaml](../config.yaml) says what to run, a file in [scales](../scales) everything else. On the command line, and
+in config.yaml, a scale's keys override its file: `--config scale=laptop 'training={batch_size: 200}'`. A model has its
+scale's sections, key by key, except for what its entry says. Numbers may be written as 1e-3, too.
 """
 LIMITS = {"ge": "from", "gt": "above", "le": "to", "lt": "below", "multiple_of": "in steps of"}
 WHOLE = {"training": sections.Training}  # of what the sections have in part
@@ -50,7 +50,7 @@ def page() -> str:
     parts += _part(4, "models.<id>.weights", sections.Weights)
     parts += [
         "### `beyond`\n",
-        "[Measurements beyond the paper](beyond.md), each with the nets that it is of.\n",
+        "[Measurements beyond the paper](beyond.md), each with its nets.\n",
     ]
     for name, section in sections.BEYOND.items():
         parts += [*_part(4, f"beyond.{name}", section), *_below(5, section, prefix=f"beyond.{name}.")]

@@ -120,44 +120,44 @@ class Source(Section):
         "`folder` (a tree of images)"
     )
     root: Text = key(
-        "of a download: where it goes; of official files: cifar-10-batches-bin or -py, its archive, or the "
-        "folder that holds either; of a folder: the tree, `<root>/<split>/<class>/<image>`",
+        "where the download goes; for official files cifar-10-batches-bin or -py, its archive, or the folder "
+        "that holds either; for `folder` the tree, `<root>/<split>/<class>/<image>`",
         None,
     )
-    train: Text = key("of a folder: the name of the split's folder", "train")
-    test: Text = key("likewise", "test")
-    label: Label = key("what records call the images, and tables, too, unless their content says otherwise")
+    train: Text = key("for `folder`: the name of the training images' folder", "train")
+    test: Text = key("for `folder`: the name of the test images' folder", "test")
+    label: Label = key("the images' name in records, and in tables unless their content says otherwise")
 
 
 class ImageNetSource(Section):
     """Where ImageNet is, `<root>/<train or val>/<wnid>/<image>`; if it isn't there, its nets are left out."""
 
-    root: Text = key("the folder of both", "data/imagenet")
-    train: Text = key("of the training images", "train")
-    val: Text = key("of those to test on", "val")
-    label: Label = key("what records and tables call the images", "ImageNet")
+    root: Text = key("the folder that holds both", "data/imagenet")
+    train: Text = key("the training images' folder", "train")
+    val: Text = key("the test images' folder", "val")
+    label: Label = key("the images' name in records and tables", "ImageNet")
 
 
 class Run(Section):
-    """What a run is about, of whatever scale."""
+    """What to run, at any scale."""
 
-    scale: Id = key("a file in scales/, of yours or this project's: `demo` is scales/demo.yaml", "demo")
+    scale: Id = key("a file in scales/, yours or this project's: `demo` is scales/demo.yaml", "demo")
     seeds: OrNull[Seeds] = key(
         "only these of the scale's seeds, such as 0-3 or [0, 5]; null: all. Pieces combine", None
     )
     device: Device = key("`cpu`, `cuda`, `cuda:1` …; `auto` takes a GPU where there is one", "auto")
     threads: Several = key(
-        "CPU threads of one job; for small nets, more jobs at once (`--cores`) beat more threads a job", 1
+        "CPU threads per job; for small nets, more jobs at once (`--cores`) beat more threads per job", 1
     )
     jobs_per_gpu: Several = key(
-        "how many jobs share one GPU where no scheduler hands GPUs out (the paper: four nets on a T4)", 4
+        "how many jobs share a GPU where no scheduler assigns GPUs (the paper: four nets on a T4)", 4
     )
     cifar10: Source = key(
         "where CIFAR10 comes from", Source(source="torchvision", root="data/cifar10", label="CIFAR10")
     )
     imagenet: ImageNetSource = key("where ImageNet is", ImageNetSource())
     datasets: dict[Id, Source] = key(
-        "more data sets from folders, by the name that `data: {dataset: …}` gives", {}
+        "more data sets from folders, by the name used in `data: {dataset: …}`", {}
     )
 
 
@@ -165,10 +165,10 @@ class Run(Section):
 
 
 class Normalisation(Section):
-    """Of pixels in 0…1, a number for each colour."""
+    """Of pixels in 0…1, a number per colour."""
 
-    mean: Channels = key("that is subtracted")
-    std: Annotated[list[Positive], Field(min_length=3, max_length=3)] = key("that is divided by")
+    mean: Channels = key("subtracted")
+    std: Annotated[list[Positive], Field(min_length=3, max_length=3)] = key("divided by")
 
 
 class Data(Section):
@@ -177,13 +177,13 @@ class Data(Section):
     dataset: Text = key(
         "`generated` (images of shapes), `cifar10`, `imagenet`, or one of `datasets`", "generated"
     )
-    train_images: OrNull[Count] = key("a seeded choice of so many; null: all", None)
-    seed: Seed = key("of that choice, and of generated images", 0)
-    test_images: OrNull[Count] = key("of generated images alone", None)
+    train_images: OrNull[Count] = key("how many, a seeded choice; null: all", None)
+    seed: Seed = key("for that choice, and for generated images", 0)
+    test_images: OrNull[Count] = key("how many; generated images only", None)
     invariant_to: OrNull[SymmetryName] = key(
-        "of generated images alone: the symmetry that their classes don't depend on", HORIZONTAL_FLIP.name
+        "generated images only: the symmetry that their classes are invariant to", HORIZONTAL_FLIP.name
     )
-    resize: OrNull[Side] = key("of ImageNet alone: the shorter side before the crop", None)
+    resize: OrNull[Side] = key("ImageNet only: the shorter side before the crop", None)
     normalisation: OrNull[Normalisation] = key("`{mean: [r, g, b], std: [r, g, b]}`; null: CIFAR10's", None)
 
     def settings(self) -> dict[str, Any]:
@@ -197,10 +197,10 @@ class Running(Section):
 
     save_every: Count = key("epochs between saved training states", 1)
     snapshots: Annotated[list[Few], AfterValidator(each_once)] = key(
-        "epochs after which the net is kept as well as at the end; 0: as initialized", []
+        "epochs after which the net is kept, besides the last; 0: as initialized", []
     )
-    restarts: Few = key("of all processes, if one dies", 0)
-    workers: Few = key("that read image files, of each process", 0)
+    restarts: Few = key("how often all processes start again if one dies", 0)
+    workers: Few = key("processes that read image files, for each that trains", 0)
 
 
 class Training(Running, Recipe):
@@ -221,35 +221,32 @@ class Merging(Section):
     matching: Annotated[str, among(MATCHINGS)] = key(
         "`activation` (the paper's), `weight` (no images; the best of several starts), `weight_identity` "
         "(from the identity alone, as in git-re-basin), `involution` (activation matching among the permutations that "
-        "undo themselves, as a flip does; of a net with its flipped self alone), `identity` (no permutation), `random`",
+        "undo themselves, as a flip does; only of a net with its flipped self), `identity` (no permutation), `random`",
         "activation",
     )
     starts: Count = key(
-        "of weight matching: the identity, activation matching's permutations, outside in, and random ones",
+        "weight matching's: the identity, activation matching's permutations, outside in, and random ones",
         STARTS,
     )
     images: OrNull[Count] = key(
-        "training images that channels are matched, batch norm reset and REPAIR's statistics taken on; "
-        "null: all",
+        "training images for matching channels, resetting batch norm and REPAIR's statistics; null: all",
         None,
     )
-    invariance_images: Count = key("training images that the invariance error is averaged over", 5000)
-    batch_size: Count = key("images at once; no result depends on it", 500)
+    invariance_images: Count = key("training images over which the invariance error is averaged", 5000)
+    batch_size: Count = key("images at a time; no result depends on it", 500)
 
 
 class Weights(Section):
-    """Where a model's weights come from, if no training is to make them: of several, the first of these."""
+    """Where a model's weights come from, instead of a training: the first of these that it has."""
 
     file: Annotated[Any, AfterValidator(_file)] = key("a local checkpoint, or [backbone, linear head]", None)
     urls: Annotated[
         list[Annotated[str, Field(max_length=1000), _matches(URL, ADDRESS)]],
         Field(min_length=1),
         AfterValidator(_are_others),
-    ] = key("of one file or several, downloaded on first use; `#sha256=…` at the end is checked", None)
-    torchvision: Text = key("the name of one of torchvision's enums of weights, as IMAGENET1K_V1", None)
-    layout: LAYOUTS = key(
-        "what stands before torchvision's names of the tensors in a file; `auto`: any of these", "auto"
-    )
+    ] = key("of one or several files, downloaded on first use; `#sha256=…` at the end is checked", None)
+    torchvision: Text = key("a name from torchvision's enums of weights, such as IMAGENET1K_V1", None)
+    layout: LAYOUTS = key("the prefix of torchvision's tensor names in a file; `auto`: any of these", "auto")
 
 
 def _partial(section: type[Section]) -> Any:
@@ -268,50 +265,51 @@ class Sections(Section):
     """What all models of a scale have, and each model over that."""
 
     data: Data = key("the images", Data())
-    image_size: OrNull[Side] = key("pixels that images are scaled to; null: as they are", None)
+    image_size: OrNull[Side] = key("pixels that images are scaled to; null: unscaled", None)
     network: Annotated[dict[str, Any], AfterValidator(_known_options)] = key(
-        "`architecture` and its options; those of another architecture don't count",
+        "`architecture` and its options; those of other architectures are ignored",
         {"architecture": "vgg11", "group_convs": 0},
     )
     symmetry: SymmetryName = key(
-        "or `vertical_flip`, `quarter_turn`: of augmentation, invariance loss, group convs and flip merge",
+        "or `vertical_flip`, `quarter_turn`; for augmentation, invariance loss, group convs and flip merge",
         HORIZONTAL_FLIP.name,
     )
     recipe: Annotated[list[Literal[*STAGES]], AfterValidator(each_once)] = key(
-        "the stages of a training, of `pretraining`, `training` and `linear`", ["training"]
+        "the stages of a training: any of `pretraining`, `training`, `linear`", ["training"]
     )
     training: PartialTraining = key("how nets are trained", PartialTraining())
     pretraining: PartialTraining = key(
-        "what differs in this stage: by default `objective: simsiam, schedule: cosine`", PartialTraining()
+        "what differs in this stage; by default `objective: simsiam, schedule: cosine`", PartialTraining()
     )
     linear: PartialTraining = key(
-        "likewise: `objective: linear, schedule: cosine, weight_decay: 0, warmup_epochs: 0`",
+        "what differs in this stage; by default `objective: linear, schedule: cosine, weight_decay: 0, "
+        "warmup_epochs: 0`",
         PartialTraining(),
     )
-    merging: Merging = key("how they are merged and measured", Merging())
+    merging: Merging = key("how nets are merged and measured", Merging())
     table: OrNull[Literal["table2", "table5"]] = key(
-        "which of the paper's tables shows them; null: none, measurements beyond the paper alone", "table2"
+        "the paper's table that shows them; null: none, only measurements beyond the paper", "table2"
     )
 
 
 class ModelSection(Sections):
-    """One type of nets: a name, and what differs from the scale's sections."""
+    """A type of net: its name, and what differs from the scale's sections."""
 
-    name: Label = key("what tables call it; by default its id", None)
+    name: Label = key("its name in tables; by default its id", None)
     description: Label = key("for Table 1", "")
-    seeds: OrNull[Seeds] = key("one net each; null: the scale's", None)
-    weights: OrNull[Weights] = key("where weights come from, if no training is to make them", None)
+    seeds: OrNull[Seeds] = key("one net per seed; null: the scale's", None)
+    weights: OrNull[Weights] = key("where weights come from, instead of a training", None)
     paper: OrNull[Row] = key(
-        "the row of the paper's Table 5 that it stands beside, if its id isn't that row's", None
+        "the row of the paper's Table 5 to compare it with, if its id isn't that row's", None
     )
-    trained_by_authors: Flag = key("for Table 5; by default the paper's row's", None)
-    self_supervised: Flag = key("likewise", None)
+    trained_by_authors: Flag = key("for Table 5; by default as in the paper's row", None)
+    self_supervised: Flag = key("for Table 5; by default as in the paper's row", None)
 
 
 class Filters(Section):
     """The arrays of filters beside the records, for Figures 1, 2 and 5 to 9, and the count of zero-filters."""
 
-    projection_seed: Seed = key("of the random projection of conv 2's input channels to RGB", 0)
+    projection_seed: Seed = key("for the random projection of conv 2's input channels to RGB", 0)
     zero_filter: Share = key(
         "a filter whose norm is below this share of the largest in its layer counts as zero", 0.1
     )
@@ -320,9 +318,9 @@ class Filters(Section):
 class FlippedTraining(Section):
     """Figure 3: a net and its flipped counterpart, trained side by side on batches and on the flipped batches."""
 
-    seed: Seed = key("of the net and of the batches", 0)
-    steps: Count = key("of either", 50)
-    batch_size: Count = key("images a step", 16)
+    seed: Seed = key("for the net and the batches", 0)
+    steps: Count = key("of either net", 50)
+    batch_size: Count = key("images per step", 16)
     learning_rate: Positive = key("constant; momentum, weight decay and padding are the scale's", 0.01)
 
 
@@ -337,7 +335,7 @@ Draws = create_model(
 class Theory(Section):
     """The demonstrations of the paper's statements."""
 
-    seed: Seed = key("of all draws", 0)
+    seed: Seed = key("for all draws", 0)
     draws: Draws = key("how many, by statement", Draws())
 
 
@@ -348,14 +346,14 @@ class Matchings(Selection):
     """The target `matchings`: its merges are flip_merge and pair_merge records."""
 
     pairs: Pairs = key(OF_PAIRS, None)
-    matchings: OrNull[Compared] = key("that are compared; null: the scale's `matchings`", None)
+    matchings: OrNull[Compared] = key("the ones compared; null: the scale's `matchings`", None)
 
 
 BEYOND = {"matchings": Matchings} | {name: each.options for name, each in MEASUREMENTS.items()}
 Beyond = create_model(
     "Beyond",
     __base__=Section,
-    __doc__="Measurements beyond the paper (docs/beyond.md), each with the nets that it is of.",
+    __doc__="Measurements beyond the paper (docs/beyond.md), each with its nets.",
     **{name: (OrNull[section], key(section.__doc__, None)) for name, section in BEYOND.items()},
 )
 
@@ -363,18 +361,18 @@ Beyond = create_model(
 class Scale(Sections):
     """Which nets, how each is made, what is merged with what."""
 
-    seeds: Seeds = key("one net of each type for each, such as 0-3")
+    seeds: Seeds = key("one net of each type per seed, such as 0-3")
     models: dict[Id, OrNull[ModelSection]] = key(
-        "the types of nets, by an id; null removes a type, also from pairs and measurements that name it"
+        "the types of nets, by id; null removes a type, also from pairs and measurements that name it"
     )
     pairs: list[Pair] = key(
-        "which types are merged with each other. Two types: seed i with seed i. One: seed i with the next "
+        "which types are merged with each other. Two types: seed i with seed i. One type: seed i with the next "
         "seed of the type, the last with the first; two seeds are one pair (the paper doesn't say which seeds it "
         "paired: an assumption)",
         [],
     )
     matchings: Compared = key(
-        "the target `matchings` compares these",
+        "those that the target `matchings` compares",
         ["activation", "weight", "weight_identity", "involution", "identity", "random"],
     )
     figure9: OrNull[Text] = key("the model whose filters Figure 9 shows", None)

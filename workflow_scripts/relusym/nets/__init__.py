@@ -25,7 +25,7 @@ class VGG11BNOptions(Section):
 
     width: VGGWidth = key("factor on all channel counts", 1.0)
     initialization: Literal["pytorch", "he"] = key(
-        "`he` keeps the signal's size through the ReLUs; `pytorch` is PyTorch's own", "pytorch"
+        "`he` keeps the signal's size through the ReLUs; `pytorch` is PyTorch's default", "pytorch"
     )
     activation: Literal["relu", "leaky_relu", "gelu", "tanh"] = key(
         "after each conv; `leaky_relu` with slope 0.1", "relu"
@@ -37,7 +37,7 @@ class VGG11Options(VGG11BNOptions):
     """The paper's VGG11s."""
 
     group_convs: Annotated[int, Field(ge=0, le=8), Number] = key(
-        "how many of the convs, from the first on, are group convs (8: the GCNN, 2: the PGCNN)", 0
+        "how many convs, from the first on, are group convs (8: the GCNN, 2: the PGCNN)", 0
     )
 
 
@@ -46,18 +46,18 @@ class ResNetOptions(Section):
 
     block: Literal["basic", "bottleneck"] = key("`bottleneck` with layers [3, 4, 6, 3]: ResNet50")
     layers: Annotated[list[Count], Field(min_length=4, max_length=4)] = key(
-        "blocks of each of the four stages"
+        "blocks in each of the four stages"
     )
     width: Width = key("factor on all channel counts", 1.0)
 
 
 class CIFARResNetOptions(Section):
-    """The ResNets of three stages for images of 32×32 pixels: 6 `blocks` + 2 layers."""
+    """ResNets of three stages for images of 32×32 pixels: 6 `blocks` + 2 layers."""
 
-    blocks: Count = key("of each stage; 3: ResNet20", 3)
+    blocks: Count = key("per stage; 3: ResNet20", 3)
     width: Width = key("factor on all channel counts", 1.0)
     shortcut: Literal["conv", "pad"] = key(
-        "where a stage begins: a 1×1 conv, or zeros in new channels", "conv"
+        "at the start of a stage: a 1×1 conv, or zeros in new channels", "conv"
     )
 
 

@@ -17,35 +17,38 @@ from relusym.memory import keep_freed_memory
 from relusym.symmetry import SYMMETRIES
 from relusym.whole_files import check_writable
 
-NET = "a net: file.py:callable or module:callable (without arguments), torchvision:name, timm:name or hf:name_or_folder"
+NET = "file.py:callable or module:callable (without arguments), torchvision:name, timm:name or hf:name_or_folder"
 WEIGHTS = """\
-safetensors or a state dict (never runs code), FILE:PREFIX if it holds several sets; 'random'; of torchvision's nets
-also a name. Not given: as the callable makes the net, or the package's weights"""
+safetensors or a state dict (no code in it is run), FILE:PREFIX for one of several sets in it; 'random'; for
+torchvision's nets also a name (default: the net as the callable makes it, or the package's weights)"""
 IMAGES = """\
-a folder; CIFAR10's official folder or archive, binary or Python; an .npz or a tensor file (entries images, labels)"""
+a folder of images; CIFAR10's official folder or archive, binary or Python; an .npz or tensor file (entries images,
+labels)"""
 LABELS = """\
-'folder': class folders in alphabetical order; or a .npy or .txt, one number an image, in the order of the images'
-names as text. Without labels, accuracy is agreement with the net itself. CIFAR10's official files have their own"""
+'folder': the class folders, in alphabetical order; or a .npy or .txt file, one number per image, in the order of the
+images' names as text. Without labels, accuracy is agreement with the net itself; CIFAR10's official files have their
+own"""
 TRAIN_IMAGES = """\
-images to match, take statistics and fine-tune on, as --images (default: of CIFAR10's official files the training
-images)"""
-OUT = "where it is written (default: {})"
+images to match channels, take statistics and fine-tune on, like --images (default: with --fine-tune, CIFAR10's training
+images; without, --images)"""
+OUT = "where to write (default: {})"
 UNFINISHED = "unfinished.safetensors"  # what an interrupted report goes on from
 REPORT = """\
-How does a net encode a symmetry? Its accuracy and its flipped self's, its invariance error, its GCNN barrier; layer
-by layer how equivariant it is once channels are matched; where a merge with its flipped self fails; which strides stand
-in the way. Writes one HTML page, CSVs, all numbers as JSON, and the permuted, halfway and repaired nets. Of several
-weights, one report each, a page that has them side by side, and the barriers between them."""
+Measure how a net encodes a symmetry: its accuracy and its flipped self's, its invariance error and GCNN barrier; how
+equivariant each layer is once channels are matched; where a merge with its flipped self fails; which strides stand in
+the way. Writes an HTML page, CSVs, all numbers as JSON, and the permuted, halfway and repaired nets. With several
+weights: a report for each, a page with all side by side, and the barriers between them."""
 CIFAR10S = "--mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616"  # of its training images
 EXACT = """\
-The exact GCNN of a net: channels are matched in pairs that a flip swaps, or with themselves, and the net is averaged
-with its flipped self, weights tied, so that a flipped image gets the same logits; then it is fine-tuned, if asked.
-Writes its weights for the net's class, and the net in fewer multiplications for torch.export.load: neither needs
+Make the exact GCNN of a net: channels are matched in pairs that a flip swaps, or with themselves, and the net is
+averaged with its flipped self, weights tied, so that a flipped image gets the same logits; --fine-tune trains it on.
+Writes its weights for the net's class, and the net in fewer multiplications for torch.export.load; neither needs
 relusym."""
 MERGE = """\
-Match the channels of nets of one architecture, and average their weights. Two nets, by their weights alone (--matching
-weight), need no images. More than two are matched so that going round any cycle of them is the identity (C2M3, of
-activations), and each to the first alone beside it; barriers are relative to the mean of all nets' accuracies."""
+Match the channels of nets of one architecture, and average their weights. Two nets need no images if matched by their
+weights alone (--matching weight). More than two are matched by their activations so that going round any cycle of them
+is the identity (C2M3), and, for comparison, each to the first alone; barriers are relative to the nets' mean
+accuracy."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,13 +60,15 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(dest="command", required=True, metavar="report | merge | exact")
 
     report = commands.add_parser(
-        "report", help="how, and where, a net encodes a symmetry", description=REPORT
+        "report", help="measure how, and where, a net encodes a symmetry", description=REPORT
     )
     report.add_argument("net", help=NET)
     report.add_argument("--weights", metavar="FILE", nargs="+", default=[None], help=WEIGHTS)
     _add_common(report, MATCHINGS, images=True)
     report.add_argument("--out", default="report", metavar="FOLDER", help=OUT.format("report"))
-    several = "images that each partial merge is corrected and measured on; 0 leaves them out (default: 100)"
+    several = (
+        "images on which each partial merge is corrected and measured; 0: no partial merges (default: 100)"
+    )
     _add_number(report, "--partial-images", 0, several, 100)
     moves = (
         "measure on N images how far each layer is from equivariant under small moves and turns (default: 0)"
@@ -75,35 +80,35 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("weights", nargs="+", metavar="FILE", help="weights of each net, at least two")
     _add_common(two, [name for name in MATCHINGS if name not in OF_FLIPS], images=False)
     two.add_argument(
-        "--out", required=True, metavar="FILE", help="where the merged net is written (.safetensors)"
+        "--out", required=True, metavar="FILE", help="where to write the merged net (.safetensors)"
     )
     two.add_argument(
-        "--permuted", metavar="FILE", help="where the second net is written, in the first one's order"
+        "--permuted", metavar="FILE", help="where to write the second net, in the first one's order"
     )
     two.add_argument(
         "--which",
         choices=("halfway", "reset", "repaired"),
-        help="which merged net is written (default: with REPAIR, if the net's own layers can hold it, else with "
-        "its batch norms reset)",
+        help="which merged net to write (default: repaired, if its corrections fit the net's layers, else reset or "
+        "halfway)",
     )
 
     three = commands.add_parser("exact", help="make the exact GCNN of a net", description=EXACT)
     three.add_argument("net", help=NET)
-    three.add_argument("--weights", metavar="FILE", nargs=1, default=[None], help="as of report, one file")
+    three.add_argument("--weights", metavar="FILE", nargs=1, default=[None], help="as for report, one file")
     _add_common(three, (), images=True)
     three.set_defaults(metric=None)
-    _add_number(three, "--fine-tune", 0, "epochs of fine-tuning (default: none)", 0)
+    _add_number(three, "--fine-tune", 0, "epochs of fine-tuning (default: 0)", 0)
     three.add_argument("--train-images", metavar="PATH", help=TRAIN_IMAGES)
-    three.add_argument("--train-labels", metavar="folder | FILE", help="their labels, as --labels")
-    rate = "of fine-tuning, falling linearly to zero (default: 0.01)"
+    three.add_argument("--train-labels", metavar="folder | FILE", help="their labels, like --labels")
+    rate = "fine-tuning's, falling linearly to zero (default: 0.01)"
     three.add_argument("--learning-rate", type=float, default=0.01, metavar="RATE", help=rate)
     padding = (
-        "pixels of zeros around a training image before its random crop (default: 0; 4 is usual of CIFAR10)"
+        "pixels of zeros around a training image before its random crop (default: 0; usual for CIFAR10: 4)"
     )
     _add_number(three, "--crop-padding", 0, padding, 0)
     compiled = (
-        "fold the layers that pay once torch.compile has compiled the net: slower before that, and mostly "
-        "quicker after if channels are swapped, not fixed; --timing then times compiled nets"
+        "fold the layers that pay off under torch.compile: slower uncompiled, mostly quicker compiled if channels "
+        "are swapped, not fixed; --timing then times compiled nets"
     )
     three.add_argument("--compiled", action="store_true", help=compiled)
     timing = "time the net and the exact one, at batches of 1, 10 and 100"
@@ -120,28 +125,33 @@ def _add_number(
 
 def _add_common(command: argparse.ArgumentParser, matchings: Sequence[str], *, images: bool) -> None:
     command.add_argument("--images", required=images, metavar="PATH", help=IMAGES)
-    split = "of CIFAR10's official files (default: test)"
+    split = "which of CIFAR10's official images (default: test)"
     command.add_argument("--split", choices=("test", "train"), help=split)
     command.add_argument("--labels", metavar="folder | FILE", help=LABELS)
-    known = "of each channel, of images scaled to 0…1 (default: what torchvision, timm or Hugging Face say)"
+    known = "per channel, of images scaled to 0…1 (default: torchvision's, timm's or Hugging Face's)"
     command.add_argument("--mean", type=float, nargs="+", help=known)
     command.add_argument("--std", type=float, nargs="+", help=known)
-    size = "resize the shorter side [and crop the middle]: 256 224 (default: as for --mean)"
+    size = "resize the shorter side [and crop the middle], e.g. 256 224 (default: as for --mean)"
     command.add_argument("--size", type=_count(1), nargs="+", metavar="N", help=size)
-    _add_number(command, "--limit", 1, "at most so many images, a seeded choice")
-    match = "at most so many of them to match channels and take statistics on (default: 2000)"
+    _add_number(command, "--limit", 1, "use at most N images, a seeded choice")
+    match = "use at most N of them to match channels and take statistics (default: 2000)"
     _add_number(command, "--match-images", 1, match, 2000)
-    command.add_argument("--symmetry", choices=SYMMETRIES, default="horizontal_flip")
+    flip = "horizontal_flip"
+    command.add_argument("--symmetry", choices=SYMMETRIES, default=flip, help=f"(default: {flip})")
     if matchings:
-        command.add_argument("--matching", choices=matchings, default="activation")
-        line = "measure N nets on the line from the first to the second, both included, as they are and with REPAIR"
+        how = "how channels are matched (default: activation)"
+        command.add_argument("--matching", choices=matchings, default="activation", help=how)
+        line = (
+            "measure N nets, both ends included, on the line from the first net to the second (report: to its "
+            "flipped self), with and without REPAIR"
+        )
         _add_number(command, "--curve", 2, line, 0)
-        metric = "fn(logits, labels) → one number an image, larger is better"
+        metric = "fn(logits, labels) → one number per image; larger is better"
         command.add_argument("--metric", metavar="FILE.PY:FN", help=metric)
-    command.add_argument("--seed", type=_count(0), default=0)
+    command.add_argument("--seed", type=_count(0), default=0, help="(default: 0)")
     _add_number(command, "--batch-size", 1, "(default: 50)", 50)
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
-    json_alone = "print one JSON object with every number, and no screen"
+    json_alone = "print one JSON object with every number instead of the screen"
     command.add_argument("--json", action="store_true", help=json_alone)
 
 

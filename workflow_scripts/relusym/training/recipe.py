@@ -33,10 +33,10 @@ class Recipe(Section):
     """One training, in all that its net depends on; ValueError (by `read` a UserError) for what can't go together."""
 
     epochs: Count = key("passes over the images")
-    batch_size: Count = key("images a step, of all processes together")
-    learning_rate: Positive = key("its peak")
+    batch_size: Count = key("images per step, of all processes together")
+    learning_rate: Positive = key("the peak")
     objective: Annotated[str, among(OBJECTIVES)] = key(
-        "`supervised`, `simsiam`, or `linear`: a linear layer on the frozen net of the stage before",
+        "`supervised`, `simsiam`, or `linear`: a linear layer on the previous stage's frozen net",
         "supervised",
     )
     schedule: Literal["linear", "cosine", "step"] = key(
@@ -44,26 +44,26 @@ class Recipe(Section):
     )
     momentum: BelowOne = key("of SGD", 0.9)
     weight_decay: NotNegative = key("of SGD", 0.0)
-    warmup_epochs: NotNegative = key("over which the learning rate grows to its peak from zero", 0)
-    optimizer: Literal["sgd", "lars"] = key("`lars`: layers at rates of their own, for large batches", "sgd")
+    warmup_epochs: NotNegative = key("over which the learning rate rises from zero to its peak", 0)
+    optimizer: Literal["sgd", "lars"] = key("`lars`: a learning rate per layer, for large batches", "sgd")
     crop_padding: Few = key("pixels of zeros around an image before its random crop", 0)
     augmentation: Flag = key(
         "each training image is moved by a random element of the group: flipped with probability 1/2", True
     )
     invariance_loss: Literal["mean_norm", "whole_batch", "mean_square"] = key(
-        "of the differences of two views' logits: `mean_norm` over images; `whole_batch`: norm of all of a batch's, "
-        "by the number of images; `mean_square` of their entries",
+        "of the differences of two views' logits: `mean_norm`, their mean norm over images; `whole_batch`, the whole "
+        "batch's norm, divided by the number of images; `mean_square`, the mean square of their entries",
         "mean_norm",
     )
     invariance_weight: NotNegative = key("factor on the invariance loss", 1.0)
     invariance_from: OrNull[BelowOne] = key(
-        "share of the epochs after which the invariance loss is on; null: never", None
+        "share of the epochs after which the invariance loss is switched on; null: never", None
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = key(
-        "of forward and backward pass; `auto`: bfloat16 where the device is fast in it, else float32", "auto"
+        "of forward and backward pass; `auto`: bfloat16 where the device is fast at it, else float32", "auto"
     )
     sync_batch_norm: Flag = key("whether batch norm sees all processes' batches; GPUs only", False)
-    processes: Count = key("that train one net together, each on a GPU of its own", 1)
+    processes: Count = key("how many train one net together, each on its own GPU", 1)
     dimensions: Count = key("of SimSiam's projection", 2048)
     bottleneck: Count = key("of the hidden layer of SimSiam's predictor", 512)
 
