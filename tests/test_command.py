@@ -220,6 +220,15 @@ def test_photos_are_resized_and_cropped(capsys, folder, tmp_path):
     assert code == 1 and all(word in lines[0] for word in ("give --size", "40×30", "30×50"))
 
 
+@pytest.mark.parametrize("size", [(500, 333), (75, 100), (41, 64), (30, 31), (224, 224)])
+def test_photos_are_resized_and_cropped_as_torchvision_does_it(size):
+    transforms = pytest.importorskip("torchvision.transforms.v2", reason="torchvision isn't installed")
+    image = Image.fromarray(pixels_of(0, shape=size))
+    for resize, crop in ((64, 56), (37, 32), (40, 33)):
+        made = transforms.Compose([transforms.Resize(resize), transforms.CenterCrop(crop)])
+        assert np.array_equal(Sizing(resize, crop)(image), made(image))
+
+
 def test_merge_writes_the_merged_net(capsys, folder, tmp_path):
     out = tmp_path / "merged.safetensors"
     nets = folder / "my_nets.py:build", folder / "0.safetensors", folder / "1.pth"

@@ -59,11 +59,11 @@ class Sizing:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         shorter = min(image.size)
-        width, height = (
-            max(self.crop, self.resize if self.squash else round(side * self.resize / shorter))
+        width, height = sides = [  # rounded as torchvision rounds them
+            max(self.crop, self.resize if self.squash else int(side * self.resize / shorter))
             for side in image.size
-        )
-        left, top = (width - self.crop) // 2, (height - self.crop) // 2
+        ]
+        left, top = (round((side - self.crop) / 2) for side in sides)
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling[self.filter.upper()])
         return image.crop((left, top, left + self.crop, top + self.crop))

@@ -6,6 +6,7 @@ import inspect
 import os
 import ssl
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, Preset 
 def _settings_kept() -> Iterator[None]:
     """What users' code sets for the whole process, such as PyTorch's default type, ends with the context."""
     folder, kind, device = Path.cwd(), torch.get_default_dtype(), torch.get_default_device()
-    with torch.set_grad_enabled(torch.is_grad_enabled()):
+    with warnings.catch_warnings(), torch.set_grad_enabled(torch.is_grad_enabled()):
         try:
             yield
         finally:
