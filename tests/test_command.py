@@ -798,7 +798,7 @@ def test_names_are_shown_as_they_are_and_in_any_terminal(bright, monkeypatch):
     assert "[red] $x$" in Path("out[/red]/report.html").read_text()
 
 
-def test_all_that_can_be_known_is_told_before_images_are_read(bright, monkeypatch):
+def test_all_that_can_be_known_is_told_before_images_are_read(bright, capsys, monkeypatch):
     monkeypatch.setattr("relusym.reporting.image_files.read", None)
     Path("file").write_text("")
     on = "--images", "images"
@@ -814,6 +814,17 @@ def test_all_that_can_be_known_is_told_before_images_are_read(bright, monkeypatc
     refusal(*bright(*on, "--device", "abacus"), "abacus")
     refusal(*bright(*on, "--metric", "bright.py:f1"), "no 'f1'")
     refusal(*bright(*on, "--weights", "none.pt"), "there is no file")
+    refusal(*bright(*on, "--weights", "random", "none.pt"), "there is no file none.pt")
+    state = build("bright.py:net", None, 0)[0].state_dict()
+    torch.save(state | {"4.bias": state["4.bias"] / 0}, "nan.pt")
+    refusal(*bright(*on, "--weights", "nan.pt"), "4.bias")
+    on = *on, "--mean", "0", "--std", "1"
+    assert main(["merge", "bright.py:net", "nan.pt", "random", *on, "--out", "m.safetensors"]) == 1
+    merging = ["merge", "bright.py:net", "random", "random", *on, "--out", "m.safetensors"]
+    assert main(merging) == 1 and "has the same ones" in capsys.readouterr().err
+    assert main(["exact", "bright.py:net", *on, "--train-images", "none"]) == 1
+    assert "--train-images: there is no none" in capsys.readouterr().err
+    on = on[:2]
     refusal(*bright(*on, net="bright.py:nut"), "no 'nut'")
     for typed in (("--seed", "9223372036854775808"), ("--matching", "telepathy"), ("--curve", "1")):
         with pytest.raises(SystemExit):

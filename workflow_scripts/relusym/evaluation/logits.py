@@ -101,7 +101,7 @@ def check_net(name: str, net: nn.Module, images: ImageSource) -> Tensor:
         UserError: its weights are not finite, dense float32 on one device; it can't read such images; its logits are
             not finite, or all zero; they are random, or depend on the other images of a batch; running it changes it.
     """
-    _check_weights(name, net)
+    check_weights(name, net)
     x = images.first(CHECKED, device_of(net))
     buffers = {key: buffer.clone() for key, buffer in net.named_buffers()}
     tried = x.clone()
@@ -155,7 +155,8 @@ def without_values(tensor: Tensor) -> str | None:
     return "is on the meta device and has no values: load weights" if tensor.is_meta else None
 
 
-def _check_weights(name: str, net: Any) -> None:
+def check_weights(name: str, net: Any) -> None:
+    """UserError if a net's weights are not finite, dense float32 on one device."""
     if not isinstance(net, nn.Module):
         raise UserError(f"{name} is {type(net).__name__}; allowed is a torch.nn.Module")
     state = net.state_dict()

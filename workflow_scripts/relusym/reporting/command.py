@@ -137,7 +137,10 @@ def _add_common(command: argparse.ArgumentParser, matchings: Sequence[str], *, i
     match = "use at most N of them to match channels and take statistics (default: 2000)"
     _add_number(command, "--match-images", 1, match, 2000)
     flip = "horizontal_flip"
-    command.add_argument("--symmetry", choices=SYMMETRIES, default=flip, help=f"(default: {flip})")
+    known = [
+        name for name, symmetry in SYMMETRIES.items() if matchings or symmetry.order == 2
+    ]  # exact: of flips
+    command.add_argument("--symmetry", choices=known, default=flip, help=f"(default: {flip})")
     if matchings:
         how = "how channels are matched (default: activation)"
         command.add_argument("--matching", choices=matchings, default="activation", help=how)
@@ -260,14 +263,13 @@ def _results_alone(json_alone: bool, ends: bool) -> Iterator[TextIO | None]:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a command works on: the first net, on its device; a function that builds another, by weights and place.
+    """What a command works on: the nets, on their device.
 
     `test` and `match` are images to measure on and to match on, with their labels, classes, metrics and notes; `about`
     is how they were read, for JSON.
     """
 
-    net: Any
-    build: Callable[[str, int], Any]
+    nets: list[Any]
     test: Any
     match: Any
     labels: Any
@@ -277,21 +279,30 @@ class _Inputs:
     about: dict[str, Any]
 
 
-def _inputs(options: argparse.Namespace, weights: str | None) -> _Inputs:
-    """The first net and the images, tried on each other."""
+def _nets(options: argparse.Namespace) -> tuple[list[Any], Any]:
+    """All nets, on their device, and how the first one's images are made; UserError if random ones are the same."""
+    from relusym.evaluation.logits import check_weights
+    from relusym.reporting import net_files
+
+    device = _device(options.device)
+    made = [
+        net_files.build(options.net, weights, options.seed + i) for i, weights in enumerate(options.weights)
+    ]
+    for (net, _), weights in zip(made, options.weights, strict=True):
+        check_weights("net" if len(made) == 1 else f"net of {weights}", net)
+    nets = [net.to(device) for net, _ in made]
+    net_files.check_drawn(options.net, nets, options.weights)
+    return nets, made[0][1]
+
+
+def _inputs(options: argparse.Namespace, nets: list[Any], preset: Any) -> _Inputs:
+    """The images, tried on the first net."""
     from relusym.cifar10 import recognised
     from relusym.evaluation.images import Images, normalisation
     from relusym.evaluation.logits import check_net
     from relusym.merging.merge import METRICS
     from relusym.reporting import image_files, net_files
 
-    device = _device(options.device)
-
-    def build(weights: str | None, place: int) -> Any:
-        return net_files.build(options.net, weights, options.seed + place)[0].to(device)
-
-    net, preset = net_files.build(options.net, weights, options.seed)
-    net = net.to(device)
     metrics = METRICS | (dict([net_files.load_metric(options.metric)]) if options.metric else {})
     mean, std = options.mean or (preset and preset.mean), options.std or (preset and preset.std)
     if mean is None or std is None:
@@ -307,7 +318,7 @@ def _inputs(options: argparse.Namespace, weights: str | None) -> _Inputs:
         size = preset.size
     pictures = image_files.read(
         *(options.images, options.labels, size, options.limit, options.seed, options.split),
-        grey=net_files.reads_grey(net),
+        grey=net_files.reads_grey(nets[0]),
     )
     channels = pictures.pixels.shape[-1]
     mean, std = (list(values) * (channels if len(values) == 1 else 1) for values in (mean, std))
@@ -321,7 +332,7 @@ def _inputs(options: argparse.Namespace, weights: str | None) -> _Inputs:
         if options.match_images < len(test)
         else test
     )
-    notes, outputs = list(pictures.notes), check_net("net", net, test).shape[1]
+    notes, outputs = list(pictures.notes), check_net("net", nets[0], test).shape[1]
     if pictures.classes and pictures.labels is not None and len(pictures.classes) < outputs:
         notes.append(
             f"labels: the net tells {outputs} classes apart, and there are {len(pictures.classes)} class folders, "
@@ -337,7 +348,7 @@ def _inputs(options: argparse.Namespace, weights: str | None) -> _Inputs:
         "size": asdict(size) if size else None,
         "classes": list(pictures.classes),
     }
-    return _Inputs(net, build, test, match, pictures.labels, pictures.classes, metrics, notes, about)
+    return _Inputs(nets, test, match, pictures.labels, pictures.classes, metrics, notes, about)
 
 
 def _check_outputs(options: argparse.Namespace, written: Sequence[Path]) -> None:
@@ -375,15 +386,6 @@ def _device(name: str) -> Any:
     return device
 
 
-def _nets(options: argparse.Namespace, on: _Inputs) -> list[Any]:
-    """All nets, the first and others; UserError if random ones are the same."""
-    from relusym.reporting.net_files import check_drawn
-
-    nets = [on.net, *(on.build(weights, i) for i, weights in enumerate(options.weights[1:], 1))]
-    check_drawn(options.net, nets, options.weights)
-    return nets
-
-
 def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     from relusym.merging.merge import merge
     from relusym.reporting import net_files, screen
@@ -401,9 +403,8 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
     _check_outputs(options, [*(folder / name for folder in folders for name in FILES), out / "report.html"])
     with screen.progress(quiet=options.json) as progress:
         progress("net and images", 0)
-        on = _inputs(options, options.weights[0])
-        nets = _nets(options, on)
-        reports = []
+        on = _inputs(options, *_nets(options))
+        nets, reports = on.nets, []
         for i, (net, name, folder) in enumerate(zip(nets, names, folders, strict=True)):
             measured = report(
                 net,
@@ -459,16 +460,17 @@ def _exact(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
     train_images = _train_images(options)
     with screen.progress(quiet=options.json) as progress:
         progress("net and images", 0)
-        on = _inputs(options, options.weights[0])
+        on = _inputs(options, *_nets(options))
+        (net,) = on.nets
         match, training = _training(options, on, train_images)
         result = exact(
-            *(on.net, on.test, on.labels),
+            *(net, on.test, on.labels),
             match_images=match,
             symmetry=SYMMETRIES[options.symmetry],
             training=training,
             compiled=options.compiled,
             timing=options.timing,
-            name=net_files.name_of(options.net, on.net),
+            name=net_files.name_of(options.net, net),
             progress=progress,
         )
         result.inputs, result.notes[:0] = on.about, on.notes
@@ -482,6 +484,8 @@ def _train_images(options: argparse.Namespace) -> str | None:
     from relusym.cifar10 import recognised
 
     if options.train_images is not None or not options.fine_tune:
+        if not Path(options.train_images or ".").exists():
+            raise UserError(f"--train-images: there is no {options.train_images}")
         return options.train_images
     if not recognised(Path(options.images)):
         raise UserError(
@@ -518,7 +522,7 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
     match = replace(on.test, pixels=pictures.pixels[: options.match_images])
     if not options.fine_tune:
         return match, None
-    classes = check_net("net", on.net, on.test).shape[1]
+    classes = check_net("net", on.nets[0], on.test).shape[1]
     if pictures.labels is None:
         raise UserError("--train-labels: --fine-tune needs labels of the training images")
     if int(pictures.labels.max()) >= classes:
@@ -528,7 +532,7 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
     names = ("batch_size", "learning_rate", "crop_padding")
     values = {"epochs": options.fine_tune} | {key: getattr(options, key) for key in names}
     recipe = Recipe.read(values, lambda *key: "--" + ".".join(map(str, key)).replace("_", "-"))
-    device = next(on.net.parameters()).device
+    device = next(on.nets[0].parameters()).device
     batches = ImagesOnDevice(
         *(pictures.pixels.to(device), pictures.labels.to(device), classes),
         batch_size=recipe.batch_size,
@@ -569,12 +573,12 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
         return _merge_by_weights(options)
     with screen.progress(quiet=options.json) as progress:
         progress("nets and images", 0)
-        on = _inputs(options, options.weights[0])
-        nets = _nets(options, on)
-        if options.which == "reset" and not has_batch_norm(on.net):
+        nets, preset = _nets(options)
+        if options.which == "reset" and not has_batch_norm(nets[0]):
             raise UserError("--which: reset given, but a net without batch norm has halfway or repaired")
-        if options.which == "repaired" and has_batch_norm(on.net):
+        if options.which == "repaired" and has_batch_norm(nets[0]):
             raise UserError(_not_held("repaired", ["reset", "halfway"]))
+        on = _inputs(options, nets, preset)
         progress("matching and merging", 0)
         how = {"metrics": on.metrics}
         if several:
@@ -658,17 +662,14 @@ def _merge_by_weights(options: argparse.Namespace) -> tuple[dict[str, Any], Call
             "--images: needed to measure nets and to correct their statistics; without them, leave out "
             "--which, --curve, --labels and --metric"
         )
-    device = _device(options.device)
-    first, preset = net_files.build(options.net, options.weights[0], options.seed)
-    second, _ = net_files.build(options.net, options.weights[1], options.seed + 1)
-    net_files.check_drawn(options.net, (first, second), options.weights)
+    nets, preset = _nets(options)
     side = options.size[-1] if options.size else preset.size.crop if preset and preset.size else None
     if side is None:
         raise UserError(
             "--size: without images, give how many pixels high and wide the net's images are, such as 32"
         )
-    channels = 1 if net_files.reads_grey(first) else 3
-    aligned = merge_weights(first.to(device), second.to(device), (channels, side, side), options.seed)
+    channels = 1 if net_files.reads_grey(nets[0]) else 3
+    aligned = merge_weights(*nets, (channels, side, side), options.seed)
     about = {"relusym": __version__, "net": options.net, **_of(options), "images": 0}
     checkpoint.save(options.out, aligned.interpolate(0.5).net.state_dict(), about | {"which": "halfway"})
     if options.permuted:
