@@ -137,10 +137,7 @@ def _add_common(command: argparse.ArgumentParser, matchings: Sequence[str], *, i
     match = "use at most N of them to match channels and take statistics (default: 2000)"
     _add_number(command, "--match-images", 1, match, 2000)
     flip = "horizontal_flip"
-    known = [
-        name for name, symmetry in SYMMETRIES.items() if matchings or symmetry.order == 2
-    ]  # exact: of flips
-    command.add_argument("--symmetry", choices=known, default=flip, help=f"(default: {flip})")
+    command.add_argument("--symmetry", choices=SYMMETRIES, default=flip, help=f"(default: {flip})")
     if matchings:
         how = "how channels are matched (default: activation)"
         command.add_argument("--matching", choices=matchings, default="activation", help=how)
@@ -453,9 +450,9 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
 
 def _exact(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     from relusym.reporting import net_files, screen
-    from relusym.reporting.exact import FILES, exact, write_exact
+    from relusym.reporting.exact import FILES, as_flip, exact, write_exact
 
-    out = Path(options.out)
+    out, symmetry = Path(options.out), as_flip(options.symmetry)
     _check_outputs(options, [out / name for name in FILES])
     train_images = _train_images(options)
     with screen.progress(quiet=options.json) as progress:
@@ -466,7 +463,7 @@ def _exact(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
         result = exact(
             *(net, on.test, on.labels),
             match_images=match,
-            symmetry=SYMMETRIES[options.symmetry],
+            symmetry=symmetry,
             training=training,
             compiled=options.compiled,
             timing=options.timing,

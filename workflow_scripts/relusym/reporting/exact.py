@@ -141,11 +141,7 @@ def exact(
         UserError: a symmetry of another order than 2; a net with attention heads or group norms; the fine-tuning
             diverges; or as of `flip_merge`.
     """
-    symmetry = as_symmetry(symmetry)
-    if symmetry.order != 2:
-        raise UserError(
-            f"symmetry {symmetry.name}: an exact GCNN is made of flips, horizontal_flip or vertical_flip"
-        )
+    symmetry = as_flip(symmetry)
     test = as_images(images)
     match = test if match_images is None else as_images(match_images)
     logits = check_net("net", net, test)
@@ -226,6 +222,16 @@ def exact(
             reason = first_line(getattr(error, "inner_exception", error))  # of its back end
             result.notes.append(f"nets aren't timed, since torch.compile fails: {reason}")
     return result
+
+
+def as_flip(symmetry: Symmetry | str) -> Symmetry:
+    """As `as_symmetry`; UserError for one of another order than 2."""
+    symmetry = as_symmetry(symmetry)
+    if symmetry.order != 2:
+        raise UserError(
+            f"symmetry {symmetry.name}: an exact GCNN is made of flips, horizontal_flip or vertical_flip"
+        )
+    return symmetry
 
 
 def _fine_tuned(
