@@ -929,11 +929,12 @@ def test_the_lie_derivative_stands_beside_the_barrier_if_it_is_asked_for(folder,
 
 
 def test_several_nets_are_reported_side_by_side(folder, capsys, tmp_path):
-    weights = [folder / "0.safetensors", folder / "1.pth", folder / "0.pth"]
+    weights = [folder / "0.safetensors", tmp_path / "1#.pth", folder / "0.pth"]
+    weights[1].write_bytes((folder / "1.pth").read_bytes())
     typed = "--labels", "folder", "--out", tmp_path, "--json", "--weights", *weights
     code, printed, _ = report(capsys, folder, *typed)
     numbers = json.loads(printed)
-    names = ["0-0", "1", "0-2"]
+    names = ["0-0", "1#", "0-2"]
     assert code == 0 and numbers["nets"] == names
     matrix = numbers["barriers"]["repaired"]
     for i, name in enumerate(names):
@@ -943,7 +944,7 @@ def test_several_nets_are_reported_side_by_side(folder, capsys, tmp_path):
     assert matrix[2][0] == 0  # the same net
     assert matrix[0][1] == pytest.approx(matrix[1][2])
     page = (tmp_path / "report.html").read_text()
-    assert "<script" not in page and "1/report.html" in page and "3 nets side by side" in page
+    assert "<script" not in page and "1%23/report.html" in page and "3 nets side by side" in page
     rows = list(csv.reader((tmp_path / "barriers.csv").open()))
     assert rows[0] == ["net", *names] and float(rows[1][2]) == matrix[0][1]
 

@@ -5,6 +5,7 @@ import base64
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
@@ -12,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 from relusym import __version__, checkpoint
 from relusym.merging.identities import LIMITS
@@ -308,7 +310,8 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
     remove_older(folder)
     write_numbers(folder, tables, comparison.numbers())
     links = (
-        f"<a href='{escape(name, quote=True)}/report.html'>{escape(name)}</a>" for name in comparison.names
+        f"<a href='{quote(name, errors='surrogateescape')}/report.html'>{escape(name)}</a>"
+        for name in comparison.names
     )
     nets, matrix = comparison.in_words()
     page = filled(
