@@ -310,8 +310,7 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
     remove_older(folder)
     write_numbers(folder, tables, comparison.numbers())
     links = (
-        f"<a href='{quote(name, errors='surrogateescape')}/report.html'>{escape(name)}</a>"
-        for name in comparison.names
+        f"<a href='{quote(os.fsencode(name))}/report.html'>{escape(name)}</a>" for name in comparison.names
     )
     nets, matrix = comparison.in_words()
     page = filled(
