@@ -859,6 +859,10 @@ def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsy
     assert main(again.split()) == 0
     printed = capsys.readouterr()
     assert "m.safetensors is repaired of random and random" in printed.err
+    foreign = {"relusym": json.dumps({"relusym": "1", "which": "halfway", "of": 3})}
+    save_file(permuted, "foreign.safetensors", metadata=foreign)
+    assert main(again.replace("p.safe", "foreign.safe").split()) == 0
+    assert list(json.loads(capsys.readouterr().out)["cards"]) == ["m.safetensors"]
     cards = json.loads(printed.out)["cards"]
     assert cards["m.safetensors"] == about and cards["p.safetensors"]["which"] == "permuted"
 

@@ -185,6 +185,10 @@ def batch_statistics():
             "nothing to match",
         ),
         (lambda: Body(lambda x: {}["key"]), "KeyError: 'key' (test_net_checks.py, line"),
+        (
+            lambda: Body(lambda x: {4: x, 2: x}[len(x)]),
+            "can't be run on an image of 3×32×32: 3 (test_net_checks.py, line",
+        ),
     ],
     ids=lambda of: "" if isinstance(of, str) else getattr(of, "__name__", ""),
 )

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from relusym.errors import UserError, first_line
+from relusym.errors import UserError, first_line, users_line
 from relusym.evaluation.logits import evaluating, logits_of
 
 Handler = Callable[..., Any]
@@ -572,7 +572,8 @@ def trace(
         raise UserError(f"{name} can't be traced: {error}") from error
     except Exception as error:  # whatever a net raises
         shape = "×".join(map(str, image_shape))
-        reason = first_line(error)
+        where = users_line(error)
+        reason = first_line(error) + (f" ({where})" if where else "")
         raise UserError(f"{name} can't be run on an image of {shape}: {reason}") from error
     graph, constants = few.graph, {}
     nodes, others = list(graph.nodes), list(more.graph.nodes)

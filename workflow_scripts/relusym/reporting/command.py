@@ -636,7 +636,7 @@ def _of(options: argparse.Namespace) -> dict[str, Any]:
     cards = {weights: about for weights in options.weights if (about := card_of(weights))}
     _tell(
         [
-            f"{weights} is {about['which']} of {' and '.join(about['of'])}"
+            f"{weights} is {about['which']} of {' and '.join(map(str, about['of']))}"
             for weights, about in cards.items()
             if "of" in about
         ]

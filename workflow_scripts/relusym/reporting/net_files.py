@@ -325,7 +325,8 @@ PACKAGES = {"torchvision": _from_torchvision, "timm": _from_timm, "hf": _from_hu
 
 def _is_name(where: str, weights: str) -> bool:
     path = Path(weights)
-    return where == "torchvision" and weights != RANDOM and not path.suffix and not path.exists()
+    named = weights != RANDOM and ":" not in weights and not path.suffix
+    return where == "torchvision" and named and not path.exists()
 
 
 def card_of(weights: str | None) -> dict[str, Any] | None:
@@ -334,7 +335,8 @@ def card_of(weights: str | None) -> dict[str, Any] | None:
         about = checkpoint.load_arrays(weights or "", [])[1]
     except UserError:
         return None
-    return about if "relusym" in about and "which" in about else None
+    written = "relusym" in about and "which" in about and isinstance(about.get("of", []), list)
+    return about if written else None
 
 
 def load_weights(net: nn.Module, path: str) -> None:
