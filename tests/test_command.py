@@ -31,7 +31,7 @@ from relusym.merging.repair import LayerByLayer
 from relusym.reporting import image_files
 from relusym.reporting.command import main
 from relusym.reporting.image_files import Sizing
-from relusym.reporting.net_files import Preset, build, check_drawn, load_weights, preset_of_processor
+from relusym.reporting.net_files import Preset, build, check_distinct, load_weights, preset_of_processor
 from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
 
 NETS = """
@@ -334,10 +334,10 @@ def test_random_nets_are_others_though_a_module_sets_a_seed_or_refused(folder, t
     for name in ("build", "same"):
         spec = f"{tmp_path / 'seeded.py'}:{name}"
         nets = [build(spec, "random", i)[0] for i in range(2)]
-        check_drawn(spec, nets, ["random", "0.pt"])
+        check_distinct(spec, nets, ["random", "0.pt"])
         if name == "build":
-            check_drawn(spec, nets, ["random", "random"])
-    refused(lambda: check_drawn(spec, nets, ["random", "random"]), "seeded.py:same", "set a seed")
+            check_distinct(spec, nets, ["random", "random"])
+    refused(lambda: check_distinct(spec, nets, ["random", "random"]), "seeded.py:same", "set a seed")
 
 
 @pytest.mark.parametrize("line", [

@@ -83,14 +83,15 @@ def test_normalisation_is_never_assumed():
     refused(lambda: normalisation([127.5] * 3, [127.5] * 3), "divide mean and std by 255")
 
 
-@pytest.mark.parametrize("own, line", [
+@pytest.mark.parametrize("function, line", [
     (lambda pixels: None, "makes NoneType"), (lambda pixels: pixels.float(), "(1, 32, 32, 3) of an image"),
     (lambda pixels: normalise(pixels).double(), "float64"), (lambda pixels: normalise(pixels) / 0, "finite"),
     (lambda pixels: normalise(pixels) + torch.rand(()), "is random"),
+    (lambda pixels: normalise(pixels) / pixels.float().std(), "depends on other images"),
     (lambda pixels: 1 / 0, "ZeroDivisionError: division by zero (test_image_sources.py, line"),
 ])  # fmt: skip
-def test_what_makes_something_else_of_pixels_is_refused(own, line):
-    refused(lambda: Images(PIXELS, 16, own), "normalise", line)
+def test_what_makes_something_else_of_pixels_is_refused(function, line):
+    refused(lambda: Images(PIXELS, 16, function), "normalise", line)
 
 
 def test_numpy_pixels_are_read_as_tensors_are():

@@ -203,8 +203,10 @@ def _check_fit(labels: Tensor, logits: Tensor) -> None:
 
 
 def _per_image(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
-    try:  # on copies, which it may change
-        values: Any = metric.function(logits.clone(), labels.clone())
+    if metric.function not in (top_1, cross_entropy):  # users' may change what they are called with
+        logits, labels = logits.clone(), labels.clone()
+    try:
+        values: Any = metric.function(logits, labels)
     except Exception as error:  # the user's own code may raise anything
         raise UserError(f"metric {name}: fails on logits {tuple(logits.shape)}: {theirs(error)}") from error
     if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:

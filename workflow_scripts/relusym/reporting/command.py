@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _results_alone(options.json, arguments is None) as stream:
             numbers, show = {"report": _report, "merge": _merge, "exact": _exact}[options.command](options)
-            return _shown(numbers, stream) if options.json else _shown(show, stream)
+            return _show(numbers, stream) if options.json else _show(show, stream)
     except UserError as error:
         return _refused(str(error))
     except KeyboardInterrupt:
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refused(f"the net or the metric fails: {theirs(error)}")
 
 
-def _shown(results: Callable[[], None] | dict[str, Any], stream: TextIO | None) -> int:
+def _show(results: Callable[[], None] | dict[str, Any], stream: TextIO | None) -> int:
     """Show the results, as one JSON object if they are numbers; the command's exit code."""
     from relusym.reporting.words import finite
 
@@ -288,7 +288,7 @@ def _nets(options: argparse.Namespace) -> tuple[list[Any], Any]:
     for (net, _), weights in zip(made, options.weights, strict=True):
         check_weights("net" if len(made) == 1 else f"net of {weights}", net)
     nets = [net.to(device) for net, _ in made]
-    net_files.check_drawn(options.net, nets, options.weights)
+    net_files.check_distinct(options.net, nets, options.weights)
     return nets, made[0][1]
 
 

@@ -74,10 +74,11 @@ def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, Preset 
         net = copied(net)  # a module gives the same net whenever it is asked
     if weights is not None and weights != RANDOM and not _is_name(package, weights):
         load_weights(net, weights)
-    for tensor in (*net.parameters(), *net.buffers()):
-        if (
-            tensor.ndim == 4 and not tensor.is_quantized
-        ):  # a bank of kernels has more, which Module.to doesn't take
+    for tensor in (
+        *net.parameters(),
+        *net.buffers(),
+    ):  # Module.to takes no bank of kernels, of five dimensions
+        if tensor.ndim == 4 and tensor.layout == torch.strided and not tensor.is_quantized:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return net.eval(), preset
 
@@ -96,7 +97,7 @@ def _settings_kept() -> Iterator[None]:
                 torch.set_default_device(None)
 
 
-def check_drawn(spec: str, nets: Sequence[nn.Module], weights: Sequence[str | None]) -> None:
+def check_distinct(spec: str, nets: Sequence[nn.Module], weights: Sequence[str | None]) -> None:
     """UserError if nets with random weights have the same ones."""
     drawn = [net.state_dict() for net, which in zip(nets, weights, strict=True) if which == RANDOM]
     first = drawn[0] if drawn else {}
