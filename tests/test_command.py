@@ -307,6 +307,15 @@ def test_weights_are_found_beside_what_training_scripts_save_and_by_what_a_file_
     refused(lambda: load_weights(net, str(tmp_path / "scripted.pt")), "scripted net", "state dict")
 
 
+@pytest.mark.parametrize("wrapper", ["nn.DataParallel", "torch.compile"])
+def test_weights_are_loaded_into_the_net_inside_a_wrapper(folder, tmp_path, monkeypatch, wrapper):
+    monkeypatch.syspath_prepend(folder)
+    code = f"import torch\nfrom torch import nn\nfrom my_nets import build\ndef net():\n    return {wrapper}(build())"
+    (tmp_path / "wrapped.py").write_text(code)
+    net, _ = build(f"{tmp_path / 'wrapped.py'}:net", str(folder / "0.safetensors"), 5)
+    assert torch.equal(net[0].weight, load_file(folder / "0.safetensors")["0.weight"])
+
+
 SHARED = """
 import functools, torch
 from my_nets import build

@@ -94,10 +94,13 @@ def test_what_makes_something_else_of_pixels_is_refused(function, line):
     refused(lambda: Images(PIXELS, 16, function), "normalise", line)
 
 
+@pytest.mark.filterwarnings("error")
 def test_numpy_pixels_are_read_as_tensors_are():
-    bgr = np.ascontiguousarray(PIXELS.numpy()[..., ::-1])
-    for pixels in (PIXELS.numpy(), np.asfortranarray(PIXELS.numpy()), bgr[..., ::-1]):
+    bgr, fixed = np.ascontiguousarray(PIXELS.numpy()[..., ::-1]), PIXELS.numpy().copy()
+    fixed.setflags(write=False)
+    for pixels in (PIXELS.numpy(), np.asfortranarray(fixed), bgr[..., ::-1], fixed):
         assert torch.equal(next(Images(pixels).batches(CPU)), normalise(PIXELS))
+    assert Images(fixed).pixels.data_ptr() == fixed.ctypes.data  # and not copied
 
 
 @pytest.mark.parametrize("given, line", [

@@ -107,14 +107,20 @@ def unwrapped(net: nn.Module) -> nn.Module:
         if isinstance(layer, torch.jit.ScriptModule):
             name = f"layer {path} ({layer.original_name})" if path else layer.original_name
             raise UserError(f"{name} is scripted: give the net that it was made from")
+    net = without_wrappers(net)
+    # what is no net is refused by `check_net`
+    return _with_plain_weights(net) if isinstance(net, nn.Module) else net
+
+
+def without_wrappers(net: nn.Module) -> nn.Module:
+    """The net inside `DataParallel`, `DistributedDataParallel` or `torch.compile`'s module."""
     while True:
         if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
             net = net.module
         elif isinstance(inner := getattr(net, "_orig_mod", None), nn.Module):
             net = inner
         else:
-            # what is no net is refused by `check_net`
-            return _with_plain_weights(net) if isinstance(net, nn.Module) else net
+            return net
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Images as nets read them: the one place of this package where pixels, or others' batches, become a net's input."""
 
 import math
+import warnings
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -170,7 +171,11 @@ def from_numpy(x: Any) -> Any:
     if isinstance(x, np.ndarray):
         if x.dtype.kind not in "biufc":
             raise UserError(f"an array of {x.dtype} given, which are no numbers")
-        x = torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), "CW"))
+        if not x.dtype.isnative or any(stride < 0 for stride in x.strides):
+            x = x.astype(x.dtype.newbyteorder("="), "C")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of arrays that can't be written to: they are read alone
+            x = torch.from_numpy(x)
     if isinstance(x, Tensor) and (x.layout != torch.strided or x.is_quantized or x.is_meta):
         raise UserError(
             "a sparse or quantised tensor, or one without values, given; plain tensors are needed"

@@ -234,6 +234,7 @@ def as_flip(symmetry: Symmetry | str) -> Symmetry:
     return symmetry
 
 
+@torch.enable_grad()
 def _fine_tuned(
     tied: TiedNet, batches: ImagesOnDevice, recipe: Recipe, symmetry: Symmetry, progress: Progress
 ) -> dict[str, Any]:

@@ -161,8 +161,8 @@ def _contents(path: Path) -> dict[Any, Any]:
             _check_declared(path)
             with np.load(path, allow_pickle=False) as arrays:  # whatever else it holds isn't read
                 return {key: arrays[key] if key.lower() in READ else None for key in arrays}
-        if kind == ".npy":  # of which copies are made where they are written to
-            return {"images": np.load(path, allow_pickle=False, mmap_mode="c")}
+        if kind == ".npy":
+            return {"images": np.load(path, allow_pickle=False, mmap_mode="r")}
     except DAMAGED as error:
         reason = " ".join(str(error).split())
         what = f"truncated or no {kind[1:]} file ({reason}): replace it"

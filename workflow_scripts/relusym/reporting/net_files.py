@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from relusym import checkpoint
-from relusym.channels.tracing import copied
+from relusym.channels.tracing import copied, without_wrappers
 from relusym.errors import UserError, listed, theirs
 from relusym.evaluation.images import COLOURS
 from relusym.evaluation.logits import without_values
@@ -66,7 +66,7 @@ def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, Preset 
         with _settings_kept():
             made = load_object(spec, "net")
             torch.manual_seed(seed)  # which an import may change
-            net = called(made, spec)
+            net = without_wrappers(called(made, spec))
     for key, tensor in net.named_parameters():
         if wrong := without_values(tensor):
             raise UserError(f"net {spec}: {key} {wrong}")
