@@ -7,6 +7,7 @@ from conftest import refused
 from small_nets import net_of, resnet
 from torch import nn
 
+from relusym.channels.traced import TracedNet
 from relusym.merging.identities import largest_difference
 from relusym.nets.vgg import VGG11
 from relusym.pixels.grid import grid
@@ -104,6 +105,16 @@ def test_a_net_for_one_size_alone_has_no_next_size():
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Flatten(), nn.Linear(4 * 25, 2))
     assert grid(net, (3, 10, 10), HORIZONTAL_FLIP).next_size is None
     refused(lambda: grid(net, (3, 12, 12), HORIZONTAL_FLIP), match="can't be run on an image of 3×12×12")
+
+
+def test_what_goes_wrong_in_tracing_at_a_larger_size_is_raised(monkeypatch):
+    def record(*args):
+        raise ZeroDivisionError
+
+    net = TracedNet(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), (3, 10, 10))
+    monkeypatch.setattr("relusym.pixels.grid.record", record)
+    with pytest.raises(ZeroDivisionError):
+        grid(net, (3, 10, 10), HORIZONTAL_FLIP)
 
 
 def test_vgg11_is_symmetric_at_32():

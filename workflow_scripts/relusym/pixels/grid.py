@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import describe, function_name, record
-from relusym.evaluation.logits import logits_of
+from relusym.errors import UserError
+from relusym.evaluation.logits import evaluating, logits_of
 from relusym.symmetry import Symmetry, as_symmetry
 
 WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
@@ -97,16 +98,26 @@ def _grid(traced: TracedNet, image_shape: tuple[int, int, int], symmetry: Symmet
     next_size, without = None, _without_weights(traced.net) if misfits else None
     for more in range(1, SEARCHED if misfits else 0):
         shape = (channels, height + more, width + more)
+        x = torch.empty(2, *shape, device="meta")
+        if not _takes(without, x):
+            break
         try:
-            recorder, result = record(without, torch.empty(2, *shape, device="meta"), traced.handlers)
-            if len(logits_of(result)) != 2:  # `view(-1, channels)` makes images of pixels
-                break
-        except Exception:  # such a net takes images of one size alone; it raises what it likes
+            recorder, _ = record(without, x, traced.handlers)
+        except UserError:  # what it does at this size can't be followed
             break
         if not _misfits(recorder.graph, traced.net, shape, symmetry)[0]:
             next_size = size + more
             break
     return Grid(size, misfits, offset, next_size)
+
+
+def _takes(net: nn.Module, x: Tensor) -> bool:
+    """Whether a net takes images of this size, and not of one alone."""
+    try:
+        with evaluating(net):
+            return len(logits_of(net(x))) == len(x)  # `view(-1, channels)` makes images of pixels
+    except Exception:  # a net raises what it likes
+        return False
 
 
 def _without_weights(net: nn.Module) -> nn.Module:
