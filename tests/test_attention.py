@@ -51,7 +51,7 @@ def test_a_permutation_that_tears_heads_apart_is_refused():
     torn = planted | {"qkv[:48]": planted["qkv[:48]"].roll(1)}
     apart = planted | {"qkv[:48]": planted["qkv[:48]"].reshape(HEADS, -1).roll(1, 0).flatten()}
     for wrong in (torn, apart):
-        with pytest.raises(ValueError, match="tears heads apart, or orders them"):
+        with pytest.raises(UserError, match="tears heads apart, or orders them"):
             permute(net.state_dict(), groups, wrong)
 
 

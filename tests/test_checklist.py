@@ -65,6 +65,7 @@ def test_a_missing_or_silent_scheduler_is_one_line(monkeypatch, slurm):
 def test_a_results_folder_that_can_not_be_written_is_one_line(tmp_path):
     check_writable(tmp_path / "results" / "paper")
     (tmp_path / "file").touch()
+    check_writable(tmp_path / "file")
     with pytest.raises(UserError) as error:
         check_writable(tmp_path / "file" / "paper")
     line = str(error.value)

@@ -1,4 +1,6 @@
+import argparse
 import csv
+import ctypes
 import errno
 import io
 import json
@@ -10,6 +12,7 @@ import sys
 import zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +31,7 @@ from relusym.merging.repair import LayerByLayer
 from relusym.reporting import image_files
 from relusym.reporting.command import main
 from relusym.reporting.image_files import Sizing
-from relusym.reporting.net_files import Preset, build, load_weights, preset_of_processor
+from relusym.reporting.net_files import Preset, build, check_distinct, load_weights, preset_of_processor
 from relusym.symmetry import HORIZONTAL_FLIP, SYMMETRIES
 
 NETS = """
@@ -217,6 +220,15 @@ def test_photos_are_resized_and_cropped(capsys, folder, tmp_path):
     assert code == 1 and all(word in lines[0] for word in ("give --size", "40×30", "30×50"))
 
 
+@pytest.mark.parametrize("size", [(500, 333), (75, 100), (41, 64), (30, 31), (224, 224)])
+def test_photos_are_resized_and_cropped_as_torchvision_does_it(size):
+    transforms = pytest.importorskip("torchvision.transforms.v2", reason="torchvision isn't installed")
+    image = Image.fromarray(pixels_of(0, shape=size))
+    for resize, crop in ((64, 56), (37, 32), (40, 33)):
+        made = transforms.Compose([transforms.Resize(resize), transforms.CenterCrop(crop)])
+        assert np.array_equal(Sizing(resize, crop)(image), made(image))
+
+
 def test_merge_writes_the_merged_net(capsys, folder, tmp_path):
     out = tmp_path / "merged.safetensors"
     nets = folder / "my_nets.py:build", folder / "0.safetensors", folder / "1.pth"
@@ -279,6 +291,91 @@ def test_weights_are_found_behind_wrappers_and_prefixes(folder, name):
     net, _ = build(f"{folder}/my_nets.py:build", str(folder / name), 5)
     known = load_file(folder / "0.safetensors")
     assert all(torch.equal(tensor, known[key]) for key, tensor in net.state_dict().items())
+
+
+def test_weights_are_found_beside_what_training_scripts_save_and_by_what_a_file_holds(folder, tmp_path):
+    known = load_file(folder / "0.safetensors")
+    args = argparse.Namespace(folder=Path("runs"), more=SimpleNamespace(epochs=3))
+    torch.save(
+        {"state_dict": {f"net.{k}": v for k, v in known.items()}, "args": args}, tmp_path / "last.ckpt"
+    )
+    save_file(known, tmp_path / "weights.ST")
+    for name in ("last.ckpt", "weights.ST"):
+        net, _ = build(f"{folder}/my_nets.py:build", str(tmp_path / name), 5)
+        assert all(torch.equal(tensor, known[key]) for key, tensor in net.state_dict().items())
+    torch.jit.script(net).save(tmp_path / "scripted.pt")
+    refused(lambda: load_weights(net, str(tmp_path / "scripted.pt")), "scripted net", "state dict")
+
+
+@pytest.mark.parametrize("wrapper", ["nn.DataParallel", "torch.compile"])
+def test_weights_are_loaded_into_the_net_inside_a_wrapper(folder, tmp_path, monkeypatch, wrapper):
+    monkeypatch.syspath_prepend(folder)
+    code = f"import torch\nfrom torch import nn\nfrom my_nets import build\ndef net():\n    return {wrapper}(build())"
+    (tmp_path / "wrapped.py").write_text(code)
+    net, _ = build(f"{tmp_path / 'wrapped.py'}:net", str(folder / "0.safetensors"), 5)
+    assert torch.equal(net[0].weight, load_file(folder / "0.safetensors")["0.weight"])
+
+
+SHARED = """
+import functools, torch
+from my_nets import build
+torch.manual_seed(0)
+made, cached = build(), functools.cache(build)
+"""
+
+
+@pytest.mark.parametrize("net", ["shared:made", "shared:cached", "{}/again.py:made"])
+def test_nets_that_are_one_object_get_weights_of_their_own(folder, tmp_path, monkeypatch, net):
+    monkeypatch.syspath_prepend(folder), monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "shared.py").write_text(SHARED)
+    (tmp_path / "again.py").write_text("from shared import made")
+    monkeypatch.delitem(sys.modules, "shared", raising=False)
+    nets = [build(net.format(tmp_path), str(folder / f"{i}.safetensors"), i)[0] for i in range(2)]
+    for i, made in enumerate(nets):
+        assert torch.equal(made[0].weight, load_file(folder / f"{i}.safetensors")["0.weight"])
+
+
+def test_random_nets_are_others_though_a_module_sets_a_seed_or_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(folder)
+    seeded = "import torch\nfrom my_nets import build as inner\ntorch.manual_seed(0)\n"
+    seeded += "def build():\n    return inner()\ndef same():\n    torch.manual_seed(0)\n    return inner()\n"
+    (tmp_path / "seeded.py").write_text(seeded)
+    for name in ("build", "same"):
+        spec = f"{tmp_path / 'seeded.py'}:{name}"
+        nets = [build(spec, "random", i)[0] for i in range(2)]
+        check_distinct(spec, nets, ["random", "0.pt"])
+        if name == "build":
+            check_distinct(spec, nets, ["random", "random"])
+    refused(lambda: check_distinct(spec, nets, ["random", "random"]), "seeded.py:same", "set a seed")
+
+
+@pytest.mark.parametrize("line", [
+    "torch.set_default_dtype(torch.float64)", "torch.set_default_device('meta')",
+    "torch.set_grad_enabled(False)", "os.chdir('/')",
+])  # fmt: skip
+def test_what_a_users_module_sets_for_the_process_ends_with_it(tmp_path, line):
+    before = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(), Path.cwd()
+    code = f"import os, torch\n{line}\ndef net():\n    with torch.device('cpu'):\n"
+    (tmp_path / "sets.py").write_text(f"{code}        return torch.nn.Conv2d(3, 4, 3).float()\n")
+    build(f"{tmp_path / 'sets.py'}:net", None, 0)
+    after = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(), Path.cwd()
+    assert after == before
+
+
+def test_a_net_may_have_tensors_of_any_number_of_dimensions(tmp_path):
+    code = "import torch\ndef net():\n    made = torch.nn.Conv2d(3, 4, 3)\n"
+    code += "    made.bank = torch.nn.Parameter(torch.zeros(2, 4, 3, 3, 3))\n    return made\n"
+    (tmp_path / "bank.py").write_text(code)
+    made = build(f"{tmp_path / 'bank.py'}:net", None, 0)[0]
+    assert made.weight.is_contiguous(memory_format=torch.channels_last) and made.bank.ndim == 5
+
+
+@pytest.mark.parametrize(
+    "net, line", [("LazyConv2d(8, 3)", "lazy"), ("Conv2d(3, 8, 3, device='meta')", "meta device")]
+)
+def test_nets_without_values_are_refused_by_name(tmp_path, net, line):
+    (tmp_path / "without.py").write_text(f"from torch import nn\ndef net():\n    return nn.{net}\n")
+    refused(lambda: build(f"{tmp_path / 'without.py'}:net", None, 0), "weight", line)
 
 
 BRIGHT = """
@@ -361,9 +458,12 @@ def test_links_are_followed_and_hidden_files_left_out(bright):
         Image.fromarray(pixels_of(0)).save(Path("links", name))
     for name in ("a/notes.txt", "b/photo.heic", "c/photo.HEIC"):
         Path("links", name).write_text("")
+    Path("links/c/gone.png").symlink_to("nowhere.png")
     _, numbers, lines = bright("--images", "links", "--labels", "folder")
     assert (numbers["images"], numbers["accuracy"], numbers["classes"]) == (12, 1, ["a", "b", "c"])
-    assert lines == ["relusym: images: 3 files that are none were passed over: 2 .heic, 1 .txt"]
+    assert lines == [
+        "relusym: images: 4 files that are none were passed over: 2 .heic, 1 .txt, 1 broken links"
+    ]
     assert list(numbers["by_class"]["net"]) == [1, 1, 1]
 
 
@@ -376,6 +476,28 @@ def test_images_are_read_the_way_up_that_viewers_show_them(bright):
     Image.fromarray(pixels).save("turned/a.png", exif=exif)
     read = image_files.read("turned").pixels[0].numpy()
     assert read.shape == (12, 8, 3) and (read[:3] == 200).all() and (read[3:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "exif", [b"XX*\0", b"II*\0\x08\0\0\0\xff\xff" + b"\1" * 40], ids=["header", "entries"]
+)
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_images_whose_exif_data_is_damaged_are_read_as_they_lie(tmp_path, exif):
+    Image.fromarray(pixels_of(0, shape=(8, 12))).save(tmp_path / "a.jpg", exif=b"Exif\0\0" + exif)
+    assert image_files.read(str(tmp_path)).pixels.shape == (1, 8, 12, 3)
+
+
+def test_labels_in_the_order_of_numbers_that_names_as_text_arent_in_are_warned_of(bright):
+    Path("numbered").mkdir()
+    for i in range(12):
+        Image.fromarray(pixels_of(i % 3, i)).save(f"numbered/img{i}.png")
+    np.savetxt("labels.txt", np.arange(12) % 3, fmt="%d")
+    _, _, lines = bright("--images", "numbered", "--labels", "labels.txt")
+    assert "img10.png comes before img2.png" in lines[0]
+    for i in range(12):
+        Path(f"numbered/img{i}.png").rename(f"numbered/img{i:02}.png")
+    _, numbers, lines = bright("--images", "numbered", "--labels", "labels.txt")
+    assert (numbers["accuracy"], lines) == (1, [])
 
 
 def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
@@ -395,6 +517,11 @@ def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
     torch.save(good | {f"ema.{k}": v for k, v in off.items()}, "beside.pt")
     refusal(*bright("--weights", "beside.pt", *on), "''", "'ema'")
     assert bright("--weights", "beside.pt:", *on)[1]["accuracy"] == 1
+    normed = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    averaged = {key: 2 * parameter.detach() for key, parameter in normed.named_parameters()}
+    torch.save({"model": normed.state_dict(), "ema": averaged}, "averaged.pt")  # of parameters alone
+    refused(lambda: load_weights(normed, "averaged.pt"), "'ema', 'model'")
+    load_weights(normed, "averaged.pt:model")
     torch.save({"model": good, "ema": good}, "same.pt")
     assert bright("--weights", "same.pt", *on)[1]["accuracy"] == 1
 
@@ -425,11 +552,13 @@ def test_labels_are_whole_numbers_from_0_one_an_image(bright, labels, line):
     refusal(*bright("--images", "images.npz"), "label", line)
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16, ">i4", ">f8"])
 def test_labels_may_be_whole_numbers_of_any_type(bright, kind):
     images = [pixels_of(c, i) for c in range(3) for i in range(6)]
-    np.savez("images.npz", images=images, labels=np.repeat(np.arange(3), 6).astype(kind))
-    assert bright("--images", "images.npz")[1]["accuracy"] == 1
+    others = {"names": np.array(["a", None])}  # aren't read
+    np.savez("images.npz", images=images, labels=np.repeat(np.arange(3), 6).astype(kind), **others)
+    Path("images.npz").rename("images.NPZ")
+    assert bright("--images", "images.NPZ")[1]["accuracy"] == 1
 
 
 def test_a_text_of_labels_may_begin_with_a_byte_order_mark_and_not_be_empty(bright):
@@ -479,7 +608,10 @@ def cut(path):
     ("none.npy", lambda path: Path(path).write_bytes(b""), "truncated"),
     ("list.pt", lambda path: torch.save([torch.zeros(2)] * 3, path), "holds list"),
     ("keys.pt", lambda path: torch.save({0: torch.zeros(2), 1: torch.ones(2)}, path), "it has 0, 1"),
-    ("text.npz", lambda path: np.savez(path, images=np.array(["a", "b"])), "uint8"),
+    ("text.npz", lambda path: np.savez(path, images=np.array(["a", "b"])), "no numbers"),
+    ("halves.npz", lambda path: np.savez(path, images=np.zeros((2, 8, 8, 3), ">u2")), "uint8"),
+    ("objects.npz", lambda path: np.savez(path, images=np.array(["a", None])), "Python objects"),
+    ("sparse.pt", lambda path: torch.save({"images": torch.zeros(2, 8, 8, 3).to_sparse()}, path), "plain"),
 ])  # fmt: skip
 def test_damaged_and_other_files_of_images_are_refused_in_one_line(bright, name, write, line):
     write(name)
@@ -516,6 +648,14 @@ def test_what_is_read_is_never_written_over(bright, capsys):
     assert main(typed.split()) == 1 and Path("out/halfway.safetensors").read_bytes() == before
     capsys.readouterr()
     refusal(*bright(*on, "--labels", "folder", "--out", "images/report"), "among the class folders")
+    on = "--images images --mean 0 --std 1 --fine-tune 1 --train-images exact/exact.safetensors --out exact"
+    Path("out").rename("exact"), Path("exact/halfway.safetensors").rename("exact/exact.safetensors")
+    assert main(f"exact bright.py:net {on}".split()) == 1 and "also read" in capsys.readouterr().err
+    Path("exact/exact.safetensors").rename("exact/model.safetensors")
+    on = "--images images --mean 0 --std 1 --out ./exact/model.safetensors"
+    assert main(f"merge hf:exact random random {on}".split()) == 1
+    assert "also read" in capsys.readouterr().err
+    assert Path("exact/model.safetensors").read_bytes() == before
 
 
 def test_an_older_reports_files_dont_stay_beside_a_new_ones(bright):
@@ -526,14 +666,22 @@ def test_an_older_reports_files_dont_stay_beside_a_new_ones(bright):
     assert bright(*on)[0] == 0
     left = {path.name for path in Path("out").iterdir()}
     assert "mine.txt" in left and not left & {"classes.csv", "curve.csv", "reset.safetensors"}
+    weights = [f"{i}/x.pt" for i in range(2)]
+    for path in (*weights, "x-0.pt"):
+        Path(path).parent.mkdir(exist_ok=True)
+        torch.save(build("bright.py:net", None, 0)[0].state_dict(), path)
+    assert bright(*on, "--weights", *weights, "x-0.pt")[1]["nets"] == ["x-0", "x-1", "x-0-2"]
+    left = {path.name for path in Path("out").iterdir()}
+    assert "barriers.csv" in left and not left & {"halfway.safetensors", "convs.csv"}
+    assert bright(*on)[0] == 0 and not Path("out/barriers.csv").exists()
 
 
 def test_an_interrupted_report_goes_on_from_its_last_layer(folder, capsys, tmp_path, monkeypatch):
-    made, fork = [], LayerByLayer.fork
+    made, fork, stop = [], LayerByLayer.fork, [4]
 
     def interrupted(self, layers):
         made.append(layers)
-        if len(made) == 4:
+        if len(made) in stop:
             raise KeyboardInterrupt
         return fork(self, layers)
 
@@ -554,6 +702,11 @@ def test_an_interrupted_report_goes_on_from_its_last_layer(folder, capsys, tmp_p
         assert report(capsys, folder, *on)[0] == 130
         made[:] = [None] * 4
         assert report(capsys, folder, *on, *other)[0] == 0 and len(made) == whole
+    stop[0], on = 10, (*on, folder / "1.safetensors")  # in the second net
+    made.clear()
+    assert report(capsys, folder, *on)[0] == 130
+    assert report(capsys, folder, *on)[0] == 0 and len(made) == 10 + 12 - 9
+    assert not list(tmp_path.rglob("unfinished*"))
 
 
 def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
@@ -571,6 +724,8 @@ def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
     (BRIGHT + "\n\nclass Mine(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
      "        self.inner = globals()['_net']()\n    def forward(self, x):\n        raise OSError('no such thing')\n"
      "_net, net = net, Mine\n", "OSError: no such thing (theirs.py, line 23)"),
+    (BRIGHT + "\n\nclass Mine(nn.Sequential):\n    def forward(self, x):\n        raise SystemExit(0)\n"
+     "_net = net\ndef net():\n    return Mine(_net())\n", "SystemExit: 0 (theirs.py, line 20)"),
 ])  # fmt: skip
 def test_a_users_own_exception_is_shown_as_theirs_with_its_line(bright, code, line):
     Path("theirs.py").write_text(code)
@@ -601,6 +756,42 @@ subprocess.run(["echo", "of a child"])
     assert all(word in printed.err for word in ("imported", "forward", "written", "of a child"))
 
 
+SHORT = "--mean 0 --std 1 --partial-images 0 --images images"
+
+
+def test_what_a_net_prints_after_the_end_isnt_beside_its_json(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    class_folders("images", "abc")
+    late = "\nimport ctypes\ndef late():\n    ctypes.CDLL(None).printf(b'kept in C')\n    return net()\n"
+    Path("late.py").write_text(BRIGHT + late)
+    monkeypatch.setattr("sys.argv", f"relusym report late.py:late {SHORT} --json".split())
+    kept = os.dup(1)
+    assert main() == 0
+    os.write(1, b"at the end")
+    ctypes.CDLL(None).fflush(None)
+    os.dup2(kept, 1), os.close(kept)
+    printed = capfd.readouterr()
+    assert json.loads(printed.out)["name"] == "late"
+    assert "kept in C" in printed.err and "at the end" in printed.err
+
+
+@pytest.mark.parametrize("more", ["", "--json"])
+def test_output_that_cant_be_shown_is_no_traceback(tmp_path, monkeypatch, capfd, more):
+    monkeypatch.chdir(tmp_path)
+    class_folders("images", "abc")
+    Path("bright.py").write_text(BRIGHT)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with Path("/dev/full").open("w") as full, os.fdopen(writing, "w") as closed:
+        for stream, lines in ((full, ["relusym: what was measured can't be shown"]), (closed, [])):
+            monkeypatch.setattr("sys.stdout", stream)
+            try:
+                assert main(f"report bright.py:net {SHORT} {more}".split()) == 1
+            except SystemExit as ended:  # rich's, of a pipe that is closed
+                assert ended.code == 1
+            assert [line.partition(" (")[0] for line in capfd.readouterr().err.splitlines()] == lines
+
+
 def test_names_are_shown_as_they_are_and_in_any_terminal(bright, monkeypatch):
     bracketed = "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n" \
         "        self.net = nn.ModuleDict({'[red] $x$ \\x1b': net()})\n    def forward(self, x):\n" \
@@ -616,15 +807,33 @@ def test_names_are_shown_as_they_are_and_in_any_terminal(bright, monkeypatch):
     assert "[red] $x$" in Path("out[/red]/report.html").read_text()
 
 
-def test_all_that_can_be_known_is_told_before_images_are_read(bright, monkeypatch):
+def test_all_that_can_be_known_is_told_before_images_are_read(bright, capsys, monkeypatch):
     monkeypatch.setattr("relusym.reporting.image_files.read", None)
     Path("file").write_text("")
     on = "--images", "images"
     refusal(*bright(*on, "--out", "file/report"), "can't be written")
     refusal(*bright(*on, "--out", "a\0b"), "NUL")
+    refusal(*bright(*on, "--labels", ""), "empty")
+    refusal(*bright(*on, "--out", "a" * 300), "too long")
+    Path("gone").symlink_to("nowhere/at/all"), Path("circle").symlink_to("circle")
+    refusal(*bright(*on, "--out", "gone"), "can't be written")
+    refusal(*bright(*on, "--out", "circle"), "can't be written")
+    refusal(*bright(*on, "--device", "meta"), "meta")
+    refusal(*bright(*on, "--metric", "bright.py:accuracy"), "another name")
     refusal(*bright(*on, "--device", "abacus"), "abacus")
     refusal(*bright(*on, "--metric", "bright.py:f1"), "no 'f1'")
     refusal(*bright(*on, "--weights", "none.pt"), "there is no file")
+    refusal(*bright(*on, "--weights", "random", "none.pt"), "there is no file none.pt")
+    state = build("bright.py:net", None, 0)[0].state_dict()
+    torch.save(state | {"4.bias": state["4.bias"] / 0}, "nan.pt")
+    refusal(*bright(*on, "--weights", "nan.pt"), "4.bias")
+    on = *on, "--mean", "0", "--std", "1"
+    assert main(["merge", "bright.py:net", "nan.pt", "random", *on, "--out", "m.safetensors"]) == 1
+    merging = ["merge", "bright.py:net", "random", "random", *on, "--out", "m.safetensors"]
+    assert main(merging) == 1 and "has the same ones" in capsys.readouterr().err
+    assert main(["exact", "bright.py:net", *on, "--train-images", "none"]) == 1
+    assert "--train-images: there is no none" in capsys.readouterr().err
+    on = on[:2]
     refusal(*bright(*on, net="bright.py:nut"), "no 'nut'")
     for typed in (("--seed", "9223372036854775808"), ("--matching", "telepathy"), ("--curve", "1")):
         with pytest.raises(SystemExit):
@@ -635,6 +844,8 @@ def test_a_class_folders_number_that_isnt_the_nets_is_warned_of(bright):
     class_folders("two", "ab")
     _, numbers, _ = bright("--images", "two", "--labels", "folder")
     assert "tells 3 classes apart, and there are 2 class folders" in numbers["notes"][0]
+    class_folders("four", "abc"), Path("images/a").rename("four/d")
+    refusal(*bright("--images", "four", "--labels", "folder"), "labels up to 3, but the net has 3 classes")
 
 
 def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsys):
@@ -657,6 +868,10 @@ def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsy
     assert main(again.split()) == 0
     printed = capsys.readouterr()
     assert "m.safetensors is repaired of random and random" in printed.err
+    foreign = {"relusym": json.dumps({"relusym": "1", "which": "halfway", "of": 3})}
+    save_file(permuted, "foreign.safetensors", metadata=foreign)
+    assert main(again.replace("p.safe", "foreign.safe").split()) == 0
+    assert list(json.loads(capsys.readouterr().out)["cards"]) == ["m.safetensors"]
     cards = json.loads(printed.out)["cards"]
     assert cards["m.safetensors"] == about and cards["p.safetensors"]["which"] == "permuted"
 
@@ -727,11 +942,12 @@ def test_the_lie_derivative_stands_beside_the_barrier_if_it_is_asked_for(folder,
 
 
 def test_several_nets_are_reported_side_by_side(folder, capsys, tmp_path):
-    weights = [folder / "0.safetensors", folder / "1.pth", folder / "0.pth"]
+    weights = [folder / "0.safetensors", tmp_path / "1#.pth", folder / "0.pth"]
+    weights[1].write_bytes((folder / "1.pth").read_bytes())
     typed = "--labels", "folder", "--out", tmp_path, "--json", "--weights", *weights
     code, printed, _ = report(capsys, folder, *typed)
     numbers = json.loads(printed)
-    names = ["0-0", "1", "0-2"]
+    names = ["0-0", "1#", "0-2"]
     assert code == 0 and numbers["nets"] == names
     matrix = numbers["barriers"]["repaired"]
     for i, name in enumerate(names):
@@ -741,7 +957,7 @@ def test_several_nets_are_reported_side_by_side(folder, capsys, tmp_path):
     assert matrix[2][0] == 0  # the same net
     assert matrix[0][1] == pytest.approx(matrix[1][2])
     page = (tmp_path / "report.html").read_text()
-    assert "<script" not in page and "1/report.html" in page and "3 nets side by side" in page
+    assert "<script" not in page and "1%23/report.html" in page and "3 nets side by side" in page
     rows = list(csv.reader((tmp_path / "barriers.csv").open()))
     assert rows[0] == ["net", *names] and float(rows[1][2]) == matrix[0][1]
 
@@ -844,6 +1060,12 @@ REFUSED = {
     "not normalised": ((NET,), {"scaled": ()}, "give --mean and --std"),
     "means": ((NET,), {"scaled": ("--mean", 0, 0, "--std", 1)}, "--mean has 2"),
     "std": ((NET,), {"scaled": ("--mean", 0, "--std", 0)}, "positive std"),
+    "nan": ((NET,), {"scaled": ("--mean", "nan", "--std", 1)}, "finite mean"),
+    "levels": (
+        (NET,),
+        {"scaled": ("--mean", 124, 116, 104, "--std", 58, 57, 57)},
+        "divide mean and std by 255",
+    ),
     "no images": ((NET,), {"images": "empty"}, "holds no images"),
     "nowhere": ((NET,), {"images": "nowhere"}, "there is no"),
     "no image": ((NET,), {"images": "damaged"}, "x.jpg can't be read"),
@@ -866,7 +1088,7 @@ def test_a_users_error_is_one_line_and_exit_code_1(capsys, folder, tmp_path, cas
     assert line in lines[0] and not (tmp_path / "out").exists()
 
 
-MISUSE = "--symmetry twist", "--size 0", "--size 1 2 3"
+MISUSE = "--symmetry twist", "--size 0", "--size 1 2 3", "--size 224 256", f"--batch-size {10**23}"
 MISUSE = "", "report", "merge net a --images x", *(f"report net --images x {more}" for more in MISUSE)
 
 

@@ -77,10 +77,30 @@ def test_pixels_in_another_form_are_refused_with_what_to_do(pixels, line):
 def test_normalisation_is_never_assumed():
     refused(lambda: sources.Images(PIXELS), "normalise=normalisation(mean, std)")
     refused(lambda: normalisation([0.5] * 3, [0.5, 0.5, 0.0]), "positive std")
+    refused(lambda: normalisation([0.5] * 3, [0.5] * 2), "one mean and one std")
+    refused(lambda: normalisation(0.5, 0.5), "one mean and one std")
+    refused(lambda: normalisation([0.5] * 3, [0.5, 0.5, torch.inf]), "positive std")
+    refused(lambda: normalisation([127.5] * 3, [127.5] * 3), "divide mean and std by 255")
 
 
+@pytest.mark.parametrize("function, line", [
+    (lambda pixels: None, "makes NoneType"), (lambda pixels: pixels.float(), "(1, 32, 32, 3) of an image"),
+    (lambda pixels: normalise(pixels).double(), "float64"), (lambda pixels: normalise(pixels) / 0, "finite"),
+    (lambda pixels: normalise(pixels) + torch.rand(()), "is random"),
+    (lambda pixels: normalise(pixels) / pixels.float().std(), "depends on other images"),
+    (lambda pixels: 1 / 0, "ZeroDivisionError: division by zero (test_image_sources.py, line"),
+])  # fmt: skip
+def test_what_makes_something_else_of_pixels_is_refused(function, line):
+    refused(lambda: Images(PIXELS, 16, function), "normalise", line)
+
+
+@pytest.mark.filterwarnings("error")
 def test_numpy_pixels_are_read_as_tensors_are():
-    assert torch.equal(next(Images(PIXELS.numpy()).batches(CPU)), normalise(PIXELS))
+    bgr, fixed = np.ascontiguousarray(PIXELS.numpy()[..., ::-1]), PIXELS.numpy().copy()
+    fixed.setflags(write=False)
+    for pixels in (PIXELS.numpy(), np.asfortranarray(fixed), bgr[..., ::-1], fixed):
+        assert torch.equal(next(Images(pixels).batches(CPU)), normalise(PIXELS))
+    assert Images(fixed).pixels.data_ptr() == fixed.ctypes.data  # and not copied
 
 
 @pytest.mark.parametrize("given, line", [
@@ -88,7 +108,8 @@ def test_numpy_pixels_are_read_as_tensors_are():
     ([], "empty"), ([PIXELS], "uint8"), ([normalise(PIXELS).permute(0, 2, 3, 1)], "x.permute(0, 3, 1, 2)"),
     ([{"pictures": 1}], "a batch is dict"), ([[X, X.flip(-1), LABELS]], "a batch is list"),
     ([X, X * torch.nan], "batch 2 holds values that aren't finite"), ([X, X[:0]], "a batch holds none"),
-    ([torch.full((2, 3, 8, 8), torch.nan)], "aren't finite"),
+    ([torch.full((2, 3, 8, 8), torch.nan)], "aren't finite"), ([X.to_sparse()], "sparse"),
+    ([X.to("meta")], "without values"), ([X.numpy().astype(object)], "no numbers"),
     ("photos", "str given"), (7, "int given"),
 ])  # fmt: skip
 def test_batches_of_another_form_are_refused(given, line):
@@ -147,7 +168,8 @@ def test_labels_may_come_in_dicts():
 @pytest.mark.parametrize("batch", [
     (X, LABELS, [f"{i}.png" for i in range(60)]), (X, LABELS.float()), (X, LABELS[:, None]),
     (X, LABELS.to(torch.uint8)), {"img": X, "target": LABELS},
-    {"x": X, "y": LABELS, "index": torch.arange(60)},
+    {"x": X, "y": LABELS, "index": torch.arange(60)}, (X.clone().requires_grad_(), LABELS.tolist()),
+    (X.numpy()[..., ::-1].copy()[..., ::-1], LABELS.numpy().astype(">i8")), (X.numpy().astype(">f4"), LABELS),
 ])  # fmt: skip
 def test_batches_come_as_data_sets_give_them(batch):
     ((x, labels),) = Batches([batch]).pairs(CPU)
@@ -159,6 +181,10 @@ def test_labels_that_only_some_batches_bring_are_refused():
     refused(
         lambda: flip_merge(conv_net(), [X[:30], (X[30:], LABELS[30:])]), "batch 2 has labels, unlike others"
     )
+
+
+def test_labels_of_any_batch_are_classes_of_the_net():
+    refused(lambda: flip_merge(conv_net(), [(X[:30], LABELS[:30]), (X[30:], LABELS[30:] + 1)]), "up to 10")
 
 
 ONE_HOT = torch.nn.functional.one_hot(LABELS).float()

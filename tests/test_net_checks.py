@@ -16,6 +16,9 @@ from relusym.evaluation.invariance import invariance_error
 from relusym.evaluation.metrics import accuracy
 from relusym.merging.many import merge_many
 from relusym.merging.merge import flip_merge, merge
+from relusym.pixels.grid import grid
+from relusym.reporting.report import report
+from relusym.symmetry import SYMMETRIES
 
 PIXELS = smooth_images(60)
 LABELS = torch.arange(60) % 10
@@ -135,6 +138,16 @@ def hooked():
     return net
 
 
+def inferring():
+    with torch.inference_mode():
+        return conv_net()
+
+
+class Extra(Body):
+    def get_extra_state(self):
+        return {"seen": 3}
+
+
 def batch_statistics():
     conv, *others = conv_net()
     return nn.Sequential(conv, nn.BatchNorm2d(8, track_running_stats=False), *others)
@@ -164,11 +177,18 @@ def batch_statistics():
         (patched, "its forward is replaced by a function that holds the net"),
         (hooked, "permuting its channels changes what it computes, first at layer 1"),
         (zero, "all zero"),
+        (inferring, "made in inference mode"),
+        (Extra, "get_extra_state"),
+        (lambda: Wrapped(conv_net(), lambda logits: (9 * logits).long()), "logits are torch.int64"),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
             "nothing to match",
         ),
         (lambda: Body(lambda x: {}["key"]), "KeyError: 'key' (test_net_checks.py, line"),
+        (
+            lambda: Body(lambda x: {4: x, 2: x}[len(x)]),
+            "can't be run on an image of 3×32×32: 3 (test_net_checks.py, line",
+        ),
     ],
     ids=lambda of: "" if isinstance(of, str) else getattr(of, "__name__", ""),
 )
@@ -283,8 +303,32 @@ MATCHINGS = "one of activation, weight, weight_identity, involution, "
 
 @pytest.mark.parametrize("key, value, line", [
     ("matching", "telepathy", MATCHINGS), ("matching", "involution", ""), ("seed", -1, ""), ("seed", 2**63, ""),
-    ("seed", 0.5, ""),
+    ("seed", 0.5, ""), ("starts", 0, ""), ("names", ("net", "net"), "two that differ"),
+    ("names", ("net", "halfway"), "none of halfway"),
 ])  # fmt: skip
 def test_what_isnt_there_is_told_before_the_work(key, value, line, monkeypatch):
     monkeypatch.setattr("relusym.merging.merge.check_net", None)
     refused(lambda: merge(conv_net(), conv_net(), Images(PIXELS, 16), **{key: value}), key, line)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("partial_images", 2.5), ("curve_points", 1), ("lie_images", -1), ("symmetry", "mirror"),
+])  # fmt: skip
+def test_a_report_that_cant_be_made_is_told_before_the_work(key, value, monkeypatch):
+    monkeypatch.setattr("relusym.merging.merge.check_net", None)
+    refused(lambda: report(conv_net(), Images(PIXELS, 16), **{key: value}), key, str(value))
+
+
+@pytest.mark.parametrize("net, shape, line", [
+    (conv_net, (3, 8.5, 8), "image_shape"), (conv_net, (3, -1, 8), "image_shape"),
+    (lambda: nn.Linear, (3, 8, 8), "type"),
+])  # fmt: skip
+def test_what_is_no_net_or_no_image_has_no_channel_groups(net, shape, line):
+    refused(lambda: channel_groups(net(), shape), line)
+
+
+def test_symmetries_are_known_by_their_names():
+    net, images = conv_net(), Images(PIXELS, 16)
+    by_name, symmetry = flip_merge(net, images, symmetry="vertical_flip"), SYMMETRIES["vertical_flip"]
+    assert by_name.scores == flip_merge(net, images, symmetry=symmetry).scores
+    assert grid(net, (3, 32, 32), "vertical_flip") == grid(net, (3, 32, 32), symmetry)

@@ -287,7 +287,7 @@ def test_the_groups_of_a_group_norm_are_permuted_whole_and_the_channels_within_e
     permuted = functional_call(net, permute(net.state_dict(), [group], {group.name: moved}), images)
     assert torch.allclose(permuted, net(images), atol=1e-5)
     moved[[0, 4]] = moved[[4, 0]]
-    with pytest.raises(ValueError, match="tears heads apart"):
+    with pytest.raises(UserError, match="tears heads apart"):
         permute(net.state_dict(), [group], {group.name: moved})
 
 

@@ -5,7 +5,8 @@ from small_nets import Images, answers, conv_net, smooth_images, vgg11
 
 from relusym.data.augmentation import normalise
 from relusym.evaluation.metrics import Metric
-from relusym.merging.merge import flip_merge
+from relusym.merging.merge import METRICS, flip_merge
+from relusym.reporting.page import Comparison
 from relusym.reporting.report import report
 from relusym.reporting.words import verdict
 from relusym.symmetry import HORIZONTAL_FLIP
@@ -22,6 +23,13 @@ def test_a_net_that_doesnt_tell_images_apart_gets_no_verdict():
     hardly = report(net, images, LABELS, partial_images=0)
     assert "doesn't tell these images apart" in verdict(hardly) and "barrier" not in verdict(hardly)
     assert "vary by" in hardly.notes[0] and "barrier means nothing" in hardly.notes[0]
+    hardly.name, barriers = "hardly", {"halfway": 0.5, "repaired": 0.5}
+    other = report(vgg11(), images, LABELS, partial_images=0, name="other")
+    other.layers = hardly.layers  # of one architecture, as if
+    comparison = Comparison([hardly, other], {(1, 0): barriers})
+    nets, pairs = comparison.in_words()
+    assert nets[1][-1] == pairs[1][1] == pairs[1][2] == pairs[2][1] == "–" != pairs[2][2] == nets[2][-1]
+    assert comparison.notes[0] == f"hardly: {hardly.notes[0]}" and comparison.matrix()[0][1] == 0.5
     with torch.no_grad():
         net[-1].weight *= 2e6
         net[-1].bias[3] += 20
@@ -110,3 +118,21 @@ def test_the_barrier_of_a_loss_is_its_rise():
 def test_a_metric_that_isnt_one_number_an_image_is_refused(metric, line):
     mine = {"mine": Metric(metric)}
     refused(lambda: flip_merge(vgg11(), Images(PIXELS, 16), metrics=mine), "metric mine", line)
+
+
+def test_metrics_are_by_names_of_their_own_and_change_nothing():
+    net, images = conv_net(), Images(PIXELS, 16)
+
+    def changes(logits, labels):
+        labels.zero_()
+        return logits.zero_().sum(1)
+
+    metrics = {"changes": Metric(changes)} | METRICS
+    plain = flip_merge(net, images, test_labels=LABELS)
+    merged = flip_merge(net, images, test_labels=LABELS, metrics=metrics)
+    assert (merged.accuracy, merged.scores["loss"]) == (plain.accuracy, plain.scores["loss"])
+    for metrics, line in (
+        ({"accuracy": Metric(changes)}, "another name"), ({"mine": changes}, "relusym.Metric(function)"),
+        ([Metric(changes)], "a dict"),
+    ):  # fmt: skip
+        refused(lambda metrics=metrics: flip_merge(net, images, metrics=metrics), line)

@@ -543,5 +543,6 @@ def test_a_permutation_that_is_no_bijection_is_refused():
     groups = channel_groups(net)
     permutations = {group.name: torch.arange(group.size) for group in groups}
     permutations["conv4"][0] = permutations["conv4"][1]
-    with pytest.raises(ValueError, match="conv4"):
-        permute(net.state_dict(), groups, permutations)
+    refused(lambda: permute(net.state_dict(), groups, permutations), "conv4", "bijection")
+    for others in ({}, {groups[0].name: torch.arange(groups[0].size).float()}):
+        refused(lambda others=others: permute(net.state_dict(), groups, others), "bijection")

@@ -78,3 +78,12 @@ HORIZONTAL_FLIP = Symmetry("horizontal_flip", 2, methodcaller("flip", -1), "flip
 VERTICAL_FLIP = Symmetry("vertical_flip", 2, methodcaller("flip", -2), "flipped upside down")
 QUARTER_TURN = Symmetry("quarter_turn", 4, methodcaller("rot90", 1, (-2, -1)), "turned by 90°")
 SYMMETRIES = {symmetry.name: symmetry for symmetry in (HORIZONTAL_FLIP, VERTICAL_FLIP, QUARTER_TURN)}
+
+
+def as_symmetry(symmetry: Symmetry | str) -> Symmetry:
+    """A symmetry, or that of this name; UserError if there is none."""
+    if isinstance(symmetry, Symmetry):
+        return symmetry
+    if symmetry not in SYMMETRIES:
+        raise UserError(f"symmetry: {symmetry!r} given; allowed is one of {', '.join(SYMMETRIES)}")
+    return SYMMETRIES[symmetry]

@@ -26,7 +26,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # a new file under a name that nobody can have planted a link at
-        file, name = tempfile.mkstemp(f".part{path.suffix}", f".{path.stem}.", path.parent)
+        file, name = tempfile.mkstemp(f".part{path.suffix}", f".{path.stem[:40]}.", path.parent)
         os.close(file)
         part = Path(name)
         yield part
@@ -46,15 +46,22 @@ def write_whole(path: str | Path) -> Iterator[Path]:
                 part.unlink(missing_ok=True)
 
 
-def check_writable(folder: str | Path) -> None:
-    """UserError if no files can be written in a folder, or, if there is none yet, in that above; nothing is left."""
-    whole = Path(folder).absolute()
-    above = next(path for path in (whole, *whole.parents) if path.exists())
+def check_writable(path: str | Path) -> None:
+    """UserError if a file, or files in a folder, can't be written there; nothing is left.
+
+    What isn't there yet is tried in the folder above.
+    """
+    whole = Path(path).absolute()
     try:
-        tempfile.TemporaryFile(dir=above).close()
+        for place in (whole, *whole.parents):
+            with suppress(FileNotFoundError):
+                place.lstat()  # a name may be too long, or a folder above it a file
+                if place != whole or place.is_dir():
+                    break
+        tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
         raise UserError(
-            f"{folder} can't be written ({error.strerror}): free space or change the folder"
+            f"{path} can't be written ({error.strerror}): free space or change the folder"
         ) from error
 
 

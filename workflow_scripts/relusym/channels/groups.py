@@ -285,20 +285,21 @@ def permute(
     W₁ ↦ P₁W₁, Wⱼ ↦ PⱼWⱼPⱼ₋₁ᵀ, W_L ↦ W_LP_L₋₁ᵀ (section 3); the net's function stays.
 
     Raises:
-        ValueError: a permutation that is no bijection on its group.
-        UserError: the state dict is another net's, or that of a net before its weights were computed.
+        UserError: a group's permutation is missing, or no bijection that leaves heads whole; the state dict is another
+            net's, or that of a net before its weights were computed.
     """
     permuted = copy(state)  # with the versions of layers that a state dict keeps beside
     orders: dict[int | None, Tensor] = {}
     for group in groups:
-        permutation = permutations[group.name]
-        if not torch.equal(permutation.sort().values.cpu(), torch.arange(group.size)):
-            raise ValueError(f"group {group.name}: not a bijection on {group.size} channels")
+        permutation = torch.as_tensor(permutations.get(group.name, ()))
+        whole = not permutation.is_floating_point()
+        if not whole or not torch.equal(permutation.sort().values.cpu(), torch.arange(group.size)):
+            raise UserError(f"group {group.name}: no bijection on {group.size} channels is given")
         heads = head_order(permutation.cpu(), group.heads)
         if group.heads > 1 and not torch.equal(
             heads, orders.setdefault(group.tied, heads)[:, :1].expand_as(heads)
         ):
-            raise ValueError(
+            raise UserError(
                 f"group {group.name}: tears heads apart, or orders them as no other of their attention"
             )
         for place in group.places:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -77,7 +78,11 @@ class TracedNet:
     def __init__(
         self, net: nn.Module, image_shape: tuple[int, ...] = (3, 32, 32), handlers: Handlers | None = None
     ):
+        if not isinstance(net, nn.Module):
+            raise UserError(f"{type(net).__name__} given as a net; allowed is a torch.nn.Module")
         self.net, self.image_shape = unwrapped(net), tuple(image_shape)
+        if not all(isinstance(size, Integral) and size > 0 for size in self.image_shape):
+            raise UserError(f"image_shape: {image_shape} given; allowed is (channels, height, width)")
         self.handlers = REGISTERED if handlers is None else REGISTERED | handlers
         refuse(self.net)
         self.graph, self.constants = trace(self.net, self.image_shape, self.handlers)

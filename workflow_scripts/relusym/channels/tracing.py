@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from relusym.errors import UserError, first_line
+from relusym.errors import UserError, first_line, users_line
 from relusym.evaluation.logits import evaluating, logits_of
 
 Handler = Callable[..., Any]
@@ -107,23 +107,34 @@ def unwrapped(net: nn.Module) -> nn.Module:
         if isinstance(layer, torch.jit.ScriptModule):
             name = f"layer {path} ({layer.original_name})" if path else layer.original_name
             raise UserError(f"{name} is scripted: give the net that it was made from")
+    net = without_wrappers(net)
+    # what is no net is refused by `check_net`
+    return _with_plain_weights(net) if isinstance(net, nn.Module) else net
+
+
+def without_wrappers(net: nn.Module) -> nn.Module:
+    """The net inside `DataParallel`, `DistributedDataParallel` or `torch.compile`'s module."""
     while True:
         if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
             net = net.module
         elif isinstance(inner := getattr(net, "_orig_mod", None), nn.Module):
             net = inner
         else:
-            # what is no net is refused by `check_net`
-            return _with_plain_weights(net) if isinstance(net, nn.Module) else net
+            return net
+
+
+@torch.no_grad()
+def copied(net: nn.Module) -> nn.Module:
+    """A copy of a net; weights that hooks have computed have a history, and aren't copied with it."""
+    computed = [x for layer in net.modules() for x in vars(layer).values() if isinstance(x, Tensor)]
+    return deepcopy(net, {id(x): x.detach().clone() for x in computed})
 
 
 @torch.no_grad()
 def _with_plain_weights(net: nn.Module) -> nn.Module:
     if not any(parametrize.is_parametrized(layer) or _weight_hooks(layer) for layer in net.modules()):
         return net
-    # weights that hooks have computed have a history, and aren't copied with it
-    computed = [x for layer in net.modules() for x in vars(layer).values() if isinstance(x, Tensor)]
-    plain = deepcopy(net, {id(x): x.detach().clone() for x in computed})
+    plain = copied(net)
     modes = {layer: layer.training for layer in plain.modules()}
     plain.eval()
     for layer in modes:
@@ -567,7 +578,8 @@ def trace(
         raise UserError(f"{name} can't be traced: {error}") from error
     except Exception as error:  # whatever a net raises
         shape = "×".join(map(str, image_shape))
-        reason = first_line(error)
+        where = users_line(error)
+        reason = first_line(error) + (f" ({where})" if where else "")
         raise UserError(f"{name} can't be run on an image of {shape}: {reason}") from error
     graph, constants = few.graph, {}
     nodes, others = list(graph.nodes), list(more.graph.nodes)

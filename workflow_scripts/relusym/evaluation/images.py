@@ -1,10 +1,13 @@
 """Images as nets read them: the one place of this package where pixels, or others' batches, become a net's input."""
 
+import math
+import warnings
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor
 
 from relusym.data.augmentation import Normalise, normalise
-from relusym.errors import UserError
+from relusym.errors import UserError, theirs
 from relusym.randomness import generator
 
 COLOURS = (1, 3)  # channels of an image, grey or RGB
@@ -28,10 +31,15 @@ def normalisation(mean: Sequence[float], std: Sequence[float]) -> Normalise:
     """How pixels become a net's input: scaled to 0…1, then by each channel's mean and std on that scale.
 
     Raises:
-        UserError: a standard deviation that isn't positive, or another number of means than of standard deviations.
+        UserError: a standard deviation that isn't positive, another number of means than of standard deviations, or
+            means of grey levels 0…255.
     """
-    if len(mean) != len(std) or min(std) <= 0:
-        raise UserError(f"mean {mean} and std {std}: one mean and one positive std a channel are needed")
+    if np.ndim(mean) != 1 or np.shape(mean) != np.shape(std) or not len(mean):
+        raise UserError(f"mean {mean} and std {std}: one mean and one std a channel are needed")
+    if not all(math.isfinite(m) and 0 < s < math.inf for m, s in zip(mean, std, strict=True)):
+        raise UserError(f"mean {mean} and std {std}: a finite mean and a positive std a channel are needed")
+    if max(mean) > 1:
+        raise UserError(f"mean {mean}: it is of images scaled to 0…1: divide mean and std by 255")
     return partial(normalise, mean=[255 * value for value in mean], std=[255 * value for value in std])
 
 
@@ -103,7 +111,7 @@ class Images(ImageSource):
             never assumed.
 
     Raises:
-        UserError: other pixels, none, or no `normalise`.
+        UserError: other pixels, none, no `normalise`, or one that fails, draws, or makes something else.
     """
 
     pixels: Tensor
@@ -111,14 +119,27 @@ class Images(ImageSource):
     normalise: Normalise | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pixels", _checked(self.pixels))
-        if self.batch_size < 1:
-            raise UserError(f"batch_size: {self.batch_size} given; allowed is at least 1")
+        object.__setattr__(self, "pixels", as_pixels(self.pixels))
+        if not isinstance(self.batch_size, Integral) or self.batch_size < 1:
+            raise UserError(f"batch_size: {self.batch_size} given; allowed is a whole number, at least 1")
         if self.normalise is None:
             raise UserError(
                 "Images: it isn't said how pixels become the net's input: give normalise=normalisation(mean, std) of "
                 "the net"
             )
+        try:
+            x, beside = (self.normalise(self.pixels[:count]) for count in (1, 2))
+        except Exception as error:  # the user's own code may raise anything
+            raise UserError(f"Images: normalise fails: {theirs(error)}") from error
+        kind = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        if kind != f"torch.float32 {(1, *self.shape)}":
+            raise UserError(
+                f"Images: normalise makes {kind} of an image; float32 {(1, *self.shape)} is needed"
+            )
+        if not x.isfinite().all():
+            raise UserError("Images: what normalise makes of an image isn't finite")
+        if not torch.allclose(x, beside[:1], atol=1e-4):
+            raise UserError("Images: what normalise makes of an image is random, or depends on other images")
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -141,9 +162,34 @@ class Images(ImageSource):
         return replace(self, pixels=self.pixels[chosen.to(self.pixels.device)])
 
 
-def _checked(pixels: Any) -> Tensor:
-    if isinstance(pixels, np.ndarray):
-        pixels = torch.from_numpy(pixels)
+def from_numpy(x: Any) -> Any:
+    """An array of any byte order and strides as a tensor; whatever else as it is.
+
+    Raises:
+        UserError: an array of what is no number; a sparse, quantised or meta tensor.
+    """
+    if isinstance(x, np.ndarray):
+        if x.dtype.kind not in "biufc":
+            raise UserError(f"an array of {x.dtype} given, which are no numbers")
+        if not x.dtype.isnative or any(stride < 0 for stride in x.strides):
+            x = x.astype(x.dtype.newbyteorder("="), "C")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of arrays that can't be written to: they are read alone
+            x = torch.from_numpy(x)
+    if isinstance(x, Tensor) and (x.layout != torch.strided or x.is_quantized or x.is_meta):
+        raise UserError(
+            "a sparse or quantised tensor, or one without values, given; plain tensors are needed"
+        )
+    return x
+
+
+def as_pixels(pixels: Any) -> Tensor:
+    """Pixels as a tensor, uint8 (N, H, W, 3) or (N, H, W, 1).
+
+    Raises:
+        UserError: they are something else.
+    """
+    pixels = from_numpy(pixels)
     if not isinstance(pixels, Tensor):
         raise UserError(f"Images: {type(pixels).__name__} given; allowed is a tensor or array {LAYOUT}")
     shape = tuple(pixels.shape)
@@ -269,7 +315,7 @@ class Batches(ImageSource):
         return Batches(held)
 
     def _batch(self, x: Any) -> Tensor:
-        x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+        x = from_numpy(x)
         if not isinstance(x, Tensor):
             raise UserError(
                 f"a batch is {type(x).__name__}; allowed is x, (x, labels) or a dict of pixel_values and labels, "
@@ -291,7 +337,7 @@ class Batches(ImageSource):
             raise UserError(
                 f"images of shape {shape} and {self._shape} given: all need one size; resize or crop them"
             )
-        return x.float()
+        return x.detach().float()
 
 
 def _parted(item: Any) -> tuple[Any, Any]:
@@ -308,7 +354,9 @@ def whole_numbers(labels: Any) -> Tensor:
         UserError: they aren't whole numbers from 0.
     """
     try:
-        labels = torch.as_tensor(labels)
+        labels = torch.as_tensor(from_numpy(labels)).detach()
+    except UserError as error:
+        raise UserError(f"labels: {error}") from error
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"labels: {type(labels).__name__} of no numbers given; allowed is int64 (N,)"
@@ -316,8 +364,8 @@ def whole_numbers(labels: Any) -> Tensor:
     if not labels.dtype.is_signed:  # of which PyTorch compares few
         labels = labels.long()
     if labels.is_floating_point():
-        if (fractions := labels[labels != labels.floor()]).numel():
-            raise UserError(f"labels aren't whole numbers from 0, such as {fractions[0]:g}")
+        if (others := labels[(labels != labels.floor()) | (labels.abs() > 2**53)]).numel():
+            raise UserError(f"labels aren't whole numbers from 0, such as {others[0]:g}")
         labels = labels.long()
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]

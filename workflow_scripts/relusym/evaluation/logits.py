@@ -101,7 +101,7 @@ def check_net(name: str, net: nn.Module, images: ImageSource) -> Tensor:
         UserError: its weights are not finite, dense float32 on one device; it can't read such images; its logits are
             not finite, or all zero; they are random, or depend on the other images of a batch; running it changes it.
     """
-    _check_weights(name, net)
+    check_weights(name, net)
     x = images.first(CHECKED, device_of(net))
     buffers = {key: buffer.clone() for key, buffer in net.named_buffers()}
     tried = x.clone()
@@ -128,6 +128,8 @@ def check_net(name: str, net: nn.Module, images: ImageSource) -> Tensor:
         raise UserError(f"{name}: {len(logits)} logits for {len(x)} images: (B, classes) is needed")
     if logits.shape[1] < 2:
         raise UserError(f"{name}: logits of shape {tuple(logits.shape)}; at least two classes are needed")
+    if not logits.is_floating_point():
+        raise UserError(f"{name}: its logits are {logits.dtype}; floating-point numbers are needed")
     if not logits.isfinite().all():
         raise UserError(f"{name}: logits of the first images aren't finite")
     if not logits.any():
@@ -146,37 +148,44 @@ def check_net(name: str, net: nn.Module, images: ImageSource) -> Tensor:
     return logits
 
 
-def _check_weights(name: str, net: Any) -> None:
+def without_values(tensor: Tensor) -> str | None:
+    """Why a parameter has no values, if it has none."""
+    if is_lazy(tensor):
+        return "has no shape yet (a lazy layer): run the net on a batch first"
+    return "is on the meta device and has no values: load weights" if tensor.is_meta else None
+
+
+def check_weights(name: str, net: Any) -> None:
+    """UserError if a net's weights are not finite, dense float32 on one device."""
     if not isinstance(net, nn.Module):
         raise UserError(f"{name} is {type(net).__name__}; allowed is a torch.nn.Module")
     state = net.state_dict()
     for key, value in state.items():
-        if not isinstance(value, Tensor) and not key.endswith("_extra_state"):
-            raise UserError(
-                f"{name}: {key} is {type(value).__name__}, as of a quantised layer: give the net unquantised"
-            )
+        if not isinstance(value, Tensor):
+            kind = "what get_extra_state gives, which can't be averaged: leave it out"
+            if not key.endswith("_extra_state"):
+                kind = f"{type(value).__name__}, as of a quantised layer: give the net unquantised"
+            raise UserError(f"{name}: {key} is {kind}")
     parameters = dict(net.named_parameters())
     if not parameters:
         raise UserError(f"{name} ({type(net).__name__}) has no parameters: there is nothing to merge")
     for key, tensor in (state | parameters).items():
-        if not isinstance(tensor, Tensor):
-            continue
-        wrong = None
-        if is_lazy(tensor):
-            wrong = "has no shape yet (a lazy layer): run the net on a batch first"
-        elif tensor.is_meta:
-            wrong = "is on the meta device and has no values: load weights"
-        elif tensor.is_quantized or is_traceable_wrapper_subclass(tensor):
-            wrong = f"is {'quantised' if tensor.is_quantized else type(tensor).__name__}: give plain float32 tensors"
-        elif tensor.layout != torch.strided:
-            wrong = "is sparse: give it dense, by .to_dense()"
-        elif tensor.dtype != torch.float32 and (key in parameters or tensor.is_floating_point()):
-            wrong = (
-                f"is {tensor.dtype}; channels are matched, and weights averaged, in float32: give net.float()"
-            )
-        elif tensor.device != device_of(net) and tensor.numel() > 1:
-            wrong = f"is on {tensor.device}, others on {device_of(net)}: one device is needed"
-        elif tensor.is_floating_point() and not tensor.isfinite().all():
-            wrong = "holds values that aren't finite: its training diverged"
-        if wrong:
+        if wrong := without_values(tensor) or _unusable(tensor, key in parameters, device_of(net)):
             raise UserError(f"{name}: {key} {wrong}")
+
+
+def _unusable(tensor: Tensor, is_parameter: bool, device: torch.device) -> str | None:
+    if tensor.is_quantized or is_traceable_wrapper_subclass(tensor):
+        kind = "quantised" if tensor.is_quantized else type(tensor).__name__
+        return f"is {kind}: give plain float32 tensors"
+    if tensor.layout != torch.strided:
+        return "is sparse: give it dense, by .to_dense()"
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        return "was made in inference mode, so that nothing can be copied into it: give copy.deepcopy(net)"
+    if tensor.dtype != torch.float32 and (is_parameter or tensor.is_floating_point()):
+        return f"is {tensor.dtype}; channels are matched, and weights averaged, in float32: give net.float()"
+    if tensor.device != device and tensor.numel() > 1:
+        return f"is on {tensor.device}, others on {device}: one device is needed"
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        return "holds values that aren't finite: its training diverged"
+    return None

@@ -84,6 +84,7 @@ class Scores:
             labels = logits.argmax(1) if brought is None else brought
         if len(labels) != len(logits):
             raise UserError(f"labels: {len(labels)} for a batch of {len(logits)} images")
+        _check_fit(labels, logits)
         self._labelled |= brought is not None
         self.count += len(logits)
         relative = (logits - logits.mean(1, keepdim=True)).double()  # what softmax sees
@@ -171,11 +172,18 @@ def check_metrics(
     logits: Tensor, labels: Tensor | None, images: ImageSource, metrics: Mapping[str, Metric]
 ) -> None:
     """Raises UserError for labels or metrics that don't go with the first images' logits, (B, classes, …)."""
+    if not isinstance(metrics, Mapping):
+        raise UserError(f"metrics: {type(metrics).__name__} given; allowed is a dict of names and Metrics")
+    for name, metric in metrics.items():
+        if name == "accuracy":
+            raise UserError("metric accuracy: it is measured in any case; give yours another name")
+        if not isinstance(metric, Metric):
+            raise UserError(f"metric {name} is {type(metric).__name__}; give relusym.Metric(function)")
     labels = check_labels(labels, images)
     if labels is None:
         labels = next(iter(images.pairs(logits.device)))[1]
     else:
-        _check_fit(labels, logits)
+        _check_fit(labels, logits)  # all of them
     count = len(logits) if labels is None else min(len(labels), len(logits))
     Scores({"accuracy": TOP_1, **metrics}).add(
         logits[:count], labels if labels is None else labels[:count].to(logits.device)
@@ -195,7 +203,8 @@ def _check_fit(labels: Tensor, logits: Tensor) -> None:
 
 
 def _per_image(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
-    _check_fit(labels, logits)
+    if metric.function not in (top_1, cross_entropy):  # users' may change what they are called with
+        logits, labels = logits.clone(), labels.clone()
     try:
         values: Any = metric.function(logits, labels)
     except Exception as error:  # the user's own code may raise anything

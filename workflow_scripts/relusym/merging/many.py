@@ -51,6 +51,7 @@ def merge_many(
     """
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
+    nets = list(nets)
     if len(nets) < 2:
         raise UserError(f"{len(nets)} nets given; at least two are merged")
     ends = {f"net_{i}": unwrapped(net) for i, net in enumerate(nets, 1)}

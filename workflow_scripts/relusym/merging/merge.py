@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -33,9 +34,10 @@ from relusym.pixels.transform import check_planted, transformed
 from relusym.precision import full_float32
 from relusym.randomness import generator
 from relusym.schema import one_of
-from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
+from relusym.symmetry import HORIZONTAL_FLIP, Symmetry, as_symmetry
 
 PAIR, FLIP = ("net_1", "net_2"), ("net", "flipped")  # the endpoints' names in records
+INNER = "halfway", "reset", "repaired", "permuted"  # names of other nets
 METRICS = {"loss": LOSS}  # measured beside the accuracy
 RECORDED = ("accuracy", "barrier", "absolute_barrier", "permutations", "similarity", "checks")
 
@@ -202,7 +204,9 @@ def merge(
     """
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
-    check_how(matching, seed, order)
+    check_how(matching, seed, order, starts)
+    if len({*names, *INNER}) != 2 + len(INNER):
+        raise UserError(f"names: {names} given; allowed are two that differ, and none of {', '.join(INNER)}")
     first, second = unwrapped(first), unwrapped(second)
     check_nets(dict(zip(names, (first, second), strict=True)), images, test, test_labels, metrics)
     with evaluating(first, second):
@@ -330,16 +334,18 @@ def check_nets(
     check_metrics(logits[0], labels, test, metrics)
 
 
-def check_how(matching: str, seed: int, order: int | None) -> None:
-    """Raises UserError for a matching or seed that there isn't, before any work."""
+def check_how(matching: str, seed: int, order: int | None, starts: int = STARTS) -> None:
+    """Raises UserError for a matching, seed or number of starts that there isn't, before any work."""
     if matching not in (known := MATCHINGS | WITH_FACTORS):
         raise UserError(one_of("matching", matching, known))
     if matching in OF_FLIPS and order != 2:
         raise UserError(
             f"matching {matching}: only for a net and its own transformed self, by a symmetry of order 2 such as a flip"
         )
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise UserError(f"seed: {seed} given; allowed is a whole number from 0 to 2^63 - 1")
+    if not isinstance(starts, Integral) or starts < 1:
+        raise UserError(f"starts: {starts} given; allowed is a whole number, at least 1")
 
 
 def check_alike(
@@ -367,7 +373,7 @@ def flip_merge(
     test_images: AnyImages | None = None,
     test_labels: Tensor | None = None,
     *,
-    symmetry: Symmetry = HORIZONTAL_FLIP,
+    symmetry: Symmetry | str = HORIZONTAL_FLIP,
     matching: str = "activation",
     starts: int = STARTS,
     seed: int = 0,
@@ -385,7 +391,8 @@ def flip_merge(
     """
     images = as_images(images)
     test = images if test_images is None else as_images(test_images)
-    check_how(matching, seed, symmetry.order)
+    symmetry = as_symmetry(symmetry)
+    check_how(matching, seed, symmetry.order, starts)
     net = unwrapped(net)
     check_metrics(check_net(FLIP[0], net, images), test_labels, test, metrics)
     with evaluating(net):

@@ -7,9 +7,11 @@ import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterable
 from http.client import HTTPException
-from pathlib import Path
+from pathlib import Path, PosixPath
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,7 @@ LINEAR_HEAD = re.compile(r"(?:module\.)?(?:linear|fc)\.(weight|bias)")
 TIMEOUT_S = 60
 # Beside tensors, training scripts save their arguments, and accuracies that NumPy has computed: plain data.
 PLAIN = [
-    argparse.Namespace,
+    *(argparse.Namespace, SimpleNamespace, PosixPath),
     np.ndarray,
     np.dtype,
     *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"),
@@ -66,9 +68,12 @@ def read_contents(path: Path) -> Any:
     """What a checkpoint file holds: `torch.save`'s or safetensors'. No code in it is ever run. UserError if the file is
     truncated, no checkpoint, or holds more than tensors and plain values."""
     try:
-        if path.suffix == ".safetensors":
+        with open_file(path) as file:
+            head = file.read(9)
+        if path.suffix == ".safetensors" or head[8:] == b"{":  # behind the length of its header
             return load_file(path)
-        with torch.serialization.safe_globals(PLAIN):
+        with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensors
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if kind := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):  # and not any text's operation
@@ -78,6 +83,10 @@ def read_contents(path: Path) -> Any:
             ) from error
         raise UserError(f"{path} is truncated or no checkpoint: replace it") from error
     except Exception as error:  # of any kind, where bytes are others than PyTorch wrote
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"checkpoint {path} is a scripted net, which is code: save the state dict of the net itself"
+            ) from error
         raise UserError(
             f"{path} is truncated or no checkpoint ({type(error).__name__}): replace it"
         ) from error

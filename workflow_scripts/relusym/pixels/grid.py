@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from relusym.channels.traced import TracedNet, as_traced
 from relusym.channels.tracing import describe, function_name, record
 from relusym.evaluation.logits import logits_of
-from relusym.symmetry import Symmetry
+from relusym.symmetry import Symmetry, as_symmetry
 
 WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 PADS = (nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
@@ -77,7 +77,7 @@ def axes(symmetry: Symmetry) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def grid(net: nn.Module | TracedNet, image_shape: tuple[int, int, int], symmetry: Symmetry) -> Grid:
+def grid(net: nn.Module | TracedNet, image_shape: tuple[int, int, int], symmetry: Symmetry | str) -> Grid:
     """How the net's strides meet images of this shape (channels, height, width) under a symmetry.
 
     Of larger images, nothing is computed but shapes.
@@ -85,7 +85,7 @@ def grid(net: nn.Module | TracedNet, image_shape: tuple[int, int, int], symmetry
     Raises:
         UserError: the net can't be traced, or doesn't take images of this shape.
     """
-    traced = as_traced(net, image_shape)
+    traced, symmetry = as_traced(net, image_shape), as_symmetry(symmetry)
     if (symmetry.name, traced.image_shape) not in traced.known:
         traced.known[symmetry.name, traced.image_shape] = _grid(traced, traced.image_shape, symmetry)
     return traced.known[symmetry.name, traced.image_shape]

@@ -15,7 +15,7 @@ from relusym.errors import UserError
 from relusym.evaluation.logits import logits_of
 from relusym.pixels.flow import PixelFlow, UnshiftedFlow
 from relusym.pixels.grid import ROLL, grid
-from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
+from relusym.symmetry import HORIZONTAL_FLIP, Symmetry, as_symmetry
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def transformed(
 def flip(
     net: nn.Module | TracedNet,
     image_shape: tuple[int, ...] | None = None,
-    symmetry: Symmetry = HORIZONTAL_FLIP,
+    symmetry: Symmetry | str = HORIZONTAL_FLIP,
 ) -> nn.Module:
     """The flipped net, which answers on flipped images as the net does on images; arguments as of `transformed`.
 
@@ -49,7 +49,7 @@ def flip(
     Raises:
         UserError: as of `transformed`; or the flipped net isn't right at values drawn at random, in float64.
     """
-    traced = as_traced(net, image_shape)
+    traced, symmetry = as_traced(net, image_shape), as_symmetry(symmetry)
     check_planted(traced, symmetry)
     return transformed(traced, symmetry)
 

@@ -5,10 +5,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from relusym import __version__
 from relusym.errors import UserError, listed, theirs, users_line
@@ -25,8 +25,9 @@ IMAGES = """\
 a folder of images; CIFAR10's official folder or archive, binary or Python; an .npz or tensor file (entries images,
 labels)"""
 LABELS = """\
-'folder': the class folders, in alphabetical order; or a .npy or .txt file, one number per image. Without labels,
-accuracy is agreement with the net itself; CIFAR10's official files have their own"""
+'folder': the class folders, in alphabetical order; or a .npy or .txt file, one number per image, in the order of the
+images' names as text. Without labels, accuracy is agreement with the net itself; CIFAR10's official files have their
+own"""
 TRAIN_IMAGES = """\
 images to match channels, take statistics and fine-tune on, like --images (default: with --fine-tune, CIFAR10's training
 images; without, --images)"""
@@ -147,18 +148,18 @@ def _add_common(command: argparse.ArgumentParser, matchings: Sequence[str], *, i
         _add_number(command, "--curve", 2, line, 0)
         metric = "fn(logits, labels) → one number per image; larger is better"
         command.add_argument("--metric", metavar="FILE.PY:FN", help=metric)
-    command.add_argument("--seed", type=_count(0, 2**63 - 1), default=0, help="(default: 0)")
+    command.add_argument("--seed", type=_count(0), default=0, help="(default: 0)")
     _add_number(command, "--batch-size", 1, "(default: 50)", 50)
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
     json_alone = "print one JSON object with every number instead of the screen"
     command.add_argument("--json", action="store_true", help=json_alone)
 
 
-def _count(least: int, most: int | None = None) -> Callable[[str], int]:
+def _count(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
     def count(text: str) -> int:
         value = int(text)
-        if value < least or (most is not None and value > most):
-            allowed = f"at least {least}" if most is None else f"{least} to {most}"
+        if not least <= value <= most:
+            allowed = f"at least {least}" if value < least else f"at most {most}"
             raise argparse.ArgumentTypeError(f"{value} given; allowed is {allowed}")
         return value
 
@@ -175,35 +176,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     if options.command == "merge" and len(options.weights) < 2:
         parser().error("the weights of at least two nets are needed")
-    if options.size and len(options.size) > 2:
+    if options.size and (len(options.size) > 2 or options.size[-1] > options.size[0]):
         parser().error(
-            "--size: one number, or two: of the resized shorter side, and of the square cut out of it"
+            "--size: one number, or two: of the resized shorter side, and of the square cut out of it, which isn't "
+            "larger"
         )
     values = (value if isinstance(value, list) else [value] for value in vars(options).values())
-    texts = [part for several in values for part in several]
-    if any("\0" in text for text in texts if isinstance(text, str)):
-        return _refused("an argument holds a NUL, which no name of a file can")
+    texts = [part for several in values for part in several if isinstance(part, str)]
+    if any("\0" in text or not text for text in texts):
+        return _refused("an argument is empty, or holds a NUL, which no name of a file can")
     try:
-        with _results_alone(options.json):
+        with _results_alone(options.json, arguments is None) as stream:
             numbers, show = {"report": _report, "merge": _merge, "exact": _exact}[options.command](options)
+            return _show(numbers, stream) if options.json else _show(show, stream)
     except UserError as error:
         return _refused(str(error))
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
-        if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):
+    except (Exception, SystemExit) as error:
+        kind = type(error).__name__
+        if kind in ("MemoryError", "OutOfMemoryError") or "DefaultCPUAllocator" in str(error):
             return _refused(
                 "there isn't enough memory: give a smaller --batch-size, or fewer images by --limit"
             )
         if users_line(error) is None:
             raise
         return _refused(f"the net or the metric fails: {theirs(error)}")
+
+
+def _show(results: Callable[[], None] | dict[str, Any], stream: TextIO | None) -> int:
+    """Show the results, as one JSON object if they are numbers; the command's exit code."""
     from relusym.reporting.words import finite
 
-    if options.json:
-        print(json.dumps(finite(numbers), allow_nan=False))
-    else:
-        show()
+    try:
+        if callable(results):
+            results()
+        else:
+            print(json.dumps(finite(results), allow_nan=False), file=stream)
+        if stream:
+            stream.flush()
+    except OSError as error:
+        with suppress(OSError):  # what is left, which would be written again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, BrokenPipeError):  # the reader has enough, as `head` has
+            return 1
+        return _refused(f"what was measured can't be shown ({error.strerror})")
     return 0
 
 
@@ -218,32 +235,38 @@ def _tell(lines: Sequence[str]) -> None:
 
 
 @contextmanager
-def _results_alone(json_alone: bool) -> Iterator[None]:
-    """Within, if stdout is to hold one JSON object, whatever a net prints goes to the error stream."""
-    if not json_alone:
-        yield
+def _results_alone(json_alone: bool, ends: bool) -> Iterator[TextIO | None]:
+    """Where results go. If that is to hold one JSON object, whatever else is printed goes to the error stream.
+
+    So it does after the context, too, if the process `ends` then: threads go on, and libraries empty their buffers.
+    """
+    stream = sys.stdout
+    if not json_alone or stream is None:
+        yield stream
         return
-    sys.stdout.flush()
+    stream.flush()
     kept = os.dup(1)  # what libraries and child processes write to
+    if stream is sys.__stdout__:
+        stream = os.fdopen(os.dup(1), "w", encoding=stream.encoding)
     os.dup2(2, 1)
     try:
         with redirect_stdout(sys.stderr):
-            yield
+            yield stream
     finally:
-        os.dup2(kept, 1)
+        if not ends:
+            os.dup2(kept, 1)
         os.close(kept)
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a command works on: the first net, on its device; a function that builds another, by weights and place.
+    """What a command works on: the nets, on their device.
 
     `test` and `match` are images to measure on and to match on, with their labels, classes, metrics and notes; `about`
     is how they were read, for JSON.
     """
 
-    net: Any
-    build: Callable[[str, int], Any]
+    nets: list[Any]
     test: Any
     match: Any
     labels: Any
@@ -253,21 +276,30 @@ class _Inputs:
     about: dict[str, Any]
 
 
-def _inputs(options: argparse.Namespace, weights: str | None) -> _Inputs:
-    """The first net and the images, tried on each other."""
+def _nets(options: argparse.Namespace) -> tuple[list[Any], Any]:
+    """All nets, on their device, and how the first one's images are made; UserError if random ones are the same."""
+    from relusym.evaluation.logits import check_weights
+    from relusym.reporting import net_files
+
+    device = _device(options.device)
+    made = [
+        net_files.build(options.net, weights, options.seed + i) for i, weights in enumerate(options.weights)
+    ]
+    for (net, _), weights in zip(made, options.weights, strict=True):
+        check_weights("net" if len(made) == 1 else f"net of {weights}", net)
+    nets = [net.to(device) for net, _ in made]
+    net_files.check_distinct(options.net, nets, options.weights)
+    return nets, made[0][1]
+
+
+def _inputs(options: argparse.Namespace, nets: list[Any], preset: Any) -> _Inputs:
+    """The images, tried on the first net."""
     from relusym.cifar10 import recognised
     from relusym.evaluation.images import Images, normalisation
     from relusym.evaluation.logits import check_net
     from relusym.merging.merge import METRICS
     from relusym.reporting import image_files, net_files
 
-    device = _device(options.device)
-
-    def build(weights: str | None, place: int) -> Any:
-        return net_files.build(options.net, weights, options.seed + place)[0].to(device)
-
-    net, preset = net_files.build(options.net, weights, options.seed)
-    net = net.to(device)
     metrics = METRICS | (dict([net_files.load_metric(options.metric)]) if options.metric else {})
     mean, std = options.mean or (preset and preset.mean), options.std or (preset and preset.std)
     if mean is None or std is None:
@@ -283,7 +315,7 @@ def _inputs(options: argparse.Namespace, weights: str | None) -> _Inputs:
         size = preset.size
     pictures = image_files.read(
         *(options.images, options.labels, size, options.limit, options.seed, options.split),
-        grey=net_files.reads_grey(net),
+        grey=net_files.reads_grey(nets[0]),
     )
     channels = pictures.pixels.shape[-1]
     mean, std = (list(values) * (channels if len(values) == 1 else 1) for values in (mean, std))
@@ -297,8 +329,8 @@ def _inputs(options: argparse.Namespace, weights: str | None) -> _Inputs:
         if options.match_images < len(test)
         else test
     )
-    notes, outputs = list(pictures.notes), check_net("net", net, test).shape[1]
-    if pictures.classes and pictures.labels is not None and len(pictures.classes) != outputs:
+    notes, outputs = list(pictures.notes), check_net("net", nets[0], test).shape[1]
+    if pictures.classes and pictures.labels is not None and len(pictures.classes) < outputs:
         notes.append(
             f"labels: the net tells {outputs} classes apart, and there are {len(pictures.classes)} class folders, "
             f"which are taken for its first; if they are others, give --labels FILE"
@@ -313,23 +345,25 @@ def _inputs(options: argparse.Namespace, weights: str | None) -> _Inputs:
         "size": asdict(size) if size else None,
         "classes": list(pictures.classes),
     }
-    return _Inputs(net, build, test, match, pictures.labels, pictures.classes, metrics, notes, about)
+    return _Inputs(nets, test, match, pictures.labels, pictures.classes, metrics, notes, about)
 
 
 def _check_outputs(options: argparse.Namespace, written: Sequence[Path]) -> None:
     """Raises UserError if what is to be written can't be, or is what is read."""
     for path in written:
-        check_writable(path.parent.absolute())
-    texts = [options.net, options.images, options.labels, options.metric, *options.weights]
-    read = [Path(part) for text in texts if text for part in {text, text.rpartition(":")[0]} if part]
+        check_writable(path)
+    names = ("net", "images", "labels", "train_images", "train_labels", "metric")
+    texts = [*(getattr(options, name, None) for name in names), *options.weights]
+    parts = {part for text in texts if text for part in (text, *text.rpartition(":")[::2])}
+    read, hub = [Path(part) for part in parts if os.access(part, os.F_OK)], Path(options.net[3:])
+    read += hub.iterdir() if options.net.startswith("hf:") and hub.is_dir() else ()
     for path in written:
-        if same := [
-            str(source) for source in read if source.exists() and path.exists() and path.samefile(source)
-        ]:
+        if same := [source for source in read if path.exists() and path.samefile(source)]:
             raise UserError(f"--out: {path} is also read ({same[0]}): choose another")
         if path.is_dir():
             raise UserError(f"--out: {path} is a folder; allowed is a file")
-        if options.labels == "folder" and Path(options.images).resolve() in path.resolve().parents:
+        whole, images = (Path(os.path.realpath(place)) for place in (path, options.images or ""))
+        if options.labels == "folder" and images in whole.parents:
             raise UserError(
                 f"--out: {path} lies among the class folders in {options.images}: choose another place"
             )
@@ -340,8 +374,8 @@ def _device(name: str) -> Any:
 
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"--device: {name!r} can't be used ({reason}); allowed is auto, cpu or cuda"
@@ -357,16 +391,17 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
 
     several = len(options.weights) > 1
     stems = [Path(weights or "").stem for weights in options.weights]
-    # folders, numbered where two have one name
+    # folders, numbered where two have one name; all of them where that isn't enough
     names = [f"{n}-{i}" if stems.count(n) > 1 or not n else n for i, n in enumerate(stems)]
+    if len({*names, "report.html"}) <= len(names):
+        names = [f"{n}-{i}" for i, n in enumerate(stems)]
     out = Path(options.out)
     folders = [out / name for name in names] if several else [out]
     _check_outputs(options, [*(folder / name for folder in folders for name in FILES), out / "report.html"])
     with screen.progress(quiet=options.json) as progress:
         progress("net and images", 0)
-        on = _inputs(options, options.weights[0])
-        nets = [on.net, *(on.build(weights, i) for i, weights in enumerate(options.weights[1:], 1))]
-        reports = []
+        on = _inputs(options, *_nets(options))
+        nets, reports = on.nets, []
         for i, (net, name, folder) in enumerate(zip(nets, names, folders, strict=True)):
             measured = report(
                 net,
@@ -388,7 +423,6 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
             measured.notes[:0], measured.inputs = on.notes, on.about
             progress("writing", 0)
             page = write_report(measured, folder)
-            (folder / UNFINISHED).unlink(missing_ok=True)
             measured.merged.nets.clear()
             measured.merged.aligned = None
             reports.append(measured)
@@ -407,6 +441,8 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
             }
             comparison = Comparison(reports, pairs)
             page = write_comparison(comparison, out)
+    for folder in folders:
+        (folder / UNFINISHED).unlink(missing_ok=True)
     if several:
         return comparison.numbers(), lambda: screen.show_comparison(comparison, page)
     return measured.numbers(), lambda: screen.show_report(measured, page)
@@ -414,23 +450,24 @@ def _report(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], N
 
 def _exact(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     from relusym.reporting import net_files, screen
-    from relusym.reporting.exact import FILES, exact, write_exact
+    from relusym.reporting.exact import FILES, as_flip, exact, write_exact
 
-    out = Path(options.out)
+    out, symmetry = Path(options.out), as_flip(options.symmetry)
     _check_outputs(options, [out / name for name in FILES])
     train_images = _train_images(options)
     with screen.progress(quiet=options.json) as progress:
         progress("net and images", 0)
-        on = _inputs(options, options.weights[0])
+        on = _inputs(options, *_nets(options))
+        (net,) = on.nets
         match, training = _training(options, on, train_images)
         result = exact(
-            *(on.net, on.test, on.labels),
+            *(net, on.test, on.labels),
             match_images=match,
-            symmetry=SYMMETRIES[options.symmetry],
+            symmetry=symmetry,
             training=training,
             compiled=options.compiled,
             timing=options.timing,
-            name=net_files.name_of(options.net, on.net),
+            name=net_files.name_of(options.net, net),
             progress=progress,
         )
         result.inputs, result.notes[:0] = on.about, on.notes
@@ -444,6 +481,8 @@ def _train_images(options: argparse.Namespace) -> str | None:
     from relusym.cifar10 import recognised
 
     if options.train_images is not None or not options.fine_tune:
+        if not Path(options.train_images or ".").exists():
+            raise UserError(f"--train-images: there is no {options.train_images}")
         return options.train_images
     if not recognised(Path(options.images)):
         raise UserError(
@@ -480,7 +519,7 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
     match = replace(on.test, pixels=pictures.pixels[: options.match_images])
     if not options.fine_tune:
         return match, None
-    classes = check_net("net", on.net, on.test).shape[1]
+    classes = check_net("net", on.nets[0], on.test).shape[1]
     if pictures.labels is None:
         raise UserError("--train-labels: --fine-tune needs labels of the training images")
     if int(pictures.labels.max()) >= classes:
@@ -490,7 +529,7 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
     names = ("batch_size", "learning_rate", "crop_padding")
     values = {"epochs": options.fine_tune} | {key: getattr(options, key) for key in names}
     recipe = Recipe.read(values, lambda *key: "--" + ".".join(map(str, key)).replace("_", "-"))
-    device = next(on.net.parameters()).device
+    device = next(on.nets[0].parameters()).device
     batches = ImagesOnDevice(
         *(pictures.pixels.to(device), pictures.labels.to(device), classes),
         batch_size=recipe.batch_size,
@@ -512,11 +551,11 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
     from relusym.reporting.page import card
     from relusym.reporting.report import baselines
 
-    written = [Path(path) for path in (options.out, options.permuted) if path]
+    written = [Path(path) for path in (options.out, options.permuted) if path is not None]
     for path in written:
         if path.suffix != ".safetensors":
             raise UserError(f"--out: {path} given; allowed is a file that ends in .safetensors")
-    if len({path.resolve() for path in written}) < len(written):
+    if len({*map(os.path.realpath, written)}) < len(written):
         raise UserError(f"--permuted: {options.permuted} is --out as well")
     _check_outputs(options, written)
     several = len(options.weights) > 2
@@ -531,10 +570,12 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
         return _merge_by_weights(options)
     with screen.progress(quiet=options.json) as progress:
         progress("nets and images", 0)
-        on = _inputs(options, options.weights[0])
-        nets = [on.net, *(on.build(weights, i) for i, weights in enumerate(options.weights[1:], 1))]
-        if options.which == "reset" and not has_batch_norm(on.net):
+        nets, preset = _nets(options)
+        if options.which == "reset" and not has_batch_norm(nets[0]):
             raise UserError("--which: reset given, but a net without batch norm has halfway or repaired")
+        if options.which == "repaired" and has_batch_norm(nets[0]):
+            raise UserError(_not_held("repaired", ["reset", "halfway"]))
+        on = _inputs(options, nets, preset)
         progress("matching and merging", 0)
         how = {"metrics": on.metrics}
         if several:
@@ -552,10 +593,7 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
     fits = [n for n in ("repaired", "reset", "halfway") if n in merged.nets and _fits(merged.nets[n], like)]
     which = options.which or fits[0]
     if which not in fits:
-        raise UserError(
-            f"--which: {which} given, whose corrections don't fit the net's own layers; allowed is {' or '.join(fits)} "
-            "(relusym.merge returns it in Python)"
-        )
+        raise UserError(_not_held(which, fits))
     how = _of(options) | {"images": len(on.test), "labelled": on.labels is not None}
     checkpoint.save(options.out, merged.nets[which].state_dict(), card(merged, options.net, which) | how)
     if options.permuted:
@@ -584,6 +622,13 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
     )
 
 
+def _not_held(which: str, fits: Sequence[str]) -> str:
+    return (
+        f"--which: {which} given, whose corrections don't fit the net's own layers; allowed is {' or '.join(fits)} "
+        "(relusym.merge returns it in Python)"
+    )
+
+
 def _of(options: argparse.Namespace) -> dict[str, Any]:
     """Which weights are merged, and how; of those that were themselves written by a merge, what their cards say."""
     from relusym.reporting.net_files import card_of
@@ -591,7 +636,7 @@ def _of(options: argparse.Namespace) -> dict[str, Any]:
     cards = {weights: about for weights in options.weights if (about := card_of(weights))}
     _tell(
         [
-            f"{weights} is {about['which']} of {' and '.join(about['of'])}"
+            f"{weights} is {about['which']} of {' and '.join(map(str, about['of']))}"
             for weights, about in cards.items()
             if "of" in about
         ]
@@ -614,16 +659,14 @@ def _merge_by_weights(options: argparse.Namespace) -> tuple[dict[str, Any], Call
             "--images: needed to measure nets and to correct their statistics; without them, leave out "
             "--which, --curve, --labels and --metric"
         )
-    device = _device(options.device)
-    first, preset = net_files.build(options.net, options.weights[0], options.seed)
-    second, _ = net_files.build(options.net, options.weights[1], options.seed + 1)
+    nets, preset = _nets(options)
     side = options.size[-1] if options.size else preset.size.crop if preset and preset.size else None
     if side is None:
         raise UserError(
             "--size: without images, give how many pixels high and wide the net's images are, such as 32"
         )
-    channels = 1 if net_files.reads_grey(first) else 3
-    aligned = merge_weights(first.to(device), second.to(device), (channels, side, side), options.seed)
+    channels = 1 if net_files.reads_grey(nets[0]) else 3
+    aligned = merge_weights(*nets, (channels, side, side), options.seed)
     about = {"relusym": __version__, "net": options.net, **_of(options), "images": 0}
     checkpoint.save(options.out, aligned.interpolate(0.5).net.state_dict(), about | {"which": "halfway"})
     if options.permuted:

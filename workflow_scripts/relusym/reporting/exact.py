@@ -32,10 +32,10 @@ from relusym.pixels.grid import Grid, grid
 from relusym.pixels.transform import transformed
 from relusym.precision import full_float32
 from relusym.reporting.words import finite, grid_warning
-from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
+from relusym.symmetry import HORIZONTAL_FLIP, Symmetry, as_symmetry
 from relusym.training.loop import precision_name, train
 from relusym.training.recipe import Recipe
-from relusym.whole_files import write_whole
+from relusym.whole_files import check_writable, write_whole
 
 FILES = ("exact.safetensors", "exact.pt2", "exact.json")
 BATCHES = (1, 10, 100)  # images that a net is timed on
@@ -116,7 +116,7 @@ def exact(
     labels: Tensor | None = None,
     *,
     match_images: AnyImages | None = None,
-    symmetry: Symmetry = HORIZONTAL_FLIP,
+    symmetry: Symmetry | str = HORIZONTAL_FLIP,
     training: tuple[ImagesOnDevice, Recipe] | None = None,
     compiled: bool = False,
     timing: bool = False,
@@ -141,10 +141,7 @@ def exact(
         UserError: a symmetry of another order than 2; a net with attention heads or group norms; the fine-tuning
             diverges; or as of `flip_merge`.
     """
-    if symmetry.order != 2:
-        raise UserError(
-            f"symmetry {symmetry.name}: an exact GCNN is made of flips, horizontal_flip or vertical_flip"
-        )
+    symmetry = as_flip(symmetry)
     test = as_images(images)
     match = test if match_images is None else as_images(match_images)
     logits = check_net("net", net, test)
@@ -227,6 +224,17 @@ def exact(
     return result
 
 
+def as_flip(symmetry: Symmetry | str) -> Symmetry:
+    """As `as_symmetry`; UserError for one of another order than 2."""
+    symmetry = as_symmetry(symmetry)
+    if symmetry.order != 2:
+        raise UserError(
+            f"symmetry {symmetry.name}: an exact GCNN is made of flips, horizontal_flip or vertical_flip"
+        )
+    return symmetry
+
+
+@torch.enable_grad()
 def _fine_tuned(
     tied: TiedNet, batches: ImagesOnDevice, recipe: Recipe, symmetry: Symmetry, progress: Progress
 ) -> dict[str, Any]:
@@ -282,6 +290,7 @@ def write_exact(result: Exact, folder: str | Path, net: str) -> list[Path]:
     """
     weights, program, numbers = written = [Path(folder) / name for name in FILES]
     for path in written:
+        check_writable(path)
         path.unlink(missing_ok=True)  # none stays beside those of another run
     which = "exact_fine_tuned" if result.fine_tuning else "exact"
     about = {key: getattr(result, key) for key in ("symmetry", "accuracy", "invariance_error")}

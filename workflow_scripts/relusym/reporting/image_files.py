@@ -4,11 +4,15 @@ Those of a folder are decoded once, into a file that is gone with the process.
 """
 
 import os
+import re
+import struct
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,7 @@ from relusym import cifar10
 from relusym.data.folder import open_image
 from relusym.data.image_set import SplitHash
 from relusym.errors import UserError, listed
-from relusym.evaluation.images import whole_numbers
+from relusym.evaluation.images import as_pixels, whole_numbers
 from relusym.nets.weights import read_contents
 from relusym.randomness import generator
 
@@ -31,6 +35,7 @@ OF_MACOS = "__MACOSX"  # what its archives have beside the folder
 # Names of entries in files, in lower case; of a file that has training images, too, the test images.
 IMAGES = "images", "image", "x", "data", "arr_0", "x_test", "test_images"
 LABELS = "labels", "label", "y", "targets", "target", "arr_1", "y_test", "test_labels"
+READ = {*IMAGES, *LABELS}
 FOLDER = "folder"
 GIVEN = "a folder of images, CIFAR10's official folder or archive, an .npz, or a tensor file (.pt, .pth, .safetensors)"
 SHOWN = 12  # classes in a note
@@ -54,11 +59,11 @@ class Sizing:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         shorter = min(image.size)
-        width, height = (
-            max(self.crop, self.resize if self.squash else round(side * self.resize / shorter))
+        width, height = sides = [  # rounded as torchvision rounds them
+            max(self.crop, self.resize if self.squash else int(side * self.resize / shorter))
             for side in image.size
-        )
-        left, top = (width - self.crop) // 2, (height - self.crop) // 2
+        ]
+        left, top = (round((side - self.crop) / 2) for side in sides)
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling[self.filter.upper()])
         return image.crop((left, top, left + self.crop, top + self.crop))
@@ -128,17 +133,8 @@ def read(
     if pixels is None:
         entries = listed([str(key) for key in contents], SHOWN) or "none"
         raise UserError(f"images: {path} has no entry 'images'; it has {entries}")
-    if not isinstance(pixels, Tensor | np.ndarray):
-        raise UserError(
-            f"images: those of {path} are {type(pixels).__name__}; an array (N, H, W, 3) is needed"
-        )
-    known = _labels(labels) if labels else None if inside is None else _numbers(inside, path)
-    try:
-        pictures = Pictures(torch.as_tensor(pixels), known)
-    except TypeError as error:
-        raise UserError(
-            f"images: those of {path} are {pixels.dtype}; uint8 (N, H, W, 3) is needed"
-        ) from error
+    known = _labels(labels) if labels else None if inside is None else _named(whole_numbers, inside, path)
+    pictures = Pictures(_named(as_pixels, pixels, path), known)
     _check_count(pictures)
     return pictures.chosen(limit, seed)
 
@@ -159,19 +155,21 @@ def _check_count(pictures: Pictures) -> None:
 
 
 def _contents(path: Path) -> dict[Any, Any]:
+    kind = path.suffix.lower()
     try:
-        if path.suffix == ".npz":
+        if kind == ".npz":
             _check_declared(path)
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
-        if path.suffix == ".npy":
+            with np.load(path, allow_pickle=False) as arrays:  # whatever else it holds isn't read
+                return {key: arrays[key] if key.lower() in READ else None for key in arrays}
+        if kind == ".npy":
             return {"images": np.load(path, allow_pickle=False, mmap_mode="r")}
     except DAMAGED as error:
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"images: {path} is truncated or no {path.suffix[1:]} file ({reason}): replace it"
-        ) from error
-    if path.suffix not in (".pt", ".pth", ".safetensors"):
+        what = f"truncated or no {kind[1:]} file ({reason}): replace it"
+        if "allow_pickle" in reason:
+            what = "an array of Python objects, whose loading could run code: save plain numbers"
+        raise UserError(f"images: {path} is {what}") from error
+    if kind not in (".pt", ".pth", ".safetensors"):
         raise UserError(f"images: {path} given; allowed is {GIVEN}")
     contents = read_contents(path)
     if isinstance(contents, Tensor):
@@ -189,9 +187,13 @@ def _check_declared(path: Path) -> None:
     """An array can declare any size, which NumPy would set aside memory for before it read a byte."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
+            if entry.filename.removesuffix(".npy").lower() not in READ:
+                continue
             with archive.open(entry) as file:
                 version = np.lib.format.read_magic(file)
                 shape, _, kind = HEADERS[version](file)
+            if kind.hasobject:  # it isn't loaded
+                continue
             declared = int(np.prod(shape, dtype=object)) * kind.itemsize
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             if declared > entry.file_size:
@@ -203,10 +205,10 @@ def _check_declared(path: Path) -> None:
                 )
 
 
-def _numbers(labels: Any, path: str) -> Tensor:
-    """`whole_numbers` of a file."""
+def _named(checked: Callable[[Any], Tensor], values: Any, path: str) -> Tensor:
+    """What a check makes of a file's values; its errors name the file."""
     try:
-        return whole_numbers(labels)
+        return checked(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -217,7 +219,7 @@ def _labels(path: str) -> Tensor:
             f"labels: {path!r} given; allowed is 'folder', or a .npy or .txt with one number an image"
         )
     try:
-        if path.endswith(".npy"):
+        if path.lower().endswith(".npy"):
             numbers = np.load(path, allow_pickle=False)
         else:
             text = Path(path).read_text(encoding="utf-8-sig").split()
@@ -227,18 +229,18 @@ def _labels(path: str) -> Tensor:
         raise UserError(
             f"labels: {path} can't be read ({reason}): one whole number an image is needed"
         ) from error
-    return _numbers(numbers, path)
+    return _named(whole_numbers, numbers, path)
 
 
 def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """All files that aren't hidden, links followed, but none in a circle."""
+    """All files that aren't hidden, links followed, but none in a circle; links that lead nowhere, too."""
     real = os.path.realpath(folder)
     for path in folder.iterdir() if real not in above else ():
         if path.name.startswith(".") or path.name == OF_MACOS:
             continue
         if path.is_dir():
             yield from _files(path, (*above, real))
-        elif path.is_file():
+        elif path.is_file() or path.is_symlink():
             yield path
 
 
@@ -249,9 +251,11 @@ def _from_folder(
         files = sorted(_files(folder))
     except OSError as error:
         raise UserError(f"images: {error.filename} can't be read ({error.strerror})") from error
-    paths = [path for path in files if path.suffix.lower() in ENDINGS]
-    others = Counter(path.suffix.lower() or "without ending" for path in files)
-    others -= Counter(dict.fromkeys(ENDINGS, len(files)))
+    kinds = [
+        (path.suffix.lower() or "without ending") if path.is_file() else "broken links" for path in files
+    ]
+    paths = [path for path, kind in zip(files, kinds, strict=True) if kind in ENDINGS]
+    others = Counter(kind for kind in kinds if kind not in ENDINGS)
     passed_over = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
     if not paths:
         holds = f"no images ({', '.join(sorted(ENDINGS))})" + (f", but {passed_over}" if others else "")
@@ -267,9 +271,26 @@ def _from_folder(
         known = _labels(labels)
         if len(known) != len(paths):
             raise UserError(f"labels: {len(known)} given for {len(paths)} images")
+        notes += _order_note(paths)
     order = torch.randperm(len(paths), generator=generator(seed, "images"))[:limit]
     pixels = _decoded([paths[i] for i in order.tolist()], size, grey)
     return Pictures(pixels, None if known is None else known[order], classes, tuple(notes))
+
+
+def _order_note(paths: list[Path]) -> list[str]:
+    """That images which differ by numbers in their names aren't in the order of these numbers, if so."""
+
+    def numbered(path: Path) -> list[list[tuple[int, str]]]:
+        pieces = (re.split(r"(\d+)", part) for part in path.parts)
+        return [[(int(piece) if piece.isdecimal() else 0, piece) for piece in name] for name in pieces]
+
+    for path, other in zip(paths, sorted(paths, key=numbered), strict=True):
+        if path != other and re.sub(r"\d+", "", str(path)) == re.sub(r"\d+", "", str(other)):
+            return [
+                f"labels: they are taken to be in the order of the images' names as text, in which {path.name} comes "
+                f"before {other.name}; if they are in the order of numbers, write names with zeros in front"
+            ]
+    return []
 
 
 def _classes(folder: Path, paths: list[Path], notes: list[str]) -> tuple[tuple[str, ...], Tensor]:
@@ -297,7 +318,11 @@ def _decoded(paths: list[Path], size: Sizing | None, grey: bool) -> Tensor:
     """The images, (N, H, W, 3 or 1), in a file without a name that only the pages in use are read of."""
     pixels, first = None, paths[0]
     for i, path in enumerate(paths):
-        image = ImageOps.exif_transpose(open_image(path))  # the way up that viewers show it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged EXIF data
+            image = open_image(path)
+            with suppress(SyntaxError, struct.error):  # which viewers disregard, too
+                image = ImageOps.exif_transpose(image)  # the way up that viewers show it
         image = image if size is None else size(image)
         array = np.asarray(image.convert("L"))[..., None] if grey else np.asarray(image)
         if pixels is None:

@@ -6,7 +6,9 @@ import inspect
 import os
 import ssl
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -19,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from relusym import checkpoint
+from relusym.channels.tracing import copied, without_wrappers
 from relusym.errors import UserError, listed, theirs
 from relusym.evaluation.images import COLOURS
-from relusym.evaluation.metrics import Metric
+from relusym.evaluation.logits import without_values
+from relusym.evaluation.metrics import MEASURED, Metric
 from relusym.nets.weights import misfits, read_tensors
 from relusym.reporting.image_files import Sizing
 
@@ -49,20 +53,59 @@ def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, Preset 
         spec: `file.py:callable` or `module:callable`, a callable without arguments that returns a net, or a net;
             `torchvision:name`, `timm:name`, `hf:name_or_folder`.
         weights: a file, with `:prefix` behind it if it holds several sets; "random", of `seed`; of torchvision's nets
-            also a
-            name such as `IMAGENET1K_V1`; None: those that the callable gives it, or the package's.
+            also a name such as `IMAGENET1K_V1`; None: those that the callable gives it, or the package's.
     """
     package, _, name = spec.partition(":")
     if not spec.rpartition(":")[0] or not spec.rpartition(":")[2]:
         raise UserError(f"net {spec!r} given; allowed is {NAMED}")
-    torch.manual_seed(seed)
+    preset = None
     if package in PACKAGES:
+        torch.manual_seed(seed)
         net, preset = PACKAGES[package](name, weights)
     else:
-        net, preset = called(load_object(spec, "net"), spec), None
+        with _settings_kept():
+            made = load_object(spec, "net")
+            torch.manual_seed(seed)  # which an import may change
+            net = without_wrappers(called(made, spec))
+    for key, tensor in net.named_parameters():
+        if wrong := without_values(tensor):
+            raise UserError(f"net {spec}: {key} {wrong}")
+    if package not in PACKAGES:
+        net = copied(net)  # a module gives the same net whenever it is asked
     if weights is not None and weights != RANDOM and not _is_name(package, weights):
         load_weights(net, weights)
-    return net.eval().to(memory_format=torch.channels_last), preset
+    for tensor in (
+        *net.parameters(),
+        *net.buffers(),
+    ):  # Module.to takes no bank of kernels, of five dimensions
+        if tensor.ndim == 4 and tensor.layout == torch.strided and not tensor.is_quantized:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return net.eval(), preset
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """What users' code sets for the whole process, such as PyTorch's default type, ends with the context."""
+    folder, kind, device = Path.cwd(), torch.get_default_dtype(), torch.get_default_device()
+    with warnings.catch_warnings(), torch.set_grad_enabled(torch.is_grad_enabled()):
+        try:
+            yield
+        finally:
+            os.chdir(folder)
+            torch.set_default_dtype(kind)
+            if torch.get_default_device() != device:
+                torch.set_default_device(None)
+
+
+def check_distinct(spec: str, nets: Sequence[nn.Module], weights: Sequence[str | None]) -> None:
+    """UserError if nets with random weights have the same ones."""
+    drawn = [net.state_dict() for net, which in zip(nets, weights, strict=True) if which == RANDOM]
+    first = drawn[0] if drawn else {}
+    if any(all(torch.equal(x, other[key]) for key, x in first.items()) for other in drawn[1:]):
+        raise UserError(
+            f"weights random: net {spec} has the same ones whenever it is made, so there are no two to merge: it "
+            "should neither set a seed nor be a net that is there already"
+        )
 
 
 def reads_grey(net: nn.Module) -> bool:
@@ -141,14 +184,16 @@ def load_metric(spec: str) -> tuple[str, Metric]:
         raise UserError(
             f"metric {spec!r} given; allowed is file.py:fn or module:fn, fn(logits, labels) → (B,)"
         )
-    metric = load_object(spec, "metric")
-    if isinstance(metric, Metric):
-        return spec.rpartition(":")[2], metric
-    if not callable(metric):
+    name = spec.rpartition(":")[2]
+    if name in MEASURED:
+        raise UserError(f"metric {spec}: {name} is measured in any case; give yours another name")
+    with _settings_kept():
+        metric = load_object(spec, "metric")
+    if not callable(metric) and not isinstance(metric, Metric):
         raise UserError(
             f"metric {spec} is {type(metric).__name__}; a function of logits and labels is needed"
         )
-    return spec.rpartition(":")[2], Metric(metric)
+    return name, metric if isinstance(metric, Metric) else Metric(metric)
 
 
 def _package(name: str) -> ModuleType:
@@ -281,7 +326,8 @@ PACKAGES = {"torchvision": _from_torchvision, "timm": _from_timm, "hf": _from_hu
 
 def _is_name(where: str, weights: str) -> bool:
     path = Path(weights)
-    return where == "torchvision" and weights != RANDOM and not path.suffix and not path.exists()
+    named = weights != RANDOM and ":" not in weights and not path.suffix
+    return where == "torchvision" and named and not path.exists()
 
 
 def card_of(weights: str | None) -> dict[str, Any] | None:
@@ -290,7 +336,8 @@ def card_of(weights: str | None) -> dict[str, Any] | None:
         about = checkpoint.load_arrays(weights or "", [])[1]
     except UserError:
         return None
-    return about if "relusym" in about and "which" in about else None
+    written = "relusym" in about and "which" in about and isinstance(about.get("of", []), list)
+    return about if written else None
 
 
 def load_weights(net: nn.Module, path: str) -> None:
@@ -304,11 +351,14 @@ def load_weights(net: nn.Module, path: str) -> None:
         file, prefix = path, None
     if not Path(file).is_file():
         raise UserError(f"weights: there is no file {file}")
-    expected = net.state_dict()
-    sets = _sets(read_tensors(Path(file)), expected)
+    expected, parameters = net.state_dict(), dict(net.named_parameters(remove_duplicate=False))
+    needed = {
+        key: expected[key] for key in expected if key in parameters
+    } or expected  # an average may be of these
+    sets = _sets(read_tensors(Path(file)), needed)
     if not sets:
         raise UserError(f"weights {file} holds no tensors by name: a state dict is needed")
-    fitting = {name: state for name, state in sets.items() if _fits(state, expected)}
+    fitting = {name: state for name, state in sets.items() if _fits(state, needed)}
     if prefix is not None:
         name = prefix.removesuffix(".")
         within = [place for place in fitting or sets if name and f".{name}." in f".{place}."]
@@ -364,10 +414,7 @@ def _sets(contents: Any, expected: Mapping[str, Tensor], path: str = "") -> dict
 
 
 def _fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
-    return all(
-        key.endswith(".num_batches_tracked") or (key in state and state[key].shape == tensor.shape)
-        for key, tensor in expected.items()
-    )
+    return all(key in state and state[key].shape == tensor.shape for key, tensor in expected.items())
 
 
 def _same(state: Mapping[str, Tensor], other: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:

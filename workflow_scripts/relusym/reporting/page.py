@@ -5,6 +5,7 @@ import base64
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
@@ -12,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 from relusym import __version__, checkpoint
 from relusym.merging.identities import LIMITS
@@ -93,7 +95,7 @@ def remove_older(folder: Path) -> None:
     except (OSError, ValueError):
         return
     if isinstance(older, dict) and "relusym" in older:
-        for name in FILES:
+        for name in (*FILES, "barriers.csv"):
             (folder / name).unlink(missing_ok=True)
 
 
@@ -189,7 +191,6 @@ def page(report: Report) -> str:
         for name, title in DETAILS.items()
         if len(rows.get(name, ())) > 1
     ]
-    lines = "".join(f"<p>{escape(line)}</p>" for line in warnings(report))
     words = {
         "name": report.name,
         "verdict": verdict(report),
@@ -209,12 +210,17 @@ def page(report: Report) -> str:
         **{key: escape(text) for key, text in words.items()},
         **{name: _picture(name, drawn.get(name)) for name in PICTURES},
         tiles=_tiles(report),
-        warnings=f"<div class='warning'>{lines}</div>" if lines else "",
+        warnings=_warnings(warnings(report)),
         scores=table(rows["nets"], names=True),
         misfits=table(rows["grid"]) if len(rows["grid"]) > 1 else "",
         details="".join(details),
         files=", ".join(nets),
     )
+
+
+def _warnings(lines: Iterable[str]) -> str:
+    text = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return f"<div class='warning'>{text}</div>" if text else ""
 
 
 def _tiles(report: Report) -> str:
@@ -294,26 +300,40 @@ class Comparison:
         return {"barriers": [["net", *names], *matrix], "nets": nets, "layers": [["layer", *names], *layers]}
 
     def in_words(self) -> tuple[list[list[str]], list[list[str]]]:
-        """The tables of nets and barriers as they are shown."""
+        """The tables of nets and barriers as they are shown; no barriers of nets that don't tell images apart."""
         nets, pairs = (self.tables()[name] for name in ("nets", "barriers"))
+        alike = [bool(report.merged.alike) for report in self.reports]
         return (
-            [nets[0], *([name, *map(number, row), barrier_text(last)] for name, *row, last in nets[1:])],
-            [pairs[0], *([name, *map(barrier_text, row)] for name, *row in pairs[1:])],
-        )
+            [nets[0], *([name, *map(number, row), barrier_text(None if means_nothing else last)]
+                        for (name, *row, last), means_nothing in zip(nets[1:], alike, strict=True))],
+            [pairs[0], *([name, *(barrier_text(None if alike[i] or alike[j] else value) for j, value in enumerate(row))]
+                         for i, (name, *row) in enumerate(pairs[1:]))],
+        )  # fmt: skip
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes of all nets, once; those of some by their names."""
+        first = self.reports[0]
+        common = [line for line in first.notes if all(line in report.notes for report in self.reports)]
+        return common + [
+            f"{report.name}: {line}" for report in self.reports for line in report.notes if line not in common
+        ]
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
     """Write the page, `report.json` and CSVs of several nets, each whole or not at all; the page's path."""
     folder, tables = Path(folder), comparison.tables()
+    remove_older(folder)
     write_numbers(folder, tables, comparison.numbers())
     links = (
-        f"<a href='{escape(name, quote=True)}/report.html'>{escape(name)}</a>" for name in comparison.names
+        f"<a href='{quote(os.fsencode(name))}/report.html'>{escape(name)}</a>" for name in comparison.names
     )
     nets, matrix = comparison.in_words()
     page = filled(
         "compare.html",
         count=len(comparison.reports),
         links=", ".join(links),
+        warnings=_warnings(comparison.notes),
         measure=comparison.reports[0].measure,
         barriers=table(matrix),
         nets=table(nets),

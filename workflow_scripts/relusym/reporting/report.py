@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from relusym.merging.lie_derivative import LieDerivative, lie_derivative
 from relusym.merging.merge import METRICS, Merge, curve, flip_merge
 from relusym.merging.partial import Kept, Partial, Which, partial_merges
 from relusym.pixels.grid import Grid, grid
-from relusym.symmetry import HORIZONTAL_FLIP, Symmetry
+from relusym.symmetry import HORIZONTAL_FLIP, Symmetry, as_symmetry
 
 PLAIN = ("name", "symmetry", "labelled", "images", "matched_images", "partial_images", "image_shape", "inputs",
          "classes", "invariance_error", "baselines", "curve", "notes")  # fields that JSON has as they are  # fmt: skip
@@ -183,7 +184,7 @@ def report(
     labels: Tensor | None = None,
     *,
     match_images: AnyImages | None = None,
-    symmetry: Symmetry = HORIZONTAL_FLIP,
+    symmetry: Symmetry | str = HORIZONTAL_FLIP,
     matching: str = "activation",
     metrics: Mapping[str, Metric] = METRICS,
     partial_images: int = 100,
@@ -222,7 +223,13 @@ def report(
     """
     if matching in WITH_FACTORS:
         raise UserError(f"matching {matching}: not of reports, which compare layers by permutations alone")
-    test = as_images(images)
+    counts = {"partial_images": partial_images, "curve_points": curve_points, "lie_images": lie_images}
+    for key, count in counts.items():
+        if not isinstance(count, Integral) or count < 0 or (key == "curve_points" and count == 1):
+            raise UserError(
+                f"{key}: {count} given; allowed is 0 for none, or a whole number (of points, from 2)"
+            )
+    symmetry, test = as_symmetry(symmetry), as_images(images)
     match = test if match_images is None else as_images(match_images)
     progress("matching and merging", 0)
     how = {"symmetry": symmetry, "matching": matching, "seed": seed, "metrics": metrics, "handlers": handlers}

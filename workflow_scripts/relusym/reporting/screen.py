@@ -143,6 +143,8 @@ def show_comparison(comparison: Comparison, page: Path) -> None:
     console.print(
         "Above, barriers with REPAIR between two nets, and on the diagonal between a net and its flipped self"
     )
+    for line in comparison.notes:
+        console.print(f"\n{line}", style="yellow")
     console.print(f"\n{page}", soft_wrap=True)
 
 
