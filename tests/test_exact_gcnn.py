@@ -386,6 +386,34 @@ def test_a_size_that_strides_leave_no_exact_invariance_at_is_named():
         assert not notes or "isn't invariant at this size" in result.notes[1]
 
 
+@torch.no_grad()
+def test_layers_without_a_bias_get_none_so_that_the_exact_net_is_of_the_nets_class():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+    net, x = nn.Sequential(*layers, nn.Flatten(), nn.Linear(6, 4)).eval(), normalise(smooth_images(16, 12))
+    result = exact(net, [x])
+    first, second = (torch.tensor(result.permutations[name]) for name in "02")
+    assert first.tolist() != list(range(8))  # else a bias would be of no harm
+    state = result.plain.state_dict()
+    assert state.keys() == net.state_dict().keys() and result.invariance_error["exact"] < 1e-5
+    # the net halfway, by hand; REPAIR corrects the second convolution alone
+    old = net.state_dict()
+    torch.testing.assert_close(state["0.weight"], (old["0.weight"] + old["0.weight"].flip(-1)[first]) / 2)
+    halfway = nn.Conv2d(8, 6, 3)
+    halfway.weight.copy_((old["2.weight"] + old["2.weight"].flip(-1)[second][:, first]) / 2)
+    halfway.bias.copy_((old["2.bias"] + old["2.bias"][second]) / 2)
+    means, deviations = [], []
+    for view in (x, x.flip(-1)):
+        output = net[:3](view).double().transpose(0, 1).flatten(1)
+        output = output if view is x else output[second]
+        means.append(output.mean(1)), deviations.append(output.std(1, correction=0))
+    read = nn.functional.conv2d(x, state["0.weight"]).relu()
+    written = halfway(read).double().transpose(0, 1).flatten(1)
+    scale = sum(deviations) / 2 / (written.var(1, correction=0) + 1e-5).sqrt()
+    bias = halfway.bias * scale + sum(means) / 2 - scale * written.mean(1)
+    torch.testing.assert_close(state["2.bias"], ((bias + bias[second]) / 2).float(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow(seconds=30)
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 @torch.no_grad()

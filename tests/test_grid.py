@@ -38,6 +38,12 @@ LAYERS = {
     "transposed symmetric": lambda: nn.ConvTranspose2d(3, 4, 2, 2),
     "pad": lambda: Applied(lambda x: nn.functional.pad(x, (0, 1, 0, 1))),
     "zero pad": lambda: nn.ZeroPad2d((1, 2, 0, 0)), "slices": Sliced,
+    "every second": lambda: Applied(lambda x: x[..., ::2]),
+    "zero pad, conv": lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 4, 3, 2)),
+    "zero pad, pool": lambda: nn.Sequential(nn.ZeroPad2d((0, 2, 0, 2)), nn.MaxPool2d(3, 3)),
+    "nearest": lambda: nn.Upsample(scale_factor=0.5), "nearest to 7": lambda: nn.Upsample(7),
+    "nearest function": lambda: Applied(lambda x: nn.functional.interpolate(x, scale_factor=0.5)),
+    "nearest exact": lambda: nn.Upsample(scale_factor=0.5, mode="nearest-exact"),
 }  # fmt: skip
 
 

@@ -76,11 +76,12 @@ def test_layers_are_measured_on_the_first_images_and_invariance_on_all():
     errors, invariance = [], []
     groups = channel_groups(net)
     permutations = flip_merge(net, IMAGES).permutations
-    for images, most in ((IMAGES, 25), (few, None), (IMAGES, None)):
+    for images, most in ((IMAGES, 25), (few, None), (IMAGES, None), (Images(IMAGES.pixels, 20), 25)):
         both = equivariance_errors(net, images, HORIZONTAL_FLIP, groups, permutations, most=most)
         errors.append(both[0]["conv3"]["matched"])
         invariance.append(both[1])
     assert errors[0] == errors[1] != errors[2] and invariance[0] == invariance[2] != invariance[1]
+    assert errors[3] == pytest.approx(errors[0], rel=1e-5) != errors[2]  # of batches that 25 ends within, too
 
 
 def test_zero_filters_are_counted():

@@ -54,7 +54,7 @@ def test_baselines_and_classes_are_what_they_say():
         assert reported.baselines[name]["accuracy"] == pytest.approx(float(right[name].double().mean()))
     for i, share in enumerate(reported.merged.by_class["net"]):
         of = right["net"][labels == i].double()
-        assert share == (pytest.approx(float(of.mean())) if len(of) else None)
+        assert share == (float(of.mean()) if len(of) else None)  # in float64
     for way in ("plain", "repaired"):
         ends = [reported.merged.accuracy[name] for name in ("net", "flipped")]
         assert reported.curve[way]["accuracy"][::2] == pytest.approx(ends)

@@ -122,7 +122,7 @@ class Scores:
     @property
     def by_class(self) -> list[float | None]:
         """Accuracy on the images, or pixels, of each class; None where there are none."""
-        shares = (self._right / self._in_class).tolist()
+        shares = (self._right / self._in_class.double()).tolist()
         return [None if share != share else share for share in shares]
 
     @property

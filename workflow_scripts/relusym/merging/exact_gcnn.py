@@ -18,11 +18,16 @@ Permutations = dict[str, Tensor]
 
 
 def corrected_halfway(aligned: Aligned, images: ImageSource) -> nn.Module:
-    """The net halfway with REPAIR; one with batch norm, which REPAIR would add layers to, is reset."""
+    """The net halfway with REPAIR of the layers that have a bias; one with batch norm is reset.
+
+    So it is of the net's class: REPAIR would give the other layers a bias, and a net with batch norm more layers.
+    """
     halfway = aligned.interpolate(0.5)
     if has_batch_norm(halfway.net):
         return reset_batch_norm(halfway.net, images)
-    return repaired(halfway, aligned.targets(), images)[0]
+    targets = aligned.targets()
+    biased = {name for name in targets if halfway.net.get_submodule(name).bias is not None}
+    return repaired(halfway, {name: targets[name] for name in biased}, images)[0]
 
 
 @torch.no_grad()

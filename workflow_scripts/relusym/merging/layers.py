@@ -267,7 +267,7 @@ def equivariance_errors(
     Args:
         permutations: group name → int64 (C,): channel i goes with channel `permutation[i]` of the transformed net.
         seed: of the random permutations.
-        most: images that layers are measured on; None: all.
+        most: images that layers are measured on, the first ones; None: all.
         compared: sees all that is compared, such as `ErrorShares.add`.
 
     Returns:
@@ -289,7 +289,7 @@ def equivariance_errors(
 
     def visit(node: str, outputs: list[Tensor]) -> None:
         for group in compared_at.get(node, ()) if count < most else ():
-            here, there = outputs[0].chunk(2)
+            here, there = (half[: most - count] for half in outputs[0].chunk(2))
             here, there = (group_output(group, output) for output in (here, acting[group.name](there)))
             compared(group.name, count, here, there)
             sums = squares[group.name]

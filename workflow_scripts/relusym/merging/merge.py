@@ -404,7 +404,7 @@ def flip_merge(
     merged.checks |= checks
     if check_planted(traced, symmetry) is None:
         what = f"unchecked: that {symmetry.name} transforms the net rightly"
-        merged.notes.append(f"{what}, since its strides are symmetric at no size that it takes")
+        merged.notes.append(f"{what}, since it can't be run at a size at which its strides are symmetric")
     return merged
 
 

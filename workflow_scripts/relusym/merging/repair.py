@@ -216,13 +216,13 @@ class LayerByLayer:
         return moments.statistics()
 
     def correct(self, targets: Mapping[str, Statistics], start: int, stop: int) -> dict[str, Rescaling]:
-        """Give the layers from the `start`-th node on, and before the `stop`-th, the target statistics.
+        """Give the layers from the `start`-th node on, and before the `stop`-th, their target statistics, if any.
 
         They go on from the outputs that `measure` kept, rescaled; without them, a layer is left to run again.
         """
         rescalings = {}
         for place, node in enumerate(self.nodes[start:stop], start):
-            if node.name not in self.points:
+            if self.points.get(node.name) not in targets:
                 continue
             layer = self.interpreter.fetch_attr(node.target)
             if self.forked:

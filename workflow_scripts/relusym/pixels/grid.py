@@ -19,7 +19,7 @@ from relusym.evaluation.logits import evaluating, logits_of
 from relusym.symmetry import Symmetry, as_symmetry
 
 WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
-PADS = (nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
+PADS = (nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
 WINDOW_FUNCTIONS = {  # with where kernel, stride, padding and dilation stand among the arguments
     "max_pool2d": {"kernel_size": 1, "stride": 2, "padding": 3, "dilation": 4},
     "avg_pool2d": {"kernel_size": 1, "stride": 2, "padding": 3},
@@ -143,6 +143,7 @@ def _misfits(
     for axis in axes(symmetry):
         # of each node, how many pixels of the image a position is, and by how many it is off
         places: dict[fx.Node, tuple[float, float]] = {}
+        pads: dict[fx.Node, tuple[int, Misfit]] = {}
         for node in graph.nodes:
             before = [places[source] for source in node.all_input_nodes if source in places]
             pixels, off = max(before, key=lambda place: abs(place[1])) if before else (1.0, 0.0)
@@ -156,9 +157,16 @@ def _misfits(
                 fits = _left_over(net, node, axis, size, _shape(node)[axis])
             if fits is not None:
                 stride, left_over = fits
+                padded = sources[0] if sources and tokens is None else None
+                if left_over and misfits and padded in pads and pads[padded] == (left_over, misfits[-1]):
+                    misfits.pop()  # what is left over is what was padded
+                    places[padded] = pixels, off + left_over * pixels
+                    off, left_over = places[padded][1], 0
                 if left_over:
                     name = describe(node).removeprefix("layer ").replace("getitem", "slice")
                     misfits.append(Misfit(name, max(1, round(stride)), size, left_over, left_over * pixels))
+                    if len(node.users) == 1 and _pads(net, node):
+                        pads[node] = -left_over, misfits[-1]
                 off += left_over * pixels
                 pixels *= 1 if tokens is not None and function_name(node) != PATCHES else stride
             places[node] = pixels, off
@@ -212,19 +220,49 @@ def _left_over(net: nn.Module, node: fx.Node, axis: int, size: int, out: int) ->
         return stride, -(
             size % stride
         )  # all of a patch is read, or pixels are combined in a way that is refused
-    elif name == "getitem" and isinstance(node.args[1], tuple) and len(node.args[1]) > axis:
-        part = node.args[1][axis]
+    elif name == "getitem" and len(key := _whole_key(node.args[1])) > axis:
+        part = key[axis]
         start, _, stride = part.indices(size) if isinstance(part, slice) else (0, size, 1)
         return stride, size - 1 - (start + (out - 1) * stride) - start
-    elif (name == "pad" and len(_padding(node)) > sides.start) or isinstance(layer, PADS):
+    elif mode := _picks(node, layer):
+        shift = int(mode == "nearest-exact")
+        picked = (2 * torch.arange(out) + shift) * size // (2 * out)
+        off = size - 1 - picked - picked.flip(0)
+        return size / out, int(off[off.abs().argmax()])
+    elif _pads(net, node) and len(_padding(node) if layer is None else layer.padding) > sides.start:
         before, after = (_padding(node) if layer is None else layer.padding)[sides]
         return 1, before - after
-    else:  # adaptive pools and interpolation are symmetric, the rest moves nothing
+    else:  # adaptive pools and other interpolation are symmetric, the rest moves nothing
         return size / out, 0
     kernel, stride, dilation = (_along(window[key], axis) for key in ("kernel_size", "stride", "dilation"))
     reach, padding = dilation * (kernel - 1), window["padding"]
     padding = {"same": reach // 2, "valid": 0}[padding] if isinstance(padding, str) else _along(padding, axis)
     return stride, size - 1 + 2 * padding - (out - 1) * stride - reach
+
+
+def _pads(net: nn.Module, node: fx.Node) -> bool:
+    layer = net.get_submodule(node.target) if node.op == "call_module" else None
+    return function_name(node) == "pad" or isinstance(layer, PADS)
+
+
+def _picks(node: fx.Node, layer: nn.Module | None) -> str | None:
+    """The mode of an interpolation that picks pixels, which are on one side of the places between them."""
+    if isinstance(layer, nn.Upsample):
+        mode = layer.mode
+    elif function_name(node) == "interpolate":
+        mode = node.args[3] if len(node.args) > 3 else node.kwargs.get("mode", "nearest")
+    else:
+        return None
+    return mode if mode.startswith("nearest") else None
+
+
+def _whole_key(key: Any) -> tuple:
+    """An index of a map with what `...` stands for."""
+    key = key if isinstance(key, tuple) else (key,)
+    if Ellipsis not in key:
+        return key
+    at = key.index(Ellipsis)
+    return (*key[:at], *[slice(None)] * (5 - len(key)), *key[at + 1 :])
 
 
 def _padding(node: fx.Node) -> tuple[int, ...]:
