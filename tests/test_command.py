@@ -876,6 +876,23 @@ def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsy
     assert cards["m.safetensors"] == about and cards["p.safetensors"]["which"] == "permuted"
 
 
+def test_repaired_nets_of_layers_without_a_bias_are_refused_before_they_are_merged(
+    bright, capsys, monkeypatch
+):
+    layers = (
+        "nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)"
+    )
+    Path("bare.py").write_text(f"from torch import nn\ndef net():\n    return nn.Sequential({layers})\n")
+    typed = (
+        "merge bare.py:net random random --images images --labels folder --mean 0 --std 1 --out m.safetensors"
+    )
+    assert main(typed.split()) == 0 and checkpoint.load("m.safetensors")[1]["which"] == "halfway"
+    Path("m.safetensors").unlink()
+    monkeypatch.setattr("relusym.merging.merge.merge", None)
+    assert main([*typed.split(), "--which", "repaired"]) == 1
+    assert "allowed is halfway" in capsys.readouterr().err and not Path("m.safetensors").exists()
+
+
 def test_no_net_is_written_that_its_own_layers_cannot_hold(bright, capsys):
     layers = "nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)"
     Path("normed.py").write_text(f"from torch import nn\ndef net():\n    return nn.Sequential({layers})\n")

@@ -61,6 +61,13 @@ def repair_points(graph: fx.GraphModule) -> dict[str, str]:
     }
 
 
+def held_by_layers(graph: fx.GraphModule) -> bool:
+    """Whether a net's own layers hold REPAIR's corrections: it has no batch norm, and those corrected have a bias."""
+    return not has_batch_norm(graph) and all(
+        graph.get_submodule(name).bias is not None for name in repair_points(graph).values()
+    )
+
+
 def _state_of(graph: fx.GraphModule, node: fx.Node) -> list[Tensor]:
     """The parameters of the layer that a node calls, or the one that it reads."""
     if node.op == "call_module":

@@ -545,8 +545,10 @@ def _training(options: argparse.Namespace, on: _Inputs, path: str | None) -> tup
 def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], None]]:
     from relusym import checkpoint
     from relusym.channels.groups import has_batch_norm
+    from relusym.channels.traced import TracedNet
     from relusym.merging.many import merge_many
     from relusym.merging.merge import curve, merge
+    from relusym.merging.repair import held_by_layers
     from relusym.reporting import screen
     from relusym.reporting.page import card
     from relusym.reporting.report import baselines
@@ -576,6 +578,8 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
         if options.which == "repaired" and has_batch_norm(nets[0]):
             raise UserError(_not_held("repaired", ["reset", "halfway"]))
         on = _inputs(options, nets, preset)
+        if options.which == "repaired" and not held_by_layers(TracedNet(nets[0], on.test.shape).module()):
+            raise UserError(_not_held("repaired", ["halfway"]))
         progress("matching and merging", 0)
         how = {"metrics": on.metrics}
         if several:
