@@ -121,11 +121,8 @@ class Kept(dict[Which, dict[str, float]]):
         buffers: theirs, by then.
     """
 
-    def __init__(
-        self, scores: Mapping[Which, dict[str, float]] = {}, batches: int = 0, buffers: Sequence[Tensor] = ()
-    ):
-        super().__init__(scores)
-        self.batches, self.buffers = batches, buffers
+    batches: int = 0
+    buffers: Sequence[Tensor] = ()
 
     def read(self, batches: int, buffers: Sequence[Tensor]) -> None:
         """Keep `buffers` as they are after so many batches."""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -188,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _results_alone(options.json, arguments is None) as stream:
             numbers, show = {"report": _report, "merge": _merge, "exact": _exact}[options.command](options)
-            return _show(numbers, stream) if options.json else _show(show, stream)
+            return _show(partial(_print_json, numbers, stream) if options.json else show, stream)
     except UserError as error:
         return _refused(str(error))
     except KeyboardInterrupt:
@@ -204,15 +205,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refused(f"the net or the metric fails: {theirs(error)}")
 
 
-def _show(results: Callable[[], None] | dict[str, Any], stream: TextIO | None) -> int:
-    """Show the results, as one JSON object if they are numbers; the command's exit code."""
+def _print_json(numbers: dict[str, Any], stream: TextIO | None) -> None:
     from relusym.reporting.words import finite
 
+    print(json.dumps(finite(numbers), allow_nan=False), file=stream)
+
+
+def _show(results: Callable[[], None], stream: TextIO | None) -> int:
+    """Show the results; the command's exit code."""
     try:
-        if callable(results):
-            results()
-        else:
-            print(json.dumps(finite(results), allow_nan=False), file=stream)
+        results()
         if stream:
             stream.flush()
     except OSError as error:
@@ -481,7 +483,7 @@ def _train_images(options: argparse.Namespace) -> str | None:
     from relusym.cifar10 import recognised
 
     if options.train_images is not None or not options.fine_tune:
-        if not Path(options.train_images or ".").exists():
+        if options.train_images is not None and not Path(options.train_images).exists():
             raise UserError(f"--train-images: there is no {options.train_images}")
         return options.train_images
     if not recognised(Path(options.images)):

@@ -159,8 +159,8 @@ class Unfinished(Kept):
         with suppress(UserError, ValueError, TypeError, KeyError):
             buffers, about = checkpoint.load(path)
             if about["of"] == self.digest:
-                scores = {(kind, i): scores for kind, i, scores in about["scores"]}
-                super().__init__(scores, about["batches"], [buffers[str(i)] for i in range(len(buffers))])
+                self.update({(kind, i): scores for kind, i, scores in about["scores"]})
+                self.batches, self.buffers = about["batches"], [buffers[str(i)] for i in range(len(buffers))]
 
     def __setitem__(self, which: Which, scores: dict[str, float]) -> None:
         super().__setitem__(which, scores)
