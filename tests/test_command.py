@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import zipfile
+from collections import defaultdict
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -296,9 +297,9 @@ def test_weights_are_found_behind_wrappers_and_prefixes(folder, name):
 def test_weights_are_found_beside_what_training_scripts_save_and_by_what_a_file_holds(folder, tmp_path):
     known = load_file(folder / "0.safetensors")
     args = argparse.Namespace(folder=Path("runs"), more=SimpleNamespace(epochs=3))
-    torch.save(
-        {"state_dict": {f"net.{k}": v for k, v in known.items()}, "args": args}, tmp_path / "last.ckpt"
-    )
+    history = defaultdict(list, loss=[2.3, 0.5])
+    state = {f"net.{key}": tensor for key, tensor in known.items()}
+    torch.save({"state_dict": state, "args": args, "history": history}, tmp_path / "last.ckpt")
     save_file(known, tmp_path / "weights.ST")
     for name in ("last.ckpt", "weights.ST"):
         net, _ = build(f"{folder}/my_nets.py:build", str(tmp_path / name), 5)

@@ -45,6 +45,8 @@ PLAIN = [
     *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"),
     *((getattr(np._core.multiarray, name), f"numpy.{core}.multiarray.{name}")
       for name in ("scalar", "_reconstruct") for core in ("core", "_core")),
+    (lambda *factory: {}, "collections.defaultdict"),
+    *((kind, f"builtins.{kind.__name__}") for kind in (list, dict, int, float)),
 ]  # fmt: skip
 LONGEST, LONGEST_PART = 1000, 200  # characters of an address, which is a path, and of a file's name in it
 UNREACHABLE = urllib.error.URLError, TimeoutError, ConnectionError

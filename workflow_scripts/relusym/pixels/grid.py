@@ -18,11 +18,12 @@ from relusym.errors import UserError
 from relusym.evaluation.logits import evaluating, logits_of
 from relusym.symmetry import Symmetry, as_symmetry
 
-WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
 PADS = (nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
 WINDOW_FUNCTIONS = {  # with where kernel, stride, padding and dilation stand among the arguments
     "max_pool2d": {"kernel_size": 1, "stride": 2, "padding": 3, "dilation": 4},
     "avg_pool2d": {"kernel_size": 1, "stride": 2, "padding": 3},
+    "lp_pool2d": {"kernel_size": 2, "stride": 3},
     "conv2d": {"weight": 1, "stride": 3, "padding": 4, "dilation": 5},
 }
 # Of maps with channels last: torchvision's Swin Transformer's, and what others cut into windows after it.
@@ -201,16 +202,16 @@ def _left_over(net: nn.Module, node: fx.Node, axis: int, size: int, out: int) ->
     layer = net.get_submodule(node.target) if node.op == "call_module" else None
     name = function_name(node)
     sides = slice(2 * (3 - axis), 2 * (3 - axis) + 2)  # of an axis in what pads
+    plain = {"stride": None, "padding": 0, "dilation": 1}
     if isinstance(layer, WINDOWS):
-        window = {key: getattr(layer, key, 1) for key in ("kernel_size", "stride", "padding", "dilation")}
+        window = plain | {key: value for key, value in vars(layer).items() if key in (*plain, "kernel_size")}
     elif node.op == "call_function" and name in WINDOW_FUNCTIONS:
         at = WINDOW_FUNCTIONS[name]
         positional = {key: node.args[i] for key, i in at.items() if i < len(node.args)}
         named = {key: node.kwargs[key] for key in at if key in node.kwargs}
-        window = {"stride": None, "padding": 0, "dilation": 1} | positional | named
+        window = plain | positional | named
         if "weight" in window:
             window |= {"kernel_size": _shape(window["weight"])[2:], "stride": window["stride"] or 1}
-        window["stride"] = window["stride"] or window["kernel_size"]
     elif isinstance(layer, nn.ConvTranspose2d):
         stride = _along(layer.stride, axis)
         return 1 / stride, -_along(layer.output_padding, axis) / stride
@@ -224,6 +225,8 @@ def _left_over(net: nn.Module, node: fx.Node, axis: int, size: int, out: int) ->
         part = key[axis]
         start, _, stride = part.indices(size) if isinstance(part, slice) else (0, size, 1)
         return stride, size - 1 - (start + (out - 1) * stride) - start
+    elif name == "narrow":
+        return 1, size - out - 2 * (node.args[2] if len(node.args) > 2 else node.kwargs["start"])
     elif mode := _picks(node, layer):
         shift = int(mode == "nearest-exact")
         picked = (2 * torch.arange(out) + shift) * size // (2 * out)
@@ -234,6 +237,7 @@ def _left_over(net: nn.Module, node: fx.Node, axis: int, size: int, out: int) ->
         return 1, before - after
     else:  # adaptive pools and other interpolation are symmetric, the rest moves nothing
         return size / out, 0
+    window["stride"] = window["stride"] or window["kernel_size"]
     kernel, stride, dilation = (_along(window[key], axis) for key in ("kernel_size", "stride", "dilation"))
     reach, padding = dilation * (kernel - 1), window["padding"]
     padding = {"same": reach // 2, "valid": 0}[padding] if isinstance(padding, str) else _along(padding, axis)
