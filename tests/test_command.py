@@ -649,6 +649,10 @@ def test_what_is_read_is_never_written_over(bright, capsys):
     assert main(typed.split()) == 1 and Path("out/halfway.safetensors").read_bytes() == before
     capsys.readouterr()
     refusal(*bright(*on, "--labels", "folder", "--out", "images/report"), "among the class folders")
+    on = "--images images --mean 0 --std 1 --train-images train --train-labels folder --out train/exact"
+    class_folders("train", "abc")
+    assert main(f"exact bright.py:net {on}".split()) == 1 and not Path("train/exact").exists()
+    assert "among the class folders in train" in capsys.readouterr().err
     on = "--images images --mean 0 --std 1 --fine-tune 1 --train-images exact/exact.safetensors --out exact"
     Path("out").rename("exact"), Path("exact/halfway.safetensors").rename("exact/exact.safetensors")
     assert main(f"exact bright.py:net {on}".split()) == 1 and "also read" in capsys.readouterr().err
