@@ -615,18 +615,13 @@ def trace(
                 depending[node] = value.shape
         node.args = mapped(sizes.matched, node.args, other.args)
         node.kwargs = mapped(sizes.matched, node.kwargs, other.kwargs)
-    kept, behind = set(), [nodes[-1]]
-    while behind:
-        if (node := behind.pop()) not in kept:
-            kept.add(node)
-            behind += node.all_input_nodes
-    for node in kept & depending.keys():
-        raise UserError(
-            f"{name}: a constant of shape {tuple(depending[node])} depends on the number of images"
-        )
     for node in reversed(list(graph.nodes)):
-        if node not in kept and node.op != "placeholder":
+        if not node.users and node.op not in ("placeholder", "output"):
             graph.erase_node(node)
+    for node in graph.nodes:
+        if node in depending:
+            shape = tuple(depending[node])
+            raise UserError(f"{name}: a constant of shape {shape} depends on the number of images")
     read = {node.target for node in graph.nodes if node.op == "get_attr"}
     constants = {key: value for key, value in constants.items() if key in read}
     with torch.no_grad(), evaluating(net):
@@ -724,6 +719,6 @@ def function_name(node: fx.Node) -> str | None:
     return getattr(node.target, "__name__", str(node.target)) if called else None
 
 
-def layer_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+def layer_of(graph: nn.Module, node: fx.Node) -> nn.Module | None:
     """The layer that a node calls."""
     return graph.get_submodule(node.target) if node.op == "call_module" else None

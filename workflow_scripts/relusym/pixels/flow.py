@@ -272,7 +272,7 @@ def _brought(labels: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 of_pixels = partial(handler, on="pixels")
 UNKNOWN = "its effect on pixels is unknown"
-RESIZING = handlers.conv, handlers.conv_function, handlers.transposed_function, handlers.spatial
+RESIZING = handlers.conv, handlers.conv_function, handlers.spatial
 
 
 @of_pixels(*(key for key, known in REGISTERED.channels.items() if known in RESIZING))
@@ -293,10 +293,9 @@ def resized(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
         return Labels.alike(FIXED, call.shape)
     if called == "conv1d" and x.varies == [1]:  # tokens are its channels
         if call.layer is not None:
-            weight, bias = "weight", None if call.layer.bias is None else "bias"
+            weight, bias, reads = "weight", "bias", call.layer.in_channels // call.layer.groups
         else:
-            weight, bias = rest[0], (*rest, options.get("bias"))[1]
-        reads = (call.layer.weight if call.layer is not None else weight).shape[1]
+            weight, bias, reads = rest[0], (*rest, options.get("bias"))[1], rest[0].shape[1]
         if reads == x.shape[1]:
             return along_pixels(call, x, 1, weight, bias)
     if len(call.shape) != 4 or not set(x.varies) <= {1, 2, 3}:
@@ -345,10 +344,7 @@ def linear(
     last = len(x.shape) - 1
     if last not in x.varies:
         return Labels(call.shape, x.ids)
-    if call.layer is not None:
-        bias = None if call.layer.bias is None else "bias"
-    else:
-        bias = rest[0] if rest else options.get("bias")
+    bias = "bias" if call.layer is not None else rest[0] if rest else options.get("bias")
     return along_pixels(call, x, last, weight, bias, reads)
 
 

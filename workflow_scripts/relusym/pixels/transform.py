@@ -162,14 +162,10 @@ def actions(traced: TracedNet, symmetry: Symmetry, nodes: Iterable[str]) -> dict
 
 def _action(flow: PixelFlow, images: object, labels: Labels, symmetry: Symmetry, name: str) -> Action:
     if not labels.varies:
-        return _stay
+        return lambda x: x
     order = flow.order(images, labels.ids.flatten(), name)
     if labels.varies == [2, 3] and len(labels.shape) == 4:
         in_space = symmetry.act(torch.arange(len(order)).reshape(labels.ids.shape))
         if torch.equal(in_space.flatten(), order):
             return symmetry.act
     return partial(move_entries, dims=labels.varies, order=order)
-
-
-def _stay(x: Tensor) -> Tensor:
-    return x
