@@ -25,6 +25,11 @@ def Applied(self, x):
     return self.function(x)
 
 
+@net_of(lambda layer: {"layer": layer})
+def First(self, x):
+    return self.layer(x)[0]
+
+
 LAYERS = {
     **{f"conv {k} {s} {p} {d}": lambda k=k, s=s, p=p, d=d: nn.Conv2d(3, 4, k, s, p, d) for k, s, p,
      d in product((1, 2, 3), (1, 2, 3), (0, 1), (1, 2))},
@@ -36,6 +41,8 @@ LAYERS = {
     "power average function": lambda: Applied(lambda x: nn.functional.lp_pool2d(x, 2, 2, ceil_mode=True)),
     "narrow": lambda: Applied(lambda x: x.narrow(-1, 1, x.shape[-1] - 1)),
     "narrow symmetric": lambda: Applied(lambda x: x.narrow(3, length=x.shape[3] - 2, start=1)),
+    "max pool with indices": lambda: Applied(lambda x: nn.functional.max_pool2d(x, 2, return_indices=True)[0]),
+    "max pool layer with indices": lambda: First(nn.MaxPool2d(3, 2, return_indices=True)),
     "narrow channels": lambda: Applied(lambda x: torch.cat([x, x], 1).narrow(1, 2, 3)),
     "narrow height": lambda: Applied(lambda x: torch.narrow(x, 2, 0, 5)),
     "adaptive": lambda: nn.AdaptiveAvgPool2d(4), "upsample": lambda: nn.Upsample(scale_factor=2),

@@ -173,11 +173,11 @@ def batch_norm_function(
     return Labels.along(no_constants(labels), 1, call.shape)
 
 
-@handler(nn.PReLU)
-def prelu(call: Call, x: Labels) -> Labels:
+@handler(nn.PReLU, "prelu")
+def prelu(call: Call, x: Labels, weight: Any = "weight") -> Labels:
     labels = call.along(x, 1)
-    if call.layer.weight.numel() > 1:
-        call.index("weight", 0, labels)
+    if (weight if call.layer is None else call.layer.weight).shape.numel() > 1:
+        call.index(weight, 0, labels)
         labels = no_constants(labels)
     return Labels.along(labels, 1, call.shape)
 

@@ -22,6 +22,7 @@ WINDOWS = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2
 PADS = (nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
 WINDOW_FUNCTIONS = {  # with their arguments in order
     "max_pool2d": "input kernel_size stride padding dilation",
+    "max_pool2d_with_indices": "input kernel_size stride padding dilation",
     "avg_pool2d": "input kernel_size stride padding",
     "lp_pool2d": "input norm_type kernel_size stride",
     "conv2d": "input weight bias stride padding dilation",
@@ -149,14 +150,17 @@ def _misfits(
         for node in graph.nodes:
             before = [places[source] for source in node.all_input_nodes if source in places]
             pixels, off = max(before, key=lambda place: abs(place[1])) if before else (1.0, 0.0)
-            sources = [source for source in node.all_input_nodes if len(_shape(source)) == 4]
+            called = node
+            if function_name(node) == "getitem" and not _shape(pool := node.args[0]):  # one with indices
+                called = pool if pool.op == "call_module" or function_name(pool) in WINDOW_FUNCTIONS else node
+            sources = [source for source in called.all_input_nodes if len(_shape(source)) == 4]
             size, fits = 0, None
             if (tokens := _tokens(node, axis)) is not None:
                 size, fits = _shape(node.args[0])[axis - 1], tokens
                 pixels = image_shape[axis - 1] / size
             elif sources and len(_shape(node)) == 4:
                 size = _shape(sources[0])[axis]
-                fits = _left_over(net, node, axis, size, _shape(node)[axis])
+                fits = _left_over(net, called, axis, size, _shape(node)[axis])
             if fits is not None:
                 stride, left_over = fits
                 padded = sources[0] if sources and tokens is None else None
@@ -165,7 +169,7 @@ def _misfits(
                     places[padded] = pixels, off + left_over * pixels
                     off, left_over = places[padded][1], 0
                 if left_over:
-                    name = describe(node).removeprefix("layer ").replace("getitem", "slice")
+                    name = describe(called).removeprefix("layer ").replace("getitem", "slice")
                     misfits.append(Misfit(name, max(1, round(stride)), size, left_over, left_over * pixels))
                     if len(node.users) == 1 and _padding(net, node):
                         pads[node] = -left_over, misfits[-1]
