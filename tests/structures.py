@@ -334,6 +334,7 @@ BETWEEN = {
     "sorted": (lambda x: x + x.sort(1)[0].mean(1, keepdim=True), 12),
     "k largest pixels": (lambda x: x * x.flatten(2).topk(3).values.mean(2)[..., None, None], 12),
     "largest along axes": (lambda x: x / (1 + x.abs().amax(axis=(2, 3), keepdim=True)), 12),
+    "mean squares": (lambda x, w: F.rms_norm(x.movedim(1, -1), (12,), w, 1e-6).movedim(-1, 1), 12, (12,)),
     "prelu": (F.prelu, 12, (12,)),
     "sorted pixels": (lambda x: x * x.sort()[0][..., -1:] + x.max(axis=3, keepdim=True)[0], 12),
     "median": (lambda x: x - x.flatten(2).median(2).values[..., None, None], 12),

@@ -188,6 +188,8 @@ def layer_norm_function(
 ) -> Labels:
     """Over the last dimensions, whose weights meet them entry by entry."""
     call.mix(input, list(range(input.ids.ndim - len(normalized_shape), input.ids.ndim)))
+    if isinstance(bias, float):  # rms_norm's, which has no bias, is eps
+        bias = None
     if weight is None and bias is None:
         return Labels(call.shape, input.ids)
     ids = no_constants(input.ids)
@@ -492,8 +494,8 @@ def multihead_attention(call: Call, query: Any, key: Labels, value: Labels, **op
     shape, weights = call.result[0].shape, call.result[1]
     if weights is not None:
         each = weights.ndim == len(shape) + 1  # of each head, and not their mean
-        labels = Labels.alike(FIXED, weights.shape)
-        weights = Labels.along(heads.flatten(), -3, weights.shape) if each else labels
+        labels = heads.flatten() if each else torch.tensor(FIXED)
+        weights = Labels.along(labels, -3, weights.shape)
     return Labels.along(written, len(shape) - 1, shape), weights
 
 
@@ -617,8 +619,7 @@ def _moved(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
     if call.layer is not None:
         return call.layer(x)
     if call.node.op == "call_method":
-        target = {"view": "reshape", "view_as": "reshape_as"}.get(call.node.target, call.node.target)
-        return getattr(x, target)(*rest, **options)
+        return getattr(x, call.node.target.replace("view", "reshape"))(*rest, **options)
     return call.node.target(x, *rest, **options)
 
 
@@ -628,7 +629,6 @@ ENTRYWISE.update((kept, entrywise, moves, attention))
 @both("set_item")
 def assigned(call: Call, x: Any, index: Any, value: Any) -> Any:
     """Other entries in the place of some; where a mask says which, either may be there."""
-    value = torch.tensor(float(value)) if isinstance(value, int | float) else value
     if any(isinstance(part, Labels) for part in tree_leaves(index)):
         if not isinstance(index, Labels) or index.shape != x.shape:
             raise call.refusal("it is assigned to where it isn't known")
@@ -646,13 +646,12 @@ def assigned_to_view(call: Call, x: Any, value: Any, *view: Any, **kwargs: Any) 
 def assigned_by_index(call: Call, x: Any, dim: int, index: Any, value: Any) -> Any:
     if not isinstance(index, Tensor):
         raise call.refusal("it is assigned to where it isn't known")
-    value = torch.tensor(float(value)) if isinstance(value, int | float) else value
-    if function_name(call.node).startswith("scatter"):
-        return _put(call, x, lambda x: x.gather(dim, index), value)
-    return _put(call, x, lambda x: x.index_select(dim, index), value)
+    part_of = Tensor.gather if function_name(call.node).startswith("scatter") else Tensor.index_select
+    return _put(call, x, lambda x: part_of(x, dim, index), value)
 
 
 def _put(call: Call, x: Any, part_of: Callable[[Tensor], Tensor], value: Any) -> Any:
+    value = torch.tensor(float(value)) if isinstance(value, int | float) else value
     if isinstance(x, Weights) and isinstance(value, Weights | Tensor):
         return _weights_in_another(call, x, part_of, value)
     entries = constant(call, x).entries.clone(memory_format=torch.contiguous_format)
@@ -693,11 +692,9 @@ def cat(call: Call, tensors: Any, dim: int = 0, **options: Any) -> Any:
     labelled = [x for x in tensors if isinstance(x, Labels)]
     if not labelled:
         return _weights_beside(call, tensors, dim)
-    ids = None
-    if any(x.varies for x in labelled) and not any(
-        dim in x.varies for x in labelled
-    ):  # tokens, and not channels
-        ids = call.relations.beside([x.ids for x in labelled], call.node.name)
+    varies = {other for x in labelled for other in x.varies}
+    tokens = varies and dim not in varies
+    ids = call.relations.beside([x.ids for x in labelled], call.node.name) if tokens else None
     if ids is None:
         pieces = call.relations.distinct([constant(call, x).entries for x in tensors])
         return Labels.of(torch.cat(pieces, dim))
@@ -770,11 +767,8 @@ def spatial(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
         call.index(x, 1, labels)
     else:
         labels = call.along(x, 1)
-    if isinstance(call.result, Tensor):
-        return Labels.along(labels, 1, call.shape)
-    return tuple(
-        Labels.along(labels, 1, part.shape) for part in call.result
-    )  # the second is where the largest are
+    # of two, the second is where the largest are
+    return tree_map(lambda part: Labels.along(labels, 1, part.shape), call.result)
 
 
 @handler("grid_sample")

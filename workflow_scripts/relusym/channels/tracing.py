@@ -647,7 +647,9 @@ class _Sizes:
     """Numbers among a graph's arguments that depend on how many images there are."""
 
     def __init__(self, graph: fx.Graph, image: fx.Node):
-        self.graph, self.image, self.nodes = graph, image, {}
+        self.graph = graph
+        with graph.inserting_after(image):  # how many there are: erased if nothing reads it
+            self.nodes = {(1, 0): graph.call_method("size", (image, 0))}
 
     def matched(self, few: Any, more: Any) -> Any:
         """An argument, or a node for a number that differs."""
@@ -659,16 +661,11 @@ class _Sizes:
     def _node(self, step: int, rest: int) -> fx.Node:
         """`step` times the number of images and `rest`."""
         if (step, rest) not in self.nodes:
-            count = self.image
-            with self.graph.inserting_after(self.image):
-                if (step, rest) == (1, 0):
-                    count = self.graph.call_method("size", (self.image, 0))
-            if (step, rest) != (1, 0):
-                count = self._node(1, 0)
-                for function, number, idle in ((operator.mul, step, 1), (operator.add, rest, 0)):
-                    if number != idle:
-                        with self.graph.inserting_after(count):
-                            count = self.graph.call_function(function, (count, number))
+            count = self.nodes[1, 0]
+            for function, number, idle in ((operator.mul, step, 1), (operator.add, rest, 0)):
+                if number != idle:
+                    with self.graph.inserting_after(count):
+                        count = self.graph.call_function(function, (count, number))
             self.nodes[step, rest] = count
         return self.nodes[step, rest]
 
@@ -702,7 +699,10 @@ def show_projections(graph: fx.Graph, net: nn.Module) -> None:
         with graph.inserting_before(node):
             read = [graph.create_node("get_attr", w) if isinstance(w, str) else w for w in weights]
             shown = graph.call_function(F.linear, (x, *read))
-        shown.meta["layer"] = str(read[0].target).rpartition(".")[0] or node.name
+        shown.meta = {
+            "layer": str(read[0].target).rpartition(".")[0] or node.name,
+            "image": x.meta.get("image"),
+        }
 
 
 def describe(node: fx.Node) -> str:

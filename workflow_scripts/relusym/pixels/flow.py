@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -149,10 +149,7 @@ class PixelRelations:
         for i, j in itertools.combinations(range(len(pieces)), 2):
             if maps[i] & maps[j] and not torch.equal(pieces[i], pieces[j]):
                 return None
-        ids = pieces[0]
-        for piece in pieces[1:]:
-            ids = self.join(ids, piece, where)
-        return ids
+        return reduce(lambda ids, piece: self.join(ids, piece, where), pieces)
 
     def mark(self, ids: Tensor, how: Hashable) -> None:
         """Nothing sets pixels apart."""

@@ -48,7 +48,7 @@ class Misfit:
     layer: str
     stride: int
     size: int
-    left_over: int
+    left_over: float
     pixels: float
 
 
