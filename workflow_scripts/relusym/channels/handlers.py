@@ -599,20 +599,22 @@ def _unsqueezed(x: Weights | Tensor, dim: int) -> Weights | Tensor:
     if isinstance(x, Tensor):
         return x.unsqueeze(dim)
     sources = {name: entries.expand(x.shape).unsqueeze(dim) for name, entries in x.sources.items()}
-    return Weights(next(iter(sources.values())).shape, sources, x.pooled)
+    return Weights(next(iter(sources.values())).shape, sources, x.pooled, x.beside)
 
 
 def _moved_weights(call: Call, weights: Weights, *rest: Any, **options: Any) -> Weights | tuple[Weights, ...]:
-    moved = {name: _moved(call, ids.expand(weights.shape), *rest, **options)
-             for name, ids in weights.sources.items()}  # fmt: skip
-    beside = [_moved(call, x.expand(weights.shape), *rest, **options) for x in weights.beside]
-    if isinstance(call.result, Tensor):
-        sources = {name: Labels.of(ids).ids for name, ids in moved.items()}
-        return Weights(call.shape, sources, weights.pooled, tuple(Labels.of(x).ids for x in beside))
-    parts = zip(*moved.values(), strict=True)
-    constants = zip(*beside, strict=True) if beside else [()] * len(call.result)
-    return tuple(Weights(part[0].shape, dict(zip(moved, part, strict=True)), beside=constant)
-                 for part, constant in zip(parts, constants, strict=True))  # fmt: skip
+    results = (call.result,) if isinstance(call.result, Tensor) else call.result
+
+    def moved(x: Tensor) -> list[Tensor]:
+        """Of each result."""
+        x = _moved(call, x.expand(weights.shape), *rest, **options)
+        return [Labels.of(part).ids for part in ((x,) if isinstance(x, Tensor) else x)]
+
+    sources = {name: moved(entries) for name, entries in weights.sources.items()}
+    beside = [moved(x) for x in weights.beside]
+    parts = tuple(Weights(result.shape, {name: ids[i] for name, ids in sources.items()}, weights.pooled,
+                          tuple(x[i] for x in beside)) for i, result in enumerate(results))  # fmt: skip
+    return parts[0] if isinstance(call.result, Tensor) else parts
 
 
 def _moved(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
@@ -709,7 +711,7 @@ def cat(call: Call, tensors: Any, dim: int = 0, **options: Any) -> Any:
 def _weights_beside(call: Call, tensors: Any, dim: int) -> Weights:
     """Parameters and constants beside each other: where one is, the others have no entries."""
     parameters = [(i, x) for i, x in enumerate(tensors) if isinstance(x, Weights)]
-    if any(x.pooled for _, x in parameters):
+    if any(x.pooled or x.beside for _, x in parameters):
         raise call.refusal("what is computed of parameters is joined")
     sources = {name: [torch.full(x.shape, -1) for x in tensors] for _, x in parameters for name in x.sources}
     for i, x in parameters:
