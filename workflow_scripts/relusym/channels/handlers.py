@@ -75,7 +75,8 @@ def convolved(call: Call, x: Any, weight: Any, bias: Any, groups: int, transpose
         x = Labels.alike(FIXED, x.shape)
     pointwise = groups == 1 and all(size == 1 for size in shape[2:])
     if x.varies and dim % len(x.shape) not in x.varies and pointwise:
-        return _along_positions(call, x, weight, bias)
+        call.fix(weight, bias)  # along positions, and not channels, it does the same to all channels
+        return Labels(call.shape, no_constants(x.ids))
     read = call.along(x, dim)
     if groups == 1:
         call.index(weight, reads, read)
@@ -88,12 +89,6 @@ def convolved(call: Call, x: Any, weight: Any, bias: Any, groups: int, transpose
         call.writes(written)
     call.index(bias, 0, written)
     return Labels.along(written, dim % len(call.shape), call.shape)
-
-
-def _along_positions(call: Call, x: Labels, weight: Any, bias: Any) -> Labels:
-    """A layer along a dimension in which positions lie, and not channels: it does the same to all channels."""
-    call.fix(weight, bias)
-    return Labels(call.shape, no_constants(x.ids))
 
 
 def _filtered(call: Call, x: Any, weight: Any, bias: Any, groups: int, dim: int) -> Labels:

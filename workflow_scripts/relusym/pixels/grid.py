@@ -90,14 +90,15 @@ def grid(net: nn.Module | TracedNet, image_shape: tuple[int, int, int], symmetry
         UserError: the net can't be traced, or doesn't take images of this shape.
     """
     traced, symmetry = as_traced(net, image_shape), as_symmetry(symmetry)
-    if (symmetry.name, traced.image_shape) not in traced.known:
-        traced.known[symmetry.name, traced.image_shape] = _grid(traced, traced.image_shape, symmetry)
-    return traced.known[symmetry.name, traced.image_shape]
+    if ("grid", symmetry.name) not in traced.known:
+        traced.known["grid", symmetry.name] = _grid(traced, symmetry)
+    return traced.known["grid", symmetry.name]
 
 
-def _grid(traced: TracedNet, image_shape: tuple[int, int, int], symmetry: Symmetry) -> Grid:
-    misfits, offset = _misfits(traced.graph, traced.net, image_shape, symmetry)
-    size, (channels, height, width) = image_shape[axes(symmetry)[-1] - 1], image_shape
+def _grid(traced: TracedNet, symmetry: Symmetry) -> Grid:
+    misfits, offset = _misfits(traced.graph, traced.net, traced.image_shape, symmetry)
+    channels, height, width = traced.image_shape
+    size = traced.image_shape[axes(symmetry)[-1] - 1]
     next_size, without = None, _without_weights(traced.net) if misfits else None
     for more in range(1, SEARCHED if misfits else 0):
         shape = (channels, height + more, width + more)
