@@ -89,3 +89,4 @@ def test_a_command_that_is_not_there_is_one_line():
     (line,) = command_problems("mkdir -p logs && qsub-of-nowhere -N {rule}")
     assert line.startswith("qsub-of-nowhere: not found; run snakemake on a node that may submit")
     assert "\n" not in line
+    assert command_problems("cd logs && umask 027; QUEUE=gpu mkdir -p logs | cat;") == []

@@ -72,12 +72,13 @@ def _minutes(limit: str) -> int | None:
 
 
 def command_problems(command: str) -> list[str]:
-    """Which commands a line of shell needs that this machine lacks."""
-    wanted = [part.split()[0] for part in re.split(r"&&|\|\||;|\|", command) if part.strip()]
+    """Which commands a line of shell needs that its shell lacks."""
+    parts = (part.split() for part in re.split(r"&&|\|\||;|\|", command))
+    wanted = (next((word for word in words if "=" not in word), None) for words in parts)
     return [
         f"{name}: not found; run snakemake on a node that may submit jobs, or load the site's module for the scheduler"
-        for name in wanted
-        if shutil.which(name) is None
+        for name in filter(None, wanted)
+        if not _asked(shlex.join(["sh", "-c", 'command -v "$0"', name]))[0]
     ]
 
 

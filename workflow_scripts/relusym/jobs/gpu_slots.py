@@ -22,8 +22,8 @@ def visible_gpus() -> list[str]:
     """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, else all of the machine (NVIDIA's)."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        names = takewhile(lambda name: name.strip() != "-1", chosen.split(","))  # which hides all behind it
-        return [name for name in names if name.strip()]
+        names = map(str.strip, chosen.split(","))
+        return [*filter(None, takewhile(lambda name: name != "-1", names))]  # which hides all behind it
     numbers = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
     return sorted(numbers, key=int)
 
