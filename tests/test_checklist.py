@@ -7,7 +7,7 @@ from relusym.jobs.checklist import Submission, command_problems, in_the_way, slu
 from relusym.records.results import Results
 from relusym.whole_files import check_writable
 
-PARTITIONS = "cpu*|infinite\ngpu|4:00:00\nlong|1-02:30:00\nquick|30:00\n"
+PARTITIONS = "sinfo: warning: old options\ncpu*|infinite\ngpu|4:00:00\nlong|1-02:30:00\nquick|30:00\n"
 INVALID = "Invalid partition name specified"
 REFUSED = f"sbatch: error: invalid partition specified: gqu\nallocation failure: {INVALID}\n"
 

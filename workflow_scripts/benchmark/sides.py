@@ -51,8 +51,8 @@ def device_name(device: torch.device, cores: int) -> str:
     """The GPU's name, or the CPU's with the number of cores in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return f"{next(models, platform.processor() or platform.machine())}, {cores} cores"
 

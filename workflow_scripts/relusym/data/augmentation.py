@@ -22,7 +22,7 @@ Normalise = Callable[[Tensor], Tensor]
 def normalise(
     images: Tensor, mean: tuple[float, float, float] = MEAN, std: tuple[float, float, float] = STD
 ) -> Tensor:
-    """uint8 (B, H, W, 3) → float32 (B, 3, H, W), channels last in memory, by mean and std: CIFAR10's, if not given."""
+    """uint8 (B, H, W, 3) → float32 (B, 3, H, W), channels last in memory, by mean and std (default: CIFAR10's)."""
     means, stds = on_device((tuple(mean), tuple(std)), images.device)
     return images.float().sub_(means).div_(stds).permute(0, 3, 1, 2)
 

@@ -40,7 +40,8 @@ def slurm_problems(submissions: Iterable[Submission], status_command: str | None
         problems.append(
             f"{PROFILE}: slurm-status-command: sacct, but this Slurm keeps no accounts; set it to squeue"
         )
-    limits = dict(line.split("|") for line in partitions.splitlines())  # the default one's name ends in *
+    lines = (line for line in partitions.splitlines() if "|" in line)  # others are warnings
+    limits = dict(line.split("|") for line in lines)  # the default one's name ends in *
     default = next((name.rstrip("*") for name in limits if name.endswith("*")), None)
     limits = {name.rstrip("*"): _minutes(limit) for name, limit in limits.items()}
     for rule, partition, minutes, options in submissions:

@@ -33,8 +33,8 @@ def users_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"relusym-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    about = folder.lstat()
-    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
+    entry = folder.lstat()
+    if not stat.S_ISDIR(entry.st_mode) or entry.st_uid != os.getuid() or entry.st_mode & 0o077:
         raise UserError(
             f"{folder} isn't a folder that you alone can enter: remove it, or set TMPDIR to another"
         )
