@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from small_nets import smooth_images, vgg11
 from torch import nn
 
-from relusym import checkpoint
+from relusym import checkpoint, reporting
 from relusym.evaluation.images import normalisation
 from relusym.evaluation.logits import logits_of
 from relusym.merging.identities import largest_difference
@@ -712,6 +712,16 @@ def test_an_interrupted_report_goes_on_from_its_last_layer(folder, capsys, tmp_p
     assert report(capsys, folder, *on)[0] == 130
     assert report(capsys, folder, *on)[0] == 0 and len(made) == 10 + 12 - 9
     assert not list(tmp_path.rglob("unfinished*"))
+
+
+def test_ctrl_c_while_the_command_is_imported_is_no_traceback(monkeypatch):
+    def interrupted(*module):
+        raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "relusym.reporting.command")
+    monkeypatch.delattr(reporting, "command")
+    monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=interrupted)])
+    assert reporting.main() == 130
 
 
 def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
