@@ -161,7 +161,7 @@ def test_the_starts_of_weight_matching_outdate_its_merges_and_no_other():
     assert {after[other]["merging"]["starts"] for other in after if other not in before} == {3}
     # what was measured before there were several starts is from one
     old = {**before[key], "merging": {"matching": "weight", "images": before[key]["merging"]["images"]}}
-    assert [*differences(old, before[key])] == ["merging.starts"]
+    assert [*differences(old, before[key])] == [("merging.starts", 1, 8)]
 
 
 def test_several_nets_are_those_of_a_seed_and_the_next_ones_and_of_three_none_is_in_two_sets():
@@ -201,7 +201,7 @@ def test_what_a_measurement_depends_on_outdates_it_and_nothing_of_the_papers():
     assert {job.nets[0][0] for job in other if job.kind == "exact_gcnn"} == {"cnn_inv"}
     (job, *_) = [job for job in other if job.kind == "curves"]
     settings_now, _ = after.made_with("curves", tuple(unit for unit, _ in job.nets))
-    assert [*differences(job.settings, settings_now)] == ["points"]
+    assert [name for name, *_ in differences(job.settings, settings_now)] == ["points"]
 
 
 @pytest.mark.parametrize("kind, section, line", [
