@@ -102,7 +102,6 @@ Device = Annotated[str, _matches(DEVICE, "allowed is auto, cpu, cuda, or one GPU
 Side = Annotated[int, Field(ge=8, le=4096), Number]
 Pair = Annotated[list[Text], Field(min_length=2, max_length=2)]
 Channels = Annotated[list[Annotated[float, Number]], Field(min_length=3, max_length=3)]
-Compared = Annotated[list[Annotated[str, among(MATCHINGS)]], Field(min_length=1), AfterValidator(each_once)]
 Row = Annotated[str, among(paper_values.resnets())]
 
 

@@ -1,7 +1,4 @@
-"""The config, resolved to one scale: which nets, how each is made, what is merged with what.
-
-Nothing here imports PyTorch: Snakemake reads it at every start.
-"""
+"""The config, resolved to one scale: which nets, how each is made, what is merged with what."""
 
 from __future__ import annotations
 
