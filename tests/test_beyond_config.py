@@ -287,3 +287,14 @@ def test_a_measurement_is_one_module_that_needs_no_pytorch_to_be_planned(tmp_pat
     *jobs, right, wrong = python(PLANNED, ROOT / "scales", PYTHONPATH=str(tmp_path)).splitlines()
     assert jobs == [f"measure 0.25 {nets}" for nets in ("cnn-0", "cnn-1", "cnn-0--cnn-1")]
     assert right == "None False" and wrong.startswith("can't be right (mine: 2 given")
+
+
+def test_filters_are_shown_of_types_in_the_papers_tables_alone_since_of_others_none_are_kept():
+    apart = settings_of(scale="identifiability")
+    assert "gcnn" in apart.models and not any(
+        declared()[f"figure{n}"].exists(apart) for n in (1, 2, 5, 6, 7, 8)
+    )
+    some = settings_of(scale="laptop", models={"cnn_inv": {"table": None}})
+    assert not declared()["figure5"].exists(some)
+    assert declared()["figure1"].select(some)["models"] == ["cnn"]
+    assert declared()["figure2"].select(some)["model"] in some.table("table2")
