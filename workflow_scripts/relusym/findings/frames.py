@@ -221,12 +221,12 @@ def in_order(nets: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
     return nets.sort_values("model", key=lambda types: types.map(places), kind="stable")
 
 
-def summary(nets: pd.DataFrame, key: list[str], wanted: Sequence, quantities: Sequence[str]) -> pd.DataFrame:
+def summary(nets: pd.DataFrame, key: list[str], wanted: Any, quantities: Sequence[str]) -> pd.DataFrame:
     """Columns `key`, `…_mean` and `…_std` (sample's, NaN for n < 2) of each quantity, n (ok) and left_out (not ok).
 
-    One row for each of `wanted`, in their order: values of `key`, tuples if it has several.
+    One row for each of `wanted`, in their order: values of `key`, tuples (or a frame) if it has several.
     """
-    index = pd.DataFrame(list(wanted), columns=key).set_index(key).index
+    index = pd.DataFrame(wanted, columns=key).set_index(key).index
     ok = nets[nets["ok"]].groupby(key)
     columns = {
         f"{quantity}_{statistic}": getattr(ok[quantity], statistic)().reindex(index)

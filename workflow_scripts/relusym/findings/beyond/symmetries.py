@@ -57,7 +57,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     check_agreement(inputs)
     nets = in_order(by_net(inputs["symmetries"]), selection["models"])
     rows = nets.drop_duplicates(KEY)
-    means = summary(nets, KEY, list(rows[KEY].itertuples(index=False, name=None)), list(QUANTITIES))
+    means = summary(nets, KEY, rows[KEY], list(QUANTITIES))
     means.insert(2, "data", rows["data"].to_list())
     return means.assign(symmetry=means["symmetry"].str.replace("_", " "))
 
