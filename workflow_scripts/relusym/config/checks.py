@@ -332,9 +332,6 @@ def _unfit(key: str, size: int | None, sides: tuple[int, int], architecture: str
 
 
 def _wide(key: str, padding: int, size: int | None, sides: tuple[int, int]) -> str | None:
-    least = size or min(sides)
-    return (
-        f"{key}: {padding} given; allowed is less than the images' {least} pixels"
-        if padding >= least
-        else None
-    )
+    if padding < (least := size or min(sides)):
+        return None
+    return f"{key}: {padding} given; allowed is less than the images' {least} pixels"

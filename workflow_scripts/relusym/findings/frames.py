@@ -107,7 +107,7 @@ def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], selection: Se
     disagree on the accuracy of a net; those of `train` are held against the others even where they aren't asked for.
     """
     inputs = {}
-    for kind in {**dict.fromkeys(kinds), **files}:
+    for kind in dict.fromkeys([*kinds, *files]):
         reader = _named_filters if kind == "filters" else load_record
         inputs[kind] = [reader(path) for path in files.get(kind, [])]
     inputs = chosen(inputs, selection)
