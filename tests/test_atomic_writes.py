@@ -118,7 +118,7 @@ def test_a_planted_link_is_not_followed_and_the_file_is_its_owners_until_it_is_w
     assert path.read_text() == "whole" and not path.is_symlink()
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path.name)])
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, Path.touch, lambda path: path.symlink_to(path.name)])
 def test_what_stands_where_a_note_belongs_makes_its_table_anew_and_keeps_nobody_waiting(tmp_path, make):
     make(tmp_path / "table2-0.sha256")
     assert not is_whole(tmp_path / "table2-0.sha256")

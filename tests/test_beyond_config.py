@@ -161,7 +161,7 @@ def test_the_starts_of_weight_matching_outdate_its_merges_and_no_other():
     assert {after[other]["merging"]["starts"] for other in after if other not in before} == {3}
     # what was measured before there were several starts is from one
     old = {**before[key], "merging": {"matching": "weight", "images": before[key]["merging"]["images"]}}
-    assert [*differences(old, before[key])] == ["merging.starts"]
+    assert [*differences(old, before[key])] == [("merging.starts", 1, 8)]
 
 
 def test_several_nets_are_those_of_a_seed_and_the_next_ones_and_of_three_none_is_in_two_sets():
@@ -201,7 +201,7 @@ def test_what_a_measurement_depends_on_outdates_it_and_nothing_of_the_papers():
     assert {job.nets[0][0] for job in other if job.kind == "exact_gcnn"} == {"cnn_inv"}
     (job, *_) = [job for job in other if job.kind == "curves"]
     settings_now, _ = after.made_with("curves", tuple(unit for unit, _ in job.nets))
-    assert [*differences(job.settings, settings_now)] == ["points"]
+    assert [name for name, *_ in differences(job.settings, settings_now)] == ["points"]
 
 
 @pytest.mark.parametrize("kind, section, line", [
@@ -287,3 +287,14 @@ def test_a_measurement_is_one_module_that_needs_no_pytorch_to_be_planned(tmp_pat
     *jobs, right, wrong = python(PLANNED, ROOT / "scales", PYTHONPATH=str(tmp_path)).splitlines()
     assert jobs == [f"measure 0.25 {nets}" for nets in ("cnn-0", "cnn-1", "cnn-0--cnn-1")]
     assert right == "None False" and wrong.startswith("can't be right (mine: 2 given")
+
+
+def test_filters_are_shown_of_types_in_the_papers_tables_alone_since_of_others_none_are_kept():
+    apart = settings_of(scale="identifiability")
+    assert "gcnn" in apart.models and not any(
+        declared()[f"figure{n}"].exists(apart) for n in (1, 2, 5, 6, 7, 8)
+    )
+    some = settings_of(scale="laptop", models={"cnn_inv": {"table": None}})
+    assert not declared()["figure5"].exists(some)
+    assert declared()["figure1"].select(some)["models"] == ["cnn"]
+    assert declared()["figure2"].select(some)["model"] in some.table("table2")

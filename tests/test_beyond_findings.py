@@ -403,6 +403,16 @@ def test_figures_show_every_type_and_say_where_there_is_none():
     assert len(points) == 2 * 4 * 4 + 2 * 4
 
 
+@pytest.mark.parametrize("draw", [by_layer.draw, during_training.draw])
+def test_more_types_than_there_are_colours_are_all_drawn(draw):
+    models = [f"cnn_{i}" for i in range(9)]
+    nets = {"by_layer": [layered(model, 0) for model in models],
+            "during_training": [trained(model, 0, [0.3, 0.2, 0.1]) for model in models]}  # fmt: skip
+    figure, _ = draw(nets, SELECTION | {"models": models})
+    _, labels = figure.axes[0].get_legend_handles_labels()
+    assert labels == models
+
+
 def test_records_of_other_checkpoints_or_settings_are_refused():
     first, other = exact("cnn", 0), exact("cnn", 1)
     other["settings"]["fine_tuning"] = {"epochs": 3}

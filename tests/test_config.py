@@ -38,8 +38,8 @@ def test_a_scale_of_ones_own_is_a_copy_and_goes_before_this_projects(tmp_path):
     write_scale(tmp_path, "demo", DEMO | {"seeds": 7, "beyond": {}})
     folders = [tmp_path / "scales", ROOT / "scales"]
     mine = Settings.of({"scale": "mine"}, folders)
-    assert mine.train("cnn")["training"]["epochs"] == 6 and mine.paper.all_seeds == [*range(24)]
-    assert Settings.of({"scale": "demo"}, folders).all_seeds == [7]
+    assert mine.train("cnn")["training"]["epochs"] == 6 and mine.paper.sections.seeds == [*range(24)]
+    assert Settings.of({"scale": "demo"}, folders).sections.seeds == [7]
     with pytest.raises(UserError, match=r"^scale: 'min' given; allowed is one of .*mine.*\(is it mine\?\)$"):
         Settings.of({"scale": "min"}, folders)
 
@@ -151,7 +151,11 @@ def test_any_value_of_a_key_is_taken_or_refused_in_a_line_that_begins_with_the_k
             lines = lines_of(error)
             assert key == "models" or all(line.startswith(key) for line in lines), lines
         else:
-            assert settings.run.threads >= 1 and {*settings.seeds} <= {0, 1, 2}
+            assert settings.run.threads >= 1 and {*(settings.run.seeds or settings.sections.seeds)} <= {
+                0,
+                1,
+                2,
+            }
             assert all(pair[0] != pair[1] for pair in settings.pairs)
 
     check()

@@ -519,7 +519,7 @@ def test_values_that_the_command_line_leaves_as_text_are_taken_for_what_they_are
     given = {"training": {"learning_rate": "1e-2"}, "models": {"cnn": {"name": "12"}, "old": "null"}}
     run = {"seeds": "0,2", "threads": "2", "cifar10": config_of(ROOT)["cifar10"] | {"root": "{odd folder"}}
     settings = settings_of(**given, **run, filters={"zero_filter": "0.2"}, image_size="null")
-    assert settings.seeds == [0, 2] == seed_list([0, 2])
+    assert settings.run.seeds == [0, 2] == seed_list([0, 2])
     assert settings.run.threads == 2
     assert settings.train("cnn")["training"]["learning_rate"] == 0.01
     assert settings.run.cifar10.root == "{odd folder"

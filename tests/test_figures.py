@@ -403,6 +403,11 @@ FILLED = {"figure1": "CNN + inv-loss (Net A) and CNN (Net B), each", "figure7": 
 FILLED |= dict.fromkeys(("figure5", "figure6", "figure8", "zero_filters"), "0.125")
 
 
+@pytest.mark.parametrize(("name", "label"), [("table2", "Table 2"), ("figure10", "Figure 10")])
+def test_the_report_calls_tables_and_figures_by_their_numbers(name, label):
+    assert declared()[name].label == label
+
+
 def test_every_table_figure_and_statement_has_a_caption_and_every_caption_its_place():
     assert set(CAPTIONS) == {*declared(), *STATEMENTS, "workflow"}
 

@@ -205,7 +205,7 @@ def test_the_seeds_of_a_type_are_paired_once_each(seeds, pairs):
     of_scale = settings_of(scale_of(ROOT, "demo") | changes)
     within = [pair for pair in of_scale.pairs if pair[0][0] == pair[1][0]]
     assert len(within) == pairs == len({frozenset(pair) for pair in within})
-    assert len(of_scale.pairs) - pairs == len(of_scale.seeds)
+    assert len(of_scale.pairs) - pairs == len(of_scale.sections.seeds)
 
 
 JSON = st.recursive(

@@ -333,8 +333,13 @@ COMPLAINTS = {
         {"train": [train("cnn", 0, settings=settings(width=0.5))], "flip_merge": [flip("cnn", 1)]},
         "network.width 0.5 and 0.25",
     ),
+    "training, one of which has the default": (
+        {"train": [train("cnn", 0), train("cnn", 1, settings=settings() | {"symmetry": "vertical_flip"})]},
+        r"train record cnn-1 were made with other settings \(symmetry horizontal_flip and vertical_flip\)",
+    ),
     "merging": (
-        {"flip_merge": [flip("cnn", 0), flip("cnn", 1) | {"settings": {"merging": {"images": 7}}}]},
+        {"flip_merge": [flip("cnn", 0), flip("cnn", 1) | {
+            "settings": {"merging": {"images": 7}, "trained": [settings()]}}]},
         "merging.images 500 and 7",
     ),
     "checkpoint": (
@@ -361,7 +366,7 @@ def test_records_that_do_not_go_together_are_refused_in_one_line(what):
 
 
 def test_records_that_go_together_are_not_refused():
-    as_by_default, absent = {"seed": 1, "precision": "float32"}, {"inputs": {"data": None}, "outputs": {}}
+    as_by_default, absent = {"symmetry": "horizontal_flip"}, {"inputs": {"data": None}, "outputs": {}}
     unlike = [
         train("cnn", 0), train("cnn", 1, settings=settings() | as_by_default),
         train("gcnn", 0, settings=settings(epochs=4)),  # another type

@@ -27,7 +27,7 @@ def paper_grid(root):
         "width": models[0].network["width"],
         "epochs": how[0].epochs,
         "images": 50_000,
-        "seeds": len(paper.all_seeds),
+        "seeds": len(paper.sections.seeds),
         "pairs": len(paper.types_paired),
         "invariance_from": [stage.invariance_from for stage in how],
     }

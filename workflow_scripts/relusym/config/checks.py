@@ -68,7 +68,7 @@ def _check_known_images(settings: Settings) -> None:
 
 
 def _check_seeds(settings: Settings) -> None:
-    if unknown := {*settings.seeds} - {*(seeds := settings.all_seeds)}:
+    if unknown := {*(settings.run.seeds or ())} - {*(seeds := settings.sections.seeds)}:
         short = f"{seeds[0]}, {seeds[1]} … {seeds[-1]}" if len(seeds) >= 5 else ", ".join(map(str, seeds))
         raise UserError(f"seeds: {min(unknown)} is none of the scale {settings.scale}'s seeds, {short}")
 
@@ -332,9 +332,6 @@ def _unfit(key: str, size: int | None, sides: tuple[int, int], architecture: str
 
 
 def _wide(key: str, padding: int, size: int | None, sides: tuple[int, int]) -> str | None:
-    least = size or min(sides)
-    return (
-        f"{key}: {padding} given; allowed is less than the images' {least} pixels"
-        if padding >= least
-        else None
-    )
+    if padding < (least := size or min(sides)):
+        return None
+    return f"{key}: {padding} given; allowed is less than the images' {least} pixels"

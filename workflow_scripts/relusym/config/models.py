@@ -15,7 +15,6 @@ from relusym.whole_files import distinct_names
 
 Values = dict[str, Any]
 
-
 GENERATED, IMAGENET = "generated", "imagenet"
 OF_GENERATED = "test_images", "invariant_to"  # keys of `data`
 

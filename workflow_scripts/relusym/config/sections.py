@@ -36,7 +36,7 @@ from relusym.theory import STATEMENTS
 from relusym.training.recipe import Recipe
 
 NO_MARKUP = re.compile(r"[^<>$]+")
-ID = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+ID = re.compile(r"(?!all$)[a-z][a-z0-9]*(_[a-z0-9]+)*")
 LONGEST_ID = 64  # file names hold two of them
 DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?")
 # without . and .. as a part of the path, which is that of a file below data/weights
@@ -50,9 +50,9 @@ ADDRESS = (
 LAYOUTS = Literal["auto", "plain", "module", "module.encoder", "module.base_encoder"]
 
 
-def _matches(pattern: re.Pattern[str], allowed: str, but: str | None = None) -> AfterValidator:
+def _matches(pattern: re.Pattern[str], allowed: str) -> AfterValidator:
     def check(text: str) -> str:
-        if not pattern.fullmatch(text) or text == but:
+        if not pattern.fullmatch(text):
             raise refusal(allowed)
         return text
 
@@ -94,15 +94,12 @@ Label = Annotated[Text, _matches(NO_MARKUP, "allowed is text of one line without
 Id = Annotated[
     str,
     Field(max_length=LONGEST_ID),
-    _matches(
-        ID, "allowed are small letters and digits, with single _ between them, and not `all`", but="all"
-    ),
+    _matches(ID, "allowed are small letters and digits, with single _ between them, and not `all`"),
 ]
 Device = Annotated[str, _matches(DEVICE, "allowed is auto, cpu, cuda, or one GPU, such as cuda:1")]
 Side = Annotated[int, Field(ge=8, le=4096), Number]
 Pair = Annotated[list[Text], Field(min_length=2, max_length=2)]
 Channels = Annotated[list[Annotated[float, Number]], Field(min_length=3, max_length=3)]
-Compared = Annotated[list[Annotated[str, among(MATCHINGS)]], Field(min_length=1), AfterValidator(each_once)]
 Row = Annotated[str, among(paper_values.resnets())]
 
 

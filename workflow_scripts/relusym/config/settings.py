@@ -1,7 +1,4 @@
-"""The config, resolved to one scale: which nets, how each is made, what is merged with what.
-
-Nothing here imports PyTorch: Snakemake reads it at every start.
-"""
+"""The config, resolved to one scale: which nets, how each is made, what is merged with what."""
 
 from __future__ import annotations
 
@@ -103,21 +100,11 @@ class Settings:
     def common(self) -> Model:
         """What all models have of the scale: a model whose entry is empty."""
         shared = self.sections.model_dump(include={*SHARED}, exclude_unset=True)
-        return Model("", ModelSection(), self.values, self.place, shared, self.all_seeds)
+        return Model("", ModelSection(), self.values, self.place, shared, self.sections.seeds)
 
     def table(self, name: str) -> list[str]:
         """The models that a table shows, "table2" or "table5"."""
         return [model.id for model in self.models.values() if model.table == name]
-
-    @property
-    def all_seeds(self) -> list[int]:
-        """The scale's seeds."""
-        return self.sections.seeds
-
-    @property
-    def seeds(self) -> list[int]:
-        """Those of the scale's seeds that this run is about."""
-        return self.all_seeds if self.run.seeds is None else self.run.seeds
 
     # ---- what is made
 
@@ -129,7 +116,7 @@ class Settings:
     def _chosen(self, model: Model) -> list[int]:
         """A model whose entry has seeds is part of the run on any piece of the scale's."""
         whole = self.run.seeds is None or model.entry.seeds is not None
-        return model.seeds if whole else [seed for seed in model.seeds if seed in self.seeds]
+        return model.seeds if whole else [seed for seed in model.seeds if seed in self.run.seeds]
 
     @property
     def trainings(self) -> list[Net]:

@@ -83,8 +83,8 @@ class Finding:
 
     @property
     def label(self) -> str:
-        """table2: Table 2."""
-        return re.sub(r"\B(?=\d)", " ", self.name.capitalize()).replace("_", "-")
+        """table2: Table 2, figure10: Figure 10."""
+        return re.sub(r"(?<=\D)(?=\d)", " ", self.name.capitalize()).replace("_", "-")
 
     @property
     def is_beyond(self) -> bool:

@@ -78,11 +78,11 @@ def by_folder(inputs: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def is_whole(note: str | Path) -> bool:
-    """Whether the files that a note names are as they were written."""
+    """Whether the files that a note names, one at least, are as they were written."""
     try:
         with open_file(note) as file:
             lines = file.read().decode("utf-8").splitlines()
         written = dict(reversed(line.split("  ", 1)) for line in lines if not line.startswith("#"))
-        return all(sha256(file) == known for file, known in written.items())
+        return bool(written) and all(sha256(file) == known for file, known in written.items())
     except (OSError, ValueError, UserError):
         return False

@@ -14,6 +14,7 @@ from relusym.errors import UserError
 from relusym.findings import Inputs, Record, Selection, np, pd
 from relusym.records.fields import images_of, nets_of
 from relusym.records.files import load_record
+from relusym.records.fingerprint import differences
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def read(kinds: Sequence[str], files: Mapping[str, Sequence[str]], selection: Se
     disagree on the accuracy of a net; those of `train` are held against the others even where they aren't asked for.
     """
     inputs = {}
-    for kind in {**dict.fromkeys(kinds), **files}:
+    for kind in dict.fromkeys([*kinds, *files]):
         reader = _named_filters if kind == "filters" else load_record
         inputs[kind] = [reader(path) for path in files.get(kind, [])]
     inputs = chosen(inputs, selection)
@@ -220,17 +221,12 @@ def in_order(nets: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
     return nets.sort_values("model", key=lambda types: types.map(places), kind="stable")
 
 
-def summary(nets: pd.DataFrame, key: list[str], wanted: Sequence, quantities: Sequence[str]) -> pd.DataFrame:
+def summary(nets: pd.DataFrame, key: list[str], wanted: Any, quantities: Sequence[str]) -> pd.DataFrame:
     """Columns `key`, `…_mean` and `…_std` (sample's, NaN for n < 2) of each quantity, n (ok) and left_out (not ok).
 
-    One row for each of `wanted`, in their order: values of `key`, tuples if it has several.
+    One row for each of `wanted`, in their order: values of `key`, tuples (or a frame) if it has several.
     """
-    several = len(key) > 1
-    index = (
-        pd.MultiIndex.from_tuples(map(tuple, wanted), names=key)
-        if several
-        else pd.Index([*wanted], name=key[0])
-    )
+    index = pd.DataFrame(wanted, columns=key).set_index(key).index
     ok = nets[nets["ok"]].groupby(key)
     columns = {
         f"{quantity}_{statistic}": getattr(ok[quantity], statistic)().reindex(index)
@@ -261,8 +257,7 @@ def summary_along(
 def beside_paper(ours: pd.DataFrame, number: int, key: list[str]) -> pd.DataFrame:
     """`ours`, then the columns of the paper's Table `number` as `paper_…`, NaN in rows that the paper hasn't got."""
     paper = paper_values.table(number).set_index(key).add_prefix("paper_")
-    rows = pd.MultiIndex.from_frame(ours[key]) if len(key) > 1 else ours[key[0]]
-    return pd.concat([ours, paper.reindex(rows).reset_index(drop=True)], axis=1)
+    return ours.join(paper, on=key)
 
 
 NO_NETS = "filters", "flipped_training", "theory"  # kinds
@@ -375,10 +370,10 @@ def check_agreement(inputs: Inputs) -> None:
                 )
         for key, its_settings in _settings(record):
             first, wanted = settings.setdefault(key, (record, its_settings))
-            if difference := _difference(wanted, its_settings):
+            for name, value, other in differences(wanted, its_settings):
                 raise UserError(
-                    f"the {_named(first)} and the {_named(record)} were made with other settings ({difference}): "
-                    "run again, and the outdated one is made again"
+                    f"the {_named(first)} and the {_named(record)} were made with other settings "
+                    f"({name} {value} and {other}): run again, and the outdated one is made again"
                 )
     for record in records:
         trained = record["kind"] == "train"
@@ -438,17 +433,6 @@ def _settings(record: Record) -> Iterator[tuple[Any, dict[str, Any]]]:
     if record["kind"] != "train":
         merging = {name: value for name, value in settings.items() if name != "trained"}
         yield (record["kind"], *models, matching_of(record)), merging
-
-
-def _difference(first: Any, second: Any, path: str = "") -> str | None:
-    """In which setting the two differ: `training.epochs 3 and 4`. A net's seed may; an absent one is the default."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        ignored = set() if path.startswith("data.") else {"seed"}
-        common = [key for key in first if key in second and key not in ignored]
-        return next(
-            filter(None, (_difference(first[key], second[key], f"{path}{key}.") for key in common)), None
-        )
-    return f"{path.removesuffix('.')} {first} and {second}" if first != second else None
 
 
 def _named(record: Record) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,11 @@ STYLE = {  # small letters, and no frame
 # Okabe and Ito's palette with a marker each, so that a print in grey tells lines apart as well
 COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#000000")
 LINES = tuple(zip(COLOURS, "os^vDPX", strict=True))
+
+
+def lines(step: int = 1) -> Iterator[tuple[str, str]]:
+    """A colour and a marker for each of any number of types: after the last, the first again."""
+    return cycle(LINES[::step])
 
 
 def style() -> AbstractContextManager:

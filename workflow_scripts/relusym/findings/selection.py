@@ -68,11 +68,6 @@ def of_all_types(results: Results, kind: str, selection: Selection) -> list[str]
     return results.shown(kind, reproduced(results.settings))
 
 
-def of_every_job(results: Results, kind: str, selection: Selection) -> list[str]:
-    """Of all that is made for the paper's tables, earlier stages of trainings included."""
-    return results.shown(kind)
-
-
 def of_every_matching(results: Results, kind: str, selection: Selection) -> list[str]:
     """Of the nets that the target `matchings` is about, merged by each matching."""
     settings = results.settings
@@ -82,8 +77,9 @@ def of_every_matching(results: Results, kind: str, selection: Selection) -> list
     return [key for key in keys if settings.is_in_matchings(results.jobs[key].nets)]
 
 
-# parts of declarations: of all that is made for the paper's tables; of all measured beyond it
-OF_EVERY_JOB = {"keys": of_every_job, "section": "Costs and provenance"}
+# parts of declarations: of all that is made for the paper's tables, earlier stages of trainings included; of all
+# measured beyond it
+OF_EVERY_JOB = {"keys": lambda results, kind, _: results.shown(kind), "section": "Costs and provenance"}
 OF_ALL_MEASURED = {"keys": of_every_matching, "section": BEYOND, "exists": lambda settings: settings.measured}
 
 

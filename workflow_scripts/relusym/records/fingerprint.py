@@ -74,11 +74,12 @@ def differences(
     without: frozenset[str] = frozenset(),
     defaults: Any = DEFAULTS,
     path: str = "",
-) -> Iterator[str]:
-    """Where two settings differ, such as "training.epochs", but for keys in `without`; an absent key is its default."""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Where two settings differ, such as "training.epochs", and both values; an absent key is its default (None, if
+    there is none). Keys in `without` may differ."""
     if not (isinstance(settings, dict) and isinstance(others, dict)):
         if settings != others:
-            yield path
+            yield path, settings, others
         return
     for key in dict.fromkeys([*others, *settings]):
         if key not in without:

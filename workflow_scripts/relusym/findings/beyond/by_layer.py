@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, pd
 from relusym.findings.frames import check_agreement, summary_along
 from relusym.findings.layout import Layout
-from relusym.findings.print_style import LINES, layer_ticks, legend_above, panels_of
+from relusym.findings.print_style import layer_ticks, legend_above, lines, panels_of
 from relusym.findings.selection import beyond
 
 MEASURED = {
@@ -57,7 +57,7 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
     drawing, (panels,) = panels_of(2.7, 1, 2)
     for panel, (measure, label) in zip(panels, MEASURED.items(), strict=True):
         shown = nets[nets["measure"] == measure]
-        for model, (colour, marker) in zip(selection["models"], LINES, strict=False):
+        for model, (colour, marker) in zip(selection["models"], lines(), strict=False):
             means = shown[shown["model"] == model].groupby("layer")["value"].agg(["mean", "std"])
             style = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 1, "elinewidth": 0.6}
             name = selection["names"].get(model, model)

@@ -9,10 +9,10 @@ from relusym.findings.frames import check_agreement, summary_along
 from relusym.findings.layout import Layout
 from relusym.findings.print_style import (
     COLUMN_WIDTH,
-    LINES,
     empty_drawing,
     layer_ticks,
     legend_above,
+    lines,
     panels_of,
 )
 from relusym.findings.selection import beyond
@@ -58,17 +58,15 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
     drawing, panels = panels_of(3.6, 2, columns, width=COLUMN_WIDTH * columns / 3)
     nets = by_layer.drop_duplicates(["model", "seed", "epoch"])
     for panel, (quantity, label) in zip(panels[0], SHOWN.items(), strict=False):
-        for model, (colour, marker) in zip(models, LINES[::2], strict=False):
+        for model, (colour, marker) in zip(models, lines(2), strict=False):
             over = nets[nets["model"] == model].groupby("epoch")[quantity].agg(["mean", "min", "max"])
             style = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 1}
             panel.plot(over.index, over["mean"], label=names.get(model, model), **style)
             panel.fill_between(over.index, over["min"], over["max"], color=colour, alpha=0.2, linewidth=0)
         panel.set(title=label, xlabel="Epoch")
-    for panel in panels[0, len(SHOWN) :]:
+    for panel in (*panels[0, len(SHOWN) :], *panels[1, len(models) :]):
         panel.set_axis_off()
     epochs = sorted(by_layer["epoch"].unique())
-    for panel in panels[1, len(models) :]:
-        panel.set_axis_off()
     highest = max(1.05 * np.nanmax(by_layer["equivariance_error"]), 0.1)
     for panel, model in zip(panels[1], models, strict=False):
         _draw_errors(panel, by_layer[by_layer["model"] == model], epochs)

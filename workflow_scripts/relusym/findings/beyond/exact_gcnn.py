@@ -8,7 +8,7 @@ from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, 
 from relusym.findings.evidence import is_higher, paired
 from relusym.findings.frames import check_agreement, summary, tidy
 from relusym.findings.layout import Layout
-from relusym.findings.print_style import LINES, label_rows, legend_above, panels_of
+from relusym.findings.print_style import label_rows, legend_above, lines, panels_of
 from relusym.findings.selection import beyond
 
 ACCURACIES = {
@@ -86,7 +86,7 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
     check_agreement(inputs)
     models, gained = selection["models"], gains(inputs["exact_gcnn"], selection["models"])
     drawing, ((axes,),) = panels_of(1.1 + 0.5 * len(models))
-    for place, (comparison, (colour, marker)) in enumerate(zip(COMPARED, LINES[::2], strict=False)):
+    for place, (comparison, (colour, marker)) in enumerate(zip(COMPARED, lines(2), strict=False)):
         rows = gained[gained["comparison"] == comparison]
         x, y = rows["gain"], rows["model"].map(models.index).to_numpy(float) + 0.17 * (place - 1.5)
         off = np.nan_to_num(np.abs(rows[["low", "high"]].to_numpy(float).T - x.to_numpy(float)))

@@ -10,7 +10,7 @@ from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, 
 from relusym.findings.evidence import Evidence, is_higher, paired
 from relusym.findings.frames import check_agreement, in_order
 from relusym.findings.layout import Layout
-from relusym.findings.print_style import LINES, empty_drawing, label_rows, legend_above, panels_of
+from relusym.findings.print_style import empty_drawing, label_rows, legend_above, lines, panels_of
 from relusym.findings.selection import beyond
 from relusym.findings.tables.claims import COLUMNS, FORMATS, judged_beside, notes_on
 
@@ -143,7 +143,7 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
     height = 1.2 + 0.17 * (len(types) + len(edited))
     drawing, panels = panels_of(height, 2, sharex=True, height_ratios=[len(types), max(len(edited), 1)])
     above, below = panels[:, 0]
-    for matching, (colour, marker) in zip(sorted(matchings, key=[*VARIANTS].index), LINES[::2], strict=False):
+    for matching, (colour, marker) in zip(sorted(matchings, key=[*VARIANTS].index), lines(2), strict=False):
         some = by_matching[by_matching["variant"] == matching]
         style = {"s": 14, "color": colour, "marker": marker, "alpha": 0.7, "linewidth": 0}
         above.scatter(some["barrier"], some["type"].map(types.index), label=VARIANTS[matching], **style)

@@ -7,7 +7,7 @@ from itertools import product
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Settings, Table, frames, np, pd
 from relusym.findings.frames import PAIR_MERGE, check_agreement, matching_of, measured, once, summary
 from relusym.findings.layout import Layout
-from relusym.findings.print_style import LINES, label_rows, legend_above, panels_of
+from relusym.findings.print_style import label_rows, legend_above, lines, panels_of
 from relusym.findings.selection import beyond, of_every_matching, types_merged
 from relusym.matching import OF_FLIPS
 
@@ -44,14 +44,10 @@ def notes(inputs: Inputs, selection: Selection) -> list[str]:
     """As `frames.notes`, and how many starts of a matching that searches came to its best."""
     searches = [search for record in _merges(inputs) if (search := record.get("search"))]
     reached = [search["reached"] for search in searches if len(search["starts"]) > 1]
-    lines = frames.notes(inputs, selection)
-    if reached:
-        of_a_merge = f"(of a merge {min(reached)} to {max(reached)})"
-        lines.insert(
-            0,
-            f"Weight matching: on average {np.mean(reached):.1f} of its starts {of_a_merge} reached the best",
-        )
-    return lines
+    if not reached:
+        return frames.notes(inputs, selection)
+    starts = f"on average {np.mean(reached):.1f} of its starts (of a merge {min(reached)} to {max(reached)})"
+    return [f"Weight matching: {starts} reached the best", *frames.notes(inputs, selection)]
 
 
 def _merges(inputs: Inputs) -> list[Record]:
@@ -86,7 +82,7 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
     drawing, ((axes,),) = panels_of(1.1 + 0.42 * max(len(types), 1))
     axes.set_xscale("symlog", linthresh=0.01)
     matchings = selection["matchings"]
-    for place, (matching, (colour, marker)) in enumerate(zip(matchings, LINES, strict=False)):
+    for place, (matching, (colour, marker)) in enumerate(zip(matchings, lines(), strict=False)):
         style = {"s": 14, "marker": marker, "color": colour}
         axes.scatter([], [], label=labels.get(matching, matching), **style)
         by_matching = merges[(merges["matching"] == matching) & merges["ok"]]

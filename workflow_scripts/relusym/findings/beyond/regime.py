@@ -11,8 +11,7 @@ from relusym.findings.layout import Layout
 from relusym.findings.selection import net_notes
 from relusym.findings.tables.claims import COLUMNS, FORMATS, LEVEL, judged_beside
 
-EPOCHS = 10, 30, 100
-MODELS = [f"{kind}_{epochs}" for kind in ("cnn", "noaug") for epochs in EPOCHS]
+MODELS = [f"{kind}_{epochs}" for kind in ("cnn", "noaug") for epochs in (10, 30, 100)]
 LAYOUT = Layout("As training goes on: nearer to the flipped self than to another net?", COLUMNS, FORMATS)
 
 

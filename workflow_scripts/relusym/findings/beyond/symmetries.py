@@ -9,7 +9,7 @@ from textwrap import fill
 from relusym.findings import Drawing, Figure, Inputs, Record, Selection, Table, pd
 from relusym.findings.frames import check_agreement, in_order, summary
 from relusym.findings.layout import Layout
-from relusym.findings.print_style import LINES, empty_drawing, label_rows, panels_of
+from relusym.findings.print_style import empty_drawing, label_rows, lines, panels_of
 from relusym.findings.selection import beyond
 from relusym.records.fields import images_of
 
@@ -57,7 +57,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     check_agreement(inputs)
     nets = in_order(by_net(inputs["symmetries"]), selection["models"])
     rows = nets.drop_duplicates(KEY)
-    means = summary(nets, KEY, list(rows[KEY].itertuples(index=False, name=None)), list(QUANTITIES))
+    means = summary(nets, KEY, rows[KEY], list(QUANTITIES))
     means.insert(2, "data", rows["data"].to_list())
     return means.assign(symmetry=means["symmetry"].str.replace("_", " "))
 
@@ -78,7 +78,7 @@ def draw(inputs: Inputs, selection: Selection) -> tuple[Drawing, pd.DataFrame]:
         shown = named[(named["data"] == source) & (named["symmetry"] == symmetry)]
         if shown["invariant"].any():
             panel.set_facecolor("#E3EEF8")
-        for row, (name, (colour, marker)) in enumerate(zip(types, LINES[::2], strict=False)):
+        for row, (name, (colour, marker)) in enumerate(zip(types, lines(2), strict=False)):
             x = shown.loc[shown["type"] == name, "whole"]
             panel.scatter(x, [row] * len(x), s=14, color=colour, marker=marker, alpha=0.7, linewidth=0)
         label_rows(panel, types)

@@ -46,5 +46,4 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """One row a type and number of nets, mean and standard deviation over sets of nets, n, left_out."""
     check_agreement(inputs)
     sets = in_order(by_set(inputs["universe"]), selection["models"])
-    wanted = list(sets.drop_duplicates(KEY)[KEY].itertuples(index=False, name=None))
-    return summary(sets, KEY, wanted, list(QUANTITIES))
+    return summary(sets, KEY, sets.drop_duplicates(KEY)[KEY], list(QUANTITIES))

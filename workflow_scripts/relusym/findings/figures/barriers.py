@@ -34,9 +34,8 @@ def points(inputs: Inputs, models: Sequence[str]) -> pd.DataFrame:
 
 
 def papers() -> dict[tuple[str, str], float]:
-    flips, pairs = paper_values.table(2), paper_values.table(4)
-    pairs = pairs[pairs["model_1"] == pairs["model_2"]]
-    flips, pairs = flips.set_index("model")["gcnn_barrier_mean"], pairs.set_index("model_1")["barrier_mean"]
+    flips = paper_values.table(2).set_index("model")["gcnn_barrier_mean"]
+    pairs = paper_values.table(4).query("model_1 == model_2").set_index("model_1")["barrier_mean"]
     both = (FLIP, flips), (PAIR, pairs)
     return {(model, merged): mean for merged, means in both for model, mean in means.items()}
 
@@ -51,7 +50,6 @@ def figure(
     drawing, ((axes,),) = panels_of(0.9 + 0.36 * max(len(models), 1))
     diamond = {"s": 22, "marker": "D", "facecolor": "white"}
     for merged, (colour, marker, offset) in STYLES.items():
-        means = []
         points = {"s": 13, "marker": marker, "facecolor": colour, "linewidth": 0}
         for row, model in enumerate(models):
             is_row = (merges["model"] == model) & (merges["merged"] == merged)
@@ -60,11 +58,10 @@ def figure(
             spread = np.resize([-0.06, 0.0, 0.06], len(values))  # so that near ones don't hide each other
             axes.scatter(values, y + spread, alpha=0.45, zorder=2, **points)
             if len(values):
-                means.append((values.mean(), y))
+                mean = values.mean(), values.mean()
+                axes.plot(mean, [y - 0.15, y + 0.15], color=colour, linewidth=1.8, zorder=3)
             if (model, merged) in paper:
                 axes.scatter(paper[model, merged], y, edgecolor=colour, zorder=4, **diamond)
-        for mean, y in means:
-            axes.plot([mean, mean], [y - 0.15, y + 0.15], color=colour, linewidth=1.8, zorder=3)
         axes.scatter([], [], alpha=0.6, label=merged, **points)
     axes.plot([], [], color="0.3", linewidth=1.8, label="mean")
     axes.scatter([], [], edgecolor="0.3", label="mean in the paper", **diamond)

@@ -15,7 +15,8 @@ SHOWN = 3  # filters
 
 
 def select(settings: Settings) -> Selection:
-    return {"model": "cnn_inv" if "cnn_inv" in settings.models else settings.table("table2")[0]}
+    models = settings.table("table2")
+    return {"model": "cnn_inv" if "cnn_inv" in models else models[0]}
 
 
 FIGURE = Figure(__name__, reads=("filters",), exists=has_vgg11s, select=select)

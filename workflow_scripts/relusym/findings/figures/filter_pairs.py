@@ -9,6 +9,7 @@ from relusym.errors import UserError
 from relusym.findings import Drawing, Figure, Inputs, Selection, Settings, np
 from relusym.findings.frames import Filters, are_zero, first_kept
 from relusym.findings.print_style import COLUMN_WIDTH, panels_of
+from relusym.findings.selection import reproduced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ IN_A_ROW = (2, 4, 8, 16)  # pairs
 
 def select(settings: Settings, layer: str, models: Sequence[str], flipped_back: bool = False) -> Selection:
     """Models (a panel each, of its first net that isn't left out), and the rest as in `filter_pairs`."""
-    present = [model for model in models if model in settings.models]
+    present = [model for model in models if model in reproduced(settings)]
     zero = settings.sections.filters.zero_filter
     return {"models": present, "layer": layer, "flipped_back": flipped_back, "zero_filter": zero}
 
@@ -31,7 +32,7 @@ def _figure(name: str, layer: str, models: Sequence[str], flipped_back: bool = F
         __name__,
         name=name,
         reads=("filters",),
-        exists=lambda settings: not {*models}.isdisjoint(settings.models),
+        exists=lambda settings: not {*models}.isdisjoint(reproduced(settings)),
         select=lambda settings: select(settings, layer, models, flipped_back),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from relusym.findings import Drawing, Figure, Inputs, Selection, Settings, np, pd
 from relusym.findings.frames import count_zero_filters
-from relusym.findings.print_style import LINES, layer_ticks, panels_of
+from relusym.findings.print_style import layer_ticks, lines, panels_of
 from relusym.findings.selection import has_vgg11s
 
 
@@ -44,7 +44,7 @@ def zero_filter_figure(
     """Over the conv layers, numbered as in Figure 4, a line a type: the share of zero-filters, the smallest filter."""
     drawing, ((left, right),) = panels_of(2.9, 1, 2)
     spread = np.linspace(-0.24, 0.24, len(models)) if len(models) > 1 else [0.0]
-    for model, (colour, marker), shift in zip(models, LINES * len(models), spread, strict=False):
+    for model, (colour, marker), shift in zip(models, lines(), spread, strict=False):
         rows = by_type[by_type["model"] == model]
         n = int(rows["n"].max()) if len(rows) else 0
         x = np.arange(1, len(rows) + 1) + shift  # beside each other, so that none hides another

@@ -137,7 +137,7 @@ def other_than_the_papers(record: Record, selection: Selection) -> list[str]:
         keys = [key for key in papers[0] if key == "merging" or (key != "trained" and len(papers) == 1)]
         mine = {key: ours[key] for key in keys if key in ours}
         compared.append((mine, {key: papers[0][key] for key in keys}))
-    words = [word for mine, paper in compared for word in differences(mine, paper, without=CHANCE)]
+    words = [word for mine, paper in compared for word, *_ in differences(mine, paper, without=CHANCE)]
     data = PAPER_DATA.get(papers[0]["trained"][0]["data"]["dataset"])
     if images_of(record) not in (None, data):
         words.insert(0, "data")
@@ -247,9 +247,8 @@ def ratios(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     two, five = paper_values.table(2).set_index("model"), paper_values.table(5).set_index("method")
     if "table4" in tables:
         pairs, four = frames.pairs(_of_table(inputs, "table4", tables["table4"])), paper_values.table(4)
-        for model, paper in (
-            four[four["model_1"] == four["model_2"]].set_index("model_1")["barrier_mean"].items()
-        ):
+        of_a_type = four.query("model_1 == model_2").set_index("model_1")["barrier_mean"]
+        for model, paper in of_a_type.items():
             both = [
                 (barrier, {(model, first), (model, second)})
                 for model_1, model_2, first, second, barrier, ok in pairs.itertuples(index=False)

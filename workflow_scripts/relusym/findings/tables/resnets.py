@@ -52,7 +52,7 @@ TABLE5 = _table(5, lambda settings: settings.table("table5"))
 def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     """One row a type with a net: name, means with `…_std`, n, left_out, then the paper's."""
     models, quantities = selection["models"], list(FLIP_MERGE)
-    measured = summary(nets(inputs, [], quantities), ["model"], models, quantities)
+    measured = summary(nets(inputs, [], quantities), ["model"], [*models], quantities)
     measured = measured[measured["n"] > 0].reset_index(drop=True)
     measured.columns = measured.columns.str.removesuffix("_mean")
     rows = [models[model] for model in measured["model"]]

@@ -42,7 +42,7 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
     models = list(selection["models"])
     sizes = nets.groupby("model")["parameters"].first().reindex(models)
     counted = beside_paper(summary(nets, ["model"], models, []), 1, ["model"])
-    return counted[["model", "n", "left_out", "paper_parameters"]].assign(
+    return counted.assign(
         name=[selection["names"].get(model, model) for model in models],
         description=[selection["descriptions"].get(model, "") for model in models],
         parameters=sizes.astype("Int64").array,
