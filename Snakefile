@@ -45,18 +45,17 @@ include: "rules/bench.smk"
 rule all:
     default_target: True
     input:
-        [note(name) for name in FINDINGS if not FINDINGS[name].is_beyond],
+        [note(name) for name in SEVERAL["all"]],
 
 
 rule beyond:
     input:
-        [note(name) for name in FINDINGS if FINDINGS[name].is_beyond],
+        [note(name) for name in SEVERAL["beyond"]],
 
 
 rule compare:
     input:
-        note("comparison"),
-        note("claims"),
+        [note(name) for name in SEVERAL["compare"]],
 
 
 include: "rules/targets.smk"

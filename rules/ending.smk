@@ -3,9 +3,9 @@ import atexit
 import shutil
 
 SEVERAL = {
-    "all": {name for name in FINDINGS if not FINDINGS[name].is_beyond},
-    "beyond": {name for name in FINDINGS if FINDINGS[name].is_beyond},
-    "compare": {"comparison", "claims"},
+    "all": [name for name in FINDINGS if not FINDINGS[name].is_beyond],
+    "beyond": [name for name in FINDINGS if FINDINGS[name].is_beyond],
+    "compare": [name for name in FINDINGS if name in ("comparison", "claims")],
 }
 
 
@@ -17,7 +17,7 @@ def print_results():
     asked = [name for name in ("all", *FINDINGS) if renamed(name) in targets]
     for name in ("compare", "beyond"):
         if renamed(name) in targets:
-            asked += [shown for shown in FINDINGS if shown in SEVERAL[name] and shown not in asked]
+            asked += [shown for shown in SEVERAL[name] if shown not in asked]
     made_of_now = [
         name
         for name in asked

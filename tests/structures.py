@@ -323,6 +323,11 @@ def gated(along):
     return gate
 
 
+def halves_of_a_product(x, a, b):
+    (scale,), (shift,) = torch.matmul(b, a.sum(0, keepdim=True)).unsqueeze(-1).unsqueeze(-1).chunk(2)
+    return x * scale + shift
+
+
 KERNEL, MATRIX, TOKENS = (7, 12, 3, 3), (12, 7), ((16, 16), (16,))
 ORDER = torch.tensor([3, 0, 7, 11, 1, 2, 10, 5, 4, 9, 8, 6])
 SOBEL = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
@@ -333,6 +338,11 @@ BETWEEN = {
     "larger of halves": (lambda x: torch.max(*x.chunk(2, 1)), 6),
     "sorted": (lambda x: x + x.sort(1)[0].mean(1, keepdim=True), 12),
     "k largest pixels": (lambda x: x * x.flatten(2).topk(3).values.mean(2)[..., None, None], 12),
+    "largest along axes": (lambda x: x / (1 + x.abs().amax(axis=(2, 3), keepdim=True)), 12),
+    "mean squares": (lambda x, w: F.rms_norm(x.movedim(1, -1), (12,), w, 1e-6).movedim(-1, 1), 12, (12,)),
+    "halves of a product": (halves_of_a_product, 12, (2, 12), (2, 1)),
+    "prelu": (F.prelu, 12, (12,)),
+    "sorted pixels": (lambda x: x * x.sort()[0][..., -1:] + x.max(axis=3, keepdim=True)[0], 12),
     "median": (lambda x: x - x.flatten(2).median(2).values[..., None, None], 12),
     "winners": (lambda x: x * (x >= x.topk(6, dim=1).values[:, -1:]), 12),
     "sums along rows": (lambda x: x.cumsum(3), 12),

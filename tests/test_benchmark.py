@@ -8,7 +8,7 @@ from small_nets import Images, vgg11
 from small_training import train_on
 
 from benchmark import partial_merges, plain, side_by_side, sides
-from benchmark.side_by_side import WorkflowCopy
+from benchmark.side_by_side import Race, WorkflowCopy
 from relusym.data import chiral_shapes
 from relusym.data.augmentation import normalise
 from relusym.merging.merge import FLIP, PAIR, merge
@@ -88,14 +88,14 @@ def test_merges_agree_by_their_permutations_and_accuracies(alike, apart, agrees)
     other = permutation[:alike] + permutation[alike:][::-1]
     here = Canned(1.0, ({"conv1": permutation}, {"net": 0.9, "halfway": 0.6}))
     plain = Canned(8.0, ({"conv1": other}, {"net": 0.9, "halfway": 0.6 - apart}))
-    row = side_by_side.merge_row("flip merge", here, plain, TASK, [{}], 1000, cores=1, repeats=1)
+    row = Race(here, plain, TASK, 1000, cores=1, repeats=1).merge_row("flip merge", [{}])
     assert row.agrees is agrees and (row.ratio, row.reached) == (8.0, True)
 
 
 @pytest.mark.parametrize(("apart", "agrees"), [(0.01, True), (0.2, False)])
 def test_trainings_agree_by_their_accuracies(apart, agrees):
     here, plain = Canned(1.0, (0.9, {})), Canned(2.0, (0.9 - apart, {}))
-    (row, _), _ = side_by_side.training_rows(here, plain, TASK, 1000, 1000, cores=1, repeats=1)
+    (row, _), _ = Race(here, plain, TASK, 1000, cores=1, repeats=1).training_rows(1000)
     assert row.agrees is agrees and (row.ratio, row.reached) == (2.0, False)
 
 

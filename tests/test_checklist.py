@@ -7,7 +7,7 @@ from relusym.jobs.checklist import Submission, command_problems, in_the_way, slu
 from relusym.records.results import Results
 from relusym.whole_files import check_writable
 
-PARTITIONS = "cpu*|infinite\ngpu|4:00:00\nlong|1-02:30:00\nquick|30:00\n"
+PARTITIONS = "sinfo: warning: old options\ncpu*|infinite\ngpu|4:00:00\nlong|1-02:30:00\nquick|30:00\n"
 INVALID = "Invalid partition name specified"
 REFUSED = f"sbatch: error: invalid partition specified: gqu\nallocation failure: {INVALID}\n"
 
@@ -89,3 +89,4 @@ def test_a_command_that_is_not_there_is_one_line():
     (line,) = command_problems("mkdir -p logs && qsub-of-nowhere -N {rule}")
     assert line.startswith("qsub-of-nowhere: not found; run snakemake on a node that may submit")
     assert "\n" not in line
+    assert command_problems("cd logs && umask 027; QUEUE=gpu mkdir -p logs | cat;") == []

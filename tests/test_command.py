@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from small_nets import smooth_images, vgg11
 from torch import nn
 
-from relusym import checkpoint
+from relusym import checkpoint, reporting
 from relusym.evaluation.images import normalisation
 from relusym.evaluation.logits import logits_of
 from relusym.merging.identities import largest_difference
@@ -649,6 +649,10 @@ def test_what_is_read_is_never_written_over(bright, capsys):
     assert main(typed.split()) == 1 and Path("out/halfway.safetensors").read_bytes() == before
     capsys.readouterr()
     refusal(*bright(*on, "--labels", "folder", "--out", "images/report"), "among the class folders")
+    on = "--images images --mean 0 --std 1 --train-images train --train-labels folder --out train/exact"
+    class_folders("train", "abc")
+    assert main(f"exact bright.py:net {on}".split()) == 1 and not Path("train/exact").exists()
+    assert "among the class folders in train" in capsys.readouterr().err
     on = "--images images --mean 0 --std 1 --fine-tune 1 --train-images exact/exact.safetensors --out exact"
     Path("out").rename("exact"), Path("exact/halfway.safetensors").rename("exact/exact.safetensors")
     assert main(f"exact bright.py:net {on}".split()) == 1 and "also read" in capsys.readouterr().err
@@ -708,6 +712,16 @@ def test_an_interrupted_report_goes_on_from_its_last_layer(folder, capsys, tmp_p
     assert report(capsys, folder, *on)[0] == 130
     assert report(capsys, folder, *on)[0] == 0 and len(made) == 10 + 12 - 9
     assert not list(tmp_path.rglob("unfinished*"))
+
+
+def test_ctrl_c_while_the_command_is_imported_is_no_traceback(monkeypatch):
+    def interrupted(*module):
+        raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "relusym.reporting.command")
+    monkeypatch.delattr(reporting, "command")
+    monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=interrupted)])
+    assert reporting.main() == 130
 
 
 def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):

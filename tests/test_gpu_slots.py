@@ -78,8 +78,9 @@ def test_threads_of_one_process_do_not_share_a_slot(tmp_path, monkeypatch):
 
 
 def test_the_environment_is_as_before_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    assert visible_gpus() == ["3", "5"]  # by the names of their slots, however they are written
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert visible_gpus() == ["3", "5"]
     with gpu_slots(1, 4) as taken:
         assert taken == ["3"] and os.environ["CUDA_VISIBLE_DEVICES"] == "3"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"

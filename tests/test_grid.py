@@ -25,6 +25,11 @@ def Applied(self, x):
     return self.function(x)
 
 
+@net_of(lambda layer: {"layer": layer})
+def First(self, x):
+    return self.layer(x)[0]
+
+
 LAYERS = {
     **{f"conv {k} {s} {p} {d}": lambda k=k, s=s, p=p, d=d: nn.Conv2d(3, 4, k, s, p, d) for k, s, p,
      d in product((1, 2, 3), (1, 2, 3), (0, 1), (1, 2))},
@@ -36,11 +41,21 @@ LAYERS = {
     "power average function": lambda: Applied(lambda x: nn.functional.lp_pool2d(x, 2, 2, ceil_mode=True)),
     "narrow": lambda: Applied(lambda x: x.narrow(-1, 1, x.shape[-1] - 1)),
     "narrow symmetric": lambda: Applied(lambda x: x.narrow(3, length=x.shape[3] - 2, start=1)),
+    "max pool with indices": lambda: Applied(lambda x: nn.functional.max_pool2d(x, 2, return_indices=True)[0]),
+    "max pool layer with indices": lambda: First(nn.MaxPool2d(3, 2, return_indices=True)),
+    "narrow channels": lambda: Applied(lambda x: torch.cat([x, x], 1).narrow(1, 2, 3)),
     "narrow height": lambda: Applied(lambda x: torch.narrow(x, 2, 0, 5)),
     "adaptive": lambda: nn.AdaptiveAvgPool2d(4), "upsample": lambda: nn.Upsample(scale_factor=2),
     "bilinear": lambda: nn.Upsample(scale_factor=2, mode="bilinear"),
     "transposed": lambda: nn.ConvTranspose2d(3, 4, 3, 2, 1, output_padding=1),
     "transposed symmetric": lambda: nn.ConvTranspose2d(3, 4, 2, 2),
+    "transpose function": lambda: Applied(lambda x: nn.functional.conv_transpose2d(x, torch.ones(3, 3, 1, 1), None, 2)),
+    "transpose function, padded": lambda: Applied(
+        lambda x: nn.functional.conv_transpose2d(x, torch.ones(3, 3, 1, 1), stride=2, output_padding=1)),
+    "bilinear by 0.7": lambda: nn.Upsample(scale_factor=0.7, mode="bilinear"),
+    "nearest by 0.7": lambda: nn.Upsample(scale_factor=0.7),
+    "bicubic function by 0.7": lambda: Applied(
+        lambda x: nn.functional.interpolate(input=x, scale_factor=0.7, mode="bicubic")),
     "pad": lambda: Applied(lambda x: nn.functional.pad(x, (0, 1, 0, 1))),
     "zero pad": lambda: nn.ZeroPad2d((1, 2, 0, 0)), "slices": Sliced,
     "every second": lambda: Applied(lambda x: x[..., ::2]),

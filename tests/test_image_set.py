@@ -29,6 +29,14 @@ def tree(tmp_path):
     return tmp_path
 
 
+def test_images_too_large_to_open_have_no_extent_and_are_named_when_they_are_prepared(tree, monkeypatch):
+    spec = {"kind": "folder", "root": str(tree)}
+    assert data.extent_of(spec, tree / "none") == data.Extent(6, (8, 8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert data.extent_of(spec, tree / "none") is None
+    refused(lambda: data.prepare(spec, tree / "mine.safetensors"), match="0.png can't be read")
+
+
 def test_a_folder_is_read_in_the_order_of_names(tree):
     train, test = folder.read(tree)
     assert train.classes == ("cat", "dog")

@@ -201,12 +201,20 @@ def test_what_cannot_be_permuted_is_refused_in_one_line_that_names_it(change, me
     refused(lambda: channel_groups(net, (3, 8, 8)), match=message)
 
 
+@net_of(lambda: {"weights": nn.Parameter(torch.rand(2, 12, 1, 1))})
+def Masked(self, x):
+    scale, shift = self.weights
+    scale, shift = torch.stack([scale * (torch.arange(12) % 3).view(12, 1, 1), shift])
+    return x * scale + shift
+
+
 @pytest.mark.parametrize(("operation", "name"), [
     (lambda: nn.LSTM(12, 12), "lstm in 2.function"),
+    (Masked, "stack in 2.function"),
     (lambda: partial(torch.cumsum, dim=1), "cumsum in 2"),
     (lambda: lambda x: x * x.argmax(1, keepdim=True), "argmax in 2"),
     (lambda: nn.LocalResponseNorm(3), "local_response_norm in 2.function"),
-], ids=["LSTM", "cumsum", "argmax", "neighbouring channels"])  # fmt: skip
+], ids=["LSTM", "a masked parameter beside another", "cumsum", "argmax", "neighbouring channels"])  # fmt: skip
 def test_channels_that_an_unknown_operation_reads_stay_and_the_others_are_permuted(operation, name):
     net = nn.Sequential(nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 1), First(operation()), nn.Conv2d(12, 12, 1))
     net.append(nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10)))

@@ -121,6 +121,15 @@ def test_a_backbone_without_a_head_says_what_is_missing(state):
         to_torchvision([("a.pth", without_head(state))], RESNET50)
 
 
+def test_a_separate_head_replaces_the_nets_but_two_nets_are_refused(state):
+    bare = {name: 0 * tensor for name, tensor in head(state, "fc").items()}
+    replaced, _ = to_torchvision([("a.pth", state), ("b.pth", bare)], RESNET50)
+    assert not replaced["fc.weight"].any() and replaced["conv1.weight"].any()
+    for files in ([("a.pth", state), ("b.pth", state)], [("b.pth", bare), ("a.pth", state)]):
+        with pytest.raises(UserError, match=r"a second time: give each tensor once$"):
+            to_torchvision(files, RESNET50)
+
+
 def test_counters_that_old_files_lack_are_no_fault(state):
     old = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     assert to_torchvision([("a.pth", old)], RESNET50)[0].keys() == state.keys()

@@ -149,6 +149,22 @@ def test_the_time_left_is_that_of_the_jobs_to_do_by_the_means_of_their_rules(mon
     assert run.line() == "2 of 8 jobs done | about 1:45 left | train cnn-0, train cnn-1"  # (330 - 2 × 60) / 2
 
 
+def test_a_training_that_goes_on_from_its_state_is_no_whole_one_for_the_time_left(monkeypatch, tmp_path):
+    now = 0.0
+    monkeypatch.setattr("snakemake_logger_plugin_line.time.monotonic", lambda: now)
+    run = Run()
+    run.take(*event("run_info", stats={"train": 3, "total": 3}))
+    for number, lines in enumerate((["2.40", "4.00"], ["3.10"])):  # this run's of 4 epochs: two, and one
+        log = tmp_path / f"cnn-{number}.log"
+        log.write_text("".join(f"cnn-{number}: epoch   {epoch}/4  loss 1\n" for epoch in lines))
+        run.take(*event("job_info", jobid=number, rule_name="train", log=[str(log)]))
+        if number == 0:
+            now += 50
+            run.take(*event("job_finished", job_id=number))
+    now += 5
+    assert run.line() == "1 of 3 jobs done | about 2:00 left | train cnn-1 (epoch 3.10 of 4)"
+
+
 @pytest.fixture
 def table2():
     before = {"accuracy_mean": 0.8, "accuracy_std": 0.01, "invariance_error_mean": 0.1}

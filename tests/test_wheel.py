@@ -143,5 +143,5 @@ def test_the_command_runs_with_the_declared_dependencies_alone(installed, tmp_pa
 
 def test_the_wheel_has_the_command_and_says_that_it_is_typed(installed):
     (entries,) = installed.glob("*.dist-info/entry_points.txt")
-    assert "relusym = relusym.reporting.command:main" in entries.read_text()
+    assert "relusym = relusym.reporting:main" in entries.read_text()
     assert (installed / "relusym" / "py.typed").exists()

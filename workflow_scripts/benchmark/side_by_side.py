@@ -96,54 +96,6 @@ def row(what: str, unit: str, here: float, device: str, *, at_least: float | Non
     return Row(what, unit, here, goal=goal, reached=reached, **columns)
 
 
-@dataclass(frozen=True)
-class Contender:
-    """One way to use the machine: a function of `sides`, what its processes get, and how many nets at once."""
-
-    name: str
-    side: Side
-    function: Callable[..., sides.Outcome]
-    task: Task
-    nets: int
-
-    @property
-    def how(self) -> str:
-        workers = f" + {self.task.workers} workers" if self.task.workers else ""
-        return f"{self.nets} at once, each {self.task.threads} threads{workers}"
-
-
-def contenders(
-    here: Side, plain: Side, ours: Callable, theirs: Callable, task: Task, cores: int
-) -> list[Contender]:
-    """This project with as many nets at once as it has processes; the plain way with one net, and with as many."""
-    nets = len(here.processes)
-    share = max(1, cores // nets)
-    ways = [
-        ("here", here, ours, replace(task, threads=share), nets),
-        ("plain", plain, theirs, replace(task, threads=cores, workers=cores), 1),
-        ("plain, several", plain, theirs, replace(task, threads=share, workers=share), nets),
-    ]
-    return [Contender(*way) for way in ways[: 2 + (nets > 1)]]
-
-
-def race(
-    contending: Sequence[Contender], arguments: Callable[[Contender, int], list], repeats: int
-) -> tuple[Contender, dict[str, float], dict[str, list], dict[str, Any]]:
-    """Each contender once, then each again, …: the fastest plain one, median seconds a net and all results, by name,
-    and a row's columns on this project against it."""
-    times, results = defaultdict(list), defaultdict(list)
-    for repeat in range(repeats):
-        for each in contending:
-            took, outcomes = each.side.run(each.function, each.task, arguments(each, repeat))
-            times[each.name].append(took / each.nets)
-            results[each.name] += outcomes
-    seconds = {name: statistics.median(values) for name, values in times.items()}
-    best = min(contending[1:], key=lambda each: seconds[each.name])
-    ratio = seconds[best.name] / seconds["here"]
-    how = f"{contending[0].how}; plain: {best.how}"
-    return best, seconds, results, {"ratio": ratio, "at_least": ratio, "how": how}
-
-
 def flop_an_image(width: float) -> int:
     """Floating-point operations of one image's forward and backward pass through the plain VGG11."""
     net = VGG11(width)
@@ -153,58 +105,90 @@ def flop_an_image(width: float) -> int:
     return counter.get_total_flops()
 
 
-def training_rows(
-    here: Side, plain: Side, task: Task, images: int, test_images: int, cores: int, repeats: int
-) -> tuple[list[Row], list[Weights]]:
-    """Training on both sides; also the weights of this project's nets, for the merges."""
-    contending = contenders(here, plain, sides.train_here, sides.train_plainly, task, cores)
-    best, seconds, results, compared = race(
-        contending, lambda each, repeat: [repeat * each.nets + i for i in range(each.nets)], repeats
-    )
-    recipe = task.training
-    seen = images // recipe.batch_size * recipe.batch_size * recipe.epochs
-    here_speed, plain_speed = (seen / seconds[name] for name in ("here", best.name))
-    ours = [score for score, _ in results["here"]]
-    theirs = [score for each in contending[1:] for score, _ in results[each.name]]
-    chance, other = statistics.mean(ours), statistics.mean(theirs)
-    errors = [statistics.variance(scores) / len(scores) for scores in (ours, theirs) if len(scores) > 1]
-    error = (sum(errors) + 2 * chance * (1 - chance) / test_images) ** 0.5
-    agreement = f"accuracy {chance:.3f} and {other:.3f} (standard error of the difference {error:.3f})"
-    agrees = abs(chance - other) <= NOISE * error
-    peak = here.rate(replace(task, threads=cores))
-    floor, plain_floor = (speed * flop_an_image(task.width) / peak for speed in (here_speed, plain_speed))
-    compared |= {"plain": plain_speed, "agreement": agreement, "agrees": agrees}
-    how = f"matrix products reach {peak / 1e12:.2f} TFLOP/s"
-    reached = {"plain": plain_floor, "at_least": floor, "how": how}
-    speed = row("training", "images/s", here_speed, task.device, **compared)
-    share = row("share of the arithmetic floor", "share", floor, task.device, **reached)
-    return [speed, share], [weights for _, weights in results["here"]]
+@dataclass(frozen=True)
+class Race:
+    """Both sides at one task, by turns: this project with as many nets at once as it has processes, the plain way with
+    one net on all cores, and with as many nets."""
 
+    here: Side
+    plain: Side
+    task: Task
+    test_images: int
+    cores: int
+    repeats: int
 
-def merge_row(
-    what: str,
-    here: Side,
-    plain: Side,
-    task: Task,
-    nets: Sequence[Weights],
-    test_images: int,
-    cores: int,
-    repeats: int,
-) -> Row:
-    """A flip merge (one net's weights) or a pair merge (two nets') on both sides."""
-    contending = contenders(here, plain, sides.merge_here, sides.merge_plainly, task, cores)
-    best, seconds, results, compared = race(
-        contending, lambda each, repeat: [tuple(nets)] * each.nets, repeats
-    )
-    (ours, accuracy), (theirs, plain_accuracy) = results["here"][0], results[best.name][0]
-    alike = [a == b for name in ours for a, b in zip(ours[name], theirs[name], strict=True)]
-    share = sum(alike) / len(alike)
-    apart = {name: abs(score - plain_accuracy[name]) for name, score in accuracy.items()}
-    allowed = {name: NOISE * (2 * p * (1 - p) / test_images) ** 0.5 for name, p in accuracy.items()}
-    agreement = f"{share:.2%} of {len(alike)} channels, accuracies within {max(apart.values()):.4f}"
-    agrees = share >= AGREE and all(apart[name] <= allowed[name] for name in apart)
-    compared |= {"plain": seconds[best.name], "agreement": agreement, "agrees": agrees}
-    return row(what, "s", seconds["here"], task.device, **compared)
+    def run(
+        self, ours: Callable, theirs: Callable, arguments: Callable[[int, int], list]
+    ) -> tuple[str, dict[str, float], dict[str, list], dict[str, Any]]:
+        """The fastest plain way; median seconds a net, and all results, by way; a row's columns on this project
+        against it.
+
+        `ours`, `theirs`: functions of `sides`; `arguments`: what they get, by the number of nets and the repeat.
+        """
+        several = len(self.here.processes)
+        share, whole = (replace(self.task, threads=max(1, self.cores // n)) for n in (several, 1))
+        ways = {  # each side, what its processes do and get, and how many nets at once
+            "here": (self.here, ours, share, several),
+            "plain": (self.plain, theirs, replace(whole, workers=whole.threads), 1),
+            "plain, several": (self.plain, theirs, replace(share, workers=share.threads), several),
+        }
+        if several == 1:
+            del ways["plain, several"]
+        times, results = defaultdict(list), defaultdict(list)
+        for repeat in range(self.repeats):
+            for name, (side, function, task, nets) in ways.items():
+                took, outcomes = side.run(function, task, arguments(nets, repeat))
+                times[name].append(took / nets)
+                results[name] += outcomes
+        seconds = {name: statistics.median(values) for name, values in times.items()}
+        best = min([*ways][1:], key=seconds.__getitem__)
+        ratio = seconds[best] / seconds["here"]
+        way, other = (
+            f"{ways[name][3]} at once, each {ways[name][2].threads} threads" for name in ("here", best)
+        )
+        how = f"{way}; plain: {other} + {ways[best][2].workers} workers"
+        return best, seconds, results, {"ratio": ratio, "at_least": ratio, "how": how}
+
+    def training_rows(self, images: int) -> tuple[list[Row], list[Weights]]:
+        """Training on `images`; also the weights of this project's nets, for the merges."""
+        best, seconds, results, compared = self.run(
+            sides.train_here,
+            sides.train_plainly,
+            lambda nets, repeat: [repeat * nets + i for i in range(nets)],
+        )
+        task, recipe = self.task, self.task.training
+        seen = images // recipe.batch_size * recipe.batch_size * recipe.epochs
+        here_speed, plain_speed = (seen / seconds[name] for name in ("here", best))
+        ours = [score for score, _ in results["here"]]
+        theirs = [score for name in results if name != "here" for score, _ in results[name]]
+        chance, other = statistics.mean(ours), statistics.mean(theirs)
+        errors = [statistics.variance(scores) / len(scores) for scores in (ours, theirs) if len(scores) > 1]
+        error = (sum(errors) + 2 * chance * (1 - chance) / self.test_images) ** 0.5
+        agreement = f"accuracy {chance:.3f} and {other:.3f} (standard error of the difference {error:.3f})"
+        agrees = abs(chance - other) <= NOISE * error
+        peak = self.here.rate(replace(task, threads=self.cores))
+        floor, plain_floor = (speed * flop_an_image(task.width) / peak for speed in (here_speed, plain_speed))
+        compared |= {"plain": plain_speed, "agreement": agreement, "agrees": agrees}
+        how = f"matrix products reach {peak / 1e12:.2f} TFLOP/s"
+        reached = {"plain": plain_floor, "at_least": floor, "how": how}
+        speed = row("training", "images/s", here_speed, task.device, **compared)
+        share = row("share of the arithmetic floor", "share", floor, task.device, **reached)
+        return [speed, share], [weights for _, weights in results["here"]]
+
+    def merge_row(self, what: str, nets: Sequence[Weights]) -> Row:
+        """A flip merge (one net's weights) or a pair merge (two nets')."""
+        best, seconds, results, compared = self.run(
+            sides.merge_here, sides.merge_plainly, lambda count, repeat: [tuple(nets)] * count
+        )
+        (ours, accuracy), (theirs, plain_accuracy) = results["here"][0], results[best][0]
+        alike = [a == b for name in ours for a, b in zip(ours[name], theirs[name], strict=True)]
+        share = sum(alike) / len(alike)
+        apart = {name: abs(score - plain_accuracy[name]) for name, score in accuracy.items()}
+        allowed = {name: NOISE * (2 * p * (1 - p) / self.test_images) ** 0.5 for name, p in accuracy.items()}
+        agreement = f"{share:.2%} of {len(alike)} channels, accuracies within {max(apart.values()):.4f}"
+        agrees = share >= AGREE and all(apart[name] <= allowed[name] for name in apart)
+        compared |= {"plain": seconds[best], "agreement": agreement, "agrees": agrees}
+        return row(what, "s", seconds["here"], self.task.device, **compared)
 
 
 class WorkflowCopy:
@@ -314,10 +298,10 @@ def compared_rows(
         merging = how["matched_images"], how["merge_batch_size"]
         task = Task(data, str(device), 1, 0, how["width"], training, *merging)
         with Side(at_once) as here, Side(at_once) as plain:
-            rows, weights = training_rows(here, plain, task, images, tests, cores, repeats)
+            race = Race(here, plain, task, tests, cores, repeats)
+            rows, weights = race.training_rows(images)
             for what, count in (("flip merge", 1), ("pair merge", 2)):
-                nets = (weights * count)[:count]
-                rows.append(merge_row(what, here, plain, task, nets, tests, cores, repeats))
+                rows.append(race.merge_row(what, (weights * count)[:count]))
         return rows + grid_row(paper, task, rows)
 
 

@@ -9,8 +9,9 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -50,8 +51,8 @@ def device_name(device: torch.device, cores: int) -> str:
     """The GPU's name, or the CPU's with the number of cores in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return f"{next(models, platform.processor() or platform.machine())}, {cores} cores"
 
@@ -72,6 +73,17 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = Non
         a @ b
         seconds.append(clock(device) - started)
     return 2 * side**3 / statistics.median(seconds)
+
+
+def by_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Milliseconds of CPU time that each call took in each round, after one that sets things up."""
+    taken: list[list[float]] = [[] for _ in calls]
+    for _ in range(1 + rounds):
+        for call, times in zip(calls, taken, strict=True):
+            started = time.process_time()
+            call()
+            times.append(1000 * (time.process_time() - started))
+    return [times[1:] for times in taken]
 
 
 @dataclass(frozen=True)
@@ -181,12 +193,14 @@ def rate(task: Task) -> float:
     return matrix_rate(device, autocast_to(task.training.precision, device))
 
 
-class Side:
-    """Processes that start once and stay, one a net."""
+class Side(ExitStack):
+    """Processes that start once and stay for the time of the context, one a net."""
 
     def __init__(self, nets: int):
+        super().__init__()
         spawn = multiprocessing.get_context("spawn")  # a forked process can't use a GPU
-        self.processes = [ProcessPoolExecutor(1, mp_context=spawn) for _ in range(nets)]
+        pools = [ProcessPoolExecutor(1, mp_context=spawn) for _ in range(nets)]
+        self.processes = [self.enter_context(pool) for pool in pools]
 
     def run(self, function: Callable[..., Outcome], task: Task, arguments: list) -> tuple[float, list]:
         """`function(task, x)` for every x, each in its process at once: seconds in all, and the results."""
@@ -198,10 +212,3 @@ class Side:
     def rate(self, task: Task) -> float:
         """FLOP/s of matrix products in one process."""
         return self.processes[0].submit(rate, task).result()
-
-    def __enter__(self) -> "Side":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for process in self.processes:
-            process.shutdown()

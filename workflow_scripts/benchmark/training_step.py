@@ -7,14 +7,13 @@ matters little. Images are noise: a step's time doesn't depend on them.
 """
 
 import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import product
 
 import torch
 
-from benchmark.sides import device_name
+from benchmark.sides import by_turns, device_name
 from relusym.memory import keep_freed_memory
 from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP
@@ -51,19 +50,6 @@ def step_of(width: float, images: int, quick: bool, group_convs=0, **recipe: flo
     return step
 
 
-def milliseconds(kind: str, width: float, images: int, repeats: int) -> list[float]:
-    """Least of a step of a type of net, without and with `quick_steps`, by turns."""
-    steps = [step_of(width, images, quick, **TYPES[kind]) for quick in (False, True)]
-    least = [float("inf")] * 2
-    for repeat in range(-1, repeats):  # the first sets things up
-        for i, step in enumerate(steps):
-            started = time.thread_time()
-            step()
-            if repeat >= 0:
-                least[i] = min(least[i], 1000 * (time.thread_time() - started))
-    return least
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -72,7 +58,8 @@ if __name__ == "__main__":
     print(f"{device_name(CPU, 1)}; milliseconds a step\n")
     print("| type | width | images | plain | quick | ratio |\n|:---|---:|---:|---:|---:|---:|")
     for (width, images), kind in product(SIZES, TYPES):
+        steps = [step_of(width, images, quick, **TYPES[kind]) for quick in (False, True)]
         # a long step needs fewer repeats
-        plain, quick = milliseconds(kind, width, images, repeats if images < 500 else max(1, repeats // 5))
+        plain, quick = map(min, by_turns(steps, repeats if images < 500 else max(1, repeats // 5)))
         row = f"| {kind} | {width} | {images} | {plain:.1f} | {quick:.1f} | {plain / quick:.2f} |"
         print(row, flush=True)

@@ -87,26 +87,20 @@ def find(root: str | Path, source: str, key: str) -> Path:
 
     `key`: where the config has `root`, for the UserError if it isn't there.
     """
-    if (at := _located(Path(root), VERSIONS[source])) is not None:
-        return at
+    places = {name: at for name, version in VERSIONS.items() if (at := _located(Path(root), version))}
+    if source in places:
+        return places[source]
     version = VERSIONS[source]
+    others = (f" (there is {VERSIONS[name].folder}: set {key}.source: {name})" for name in places)
     raise UserError(
         f"{key}.root: {root} given; allowed is {version.folder}/, its archive {version.archive}, or the folder that "
-        "holds either" + _other_version(Path(root), source, key)
+        f"holds either{''.join(others)}"
     )
 
 
-def _other_version(root: Path, source: str, key: str) -> str:
-    others = (name for name in VERSIONS if name != source and _located(root, VERSIONS[name]))
-    return "".join(f" (there is {VERSIONS[name].folder}: set {key}.source: {name})" for name in others)
-
-
 def _located(path: Path, version: Version) -> Path | None:
-    if path.is_file():
-        return path
-    if path.name == version.folder and path.is_dir():
-        return path
-    if any((path / batch).is_file() for batch in version.files()[:-1]):
+    is_folder = path.name == version.folder and path.is_dir()
+    if path.is_file() or is_folder or any((path / batch).is_file() for batch in version.files()[:-1]):
         return path
     return next((at for at in (path / version.folder, path / version.archive) if at.exists()), None)
 
@@ -124,11 +118,8 @@ def recognised(path: Path) -> tuple[str, Path] | None:
     versions = {file: name for name, version in VERSIONS.items() for file in version.files()}
     for file, _ in _members(path, versions):
         return versions[file], path
-    raise UserError(f"{path} holds no batches of {NAME}: allowed is {_named('archive')}, or a folder")
-
-
-def _named(what: str) -> str:
-    return " or ".join(getattr(version, what) for version in VERSIONS.values())
+    archives = " or ".join(version.archive for version in VERSIONS.values())
+    raise UserError(f"{path} holds no batches of {NAME}: allowed is {archives}, or a folder")
 
 
 # ---- what is in them

@@ -30,7 +30,6 @@ Where = Callable[..., str]  # from the parts of a key to what a message calls it
 
 WORDS = {"null": None, "~": None, "true": True, "false": False, "yes": True, "no": False}
 
-
 MOST_SEEDS, LARGEST_SEED = 10_000, 2**32 - 1
 SEEDS_ALLOWED = "allowed are seeds such as 3, 0-3, or [0, 5]"
 PLAIN = re.compile(r"[-+.0-9eE]+|[-+]?\.?(inf|nan)", re.IGNORECASE)
@@ -139,16 +138,14 @@ def seed_list(value: Any) -> list[int]:
         if some[-1] > LARGEST_SEED or len(seeds) + len(some) > MOST_SEEDS:
             raise refusal(f"allowed are at most {MOST_SEEDS:,} seeds, none above {LARGEST_SEED}")
         seeds += some
-    twice = [seed for seed, count in Counter(seeds).items() if count > 1]
-    if twice:
+    if twice := [seed for seed, count in Counter(seeds).items() if count > 1]:
         raise remark(f"{twice[0]} is listed twice in {value}; list each seed once")
     return seeds
 
 
 def each_once(entries: list) -> list:
     """Entries none of which stands twice."""
-    twice = [entry for entry, count in Counter(map(str, entries)).items() if count > 1]
-    if twice:
+    if twice := [entry for entry, count in Counter(map(str, entries)).items() if count > 1]:
         raise remark(f"{twice[0]} is listed twice; list each once")
     return entries
 

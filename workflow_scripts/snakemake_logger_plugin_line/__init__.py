@@ -3,6 +3,7 @@
 A logger plugin, found by its name. The whole log is in .snakemake/log; with `--verbose` it is on the terminal as well.
 """
 
+import math
 import re
 import shutil
 import sys
@@ -147,7 +148,7 @@ class Run:
         self.total = self.done = self.at_once = 0
         self.failed: set[int] = set()
         self.running: dict[int, tuple[LogRecord, float]] = {}
-        self.seconds: dict[str, list[float]] = defaultdict(list)  # by rule, of the jobs that are done
+        self.seconds: dict[str, list[float]] = defaultdict(list)  # by rule, of whole jobs that are done
         self.planned: dict[str, list[str]] = defaultdict(list)
 
     def take(self, event: str | None, record: LogRecord) -> None:
@@ -160,7 +161,7 @@ class Run:
             self.planned[record.rule_name].append(_name(record).rpartition(" ")[2])
         elif event == LogEvent.JOB_FINISHED and record.job_id in self.running:
             job, began = self.running.pop(record.job_id)
-            self.seconds[job.rule_name].append(time.monotonic() - began)
+            self.seconds[job.rule_name].append((time.monotonic() - began) / (1 - _share_before(job)))
             self.to_do[job.rule_name] -= 1
             self.done += 1
             self.failed.discard(record.job_id)  # before, in an attempt that was repeated
@@ -207,8 +208,10 @@ class Run:
         means |= {rule: sum(some) / len(some) for rule, some in self.seconds.items()}
         work = sum(number * means[rule] for rule, number in self.to_do.items())
         now = time.monotonic()
-        begun = sum(min(now - began, means[job.rule_name]) for job, began in self.running.values())
-        return (work - begun) / max(1, self.at_once)
+        for job, began in self.running.values():
+            mean = means[job.rule_name]
+            work -= min(now - began + _share_before(job) * mean, mean)
+        return work / max(1, self.at_once)
 
 
 def _error(logs: list[str]) -> str:
@@ -218,15 +221,26 @@ def _error(logs: list[str]) -> str:
     return f"; see {', '.join(logs) or 'above'}"
 
 
-def _epoch(job: LogRecord) -> str:
-    """How far a training is, by its log (training/loop.py)."""
+def _epochs(job: LogRecord) -> tuple[list[tuple[bytes, bytes]], ...]:
+    """The first and the last epoch that a training's log names (training/loop.py), of how many; none: empty."""
     try:
         with open_file(job.log[0]) as log:
+            head = log.read(4000)
             log.seek(max(0, log.seek(0, 2) - 400))
-            epochs = re.findall(r"epoch +([\d.]+)/(\d+)", log.read().decode(errors="replace"))
+            first, last = (re.findall(rb"epoch +([\d.]+)/(\d+)", end) for end in (head, log.read()))
     except (IndexError, OSError):
-        return ""
-    return " (epoch {} of {})".format(*epochs[-1]) if epochs else ""
+        return [], []
+    return first[:1], last[-1:]
+
+
+def _epoch(job: LogRecord) -> str:
+    """How far a training is."""
+    return "".join(f" (epoch {epoch.decode()} of {epochs.decode()})" for epoch, epochs in _epochs(job)[1])
+
+
+def _share_before(job: LogRecord) -> float:
+    """What an earlier run did of a training that goes on from its state: the log names every epoch of this run."""
+    return sum(max(0, math.ceil(float(epoch)) - 1) / int(epochs) for epoch, epochs in _epochs(job)[0])
 
 
 def _time(seconds: float) -> str:

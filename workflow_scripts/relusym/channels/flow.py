@@ -110,14 +110,8 @@ class Flow(fx.Interpreter):
     def unknown(self, call: Call, inputs: list[Any], reason: Unknown) -> Any:
         """The labels after an operation whose effect isn't known: all channels that it reads and writes stay."""
         self.fixed[describe(call.node)] = str(reason)
-        for x in inputs:
-            if isinstance(x, Labels):
-                self.relations.join(x.ids, torch.tensor(FIXED), call.node.name)
-            elif isinstance(x, Weights):
-                call.fix(x)
-        for key, tensor in call.layer.state_dict().items() if call.layer is not None else ():
-            for dim, size in enumerate(tensor.shape):
-                call.index(key, dim, torch.full([size], FIXED))
+        names = call.layer.state_dict() if call.layer is not None else ()
+        call.fix(*(x for x in inputs if isinstance(x, Labels | Weights)), *names)
         return tree_map(lambda x: Labels.alike(FIXED, x.shape) if isinstance(x, Tensor) else x, call.result)
 
     def place(self, name: str, labels: Labels, call: Call) -> None:
@@ -225,11 +219,15 @@ class Call:
             if isinstance(x, self.flow.dropped) and x.shape.numel() > 1:
                 raise self.refusal("what one of its operands does isn't known")
 
-    def fix(self, weights: Weights) -> None:
-        """What parameters or buffers hold stays at its place."""
-        for name in weights.sources:
-            for dim, size in enumerate(self.flow.tensors[name].shape):
-                self.flow.place_along(name, dim, torch.full([size], FIXED), self)
+    def fix(self, *operands: Any) -> None:
+        """What labels, and parameters or buffers, of this layer if by name, hold stays at its place."""
+        for x in operands:
+            if isinstance(x, Labels):
+                self.relations.join(x.ids, torch.tensor(FIXED), self.node.name)
+            names = self._names(x) if isinstance(x, str) else getattr(x, "sources", ())
+            for name in names:
+                for dim, size in enumerate(self.flow.tensors[name].shape):
+                    self.flow.place_along(name, dim, torch.full([size], FIXED), self)
 
     def along(self, x: Labels, dim: int) -> Tensor:
         """The labels along a dimension, int64 (n,); what varies along others is joined."""
@@ -238,7 +236,10 @@ class Call:
         return self.relations.join_along(x.ids, others, self.node.name).flatten().expand(x.shape[dim])
 
     def index(self, weights: str | Weights | None, dim: int, labels: Tensor) -> None:
-        """A dimension of a parameter or buffer, of this layer's if by name, is indexed by these channels."""
+        """A dimension of a parameter or buffer, of this layer's if by name, is indexed by these channels.
+
+        None, and a parameter that the layer was made without, have no dimension.
+        """
         if isinstance(weights, Labels | Tensor):
             self.combine(Labels.along(labels, dim, weights.shape), weights, shape=weights.shape)
         elif isinstance(weights, Weights) and not self._is_whole(weights):
@@ -348,8 +349,8 @@ class Call:
             self.flow.place(name, Labels.of(met.expand(tensor.shape)), self)
 
     def _names(self, weights: str | Weights) -> list[str]:
-        """All names in the state dict of a tensor that a handler means."""
+        """All names in the state dict of a tensor that a handler means; none of what is None in the layer."""
         name = weights.name if isinstance(weights, Weights) else f"{self.node.target}.{weights}"
         owner, _, key = name.rpartition(".")
         tensor = getattr(self.flow.module.get_submodule(owner), key)
-        return self.flow.names.get(id(tensor), [name])
+        return self.flow.names.get(id(tensor), [name]) if tensor is not None else []

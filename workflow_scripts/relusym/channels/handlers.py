@@ -53,6 +53,7 @@ FUNCTIONS = {
         view_as reshape_as broadcast_to getattr getitem chunk split split_with_sizes tensor_split unbind narrow select
         index_select gather take_along_dim flip rot90 repeat repeat_interleave tile stack hstack vstack dstack
         pixel_shuffle pixel_unshuffle channel_shuffle diagonal view_of""",
+    "reduces": "mean sum amax amin prod var std norm linalg_norm linalg_vector_norm logsumexp",
     "pools": "max_pool avg_pool adaptive_avg_pool adaptive_max_pool",
 }
 STACKS = {"stack", "hstack", "vstack", "dstack"}
@@ -74,7 +75,8 @@ def convolved(call: Call, x: Any, weight: Any, bias: Any, groups: int, transpose
         x = Labels.alike(FIXED, x.shape)
     pointwise = groups == 1 and all(size == 1 for size in shape[2:])
     if x.varies and dim % len(x.shape) not in x.varies and pointwise:
-        return _along_positions(call, x, weight, bias)
+        call.fix(weight, bias)  # along positions, and not channels, it does the same to all channels
+        return Labels(call.shape, no_constants(x.ids))
     read = call.along(x, dim)
     if groups == 1:
         call.index(weight, reads, read)
@@ -89,15 +91,6 @@ def convolved(call: Call, x: Any, weight: Any, bias: Any, groups: int, transpose
     return Labels.along(written, dim % len(call.shape), call.shape)
 
 
-def _along_positions(call: Call, x: Labels, weight: Any, bias: Any) -> Labels:
-    """A layer along a dimension in which positions lie, and not channels: it does the same to all channels."""
-    for parameter in (weight, bias):
-        if parameter is not None:
-            name = f"{call.node.target}.{parameter}" if isinstance(parameter, str) else parameter.name
-            call.fix(Weights(torch.Size(), {name: torch.zeros(1)}))
-    return Labels(call.shape, no_constants(x.ids))
-
-
 def _filtered(call: Call, x: Any, weight: Any, bias: Any, groups: int, dim: int) -> Labels:
     """A convolution with a kernel that is no parameter, as a fixed blur: each channel's the same, or channels stay."""
     same = isinstance(weight, Tensor) and bool((weight == weight[:1]).all())
@@ -109,24 +102,16 @@ def _filtered(call: Call, x: Any, weight: Any, bias: Any, groups: int, dim: int)
 @handler(*CONVS, *TRANSPOSED)
 def conv(call: Call, x: Any) -> Labels:
     layer = call.layer
-    bias = None if layer.bias is None else "bias"
-    return convolved(call, x, "weight", bias, layer.groups, layer.transposed, 1 - layer.weight.ndim)
+    return convolved(call, x, "weight", "bias", layer.groups, layer.transposed, 1 - layer.weight.ndim)
 
 
-@handler("conv1d", "conv2d", "conv3d")
+@handler(*(name + size for name in ("conv", "conv_transpose") for size in SIZES))
 def conv_function(
-    call: Call, input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
-    dilation: Any = 1, groups: int = 1,
-) -> Labels:  # fmt: skip
-    return convolved(call, input, weight, bias, groups, False, 1 - len(weight.shape))
-
-
-@handler("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def transposed_function(
-    call: Call, input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
-    output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
-) -> Labels:  # fmt: skip
-    return convolved(call, input, weight, bias, groups, True, 1 - len(weight.shape))
+    call: Call, input: Any, weight: Any, bias: Any = None, *rest: Any, groups: int = 1, **options: Any
+) -> Labels:
+    groups = rest[3] if len(rest) > 3 else groups  # in either order of the others
+    transposed = "transpose" in function_name(call.node)
+    return convolved(call, input, weight, bias, groups, transposed, 1 - len(weight.shape))
 
 
 @handler("deform_conv2d")
@@ -134,22 +119,13 @@ def deformed(call: Call, input: Labels, weight: Any, offset: Any, mask: Any, bia
     """torchvision's; its offsets and its mask have an order, and are the same for all channels that it reads."""
     if offset.shape[1] != 2 * weight.shape[2:].numel():
         raise call.refusal("offsets of several groups of channels aren't supported")
-    stay(call, offset, mask)
+    call.fix(offset, mask)
     return convolved(call, input, weight, bias, input.shape[1] // weight.shape[1], False, -3)
-
-
-def stay(call: Call, *operands: Any) -> None:
-    """What operands have stays at its place."""
-    for x in operands:
-        if isinstance(x, Labels):
-            call.relations.join(x.ids, torch.tensor(FIXED), call.node.name)
-        elif isinstance(x, Weights):
-            call.fix(x)
 
 
 @handler(nn.Linear)
 def linear(call: Call, x: Any) -> Labels:
-    return convolved(call, x, "weight", None if call.layer.bias is None else "bias", 1, False, -1)
+    return convolved(call, x, "weight", "bias", 1, False, -1)
 
 
 @handler("linear")
@@ -192,11 +168,11 @@ def batch_norm_function(
     return Labels.along(no_constants(labels), 1, call.shape)
 
 
-@handler(nn.PReLU)
-def prelu(call: Call, x: Labels) -> Labels:
+@handler(nn.PReLU, "prelu")
+def prelu(call: Call, x: Labels, weight: Any = "weight") -> Labels:
     labels = call.along(x, 1)
-    if call.layer.weight.numel() > 1:
-        call.index("weight", 0, labels)
+    if (weight if call.layer is None else call.layer.weight).shape.numel() > 1:
+        call.index(weight, 0, labels)
         labels = no_constants(labels)
     return Labels.along(labels, 1, call.shape)
 
@@ -207,6 +183,8 @@ def layer_norm_function(
 ) -> Labels:
     """Over the last dimensions, whose weights meet them entry by entry."""
     call.mix(input, list(range(input.ids.ndim - len(normalized_shape), input.ids.ndim)))
+    if isinstance(bias, float):  # rms_norm's, which has no bias, is eps
+        bias = None
     if weight is None and bias is None:
         return Labels(call.shape, input.ids)
     ids = no_constants(input.ids)
@@ -242,32 +220,26 @@ def group_norm_function(
 
 @handler(nn.GroupNorm)
 def group_norm(call: Call, x: Labels) -> Labels:
-    names = ("weight", "bias") if call.layer.affine else ()
-    return group_norm_function(call, x, call.layer.num_groups, *names)
+    return group_norm_function(call, x, call.layer.num_groups, "weight", "bias")
 
 
 # ---- sums, means and the like
 
 
-@both(
-    "mean",
-    "sum",
-    "amax",
-    "amin",
-    "prod",
-    "var",
-    "std",
-    "norm",
-    "linalg_norm",
-    "linalg_vector_norm",
-    "logsumexp",
-)
+def dims_of(call: Call, x: Any, rest: tuple, options: dict[str, Any], default: Any = None) -> list[int]:
+    """The dimensions along which an operation works, by its arguments after the tensor; [] if along all."""
+    name = function_name(call.node) or ""
+    if name.startswith(("norm", "linalg", "fft")) or name in ("kthvalue", "topk", "diff"):
+        rest = rest[1:]  # after an order or a number
+    dims = options.get("dim", options.get("axis", rest[0] if rest else default))
+    dims = [] if dims is None else [dims] if isinstance(dims, int) else dims
+    return [dim % len(x.shape) for dim in dims]
+
+
+@both(*NAMES["reduces"])
 def reduction(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
-    rest = rest[1:] if "norm" in function_name(call.node) else rest  # whose first option is its order
-    dims = options.get("dim", rest[0] if rest else None)
     every = list(range(len(x.shape)))
-    dims = every if dims is None else [dims] if isinstance(dims, int) else list(dims)
-    dims = [dim % len(x.shape) for dim in dims] or every
+    dims = dims_of(call, x, rest, options) or every
     kept = every if call.result.ndim == len(x.shape) else [dim for dim in every if dim not in dims]
     if isinstance(x, Weights):
         sources = {name: ids.expand(x.shape) for name, ids in x.sources.items()}
@@ -280,38 +252,34 @@ def reduction(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
     return Labels(call.shape, ids.reshape([ids.shape[dim] for dim in kept]))
 
 
-@both("softmax", "log_softmax", "normalize")
+@both("softmax", "log_softmax", "normalize", nn.Softmax, nn.LogSoftmax)
 def along_a_dimension(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
-    if isinstance(
-        x, Weights
-    ):  # whatever their order, each entry is computed of itself and of all along the dimension
+    """Whatever their order, each entry is computed of itself and of all along the dimension."""
+    if isinstance(x, Weights):
         return x
-    rest = rest[1:] if function_name(call.node) == "normalize" else rest  # whose first option is its order
-    return _mixed(call, x, options.get("dim", rest[0] if rest else 1))
+    options = options if call.layer is None else vars(call.layer)
+    call.mix(x, dims_of(call, x, rest, options, 1))
+    return Labels(call.shape, x.ids)
 
 
 @both("max", "min", "argmax", "argmin", "median", "nanmedian", "mode", "kthvalue", "topk", "sort")
 def ranked(call: Call, x: Any, other: Any = None, *rest: Any, **options: Any) -> Any:
     """The largest and the like, of all along a dimension; and where they are, which depends on their order."""
-    name, rest = function_name(call.node), (other, *rest)
     if isinstance(other, Labels | Weights | Tensor):
         return entrywise(call, x, other)
     results = call.result if isinstance(call.result, tuple) else (call.result,)
-    rest = rest[1:] if name in ("kthvalue", "topk") else rest
-    default = -1 if name in ("kthvalue", "topk", "sort") or len(results) > 1 else None
-    dim = options.get("dim", rest[0] if rest else default)
-    if (name.startswith("arg") and dim is None) or (isinstance(x, Weights) and len(results) > 1):
+    rest = () if other is None else (other, *rest)
+    dims = dims_of(call, x, rest, options, -1 if len(results) > 1 else None)
+    where = function_name(call.node).startswith("arg")
+    if (where and not dims) or (isinstance(x, Weights) and len(results) > 1):
         raise call.refusal("it uses where the largest is")
-    if isinstance(x, Weights) or dim is None:
-        return reduction(call, x, *([] if dim is None else [dim]))
-    where = name.startswith("arg") or any(
-        function_name(user) == "getitem" and user.args[1] == 1 for user in call.node.users
-    )
-    dim %= len(x.shape)
-    if where and dim in x.varies:
+    if isinstance(x, Weights) or not dims:
+        return reduction(call, x, *rest, **options)
+    where |= any(function_name(user) == "getitem" and user.args[1] == 1 for user in call.node.users)
+    if where and dims[0] in x.varies:
         raise call.refusal("it uses where the largest is")
-    ids = call.mix(x, [dim])
-    ids = ids if results[0].ndim == len(x.shape) else ids.squeeze(dim)
+    ids = call.mix(x, dims)
+    ids = ids if results[0].ndim == len(x.shape) else ids.squeeze(dims[0])
     labels = tuple(Labels(result.shape, ids) for result in results)
     return labels if isinstance(call.result, tuple) else labels[0]
 
@@ -325,10 +293,8 @@ def ranked(call: Call, x: Any, other: Any = None, *rest: Any, **options: Any) ->
 )
 def in_order(call: Call, x: Labels, *rest: Any, **options: Any) -> Labels:
     """What depends on the order along dimensions."""
-    name = function_name(call.node)
-    rest = rest[1:] if name.startswith("fft") or name == "diff" else rest  # whose first option is a number
-    dims = options.get("dim", rest[0] if rest else (-2, -1) if name.endswith("2") else -1)
-    dims = [dim % len(x.shape) for dim in ([dims] if isinstance(dims, int) else dims)]
+    default = (-2, -1) if function_name(call.node).endswith("2") else -1
+    dims = dims_of(call, x, rest, options, default)
     if set(dims) & set(x.varies):
         raise call.refusal(f"it depends on the order of what lies along dimension {dims[0]}")
     return Labels(call.shape, x.ids)
@@ -343,17 +309,7 @@ def compared(call: Call, x1: Any, x2: Any, dim: int | None = None, *rest: Any, *
 
 @both("cdist")
 def distances(call: Call, x1: Any, x2: Any, *rest: Any, **options: Any) -> Labels:
-    return _product(call, *_operands([x1, x2]), ends=("ik", "jk"), output="ij")
-
-
-@both(nn.Softmax, nn.LogSoftmax)
-def softmax(call: Call, x: Labels) -> Labels:
-    return _mixed(call, x, call.layer.dim)
-
-
-def _mixed(call: Call, x: Labels, dims: int | list[int]) -> Labels:
-    call.mix(x, [dim % len(x.shape) for dim in ([dims] if isinstance(dims, int) else dims)])
-    return Labels(call.shape, x.ids)
+    return _product(call, *_operands([x1, x2]), columns="jk")
 
 
 @both(nn.GLU, "glu")
@@ -462,18 +418,12 @@ def matmul(call: Call, *operands: Any) -> Labels:
     return _product(call, first, second)
 
 
-def _product(
-    call: Call,
-    first: Labels,
-    second: Any,
-    step: str = "",
-    ends: tuple[str, str] = ("ik", "kj"),
-    output: str = "ij",
-) -> Labels:
+def _product(call: Call, first: Labels, second: Any, step: str = "", columns: str = "kj") -> Labels:
+    """Of matrices, which lie along the last two dimensions."""
     count = max(len(first.shape), len(second.shape)) - 2
     batch = "abcdefgh"[:count]
-    letters = [batch[count - len(x.shape) + 2 :] + end for x, end in zip((first, second), ends, strict=True)]
-    return contracted(call, [first, second], letters, batch + output, step)
+    letters = [batch[count - len(x.shape) + 2 :] + end for x, end in ((first, "ik"), (second, columns))]
+    return contracted(call, [first, second], letters, batch + "ij", step)
 
 
 @both("addmm", "baddbmm")
@@ -487,9 +437,7 @@ def tensor_product(call: Call, a: Any, b: Any, dims: Any = 2, **options: Any) ->
     letters = [list(string.ascii_lowercase[: len(a.shape)]), list(string.ascii_uppercase[: len(b.shape)])]
     for i, j in zip(first, second, strict=True):
         letters[1][j] = letters[0][i]
-    output = [
-        letter for letter in letters[0] + letters[1] if (letter in letters[0]) != (letter in letters[1])
-    ]
+    output = sorted({*letters[0]} ^ {*letters[1]}, key="".join(letters[0] + letters[1]).index)
     return contracted(call, _operands([a, b]), ["".join(names) for names in letters], "".join(output))
 
 
@@ -501,8 +449,7 @@ def _operands(operands: Any) -> list[Labels | Weights]:
 def attention(
     call: Call, query: Labels, key: Labels, value: Labels, attn_mask: Any = None, *rest: Any, **options: Any
 ) -> Labels:
-    turned = Labels(torch.Size([*key.shape[:-2], key.shape[-1], key.shape[-2]]), key.ids.transpose(-1, -2))
-    scores = _product(call, query, turned, "scores")
+    scores = _product(call, query, key, "scores", "jk")
     if attn_mask is not None:
         scores = call.combine(scores, attn_mask, shape=scores.shape)
     return _product(call, scores, value, "values")
@@ -534,16 +481,16 @@ def multihead_attention(call: Call, query: Any, key: Labels, value: Labels, **op
         read = call.relations.join(read, call.along(x, -1), call.node.name)
     call.index("in_proj_weight", 1, read)
     rows = call.write("in_proj_weight", 0, 3 * layer.embed_dim)
-    call.index(None if layer.in_proj_bias is None else "in_proj_bias", 0, rows)
+    call.index("in_proj_bias", 0, rows)
     heads, values = heads_of(call, rows, layer.num_heads)
     call.index("out_proj.weight", 1, values)
     written = call.write("out_proj.weight", 0, layer.embed_dim)
-    call.index(None if layer.out_proj.bias is None else "out_proj.bias", 0, written)
+    call.index("out_proj.bias", 0, written)
     shape, weights = call.result[0].shape, call.result[1]
     if weights is not None:
         each = weights.ndim == len(shape) + 1  # of each head, and not their mean
-        labels = Labels.alike(FIXED, weights.shape)
-        weights = Labels.along(heads.flatten(), -3, weights.shape) if each else labels
+        labels = heads.flatten() if each else torch.tensor(FIXED)
+        weights = Labels.along(labels, -3, weights.shape)
     return Labels.along(written, len(shape) - 1, shape), weights
 
 
@@ -647,28 +594,29 @@ def _unsqueezed(x: Weights | Tensor, dim: int) -> Weights | Tensor:
     if isinstance(x, Tensor):
         return x.unsqueeze(dim)
     sources = {name: entries.expand(x.shape).unsqueeze(dim) for name, entries in x.sources.items()}
-    return Weights(next(iter(sources.values())).shape, sources, x.pooled)
+    return Weights(next(iter(sources.values())).shape, sources, x.pooled, x.beside)
 
 
 def _moved_weights(call: Call, weights: Weights, *rest: Any, **options: Any) -> Weights | tuple[Weights, ...]:
-    moved = {name: _moved(call, ids.expand(weights.shape), *rest, **options)
-             for name, ids in weights.sources.items()}  # fmt: skip
-    beside = [_moved(call, x.expand(weights.shape), *rest, **options) for x in weights.beside]
-    if isinstance(call.result, Tensor):
-        sources = {name: Labels.of(ids).ids for name, ids in moved.items()}
-        return Weights(call.shape, sources, weights.pooled, tuple(Labels.of(x).ids for x in beside))
-    parts = zip(*moved.values(), strict=True)
-    constants = zip(*beside, strict=True) if beside else [()] * len(call.result)
-    return tuple(Weights(part[0].shape, dict(zip(moved, part, strict=True)), beside=constant)
-                 for part, constant in zip(parts, constants, strict=True))  # fmt: skip
+    results = (call.result,) if isinstance(call.result, Tensor) else call.result
+
+    def moved(x: Tensor) -> list[Tensor]:
+        """Of each result."""
+        x = _moved(call, x.expand(weights.shape), *rest, **options)
+        return [Labels.of(part).ids for part in ((x,) if isinstance(x, Tensor) else x)]
+
+    sources = {name: moved(entries) for name, entries in weights.sources.items()}
+    beside = [moved(x) for x in weights.beside]
+    parts = tuple(Weights(result.shape, {name: ids[i] for name, ids in sources.items()}, weights.pooled,
+                          tuple(x[i] for x in beside)) for i, result in enumerate(results))  # fmt: skip
+    return parts[0] if isinstance(call.result, Tensor) else parts
 
 
 def _moved(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
     if call.layer is not None:
         return call.layer(x)
     if call.node.op == "call_method":
-        target = {"view": "reshape", "view_as": "reshape_as"}.get(call.node.target, call.node.target)
-        return getattr(x, target)(*rest, **options)
+        return getattr(x, call.node.target.replace("view", "reshape"))(*rest, **options)
     return call.node.target(x, *rest, **options)
 
 
@@ -678,7 +626,6 @@ ENTRYWISE.update((kept, entrywise, moves, attention))
 @both("set_item")
 def assigned(call: Call, x: Any, index: Any, value: Any) -> Any:
     """Other entries in the place of some; where a mask says which, either may be there."""
-    value = torch.tensor(float(value)) if isinstance(value, int | float) else value
     if any(isinstance(part, Labels) for part in tree_leaves(index)):
         if not isinstance(index, Labels) or index.shape != x.shape:
             raise call.refusal("it is assigned to where it isn't known")
@@ -696,13 +643,12 @@ def assigned_to_view(call: Call, x: Any, value: Any, *view: Any, **kwargs: Any) 
 def assigned_by_index(call: Call, x: Any, dim: int, index: Any, value: Any) -> Any:
     if not isinstance(index, Tensor):
         raise call.refusal("it is assigned to where it isn't known")
-    value = torch.tensor(float(value)) if isinstance(value, int | float) else value
-    if function_name(call.node).startswith("scatter"):
-        return _put(call, x, lambda x: x.gather(dim, index), value)
-    return _put(call, x, lambda x: x.index_select(dim, index), value)
+    part_of = Tensor.gather if function_name(call.node).startswith("scatter") else Tensor.index_select
+    return _put(call, x, lambda x: part_of(x, dim, index), value)
 
 
 def _put(call: Call, x: Any, part_of: Callable[[Tensor], Tensor], value: Any) -> Any:
+    value = torch.tensor(float(value)) if isinstance(value, int | float) else value
     if isinstance(x, Weights) and isinstance(value, Weights | Tensor):
         return _weights_in_another(call, x, part_of, value)
     entries = constant(call, x).entries.clone(memory_format=torch.contiguous_format)
@@ -743,11 +689,9 @@ def cat(call: Call, tensors: Any, dim: int = 0, **options: Any) -> Any:
     labelled = [x for x in tensors if isinstance(x, Labels)]
     if not labelled:
         return _weights_beside(call, tensors, dim)
-    ids = None
-    if any(x.varies for x in labelled) and not any(
-        dim in x.varies for x in labelled
-    ):  # tokens, and not channels
-        ids = call.relations.beside([x.ids for x in labelled], call.node.name)
+    varies = {other for x in labelled for other in x.varies}
+    tokens = varies and dim not in varies
+    ids = call.relations.beside([x.ids for x in labelled], call.node.name) if tokens else None
     if ids is None:
         pieces = call.relations.distinct([constant(call, x).entries for x in tensors])
         return Labels.of(torch.cat(pieces, dim))
@@ -762,7 +706,7 @@ def cat(call: Call, tensors: Any, dim: int = 0, **options: Any) -> Any:
 def _weights_beside(call: Call, tensors: Any, dim: int) -> Weights:
     """Parameters and constants beside each other: where one is, the others have no entries."""
     parameters = [(i, x) for i, x in enumerate(tensors) if isinstance(x, Weights)]
-    if any(x.pooled for _, x in parameters):
+    if any(x.pooled or x.beside for _, x in parameters):
         raise call.refusal("what is computed of parameters is joined")
     sources = {name: [torch.full(x.shape, -1) for x in tensors] for _, x in parameters for name in x.sources}
     for i, x in parameters:
@@ -820,16 +764,13 @@ def spatial(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
         call.index(x, 1, labels)
     else:
         labels = call.along(x, 1)
-    if isinstance(call.result, Tensor):
-        return Labels.along(labels, 1, call.shape)
-    return tuple(
-        Labels.along(labels, 1, part.shape) for part in call.result
-    )  # the second is where the largest are
+    # of two, the second is where the largest are
+    return tree_map(lambda part: Labels.along(labels, 1, part.shape), call.result)
 
 
 @handler("grid_sample")
 def sampled(call: Call, input: Labels, grid: Any, *rest: Any, **options: Any) -> Labels:
-    stay(call, grid)
+    call.fix(grid)
     return Labels.along(call.along(input, 1), 1, call.shape)
 
 

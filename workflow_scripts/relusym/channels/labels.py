@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -246,10 +247,7 @@ class UnionFind:
 
     def beside(self, pieces: Sequence[Tensor], where: Hashable) -> Tensor | None:
         """Labels of tokens beside each other: their channels are joined."""
-        ids = pieces[0]
-        for piece in pieces[1:]:
-            ids = self.join(ids, piece, where)
-        return ids
+        return reduce(lambda ids, piece: self.join(ids, piece, where), pieces)
 
     def written(self, count: int) -> Tensor | None:
         """Labels along a dimension that a parameter alone has in a product: it stays."""

@@ -263,9 +263,8 @@ def _draw(net: nn.Module, draw: torch.Generator) -> None:
     for key, value in net.state_dict().items():
         if not value.is_floating_point():
             continue
-        noise = torch.randn(
-            value.shape, generator=draw
-        ).double()  # drawn in float64, it takes several times as long
+        # drawn in float64, it takes several times as long
+        noise = torch.randn(value.shape, generator=draw).double()
         if value.ndim > 1 and "weight" in key.rpartition(".")[2]:
             noise /= max(1, value[0].numel()) ** 0.5
         elif key.endswith(("var", "scale", "gamma")) or (

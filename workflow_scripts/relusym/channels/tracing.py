@@ -615,18 +615,13 @@ def trace(
                 depending[node] = value.shape
         node.args = mapped(sizes.matched, node.args, other.args)
         node.kwargs = mapped(sizes.matched, node.kwargs, other.kwargs)
-    kept, behind = set(), [nodes[-1]]
-    while behind:
-        if (node := behind.pop()) not in kept:
-            kept.add(node)
-            behind += node.all_input_nodes
-    for node in kept & depending.keys():
-        raise UserError(
-            f"{name}: a constant of shape {tuple(depending[node])} depends on the number of images"
-        )
     for node in reversed(list(graph.nodes)):
-        if node not in kept and node.op != "placeholder":
+        if not node.users and node.op not in ("placeholder", "output"):
             graph.erase_node(node)
+    for node in graph.nodes:
+        if node in depending:
+            shape = tuple(depending[node])
+            raise UserError(f"{name}: a constant of shape {shape} depends on the number of images")
     read = {node.target for node in graph.nodes if node.op == "get_attr"}
     constants = {key: value for key, value in constants.items() if key in read}
     with torch.no_grad(), evaluating(net):
@@ -652,7 +647,9 @@ class _Sizes:
     """Numbers among a graph's arguments that depend on how many images there are."""
 
     def __init__(self, graph: fx.Graph, image: fx.Node):
-        self.graph, self.image, self.nodes = graph, image, {}
+        self.graph = graph
+        with graph.inserting_after(image):  # how many there are: erased if nothing reads it
+            self.nodes = {(1, 0): graph.call_method("size", (image, 0))}
 
     def matched(self, few: Any, more: Any) -> Any:
         """An argument, or a node for a number that differs."""
@@ -664,16 +661,11 @@ class _Sizes:
     def _node(self, step: int, rest: int) -> fx.Node:
         """`step` times the number of images and `rest`."""
         if (step, rest) not in self.nodes:
-            count = self.image
-            with self.graph.inserting_after(self.image):
-                if (step, rest) == (1, 0):
-                    count = self.graph.call_method("size", (self.image, 0))
-            if (step, rest) != (1, 0):
-                count = self._node(1, 0)
-                for function, number, idle in ((operator.mul, step, 1), (operator.add, rest, 0)):
-                    if number != idle:
-                        with self.graph.inserting_after(count):
-                            count = self.graph.call_function(function, (count, number))
+            count = self.nodes[1, 0]
+            for function, number, idle in ((operator.mul, step, 1), (operator.add, rest, 0)):
+                if number != idle:
+                    with self.graph.inserting_after(count):
+                        count = self.graph.call_function(function, (count, number))
             self.nodes[step, rest] = count
         return self.nodes[step, rest]
 
@@ -707,7 +699,10 @@ def show_projections(graph: fx.Graph, net: nn.Module) -> None:
         with graph.inserting_before(node):
             read = [graph.create_node("get_attr", w) if isinstance(w, str) else w for w in weights]
             shown = graph.call_function(F.linear, (x, *read))
-        shown.meta["layer"] = str(read[0].target).rpartition(".")[0] or node.name
+        shown.meta = {
+            "layer": str(read[0].target).rpartition(".")[0] or node.name,
+            "image": x.meta.get("image"),
+        }
 
 
 def describe(node: fx.Node) -> str:
@@ -724,6 +719,6 @@ def function_name(node: fx.Node) -> str | None:
     return getattr(node.target, "__name__", str(node.target)) if called else None
 
 
-def layer_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+def layer_of(graph: nn.Module, node: fx.Node) -> nn.Module | None:
     """The layer that a node calls."""
     return graph.get_submodule(node.target) if node.op == "call_module" else None

@@ -146,7 +146,8 @@ def _of_folder(split: Path) -> Extent | None:
         open_file(first := min(files)).close()
         with Image.open(first) as image:
             return Extent(len(files), image.size[::-1])
-    except (ValueError, OSError):  # none, or none that can be read: preparing them names which
+    # none, or none that can be read: preparing them names which
+    except (ValueError, OSError, Image.DecompressionBombError):
         return None
 
 

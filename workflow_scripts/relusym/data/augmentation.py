@@ -1,7 +1,7 @@
 """Images on the device: normalisation, random crop and random symmetry of whole batches of uint8 images."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ Normalise = Callable[[Tensor], Tensor]
 def normalise(
     images: Tensor, mean: tuple[float, float, float] = MEAN, std: tuple[float, float, float] = STD
 ) -> Tensor:
-    """uint8 (B, H, W, 3) → float32 (B, 3, H, W), channels last in memory, by mean and std: CIFAR10's, if not given."""
+    """uint8 (B, H, W, 3) → float32 (B, 3, H, W), channels last in memory, by mean and std (default: CIFAR10's)."""
     means, stds = on_device((tuple(mean), tuple(std)), images.device)
     return images.float().sub_(means).div_(stds).permute(0, 3, 1, 2)
 
@@ -141,16 +141,10 @@ def view_transform(size: int, symmetry: Symmetry | None) -> nn.Module:
     )
 
 
-class Draws:
-    """Uniform random numbers, one set for each image of a batch, on the images' device."""
-
-    def __init__(self, images: Tensor, generator: torch.Generator):
-        self.count, self.device, self.generator = len(images), images.device, generator
-
-    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        """(B, *shape)."""
-        drawn = torch.rand((self.count, *shape), generator=self.generator, device=self.generator.device)
-        return (drawn * (high - low) + low).to(self.device, non_blocking=True)
+def _uniform(images: Tensor, generator: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
+    """Random numbers for each image of a batch, on the images' device, (B, *shape)."""
+    drawn = torch.rand((len(images), *shape), generator=generator, device=generator.device)
+    return (drawn * (high - low) + low).to(images.device, non_blocking=True)
 
 
 def random_crops(
@@ -162,7 +156,7 @@ def random_crops(
     draw for every image on its own. `area`: range of the crop's share of the image. `symmetry`: its generator is τ;
     None: none.
     """
-    uniform, (count, height, width) = Draws(images, generator).uniform, images.shape[:3]
+    uniform, (count, height, width) = partial(_uniform, images, generator), images.shape[:3]
     share, ratio = uniform(*area), torch.exp(uniform(*torch.tensor(CROP_RATIO).log().tolist()))
     across, along = (share * ratio).sqrt().clamp(max=1), (share / ratio).sqrt().clamp(max=1)
     x, y = (1 - across) * uniform(-1, 1), (1 - along) * uniform(-1, 1)
@@ -188,7 +182,7 @@ def _powers(drawn: Tensor, symmetry: Symmetry) -> Tensor:
 
 def random_views(images: Tensor, generator: torch.Generator, symmetry: Symmetry | None) -> Tensor:
     """A random view of each image, as `random_crops`, with colour jitter and grey: SimSiam's, without hue and blur."""
-    view, uniform = random_crops(images, generator, CROP_AREA, symmetry), Draws(images, generator).uniform
+    view, uniform = random_crops(images, generator, CROP_AREA, symmetry), partial(_uniform, images, generator)
     luma = on_device(LUMA, view.device)
     brightness, contrast, saturation = uniform(1 - JITTER, 1 + JITTER, 3).unbind(1)
     jittered = view * brightness[:, None, None, None]

@@ -83,8 +83,7 @@ class ImagesOnDevice:
     ):
         self.images, self.labels, self.classes, self.views = images, labels, classes, views
         self.batch_size, self.steps = batch_size, _steps(len(images), batch_size)
-        self.seed, self.name, self.symmetry = seed, name, symmetry
-        self.normalise = normalise
+        self.seed, self.name, self.symmetry, self.normalise = seed, name, symmetry, normalise
         self.augmented = Augmented(images, crop_padding, symmetry, normalise)
         self.share = slice(rank, None, processes)
 
@@ -168,9 +167,6 @@ class _Order(Sampler):
         random = generator(self.seed, self.name, "epoch", self.epoch)
         for index in shuffled(self.count, self.batch_size, random)[self.start :]:
             yield [(self.epoch, image) for image in index[self.share].tolist()]
-
-    def __len__(self) -> int:
-        return self.count // self.batch_size
 
 
 class _Drawn(Dataset):

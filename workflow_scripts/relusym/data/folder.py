@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,12 @@ def prepare_torchvision(to: Path, *, root: str, download: bool, workers: int, ke
     _save_official(to, folder, "python")
 
 
-def prepare_binary(to: Path, *, root: str, workers: int, key: str) -> None:
-    """Write CIFAR10 from its official binary version, as `cifar10.find` and `cifar10.read` have it."""
-    _save_official(to, cifar10.find(root, "binary", key), "binary")
+def prepare_official(source: str, to: Path, *, root: str, workers: int, key: str) -> None:
+    """Write CIFAR10 from its official binary or Python version, as `cifar10.find` and `cifar10.read` have it."""
+    _save_official(to, cifar10.find(root, source, key), source)
 
 
-def prepare_python(to: Path, *, root: str, workers: int, key: str) -> None:
-    """Write CIFAR10 from its official Python version, as `cifar10.find` and `cifar10.read` have it."""
-    _save_official(to, cifar10.find(root, "python", key), "python")
+prepare_binary, prepare_python = (partial(prepare_official, source) for source in ("binary", "python"))
 
 
 def _save_official(to: Path, at: Path, source: str) -> None:

@@ -40,7 +40,8 @@ def slurm_problems(submissions: Iterable[Submission], status_command: str | None
         problems.append(
             f"{PROFILE}: slurm-status-command: sacct, but this Slurm keeps no accounts; set it to squeue"
         )
-    limits = dict(line.split("|") for line in partitions.splitlines())  # the default one's name ends in *
+    lines = (line for line in partitions.splitlines() if "|" in line)  # others are warnings
+    limits = dict(line.split("|") for line in lines)  # the default one's name ends in *
     default = next((name.rstrip("*") for name in limits if name.endswith("*")), None)
     limits = {name.rstrip("*"): _minutes(limit) for name, limit in limits.items()}
     for rule, partition, minutes, options in submissions:
@@ -72,12 +73,13 @@ def _minutes(limit: str) -> int | None:
 
 
 def command_problems(command: str) -> list[str]:
-    """Which commands a line of shell needs that this machine lacks."""
-    wanted = [part.split()[0] for part in re.split(r"&&|\|\||;|\|", command) if part.strip()]
+    """Which commands a line of shell needs that its shell lacks."""
+    parts = (part.split() for part in re.split(r"&&|\|\||;|\|", command))
+    wanted = (next((word for word in words if "=" not in word), None) for words in parts)
     return [
         f"{name}: not found; run snakemake on a node that may submit jobs, or load the site's module for the scheduler"
-        for name in wanted
-        if shutil.which(name) is None
+        for name in filter(None, wanted)
+        if not _asked(shlex.join(["sh", "-c", 'command -v "$0"', name]))[0]
     ]
 
 

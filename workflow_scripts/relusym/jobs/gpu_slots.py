@@ -22,8 +22,8 @@ def visible_gpus() -> list[str]:
     """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, else all of the machine (NVIDIA's)."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        names = takewhile(lambda name: name.strip() != "-1", chosen.split(","))  # which hides all behind it
-        return [name for name in names if name.strip()]
+        names = map(str.strip, chosen.split(","))
+        return [*filter(None, takewhile(lambda name: name != "-1", names))]  # which hides all behind it
     numbers = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
     return sorted(numbers, key=int)
 
@@ -33,8 +33,8 @@ def users_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"relusym-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    about = folder.lstat()
-    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
+    entry = folder.lstat()
+    if not stat.S_ISDIR(entry.st_mode) or entry.st_uid != os.getuid() or entry.st_mode & 0o077:
         raise UserError(
             f"{folder} isn't a folder that you alone can enter: remove it, or set TMPDIR to another"
         )

@@ -154,6 +154,6 @@ def is_held(path: str | Path) -> bool:
 def _state(path: Path) -> tuple[int, ...] | None:
     """What changes with every touch of a lock's file, and with its owner; None if there is none."""
     with suppress(FileNotFoundError):
-        about = path.lstat()
-        return about.st_ino, about.st_mtime_ns, about.st_ctime_ns
+        entry = path.lstat()
+        return entry.st_ino, entry.st_mtime_ns, entry.st_ctime_ns
     return None

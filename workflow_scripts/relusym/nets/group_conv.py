@@ -62,7 +62,7 @@ class RegularConv2d(nn.Module):
     def to_plain(self) -> nn.Conv2d:
         """An ordinary `nn.Conv2d` with the same function."""
         psi = self.kernel()
-        plain = nn.Conv2d(psi.shape[1], psi.shape[0], psi.shape[2], padding=self.padding)
+        plain = nn.Conv2d(psi.shape[1], psi.shape[0], psi.shape[2], padding=self.padding).to(psi)
         plain.weight.copy_(psi)
         plain.bias.copy_(self.bias.repeat(self.symmetry.order))
         return plain

@@ -102,18 +102,18 @@ class VGG11(nn.Module):
         """An ordinary VGG11 with the same function: group convs written out, orientation pool in the linear layer."""
         if self.group_convs == 0:
             return self
-        plain = VGG11(self.width, 0, self.classes, self.symmetry, **self.functions)
+        weight = self.classifier.weight
+        plain = VGG11(self.width, 0, self.classes, self.symmetry, **self.functions).to(weight)
         for name, module in self.features.named_children():
             if isinstance(module, RegularConv2d):
                 module = module.to_plain()
             if isinstance(module, nn.Conv2d):
                 getattr(plain.features, name).load_state_dict(module.state_dict())
-        weight = self.classifier.weight
         if isinstance(self.pool, OrientationPool):
             weight = weight.repeat(1, self.pool.order) / self.pool.order
         plain.classifier.weight.copy_(weight)
         plain.classifier.bias.copy_(self.classifier.bias)
-        return plain.to(weight.device).train(self.training)
+        return plain.train(self.training)
 
 
 vgg11_bn = partial(VGG11, batch_norm=True)  # without group convs

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path, PosixPath
 from types import SimpleNamespace
@@ -211,16 +211,16 @@ def _record(path: Path) -> None:
 
 
 def _is_as_recorded(path: Path, log: Callable[[str], None]) -> bool:
-    if not path.exists() or _recorded(path) is None:
+    if not path.exists() or (recorded := _recorded(path)) is None:
         return False
-    if sha256(path) == _recorded(path):
+    if sha256(path) == recorded:
         return True
     log(f"{path} is not what it was when first used (truncated or changed): it is fetched again")
     return False
 
 
 def to_torchvision(
-    files: Iterable[tuple[str, dict[str, Any]]], network: dict[str, Any], layout: str = "auto"
+    files: Sequence[tuple[str, dict[str, Any]]], network: dict[str, Any], layout: str = "auto"
 ) -> tuple[State, list[str]]:
     """A ResNet's state dict with torchvision's names, and what was left out of it: projection heads, predictors,
     momentum encoders.
@@ -234,9 +234,7 @@ def to_torchvision(
     """
     state: State = {}
     dropped: list[str] = []
-    names = []
     for name, contents in files:
-        names.append(name)
         for wrapper in WRAPPERS:
             contents = contents[wrapper] if isinstance(contents.get(wrapper), dict) else contents
         tensors = {k: v for k, v in contents.items() if isinstance(v, Tensor) and isinstance(k, str)}
@@ -262,6 +260,8 @@ def to_torchvision(
             beside = bool(prefix) and not key.startswith(prefix)  # predictor, momentum encoder
             if beside or PROJECTION.match(plain):
                 dropped.append(key)
+            elif plain in state:
+                raise UserError(f"checkpoint {name} holds {plain} for a second time: give each tensor once")
             else:
                 state[plain] = tensor
     classes = next(iter(state["fc.weight"].shape), 1000) if "fc.weight" in state else 1000
@@ -270,7 +270,7 @@ def to_torchvision(
     counters = {key: torch.tensor(0) for key in expected if key.endswith(".num_batches_tracked")}
     state = counters | state  # which old files lack
     if wrong := misfits(state, expected):
-        raise UserError(f"checkpoint {', '.join(names)} doesn't fit the net: {wrong}")
+        raise UserError(f"checkpoint {', '.join(name for name, _ in files)} doesn't fit the net: {wrong}")
     return {key: state[key] for key in expected}, dropped
 
 
@@ -309,14 +309,13 @@ def gather(
         network: the config's `network` section.
         folder: where downloads are kept.
     """
-    if file := weights.get("file"):
-        paths = [Path(path) for path in ([file] if isinstance(file, str) else file)]
-    elif urls := weights.get("urls"):
-        paths = [fetch(url, folder, log) for url in urls]
-    else:
-        state, path = from_torchvision(weights["torchvision"], folder, log)
+    if name := weights.get("torchvision"):
+        state, path = from_torchvision(name, folder, log)
         files, paths = [(path.name, state)], [path]
-    if "torchvision" not in weights:
+    else:
+        file = weights.get("file")
+        some = [file] if isinstance(file, str) else file
+        paths = [*map(Path, some)] if some else [fetch(url, folder, log) for url in weights["urls"]]
         files = [(str(path), read_tensors(path)) for path in paths]
     state, dropped = to_torchvision(files, network, weights.get("layout", "auto"))
     files = dict(zip(distinct_names(paths), map(sha256, paths), strict=True))

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -149,10 +149,7 @@ class PixelRelations:
         for i, j in itertools.combinations(range(len(pieces)), 2):
             if maps[i] & maps[j] and not torch.equal(pieces[i], pieces[j]):
                 return None
-        ids = pieces[0]
-        for piece in pieces[1:]:
-            ids = self.join(ids, piece, where)
-        return ids
+        return reduce(lambda ids, piece: self.join(ids, piece, where), pieces)
 
     def mark(self, ids: Tensor, how: Hashable) -> None:
         """Nothing sets pixels apart."""
@@ -272,7 +269,7 @@ def _brought(labels: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 of_pixels = partial(handler, on="pixels")
 UNKNOWN = "its effect on pixels is unknown"
-RESIZING = handlers.conv, handlers.conv_function, handlers.transposed_function, handlers.spatial
+RESIZING = handlers.conv, handlers.conv_function, handlers.spatial
 
 
 @of_pixels(*(key for key, known in REGISTERED.channels.items() if known in RESIZING))
@@ -293,10 +290,9 @@ def resized(call: Call, x: Any, *rest: Any, **options: Any) -> Any:
         return Labels.alike(FIXED, call.shape)
     if called == "conv1d" and x.varies == [1]:  # tokens are its channels
         if call.layer is not None:
-            weight, bias = "weight", None if call.layer.bias is None else "bias"
+            weight, bias, reads = "weight", "bias", call.layer.in_channels // call.layer.groups
         else:
-            weight, bias = rest[0], (*rest, options.get("bias"))[1]
-        reads = (call.layer.weight if call.layer is not None else weight).shape[1]
+            weight, bias, reads = rest[0], (*rest, options.get("bias"))[1], rest[0].shape[1]
         if reads == x.shape[1]:
             return along_pixels(call, x, 1, weight, bias)
     if len(call.shape) != 4 or not set(x.varies) <= {1, 2, 3}:
@@ -345,10 +341,7 @@ def linear(
     last = len(x.shape) - 1
     if last not in x.varies:
         return Labels(call.shape, x.ids)
-    if call.layer is not None:
-        bias = None if call.layer.bias is None else "bias"
-    else:
-        bias = rest[0] if rest else options.get("bias")
+    bias = "bias" if call.layer is not None else rest[0] if rest else options.get("bias")
     return along_pixels(call, x, last, weight, bias, reads)
 
 

@@ -13,18 +13,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from relusym.channels.traced import TracedNet, as_traced
-from relusym.channels.tracing import describe, function_name, record
+from relusym.channels.tracing import describe, function_name, layer_of, record
 from relusym.errors import UserError
 from relusym.evaluation.logits import evaluating, logits_of
 from relusym.symmetry import Symmetry, as_symmetry
 
-WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
+WINDOWS = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
 PADS = (nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
-WINDOW_FUNCTIONS = {  # with where kernel, stride, padding and dilation stand among the arguments
-    "max_pool2d": {"kernel_size": 1, "stride": 2, "padding": 3, "dilation": 4},
-    "avg_pool2d": {"kernel_size": 1, "stride": 2, "padding": 3},
-    "lp_pool2d": {"kernel_size": 2, "stride": 3},
-    "conv2d": {"weight": 1, "stride": 3, "padding": 4, "dilation": 5},
+WINDOW_FUNCTIONS = {  # with their arguments in order
+    "max_pool2d": "input kernel_size stride padding dilation",
+    "max_pool2d_with_indices": "input kernel_size stride padding dilation",
+    "avg_pool2d": "input kernel_size stride padding",
+    "lp_pool2d": "input norm_type kernel_size stride",
+    "conv2d": "input weight bias stride padding dilation",
+    "conv_transpose2d": "input weight bias stride padding output_padding",
 }
 # Of maps with channels last: torchvision's Swin Transformer's, and what others cut into windows after it.
 SHIFTED = ("shifted_window_attention", "shifted_window_attention_v2")
@@ -46,7 +48,7 @@ class Misfit:
     layer: str
     stride: int
     size: int
-    left_over: int
+    left_over: float
     pixels: float
 
 
@@ -88,14 +90,15 @@ def grid(net: nn.Module | TracedNet, image_shape: tuple[int, int, int], symmetry
         UserError: the net can't be traced, or doesn't take images of this shape.
     """
     traced, symmetry = as_traced(net, image_shape), as_symmetry(symmetry)
-    if (symmetry.name, traced.image_shape) not in traced.known:
-        traced.known[symmetry.name, traced.image_shape] = _grid(traced, traced.image_shape, symmetry)
-    return traced.known[symmetry.name, traced.image_shape]
+    if ("grid", symmetry.name) not in traced.known:
+        traced.known["grid", symmetry.name] = _grid(traced, symmetry)
+    return traced.known["grid", symmetry.name]
 
 
-def _grid(traced: TracedNet, image_shape: tuple[int, int, int], symmetry: Symmetry) -> Grid:
-    misfits, offset = _misfits(traced.graph, traced.net, image_shape, symmetry)
-    size, (channels, height, width) = image_shape[axes(symmetry)[-1] - 1], image_shape
+def _grid(traced: TracedNet, symmetry: Symmetry) -> Grid:
+    misfits, offset = _misfits(traced.graph, traced.net, traced.image_shape, symmetry)
+    channels, height, width = traced.image_shape
+    size = traced.image_shape[axes(symmetry)[-1] - 1]
     next_size, without = None, _without_weights(traced.net) if misfits else None
     for more in range(1, SEARCHED if misfits else 0):
         shape = (channels, height + more, width + more)
@@ -148,14 +151,17 @@ def _misfits(
         for node in graph.nodes:
             before = [places[source] for source in node.all_input_nodes if source in places]
             pixels, off = max(before, key=lambda place: abs(place[1])) if before else (1.0, 0.0)
-            sources = [source for source in node.all_input_nodes if len(_shape(source)) == 4]
+            called = node
+            if function_name(node) == "getitem" and not _shape(pool := node.args[0]):  # one with indices
+                called = pool if pool.op == "call_module" or function_name(pool) in WINDOW_FUNCTIONS else node
+            sources = [source for source in called.all_input_nodes if len(_shape(source)) == 4]
             size, fits = 0, None
             if (tokens := _tokens(node, axis)) is not None:
                 size, fits = _shape(node.args[0])[axis - 1], tokens
                 pixels = image_shape[axis - 1] / size
             elif sources and len(_shape(node)) == 4:
                 size = _shape(sources[0])[axis]
-                fits = _left_over(net, node, axis, size, _shape(node)[axis])
+                fits = _left_over(net, called, axis, size, _shape(node)[axis])
             if fits is not None:
                 stride, left_over = fits
                 padded = sources[0] if sources and tokens is None else None
@@ -164,9 +170,9 @@ def _misfits(
                     places[padded] = pixels, off + left_over * pixels
                     off, left_over = places[padded][1], 0
                 if left_over:
-                    name = describe(node).removeprefix("layer ").replace("getitem", "slice")
+                    name = describe(called).removeprefix("layer ").replace("getitem", "slice")
                     misfits.append(Misfit(name, max(1, round(stride)), size, left_over, left_over * pixels))
-                    if len(node.users) == 1 and _pads(net, node):
+                    if len(node.users) == 1 and _padding(net, node):
                         pads[node] = -left_over, misfits[-1]
                 off += left_over * pixels
                 pixels *= 1 if tokens is not None and function_name(node) != PATCHES else stride
@@ -197,80 +203,65 @@ def _tokens(node: fx.Node, axis: int) -> tuple[int, int] | None:
     return window, left_over if 2 * left_over <= window else left_over - window
 
 
-def _left_over(net: nn.Module, node: fx.Node, axis: int, size: int, out: int) -> tuple[float, int]:
+def _left_over(net: nn.Module, node: fx.Node, axis: int, size: int, out: int) -> tuple[float, float]:
     """A layer's stride along an axis, and how many positions of its input are left over at the far end."""
-    layer = net.get_submodule(node.target) if node.op == "call_module" else None
-    name = function_name(node)
-    sides = slice(2 * (3 - axis), 2 * (3 - axis) + 2)  # of an axis in what pads
-    plain = {"stride": None, "padding": 0, "dilation": 1}
+    layer, name = layer_of(net, node), function_name(node)
+    window: dict[str, Any] = {"stride": None, "padding": 0, "dilation": 1, "output_padding": 0}
     if isinstance(layer, WINDOWS):
-        window = plain | {key: value for key, value in vars(layer).items() if key in (*plain, "kernel_size")}
-    elif node.op == "call_function" and name in WINDOW_FUNCTIONS:
-        at = WINDOW_FUNCTIONS[name]
-        positional = {key: node.args[i] for key, i in at.items() if i < len(node.args)}
-        named = {key: node.kwargs[key] for key in at if key in node.kwargs}
-        window = plain | positional | named
+        window |= vars(layer)
+    elif name in WINDOW_FUNCTIONS:
+        window |= dict(zip(WINDOW_FUNCTIONS[name].split(), node.args, strict=False)) | node.kwargs
         if "weight" in window:
             window |= {"kernel_size": _shape(window["weight"])[2:], "stride": window["stride"] or 1}
-    elif isinstance(layer, nn.ConvTranspose2d):
-        stride = _along(layer.stride, axis)
-        return 1 / stride, -_along(layer.output_padding, axis) / stride
     elif name == "getitem" and _channels_last(node.args[1]):
         size, part = _shape(node.args[0])[axis - 1], node.args[1][axis - 1]
         stride = part.indices(size)[2] if isinstance(part, slice) else 1
-        return stride, -(
-            size % stride
-        )  # all of a patch is read, or pixels are combined in a way that is refused
-    elif name == "getitem" and len(key := _whole_key(node.args[1])) > axis:
-        part = key[axis]
-        start, _, stride = part.indices(size) if isinstance(part, slice) else (0, size, 1)
-        return stride, size - 1 - (start + (out - 1) * stride) - start
-    elif name == "narrow":
-        return 1, size - out - 2 * (node.args[2] if len(node.args) > 2 else node.kwargs["start"])
-    elif mode := _picks(node, layer):
-        shift = int(mode == "nearest-exact")
-        picked = (2 * torch.arange(out) + shift) * size // (2 * out)
-        off = size - 1 - picked - picked.flip(0)
-        return size / out, int(off[off.abs().argmax()])
-    elif _pads(net, node) and len(_padding(node) if layer is None else layer.padding) > sides.start:
-        before, after = (_padding(node) if layer is None else layer.padding)[sides]
-        return 1, before - after
-    else:  # adaptive pools and other interpolation are symmetric, the rest moves nothing
+        # all of a patch is read, or pixels are combined in a way that is refused
+        return stride, -(size % stride)
+    elif name in ("getitem", "narrow", "interpolate", "upsample") or isinstance(layer, nn.Upsample):
+        read = _read_places(node, layer, axis)
+        if read is None:
+            return 1, size - out
+        off = (-read - read.flip(0)).round(decimals=6)
+        left_over = float(off[off.abs().argmax()])
+        stride = float(read[:2].diff().sum()) if name in ("getitem", "narrow") else 0
+        return stride or size / out, int(left_over) if left_over.is_integer() else left_over
+    elif sides := _padding(net, node)[6 - 2 * axis : 8 - 2 * axis]:
+        return 1, sides[0] - sides[1]
+    else:  # adaptive pools are symmetric, the rest moves nothing
         return size / out, 0
     window["stride"] = window["stride"] or window["kernel_size"]
     kernel, stride, dilation = (_along(window[key], axis) for key in ("kernel_size", "stride", "dilation"))
+    if window.get("transposed", name == "conv_transpose2d"):
+        return 1 / stride, -_along(window["output_padding"], axis) / stride
     reach, padding = dilation * (kernel - 1), window["padding"]
     padding = {"same": reach // 2, "valid": 0}[padding] if isinstance(padding, str) else _along(padding, axis)
     return stride, size - 1 + 2 * padding - (out - 1) * stride - reach
 
 
-def _pads(net: nn.Module, node: fx.Node) -> bool:
-    layer = net.get_submodule(node.target) if node.op == "call_module" else None
-    return function_name(node) == "pad" or isinstance(layer, PADS)
+def _padding(net: nn.Module, node: fx.Node) -> tuple[int, ...]:
+    """What an operation that pads adds before and after the last dimension, then the one before it; else ()."""
+    layer = layer_of(net, node)
+    if function_name(node) == "pad":
+        return node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
+    return layer.padding if isinstance(layer, PADS) else ()
 
 
-def _picks(node: fx.Node, layer: nn.Module | None) -> str | None:
-    """The mode of an interpolation that picks pixels, which are on one side of the places between them."""
-    if isinstance(layer, nn.Upsample):
-        mode = layer.mode
-    elif function_name(node) == "interpolate":
-        mode = node.args[3] if len(node.args) > 3 else node.kwargs.get("mode", "nearest")
-    else:
+def _read_places(node: fx.Node, layer: nn.Module | None, axis: int) -> Tensor | None:
+    """Where on an axis of a map, from its middle, the entries lie that an operation without weights returns along it.
+
+    float64 (size of the output,); None: it depends on other tensors.
+    """
+    source = next(source for source in node.all_input_nodes if len(_shape(source)) == 4)
+    if function_name(node) != "getitem" and len(node.all_input_nodes) > 1:
         return None
-    return mode if mode.startswith("nearest") else None
-
-
-def _whole_key(key: Any) -> tuple:
-    """An index of a map with what `...` stands for."""
-    key = key if isinstance(key, tuple) else (key,)
-    if Ellipsis not in key:
-        return key
-    at = key.index(Ellipsis)
-    return (*key[:at], *[slice(None)] * (5 - len(key)), *key[at + 1 :])
-
-
-def _padding(node: fx.Node) -> tuple[int, ...]:
-    return node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
+    size = _shape(source)[axis]
+    sizes = [size if dim == axis else 1 for dim in range(4)]
+    places = (torch.arange(size).double() - (size - 1) / 2).reshape(sizes).expand(_shape(source))
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda x: places if x is source else None)
+    call = layer or (node.target if callable(node.target) else getattr(Tensor, node.target))
+    read = call(*args, **kwargs)
+    return read.movedim(axis, 0).flatten(1)[:, 0] if read.shape == _shape(node) else None
 
 
 def _along(value: int | tuple[int, int], axis: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from relusym.channels.labels import Labels, move_entries
 from relusym.channels.traced import LIMIT, TracedNet, as_traced, kept_outputs, relative_difference
@@ -111,7 +111,9 @@ def _check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
         return None
     difference = relative_difference(symmetry.act(here) if here.ndim == 4 else here, there)
     if not difference < LIMIT:
-        where = f"; it shows first at {_first_difference(traced, moved, symmetry)}" if x is planted.x else ""
+        where = (
+            f"; it shows first at {_first_difference(traced, nets[1], symmetry)}" if x is planted.x else ""
+        )
         raise UserError(
             f"{type(traced.net).__name__}: transformed by {symmetry.name}, it isn't the net on transformed images, so "
             f"some layer sees where things are{where}"
@@ -119,12 +121,9 @@ def _check_planted(traced: TracedNet, symmetry: Symmetry) -> float | None:
     return difference
 
 
-def _first_difference(traced: TracedNet, moved: nn.Module, symmetry: Symmetry) -> str:
+def _first_difference(traced: TracedNet, moved: fx.GraphModule, symmetry: Symmetry) -> str:
     planted = traced.planted
-    graphs = planted.graph, bound(planted.graph.graph, moved, planted.constants)
-    here, there = (
-        kept_outputs(graph, x) for graph, x in zip(graphs, (planted.x, symmetry.act(planted.x)), strict=True)
-    )
+    here, there = kept_outputs(planted.graph, planted.x), kept_outputs(moved, symmetry.act(planted.x))
     for name, act in actions(traced, symmetry, here).items():
         if callable(act) and not relative_difference(act(here[name]), there[name]) < LIMIT:
             return describe(next(node for node in planted.graph.graph.nodes if node.name == name))
@@ -142,13 +141,11 @@ def actions(traced: TracedNet, symmetry: Symmetry, nodes: Iterable[str]) -> dict
         why, in a line.
     """
     flow, nodes = pixel_flow(traced, symmetry), set(nodes)
-    images, seen, known = flow.images(symmetry), set(), {}
+    images, known = flow.images(symmetry), {}
     for node, labels in flow.labels.items():
-        if node.op == "placeholder" or seen.intersection(node.all_input_nodes):
-            seen.add(node)
         if node.name not in nodes:
             continue
-        if node not in seen or not isinstance(labels, Labels):
+        if not node.meta.get("image") or not isinstance(labels, Labels):
             known[node.name] = "what they compute doesn't depend on the image"
         elif 0 in labels.varies:
             known[node.name] = "windows of an image lie where images do"
@@ -162,14 +159,10 @@ def actions(traced: TracedNet, symmetry: Symmetry, nodes: Iterable[str]) -> dict
 
 def _action(flow: PixelFlow, images: object, labels: Labels, symmetry: Symmetry, name: str) -> Action:
     if not labels.varies:
-        return _stay
+        return lambda x: x
     order = flow.order(images, labels.ids.flatten(), name)
     if labels.varies == [2, 3] and len(labels.shape) == 4:
         in_space = symmetry.act(torch.arange(len(order)).reshape(labels.ids.shape))
         if torch.equal(in_space.flatten(), order):
             return symmetry.act
     return partial(move_entries, dims=labels.varies, order=order)
-
-
-def _stay(x: Tensor) -> Tensor:
-    return x

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from relusym import __version__
-from relusym.errors import UserError, listed, theirs, users_line
+from relusym.errors import UserError, first_line, listed, theirs, users_line
 from relusym.matching import MATCHINGS, OF_FLIPS
 from relusym.memory import keep_freed_memory
 from relusym.symmetry import SYMMETRIES
@@ -326,11 +326,9 @@ def _inputs(options: argparse.Namespace, nets: list[Any], preset: Any) -> _Input
             f"--mean has {len(mean)} and --std {len(std)} values, but images have {channels} channels"
         )
     test = Images(pictures.pixels, options.batch_size, normalisation(mean, std))
-    match = (
-        replace(test, pixels=test.pixels[: options.match_images])
-        if options.match_images < len(test)
-        else test
-    )
+    match = test
+    if options.match_images < len(test):
+        match = replace(test, pixels=test.pixels[: options.match_images])
     notes, outputs = list(pictures.notes), check_net("net", nets[0], test).shape[1]
     if pictures.classes and pictures.labels is not None and len(pictures.classes) < outputs:
         notes.append(
@@ -341,12 +339,7 @@ def _inputs(options: argparse.Namespace, nets: list[Any], preset: Any) -> _Input
     if pictures.classes and options.labels == image_files.FOLDER and not options.json:
         shown = [f"{i} {name}" for i, name in enumerate(pictures.classes)]
         _tell([f"classes: {listed(shown, image_files.SHOWN)}"])
-    about = {
-        "mean": mean,
-        "std": std,
-        "size": asdict(size) if size else None,
-        "classes": list(pictures.classes),
-    }
+    about = {"mean": mean, "std": std, "size": size and asdict(size), "classes": list(pictures.classes)}
     return _Inputs(nets, test, match, pictures.labels, pictures.classes, metrics, notes, about)
 
 
@@ -359,16 +352,19 @@ def _check_outputs(options: argparse.Namespace, written: Sequence[Path]) -> None
     parts = {part for text in texts if text for part in (text, *text.rpartition(":")[::2])}
     read, hub = [Path(part) for part in parts if os.access(part, os.F_OK)], Path(options.net[3:])
     read += hub.iterdir() if options.net.startswith("hf:") and hub.is_dir() else ()
+    training = getattr(options, "train_images", None), getattr(options, "train_labels", None)
+    read_as_folders = (options.images, options.labels), training
     for path in written:
         if same := [source for source in read if path.exists() and path.samefile(source)]:
             raise UserError(f"--out: {path} is also read ({same[0]}): choose another")
         if path.is_dir():
             raise UserError(f"--out: {path} is a folder; allowed is a file")
-        whole, images = (Path(os.path.realpath(place)) for place in (path, options.images or ""))
-        if options.labels == "folder" and images in whole.parents:
-            raise UserError(
-                f"--out: {path} lies among the class folders in {options.images}: choose another place"
-            )
+        whole = Path(os.path.realpath(path))
+        for images, labels in read_as_folders:
+            if labels == "folder" and images and Path(os.path.realpath(images)) in whole.parents:
+                raise UserError(
+                    f"--out: {path} lies among the class folders in {images}: choose another place"
+                )
 
 
 def _device(name: str) -> Any:
@@ -378,9 +374,8 @@ def _device(name: str) -> Any:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).partition("\n")[0]
         raise UserError(
-            f"--device: {name!r} can't be used ({reason}); allowed is auto, cpu or cuda"
+            f"--device: {name!r} can't be used ({first_line(error)}); allowed is auto, cpu or cuda"
         ) from error
     return device
 
@@ -482,10 +477,11 @@ def _train_images(options: argparse.Namespace) -> str | None:
     """Which images are matched and trained on, if others than those that are measured on."""
     from relusym.cifar10 import recognised
 
-    if options.train_images is not None or not options.fine_tune:
-        if options.train_images is not None and not Path(options.train_images).exists():
-            raise UserError(f"--train-images: there is no {options.train_images}")
-        return options.train_images
+    path = options.train_images
+    if path is not None and not Path(path).exists():
+        raise UserError(f"--train-images: there is no {path}")
+    if path is not None or not options.fine_tune:
+        return path
     if not recognised(Path(options.images)):
         raise UserError(
             "--train-images: --fine-tune needs images to train on, others than those that are measured on; only "
@@ -595,16 +591,17 @@ def _merge(options: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], No
         if options.curve:
             progress("the line between", 0)
             line = curve(merged.aligned, on.match, on.test, merged.labels, options.curve)
-    like = merged.traced.net
-    fits = [n for n in ("repaired", "reset", "halfway") if n in merged.nets and _fits(merged.nets[n], like)]
+    states = {name: net.state_dict() for name, net in merged.nets.items()}
+    tensors = merged.traced.net.state_dict().keys()
+    fits = [n for n in ("repaired", "reset", "halfway") if n in states and states[n].keys() == tensors]
     which = options.which or fits[0]
     if which not in fits:
         raise UserError(_not_held(which, fits))
     how = _of(options) | {"images": len(on.test), "labelled": on.labels is not None}
-    checkpoint.save(options.out, merged.nets[which].state_dict(), card(merged, options.net, which) | how)
+    checkpoint.save(options.out, states[which], card(merged, options.net, which) | how)
     if options.permuted:
         about = card(merged, options.net, "permuted") | how
-        checkpoint.save(options.permuted, merged.nets["permuted"].state_dict(), about)
+        checkpoint.save(options.permuted, states["permuted"], about)
     notes = [*on.notes, *merged.all_notes]
     numbers = {
         "relusym": __version__,
@@ -685,7 +682,3 @@ def _merge_by_weights(options: argparse.Namespace) -> tuple[dict[str, Any], Call
         "checks": aligned.checks,
     }
     return numbers, lambda: screen.show_written("halfway, as it is,", options.out)
-
-
-def _fits(net: Any, first: Any) -> bool:
-    return net.state_dict().keys() == first.state_dict().keys()

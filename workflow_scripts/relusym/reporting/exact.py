@@ -167,12 +167,10 @@ def exact(
     plain = nets[list(nets)[-1]]
     fast = folded(traced.copied(plain), symmetry, groups, permutations, compiled)
     progress("measuring", 0)
-    scores, used = evaluate(traced.net, test, labels, {"accuracy": TOP_1})
-    accuracy = scores | {"net": scores["accuracy"]}
-    del accuracy["accuracy"]
-    for key, module in {"test_time": Averaged(traced.net, symmetry), **nets}.items():
-        if key != "net":
-            accuracy[key] = evaluate(module, test, used, {"accuracy": TOP_1})[0]["accuracy"]
+    accuracy, used = {}, labels  # without labels, the net's answers stand for them
+    for key, module in {"net": traced.net, "test_time": Averaged(traced.net, symmetry), **nets}.items():
+        scores, used = evaluate(module, test, used, {"accuracy": TOP_1})
+        accuracy[key] = scores["accuracy"]
     order = {group: partner.tolist() for group, partner in permutations.items()}
     fixed = {group: sum(i == j for i, j in enumerate(of)) for group, of in order.items()}
     met = grid(traced, test.shape, symmetry)
@@ -216,9 +214,8 @@ def exact(
             if compiled:
                 timed = {key: torch.compile(module) for key, module in timed.items()}
             result.seconds = {count: seconds(timed, test.shape, count) for count in BATCHES}
-        except (
-            torch._dynamo.exc.TorchDynamoException
-        ) as error:  # no C++ compiler, or a net that it doesn't take
+        except torch._dynamo.exc.TorchDynamoException as error:
+            # no C++ compiler, or a net that it doesn't take
             reason = first_line(getattr(error, "inner_exception", error))  # of its back end
             result.notes.append(f"nets aren't timed, since torch.compile fails: {reason}")
     return result

@@ -135,7 +135,7 @@ def read(
         raise UserError(f"images: {path} has no entry 'images'; it has {entries}")
     known = _labels(labels) if labels else None if inside is None else _named(whole_numbers, inside, path)
     pictures = Pictures(_named(as_pixels, pixels, path), known)
-    _check_count(pictures)
+    _check_count(known, len(pictures.pixels))
     return pictures.chosen(limit, seed)
 
 
@@ -144,14 +144,13 @@ def _from_cifar10(version: str, at: Path, split: str, labels: str | None) -> Pic
     digest = SplitHash().update(pixels, official).hexdigest(cifar10.CLASSES)
     notes = () if digest == cifar10.SPLIT_DIGESTS[split] else (f"{at}: {cifar10.doubt(digest, split)}",)
     known = _labels(labels) if labels else torch.from_numpy(official)
-    pictures = Pictures(torch.from_numpy(pixels), known, cifar10.CLASSES, notes)
-    _check_count(pictures)
-    return pictures
+    _check_count(known, len(pixels))
+    return Pictures(torch.from_numpy(pixels), known, cifar10.CLASSES, notes)
 
 
-def _check_count(pictures: Pictures) -> None:
-    if pictures.labels is not None and len(pictures.labels) != len(pictures.pixels):
-        raise UserError(f"labels: {len(pictures.labels)} given for {len(pictures.pixels)} images")
+def _check_count(labels: Tensor | None, images: int) -> None:
+    if labels is not None and len(labels) != images:
+        raise UserError(f"labels: {len(labels)} given for {images} images")
 
 
 def _contents(path: Path) -> dict[Any, Any]:
@@ -269,8 +268,7 @@ def _from_folder(
         classes, known = _classes(folder, paths, notes)
     elif labels:
         known = _labels(labels)
-        if len(known) != len(paths):
-            raise UserError(f"labels: {len(known)} given for {len(paths)} images")
+        _check_count(known, len(paths))
         notes += _order_note(paths)
     order = torch.randperm(len(paths), generator=generator(seed, "images"))[:limit]
     pixels = _decoded([paths[i] for i in order.tolist()], size, grey)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from relusym import checkpoint
 from relusym.channels.tracing import copied, without_wrappers
-from relusym.errors import UserError, listed, theirs
+from relusym.errors import UserError, first_line, listed, theirs
 from relusym.evaluation.images import COLOURS
 from relusym.evaluation.logits import without_values
 from relusym.evaluation.metrics import MEASURED, Metric
@@ -74,10 +74,8 @@ def build(spec: str, weights: str | None, seed: int) -> tuple[nn.Module, Preset 
         net = copied(net)  # a module gives the same net whenever it is asked
     if weights is not None and weights != RANDOM and not _is_name(package, weights):
         load_weights(net, weights)
-    for tensor in (
-        *net.parameters(),
-        *net.buffers(),
-    ):  # Module.to takes no bank of kernels, of five dimensions
+    for tensor in (*net.parameters(), *net.buffers()):
+        # not by Module.to, which takes no bank of kernels, of five dimensions
         if tensor.ndim == 4 and tensor.layout == torch.strided and not tensor.is_quantized:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return net.eval(), preset
@@ -200,11 +198,8 @@ def _package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        why = (
-            "isn't installed"
-            if getattr(error, "name", name) == name
-            else f"can't be imported ({_line(error)})"
-        )
+        absent = getattr(error, "name", name) == name
+        why = "isn't installed" if absent else f"can't be imported ({first_line(error)})"
         raise UserError(f"{name} {why}: pip install 'relusym[{name}]'") from error
 
 
@@ -230,7 +225,7 @@ def _from_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Preset
         net = models.get_model(name, weights=entry)
     except OSError as error:  # urllib's errors are
         raise UserError(
-            f"{entry.url} can't be downloaded ({_line(error)}): give --weights FILE, or --weights random"
+            f"{entry.url} can't be downloaded ({first_line(error)}): give --weights FILE, or --weights random"
         ) from error
     made = entry.transforms()
     if not hasattr(made, "mean"):
@@ -316,7 +311,7 @@ def preset_of_processor(how: Mapping[str, Any]) -> Preset | None:
 
 
 def _not_to_be_had(package: str, name: str, offline: str | None, error: Exception) -> str:
-    why = offline or f"{type(error).__name__}: {_line(error)}"
+    why = offline or f"{type(error).__name__}: {first_line(error)}"
     return f"{package}'s {name} can't be had ({why}): give --weights FILE, or --weights random"
 
 
@@ -352,9 +347,8 @@ def load_weights(net: nn.Module, path: str) -> None:
     if not Path(file).is_file():
         raise UserError(f"weights: there is no file {file}")
     expected, parameters = net.state_dict(), dict(net.named_parameters(remove_duplicate=False))
-    needed = {
-        key: expected[key] for key in expected if key in parameters
-    } or expected  # an average may be of these
+    # an average may be of the parameters alone
+    needed = {key: expected[key] for key in expected if key in parameters} or expected
     sets = _sets(read_tensors(Path(file)), needed)
     if not sets:
         raise UserError(f"weights {file} holds no tensors by name: a state dict is needed")
@@ -423,7 +417,3 @@ def _same(state: Mapping[str, Tensor], other: Mapping[str, Tensor], expected: Ma
 
 def _names(sets: Mapping[str, Any]) -> str:
     return listed([repr(name) for name in sets], SHOWN)
-
-
-def _line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]

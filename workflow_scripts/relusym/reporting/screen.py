@@ -47,6 +47,12 @@ def _console() -> Console:
     return Console(markup=False, emoji=False)
 
 
+def _end(console: Console, notes: Iterable[str], *written: Path) -> None:
+    for line in notes:
+        console.print(f"\n{line}", style="yellow")
+    console.print("\n" + "\n".join(map(str, written)), soft_wrap=True)
+
+
 def _table(rows: Iterable[Iterable[str]], *, no_wrap: bool = False) -> Table:
     """Rows with headings first, all but the first column to the right."""
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -108,9 +114,7 @@ def show_report(report: Report, page: Path) -> None:
     console.print(_table([HEADINGS, *rows], no_wrap=True))
     if step > 1:
         console.print(f"one layer in {step} of {len(report.layers)} is shown; all are in layers.csv")
-    for line in warnings(report):
-        console.print(f"\n{line}", style="yellow")
-    console.print(f"\n{page}", soft_wrap=True)
+    _end(console, warnings(report), page)
 
 
 def show_merge(
@@ -143,9 +147,7 @@ def show_comparison(comparison: Comparison, page: Path) -> None:
     console.print(
         "Above, barriers with REPAIR between two nets, and on the diagonal between a net and its flipped self"
     )
-    for line in comparison.notes:
-        console.print(f"\n{line}", style="yellow")
-    console.print(f"\n{page}", soft_wrap=True)
+    _end(console, comparison.notes, page)
 
 
 def show_written(which: str, path: str) -> None:
@@ -175,6 +177,4 @@ def show_exact(result: Exact, written: Iterable[Path]) -> None:
                 f"{taken[name] / taken['exact']:.2f} times as quick",
                 soft_wrap=True,
             )
-    for line in result.notes:
-        console.print(f"\n{line}", style="yellow")
-    console.print("\n" + "\n".join(map(str, written)), soft_wrap=True)
+    _end(console, result.notes, *written)

@@ -60,9 +60,9 @@ def barrier_text(value: float | None) -> str:
 
 def curve_rows(curve: Mapping[str, Mapping[str, list[float]]]) -> list[list[float]]:
     """Of each point of a line between two nets, its share of the way, and all that was measured there."""
-    columns = [values for values in curve.values() for values in values.values()]
-    count = len(columns[0]) if columns else 0
-    return [[i / (count - 1), *(values[i] for values in columns)] for i in range(count)]
+    columns = [values for metrics in curve.values() for values in metrics.values()]
+    points = [*zip(*columns, strict=True)]
+    return [[i / (len(points) - 1), *point] for i, point in enumerate(points)]
 
 
 def verdict(report: Report) -> str:

@@ -20,8 +20,6 @@ DENSITIES: dict[str, Callable[[float], float]] = {
     "two_normals": lambda x: (np.exp(-((x - 2) ** 2) / 2) + np.exp(-((x + 2) ** 2) / 2)) / np.sqrt(8 * np.pi),
     "logistic": lambda x: 1 / (4 * np.cosh(x / 2) ** 2) if abs(x) < 700 else 0.0,
 }
-
-
 QUADRATURE_TOLERANCE = 1e-6
 TRAINING_TOLERANCE = 0.02
 STEPS = 400

@@ -52,9 +52,10 @@ def act_through_inverse(phi: np.ndarray, psi: np.ndarray) -> np.ndarray:
     """Part 1, ψ invertible: whether α_Y(g, y) = ψ⁻¹(α_Z(g, ψ(y))) is an action, φ and ψ equivariant: bool (draws,)."""
     inverse = psi.argsort(1)
     rows = np.arange(len(psi))[:, None, None]
-    acts = inverse[rows, ACTION[:, psi].swapaxes(0, 1)]
+    moved = ACTION[:, psi].swapaxes(0, 1)
+    acts = inverse[rows, moved]
     phi_equivariant = (phi[:, ACTION] == acts[rows, np.arange(ORDER)[:, None], phi[:, None]]).all((1, 2))
-    psi_equivariant = (psi[rows, acts] == ACTION[:, psi].swapaxes(0, 1)).all((1, 2))
+    psi_equivariant = (psi[rows, acts] == moved).all((1, 2))
     return is_action(acts, np.ones_like(psi, bool)) & phi_equivariant & psi_equivariant
 
 
@@ -67,14 +68,12 @@ def act_on_classes(phi: np.ndarray, psi: np.ndarray) -> np.ndarray:
     rows = np.arange(len(phi))[:, None]
     classes = psi[rows, phi]
     moved = classes[:, ACTION]  # the class of φ(gx), (draws, 6, 12)
-    together = classes[:, :, None] == classes[:, None]
-    defined = ((moved[..., None] == moved[:, :, None]) | ~together[:, None]).all((1, 2, 3))
     acts = np.tile(np.arange(POINTS), (len(phi), ORDER, 1))
     acts[rows[..., None], np.arange(ORDER)[:, None], classes[:, None]] = moved
     present = np.zeros((len(phi), POINTS), bool)
     present[rows, classes] = True
     psi_equivariant = ((acts == ACTION) | ~present[:, None]).all((1, 2))
-    return defined & is_action(acts, present) & psi_equivariant
+    return acts_on_image(classes) & is_action(acts, present) & psi_equivariant
 
 
 def acts_on_image(phi: np.ndarray) -> np.ndarray:

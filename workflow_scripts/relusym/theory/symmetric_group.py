@@ -6,15 +6,8 @@ import numpy as np
 
 ELEMENTS = np.array(list(permutations(range(3))))  # g sends i to ELEMENTS[g, i]; first the identity
 ORDER = len(ELEMENTS)
-
-
-def _index(elements: np.ndarray) -> np.ndarray:
-    """Position in ELEMENTS of permutations (..., 3)."""
-    return (elements[..., None, :] == ELEMENTS).all(-1).argmax(-1)
-
-
 # PRODUCT[h, g] is hg: first g, then h
-PRODUCT = _index(ELEMENTS[:, ELEMENTS])
+PRODUCT = (ELEMENTS[:, ELEMENTS][..., None, :] == ELEMENTS).all(-1).argmax(-1)
 _EVEN = np.linalg.det(np.eye(3)[ELEMENTS]) > 0
 
 # Up to isomorphism all transitive actions of S₃, by the number of points: ACTIONS[n][g, x] is where g takes point x

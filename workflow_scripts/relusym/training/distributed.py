@@ -79,8 +79,8 @@ def launch(
     with tempfile.TemporaryDirectory() as folder:
         task, result, end = (Path(folder) / name for name in ("task.json", "result.json", "end"))
         paths = {"result": str(result), "end": str(end)}
-        about = {"job": job, "gpus": gpus, "launcher": os.getpid(), **paths}
-        task.write_text(json.dumps(about), encoding="utf-8")
+        described = {"job": job, "gpus": gpus, "launcher": os.getpid(), **paths}
+        task.write_text(json.dumps(described), encoding="utf-8")
         logs = DefaultLogsSpecs(log_dir=folder, tee=Std.ALL)
         here = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost"}
         here |= {"min_nodes": 1, "max_nodes": 1, "nproc_per_node": processes, "run_id": uuid.uuid4().hex}
