@@ -212,6 +212,11 @@ def test_nets_are_merged_by_their_weights_without_images():
     assert aligned.similarity == {}
 
 
+def test_nets_of_different_shapes_are_not_merged_by_their_weights():
+    nets = [conv_net(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)) for classes in (10, 9)]
+    refused(lambda: merge_weights(*nets, (3, 32, 32)), "the nets are of different architecture, as in")
+
+
 def test_a_transformed_net_that_isnt_the_net_on_transformed_images_stops_a_flip_merge(monkeypatch):
     def wrong(traced, symmetry):
         flipped = deepcopy(traced.net)

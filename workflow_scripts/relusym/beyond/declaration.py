@@ -31,7 +31,7 @@ OF_PAIRS = "which of the scale's `pairs`"
 class Selection(Section):
     """Which nets a measurement is of."""
 
-    models: OrNull[Annotated[list[Text], AfterValidator(each_once)]] = key("which types of nets", None)
+    models: OrNull[Parts] = key("which types of nets", None)
     seeds: OrNull[Seeds] = key("null: all", None)
 
 

@@ -163,9 +163,10 @@ def measure(job: declaration.Job) -> Record:
     measured = [name for name in tested if name != "fine_tuned"]
     permutations = {name: order.tolist() for name, order in aligned.permutations.items()}
     save(job.beside, tuned, job.settings["trained"][0], permutations, job.images.shape)
-    fixed = {
-        name: int((order == torch.arange(len(order))).sum()) for name, order in aligned.permutations.items()
-    }
+    representations = {}
+    for name, order in aligned.permutations.items():
+        fixed = int((order == torch.arange(len(order))).sum())
+        representations[name] = {"fixed": fixed, "swapped": len(order) - fixed}
     kernels = filters_and_matches(tuned.to_plain(), symmetry, aligned.groups, aligned.permutations)
     constraint = {"kernel_constraint": max(float((a - b).abs().max()) for a, b in kernels.values())}
     hold(constraint)
@@ -176,10 +177,7 @@ def measure(job: declaration.Job) -> Record:
             "net": sum(parameter.numel() for parameter in net.parameters()),
             "exact": tuned.free_parameters,
         },
-        "representations": {
-            name: {"fixed": count, "swapped": len(permutations[name]) - count}
-            for name, count in fixed.items()
-        },
+        "representations": representations,
         "precision": precision_name(recipe.precision, job.device),
         "outputs": {"exact_gcnn": sha256(job.beside)},
     }

@@ -78,9 +78,7 @@ def best_cyclic(tables: Sequence[Tensor]) -> Tensor:
         return torch.from_numpy(_best_involution(turns[0]))
     once, twice = turns[0] + turns[2].T, turns[1]
     square = _best_involution(twice)
-    here = np.flatnonzero(
-        square > np.arange(len(square))
-    )  # one each of two channels that p² swaps, and the other
+    here = np.flatnonzero(square > np.arange(len(square)))  # the first of each two channels that p² swaps
     there = square[here]
     gained = twice[here, there] + twice[there, here] - twice[here, here] - twice[there, there]
     gained -= np.maximum(once[here, here] + once[there, there], once[here, there] + once[there, here])

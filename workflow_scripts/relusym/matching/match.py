@@ -200,6 +200,14 @@ def _moments(state: State, group: ChannelGroup) -> Tensor:
     return torch.stack(sums, 1)
 
 
+def units(groups: list[ChannelGroup]) -> list[list[ChannelGroup]]:
+    """What is matched at a time: a group, or all whose heads are tied."""
+    tied: dict[str | int, list[ChannelGroup]] = defaultdict(list)
+    for group in groups:
+        tied[group.name if group.tied is None else group.tied].append(group)
+    return list(tied.values())
+
+
 def assigned(groups: list[ChannelGroup], tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The permutations with the largest sums of what two channels are worth that go with each other.
 

@@ -6,14 +6,13 @@ cycle of nets is the identity. It matches by weights; here, the worth of two cha
 correlation, so that each channel group is a problem of its own.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from relusym.channels.groups import ChannelGroup
-from relusym.matching.match import assigned
+from relusym.matching.match import assigned, units
 
 GAIN = 1e-9  # a smaller share of the objective is rounding
 STEPS = 100  # of Frank-Wolfe, at most
@@ -30,11 +29,8 @@ def universe(groups: list[ChannelGroup], correlations: Mapping[str, Tensor]) -> 
         of each net: group name → int64 (C,), channel `[u]` of the net is the universe's channel u. The universe's
         channels are in the first net's order.
     """
-    units: dict[str | int, list[ChannelGroup]] = defaultdict(list)
-    for group in groups:
-        units[group.name if group.tied is None else group.tied].append(group)
     permutations: Permutations = {}
-    for unit in units.values():
+    for unit in units(groups):
         permutations |= _Unit(unit, correlations).best()
     count = len(next(iter(permutations.values())))
     return [{name: of_nets[i] for name, of_nets in permutations.items()} for i in range(count)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from relusym.channels.groups import ChannelGroup, Place, permute, random_permutations
-from relusym.matching.match import Matching, Pair, Search, assigned
+from relusym.matching.match import Matching, Pair, Search, assigned, units
 
 MEASURED = "running_mean", "running_var", "num_batches_tracked"  # by batch norm, not learned
 GAIN = 1e-9  # a smaller share of the objective is rounding
@@ -65,13 +65,9 @@ class _Ascents:
         indexed = dict.fromkeys(place.tensor for group in self.groups for place in group.places)
         states = [{name: state[name].double() for name in indexed} for state in pair.states]
         self.orders = [canonical_order(state, self.groups) for state in states]
-        first, self.second = map(permute, states, (self.groups,) * 2, self.orders)
-        self.first = first
-        self.norm = {name: float(first[name].norm() * self.second[name].norm()) for name in indexed}
-        units: dict[str | int, list[ChannelGroup]] = defaultdict(list)
-        for group in self.groups:
-            units[group.name if group.tied is None else group.tied].append(group)
-        self.units = list(units.values())
+        self.first, self.second = map(permute, states, (self.groups,) * 2, self.orders)
+        self.norm = {name: float(self.first[name].norm() * self.second[name].norm()) for name in indexed}
+        self.units = units(self.groups)
         self.tensors = [list(dict.fromkeys(place.tensor for group in unit for place in group.places))
                         for unit in self.units]  # fmt: skip
         # tensor → a unit for each dimension that it indexes
@@ -83,7 +79,7 @@ class _Ascents:
         # whether a tensor has a unit's channels twice: what they are worth then hangs on how they are permuted
         self.twice = [any(self.indexing[name].count(number) > 1 for name in names)
                       for number, names in enumerate(self.tensors)]  # fmt: skip
-        self.rows = {(place.tensor, place.dim, group.name): _rows(first[place.tensor], place, group.size)
+        self.rows = {(place.tensor, place.dim, group.name): _rows(self.first[place.tensor], place, group.size)
                      for group in self.groups for place in group.places}  # fmt: skip
 
     def best(self, starts: Iterable[tuple[str, Permutations]]) -> Matching:
@@ -116,7 +112,8 @@ class _Ascents:
         The unit comes next of whose weights these are the largest share, so that what a net's ends show of their
         neighbours isn't drowned by layers whose channels are still in disorder.
         """
-        by, state, left = self._unmoved(), self.second, set(range(len(self.units)))
+        by = {group.name: torch.arange(group.size) for group in self.groups}
+        state, left = self.second, set(range(len(self.units)))
 
         def settled(number: int) -> list[str]:
             return [name for name in self.tensors[number] if sum(n in left for n in self.indexing[name]) == 1]
@@ -164,9 +161,6 @@ class _Ascents:
                         if n != number or self.twice[number]
                     }
         return by, self._objective(state, self.first)
-
-    def _unmoved(self) -> Permutations:
-        return {group.name: torch.arange(group.size) for group in self.groups}
 
     def _worth(self, number: int, state: State, tensors: Sequence[str]) -> dict[str, Tensor]:
         """⟨row i of the first net's weights, row j of the second's⟩ over these tensors, group name → (C, C)."""

@@ -70,12 +70,12 @@ def least_accuracy(labels: Tensor) -> float:
     return CHANCE_MARGIN * float(labels.bincount().max()) / len(labels)
 
 
-def load_net(path: Path, device: torch.device) -> tuple[nn.Module, Record]:
-    """A net in evaluation mode, and its checkpoint's header; UserError if it is damaged or foreign."""
+def load_net(path: Path, device: torch.device) -> nn.Module:
+    """A net in evaluation mode; UserError if its checkpoint is damaged or foreign."""
     return _net(path, *checkpoint.load(path, device), device)
 
 
-def _net(path: Path, tensors: Tensors, about: Record, device: torch.device) -> tuple[nn.Module, Record]:
+def _net(path: Path, tensors: Tensors, about: Record, device: torch.device) -> nn.Module:
     try:
         settings = about["settings"]
         net = nets.build(settings["network"], about["classes"], SYMMETRIES[settings["symmetry"]])
@@ -84,7 +84,7 @@ def _net(path: Path, tensors: Tensors, about: Record, device: torch.device) -> t
         raise UserError(
             f"checkpoint {path} doesn't hold a net of this project: delete it, and it is made again"
         ) from error
-    return net.eval().to(device, memory_format=torch.channels_last), about
+    return net.eval().to(device, memory_format=torch.channels_last)
 
 
 def trained_net(
@@ -101,7 +101,7 @@ def trained_net(
         raise UserError(
             f"checkpoint {path} has weights that are no numbers, in {wrong[0]}: delete it and {record}"
         )
-    return _net(path, tensors, about, device)[0] if trained["status"] != "absent" else None, trained
+    return _net(path, tensors, about, device) if trained["status"] != "absent" else None, trained
 
 
 def named_checkpoint(

@@ -66,15 +66,10 @@ def filter_arrays(
         projection_seed: of the projection of input channels to RGB.
     """
     groups = channel_groups(net, image_shape)
-    given = {name: torch.tensor(permutation) for name, permutation in permutations.items()}
-    group_of = {
-        place.tensor.removesuffix(".weight"): group.name
-        for group in groups
-        for place in group.places
-        if place.dim == 0
-    }
+    orders = {name: torch.tensor(permutation) for name, permutation in permutations.items()}
+    writes = {place.tensor: group.name for group in groups for place in group.places if place.dim == 0}
     arrays, constraint = {}, {}
-    for number, (conv, pair) in enumerate(filters_and_matches(net, symmetry, groups, given).items()):
+    for number, (conv, pair) in enumerate(filters_and_matches(net, symmetry, groups, orders).items()):
         name = conv.removeprefix("features.")
         constraint[name] = kernel_constraint(*pair)
         psi, matched = (kernel.cpu().numpy() for kernel in pair)
@@ -84,7 +79,7 @@ def filter_arrays(
             if psi.shape[1] != RGB:
                 both = np.einsum("rc,nochw->norhw", projection_to_rgb(psi.shape[1], projection_seed), both)
             arrays[name] = both.astype(np.float16)  # to be looked at
-            arrays[f"permutation.{name}"] = np.array(permutations[group_of[conv]], np.int16)
+            arrays[f"permutation.{name}"] = np.array(permutations[writes[f"{conv}.weight"]], np.int16)
     return arrays, constraint
 
 
@@ -155,7 +150,7 @@ class MergeJob:
                 f"{path} isn't the net that the train record of {model}-{seed} names: delete that record, and it is "
                 "trained again"
             )
-        return load_net(path, self.device)[0]
+        return load_net(path, self.device)
 
     @property
     def _data(self) -> Record:

@@ -28,7 +28,7 @@ from relusym.matching.match import Pair, Search, match, without_ties
 from relusym.matching.universe import universe
 from relusym.merging.identities import CHECK_IMAGES, LIMITS, answers, hold, largest_difference
 from relusym.merging.moments import JointMoments, Moments, Statistics, samples, samples_of
-from relusym.merging.repair import CORRECTED, block_statistics, channel_dim, repair_points
+from relusym.merging.repair import CORRECTED, Layers, block_statistics, channel_dim, repair_points
 from relusym.randomness import generator
 from relusym.schema import one_of
 
@@ -47,7 +47,7 @@ class Lockstep:
     """
 
     def __init__(self, nets: list[fx.GraphModule]):
-        self.interpreters = [fx.Interpreter(net) for net in nets]
+        self.interpreters = [Layers(net, {}) for net in nets]
         self.nodes = [list(net.graph.nodes) for net in nets]
         if any(_architecture(net) != _architecture(nets[0]) for net in nets[1:]):
             raise UserError("the nets are of different architecture: only nets of one can be merged")
@@ -64,9 +64,7 @@ class Lockstep:
             outputs = []
             for interpreter, node in zip(self.interpreters, nodes, strict=True):
                 outputs.append(interpreter.run_node(node))
-                interpreter.env[node] = outputs[-1]
-                for unused in interpreter.user_to_last_uses.get(node, ()):
-                    del interpreter.env[unused]
+                interpreter.hold(interpreter.env, node, outputs[-1])
                 if not node.users:
                     del interpreter.env[node]
             visit(nodes[0].name, outputs)
@@ -147,11 +145,8 @@ def joint_statistics(
     for traced in all_traced:
         traced.net.eval()
     graphs = [traced.module(inside=True) for traced in all_traced]
-    lockstep, device, normed = (
-        Lockstep(graphs),
-        device_of(all_traced[0].net),
-        has_batch_norm(all_traced[0].net),
-    )
+    lockstep, net = Lockstep(graphs), all_traced[0].net
+    device, normed = device_of(net), has_batch_norm(net)
     matched = by_node(groups)
     points = {} if normed else repair_points(graphs[0])
     dims = {node: channel_dim(graphs[0].get_submodule(layer)) for node, layer in points.items()}

@@ -1,6 +1,9 @@
 """From a net and the involutions that match it to its flipped self: a GCNN, exactly (section 3, equation (3))."""
 
+from collections.abc import Iterator
 from copy import deepcopy
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +47,11 @@ def matched_self(
     return moved
 
 
-def _copied(net: nn.Module | TracedNet, copy: nn.Module) -> nn.Module | TracedNet:
-    return net.copied(copy) if isinstance(net, TracedNet) else copy
+def _powers(net: nn.Module | TracedNet, copy: nn.Module, *how: Any) -> Iterator[dict[str, Tensor]]:
+    """The states of a copy of the net that is once, twice, … its `matched_self`; without end."""
+    while True:
+        copy = matched_self(net.copied(copy) if isinstance(net, TracedNet) else copy, *how)
+        yield copy.state_dict()
 
 
 @torch.no_grad()
@@ -62,17 +68,15 @@ def project(
         ValueError: they haven't.
     """
     plain = net.net if isinstance(net, TracedNet) else net
-    total, moved = deepcopy(plain), plain
+    total = deepcopy(plain)
     sums = distinct(total.state_dict())
-    for _ in range(symmetry.order - 1):
-        moved = matched_self(_copied(net, moved), symmetry, groups, permutations)
-        state = moved.state_dict()
-        for name, tensor in sums.items():
-            tensor.add_(state[name])
-    back = matched_self(_copied(net, moved), symmetry, groups, permutations).state_dict()
+    powers = _powers(net, plain, symmetry, groups, permutations)
+    *others, back = islice(powers, symmetry.order)
     if any(not torch.equal(tensor, back[name]) for name, tensor in plain.state_dict().items()):
         raise ValueError(f"the permutations aren't of order {symmetry.order}, so that the mean is no GCNN")
-    for tensor in sums.values():
+    for name, tensor in sums.items():
+        for state in others:
+            tensor.add_(state[name])
         tensor.div_(symmetry.order)
     return total
 
@@ -81,18 +85,17 @@ def project(
 def orbits(
     net: nn.Module | TracedNet, symmetry: Symmetry, groups: list[ChannelGroup], permutations: Permutations
 ) -> dict[str, Tensor]:
-    """Which entries of each tensor the constraint makes equal: int64 of its shape, orbits numbered from 0."""
-    plain = net.net if isinstance(net, TracedNet) else net
-    numbered = deepcopy(plain).double()  # whole numbers up to 2⁵³ are exact
-    places = {
+    """Which entries of each tensor the constraint makes equal: int64 of its shape, orbits numbered from 0.
+
+    Args: as of `project`.
+    """
+    numbered = deepcopy(net.net if isinstance(net, TracedNet) else net).double()  # exact up to 2⁵³
+    least = {
         name: torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).reshape(tensor.shape)
         for name, tensor in numbered.state_dict().items()
     }
-    numbered.load_state_dict(places)
-    least, moved = places, numbered
-    for _ in range(symmetry.order - 1):
-        moved = matched_self(_copied(net, moved), symmetry, groups, permutations)
-        state = moved.state_dict()
+    numbered.load_state_dict(least)
+    for state in islice(_powers(net, numbered, symmetry, groups, permutations), symmetry.order - 1):
         least = {name: torch.minimum(first, state[name].double()) for name, first in least.items()}
     return {
         name: torch.unique(first, return_inverse=True)[1].reshape(first.shape)

@@ -22,15 +22,14 @@ from relusym.channels.tracing import layer_of
 from relusym.errors import UserError
 from relusym.evaluation.images import ImageSource, device_of
 from relusym.evaluation.logits import evaluating, logits_of
+from relusym.merging.repair import cloned
 from relusym.pixels.transform import pixel_flow
 from relusym.precision import full_float32
 from relusym.randomness import generator
 from relusym.symmetry import HORIZONTAL_FLIP
 
-TRANSFORMATIONS = {
-    "translation": slice(0, 2),
-    "rotation": slice(2, 3),
-}  # of the generators down, right and turn
+# of the generators down, right and turn
+TRANSFORMATIONS = {"translation": slice(0, 2), "rotation": slice(2, 3)}
 PROBES = 32  # directions in which answers of more classes are measured, at random
 HELD = 2**27  # entries of feature maps that are held at once
 
@@ -171,7 +170,7 @@ def _contributions(
         if node.op == "placeholder":
             known[node] = x.detach().requires_grad_()
         else:
-            copies = {each: tree_map(_copied, values) for each, values in read.items()}  # which it may change
+            copies = cloned(read)  # which it may change
             args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
             known[node] = getattr(interpreter, node.op)(node.target, args, kwargs)
         moving[node] = rates(node, known[node])
@@ -202,7 +201,3 @@ def _contributions(
 
 def _edge(part: Any) -> Any:
     return part.view_as(part) if isinstance(part, Tensor) else part
-
-
-def _copied(part: Any) -> Any:
-    return part.clone() if isinstance(part, Tensor) else part

@@ -153,8 +153,8 @@ def merge_weights(
     noise = torch.randn(8, *image_shape, generator=generator(seed, "noise"))  # to see the layers by
     images = as_images([noise])
     check_how("weight", seed, None)
-    for name, net in zip(PAIR, (first, second), strict=True):
-        check_net(name, net, images)
+    first, second = unwrapped(first), unwrapped(second)
+    check_nets(dict(zip(PAIR, (first, second), strict=True)), images, images, None, {})
     with evaluating(first, second):
         aligned = align(first, second, images, matching="weight", seed=seed)
     check_alike(aligned.first, aligned.second, aligned.groups, PAIR)

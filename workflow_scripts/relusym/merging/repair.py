@@ -161,16 +161,12 @@ class LayerByLayer:
     def _bytes(self) -> list[int]:
         """What holding all that is needed from a node on would take, for each node."""
         environment: dict[fx.Node, Any] = {}
-        self.interpreter.env, self.interpreter.args_iter = (
-            environment,
-            iter([self.images.first(1, self.device)]),
-        )
+        self.interpreter.env = environment
+        self.interpreter.args_iter = iter([self.images.first(1, self.device)])
         taken = []
         for node in self.nodes:
-            held = (
-                output for output in tree_leaves(list(environment.values())) if isinstance(output, Tensor)
-            )
-            taken.append(len(self.images) * sum(output.nbytes for output in held))
+            leaves = tree_leaves(list(environment.values()))
+            taken.append(len(self.images) * sum(x.nbytes for x in leaves if isinstance(x, Tensor)))
             self.interpreter.hold(environment, node, self.interpreter.run_node(node))
         return taken
 
@@ -370,14 +366,11 @@ def block_statistics(net: nn.Module | TracedNet, images: ImageSource) -> dict[st
     """
     traced = as_traced(net, images.shape)
     graph = traced.module(deepcopy(traced.net))
-    shapes = _block_shapes(graph)
-    if not shapes:
-        return {}
-    for node, shape in shapes.items():
-        _batch_norm_after(graph, node, shape)
-    graph.recompile()
-    reset = _reset(graph, images)
-    norms = {node.name: reset.get_submodule(f"{node.name}_repair") for node in shapes}
+    norms = {node.name: _batch_norm_after(graph, node, shape)[0]
+             for node, shape in _block_shapes(graph).items()}  # fmt: skip
+    if norms:
+        graph.recompile()
+        _reset(graph, images)
     return {
         name: Statistics(layer.running_mean.double(), layer.running_var.double().sqrt())
         for name, layer in norms.items()
