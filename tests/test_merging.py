@@ -26,12 +26,11 @@ from torch import nn
 from relusym.channels.groups import permute
 from relusym.channels.traced import TracedNet, channel_groups
 from relusym.data.augmentation import normalise
-from relusym.errors import UserError
 from relusym.evaluation.invariance import invariance_error
 from relusym.evaluation.metrics import TOP_1, accuracy
-from relusym.merging.aligned import pair_statistics
+from relusym.merging.aligned import align, align_many, pair_statistics
 from relusym.merging.identities import LIMITS, hold, largest_difference
-from relusym.merging.merge import barrier, flip_merge, halfway, merge, merge_weights
+from relusym.merging.merge import barrier, curve, flip_merge, halfway, merge, merge_weights
 from relusym.merging.repair import (
     LayerByLayer,
     repair,
@@ -109,8 +108,17 @@ def test_nets_merged_in_the_other_order_differ_by_the_order_of_channels_and_roun
 def test_nets_of_other_architecture_are_refused(images):
     other, wider = nn.Sequential(nn.Conv2d(3, 8, 3)), VGG11(1 / 4)
     for first, another in combinations((vgg11(), other, wider), 2):
-        with pytest.raises(UserError, match="of different architecture"):
-            merge(first, another, images, images, torch.zeros(300, dtype=torch.int64))
+        for attempt in (
+            lambda a=first, b=another: merge(a, b, images),
+            lambda a=first, b=another: align(a, b, images),
+            lambda a=first, b=another: align_many([a, a, b], images),
+        ):
+            refused(attempt, "the nets are of different architecture, as in ")
+
+
+@pytest.mark.parametrize("points", [0, 1, 2.5])
+def test_a_curve_without_both_endpoints_is_refused(points):
+    refused(lambda: curve(None, None, None, None, points), f"points: {points} given; allowed is")
 
 
 @torch.no_grad()
