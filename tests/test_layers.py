@@ -22,7 +22,7 @@ from relusym.merging.layers import (
     kernel_constraint,
     layers,
 )
-from relusym.merging.merge import flip_merge
+from relusym.merging.merge import flip_merge, merge
 from relusym.merging.partial import partial_merges, parts
 from relusym.reporting.report import Unfinished
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
@@ -156,12 +156,15 @@ def test_parts_hold_every_tensor_once_and_norms_go_with_their_layers():
 
 
 @pytest.mark.slow(seconds=1)
-@pytest.mark.parametrize("net", [vgg11, lambda: resnet(size=32)], ids=["vgg11", "resnet"])
-def test_a_net_and_its_permuted_copy_fail_nowhere(net):
+@pytest.mark.parametrize("net, loss, accuracy", [  # REPAIR takes batch norms' statistics anew
+    (vgg11, 1e-4, 0), (lambda: resnet(size=32), 0.03, 0.1),
+], ids=["vgg11", "resnet"])  # fmt: skip
+def test_a_net_and_its_permuted_copy_fail_nowhere(net, loss, accuracy):
     net = net()
-    merges = partial_merges(net, net, IMAGES, IMAGES, None)
-    for part in merges:
-        assert abs(part.prefix["loss"]) < 0.2 and abs(part.prefix["accuracy"]) < 0.1
+    permuted = merge(net, shuffled(net, channel_groups(net))[0], IMAGES).nets["permuted"]
+    for part in partial_merges(net, permuted, IMAGES, IMAGES, None):
+        for barriers in (part.prefix, part.leave_one_out):
+            assert abs(barriers["loss"]) < loss and abs(barriers["accuracy"]) <= accuracy
 
 
 @pytest.mark.slow(seconds=2)
