@@ -5,6 +5,7 @@ import pytest
 import torch
 import torchvision
 from small_nets import NARROW, Images, answers, net_of, resnet, shuffled, smooth_images, vgg11
+from structures import Tied
 from torch import nn
 
 from relusym.channels.traced import TracedNet, channel_groups
@@ -246,28 +247,14 @@ def partial_nets(first, second, images):
     return partial.PartialMerges(traced, second, statistics, images)
 
 
-def tied():
-    one, two, three = (nn.Conv2d(channels, 8, 3, padding=1) for channels in (3, 8, 8))
-    three.weight = two.weight
-    return {"one": one, "two": two, "three": three, "head": nn.Linear(8, 10)}
-
-
-@net_of(tied)
-def Tied(self, x):
-    """The last two convs share their weight."""
-    for conv in (self.one, self.two, self.three):
-        x = conv(x).relu()
-    return self.head(x.mean((2, 3)))
-
-
 @torch.no_grad()
 def test_parts_that_share_a_tensor_are_merged_one_by_one():
     first, second = two_nets(Tied)
     nets = partial_nets(first, second, IMAGES)
     assert not nets.apart
     merged = nets.merged({1})  # the part that has the weight's first name
-    mean = (first.two.weight + second.two.weight) / 2
-    assert merged.three.weight is merged.two.weight and torch.allclose(merged.two.weight, mean)
+    mean = (first.first.weight + second.first.weight) / 2
+    assert merged.second.weight is merged.first.weight and torch.allclose(merged.first.weight, mean)
     plain, _ = evaluate(merged, IMAGES, answers(first, IMAGES), MEASURED)
     kept = partial.Kept()
     partial_merges(first, second, IMAGES, IMAGES, answers(first, IMAGES), kept=kept)
@@ -336,9 +323,7 @@ def test_tokens_are_moved_as_the_pixels_that_they_stand_for(last, symmetry):
     net.conv.weight.copy_(torch.cat([twin, symmetry.act(twin)]) if symmetry.order == 2 else net.conv.weight)
     merged, per_layer, _ = measured(net, symmetry=symmetry)
     x = normalise(IMAGES.pixels)
-    back = x
-    for _ in range(symmetry.order - 1):
-        back = symmetry.act(back)
+    back = symmetry.inverse(x)
 
     def tokens(of):
         return net.mix(net.conv(of).permute(0, 2, 3, 1)).relu().permute(0, 3, 1, 2)

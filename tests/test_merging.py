@@ -20,7 +20,8 @@ from small_nets import (
     vgg11,
 )
 from small_training import RESNET_RECIPE, small_images, small_net, train_on
-from test_layers import InPlace, Tied
+from structures import Tied
+from test_layers import InPlace
 from torch import nn
 
 from relusym.channels.groups import permute
@@ -179,8 +180,8 @@ def test_accuracy_counts_the_last_incomplete_batch(images):
 def test_a_weight_that_two_layers_share_is_averaged_once():
     first, second = Tied(), Tied()
     middle = halfway(first, second)
-    assert torch.allclose(middle.two.weight, (first.two.weight + second.two.weight) / 2)
-    assert middle.three.weight is middle.two.weight
+    assert torch.allclose(middle.first.weight, (first.first.weight + second.first.weight) / 2)
+    assert middle.second.weight is middle.first.weight
 
 
 def test_a_net_that_is_no_longer_needed_is_gone_at_once(images):
@@ -252,18 +253,13 @@ def test_an_identity_that_doesnt_hold_stops_with_one_line(name, value):
 PLAIN = {"architecture": "vgg11_bn", "width": 1 / 8}
 
 
-@pytest.fixture(scope="module")
-def pixels():
-    return smooth_images(300)
-
-
 @torch.no_grad()
-def test_repair_meets_its_targets_in_every_layer(pixels):
+def test_repair_meets_its_targets_in_every_layer(images):
     first, second = vgg11(0), vgg11(1)
-    wanted = targets(first, second, Images(pixels))
+    wanted = targets(first, second, images)
     between = halfway(first, second)
-    repaired, _ = repair(between, wanted, Images(pixels, 64))
-    before = pair_statistics(between, repaired, Images(pixels), channel_groups(first)).statistics
+    repaired, _ = repair(between, wanted, Images(images.pixels, 64))
+    before = pair_statistics(between, repaired, images, channel_groups(first)).statistics
     assert any((before[0][conv].std / target.std - 1).abs().max() > 0.2 for conv, target in wanted.items())
     for conv, target in wanted.items():
         torch.testing.assert_close(before[1][conv].std, target.std, rtol=1e-3, atol=1e-4)
@@ -271,11 +267,11 @@ def test_repair_meets_its_targets_in_every_layer(pixels):
 
 
 @torch.no_grad()
-def test_fused_equals_unfused_repair(pixels):
+def test_fused_equals_unfused_repair(images):
     first, second = vgg11(0), vgg11(1)
     between = halfway(first, second)
-    repaired, rescalings = repair(between, targets(first, second, Images(pixels)), Images(pixels))
-    x = normalise(pixels[:50])
+    repaired, rescalings = repair(between, targets(first, second, images), images)
+    x = normalise(images.pixels[:50])
     assert largest_difference(unfused(between, rescalings, x), repaired(x)) < 1e-5
     assert largest_difference(between(x), repaired(x)) > 1e-2
     assert [name for name, _ in repaired.named_modules()] == [name for name, _ in between.named_modules()]
@@ -283,15 +279,15 @@ def test_fused_equals_unfused_repair(pixels):
 
 @torch.no_grad()
 @pytest.mark.parametrize("build_net", [vgg11, lambda seed: InPlace()], ids=["vgg11", "in_place"])
-def test_maps_that_there_is_no_room_for_are_held_a_batch_at_a_time(pixels, monkeypatch, build_net):
+def test_maps_that_there_is_no_room_for_are_held_a_batch_at_a_time(images, monkeypatch, build_net):
     first, second = build_net(0), build_net(1)
-    between, some = halfway(first, second), Images(pixels[:60], 25)
+    between, some = halfway(first, second), Images(images.pixels[:60], 25)
     wanted = targets(first, second, some)
     held = repair(between, wanted, some)[0]
     for room in (0, 60 * 8 * 16 * 16 * 4):  # none, or from the second conv on
         monkeypatch.setattr("relusym.merging.repair.HELD_BYTES", room)
         again = repair(between, wanted, some)[0]
-        x = normalise(pixels[:20])
+        x = normalise(images.pixels[:20])
         assert largest_difference(held(x), again(x)) < 1e-5
         run = LayerByLayer(deepcopy(between), some)
         for place in [i for i, node in enumerate(run.nodes) if node.name in run.points]:
@@ -301,10 +297,10 @@ def test_maps_that_there_is_no_room_for_are_held_a_batch_at_a_time(pixels, monke
 
 
 @torch.no_grad()
-def test_repair_of_a_net_to_its_own_statistics_leaves_it(pixels):
+def test_repair_of_a_net_to_its_own_statistics_leaves_it(images):
     net = vgg11()
-    repaired, _ = repair(net, targets(net, net, Images(pixels)), Images(pixels))
-    assert largest_difference(net(normalise(pixels)), repaired(normalise(pixels))) < 1e-2
+    repaired, _ = repair(net, targets(net, net, images), images)
+    assert largest_difference(net(normalise(images.pixels)), repaired(normalise(images.pixels))) < 1e-2
 
 
 @torch.no_grad()
@@ -368,19 +364,6 @@ def test_targets_of_nets_with_batch_norm_are_the_averages_of_batches_normalised_
         variances, means = (torch.stack(values).mean(0) for values in zip(*batches, strict=True))
         torch.testing.assert_close(statistics.mean, means, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(statistics.std, variances.sqrt(), rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-def test_targets_of_nets_with_batch_norm_dont_depend_on_their_trained_statistics():
-    net, some = resnet(), Images(smooth_images(90, 33, seed=3), 30)
-    other, groups = deepcopy(net), channel_groups(net, some.shape)
-    for module in other.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean += 0.5
-            module.running_var *= 2
-    both = (of.values() for of in pair_statistics(net, other, some, groups).statistics)
-    for statistics, same in zip(*both, strict=True):
-        assert torch.equal(statistics.mean, same.mean) and torch.equal(statistics.std, same.std)
 
 
 KINDS = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
