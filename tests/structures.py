@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 from torchvision.ops import deform_conv2d
 
 from relusym.channels.traced import channel_groups
+from relusym.merging.identities import largest_difference
 
 
 @net_of(lambda: {
@@ -447,4 +448,4 @@ def difference(net, size=32, seed=5, groups=None):
     permuted, planted = shuffled(net, groups, seed)
     pairs = list(zip(tree_leaves(net(x)), tree_leaves(permuted(x)), strict=True))
     moved = sum(int((of != torch.arange(len(of))).sum()) for of in planted.values())
-    return max(float((one - other).abs().max() / one.abs().max()) for one, other in pairs), moved
+    return max(largest_difference(*pair) for pair in pairs), moved

@@ -102,10 +102,9 @@ class Kind(nn.Module):
         return self.head(x + self.out(y.flatten(2))).mean(1)
 
 
-BOUND = "shared", "scaled", "talking", "strided"
-
-
-@pytest.mark.parametrize("kind", ["plain", "grouped", "one_key", "normed", *BOUND])
+@pytest.mark.parametrize("kind", [
+    "plain", "grouped", "one_key", "normed", "shared", "scaled", "talking", "strided",
+])  # fmt: skip
 def test_attention_of_every_kind_keeps_what_it_computes(kind):
     torch.manual_seed(0)
     error, moved = difference(with_statistics(Kind(kind)))

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torchvision
 from small_nets import NARROW, Images, answers, net_of, resnet, shuffled, smooth_images, vgg11
+from structures import Tied
 from torch import nn
 
 from relusym.channels.traced import TracedNet, channel_groups
@@ -22,7 +23,7 @@ from relusym.merging.layers import (
     kernel_constraint,
     layers,
 )
-from relusym.merging.merge import flip_merge
+from relusym.merging.merge import flip_merge, merge
 from relusym.merging.partial import partial_merges, parts
 from relusym.reporting.report import Unfinished
 from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
@@ -156,12 +157,15 @@ def test_parts_hold_every_tensor_once_and_norms_go_with_their_layers():
 
 
 @pytest.mark.slow(seconds=1)
-@pytest.mark.parametrize("net", [vgg11, lambda: resnet(size=32)], ids=["vgg11", "resnet"])
-def test_a_net_and_its_permuted_copy_fail_nowhere(net):
+@pytest.mark.parametrize("net, loss, accuracy", [  # REPAIR takes batch norms' statistics anew
+    (vgg11, 1e-4, 0), (lambda: resnet(size=32), 0.03, 0.1),
+], ids=["vgg11", "resnet"])  # fmt: skip
+def test_a_net_and_its_permuted_copy_fail_nowhere(net, loss, accuracy):
     net = net()
-    merges = partial_merges(net, net, IMAGES, IMAGES, None)
-    for part in merges:
-        assert abs(part.prefix["loss"]) < 0.2 and abs(part.prefix["accuracy"]) < 0.1
+    permuted = merge(net, shuffled(net, channel_groups(net))[0], IMAGES).nets["permuted"]
+    for part in partial_merges(net, permuted, IMAGES, IMAGES, None):
+        for barriers in (part.prefix, part.leave_one_out):
+            assert abs(barriers["loss"]) < loss and abs(barriers["accuracy"]) <= accuracy
 
 
 @pytest.mark.slow(seconds=2)
@@ -243,28 +247,14 @@ def partial_nets(first, second, images):
     return partial.PartialMerges(traced, second, statistics, images)
 
 
-def tied():
-    one, two, three = (nn.Conv2d(channels, 8, 3, padding=1) for channels in (3, 8, 8))
-    three.weight = two.weight
-    return {"one": one, "two": two, "three": three, "head": nn.Linear(8, 10)}
-
-
-@net_of(tied)
-def Tied(self, x):
-    """The last two convs share their weight."""
-    for conv in (self.one, self.two, self.three):
-        x = conv(x).relu()
-    return self.head(x.mean((2, 3)))
-
-
 @torch.no_grad()
 def test_parts_that_share_a_tensor_are_merged_one_by_one():
     first, second = two_nets(Tied)
     nets = partial_nets(first, second, IMAGES)
     assert not nets.apart
     merged = nets.merged({1})  # the part that has the weight's first name
-    mean = (first.two.weight + second.two.weight) / 2
-    assert merged.three.weight is merged.two.weight and torch.allclose(merged.two.weight, mean)
+    mean = (first.first.weight + second.first.weight) / 2
+    assert merged.second.weight is merged.first.weight and torch.allclose(merged.first.weight, mean)
     plain, _ = evaluate(merged, IMAGES, answers(first, IMAGES), MEASURED)
     kept = partial.Kept()
     partial_merges(first, second, IMAGES, IMAGES, answers(first, IMAGES), kept=kept)
@@ -333,9 +323,7 @@ def test_tokens_are_moved_as_the_pixels_that_they_stand_for(last, symmetry):
     net.conv.weight.copy_(torch.cat([twin, symmetry.act(twin)]) if symmetry.order == 2 else net.conv.weight)
     merged, per_layer, _ = measured(net, symmetry=symmetry)
     x = normalise(IMAGES.pixels)
-    back = x
-    for _ in range(symmetry.order - 1):
-        back = symmetry.act(back)
+    back = symmetry.inverse(x)
 
     def tokens(of):
         return net.mix(net.conv(of).permute(0, 2, 3, 1)).relu().permute(0, 3, 1, 2)

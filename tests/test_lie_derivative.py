@@ -61,10 +61,13 @@ def test_a_layer_that_reads_pixels_one_by_one_has_the_derivative_that_is_worked_
     down = torch.zeros_like(x)
     down[..., 1:-1, :] = (x[..., 2:, :] - x[..., :-2, :]) / 2
     p = net(x).softmax(1)[:, 0]
+    place = torch.arange(32) - 15.5
+    turn = (place * down - place[:, None] * right) / 16
     # p₀ = σ(2s): dp₀ = 2 p₀ p₁ ds, and dp₁ = −dp₀
-    by_direction = [moved.flatten(1) @ net[1].weight[0] for moved in (right, down)]
-    squares = [(2 * p * (1 - p) * of_sums) ** 2 * 2 for of_sums in by_direction]
-    assert measured.total["translation"] == pytest.approx(float(torch.stack(squares).mean()) ** 0.5, rel=1e-4)
+    for name, moves in {"translation": (right, down), "rotation": (turn,)}.items():
+        rates = torch.stack([moved.flatten(1) @ net[1].weight[0] for moved in moves])
+        squares = (2 * p * (1 - p) * rates) ** 2 * 2
+        assert measured.total[name] == pytest.approx(float(squares.mean()) ** 0.5, rel=1e-4)
     assert measured.images == 5
 
 
@@ -89,7 +92,8 @@ def test_contributions_add_up_to_the_derivative_that_finite_differences_give(mak
         ends = [net(moved(x, axis, sign * t)).softmax(1) for sign in (1, -1)]
         squares += float(((ends[0] - ends[1]) / (2 * t)).square().sum(1).mean()) / 2
     assert measured.total["translation"] == pytest.approx(squares**0.5, rel=0.02)
-    assert len(measured.layers) == sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in net.modules())
+    weighted = [name for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert sorted(measured.layers) == sorted(weighted)
 
 
 def test_a_net_stays_as_it_is_and_many_classes_are_measured_in_random_directions():

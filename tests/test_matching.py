@@ -16,12 +16,6 @@ def images():
     return Images(smooth_images(300), 150)
 
 
-def pair_of(first, second, images):
-    groups = channel_groups(first, images.shape)
-    statistics = pair_statistics(first, second, images, groups)
-    return Pair((first.state_dict(), second.state_dict()), groups, statistics.correlations, torch.Generator())
-
-
 def test_images_are_read_in_batches_normalised_as_asked():
     pixels, device = smooth_images(10, 33), torch.device("cpu")
     images = Images(pixels, 4, normalise_imagenet)
@@ -57,18 +51,6 @@ def test_single_pass_correlations_equal_one_pass_a_layer(images):
         torch.testing.assert_close(table, plain, rtol=0, atol=5e-6)
 
 
-@pytest.mark.slow(seconds=1)
-@torch.no_grad()
-def test_a_planted_permutation_is_recovered_exactly(images):
-    net = vgg11()
-    other, planted = shuffled(net, channel_groups(net))
-    permutations = match("activation", pair_of(net, other, images)).permutations
-    for name, permutation in planted.items():
-        assert torch.equal(permutations[name], permutation.argsort()), name
-    merged = merge(net, other, images, images, torch.arange(300) % 10)
-    assert merged.accuracy["halfway"] == merged.accuracy["net_1"]
-
-
 def test_activation_matching_has_the_largest_sum_of_correlations_on_a_hand_worked_table():
     table = torch.tensor([[0.9, 0.8, 0.0], [0.0, 0.1, 0.7], [0.6, 0.0, 0.2]], dtype=torch.float64)
     matched = match("activation", Pair(({}, {}), [], {"conv1": table}, torch.Generator()))
@@ -88,17 +70,21 @@ def test_a_dead_channel_matches_without_harm(images):
 
 @pytest.mark.slow(seconds=1)
 @torch.no_grad()
-def test_the_identity_merges_every_channel_with_the_one_at_its_place(images):
+def test_activations_recover_a_planted_permutation_and_the_identity_merges_channels_at_their_places(images):
     net = vgg11()
-    other, _ = shuffled(net, channel_groups(net))
-    labels = answers(net, images)
-    merged = merge(net, other, images, images, labels, matching="identity")
-    pair = pair_of(net, other, images)
-    for name, permutation in merged.permutations.items():
+    groups = channel_groups(net)
+    other, planted = shuffled(net, groups)
+    by_activation, unpermuted = (
+        merge(net, other, images, test_labels=answers(net, images), matching=matching)
+        for matching in ("activation", "identity")
+    )
+    assert by_activation.permutations == {name: p.argsort().tolist() for name, p in planted.items()}
+    assert by_activation.accuracy["halfway"] == by_activation.accuracy["net_1"] == 1
+    correlations = pair_statistics(net, other, images, groups).correlations
+    for name, permutation in unpermuted.permutations.items():
         assert permutation == list(range(len(permutation)))
-        assert merged.similarity[name] == pytest.approx(float(pair.correlations[name].diag().mean()))
-    assert merged.checks["permuted_logits"] == 0
-    assert merged.barrier["halfway"] > merge(net, other, images, images, labels).barrier["halfway"] + 0.1
+        assert unpermuted.similarity[name] == pytest.approx(float(correlations[name].diag().mean()))
+    assert unpermuted.checks["permuted_logits"] == 0 and unpermuted.barrier["halfway"] > 0.1
 
 
 PEAK = """

@@ -159,9 +159,9 @@ def batch_statistics():
     [
         (lambda: Body(F.dropout), "random in evaluation mode"),
         (lambda: Body(lambda x: x + 0.1 * torch.randn_like(x)), "random in evaluation mode"),
-        (lambda: Body(lambda x: x - x.mean(0)), "other"),
+        (lambda: Body(lambda x: x - x.mean(0)), "logits depend on the others of its batch"),
         (lambda: nn.Sequential(nn.ReLU(inplace=True), *conv_net()), "changes the images that it reads"),
-        (batch_statistics, "of its batch"),
+        (batch_statistics, "logits depend on the others of its batch"),
         (Counts, "seen changes whenever the net runs"),
         (Int8, "scale is torch.int8"),
         (float8, "0.weight is torch.float8_e4m3fn"),
@@ -226,7 +226,8 @@ def test_nets_that_differ_beside_their_weights_are_refused(other):
 
 def test_nets_may_differ_in_what_counts_in_training_alone():
     refused(lambda: merge(conv_net(), with_activation(nn.GELU()), Images(PIXELS, 16)), "an activation")
-    merge(conv_net(), with_activation(nn.ReLU(inplace=True)), Images(PIXELS, 16))
+    merged = merge(conv_net(), with_activation(nn.ReLU(inplace=True)), Images(PIXELS, 16))
+    assert merged.barrier == {"halfway": 0, "repaired": 0}
 
 
 def test_the_callers_autocast_doesnt_reach_what_is_measured():
@@ -302,9 +303,10 @@ MATCHINGS = "one of activation, weight, weight_identity, involution, "
 
 
 @pytest.mark.parametrize("key, value, line", [
-    ("matching", "telepathy", MATCHINGS), ("matching", "involution", ""), ("seed", -1, ""), ("seed", 2**63, ""),
-    ("seed", 0.5, ""), ("starts", 0, ""), ("names", ("net", "net"), "two that differ"),
-    ("names", ("net", "halfway"), "none of halfway"),
+    ("matching", "telepathy", MATCHINGS), ("matching", "involution", "only for a net and its own transformed self"),
+    *(("seed", seed, f"{seed} given; allowed is a whole number from 0") for seed in (-1, 2**63, 0.5)),
+    *(("starts", starts, f"{starts} given; allowed is a whole number, at least 1") for starts in (0, 1.5)),
+    ("names", ("net", "net"), "two that differ"), ("names", ("net", "halfway"), "none of halfway"),
 ])  # fmt: skip
 def test_what_isnt_there_is_told_before_the_work(key, value, line, monkeypatch):
     monkeypatch.setattr("relusym.merging.merge.check_net", None)
@@ -330,5 +332,7 @@ def test_what_is_no_net_or_no_image_has_no_channel_groups(net, shape, line):
 def test_symmetries_are_known_by_their_names():
     net, images = conv_net(), Images(PIXELS, 16)
     by_name, symmetry = flip_merge(net, images, symmetry="vertical_flip"), SYMMETRIES["vertical_flip"]
-    assert by_name.scores == flip_merge(net, images, symmetry=symmetry).scores
-    assert grid(net, (3, 32, 32), "vertical_flip") == grid(net, (3, 32, 32), symmetry)
+    assert by_name.similarity == flip_merge(net, images, symmetry=symmetry).similarity
+    assert by_name.similarity != flip_merge(net, images).similarity
+    fits = [grid(net, (3, 32, 40), each) for each in ("vertical_flip", symmetry, "horizontal_flip")]
+    assert fits[0] == fits[1] and [fit.size for fit in fits] == [32, 32, 40]

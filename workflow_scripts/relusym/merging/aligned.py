@@ -239,10 +239,21 @@ class Aligned:
         return {name: first[name].towards(second[name], share) for name in first}
 
 
+def check_shapes(first: nn.Module, second: nn.Module) -> None:
+    """Raises UserError if the tensors of two nets' state dicts differ in name or shape."""
+    shapes, others = ({key: x.shape for key, x in net.state_dict().items()} for net in (first, second))
+    if shapes != others:
+        differing = next(key for key in {**shapes, **others} if shapes.get(key) != others.get(key))
+        raise UserError(
+            f"the nets are of different architecture, as in {differing}: only nets of one can be merged"
+        )
+
+
 def _check_function(first: TracedNet, second: TracedNet, x: Tensor) -> None:
-    """Raises UserError if the first net, with the second's weights, computes something else than the second."""
+    """Raises UserError if the first net can't hold the second's weights, or computes something else with them."""
     if second.graph is first.graph:  # a copy of it
         return
+    check_shapes(first.net, second.net)
     with_weights = deepcopy(first.net)
     with_weights.load_state_dict(second.net.state_dict())
     logits = [answers(traced.module(net), x) for traced, net in ((second, second.net), (first, with_weights))]

@@ -27,7 +27,7 @@ from relusym.evaluation.metrics import (
 )
 from relusym.matching import MATCHINGS, OF_FLIPS, STARTS, WITH_FACTORS
 from relusym.matching.match import Search
-from relusym.merging.aligned import Aligned, AlignedNets, Answered, Targets, align, interpolate
+from relusym.merging.aligned import Aligned, AlignedNets, Answered, Targets, align, check_shapes, interpolate
 from relusym.merging.identities import check_transformed
 from relusym.merging.repair import repaired, reset_batch_norm
 from relusym.pixels.transform import check_planted, transformed
@@ -320,17 +320,9 @@ def check_nets(
 ) -> None:
     """Raises UserError for nets that can't be run or differ in architecture; for labels or metrics that don't fit."""
     logits = [check_net(name, net, images) for name, net in ends.items()]
-    shapes, *others = (
-        {key: tensor.shape for key, tensor in net.state_dict().items()} for net in ends.values()
-    )
-    for its_shapes in others:
-        if shapes != its_shapes:
-            differing = next(
-                key for key in {**shapes, **its_shapes} if shapes.get(key) != its_shapes.get(key)
-            )
-            raise UserError(
-                f"the nets are of different architecture, as in {differing}: only nets of one can be merged"
-            )
+    first, *others = ends.values()
+    for other in others:
+        check_shapes(first, other)
     check_metrics(logits[0], labels, test, metrics)
 
 
@@ -423,7 +415,12 @@ def curve(
 
     Returns:
         "plain" and "repaired" → "accuracy" and "loss" → one number a point. The endpoints are the nets themselves.
+
+    Raises:
+        UserError: less than two points.
     """
+    if not isinstance(points, Integral) or points < 2:
+        raise UserError(f"points: {points} given; allowed is a whole number, at least 2 (both endpoints)")
     rows = []
     for i in range(points):
         share = i / (points - 1)
