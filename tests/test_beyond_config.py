@@ -13,13 +13,8 @@ from relusym.records.fingerprint import differences
 from relusym.records.results import Results
 
 BEYOND = {name for name, finding in declared().items() if finding.is_beyond}
-APART = {
-    "regime",
-    "identifiability",
-    "identifiability_figure",
-    "universe",
-    "invariance_errors",
-}  # of other scales
+# of other scales
+APART = {"regime", "identifiability", "identifiability_figure", "universe", "invariance_errors"}
 LAPTOP = scale_of(ROOT, "laptop")
 FROM_SCRATCH = {"models": ["cnn"], "from_scratch": ["cnn_inv"]}
 

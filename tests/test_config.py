@@ -65,11 +65,9 @@ def test_a_scale_is_pointed_at_other_images_by_one_key(scale, data):
     assert {*settings.train("cnn")["data"]} == {*plain.train("cnn")["data"]} - {"test_images", "invariant_to"}
     over = {"cifar10": {}, "datasets": {"mine": mine}}
     assert data["dataset"] in plain.unread(over) and data["dataset"] not in settings.unread(over)
-    refusal = "data.test_images: only for generated images"
-    refused(
-        lambda: settings_of(scale=scale, datasets={"mine": mine}, data=data | {"test_images": 9}),
-        match=refusal,
-    )
+    data = data | {"test_images": 9}
+    line = "data.test_images: only for generated images"
+    refused(lambda: settings_of(scale=scale, datasets={"mine": mine}, data=data), match=line)
 
 
 def test_a_scale_needs_seeds_models_and_how_to_train_them_alone():
@@ -121,21 +119,11 @@ KEYS = {
 }  # fmt: skip
 
 
-def taken_or_refused(run):
-    """Taken, or refused in one line a key."""
-    try:
-        return Settings.of({"scale": "demo"} | run, [ROOT / "scales"])
-    except UserError as error:
-        lines_of(error)
-        return None
-
-
 def lines_of(error):
     """The lines of an error, each of which is one, another, and no page."""
     lines = str(error).split("\n")
-    assert len({*lines}) == len(lines) and all(
-        line.isprintable() and 0 < len(line) < 1000 for line in lines
-    ), lines
+    assert len({*lines}) == len(lines), lines
+    assert all(line.isprintable() and 0 < len(line) < 1000 for line in lines), lines
     return lines
 
 
@@ -151,26 +139,24 @@ def test_any_value_of_a_key_is_taken_or_refused_in_a_line_that_begins_with_the_k
             lines = lines_of(error)
             assert key == "models" or all(line.startswith(key) for line in lines), lines
         else:
-            assert settings.run.threads >= 1 and {*(settings.run.seeds or settings.sections.seeds)} <= {
-                0,
-                1,
-                2,
-            }
+            seeds = {*(settings.run.seeds or settings.sections.seeds)}
+            assert settings.run.threads >= 1 and seeds <= {0, 1, 2}
             assert all(pair[0] != pair[1] for pair in settings.pairs)
 
     check()
 
 
+DICTS = [section for name in SHARED if isinstance(section := DEMO.get(name), dict)]
+KEYS_BELOW = [None, *dict.fromkeys(key for section in DICTS for key in section)]
+
+
 @how(max_examples=400, derandomize=True)
-@given(
-    st.sampled_from([*Run.model_fields, *Scale.model_fields]),
-    st.sampled_from(
-        [None, *{key for name in SHARED for key in DEMO.get(name, ()) if isinstance(DEMO[name], dict)}]
-    ),
-    ANYTHING,
-)
+@given(st.sampled_from([*Run.model_fields, *Scale.model_fields]), st.sampled_from(KEYS_BELOW), ANYTHING)
 def test_anything_anywhere_is_taken_or_refused_in_one_line(section, key, value):
-    taken_or_refused({section: value if key is None else {key: value}})
+    try:
+        Settings.of({"scale": "demo", section: value if key is None else {key: value}}, [ROOT / "scales"])
+    except UserError as error:
+        lines_of(error)
 
 
 TOKENS = [

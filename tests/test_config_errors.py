@@ -20,6 +20,7 @@ from relusym.schema import seed_list
 MINE = {"source": "folder", "root": "r", "train": "train", "label": "x"}
 DELETED = object()
 A_NUMBER = "a whole number"
+DEVICES = "auto, cpu, cuda, or one GPU, such as cuda:1$"
 SEEDS = r"seeds such as 3, 0-3, or \[0, 5\]"
 SCALES = "demo", "laptop", "paper"
 
@@ -68,20 +69,16 @@ def endless():
 
 
 VALUES = [  # where, key, value, and a pattern of what is allowed
-    (
-        "run",
-        "scale",
-        "papr",
-        r"one of demo, identifiability, laptop, laptop_original, paper, regime \(is it paper\?\)$",
-    ),
+    ("run", "scale", "papr",
+     r"one of demo, identifiability, laptop, laptop_original, paper, regime \(is it paper\?\)$"),
     ("run", "scale", None, "text$"),
-    ("run", "device", "gpu", "auto, cpu, cuda, or one GPU, such as cuda:1$"),
-    ("run", "device", "cpu\n", "auto, cpu"),
-    *(
-        ("run", "device", device, "auto, cpu")
-        for device in ("mps", "CPU", "cuda:", "cuda:-1", "cuda:٣", "cuda:0,1", " cuda")
-    ),
-    *(("run", "device", device, "text") for device in (["cuda"], 0, True)),
+    ("run", "device", "gpu", DEVICES),
+    ("run", "device", "cpu\n", DEVICES),
+    *(("run", "device", device, DEVICES)
+     for device in ("mps", "CPU", "cuda:", "cuda:-1", "cuda:٣", "cuda:0,1", " cuda")),
+    ("run", "device", ["cuda"], "text$"),
+    ("run", "device", 0, "text, in quotes: YAML takes this for a number$"),
+    ("run", "device", True, "text, in quotes: YAML takes this for true or false, as yes, no, on and off$"),
     ("run", "threads", "many", f"{A_NUMBER}$"),
     *(("run", "threads", number, "at least 1$") for number in (0, -1)),
     *(("run", key, 10**9, "at most 1024$") for key in ("threads", "jobs_per_gpu")),
@@ -94,24 +91,10 @@ VALUES = [  # where, key, value, and a pattern of what is allowed
     ("run", "models.cnn.training.augmentation", "maybe", "true or false$"),
     ("paper", "models.dino.weights.urls", None, "a list$"),
     ("paper", "models.dino.recipe.0", ["supervised"], "one of training, pretr"),
-    *(
-        ("paper", "models.dino.weights.urls.0", [f"https://h/{path}"], "an address in ASCII")
-        for path in (
-            "a.pth#sha256=12",
-            "a.pth#",
-            "../a.pth",
-            "a/./b",
-            "a/..",
-            "a b",
-            "ä.pth",
-            "\0.pth",
-            "a\n",
-        )
-    ),
-    *(
-        ("paper", "models.dino.weights.urls.0", [url], "an address in ASCII")
-        for url in ("ftp://h/a", "file:///", "https:///", "file://..", "/a.pth", "h/a.pth", "")
-    ),
+    *(("paper", "models.dino.weights.urls.0", [f"https://h/{path}"], "an address in ASCII") for path in (
+     "a.pth#sha256=12", "a.pth#", "../a.pth", "a/./b", "a/..", "a b", "ä.pth", "\0.pth", "a\n")),
+    *(("paper", "models.dino.weights.urls.0", [url], "an address in ASCII")
+     for url in ("ftp://h/a", "file:///", "https:///", "file://..", "/a.pth", "h/a.pth", "")),
     ("paper", "models.byol.weights.layout", "mine", "one of auto, plain, module"),
     ("paper", "models.byol.paper", "boyl", r"one of torchvision_new, .* \(is it byol\?\), or null$"),
     ("paper", "models.simsiam_225.training.schedule", "steps", "one of linear, cosine, step"),
@@ -136,11 +119,11 @@ VALUES = [  # where, key, value, and a pattern of what is allowed
     ("demo", "network.width", 1e30, "at most 16 "),
     ("run", "models.cnn.network.group_convs", 9, "at most 8"),
     ("demo", "data.train_images", 10**12, "at most 10000000"),
-    ("demo", "data.seed", 2**64, ""),
+    ("demo", "data.seed", 2**64, "at most 4294967295$"),
     ("run", "theory.draws.lemma_2_2", 10**12, "at most 10000000"),
     ("run", "beyond.curves.points", 100_001, "at most 1001$"),
     ("run", "models.cnn_inv.training.invariance_from", 1.0, "less than 1, or null$"),
-    *(("run", "device", device, "auto, cpu") for device in ("cuda:00", "cuda:01")),
+    *(("run", "device", device, DEVICES) for device in ("cuda:00", "cuda:01")),
     *(("run", "threads", text, A_NUMBER) for text in ("1_0", "٣", " 2", "0x2", "1 0")),
     # more than there is
     ("laptop", "beyond.by_layer.lie_images", 10_001, "at most 10000, the test images of CIFAR10"),
@@ -161,29 +144,23 @@ VALUES = [  # where, key, value, and a pattern of what is allowed
     ("run", "cifar10.label", False, "text, in quotes: YAML takes this for true or false, as yes, no, on"),
     ("run", "models.cnn.name", datetime.date(2023, 12, 10), "text, in quotes: YAML takes this for a date$"),
     # names that break file names, pages or pictures
-    ("run", "models.cnn.name", "<b>CNN</b>", "text"),
-    *(
-        ("run", "models.cnn.name", name, "text of one line$")
-        for name in (" ", "CNN\u200b", "C\u00a0NN", "a\u2028b", "a\x85b", "a\nb", "\0")
-    ),
-    *(
-        ("run", key, "a\nb", "text of one line$")
-        for key in ("cifar10.root", "cifar10.train", "imagenet.root")
-    ),
-    ("run", "models.cnn.name", r"$\bad$", "text of one"),
-    ("run", "cifar10.label", "a\n| b", ""),
+    ("run", "models.cnn.name", "<b>CNN</b>", "text of one line without <, > and [$]$"),
+    *(("run", "models.cnn.name", name, "text of one line$")
+     for name in (" ", "CNN\u200b", "C\u00a0NN", "a\u2028b", "a\x85b", "a\nb", "\0")),
+    *(("run", key, "a\nb", "text of one line$") for key in ("cifar10.root", "cifar10.train", "imagenet.root")
+     ),
+    ("run", "models.cnn.name", r"$\bad$", "text of one line without <, > and [$]$"),
+    ("run", "cifar10.label", "a\n| b", "text of one line$"),
     # seeds
     ("run", "seeds", "first", SEEDS),
     ("run", "seeds", -1, SEEDS),
-    *(
-        ("run", "seeds", seeds, SEEDS)
-        for seeds in (1.0, True, [], [[0]], [0, True], {"a": 1}, "٣", "0, 1", "1e0")
-    ),
+    *(("run", "seeds", seeds, SEEDS)
+     for seeds in (1.0, True, [], [[0]], [0, True], {"a": 1}, "٣", "0, 1", "1e0")),
     ("run", "seeds", "", SEEDS),
     ("run", "seeds", "0-1000000000", "at most 10,000"),
     ("demo", "seeds", "0-1000000000", "at most 10,000 s"),
     ("demo", "seeds", f"0,{2**64}", ".* none above 4"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -206,32 +183,17 @@ LINES = [  # where, changes, and how the line begins: with the key of the first,
     ("run", {"scales": {"demo": {}}}, "config: unknown key 'scales', is it 'scale'?; allowed are"),
     ("run", {"defaults.network.groups": 1}, "config: unknown key 'defaults'; allowed are scale, "),
     ("demo", {"modles": {}}, "unknown key 'modles', is it 'models'?; allowed are"),
-    (
-        "demo",
-        {"training.batchsize": 40},
-        "training: unknown key 'batchsize', is it 'batch_size'?; allowed are",
-    ),
-    (
-        "run",
-        {"models.cnn.network": {"group_conv": 8}},
-        ": unknown key 'group_conv', is it 'group_convs'?; allowed are width, init",
-    ),
-    (
-        "demo",
-        {"network.initialisation": "he"},
-        "network: unknown key 'initialisation', is it 'initialization'?",
-    ),
-    (
-        "demo",
-        {"models.old.network": {"widht": 1}},
-        "models.old.network: unknown key 'widht', is it 'width'?; allowed are width, "
-        "initialization, activation, pooling, group_convs, block, layers, blocks, shortcut",
-    ),
-    (
-        "demo",
-        {"models.old.network": {"architecture": "cifar_resnet", "layer": 1}},
-        ": unknown key 'layer'; allowed are blocks, width, shortcut",
-    ),
+    ("demo", {"training.batchsize": 40},
+     "training: unknown key 'batchsize', is it 'batch_size'?; allowed are"),
+    ("run", {"models.cnn.network": {"group_conv": 8}},
+     ": unknown key 'group_conv', is it 'group_convs'?; allowed are width, init"),
+    ("demo", {"network.initialisation": "he"},
+     "network: unknown key 'initialisation', is it 'initialization'?"),
+    ("demo", {"models.old.network": {"widht": 1}},
+     "models.old.network: unknown key 'widht', is it 'width'?; allowed are width, "
+     "initialization, activation, pooling, group_convs, block, layers, blocks, shortcut"),
+    ("demo", {"models.old.network": {"architecture": "cifar_resnet", "layer": 1}},
+     ": unknown key 'layer'; allowed are blocks, width, shortcut"),
     ("paper", {"models.byol.sorce": "file"}, "models.byol: unknown key 'sorce'"),
     ("demo", {"models.old.family": "vgg"}, "models.old: unknown key 'family'; allowed are data"),
     ("run", {"training": {1: 2}}, ": unknown key 1; allowed are epochs"),
@@ -247,108 +209,56 @@ LINES = [  # where, changes, and how the line begins: with the key of the first,
     ("run", {"models.all": {}}, "models: 'all' given; allowed are small letters and digits"),
     ("run", {"models.a__b": {}}, "models: 'a__b' given; allowed are small letters and digits"),
     ("run", {"models.a\n": {}}, r"models: 'a\n' given; allowed are small letters"),
-    (
-        "run",
-        {"models.cnn_inv.name": "CNN"},
-        ": 'CNN' given, the name of cnn; give each model a name of its own",
-    ),
-    (
-        "run",
-        {"models.cnn_inv.name": "ｃnn "},
-        ": 'ｃnn ' given, the name of cnn; give each model a name of its own",
-    ),
+    ("run", {"models.cnn_inv.name": "CNN"},
+     ": 'CNN' given, the name of cnn; give each model a name of its own"),
+    ("run", {"models.cnn_inv.name": "ｃnn "},
+     ": 'ｃnn ' given, the name of cnn; give each model a name of its own"),
     # values that go with no others
-    (
-        "run",
-        {"pairs": [["cnn", "resnet"]]},
-        ": [cnn, resnet] names 'resnet', which isn't trained; the types under `models` are cnn, cnn_noaug, ",
-    ),
+    ("run", {"pairs": [["cnn", "resnet"]]},
+     ": [cnn, resnet] names 'resnet', which isn't trained; the types under `models` are cnn, cnn_noaug, "),
     ("run", {"pairs": [["cnn", "gcnn"]] * 2}, ": [cnn, gcnn] is listed twice; list each pair once"),
-    (
-        "run",
-        {"cifar10": MINE | {"test": "./train"}},
-        "cifar10.test: './train' given, the folder of cifar10.train",
-    ),
+    ("run", {"cifar10": MINE | {"test": "./train"}},
+     "cifar10.test: './train' given, the folder of cifar10.train"),
     ("run", {"imagenet.val": "train"}, ": 'train' given, the folder of imagenet.train"),
     ("run", {"datasets": {"cifar10": MINE}}, "datasets.cifar10: this data set is there already"),
-    (
-        "run",
-        {"models.simsiam_odd.recipe": ["pretraining"]},
-        ": [pretraining] given; the last stage has to make a classifier, as",
-    ),
-    (
-        "run",
-        {"models.simsiam_odd.recipe": ["linear"]},
-        ": [linear] given; a linear layer needs a stage before it",
-    ),
+    ("run", {"models.simsiam_odd.recipe": ["pretraining"]},
+     ": [pretraining] given; the last stage has to make a classifier, as"),
+    ("run", {"models.simsiam_odd.recipe": ["linear"]},
+     ": [linear] given; a linear layer needs a stage before it"),
     ("demo", {"models.old.recipe": ["training"] * 2}, ": training is listed twice; list each once"),
     ("run", {"matchings": ["weight"] * 2}, ": weight is listed twice; list each once"),
     ("run", {"beyond.matchings.matchings": ["weight"] * 2}, ": weight is listed twice"),
     ("run", {"beyond.curves.models": ["cnn"] * 2}, ": cnn is listed twice"),
     ("run", {"beyond.exact_gcnn.from_scratch": ["cnn_inv"] * 2}, ": cnn_inv is listed twice"),
-    *(
-        (
-            "paper",
-            {f"models.dino.weights.{key}": [first, second]},
-            ": h/a.pth is listed twice".replace("h/", start),
-        )
-        for key, start, first, second in (
-            ("file", "h/", "h/a.pth", "h/A.pth"),
-            ("urls", "https://h/", "https://h/a.pth", "https://h/A.pth#sha256=" + "0" * 64),
-        )
-    ),
-    (
-        "run",
-        {"beyond.curves": {"models": [], "pairs": [["gcnn", "gcnn"]], "seeds": 0}},
-        "beyond.curves.seeds: no two nets of [gcnn, gcnn] that are merged have these seeds",
-    ),
-    (
-        "run",
-        {"beyond.by_layer": {"models": ["cnn"], "lie_images": 1001}},
-        "beyond.by_layer.lie_images: 1001 given; allowed is at most 1000, the test images of generated",
-    ),
-    (
-        "run",
-        {"figure9": "old_inv", "models.old_inv.table": None},
-        ": 'old_inv' given; allowed is one of cnn, ",
-    ),
+    *(("paper", {f"models.dino.weights.{key}": [first, second]},
+     ": h/a.pth is listed twice".replace("h/", start)) for key, start, first, second in (
+     ("file", "h/", "h/a.pth", "h/A.pth"),
+     ("urls", "https://h/", "https://h/a.pth", "https://h/A.pth#sha256=" + "0" * 64))),
+    ("run", {"beyond.curves": {"models": [], "pairs": [["gcnn", "gcnn"]], "seeds": 0}},
+     "beyond.curves.seeds: no two nets of [gcnn, gcnn] that are merged have these seeds"),
+    ("run", {"beyond.by_layer": {"models": ["cnn"], "lie_images": 1001}},
+     "beyond.by_layer.lie_images: 1001 given; allowed is at most 1000, the test images of generated"),
+    ("run", {"figure9": "old_inv", "models.old_inv.table": None},
+     ": 'old_inv' given; allowed is one of cnn, "),
     ("run", {"data.resize": 64}, ": only for ImageNet; remove the key"),
     ("demo", {"models.cnn.data": {"resize": 64}}, "models.cnn.data.resize: only for ImageNet"),
     ("run", {"beyond.curves.pairs": [["cnn", "gcnn"]] * 2}, ": ['cnn', 'gcnn'] is listed twice"),
-    (
-        "run",
-        {"models.cnn.training.objective": "simsiam"},
-        "scales/demo.yaml: recipe: [training] given; the last stage has to make a classifier",
-    ),
-    (
-        "run",
-        {"merging.matching": "involution"},
-        ": 'involution' given, which matches no pair of two nets, such as [cnn, cnn] of `pairs`",
-    ),
-    (
-        "run",
-        {"models.cnn_noaug": {"symmetry": "quarter_turn", "merging": {"matching": "involution"}}},
-        "models.cnn_noaug.merging.matching: 'involution' given; the symmetry of cnn_noaug isn't of order 2",
-    ),
-    (
-        "run",
-        {"network.width": 1 / 32, "models.gcnn.symmetry": "quarter_turn", "pairs": [], "beyond": {}},
-        ": 0.03125 given; the 2 channels of gcnn's first group conv don't split into 4 orientations",
-    ),
+    ("run", {"models.cnn.training.objective": "simsiam"},
+     "scales/demo.yaml: recipe: [training] given; the last stage has to make a classifier"),
+    ("run", {"merging.matching": "involution"},
+     ": 'involution' given, which matches no pair of two nets, such as [cnn, cnn] of `pairs`"),
+    ("run", {"models.cnn_noaug": {"symmetry": "quarter_turn", "merging": {"matching": "involution"}}},
+     "models.cnn_noaug.merging.matching: 'involution' given; the symmetry of cnn_noaug isn't of order 2"),
+    ("run", {"network.width": 1 / 32, "models.gcnn.symmetry": "quarter_turn", "pairs": [], "beyond": {}},
+     ": 0.03125 given; the 2 channels of gcnn's first group conv don't split into 4 orientations"),
     ("run", {"beyond.curves.seeds": [0, 7]}, ": 7 is none of the seeds of cnn, cnn_inv"),
     ("run", {"beyond.matchings": {"models": None, "seeds": 7}}, "beyond.matchings.seeds: 7 is none of"),
     ("demo", {"training.warmup_epochs": 100}, ": 100 isn't less than the 14 epochs"),
     ("demo", {"models.old.training.warmup_epochs": 9}, ": 9 isn't less than the 4 epochs"),
-    (
-        "run",
-        {"models.cnn_inv.training": {"invariance_from": 0.9, "epochs": 4, "warmup_epochs": 1}},
-        "models.cnn_inv.training.invariance_from: 0.9 given; .* never be on in 4 epochs; allowed is at most 0.75",
-    ),
-    (
-        "paper",
-        {"models.torchvision_old_inv.training.processes": 3},
-        "models.torchvision_old_inv.training.batch_size: 256 can't be shared evenly by 3 processes",
-    ),
+    ("run", {"models.cnn_inv.training": {"invariance_from": 0.9, "epochs": 4, "warmup_epochs": 1}},
+     "models.cnn_inv.training.invariance_from: 0.9 given; .* never be on in 4 epochs; allowed is at most 0.75"),
+    ("paper", {"models.torchvision_old_inv.training.processes": 3},
+     "models.torchvision_old_inv.training.batch_size: 256 can't be shared evenly by 3 processes"),
     ("run", {"models.cnn.image_size": 16}, ": 16 given; vgg11 takes 32 to 63 pixels"),
     ("paper", {"models.dino.data.resize": 200}, ": 200 given; a crop of 224 pixels"),
     # seeds
@@ -357,7 +267,7 @@ LINES = [  # where, changes, and how the line begins: with the key of the first,
     ("run", {"seeds": [0, 0]}, ": 0 is listed twice in [0, 0]"),
     ("run", {"seeds": "2-0"}, ": the range 2-0 runs backwards; write 0-2"),
     ("run", {"seeds": 99}, ": 99 is none of the scale demo's seeds"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -431,9 +341,9 @@ FILES = [
     (b"scale: demo\nseeds: 0\nscale: paper\n", ", line 3: the key 'scale' stands in line 1 already"),
     (b"a:\n  b: [{c: 1, c: 2}]\n", ", line 2: the key 'c' stands in line 2"),
     ("scale: demo\nlabel: Bökman\n".encode("latin-1"), ", line 2: the byte 0xf6 isn't UTF-8"),
-    (b"scale: demo\npairs: [[a, b]\n\nseeds: 0\n", r", line \d: no YAML \(did not find"),
-    (b"scale: demo\na:\n\tb: 1\n", r", line 3: no YAML \("),
-    (b"scale: \x07\n", r".*: no YAML \("),
+    (b"scale: demo\npairs: [[a, b]\n\nseeds: 0\n", r", line 4: no YAML \(did not find"),
+    (b"scale: demo\na:\n\tb: 1\n", r", line 3: no YAML \(found character that cannot start"),
+    (b"scale: \x07\n", r": no YAML \(unacceptable character #x0007"),
     (b"demo\n", ": no keys in it"),
     (b"", ": no keys in it"),
     (b"scale: demo\nseeds: 0_1\n", ", line 2: seeds: 0_1 given; allowed are"),
@@ -442,13 +352,13 @@ FILES = [
     (b"seeds: 1:30\n", ", line 1: seeds: YAML takes 1:30 for 90; write it"),
     (b"pairs: [[cnn, 1:30.5]]\nb: [1, 0o17, 0b1]\n", ", line 2: b: YAML takes 0b1 for 1; write it"),
     (b"a: 2023-02-30\n", r": a value is no YAML \(day is out of range.*\); put it in quotes$"),
-    (b"a: " + b"9" * 5000, r": a value is no YAML \("),
-    (b"a: !!int x\n", r": a value is no YAML \("),
+    (b"a: " + b"9" * 5000, r": a value is no YAML \(Exceeds the limit"),
+    (b"a: !!int x\n", r": a value is no YAML \(invalid literal"),
     (b"a: !!bool x\n", r": a value is no YAML \('x'\)"),
     (b"b: 1\na: !!python/object:os.system x\n", r", line 2: no YAML \(could not determine a constructor"),
-    (b"a: =\n", ", line 1: no YAML"),
+    (b"a: =\n", r", line 1: no YAML \(could not determine a constructor"),
     (b"? [a, b]\n: c\n", r", line 1: no YAML \(found unhashable key"),
-    (b"<<: 3\n", ", line 1: no YAML"),
+    (b"<<: 3\n", r", line 1: no YAML \(expected a mapping"),
     ("scale: demo\n".encode("utf-16"), ", line 1: the byte 0xff isn't UTF-8"),
 ]
 
@@ -471,14 +381,11 @@ IMAGES = [  # sides of three images, changes of the scale, and how the line begi
     (16, {}, "image_size: mine has images of 16×16 pixels; vgg11 takes 32 to 63"),
     (64, {}, "image_size: mine has images of 64×64 pixels"),
     (64, {"models.cnn.image_size": 64, "image_size": 32, "pairs": []}, ": 64 given; vgg11 takes"),
-    (
-        32,
-        {"models.cnn.training.batch_size": 5},
-        ": 5 given; allowed is at most 3, the training images of mine",
-    ),
+    (32, {"models.cnn.training.batch_size": 5},
+     ": 5 given; allowed is at most 3, the training images of mine"),
     (32, {"models.cnn.merging.images": 4}, ": 4 given; allowed is at most 3"),
     (32, {"models.cnn.training.crop_padding": 32}, ": 32 given; allowed is less"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def test_a_run_of_committed_results_prints_them_and_says_that_nothing_was_traine
 
 
 def test_a_target_of_several_tables_ends_with_each_of_them(committed):
-    output = committed.snakemake("compare").stdout
+    output = committed.makes("compare")
     tables = {f"results/tiny/tables/{name}.md" for name in ("claims", "comparison")}
     assert tables <= {*re.findall(r"results\S+md", output)}
 
