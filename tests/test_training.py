@@ -145,7 +145,8 @@ def test_simsiams_loss_on_hand_worked_vectors():
 
 def test_no_gradient_flows_through_the_projection():
     net = SimSiam(small_net(RESNET), 16, 8)
-    _, _, z_1, z_2 = net(torch.randn(4, 3, 33, 33), torch.randn(4, 3, 33, 33))
+    p_1, p_2, z_1, z_2 = net(torch.randn(4, 3, 33, 33), torch.randn(4, 3, 33, 33))
+    assert p_1.requires_grad and p_2.requires_grad
     assert not z_1.requires_grad and not z_2.requires_grad
 
 
