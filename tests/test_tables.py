@@ -14,9 +14,7 @@ from relusym.findings import declared, frames
 from relusym.findings.beyond import matchings
 from relusym.findings.frames import chosen, notes, read, tidy
 from relusym.findings.layout import human_table, mean_and_std, number, page, write_table
-from relusym.findings.tables import provenance, resnets, table1, table2, table4
-from relusym.findings.tables.costs import LAYOUT as COSTS
-from relusym.findings.tables.costs import costs
+from relusym.findings.tables import costs, provenance, resnets, table1, table2, table4
 from relusym.records.files import write_record
 
 
@@ -165,16 +163,23 @@ COSTS_OF_JOBS = [
 
 
 def test_costs_by_kind_of_job():
-    frame = costs(COSTS_OF_JOBS).set_index("kind")
+    frame = costs.costs(COSTS_OF_JOBS).set_index("kind")
     assert frame.index.to_list() == ["train", "pair_merge"]
     assert frame.loc["train"].to_list() == [3, 3.0, 3600.0, 5400.0, 600.5]
     assert frame.loc["pair_merge", "jobs"] == 1 and math.isnan(frame.loc["pair_merge", "max_memory_mb"])
 
 
+def test_costs_say_of_how_many_trainings_it_is_unknown_what_came_before_they_were_resumed():
+    told = of_cost("train", seconds=1.0, job_seconds=1.0, earlier_seconds=0.0)
+    (note,) = costs.notes({"train": [told, *COSTS_OF_JOBS[:2]]}, {})
+    assert note.startswith("Of 2 trainings, those that were resumed")
+    assert costs.notes({"train": [told]}, {}) == []
+
+
 def test_costs_are_written_with_and_without_jobs(tmp_path):
-    write_table(costs(COSTS_OF_JOBS), tmp_path / "costs", COSTS)
+    write_table(costs.costs(COSTS_OF_JOBS), tmp_path / "costs", costs.LAYOUT)
     assert "| train " in (tmp_path / "costs.md").read_text()
-    write_table(costs([]), tmp_path / "none", COSTS)
+    write_table(costs.costs([]), tmp_path / "none", costs.LAYOUT)
     assert (tmp_path / "none.csv").read_text() == "kind,jobs,hours,median_s,max_s,max_memory_mb\n"
     assert "Kind of job" in (tmp_path / "none.md").read_text()
 

@@ -138,12 +138,17 @@ def test_an_interrupted_training_goes_on_from_that_very_step_to_the_same_net(tmp
     with pytest.raises(Interrupted, match="the training state is saved"):
         made(tmp_path, data, model, settings, state=state, interrupted=asked)
     assert [path.name for path in tmp_path.iterdir()] == [state.name]
+    tensors, about = checkpoint.load(state)
+    assert 0 < about["seconds"] < 60
+    checkpoint.save(state, tensors, about | {"seconds": 3600.0})
     record, to, _ = made(tmp_path, data, model, settings, state=state, interrupted=asked)
     assert len(steps) == settings["training"]["epochs"] * (200 // settings["training"]["batch_size"])
     assert_same(saved(to), saved(net))
     assert record["accuracy"] == whole["accuracy"] and not state.exists()
     losses = [[epoch["loss"] for epoch in each["history"]] for each in (record, whole)]
     assert losses[0] == pytest.approx(losses[1])
+    assert record["cost"]["earlier_seconds"] == 3600 and whole["cost"]["earlier_seconds"] == 0
+    assert 3600 < record["cost"]["seconds"] <= record["cost"]["job_seconds"]
 
 
 @FAMILIES

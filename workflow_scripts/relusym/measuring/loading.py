@@ -144,8 +144,11 @@ class JobMeter:
     def __init__(self, device: torch.device):
         self.device, self.started = device, time.perf_counter()
 
-    def fields(self) -> dict[str, Any]:
-        """The `code` and `cost` of a record: versions and device; seconds and peak memory in MB, of job and process."""
+    def fields(self, earlier_seconds: float = 0.0) -> dict[str, Any]:
+        """The `code` and `cost` of a record: versions and device; seconds and peak memory in MB, of job and process.
+
+        `earlier_seconds`: of a job that was resumed, what it took before; its seconds include them.
+        """
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         if self.device.type == "cuda":
             name, peak = (
@@ -164,9 +167,10 @@ class JobMeter:
                 "device": f"{self.device.type} {name}",
             },
             "cost": {
-                "seconds": round(seconds, 2),
+                "seconds": round(earlier_seconds + seconds, 2),
+                "earlier_seconds": round(earlier_seconds, 2),
                 "peak_memory_mb": round(peak, 1),
-                "job_seconds": round(max(seconds, since_start), 2),
+                "job_seconds": round(earlier_seconds + max(seconds, since_start), 2),
                 "job_memory_mb": round(resident, 1),
             },
         }

@@ -181,7 +181,7 @@ def train_record(
         "precision": precision_name(recipe.precision, device),
         "history": training.history,
         "data_wait_share": training.data_wait_share,
-        **meter.fields(),
+        **meter.fields(training.earlier_seconds),
     }
 
 

@@ -29,6 +29,7 @@ from relusym.record_types import (
 
 class Cost(Fields):
     seconds: NotNegative = 0
+    earlier_seconds: NotNegative = 0
     peak_memory_mb: NotNegative = 0
     job_seconds: NotNegative = 0
     job_memory_mb: NotNegative = 0

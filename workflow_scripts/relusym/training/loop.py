@@ -103,13 +103,18 @@ def make_optimizer(objective: Objective, recipe: Recipe) -> Sgd:
 
 @dataclass
 class State:
-    """All that a training goes on from (net, optimizer, scaler, a row an epoch), kept in a file, if there is a path."""
+    """All that a training goes on from (net, optimizer, scaler, a row an epoch), kept in a file, if there is a path.
+
+    `earlier_seconds`: what the processes before this one trained, up to the state that this one went on from.
+    """
 
     path: Path | None
     net: nn.Module
     optimizer: Sgd
     scaler: torch.amp.GradScaler
     history: list[dict[str, Any]]
+    earlier_seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
 
     def save(self, step: int = 0, sums: Tensor | None = None) -> None:
         """Write weights, momentum, float16's scale, history; of an unfinished epoch, steps done and sums, (2,)."""
@@ -121,7 +126,13 @@ class State:
                 tensors[f"momentum.{name}"] = self.optimizer.momentum_buffers[parameter]
         if sums is not None:
             tensors["sums"] = sums
-        about = {"history": self.history, "step": step, "scaler": self.scaler.state_dict()}
+        seconds = self.earlier_seconds + time.perf_counter() - self.started
+        about = {
+            "history": self.history,
+            "step": step,
+            "scaler": self.scaler.state_dict(),
+            "seconds": seconds,
+        }
         checkpoint.save(self.path, tensors, about)
 
     def restore(self) -> tuple[int, Tensor | None]:
@@ -139,6 +150,7 @@ class State:
             if about["scaler"]:
                 self.scaler.load_state_dict(about["scaler"])
             self.history += about["history"]
+            self.earlier_seconds = about.get("seconds", 0.0)  # states of 0.1.0 don't say
             return about["step"], tensors.get("sums")
         except (KeyError, RuntimeError) as error:
             message = f"{self.path} isn't the state of this training: delete it, and it starts over"
@@ -184,6 +196,7 @@ class Training:
     net: nn.Module  # of SimSiam, its heads with it
     history: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
     diverged: bool = False  # the loss became non-finite, and the training ended there
+    earlier_seconds: float = 0.0  # of a resumed one, what the processes before this one trained
 
     @property
     def data_wait_share(self) -> float | None:
@@ -230,6 +243,7 @@ def train(
     result = Training(net)
     kept = State(state, net, optimizer, scaler, result.history)
     done, sums = kept.restore()
+    result.earlier_seconds = kept.earlier_seconds
     gpus = [device.index] if device.type == "cuda" else None
     forward = DistributedDataParallel(net, gpus) if world_size() > 1 else net
     quick = quick_steps(net, device, dtype)

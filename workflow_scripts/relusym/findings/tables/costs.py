@@ -24,7 +24,10 @@ TABLE = Table(__name__, LAYOUT, reads=MERGES, select=lambda settings: {}, **OF_E
 
 
 def costs(records: Iterable[Record]) -> pd.DataFrame:
-    """What each kind of job cost, from its process's start to its record; memory is the largest resident set (MB)."""
+    """What each kind of job cost, from its process's start to its record; memory is the largest resident set (MB).
+
+    Of a resumed training, with what it took up to the state that it went on from, if its record says so.
+    """
     costs = [(record["kind"], record["cost"]) for record in records if "job_seconds" in record["cost"]]
     rows = [(kind, cost["job_seconds"], cost.get("job_memory_mb")) for kind, cost in costs]
     jobs = pd.DataFrame(rows, columns=["kind", "s", "memory"]).astype({"s": float, "memory": float})
@@ -44,4 +47,9 @@ def frame(inputs: Inputs, selection: Selection) -> pd.DataFrame:
 
 
 def notes(inputs: Inputs, selection: Selection) -> list[str]:
-    return []
+    silent = sum("earlier_seconds" not in record["cost"] for record in inputs["train"])
+    return (
+        [f"Of {silent} trainings, those that were resumed count from their last start alone"]
+        if silent
+        else []
+    )
