@@ -18,6 +18,8 @@ from conftest import obstruct
 
 from job import job
 from relusym.errors import WARNINGS, Interruption, UserError
+from relusym.jobs.job_lock import JobLock
+from relusym.whole_files import write_whole
 
 NUMBERS = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP
 JOB = """
@@ -135,6 +137,40 @@ def test_below_nohup_the_end_of_the_terminal_ends_no_job(tmp_path, run_job):
     log = tmp_path / "logs" / "cnn-0.log"
     done = run_job(log, "import os, signal; os.kill(os.getpid(), signal.SIGHUP)", by=["nohup"])
     assert done.returncode == 0 and log.read_text().endswith("done\n")
+
+
+AGAIN = """
+import sys
+from types import SimpleNamespace
+from snakemake.iocontainers import OutputFiles
+from job import job
+log, record, checkpoint = sys.argv[1:]
+output = OutputFiles(fromdict={"checkpoint": checkpoint, "record": record})
+with job(SimpleNamespace(log=[log], rule="train", params={}, resources={}, output=output, threads=1)):
+    print("again")
+"""
+
+
+@pytest.mark.parametrize("written", ["record", "checkpoint", "nothing"])
+def test_a_job_that_waited_is_done_if_the_other_copy_wrote_its_record_and_else_does_it_again(
+    tmp_path, pytestconfig, written
+):
+    log = tmp_path / "0.log"
+    outputs = {"record": tmp_path / "0.json", "checkpoint": tmp_path / "0.safetensors"}
+    for path in outputs.values():  # of another day: both copies were asked to do it again
+        path.write_text("old")
+    environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath / "workflow_scripts")}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    with JobLock(log.with_suffix(".lock")):
+        copy = subprocess.Popen([sys.executable, "-c", AGAIN, log, *outputs.values()], **pipes)
+        assert "waiting for it" in copy.stderr.readline()
+        if written != "nothing":
+            with write_whole(outputs[written]) as part:
+                part.write_text("old")
+    _, lines = copy.communicate(timeout=300)
+    skipped = written == "record"
+    assert (copy.returncode, lines) == (0, "rule train: 0 was done by the other copy\n" if skipped else "")
+    assert log.exists() != skipped and (skipped or log.read_text() == "again\ndone\n")
 
 
 TRACED = {"workflow_scripts", "relusym", "jobs", "filelock"}  # folders

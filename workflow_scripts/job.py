@@ -53,8 +53,9 @@ def _job(snakemake) -> Iterator[JobLock]:
             # ignored by the processes around this one, see rules/resources.smk
             for number in filter(hears, WARNINGS):
                 signal.signal(number, _end)
+            before = _record(snakemake)
             with JobLock(path.with_suffix(".lock"), log) as lock:
-                if lock.waited and _is_done(snakemake):
+                if lock.waited and _record(snakemake) != before and _is_done(snakemake):
                     log(f"{path.stem} was done by the other copy")
                     sys.exit(0)
                 with printed_to(path), _gpus(snakemake, log):
@@ -92,10 +93,18 @@ def _end(number: int, frame: FrameType | None) -> None:
     )
 
 
+def _record(snakemake) -> tuple[int, int] | None:
+    """Which file a job's record is, and when it was written: a job that is done again finds the former one there."""
+    record = snakemake.output.get("record")
+    if record is None or not Path(record).exists():
+        return None
+    stat = Path(record).stat()
+    return stat.st_ino, stat.st_mtime_ns
+
+
 def _is_done(snakemake) -> bool:
     """Whether the job that another copy was seen at has all its outputs."""
-    outputs = snakemake.output
-    return outputs.get("record") is not None and all(Path(output).exists() for output in outputs)
+    return all(Path(output).exists() for output in snakemake.output)
 
 
 @contextmanager
