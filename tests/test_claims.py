@@ -221,6 +221,14 @@ def test_the_most_accurate_type_has_to_beat_the_second_best():
     beaten = is_highest(nets, "second", {"best": "the best"})
     assert beaten.direction < 0 and beaten.measure == "Hedges' g to the best"
     assert beaten.p_value == 2 * is_higher(nets, "second", "best").p_value
+    assert result.remark == beaten.remark == ""
+
+
+@pytest.mark.parametrize("highest, counts", [("best", True), ("second", False), ("last", True)])
+def test_of_the_most_accurate_type_it_is_said_if_a_rank_test_counts(highest, counts):
+    nets = {"best": [0.95] * 3, "second": [0.93, 0.92, 0.91], "last": [0.2] * 3}
+    nets = {name: np.array(accuracies) for name, accuracies in nets.items()}
+    assert is_highest(nets, highest, {}).remark == (evidence.NO_SPREAD if counts else "")
 
 
 def cycle(n):

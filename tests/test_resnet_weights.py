@@ -167,7 +167,7 @@ def test_a_checkpoint_with_a_pickle_payload_is_refused_and_does_not_run(tmp_path
         path.write_bytes(pickle.dumps(contents["surprise"]))
     else:
         torch.save(contents, path, _use_new_zipfile_serialization=form == "zipped")
-    line = "is truncated or no checkpoint" if form == "bare pickle" else "holds more than tensors.*refused"
+    line = "is a bare pickle, or .*refused" if form == "bare pickle" else "holds more than tensors.*refused"
     refused(lambda: read_tensors(path), match=rf"bad\.pth {line}")
     assert not (tmp_path / "ran").exists()
     with contextlib.suppress(RuntimeError):  # a bare pickle is none of torch's files
@@ -189,6 +189,16 @@ def test_a_truncated_checkpoint_is_told(tmp_path, share):
     whole = (tmp_path / "whole.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: int(share * len(whole))])
     refused(lambda: read_tensors(tmp_path / "cut.pth"), match=r"cut\.pth is truncated or no checkpoint")
+
+
+def test_the_beginning_of_an_older_checkpoint_is_told(tmp_path):
+    torch.save(
+        {"conv1.weight": torch.ones(1000)}, tmp_path / "whole.pth", _use_new_zipfile_serialization=False
+    )
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:-100])
+    refused(
+        lambda: read_tensors(tmp_path / "cut.pth"), match=r"cut\.pth .*only the beginning of what torch\.save"
+    )
 
 
 # ---- downloads

@@ -114,7 +114,7 @@ def _type(type_: Any) -> str:
     if origin is list:
         return f"list: {_type(inner[0])}"
     if origin is dict:
-        return "sections by id" if _section(inner[1]) else "see there"
+        return "sections by id" if _section(inner[1]) else "keys and values"
     bounds = [m for part in getattr(type_, "__metadata__", ()) for m in getattr(part, "metadata", [])]
     limits = (
         f"{word} {getattr(bound, key):,.10g}"

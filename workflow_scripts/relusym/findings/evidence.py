@@ -155,7 +155,7 @@ def welch(
     (factor, freedom), (other_factor, other_freedom) = allowed
     variance = factor * high.var(ddof=1) / len(high)
     other = other_factor * low.var(ddof=1) / len(low)
-    if not (error := math.sqrt(variance + other)):
+    if (error := math.sqrt(variance + other)) <= EQUAL:
         return fields | dict.fromkeys(("low", "high", "effect_size", "p_value"), math.nan)
     degrees = (variance + other) ** 2 / (variance**2 / freedom + other**2 / other_freedom)
     p_value = 2 * float(stats.t.sf(abs(effect + margin) / error, degrees))
@@ -177,6 +177,7 @@ def is_highest(
     best = min(others, key=lambda other: others[other].effect)
     closest, tests = others[best], others.values()
     ahead = closest.effect > 0
+    deciding = tests if ahead else [closest]
     observed = power.all_of([test.power_observed for test in tests if test.power_observed])
     return replace(
         closest,
@@ -186,7 +187,7 @@ def is_highest(
         p_value=max(test.p_value for test in tests) if ahead else min(1.0, len(others) * closest.p_value),
         p_rank=max(test.p_rank for test in tests) if ahead else math.nan,
         p_rank_min=max(test.p_rank_min for test in tests),
-        remark="",
+        remark=NO_SPREAD if any(test.remark == NO_SPREAD for test in deciding) else "",
         nets=min(test.nets for test in tests),
         power_paper=power.all_of([test.power_paper for test in tests]) if paper else None,
         power_observed=observed if ahead else closest.power_observed,

@@ -45,7 +45,7 @@ PLAIN = [
     *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"),
     *((getattr(np._core.multiarray, name), f"numpy.{core}.multiarray.{name}")
       for name in ("scalar", "_reconstruct") for core in ("core", "_core")),
-    (lambda *factory: {}, "collections.defaultdict"),
+    (lambda *factory: {}, "collections.defaultdict"),  # PyTorch's reader fills no other kind of dict
     *((kind, f"builtins.{kind.__name__}") for kind in (list, dict, int, float)),
 ]  # fmt: skip
 LONGEST, LONGEST_PART = 1000, 200  # characters of an address, which is a path, and of a file's name in it
@@ -69,6 +69,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
 def read_contents(path: Path) -> Any:
     """What a checkpoint file holds: `torch.save`'s or safetensors'. No code in it is ever run. UserError if the file is
     truncated, no checkpoint, or holds more than tensors and plain values."""
+    head = b""
     try:
         with open_file(path) as file:
             head = file.read(9)
@@ -83,15 +84,22 @@ def read_contents(path: Path) -> Any:
                 f"checkpoint {path} holds more than tensors ({kind[1]}), and loading it could run code: refused; save "
                 "its state dict alone"
             ) from error
-        raise UserError(f"{path} is truncated or no checkpoint: replace it") from error
+        raise UserError(_unreadable(path, head)) from error
     except Exception as error:  # of any kind, where bytes are others than PyTorch wrote
         if "TorchScript" in str(error):
             raise UserError(
                 f"checkpoint {path} is a scripted net, which is code: save the state dict of the net itself"
             ) from error
-        raise UserError(
-            f"{path} is truncated or no checkpoint ({type(error).__name__}): replace it"
-        ) from error
+        raise UserError(_unreadable(path, head, f" ({type(error).__name__})")) from error
+
+
+def _unreadable(path: Path, head: bytes, why: str = "") -> str:
+    if head[:1] == pickle.PROTO:
+        return (
+            f"checkpoint {path} is a bare pickle, or only the beginning of what torch.save wrote; loading it could run "
+            "code: refused; save a state dict with torch.save"
+        )
+    return f"{path} is truncated or no checkpoint{why}: replace it"
 
 
 def fetch(url: str, folder: Path, log: Callable[[str], None] = print) -> Path:
