@@ -1,4 +1,4 @@
-# relu-symmetries: train seven kinds of VGG11, merge each with its flipped self and with others, tabulate.
+# relu-symmetries: train seven types of VGG11, merge each net with its flipped self and with others, and tabulate the results.
 #
 #   images → data/<dataset> → train → flip_merge, pair_merge → tables and figures
 #
@@ -22,7 +22,7 @@ report: "report/workflow.rst"
 
 CONTAINER = f"{workflow.current_basedir}/envs/relusym.sif"
 
-# used with --sdm apptainer alone, whose images' paths have no spaces; built by the recipe beside it, envs/relusym.def
+# Used only with --sdm apptainer, which allows no space in an image's path; built from the recipe envs/relusym.def.
 if " " not in CONTAINER:
 
     container: lambda wildcards: CONTAINER

@@ -1,5 +1,5 @@
-# This project against the plain procedure (`snakemake --force bench` measures again). What it writes is no declared
-# output, since only the job knows the name: results/bench/<machine>.csv and .md.
+# Times this project against the plain procedure (`snakemake --force bench` measures again). The files that it writes,
+# results/bench/<machine>.csv and .md, aren't declared as outputs, since only the job knows the machine's name.
 
 
 rule bench:

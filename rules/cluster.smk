@@ -1,4 +1,4 @@
-# Around a run: one Snakemake a scale, and a checklist before jobs are submitted.
+# Checks before a run: one Snakemake per scale at a time, and a checklist before jobs are submitted.
 import atexit
 
 from relusym.config.checks import check_images
@@ -13,14 +13,15 @@ from relusym.whole_files import check_writable
 
 PREPARED = sorted({job.prepared for job in RESULTS.jobs.values() if job.prepared})
 
-# The images that a run would make records from, if those there are of others: a line before any job, a run only without mixing.
+# Prepared images that differ from those that existing records were made from. They are reported before any job starts, and a
+# run that would mix the two is refused.
 OTHER_IMAGES = {}
 if MAIN:
     if line := in_the_way([".snakemake", *(RESULTS.prefix + folder for folder in RESULTS.folders)]):
         sys.exit(f"error: {line}")
     try:
-        check_writable(".snakemake")  # where Snakemake writes even if nothing is to do
-        # a broken record is named here, and again by the jobs that read it; all others go on
+        check_writable(".snakemake")  # Snakemake writes there even if there is nothing to do
+        # a broken record is reported here, and again by the jobs that read it; all other jobs run
         for key in RESULTS.jobs:
             RESULTS.is_there(key)
         for line in dict.fromkeys(RESULTS.broken.values()):
@@ -39,7 +40,7 @@ def images_of(job):
 
 
 def unwritable():
-    """Why a job couldn't write its outputs or its log; None if all can."""
+    """Why some job couldn't write its outputs or its log; None if all can."""
     files = {Path(file) for job in jobs_to_run() for file in [*job.output, *job.log] if file}
     folders = sorted({file.parent for file in files})
     if line := in_the_way(folders, files):
@@ -52,7 +53,7 @@ def unwritable():
 
 
 def unfit():
-    """Why a run can't go well with the images or the device that the config names; None if it can."""
+    """Why a run would fail with the images or the device that the config names; None if it wouldn't."""
     device, run = SETTINGS.run.device, jobs_to_run()
     files = {str(file) for job in run for file in job.output} | {images_of(job) for job in run}
     try:
@@ -69,7 +70,7 @@ def unfit():
 
 
 def problems():
-    """One line a reason why jobs that are submitted elsewhere can't go well, before the first of them is."""
+    """The reasons why submitted jobs would fail, one line each, before the first is submitted."""
     if runs_here():
         return []
     print(
@@ -86,7 +87,7 @@ def problems():
 
 
 def mixing():
-    """Why a run would put records of other images beside those that are there; None if it wouldn't."""
+    """Why a run would mix records of different images; None if it wouldn't."""
     read = {images_of(job) for job in jobs_to_run()} & {*OTHER_IMAGES}
     return OTHER_IMAGES[min(read)] if read else None
 
@@ -99,9 +100,9 @@ onstart:
         RUN.extend(job.rule.name for job in jobs)
         if line := mixing() or unwritable() or unfit():
             sys.exit(f"error: {line}")
-        from relusym.jobs.job_lock import JobLock  # what a dry run does without
+        from relusym.jobs.job_lock import JobLock  # not needed by a dry run
 
-        # in place of Snakemake's own lock, which a kill -9 leaves locked
+        # in place of Snakemake's own lock, which stays locked after a kill -9
         running = JobLock(
             f".snakemake/relusym-{SETTINGS.scale}.lock", lambda line: print(line, file=sys.stderr)
         )

@@ -1,5 +1,5 @@
-# Paths, and which jobs a run needs: those whose records aren't there. Where a record lies and when it is there is decided by
-# relusym.records (fingerprint.py, results.py), from its settings and never by the times of files.
+# Paths, and which jobs a run needs: those whose records are missing. relusym.records (fingerprint.py, results.py) decides where
+# a record is and whether it is complete, from its settings and never from modification times.
 import gc
 import re
 import signal
@@ -17,10 +17,10 @@ from relusym.theory import STATEMENTS
 try:
     from relusym.findings import selection
     from relusym.findings.figures import filter_pairs
-except UserError as error:  # the paper's tables, which it reads
+except UserError as error:  # in the paper's tables, which are read on import
     sys.exit(f"error: {error}")
 
-# Thousands of jobs stay till the end: searching them for garbage takes a fifth of a dry run.
+# Thousands of jobs live until the end: searching them for garbage takes a fifth of a dry run.
 gc.freeze()
 gc.set_threshold(100_000)
 read_once()
@@ -30,10 +30,10 @@ try:
 except UserError as error:
     sys.exit("\n".join(f"config error: {line}" for line in str(error).split("\n")))
 if MAIN and TAKES_CONFIG_FILE:
-    for name in SETTINGS.unread(CONFIG_WORDS):
+    for name in SETTINGS.unread(CONFIG_KEYS):
         print(
-            f"notice: nothing at scale {SETTINGS.scale} reads {name}; 'data={{dataset: {name}}}' beside it has the "
-            "scale's nets trained on it",
+            f"notice: nothing at scale {SETTINGS.scale} reads {name}; add 'data={{dataset: {name}}}' to train the "
+            "scale's nets on it",
             file=sys.stderr,
         )
 config = {  # for report/workflow.rst
@@ -44,8 +44,8 @@ RESULTS = Results(SETTINGS, retry=MAIN)
 FOLDER = RESULTS.folder
 LOGS = f"{FOLDER}/logs"
 
-# The wildcard {training_id} is a model, or an earlier stage of its training (simsiam.pretraining); a seed may be numbered, where
-# another record has its name (0.1).
+# The wildcard {training_id} is a model, or an earlier stage of its training (simsiam.pretraining). A seed gets a number (0.1)
+# where another record has its name.
 NET = "{training_id}-{fingerprint}/{seed}"
 MODEL = NET.replace("training_id", "model")
 TWO_NETS = "{model_1}--{model_2}-{fingerprint}/{seed_1}--{seed_2}"
@@ -76,13 +76,13 @@ wildcard_constraints:
 
 
 def job_of(path, w):
-    """The key of the job that makes a file, whose path has wildcards."""
+    """The key of the job that makes the file at `path`, a path with wildcards."""
     return RESULTS.key_of(path.format(**w))
 
 
 def is_asked_again(key):
-    """Whether the command line wants a job done again that is done, or a training that it follows."""
-    if not forced_words():
+    """Whether the command line forces a finished job, or a training that it depends on."""
+    if not forced_names():
         return False
     rule_name = RESULTS.jobs[key].rule
     rules_ = (rule_name, "train") if rule_name in ("flip_merge", "pair_merge", "measure") else (rule_name,)
@@ -96,17 +96,17 @@ def is_to_do(key):
 
 @cache
 def file_to_wait_for(key):
-    """One of a job that is to do: whatever waits for it has all that it makes."""
+    """One output of a job that is to do: all its outputs are complete when this one is."""
     outputs = RESULTS.outputs(key)
     return next((file for file in outputs if not RESULTS.exists(file)), outputs[0])
 
 
 @cache
 def waits_for(key):
-    """What a job waits for: of the files that it reads, those that are made first.
+    """The files that a job reads and that have to be made first.
 
-    What is there needs nothing: a fresh clone has neither checkpoints nor images, and asks for none if no job is to run; and
-    of a file that is whole, the date means nothing.
+    A finished job waits for nothing: a fresh clone has neither checkpoints nor images, and needs none as long as no job is to
+    run. The modification time of a complete file is ignored.
     """
     job, inputs = RESULTS.jobs[key], RESULTS.inputs(key)
     net = job.kind == "train" and not RESULTS.exists(RESULTS.checkpoint(job.nets[0]))
@@ -122,7 +122,7 @@ def waits_for(key):
 
 
 def read_by(key):
-    """The files that a job reads, by what they are."""
+    """The files that a job reads, by the names of `Results.inputs`."""
     inputs = RESULTS.inputs(key)
     return {
         name: RESULTS.prefix + files if isinstance(files, str) else [RESULTS.prefix + file for file in files]
@@ -131,7 +131,7 @@ def read_by(key):
 
 
 def train_job(w):
-    """The job of a net as `measuring.train.TrainJob.of` takes it, but for its checkpoint."""
+    """The arguments of `measuring.train.TrainJob.of` for a net, except its checkpoint's path."""
     key = job_of(TRAIN, w)
     job, files = RESULTS.jobs[key], read_by(key)
     running = SETTINGS.running(w.training_id)
@@ -152,7 +152,7 @@ def train_job(w):
 
 
 def merge_job(path):
-    """The job of a record, whose path has wildcards, as `measuring.merge.MergeJob.of` takes it, but for its outputs."""
+    """The arguments of `measuring.merge.MergeJob.of` for the record at `path` (with wildcards), except its outputs."""
 
     def merge_job(w):
         key = job_of(path, w)

@@ -1,4 +1,4 @@
-# What has to be right before the config is read.
+# Checks before the config is read: the installed library, and the config's files.
 import sys
 from pathlib import Path
 
@@ -11,24 +11,24 @@ except ModuleNotFoundError as error:
     sys.exit("error: relusym isn't installed in this Python: pip install --editable . in this folder")
 
 
-def is_of(folder):
-    """Whether the library that is imported is the one in that folder, or the same to the letter."""
+def is_imported(folder):
+    """Whether the imported library is the one in `folder`, or identical to it."""
     from filecmp import cmpfiles
 
-    theirs = Path(relusym.__file__).parent
-    if folder.samefile(theirs):
+    imported = Path(relusym.__file__).parent
+    if folder.samefile(imported):
         return True
     names = [
         {str(path.relative_to(root)) for path in root.rglob("*.*") if path.suffix not in (".pyc", ".part")}
-        for root in (folder, theirs)
+        for root in (folder, imported)
     ]
-    return names[0] == names[1] and cmpfiles(folder, theirs, names[0], shallow=False)[0] == [*names[0]]
+    return names[0] == names[1] and cmpfiles(folder, imported, names[0], shallow=False)[0] == [*names[0]]
 
 
 # Two checkouts may share an environment, in which one of them is installed.
 ROOT = Path(str(workflow.current_basedir)).parent
 OURS = ROOT / "workflow_scripts"
-if MAIN and (OURS / "relusym").is_dir() and not is_of(OURS / "relusym"):
+if MAIN and (OURS / "relusym").is_dir() and not is_imported(OURS / "relusym"):
     sys.exit(
         f"error: this Python has relusym from {Path(relusym.__file__).parent}, and this Snakefile needs the one beside it: "
         f"pip install --editable {ROOT}, or set PYTHONPATH={OURS}"
@@ -38,13 +38,13 @@ from relusym.config.reading import check_command_line, check_file
 
 if MAIN and TAKES_CONFIG_FILE:
     try:
-        check_command_line(CONFIG_WORDS, sys.argv)
+        check_command_line(CONFIG_KEYS, sys.argv)
         for path in ["config.yaml", *CONFIG_FILES]:
             check_file(path)
     except UserError as error:  # not raised: Snakemake would add lines of its own
         sys.exit(f"config error: {error}")
 
-# The folder's own name is no place for wildcards.
+# Braces in the folder's name aren't wildcards.
 ENVIRONMENT = "../envs/relusym.yaml"
 if "{" in str(ROOT):
     ENVIRONMENT = f"{ROOT}/envs/relusym.yaml".replace("{", "{{").replace("}", "}}")

@@ -1,4 +1,4 @@
-# Images, prepared once for each source: one file of uint8 arrays.
+# Images, prepared once per source as one file of uint8 arrays.
 
 
 rule prepare_data:
@@ -23,5 +23,5 @@ rule prepare_data:
         "../workflow_scripts/prepare_data.py"
 
 
-# of every path, where a workflow that takes this one as a module has set one
+# A workflow that uses this one as a module may prefix all paths.
 RESULTS.prefix = rules.prepare_data.output[0].removesuffix("data/{dataset}.safetensors")

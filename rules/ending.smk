@@ -1,4 +1,4 @@
-# What a run ends with on the screen: the tables and figures that were asked for, as far as they show what is there.
+# Prints, at the end of a run, the requested tables and figures that are up to date.
 import atexit
 import shutil
 
@@ -10,23 +10,23 @@ SEVERAL = {
 
 
 def print_results():
-    """The tables and figures that were asked for; and that no net was trained, where records were there already."""
-    from relusym.findings import layout  # imports pandas, which a start does without
+    """Print the requested tables and figures, and whether they were made without training any net."""
+    from relusym.findings import layout  # imports pandas, which isn't needed to start
 
-    targets = words_of_command_line()[0] or {renamed("all")}
-    asked = [name for name in ("all", *FINDINGS) if renamed(name) in targets]
+    targets = targets_and_forced()[0] or {renamed("all")}
+    requested = [name for name in ("all", *FINDINGS) if renamed(name) in targets]
     for name in ("compare", "beyond"):
         if renamed(name) in targets:
-            asked += [shown for shown in SEVERAL[name] if shown not in asked]
-    made_of_now = [
+            requested += [finding for finding in SEVERAL[name] if finding not in requested]
+    up_to_date = [
         name
-        for name in asked
+        for name in requested
         if all(Path(RESULTS.prefix + note(each)).exists() for each in SEVERAL.get(name, {name}))
     ]
     folder = RESULTS.prefix + FOLDER
     columns = shutil.get_terminal_size((120, 24)).columns
-    if text := layout.at_end(made_of_now, Path(folder), SETTINGS.names, columns=columns):
-        encoding = sys.stdout.encoding or "ascii"  # which may lack ±
+    if text := layout.at_end(up_to_date, Path(folder), SETTINGS.names, columns=columns):
+        encoding = sys.stdout.encoding or "ascii"  # the terminal's encoding may lack ±
         print(text.encode(encoding, "replace").decode(encoding))
         trained = {renamed(rule) for rule in (*SUBMITTED, "measure")} & {*RUN}
         if (
@@ -35,12 +35,13 @@ def print_results():
             and not Path(f"{folder}/checkpoints").exists()
         ):
             print(
-                f"No net was trained: {folder}/records has them all. To train them yourself, move {folder} away first."
+                f"No net was trained: {folder}/records has all records. To train the nets yourself, move {folder} away "
+                "first."
             )
 
 
 def print_results_if_there_was_nothing_to_do():
-    # Snakemake calls no handler then
+    # in this case, Snakemake calls no handler
     if runs_jobs() and not RUN:
         print_results()
 
@@ -51,4 +52,4 @@ if MAIN:
 
 onsuccess:
     if RUN:
-        atexit.register(print_results)  # so that it comes last, below what Snakemake prints
+        atexit.register(print_results)  # at exit, to come last, below what Snakemake prints

@@ -1,5 +1,5 @@
-# What this workflow uses of Snakemake beyond its documented interface: each with why, and what a run does without it.
-# It is here alone, and everything works without it (`RELUSYM_PUBLIC=1 snakemake …` runs so), only slower or less watched.
+# Everything that this workflow uses of Snakemake beyond its documented interface: why, and what happens without it. Nothing
+# depends on it: `RELUSYM_PUBLIC=1 snakemake …` runs without, only slower and with fewer checks.
 import os
 import sys
 from functools import cache
@@ -8,7 +8,7 @@ PUBLIC_ONLY = os.environ.get("RELUSYM_PUBLIC") == "1"
 
 
 def inside(read, otherwise):
-    """What `read` gets of Snakemake, or `otherwise` where this Snakemake has no such thing."""
+    """The value that `read` returns, or `otherwise` if this version of Snakemake lacks what it reads."""
     if PUBLIC_ONLY:
         return otherwise
     try:
@@ -17,37 +17,37 @@ def inside(read, otherwise):
         return otherwise
 
 
-# A process that a scheduler started for one job reads the Snakefile again: there, a job has its inputs whatever is there,
-# and nothing is checked or printed. Without: by the option that such processes have.
+# A process that a scheduler starts for one job reads the Snakefile again; it must see the job's inputs whichever files exist
+# by then, and it checks and prints nothing. Without: recognised by a command-line option of such processes.
 MAIN = inside(lambda: workflow.is_main_process, "--target-jobs" not in sys.argv)
-# A job that was submitted has its GPUs from the scheduler. Without: from the workflow's own slots.
+# A submitted job gets its GPUs from the scheduler. Without: from the workflow's own slots.
 REMOTE = inside(lambda: workflow.remote_exec, False)
-# A rule's name in a workflow that takes this one as a module. Without: its own.
+# A rule's name in a workflow that uses this one as a module. Without: its name here.
 renamed = inside(lambda: workflow.modifier.modify_rulename, lambda name: name)
-# A module that is given its config reads no file of ours. Without: by whose Snakefile is being run.
+# A module whose config is set by the importing workflow doesn't read our config.yaml. Without: decided by which Snakefile runs.
 TAKES_CONFIG_FILE = inside(lambda: not workflow.modifier.skip_configfile, True)
 IS_MAIN_SNAKEFILE = inside(
     lambda: workflow.modifier.is_main_snakefile(),
     str(workflow.basedir) == os.path.dirname(str(workflow.current_basedir)),
 )
-# Keys of the command line and files of `--configfile`, for errors that name them. Without: config.yaml alone is checked.
-CONFIG_WORDS = inside(lambda: workflow.config_settings.config, {})
+# Keys set by `--config` and files of `--configfile`, so that errors can name them. Without: only config.yaml is checked.
+CONFIG_KEYS = inside(lambda: workflow.config_settings.config, {})
 CONFIG_FILES = inside(lambda: [*workflow.config_settings.configfiles], [])
 
 
 def groups():
-    """What is submitted together, by the command line or a profile. Without: each training alone."""
+    """The groups of jobs that the command line or a profile submits together. Without: each training is submitted alone."""
     return inside(lambda: workflow.group_settings.group_components, {})
 
 
 def runs_here():
-    """Whether jobs run on this machine: they may be interrupted, and nothing is submitted. Without: they do."""
+    """Whether jobs run on this machine, where Ctrl-C reaches them, and nothing is submitted. Without: true."""
     return inside(lambda: workflow.local_exec, True)
 
 
 @cache
 def _command_line(is_read):
-    """Targets, what -R names, whether targets are forced (-f), and whether all is (-F)."""
+    """The targets, what -R names, whether the targets are forced (-f), and whether every job is (-F)."""
 
     def read():
         if is_read:
@@ -57,36 +57,38 @@ def _command_line(is_read):
 
         if os.path.splitext(os.path.basename(sys.argv[0]))[0] not in ("snakemake", "__main__"):
             raise AttributeError
-        words = get_argument_parser().parse_args(sys.argv[1:])
-        return {*(words.targets or ())}, {*(words.forcerun or ())}, words.force, words.forceall
+        options = get_argument_parser().parse_args(sys.argv[1:])
+        return {*(options.targets or ())}, {*(options.forcerun or ())}, options.force, options.forceall
 
     return inside(read, (set(), set(), False, False))
 
 
-def words_of_command_line():
-    """Targets and -R. Without: an unknown one is Snakemake's own error, and no table is printed at the end."""
+def targets_and_forced():
+    """The targets and what -R names. Without: an unknown name is Snakemake's own error, and no table is printed at the end."""
     return _command_line(bool(inside(lambda: workflow.dag_settings, None)))[:2]
 
 
-def forced_words():
+def forced_names():
     """The rules and files that -R and -f name; `all` for -F."""
-    targets, again, targets_too, all_too = _command_line(bool(inside(lambda: workflow.dag_settings, None)))
-    return "all" if all_too else again | targets if targets_too else again
+    targets, forced, force_targets, force_all = _command_line(
+        bool(inside(lambda: workflow.dag_settings, None))
+    )
+    return "all" if force_all else forced | targets if force_targets else forced
 
 
 def is_forced(rule_name, files):
-    """Whether -R, -f or -F wants a job done again, by its rule or by a file of it.
+    """Whether -R, -f or -F forces a job, by its rule or by one of its files.
 
-    Else, a record that is there is no part of a plan. Without: it is made again when it has been deleted.
+    Otherwise, a job whose record exists isn't planned. Without: delete a record to have it made again.
     """
-    words = forced_words()
-    return words == "all" or renamed(rule_name) in words or not words.isdisjoint(files)
+    names = forced_names()
+    return names == "all" or renamed(rule_name) in names or not names.isdisjoint(files)
 
 
 def jobs_to_run():
-    """The jobs of this run, for checks before the first of them, and to import once what many need.
+    """The jobs of this run, for checks before the first of them, and for importing once the modules that many need.
 
-    Without: each job checks for itself, and imports for itself.
+    Without: each job does its own checks and imports.
     """
     return inside(
         lambda: [
@@ -99,19 +101,19 @@ def jobs_to_run():
 
 
 def runs_jobs():
-    """Whether this call is one to run jobs, and not to list, export or report them. Without: nothing is printed."""
+    """Whether this call runs jobs, rather than listing, exporting or reporting them. Without: nothing is printed at the end."""
     return inside(lambda: bool(workflow.scheduler) and not workflow.dryrun and not workflow.touch, False)
 
 
 def all_rules():
-    """Every rule, for a list of what can be asked for by name. Without: unknown ones are Snakemake's own error."""
+    """Every rule, to list the possible targets. Without: an unknown target is Snakemake's own error."""
     return inside(lambda: [*workflow.rules], [])
 
 
 def lift_default_limit():
-    """Take Snakemake's own limit of 100 jobs a second off, which no scheduler is quick enough to meet.
+    """Lift Snakemake's default limit of 100 jobs per second, which no scheduler is quick enough to reach.
 
-    With a limit, the scheduler looks through all jobs once more a second for each job that was ever started.
+    With a limit, the scheduler scans all jobs once more per second for each job that was ever started.
     """
 
     def lift():
@@ -123,8 +125,8 @@ def lift_default_limit():
 
 
 def read_once():
-    """Read a script's source and a function's parameters, and look up a file's rule, once and not for each job again: a
-    third of a plan of thousands.
+    """Cache scripts' sources, functions' parameters and files' rules, which Snakemake looks up anew for each job: a third of
+    the time to plan thousands of jobs.
 
     Without: slower.
     """
@@ -147,7 +149,7 @@ def read_once():
 
         def get_function_params(function):
             code = getattr(function, "__code__", None)
-            if code is None or vars(function):  # a wrapper, or one whose parameters were overwritten
+            if code is None or vars(function):  # a wrapper, or a function whose parameters were overwritten
                 return parameters(function)
             if code not in known:
                 known[code] = parameters(function)
@@ -161,7 +163,7 @@ def read_once():
 
 
 def executor_option(name):
-    """What the profile sets for the executor's plugin, to check it before jobs are submitted. Without: no check."""
+    """A setting of the profile for the executor plugin, checked before jobs are submitted. Without: no check."""
     return inside(lambda: getattr(workflow.executor_settings, name), None)
 
 
@@ -172,7 +174,7 @@ def submission_of(job):
 
     whole = workflow.dag.get_job_group(job) or job
     partition, account = (whole.resources.get(f"slurm_{name}") for name in ("partition", "account"))
-    words = {
+    fields = {
         "run_uuid": "test",
         "slurm_logfile": os.devnull,
         "comment_str": "test",
@@ -180,8 +182,8 @@ def submission_of(job):
         "partition": f"-p {partition}" if partition else "",
         "workdir": None,
     }
-    call = get_submit_command(whole, words, workflow.executor_settings) + set_gres_string(whole)
-    # what grows past a partition's limit in a later attempt would wait in the queue for ever
+    call = get_submit_command(whole, fields, workflow.executor_settings) + set_gres_string(whole)
+    # a later attempt that asks for more than a partition's time limit would wait in the queue for ever
     attempts = 1 + job.restart_times
     last = job.rule.expand_resources(job.wildcards_dict, job.input, attempts, skip_evaluation={"tmpdir"})
     minutes = max(int(resources.get("runtime") or 0) for resources in (whole.resources, last))
@@ -190,11 +192,11 @@ def submission_of(job):
 
 
 def fork_scripts(jobs):
-    """Run scripts as forks of one process that has imported what they need: imports take most of a small job's time.
+    """Run scripts as forks of one process that has imported their modules, since imports take most of a small job's time.
 
-    Replaces the class with which Snakemake runs a Python script. Without: each starts a Python.
+    Replaces the class with which Snakemake runs Python scripts. Without: each script starts its own Python.
     """
-    # beside the library: a workflow that uses this one as a module may lack it
+    # imported here since it isn't part of the library: a workflow that uses this one as a module may lack it
     from forked_script import run_as_forks
 
     run_as_forks([job.rule.script for job in jobs if job.rule.script])

@@ -6,7 +6,7 @@ rule flip_merge:
         lambda w: waits_for(job_of(FLIP, w)),
     output:
         record=update(FLIP),
-        filters=update(FILTERS),  # small arrays, what the figures of filters are drawn from
+        filters=update(FILTERS),  # small arrays, from which the figures of filters are drawn
     log:
         f"{LOGS}/flip_merge/{MODEL}.log",
     conda:

@@ -1,8 +1,8 @@
-# What jobs ask for.
+# The resources that jobs ask for.
 from relusym.errors import hears
 
 GPU = 0 if SETTINGS.run.device == "cpu" else 1
-# On a machine of its own (no scheduler behind the executor), a job takes its GPU from relusym/jobs/gpu_slots.py.
+# Without a scheduler, a job gets its GPU from relusym/jobs/gpu_slots.py.
 JOBS_PER_GPU = None if REMOTE else SETTINGS.run.jobs_per_gpu
 
 
@@ -11,29 +11,30 @@ def on_imagenet(training_id):
 
 
 def processes(training_id):
-    """How many processes make a net together, each on a GPU of its own."""
+    """How many processes train a net together, each on its own GPU."""
     return SETTINGS.running(training_id).get("processes", 1)
 
 
 def cores(training_id):
-    """A core for each process that computes or reads image files."""
+    """One core for each process that computes or reads image files."""
     workers = SETTINGS.running(training_id).get("workers", 0)
     return max(SETTINGS.run.threads, workers) * processes(training_id)
 
 
 if not MAIN:
     # A scheduler's warning (relusym/errors.py) goes to every process of a job. The shell and the Snakemake around
-    # the script leave it to the script, which would be killed half-way through saving if they ended first.
+    # the script ignore it: if they ended first, the script would be killed half-way through saving.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     shell.prefix("trap '' TERM USR1; set -euo pipefail; ")
 elif runs_here():
-    # Ctrl-C goes to the jobs as well, as does the end of their terminal: they end in a line each, trainings with their state
-    # saved. Snakemake waits for them as at SIGTERM, and doesn't break off with a traceback; before it has jobs, it stops at once.
+    # Ctrl-C, or closing the terminal, also signals the jobs: each ends with one line, trainings after saving their state.
+    # Snakemake waits for them as after SIGTERM, without a traceback; before any job has started, it stops at once.
     def stop(number, frame):
-        waiting = signal.getsignal(signal.SIGTERM)
-        if not callable(waiting):
+        handler = signal.getsignal(signal.SIGTERM)
+        if not callable(handler):
             raise KeyboardInterrupt
-        Thread(target=waiting, args=(number, frame)).start()  # it takes a lock that this thread may hold
+        # in another thread, since the handler takes a lock that this thread may hold
+        Thread(target=handler, args=(number, frame)).start()
 
     for number in filter(hears, (signal.SIGINT, signal.SIGHUP)):
         signal.signal(number, stop)

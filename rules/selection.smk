@@ -1,18 +1,18 @@
 # The files of tables and figures, and whether they have to be made again: each has a note (relusym/findings/fingerprint.py)
-# with the fingerprint of all that it shows in its name. If that note isn't there, it is made.
+# whose name holds the fingerprint of everything that it shows. If there is no note of that name, it is made again.
 import json
 import os
 import secrets
 from functools import partial
 
 FINDINGS = {name: declared()[name] for name in selection.findings(SETTINGS)}
-# A report shows tables as HTML, which isn't committed: it is made of their Markdown, as far as that is there, or with it.
+# A report shows tables as HTML, which isn't committed: it is made from existing Markdown, or together with new Markdown.
 REPORT_AFTER_RUN = "--report-after-run" in sys.argv
 REPORT = any(re.match("--report(=|$)", word) for word in sys.argv) if MAIN else "RELUSYM_REPORT" in os.environ
 
 
 def in_report(path, **how):
-    """An output that the report shows, if it is there: a run may be about a part of them."""
+    """An output that the report shows if it exists: a run may make only some of them."""
     is_there = Path(RESULTS.prefix + path).exists() or REPORT_AFTER_RUN
     mark = partial(report, **how) if is_there else lambda file: file
     return mark(update(path))
@@ -39,27 +39,28 @@ def files(name):
         category=finding.section,
         labels={"table" if is_table else "figure": finding.label.removesuffix("-figure")},
     )
-    # a table's first is its CSV, with a report or without
+    # a table's first file is its CSV, with a report or without
     return [*outputs, shown] if is_table else [shown, *outputs]
 
 
 @cache
 def selected(name):
-    """What of the config a table or figure shows: asked for by the jobs that are planned alone."""
+    """The part of the config that a table or figure shows; computed only for planned jobs."""
     return selection.select(SETTINGS, name)
 
 
 @cache
 def keys_of(name):
-    """By kind, the jobs whose records (or filters) a table or figure shows."""
+    """The jobs whose records (or filters) a table or figure shows, by kind."""
     return selection.keys(RESULTS, name)
 
 
 @cache
 def missing(name):
-    """What a table or figure waits for: of the records that it shows, those that aren't there. It reads the others as they are.
+    """The missing records that a table or figure waits for; the existing ones are read as they are.
 
-    A net that a merge waits for isn't named beside that merge, which spares a plan of thousands of jobs a fourth of its edges.
+    A net that a merge waits for isn't listed beside that merge, which saves a quarter of the edges of a plan of thousands of
+    jobs.
     """
     keys = dict.fromkeys(key for keys in keys_of(name).values() for key in keys)
     to_do = [key for key in keys if is_to_do(key)]
@@ -68,7 +69,7 @@ def missing(name):
 
 
 def files_read(name):
-    """By kind, the files that a table or figure is made of."""
+    """The files that a table or figure is made from, by kind."""
     return {
         kind: [
             RESULTS.prefix + (RESULTS.filters(key) if kind == "filters" else RESULTS.record(key))
@@ -82,22 +83,22 @@ NONCE = secrets.token_hex(4)
 
 
 def note_now(name):
-    """The note of what a table or figure would be made of.
+    """The path of the note of a table or figure made from the present records.
 
-    While a record is missing, no one knows that, and an older state may look the same: then, it is a name that is new.
+    While a record is missing, the fingerprint isn't known, and could be that of an older state: then the name is a new one.
     """
     if not missing(name):
         try:
             note = f"{FOLDER}/notes/{name}-{fingerprint.fingerprint(name, selected(name), files_read(name))}.sha256"
-            # not if a file that it names has been changed by hand
+            # unless a file that the note lists has been edited by hand
             if not Path(RESULTS.prefix + note).exists() or fingerprint.is_whole(RESULTS.prefix + note):
                 return note
-        except UserError:  # of a record that can't be read, which the table's job says
+        except UserError:  # a record that can't be read, which the table's job reports
             pass
     return f"{LOGS}/notes/{name}-{NONCE}.sha256"
 
 
-# A process that was started for one job of this run, when other records are there, has the names of this one.
+# A process that is started later for one job of this run sees more records, but has to use the names of this process.
 if MAIN:
     os.environ.update(RELUSYM_NOTES=json.dumps({name: note_now(name) for name in FINDINGS}))
 NOTES = json.loads(os.environ.get("RELUSYM_NOTES", "{}"))

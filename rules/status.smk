@@ -1,4 +1,4 @@
-# How far the scale is, on the screen.
+# Prints how much of the scale is done.
 
 
 rule status:

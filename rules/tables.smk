@@ -1,5 +1,5 @@
-# The tables and the figures, from records and the arrays beside them alone. What each of them shows, and how it is made, is in
-# its module in relusym/findings. They always show the present config, records and code.
+# The tables and figures, made only from records and the arrays beside them, each by its module in relusym/findings. They always
+# show the present config, records and code.
 
 
 for name in FINDINGS:
@@ -25,14 +25,14 @@ for name in FINDINGS:
             "../workflow_scripts/finding.py"
 
 
-# As a paper of yours takes them: snakemake latex, or one: snakemake table2 results/<scale>/tables/table2.tex
+# For a paper of yours: snakemake latex, or for one table: snakemake table2 results/<scale>/tables/table2.tex
 LATEX = [f"{stem(name)}.{'tex' if isinstance(FINDINGS[name], Table) else 'pdf'}" for name in FINDINGS]
 
 
 rule latex:
     input:
         LATEX,
-        [note(name) for name in FINDINGS],  # without which a file that is there would be enough
+        [note(name) for name in FINDINGS],  # otherwise an outdated file would count as done
 
 
 rule for_latex:
@@ -74,7 +74,7 @@ rule filter_pairs:  # for any net: snakemake results/<scale>/figures/filters/con
     conda:
         ENVIRONMENT
     params:
-        name="figure5",  # which draws them so
+        name="figure5",  # whose module draws these pairs
         selection=lambda w: {
             "names": SETTINGS.names,
             **filter_pairs.select(SETTINGS, w.layer, [w.model]),

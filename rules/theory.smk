@@ -1,5 +1,5 @@
-# The records that are of no net: the paper's statements, each demonstrated by a module of relusym.theory (`snakemake theory`
-# does all, `snakemake lemma_2_2` one), and the training of Figure 3.
+# The records that need no trained net: the paper's statements, each demonstrated by a module of relusym.theory (`snakemake
+# theory` for all, `snakemake lemma_2_2` for one), and the training of Figure 3.
 
 
 for name in STATEMENTS:

@@ -1,11 +1,11 @@
-# One net a model and seed: trained, or read from weights that others trained; its checkpoint and its record.
+# The checkpoint and the record of each model and seed: a net that is trained, or read from published weights.
 
 if MAIN:
     for reason in sorted({reason for reason in SETTINGS.absent.values() if "imagenet.root" in reason}):
         print(f"notice: {reason}; until then the rows of Tables 3 and 5 are left out", file=sys.stderr)
 
 
-rule weights:  # needs the internet; read anew for each net that they are to make, since files may be others by then
+rule weights:  # needs the internet; fetched again for each net that is made from them, since the files may have changed
     output:
         temp(f"{FOLDER}/weights/{{model}}-{{fingerprint}}.safetensors"),
     log:
@@ -28,7 +28,7 @@ rule train:
         record=update(TRAIN),
     log:
         f"{LOGS}/train/{NET}.log",
-    group:  # of profiles/packed; a training on several GPUs is a submission of its own
+    group:  # for profiles/packed; a training on several GPUs is submitted by itself
         lambda w: "train" if processes(w.training_id) == 1 and "train" in groups() else None
     conda:
         ENVIRONMENT
@@ -37,7 +37,7 @@ rule train:
         nets=1,
         mem_mb=lambda w, attempt: (8000 * processes(w.training_id) if on_imagenet(w.training_id) else 4000)
         * attempt,
-        # out of time, a training goes on from its saved state
+        # a training that runs out of time resumes from its saved state
         runtime=lambda w, attempt: 1440 if on_imagenet(w.training_id) else 120 * attempt,
         gpu=lambda w: GPU * processes(w.training_id),
     params:

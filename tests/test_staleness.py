@@ -480,7 +480,7 @@ def test_a_file_of_a_table_of_an_earlier_state_names_the_target_that_makes_it_ag
     table = f"{RESULT}/tables/table2.csv"
     assert committed.planned(table) == []
     output = committed.fails("--dry-run", table, "--config", "training={batch_size: 20}")
-    assert f"error: {table} shows an earlier state; its target table2" in output
+    assert f"error: {table} is out of date; ask for the target table2 to make it again" in output
 
 
 def test_a_report_of_a_part_of_a_run_shows_that_part(committed, tmp_path):
