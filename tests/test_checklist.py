@@ -22,7 +22,7 @@ def slurm(monkeypatch):
                 return (False, REFUSED) if "-p gqu " in command else (True, "")
             return (True, PARTITIONS) if command.startswith("sinfo ") else (accounts, "")
 
-        monkeypatch.setattr(checklist, "_asked", asked)
+        monkeypatch.setattr(checklist, "_run", asked)
         monkeypatch.setattr(checklist.shutil, "which", lambda name: f"/usr/bin/{name}")
 
     return pretend
@@ -55,7 +55,7 @@ def test_each_problem_of_a_site_is_one_line_that_says_what_to_set(slurm, account
 
 def test_a_missing_or_silent_scheduler_is_one_line(monkeypatch, slurm):
     slurm()
-    monkeypatch.setattr(checklist, "_asked", lambda command: (False, ""))
+    monkeypatch.setattr(checklist, "_run", lambda command: (False, ""))
     assert "controller doesn't answer" in slurm_problems([], "sacct")[0]
     monkeypatch.setattr(checklist.shutil, "which", lambda name: None)
     absent = "sbatch, srun, squeue, sinfo: not found; run snakemake on a node"

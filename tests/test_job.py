@@ -36,7 +36,7 @@ with job(SimpleNamespace(**nothing)):
 exec(*after or [""])
 """
 UNEXPECTED, EXPECTED = "{}['accuracy']", "raise UserError('images are missing: unpack them')"
-MEND = "free space, change its rights, or move away what is there"
+MEND = "free space, change permissions, or move away what is there"
 LINE = "error in rule train: images are missing: unpack them\n"
 
 

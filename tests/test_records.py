@@ -302,9 +302,9 @@ def header(metadata):
 
 
 CONTENTS = {
-    "weights that are no numbers": ({"conv1.weight": torch.full((2,), torch.nan)},
-     "cnn-0.safetensors has weights that are no numbers, in conv1.weight"),
-    "infinite weights": ({"conv1.weight": torch.full((2,), torch.inf)}, "has weights that are no numbers"),
+    "NaN weights": ({"conv1.weight": torch.full((2,), torch.nan)},
+     "cnn-0.safetensors has weights that aren't finite numbers, in conv1.weight"),
+    "infinite weights": ({"conv1.weight": torch.full((2,), torch.inf)}, "has weights that aren't finite numbers"),
     "another net": ({"conv1.weight": torch.ones(2)},
      "doesn't hold a net of this project: delete it, and it is"),
     "header that is no JSON": (header({"relusym": "{"}), "was not written by this project: delete it, and"),

@@ -151,7 +151,10 @@ def test_tex_and_pdf_are_made_for_who_asks_and_anew_when_their_table_is(committe
     assert committed.planned(*asked) == [] == committed.planned()
     committed.configure(models={**TINY["models"], "gcnn": {**TINY["models"]["gcnn"], "name": "A GCNN"}})
     run = committed.snakemake("--dry-run", asked[0])
-    assert "table2.tex is out of date; ask for the target table2 together with this file to make it again" in run.stdout
+    assert (
+        "table2.tex is out of date; ask for the target table2 together with this file to make it again"
+        in run.stdout
+    )
     assert {"for_latex figures/figure4.pdf", "for_latex tables/table2.tex"} <= {*committed.planned("latex")}
     assert committed.planned("table2", asked[0]) == ["for_latex tables/table2.tex", "table2"]
     assert committed.snakemake("table2", asked[0]).returncode == 0

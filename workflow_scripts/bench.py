@@ -1,4 +1,4 @@
-"""Rule bench: time this project against the plain procedure, and write and print the ratios."""
+"""Rule bench: time this project against the plain procedure; write and print the ratios."""
 
 import sys
 from pathlib import Path
@@ -22,14 +22,14 @@ def in_words(value):
 def paper_grid(root):
     paper = Settings.of({"scale": "paper"}, [root / "scales"])
     models = [paper.models[model] for model in paper.table("table2")]
-    how = [model.stages["training"] for model in models]
+    recipes = [model.stages["training"] for model in models]
     return {
         "width": models[0].network["width"],
-        "epochs": how[0].epochs,
+        "epochs": recipes[0].epochs,
         "images": 50_000,
         "seeds": len(paper.sections.seeds),
         "pairs": len(paper.types_paired),
-        "invariance_from": [stage.invariance_from for stage in how],
+        "invariance_from": [recipe.invariance_from for recipe in recipes],
     }
 
 
@@ -40,8 +40,8 @@ if __name__ == "__main__":  # the processes of the benchmark import this file to
         name = device_name(device, snakemake.threads)
         rows = benchmark(read_settings(), paper_grid(root), root, device, snakemake.threads)
         rows.insert(0, "machine", name)
-        shown = rows[["what", "unit", "here", "plain", "ratio", "goal", "reached", "agrees"]].map(in_words)
-        table = f"{name}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n"
+        columns = rows[["what", "unit", "here", "plain", "ratio", "goal", "reached", "agrees"]].map(in_words)
+        table = f"{name}\n\n{columns.to_markdown(index=False, disable_numparse=True)}\n"
         path = Path("results/bench") / f"{slug(name)}.csv"
         with write_whole(path) as part:
             rows.to_csv(part, index=False, float_format="%.5g", lineterminator="\n")

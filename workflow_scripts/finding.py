@@ -1,4 +1,4 @@
-"""The rules of all tables and figures, each of which is declared by a module of `relusym.findings`."""
+"""The rules of all tables and figures: make a table or figure as its module of `relusym.findings` declares it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rule flipped_training: train a net, and one from flipped filters on flipped batches; record how far they differ."""
+"""Rule flipped_training: train a net, and another from flipped filters on flipped batches; record their differences."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from relusym.measuring.loading import device_named
 from relusym.records.files import write_record
 
 with job(snakemake):
-    params, device = snakemake.params, device_named("cpu")  # does as well for a few steps of a narrow net
+    params, device = snakemake.params, device_named("cpu")  # fast enough for a few steps of a narrow net
     record = flipped_training_record(params.settings, Path(params.data), params.label, device=device)
     write_record(snakemake.output.record, record)
     print(f"largest difference to the flipped net: {record['largest_difference']}")

@@ -1,4 +1,4 @@
-"""Python scripts of rules as forks (relusym/jobs/forks.py), on the machine where Snakemake runs."""
+"""Run the Python scripts of rules as forks (relusym/jobs/forks.py), on the machine where Snakemake runs."""
 
 import os
 import subprocess
@@ -12,14 +12,14 @@ from snakemake.benchmark import benchmarked
 
 from relusym.jobs.forks import THREADS, Forks, can_fork
 
-FEW = 2  # scripts that are done as soon without
-# What Snakemake puts into a script needs the last two
+FEW = 2  # up to this many scripts, forks save no time
+# the code that Snakemake prepends to a script needs the last two modules
 FINDINGS = ("pandas", "scipy.stats", "matplotlib.figure", "snakemake.logging", "snakemake.iocontainers")
 NETS = ("torch", "torchvision.transforms.v2", "relusym.measuring.train", "relusym.measuring.merge")
 
 
 def run_as_forks(scripts: Sequence[str]) -> None:
-    """Run the scripts of this run as forks of a process with their imports, if they are many and this system can."""
+    """Run the scripts of this run as forks of a process with their imports, if there are many and forking is safe."""
     if len(scripts) > FEW and can_fork():
         without_nets = {Path(script).stem for script in scripts} == {"finding"}
         ForkedScript.forks = Forks(FINDINGS if without_nets else NETS + FINDINGS)
@@ -27,7 +27,7 @@ def run_as_forks(scripts: Sequence[str]) -> None:
 
 
 class ForkedScript(snakemake.script.PythonScript):
-    """A script as Snakemake runs it, but for the start of a process."""
+    """A script as Snakemake runs it, but in a fork instead of a new process."""
 
     forks: ClassVar[Forks]
 

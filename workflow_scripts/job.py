@@ -1,4 +1,4 @@
-"""What every script behind a rule does around its work: one copy at a time, GPU, log, memory, errors in one line."""
+"""The frame of every rule's script: one copy at a time, GPU, log, memory, and errors in one line."""
 
 import gc
 import signal
@@ -14,15 +14,14 @@ from relusym.jobs.job_lock import JobLock
 from relusym.jobs.job_log import log_error, printed_to
 from relusym.memory import keep_freed_memory
 
-gc.disable()  # until all is imported, none of which is garbage: looking for it takes a fifth of a small job's time
+gc.disable()  # during imports, which leave no garbage: searching for it takes a fifth of a small job's time
 
 
 class job:
-    """Send output to the rule's log, keep to its threads, and end on an error with one line on the terminal.
+    """A context that sends output to the rule's log, limits threads, and exits on an error with a line on the terminal.
 
-    The log has a user's error as that line, any other as its traceback; the terminal has it if the log can't take it.
-    Entered, it gives the lock under which no other copy of this job is at work, such as one of a scheduler that was
-    killed.
+    The log gets a UserError as that line, any other error as its traceback, which the terminal gets if the log can't be
+    written. `as` binds the lock that keeps out other copies of this job, such as those of a scheduler that was killed.
     """
 
     def __init__(self, snakemake):
@@ -37,9 +36,9 @@ class job:
 
 @contextmanager
 def _job(snakemake) -> Iterator[JobLock]:
-    gc.freeze()  # nor is it looked through at the end
+    gc.freeze()  # the imported modules aren't searched at exit, either
     gc.enable()
-    if torch := sys.modules.get("torch"):  # tables do without, and start in half the time
+    if torch := sys.modules.get("torch"):  # tables don't import it, and start in half the time
         torch.set_num_threads(snakemake.threads)
         torch.set_flush_denormal(True)
         keep_freed_memory()
@@ -50,7 +49,7 @@ def _job(snakemake) -> Iterator[JobLock]:
 
     try:
         try:
-            # ignored by the processes around this one, see rules/resources.smk
+            # the shell and the Snakemake around this process ignore these signals, see rules/resources.smk
             for number in filter(hears, WARNINGS):
                 signal.signal(number, _end)
             before = _record(snakemake)
@@ -62,39 +61,39 @@ def _job(snakemake) -> Iterator[JobLock]:
                     try:
                         yield lock
                     finally:
-                        _hear_no_more()
+                        _ignore_warnings()
         finally:
-            _hear_no_more()
+            _ignore_warnings()
     except Exception as error:
         print(f"error in rule {snakemake.rule}: {log_error(error, path)}", file=terminal, flush=True)
         sys.exit(1)
 
 
-def _hear_no_more() -> None:
-    """From here on a warning changes nothing: the outputs are written, or the error is known."""
+def _ignore_warnings() -> None:
+    """Ignore warnings from here on: the outputs are written, or the error is known."""
     signal.pthread_sigmask(signal.SIG_BLOCK, WARNINGS)
-    for number in WARNINGS:  # another thread, such as a lock's, would still take it
+    for number in WARNINGS:  # another thread, such as a lock's, would still receive the signal
         signal.signal(number, signal.SIG_IGN)
 
 
-# From the start of these on, the work has ended, well or not; it takes until `_hear_no_more` to say so.
+# Once one of these functions is entered, the work is over, successful or not, though warnings aren't ignored yet.
 LEAVING = job.__exit__.__code__, Interruption.__exit__.__code__
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """What a warning does to a job that can't save its state: it ends at once, and gives its lock and its GPU back."""
+    """End a job that can't save its state, on a warning; its lock and its GPU are released."""
     while frame:
         if frame.f_code in LEAVING:
             return
         frame = frame.f_back
-    _hear_no_more()
+    _ignore_warnings()
     raise Interrupted(
         f"ended by {signal.Signals(number).name} before it was done; it starts over when it runs again"
     )
 
 
 def _record(snakemake) -> tuple[int, int] | None:
-    """Which file a job's record is, and when it was written: a job that is done again finds the former one there."""
+    """The inode and modification time of a job's record, to tell a new record from that of an earlier run."""
     record = snakemake.output.get("record")
     if record is None or not Path(record).exists():
         return None
@@ -103,13 +102,13 @@ def _record(snakemake) -> tuple[int, int] | None:
 
 
 def _is_done(snakemake) -> bool:
-    """Whether the job that another copy was seen at has all its outputs."""
+    """Whether all outputs exist of the job that another copy was running."""
     return all(Path(output).exists() for output in snakemake.output)
 
 
 @contextmanager
 def _gpus(snakemake, log) -> Iterator[None]:
-    """GPUs of this machine for a job that asks for some, unless a scheduler (or the config) has chosen them."""
+    """Hold GPUs of this machine for a job that needs any, unless a scheduler or the config has chosen them."""
     jobs_per_gpu, wanted = snakemake.params.get("jobs_per_gpu"), snakemake.resources.get("gpu")
     if jobs_per_gpu is None or not wanted or snakemake.params.device not in ("auto", "cuda"):
         yield

@@ -1,4 +1,4 @@
-"""Rule status: print how far the scale is, on one screen."""
+"""Rule status: print on one screen how much of the scale is done."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rule weights: fetch or read a net that others trained, and write it with torchvision's names."""
+"""Rule weights: download or read published weights of a net, and write them with torchvision's names."""
 
 from pathlib import Path
 

@@ -1,14 +1,14 @@
-"""What an exact GCNN saves by its folded layers, on one thread: milliseconds of CPU time, by turns.
+"""The time that an exact GCNN saves by its folded layers, on one thread: alternate runs, milliseconds of CPU time.
 
     PYTHONPATH=workflow_scripts python -m benchmark.folded layers IMAGES
     PYTHONPATH=workflow_scripts python -m benchmark.folded NET [FIXED [IMAGES [ROUNDS]]]
 
-`layers`: what folding can save at most: a layer, the layer folded, and the folded one's two convolutions alone; the
-least of several rounds.
+`layers` bounds the saving: it times a layer, the folded layer, and only the folded layer's two convolutions. The
+minimum of several rounds counts.
 
-NET, vgg11 (the paper's) or resnet18 (torchvision's, at 225 pixels), with random weights: the exact GCNN, folded and
-compiled, against its net as it is, fused and compiled; of each group's channels a share FIXED, drawn at random, are
-their own partners. The least of the rounds, and ratios of these and of medians.
+NET is vgg11 (the paper's) or resnet18 (torchvision's, at 225 pixels), with random weights. The exact GCNN, folded and
+compiled, is timed against its net unchanged, fused, and compiled. A random share FIXED of each group's channels are
+their own partners. The row has the minima of the rounds, and the ratios of the minima and of the medians.
 """
 
 import os
@@ -29,7 +29,7 @@ from relusym.merging.folded import Folded, folded, fused
 from relusym.nets.vgg import VGG11
 from relusym.symmetry import HORIZONTAL_FLIP
 
-LAYERS = {  # channels read and written, pixels, stride, how often
+LAYERS = {  # input and output channels, pixels, stride, number of such layers
     "vgg11": [
         *((64, 128, 16, 1, 1), (128, 256, 8, 1, 1), (256, 256, 8, 1, 1)),
         *((256, 512, 4, 1, 1), (512, 512, 4, 1, 1), (512, 512, 2, 1, 2)),
@@ -47,7 +47,7 @@ def channels_last(*shape: int) -> torch.Tensor:
 
 
 def layer_times(reads: int, writes: int, pixels: int, stride: int, images: int) -> list[float]:
-    """Of the layer, of it folded, and of the folded one's convolutions alone."""
+    """Milliseconds of a layer, of the folded layer, and of only the folded layer's convolutions."""
     layer = nn.Conv2d(reads, writes, 3, stride, 1).to(memory_format=torch.channels_last)
     swapped = [torch.arange(count).roll(count // 2) for count in (reads, writes)]
     fold = Folded(layer, *swapped, -1)
@@ -69,7 +69,7 @@ def print_layers(images: int) -> None:
 
 
 def print_net(name: str, fixed: float = 0.0, images: int = 100, rounds: int = 9) -> None:
-    """Print the table's heads and a row."""
+    """Print the table's header and a row."""
     print(f"{device_name(torch.device('cpu'), 1)}, load {os.getloadavg()[0]:.0f}; CPU milliseconds\n")
     print(
         "| net | fixed | the net | batch norms fused | compiled | exact GCNN, compiled | times as quick as these | by "

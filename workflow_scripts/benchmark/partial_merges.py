@@ -1,11 +1,11 @@
-"""A report's partial merges against each net made and run as a whole, on one thread: time and memory.
+"""Time and memory of a report's partial merges, against making and running each net as a whole, on one thread.
 
     PYTHONPATH=workflow_scripts python -m benchmark.partial_merges NET [IMAGES [SAMPLED [SIZE]]]
 
-NET is vgg11 (the paper's, or, where SIZE isn't 32, torchvision's), resnet50 or efficientnet_lite0. Weights are random,
-and images noise: time depends on neither. Of the plain way's nets, SAMPLED are made, spread over the depth, on as many
-images and in batches of as many; since each takes the same passes, their mean counts for all. Both ways run at once, in
-a process each, so that other work slows down both. Seconds are CPU time.
+NET is vgg11 (the paper's, or torchvision's if SIZE isn't 32), resnet50 or efficientnet_lite0. Weights are random and
+images are noise: time depends on neither. The plain way makes only SAMPLED of its nets, spread over the depth, on the
+same images and with the same batch size; their mean counts for all, since each needs the same passes. The two ways run
+at the same time, in a process each, so that other work slows down both. Seconds are CPU time.
 """
 
 import multiprocessing
@@ -34,20 +34,20 @@ B0 = (  # expansion, kernel, stride, channels in and out, blocks
     *((1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 2), (6, 3, 2, 40, 80, 3)),
     *((6, 5, 1, 80, 112, 3), (6, 5, 2, 112, 192, 4), (6, 3, 1, 192, 320, 1)),
 )
-AGREE = 1e-3  # the largest difference between the two ways' losses that is rounding
+AGREE = 1e-3  # the largest difference between the two ways' losses that counts as rounding
 
 
 class Unsqueezed(nn.Identity):
-    """In place of squeeze and excitation."""
+    """An identity in place of squeeze and excitation."""
 
     def __init__(self, *channels: int, **options: object):
         super().__init__()
 
 
 def efficientnet_lite0() -> nn.Module:
-    """EfficientNet-Lite0's blocks: B0's without squeeze and excitation, with ReLU6."""
+    """EfficientNet-Lite0: the blocks of B0 without squeeze and excitation, with ReLU6."""
     block = partial(efficientnet.MBConv, se_layer=Unsqueezed)
-    net = efficientnet.EfficientNet([efficientnet.MBConvConfig(*how, block=block) for how in B0], 0.2)
+    net = efficientnet.EfficientNet([efficientnet.MBConvConfig(*config, block=block) for config in B0], 0.2)
     for module in list(net.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.SiLU):
@@ -76,7 +76,7 @@ def images(count: int, size: int) -> Images:
 
 @torch.no_grad()
 def plain(name: str, count: int, sampled: int, size: int) -> tuple[float, dict[Which, float]]:
-    """Seconds of all nets, each made, corrected and measured by itself; and the barriers in loss of those sampled."""
+    """The seconds to make, correct and measure all nets one by one, and the loss barriers of the sampled nets."""
     torch.set_num_threads(1)
     first, second = (build(name, size, seed) for seed in (0, 1))
     some, started = images(count, size), time.process_time()
@@ -97,7 +97,7 @@ def plain(name: str, count: int, sampled: int, size: int) -> tuple[float, dict[W
 def main(name: str, count: int = 500, sampled: int = 4, size: int = 224) -> None:
     """Print a row of the table."""
     first, second = (build(name, size, seed) for seed in (0, 1))
-    partial_merges(first, second, images(2, size), images(2, size), None)  # sets things up
+    partial_merges(first, second, images(2, size), images(2, size), None)  # warm-up
     keep_freed_memory()  # as the command does
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other:
         side = other.submit(plain, name, count, sampled, size)

@@ -1,7 +1,7 @@
-"""The plain way of the public notebooks on REPAIR and VGG11 (Jordan et al. 2023), with libraries' usual settings.
+"""The plain procedure of the public notebooks on REPAIR and VGG11 (Jordan et al. 2023), with the libraries' defaults.
 
-To train: torchvision's data set with a transform an image, a DataLoader with workers, autocast, SGD. To merge two
-VGG11s: one pass a layer and net to match, REPAIR by tracked nets, DataLoaders throughout.
+Training: torchvision's data set with a transform per image, a DataLoader with workers, autocast, SGD. Merging two
+VGG11s: one pass per layer and net to match channels, REPAIR by tracked nets, DataLoaders throughout.
 """
 
 from copy import deepcopy
@@ -25,7 +25,7 @@ LAYERS = 8
 
 
 class CIFAR10Like(CIFAR10):
-    """Any images in the form of torchvision's CIFAR10: an array in memory, a PIL image and its transforms a look-up."""
+    """Images in the form of torchvision's CIFAR10: an array in memory; a look-up makes and transforms a PIL image."""
 
     def __init__(self, images: ImageSet, transform: transforms.Compose):
         VisionDataset.__init__(self, root="", transform=transform)
@@ -35,7 +35,7 @@ class CIFAR10Like(CIFAR10):
 def loader(
     images: ImageSet, batch_size: int, workers: int, *, padding=0, flip=False, shuffle=False
 ) -> DataLoader:
-    """Batches of normalised images, NCHW, and labels; with `shuffle` also cropped after padding and flipped."""
+    """Batches of normalised images, NCHW, and labels; randomly cropped with `padding`, randomly flipped with `flip`."""
     steps = [transforms.RandomCrop(images.images.shape[1:3], padding=padding)] if padding else []
     steps += [transforms.RandomHorizontalFlip()] if flip else []
     steps += [transforms.ToTensor(), transforms.Normalize(np.divide(MEAN, 255), np.divide(STD, 255))]
@@ -46,22 +46,22 @@ def loader(
         drop_last=shuffle,
         num_workers=workers,
         persistent_workers=workers > 0,
-        # the platform's usual one: in a process that was spawned, as the benchmark's are, workers would be, too
+        # the platform's default: workers of a spawned process, such as the benchmark's, would otherwise be spawned, too
         multiprocessing_context=get_all_start_methods()[0] if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """float16 on a GPU, as in the notebooks; bfloat16 on a CPU that is fast in it."""
+    """Autocast to float16 on a GPU, as in the notebooks; to bfloat16 on a CPU that is fast in it."""
     if device.type == "cuda":
         return torch.autocast("cuda", torch.float16)
     return torch.autocast("cpu", torch.bfloat16, enabled=autocast_to("auto", device) == torch.bfloat16)
 
 
 def train(net: nn.Module, images: ImageSet, recipe: Recipe, device: torch.device, workers: int) -> None:
-    how = {"padding": recipe.crop_padding, "flip": recipe.augmentation, "shuffle": True}
-    batches = loader(images, recipe.batch_size, workers, **how)
+    augmentation = {"padding": recipe.crop_padding, "flip": recipe.augmentation}
+    batches = loader(images, recipe.batch_size, workers, shuffle=True, **augmentation)
     rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
     optimizer = torch.optim.SGD(net.parameters(), rate, momentum, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -88,7 +88,7 @@ def front(net: VGG11, layer: int) -> nn.Sequential:
 
 @torch.no_grad()
 def correlation(first: nn.Module, second: nn.Module, batches: DataLoader, device: torch.device) -> Tensor:
-    """Pearson correlations of two nets' output channels over all images and positions, in float64."""
+    """Pearson correlations of two nets' output channels over all images and positions, float64 (channels, channels)."""
     count, sums, squares, outer = 0, [0, 0], [0, 0], 0
     for x, _ in batches:
         x = x.to(device)
@@ -103,7 +103,7 @@ def correlation(first: nn.Module, second: nn.Module, batches: DataLoader, device
 
 
 def permute(net: VGG11, layer: int, permutation: Tensor) -> None:
-    """Reorder the outputs of a conv together with the inputs of the layer behind it."""
+    """Permute the output channels of a conv, and the input channels of the next layer alike."""
     conv = getattr(net.features, f"conv{layer}")
     after = net.classifier if layer == LAYERS else getattr(net.features, f"conv{layer + 1}")
     conv.weight.data, conv.bias.data = conv.weight[permutation].data, conv.bias[permutation].data
@@ -111,7 +111,7 @@ def permute(net: VGG11, layer: int, permutation: Tensor) -> None:
 
 
 class Tracked(nn.Module):
-    """A conv and a batch norm behind it, whose running statistics are those of the conv's output."""
+    """A conv followed by a batch norm, whose running statistics are those of the conv's output."""
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
@@ -133,7 +133,7 @@ def tracked(net: VGG11) -> VGG11:
 
 @torch.no_grad()
 def reset_statistics(net: nn.Module, batches: DataLoader, device: torch.device) -> None:
-    """One pass in training mode, which leaves every batch norm with the averages over the batches."""
+    """Reset every batch norm's running statistics to the averages over the batches, by one pass in training mode."""
     net.train()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -146,7 +146,7 @@ def reset_statistics(net: nn.Module, batches: DataLoader, device: torch.device) 
 
 @torch.no_grad()
 def repaired(halfway: VGG11, first: VGG11, second: VGG11, batches: DataLoader, device: torch.device) -> VGG11:
-    """`halfway` with the average statistics of its endpoints in every conv's output."""
+    """The net `halfway`, corrected so that every conv's output has the average statistics of the two endpoints."""
     ends = [tracked(net) for net in (first, second)]
     for end in ends:
         reset_statistics(end, batches, device)
@@ -186,8 +186,7 @@ def merge(
     device: torch.device,
     workers: int,
 ) -> tuple[dict[str, list[int]], dict[str, float]]:
-    """Match `second` to `first`, average, REPAIR; permutations, and accuracies by `names` (the ends'), as
-    `merging.merge`."""
+    """Match `second` to `first`, average, REPAIR: permutations and accuracies as in `merging.merge`, by `names`."""
     batches, tests = (loader(split, batch_size, workers) for split in (images, test))
     permuted, permutations = deepcopy(second), {}
     for layer in range(1, LAYERS + 1):

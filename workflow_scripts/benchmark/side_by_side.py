@@ -1,4 +1,4 @@
-"""The benchmark: both sides by turns, medians, ratios, and whether their results agree."""
+"""The benchmark: both sides run alternately; medians, ratios, and whether their results agree."""
 
 import os
 import shutil
@@ -32,9 +32,9 @@ from relusym.records.results import Results
 from relusym.schema import Count, Flag, OrNull, Positive, Section
 from relusym.training.recipe import Recipe
 
-AGREE = 0.99  # share of channels that both sides must match alike
+AGREE = 0.99  # the share of channels for which both sides must find the same match
 NOISE = 3  # standard errors that accuracies may differ by
-GOALS = {  # of a row on CPU and GPU: at least (ratios, shares), or at most (seconds, hours)
+GOALS = {  # by row and device: a minimum (ratios, shares) or a maximum (seconds, hours)
     "training": {"cpu": 3.0, "cuda": 5.0},
     "share of the arithmetic floor": {"cuda": 0.35},
     "flip merge": {"cpu": 6.0, "cuda": 8.0},
@@ -44,8 +44,8 @@ GOALS = {  # of a row on CPU and GPU: at least (ratios, shares), or at most (sec
     "start-up of a job": {"cpu": 3.0, "cuda": 6.0},
     "the paper's grid, extrapolated": {"cuda": 1.0},
 }
-LEFT_OUT = {"data", "results", "tests", "docs"}  # of no use in a copy, or made by runs
-START_UP = "start_up"  # a scale with one small training
+LEFT_OUT = {"data", "results", "tests", "docs"}  # not needed in a copy, or made by runs
+START_UP = "start_up"  # the name of a scale with one small training
 
 
 class Device(Section):
@@ -68,36 +68,36 @@ class Bench(Section):
 
 
 def read_settings() -> Bench:
-    """The settings in bench.yaml, beside this file; UserError names what is wrong with them."""
+    """The settings in bench.yaml, beside this file; UserError if they are invalid."""
     path = Path(__file__).with_name("bench.yaml")
     return Bench.read(read_file(path), Place(path.name, {}))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A quantity, `what` in `unit`."""
+    """A measured quantity, `what`, in `unit`."""
 
     what: str
     unit: str
     here: float  # the median of this project's values
-    plain: float | None = None  # of the plain way's
+    plain: float | None = None  # the median of the plain procedure's values
     ratio: float | None = None  # how many times as fast this project is
-    goal: float | None = None  # of `GOALS`
+    goal: float | None = None  # from `GOALS`
     reached: bool | None = None
-    agreement: str = ""  # how far the two sides' results agree
-    agrees: bool | None = None  # whether that is enough
-    how: str = ""  # each side ran
+    agreement: str = ""  # how well the two sides' results agree
+    agrees: bool | None = None  # whether they agree well enough
+    how: str = ""  # how each side ran
 
 
 def row(what: str, unit: str, here: float, device: str, *, at_least: float | None = None, **columns) -> Row:
-    """A row with its goal: `at_least` is the value that has to reach it, by default `here` mustn't exceed it."""
+    """A row with its goal, which `at_least` has to reach; if that is None, `here` mustn't exceed the goal."""
     goal = GOALS.get(what, {}).get(torch.device(device).type)
     reached = None if goal is None else (at_least >= goal if at_least is not None else here <= goal)
     return Row(what, unit, here, goal=goal, reached=reached, **columns)
 
 
 def flop_an_image(width: float) -> int:
-    """Floating-point operations of one image's forward and backward pass through the plain VGG11."""
+    """Floating-point operations of a forward and backward pass of one image through the plain VGG11."""
     net = VGG11(width)
     x = normalise(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
     with FlopCounterMode(display=False) as counter:
@@ -107,8 +107,8 @@ def flop_an_image(width: float) -> int:
 
 @dataclass(frozen=True)
 class Race:
-    """Both sides at one task, by turns: this project with as many nets at once as it has processes, the plain way with
-    one net on all cores, and with as many nets."""
+    """Both sides at one task, alternately: this project with one net per process at once; the plain procedure with one
+    net on all cores, and with as many nets at once as this project."""
 
     here: Side
     plain: Side
@@ -120,14 +120,14 @@ class Race:
     def run(
         self, ours: Callable, theirs: Callable, arguments: Callable[[int, int], list]
     ) -> tuple[str, dict[str, float], dict[str, list], dict[str, Any]]:
-        """The fastest plain way; median seconds a net, and all results, by way; a row's columns on this project
-        against it.
+        """The fastest plain way; median seconds per net, and all results, by way; and a row's columns that compare this
+        project with the fastest plain way.
 
-        `ours`, `theirs`: functions of `sides`; `arguments`: what they get, by the number of nets and the repeat.
+        `ours`, `theirs`: functions of `sides`; `arguments`: their arguments for a number of nets and a repeat.
         """
         several = len(self.here.processes)
         share, whole = (replace(self.task, threads=max(1, self.cores // n)) for n in (several, 1))
-        ways = {  # each side, what its processes do and get, and how many nets at once
+        ways = {  # the side, its processes' function and task, and how many nets run at once
             "here": (self.here, ours, share, several),
             "plain": (self.plain, theirs, replace(whole, workers=whole.threads), 1),
             "plain, several": (self.plain, theirs, replace(share, workers=share.threads), several),
@@ -150,7 +150,7 @@ class Race:
         return best, seconds, results, {"ratio": ratio, "at_least": ratio, "how": how}
 
     def training_rows(self, images: int) -> tuple[list[Row], list[Weights]]:
-        """Training on `images`; also the weights of this project's nets, for the merges."""
+        """The rows of training on `images` images, and the weights of this project's nets, for the merges."""
         best, seconds, results, compared = self.run(
             sides.train_here,
             sides.train_plainly,
@@ -176,7 +176,7 @@ class Race:
         return [speed, share], [weights for _, weights in results["here"]]
 
     def merge_row(self, what: str, nets: Sequence[Weights]) -> Row:
-        """A flip merge (one net's weights) or a pair merge (two nets')."""
+        """The row of a flip merge (the weights of one net) or of a pair merge (of two nets)."""
         best, seconds, results, compared = self.run(
             sides.merge_here, sides.merge_plainly, lambda count, repeat: [tuple(nets)] * count
         )
@@ -192,26 +192,26 @@ class Race:
 
 
 class WorkflowCopy:
-    """A copy of the workflow at `root` in another folder, as in a fresh clone."""
+    """A copy of the workflow at `root` in another folder, like a fresh clone."""
 
     def __init__(self, root: Path, folder: Path):
         self.folder = folder
         made = shutil.ignore_patterns(".*", "__pycache__")
 
         def left_out(at: str, names: list[str]) -> set[str]:
-            return made(at, names) | (LEFT_OUT if Path(at) == root else set())  # relusym has a room `data`
+            return made(at, names) | (LEFT_OUT if Path(at) == root else set())  # not relusym's package `data`
 
         shutil.copytree(root, folder, ignore=left_out, dirs_exist_ok=True)
         self.add_scale(START_UP, "demo", start_up_scale)
 
     def add_scale(self, name: str, like: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """A scale whose sections are those of another, changed."""
+        """Add a scale: the sections of the scale `like`, as changed by `change`."""
         file, other = (self.folder / f"scales/{scale}.yaml" for scale in (name, like))
         sections = change(yaml.safe_load(other.read_text(encoding="utf-8")))
         file.write_text(yaml.safe_dump(sections, sort_keys=False), encoding="utf-8")
 
     def seconds(self, *arguments: str) -> float:
-        """How long Snakemake takes; UserError if it fails."""
+        """The seconds that Snakemake takes; UserError if it fails."""
         env = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
         command = [sys.executable, "-m", "snakemake", *arguments]
         started = time.monotonic()
@@ -221,14 +221,14 @@ class WorkflowCopy:
         return time.monotonic() - started
 
     def dry_run(self, scale: str, seeds: str | None = None) -> float:
-        """Seconds to plan a scale's jobs from scratch; `seeds` instead of the scale's own, such as 0-239."""
+        """Seconds to plan a scale's jobs from scratch; `seeds`, such as 0-239, replaces the scale's."""
         if seeds:
             self.add_scale(f"{scale}_more", scale, lambda sections: sections | {"seeds": seeds})
             scale = f"{scale}_more"
         return self.seconds("--dry-run", "--quiet", "--cores", "1", "--config", f"scale={scale}")
 
     def start_up(self, device: str) -> float:
-        """Seconds from a training job's start to its first useful work: its whole time without its record's."""
+        """Seconds from a training job's start to its first useful work: its total time minus that in its record."""
         results = Results(Settings.of({"scale": START_UP}, [self.folder / "scales"]))
         record = results.record(results.key("train", ("cnn", 0)))
         self.seconds("--cores", "1", "--force", record, "--config", f"scale={START_UP}", f"device={device}")
@@ -242,7 +242,7 @@ class WorkflowCopy:
 
 
 def start_up_scale(demo: dict[str, Any]) -> dict[str, Any]:
-    """The demo's VGG11s with one short training."""
+    """The demo reduced to one seed of its VGG11s and a short training."""
     training = {**demo["training"], "epochs": 1, "warmup_epochs": 0}
     data = {**demo["data"], "train_images": 200, "test_images": 100}
     merging = {**demo["merging"], "images": 100, "invariance_images": 100}
@@ -252,7 +252,7 @@ def start_up_scale(demo: dict[str, Any]) -> dict[str, Any]:
 
 
 def workflow_rows(root: Path, device: str, cores: int, repeats: int, demo: bool, seeds: int) -> list[Row]:
-    """What the workflow itself costs, in a copy of it; `seeds` is how many the paper's grid has."""
+    """The cost of the workflow itself, measured in a copy; `seeds`: the number of seeds in the paper's grid."""
     with TemporaryDirectory() as folder:
         copy = WorkflowCopy(root, Path(folder))
         timed: dict[str, Callable[[], float]] = {
@@ -260,7 +260,7 @@ def workflow_rows(root: Path, device: str, cores: int, repeats: int, demo: bool,
             "dry run of ten times the seeds": lambda: copy.dry_run("paper", f"0-{10 * seeds - 1}"),
             "start-up of a job": lambda: copy.start_up(device),
         }
-        copy.start_up(device)  # images are prepared, files read once
+        copy.start_up(device)  # warm-up: prepares the images and reads the files once
         rounds = [[run() for run in timed.values()] for _ in range(repeats)]
         medians = map(statistics.median, zip(*rounds, strict=True))
         rows = [row(what, "s", seconds, device) for what, seconds in zip(timed, medians, strict=True)]
@@ -272,8 +272,11 @@ def workflow_rows(root: Path, device: str, cores: int, repeats: int, demo: bool,
 
 
 def grid_row(paper: dict[str, Any], task: Task, rows: Sequence[Row]) -> list[Row]:
-    """How long the paper's grid would take at the measured rates, if its nets are as wide as those measured. An epoch
-    with the invariance loss sees every image twice, and merges are taken to grow with the images they match."""
+    """The hours of the paper's grid at the measured rates; no row if its nets are of another width than those measured.
+
+    An epoch with the invariance loss sees every image twice; a merge's time is assumed to be proportional to the number
+    of images it matches on.
+    """
     if paper["width"] != task.width:
         return []
     measured = {each.what: each.here for each in rows}
@@ -287,7 +290,7 @@ def grid_row(paper: dict[str, Any], task: Task, rows: Sequence[Row]) -> list[Row
 def compared_rows(
     how: dict[str, Any], paper: dict[str, Any], device: torch.device, cores: int, repeats: int
 ) -> list[Row]:
-    """Training and merges, on both sides; arguments as of `benchmark`, `how` is the settings' part for the device."""
+    """Rows of training and merges on both sides. Arguments as in `benchmark`; `how`: the settings for the device."""
     at_once = how["nets"] or cores
     chosen = {key: how[key] for key in ("epochs", "batch_size", "learning_rate")}
     training = Recipe(**chosen, weight_decay=5e-4, warmup_epochs=how["epochs"] / 4, crop_padding=4)
@@ -308,11 +311,11 @@ def compared_rows(
 def benchmark(
     settings: Bench, paper: dict[str, Any], root: Path, device: torch.device, cores: int
 ) -> pd.DataFrame:
-    """All rows.
+    """All rows of the benchmark.
 
-    `paper`: the scale paper's `width`, `epochs`, number of `images`, `seeds` and `pairs`, and `invariance_from` of each
-    of its model types; `root`, `device`, `cores`: the workflow's folder, what both sides compute on, and how many CPU
-    cores they may use.
+    `paper`: `width`, `epochs`, the numbers of `images`, `seeds` and `pairs`, and each model type's `invariance_from` at
+    the scale paper; `root`: the workflow's folder; `device`, `cores`: the device and the number of CPU cores of both
+    sides.
     """
     repeats, how = settings.repeats, getattr(settings, device.type).model_dump()
     rows = compared_rows(how, paper, device, cores, repeats)

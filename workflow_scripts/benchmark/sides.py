@@ -1,7 +1,7 @@
-"""The benchmark's two sides, in processes of their own: this project as its workflow runs it, and the plain way.
+"""The benchmark's two sides, each in its own processes: this project as its workflow runs it, and the plain procedure.
 
-A side works on one or more nets at once, each in a process that keeps its cores to itself and shares the GPU. What
-counts is the time from the first net's start to the last one's end.
+A side works on one or more nets at once, each in a process with its own cores; the GPU is shared. The time counts from
+the start of the first net to the end of the last.
 """
 
 import multiprocessing
@@ -34,14 +34,14 @@ from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.training.loop import autocast_to, train
 from relusym.training.recipe import Recipe
 
-Weights = dict[str, np.ndarray]  # a net's state, as it goes from process to process
+Weights = dict[str, np.ndarray]  # a net's state dict, as it is passed between processes
 Nets = tuple[Weights, ...]  # one for a flip merge, two for a pair merge
 REPEATS = 7
-SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices: large enough to reach the device's rate
+SIDE = {"cpu": 2048, "cuda": 8192}  # rows of the square matrices: enough to reach the device's peak rate
 
 
 def clock(device: torch.device) -> float:
-    """Seconds on a clock that all processes share, once everything asked of the device is done."""
+    """Seconds on a clock that all processes share, after all work queued on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.monotonic()
@@ -58,15 +58,15 @@ def device_name(device: torch.device, cores: int) -> str:
 
 
 def slug(name: str) -> str:
-    """A name as a file's: small letters, digits and hyphens."""
+    """`name` as a file name of small letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
-    """FLOP/s of products of square matrices, with torch's present number of threads; the median of several."""
+    """The median FLOP/s of several products of square matrices, with torch's current number of threads."""
     side = side or SIDE[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    a @ b  # the first product sets things up
+    a @ b  # warm-up
     seconds = []
     for _ in range(REPEATS):
         started = clock(device)
@@ -76,7 +76,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = Non
 
 
 def by_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Milliseconds of CPU time that each call took in each round, after one that sets things up."""
+    """Milliseconds of CPU time that each call took in each round, after a warm-up round."""
     taken: list[list[float]] = [[] for _ in calls]
     for _ in range(1 + rounds):
         for call, times in zip(calls, taken, strict=True):
@@ -88,15 +88,15 @@ def by_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[fl
 
 @dataclass(frozen=True)
 class Task:
-    """What a process does."""
+    """The task of a process."""
 
     data: Path  # the prepared images
     device: str
     threads: int
-    workers: int  # processes of its DataLoaders (plain only)
+    workers: int  # of its DataLoaders (plain only)
     width: float  # of the nets
     training: Recipe
-    matched: int  # training images that merges match on
+    matched: int  # number of training images that merges match channels on
     batch_size: int  # of merges
 
     def net(self, seed: int) -> VGG11:
@@ -112,16 +112,16 @@ class Task:
 
 @lru_cache
 def images(data: Path, split: str, device: str) -> ImageSet:
-    """A split of the benchmark's images, read once a process."""
+    """A split of the benchmark's images, read once per process."""
     return image_set.load(data, split, device)
 
 
-# When a process started and ended, seconds on the shared clock; what came out
+# a process's start and end, in seconds on the shared clock, and its result
 Outcome = tuple[float, float, Any]
 
 
 def timed(task: Task, work: Callable[[], Any]) -> Outcome:
-    """What `work` comes to, by the process's threads."""
+    """Run `work` with the task's threads: when it started and ended, and its result."""
     torch.set_num_threads(task.threads)
     started = clock(torch.device(task.device))
     result = work()
@@ -138,22 +138,22 @@ def _train(task: Task, seed: int, training: Callable[[VGG11], object]) -> Outcom
 
 def train_here(task: Task, seed: int) -> Outcome:
     prepare()
-    split, how = images(task.data, "train", task.device), task.training
-    chosen = {"batch_size": how.batch_size, "crop_padding": how.crop_padding, "seed": seed}
+    split, recipe = images(task.data, "train", task.device), task.training
+    options = {"batch_size": recipe.batch_size, "crop_padding": recipe.crop_padding, "seed": seed}
 
     def training(net: VGG11) -> None:
         labelled = split.images, split.labels, len(split.classes)
-        batches = ImagesOnDevice(*labelled, **chosen, name="benchmark")
-        train(net, batches, how, device=torch.device(task.device))
+        batches = ImagesOnDevice(*labelled, **options, name="benchmark")
+        train(net, batches, recipe, device=torch.device(task.device))
 
     return _train(task, seed, training)
 
 
 def train_plainly(task: Task, seed: int) -> Outcome:
-    from benchmark import plain  # here: it needs torchvision, which the other side starts without
+    from benchmark import plain  # imported here, since the other side needs no torchvision
 
-    how = images(task.data, "train", "cpu"), task.training, torch.device(task.device), task.workers
-    return _train(task, seed, lambda net: plain.train(net, *how))
+    arguments = images(task.data, "train", "cpu"), task.training, torch.device(task.device), task.workers
+    return _train(task, seed, lambda net: plain.train(net, *arguments))
 
 
 def merge_here(task: Task, weights: Nets) -> Outcome:
@@ -187,14 +187,14 @@ def prepare() -> None:
 
 
 def rate(task: Task) -> float:
-    """FLOP/s of matrix products in the type that this project trains in."""
+    """FLOP/s of matrix products in the dtype that this project trains in."""
     torch.set_num_threads(task.threads)
     device = torch.device(task.device)
     return matrix_rate(device, autocast_to(task.training.precision, device))
 
 
 class Side(ExitStack):
-    """Processes that start once and stay for the time of the context, one a net."""
+    """Processes, one per net, that live as long as the context."""
 
     def __init__(self, nets: int):
         super().__init__()
@@ -203,7 +203,7 @@ class Side(ExitStack):
         self.processes = [self.enter_context(pool) for pool in pools]
 
     def run(self, function: Callable[..., Outcome], task: Task, arguments: list) -> tuple[float, list]:
-        """`function(task, x)` for every x, each in its process at once: seconds in all, and the results."""
+        """Call `function(task, x)` for all x at once, each in its own process: seconds in total, and the results."""
         pairs = zip(self.processes, arguments, strict=False)
         futures = [process.submit(function, task, x) for process, x in pairs]
         started, ended, results = zip(*(future.result() for future in futures), strict=True)

@@ -1,9 +1,9 @@
-"""How much quicker `quick_steps` makes a training step on this CPU: with and without it by turns, one thread.
+"""The speed-up of a training step by `quick_steps` on one thread of this CPU, measured alternately with and without it.
 
     PYTHONPATH=workflow_scripts python -m benchmark.training_step [repeats]
 
-A step's time is the CPU time that it took, and the least of the repeats counts, so that other work on the machine
-matters little. Images are noise: a step's time doesn't depend on them.
+A step's time is its CPU time, and the minimum of the repeats counts, so that other work on the machine matters little.
+Images are noise: a step's time doesn't depend on them.
 """
 
 import sys
@@ -25,11 +25,11 @@ from relusym.training.recipe import Recipe
 CPU, DTYPE = torch.device("cpu"), torch.bfloat16
 INVARIANT = {"invariance_from": 0.0}
 TYPES = {"cnn": {}, "cnn_inv": INVARIANT, "gcnn": {"group_convs": 8}, "pgcnn": {"group_convs": 2}}
-SIZES = ((1 / 4, 100), (1 / 2, 100), (1, 500))  # width, images a step
+SIZES = ((1 / 4, 100), (1 / 2, 100), (1, 500))  # width, images per step
 
 
 def step_of(width: float, images: int, quick: bool, group_convs=0, **recipe: float) -> Callable[[], None]:
-    """A function that takes one training step, as `loop.train` does."""
+    """A function that runs one training step as `loop.train` does."""
     torch.manual_seed(0)
     rates = {"learning_rate": 0.05, "weight_decay": 0.0018, "invariance_weight": 0.15}
     how = Recipe(epochs=1, batch_size=images, **rates, **recipe)

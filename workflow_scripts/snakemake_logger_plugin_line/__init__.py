@@ -1,6 +1,7 @@
-"""What Snakemake prints in this folder (profiles/default): one line that moves, and the errors.
+"""What Snakemake prints in this folder (profiles/default): one progress line, and the errors.
 
-A logger plugin, found by its name. The whole log is in .snakemake/log; with `--verbose` it is on the terminal as well.
+Snakemake finds this logger plugin by its name. The whole log is in .snakemake/log, and with `--verbose` also on the
+terminal.
 """
 
 import math
@@ -24,23 +25,23 @@ from relusym.errors import UserError
 from relusym.jobs.job_log import last_words
 from relusym.whole_files import open_file
 
-EVERY_S = 1  # between two looks of the moving line
-EVERY_S_IN_A_FILE = 60  # where nothing can move, such as in a pipe: a line, if something has changed
+EVERY_S = 1  # between two updates of the progress line
+EVERY_S_IN_A_FILE = 60  # where no line can be overwritten, such as in a pipe: between two lines that differ
 CHATTER = re.compile("Using (workflow|shell)|Config file|Assuming|Building DAG|Adding|Conda env|Singularity")
-# of failed jobs, each of which has its line already
+# how messages on failed jobs begin; each of these jobs has a line already
 REPEATED = (
     "RuleException:\nCalledProcessError in",
     "Cannot restore",
     "WorkflowError:\nAt least one job did not",
 )
-NAMED = 4  # jobs of a rule that a dry run names
+NAMED = 4  # the number of jobs of a rule that a dry run names
 
 
 class LogHandler(LogHandlerBase):
-    """On a terminal, a line that says what is done, running and to come; elsewhere, one every minute."""
+    """Shows finished and running jobs and the time left: on a terminal in a progress line, elsewhere once a minute."""
 
     writes_to_stream, writes_to_file = True, False
-    has_filter = has_formatter = needs_rulegraph = False  # Snakemake's own, for `--verbose`
+    has_filter = has_formatter = needs_rulegraph = False  # Snakemake's formatter serves `--verbose`
 
     def __post_init__(self) -> None:
         settings = self.common_settings
@@ -70,7 +71,7 @@ class LogHandler(LogHandlerBase):
         elif event == LogEvent.GROUP_ERROR:
             jobs = len(record.job_error_info)
             self._print(f"failed: {jobs} jobs that were submitted together{_error(record.aux_logs)}")
-        elif str(record.msg).startswith("Missing metadata"):  # of files made elsewhere: `--report`
+        elif str(record.msg).startswith("Missing metadata"):  # from `--report`, for files made elsewhere
             self.without_metadata += 1
         elif (
             event in (None, LogEvent.ERROR)
@@ -97,11 +98,11 @@ class LogHandler(LogHandlerBase):
                 last = line
 
     def close(self) -> None:
-        """The last line: how much was done, or would be."""
+        """Print the last line: how much was done, or would be."""
         self.closed.set()
         with self.lock:
             if count := self.without_metadata:
-                self._print(f"Times of {count} files that were made elsewhere are unknown to the report")
+                self._print(f"The report lacks the run times of {count} files that were made elsewhere")
                 self.without_metadata = 0
             if self.common_settings.dryrun and self.run.total:
                 self._print(self.run.plan())
@@ -112,7 +113,7 @@ class LogHandler(LogHandlerBase):
 
 
 def _of_a_config_file(message: str) -> str | None:
-    """What is wrong with a file of `--configfile` that Snakemake couldn't read, before any check of ours."""
+    """What is wrong with a file of `--configfile` that Snakemake couldn't read, which happens before our checks."""
     if not ("load_configfile" in message or "Config file is not valid" in message):
         return None
     parser = ArgumentParser(add_help=False)
@@ -131,7 +132,7 @@ def _name(record: LogRecord) -> str:
 
 
 def _net(log: Path) -> str:
-    """A job's nets by its log: cnn-0 for train/cnn-0.log and for train/cnn-3f9a1c2b/0.log."""
+    """A job's nets by its log's path: cnn-0 for train/cnn-0.log and for train/cnn-3f9a1c2b/0.log."""
     types, of_settings, _ = re.sub(r"-[0-9a-f]{8}$", "\0", log.parent.name).partition("\0")
     if not of_settings:
         return log.stem
@@ -140,15 +141,15 @@ def _net(log: Path) -> str:
 
 
 class Run:
-    """What is known of a run from its events."""
+    """The progress of a run, from its events."""
 
     def __init__(self) -> None:
         self.started = time.monotonic()
-        self.to_do: Counter[str] = Counter()  # by rule, the jobs that are not done
+        self.to_do: Counter[str] = Counter()  # by rule, the number of unfinished jobs
         self.total = self.done = self.at_once = 0
         self.failed: set[int] = set()
         self.running: dict[int, tuple[LogRecord, float]] = {}
-        self.seconds: dict[str, list[float]] = defaultdict(list)  # by rule, of whole jobs that are done
+        self.seconds: dict[str, list[float]] = defaultdict(list)  # by rule, the times of finished jobs
         self.planned: dict[str, list[str]] = defaultdict(list)
 
     def take(self, event: str | None, record: LogRecord) -> None:
@@ -164,13 +165,13 @@ class Run:
             self.seconds[job.rule_name].append((time.monotonic() - began) / (1 - _share_before(job)))
             self.to_do[job.rule_name] -= 1
             self.done += 1
-            self.failed.discard(record.job_id)  # before, in an attempt that was repeated
+            self.failed.discard(record.job_id)  # an earlier attempt may have failed
         elif event == LogEvent.JOB_ERROR:
             self.failed.add(record.jobid)
             self.running.pop(record.jobid, None)
 
     def line(self) -> str:
-        """What is done, how long the rest takes, and what is running."""
+        """The number of finished jobs, the time left, and the running jobs."""
         left = self._seconds_left()
         running = ", ".join(_name(job) + _epoch(job) for job, _ in self.running.values())
         done = f"{self.done} of {self.total} jobs done{self._failures()}"
@@ -187,7 +188,7 @@ class Run:
         return f", {len(self.failed)} failed" if self.failed else ""
 
     def plan(self) -> str:
-        """What a dry run would do: of each rule how many jobs, and the first of them by name."""
+        """The jobs of a dry run: for each rule their number, and the names of the first few."""
         single = [rule for rule, number in self.to_do.items() if number == 1 and self.planned[rule] == [rule]]
         jobs = "1 job" if self.total == 1 else f"{self.total:,} jobs"
         lines = [f"Would run {jobs} (the full list: --verbose):"]
@@ -200,7 +201,7 @@ class Run:
         return "\n".join([lines[0], *sorted(lines[1:], reverse=True), *others])
 
     def _seconds_left(self) -> float | None:
-        """Of each rule the jobs to do times their mean so far; None before any is done."""
+        """The unfinished jobs of each rule times the rule's mean time so far; None until a job has finished."""
         every = [seconds for some in self.seconds.values() for seconds in some]
         if not every:
             return None
@@ -222,7 +223,7 @@ def _error(logs: list[str]) -> str:
 
 
 def _epochs(job: LogRecord) -> tuple[list[tuple[bytes, bytes]], ...]:
-    """The first and the last epoch that a training's log names (training/loop.py), of how many; none: empty."""
+    """The first and the last epoch in a training's log (training/loop.py), each with their number; empty if none."""
     try:
         with open_file(job.log[0]) as log:
             head = log.read(4000)
@@ -234,12 +235,12 @@ def _epochs(job: LogRecord) -> tuple[list[tuple[bytes, bytes]], ...]:
 
 
 def _epoch(job: LogRecord) -> str:
-    """How far a training is."""
+    """The epoch that a training has reached, as text."""
     return "".join(f" (epoch {epoch.decode()} of {epochs.decode()})" for epoch, epochs in _epochs(job)[1])
 
 
 def _share_before(job: LogRecord) -> float:
-    """What an earlier run did of a training that goes on from its state: the log names every epoch of this run."""
+    """The share of a resumed training that an earlier run did: the first epoch in the log is the first of this run."""
     return sum(max(0, math.ceil(float(epoch)) - 1) / int(epochs) for epoch, epochs in _epochs(job)[0])
 
 

@@ -1,4 +1,4 @@
-"""What has to be in order before a grid is submitted to a cluster; each problem is one line with what to set."""
+"""Checks before a grid is submitted to a cluster; each problem is reported as one line with the setting to change."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ ANSWER_WITHIN = 30  # seconds
 
 
 class Submission(NamedTuple):
-    """What jobs of a rule are submitted with: a partition or "", the most minutes of any attempt, sbatch's options."""
+    """How a rule's jobs are submitted: partition or "" for the default, longest attempt's minutes, sbatch's options."""
 
     rule: str
     partition: str
@@ -22,30 +22,30 @@ class Submission(NamedTuple):
 
 
 def slurm_problems(submissions: Iterable[Submission], status_command: str | None) -> list[str]:
-    """What is wrong between this machine, Slurm and the jobs to submit; `status_command`: the profile's."""
+    """The problems with Slurm on this machine, and with the jobs to submit to it; `status_command`: the profile's."""
     absent = [name for name in ("sbatch", "srun", "squeue", "sinfo") if shutil.which(name) is None]
     if absent:
         return [
             f"{', '.join(absent)}: not found; run snakemake on a node that may submit jobs, or load the site's module "
             "for Slurm"
         ]
-    answers, partitions = _asked("sinfo --noheader --format=%P|%l")
-    if not answers:
+    answered, partitions = _run("sinfo --noheader --format=%P|%l")
+    if not answered:
         return [
             "Slurm's controller doesn't answer (`scontrol ping`); wait until it does, or run snakemake on a node that "
             "may submit jobs"
         ]
     problems = []
-    if status_command == "sacct" and shutil.which("sacct") and not _asked("sacct --noheader")[0]:
+    if status_command == "sacct" and shutil.which("sacct") and not _run("sacct --noheader")[0]:
         problems.append(
             f"{PROFILE}: slurm-status-command: sacct, but this Slurm keeps no accounts; set it to squeue"
         )
     lines = (line for line in partitions.splitlines() if "|" in line)  # others are warnings
-    limits = dict(line.split("|") for line in lines)  # the default one's name ends in *
+    limits = dict(line.split("|") for line in lines)  # the default partition's name ends in *
     default = next((name.rstrip("*") for name in limits if name.endswith("*")), None)
     limits = {name.rstrip("*"): _minutes(limit) for name, limit in limits.items()}
     for rule, partition, minutes, options in submissions:
-        accepted, answer = _asked(f"sbatch --test-only {options} --wrap=true")
+        accepted, answer = _run(f"sbatch --test-only {options} --wrap=true")
         limit = limits.get(partition or default)
         if not accepted:
             why = " ".join(answer.split()).rpartition("failure: ")[2]
@@ -73,18 +73,18 @@ def _minutes(limit: str) -> int | None:
 
 
 def command_problems(command: str) -> list[str]:
-    """Which commands a line of shell needs that its shell lacks."""
+    """A line for each command of a shell command line that isn't found."""
     parts = (part.split() for part in re.split(r"&&|\|\||;|\|", command))
     wanted = (next((word for word in words if "=" not in word), None) for words in parts)
     return [
         f"{name}: not found; run snakemake on a node that may submit jobs, or load the site's module for the scheduler"
         for name in filter(None, wanted)
-        if not _asked(shlex.join(["sh", "-c", 'command -v "$0"', name]))[0]
+        if not _run(shlex.join(["sh", "-c", 'command -v "$0"', name]))[0]
     ]
 
 
 def in_the_way(folders: Iterable[str | Path], files: Iterable[str | Path] = ()) -> str | None:
-    """One line on the first thing that stands where a folder or a file of a run belongs; None if there is none."""
+    """A line about the first non-folder where a run needs a folder, or non-file where it needs a file; None if none."""
     for folder in folders:
         for path in [*reversed(Path(folder).parents), Path(folder)]:
             if (path.exists() or path.is_symlink()) and not path.is_dir():
@@ -95,7 +95,7 @@ def in_the_way(folders: Iterable[str | Path], files: Iterable[str | Path] = ()) 
     return None
 
 
-def _asked(command: str) -> tuple[bool, str]:
+def _run(command: str) -> tuple[bool, str]:
     """Whether a command succeeded in time, and what it printed."""
     try:
         answer = subprocess.run(

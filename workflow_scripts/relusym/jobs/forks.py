@@ -1,4 +1,4 @@
-"""Jobs as forks of one process that has imported what they need: imports take most of a small job's time.
+"""Jobs as forks of one process that has imported their modules, since imports take most of a small job's time.
 
 `python -m relusym.jobs.forks MODULE…` is that process. Its standard input is a socket, each message a script to run;
 it ends when the other side does.
@@ -25,35 +25,35 @@ from typing import NoReturn
 
 from relusym.errors import WARNINGS
 
-LARGEST = 1 << 17  # bytes of a message
-START_WITHIN = 300  # seconds, the imports of a busy machine
+LARGEST = 1 << 17  # the most bytes of a message
+START_WITHIN = 300  # seconds; imports are slow on a busy machine
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def can_fork() -> bool:
-    """Whether a process that has imported numerical libraries can be forked here: macOS's don't bear it."""
+    """Whether a process that has imported numerical libraries can be forked: on macOS, these libraries break."""
     return sys.platform == "linux"
 
 
 @dataclass
 class Fork:
-    """A fork that is at work. `pid`: of its process."""
+    """A running fork. `pid`: of its process."""
 
     pid: int
     _answers: socket.socket
 
     def status(self) -> int:
-        """Wait for its end; its exit status, -1 if it was killed."""
+        """Wait for it to end, and return its exit status; -1 if it was killed."""
         with self._answers:
             return int(self._answers.recv(16) or -1)
 
     def fileno(self) -> int:
-        """For `select`: readable once it has ended."""
+        """For `select`: readable once the fork has ended."""
         return self._answers.fileno()
 
 
 class Forks:
-    """The process that forks, for as long as this one lives; it imports `modules` first, as far as they are there."""
+    """The process that forks, which lives as long as this one; it first imports those of `modules` that exist."""
 
     def __init__(self, modules: Sequence[str]):
         self._asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -71,23 +71,23 @@ class Forks:
         streams: Sequence[int] = (),
         within: float = START_WITHIN,
     ) -> Fork:
-        """Run `python command…`, a script with its arguments, in a fork, with all of its variables as `environment`.
+        """Run `python command…`, a script with its arguments, in a fork; `environment` is its whole environment.
 
-        `streams` are descriptors of its standard input, output and error; none: an empty input, and this process's own.
-        ChildProcessError: the process that forks has ended or doesn't answer `within` seconds, and the script was not
-        begun.
+        `streams`: descriptors of its standard input, output and error; by default, an empty input, and this process's
+        output and error. ChildProcessError if the process that forks has ended or doesn't answer within `within`
+        seconds; the script hasn't been started then.
         """
         answers, answering = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         message = json.dumps([command, environment, str(Path(folder).absolute())]).encode()
-        for waits in (answers, self._asking):
-            waits.settimeout(within)
+        for side in (answers, self._asking):
+            side.settimeout(within)
         try:
             with answering:
                 socket.send_fds(self._asking, [message], [answering.fileno(), *streams])
             pid = int(answers.recv(16))
         except (OSError, ValueError):
             answers.close()
-            self._process.kill()  # or it might begin the script later
+            self._process.kill()  # otherwise it might start the script later
             raise ChildProcessError("the process that starts jobs has ended") from None
         answers.settimeout(None)
         return Fork(pid, answers)
@@ -95,13 +95,13 @@ class Forks:
 
 def serve(modules: Sequence[str]) -> None:
     """Fork for each message until the other side is closed."""
-    # Ctrl-C is for the jobs, which are in the same process group
+    # Ctrl-C reaches this process, too, which is in the jobs' process group, but is meant for the jobs
     before = signal.pthread_sigmask(signal.SIG_BLOCK, WARNINGS)
     for name in modules:
         with suppress(ImportError):  # a job that needs it will fail
             import_module(name)
     gc.freeze()
-    # such as those of a preloaded allocator: these modules start none (tests/test_forks.py)
+    # any threads are a preloaded allocator's, for instance: these modules start none (tests/test_forks.py)
     warnings.filterwarnings("ignore", ".*is multi-threaded", DeprecationWarning)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     with socket.socket(fileno=sys.stdin.fileno()) as asked:
@@ -135,7 +135,7 @@ def _become(
         sys.argv = command
         paths = environment.get("PYTHONPATH", "").split(os.pathsep)
         sys.path[:0] = [str(Path(command[0]).parent), *filter(None, paths)]
-        atexit._clear()  # what was imported may have left functions, which are the other process's to call
+        atexit._clear()  # functions that the imported modules registered are for the parent to call
         if multiprocessing := sys.modules.get("multiprocessing.util"):
             atexit.register(multiprocessing._exit_function)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -144,11 +144,11 @@ def _become(
         status = _status_of(partial(runpy.run_path, command[0], run_name="__main__"))
         answers.send(b"%d" % status)
     finally:
-        os._exit(status)  # taking all modules apart would take longer than many a job
+        os._exit(status)  # tearing down all modules would take longer than many a job
 
 
 def _status_of(work: Callable[[], object]) -> int:
-    """Work as the whole of a process; the exit status that Python would end with."""
+    """Call `work` as if it were the whole program, and return the exit status that Python would end with."""
     status = 0
     try:
         work()

@@ -1,7 +1,7 @@
-"""Sharing this machine's GPUs among a user's jobs, where no scheduler hands GPUs out.
+"""Sharing this machine's GPUs among a user's jobs, where no scheduler assigns GPUs.
 
-Every GPU has a number of slots, each a lock of the operating system, which frees it when its process ends, however it
-ends. All of a user's Snakemakes on the machine take their slots from the same folder, which nobody else can enter.
+Every GPU has a number of slots, each a lock of the operating system, which releases it when the process ends, for
+whatever reason. All of a user's Snakemakes on the machine share one folder of locks, which nobody else can enter.
 """
 
 import os
@@ -19,17 +19,17 @@ from relusym.errors import UserError
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, else all of the machine (NVIDIA's)."""
+    """The NVIDIA GPUs that this process may use: those of CUDA_VISIBLE_DEVICES if it is set, else the machine's."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         names = map(str.strip, chosen.split(","))
-        return [*filter(None, takewhile(lambda name: name != "-1", names))]  # which hides all behind it
+        return [*filter(None, takewhile(lambda name: name != "-1", names))]  # CUDA stops at -1
     numbers = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
     return sorted(numbers, key=int)
 
 
 def users_folder() -> Path:
-    """This user's folder for locks of this machine, 0700; UserError if it is a link, another's, or open to others."""
+    """The user's folder of locks on this machine, 0700; UserError if it is a link, or others own it or can enter it."""
     folder = Path(tempfile.gettempdir()) / f"relusym-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -45,22 +45,22 @@ def users_folder() -> Path:
 def gpu_slots(
     count: int, jobs_per_gpu: int, *, log: Callable[[str], None] = lambda line: None, poll: float = 1.0
 ) -> Iterator[list[str]]:
-    """Wait for GPUs to be free, and set CUDA_VISIBLE_DEVICES to them for the time of the context; yields their names.
+    """Wait until GPUs are free, and set CUDA_VISIBLE_DEVICES to them within the context; yields their names.
 
-    Enter it before CUDA is first used. Where the machine has no GPU, nothing happens. UserError if more GPUs are asked
-    for than there are, or the folder of locks isn't the user's alone.
+    Enter it before CUDA is first used. On a machine without GPUs, it yields no names and sets nothing. UserError if the
+    job asks for more GPUs than are visible, or the folder of locks isn't private to the user.
 
     Args:
-        count: one GPU is shared with other jobs, the least busy first; of more, each is taken as a whole.
+        count: a single GPU is shared with other jobs, the least busy GPU first; two or more are taken exclusively.
         jobs_per_gpu: how many jobs share one GPU.
-        log: gets one line if all GPUs are busy.
+        log: called with one line if all GPUs are busy.
     """
     gpus = visible_gpus()
     if not gpus:
         yield []
         return
     if count > len(gpus):
-        raise UserError(f"the job asks for {count} GPUs, and {len(gpus)} are visible here; ask for fewer")
+        raise UserError(f"the job asks for {count} GPUs, but only {len(gpus)} are visible; ask for fewer")
     folder, before, reported = users_folder(), os.environ.copy(), False
     while True:
         with ExitStack() as held:
@@ -80,7 +80,7 @@ def gpu_slots(
 
 
 def _take(count: int, jobs_per_gpu: int, gpus: list[str], folder: Path, held: ExitStack) -> list[str]:
-    """The GPUs of which slots could be locked, the locks being in `held`; none if there are too few."""
+    """Lock slots of `count` GPUs, with the locks in `held`, and return these GPUs; none if too few are free."""
     if count == 1:  # every GPU's first slot before any GPU's second
         slots = ((gpu, slot) for slot in range(jobs_per_gpu) for gpu in gpus)
         return next(([gpu] for gpu, slot in slots if _lock(folder, gpu, slot, held)), [])

@@ -1,10 +1,10 @@
-"""One job, one process: a lock that holds across the nodes of a cluster and outlives no process.
+"""One job, one process: a lock that holds across the nodes of a cluster and doesn't outlive its process.
 
-After a scheduler was killed and started again, or a job was requeued, two copies of one job may be at work. The lock is
-filelock's lease: a file that one process alone can create, which a thread touches every ten seconds. It passes on at
-once if its process is gone from this machine, and after ninety seconds without a touch by the clock of whoever waits;
-clocks of files and of other machines decide nothing. Locks of the operating system don't reach across nodes on every
-file system, and flufl.lock goes by the clocks of all nodes.
+After a scheduler was killed and restarted, or a job was requeued, two copies of a job may run at once. The lock is
+filelock's lease: a file that only one process can create, and that a thread touches every ten seconds. Another process
+may take it over at once if the owner is a dead process of the same machine, else after ninety seconds without a touch,
+measured by the waiting process's clock; file times and other machines' clocks don't matter. Locks of the operating
+system don't reach across nodes on every file system, and flufl.lock relies on the clocks of all nodes.
 """
 
 import os
@@ -27,8 +27,8 @@ PATIENCE = 90.0  # seconds without a touch after which an owner that may be aliv
 class JobLock:
     """The right to do one job, held from `acquire` to `release`; also a context manager that waits for it.
 
-    Its file is at `path`, in a folder that all nodes share; `log` gets one line about whom this process waits for.
-    `waited` says whether another process held the lock when this one came.
+    The lock's file is `path`, in a folder that all nodes share; `log` is called with one line on the process waited
+    for. `waited`: whether another process held the lock first.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class JobLock:
         self.release()
 
     def acquire(self, wait: bool = True) -> None:
-        """Take the lock, or wait for it; UserError if its folder can't be written, or, without `wait`, it is held."""
+        """Take the lock, or wait for it; UserError if its folder can't be written, or it is held and not `wait`."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             first = seen = _state(self.path)
@@ -76,14 +76,14 @@ class JobLock:
             ) from error
 
     def release(self) -> None:
-        """Give the lock back; nothing happens if it was taken over."""
+        """Release the lock; nothing happens if another process has taken it over."""
         with suppress(OSError):
             self._lease.release()
 
     def check(self) -> None:
-        """Raises UserError if another process took the lock over, as it may if this one was paused for long.
+        """Raise UserError if another process has taken the lock over, which happens if this one was paused for long.
 
-        Looks once a second at most: a training asks after every step.
+        Reads the file at most once a second, since a training calls this after every step.
         """
         if time.monotonic() - self._looked < 1:
             return
@@ -94,7 +94,7 @@ class JobLock:
             open_file(self.path).close()
         except FileNotFoundError:
             pass
-        except OSError:  # as long as the file system doesn't answer, nobody takes it over either
+        except OSError:  # while the file system doesn't respond, nobody else can take the lock over either
             return
         raise UserError(f"{self.path.stem} was taken over by {owner(self.path)}: this copy stops")
 
@@ -106,9 +106,9 @@ class JobLock:
         return True
 
     def _remove(self, dead: tuple[int, ...] | None) -> None:
-        """Remove a file that filelock leaves: empty, a zombie's, or any where two names can't be exchanged (NFS).
+        """Remove a lock file that filelock leaves: an empty one, a zombie's, or any if names can't be exchanged (NFS).
 
-        One process at a time does so, that none removes the lock of one that was quicker.
+        Only one process at a time does so, so that none removes the new lock of a quicker one.
         """
         turn = self._lease_of(self.path.with_name(f".{self.path.name}.takeover"))
         try:
@@ -116,7 +116,7 @@ class JobLock:
                 if _state(self.path) == dead:
                     self.path.unlink()
         except (Timeout, LeaseSettingsMismatch):
-            turn.force_break()  # whose turn it was is gone, too
+            turn.force_break()  # the process whose turn it was is gone, too
 
     def _lease_of(self, path: Path) -> SoftFileLease:
         return SoftFileLease(
@@ -124,7 +124,7 @@ class JobLock:
         )
 
     def _is_alive(self) -> bool | None:
-        """Whether the owner is alive; None if that can't be seen: it is on another machine, or unnamed."""
+        """Whether the owner is alive; None if that is unknown: the owner is on another machine, or unnamed."""
         holder = self._lease.owner
         if holder is None or holder.hostname != socket.gethostname():
             return None
@@ -134,13 +134,13 @@ class JobLock:
 
 
 def owner(path: str | Path) -> str:
-    """Who holds the lock at `path`, in words."""
+    """The owner of the lock at `path`, for messages."""
     holder = SoftFileLease(path).owner
     return f"process {holder.pid} on {holder.hostname}" if holder else "an unknown process"
 
 
 def is_held(path: str | Path) -> bool:
-    """Whether a process holds the lock at `path`, at a glance: one on another machine counts until it is overtaken."""
+    """Whether a process holds the lock at `path`, without waiting: an owner on another machine counts as alive."""
     if not os.path.lexists(path):
         return False
     lock = JobLock(path)
@@ -152,7 +152,7 @@ def is_held(path: str | Path) -> bool:
 
 
 def _state(path: Path) -> tuple[int, ...] | None:
-    """What changes with every touch of a lock's file, and with its owner; None if there is none."""
+    """A value that changes with every touch of a lock's file, and with its owner; None if the file doesn't exist."""
     with suppress(FileNotFoundError):
         entry = path.lstat()
         return entry.st_ino, entry.st_mtime_ns, entry.st_ctime_ns

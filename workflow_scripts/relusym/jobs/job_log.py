@@ -1,4 +1,4 @@
-"""A job's log: what it prints, why it failed, and its last words for those who look at it."""
+"""A job's log: its output, and why it failed."""
 
 import errno
 import os
@@ -12,10 +12,10 @@ from typing import TextIO
 from relusym.errors import UserError
 from relusym.whole_files import open_file
 
-ERROR = "error: "  # what the line of a user's error begins with
-DONE = "done"  # the last line of a job that ended well
-# full disks, folders without rights, folders where files belong: what the user has to mend
-TO_MEND = {
+ERROR = "error: "  # how the line of a UserError begins
+DONE = "done"  # the last line of a job that succeeded
+# errors that the user has to fix: full disks, missing permissions, folders where files belong
+TO_FIX = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
     *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO),
 }
@@ -23,7 +23,7 @@ TO_MEND = {
 
 @contextmanager
 def printed_to(path: Path) -> Iterator[None]:
-    """What is printed goes to the log at `path`, which is begun anew."""
+    """Redirect output to the log at `path`, which is overwritten."""
     log, streams = _opened(path, "w"), (sys.stdout, sys.stderr)
     sys.stdout = sys.stderr = log
     try:
@@ -31,15 +31,15 @@ def printed_to(path: Path) -> Iterator[None]:
         print(DONE)
     finally:
         sys.stdout, sys.stderr = streams
-        with suppress(OSError):  # on a full disk, where it would hide what came before
+        with suppress(OSError):  # on a full disk, closing fails, too, and would hide the first error
             log.close()
 
 
 def log_error(error: Exception, path: Path) -> str:
-    """Write why a job failed to its log, a user's error as a line, any other as its traceback; what to print beside."""
-    if isinstance(error, OSError) and error.errno in TO_MEND:
+    """Log why a job failed, a UserError as a line, any other error as its traceback; return the line to print."""
+    if isinstance(error, OSError) and error.errno in TO_FIX:
         error = UserError(
-            f"{error.filename or path}: {error.strerror}; free space, change its rights, or move away what is there"
+            f"{error.filename or path}: {error.strerror}; free space, change permissions, or move away what is there"
         )
     expected = isinstance(error, UserError)
     whole = f"{ERROR}{error}\n" if expected else traceback.format_exc()
@@ -52,7 +52,7 @@ def log_error(error: Exception, path: Path) -> str:
 
 
 def last_words(path: str | Path) -> str | None:
-    """In a line, why the job of a log failed; None if there is no log, or it is that of a job that ended well."""
+    """One line on why a job failed, from its log; None if there is no log, or the job succeeded."""
     try:
         with open_file(path) as log:
             lines = log.read().decode(errors="replace").splitlines()
@@ -70,7 +70,7 @@ def last_words(path: str | Path) -> str | None:
 
 
 def _opened(path: Path, mode: str) -> TextIO:
-    # a pipe would keep whoever writes waiting for a reader
+    # without O_NONBLOCK, opening a pipe would wait for its reader
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NONBLOCK, 0o666)
 

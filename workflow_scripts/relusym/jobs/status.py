@@ -1,4 +1,4 @@
-"""How far a scale is: of each kind of job done, running, failed and to do, what came of it, and what it costs."""
+"""The progress of a scale: for each kind of job, how many are done, running, failed and to do, and the hours."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from relusym.jobs.job_log import last_words
 from relusym.records.files import load_record
 
 STATES = ("done", "running", "failed", "to do")
-NAMED = 8  # failed jobs whose last line is shown
+NAMED = 8  # the number of failed jobs that are listed with their error
 
 
 @dataclass(frozen=True)
 class KindStatus:
-    """One kind of job: its jobs by state (of `STATES`); those done by `status` and by device; logs of those that
-    failed.
+    """One kind of job: the number of jobs by state (see `STATES`), of finished jobs by `status` and by device; the logs
+    of failed jobs.
 
-    Of hours spent, an interrupted job has only its last run; hours to go are None if no job of the kind is done.
+    `hours_spent` counts only the last run of an interrupted job; `hours_to_go` is None if no job of the kind is done.
     """
 
     kind: str
@@ -35,11 +35,12 @@ class KindStatus:
 
 
 def kind_status(kind: str, jobs: dict[str, bool], folder: Path) -> KindStatus:
-    """The status of all jobs of one kind: by name, `<kind>/<types>-<fingerprint>/<seeds>`, whether each is done.
+    """The status of all jobs of one kind.
 
-    In `folder`, of the scale's results, `records` and `logs` have files of these names. "failed" is a job that left a
-    log of how it failed and no record; its lock lies beside the log (job.py). The hours to go are the jobs not done
-    times the mean of those that are, each type of net (or pair of types) with its own mean if it has one.
+    `jobs`: name, `<kind>/<types>-<fingerprint>/<seeds>`, → whether the job is done. The scale's results, `folder`, have
+    files of these names in `records` and `logs`. A job has failed if its log shows an error and it has no record; its
+    lock is beside its log (job.py). The hours to go are the number of unfinished jobs times the mean of the finished
+    ones, by type of net (or pair of types) where any of the type is finished.
     """
     counts, outcomes, devices, open_types, failed = Counter(), Counter(), Counter(), Counter(), []
     hours: dict[str, list[float]] = defaultdict(list)
@@ -48,7 +49,7 @@ def kind_status(kind: str, jobs: dict[str, bool], folder: Path) -> KindStatus:
         if is_done:
             try:
                 record = load_record(path)
-            except UserError:  # which the start of the run has named
+            except UserError:  # reported already at the start of the run
                 record = {"status": "broken", "cost": {}}
             if seconds := record["cost"].get("job_seconds"):
                 hours[type_of(name)].append(seconds / 3600)
@@ -75,14 +76,14 @@ def kind_status(kind: str, jobs: dict[str, bool], folder: Path) -> KindStatus:
 
 
 def type_of(name: str) -> str:
-    """A job's type of nets: cnn of train/cnn-3f9a1c2b/3, cnn--gcnn of pair_merge/cnn--gcnn-3f9a1c2b/3--3."""
+    """The type of a job's nets: cnn for train/cnn-3f9a1c2b/3, cnn--gcnn for pair_merge/cnn--gcnn-3f9a1c2b/3--3."""
     return name.split("/")[1].rpartition("-")[0]
 
 
 def screen(title: str, kinds: Sequence[KindStatus]) -> str:
-    """The whole as text of some 90 columns; hours are those of GPUs unless all jobs so far ran without."""
+    """The status as a text of about 90 columns; hours are GPU hours unless all jobs so far ran on CPUs."""
     device = "CPU" if set().union(*(kind.devices for kind in kinds)) == {"cpu"} else "GPU"
-    heads = ["kind", "jobs", *STATES, "left out", f"{device}-h spent", f"{device}-h to go"]
+    header = ["kind", "jobs", *STATES, "left out", f"{device}-h spent", f"{device}-h to go"]
     rows = [
         [
             kind.kind,
@@ -95,7 +96,7 @@ def screen(title: str, kinds: Sequence[KindStatus]) -> str:
         for kind in kinds
     ]
     sums = [None if None in column else sum(column) for column in list(zip(*rows, strict=True))[1:]]
-    table = tabulate([*rows, ["all", *sums]], heads, tablefmt="plain", floatfmt=".2f", missingval="?")
+    table = tabulate([*rows, ["all", *sums]], header, tablefmt="plain", floatfmt=".2f", missingval="?")
     notes = [
         f"{kind.kind}: {number} {outcome.replace('_', ' ')}"
         for kind in kinds

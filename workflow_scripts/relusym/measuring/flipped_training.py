@@ -1,7 +1,7 @@
 """The argument of Figure 3, measured: a net trained from flipped filters on flipped batches is the flipped net.
 
-Three trainings run side by side on the same images in the same order: a net Φ; its twin Φ̂, whose initial filters are
-Φ's, flipped, on the flipped batches; and, as the counterfactual, a second twin on the batches as they are.
+Three trainings run side by side on the same images in the same order: a net Φ; its twin Φ̂, which starts from Φ's
+flipped filters, on the flipped batches; and, as the counterfactual, a second such twin on the unflipped batches.
 """
 
 from collections.abc import Iterator
@@ -27,18 +27,18 @@ from relusym.training.loop import Sgd
 Record = dict[str, Any]
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
-PATH = "features.conv1.weight"  # the filters whose path is kept: few enough to keep at every step
+PATH = "features.conv1.weight"  # the filters whose path is recorded: few enough to store at every step
 
 
 def weights(net: nn.Module) -> Tensor:
-    """All weights and biases of a net, one after the other, (parameters,)."""
+    """All weights and biases of a net, concatenated, (parameters,)."""
     return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
 
 
 def batches(
     images: image_set.ImageSet, how: Record, normalised: Normalise = normalise
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Labels and normalised float32 batches (B, 3, H, W), cropped and flipped at random, without end."""
+    """Labels and normalised float32 batches (B, 3, H, W), randomly cropped and flipped, endlessly."""
     augmented = Augmented(images.images, how["crop_padding"], HORIZONTAL_FLIP, normalised)
     epoch, count, device = 0, len(images.labels), images.labels.device
     while True:
@@ -50,11 +50,11 @@ def batches(
 
 @full_float32()
 def train_side_by_side(images: image_set.ImageSet, settings: Record, dtype: torch.dtype) -> Record:
-    """Φ, Φ̂ and the counterfactual twin, trained by SGD with cross-entropy; UserError if the training diverged.
+    """Train Φ, Φ̂ and the counterfactual twin by SGD with cross-entropy; UserError if the training diverges.
 
-    Returns loss (Φ's, one a step); flipped_batches and same_batches, the largest difference of the twin's weights from
-    Φ's flipped ones, relative to the largest weight, before training and after each step; paths, [net, twin], conv 1's
-    filters at each of these points, (steps + 1, c, 3, 3, 3).
+    Returns loss, of Φ at each step; flipped_batches and same_batches, the largest difference between a twin's weights
+    and Φ's flipped weights, relative to the largest weight, before training and after each step; paths, [net, twin],
+    conv 1's filters at each of these points, (steps + 1, c, 3, 3, 3).
     """
     how, network = settings["training"], settings["network"]
     torch.manual_seed(stream(how["seed"], "Figure 3", "weights"))
@@ -92,27 +92,27 @@ def train_side_by_side(images: image_set.ImageSet, settings: Record, dtype: torc
 
 
 def in_a_plane(paths: list[list[np.ndarray]]) -> list[np.ndarray]:
-    """The paths of filters (steps, c, 3, k, k) in the plane that a flip mirrors: each (steps, 2).
+    """The paths of filters (steps, c, 3, k, k), projected to a plane in which a flip is a reflection: each (steps, 2).
 
-    A point's first coordinate is along the antisymmetric part of Φ's filters, ½(ψ − τψ), at the end of training; a flip
-    turns its sign. The second is along the change of the symmetric part, ½(ψ + τψ), which a flip leaves as it is.
+    The first axis is the antisymmetric part ½(ψ − τψ) of Φ's filters at the end of training; a flip changes the sign of
+    this coordinate. The second is the change of the symmetric part ½(ψ + τψ), a coordinate that a flip preserves.
     """
     net = np.stack(paths[0])
     antisymmetric = (net[-1] - net[-1][..., ::-1]) / 2
     change = net[-1] - net[0]
     symmetric = (change + change[..., ::-1]) / 2
     axes = [axis / max(np.linalg.norm(axis), np.finfo(float).tiny) for axis in (antisymmetric, symmetric)]
-    origin = (net[0] + net[0][..., ::-1]) / 2  # on the mirror line, at the start's height
+    origin = (net[0] + net[0][..., ::-1]) / 2  # on the mirror line, at the height where training starts
     return [
         np.stack([((np.stack(path) - origin) * axis).sum((1, 2, 3, 4)) for axis in axes], 1) for path in paths
     ]
 
 
 def flipped_training_record(settings: Record, data: Path, label: str, *, device: torch.device) -> Record:
-    """The record of Figure 3, by `Settings.flipped_training` on the prepared images `data`.
+    """The record of Figure 3, with the settings of `Settings.flipped_training` on the prepared images `data`.
 
-    In float64 the two nets agree up to rounding; in float32 rounding differs between a convolution and the flipped one,
-    and training amplifies that, so both are measured.
+    In float64, the two nets agree up to rounding. In float32, a convolution and its flipped version round differently,
+    and training amplifies the difference; hence both precisions are measured.
     """
     meter = JobMeter(device)
     images = training_images(data, {"size": None, **settings["data"]}, label, device)

@@ -1,4 +1,4 @@
-"""What a job reads, prepared images and trained nets, each checked against what its record names; what it took."""
+"""The inputs of a job, prepared images and trained nets, each checked against its record; and the job's cost."""
 
 import platform
 import resource
@@ -28,7 +28,7 @@ CHANCE_MARGIN = 1.1  # a net within a tenth of chance accuracy has learnt nothin
 
 
 def digest_in_use(data: Path, in_use: tuple[str, str] | None) -> str:
-    """The content digest of prepared images; UserError if others are `in_use`, by their digest and one record."""
+    """The content digest of prepared images; UserError if it isn't that of the images `in_use`: (digest, a record)."""
     content = digest(data)
     if in_use is not None and content != in_use[0]:
         raise UserError(
@@ -39,9 +39,9 @@ def digest_in_use(data: Path, in_use: tuple[str, str] | None) -> str:
 
 
 def training_images(data: Path, settings: Record, label: str, device: torch.device) -> ImageSet:
-    """The images that a net trains on and is matched on: all, or a seeded choice, at the net's size."""
+    """The images that a net is trained and matched on: all, or a seeded subset, at the net's size."""
     images = image_set.load(data, "train", device, source=label)
-    if settings["dataset"] != "imagenet":  # whose file holds the choice alone
+    if settings["dataset"] != "imagenet":  # ImageNet's file holds only the subset, at its size
         images = image_set.subset(images, settings["train_images"], settings["seed"])
         images = _sized(images, settings["size"])
     return images
@@ -58,7 +58,7 @@ def _sized(images: ImageSet, size: int | None) -> ImageSet:
 
 
 def normalise_of(settings: Record) -> augmentation.Normalise:
-    """How pixels become a net's input: by the mean and std of `normalisation`, else by their data set's."""
+    """The normalisation of pixels: by the mean and std of `normalisation`, by default those of the data set."""
     if numbers := settings.get("normalisation"):
         mean, std = (tuple(255 * value for value in numbers[key]) for key in ("mean", "std"))
         return partial(augmentation.normalise, mean=mean, std=std)
@@ -66,12 +66,12 @@ def normalise_of(settings: Record) -> augmentation.Normalise:
 
 
 def least_accuracy(labels: Tensor) -> float:
-    """The accuracy up to which a net has learnt nothing: little more than that of the most frequent class."""
+    """The accuracy up to which a net counts as degenerate: slightly more than the share of the most frequent class."""
     return CHANCE_MARGIN * float(labels.bincount().max()) / len(labels)
 
 
 def load_net(path: Path, device: torch.device) -> nn.Module:
-    """A net in evaluation mode; UserError if its checkpoint is damaged or foreign."""
+    """A net in evaluation mode; UserError if its checkpoint is damaged or doesn't hold a net of this project."""
     return _net(path, *checkpoint.load(path, device), device)
 
 
@@ -90,16 +90,16 @@ def _net(path: Path, tensors: Tensors, about: Record, device: torch.device) -> n
 def trained_net(
     path: Path, record: Path, settings: Record, device: torch.device
 ) -> tuple[nn.Module | None, Record]:
-    """A net as `load_net`, if it is the one that its train record names; and that record. No net if it is absent.
+    """A net as from `load_net`, or None if its status is "absent"; and its train record.
 
-    UserError as `named_checkpoint` and `load_net`, or if a net that trained well has weights that are no numbers.
+    UserError as in `named_checkpoint` and `load_net`, or if a net of status "ok" has weights that aren't finite.
     """
     tensors, about, trained = named_checkpoint(path, record, settings, device)
     if trained["status"] == "ok" and (
         wrong := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     ):
         raise UserError(
-            f"checkpoint {path} has weights that are no numbers, in {wrong[0]}: delete it and {record}"
+            f"checkpoint {path} has weights that aren't finite numbers, in {wrong[0]}: delete it and {record}"
         )
     return _net(path, tensors, about, device) if trained["status"] != "absent" else None, trained
 
@@ -107,7 +107,8 @@ def trained_net(
 def named_checkpoint(
     path: Path, record: Path, settings: Record, device: torch.device
 ) -> tuple[Tensors, Record, Record]:
-    """A checkpoint's tensors and header, and its train record; UserError if it isn't the one that is named there."""
+    """A checkpoint's tensors and header, and its train record; UserError if the record names another checkpoint or the
+    settings differ."""
     tensors, about = checkpoint.load(path, device)
     trained = load_record(record)
     if sha256(path) != trained["outputs"]["checkpoint"]:
@@ -126,7 +127,7 @@ def named_checkpoint(
 
 
 def device_named(name: str) -> torch.device:
-    """The device a config's `device` means; auto is a GPU where there is one. UserError if it isn't there."""
+    """The device that a config's `device` means; auto is a GPU if there is one. UserError if it doesn't exist."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -139,7 +140,7 @@ def device_named(name: str) -> torch.device:
 
 
 class JobMeter:
-    """What a job takes from here on, and what it ran with."""
+    """Measures the time and memory that a job takes from here on, and names the versions and device it runs with."""
 
     def __init__(self, device: torch.device):
         self.device, self.started = device, time.perf_counter()
@@ -147,7 +148,7 @@ class JobMeter:
     def fields(self, earlier_seconds: float = 0.0) -> dict[str, Any]:
         """The `code` and `cost` of a record: versions and device; seconds and peak memory in MB, of job and process.
 
-        `earlier_seconds`: of a job that was resumed, what it took before; its seconds include them.
+        `earlier_seconds`: the time that a resumed job took before; included in the record's seconds.
         """
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         if self.device.type == "cuda":
@@ -158,7 +159,7 @@ class JobMeter:
         else:
             name, peak = platform.machine(), resident
         seconds = time.perf_counter() - self.started
-        since_start = time.time() - psutil.Process().create_time()  # by a clock that may be set back
+        since_start = time.time() - psutil.Process().create_time()  # this clock may be set back
         return {
             "code": {
                 "relusym": relusym.__version__,

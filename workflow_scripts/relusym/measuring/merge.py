@@ -1,4 +1,4 @@
-"""From trained nets to the record of their merge, or of a measurement beyond the paper (relusym/beyond)."""
+"""The records of merges of trained nets, and of the measurements beyond the paper (relusym/beyond)."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,7 +40,7 @@ from relusym.whole_files import sha256
 Record = dict[str, Any]
 
 
-DRAWN = 2  # convs, from the first on, whose filters are kept and not only their norms
+DRAWN = 2  # the number of first convs whose filters are stored, rather than only the filters' norms
 RGB = 3
 
 
@@ -57,13 +57,13 @@ def filter_arrays(
     image_shape: tuple[int, ...],
     projection_seed: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """What `findings.frames.Filters` describes of an ordinary net, and conv name → ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖ (equation
-    (3)).
+    """The arrays of an ordinary net that `findings.frames.Filters` describes, and the violation of equation (3), conv
+    name → ‖P₁ᵀτ(ψ)P₀ − ψ‖ / ‖ψ‖.
 
     Args:
-        permutations: group name → list: channel i goes with channel `permutation[i]` of the flipped net.
+        permutations: group name → list; channel i is matched to channel `permutation[i]` of the flipped net.
         image_shape: of one image, (channels, height, width).
-        projection_seed: of the projection of input channels to RGB.
+        projection_seed: seed of the projection of input channels to RGB.
     """
     groups = channel_groups(net, image_shape)
     orders = {name: torch.tensor(permutation) for name, permutation in permutations.items()}
@@ -74,29 +74,29 @@ def filter_arrays(
         constraint[name] = kernel_constraint(*pair)
         psi, matched = (kernel.cpu().numpy() for kernel in pair)
         arrays[f"norm.{name}"] = np.sqrt(np.square(psi, dtype=np.float64).sum((1, 2, 3))).astype(np.float32)
-        if number < DRAWN and "." not in name:  # of a ResNet, the stem
+        if number < DRAWN and "." not in name:  # in a ResNet, only the stem
             both = np.stack([psi, matched])
             if psi.shape[1] != RGB:
                 both = np.einsum("rc,nochw->norhw", projection_to_rgb(psi.shape[1], projection_seed), both)
-            arrays[name] = both.astype(np.float16)  # to be looked at
+            arrays[name] = both.astype(np.float16)  # precise enough for pictures
             arrays[f"permutation.{name}"] = np.array(permutations[writes[f"{conv}.weight"]], np.int16)
     return arrays, constraint
 
 
 @dataclass(frozen=True)
 class MergeJob:
-    """What a merge or a measurement is made from; nets and images are loaded when they are first asked for.
+    """The inputs of a merge or a measurement; nets and images are loaded at their first use.
 
-    UserError is raised then, if a checkpoint is damaged, isn't the one that its train record names, or was made with
-    other settings, or if the images are damaged or others.
+    UserError is raised then if a checkpoint is damaged, isn't the one that its train record names, or was made with
+    other settings, or if the images are damaged.
 
     Attributes:
-        names: model and seed of each net: one, two, or several of a type.
-        settings: as `Settings.flip_merge`, `Settings.pair_merge` or `Settings.measurement` gives them.
-        checkpoints, trained: the nets, and their train records.
-        data, label, in_use: the prepared images, what the record calls them, and see `digest_in_use`.
-        batch_size: images that a net reads at once.
-        beside: the file beside the record: of a flip merge's filters, or of a net that a measurement makes.
+        names: model and seed of each net: one, two, or several of one type.
+        settings: as `Settings.flip_merge`, `Settings.pair_merge` or `Settings.measurement` returns them.
+        checkpoints, trained: the files of the nets and of their train records.
+        data, label, in_use: the file of prepared images, their name in the record, and see `digest_in_use`.
+        batch_size: of images in a forward pass.
+        beside: the second output: a flip merge's filters, or the checkpoint of a net that a measurement makes.
     """
 
     names: list[tuple[str, int]]
@@ -112,7 +112,7 @@ class MergeJob:
 
     @classmethod
     def of(cls, plain: Record) -> Self:
-        """The job whose paths are text, as the workflow's rules give them."""
+        """The job of plain values, with paths and device as strings, as the workflow's rules pass them."""
         values = plain | {key: [Path(path) for path in plain[key]] for key in ("checkpoints", "trained")}
         values |= {key: Path(plain[key]) if plain[key] else None for key in ("data", "beside")}
         names = [(model, seed) for model, seed in plain["names"]]
@@ -125,7 +125,7 @@ class MergeJob:
 
     @property
     def nets(self) -> list[nn.Module]:
-        """As they were trained."""
+        """The nets as trained; None for a net whose status is "absent"."""
         return [net for net, _ in self._loaded]
 
     @property
@@ -134,15 +134,15 @@ class MergeJob:
 
     @cached_property
     def plain(self) -> list[nn.Module]:
-        """The same as ordinary nets."""
+        """The nets converted to ordinary nets, without group convs."""
         return [self.as_plain(net) for net in self.nets]
 
     def as_plain(self, net: nn.Module) -> nn.Module:
         return nets.plain(net).to(memory_format=torch.channels_last)
 
     def snapshot(self, epoch: int) -> nn.Module:
-        """The first net as it was after so many epochs; UserError if that isn't there, or isn't what its record
-        names."""
+        """The first net as it was after `epoch` epochs; UserError if the file is missing or isn't the one that the
+        train record names."""
         path, (model, seed) = snapshot_path(self.checkpoints[0], epoch), self.names[0]
         kept = self.train_records[0]["outputs"].get("snapshots", {})
         if not path.exists() or kept.get(str(epoch)) != sha256(path):
@@ -166,14 +166,14 @@ class MergeJob:
 
     @cached_property
     def images(self) -> Images:
-        """Those of them to merge on."""
+        """The training images that channels are matched on, and REPAIR's statistics are taken from."""
         return self._choice(self.settings["merging"]["images"])
 
     def _choice(self, count: int | None) -> Images:
         return self._images(image_set.subset(self.train, count, self._data["seed"]))
 
     def choice(self, count: int | None) -> Images:
-        """A seeded choice of so many of the training images (None: those to merge on); UserError if there are fewer."""
+        """A seeded subset of `count` training images (None: those to merge on); UserError if there are fewer."""
         return self.images if count is None else self._choice(count)
 
     @cached_property
@@ -187,12 +187,12 @@ class MergeJob:
 
     @property
     def labels(self) -> Tensor:
-        """Theirs, int64 (N,)."""
+        """The labels of `test`, int64 (N,)."""
         return self._test.labels
 
     @property
     def least_accuracy(self) -> float:
-        """As `loading.least_accuracy`, on the test images."""
+        """`loading.least_accuracy` of the test images."""
         return least_accuracy(self.labels)
 
     @property
@@ -201,21 +201,21 @@ class MergeJob:
 
     @property
     def matched_by(self) -> dict[str, Any]:
-        """By which matching channels are matched, as arguments of `merge` and `align`."""
+        """The matching method, as arguments of `merge` and `align`."""
         merging = self.settings["merging"]
         return {key: merging[key] for key in ("matching", "starts") if key in merging}
 
     def named(self) -> Record:
-        """Models and seeds as a record has them."""
+        """The record's fields for models and seeds."""
         if len(self.names) == 1:
             return dict(zip(("model", "seed"), self.names[0], strict=True))
-        if len(self.names) > 2:  # of one type
+        if len(self.names) > 2:  # all of one type
             return {"model": self.names[0][0], "seeds": [seed for _, seed in self.names]}
         (first, seed_1), (second, seed_2) = self.names
         return {"model_1": first, "seed_1": seed_1, "model_2": second, "seed_2": seed_2}
 
     def header(self, kind: str) -> Record:
-        """What the record begins with; its status is "left_out" if one of the nets is."""
+        """The first fields of the record; its status is "left_out" if that of any net isn't "ok"."""
         left_out = [
             f"{model}-{seed} is {train['status']}"
             for (model, seed), train in zip(self.names, self.train_records, strict=True)
@@ -239,15 +239,15 @@ class MergeJob:
 def merge_record(job: MergeJob) -> Record:
     """Merge one net with its flipped self (Tables 2, 3 and 5), or two nets with each other (Table 4).
 
-    The record of a flip merge also has the net's relative invariance error. UserError as of `MergeJob`, or if an
-    identity that holds whatever the weights are doesn't.
+    The record of a flip merge includes the net's relative invariance error. UserError as in `MergeJob`, if the images
+    aren't those in use, or if an identity that holds for any weights is violated.
     """
     meter, flip, settings = JobMeter(job.device), len(job.names) == 1, job.settings
     record = job.header("flip_merge" if flip else "pair_merge")
     arrays: dict[str, np.ndarray] = {}
     about = {"kind": "filters", **{key: record[key] for key in ("status", "reason")}, **job.named()}
     if record["status"] == "ok":
-        # of a matching that draws
+        # the seed is for matchings that draw random numbers
         name = "--".join(f"{model}-{seed}" for model, seed in job.names)
         how = job.matched_by | {"seed": stream(job.names[0][1], name, "matching")}
         if flip:
@@ -274,7 +274,7 @@ def merge_record(job: MergeJob) -> Record:
 
 
 def measure_record(kind: str, job: MergeJob) -> Record:
-    """Make one measurement of `MEASUREMENTS`; errors as of `merge_record`."""
+    """The record of one measurement of `MEASUREMENTS`; errors as in `merge_record`."""
     meter, record = JobMeter(job.device), job.header(kind)
     if record["status"] == "ok":
         body = MEASUREMENTS[kind].measure(job)
@@ -284,6 +284,6 @@ def measure_record(kind: str, job: MergeJob) -> Record:
 
 
 def group_conv_constraint(net: nn.Module) -> float:
-    """Largest violation of equation (3) by any group conv of `net`; 0 if it has none."""
+    """The largest violation of equation (3) by a group conv of `net`; 0 if it has no group conv."""
     convs = [module for module in net.modules() if isinstance(module, RegularConv2d)]
     return max((conv.check_kernel_constraint() for conv in convs), default=0.0)

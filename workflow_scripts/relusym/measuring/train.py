@@ -1,4 +1,4 @@
-"""From images to a net and its record: trained, or read from weights that others trained."""
+"""Nets and their records, from images: by training, or from published weights."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -38,16 +38,17 @@ TEST_BATCH = 500
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What a net is made from.
+    """The inputs of a training.
 
     Attributes:
-        training_id, settings: the model, or an earlier stage of its training; as `Settings.train` gives them.
-        data, label, in_use: the prepared images, what the record calls them, and see `digest_in_use`.
-        to, state: the checkpoint; see `loop.train`, removed once the checkpoint is written.
+        training_id, settings: the model, or an earlier stage of its training; as `Settings.train` returns them.
+        data, label, in_use: the file of prepared images, their name in the record, and see `digest_in_use`.
+        to: the checkpoint's path.
+        state: see `loop.train`; removed once the checkpoint is written.
         save_every, workers: see `loop.train` and `ImageFiles`.
-        snapshots: epochs after which the net is kept as well, see `snapshot_path`; 0 is before the first.
-        folder: of image files to train on (ImageNet's); None: the prepared images.
-        start, started: the net of the stage before, and its train record.
+        snapshots: epochs after which a copy of the net is stored, see `snapshot_path`; 0 is before the first.
+        folder: of image files to train on (ImageNet); None: the prepared images are used.
+        start, started: the net from the previous stage, and its train record.
     """
 
     training_id: str
@@ -68,7 +69,7 @@ class TrainJob:
 
     @classmethod
     def of(cls, plain: Record) -> Self:
-        """The job whose paths and device are text, as JSON has them."""
+        """The job of plain values, with paths and device as strings, as in JSON."""
         paths = "data", "to", "folder", "start", "started", "state"
         values = {key: Path(value) if key in paths and value else value for key, value in plain.items()}
         return cls(**values | {"device": device_named(plain["device"])})
@@ -78,15 +79,15 @@ class TrainJob:
         return f"{self.training_id}-{self.seed}"
 
     def inputs(self) -> Record:
-        """Raises UserError if the images are damaged, or others than those in use."""
+        """The record's `inputs`; UserError if the images are damaged, or aren't those in use."""
         return {"data": digest_in_use(self.data, self.in_use), "source": self.label}
 
     def about(self, **more: Any) -> Record:
-        """What a checkpoint's header has, and the record as well."""
+        """The fields that the checkpoint's header shares with the record."""
         return {"model": self.training_id, "seed": self.seed, "settings": self.settings, **more}
 
     def score(self, net: nn.Module) -> tuple[float, str]:
-        """A net's accuracy, and whether it has learnt anything: more than to answer the most frequent class."""
+        """A net's accuracy, and its status: "degenerate" if it is hardly better than always the most frequent class."""
         test = test_images(self.data, self.settings["data"], self.label, self.device)
         net.eval()
         images = Images(test.images, TEST_BATCH, normalise_of(self.settings["data"]))
@@ -94,7 +95,7 @@ class TrainJob:
         return score, "degenerate" if score <= least_accuracy(test.labels) else "ok"
 
     def saved(self, net: nn.Module | None, classes: int, status: str) -> Record:
-        """Write the checkpoint; the part of the record that names it."""
+        """Write the checkpoint, and return the part of the record that names it."""
         about = self.about(status=status, classes=classes)
         checkpoint.save(self.to, net.state_dict() if net else {}, about)
         return {
@@ -112,18 +113,18 @@ def train_record(
     interrupted: Callable[[], bool] = lambda: False,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Record:
-    """Train one net, in this process or in all that were started together, write its checkpoint and measure it.
+    """Train one net, in this process or together with the other ranks, write its checkpoint and measure its accuracy.
 
     The record's status is "diverged" if the loss became non-finite, "degenerate" if the test accuracy is no better than
     chance (the paper's footnote 3), else "ok". `interrupted` and `report`: see `loop.train`. UserError if the images
-    are damaged or others, or fewer than a batch; if `start` isn't the net that `started` names, or was made with other
-    settings. Interrupted if `interrupted` returned true, and the state is saved.
+    are damaged, aren't those in use, or are fewer than a batch; if `start` isn't the net that `started` names, or was
+    made with other settings. Interrupted once `interrupted` has returned true and the state is saved.
     """
     meter, device, settings = JobMeter(job.device), local_device(job.device), job.settings
     inputs = job.inputs()
     recipe = Recipe(**settings["training"])
     symmetry = SYMMETRIES[settings["symmetry"]]
-    how = {
+    batching = {
         "batch_size": recipe.batch_size,
         "seed": job.seed,
         "name": job.training_id,
@@ -135,11 +136,11 @@ def train_record(
     }
     if job.folder:
         size = settings["data"]["size"]
-        batches: TrainingBatches = ImageFiles(job.folder, size, device, workers=job.workers, **how)
+        batches: TrainingBatches = ImageFiles(job.folder, size, device, workers=job.workers, **batching)
     else:
         images = training_images(job.data, settings["data"], job.label, device)
-        split, how["crop_padding"] = (images.images, images.labels, len(images.classes)), recipe.crop_padding
-        batches = ImagesOnDevice(*split, **how)
+        split = images.images, images.labels, len(images.classes)
+        batches = ImagesOnDevice(*split, crop_padding=recipe.crop_padding, **batching)
     torch.manual_seed(stream(job.seed, job.training_id, "weights"))
     net = nets.build(settings["network"], batches.classes, symmetry)
     if job.start:
@@ -186,7 +187,7 @@ def train_record(
 
 
 def weights_record(job: TrainJob, weights: Path) -> Record:
-    """The record of a net that others trained, from what `nets.weights.gather` loaded; "absent" if that is nothing."""
+    """The record of a net with published weights, the output of the rule weights; "absent" if there were none."""
     meter = JobMeter(job.device)
     tensors, about = checkpoint.load(weights, job.device)
     inputs, score, reason = job.inputs(), None, about.get("reason")
@@ -205,7 +206,7 @@ def weights_record(job: TrainJob, weights: Path) -> Record:
 
 
 def run_process(plain: dict[str, Any], interrupted: Callable[[], bool]) -> dict[str, Any]:
-    """`train_record` of a job as plain values."""
+    """`train_record` for a job of plain values."""
     job = TrainJob.of(plain)
     return train_record(job, interrupted=interrupted, report=Reporter(job.name, sys.stdout))
 

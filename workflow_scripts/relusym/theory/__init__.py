@@ -2,11 +2,11 @@
 
 Every module's `demonstrate(seed, draws)` returns a record body with the keys
 
-- statement, claim: which statement of the paper, and what it says;
-- holds: whether all that was tested came out so; it follows from `measured` and the tolerances in the module;
+- statement, claim: the statement's number in the paper, and its content;
+- holds: whether the statement held in every test; it follows from `measured` and the tolerances in the module;
 - draws: how many random cases were tested;
-- tested, largest_violation: on what the statement was tested, and how far it failed at worst (rounding; or a count);
-- counterfactual: what happens where its assumptions don't hold;
+- tested, largest_violation: the test, and the largest violation of the statement in it (rounding, or a count);
+- counterfactual: what happens if the statement's assumptions don't hold;
 - measured: all numbers behind these.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import relusym
 
-# Each with how many random draws it is tested on unless the config changes that, and what is drawn.
+# For each statement, the default number of random draws in its test, and what is drawn.
 STATEMENTS = {
     "example_2_1": (1_000, "points"),
     "lemma_2_2": (2_000, "pairs of matrices of each kind in each size"),
@@ -33,13 +33,13 @@ STATEMENTS = {
 
 
 def demonstrate(name: str, **settings: int) -> dict[str, Any]:
-    """The record body of one of `STATEMENTS`, of seed and draws; imports its module alone, since one needs PyTorch."""
+    """The record body of one of `STATEMENTS`; `settings`: seed, draws. Imports only its module: one needs PyTorch."""
     return import_module(f"relusym.theory.{name}").demonstrate(**settings)
 
 
 def record(name: str, settings: dict[str, int]) -> dict[str, Any]:
-    """The record of one statement, with what it was made with and what it cost."""
-    import numpy as np  # here, since every start of Snakemake asks for the names alone
+    """The record of one statement, with its settings, versions and cost."""
+    import numpy as np  # imported here, since Snakemake's start needs only the names
 
     started = time.perf_counter()
     body = demonstrate(name, **settings)

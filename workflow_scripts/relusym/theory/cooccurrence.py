@@ -8,7 +8,7 @@ from relusym.randomness import stream
 
 
 def shape(*rows: str) -> np.ndarray:
-    """A shape drawn with #, as float32 with 0 and 1."""
+    """A shape drawn with #, as float32 of 0 and 1."""
     return np.array([[pixel == "#" for pixel in row] for row in rows], np.float32)
 
 
@@ -16,7 +16,7 @@ ANGLE = shape("...#.", "..#..", ".#...", "..#..", "...#.")
 SLANTED_Y = shape("#...#", ".#.#.", "..#..", ".#...", "#....")
 NARROW_K = shape(".#.#.", ".#.#.", ".##..", ".#.#.", ".#.#.")
 SHAPES = (ANGLE, SLANTED_Y)  # of class 1, where s(x) = 1, and class 2, where s(x) = 0
-CELL = 10  # pixels: an image has 2 × 2 cells with a shape each; no filter sees two shapes at once
+CELL = 10  # pixels; an image has 2 × 2 cells with one shape each, so that no filter sees two shapes at once
 
 
 def image_classes(
@@ -25,13 +25,13 @@ def image_classes(
     shapes: tuple[np.ndarray, ...] = SHAPES,
     orientations: tuple[int, ...] = (0, 0, 1, 1),
 ) -> np.ndarray:
-    """Images of the classes of Figure 10, float32 (classes, images, 20, 20) with 0 and 1.
+    """Images of the classes of Figure 10, float32 (classes, images, 20, 20) of 0 and 1.
 
-    Every image holds four copies of its class's shape, each a pixel or none off its place: two as they are and two
-    flipped, in random cells. Other `orientations` (1 is flipped) give images off the data.
+    Every image has four copies of its class's shape, two of them flipped, in random cells and randomly shifted by up to
+    one pixel. Other `orientations` (1: flipped) give images outside the data distribution.
     """
     rng = np.random.default_rng(stream(seed, "Figure 10"))
-    starts = (2, 3)  # a flip takes one to the other
+    starts = (2, 3)  # a flip maps one to the other
     classes = []
     for drawn in shapes:
         tiles = np.zeros((2, 2, 2, CELL, CELL), np.float32)  # by orientation, first row and first column

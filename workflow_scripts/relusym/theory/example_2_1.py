@@ -1,10 +1,10 @@
-"""Example 2.1: an invariant net need not be layerwise equivariant, but an equal net is."""
+"""Example 2.1: an invariant net need not be layerwise equivariant, but a net of the same function is."""
 
 import numpy as np
 
 from relusym.randomness import stream
 
-# As printed W₁ is 2 × 2, while the text calls ρ₁(h) a scalar, which belongs to W₁ = (1 0): both are tested.
+# W₁ is printed as 2 × 2, but the text calls ρ₁(h) a scalar, which fits W₁ = (1 0): both are tested.
 FIRST_LAYERS = {"2x2": np.array([[1.0, 0.0], [0.0, 0.0]]), "1x2": np.array([[1.0, 0.0]])}
 SWAP = np.array([[0.0, 1.0], [1.0, 0.0]])
 TOLERANCE = 1e-12
@@ -16,13 +16,13 @@ def network(first: np.ndarray, second: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def least_equivariance_defect(first: np.ndarray) -> float:
-    """Smallest ‖ρ W₁ − W₁ ρ₀(h)‖ (Frobenius) over all matrices ρ: 0 if and only if some ρ makes W₁ equivariant."""
+    """The least ‖ρ W₁ − W₁ ρ₀(h)‖ (Frobenius) over all matrices ρ: 0 if and only if some ρ makes W₁ equivariant."""
     rho = np.linalg.lstsq(first.T, (first @ SWAP).T, rcond=None)[0].T
     return float(np.linalg.norm(rho @ first - first @ SWAP))
 
 
 def demonstrate(seed: int = 0, draws: int = 1000) -> dict:
-    """f = W₂ ReLU(W₁ x) with W₂ = 0 on `draws` points; the defect of W₁ over all ρ₁(h); f̃ with W̃₁ = 0."""
+    """Test f = W₂ ReLU(W₁ x) with W₂ = 0 on `draws` points, the defect of W₁ over all ρ₁(h), and f̃ with W̃₁ = 0."""
     x = np.random.default_rng(stream(seed, "Example 2.1")).standard_normal((2, draws))
     holds, measured, largest = True, {}, 0.0
     for shape, first in FIRST_LAYERS.items():

@@ -1,4 +1,4 @@
-"""Example C.1: on s(x) = |x| the best scalar net errs half as much as the only equivariant one."""
+"""Example C.1: on s(x) = |x|, the best scalar net has half the error of the only equivariant net."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ def normal(x: float) -> float:
     return np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
 
 
-# Densities that are symmetric about the origin and have a mean of |x|
+# Densities that are symmetric about the origin and for which E|x| is finite
 DENSITIES: dict[str, Callable[[float], float]] = {
     "normal": normal,
     "laplace": lambda x: np.exp(-abs(x)) / 2,
@@ -32,7 +32,7 @@ def network(W1: np.ndarray, W2: np.ndarray, x: float | np.ndarray) -> np.ndarray
 
 
 def expected_error(W1: np.ndarray, W2: np.ndarray, density: Callable[[float], float]) -> np.ndarray:
-    """E|f(x) − |x|| of scalar nets (nets,) by quadrature of each half line."""
+    """E|f(x) − |x|| of scalar nets (nets,), by quadrature on each half line."""
 
     def integrand(x: float) -> np.ndarray:
         return np.abs(network(W1, W2, x) - abs(x)) * density(x)
@@ -49,22 +49,22 @@ def train(rng: np.random.Generator, nets: int) -> tuple[np.ndarray, float]:
     for step in range(STEPS):
         rate = 0.1 * (1 - step / STEPS)
         hidden = np.maximum(W1 * x, 0)
-        slope = np.sign(W2 * hidden - np.abs(x))  # of the error in f
+        slope = np.sign(W2 * hidden - np.abs(x))  # the derivative of the error with respect to f
         gradient1, gradient2 = (slope * W2 * (hidden > 0) * x).mean(0), (slope * hidden).mean(0)
         W1, W2 = W1 - rate * gradient1, W2 - rate * gradient2
     return np.abs(network(W1, W2, x) - np.abs(x)).mean(0), float(np.abs(x).mean())
 
 
 def demonstrate(seed: int = 0, draws: int = 1000) -> dict:
-    """The paper's net and `draws` random scalar nets by quadrature on every density; `draws` trained nets."""
+    """Test the paper's net and `draws` random scalar nets by quadrature on every density, and `draws` trained nets."""
     rng = np.random.default_rng(stream(seed, "Example C.1"))
     measured, holds = {}, True
     for name, density in DENSITIES.items():
         W1, W2 = rng.standard_normal((2, draws + 2))
-        W1[:2], W2[:2] = (1, 0), (1, 1)  # the paper's net f̃, and the equivariant net f, whose W₁ is 0
+        W1[:2], W2[:2] = (1, 0), (1, 1)  # the paper's net f̃, and the equivariant net f, with W₁ = 0
         errors = expected_error(W1, W2, density)
         ratio, best = float(errors[0] / errors[1]), float(errors.min() / errors[1])
-        # with two hidden units, W₁ = (1 −1)ᵀ and W₂ = (1 1), an equivariant net fits exactly
+        # with two hidden units, W₁ = (1 −1)ᵀ and W₂ = (1 1), an equivariant net is exact
         both = quad_vec(lambda x, p=density: abs(max(x, 0) + max(-x, 0) - abs(x)) * p(x), -np.inf, np.inf)
         two_units = float(both[0])
         measured |= {

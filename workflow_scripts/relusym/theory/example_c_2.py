@@ -1,8 +1,8 @@
 """Example C.2: cooccurrence of equivariant features, trained on images like those of Figure 10.
 
-Whether a net with one symmetric filter is worse, as the example says, depends on the two shapes (the paper names only
-⟨). For ⟨ against a slanted Y it is, by `error_bound`, which holds for every symmetric 3 × 3 filter. For ⟨ against a
-narrow K it isn't, which is measured too.
+Whether a net with one symmetric filter is worse, as the example claims, depends on the two shapes (the paper names only
+⟨). For ⟨ against a slanted Y it is worse, by `error_bound`, which holds for every symmetric 3 × 3 filter. For ⟨ against
+a narrow K it isn't; this is measured, too.
 """
 
 import numpy as np
@@ -17,16 +17,16 @@ from relusym.symmetry import HORIZONTAL_FLIP
 from relusym.theory.cooccurrence import ANGLE, NARROW_K, image_classes
 
 FILTER = 3
-TEST_IMAGES = 50  # a class
+TEST_IMAGES = 50  # per class
 STEPS, RATE = 800, 0.05
-# the mean over 400 pixels is small: W₂ counts in these, so that all weights are near 1
+# the mean over 400 pixels is small: training scales it by this factor, so that all weights are near 1
 PIXELS_PER_RESPONSE = 100
 INVARIANT, NOT_INVARIANT, SOLVED = 1e-4, 0.1, 0.02
 
 
 def windows(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All that one filter with pooling can see of images (classes, images, h, w), 0 or 1, zero-padded by 1. The
-    different 3 × 3 windows, (windows, 9), and how often each is in an image, as a share: (classes, images, windows)."""
+    """The information of images (classes, images, h, w), of 0 and 1, zero-padded by 1, that one filter with pooling
+    uses: the distinct 3 × 3 windows, (windows, 9), and their frequencies in each image, (classes, images, windows)."""
     padded = np.pad(classes, ((0, 0), (0, 0), (1, 1), (1, 1)))
     seen = np.lib.stride_tricks.sliding_window_view(padded, (FILTER, FILTER), axis=(2, 3))
     bits = np.arange(FILTER**2)
@@ -39,27 +39,27 @@ def windows(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def symmetrised(kinds: np.ndarray) -> np.ndarray:
-    """The horizontally symmetric part of windows or filters (…, 9): all that a symmetric filter sees of a window."""
+    """The horizontally symmetric part of windows or filters (…, 9); a symmetric filter depends only on it."""
     square = kinds.reshape(-1, FILTER, FILTER)
     return ((square + square[..., ::-1]) / 2).reshape(-1, FILTER**2)
 
 
 def error_bound(kinds: np.ndarray, shares: np.ndarray) -> float:
-    """A lower bound of E|f(x) − s(x)| for all f(x) = W₂ pool(ReLU(ψ∗x + t)), from a linear program.
+    """A lower bound on E|f(x) − s(x)| for all f(x) = W₂ pool(ReLU(ψ∗x + t)), from a linear program.
 
     Args:
         kinds: the windows, or their symmetrised parts for a bound on symmetric filters ψ, (windows, 9).
-        shares: how often each is in an image of class 1 and of class 2, (2, windows).
+        shares: the windows' frequencies in an image of class 1 and of class 2, (2, windows).
 
-    If each window of class 1 is a convex combination of windows of class 2, then by convexity of ReLU the response
-    to class 1 is at most κ times that to class 2, where κ is the largest weight a window of class 2 gets, relative
-    to its share; the program finds the combinations with the least κ. With responses a and b ≥ a/κ the error
-    ½(|1 − a| + b) is at least ½ min(1, 1/κ). If there are no such combinations, some ψ and t give a positive
-    response to class 1 only, so that the error can be 0, and the bound is 0.
+    If each window of class 1 is a convex combination of windows of class 2, then by convexity of ReLU the response to
+    class 1 is at most κ times that to class 2, where κ is the largest total weight of a window of class 2, relative to
+    its frequency; the program minimises κ over the combinations. With responses a and b ≥ a/κ, the error
+    ½(|1 − a| + b) is at least ½ min(1, 1/κ). If there are no such combinations, some ψ and t respond only to class 1,
+    so that the error can be 0, and the bound is 0.
     """
     first, second = shares[0] > 0, shares[1] > 0
     A, B = kinds[first], kinds[second]
-    # variables: the weights λ[i, j] of window j of class 2 in window i of class 1, then κ
+    # variables: the weights λ[i, j] of window j of class 2 for window i of class 1, then κ
     combines = block_diag([np.vstack([B.T, np.ones(len(B))])] * len(A))
     equal = hstack([combines, coo_array((combines.shape[0], 1))])
     target = np.hstack([A, np.ones((len(A), 1))]).ravel()
@@ -71,15 +71,15 @@ def error_bound(kinds: np.ndarray, shares: np.ndarray) -> float:
 
 
 def train(seed: int, nets: int, images: np.ndarray, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Train `nets` one-filter CNNs side by side by Adam on (f(x) − s(x))², the rate falling to 0: ψ (nets, 1, 3, 3), t,
-    W₂ (nets,).
+    """Train `nets` one-filter CNNs side by side by Adam on (f(x) − s(x))², with a learning rate that falls to 0: ψ
+    (nets, 1, 3, 3), t, W₂ (nets,).
 
-    All images of a class of `images` (2, images, h, w) have the same windows, so one of each is all the data there is.
-    `symmetric`: whether ψ must be horizontally symmetric, as layerwise equivariance demands of a single filter.
+    Of `images` (2, images, h, w), one per class suffices, since all images of a class have the same windows.
+    `symmetric`: whether ψ must be horizontally symmetric, as layerwise equivariance requires for a single filter.
     """
     kinds, shares = windows(images[:, :1])
     if symmetric:
-        kinds = symmetrised(kinds)  # whose products with ψ are the windows' with (ψ + τψ)/2
+        kinds = symmetrised(kinds)  # their products with ψ equal the windows' products with (ψ + τψ)/2
     inputs = np.hstack([kinds, np.ones((len(kinds), 1))])
     shares = shares[:, 0] * PIXELS_PER_RESPONSE
     truth = np.array([[1.0], [0.0]])
@@ -103,7 +103,7 @@ def train(seed: int, nets: int, images: np.ndarray, symmetric: bool) -> tuple[Te
 
 
 def network(net: tuple[Tensor, Tensor, Tensor], images: np.ndarray) -> np.ndarray:
-    """f(x) = W₂ pool(ReLU(ψ∗x + t)) of every net at images (classes, images, h, w): (classes, images, nets)."""
+    """f(x) = W₂ pool(ReLU(ψ∗x + t)) of every net on images (classes, images, h, w): (classes, images, nets)."""
     psi, t, W2 = net
     x = torch.from_numpy(images.reshape(-1, 1, *images.shape[2:]))
     outputs = W2 * conv2d(x, psi, t, padding=FILTER // 2).relu().mean((2, 3))
@@ -121,14 +121,14 @@ def invariance_error(net: tuple[Tensor, Tensor, Tensor], images: np.ndarray) -> 
 
 
 def best(net: tuple[Tensor, Tensor, Tensor], images: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """The net with the least error on images of two classes, as nets of one."""
+    """The net with the least error on images of two classes, as a batch of one net."""
     index = int(mean_error(net, images).argmin())
     return tuple(weights[index : index + 1] for weights in net)
 
 
 def demonstrate(seed: int = 0, draws: int = 256) -> dict:
-    """`draws` nets with a free and `draws` with a symmetric filter; the best of either kind on unseen images. The nets
-    are of the form of question (C.Q): f(x) is to be 1 on class 1 and 0 on class 2."""
+    """Train `draws` nets with a free and `draws` with a symmetric filter; test the best of each kind on unseen images.
+    As in question (C.Q), f(x) should be 1 on class 1 and 0 on class 2."""
     images = image_classes(stream(seed, "train"), 20)
     unseen = image_classes(stream(seed, "test"), TEST_IMAGES)
     off_data = image_classes(stream(seed, "off"), TEST_IMAGES, orientations=(0, 0, 0, 0))

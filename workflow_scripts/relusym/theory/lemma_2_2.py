@@ -7,7 +7,7 @@ from relusym.theory import random_matrices
 from relusym.theory.random_matrices import invertible, positive_scales, scaled_permutations
 
 SIZES = (2, 3, 4, 5, 6)
-ENTRIES = range(-1, 3)  # of the 3 × 3 matrices that are all tried
+ENTRIES = range(-1, 3)  # of the 3 × 3 matrices, all of which are tested
 ROUNDING = 1e-12
 VIOLATION = 1e-6
 
@@ -15,8 +15,8 @@ VIOLATION = 1e-6
 def witnesses(A: np.ndarray) -> np.ndarray:
     """The points that the proof in B.1 inserts, for matrices A (draws, n, n): float64 (draws, n, points).
 
-    They are ±e_k, and A_ik e_k′ − A_ik′ e_k for every row i and k < k′, divided by the larger coefficient, so that
-    an error in A shows in proportion.
+    They are ±e_k, and A_ik e_k′ − A_ik′ e_k for every row i and k < k′. The latter are divided by the larger
+    coefficient, so that the defect is proportional to the error in A.
     """
     draws, size, _ = A.shape
     unit = np.eye(size)
@@ -29,7 +29,7 @@ def witnesses(A: np.ndarray) -> np.ndarray:
 
 
 def defect(A: np.ndarray, B: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Largest |ReLU(Ax) − B ReLU(x)| over points x (draws, n, points), float64 (draws,)."""
+    """The largest |ReLU(Ax) − B ReLU(x)| over points x (draws, n, points), float64 (draws,)."""
     return np.abs(np.maximum(A @ x, 0) - B @ np.maximum(x, 0)).max((1, 2))
 
 
@@ -42,7 +42,7 @@ def commuting(rng: np.random.Generator, draws: int, size: int) -> tuple[np.ndarr
 def not_commuting(
     rng: np.random.Generator, draws: int, size: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Invertible pairs (A, B) outside Lemma 2.2; where x = e_k allows, B is the only candidate left, ReLU(A)."""
+    """Invertible pairs (A, B) that Lemma 2.2 excludes. In most kinds B = ReLU(A), the only candidate by x = e_k."""
     scaled, dense = scaled_permutations(rng, draws, size), invertible(rng, draws, size)
     signs = np.where(rng.random((draws, size)) < 0.5, -1.0, 1.0)
     signs[:, 0] = -1
@@ -59,9 +59,9 @@ def not_commuting(
 
 
 def exhaust() -> dict[str, int]:
-    """Every invertible 3 × 3 matrix with entries in ENTRIES, exactly, at the proof's points; B is ReLU(A)."""
+    """Test every invertible 3 × 3 A with entries in ENTRIES, without rounding, at the proof's points; B = ReLU(A)."""
     A = random_matrices.all_invertible(3, ENTRIES)
-    chunks = np.array_split(A, 32)  # the points of all matrices at once would fill the memory
+    chunks = np.array_split(A, 32)  # the points for all matrices at once need too much memory
     commutes = np.concatenate([defect(part, np.maximum(part, 0), witnesses(part)) == 0 for part in chunks])
     scaled = random_matrices.distance_to_scaled_permutation(A) == 0
     return {
@@ -73,7 +73,7 @@ def exhaust() -> dict[str, int]:
 
 
 def demonstrate(seed: int = 0, draws: int = 2000) -> dict:
-    """`draws` pairs of every kind in each size; at the proof's points and, where ReLU commutes, at random ones."""
+    """Test `draws` pairs of every kind and size at the proof's points, and those of the lemma also at random points."""
     rng = np.random.default_rng(stream(seed, "Lemma 2.2"))
     largest, smallest = 0.0, {}
     for size in SIZES:

@@ -12,14 +12,14 @@ VIOLATION = 1e-6
 
 
 def defect(A: np.ndarray, B: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Largest |ReLU(Ax + a) − B ReLU(x) − b| over the proof's four points, for A, B (draws, n, n), a, b (draws, n)."""
+    """The largest |ReLU(Ax + a) − B ReLU(x) − b| at the proof's four points; A, B (draws, n, n), a, b (draws, n)."""
     x = np.linalg.solve(A, a[..., None]) * MULTIPLES
     return np.abs(np.maximum(A @ x + a[..., None], 0) - B @ np.maximum(x, 0) - b[..., None]).max((1, 2))
 
 
 def affine_pairs(rng: np.random.Generator, draws: int, size: int) -> dict[str, tuple[np.ndarray, ...]]:
-    """Random (A, B, a, b) with A and B invertible and a or b not 0, |(a, b)| at most 1; the hard ones last. x = 0
-    leaves b = ReLU(a) as the only candidate, and Lemma 2.2 suggests A = B = PD."""
+    """Random (A, B, a, b) with A and B invertible, a or b not 0, and |a|, |b| at most 1, from easy to hard cases: by
+    x = 0 the only candidate is b = ReLU(a), and Lemma 2.2 suggests A = B = PD."""
     A, B = invertible(rng, draws, size), invertible(rng, draws, size)
     scaled = scaled_permutations(rng, draws, size)
     a, b = rng.standard_normal((2, draws, size))
@@ -35,7 +35,7 @@ def affine_pairs(rng: np.random.Generator, draws: int, size: int) -> dict[str, t
 
 
 def largest_linear_defect(rng: np.random.Generator, draws: int) -> float:
-    """Largest |ReLU(Ax) − A ReLU(x)| of scaled permutations, which a = b = 0 leaves, at random points."""
+    """The largest |ReLU(Ax) − A ReLU(x)| of scaled permutations, the case a = b = 0, at random points."""
     largest = []
     for size in SIZES:
         A, x = scaled_permutations(rng, draws, size), rng.standard_normal((draws, size, 32))
@@ -44,7 +44,7 @@ def largest_linear_defect(rng: np.random.Generator, draws: int) -> float:
 
 
 def exhaust() -> dict[str, int]:
-    """All invertible 2 × 2 A and B and all a and b with entries −1, 0, 1, without rounding (|det| is 1 or 2)."""
+    """Test all invertible 2 × 2 A and B and all a and b with entries −1, 0, 1, without rounding (|det| is 1 or 2)."""
     matrices = all_invertible(2, range(-1, 2))
     vectors = np.stack(np.meshgrid(*[np.arange(-1.0, 2)] * 4, indexing="ij"), -1).reshape(-1, 4)
     i, j, k = np.indices((len(matrices), len(matrices), len(vectors))).reshape(3, -1)
@@ -57,7 +57,7 @@ def exhaust() -> dict[str, int]:
 
 
 def demonstrate(seed: int = 0, draws: int = 2000) -> dict:
-    """`draws` cases of every kind in each size at the proof's four points, and every small integer case."""
+    """Test `draws` cases of every kind and size at the proof's four points, and every small integer case."""
     rng = np.random.default_rng(stream(seed, "Lemma E.1"))
     smallest, satisfied = {}, 0
     for size in SIZES:

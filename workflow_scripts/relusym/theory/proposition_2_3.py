@@ -1,4 +1,4 @@
-"""Proposition 2.3: a two-layer net with invertible layers is equivariant exactly through scaled permutations."""
+"""Proposition 2.3: a two-layer net with invertible layers is equivariant only through scaled permutations."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from relusym.theory import random_matrices
 from relusym.theory.random_matrices import invertible
 from relusym.theory.symmetric_group import PRODUCT, action, representation
 
-# Orbits of S₃ on the 6 hidden units; in each the first one is moved
+# The sizes of the orbits of S₃ on the 6 hidden units; S₃ moves unit 0 in each
 ORBITS = ((6,), (3, 3), (3, 2, 1), (2, 2, 2), (3, 1, 1, 1), (2, 2, 1, 1))
 SIZE = 6
 POINTS = 32
@@ -18,8 +18,8 @@ VIOLATION = 1e-6
 def hidden_representation(P: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """ρ₁(g) = T P(g) T⁻¹ for permutation matrices P (6, n, n) and bases T (draws, n, n): (draws, 6, n, n).
 
-    T = diag(positive) Π, with any permutation Π, makes it P(g)D(g); every scaled permutation representation of a
-    finite group is of this form.
+    With T = diag(positive) Π for any permutation Π, it has the form P(g)D(g); every scaled permutation representation
+    of a finite group can be written this way.
     """
     return basis[:, None] @ P @ np.linalg.inv(basis)[:, None]
 
@@ -35,7 +35,8 @@ def surrounding_representations(
 def equivariance_error(
     W1: np.ndarray, W2: np.ndarray, rho0: np.ndarray, rho2: np.ndarray, x: np.ndarray
 ) -> np.ndarray:
-    """Largest |f(ρ₀(g)x) − ρ₂(g)f(x)| over g and points x (draws, n, points), over the largest |f(x)|: (draws,)."""
+    """The largest |f(ρ₀(g)x) − ρ₂(g)f(x)| over g and points x (draws, n, points), divided by the largest |f(x)|:
+    (draws,)."""
     W1, W2, x = W1[:, None], W2[:, None], x[:, None]
     outputs = W2 @ np.maximum(W1 @ x, 0)
     moved = W2 @ np.maximum(W1 @ rho0 @ x, 0)
@@ -43,7 +44,7 @@ def equivariance_error(
 
 
 def condition_defect(W1: np.ndarray, W2: np.ndarray, rho0: np.ndarray, rho2: np.ndarray) -> np.ndarray:
-    """How far W₁ρ₀(g)W₁⁻¹ = W₂⁻¹ρ₂(g)W₂ = P(g)D(g) is from true, over all g: (draws,)."""
+    """The largest violation of W₁ρ₀(g)W₁⁻¹ = W₂⁻¹ρ₂(g)W₂ = P(g)D(g) over all g: (draws,)."""
     before = W1[:, None] @ rho0 @ np.linalg.inv(W1)[:, None]
     after = np.linalg.inv(W2)[:, None] @ rho2 @ W2[:, None]
     distance = random_matrices.distance_to_scaled_permutation(before).max(1)
@@ -51,21 +52,21 @@ def condition_defect(W1: np.ndarray, W2: np.ndarray, rho0: np.ndarray, rho2: np.
 
 
 def representation_error(rho: np.ndarray) -> float:
-    """Largest |ρ(hg) − ρ(h)ρ(g)| of (draws, 6, n, n)."""
+    """The largest |ρ(hg) − ρ(h)ρ(g)| of ρ (draws, 6, n, n)."""
     return float(np.abs(rho[:, PRODUCT] - rho[:, :, None] @ rho[:, None]).max())
 
 
 def layer_defect(
     W1: np.ndarray, W2: np.ndarray, rho0: np.ndarray, rho1: np.ndarray, rho2: np.ndarray
 ) -> float:
-    """Largest entry of ρ₁(g)W₁ − W₁ρ₀(g) and ρ₂(g)W₂ − W₂ρ₁(g)."""
+    """The largest absolute entry of ρ₁(g)W₁ − W₁ρ₀(g) and ρ₂(g)W₂ − W₂ρ₁(g)."""
     first = rho1 @ W1[:, None] - W1[:, None] @ rho0
     second = rho2 @ W2[:, None] - W2[:, None] @ rho1
     return float(max(np.abs(first).max(), np.abs(second).max()))
 
 
 def bases(rng: np.random.Generator, draws: int) -> np.ndarray:
-    """Bases T in which a permutation representation becomes a scaled one, in a random order of the units."""
+    """Bases T that make a permutation representation a scaled one, with the units in random order."""
     scales = random_matrices.positive_scales(rng, draws, SIZE)[:, :, None]
     return scales * random_matrices.permutations(rng, draws, SIZE)
 
@@ -73,12 +74,12 @@ def bases(rng: np.random.Generator, draws: int) -> np.ndarray:
 def perturbed(
     rng: np.random.Generator, W1: np.ndarray, W2: np.ndarray, P: np.ndarray, T: np.ndarray
 ) -> dict[str, tuple[np.ndarray, ...]]:
-    """Nets and representations (W₁, W₂, ρ₀, ρ₂) that break one condition of the proposition each."""
+    """Nets and representations (W₁, W₂, ρ₀, ρ₂), each of which violates one condition of the proposition."""
     draws = len(W1)
     rho1 = hidden_representation(P, T)
     rho0, rho2 = surrounding_representations(W1, W2, rho1, rho1)
     dense = hidden_representation(P, T + 0.1 * invertible(rng, draws, SIZE))
-    moved = np.arange(SIZE) == 0  # unit 0, and what is done to it moves with it
+    moved = np.arange(SIZE) == 0  # unit 0, which the group moves
     signed, other = (hidden_representation(P, T * np.where(moved, by, 1.0)) for by in (-1.0, 1.1))
     return {
         "dense_hidden_representation": (W1, W2, *surrounding_representations(W1, W2, dense, dense)),
@@ -89,7 +90,7 @@ def perturbed(
 
 
 def demonstrate(seed: int = 0, draws: int = 200) -> dict:
-    """`draws` nets from every kind of scaled permutation representation of S₃, as built and perturbed."""
+    """Test `draws` nets for every kind of scaled permutation representation of S₃, as built and perturbed."""
     rng = np.random.default_rng(stream(seed, "Proposition 2.3"))
     built = {"equivariance_error": 0.0, "representation_error": 0.0, "layer_defect": 0.0}
     broken, agreed, compared = {}, 0, 0

@@ -1,6 +1,6 @@
-"""Proposition D.1: an invariant two-layer net with two inputs and two units has a layerwise equivariant equal.
+"""Proposition D.1: an invariant two-layer net with two inputs and two units equals a layerwise equivariant net.
 
-All nets here have integer weights, and all is decided in integers: nothing is rounded.
+All nets here have integer weights, and all tests are in integer arithmetic: nothing is rounded.
 """
 
 import numpy as np
@@ -8,23 +8,23 @@ import numpy as np
 from relusym.randomness import stream
 
 SWAP = np.array([[0, 1], [1, 0]])
-FIRST_ENTRIES, SECOND_ENTRIES = range(-3, 4), range(-2, 3)  # of the nets that are all tried
-# of the proof; "none" never occurs for an invariant net
+FIRST_ENTRIES, SECOND_ENTRIES = range(-3, 4), range(-2, 3)  # of the small nets, all of which are tested
+# the cases of the proof; "none" never occurs for an invariant net
 CASES = ("full_rank", "symmetric_rows", "cancelling_units", "mirrored_units", "none")
-LARGEST = 1000  # of the random weights
+LARGEST = 1000  # absolute value of the random weights
 
 
 def outputs(W1: np.ndarray, W2: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """f(x) = W₂ ReLU(W₁ x) of nets W₁ (nets, 2, 2), W₂ (nets, 2) at x (nets, 2, points): (nets, points)."""
+    """f(x) = W₂ ReLU(W₁ x) of nets W₁ (nets, 2, 2), W₂ (nets, 2) at points x (nets, 2, points): (nets, points)."""
     hidden = np.maximum((W1[..., None] * x[:, None]).sum(2), 0)
     return (W2[..., None] * hidden).sum(1)
 
 
 def deciding_points(W1: np.ndarray) -> np.ndarray:
-    """Points (nets, 2, 12) at which nets that kink only where W₁x or W₁Jx is 0 must agree to agree everywhere.
+    """Points (nets, 2, 12) at which nets that kink only where W₁x or W₁Jx is 0 have to agree to agree everywhere.
 
-    Such nets are linear on each cone between neighbouring kinks and half axes, and positively homogeneous, so that
-    the rays bounding the cones decide; the half axes keep each cone narrower than a half plane.
+    Such nets are positively homogeneous, and linear on each cone between neighbouring kinks and half axes, so that
+    their values on the rays that bound the cones suffice; the half axes keep each cone narrower than a half plane.
     """
     kinks = W1[..., ::-1].swapaxes(1, 2) * np.array([1, -1])[:, None]  # columns orthogonal to the rows of W₁
     rays = np.concatenate([kinks, SWAP @ kinks, np.broadcast_to(np.eye(2, dtype=W1.dtype), W1.shape)], axis=2)
@@ -41,13 +41,13 @@ def layerwise_equivariant(W1: np.ndarray, W2: np.ndarray) -> tuple[np.ndarray, .
     """Rewrite invariant nets W₁ (nets, 2, 2), W₂ (nets, 2), int64, by the case analysis of the paper's proof.
 
     Returns V₁ (nets, 2, 2), V₂ (nets, 2) with entries ±1, ρ₁(h) (nets, 2, 2), and the case of the proof for each net.
-    Of a net that isn't invariant nothing is promised.
+    For nets that aren't invariant, the result is undefined.
     """
-    V1, V2 = np.abs(W2)[..., None] * W1, np.where(W2 < 0, -1, 1)  # non-negative factors pass through ReLU
+    V1, V2 = np.abs(W2)[..., None] * W1, np.where(W2 < 0, -1, 1)  # ReLU commutes with non-negative factors
     upper, lower = V1[:, 0], V1[:, 1]
     full_rank = upper[:, 0] * lower[:, 1] != upper[:, 1] * lower[:, 0]
     symmetric = ~full_rank & (V1[..., 0] == V1[..., 1]).all(1)  # v₁ = v₂, a zero in u, or rank 0
-    aligned = (upper * lower).sum(1)  # u₁u₂‖v‖², where W₁ = uvᵀ
+    aligned = (upper * lower).sum(1)  # u₁u₂‖v‖², for W₁ = uvᵀ
     cancelling = ~full_rank & ~symmetric & (aligned > 0)  # rank 1, case I: the two units cancel
     mirrored = ~full_rank & ~symmetric & (aligned < 0)  # rank 1, case II: f = |v₁ (x₁ − x₂)|, up to scale
     V1 = np.where(cancelling[:, None, None], 0, V1)
@@ -92,7 +92,7 @@ def layers(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def demonstrate(seed: int = 0, draws: int = 5000) -> dict:
-    """Every small integer net that is invariant, and `draws` random nets of each kind, rewritten and compared."""
+    """Rewrite every small integer net that is invariant, and `draws` random nets of each kind, and compare."""
     rng = np.random.default_rng(stream(seed, "Proposition D.1"))
     small = every_small_net()
     mask = is_invariant(*small)

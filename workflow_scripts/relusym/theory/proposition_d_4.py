@@ -1,4 +1,4 @@
-"""Proposition D.4: if ψ∘φ is equivariant, G acts between φ and ψ; here with S₃ on finite sets."""
+"""Proposition D.4: if ψ∘φ is equivariant, then G acts on the space between φ and ψ; here with S₃ on finite sets."""
 
 import numpy as np
 
@@ -8,11 +8,11 @@ from relusym.theory.symmetric_group import ORDER, PRODUCT, action
 ORBITS = (6, 3, 2, 1)  # of S₃ on X and on Z
 ACTION = action(ORBITS)  # (6, 12): both α_X and α_Z
 POINTS = ACTION.shape[1]
-COPIES = 3  # as many points of Y as of Z, times this, in the second part
+COPIES = 3  # in the second part, Y has this many times the points of Z
 
 
 def equivariant_maps(rng: np.random.Generator, draws: int) -> np.ndarray:
-    """Random equivariant maps X → Z, int (draws, 12): an orbit's first point goes where its stabiliser fixes."""
+    """Random equivariant maps X → Z, int (draws, 12): an orbit's first point maps to one that its stabiliser fixes."""
     maps = np.empty((draws, POINTS), int)
     for start in np.cumsum((0, *ORBITS[:-1])):
         stabiliser = ACTION[:, start] == start
@@ -25,7 +25,7 @@ def equivariant_maps(rng: np.random.Generator, draws: int) -> np.ndarray:
 def factor(rng: np.random.Generator, composition: np.ndarray, copies: int) -> tuple[np.ndarray, np.ndarray]:
     """Random φ: X → Y and ψ: Y → Z with ψ∘φ = `composition` (draws, 12); Y has 12 × copies points.
 
-    ψ takes every value of Z, the other values at random, so that it is a bijection for one copy. Returns φ
+    ψ takes every value of Z once and further values at random, so that it is a bijection for one copy. Returns φ
     (draws, 12) and ψ (draws, 12 × copies).
     """
     draws = len(composition)
@@ -37,8 +37,8 @@ def factor(rng: np.random.Generator, composition: np.ndarray, copies: int) -> tu
 
 
 def is_action(acts: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Whether maps (draws, 6, n), restricted to the points `present` (draws, n), act as a group: bool (draws,). They
-    must stay within, satisfy (8), α(i, y) = y, and (9), α(hg, y) = α(h, α(g, y))."""
+    """Whether maps (draws, 6, n), restricted to the points `present` (draws, n), are a group action: bool (draws,).
+    They must preserve `present` and satisfy (8), α(i, y) = y, and (9), α(hg, y) = α(h, α(g, y))."""
     draws = np.arange(len(acts))[:, None, None]
     inside = present[draws, acts]
     identity = acts[:, 0] == np.arange(acts.shape[2])
@@ -49,7 +49,7 @@ def is_action(acts: np.ndarray, present: np.ndarray) -> np.ndarray:
 
 
 def act_through_inverse(phi: np.ndarray, psi: np.ndarray) -> np.ndarray:
-    """Part 1, ψ invertible: whether α_Y(g, y) = ψ⁻¹(α_Z(g, ψ(y))) is an action, φ and ψ equivariant: bool (draws,)."""
+    """Part 1, ψ invertible: whether α_Y(g, y) = ψ⁻¹(α_Z(g, ψ(y))) is an action, and φ and ψ equivariant: (draws,)."""
     inverse = psi.argsort(1)
     rows = np.arange(len(psi))[:, None, None]
     moved = ACTION[:, psi].swapaxes(0, 1)
@@ -60,10 +60,11 @@ def act_through_inverse(phi: np.ndarray, psi: np.ndarray) -> np.ndarray:
 
 
 def act_on_classes(phi: np.ndarray, psi: np.ndarray) -> np.ndarray:
-    """Part 2: whether g takes the class of φ(x) in Y′ = φ(X)/~ to that of φ(gx), and all is equivariant: (draws,).
+    """Part 2: whether G acts on Y′ = φ(X)/~, g mapping the class of φ(x) to that of φ(gx), so that φ and ψ are
+    equivariant: bool (draws,).
 
-    A class is named by its value under ψ. The action is built from φ alone; that it is well defined, a group
-    action, and agrees with α_Z (ψ is equivariant) is then checked. φ is equivariant by construction.
+    A class is represented by its value under ψ. The action is built from φ, which makes φ equivariant; that it is well
+    defined, a group action, and agrees with α_Z (ψ is equivariant) is then checked.
     """
     rows = np.arange(len(phi))[:, None]
     classes = psi[rows, phi]
@@ -77,14 +78,14 @@ def act_on_classes(phi: np.ndarray, psi: np.ndarray) -> np.ndarray:
 
 
 def acts_on_image(phi: np.ndarray) -> np.ndarray:
-    """Whether some action on φ(X) itself makes φ equivariant: φ(x) = φ(x′) must imply φ(gx) = φ(gx′): (draws,)."""
+    """Whether some action on φ(X) itself makes φ equivariant, i.e. φ(x) = φ(x′) implies φ(gx) = φ(gx′): (draws,)."""
     moved = phi[:, ACTION]
     together = phi[:, :, None] == phi[:, None]
     return ((moved[..., None] == moved[:, :, None]) | ~together[:, None]).all((1, 2, 3))
 
 
 def demonstrate(seed: int = 0, draws: int = 2000) -> dict:
-    """`draws` random factorisations of random equivariant maps for either part of the proposition."""
+    """Test `draws` random factorisations of random equivariant maps for each part of the proposition."""
     rng = np.random.default_rng(stream(seed, "Proposition D.4"))
     acting = is_action(ACTION[None], np.ones((1, POINTS), bool))
     phi, psi = factor(rng, equivariant_maps(rng, draws), copies=1)

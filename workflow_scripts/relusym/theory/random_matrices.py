@@ -1,4 +1,4 @@
-"""Random matrices that the statements are tested on: permutations, scaled permutations, well-conditioned ones."""
+"""Random matrices for testing the statements: permutations, scaled permutations, well-conditioned matrices."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def positive_scales(rng: np.random.Generator, draws: int, size: int) -> np.ndarr
 
 
 def scaled_permutations(rng: np.random.Generator, draws: int, size: int) -> np.ndarray:
-    """PD of Lemma 2.2: P a permutation, D diagonal with positive entries, float64 (draws, size, size)."""
+    """PD as in Lemma 2.2: P a permutation, D diagonal with positive entries, float64 (draws, size, size)."""
     return permutations(rng, draws, size) * positive_scales(rng, draws, size)[:, None]
 
 
@@ -26,14 +26,14 @@ def invertible(rng: np.random.Generator, draws: int, size: int) -> np.ndarray:
 
 
 def distance_to_scaled_permutation(matrices: np.ndarray) -> np.ndarray:
-    """How far invertible (..., n, n) are from a scaled permutation, (...): negative parts, second largest entries."""
+    """Distance of invertible (..., n, n) from scaled permutations, (...): negative parts, second largest entries."""
     negative = np.maximum(-matrices, 0).max((-2, -1))
     second = np.sort(np.abs(matrices), -1)[..., -2].max(-1)
     return np.maximum(negative, second)
 
 
 def all_invertible(size: int, entries: range) -> np.ndarray:
-    """Every invertible matrix with these integer entries, float64 (…, size, size)."""
+    """All invertible matrices with these integer entries, float64 (…, size, size)."""
     grid = np.meshgrid(*[np.array(entries, float)] * size**2, indexing="ij")
     matrices = np.stack(grid, -1).reshape(-1, size, size)
     return matrices[np.abs(np.linalg.det(matrices)) > 0.5]
