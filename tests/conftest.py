@@ -1,4 +1,4 @@
-"""Copies of the workflow in folders of their own, and Snakemake run in them."""
+"""Copies of the workflow in temporary folders, and Snakemake runs in them."""
 
 import os
 import random
@@ -29,11 +29,11 @@ from relusym.errors import UserError
 from relusym.jobs.forks import can_fork
 from relusym.records.results import Results
 
-if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # below nohup; what tests start is to hear it
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup, but tested processes must hear it
     signal.signal(signal.SIGHUP, lambda *_: None)
 how.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 how.load_profile("any machine")
-torch.set_num_threads(1)  # nets this small only lose by more, and a busy machine makes them crawl
+torch.set_num_threads(1)  # more threads slow down nets this small, a lot on a busy machine
 
 ROOT = Path(__file__).parents[1]
 PARTS = (
@@ -62,7 +62,7 @@ def write_scale(folder: Path, name: str, sections: dict[str, Any]) -> None:
 
 
 def settings_of(sections: dict[str, Any] | None = None, scale: str = "demo", **run: Any) -> Settings:
-    """The settings of a scale of these sections (None: of this project's own)."""
+    """The settings of a scale with these sections (None: the project's scale of that name)."""
     with TemporaryDirectory() as folder:
         if sections is not None:
             write_scale(Path(folder), scale, sections)
@@ -73,12 +73,12 @@ commands = cache(Commands)  # made by the first test that runs Snakemake
 
 
 def snakemake_command() -> list[str]:
-    """What runs Snakemake: a fork where a process can be forked."""
+    """The command that runs Snakemake: in a fork where processes can be forked."""
     return commands().snakemake if can_fork() else [sys.executable, "-m", "snakemake"]
 
 
 def start(command: Sequence[str], folder: Path, group: bool = False, **variables: str) -> subprocess.Popen:
-    """A command, both its streams in their order as `stdout`; group: in a process group, as a terminal gives it."""
+    """Start a command, with both output streams in `stdout`; `group`: in its own process group, as from a terminal."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SNAKEMAKE", "SLURM", "CUDA"))}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=folder, env=kept | variables, start_new_session=group, **pipes)
@@ -93,7 +93,7 @@ def finish(run: subprocess.Popen, seconds: float = 3000) -> subprocess.Completed
 
 
 def python(code: str, *arguments: object, folder: Path | None = None, **variables: str) -> str:
-    """What a Python prints that has this checkout's library."""
+    """The output of Python code that runs with this checkout's library."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(SCRIPTS)} | variables
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -120,7 +120,7 @@ def child() -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 def latest_log(folder: Path) -> str:
-    """All that the last run of Snakemake in a folder had to say; its output shows little of it."""
+    """The whole log of the last run of Snakemake in a folder, of which its output shows little."""
     logs = (folder / ".snakemake" / "log").glob("*.log")
     return max(logs, key=lambda path: path.stat().st_mtime_ns).read_text(encoding="utf-8")
 
@@ -129,7 +129,7 @@ ENDINGS = {"records": ".json", "logs": ".log"}
 
 
 def path_of(folder: Path, room: str, kind: str, *nets: str, **changes: Any) -> str:
-    """Where a file of a job lies, as among `records` that of `train`, `cnn-0`, if the config has these changes."""
+    """The path of a job's file, such as the one of `train`, `cnn-0` in `records`, with these changes to the config."""
     results = Results(Settings.of(config_of(folder) | changes, [folder / "scales"]))
     results.prefix = f"{folder}/"
     named = [(net.rpartition("-")[0], int(net.rpartition("-")[2])) for net in nets]
@@ -139,7 +139,7 @@ def path_of(folder: Path, room: str, kind: str, *nets: str, **changes: Any) -> s
 
 
 def refused(call: Callable[[], Any], *parts: str, match: str = "") -> str:
-    """The line of the `UserError` with which `call` ends: it holds these parts, and the pattern is found in it."""
+    """The one-line message of the `UserError` that `call` raises, which must contain these parts and match `match`."""
     with pytest.raises(UserError) as error:
         call()
     line = str(error.value)
@@ -157,7 +157,7 @@ def obstruct(path: Path, kind: str) -> None:
 
 
 class Clone:
-    """A copy of the workflow as a fresh clone has it: no data, no results, nothing of Snakemake's own."""
+    """A copy of the workflow like a fresh clone: no data, no results, none of Snakemake's files."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -173,13 +173,13 @@ class Clone:
 
     @classmethod
     def at(cls, folder: Path) -> "Clone":
-        """The workflow that is in a folder already."""
+        """The workflow that already exists in a folder."""
         made = cls.__new__(cls)
         made.folder = folder
         return made
 
     def copy(self, folder: Path) -> "Clone":
-        """All of it, checkpoints, images and times included, in another folder."""
+        """A copy of everything in another folder, including checkpoints, images and file times."""
         return Clone.at(Path(shutil.copytree(self.folder, folder, symlinks=True)))
 
     def configure(self, **changes) -> None:
@@ -193,7 +193,7 @@ class Clone:
             write_scale(self.folder, run["scale"], scale_of(self.folder, run["scale"]) | sections)
 
     def as_committed(self, made: "Clone") -> "Clone":
-        """`made`, with the committed results of this one: no checkpoints, no data, times as git leaves them."""
+        """`made` with this clone's results as committed: no checkpoints, no data, file times as from git."""
         kept = shutil.ignore_patterns("checkpoints", "states", "logs", "weights", "*.html", "*.tex", "*.pdf")
         shutil.copytree(self.folder / "results", made.folder / "results", ignore=kept)
         order = random.Random(0)
@@ -203,25 +203,25 @@ class Clone:
         return made
 
     def results(self) -> Results:
-        """What is there, by its config; with paths below the workflow's folder."""
+        """The results, by the clone's config, with paths below the workflow's folder."""
         return Results(Settings.of(config_of(self.folder), [self.folder / "scales"]))
 
     def path_of_statement(self, name: str) -> Path:
         return self.folder / self.results().record(self.results().statement(name))
 
     def snakemake(self, *arguments: str, by: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-        """Run Snakemake on two cores, by another command; the result's `stdout` holds both streams in their order."""
+        """Run Snakemake on two cores, optionally `by` another command; both output streams are in `stdout`."""
         snakemake = [*by, sys.executable, "-m", "snakemake"] if by else snakemake_command()
         return finish(start([*snakemake, "--cores", "2", *arguments], self.folder))
 
     def makes(self, *arguments: str, **how: Any) -> str:
-        """What a run prints that comes to a good end."""
+        """The output of a run that has to succeed."""
         run = self.snakemake(*arguments, **how)
         assert run.returncode == 0, run.stdout
         return run.stdout
 
     def fails(self, *arguments: str, **how: Any) -> str:
-        """What a run prints that comes to a bad end."""
+        """The output of a run that has to fail, without a traceback."""
         run = self.snakemake(*arguments, **how)
         assert run.returncode != 0 and "Traceback" not in run.stdout, run.stdout
         return run.stdout
@@ -237,7 +237,7 @@ class Clone:
             wildcards.pop("fingerprint", None)
             if "model_1" in wildcards:
                 wildcards = {key: wildcards[key] for key in ("model_1", "seed_1", "model_2", "seed_2")}
-            # seeds may be numbered
+            # a seed may have a number, as in 0.1
             values = [re.sub(r"^([\d-]+)\.\d+$", r"\1", value) for value in wildcards.values()]
             named.append(" ".join([rule, *values]))
         return sorted(named)
@@ -253,12 +253,12 @@ CLONES = {"clone", "tiny", "finished", "copied", "committed", "checkout", "workf
 
 
 def pytest_collection_modifyitems(items):
-    """Mark tests of whole workflows; files that take long come first, so that all processes end together."""
+    """Mark tests of whole workflows; files that take long are run first, so that all processes end together."""
     seconds = Counter()
     for item in items:
         if CLONES & {*item.fixturenames}:
             item.add_marker("workflow")
-            seconds[item.path] += 3  # as most of them take
+            seconds[item.path] += 3  # typical of these tests
         if slow := item.get_closest_marker("slow"):
             seconds[item.path] += slow.kwargs["seconds"]
     items.sort(key=lambda item: -seconds[item.path])
@@ -299,7 +299,7 @@ def clone(tmp_path_factory) -> Callable[[], Clone]:
 
 
 def set_to_tiny(made: Clone) -> Clone:
-    """The clone, set to two types of VGG11 and two of ResNets at the scale `tiny`, beside no other."""
+    """The clone with `tiny` as its only scale: two types of VGG11 and two of ResNets."""
     shutil.rmtree(made.folder / "scales")
     write_scale(made.folder, "tiny", TINY)
     made.configure(scale="tiny", device="cpu")
@@ -314,7 +314,7 @@ def tiny(clone) -> Callable[[], Clone]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, worker_id) -> Clone:
-    """A clone at the scale `tiny` after one whole run, made once for all processes. Tests change a copy of it alone."""
+    """A clone at the scale `tiny` after a whole run, made once for all processes. Tests only change copies of it."""
     shared = tmp_path_factory.getbasetemp()
     shared = shared if worker_id == "master" else shared.parent
     folder, output = shared / "finished", shared / "finished.log"
@@ -329,11 +329,11 @@ def finished(tmp_path_factory, worker_id) -> Clone:
 
 @pytest.fixture
 def copied(finished, tmp_path) -> Clone:
-    """A copy of the finished clone, checkpoints, images and times included."""
+    """A copy of the finished clone, including checkpoints, images and file times."""
     return finished.copy(tmp_path / "copy")
 
 
 @pytest.fixture
 def committed(finished, tiny) -> Clone:
-    """A fresh clone with the finished run's committed results: no checkpoints, no data, times as git leaves them."""
+    """A fresh clone with the finished run's committed results: no checkpoints, no data, file times as from git."""
     return finished.as_committed(tiny())

@@ -1,4 +1,4 @@
-"""How often the claims' tests are wrong together, on simulated nets that several of them share.
+"""The joint error rates of the claims' tests, on simulated nets that several claims share.
 
 python tests/error_rates.py 20000 prints the table of docs/comparison.md (half a minute).
 """
@@ -21,7 +21,7 @@ PAIRS = paper_values.table(4).query("model_1 == model_2").set_index("model_1")
 PAIRED = ["cnn", "cnn_inv", "gcnn"]
 BEST = "pgcnn_late_inv"
 CLAIMS = 3 + 1 + 3 + 2 + 1 + 1  # flip against pair, types, loss, late loss, most accurate, zero-filters
-# Of a net: what its error, barrier and inaccuracy, and its part in barriers of pairs, have in common.
+# The correlation between a net's error, barrier, inaccuracy and its part in the barriers of pairs.
 SHARED = {"nothing": 0.0, "half": 0.5, "most": 0.7}
 UNTRUE = {
     "all but one": "flip pair types loss late zero", "barriers": "flip pair types loss",
@@ -32,7 +32,7 @@ Z = {"gcnn": (6.0, 2.0), "cnn": (2.0, 2.0)}  # zero-filters, mean and standard d
 
 
 def means(untrue):
-    """The types' means: the paper's, but for what is untrue; and which claims have no effect then."""
+    """The types' means, the paper's except for `untrue` claims; and which claims then have no effect."""
     measured = ("invariance_error", "gcnn_barrier", "accuracy")
     error, barrier, accuracy = (PAPER[f"{quantity}_mean"].copy() for quantity in measured)
     pair_barrier = PAIRS["barrier_mean"].loc[PAIRED].copy()
@@ -60,7 +60,7 @@ def means(untrue):
 def simulate(random, draws, n, untrue="", shared=0.7):
     """Nets of each type: error, barrier, accuracy (draws, 7, n); barriers of pairs (draws, 3, n); zero-filters; nulls.
 
-    Pair i is of nets i and i + 1, cyclically; half of its variance at least is theirs.
+    Pair i has nets i and i + 1, cyclically; at least half of its variance comes from its nets.
     """
     error, barrier, accuracy, pair_barrier, zero, null = means(untrue)
     common = random.normal(size=(draws, 7, n))
@@ -80,7 +80,7 @@ def simulate(random, draws, n, untrue="", shared=0.7):
 
 
 def p_values(error, barrier, accuracy, pairs, zeros):
-    """(draws, CLAIMS) p-values and directions, as `claims` gives them, of all draws at once."""
+    """p-values and directions (draws, CLAIMS) as from `claims`, for all draws at once."""
     n, outcome = error.shape[2], []
     at = {model: i for i, model in enumerate(MODELS)}
     factor, degrees = shared_nets(np.array([(i, (i + 1) % n) for i in range(n)]))
@@ -112,7 +112,7 @@ def p_values(error, barrier, accuracy, pairs, zeros):
 
 
 def rates(draws, n, untrue, shared, seed=0):
-    """The false discovery rate, and the share of the effects that is found, by method."""
+    """The false discovery rate and the share of effects detected, by method."""
     *simulated, null = simulate(np.random.default_rng(seed), draws, n, UNTRUE[untrue], shared)
     p, direction = p_values(*simulated)
     _, barrier, accuracy, pairs, *_ = means(UNTRUE[untrue])

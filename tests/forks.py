@@ -1,10 +1,10 @@
 """Snakemake and its jobs as forks of a process that has imported them (relusym/jobs/forks.py), for the tests.
 
 Imports take most of the time of a dry run and of a tiny job, and the tests have hundreds of both. A fork has the
-folder, environment, streams and exit status of the command it stands for, and is killed with it. Tests of signals,
+folder, environment, streams and exit status of the command that it replaces, and is killed with it. Tests of signals,
 clusters and costs run Snakemake as users do.
 
-`python forks.py FOLDER SCRIPT …` stands for `python SCRIPT …`.
+`python forks.py FOLDER SCRIPT …` replaces `python SCRIPT …`.
 """
 
 import json
@@ -19,7 +19,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-LARGEST = 1 << 17  # bytes of a question
+LARGEST = 1 << 17  # the most bytes of a request
 SCRIPTS = {
     "snakemake": "import sys; sys.executable = {python!r}; from snakemake.cli import main; main()",
     "forks": "import runpy; runpy.run_module('relusym.jobs.forks', run_name='__main__')",
@@ -27,15 +27,15 @@ SCRIPTS = {
 
 
 class Commands:
-    """Commands that run in forks: `snakemake`, and what it calls Python for."""
+    """Commands that run in forks: `snakemake`, and the Python scripts that it starts."""
 
     def __init__(self):
-        from relusym.jobs.forks import Forks  # whoever asks starts without the packages that are installed
+        from relusym.jobs.forks import Forks  # not at the top: requesters start without site-packages
 
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
         ask = shlex.join([sys.executable, "-IS", __file__, str(folder)])
-        python = folder / "python"  # what Snakemake runs its jobs with
+        python = folder / "python"  # the interpreter with which Snakemake runs its jobs
         for name, text in SCRIPTS.items():
             (folder / f"{name}.py").write_text(text.format(python=str(python)), encoding="utf-8")
         self.snakemake = [*shlex.split(ask), str(folder / "snakemake.py")]
@@ -71,7 +71,7 @@ esac
         fork = self._forks.start(*command, environment=environment, folder=folder, streams=streams)
         for stream in streams:
             os.close(stream)
-        if asked in select.select([fork, asked], [], [])[0]:  # nobody waits any more
+        if asked in select.select([fork, asked], [], [])[0]:  # nobody waits for the fork any more
             with suppress(ProcessLookupError):
                 os.kill(fork.pid, signal.SIGKILL)
         with asked, suppress(BrokenPipeError):
@@ -79,7 +79,7 @@ esac
 
 
 def ask(folder: str, *command: str) -> int:
-    """Have a command run in a fork; its exit status."""
+    """Run a command in a fork, and return its exit status."""
     question = [command, str(Path.cwd()), dict(os.environ)]
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
         asking.connect(f"{folder}/socket")

@@ -1,7 +1,7 @@
-"""Put into a copy of the workflow by test_cluster.py: jobs that say where they ran, and meet trouble when it suits.
+"""Put into a copy of the workflow by test_cluster.py: jobs record where they ran, and fail on purpose.
 
-What is to happen stands in `faults.json`: by net, of its first run, its second … in turn, at which step it holds until
-a file `<net>.go` appears, or takes more memory than it asked for.
+`faults.json` lists the faults of each net's first run, second run, and so on: the step at which the run waits until a
+file `<net>.go` appears, or takes more memory than it asked for.
 """
 
 import atexit
@@ -34,7 +34,7 @@ def note(event):
 
 
 def fault():
-    """What is to happen in this run of this job."""
+    """The fault of this run of this job."""
     before = [json.loads(line) for line in EVENTS.read_text().splitlines()] if EVENTS.exists() else []
     runs = sum(event["event"] == "start" and event["job"] == NAME for event in before)
     planned = json.loads(Path("faults.json").read_text()).get(NET, []) if JOB.rule == "train" else []

@@ -1,4 +1,4 @@
-"""Imported by the process that forks for the tests: what Snakemake, its jobs and the library import."""
+"""Imported by the process that forks for the tests: the modules that Snakemake, its jobs and the library import."""
 
 import pkgutil
 import sys
@@ -7,11 +7,11 @@ from importlib import import_module
 MODULES = (
     "torch", "torchvision", "scipy.optimize", "scipy.stats", "pandas", "matplotlib.figure",
     "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf",
-    "jsonschema",  # Snakemake's own need
-    "snakemake.cli", "snakemake.script", "smart_open",  # and nbformat: what Snakemake imports late
+    "jsonschema",  # needed by Snakemake
+    "snakemake.cli", "snakemake.script", "smart_open",  # and nbformat: imported late by Snakemake
     "nbformat",
 )  # fmt: skip
 LIBRARY = (module.name for module in pkgutil.walk_packages(import_module("relusym").__path__, "relusym."))
 for name in (*MODULES, *LIBRARY):
     import_module(name)
-sys.modules["snakemake.cli"].get_argument_parser()  # looks for Snakemake's plugins
+sys.modules["snakemake.cli"].get_argument_parser()  # discovers Snakemake's plugins

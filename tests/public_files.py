@@ -1,6 +1,6 @@
-"""Others' files that tests take if they are there: the official CIFAR10, and public ResNets trained on it.
+"""Public files that tests use if they are available: the official CIFAR10, and ResNets trained on it.
 
-Each is looked for where a variable of the environment says, or in the checkout's folder `data`. The nets are
+Each is searched for in the path of an environment variable, or in the checkout's folder `data`. The nets are
 resnet20-12fca82f.th and resnet32-d509ac18.th of github.com/akamaster/pytorch_resnet_cifar10, alone or in a .tar.
 """
 
@@ -21,7 +21,7 @@ def _place(variable):
 
 
 def official_cifar10():
-    """Version and place of the official files; skips the test without them."""
+    """The version and path of the official files; skips the test without them."""
     place = _place(IMAGES)
     official = cifar10.recognised(place) if place.exists() else None
     return official or pytest.skip(f"no official CIFAR10 in {place}: set {IMAGES} to its folder or archive")
@@ -31,7 +31,7 @@ def public_resnet(name, to):
     """A public net's file; skips the test without it.
 
     Args:
-        to: a folder for what comes from a .tar.
+        to: a folder to extract a .tar to.
     """
     place = _place(NETS)
     files = [*place.rglob(name), *place.rglob("*.tar")] if place.is_dir() else [place]

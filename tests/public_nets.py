@@ -1,10 +1,10 @@
-"""Architectures that others wrote, permuted at random: docs/nets.md (torchvision's) and docs/other_nets.md.
+"""Public architectures, randomly permuted: writes docs/nets.md (torchvision's) and docs/other_nets.md.
 
     python tests/public_nets.py torchvision    # `make nets`: one net of each family
-    python tests/public_nets.py others         # a quarter of an hour on one core; timm and transformers are needed
-    python tests/public_nets.py NAME …         # these rows alone, as `torchvision:resnet152`, or to go on
+    python tests/public_nets.py others         # a quarter of an hour on one core; needs timm and transformers
+    python tests/public_nets.py NAME …         # only these rows, such as `torchvision:resnet152`
 
-It needs no network: all weights are drawn. A page is written anew after each net.
+It needs no network access: all weights are random. A page is rewritten after each net.
 """
 
 import os
@@ -26,7 +26,7 @@ import relusym
 DOCS = Path(__file__).parents[1] / "docs"
 SIZES = {"nets": (64, 70, 75, 224), "other_nets": (64, 96, 128, 160, 224, 240, 256)}
 CLASSES = 20
-# torchvision's: one net of each of its modules, and of each kind of block; others differ in depth and width
+# one net of each of torchvision's modules and kinds of block; the other nets differ in depth and width
 TORCHVISION = """
     alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
     mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnet50 resnext50_32x4d
@@ -43,7 +43,7 @@ HUGGING_FACE = {
     "Swin": {"image_size": 64, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
     "Dinov2": SMALL,
 }  # fmt: skip
-# Why channels of a net stay at their places.
+# Why channels of a net can't be permuted.
 REASONS = {
     "ecaresnet26t": "its attention convolves along channels, which fixes each one's neighbours",
     "eva02_tiny_patch14_224": "rotary position embeddings rotate queries' and keys' channels in pairs",
@@ -56,7 +56,7 @@ REASONS = {
 }
 
 
-# page → what it is of, and by which command it is written
+# page → its subject, and the command that writes it
 PAGES = {
     "nets": ("torchvision's nets", "torchvision's classification nets, one of each family,", "make nets",
      "timm's and Hugging Face's nets: [other_nets.md](other_nets.md)."),
@@ -70,7 +70,7 @@ def page_of(name):
 
 
 class Row(NamedTuple):
-    """What a page has on a net."""
+    """A net's row of a page."""
 
     size: int
     groups: int
@@ -80,14 +80,14 @@ class Row(NamedTuple):
 
 
 def build(name, size):
-    """A net for images of a size, with drawn weights; without a prefix, timm's."""
+    """A net for images of a size, with random weights; a name without a prefix is timm's."""
     if name.startswith("torchvision:"):
         how = {"weights": None, "num_classes": CLASSES}
         make = partial(torchvision.models.get_model, name.partition(":")[2], **how)
         for options in (
             {"image_size": size},
             {"aux_logits": False},
-        ):  # what trains alone has no channels here
+        ):  # layers used only in training have no channels here
             with suppress(TypeError):
                 return make(**options).eval()
         return make().eval()
@@ -106,7 +106,7 @@ def build(name, size):
 
 
 def share(net, groups):
-    """Of the channels that convolutions and linear layers write, the last ones left out, how many are in a group."""
+    """The share of output channels of convolutions and linear layers, except the last, that are in a group."""
     moved = Counter()
     for group in groups:
         for place in group.places:
@@ -120,7 +120,7 @@ def share(net, groups):
 
 @torch.no_grad()
 def measure(name):
-    """The row of a net; that it computes the same when it is permuted is checked by `groups` itself."""
+    """The row of a net; `groups` checks that the permuted net computes the same."""
     for size in SIZES[page_of(name)]:
         torch.manual_seed(0)
         try:
@@ -131,7 +131,7 @@ def measure(name):
             problem = f"refused: {error}"
             if "can't be run" not in problem:
                 break
-        except Exception as error:  # it takes no images of this size
+        except Exception as error:  # the net accepts no images of this size
             problem = f"can't be made: {error}"
         else:
             part = share(net, groups)
@@ -141,7 +141,7 @@ def measure(name):
 
 
 def rows(page):
-    """What a page says already: name → row."""
+    """The existing rows of a page: name → row."""
     path, known = DOCS / f"{page}.md", {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         name, *cells = (cell.strip() for cell in line.split("|")[1:-1]) if line.startswith("|") else ("",)
@@ -176,7 +176,7 @@ def written(page, measured):
 
 
 def main(arguments):
-    """Measure nets one by one, each in a process of its own, whose memory goes back."""
+    """Measure nets one by one, each in its own process, which frees its memory at the end."""
     named = {
         "torchvision": [f"torchvision:{name}" for name in TORCHVISION],
         "others": [*TIMM, *(f"hf:{name}" for name in HUGGING_FACE)],

@@ -1,4 +1,4 @@
-"""Records as jobs write them, made up: for tests of what is read from them."""
+"""Invented records in the form in which jobs write them, for tests of their readers."""
 
 import copy
 from functools import cache
@@ -8,7 +8,7 @@ from conftest import ROOT
 from relusym.findings import declared
 from relusym.records.files import load_record
 
-# of a ResNet, in the paper's order
+# the groups of a ResNet, in the paper's order
 MEASURED = [
     "invariance_error", "accuracy", "flip_accuracy", "halfway_accuracy_no_repair", "halfway_accuracy",
     "gcnn_barrier_no_repair", "gcnn_barrier",
@@ -48,7 +48,7 @@ def train(model, seed, accuracy=0.9, status="ok", parameters=577000, **changes):
 
 
 def scores(kind, barrier, halfway=0.4):
-    """Accuracies of a merge of two nets at 0.9, by the barriers with REPAIR and without."""
+    """Accuracies of a merge of two nets of accuracy 0.9, given the barriers with and without REPAIR."""
     between = {"halfway": 0.9 * (1 - halfway), "repaired": 0.9 * (1 - barrier)}
     return dict.fromkeys(ENDS[kind], 0.9) | between
 
@@ -88,7 +88,7 @@ def pair(model_1, seed_1, model_2, seed_2, barrier=0.05, status="ok", *, matchin
 
 
 def several(model, seeds, barrier=0.1, gain=0.02, status="ok", counts=(3,)):
-    """Nets merged to one: a barrier with REPAIR in one universe, and `gain` more where each is matched to the first."""
+    """Nets merged into one: the barrier with REPAIR in one universe, `gain` higher if each is matched to the first."""
     nets = [(model, seed) for seed in seeds]
     record = _merge("universe", nets, barrier, "left_out", "activation", None)
     record |= {"status": status, "reason": None, "model": model, "seeds": list(seeds)}
@@ -106,7 +106,7 @@ def several(model, seeds, barrier=0.1, gain=0.02, status="ok", counts=(3,)):
 
 
 def identifiable(model="relu", seed=60, barriers=(("activation", 0.05), ("towers", 0.0))):
-    """A net merged with its flipped self in several ways, with these barriers by variant."""
+    """A net merged with its flipped self in several variants, with these barriers."""
     record = _merge("identifiability", [(model, seed)], 0.05, "left_out", "activation", None)
     measured = {name: {
         "accuracy": {"net": 0.5, "flipped": 0.5, "halfway": 0.4, "repaired": 0.5 * (1 - barrier)},
@@ -133,7 +133,7 @@ SELECTION = {"models": MODELS, "pairs": PAIRS, "names": NAMES, "descriptions": {
 
 
 def made(table, selection=SELECTION, **inputs):
-    """A table's frame from records by kind; there are none of the other kinds that its module reads."""
+    """A table's frame from records by kind; kinds that its module reads and that are missing here are empty."""
     kinds = next(finding.reads for finding in declared().values() if finding.module == table.__name__)
     return table.frame({kind: inputs.get(kind, []) for kind in kinds}, selection)
 
@@ -142,12 +142,12 @@ MADE_UP = {
     "identifiability": identifiable,
     "invariance_errors": invariant,
     "universe": lambda: several("cnn", range(3)),
-}  # of kinds that none are committed of yet
+}  # of kinds without committed records
 
 
 @cache
 def committed_records(kind):
-    """Some of each kind that jobs have written, the shortest lists first."""
+    """Some records of each kind that jobs have written, those with the shortest lists first."""
     if kind in MADE_UP:
         return [MADE_UP[kind]()]
     paths = sorted((ROOT / "results" / "laptop" / "records" / kind).rglob("*.json"))
@@ -168,7 +168,7 @@ GONE = object()
 
 
 def changed(record, path, value):
-    """A copy of a record with another value at a path of keys, without it if the value is `GONE`."""
+    """A copy of a record with another value at a path of keys, or without the key if the value is `GONE`."""
     record = copy.deepcopy(record)
     *parents, last = path.split(".")
     place = record

@@ -18,7 +18,7 @@ const said = console.error;
 console.error = (...what) => { errors.push(what.join(" ")); said(...what); };
 </script>"""
 
-# Runs after them: opens each category, and in it the view of each result by its eye button.
+# Runs after the report's scripts: opens each category, and in it the view of each result by its eye button.
 TOUR = """<script>
 const pause = () => new Promise(done => setTimeout(done, 200));
 async function tour() {
@@ -70,7 +70,7 @@ tour().catch(error => ({ failed: error.stack, errors })).then(found => {
 
 
 def tour(report: Path, scratch: Path) -> dict:
-    """What a reader of `report` sees: `seen` (a dict by path), `errors`, `description`, `rules` (drawings of them)."""
+    """What a reader of `report` sees: `seen` (a dict by path), `errors`, `description`, `rules` (how many drawings)."""
     text = report.read_text(encoding="utf-8").replace("<head>", f"<head>{LISTEN}", 1)
     copy = scratch / "tour.html"
     copy.write_text(TOUR.join(text.rsplit("</body>", 1)), encoding="utf-8")

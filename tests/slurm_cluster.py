@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine, with two fake GPUs each: without root, without systemd."""
+"""A real Slurm with two nodes on this machine, with two fake GPUs each; it needs neither root nor systemd."""
 
 import getpass
 import os
@@ -65,12 +65,12 @@ NodeName=node[1-2] Name=shard Count=8
 
 
 def missing() -> list[str]:
-    """Programs that a cluster needs and this machine lacks."""
+    """The programs that a cluster needs and this machine lacks."""
     return [name for name in DAEMONS if shutil.which(name, path=PATH) is None]
 
 
 def wait_until(true: Callable[[], object], seconds: float, what: str, poll: float = 0.2):
-    """The first true value of `true()`; AssertionError if there is none within `seconds`."""
+    """Wait for a true value of `true()` and return it; AssertionError if there is none within `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := true()):
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
@@ -79,7 +79,7 @@ def wait_until(true: Callable[[], object], seconds: float, what: str, poll: floa
 
 
 class SlurmCluster:
-    """Start with `start()`, end with `stop()`. `environment` is what its users need; `folder` must be short."""
+    """A cluster from `start()` to `stop()`. `environment`: variables for its users; `folder` must be a short path."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -93,9 +93,9 @@ class SlurmCluster:
         self.conf = folder / "slurm.conf"
         self.conf.write_text(SLURM_CONF.format(**names))
         (folder / "gres.conf").write_text(GRES_CONF.format(**names))
-        for gpu in ("nvidia0", "nvidia1"):  # they must lead to a character device
+        for gpu in ("nvidia0", "nvidia1"):  # links, since they must be character devices
             (folder / "dev" / gpu).symlink_to("/dev/null")
-        # a job's own srun loses SLURM_CONF on the way, and each sbatch call is kept for the tests to look at
+        # srun within a job loses SLURM_CONF; each sbatch call is recorded for the tests
         self._shim("srun", f"export SLURM_CONF={self.conf}")
         self.sbatch_calls = folder / "log" / "sbatch.txt"
         # in one write
@@ -167,7 +167,7 @@ class SlurmCluster:
         processes = _processes()
         jobs = {pid for pid, environment, _ in processes if f"SLURMD_NODENAME={node}" in environment}
         parents = {_parent(pid) for pid in jobs}
-        # slurmstepd first, or it would tell the controller
+        # slurmstepd first, or it would report to the controller
         steps = [pid for pid, _, command in processes if pid in parents and command.startswith("slurmstepd")]
         for pid in [self.pid(f"slurmd-{node}"), *steps, *jobs]:
             _kill(pid)
@@ -177,7 +177,7 @@ class SlurmCluster:
             self.run("scancel", "--user", getpass.getuser())
             wait_until(lambda: not self.run("squeue", "--noheader").strip(), 600, "all jobs end", poll=0.5)
         except (AssertionError, subprocess.SubprocessError):
-            pass  # the pids below end it all
+            pass  # the processes are killed by pid below
         pids = [self.pid(file.stem) for file in (self.folder / "run").glob("*.pid")]
         for signal_number in (signal.SIGTERM, signal.SIGKILL):
             for pid in filter(None, pids):
@@ -211,7 +211,7 @@ def _parent(pid: int) -> int | None:
 
 
 def _processes() -> list[tuple[int, list[str], str]]:
-    """Pid, environment and command line of every process that may be looked at."""
+    """Pid, environment and command line of every process that this user may inspect."""
     collected = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Small nets without dead channels, and images for them: what the tests of nets and of merging run on."""
+"""Small nets without dead channels, and images for them, for the tests of nets and of merging."""
 
 from copy import deepcopy
 
@@ -21,7 +21,7 @@ NARROW = {"architecture": "resnet", "block": "bottleneck", "layers": [2, 1, 1, 1
 
 
 def Images(pixels, batch_size=500, normalise=normalise):
-    """Images normalised as CIFAR10's, unless told otherwise."""
+    """Images, by default normalised as CIFAR10's."""
     return images.Images(pixels, batch_size, normalise)
 
 
@@ -52,7 +52,7 @@ def vgg11(seed=0, group_convs=0, symmetry=HORIZONTAL_FLIP):
 
 
 def resnet(network=SMALL, seed=0, size=33):
-    """With batch norms that are those of a trained net: of its data, with weights and biases that vary."""
+    """The net with batch norms as after training: with statistics of data, and varying weights and biases."""
     torch.manual_seed(seed)
     net = build(network, 10)
     torch.manual_seed(7)
@@ -64,7 +64,7 @@ def resnet(network=SMALL, seed=0, size=33):
 
 
 def shuffled(net, groups, seed=5):
-    """A copy of the net with its channels in random order, and the permutations that made it."""
+    """A copy of the net with its channels in random order, and the permutations applied."""
     generator = torch.Generator().manual_seed(seed)
     planted = random_permutations(groups, generator)
     copy = deepcopy(net)
@@ -73,13 +73,13 @@ def shuffled(net, groups, seed=5):
 
 
 def targets(first, second, images):
-    """Two nets' average statistics, channel by channel without any matching."""
+    """The average of two nets' statistics, by channel index, without matching."""
     pairs = pair_statistics(first, second, images, channel_groups(first, images.shape))
     return {point: has.towards(pairs.statistics[1][point]) for point, has in pairs.statistics[0].items()}
 
 
 def answers(net, images):
-    """The net's own answers: labels by which it is always right."""
+    """The net's predictions, as labels with which its accuracy is 1."""
     with torch.no_grad():
         return net(images.first(len(images), torch.device("cpu"))).argmax(1)
 
@@ -92,7 +92,7 @@ def difference_from_equivariant(layer, x, act_on_input, act_on_output):
 
 
 def net_of(parts):
-    """Makes a class of nets of a function, their `forward`; `parts` gives their layers and parameters by name."""
+    """Make a class of nets from a function, their `forward`; `parts` returns their layers and parameters by name."""
 
     def made(forward):
         def set_up(self, *arguments, **options):
@@ -113,7 +113,7 @@ def conv_net(*layers):
 
 
 class Wrapped(nn.Module):
-    """A net whose output `wrap` puts into something."""
+    """A net whose output is wrapped by `wrap`."""
 
     def __init__(self, net, wrap):
         super().__init__()

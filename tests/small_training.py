@@ -1,4 +1,4 @@
-"""A small training of each family of nets: images, nets, recipes; what several tests share."""
+"""A small training of each family of nets, shared by several tests: images, nets, recipes."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def image_tree(root: Path) -> Path:
 
 
 def settings_of(network, recipe: Recipe, size: int | None = None, dataset: str = "generated", **more):
-    """What `Settings.train` gives for such a training."""
+    """The settings of such a training, as from `Settings.train`."""
     return {
         "data": {"dataset": dataset, "train_images": None, "seed": 0, "size": size}, "network": network,
         "symmetry": "horizontal_flip", "training": recipe.model_dump(),
@@ -71,7 +71,7 @@ def train_on(images: ImageSet, net, recipe: Recipe, **how) -> Training:
 
 
 def assert_same(one, other, tolerance: float = 0) -> None:
-    """State dicts with the same tensors."""
+    """Whether two state dicts have the same tensors."""
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=tolerance, msg=name)

@@ -1,4 +1,4 @@
-"""Small nets, one for each thing that nets do with channels, and whether permuting one keeps what it computes."""
+"""Small nets, one for each operation on channels in common nets, and how much permuting them changes their outputs."""
 
 import torch
 from small_nets import net_of, shuffled
@@ -17,7 +17,7 @@ from relusym.merging.identities import largest_difference
      nn.Sequential(nn.BatchNorm2d(8 + 4 * i), nn.ReLU(), nn.Conv2d(8 + 4 * i, 4, 3, padding=1)) for i in range(3)),
 })  # fmt: skip
 def Dense(self, x):
-    """Every layer reads all earlier ones, concatenated."""
+    """Every layer reads the concatenated outputs of all earlier ones."""
     read = [self.stem(x)]
     for layer in self.layers:
         read.append(layer(torch.cat(read, 1)))
@@ -30,7 +30,7 @@ def Dense(self, x):
     "head": nn.Conv2d(24, 16, 1), "classifier": nn.Linear(16, 10),
 })  # fmt: skip
 def Shuffled(self, x):
-    """Halves, one of which goes on, and a shuffle, as in ShuffleNet V2."""
+    """Two halves, one of which is passed on unchanged, and a shuffle, as in ShuffleNet V2."""
     x = self.stem(x).relu()
     for branch in (self.first, self.other):
         passed, read = x.chunk(2, dim=1)
@@ -41,7 +41,7 @@ def Shuffled(self, x):
 
 
 class Unit(nn.Module):
-    """ShuffleNet V1's."""
+    """A unit of ShuffleNet V1."""
 
     def __init__(self, before, after, groups, stride):
         super().__init__()
@@ -57,7 +57,7 @@ class Unit(nn.Module):
 
 
 def shuffle_net(groups, width):
-    """ShuffleNet V1, of two units: one that halves the map, and a residual one."""
+    """ShuffleNet V1 with two units: one that halves the map, and a residual one."""
     units = nn.Sequential(Unit(24, width, groups, 2), Unit(width, width, groups, 1))
     return nn.Sequential(
         *(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), units),
@@ -88,7 +88,7 @@ def Excited(self, x):
     "head": nn.Linear(8, 10),
 })  # fmt: skip
 def Normed(self, x):
-    """Group norms of many and of few groups, instance norm, PReLU, and a slice of channels."""
+    """Group norms with many and with few groups, instance norm, PReLU, and a slice of channels."""
     x = self.layers(x)
     return self.head((x[:, :8] + x[:, 4:]).mean(3).mean(2))
 
@@ -99,7 +99,7 @@ def Normed(self, x):
     "scale": nn.Parameter(torch.rand(12, 1, 1) + 0.5), "last": nn.LayerNorm(12), "head": nn.Linear(12, 10),
 })  # fmt: skip
 def ChannelsLast(self, x):
-    """As ConvNeXt: layer norm, linear layers and a learned scale, with channels last."""
+    """As in ConvNeXt: layer norm, linear layers and a learned scale, with channels last."""
     x = self.stem(x)
     y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
     x = x + self.scale * self.down(F.gelu(self.up(y))).permute(0, 3, 1, 2)
@@ -115,7 +115,7 @@ def block(before, after):
     "fuse1": block(32, 12), "fuse2": block(20, 8), "head": nn.Conv2d(8, 5, 1),
 })  # fmt: skip
 def UNet(self, x):
-    """Two steps down and up, with skips and a transposed convolution; it ends in a conv, for each pixel."""
+    """Two steps down and up, with skips and a transposed convolution; the last conv has an output per pixel."""
     a = self.down[0](x)
     b = self.down[1](F.max_pool2d(a, 2))
     c = self.down[2](F.max_pool2d(b, 2))
@@ -150,7 +150,7 @@ def Tokens(self, x, written_out=True):
 
 @net_of(tokens)
 def Attended(self, x):
-    """The same by PyTorch's function."""
+    """The same with PyTorch's function."""
     return Tokens.forward(self, x, written_out=False)
 
 
@@ -159,7 +159,7 @@ def Attended(self, x):
     "after": nn.BatchNorm1d(20), "head": nn.Linear(20, 10),
 })  # fmt: skip
 def Flattened(self, x):
-    """A linear layer that reads a map of 8×8 pixels, and batch norms after the flatten and after the layer."""
+    """A linear layer that reads a map of 8×8 pixels, with a batch norm before it and one after it."""
     x = F.max_pool2d(self.conv(x).relu(), 4)
     x = self.norm(x.reshape(x.size(0), -1))
     return self.head(self.after(self.hidden(x)).relu())
@@ -196,7 +196,7 @@ def Tied(self, x):
     "head": nn.Linear(32, 10),
 })  # fmt: skip
 def Additions(self, x):
-    """A skip to the input, one channel added to all, a learned constant a channel, and zero channels beside."""
+    """A skip from the input, a channel added to all, a learned constant per channel, and appended zero channels."""
     x = self.wide(x + self.small(x).relu()).relu()
     x = x * torch.sigmoid(self.grey(x)) + self.constant
     x = self.strided(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 8, 8))
@@ -208,7 +208,7 @@ def Additions(self, x):
     "head": nn.Linear(12, 10),
 })  # fmt: skip
 def Focused(self, x):
-    """A layer that reads the pixels of a patch beside each other, as channels, normalised."""
+    """A layer that reads the pixels of a patch as channels, normalised."""
     x = self.stem(x).relu()
     x = torch.cat([x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)
     return self.head(self.conv(self.norm(x)).relu().mean((2, 3)))
@@ -235,7 +235,7 @@ def Upscaled(self, x):
     "operation": operation, "weights": nn.ParameterList(torch.randn(shape) / 3 for shape in shapes),
 })  # fmt: skip
 def Between(self, x):
-    """12 channels, what an operation makes of them and of parameters, and a convolution that reads it."""
+    """12 channels, an operation on them and on parameters, and a convolution that reads its output."""
     return self.head(self.last(self.operation(self.stem(x).relu(), *self.weights)).relu().mean((2, 3)))
 
 
@@ -310,12 +310,12 @@ def rows(x):
 
 
 def mapped(rows, size=16):
-    """A map of such rows."""
+    """A map of pixels that are rows, channels last."""
     return rows.transpose(1, 2).unflatten(2, (size, size))
 
 
 def gated(along):
-    """As gMLP: pixels weighted by what a layer along pixels makes of them."""
+    """As in gMLP: pixels weighted by the output of a layer along pixels."""
 
     def gate(x, w, b):
         x = F.avg_pool2d(x, 4).flatten(2)
@@ -332,7 +332,7 @@ def halves_of_a_product(x, a, b):
 KERNEL, MATRIX, TOKENS = (7, 12, 3, 3), (12, 7), ((16, 16), (16,))
 ORDER = torch.tensor([3, 0, 7, 11, 1, 2, 10, 5, 4, 9, 8, 6])
 SOBEL = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
-# name → operation, how many channels it gives, shapes of its parameters
+# name → operation, number of output channels, shapes of its parameters
 BETWEEN = {
     "maxima of channels": (attention_of_maxima, 12),
     "maxout": (lambda x: x.view(-1, 6, 2, *x.shape[2:]).max(2)[0], 6),
@@ -429,7 +429,7 @@ NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.InstanceNorm2d | nn.GroupNorm | nn.
 
 @torch.no_grad()
 def with_statistics(net):
-    """In float64, with batch norms that a wrong permutation would show in."""
+    """The net in float64, with batch norms whose values would reveal a wrong permutation."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
@@ -442,7 +442,8 @@ def with_statistics(net):
 
 @torch.no_grad()
 def difference(net, size=32, seed=5, groups=None):
-    """Of what a net and its permuted self compute, relative to the largest output, and how many channels moved."""
+    """The largest difference between a net's outputs and its permuted self's, relative to the largest output, and the
+    number of channels that moved."""
     groups = channel_groups(net, (3, size, size)) if groups is None else groups
     x = torch.randn(2, 3, size, size, dtype=torch.float64)
     permuted, planted = shuffled(net, groups, seed)

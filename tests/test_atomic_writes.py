@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, also on a full disk."""
+"""Files are written whole or not at all, even on a full disk."""
 
 import errno
 import io
@@ -35,7 +35,7 @@ RECORD = records.train("cnn", 0)
 
 @contextmanager
 def little_space(size):
-    """Files can grow to `size` bytes; what is written beyond fails as on a full disk."""
+    """Files can grow to `size` bytes; writing more fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -72,19 +72,19 @@ def a_figure(path):
     (a_record, "cnn-0.json"), (a_checkpoint, "cnn-0.safetensors"), (prepared_images, "images.safetensors"),
     (a_table, "table2.csv"), (a_figure, "figure4.png"), (a_figure, "figure4.pdf"),
 ])  # fmt: skip
-def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(tmp_path, write, name, older):
+def test_a_full_disk_is_reported_in_one_line_and_leaves_nothing_half_written(tmp_path, write, name, older):
     path = tmp_path / name
     if older:
         path.write_bytes(b"older")
     with little_space(2048):
         line = refused(lambda: write(path), "File too large")
     assert line.startswith(f"{path} can't be written (")
-    left = [p.name for p in tmp_path.iterdir() if p.name != "settings.json"]  # which is small, and whole
+    left = [p.name for p in tmp_path.iterdir() if p.name != "settings.json"]  # it is small and thus complete
     assert left == ([name] if older else [])
     assert not older or path.read_bytes() == b"older"
 
 
-def test_a_disk_that_gets_full_anywhere_in_a_figure_is_told_in_one_line(tmp_path):
+def test_a_disk_that_fills_up_anywhere_in_a_figure_is_reported_in_one_line(tmp_path):
     figure, path = Figure(figsize=(3, 2)), tmp_path / "figure4.pdf"
     figure.subplots().plot(np.random.default_rng(0).normal(size=5000), marker="o")
     write_figure(figure, [path])
@@ -106,7 +106,7 @@ def test_a_write_that_is_interrupted_leaves_the_older_file(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"cnn-0.json", "settings.json"}
 
 
-def test_a_planted_link_is_not_followed_and_the_file_is_its_owners_until_it_is_whole(tmp_path):
+def test_a_planted_link_is_not_followed_and_an_unfinished_file_is_private(tmp_path):
     path, target = tmp_path / "cnn-0.json", tmp_path / "private"
     target.write_text("mine")
     path.symlink_to(target)
@@ -119,12 +119,12 @@ def test_a_planted_link_is_not_followed_and_the_file_is_its_owners_until_it_is_w
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, Path.touch, lambda path: path.symlink_to(path.name)])
-def test_what_stands_where_a_note_belongs_makes_its_table_anew_and_keeps_nobody_waiting(tmp_path, make):
+def test_a_non_file_in_place_of_a_note_remakes_its_table_and_blocks_nobody(tmp_path, make):
     make(tmp_path / "table2-0.sha256")
     assert not is_whole(tmp_path / "table2-0.sha256")
 
 
-def test_two_that_write_one_file_write_different_temporary_files(tmp_path):
+def test_two_writers_of_one_file_use_different_temporary_files(tmp_path):
     with write_whole(tmp_path / "a.json") as first, write_whole(tmp_path / "a.json") as second:
         assert first != second
         first.write_text("first")
@@ -132,7 +132,7 @@ def test_two_that_write_one_file_write_different_temporary_files(tmp_path):
     assert (tmp_path / "a.json").read_text() == "first" and len(list(tmp_path.iterdir())) == 1
 
 
-# ---- whichever call of the system fails
+# ---- any system call may fail
 
 
 def a_note(path):
@@ -156,7 +156,7 @@ CALLS.append((io, "open"))
 
 
 class Faults:
-    """In this thread, of the calls of the system for files below a folder, those that `fail` names do so."""
+    """In this thread, the system calls named by `fail` fail for files below a folder."""
 
     def __init__(self, folder, monkeypatch):
         self.folder, self.count, self.failed = str(folder), 0, []
@@ -183,7 +183,9 @@ def contents(folder):
 @pytest.mark.skipif(sys.platform != "linux", reason="the path of a descriptor is read in /proc")
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS], ids=os.strerror)
 @pytest.mark.parametrize("name", WRITTEN)
-def test_whichever_call_fails_a_line_tells_it_and_nothing_is_half_written(tmp_path, monkeypatch, name, code):
+def test_whichever_call_fails_one_line_reports_it_and_nothing_is_half_written(
+    tmp_path, monkeypatch, name, code
+):
     folder, path = tmp_path / "written", tmp_path / "written" / name
     path.parent.mkdir(parents=True)
     faults = Faults(folder, monkeypatch)
@@ -191,7 +193,7 @@ def test_whichever_call_fails_a_line_tells_it_and_nothing_is_half_written(tmp_pa
     WRITTEN[name](path)
     calls, whole = faults.count, contents(folder)
     assert calls > 4
-    for once in (True, False):  # a call, or it and all after it
+    for once in (True, False):  # one call fails, or it and all later ones
         for first in range(calls):
             shutil.rmtree(folder)
             path.parent.mkdir(parents=True)
@@ -210,7 +212,7 @@ def test_whichever_call_fails_a_line_tells_it_and_nothing_is_half_written(tmp_pa
             left = contents(folder)
             assert failed and (refused or left == whole or "unlink" in failed)
             assert not older or left[name] in (b"older", whole[name])
-            # else a temporary file may be left, or a lock, which the next run takes over
+            # otherwise a temporary file may remain, or a lock, which the next run takes over
             if "unlink" not in failed and (once or not name.endswith(".lock")):
                 assert all(content in (whole.get(file), older.get(file)) for file, content in left.items())
 
@@ -229,7 +231,7 @@ def no_longer():
 
 @pytest.mark.parametrize("read", [load_record_or_none, checkpoint.load, checkpoint.load_arrays, sha256])
 @pytest.mark.parametrize("kind", ["fifo", "folder", "link to itself"])
-def test_what_is_no_file_is_told_and_keeps_nobody_waiting(tmp_path, no_longer, read, kind):
+def test_a_non_file_is_reported_and_blocks_nobody(tmp_path, no_longer, read, kind):
     path = tmp_path / "cnn-0.json"
     obstruct(path, kind)
     refused(lambda: read(path), match=r"json can't be read \((Not a file|Is a directory|Too many levels)")

@@ -30,11 +30,11 @@ def by_heads(net, size=32):
 
 
 @pytest.mark.parametrize("structure", [Tokens, Attended], ids=lambda structure: structure.__name__)
-def test_queries_go_with_keys_and_both_of_a_head_with_its_values(structure):
+def test_queries_share_a_group_with_keys_and_a_head_groups_them_with_its_values(structure):
     groups = by_heads(structure())
     matched = {name: group for name, group in groups.items() if group.size == CHANNELS}
     counts = {name: (group.heads, len({p.tensor for p in group.places})) for name, group in matched.items()}
-    # weight and bias; and the layer that reads the values
+    # weight and bias; for values also the layer that reads them
     by_half = {"[:48]": (HEADS, 2), "[48:]": (HEADS, 3)}
     assert counts == {f"{name}{half}": by_half[half] for name in ("qkv", "attention") for half in by_half}
     for layer in ("qkv", "attention"):
@@ -67,7 +67,7 @@ def test_random_permutations_move_heads_and_the_channels_within():
 
 
 class Kind(nn.Module):
-    """Self-attention of 16 tokens of 24 channels, of a kind."""
+    """Self-attention of a kind, on 16 tokens of 24 channels."""
 
     def __init__(self, kind):
         super().__init__()
@@ -79,7 +79,7 @@ class Kind(nn.Module):
         self.scale, self.talk = nn.Parameter(torch.randn(HEADS, 1, 1)), nn.Linear(HEADS, HEADS)
 
     def heads(self, x):
-        if self.kind == "strided":  # a head's channels lie apart
+        if self.kind == "strided":  # a head's channels aren't contiguous
             return x.unflatten(-1, (6, -1)).permute(0, 3, 1, 2)
         return x.unflatten(-1, (-1, 6)).transpose(1, 2)
 
@@ -112,7 +112,7 @@ def test_attention_of_every_kind_keeps_what_it_computes(kind):
 
 
 @pytest.mark.parametrize("kind", ["plain", "scaled", "strided"])
-def test_heads_are_free_where_nothing_binds_them(kind):
+def test_heads_are_unconstrained_where_nothing_ties_them(kind):
     groups = by_heads(Kind(kind))
     assert sorted(group.size for group in groups.values() if group.size > HEADS) == [CHANNELS, CHANNELS]
     assert {group.heads for group in groups.values()} == {HEADS}
@@ -131,7 +131,7 @@ def Window(self, x):
 
 
 @pytest.mark.parametrize("layer", [swins.ShiftedWindowAttention, swins.ShiftedWindowAttentionV2])
-def test_what_belongs_to_a_head_of_a_shifted_window_goes_with_it(layer):
+def test_parameters_of_a_head_of_a_shifted_window_are_permuted_with_it(layer):
     torch.manual_seed(0)
     net = Window(layer)
     groups = by_heads(net)
@@ -169,7 +169,7 @@ def test_planted_heads_are_found(build, matching):
     assert merged.accuracy["halfway"] > 0.9
 
 
-def test_heads_are_matched_by_what_their_channels_are_worth_at_best():
+def test_heads_are_matched_by_the_best_total_of_their_channels():
     groups = [group for group in by_heads(Attended()).values() if group.name.startswith("qkv")]
     planted = random_permutations(groups, torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(4)
@@ -178,7 +178,7 @@ def test_heads_are_matched_by_what_their_channels_are_worth_at_best():
         noise = torch.rand(CHANNELS, CHANNELS, generator=generator, dtype=torch.float64)
         tables[name] = 0.4 * noise
         tables[name][torch.arange(CHANNELS), permutation] += 0.5
-    # one pair of channels that is worth more than any, but of heads that don't belong together
+    # the pair of channels with the highest correlation, but in heads that don't match
     first = planted["qkv[:48]"]
     tables["qkv[:48]"][0, first[CHANNELS // HEADS]] = 1.5
     matched = match("activation", Pair(({}, {}), groups, tables, generator))
@@ -211,7 +211,7 @@ def test_a_transformed_swin_transformer_on_transformed_images_computes_the_same(
     net, x = swin(block).double(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     assert grid(net.float(), (3, 64, 64), symmetry).symmetric
     net = net.double()
-    # its table of positions has an axis an entry
+    # its table of positions has one entry per axis
     if block is swins.SwinTransformerBlockV2 and symmetry.order == 4:
         refused(lambda: transformed(net, symmetry, (3, 64, 64)), match="symmetry quarter_turn")
         return
@@ -220,7 +220,7 @@ def test_a_transformed_swin_transformer_on_transformed_images_computes_the_same(
 
 
 class WrittenOut(swins.ShiftedWindowAttention):
-    """As timm's and Hugging Face's: windows lie along the images' dimension, and a mask keeps apart what is rolled."""
+    """As in timm and Hugging Face: windows in the batch dimension, and a mask that separates rolled pixels."""
 
     by_function = False
 
@@ -260,7 +260,7 @@ class ByFunction(WrittenOut):
 
 @cache
 def transformed_swin(window, size, symmetry):
-    """Torchvision's own, transformed: with windows of 7 pixels that takes five seconds of a core."""
+    """Torchvision's layer, transformed; with windows of 7 pixels, this takes five seconds on a core."""
     return transformed(swin(swins.SwinTransformerBlock, window), symmetry, (3, size, size)).state_dict()
 
 
@@ -283,7 +283,7 @@ def test_windowed_attention_written_out_is_transformed_as_torchvisions(kind, win
         fits = grid(traced, traced.image_shape, symmetry)
         if window == 4:
             assert fits.symmetric and check_planted(traced, symmetry) < 1e-12
-        else:  # windows are shifted by 3 of 7, so that mirrored ones are others
+        else:  # windows are shifted by 3 of 7 pixels, so that mirrored windows differ
             assert {(of.stride, of.size) for of in fits.misfits} == {(7, 28), (7, 14)}
             assert check_planted(traced, symmetry) is None
     plain = channel_groups(net, (3, size, size))
@@ -291,7 +291,7 @@ def test_windowed_attention_written_out_is_transformed_as_torchvisions(kind, win
 
 
 @torch.no_grad()
-def test_a_table_of_positions_that_a_mask_keeps_from_moving_is_refused():
+def test_a_table_of_positions_that_a_mask_fixes_is_refused():
     net = swin(swins.SwinTransformerBlock)
     for layer in net.modules():
         if isinstance(layer, swins.ShiftedWindowAttention):
@@ -304,14 +304,14 @@ def test_a_table_of_positions_that_a_mask_keeps_from_moving_is_refused():
 
 
 @pytest.mark.slow(seconds=5)
-def test_windows_that_are_shifted_by_less_than_half_stand_in_the_way():
+def test_windows_shifted_by_less_than_half_are_refused():
     fit = grid(swin(swins.SwinTransformerBlock, 7), (3, 112, 112), HORIZONTAL_FLIP)
     assert {(misfit.layer, misfit.stride, misfit.size) for misfit in fit.misfits} == {
         ("shifted_window_attention in features.1.1.attn", 7, 28),
         ("shifted_window_attention in features.3.1.attn", 7, 14),
     }
     assert fit.next_size is None
-    odd = grid(swin(swins.SwinTransformerBlock), (3, 36, 36), HORIZONTAL_FLIP)  # 9 patches a side
+    odd = grid(swin(swins.SwinTransformerBlock), (3, 36, 36), HORIZONTAL_FLIP)  # 9 patches per side
     misfits = {(misfit.layer, misfit.stride, misfit.size, misfit.left_over) for misfit in odd.misfits}
     assert ("_patch_merging_pad in features.2", 2, 9, -1) in misfits
 
@@ -327,12 +327,12 @@ def test_every_layer_of_a_swin_transformer_has_an_equivariance_error_or_a_reason
     assert errors.keys() | unknown.keys() == {group.name for group in groups}
     known = "what they compute doesn't depend on the image", "they are numbers of heads, and no activations"
     assert unknown and set(unknown.values()) <= set(known)
-    # of four blocks queries with keys, values and both of the MLP; of two stages the stream
+    # in each of four blocks: queries with keys, values, both layers of the MLP; in each of two stages: the stream
     assert len(errors) == 14
 
 
 @torch.no_grad()
-def test_a_layers_error_is_that_of_its_map_of_tokens():
+def test_a_layers_error_is_measured_on_its_map_of_tokens():
     net, images = swin(swins.SwinTransformerBlock), Images(smooth_images(12, 64), 6)
     groups = {group.name: group for group in channel_groups(net, images.shape)}
     [name] = [name for name, group in groups.items() if name.endswith("3.1.mlp.0")]

@@ -25,11 +25,11 @@ def splits():
 
 @pytest.fixture
 def float32(monkeypatch):
-    """Both sides compute in one type, so that only what they compute can differ."""
+    """Both sides compute in the same dtype, so that rounding can't make them differ."""
     monkeypatch.setattr(plain, "autocast", lambda device: nullcontext())
 
 
-def test_the_plain_images_are_torchvisions_and_normalised_alike(splits):
+def test_the_plain_images_are_torchvisions_with_the_same_normalisation(splits):
     images, _ = splits
     ((x, y),) = plain.loader(images, 80, 0)
     torch.testing.assert_close(x, normalise(images.images), rtol=0, atol=1e-5)
@@ -59,12 +59,12 @@ def test_the_plain_merge_finds_the_librarys_permutations_and_accuracies(splits, 
     pairs = ((torch.tensor(p), torch.tensor(here.permutations[name])) for name, p in permutations.items())
     alike = torch.cat([permutation == other for permutation, other in pairs])
     assert sum(alike) >= side_by_side.AGREE * len(alike)
-    # of one batch, a batch norm's statistics are exact
+    # from a single batch, a batch norm's statistics are exact
     assert accuracy == pytest.approx(here.accuracy, abs=1.5 / len(test.labels))
 
 
 class Canned:
-    """A side whose processes come back at once with results that are there already."""
+    """A side whose processes immediately return prepared results."""
 
     processes = (None,)
 
@@ -103,7 +103,7 @@ def test_the_arithmetic_floor_is_that_of_the_papers_net():
     assert side_by_side.flop_an_image(1.0) == pytest.approx(0.916e9, rel=0.01)
 
 
-def test_machines_are_named_for_their_files():
+def test_machine_names_become_file_names():
     assert sides.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
     assert sides.device_name(CPU, 2).endswith("2 cores")
     assert sides.matrix_rate(CPU, torch.float32, side=64) > 0

@@ -13,7 +13,7 @@ from relusym.records.fingerprint import differences
 from relusym.records.results import Results
 
 BEYOND = {name for name, finding in declared().items() if finding.is_beyond}
-# of other scales
+# tables that belong to other scales
 APART = {"regime", "identifiability", "identifiability_figure", "universe", "invariance_errors"}
 LAPTOP = scale_of(ROOT, "laptop")
 FROM_SCRATCH = {"models": ["cnn"], "from_scratch": ["cnn_inv"]}
@@ -59,7 +59,7 @@ def test_the_scale_identifiability_measures_each_net_by_what_its_activation_admi
     assert not seeds & {seed for other in others for _, seed in other.nets}
 
 
-def test_a_type_set_to_null_is_left_out_wherever_it_is_named():
+def test_a_type_set_to_null_is_left_out_everywhere():
     gone = {"cnn_noaug", "cnn_inv"}
     left = settings_of(scale="laptop", models=dict.fromkeys(gone))
     everything = settings()
@@ -70,11 +70,11 @@ def test_a_type_set_to_null_is_left_out_wherever_it_is_named():
         kept = [nets for nets in everything.subjects(kind) if not gone & {model for model, _ in nets}]
         assert left.subjects(kind) == kept
     none = settings_of(models={"cnn_inv": None})
-    assert none.measured == ["curves", "universe"]  # the others are of that type alone
+    assert none.measured == ["curves", "universe"]  # the other measurements have only that type
 
 
 def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):
-    models = laptop.settings.beyond["symmetries"]["models"][-8:]  # on shapes, of two symmetries, named alike
+    models = laptop.settings.beyond["symmetries"]["models"][-8:]  # on shapes, two symmetries, same names
     first, *others = selection.net_notes(laptop.settings, models)
     assert first.endswith("; vertical flip; seeds 0, 9-11")
     assert others[0] == "Scale laptop, CNN w/o aug; CNN; CNN + inv-loss; GCNN: quarter turn"
@@ -97,12 +97,12 @@ def test_notes_of_a_measurement_name_its_own_seeds_and_images(laptop, name, imag
     assert f"Merging: {how}; invariance error over {invariance} images" in others
 
 
-def test_pairs_of_a_type_are_those_that_are_merged_as_far_as_their_seeds_go(laptop):
+def test_pairs_of_a_type_are_the_merged_pairs_among_the_seeds(laptop):
     pairs = [job.nets for job in jobs(laptop, "curves").values() if len(job.nets) == 2]
     assert pairs == [((m, i), (m, j)) for m in ("cnn", "cnn_inv") for i, j in ((9, 10), (10, 11), (11, 0))]
 
 
-def test_nets_of_no_paper_table_are_trained_and_measured_and_stand_in_none(laptop):
+def test_nets_of_no_paper_table_are_trained_and_measured_and_are_in_none(laptop):
     unlisted = {model.id for model in laptop.settings.models.values() if not model.is_in_paper}
     assert len(unlisted) == 18
     for kind in ("flip_merge", "pair_merge"):
@@ -123,7 +123,7 @@ def test_a_net_trained_for_no_symmetry_is_measured_under_all_and_others_under_th
     assert planned["cnn"] == every[:1]
 
 
-def test_generated_images_of_each_symmetry_are_files_of_their_own(laptop):
+def test_generated_images_of_each_symmetry_have_their_own_file(laptop):
     files = {job.prepared for job in jobs(laptop, "symmetries").values()}
     assert len(files) == 4
     generated = {path for path in files if "generated" in path}
@@ -154,12 +154,12 @@ def test_the_starts_of_weight_matching_outdate_its_merges_and_no_other():
     key = min(changed)
     assert before[key]["merging"]["starts"] == 8
     assert {after[other]["merging"]["starts"] for other in after if other not in before} == {3}
-    # what was measured before there were several starts is from one
+    # records from before there were several starts have one
     old = {**before[key], "merging": {"matching": "weight", "images": before[key]["merging"]["images"]}}
     assert [*differences(old, before[key])] == [("merging.starts", 1, 8)]
 
 
-def test_several_nets_are_those_of_a_seed_and_the_next_ones_and_of_three_none_is_in_two_sets():
+def test_several_nets_have_consecutive_seeds_and_sets_of_three_are_disjoint():
     planned = jobs(Results(settings_of(scale="laptop_original")), "universe")
     sets = [job.nets for job in planned.values()]
     assert len(sets) == 12 and {len(nets) for nets in sets} == {8}
@@ -172,20 +172,20 @@ def test_several_nets_are_those_of_a_seed_and_the_next_ones_and_of_three_none_is
     assert {nets[0][1] for nets in some.subjects("universe")} == {0, 3}
 
 
-def test_the_lie_derivative_is_in_the_settings_of_records_that_have_it_alone():
+def test_the_lie_derivative_is_only_in_the_settings_of_records_that_have_it():
     of = {scale: next(iter(jobs(Results(settings_of(scale=scale)), "by_layer").values()))
           for scale in ("laptop", "laptop_original")}  # fmt: skip
     assert "lie_images" not in of["laptop"].settings and of["laptop_original"].settings["lie_images"] == 500
 
 
-def test_during_training_is_at_the_epochs_that_are_kept_and_the_last(laptop):
+def test_during_training_measures_the_stored_epochs_and_the_last(laptop):
     (job, *_) = jobs(laptop, "during_training").values()
     assert job.settings["epochs"] == [0, 1, 2, 5, 10]
     net = Path(laptop.checkpoint(job.nets[0]))
     assert snapshot_path(net, 2) == net.parent / "during_training/0-2.safetensors"
 
 
-def test_what_a_measurement_depends_on_outdates_it_and_nothing_of_the_papers():
+def test_a_measurements_dependencies_outdate_it_and_none_of_the_papers_results():
     before = Results(settings())
     changed = {**LAPTOP["beyond"]}
     changed["curves"] = changed["curves"] | {"points": 11}
@@ -218,7 +218,7 @@ def test_what_a_measurement_depends_on_outdates_it_and_nothing_of_the_papers():
     ("universe", {"models": ["cnn"], "counts": [13]}, "universe.counts: 13 given; cnn has 12 nets"),
     ("symmetries", {"models": ["simsiam_odd"]}, "simsiam_odd isn't trained by a recipe"),
 ])  # fmt: skip
-def test_what_cannot_be_is_one_line(kind, section, line):
+def test_an_impossible_setting_is_one_line(kind, section, line):
     refused(lambda: settings(**{kind: section}), match=line)
 
 
@@ -229,7 +229,7 @@ def test_another_invariance_of_images_that_are_not_generated_is_refused():
 
 
 @pytest.mark.parametrize("name", MEASUREMENTS)
-def test_a_measurement_is_named_in_its_module_alone(name):
+def test_a_measurement_is_named_only_in_its_module(name):
     rooms = ("config", "records", "measuring", "jobs", "training")
     files = [*(ROOT / "rules").glob("*.smk"), *(ROOT / "workflow_scripts").glob("*.py")]
     files += [file for room in rooms for file in (ROOT / "workflow_scripts/relusym" / room).glob("*.py")]
@@ -242,7 +242,7 @@ from relusym.record_types import Fields, Share
 
 
 class Options(declaration.Options):
-    """Of pairs as well."""
+    """Also for pairs."""
 
     pairs: declaration.Pairs = None
     share: Share = 0.5
@@ -284,7 +284,7 @@ def test_a_measurement_is_one_module_that_needs_no_pytorch_to_be_planned(tmp_pat
     assert right == "None False" and wrong.startswith("can't be right (mine: 2 given")
 
 
-def test_filters_are_shown_of_types_in_the_papers_tables_alone_since_of_others_none_are_kept():
+def test_filters_are_shown_only_of_types_in_the_papers_tables_since_no_others_are_stored():
     apart = settings_of(scale="identifiability")
     assert "gcnn" in apart.models and not any(
         declared()[f"figure{n}"].exists(apart) for n in (1, 2, 5, 6, 7, 8)

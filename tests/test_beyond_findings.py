@@ -24,7 +24,7 @@ from relusym.findings.tables.claims import judged
 
 MODELS = ("cnn", "cnn_inv", "cnn_late_inv")
 SEEDS = range(4)
-NOISE = np.array([-1.0, 1.0, -0.5, 0.5]) * 1e-3  # a number a net, with mean 0
+NOISE = np.array([-1.0, 1.0, -0.5, 0.5]) * 1e-3  # a number per net, with mean 0
 SHAPES = {"horizontal_flip": "horizontal", "vertical_flip": "vertical", "quarter_turn": "turned"}
 
 
@@ -43,7 +43,7 @@ def record(kind, nets, status="ok", chosen=(), **measured):
 
 
 def exact(model, seed, gain=0.01, status="ok", **changes):
-    """An exact GCNN is better by `gain` at once, and by twice that after fine-tuning."""
+    """An exact GCNN that is better by `gain` at once, and by twice that after fine-tuning."""
     noise = NOISE[seed]
     accuracy = {"net": 0.8, "test_time": 0.82, "halfway": 0.79, "exact": 0.8 + gain + noise}
     accuracy |= {"fine_tuned": 0.81, "fine_tuned_test_time": 0.83 - noise}
@@ -59,7 +59,7 @@ def exact(model, seed, gain=0.01, status="ok", **changes):
 
 
 def line(nets, excess=0.0, points=5, seed=0):
-    """A barrier of 0.1 halfway, and `excess` more a point after it."""
+    """A curve with a barrier of 0.1 halfway, and `excess` more at the next point."""
     accuracy = 0.8 - 0.08 * np.array([0, 0.5, 1, 1 + excess / 0.1, 0])
     loss = 0.5 + np.array([0, 0.1, 0.3, 0.2, 0]) + 1e-3 * NOISE[seed]
     plain = {"accuracy": (accuracy - 0.1 * (accuracy < 0.8)).tolist(), "loss": loss.tolist()}
@@ -68,7 +68,7 @@ def line(nets, excess=0.0, points=5, seed=0):
 
 
 def turned(model, seed, of, symmetry=None):
-    """Measured under each symmetry of `of`, which gives its barrier."""
+    """A net measured under each symmetry in `of`, symmetry → barrier."""
     result = {
         name: {
             **{"order": 2, "invariance_error": 0.3, "accuracy": {"net": 0.8, "orbit": 0.75, "whole": 0.7},
@@ -96,7 +96,7 @@ def layered(model, seed):
 
 
 def everything(good=True):
-    """All records, such that every claim holds, or that none does."""
+    """All records, such that every claim holds, or none does."""
     sign = 1 if good else -1
     merged = {"activation": 0.04, "weight_identity": 0.04 + sign * 0.02, "identity": 0.8}
     merged["involution"] = 0.043 if good else 0.06
@@ -157,7 +157,7 @@ SELECTION["matchings"] = ["activation", "weight_identity"]
 SELECTION["later"] = ["universe"]
 
 
-def test_every_claim_holds_where_it_is_put_in_and_none_where_its_opposite_is():
+def test_every_claim_holds_on_data_with_its_effect_and_none_on_data_with_the_opposite():
     for good, verdict in ((True, HELD), (False, NOT_HELD)):
         frame = beyond_claims.frame(everything(good), SELECTION)
         verdicts = frame.set_index("claim")["verdict"]
@@ -166,7 +166,7 @@ def test_every_claim_holds_where_it_is_put_in_and_none_where_its_opposite_is():
     assert frame["question"].nunique() == 7 and frame["claim"].is_unique
 
 
-def test_docs_say_how_many_claims_there_are():
+def test_docs_state_the_number_of_claims():
     text = (ROOT / "docs/beyond.md").read_text(encoding="utf-8")
     selections = [SELECTION | {"later": later} for later in ([], ["universe"])]
     first, every = (len(beyond_claims.frame(everything(), selection)) for selection in selections)
@@ -187,7 +187,7 @@ def test_without_records_or_with_one_net_no_claim_is_tested():
     single = {kind: [record for seed, record in several if seed == 0] for kind, several in seeds.items()}
     for inputs in (nothing, single):
         frame = beyond_claims.frame(inputs, SELECTION)
-        of_more = frame["claim"].str.contains("where the images are invariant")  # two types are the others
+        of_more = frame["claim"].str.contains("where the images are invariant")  # others: two types
         assert set(frame.loc[~of_more, "verdict"]) == {UNTESTED} and frame["remark"].ne("").all()
 
 
@@ -200,7 +200,7 @@ def test_a_paired_test_is_students_and_its_margin_shifts_what_is_tested_and_not_
     for result in (plain, shifted):
         assert (result.effect, result.low, result.high) == pytest.approx((differences.mean(), *interval))
     assert shifted.direction == pytest.approx(differences.mean() + 0.02)
-    equal = np.array([0.83, 0.82, 0.81, 0.8]) - np.array([0.82, 0.81, 0.8, 0.79])  # but for rounding
+    equal = np.array([0.83, 0.82, 0.81, 0.8]) - np.array([0.82, 0.81, 0.8, 0.79])  # equal up to rounding
     assert paired(equal).p_value == paired(equal).p_rank == 0.125 and not paired(equal).settled
     assert [paired(effect * equal, 0.02).settled for effect in (1, -1, -3)] == [HELD, HELD, NOT_HELD]
     assert np.isnan(paired(differences[:1]).p_value)
@@ -233,7 +233,7 @@ def test_a_mixture_from_scratch_shares_nothing_with_its_net_and_is_tested_by_wel
     assert shown == pytest.approx([*welch.confidence_interval(0.95)])
 
 
-def test_where_all_nets_are_equal_the_remark_says_that_no_p_value_settles_it():
+def test_where_all_nets_are_equal_a_remark_explains_that_no_p_value_settles_it():
     result = paired(np.zeros(4), 0.01)
     assert result.settled == HELD and result.p_value > 0.05 and "whatever p is" in result.remark
 
@@ -252,12 +252,12 @@ def test_noise_alone_is_inconclusive():
         for name in of["accuracy"]:
             of["accuracy"][name] = 0.8 + 0.02 * random.standard_normal()
     frame = beyond_claims.frame(inputs, SELECTION)
-    # within a margin is another question
+    # the claim with a margin is a different one
     of_gains = frame[(frame["question"] == "exact_gcnn") & ~frame["claim"].str.contains("within")]
     assert set(of_gains["verdict"]) == {OPEN}
 
 
-def test_exact_gcnns_are_means_over_nets_and_gains_are_paired_by_net():
+def test_exact_gcnn_rows_are_means_over_nets_and_gains_are_paired_by_net():
     records = [exact("cnn", seed, 0.01 * seed, net=0.7 + 0.01 * seed) for seed in SEEDS]
     records.append(exact("cnn_inv", 0, status="left_out"))
     frame = exact_gcnn.frame({"exact_gcnn": records}, SELECTION).set_index("model")
@@ -270,11 +270,11 @@ def test_exact_gcnns_are_means_over_nets_and_gains_are_paired_by_net():
     interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
     shown = at_once["gain"], at_once["low"], at_once["high"]
     assert shown == pytest.approx((differences.mean(), *interval))
-    assert "mixture from scratch − net" not in set(gains["comparison"])  # there is none
+    assert "mixture from scratch − net" not in set(gains["comparison"])  # there is no mixture from scratch
     assert len(figure.axes[0].containers) == 4
 
 
-def test_a_curves_largest_barrier_is_found_with_its_place_and_what_is_above_halfway():
+def test_a_curves_largest_barrier_has_its_position_and_its_excess_over_halfway():
     records = [line([("cnn", seed)], 0.02, seed=seed) for seed in SEEDS] + [line([("cnn", 0), ("cnn", 1)])]
     frame = curves.frame({"curves": records}, SELECTION | {"models": ["cnn"]}).set_index(["model_2", "way"])
     flipped, other = frame.loc[("", "REPAIR")], frame.loc[("cnn", "REPAIR")]
@@ -294,7 +294,7 @@ def test_unequal_ends_have_no_barrier_if_the_line_between_is_straight():
     assert straight_line["largest"] == pytest.approx(0, abs=1e-12)
 
 
-def test_symmetries_have_a_row_a_type_and_symmetry_in_the_configs_order():
+def test_symmetries_have_a_row_per_type_and_symmetry_in_the_configs_order():
     of = dict.fromkeys(SHAPES, 0.2)
     records = [turned("cnn", seed, {"quarter_turn": 0.1}) for seed in SEEDS] + [turned("cnn_inv", 0, of)]
     frame = symmetries.frame({"symmetries": records}, SELECTION | {"models": ["cnn_inv", "cnn"]})
@@ -303,7 +303,7 @@ def test_symmetries_have_a_row_a_type_and_symmetry_in_the_configs_order():
     assert frame["whole_mean"].iloc[-1] == pytest.approx(0.1) and frame["pairwise_mean"].iloc[-1] == 0.05
 
 
-def test_during_training_a_row_is_a_type_and_epoch_with_its_first_and_last_layers_errors():
+def test_during_training_has_a_row_per_type_and_epoch_with_the_first_and_last_layers_errors():
     records = [trained("cnn", seed, (0.5, 0.2, 0.1)) for seed in SEEDS]
     records.append(record("during_training", [("cnn", 4)], status="left_out"))
     frame = during_training.frame({"during_training": records}, SELECTION).set_index(["model", "epoch"])
@@ -314,7 +314,7 @@ def test_during_training_a_row_is_a_type_and_epoch_with_its_first_and_last_layer
     assert set(frame["n"]) == {4} and set(frame["left_out"]) == {1}
 
 
-def test_invariance_errors_have_a_row_a_type_and_names_the_papers_error_and_accuracy():
+def test_invariance_errors_have_a_row_per_type_and_the_papers_error_and_accuracy():
     nets = ("cnn", 0, 0.9), ("cnn", 1, 0.8), ("cnn_inv", 0, 0.7)
     inputs = {"invariance_errors": [invariant(*net) for net in nets]}
     frame = invariance_errors.frame(inputs, SELECTION).set_index("model")
@@ -324,7 +324,7 @@ def test_invariance_errors_have_a_row_a_type_and_names_the_papers_error_and_accu
     assert "invariance error 0.0628 ± 0.007, accuracy 0.892 ± 0.002" in note
 
 
-def test_by_layer_a_row_is_a_type_and_layer_and_the_last_has_a_barrier_alone():
+def test_by_layer_has_a_row_per_type_and_layer_and_the_last_has_only_a_barrier():
     records = [layered(model, seed) for model in MODELS[:2] for seed in SEEDS]
     frame = by_layer.frame({"by_layer": records}, SELECTION).set_index(["model", "layer"])
     assert frame.index.to_list() == [(model, layer) for model in MODELS[:2] for layer in range(1, 10)]
@@ -346,7 +346,7 @@ def test_lie_derivatives_are_columns_of_records_that_have_them_and_change_no_oth
     assert frame["lie_rotation_mean"].tolist() == pytest.approx([0.01 * i for i in range(9)])
 
 
-def test_several_nets_are_a_row_a_type_and_number_of_them():
+def test_several_nets_have_a_row_per_type_and_number_of_nets():
     records = [several("cnn", range(i, i + 5), 0.1 * i, counts=(3, 5)) for i in (1, 2)]
     records.append(several("cnn", range(8, 13), status="left_out", counts=(3, 5)))
     frame = universe.frame({"universe": records}, SELECTION).set_index(["model", "count"])
@@ -356,7 +356,7 @@ def test_several_nets_are_a_row_a_type_and_number_of_them():
     assert frame.loc[("cnn", 5), "pairwise_mean"] == pytest.approx(0.17)
 
 
-def test_of_symmetries_the_panels_are_tinted_where_the_images_are_invariant():
+def test_panels_of_symmetries_are_tinted_where_the_images_are_invariant():
     inputs = everything()
     for of in inputs["symmetries"]:
         data = of["settings"]["trained"][0]["data"]
@@ -364,7 +364,7 @@ def test_of_symmetries_the_panels_are_tinted_where_the_images_are_invariant():
             data["dataset"] = "cifar10"
         for symmetry, place in SHAPES.items():
             if of["model"] == f"shapes_{place}_noaug":
-                data |= {"invariant_to": symmetry} if place != "horizontal" else {}  # which is the default
+                data |= {"invariant_to": symmetry} if place != "horizontal" else {}  # the default
                 of["inputs"]["source"] = f"shapes, {symmetry}"
     models = sorted({of["model"] for of in inputs["symmetries"]})
     figure, points = symmetries.draw(inputs, SELECTION | {"models": models})
@@ -380,7 +380,7 @@ def test_of_symmetries_the_panels_are_tinted_where_the_images_are_invariant():
     assert "no nets" in symmetries.draw({"symmetries": []}, SELECTION)[0].texts[0].get_text()
 
 
-def test_figures_show_every_type_and_say_where_there_is_none():
+def test_figures_show_every_type_and_a_note_where_there_is_none():
     inputs = everything()
     figure, points = during_training.draw(inputs, SELECTION)
     assert len(figure.axes) == 6 and len(points) == 8 * 3 * 8

@@ -25,7 +25,7 @@ def net():
     return vgg11()
 
 
-def test_images_to_repair_on_are_a_seeded_choice_that_begins_that_of_the_images_to_merge_on(tmp_path):
+def test_images_to_repair_on_are_the_first_of_the_seeded_subset_to_merge_on(tmp_path):
     path, (train, test) = tmp_path / "images", generate(60, 10, 0)
     save(path, train, test)
     data = {"dataset": "generated", "train_images": None, "seed": 3, "size": None}
@@ -51,7 +51,7 @@ def merged(net, labels):
     return flip_merge(net, IMAGES, IMAGES, labels)
 
 
-def test_scores_are_accuracy_and_loss_and_over_orientations_those_of_the_mean_of_the_logits(net, labels):
+def test_scores_are_accuracy_and_loss_and_over_orientations_those_of_the_mean_logits(net, labels):
     x = normalise(IMAGES.pixels)
     labels = labels.roll(1)
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_over_the_orbit_of_a_flip_the_merge_is_that_with_the_flipped_self(net, l
 
 
 @pytest.mark.slow(seconds=1)
-def test_a_gcnn_of_quarter_turns_has_no_barrier_over_its_orbit_of_four_and_another_net_has():
+def test_a_gcnn_of_quarter_turns_has_no_barrier_over_its_orbit_of_four_but_another_net_has():
     gcnn = vgg11(group_convs=8, symmetry=QUARTER_TURN)
     merged_orbit = orbit_merge(gcnn, QUARTER_TURN, IMAGES, IMAGES, answers(gcnn, IMAGES))
     assert all(abs(barrier) < 0.02 for barrier in merged_orbit.barrier.values())
@@ -123,6 +123,6 @@ def test_all_layers_merged_are_the_whole_merge(aligned, labels, merged):
     assert barriers["classifier"] == pytest.approx(merged.barrier["repaired"], abs=0.02)
 
 
-def test_a_measurements_job_has_all_that_a_measurement_may_read():
+def test_a_measurements_job_has_every_attribute_that_a_measurement_may_read():
     read = {*Job.__annotations__, *(name for name in vars(Job) if name in ("as_plain", "snapshot", "choice"))}
     assert len(read) == 16 and read <= {*dir(MergeJob), *MergeJob.__dataclass_fields__}

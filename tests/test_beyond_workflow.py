@@ -26,7 +26,7 @@ from relusym.symmetry import HORIZONTAL_FLIP
 
 CPU = torch.device("cpu")
 TURNED = {"invariant_to": "quarter_turn"}
-# but for those of scales of their own
+# except those with their own scales
 APART = {"regime", "identifiability", "identifiability_figure"}
 BEYOND = {name for name, finding in declared().items() if finding.is_beyond} - APART
 TABLES = {name for name in BEYOND if isinstance(declared()[name], Table)}
@@ -80,7 +80,7 @@ def test_the_screen_shows_each_table_as_its_page_does(measured):
         screen = at_end([name], measured.folder / "results/tiny", {"cnn": "CNN"}, columns=1000).splitlines()
         page = (measured.folder / f"results/tiny/tables/{name}.md").read_text(encoding="utf-8").splitlines()
         for row in (line.split("|") for line in page if line.startswith("|") and "---" not in line):
-            # numbers are read from the CSV, to ten digits, where a 5 may be rounded the other way
+            # numbers are read from the CSV, with ten digits, so that a trailing 5 may be rounded the other way
             words = [cell.strip() for cell in row if not re.search(r"\d[.e]|^\s*$", cell)]
             assert any(all(word in line for word in words) for line in screen), (name, row)
 
@@ -119,7 +119,7 @@ def test_a_missing_net_of_an_earlier_epoch_is_trained_again_for_that_measurement
     assert again["epochs"] == before["epochs"]
 
 
-def test_records_say_what_was_measured(measured):
+def test_records_name_what_was_measured(measured):
     during = record(measured, "during_training", "cnn-0")
     assert [of["epoch"] for of in during["epochs"]] == [0, 1, 3]
     last, flip = during["epochs"][-1], record(measured, "flip_merge", "cnn-0")
@@ -164,7 +164,7 @@ def test_an_exact_gcnn_is_loaded_from_its_file_alone_and_is_one(measured):
     kernels = filters_and_matches(plain, HORIZONTAL_FLIP, channel_groups(plain), permutations)
     assert len(kernels) == 8 and all(torch.equal(*pair) for pair in kernels.values())
     assert made["kernel_constraint"] == 0
-    before = torch.arange(3)  # colours stay
+    before = torch.arange(3)  # the colour channels stay
     for name, after in zip(kernels, permutations.values(), strict=True):
         conv = plain.get_submodule(name)
         acts = [lambda x, by=by: HORIZONTAL_FLIP.act(x)[:, by] for by in (before, after)]
@@ -180,7 +180,7 @@ def test_a_file_that_holds_no_exact_gcnn_is_refused(measured):
 
 @pytest.fixture
 def copied_net(measured, tmp_path):
-    """A copy of a net's checkpoints and train record, and what a `MergeJob` has besides."""
+    """A copy of a net's checkpoints and train record, and the other arguments of a `MergeJob`."""
     net, trained = measured.path("checkpoints", "train", "cnn-0"), measured.record("train", "cnn-0")
     shutil.copytree((measured.folder / net).parent, tmp_path / "checkpoints")
     shutil.copytree(trained.parent, tmp_path / "records")
@@ -202,7 +202,7 @@ def test_a_net_of_an_earlier_epoch_that_its_record_does_not_name_is_refused(copi
 
 
 @pytest.mark.parametrize("learnt", ["diverged", "nothing"])
-def test_a_mixture_that_learns_nothing_is_left_out_alone(copied_net, measured, monkeypatch, learnt):
+def test_only_a_mixture_that_learns_nothing_is_left_out(copied_net, measured, monkeypatch, learnt):
     def trained(net, recipe, job, name):
         if name == "mixture" and learnt == "diverged":
             return None

@@ -1,4 +1,4 @@
-"""Records that can't be right: one line that names the record and what is wrong, at every start; nothing is lost."""
+"""Invalid records: each run reports one line that names the record and the fault, and nothing is lost."""
 
 import json
 import math
@@ -20,7 +20,7 @@ TRAIN, FLIP = records.train("cnn", 0), records.flip("cnn", 0)
 WHOLE = {kind: {"train": TRAIN, "flip_merge": FLIP}.get(kind) or a(kind) for kind in KINDS}
 
 
-# ---- a number or a text that can't be
+# ---- invalid numbers and strings
 
 ORBIT = "symmetries.horizontal_flip"
 BEYOND = "exact_gcnn", "symmetries", "curves", "during_training", "by_layer", "identifiability"
@@ -116,7 +116,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("kind", "path", "value", "allowed"), BROKEN)
-def test_a_record_of_any_kind_that_can_not_be_right_is_named_in_one_line_with_what_to_do(
+def test_an_invalid_record_of_any_kind_is_named_in_one_line_with_what_to_do(
     kind, path, value, allowed, tmp_path
 ):
     record = changed(WHOLE[kind] if kind in ("train", "flip_merge") else a(kind), path, value)
@@ -188,7 +188,7 @@ def test_a_merge_that_is_left_out_needs_no_measurements(tmp_path):
         assert load_record(path) == record
 
 
-def test_a_key_that_stands_twice_is_refused_however_deep(tmp_path):
+def test_a_duplicate_key_is_refused_at_any_depth(tmp_path):
     path, text = tmp_path / "cnn-0.json", json.dumps(TRAIN)
     for key, once, twice in (
         ("seed", '"seed": 0,', '"seed": 0, "seed": 1,'), ("size", '"data": {', '"data": {"size": 3, '),
@@ -199,15 +199,15 @@ def test_a_key_that_stands_twice_is_refused_however_deep(tmp_path):
         refused(lambda: load_record_or_none(path), match=line)
 
 
-def test_every_committed_record_is_as_records_have_to_be():
-    """What was written before there was a schema."""
+def test_every_committed_record_is_valid():
+    """Including those written before there was a schema."""
     paths = [*(ROOT / "results").glob("*/records/*/*/[0-9]*.json")]
     assert paths
     for path in paths:
         load_record(path)
 
 
-# ---- at a start
+# ---- at the start of a run
 
 
 def train(**changes):
@@ -215,7 +215,7 @@ def train(**changes):
 
 
 def place(results, name):
-    """Where the record of a job lies, named such as train/cnn-0.json or theory/lemma_e_1.json; and its settings."""
+    """The path of a job's record, named like train/cnn-0.json or theory/lemma_e_1.json, and its settings."""
     kind, _, file = name.removesuffix(".json").partition("/")
     if not file:
         return Path(results.folder) / "records" / name, None
@@ -228,13 +228,13 @@ def of_bytes(content):
     return {"train/cnn-0.json": lambda path: path.write_bytes(content)}
 
 
-SPOILED = {  # what stands there, and how another record of the folder is refused
+SPOILED = {  # what is in the place of a record, and how another record of the folder is refused
     "another's": (lambda path: path.write_text(json.dumps({"data": {"seed": 1}})), "with other settings"),
     "list": (lambda path: path.write_text("[]"), "with other settings"),
     "half": (lambda path: path.write_text("{"), r"is not valid JSON \(EOF"),
     "folder": (Path.mkdir, r"can't be read \(Is a directory\)"),
     "pipe": (os.mkfifo, r"can't be read \(Not a file\)"),
-    "link to itself": (lambda path: path.symlink_to(path.name), None),  # which a new file replaces
+    "link to itself": (lambda path: path.symlink_to(path.name), None),  # a new file replaces it
 }
 
 
@@ -258,7 +258,7 @@ def test_settings_that_are_not_those_of_their_folder_are_named_and_nothing_is_wr
         assert not other.exists()
 
 
-def test_a_file_whose_number_is_not_written_as_ours_is_no_record_and_plans_nothing(tmp_path):
+def test_a_file_with_another_notation_of_its_number_is_no_record_and_plans_nothing(tmp_path):
     results = Results(settings_of(), root=str(tmp_path / "results"))
     path, settings = place(results, "train/cnn-0.json")
     write_record(path, TRAIN | {"settings": settings})
@@ -317,7 +317,7 @@ def test_at_a_start_a_broken_record_is_named_in_one_line_and_left_as_it_is(files
         if callable(content):
             content(path)
             continue
-        # settings are those that its folder is of, unless it is they that can't be right
+        # the settings are those of its folder, unless they are the invalid part
         settings = settings if isinstance(content.get("settings", {}), dict) else content["settings"]
         path.with_name("settings.json").write_text(json.dumps(settings), encoding="utf-8")
         body = {key: value for key, value in content.items() if key != "settings"}
@@ -326,9 +326,9 @@ def test_at_a_start_a_broken_record_is_named_in_one_line_and_left_as_it_is(files
     try:
         there = {key: results.is_there(key) for key in results.jobs}
         message = next(iter(results.broken.values()))
-        # they are left as they are, and the others go on
+        # broken records are left unchanged, and other jobs run
         assert [*there.values()].count(True) == len(results.broken)
-    except UserError as error:  # of a folder that can't be listed
+    except UserError as error:  # a folder that can't be listed
         message = str(error)
         assert "Not a directory" in message and not results.broken
     assert contents(tmp_path) == before

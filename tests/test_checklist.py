@@ -14,7 +14,7 @@ REFUSED = f"sbatch: error: invalid partition specified: gqu\nallocation failure:
 
 @pytest.fixture
 def slurm(monkeypatch):
-    """A function that pretends a Slurm: whether it keeps accounts; it has no partition gqu."""
+    """A function that simulates a Slurm without a partition gqu; `accounts`: whether it keeps accounts."""
 
     def pretend(accounts=True):
         def asked(command):
@@ -47,7 +47,7 @@ def test_a_site_in_order_has_no_problems(slurm):
     (True, ("train", "quick", 31, "-p quick"), "partition quick allows 30; "),
     (False, ("train", "gpu", 1, ""), "keeps no accounts; set it to squeue"),
 ])  # fmt: skip
-def test_each_problem_of_a_site_is_one_line_that_says_what_to_set(slurm, accounts, submission, problem):
+def test_each_problem_of_a_site_is_one_line_with_the_setting_to_change(slurm, accounts, submission, problem):
     slurm(accounts)
     (line,) = slurm_problems([Submission(*submission)], "sacct")
     assert problem in line and "\n" not in line and line.startswith("profiles/slurm/config.yaml: ")
@@ -85,7 +85,7 @@ def test_a_file_where_a_folder_belongs_is_one_line(tmp_path, folder):
     assert f"{folder} isn't a folder, and one belongs there: move it" in line and "\n" not in line
 
 
-def test_a_command_that_is_not_there_is_one_line():
+def test_a_missing_command_is_one_line():
     (line,) = command_problems("mkdir -p logs && qsub-of-nowhere -N {rule}")
     assert line.startswith("qsub-of-nowhere: not found; run snakemake on a node that may submit")
     assert "\n" not in line

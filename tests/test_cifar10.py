@@ -25,14 +25,14 @@ from relusym.records.fields import images_of
 from relusym.reporting import image_files
 from relusym.reporting.command import main
 
-COUNT = 20  # images of a batch, in place of 10,000
+COUNT = 20  # images per batch, in place of 10,000
 BATCHES = [*cifar10.BATCHES["train"], *cifar10.BATCHES["test"]]
 VERSIONS = cifar10.VERSIONS
 
 
 @pytest.fixture(autouse=True)
 def small(request, monkeypatch):
-    """Batches of `COUNT` images, but for the tests of the real files."""
+    """Batches of `COUNT` images, except in the tests of the real files."""
     if "real" not in request.fixturenames:
         monkeypatch.setattr(cifar10, "IN_A_BATCH", COUNT)
 
@@ -54,7 +54,7 @@ def planes(pixels):
 
 
 def python2_pickle(value):
-    """What Python 2 and its NumPy wrote, as the official files are: text without an encoding, protocol 2."""
+    """A pickle as from Python 2 and its NumPy, like the official files: strings without an encoding, protocol 2."""
 
     def written(value):
         match value:
@@ -126,7 +126,7 @@ def refusal(source, root, tmp_path):
 
 @pytest.fixture
 def digest(tmp_path):
-    """Of the small images, written by no code that reads the official files."""
+    """The digest of the small images, computed without the code that reads the official files."""
     images = list(some_images().values())
     splits = [image_set.ImageSet(
         torch.from_numpy(np.concatenate([pixels for pixels, _ in some])),
@@ -158,7 +158,7 @@ def test_both_official_versions_give_the_same_bytes_in_the_official_order(tmp_pa
 
 @pytest.fixture
 def torchvisions(tmp_path, monkeypatch):
-    """torchvision's class, with the small archive in place of the one that it downloads."""
+    """torchvision's class, with the small archive in place of its download."""
     archive = pack(tmp_path / "cifar-10-python.tar.gz", python_files(), "cifar-10-batches-py")
     official, sums = datasets.CIFAR10, {n: hashlib.md5(c).hexdigest() for n, c in python_files().items()}
     served = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
@@ -174,23 +174,23 @@ def torchvisions(tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_torchvision_downloads_the_same_once_and_mends_what_is_damaged(tmp_path, digest, torchvisions):
+def test_torchvision_downloads_the_same_files_once_and_repairs_damaged_ones(tmp_path, digest, torchvisions):
     root = tmp_path / "root"
     assert data.digest(prepared("torchvision", root, tmp_path)) == digest
-    shown = datasets.CIFAR10(root, train=False)  # what others read there
+    shown = datasets.CIFAR10(root, train=False)  # how other code reads these files
     ours = image_set.load(tmp_path / "images.safetensors", "test")
     assert np.array_equal(shown.data, ours.images.numpy()) and shown.targets == ours.labels.tolist()
     torchvisions.unlink()
     assert data.digest(prepared("torchvision", root, tmp_path, download=False)) == digest
     (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"damaged")
-    assert data.digest(prepared("torchvision", root, tmp_path)) == digest  # from the archive that it kept
+    assert data.digest(prepared("torchvision", root, tmp_path)) == digest  # from the archive kept there
     (root / "cifar-10-batches-py" / "data_batch_2").unlink()
     line = r"^CIFAR10 can't be had from .*root .*missing or damaged.*set cifar10\.root"
     refused(lambda: prepared("torchvision", root, tmp_path, download=False), match=line)
 
 
 def tree(root, name="{index:05}"):
-    """A folder a class; `name` of an image from its index in the split and within its class."""
+    """A folder per class; `name` makes an image's name from its index in the split and within its class."""
     for split, batches in cifar10.BATCHES.items():
         images = zip(*(some_images()[batch] for batch in batches), strict=True)
         pixels, labels = map(np.concatenate, images)
@@ -202,7 +202,7 @@ def tree(root, name="{index:05}"):
     return root
 
 
-def test_a_folder_gives_the_same_if_names_tell_the_order_and_else_its_own(tmp_path, digest, monkeypatch):
+def test_a_folder_has_the_same_digest_only_if_names_define_the_order(tmp_path, digest, monkeypatch):
     known = checkpoint.load_arrays(tmp_path / "wanted.safetensors", names=())[1]["splits"]
     monkeypatch.setattr(cifar10, "SPLIT_DIGESTS", known)
 
@@ -222,13 +222,13 @@ def test_a_folder_gives_the_same_if_names_tell_the_order_and_else_its_own(tmp_pa
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
-def test_what_python_3_and_a_newer_numpy_wrote_is_read_too(tmp_path, digest, protocol):
+def test_files_from_python_3_and_a_newer_numpy_are_read_too(tmp_path, digest, protocol):
     files = python_files(write=partial(pickle.dumps, protocol=protocol))
     root = put(tmp_path / "cifar-10-batches-py", files)
     assert data.digest(prepared("python", root, tmp_path)) == digest
 
 
-def test_its_extent_is_known_before_it_is_read():
+def test_the_extent_is_known_before_the_images_are_read():
     for source in cifar10.SOURCES:
         assert known_extent({"kind": source, "root": "nowhere"}) == Extent(50_000, (32, 32), 10_000)
 
@@ -239,7 +239,7 @@ def real():
 
 
 @pytest.mark.slow(seconds=15)
-def test_the_official_files_have_the_digest_that_stands_in_the_code(real, tmp_path):
+def test_the_official_files_have_the_digest_in_the_code(real, tmp_path):
     source, at = real
     assert data.digest(prepared(source, at, tmp_path)) == cifar10.DIGEST
     splits = cifar10.read(at, source)
@@ -253,15 +253,15 @@ def test_the_official_files_have_the_digest_that_stands_in_the_code(real, tmp_pa
     archive = pack(tmp_path / version.archive, FILES[other](images), version.folder, "w")
     assert data.digest(prepared(other, archive, tmp_path)) == cifar10.DIGEST
     mean = splits["train"][0].mean((0, 1, 2)) / 255
-    assert mean == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-5)  # as the literature has it
+    assert mean == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-5)  # the values in the literature
 
 
-def test_the_digest_of_the_whole_is_made_of_those_of_the_splits():
+def test_the_digest_of_a_data_set_combines_those_of_its_splits():
     assert image_set.header(cifar10.CLASSES, cifar10.SPLIT_DIGESTS)["digest"] == cifar10.DIGEST
 
 
 def again(files, batch, change=lambda images: None, **how):
-    """The files once more, of changed images or other classes."""
+    """The files again, with changed images or other classes."""
     images = some_images()
     change(images)
     files |= FILES["binary" if batch.endswith(".bin") else "python"](images, **how)
@@ -275,7 +275,7 @@ def another_label(images):
     images["data_batch_3"][1][3] = 10
 
 
-WRONG = {  # what is done to the files, of which one is the third batch, and lines for the binary and Python's version
+WRONG = {  # how the files are damaged (`one`: the third batch), and the lines for the binary and the Python version
     "missing": (lambda files, batch: files.pop(batch),
      (r"lacks data_batch_3(\.bin)?: ", r"lacks data_batch_3: ")),
     "truncated": (lambda files, batch: files.update({batch: files[batch][:-100]}),
@@ -297,7 +297,7 @@ WRONG = {  # what is done to the files, of which one is the third batch, and lin
 @pytest.mark.parametrize("source", VERSIONS)
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "archive"])
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_is_wrong_with_official_files_is_one_line_that_names_the_file(tmp_path, source, packed, wrong):
+def test_a_fault_of_the_official_files_is_one_line_that_names_the_file(tmp_path, source, packed, wrong):
     version, files, (damage, lines) = VERSIONS[source], FILES[source](), WRONG[wrong]
     damage(files, f"data_batch_3{version.ending}")
     place = tmp_path / (version.archive if packed else version.folder)
@@ -320,7 +320,7 @@ def test_a_truncated_archive_is_one_line_wherever_it_ends(tmp_path, source):
         assert "is truncated or no archive" in refusal(source, archive, tmp_path)
 
 
-def test_what_is_not_there_is_one_line_that_says_what_may_be(tmp_path):
+def test_missing_files_are_one_line_with_what_is_expected(tmp_path):
     line = refusal("binary", tmp_path / "nowhere", tmp_path)
     start = f"cifar10.root: {tmp_path / 'nowhere'} given; allowed is cifar-10-batches-bin/, its archive "
     assert line == f"{start}cifar-10-binary.tar.gz, or the folder that holds either"
@@ -337,7 +337,7 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, name):
     assert re.search(rf"{name} asks for _?io\.", line) and "refused, since it could run code" in line
     assert not ran.exists()
     pickle.loads(files[name])
-    assert ran.exists()  # what any other unpickler does
+    assert ran.exists()  # any other unpickler runs the code
 
 
 ZEROS = np.zeros((COUNT, 3072), np.uint8)
@@ -368,7 +368,7 @@ OTHER = "0" * 64
     ("CIFAR10 as JPEG (quality 75, 4:2:0)", OTHER, "CIFAR10 as JPEG (quality 75, 4:2:0)"),
     ("CIFAR100", OTHER, "CIFAR100"), ("my copy", OTHER, "my copy"),
 ])  # fmt: skip
-def test_images_are_called_cifar10_for_what_they_are_and_not_for_their_label(label, content, called):
+def test_images_are_called_cifar10_by_their_content_and_not_by_their_label(label, content, called):
     assert images_of({"inputs": {"source": label, "data": content}}) == called
 
 
@@ -393,13 +393,13 @@ def test_a_report_takes_official_files_and_their_test_images_unless_asked(tmp_pa
     assert len(read(archive, limit=7).pixels) == 7
     np.save(tmp_path / "own.npy", np.arange(COUNT))
     labelled = read(folder, labels=str(tmp_path / "own.npy"))
-    assert labelled.labels.tolist() == order  # the same seeded choice, by place in the file
+    assert labelled.labels.tolist() == order  # the same seeded subset, by position in the file
     digest = image_set.SplitHash().update(pixels, labels.astype(np.int64)).hexdigest(cifar10.CLASSES)
     monkeypatch.setattr(cifar10, "SPLIT_DIGESTS", cifar10.SPLIT_DIGESTS | {"test": digest})
     assert read(folder).notes == ()
 
 
-def test_what_a_report_can_not_do_with_official_files_is_one_line(tmp_path):
+def test_what_a_report_cannot_do_with_official_files_is_one_line(tmp_path):
     folder = put(tmp_path / "cifar-10-batches-bin", binary_files())
     with pytest.raises(UserError, match=r"^--labels folder .* has its labels, so leave the option out$"):
         read(folder, labels="folder")

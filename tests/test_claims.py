@@ -31,7 +31,7 @@ MOSTLY_SWAPS = [1, 2, 0, 3, 4, 5, 7, 6]  # one three-cycle
 
 
 def run(n=4, *, reverse=False, spread=1.0, models=MODELS, permutation=SWAP):
-    """Train, flip-merge and pair-merge records of `n` nets a type about the paper's means, or with those mirrored.
+    """Train, flip-merge and pair-merge records of `n` nets per type around the paper's means, or with mirrored means.
 
     spread: in the paper's standard deviations; the nets of a type lie evenly within one of them to either side.
     """
@@ -67,7 +67,7 @@ def claims(records, filters=NONE, names=NAMES, rows=None):
 
 
 @pytest.mark.slow(seconds=3)
-def test_all_claims_hold_on_the_papers_own_numbers_and_its_nets_would_have_settled_them():
+def test_all_claims_hold_on_the_papers_numbers_and_its_nets_are_enough_to_settle_them():
     frame = claims(run(24, permutation=MOSTLY_SWAPS), zero_filters([30, 31, 35, 33], [1, 2, 3, 4]))
     assert len(frame) == 3 + 1 + 3 + 2 + 1 + 1 + 2
     assert set(frame["verdict"]) == {HELD}, frame["verdict"]
@@ -83,7 +83,7 @@ def test_no_directed_claim_holds_on_the_mirrored_numbers():
     by_claim = claims(mirrored, zero_filters([1, 2, 3, 4], [30, 31, 35, 33]))["verdict"].to_dict()
     kept = [claim for claim in by_claim if claim.startswith("Late invariance loss keeps accuracy: CNN")]
     assert by_claim.pop(TYPES) == HELD  # mirrored twice
-    assert by_claim.pop(NOT_ALL) == HELD  # as three-cycles are
+    assert by_claim.pop(NOT_ALL) == HELD  # three-cycles make it hold
     assert by_claim.pop(kept[0]) == HELD  # a difference of 0.001 to either side is no loss of 0.009
     assert set(by_claim.values()) == {NOT_HELD}, by_claim
 
@@ -95,7 +95,7 @@ def test_nets_that_differ_more_than_types_are_inconclusive():
 
 
 @pytest.mark.parametrize(("n", "models"), [(1, MODELS), (4, ["pgcnn"]), (0, MODELS)])
-def test_too_few_nets_are_told(n, models):
+def test_too_few_nets_are_reported(n, models):
     frame = claims(run(n, models=models))
     direct = frame[~frame.index.str.contains("matching|Types")]
     assert set(direct["verdict"]) == {UNTESTED} and direct["p_value"].isna().all()
@@ -103,11 +103,11 @@ def test_too_few_nets_are_told(n, models):
     assert set(direct["remark"]) == {*few, "pairs of three nets or more are needed"}
 
 
-def test_nets_without_any_spread_are_told_from_proof():
+def test_nets_without_any_spread_are_no_proof():
     frame = claims(run(4, spread=0.0, permutation=MOSTLY_SWAPS))
     assert frame["nets_needed"].isna().all()
     flips = frame[frame.index.str.startswith("Merging")]
-    assert set(flips["verdict"]) == {OPEN} and set(flips["p_value"]) == {1 / 8}  # the least of four nets
+    assert set(flips["verdict"]) == {OPEN} and set(flips["p_value"]) == {1 / 8}  # the minimum for four nets
     assert set(flips["remark"]) == {evidence.NO_SPREAD}
     late = frame.filter(like="Late", axis=0)
     assert set(late["verdict"]) == {HELD} and (late["p_value"] == late["p_rank"]).all()
@@ -118,32 +118,32 @@ def test_nets_without_any_spread_are_told_from_proof():
     assert list(types["verdict"]) == [UNTESTED] and list(types["remark"]) == ["all types are equal"]
 
 
-def test_one_channel_of_order_three_settles_that_not_all_have_two_as_the_paper_found():
+def test_one_channel_of_order_three_settles_that_not_all_have_order_two_as_in_the_paper():
     frame = claims(run(4, permutation=MOSTLY_SWAPS))
     some = frame.loc[NOT_ALL]
     assert (some["verdict"], some["effect"]) == (HELD, 3 / 8)
     assert some["remark"] == "12 of 32 channels have a higher order"
     most = frame.loc["Most GCNN channels found by matching have order at most 2"]
     assert most["effect"] == 5 / 8
-    # no spread between the nets: only the rank test is left
+    # without spread between the nets, only the rank test applies
     assert most["p_value"] == most["p_rank"] == 0.125
 
 
 def test_channels_that_all_have_order_two_settle_both_claims():
     frame = claims(run(2))
     both = frame[frame.index.str.contains("matching")]
-    assert list(both["verdict"]) == [HELD, NOT_HELD]  # most have, and none hasn't
+    assert list(both["verdict"]) == [HELD, NOT_HELD]  # most have order two, and none has another order
     assert both["p_value"].isna().all()
 
 
-def test_spearmans_p_is_that_of_all_permutations():
+def test_spearmans_p_value_is_that_over_all_permutations():
     frame = claims(run()).loc[TYPES]
     assert frame["effect"] == pytest.approx(1)
     assert frame["p_value"] == frame["p_rank_min"] == pytest.approx(2 / math.factorial(7))
 
 
 def nets_of_types(random, n, correlation, errors, barriers):
-    """Nets of as many types as there are means, with standard deviations of 1 about them."""
+    """Nets of one type per mean, with standard deviation 1."""
     inner, other = random.normal(size=(2, len(errors), n))
     other = correlation * inner + math.sqrt(1 - correlation**2) * other
     nets = itertools.product(range(len(errors)), range(n))
@@ -154,7 +154,7 @@ def nets_of_types(random, n, correlation, errors, barriers):
 @pytest.mark.parametrize("differ", [0, 0.3])
 @pytest.mark.slow(seconds=8)
 def test_types_that_are_unrelated_are_no_more_often_found_correlated_than_they_should_be(differ, monkeypatch):
-    """Two quantities that are correlated within a type, while all types are equal, or differ in either at random."""
+    """Two quantities correlated within a type, while the types' means are equal, or differ at random in each."""
     monkeypatch.setattr(evidence, "RESAMPLES", 9)  # of the interval, which isn't looked at
     random, draws, means = np.random.default_rng(0), 200, differ * np.arange(7)
     result = naive = 0
@@ -164,10 +164,10 @@ def test_types_that_are_unrelated_are_no_more_often_found_correlated_than_they_s
         of_means = stats.spearmanr(nets.groupby("model")[["error", "barrier"]].mean())
         naive += of_means.pvalue < 0.05
     assert result / draws < 0.1  # 0.05, and three standard errors
-    assert differ or naive / draws > 0.25  # what the halves are for
+    assert differ or naive / draws > 0.25  # hence the use of halves
 
 
-def test_types_that_are_related_are_found_so():
+def test_types_that_are_correlated_are_found_to_be():
     random, means = np.random.default_rng(0), 3.0 * np.arange(7)
     for correlation in (-0.7, 0, 0.7):
         nets = nets_of_types(random, 4, correlation, means, means)
@@ -175,13 +175,13 @@ def test_types_that_are_related_are_found_so():
         assert result.direction > 0 and result.p_value < 0.01
 
 
-def test_types_of_one_net_each_tell_nothing_of_types():
+def test_types_of_one_net_each_settle_nothing_about_types():
     nets = nets_of_types(np.random.default_rng(0), 1, 0, np.arange(7), np.arange(7))
     result = evidence.rank_correlation_of_types(nets, "error", "barrier")
     assert math.isnan(result.p_value) and "two nets" in result.remark
 
 
-def test_a_rank_test_of_four_and_four_nets_comes_to_no_less_than_its_least():
+def test_a_rank_test_of_four_and_four_nets_has_a_p_value_no_less_than_its_minimum():
     result = is_higher({"a": np.array([5.0, 6, 7, 8]), "b": np.array([1.0, 2, 3, 4])}, "a", "b")
     assert result.p_rank == result.p_rank_min == pytest.approx(2 / 70)
     welch = stats.ttest_ind([5, 6, 7, 8], [1, 2, 3, 4], equal_var=False)
@@ -192,11 +192,11 @@ def test_rank_tests_with_ties_count_permutations():
     assert evidence.rank_sum_p(np.array([3.0, 3, 3]), np.array([1.0, 1, 2])) == pytest.approx(2 / 20)
     assert evidence.rank_sum_p(np.array([3.0, 3, 1]), np.array([1.0, 1, 1])) == pytest.approx(8 / 20)
     assert evidence.signed_rank_p(np.array([0.2, 0.2, 0.3])) == pytest.approx(2 / 8)
-    assert evidence.signed_rank_p(np.array([0.2, 0.4, 0.0])) == pytest.approx(2 / 4)  # a zero tells nothing
+    assert evidence.signed_rank_p(np.array([0.2, 0.4, 0.0])) == pytest.approx(2 / 4)  # zeros don't count
 
 
 @pytest.mark.parametrize(("n", "tied"), [(3, True), (4, True), (10, True), (10, False)])
-def test_no_rank_test_comes_below_the_least_that_it_can_come_to(n, tied):
+def test_no_rank_test_has_a_p_value_below_its_minimum(n, tied):
     high = np.full(n, 2.0) if tied else 100.0 + np.arange(n)
     result = is_higher({"a": high, "b": np.arange(n) // (2 if tied else 1) * 1.0 - n}, "a", "b")
     assert result.p_rank >= result.p_rank_min * (1 - 1e-9)
@@ -204,7 +204,7 @@ def test_no_rank_test_comes_below_the_least_that_it_can_come_to(n, tied):
     assert evidence.signed_rank_p(high) >= 0.5 ** (n - 1) * (1 - 1e-9)
 
 
-def test_a_margin_tells_no_worse_from_worse():
+def test_a_margin_separates_no_worse_from_worse():
     nets = {"late": [0.899, 0.901, 0.9], "plain": [0.902, 0.903, 0.904], "bad": [0.7, 0.702, 0.704]}
     nets = {name: np.array(accuracies) for name, accuracies in nets.items()}
     assert is_higher(nets, "late", "plain").direction < 0
@@ -225,7 +225,7 @@ def test_the_most_accurate_type_has_to_beat_the_second_best():
 
 
 @pytest.mark.parametrize("highest, counts", [("best", True), ("second", False), ("last", True)])
-def test_of_the_most_accurate_type_it_is_said_if_a_rank_test_counts(highest, counts):
+def test_a_remark_on_the_most_accurate_type_names_a_rank_test(highest, counts):
     nets = {"best": [0.95] * 3, "second": [0.93, 0.92, 0.91], "last": [0.2] * 3}
     nets = {name: np.array(accuracies) for name, accuracies in nets.items()}
     assert is_highest(nets, highest, {}).remark == (evidence.NO_SPREAD if counts else "")
@@ -240,23 +240,23 @@ def cycle(n):
     (cycle(24), 2 * 23 / 22, 44**2 / (6 * 24 - 16)), (cycle(2), math.inf, 0), ([(0, 1)], math.inf, 0),
     ([], math.inf, 0),
 ])  # fmt: skip
-def test_what_shared_nets_take_from_a_t_test(pairs, factor, degrees):
+def test_shared_nets_widen_a_t_test(pairs, factor, degrees):
     assert evidence.shared_nets(np.array(pairs, int).reshape(-1, 2)) == pytest.approx((factor, degrees))
 
 
 @pytest.mark.parametrize("n", [3, 4, 8])
 def test_pairs_that_share_nets_are_no_more_often_significant_than_they_should_be(n):
-    """Values of a cycle of nets in the worst case: all of a value comes from its nets, and there is no effect."""
+    """Values of a cycle of nets without effect in the worst case: a value's variance comes entirely from its nets."""
     by_net = np.random.default_rng(0).normal(size=(20000, n))
     values = by_net + np.roll(by_net, -1, axis=1)
     factor, degrees = evidence.shared_nets(np.array(cycle(n)))
     t = values.mean(1) / np.sqrt(factor * values.var(1, ddof=1) / n)
     assert abs((2 * stats.t.sf(abs(t), degrees) < 0.05).mean() - 0.05) < 0.01
     as_if_apart = (stats.ttest_1samp(values, 0, axis=1).pvalue < 0.05).mean()
-    assert as_if_apart > 0.1  # what it is for
+    assert as_if_apart > 0.1  # hence the correction
 
 
-def test_a_lower_barrier_of_the_flipped_self_is_found_from_pairs_and_their_own_nets():
+def test_a_lower_barrier_of_the_flipped_self_is_detected_from_pairs_and_their_nets():
     nets = pd.DataFrame({"model": "cnn", "seed": range(3), "gcnn_barrier": [0.01, 0.02, 0.03]})
     pairs = pd.DataFrame({"seed_1": [0, 1, 2], "seed_2": [1, 2, 0], "barrier": [0.115, 0.126, 0.119]})
     result = evidence.flipped_against_other(nets, pairs.assign(model_1="cnn", model_2="cnn"), "cnn")
@@ -300,21 +300,21 @@ DRAWS, LEVEL = 20000, 0.05
 
 
 def within(share, expected, draws=DRAWS):
-    """Equal up to three standard errors of a share of so many draws."""
+    """Equal up to three standard errors of a share of `draws` draws."""
     return abs(share - expected) < 3 * math.sqrt(max(expected * (1 - expected), 1e-3) / draws)
 
 
 @pytest.mark.parametrize("n", [3, 6, 12])
-def test_welchs_power_is_the_share_of_simulated_tests_that_find_the_effect(n):
+def test_welchs_power_is_the_share_of_simulated_tests_that_detect_the_effect(n):
     random = np.random.default_rng(n)
     high, low = random.normal(0.9, 0.02, (DRAWS, n)), random.normal(0.88, 0.01, (DRAWS, n))
     tests = stats.ttest_ind(high, low, axis=1, equal_var=False)
     share = ((tests.pvalue < LEVEL) & (tests.statistic > 0)).mean()
-    # Welch's degrees of freedom are estimated in the test and known in the formula
+    # Welch's degrees of freedom are estimated in the test, but known in the formula
     assert abs(power.welch((0.9, 0.02), (0.88, 0.01))(n, LEVEL) - share) < (0.06 if n == 3 else 0.02)
 
 
-def test_the_power_of_a_t_test_on_nets_is_the_share_of_simulated_ones_that_find_the_effect():
+def test_the_power_of_a_t_test_on_nets_is_the_share_of_simulated_tests_that_detect_the_effect():
     values = np.random.default_rng(0).normal(0.7, 0.2, (DRAWS, 5))
     share = (stats.ttest_1samp(values, 0.5, axis=1, alternative="greater").pvalue < LEVEL / 2).mean()
     assert within(power.one_sample(0.2, 0.2)(5, LEVEL), share)
@@ -328,7 +328,7 @@ def test_a_cycle_of_pairs_has_the_error_and_degrees_of_freedom_of_its_test(n):
 
 
 @pytest.mark.slow(seconds=9)
-def test_the_power_of_the_rank_correlation_is_the_share_of_simulated_nets_in_which_it_is_found(monkeypatch):
+def test_the_power_of_the_rank_correlation_is_the_share_of_simulations_that_detect_it(monkeypatch):
     monkeypatch.setattr(evidence, "RESAMPLES", 9)  # of the interval, which isn't looked at
     means = 0.6 * np.arange(7)
     spread = {model: (mean, 1.0) for model, mean in enumerate(means)}
@@ -345,7 +345,7 @@ def test_the_nets_needed_are_the_fewest_that_give_the_power():
     assert power.nets_needed(power.welch((0.9, 0.02), (0.9, 0.02)), LEVEL) == math.inf
 
 
-def test_all_of_several_tests_are_settled_no_less_often_than_the_bound_says():
+def test_several_tests_are_all_settled_at_least_as_often_as_the_bound():
     random, n = np.random.default_rng(0), 6
     best, *others = (random.normal(mean, 1.0, (DRAWS, n)) for mean in (2.0, 0.3, 0.0, -0.5))
     p_values = [stats.ttest_ind(best, other, axis=1, equal_var=False).pvalue for other in others]
@@ -374,16 +374,16 @@ def test_intervals_hold_the_true_effect_in_95_percent_of_cases():
         result = flipped_against_other(nets, merged, "cnn")
         pairs += result.low < 0.01 < result.high
     assert within(welch / draws, 0.95, draws)
-    assert within(pairs / draws, 0.95, draws)  # with all of a pair's barrier its nets': the worst case
+    assert within(pairs / draws, 0.95, draws)  # the worst case: a pair's barrier is determined by its nets
 
 
-def test_a_table_says_the_power_of_every_tested_claim_and_how_many_nets_settle_an_open_one():
+def test_a_table_has_the_power_of_every_tested_claim_and_how_many_nets_settle_an_open_one():
     filters = zero_filters([3, 4, 5, 4], [1, 6, 2, 3])
     frame = claims(run(4, spread=8.0), filters)
     by_t = frame[frame["test"] != "count"]
     assert by_t[["low", "high"]].notna().all(axis=None)
     assert ((by_t["low"] <= by_t["effect"]) & (by_t["effect"] <= by_t["high"])).all()
-    numbers = by_t.index.str.contains("matching|zero-filters")  # of which the paper has none
+    numbers = by_t.index.str.contains("matching|zero-filters")  # which the paper doesn't report
     assert by_t["power"].notna().tolist() == (~numbers).tolist()
     assert by_t["power"].dropna().between(0, 1).all()
     still_open = frame["verdict"] == OPEN
@@ -410,7 +410,7 @@ def test_claims_about_resnets_are_tested_where_there_are_rows_of_table_5():
     assert set(about_resnets["verdict"]) == {HELD}, about_resnets["verdict"]
     claim = "Merging a Old ResNet with its flipped self has a lower barrier than merging two of them"
     assert about_resnets.loc[claim]["effect"] == pytest.approx(0.15, abs=0.002)
-    assert about_resnets["power"].notna().tolist() == [False, False, True]  # it has no pairs of ResNets
+    assert about_resnets["power"].notna().tolist() == [False, False, True]  # no pairs in the paper
     assert about_resnets["power"].iloc[-1] > 0.9  # 0.038 against 0.005, and a spread of 0.001
     none = claims(run(4), NONE, names, rows)
     assert set(none.loc[about_resnets.index, "verdict"]) == {UNTESTED}
@@ -435,7 +435,7 @@ def test_the_simulation_tests_what_the_claims_test(n):
 @pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("untrue", UNTRUE)
 @pytest.mark.parametrize("n", [4, 12])
-def test_of_the_claims_called_settled_no_more_than_one_in_twenty_is_wrong(n, untrue):
+def test_no_more_than_one_in_twenty_settled_claims_is_wrong(n, untrue):
     for shared in SHARED.values():
         rate, _ = rates(2000, n, untrue, shared)["bh"]
         assert rate < 0.05 + 0.01

@@ -18,7 +18,7 @@ from slurm_cluster import SlurmCluster, missing, wait_until
 from relusym.jobs.checklist import Submission, slurm_problems
 
 pytestmark = pytest.mark.slow(seconds=60)
-STEPS = 3 * 40  # a training of three epochs of 40 steps asks after each whether it is interrupted
+STEPS = 3 * 40  # a training has three epochs of 40 steps, and checks for an interruption after each step
 EPOCH = 40
 
 CANCELLED, WARNED = "cancelled by hand (scancel)", "warned before its time limit (SIGUSR1)"
@@ -27,7 +27,7 @@ MEMORY, TIME = "over its memory once", "over its runtime once"
 RESTARTED = ("controller restarted", "snakemake killed -9 and restarted")
 HOLD = {"what": "hold", "at": 60}  # in the middle of the second epoch
 AGAIN = {"what": "hold", "at": 20}  # the same number of steps into the run after
-FAULTS = {  # of the disturbed run: what each training meets, and from which step it is to go on the last time
+FAULTS = {  # of the disturbed run: each training's faults, and the step from which it resumes for the last time
     "cnn-0": ({CANCELLED: HOLD, WARNED: AGAIN}, 60 + 20),
     "gcnn-0": ({REQUEUED: HOLD}, 60),
     "cnn-1": ({CRASHED: HOLD}, EPOCH),
@@ -38,7 +38,7 @@ TRIED: dict[str, int] = Counter()
 
 
 class Run:
-    """A copy of the workflow, and Snakemake in it."""
+    """A copy of the workflow, with Snakemake runs."""
 
     def __init__(self, clone: Clone, environment: dict[str, str], faults: dict[str, list[dict]]):
         self.folder, self.environment = clone.folder, environment
@@ -56,7 +56,7 @@ class Run:
         self.submitted: list[str] = []
 
     def edit_profile(self, **changes: str) -> None:
-        """Set keys of profiles/slurm/config.yaml, those commented out with them, as a site's user does."""
+        """Set keys of profiles/slurm/config.yaml, including those that are commented out, as a site's user does."""
         path = self.folder / "profiles" / "slurm" / "config.yaml"
         lines = path.read_text(encoding="utf-8").splitlines()
         for key, value in changes.items():
@@ -109,7 +109,7 @@ def cluster():
         reason = f"NO SLURM TESTED: this machine lacks {', '.join(lacking)} (apt-get install slurm-wlm munge)"
         print(f"\n{reason}", file=sys.__stderr__)
         pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: sockets have short paths
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a short path, as sockets need
     made = SlurmCluster(folder)
     try:
         made.start()
@@ -148,7 +148,7 @@ ONE_SEED = (*SLURM, "--slurm-keep-successful-logs", "--config", "seeds=0", "devi
 DISTURBED = (
     *SLURM,
     "--set-resources",
-    # on shares of a GPU; one training on node2, for its crash, after which node1 has to do
+    # on shares of a GPU; one training runs on node2, which crashes, after which only node1 is left
     *(f"{rule}:gpu=0" for rule in ("train", "flip_merge", "pair_merge")),
     *(f"{rule}:gres='shard:1'" for rule in ("train", "flip_merge", "pair_merge")),
     "train:mem_mb=1500 * attempt",
@@ -157,13 +157,13 @@ DISTURBED = (
 
 
 def disturb(cluster: SlurmCluster, disturbed: Run, restarted: Run) -> None:
-    """Every fault once: those of single jobs in one run, those of the controller and of Snakemake in the other."""
+    """Every fault once: faults of single jobs in one run, those of the controller and of Snakemake in the other."""
     restarted.edit_profile(slurm_partition="node1")
     first = restarted.start(*ONE_SEED)
     process = disturbed.start(*DISTURBED)
 
     def at(net: str, fault: str) -> str:
-        """Slurm's number of the training that has come to its fault."""
+        """Slurm's number of the training that has reached its fault."""
         faults, _ = FAULTS[net]
         what, before = faults[fault]["what"], list(faults).index(fault)
         before = [f["what"] for f in list(faults.values())[:before]].count(what)
@@ -191,11 +191,11 @@ def disturb(cluster: SlurmCluster, disturbed: Run, restarted: Run) -> None:
     cluster.crash_node("node2")
     at("gcnn-1", MEMORY)
     start_soon(cluster, requeued)
-    # not to the node that was down: Slurm may still end the job's first run there, and 22.05's controller crashes at it
+    # not on the node that was down: Slurm may still end the job's first run there, which crashes 22.05's controller
     start_soon(cluster, crashed, "ReqNodeList=node1")
     cluster.run("scancel", "--signal=USR1", at("cnn-0", WARNED))
     cluster.run("scontrol", "update", f"JobId={at('gcnn-1', TIME)}", "TimeLimit=1")
-    # the second copies of the restarted Snakemake wait for the first, which run on without theirs
+    # the copies that the restarted Snakemake submits wait for the first ones, which run on without their Snakemake
     logs = restarted.folder / ".snakemake" / "slurm_logs"
     wait_until(
         lambda: sum("is being done by" in log.read_text() for log in logs.rglob("rule_train/*/*.log")) == 2,
@@ -208,7 +208,7 @@ def disturb(cluster: SlurmCluster, disturbed: Run, restarted: Run) -> None:
 
 
 def start_soon(cluster: SlurmCluster, job: str, *changes: str) -> None:
-    """Spare the two minutes that Slurm lets a requeued job wait."""
+    """Skip the two minutes that Slurm makes a requeued job wait."""
 
     def pending():
         return "JobState=PENDING" in cluster.run("scontrol", "show", "job", job)
@@ -218,7 +218,7 @@ def start_soon(cluster: SlurmCluster, job: str, *changes: str) -> None:
 
 
 def options(call: str) -> dict[str, str]:
-    """The options of an sbatch call that a site sees: `--mem 4000` and `--mem=4000` alike."""
+    """The options of an sbatch call, with `--mem 4000` and `--mem=4000` in the same form."""
     words = call.partition("--wrap")[0].split()
     collected = {}
     for word, following in zip(words, [*words[1:], "-"], strict=True):
@@ -238,7 +238,7 @@ def options(call: str) -> dict[str, str]:
     ("gpu", 1441, "--gpus=1", "asks for up to 1441 minutes and partition gpu allows 1440"),
     ("", 1441, "--gpus=1", "asks for up to 1441 minutes and partition gpu allows 1440"),
 ])  # fmt: skip
-def test_the_checklist_names_what_slurm_can_not_run(
+def test_the_checklist_names_jobs_that_slurm_cannot_run(
     cluster, monkeypatch, partition, minutes, options, problem
 ):
     for name in ("PATH", "SLURM_CONF"):
@@ -248,7 +248,7 @@ def test_the_checklist_names_what_slurm_can_not_run(
     assert len(problems) == (problem is not None) and all(problem in line for line in problems)
 
 
-def test_the_cluster_gives_the_local_runs_weights_and_tables(runs):
+def test_the_cluster_and_the_local_run_give_the_same_weights_and_tables(runs):
     local, whole = runs.local, runs.whole
     assert len(whole.checkpoints()) == 4 and whole.checkpoints() == local.checkpoints()
     assert len(whole.tables()) == 4 and whole.tables() == local.tables()
@@ -276,13 +276,13 @@ def test_jobs_see_the_one_gpu_that_slurm_gave_them_and_run_on_both_nodes(runs):
             (end,) = [e["time"] for e in whole.events("end", event["job"])]
             places[event["node"], event["gpu"]].append((event["time"], end))
     assert {gpu for _, gpu in places} <= {"0", "1"} and {node for node, _ in places} == {"node1", "node2"}
-    for spans in places.values():  # no two jobs on one GPU at a time
+    for spans in places.values():  # no two jobs share a GPU at any time
         ordered = sorted(spans)
         assert all(end <= start for (_, end), (start, _) in pairwise(ordered))
 
 
 @pytest.mark.parametrize("net", FAULTS, ids=[", then ".join(faults) for faults, _ in FAULTS.values()])
-def test_a_training_goes_on_from_its_saved_state_through(runs, net):
+def test_a_training_resumes_from_its_saved_state_after(runs, net):
     faults, saved = FAULTS[net]
     run, name = runs.disturbed, "train " + net.replace("-", " ")
     assert len(run.events("start", name)) == len(faults) + 1

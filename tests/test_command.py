@@ -63,7 +63,7 @@ net = build()
 number = 7
 """
 SCALED = ("--mean", "0.5", "--std", "0.25")
-# of timm: its nets are downloaded, and asked for again and again unless the hub's client knows that there is no network
+# stands in for timm, whose nets are downloaded, with many retries unless the hub's client knows that it is offline
 STAND_IN = """
 import os
 
@@ -78,7 +78,7 @@ def create_model(name, pretrained):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A file of nets, weights, and images: in class folders, in one folder, and as arrays."""
+    """A folder with a module of nets, weights, and images: in class folders, in one folder, and as arrays."""
     made = tmp_path_factory.mktemp("command")
     (made / "my_nets.py").write_text(NETS)
     pixels = smooth_images(24, 16)
@@ -94,7 +94,7 @@ def folder(tmp_path_factory):
         x = normalisation([0.5] * 3, [0.25] * 3)(pixels)
         with torch.no_grad():
             net[6].weight *= 20
-            net[6].bias -= net(x).mean(0)  # so that it tells images apart
+            net[6].bias -= net(x).mean(0)  # so that the net distinguishes images
         state = net.state_dict()
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, made / f"{seed}.safetensors")
         wrapped = {"epoch": 3, "state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}
@@ -103,7 +103,7 @@ def folder(tmp_path_factory):
 
 
 def run(capsys, folder, *arguments, images="photos"):
-    """Exit code, output, and the lines of the error stream."""
+    """Run a report: exit code, output, and the lines of the error stream."""
     code = main([*map(str, arguments), "--images", str(folder / images)])
     printed = capsys.readouterr()
     return code, printed.out, printed.err.splitlines()
@@ -181,11 +181,11 @@ def test_json_is_one_object_with_every_number_and_no_screen(capsys, folder, tmp_
 
 @pytest.mark.slow(seconds=3)
 @pytest.mark.parametrize("given", ["images.npz", "images.pt", "flat"])
-def test_images_may_be_files_as_well(capsys, folder, tmp_path, given):
+def test_images_may_be_in_one_folder_or_in_a_file(capsys, folder, tmp_path, given):
     options = ("--out", tmp_path, "--json", "--weights", folder / "0.safetensors")
     labels = ("--labels", folder / "labels.txt") if given == "flat" else ()
     first = json.loads(report(capsys, folder, *options, "--labels", "folder")[1])
-    # class folders are in another order, so that channels are matched on images in another order
+    # class folders have another order, so that channels are matched on the images in another order
     other = json.loads(report(capsys, folder, *options, *labels, images=given)[1])
     assert other["labelled"] and other["accuracy"] == first["accuracy"]
     assert other["invariance_error"] == pytest.approx(first["invariance_error"], rel=1e-5)
@@ -193,7 +193,7 @@ def test_images_may_be_files_as_well(capsys, folder, tmp_path, given):
 
 
 @pytest.mark.slow(seconds=3)
-def test_a_metric_of_ones_own_is_in_every_table(capsys, folder, tmp_path):
+def test_a_custom_metric_is_in_every_table(capsys, folder, tmp_path):
     metric = "--metric", f"{folder / 'my_nets.py'}:margin"
     code, printed, _ = report(capsys, folder, "--out", tmp_path, *metric)
     assert code == 0 and "margin" in printed
@@ -245,7 +245,7 @@ def test_merge_writes_the_merged_net(capsys, folder, tmp_path):
     assert torch.allclose(load_file(out)["0.weight"], (first["0.weight"] + second["0.weight"][order]) / 2)
 
 
-def test_three_nets_are_merged_to_one_beside_each_matched_to_the_first(capsys, folder, tmp_path):
+def test_three_nets_are_merged_into_one_and_with_each_matched_to_the_first(capsys, folder, tmp_path):
     out, names = tmp_path / "merged.safetensors", ("0.safetensors", "1.pth", "0.pth")
     given = "merge", folder / "my_nets.py:build", *(folder / name for name in names), "--out", out, *SCALED
     code, printed, lines = run(capsys, folder, *given)
@@ -326,7 +326,7 @@ made, cached = build(), functools.cache(build)
 
 
 @pytest.mark.parametrize("net", ["shared:made", "shared:cached", "{}/again.py:made"])
-def test_nets_that_are_one_object_get_weights_of_their_own(folder, tmp_path, monkeypatch, net):
+def test_nets_that_are_one_object_get_separate_weights(folder, tmp_path, monkeypatch, net):
     monkeypatch.syspath_prepend(folder), monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "shared.py").write_text(SHARED)
     (tmp_path / "again.py").write_text("from shared import made")
@@ -336,7 +336,7 @@ def test_nets_that_are_one_object_get_weights_of_their_own(folder, tmp_path, mon
         assert torch.equal(made[0].weight, load_file(folder / f"{i}.safetensors")["0.weight"])
 
 
-def test_random_nets_are_others_though_a_module_sets_a_seed_or_refused(folder, tmp_path, monkeypatch):
+def test_random_nets_differ_even_if_a_module_sets_a_seed_or_are_refused(folder, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(folder)
     seeded = "import torch\nfrom my_nets import build as inner\ntorch.manual_seed(0)\n"
     seeded += "def build():\n    return inner()\ndef same():\n    torch.manual_seed(0)\n    return inner()\n"
@@ -416,7 +416,7 @@ def normed():
 
 @pytest.fixture
 def in_folder(tmp_path, monkeypatch):
-    """In a folder with `images`, nets, and one that names the brightest channel."""
+    """A folder with `images` and nets, one of which predicts the brightest channel."""
     monkeypatch.chdir(tmp_path)
     Path("bright.py").write_text(BRIGHT)
     Path("small.py").write_text(SMALL)
@@ -425,7 +425,7 @@ def in_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def bright(in_folder, capsys):
-    """A report on the net that names the brightest channel: exit code, numbers, lines."""
+    """A report on the net that predicts the brightest channel: exit code, numbers, lines."""
 
     def report(*arguments, net="bright.py:net"):
         typed = net, "--mean", 0, "--std", 1, "--partial-images", 0, "--json", *arguments
@@ -442,12 +442,12 @@ def pixels_of(channel, seed=0, shape=(16, 16)):
     return pixels
 
 
-PHOTOS = [pixels_of(c, i) for c in range(3) for i in range(6)]  # those of `class_folders`, in their order
+PHOTOS = [pixels_of(c, i) for c in range(3) for i in range(6)]  # as in `class_folders`, in order
 CLASSES = np.repeat(np.arange(3), 6)
 
 
 def class_folders(root, names, count=6):
-    """Images whose brightest channel is the place of their class among the names."""
+    """Images whose brightest channel is the index of their class in `names`."""
     for channel, name in enumerate(names):
         Path(root, name).mkdir(parents=True)
         for i in range(count):
@@ -524,7 +524,7 @@ def test_labels_in_the_order_of_numbers_that_names_as_text_arent_in_are_warned_o
     assert (numbers["accuracy"], lines) == (1, [])
 
 
-def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
+def test_one_of_two_sets_of_weights_in_a_file_is_chosen(bright):
     good = build("bright.py:net", None, 0)[0].state_dict()
     good = {key: tensor.contiguous() for key, tensor in good.items()}
     off = good | {"4.weight": good["4.weight"].roll(1, 0)}
@@ -543,7 +543,7 @@ def test_of_two_sets_of_weights_in_a_file_one_is_chosen(bright):
     assert bright("--weights", "beside.pt:", *on)[1]["accuracy"] == 1
     normed = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     averaged = {key: 2 * parameter.detach() for key, parameter in normed.named_parameters()}
-    torch.save({"model": normed.state_dict(), "ema": averaged}, "averaged.pt")  # of parameters alone
+    torch.save({"model": normed.state_dict(), "ema": averaged}, "averaged.pt")  # only parameters, no buffers
     refused(lambda: load_weights(normed, "averaged.pt"), "'ema', 'model'")
     load_weights(normed, "averaged.pt:model")
     torch.save({"model": good, "ema": good}, "same.pt")
@@ -570,7 +570,7 @@ def test_arrays_have_the_names_that_data_sets_give_them(tmp_path, names):
     (np.full(18, np.nan), "whole numbers"), (np.repeat(["a", "b", "c"], 6), "no numbers"),
     (np.arange(3), "3 given for 18 images"), (np.eye(3)[CLASSES], "(18, 3)"),
 ])  # fmt: skip
-def test_labels_are_whole_numbers_from_0_one_an_image(bright, labels, line):
+def test_labels_are_whole_numbers_from_0_one_per_image(bright, labels, line):
     np.savez("images.npz", images=PHOTOS, labels=labels)
     refusal(*bright("--images", "images.npz"), "label", line)
 
@@ -580,7 +580,7 @@ KINDS = np.uint8, np.uint16, np.uint32, np.uint64, np.int16, ">i4", ">f8"
 
 @pytest.mark.parametrize("labels", [*map(CLASSES.astype, KINDS), CLASSES[:, None] / 1.0])
 def test_labels_may_be_whole_numbers_of_any_type_and_in_a_column(bright, labels):
-    others = {"names": np.array(["a", None])}  # aren't read
+    others = {"names": np.array(["a", None])}  # not read
     np.savez("images.npz", images=PHOTOS, labels=labels, **others)
     Path("images.npz").rename("images.NPZ")
     assert bright("--images", "images.NPZ")[1]["accuracy"] == 1
@@ -609,7 +609,7 @@ def net():
 
 
 def lying(path):
-    """An .npz whose array says that it is far larger than it is."""
+    """An .npz whose header claims a far larger array than the file has."""
     with zipfile.ZipFile(path, "w") as archive, archive.open("images.npy", "w") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (10**7, 32, 32, 3)}
         np.lib.format.write_array_header_1_0(file, header)
@@ -654,7 +654,7 @@ def test_other_files_of_weights_are_refused_in_one_line(bright, weights, line):
     refusal(*bright("--images", "images", "--weights", "weights.pt"), line)
 
 
-def test_what_is_read_is_never_written_over(bright, capsys):
+def test_input_files_are_never_overwritten(bright, capsys):
     state = build("bright.py:net", None, 0)[0].state_dict()
     Path("out").mkdir()
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, "out/halfway.safetensors")
@@ -681,7 +681,7 @@ def test_what_is_read_is_never_written_over(bright, capsys):
     assert Path("exact/model.safetensors").read_bytes() == before
 
 
-def test_an_older_reports_files_dont_stay_beside_a_new_ones(bright):
+def test_files_of_an_older_report_are_removed_by_a_new_one(bright):
     on = "--images", "images", "--out", "out"
     assert bright(*on, "--labels", "folder", "--curve", 3)[0] == 0
     Path("out/reset.safetensors").write_bytes(b"of a net with batch norm")
@@ -713,11 +713,11 @@ def test_an_interrupted_report_goes_on_from_its_last_layer(folder, capsys, tmp_p
     assert report(capsys, folder, *on)[0] == 130 and len(made) == 4
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished.safetensors"]
     code, printed, _ = report(capsys, folder, *on)
-    assert code == 0 and len(made) == 4 + 6 - 3  # of three layers, two partial merges each
+    assert code == 0 and len(made) == 4 + 6 - 3  # three layers have two partial merges each
     assert not (tmp_path / "out" / "unfinished.safetensors").exists()
     made[:] = [None] * 4
     assert report(capsys, folder, *on)[1] == printed and len(made) == 4 + 6
-    for other in (("--match-images", 20), ("--metric", f"{folder / 'my_nets.py'}:margin")):  # it begins anew
+    for other in (("--match-images", 20), ("--metric", f"{folder / 'my_nets.py'}:margin")):  # it starts over
         made[:] = [None] * 4
         assert report(capsys, folder, *on, *other)[0] == 0
         whole = len(made)
@@ -742,7 +742,7 @@ def test_ctrl_c_while_the_command_is_imported_is_no_traceback(monkeypatch):
     assert reporting.main() == 130
 
 
-def test_a_disk_without_room_for_images_is_told_at_once(bright, monkeypatch):
+def test_a_disk_without_room_for_images_is_reported_at_once(bright, monkeypatch):
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -765,7 +765,7 @@ def test_a_users_own_exception_is_shown_as_theirs_with_its_line(bright, code, li
     refusal(*bright("--images", "images", net="theirs.py:net"), line)
 
 
-def test_json_stands_alone_whatever_a_net_prints(in_folder, capfd):
+def test_json_is_the_only_output_whatever_a_net_prints(in_folder, capfd):
     loud = """
 import os, subprocess
 print("imported")
@@ -790,7 +790,7 @@ subprocess.run(["echo", "of a child"])
 SHORT = "--mean 0 --std 1 --partial-images 0 --images images"
 
 
-def test_what_a_net_prints_after_the_end_isnt_beside_its_json(in_folder, monkeypatch, capfd):
+def test_what_a_net_prints_at_exit_isnt_mixed_with_the_json(in_folder, monkeypatch, capfd):
     late = "\nimport ctypes\ndef late():\n    ctypes.CDLL(None).printf(b'kept in C')\n    return net()\n"
     Path("late.py").write_text(BRIGHT + late)
     monkeypatch.setattr("sys.argv", f"relusym report late.py:late {SHORT} --json".split())
@@ -805,7 +805,7 @@ def test_what_a_net_prints_after_the_end_isnt_beside_its_json(in_folder, monkeyp
 
 
 @pytest.mark.parametrize("more", ["", "--json"])
-def test_output_that_cant_be_shown_is_no_traceback(in_folder, monkeypatch, capfd, more):
+def test_output_that_cant_be_encoded_or_written_is_no_traceback(in_folder, monkeypatch, capfd, more):
     reading, writing = os.pipe()
     os.close(reading)
     with Path("/dev/full").open("w") as full, os.fdopen(writing, "w") as closed:
@@ -813,7 +813,7 @@ def test_output_that_cant_be_shown_is_no_traceback(in_folder, monkeypatch, capfd
             monkeypatch.setattr("sys.stdout", stream)
             try:
                 assert main(f"report bright.py:net {SHORT} {more}".split()) == 1
-            except SystemExit as ended:  # rich's, of a pipe that is closed
+            except SystemExit as ended:  # raised by rich for a closed pipe
                 assert ended.code == 1
             assert [line.partition(" (")[0] for line in capfd.readouterr().err.splitlines()] == lines
 
@@ -833,7 +833,7 @@ def test_names_are_shown_as_they_are_and_in_any_terminal(bright, monkeypatch):
     assert "[red] $x$" in Path("out[/red]/report.html").read_text()
 
 
-def test_all_that_can_be_known_is_told_before_images_are_read(bright, capsys, monkeypatch):
+def test_every_error_that_can_be_known_is_reported_before_images_are_read(bright, capsys, monkeypatch):
     monkeypatch.setattr("relusym.reporting.image_files.read", None)
     Path("file").write_text("")
     on = "--images", "images"
@@ -899,7 +899,7 @@ def test_random_twice_is_two_nets_and_the_merged_net_is_read_again(bright, capsy
 
 
 @pytest.mark.parametrize("net, fits", [("bare", ["halfway"]), ("normed", ["reset", "halfway"])])
-def test_a_net_that_its_layers_cannot_hold_is_refused_before_it_is_merged(
+def test_a_net_whose_layers_cannot_hold_the_merge_is_refused_before_it_is_merged(
     bright, capsys, monkeypatch, net, fits
 ):
     on = "--images images --labels folder --mean 0 --std 1 --out"
@@ -957,7 +957,7 @@ def test_nets_are_merged_without_images_by_their_weights(folder, capsys, tmp_pat
         assert main([*typed, *more]) == 1 and line in capsys.readouterr().err
 
 
-def test_the_lie_derivative_stands_beside_the_barrier_if_it_is_asked_for(folder, capsys, tmp_path):
+def test_the_lie_derivative_is_reported_on_request(folder, capsys, tmp_path):
     given = "--weights", folder / "0.safetensors", "--out", tmp_path, "--json"
     numbers = json.loads(report(capsys, folder, *given)[1])
     assert "lie_derivative" not in numbers and not (tmp_path / "lie_derivative.csv").exists()
@@ -1001,7 +1001,7 @@ def test_several_nets_are_reported_side_by_side(folder, capsys, tmp_path):
     ({"size": {"shortest_edge": 384}, "crop_pct": 0.875, "resample": 3}, (384, 384, "bicubic", True)),
     ({"size": 224, "do_resize": False}, None),
 ])  # fmt: skip
-def test_hugging_faces_processors_say_how_images_are_made(how, size):
+def test_hugging_faces_processors_define_the_preprocessing(how, size):
     preset = preset_of_processor({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, **how})
     assert preset.mean == [0.5] * 3 and preset.std == [0.25] * 3
     assert preset.size == (size and Sizing(*size))
@@ -1009,7 +1009,7 @@ def test_hugging_faces_processors_say_how_images_are_made(how, size):
     assert preset_of_processor({"do_normalize": False, **how}).std == [1.0]
 
 
-def test_timms_nets_bring_how_their_images_are_made():
+def test_timms_nets_define_their_preprocessing():
     timm = pytest.importorskip("timm", reason="timm isn't installed")
     net, preset = build("timm:resnet18", "random", 0)
     assert type(net) is type(timm.create_model("resnet18"))
@@ -1017,9 +1017,9 @@ def test_timms_nets_bring_how_their_images_are_made():
     refused(lambda: build("timm:resnet1800", "random", 0), match="timm has no net 'resnet1800'")
 
 
-def test_a_net_of_a_hub_that_isnt_reached_is_refused_within_seconds(monkeypatch, tmp_path):
+def test_a_net_of_an_unreachable_hub_is_refused_within_seconds(monkeypatch, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        hub = f"http://127.0.0.1:{server.getsockname()[1]}"  # nobody listens there any more
+        hub = f"http://127.0.0.1:{server.getsockname()[1]}"  # nobody listens on this port any more
     for key, value in {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "", "HF_HOME": str(tmp_path)}.items():
         monkeypatch.setenv(key, value)
     (tmp_path / "timm.py").write_text(STAND_IN)
@@ -1036,7 +1036,7 @@ def test_a_net_of_a_hub_that_isnt_reached_is_refused_within_seconds(monkeypatch,
     "package, net", [("timm", "timm:resnet10t"), ("transformers", "hf:microsoft/resnet-18")]
 )
 def test_nets_of_a_package_are_refused_within_seconds_without_a_network(tmp_path, package, net):
-    """In a process of its own, in which the hub's client isn't imported yet."""
+    """In a new process, in which the hub's client isn't imported yet."""
     pytest.importorskip(package, reason=f"{package} isn't installed")
     typed = "import sys; from relusym.reporting.command import main; sys.exit(main(sys.argv[1:]))"
     typed = [sys.executable, "-c", typed, "report", net, "--images", tmp_path, "--out", tmp_path / "out"]
@@ -1151,7 +1151,7 @@ HELP = {
 
 
 @pytest.mark.parametrize("command", HELP)
-def test_each_help_is_enough_to_begin(capsys, command):
+def test_each_help_text_is_enough_to_begin(capsys, command):
     with pytest.raises(SystemExit) as ended:
         main([*command.split(), "--help"])
     printed = " ".join(capsys.readouterr().out.split())

@@ -20,7 +20,7 @@ PAPER_4 = paper_values.table(4).set_index(["model_1", "model_2"])
 
 
 def as_the_paper(number):
-    """The paper's table, laid out as ours are: what a run would print that got every number as the paper did."""
+    """The paper's table in the layout of ours: the output of a run that reproduced every number exactly."""
     paper = paper_values.table(number)
     keys = [column for column in paper if column in ("model", "model_1", "model_2")]
     renamed = {column: f"paper_{column}" for column in paper if column not in keys}
@@ -65,7 +65,7 @@ def test_the_verdict_is_two_standard_deviations_of_the_paper(mean, verdict):
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(9225610, "equal"), (9.24e6, "higher"), (4612810, "lower")])
-def test_without_a_std_of_the_paper_three_digits_decide(value, verdict):
+def test_without_a_std_in_the_paper_three_digits_decide(value, verdict):
     frame = pd.DataFrame({"model": ["cnn"], "parameters": [value], "n": [5], "paper_parameters": [9.23e6]})
     (row,) = compare(frame, 1).itertuples()
     assert row.verdict == verdict
@@ -87,7 +87,7 @@ def test_a_table_of_single_nets_without_stds_is_compared_as_well():
     cells = compare(frame.assign(name="a name"), 3)
     assert len(cells) == 7 * 7 and set(cells["row"]) == {"a name"}
     assert set(compare(frame, 3)["row"]) == set(paper["method"])
-    assert len(compare(frame[:0], 3)) == 0  # no net of which is at hand
+    assert len(compare(frame[:0], 3)) == 0  # without any net
     assert set(cells["verdict"]) == {"equal"}
 
 
@@ -96,7 +96,7 @@ OF_SCALE = {scale: select(settings, "comparison") for scale, settings in SETTING
 
 
 def made(kind, *models, source="CIFAR10", digest=cifar10.DIGEST, scale="paper", **changes):
-    """A record of nets made by the scale's settings but for `changes`, by their path in a training or in a merge."""
+    """A record of nets with the scale's settings except `changes`, by path in a training's or a merge's settings."""
     settings = deepcopy(getattr(SETTINGS[scale], kind)(*models))
     for path, value in changes.items():
         *parents, last = path.split("__")
@@ -133,12 +133,12 @@ IMAGENET = {"source": "ImageNet", "digest": "1" * 64}
     ("demo", MERGE, {"invariance_images": 500}, "invariance_images"),
     ("demo", MERGE, {"symmetry": "vertical_flip"}, "symmetry"), ("demo", MERGE, {"projection_seed": 3}, None),
     ("paper", RESNET, IMAGENET, None), ("paper", RESNET, IMAGENET | {"source": "generated shapes"}, "data"),
-    ("paper", RESNET, IMAGENET | {"source": None}, None),  # of a net that is left out
+    ("paper", RESNET, IMAGENET | {"source": None}, None),  # a net that is left out
     ("paper", RESNET, IMAGENET | {"network__width": 0.25}, "network.width"),
     ("paper", RESNET, IMAGENET | {"training__epochs": 10}, "training.epochs"),
     ("paper", RESNET, IMAGENET | {"data__train_images": 1000}, "data.train_images"),
 ])  # fmt: skip
-def test_every_setting_that_is_other_than_the_papers_is_named(scale, records, change, word):
+def test_every_setting_that_differs_from_the_papers_is_named(scale, records, change, word):
     for kind, *models in records:
         words = other_than_the_papers(made(kind, *models, **change), OF_SCALE[scale])
         assert words == ([word] if word else [])
@@ -149,7 +149,7 @@ def test_an_absent_setting_is_its_default():
     for key in ("momentum", "augmentation", "invariance_from", "processes"):
         del record["settings"]["training"][key]
     assert other_than_the_papers(record, OF_SCALE["paper"]) == []
-    del record["settings"]["training"]["weight_decay"]  # whose default isn't the paper's
+    del record["settings"]["training"]["weight_decay"]  # its default isn't the paper's value
     assert other_than_the_papers(record, OF_SCALE["paper"]) == ["training.weight_decay"]
 
 
@@ -159,7 +159,7 @@ def test_no_net_of_another_scale_is_called_the_papers():
         for model in OF_SCALE[scale]["paper"]:
             words = other_than_the_papers(made("flip_merge", model, scale=scale), OF_SCALE[scale])
             assert {"network.width", "network.architecture"} & set(words), model
-    assert "old_odd" in OF_SCALE["laptop"]["paper"]  # beside torchvision_old_225
+    assert "old_odd" in OF_SCALE["laptop"]["paper"]  # like torchvision_old_225
 
 
 def test_the_settings_of_the_scale_paper_are_the_papers():
@@ -211,7 +211,7 @@ def test_the_comparison_is_made_from_the_records_of_each_table():
     assert reasons[1, "CNN", "Parameters"] == "other network.width"
 
 
-def test_a_row_is_comparable_if_its_own_nets_are_made_as_the_papers_whatever_others_are():
+def test_a_row_is_comparable_if_its_nets_have_the_papers_settings_whatever_others_have():
     frame = compare(as_the_paper(2), 2, {("cnn",): ["data", "network.width"]})
     assert frame["in_paper_stds"].notna().all()
     assert {*frame.loc[frame["row"] == "cnn", "reason"]} == {"other data, network.width"}
@@ -221,7 +221,7 @@ def test_a_row_is_comparable_if_its_own_nets_are_made_as_the_papers_whatever_oth
 
 
 def run_of(barriers, pairs):
-    """Records of nets by their barriers, and of the pairs of neighbours."""
+    """Records of nets with these barriers, and of the pairs of neighbours."""
     records = {"train": [], "flip_merge": [], "pair_merge": []}
     for model, values in barriers.items():
         records["train"] += [train(model, seed) for seed in range(len(values))]
@@ -233,7 +233,7 @@ def run_of(barriers, pairs):
     return records
 
 
-def test_at_another_scale_directions_and_ratios_are_compared_and_one_line_says_so():
+def test_at_another_scale_directions_and_ratios_are_compared_with_a_line_about_it():
     barriers = {"cnn": [0.1, 0.11, 0.12], "cnn_inv": [0.05, 0.06, 0.04], "cnn_late_inv": [0.2, 0.21, 0.19]}
     barriers["gcnn"] = [-0.001, 0.0, 0.0]
     frame, notes = compared("laptop", run_of(barriers, {"cnn": [0.2, 0.22, 0.24], "gcnn": [0.1, 0.11, 0.12]}))
@@ -252,7 +252,7 @@ def test_at_another_scale_directions_and_ratios_are_compared_and_one_line_says_s
     assert len(lines) == 1 and "network.width" in lines[0] and "training.epochs" in lines[0]
 
 
-def test_what_has_the_papers_settings_stays_comparable_at_another_scale():
+def test_rows_with_the_papers_settings_stay_comparable_at_another_scale():
     inputs = run_of({"cnn": [0.1, 0.11]}, {})
     for record in inputs["train"] + inputs["flip_merge"]:
         like = made(record["kind"], "cnn")
@@ -272,14 +272,14 @@ def test_a_direction_that_the_nets_dont_settle_is_open(values, pair, reason):
     assert row.verdict == "open" and reason in row.reason
 
 
-def test_the_error_of_a_ratio_is_that_of_leaving_out_one_net_after_the_other():
+def test_the_error_of_a_ratio_is_the_leave_one_out_error():
     flips = [(0.1, {("cnn", 0)}), (0.2, {("cnn", 1)}), (0.3, {("cnn", 2)})]
     both = zip((0.4, 0.5, 0.6), ((0, 1), (1, 2), (2, 0)), strict=True)
     pairs = [(value, {("cnn", a), ("cnn", b)}) for value, (a, b) in both]
     left_out = np.array([0.25 / 0.5, 0.2 / 0.6, 0.15 / 0.4])
     expected = 0.2 / 0.5, math.sqrt(2 / 3 * ((left_out - left_out.mean()) ** 2).sum()), 3
     assert ratio(flips, pairs) == pytest.approx(expected)
-    lower = [(1.0, {("gcnn", 0)}), (1.2, {("gcnn", 1)}), (1.4, {("gcnn", 2)})]  # of other nets: errors add up
+    lower = [(1.0, {("gcnn", 0)}), (1.2, {("gcnn", 1)}), (1.4, {("gcnn", 2)})]  # other nets: errors add up
     _, error, _ = ratio(flips, lower)
     apart = (0.1 / math.sqrt(3) / 1.2) ** 2 + (0.2 * 0.2 / math.sqrt(3) / 1.2**2) ** 2  # to first order
     assert error == pytest.approx(math.sqrt(apart), rel=0.02)
@@ -300,7 +300,7 @@ def test_the_comparison_is_written_with_the_papers_values_beside_ours(tmp_path):
     (2, b"net,accuracy_mean\ncnn,0.9\n", r"table2\.csv: the column model is missing, or empty in a row"),
     (4, b"\xff\x00,\n", r"table4\.csv: no table \("),
 ], ids=["no number", "no key", "bytes"])  # fmt: skip
-def test_a_table_of_the_paper_that_can_not_be_read_is_one_line(number, text, line, tmp_path, monkeypatch):
+def test_an_unreadable_table_of_the_paper_is_one_line(number, text, line, tmp_path, monkeypatch):
     (tmp_path / f"table{number}.csv").write_bytes(text)
     monkeypatch.setattr(paper_values, "files", lambda package: tmp_path)
     paper_values._rows.cache_clear()

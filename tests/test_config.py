@@ -33,7 +33,7 @@ def test_config_yaml_is_a_screen_and_names_every_key_of_a_run():
     assert Settings.of(yaml.safe_load(text), [ROOT / "scales"]).run == Settings.of({}, [ROOT / "scales"]).run
 
 
-def test_a_scale_of_ones_own_is_a_copy_and_goes_before_this_projects(tmp_path):
+def test_a_users_scale_is_a_copy_and_takes_precedence_over_this_projects(tmp_path):
     write_scale(tmp_path, "mine", DEMO | {"training": DEMO["training"] | {"epochs": 6}})
     write_scale(tmp_path, "demo", DEMO | {"seeds": 7, "beyond": {}})
     folders = [tmp_path / "scales", ROOT / "scales"]
@@ -44,7 +44,7 @@ def test_a_scale_of_ones_own_is_a_copy_and_goes_before_this_projects(tmp_path):
         Settings.of({"scale": "min"}, folders)
 
 
-def test_what_the_run_says_goes_before_the_scales_file_and_a_models_own_before_both():
+def test_the_runs_settings_override_the_scales_file_and_a_models_override_both():
     training = {"batch_size": 25, "learning_rate": 0.5}
     settings = settings_of(training=training, models={"cnn_noaug": {"image_size": 40}})
     cnn, gcnn = (settings.train(model)["training"] for model in ("cnn", "gcnn"))
@@ -56,7 +56,7 @@ def test_what_the_run_says_goes_before_the_scales_file_and_a_models_own_before_b
 @pytest.mark.parametrize(
     ("scale", "data"), [("demo", {"dataset": "cifar10"}), ("laptop", {"dataset": "mine"})]
 )
-def test_a_scale_is_pointed_at_other_images_by_one_key(scale, data):
+def test_one_key_points_a_scale_at_other_images(scale, data):
     mine = {"source": "folder", "root": "mine", "label": "Mine"}
     plain, settings = (
         settings_of(scale=scale, datasets={"mine": mine}, **how) for how in ({}, {"data": data})
@@ -70,7 +70,7 @@ def test_a_scale_is_pointed_at_other_images_by_one_key(scale, data):
     refused(lambda: settings_of(scale=scale, datasets={"mine": mine}, data=data), match=line)
 
 
-def test_a_scale_needs_seeds_models_and_how_to_train_them_alone():
+def test_a_scale_needs_only_seeds_models_and_a_training():
     training = {"epochs": 2, "batch_size": 10, "learning_rate": 0.1}
     data = {"train_images": 5000, "test_images": 10}
     least = {"seeds": 0, "models": {"cnn": {}}, "training": training, "data": data}
@@ -84,7 +84,7 @@ def test_a_scale_needs_seeds_models_and_how_to_train_them_alone():
 
 
 @pytest.mark.parametrize("scale", ["laptop", "paper"])
-def test_every_committed_record_is_of_the_settings_that_its_scales_file_gives(scale):
+def test_every_committed_record_has_the_settings_of_its_scales_file(scale):
     results = Results(settings_of(scale=scale), root=str(ROOT / "results"))
     records = (ROOT / "results" / scale / "records").rglob("*.json")
     keys = {str(path): results.key_of(str(path)) for path in records if path.name != "settings.json"}
@@ -120,7 +120,7 @@ KEYS = {
 
 
 def lines_of(error):
-    """The lines of an error, each of which is one, another, and no page."""
+    """The lines of an error, which must be single, distinct and short."""
     lines = str(error).split("\n")
     assert len({*lines}) == len(lines), lines
     assert all(line.isprintable() and 0 < len(line) < 1000 for line in lines), lines
@@ -128,14 +128,14 @@ def lines_of(error):
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_any_value_of_a_key_is_taken_or_refused_in_a_line_that_begins_with_the_key(key):
+def test_any_value_of_a_key_is_accepted_or_refused_in_a_line_that_begins_with_the_key(key):
     @how(max_examples=150, derandomize=True)
     @given(KEYS[key])
     def check(value):
         try:
             settings = Settings.of({"scale": "demo", key: value}, [ROOT / "scales"])
         except UserError as error:
-            # what a model says may be what its scale's own keys don't go with
+            # a model's value may conflict with a key of the scale
             lines = lines_of(error)
             assert key == "models" or all(line.startswith(key) for line in lines), lines
         else:
@@ -152,7 +152,7 @@ KEYS_BELOW = [None, *dict.fromkeys(key for section in DICTS for key in section)]
 
 @how(max_examples=400, derandomize=True)
 @given(st.sampled_from([*Run.model_fields, *Scale.model_fields]), st.sampled_from(KEYS_BELOW), ANYTHING)
-def test_anything_anywhere_is_taken_or_refused_in_one_line(section, key, value):
+def test_anything_anywhere_is_accepted_or_refused_in_one_line(section, key, value):
     try:
         Settings.of({"scale": "demo", section: value if key is None else {key: value}}, [ROOT / "scales"])
     except UserError as error:
@@ -170,7 +170,7 @@ TOKENS += ["!!binary é", "!!timestamp x", "\n ", "\u2028", ".inf"]
 @given(st.lists(st.tuples(
     st.integers(0, 10**4), st.sampled_from(TOKENS).map(str.encode) | st.binary(min_size=1, max_size=3),
 ), min_size=1, max_size=3))  # fmt: skip
-def test_whatever_bytes_stand_in_a_config_file_it_is_read_or_refused_in_one_line(edits):
+def test_a_config_file_of_any_bytes_is_read_or_refused_in_one_line(edits):
     text = (ROOT / "config.yaml").read_bytes()
     for place, what in edits:
         place %= len(text)

@@ -1,4 +1,4 @@
-"""What a config can get wrong: one line that names the key and what is allowed, before anything is planned."""
+"""Errors in a config: one line that names the key and what is allowed, before anything is planned."""
 
 import contextlib
 import datetime
@@ -39,13 +39,13 @@ def set_keys(sections, changes):
 
 
 def refusal(folder, where, changes, run=()):
-    """The line with which a config is refused that has these changes, in the run's (`run`) or in a scale's file."""
+    """The line that refuses a config with these changes, to the run's config (`run`) or to a scale's file."""
     (line,) = refusals(folder, where, changes, run)
     return line
 
 
 def refusals(folder, where, changes, run=()):
-    """As `refusal`: the lines if there are several."""
+    """Like `refusal`, for several lines."""
     scale = where if where in SCALES else "demo"
     config, sections = config_of(ROOT) | {"scale": scale}, scale_of(ROOT, scale)
     set_keys(sections if where in SCALES else config, changes)
@@ -57,12 +57,12 @@ def refusals(folder, where, changes, run=()):
 
 
 def file_of(where):
-    """What a line on a scale's file begins with."""
+    """The beginning of a line about a scale's file."""
     return f"scales/{where}.yaml: " if where in SCALES else ""
 
 
 def endless():
-    """A section that holds itself."""
+    """A section that contains itself."""
     section = {}
     section["training"] = section
     return section
@@ -101,14 +101,14 @@ VALUES = [  # where, key, value, and a pattern of what is allowed
     ("paper", "models.simsiam_225.linear.objective", "layer", "one of supervised, simsiam, lin"),
     ("demo", "figure9", "odl", "one of .*old"),
     ("run", "pairs.0", [["cnn"]], "a list of at least 2"),
-    # numbers that can't be
+    # impossible numbers
     ("demo", "training.epochs", 1.5, A_NUMBER),
     ("demo", "training.epochs", 2.0, A_NUMBER),
     ("demo", "training.epochs", 0, "at least 1$"),
-    ("run", "training.epochs", 0, "at least 1$"),  # where the file has the section
+    ("run", "training.epochs", 0, "at least 1$"),  # overrides the section of the file
     ("demo", "training.epochs", True, A_NUMBER),
     ("demo", "merging.images", 50.0, f"{A_NUMBER}, or null"),
-    ("demo", "merging.images", "50.0", A_NUMBER),  # as the command line gives it
+    ("demo", "merging.images", "50.0", A_NUMBER),  # as from the command line
     ("demo", "training.momentum", 1, "less than 1"),
     ("demo", "training.learning_rate", float("nan"), "a finite number$"),
     ("demo", "training.learning_rate", ".inf", "a number$"),
@@ -125,7 +125,7 @@ VALUES = [  # where, key, value, and a pattern of what is allowed
     ("run", "models.cnn_inv.training.invariance_from", 1.0, "less than 1, or null$"),
     *(("run", "device", device, DEVICES) for device in ("cuda:00", "cuda:01")),
     *(("run", "threads", text, A_NUMBER) for text in ("1_0", "٣", " 2", "0x2", "1 0")),
-    # more than there is
+    # more than there are
     ("laptop", "beyond.by_layer.lie_images", 10_001, "at most 10000, the test images of CIFAR10"),
     ("run", "training.snapshots", [0, 99], "at most 14, the epochs of the training$"),
     ("demo", "models.old.training.snapshots", [5], "at most 4, the epochs of the training$"),
@@ -168,17 +168,15 @@ VALUES = [  # where, key, value, and a pattern of what is allowed
     VALUES,
     ids=[f"{where}-{key}-{str(value)[:20]!a}" for where, key, value, _ in VALUES],
 )
-def test_a_value_that_can_not_be_is_refused_with_its_key_and_what_is_allowed(
-    where, key, value, allowed, tmp_path
-):
+def test_an_invalid_value_is_refused_with_its_key_and_what_is_allowed(where, key, value, allowed, tmp_path):
     line = refusal(tmp_path, where, {key.removesuffix(".0"): value})
     shown = value[0] if key.endswith(".0") else max(value) if key.endswith(".snapshots") else value
     start = f"{file_of(where)}{key}: {shown!r} given; allowed "
     assert re.match(f"{re.escape(start)}(is|are) {allowed}", line), line
 
 
-LINES = [  # where, changes, and how the line begins: with the key of the first, if with a colon
-    # a key or a section that there isn't
+LINES = [  # where, changes, and how the line begins; a leading colon stands for the first key
+    # unknown keys and sections
     ("run", {"scael": "demo"}, "config: unknown key 'scael', is it 'scale'?; allowed are scale, seeds"),
     ("run", {"scales": {"demo": {}}}, "config: unknown key 'scales', is it 'scale'?; allowed are"),
     ("run", {"defaults.network.groups": 1}, "config: unknown key 'defaults'; allowed are scale, "),
@@ -213,7 +211,7 @@ LINES = [  # where, changes, and how the line begins: with the key of the first,
      ": 'CNN' given, the name of cnn; give each model a name of its own"),
     ("run", {"models.cnn_inv.name": "ｃnn "},
      ": 'ｃnn ' given, the name of cnn; give each model a name of its own"),
-    # values that go with no others
+    # values that conflict with others
     ("run", {"pairs": [["cnn", "resnet"]]},
      ": [cnn, resnet] names 'resnet', which isn't trained; the types under `models` are cnn, cnn_noaug, "),
     ("run", {"pairs": [["cnn", "gcnn"]] * 2}, ": [cnn, gcnn] is listed twice; list each pair once"),
@@ -273,7 +271,7 @@ LINES = [  # where, changes, and how the line begins: with the key of the first,
 @pytest.mark.parametrize(
     ("where", "changes", "start"), LINES, ids=[f"{where} {start[:60]}" for where, _, start in LINES]
 )
-def test_a_config_that_can_not_be_is_refused_in_one_line(where, changes, start, tmp_path):
+def test_an_invalid_config_is_refused_in_one_line(where, changes, start, tmp_path):
     line = refusal(tmp_path, where, changes)
     start = next(iter(changes)) + start if start.startswith(":") else start
     pattern = re.escape(file_of(where) + start).replace(r"\.\*", ".*")
@@ -291,7 +289,7 @@ SEVERAL = [  # where, changes, and how all lines begin
     ("run", {"network": {"width": -1, "group_convs": 9}}, ["network.width: -1", "network.group_convs: 9"]),
     ("run", {"models": {"A": {}, "B": {}}}, ["models: 'A' given", "models: 'B' given"]),
     (
-        "demo",  # what a scale that is shrunk alone runs into
+        "demo",  # the errors if only the number of images is reduced
         {"data.train_images": 100},
         [
             *(f"merging.{key}: 500 given; allowed is at most 100" for key in ("images", "invariance_images")),
@@ -319,14 +317,14 @@ SEVERAL = [  # where, changes, and how all lines begin
 
 
 @pytest.mark.parametrize(("where", "changes", "starts"), SEVERAL, ids=[str(c)[:40] for _, c, _ in SEVERAL])
-def test_of_several_things_that_can_not_be_each_has_its_line(where, changes, starts, tmp_path):
+def test_each_of_several_errors_has_its_line(where, changes, starts, tmp_path):
     lines = refusals(tmp_path, where, changes)
     assert len(lines) == len(starts), lines
     for line, start in zip(lines, starts, strict=True):
         assert line.startswith(file_of(where) + start), line
 
 
-def test_a_key_is_named_where_it_stands_whichever_goes_over_it(tmp_path):
+def test_a_key_is_named_by_its_file_even_if_another_overrides_it(tmp_path):
     line = refusal(tmp_path, "demo", {"training.epochs": 0}, run={"training.batch_size": 40})
     assert line == "scales/demo.yaml: training.epochs: 0 given; allowed is at least 1"
     line = refusal(
@@ -364,18 +362,18 @@ FILES = [
 
 
 @pytest.mark.parametrize(("content", "line"), FILES, ids=[line for _, line in FILES])
-def test_a_config_file_that_can_not_be_read_is_refused_in_one_line(content, line, tmp_path):
+def test_an_unreadable_config_file_is_refused_in_one_line(content, line, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
     refused(lambda: check_file(path), match=rf"config\.yaml{line}")
 
 
-def test_a_config_file_that_is_a_pipe_keeps_nobody_waiting(tmp_path):
+def test_a_config_file_that_is_a_pipe_blocks_nobody(tmp_path):
     os.mkfifo(tmp_path / "config.yaml")
     refused(lambda: check_file(tmp_path / "config.yaml"), match=r"config\.yaml can't be read \(Not a file\)$")
 
 
-# ---- images of a folder that don't go with the config
+# ---- images of a folder that conflict with the config
 
 IMAGES = [  # sides of three images, changes of the scale, and how the line begins
     (16, {}, "image_size: mine has images of 16×16 pixels; vgg11 takes 32 to 63"),
@@ -419,10 +417,10 @@ def test_images_that_the_config_does_not_fit_are_refused_before_they_are_prepare
     assert [refused(check)] == lines
 
 
-# ---- values that are taken all the same
+# ---- values that are accepted although they are text
 
 
-def test_values_that_the_command_line_leaves_as_text_are_taken_for_what_they_are():
+def test_values_that_the_command_line_leaves_as_text_are_converted():
     given = {"training": {"learning_rate": "1e-2"}, "models": {"cnn": {"name": "12"}, "old": "null"}}
     run = {"seeds": "0,2", "threads": "2", "cifar10": config_of(ROOT)["cifar10"] | {"root": "{odd folder"}}
     settings = settings_of(**given, **run, filters={"zero_filter": "0.2"}, image_size="null")

@@ -21,7 +21,7 @@ def steps(workflow):
     return [step for job in workflow["jobs"].values() for step in job["steps"]]
 
 
-def test_the_workflow_on_github_runs_what_is_there():
+def test_the_workflow_on_github_runs_existing_targets():
     for path in ROOT.glob(".github/workflows/*.yml"):
         workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert {"push", "pull_request"} <= {*workflow[True]}  # YAML reads `on` as true
@@ -47,7 +47,7 @@ def test_make_would_run_programs_and_files_that_are_there(target):
     assert all((ROOT / file).exists() for file in files)
 
 
-def test_the_catalogs_entry_says_how_to_call_the_workflow():
+def test_the_catalogs_entry_shows_how_to_call_the_workflow():
     usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text(encoding="utf-8"))["usage"]
     assert usage["report"] and usage["software-stack-deployment"]["conda"]
     flag, setting = shlex.split(usage["mandatory-flags"]["flags"])
@@ -55,7 +55,7 @@ def test_the_catalogs_entry_says_how_to_call_the_workflow():
     assert flag == "--config" and (ROOT / "scales" / f"{scale}.yaml").exists()
 
 
-def test_the_containers_recipe_takes_files_that_are_there_and_is_built_where_the_snakefile_looks():
+def test_the_containers_recipe_copies_existing_files_and_is_built_where_the_snakefile_looks():
     recipe = (ROOT / "envs" / "relusym.def").read_text()
     (files,) = re.findall(r"%files\n((?:    .*\n)+)", recipe)
     assert all((ROOT / line.split()[0]).exists() for line in files.splitlines())
@@ -65,7 +65,7 @@ def test_the_containers_recipe_takes_files_that_are_there_and_is_built_where_the
 
 
 APPTAINER = """#!/bin/bash
-# Notes the image, and runs the command outside of it, by the Python whose packages are those that the image has.
+# Records the image, and runs the command outside of it, with this Python, whose packages are the image's.
 if [ "$1" = --version ]; then echo "apptainer version 1.3.0"; exit; fi
 while [[ "$1" != *.sif ]]; do shift; done
 echo "$1" >> "$IMAGES"
@@ -107,7 +107,7 @@ LOCK = pins((ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines(
 
 
 def environment(path):
-    """Python's version and the pins of a conda environment, those of its pip section with them."""
+    """Python's version and the pins of a conda environment, including those of its pip section."""
     dependencies = yaml.safe_load(path.read_text(encoding="utf-8"))["dependencies"]
     names = [dependency for dependency in dependencies if isinstance(dependency, str)]
     (python,) = [name.partition("=")[2].lstrip("=") for name in names if name.startswith("python=")]
@@ -134,7 +134,7 @@ def test_an_environment_has_the_locks_versions_of_all_that_the_library_needs(pat
     assert needed <= set(pinned)
 
 
-OTHERS = "timm", "transformers"  # other people's nets, which no result was made with
+OTHERS = "timm", "transformers"  # packages of public nets, which no result uses
 LOCKED = [extra for name, extra in PROJECT["optional-dependencies"].items() if name not in OTHERS]
 NEEDED = [*PROJECT["dependencies"], *(text for extra in LOCKED for text in extra)]
 
@@ -145,7 +145,7 @@ def test_the_lock_pins_every_dependency_within_its_range(text):
     assert requirement.specifier.contains(LOCK[canonicalize_name(requirement.name)])
 
 
-def test_every_environment_that_a_rule_names_is_there():
+def test_every_environment_that_a_rule_names_exists():
     rules = [path.read_text(encoding="utf-8") for path in (ROOT / "rules").glob("*.smk")]
     named = {name for text in rules for name in re.findall(r"\benvs/[\w.-]+", text)}
     assert named and {ROOT / name for name in named} == set(ENVIRONMENTS)

@@ -1,4 +1,4 @@
-"""Several processes that train one net."""
+"""Training of one net by several processes."""
 
 import json
 import signal
@@ -32,7 +32,7 @@ def job(tmp_path):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """What one process gets from the batches of which two processes each take a half."""
+    """The batches that one process gets, which two processes would share equally."""
     folder = tmp_path_factory.mktemp("alone")
     run({"folder": str(folder), "to": str(folder / "net.safetensors"), "state": None})
     return saved(folder / "net.safetensors")
@@ -43,7 +43,7 @@ def test_a_killed_process_ends_the_job_with_one_line_and_the_next_run_goes_on(jo
     line = r"one of the 2 training processes was killed \(signal 9\).*goes on"
     refused(lambda: launch("training_worker", job, 2), match=line)
     assert len(checkpoint.load(job["state"])[1]["history"]) == 2
-    run(job)  # by one process
+    run(job)  # with one process
     assert_same(alone, saved(job["to"]), 1e-5)
 
 
@@ -54,7 +54,7 @@ def test_all_processes_start_again_together_after_a_kill_and_equal_one_on_the_sa
     assert_same(alone, saved(job["to"]), 1e-5)
 
 
-def test_a_process_that_fails_when_all_is_done_makes_nobody_train_again(job):
+def test_a_process_that_fails_after_training_causes_no_second_training(job):
     folder = Path(job["folder"])
     job["fails at the end"] = True
     (folder / "wait").touch()
@@ -69,7 +69,7 @@ def test_a_users_error_in_a_process_is_the_users_error_of_the_job(job):
     refused(lambda: launch("training_worker", job, 1), match=r"^image a\.jpg can't be read: replace it$")
 
 
-def test_of_several_processes_that_failed_a_killed_one_is_named_and_then_the_first():
+def test_the_named_failed_process_is_a_killed_one_or_else_the_first():
     def reason(*failed):
         about = {"error_file_data": {"message": "RuntimeError: x"}}
         failures = [SimpleNamespace(exitcode=code, timestamp=time, **about) for code, time in failed]
@@ -95,7 +95,7 @@ def test_when_the_launcher_is_warned_or_dies_all_stop_at_one_step_and_the_next_r
     job, alone, child, number
 ):
     folder, state = Path(job["folder"]), Path(job["state"])
-    (folder / "wait").touch()  # in the second epoch, for the end
+    (folder / "wait").touch()  # wait for it in the second epoch
     launcher, waiting = child(LAUNCHER, json.dumps(job)), folder / "is waiting"
     wait_until(lambda: waiting.exists() or launcher.poll() is not None, 1500, "all wait", poll=0.01)
     launcher.send_signal(number)

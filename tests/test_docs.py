@@ -33,7 +33,7 @@ PATH = re.compile(r"(?<![\w./<>{}*-])((?:[\w.-]+/)*[\w-]+\.(?:py|smk|dot|svg|loc
 
 
 def commands(page):
-    """Every whole `snakemake …` command of a page, in blocks and in lines, as its arguments."""
+    """The arguments of every complete `snakemake …` command of a page, in blocks and inline."""
     text = TEXT[page].replace("\\\n", " ")
     blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()] + re.findall(r"`([^`\n]+)`", text)
@@ -43,7 +43,7 @@ def commands(page):
 
 TYPED = dict.fromkeys(tuple(arguments) for page in PAGES for arguments in commands(page))
 COMMANDS = [shlex.join(arguments) for arguments in TYPED]
-PLANNED = {  # those that change more of the config than its scale, and jobs that they plan; ImageNet isn't there
+PLANNED = {  # commands that change more than the scale, and jobs that they plan; there is no ImageNet
     "laptop 'cifar10={": {"train cnn 0", "pair_merge gcnn 11 gcnn 0", "table2"},
     "demo 'data={dataset: cifar10}'": {"prepare_data cifar10-binary-29734480", "train cnn 0", "table2"},
     "imagenet": {"table3", "table5"},
@@ -62,7 +62,7 @@ def test_every_link_leads_somewhere(page):
 
 
 @pytest.mark.parametrize("page", ["running.md", "cluster.md"])
-def test_every_fault_of_a_table_names_a_test_that_is_there(page):
+def test_every_fault_in_a_table_names_an_existing_test(page):
     text = TEXT[ROOT / "docs" / page]
     (table,) = re.findall(r"^\| fault .*\n\|[-|]*\n((?:\|.*\n)+)", text, re.MULTILINE)
     last = [row.rstrip(" |").rpartition("| ")[2] for row in table.splitlines()]
@@ -89,20 +89,20 @@ def test_every_file_that_is_named_exists(page):
 def test_snakemake_takes_every_command(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     _, arguments = parse_args(shlex.split(command))
-    assert arguments.snakefile is None  # and no target was taken for an option's value
+    assert arguments.snakefile is None  # no target was parsed as an option's value
     rules = "".join(text for page, text in TEXT.items() if page.suffix == ".smk") + TEXT[ROOT / "Snakefile"]
     targets = {*declared(), *STATEMENTS, *re.findall(r"^rule (\w+):", rules, re.MULTILINE)}
     assert all(target in targets or target.startswith("results/") for target in arguments.targets)
 
 
 @pytest.mark.parametrize("part", PLANNED)
-def test_a_command_plans_what_its_page_says(part, clone):
+def test_a_command_plans_the_jobs_that_its_page_names(part, clone):
     (command,) = (c for c in COMMANDS if part in c and (part != "imagenet" or "byol" not in c))
     planned = clone().planned(*shlex.split(command.replace("--cores all ", "")))
     assert PLANNED[part] <= {*planned} and ("imagenet" not in command or PLANNED[part] == {*planned})
 
 
-def test_the_page_of_the_config_has_what_its_sections_say():
+def test_the_page_of_the_config_is_that_of_its_sections():
     made = TEXT[ROOT / "docs/config.md"]
     assert made == page() and "`learning_rate`" in made  # make docs/config.md
 
@@ -113,7 +113,7 @@ def snippets(page):
 
 @pytest.fixture
 def names():
-    """What the pages' snippets take as given."""
+    """The names that the pages' snippets use without defining them."""
     _, test = generate(60, 40, seed=0)
     network = {"architecture": "vgg11", "width": 1 / 32, "initialization": "he"}
     net, other = (nets.build(network, classes=10) for _ in range(2))
@@ -147,14 +147,14 @@ def test_the_net_of_the_worked_example_is_the_public_one():
 
 
 def rows(text):
-    """The cells of a Markdown table, a list a line, the headings first."""
+    """The cells of a Markdown table, a list per line, the headings first."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [line.strip("|").split("|") for line in lines if not line.startswith("|:")]
     return [[cell.strip() for cell in row] for row in cells]
 
 
 def shows(page, table, made):
-    """Whether the table that follows its name on a page has the numbers of the one that was made."""
+    """Whether the table that follows its name on a page has the numbers of the generated table."""
     after = re.split(rf"^Table {table[-1]}\b", TEXT[ROOT / page], flags=re.MULTILINE)[1]
     shown, made = rows(re.search(r"(?:^\|.*\n)+", after, re.MULTILINE)[0]), rows(made)
     places = [made[0].index(heading) for heading in shown[0]]
@@ -181,7 +181,7 @@ def test_the_command_on_the_page_of_the_papers_scale_makes_its_tables_from_commi
 
 
 def drawn():
-    """Of docs/rules.dot: box → rules, and the pairs of rules that an arrow joins."""
+    """The boxes of docs/rules.dot, box → rules, and the pairs of rules that are joined by an arrow."""
     text = re.sub(r"//.*", "", TEXT[ROOT / "docs/rules.dot"])
     boxes = {box: re.split(r"\\n| ", label) for box, label in re.findall(r'(\w+) \[label="([^"]+)"\]', text)}
     arrows = set()
@@ -208,7 +208,7 @@ def test_the_drawing_has_the_rules_and_the_arrows_of_snakemakes_own(clone, tmp_p
     assert {*labels.values()} == listed - {"compare", "status", "bench", "latex", "for_latex"}
 
 
-def test_the_picture_is_of_the_drawing():
+def test_the_picture_shows_the_drawing():
     picture = (ROOT / "docs/rules.svg").read_text(encoding="utf-8")
     texts = {word for text in re.findall(r"<text[^>]*>([^<]*)</text>", picture) for word in text.split()}
     assert texts == {*chain(*drawn()[0].values())}
@@ -219,7 +219,7 @@ LIBRARY = ROOT / "workflow_scripts"
 
 
 def walk(title):
-    """The files of a walk, in order: those that its lines link to."""
+    """The files of a walk, in the order in which its lines link to them."""
     lines = re.search(rf"^{re.escape(title)}.*:\n((?:\d+\. .*\n)+)", PAGE, re.MULTILINE)[1]
     return [(ROOT / "docs" / link).resolve() for link in re.findall(r"\]\(([^)]+)\)", lines)]
 
@@ -228,7 +228,7 @@ TABLE_4, REPORT = walk("A cell of Table 4"), walk("`relusym report`")
 
 
 def reached(path):
-    """The files that a file imports, or, of a rule, its scripts; of a table, the rules that make its records."""
+    """The files that a file imports; for rules, their scripts; for a table, the rules that make its records."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".smk":
         return {(path.parent / script).resolve() for script in re.findall(r'"(\.\./[^"]+\.py)"', text)}
@@ -252,7 +252,7 @@ def test_each_file_of_a_walk_is_reached_from_one_before_it(files, most):
         assert any(path in reached(earlier) for earlier in files[:place]), path
 
 
-def test_a_keys_walk_has_every_file_that_says_or_does_something_about_it():
+def test_a_keys_walk_has_every_file_that_uses_the_key():
     rooms = [
         LIBRARY / "relusym" / room for room in ("config", "records", "training", "measuring", "data", "nets")
     ]

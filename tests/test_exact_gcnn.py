@@ -24,7 +24,7 @@ from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
 
 
 def mirrored(size: int, fixed: int) -> torch.Tensor:
-    """`fixed` channels that stay, the others swapped in pairs, in a shuffled order."""
+    """A random involution with `fixed` fixed points."""
     swapped = torch.randperm(size)[fixed:].reshape(-1, 2)
     permutation = torch.arange(size)
     permutation[swapped[:, 0]], permutation[swapped[:, 1]] = swapped[:, 1], swapped[:, 0]
@@ -37,7 +37,7 @@ def mirrored(size: int, fixed: int) -> torch.Tensor:
     "linear": nn.Linear(10 * 3 * 3, 12), "head": nn.Linear(12, 4),
 })  # fmt: skip
 def Odds(self, x):
-    """Kernels of even and uneven sides, strides, dilation, concatenated groups, a linear layer that reads pixels."""
+    """Kernels of even and odd sizes, strides, dilation, concatenated groups, a linear layer that reads pixels."""
     y = torch.relu(self.a(x))
     z = torch.relu(self.b(nn.functional.pad(y, (0, 1))))
     y = torch.relu(self.c(torch.cat([y, nn.functional.interpolate(z, y.shape[2:])], 1)))
@@ -59,7 +59,7 @@ def involutions(net):
 
 
 def with_batch_norms(net):
-    """The net, its batch norms those of other data than they had."""
+    """The net, with batch norm statistics of other data."""
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.uniform_(-1, 1)
@@ -90,19 +90,19 @@ def test_an_exact_gcnn_is_invariant_and_each_of_its_kernels_satisfies_the_constr
     torch.testing.assert_close(plain.eval()(x), logits)
 
 
-def test_it_is_the_nearest_and_a_net_that_is_one_stays_as_it_is(constrained):
+def test_an_exact_gcnn_is_the_nearest_to_its_net_and_an_exact_gcnn_stays_unchanged(constrained):
     net, _, groups, permutations = constrained
     projected = project(net, HORIZONTAL_FLIP, groups, permutations)
     again = project(projected, HORIZONTAL_FLIP, groups, permutations)
     for name, tensor in projected.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
-        if tensor.is_floating_point():  # the difference is orthogonal to all that satisfies the constraint
+        if tensor.is_floating_point():  # the difference is orthogonal to the constraint's solutions
             off = net.state_dict()[name] - tensor
             assert abs(float((off * tensor).sum())) < 1e-3 * max(float(tensor.norm() * off.norm()), 1e-6)
 
 
 @pytest.mark.slow(seconds=1)
-def test_it_is_saved_and_loaded_and_stays_a_gcnn_whatever_a_training_does(constrained, tmp_path):
+def test_an_exact_gcnn_is_saved_and_loaded_and_stays_one_whatever_a_training_does(constrained, tmp_path):
     net, x, groups, permutations = constrained
     tied = exact_gcnn(net, HORIZONTAL_FLIP, groups, permutations)
     optimizer = torch.optim.SGD(tied.parameters(), 0.01, momentum=0.9)
@@ -120,7 +120,7 @@ def test_it_is_saved_and_loaded_and_stays_a_gcnn_whatever_a_training_does(constr
     assert not torch.equal(logits, exact_gcnn(net, HORIZONTAL_FLIP, groups, permutations).eval()(x))
 
 
-def test_its_free_parameters_are_counted_by_fixed_and_swapped_channels():
+def test_free_parameters_are_counted_by_fixed_and_swapped_channels():
     """A 3×3 kernel between swapped pairs has half its entries free; between fixed channels six of nine."""
     net = VGG11(1 / 8, 0, initialization="he")
     groups, swapped = involutions(net)
@@ -136,7 +136,7 @@ def test_its_free_parameters_are_counted_by_fixed_and_swapped_channels():
     assert of_swapped.free_parameters == sum(parameter.numel() for parameter in regular.parameters())
 
 
-def test_a_gcnn_of_group_convs_is_one_already():
+def test_a_gcnn_of_group_convs_is_already_exact():
     net = vgg11(group_convs=8)
     groups, neighbours = involutions(net)
     halves = {
@@ -192,7 +192,7 @@ def test_free_parameters_that_are_drawn_have_an_ordinary_nets_variance_and_proje
 
 
 def planted(net, shape, symmetry, fixed_share=0.0):
-    """A net with random batch norms, made a GCNN by involutions that fix a share of the channels, or one if uneven."""
+    """A net with random batch norms, made a GCNN by involutions that fix a share of the channels (one if odd)."""
     torch.manual_seed(0)
     traced = TracedNet(with_batch_norms(net), shape)
     fixed = {group.name: int(group.size * fixed_share) // 2 * 2 + group.size % 2 for group in traced.groups}
@@ -221,7 +221,7 @@ def test_a_folded_net_is_the_net_in_half_of_the_multiplications(compiled, name, 
     linear = [layer for layer in net.net.modules() if type(layer) in (nn.Conv2d, nn.Linear)]
     dense = sum(getattr(layer, "groups", 1) == 1 for layer in linear)
     assert sum(isinstance(layer, Folded) for layer in fast.modules()) == dense
-    if name != "odds":  # whose strides aren't symmetric, and which has a depthwise conv
+    if name != "odds":  # its strides aren't symmetric, and it has a depthwise conv
         assert 2 * counts[1] == counts[0]
         assert difference(logits, fast(symmetry.act(x))) < 1e-5 < difference(x, symmetry.act(x))
 
@@ -229,7 +229,7 @@ def test_a_folded_net_is_the_net_in_half_of_the_multiplications(compiled, name, 
 @pytest.mark.slow(seconds=3)
 @pytest.mark.parametrize("fixed_share", [0, 0.4])
 @torch.no_grad()
-def test_a_resnet_to_compile_hands_on_parts_of_its_channels_through_pools_and_sums(fixed_share):
+def test_a_resnet_to_compile_passes_parts_of_its_channels_through_pools_and_sums(fixed_share):
     made = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
     net, permutations, _ = planted(made, (3, 65, 65), HORIZONTAL_FLIP, fixed_share)
     fast = folded(net, HORIZONTAL_FLIP, net.groups, permutations, worthwhile=0, compiled=True)
@@ -247,7 +247,7 @@ def test_a_resnet_to_compile_hands_on_parts_of_its_channels_through_pools_and_su
     "head": nn.Linear(8, 4),
 })  # fmt: skip
 def InPlace(self, x):
-    """What an activation or a sum changes in place is read again."""
+    """Maps that an activation or a sum has changed in place are read again."""
     y = self.a(x)
     self.relu(y)
     z = self.b(y)
@@ -256,7 +256,7 @@ def InPlace(self, x):
 
 
 @torch.no_grad()
-def test_what_is_changed_in_place_is_changed_in_a_net_to_compile():
+def test_in_place_changes_are_kept_in_a_net_to_compile():
     net, permutations, _ = planted(InPlace(), (3, 9, 9), HORIZONTAL_FLIP, 0.25)
     fast = folded(net, HORIZONTAL_FLIP, net.groups, permutations, worthwhile=0, compiled=True)
     x = normalise(smooth_images(8, 9))
@@ -265,14 +265,14 @@ def test_what_is_changed_in_place_is_changed_in_a_net_to_compile():
 
 
 @pytest.mark.parametrize("pool", [(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 0), (5, 2, 2)])
-def test_the_largest_entries_of_shifted_maps_are_a_max_pools(pool):
+def test_the_maximum_of_shifted_maps_is_a_max_pool(pool):
     x = torch.randn(2, 3, 11, 8) - 2
     assert torch.equal(largest(x, *pool), nn.functional.max_pool2d(x, *pool))
 
 
 @pytest.mark.slow(seconds=1)
 @torch.no_grad()
-def test_fixed_channels_are_even_alone_and_save_a_third():
+def test_fixed_channels_are_only_even_and_save_a_third():
     make, size = MADE["vgg11"]
     net, permutations, free = planted(make(), (3, size, size), HORIZONTAL_FLIP, 0.4)
     fast = folded(net, HORIZONTAL_FLIP, net.groups, permutations, worthwhile=0)
@@ -281,7 +281,7 @@ def test_fixed_channels_are_even_alone_and_save_a_third():
     layers = [layer for layer in fast.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     weights = sum(layer.weight.numel() for layer in layers)
     biases = sum(len(layer.bias) for layer in fast.modules() if getattr(layer, "bias", None) is not None)
-    assert weights + biases == free  # no weight is multiplied by that isn't free
+    assert weights + biases == free  # all multiplications are by free weights
     fixed = {group.name: torch.arange(group.size) for group in net.groups}
     invariant = net.copied(exact_gcnn(net, HORIZONTAL_FLIP, net.groups, fixed).to_plain().eval())
     fast = folded(invariant, HORIZONTAL_FLIP, net.groups, fixed, worthwhile=0)
@@ -290,12 +290,12 @@ def test_fixed_channels_are_even_alone_and_save_a_third():
     for name, conv in convs.items():
         assert 3 * fast.get_submodule(name).even.weight.numel() == 2 * conv.weight.numel()
         assert fast.get_submodule(name).odd is None
-    assert isinstance(fast.get_submodule("classifier"), nn.Linear)  # of fixed channels nothing is saved
+    assert isinstance(fast.get_submodule("classifier"), nn.Linear)  # fixed channels save nothing
 
 
 @pytest.mark.parametrize("fixed", [0, 2, 8])
 @torch.no_grad()
-def test_channels_that_are_last_in_memory_stay_last(fixed):
+def test_channels_last_memory_format_is_kept(fixed):
     torch.manual_seed(0)
     x = torch.randn(2, 8, 5, 5).contiguous(memory_format=torch.channels_last)
     swapped, alone = torch.arange(8).split([8 - fixed, fixed])
@@ -309,7 +309,7 @@ def test_channels_that_are_last_in_memory_stay_last(fixed):
     assert all(y.is_contiguous(memory_format=torch.channels_last) for y in laid_out)
 
 
-def test_layers_that_would_save_little_stay():
+def test_layers_that_would_save_little_are_not_folded():
     make, size = MADE["vgg11"]
     net, permutations, _ = planted(make(), (3, size, size), HORIZONTAL_FLIP)
     made = [
@@ -319,7 +319,7 @@ def test_layers_that_would_save_little_stay():
     assert counts == [9, 3, 0]  # 4.5·64·64 multiplications for 128 channels are 144
 
 
-def test_of_a_net_to_compile_layers_stay_whose_channels_fill_no_sixteens():
+def test_layers_of_a_net_to_compile_are_not_folded_if_padding_to_sixteens_costs_more():
     made = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
     net, permutations, _ = planted(made, (3, 65, 65), HORIZONTAL_FLIP, 1 / 6)  # of 64: 54 swapped, 10 fixed
     fast = folded(net, HORIZONTAL_FLIP, net.groups, permutations, compiled=True)
@@ -329,14 +329,14 @@ def test_of_a_net_to_compile_layers_stay_whose_channels_fill_no_sixteens():
         for name, layer in layers.items()
         if type(layer) is nn.Conv2d and name[-4:] not in ("even", ".odd")
     }
-    assert kept == {"conv1", "layer1.0.conv1", "layer1.0.conv2"}  # 37 and 27 channels count as 48 and 32
+    assert kept == {"conv1", "layer1.0.conv1", "layer1.0.conv2"}  # 37 and 27 channels are padded to 48 and 32
     x = normalise(smooth_images(4, 65))
     with torch.no_grad():
         assert difference(net.net(x), fast(x)) < 1e-5 and difference(fast(x), fast(x.flip(-1))) < 1e-5
 
 
 class Narrow(nn.Module):
-    """A convolution from 128 to 128 channels, which is worth folding in a compiled net alone."""
+    """A convolution from 128 to 128 channels, which is worth folding only in a compiled net."""
 
     def __init__(self):
         super().__init__()
@@ -355,7 +355,7 @@ def narrow():
     return Narrow().eval(), x
 
 
-def test_of_a_net_to_compile_narrow_layers_are_folded_and_a_failing_compiler_is_a_note(narrow, monkeypatch):
+def test_narrow_layers_of_a_net_to_compile_are_folded_and_a_failing_compiler_is_a_note(narrow, monkeypatch):
     net, x = narrow
 
     class Failing(nn.Sequential):
@@ -370,7 +370,7 @@ def test_of_a_net_to_compile_narrow_layers_are_folded_and_a_failing_compiler_is_
     assert any("no C++ compiler" in note and "aren't timed" in note for note in compiled.notes)
 
 
-def test_a_size_that_strides_leave_no_exact_invariance_at_is_named():
+def test_a_size_at_which_strides_prevent_exact_invariance_is_named():
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     net = nn.Sequential(*layers, nn.Linear(8, 4)).eval()
@@ -387,10 +387,10 @@ def test_layers_without_a_bias_get_none_so_that_the_exact_net_is_of_the_nets_cla
     net, x = nn.Sequential(*layers, nn.Flatten(), nn.Linear(6, 4)).eval(), normalise(smooth_images(16, 12))
     result = exact(net, [x])
     first, second = (torch.tensor(result.permutations[name]) for name in "02")
-    assert first.tolist() != list(range(8))  # else a bias would be of no harm
+    assert first.tolist() != list(range(8))  # otherwise a bias would do no harm
     state = result.plain.state_dict()
     assert state.keys() == net.state_dict().keys() and result.invariance_error["exact"] < 1e-5
-    # the net halfway, by hand; REPAIR corrects the second convolution alone
+    # the halfway net, by hand; REPAIR corrects only the second convolution
     old = net.state_dict()
     torch.testing.assert_close(state["0.weight"], (old["0.weight"] + old["0.weight"].flip(-1)[first]) / 2)
     halfway = nn.Conv2d(8, 6, 3)
@@ -440,7 +440,7 @@ def test_a_resnet_of_torchvisions_becomes_exactly_invariant():
     x = normalise(smooth_images(8, 65))
     result = exact(net, [x], torch.arange(8))
     fast = result.folded
-    assert difference(net(x), net(x.flip(-1))) > 1e-3  # so there was something to do
+    assert difference(net(x), net(x.flip(-1))) > 1e-3  # the net wasn't invariant before
     assert difference(result.plain(x), fast(x)) < 1e-5 and difference(fast(x), fast(x.flip(-1))) < 1e-5
     assert result.invariance_error["exact"] < 1e-5 < result.invariance_error["net"]
     assert type(result.plain) is type(net) and result.plain.state_dict().keys() == net.state_dict().keys()
@@ -484,7 +484,7 @@ print("the same")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A net, and images of two classes, which differ in their upper half, to train and to test."""
+    """A net, and training and test images of two classes, which differ in their upper half."""
     made = tmp_path_factory.mktemp("exact")
     (made / "the_net.py").write_text(NET)
     for name, count, seed in (("train", 60, 1), ("test", 30, 2)):
@@ -503,7 +503,7 @@ def run(capsys, folder, *arguments, net="build"):
 
 
 @pytest.mark.slow(seconds=15)
-def test_it_is_tuned_written_and_loaded_where_there_is_no_relusym(capsys, folder, tmp_path):
+def test_an_exact_gcnn_is_tuned_written_and_loaded_without_relusym(capsys, folder, tmp_path):
     out = tmp_path / "out"
     tuning = "--train-images", folder / "train.safetensors", "--fine-tune", 3
     code, printed, errors = run(capsys, folder, *tuning, "--out", out, "--json", "--timing")
@@ -535,7 +535,7 @@ TRAIN = "--train-images {}/train.safetensors"
     (f"--fine-tune 9 --learning-rate 900 {TRAIN}", "diverges at a learning rate"),
     (f"--fine-tune 1 --learning-rate -1 {TRAIN}", "--learning-rate: -1"),
 ])  # fmt: skip
-def test_what_is_wrong_is_a_line_and_nothing_is_written(capsys, folder, tmp_path, arguments, line):
+def test_an_error_is_one_line_and_nothing_is_written(capsys, folder, tmp_path, arguments, line):
     typed = arguments.format(folder).split()
     code, printed, errors = run(capsys, folder, *typed, "--out", tmp_path / "out", net="bare")
     assert (code, printed, len(errors)) == (1, "", 1) and line in errors[0]

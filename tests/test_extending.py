@@ -33,7 +33,7 @@ RESULTS = Path("results/tiny")
 
 
 def run_with(clone: Clone, *targets: str, models, pairs=(), scale=None, **config) -> Clone:
-    """The clone after a run with these models alone, at the scale `tiny` with what `scale` says."""
+    """The clone after a run with only these models, at the scale `tiny` with the changes `scale`."""
     sections = SHARED | {"data": IMAGES, "models": models, "pairs": [list(pair) for pair in pairs]}
     write_scale(clone.folder, "tiny", sections | (scale or {}))
     clone.configure(**config)
@@ -42,7 +42,7 @@ def run_with(clone: Clone, *targets: str, models, pairs=(), scale=None, **config
 
 
 def records(clone: Clone, kind: str, but=()) -> dict:
-    """Of a kind, by their nets; but for those in these files."""
+    """The records of a kind, by their nets, except those in these files."""
     loaded = map(load_record, {*(clone.folder / RESULTS / "records" / kind).glob("*/[0-9]*.json")} - {*but})
     by_nets = {"--".join(f"{model}-{seed}" for model, seed in nets_of(record)): record for record in loaded}
     return dict(sorted(by_nets.items()))
@@ -73,7 +73,7 @@ def families(tiny):
     return run_with(tiny(), "table1", "table2", "table4", "figure4", "zero_filters", **FAMILIES)
 
 
-def test_nets_with_batch_norm_and_resnets_stand_in_the_tables_as_means_over_their_seeds(families):
+def test_nets_with_batch_norm_and_resnets_are_in_the_tables_as_means_over_their_seeds(families):
     table2, table4 = table(families, "table2").set_index("model"), table(families, "table4")
     flips, merges = records(families, "flip_merge"), records(families, "pair_merge")
     assert list(flips) == ["bn-0", "bn-1", "resnet8-0", "resnet8-1"]
@@ -88,7 +88,7 @@ def test_nets_with_batch_norm_and_resnets_stand_in_the_tables_as_means_over_thei
         assert row["accuracy_mean"] > 0.15
 
 
-def test_notes_say_what_differs_between_the_nets_of_a_table(families):
+def test_notes_list_the_differences_between_the_nets_of_a_table(families):
     first, other, training, rate, *_ = notes(families, "table2")
     data = "Scale tiny: generated data, 200 training images"
     assert first == f"{data}; vgg11_bn, width 0.0625, initialization he; seeds 0-1"
@@ -121,7 +121,7 @@ def test_figures_number_the_layers_of_each_architecture_from_one(families):
         bars = sorted({round(bar.get_x() + bar.get_width() / 2) for bar in panel.patches})
         assert bars == list(range(1, layers[model] + 1))
         assert [label.get_text() for label in panel.get_xticklabels()] == [str(i) for i in range(1, 9)]
-    assert figure.get_supxlabel() == "Conv layer"  # the two differ in their widths
+    assert figure.get_supxlabel() == "Conv layer"  # the two architectures have different widths
     paths = sorted((families.folder / RESULTS / "filters").glob("*/*.safetensors"))
     figure, by_type, _ = zero_filters.draw({"filters": [read_filters(path) for path in paths]}, about)
     assert by_type["model"].value_counts().to_dict() == {"bn": 8, "resnet8": 9}  # all convs
@@ -129,7 +129,7 @@ def test_figures_number_the_layers_of_each_architecture_from_one(families):
         assert panel.get_xlim()[1] < 10 and len(panel.get_xticks()) == 9
 
 
-def test_nets_that_have_no_halfway_net_are_no_pair(sections):
+def test_nets_without_a_halfway_net_are_no_pair(sections):
     def refusal(pair, **models):
         return refused(lambda: settings_of(sections | {"models": VGG11S | models, "pairs": [pair]}))
 
@@ -141,7 +141,7 @@ def test_nets_that_have_no_halfway_net_are_no_pair(sections):
     assert settings_of(sections | {"models": VGG11S | same, "pairs": [["cnn", "same"]]}).pairs
 
 
-def test_resnets_alone_have_the_tables_and_figures_that_need_no_others(sections):
+def test_a_scale_of_resnets_only_has_the_tables_and_figures_that_need_no_others(sections):
     settings = settings_of(sections | {"models": {"resnet8": RESNET8 | {"table": "table5"}}, "pairs": []})
     assert [*selection.select(settings, "table5")["models"]] == ["resnet8"]
     assert selection.select(settings, "table2")["models"] == []
@@ -170,21 +170,21 @@ def write_tree(root: Path) -> Path:
 
 
 def coarse(root: Path) -> dict:
-    """What the config says of such a tree: the data set, and a model on it beside one on the scale's images."""
+    """The config for such a tree: the data set, a model trained on it, and a model trained on the scale's images."""
     source = {"source": "folder", "root": str(root), "train": "train", "test": "test", "label": "20 colours"}
     on_it = BN | {"name": "On colours", "data": {"dataset": "colours", "train_images": None}}
     models = {"bn": BN, "bn_colours": on_it}
     return {"datasets": {"colours": source}, "models": models, "scale": {"seeds": "0"}}
 
 
-def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_from_it(tiny, tmp_path):
+def test_a_model_can_have_its_own_folder_of_images_and_another_folder_is_a_different_data_set(tiny, tmp_path):
     first, second = write_tree(tmp_path / "a"), tmp_path / "b"
     made = run_with(tiny(), "table2", **coarse(first))
     trained, flips = records(made, "train"), records(made, "flip_merge")
     digests = {model: trained[f"{model}-0"]["inputs"]["data"] for model in ("bn", "bn_colours")}
     assert digests["bn"] != digests["bn_colours"] == flips["bn_colours-0"]["inputs"]["data"]
     assert trained["bn_colours-0"]["inputs"]["source"] == "20 colours"
-    heads = CLASSES - 10  # logits more than of generated images, each with a weight a channel and a bias
+    heads = CLASSES - 10  # more logits than with generated images, with a weight per channel and a bias each
     assert trained["bn_colours-0"]["parameters"] == trained["bn-0"]["parameters"] + heads * (32 + 1)
     frame = table(made, "table2").set_index("model")
     assert frame["n"].to_dict() == {"bn": 1, "bn_colours": 1}
@@ -195,7 +195,7 @@ def test_a_model_has_images_of_its_own_from_a_folder_and_another_folder_is_told_
     shutil.copytree(first, second)
     Image.new("RGB", (32, 32)).save(second / "train" / "class_00" / "0.png")
     made.configure(datasets=coarse(second)["datasets"])
-    assert made.planned("table2") == []  # nothing has to be made from them
+    assert made.planned("table2") == []  # the images aren't needed again
     made.record("flip_merge", "bn_colours-0").unlink()
     jobs = made.planned("table2")
     assert [job.split()[0] for job in jobs] == ["flip_merge", "prepare_data", "table2"]
@@ -319,7 +319,7 @@ def Shallow(self, x):
 
 
 def prepare_shapes(to, *, count, workers, key):
-    """So many generated images to train on, and as many to test on."""
+    """`count` generated images to train on, and as many to test on."""
     image_set.save(to, *generate(count, count, 0))
 
 
@@ -331,11 +331,11 @@ class Smoothed(Supervised):
 
 
 def backwards(pair: Pair) -> Matching:
-    """The first channel goes with the last."""
+    """Match the first channel to the last."""
     return pair.matched_by({group.name: torch.arange(group.size).flip(0) for group in pair.groups})
 
 
-def test_what_a_registry_gets_in_one_line_is_used_by_its_name_in_the_config(sections, tmp_path, monkeypatch):
+def test_an_entry_added_to_a_registry_is_used_by_its_name_in_the_config(sections, tmp_path, monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "shallow", Entry(f"{__name__}:Shallow", Channels))
     monkeypatch.setitem(DATA_SETS, "shapes", Entry(f"{__name__}:prepare_shapes", Shapes))
     monkeypatch.setitem(OBJECTIVES, "smoothed", Entry(f"{__name__}:Smoothed"))
@@ -360,7 +360,7 @@ def test_what_a_registry_gets_in_one_line_is_used_by_its_name_in_the_config(sect
         assert record["inputs"]["source"] == "My shapes"
         assert record["parameters"] == 12 * (3 * 25 + 1) + 10 * (12 + 1)
         losses = [epoch["loss"] for epoch in record["history"]]
-        # labels that are all smoothed away: nothing is to be learnt but equal answers, whose loss is log 10
+        # with labels smoothed away entirely, the best a net can learn is equal logits, with loss log 10
         assert losses[-1] == pytest.approx(np.log(10), abs=0.02) and len(losses) == TINY["training"]["epochs"]
         write_record(trained[seed], record | {"status": "ok"})
     how = images, label, 50, cpu

@@ -50,13 +50,13 @@ def a_net(group_convs=0):
 
 
 def arrays_of(net, permutations):
-    """What is kept of its filters, as a merge with these permutations of its channels keeps it."""
+    """The arrays of a net's filters that a merge with these permutations stores."""
     named = {f"conv{i}": order.tolist() for i, order in enumerate(permutations, start=1)}
     return filter_arrays(net.to_plain(), HORIZONTAL_FLIP, named, (3, 32, 32), 0)
 
 
 def kept(folder, group_convs=0, permutations=None, model="cnn"):
-    """The arrays of a random net, written and read back; of one without permutations, which was left out, none."""
+    """The stored arrays of a random net, read back; none without permutations, since the net was left out then."""
     arrays, about = {}, {"status": "left_out", "reason": f"{model}-0 is diverged"}
     if permutations:
         arrays, constraint = arrays_of(a_net(group_convs), permutations)
@@ -72,7 +72,7 @@ def random_permutations(seed=0):
 
 
 def mirror_permutations():
-    """What matches a GCNN to its flipped self: the orientations change places."""
+    """The permutations that match a GCNN to its flipped self: the orientations are swapped."""
     return [np.roll(np.arange(channels), channels // 2) for channels in CHANNELS]
 
 
@@ -90,7 +90,7 @@ class Convolved(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("group_convs", [0, 2, 8])
-def test_kernels_are_those_that_the_net_convolves_with_beside_those_of_its_permuted_flipped_self(group_convs):
+def test_kernels_are_those_of_the_nets_convolutions_and_of_its_permuted_flipped_self(group_convs):
     net = a_net(group_convs)
     permutations = random_permutations()
     arrays, constraint = arrays_of(net, permutations)
@@ -113,14 +113,14 @@ def test_kernels_are_those_that_the_net_convolves_with_beside_those_of_its_permu
         assert i > 2 or np.array_equal(arrays[f"permutation.conv{i}"], order)
 
 
-def test_a_gcnn_satisfies_the_kernel_constraint_and_another_net_does_not(tmp_path):
+def test_a_gcnn_satisfies_the_kernel_constraint_and_an_ordinary_net_does_not(tmp_path):
     gcnn = kept(tmp_path, 8, mirror_permutations(), "gcnn")
     assert set(gcnn.constraint.values()) == {0.0}
     assert all((both[0] == both[1]).all() and both.any() for both in gcnn.drawn.values())
     assert min(kept(tmp_path, 0, mirror_permutations()).constraint.values()) > 1
 
 
-def test_a_net_left_out_has_no_arrays_and_its_figures_say_why(tmp_path):
+def test_a_net_left_out_has_no_arrays_and_its_figures_have_the_reason(tmp_path):
     net = kept(tmp_path)
     assert (net.status, net.drawn, net.norms) == ("left_out", {}, {})
     assert count_zero_filters([net], 0.1).empty
@@ -140,12 +140,12 @@ def test_the_first_net_that_trained_well_is_shown():
     refused(lambda: first_kept(nets, "pgcnn"), match="no filters of a net of type pgcnn")
 
 
-def test_a_checkpoint_is_no_file_of_filters(tmp_path):
+def test_a_checkpoint_is_refused_as_a_file_of_filters(tmp_path):
     checkpoint.save(tmp_path / "net", a_net().state_dict(), {"settings": {}})
     refused(lambda: read_filters(tmp_path / "net"), match="holds no filters")
 
 
-def test_a_filter_below_a_share_of_the_largest_norm_is_zero_however_many_others_are():
+def test_a_filter_below_a_share_of_the_largest_norm_is_zero_however_many_others_are_zero():
     assert are_zero(np.array([2, 0.21, 0.19, 0]), 0.1).tolist() == [False, False, True, True]
     assert are_zero(np.array([2, 0.21, *[0.0] * 100]), 0.1).sum() == 100
     assert not are_zero(np.ones(4), 0.1).any()
@@ -189,7 +189,7 @@ def test_each_filter_is_drawn_left_of_its_match():
     assert (grid[2 * height :, width:] == 1).all()  # the sixth place is blank
 
 
-def test_a_weight_of_zero_is_grey_and_a_layer_of_zeros_too():
+def test_zero_weights_are_grey_even_in_a_layer_of_zeros():
     weights = np.zeros((2, 3, 3, 3))
     assert (colours(weights) == 0.5).all()
     weights[0, 0] = 1
@@ -224,7 +224,7 @@ def test_figure_2_takes_filters_that_the_permutation_keeps_among_themselves(perm
 
 
 @pytest.mark.slow(seconds=1)
-def test_figure_2_goes_in_four_steps(tmp_path):
+def test_figure_2_has_four_steps(tmp_path):
     orders = random_permutations()
     orders[0] = np.array([1, 0, 2, 3])
     net = kept(tmp_path, 0, orders)
@@ -252,7 +252,7 @@ def flipped(tmp_path_factory):
     return settings, data, flipped_training_record(settings, data, "generated shapes", device=CPU)
 
 
-def test_figure_3_the_flipped_twin_stays_the_flipped_net_on_flipped_batches_alone(flipped):
+def test_figure_3_the_flipped_twin_stays_the_flipped_net_only_on_flipped_batches(flipped):
     _, _, record = flipped
     json.dumps(record, allow_nan=False)
     assert record["largest_difference"]["float64"] < 1e-12
@@ -278,7 +278,7 @@ def test_figure_3_the_two_paths_are_mirror_images(flipped, tmp_path):
 @pytest.mark.parametrize("changed, message", [
     ({"learning_rate": 1e9}, "diverged"), ({"batch_size": 61}, "more than the 60"),
 ])  # fmt: skip
-def test_figure_3_tells_settings_that_cannot_be(flipped, changed, message):
+def test_figure_3_refuses_impossible_settings(flipped, changed, message):
     settings, data, _ = flipped
     settings = {**settings, "training": {**settings["training"], **changed}}
     refused(lambda: flipped_training_record(settings, data, "generated shapes", device=CPU), match=message)
@@ -290,7 +290,7 @@ def resnet(status="ok"):
     return Filters("old", 0, status, "it is no better than chance", drawn, {}, {}, {})
 
 
-def test_figure_9_shows_each_filter_beside_its_match_or_says_why_not():
+def test_figure_9_shows_each_filter_beside_its_match_or_the_reason_why_not():
     net = resnet()
     (panel,) = figure9(net, "A net").axes
     assert panel.get_title() == "A net"
@@ -299,7 +299,7 @@ def test_figure_9_shows_each_filter_beside_its_match_or_says_why_not():
     assert "A net is left out: it is no better than chance" in [text.get_text() for text in left_out.texts]
 
 
-def test_a_layer_that_is_not_kept_is_named():
+def test_a_layer_whose_filters_are_not_stored_is_named():
     line = "no filters of conv2 are kept of old-0, only conv1"
     refused(lambda: filter_pairs([resnet()], "conv2", False, 0.1, {}), match=line)
 
@@ -338,7 +338,7 @@ sys.exit("torch" in sys.modules)
 
 
 def run_script(made, selection, folder, environment, **inputs):
-    """Run finding.py as Snakemake does, for one rule after the other, in a folder; it must do without PyTorch."""
+    """Run finding.py as Snakemake does, for one rule after another, in a folder; it must not need PyTorch."""
     same = {"script": str(SCRIPTS / "finding.py"), "selection": selection, "input": inputs}
     rules = [same | {"rule": rule, "output": [f"{rule}{end}" for end in ends]} for rule, ends in made.items()]
     python(SCRIPT, json.dumps(rules), folder=folder, **environment)
@@ -377,7 +377,7 @@ def test_the_same_records_give_the_same_bytes_on_another_day_in_another_process(
 
 
 @pytest.mark.slow(seconds=2)
-def test_figure_10_gets_its_images_from_the_theory(tmp_path):
+def test_figure_10_uses_the_images_of_example_c_2(tmp_path):
     run_script({"figure10": (".png", ".pdf")}, {"seed": 0, "images": 4}, tmp_path, {})
     write_figure(figure10(example_c_2.image_classes(0, 4)), [tmp_path / "here.png"])
     assert (tmp_path / "figure10.png").read_bytes() == (tmp_path / "here.png").read_bytes()
@@ -392,7 +392,7 @@ def test_tables_figures_and_theory_start_without_torch():
     python(f"{code}assert {rooms} and 'torch' not in sys.modules")
 
 
-def test_a_start_reads_every_declaration_without_pandas():
+def test_every_declaration_is_read_without_pandas():
     code = "import sys; from relusym import findings; assert len(findings.declared()) > 30; "
     python(code + "assert not {'numpy', 'pandas', 'scipy', 'matplotlib'} & {*sys.modules}")
 
@@ -407,7 +407,7 @@ def test_the_report_calls_tables_and_figures_by_their_numbers(name, label):
     assert declared()[name].label == label
 
 
-def test_every_table_figure_and_statement_has_a_caption_and_every_caption_its_place():
+def test_every_table_figure_and_statement_has_a_caption_and_there_are_no_others():
     assert set(CAPTIONS) == {*declared(), *STATEMENTS, "workflow"}
 
 
@@ -419,7 +419,7 @@ def test_captions_are_valid(name):
     params = SimpleNamespace(selection=selection)
     job = SimpleNamespace(params=params, config=config, wildcards=SimpleNamespace())
     text = Template((ROOT / "report" / f"{name}.rst").read_text(encoding="utf-8"), undefined=StrictUndefined)
-    filled = text.render(snakemake=job, files=[])  # without results: Snakemake fills these in
+    filled = text.render(snakemake=job, files=[])  # without results, which Snakemake inserts
     strict = {"halt_level": 2, "report_level": 2}
     body = publish_parts(filled, writer="html", settings_overrides=strict)["body"]
     assert len(body) > 100 and "{{" not in body and "{%" not in body
@@ -480,7 +480,7 @@ def test_channel_orders_equal_literal_iteration(permutation):
 
 
 @pytest.mark.parametrize("wrong", [[0, 0], [1, 2], [-1, 0], [], [[0, 1]], [0.0, 1.0], ["a"], [[0], [0, 1]]])
-def test_what_is_no_permutation_is_refused(wrong):
+def test_a_list_that_is_no_permutation_is_refused(wrong):
     with pytest.raises(ValueError, match=r"not a permutation of \d channels|inhomogeneous"):
         channel_orders(wrong)
 
@@ -514,7 +514,7 @@ def bars(panel, layers):
 @pytest.mark.parametrize("read_back", [False, True])
 def test_figure4_draws_the_shares_of_the_csv(read_back):
     frame = order_counts(RECORDS)
-    if read_back:  # without "5+", whose absence makes the CSV's column one of integers
+    if read_back:  # without "5+", the CSV's column is read as integers
         frame = frame[(frame["order"] < 5)]
         frame = pd.read_csv(io.StringIO(frame.to_csv(index=False)))
     panels = figure4(frame, ["cnn", "gcnn", "pgcnn"], NAMES).axes

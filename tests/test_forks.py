@@ -20,11 +20,11 @@ from relusym.records.files import load_record
 
 UNABLE = "a process with numerical libraries can't be forked here"
 pytestmark = pytest.mark.skipif(not can_fork(), reason=UNABLE)
-MINUTES = 1500  # seconds, of a busy machine
+MINUTES = 1500  # seconds; long enough on a busy machine
 
 
 def start(forks, script, **how):
-    """A script in a fork, in this process's environment."""
+    """Run a script in a fork with this process's environment."""
     return forks.start(script, environment=dict(os.environ), **how)
 
 
@@ -41,7 +41,7 @@ def written(tmp_path):
     return write
 
 
-def test_a_script_finds_what_it_finds_by_itself(written, tmp_path, monkeypatch, capfd):
+def test_a_forked_script_sees_the_same_environment_as_by_itself(written, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AROUND", "before")
     script = written(
@@ -65,21 +65,21 @@ def test_a_script_finds_what_it_finds_by_itself(written, tmp_path, monkeypatch, 
     ("1 / 0", 1, "ZeroDivisionError: division by zero\n"), ("import os; os.kill(os.getpid(), 9)", -1, ""),
     ("import sys; sys.stdout.close(); sys.stdout = open('/dev/full', 'w'); print('lost')", -1, ""),
 ])  # fmt: skip
-def test_its_exit_status_is_that_of_the_script_by_itself(text, status, ending, written, capfd):
+def test_a_forks_exit_status_is_that_of_the_script_by_itself(text, status, ending, written, capfd):
     script = written(text)
     assert start(Forks([]), script).status() == status and capfd.readouterr().err.endswith(ending)
     alone = subprocess.run([sys.executable, script], check=False).returncode
     assert (alone == 0) == (status == 0) and (alone == status or status == -1)
 
 
-def test_modules_are_there_before_and_one_that_is_missing_is_left_to_the_script(written):
+def test_modules_are_imported_in_advance_and_a_missing_one_fails_in_the_script(written):
     forks = Forks(["wave", "no_such_module", "colorsys"])
     script = written("import sys; assert {'wave', 'colorsys'} <= sys.modules.keys()")
     assert start(forks, script).status() == 0
     assert start(forks, written("import no_such_module")).status() == 1
 
 
-def test_scripts_run_at_once_and_leave_each_other_alone(written, tmp_path):
+def test_scripts_run_at_once_and_do_not_affect_each_other(written, tmp_path):
     forks = Forks(["wave"])
     script = written(
         "import os, time, wave\nfrom pathlib import Path\n"
@@ -92,7 +92,7 @@ def test_scripts_run_at_once_and_leave_each_other_alone(written, tmp_path):
     assert {path.name for path in tmp_path.glob("[0-9]*")} == {str(fork.pid) for fork in running}
 
 
-def test_after_the_process_that_forks_was_killed_forks_end_well_and_no_script_is_begun(written, tmp_path):
+def test_after_the_process_that_forks_was_killed_running_forks_succeed_and_none_starts(written, tmp_path):
     forks = Forks([])
     go = tmp_path / "go"
     script = written(f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\n")
@@ -106,8 +106,8 @@ def test_after_the_process_that_forks_was_killed_forks_end_well_and_no_script_is
     assert running.status() == 0
 
 
-def test_a_script_that_is_asked_for_while_the_process_dies_is_known_not_to_be_begun(written):
-    forks = Forks(["torch"])  # still importing when it is killed
+def test_a_script_requested_while_the_process_dies_is_known_not_to_have_started(written):
+    forks = Forks(["torch"])  # which are still being imported at the kill
     forks._process.send_signal(signal.SIGSTOP)
     reported = []
 
@@ -123,7 +123,7 @@ def test_a_script_that_is_asked_for_while_the_process_dies_is_known_not_to_be_be
     assert reported
 
 
-def test_a_process_that_does_not_answer_in_time_is_ended_and_the_script_is_not_begun(written, tmp_path):
+def test_a_process_that_does_not_answer_in_time_is_killed_and_the_script_is_not_started(written, tmp_path):
     forks = Forks([])
     forks._process.send_signal(signal.SIGSTOP)
     script, refused = written(f"open({str(tmp_path / 'begun')!r}, 'w')"), []
@@ -134,7 +134,7 @@ def test_a_process_that_does_not_answer_in_time_is_ended_and_the_script_is_not_b
         except ChildProcessError:
             refused.append(forks._process.wait())
 
-    asking = threading.Thread(target=ask, daemon=True)  # which would wait for ever without a limit
+    asking = threading.Thread(target=ask, daemon=True)  # without a limit, it would wait for ever
     asking.start()
     asking.join(MINUTES)
     ended = list(refused)
@@ -142,7 +142,7 @@ def test_a_process_that_does_not_answer_in_time_is_ended_and_the_script_is_not_b
     assert ended == [-signal.SIGKILL] and not (tmp_path / "begun").exists()
 
 
-def test_what_imports_left_to_be_done_at_the_end_is_not_done_by_forks(written, tmp_path, monkeypatch, capfd):
+def test_exit_functions_registered_by_imports_are_not_called_by_forks(written, tmp_path, monkeypatch, capfd):
     (tmp_path / "leaves_work.py").write_text("import atexit; atexit.register(print, 'once', flush=True)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     forks = Forks(["leaves_work"])
@@ -151,7 +151,7 @@ def test_what_imports_left_to_be_done_at_the_end_is_not_done_by_forks(written, t
     assert capfd.readouterr().out == "each\neach\n"
 
 
-def test_where_matplotlib_can_keep_no_settings_forks_end_without_a_word(written, monkeypatch, capfd):
+def test_forks_end_silently_where_matplotlib_cannot_write_its_settings(written, monkeypatch, capfd):
     monkeypatch.setenv("MPLCONFIGDIR", "/dev/null/settings")
     forks = Forks(["matplotlib"])
     capfd.readouterr()
@@ -160,7 +160,7 @@ def test_where_matplotlib_can_keep_no_settings_forks_end_without_a_word(written,
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_it_ends_with_the_process_that_made_it(written):
+def test_the_process_that_forks_ends_with_its_parent(written):
     script = written(
         "import time\nfrom relusym.jobs.forks import Forks\n"
         "forks = Forks([])\nprint(forks._process.pid, flush=True)\ntime.sleep(1000)\n"
@@ -169,7 +169,7 @@ def test_it_ends_with_the_process_that_made_it(written):
     pid = int(made.stdout.readline())
     made.kill()
     made.wait()
-    line = Path(f"/proc/{pid}/cmdline")  # empty, of one that has ended and isn't waited for
+    line = Path(f"/proc/{pid}/cmdline")  # empty for a zombie
     ended = "the process that forks ends"
     wait_until(lambda: not line.exists() or not line.read_bytes(), MINUTES, ended, poll=0.05)
 
@@ -189,7 +189,7 @@ ELSEWHERE = "conda_env", "container_img", "env_modules", "shadow_dir"
 
 
 @pytest.mark.parametrize("elsewhere", [*ELSEWHERE, "no process"])
-def test_what_a_fork_can_not_be_runs_as_snakemake_runs_it(elsewhere, monkeypatch):
+def test_a_job_that_cannot_be_a_fork_runs_as_snakemake_runs_it(elsewhere, monkeypatch):
     ran = []
     plain = snakemake.script.PythonScript
     monkeypatch.setattr(plain, "execute_script", lambda self, fname, edit: ran.append(fname))
@@ -222,12 +222,12 @@ ENDLESS = ("--config", "training={epochs: 1000, save_every: 1000}")
 
 
 def of(run: subprocess.Popen) -> list[int]:
-    """The processes of a run: those of its process group."""
+    """The processes of a run's process group."""
     collected = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             state, _, group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
         if int(group) == run.pid and state != "Z":
             collected.append(int(folder.name))
@@ -236,7 +236,7 @@ def of(run: subprocess.Popen) -> list[int]:
 
 @pytest.fixture
 def started():
-    """A function that starts Snakemake as a terminal does, in a group of processes, and waits for some trainings."""
+    """A function that starts Snakemake as a terminal does, in its own process group, and waits for some trainings."""
     runs = []
 
     def start(made, *arguments: str, count: int = 2) -> subprocess.Popen:
@@ -259,7 +259,7 @@ def that_forks(run: subprocess.Popen) -> psutil.Process:
 
 
 def in_training(made) -> list[str]:
-    """The nets that have begun."""
+    """The nets whose training has started."""
     logs = (made.folder / "results/tiny/logs/train").glob("*/*.log")
     begun = [log for log in logs if "epoch" in log.read_text(encoding="utf-8")]
     return [f"{log.parent.name.rpartition('-')[0]}-{log.stem}" for log in begun]
@@ -267,10 +267,10 @@ def in_training(made) -> list[str]:
 
 @pytest.mark.slow(seconds=20)
 @pytest.mark.parametrize("ending", ["Ctrl-C", "closed terminal"])
-def test_each_fork_ends_in_a_line_with_its_state_saved_and_no_process_is_left(tiny, started, ending):
+def test_each_fork_ends_with_one_line_and_its_state_saved_and_no_process_is_left(tiny, started, ending):
     made, (number, forks) = tiny(), {"Ctrl-C": (signal.SIGINT, 0)}.get(ending, (signal.SIGHUP, 2))
     alone = made.path("records", "train", "cnn-0", training={"epochs": 1000, "save_every": 1000})
-    target, count = ("table2", 2) if forks else (alone, 1)  # a few jobs are no forks
+    target, count = ("table2", 2) if forks else (alone, 1)  # a few jobs aren't run as forks
     run = started(made, target, *ENDLESS, count=count)
     assert not forks or len(that_forks(run).children()) == forks
     os.killpg(run.pid, number)
@@ -289,7 +289,7 @@ def merges_of(made, **changes) -> list[str]:
 
 
 @pytest.mark.slow(seconds=10)
-def test_of_a_killed_job_a_line_says_that_it_was_killed(tiny, started):
+def test_a_killed_job_is_reported_as_killed_in_one_line(tiny, started):
     made = tiny()
     run = started(made, *merges_of(made, training={"epochs": 1000, "save_every": 1000}), *ENDLESS)
     for fork in that_forks(run).children():
@@ -303,7 +303,7 @@ def test_of_a_killed_job_a_line_says_that_it_was_killed(tiny, started):
 
 @pytest.mark.slow(seconds=12)
 @pytest.mark.parametrize("have_ended", [True, False])
-def test_after_a_kill_of_snakemake_what_its_forks_do_counts_in_the_next_run(have_ended, tiny, started):
+def test_after_snakemake_is_killed_the_next_run_counts_the_work_of_its_forks(have_ended, tiny, started):
     made = tiny()
     merges = merges_of(made)
     run = started(made, *merges)
@@ -316,7 +316,7 @@ def test_after_a_kill_of_snakemake_what_its_forks_do_counts_in_the_next_run(have
 
 
 @pytest.mark.slow(seconds=15)
-def test_a_kill_of_the_process_that_forks_costs_no_job(tiny, finished, started):
+def test_no_job_is_lost_if_the_process_that_forks_is_killed(tiny, finished, started):
     made = tiny()
     merges = merges_of(made)
     run = started(made, *merges)

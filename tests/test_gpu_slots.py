@@ -1,4 +1,4 @@
-"""Jobs on one machine share its GPUs without a scheduler that hands them out."""
+"""Jobs on one machine share its GPUs without a scheduler."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ def temporary(tmp_path, monkeypatch):
 
 @pytest.fixture
 def take(tmp_path, child):
-    """A function that starts a process that takes GPUs of two, two jobs on each, until it reads a line."""
+    """A function that starts a process that takes some of two GPUs, with two jobs on each, until it reads a line."""
     return lambda count=1: child(TAKE, count, CUDA_VISIBLE_DEVICES="0,1", TMPDIR=str(tmp_path))
 
 
@@ -42,13 +42,13 @@ def test_jobs_of_any_scheduler_spread_over_the_gpus_then_share_them(take):
     assert sorted(seen[:2]) == ["0", "1"] and sorted(seen) == ["0", "0", "1", "1"]
     fifth = take()
     with pytest.raises(subprocess.TimeoutExpired):
-        fifth.communicate(timeout=1)  # no slot is free
-    jobs[2].kill()  # a job that dies gives its slot back
+        fifth.communicate(timeout=1)  # all slots are taken
+    jobs[2].kill()  # a job that dies frees its slot
     assert fifth.stdout.readline().strip() == seen[2]
 
 
 @pytest.mark.slow(seconds=1)
-def test_a_job_on_two_gpus_takes_both_whole(take):
+def test_a_job_on_two_gpus_takes_both_exclusively(take):
     one = take()
     one.stdout.readline()
     both = take(2)
@@ -77,25 +77,25 @@ def test_threads_of_one_process_do_not_share_a_slot(tmp_path, monkeypatch):
     assert len(most) == 5 and max(most) == 1
 
 
-def test_the_environment_is_as_before_afterwards(tmp_path, monkeypatch):
+def test_the_environment_is_restored_afterwards(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
-    assert visible_gpus() == ["3", "5"]  # by the names of their slots, however they are written
+    assert visible_gpus() == ["3", "5"]  # the same slot names, however the list is written
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     with gpu_slots(1, 4) as taken:
         assert taken == ["3"] and os.environ["CUDA_VISIBLE_DEVICES"] == "3"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
 
 
-def test_more_gpus_than_there_are_is_one_line_and_none_at_all_is_a_cpu(tmp_path, monkeypatch):
+def test_asking_for_more_gpus_than_visible_is_one_line_and_without_any_the_cpu_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    refused(lambda: gpu_slots(3, 1).__enter__(), match="asks for 3 GPUs, and 2 are visible")
-    for none in ("", "-1", " ", ",", "-1,0"):  # as CUDA takes them
+    refused(lambda: gpu_slots(3, 1).__enter__(), match="asks for 3 GPUs, but only 2 are visible")
+    for none in ("", "-1", " ", ",", "-1,0"):  # values with which CUDA sees no GPU
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
         with gpu_slots(1, 4) as taken:
             assert taken == []
 
 
-def test_the_locks_lie_in_a_folder_that_the_user_alone_can_enter(temporary, monkeypatch):
+def test_the_locks_are_in_a_folder_that_only_the_user_can_enter(temporary, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with gpu_slots(1, 1):
         (folder,) = temporary.iterdir()
@@ -105,7 +105,7 @@ def test_the_locks_lie_in_a_folder_that_the_user_alone_can_enter(temporary, monk
 
 
 @pytest.mark.parametrize("planted", ["link", "link to nowhere", "open to all", "file", "another's"])
-def test_a_folder_that_another_user_planted_is_refused_and_what_it_leads_to_is_left_alone(
+def test_a_folder_that_another_user_planted_is_refused_and_its_target_is_untouched(
     temporary, monkeypatch, planted
 ):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
@@ -129,7 +129,7 @@ def test_a_folder_that_another_user_planted_is_refused_and_what_it_leads_to_is_l
 
 
 @pytest.mark.parametrize("kind", ["link to nowhere", "fifo"])
-def test_a_slot_that_is_no_file_neither_hangs_nor_is_followed(temporary, monkeypatch, kind):
+def test_a_slot_that_is_no_file_is_refused_without_hanging_or_following_it(temporary, monkeypatch, kind):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     slot = users_folder() / "gpu-0.0"
     obstruct(slot, kind)

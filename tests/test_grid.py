@@ -16,7 +16,7 @@ from relusym.symmetry import HORIZONTAL_FLIP, QUARTER_TURN, VERTICAL_FLIP
 
 @net_of(lambda: {"conv": nn.Conv2d(3, 3, 3, 2, 1)})
 def Sliced(self, x):
-    """A conv, and beside it every second pixel of the image, as ResNets' shortcuts of option A."""
+    """A conv beside a shortcut of every second pixel, as in option A of ResNets."""
     return self.conv(x) + x[:, :, ::2, ::2]
 
 
@@ -70,7 +70,7 @@ LAYERS = {
 @torch.no_grad()
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("size", [9, 10, 11, 12])
-def test_a_layer_is_symmetric_just_where_the_flipped_one_on_flipped_images_is_it(layer, size):
+def test_a_layer_is_symmetric_exactly_if_its_flipped_version_on_flipped_images_equals_it(layer, size):
     torch.manual_seed(0)
     channels = 4 if "conv" in layer or "transposed" in layer else 3
     net = nn.Sequential(LAYERS[layer](), nn.Conv2d(channels, 1, 1))
@@ -99,7 +99,7 @@ def test_the_flipped_net_sees_the_image_shifted_by_the_offset():
     net = resnet(size=32)
     features = nn.Sequential(*list(net.children())[:-2]).eval()  # up to the last map
     flipped, x = HORIZONTAL_FLIP.transform(features), torch.rand(2, 3, 64, 320)
-    middle = slice(4, 7)  # what lies further out sees the border
+    middle = slice(4, 7)  # pixels further out see the border
     here = features(x).flip(-1)[..., middle]
     assert grid(features, (3, 64, 320), HORIZONTAL_FLIP).offset == 31
     for offset in (0, 30, 31, 32):
@@ -108,14 +108,14 @@ def test_the_flipped_net_sees_the_image_shifted_by_the_offset():
         assert difference < 1e-5 if offset == 31 else difference > 0.1
 
 
-def test_what_counts_is_the_axis_that_is_mirrored():
+def test_only_the_mirrored_axis_counts():
     net, shape = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), (3, 9, 10)
     assert not grid(net, shape, HORIZONTAL_FLIP).symmetric and grid(net, shape, VERTICAL_FLIP).symmetric
     assert grid(net, (3, 9, 9), QUARTER_TURN).symmetric and not grid(net, (3, 10, 10), QUARTER_TURN).symmetric
     assert grid(net, shape, HORIZONTAL_FLIP).next_size == 11
 
 
-def test_functions_are_read_as_layers_are():
+def test_functions_are_read_like_layers():
     for size, symmetric in ((10, False), (11, True)):
         for pool in (
             nn.MaxPool2d(3, 2, 1),
@@ -126,13 +126,13 @@ def test_functions_are_read_as_layers_are():
             assert grid(Applied(pool), (3, size, size), HORIZONTAL_FLIP).symmetric == symmetric
 
 
-def test_a_net_for_one_size_alone_has_no_next_size():
+def test_a_net_of_a_fixed_size_has_no_next_size():
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Flatten(), nn.Linear(4 * 25, 2))
     assert grid(net, (3, 10, 10), HORIZONTAL_FLIP).next_size is None
     refused(lambda: grid(net, (3, 12, 12), HORIZONTAL_FLIP), match="can't be run on an image of 3×12×12")
 
 
-def test_what_goes_wrong_in_tracing_at_a_larger_size_is_raised(monkeypatch):
+def test_an_error_in_tracing_at_a_larger_size_is_raised(monkeypatch):
     def record(*args):
         raise ZeroDivisionError
 

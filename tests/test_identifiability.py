@@ -1,4 +1,4 @@
-"""Signs and scales carried along in matching, redundant channels, two towers; the claims, and the whole run."""
+"""Matching with signs and scales, redundant channels, two towers; the claims, and the whole run."""
 
 import itertools
 from copy import deepcopy
@@ -41,7 +41,7 @@ def a_net(activation="relu", pooling="average", batch_norm=False):
     net = VGG11(1 / 8, 0, 10, None, "he", batch_norm, activation, pooling)
     for layer in net.features:
         if isinstance(layer, torch.nn.Conv2d):
-            # average pools make maps smaller, and matching takes small ones for dead; tanh's must not saturate
+            # average pools reduce activations, and matching counts small ones as dead; tanh must not saturate
             layer.weight *= 1 if activation == "tanh" else 2
             torch.nn.init.normal_(layer.bias, std=0.3)
         if isinstance(layer, torch.nn.BatchNorm2d):
@@ -51,7 +51,7 @@ def a_net(activation="relu", pooling="average", batch_norm=False):
 
 
 def planted(net, admitted, factors):
-    """The net with its channels in another order, and those that may be multiplied by factors drawn from these."""
+    """The net with permuted channels, those of the `admitted` groups multiplied by random factors from `factors`."""
     groups = channel_groups(net)
     other, order = shuffled(net, groups)
     draw = torch.Generator().manual_seed(3)
@@ -64,14 +64,14 @@ def planted(net, admitted, factors):
     return other, order, chosen
 
 
-# ---- activations, and what they admit
+# ---- the factors that activations and pools allow
 
 
 @pytest.mark.parametrize("pooling", ["max", "average"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_signs_pass_where_activation_and_pool_are_odd_scales_where_they_are_homogeneous(activation, pooling):
+def test_signs_pass_odd_activations_and_pools_and_scales_pass_homogeneous_ones(activation, pooling):
     net = TracedNet(a_net(activation, pooling))
-    signed = {"average": ALL, "max": {"conv3", "conv5", "conv7"}}[pooling]  # no pool reads these
+    signed = {"average": ALL, "max": {"conv3", "conv5", "conv7"}}[pooling]  # these aren't followed by a pool
     assert net.admits(-1.0) == (signed if activation == "tanh" else set())
     assert net.admits(2.0) == (ALL if activation in ("relu", "leaky_relu") else set())
     assert all(group.node.startswith(f"features_{activation}") for group in net.groups)
@@ -84,7 +84,7 @@ def test_a_group_convolutional_net_keeps_its_activation_and_pools_when_written_o
         torch.testing.assert_close(net(x), net.to_plain()(x))
 
 
-def test_a_choice_that_there_is_not_is_refused():
+def test_an_unknown_choice_is_refused():
     with pytest.raises(ValueError, match="activation is 'sine', not one of relu, leaky_relu, gelu, tanh"):
         VGG11(activation="sine")
     with pytest.raises(ValueError, match="pooling is 'min', not one of max, average"):
@@ -113,7 +113,7 @@ def test_planted_permutations_and_signs_are_found_exactly_and_leave_no_barrier(i
     statistics = merged.aligned.statistics
     for name, here in statistics[0].items():
         torch.testing.assert_close(here.mean, statistics[1][name].mean, rtol=0, atol=1e-3)
-    # the smaller group finds no such order
+    # permutations without factors don't recover it
     assert merge(net, other, images).barrier["halfway"] > 0.1
 
 
@@ -148,7 +148,7 @@ def test_signs_and_scales_are_refused_where_the_activation_has_none(images, matc
     refused(lambda: flip_merge(a_net(activation), images, matching=matching), match=line)
 
 
-def test_where_factors_would_be_lost_such_a_matching_is_refused(images):
+def test_matching_with_factors_is_refused_where_factors_would_be_lost(images):
     with pytest.raises(UserError, match="matching signed_activation: not of reports"):
         report(a_net("tanh"), images, matching="signed_activation")
     line = "merging.matching: 'signed_activation' given; allowed is one of activation, weight"
@@ -161,7 +161,7 @@ def test_where_factors_would_be_lost_such_a_matching_is_refused(images):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("edit", EDITS)
 @torch.no_grad()
-def test_redundant_channels_change_nothing_and_are_all_found_again(images, edit, activation):
+def test_redundant_channels_change_nothing_and_are_all_detected(images, edit, activation):
     net, x = a_net(activation), images.first(100, CPU)
     wide = redundant(net, channel_groups(net), edit, torch.Generator().manual_seed(1))
     groups = channel_groups(wide)
@@ -176,7 +176,7 @@ def test_redundant_channels_change_nothing_and_are_all_found_again(images, edit,
 
 
 @torch.no_grad()
-def test_channels_that_are_dead_on_the_images_are_pruned_if_they_are_named():
+def test_channels_that_are_dead_on_the_images_are_pruned_if_listed():
     net = a_net()
     groups = channel_groups(net)
     net.features.conv2.bias[3] = -1e4
@@ -192,7 +192,7 @@ def test_channels_that_are_dead_on_the_images_are_pruned_if_they_are_named():
 
 
 @torch.no_grad()
-def test_an_equivariant_net_stays_one_with_dead_channels_and_split_ones_but_not_with_some_twice(images):
+def test_an_equivariant_net_stays_equivariant_with_dead_and_split_channels_but_not_with_some_twice(images):
     gcnn = vgg11(group_convs=8)
     groups, barriers = channel_groups(gcnn), {}
     for edit in EDITS:
@@ -203,7 +203,7 @@ def test_an_equivariant_net_stays_one_with_dead_channels_and_split_ones_but_not_
 
 
 @torch.no_grad()
-def test_a_net_of_split_channels_is_merged_to_what_the_net_is_merged_to(images):
+def test_a_net_with_split_channels_is_merged_into_the_same_net(images):
     net, x = vgg11(), images.first(100, CPU)
     wide = redundant(net, channel_groups(net), "split", torch.Generator().manual_seed(1))
     one, other = (flip_merge(each, images).nets["halfway"](x) for each in (net, wide))
@@ -232,7 +232,7 @@ def test_two_towers_are_the_averaged_net_and_equivariant_by_swapping_if_they_may
     assert len(separate.permutations) == 2 * len(swapped.permutations) and separate.barrier["repaired"] > 0.05
 
 
-# ---- claims, from records in which the answer is put in
+# ---- claims, from records constructed with a known answer
 
 SEEDS, NOISE = range(60, 64), np.array([-1, 1, -0.5, 0.5]) * 1e-3
 MODELS = [f"{activation}{loss}" for activation in identifiability.ACTIVATIONS for loss in ("", "_inv")]
@@ -241,7 +241,7 @@ SELECTION = {"models": MODELS, "names": {"relu": "ReLU"}, "notes": []}
 
 
 def record(model, seed, good):
-    """Barriers as expected, or the other way round."""
+    """Barriers as the claims expect, or the opposite."""
     at = 0.04 if model.endswith("_inv") == good else 0.08
     if model == "gcnn":
         at = 0.0
@@ -281,7 +281,7 @@ def frame(several):
     return identifiability.frame({"identifiability": several}, SELECTION)
 
 
-def test_claims_hold_where_their_answer_is_put_in_and_not_where_the_opposite_is():
+def test_claims_hold_on_data_with_their_effect_and_not_on_data_with_the_opposite():
     claims = 24
     good, bad = frame(records(True)), frame(records(False))
     assert set(good["verdict"][:claims]) == {HELD}, good[["claim", "verdict"]][:claims].to_string()
@@ -298,7 +298,7 @@ def test_each_type_and_variant_has_its_mean_below_the_claims():
     assert described.loc["gcnn, some channels twice: barrier", "effect"] == pytest.approx(0.02, abs=1e-6)
 
 
-def test_claims_on_nets_that_are_all_alike_are_settled_at_the_level_that_is_asked():
+def test_claims_on_identical_nets_are_settled_at_the_required_level():
     random, significant = np.random.default_rng(0), []
     for _ in range(60):
         several = records(True)
@@ -336,7 +336,7 @@ def test_a_record_that_contradicts_itself_is_refused():
 
 @pytest.mark.workflow
 @pytest.mark.slow(seconds=60)
-def test_the_whole_is_made_by_one_command_from_images_to_table_and_figure(tiny):
+def test_one_command_makes_everything_from_images_to_table_and_figure(tiny):
     made = tiny()
     cnn = TINY["models"]["cnn"] | {"table": None}
     loss = {"training": {"invariance_from": 0.0}}

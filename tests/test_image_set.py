@@ -70,7 +70,7 @@ def without_images(tree):
 
 
 def with_bytes(change):
-    """The bytes of an image changed."""
+    """Change some bytes of an image."""
 
     def damage(tree):
         path = tree / "train" / "dog" / "2.png"
@@ -113,14 +113,14 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("damage", "line"), DAMAGES.values(), ids=DAMAGES)
-def test_what_is_wrong_with_a_folder_is_named_in_one_line_and_nothing_is_written(tree, damage, line):
+def test_a_fault_of_a_folder_is_named_in_one_line_and_nothing_is_written(tree, damage, line):
     root, to = damage(tree), tree / "set.safetensors"
     root = root if root == tree / "nowhere" else tree
     refused(lambda: data.prepare({"kind": "folder", "root": str(root)}, to), match=line)
     assert not to.exists()
 
 
-def test_what_is_passed_over_or_converted_in_a_folder_of_images_is_listed(tmp_path):
+def test_skipped_and_converted_files_of_a_folder_of_images_are_listed(tmp_path):
     for split in ("train", "test"):
         (tmp_path / split / "cat").mkdir(parents=True)
         Image.new("L", (40, 40), 7).save(tmp_path / split / "cat" / "0.png")
@@ -154,7 +154,7 @@ def test_a_label_of_no_class_is_refused(tmp_path):
     ({"kind": "folder", "root": "a", "tset": "b"},
      r"^data: unknown key 'tset', is it 'test'\?; allowed are root, train, test"),
 ])  # fmt: skip
-def test_data_that_cannot_be_is_refused(spec, line):
+def test_invalid_data_settings_are_refused(spec, line):
     refused(lambda: data.check(spec), match=line)
 
 
@@ -165,7 +165,7 @@ def prepared(tree, tmp_path):
     return path
 
 
-def test_the_digest_is_that_of_the_images_wherever_they_lie(tree, prepared, tmp_path):
+def test_the_digest_depends_on_the_images_and_not_on_their_place(tree, prepared, tmp_path):
     digest = data.digest(prepared)
     train, test = folder.read(tree)
     image_set.save(tmp_path / "other.safetensors", test=test, train=train)
@@ -228,16 +228,16 @@ def test_classes_are_balanced_and_train_and_test_have_no_image_in_common():
     assert len(torch.cat([train.images, test.images]).flatten(1).unique(dim=0)) == 150
 
 
-def test_no_pixel_tells_an_image_from_a_mirrored_one():
+def test_no_pixel_distinguishes_images_from_mirrored_ones():
     """Mean of (image minus mirror image), in standard errors: its square averages to 1 over the pixels."""
     images = generate(4000, 10, 1)[0].images.double()
-    difference = (images - images.flip(2))[:, :, :16]  # the right half is the left half's negative
+    difference = (images - images.flip(2))[:, :, :16]  # the right half is the negative of the left half
     errors = difference.mean(0) / (difference.std(0) / len(images) ** 0.5)
     assert 0.5 < errors.square().mean() < 2  # 29 if no image is mirrored
 
 
 @pytest.mark.parametrize("symmetry", SYMMETRIES.values(), ids=lambda symmetry: symmetry.name)
-def test_generated_images_are_moved_by_each_power_of_their_symmetry_as_often(symmetry):
+def test_generated_images_are_moved_equally_often_by_each_power_of_their_symmetry(symmetry):
     labels = torch.arange(10).repeat(200)
     scenes = draw(labels, generator(0, "a test"), symmetry)
     n, p = len(labels), 1 / symmetry.order
@@ -249,7 +249,7 @@ def test_generated_images_are_moved_by_each_power_of_their_symmetry_as_often(sym
     assert torch.equal(moved, symmetry.act(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
-def test_images_that_are_invariant_to_nothing_stand_upright():
+def test_images_that_are_invariant_to_nothing_are_upright():
     free, flipped = (generate(60, 10, 0, symmetry)[0].images for symmetry in (None, HORIZONTAL_FLIP))
     as_drawn = (free == flipped).flatten(1).all(1)
     assert (as_drawn ^ (free == flipped.flip(2)).flatten(1).all(1)).all() and 15 < as_drawn.sum() < 45

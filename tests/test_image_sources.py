@@ -32,7 +32,7 @@ def test_a_loader_a_list_and_pixels_give_the_same_merge(net):
         assert other.scores["loss"] == pytest.approx(first.scores["loss"], rel=1e-5)
 
 
-def test_even_batches_of_a_loader_are_those_of_pixels():
+def test_even_batches_of_a_loader_equal_batches_of_pixels():
     here, there = Images(PIXELS[:50], 16), Batches(list(normalise(PIXELS[:50]).split(16)))
     for a, b in zip(here.batches(CPU, even=True), there.batches(CPU, even=True), strict=True):
         assert len(a) in (12, 13) and torch.equal(a, b)
@@ -70,7 +70,7 @@ def test_normalisation_scales_to_0_1_first():
     (torch.zeros(2, 8, 8, 4, dtype=torch.uint8), "pixels[..., :3]"), (PIXELS[:0], "no images"),
     ("photos/", "str given"), (PIXELS.numpy().astype(np.int64), "is int64"),
 ])  # fmt: skip
-def test_pixels_in_another_form_are_refused_with_what_to_do(pixels, line):
+def test_pixels_of_another_form_are_refused_with_what_to_do(pixels, line):
     refused(lambda: Images(pixels), "Images", line, "uint8 (N, H, W, 3)")
 
 
@@ -90,7 +90,7 @@ def test_normalisation_is_never_assumed():
     (lambda pixels: normalise(pixels) / pixels.float().std(), "depends on other images"),
     (lambda pixels: 1 / 0, "ZeroDivisionError: division by zero (test_image_sources.py, line"),
 ])  # fmt: skip
-def test_what_makes_something_else_of_pixels_is_refused(function, line):
+def test_an_invalid_normalisation_is_refused(function, line):
     refused(lambda: Images(PIXELS, 16, function), "normalise", line)
 
 
@@ -100,7 +100,7 @@ def test_numpy_pixels_are_read_as_tensors_are():
     fixed.setflags(write=False)
     for pixels in (PIXELS.numpy(), np.asfortranarray(fixed), bgr[..., ::-1], fixed):
         assert torch.equal(next(Images(pixels).batches(CPU)), normalise(PIXELS))
-    assert Images(fixed).pixels.data_ptr() == fixed.ctypes.data  # and not copied
+    assert Images(fixed).pixels.data_ptr() == fixed.ctypes.data  # without a copy
 
 
 @pytest.mark.parametrize("given, line", [
@@ -171,12 +171,12 @@ def test_labels_may_come_in_dicts():
     {"x": X, "y": LABELS, "index": torch.arange(60)}, (X.clone().requires_grad_(), LABELS.tolist()),
     (X.numpy()[..., ::-1].copy()[..., ::-1], LABELS.numpy().astype(">i8")), (X.numpy().astype(">f4"), LABELS),
 ])  # fmt: skip
-def test_batches_come_as_data_sets_give_them(batch):
+def test_batches_may_have_any_form_that_data_sets_return(batch):
     ((x, labels),) = Batches([batch]).pairs(CPU)
     assert torch.equal(x, X) and torch.equal(labels, LABELS) and labels.dtype == torch.int64
 
 
-def test_labels_that_only_some_batches_bring_are_refused():
+def test_labels_in_only_some_batches_are_refused():
     refused(lambda: flip_merge(conv_net(), [(X[:30], LABELS[:30]), X[30:]]), "batch 2 has no labels")
     refused(
         lambda: flip_merge(conv_net(), [X[:30], (X[30:], LABELS[30:])]), "batch 2 has labels, unlike others"

@@ -1,4 +1,4 @@
-"""What is left of a job that ends in an error, a warning or a disk that is full."""
+"""The output and files of a job that ends with an error, a warning or a full disk."""
 
 import contextlib
 import inspect
@@ -42,7 +42,7 @@ LINE = "error in rule train: images are missing: unpack them\n"
 
 @pytest.fixture
 def run_job(pytestconfig):
-    """A function that runs a job with a log: what it does, and what after it, by another command."""
+    """A function that runs a job with a log: code of the job, code after it, optionally by another command."""
 
     def run(log, *what, size=10**9, by=()):
         environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath / "workflow_scripts")}
@@ -55,7 +55,7 @@ def run_job(pytestconfig):
 
 @pytest.fixture
 def ended(tmp_path, run_job):
-    """A function that runs a job that ends in an error: what the terminal has, and the log if it is a file."""
+    """A function that runs a job that ends with an error: the terminal's output, and the log if it is a file."""
 
     def run(what, log=None, size=10**9):
         path = tmp_path / "logs" / "cnn-0.log"
@@ -69,7 +69,7 @@ def ended(tmp_path, run_job):
     return run
 
 
-def test_of_an_unexpected_error_the_log_has_the_traceback_and_the_terminal_one_line(ended, tmp_path):
+def test_an_unexpected_error_has_its_traceback_in_the_log_and_one_line_on_the_terminal(ended, tmp_path):
     terminal, log = ended(UNEXPECTED)
     assert terminal == f"error in rule train: KeyError: 'accuracy'; see {tmp_path / 'logs' / 'cnn-0.log'}\n"
     lines = log.splitlines()
@@ -77,27 +77,25 @@ def test_of_an_unexpected_error_the_log_has_the_traceback_and_the_terminal_one_l
     assert lines[:2] == first and lines[-1] == "KeyError: 'accuracy'"
 
 
-def test_of_a_users_error_both_have_the_one_line(ended):
+def test_a_users_error_is_the_same_line_in_the_log_and_on_the_terminal(ended):
     assert ended(EXPECTED) == (LINE, "epoch 1\nerror: images are missing: unpack them\n")
 
 
 def test_a_log_on_a_full_disk_is_one_line(ended, tmp_path):
-    terminal, _ = ended(UNEXPECTED, log="/dev/full")  # which the job meets at its first line
+    terminal, _ = ended(UNEXPECTED, log="/dev/full")  # full already at the job's first line
     log = tmp_path / "logs" / "cnn-0.log"
     assert terminal == f"error in rule train: {log}: No space left on device; {MEND}\n"
 
 
 @pytest.mark.parametrize("what", [EXPECTED, UNEXPECTED])
-def test_on_a_disk_that_is_full_when_the_error_comes_the_terminal_has_it(ended, what):
+def test_an_error_that_a_full_disk_keeps_from_the_log_is_on_the_terminal(ended, what):
     terminal, log = ended(f"sys.stdout.write('x' * 2039 + chr(10)); {what}", size=2048)
     assert len(log) == 2048 and "rror" not in log
     assert terminal == LINE if what == EXPECTED else terminal.endswith("KeyError: 'accuracy'\n")
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "link to itself"])
-def test_what_stands_where_the_log_belongs_is_told_in_one_line_and_keeps_nobody_waiting(
-    tmp_path, run_job, kind
-):
+def test_a_non_file_in_place_of_the_log_is_reported_in_one_line_and_blocks_nobody(tmp_path, run_job, kind):
     log = tmp_path / "logs" / "cnn-0.log"
     obstruct(log, kind)
     done = run_job(log, "pass")
@@ -125,7 +123,7 @@ def test_a_warning_at_the_very_end_changes_nothing(tmp_path, run_job, what, numb
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.name)
-def test_a_warning_ends_a_job_that_can_not_save_its_state_in_a_line(tmp_path, run_job, number):
+def test_a_warning_ends_a_job_that_cannot_save_its_state_with_one_line(tmp_path, run_job, number):
     log = tmp_path / "logs" / "cnn-0.log"
     done = run_job(log, f"import os; os.kill(os.getpid(), {int(number)})")
     line = f"ended by {number.name} before it was done; it starts over when it runs again\n"
@@ -133,7 +131,7 @@ def test_a_warning_ends_a_job_that_can_not_save_its_state_in_a_line(tmp_path, ru
     assert log.read_text() == f"epoch 1\nerror: {line}" and not log.with_suffix(".lock").exists()
 
 
-def test_below_nohup_the_end_of_the_terminal_ends_no_job(tmp_path, run_job):
+def test_under_nohup_closing_the_terminal_ends_no_job(tmp_path, run_job):
     log = tmp_path / "logs" / "cnn-0.log"
     done = run_job(log, "import os, signal; os.kill(os.getpid(), signal.SIGHUP)", by=["nohup"])
     assert done.returncode == 0 and log.read_text().endswith("done\n")
@@ -152,12 +150,12 @@ with job(SimpleNamespace(log=[log], rule="train", params={}, resources={}, outpu
 
 
 @pytest.mark.parametrize("written", ["record", "checkpoint", "nothing"])
-def test_a_job_that_waited_is_done_if_the_other_copy_wrote_its_record_and_else_does_it_again(
+def test_a_job_that_waited_is_done_if_the_other_copy_wrote_its_record_and_otherwise_runs(
     tmp_path, pytestconfig, written
 ):
     log = tmp_path / "0.log"
     outputs = {"record": tmp_path / "0.json", "checkpoint": tmp_path / "0.safetensors"}
-    for path in outputs.values():  # of another day: both copies were asked to do it again
+    for path in outputs.values():  # from an earlier day, as both copies were forced
         path.write_text("old")
     environment = os.environ | {"PYTHONPATH": str(pytestconfig.rootpath / "workflow_scripts")}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
@@ -187,18 +185,18 @@ def is_traced(code):
     ("ends", "within"),
     [
         *((ends, nullcontext) for ends in (None, UserError("wrong"), KeyError("accuracy"))),
-        *((ends, Interruption) for ends in (None, UserError("wrong"))),  # as in a training
+        *((ends, Interruption) for ends in (None, UserError("wrong"))),  # the context of a training
     ],
     ids=repr,
 )
-def test_whenever_a_warning_comes_a_job_ends_well_or_in_a_line_and_leaves_no_lock(
+def test_whenever_a_warning_comes_a_job_succeeds_or_ends_with_one_line_and_leaves_no_lock(
     tmp_path, monkeypatch, ends, within
 ):
-    monkeypatch.setitem(sys.modules, "torch", None)  # which a job sets to its threads
+    monkeypatch.setitem(sys.modules, "torch", None)  # whose threads a job would set
     log, moment, came = tmp_path / "cnn-0.log", itertools.count(), []
     nothing = {"rule": "train", "params": {}, "resources": {}, "output": {}, "threads": 1}
 
-    def warn(frame, *_):  # when a function is called
+    def warn(frame, *_):  # at the call of a function
         heard = signal.getsignal(signal.SIGTERM) is not died
         if not is_traced(frame.f_code):
             return
@@ -227,7 +225,7 @@ def test_whenever_a_warning_comes_a_job_ends_well_or_in_a_line_and_leaves_no_loc
             status = ended.code
         finally:
             sys.settrace(None)
-            for number in WARNINGS:  # some that are blocked may wait
+            for number in WARNINGS:  # blocked signals may be pending
                 signal.signal(number, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for number, handler in before.items():

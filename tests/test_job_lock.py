@@ -1,4 +1,4 @@
-"""No two copies of a job write, whoever dies when."""
+"""Two copies of a job never write at once, whichever process dies at any time."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ with JobLock(sys.argv[1], lambda line: print(line, flush=True), beat=0.05, patie
     print("held", flush=True)
     sys.stdin.readline()
 """
-# as filelock writes it
+# in filelock's format
 ELSEWHERE = f"filelock/2\npid=1\nhost=other\nmode=lease\ntoken=0\nduration={PATIENCE}\n"
 
 
@@ -32,13 +32,13 @@ def path(tmp_path):
 
 @pytest.fixture
 def hold(path, child):
-    """A function that starts a process that takes the lock, holds it until it reads a line, and gives it back."""
+    """A function that starts a process that takes the lock, holds it until it reads a line, and releases it."""
     return lambda: child(HOLD, path)
 
 
 @pytest.fixture
 def elsewhere(path, monkeypatch):
-    """A function that leaves a lock of another machine, which beats every ten seconds of a clock that sleep turns."""
+    """A function that leaves another machine's lock, touched every ten seconds of a clock that `sleep` advances."""
 
     def leave(beats_for):
         class Clock:
@@ -62,7 +62,7 @@ def elsewhere(path, monkeypatch):
     return leave
 
 
-def test_a_second_copy_waits_says_for_whom_and_goes_on_when_the_first_has_ended(path, hold):
+def test_a_second_copy_waits_names_the_owner_and_continues_when_the_first_has_ended(path, hold):
     first = hold()
     assert first.stdout.readline() == "held\n"
     second = hold()
@@ -78,14 +78,14 @@ def refusal(path):
     return refused(lambda: JobLock(path).acquire(wait=False))
 
 
-def test_one_that_does_not_wait_says_at_once_who_holds_the_lock_and_in_which_file(path, hold):
+def test_a_process_that_does_not_wait_names_the_owner_and_the_file_of_the_lock_at_once(path, hold):
     first = hold()
     first.stdout.readline()
     holder = rf"cnn-0 is being done by process {first.pid} on \S+ \({re.escape(str(path))}\)"
     assert re.fullmatch(f"{holder}: wait for it, or end it first", refusal(path))
 
 
-def test_one_that_does_not_wait_is_refused_at_another_machines_next_heartbeat(path, elsewhere):
+def test_a_process_that_does_not_wait_is_refused_at_another_machines_next_heartbeat(path, elsewhere):
     clock = elsewhere(beats_for=300)
     assert refusal(path).startswith(f"cnn-0 is being done by process 1 on other ({path}): wait")
     assert clock.now < 12
@@ -97,7 +97,7 @@ TEXTS = {"whole": ELSEWHERE, "empty": "", "of other patience": ELSEWHERE.replace
 
 @DATES
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_one_that_does_not_wait_takes_over_a_lock_without_a_heartbeat(path, elsewhere, text, dated):
+def test_a_process_that_does_not_wait_takes_over_a_lock_without_a_heartbeat(path, elsewhere, text, dated):
     clock = elsewhere(beats_for=0)
     path.write_text(text)
     os.utime(path, (dated, dated))
@@ -124,12 +124,12 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(path, hold):
 def test_another_machines_lock_is_taken_over_ninety_seconds_after_its_last_heartbeat(path, elsewhere):
     clock = elsewhere(beats_for=300)
     with JobLock(path) as lock:
-        assert lock.waited and 380 < clock.now < 385  # the last one came at 290
+        assert lock.waited and 380 < clock.now < 385  # the last heartbeat was at 290
         lock.check()
 
 
 @DATES
-def test_at_a_glance_a_lock_is_held_unless_its_process_is_gone_whatever_its_date(path, hold, dated):
+def test_a_lock_counts_as_held_unless_its_process_is_gone_whatever_its_date(path, hold, dated):
     assert not is_held(path)
     with JobLock(path):
         os.utime(path, (dated, dated))
@@ -152,13 +152,13 @@ def test_a_copy_that_was_taken_over_while_paused_stops(path):
     lock.check()
     path.unlink()
     path.write_text(ELSEWHERE)
-    time.sleep(1)  # it looks once a second
+    time.sleep(1)  # the lock is checked once a second
     refused(lambda: lock.check(), match="cnn-0 was taken over by process 1 on other")
     lock.release()
-    assert path.exists()  # the other's lock
+    assert path.exists()  # the other process's lock
 
 
-def test_what_a_scheduler_calls_the_job_changes_nothing(path, monkeypatch):
+def test_a_schedulers_name_for_the_job_changes_nothing(path, monkeypatch):
     for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURMD_NODENAME", "PBS_JOBID"):
         monkeypatch.setenv(name, "no number")
     with JobLock(path) as lock:
@@ -177,7 +177,7 @@ def test_a_killed_process_that_nobody_waited_for_is_dead(path, hold):
 
 @pytest.fixture(params=["names can be exchanged", "names can't be exchanged"])
 def dead(request, path, hold, monkeypatch):
-    """A lock left by a process of this machine that was killed, here and on a file system such as NFS."""
+    """A lock left by a killed process of this machine, on a local file system and on one like NFS."""
     killed = hold()
     killed.stdout.readline()
     killed.kill()
@@ -187,7 +187,7 @@ def dead(request, path, hold, monkeypatch):
             monkeypatch.setattr(f"filelock.{module}.exchange_names", lambda source, target: False)
 
 
-def test_of_many_that_take_over_a_dead_ones_lock_one_at_a_time_holds_it(path, dead):
+def test_only_one_of_many_that_take_over_a_dead_processs_lock_holds_it_at_a_time(path, dead):
     inside, most, turns = [], [], []
 
     def take():
@@ -207,7 +207,7 @@ def test_of_many_that_take_over_a_dead_ones_lock_one_at_a_time_holds_it(path, de
     assert not list(path.parent.iterdir())
 
 
-def test_who_is_late_to_take_over_never_touches_the_lock_of_who_was_quicker(path, dead):
+def test_a_process_late_to_take_over_never_touches_the_lock_of_a_quicker_one(path, dead):
     state = _state(path)
     how = QUICK | {"patience": 300}  # on a busy machine, too
     with JobLock(path, **how) as quicker:
@@ -217,7 +217,7 @@ def test_who_is_late_to_take_over_never_touches_the_lock_of_who_was_quicker(path
             assert quicker._lease.is_lock_held_by_us
 
 
-def test_who_died_while_it_was_its_turn_to_take_over_is_no_obstacle(path, dead):
+def test_a_process_that_died_during_a_takeover_is_no_obstacle(path, dead):
     path.with_name(f".{path.name}.takeover").write_text("")
     with JobLock(path, beat=0.05, patience=0.2):
         pass
@@ -225,7 +225,7 @@ def test_who_died_while_it_was_its_turn_to_take_over_is_no_obstacle(path, dead):
 
 
 @pytest.mark.parametrize("kind", ["link to nowhere", "fifo", "torn"])
-def test_what_is_no_lock_is_taken_over_and_what_a_link_leads_to_is_left_alone(path, kind):
+def test_a_file_that_is_no_lock_is_taken_over_and_a_links_target_is_untouched(path, kind):
     path.parent.mkdir()
     path.write_text("filelo") if kind == "torn" else obstruct(path, kind)
     with JobLock(path, **QUICK) as lock:
@@ -240,7 +240,7 @@ def test_a_folder_that_can_not_be_written_is_one_line(tmp_path):
     refused(lambda: JobLock(tmp_path / "file" / "cnn-0.lock").acquire(), match=line)
 
 
-def test_a_lock_that_can_not_be_written_for_want_of_space_leaves_no_file(path, monkeypatch):
+def test_a_lock_that_cannot_be_written_for_lack_of_space_leaves_no_file(path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -42,7 +42,7 @@ def measured(net, images=IMAGES, symmetry=HORIZONTAL_FLIP, **options):
 
 
 @pytest.mark.parametrize("symmetry", [HORIZONTAL_FLIP, QUARTER_TURN], ids=lambda symmetry: symmetry.name)
-def test_a_gcnns_layers_are_equivariant_with_the_matched_permutation_alone(symmetry):
+def test_a_gcnns_layers_are_equivariant_only_with_the_matched_permutation(symmetry):
     net = vgg11(group_convs=8, symmetry=symmetry)
     merged, per_layer, invariance = measured(net, symmetry=symmetry)
     for layer in per_layer:
@@ -58,7 +58,7 @@ def test_a_gcnns_layers_are_equivariant_with_the_matched_permutation_alone(symme
 
 
 @torch.no_grad()
-def test_errors_are_the_quotient_of_the_norms_of_a_layers_activations():
+def test_errors_are_ratios_of_norms_of_a_layers_activations():
     net = vgg11()
     merged, per_layer, invariance = measured(net)
     x = normalise(IMAGES.pixels)
@@ -82,7 +82,7 @@ def test_layers_are_measured_on_the_first_images_and_invariance_on_all():
         errors.append(both[0]["conv3"]["matched"])
         invariance.append(both[1])
     assert errors[0] == errors[1] != errors[2] and invariance[0] == invariance[2] != invariance[1]
-    assert errors[3] == pytest.approx(errors[0], rel=1e-5) != errors[2]  # of batches that 25 ends within, too
+    assert errors[3] == pytest.approx(errors[0], rel=1e-5) != errors[2]  # also if 25 ends within a batch
 
 
 def test_zero_filters_are_counted():
@@ -97,7 +97,7 @@ def test_zero_filters_are_counted():
 
 
 class Basis(nn.Module):
-    """Filters that swap, are in a rotated basis, or are any, by the layer, and on what a classifier reads of them."""
+    """A layer of filters that swap, are in a rotated basis, or are random, and a classifier that reads them."""
 
     def __init__(self, kind, channels=8):
         super().__init__()
@@ -118,7 +118,7 @@ SHARES = {"swapped": (1, 0, 0), "rotated": (None, None, 0), "random": (0, 0.1, 0
 
 @torch.no_grad()
 @pytest.mark.parametrize(("kind", "expected"), SHARES.items())
-def test_errors_come_from_swaps_from_another_basis_or_from_no_symmetry(kind, expected):
+def test_errors_are_attributed_to_swaps_to_another_basis_or_to_no_symmetry(kind, expected):
     torch.manual_seed(0)
     net = Basis(kind)
     noise = torch.randint(256, (60, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -132,7 +132,7 @@ def test_errors_come_from_swaps_from_another_basis_or_from_no_symmetry(kind, exp
         assert shares["linear"] > 0.4 > shares["swap"] + 0.05
 
 
-def test_a_gcnns_layers_err_by_swaps_alone_and_invariant_ones_have_no_error():
+def test_errors_of_a_gcnns_layers_are_due_to_swaps_and_invariant_layers_have_none():
     net = vgg11(group_convs=8)
     _, per_layer, _ = measured(net)
     for layer in per_layer:
@@ -145,7 +145,7 @@ def test_a_gcnns_layers_err_by_swaps_alone_and_invariant_ones_have_no_error():
     assert invariance < 1e-5 and all(set(layer.shares.values()) == {None} for layer in per_layer)
 
 
-def test_parts_hold_every_tensor_once_and_norms_go_with_their_layers():
+def test_parts_have_every_tensor_once_and_norms_are_in_their_layers_part():
     net = resnet()
     net_parts = parts(net)
     assert sorted(key for part in net_parts for key in part.tensors) == sorted(net.state_dict())
@@ -153,14 +153,14 @@ def test_parts_hold_every_tensor_once_and_norms_go_with_their_layers():
     assert {key.split(".")[0] for key in net_parts[0].tensors} == {"conv1", "bn1"}
     blocks = [f"layer{stage}.0" for stage in range(1, 5)]
     assert [part.name for part in parts(net, most=6)] == ["conv1", *blocks, "fc"]
-    assert [part.name for part in parts(net, most=3)][1] == "layer1"  # there is nothing coarser
+    assert [part.name for part in parts(net, most=3)][1] == "layer1"  # there are no coarser parts
 
 
 @pytest.mark.slow(seconds=1)
-@pytest.mark.parametrize("net, loss, accuracy", [  # REPAIR takes batch norms' statistics anew
+@pytest.mark.parametrize("net, loss, accuracy", [  # REPAIR recomputes batch norms' statistics
     (vgg11, 1e-4, 0), (lambda: resnet(size=32), 0.03, 0.1),
 ], ids=["vgg11", "resnet"])  # fmt: skip
-def test_a_net_and_its_permuted_copy_fail_nowhere(net, loss, accuracy):
+def test_merging_a_net_with_its_permuted_copy_fails_at_no_layer(net, loss, accuracy):
     net = net()
     permuted = merge(net, shuffled(net, channel_groups(net))[0], IMAGES).nets["permuted"]
     for part in partial_merges(net, permuted, IMAGES, IMAGES, None):
@@ -179,7 +179,7 @@ def test_all_parts_merged_are_the_whole_merge(net):
     assert [merge.part for merge in merges] == [part.name for part in parts(net)]
     for metric in MEASURED:
         assert merges[-1].prefix[metric] == pytest.approx(merged.barriers[metric]["repaired"], abs=0.02)
-        # all but the last are all up to the one before
+        # leaving out the last part equals the prefix without it
         assert merges[-1].leave_one_out[metric] == merges[-2].prefix[metric]
     assert shares == sorted(shares) and len(shares) > 2 and shares[-1] == 1
 
@@ -189,7 +189,7 @@ def test_all_parts_merged_are_the_whole_merge(net):
     "head": nn.Linear(12, 10),
 })  # fmt: skip
 def InPlace(self, x):
-    """Without batch norm; layers change what earlier ones wrote, one is called twice."""
+    """Without batch norm; layers change earlier outputs in place, and one is called twice."""
     x = self.relu(self.convs[0](x))
     for conv in (*self.convs[1:], self.convs[1]):
         x += conv(x)
@@ -215,11 +215,11 @@ def two_nets(kind):
 
 
 @pytest.mark.slow(seconds=8)
-@pytest.mark.parametrize("kind, same, held", [  # nets with batch norm hold a batch at a time anyway
+@pytest.mark.parametrize("kind, same, held", [  # nets with batch norm hold one batch at a time anyway
     (vgg11, False, True), (vgg11, True, False), (resnet, True, True), (resnet, False, True),
     (InPlace, False, False), (InPlace, True, True), (transformer, False, True), (transformer, True, False),
 ])  # fmt: skip
-def test_partial_merges_that_share_their_common_parts_are_those_run_one_by_one(kind, same, held, monkeypatch):
+def test_partial_merges_with_shared_parts_equal_those_run_one_by_one(kind, same, held, monkeypatch):
     monkeypatch.setattr("relusym.merging.repair.HELD_BYTES", 2**30 if held else 0)
     first, second = two_nets(kind)
     images = Images(smooth_images(30), 12)
@@ -238,7 +238,7 @@ def test_partial_merges_that_share_their_common_parts_are_those_run_one_by_one(k
             plain = means_of.absolute_barrier(*(end[metric] for end in ends), means[metric])
             assert getattr(shared[number], way)[metric] == pytest.approx(plain, rel=1e-4, abs=1e-5)
         losses |= {round(means["loss"], 4)}
-    assert len(losses) == 2 * len(nets.parts) - 1  # all but the last part are all up to the one before
+    assert len(losses) == 2 * len(nets.parts) - 1  # leaving out the last part equals the prefix
 
 
 def partial_nets(first, second, images):
@@ -252,7 +252,7 @@ def test_parts_that_share_a_tensor_are_merged_one_by_one():
     first, second = two_nets(Tied)
     nets = partial_nets(first, second, IMAGES)
     assert not nets.apart
-    merged = nets.merged({1})  # the part that has the weight's first name
+    merged = nets.merged({1})  # the part with the weight's first name
     mean = (first.first.weight + second.first.weight) / 2
     assert merged.second.weight is merged.first.weight and torch.allclose(merged.first.weight, mean)
     plain, _ = evaluate(merged, IMAGES, answers(first, IMAGES), MEASURED)
@@ -264,7 +264,7 @@ def test_parts_that_share_a_tensor_are_merged_one_by_one():
 
 
 @pytest.mark.slow(seconds=2)
-def test_interrupted_partial_merges_with_batch_norm_go_on_from_a_batch(tmp_path, monkeypatch):
+def test_interrupted_partial_merges_with_batch_norm_resume_at_a_batch(tmp_path, monkeypatch):
     monkeypatch.setattr("relusym.reporting.report.SAVE_S", 0)
     (first, second), images, read = two_nets(resnet), Images(smooth_images(30), 10), []
     run = partial._Branches.run
@@ -287,7 +287,7 @@ def test_interrupted_partial_merges_with_batch_norm_go_on_from_a_batch(tmp_path,
 
 @pytest.mark.slow(seconds=1)
 @torch.no_grad()
-def test_a_layer_that_alone_differs_is_where_it_fails():
+def test_the_only_layer_that_differs_is_where_merging_fails():
     net = vgg11()
     other, _ = shuffled(net, [])
     torch.manual_seed(1)
@@ -305,7 +305,7 @@ def test_a_layer_that_alone_differs_is_where_it_fails():
     "head": nn.Linear(8, 10),
 })  # fmt: skip
 def Sorted(self, x):
-    """Tokens of an equivariant convolution with a class token, in a net of several layouts."""
+    """A net of tokens from an equivariant convolution, with a class token, in several layouts."""
     x = self.conv(x)
     if self.last:  # (B, H, W, C)
         return self.head(self.mix(x.permute(0, 2, 3, 1)).relu().mean((1, 2)))
@@ -354,7 +354,7 @@ def drawn(groups):
 
 
 @pytest.mark.parametrize("symmetry", [HORIZONTAL_FLIP, VERTICAL_FLIP, QUARTER_TURN], ids=lambda s: s.name)
-def test_a_gcnn_satisfies_it_with_the_known_permutations_and_with_no_others(symmetry):
+def test_a_gcnn_satisfies_the_kernel_constraint_with_the_known_permutations_and_no_others(symmetry):
     net = vgg11(group_convs=8, symmetry=symmetry)
     groups = channel_groups(net)
     known = {g.name: torch.arange(g.size).roll(g.size // symmetry.order) for g in groups}
@@ -365,7 +365,7 @@ def test_a_gcnn_satisfies_it_with_the_known_permutations_and_with_no_others(symm
     assert all(kernel_constraint(*pair) > 0.5 for pair in others.values())
 
 
-def test_filters_of_a_vgg11_are_flipped_and_permuted_at_both_ends_but_for_rgb():
+def test_filters_of_a_vgg11_are_flipped_and_permuted_at_both_ends_except_rgb():
     net = vgg11().to(memory_format=torch.channels_last)
     groups = channel_groups(net)
     permutations = drawn(groups)

@@ -1,4 +1,4 @@
-"""The Lie derivative: zero of what is equivariant, known in other cases, and the sum of what layers contribute."""
+"""The Lie derivative: zero for equivariant maps, known in other cases, and the sum of the layers' contributions."""
 
 import pytest
 import torch
@@ -12,12 +12,12 @@ from relusym.merging.lie_derivative import generators, lie_derivative
 IMAGES = Images(smooth_images(12), 5)
 
 
-def test_generators_are_the_derivatives_of_what_they_move_on_maps_that_are_linear():
+def test_generators_are_exact_derivatives_on_linear_maps():
     rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(6.0), indexing="ij")
     x = (2 * rows + 3 * columns)[None, None]
     down, right, turn = generators(x, (2, 3), (16, 12))
     inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
-    # two pixels of the image are one of the map's
+    # a pixel of the map is two of the image
     assert (down[inner] == 1).all() and (right[inner] == 1.5).all()
     expected = ((columns - 2.5) * 2 - (rows - 3.5) * 3) * 2 / 12
     torch.testing.assert_close(turn[inner], expected[None, None][inner])
@@ -37,20 +37,20 @@ RANDOM = torch.Generator().manual_seed(1)
 NOISE = Images(torch.randint(256, (6, 16, 16, 3), dtype=torch.uint8, generator=RANDOM), 5)
 
 
-def test_circular_convs_of_circularly_moved_images_have_none_and_a_pointwise_layer_in_between_adds_all():
+def test_circular_convs_have_no_lie_derivative_and_a_pointwise_layer_between_them_adds_all_of_it():
     net = circular()
     linear = nn.Sequential(net[0], *net[2:]).eval()
     rounding = lie_derivative(linear, NOISE, circular=True).total["translation"]
     measured = lie_derivative(net, NOISE, circular=True)
     assert measured.layers["0"]["translation"] == pytest.approx(measured.total["translation"], rel=1e-3)
     assert max(rounding, measured.layers["2"]["translation"]) < 1e-3 * measured.total["translation"]
-    mirrored = lie_derivative(linear, NOISE)  # where convs are circular
+    mirrored = lie_derivative(linear, NOISE)  # mirrored borders, but circular convs
     assert mirrored.total["translation"] > 1e2 * rounding
 
 
 @torch.no_grad()
-def test_a_layer_that_reads_pixels_one_by_one_has_the_derivative_that_is_worked_out_by_hand():
-    """Logits (s, −s), s the sum of an image's pixels, each times its column."""
+def test_a_layer_that_reads_single_pixels_has_the_derivative_computed_by_hand():
+    """Logits (s, −s), where s is the sum of an image's pixels, weighted by their column."""
     net, columns = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2)), torch.arange(32.0) * 1e-4
     columns = columns.expand(3, 32, 32).flatten()
     net[1].weight[:], net[1].bias[:] = torch.stack([columns, -columns]), 0
@@ -72,7 +72,7 @@ def test_a_layer_that_reads_pixels_one_by_one_has_the_derivative_that_is_worked_
 
 
 def moved(x, axis, t):
-    """An image moved by t pixels, interpolated, mirrored at its edges."""
+    """An image moved by t pixels, with interpolation and mirrored edges."""
     padded = nn.functional.pad(x, (1, 1, 1, 1), mode="reflect").movedim(2 + axis, -1)
     whole = padded[..., 1:-1] + (t * (padded[..., 2:] - padded[..., 1:-1]) if t > 0
                                  else t * (padded[..., 1:-1] - padded[..., :-2]))  # fmt: skip
@@ -82,7 +82,7 @@ def moved(x, axis, t):
 
 @pytest.mark.parametrize("make, images", [(vgg11, IMAGES), (resnet, Images(smooth_images(6, 33), 5))])
 @torch.no_grad()
-def test_contributions_add_up_to_the_derivative_that_finite_differences_give(make, images):
+def test_contributions_add_up_to_the_derivative_by_finite_differences(make, images):
     net = make()
     measured = lie_derivative(net, images, 5)
     net = net.double()
@@ -96,7 +96,7 @@ def test_contributions_add_up_to_the_derivative_that_finite_differences_give(mak
     assert sorted(measured.layers) == sorted(weighted)
 
 
-def test_a_net_stays_as_it_is_and_many_classes_are_measured_in_random_directions():
+def test_a_net_is_unchanged_and_many_classes_are_measured_in_random_directions():
     net = vgg11().train()
     state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     few = lie_derivative(net, IMAGES)

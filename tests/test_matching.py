@@ -16,7 +16,7 @@ def images():
     return Images(smooth_images(300), 150)
 
 
-def test_images_are_read_in_batches_normalised_as_asked():
+def test_images_are_read_in_normalised_batches():
     pixels, device = smooth_images(10, 33), torch.device("cpu")
     images = Images(pixels, 4, normalise_imagenet)
     assert (len(images), images.count, images.shape) == (10, 3, (3, 33, 33))
@@ -28,7 +28,7 @@ def test_images_are_read_in_batches_normalised_as_asked():
 
 
 def plain_correlation(first, second, layer, pixels):
-    """One pass a layer, in float64 throughout, as the notebooks do it."""
+    """One pass per layer, as in the public notebooks, but in float64."""
     outputs = []
     for net in (first, second):
         until = [*net.features._modules].index(f"relu{layer[-1]}") + 1
@@ -42,7 +42,7 @@ def plain_correlation(first, second, layer, pixels):
 
 @pytest.mark.slow(seconds=1)
 @torch.no_grad()
-def test_single_pass_correlations_equal_one_pass_a_layer(images):
+def test_single_pass_correlations_equal_one_pass_per_layer(images):
     first, second = vgg11(0), vgg11(1)
     statistics = pair_statistics(first, second, Images(images.pixels, 70), channel_groups(first))
     assert list(statistics.correlations) == [f"conv{i}" for i in range(1, 9)]
@@ -54,12 +54,12 @@ def test_single_pass_correlations_equal_one_pass_a_layer(images):
 def test_activation_matching_has_the_largest_sum_of_correlations_on_a_hand_worked_table():
     table = torch.tensor([[0.9, 0.8, 0.0], [0.0, 0.1, 0.7], [0.6, 0.0, 0.2]], dtype=torch.float64)
     matched = match("activation", Pair(({}, {}), [], {"conv1": table}, torch.Generator()))
-    assert matched.permutations["conv1"].tolist() == [1, 2, 0]  # and not the greedy 0.9 first
+    assert matched.permutations["conv1"].tolist() == [1, 2, 0]  # a greedy match would take 0.9 first
     assert matched.similarity["conv1"] == pytest.approx(0.7)
 
 
 @torch.no_grad()
-def test_a_dead_channel_matches_without_harm(images):
+def test_a_dead_channel_does_not_disturb_matching(images):
     first, second = vgg11(0), vgg11(1)
     first.features.conv2.bias[3] = -1e3
     second.features.conv2.bias[:2] = -1e3
@@ -70,7 +70,7 @@ def test_a_dead_channel_matches_without_harm(images):
 
 @pytest.mark.slow(seconds=1)
 @torch.no_grad()
-def test_activations_recover_a_planted_permutation_and_the_identity_merges_channels_at_their_places(images):
+def test_activations_recover_a_planted_permutation_and_the_identity_merges_channels_by_index(images):
     net = vgg11()
     groups = channel_groups(net)
     other, planted = shuffled(net, groups)
@@ -115,5 +115,5 @@ def test_matching_takes_at_most_a_fifth_more_memory_than_plain_inference():
     peaks = {}
     for what in ("plain", "matching"):
         peaks[what], tables = map(int, python(PEAK, what).split())
-    assert peaks["plain"] > 7e8  # activations, and not the libraries, are what is measured
+    assert peaks["plain"] > 7e8  # so that activations dominate the libraries' memory
     assert peaks["matching"] <= 1.2 * peaks["plain"] + tables

@@ -130,7 +130,7 @@ def test_the_transformed_net_on_transformed_images_is_the_net(images, group_conv
     x = normalise(images.pixels[:20])
     turned, moved = symmetry.transform(net), symmetry.act(x)
     assert largest_difference(net(x), turned(moved)) < 1e-5
-    # only the GCNN's own logits are invariant
+    # among the nets, only the GCNN's logits are invariant
     assert (largest_difference(net(x), net(moved)) < 1e-5) == (group_convs == 8)
     powers = [net]
     for _ in range(symmetry.order):
@@ -141,11 +141,11 @@ def test_the_transformed_net_on_transformed_images_is_the_net(images, group_conv
 
 @pytest.mark.slow(seconds=2)
 @torch.no_grad()
-def test_a_gcnn_merged_with_its_quarter_turned_self_has_a_permutation_of_order_4_and_no_barrier(images):
+def test_a_gcnn_merged_with_its_quarter_turned_self_has_permutations_of_order_4_and_no_barrier(images):
     net = vgg11(group_convs=8, symmetry=QUARTER_TURN)
     merged = flip_merge(net, images, images, answers(net, images), symmetry=QUARTER_TURN)
     for name, permutation in merged.permutations.items():
-        # a turned net's blocks are one ahead
+        # the blocks of a turned net are shifted by one
         known = torch.arange(len(permutation)).roll(len(permutation) // 4)
         assert permutation == known.tolist(), name
         squared = known[known]
@@ -155,7 +155,7 @@ def test_a_gcnn_merged_with_its_quarter_turned_self_has_a_permutation_of_order_4
     assert merged.barrier["halfway"] == pytest.approx(0, abs=0.005)
     assert merged.barrier["repaired"] == pytest.approx(0, abs=0.02)
     assert max(merged.checks.values()) < 1e-4
-    # neither the flip's permutation nor none at all would do, and a CNN has no such permutation
+    # neither the flip's permutation nor the identity works, and a CNN has no such permutation
     how = {"symmetry": QUARTER_TURN, "matching": "identity"}
     unpermuted = flip_merge(net, images, images, answers(net, images), **how)
     cnn = vgg11()
@@ -177,17 +177,17 @@ def test_accuracy_counts_the_last_incomplete_batch(images):
     assert accuracy(net, Images(images.pixels, 77), truth) == pytest.approx(0.9)
 
 
-def test_a_weight_that_two_layers_share_is_averaged_once():
+def test_a_weight_shared_by_two_layers_is_averaged_once():
     first, second = Tied(), Tied()
     middle = halfway(first, second)
     assert torch.allclose(middle.first.weight, (first.first.weight + second.first.weight) / 2)
     assert middle.second.weight is middle.first.weight
 
 
-def test_a_net_that_is_no_longer_needed_is_gone_at_once(images):
+def test_a_net_that_is_no_longer_needed_is_freed_at_once(images):
     net = vgg11()
     gone = weakref.ref(net.features.conv3.weight)
-    gc.disable()  # cycles would keep it
+    gc.disable()  # so that a reference cycle would keep the net alive
     try:
         channel_groups(net)
         transformed(net, HORIZONTAL_FLIP, (3, 32, 32))
@@ -237,7 +237,7 @@ def test_a_transformed_net_that_isnt_the_net_on_transformed_images_stops_a_flip_
     refused(merging, "flipped_net_on_flipped_images", "no result is given")
 
 
-def test_a_net_that_sees_where_things_are_is_flipped_with_all_its_weights():
+def test_a_net_with_position_dependent_weights_is_flipped_with_all_of_them():
     net = conv_net(nn.MaxPool2d(15), nn.Flatten(), nn.Linear(32, 10))
     assert flip_merge(net, Images(PIXELS, 16)).checks["flipped_net_on_flipped_images"] < 1e-5
 
@@ -279,12 +279,12 @@ def test_fused_equals_unfused_repair(images):
 
 @torch.no_grad()
 @pytest.mark.parametrize("build_net", [vgg11, lambda seed: InPlace()], ids=["vgg11", "in_place"])
-def test_maps_that_there_is_no_room_for_are_held_a_batch_at_a_time(images, monkeypatch, build_net):
+def test_maps_that_do_not_fit_in_memory_are_held_a_batch_at_a_time(images, monkeypatch, build_net):
     first, second = build_net(0), build_net(1)
     between, some = halfway(first, second), Images(images.pixels[:60], 25)
     wanted = targets(first, second, some)
     held = repair(between, wanted, some)[0]
-    for room in (0, 60 * 8 * 16 * 16 * 4):  # none, or from the second conv on
+    for room in (0, 60 * 8 * 16 * 16 * 4):  # for no map, or for those from the second conv on
         monkeypatch.setattr("relusym.merging.repair.HELD_BYTES", room)
         again = repair(between, wanted, some)[0]
         x = normalise(images.pixels[:20])
@@ -297,7 +297,7 @@ def test_maps_that_there_is_no_room_for_are_held_a_batch_at_a_time(images, monke
 
 
 @torch.no_grad()
-def test_repair_of_a_net_to_its_own_statistics_leaves_it(images):
+def test_repair_of_a_net_to_its_own_statistics_leaves_it_unchanged(images):
     net = vgg11()
     repaired, _ = repair(net, targets(net, net, images), images)
     assert largest_difference(net(normalise(images.pixels)), repaired(normalise(images.pixels))) < 1e-2
@@ -374,13 +374,13 @@ def precisions():
 
 
 def in_tf32(x):
-    """Rounded to the ten bits of mantissa that TF32 has."""
+    """Round to the ten mantissa bits of TF32."""
     return ((x.contiguous().view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
 
 
 @pytest.fixture
 def on_ampere(monkeypatch):
-    """Convolutions round their operands as a GPU from Ampere on does, if PyTorch's settings let it."""
+    """Convolutions round their operands like a GPU since Ampere, if PyTorch's settings allow it."""
     conv = nn.Conv2d._conv_forward
 
     def forward(self, x, weight, bias):
@@ -399,7 +399,7 @@ def test_a_gcnn_is_invariant_to_float32s_precision_on_a_gpu_with_tf32(on_ampere)
     x = images.first(100, torch.device("cpu"))
     logits, moved = net(x), net(x.flip(3))
     error = (logits - moved).norm(dim=1) / (logits.norm(dim=1) + moved.norm(dim=1)) * 2
-    assert error.mean() > 1e-4  # what it would be
+    assert error.mean() > 1e-4  # the error without full precision
 
 
 @pytest.mark.slow(seconds=1)
@@ -423,7 +423,7 @@ def test_every_measurement_runs_in_full_float32_and_leaves_the_settings_as_they_
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_training_computes_in_the_precision_that_it_names(precision):
+def test_a_training_computes_in_the_precision_in_its_record(precision):
     images, net, seen, before = small_images(40), small_net(), [], precisions()
     conv = net.features.conv2
     conv.register_forward_hook(lambda module, args, output: seen.append((output.dtype, precisions())))
@@ -432,7 +432,7 @@ def test_a_training_computes_in_the_precision_that_it_names(precision):
     assert precisions() == before
 
 
-def test_the_settings_come_back_after_an_error():
+def test_the_settings_are_restored_after_an_error():
     before = precisions()
     with pytest.raises(RuntimeError), full_float32():
         raise RuntimeError

@@ -1,4 +1,4 @@
-"""Nets of a user: what a merge leaves on them, and which are refused before the work."""
+"""A user's nets: a merge leaves them unchanged, and unsuitable ones are refused before the work."""
 
 from collections import OrderedDict
 from copy import deepcopy
@@ -25,7 +25,7 @@ LABELS = torch.arange(60) % 10
 
 
 @pytest.mark.slow(seconds=1)
-def test_every_module_stays_in_the_mode_that_it_was_in():
+def test_every_module_keeps_its_mode():
     net, images = resnet(size=32), Images(PIXELS, 16)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     net.train()
@@ -72,7 +72,7 @@ def test_nets_that_cant_be_merged_are_refused(net, line):
 
 
 class Body(nn.Module):
-    """A conv layer and a head; `through` works on what lies between."""
+    """A conv layer and a head; `through` is applied to the map between them."""
 
     def __init__(self, through=lambda x: x):
         super().__init__()
@@ -192,12 +192,12 @@ def batch_statistics():
     ],
     ids=lambda of: "" if isinstance(of, str) else getattr(of, "__name__", ""),
 )
-def test_nets_that_cant_be_measured_rightly_are_refused_before_the_work(net, line, monkeypatch):
-    monkeypatch.setattr("relusym.merging.repair.repair", None)  # of all steps the longest
+def test_nets_that_cant_be_measured_correctly_are_refused_before_the_work(net, line, monkeypatch):
+    monkeypatch.setattr("relusym.merging.repair.repair", None)  # the longest step
     refused(lambda: flip_merge(net(), Images(PIXELS, 16)), line)
 
 
-def test_whole_numbers_of_two_nets_have_to_be_the_same():
+def test_integer_tensors_of_two_nets_have_to_be_equal():
     images = [torch.randn(8, 3, 32, 32)]
     refused(lambda: merge(Table(0), Table(1), images), "table (torch.int64) of net_1 and of net_2", "differ")
     assert merge(Table(0), Table(0), images).accuracy["halfway"] == 1
@@ -219,31 +219,31 @@ def with_activation(layer):
 
 
 @pytest.mark.parametrize("other", [lambda: Body(lambda x: 2 * x), lambda: Body(F.gelu), random_features])
-def test_nets_that_differ_beside_their_weights_are_refused(other):
+def test_nets_that_differ_in_more_than_their_weights_are_refused(other):
     refused(lambda: merge(Body(), other(), Images(PIXELS, 16)), "an activation, an option or a tensor")
     refused(lambda: merge_many([Body(), Body(), other()], Images(PIXELS, 16)), "different architecture")
 
 
-def test_nets_may_differ_in_what_counts_in_training_alone():
+def test_nets_may_differ_in_settings_that_only_training_uses():
     refused(lambda: merge(conv_net(), with_activation(nn.GELU()), Images(PIXELS, 16)), "an activation")
     merged = merge(conv_net(), with_activation(nn.ReLU(inplace=True)), Images(PIXELS, 16))
     assert merged.barrier == {"halfway": 0, "repaired": 0}
 
 
-def test_the_callers_autocast_doesnt_reach_what_is_measured():
+def test_the_callers_autocast_doesnt_affect_measurements():
     expected = merge(conv_net(), conv_net(), Images(PIXELS, 16))
     with torch.autocast("cpu", torch.bfloat16):
         assert merge(conv_net(), conv_net(), Images(PIXELS, 16)).scores == expected.scores
 
 
-def test_what_a_net_counts_is_as_it_was_after_its_groups_were_read():
+def test_a_nets_counters_are_unchanged_after_its_groups_were_read():
     net = Counts()
     channel_groups(net, (3, 8, 8))
     assert not net.seen.any()
 
 
 class Caching(nn.Module):
-    """Keeps what it computes of its weights until its mode is set, and has them added up in evaluation mode."""
+    """Caches a value computed from its weights until its mode is set; its bias includes `more` in evaluation mode."""
 
     def __init__(self):
         super().__init__()
@@ -266,11 +266,11 @@ class Caching(nn.Module):
     def forward(self, x):
         bias = self.known.setdefault("bias", self.bias[:, None, None] * 2)
         x = F.adaptive_avg_pool2d(F.relu(self.conv(x) + bias), 2)
-        return self.head(x.view(x.size(0), -1))  # which channels last in memory don't allow
+        return self.head(x.view(x.size(0), -1))  # `view` fails on channels-last maps
 
 
 @torch.no_grad()
-def test_a_net_that_keeps_what_it_computed_of_its_weights_is_measured_by_those_that_it_has():
+def test_a_net_that_caches_computed_weights_is_measured_with_its_present_weights():
     net, x = Caching().train(), torch.randn(20, 3, 8, 8)
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     other = deepcopy(net).eval()
@@ -288,7 +288,7 @@ def test_a_net_that_keeps_what_it_computed_of_its_weights_is_measured_by_those_t
 def test_nothing_is_left_on_a_net():
     class Leaves(Body):
         def forward(self, x):
-            x = x * torch.tensor([0.3, 0.6, 0.1]).view(1, 3, 1, 1)  # which tracing hangs on the net
+            x = x * torch.tensor([0.3, 0.6, 0.1]).view(1, 3, 1, 1)  # tracing attaches this to the net
             self.features = F.relu(self.conv(x))
             return self.head(self.features.mean((2, 3)))
 
@@ -308,7 +308,7 @@ MATCHINGS = "one of activation, weight, weight_identity, involution, "
     *(("starts", starts, f"{starts} given; allowed is a whole number, at least 1") for starts in (0, 1.5)),
     ("names", ("net", "net"), "two that differ"), ("names", ("net", "halfway"), "none of halfway"),
 ])  # fmt: skip
-def test_what_isnt_there_is_told_before_the_work(key, value, line, monkeypatch):
+def test_invalid_options_are_refused_before_the_work(key, value, line, monkeypatch):
     monkeypatch.setattr("relusym.merging.merge.check_net", None)
     refused(lambda: merge(conv_net(), conv_net(), Images(PIXELS, 16), **{key: value}), key, line)
 
@@ -316,7 +316,7 @@ def test_what_isnt_there_is_told_before_the_work(key, value, line, monkeypatch):
 @pytest.mark.parametrize("key, value", [
     ("partial_images", 2.5), ("curve_points", 1), ("lie_images", -1), ("symmetry", "mirror"),
 ])  # fmt: skip
-def test_a_report_that_cant_be_made_is_told_before_the_work(key, value, monkeypatch):
+def test_a_report_that_cant_be_made_is_refused_before_the_work(key, value, monkeypatch):
     monkeypatch.setattr("relusym.merging.merge.check_net", None)
     refused(lambda: report(conv_net(), Images(PIXELS, 16), **{key: value}), key, str(value))
 
@@ -325,11 +325,11 @@ def test_a_report_that_cant_be_made_is_told_before_the_work(key, value, monkeypa
     (conv_net, (3, 8.5, 8), "image_shape"), (conv_net, (3, -1, 8), "image_shape"),
     (lambda: nn.Linear, (3, 8, 8), "type"),
 ])  # fmt: skip
-def test_what_is_no_net_or_no_image_has_no_channel_groups(net, shape, line):
+def test_inputs_that_are_no_net_or_no_image_are_refused(net, shape, line):
     refused(lambda: channel_groups(net(), shape), line)
 
 
-def test_symmetries_are_known_by_their_names():
+def test_symmetries_are_looked_up_by_name():
     net, images = conv_net(), Images(PIXELS, 16)
     by_name, symmetry = flip_merge(net, images, symmetry="vertical_flip"), SYMMETRIES["vertical_flip"]
     assert by_name.similarity == flip_merge(net, images, symmetry=symmetry).similarity

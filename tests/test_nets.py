@@ -31,7 +31,7 @@ def test_parameter_counts_at_width_1(group_convs, parameters):
 
 
 def difference_of(conv, channels):
-    """Of a group conv from an equivariant layer: τ acts in space, and on regular channels by moving on their blocks."""
+    """The equivariance error of a group conv: τ acts in space, and on regular channels by shifting their blocks."""
 
     def act(x):
         moved = conv.symmetry.act(x)
@@ -52,7 +52,7 @@ def test_group_convs_are_equivariant(symmetry, layer, channels):
 def test_a_broken_layer_is_not_equivariant():
     class Broken(RegularConv2d):
         def kernel(self):
-            return torch.cat([self.weight, self.weight])  # the second orientation isn't flipped
+            return torch.cat([self.weight, self.weight])  # but the second orientation isn't flipped
 
     torch.manual_seed(0)
     broken = Broken(8, 16)
@@ -68,13 +68,13 @@ def test_to_plain_keeps_the_function(group_convs):
     plain = nets.plain(net)
     assert not any(isinstance(module, LiftingConv2d | RegularConv2d) for module in plain.modules())
     torch.testing.assert_close(plain(x), net(x), rtol=1e-5, atol=1e-6)
-    torch.nn.init.normal_(net.double().features.conv1.bias)  # which float32 would round
+    torch.nn.init.normal_(net.double().features.conv1.bias)  # in float64, to be free of rounding
     x = x.double()
     torch.testing.assert_close(nets.plain(net)(x), net(x), rtol=1e-12, atol=1e-12)
 
 
 def difference(net, symmetry, x):
-    """Between the logits of an image and of its moved one, relative to the largest."""
+    """The largest difference between the logits of images and of moved images, relative to the largest logit."""
     y = net(x)
     return ((net(symmetry.act(x)) - y).abs().max() / y.abs().max()).item()
 
@@ -97,7 +97,7 @@ WRONG = {"width": 0.3}, {"width": 1 / 64}, {"group_convs": 9}, {"initialization"
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_no_vgg11_can_be_is_refused(wrong):
+def test_an_impossible_vgg11_is_refused(wrong):
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         VGG11(**wrong)
 
@@ -129,11 +129,11 @@ RESNET = {"architecture": "resnet", "block": "basic", "layers": [1, 1, 1, 1]}
     ({"architecture": "resnet", "block": "basic"}, r"^network: the key 'layers' is missing"),
     (RESNET | {"layers": [1, 1, 1]}, r"^network\.layers: \[1, 1, 1\] given; allowed is a list of at least 4"),
 ])  # fmt: skip
-def test_a_network_that_cannot_be_is_refused(network, line):
+def test_invalid_network_settings_are_refused(network, line):
     refused(lambda: nets.check(network), match=line)
 
 
-def test_what_only_the_net_knows_is_a_users_error_too():
+def test_an_error_that_only_the_net_detects_is_a_users_error_too():
     with pytest.raises(UserError, match="don't split into 4 orientations"):
         nets.build({"architecture": "vgg11", "width": 1 / 32, "group_convs": 8}, 10, QUARTER_TURN)
 
@@ -158,7 +158,7 @@ def test_at_width_one_the_net_is_torchvisions():
     assert {name: tensor.shape for name, tensor in ours.items()} == {n: t.shape for n, t in theirs.items()}
 
 
-def test_three_blocks_a_stage_make_resnet20():
+def test_three_blocks_per_stage_make_resnet20():
     net = build({"architecture": "cifar_resnet", "blocks": 3}, 10)
     weights = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     assert len(weights) + 1 == 20 and [weights[i].shape[0] for i in (0, 7, 13)] == [16, 32, 64]
@@ -183,7 +183,7 @@ def test_small_images_keep_the_parity_of_every_width_that_a_stride_sees(size, wi
     net, seen = build(SMALL, 10).eval(), []
     for module in net.modules():
         strides = isinstance(module, nn.Conv2d | nn.MaxPool2d) and module.stride in (2, (2, 2))
-        if strides and module.kernel_size != (1, 1):  # the shortcut sees what the block sees
+        if strides and module.kernel_size != (1, 1):  # the shortcut has the block's input
             module.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[-1]))
     net(torch.zeros(1, 3, size, size))
     assert seen == widths
@@ -228,7 +228,7 @@ def test_a_public_resnet_has_its_published_accuracy_on_the_original_images(test_
     assert not about["dropped"] and not test_images.notes  # the digest of the official test images
     images = Images(test_images.pixels, 500, normalise_of(settings.data.settings()))
     assert accuracy(net, images, test_images.labels) == published
-    # not the net on flipped images: strides of 2 on an even width look at other pixels there
+    # the flipped net isn't the net on flipped images: strides of 2 on an even width read other pixels
     assert accuracy(transformed(net, HORIZONTAL_FLIP, (3, 32, 32)), images, test_images.labels) == flipped
     assert invariance_error(net, images) == pytest.approx(error, abs=5e-5)
 

@@ -1,4 +1,4 @@
-"""Nets of every structure keep what they compute when their channels are permuted."""
+"""Nets of every structure compute the same after a permutation of their channels."""
 
 from copy import deepcopy
 from functools import partial
@@ -39,7 +39,7 @@ from relusym.nets import build
 from relusym.pixels.transform import flip, transformed
 from relusym.symmetry import SYMMETRIES
 
-UNFLIPPED = {"Additions", "Upscaled"}  # a stride on an even width, pixels of channels
+UNFLIPPED = {"Additions", "Upscaled"}  # a stride on an even width; channels that become pixels
 FLIPPED = [structure for structure in STRUCTURES if structure.__name__ not in UNFLIPPED]
 
 
@@ -54,7 +54,7 @@ def test_a_permuted_net_computes_the_same(structure):
 @pytest.mark.parametrize("symmetry", SYMMETRIES.values(), ids=SYMMETRIES)
 @pytest.mark.parametrize("structure", FLIPPED, ids=lambda structure: structure.__name__)
 def test_a_transformed_net_on_transformed_images_computes_the_same(structure, symmetry):
-    if structure.__name__ == "Normed" and symmetry.order == 4:  # sums over rows
+    if structure.__name__ == "Normed" and symmetry.order == 4:  # it sums over rows
         line = "the net combines pixels in a way that doesn't commute with quarter_turn"
         refused(lambda: transformed(structure(), symmetry, (3, 32, 32)), match=line)
         return
@@ -71,7 +71,7 @@ def test_a_transformed_net_on_transformed_images_computes_the_same(structure, sy
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:Default grid_sample")
 @pytest.mark.parametrize("name", BETWEEN)
-def test_what_an_operation_makes_of_channels_is_permuted_with_them_and_flipped(name):
+def test_an_operations_outputs_are_permuted_with_its_channels_and_flipped(name):
     torch.manual_seed(0)
     net = with_statistics(Between(*BETWEEN[name])).float()
     traced, x = TracedNet(net, (3, 16, 16)), torch.randn(2, 3, 16, 16, dtype=torch.float64)
@@ -87,7 +87,7 @@ def test_what_an_operation_makes_of_channels_is_permuted_with_them_and_flipped(n
 
 
 def layer(make, width=lambda b, c: c):
-    """One that reads and writes channels: it is made of how many there are."""
+    """A layer with as many output as input channels; `make` constructs it for this number."""
     return lambda b, c: make(c), width, lambda f, x, y, w: f(x)
 
 
@@ -152,13 +152,13 @@ def test_nets_drawn_at_random_keep_their_logits_under_random_permutations(names,
     assert error < 1e-10, names
 
 
-# ---- what is met twice, computed or traced
+# ---- layers called twice, computed weights, traced nets
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("groups, width", [(1, 144), (2, 200), (3, 240), (4, 272), (8, 384)])
-def test_shufflenet_v1_is_flipped_and_what_its_groups_share_stays(groups, width):
-    """Grouped convolutions that read parts of each other's groups leave no two channels alike, but in one group."""
+def test_shufflenet_v1_is_flipped_and_channels_shared_by_its_groups_stay(groups, width):
+    """Grouped convolutions that read parts of each other's groups leave no channels to exchange; one group does."""
     torch.manual_seed(0)
     net, x = with_statistics(shuffle_net(groups, width)), torch.randn(2, 3, 33, 33, dtype=torch.float64)
     kept, moved = difference(net, 33)
@@ -186,7 +186,7 @@ def test_a_permutation_of_a_layer_that_is_called_twice_is_the_same_at_both_ends(
     (lambda n: n.insert(1, nn.Conv2d(7, 12, 1)), "can't be run on an image of 3×8×8: .*7"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore")
-def test_what_cannot_be_permuted_is_refused_in_one_line_that_names_it(change, message):
+def test_a_net_that_cannot_be_permuted_is_refused_in_one_line_that_names_the_reason(change, message):
     net = nn.Sequential(nn.Conv2d(3, 12, 8), nn.Conv2d(12, 12, 1), Rows(12, 10))
     change(net)
     refused(lambda: channel_groups(net, (3, 8, 8)), match=message)
@@ -226,7 +226,7 @@ class Halved(nn.Conv2d):
 
 @net_of(lambda function: {"function": function})
 def First(self, x):
-    """The first of what an operation returns, on rows of channels last."""
+    """The first output of an operation on rows, channels last."""
     if isinstance(self.function, nn.LSTM):
         return self.function(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).unflatten(2, x.shape[2:])
     result = self.function(x)
@@ -238,7 +238,7 @@ class Rows(nn.Linear):
         return nn.functional.linear(x.flatten(1), self.weight, self.bias)
 
 
-def test_a_net_that_is_traced_already_and_one_in_training_mode_have_the_same_groups():
+def test_an_already_traced_net_and_a_net_in_training_mode_have_the_same_groups():
     net = Excited()
     net.squeeze.eval()
     modes = [module.training for module in net.modules()]
@@ -252,7 +252,7 @@ def test_nets_in_half_and_double_precision_have_the_same_groups():
     assert channel_groups(net.bfloat16(), (3, 32, 32)) == channel_groups(UNet(), (3, 32, 32))
 
 
-def test_groups_of_one_name_get_names_of_their_own():
+def test_groups_of_the_same_name_get_different_names():
     parts = {"features": nn.ModuleDict({"conv": nn.Conv2d(3, 8, 3)}), "conv": nn.Conv2d(8, 8, 3)}
 
     @net_of(lambda: parts | {"head": nn.Linear(8, 10)})
@@ -262,7 +262,7 @@ def test_groups_of_one_name_get_names_of_their_own():
     assert [group.name for group in channel_groups(Two())] == ["conv", "conv#2"]
 
 
-def test_groups_that_are_a_part_of_a_layers_channels_say_which():
+def test_groups_of_a_part_of_a_layers_channels_name_the_part():
     net = build({"architecture": "cifar_resnet", "blocks": 1, "shortcut": "pad"}, 10)
     sizes = {group.name: group.size for group in channel_groups(net)}
     streams = {"layer3.0.conv2[24:40]": 16, "layer3.0.conv2[16:24,40:48]": 16, "layer3.0.conv2[:16,48:]": 32}
@@ -272,7 +272,7 @@ def test_groups_that_are_a_part_of_a_layers_channels_say_which():
 
 @net_of(lambda channels: {"gain": nn.Parameter(torch.randn(channels))})
 def Gain(self, x):
-    """A layer of a user's own: y = (1 + gain) · x, by NumPy, which PyTorch doesn't show."""
+    """A custom layer, y = (1 + gain) · x, computed by NumPy, which tracing doesn't see."""
     gain = (1 + self.gain).detach().numpy()
     return torch.from_numpy(gain[:, None, None] * x.detach().numpy())
 
@@ -290,7 +290,7 @@ def test_the_groups_of_a_group_norm_are_permuted_whole_and_the_channels_within_e
         permute(net.state_dict(), [group], {group.name: moved})
 
 
-def test_a_layer_of_ones_own_is_one_handler():
+def test_a_custom_layer_needs_one_handler():
     mine = Handlers()
 
     @mine.handler(Gain)
@@ -328,7 +328,7 @@ def test_a_planted_permutation_with_noise_is_recovered(structure):
     correlations = pair_statistics(net, net, some, groups).correlations
     alive = {
         name: table.diag() > 0.99 for name, table in correlations.items()
-    }  # others correlate with nothing
+    }  # the other channels are uncorrelated
     assert torch.cat(list(alive.values())).float().mean() > 0.4
     for name, permutation in planted.items():
         right = torch.tensor(merged.permutations[name]) == permutation.argsort()

@@ -25,7 +25,7 @@ def two_nets(clone):
 
 
 def planned(folder, *profiles, config=()):
-    """What a dry run of the paper's grid prints."""
+    """The output of a dry run of the paper's grid."""
     typed = [argument for profile in profiles for argument in ("--profile", profile)]
     dry = run(folder, *typed, "--config", "scale=paper", *config, "--dry-run", "--verbose")
     assert dry.returncode == 0, dry.stdout
@@ -33,7 +33,7 @@ def planned(folder, *profiles, config=()):
 
 
 def submissions(folder, *profiles):
-    """How often each rule or group would be submitted for the paper's grid."""
+    """The number of submissions of each rule or group for the paper's grid."""
     output = planned(folder, *profiles)
     groups = re.findall(r"^\[.*\] Group job (\w+)", output, re.MULTILINE)
     single = re.findall(r"^rule (\w+):", output, re.MULTILINE)
@@ -42,20 +42,20 @@ def submissions(folder, *profiles):
 
 def test_the_papers_grid_is_one_job_each_by_default_and_45_submissions_packed(clone):
     folder = clone().folder
-    assert (folder / "slurm").is_symlink()  # `--profile slurm`, typed as it is
+    assert (folder / "slurm").is_symlink()  # so that `--profile slurm` works
     assert submissions(folder, "slurm") == {"train": 168, "flip_merge": 168, "pair_merge": 144}
     packed = submissions(folder, "slurm", "profiles/packed")
     assert packed == {"train": 21, "flip_merge": 12, "pair_merge": 12} and packed.total() <= 50
 
 
-def test_a_training_on_several_gpus_is_packed_with_no_other(clone, tmp_path):
+def test_a_training_on_several_gpus_is_not_packed_with_others(clone, tmp_path):
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
     config = ["seeds=0", f"imagenet={{root: {tmp_path}}}"]
     output = planned(clone().folder, "slurm", "profiles/packed", config=config)
     alone = re.findall(r"^rule train:\n((?:    .*\n)+)", output, re.MULTILINE)
     assert len(alone) == 5 and all(re.search(r"resources: .*\bgpu=8\b", about) for about in alone)
-    # VGG11s, and nets from elsewhere
+    # VGG11s, and nets with published weights
     assert len(re.findall(r"^    rule train:", output, re.MULTILINE)) == 7 + 5
 
 
@@ -77,7 +77,7 @@ fi
 
 @pytest.fixture
 def pbs(tmp_path):
-    """A function that runs Snakemake with the PBS profile, and the file of the submissions, one a line."""
+    """A function that runs Snakemake with the PBS profile, and the file of its submissions, one per line."""
     for name, text in (("qsub", QSUB), ("qstat", QSTAT), ("qdel", "#!/bin/bash\n")):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -138,7 +138,7 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     state = broken_state(two_nets, "cnn")
     typed = ("table2", "table4", "--profile", "profiles/gpu", "--config", "jobs_per_gpu=1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    # GPU 7 is another's until a job has taken GPU 8, which the net that fails may free at once
+    # another process holds GPU 7 until a job has taken GPU 8, which the failing net may free at once
     with ThreadPoolExecutor() as pool, gpu_slots(1, 1):
         first = start([*snakemake_command(), *typed], two_nets, CUDA_VISIBLE_DEVICES="7,8")
         lock = two_nets / ".snakemake" / "relusym-tiny.lock"
@@ -158,7 +158,7 @@ def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(
     log = path_of(two_nets, "logs", "train", "cnn-0")
     unreadable = f"{state.relative_to(two_nets)} is truncated"
     assert re.search(rf"^failed: train cnn-0: {unreadable}.* \({log}\)$", output, re.MULTILINE)
-    assert (two_nets / path_of(two_nets, "records", "flip_merge", "gcnn-0")).exists()  # the others went on
+    assert (two_nets / path_of(two_nets, "records", "flip_merge", "gcnn-0")).exists()  # the other net ran
     status = run(two_nets, "status", "--cores", "1")
     assert status.returncode == 0, status.stdout
     lines = [line.split() for line in status.stdout.splitlines() if "_merge " in line or "train " in line]

@@ -17,7 +17,7 @@ CPU, BFLOAT16 = torch.device("cpu"), torch.bfloat16
 
 
 def gradients(layer, x, seen, *, dtype, mode):
-    """Of a sum of the outputs, weighted at random: those of x, weight and bias; `seen` gets the names of what ran."""
+    """Outputs, and gradients of their random weighted sum, by x, weight and bias; `seen` gets the backward node."""
     x, layer = x.clone().requires_grad_(), layer.requires_grad_()
     with torch.autocast("cpu", BFLOAT16, enabled=dtype == BFLOAT16), mode:
         y = layer(x)
@@ -49,9 +49,9 @@ CONVS = [
 
 
 @pytest.mark.parametrize("conv, side, name, wholly", CONVS, ids=str)
-def test_convs_and_their_gradients_are_as_exact_as_torchs(conv, side, name, wholly):
+def test_convs_and_their_gradients_are_as_accurate_as_torchs(conv, side, name, wholly):
     images = torch.randn(7, conv.in_channels, side, side, generator=torch.Generator().manual_seed(0))
-    for form in (torch.contiguous_format, torch.channels_last):  # some CPUs round one unlike the other
+    for form in (torch.contiguous_format, torch.channels_last):  # some CPUs round them differently
         ran, x = [], images.to(memory_format=form)
         y, quick = gradients(conv, x, ran, dtype=BFLOAT16, mode=QuickSteps(conv, amx=True))
         z, usual = gradients(conv, x, ran, dtype=BFLOAT16, mode=nullcontext())
@@ -63,7 +63,7 @@ def test_convs_and_their_gradients_are_as_exact_as_torchs(conv, side, name, whol
 
 
 @pytest.mark.parametrize("conv, side, name, wholly", CONVS, ids=str)
-def test_float64_is_exact_in_it_as_well(conv, side, name, wholly):
+def test_float64_convs_are_as_accurate_too(conv, side, name, wholly):
     conv = deepcopy(conv).double()
     x, ran = torch.randn(3, conv.in_channels, side, side, dtype=torch.float64), []
     quick = gradients(conv, x, ran, dtype=torch.float64, mode=QuickSteps(conv, amx=True))
@@ -88,7 +88,7 @@ def test_other_convs_are_left_as_they_are(conv, side, amx):
 
 
 def maps(shape, values=None):
-    """bfloat16 maps, channels last, with many equal values and zeros of both signs."""
+    """Maps in bfloat16, channels last, with many equal values and zeros of both signs."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).mul(2).round().div(2)
     for i, value in enumerate(values or ()):
         x.view(-1)[i::7] = value
@@ -98,7 +98,7 @@ def maps(shape, values=None):
 @pytest.mark.parametrize("built", [True, False])
 @pytest.mark.parametrize("shape", [(3, 5, 2, 2), (2, 64, 8, 6), (4, 33, 4, 4), (2, 16, 7, 9)], ids=str)
 @pytest.mark.parametrize("values", [(), (float("nan"), -float("inf"), float("inf"), -0.0)], ids=str)
-def test_relu_and_pool_in_one_are_torchs_to_the_bit(built, shape, values, monkeypatch):
+def test_fused_relu_and_pool_equal_torchs_bit_for_bit(built, shape, values, monkeypatch):
     if built and not quick_steps._built():
         pytest.skip("no C compiler here")
     monkeypatch.setattr(quick_steps, "_built", quick_steps._built if built else lambda: None)
@@ -109,7 +109,7 @@ def test_relu_and_pool_in_one_are_torchs_to_the_bit(built, shape, values, monkey
         results.append((y, torch.autograd.grad(y, x, maps(y.shape).detach())[0]))
     ((y, of_x), (z, of_z)) = results
     torch.testing.assert_close(y, z, rtol=0, atol=0, equal_nan=True)
-    if not values:  # with NaNs, the gradient may come from any
+    if not values:  # among several NaNs, any may get the gradient
         assert torch.equal(of_x, of_z)
 
 
@@ -119,7 +119,7 @@ def test_negative_nans_of_a_diverged_net_are_kept():
 
 
 @pytest.mark.parametrize("group_convs, batch_norm", [(0, False), (2, False), (8, False), (0, True)])
-def test_a_net_has_its_own_gradients_and_layers(group_convs, batch_norm):
+def test_a_nets_gradients_and_layers_are_unchanged(group_convs, batch_norm):
     recipe = Recipe(epochs=1, batch_size=16, learning_rate=0.1, invariance_from=0.0, invariance_weight=0.3)
     torch.manual_seed(0)
     net = VGG11(1 / 16, group_convs, initialization="he", batch_norm=batch_norm)
@@ -139,7 +139,7 @@ def test_a_net_has_its_own_gradients_and_layers(group_convs, batch_norm):
     assert not any("forward" in vars(layer) for layer in net.modules())
 
 
-def test_it_is_used_in_bfloat16_on_a_cpu_with_its_instructions_alone(monkeypatch):
+def test_quick_steps_are_used_only_in_bfloat16_on_a_cpu_with_its_instructions(monkeypatch):
     def amx(able, device="cpu", dtype=BFLOAT16):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
         return getattr(quick_steps.quick_steps(small_net(), torch.device(device), dtype), "amx", None)
@@ -148,7 +148,7 @@ def test_it_is_used_in_bfloat16_on_a_cpu_with_its_instructions_alone(monkeypatch
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     assert amx(new) is True and amx(older) is False and amx({}) is None
     assert amx(new, device="cuda") is None and amx(new, dtype=torch.float32) is None
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # to train an older CPU's nets again
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # to reproduce an older CPU's nets
     assert amx(new) is False
 
 

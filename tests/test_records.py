@@ -42,12 +42,12 @@ FLIP = "symmetries.horizontal_flip"
     ("during_training", "epochs.4.absolute_barrier", -0.5),
     ("flipped_training", "largest_difference.float32", 0.1),
 ])  # fmt: skip
-def test_a_number_that_is_not_what_follows_from_the_others_is_refused(kind, path, by):
+def test_a_number_that_does_not_follow_from_the_others_is_refused(kind, path, by):
     record = a(kind)
     value = record
     for key in path.split("."):
         value = value[int(key) if isinstance(value, list) else key]
-    assert problem(changed(record, path, value + 1e-9)) is None  # rounding isn't
+    assert problem(changed(record, path, value + 1e-9)) is None  # rounding is accepted
     assert "can't be right" in problem(changed(record, path, value + by))
 
 
@@ -58,7 +58,7 @@ def test_an_orbit_of_four_has_the_barrier_of_its_mean():
     assert "equation (4)" in problem(changed(record, path, whole + 0.01))
 
 
-def test_a_merge_of_nets_that_are_right_on_nothing_has_no_barrier():
+def test_a_merge_of_nets_of_accuracy_zero_has_no_barrier():
     nothing = dict.fromkeys(("net", "flipped", "halfway", "repaired"), 0.0)
     record = flip("cnn", 0, scores=nothing) | {"absolute_barrier": {"halfway": 0.0, "repaired": 0.0}}
     assert problem(record | {"barrier": {"halfway": None, "repaired": None}}) is None
@@ -66,7 +66,7 @@ def test_a_merge_of_nets_that_are_right_on_nothing_has_no_barrier():
     assert "equation (4)" in problem(flip("cnn", 0) | {"barrier": {"repaired": None}})
 
 
-def test_a_pair_is_of_two_nets_with_a_checkpoint_each():
+def test_a_pair_has_two_nets_with_a_checkpoint_each():
     record = pair("cnn", 0, "cnn", 1)
     assert problem(record) is None and "allowed are two nets" in problem(record | {"seed_2": 0})
     lacking = {**record["inputs"], "checkpoints": record["inputs"]["checkpoints"][:1]}
@@ -76,7 +76,7 @@ def test_a_pair_is_of_two_nets_with_a_checkpoint_each():
 
 
 def written(tmp_path, *records):
-    """The records' files by kind, as a table reads them."""
+    """The records' files by kind, in the form in which a table reads them."""
     files = {}
     for number, record in enumerate(records):
         path = tmp_path / str(number) / f"{record['kind']}.json"
@@ -92,7 +92,7 @@ def test_the_training_and_the_merges_of_a_net_agree_on_its_accuracy(tmp_path):
         kinds, folder = ("train", merge["kind"]), tmp_path / str(number)
         folder.mkdir()
         read(kinds, written(folder, train("cnn", 0, 0.9), merge), {})
-        read(kinds, written(folder, train("cnn", 0, 0.896), merge), {})  # an image or two
+        read(kinds, written(folder, train("cnn", 0, 0.896), merge), {})  # an image or two may differ
         line = r"the train record cnn-0 has an accuracy of 0\.7 for cnn-0, the \w+ record cnn\S+ of 0\.9: delete the"
         with pytest.raises(UserError, match=line):
             read(kinds, written(folder, train("cnn", 0, 0.7), merge), {})
@@ -111,7 +111,7 @@ def test_every_measurement_of_a_net_agrees_with_its_training_on_its_accuracy(kin
                 frames.check_accuracies({"train": [net | {"accuracy": accuracy / 2}], kind: [merge]})
 
 
-def test_a_set_of_nets_that_are_merged_counts_once_in_whichever_order():
+def test_a_set_of_merged_nets_counts_once_in_any_order():
     turned = [several("cnn", seeds) for seeds in ((0, 1, 2), (1, 2, 0), (2, 0, 1))]
     table = made(
         universe, SELECTION, universe=[*turned, several("cnn", (1, 2, 3)), several("gcnn", (0, 1, 2))]
@@ -120,9 +120,7 @@ def test_a_set_of_nets_that_are_merged_counts_once_in_whichever_order():
 
 
 @pytest.mark.parametrize("kind", ["curves", "exact_gcnn", "symmetries"])
-def test_what_is_measured_beyond_the_paper_is_held_against_the_trainings_though_no_table_shows_both(
-    kind, tmp_path
-):
+def test_measurements_beyond_the_paper_are_checked_against_the_trainings(kind, tmp_path):
     settings = settings_of(scale="laptop")
     results = Results(settings, root=str(ROOT / "results"))
     keys = selection.keys(results, kind)
@@ -140,7 +138,7 @@ def test_what_is_measured_beyond_the_paper_is_held_against_the_trainings_though_
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table4", "matchings"])
-def test_one_checkpoint_is_of_one_net(name):
+def test_a_checkpoint_belongs_to_one_net(name):
     copied = train("cnn", 1, outputs={"checkpoint": checkpoint("cnn", 0)})
     line = r"train record cnn-0 and the train record cnn-1 have one checkpoint \(636e6e2d\) for two nets, cnn-0 and "
     nets = [train("cnn", 0), copied]
@@ -148,7 +146,7 @@ def test_one_checkpoint_is_of_one_net(name):
     refused(lambda: made(declared()[name].load(), selected, train=nets), match=line)
 
 
-def test_merges_of_one_net_are_of_one_checkpoint_even_where_its_training_is_not_read():
+def test_merges_of_a_net_use_one_checkpoint_even_where_its_training_is_not_read():
     other = flip("cnn", 0, matching="weight")
     other["inputs"] = other["inputs"] | {"checkpoints": ["c" * 64]}
     with pytest.raises(UserError, match="was made from another checkpoint"):
@@ -156,7 +154,7 @@ def test_merges_of_one_net_are_of_one_checkpoint_even_where_its_training_is_not_
 
 
 @pytest.mark.parametrize("name", ["cnn-1.safetensors", "gcnn-0.safetensors", "cnn-0a1b2c3d/1.safetensors"])
-def test_filters_of_another_net_than_their_files_name_says_are_refused(name, tmp_path):
+def test_filters_of_another_net_than_in_their_files_name_are_refused(name, tmp_path):
     about = {"kind": "filters", "status": "left_out", "reason": "x", "model": "cnn", "seed": 0}
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
@@ -170,7 +168,7 @@ def test_filters_of_another_net_than_their_files_name_says_are_refused(name, tmp
         assert read(("filters",), {"filters": [str(path)]}, {})["filters"][0].seed == 0
 
 
-def test_a_pair_counts_once_whichever_way_round():
+def test_a_pair_counts_once_in_either_order():
     both = [pair("cnn", 0, "cnn", 1, 0.309), pair("cnn", 1, "cnn", 0, 0.309)]
     assert once(both) == both[:1] and once(both[::-1]) == both[1:]
     row = made(table4, train=[train("cnn", 0), train("cnn", 1)], pair_merge=both).iloc[0]
@@ -179,7 +177,7 @@ def test_a_pair_counts_once_whichever_way_round():
     assert made(table4, pair_merge=left_out).iloc[0]["left_out"] == 1
     by_weight = pair("cnn", 1, "cnn", 0, 0.5, matching="weight")
     others = [pair("cnn", 0, "cnn_inv", 0), pair("cnn", 1, "cnn_inv", 0), by_weight]
-    assert once([*both, *others]) == [both[0], *others]  # other nets, another matching
+    assert once([*both, *others]) == [both[0], *others]  # other nets and another matching count separately
     apart = [both[0], pair("cnn", 1, "cnn", 0, 0.32)]
     line = r"cnn-0--cnn-1 has a barrier of 0\.309, .*cnn-1--cnn-0, .*same nets, of 0\.32"
     refused(lambda: once(apart), match=line)
@@ -219,7 +217,7 @@ FIGURES = ["figure3", "figure4", "curves_figure", "symmetries_figure"]
 
 
 def places(value, path=()):
-    """Every path of keys in a record, settings aside, which planning compares with the config's."""
+    """Every path of keys in a record, except in its settings, which planning compares with the config's."""
     if path == ("settings",):
         return
     if path:
@@ -232,7 +230,7 @@ def places(value, path=()):
 @pytest.mark.slow(seconds=30)
 @settings(max_examples=150)
 @given(st.sampled_from([*KINDS]), st.data())
-def test_whatever_stands_in_a_record_it_is_refused_in_one_line_or_tabulated(kind, data):
+def test_a_record_of_any_content_is_refused_in_one_line_or_tabulated(kind, data):
     record = copy.deepcopy(data.draw(st.sampled_from(committed_records(kind))))
     for _ in range(data.draw(st.integers(1, 2))):
         path = data.draw(st.sampled_from([*places(record)] or [("kind",)]))
@@ -266,7 +264,7 @@ def test_whatever_stands_in_a_record_it_is_refused_in_one_line_or_tabulated(kind
 
 
 def record_of(clone, **what):
-    """The record of a scale `tiny` that says so."""
+    """The path of the first record at the scale `tiny` that has these fields."""
     for path in sorted((clone.folder / "results/tiny/records").rglob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         if what.items() <= record.items():
@@ -274,7 +272,7 @@ def record_of(clone, **what):
     raise LookupError(what)
 
 
-def test_a_start_names_each_broken_record_and_makes_all_that_does_not_need_it(committed):
+def test_a_run_names_each_broken_record_and_makes_everything_that_does_not_need_it(committed):
     broken = record_of(committed, kind="flip_merge", model="gcnn", seed=1)
     broken.write_text("{}", encoding="utf-8")
     name = str(broken.relative_to(committed.folder))
@@ -296,7 +294,7 @@ ABOUT = {"model": "cnn", "seed": 0, "settings": SETTINGS, "classes": 10}
 
 
 def header(metadata):
-    """A safetensors file without tensors, its header's text as given."""
+    """A safetensors file without tensors, with this text as the header's metadata."""
     text = json.dumps({"__metadata__": metadata}).encode()
     return len(text).to_bytes(8, "little") + text
 
@@ -314,7 +312,7 @@ CONTENTS = {
 }  # fmt: skip
 
 
-def test_the_state_of_another_training_is_told(tmp_path):
+def test_the_state_of_another_training_is_refused(tmp_path):
     path, net = tmp_path / "cnn-0.safetensors", nn.Linear(2, 3)
     its = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
     line = r"cnn-0\.safetensors isn't the state of this training: delete it, and it starts over"
@@ -325,7 +323,7 @@ def test_the_state_of_another_training_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "line"), CONTENTS.values(), ids=CONTENTS)
-def test_a_checkpoint_that_can_not_be_is_refused_in_one_line(content, line, tmp_path):
+def test_an_invalid_checkpoint_is_refused_in_one_line(content, line, tmp_path):
     path, record = tmp_path / "cnn-0.safetensors", tmp_path / "cnn-0.json"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -338,7 +336,7 @@ def test_a_checkpoint_that_can_not_be_is_refused_in_one_line(content, line, tmp_
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"model": "gcnn"}])
-def test_a_checkpoint_whose_header_says_another_net_than_its_record_is_refused(change, tmp_path):
+def test_a_checkpoint_whose_header_names_another_net_than_its_record_is_refused(change, tmp_path):
     path, record = tmp_path / "cnn-0.safetensors", tmp_path / "cnn-0.json"
     for about in (ABOUT, ABOUT | change):
         checkpoints.save(path, {}, about)

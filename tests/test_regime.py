@@ -26,11 +26,11 @@ def verdicts(gaps, **how):
     return regime.frame(inputs(gaps, **how), SELECTION)["verdict"].tolist()[:4]
 
 
-def test_claims_hold_where_their_answer_is_put_in_and_not_where_the_opposite_is():
+def test_claims_hold_on_data_with_their_effect_and_not_on_data_with_the_opposite():
     assert verdicts({"cnn_100": 0.02, "noaug_100": -0.02}) == [HELD] * 4
     assert verdicts({"cnn_100": -0.02, "noaug_100": 0.02}) == [NOT_HELD] * 4
     assert verdicts({}) == [OPEN] * 4
-    assert verdicts({"cnn_100": 0.02}, seeds=range(20, 22)) == [UNTESTED] * 4  # one pair a type
+    assert verdicts({"cnn_100": 0.02}, seeds=range(20, 22)) == [UNTESTED] * 4  # one pair per type
 
 
 def test_each_type_and_length_has_its_gap_and_no_verdict():
@@ -41,7 +41,7 @@ def test_each_type_and_length_has_its_gap_and_no_verdict():
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0], ids=["pairs alone", "nets alone"])
-def test_the_test_between_two_types_holds_its_level_where_pairs_share_nets(share):
+def test_the_test_between_two_types_keeps_its_level_where_pairs_share_nets(share):
     draws, nets = 1000, 8
     random = np.random.default_rng(0)
     seeds = np.stack([np.arange(nets), (np.arange(nets) + 1) % nets], axis=1)

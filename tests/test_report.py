@@ -16,7 +16,7 @@ LABELS = torch.arange(60) % 10
 CPU = torch.device("cpu")
 
 
-def test_a_net_that_doesnt_tell_images_apart_gets_no_verdict():
+def test_a_net_that_doesnt_distinguish_images_gets_no_verdict():
     net, images = conv_net(), Images(PIXELS, 16)
     with torch.no_grad():
         net[-1].weight *= 1e-6
@@ -25,7 +25,7 @@ def test_a_net_that_doesnt_tell_images_apart_gets_no_verdict():
     assert "vary by" in hardly.notes[0] and "barrier means nothing" in hardly.notes[0]
     hardly.name, barriers = "hardly", {"halfway": 0.5, "repaired": 0.5}
     other = report(vgg11(), images, LABELS, partial_images=0, name="other")
-    other.layers = hardly.layers  # of one architecture, as if
+    other.layers = hardly.layers  # as if of the same architecture
     comparison = Comparison([hardly, other], {(1, 0): barriers})
     nets, pairs = comparison.in_words()
     assert nets[1][-1] == pairs[1][1] == pairs[1][2] == pairs[2][1] == "–" != pairs[2][2] == nets[2][-1]
@@ -40,7 +40,7 @@ def test_a_net_that_doesnt_tell_images_apart_gets_no_verdict():
     assert "halfway with itself" in verdict(report(net, images, LABELS, partial_images=0))
 
 
-def test_baselines_and_classes_are_what_they_say():
+def test_baselines_and_classes_are_as_documented():
     net, images, x = vgg11(), Images(PIXELS, 16), normalise(PIXELS)
     labels = answers(net, images)
     labels[::3] = (labels[::3] + 1) % 10
@@ -90,7 +90,7 @@ def test_where_no_answer_is_right_the_reason_is_given():
     assert set(wrong.barrier.values()) == {None} and "right on none of the 60 test images" in wrong.note
 
 
-def test_a_metric_of_ones_own_is_averaged_over_images_of_all_nets():
+def test_a_custom_metric_is_averaged_over_images_for_all_nets():
     margin = Metric(lambda logits, labels: logits.gather(1, labels[:, None])[:, 0] - logits.mean(1))
     net, images = vgg11(), Images(PIXELS, 16)
     merged = flip_merge(net, images, test_labels=LABELS, metrics={"margin": margin})
@@ -115,12 +115,12 @@ def test_the_barrier_of_a_loss_is_its_rise():
     (lambda logits, labels: 0.5, "gives float"), (lambda logits, labels: logits[:, 99], "fails on logits"),
     (lambda logits, labels: {}["key"], "KeyError: 'key' (test_report.py, line"),
 ])  # fmt: skip
-def test_a_metric_that_isnt_one_number_an_image_is_refused(metric, line):
+def test_a_metric_that_isnt_one_number_per_image_is_refused(metric, line):
     mine = {"mine": Metric(metric)}
     refused(lambda: flip_merge(vgg11(), Images(PIXELS, 16), metrics=mine), "metric mine", line)
 
 
-def test_metrics_are_by_names_of_their_own_and_change_nothing():
+def test_metrics_need_distinct_names_and_change_nothing():
     net, images = conv_net(), Images(PIXELS, 16)
 
     def changes(logits, labels):

@@ -1,4 +1,4 @@
-"""ResNet checkpoints from elsewhere: key layouts, what doesn't fit, code in files, downloads."""
+"""Published ResNet checkpoints: key layouts, mismatches, code in files, downloads."""
 
 import contextlib
 import http.server
@@ -50,7 +50,7 @@ def head(state, prefix):
 
 
 def pretrained(state, *encoders):
-    """What a self-supervised training saves: encoders whose heads are projections, and a predictor."""
+    """A checkpoint of self-supervised training: encoders whose heads are projections, and a predictor."""
     made = {"module.predictor.0.weight": torch.ones(2, 2)}
     for encoder in encoders:
         made |= prefixed(without_head(state) | PROJECTION, f"module.{encoder}.")
@@ -98,7 +98,7 @@ def test_the_public_cifar_resnets_layout_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["plain", "module", "module.encoder"])
-def test_a_layout_that_the_config_names_is_the_only_one_taken(state, layout):
+def test_a_layout_named_by_the_config_is_the_only_one_accepted(state, layout):
     contents = state if layout == "plain" else prefixed(state, f"{layout}.")
     assert to_torchvision([("a.pth", contents)], RESNET50, layout)[0].keys() == state.keys()
     with pytest.raises(UserError, match=rf"a\.pth is in the layout {layout}, not module\.base_encoder"):
@@ -116,7 +116,7 @@ def test_every_missing_surplus_and_misshapen_tensor_is_named(state):
     )
 
 
-def test_a_backbone_without_a_head_says_what_is_missing(state):
+def test_a_backbone_without_a_head_is_refused_with_what_is_missing(state):
     with pytest.raises(UserError, match=r"missing: fc\.weight, fc\.bias$"):
         to_torchvision([("a.pth", without_head(state))], RESNET50)
 
@@ -135,20 +135,20 @@ def test_counters_that_old_files_lack_are_no_fault(state):
     assert to_torchvision([("a.pth", old)], RESNET50)[0].keys() == state.keys()
 
 
-def test_weights_that_are_no_numbers_are_refused():
+def test_weights_that_are_not_finite_are_refused():
     state = build(SMALL, 10).state_dict()
     state["fc.bias"][0] = float("nan")
     with pytest.raises(UserError, match=r"mine\.pth doesn't fit the net: not all numbers: fc\.bias"):
         to_torchvision([("mine.pth", state)], SMALL)
 
 
-def test_a_file_of_something_else_is_told():
+def test_a_file_of_something_else_is_refused():
     with pytest.raises(UserError, match=r"neither a ResNet nor a linear head: it holds encoder\.conv"):
         to_torchvision([("a.pth", {"encoder.conv": torch.ones(1)})], RESNET50)
 
 
 class Payload:
-    """Pickled, it makes a file when it is loaded."""
+    """An object whose pickle creates a file when it is loaded."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -170,12 +170,12 @@ def test_a_checkpoint_with_a_pickle_payload_is_refused_and_does_not_run(tmp_path
     line = "is a bare pickle, or .*refused" if form == "bare pickle" else "holds more than tensors.*refused"
     refused(lambda: read_tensors(path), match=rf"bad\.pth {line}")
     assert not (tmp_path / "ran").exists()
-    with contextlib.suppress(RuntimeError):  # a bare pickle is none of torch's files
+    with contextlib.suppress(RuntimeError):  # a bare pickle isn't one of torch's files
         torch.load(path, weights_only=False)
-    assert (tmp_path / "ran").exists()  # what any other unpickler does
+    assert (tmp_path / "ran").exists()  # any other unpickler runs the code
 
 
-def test_what_training_scripts_save_beside_weights_is_read(tmp_path):
+def test_weights_are_read_from_what_training_scripts_save(tmp_path):
     beside = {"args": Namespace(lr=0.1), "accuracy": np.float64(93.1), "losses": np.arange(3.0)}
     torch.save({"model": {"weight": torch.ones(1)}, **beside}, tmp_path / "last.pth")
     contents = read_tensors(tmp_path / "last.pth")
@@ -184,14 +184,14 @@ def test_what_training_scripts_save_beside_weights_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
-def test_a_truncated_checkpoint_is_told(tmp_path, share):
+def test_a_truncated_checkpoint_is_refused(tmp_path, share):
     torch.save({"conv1.weight": torch.ones(1000)}, tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: int(share * len(whole))])
     refused(lambda: read_tensors(tmp_path / "cut.pth"), match=r"cut\.pth is truncated or no checkpoint")
 
 
-def test_the_beginning_of_an_older_checkpoint_is_told(tmp_path):
+def test_a_truncated_checkpoint_of_the_older_format_is_refused(tmp_path):
     torch.save(
         {"conv1.weight": torch.ones(1000)}, tmp_path / "whole.pth", _use_new_zipfile_serialization=False
     )
@@ -205,7 +205,7 @@ def test_the_beginning_of_an_older_checkpoint_is_told(tmp_path):
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; promises more bytes than come while the file `cut` is there."""
+    """Serves a folder; while the file `cut` exists, it sends fewer bytes than it announces."""
 
     def log_message(self, *args):
         pass
@@ -218,7 +218,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path):
-    """A folder, and the address that its files have on this machine's loopback."""
+    """A folder, and the address of its files on this machine's loopback interface."""
     folder = tmp_path / "served"
     folder.mkdir()
     handler = partial(Handler, directory=str(folder))
@@ -243,14 +243,14 @@ def test_a_checksum_is_recorded_on_first_use_and_checked_ever_after(server, tmp_
     fetch(f"{url}/a.pth", tmp_path / "kept", lines.append)
     assert sha256(path) == note.read_text(encoding="utf-8").strip()
     assert len(lines) == 1 and "is fetched again" in lines[0]
-    torch.save({"conv1.weight": torch.zeros(5)}, folder / "a.pth")  # another file under the same address
+    torch.save({"conv1.weight": torch.zeros(5)}, folder / "a.pth")  # another file at the same address
     path.unlink()
     with pytest.raises(UserError, match=r"no longer the file that was first used .*a\.pth\.sha256"):
         fetch(f"{url}/a.pth", tmp_path / "kept", lines.append)
     assert not path.exists()
 
 
-def test_a_download_has_the_hash_that_its_address_ends_with_or_it_is_not_kept(server, tmp_path):
+def test_a_download_is_kept_only_if_it_has_the_hash_in_its_address(server, tmp_path):
     folder, url = server
     torch.save({"conv1.weight": torch.ones(5)}, folder / "a.pth")
     right = sha256(folder / "a.pth")
@@ -260,7 +260,7 @@ def test_a_download_has_the_hash_that_its_address_ends_with_or_it_is_not_kept(se
     assert not [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
     path = fetch(f"{url}/a.pth#sha256={right.upper()}", tmp_path / "kept")
     assert path.name == "a.pth" and path == fetch(f"{url}/a.pth", tmp_path / "kept")
-    with pytest.raises(UserError, match="and not"):  # also of a file that is there already
+    with pytest.raises(UserError, match="and not"):  # also for an existing file
         fetch(f"{url}/a.pth#sha256={wrong}", tmp_path / "kept")
     for fragment in ("sha265=" + right, "sha256=" + right[:-1], "v1"):
         address = partial(fetch, f"{url}/a.pth#{fragment}", tmp_path / "kept")
@@ -272,7 +272,7 @@ def test_a_download_has_the_hash_that_its_address_ends_with_or_it_is_not_kept(se
 ])  # fmt: skip
 def test_an_address_leads_to_no_file_outside_the_folder_of_downloads(server, tmp_path, address):
     folder, url = server
-    (folder / "mine.pth").write_text("no checkpoint")  # which is unlinked
+    (folder / "mine.pth").write_text("no checkpoint")  # a failed download is unlinked
     mine = tmp_path / "mine.pth"
     mine.write_text("mine")
     with pytest.raises(UserError, match=r"\. and \.\. can be no part of an address"):
@@ -287,7 +287,7 @@ def test_an_address_that_is_too_long_for_a_path_is_refused_in_one_line(tmp_path,
     )
 
 
-def test_of_files_of_one_name_each_has_its_hash_in_the_record(state, tmp_path):
+def test_each_of_several_files_of_one_name_has_its_hash_in_the_record(state, tmp_path):
     files = [tmp_path / "backbone" / "a.pth", tmp_path / "head" / "a.pth"]
     for file, contents in zip(files, (without_head(state), head(state, "fc")), strict=True):
         file.parent.mkdir()
@@ -317,7 +317,7 @@ def test_a_download_that_ends_early_is_refused_and_fetched_again(server, tmp_pat
     "{url}/none.pth", "{url}/\0", "https://ä/ä.pth", "https://h:x/a", "http://[::1/a",
     "file:///etc", "file:///dev/zero", "file:///none.pth",
 ])  # fmt: skip
-def test_what_cannot_be_reached_is_not_at_hand(server, tmp_path, address):
+def test_an_unreachable_address_is_unavailable(server, tmp_path, address):
     _, url = server
     with pytest.raises(UnavailableError, match=r"can't be downloaded") as error:
         fetch(address.format(url=url), tmp_path)
@@ -341,7 +341,9 @@ NO_CHECKPOINTS = {
 
 
 @pytest.mark.parametrize("case", [*ANSWERS, *NO_CHECKPOINTS])
-def test_whatever_a_server_answers_is_told_in_one_line_and_not_kept(server, tmp_path, monkeypatch, case):
+def test_any_answer_of_a_server_that_is_no_checkpoint_is_one_line_and_not_kept(
+    server, tmp_path, monkeypatch, case
+):
     answer = (ANSWERS | NO_CHECKPOINTS)[case]
     monkeypatch.setattr(Handler, "do_GET", lambda handler: handler.wfile.write(answer))
     reason = "can't be downloaded" if case in ANSWERS else "is truncated or no checkpoint"
@@ -349,7 +351,7 @@ def test_whatever_a_server_answers_is_told_in_one_line_and_not_kept(server, tmp_
     assert len(line) < 400 and not [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
 
 
-def test_a_connection_that_is_lost_is_no_full_disk(tmp_path):
+def test_a_lost_connection_is_not_reported_as_a_full_disk(tmp_path):
     for lost in (ConnectionResetError, TimeoutError):
         with pytest.raises(lost), write_whole(tmp_path / "a.pth"):
             raise lost
@@ -357,7 +359,7 @@ def test_a_connection_that_is_lost_is_no_full_disk(tmp_path):
 
 
 @pytest.mark.parametrize("note", [b"", b"\xe9", b"12", b"\xef\xbb\xbf" + b"0" * 64, None], ids=repr)
-def test_a_recorded_checksum_that_is_none_is_named(server, tmp_path, note):
+def test_an_invalid_recorded_checksum_is_named(server, tmp_path, note):
     folder, url = server
     torch.save({"conv1.weight": torch.ones(5)}, folder / "a.pth")
     path = fetch(f"{url}/a.pth", tmp_path).with_name("a.pth.sha256")
@@ -367,7 +369,7 @@ def test_a_recorded_checksum_that_is_none_is_named(server, tmp_path, note):
 
 
 @pytest.mark.parametrize("content", [[torch.ones(1)], torch.ones(3), 3, None, "a", {}, {1: torch.ones(1)}])
-def test_a_checkpoint_of_no_tensors_by_name_is_told(tmp_path, content):
+def test_a_checkpoint_without_named_tensors_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "a.pth")
     refused(lambda: gather({"file": str(tmp_path / "a.pth")}, SMALL, tmp_path), match="no tensors")
 
@@ -380,13 +382,13 @@ ODD = {
 
 @pytest.mark.parametrize("name", ["fc.bias", "fc.weight"])
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
-def test_tensors_that_no_net_has_are_told(odd, name):
+def test_tensors_that_no_net_has_are_named(odd, name):
     state = build(SMALL, 10).state_dict() | {name: odd}
     refused(lambda: to_torchvision([("a.pth", state)], SMALL), match="doesn't fit the net")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_whatever_bytes_a_checkpoint_has_it_is_read_or_told(tmp_path, zipped):
+def test_a_checkpoint_of_any_bytes_is_read_or_refused(tmp_path, zipped):
     draw, path = random.Random(0), tmp_path / "a.pth"
     torch.save({"conv1.weight": torch.ones(5), "x": [1]}, path, _use_new_zipfile_serialization=zipped)
     whole = path.read_bytes()
@@ -405,7 +407,7 @@ def test_torchvision_names_are_checked(tmp_path):
         from_torchvision("IMAGENET1K_V9", tmp_path)
 
 
-def test_torchvisions_loader_is_used_and_what_it_keeps_is_checked_ever_after(tmp_path, monkeypatch):
+def test_torchvisions_loader_is_used_and_its_cached_file_is_checked_ever_after(tmp_path, monkeypatch):
     loads = []
 
     def load(url, *, model_dir, check_hash, weights_only, **rest):

@@ -1,4 +1,4 @@
-"""What a user can give Snakemake that can't be, and what stands in its way: a last line, before any job."""
+"""Invalid input to Snakemake, and obstacles to a run: the last line names them, before any job."""
 
 import os
 import re
@@ -14,14 +14,14 @@ from relusym import cifar10, data
 from relusym.config.settings import Settings
 from relusym.records.files import write_record
 
-# root may read and write everything; without these capabilities it obeys files' rights as others do
+# root may read and write everything; without these capabilities it obeys file permissions like other users
 THESE = "-dac_override,-dac_read_search"
 AS_OTHERS = "setpriv", f"--bounding-set={THESE}", f"--inh-caps={THESE}"
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A tiny clone; each case spoils it and mends it again."""
+    """A tiny clone; each case damages and repairs it."""
     return set_to_tiny(Clone(tmp_path_factory.mktemp("bad") / "clone"))
 
 
@@ -34,7 +34,7 @@ def by_others():
 
 @pytest.fixture
 def ends_with(checkout):
-    """A function that runs Snakemake and holds its last line to a pattern; results are gone afterwards."""
+    """A function that runs Snakemake and matches its last line to a pattern; it removes the results afterwards."""
 
     def run(line, *arguments, as_others=False):
         ended = checkout.snakemake(*arguments, by=by_others() if as_others else ())
@@ -42,7 +42,7 @@ def ends_with(checkout):
         assert re.search(f"^{line}", ended.stdout.strip().splitlines()[-1]), ended.stdout
         wrong = ("Traceback", "File ", "Exception", "Error in")
         assert not any(word in ended.stdout for word in wrong), ended.stdout
-        assert not [*checkout.folder.glob("results/tiny/logs/*/*/*.log")]  # no job began
+        assert not [*checkout.folder.glob("results/tiny/logs/*/*/*.log")]  # no job has started
 
     yield run
     results = checkout.folder / "results"
@@ -70,7 +70,7 @@ def mine(clone, content):
 
 @contextmanager
 def no_notes(clone):
-    """A file where Snakemake keeps its notes."""
+    """A file in place of Snakemake's folder .snakemake."""
     path, aside = clone.folder / ".snakemake", clone.folder / "aside"
     if path.exists():
         path.rename(aside)
@@ -196,7 +196,7 @@ UNREADABLE = {"folder": "Is a directory", "fifo": "Not a file", "rights": "Permi
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_a_record_that_can_not_be_read_is_named_and_what_does_not_need_it_goes_on(checkout, ends_with, kind):
+def test_an_unreadable_record_is_named_and_jobs_that_do_not_need_it_run(checkout, ends_with, kind):
     path, by = checkout.record("train", "cnn-0"), ()
     if kind == "rights":
         write_record(path, records.train("cnn", 0))
@@ -225,7 +225,7 @@ def prepare(checkout, **source):
     return checkout.snakemake(to, *on_folder(**source)), checkout.folder / to
 
 
-def test_a_job_that_fails_on_its_input_tells_the_line_and_leaves_no_output(checkout):
+def test_a_job_that_fails_on_its_input_reports_one_line_and_leaves_no_output(checkout):
     run, prepared = prepare(checkout, root="nowhere")
     line = "data folder nowhere is missing: set cifar10.root to the folder that holds train/ and test/"
     assert run.returncode != 0 and f"\nerror in rule prepare_data: {line}\n" in run.stdout
@@ -233,7 +233,7 @@ def test_a_job_that_fails_on_its_input_tells_the_line_and_leaves_no_output(check
     assert prepared.with_suffix(".log").read_text(encoding="utf-8") == f"error: {line}\n"
 
 
-def test_images_that_only_their_label_calls_cifar10_are_doubted_when_they_are_prepared(checkout):
+def test_images_called_cifar10_only_by_their_label_are_doubted_when_prepared(checkout):
     with images(checkout, 32):
         run, prepared = prepare(checkout, label="CIFAR10")
     assert run.returncode == 0, run.stdout

@@ -34,7 +34,7 @@ rule train:
 
 @pytest.fixture
 def workflow(tmp_path):
-    """A folder with four jobs, and the profile of this project."""
+    """A folder with a workflow of four jobs, and this project's profile."""
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     (tmp_path / "profiles" / "default").mkdir(parents=True)
     profile = (ROOT / "profiles" / "default" / "config.yaml").read_text()
@@ -51,8 +51,8 @@ def piped(folder, *arguments, bad="none"):
     return run.returncode, run.stdout
 
 
-def test_on_a_terminal_one_line_says_what_is_done_to_come_and_running(workflow):
-    (workflow / "wait").touch()  # until what is to be seen is there; a file `go` ends one job
+def test_on_a_terminal_one_line_shows_what_is_done_to_come_and_running(workflow):
+    (workflow / "wait").touch()  # jobs run until it is removed; a file `go` ends one job
     first = rb"of 4 jobs done \| train cnn-\d \(epoch 1.50 of 4\)"
     second = rb"[12] of 4 jobs done \| about \d:\d\d left \| train"
     ours, its = pty.openpty()
@@ -63,7 +63,7 @@ def test_on_a_terminal_one_line_says_what_is_done_to_come_and_running(workflow):
     for pattern in (first, second, None):
         moving = []
         while pattern is None or not any(re.search(pattern, line) for line in moving):
-            assert select.select([ours], [], [], 1500)[0], output  # seconds, of a busy machine
+            assert select.select([ours], [], [], 1500)[0], output  # seconds; long enough on a busy machine
             try:
                 output += os.read(ours, 4096)
             except OSError:  # the other end is closed
@@ -78,7 +78,7 @@ def test_on_a_terminal_one_line_says_what_is_done_to_come_and_running(workflow):
     still = [line for line in output.decode().split("\n") if "\x1b[K4 of 4 jobs done, in 0:" in line]
     assert len(still) == 1 and output.decode().count("\n") <= 3
     (log,) = (workflow / ".snakemake" / "log").iterdir()
-    assert log.read_text().count("rule train:") == 3  # what isn't shown is in the file
+    assert log.read_text().count("rule train:") == 3  # the log has what isn't shown
 
 
 def test_in_a_pipe_a_run_is_a_few_whole_lines(workflow):
@@ -89,7 +89,7 @@ def test_in_a_pipe_a_run_is_a_few_whole_lines(workflow):
     assert code == 0 and output.splitlines()[-1].startswith("Nothing to be done")
 
 
-def test_in_a_pipe_a_line_says_how_far_a_long_job_is(tmp_path, monkeypatch):
+def test_in_a_pipe_a_line_shows_the_progress_of_a_long_job(tmp_path, monkeypatch):
     monkeypatch.setattr("snakemake_logger_plugin_line.EVERY_S_IN_A_FILE", 0.01)
     lines, log = io.StringIO(), tmp_path / "cnn-0.log"
     monkeypatch.setattr("sys.stderr", lines)
@@ -106,7 +106,7 @@ def test_in_a_pipe_a_line_says_how_far_a_long_job_is(tmp_path, monkeypatch):
         assert line in lines.getvalue().splitlines()
     shown.close()
     printed = lines.getvalue().splitlines()
-    assert len(set(printed)) == len(printed)  # none twice
+    assert len(set(printed)) == len(printed)  # no duplicates
 
 
 def test_a_failed_job_is_named_with_its_log_and_the_others_go_on(workflow):
@@ -133,7 +133,7 @@ def event(name, **about):
     return name, record
 
 
-def test_the_time_left_is_that_of_the_jobs_to_do_by_the_means_of_their_rules(monkeypatch):
+def test_the_time_left_is_that_of_the_jobs_to_do_by_their_rules_means(monkeypatch):
     now = 0.0
     monkeypatch.setattr("snakemake_logger_plugin_line.time.monotonic", lambda: now)
     run = Run()
@@ -149,12 +149,12 @@ def test_the_time_left_is_that_of_the_jobs_to_do_by_the_means_of_their_rules(mon
     assert run.line() == "2 of 8 jobs done | about 1:45 left | train cnn-0, train cnn-1"  # (330 - 2 × 60) / 2
 
 
-def test_a_training_that_goes_on_from_its_state_is_no_whole_one_for_the_time_left(monkeypatch, tmp_path):
+def test_the_time_left_accounts_for_the_share_that_a_resumed_training_had_done(monkeypatch, tmp_path):
     now = 0.0
     monkeypatch.setattr("snakemake_logger_plugin_line.time.monotonic", lambda: now)
     run = Run()
     run.take(*event("run_info", stats={"train": 3, "total": 3}))
-    for number, lines in enumerate((["2.40", "4.00"], ["3.10"])):  # this run's of 4 epochs: two, and one
+    for number, lines in enumerate((["2.40", "4.00"], ["3.10"])):  # of 4 epochs, this run did two, and one
         log = tmp_path / f"cnn-{number}.log"
         log.write_text("".join(f"cnn-{number}: epoch   {epoch}/4  loss 1\n" for epoch in lines))
         run.take(*event("job_info", jobid=number, rule_name="train", log=[str(log)]))
@@ -179,7 +179,7 @@ NAMES = {"cnn": "CNN", "cnn_inv": "CNN + inv-loss", "gcnn": "GCNN"}
 @pytest.mark.parametrize("with_loss, beside", [
     (0.021, "less than half of"), (0.06, "below"), (0.084, "not below"),
 ])  # fmt: skip
-def test_the_sentence_says_what_the_table_shows_and_no_more(table2, with_loss, beside):
+def test_the_sentence_states_what_the_table_shows_and_no_more(table2, with_loss, beside):
     table2.loc[table2["model"] == "cnn_inv", "gcnn_barrier_mean"] = with_loss
     assert f"{beside} the CNN's 8.4e-2; GCNN 0." in in_words(table2, NAMES)
     assert in_words(table2[table2["model"] != "gcnn"], NAMES) == ""
@@ -197,10 +197,10 @@ def test_a_run_ends_with_the_tables_and_figures_that_were_asked_for(table2, tmp_
     assert at_end(["status"], tmp_path, NAMES) == ""
 
 
-def test_a_run_of_committed_results_prints_them_and_says_that_nothing_was_trained(committed):
+def test_a_run_of_committed_results_prints_them_and_that_nothing_was_trained(committed):
     for note in (committed.folder / "results/tiny/notes").glob("table2-*"):
         note.unlink()
-    # first the table is made, then there is nothing to do, on a terminal without ±
+    # first the table is made, then there is nothing to do; the second time on a terminal without ±
     for by in ((), ("env", "PYTHONIOENCODING=ascii")):
         output = committed.makes("table2", by=by)
         assert "GCNN Barrier" in output and "results/tiny/tables/table2.md" in output
@@ -215,7 +215,7 @@ def test_a_target_of_several_tables_ends_with_each_of_them(committed):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Logs and records of trainings: done, diverged, running, failed, of other settings, not begun, of another type."""
+    """Trainings with logs and records: done, diverged, running, failed, other settings, not begun, another type."""
     hours = {
         "cnn-f0/0": ("ok", 0.5), "cnn-f0/1": ("diverged", 0.5), "cnn-0f/4": ("ok", 2.0),
         "gcnn-f0/0": ("ok", 1.0),
@@ -232,7 +232,7 @@ def folder(tmp_path):
         yield tmp_path
 
 
-def test_the_screen_counts_jobs_by_state_what_was_left_out_and_hours_and_names_what_failed(folder):
+def test_the_screen_counts_jobs_by_state_left_out_nets_and_hours_and_names_failed_jobs(folder):
     jobs = {f"train/cnn-f0/{seed}": seed < 2 for seed in range(5)}
     jobs |= {"train/gcnn-f0/0": True, "train/gcnn-f0/1": False}
     status = kind_status("train", jobs, folder)
@@ -266,12 +266,12 @@ def test_the_screen_is_one_screen_however_many_jobs_failed(folder):
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder"])
-def test_what_is_no_log_keeps_the_screen_from_nothing(folder, kind):
+def test_a_non_file_in_place_of_a_log_does_not_affect_the_screen(folder, kind):
     obstruct(folder / "logs/train/cnn-f0/7.log", kind)
     assert kind_status("train", {"train/cnn-f0/7": False}, folder).counts == {"to do": 1}
 
 
-def test_the_last_words_of_a_log_tell_a_kill_from_an_error(tmp_path):
+def test_the_last_line_of_a_log_distinguishes_a_kill_from_an_error(tmp_path):
     log, killed = tmp_path / "cnn-0.log", "it was killed, it seems (kill -9, memory, or its node)"
     for text, words in {
         "cnn-0: epoch   1.50/3  loss 1.2\n": f"{killed}, after: cnn-0: epoch   1.50/3  loss 1.2",

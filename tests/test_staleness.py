@@ -24,7 +24,7 @@ RESULT, IMAGES = "results/tiny", "generated-400-200-0"
 
 
 def files_of(folder, *parts):
-    """Every file below the parts of a folder, with the hash of its bytes."""
+    """The hash of every file below these parts of a folder."""
     paths = [path for part in parts for path in (folder / part).rglob("*") if path.is_file()]
     return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
@@ -45,7 +45,7 @@ def flip_byte(path, place):
 
 
 def settings(**changes):
-    """Those of the scale `demo`, or another, with other values of keys."""
+    """The settings of the scale `demo`, or another, with other values of keys."""
     run = {"cifar10": copy.deepcopy(config_of(ROOT)["cifar10"])}
     for key, value in changes.items():
         *path, last = key.split("__")
@@ -58,13 +58,13 @@ def settings(**changes):
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """A function that gives what is there of the demo in an empty folder."""
+    """A function that returns the demo's `Results` in an empty folder, with other values of keys."""
     monkeypatch.chdir(tmp_path)
     return lambda **changes: Results(settings(**changes))
 
 
 def write_train(results, model="cnn", checkpoint="a" * 64, status="diverged", **inputs):
-    """The record of a net, by the name that it is to have."""
+    """Write the record of a net at its path."""
     key = results.key("train", (model, 0))
     record = {
         **{"kind": "train", "status": status, "reason": "made up", "model": model, "seed": 0},
@@ -98,7 +98,7 @@ def test_other_settings_are_another_path_and_the_first_ones_are_still_there(resu
 
 def test_a_merge_of_another_checkpoint_or_other_filters_is_not_there_and_keeps_its_file(results):
     key = write_flip(results())
-    assert results().is_there(key)  # no train record says which checkpoint it should be
+    assert results().is_there(key)  # without a train record, any checkpoint is accepted
     write_train(results())
     assert results().is_there(key)
     folder = Path(results().record(key)).parent
@@ -107,7 +107,7 @@ def test_a_merge_of_another_checkpoint_or_other_filters_is_not_there_and_keeps_i
     assert not now.is_there(key) and now.record(key) == str(folder / "0.1.json")
     write_flip(results(), checkpoint="b" * 64)
     assert results().is_there(key) and (folder / "0.json").read_bytes() == before
-    write_train(results())  # the first checkpoint again
+    write_train(results())  # with the first checkpoint again
     assert results().is_there(key) and results().record(key) == str(folder / "0.json")
     Path(results().filters(key)).write_bytes(b"another merge's")
     assert not results().is_there(key) and results().record(key) == str(folder / "0.2.json")
@@ -124,7 +124,7 @@ def test_a_net_whose_local_file_of_weights_has_changed_is_read_again(results):
     Path("net.pth").write_bytes(b"other")
     assert not results(**local).is_there(key) and results(**local).record(key).endswith("/0.1.json")
     Path("net.pth").unlink()
-    assert results(**local).is_there(key)  # nothing to tell by
+    assert results(**local).is_there(key)  # without the file, there is nothing to compare with
 
 
 def test_weights_of_another_hash_than_their_address_has_are_read_again_and_no_path_depends_on_it(results):
@@ -138,7 +138,7 @@ def test_weights_of_another_hash_than_their_address_has_are_read_again_and_no_pa
     assert pinned("#sha256=", "b" * 64).settings.models["old"].weights["urls"][0].endswith("b")
 
 
-def test_a_net_that_could_not_be_had_is_tried_again(results):
+def test_a_net_that_was_unavailable_is_tried_again(results):
     write_train(results(), status="absent")
     key = results().key("train", ("cnn", 0))
     assert not results().is_there(key) and results().record(key).endswith("/0.1.json")
@@ -159,12 +159,12 @@ def test_a_net_that_comes_out_the_same_keeps_its_record(results):
     assert load_record(path)["outputs"] == {"checkpoint": "b" * 64}
 
 
-def test_a_record_under_another_ones_name_is_refused(results):
+def test_a_record_under_another_records_name_is_refused(results):
     key = write_flip(results())
     path = Path(results().record(key))
     shutil.copy(path, path.with_name("1.json"))
     now, other = results(), results().key("flip_merge", ("cnn", 1))
-    assert now.is_there(other) and now.load(other) is None and now.is_there(key)  # nothing is written over it
+    assert now.is_there(other) and now.load(other) is None and now.is_there(key)  # it isn't overwritten
     (line,) = now.broken.values()
     assert re.search(r"1\.json is of flip_merge/cnn-\w{8}/0, not of flip_merge/cnn-\w{8}/1", line)
 
@@ -187,7 +187,7 @@ def test_a_key_at_its_default_changes_no_path_and_an_absent_one_means_it():
     assert fingerprint(merge) == fingerprint(settings().pair_merge("cnn", "gcnn"))
 
 
-def test_numbers_are_told_apart_by_value_and_settings_of_earlier_stages_count():
+def test_numbers_are_distinguished_by_value_and_settings_of_earlier_stages_count():
     assert fingerprint({"network": {"width": 1}}) == fingerprint({"network": {"width": 1.0}})
     assert fingerprint({"network": {"width": 1}}) != fingerprint({"network": {"width": 0.5}})
     assert fingerprint({"start": {"symmetry": "horizontal_flip"}}) == fingerprint({"start": {}})
@@ -208,17 +208,17 @@ JOBS = {
     *FLIPPED, "pair_merge cnn gcnn", *(job.replace("flip_merge", "train") for job in FLIPPED),
     "train cnn_inv",
 }  # fmt: skip
-CHANGED = {  # by key: a value, and the jobs whose results it changes
+CHANGED = {  # key → a value, and the jobs whose results it changes
     **dict.fromkeys(("training__save_every", "merging__batch_size", "models__old__training__workers"),
      (7, set())), "models__simsiam_odd__merging__batch_size": (7, set()),
     **dict.fromkeys(("models__cnn__name", "models__cnn__description"), ("other", set())),
-    "merging__invariance_images": (400, FLIPPED),  # nor does a training that was cut off start over
-    "training__invariance_weight": (0.7, {"train cnn_inv"}),  # the loss of the others is off
+    "merging__invariance_images": (400, FLIPPED),  # and an interrupted training doesn't start over
+    "training__invariance_weight": (0.7, {"train cnn_inv"}),  # the other types have no invariance loss
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("key", CHANGED)
-def test_a_key_is_part_of_the_settings_of_just_the_jobs_whose_results_it_changes(key):
+def test_a_key_is_only_in_the_settings_of_jobs_whose_results_it_changes(key):
     value, jobs = CHANGED[key]
     changed, before = settings(**{key: value}), settings()
 
@@ -229,7 +229,7 @@ def test_a_key_is_part_of_the_settings_of_just_the_jobs_whose_results_it_changes
     assert {job for job in JOBS if of(changed, job) != of(before, job)} == jobs
 
 
-def test_images_of_another_source_are_prepared_anew_and_a_label_is_no_source():
+def test_images_of_another_source_are_prepared_separately_and_a_label_is_no_source():
     sources = {}, {"cifar10__root": "elsewhere"}, {"cifar10__source": "folder"}, {"cifar10__source": "binary"}
     laptop, *others = (settings(scale="laptop", **source) for source in sources)
     assert len({each.prepared("cnn") for each in (laptop, *others)}) == 4
@@ -237,7 +237,7 @@ def test_images_of_another_source_are_prepared_anew_and_a_label_is_no_source():
     assert labelled.prepared("cnn") == laptop.prepared("cnn") and labelled.label("cnn") == "my copy"
 
 
-def test_unprepared_images_differ_by_their_label_but_torchvisions_by_what_they_are(tmp_path, monkeypatch):
+def test_unprepared_images_differ_by_their_label_but_torchvisions_by_their_content(tmp_path, monkeypatch):
     def line_on(source, digest, **config):
         laptop = settings(scale="laptop", **config)
         results = Results(laptop, str(tmp_path / "results"), str(tmp_path / "data"))
@@ -250,7 +250,7 @@ def test_unprepared_images_differ_by_their_label_but_torchvisions_by_what_they_a
     assert line_on("my copy", cifar10.DIGEST) is None and line_on("CIFAR10", cifar10.DIGEST) is None
     assert "other images (CIFAR10?) than this config names (CIFAR10)" in line_on("CIFAR10", other)
     for source in ("binary", "python", "folder"):
-        assert line_on("CIFAR10", other, cifar10__source=source) is None  # they may be those
+        assert line_on("CIFAR10", other, cifar10__source=source) is None  # they may be the same images
         line = line_on("CIFAR10 as JPEG", other, cifar10__source=source)
         assert "other images (CIFAR10 as JPEG) than this config names (CIFAR10)" in line
 
@@ -268,13 +268,13 @@ def test_a_forced_run_in_a_fresh_clone_keeps_every_result_whatever_fails(committ
     data = committed.folder / "data/generated-400-200-0.safetensors"
     data.parent.mkdir()
     data.write_bytes(b"torn")
-    if forced == ["--forceall"]:  # the images as well are made again, so that something else has to fail
+    if forced == ["--forceall"]:  # the images are prepared again, too, so that something else has to fail
         (committed.folder / RESULT / "checkpoints").write_bytes(b"no folder")
     assert committed.snakemake(*forced).returncode != 0
     assert before.items() <= kept(committed.folder).items()
 
 
-def test_a_forced_run_in_a_fresh_clone_does_what_it_was_asked_for_and_outdates_nothing_else(committed):
+def test_a_forced_run_in_a_fresh_clone_does_what_was_requested_and_outdates_nothing_else(committed):
     record, trained = (committed.record(kind, "cnn-0") for kind in ("flip_merge", "train"))
     before, net = load_record(record), trained.read_bytes()
     committed.makes("-R", "flip_merge", "--", str(record.relative_to(committed.folder)))
@@ -282,7 +282,7 @@ def test_a_forced_run_in_a_fresh_clone_does_what_it_was_asked_for_and_outdates_n
     assert after["cost"] != before["cost"] and after["barrier"] == before["barrier"]
     assert Path(committed.folder, committed.path("checkpoints", "train", "cnn-0")).exists()
     assert not Path(committed.folder, committed.path("checkpoints", "train", "gcnn-0")).exists()
-    jobs = committed.planned()  # the net came out as it was, and keeps its record
+    jobs = committed.planned()  # the net is the same again, and keeps its record
     assert trained.read_bytes() == net and not measured(jobs) and not {"table1", "table4"} & {*jobs}
 
 
@@ -296,7 +296,7 @@ def other_images(path):
     image_set.save(path, split(1), split(0))
 
 
-def test_a_run_on_other_images_than_its_records_are_of_ends_in_one_line_before_any_job(committed):
+def test_a_run_on_other_images_than_those_of_its_records_ends_with_one_line_before_any_job(committed):
     committed.record("train", "cnn-0").unlink()
     other_images(committed.folder / "data/generated-400-200-0.safetensors")
     before, line = kept(committed.folder), "were made from other images"
@@ -307,25 +307,25 @@ def test_a_run_on_other_images_than_its_records_are_of_ends_in_one_line_before_a
     assert "move results/tiny away" in error and "\nrule train:" not in latest_log(committed.folder)
 
 
-def test_before_images_are_prepared_records_are_told_apart_by_their_label(committed):
+def test_before_images_are_prepared_records_are_distinguished_by_their_label(committed):
     for path in (committed.folder / RESULT / "records").glob("*/*/[0-9]*.json"):
         inputs = load_record(path).get("inputs", {})
         if inputs.get("source"):
             change(path, inputs=inputs | {"source": "my own"})
     assert "made from other images (my own)" in committed.makes("--dry-run", "table2")
-    committed.makes("table2")  # nothing is mixed
+    committed.makes("table2")  # no images are mixed
     committed.record("train", "cnn-0").unlink()
     assert "(my own)" in committed.fails("table2")
     log = latest_log(committed.folder)
-    assert re.search(r"^train +1$", log, re.MULTILINE) and "\nrule train:" not in log  # planned, not begun
+    assert re.search(r"^train +1$", log, re.MULTILINE) and "\nrule train:" not in log  # planned, not run
 
 
-def test_a_job_refuses_other_images_than_the_records_beside_it_are_of(committed):
+def test_a_job_refuses_other_images_than_those_of_the_records_beside_it(committed):
     from relusym.measuring.loading import digest_in_use
 
     path, record = committed.folder / f"data/{IMAGES}.safetensors", committed.record("train", "gcnn-0")
     committed.record("train", "cnn-0").unlink()
-    other_images(path)  # prepared in this very run, under the label of the others
+    other_images(path)  # prepared in this run, with the label of the other images
     inputs, line = load_record(record)["inputs"], r"holds other images than record .*gcnn-\w{8}/0\.json"
     refused(lambda: digest_in_use(path, (inputs["data"], str(record))), match=line)
     assert committed.results().settings.label("cnn") == inputs["source"]
@@ -338,7 +338,7 @@ def test_a_table_never_averages_over_two_sets_of_images(committed):
     assert "was made from" in committed.fails("table2") and table.read_bytes() == before
 
 
-def test_pieces_that_were_copied_together_with_old_times_are_all_in_the_table(committed):
+def test_records_copied_together_with_old_times_are_all_in_the_table(committed):
     records, table = (committed.folder / RESULT / part for part in ("records", "tables/table2.csv"))
     piece = [path for kind in ("train", "flip_merge") for path in (records / kind).glob("*/1.json")]
     texts = {path: path.read_bytes() for path in piece}
@@ -350,13 +350,13 @@ def test_pieces_that_were_copied_together_with_old_times_are_all_in_the_table(co
         path.write_bytes(text)
         os.utime(path, (1e9, 1e9))
     assert committed.planned("table2") == ["table2"]
-    committed.makes("table2", "--config", "seeds=0")  # of all that is there
+    committed.makes("table2", "--config", "seeds=0")  # with all existing records
     assert (pd.read_csv(table).eval("n + left_out") == 2).all() and committed.planned("table2") == []
 
 
 def test_a_change_to_the_code_of_tables_makes_them_again_and_measures_nothing(committed):
     for note in (committed.folder / RESULT / "notes").iterdir():
-        note.rename(note.with_name(note.name.replace(note.stem[-4:], "0000")))  # as after other code
+        note.rename(note.with_name(note.name.replace(note.stem[-4:], "0000")))  # as after a code change
     jobs = committed.planned()
     assert {"table1", "table2", "table4", "table5", "figure4", "claims"} <= {*jobs} and not measured(jobs)
 
@@ -413,7 +413,7 @@ def test_a_checkpoint_that_its_record_does_not_name_is_refused_by_name(copied, w
 
 
 def test_clocks_decide_nothing(copied):
-    for times in (4.07e9, 4.07e9), (1e9, 4.07e9), (4.07e9, 1e9):  # in 2099, or by turns in 2001
+    for times in (4.07e9, 4.07e9), (1e9, 4.07e9), (4.07e9, 1e9):  # in 2099, or alternately in 2001
         for place, path in enumerate(sorted(files_of(copied.folder, "."))):
             os.utime(copied.folder / path, (times[place % 2],) * 2)
         assert copied.planned() == []
@@ -446,7 +446,7 @@ def test_a_table_that_fails_leaves_its_older_files(committed):
 def test_the_same_records_give_the_same_bytes(committed):
     parts = [f"{RESULT}/{part}" for part in ("tables", "figures", "notes")]
     before = files_of(committed.folder, *parts)
-    shutil.rmtree(committed.folder / parts[1])  # of tables, it is held of those of `laptop`
+    shutil.rmtree(committed.folder / parts[1])  # for tables, the test of the laptop's tables checks this
     committed.makes()
     assert files_of(committed.folder, *parts) == before
 
@@ -458,13 +458,13 @@ def test_another_setting_and_back_again_finds_the_first_results(committed):
     assert committed.planned(*other) == ["lemma_e_1", "theory"]
     committed.makes(*other)
     assert record.read_bytes() == before
-    assert committed.planned("theory") == ["theory"]  # the table shows the others
+    assert committed.planned("theory") == ["theory"]  # the table shows the other results
     committed.makes("theory")
     assert committed.planned("theory") == [] and committed.planned(*other) == ["theory"]
 
 
-def test_a_net_made_on_images_of_the_future_is_kept(copied):
-    """Snakemake deletes what is older than what it was made from. Only the record is there: it is made again alone."""
+def test_a_net_made_from_images_dated_in_the_future_is_kept(copied):
+    """Snakemake deletes outputs older than their inputs. Only the record exists: only it is made again."""
     later = time.time() + 600
     for path in files_of(copied.folder, "data"):
         os.utime(copied.folder / path, (later, later))
@@ -476,14 +476,14 @@ def test_a_net_made_on_images_of_the_future_is_kept(copied):
     assert copied.record("train", "cnn-0").exists() and copied.planned("table2") == []
 
 
-def test_a_file_of_a_table_of_an_earlier_state_names_the_target_that_makes_it_again(committed):
+def test_an_outdated_file_of_a_table_names_the_target_that_makes_it_again(committed):
     table = f"{RESULT}/tables/table2.csv"
     assert committed.planned(table) == []
     output = committed.fails("--dry-run", table, "--config", "training={batch_size: 20}")
     assert f"error: {table} is out of date; ask for the target table2 to make it again" in output
 
 
-def test_a_report_of_a_part_of_a_run_shows_that_part(committed, tmp_path):
+def test_a_report_of_a_partial_run_shows_that_part(committed, tmp_path):
     tables, report = committed.folder / RESULT / "tables", tmp_path / "report.html"
     for path in [*tables.glob("table4*"), *tables.glob("claims*")]:
         path.unlink()
@@ -491,7 +491,7 @@ def test_a_report_of_a_part_of_a_run_shows_that_part(committed, tmp_path):
     assert "tables/table2.html" in report.read_text(encoding="utf-8")
 
 
-def test_the_summary_says_of_no_file_that_it_is_out_of_date(finished):
+def test_the_summary_calls_no_file_out_of_date(finished):
     run = finished.snakemake("--summary")
     lines = [line.split("\t") for line in run.stdout.splitlines() if line.startswith(RESULT)]
     assert len(lines) > 50 and {line[-1] for line in lines} == {"no update"}
@@ -508,7 +508,7 @@ def test_a_checkout_whose_path_has_a_space_and_braces(tmp_path):
     assert made.path_of_statement("lemma_2_2").exists() and made.planned("lemma_2_2", "figure10") == []
 
 
-def test_a_checkout_with_another_library_than_the_installed_one_says_so(tiny):
+def test_a_checkout_with_another_library_than_the_installed_one_is_refused(tiny):
     made = tiny()
     path = made.folder / "workflow_scripts/relusym/symmetry.py"
     path.write_text(path.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
@@ -516,7 +516,7 @@ def test_a_checkout_with_another_library_than_the_installed_one_says_so(tiny):
     assert "this Snakefile needs the one beside it: pip install --editable" in line
 
 
-def test_without_snakemakes_inside_the_same_is_planned_and_done(committed, monkeypatch):
+def test_without_snakemakes_internals_the_same_is_planned_and_done(committed, monkeypatch):
     monkeypatch.setenv("RELUSYM_PUBLIC", "1")
     assert committed.planned() == []
     committed.record("flip_merge", "gcnn-1").unlink()

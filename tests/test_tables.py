@@ -35,7 +35,7 @@ def three_types():
     return trains, flips
 
 
-def test_tidy_has_a_row_a_record_and_no_lists():
+def test_tidy_has_a_row_per_record_and_no_lists():
     frame = tidy([train("cnn", 0), flip("cnn", 0)])
     assert len(frame) == 2 and frame.loc[0, "settings.network.width"] == 0.25
     assert frame.loc[1, "barrier.repaired"] == 0.04 and math.isnan(frame.loc[0, "barrier.repaired"])
@@ -56,11 +56,11 @@ def test_columns_are_those_of_the_papers_csv_then_n_left_out_then_the_papers(num
     assert columns[len(papers) + 2 :] == [f"paper_{column}" for column in papers if column not in ids]
 
 
-def test_table2_has_means_and_sample_stds_of_good_nets_and_a_row_for_a_type_without(three_types):
+def test_table2_has_means_and_sample_stds_of_good_nets_and_a_row_for_a_type_without_any(three_types):
     frame = table_2(three_types).set_index("model")
     quantities = "accuracy", "invariance_error", "gcnn_barrier"
     measured = [f"{quantity}_{of}" for of in ("mean", "std") for quantity in quantities]
-    means, stds = [0.85, 0.3, 0.02], [0.1, 0.2, 0.02]  # of two nets: apart by √2 standard deviations, ddof 1
+    means, stds = [0.85, 0.3, 0.02], [0.1, 0.2, 0.02]  # two nets differ by √2 sample standard deviations
     assert [*frame.loc["cnn", measured]] == pytest.approx(means + [std / math.sqrt(2) for std in stds])
     # neither 0.1 (degenerate) nor 0.2 (merge left out); one net has no sample std
     gcnn = [0.7, 1e-6, -0.001, *[math.nan] * 3]
@@ -129,7 +129,7 @@ def test_a_record_given_twice_is_refused():
         made(table4, pair_merge=[pair("cnn", 0, "cnn", 1)] * 2)
 
 
-def test_the_papers_cell_stands_beside_ours(three_types):
+def test_the_papers_cell_is_beside_ours(three_types):
     human = human_table(table_2(three_types), table2.LAYOUT, NAMES).set_index("Model")
     named = ["Accuracy", "Accuracy (paper)", "Invariance Error", "Invariance Error (paper)"]
     assert list(human.columns[:4]) == named and list(human.columns[-2:]) == ["n", "Left out"]
@@ -138,7 +138,7 @@ def test_the_papers_cell_stands_beside_ours(three_types):
     assert human.loc["PGCNN", "GCNN Barrier"] == "" and human.loc["GCNN", "n"] == "1"
 
 
-def test_csv_holds_the_numbers_to_ten_digits_and_nothing_where_there_is_none(tmp_path):
+def test_csv_has_numbers_to_ten_digits_and_empty_cells_where_there_is_none(tmp_path):
     trains = [train("cnn", seed, accuracy=1 / (seed + 3)) for seed in range(3)]
     frame = table_2((trains, [flip("cnn", seed, 1 / (seed + 7)) for seed in range(3)]))
     write_table(frame, tmp_path / "tables" / "table2", table2.LAYOUT)
@@ -158,7 +158,7 @@ COSTS_OF_JOBS = [
     of_cost("train", seconds=1.0, job_seconds=1800.0, job_memory_mb=600.5),
     of_cost("train", seconds=1.0, job_seconds=5400.0), of_cost("train"), of_cost("pair_merge", job_seconds=0.5),
     of_cost("train", seconds=1.0, job_seconds=3600.0, job_memory_mb=600.25),
-    of_cost("train", seconds=1.0, job_memory_mb=9000.0),  # it doesn't say how long it took
+    of_cost("train", seconds=1.0, job_memory_mb=9000.0),  # without its time
 ]  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def test_costs_by_kind_of_job():
     assert frame.loc["pair_merge", "jobs"] == 1 and math.isnan(frame.loc["pair_merge", "max_memory_mb"])
 
 
-def test_costs_say_of_how_many_trainings_it_is_unknown_what_came_before_they_were_resumed():
+def test_costs_count_the_resumed_trainings_whose_earlier_cost_is_unknown():
     told = of_cost("train", seconds=1.0, job_seconds=1.0, earlier_seconds=0.0)
     (note,) = costs.notes({"train": [told, *COSTS_OF_JOBS[:2]]}, {})
     assert note.startswith("Of 2 trainings, those that were resumed")
@@ -210,7 +210,7 @@ def table_5(models, records):
     return made(resnets, selection, train=trains, flip_merge=records)
 
 
-def test_table5_lays_out_what_was_measured_beside_the_papers(tmp_path):
+def test_table5_shows_measured_values_beside_the_papers(tmp_path):
     frame = table_5(["a", "b"], [merged("b", status="left_out"), merged("mine"), merged("a")])
     assert frame["method"].tolist() == ["a", "mine"]
     first = frame.iloc[0]
@@ -246,7 +246,7 @@ def test_a_row_without_its_measurement_is_named():
     refused(lambda: table_5(["a"], [merged("a", scores=scores)]), match=line)
 
 
-def test_what_table5_leaves_out_is_told_once_with_its_reason():
+def test_nets_left_out_of_table5_are_listed_once_with_the_reason():
     trains = [
         train("a", 0, status="absent", reason="ImageNet is not at x"), train("b", 0, status="diverged"),
         train("b", 1, data_wait_share=0.25), train("mine", 0),
@@ -259,7 +259,7 @@ def test_what_table5_leaves_out_is_told_once_with_its_reason():
     assert notes[-3:] == [f"{net} is left out: {reason}" for net, reason in reasons.items()]
 
 
-def test_notes_say_why_nets_are_left_out_and_barriers_are_far_below_zero():
+def test_notes_explain_why_nets_are_left_out_and_barriers_are_far_below_zero():
     trains = [train("gcnn", seed, status="degenerate", reason=None) for seed in range(3)]
     trains += [train("cnn", 0, status="diverged", reason=None), train("cnn", 1, 0.12), train("cnn", 2)]
     flips = [flip("gcnn", i, status="left_out") | {"reason": f"gcnn-{i} is degenerate"} for i in range(3)]
@@ -276,7 +276,7 @@ def test_notes_say_why_nets_are_left_out_and_barriers_are_far_below_zero():
     assert not any("negative" in line for line in hardly)
 
 
-def test_weight_matchings_are_called_by_where_they_start_and_how_many_starts_reached_the_best():
+def test_weight_matchings_are_named_by_their_start_and_how_many_starts_reached_the_best():
     def searched(seed, reached):
         merged = flip("cnn", seed, 0.1, matching="weight")
         merged["settings"]["merging"]["starts"] = 4
@@ -361,7 +361,7 @@ COMPLAINTS = {
 
 
 @pytest.mark.parametrize("what", COMPLAINTS)
-def test_records_that_do_not_go_together_are_refused_in_one_line(what):
+def test_inconsistent_records_are_refused_in_one_line(what):
     records, complaint = COMPLAINTS[what]
     findings = (declared()[name] for name in ("table1", "table2", "table4", "matchings"))
     tables = [finding.load() for finding in findings if set(records) <= set(finding.reads)]
@@ -370,7 +370,7 @@ def test_records_that_do_not_go_together_are_refused_in_one_line(what):
         refused(lambda: made(table, SELECTION | {"matchings": ["activation"]}, **records), match=complaint)  # noqa: B023
 
 
-def test_records_that_go_together_are_not_refused():
+def test_consistent_records_are_not_refused():
     as_by_default, absent = {"symmetry": "horizontal_flip"}, {"inputs": {"data": None}, "outputs": {}}
     unlike = [
         train("cnn", 0), train("cnn", 1, settings=settings() | as_by_default),
@@ -381,7 +381,7 @@ def test_records_that_go_together_are_not_refused():
     assert made(table1, train=unlike)["n"].sum() == 4
 
 
-def test_a_table_takes_the_records_of_its_types_alone(tmp_path):
+def test_a_table_uses_only_the_records_of_its_types(tmp_path):
     paths = []
     for record in (train("cnn", 0), train("old", 0), train("gcnn", 0)):
         paths.append(str(tmp_path / f"{record['model']}.json"))
@@ -393,7 +393,7 @@ def test_a_table_takes_the_records_of_its_types_alone(tmp_path):
     assert len(read(("train",), {"train": paths}, {"notes": []})["train"]) == 3
 
 
-def test_that_nets_of_one_table_were_trained_in_several_precisions_is_told_below_it():
+def test_a_table_of_nets_trained_in_several_precisions_has_a_note():
     precisions = "float32", "bfloat16", "bfloat16", None
     nets = [train("cnn", seed, precision=precision) for seed, precision in enumerate(precisions)]
     (line,) = [note for note in notes({"train": nets}, SELECTION) if "float" in note]
@@ -430,7 +430,7 @@ def test_a_table_has_a_row_for_each_kind_and_origin_of_its_records():
     assert len(made_of([], "table1")) == 0
 
 
-def test_other_settings_have_another_fingerprint_whatever_their_order():
+def test_settings_have_the_same_fingerprint_in_any_order_and_other_settings_another():
     def fingerprint(*epochs):
         (row,) = made_of([record(epochs=n) for n in epochs], "table1").itertuples()
         return row.settings
@@ -438,7 +438,7 @@ def test_other_settings_have_another_fingerprint_whatever_their_order():
     assert fingerprint(1, 2) == fingerprint(2, 1, 1) != fingerprint(1)
 
 
-def test_what_was_left_out_is_counted_with_the_images_of_its_data():
+def test_nets_left_out_are_counted_with_the_images_of_their_data():
     left_out = record("flip_merge", status="left_out", source=None)
     (row,) = made_of([record("flip_merge"), left_out], "table2").itertuples()
     assert (row.records, row.left_out, row.images) == (2, 1, "CIFAR10")
@@ -460,7 +460,7 @@ def test_the_notes_of_a_table_name_data_records_and_code():
     assert frames.notes({}, {}) == []
 
 
-def test_tables_say_cifar10_for_its_content_and_doubt_what_only_its_label_says():
+def test_tables_name_cifar10_by_its_content_and_doubt_a_mere_label():
     copies = [record(source="my copy"), record(), record("flip_merge", status="left_out", source=None)]
     assert frames.notes(by_kind(copies), {})[:1] == ["Data: CIFAR10"]
     assert set(made_of(copies, "table2")["images"]) == {"CIFAR10"}
@@ -472,7 +472,7 @@ def test_tables_say_cifar10_for_its_content_and_doubt_what_only_its_label_says()
     assert set(made_of(others, "table2")["images"]) == {"CIFAR10?"}
 
 
-def test_what_is_made_of_filters_comes_from_flip_merges_of_its_types():
+def test_figures_of_filters_read_the_flip_merges_of_their_types():
     records = [flip("cnn", 0), flip("gcnn", 0), flip("gcnn", 1), train("gcnn", 0), pair("cnn", 0, "gcnn", 0)]
     frame = made_of(records, "figure8", "zero_filters", models=["gcnn"])
     counted = frame[["made", "kind", "records"]].to_numpy().tolist()
@@ -525,7 +525,7 @@ def test_markdown_and_latex_are_whole_tables(tmp_path, numbered):
     assert sorted(re.findall(r"\\begin{(\w+)}", latex)) == sorted(re.findall(r"\\end{(\w+)}", latex))
     assert rf"\caption{{Table {numbered}: 50\% of cnn\_inv}}" in latex
     assert r"data: a|b\_c, 3 \& 4" in latex
-    # none but the comment and cell marks
+    # no unescaped special character, except in the comment and between cells
     assert not re.search(r"[_#%&]", re.sub(r"^%.*|\s&\s", " ", unescaped))
     assert "nan" not in latex.lower()
     body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
@@ -536,7 +536,7 @@ def test_markdown_and_latex_are_whole_tables(tmp_path, numbered):
     if numbered == 2:
         assert r"$0.901 \pm 2.1 \cdot 10^{-3}$" in formulas
     for formula in formulas:
-        MathTextParser("path").parse(formula)  # raises where LaTeX's mathematics would
+        MathTextParser("path").parse(formula)  # raises where LaTeX's math mode would
 
 
 def test_the_page_of_a_table_has_the_cells_and_notes_of_its_markdown():

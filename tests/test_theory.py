@@ -26,7 +26,7 @@ KEYS |= {"largest_violation", "counterfactual", "measured"}
 
 @pytest.fixture
 def few_integer_matrices(monkeypatch):
-    """Spare the tests that turn on random matrices most of the integer ones."""
+    """Leave out most integer matrices, for tests that depend on the random ones."""
     monkeypatch.setattr(lemma_2_2, "ENTRIES", range(-1, 2))
 
 
@@ -61,12 +61,12 @@ def test_distance_to_scaled_permutation():
     assert random_matrices.distance_to_scaled_permutation(matrices) == pytest.approx([0, 0.1, 0.3])
 
 
-# Counterfactuals: one thing is broken, and the record says that the statement doesn't hold.
+# Counterfactuals: if one part is broken, the record's `holds` is false.
 
 
 @pytest.fixture
 def fails(monkeypatch):
-    """A function that demonstrates a statement, which fails with parts of its module replaced; what it measured."""
+    """A function that checks that a statement fails with parts of its module replaced, and returns `measured`."""
 
     def demonstrate(module, draws=None, **parts):
         for name, part in parts.items():
@@ -115,7 +115,7 @@ def test_example_2_1_needs_a_first_layer_without_representation(fails, first):
 def test_lemma_2_2_finds_a_dense_matrix_among_the_commuting(fails, few_integer_matrices):
     def commuting(rng, draws, size):
         A = random_matrices.scaled_permutations(rng, draws, size)
-        A[-1, 0] += 1e-4  # a single matrix of all is a little off
+        A[-1, 0] += 1e-4  # only one matrix is slightly off
         return A, A
 
     measured = fails(lemma_2_2, 50, commuting=commuting)
@@ -125,7 +125,7 @@ def test_lemma_2_2_finds_a_dense_matrix_among_the_commuting(fails, few_integer_m
 def test_lemma_2_2_needs_invertible_matrices():
     A = np.array([[[1.0, 0], [1, 0]]])  # singular, commutes, and is no scaled permutation
     assert lemma_2_2.defect(A, A, lemma_2_2.witnesses(A)) == 0
-    assert random_matrices.distance_to_scaled_permutation(A) == 0  # each row has one entry: only det tells
+    assert random_matrices.distance_to_scaled_permutation(A) == 0  # only the determinant shows it
     assert np.linalg.det(A) == 0
 
 
@@ -139,7 +139,7 @@ def test_proposition_2_3_finds_a_basis_that_is_no_scaled_permutation(fails, spoi
 
     measured = fails(proposition_2_3, 20, bases=bases)
     assert measured["largest_equivariance_error"] > 0.01
-    assert measured["largest_representation_error"] < 1e-10  # a representation all the same
+    assert measured["largest_representation_error"] < 1e-10  # it is still a representation
 
 
 def test_proposition_b_1_finds_units_of_other_sign_permuted(fails):
@@ -167,7 +167,7 @@ def test_example_c_2_depends_on_the_shapes(fails, other, free, symmetric):
     def shapes(seed, images, *_, **how):
         return draw(seed, images, (example_c_2.ANGLE, other), **how)
 
-    measured = fails(example_c_2, 32, STEPS=20, image_classes=shapes)  # it is the bounds that tell
+    measured = fails(example_c_2, 32, STEPS=20, image_classes=shapes)  # the bounds decide
     assert measured["error_bound_of_all_free_filters"] == pytest.approx(free)
     assert measured["error_bound_of_all_symmetric_filters"] == pytest.approx(symmetric)
 
@@ -179,7 +179,7 @@ def test_example_c_2_needs_cooccurrence(fails):
         return draw(seed, images, shapes, orientations)
 
     measured = fails(example_c_2, 128, image_classes=three_to_one)
-    assert measured["best_error_of_free_filter"] <= example_c_2.SOLVED  # it fails by invariance alone
+    assert measured["best_error_of_free_filter"] <= example_c_2.SOLVED  # it fails only in invariance
     assert measured["invariance_error_of_free_filter_on_the_data"] > 0.1
 
 
@@ -248,14 +248,14 @@ def test_figure_10_shows_every_shape_in_both_orientations():
     first, two = (4 * shape.sum() for shape in cooccurrence.SHAPES)
     assert (images[0].sum((1, 2)) == first).all() and (images[1].sum((1, 2)) == two).all()
     _, shares = example_c_2.windows(np.concatenate([images, images[..., ::-1]]))
-    assert (shares[:2] == shares[2:]).all()  # a flipped image shows a filter the same windows
+    assert (shares[:2] == shares[2:]).all()  # a flipped image has the same windows
     alone = example_c_2.image_classes(0, 50, orientations=(0,) * 4)
     _, apart = example_c_2.windows(np.concatenate([alone, alone[..., ::-1]]))
     assert (apart[:2] != apart[2:]).any()
 
 
 def test_proposition_b_1_terms_of_one_pair_can_cancel_without_equal_rows():
-    """A step of the paper's proof: terms that cancel for one pair (k, k′) are said to need two identical rows."""
+    """A step of the paper's proof claims that terms cancel for one pair (k, k′) only if two rows are identical."""
     A = np.array([[-1.0, -1, 0], [-1, -1, 1], [1, 0, 0]])
     y = np.stack([[1, -scale, 0] for scale in (0.5, 2, 100)], 1)  # e_k − λe_k′
     terms = np.maximum(A @ y, 0)

@@ -41,12 +41,12 @@ class Net(nn.Module):
 
 
 def small(*layers):
-    """These of 8 channels, and a classifier."""
+    """These layers with 8 channels, and a classifier."""
     return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
 
 
 class Normalised(Net):
-    """By a buffer, one that isn't saved, and a constant made in forward."""
+    """Normalised by a buffer, a non-persistent buffer, and a constant made in forward."""
 
     def __init__(self):
         super().__init__()
@@ -75,7 +75,7 @@ class Optional(Net):
 
 
 class FromShapes(Net):
-    """Sizes of kernels, pads and views are computed; a squeeze that leaves the batch alone."""
+    """Computed sizes of kernels, pads and views; a squeeze that keeps the batch dimension."""
 
     def forward(self, x):
         x = self.body(x)
@@ -111,14 +111,14 @@ class Blurred(Net):
     "most": nn.Parameter(torch.rand(8, 1, 1)), "matrix": nn.Parameter(torch.randn(8, 8)),
 })  # fmt: skip
 def Operands(self, x):
-    """Parameters as exponents and bounds, and a product of matrices with one."""
+    """Parameters as exponents and bounds, and a matrix product with a parameter."""
     x = torch.clamp(F.relu(self.a(x)) ** self.power, max=self.most)
     x = F.relu(self.b(x)).mean((2, 3))
     return self.head(F.relu(x @ self.matrix))
 
 
 class Biased(Net):
-    """Attention with a bias for each head from a small net that reads constants, and a bias of queries and values."""
+    """Attention with a bias per head from a small net on constants, and a bias of queries and values."""
 
     def __init__(self):
         super().__init__()
@@ -144,7 +144,7 @@ class Biased(Net):
     "c1": nn.Linear(24, 32), "c2": nn.Linear(32, 24), "head": nn.Linear(24, 5),
 })  # fmt: skip
 def Mixer(self, x):
-    """Layers along tokens, whose channels x + f(x) keeps."""
+    """Layers along tokens in residual branches x + f(x)."""
     x = self.stem(x).flatten(2).transpose(1, 2)
     x = x + self.t2(F.gelu(self.t1(self.norm(x).transpose(1, 2)))).transpose(1, 2)
     return self.head((x + self.c2(F.gelu(self.c1(x)))).mean(1))
@@ -152,12 +152,12 @@ def Mixer(self, x):
 
 @net_of(lambda: {**Net()._modules, "norm": FrozenBatchNorm2d(8)})
 def Frozen(self, x):
-    """Batch norms that are all buffers."""
+    """Batch norms whose weights are buffers, too."""
     return self.head(F.relu(self.b(F.relu(self.norm(self.a(x))))).mean((2, 3)))
 
 
 class Masked(nn.Conv2d):
-    """As of a pruned net or PixelCNN: its mask is a buffer."""
+    """As in a pruned net or PixelCNN, with the mask as a buffer."""
 
     def __init__(self):
         super().__init__(8, 8, 3, padding=1)
@@ -168,7 +168,7 @@ class Masked(nn.Conv2d):
 
 
 class LowRank(nn.Linear):
-    """LoRA's."""
+    """As in LoRA."""
 
     def __init__(self):
         super().__init__(8, 8)
@@ -179,7 +179,7 @@ class LowRank(nn.Linear):
 
 
 class Computed(Net):
-    """Weights that are computed when they are used."""
+    """Weights that are computed at each use."""
 
     def __init__(self):
         super().__init__()
@@ -192,7 +192,7 @@ class Computed(Net):
 
 
 class Unfolded(Net):
-    """Patches as columns and back, and a part of the channels that is written anew."""
+    """Patches unfolded and folded back, and a part of the channels overwritten."""
 
     def body(self, x):
         x = F.relu(self.a(x))
@@ -211,7 +211,7 @@ class Twice(Net):
 
 
 class Asked(Net):
-    """Attention that learned queries ask."""
+    """Attention with learned queries."""
 
     def __init__(self):
         super().__init__()
@@ -228,7 +228,7 @@ class Asked(Net):
 
 
 class Means(Net):
-    """An operation that isn't known, of what is at no pixel, and branches with a weight each."""
+    """An unknown operation on values without pixels, and weighted branches."""
 
     def __init__(self):
         super().__init__()
@@ -254,7 +254,7 @@ CHANNELS |= {
 
 
 @pytest.mark.parametrize("kind", CHANNELS, ids=lambda kind: kind.__name__)
-def test_nets_as_people_write_them_are_permuted_and_compute_the_same(kind):
+def test_nets_in_common_styles_compute_the_same_when_permuted(kind):
     torch.manual_seed(0)
     net = with_statistics(kind())
     groups = channel_groups(net, (3, 32, 32))
@@ -263,14 +263,14 @@ def test_nets_as_people_write_them_are_permuted_and_compute_the_same(kind):
 
 
 @pytest.mark.parametrize("kind", [Twice, Asked, Means, Computed], ids=lambda kind: kind.__name__)
-def test_nets_as_people_write_them_are_flipped(kind):
+def test_nets_in_common_styles_are_flipped(kind):
     torch.manual_seed(0)
     net, x = kind(), torch.randn(4, 3, 16, 16)
     assert torch.allclose(flip(net, (3, 16, 16))(x.flip(-1)), net(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", TWO_CONVS, ids=lambda kind: kind.__name__)
-def test_nets_as_people_write_them_are_merged_with_their_flipped_selves(kind):
+def test_nets_in_common_styles_are_merged_with_their_flipped_selves(kind):
     torch.manual_seed(0)
     net = kind().eval()
     attributes, state = set(vars(net)), {key: x.clone() for key, x in net.state_dict().items()}
@@ -329,7 +329,7 @@ COMPUTED = {
 
 @pytest.mark.parametrize("compute", COMPUTED.values(), ids=COMPUTED)
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-def test_a_net_that_computes_weights_from_parameters_is_merged_as_with_the_weights_themselves(compute):
+def test_a_net_that_computes_weights_from_parameters_is_merged_like_one_with_these_weights(compute):
     torch.manual_seed(0)
     net, plain = Net(), Net()
     compute(net.b)
@@ -351,7 +351,7 @@ def test_a_net_that_computes_weights_from_parameters_is_merged_as_with_the_weigh
     assert torch.allclose(net.eval()(x), expected, atol=1e-6)
 
 
-def test_a_parameter_that_another_layer_shares_is_left_to_it_when_a_parametrized_one_is_computed():
+def test_computing_a_parametrized_weight_leaves_a_shared_parameter_to_the_other_layer():
     class Stemmed(Net):
         def forward(self, x):
             return super().forward(self.stem(x))
@@ -410,7 +410,7 @@ class Depends(Net):
     (halves_in_place, "foreach_mul changes in place what it doesn't return"),
     (strided_in_place, "what mul changes in place shares memory with other tensors in a way that isn't known"),
 ], ids=["bool", "item", "batch", "length", "dropout", "constant", "in place", "strided"])  # fmt: skip
-def test_what_no_graph_can_show_is_refused(how, message):
+def test_a_net_that_no_graph_can_represent_is_refused(how, message):
     refused(lambda: channel_groups(Depends(how)), match=message)
 
 
@@ -419,7 +419,7 @@ def Gain(self, x):
     return x * self.gain[:, None, None]
 
 
-def test_a_handler_that_leaves_something_out_is_named_though_the_weights_hide_it():
+def test_an_incomplete_handler_is_named_even_if_the_weights_hide_the_fault():
     net = small(nn.Conv2d(3, 8, 3), Gain())
     wrong = Handlers()
     wrong.handler(Gain)(lambda call, x: x)
@@ -443,7 +443,7 @@ def test_a_report_traces_its_net_once(monkeypatch, net):
     assert traced == [net]
 
 
-def test_a_merge_traces_either_net_once(monkeypatch):
+def test_a_merge_traces_each_net_once(monkeypatch):
     torch.manual_seed(0)
     nets, traced = (Net().eval(), Net().eval()), count(monkeypatch)
     merge(*nets, [torch.randn(20, 3, 16, 16)])
@@ -486,7 +486,7 @@ def test_handlers_of_extending_md_serve_merges_and_reports():
     refused(lambda: merge(*nets, images), match="depends on the image's values")
 
 
-def test_what_depends_on_a_parameters_values_and_images_of_another_size_are_refused():
+def test_control_flow_on_parameters_and_images_of_another_size_are_refused():
     class Reads(Net):
         def forward(self, x):
             return super().forward(x) if self.head.bias.sum() > 0 else -super().forward(x)
@@ -513,7 +513,7 @@ def test_groups_of_vgg11_are_the_known_ones():
 
 
 def known_streams(net, last_conv):
-    """torchvision's structure: of each stage, the places that its residual stream indexes."""
+    """torchvision's structure: for each stage, the places that its residual stream indexes."""
 
     def written(conv, norm):
         yield Place(f"{conv}.weight", 0)

@@ -39,7 +39,7 @@ def data(tmp_path_factory):
 
 
 def made(results, data, unit, settings, seed=0, **how):
-    """A training's record, written beside its checkpoint; the two files."""
+    """A training's record, written beside its checkpoint, and the two files."""
     folder = results / f"{unit}-{fingerprint(settings)}"
     to, record = (folder / f"{seed}.{ending}" for ending in ("safetensors", "json"))
     heard = {key: how.pop(key) for key in ("interrupted", "report") if key in how}
@@ -102,7 +102,7 @@ def test_a_net_at_chance_is_recorded_as_degenerate_and_a_trained_one_is_not(tmp_
 
 @pytest.mark.slow(seconds=1)
 @FAMILIES
-def test_each_seed_is_a_net_that_merges_with_itself_and_with_the_other(tmp_path, data, nets, model):
+def test_the_net_of_each_seed_merges_with_itself_and_with_the_other(tmp_path, data, nets, model):
     settings, names, filters = SETTINGS[model], [(model, 0), (model, 1)], tmp_path / "filters.safetensors"
     (first, *files), (second, *others) = (nets[name] for name in names)
     hashes = [record["outputs"]["checkpoint"] for record in (first, second)]
@@ -127,7 +127,7 @@ def test_each_seed_is_a_net_that_merges_with_itself_and_with_the_other(tmp_path,
 
 @pytest.mark.slow(seconds=1)
 @FAMILIES
-def test_an_interrupted_training_goes_on_from_that_very_step_to_the_same_net(tmp_path, data, nets, model):
+def test_an_interrupted_training_resumes_at_that_step_and_ends_with_the_same_net(tmp_path, data, nets, model):
     whole, net, _ = nets[model, 0]
     settings, state, steps = SETTINGS[model], tmp_path / "state.safetensors", []
 
@@ -164,7 +164,7 @@ def test_a_merge_of_another_checkpoint_than_its_train_record_names_is_refused(tm
 PRETRAINING = changed(SETTINGS["old"], objective="simsiam", epochs=6, learning_rate=0.1)
 
 
-def test_a_linear_layer_of_other_pretraining_is_refused(data, tmp_path):
+def test_a_linear_layer_on_another_pretraining_is_refused(data, tmp_path):
     before = changed(PRETRAINING, epochs=1)
     _, start, started = made(tmp_path, data, "old.pretraining", before)
     files = {"start": start, "started": started}
@@ -196,7 +196,7 @@ def test_a_net_trains_on_image_files(tmp_path, objective, workers):
     assert checkpoint.load(to)[1]["classes"] == 3
 
 
-def test_nets_are_kept_at_the_epochs_that_are_asked_for_also_if_the_training_was_interrupted(tmp_path, data):
+def test_nets_are_stored_at_the_configured_epochs_even_if_the_training_was_interrupted(tmp_path, data):
     settings, epochs = changed(SETTINGS["cnn"], epochs=3), [0, 1, 3]
     plain, to, _ = made(tmp_path / "plain", data, "cnn", settings)
     steps = 200 // settings["training"]["batch_size"]
@@ -216,7 +216,7 @@ def test_nets_are_kept_at_the_epochs_that_are_asked_for_also_if_the_training_was
     assert_same(saved(paths[0]), build(settings["network"], 10).state_dict())
 
 
-def test_a_clock_that_was_set_back_costs_no_record(monkeypatch):
+def test_a_clock_that_was_set_back_loses_no_record(monkeypatch):
     meter = loading.JobMeter(torch.device("cpu"))
     monkeypatch.setattr(loading.time, "time", lambda: 0.0)
     cost = meter.fields()["cost"]

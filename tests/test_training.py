@@ -59,7 +59,7 @@ def test_late_invariance_is_on_after_its_share_of_the_epochs():
     assert late.but(invariance_from=0.0).invariance_at(0)
 
 
-def test_lars_scales_the_rate_by_the_weights_and_gradients_sizes():
+def test_lars_scales_the_rate_by_the_norms_of_weights_and_gradients():
     weight = torch.nn.Parameter(torch.full((1, 4), 3.0))
     bias = torch.nn.Parameter(torch.zeros(4))
     optimizer = Lars([{"params": [weight, bias]}], lr=2.0, momentum=0.0, weight_decay=0.0, trust=0.01)
@@ -70,7 +70,7 @@ def test_lars_scales_the_rate_by_the_weights_and_gradients_sizes():
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_sgd_takes_the_very_steps_of_torchs_own(scaled):
+def test_sgd_takes_exactly_torchs_steps(scaled):
     ends = []
     for make in (Sgd, partial(torch.optim.SGD, fused=True)):
         torch.manual_seed(0)
@@ -79,7 +79,7 @@ def test_sgd_takes_the_very_steps_of_torchs_own(scaled):
         optimizer = make([{"params": [weight, unused]}, {"params": [bias], "weight_decay": 0.0}], **how)
         scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**8)
         for step in range(4):
-            overflow = math.inf if scaled and step == 2 else 1.0  # a step that is left out
+            overflow = math.inf if scaled and step == 2 else 1.0  # this step is skipped
             scaler.scale((weight**2).sum() * (bias**2).sum() * overflow).backward()
             scaler.step(optimizer)
             scaler.update()
@@ -115,7 +115,7 @@ def test_invariance_measures_on_hand_worked_logits():
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
-def test_the_invariance_loss_brings_the_logits_of_an_image_and_of_its_moved_one_together(
+def test_the_invariance_loss_brings_the_logits_of_an_image_and_the_moved_image_together(
     images, symmetry, loss, weight
 ):
     errors = {}
@@ -157,7 +157,7 @@ NETWORKS = pytest.mark.parametrize("network", [VGG_BN, RESNET], ids=["vgg", "res
 @pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("objective", ["supervised", "simsiam"])
 @NETWORKS
-def test_a_training_learns_and_says_how_long_it_waited_for_images(network, objective):
+def test_a_training_learns_and_reports_how_long_it_waited_for_images(network, objective):
     recipe = RESNET_RECIPE.but(objective=objective, epochs=6)
     training = train_on(small_images(240, 33), small_net(network), recipe)
     losses = [epoch["loss"] for epoch in training.history]
@@ -165,7 +165,7 @@ def test_a_training_learns_and_says_how_long_it_waited_for_images(network, objec
 
 
 @NETWORKS
-def test_a_linear_layer_is_trained_alone_on_what_simsiam_gave(network):
+def test_only_a_linear_layer_is_trained_on_simsiams_backbone(network):
     some = small_images(240, 33)
     simsiam = train_on(some, small_net(network), RESNET_RECIPE.but(objective="simsiam")).net.state_dict()
     net = small_net(network, seed=1)
@@ -197,11 +197,11 @@ def test_training_in_bfloat16_keeps_float32_weights_and_learns_like_float32(imag
         assert all(tensor.dtype == torch.float32 for tensor in net.state_dict().values())
     first = [history[0]["loss"] for history in last.values()]
     final = [history[-1]["loss"] for history in last.values()]
-    assert first[0] != first[1]  # it was another arithmetic
+    assert first[0] != first[1]  # so the arithmetic was different
     assert final == pytest.approx([final[0]] * 2, rel=0.1) and max(final) < first[0]
 
 
-SHORT = {"epochs": 3, "batch_size": 4}  # ten steps an epoch on the few images
+SHORT = {"epochs": 3, "batch_size": 4}  # ten steps per epoch on the few images
 LARS = {"precision": "float16", "optimizer": "lars", "learning_rate": 10.0}
 KINDS = {
     "vgg": (VGG_RECIPE.but(**SHORT), VGG),
@@ -218,17 +218,17 @@ def few(images):
 
 @pytest.fixture(scope="module")
 def whole(few):
-    """What a kind's training ends with if nothing comes between."""
+    """The result of an uninterrupted training of this kind."""
     return cache(lambda kind: train_on(few, small_net(KINDS[kind][1]), KINDS[kind][0]))
 
 
 @pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [1, 13, 20], ids=["first step", "mid-epoch", "end of an epoch"])
-def test_an_interrupted_training_saves_its_state_at_that_step_and_goes_on(few, whole, tmp_path, kind, steps):
+def test_an_interrupted_training_saves_its_state_at_that_step_and_resumes(few, whole, tmp_path, kind, steps):
     recipe, network = KINDS[kind]
     state = tmp_path / "state.safetensors"
-    for seed in range(1 if steps == 20 else 2):  # the second time, it goes on from a state within an epoch
+    for seed in range(1 if steps == 20 else 2):  # the second seed resumes from a state within an epoch
         asked = []
         with pytest.raises(Interrupted, match="the next run goes on from it"):
             interrupted = lambda: asked.append(1) or len(asked) >= steps  # noqa: B023, E731
@@ -265,7 +265,7 @@ checkpoint.save(to, training.net.state_dict(), {})
 
 @pytest.fixture(scope="module")
 def uninterrupted(images):
-    """What the job's training ends with if nothing comes between."""
+    """The result of the job's training without interruption."""
     recipe = VGG_RECIPE.but(epochs=20, precision="float32")
     return train_on(images, small_net(), recipe).net.state_dict()
 
@@ -280,7 +280,7 @@ def test_any_warning_is_noted_and_ends_nothing(number):
 
 @pytest.mark.slow(seconds=8)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
-def test_a_training_ended_by_a_signal_and_started_again_ends_with_the_same_bytes(
+def test_a_training_stopped_by_a_signal_and_restarted_gives_the_same_bytes(
     tmp_path, child, uninterrupted, number
 ):
     to, state = tmp_path / "ended", tmp_path / "ended.state"
@@ -291,12 +291,12 @@ def test_a_training_ended_by_a_signal_and_started_again_ends_with_the_same_bytes
     assert ended.returncode != 0 and ("the training state is saved" in output) == (number != signal.SIGKILL)
     assert state.exists() and not to.exists()
     lines = child(JOB, to, state).communicate(timeout=1500)[0].splitlines()
-    assert 0 < len(lines) < 20  # it went on, it didn't start over
+    assert 0 < len(lines) < 20  # it resumed and didn't start over
     assert_same(saved(to), uninterrupted)
     assert not list(tmp_path.glob("*.part*"))
 
 
-def test_a_log_has_a_line_of_progress_an_epoch_and_more_of_them_if_epochs_are_long(images):
+def test_a_log_has_a_line_of_progress_per_epoch_and_more_if_epochs_are_long(images):
     by_epoch, often = io.StringIO(), io.StringIO()
     train_on(images, small_net(), VGG_RECIPE, report=Reporter("cnn-0", by_epoch))
     train_on(images, small_net(), VGG_RECIPE, report=every_step(Reporter("cnn-0", often, every_s=0)))
@@ -309,7 +309,7 @@ def test_a_log_has_a_line_of_progress_an_epoch_and_more_of_them_if_epochs_are_lo
 
 
 def every_step(reporter):
-    """As if each epoch were reported in its middle as well."""
+    """As if each epoch were also reported in its middle."""
 
     def report(progress):
         reporter(replace(progress, epoch_done=False))

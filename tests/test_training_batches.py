@@ -61,7 +61,7 @@ def test_normalisation_is_by_cifar10s_mean_and_std():
     torch.testing.assert_close(normalise(images)[0, :, 0, 0], expected)
 
 
-def test_a_normalisation_of_the_configs_own_is_that_of_training_and_of_measuring():
+def test_a_normalisation_in_the_config_is_used_in_training_and_measuring():
     scale = {"mean": [0.5] * 3, "std": [0.25, 0.5, 1]}
     scaling = normalise_of({"dataset": "cifar10", "normalisation": scale})
     images = torch.randint(0, 256, (8, 6, 6, 3), dtype=torch.uint8)
@@ -76,7 +76,7 @@ def test_a_normalisation_of_the_configs_own_is_that_of_training_and_of_measuring
 
 
 class Made(TorchDispatchMode):
-    """Counts tensors made from Python's numbers, whose copy to a GPU makes the CPU wait until it is idle."""
+    """Counts tensors made from Python numbers, whose copy to a GPU makes the CPU wait until the GPU is idle."""
 
     def __init__(self):
         super().__init__()
@@ -87,12 +87,12 @@ class Made(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_batch_makes_no_tensor_for_which_a_gpu_is_waited_for():
+def test_a_batch_makes_no_tensor_that_synchronises_with_a_gpu():
     images = torch.randint(0, 256, (24, 8, 8, 3), dtype=torch.uint8)
     batches = ImagesOnDevice(images, torch.arange(24), 24, batch_size=8, seed=0, name="a", crop_padding=2)
     steps = batches.epoch(0)
     with torch.inference_mode():
-        first = normalise(images)  # makes what the others use, too, where gradients are taken
+        first = normalise(images)  # makes constants that later calls with gradients share
     with Made() as made:
         next(steps), next(steps), normalise(images)
         assert made.count == 0
@@ -142,7 +142,7 @@ def test_views_differ_from_image_to_image_and_from_draw_to_draw():
 
 
 @SYMMETRIES
-def test_a_crop_of_the_whole_image_is_a_power_of_the_symmetry_of_it(symmetry):
+def test_a_crop_of_the_whole_image_is_the_image_moved_by_a_power_of_the_symmetry(symmetry):
     images = torch.randint(0, 256, (24, 17, 17, 3), dtype=torch.uint8)
     crops = random_crops(images, generator(0, "a"), (2.0, 2.0), symmetry)  # larger than the image: all of it
     differences = [(crops - power(images, symmetry, k).float()).abs() for k in range(symmetry.order)]

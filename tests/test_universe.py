@@ -1,4 +1,4 @@
-"""Several nets at once: cycle-consistent and cyclic matching find what is planted, and one net is merged of all."""
+"""Several nets at once: cycle-consistent and cyclic matching recover planted permutations; all are merged into one."""
 
 import itertools
 
@@ -24,7 +24,7 @@ ODD = Images(smooth_images(60, 33), 30)
 
 
 def powers(permutation, count):
-    """p⁰, p, … of int64 (C,)."""
+    """The powers p⁰, p, … of a permutation, int64 (C,)."""
     whole = [torch.arange(len(permutation))]
     for _ in range(count):
         whole.append(permutation[whole[-1]])
@@ -40,7 +40,7 @@ def transformer():
 
 
 def turned_thrice(net):
-    """A net and its selves turned by 90°, 180° and 270°."""
+    """A net and the net turned by 90°, 180° and 270°."""
     nets = [net]
     for _ in range(3):
         nets.append(QUARTER_TURN.transform(nets[-1]))
@@ -56,7 +56,7 @@ def test_planted_permutations_of_several_nets_are_found_exactly_and_cycles_are_t
     for permutations, shuffles in zip(aligned.permutations[1:], planted, strict=True):
         for name, shuffle in shuffles.items():
             assert torch.equal(permutations[name], shuffle.argsort()), name
-    # P_ij: channel c of net i goes with channel P_ij[c] of net j
+    # P_ij: channel c of net i is matched to channel P_ij[c] of net j
     for group in groups:
         by_net = [permutations[group.name] for permutations in aligned.permutations]
         to = {(i, j): by_net[j][by_net[i].argsort()] for i, j in itertools.product(range(4), repeat=2)}
@@ -65,7 +65,7 @@ def test_planted_permutations_of_several_nets_are_found_exactly_and_cycles_are_t
 
 
 @torch.no_grad()
-def test_dead_channels_of_copies_go_with_each_other():
+def test_dead_channels_of_copies_are_matched_to_each_other():
     net = vgg11()
     net.features.conv3.bias[:5] = -1e3
     groups = channel_groups(net)
@@ -93,7 +93,7 @@ def worth_of_universe(table):
     return worth(table, [p["conv"] for p in universe(groups, {"conv": table})])
 
 
-def test_frank_wolfe_reaches_what_ascents_from_single_nets_miss(monkeypatch):
+def test_frank_wolfe_reaches_optima_that_ascents_from_single_nets_miss(monkeypatch):
     tables = list(random_tables(8, 5, 10))
     reached = [worth_of_universe(table) for table in tables]
     monkeypatch.setattr("relusym.matching.universe._Unit._frank_wolfe", lambda unit, middle: unit._star(0))
@@ -102,7 +102,7 @@ def test_frank_wolfe_reaches_what_ascents_from_single_nets_miss(monkeypatch):
     assert sum(best > 1.005 * other for best, other in zip(reached, alone, strict=True)) >= 2
 
 
-def test_the_universe_is_the_best_of_all_of_small_tables_and_never_worse_than_matching_to_one_net():
+def test_the_universe_is_optimal_for_small_tables_and_never_worse_than_matching_to_one_net():
     best = 0
     for table in random_tables(12, 3, 3):
         reached = worth_of_universe(table)
@@ -114,7 +114,7 @@ def test_the_universe_is_the_best_of_all_of_small_tables_and_never_worse_than_ma
     assert best >= 11
 
 
-def test_three_nets_are_merged_to_one_beside_matching_each_to_the_first():
+def test_three_nets_are_merged_into_one_and_by_matching_each_to_the_first():
     nets = [vgg11(seed) for seed in range(3)]
     labels = answers(nets[0], IMAGES)
     before = {key: tensor.clone() for key, tensor in nets[1].state_dict().items()}
@@ -135,7 +135,7 @@ def test_three_nets_are_merged_to_one_beside_matching_each_to_the_first():
     assert any(similarity[name].sum() > table.sum() + 1e-6 for name, table in to_first.items())
 
 
-def test_two_nets_at_once_are_merged_as_a_pair_is():
+def test_two_nets_at_once_are_merged_like_a_pair():
     nets = vgg11(0), vgg11(1)
     labels = answers(nets[0], IMAGES)
     both, pair = merge_many(nets, IMAGES, test_labels=labels), merge(*nets, IMAGES, test_labels=labels)
@@ -155,7 +155,7 @@ def test_nets_of_another_architecture_and_a_single_one_are_refused_in_one_line()
 
 
 def planted_turn(size, noise, seed):
-    """Tables of a permutation of cycles of 1, 2 and 4, and that."""
+    """Tables of correlations of a permutation with cycles of lengths 1, 2 and 4, and the permutation."""
     draw = torch.Generator().manual_seed(seed)
     names = torch.randperm(size, generator=draw)
     turn, start = torch.arange(size), 0
@@ -177,7 +177,7 @@ def test_a_planted_permutation_of_order_four_is_found_exactly(seed):
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 9, 30])
-def test_every_result_is_of_order_four_exactly_whatever_the_tables(size):
+def test_every_result_is_exactly_of_order_four_whatever_the_tables(size):
     for seed in range(20):
         draw = torch.Generator().manual_seed(seed)
         first, second = (torch.randn(size, size, generator=draw, dtype=torch.float64) for _ in range(2))
@@ -203,7 +203,7 @@ def test_a_gcnn_of_quarter_turns_with_its_channels_shuffled_is_found_exactly():
 
 
 @torch.no_grad()
-def test_the_mean_of_any_nets_four_turned_copies_is_a_gcnn_if_matched_cyclically_and_not_otherwise():
+def test_the_mean_of_a_nets_four_turned_copies_is_a_gcnn_if_matched_cyclically_and_not_otherwise():
     turned = turned_thrice(vgg11())
     x = IMAGES.first(50, torch.device("cpu"))
     errors = {}

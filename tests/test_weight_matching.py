@@ -26,7 +26,7 @@ NETS = {
 
 
 def planted(net: nn.Module, noise: float):
-    """A pair whose second net is the first, its channels shuffled and its weights disturbed; how they were shuffled."""
+    """A pair whose second net is the first with shuffled channels and disturbed weights, and the permutations."""
     random = torch.Generator().manual_seed(1)
     groups = channel_groups(net)
     shuffles = random_permutations(groups, random)
@@ -42,7 +42,7 @@ def share_recovered(name: str, noise: float) -> float:
     torch.manual_seed(0)
     pair, shuffles = planted(nets.build(NETS[name], 10), noise)
     permutations = match("weight", pair).permutations
-    # channel i of the shuffled net was channel shuffle[i]: it goes with channel i of the first net's shuffle[i]
+    # channel i of the shuffled net was channel shuffle[i] of the first
     right = [permutations[group.name].argsort() == shuffles[group.name] for group in pair.groups]
     return float(torch.cat(right).float().mean())
 
@@ -52,7 +52,7 @@ def test_weight_matching_recovers_planted_permutations_of_disturbed_weights(name
     assert share_recovered(name, 0.3) == 1.0
 
 
-def test_weight_matching_never_asks_for_images_and_gives_the_same_from_the_same_seed():
+def test_weight_matching_needs_no_images_and_is_deterministic_given_a_seed():
     torch.manual_seed(0)
     pair, _ = planted(nets.build(NETS["vgg11"], 10), 2.0)
     again = Pair(pair.states, pair.groups, pair.correlations, torch.Generator().manual_seed(0))
@@ -65,7 +65,7 @@ def test_weight_matching_never_asks_for_images_and_gives_the_same_from_the_same_
     "classifier": nn.Linear(8, 4),
 })  # fmt: skip
 def Residual(self, x):
-    """Blocks of a single conv: each reads and writes the channels of one stream, so that its weight has them twice."""
+    """Blocks of a single conv that reads and writes one stream, so that its weight has the same channels twice."""
     x = self.stem(x)
     for conv in self.convs:
         x = x + conv(x).relu()
@@ -94,7 +94,7 @@ def test_weight_matching_ends_where_a_weight_has_the_same_channels_twice(matchin
 
 
 def alike(pair, permutations=None):
-    """The inner product of a pair's weights, as they are or the second net's permuted."""
+    """The inner product of a pair's weights, optionally with the second net's permuted."""
     first, second = pair.states
     moved = permute(second, pair.groups, permutations) if permutations else second
     matrices = [(tensor, moved[name]) for name, tensor in first.items() if tensor.ndim > 1]
@@ -110,7 +110,7 @@ def vision_transformer(seed: int) -> nn.Module:
 
 @cache
 def planted_in_transformer(seed):
-    """The permutations that were planted in an untrained vision transformer, and the match of the two nets."""
+    """The permutations planted in an untrained vision transformer, and the match of the two nets."""
     pair, shuffles = planted(vision_transformer(seed), 0.1)
     return shuffles, match("weight", pair)
 
@@ -120,16 +120,16 @@ def test_weight_matching_finds_planted_permutations_in_an_untrained_vision_trans
     shuffles, matched = planted_in_transformer(seed)
     for name, shuffle in shuffles.items():
         assert torch.equal(matched.permutations[name].argsort(), shuffle), name
-    assert matched.search.objectives["outside_in"] > 0.9  # whatever random starts are worth
+    assert matched.search.objectives["outside_in"] > 0.9  # whatever random starts reach
 
 
-def test_from_the_identity_they_are_missed_in_some_of_these_nets():
+def test_planted_permutations_are_missed_from_the_identity_in_some_of_these_nets():
     starts = [planted_in_transformer(seed)[1].search.objectives for seed in range(6)]
     assert sum(objectives["identity"] < max(objectives.values()) - 1e-6 for objectives in starts) >= 2
 
 
 def trained_apart(name: str = "vgg11") -> Pair:
-    """Two nets of weights that have nothing in common, as a pair, with correlations that say nothing either."""
+    """A pair of nets with independent weights, and with random correlations."""
     random = torch.Generator().manual_seed(2)
     first, second = (nets.build(NETS[name], 10) for _ in range(2))
     groups = channel_groups(first)
@@ -169,7 +169,7 @@ def test_renumbering_either_nets_channels_changes_no_match(name):
         pair = Pair((first.state_dict(), second.state_dict()), groups, {}, torch.Generator())
     else:
         pair = trained_apart(name)
-    # channels that no weight tells apart; where both nets have such, which of them go together is of no account
+    # channels that no weight distinguishes; where both nets have such channels, their match is arbitrary
     for state in pair.states if name == "vgg11" else pair.states[1:]:
         for group in pair.groups[::2]:
             for place in group.places:
@@ -181,7 +181,7 @@ def test_renumbering_either_nets_channels_changes_no_match(name):
         states = [permute(state, pair.groups, by) for state, by in zip(pair.states, renumbered, strict=True)]
         again = Pair(tuple(states), pair.groups, tables, torch.Generator().manual_seed(0), starts=4)
         result = match("weight", again)
-        assert result.search.best != "identity"  # the one start that hangs on numbers
+        assert result.search.best != "identity"  # the only start that depends on the numbering
         return permute(states[1], pair.groups, result.permutations), renumbered[0]
 
     random = torch.Generator().manual_seed(7)
@@ -212,7 +212,7 @@ def test_the_best_involution_is_the_best_of_all(size):
 
 
 @pytest.mark.slow(seconds=1)
-def test_involutions_are_what_a_flip_merge_matches_by_and_nothing_that_two_nets_are_merged_by():
+def test_involutions_match_flip_merges_and_are_refused_for_two_nets():
     images = Images(smooth_images(200), 100)
     labels = torch.arange(200) % 10
     net = vgg11()

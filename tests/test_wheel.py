@@ -24,7 +24,7 @@ print(len([name for name in sys.modules if name.startswith("relusym")]))
 print(*{getattr(m, "__file__", None) for n, m in sys.modules.items() if n.startswith("relusym")}, sep="\\n")
 """
 
-# Only what the wheel says that it needs, and what that needs in turn, can be imported.
+# Only the wheel's declared dependencies, and their dependencies, can be imported.
 DECLARED = """
 import sys
 from importlib.metadata import distribution, packages_distributions
@@ -90,7 +90,7 @@ def installed(tmp_path_factory):
 
 
 def run(code, installed, tmp_path):
-    """What a Python prints that sees the wheel before any other relusym."""
+    """The output of Python code that imports relusym from the wheel."""
     return python(code, folder=tmp_path, PYTHONPATH=str(installed)).splitlines()
 
 
@@ -141,7 +141,7 @@ def test_the_command_runs_with_the_declared_dependencies_alone(installed, tmp_pa
     assert (tmp_path / "report" / "report.html").read_text().startswith("<!doctype html>")
 
 
-def test_the_wheel_has_the_command_and_says_that_it_is_typed(installed):
+def test_the_wheel_has_the_command_and_is_marked_as_typed(installed):
     (entries,) = installed.glob("*.dist-info/entry_points.txt")
     assert "relusym = relusym.reporting:main" in entries.read_text()
     assert (installed / "relusym" / "py.typed").exists()

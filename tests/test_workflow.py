@@ -21,7 +21,7 @@ TABLES = {"theory", "costs", "comparison", "claims", "provenance", *(f"table{i}"
 # 5 shows a type not in MODELS
 FIGURES = {f"figure{number}" for number in (1, 2, 3, 4, 6, 7, 8, 9, 10)} | {"barriers", "zero_filters"}
 AGGREGATION = {*TABLES, *FIGURES, "all"}
-ALONE = {*STATEMENTS, "flipped_training"}  # jobs on no net
+ALONE = {*STATEMENTS, "flipped_training"}  # jobs without a net
 RESNET_TRAININGS = ["train old 0", "train simsiam_odd 0", "train simsiam_odd.pretraining 0"]
 RESNET_MERGES = ["flip_merge old 0", "flip_merge simsiam_odd 0"]
 PAIR_JOBS = ["pair_merge cnn 0 gcnn 0", "pair_merge cnn 1 gcnn 1", "pair_merge gcnn 0 gcnn 1"]
@@ -37,14 +37,14 @@ def test_every_net_is_in_the_tables_or_counted_as_left_out(finished):
         assert (table["n"] + table["left_out"]).tolist() == nets and table["n"].sum() > 0
 
 
-def test_every_job_left_its_log_and_says_what_it_took(finished):
+def test_every_job_left_its_log_and_its_cost(finished):
     results = finished.folder / "results" / "tiny"
     paths = [*results.glob("records/*/*/[0-9]*.json")]
     records = {path.relative_to(results / "records").with_suffix("") for path in paths}
     trained, merged = 4 + len(RESNET_TRAININGS), 4 + len(RESNET_MERGES)
     assert len(records) == trained + merged + len(PAIR_JOBS) + len(ALONE)
     for path in paths:
-        cost = load_record(path)["cost"]  # of its fork, where a job is one
+        cost = load_record(path)["cost"]  # of the job's fork, if it is one
         assert path.parts[-3] == "theory" or 0 < cost["seconds"] <= cost["job_seconds"] < 86400, path
         assert path.parts[-3] != "train" or cost["job_memory_mb"] > 100, path
     logs = {record for record in records if record.parts[0] not in ("theory", "flipped_training")}
@@ -52,9 +52,9 @@ def test_every_job_left_its_log_and_says_what_it_took(finished):
         "flipped_training",
         *(f"theory/{statement}" for statement in STATEMENTS),
         *logs,
-    ):  # of no net, first
+    ):  # the jobs without a net first
         assert (results / "logs" / f"{name}.log").read_text(encoding="utf-8")
-    assert not list(results.glob("states/*"))  # of a training that is done
+    assert not list(results.glob("states/*"))  # a finished training leaves no state
 
 
 def test_a_fresh_clone_aggregates_the_committed_records_alone(committed):
@@ -65,11 +65,11 @@ def test_a_fresh_clone_aggregates_the_committed_records_alone(committed):
     assert {*TABLES, "all"} <= set(committed.planned()) <= AGGREGATION
 
 
-def test_a_piece_of_the_seeds_is_about_these_seeds_alone(tiny):
+def test_a_run_of_some_seeds_shows_only_these_seeds(tiny):
     jobs = tiny().planned("--config", "seeds=0")
     of_seed = [f"{rule} {model} 0" for rule in ("flip_merge", "train") for model in MODELS]
     others = [*AGGREGATION, *ALONE, "prepare_data generated-400-200-0"]
-    others += [*RESNET_TRAININGS, *RESNET_MERGES]  # these have seeds of their own
+    others += [*RESNET_TRAININGS, *RESNET_MERGES]  # these have their own seeds
     assert jobs == sorted([*of_seed, "pair_merge cnn 0 gcnn 0", *others])
 
 
@@ -91,18 +91,20 @@ def test_the_scheduler_looks_for_jobs_when_one_ends_and_each_second_with_a_limit
     assert "Statistics of VGG11 nets" in output and ("looks again" in output) == looks
 
 
-def test_the_paper_scale_is_168_nets_168_flip_merges_and_144_pair_merges_and_a_piece_its_seeds_of_them(clone):
+def test_the_paper_scale_is_168_nets_168_flip_merges_and_144_pair_merges_or_a_share_of_its_seeds(
+    clone,
+):
     made = clone()
     rules = Counter(job.split()[0] for job in made.planned("--config", "scale=paper"))
     assert (rules["train"], rules["flip_merge"], rules["pair_merge"]) == (168, 168, 144)
-    assert rules["prepare_data"] == 1  # ImageNet isn't here: its ten nets are left out
+    assert rules["prepare_data"] == 1  # without ImageNet, its ten nets are left out
     piece = Counter(job.split()[0] for job in made.planned("--config", "scale=paper", "seeds=0-3"))
-    between_types, within_a_type = 3 * 4, 3 * 3  # the last seed's partner within a type is in the next piece
+    between_types, within_a_type = 3 * 4, 3 * 3  # the last seed's next one isn't among these seeds
     assert (piece["train"], piece["flip_merge"]) == (7 * 4, 7 * 4)
     assert piece["pair_merge"] == between_types + within_a_type
 
 
-@pytest.mark.workflow  # whose clone it asks for by name
+@pytest.mark.workflow  # it requests its clone by name
 @pytest.mark.skipif(not report_tour.BROWSER, reason="no Chromium here: the report is not looked at")
 @pytest.mark.parametrize("state", ["finished", "committed"])
 def test_the_report_shows_every_table_and_figure_without_an_error(state, request, tmp_path):
@@ -125,7 +127,7 @@ def test_the_report_shows_every_table_and_figure_without_an_error(state, request
     assert all(seen["caption"] for seen in tour["seen"].values()) and report.stat().st_size < 10e6
 
 
-def test_figures_and_theory_are_there_in_every_form(finished):
+def test_figures_and_theory_exist_in_every_format(finished):
     results = finished.folder / "results" / "tiny"
     for figure in FIGURES:
         assert (results / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
@@ -140,7 +142,7 @@ def test_figures_and_theory_are_there_in_every_form(finished):
             assert (results / "tables" / f"{name}{ending}").stat().st_size > 100
 
 
-def test_tex_and_pdf_are_made_for_who_asks_and_anew_when_their_table_is(committed):
+def test_tex_and_pdf_are_made_on_request_and_remade_with_their_table(committed):
     results = committed.folder / "results/tiny"
     asked = ["results/tiny/tables/table2.tex", "results/tiny/figures/figure4.pdf"]
     assert committed.planned(*asked) == ["for_latex figures/figure4.pdf", "for_latex tables/table2.tex"]
@@ -169,7 +171,7 @@ def test_any_nets_filters_can_be_drawn_from_committed_arrays(committed):
     assert (committed.folder / drawn).read_bytes().startswith(b"%PDF")
 
 
-def test_the_benchmark_is_run_when_it_is_asked_for_and_by_no_other_target(clone):
+def test_the_benchmark_runs_only_on_request(clone):
     made = clone()
     assert made.planned("--force", "bench") == ["bench"] and "bench" not in made.planned()
 
@@ -196,7 +198,7 @@ def merges(clone):
     return [load_record(clone.record("flip_merge", f"{row}-0")) for row in ROWS]
 
 
-def test_table_5_has_every_measured_column_of_every_row_and_table_3_its_part(finished):
+def test_table_5_has_every_measured_column_of_every_row_and_table_3_a_part_of_them(finished):
     folder = finished.folder / "results" / "tiny" / "tables"
     five, three = (pd.read_csv(folder / f"table{number}.csv") for number in (5, 3))
     known = merges(finished)
@@ -224,7 +226,7 @@ NOTICE += "val/; until then the rows of Tables 3 and 5 are left out"
 
 
 def with_imagenet(folder):
-    """Folders as ImageNet has them, and what names them on the command line."""
+    """Folders like ImageNet's, and the option that names them."""
     for split in ("train", "val"):
         (folder / split).mkdir()
     return f"imagenet={{root: {folder}}}"
@@ -253,7 +255,7 @@ def test_at_the_paper_scale_a_dry_run_lists_every_job_of_all_ten_rows_and_names_
     assert len(prepared) == 2 and all("-232-22" in job and job.endswith("-5000-0") for job in prepared)
 
 
-def test_what_is_not_at_hand_is_left_out_with_its_reason_and_tried_again(clone, tmp_path):
+def test_an_unavailable_net_is_left_out_with_its_reason_and_tried_again(clone, tmp_path):
     fresh = clone()
     rows = scale_of(fresh.folder, "paper")["models"]
     models = {row: model for row, model in rows.items() if model.get("table") != "table5"}
@@ -302,7 +304,7 @@ def test_the_papers_ten_rows_ship_and_table_3_is_seven_of_them(paper):
             assert shown[flag] == (row[flag] == "yes")
 
 
-def test_a_local_file_goes_before_any_other_source_and_makes_an_eleventh_row(paper, tmp_path):
+def test_a_local_file_takes_precedence_over_any_other_source_and_makes_an_eleventh_row(paper, tmp_path):
     (tmp_path / "net.pth").touch()
     rows, file = paper["models"], str(tmp_path / "net.pth")
     rows["mine"] = rows["byol"] | {"name": "Mine", "weights": {"file": file}}
@@ -344,7 +346,7 @@ rule accuracies:
 
 
 @pytest.mark.slow(seconds=20)
-def test_a_workflow_uses_ours_under_a_prefix_with_its_own_config_and_in_its_own_folder(tiny, tmp_path):
+def test_another_workflow_uses_ours_under_a_prefix_with_its_own_config_and_folder(tiny, tmp_path):
     made = tiny()
     config = config_of(made.folder) | {"seeds": 0, "models": dict.fromkeys(TINY["models"])}
     config |= {"models": config["models"] | {"cnn": {"name": "Mine"}}, "figure9": None}
@@ -378,6 +380,6 @@ def test_under_a_prefix_finished_records_are_found(finished, tiny, tmp_path):
         ours, its = (folder / "results/tiny" / name for folder in (tmp_path / "below", finished.folder))
         assert ours.read_bytes() == its.read_bytes()
     assert "Nothing to be done" in mine.snakemake().stdout
-    other = config_of(made.folder) | {"training": {"weight_decay": 0.5}}  # which is another net
+    other = config_of(made.folder) | {"training": {"weight_decay": 0.5}}  # a different net
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(other))
     assert {"relu_train cnn 0", "relu_table2", "accuracies"} <= {*mine.planned()}

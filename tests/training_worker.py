@@ -1,6 +1,6 @@
-"""One of several processes of a training whose net has no batch norm: then two processes equal one exactly.
+"""One of several processes of a training whose net has no batch norm, so that two processes exactly equal one.
 
-Batch norm sees each process's own images (SyncBatchNorm, which would not, needs GPUs).
+Batch norm uses only the images of its process (SyncBatchNorm would use all, but needs GPUs).
 """
 
 import json
@@ -18,9 +18,9 @@ from relusym.training.distributed import rank, work, world_size
 
 
 def run(job, interrupted=lambda: False):
-    """Three epochs of six steps; in the third, what the folder's files say happens once to the last process.
+    """Train for three epochs of six steps; in the third, a fault named by a file of the folder hits the last process.
 
-    Each run is a line in `runs`.
+    Each run appends a line to `runs`.
     """
     folder = Path(job["folder"])
     with (folder / "runs").open("a") as runs:
@@ -57,7 +57,7 @@ def run(job, interrupted=lambda: False):
 
 
 def fail_at_the_end(job, interrupted):
-    """`run`; the last process fails when the first has written what came of it."""
+    """Call `run`; the last process fails after the first has written its result."""
     try:
         return run(job, interrupted)
     finally:

@@ -1,4 +1,4 @@
-"""What weight matching takes of a CPU core, from one start and from several: python tests/weight_matching_cost.py"""
+"""The CPU time of weight matching, from one start and from several: python tests/weight_matching_cost.py"""
 
 import time
 
