@@ -105,7 +105,7 @@ class Kind(nn.Module):
 @pytest.mark.parametrize("kind", [
     "plain", "grouped", "one_key", "normed", "shared", "scaled", "talking", "strided",
 ])  # fmt: skip
-def test_attention_of_every_kind_keeps_what_it_computes(kind):
+def test_permuted_attention_of_every_kind_computes_the_same(kind):
     torch.manual_seed(0)
     error, moved = difference(with_statistics(Kind(kind)))
     assert error < 1e-10 and moved > 10

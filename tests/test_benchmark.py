@@ -138,7 +138,7 @@ def test_training_and_merges_have_a_row_each_with_ratio_goal_and_agreement():
 
 
 @pytest.mark.slow(seconds=15)
-def test_the_workflows_own_cost_has_a_row_each(clone, tmp_path, monkeypatch):
+def test_each_cost_of_the_workflow_has_a_row(clone, tmp_path, monkeypatch):
     folder = clone().folder
     copy = WorkflowCopy(folder, tmp_path)
     assert copy.dry_run("demo", "0-3") > 0 < copy.start_up("cpu")

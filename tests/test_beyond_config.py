@@ -46,7 +46,7 @@ def test_the_scale_regime_has_the_table_of_its_claims():
     assert "regime" in selection.findings(settings_of(scale="regime"))
 
 
-def test_the_scale_identifiability_measures_each_net_by_what_its_activation_admits():
+def test_the_scale_identifiability_measures_each_net_with_the_factors_its_activation_allows():
     results = Results(settings_of(scale="identifiability"))
     assert APART - {"regime", "universe", "invariance_errors"} <= {*selection.findings(results.settings)}
     measured = jobs(results, "identifiability").values()
@@ -87,7 +87,7 @@ def test_notes_name_each_kind_of_net_once_and_its_seeds_as_they_are(laptop):
     ("curves", "10,000", "2,000", "all test"), ("by_layer_figure", "2,000", "", "all test"),
     ("matchings", "10,000", "", "5,000 training"),
 ])  # fmt: skip
-def test_notes_of_a_measurement_name_its_own_seeds_and_images(laptop, name, images, repair, invariance):
+def test_notes_of_a_measurement_name_its_seeds_and_images(laptop, name, images, repair, invariance):
     first, *others = selection.select(laptop.settings, name)["notes"]
     assert first.endswith("; seeds 0, 9-11")
     matched, taken = "channels matched", "REPAIR's statistics taken"
@@ -135,7 +135,7 @@ def test_generated_images_of_each_symmetry_have_their_own_file(laptop):
         assert path.removesuffix(".safetensors").endswith(ending)
 
 
-def test_matchings_are_compared_on_the_nets_of_their_section_and_involutions_on_flips_alone(laptop):
+def test_matchings_are_compared_on_the_nets_of_their_section_and_involutions_only_on_flips(laptop):
     others = [job for job in laptop.jobs.values() if job.matching]
     assert {seed for job in others for _, seed in job.nets} == {0, 9, 10, 11}
     assert all(len(job.nets) == 1 for job in others if job.matching == "involution")

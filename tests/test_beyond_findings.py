@@ -173,7 +173,7 @@ def test_docs_state_the_number_of_claims():
     assert f"among all {first} of sections 1 to 6" in " ".join(text.split()) and every == first + 3
 
 
-def test_claims_of_a_later_section_correct_those_of_scales_that_measure_it_alone():
+def test_claims_of_a_later_section_count_only_at_scales_that_measure_it():
     frames = [beyond_claims.frame(everything(), SELECTION | {"later": later}) for later in ([], ["universe"])]
     before, after = (claims.set_index("claim")["p_corrected"] for claims in frames)
     later = frames[1].loc[frames[1]["question"] == "universe", "claim"]
@@ -191,7 +191,7 @@ def test_without_records_or_with_one_net_no_claim_is_tested():
         assert set(frame.loc[~of_more, "verdict"]) == {UNTESTED} and frame["remark"].ne("").all()
 
 
-def test_a_paired_test_is_students_and_its_margin_shifts_what_is_tested_and_not_the_effect():
+def test_a_paired_test_is_students_and_its_margin_shifts_the_hypothesis_and_not_the_effect():
     differences = np.array([0.01, -0.002, 0.005, 0.004])
     plain, shifted = paired(differences), paired(differences, 0.02)
     assert plain.p_value == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)

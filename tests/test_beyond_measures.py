@@ -117,7 +117,7 @@ def test_the_merged_net_of_an_orbit_and_its_targets_are_the_mean_of_all_its_nets
 
 
 @pytest.mark.slow(seconds=1)
-def test_all_layers_merged_are_the_whole_merge(aligned, labels, merged):
+def test_merging_all_layers_is_the_whole_merge(aligned, labels, merged):
     barriers = prefix_barriers(aligned, IMAGES, IMAGES, labels)
     assert [*barriers] == [*(f"features.conv{i}" for i in range(1, 9)), "classifier"]
     assert barriers["classifier"] == pytest.approx(merged.barrier["repaired"], abs=0.02)

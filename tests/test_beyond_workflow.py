@@ -91,7 +91,7 @@ def test_nothing_beyond_the_paper_is_part_of_all(measured):
     assert not TABLES_AND_FIGURES & {*measured.planned()}
 
 
-def test_tables_are_made_again_from_records_alone(measured, tiny):
+def test_tables_are_remade_from_records_only(measured, tiny):
     made = measured.as_committed(tiny())
     shutil.copy(measured.folder / "scales/tiny.yaml", made.folder / "scales/tiny.yaml")
     folder = made.folder / "results/tiny"
@@ -106,7 +106,7 @@ def test_other_settings_make_one_measurement_again_and_train_nothing(measured):
     assert planned(measured, "beyond", "--config", "beyond={curves: {points: 7}}") == CURVES
 
 
-def test_a_missing_net_of_an_earlier_epoch_is_trained_again_for_that_measurement_alone(measured, tmp_path):
+def test_a_missing_net_of_an_earlier_epoch_is_trained_again_only_for_that_measurement(measured, tmp_path):
     made = measured.copy(tmp_path / "copy")
     net = made.folder / made.path("checkpoints", "train", "cnn-0")
     (net.parent / "during_training/0-1.safetensors").unlink()
@@ -146,7 +146,7 @@ def test_records_name_what_was_measured(measured):
     assert [pair[0], pair[-1]] == [flip["accuracy"]["net"] for flip in flips]
 
 
-def test_an_exact_gcnn_is_loaded_from_its_file_alone_and_is_one(measured):
+def test_an_exact_gcnn_is_loaded_from_its_file_only_and_is_exact(measured):
     made = record(measured, "exact_gcnn", "cnn-0")
     data = {**made["settings"]["trained"][0]["data"]}
     test = images_to_test_on(measured.folder / "data/generated-400-200-0.safetensors", data, "images", CPU)

@@ -152,7 +152,7 @@ def test_every_missing_field_of_a_record_is_named(tmp_path, kind):
         write_record(path, whole)
 
 
-def test_every_kind_has_a_schema_of_its_own_that_its_records_meet():
+def test_every_kind_has_its_own_schema_that_its_records_meet():
     for kind, (header, body) in KINDS.items():
         assert all(problem(record) is None for record in committed_records(kind)) and committed_records(kind)
         assert body or header.__name__ in ("Train", "Theory", "FlippedTraining")

@@ -62,7 +62,7 @@ def test_a_missing_or_silent_scheduler_is_one_line(monkeypatch, slurm):
     assert slurm_problems([], "sacct")[0].startswith(absent)
 
 
-def test_a_results_folder_that_can_not_be_written_is_one_line(tmp_path):
+def test_a_results_folder_that_cannot_be_written_is_one_line(tmp_path):
     check_writable(tmp_path / "results" / "paper")
     (tmp_path / "file").touch()
     check_writable(tmp_path / "file")

@@ -330,7 +330,7 @@ def test_missing_files_are_one_line_with_what_is_expected(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["data_batch_3", "batches.meta"])
-def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, name):
+def test_a_pickle_with_code_is_refused_and_the_code_does_not_run(tmp_path, name):
     ran = tmp_path / "ran"
     files = python_files() | {name: pickle.dumps({"data": Payload(ran), "labels": [], "label_names": []})}
     line = refusal("python", put(tmp_path / "cifar-10-batches-py", files), tmp_path)
@@ -377,7 +377,7 @@ def read(root, **how):
 
 
 @pytest.mark.parametrize("source", VERSIONS)
-def test_a_report_takes_official_files_and_their_test_images_unless_asked(tmp_path, source, monkeypatch):
+def test_a_report_reads_official_files_and_by_default_their_test_images(tmp_path, source, monkeypatch):
     version = VERSIONS[source]
     folder = put(tmp_path / "there" / version.folder, FILES[source]())
     archive = pack(tmp_path / "mine.tgz", FILES[source](), version.folder)

@@ -419,7 +419,7 @@ def test_claims_about_resnets_are_tested_where_there_are_rows_of_table_5():
 
 @pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("n", [4, 12])
-def test_the_simulation_tests_what_the_claims_test(n):
+def test_the_simulation_computes_the_claims_tests(n):
     *simulated, _ = simulate(np.random.default_rng(0), 2, n, "flip loss", 0.5)
     p, direction = p_values(*simulated)
     draw = [{m: x[1] for m, x in part.items()} if isinstance(part, dict) else part[1] for part in simulated]

@@ -149,7 +149,7 @@ def test_a_report_is_one_screen_and_a_folder(labelled):
 
 
 @pytest.mark.slow(seconds=1)
-def test_the_page_stands_alone_and_needs_no_script(labelled):
+def test_the_page_is_self_contained_and_needs_no_script(labelled):
     page = (labelled[0] / "report.html").read_text()
     assert "<script" not in page and not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
     assert "url(" not in page and "@import" not in page and "$" not in page
@@ -294,7 +294,7 @@ def test_weights_are_found_behind_wrappers_and_prefixes(folder, name):
     assert all(torch.equal(tensor, known[key]) for key, tensor in net.state_dict().items())
 
 
-def test_weights_are_found_beside_what_training_scripts_save_and_by_what_a_file_holds(folder, tmp_path):
+def test_weights_are_found_in_training_scripts_checkpoints_and_by_a_files_content(folder, tmp_path):
     known = load_file(folder / "0.safetensors")
     args = argparse.Namespace(folder=Path("runs"), more=SimpleNamespace(epochs=3))
     history = defaultdict(list, loss=[2.3, 0.5])
@@ -354,7 +354,7 @@ def test_random_nets_differ_even_if_a_module_sets_a_seed_or_are_refused(folder, 
     "torch.set_default_dtype(torch.float64)", "torch.set_default_device('meta')",
     "torch.set_grad_enabled(False)", "os.chdir('/')",
 ])  # fmt: skip
-def test_what_a_users_module_sets_for_the_process_ends_with_it(tmp_path, line):
+def test_process_wide_settings_of_a_users_module_are_undone(tmp_path, line):
     before = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(), Path.cwd()
     code = f"import os, torch\n{line}\ndef net():\n    with torch.device('cpu'):\n"
     (tmp_path / "sets.py").write_text(f"{code}        return torch.nn.Conv2d(3, 4, 3).float()\n")
@@ -699,7 +699,7 @@ def test_files_of_an_older_report_are_removed_by_a_new_one(bright):
     assert bright(*on)[0] == 0 and not Path("out/barriers.csv").exists()
 
 
-def test_an_interrupted_report_goes_on_from_its_last_layer(folder, capsys, tmp_path, monkeypatch):
+def test_an_interrupted_report_resumes_at_its_last_layer(folder, capsys, tmp_path, monkeypatch):
     made, fork, stop = [], LayerByLayer.fork, [4]
 
     def interrupted(self, layers):
@@ -760,7 +760,7 @@ def test_a_disk_without_room_for_images_is_reported_at_once(bright, monkeypatch)
     (BRIGHT + "\n\nclass Mine(nn.Sequential):\n    def forward(self, x):\n        raise SystemExit(0)\n"
      "_net = net\ndef net():\n    return Mine(_net())\n", "SystemExit: 0 (theirs.py, line 20)"),
 ])  # fmt: skip
-def test_a_users_own_exception_is_shown_as_theirs_with_its_line(bright, code, line):
+def test_an_exception_in_a_users_code_is_shown_as_theirs_with_its_line(bright, code, line):
     Path("theirs.py").write_text(code)
     refusal(*bright("--images", "images", net="theirs.py:net"), line)
 

@@ -38,7 +38,7 @@ def alone(tmp_path_factory):
     return saved(folder / "net.safetensors")
 
 
-def test_a_killed_process_ends_the_job_with_one_line_and_the_next_run_goes_on(job, alone):
+def test_a_killed_process_ends_the_job_with_one_line_and_the_next_run_resumes(job, alone):
     (Path(job["folder"]) / "kill").touch()
     line = r"one of the 2 training processes was killed \(signal 9\).*goes on"
     refused(lambda: launch("training_worker", job, 2), match=line)
@@ -91,7 +91,7 @@ with Interruption() as interrupted:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
-def test_when_the_launcher_is_warned_or_dies_all_stop_at_one_step_and_the_next_run_goes_on(
+def test_when_the_launcher_is_warned_or_dies_all_stop_at_one_step_and_the_next_run_resumes(
     job, alone, child, number
 ):
     folder, state = Path(job["folder"]), Path(job["state"])

@@ -206,7 +206,7 @@ def test_a_job_that_cannot_be_a_fork_runs_as_snakemake_runs_it(elsewhere, monkey
     assert ran == ["script.py"]
 
 
-def test_few_scripts_start_no_process_and_tables_alone_import_no_torch(monkeypatch):
+def test_few_scripts_start_no_process_and_runs_of_only_tables_import_no_torch(monkeypatch):
     made = []
     monkeypatch.setattr(forked_script, "Forks", made.append)
     monkeypatch.setattr(ForkedScript, "forks", None, raising=False)

@@ -50,7 +50,7 @@ def test_splits_may_have_any_names(tree):
     assert len(folder.read(tree, "train", "held out")[1].labels) == 4
 
 
-def test_what_is_saved_is_loaded(tree, tmp_path):
+def test_saved_images_are_loaded_unchanged(tree, tmp_path):
     train, test = folder.read(tree)
     image_set.save(tmp_path / "set.safetensors", train, test)
     for split, wanted in (("train", train), ("test", test)):

@@ -234,7 +234,7 @@ def test_a_file_that_is_no_lock_is_taken_over_and_a_links_target_is_untouched(pa
     assert not list(path.parent.iterdir())
 
 
-def test_a_folder_that_can_not_be_written_is_one_line(tmp_path):
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     line = r"cnn-0\.lock can't be written \(.*\): free space or change the folder"
     refused(lambda: JobLock(tmp_path / "file" / "cnn-0.lock").acquire(), match=line)

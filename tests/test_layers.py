@@ -170,7 +170,7 @@ def test_merging_a_net_with_its_permuted_copy_fails_at_no_layer(net, loss, accur
 
 @pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("net", [vgg11, lambda: resnet(size=32)], ids=["vgg11", "resnet"])
-def test_all_parts_merged_are_the_whole_merge(net):
+def test_merging_all_parts_is_the_whole_merge(net):
     net = net()
     merged = flip_merge(net, IMAGES)
     shares = []
@@ -316,7 +316,7 @@ def Sorted(self, x):
 @torch.no_grad()
 @pytest.mark.parametrize("last", [False, True], ids=["tokens", "channels_last"])
 @pytest.mark.parametrize("symmetry", [HORIZONTAL_FLIP, QUARTER_TURN], ids=lambda symmetry: symmetry.name)
-def test_tokens_are_moved_as_the_pixels_that_they_stand_for(last, symmetry):
+def test_tokens_are_moved_like_their_pixels(last, symmetry):
     torch.manual_seed(0)
     net = Sorted(last)
     twin = net.conv.weight[:4]  # channels and their transformed ones

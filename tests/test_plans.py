@@ -55,5 +55,5 @@ def test_a_run_on_committed_records_makes_what_is_missing_and_shows_the_present_
 
 
 @pytest.mark.parametrize("typed", OTHERWISE, ids=str)
-def test_after_a_run_another_setting_measures_what_depends_on_it_and_no_more(finished, typed):
+def test_after_a_run_a_changed_setting_measures_only_what_depends_on_it(finished, typed):
     check(finished, typed, *OTHERWISE[typed])

@@ -86,7 +86,7 @@ def pbs(tmp_path):
     return lambda folder, *given: run(folder, *typed, *given, **site), tmp_path / "calls"
 
 
-def test_the_pbs_profile_submits_asks_for_states_and_retries_what_failed(two_nets, pbs):
+def test_the_pbs_profile_submits_checks_states_and_retries_failed_jobs(two_nets, pbs):
     submit, calls = pbs
     record = path_of(two_nets, "records", "train", "gcnn-0")
     state = broken_state(two_nets, "gcnn")
@@ -114,7 +114,7 @@ def test_packed_nets_ask_for_one_gpu_and_for_the_time_of_all(two_nets, pbs):
     assert all((two_nets / record).exists() for record in records)
 
 
-def test_nothing_is_submitted_if_the_data_can_not_be_prepared_here(clone, pbs):
+def test_nothing_is_submitted_if_the_data_cannot_be_prepared_here(clone, pbs):
     submit, calls = pbs
     config = ("--config", "scale=paper", "cifar10={source: folder, root: nowhere}")
     folder = clone().folder
@@ -133,7 +133,7 @@ def broken_state(folder, model):
     return state
 
 
-def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_goes_on(two_nets, monkeypatch):
+def test_jobs_share_the_gpus_a_failed_net_is_named_and_the_same_command_resumes(two_nets, monkeypatch):
     shutil.rmtree(two_nets / "results", ignore_errors=True)
     state = broken_state(two_nets, "cnn")
     typed = ("table2", "table4", "--profile", "profiles/gpu", "--config", "jobs_per_gpu=1")

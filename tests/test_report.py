@@ -81,7 +81,7 @@ def test_without_labels_accuracy_is_agreement_with_the_net_itself():
     assert merged.accuracy["net"] == 1 > merged.accuracy["halfway"]
 
 
-def test_where_no_answer_is_right_the_reason_is_given():
+def test_where_no_prediction_is_right_the_reason_is_given():
     net, images = vgg11(), Images(PIXELS, 16)
     labels = answers(net, images) * 0 + 9 - answers(net, images).mode().values
     merged = flip_merge(net, images, test_labels=labels)

@@ -174,7 +174,7 @@ def test_snakemake_ends_with_one_line_before_any_job(checkout, ends_with, spoil,
 
 
 @pytest.mark.parametrize("folder", [".snakemake", "results", "results/tiny/logs", "results/tiny/figures"])
-def test_a_folder_that_can_not_be_written(checkout, ends_with, folder):
+def test_a_folder_that_cannot_be_written(checkout, ends_with, folder):
     path = checkout.folder / folder
     path.mkdir(parents=True, exist_ok=True)
     before = path.stat().st_mode

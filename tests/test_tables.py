@@ -79,7 +79,7 @@ def test_table2_leaves_out_a_net_that_lacks_one_of_its_records(three_types, lack
     assert (cnn["n"], cnn["left_out"], cnn["accuracy_mean"]) == (1, 1, 0.9)
 
 
-def test_rows_come_in_the_order_asked_for_and_types_the_paper_lacks_have_no_paper_values():
+def test_rows_have_the_requested_order_and_types_missing_in_the_paper_have_no_paper_values():
     frame = table_2(([train("mine", 0)], [flip("mine", 0)]), of_models("pgcnn", "mine", "cnn"))
     assert frame["model"].to_list() == ["pgcnn", "mine", "cnn"]
     mine = frame.iloc[1]

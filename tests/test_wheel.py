@@ -102,7 +102,7 @@ def test_the_wheel_holds_the_library_with_its_data_and_nothing_else(installed):
     assert {"relusym/paper_values/table2.csv", "relusym/reporting/page.html"} <= library
 
 
-def test_what_is_public_merges_a_net_and_every_module_is_imported_without_snakemake(installed, tmp_path):
+def test_the_public_names_merge_a_net_and_every_module_is_imported_without_snakemake(installed, tmp_path):
     wrong, names, merged, count, *files = run(PUBLIC_AND_MERGE + WITHOUT_SNAKEMAKE, installed, tmp_path)
     assert wrong == "module 'relusym' has no attribute 'merg'"
     assert "flip_merge" in names.split() and len(names.split()) > 8 and merged == "True 7"

@@ -57,7 +57,7 @@ def test_every_job_left_its_log_and_its_cost(finished):
     assert not list(results.glob("states/*"))  # a finished training leaves no state
 
 
-def test_a_fresh_clone_aggregates_the_committed_records_alone(committed):
+def test_a_fresh_clone_only_aggregates_the_committed_records(committed):
     assert set(committed.planned("table2")) <= {"table2"}
     for path in committed.folder.glob("results/tiny/tables/*"):
         path.unlink()
