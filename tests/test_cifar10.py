@@ -279,14 +279,14 @@ WRONG = {  # what is done to the files, of which one is the third batch, and lin
     "missing": (lambda files, batch: files.pop(batch),
      (r"lacks data_batch_3(\.bin)?: ", r"lacks data_batch_3: ")),
     "truncated": (lambda files, batch: files.update({batch: files[batch][:-100]}),
-     (r"data_batch_3\.bin has 61,360 bytes, and a batch of CIFAR10 61,460: ", "data_batch_3 is truncated")),
+     (r"data_batch_3\.bin has 61,360 bytes, but a batch of CIFAR10 has 61,460: ", "data_batch_3 is truncated")),
     "empty": (lambda files, batch: files.update({batch: b""}),
      (r"data_batch_3\.bin has 0 bytes", r"data_batch_3 is truncated or damaged \(EOFError\)")),
     "another size": (lambda files, batch: again(files, batch, one_more),
      (r"data_batch_3\.bin has 64,533 bytes",
-      r"data_batch_3 has data uint8 \(21, 3072\), and a batch of CIFAR10 uint8 \(20, 3072\): ")),
+      r"data_batch_3 has data uint8 \(21, 3072\), but a batch of CIFAR10 has uint8 \(20, 3072\): ")),
     "another label": (lambda files, batch: again(files, batch, another_label),
-     (r"data_batch_3(\.bin)? has the label 10, and CIFAR10 has 0 to 9",) * 2),
+     (r"data_batch_3(\.bin)? has the label 10, but CIFAR10 has 0 to 9",) * 2),
     "other classes": (lambda files, batch: again(files, batch, classes=("plane", *cifar10.CLASSES[1:])),
      (r"batches\.meta.*: the classes are plane, automobile, .*, truck, not CIFAR10's",) * 2),
     "no classes": (lambda files, batch: files.pop(next(file for file in files if "meta" in file)),
@@ -315,9 +315,9 @@ def test_a_truncated_archive_is_one_line_wherever_it_ends(tmp_path, source):
         for share in (0.001, 0.3, 0.7):
             archive.write_bytes(whole[: int(share * len(whole))])
             line = refusal(source, archive, tmp_path)
-            assert "is truncated or no archive" in line or "lacks " in line, line
+            assert "is truncated or not an archive" in line or "lacks " in line, line
         archive.write_bytes(b"<html>not found</html>")
-        assert "is truncated or no archive" in refusal(source, archive, tmp_path)
+        assert "is truncated or not an archive" in refusal(source, archive, tmp_path)
 
 
 def test_what_is_not_there_is_one_line_that_says_what_may_be(tmp_path):
