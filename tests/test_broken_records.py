@@ -79,7 +79,7 @@ BROKEN = [
     ("universe", "merged.3.barrier.universe", 0.5,
      "by equation .4. of the accuracies, it is 0.1 for 'universe'"),
     ("universe", "merged.3", GONE, "the counts of the settings"),
-    ("universe", "seeds", [0, 1], "one seed a checkpoint"),
+    ("universe", "seeds", [0, 1], "one seed per checkpoint"),
     ("universe", "cycles", GONE, "lacks the field 'cycles'"),
     ("identifiability", "variants.towers", GONE, "those of the settings"),
     ("identifiability", "variants.activation.channels", 0, "greater than or equal to 1"),

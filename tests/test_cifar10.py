@@ -347,7 +347,7 @@ OTHER_PICKLES = {
     "floats": ({"data": np.zeros((COUNT, 3072)), "labels": [0] * COUNT}, "has data float64"),
     "words": ({"data": ZEROS, "labels": ["cat"] * COUNT}, "has the label 'cat'"),
     "labels missing": ({"data": ZEROS, "labels": [0]}, "has no list of 20 labels"),
-    "ragged": ({"data": [[1], [1, 2]], "labels": [0] * COUNT}, "has data list, and a batch"),
+    "ragged": ({"data": [[1], [1, 2]], "labels": [0] * COUNT}, "has data list, but a batch"),
 }
 
 

@@ -70,7 +70,7 @@ def test_a_pair_is_of_two_nets_with_a_checkpoint_each():
     record = pair("cnn", 0, "cnn", 1)
     assert problem(record) is None and "allowed are two different nets" in problem(record | {"seed_2": 0})
     lacking = {**record["inputs"], "checkpoints": record["inputs"]["checkpoints"][:1]}
-    assert "one checkpoint a net, 2" in problem(record | {"inputs": lacking})
+    assert "one checkpoint per net, 2" in problem(record | {"inputs": lacking})
     same = {**record["inputs"], "checkpoints": lacking["checkpoints"] * 2}
     assert "all different" in problem(record | {"inputs": same})
 

@@ -140,7 +140,7 @@ def read(at: Path, source: str, splits: Iterable[str] = BATCHES) -> dict[str, tu
     if names != CLASSES:
         raise UserError(
             f"{at / version.class_names}: the classes are {', '.join(names) or 'none'}, not {NAME}'s "
-            f"({CLASSES[0]} to {CLASSES[-1]}); other images are read from a folder with one folder a class"
+            f"({CLASSES[0]} to {CLASSES[-1]}); other images are read from a folder with one folder per class"
         )
     read_batch, arrays = {"binary": _binary, "python": _python}[source], {}
     for split in splits:

@@ -19,7 +19,7 @@ START = """\
 
 [config.yaml](../config.yaml) says what to run, a file in [scales](../scales) everything else. On the command line, and
 in config.yaml, a scale's keys override its file: `--config scale=laptop 'training={batch_size: 200}'`. A model has its
-scale's sections, key by key, except for what its entry says. Numbers may be written as 1e-3, too.
+scale's sections, key by key, except for the keys of its entry. Numbers may also be written as 1e-3.
 """
 LIMITS = {"ge": "from", "gt": "above", "le": "to", "lt": "below", "multiple_of": "in steps of"}
 WHOLE = {"training": sections.Training}  # the whole sections behind partial ones

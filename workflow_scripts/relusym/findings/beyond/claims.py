@@ -31,7 +31,7 @@ def select(settings: Settings) -> Selection:
 
 SMALL = 0.01  # a negligible barrier, or difference in accuracy
 FROM_IDENTITY = "weight_identity"  # the weight matching that the claims are about
-THREE = 3  # nets a set, no net in two sets
+THREE = 3  # nets per set; no net is in two sets
 TYPES = "cnn", "cnn_inv", "cnn_late_inv"  # ordinary nets; GCNNs are exact already
 Claim = tuple[str, Evidence]
 

@@ -50,11 +50,8 @@ NOT_COMPARABLE = "not comparable"
 DIGITS = 3  # of the values that the paper gives without a standard deviation
 
 PAPER_DATA = {"cifar10": "CIFAR10", "imagenet": "ImageNet"}  # the names of the paper's images in tables
-COUNTED = {
-    "network.architecture",
-    "network.width",
-    "network.group_convs",
-}  # what Table 1's parameters depend on
+# what the numbers of parameters in Table 1 depend on
+COUNTED = {"network.architecture", "network.width", "network.group_convs"}
 CHANCE = frozenset({"seed", "projection_seed"})  # settings that may differ from the paper's
 
 # Ratios that are meaningful at any settings: flip barrier to pair barrier; with invariance loss, to without
